@@ -1,0 +1,33 @@
+"""How a word becomes a token: ``book:<ENV>`` on an environment tier, ``book:<LAN>`` in speech.
+
+The two are different entries of the vocabulary, so a link between them can only be learnt.
+"""
+
+from __future__ import annotations
+
+import re
+
+UNKNOWN, PADDING = "[UNK]", "[PAD]"
+
+#: A word with an inner apostrophe, or a run of word characters; punctuation is dropped (arXiv 2510.13796).
+WORD = re.compile(r"\b\w+'\w+|\b\w+")
+
+
+def env(word: str) -> str:
+    return f"{word}:<ENV>"
+
+
+def lan(word: str) -> str:
+    return f"{word}:<LAN>"
+
+
+def speaker(code: str) -> str:
+    return f"<{code}>"
+
+
+def env_tokens(text: str) -> list[str]:
+    return [env(word) for word in WORD.findall(text)]
+
+
+def lan_tokens(text: str) -> list[str]:
+    return [lan(word) for word in WORD.findall(text)]

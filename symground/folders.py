@@ -1,0 +1,74 @@
+"""The layout of a study and its runs on disk: names only, no reading of models or data.
+
+STUDY/                        config.json, tokenizer.json, data/, results/*.parquet, report.html
+STUDY/MODEL/seedN/            config.json, metrics.jsonl, checkpoints/step-00002000/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+_STEP = re.compile(r"step-(\d{8})$")
+
+
+def checkpoint_folder(run: str | Path, step: int) -> Path:
+    return Path(run) / "checkpoints" / f"step-{step:08d}"
+
+
+def checkpoint_steps(run: str | Path) -> list[int]:
+    """Steps of the run's finished checkpoints, in order."""
+    found = (_STEP.search(str(path)) for path in (Path(run) / "checkpoints").glob("step-*") if path.is_dir())
+    return sorted(int(match[1]) for match in found if match)
+
+
+def is_run(folder: str | Path) -> bool:
+    return (Path(folder) / "config.json").is_file() and (Path(folder) / "checkpoints").is_dir()
+
+
+def runs_of(study: str | Path) -> list[Path]:
+    """The runs of a study, or the run itself when ``study`` is one.
+
+    Raises:
+        FileNotFoundError: the folder does not exist, or is neither a study nor a run.
+    """
+    study = Path(study)
+    if not study.is_dir():
+        raise FileNotFoundError(f"{study} does not exist")
+    found = [study] if is_run(study) else sorted(path for path in study.glob("*/seed*") if is_run(path))
+    if not found:
+        raise FileNotFoundError(
+            f"{study} is neither a study nor a run: it has no checkpoints/ beside a config.json, "
+            "and no MODEL/seedN folder that has them"
+        )
+    return found
+
+
+def study_of(run: str | Path) -> Path:
+    return Path(run).resolve().parent.parent
+
+
+def model_and_seed(run: str | Path) -> tuple[str, int]:
+    run = Path(run).resolve()
+    return run.parent.name, int(run.name.removeprefix("seed"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON under a temporary name, then rename: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; FileNotFoundError or ValueError names the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None

@@ -1,0 +1,20 @@
+"""Modules that show their heads: presets, loading, and making a model traceable."""
+
+from symground.models.attach import attach, mixers
+from symground.models.load import load, load_tokenizer
+from symground.models.mixers import Mixer, Tap
+from symground.models.presets import PRESETS, create
+from symground.models.readout import Readout, readout
+
+__all__ = [
+    "PRESETS",
+    "Mixer",
+    "Readout",
+    "Tap",
+    "attach",
+    "create",
+    "load",
+    "load_tokenizer",
+    "mixers",
+    "readout",
+]

@@ -1,0 +1,118 @@
+"""``attn_implementation="symground"`` for transformers: its attention function and its mask function.
+
+Both are needed: with the attention function alone transformers builds no mask and padding is silently ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import causal_mask_function
+
+from symground import ops
+from symground.models.mixers import tap_of
+from symground.ops.mask import valid_keys
+
+NAME = "symground"
+#: Attention variants that change the scores in a way `ops.attention` has no argument for.
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias", "sliding_window")
+
+
+def key_range_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Any = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor | None:
+    """The mask as a [B,2] key range: first and one-past-last valid key of each example; None when all are valid.
+
+    Raises:
+        ValueError: a mask that is not causal with padding on one side or both.
+    """
+    if mask_function is not causal_mask_function:
+        raise ValueError("attention_mask: symground supports causal masks with padding only; this model asks for another")
+    if kv_offset or (isinstance(q_offset, int) and q_offset + q_length != kv_length):
+        raise ValueError("past_key_values: symground supports the dynamic cache only; got one of fixed size")
+    if attention_mask is None:
+        return None
+    valid = attention_mask[:, :kv_length].bool()
+    first = valid.int().argmax(-1)  # of the first True; 0 where there is none
+    count = valid.sum(-1)
+    positions = torch.arange(valid.shape[1], device=valid.device)
+    contiguous = (positions >= first[:, None]) & (positions < (first + count)[:, None])
+    message = "attention_mask: expected the valid tokens of each example to be contiguous (padding at the ends only)"
+    if valid.is_cuda or torch.compiler.is_compiling():
+        torch._assert_async((contiguous == valid).all(), message)
+    elif not torch.equal(contiguous, valid):
+        raise ValueError(message)
+    return torch.stack((first, first + count), -1)
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one layer [B,H,T,D] → [B,T,H,D], through `ops.attention` with what the layer's tap asks.
+
+    Where the tap asks nothing and every key is valid, or attention dropout is on, it runs through
+    scaled_dot_product_attention, which gives the same output.
+
+    Raises:
+        ValueError: an attention variant that symground does not support, by its name.
+    """
+    for name in _UNSUPPORTED:
+        if kwargs.get(name) is not None:
+            raise ValueError(f"{type(module).__name__}: symground's attention does not support {name}")
+    if kwargs.get("output_attentions"):
+        raise ValueError("output_attentions: symground never builds the attention matrix; use symground.trace instead")
+    if attention_mask is not None and tuple(attention_mask.shape) != (query.shape[0], 2):
+        raise ValueError(
+            f"attention_mask: expected [B,S] with padding at the ends, or none; got shape {list(attention_mask.shape)}"
+        )
+    tap = tap_of(module)
+    causal = getattr(module, "is_causal", True)
+    if dropout > 0 and not tap.idle:
+        raise ValueError("model: tracing and ablation need model.eval(), or an attention dropout of 0")
+    if tap.idle and (dropout > 0 or attention_mask is None):
+        queries, keys = query.shape[2], key.shape[2]
+        plain = causal and queries == keys and attention_mask is None
+        mask = None if plain else valid_keys(queries, keys, causal, attention_mask, None, query.device)
+        gqa = query.shape[1] != key.shape[1]
+        out = scaled_dot_product_attention(
+            query, key, value, mask, dropout, is_causal=plain, scale=scaling, enable_gqa=gqa
+        )
+    else:
+        out, _ = ops.attention(
+            query,
+            key,
+            value,
+            causal,
+            scaling,
+            attention_mask,
+            gate=tap.gate,
+            saliency_probe=tap.saliency_probe,
+            flow_probe=tap.flow_probe,
+            query_groups=tap.query_groups,
+            key_groups=tap.key_groups,
+        )
+    return out.transpose(1, 2), None
+
+
+def register() -> None:
+    """Make ``attn_implementation="symground"`` known to transformers. Safe to call more than once."""
+    AttentionInterface.register(NAME, attention_forward)
+    AttentionMaskInterface.register(NAME, key_range_mask)

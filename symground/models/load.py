@@ -1,0 +1,57 @@
+"""Loading a run's checkpoint, or any Hugging Face model, ready to be traced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from symground.folders import checkpoint_folder, checkpoint_steps, is_run, study_of
+from symground.models import lstm  # noqa: F401  (registers the architecture)
+from symground.models.attach import attach
+
+
+def load(path: str | Path, step: int | None = None, *, device: str | None = None) -> PreTrainedModel:
+    """Load a model, attach it, and set it to evaluation.
+
+    Args:
+        path: a run's folder, a folder in Hugging Face layout, or a model's name on the hub.
+        step: which checkpoint of the run; None takes its last.
+        device: where to put it; None leaves it on the CPU.
+
+    Raises:
+        FileNotFoundError: a run without checkpoints, or a path that does not exist.
+        ValueError: a step that the run has no checkpoint of (lists those it has), a ``step`` for something that is not
+            a run, or a weights file that is damaged (names it).
+    """
+    folder = Path(path)
+    if is_run(folder):
+        steps = checkpoint_steps(folder)
+        if not steps:
+            raise FileNotFoundError(f"{folder} has no checkpoint yet")
+        if step is not None and step not in steps:
+            raise ValueError(f"step: {folder} has checkpoints at {', '.join(map(str, steps))}; got {step}")
+        folder = checkpoint_folder(folder, steps[-1] if step is None else step)
+    elif step is not None:
+        raise ValueError(f"step: {path} is not a run (no checkpoints/ beside a config.json), so it has no steps")
+    elif folder.is_dir() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is neither a run nor a model: it has no config.json")
+    source = folder if folder.is_dir() else str(path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source)
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":
+            raise ValueError(f"{folder}: its weights are damaged or cut short ({error})") from error
+        raise
+    attach(model)
+    model.eval()
+    return model.to(device) if device else model
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a study, or of a run in it. FileNotFoundError when there is none."""
+    for folder in (Path(path), study_of(path)):
+        if (folder / "tokenizer.json").is_file():
+            tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+            return tokenizer
+    raise FileNotFoundError(f"{path}: no tokenizer.json there or in the study above it")

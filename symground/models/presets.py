@@ -1,0 +1,59 @@
+"""Named sizes of the study's architectures, and small ones for a CPU."""
+
+from __future__ import annotations
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from symground.models.attach import attach
+from symground.models.lstm import LSTMConfig, LSTMForCausalLM
+
+
+def _gpt2(layers: int, size: int, heads: int) -> GPT2Config:
+    # Dropout 0: analysis needs it, and one pass over a large corpus does not overfit. The initial deviation of half
+    # 1/√fan_in let the link emerge earlier than GPT-2's 0.02 at small widths.
+    return GPT2Config(
+        n_layer=layers, n_embd=size, n_head=heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        initializer_range=0.5 * size**-0.5, bos_token_id=None, eos_token_id=None, use_cache=False,
+    )  # fmt: skip
+
+
+#: name → configuration without a vocabulary. "-768" are the study's widths (GPT-2's default), the others fit a CPU.
+PRESETS: dict[str, GPT2Config | LSTMConfig] = {
+    "gpt2-4l": _gpt2(4, 128, 4),
+    "gpt2-12l": _gpt2(12, 128, 4),
+    "gpt2-4l-768": _gpt2(4, 768, 12),
+    "gpt2-12l-768": _gpt2(12, 768, 12),
+    "gpt2-18l-768": _gpt2(18, 768, 12),
+    "lstm-1l": LSTMConfig(num_hidden_layers=1, hidden_size=160),
+    "lstm-4l": LSTMConfig(num_hidden_layers=4, hidden_size=160),
+    "lstm-4l-768": LSTMConfig(num_hidden_layers=4, hidden_size=768),
+}
+
+
+def create(preset: str, vocab_size: int, seed: int = 0, positions: int = 1024, pad_token_id: int = 1) -> PreTrainedModel:
+    """A randomly initialised, attached model of the named size.
+
+    Args:
+        preset: a name in `PRESETS`.
+        vocab_size: ids in the vocabulary.
+        seed: of the initial weights; torch's global generator is left as it was.
+        positions: the longest sequence (Transformers only).
+        pad_token_id: the vocabulary's padding id.
+
+    Raises:
+        ValueError: an unknown preset (lists those there are), or a vocabulary of fewer than two.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"model: expected one of {', '.join(PRESETS)}; got {preset!r}")
+    if vocab_size < 2:
+        raise ValueError(f"vocab_size: expected at least 2, got {vocab_size}")
+    settings = {**PRESETS[preset].to_dict(), "vocab_size": vocab_size, "pad_token_id": pad_token_id}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: PreTrainedModel
+        if preset.startswith("lstm"):
+            model = LSTMForCausalLM(LSTMConfig(**settings))
+        else:
+            model = GPT2LMHeadModel(GPT2Config(**{**settings, "n_positions": positions}))
+    return attach(model)

@@ -1,0 +1,27 @@
+"""Functions on tensors: the contract, its reference and its dispatch. Needs torch and numpy only."""
+
+from symground.ops.attention import attention
+from symground.ops.attention_flow import attention_flow
+from symground.ops.attention_saliency import attention_saliency
+from symground.ops.attention_saliency_rows import attention_saliency_rows
+from symground.ops.candidate_surprisal import candidate_surprisal
+from symground.ops.heads import gate_heads
+from symground.ops.lens_surprisal import lens_surprisal
+from symground.ops.linear_cross_entropy import linear_cross_entropy
+from symground.ops.ssd import ssd
+from symground.ops.ssd_flow import ssd_flow
+from symground.ops.ssd_saliency import ssd_saliency
+
+__all__ = [
+    "attention",
+    "attention_flow",
+    "attention_saliency",
+    "attention_saliency_rows",
+    "candidate_surprisal",
+    "gate_heads",
+    "lens_surprisal",
+    "linear_cross_entropy",
+    "ssd",
+    "ssd_flow",
+    "ssd_saliency",
+]

@@ -1,0 +1,104 @@
+"""What the attention ops share: their common checks, the valid keys of each query, and the attention matrix.
+
+Reference code: everything here materialises [B,H,T,S] and is meant to be read.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from symground.ops import _checks as check
+from symground.ops.mask import valid_keys
+
+MAX_HEAD_SIZE = 256
+
+
+def check_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool,
+    scale: float | None,
+    key_range: Tensor | None,
+    window: int | None,
+    gate: Tensor | None,
+) -> None:
+    """The checks common to every attention op; raises ValueError naming the argument."""
+    check.has_shape("q", q, "B,H,T,D", (None,) * 4)
+    check.is_floating("q", q)
+    batch, heads, queries, size = q.shape
+    check.has_shape("k", k, "B,Hk,S,D", (batch, None, None, size))
+    check.has_shape("v", v, "B,Hk,S,D", tuple(k.shape))
+    check.matches("k", k, "q", q)
+    check.matches("v", v, "q", q)
+    if k.shape[1] == 0 or heads % k.shape[1]:
+        raise ValueError(f"k: expected Hk to divide H = {heads}, got Hk = {k.shape[1]}")
+    if not 1 <= size <= MAX_HEAD_SIZE:
+        raise ValueError(f"q: expected a head size D from 1 to {MAX_HEAD_SIZE}, got {size}")
+    if scale is not None and not isinstance(scale, (int, float)):
+        raise ValueError(f"scale: expected a number or None, got {type(scale).__name__}")
+    if window is not None and (not causal or isinstance(window, bool) or not isinstance(window, int) or window < 1):
+        raise ValueError(f"window: expected an integer of at least 1, with causal=True; got {window!r}, causal={causal}")
+    check.key_range(key_range, batch, k.shape[2], q)
+    check.gate(gate, batch, heads, q)
+
+
+def scores(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
+    """[B,H,T,S] scaled products, in at least float32, the key heads repeated over their query heads."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return (q.to(dtype) @ repeat_heads(k, q.shape[1]).to(dtype).mT) * scale
+
+
+def repeat_heads(x: Tensor, heads: int) -> Tensor:
+    """[B,Hk,S,D] → [B,H,S,D]; query head h uses key head h // (H / Hk)."""
+    return x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def per_head(gate: Tensor) -> Tensor:
+    """A gate [H] or [B,H] shaped to multiply [B,H,T,D] or [B,H,T,S]."""
+    return gate[..., :, None, None]
+
+
+def signed_saliency(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grad_out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    scale: float | None,
+    key_range: Tensor | None,
+    window: int | None,
+    gate: Tensor | None,
+) -> Tensor:
+    """S_h = A_h ∘ (dO_h V_hᵀ), times the head's gate: [B,H,T,S], signed."""
+    valid = valid_keys(q.shape[2], k.shape[2], causal, key_range, window, q.device)
+    s = scores(q, k, scale).masked_fill(~valid, float("-inf"))
+    empty = lse.isneginf()[..., None]  # rows without a valid key: exp(-inf + inf) would be NaN
+    a = torch.exp(s - lse[..., None].masked_fill(empty, 0.0))
+    saliency = a * (grad_out.to(a.dtype) @ repeat_heads(v, q.shape[1]).to(a.dtype).mT)
+    return saliency if gate is None else saliency * per_head(gate).to(a.dtype)
+
+
+def check_saliency(q: Tensor, grad_out: Tensor, lse: Tensor) -> None:
+    check.has_shape("grad_out", grad_out, "B,H,T,D", tuple(q.shape))
+    check.matches("grad_out", grad_out, "q", q)
+    check.has_shape("lse", lse, "B,H,T", tuple(q.shape[:3]))
+    check.is_floating("lse", lse)
+    check.matches("lse", lse, "q", q, dtype=False)
+
+
+def group_sums(
+    saliency: Tensor, query_groups: Tensor, key_groups: Tensor, num_query: int, num_key: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of |saliency| [B,H,T,S] over groups: F [B,H,Gq,Gk], row_total [B,H,Gq], matrix_total [B,H].
+
+    A position of group -1 is in no group, and counts in the totals.
+    """
+    s = saliency.abs()
+    in_query = (query_groups[:, None, :] == torch.arange(num_query, device=s.device)[:, None]).to(s.dtype)  # [B,Gq,T]
+    in_key = (key_groups[:, :, None] == torch.arange(num_key, device=s.device)).to(s.dtype)  # [B,S,Gk]
+    rows = in_query[:, None] @ s  # [B,H,Gq,S]
+    return rows @ in_key[:, None], rows.sum(-1), s.sum((-1, -2))

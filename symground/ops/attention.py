@@ -1,0 +1,127 @@
+"""Softmax attention whose saliency comes out of the ordinary backward pass, as the gradient of a probe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from symground.ops import _checks as check
+from symground.ops._dispatch import choose
+from symground.ops._mixing import check_attention, group_sums, repeat_heads, scores
+from symground.ops.heads import gate_heads_reference
+from symground.ops.mask import valid_keys
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool = True,
+    scale: float | None = None,
+    key_range: Tensor | None = None,
+    window: int | None = None,
+    gate: Tensor | None = None,
+    saliency_probe: Tensor | None = None,
+    flow_probe: Tensor | None = None,
+    query_groups: Tensor | None = None,
+    key_groups: Tensor | None = None,
+    *,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Scaled dot-product attention, softmax(q kᵀ · scale) v, with optional probes for its saliency.
+
+    Args:
+        q: queries [B,H,T,D], D from 1 to 256.
+        k, v: keys and values [B,Hk,S,D]; Hk divides H, query head h reads key head h // (H/Hk).
+        causal: query i sees keys j <= i + S - T (aligned bottom-right).
+        scale: multiplies q kᵀ; default D ** -0.5.
+        key_range: [B,2] int, first and one-past-last valid key of each example (left or right padding).
+        window: each query sees only the last ``window`` of its causal keys; needs ``causal=True``.
+        gate: [H] or [B,H]; multiplies each head's output. Gate 0 gives exactly 0.
+        saliency_probe: [B,T,S], storage of one element is enough (``torch.zeros(1).expand(B, T, S)``). Its values are
+            taken to be 0; its *gradient* is the signed saliency Σ_h S_h, S_h[i,j] = gate_h · A_h[i,j] · ⟨dO_h[i], V_h[j]⟩.
+        flow_probe: [B,H,Gq,Gk], likewise; its gradient is the flow F_h[a,b] = Σ_{i∈a, j∈b} |S_h[i,j]|.
+        query_groups, key_groups: [B,T] and [B,S] int group ids for ``flow_probe``, -1 in no group.
+        impl: None picks by device; a named implementation is never replaced by another.
+
+    Returns:
+        out [B,H,T,D] in the dtype of q, and lse [B,H,T], the natural logarithm of the softmax's denominator, float32
+        (float64 for float64 inputs), not differentiable. A query with no valid key has output 0, gradient 0,
+        saliency 0 and lse -inf.
+
+    Raises:
+        ValueError: a shape, dtype, device or value that does not fit, by the name of the argument.
+
+    Source: attention, Vaswani et al. 2017; the saliency, Wang et al. 2023 ("Label words are anchors"), equation 1.
+    """
+    check_attention(q, k, v, causal, scale, key_range, window, gate)
+    batch, heads, queries, _ = q.shape
+    keys = k.shape[2]
+    if saliency_probe is not None:
+        check.probe("saliency_probe", saliency_probe, "B,T,S", (batch, queries, keys), q)
+    if flow_probe is not None:
+        if query_groups is None or key_groups is None:
+            missing = "query_groups" if query_groups is None else "key_groups"
+            raise ValueError(f"{missing}: expected group ids, since flow_probe is given; got None")
+        check.is_tensor("flow_probe", flow_probe)
+        if flow_probe.ndim != 4:
+            raise ValueError(f"flow_probe: expected shape [B,H,Gq,Gk], got {list(flow_probe.shape)}")
+        check.probe("flow_probe", flow_probe, "B,H,Gq,Gk", (batch, heads, *flow_probe.shape[2:]), q)
+        check.groups("query_groups", query_groups, batch, queries, flow_probe.shape[2], q)
+        check.groups("key_groups", key_groups, batch, keys, flow_probe.shape[3], q)
+    run = choose("attention", IMPLEMENTATIONS, impl, q)
+    return run(
+        q, k, v, causal, scale, key_range, window, gate, saliency_probe, flow_probe, query_groups, key_groups
+    )  # fmt: skip
+
+
+def attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool,
+    scale: float | None,
+    key_range: Tensor | None,
+    window: int | None,
+    gate: Tensor | None,
+    saliency_probe: Tensor | None,
+    flow_probe: Tensor | None,
+    query_groups: Tensor | None,
+    key_groups: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The specification. A probe p enters as A·(1 + p), so that ∂L/∂p at p = 0 is Σ_h A_h ∘ ∂L/∂A_h."""
+    valid = valid_keys(q.shape[2], k.shape[2], causal, key_range, window, q.device)
+    s = scores(q, k, scale)
+    lse = s.detach().masked_fill(~valid, float("-inf")).logsumexp(-1)
+    # The lowest finite number, not -inf: a row with no valid key then has a gradient of 0 where -inf would give NaN.
+    a = torch.softmax(s.masked_fill(~valid, torch.finfo(s.dtype).min), -1) * valid
+    if saliency_probe is not None:
+        a = a * (1 + (saliency_probe - saliency_probe.detach())[:, None])
+    if flow_probe is not None:
+        a = _FlowTap.apply(a, flow_probe, query_groups, key_groups)
+    out = (a @ repeat_heads(v, q.shape[1]).to(a.dtype)).to(q.dtype)
+    if gate is not None:
+        out = gate_heads_reference(out.transpose(1, 2), gate.to(out.dtype), None).transpose(1, 2)
+    return out, lse
+
+
+class _FlowTap(torch.autograd.Function):
+    """Identity on A; in backward, gives the probe the group sums of |A ∘ ∂L/∂A|, which no linear expression does."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, flow_probe: Tensor, query_groups: Tensor, key_groups: Tensor) -> Tensor:
+        ctx.save_for_backward(a, query_groups, key_groups)
+        ctx.groups, ctx.dtype = flow_probe.shape[2:], flow_probe.dtype
+        return a.view_as(a)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        a, query_groups, key_groups = ctx.saved_tensors
+        flow, _, _ = group_sums(a * grad, query_groups, key_groups, *ctx.groups)
+        return grad, flow.to(ctx.dtype), None, None
+
+
+IMPLEMENTATIONS = {"reference": attention_reference}

@@ -1,0 +1,80 @@
+"""Saliency flow between groups of positions, per head."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from symground.ops import _checks as check
+from symground.ops._dispatch import choose
+from symground.ops._mixing import check_attention, check_saliency, group_sums, signed_saliency
+
+
+def attention_flow(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grad_out: Tensor,
+    lse: Tensor,
+    query_groups: Tensor,
+    key_groups: Tensor,
+    num_query_groups: int | None = None,
+    num_key_groups: int | None = None,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    key_range: Tensor | None = None,
+    window: int | None = None,
+    gate: Tensor | None = None,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """F_h[a,b] = Σ_{i∈a, j∈b} |S_h[i,j]| with its row and matrix totals.
+
+    Args:
+        q, k, v, causal, scale, key_range, window, gate: as in :func:`symground.ops.attention`.
+        grad_out: [B,H,T,D] gradient of L with respect to the op's output.
+        lse: [B,H,T] natural-log log-sum-exp of the forward pass.
+        query_groups, key_groups: [B,T] and [B,S] int; -1 is in no group, yet counts in the totals.
+        num_query_groups, num_key_groups: how many groups there are; None reads the largest id (which waits for a GPU).
+        impl: None picks by device.
+
+    Returns:
+        F [B,H,Gq,Gk]; row_total [B,H,Gq], over the rows of a and all keys; matrix_total [B,H], over all rows and
+        keys. In the precision of ``lse``.
+
+    Raises:
+        ValueError: a shape, dtype, device or group id that does not fit, by the name of the argument.
+
+    Source: the information flow S_wp, S_pq of Wang et al. 2023, section 2.2, for arbitrary groups, as sums.
+    """
+    check_attention(q, k, v, causal, scale, key_range, window, gate)
+    check_saliency(q, grad_out, lse)
+    num_query = check.groups("query_groups", query_groups, q.shape[0], q.shape[2], num_query_groups, q)
+    num_key = check.groups("key_groups", key_groups, q.shape[0], k.shape[2], num_key_groups, q)
+    run = choose("attention_flow", IMPLEMENTATIONS, impl, q)
+    return run(
+        q, k, v, grad_out, lse, query_groups, key_groups, num_query, num_key, causal, scale, key_range, window, gate
+    )  # fmt: skip
+
+
+def attention_flow_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grad_out: Tensor,
+    lse: Tensor,
+    query_groups: Tensor,
+    key_groups: Tensor,
+    num_query_groups: int,
+    num_key_groups: int,
+    causal: bool,
+    scale: float | None,
+    key_range: Tensor | None,
+    window: int | None,
+    gate: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The specification."""
+    saliency = signed_saliency(q, k, v, grad_out, lse, causal, scale, key_range, window, gate).to(lse.dtype)
+    return group_sums(saliency, query_groups, key_groups, num_query_groups, num_key_groups)
+
+
+IMPLEMENTATIONS = {"reference": attention_flow_reference}

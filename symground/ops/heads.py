@@ -1,0 +1,74 @@
+"""Gating heads: scaling, silencing or replacing the output of each attention head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from symground.ops import _checks as check
+from symground.ops._dispatch import choose
+
+
+def gate_heads(x: Tensor, gate: Tensor, fill: Tensor | None = None, *, impl: str | None = None) -> Tensor:
+    """gate·x + (1 - gate)·fill, head by head; differentiable in x, gate and fill.
+
+    Args:
+        x: [B,T,H,D] outputs of the heads, before the output projection.
+        gate: [H] or [B,H]. Gate 0 gives ``fill`` exactly (x is not read, so NaN in x does not leak); gate 1 gives x
+            exactly.
+        fill: what a closed head gives, broadcasting to x; None is 0.
+        impl: None picks by device.
+
+    Returns:
+        [B,T,H,D] in the dtype of x.
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit, or NaN in ``gate``, by the name of the argument.
+
+    Source: head ablation before the output projection, Michel et al. 2019 ("Are sixteen heads really better than
+    one?"), section 2.2.
+    """
+    check.has_shape("x", x, "B,T,H,D", (None,) * 4)
+    check.is_floating("x", x)
+    check.gate(check.is_tensor("gate", gate), x.shape[0], x.shape[2], x)
+    if fill is not None:
+        check.is_floating("fill", fill)
+        check.matches("fill", fill, "x", x)
+        try:
+            broadcasts = torch.broadcast_shapes(fill.shape, x.shape) == x.shape
+        except RuntimeError:
+            broadcasts = False
+        if not broadcasts:
+            raise ValueError(f"fill: expected a shape that broadcasts to {list(x.shape)}, got {list(fill.shape)}")
+    return choose("gate_heads", IMPLEMENTATIONS, impl, x)(x, gate.to(x.dtype), fill)
+
+
+class _GateHeads(torch.autograd.Function):
+    """Forward picks x or fill where the gate is exactly 1 or 0; the gradient is that of the formula everywhere."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, fill: Tensor) -> Tensor:
+        ctx.save_for_backward(x, gate, fill)
+        g = gate[..., None, :, None]  # [B or 1,1,H,1]
+        return torch.where(g == 0, fill, torch.where(g == 1, x, g * x + (1 - g) * fill))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, gate, fill = ctx.saved_tensors
+        g = gate[..., None, :, None]
+        need_x, need_gate, need_fill = ctx.needs_input_grad
+        grad_gate = (grad * (x - fill)).sum((1, 3)).sum_to_size(gate.shape) if need_gate else None
+        grad_fill = ((1 - g) * grad).sum_to_size(fill.shape) if need_fill else None
+        return (g * grad if need_x else None), grad_gate, grad_fill
+
+
+def gate_heads_reference(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
+    """The specification."""
+    out: Tensor = _GateHeads.apply(x, gate, x.new_zeros(()) if fill is None else fill)
+    return out
+
+
+IMPLEMENTATIONS = {"reference": gate_heads_reference}

@@ -1,0 +1,75 @@
+"""Surprisal read out at every layer through a lens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from symground.ops import _checks as check
+from symground.ops._dispatch import choose
+from symground.ops._vocabulary import check_candidates
+from symground.ops.candidate_surprisal import candidate_surprisal_reference
+
+
+def lens_surprisal(
+    hidden: Tensor,
+    translators: tuple[Tensor, Tensor] | None,
+    norm: Callable[[Tensor], Tensor],
+    weight: Tensor,
+    candidates: Tensor,
+    *,
+    impl: str | None = None,
+) -> Tensor:
+    """Candidate surprisal of every layer's residual stream through its translator, the final norm and the head.
+
+    Args:
+        hidden: [L,N,D] residual streams before the final norm.
+        translators: (W [L,D,D], b [L,D]); layer l is read as h + h W_lᵀ + b_l. None is the plain logit lens.
+        norm: the model's final norm, [N,D] → [N,D].
+        weight: [V,D] output embedding.
+        candidates: [K] or [N,K], int ids in [0, V).
+        impl: None picks by device.
+
+    Returns:
+        [L,N,K] surprisals in nats, float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: a shape, dtype, device or id that does not fit, by the name of the argument.
+
+    Source: tuned lens, Belrose et al. 2023, equation 6 (affine residual translators); logit lens, nostalgebraist 2020.
+    """
+    check.has_shape("hidden", hidden, "L,N,D", (None, None, None))
+    check.is_floating("hidden", hidden)
+    layers, rows, size = hidden.shape
+    check.has_shape("weight", weight, "V,D", (None, size))
+    check.matches("weight", weight, "hidden", hidden)
+    check_candidates(candidates, rows, hidden, weight.shape[0])
+    if not callable(norm):
+        raise ValueError(f"norm: expected a function or module [N,D] → [N,D], got {type(norm).__name__}")
+    if translators is not None:
+        if not isinstance(translators, tuple) or len(translators) != 2:
+            raise ValueError("translators: expected (W [L,D,D], b [L,D]) or None")
+        check.has_shape("translators", translators[0], "L,D,D", (layers, size, size))
+        check.has_shape("translators", translators[1], "L,D", (layers, size))
+        for part in translators:
+            check.matches("translators", part, "hidden", hidden)
+    return choose("lens_surprisal", IMPLEMENTATIONS, impl, hidden)(hidden, translators, norm, weight, candidates)
+
+
+def lens_surprisal_reference(
+    hidden: Tensor,
+    translators: tuple[Tensor, Tensor] | None,
+    norm: Callable[[Tensor], Tensor],
+    weight: Tensor,
+    candidates: Tensor,
+) -> Tensor:
+    """The specification."""
+    if translators is not None:
+        w, b = translators
+        hidden = hidden + hidden @ w.mT + b[:, None]
+    return torch.stack([candidate_surprisal_reference(norm(h), weight, candidates, None) for h in hidden])
+
+
+IMPLEMENTATIONS = {"reference": lens_surprisal_reference}

@@ -1,0 +1,54 @@
+"""Layer saliency of a Mamba-2 mixer, the same quantity as attention's with M in place of A."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from symground.ops import _checks as check
+from symground.ops._dispatch import choose
+from symground.ops._ssd import check_ssd, signed_saliency
+
+
+def ssd_saliency(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    grad_y: Tensor,
+    signed: bool = False,
+    *,
+    key_range: Tensor | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """I = |Σ_h M_h ∘ (dY_h x_hᵀ)|.
+
+    Args:
+        x, dt, A, B, C, key_range: as in :func:`symground.ops.ssd`.
+        grad_y: [B,T,H,P] gradient of L with respect to the op's output.
+        signed: return the sum over heads without its absolute value.
+        impl: None picks by device.
+
+    Returns:
+        [B,T,T] in at least float32. The D skip, a diagonal term, and the short convolution are outside M.
+
+    Raises:
+        ValueError: a shape, dtype, device or value that does not fit, by the name of the argument.
+
+    Source: Wang et al. 2023, equation 1, with M of Dao and Gu 2024 in place of the attention matrix.
+    """
+    check_ssd(x, dt, A, B, C, key_range)
+    check.has_shape("grad_y", grad_y, "B,T,H,P", tuple(x.shape))
+    check.matches("grad_y", grad_y, "x", x)
+    return choose("ssd_saliency", IMPLEMENTATIONS, impl, x)(x, dt, A, B, C, grad_y, signed, key_range)
+
+
+def ssd_saliency_reference(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, grad_y: Tensor, signed: bool, key_range: Tensor | None
+) -> Tensor:
+    """The specification."""
+    total = signed_saliency(x, dt, A, B, C, grad_y, key_range).sum(1)
+    return total if signed else total.abs()
+
+
+IMPLEMENTATIONS = {"reference": ssd_saliency_reference}

@@ -1,0 +1,41 @@
+"""Which rows a step trains on: a function of the seed and the step alone, so that resuming needs no state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class RowSampler:
+    """Rows that start where an utterance or a scene starts and end with the row or the document."""
+
+    tokens: NDArray[np.int32]
+    documents: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    batch_size: int
+    length: int
+    seed: int
+    padding: int
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """(input_ids, targets), both [batch_size, length] int64, of this step.
+
+        Targets are the next tokens; -100 past the document's end, where the inputs are padding.
+        """
+        rng = np.random.default_rng((self.seed, step))
+        starts = self.starts[rng.integers(len(self.starts), size=self.batch_size)]
+        ends = self.documents[np.searchsorted(self.documents, starts, side="right")]
+        inputs = np.full((self.batch_size, self.length), self.padding, dtype=np.int64)
+        targets = np.full((self.batch_size, self.length), IGNORED, dtype=np.int64)
+        for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            text = self.tokens[start : min(start + self.length + 1, end)]
+            inputs[row, : min(len(text), self.length)] = text[: self.length]
+            targets[row, : len(text) - 1] = text[1:]
+        return torch.from_numpy(inputs), torch.from_numpy(targets)
