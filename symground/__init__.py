@@ -1,0 +1,55 @@
+"""symground: how symbol grounding emerges in language models, at flash-attention cost.
+
+``from symground import ops`` needs torch and numpy only; every other name below loads its room on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from symground import ops as ops
+    from symground.analysis import ablate as ablate
+    from symground.analysis import cooccurrence as cooccurrence
+    from symground.analysis import find_heads as find_heads
+    from symground.analysis import gain as gain
+    from symground.analysis import intervene as intervene
+    from symground.analysis import probes as probes
+    from symground.analysis import score as score
+    from symground.analysis import trace as trace
+    from symground.models import attach as attach
+    from symground.models import load as load
+    from symground.reports import report as report
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "symground.analysis": (
+        "ablate", "cooccurrence", "find_heads", "gain", "intervene", "probes", "score", "trace",
+    ),
+    "symground.models": ("attach", "load"),
+    "symground.reports": ("report",),
+}  # fmt: skip
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "ablate", "attach", "cooccurrence", "find_heads", "gain", "intervene", "load", "ops", "probes", "report", "score",
+    "trace",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return importlib.import_module("symground.ops")
+    if name not in _HOME:
+        raise AttributeError(f"module 'symground' has no attribute {name!r}")
+    try:
+        module = importlib.import_module(_HOME[name])
+    except ImportError as error:
+        raise ImportError(f"symground.{name} needs more than torch and numpy ({error}); pip install symground") from error
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

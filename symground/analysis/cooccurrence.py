@@ -1,0 +1,52 @@
+"""How often a noun on an ENV tier and a noun in speech stand near each other in the training text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from symground.data import Corpus, env, lan
+
+
+def cooccurrence(corpus: Corpus, nouns: Sequence[str], window: int = 512) -> pd.DataFrame:
+    """Count the pairs of a noun as ENV and a noun as LAN within ``window`` tokens of each other, in one document.
+
+    Args:
+        corpus: token ids with document bounds.
+        nouns: counted in both forms.
+        window: the largest distance, in tokens, in either direction (the study gives none; 512 is its sequence length).
+
+    Returns:
+        A DataFrame, a row per (env, lan) pair of nouns: env, lan, count (pairs of positions).
+
+    Raises:
+        ValueError: a noun that is not in the vocabulary, or a window below 1.
+    """
+    if window < 1:
+        raise ValueError(f"window: expected at least 1 token, got {window}")
+    vocabulary = corpus.tokenizer.get_vocab()
+    missing = [token for noun in nouns for token in (env(noun), lan(noun)) if token not in vocabulary]
+    if missing:
+        raise ValueError(f"nouns: not in the corpus's vocabulary: {', '.join(missing)}")
+    document = np.searchsorted(corpus.documents, np.arange(len(corpus.tokens)), side="right")
+    # Documents are moved apart by more than the window, so that no pair is counted across their bound.
+    place = np.arange(len(corpus.tokens)) + document * (window + 1)
+    at = _positions(corpus.tokens, [vocabulary[f(noun)] for f in (env, lan) for noun in nouns], place)
+    counts = []
+    for v in nouns:
+        centres = at[vocabulary[env(v)]]
+        for w in nouns:
+            others = at[vocabulary[lan(w)]]
+            within = np.searchsorted(others, centres + window, "right") - np.searchsorted(others, centres - window)
+            counts.append((v, w, int(within.sum())))
+    return pd.DataFrame(counts, columns=["env", "lan", "count"])
+
+
+def _positions(tokens: NDArray[np.int32], ids: list[int], place: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
+    """Where each id stands, sorted."""
+    wanted = np.flatnonzero(np.isin(tokens, ids))
+    found = np.asarray(tokens)[wanted]
+    return {i: place[wanted[found == i]] for i in ids}

@@ -1,0 +1,59 @@
+"""Gather and aggregate heads, found per example from the saliency flow."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+HeadSet = frozenset[tuple[int, int]]
+
+#: kind → the (query group, key group) whose flow is measured.
+KINDS = {"aggregate": ("prediction", "env"), "gather": ("env", "event")}
+DENOMINATORS = ("row", "matrix")
+
+
+def find_heads(
+    trace: xr.Dataset, kind: str = "aggregate", threshold: float = 0.30, denominator: str = "row"
+) -> tuple[HeadSet, ...]:
+    """The heads of each example whose share of flow reaches ``threshold``.
+
+    Args:
+        trace: from :func:`symground.trace`, with the groups "env" and, for gather heads, "event".
+        kind: "aggregate", flow from the ENV noun's span into the prediction position, or "gather", flow from the rest
+            of the ENV utterance into the noun.
+        threshold: the smallest share.
+        denominator: "row", of all flow into that position (or group of them); "matrix", of all the head's flow. The
+            study leaves open which; report both.
+
+    Returns:
+        For each example, a frozen set of (layer, head), both from 0.
+
+    Raises:
+        ValueError: an unknown kind or denominator, a threshold outside (0, 1], a trace without the groups.
+
+    Source: arXiv 2510.13796 (30 % of the saliency flow), after Bick et al. 2025 (gather and aggregate heads).
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold: expected a share in (0, 1], got {threshold}")
+    shares = head_shares(trace, kind, denominator)
+    layers = trace.layer.values
+    return tuple(
+        frozenset((int(layers[i]), int(head)) for i, head in zip(*np.nonzero(example >= threshold), strict=True))
+        for example in shares.values
+    )
+
+
+def head_shares(trace: xr.Dataset, kind: str = "aggregate", denominator: str = "row") -> xr.DataArray:
+    """Each head's share of flow (example, layer, head), 0 where the head has no flow; see :func:`find_heads`."""
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {', '.join(KINDS)}; got {kind!r}")
+    if denominator not in DENOMINATORS:
+        raise ValueError(f"denominator: expected one of {', '.join(DENOMINATORS)}; got {denominator!r}")
+    query, key = KINDS[kind]
+    for dimension, name in (("query_group", query), ("key_group", key)):
+        there = trace[dimension].values.tolist()
+        if name not in there:
+            raise ValueError(f"trace: {kind} heads need the {dimension} {name!r}; it has {', '.join(there)}")
+    flow = trace.flow.sel(query_group=query, key_group=key, drop=True)
+    total = trace.row_total.sel(query_group=query, drop=True) if denominator == "row" else trace.matrix_total
+    return (flow / total.where(total > 0)).fillna(0.0).rename("share")

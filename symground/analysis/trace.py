@@ -1,0 +1,212 @@
+"""Tracing a model: surprisal, layer saliency and per-head flow from one forward and one backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from symground import ops
+from symground.analysis.probes import Probes
+from symground.analysis.score import check_fits
+from symground.models import Mixer, mixers, readout
+from symground.models.readout import hidden_states
+
+PREDICTION = "prediction"
+
+
+def trace(
+    model: PreTrainedModel,
+    input_ids: Tensor | Probes,
+    targets: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    groups: Mapping[str, Tensor] | None = None,
+    *,
+    saliency: bool = True,
+    batch_size: int = 64,
+    **model_inputs: Any,
+) -> xr.Dataset:
+    """Trace the surprisal of ``targets`` back through every head.
+
+    The loss is the sum over examples of the surprisal at p, each example's last valid token, so examples stay
+    independent. Saliency and flow are gradients of zero-storage probes: nothing of size layers·heads·T² is kept.
+
+    Args:
+        model: attached (:func:`symground.attach`) and in evaluation, or with an attention dropout of 0.
+        input_ids: [B,T], or probes, whose matched examples are traced with their own targets and groups.
+        targets: [B] ids predicted at p.
+        attention_mask: [B,T], 1 for valid tokens, padding at the ends; None: all valid.
+        groups: name → [B,T] bool masks that do not overlap. All are key groups; as query groups they come after
+            "prediction", which is p alone (taken out of any other query group).
+        saliency: also return the [example, layer, query, key] matrices; False saves their memory.
+        batch_size: examples per pass.
+        model_inputs: further inputs of the model, their first dimension B.
+
+    Returns:
+        A Dataset with named coordinates: surprisal (example), nats; saliency (example, layer, query, key), |Σ_h S_h|;
+        flow (example, layer, head, query_group, key_group) of |S_h|; row_total (example, layer, head, query_group);
+        matrix_total (example, layer, head); group (example, key), the key group's index or -1; and the coordinate
+        prediction (example). Layers and heads count from 0. A layer with fewer heads than others has NaN there.
+
+    Raises:
+        ValueError: shapes that do not fit, overlapping groups, a model without mixing matrices (an LSTM).
+
+    Source: Wang et al. 2023 (saliency), arXiv 2510.13796 (flow into the prediction position).
+    """
+    layers = mixers(model)
+    if not layers:
+        raise ValueError(f"model: {type(model).__name__} has no mixing matrix, so there is no saliency to trace")
+    labels: dict[str, Any] = {}
+    if isinstance(input_ids, Probes):
+        check_fits(model, input_ids)
+        examples = input_ids.matched()
+        ids, p, wanted = examples.input_ids, examples.prediction, examples.targets
+        query_masks, key_masks = examples.query_masks, examples.key_masks
+        labels = {"context": ("example", examples.context), "noun": ("example", examples.noun)}
+        # Right padding needs no mask: no token that counts comes after it.
+    else:
+        if targets is None:
+            raise ValueError("targets: expected the ids [B] to predict, got None")
+        ids, wanted = input_ids, targets
+        _check_inputs(ids, wanted, attention_mask)
+        position = torch.arange(ids.shape[1], device=ids.device)
+        valid = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        p = (valid * position).amax(-1)
+        key_masks = {name: _check_group(name, mask, ids) & valid for name, mask in (groups or {}).items()}
+        at_p = position == p[:, None]
+        query_masks = {PREDICTION: at_p, **{name: mask & ~at_p for name, mask in key_masks.items()}}
+    query_groups, key_groups = _group_ids(query_masks), _group_ids(key_masks)
+    parts = []
+    for start in range(0, len(ids), batch_size):
+        part = slice(start, start + batch_size)
+        inputs = {name: value[part] for name, value in model_inputs.items()}
+        if attention_mask is not None:
+            inputs["attention_mask"] = attention_mask[part]
+        parts.append(
+            _trace_batch(
+                model, layers, ids[part], p[part], wanted[part], query_groups[part], key_groups[part],
+                len(query_masks), len(key_masks), saliency, inputs,
+            )
+        )  # fmt: skip
+    dims = {
+        "surprisal": ("example",),
+        "saliency": ("example", "layer", "query", "key"),
+        "flow": ("example", "layer", "head", "query_group", "key_group"),
+        "row_total": ("example", "layer", "head", "query_group"),
+        "matrix_total": ("example", "layer", "head"),
+    }
+    variables = {name: (dims[name], np.concatenate([part[name] for part in parts])) for name in parts[0]}
+    return xr.Dataset(
+        {**variables, "group": (("example", "key"), key_groups.cpu().numpy())},
+        coords={
+            "layer": [mixer.layer for mixer in layers],
+            "head": np.arange(max(mixer.heads for mixer in layers)),
+            "query_group": list(query_masks),
+            "key_group": list(key_masks),
+            "prediction": ("example", p.cpu().numpy()),
+            **labels,
+        },
+    )
+
+
+def _trace_batch(
+    model: PreTrainedModel,
+    layers: tuple[Mixer, ...],
+    ids: Tensor,
+    p: Tensor,
+    targets: Tensor,
+    query_groups: Tensor,
+    key_groups: Tensor,
+    num_query: int,
+    num_key: int,
+    saliency: bool,
+    inputs: dict[str, Any],
+) -> dict[str, NDArray[Any]]:
+    head = readout(model)
+    device = head.weight.device
+    ids, p, targets = ids.to(device), p.to(device), targets.to(device)
+    inputs = {name: value.to(device) for name, value in inputs.items()}
+    batch, length = ids.shape
+    # One group more on each side takes the positions that are in none, so that the totals are sums of the flow.
+    rest_query = torch.where(query_groups < 0, num_query, query_groups).to(device)
+    rest_key = torch.where(key_groups < 0, num_key, key_groups).to(device)
+    saliency_probes = [_zero_storage(batch, length, length, like=head.weight) for _ in layers if saliency]
+    flow_probes = [_zero_storage(batch, m.heads, num_query + 1, num_key + 1, like=head.weight) for m in layers]
+    with ExitStack() as stack, torch.enable_grad():
+        for i, mixer in enumerate(layers):
+            probe = saliency_probes[i] if saliency else None
+            stack.enter_context(
+                mixer.tapped(
+                    saliency_probe=probe, flow_probe=flow_probes[i], query_groups=rest_query, key_groups=rest_key
+                )
+            )
+        hidden = hidden_states(model, ids, **inputs)[torch.arange(batch, device=device), p]  # [B,D]
+        surprisal = ops.candidate_surprisal(hidden, head.weight, targets[:, None], head.bias)[:, 0]
+        # Within the block: under activation checkpointing the layers run again here and must see the same taps.
+        grads = torch.autograd.grad(surprisal.sum(), [*saliency_probes, *flow_probes])
+    result = {"surprisal": surprisal.detach()}
+    if saliency:
+        result["saliency"] = torch.stack(grads[: len(layers)], 1).abs()
+    flow = _stack_heads(grads[len(grads) - len(layers) :])  # [B,L,H,Gq+1,Gk+1]
+    result["flow"] = flow[..., :num_query, :num_key]
+    result["row_total"] = flow[..., :num_query, :].sum(-1)
+    result["matrix_total"] = flow.sum((-1, -2))
+    return {name: value.float().cpu().numpy() for name, value in result.items()}
+
+
+def _zero_storage(*shape: int, like: Tensor) -> Tensor:
+    return torch.zeros(1, device=like.device, dtype=torch.float32).expand(shape).requires_grad_()
+
+
+def _stack_heads(flows: tuple[Tensor, ...]) -> Tensor:
+    """[B,H_l,…] of each layer → [B,L,H,…], NaN where a layer has fewer heads."""
+    most = max(flow.shape[1] for flow in flows)
+    padded = [torch.nn.functional.pad(f, (0, 0, 0, 0, 0, most - f.shape[1]), value=float("nan")) for f in flows]
+    return torch.stack(padded, 1)
+
+
+def _group_ids(masks: Mapping[str, Tensor]) -> Tensor:
+    """[B,T] index of the mask that holds each position, -1 where none does."""
+    if not masks:
+        raise ValueError("groups: expected at least one named mask [B,T], got none")
+    stacked = torch.stack([mask.bool() for mask in masks.values()])
+    if bool((stacked.sum(0) > 1).any()):
+        raise ValueError(f"groups: expected masks that do not overlap, got an overlap among {', '.join(masks)}")
+    return torch.where(stacked.any(0), stacked.int().argmax(0), -1)
+
+
+def _check_inputs(ids: Tensor, targets: Tensor, attention_mask: Tensor | None) -> None:
+    if ids.ndim != 2:
+        raise ValueError(f"input_ids: expected shape [B,T], got {list(ids.shape)}")
+    if tuple(targets.shape) != (ids.shape[0],):
+        raise ValueError(f"targets: expected shape [B] = [{ids.shape[0]}], got {list(targets.shape)}")
+    if attention_mask is not None and attention_mask.shape != ids.shape:
+        raise ValueError(f"attention_mask: expected shape {list(ids.shape)}, got {list(attention_mask.shape)}")
+    if attention_mask is not None and not bool(attention_mask.any(-1).all()):
+        raise ValueError("attention_mask: expected at least one valid token in every example")
+
+
+def _check_group(name: str, mask: Tensor, ids: Tensor) -> Tensor:
+    if name == PREDICTION:
+        raise ValueError(f"groups: {PREDICTION!r} is the prediction position itself; choose another name")
+    if mask.shape != ids.shape:
+        raise ValueError(f"groups[{name!r}]: expected shape {list(ids.shape)}, got {list(mask.shape)}")
+    return mask.bool().to(ids.device)
+
+
+def saliency_by_region(traced: xr.Dataset) -> xr.DataArray:
+    """Layer saliency into the prediction position by region: (layer, region), mean over examples.
+
+    Regions are the key groups and "other", the context's remaining tokens. Each is the sum of I over its keys.
+    """
+    at_p = traced.saliency.isel(query=traced.prediction)  # (example, layer, key)
+    names = [*traced.key_group.values.tolist(), "other"]
+    sums = [at_p.where(traced.group == i, 0.0).sum("key") for i in [*range(len(names) - 1), -1]]
+    return xr.concat(sums, dim="region").assign_coords(region=names).mean("example").transpose("layer", "region")

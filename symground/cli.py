@@ -1,0 +1,141 @@
+"""The command line: ``symground demo | data | train | analyze | report | run``."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+_EPILOGUE = "Every command also takes --debug, which shows the whole traceback of an error."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 when it failed or was interrupted, 2 for wrong usage."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in argv
+    argv = [argument for argument in argv if argument != "--debug"]
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:
+        print("symground: interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except Exception as error:
+        if debug:
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        known = isinstance(error, (ValueError, FileNotFoundError, ImportError))
+        print(f"symground: {text if known else f'{type(error).__name__}: {text}'}", file=sys.stderr)
+    return 1
+
+
+def _run(argv: list[str]) -> int:
+    import tyro
+    from transformers.utils import logging
+
+    from symground.recipes import StudySettings, analyze_study, demo_settings, prepare, run_study, train_study
+    from symground.recipes.study import GENERATED
+    from symground.reports import report
+    from symground.training import Optimization
+
+    # transformers reports every file it writes, and warns of padding that no token which counts can see.
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+    Flat = tyro.conf.arg(prefix_name=False)  # noqa: N806
+
+    @dataclass(frozen=True)
+    class Demo:
+        """Train a GPT-2 and an LSTM on the generated corpus, analyse them and write the report."""
+
+        out: str = "runs/demo"
+        """Folder of the study."""
+        settings: Annotated[StudySettings, Flat] = field(default_factory=demo_settings)
+
+    @dataclass(frozen=True)
+    class Run:
+        """Corpus to report: prepare, train, analyse. Run it again to go on where it stopped."""
+
+        corpus: tyro.conf.Positional[tuple[str, ...]]
+        """'generated', or CHAT transcripts: .cha files, folders, .zip or .tar.* archives."""
+        out: str | None = None
+        """Folder of the study; runs/ and the corpus's name by default."""
+        settings: Annotated[StudySettings, Flat] = field(default_factory=StudySettings)
+
+    @dataclass(frozen=True)
+    class Data:
+        """Make a study's folder: tokenizer, token arrays, nouns and contexts."""
+
+        corpus: tyro.conf.Positional[tuple[str, ...]]
+        """'generated', or CHAT transcripts: .cha files, folders, .zip or .tar.* archives."""
+        out: str
+        """Folder of the study."""
+        settings: Annotated[StudySettings, Flat] = field(default_factory=StudySettings)
+
+    @dataclass(frozen=True)
+    class Train:
+        """Train one model on a study's data, into STUDY/MODEL/seedN."""
+
+        study: tyro.conf.Positional[str]
+        """Folder of the study."""
+        model: str = "gpt2-4l"
+        """Preset."""
+        seed: int = 0
+        """Of the weights and the order of the rows."""
+        optimization: Annotated[Optimization, Flat] = field(default_factory=Optimization)
+
+    @dataclass(frozen=True)
+    class Analyze:
+        """Analyse every checkpoint of a study or of one run."""
+
+        run: tyro.conf.Positional[str]
+        """A study's folder, or a run's."""
+        what: tuple[str, ...] = ("surprisal", "saliency", "interventions")
+        """Analyses to run."""
+        draws: int = 100
+        """Random control draws per intervention."""
+        intervene_steps: tuple[int, ...] = ()
+        """Checkpoints to intervene at; the last by default."""
+        intervene_contexts: int | None = None
+        """Use only the first so many contexts for interventions."""
+        window: int = 512
+        """Largest distance in tokens of a co-occurrence."""
+
+    @dataclass(frozen=True)
+    class Report:
+        """Write STUDY/report.html from the study's tables."""
+
+        study: tyro.conf.Positional[str]
+        """Folder of the study."""
+
+    commands: dict[str, Any] = {
+        "demo": Demo, "run": Run, "data": Data, "train": Train, "analyze": Analyze, "report": Report,
+    }  # fmt: skip
+    command = tyro.extras.subcommand_cli_from_dict(
+        commands, args=argv, prog="symground", description=f"{__doc__}\n\n{_EPILOGUE}"
+    )
+    match command:
+        case Demo():
+            written = run_study([GENERATED], command.out, command.settings)
+        case Run():
+            out = command.out or f"runs/{Path(command.corpus[0]).name.partition('.')[0]}"
+            written = run_study(command.corpus, out, command.settings)
+        case Data():
+            prepare(command.corpus, command.out, command.settings)
+            written = Path(command.out)
+        case Train():
+            train_study(Path(command.study), [command.model], [command.seed], command.optimization)
+            written = Path(command.study) / command.model / f"seed{command.seed}"
+        case Analyze():
+            written = analyze_study(
+                command.run, command.what, command.draws, command.intervene_steps, command.intervene_contexts,
+                command.window,
+            ) / "results"  # fmt: skip
+        case Report():
+            written = report(command.study)
+    print(written)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

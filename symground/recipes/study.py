@@ -1,0 +1,205 @@
+"""A study: corpus, models × seeds, analyses, report. Each stage goes on from what is already there."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from symground.analysis import Context, Probes, cooccurrence, gain_interval, probes, split_contexts
+from symground.analysis.probes import read_contexts
+from symground.analysis.results import read_table
+from symground.analysis.run import WHAT, analyze
+from symground.data import (
+    ChatSettings,
+    Corpus,
+    CorpusBuilder,
+    GeneratedSettings,
+    add_scenes,
+    add_transcripts,
+    nouns_over_threshold,
+)
+from symground.folders import read_json, runs_of, write_json
+from symground.models import PRESETS, load_tokenizer
+from symground.reports import report
+from symground.training import Optimization, TrainSettings, train
+
+GENERATED = "generated"
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """Everything a study depends on."""
+
+    chat: Annotated[ChatSettings, tyro.conf.arg(prefix_name=False)] = field(default_factory=ChatSettings)
+    generated: GeneratedSettings = field(default_factory=GeneratedSettings)
+    optimization: Annotated[Optimization, tyro.conf.arg(prefix_name=False)] = field(
+        default_factory=lambda: Optimization(length=128, learning_rate=2e-3)
+    )
+    models: tuple[str, ...] = ("gpt2-4l",)
+    """Presets to train."""
+    seeds: int = 1
+    """Runs of each model, with the seeds 0, 1, …"""
+    min_word_count: int = 5
+    """Rarer tokens become [UNK] (transcripts only)."""
+    min_noun_count: int = 100
+    """A noun is probed that stands this often both as ENV and as LAN (the study's rule)."""
+    contexts: str | None = None
+    """JSON file of sentence pairs; the ten of the package by default."""
+    window: int = 512
+    """Largest distance in tokens of a co-occurrence."""
+    draws: int = 100
+    """Random control draws per intervention."""
+    intervene_steps: tuple[int, ...] = ()
+    """Checkpoints to intervene at; the last by default."""
+    intervene_contexts: int | None = None
+    """Use only the first so many contexts for interventions; all by default."""
+
+    def __post_init__(self) -> None:
+        for model in self.models:
+            if model not in PRESETS:
+                raise ValueError(f"models: expected some of {', '.join(PRESETS)}; got {model!r}")
+        for name in ("seeds", "min_word_count", "min_noun_count", "window", "draws"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+
+def demo_settings() -> StudySettings:
+    """The demonstration: a 4-layer GPT-2 and a 4-layer LSTM on the generated corpus, minutes on two cores."""
+    return StudySettings(
+        optimization=Optimization(steps=800),
+        models=("gpt2-4l", "lstm-4l"),
+        intervene_contexts=4,
+    )
+
+
+def run_study(corpus: Sequence[str], out: str | Path, settings: StudySettings) -> Path:
+    """Prepare, train, analyse and report; returns the report's path."""
+    study = Path(out)
+    prepare(corpus, study, settings)
+    train_study(study, settings.models, range(settings.seeds), settings.optimization)
+    analyze_study(
+        study,
+        draws=settings.draws,
+        intervene_steps=settings.intervene_steps,
+        intervene_contexts=settings.intervene_contexts,
+        window=settings.window,
+    )
+    return report(study)
+
+
+def prepare(corpus: Sequence[str], out: str | Path, settings: StudySettings) -> Corpus:
+    """Make a study's folder from ``corpus`` ("generated", or paths of transcripts), or load the one that is there.
+
+    Raises:
+        ValueError: the folder holds a study of another corpus, no noun passes the threshold, or no context's words are
+            all in the vocabulary.
+    """
+    study = Path(out)
+    wanted: dict[str, Any] = {
+        "corpus": list(corpus),
+        "min_noun_count": settings.min_noun_count,
+        "contexts_file": settings.contexts,
+    }
+    if list(corpus) == [GENERATED]:
+        wanted["generated"] = asdict(settings.generated)
+    else:
+        wanted |= {"chat": asdict(settings.chat), "min_word_count": settings.min_word_count}
+    wanted = {k: {**v, "env_tiers": list(v["env_tiers"])} if k == "chat" else v for k, v in wanted.items()}
+    if (study / "config.json").is_file():
+        found = read_json(study / "config.json")
+        differing = [
+            f"{name} is {found.get(name)!r} there, {value!r} here"
+            for name, value in wanted.items()
+            if found.get(name) != value
+        ]
+        if differing:
+            raise ValueError(f"{study} holds another study: {'; '.join(differing)}. Choose another folder (--out).")
+        return Corpus.load(study / "data", study)
+    builder = CorpusBuilder()
+    chosen = read_contexts(settings.contexts)
+    if list(corpus) == [GENERATED]:
+        add_scenes(builder, settings.generated)
+        built = builder.build()
+    else:
+        add_transcripts(builder, corpus, settings.chat)
+        built = builder.build(settings.min_word_count)
+    nouns = nouns_over_threshold(built.counts, settings.min_noun_count)
+    kept, lacking = split_contexts(built.tokenizer, chosen)
+    for context, words in lacking.items():
+        _say(f"context left out, its words {', '.join(words)} are not in the vocabulary: {context}")
+    if not kept:
+        raise ValueError("contexts: the vocabulary lacks words of every one of them; give others with --contexts")
+    built.save(study / "data")
+    built.tokenizer.save_pretrained(study)
+    # Last: a folder with a config.json is a study whose data is whole.
+    write_json(study / "config.json", {**wanted, "nouns": nouns, "contexts": kept})
+    statistics = built.statistics
+    _say(
+        f"{study}: {statistics['tokens']:,} tokens ({statistics['env_tokens'] / statistics['tokens']:.0%} ENV), "
+        f"vocabulary {statistics['vocabulary']:,}, {len(nouns)} nouns, {len(kept)} contexts"
+    )
+    for skipped in statistics.get("chat", {}).get("skipped", []):
+        _say(f"set aside: {skipped['file']}: {skipped['reason']}")
+    return Corpus.load(study / "data", study)
+
+
+def train_study(study: Path, models: Sequence[str], seeds: Sequence[int], optimization: Optimization) -> None:
+    """Train every model with every seed; finished runs are left, interrupted ones go on."""
+    corpus = Corpus.load(study / "data", study)
+    for model in models:
+        for seed in seeds:
+            train(corpus, TrainSettings(**asdict(optimization), model=model, seed=seed), study / model / f"seed{seed}")
+
+
+def study_probes(study: Path) -> Probes:
+    """The probes that a study's config.json names."""
+    config = read_json(study / "config.json")
+    if "nouns" not in config:
+        raise ValueError(f"{study} is not a study: its config.json names no nouns")
+    return probes(load_tokenizer(study), config["nouns"], [Context(*pair) for pair in config["contexts"]])
+
+
+def analyze_study(
+    path: str | Path,
+    what: Sequence[str] = WHAT,
+    draws: int = 100,
+    intervene_steps: Sequence[int] = (),
+    intervene_contexts: int | None = None,
+    window: int = 512,
+) -> Path:
+    """Analyse every run of a study, or one run of it; returns the study's folder."""
+    runs = runs_of(path)
+    study = runs[0].parent.parent
+    asked = study_probes(study)
+    counts = cooccurrence(Corpus.load(study / "data", study), asked.nouns, window)
+    for run in runs:
+        analyze(
+            run, asked, counts, what,
+            draws=draws, intervene_steps=list(intervene_steps) or None, intervene_contexts=intervene_contexts,
+        )  # fmt: skip
+    _summarise(study)
+    return study
+
+
+def _summarise(study: Path) -> None:
+    gains = read_table(study, "gain")
+    for (model, seed), frame in gains.groupby(["model", "seed"]):
+        last = frame[frame["step"] == frame["step"].max()]
+        mean, low, high = gain_interval(last)
+        _say(f"{model} seed {seed}, step {last['step'].iloc[0]}: gain {mean:.2f} nats [{low:.2f}, {high:.2f}]")
+    table = read_table(study, "interventions")
+    for row in table.itertuples():
+        _say(
+            f"{row.model} seed {row.seed}, step {row.step}: {row.kind} heads ({row.denominator}, span {row.span}) "
+            f"{row.heads_per_example:.2f} per example; surprisal {row.original:.2f}, silenced {row.intervened:.2f}, "
+            f"random heads {row.control:.2f} ± {row.control_sd:.2f}"
+        )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
