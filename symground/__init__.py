@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from symground import ops as ops
-    from symground.analysis import ablate as ablate
-    from symground.analysis import cooccurrence as cooccurrence
-    from symground.analysis import find_heads as find_heads
-    from symground.analysis import gain as gain
-    from symground.analysis import intervene as intervene
-    from symground.analysis import probes as probes
-    from symground.analysis import score as score
-    from symground.analysis import trace as trace
-    from symground.models import attach as attach
-    from symground.models import load as load
-    from symground.reports import report as report
+    from symground.analysis.ablate import ablate as ablate
+    from symground.analysis.cooccurrence import cooccurrence as cooccurrence
+    from symground.analysis.heads import find_heads as find_heads
+    from symground.analysis.gain import gain as gain
+    from symground.analysis.intervene import intervene as intervene
+    from symground.analysis.probes import probes as probes
+    from symground.analysis.score import score as score
+    from symground.analysis.trace import trace as trace
+    from symground.models.attach import attach as attach
+    from symground.models.load import load as load
+    from symground.reports.page import report as report
 
 __version__ = "0.1.0"
 
@@ -47,7 +47,9 @@ def __getattr__(name: str) -> Any:
     try:
         module = importlib.import_module(_HOME[name])
     except ImportError as error:
-        raise ImportError(f"symground.{name} needs more than torch and numpy ({error}); pip install symground") from error
+        raise ImportError(
+            f"symground.{name} needs more than torch and numpy ({error}); pip install symground"
+        ) from error
     return getattr(module, name)
 
 

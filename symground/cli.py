@@ -17,7 +17,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(argv)
     except KeyboardInterrupt:
-        print("symground: interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        print(
+            "symground: interrupted; what was finished is kept, and the same command goes on from there",
+            file=sys.stderr,
+        )
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except Exception as error:
@@ -42,7 +45,7 @@ def _run(argv: list[str]) -> int:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 
-    Flat = tyro.conf.arg(prefix_name=False)  # noqa: N806
+    Flat = tyro.conf.arg(prefix_name=False)
 
     @dataclass(frozen=True)
     class Demo:

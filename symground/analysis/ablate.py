@@ -50,7 +50,9 @@ def ablate(
     for i, pairs in enumerate(sets):
         for pair in pairs:
             if not _is_pair(pair):
-                raise ValueError(f"heads: expected (layer, head) pairs, or a collection of pairs per example; got {pair!r}")
+                raise ValueError(
+                    f"heads: expected (layer, head) pairs, or a collection of pairs per example; got {pair!r}"
+                )
             layer, head = pair
             if layer not in shape or not 0 <= head < shape[layer]:
                 raise ValueError(

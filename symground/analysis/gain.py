@@ -44,5 +44,7 @@ def gain_interval(gains: pd.DataFrame, level: float = 0.95, seed: int = 0) -> tu
     if len(values) < 2 or np.ptp(values) == 0:
         return float(values.mean()), float(values.mean()), float(values.mean())
     rng = np.random.default_rng(seed)
-    interval = stats.bootstrap((values,), np.mean, confidence_level=level, n_resamples=2000, rng=rng).confidence_interval
+    interval = stats.bootstrap(
+        (values,), np.mean, confidence_level=level, n_resamples=2000, rng=rng
+    ).confidence_interval
     return float(values.mean()), float(interval.low), float(interval.high)

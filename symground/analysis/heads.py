@@ -56,4 +56,5 @@ def head_shares(trace: xr.Dataset, kind: str = "aggregate", denominator: str = "
             raise ValueError(f"trace: {kind} heads need the {dimension} {name!r}; it has {', '.join(there)}")
     flow = trace.flow.sel(query_group=query, key_group=key, drop=True)
     total = trace.row_total.sel(query_group=query, drop=True) if denominator == "row" else trace.matrix_total
-    return (flow / total.where(total > 0)).fillna(0.0).rename("share")
+    shares: xr.DataArray = (flow / total.where(total > 0)).fillna(0.0).rename("share")
+    return shares

@@ -209,4 +209,6 @@ def saliency_by_region(traced: xr.Dataset) -> xr.DataArray:
     at_p = traced.saliency.isel(query=traced.prediction)  # (example, layer, key)
     names = [*traced.key_group.values.tolist(), "other"]
     sums = [at_p.where(traced.group == i, 0.0).sum("key") for i in [*range(len(names) - 1), -1]]
-    return xr.concat(sums, dim="region").assign_coords(region=names).mean("example").transpose("layer", "region")
+    by_region: xr.DataArray = xr.concat(sums, dim="region").assign_coords(region=names)
+    mean: xr.DataArray = by_region.mean("example").transpose("layer", "region")
+    return mean

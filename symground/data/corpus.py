@@ -52,9 +52,9 @@ class Corpus:
         for path in [*needed, tokenizer / "tokenizer.json"]:
             if not path.is_file():
                 raise FileNotFoundError(f"{folder} is not a corpus folder: {path} is missing")
-        arrays = [np.load(path, mmap_mode="r") for path in needed[:3]]
+        tokens, documents, starts = (np.load(path, mmap_mode="r") for path in needed[:3])
         statistics = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
-        return Corpus(*arrays, PreTrainedTokenizerFast.from_pretrained(tokenizer), statistics)
+        return Corpus(tokens, documents, starts, PreTrainedTokenizerFast.from_pretrained(tokenizer), statistics)
 
     @property
     def counts(self) -> dict[str, int]:

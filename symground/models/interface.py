@@ -38,7 +38,9 @@ def key_range_mask(
         ValueError: a mask that is not causal with padding on one side or both.
     """
     if mask_function is not causal_mask_function:
-        raise ValueError("attention_mask: symground supports causal masks with padding only; this model asks for another")
+        raise ValueError(
+            "attention_mask: symground supports causal masks with padding only; this model asks for another"
+        )
     if kv_offset or (isinstance(q_offset, int) and q_offset + q_length != kv_length):
         raise ValueError("past_key_values: symground supports the dynamic cache only; got one of fixed size")
     if attention_mask is None:

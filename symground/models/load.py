@@ -45,7 +45,7 @@ def load(path: str | Path, step: int | None = None, *, device: str | None = None
         raise
     attach(model)
     model.eval()
-    return model.to(device) if device else model
+    return model.to(device) if device else model  # type: ignore[arg-type]
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:

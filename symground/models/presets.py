@@ -31,7 +31,9 @@ PRESETS: dict[str, GPT2Config | LSTMConfig] = {
 }
 
 
-def create(preset: str, vocab_size: int, seed: int = 0, positions: int = 1024, pad_token_id: int = 1) -> PreTrainedModel:
+def create(
+    preset: str, vocab_size: int, seed: int = 0, positions: int = 1024, pad_token_id: int = 1
+) -> PreTrainedModel:
     """A randomly initialised, attached model of the named size.
 
     Args:

@@ -27,7 +27,7 @@ def check_attention(
     """The checks common to every attention op; raises ValueError naming the argument."""
     check.has_shape("q", q, "B,H,T,D", (None,) * 4)
     check.is_floating("q", q)
-    batch, heads, queries, size = q.shape
+    batch, heads, _, size = q.shape
     check.has_shape("k", k, "B,Hk,S,D", (batch, None, None, size))
     check.has_shape("v", v, "B,Hk,S,D", tuple(k.shape))
     check.matches("k", k, "q", q)
@@ -39,7 +39,9 @@ def check_attention(
     if scale is not None and not isinstance(scale, (int, float)):
         raise ValueError(f"scale: expected a number or None, got {type(scale).__name__}")
     if window is not None and (not causal or isinstance(window, bool) or not isinstance(window, int) or window < 1):
-        raise ValueError(f"window: expected an integer of at least 1, with causal=True; got {window!r}, causal={causal}")
+        raise ValueError(
+            f"window: expected an integer of at least 1, with causal=True; got {window!r}, causal={causal}"
+        )
     check.key_range(key_range, batch, k.shape[2], q)
     check.gate(gate, batch, heads, q)
 

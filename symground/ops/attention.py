@@ -41,7 +41,8 @@ def attention(
         window: each query sees only the last ``window`` of its causal keys; needs ``causal=True``.
         gate: [H] or [B,H]; multiplies each head's output. Gate 0 gives exactly 0.
         saliency_probe: [B,T,S], storage of one element is enough (``torch.zeros(1).expand(B, T, S)``). Its values are
-            taken to be 0; its *gradient* is the signed saliency Σ_h S_h, S_h[i,j] = gate_h · A_h[i,j] · ⟨dO_h[i], V_h[j]⟩.
+            taken to be 0; its *gradient* is the signed saliency Σ_h S_h, with
+            S_h[i,j] = gate_h · A_h[i,j] · ⟨dO_h[i], V_h[j]⟩.
         flow_probe: [B,H,Gq,Gk], likewise; its gradient is the flow F_h[a,b] = Σ_{i∈a, j∈b} |S_h[i,j]|.
         query_groups, key_groups: [B,T] and [B,S] int group ids for ``flow_probe``, -1 in no group.
         impl: None picks by device; a named implementation is never replaced by another.

@@ -53,19 +53,24 @@ def gain_curves(gains: pd.DataFrame) -> str:
     return _svg(figure)
 
 
-def r2_curves(r2: pd.DataFrame) -> str:
-    """R² over training; an upward triangle is a rising slope, a downward one a falling slope."""
+def r2_curves(r2: pd.DataFrame, gains: pd.DataFrame) -> str:
+    """R² over training where the mean gain is above 0 by its 95 % interval; triangles point along the slope."""
+    by_noun = gains.groupby(["model", "step", "target"])["gain"].mean().groupby(["model", "step"])
+    above = by_noun.mean() - 1.96 * by_noun.sem() > 0
     figure = _figure(5.2, 3.1)
     axes = figure.subplots()
     for model, colour in zip(sorted(r2["model"].unique()), _colours(), strict=False):
-        frame = r2[(r2["model"] == model) & r2["r2"].notna()]
-        mean = frame.groupby("step")[["r2", "slope"]].mean()
+        mean = r2[(r2["model"] == model) & r2["r2"].notna()].groupby("step")[["r2", "slope"]].mean()
+        mean = mean[above[model].reindex(mean.index).to_numpy(dtype=bool)]
+        if mean.empty:
+            continue
         axes.plot(mean.index, mean["r2"], color=colour, linewidth=1.2, label=model)
         for marker, rising in (("^", True), ("v", False)):
             part = mean[(mean["slope"] > 0) == rising]
             axes.plot(part.index, part["r2"], marker, color=colour, markersize=4)
     axes.set(xlabel="step", ylabel="R² of gain on log(1 + co-occurrence)", ylim=(0, 1))
-    axes.legend()
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
     return _svg(figure)
 
 
@@ -100,7 +105,7 @@ def _colours() -> tuple[str, ...]:
 
 
 def _figure(width: float, height: float) -> Figure:
-    matplotlib.rcParams.update(_STYLE)
+    matplotlib.rcParams.update(_STYLE)  # type: ignore[arg-type]
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -32,7 +32,9 @@ def report(study: str | Path) -> Path:
     if len(missing) == len(TABLES):
         raise FileNotFoundError(f"{study} has no results yet; run: symground analyze {study}")
     environment = Environment(
-        loader=PackageLoader("symground.reports", "."), autoescape=select_autoescape(["html", "jinja"]), trim_blocks=True
+        loader=PackageLoader("symground.reports", "."),
+        autoescape=select_autoescape(["html", "jinja"]),
+        trim_blocks=True,
     )
     environment.filters["table"] = _table
     examples = len(config["nouns"]) * len(config["contexts"])
@@ -61,8 +63,8 @@ def _sections(results: dict[str, pd.DataFrame], examples: int) -> dict[str, Any]
         sections["final"] = tables.final_gains(gains)
         sections["curves"] = Markup(figures.surprisal_curves(gains))
         sections["gain"] = Markup(figures.gain_curves(gains))
-    if not r2.empty:
-        sections["r2"] = Markup(figures.r2_curves(r2))
+    if not r2.empty and not gains.empty:
+        sections["r2"] = Markup(figures.r2_curves(r2, gains))
     if not saliency.empty:
         sections["saliency"] = Markup(figures.saliency_layers(saliency))
     if not heads.empty:

@@ -65,7 +65,9 @@ def intervention_table(interventions: pd.DataFrame) -> pd.DataFrame:
     """The interventions in the study's form; *** p < 0.001, ** p < 0.01, * p < 0.05, paired over examples."""
     if interventions.empty:
         return pd.DataFrame()
-    stars = np.select([interventions["p"] < 0.001, interventions["p"] < 0.01, interventions["p"] < 0.05], ["***", "**", "*"], "")
+    stars = np.select(
+        [interventions["p"] < 0.001, interventions["p"] < 0.01, interventions["p"] < 0.05], ["***", "**", "*"], ""
+    )
     return pd.DataFrame(
         {
             "model": interventions["model"],

@@ -49,7 +49,7 @@ def train(corpus: Corpus, settings: TrainSettings, run: str | Path, device: str 
     _claim(run, corpus, settings)
     pad = corpus.tokenizer.pad_token_id
     model = create(settings.model, len(corpus.tokenizer), settings.seed, positions=settings.length, pad_token_id=pad)
-    model.to(device).train()
+    model.to(device).train()  # type: ignore[arg-type]
     optimizer = _optimizer(model, settings)
     sampler = RowSampler(
         corpus.tokens, corpus.documents, corpus.starts, settings.batch_size, settings.length, settings.seed, pad
@@ -97,7 +97,7 @@ def _step(
     hidden = hidden_states(model, inputs)  # [B,T,D]; padding stands at the end, where nothing that counts sees it
     loss = ops.linear_cross_entropy(hidden.flatten(0, 1), head.weight, targets.flatten(), head.bias)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
     return loss.detach()
@@ -124,7 +124,11 @@ def _claim(run: Path, corpus: Corpus, settings: TrainSettings) -> None:
         if differing:
             raise ValueError(f"{run} holds a run of other settings: {'; '.join(differing)}. Choose another folder.")
         return
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     write_json(path, {**config, "versions": versions})
 
@@ -143,7 +147,11 @@ class _Log:
     def __init__(self, path: Path, done: int) -> None:
         kept = []
         if done and path.is_file():
-            kept = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= done]
+            kept = [
+                line
+                for line in path.read_text().splitlines()
+                if line.endswith("}") and json.loads(line)["step"] <= done
+            ]
         path.write_text("".join(line + "\n" for line in kept))
         self._path, self._started = path, time.perf_counter()
 
