@@ -36,6 +36,7 @@ def attach(model: M) -> M:
         found = _attention_layers(model)
         register()
         model.set_attn_implementation(NAME)
+        model.register_forward_pre_hook(_refuse_output_attentions, with_kwargs=True)
         if "position_ids" in inspect.signature(model.base_model.forward).parameters:
             model.base_model.register_forward_pre_hook(_derive_position_ids, with_kwargs=True)
     object.__setattr__(model, _ATTACHED, found)
@@ -65,6 +66,11 @@ def _attention_layers(model: PreTrainedModel) -> tuple[Mixer, ...]:
     if not found:
         raise ValueError(f"model: found no attention layers with heads in {type(model).__name__}")
     return tuple(sorted(found, key=lambda mixer: mixer.layer))
+
+
+def _refuse_output_attentions(module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if kwargs.get("output_attentions") or getattr(module.config, "output_attentions", False):
+        raise ValueError("output_attentions: symground never builds the attention matrix; use symground.trace instead")
 
 
 def _derive_position_ids(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -79,8 +79,6 @@ def attention_forward(
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
             raise ValueError(f"{type(module).__name__}: symground's attention does not support {name}")
-    if kwargs.get("output_attentions"):
-        raise ValueError("output_attentions: symground never builds the attention matrix; use symground.trace instead")
     if attention_mask is not None and tuple(attention_mask.shape) != (query.shape[0], 2):
         raise ValueError(
             f"attention_mask: expected [B,S] with padding at the ends, or none; got shape {list(attention_mask.shape)}"

@@ -1,0 +1,54 @@
+"""Shared fixtures: a tiny corpus, a tiny GPT-2 and a tiny LSTM, and the real corpora where they are at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import symground as sg
+from symground.data import Corpus, CorpusBuilder, GeneratedSettings, add_scenes
+from symground.models.lstm import LSTMConfig, LSTMForCausalLM
+
+# Examples are drawn from a fixed seed and take as long as they take: a test never fails for being slow.
+settings.register_profile(
+    "symground", deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("symground")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of the real corpora; skips, by name, where SYMGROUND_DATA is not set."""
+    folder = os.environ.get("SYMGROUND_DATA")
+    if not folder:
+        pytest.skip("SYMGROUND_DATA is not set: real-data test")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Corpus:
+    builder = CorpusBuilder()
+    add_scenes(builder, GeneratedSettings(scenes=1000, nouns=6))
+    return builder.build()
+
+
+@pytest.fixture
+def gpt2() -> GPT2LMHeadModel:
+    """A tiny attached GPT-2 with random weights, in evaluation."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=101, n_positions=32, n_embd=24, n_layer=3, n_head=3, initializer_range=0.3,
+        attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0, bos_token_id=None, eos_token_id=None, pad_token_id=1,
+    )  # fmt: skip
+    return sg.attach(GPT2LMHeadModel(config)).eval()
+
+
+@pytest.fixture
+def lstm() -> LSTMForCausalLM:
+    torch.manual_seed(0)
+    return sg.attach(LSTMForCausalLM(LSTMConfig(vocab_size=101, hidden_size=16, num_hidden_layers=2))).eval()

@@ -1,0 +1,83 @@
+"""The generated corpus and the corpus on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from symground.data import Corpus, CorpusBuilder, GeneratedSettings, add_scenes, nouns_over_threshold
+
+
+def build(**changes: object) -> Corpus:
+    builder = CorpusBuilder()
+    add_scenes(builder, GeneratedSettings(**{"scenes": 120, "nouns": 8, **changes}))  # type: ignore[arg-type]
+    return builder.build()
+
+
+def test_same_seed_same_corpus() -> None:
+    first, second, other = build(), build(), build(seed=1)
+    assert np.array_equal(first.tokens, second.tokens)
+    assert first.tokenizer.get_vocab() == second.tokenizer.get_vocab()
+    assert not np.array_equal(first.tokens, other.tokens)
+
+
+def test_env_and_lan_are_different_tokens_and_ids_go_by_frequency(corpus: Corpus) -> None:
+    vocabulary = corpus.tokenizer.get_vocab()
+    assert (vocabulary["[UNK]"], vocabulary["[PAD]"]) == (0, 1)
+    assert vocabulary["book:<ENV>"] != vocabulary["book:<LAN>"]
+    counts = np.bincount(corpus.tokens, minlength=len(vocabulary))
+    assert (np.diff(counts[2:]) <= 0).all()
+    assert corpus.tokenizer.decode(corpus.tokens[:1]) == "<CHI>"
+
+
+def test_documents_and_starts_bound_the_tokens(corpus: Corpus) -> None:
+    assert corpus.documents[0] == 0
+    assert corpus.documents[-1] == len(corpus.tokens)
+    assert (np.diff(corpus.documents) > 0).all()
+    assert len(corpus.starts) == 1000
+    assert set(corpus.documents[:-1]) <= set(corpus.starts)
+
+
+def test_saves_and_loads_the_same(tmp_path: Path) -> None:
+    corpus = build()
+    corpus.save(tmp_path / "corpus")
+    again = Corpus.load(tmp_path / "corpus")
+    for name in ("tokens", "documents", "starts"):
+        assert np.array_equal(getattr(corpus, name), getattr(again, name))
+    assert again.counts == corpus.counts
+    assert again.statistics == corpus.statistics
+    (tmp_path / "corpus" / "starts.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"starts\.npy is missing"):
+        Corpus.load(tmp_path / "corpus")
+
+
+def test_dials() -> None:
+    background = build(background=1.0).counts
+    assert background["near:<ENV>"] + background["by:<ENV>"] > 0
+    assert "near:<ENV>" not in build().counts
+    flat, steep = (build(zipf=z, scenes=2000, unsupported=0.0).counts for z in (0.0, 2.0))
+    assert steep["box:<ENV>"] / steep["table:<ENV>"] > 5 * flat["box:<ENV>"] / flat["table:<ENV>"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("nouns", 1), ("nouns", 101), ("scenes", 0), ("repeat", 1.5), ("max_talk", 1)]
+)
+def test_dials_out_of_range_are_named(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: expected"):
+        GeneratedSettings(**{name: value})  # type: ignore[arg-type]
+
+
+def test_threshold_names_the_closest() -> None:
+    counts = {"box:<ENV>": 7, "box:<LAN>": 9, "book:<ENV>": 3, "book:<LAN>": 3}
+    assert nouns_over_threshold(counts, 3) == ["box", "book"]
+    with pytest.raises(ValueError, match=r"no noun stands at least 10 times .* box \(7\), book \(3\)"):
+        nouns_over_threshold(counts, 10)
+    with pytest.raises(ValueError, match="only 'box' stands at least 5 times"):
+        nouns_over_threshold(counts, 5)
+
+
+def test_an_empty_corpus_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected at least one token"):
+        CorpusBuilder().build()

@@ -1,0 +1,261 @@
+"""Attention and its saliency against autograd through a materialised attention matrix, in float64."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from symground import ops
+
+
+class Case(NamedTuple):
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    grad_out: Tensor
+    kw: dict[str, Any]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    batch, hk, repeat = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    t, size = draw(st.integers(1, 9)), draw(st.sampled_from((1, 3, 8)))
+    s = draw(st.integers(1, 9))
+    causal = draw(st.booleans())
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    kw: dict[str, Any] = {"causal": causal, "scale": draw(st.sampled_from((None, 0.7)))}
+    if draw(st.booleans()):
+        bounds = [sorted(draw(st.tuples(st.integers(0, s), st.integers(0, s)))) for _ in range(batch)]
+        kw["key_range"] = torch.tensor(bounds)
+    if causal and draw(st.booleans()):
+        kw["window"] = draw(st.integers(1, s))
+    if draw(st.booleans()):
+        shape = draw(st.sampled_from(((hk * repeat,), (batch, hk * repeat))))
+        kw["gate"] = torch.tensor([0.0, 1.0, 0.4], dtype=torch.float64)[
+            torch.randint(3, shape, generator=generator)
+        ]
+    return Case(
+        normal(batch, hk * repeat, t, size), normal(batch, hk, s, size), normal(batch, hk, s, size),
+        normal(batch, hk * repeat, t, size), kw,
+    )  # fmt: skip
+
+
+def by_hand(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    """(output, lse, S [B,H,T,S]) with loops over positions, the definitions word for word."""
+    q, k, v, grad_out, kw = case
+    batch, heads, t, size = q.shape
+    s = k.shape[2]
+    scale = kw["scale"] or size**-0.5
+    out = torch.zeros_like(q)
+    lse = torch.full(q.shape[:3], float("-inf"), dtype=torch.float64)
+    saliency = torch.zeros(batch, heads, t, s, dtype=torch.float64)
+    for b in range(batch):
+        for h in range(heads):
+            kh = h // (heads // k.shape[1])
+            gate = 1.0 if kw.get("gate") is None else kw["gate"].expand(batch, heads)[b, h]
+            for i in range(t):
+                last = i + s - t if kw["causal"] else s - 1
+                first = last - kw["window"] + 1 if kw.get("window") else 0
+                low, high = (0, s) if kw.get("key_range") is None else kw["key_range"][b].tolist()
+                keys = [j for j in range(s) if first <= j <= last and low <= j < high]
+                if not keys:
+                    continue
+                scores = torch.stack([q[b, h, i] @ k[b, kh, j] * scale for j in keys])
+                lse[b, h, i] = scores.logsumexp(0)
+                for j, a in zip(keys, scores.softmax(0), strict=True):
+                    out[b, h, i] += gate * a * v[b, kh, j]
+                    saliency[b, h, i, j] = gate * a * (grad_out[b, h, i] @ v[b, kh, j])
+    return out, lse, saliency
+
+
+@given(cases())
+def test_forward_is_the_definition(case: Case) -> None:
+    out, lse = ops.attention(case.q, case.k, case.v, **case.kw)
+    expected_out, expected_lse, _ = by_hand(case)
+    torch.testing.assert_close(out, expected_out)
+    torch.testing.assert_close(lse, expected_lse)
+    assert not lse.requires_grad
+
+
+@given(cases())
+def test_saliency_is_the_definition_and_the_gradient_of_the_probe(case: Case) -> None:
+    q, k, v, grad_out, kw = case
+    _, lse, saliency = by_hand(case)
+    torch.testing.assert_close(ops.attention_saliency(q, k, v, grad_out, lse, signed=True, **kw), saliency.sum(1))
+    torch.testing.assert_close(ops.attention_saliency(q, k, v, grad_out, lse, **kw), saliency.sum(1).abs())
+    batch, _, t, _ = q.shape
+    probe = torch.zeros(1, dtype=torch.float64).expand(batch, t, k.shape[2]).requires_grad_()
+    out, _ = ops.attention(q, k, v, **kw, saliency_probe=probe)
+    (out * grad_out).sum().backward()
+    torch.testing.assert_close(probe.grad, saliency.sum(1))
+
+
+@given(cases(), st.integers(0, 10**6))
+def test_rows_are_rows_of_the_matrix(case: Case, seed: int) -> None:
+    q, k, v, grad_out, kw = case
+    _, lse, saliency = by_hand(case)
+    rows = torch.randint(q.shape[2], (q.shape[0], 2), generator=torch.Generator().manual_seed(seed))
+    got = ops.attention_saliency_rows(q, k, v, grad_out, lse, rows, **kw)
+    for b in range(q.shape[0]):
+        torch.testing.assert_close(got[b], saliency[b][:, rows[b]])
+
+
+@given(cases(), st.integers(0, 10**6))
+def test_flow_sums_the_groups_and_is_the_gradient_of_the_probe(case: Case, seed: int) -> None:
+    q, k, v, grad_out, kw = case
+    batch, heads, t, _ = q.shape
+    s = k.shape[2]
+    generator = torch.Generator().manual_seed(seed)
+    query_groups = torch.randint(-1, 2, (batch, t), generator=generator)
+    key_groups = torch.randint(-1, 3, (batch, s), generator=generator)
+    _, lse, saliency = by_hand(case)
+    flow = torch.zeros(batch, heads, 2, 3, dtype=torch.float64)
+    row_total = torch.zeros(batch, heads, 2, dtype=torch.float64)
+    for b in range(batch):
+        for i in range(t):
+            if query_groups[b, i] < 0:
+                continue
+            row_total[b, :, query_groups[b, i]] += saliency[b, :, i].abs().sum(-1)
+            for j in range(s):
+                if key_groups[b, j] >= 0:
+                    flow[b, :, query_groups[b, i], key_groups[b, j]] += saliency[b, :, i, j].abs()
+    got = ops.attention_flow(q, k, v, grad_out, lse, query_groups, key_groups, 2, 3, **kw)
+    torch.testing.assert_close(got[0], flow)
+    torch.testing.assert_close(got[1], row_total)
+    torch.testing.assert_close(got[2], saliency.abs().sum((-1, -2)))
+    probe = torch.zeros(1, dtype=torch.float64).expand(batch, heads, 2, 3).requires_grad_()
+    out, _ = ops.attention(q, k, v, **kw, flow_probe=probe, query_groups=query_groups, key_groups=key_groups)
+    (out * grad_out).sum().backward()
+    torch.testing.assert_close(probe.grad, flow)
+
+
+@given(cases())
+def test_row_identity(case: Case) -> None:
+    """Σ_j S_h[i,j] = ⟨dO_h[i], O_h[i]⟩, summed over heads."""
+    q, k, v, grad_out, kw = case
+    out, lse = ops.attention(q, k, v, **kw)
+    signed = ops.attention_saliency(q, k, v, grad_out, lse, signed=True, **kw)
+    torch.testing.assert_close(signed.sum(-1), (grad_out * out).sum((1, 3)))
+
+
+@given(cases())
+def test_gradients_are_autograds(case: Case) -> None:
+    """Gradients of q, k, v equal those through the loop above's matrix; empty rows give 0, never NaN."""
+    leaves = [x.clone().requires_grad_() for x in (case.q, case.k, case.v)]
+    out, _ = ops.attention(*leaves, **case.kw)
+    got = torch.autograd.grad((out * case.grad_out).sum(), leaves, materialize_grads=True)
+    by_hand_leaves = [x.clone().requires_grad_() for x in (case.q, case.k, case.v)]
+    expected, _, _ = by_hand(Case(*by_hand_leaves, case.grad_out, case.kw))
+    wanted = (
+        torch.autograd.grad((expected * case.grad_out).sum(), by_hand_leaves, materialize_grads=True)
+        if expected.requires_grad
+        else [torch.zeros_like(x) for x in by_hand_leaves]
+    )
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_gradcheck() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, h, 4, 3, dtype=torch.float64, requires_grad=True) for h in (4, 2, 2))
+    gate = torch.rand(2, 4, dtype=torch.float64, requires_grad=True)
+    key_range = torch.tensor([[0, 3], [2, 4]])  # the second example has rows with no valid key
+    assert torch.autograd.gradcheck(
+        lambda q, k, v, gate: ops.attention(q, k, v, key_range=key_range, gate=gate)[0], (q, k, v, gate)
+    )
+
+
+def test_probes_add_up_over_micro_batches_and_store_one_number() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 5, 4) for _ in range(3))
+    probe = torch.zeros(1).expand(1, 5, 5).requires_grad_()
+    assert probe.untyped_storage().nbytes() == 4
+    ops.attention(q, k, v, saliency_probe=probe)[0].sum().backward()
+    assert probe.grad is not None
+    once = probe.grad.clone()
+    ops.attention(q, k, v, saliency_probe=probe)[0].sum().backward()
+    torch.testing.assert_close(probe.grad, 2 * once)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_accumulates_in_float32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 16, 8).to(dtype) for _ in range(3))
+    out, lse = ops.attention(q, k, v)
+    exact, exact_lse = ops.attention(q.double(), k.double(), v.double())
+    assert out.dtype == dtype
+    assert lse.dtype == torch.float32
+    torch.testing.assert_close(lse, exact_lse.float())
+    torch.testing.assert_close(out, exact.to(dtype))
+
+
+def test_non_contiguous_inputs() -> None:
+    torch.manual_seed(0)
+    packed = torch.randn(2, 6, 3, 2, 4, dtype=torch.float64)  # [B,T,3,H,D]
+    q, k, v = (packed[:, :, i].transpose(1, 2) for i in range(3))
+    torch.testing.assert_close(
+        ops.attention(q, k, v)[0], ops.attention(q.contiguous(), k.contiguous(), v.contiguous())[0]
+    )
+
+
+def test_compiles_without_a_graph_break() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 5, 4) for _ in range(3))
+    key_range = torch.tensor([[1, 5]])
+
+    def saliency(q: Tensor, k: Tensor, v: Tensor, probe: Tensor) -> Tensor:
+        return ops.attention(q, k, v, key_range=key_range, saliency_probe=probe)[0].square().sum()
+
+    probes = [torch.zeros(1).expand(1, 5, 5).requires_grad_() for _ in range(2)]
+    saliency(q, k, v, probes[0]).backward()
+    torch.compile(saliency, fullgraph=True, backend="aot_eager")(q, k, v, probes[1]).backward()
+    torch.testing.assert_close(probes[0].grad, probes[1].grad)
+
+
+BAD = {
+    "q": {"q": torch.zeros(2, 2, 4)},
+    "k": {"k": torch.zeros(2, 3, 5, 8)},
+    "v": {"v": torch.zeros(2, 1, 6, 8)},
+    "head size": {"q": torch.zeros(2, 2, 4, 257), "k": torch.zeros(2, 1, 5, 257), "v": torch.zeros(2, 1, 5, 257)},
+    "key_range": {"key_range": torch.tensor([[0, 6], [0, 5]])},
+    "key_range: expected an integer": {"key_range": torch.zeros(2, 2)},
+    "window": {"window": 0},
+    "window: expected an integer of at least 1, with causal=True": {"window": 2, "causal": False},
+    "gate": {"gate": torch.ones(3)},
+    "gate: expected numbers, got NaN": {"gate": torch.tensor([1.0, float("nan")])},
+    "impl": {"impl": "nonsense"},
+    "saliency_probe": {"saliency_probe": torch.zeros(2, 4, 4)},
+    "query_groups: expected group ids": {"flow_probe": torch.zeros(2, 2, 1, 1)},
+    "key_groups: expected group ids in": {
+        "flow_probe": torch.zeros(2, 2, 1, 1),
+        "query_groups": torch.zeros(2, 4, dtype=torch.long),
+        "key_groups": torch.ones(2, 5, dtype=torch.long),
+    },
+    "k: expected dtype": {"k": torch.zeros(2, 1, 5, 8, dtype=torch.float64)},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_arguments_are_named(message: str) -> None:
+    good = {"q": torch.zeros(2, 2, 4, 8), "k": torch.zeros(2, 1, 5, 8), "v": torch.zeros(2, 1, 5, 8)}
+    with pytest.raises(ValueError, match=message):
+        ops.attention(**{**good, **BAD[message]})
+
+
+def test_saliency_refuses_a_gradient_of_another_shape() -> None:
+    q = k = v = torch.zeros(1, 2, 4, 8)
+    with pytest.raises(ValueError, match=r"grad_out: expected shape \[B,H,T,D\] = \[1, 2, 4, 8\], got \[1, 2, 3, 8\]"):
+        ops.attention_saliency(q, k, v, torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 4))
+    with pytest.raises(ValueError, match=r"rows: expected positions in \[0, T\)"):
+        ops.attention_saliency_rows(q, k, v, q, torch.zeros(1, 2, 4), torch.tensor([[4]]))
+    with pytest.raises(ValueError, match=r"query_groups: expected group ids in \[-1, 0\] for 1 groups"):
+        ops.attention_flow(q, k, v, q, torch.zeros(1, 2, 4), torch.ones(1, 4).long(), torch.ones(1, 4).long(), 1, 2)
