@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from symground import ops as ops
     from symground.analysis.ablate import ablate as ablate
     from symground.analysis.cooccurrence import cooccurrence as cooccurrence
-    from symground.analysis.heads import find_heads as find_heads
     from symground.analysis.gain import gain as gain
+    from symground.analysis.heads import find_heads as find_heads
     from symground.analysis.intervene import intervene as intervene
     from symground.analysis.probes import probes as probes
     from symground.analysis.score import score as score

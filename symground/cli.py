@@ -1,10 +1,13 @@
 """The command line: ``symground demo | data | train | analyze | report | run``."""
 
+import io
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 _EPILOGUE = "Every command also takes --debug, which shows the whole traceback of an error."
 
@@ -36,7 +39,7 @@ def _run(argv: list[str]) -> int:
     import tyro
     from transformers.utils import logging
 
-    from symground.recipes import StudySettings, analyze_study, demo_settings, prepare, run_study, train_study
+    from symground.recipes import DemoSettings, StudySettings, analyze_study, prepare, run_study, train_study
     from symground.recipes.study import GENERATED
     from symground.reports import report
     from symground.training import Optimization
@@ -45,35 +48,30 @@ def _run(argv: list[str]) -> int:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 
-    Flat = tyro.conf.arg(prefix_name=False)
-
-    @dataclass(frozen=True)
-    class Demo:
+    @dataclass(frozen=True, kw_only=True)
+    class Demo(DemoSettings):
         """Train a GPT-2 and an LSTM on the generated corpus, analyse them and write the report."""
 
         out: str = "runs/demo"
         """Folder of the study."""
-        settings: Annotated[StudySettings, Flat] = field(default_factory=demo_settings)
 
-    @dataclass(frozen=True)
-    class Run:
+    @dataclass(frozen=True, kw_only=True)
+    class Run(StudySettings):
         """Corpus to report: prepare, train, analyse. Run it again to go on where it stopped."""
 
         corpus: tyro.conf.Positional[tuple[str, ...]]
         """'generated', or CHAT transcripts: .cha files, folders, .zip or .tar.* archives."""
         out: str | None = None
         """Folder of the study; runs/ and the corpus's name by default."""
-        settings: Annotated[StudySettings, Flat] = field(default_factory=StudySettings)
 
-    @dataclass(frozen=True)
-    class Data:
+    @dataclass(frozen=True, kw_only=True)
+    class Data(StudySettings):
         """Make a study's folder: tokenizer, token arrays, nouns and contexts."""
 
         corpus: tyro.conf.Positional[tuple[str, ...]]
         """'generated', or CHAT transcripts: .cha files, folders, .zip or .tar.* archives."""
         out: str
         """Folder of the study."""
-        settings: Annotated[StudySettings, Flat] = field(default_factory=StudySettings)
 
     @dataclass(frozen=True)
     class Train:
@@ -85,7 +83,7 @@ def _run(argv: list[str]) -> int:
         """Preset."""
         seed: int = 0
         """Of the weights and the order of the rows."""
-        optimization: Annotated[Optimization, Flat] = field(default_factory=Optimization)
+        optimization: tyro.conf.OmitArgPrefixes[Optimization] = field(default_factory=Optimization)
 
     @dataclass(frozen=True)
     class Analyze:
@@ -114,17 +112,27 @@ def _run(argv: list[str]) -> int:
     commands: dict[str, Any] = {
         "demo": Demo, "run": Run, "data": Data, "train": Train, "analyze": Analyze, "report": Report,
     }  # fmt: skip
-    command = tyro.extras.subcommand_cli_from_dict(
-        commands, args=argv, prog="symground", description=f"{__doc__}\n\n{_EPILOGUE}"
-    )
+    printed = io.StringIO()
+    try:
+        with redirect_stderr(printed):
+            command = tyro.extras.subcommand_cli_from_dict(
+                commands, args=argv, prog="symground", description=f"{__doc__}\n\n{_EPILOGUE}"
+            )
+    except SystemExit as stop:
+        if stop.code:
+            print(f"symground: {_first_sentence(printed.getvalue())} (--help lists what there is)", file=sys.stderr)
+        raise
+    if isinstance(command, (Run, Data)) and not command.corpus:
+        print("symground: CORPUS: expected 'generated' or paths of transcripts, got nothing", file=sys.stderr)
+        return 2
     match command:
         case Demo():
-            written = run_study([GENERATED], command.out, command.settings)
+            written = run_study([GENERATED], command.out, command)
         case Run():
             out = command.out or f"runs/{Path(command.corpus[0]).name.partition('.')[0]}"
-            written = run_study(command.corpus, out, command.settings)
+            written = run_study(command.corpus, out, command)
         case Data():
-            prepare(command.corpus, command.out, command.settings)
+            prepare(command.corpus, command.out, command)
             written = Path(command.out)
         case Train():
             train_study(Path(command.study), [command.model], [command.seed], command.optimization)
@@ -138,6 +146,14 @@ def _run(argv: list[str]) -> int:
             written = report(command.study)
     print(written)
     return 0
+
+
+def _first_sentence(printed: str) -> str:
+    """What tyro says first: without its frame or, where it draws none, its title; without the hints below."""
+    lines = [line.strip(" │") for line in printed.splitlines() if not line.startswith(("╭", "╰"))]
+    sections = re.split(r"\n[-─]{3,}\n", "\n".join(lines))
+    said = sections[0] if "╭" in printed or len(sections) == 1 else sections[1]
+    return re.sub(r"^Error parsing __tyro\S*: ", "", " ".join(said.split())) or "wrong usage"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
@@ -35,9 +35,9 @@ GENERATED = "generated"
 class StudySettings:
     """Everything a study depends on."""
 
-    chat: Annotated[ChatSettings, tyro.conf.arg(prefix_name=False)] = field(default_factory=ChatSettings)
+    chat: tyro.conf.OmitArgPrefixes[ChatSettings] = field(default_factory=ChatSettings)
     generated: GeneratedSettings = field(default_factory=GeneratedSettings)
-    optimization: Annotated[Optimization, tyro.conf.arg(prefix_name=False)] = field(
+    optimization: tyro.conf.OmitArgPrefixes[Optimization] = field(
         default_factory=lambda: Optimization(length=128, learning_rate=2e-3)
     )
     models: tuple[str, ...] = ("gpt2-4l",)
@@ -68,13 +68,15 @@ class StudySettings:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
 
-def demo_settings() -> StudySettings:
+@dataclass(frozen=True)
+class DemoSettings(StudySettings):
     """The demonstration: a 4-layer GPT-2 and a 4-layer LSTM on the generated corpus, minutes on two cores."""
-    return StudySettings(
-        optimization=Optimization(steps=800),
-        models=("gpt2-4l", "lstm-4l"),
-        intervene_contexts=4,
-    )
+
+    optimization: tyro.conf.OmitArgPrefixes[Optimization] = field(default_factory=lambda: Optimization(steps=800))
+    models: tuple[str, ...] = ("gpt2-4l", "lstm-4l")
+    """Presets to train."""
+    intervene_contexts: int | None = 4
+    """Use only the first so many contexts for interventions; all by default."""
 
 
 def run_study(corpus: Sequence[str], out: str | Path, settings: StudySettings) -> Path:

@@ -40,9 +40,7 @@ def cases(draw: st.DrawFn) -> Case:
         kw["window"] = draw(st.integers(1, s))
     if draw(st.booleans()):
         shape = draw(st.sampled_from(((hk * repeat,), (batch, hk * repeat))))
-        kw["gate"] = torch.tensor([0.0, 1.0, 0.4], dtype=torch.float64)[
-            torch.randint(3, shape, generator=generator)
-        ]
+        kw["gate"] = torch.tensor([0.0, 1.0, 0.4], dtype=torch.float64)[torch.randint(3, shape, generator=generator)]
     return Case(
         normal(batch, hk * repeat, t, size), normal(batch, hk, s, size), normal(batch, hk, s, size),
         normal(batch, hk * repeat, t, size), kw,

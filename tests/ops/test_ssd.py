@@ -83,7 +83,13 @@ def test_saliency_is_the_gradient_through_the_mixing_matrix(z: Inputs) -> None:
 
 def test_gradcheck_and_strong_decay() -> None:
     torch.manual_seed(0)
-    z = [torch.randn(1, 4, 2, 2), torch.rand(1, 4, 2), -torch.rand(2) - 0.1, torch.randn(1, 4, 1, 2), torch.randn(1, 4, 1, 2)]
+    z = [
+        torch.randn(1, 4, 2, 2),
+        torch.rand(1, 4, 2),
+        -torch.rand(2) - 0.1,
+        torch.randn(1, 4, 1, 2),
+        torch.randn(1, 4, 1, 2),
+    ]
     assert torch.autograd.gradcheck(ops.ssd, [w.double().requires_grad_() for w in z])
     strong = [w.clone().requires_grad_() for w in z]
     strong[2] = torch.full((2,), -1e4, requires_grad=True)

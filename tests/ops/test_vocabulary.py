@@ -35,8 +35,12 @@ def test_gradcheck() -> None:
     torch.manual_seed(0)
     hidden, weight, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((3, 2), (5, 2), (5,)))
     candidates, targets = torch.tensor([[0, 4], [1, 1], [2, 3]]), torch.tensor([0, -100, 4])
-    assert torch.autograd.gradcheck(lambda *z: ops.candidate_surprisal(z[0], z[1], candidates, z[2]), (hidden, weight, bias))
-    assert torch.autograd.gradcheck(lambda *z: ops.linear_cross_entropy(z[0], z[1], targets, z[2]), (hidden, weight, bias))
+    assert torch.autograd.gradcheck(
+        lambda *z: ops.candidate_surprisal(z[0], z[1], candidates, z[2]), (hidden, weight, bias)
+    )
+    assert torch.autograd.gradcheck(
+        lambda *z: ops.linear_cross_entropy(z[0], z[1], targets, z[2]), (hidden, weight, bias)
+    )
 
 
 def test_cross_entropy_is_torchs() -> None:
@@ -45,7 +49,9 @@ def test_cross_entropy_is_torchs() -> None:
     targets = torch.tensor([0, 8, -100, 3, -100, 1])
     for reduction in ("mean", "sum"):
         got = ops.linear_cross_entropy(hidden, weight, targets, reduction=reduction)
-        torch.testing.assert_close(got, torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction=reduction))
+        torch.testing.assert_close(
+            got, torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction=reduction)
+        )
     assert ops.linear_cross_entropy(hidden, weight, torch.full((6,), -100)) == 0
 
 
@@ -69,7 +75,10 @@ def test_lens_reads_each_layer_through_its_translator() -> None:
     ("message", "call"),
     [
         ("candidates: expected at least one", lambda h, w: ops.candidate_surprisal(h, w, torch.empty(0).long())),
-        (r"candidates: expected ids in \[0, V\) = \[0, 5\)", lambda h, w: ops.candidate_surprisal(h, w, torch.tensor([5]))),
+        (
+            r"candidates: expected ids in \[0, V\) = \[0, 5\)",
+            lambda h, w: ops.candidate_surprisal(h, w, torch.tensor([5])),
+        ),
         ("candidates: expected shape", lambda h, w: ops.candidate_surprisal(h, w, torch.zeros(2, 1).long())),
         ("weight: expected shape", lambda h, w: ops.candidate_surprisal(h, w[:, :1], torch.tensor([0]))),
         ("targets: expected ids", lambda h, w: ops.linear_cross_entropy(h, w, torch.tensor([0, 5, 1]))),

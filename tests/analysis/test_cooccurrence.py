@@ -1,0 +1,52 @@
+"""Co-occurrence against counting by hand, and R² against a worked case."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import symground as sg
+from symground.analysis import cooccurrence_r2
+from symground.data import Corpus, CorpusBuilder, env, lan
+
+WORDS = [env("a"), env("b"), lan("a"), lan("b"), "<CHI>"]
+
+
+@given(st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=12), min_size=1, max_size=4), st.integers(1, 6))
+def test_counts_pairs_within_the_window_of_one_document(documents: list[list[str]], window: int) -> None:
+    builder = CorpusBuilder()
+    for document in [*documents, WORDS[:1], WORDS[1:2], WORDS[2:3], WORDS[3:4]]:  # so that every word is there
+        builder.add([document])
+    got = sg.cooccurrence(builder.build(), ["a", "b"], window).set_index(["env", "lan"])["count"]
+    for v in "ab":
+        for w in "ab":
+            expected = sum(
+                abs(i - j) <= window
+                for document in documents
+                for i, x in enumerate(document)
+                for j, y in enumerate(document)
+                if x == env(v) and y == lan(w)
+            )
+            assert got[(v, w)] == expected
+
+
+def test_unknown_nouns_and_windows_are_named(corpus: Corpus) -> None:
+    with pytest.raises(ValueError, match="unicorn:<ENV>, unicorn:<LAN>"):
+        sg.cooccurrence(corpus, ["book", "unicorn"])
+    with pytest.raises(ValueError, match="window: expected at least 1 token, got 0"):
+        sg.cooccurrence(corpus, ["book"], 0)
+
+
+def test_r2_by_hand() -> None:
+    counts = pd.DataFrame({"env": list("abc"), "lan": list("abc"), "count": np.expm1([0.0, 1.0, 2.0])})
+    gains = pd.DataFrame({"target": list("cab"), "gain": [3.0, 1.0, 1.0]})
+    row = cooccurrence_r2(gains, counts).iloc[0]
+    # x = (0, 1, 2), y = (1, 1, 3): slope 1, explained 2 of the total 8/3.
+    assert row["slope"] == pytest.approx(1.0)
+    assert row["r2"] == pytest.approx(0.75)
+    masked = cooccurrence_r2(gains.assign(gain=-gains["gain"]), counts).iloc[0]
+    assert np.isnan(masked["r2"])
+    assert masked["mean_gain"] == pytest.approx(-5 / 3)

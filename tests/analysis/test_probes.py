@@ -1,0 +1,118 @@
+"""Probes, their scores and the gain."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import GPT2LMHeadModel, PreTrainedModel
+
+import symground as sg
+from symground.analysis import gain_interval
+from symground.data import Corpus
+from symground.models import create
+
+
+@pytest.fixture(scope="module")
+def model(corpus: Corpus) -> PreTrainedModel:
+    return create("gpt2-4l", len(corpus.tokenizer), positions=32).eval()
+
+
+def test_a_probe_is_the_studys_form(corpus: Corpus) -> None:
+    probes = sg.probes(corpus.tokenizer, ["book", "ball"], [("takes {} from MOT", "what's that a")])
+    text = corpus.tokenizer.decode(probes.input_ids[0, 0])
+    assert text == "<CHI> takes:<ENV> book:<ENV> from:<ENV> MOT:<ENV> <CHI> what's:<LAN> that:<LAN> a:<LAN>"
+    assert corpus.tokenizer.decode(probes.target_ids[:1]) == "book:<LAN>"
+    examples = probes.with_span(1).matched()
+    assert examples.prediction.tolist() == [8, 8]
+    assert examples.key_masks["env"][0].nonzero().flatten().tolist() == [2, 3]
+    assert examples.key_masks["event"][0].nonzero().flatten().tolist() == [0, 1]
+    assert examples.query_masks["env"][0].nonzero().flatten().tolist() == [2]
+
+
+def test_default_probes_are_the_packages_contexts_and_the_known_nouns(corpus: Corpus) -> None:
+    probes = sg.probes(corpus.tokenizer)
+    assert probes.nouns == ("box", "book", "ball", "hand", "paper", "table")
+    assert len(probes.contexts) == 10
+    assert len(probes) == 60
+
+
+def test_missing_words_are_all_named(corpus: Corpus) -> None:
+    with pytest.raises(ValueError, match=r"not in it: unicorn:<ENV>, unicorn:<LAN>, zaps:<ENV>$"):
+        sg.probes(corpus.tokenizer, ["book", "unicorn"], [("zaps {}", "a")])
+    with pytest.raises(ValueError, match="at least two"):
+        sg.probes(corpus.tokenizer, ["book"])
+    with pytest.raises(ValueError, match="span: expected 0 to"):
+        sg.probes(corpus.tokenizer, span=99)
+
+
+def test_contexts_from_a_file(corpus: Corpus, tmp_path: Path) -> None:
+    path = tmp_path / "contexts.json"
+    path.write_text(json.dumps({"env": ["looks at {}"], "lan": ["that's a"]}))
+    assert sg.probes(corpus.tokenizer, contexts=path).contexts == (("looks at {}", "that's a"),)
+    for bad in ("[", "[]", '[{"env": "x"}]', '[{"env": "no slot", "lan": "a"}]'):
+        path.write_text(bad)
+        with pytest.raises(ValueError, match=r"contexts: .*contexts\.json"):
+            sg.probes(corpus.tokenizer, contexts=path)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        sg.probes(corpus.tokenizer, contexts=tmp_path / "none.json")
+
+
+def test_score_is_minus_log_softmax_one_pair_at_a_time(corpus: Corpus, model: PreTrainedModel) -> None:
+    probes = sg.probes(corpus.tokenizer)
+    scores = sg.score(model, probes)
+    assert list(scores.columns) == ["context", "env", "target", "surprisal"]
+    assert len(scores) == 10 * 6 * 6
+    vocabulary = corpus.tokenizer.get_vocab()
+    for row in scores.sample(25, random_state=0).itertuples():
+        ids = probes.input_ids[row.context, probes.nouns.index(row.env), : probes.lengths[row.context]]
+        log_p = torch.log_softmax(model(ids[None]).logits[0, -1].double(), -1)
+        assert row.surprisal == pytest.approx(-log_p[vocabulary[f"{row.target}:<LAN>"]].item(), abs=1e-4)
+    one_by_one = sg.score(model, probes, batch_size=1)
+    np.testing.assert_allclose(one_by_one["surprisal"], scores["surprisal"], atol=1e-5)
+
+
+def test_scores_refuse_what_the_model_cannot_read(corpus: Corpus, gpt2: GPT2LMHeadModel) -> None:
+    probes = sg.probes(corpus.tokenizer)
+    with pytest.raises(ValueError, match="is outside the model's vocabulary of 101"):
+        sg.score(gpt2, probes)
+    short = create("gpt2-4l", len(corpus.tokenizer), positions=5)
+    with pytest.raises(ValueError, match="the model has 5 positions"):
+        sg.score(short, probes)
+    broken = create("gpt2-4l", len(corpus.tokenizer), positions=32)
+    torch.nn.init.constant_(broken.transformer.ln_f.weight, float("nan"))
+    with pytest.raises(ValueError, match="the surprisal after context 0 .* is not finite"):
+        sg.score(broken, probes)
+
+
+def test_gain_by_hand() -> None:
+    scores = pd.DataFrame(
+        [
+            (0, "a", "a", 1.0), (0, "b", "a", 3.0), (0, "c", "a", 5.0),
+            (0, "a", "b", 7.0), (0, "b", "b", 2.0), (0, "c", "b", 2.0),
+            (1, "a", "a", 2.0), (1, "b", "a", 4.0), (1, "c", "a", 6.0),
+            (1, "a", "b", 8.0), (1, "b", "b", 3.0), (1, "c", "b", 1.0),
+        ],
+        columns=["context", "env", "target", "surprisal"],
+    )  # fmt: skip
+    table = sg.gain(scores).set_index("target")
+    assert table.loc["a"].tolist() == [1.5, 4.5, 3.0]
+    assert table.loc["b"].tolist() == [2.5, 4.5, 2.0]
+    with pytest.raises(ValueError, match="no matched or no mismatched score for b"):
+        sg.gain(scores[(scores["target"] == "a") | (scores["env"] != "b")])
+    with pytest.raises(ValueError, match="expected a column 'env'"):
+        sg.gain(scores.drop(columns="env"))
+
+
+def test_the_interval_holds_the_mean_and_covers() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(40):
+        mean, low, high = gain_interval(pd.DataFrame({"gain": rng.normal(1.0, 1.0, 40)}))
+        assert low < mean < high
+        covered += low < 1.0 < high
+    assert covered >= 34

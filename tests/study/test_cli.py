@@ -1,0 +1,234 @@
+"""The command line, end to end on a tiny corpus, and its answers to bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import symground as sg
+from symground.analysis.results import read_table
+from symground.cli import main
+from symground.data import Corpus, env, lan
+from symground.folders import checkpoint_steps
+
+TINY = [
+    "--generated.scenes", "600", "--generated.nouns", "4", "--models", "gpt2-4l", "lstm-1l", "--steps", "6",
+    "--batch-size", "4", "--length", "24", "--checkpoints", "0,3", "--draws", "2", "--intervene-contexts", "1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["run", "generated", "--out", str(out), *TINY]) == 0
+    return out
+
+
+def test_end_to_end_leaves_the_layout_of_a_study(study: Path) -> None:
+    assert {"config.json", "tokenizer.json", "report.html", "results", "data", "gpt2-4l", "lstm-1l"} <= {
+        path.name for path in study.iterdir()
+    }
+    run = study / "gpt2-4l" / "seed0"
+    assert checkpoint_steps(run) == [0, 3, 6]
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 6
+    assert sg.load(run, step=3).config.n_layer == 4
+
+
+def test_tables_are_tidy(study: Path) -> None:
+    columns = {
+        "surprisal": ["context", "env", "target", "surprisal"],
+        "gain": ["target", "matched", "mismatched", "gain"],
+        "r2": ["r2", "slope", "nouns", "mean_gain"],
+        "saliency": ["layer", "region", "value"],
+        "heads": ["example", "kind", "denominator", "layer", "head", "share"],
+    }
+    for name, expected in columns.items():
+        table = read_table(study, name)
+        assert table.columns.tolist() == ["model", "seed", "step", *expected]
+        assert set(table["step"]) == {0, 3, 6}
+    assert len(read_table(study, "surprisal")) == 2 * 3 * 10 * 4 * 4
+    interventions = read_table(study, "interventions")
+    assert interventions.columns.tolist()[:12] == [
+        "model", "seed", "step", "kind", "denominator", "heads_per_example", "mean_layer", "original", "control",
+        "control_sd", "intervened", "p",
+    ]  # fmt: skip
+    assert len(interventions) == 2 * 2 * 2  # kinds × denominators × spans, last step of the GPT-2 only
+
+
+def test_running_again_redoes_nothing_and_gives_the_same_report(study: Path) -> None:
+    watched = [*study.rglob("*.safetensors"), *study.rglob("*.parquet")]
+    before = {path: path.stat().st_mtime_ns for path in watched}
+    page = (study / "report.html").read_bytes()
+    assert main(["run", "generated", "--out", str(study), *TINY]) == 0
+    assert {path: path.stat().st_mtime_ns for path in watched} == before
+    assert (study / "report.html").read_bytes() == page
+
+
+def test_same_seed_same_numbers(study: Path, tmp_path: Path) -> None:
+    assert main(["run", "generated", "--out", str(tmp_path / "again"), *TINY]) == 0
+    for name in ("surprisal", "gain", "r2", "saliency", "heads", "interventions"):
+        pd.testing.assert_frame_equal(read_table(study, name), read_table(tmp_path / "again", name))
+
+
+def test_stage_by_stage_is_the_same(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "staged")
+    assert main(["data", "generated", "--out", out, "--generated.scenes", "600", "--generated.nouns", "4"]) == 0
+    training = TINY[TINY.index("--steps") : TINY.index("--draws")]
+    assert main(["train", out, "--model", "gpt2-4l", "--learning-rate", "2e-3", *training]) == 0
+    assert main(["analyze", f"{out}/gpt2-4l/seed0", "--what", "surprisal"]) == 0
+    assert main(["report", out]) == 0
+    first, second = (read_table(s, "gain") for s in (study, out))
+    pd.testing.assert_frame_equal(first[first["model"] == "gpt2-4l"].reset_index(drop=True), second)
+    assert capsys.readouterr().out.splitlines()[-1] == f"{out}/report.html"
+
+
+def test_report_says_what_is_missing_and_is_self_contained(study: Path) -> None:
+    page = (study / "report.html").read_text(encoding="utf-8")
+    for heading in (
+        "Does the word follow from the scene?",
+        "Is it co-occurrence?",
+        "Where?",
+        "Which heads?",
+        "Do they matter?",
+    ):
+        assert heading in page
+    assert "6.51" in page  # the study's own table stands beside ours
+    lower = page.lower()
+    assert "<script" not in lower
+    assert 'src="http' not in lower
+    assert "@import" not in lower
+    (study / "results" / "r2.parquet").rename(study / "results" / "r2.kept")
+    try:
+        assert "Not there yet: r2" in sg.report(study).read_text(encoding="utf-8")
+    finally:
+        (study / "results" / "r2.kept").rename(study / "results" / "r2.parquet")
+        sg.report(study)
+
+
+def test_words_of_the_corpus_cannot_break_out_of_the_page(study: Path, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "data").mkdir()
+    evil = "</script><script>alert(1)</script>"
+    config = json.loads((study / "config.json").read_text())
+    config |= {"contexts": [[f"{evil} {{}}", evil]], "corpus": [evil]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "data" / "statistics.json").write_bytes((study / "data" / "statistics.json").read_bytes())
+    for name in ("gain", "r2", "heads", "saliency", "interventions"):
+        table = read_table(study, name)
+        table.assign(model=evil).to_parquet(tmp_path / "results" / f"{name}.parquet")
+    assert "<script" not in sg.report(tmp_path).read_text(encoding="utf-8").lower()
+
+
+def fails(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = 1) -> str:
+    assert main(arguments) == code
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return captured.err.strip()
+
+
+def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--nonsense" in fails(["run", "generated", "--nonsense"], capsys, 2)
+    fails(["fly"], capsys, 2)
+    fails([], capsys, 2)
+    assert "--steps" in fails(["train", "x", "--steps", "many"], capsys, 2)
+    for arguments in (["train", "x", "--checkpoints", "sometimes"], ["run", "generated", "--checkpoints", "sometimes"]):
+        message = fails(arguments, capsys, 2)
+        assert message.startswith("symground: checkpoints: expected numbers, 'every N' or")
+        assert len(message.splitlines()) == 1
+    assert "CORPUS: expected" in fails(["run"], capsys, 2)
+
+
+def test_every_other_failure_is_one_line_and_exits_with_1(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def one_line(arguments: list[str], *parts: str) -> None:
+        message = fails(arguments, capsys)
+        assert message.startswith("symground: ")
+        assert len(message.splitlines()) == 1
+        for part in parts:
+            assert part in message
+
+    (tmp_path / "empty").mkdir()
+    out = ["--out", str(tmp_path / "out")]
+    one_line(["run", str(tmp_path / "empty"), *out], "no .cha file")
+    one_line(["run", str(tmp_path / "nowhere"), *out], "does not exist")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "a.cha").write_text("@Begin\n*MOT:\tlook .\n%act:\tsits\n@End\n")
+    one_line(["run", str(tmp_path / "a.cha"), *out], "no noun stands at least 100 times", "--min-noun-count")
+    one_line(["analyze", str(tmp_path / "empty")], "neither a study nor a run")
+    one_line(["report", str(tmp_path / "empty")], "is not a study")
+    one_line(["train", str(tmp_path / "empty")], "is not a corpus folder")
+    one_line(["analyze", str(study / "gpt2-4l" / "seed0"), "--intervene-steps", "5"], "checkpoints at 0, 3, 6; got [5]")
+    one_line(
+        ["run", "generated", "--out", str(study), *TINY, "--min-noun-count", "7"], "min_noun_count is 100 there, 7 here"
+    )
+    one_line(["train", str(study), "--model", "gpt5"], "expected one of gpt2-4l")
+    one_line(["run", "generated", *out, "--contexts", str(tmp_path / "no.json")], "no.json does not exist")
+
+
+def test_a_truncated_checkpoint_is_named_and_what_was_finished_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s"
+    assert main(["data", "generated", "--out", str(out), "--generated.scenes", "600", "--generated.nouns", "4"]) == 0
+    assert main(["train", str(out), "--model", "lstm-1l", "--steps", "4", "--checkpoints", "0,2"]) == 0
+    file = out / "lstm-1l" / "seed0" / "checkpoints" / "step-00000004" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:700])
+    capsys.readouterr()
+    assert (
+        "step-00000004: its weights are damaged or cut short" in fails(["analyze", str(out)], capsys).splitlines()[-1]
+    )
+    assert set(read_table(out, "gain")["step"]) == {0, 2}
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        main(["report", str(tmp_path), "--debug"])
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.05)
+
+
+def test_ctrl_c_keeps_what_was_finished_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "cut"
+    arguments = [a if a != "6" else "40" for a in TINY] + ["--models", "lstm-1l", "--checkpoints", "every 1"]
+    command = [sys.executable, "-m", "symground.cli", "run", "generated", "--out", str(out), *arguments]
+    run = out / "lstm-1l" / "seed0"
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    wait_for(lambda: len(checkpoint_steps(run)) >= 2)
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in message
+    assert message.strip().splitlines()[-1].startswith("symground: interrupted")
+    kept = {path: path.read_bytes() for path in run.rglob("model.safetensors")}
+    assert main(["run", "generated", "--out", str(out), *arguments]) == 0
+    assert checkpoint_steps(run)[-1] == 40
+    for path, content in kept.items():
+        assert path.read_bytes() == content
+
+
+@pytest.mark.real_data
+def test_env_and_lan_counts_of_a_real_run(real_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "real"
+    source = str(real_data / "childes" / "sample_raw")
+    arguments = ["--steps", "4", "--batch-size", "2", "--length", "32", "--checkpoints", "0", "--draws", "1"]
+    assert main(["run", source, "--out", str(out), *arguments, "--intervene-contexts", "1"]) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert len(config["nouns"]) == 8
+    counts = Corpus.load(out / "data", out).counts
+    assert all(counts[form(noun)] >= 100 for noun in config["nouns"] for form in (env, lan))
+    assert (out / "report.html").is_file()

@@ -1,0 +1,139 @@
+"""The house: which room may know which, and what an import costs."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import symground
+
+ROOT = Path(symground.__file__).resolve().parent.parent
+
+
+def python(code: str, cwd: Path, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def imports(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_only_ops_knows_the_kernels_and_the_kernels_know_no_room() -> None:
+    for file in sorted((ROOT / "symground").rglob("*.py")):
+        room = file.relative_to(ROOT / "symground").parts[0]
+        if room not in ("ops", "kernels"):
+            assert not any(name.startswith("symground.kernels") for name in imports(file)), file
+    for file in sorted((ROOT / "kernels").rglob("*.py")):
+        assert not any(n.startswith("symground") and not n.startswith("symground.kernels") for n in imports(file)), file
+    assert not (ROOT / "kernels" / "__init__.py").exists(), "see kernels/README.md"
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_an_installed_package_named_kernels_is_not_shadowed(tmp_path: Path, inside: bool) -> None:
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("STUB = True\n")
+    code = (
+        "import kernels, symground.kernels as ours; print(kernels.STUB, list(ours.__path__) != list(kernels.__path__))"
+    )
+    assert python(code, ROOT if inside else tmp_path.parent, PYTHONPATH=str(tmp_path)) == "True True"
+
+
+def test_ops_needs_torch_and_numpy_only() -> None:
+    code = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"transformers", "pandas", "xarray", "scipy", "pyarrow", "matplotlib", "tokenizers",
+                                  "safetensors", "rich", "tyro", "rustling", "triton"}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Refuse())
+import torch, symground as sg
+from symground import ops
+q = torch.randn(1, 2, 3, 4)
+ops.attention(q, q, q)
+try:
+    sg.load
+except ImportError as error:
+    print(error)
+"""
+    assert "symground.load needs more than torch and numpy" in python(code, ROOT.parent)
+
+
+def test_importing_the_package_is_light() -> None:
+    code = "import sys, symground; print([m for m in ('torch', 'transformers', 'pandas') if m in sys.modules])"
+    assert python(code, ROOT.parent) == "[]"
+
+
+def test_the_public_surface_is_there() -> None:
+    assert set(symground.__all__) <= set(dir(symground))
+    for name in symground.__all__:
+        assert getattr(symground, name).__doc__, name
+    for name in symground.ops.__all__:
+        text = getattr(symground.ops, name).__doc__
+        assert all(part in text for part in ("Args:", "Returns:", "Raises:", "Source:")), name
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        symground.nonsense  # noqa: B018
+
+
+@pytest.mark.slow
+def test_builds_in_isolation_without_torch_and_the_wheel_is_whole(tmp_path: Path) -> None:
+    """A wheel built by an isolated build, put into a fresh virtual environment that sees this one's torch."""
+    source = tmp_path / "source"
+    files = subprocess.run(["git", "ls-files", "-z", "-c", "-o", "--exclude-standard"], cwd=ROOT, capture_output=True)
+    names = [n for n in files.stdout.decode().split("\0") if n and (ROOT / n).exists() and not (ROOT / n).is_dir()]
+    for name in names:
+        target = source / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((ROOT / name).read_bytes())
+    (source / "symground" / "kernels").symlink_to("../kernels")
+    built = subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", str(tmp_path / "dist"), str(source)], capture_output=True, text=True
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    (wheel,) = (tmp_path / "dist").glob("*.whl")  # built from the source distribution
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    bin_ = tmp_path / "venv" / "bin"
+    subprocess.run([bin_ / "pip", "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True)
+    packages = next(Path(p) for p in sys.path if p.endswith("site-packages"))
+    code = """
+import symground.kernels, symground as sg
+from symground.data import STUDY_NOUNS
+from symground.analysis.probes import read_contexts
+print(sg.__file__, len(STUDY_NOUNS), len(read_contexts(None)), len(list(symground.kernels.__path__)))
+from symground.reports.page import PackageLoader
+PackageLoader("symground.reports", ".").get_source
+"""
+    (tmp_path / "venv" / "late.pth").write_text("")
+    done = subprocess.run(
+        [bin_ / "python", "-c", f"import sys; sys.path.append({str(packages)!r})\n{code}"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    where, nouns, contexts, kernels = done.stdout.split()
+    assert str(tmp_path) in where
+    assert (nouns, contexts, kernels) == ("100", "10", "1")
+    shipped = {str(p.relative_to(next((tmp_path / "venv").rglob("symground")))) for p in Path(where).parent.rglob("*")}
+    assert {"py.typed", "reports/page.html.jinja", "kernels/README.md", "data/resources/nouns.txt"} <= shipped
+    help_ = subprocess.run(
+        [bin_ / "symground", "--help"],
+        env={**os.environ, "PYTHONPATH": str(packages)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert help_.returncode == 0, help_.stderr
