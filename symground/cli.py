@@ -39,6 +39,7 @@ def _run(argv: list[str]) -> int:
     import tyro
     from transformers.utils import logging
 
+    from symground.analysis.run import AnalysisSettings
     from symground.recipes import DemoSettings, StudySettings, analyze_study, prepare, run_study, train_study
     from symground.recipes.study import GENERATED
     from symground.reports import report
@@ -91,16 +92,7 @@ def _run(argv: list[str]) -> int:
 
         run: tyro.conf.Positional[str]
         """A study's folder, or a run's."""
-        what: tuple[str, ...] = ("surprisal", "saliency", "interventions")
-        """Analyses to run."""
-        draws: int = 100
-        """Random control draws per intervention."""
-        intervene_steps: tuple[int, ...] = ()
-        """Checkpoints to intervene at; the last by default."""
-        intervene_contexts: int | None = None
-        """Use only the first so many contexts for interventions."""
-        window: int = 512
-        """Largest distance in tokens of a co-occurrence."""
+        settings: tyro.conf.OmitArgPrefixes[AnalysisSettings] = field(default_factory=AnalysisSettings)
 
     @dataclass(frozen=True)
     class Report:
@@ -138,10 +130,7 @@ def _run(argv: list[str]) -> int:
             train_study(Path(command.study), [command.model], [command.seed], command.optimization)
             written = Path(command.study) / command.model / f"seed{command.seed}"
         case Analyze():
-            written = analyze_study(
-                command.run, command.what, command.draws, command.intervene_steps, command.intervene_contexts,
-                command.window,
-            ) / "results"  # fmt: skip
+            written = analyze_study(command.run, command.settings) / "results"
         case Report():
             written = report(command.study)
     print(written)

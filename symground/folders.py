@@ -48,11 +48,15 @@ def runs_of(study: str | Path) -> list[Path]:
 
 
 def study_of(run: str | Path) -> Path:
-    return Path(run).resolve().parent.parent
+    """The study that a run belongs to."""
+    return Path(run).parent.parent
 
 
 def model_and_seed(run: str | Path) -> tuple[str, int]:
+    """MODEL and N of a run's folder STUDY/MODEL/seedN; ValueError when it is named otherwise."""
     run = Path(run).resolve()
+    if not re.fullmatch(r"seed\d+", run.name):
+        raise ValueError(f"{run}: expected a run's folder to be STUDY/MODEL/seedN")
     return run.parent.name, int(run.name.removeprefix("seed"))
 
 

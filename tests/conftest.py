@@ -20,6 +20,9 @@ settings.register_profile(
 )
 settings.load_profile("symground")
 
+# The models are tiny: a second thread gains nothing, and on a busy machine each waits for the other.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -25,40 +25,54 @@ WHAT = ("surprisal", "saliency", "interventions")
 _SAVE_EVERY = 20.0  # seconds: what an interrupted analysis may lose
 
 
-def analyze(
-    run: str | Path,
-    probes: Probes,
-    counts: pd.DataFrame,
-    what: Sequence[str] = WHAT,
-    *,
-    threshold: float = 0.30,
-    draws: int = 100,
-    spans: Sequence[int] = (0, 1),
-    intervene_steps: Sequence[int] | None = None,
-    intervene_contexts: int | None = None,
-) -> None:
+@dataclass(frozen=True)
+class AnalysisSettings:
+    """What is measured at the checkpoints."""
+
+    what: tuple[str, ...] = WHAT
+    """"surprisal" (tables surprisal, gain, r2), "saliency" (saliency, heads), "interventions"."""
+    window: int = 512
+    """Largest distance in tokens of a co-occurrence."""
+    threshold: float = 0.30
+    """Smallest share of flow that makes an aggregate or gather head."""
+    draws: int = 100
+    """Random control draws per intervention."""
+    spans: tuple[int, ...] = (0, 1)
+    """Interventions count so many tokens after the ENV noun as the noun; one table row for each."""
+    intervene_steps: tuple[int, ...] = ()
+    """Checkpoints to intervene at; the last by default."""
+    intervene_contexts: int | None = None
+    """Use only the first so many contexts for interventions; all by default."""
+    again: bool = False
+    """Redo what the tables already have (after a change of these settings, say)."""
+
+    def __post_init__(self) -> None:
+        for name in self.what:
+            if name not in WHAT:
+                raise ValueError(f"what: expected some of {', '.join(WHAT)}; got {name!r}")
+        for name in ("window", "draws"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.intervene_contexts is not None and self.intervene_contexts < 1:
+            raise ValueError(f"intervene_contexts: expected at least 1, got {self.intervene_contexts}")
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold: expected a share in (0, 1], got {self.threshold}")
+
+
+def analyze(run: str | Path, probes: Probes, counts: pd.DataFrame, settings: AnalysisSettings) -> None:
     """Analyse every checkpoint of ``run`` and add to the study's tables; what a table already has is not redone.
 
     Args:
         run: the run's folder.
         probes: scored at every checkpoint.
         counts: from :func:`symground.cooccurrence`.
-        what: "surprisal" (tables surprisal, gain, r2), "saliency" (saliency, heads), "interventions".
-        threshold: the share that makes an aggregate or gather head, in the table heads and for interventions.
-        draws: random controls per intervention.
-        spans: interventions are repeated with each of these spans of the ENV noun.
-        intervene_steps: checkpoints to intervene at; None: the last.
-        intervene_contexts: use only the first so many contexts for interventions.
+        settings: what to measure.
 
     Raises:
-        ValueError: an unknown analysis, or a step that the run has no checkpoint of.
+        ValueError: a step to intervene at that the run has no checkpoint of.
     """
-    for name in what:
-        if name not in WHAT:
-            raise ValueError(f"what: expected some of {', '.join(WHAT)}; got {name!r}")
     study, (model_name, seed), steps = study_of(run), model_and_seed(run), checkpoint_steps(run)
-    if intervene_steps is None:
-        intervene_steps = steps[-1:]
+    intervene_steps = settings.intervene_steps or steps[-1:]
     unknown = [step for step in intervene_steps if step not in steps]
     if unknown:
         raise ValueError(f"intervene_steps: {run} has checkpoints at {', '.join(map(str, steps))}; got {unknown}")
@@ -70,7 +84,8 @@ def analyze(
                 model: PreTrainedModel | None = None
 
                 def due(name: str, table: str, at: int = step) -> bool:
-                    return name in what and not tables[table].has(model_name, seed, at)
+                    there = tables[table].has(model_name, seed, at)
+                    return name in settings.what and (settings.again or not there)
 
                 if due("surprisal", "r2"):
                     model = load(run, step)
@@ -79,19 +94,12 @@ def analyze(
                 if due("saliency", "heads"):
                     model = model or load(run, step)
                     if mixers(model):
-                        for table, frame in _where(model, probes, threshold).items():
+                        for table, frame in _where(model, probes, settings.threshold).items():
                             tables[table].add(keyed(frame, model_name, seed, step))
                 if step in intervene_steps and due("interventions", "interventions"):
                     model = model or load(run, step)
                     if mixers(model):
-                        used = probes.take_contexts(range(len(probes.contexts))[:intervene_contexts])
-                        frame = pd.concat(
-                            [
-                                intervene(model, used.with_span(span), list(KINDS), threshold=threshold, draws=draws)
-                                for span in spans
-                            ],
-                            ignore_index=True,
-                        )
+                        frame = _interventions(model, probes, settings)
                         tables["interventions"].add(keyed(frame, model_name, seed, step))
                 if time.monotonic() - saved > _SAVE_EVERY:
                     save_all(tables.values())
@@ -105,6 +113,15 @@ def _behaviour(model: PreTrainedModel, probes: Probes, counts: pd.DataFrame) -> 
     scores = score(model, probes)
     gains = gain(scores)
     return {"surprisal": scores, "gain": gains, "r2": cooccurrence_r2(gains, counts)}
+
+
+def _interventions(model: PreTrainedModel, probes: Probes, settings: AnalysisSettings) -> pd.DataFrame:
+    used = probes.take_contexts(range(len(probes.contexts))[: settings.intervene_contexts])
+    rows = [
+        intervene(model, used.with_span(span), list(KINDS), threshold=settings.threshold, draws=settings.draws)
+        for span in settings.spans
+    ]
+    return pd.concat(rows, ignore_index=True)
 
 
 def _where(model: PreTrainedModel, probes: Probes, threshold: float) -> dict[str, pd.DataFrame]:

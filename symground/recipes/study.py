@@ -13,7 +13,7 @@ import tyro
 from symground.analysis import Context, Probes, cooccurrence, gain_interval, probes, split_contexts
 from symground.analysis.probes import read_contexts
 from symground.analysis.results import read_table
-from symground.analysis.run import WHAT, analyze
+from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import (
     ChatSettings,
     Corpus,
@@ -23,7 +23,7 @@ from symground.data import (
     add_transcripts,
     nouns_over_threshold,
 )
-from symground.folders import read_json, runs_of, write_json
+from symground.folders import read_json, runs_of, study_of, write_json
 from symground.models import PRESETS, load_tokenizer
 from symground.reports import report
 from symground.training import Optimization, TrainSettings, train
@@ -50,20 +50,13 @@ class StudySettings:
     """A noun is probed that stands this often both as ENV and as LAN (the study's rule)."""
     contexts: str | None = None
     """JSON file of sentence pairs; the ten of the package by default."""
-    window: int = 512
-    """Largest distance in tokens of a co-occurrence."""
-    draws: int = 100
-    """Random control draws per intervention."""
-    intervene_steps: tuple[int, ...] = ()
-    """Checkpoints to intervene at; the last by default."""
-    intervene_contexts: int | None = None
-    """Use only the first so many contexts for interventions; all by default."""
+    analysis: tyro.conf.OmitArgPrefixes[AnalysisSettings] = field(default_factory=AnalysisSettings)
 
     def __post_init__(self) -> None:
         for model in self.models:
             if model not in PRESETS:
                 raise ValueError(f"models: expected some of {', '.join(PRESETS)}; got {model!r}")
-        for name in ("seeds", "min_word_count", "min_noun_count", "window", "draws"):
+        for name in ("seeds", "min_word_count", "min_noun_count"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
@@ -75,8 +68,9 @@ class DemoSettings(StudySettings):
     optimization: tyro.conf.OmitArgPrefixes[Optimization] = field(default_factory=lambda: Optimization(steps=800))
     models: tuple[str, ...] = ("gpt2-4l", "lstm-4l")
     """Presets to train."""
-    intervene_contexts: int | None = 4
-    """Use only the first so many contexts for interventions; all by default."""
+    analysis: tyro.conf.OmitArgPrefixes[AnalysisSettings] = field(
+        default_factory=lambda: AnalysisSettings(intervene_contexts=4)
+    )
 
 
 def run_study(corpus: Sequence[str], out: str | Path, settings: StudySettings) -> Path:
@@ -84,13 +78,7 @@ def run_study(corpus: Sequence[str], out: str | Path, settings: StudySettings) -
     study = Path(out)
     prepare(corpus, study, settings)
     train_study(study, settings.models, range(settings.seeds), settings.optimization)
-    analyze_study(
-        study,
-        draws=settings.draws,
-        intervene_steps=settings.intervene_steps,
-        intervene_contexts=settings.intervene_contexts,
-        window=settings.window,
-    )
+    analyze_study(study, settings.analysis)
     return report(study)
 
 
@@ -166,24 +154,14 @@ def study_probes(study: Path) -> Probes:
     return probes(load_tokenizer(study), config["nouns"], [Context(*pair) for pair in config["contexts"]])
 
 
-def analyze_study(
-    path: str | Path,
-    what: Sequence[str] = WHAT,
-    draws: int = 100,
-    intervene_steps: Sequence[int] = (),
-    intervene_contexts: int | None = None,
-    window: int = 512,
-) -> Path:
+def analyze_study(path: str | Path, settings: AnalysisSettings) -> Path:
     """Analyse every run of a study, or one run of it; returns the study's folder."""
     runs = runs_of(path)
-    study = runs[0].parent.parent
+    study = study_of(runs[0])
     asked = study_probes(study)
-    counts = cooccurrence(Corpus.load(study / "data", study), asked.nouns, window)
+    counts = cooccurrence(Corpus.load(study / "data", study), asked.nouns, settings.window)
     for run in runs:
-        analyze(
-            run, asked, counts, what,
-            draws=draws, intervene_steps=list(intervene_steps) or None, intervene_contexts=intervene_contexts,
-        )  # fmt: skip
+        analyze(run, asked, counts, settings)
     _summarise(study)
     return study
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from symground.analysis import gain_interval
+from symground.analysis.heads import DENOMINATORS, KINDS
 
 #: The study's interventions: 12-layer GPT-2 on CHILDES (arXiv 2510.13796).
 STUDY_INTERVENTIONS = pd.DataFrame(
@@ -47,7 +48,10 @@ def head_counts(heads: pd.DataFrame, examples: int) -> pd.DataFrame:
     keys = ["model", "seed", "step", "kind", "denominator"]
     grouped = heads.groupby(keys)
     table = pd.DataFrame({"heads per example": grouped.size() / examples, "mean layer": grouped["layer"].mean()})
-    return table.reset_index()
+    steps = heads[keys[:3]].drop_duplicates().itertuples(index=False)
+    every = [(*step, kind, denominator) for step in steps for kind in KINDS for denominator in DENOMINATORS]
+    table = table.reindex(pd.MultiIndex.from_tuples(sorted(every), names=keys))  # none found is a row of 0
+    return table.fillna({"heads per example": 0.0}).reset_index()
 
 
 def common_heads(heads: pd.DataFrame, examples: int, most: int = 12) -> pd.DataFrame:

@@ -21,7 +21,8 @@ def turns(body: str, **settings: object) -> list[str]:
 
 
 def test_a_turn_is_before_during_utterance_after() -> None:
-    body = "*MOT:\tlook a doggie !\n%act:\t<aft> CHI laughs <bef> MOT sits\n%gpx:\tpoints to dog\n%sit:\t<dur> noise outside\n"
+    body = "*MOT:\tlook a doggie !\n%act:\t<aft> CHI laughs <bef> MOT sits\n"
+    body += "%gpx:\tpoints to dog\n%sit:\t<dur> noise outside\n"
     assert turns(body) == [
         "MOT:<ENV> sits:<ENV> noise:<ENV> outside:<ENV> <MOT> points:<ENV> to:<ENV> dog:<ENV> "
         "<MOT> look:<LAN> a:<LAN> doggie:<LAN> CHI:<ENV> laughs:<ENV>"

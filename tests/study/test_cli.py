@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,6 +90,16 @@ def test_stage_by_stage_is_the_same(study: Path, tmp_path: Path, capsys: pytest.
     first, second = (read_table(s, "gain") for s in (study, out))
     pd.testing.assert_frame_equal(first[first["model"] == "gpt2-4l"].reset_index(drop=True), second)
     assert capsys.readouterr().out.splitlines()[-1] == f"{out}/report.html"
+
+
+def test_what_is_there_is_redone_on_request_only(study: Path, tmp_path: Path) -> None:
+    shutil.copytree(study, tmp_path / "s")
+    again = ["analyze", str(tmp_path / "s" / "gpt2-4l" / "seed0"), "--draws", "3", "--intervene-contexts", "1"]
+    assert main(again) == 0
+    assert set(read_table(tmp_path / "s", "interventions")["draws"]) == {2}
+    assert main([*again, "--again"]) == 0
+    assert set(read_table(tmp_path / "s", "interventions")["draws"]) == {3}
+    assert len(read_table(tmp_path / "s", "surprisal")) == len(read_table(study, "surprisal"))
 
 
 def test_report_says_what_is_missing_and_is_self_contained(study: Path) -> None:
