@@ -5,6 +5,8 @@ Reference code: everything here materialises [B,H,T,S] and is meant to be read.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -14,17 +16,23 @@ from symground.ops.mask import valid_keys
 MAX_HEAD_SIZE = 256
 
 
-def check_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    causal: bool,
-    scale: float | None,
-    key_range: Tensor | None,
-    window: int | None,
-    gate: Tensor | None,
-) -> None:
+class Mixing(NamedTuple):
+    """How a query sees the keys, in the words of :func:`symground.ops.attention`, which documents each."""
+
+    causal: bool
+    scale: float | None
+    key_range: Tensor | None
+    window: int | None
+    gate: Tensor | None
+
+    def valid(self, q: Tensor, k: Tensor) -> Tensor:
+        """[B or 1, 1, T, S] bool: True where query i sees key j."""
+        return valid_keys(q.shape[2], k.shape[2], self.causal, self.key_range, self.window, q.device)
+
+
+def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> None:
     """The checks common to every attention op; raises ValueError naming the argument."""
+    causal, scale, key_range, window, gate = mixing
     check.has_shape("q", q, "B,H,T,D", (None,) * 4)
     check.is_floating("q", q)
     batch, heads, _, size = q.shape
@@ -63,25 +71,13 @@ def per_head(gate: Tensor) -> Tensor:
     return gate[..., :, None, None]
 
 
-def signed_saliency(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    grad_out: Tensor,
-    lse: Tensor,
-    causal: bool,
-    scale: float | None,
-    key_range: Tensor | None,
-    window: int | None,
-    gate: Tensor | None,
-) -> Tensor:
+def signed_saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing) -> Tensor:
     """S_h = A_h ∘ (dO_h V_hᵀ), times the head's gate: [B,H,T,S], signed."""
-    valid = valid_keys(q.shape[2], k.shape[2], causal, key_range, window, q.device)
-    s = scores(q, k, scale).masked_fill(~valid, float("-inf"))
+    s = scores(q, k, mixing.scale).masked_fill(~mixing.valid(q, k), float("-inf"))
     empty = lse.isneginf()[..., None]  # rows without a valid key: exp(-inf + inf) would be NaN
     a = torch.exp(s - lse[..., None].masked_fill(empty, 0.0))
     saliency = a * (grad_out.to(a.dtype) @ repeat_heads(v, q.shape[1]).to(a.dtype).mT)
-    return saliency if gate is None else saliency * per_head(gate).to(a.dtype)
+    return saliency if mixing.gate is None else saliency * per_head(mixing.gate).to(a.dtype)
 
 
 def check_saliency(q: Tensor, grad_out: Tensor, lse: Tensor) -> None:

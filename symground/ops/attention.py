@@ -9,9 +9,8 @@ from torch import Tensor
 
 from symground.ops import _checks as check
 from symground.ops._dispatch import choose
-from symground.ops._mixing import check_attention, group_sums, repeat_heads, scores
+from symground.ops._mixing import Mixing, check_attention, group_sums, repeat_heads, scores
 from symground.ops.heads import gate_heads_reference
-from symground.ops.mask import valid_keys
 
 
 def attention(
@@ -57,7 +56,8 @@ def attention(
 
     Source: attention, Vaswani et al. 2017; the saliency, Wang et al. 2023 ("Label words are anchors"), equation 1.
     """
-    check_attention(q, k, v, causal, scale, key_range, window, gate)
+    mixing = Mixing(causal, scale, key_range, window, gate)
+    check_attention(q, k, v, mixing)
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
     if saliency_probe is not None:
@@ -74,7 +74,7 @@ def attention(
         check.groups("key_groups", key_groups, batch, keys, flow_probe.shape[3], q)
     run = choose("attention", IMPLEMENTATIONS, impl, q)
     return run(
-        q, k, v, causal, scale, key_range, window, gate, saliency_probe, flow_probe, query_groups, key_groups
+        q, k, v, mixing, saliency_probe, flow_probe, query_groups, key_groups
     )  # fmt: skip
 
 
@@ -82,19 +82,14 @@ def attention_reference(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    causal: bool,
-    scale: float | None,
-    key_range: Tensor | None,
-    window: int | None,
-    gate: Tensor | None,
+    mixing: Mixing,
     saliency_probe: Tensor | None,
     flow_probe: Tensor | None,
     query_groups: Tensor | None,
     key_groups: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The specification. A probe p enters as A·(1 + p), so that ∂L/∂p at p = 0 is Σ_h A_h ∘ ∂L/∂A_h."""
-    valid = valid_keys(q.shape[2], k.shape[2], causal, key_range, window, q.device)
-    s = scores(q, k, scale)
+    valid, s = mixing.valid(q, k), scores(q, k, mixing.scale)
     lse = s.detach().masked_fill(~valid, float("-inf")).logsumexp(-1)
     # The lowest finite number, not -inf: a row with no valid key then has a gradient of 0 where -inf would give NaN.
     a = torch.softmax(s.masked_fill(~valid, torch.finfo(s.dtype).min), -1) * valid
@@ -103,8 +98,8 @@ def attention_reference(
     if flow_probe is not None:
         a = _FlowTap.apply(a, flow_probe, query_groups, key_groups)
     out = (a @ repeat_heads(v, q.shape[1]).to(a.dtype)).to(q.dtype)
-    if gate is not None:
-        out = gate_heads_reference(out.transpose(1, 2), gate.to(out.dtype), None).transpose(1, 2)
+    if mixing.gate is not None:
+        out = gate_heads_reference(out.transpose(1, 2), mixing.gate.to(out.dtype), None).transpose(1, 2)
     return out, lse
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from symground.ops import _checks as check
 from symground.ops._dispatch import choose
-from symground.ops._mixing import check_attention, check_saliency, group_sums, signed_saliency
+from symground.ops._mixing import Mixing, check_attention, check_saliency, group_sums, signed_saliency
 
 
 def attention_flow(
@@ -46,13 +46,14 @@ def attention_flow(
 
     Source: the information flow S_wp, S_pq of Wang et al. 2023, section 2.2, for arbitrary groups, as sums.
     """
-    check_attention(q, k, v, causal, scale, key_range, window, gate)
+    mixing = Mixing(causal, scale, key_range, window, gate)
+    check_attention(q, k, v, mixing)
     check_saliency(q, grad_out, lse)
     num_query = check.groups("query_groups", query_groups, q.shape[0], q.shape[2], num_query_groups, q)
     num_key = check.groups("key_groups", key_groups, q.shape[0], k.shape[2], num_key_groups, q)
     run = choose("attention_flow", IMPLEMENTATIONS, impl, q)
     return run(
-        q, k, v, grad_out, lse, query_groups, key_groups, num_query, num_key, causal, scale, key_range, window, gate
+        q, k, v, grad_out, lse, query_groups, key_groups, num_query, num_key, mixing
     )  # fmt: skip
 
 
@@ -66,14 +67,10 @@ def attention_flow_reference(
     key_groups: Tensor,
     num_query_groups: int,
     num_key_groups: int,
-    causal: bool,
-    scale: float | None,
-    key_range: Tensor | None,
-    window: int | None,
-    gate: Tensor | None,
+    mixing: Mixing,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The specification."""
-    saliency = signed_saliency(q, k, v, grad_out, lse, causal, scale, key_range, window, gate).to(lse.dtype)
+    saliency = signed_saliency(q, k, v, grad_out, lse, mixing).to(lse.dtype)
     return group_sums(saliency, query_groups, key_groups, num_query_groups, num_key_groups)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from symground.ops._dispatch import choose
-from symground.ops._mixing import check_attention, check_saliency, signed_saliency
+from symground.ops._mixing import Mixing, check_attention, check_saliency, signed_saliency
 
 
 def attention_saliency(
@@ -41,10 +41,11 @@ def attention_saliency(
 
     Source: Wang et al. 2023, equation 1, with ∂L/∂A_h = dO_h V_hᵀ.
     """
-    check_attention(q, k, v, causal, scale, key_range, window, gate)
+    mixing = Mixing(causal, scale, key_range, window, gate)
+    check_attention(q, k, v, mixing)
     check_saliency(q, grad_out, lse)
     run = choose("attention_saliency", IMPLEMENTATIONS, impl, q)
-    return run(q, k, v, grad_out, lse, signed, causal, scale, key_range, window, gate)
+    return run(q, k, v, grad_out, lse, signed, mixing)
 
 
 def attention_saliency_reference(
@@ -54,14 +55,10 @@ def attention_saliency_reference(
     grad_out: Tensor,
     lse: Tensor,
     signed: bool,
-    causal: bool,
-    scale: float | None,
-    key_range: Tensor | None,
-    window: int | None,
-    gate: Tensor | None,
+    mixing: Mixing,
 ) -> Tensor:
     """The specification."""
-    total = signed_saliency(q, k, v, grad_out, lse, causal, scale, key_range, window, gate).sum(1)
+    total = signed_saliency(q, k, v, grad_out, lse, mixing).sum(1)
     return (total if signed else total.abs()).to(lse.dtype)
 
 

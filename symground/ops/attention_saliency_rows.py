@@ -6,7 +6,7 @@ from torch import Tensor
 
 from symground.ops import _checks as check
 from symground.ops._dispatch import choose
-from symground.ops._mixing import check_attention, check_saliency, signed_saliency
+from symground.ops._mixing import Mixing, check_attention, check_saliency, signed_saliency
 
 
 def attention_saliency_rows(
@@ -41,14 +41,15 @@ def attention_saliency_rows(
 
     Source: Wang et al. 2023, equation 1, before the sum over heads.
     """
-    check_attention(q, k, v, causal, scale, key_range, window, gate)
+    mixing = Mixing(causal, scale, key_range, window, gate)
+    check_attention(q, k, v, mixing)
     check_saliency(q, grad_out, lse)
     check.has_shape("rows", rows, "B,R", (q.shape[0], None))
     check.is_integer("rows", rows)
     check.matches("rows", rows, "q", q, dtype=False)
     check.values(((rows >= 0) & (rows < q.shape[2])).all(), f"rows: expected positions in [0, T) = [0, {q.shape[2]})")
     run = choose("attention_saliency_rows", IMPLEMENTATIONS, impl, q)
-    return run(q, k, v, grad_out, lse, rows, causal, scale, key_range, window, gate)
+    return run(q, k, v, grad_out, lse, rows, mixing)
 
 
 def attention_saliency_rows_reference(
@@ -58,14 +59,10 @@ def attention_saliency_rows_reference(
     grad_out: Tensor,
     lse: Tensor,
     rows: Tensor,
-    causal: bool,
-    scale: float | None,
-    key_range: Tensor | None,
-    window: int | None,
-    gate: Tensor | None,
+    mixing: Mixing,
 ) -> Tensor:
     """The specification."""
-    saliency = signed_saliency(q, k, v, grad_out, lse, causal, scale, key_range, window, gate)
+    saliency = signed_saliency(q, k, v, grad_out, lse, mixing)
     return saliency.take_along_dim(rows[:, None, :, None].long(), dim=2).to(lse.dtype)
 
 
