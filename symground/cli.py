@@ -43,7 +43,7 @@ def _run(argv: list[str]) -> int:
     from symground.recipes import DemoSettings, StudySettings, analyze_study, prepare, run_study, train_study
     from symground.recipes.study import GENERATED
     from symground.reports import report
-    from symground.training import Optimization
+    from symground.training import TrainSettings
 
     # transformers reports every file it writes, and warns of padding that no token which counts can see.
     logging.disable_progress_bar()
@@ -74,17 +74,12 @@ def _run(argv: list[str]) -> int:
         out: str
         """Folder of the study."""
 
-    @dataclass(frozen=True)
-    class Train:
+    @dataclass(frozen=True, kw_only=True)
+    class Train(TrainSettings):
         """Train one model on a study's data, into STUDY/MODEL/seedN."""
 
         study: tyro.conf.Positional[str]
         """Folder of the study."""
-        model: str = "gpt2-4l"
-        """Preset."""
-        seed: int = 0
-        """Of the weights and the order of the rows."""
-        optimization: tyro.conf.OmitArgPrefixes[Optimization] = field(default_factory=Optimization)
 
     @dataclass(frozen=True)
     class Analyze:
@@ -121,13 +116,13 @@ def _run(argv: list[str]) -> int:
         case Demo():
             written = run_study([GENERATED], command.out, command)
         case Run():
-            out = command.out or f"runs/{Path(command.corpus[0]).name.partition('.')[0]}"
+            out = command.out or f"runs/{Path(command.corpus[0]).resolve().name.partition('.')[0] or 'study'}"
             written = run_study(command.corpus, out, command)
         case Data():
             prepare(command.corpus, command.out, command)
             written = Path(command.out)
         case Train():
-            train_study(Path(command.study), [command.model], [command.seed], command.optimization)
+            train_study(Path(command.study), [command.model], [command.seed], command)
             written = Path(command.study) / command.model / f"seed{command.seed}"
         case Analyze():
             written = analyze_study(command.run, command.settings) / "results"
@@ -142,7 +137,7 @@ def _first_sentence(printed: str) -> str:
     lines = [line.strip(" │") for line in printed.splitlines() if not line.startswith(("╭", "╰"))]
     sections = re.split(r"\n[-─]{3,}\n", "\n".join(lines))
     said = sections[0] if "╭" in printed or len(sections) == 1 else sections[1]
-    return re.sub(r"^Error parsing __tyro\S*: ", "", " ".join(said.split())) or "wrong usage"
+    return re.sub(r"^Error parsing (?!--)\S+: ", "", " ".join(said.split())) or "wrong usage"
 
 
 if __name__ == "__main__":

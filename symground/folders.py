@@ -49,7 +49,7 @@ def runs_of(study: str | Path) -> list[Path]:
 
 def study_of(run: str | Path) -> Path:
     """The study that a run belongs to."""
-    return Path(run).parent.parent
+    return Path(run).resolve().parent.parent
 
 
 def model_and_seed(run: str | Path) -> tuple[str, int]:

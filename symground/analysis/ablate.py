@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,8 +45,9 @@ def ablate(
     if not layers:
         raise ValueError(f"model: {type(model).__name__} has no heads to silence")
     shape = {mixer.layer: mixer.heads for mixer in layers}
-    per_example = bool(heads) and all(isinstance(item, Collection) and not _is_pair(item) for item in heads)
-    sets: list[Heads] = list(heads) if per_example else [heads]  # type: ignore[arg-type, list-item]
+    items = [_plain(item) for item in _plain(heads)]
+    per_example = bool(items) and all(isinstance(item, Collection) and not _is_pair(item) for item in items)
+    sets = items if per_example else [items]
     device = next(model.parameters()).device
     gates = {mixer.layer: torch.ones(len(sets), mixer.heads) for mixer in layers}
     for i, pairs in enumerate(sets):
@@ -73,5 +76,12 @@ def _combine(before: Tensor | None, gate: Tensor) -> Tensor:
     return gate if before is None else before * gate
 
 
+def _plain(value: Any) -> Any:
+    """Arrays and tensors as lists; an iterator, which reads once, as a list; other things as they are."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return list(value) if isinstance(value, Iterator) else value
+
+
 def _is_pair(item: object) -> bool:
-    return isinstance(item, (tuple, list)) and len(item) == 2 and all(isinstance(x, int) for x in item)
+    return isinstance(item, (tuple, list)) and len(item) == 2 and all(isinstance(x, Integral) for x in item)

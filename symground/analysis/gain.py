@@ -24,6 +24,8 @@ def gain(scores: pd.DataFrame) -> pd.DataFrame:
     for column in ("context", "env", "target", "surprisal"):
         if column not in scores:
             raise ValueError(f"scores: expected a column {column!r}, got {list(scores.columns)}")
+    if scores["surprisal"].isna().any():
+        raise ValueError(f"scores: {int(scores['surprisal'].isna().sum())} surprisals are NaN")
     is_match = scores["env"] == scores["target"]
     table = pd.DataFrame(
         {

@@ -16,8 +16,8 @@ from symground.analysis.ablate import ablate
 from symground.analysis.heads import HeadSet, find_heads
 from symground.analysis.probes import Examples, Probes
 from symground.analysis.trace import trace
-from symground.models import mixers, readout
-from symground.models.readout import hidden_states
+from symground.models import mixers
+from symground.models.readout import hidden_states, verified_readout
 from symground.progress import progress
 
 
@@ -104,7 +104,7 @@ def surprisal(
     model: PreTrainedModel, examples: Examples, heads: Sequence[HeadSet] | None, batch_size: int = 1024
 ) -> NDArray[np.float64]:
     """Surprisal [N] in nats of each example's target, with each example's own ``heads`` silenced."""
-    head = readout(model)
+    head = verified_readout(model)
     device = head.weight.device
     values = []
     with torch.inference_mode():

@@ -22,11 +22,6 @@ def read_table(study: str | Path, name: str) -> pd.DataFrame:
     return pd.read_parquet(path) if path.is_file() else pd.DataFrame(columns=KEYS)
 
 
-def keyed(frame: pd.DataFrame, model: str, seed: int, step: int) -> pd.DataFrame:
-    """The frame with the columns model, seed and step in front."""
-    return pd.concat([pd.DataFrame({"model": model, "seed": seed, "step": step}, index=frame.index), frame], axis=1)
-
-
 class Table:
     """One table being filled: rows of a (model, seed, step) replace those that were there before."""
 
@@ -34,27 +29,35 @@ class Table:
         self._path = results_folder(study) / f"{name}.parquet"
         self._frame = read_table(study, name)
         self._new: list[pd.DataFrame] = []
+        self._replaced: list[tuple[str, int, int]] = []
 
     def has(self, model: str, seed: int, step: int) -> bool:
         there = self._frame
         return bool(((there["model"] == model) & (there["seed"] == seed) & (there["step"] == step)).any())
 
-    def add(self, frame: pd.DataFrame) -> None:
+    def add(self, frame: pd.DataFrame, model: str, seed: int, step: int) -> None:
+        """Put ``frame``, which may be empty, in the place of the rows of (model, seed, step)."""
+        self._replaced.append((model, seed, step))
         if len(frame):
-            self._new.append(frame)
+            keys = pd.DataFrame({"model": model, "seed": seed, "step": step}, index=frame.index)
+            self._new.append(pd.concat([keys, frame], axis=1))
+
+    def drop(self, model: str, seed: int) -> None:
+        """Remove every row of a run."""
+        there = self._frame[(self._frame["model"] == model) & (self._frame["seed"] == seed)]
+        self._replaced += [tuple(key) for key in there[KEYS].drop_duplicates().itertuples(index=False)]
 
     def save(self) -> None:
         """Write the table under a temporary name, then rename."""
-        if not self._new:
+        if not self._replaced:
             return
-        new = pd.concat(self._new, ignore_index=True)
         there = self._frame
         if len(there):
-            replaced = pd.MultiIndex.from_frame(new[KEYS].drop_duplicates())
-            there = there[~pd.MultiIndex.from_frame(there[KEYS]).isin(replaced)]
-            new = pd.concat([there, new], ignore_index=True)
-        self._frame = new.sort_values(KEYS, kind="stable", ignore_index=True)
-        self._new = []
+            there = there[~pd.MultiIndex.from_frame(there[KEYS]).isin(self._replaced)]
+        parts = [part for part in (there, *self._new) if len(part)]
+        self._frame = pd.concat(parts, ignore_index=True) if parts else there
+        self._frame = self._frame.sort_values(KEYS, kind="stable", ignore_index=True)
+        self._new, self._replaced = [], []
         self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_suffix(".partial")
         self._frame.to_parquet(partial, index=False)

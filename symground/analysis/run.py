@@ -14,7 +14,7 @@ from symground.analysis.heads import DENOMINATORS, KINDS, head_shares
 from symground.analysis.intervene import intervene
 from symground.analysis.probes import Probes
 from symground.analysis.r2 import cooccurrence_r2
-from symground.analysis.results import Table, keyed, save_all
+from symground.analysis.results import TABLES, Table, save_all
 from symground.analysis.score import score
 from symground.analysis.trace import saliency_by_region, trace
 from symground.folders import checkpoint_steps, model_and_seed, study_of
@@ -50,6 +50,8 @@ class AnalysisSettings:
         for name in self.what:
             if name not in WHAT:
                 raise ValueError(f"what: expected some of {', '.join(WHAT)}; got {name!r}")
+        if not self.spans or min(self.spans) < 0:
+            raise ValueError(f"spans: expected numbers of at least 0, got {self.spans}")
         for name in ("window", "draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
@@ -59,7 +61,7 @@ class AnalysisSettings:
             raise ValueError(f"threshold: expected a share in (0, 1], got {self.threshold}")
 
 
-def analyze(run: str | Path, probes: Probes, counts: pd.DataFrame, settings: AnalysisSettings) -> None:
+def analyze(run: str | Path, probes: Probes, counts: pd.DataFrame, settings: AnalysisSettings) -> int:
     """Analyse every checkpoint of ``run`` and add to the study's tables; what a table already has is not redone.
 
     Args:
@@ -67,6 +69,9 @@ def analyze(run: str | Path, probes: Probes, counts: pd.DataFrame, settings: Ana
         probes: scored at every checkpoint.
         counts: from :func:`symground.cooccurrence`.
         settings: what to measure.
+
+    Returns:
+        How many (checkpoint, analysis) pairs were already there and left.
 
     Raises:
         ValueError: a step to intervene at that the run has no checkpoint of.
@@ -76,8 +81,8 @@ def analyze(run: str | Path, probes: Probes, counts: pd.DataFrame, settings: Ana
     unknown = [step for step in intervene_steps if step not in steps]
     if unknown:
         raise ValueError(f"intervene_steps: {run} has checkpoints at {', '.join(map(str, steps))}; got {unknown}")
-    tables = {name: Table(study, name) for name in ("surprisal", "gain", "r2", "saliency", "heads", "interventions")}
-    saved = time.monotonic()
+    tables = {name: Table(study, name) for name in TABLES}
+    saved, left = time.monotonic(), 0
     with progress(f"analyze {model_name}/seed{seed}", len(steps)) as bar:
         try:
             for step in steps:
@@ -85,28 +90,31 @@ def analyze(run: str | Path, probes: Probes, counts: pd.DataFrame, settings: Ana
 
                 def due(name: str, table: str, at: int = step) -> bool:
                     there = tables[table].has(model_name, seed, at)
+                    nonlocal left
+                    left += name in settings.what and there and not settings.again
                     return name in settings.what and (settings.again or not there)
 
                 if due("surprisal", "r2"):
                     model = load(run, step)
                     for table, frame in _behaviour(model, probes, counts).items():
-                        tables[table].add(keyed(frame, model_name, seed, step))
-                if due("saliency", "heads"):
+                        tables[table].add(frame, model_name, seed, step)
+                if due("saliency", "saliency"):
                     model = model or load(run, step)
                     if mixers(model):
                         for table, frame in _where(model, probes, settings.threshold).items():
-                            tables[table].add(keyed(frame, model_name, seed, step))
+                            tables[table].add(frame, model_name, seed, step)
                 if step in intervene_steps and due("interventions", "interventions"):
                     model = model or load(run, step)
                     if mixers(model):
                         frame = _interventions(model, probes, settings)
-                        tables["interventions"].add(keyed(frame, model_name, seed, step))
+                        tables["interventions"].add(frame, model_name, seed, step)
                 if time.monotonic() - saved > _SAVE_EVERY:
                     save_all(tables.values())
                     saved = time.monotonic()
                 bar.advance()
         finally:
             save_all(tables.values())
+    return left
 
 
 def _behaviour(model: PreTrainedModel, probes: Probes, counts: pd.DataFrame) -> dict[str, pd.DataFrame]:

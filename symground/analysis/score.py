@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from symground import ops
 from symground.analysis.probes import Probes
-from symground.models import readout
-from symground.models.readout import hidden_states
+from symground.models.readout import hidden_states, readout, verified_readout
 
 
 def score(model: PreTrainedModel, probes: Probes, batch_size: int = 512) -> pd.DataFrame:
@@ -29,7 +29,7 @@ def score(model: PreTrainedModel, probes: Probes, batch_size: int = 512) -> pd.D
             not finite (names the context).
     """
     check_fits(model, probes)
-    head = readout(model)
+    head = verified_readout(model)
     device = head.weight.device
     targets = probes.target_ids.to(device)
     values = []
@@ -56,8 +56,16 @@ def score(model: PreTrainedModel, probes: Probes, batch_size: int = 512) -> pd.D
     )
 
 
+def check_deterministic(model: PreTrainedModel) -> None:
+    """Refuse a model whose dropout is on: its surprisal would be random."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and module.training and module.p > 0:
+            raise ValueError(f"model: expected model.eval(), or no dropout; {name} drops {module.p} of its inputs")
+
+
 def check_fits(model: PreTrainedModel, probes: Probes) -> None:
-    """Refuse probes that the model cannot read."""
+    """Refuse probes that the model cannot read, and a model whose dropout is on."""
+    check_deterministic(model)
     positions = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
     if positions is not None and max(probes.lengths) > positions:
         longest = int(np.argmax(probes.lengths))

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 
 from symground import ops
 from symground.analysis.probes import Probes
-from symground.analysis.score import check_fits
-from symground.models import Mixer, mixers, readout
-from symground.models.readout import hidden_states
+from symground.analysis.score import check_deterministic, check_fits
+from symground.models import Mixer, mixers
+from symground.models.readout import hidden_states, verified_readout
 
 PREDICTION = "prediction"
 
@@ -47,7 +47,7 @@ def trace(
             "prediction", which is p alone (taken out of any other query group).
         saliency: also return the [example, layer, query, key] matrices; False saves their memory.
         batch_size: examples per pass.
-        model_inputs: further inputs of the model, their first dimension B.
+        model_inputs: further inputs of the model; tensors have B as their first dimension.
 
     Returns:
         A Dataset with named coordinates: surprisal (example), nats; saliency (example, layer, query, key), |Σ_h S_h|;
@@ -56,13 +56,18 @@ def trace(
         prediction (example). Layers and heads count from 0. A layer with fewer heads than others has NaN there.
 
     Raises:
-        ValueError: shapes that do not fit, overlapping groups, a model without mixing matrices (an LSTM).
+        ValueError: shapes that do not fit, overlapping groups, a model without mixing matrices (an LSTM), with dropout
+            on, or with a surprisal that is not finite.
+        RuntimeError: called inside torch.inference_mode().
 
     Source: Wang et al. 2023 (saliency), arXiv 2510.13796 (flow into the prediction position).
     """
     layers = mixers(model)
     if not layers:
         raise ValueError(f"model: {type(model).__name__} has no mixing matrix, so there is no saliency to trace")
+    check_deterministic(model)
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("trace takes a gradient and cannot run inside torch.inference_mode()")
     labels: dict[str, Any] = {}
     if isinstance(input_ids, Probes):
         check_fits(model, input_ids)
@@ -86,7 +91,7 @@ def trace(
     parts = []
     for start in range(0, len(ids), batch_size):
         part = slice(start, start + batch_size)
-        inputs = {name: value[part] for name, value in model_inputs.items()}
+        inputs = {n: value[part] if isinstance(value, Tensor) else value for n, value in model_inputs.items()}
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask[part]
         parts.append(
@@ -129,10 +134,10 @@ def _trace_batch(
     saliency: bool,
     inputs: dict[str, Any],
 ) -> dict[str, NDArray[Any]]:
-    head = readout(model)
+    head = verified_readout(model)
     device = head.weight.device
     ids, p, targets = ids.to(device), p.to(device), targets.to(device)
-    inputs = {name: value.to(device) for name, value in inputs.items()}
+    inputs = {n: value.to(device) if isinstance(value, Tensor) else value for n, value in inputs.items()}
     batch, length = ids.shape
     # One group more on each side takes the positions that are in none, so that the totals are sums of the flow.
     rest_query = torch.where(query_groups < 0, num_query, query_groups).to(device)
@@ -150,7 +155,16 @@ def _trace_batch(
         hidden = hidden_states(model, ids, **inputs)[torch.arange(batch, device=device), p]  # [B,D]
         surprisal = ops.candidate_surprisal(hidden, head.weight, targets[:, None], head.bias)[:, 0]
         # Within the block: under activation checkpointing the layers run again here and must see the same taps.
-        grads = torch.autograd.grad(surprisal.sum(), [*saliency_probes, *flow_probes])
+        grads = torch.autograd.grad(surprisal.sum(), [*saliency_probes, *flow_probes], allow_unused=True)
+    if any(grad is None for grad in grads):
+        raise ValueError(
+            "model: the gradient does not reach every layer's attention; if activation checkpointing is on, "
+            'set it with gradient_checkpointing_kwargs={"use_reentrant": False}'
+        )
+    if not bool(surprisal.isfinite().all()):
+        raise ValueError(
+            f"model: the surprisal of example {int((~surprisal.isfinite()).nonzero()[0])} of a batch is not finite"
+        )
     result = {"surprisal": surprisal.detach()}
     if saliency:
         result["saliency"] = torch.stack(grads[: len(layers)], 1).abs()

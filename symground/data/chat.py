@@ -7,9 +7,11 @@ archives file by file without unpacking them.
 
 from __future__ import annotations
 
+import lzma
 import re
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,34 +83,34 @@ def transcripts(paths: Iterable[str | Path]) -> Iterator[tuple[str, bytes]]:
                 yield str(file.relative_to(path)), file.read_bytes()
         elif path.name.endswith(".cha"):
             yield path.name, path.read_bytes()
-        elif path.name.endswith(".zip"):
-            with zipfile.ZipFile(path) as archive:
-                for name in sorted(n for n in archive.namelist() if n.endswith(".cha")):
-                    yield name, archive.read(name)
-        elif path.name.endswith(_TAR):
-            with tarfile.open(path, "r|*") as stream:
-                for member in stream:
-                    content = stream.extractfile(member) if member.isreg() and member.name.endswith(".cha") else None
-                    if content is not None:
-                        yield member.name, content.read()
+        elif path.name.endswith((".zip", *_TAR)):
+            try:
+                yield from _archived(path)
+            except (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
+                raise ValueError(f"paths: {path} is damaged or not an archive ({error})") from error
         else:
             raise ValueError(f"paths: expected a folder, a .cha file, a .zip or a .tar.* archive; got {path}")
+
+
+def _archived(path: Path) -> Iterator[tuple[str, bytes]]:
+    if path.name.endswith(".zip"):
+        with zipfile.ZipFile(path) as archive:
+            for name in sorted(n for n in archive.namelist() if n.endswith(".cha")):
+                yield name, archive.read(name)
+        return
+    with tarfile.open(path, "r|*") as stream:
+        for member in stream:
+            content = stream.extractfile(member) if member.isreg() and member.name.endswith(".cha") else None
+            if content is not None:
+                yield member.name, content.read()
 
 
 def parse(text: str, settings: ChatSettings) -> tuple[list[list[str]], int]:
     """The turns of one transcript, each a list of tokens, and how many ENV tiers it has."""
     chat = require("rustling.chat", "CHAT transcripts")
-    kept, line_kind = [], ""
-    for line in text.replace("\r\n", "\n").split("\n"):
-        if not line.startswith("\t"):  # a tab continues the line above
-            line_kind = line[:1]
-            if line_kind == "%" and line[1:].partition(":")[0] not in settings.env_tiers:
-                # rustling empties an utterance whose %mor tier does not align with its words: it must not see one
-                line_kind = "dropped"
-        if line_kind != "dropped":
-            kept.append(_UNINTELLIGIBLE.sub(_PLACEHOLDER, line) if line_kind == "*" else line)
+    content = "\n".join(_kept_lines(text, settings.env_tiers))
     turns, tiers = [], 0
-    for utterance in chat.CHAT.from_strs(["\n".join(kept)], strict=False).utterances():
+    for utterance in chat.CHAT.from_strs([content], strict=False).utterances():
         if utterance.participant is None:  # a header in mid-file
             continue
         env_texts = [utterance.tiers[f"%{t}"] for t in settings.env_tiers if f"%{t}" in (utterance.tiers or {})]
@@ -118,6 +120,32 @@ def parse(text: str, settings: ChatSettings) -> tuple[list[list[str]], int]:
         if turn:
             turns.append(turn)
     return turns, tiers
+
+
+def _kept_lines(text: str, env_tiers: tuple[str, ...]) -> list[str]:
+    """The transcript without the dependent tiers that are not ENV, and with one tier of each name per utterance.
+
+    rustling empties an utterance whose %mor tier does not align with its words, so it must not see one; and of two
+    tiers of one name it keeps the last only, so they are joined here.
+    """
+    text = text.replace("\r\n", "\n").replace("’", "'").replace("\n\t", " ")  # a tab continues the line above
+    kept: list[str] = []
+    place: dict[str, int] = {}  # where the utterance's tiers stand in kept
+    for line in text.split("\n"):
+        if line.startswith(("*", "%")):
+            line = _UNINTELLIGIBLE.sub(_PLACEHOLDER, line)
+        tier, _, rest = line.partition(":")
+        if line.startswith("*"):
+            place = {}
+        elif line.startswith("%"):
+            if tier[1:] not in env_tiers:
+                continue
+            if tier in place:
+                kept[place[tier]] += f" {rest.strip()}"
+                continue
+            place[tier] = len(kept)
+        kept.append(line)
+    return kept
 
 
 def turn_tokens(participant: str, words: str, env_texts: Iterable[str], fold_case: bool = False) -> list[str]:
@@ -131,9 +159,13 @@ def turn_tokens(participant: str, words: str, env_texts: Iterable[str], fold_cas
     for text in env_texts:
         unmarked, *marked = _TIMING.split(text)
         for time, clause in [(None, unmarked), *zip(marked[::2], marked[1::2], strict=True)]:
-            tokens = env_tokens(fold(_OTHER_MARKS.sub(" ", clause)))
+            tokens = _unknown(env_tokens(fold(_OTHER_MARKS.sub(" ", clause))))
             if tokens:
                 events[time or "dur"] += tokens if time else [speaker(participant), *tokens]
-    said = [UNKNOWN if t.startswith(_PLACEHOLDER) else t for t in lan_tokens(fold(words))]
+    said = _unknown(lan_tokens(fold(words)))
     utterance = [speaker(participant), *said] if said else []
     return [*events["bef"], *events["dur"], *utterance, *events["aft"]]
+
+
+def _unknown(tokens: list[str]) -> list[str]:
+    return [UNKNOWN if token.startswith(_PLACEHOLDER) else token for token in tokens]

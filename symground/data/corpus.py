@@ -52,7 +52,7 @@ class Corpus:
         for path in [*needed, tokenizer / "tokenizer.json"]:
             if not path.is_file():
                 raise FileNotFoundError(f"{folder} is not a corpus folder: {path} is missing")
-        tokens, documents, starts = (np.load(path, mmap_mode="r") for path in needed[:3])
+        tokens, documents, starts = map(_load_array, needed[:3])
         statistics = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
         return Corpus(tokens, documents, starts, PreTrainedTokenizerFast.from_pretrained(tokenizer), statistics)
 
@@ -75,6 +75,14 @@ class Corpus:
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
+
+
+def _load_array(path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path}: damaged or cut short ({error})") from error
+    return array
 
 
 class CorpusBuilder:

@@ -28,14 +28,14 @@ def attach(model: M) -> M:
     """
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"model: expected a transformers PreTrainedModel, got {type(model).__name__}")
-    if hasattr(model, _ATTACHED):
-        return model
     if isinstance(model, LSTMForCausalLM):
-        found: tuple[Mixer, ...] = ()
-    else:
-        found = _attention_layers(model)
-        register()
-        model.set_attn_implementation(NAME)
+        object.__setattr__(model, _ATTACHED, ())
+        return model
+    found = _attention_layers(model)
+    register()
+    model.set_attn_implementation(NAME)
+    _check_in_use(model, found)
+    if not hasattr(model, _ATTACHED):
         model.register_forward_pre_hook(_refuse_output_attentions, with_kwargs=True)
         if "position_ids" in inspect.signature(model.base_model.forward).parameters:
             model.base_model.register_forward_pre_hook(_derive_position_ids, with_kwargs=True)
@@ -43,11 +43,27 @@ def attach(model: M) -> M:
     return model
 
 
+def _check_in_use(model: nn.Module, found: tuple[Mixer, ...]) -> None:
+    """Refuse a model some of whose layers would silently pass a tap by."""
+    for mixer in found:
+        used = getattr(mixer.module.config, "_attn_implementation", None)
+        if used != NAME:
+            raise ValueError(
+                f"model: layer {mixer.layer} of {type(model).__name__} runs its attention as {used!r}, which shows no "
+                f"heads; either this architecture takes no attention function, or it was changed after symground.attach"
+            )
+
+
 def mixers(model: nn.Module) -> tuple[Mixer, ...]:
-    """The model's mixers, by layer; empty for an LSTM. ValueError when the model was not attached."""
+    """The model's mixers, by layer; empty for an LSTM.
+
+    Raises:
+        ValueError: the model was not attached, or has been given another attention implementation since.
+    """
     found: tuple[Mixer, ...] | None = getattr(model, _ATTACHED, None)
     if found is None:
         raise ValueError("model: expected a model made traceable by symground.attach or symground.load")
+    _check_in_use(model, found)
     return found
 
 
@@ -59,8 +75,9 @@ def _attention_layers(model: PreTrainedModel) -> tuple[Mixer, ...]:
             continue
         if getattr(module, "is_cross_attention", False):
             raise ValueError(f"model: {type(model).__name__} has cross-attention, which symground does not support")
-        heads = getattr(module, "num_heads", None) or getattr(module.config, "num_attention_heads", None)
-        if not isinstance(heads, int):
+        config = getattr(module, "config", None)
+        heads = getattr(module, "num_heads", None) or getattr(config, "num_attention_heads", None)
+        if config is None or not isinstance(heads, int):
             raise ValueError(f"model: cannot tell how many heads {type(module).__name__} has")
         found.append(Mixer(layer, heads, module))
     if not found:

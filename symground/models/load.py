@@ -36,6 +36,8 @@ def load(path: str | Path, step: int | None = None, *, device: str | None = None
         raise ValueError(f"step: {path} is not a run (no checkpoints/ beside a config.json), so it has no steps")
     elif folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is neither a run nor a model: it has no config.json")
+    elif not folder.exists() and (folder.is_absolute() or len(folder.parts) != 2 or Path(folder.parts[0]).exists()):
+        raise FileNotFoundError(f"{path} does not exist, and is no model's name on the hub (owner/name)")
     source = folder if folder.is_dir() else str(path)
     try:
         model = AutoModelForCausalLM.from_pretrained(source)

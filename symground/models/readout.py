@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+_VERIFIED = "_symground_readout_verified"
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,34 @@ def readout(model: PreTrainedModel) -> Readout:
     if head is None or not hasattr(head, "weight"):
         raise ValueError(f"model: expected a causal language model with a vocabulary head, got {type(model).__name__}")
     return Readout(head.weight, getattr(head, "bias", None))
+
+
+def verified_readout(model: PreTrainedModel) -> Readout:
+    """The head of ``model``, once it is known that its logits are hidden · weightᵀ + bias and nothing more.
+
+    Checked on two tokens, once per model.
+
+    Raises:
+        ValueError: the model scales, caps or transforms its logits, or has no head.
+    """
+    head = readout(model)
+    if not getattr(model, _VERIFIED, False):
+        training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                ids = torch.tensor([[0, 1]], device=head.weight.device)
+                expected = model(input_ids=ids).logits
+                found = torch.nn.functional.linear(hidden_states(model, ids), head.weight, head.bias)
+        finally:
+            model.train(training)
+        if not torch.allclose(found, expected, rtol=2e-2, atol=2e-2, equal_nan=True):
+            raise ValueError(
+                f"model: the logits of {type(model).__name__} are more than its head's product with its last hidden "
+                "states (scaled, capped or transformed), which symground does not support"
+            )
+        object.__setattr__(model, _VERIFIED, True)
+    return head
 
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, **inputs: Any) -> Tensor:

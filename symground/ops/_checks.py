@@ -57,6 +57,7 @@ def key_range(value: Tensor | None, batch: int, keys: int, like: Tensor) -> None
     has_shape("key_range", value, "B,2", (batch, 2))
     is_integer("key_range", value)
     matches("key_range", value, "q", like, dtype=False)
+    value = value.long()  # narrow types would wrap in the comparison
     values(((value >= 0) & (value <= keys)).all(), f"key_range: expected values in [0, S] = [0, {keys}]")
 
 
@@ -75,6 +76,7 @@ def groups(name: str, value: Tensor, batch: int, length: int, count: int | None,
     has_shape(name, value, "B,T" if name == "query_groups" else "B,S", (batch, length))
     is_integer(name, value)
     matches(name, value, "q", like, dtype=False)
+    value = value.long()  # narrow types would wrap in the comparison
     if count is None:
         count = max(int(value.max()) + 1, 0) if value.numel() else 0
     values(

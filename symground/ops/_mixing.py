@@ -25,6 +25,14 @@ class Mixing(NamedTuple):
     window: int | None
     gate: Tensor | None
 
+    def readable(self, x: Tensor) -> Tensor:
+        """Keys or values [B,Hk,S,D] with 0 where no query may read: 0 · NaN there would be NaN."""
+        if self.key_range is None:
+            return x
+        j = torch.arange(x.shape[2], device=x.device)
+        outside = (j < self.key_range[:, :1]) | (j >= self.key_range[:, 1:])  # [B,S]
+        return x.masked_fill(outside[:, None, :, None], 0.0)
+
     def valid(self, q: Tensor, k: Tensor) -> Tensor:
         """[B or 1, 1, T, S] bool: True where query i sees key j."""
         return valid_keys(q.shape[2], k.shape[2], self.causal, self.key_range, self.window, q.device)
@@ -73,6 +81,7 @@ def per_head(gate: Tensor) -> Tensor:
 
 def signed_saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing) -> Tensor:
     """S_h = A_h ∘ (dO_h V_hᵀ), times the head's gate: [B,H,T,S], signed."""
+    k, v = mixing.readable(k), mixing.readable(v)
     s = scores(q, k, mixing.scale).masked_fill(~mixing.valid(q, k), float("-inf"))
     empty = lse.isneginf()[..., None]  # rows without a valid key: exp(-inf + inf) would be NaN
     a = torch.exp(s - lse[..., None].masked_fill(empty, 0.0))

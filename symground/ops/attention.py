@@ -36,7 +36,8 @@ def attention(
         k, v: keys and values [B,Hk,S,D]; Hk divides H, query head h reads key head h // (H/Hk).
         causal: query i sees keys j <= i + S - T (aligned bottom-right).
         scale: multiplies q kᵀ; default D ** -0.5.
-        key_range: [B,2] int, first and one-past-last valid key of each example (left or right padding).
+        key_range: [B,2] int, first and one-past-last valid key of each example (left or right padding); what stands in
+            other keys and values, NaN included, is not read.
         window: each query sees only the last ``window`` of its causal keys; needs ``causal=True``.
         gate: [H] or [B,H]; multiplies each head's output. Gate 0 gives exactly 0.
         saliency_probe: [B,T,S], storage of one element is enough (``torch.zeros(1).expand(B, T, S)``). Its values are
@@ -72,6 +73,8 @@ def attention(
         check.probe("flow_probe", flow_probe, "B,H,Gq,Gk", (batch, heads, *flow_probe.shape[2:]), q)
         check.groups("query_groups", query_groups, batch, queries, flow_probe.shape[2], q)
         check.groups("key_groups", key_groups, batch, keys, flow_probe.shape[3], q)
+        if key_groups is query_groups:
+            key_groups = query_groups.clone()  # autograd functions take no tensor twice in a compiled graph
     run = choose("attention", IMPLEMENTATIONS, impl, q)
     return run(
         q, k, v, mixing, saliency_probe, flow_probe, query_groups, key_groups
@@ -89,6 +92,7 @@ def attention_reference(
     key_groups: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The specification. A probe p enters as A·(1 + p), so that ∂L/∂p at p = 0 is Σ_h A_h ∘ ∂L/∂A_h."""
+    k, v = mixing.readable(k), mixing.readable(v)
     valid, s = mixing.valid(q, k), scores(q, k, mixing.scale)
     lse = s.detach().masked_fill(~valid, float("-inf")).logsumexp(-1)
     # The lowest finite number, not -inf: a row with no valid key then has a gradient of 0 where -inf would give NaN.

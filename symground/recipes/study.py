@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 
 from symground.analysis import Context, Probes, cooccurrence, gain_interval, probes, split_contexts
 from symground.analysis.probes import read_contexts
-from symground.analysis.results import read_table
+from symground.analysis.results import TABLES, Table, read_table
 from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import (
     ChatSettings,
@@ -50,12 +51,16 @@ class StudySettings:
     """A noun is probed that stands this often both as ENV and as LAN (the study's rule)."""
     contexts: str | None = None
     """JSON file of sentence pairs; the ten of the package by default."""
+    threads: int | None = None
+    """CPU threads; PyTorch's own choice by default."""
     analysis: tyro.conf.OmitArgPrefixes[AnalysisSettings] = field(default_factory=AnalysisSettings)
 
     def __post_init__(self) -> None:
         for model in self.models:
             if model not in PRESETS:
                 raise ValueError(f"models: expected some of {', '.join(PRESETS)}; got {model!r}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads: expected at least 1, got {self.threads}")
         for name in ("seeds", "min_word_count", "min_noun_count"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
@@ -68,6 +73,9 @@ class DemoSettings(StudySettings):
     optimization: tyro.conf.OmitArgPrefixes[Optimization] = field(default_factory=lambda: Optimization(steps=800))
     models: tuple[str, ...] = ("gpt2-4l", "lstm-4l")
     """Presets to train."""
+    # So small a model trains no faster on two threads, and half as fast when something else keeps a core busy.
+    threads: int | None = 1
+    """CPU threads; PyTorch's own choice when None."""
     analysis: tyro.conf.OmitArgPrefixes[AnalysisSettings] = field(
         default_factory=lambda: AnalysisSettings(intervene_contexts=4)
     )
@@ -76,6 +84,8 @@ class DemoSettings(StudySettings):
 def run_study(corpus: Sequence[str], out: str | Path, settings: StudySettings) -> Path:
     """Prepare, train, analyse and report; returns the report's path."""
     study = Path(out)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     prepare(corpus, study, settings)
     train_study(study, settings.models, range(settings.seeds), settings.optimization)
     analyze_study(study, settings.analysis)
@@ -112,6 +122,8 @@ def prepare(corpus: Sequence[str], out: str | Path, settings: StudySettings) -> 
         return Corpus.load(study / "data", study)
     builder = CorpusBuilder()
     chosen = read_contexts(settings.contexts)
+    if settings.chat.fold_case and list(corpus) != [GENERATED]:
+        chosen = [Context(context.env.lower(), context.lan.lower()) for context in chosen]
     if list(corpus) == [GENERATED]:
         add_scenes(builder, settings.generated)
         built = builder.build()
@@ -143,7 +155,23 @@ def train_study(study: Path, models: Sequence[str], seeds: Sequence[int], optimi
     corpus = Corpus.load(study / "data", study)
     for model in models:
         for seed in seeds:
-            train(corpus, TrainSettings(**asdict(optimization), model=model, seed=seed), study / model / f"seed{seed}")
+            settings = TrainSettings(**_shared(optimization), model=model, seed=seed)
+            run = study / model / f"seed{seed}"
+            if not (run / "config.json").exists():  # a new run: what the tables hold is of one that was removed
+                _forget(study, model, seed)
+            train(corpus, settings, run)
+
+
+def _shared(optimization: Optimization) -> dict[str, Any]:
+    """The settings that do not depend on the run; ``optimization`` may be one run's own."""
+    return {f.name: getattr(optimization, f.name) for f in fields(Optimization)}
+
+
+def _forget(study: Path, model: str, seed: int) -> None:
+    for name in TABLES:
+        table = Table(study, name)
+        table.drop(model, seed)
+        table.save()
 
 
 def study_probes(study: Path) -> Probes:
@@ -161,7 +189,9 @@ def analyze_study(path: str | Path, settings: AnalysisSettings) -> Path:
     asked = study_probes(study)
     counts = cooccurrence(Corpus.load(study / "data", study), asked.nouns, settings.window)
     for run in runs:
-        analyze(run, asked, counts, settings)
+        left = analyze(run, asked, counts, settings)
+        if left:
+            _say(f"{run}: {left} analyses of checkpoints were there already and stay; --again redoes them")
     _summarise(study)
     return study
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from symground.models import PRESETS
 from symground.training.schedule import checkpoint_schedule
 
 
@@ -47,3 +48,8 @@ class TrainSettings(Optimization):
     """Preset of the architecture and its size."""
     seed: int = 0
     """Of the initial weights and of the order of the rows."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model not in PRESETS:
+            raise ValueError(f"model: expected one of {', '.join(PRESETS)}; got {self.model!r}")

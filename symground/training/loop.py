@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,8 +21,8 @@ from transformers import PreTrainedModel
 
 from symground import ops
 from symground.data.corpus import Corpus
-from symground.folders import read_json, write_json
-from symground.models import create, readout
+from symground.folders import checkpoint_steps, read_json, write_json
+from symground.models import create, load, readout
 from symground.models.readout import hidden_states
 from symground.progress import progress
 from symground.training.checkpoints import load_resume, save_checkpoint, save_resume
@@ -47,6 +49,8 @@ def train(corpus: Corpus, settings: TrainSettings, run: str | Path, device: str 
     run = Path(run)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     _claim(run, corpus, settings)
+    if settings.steps in checkpoint_steps(run):
+        return load(run, settings.steps, device=device)
     pad = corpus.tokenizer.pad_token_id
     model = create(settings.model, len(corpus.tokenizer), settings.seed, positions=settings.length, pad_token_id=pad)
     model.to(device).train()  # type: ignore[arg-type]
@@ -55,6 +59,8 @@ def train(corpus: Corpus, settings: TrainSettings, run: str | Path, device: str 
         corpus.tokens, corpus.documents, corpus.starts, settings.batch_size, settings.length, settings.seed, pad
     )
     done = load_resume(run, model, optimizer)
+    if done == 0 and any((run / "resume").glob("step-*")):
+        print(f"{run}: no resume state is whole; training starts from step 0 again", file=sys.stderr)
     save_at = set(checkpoint_schedule(settings.checkpoints, settings.steps))
     log = _Log(run / "metrics.jsonl", done)
     if done == 0 and 0 in save_at:
@@ -115,7 +121,8 @@ def _optimizer(model: PreTrainedModel, settings: TrainSettings) -> torch.optim.O
 
 def _claim(run: Path, corpus: Corpus, settings: TrainSettings) -> None:
     """Write the run's config.json, or check that the one there says the same."""
-    fingerprint = {"tokens": len(corpus.tokens), "sum": int(np.sum(corpus.tokens, dtype=np.int64))}
+    digest = hashlib.sha256(corpus.tokens.tobytes()).hexdigest()
+    fingerprint = {"tokens": len(corpus.tokens), "sha256": digest}
     config = {"settings": asdict(settings), "corpus": fingerprint}
     path = run / "config.json"
     if path.exists():
@@ -135,8 +142,9 @@ def _claim(run: Path, corpus: Corpus, settings: TrainSettings) -> None:
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
     for part, values in wanted.items():
+        there = found.get(part)
         for name, value in values.items():
-            before = found.get(part, {}).get(name)
+            before = there.get(name) if isinstance(there, dict) else None
             if before != value:
                 yield f"{name if part == 'settings' else part + ' ' + name} is {before!r} there, {value!r} here"
 
@@ -153,7 +161,8 @@ class _Log:
                 if line.endswith("}") and json.loads(line)["step"] <= done
             ]
         path.write_text("".join(line + "\n" for line in kept))
-        self._path, self._started = path, time.perf_counter()
+        before = json.loads(kept[-1])["seconds"] if kept else 0.0
+        self._path, self._started = path, time.perf_counter() - before
 
     def __enter__(self) -> _Log:
         self._file = self._path.open("a")

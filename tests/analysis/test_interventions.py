@@ -46,6 +46,20 @@ def test_a_set_per_example(gpt2: GPT2LMHeadModel, ids: torch.Tensor) -> None:
         torch.testing.assert_close(got[i], without(gpt2, list(pairs), ids[i : i + 1])[0], atol=1e-5, rtol=1e-5)
 
 
+def test_iterators_arrays_and_numpy_integers_name_heads_too(gpt2: GPT2LMHeadModel, ids: torch.Tensor) -> None:
+    pairs = [(0, 0), (0, 1), (2, 2)]
+    expected = without(gpt2, pairs, ids)
+    for heads in (
+        iter(pairs),
+        (p for p in pairs),
+        np.array(pairs),
+        torch.tensor(pairs),
+        [tuple(p) for p in np.array(pairs)],
+    ):
+        with sg.ablate(gpt2, heads):  # type: ignore[arg-type]
+            torch.testing.assert_close(gpt2(ids).logits, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_nested_blocks_add_up_and_everything_is_undone(gpt2: GPT2LMHeadModel, ids: torch.Tensor) -> None:
     before = gpt2(ids).logits
     with sg.ablate(gpt2, [(0, 0)]):

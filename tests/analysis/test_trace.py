@@ -9,7 +9,7 @@ import pytest
 import torch
 import xarray as xr
 from torch import Tensor
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, GraniteConfig, GraniteForCausalLM
 
 import symground as sg
 from symground.analysis import saliency_by_region
@@ -129,6 +129,27 @@ def test_bad_arguments_are_named(gpt2: GPT2LMHeadModel, message: str, changes: d
     good = {"targets": targets, "attention_mask": mask, "groups": {"env": mask.bool()}}
     with pytest.raises(ValueError, match=message):
         sg.trace(gpt2, ids, **{**good, **changes})  # type: ignore[arg-type]
+
+
+def test_models_that_would_give_wrong_or_random_numbers_are_refused(gpt2: GPT2LMHeadModel) -> None:
+    ids, mask, targets, _ = batch("left")
+    groups = {"env": mask.bool()}
+    gpt2.transformer.drop.p = 0.3
+    with pytest.raises(ValueError, match=r"expected model\.eval\(\), or no dropout; transformer\.drop drops 0\.3"):
+        sg.trace(gpt2.train(), ids, targets, mask, groups)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode"):
+        sg.trace(gpt2.eval(), ids, targets, mask, groups)
+    torch.manual_seed(0)
+    config = GraniteConfig(
+        vocab_size=101, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, logits_scaling=0.1,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="scaled, capped or transformed"):
+        sg.trace(sg.attach(GraniteForCausalLM(config)).eval(), ids, targets, mask, groups)
+    with torch.no_grad():
+        gpt2.transformer.ln_f.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="the surprisal of example 0 of a batch is not finite"):
+        sg.trace(gpt2, ids, targets, mask, groups)
 
 
 def test_find_heads_by_hand() -> None:

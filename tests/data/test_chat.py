@@ -33,6 +33,7 @@ def test_a_turn_is_before_during_utterance_after() -> None:
     ("line", "tokens"),
     [
         ("what's that ?", "what's that"),
+        ("what’s that ?", "what's that"),
         ("the doggie [: dog] runs .", "the dog runs"),
         ("I want [//] I need it .", "I I need it"),
         ("<I want> [/] I want it .", "I want it"),
@@ -50,6 +51,12 @@ def test_conventions_of_the_main_line(line: str, tokens: str) -> None:
 
 def test_unintelligible_words_are_unknown() -> None:
     assert turns("*MOT:\txxx want yyy .\n") == ["<MOT> [UNK] want:<LAN> [UNK]"]
+
+
+def test_two_tiers_of_one_name_are_both_kept() -> None:
+    assert turns("*MOT:\tlook .\n%act:\tsits\n\tdown\n%gpx:\tpoints\n%act:\tstands xxx\n\tup\n") == [
+        "<MOT> sits:<ENV> down:<ENV> stands:<ENV> [UNK] up:<ENV> <MOT> points:<ENV> <MOT> look:<LAN>"
+    ]
 
 
 def test_a_turn_that_only_carries_env_has_no_utterance() -> None:

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import symground as sg
 from symground.models import mixers
@@ -104,6 +111,27 @@ def test_gqa_model_is_attached_too() -> None:
     sg.attach(model)
     got = model(ids, attention_mask=mask).logits
     torch.testing.assert_close(got[mask.bool()], expected[mask.bool()], atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_whose_attention_was_changed_is_refused_until_attached_again(gpt2: GPT2LMHeadModel) -> None:
+    gpt2.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match="runs its attention as 'sdpa'"), sg.ablate(gpt2, [(0, 0)]):
+        pass
+    ids = torch.randint(2, 101, (1, 5))
+    whole = sg.attach(gpt2)(ids).logits
+    with sg.ablate(gpt2, [(0, 0)]):
+        assert not torch.allclose(gpt2(ids).logits, whole)
+
+
+def test_an_architecture_without_attention_functions_is_refused() -> None:
+    with pytest.raises(ValueError, match="takes no attention function"):
+        sg.attach(GPTJForCausalLM(GPTJConfig(vocab_size=20, n_embd=16, n_layer=1, n_head=2, rotary_dim=4)))
+
+
+def test_paths_that_are_no_model_are_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere", "runs/demo/gpt2/seed0", "nowhere"):
+        with pytest.raises(FileNotFoundError, match="does not exist"):
+            sg.load(path)
 
 
 def test_what_is_not_supported_is_refused_by_name(gpt2: GPT2LMHeadModel) -> None:

@@ -205,6 +205,33 @@ def test_non_contiguous_inputs() -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+def test_narrow_integers_are_welcome(dtype: torch.dtype) -> None:
+    q = torch.randn(1, 1, 200, 4)
+    key_range, groups = torch.tensor([[0, 100]]).to(dtype), torch.zeros(1, 200).to(dtype)
+    _, lse = ops.attention(q, q, q, key_range=key_range)
+    flow, _, _ = ops.attention_flow(q, q, q, q, lse, groups, groups, 200, 200, key_range=key_range)
+    assert flow.shape == (1, 1, 200, 200)
+
+
+def test_what_stands_outside_the_key_range_is_not_read() -> None:
+    torch.manual_seed(0)
+    q, k, v, grad = (torch.randn(2, 2, 5, 4) for _ in range(4))
+    key_range = torch.tensor([[0, 3], [2, 5]])
+    poisoned = [x.clone() for x in (k, v)]
+    for x in poisoned:
+        x[0, :, 3:], x[1, :, :2] = float("nan"), float("inf")
+    results = []
+    for keys, values in ((k, v), poisoned):
+        leaves = [x.clone().requires_grad_() for x in (q, keys, values)]
+        out, lse = ops.attention(*leaves, key_range=key_range)
+        gradients = torch.autograd.grad((out * grad).sum(), leaves)
+        saliency = ops.attention_saliency(q, keys, values, grad, lse, key_range=key_range)
+        results.append((out, lse, saliency, *gradients))
+    for clean, dirty in zip(*results, strict=True):
+        assert torch.equal(clean, dirty)
+
+
 def test_compiles_without_a_graph_break() -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 2, 5, 4) for _ in range(3))
@@ -216,6 +243,15 @@ def test_compiles_without_a_graph_break() -> None:
     probes = [torch.zeros(1).expand(1, 5, 5).requires_grad_() for _ in range(2)]
     saliency(q, k, v, probes[0]).backward()
     torch.compile(saliency, fullgraph=True, backend="aot_eager")(q, k, v, probes[1]).backward()
+    torch.testing.assert_close(probes[0].grad, probes[1].grad)
+    groups = torch.zeros(1, 5).long()
+
+    def flow(probe: Tensor) -> Tensor:
+        return ops.attention(q, k, v, flow_probe=probe, query_groups=groups, key_groups=groups)[0].square().sum()
+
+    probes = [torch.zeros(1).expand(1, 2, 1, 1).requires_grad_() for _ in range(2)]
+    flow(probes[0]).backward()
+    torch.compile(flow, fullgraph=True, backend="aot_eager")(probes[1]).backward()
     torch.testing.assert_close(probes[0].grad, probes[1].grad)
 
 

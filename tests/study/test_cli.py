@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -102,6 +103,32 @@ def test_what_is_there_is_redone_on_request_only(study: Path, tmp_path: Path) ->
     assert len(read_table(tmp_path / "s", "surprisal")) == len(read_table(study, "surprisal"))
 
 
+def test_a_run_trained_anew_is_analysed_anew(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    shutil.copytree(study, out)
+    before = read_table(out, "gain")
+    shutil.rmtree(out / "gpt2-4l")
+    other = [*TINY, "--learning-rate", "0.01", "--models", "gpt2-4l"]
+    assert main(["run", "generated", "--out", str(out), *other]) == 0
+    after = read_table(out, "gain")
+    model = before["model"] == "gpt2-4l"
+    assert not np.allclose(before[model & (before["step"] == 6)]["gain"], after[model & (after["step"] == 6)]["gain"])
+    pd.testing.assert_frame_equal(before[~model], after[after["model"] != "gpt2-4l"])
+
+
+def test_a_run_can_be_named_from_inside_it(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(study / "gpt2-4l" / "seed0")
+    assert main(["analyze", ".", "--what", "surprisal"]) == 0
+
+
+def test_an_empty_result_replaces_what_was_there(study: Path, tmp_path: Path) -> None:
+    shutil.copytree(study, tmp_path / "s")
+    assert len(read_table(tmp_path / "s", "heads"))
+    again = ["--what", "saliency", "--threshold", "1.0", "--again"]
+    assert main(["analyze", str(tmp_path / "s" / "gpt2-4l" / "seed0"), *again]) == 0
+    assert (read_table(tmp_path / "s", "heads")["share"] >= 1.0).all()
+
+
 def test_report_says_what_is_missing_and_is_self_contained(study: Path) -> None:
     page = (study / "report.html").read_text(encoding="utf-8")
     for heading in (
@@ -155,6 +182,8 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
         message = fails(arguments, capsys, 2)
         assert message.startswith("symground: checkpoints: expected numbers, 'every N' or")
         assert len(message.splitlines()) == 1
+    assert "expected one of gpt2-4l" in fails(["train", "x", "--model", "gpt5"], capsys, 2)
+    assert "spans: expected numbers of at least 0" in fails(["analyze", "x", "--spans"], capsys, 2)
     assert "CORPUS: expected" in fails(["run"], capsys, 2)
 
 
@@ -173,6 +202,10 @@ def test_every_other_failure_is_one_line_and_exits_with_1(
     one_line(["run", str(tmp_path / "empty"), *out], "no .cha file")
     one_line(["run", str(tmp_path / "nowhere"), *out], "does not exist")
     assert not (tmp_path / "out").exists()
+    (tmp_path / "bad.zip").write_bytes(b"PK nothing")
+    one_line(["run", str(tmp_path / "bad.zip"), *out], "bad.zip is damaged or not an archive")
+    (tmp_path / "bad.tar.xz").write_bytes(b"nothing")
+    one_line(["run", str(tmp_path / "bad.tar.xz"), *out], "bad.tar.xz is damaged or not an archive")
     (tmp_path / "a.cha").write_text("@Begin\n*MOT:\tlook .\n%act:\tsits\n@End\n")
     one_line(["run", str(tmp_path / "a.cha"), *out], "no noun stands at least 100 times", "--min-noun-count")
     one_line(["analyze", str(tmp_path / "empty")], "neither a study nor a run")
@@ -182,7 +215,6 @@ def test_every_other_failure_is_one_line_and_exits_with_1(
     one_line(
         ["run", "generated", "--out", str(study), *TINY, "--min-noun-count", "7"], "min_noun_count is 100 there, 7 here"
     )
-    one_line(["train", str(study), "--model", "gpt5"], "expected one of gpt2-4l")
     one_line(["run", "generated", *out, "--contexts", str(tmp_path / "no.json")], "no.json does not exist")
 
 
@@ -225,7 +257,7 @@ def test_ctrl_c_keeps_what_was_finished_and_the_same_command_goes_on(tmp_path: P
     assert process.returncode == 1
     assert "Traceback" not in message
     assert message.strip().splitlines()[-1].startswith("symground: interrupted")
-    kept = {path: path.read_bytes() for path in run.rglob("model.safetensors")}
+    kept = {path: path.read_bytes() for path in run.glob("checkpoints/step-*/model.safetensors")}
     assert main(["run", "generated", "--out", str(out), *arguments]) == 0
     assert checkpoint_steps(run)[-1] == 40
     for path, content in kept.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -77,6 +78,16 @@ def test_a_finished_run_is_left_and_another_config_is_refused(corpus: Corpus, tm
     with pytest.raises(ValueError, match=r"other settings: length is 16 there, 8 here"):
         train(corpus, replace(TINY, length=8), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["settings"] == asdict(TINY)
+
+
+def test_a_finished_run_needs_no_resume_state(corpus: Corpus, tmp_path: Path) -> None:
+    train(corpus, TINY, tmp_path)
+    shutil.rmtree(tmp_path / "resume")
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    model = train(corpus, TINY, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert not (tmp_path / "resume").exists()
+    assert not model.training
 
 
 def test_checkpoints_load_and_missing_ones_list_those_there_are(corpus: Corpus, tmp_path: Path) -> None:
