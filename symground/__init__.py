@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from symground.analysis.trace import trace as trace
     from symground.models.attach import attach as attach
     from symground.models.load import load as load
+    from symground.models.load import load_tokenizer as load_tokenizer
     from symground.reports.page import report as report
 
 __version__ = "0.1.0"
@@ -28,14 +29,14 @@ _HOMES = {
     "symground.analysis": (
         "ablate", "cooccurrence", "find_heads", "gain", "intervene", "probes", "score", "trace",
     ),
-    "symground.models": ("attach", "load"),
+    "symground.models": ("attach", "load", "load_tokenizer"),
     "symground.reports": ("report",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "ablate", "attach", "cooccurrence", "find_heads", "gain", "intervene", "load", "ops", "probes", "report", "score",
-    "trace",
+    "ablate", "attach", "cooccurrence", "find_heads", "gain", "intervene", "load", "load_tokenizer", "ops", "probes",
+    "report", "score", "trace",
 ]  # fmt: skip
 
 

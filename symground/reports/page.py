@@ -80,4 +80,4 @@ def _sections(results: dict[str, pd.DataFrame], examples: int) -> dict[str, Any]
 
 def _table(frame: pd.DataFrame) -> Markup:
     """A DataFrame as an HTML table, escaped; numbers with two decimals."""
-    return Markup(frame.to_html(index=False, border=0, float_format="{:.2f}".format, na_rep="–", escape=True))
+    return Markup(frame.to_html(index=False, border=0, float_format=tables.number, na_rep="–", escape=True))

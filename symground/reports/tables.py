@@ -19,6 +19,11 @@ STUDY_INTERVENTIONS = pd.DataFrame(
 )
 
 
+def number(value: float) -> str:
+    """Two decimals, and no minus before a zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
 def final_gains(gains: pd.DataFrame) -> pd.DataFrame:
     """Matched, mismatched and gain of every run's last checkpoint, with the gain's interval over nouns."""
     rows = []
@@ -35,7 +40,7 @@ def final_gains(gains: pd.DataFrame) -> pd.DataFrame:
                 "matched": last["matched"].mean(),
                 "mismatched": last["mismatched"].mean(),
                 "gain": mean,
-                "95 % interval": f"[{low:.2f}, {high:.2f}]",
+                "95 % interval": f"[{number(low)}, {number(high)}]",
                 "first step with a gain above 1 nat": str(reached[0]) if len(reached) else "none",
                 "nouns": len(last),
             }
@@ -82,10 +87,8 @@ def intervention_table(interventions: pd.DataFrame) -> pd.DataFrame:
             "span": interventions["span"],
             "heads per example": interventions["heads_per_example"],
             "mean layer": interventions["mean_layer"],
-            "intervened": interventions["intervened"].map("{:.2f}".format) + stars,
-            "control": interventions["control"].map("{:.2f}".format)
-            + " ± "
-            + interventions["control_sd"].map("{:.2f}".format),
+            "intervened": interventions["intervened"].map(number) + stars,
+            "control": interventions["control"].map(number) + " ± " + interventions["control_sd"].map(number),
             "original": interventions["original"],
             "examples": interventions["examples"],
             "draws": interventions["draws"],
