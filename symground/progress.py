@@ -6,10 +6,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from symground.optional import require
 
 _PLAIN_EVERY = 30.0  # seconds between plain lines
+
+
+class _Display:
+    """The one live display of the terminal: a bar inside another's block is a second line of it."""
+
+    shown: Any = None
+    bars = 0
 
 
 class Bar:
@@ -17,15 +25,17 @@ class Bar:
 
     def __init__(self, label: str, total: int, done: int) -> None:
         self._label, self._total, self._done, self._note = label, total, done, ""
-        self._live = None
         self._last = time.monotonic()
-        if sys.stderr.isatty():
-            rich = require("rich.progress", "progress bars")
-            console = require("rich.console", "progress bars").Console(stderr=True)
-            columns = [*rich.Progress.get_default_columns(), rich.TextColumn("{task.fields[note]}")]
-            self._live = rich.Progress(*columns, console=console)
-            self._task = self._live.add_task(label, total=total, completed=done, note="")
-            self._live.start()
+        self._live = sys.stderr.isatty()
+        if self._live:
+            if _Display.shown is None:
+                rich = require("rich.progress", "progress bars")
+                console = require("rich.console", "progress bars").Console(stderr=True)
+                columns = [*rich.Progress.get_default_columns(), rich.TextColumn("{task.fields[note]}")]
+                _Display.shown = rich.Progress(*columns, console=console)
+                _Display.shown.start()
+            _Display.bars += 1
+            self._task = _Display.shown.add_task(label, total=total, completed=done, note="")
 
     def note(self, text: str) -> None:
         """Text beside the bar."""
@@ -33,19 +43,25 @@ class Bar:
 
     def advance(self) -> None:
         self._done += 1
-        if self._live is not None:
-            self._live.update(self._task, advance=1, note=self._note)
+        if self._live:
+            _Display.shown.update(self._task, advance=1, note=self._note)
         elif time.monotonic() - self._last > _PLAIN_EVERY or self._done == self._total:
             self._last = time.monotonic()
             print(f"{self._label}: {self._done}/{self._total} {self._note}".rstrip(), file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        if self._live is not None:
-            self._live.stop()
+        if self._live:
+            _Display.bars -= 1
+            if _Display.bars:
+                _Display.shown.remove_task(self._task)
+            else:
+                _Display.shown.stop()
+                _Display.shown = None
 
 
 @contextmanager
 def progress(label: str, total: int, done: int = 0) -> Iterator[Bar]:
+    """Show the progress of a task of ``total`` steps, of which ``done`` are behind it, while the block runs."""
     bar = Bar(label, total, done)
     try:
         yield bar
