@@ -44,7 +44,8 @@ def trace(
         targets: [B] ids predicted at p.
         attention_mask: [B,T], 1 for valid tokens, padding at the ends; None: all valid.
         groups: name → [B,T] bool masks that do not overlap. All are key groups; as query groups they come after
-            "prediction", which is p alone (taken out of any other query group).
+            "prediction", which is p alone (taken out of any other query group). None: no key groups, so the flow is
+            empty, while the totals stand.
         saliency: also return the [example, layer, query, key] matrices; False saves their memory.
         batch_size: examples per pass.
         model_inputs: further inputs of the model; tensors have B as their first dimension.
@@ -87,7 +88,7 @@ def trace(
         key_masks = {name: _check_group(name, mask, ids) & valid for name, mask in (groups or {}).items()}
         at_p = position == p[:, None]
         query_masks = {PREDICTION: at_p, **{name: mask & ~at_p for name, mask in key_masks.items()}}
-    query_groups, key_groups = _group_ids(query_masks), _group_ids(key_masks)
+    query_groups, key_groups = _group_ids(query_masks, ids), _group_ids(key_masks, ids)
     parts = []
     for start in range(0, len(ids), batch_size):
         part = slice(start, start + batch_size)
@@ -186,10 +187,10 @@ def _stack_heads(flows: tuple[Tensor, ...]) -> Tensor:
     return torch.stack(padded, 1)
 
 
-def _group_ids(masks: Mapping[str, Tensor]) -> Tensor:
+def _group_ids(masks: Mapping[str, Tensor], ids: Tensor) -> Tensor:
     """[B,T] index of the mask that holds each position, -1 where none does."""
     if not masks:
-        raise ValueError("groups: expected at least one named mask [B,T], got none")
+        return torch.full_like(ids, -1)
     stacked = torch.stack([mask.bool() for mask in masks.values()])
     if bool((stacked.sum(0) > 1).any()):
         raise ValueError(f"groups: expected masks that do not overlap, got an overlap among {', '.join(masks)}")

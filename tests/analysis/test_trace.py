@@ -75,6 +75,19 @@ def test_is_eagers_gradient_times_attention(gpt2: GPT2LMHeadModel, side: str, ch
     )
 
 
+def test_without_groups_saliency_and_totals_stand(gpt2: GPT2LMHeadModel) -> None:
+    ids, mask, targets, _ = batch("left")
+    plain, grouped = (sg.trace(gpt2, ids, targets, mask, groups) for groups in (None, {"env": mask.bool()}))
+    assert plain.flow.sizes["key_group"] == 0
+    assert plain.query_group.values.tolist() == ["prediction"]
+    np.testing.assert_allclose(plain.saliency, grouped.saliency)
+    np.testing.assert_allclose(plain.matrix_total, grouped.matrix_total, rtol=1e-5)
+    at_p = {"query_group": "prediction"}
+    np.testing.assert_allclose(plain.row_total.sel(at_p), grouped.row_total.sel(at_p), rtol=1e-5)
+    with pytest.raises(ValueError, match="aggregate heads need the key_group 'env'"):
+        sg.find_heads(plain)
+
+
 def test_leaves_the_model_as_it_was(gpt2: GPT2LMHeadModel) -> None:
     ids, mask, targets, _ = batch("left")
     before = gpt2(ids, attention_mask=mask).logits
@@ -118,7 +131,6 @@ def test_probes_bring_their_targets_and_groups(corpus: Corpus) -> None:
         ("targets: expected the ids", {"targets": None}),
         ("attention_mask: expected shape", {"attention_mask": torch.ones(3, 6)}),
         ("at least one valid token", {"attention_mask": torch.zeros(3, 7)}),
-        ("expected at least one named mask", {"groups": None}),
         (r"groups\['env'\]: expected shape", {"groups": {"env": torch.ones(7)}}),
         ("do not overlap", {"groups": {"env": torch.ones(3, 7), "event": torch.ones(3, 7)}}),
         ("choose another name", {"groups": {"prediction": torch.ones(3, 7)}}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -94,13 +95,10 @@ def test_the_public_surface_is_there() -> None:
 def test_builds_in_isolation_without_torch_and_the_wheel_is_whole(tmp_path: Path) -> None:
     """A wheel built by an isolated build, put into a fresh virtual environment that sees this one's torch."""
     source = tmp_path / "source"
-    files = subprocess.run(["git", "ls-files", "-z", "-c", "-o", "--exclude-standard"], cwd=ROOT, capture_output=True)
-    names = [n for n in files.stdout.decode().split("\0") if n and (ROOT / n).exists() and not (ROOT / n).is_dir()]
-    for name in names:
-        target = source / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes((ROOT / name).read_bytes())
-    (source / "symground" / "kernels").symlink_to("../kernels")
+    unwanted = shutil.ignore_patterns(
+        ".git", ".venv*", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache"
+    )
+    shutil.copytree(ROOT, source, symlinks=True, ignore=unwanted)
     built = subprocess.run(
         [sys.executable, "-m", "build", "--outdir", str(tmp_path / "dist"), str(source)], capture_output=True, text=True
     )
@@ -115,10 +113,7 @@ import symground.kernels, symground as sg
 from symground.data import STUDY_NOUNS
 from symground.analysis.probes import read_contexts
 print(sg.__file__, len(STUDY_NOUNS), len(read_contexts(None)), len(list(symground.kernels.__path__)))
-from symground.reports.page import PackageLoader
-PackageLoader("symground.reports", ".").get_source
 """
-    (tmp_path / "venv" / "late.pth").write_text("")
     done = subprocess.run(
         [bin_ / "python", "-c", f"import sys; sys.path.append({str(packages)!r})\n{code}"],
         cwd=tmp_path, capture_output=True, text=True,
