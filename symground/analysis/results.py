@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock
 
 TABLES = ("surprisal", "gain", "r2", "saliency", "heads", "interventions")
 KEYS = ["model", "seed", "step"]
@@ -18,7 +19,10 @@ def results_folder(study: str | Path) -> Path:
 
 def read_table(study: str | Path, name: str) -> pd.DataFrame:
     """The table ``name`` of a study; empty when that analysis has not been run."""
-    path = results_folder(study) / f"{name}.parquet"
+    return _read(results_folder(study) / f"{name}.parquet")
+
+
+def _read(path: Path) -> pd.DataFrame:
     return pd.read_parquet(path) if path.is_file() else pd.DataFrame(columns=KEYS)
 
 
@@ -27,7 +31,7 @@ class Table:
 
     def __init__(self, study: str | Path, name: str) -> None:
         self._path = results_folder(study) / f"{name}.parquet"
-        self._frame = read_table(study, name)
+        self._frame = _read(self._path)
         self._new: list[pd.DataFrame] = []
         self._replaced: list[tuple[str, int, int]] = []
 
@@ -48,20 +52,21 @@ class Table:
         self._replaced += [tuple(key) for key in there[KEYS].drop_duplicates().itertuples(index=False)]
 
     def save(self) -> None:
-        """Write the table under a temporary name, then rename."""
+        """Write the table under a temporary name, then rename; what another process saved meanwhile stays."""
         if not self._replaced:
             return
-        there = self._frame
-        if len(there):
-            there = there[~pd.MultiIndex.from_frame(there[KEYS]).isin(self._replaced)]
-        parts = [part for part in (there, *self._new) if len(part)]
-        self._frame = pd.concat(parts, ignore_index=True) if parts else there
-        self._frame = self._frame.sort_values(KEYS, kind="stable", ignore_index=True)
-        self._new, self._replaced = [], []
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".partial")
-        self._frame.to_parquet(partial, index=False)
-        os.replace(partial, self._path)
+        with FileLock(self._path.with_suffix(".lock")):
+            there = _read(self._path)
+            if len(there):
+                there = there[~pd.MultiIndex.from_frame(there[KEYS]).isin(self._replaced)]
+            parts = [part for part in (there, *self._new) if len(part)]
+            self._frame = pd.concat(parts, ignore_index=True) if parts else there
+            self._frame = self._frame.sort_values(KEYS, kind="stable", ignore_index=True)
+            partial = self._path.with_suffix(".partial")
+            self._frame.to_parquet(partial, index=False)
+            os.replace(partial, self._path)
+        self._new, self._replaced = [], []
 
 
 def save_all(tables: Iterable[Table]) -> None:
