@@ -25,6 +25,9 @@ class Mixing(NamedTuple):
     window: int | None
     gate: Tensor | None
 
+    def scale_of(self, q: Tensor) -> float:
+        return float(q.shape[-1] ** -0.5 if self.scale is None else self.scale)
+
     def readable(self, x: Tensor) -> Tensor:
         """Keys or values [B,Hk,S,D] with 0 where no query may read: 0 · NaN there would be NaN."""
         if self.key_range is None:
@@ -36,6 +39,11 @@ class Mixing(NamedTuple):
     def valid(self, q: Tensor, k: Tensor) -> Tensor:
         """[B or 1, 1, T, S] bool: True where query i sees key j."""
         return valid_keys(q.shape[2], k.shape[2], self.causal, self.key_range, self.window, q.device)
+
+
+def accumulation_dtype(x: Tensor) -> torch.dtype:
+    """float32, or float64 for float64 inputs."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> None:
@@ -62,10 +70,9 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> None:
     check.gate(gate, batch, heads, q)
 
 
-def scores(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
+def scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
     """[B,H,T,S] scaled products, in at least float32, the key heads repeated over their query heads."""
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    dtype = accumulation_dtype(q)
     return (q.to(dtype) @ repeat_heads(k, q.shape[1]).to(dtype).mT) * scale
 
 
@@ -82,7 +89,7 @@ def per_head(gate: Tensor) -> Tensor:
 def signed_saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing) -> Tensor:
     """S_h = A_h ∘ (dO_h V_hᵀ), times the head's gate: [B,H,T,S], signed."""
     k, v = mixing.readable(k), mixing.readable(v)
-    s = scores(q, k, mixing.scale).masked_fill(~mixing.valid(q, k), float("-inf"))
+    s = scores(q, k, mixing.scale_of(q)).masked_fill(~mixing.valid(q, k), float("-inf"))
     empty = lse.isneginf()[..., None]  # rows without a valid key: exp(-inf + inf) would be NaN
     a = torch.exp(s - lse[..., None].masked_fill(empty, 0.0))
     saliency = a * (grad_out.to(a.dtype) @ repeat_heads(v, q.shape[1]).to(a.dtype).mT)

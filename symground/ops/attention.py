@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from symground.ops import _checks as check
+from symground.ops._cpu import attention_cpu
 from symground.ops._dispatch import choose
 from symground.ops._mixing import Mixing, check_attention, group_sums, repeat_heads, scores
 from symground.ops.heads import gate_heads_reference
@@ -93,7 +94,7 @@ def attention_reference(
 ) -> tuple[Tensor, Tensor]:
     """The specification. A probe p enters as A·(1 + p), so that ∂L/∂p at p = 0 is Σ_h A_h ∘ ∂L/∂A_h."""
     k, v = mixing.readable(k), mixing.readable(v)
-    valid, s = mixing.valid(q, k), scores(q, k, mixing.scale)
+    valid, s = mixing.valid(q, k), scores(q, k, mixing.scale_of(q))
     lse = s.detach().masked_fill(~valid, float("-inf")).logsumexp(-1)
     # The lowest finite number, not -inf: a row with no valid key then has a gradient of 0 where -inf would give NaN.
     a = torch.softmax(s.masked_fill(~valid, torch.finfo(s.dtype).min), -1) * valid
@@ -124,4 +125,4 @@ class _FlowTap(torch.autograd.Function):
         return grad, flow.to(ctx.dtype), None, None
 
 
-IMPLEMENTATIONS = {"reference": attention_reference}
+IMPLEMENTATIONS = {"reference": attention_reference, "cpu": attention_cpu}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from symground.ops import _checks as check
+from symground.ops._cpu import attention_flow_cpu
 from symground.ops._dispatch import choose
 from symground.ops._mixing import Mixing, check_attention, check_saliency, group_sums, signed_saliency
 
@@ -74,4 +75,4 @@ def attention_flow_reference(
     return group_sums(saliency, query_groups, key_groups, num_query_groups, num_key_groups)
 
 
-IMPLEMENTATIONS = {"reference": attention_flow_reference}
+IMPLEMENTATIONS = {"reference": attention_flow_reference, "cpu": attention_flow_cpu}
