@@ -59,8 +59,6 @@ class Probes:
     """Tokens of each context."""
     env_positions: tuple[int, ...]
     """e: where the ENV noun stands in each context."""
-    event_starts: tuple[int, ...]
-    """The first token of the ENV utterance (its speaker)."""
     target_ids: Tensor
     """[V] ids of the LAN nouns."""
 
@@ -76,8 +74,7 @@ class Probes:
         """Only the contexts at ``indices``."""
         index = list(indices)
         kept: dict[str, Any] = {
-            name: tuple(getattr(self, name)[i] for i in index)
-            for name in ("contexts", "lengths", "env_positions", "event_starts")
+            name: tuple(getattr(self, name)[i] for i in index) for name in ("contexts", "lengths", "env_positions")
         }
         return replace(self, input_ids=self.input_ids[index], **kept)
 
@@ -88,11 +85,10 @@ class Probes:
         position = torch.arange(length)
         prediction = torch.tensor(self.lengths)[index] - 1
         e = torch.tensor(self.env_positions)[index][:, None]
-        start = torch.tensor(self.event_starts)[index][:, None]
         query = {"prediction": position == prediction[:, None], "env": position == e}
         key = {
             "env": (position >= e) & (position <= e + self.span),
-            "event": (position >= start) & (position < e),
+            "event": position < e,  # the ENV utterance is the first
         }
         return Examples(
             self.input_ids.reshape(-1, length), prediction, self.target_ids.repeat(contexts),
@@ -134,12 +130,11 @@ def probes(
         raise ValueError(f"vocabulary: these words of the probes are not in it: {', '.join(missing)}")
     if len(nouns) < 2:
         raise ValueError(f"nouns: expected at least two, so that there are mismatches; got {len(nouns)}")
-    rows, lengths, positions, starts = [], [], [], []
+    rows, lengths, positions = [], [], []
     for context in chosen:
         before, after = _tokens(context)
         positions.append(len(before))
         lengths.append(len(before) + 1 + len(after))
-        starts.append(0)
         rows.append([[vocabulary[t] for t in (*before, env(noun), *after)] for noun in nouns])
     _check_span(span, lengths, positions)
     ids = torch.full((len(rows), len(nouns), max(lengths)), vocabulary.get(PADDING, 0))
@@ -147,7 +142,7 @@ def probes(
         ids[c, :, : lengths[c]] = torch.tensor(row)
     targets = torch.tensor([vocabulary[lan(noun)] for noun in nouns])
     return Probes(
-        tuple(nouns), tuple(chosen), span, ids, tuple(lengths), tuple(positions), tuple(starts), targets
+        tuple(nouns), tuple(chosen), span, ids, tuple(lengths), tuple(positions), targets
     )  # fmt: skip
 
 

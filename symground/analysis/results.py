@@ -22,8 +22,12 @@ def read_table(study: str | Path, name: str) -> pd.DataFrame:
     return _read(results_folder(study) / f"{name}.parquet")
 
 
-def _read(path: Path) -> pd.DataFrame:
-    return pd.read_parquet(path) if path.is_file() else pd.DataFrame(columns=KEYS)
+def _read(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+    return pd.read_parquet(path, columns=columns) if path.is_file() else pd.DataFrame(columns=KEYS)
+
+
+def _keys(frame: pd.DataFrame) -> set[tuple[str, int, int]]:
+    return set(frame[KEYS].drop_duplicates().itertuples(index=False, name=None))
 
 
 class Table:
@@ -31,13 +35,12 @@ class Table:
 
     def __init__(self, study: str | Path, name: str) -> None:
         self._path = results_folder(study) / f"{name}.parquet"
-        self._frame = _read(self._path)
+        self._keys = _keys(_read(self._path, KEYS))
         self._new: list[pd.DataFrame] = []
         self._replaced: list[tuple[str, int, int]] = []
 
     def has(self, model: str, seed: int, step: int) -> bool:
-        there = self._frame
-        return bool(((there["model"] == model) & (there["seed"] == seed) & (there["step"] == step)).any())
+        return (model, seed, step) in self._keys
 
     def add(self, frame: pd.DataFrame, model: str, seed: int, step: int) -> None:
         """Put ``frame``, which may be empty, in the place of the rows of (model, seed, step)."""
@@ -48,8 +51,7 @@ class Table:
 
     def drop(self, model: str, seed: int) -> None:
         """Remove every row of a run."""
-        there = self._frame[(self._frame["model"] == model) & (self._frame["seed"] == seed)]
-        self._replaced += [tuple(key) for key in there[KEYS].drop_duplicates().itertuples(index=False)]
+        self._replaced += [key for key in self._keys if key[:2] == (model, seed)]
 
     def save(self) -> None:
         """Write the table under a temporary name, then rename; what another process saved meanwhile stays."""
@@ -61,11 +63,11 @@ class Table:
             if len(there):
                 there = there[~pd.MultiIndex.from_frame(there[KEYS]).isin(self._replaced)]
             parts = [part for part in (there, *self._new) if len(part)]
-            self._frame = pd.concat(parts, ignore_index=True) if parts else there
-            self._frame = self._frame.sort_values(KEYS, kind="stable", ignore_index=True)
+            frame = pd.concat(parts, ignore_index=True) if parts else there
             partial = self._path.with_suffix(".partial")
-            self._frame.to_parquet(partial, index=False)
+            frame.sort_values(KEYS, kind="stable").to_parquet(partial, index=False)
             os.replace(partial, self._path)
+        self._keys = _keys(frame)
         self._new, self._replaced = [], []
 
 

@@ -66,7 +66,6 @@ def trace(
     layers = mixers(model)
     if not layers:
         raise ValueError(f"model: {type(model).__name__} has no mixing matrix, so there is no saliency to trace")
-    check_deterministic(model)
     if torch.is_inference_mode_enabled():
         raise RuntimeError("trace takes a gradient and cannot run inside torch.inference_mode()")
     labels: dict[str, Any] = {}
@@ -78,6 +77,7 @@ def trace(
         labels = {"context": ("example", examples.context), "noun": ("example", examples.noun)}
         # Right padding needs no mask: no token that counts comes after it.
     else:
+        check_deterministic(model)
         if targets is None:
             raise ValueError("targets: expected the ids [B] to predict, got None")
         ids, wanted = input_ids, targets

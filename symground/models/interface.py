@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -15,7 +14,7 @@ from transformers.masking_utils import causal_mask_function
 
 from symground import ops
 from symground.models.mixers import tap_of
-from symground.ops.mask import valid_keys
+from symground.ops.mask import key_range_of, valid_keys
 
 NAME = "symground"
 #: Attention variants that change the scores in a way `ops.attention` has no argument for.
@@ -43,19 +42,7 @@ def key_range_mask(
         )
     if kv_offset or (isinstance(q_offset, int) and q_offset + q_length != kv_length):
         raise ValueError("past_key_values: symground supports the dynamic cache only; got one of fixed size")
-    if attention_mask is None:
-        return None
-    valid = attention_mask[:, :kv_length].bool()
-    first = valid.int().argmax(-1)  # of the first True; 0 where there is none
-    count = valid.sum(-1)
-    positions = torch.arange(valid.shape[1], device=valid.device)
-    contiguous = (positions >= first[:, None]) & (positions < (first + count)[:, None])
-    message = "attention_mask: expected the valid tokens of each example to be contiguous (padding at the ends only)"
-    if valid.is_cuda or torch.compiler.is_compiling():
-        torch._assert_async((contiguous == valid).all(), message)
-    elif not torch.equal(contiguous, valid):
-        raise ValueError(message)
-    return torch.stack((first, first + count), -1)
+    return None if attention_mask is None else key_range_of(attention_mask[:, :kv_length])
 
 
 def attention_forward(

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from symground.ops._cpu_tiles import rows_of_tiles
-from symground.ops._mixing import Mixing, accumulation_dtype
-from symground.ops.heads import gate_heads_reference
+from symground.ops._mixing import Mixing, accumulation_dtype, members
 from symground.ops.mask import valid_keys
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -30,22 +29,16 @@ def attention_cpu(
     key_groups: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     k, v = mixing.readable(k), mixing.readable(v)
-    out, lse = _attention(
-        q, k, v, mixing.causal, mixing.scale_of(q), mixing.key_range, mixing.window,
-        saliency_probe, flow_probe, query_groups, key_groups,
-    )  # fmt: skip
-    if mixing.gate is not None:  # outside the op: the gradient that reaches it is then the gated one, as S wants it
-        out = gate_heads_reference(out.transpose(1, 2), mixing.gate.to(out.dtype), None).transpose(1, 2)
-    return out, lse.detach()
+    out, lse = _attention(q, k, v, *mixing.form(q), saliency_probe, flow_probe, query_groups, key_groups)
+    # Gated outside the op: the gradient that reaches it is then the gated one, as S wants it.
+    return mixing.gated(out), lse.detach()
 
 
 def attention_saliency_cpu(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, signed: bool, mixing: Mixing
 ) -> Tensor:
-    k, v, grad_out = mixing.readable(k), mixing.readable(v), _gated(grad_out, mixing)
-    saliency: Tensor = _saliency(
-        q, k, v, grad_out, lse, mixing.causal, mixing.scale_of(q), mixing.key_range, mixing.window
-    )  # fmt: skip
+    k, v, grad_out = mixing.readable(k), mixing.readable(v), mixing.gated(grad_out)
+    saliency: Tensor = _saliency(q, k, v, grad_out, lse, *mixing.form(q))
     return saliency if signed else saliency.abs_()
 
 
@@ -61,18 +54,10 @@ def attention_flow_cpu(
     num_key_groups: int,
     mixing: Mixing,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    k, v, grad_out = mixing.readable(k), mixing.readable(v), _gated(grad_out, mixing)
-    flow: tuple[Tensor, Tensor, Tensor] = _flow(
-        q, k, v, grad_out, lse, query_groups, key_groups, num_query_groups, num_key_groups, True,
-        mixing.causal, mixing.scale_of(q), mixing.key_range, mixing.window,
-    )  # fmt: skip
+    k, v, grad_out = mixing.readable(k), mixing.readable(v), mixing.gated(grad_out)
+    groups = (query_groups, key_groups, num_query_groups, num_key_groups)
+    flow: tuple[Tensor, Tensor, Tensor] = _flow(q, k, v, grad_out, lse, *groups, True, *mixing.form(q))
     return flow
-
-
-def _gated(grad_out: Tensor, mixing: Mixing) -> Tensor:
-    if mixing.gate is None:
-        return grad_out
-    return gate_heads_reference(grad_out.transpose(1, 2), mixing.gate.to(grad_out.dtype), None).transpose(1, 2)
 
 
 def _mask(q: Tensor, k: Tensor, causal: bool, key_range: Tensor | None, window: int | None) -> Tensor | None:
@@ -195,8 +180,8 @@ def _flow(
     flow = lse.new_zeros(batch, heads, num_query_groups, num_key_groups)
     row_total = lse.new_zeros(batch, heads, num_query_groups)
     matrix_total = lse.new_zeros(batch, heads)
-    in_query = (query_groups[:, None] == torch.arange(num_query_groups)[:, None]).to(lse.dtype)  # [B,Gq,T]
-    in_key = (key_groups[..., None] == torch.arange(num_key_groups)).to(lse.dtype)  # [B,S,Gk]
+    in_query = members(query_groups, num_query_groups, lse.dtype)  # [B,Gq,T]
+    in_key = members(key_groups, num_key_groups, lse.dtype).mT  # [B,S,Gk]
     wanted = None if matrix else query_groups >= 0
     for examples, rows, columns, s in rows_of_tiles(q, k, v, grad_out, lse, causal, scale, key_range, window, wanted):
         s.abs_()  # [·,H,rows,columns]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from symground.ops import _checks as check
+from symground.ops.heads import gate_heads_reference
 from symground.ops.mask import valid_keys
 
 MAX_HEAD_SIZE = 256
@@ -24,6 +25,16 @@ class Mixing(NamedTuple):
     key_range: Tensor | None
     window: int | None
     gate: Tensor | None
+
+    def form(self, q: Tensor) -> tuple[bool, float, Tensor | None, int | None]:
+        """(causal, scale, key_range, window), as the schemas of registered ops take them."""
+        return self.causal, self.scale_of(q), self.key_range, self.window
+
+    def gated(self, x: Tensor) -> Tensor:
+        """[B,H,T,D] with each head's gate on it; gate 0 gives 0 without reading x."""
+        if self.gate is None:
+            return x
+        return gate_heads_reference(x.transpose(1, 2), self.gate.to(x.dtype), None).transpose(1, 2)
 
     def scale_of(self, q: Tensor) -> float:
         return float(q.shape[-1] ** -0.5 if self.scale is None else self.scale)
@@ -104,6 +115,11 @@ def check_saliency(q: Tensor, grad_out: Tensor, lse: Tensor) -> None:
     check.matches("lse", lse, "q", q, dtype=False)
 
 
+def members(groups: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """[B,T] group ids → [B,count,T], 1 where the position is in the group."""
+    return (groups[:, None] == torch.arange(count, device=groups.device)[:, None]).to(dtype)
+
+
 def group_sums(
     saliency: Tensor, query_groups: Tensor, key_groups: Tensor, num_query: int, num_key: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,7 +128,6 @@ def group_sums(
     A position of group -1 is in no group, and counts in the totals.
     """
     s = saliency.abs()
-    in_query = (query_groups[:, None, :] == torch.arange(num_query, device=s.device)[:, None]).to(s.dtype)  # [B,Gq,T]
-    in_key = (key_groups[:, :, None] == torch.arange(num_key, device=s.device)).to(s.dtype)  # [B,S,Gk]
+    in_query, in_key = members(query_groups, num_query, s.dtype), members(key_groups, num_key, s.dtype)
     rows = in_query[:, None] @ s  # [B,H,Gq,S]
-    return rows @ in_key[:, None], rows.sum(-1), s.sum((-1, -2))
+    return rows @ in_key.mT[:, None], rows.sum(-1), s.sum((-1, -2))

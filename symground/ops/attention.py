@@ -11,7 +11,6 @@ from symground.ops import _checks as check
 from symground.ops._cpu import attention_cpu
 from symground.ops._dispatch import choose
 from symground.ops._mixing import Mixing, check_attention, group_sums, repeat_heads, scores
-from symground.ops.heads import gate_heads_reference
 
 
 def attention(
@@ -77,9 +76,7 @@ def attention(
         if key_groups is query_groups:
             key_groups = query_groups.clone()  # autograd functions take no tensor twice in a compiled graph
     run = choose("attention", IMPLEMENTATIONS, impl, q)
-    return run(
-        q, k, v, mixing, saliency_probe, flow_probe, query_groups, key_groups
-    )  # fmt: skip
+    return run(q, k, v, mixing, saliency_probe, flow_probe, query_groups, key_groups)
 
 
 def attention_reference(
@@ -103,9 +100,7 @@ def attention_reference(
     if flow_probe is not None:
         a = _FlowTap.apply(a, flow_probe, query_groups, key_groups)
     out = (a @ repeat_heads(v, q.shape[1]).to(a.dtype)).to(q.dtype)
-    if mixing.gate is not None:
-        out = gate_heads_reference(out.transpose(1, 2), mixing.gate.to(out.dtype), None).transpose(1, 2)
-    return out, lse
+    return mixing.gated(out), lse
 
 
 class _FlowTap(torch.autograd.Function):

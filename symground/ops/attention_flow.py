@@ -53,9 +53,7 @@ def attention_flow(
     num_query = check.groups("query_groups", query_groups, q.shape[0], q.shape[2], num_query_groups, q)
     num_key = check.groups("key_groups", key_groups, q.shape[0], k.shape[2], num_key_groups, q)
     run = choose("attention_flow", IMPLEMENTATIONS, impl, q)
-    return run(
-        q, k, v, grad_out, lse, query_groups, key_groups, num_query, num_key, mixing
-    )  # fmt: skip
+    return run(q, k, v, grad_out, lse, query_groups, key_groups, num_query, num_key, mixing)
 
 
 def attention_flow_reference(

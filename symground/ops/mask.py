@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from symground.ops import _checks as check
+
 
 def valid_keys(
     queries: int, keys: int, causal: bool, key_range: Tensor | None, window: int | None, device: torch.device
@@ -23,3 +25,21 @@ def valid_keys(
         valid = valid & (j >= key_range[:, :1, None]) & (j < key_range[:, 1:, None])  # [B,T,S]
         return valid[:, None]
     return valid[None, None]
+
+
+def key_range_of(mask: Tensor) -> Tensor:
+    """[B,S] mask of the valid keys → [B,2] first and one-past-last valid key of each example.
+
+    Raises:
+        ValueError: valid keys that are not contiguous.
+    """
+    valid = mask.bool()
+    first = valid.int().argmax(-1)  # of the first True; 0 where there is none
+    last = first + valid.sum(-1)
+    positions = torch.arange(valid.shape[1], device=valid.device)
+    contiguous = (positions >= first[:, None]) & (positions < last[:, None])
+    check.values(
+        (contiguous == valid).all(),
+        "attention_mask: expected the valid tokens of each example to be contiguous (padding at the ends only)",
+    )
+    return torch.stack((first, last), -1)

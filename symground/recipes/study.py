@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -99,17 +100,17 @@ def prepare(corpus: Sequence[str], out: str | Path, settings: StudySettings) -> 
         ValueError: the folder holds a study of another corpus, no noun passes the threshold, or no context's words are
             all in the vocabulary.
     """
-    study = Path(out)
+    study, generated = Path(out), list(corpus) == [GENERATED]
     wanted: dict[str, Any] = {
         "corpus": list(corpus),
         "min_noun_count": settings.min_noun_count,
         "contexts_file": settings.contexts,
     }
-    if list(corpus) == [GENERATED]:
+    if generated:
         wanted["generated"] = asdict(settings.generated)
     else:
         wanted |= {"chat": asdict(settings.chat), "min_word_count": settings.min_word_count}
-    wanted = {k: {**v, "env_tiers": list(v["env_tiers"])} if k == "chat" else v for k, v in wanted.items()}
+    wanted = json.loads(json.dumps(wanted))  # as config.json holds it: its tuples are lists
     if (study / "config.json").is_file():
         found = read_json(study / "config.json")
         differing = [
@@ -122,9 +123,9 @@ def prepare(corpus: Sequence[str], out: str | Path, settings: StudySettings) -> 
         return Corpus.load(study / "data", study)
     builder = CorpusBuilder()
     chosen = read_contexts(settings.contexts)
-    if settings.chat.fold_case and list(corpus) != [GENERATED]:
+    if settings.chat.fold_case and not generated:
         chosen = [Context(context.env.lower(), context.lan.lower()) for context in chosen]
-    if list(corpus) == [GENERATED]:
+    if generated:
         add_scenes(builder, settings.generated)
         built = builder.build()
     else:

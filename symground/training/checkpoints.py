@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
@@ -54,8 +54,7 @@ def load_resume(run: Path, model: PreTrainedModel, optimizer: Optimizer) -> int:
     """Load the newest resume state that is whole into model and optimizer; returns its step, 0 when there is none."""
     for file in reversed(_resume_files(run)):
         try:
-            with safe_open(file, "pt"):
-                tensors = load_file(file)
+            tensors = load_file(file)
         except (SafetensorError, OSError):
             continue  # cut short: the one before it serves
         model.load_state_dict(
