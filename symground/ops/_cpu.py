@@ -1,63 +1,17 @@
-"""The ``cpu`` implementations: forward and backward by PyTorch's own flash attention, saliency by rows of tiles.
-
-Registered with torch.library, so that a compiled graph keeps them whole.
-"""
+"""The ``cpu`` implementation: forward and backward by PyTorch's own flash attention, saliency by rows of tiles."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from symground.ops._cpu_tiles import rows_of_tiles
-from symground.ops._mixing import Mixing, accumulation_dtype, members
+from symground.ops._mixing import Mixing, members, per_head
+from symground.ops._registered import Kernels, register
 from symground.ops.mask import valid_keys
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-
-def attention_cpu(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mixing: Mixing,
-    saliency_probe: Tensor | None,
-    flow_probe: Tensor | None,
-    query_groups: Tensor | None,
-    key_groups: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    k, v = mixing.readable(k), mixing.readable(v)
-    out, lse = _attention(q, k, v, *mixing.form(q), saliency_probe, flow_probe, query_groups, key_groups)
-    # Gated outside the op: the gradient that reaches it is then the gated one, as S wants it.
-    return mixing.gated(out), lse.detach()
-
-
-def attention_saliency_cpu(
-    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, signed: bool, mixing: Mixing
-) -> Tensor:
-    k, v, grad_out = mixing.readable(k), mixing.readable(v), mixing.gated(grad_out)
-    saliency: Tensor = _saliency(q, k, v, grad_out, lse, *mixing.form(q))
-    return saliency if signed else saliency.abs_()
-
-
-def attention_flow_cpu(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    grad_out: Tensor,
-    lse: Tensor,
-    query_groups: Tensor,
-    key_groups: Tensor,
-    num_query_groups: int,
-    num_key_groups: int,
-    mixing: Mixing,
-) -> tuple[Tensor, Tensor, Tensor]:
-    k, v, grad_out = mixing.readable(k), mixing.readable(v), mixing.gated(grad_out)
-    groups = (query_groups, key_groups, num_query_groups, num_key_groups)
-    flow: tuple[Tensor, Tensor, Tensor] = _flow(q, k, v, grad_out, lse, *groups, True, *mixing.form(q))
-    return flow
 
 
 def _mask(q: Tensor, k: Tensor, causal: bool, key_range: Tensor | None, window: int | None) -> Tensor | None:
@@ -72,20 +26,12 @@ def _additive(valid: Tensor, like: Tensor) -> Tensor:
     return torch.zeros(valid.shape, dtype=like.dtype).masked_fill_(~valid, float("-inf"))
 
 
-@torch.library.custom_op("symground::attention_cpu", mutates_args=(), device_types="cpu")
-def _attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    causal: bool,
-    scale: float,
-    key_range: Tensor | None,
-    window: int | None,
-    saliency_probe: Tensor | None,
-    flow_probe: Tensor | None,
-    query_groups: Tensor | None,
-    key_groups: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor,
+    gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    mixing = Mixing(causal, scale, key_range, window, gate)
+    k, v = mixing.readable(k), mixing.readable(v)
     valid = _mask(q, k, causal, key_range, window)
     if valid is None:
         out, lse = _flash(q, k, v, 0.0, causal, scale=scale)
@@ -94,88 +40,59 @@ def _attention(
         empty = ~valid.any(-1)  # [B or 1, 1, T]; that kernel gives them a log-sum-exp of 0
         out = out.masked_fill(empty[..., None], 0.0)
         lse = lse.masked_fill(empty, float("-inf"))
-    return out.contiguous(), lse.contiguous()
+    return mixing.gated(out).contiguous(), lse.contiguous()
 
 
-@_attention.register_fake
-def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(
-        q.shape[:3], dtype=accumulation_dtype(q)
-    )
+def _backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
+    inputs: bool, saliency: bool,
+    query_groups: Tensor | None, key_groups: Tensor | None, num_query_groups: int, num_key_groups: int,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    form = (gate, causal, scale, key_range, window)
+    dq = dk = dv = total = flow = None
+    if inputs:
+        mixing = Mixing(causal, scale, key_range, window, gate)
+        grad, k_, v_ = mixing.gated(grad_out), mixing.readable(k), mixing.readable(v)
+        if gate is not None:  # this flash wants the output that belongs to its gradient: the head's own
+            out = torch.where(per_head(gate) == 0, 0.0, out / per_head(gate)).to(out.dtype)
+        valid = _mask(q, k, causal, key_range, window)
+        if valid is None:
+            grads = _flash_backward(grad, q, k_, v_, out, lse, 0.0, causal, scale=scale)
+        else:
+            empty = ~valid.any(-1)
+            grad, finite = grad.masked_fill(empty[..., None], 0.0), lse.masked_fill(empty, 0.0)
+            mask = _additive(valid, q)
+            grads = _flash_backward(grad, q, k_, v_, out, finite, 0.0, False, attn_mask=mask, scale=scale)
+        dq, dk, dv = (x.contiguous() for x in grads)
+    if saliency:
+        total = _saliency(q, k, v, grad_out, lse, *form)
+    if query_groups is not None and key_groups is not None:
+        groups = (query_groups, key_groups, num_query_groups, num_key_groups)
+        flow, _row, _matrix = _flow(q, k, v, grad_out, lse, *form, *groups, False)
+    return dq, dk, dv, total, flow
 
 
-@torch.library.custom_op("symground::attention_cpu_backward", mutates_args=(), device_types="cpu")
-def _attention_backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    causal: bool,
-    scale: float,
-    key_range: Tensor | None,
-    window: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    valid = _mask(q, k, causal, key_range, window)
-    if valid is None:
-        grads = _flash_backward(grad_out, q, k, v, out, lse, 0.0, causal, scale=scale)
-    else:
-        empty = ~valid.any(-1)
-        grad_out, lse = grad_out.masked_fill(empty[..., None], 0.0), lse.masked_fill(empty, 0.0)
-        mask = _additive(valid, q)
-        grads = _flash_backward(grad_out, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=scale)
-    dq, dk, dv = (grad.contiguous() for grad in grads)
-    return dq, dk, dv
-
-
-@_attention_backward.register_fake
-def _(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    return dq, dk, dv
-
-
-@torch.library.custom_op("symground::attention_saliency_cpu", mutates_args=(), device_types="cpu")
 def _saliency(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    grad_out: Tensor,
-    lse: Tensor,
-    causal: bool,
-    scale: float,
-    key_range: Tensor | None,
-    window: int | None,
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor,
+    gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
+) -> Tensor:  # fmt: skip
+    mixing = Mixing(causal, scale, key_range, window, gate)
+    k, v, grad_out = mixing.readable(k), mixing.readable(v), mixing.gated(grad_out)
     total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2])
     for examples, rows, columns, s in rows_of_tiles(q, k, v, grad_out, lse, causal, scale, key_range, window):
         torch.sum(s, 1, out=total[examples, rows, columns])
     return total
 
 
-@_saliency.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, *_: Any) -> Tensor:
-    return lse.new_empty(q.shape[0], q.shape[2], k.shape[2])
-
-
-@torch.library.custom_op("symground::attention_flow_cpu", mutates_args=(), device_types="cpu")
 def _flow(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    grad_out: Tensor,
-    lse: Tensor,
-    query_groups: Tensor,
-    key_groups: Tensor,
-    num_query_groups: int,
-    num_key_groups: int,
-    matrix: bool,
-    causal: bool,
-    scale: float,
-    key_range: Tensor | None,
-    window: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor,
+    gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
+    query_groups: Tensor, key_groups: Tensor, num_query_groups: int, num_key_groups: int, matrix: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Without ``matrix`` the tiles whose queries are in no group are left out, and matrix_total with them."""
+    mixing = Mixing(causal, scale, key_range, window, gate)
+    k, v, grad_out = mixing.readable(k), mixing.readable(v), mixing.gated(grad_out)
     batch, heads = q.shape[:2]
     flow = lse.new_zeros(batch, heads, num_query_groups, num_key_groups)
     row_total = lse.new_zeros(batch, heads, num_query_groups)
@@ -193,40 +110,32 @@ def _flow(
     return flow, row_total, matrix_total
 
 
-@_flow.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, query_groups: Tensor, key_groups: Tensor,
-    num_query_groups: int, num_key_groups: int, *_: Any,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    shape = q.shape[:2]
-    flow = lse.new_empty(*shape, num_query_groups, num_key_groups)
-    return flow, lse.new_empty(*shape, num_query_groups), lse.new_empty(shape)
+def _rows(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor,
+    gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None, rows: Tensor,
+) -> Tensor:  # fmt: skip
+    """S of the chosen queries only: [B,H,R,S]."""
+    mixing = Mixing(causal, scale, key_range, window, gate)
+    batch, heads, queries, size = q.shape
+    at = rows.long()[:, None, :]  # [B,1,R]
+    k, v = (mixing.readable(x).to(lse.dtype) for x in (k, v))
+
+    def product(x: Tensor, y: Tensor) -> Tensor:
+        chosen = x.take_along_dim(at[..., None], 2).to(lse.dtype)  # [B,H,R,D]
+        folded = chosen.reshape(batch, y.shape[1], -1, size)  # [B,Hk,H/Hk·R,D]
+        return (folded @ y.mT).view(batch, heads, at.shape[2], y.shape[2])
+
+    of_row = lse.take_along_dim(at, 2)[..., None]
+    s = product(q, k).mul_(scale).sub_(of_row.masked_fill(of_row.isneginf(), 0.0))
+    last = at[:, 0, :, None] + (k.shape[2] - queries)  # [B,R,1]
+    j = torch.arange(k.shape[2])
+    seen = (j <= last) if causal else torch.ones_like(j <= last)
+    if window is not None:
+        seen &= j > last - window
+    if key_range is not None:
+        seen &= (j >= key_range[:, :1, None]) & (j < key_range[:, 1:, None])
+    s = s.exp_().masked_fill_(~seen[:, None], 0.0).mul_(product(mixing.gated(grad_out), v))
+    return s
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, causal, scale, key_range, window, saliency_probe, flow_probe, query_groups, key_groups = inputs
-    ctx.save_for_backward(q, k, v, *output, key_range, query_groups, key_groups)
-    ctx.form = (causal, scale, window)
-    ctx.probes = [None if probe is None else (probe.dtype, probe.shape) for probe in (saliency_probe, flow_probe)]
-
-
-def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, v, out, lse, key_range, query_groups, key_groups = ctx.saved_tensors
-    causal, scale, window = ctx.form
-    saliency_probe, flow_probe = ctx.probes
-    form = (causal, scale, key_range, window)
-    need = ctx.needs_input_grad
-    grads: list[Tensor | None] = [None] * len(need)
-    if any(need[:3]):
-        grads[:3] = _attention_backward(grad_out, q, k, v, out, lse, *form)
-    if saliency_probe is not None and need[7]:
-        grads[7] = _saliency(q, k, v, grad_out, lse, *form).to(saliency_probe[0])
-    if flow_probe is not None and need[8]:
-        flow, _row, _matrix = _flow(
-            q, k, v, grad_out, lse, query_groups, key_groups, flow_probe[1][2], flow_probe[1][3], False, *form
-        )
-        grads[8] = flow.to(flow_probe[0])
-    return tuple(grads)
-
-
-_attention.register_autograd(_backward, setup_context=_setup)
+cpu = register("cpu", Kernels(_forward, _backward, _saliency, _flow, _rows), "cpu")

@@ -26,9 +26,10 @@ class Mixing(NamedTuple):
     window: int | None
     gate: Tensor | None
 
-    def form(self, q: Tensor) -> tuple[bool, float, Tensor | None, int | None]:
-        """(causal, scale, key_range, window), as the schemas of registered ops take them."""
-        return self.causal, self.scale_of(q), self.key_range, self.window
+    def form(self, q: Tensor) -> tuple[Tensor | None, bool, float, Tensor | None, int | None]:
+        """(gate [B,H], causal, scale, key_range, window), as the schemas of registered ops take them."""
+        gate = None if self.gate is None else self.gate.to(accumulation_dtype(q)).expand(q.shape[:2])
+        return gate, self.causal, self.scale_of(q), self.key_range, self.window
 
     def gated(self, x: Tensor) -> Tensor:
         """[B,H,T,D] with each head's gate on it; gate 0 gives 0 without reading x."""

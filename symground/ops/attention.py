@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from symground.ops import _checks as check
-from symground.ops._cpu import attention_cpu
+from symground.ops._cpu import cpu
 from symground.ops._dispatch import choose
 from symground.ops._mixing import Mixing, check_attention, group_sums, repeat_heads, scores
 
@@ -120,4 +120,4 @@ class _FlowTap(torch.autograd.Function):
         return grad, flow.to(ctx.dtype), None, None
 
 
-IMPLEMENTATIONS = {"reference": attention_reference, "cpu": attention_cpu}
+IMPLEMENTATIONS = {"reference": attention_reference, "cpu": cpu.attention}

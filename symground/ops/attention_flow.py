@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from symground.ops import _checks as check
-from symground.ops._cpu import attention_flow_cpu
+from symground.ops._cpu import cpu
 from symground.ops._dispatch import choose
 from symground.ops._mixing import Mixing, check_attention, check_saliency, group_sums, signed_saliency
 
@@ -26,8 +26,9 @@ def attention_flow(
     key_range: Tensor | None = None,
     window: int | None = None,
     gate: Tensor | None = None,
+    with_matrix_total: bool = True,
     impl: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """F_h[a,b] = Σ_{i∈a, j∈b} |S_h[i,j]| with its row and matrix totals.
 
     Args:
@@ -36,6 +37,8 @@ def attention_flow(
         lse: [B,H,T] natural-log log-sum-exp of the forward pass.
         query_groups, key_groups: [B,T] and [B,S] int; -1 is in no group, yet counts in the totals.
         num_query_groups, num_key_groups: how many groups there are; None reads the largest id (which waits for a GPU).
+        with_matrix_total: False leaves matrix_total out (None), and with it the queries that are in no group: the
+            usual question, one prediction row, then costs O(B·H·T·D) in place of O(B·H·T²·D).
         impl: None picks by device.
 
     Returns:
@@ -53,7 +56,7 @@ def attention_flow(
     num_query = check.groups("query_groups", query_groups, q.shape[0], q.shape[2], num_query_groups, q)
     num_key = check.groups("key_groups", key_groups, q.shape[0], k.shape[2], num_key_groups, q)
     run = choose("attention_flow", IMPLEMENTATIONS, impl, q)
-    return run(q, k, v, grad_out, lse, query_groups, key_groups, num_query, num_key, mixing)
+    return run(q, k, v, grad_out, lse, query_groups, key_groups, num_query, num_key, with_matrix_total, mixing)
 
 
 def attention_flow_reference(
@@ -66,11 +69,13 @@ def attention_flow_reference(
     key_groups: Tensor,
     num_query_groups: int,
     num_key_groups: int,
+    matrix: bool,
     mixing: Mixing,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The specification."""
     saliency = signed_saliency(q, k, v, grad_out, lse, mixing).to(lse.dtype)
-    return group_sums(saliency, query_groups, key_groups, num_query_groups, num_key_groups)
+    flow, row_total, matrix_total = group_sums(saliency, query_groups, key_groups, num_query_groups, num_key_groups)
+    return flow, row_total, matrix_total if matrix else None
 
 
-IMPLEMENTATIONS = {"reference": attention_flow_reference, "cpu": attention_flow_cpu}
+IMPLEMENTATIONS = {"reference": attention_flow_reference, "cpu": cpu.flow}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from symground.ops._cpu import attention_saliency_cpu
+from symground.ops._cpu import cpu
 from symground.ops._dispatch import choose
 from symground.ops._mixing import Mixing, check_attention, check_saliency, signed_saliency
 
@@ -63,4 +63,4 @@ def attention_saliency_reference(
     return (total if signed else total.abs()).to(lse.dtype)
 
 
-IMPLEMENTATIONS = {"reference": attention_saliency_reference, "cpu": attention_saliency_cpu}
+IMPLEMENTATIONS = {"reference": attention_saliency_reference, "cpu": cpu.saliency}

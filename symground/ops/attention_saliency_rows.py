@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from symground.ops import _checks as check
+from symground.ops._cpu import cpu
 from symground.ops._dispatch import choose
 from symground.ops._mixing import Mixing, check_attention, check_saliency, signed_saliency
 
@@ -66,4 +67,4 @@ def attention_saliency_rows_reference(
     return saliency.take_along_dim(rows[:, None, :, None].long(), dim=2).to(lse.dtype)
 
 
-IMPLEMENTATIONS = {"reference": attention_saliency_rows_reference}
+IMPLEMENTATIONS = {"reference": attention_saliency_rows_reference, "cpu": cpu.rows}

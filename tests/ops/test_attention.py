@@ -50,6 +50,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 IMPLEMENTATIONS = ("reference", "cpu")
 every_impl = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+registered_impl = pytest.mark.parametrize("impl", [impl for impl in IMPLEMENTATIONS if impl != "reference"])
 
 
 def by_hand(case: Case) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,12 +107,13 @@ def test_saliency_is_the_definition_and_the_gradient_of_the_probe(impl: str, cas
     torch.testing.assert_close(probe.grad, saliency.sum(1))
 
 
+@every_impl
 @given(cases(), st.integers(0, 10**6))
-def test_rows_are_rows_of_the_matrix(case: Case, seed: int) -> None:
+def test_rows_are_rows_of_the_matrix(impl: str, case: Case, seed: int) -> None:
     q, k, v, grad_out, kw = case
     _, lse, saliency = by_hand(case)
     rows = torch.randint(q.shape[2], (q.shape[0], 2), generator=torch.Generator().manual_seed(seed))
-    got = ops.attention_saliency_rows(q, k, v, grad_out, lse, rows, **kw)
+    got = ops.attention_saliency_rows(q, k, v, grad_out, lse, rows, **kw, impl=impl)
     for b in range(q.shape[0]):
         torch.testing.assert_close(got[b], saliency[b][:, rows[b]])
 
@@ -320,21 +322,29 @@ def test_cpu_tiles_agree_with_the_reference_across_their_bounds(
         torch.testing.assert_close(got, expected)
 
 
-def test_opcheck() -> None:
+@registered_impl
+def test_opcheck(impl: str) -> None:
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 2, 6, 4, requires_grad=True) for _ in range(3))
-    grad, groups = torch.randn(2, 2, 6, 4), torch.randint(-1, 2, (2, 6))
-    key_range = torch.tensor([[0, 4], [1, 6]])
+    q, k, v = (torch.randn(2, 2, 6, 16, requires_grad=True) for _ in range(3))
+    grad, groups = torch.randn(2, 2, 6, 16), torch.randint(-1, 2, (2, 6))
+    key_range, gate = torch.tensor([[0, 4], [1, 6]]), torch.tensor([[1.0, 0.0], [0.3, 1.0]])
     probes = (torch.zeros(1).expand(2, 6, 6).requires_grad_(), torch.zeros(1).expand(2, 2, 2, 2).requires_grad_())
-    arguments = (q, k, v, True, 0.5, key_range, 3, *probes, groups, groups.clone())
-    namespace = torch.ops.symground
-    torch.library.opcheck(namespace.attention_cpu, arguments)
-    out, lse = (x.detach() for x in namespace.attention_cpu(*arguments))
+    form = (gate, True, 0.5, key_range, 3)
+    arguments = (q, k, v, *probes, groups, groups.clone(), *form)
+
+    def op(name: str) -> Any:
+        return getattr(torch.ops.symground, f"{name}_{impl}")
+
+    torch.library.opcheck(op("attention"), arguments)
+    out, lse = (x.detach() for x in op("attention")(*arguments))
     plain = [x.detach() for x in (q, k, v)]
-    form = (True, 0.5, key_range, 3)
-    torch.library.opcheck(namespace.attention_cpu_backward, (grad, *plain, out, lse, *form))
-    torch.library.opcheck(namespace.attention_saliency_cpu, (*plain, grad, lse, *form))
-    torch.library.opcheck(namespace.attention_flow_cpu, (*plain, grad, lse, groups, groups, 2, 2, True, *form))
+    torch.library.opcheck(
+        op("attention_backward"), (grad, *plain, out, lse, *form, True, True, groups, groups.clone(), 2, 2)
+    )
+    torch.library.opcheck(op("attention_backward"), (grad, *plain, out, lse, *form, False, False, None, None, 0, 0))
+    torch.library.opcheck(op("attention_saliency"), (*plain, grad, lse, *form))
+    torch.library.opcheck(op("attention_flow"), (*plain, grad, lse, *form, groups, groups.clone(), 2, 2, True))
+    torch.library.opcheck(op("attention_saliency_rows"), (*plain, grad, lse, *form, torch.tensor([[0, 5], [3, 3]])))
 
 
 def test_saliency_through_the_probe_stores_no_attention_matrix() -> None:
