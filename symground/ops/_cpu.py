@@ -134,8 +134,7 @@ def _rows(
         seen &= j > last - window
     if key_range is not None:
         seen &= (j >= key_range[:, :1, None]) & (j < key_range[:, 1:, None])
-    s = s.exp_().masked_fill_(~seen[:, None], 0.0).mul_(product(mixing.gated(grad_out), v))
-    return s
+    return s.exp_().masked_fill_(~seen[:, None], 0.0).mul_(product(mixing.gated(grad_out), v))
 
 
 cpu = register("cpu", Kernels(_forward, _backward, _saliency, _flow, _rows), "cpu")
