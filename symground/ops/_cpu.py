@@ -66,7 +66,7 @@ def _backward(
             grads = _flash_backward(grad, q, k_, v_, out, finite, 0.0, False, attn_mask=mask, scale=scale)
         dq, dk, dv = (x.contiguous() for x in grads)
     if saliency:
-        total = _saliency(q, k, v, grad_out, lse, *form)
+        total = _saliency(q, k, v, grad_out, lse, *form, True)
     if query_groups is not None and key_groups is not None:
         groups = (query_groups, key_groups, num_query_groups, num_key_groups)
         flow, _row, _matrix = _flow(q, k, v, grad_out, lse, *form, *groups, False)
@@ -75,14 +75,14 @@ def _backward(
 
 def _saliency(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor,
-    gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
+    gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None, signed: bool,
 ) -> Tensor:  # fmt: skip
     mixing = Mixing(causal, scale, key_range, window, gate)
     k, v, grad_out = mixing.readable(k), mixing.readable(v), mixing.gated(grad_out)
     total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2])
     for examples, rows, columns, s in rows_of_tiles(q, k, v, grad_out, lse, causal, scale, key_range, window):
         torch.sum(s, 1, out=total[examples, rows, columns])
-    return total
+    return total if signed else total.abs_()
 
 
 def _flow(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -19,11 +23,52 @@ _PREFERENCE: dict[str, tuple[str, ...]] = {
 def choose(op: str, table: Mapping[str, F], impl: str | None, like: Tensor) -> F:
     """Return the implementation of ``op`` to run.
 
-    ``impl=None`` takes the best one in ``table`` for the device of ``like``. A named implementation is returned as
-    named or refused with ValueError; it is never replaced by another.
+    ``impl=None`` takes the best one in ``table`` that can run on the device and dtype of ``like``. A named one is
+    returned as named or refused; it is never replaced by another.
+
+    Raises:
+        ValueError: ``op`` has no such implementation, or it takes no tensors like this.
+        RuntimeError: this machine lacks what it needs.
     """
     if impl is None:
-        impl = next(name for name in _PREFERENCE.get(like.device.type, ("reference",)) if name in table)
+        order = _PREFERENCE.get(like.device.type, ("reference",))
+        impl = next(name for name in order if name in table and _refusal(name, like) is None)
     if impl not in table:
         raise ValueError(f"impl: ops.{op} has {', '.join(map(repr, sorted(table)))}; got {impl!r}")
+    refusal = _refusal(impl, like)
+    if refusal is not None:
+        raise refusal
     return table[impl]
+
+
+def _refusal(impl: str, like: Tensor) -> Exception | None:
+    """Why an implementation cannot take tensors like this on this machine; None where it can."""
+    device, dtype = like.device.type, like.dtype
+    if impl == "cpu" and device != "cpu":
+        return ValueError(f"impl: 'cpu' expected tensors on the CPU, got {like.device}")
+    if impl in ("triton", "flash"):
+        if dtype == torch.float64 or (impl == "flash" and dtype == torch.float32):
+            wanted = "float16 or bfloat16" if impl == "flash" else "float32, float16 or bfloat16"
+            return ValueError(f"impl: {impl!r} expected {wanted}, got {dtype}")
+        if device not in ("cpu", "cuda") or (impl == "flash" and device != "cuda"):
+            return ValueError(f"impl: {impl!r} expected tensors on a GPU, got {like.device}")
+        if not _imports("triton"):
+            return RuntimeError(f"impl: {impl!r} needs Triton, which does not import here (pip install triton)")
+        if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+            return RuntimeError(
+                "impl: 'triton' expected tensors on a GPU, got cpu; on a CPU it runs in Triton's interpreter, with "
+                "TRITON_INTERPRET=1 set before Triton is imported"
+            )
+        if device == "cpu" and dtype == torch.bfloat16:
+            return ValueError("impl: Triton's interpreter multiplies bfloat16 wrongly; expected float32 or float16")
+    return None
+
+
+@cache
+def _imports(module: str) -> bool:
+    """Installed is not enough: a package built for another machine fails here."""
+    try:
+        importlib.import_module(module)
+    except Exception:
+        return False
+    return True

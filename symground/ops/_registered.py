@@ -27,7 +27,7 @@ class Kernels(NamedTuple):
         backward: (grad_out, q, k, v, out, lse, *form, inputs, saliency, query_groups, key_groups, num_query_groups,
             num_key_groups) → dq, dk, dv where ``inputs``, signed saliency [B,T,S] where ``saliency``, flow [B,H,Gq,Gk]
             where there are groups; None for what was not asked.
-        saliency: (q, k, v, grad_out, lse, *form) → [B,T,S], signed.
+        saliency: (q, k, v, grad_out, lse, *form, signed) → [B,T,S].
         flow: (q, k, v, grad_out, lse, *form, query_groups, key_groups, num_query_groups, num_key_groups, matrix) → F,
             row_total and matrix_total; without ``matrix`` the last may be anything.
         rows: (q, k, v, grad_out, lse, *form, rows [B,R]) → [B,H,R,S], signed.
@@ -74,7 +74,7 @@ def register(name: str, kernels: Kernels, device_types: str | None) -> Registere
         f"{_GROUPS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     )
     after = f"(Tensor q, Tensor k, Tensor v, Tensor grad_out, Tensor lse, {_FORM}"
-    saliency = define("attention_saliency", kernels.saliency, f"{after}) -> Tensor")
+    saliency = define("attention_saliency", kernels.saliency, f"{after}, bool signed) -> Tensor")
     flow = define("attention_flow", kernels.flow, f"{after}, {_GROUPS}, bool matrix) -> (Tensor, Tensor, Tensor)")
     rows = define("attention_saliency_rows", kernels.rows, f"{after}, Tensor rows) -> Tensor")
     _fakes(forward, backward, saliency, flow, rows)
@@ -102,8 +102,8 @@ def _entries(forward: Any, saliency: Any, flow: Any, rows: Any) -> tuple[Callabl
     def run_saliency(
         q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, signed: bool, mixing: Mixing
     ) -> Tensor:
-        total: Tensor = saliency(q, k, v, grad_out, lse, *mixing.form(q))
-        return total if signed else total.abs_()
+        total: Tensor = saliency(q, k, v, grad_out, lse, *mixing.form(q), signed)
+        return total
 
     def run_flow(
         q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, query_groups: Tensor, key_groups: Tensor,

@@ -11,6 +11,7 @@ from symground.ops import _checks as check
 from symground.ops._cpu import cpu
 from symground.ops._dispatch import choose
 from symground.ops._mixing import Mixing, check_attention, group_sums, repeat_heads, scores
+from symground.ops._triton import triton
 
 
 def attention(
@@ -120,4 +121,4 @@ class _FlowTap(torch.autograd.Function):
         return grad, flow.to(ctx.dtype), None, None
 
 
-IMPLEMENTATIONS = {"reference": attention_reference, "cpu": cpu.attention}
+IMPLEMENTATIONS = {"reference": attention_reference, "cpu": cpu.attention, "triton": triton.attention}

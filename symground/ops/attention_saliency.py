@@ -7,6 +7,7 @@ from torch import Tensor
 from symground.ops._cpu import cpu
 from symground.ops._dispatch import choose
 from symground.ops._mixing import Mixing, check_attention, check_saliency, signed_saliency
+from symground.ops._triton import triton
 
 
 def attention_saliency(
@@ -63,4 +64,4 @@ def attention_saliency_reference(
     return (total if signed else total.abs()).to(lse.dtype)
 
 
-IMPLEMENTATIONS = {"reference": attention_saliency_reference, "cpu": cpu.saliency}
+IMPLEMENTATIONS = {"reference": attention_saliency_reference, "cpu": cpu.saliency, "triton": triton.saliency}

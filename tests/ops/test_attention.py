@@ -342,7 +342,7 @@ def test_opcheck(impl: str) -> None:
         op("attention_backward"), (grad, *plain, out, lse, *form, True, True, groups, groups.clone(), 2, 2)
     )
     torch.library.opcheck(op("attention_backward"), (grad, *plain, out, lse, *form, False, False, None, None, 0, 0))
-    torch.library.opcheck(op("attention_saliency"), (*plain, grad, lse, *form))
+    torch.library.opcheck(op("attention_saliency"), (*plain, grad, lse, *form, False))
     torch.library.opcheck(op("attention_flow"), (*plain, grad, lse, *form, groups, groups.clone(), 2, 2, True))
     torch.library.opcheck(op("attention_saliency_rows"), (*plain, grad, lse, *form, torch.tensor([[0, 5], [3, 3]])))
 

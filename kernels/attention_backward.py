@@ -1,0 +1,257 @@
+"""Attention, backward: delta, then dq, then dk and dv, each a kernel of its own that writes what nobody else writes.
+
+Dao 2023 ("FlashAttention-2"), algorithm 2, without its atomic additions: dq goes through the keys of a tile of queries,
+dk and dv through the queries of a tile of keys. With P the attention and g a head's gate,
+dS = P ∘ (g · dO Vᵀ - delta), dq = scale · dS K, dk = scale · dSᵀ Q, dv = g · Pᵀ dO.
+The dq kernel has P and dO Vᵀ in hand, and sums the flow |g · P ∘ dO Vᵀ| by groups of keys in passing.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from symground.kernels.flow import GROUPS, add_flow, store_flow
+from symground.kernels.launch import Call, config_of
+from symground.kernels.tiles import (
+    LOG2E,
+    keys_of,
+    load_gate,
+    load_lse2,
+    load_range,
+    load_tile,
+    queries_of,
+    seen,
+    store_tile,
+)
+
+
+@triton.jit
+def delta_kernel(
+    p_out, p_grad, p_delta, s_gb, s_gh, s_g, s_gd, H, T,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """delta[i] = ⟨dO[i], O[i]⟩, [B,H,T]; with O gated it is the gated row sum of P ∘ dP."""
+    n_i = tl.cdiv(T, BM)
+    i_row = (tl.program_id(0) // n_i).to(tl.int64)  # of [B,H]
+    o_i = tl.program_id(0) % n_i * BM + tl.arange(0, BM)
+    b_out = load_tile(p_out + i_row * T * D, o_i, D, 1, 0, T, D, BLOCK_D, True)
+    b_grad = load_tile(p_grad + i_row // H * s_gb + i_row % H * s_gh, o_i, s_g, s_gd, 0, T, D, BLOCK_D, True)
+    b_delta = tl.sum(b_out.to(tl.float32) * b_grad.to(tl.float32), 1)
+    tl.store(p_delta + i_row * T + o_i, b_delta, mask=o_i < T)
+
+
+@triton.jit
+def _dq_through(
+    b_dq, b_flow, b_total, b_q, b_grad, b_lse, b_delta, p_k, p_v, p_groups, s_k, s_kd, s_v, s_vd, start, end, o_i,
+    gate, scale, offset, low, high, window, flows,
+    MASKED: tl.constexpr, FLOW: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    for j in range(start, end, BN):
+        o_j = j + tl.arange(0, BN)
+        b_k = load_tile(p_k, o_j, s_k, s_kd, low, high, D, BLOCK_D, MASKED)  # [BN,D]
+        b_v = load_tile(p_v, o_j, s_v, s_vd, low, high, D, BLOCK_D, MASKED)  # [BN,D]
+        b_p = tl.exp2(tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale - b_lse[:, None])  # [BM,BN]
+        if MASKED:
+            m_seen = seen(o_i[:, None], o_j[None, :], offset, low, high, window, CAUSAL, WINDOW)
+            b_p = tl.where(m_seen, b_p, 0.0)
+        b_dp = tl.dot(b_grad, tl.trans(b_v), input_precision=PRECISION) * gate  # [BM,BN]
+        if FLOW and flows:
+            b_flow, b_total = add_flow(b_flow, b_total, tl.abs(b_p * b_dp), p_groups, 0, o_j, high)
+        b_ds = b_p * (b_dp - b_delta[:, None])
+        b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
+    return b_dq, b_flow, b_total
+
+
+@triton.jit
+def dq_kernel(
+    p_q, p_k, p_v, p_grad, p_lse, p_delta, p_gate, p_range, p_dq,
+    p_query_groups, p_key_groups, p_flow, p_row_total, num_query_groups, num_key_groups,
+    s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd, s_gb, s_gh, s_g, s_gd,
+    scale, window, B, H, T, S,
+    FLOW: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dq [B,H,T,D], contiguous; with ``FLOW`` this tile's part of the flow. Grid: query tiles, last first, × H × B."""
+    n_i = tl.cdiv(T, BM)
+    i_program = tl.program_id(0)
+    i_i = n_i - 1 - i_program % n_i
+    i_h = (i_program // n_i % H).to(tl.int64)
+    i_b = (i_program // n_i // H).to(tl.int64)
+    row = (i_b * H + i_h) * T
+    offset = S - T
+    first_i = i_i * BM
+    o_i = first_i + tl.arange(0, BM)
+    low, high = load_range(p_range, i_b, S, HAS_RANGE)
+    gate = load_gate(p_gate, i_b, i_h, H, HAS_GATE)
+    start, full_first, full_last, end = keys_of(first_i, first_i + BM, offset, low, high, window, CAUSAL, WINDOW, BN)
+    if HAS_GATE and gate == 0.0:  # a closed head has no gradient: no loop runs
+        start, full_first, full_last, end = 0, 0, 0, 0
+    p_k += i_b * s_kb + i_h // GROUP * s_kh
+    p_v += i_b * s_vb + i_h // GROUP * s_vh
+    b_q = load_tile(p_q + i_b * s_qb + i_h * s_qh, o_i, s_q, s_qd, 0, T, D, BLOCK_D, True)  # [BM,D]
+    b_grad = load_tile(p_grad + i_b * s_gb + i_h * s_gh, o_i, s_g, s_gd, 0, T, D, BLOCK_D, True)  # [BM,D]
+    b_lse = load_lse2(p_lse + row, o_i, T)
+    b_delta = tl.load(p_delta + row + o_i, mask=o_i < T, other=0.0)
+    b_dq = tl.zeros([BM, BLOCK_D], tl.float32)
+    b_flow = tl.zeros([BM, GROUPS], tl.float32)
+    b_total = tl.zeros([BM], tl.float32)
+    b_group = tl.full([BM], -1, tl.int32)
+    flows = False
+    if FLOW:
+        p_key_groups += i_b * S
+        b_group = tl.load(p_query_groups + i_b * T + o_i, mask=o_i < T, other=-1).to(tl.int32)
+        flows = tl.max(b_group, 0) >= 0
+    if HAS_RANGE or WINDOW:
+        b_dq, b_flow, b_total = _dq_through(
+            b_dq, b_flow, b_total, b_q, b_grad, b_lse, b_delta, p_k, p_v, p_key_groups, s_k, s_kd, s_v, s_vd, start,
+            full_first, o_i, gate, scale * LOG2E, offset, low, high, window, flows, True, FLOW, CAUSAL, WINDOW, D,
+            BLOCK_D, BN, PRECISION,
+        )  # fmt: skip
+    b_dq, b_flow, b_total = _dq_through(
+        b_dq, b_flow, b_total, b_q, b_grad, b_lse, b_delta, p_k, p_v, p_key_groups, s_k, s_kd, s_v, s_vd, full_first,
+        full_last, o_i, gate, scale * LOG2E, offset, low, high, window, flows, False, FLOW, CAUSAL, WINDOW, D,
+        BLOCK_D, BN, PRECISION,
+    )  # fmt: skip
+    b_dq, b_flow, b_total = _dq_through(
+        b_dq, b_flow, b_total, b_q, b_grad, b_lse, b_delta, p_k, p_v, p_key_groups, s_k, s_kd, s_v, s_vd, full_last,
+        end, o_i, gate, scale * LOG2E, offset, low, high, window, flows, True, FLOW, CAUSAL, WINDOW, D,
+        BLOCK_D, BN, PRECISION,
+    )  # fmt: skip
+    store_tile(p_dq + row * D, o_i, D, b_dq * scale, T, D, BLOCK_D)
+    if FLOW:
+        i_part = (i_b * H + i_h) * n_i + i_i
+        store_flow(p_flow, p_row_total, i_part, b_flow, b_total, b_group, 0, num_query_groups, num_key_groups, GROUPS)
+
+
+@triton.jit
+def _dkdv_through(
+    b_dk, b_dv, b_k, b_v, p_q, p_grad, p_lse, p_delta, s_q, s_qd, s_g, s_gd, start, end, o_j, gate, scale, offset,
+    low, high, window, T,
+    MASKED: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BM: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    for i in range(start, end, BM):
+        o_i = i + tl.arange(0, BM)
+        b_q = load_tile(p_q, o_i, s_q, s_qd, 0, T, D, BLOCK_D, MASKED)  # [BM,D]
+        b_grad = load_tile(p_grad, o_i, s_g, s_gd, 0, T, D, BLOCK_D, MASKED)  # [BM,D]
+        b_lse = load_lse2(p_lse, o_i, T)
+        b_delta = tl.load(p_delta + o_i, mask=o_i < T, other=0.0)
+        # Keys are the rows here: every product then has its accumulator the way dk and dv want it.
+        b_p = tl.exp2(tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION) * scale - b_lse[None, :])  # [BN,BM]
+        if MASKED:
+            m_seen = seen(o_i[None, :], o_j[:, None], offset, low, high, window, CAUSAL, WINDOW)
+            b_p = tl.where(m_seen, b_p, 0.0)
+        b_dv = tl.dot((b_p * gate).to(b_grad.dtype), b_grad, b_dv, input_precision=PRECISION)
+        b_dp = tl.dot(b_v, tl.trans(b_grad), input_precision=PRECISION) * gate  # [BN,BM]
+        b_ds = b_p * (b_dp - b_delta[None, :])
+        b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
+    return b_dk, b_dv
+
+
+@triton.jit
+def dkdv_kernel(
+    p_q, p_k, p_v, p_grad, p_lse, p_delta, p_gate, p_range, p_dk, p_dv,
+    s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd, s_gb, s_gh, s_g, s_gd,
+    scale, window, B, H, T, S,
+    GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dk and dv [B,Hk,S,D], contiguous. Grid: key tiles, the first (the longest) first, × Hk × B.
+
+    The query heads that share a key head are looped inside, so that nothing is added from outside.
+    """
+    n_j = tl.cdiv(S, BN)
+    i_program = tl.program_id(0)
+    first_j = i_program % n_j * BN
+    i_k = (i_program // n_j % (H // GROUP)).to(tl.int64)
+    i_b = (i_program // n_j // (H // GROUP)).to(tl.int64)
+    offset = S - T
+    o_j = first_j + tl.arange(0, BN)
+    low, high = load_range(p_range, i_b, S, HAS_RANGE)
+    b_k = load_tile(p_k + i_b * s_kb + i_k * s_kh, o_j, s_k, s_kd, low, high, D, BLOCK_D, True)  # [BN,D]
+    b_v = load_tile(p_v + i_b * s_vb + i_k * s_vh, o_j, s_v, s_vd, low, high, D, BLOCK_D, True)  # [BN,D]
+    b_dk = tl.zeros([BN, BLOCK_D], tl.float32)
+    b_dv = tl.zeros([BN, BLOCK_D], tl.float32)
+    bounds = queries_of(first_j, first_j + BN, offset, low, high, window, T, CAUSAL, WINDOW, BM)
+    for i_g in range(GROUP):
+        i_h = i_k * GROUP + i_g
+        start, full_first, full_last, end = bounds
+        gate = load_gate(p_gate, i_b, i_h, H, HAS_GATE)
+        if HAS_GATE and gate == 0.0:
+            start, full_first, full_last, end = 0, 0, 0, 0
+        p_q_h = p_q + i_b * s_qb + i_h * s_qh
+        p_grad_h = p_grad + i_b * s_gb + i_h * s_gh
+        row = (i_b * H + i_h) * T
+        b_dk, b_dv = _dkdv_through(
+            b_dk, b_dv, b_k, b_v, p_q_h, p_grad_h, p_lse + row, p_delta + row, s_q, s_qd, s_g, s_gd, start, full_first,
+            o_j, gate, scale * LOG2E, offset, low, high, window, T, True, CAUSAL, WINDOW, D, BLOCK_D, BM, PRECISION,
+        )  # fmt: skip
+        b_dk, b_dv = _dkdv_through(
+            b_dk, b_dv, b_k, b_v, p_q_h, p_grad_h, p_lse + row, p_delta + row, s_q, s_qd, s_g, s_gd, full_first,
+            full_last, o_j, gate, scale * LOG2E, offset, low, high, window, T, False, CAUSAL, WINDOW, D, BLOCK_D, BM,
+            PRECISION,
+        )  # fmt: skip
+        b_dk, b_dv = _dkdv_through(
+            b_dk, b_dv, b_k, b_v, p_q_h, p_grad_h, p_lse + row, p_delta + row, s_q, s_qd, s_g, s_gd, full_last, end,
+            o_j, gate, scale * LOG2E, offset, low, high, window, T, True, CAUSAL, WINDOW, D, BLOCK_D, BM, PRECISION,
+        )  # fmt: skip
+    row = (i_b * (H // GROUP) + i_k) * S * D
+    store_tile(p_dk + row, o_j, D, b_dk * scale, S, D, BLOCK_D)
+    store_tile(p_dv + row, o_j, D, b_dv, S, D, BLOCK_D)
+
+
+def attention_backward(
+    call: Call,
+    grad_out: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    query_groups: torch.Tensor | None,
+    key_groups: torch.Tensor | None,
+    num_query_groups: int,
+    num_key_groups: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """dq, dk, dv contiguous in the dtype of q, and with groups F [B,H,Gq,Gk] float32 (at most GROUPS groups of keys)."""
+    q, k, v = call.q, call.k, call.v
+    out, lse = out.contiguous(), lse.contiguous()
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    if not q.numel() or not k.numel():
+        none = None if query_groups is None else q.new_zeros(*q.shape[:2], num_query_groups, num_key_groups)
+        return dq.zero_(), dk.zero_(), dv.zero_(), none
+    delta = torch.empty_like(lse)
+    strides = (*q.stride(), *k.stride(), *v.stride(), *grad_out.stride())
+    sizes = (call.scale, call.window or 0, call.B, call.H, call.T, call.S)
+    saved = (q, k, v, grad_out, lse, delta, call.gate, call.key_range)
+    flows = query_groups is not None and key_groups is not None
+    groups = (query_groups.contiguous(), key_groups.contiguous()) if flows else (None, None)
+
+    def run_delta(config):
+        grid = (triton.cdiv(call.T, config.BM) * call.H * call.B,)
+        head = {name: call.head[name] for name in ("D", "BLOCK_D")}
+        delta_kernel[grid](out, grad_out, delta, *grad_out.stride(), call.H, call.T, **head, **config.kwargs)
+
+    def run_dq(config):
+        tiles = triton.cdiv(call.T, config.BM)
+        parts = [None, None]
+        if flows:
+            parts = [
+                torch.empty(*q.shape[:2], tiles, *shape, dtype=torch.float32, device=q.device)
+                for shape in ((num_query_groups, num_key_groups), (num_query_groups,))
+            ]
+        dq_kernel[(tiles * call.H * call.B,)](
+            *saved, dq, *groups, *parts, num_query_groups, num_key_groups, *strides, *sizes, FLOW=flows,
+            GROUPS=GROUPS, GROUP=call.group, **call.form, **call.head, **config.kwargs,
+        )  # fmt: skip
+        return parts[0]
+
+    def run_dkdv(config):
+        grid = (triton.cdiv(call.S, config.BN) * call.H // call.group * call.B,)
+        dkdv_kernel[grid](
+            *saved, dk, dv, *strides, *sizes, GROUP=call.group, **call.form, **call.head, **config.kwargs
+        )
+
+    run_delta(config_of("delta", q, call.tuning_key, run_delta))
+    parts = run_dq(config_of("dq_flow" if flows else "dq", q, call.tuning_key, run_dq))
+    run_dkdv(config_of("dkdv", q, call.tuning_key, run_dkdv))
+    return dq, dk, dv, None if parts is None else parts.sum(2)

@@ -1,0 +1,141 @@
+"""Flow between groups of positions from (q, k, v, dO, LSE): F_h[a,b] = Σ |S_h[i,j]| over i in a and j in b.
+
+One program takes a tile of queries of one head through its keys. A tile in which no query is in a group has nothing to
+add and stops at once, unless the total of the whole matrix is wanted.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from symground.kernels.flow import GROUPS, add_flow, store_flow
+from symground.kernels.launch import Call, config_of
+from symground.kernels.tiles import LOG2E, keys_of, load_gate, load_lse2, load_range, load_tile, seen
+
+#: Numbers in the parts that exist at any time: longer sequences are taken in chunks of query tiles.
+PARTS = 2**24
+
+
+@triton.jit
+def _flow_through(
+    b_flow, b_total, b_q, b_grad, b_lse, p_k, p_v, p_groups, first_group, s_k, s_kd, s_v, s_vd, start, end, o_i,
+    gate, scale, offset, low, high, window,
+    MASKED: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    for j in range(start, end, BN):
+        o_j = j + tl.arange(0, BN)
+        b_k = load_tile(p_k, o_j, s_k, s_kd, low, high, D, BLOCK_D, MASKED)  # [BN,D]
+        b_v = load_tile(p_v, o_j, s_v, s_vd, low, high, D, BLOCK_D, MASKED)  # [BN,D]
+        b_p = tl.exp2(tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale - b_lse[:, None])  # [BM,BN]
+        b_s = tl.abs(b_p * (tl.dot(b_grad, tl.trans(b_v), input_precision=PRECISION) * gate))
+        if MASKED:
+            m_seen = seen(o_i[:, None], o_j[None, :], offset, low, high, window, CAUSAL, WINDOW)
+            b_s = tl.where(m_seen, b_s, 0.0)
+        b_flow, b_total = add_flow(b_flow, b_total, b_s, p_groups, first_group, o_j, high)
+    return b_flow, b_total
+
+
+@triton.jit(do_not_specialize=["num_query_groups", "num_key_groups", "window", "first_tile", "n_i", "H", "T", "S"])
+def attention_flow_kernel(
+    p_q, p_k, p_v, p_grad, p_lse, p_gate, p_range, p_query_groups, p_key_groups, p_flow, p_row_total, p_matrix_total,
+    num_query_groups, num_key_groups,
+    s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd, s_gb, s_gh, s_g, s_gd,
+    scale, window, first_tile, n_i, H, T, S,
+    MATRIX: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Parts [B,H,n_i,Gq,Gk], [B,H,n_i,Gq], [B,H,n_i]. Grid: (n_i query tiles from first_tile × H × B, key blocks)."""
+    i_program = tl.program_id(0)
+    i_h = (i_program // n_i % H).to(tl.int64)
+    i_b = (i_program // n_i // H).to(tl.int64)
+    first_group = tl.program_id(1) * GROUPS
+    row = (i_b * H + i_h) * T
+    offset = S - T
+    first_i = (first_tile + i_program % n_i) * BM
+    o_i = first_i + tl.arange(0, BM)
+    low, high = load_range(p_range, i_b, S, HAS_RANGE)
+    gate = load_gate(p_gate, i_b, i_h, H, HAS_GATE)
+    b_group = tl.load(p_query_groups + i_b * T + o_i, mask=o_i < T, other=-1).to(tl.int32)
+    start, full_first, full_last, end = keys_of(first_i, first_i + BM, offset, low, high, window, CAUSAL, WINDOW, BN)
+    idle = gate == 0.0
+    if not MATRIX:
+        idle = idle | (tl.max(b_group, 0) < 0)
+    if idle:
+        start, full_first, full_last, end = 0, 0, 0, 0
+    p_k += i_b * s_kb + i_h // GROUP * s_kh
+    p_v += i_b * s_vb + i_h // GROUP * s_vh
+    p_key_groups += i_b * S
+    b_q = load_tile(p_q + i_b * s_qb + i_h * s_qh, o_i, s_q, s_qd, 0, T, D, BLOCK_D, True)  # [BM,D]
+    b_grad = load_tile(p_grad + i_b * s_gb + i_h * s_gh, o_i, s_g, s_gd, 0, T, D, BLOCK_D, True)  # [BM,D]
+    b_lse = load_lse2(p_lse + row, o_i, T)
+    b_flow = tl.zeros([BM, GROUPS], tl.float32)
+    b_total = tl.zeros([BM], tl.float32)
+    scale *= LOG2E
+    if HAS_RANGE or WINDOW:
+        b_flow, b_total = _flow_through(
+            b_flow, b_total, b_q, b_grad, b_lse, p_k, p_v, p_key_groups, first_group, s_k, s_kd, s_v, s_vd, start,
+            full_first, o_i, gate, scale, offset, low, high, window, True, CAUSAL, WINDOW, D, BLOCK_D, BN, PRECISION,
+        )  # fmt: skip
+    b_flow, b_total = _flow_through(
+        b_flow, b_total, b_q, b_grad, b_lse, p_k, p_v, p_key_groups, first_group, s_k, s_kd, s_v, s_vd, full_first,
+        full_last, o_i, gate, scale, offset, low, high, window, False, CAUSAL, WINDOW, D, BLOCK_D, BN, PRECISION,
+    )  # fmt: skip
+    b_flow, b_total = _flow_through(
+        b_flow, b_total, b_q, b_grad, b_lse, p_k, p_v, p_key_groups, first_group, s_k, s_kd, s_v, s_vd, full_last,
+        end, o_i, gate, scale, offset, low, high, window, True, CAUSAL, WINDOW, D, BLOCK_D, BN, PRECISION,
+    )  # fmt: skip
+    i_part = i_program.to(tl.int64)
+    store_flow(
+        p_flow, p_row_total, i_part, b_flow, b_total, b_group, first_group, num_query_groups, num_key_groups, GROUPS
+    )
+    if MATRIX:
+        if first_group == 0:
+            tl.store(p_matrix_total + i_part, tl.sum(b_total, 0))
+
+
+def attention_flow(
+    call: Call,
+    grad_out: torch.Tensor,
+    lse: torch.Tensor,
+    query_groups: torch.Tensor,
+    key_groups: torch.Tensor,
+    num_query_groups: int,
+    num_key_groups: int,
+    matrix: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """F [B,H,Gq,Gk], row_total [B,H,Gq] and, with ``matrix``, matrix_total [B,H] (0 without), float32."""
+    q, k, v = call.q, call.k, call.v
+    heads = (call.B, call.H)
+    groups = (query_groups.contiguous(), key_groups.contiguous())
+    lse = lse.contiguous()
+    blocks = max(1, triton.cdiv(num_key_groups, GROUPS))
+    of_tile = call.B * call.H * max(1, num_query_groups * num_key_groups)
+
+    def run(config):
+        sums = [
+            torch.zeros(*heads, *shape, dtype=torch.float32, device=q.device)
+            for shape in ((num_query_groups, num_key_groups), (num_query_groups,), ())
+        ]
+        tiles = triton.cdiv(call.T, config.BM)
+        together = max(1, min(tiles, PARTS // of_tile))
+        for first in range(0, tiles, together):
+            n_i = min(together, tiles - first)
+            parts = [
+                torch.empty(*heads, n_i, *x.shape[2:], dtype=torch.float32, device=q.device) for x in sums
+            ]
+            attention_flow_kernel[(n_i * call.H * call.B, blocks)](
+                q, k, v, grad_out, lse, call.gate, call.key_range, *groups, *parts, num_query_groups, num_key_groups,
+                *q.stride(), *k.stride(), *v.stride(), *grad_out.stride(), call.scale, call.window or 0, first, n_i,
+                call.H, call.T, call.S, MATRIX=matrix, GROUPS=GROUPS, GROUP=call.group, **call.form, **call.head,
+                **config.kwargs,
+            )  # fmt: skip
+            for total, part in zip(sums[: 2 + matrix], parts, strict=False):
+                total += part.sum(2)
+        return sums
+
+    if not q.numel() or not call.S:
+        return tuple(q.new_zeros(*heads, *shape, dtype=torch.float32) for shape in ((num_query_groups, num_key_groups), (num_query_groups,), ()))
+    flow, row_total, matrix_total = run(config_of("attention_flow", q, call.tuning_key, run))
+    return flow, row_total, matrix_total

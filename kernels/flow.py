@@ -1,0 +1,36 @@
+"""Sums of |S| over groups of positions: what a program adds per tile, and what it stores of it.
+
+A program holds a tile of queries. Per query it sums |S| by groups of keys; at its end it sums its queries by their
+groups and stores that as its own part. Parts are added up afterwards, in a fixed order: no atomics.
+"""
+
+import triton
+import triton.language as tl
+
+#: Groups of keys that a program sums at once.
+GROUPS = 16
+
+
+@triton.jit
+def add_flow(b_flow, b_total, b_s, p_groups, first_group, o_j, last):
+    """Add |S| [BM,BN] of keys o_j to the sums by group of keys [BM,GROUPS] and over all keys [BM]."""
+    b_group = tl.load(p_groups + o_j, mask=o_j < last, other=-1).to(tl.int32) - first_group
+    # Exactly 0 or 1 on the right: with the left in three TF32 parts the product is a float32 sum.
+    m_in = (b_group[:, None] == tl.arange(0, b_flow.shape[1])[None, :]).to(tl.float32)  # [BN,GROUPS]
+    b_flow = tl.dot(b_s, m_in, b_flow, input_precision="tf32x3")
+    return b_flow, b_total + tl.sum(b_s, 1)
+
+
+@triton.jit
+def store_flow(
+    p_flow, p_row_total, i_part, b_flow, b_total, b_group, first_group, num_query_groups, num_key_groups,
+    GROUPS: tl.constexpr,
+):  # fmt: skip
+    """Sum [BM,GROUPS] by the queries' groups and store it as part i_part of F and of the row totals."""
+    o_b = first_group + tl.arange(0, GROUPS)
+    for a in range(num_query_groups):
+        m_a = b_group == a
+        b_sum = tl.sum(tl.where(m_a[:, None], b_flow, 0.0), 0)
+        tl.store(p_flow + (i_part * num_query_groups + a) * num_key_groups + o_b, b_sum, mask=o_b < num_key_groups)
+        if first_group == 0:
+            tl.store(p_row_total + i_part * num_query_groups + a, tl.sum(tl.where(m_a, b_total, 0.0), 0))

@@ -1,0 +1,107 @@
+"""What every launcher needs: the arguments in the kernels' words, and the configuration to launch with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+
+from symground.kernels import tuning
+from symground.kernels.configs import Config, architecture_of, shipped
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an attention op: q [B,H,T,D], k and v [B,Hk,S,D], gate [B,H], key_range [B,2]."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    gate: Tensor | None
+    causal: bool
+    scale: float
+    key_range: Tensor | None
+    window: int | None
+
+    def __post_init__(self) -> None:
+        for name in ("gate", "key_range"):  # both small, and read with the strides of a contiguous tensor
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else value.contiguous())
+
+    @property
+    def B(self) -> int:
+        return self.q.shape[0]
+
+    @property
+    def H(self) -> int:
+        return self.q.shape[1]
+
+    @property
+    def T(self) -> int:
+        return self.q.shape[2]
+
+    @property
+    def S(self) -> int:
+        return self.k.shape[2]
+
+    @property
+    def group(self) -> int:
+        """Query heads per key head."""
+        return self.H // self.k.shape[1]
+
+    @property
+    def form(self) -> dict[str, bool]:
+        """What a kernel is compiled for."""
+        return {
+            "CAUSAL": self.causal,
+            "WINDOW": self.window is not None,
+            "HAS_RANGE": self.key_range is not None,
+            "HAS_GATE": self.gate is not None,
+        }
+
+    @property
+    def head(self) -> dict[str, Any]:
+        size = self.q.shape[3]
+        return {"D": size, "BLOCK_D": block_of(size), "PRECISION": precision_of(self.q.dtype)}
+
+    @property
+    def tuning_key(self) -> tuple[Any, ...]:
+        """What the best configuration may depend on, lengths by powers of two."""
+        lengths = tuple(triton.next_power_of_2(n) for n in (self.B * self.H, self.T, self.S))
+        return (*lengths, self.group, *self.form.values())
+
+
+def block_of(size: int) -> int:
+    """The tile's width for a head of this size: a power of two, as tiles must be, and no less than a dot takes."""
+    return max(16, triton.next_power_of_2(size))
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """How a dot multiplies float32: in three TF32 products, float32's accuracy on the tensor cores."""
+    return "tf32x3" if dtype == torch.float32 else "ieee"
+
+
+def config_of(kernel: str, q: Tensor, key: tuple[Any, ...], run: Callable[[Config], Any]) -> Config:
+    """The shipped configuration for this device and head size, or a measured one where tuning is switched on."""
+    architecture = architecture_of(q.device)
+    best = shipped(kernel, architecture, block_of(q.shape[3]), q.element_size())
+    if tuning.enabled() and q.is_cuda:
+        return tuning.best(kernel, architecture, (q.shape[3], str(q.dtype), *key), best, run)
+    return best
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """How many programs a device runs at the same time, at least."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def interpreted(kernel: Any) -> bool:
+    """Whether Triton was imported with TRITON_INTERPRET=1, so that kernels take CPU tensors."""
+    return isinstance(kernel, InterpretedFunction)

@@ -1,0 +1,118 @@
+"""What every kernel is made of: loading a tile, which keys a query sees, and the bounds of a loop over them.
+
+Prefixes: i_ an index of this program, o_ offsets, m_ a mask, p_ a pointer, b_ a tile in registers, its shape beside it.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)  # exp2 is the hardware's exponential
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def load_tile(p_x, o_row, s_row, s_col, first, last, D: tl.constexpr, BLOCK_D: tl.constexpr, BOUNDED: tl.constexpr):
+    """Rows ``o_row`` of a matrix [rows, D] → [len(o_row), BLOCK_D]; 0 outside [first, last) and beyond D, not read."""
+    o_d = tl.arange(0, BLOCK_D)
+    p_tile = p_x + o_row.to(tl.int64)[:, None] * s_row + o_d[None, :] * s_col
+    if BOUNDED:
+        m_row = ((o_row >= first) & (o_row < last))[:, None]
+        if D != BLOCK_D:
+            m_row = m_row & (o_d < D)[None, :]
+        b_x = tl.load(p_tile, mask=m_row, other=0.0)
+    elif D != BLOCK_D:
+        b_x = tl.load(p_tile, mask=(o_d < D)[None, :], other=0.0)
+    else:
+        b_x = tl.load(p_tile)
+    return b_x
+
+
+@triton.jit
+def store_tile(p_x, o_row, s_row, b_x, rows, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Store [len(o_row), BLOCK_D] into rows < ``rows`` of a matrix [rows, D] whose columns are adjacent."""
+    o_d = tl.arange(0, BLOCK_D)
+    p_tile = p_x + o_row.to(tl.int64)[:, None] * s_row + o_d[None, :]
+    tl.store(p_tile, b_x.to(p_x.dtype.element_ty), mask=(o_row < rows)[:, None] & (o_d < D)[None, :])
+
+
+@triton.jit
+def seen(o_i, o_j, offset, low, high, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
+    """Whether query o_i sees key o_j; the two broadcast, so that a kernel may hold either as the rows."""
+    m_seen = (o_j >= low) & (o_j < high) & (o_i == o_i)
+    if CAUSAL:
+        m_seen = m_seen & (o_j <= o_i + offset)
+    if WINDOW:
+        m_seen = m_seen & (o_j > o_i + offset - window)
+    return m_seen
+
+
+@triton.jit
+def keys_of(first_i, last_i, offset, low, high, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BN: tl.constexpr):
+    """Bounds of the keys that queries [first_i, last_i) see: start, full start, full end, end.
+
+    Start and the full bounds are multiples of BN. Within the full bounds every query sees every key, so that no mask
+    is needed; the rest of [start, end) needs one.
+    """
+    first, last, full_first, full_last = low, high, low, high
+    if CAUSAL:
+        last = tl.minimum(high, last_i + offset)
+        full_last = tl.minimum(high, first_i + offset + 1)
+    if WINDOW:
+        first = tl.maximum(low, first_i + offset - window + 1)
+        full_first = tl.maximum(low, last_i + offset - window)
+    start = first // BN * BN
+    full_first = (full_first + BN - 1) // BN * BN
+    full_last = tl.maximum(full_last, 0) // BN * BN
+    if full_last <= full_first:
+        full_first = start
+        full_last = start
+    return start, full_first, full_last, last
+
+
+@triton.jit
+def queries_of(
+    first_j, last_j, offset, low, high, window, T, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BM: tl.constexpr
+):
+    """Bounds of the queries that see any of keys [first_j, last_j), as `keys_of` gives them for the keys."""
+    first, last, full_first, full_last = 0, T, 0, T
+    if CAUSAL:
+        first = tl.maximum(0, first_j - offset)
+        full_first = tl.maximum(0, last_j - 1 - offset)
+    if WINDOW:
+        last = tl.minimum(T, last_j - 1 - offset + window)
+        full_last = tl.minimum(T, first_j - offset + window)
+    start = first // BM * BM
+    full_first = (full_first + BM - 1) // BM * BM
+    full_last = tl.maximum(full_last, 0) // BM * BM
+    if (full_last <= full_first) | (first_j < low) | (last_j > high):
+        full_first = start
+        full_last = start
+    if (last_j <= low) | (first_j >= high):  # no key of the tile is valid
+        last = start
+    return start, full_first, full_last, last
+
+
+@triton.jit
+def load_range(p_range, i_b, S, HAS_RANGE: tl.constexpr):
+    """First and one-past-last valid key of example i_b; what lies outside [0, S) is cut off."""
+    low, high = 0, S
+    if HAS_RANGE:
+        low = tl.maximum(tl.load(p_range + i_b * 2).to(tl.int32), 0)
+        high = tl.minimum(tl.load(p_range + i_b * 2 + 1).to(tl.int32), S)
+    return low, high
+
+
+@triton.jit
+def load_gate(p_gate, i_b, i_h, H, HAS_GATE: tl.constexpr):
+    """The gate of head i_h in example i_b, from [B,H]."""
+    gate = 1.0
+    if HAS_GATE:
+        gate = tl.load(p_gate + i_b * H + i_h)
+    return gate
+
+
+@triton.jit
+def load_lse2(p_lse, o_i, T):
+    """Base-2 log-sum-exp of queries o_i, +inf where there is none: exp2(s - inf) is then 0 and never NaN."""
+    b_lse = tl.load(p_lse + o_i, mask=o_i < T, other=float("-inf"))
+    return tl.where(b_lse == float("-inf"), float("inf"), b_lse * LOG2E)
