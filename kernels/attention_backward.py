@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from symground.kernels.flow import GROUPS, add_flow, store_flow
+from symground.kernels.flow import add_flow, groups_of, store_flow
 from symground.kernels.launch import Call, config_of
 from symground.kernels.tiles import (
     LOG2E,
@@ -212,7 +212,7 @@ def attention_backward(
     num_query_groups: int,
     num_key_groups: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """dq, dk, dv contiguous in the dtype of q, and with groups F [B,H,Gq,Gk] float32 (at most GROUPS groups of keys)."""
+    """dq, dk, dv contiguous in the dtype of q, and with groups F [B,H,Gq,Gk] float32 (at most MOST_GROUPS groups of keys)."""
     q, k, v = call.q, call.k, call.v
     out, lse = out.contiguous(), lse.contiguous()
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
@@ -241,7 +241,7 @@ def attention_backward(
             ]
         dq_kernel[(tiles * call.H * call.B,)](
             *saved, dq, *groups, *parts, num_query_groups, num_key_groups, *strides, *sizes, FLOW=flows,
-            GROUPS=GROUPS, GROUP=call.group, **call.form, **call.head, **config.kwargs,
+            GROUPS=groups_of(num_key_groups), GROUP=call.group, **call.form, **call.head, **config.kwargs,
         )  # fmt: skip
         return parts[0]
 

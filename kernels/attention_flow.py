@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from symground.kernels.flow import GROUPS, add_flow, store_flow
+from symground.kernels.flow import add_flow, groups_of, store_flow
 from symground.kernels.launch import Call, config_of
 from symground.kernels.tiles import LOG2E, keys_of, load_gate, load_lse2, load_range, load_tile, seen
 
@@ -110,7 +110,8 @@ def attention_flow(
     heads = (call.B, call.H)
     groups = (query_groups.contiguous(), key_groups.contiguous())
     lse = lse.contiguous()
-    blocks = max(1, triton.cdiv(num_key_groups, GROUPS))
+    of_program = groups_of(num_key_groups)
+    blocks = max(1, triton.cdiv(num_key_groups, of_program))
     of_tile = call.B * call.H * max(1, num_query_groups * num_key_groups)
 
     def run(config):
@@ -128,7 +129,7 @@ def attention_flow(
             attention_flow_kernel[(n_i * call.H * call.B, blocks)](
                 q, k, v, grad_out, lse, call.gate, call.key_range, *groups, *parts, num_query_groups, num_key_groups,
                 *q.stride(), *k.stride(), *v.stride(), *grad_out.stride(), call.scale, call.window or 0, first, n_i,
-                call.H, call.T, call.S, MATRIX=matrix, GROUPS=GROUPS, GROUP=call.group, **call.form, **call.head,
+                call.H, call.T, call.S, MATRIX=matrix, GROUPS=of_program, GROUP=call.group, **call.form, **call.head,
                 **config.kwargs,
             )  # fmt: skip
             for total, part in zip(sums[: 2 + matrix], parts, strict=False):

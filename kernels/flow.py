@@ -7,17 +7,25 @@ groups and stores that as its own part. Parts are added up afterwards, in a fixe
 import triton
 import triton.language as tl
 
-#: Groups of keys that a program sums at once.
-GROUPS = 16
+#: Groups of keys that a program sums at most; more of them are taken in blocks.
+MOST_GROUPS = 16
+
+
+def groups_of(num_key_groups: int) -> int:
+    """How many groups of keys a program is compiled for: a power of two."""
+    return min(MOST_GROUPS, triton.next_power_of_2(max(1, num_key_groups)))
 
 
 @triton.jit
 def add_flow(b_flow, b_total, b_s, p_groups, first_group, o_j, last):
     """Add |S| [BM,BN] of keys o_j to the sums by group of keys [BM,GROUPS] and over all keys [BM]."""
+    GROUPS: tl.constexpr = b_flow.shape[1]
     b_group = tl.load(p_groups + o_j, mask=o_j < last, other=-1).to(tl.int32) - first_group
-    # Exactly 0 or 1 on the right: with the left in three TF32 parts the product is a float32 sum.
-    m_in = (b_group[:, None] == tl.arange(0, b_flow.shape[1])[None, :]).to(tl.float32)  # [BN,GROUPS]
-    b_flow = tl.dot(b_s, m_in, b_flow, input_precision="tf32x3")
+    # One masked sum a group, not a product with a 0/1 matrix: in float32 that takes three TF32 products, whose
+    # operands do not fit the registers beside the tile's own.
+    for b in tl.static_range(GROUPS):
+        b_sum = tl.sum(tl.where((b_group == b)[None, :], b_s, 0.0), 1)  # [BM]
+        b_flow = tl.where((tl.arange(0, GROUPS) == b)[None, :], b_flow + b_sum[:, None], b_flow)
     return b_flow, b_total + tl.sum(b_s, 1)
 
 

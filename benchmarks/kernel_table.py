@@ -1,0 +1,257 @@
+"""Compile every shipped kernel configuration ahead of time, no GPU needed, and print what the compiler made of it.
+
+    python benchmarks/kernel_table.py                    # all → benchmarks/results/kernels.md
+    python benchmarks/kernel_table.py --arch sm_90 --head-size 64 --dtype bfloat16 --no-save
+
+Registers, stack and shared memory a program; local-memory instructions (LDL, STL) inside loops, which must be none; and
+which tensor-core instructions were used. Ends with status 1 where a configuration does not fit, touches local memory in
+a loop or leaves the tensor cores idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+os.environ["TRITON_INTERPRET"] = "0"
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+import triton  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+from triton.runtime.jit import JITFunction  # noqa: E402
+
+from symground.kernels import attention_backward, attention_flow, attention_forward, launch  # noqa: E402
+from symground.kernels import attention_saliency as saliency  # noqa: E402
+from symground.kernels import attention_saliency_rows as saliency_rows  # noqa: E402
+from symground.kernels.configs import Config, shipped  # noqa: E402
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+#: Bytes of shared memory that one program may have.
+SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+HEAD_SIZES = (32, 64, 128, 256)
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+NO_DOT = {"delta"}
+
+
+@dataclass
+class Row:
+    """What one kernel became for one architecture."""
+
+    kernel: str
+    arch: str
+    dtype: str
+    size: int
+    config: Config
+    registers: int = 0
+    stack: int = 0
+    shared: int = 0
+    local_in_loop: int = 0
+    matrix: Counter[str] = field(default_factory=Counter)
+    error: str = ""
+
+    @property
+    def faults(self) -> list[str]:
+        found = [self.error] if self.error else []
+        if self.shared > SHARED[self.arch]:
+            found.append("shared memory")
+        if self.local_in_loop:
+            found.append("local memory in a loop")
+        if not self.error and not self.matrix and self.kernel not in NO_DOT:
+            found.append("no tensor cores")
+        return found
+
+
+def launches(kernel: str, dtype: torch.dtype, size: int) -> None:
+    """Call the launcher of ``kernel`` as a user's call would, on tensors without storage."""
+    q, k, v, grad = (torch.empty(8, 12, 1024, size, dtype=dtype, device="meta") for _ in range(4))
+    lse = torch.empty(8, 12, 1024, device="meta")
+    groups = torch.empty(8, 1024, dtype=torch.int64, device="meta")
+    call = launch.Call(q, k, v, None, True, size**-0.5, None, None)
+    if kernel == "attention_forward":
+        attention_forward.attention_forward(call)
+    elif kernel in ("delta", "dq", "dkdv"):
+        attention_backward.attention_backward(call, grad, q, lse, None, None, 0, 0)
+    elif kernel == "dq_flow":
+        attention_backward.attention_backward(call, grad, q, lse, groups, groups, 2, 2)
+    elif kernel == "attention_saliency":
+        saliency.attention_saliency(call, grad, lse, signed=True)
+    elif kernel == "attention_flow":
+        attention_flow.attention_flow(call, grad, lse, groups, groups, 2, 2, False)
+    else:
+        saliency_rows.attention_saliency_rows(call, grad, lse, torch.empty(8, 4, dtype=torch.int64, device="meta"))
+
+
+FUNCTIONS = {"delta": "delta_kernel", "dq": "dq_kernel", "dq_flow": "dq_kernel", "dkdv": "dkdv_kernel"}
+
+
+def compiled(kernel: str, arch: str, dtype: torch.dtype, size: int, config: Config) -> Any:
+    """The launcher's own arguments, specialised as the just-in-time compiler would, compiled for ``arch``."""
+    name, result = FUNCTIONS.get(kernel, f"{kernel}_kernel"), None
+
+    def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        nonlocal result
+        if self.__name__ == name and result is None:
+            result = triton.compile(*source(self, args, kwargs), target=TARGETS[arch], options=options(config))
+
+    with (
+        mock.patch.object(JITFunction, "run", run),
+        mock.patch.object(launch, "architecture_of", lambda device: arch),
+        mock.patch.object(launch, "shipped", lambda asked, *rest: config if asked == kernel else Config(64, 64, 4, 1)),
+    ):
+        launches(kernel, dtype, size)
+    assert result is not None
+    return result
+
+
+def options(config: Config) -> dict[str, int]:
+    return {"num_warps": config.num_warps, "num_stages": config.num_stages}
+
+
+def source(function: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ASTSource]:
+    bound = dict(zip(function.arg_names, args, strict=False)) | {
+        key: value for key, value in kwargs.items() if key in function.arg_names
+    }
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(function.params):
+        value = bound[parameter.name]
+        fixed = parameter.is_constexpr or value is None
+        if fixed or (isinstance(value, int) and value == 1 and not parameter.do_not_specialize):
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = "*" + {
+                torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64",
+                torch.int32: "i32",
+            }[value.dtype]  # fmt: skip
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        else:
+            signature[parameter.name] = "i32"
+            if value % 16 == 0 and not parameter.do_not_specialize:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+    return (ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes),)
+
+
+def examine(job: tuple[str, str, str, int, Config | None]) -> Row:
+    kernel, arch, dtype, size, config = job
+    element = getattr(torch, dtype)
+    if config is None:
+        config = shipped(kernel, arch, launch.block_of(size), element.itemsize)
+    row = Row(kernel, arch, dtype, size, config)
+    try:
+        result = compiled(kernel, arch, element, size, config)
+    except Exception as error:
+        row.error = str(error).strip().splitlines()[-1][:80] or type(error).__name__
+        return row
+    row.shared = result.metadata.shared
+    if "cubin" in result.asm:
+        _read_cubin(row, result.asm["cubin"])
+    else:
+        _read_amdgcn(row, result.asm["amdgcn"])
+    return row
+
+
+def _read_cubin(row: Row, cubin: bytes) -> None:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run(
+            [TOOLS / "cuobjdump", "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout
+        sass = subprocess.run(
+            [TOOLS / "nvdisasm", "-c", file.name], check=True, capture_output=True, text=True
+        ).stdout
+    row.registers = int(re.search(r"REG:(\d+)", usage)[1])  # type: ignore[index]
+    row.stack = int(re.search(r"STACK:(\d+)", usage)[1])  # type: ignore[index]
+    lines = sass.splitlines()
+    looped = {i for start, end in loops(lines) for i in range(start, end + 1)}
+    row.local_in_loop = sum(bool(re.search(r"\b(LDL|STL)\b", lines[i])) for i in looped)
+    row.matrix = Counter(re.findall(r"\b(HGMMA|HMMA|UTCHMMA|UTCQMMA|UTCMMA)\b", sass))
+
+
+def loops(lines: list[str]) -> Iterator[tuple[int, int]]:
+    """(first, last) line of every loop: a branch back to a label, itself excepted (the trap at a kernel's end)."""
+    labels = {match[1]: i for i, line in enumerate(lines) if (match := re.match(r"^(\.L_x_\d+):", line.strip()))}
+    for i, line in enumerate(lines):
+        match = re.search(r"\bBRA(?:\.\w+)*\b.*?`\((\.L_x_\d+)\)", line)
+        if match and labels.get(match[1], i) < i - 2:
+            yield labels[match[1]], i
+
+
+def _read_amdgcn(row: Row, text: str) -> None:
+    row.registers = int(re.search(r"\.vgpr_count:\s+(\d+)", text)[1])  # type: ignore[index]
+    row.stack = int(re.search(r"\.private_segment_fixed_size:\s+(\d+)", text)[1])  # type: ignore[index]
+    row.matrix = Counter(re.findall(r"\b(v_mfma)", text))
+
+
+def jobs(arguments: argparse.Namespace) -> list[tuple[str, str, str, int, Config | None]]:
+    from symground.kernels.configs import KERNELS
+
+    return [
+        (kernel, arch, dtype, size, None)
+        for arch in arguments.arch
+        for dtype in arguments.dtype
+        for size in arguments.head_size
+        for kernel in arguments.kernel or KERNELS
+    ]
+
+
+def table(rows: list[Row]) -> str:
+    head = "| kernel | architecture | dtype | D | BM×BN, warps, stages | registers | stack | shared KiB | LDL/STL in loops | tensor cores |"
+    out = [head, "|---" * 10 + "|"]
+    for row in rows:
+        c = row.config
+        matrix = " ".join(f"{n} {name}" for name, n in sorted(row.matrix.items())) or "–"
+        out.append(
+            f"| {row.kernel} | {row.arch} | {row.dtype} | {row.size} | {c.BM}×{c.BN}, {c.num_warps}, {c.num_stages} | "
+            f"{row.registers} | {row.stack} | {row.shared / 1024:.0f} | {row.local_in_loop} | {row.error or matrix} |"
+        )
+    return "\n".join(out)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", nargs="+", choices=TARGETS, default=["sm_80", "sm_90", "sm_100"])
+    parser.add_argument("--dtype", nargs="+", choices=["bfloat16", "float16", "float32"], default=["bfloat16", "float32"])
+    parser.add_argument("--head-size", nargs="+", type=int, default=list(HEAD_SIZES))
+    parser.add_argument("--kernel", nargs="+")
+    parser.add_argument("--no-save", action="store_true")
+    arguments = parser.parse_args()
+    with ProcessPoolExecutor(max(1, (os.cpu_count() or 2))) as pool:
+        rows = list(pool.map(examine, jobs(arguments)))
+    text = table(rows)
+    print(text)
+    faulty = [row for row in rows if row.faults]
+    for row in faulty:
+        print(f"{row.kernel} {row.arch} {row.dtype} D {row.size}: {', '.join(row.faults)}", file=sys.stderr)
+    if not arguments.no_save:
+        path = ROOT / "benchmarks" / "results" / "kernels.md"
+        path.write_text(
+            f"Every shipped configuration, causal, 8 × 12 × 1024, compiled by Triton {triton.__version__} "
+            f"(`python benchmarks/kernel_table.py`).\n\n{text}\n"
+        )
+    return 1 if faulty else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
