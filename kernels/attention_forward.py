@@ -102,6 +102,8 @@ def attention_forward_kernel(
     m_empty = b_sum == 0.0
     b_sum = tl.where(m_empty, 1.0, b_sum)
     b_out = b_out * (gate / b_sum)[:, None]
+    if HAS_GATE:  # a closed head gives 0 whatever its sum is
+        b_out = tl.where(gate == 0.0, 0.0, b_out)
     b_lse = tl.where(m_empty, float("-inf"), (b_max + tl.log2(b_sum)) * LN2)
     row = (i_b * H + i_h) * T
     store_tile(p_out + row * D, o_i, D, b_out, T, D, BLOCK_D)
