@@ -38,7 +38,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 from symground.kernels import attention_backward, attention_flow, attention_forward, launch  # noqa: E402
 from symground.kernels import attention_saliency as saliency  # noqa: E402
 from symground.kernels import attention_saliency_rows as saliency_rows  # noqa: E402
-from symground.kernels.configs import Config, shipped  # noqa: E402
+from symground.kernels.configs import KERNELS, Config, shipped  # noqa: E402
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -50,7 +50,6 @@ TARGETS = {
 SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 HEAD_SIZES = (32, 64, 128, 256)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-NO_DOT = {"delta"}
 
 
 @dataclass
@@ -76,17 +75,29 @@ class Row:
             found.append("shared memory")
         if self.local_in_loop:
             found.append("local memory in a loop")
-        if not self.error and not self.matrix and self.kernel not in NO_DOT:
+        if not (self.error or self.matrix or self.kernel == "delta"):
             found.append("no tensor cores")
         return found
 
 
-def launches(kernel: str, dtype: torch.dtype, size: int) -> None:
+@dataclass(frozen=True)
+class Problem:
+    """What is compiled for: 8 × 12 × length, causal; with ``options`` window, padding and gate as well."""
+
+    length: int = 1024
+    options: bool = False
+
+
+def launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -> None:
     """Call the launcher of ``kernel`` as a user's call would, on tensors without storage."""
-    q, k, v, grad = (torch.empty(8, 12, 1024, size, dtype=dtype, device="meta") for _ in range(4))
-    lse = torch.empty(8, 12, 1024, device="meta")
-    groups = torch.empty(8, 1024, dtype=torch.int64, device="meta")
+    length = problem.length
+    q, k, v, grad = (torch.empty(8, 12, length, size, dtype=dtype, device="meta") for _ in range(4))
+    lse = torch.empty(8, 12, length, device="meta")
+    groups = torch.empty(8, length, dtype=torch.int64, device="meta")
     call = launch.Call(q, k, v, None, True, size**-0.5, None, None)
+    if problem.options:
+        gate, bounds = lse[:, :, 0], torch.empty(8, 2, dtype=torch.int64, device="meta")
+        call = launch.Call(q, k, v, gate, True, size**-0.5, bounds, 100)
     if kernel == "attention_forward":
         attention_forward.attention_forward(call)
     elif kernel in ("delta", "dq", "dkdv"):
@@ -104,7 +115,7 @@ def launches(kernel: str, dtype: torch.dtype, size: int) -> None:
 FUNCTIONS = {"delta": "delta_kernel", "dq": "dq_kernel", "dq_flow": "dq_kernel", "dkdv": "dkdv_kernel"}
 
 
-def compiled(kernel: str, arch: str, dtype: torch.dtype, size: int, config: Config) -> Any:
+def compiled(kernel: str, arch: str, dtype: torch.dtype, size: int, config: Config, problem: Problem) -> Any:
     """The launcher's own arguments, specialised as the just-in-time compiler would, compiled for ``arch``."""
     name, result = FUNCTIONS.get(kernel, f"{kernel}_kernel"), None
 
@@ -115,10 +126,10 @@ def compiled(kernel: str, arch: str, dtype: torch.dtype, size: int, config: Conf
 
     with (
         mock.patch.object(JITFunction, "run", run),
-        mock.patch.object(launch, "architecture_of", lambda device: arch),
+        mock.patch.object(launch, "architecture_of", return_value=arch),
         mock.patch.object(launch, "shipped", lambda asked, *rest: config if asked == kernel else Config(64, 64, 4, 1)),
     ):
-        launches(kernel, dtype, size)
+        launches(kernel, dtype, size, problem)
     assert result is not None
     return result
 
@@ -152,14 +163,17 @@ def source(function: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any])
     return (ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes),)
 
 
-def examine(job: tuple[str, str, str, int, Config | None]) -> Row:
-    kernel, arch, dtype, size, config = job
+Job = tuple[str, str, str, int, Config | None, Problem]
+
+
+def examine(job: Job) -> Row:
+    kernel, arch, dtype, size, config, problem = job
     element = getattr(torch, dtype)
     if config is None:
         config = shipped(kernel, arch, launch.block_of(size), element.itemsize)
     row = Row(kernel, arch, dtype, size, config)
     try:
-        result = compiled(kernel, arch, element, size, config)
+        result = compiled(kernel, arch, element, size, config, problem)
     except Exception as error:
         row.error = str(error).strip().splitlines()[-1][:80] or type(error).__name__
         return row
@@ -178,9 +192,7 @@ def _read_cubin(row: Row, cubin: bytes) -> None:
         usage = subprocess.run(
             [TOOLS / "cuobjdump", "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
         ).stdout
-        sass = subprocess.run(
-            [TOOLS / "nvdisasm", "-c", file.name], check=True, capture_output=True, text=True
-        ).stdout
+        sass = subprocess.run([TOOLS / "nvdisasm", "-c", file.name], check=True, capture_output=True, text=True).stdout
     row.registers = int(re.search(r"REG:(\d+)", usage)[1])  # type: ignore[index]
     row.stack = int(re.search(r"STACK:(\d+)", usage)[1])  # type: ignore[index]
     lines = sass.splitlines()
@@ -204,11 +216,11 @@ def _read_amdgcn(row: Row, text: str) -> None:
     row.matrix = Counter(re.findall(r"\b(v_mfma)", text))
 
 
-def jobs(arguments: argparse.Namespace) -> list[tuple[str, str, str, int, Config | None]]:
-    from symground.kernels.configs import KERNELS
-
+def jobs(arguments: argparse.Namespace) -> list[Job]:
+    config = Config(*arguments.config) if arguments.config else None
+    problem = Problem(arguments.length, arguments.all_options)
     return [
-        (kernel, arch, dtype, size, None)
+        (kernel, arch, dtype, size, config, problem)
         for arch in arguments.arch
         for dtype in arguments.dtype
         for size in arguments.head_size
@@ -217,7 +229,10 @@ def jobs(arguments: argparse.Namespace) -> list[tuple[str, str, str, int, Config
 
 
 def table(rows: list[Row]) -> str:
-    head = "| kernel | architecture | dtype | D | BM×BN, warps, stages | registers | stack | shared KiB | LDL/STL in loops | tensor cores |"
+    head = (
+        "| kernel | architecture | dtype | D | BM×BN, warps, stages | registers | stack | shared KiB "
+        "| LDL/STL in loops | tensor cores |"
+    )
     out = [head, "|---" * 10 + "|"]
     for row in rows:
         c = row.config
@@ -232,9 +247,14 @@ def table(rows: list[Row]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", choices=TARGETS, default=["sm_80", "sm_90", "sm_100"])
-    parser.add_argument("--dtype", nargs="+", choices=["bfloat16", "float16", "float32"], default=["bfloat16", "float32"])
+    parser.add_argument(
+        "--dtype", nargs="+", choices=["bfloat16", "float16", "float32"], default=["bfloat16", "float32"]
+    )
     parser.add_argument("--head-size", nargs="+", type=int, default=list(HEAD_SIZES))
-    parser.add_argument("--kernel", nargs="+")
+    parser.add_argument("--kernel", nargs="+", choices=KERNELS)
+    parser.add_argument("--config", nargs=4, type=int, metavar=("BM", "BN", "WARPS", "STAGES"), help="not the table's")
+    parser.add_argument("--length", type=int, default=1024, help="queries and keys")
+    parser.add_argument("--all-options", action="store_true", help="compile for a window, padding and a gate as well")
     parser.add_argument("--no-save", action="store_true")
     arguments = parser.parse_args()
     with ProcessPoolExecutor(max(1, (os.cpu_count() or 2))) as pool:

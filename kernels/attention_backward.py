@@ -212,7 +212,7 @@ def attention_backward(
     num_query_groups: int,
     num_key_groups: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """dq, dk, dv contiguous in the dtype of q, and with groups F [B,H,Gq,Gk] float32 (at most MOST_GROUPS groups of keys)."""
+    """dq, dk, dv contiguous in the dtype of q, and with groups F [B,H,Gq,Gk] float32 (at most 16 groups of keys)."""
     q, k, v = call.q, call.k, call.v
     out, lse = out.contiguous(), lse.contiguous()
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
@@ -247,9 +247,7 @@ def attention_backward(
 
     def run_dkdv(config):
         grid = (triton.cdiv(call.S, config.BN) * call.H // call.group * call.B,)
-        dkdv_kernel[grid](
-            *saved, dk, dv, *strides, *sizes, GROUP=call.group, **call.form, **call.head, **config.kwargs
-        )
+        dkdv_kernel[grid](*saved, dk, dv, *strides, *sizes, GROUP=call.group, **call.form, **call.head, **config.kwargs)
 
     run_delta(config_of("delta", q, call.tuning_key, run_delta))
     parts = run_dq(config_of("dq_flow" if flows else "dq", q, call.tuning_key, run_dq))

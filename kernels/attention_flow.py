@@ -91,8 +91,7 @@ def attention_flow_kernel(
         p_flow, p_row_total, i_part, b_flow, b_total, b_group, first_group, num_query_groups, num_key_groups, GROUPS
     )
     if MATRIX:
-        if first_group == 0:
-            tl.store(p_matrix_total + i_part, tl.sum(b_total, 0))
+        tl.store(p_matrix_total + i_part, tl.sum(b_total, 0), mask=first_group == 0)
 
 
 def attention_flow(
@@ -123,9 +122,7 @@ def attention_flow(
         together = max(1, min(tiles, PARTS // of_tile))
         for first in range(0, tiles, together):
             n_i = min(together, tiles - first)
-            parts = [
-                torch.empty(*heads, n_i, *x.shape[2:], dtype=torch.float32, device=q.device) for x in sums
-            ]
+            parts = [torch.empty(*heads, n_i, *x.shape[2:], dtype=torch.float32, device=q.device) for x in sums]
             attention_flow_kernel[(n_i * call.H * call.B, blocks)](
                 q, k, v, grad_out, lse, call.gate, call.key_range, *groups, *parts, num_query_groups, num_key_groups,
                 *q.stride(), *k.stride(), *v.stride(), *grad_out.stride(), call.scale, call.window or 0, first, n_i,
@@ -137,6 +134,9 @@ def attention_flow(
         return sums
 
     if not q.numel() or not call.S:
-        return tuple(q.new_zeros(*heads, *shape, dtype=torch.float32) for shape in ((num_query_groups, num_key_groups), (num_query_groups,), ()))
+        return tuple(
+            q.new_zeros(*heads, *shape, dtype=torch.float32)
+            for shape in ((num_query_groups, num_key_groups), (num_query_groups,), ())
+        )
     flow, row_total, matrix_total = run(config_of("attention_flow", q, call.tuning_key, run))
     return flow, row_total, matrix_total

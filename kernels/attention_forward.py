@@ -47,9 +47,7 @@ def _attend_all(
     b_out = tl.zeros([BM, BLOCK_D], tl.float32)
     b_max = tl.full([BM], float("-inf"), tl.float32)
     b_sum = tl.zeros([BM], tl.float32)
-    start, full_first, full_last, end = keys_of(
-        first_i, first_i + BM, offset, low, high, window, CAUSAL, WINDOW, BN
-    )
+    start, full_first, full_last, end = keys_of(first_i, first_i + BM, offset, low, high, window, CAUSAL, WINDOW, BN)
     if HAS_RANGE or WINDOW:
         b_out, b_max, b_sum = _attend(
             b_out, b_max, b_sum, b_q, p_k, p_v, s_k, s_kd, s_v, s_vd, start, full_first, o_i, scale, offset, low,

@@ -12,6 +12,22 @@ from symground.kernels.tiles import LOG2E, load_gate, load_lse2, load_range, loa
 
 #: Programs per processor below which the heads are split over several programs.
 WAVES = 2
+#: Bytes of a row that a product takes at a time.
+CHUNK_BYTES = 128
+
+
+@triton.jit
+def _product(
+    p_x, p_y, o_i, o_j, s_x, s_xd, s_y, s_yd, T, low, high,
+    D: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """[BM,BN] products of rows o_i of x and o_j of y, CHUNK columns at a time: neither tile need fit whole."""
+    b_sum = tl.zeros([BM, BN], tl.float32)
+    for c in tl.static_range(0, D, CHUNK):
+        b_x = load_tile(p_x + c * s_xd, o_i, s_x, s_xd, 0, T, D - c, CHUNK, True)  # [BM,CHUNK]
+        b_y = load_tile(p_y + c * s_yd, o_j, s_y, s_yd, low, high, D - c, CHUNK, True)  # [BN,CHUNK]
+        b_sum = tl.dot(b_x, tl.trans(b_y), b_sum, input_precision=PRECISION)
+    return b_sum
 
 
 @triton.jit(do_not_specialize=["window", "n_i", "n_j", "splits", "H", "T", "S"])
@@ -20,7 +36,7 @@ def attention_saliency_kernel(
     s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd, s_gb, s_gh, s_g, s_gd, s_ts, s_tb, s_t,
     scale, window, n_i, n_j, splits, H, T, S,
     SIGNED: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, HAS_RANGE: tl.constexpr,
-    HAS_GATE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    HAS_GATE: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """total [splits,B,T,S]. Grid: key tiles × query tiles × splits of the heads × B.
@@ -60,13 +76,10 @@ def attention_saliency_kernel(
         p_k_h = p_k + i_b * s_kb + i_h // GROUP * s_kh
         p_v_h = p_v + i_b * s_vb + i_h // GROUP * s_vh
         p_grad_h = p_grad + i_b * s_gb + i_h * s_gh
-        b_q = load_tile(p_q_h, o_i, s_q, s_qd, 0, T, D, BLOCK_D, True)  # [BM,D]
-        b_k = load_tile(p_k_h, o_j, s_k, s_kd, low, high, D, BLOCK_D, True)  # [BN,D]
         b_lse = load_lse2(p_lse + (i_b * H + i_h) * T, o_i, T)
-        b_p = tl.exp2(tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale - b_lse[:, None])  # [BM,BN]
-        b_grad = load_tile(p_grad_h, o_i, s_g, s_gd, 0, T, D, BLOCK_D, True)  # [BM,D]
-        b_v = load_tile(p_v_h, o_j, s_v, s_vd, low, high, D, BLOCK_D, True)  # [BN,D]
-        b_dp = tl.dot(b_grad, tl.trans(b_v), input_precision=PRECISION)  # [BM,BN]
+        b_s = _product(p_q_h, p_k_h, o_i, o_j, s_q, s_qd, s_k, s_kd, T, low, high, D, CHUNK, BM, BN, PRECISION)
+        b_p = tl.exp2(b_s * scale - b_lse[:, None])  # [BM,BN]
+        b_dp = _product(p_grad_h, p_v_h, o_i, o_j, s_g, s_gd, s_v, s_vd, T, low, high, D, CHUNK, BM, BN, PRECISION)
         if HAS_GATE:
             b_dp *= load_gate(p_gate, i_b, i_h, H, HAS_GATE)
         b_total += b_p * b_dp
@@ -98,7 +111,8 @@ def attention_saliency(call: Call, grad_out: torch.Tensor, lse: torch.Tensor, si
             q, k, v, grad_out, lse, call.gate, call.key_range, heads, count, total,
             *q.stride(), *k.stride(), *v.stride(), *grad_out.stride(), *total.stride()[:3],
             call.scale, call.window or 0, n_i, n_j, splits, call.H, call.T, call.S, SIGNED=signed or splits > 1,
-            GROUP=call.group, **call.form, **call.head, **config.kwargs,
+            GROUP=call.group, **call.form, D=call.head["D"], CHUNK=min(call.head["BLOCK_D"], CHUNK_BYTES // q.element_size()),
+            PRECISION=call.head["PRECISION"], **config.kwargs,
         )  # fmt: skip
         if splits == 1:
             return total[0]

@@ -43,9 +43,7 @@ def attention_saliency_rows_kernel(
     tl.store(p_tile, b_s, mask=(o_r < R)[:, None] & (o_j < S)[None, :])
 
 
-def attention_saliency_rows(
-    call: Call, grad_out: torch.Tensor, lse: torch.Tensor, rows: torch.Tensor
-) -> torch.Tensor:
+def attention_saliency_rows(call: Call, grad_out: torch.Tensor, lse: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """[B,H,R,S] float32."""
     q, k, v = call.q, call.k, call.v
     out = torch.empty(call.B, call.H, rows.shape[1], call.S, dtype=torch.float32, device=q.device)

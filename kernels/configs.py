@@ -39,7 +39,7 @@ TABLE: dict[tuple[str, int], dict[str, dict[int, Config]]] = {}
 
 @functools.cache
 def architecture_of(device: torch.device) -> str:
-    """"sm_80", "sm_90" or "sm_100": the nearest shipped one; "interpreter" for a CPU."""
+    """ "sm_80", "sm_90" or "sm_100": the nearest shipped one; "interpreter" for a CPU."""
     if device.type == "cpu":
         return "interpreter"
     if torch.version.hip:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
-from triton.runtime.interpreter import InterpretedFunction
 
 from symground.kernels import tuning
 from symground.kernels.configs import Config, architecture_of, shipped
@@ -29,26 +28,18 @@ class Call:
     key_range: Tensor | None
     window: int | None
 
+    B: int = field(init=False)
+    H: int = field(init=False)
+    T: int = field(init=False)
+    S: int = field(init=False)
+
     def __post_init__(self) -> None:
+        sizes = (*self.q.shape[:3], self.k.shape[2])
+        for name, size in zip("BHTS", sizes, strict=True):
+            object.__setattr__(self, name, size)
         for name in ("gate", "key_range"):  # both small, and read with the strides of a contiguous tensor
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else value.contiguous())
-
-    @property
-    def B(self) -> int:
-        return self.q.shape[0]
-
-    @property
-    def H(self) -> int:
-        return self.q.shape[1]
-
-    @property
-    def T(self) -> int:
-        return self.q.shape[2]
-
-    @property
-    def S(self) -> int:
-        return self.k.shape[2]
 
     @property
     def group(self) -> int:
@@ -100,8 +91,3 @@ def config_of(kernel: str, q: Tensor, key: tuple[Any, ...], run: Callable[[Confi
 def processors(device: torch.device) -> int:
     """How many programs a device runs at the same time, at least."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
-def interpreted(kernel: Any) -> bool:
-    """Whether Triton was imported with TRITON_INTERPRET=1, so that kernels take CPU tensors."""
-    return isinstance(kernel, InterpretedFunction)

@@ -17,10 +17,10 @@ def load_tile(p_x, o_row, s_row, s_col, first, last, D: tl.constexpr, BLOCK_D: t
     p_tile = p_x + o_row.to(tl.int64)[:, None] * s_row + o_d[None, :] * s_col
     if BOUNDED:
         m_row = ((o_row >= first) & (o_row < last))[:, None]
-        if D != BLOCK_D:
+        if D < BLOCK_D:
             m_row = m_row & (o_d < D)[None, :]
         b_x = tl.load(p_tile, mask=m_row, other=0.0)
-    elif D != BLOCK_D:
+    elif D < BLOCK_D:
         b_x = tl.load(p_tile, mask=(o_d < D)[None, :], other=0.0)
     else:
         b_x = tl.load(p_tile)

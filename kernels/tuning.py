@@ -37,9 +37,7 @@ def candidates(shipped: Config) -> Iterator[Config]:
                         yield config
 
 
-def best(
-    kernel: str, architecture: str, key: tuple[Any, ...], shipped: Config, run: Callable[[Config], Any]
-) -> Config:
+def best(kernel: str, architecture: str, key: tuple[Any, ...], shipped: Config, run: Callable[[Config], Any]) -> Config:
     """The fastest candidate for this key: from memory, from the file, or by measuring."""
     name = "/".join(map(str, (kernel, architecture, torch.cuda.get_device_name(), triton.__version__, *key)))
     if name not in _known:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+
+import torch
+
+# Before anything imports Triton (transformers does): without a GPU its kernels run on CPU tensors, in its interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TypeVar
@@ -52,9 +51,9 @@ def _refusal(impl: str, like: Tensor) -> Exception | None:
             return ValueError(f"impl: {impl!r} expected {wanted}, got {dtype}")
         if device not in ("cpu", "cuda") or (impl == "flash" and device != "cuda"):
             return ValueError(f"impl: {impl!r} expected tensors on a GPU, got {like.device}")
-        if not _imports("triton"):
+        if not imports("triton"):
             return RuntimeError(f"impl: {impl!r} needs Triton, which does not import here (pip install triton)")
-        if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        if device == "cpu" and not _interpreting():
             return RuntimeError(
                 "impl: 'triton' expected tensors on a GPU, got cpu; on a CPU it runs in Triton's interpreter, with "
                 "TRITON_INTERPRET=1 set before Triton is imported"
@@ -64,11 +63,28 @@ def _refusal(impl: str, like: Tensor) -> Exception | None:
     return None
 
 
+# What a machine has does not change while it runs: a compiled graph takes these as constants.
+
+
+@torch.compiler.assume_constant_result
+def imports(module: str) -> bool:
+    """Whether a package imports; installed is not enough, one built for another machine fails here."""
+    return _imports(module)
+
+
 @cache
 def _imports(module: str) -> bool:
-    """Installed is not enough: a package built for another machine fails here."""
     try:
         importlib.import_module(module)
     except Exception:
         return False
     return True
+
+
+@torch.compiler.assume_constant_result
+def _interpreting() -> bool:
+    """Whether Triton was imported with TRITON_INTERPRET=1: setting it afterwards changes only half of Triton."""
+    from triton import language
+    from triton.runtime.interpreter import InterpretedFunction
+
+    return isinstance(language.sum, InterpretedFunction)

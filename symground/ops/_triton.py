@@ -60,9 +60,7 @@ def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, *r
     return total.to(lse.dtype)
 
 
-def _flow(
-    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def _flow(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     from symground.kernels.attention_flow import attention_flow
 
     *form, query_groups, key_groups, num_query, num_key, matrix = rest
@@ -82,4 +80,5 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, *rest:
     return out.to(lse.dtype)
 
 
-triton = register("triton", Kernels(_forward, _backward, _saliency, _flow, _rows), None)
+triton_kernels = Kernels(_forward, _backward, _saliency, _flow, _rows)
+triton = register("triton", triton_kernels, None)

@@ -10,6 +10,7 @@ from torch import Tensor
 from symground.ops import _checks as check
 from symground.ops._cpu import cpu
 from symground.ops._dispatch import choose
+from symground.ops._flash import flash_ops as flash
 from symground.ops._mixing import Mixing, check_attention, group_sums, repeat_heads, scores
 from symground.ops._triton import triton
 
@@ -121,4 +122,9 @@ class _FlowTap(torch.autograd.Function):
         return grad, flow.to(ctx.dtype), None, None
 
 
-IMPLEMENTATIONS = {"reference": attention_reference, "cpu": cpu.attention, "triton": triton.attention}
+IMPLEMENTATIONS = {
+    "reference": attention_reference,
+    "cpu": cpu.attention,
+    "triton": triton.attention,
+    "flash": flash.attention,
+}

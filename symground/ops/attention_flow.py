@@ -7,6 +7,7 @@ from torch import Tensor
 from symground.ops import _checks as check
 from symground.ops._cpu import cpu
 from symground.ops._dispatch import choose
+from symground.ops._flash import flash_ops as flash
 from symground.ops._mixing import Mixing, check_attention, check_saliency, group_sums, signed_saliency
 from symground.ops._triton import triton
 
@@ -79,4 +80,4 @@ def attention_flow_reference(
     return flow, row_total, matrix_total if matrix else None
 
 
-IMPLEMENTATIONS = {"reference": attention_flow_reference, "cpu": cpu.flow, "triton": triton.flow}
+IMPLEMENTATIONS = {"reference": attention_flow_reference, "cpu": cpu.flow, "triton": triton.flow, "flash": flash.flow}

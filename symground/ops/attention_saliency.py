@@ -6,6 +6,7 @@ from torch import Tensor
 
 from symground.ops._cpu import cpu
 from symground.ops._dispatch import choose
+from symground.ops._flash import flash_ops as flash
 from symground.ops._mixing import Mixing, check_attention, check_saliency, signed_saliency
 from symground.ops._triton import triton
 
@@ -64,4 +65,9 @@ def attention_saliency_reference(
     return (total if signed else total.abs()).to(lse.dtype)
 
 
-IMPLEMENTATIONS = {"reference": attention_saliency_reference, "cpu": cpu.saliency, "triton": triton.saliency}
+IMPLEMENTATIONS = {
+    "reference": attention_saliency_reference,
+    "cpu": cpu.saliency,
+    "triton": triton.saliency,
+    "flash": flash.saliency,
+}

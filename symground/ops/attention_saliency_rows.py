@@ -7,6 +7,7 @@ from torch import Tensor
 from symground.ops import _checks as check
 from symground.ops._cpu import cpu
 from symground.ops._dispatch import choose
+from symground.ops._flash import flash_ops as flash
 from symground.ops._mixing import Mixing, check_attention, check_saliency, signed_saliency
 from symground.ops._triton import triton
 
@@ -68,4 +69,9 @@ def attention_saliency_rows_reference(
     return saliency.take_along_dim(rows[:, None, :, None].long(), dim=2).to(lse.dtype)
 
 
-IMPLEMENTATIONS = {"reference": attention_saliency_rows_reference, "cpu": cpu.rows, "triton": triton.rows}
+IMPLEMENTATIONS = {
+    "reference": attention_saliency_rows_reference,
+    "cpu": cpu.rows,
+    "triton": triton.rows,
+    "flash": flash.rows,
+}

@@ -1,0 +1,139 @@
+"""The ``flash`` implementation: somebody else's flash attention forward and backward, our saliency on its log-sum-exp.
+
+flash-attn where it imports, else the flash kernel inside PyTorch's scaled_dot_product_attention. Both keep a
+natural-log LSE, which is all that the saliency and flow kernels need of an attention.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from symground.ops._dispatch import imports
+from symground.ops._mixing import per_head
+from symground.ops._registered import register
+from symground.ops._triton import triton_kernels
+
+
+class Flash(Protocol):
+    """A flash attention on q [B,H,T,D] and k, v [B,Hk,S,D]."""
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, window: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """out [B,H,T,D] and lse [B,H,T]."""
+        ...
+
+    def backward(
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float,
+        window: int | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """dq, dk, dv."""
+        ...
+
+
+class FlashAttn:
+    """The flash-attn package, which aligns causal bottom-right as we do and has windows."""
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, window: int | None
+    ) -> tuple[Tensor, Tensor]:
+        from flash_attn.flash_attn_interface import _flash_attn_forward
+
+        out, lse, *_ = _flash_attn_forward(
+            *(x.transpose(1, 2).contiguous() for x in (q, k, v)), dropout_p=0.0, softmax_scale=scale, causal=causal,
+            window_size_left=-1 if window is None else window - 1, window_size_right=0 if causal else -1, softcap=0.0,
+            alibi_slopes=None, return_softmax=False,
+        )  # fmt: skip
+        return out.transpose(1, 2), lse
+
+    def backward(
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float,
+        window: int | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        from flash_attn.flash_attn_interface import _flash_attn_backward
+
+        given = [x.transpose(1, 2).contiguous() for x in (grad, q, k, v, out)]
+        dq, dk, dv = (torch.empty_like(x) for x in given[1:4])
+        _flash_attn_backward(
+            *given, lse, dq, dk, dv, dropout_p=0.0, softmax_scale=scale, causal=causal,
+            window_size_left=-1 if window is None else window - 1, window_size_right=0 if causal else -1, softcap=0.0,
+            alibi_slopes=None, deterministic=True,
+        )  # fmt: skip
+        return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
+
+
+class TorchFlash:
+    """The flash kernel that scaled_dot_product_attention runs: as many queries as keys where causal, no window."""
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, window: int | None
+    ) -> tuple[Tensor, Tensor]:
+        if window is not None:
+            raise ValueError("window: impl 'flash' takes one with the flash-attn package only, which does not import")
+        if causal and q.shape[2] != k.shape[2]:
+            raise ValueError(
+                f"k: impl 'flash' without the flash-attn package expected S = T = {q.shape[2]} where causal, got "
+                f"S = {k.shape[2]}"
+            )
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)
+        return out, lse
+
+    def backward(
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float,
+        window: int | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        unread = torch.empty(2, dtype=torch.uint64, device=q.device)  # the state of a dropout that is off
+        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_backward(
+            grad, q, k, v, out, lse, None, None, q.shape[2], k.shape[2], 0.0, causal, unread, unread, scale=scale
+        )
+        return dq, dk, dv
+
+
+def flash() -> Flash:
+    return FlashAttn() if imports("flash_attn.flash_attn_interface") else TorchFlash()
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor,
+    gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if key_range is not None:
+        raise ValueError("key_range: impl 'flash' expected None, since these kernels take no padding; got a tensor")
+    if q.shape[3] % 8:
+        raise ValueError(f"q: impl 'flash' expected a head size D that is a multiple of 8, got {q.shape[3]}")
+    out, lse = flash().forward(q, k, v, causal, scale, window)
+    # Rows that see no key: these kernels say +inf.
+    return _gated(out, gate).contiguous(), lse.masked_fill(lse == float("inf"), float("-inf")).contiguous()
+
+
+def _backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
+    inputs: bool, saliency: bool,
+    query_groups: Tensor | None, key_groups: Tensor | None, num_query_groups: int, num_key_groups: int,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    form = (gate, causal, scale, key_range, window)
+    dq = dk = dv = total = flow = None
+    if inputs:
+        if gate is not None:  # they want the output that belongs to their gradient: the head's own
+            out = _gated(out, torch.where(gate == 0, 0.0, 1 / gate))
+        finite = lse.masked_fill(lse.isneginf(), float("inf"))
+        grads = flash().backward(_gated(grad_out, gate), q, k, v, out, finite, causal, scale, window)
+        dq, dk, dv = (x.contiguous() for x in grads)
+    if saliency:
+        total = triton_kernels.saliency(q, k, v, grad_out, lse, *form, True)
+    if query_groups is not None and key_groups is not None:
+        groups = (query_groups, key_groups, num_query_groups, num_key_groups)
+        flow, _row, _matrix = triton_kernels.flow(q, k, v, grad_out, lse, *form, *groups, False)
+    return dq, dk, dv, total, flow
+
+
+def _gated(x: Tensor, gate: Tensor | None) -> Tensor:
+    return x if gate is None else torch.where(per_head(gate) == 0, 0.0, x * per_head(gate)).to(x.dtype)
+
+
+flash_kernels = triton_kernels._replace(forward=_forward, backward=_backward)
+flash_ops = register("flash", flash_kernels, None)

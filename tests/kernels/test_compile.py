@@ -1,0 +1,47 @@
+"""The kernels as a GPU would get them: compiled ahead of time, which needs no GPU.
+
+In a process of its own: here Triton is in its interpreter.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed: kernel tests")
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kernel_table.py"
+
+
+def compiled(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    return subprocess.run(
+        [sys.executable, SCRIPT, "--no-save", *arguments], capture_output=True, text=True, env=environment, check=False
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+def test_shipped_configurations_fit_and_touch_no_local_memory_in_a_loop(arch: str) -> None:
+    result = compiled("--arch", arch, "--head-size", "64", "--dtype", "bfloat16")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("HGMMA" if arch == "sm_90" else "MMA") >= 7  # every kernel but delta has a product
+
+
+@pytest.mark.slow
+def test_every_option_compiles() -> None:
+    """Window, padding and gate at once, and lengths of 1, which the compiler takes for constants."""
+    result = compiled("--arch", "sm_90", "--head-size", "80", "--dtype", "float16", "--all-options", "--length", "1")
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_configuration_that_spills_is_reported() -> None:
+    result = compiled(
+        "--arch", "sm_90", "--head-size", "64", "--dtype", "bfloat16", "--kernel", "dkdv",
+        "--config", "64", "128", "4", "2",
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "local memory in a loop" in result.stderr
