@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from symground.kernels.configs import Config
 from symground.kernels.flow import add_flow, groups_of, store_flow
 from symground.kernels.launch import Call, config_of
 from symground.kernels.tiles import (
@@ -223,17 +224,17 @@ def attention_backward(
     strides = (*q.stride(), *k.stride(), *v.stride(), *grad_out.stride())
     sizes = (call.scale, call.window or 0, call.B, call.H, call.T, call.S)
     saved = (q, k, v, grad_out, lse, delta, call.gate, call.key_range)
-    flows = query_groups is not None and key_groups is not None
-    groups = (query_groups.contiguous(), key_groups.contiguous()) if flows else (None, None)
+    flows = query_groups is not None
+    groups = [None if x is None else x.contiguous() for x in (query_groups, key_groups)]
 
-    def run_delta(config):
+    def run_delta(config: Config) -> None:
         grid = (triton.cdiv(call.T, config.BM) * call.H * call.B,)
         head = {name: call.head[name] for name in ("D", "BLOCK_D")}
         delta_kernel[grid](out, grad_out, delta, *grad_out.stride(), call.H, call.T, **head, **config.kwargs)
 
-    def run_dq(config):
+    def run_dq(config: Config) -> torch.Tensor | None:
         tiles = triton.cdiv(call.T, config.BM)
-        parts = [None, None]
+        parts: list[torch.Tensor | None] = [None, None]
         if flows:
             parts = [
                 torch.empty(*q.shape[:2], tiles, *shape, dtype=torch.float32, device=q.device)
@@ -245,7 +246,7 @@ def attention_backward(
         )  # fmt: skip
         return parts[0]
 
-    def run_dkdv(config):
+    def run_dkdv(config: Config) -> None:
         grid = (triton.cdiv(call.S, config.BN) * call.H // call.group * call.B,)
         dkdv_kernel[grid](*saved, dk, dv, *strides, *sizes, GROUP=call.group, **call.form, **call.head, **config.kwargs)
 

@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from symground.kernels.configs import Config
 from symground.kernels.flow import add_flow, groups_of, store_flow
 from symground.kernels.launch import Call, config_of
 from symground.kernels.tiles import LOG2E, keys_of, load_gate, load_lse2, load_range, load_tile, seen
@@ -113,11 +114,11 @@ def attention_flow(
     blocks = max(1, triton.cdiv(num_key_groups, of_program))
     of_tile = call.B * call.H * max(1, num_query_groups * num_key_groups)
 
-    def run(config):
-        sums = [
-            torch.zeros(*heads, *shape, dtype=torch.float32, device=q.device)
-            for shape in ((num_query_groups, num_key_groups), (num_query_groups,), ())
-        ]
+    def zeros(*shape: int) -> torch.Tensor:
+        return torch.zeros(*heads, *shape, dtype=torch.float32, device=q.device)
+
+    def run(config: Config) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        sums = (zeros(num_query_groups, num_key_groups), zeros(num_query_groups), zeros())
         tiles = triton.cdiv(call.T, config.BM)
         together = max(1, min(tiles, PARTS // of_tile))
         for first in range(0, tiles, together):
@@ -134,9 +135,5 @@ def attention_flow(
         return sums
 
     if not q.numel() or not call.S:
-        return tuple(
-            q.new_zeros(*heads, *shape, dtype=torch.float32)
-            for shape in ((num_query_groups, num_key_groups), (num_query_groups,), ())
-        )
-    flow, row_total, matrix_total = run(config_of("attention_flow", q, call.tuning_key, run))
-    return flow, row_total, matrix_total
+        return zeros(num_query_groups, num_key_groups), zeros(num_query_groups), zeros()
+    return run(config_of("attention_flow", q, call.tuning_key, run))

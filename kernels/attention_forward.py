@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
+from symground.kernels.configs import Config
 from symground.kernels.launch import Call, config_of
 from symground.kernels.tiles import LN2, LOG2E, keys_of, load_gate, load_range, load_tile, seen, store_tile
 
@@ -114,7 +115,7 @@ def attention_forward(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
 
-    def run(config):
+    def run(config: Config) -> None:
         grid = (triton.cdiv(call.T, config.BM) * call.H * call.B,)
         attention_forward_kernel[grid](
             q, k, v, call.gate, call.key_range, out, lse, *q.stride(), *k.stride(), *v.stride(),

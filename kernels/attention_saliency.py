@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
+from symground.kernels.configs import Config
 from symground.kernels.launch import Call, config_of, processors
 from symground.kernels.tiles import LOG2E, load_gate, load_lse2, load_range, load_tile, seen
 
@@ -96,13 +97,14 @@ def attention_saliency(call: Call, grad_out: torch.Tensor, lse: torch.Tensor, si
     """[B,T,S] float32."""
     q, k, v = call.q, call.k, call.v
     lse = lse.contiguous()
+    chunk = min(call.head["BLOCK_D"], CHUNK_BYTES // q.element_size())
     heads = count = None
     if call.gate is not None:
         closed = call.gate == 0
         heads = closed.int().argsort(dim=1, stable=True).int()
         count = (~closed).sum(1, dtype=torch.int32)
 
-    def run(config):
+    def run(config: Config) -> torch.Tensor:
         n_i, n_j = triton.cdiv(call.T, config.BM), triton.cdiv(call.S, config.BN)
         busy = n_i * n_j * call.B / (2 if call.form["CAUSAL"] else 1)
         splits = max(1, min(call.H, int(WAVES * processors(q.device) / max(1, busy))))
@@ -111,8 +113,8 @@ def attention_saliency(call: Call, grad_out: torch.Tensor, lse: torch.Tensor, si
             q, k, v, grad_out, lse, call.gate, call.key_range, heads, count, total,
             *q.stride(), *k.stride(), *v.stride(), *grad_out.stride(), *total.stride()[:3],
             call.scale, call.window or 0, n_i, n_j, splits, call.H, call.T, call.S, SIGNED=signed or splits > 1,
-            GROUP=call.group, **call.form, D=call.head["D"], CHUNK=min(call.head["BLOCK_D"], CHUNK_BYTES // q.element_size()),
-            PRECISION=call.head["PRECISION"], **config.kwargs,
+            GROUP=call.group, **call.form, D=call.head["D"], CHUNK=chunk, PRECISION=call.head["PRECISION"],
+            **config.kwargs,
         )  # fmt: skip
         if splits == 1:
             return total[0]

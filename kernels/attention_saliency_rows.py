@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from symground.kernels.configs import Config
 from symground.kernels.launch import Call, config_of
 from symground.kernels.tiles import LOG2E, load_gate, load_range, load_tile, seen
 
@@ -49,7 +50,7 @@ def attention_saliency_rows(call: Call, grad_out: torch.Tensor, lse: torch.Tenso
     out = torch.empty(call.B, call.H, rows.shape[1], call.S, dtype=torch.float32, device=q.device)
     rows, lse = rows.contiguous(), lse.contiguous()
 
-    def run(config):
+    def run(config: Config) -> None:
         n_j = triton.cdiv(call.S, config.BN)
         grid = (n_j * triton.cdiv(rows.shape[1], config.BM) * call.H * call.B,)
         attention_saliency_rows_kernel[grid](

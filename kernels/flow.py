@@ -13,7 +13,7 @@ MOST_GROUPS = 16
 
 def groups_of(num_key_groups: int) -> int:
     """How many groups of keys a program is compiled for: a power of two."""
-    return min(MOST_GROUPS, triton.next_power_of_2(max(1, num_key_groups)))
+    return min(MOST_GROUPS, int(triton.next_power_of_2(max(1, num_key_groups))))
 
 
 @triton.jit

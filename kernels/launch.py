@@ -70,7 +70,7 @@ class Call:
 
 def block_of(size: int) -> int:
     """The tile's width for a head of this size: a power of two, as tiles must be, and no less than a dot takes."""
-    return max(16, triton.next_power_of_2(size))
+    return max(16, int(triton.next_power_of_2(size)))
 
 
 def precision_of(dtype: torch.dtype) -> str:

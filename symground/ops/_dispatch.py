@@ -66,7 +66,7 @@ def _refusal(impl: str, like: Tensor) -> Exception | None:
 # What a machine has does not change while it runs: a compiled graph takes these as constants.
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def imports(module: str) -> bool:
     """Whether a package imports; installed is not enough, one built for another machine fails here."""
     return _imports(module)
@@ -81,7 +81,7 @@ def _imports(module: str) -> bool:
     return True
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _interpreting() -> bool:
     """Whether Triton was imported with TRITON_INTERPRET=1: setting it afterwards changes only half of Triton."""
     from triton import language
