@@ -33,8 +33,73 @@ class Config(NamedTuple):
 #: The interpreter's tiles: small, so that small inputs have many, and of two sizes, so that a mix-up shows.
 INTERPRETER = Config(32, 16, 4, 1)
 
-#: (architecture, bytes of an element) → kernel → {largest BLOCK_D: configuration}.
-TABLE: dict[tuple[str, int], dict[str, dict[int, Config]]] = {}
+#: One pass over two rows, bound by memory.
+DELTA = Config(32, 32, 4, 1)
+
+#: (architecture, bytes of an element) → kernel → {largest BLOCK_D: configuration}. float32's three-part products take
+#: many registers: heads beyond 64 have the smallest tiles there, and some still spill.
+TABLE: dict[tuple[str, int], dict[str, dict[int, Config]]] = {
+    ("sm_80", 2): {
+        "attention_forward": {64: Config(128, 128, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 64, 4, 2)},
+        "dq": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 64, 8, 2)},
+        "dq_flow": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 64, 8, 2)},
+        "dkdv": {64: Config(64, 128, 8, 3), 128: Config(32, 128, 8, 2), 256: Config(64, 64, 8, 2)},
+        "attention_saliency": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(64, 64, 8, 2)},
+        "attention_flow": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 32, 4, 2)},
+        "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(64, 128, 8, 1), 256: Config(64, 128, 8, 1)},
+    },
+    ("sm_80", 4): {
+        "attention_forward": {64: Config(128, 32, 8, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "dq": {64: Config(32, 32, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "dq_flow": {64: Config(32, 32, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "dkdv": {64: Config(32, 32, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "attention_saliency": {64: Config(64, 32, 4, 1), 128: Config(32, 32, 4, 2), 256: Config(16, 16, 4, 1)},
+        "attention_flow": {64: Config(64, 32, 4, 2), 128: Config(32, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
+    },
+    ("sm_90", 2): {
+        "attention_forward": {64: Config(128, 128, 8, 3), 128: Config(128, 128, 8, 3), 256: Config(64, 64, 4, 3)},
+        "dq": {64: Config(128, 128, 8, 2), 128: Config(128, 128, 8, 2), 256: Config(64, 64, 4, 2)},
+        "dq_flow": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(32, 32, 4, 2)},
+        "dkdv": {64: Config(64, 128, 8, 3), 128: Config(32, 128, 8, 2), 256: Config(32, 32, 4, 1)},
+        "attention_saliency": {64: Config(128, 128, 8, 2), 128: Config(128, 64, 8, 2), 256: Config(64, 64, 8, 1)},
+        "attention_flow": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 64, 4, 2)},
+        "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(64, 128, 8, 1), 256: Config(64, 128, 8, 1)},
+    },
+    ("sm_90", 4): {
+        "attention_forward": {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(16, 16, 4, 1)},
+        "dq": {64: Config(128, 64, 8, 3), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "dq_flow": {64: Config(64, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "dkdv": {64: Config(32, 32, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "attention_saliency": {64: Config(128, 64, 8, 2), 128: Config(64, 64, 8, 2), 256: Config(16, 16, 4, 1)},
+        "attention_flow": {64: Config(128, 64, 8, 3), 128: Config(64, 32, 4, 2), 256: Config(16, 16, 4, 1)},
+        "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(64, 128, 8, 1), 256: Config(16, 16, 4, 1)},
+    },
+    ("sm_100", 2): {
+        "attention_forward": {64: Config(128, 128, 8, 3), 128: Config(128, 128, 8, 3), 256: Config(128, 32, 8, 2)},
+        "dq": {64: Config(128, 128, 8, 2), 128: Config(128, 128, 8, 2), 256: Config(64, 64, 4, 2)},
+        "dq_flow": {64: Config(128, 64, 8, 3), 128: Config(64, 64, 8, 2), 256: Config(64, 64, 8, 2)},
+        "dkdv": {64: Config(64, 128, 8, 3), 128: Config(64, 128, 8, 3), 256: Config(32, 32, 4, 1)},
+        "attention_saliency": {64: Config(128, 128, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(32, 32, 4, 1)},
+        "attention_flow": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(32, 32, 4, 1)},
+        "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(64, 128, 8, 1), 256: Config(32, 32, 4, 1)},
+    },
+    ("sm_100", 4): {
+        "attention_forward": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "dq": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "dq_flow": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "dkdv": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "attention_saliency": {64: Config(32, 32, 4, 1), 128: Config(32, 32, 4, 2), 256: Config(16, 16, 4, 1)},
+        "attention_flow": {64: Config(32, 32, 4, 1), 128: Config(32, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "attention_saliency_rows": {64: Config(32, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
+    },
+}
+TABLE["gfx942", 2] = dict.fromkeys(
+    KERNELS, {64: Config(64, 64, 4, 1), 128: Config(64, 64, 4, 1), 256: Config(32, 32, 4, 1)}
+)
+TABLE["gfx942", 4] = dict.fromkeys(
+    KERNELS, {64: Config(32, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)}
+)
 
 
 @functools.cache
@@ -52,5 +117,7 @@ def shipped(kernel: str, architecture: str, block_d: int, element_size: int) -> 
     """The table's entry for a head of at most ``block_d``."""
     if architecture == "interpreter":
         return INTERPRETER
+    if kernel == "delta":
+        return DELTA
     by_size = TABLE[architecture, element_size][kernel]
     return by_size[min(size for size in by_size if size >= block_d)]
