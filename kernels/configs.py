@@ -94,12 +94,12 @@ TABLE: dict[tuple[str, int], dict[str, dict[int, Config]]] = {
         "attention_saliency_rows": {64: Config(32, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
     },
 }
-TABLE["gfx942", 2] = dict.fromkeys(
-    KERNELS, {64: Config(64, 64, 4, 1), 128: Config(64, 64, 4, 1), 256: Config(32, 32, 4, 1)}
-)
-TABLE["gfx942", 4] = dict.fromkeys(
-    KERNELS, {64: Config(32, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)}
-)
+TABLE["gfx942", 2] = {
+    kernel: {64: Config(64, 64, 4, 1), 128: Config(64, 64, 4, 1), 256: Config(32, 32, 4, 1)} for kernel in KERNELS
+}
+TABLE["gfx942", 4] = {
+    kernel: {64: Config(32, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)} for kernel in KERNELS
+}
 
 
 @functools.cache
