@@ -59,7 +59,7 @@ class Call:
     @property
     def head(self) -> dict[str, Any]:
         size = self.q.shape[3]
-        return {"D": size, "BLOCK_D": block_of(size), "PRECISION": precision_of(self.q.dtype)}
+        return {"D": size, "BLOCK_D": block_of(size), "PRECISION": precision_of(self.q.dtype, architecture_of(self.q.device))}
 
     @property
     def tuning_key(self) -> tuple[Any, ...]:
@@ -73,9 +73,12 @@ def block_of(size: int) -> int:
     return max(16, int(triton.next_power_of_2(size)))
 
 
-def precision_of(dtype: torch.dtype) -> str:
-    """How a dot multiplies float32: in three TF32 products, float32's accuracy on the tensor cores."""
-    return "tf32x3" if dtype == torch.float32 else "ieee"
+def precision_of(dtype: torch.dtype, architecture: str) -> str:
+    """How a dot multiplies float32: in three TF32 products, float32's accuracy on the tensor cores.
+
+    AMD's matrix cores multiply float32 as it is.
+    """
+    return "tf32x3" if dtype == torch.float32 and not architecture.startswith("gfx") else "ieee"
 
 
 def config_of(kernel: str, q: Tensor, key: tuple[Any, ...], run: Callable[[Config], Any]) -> Config:
