@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from symground.ops._cpu_tiles import rows_of_tiles
-from symground.ops._mixing import Mixing, members, per_head
+from symground.ops import _cpu_tiles, _extension
+from symground.ops._mixing import Mixing, members
 from symground.ops._registered import Kernels, register
 from symground.ops.mask import valid_keys
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _inner() -> ModuleType:
+    """What computes saliency and gradients: the C++ extension where it is built, else plain PyTorch."""
+    return _cpu_tiles if _extension.library is None else _extension
 
 
 def _mask(q: Tensor, k: Tensor, causal: bool, key_range: Tensor | None, window: int | None) -> Tensor | None:
@@ -51,21 +59,15 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     form = (gate, causal, scale, key_range, window)
     dq = dk = dv = total = flow = None
-    if inputs:
-        mixing = Mixing(causal, scale, key_range, window, gate)
-        grad, k_, v_ = mixing.gated(grad_out), mixing.readable(k), mixing.readable(v)
-        if gate is not None:  # this flash wants the output that belongs to its gradient: the head's own
-            out = torch.where(per_head(gate) == 0, 0.0, out / per_head(gate)).to(out.dtype)
-        valid = _mask(q, k, causal, key_range, window)
-        if valid is None:
-            grads = _flash_backward(grad, q, k_, v_, out, lse, 0.0, causal, scale=scale)
-        else:
-            empty = ~valid.any(-1)
-            grad, finite = grad.masked_fill(empty[..., None], 0.0), lse.masked_fill(empty, 0.0)
-            mask = _additive(valid, q)
-            grads = _flash_backward(grad, q, k_, v_, out, finite, 0.0, False, attn_mask=mask, scale=scale)
+    plain = gate is None and key_range is None and window is None and (not causal or q.shape[2] == k.shape[2])
+    if inputs and (saliency or not plain):
+        # One pass for both; and aten's flash would want a mask of size B·T·S.
+        total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
+        dq, dk, dv = _inner().backward(q, k, v, grad_out, lse, *form, total)
+    elif inputs:
+        grads = _flash_backward(grad_out, q, k, v, out, lse, 0.0, causal, scale=scale)
         dq, dk, dv = (x.contiguous() for x in grads)
-    if saliency:
+    elif saliency:
         total = _saliency(q, k, v, grad_out, lse, *form)
     if query_groups is not None and key_groups is not None:
         groups = (query_groups, key_groups, num_query_groups, num_key_groups)
@@ -73,16 +75,8 @@ def _backward(
     return dq, dk, dv, total, flow
 
 
-def _saliency(
-    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor,
-    gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
-) -> Tensor:  # fmt: skip
-    mixing = Mixing(causal, scale, key_range, window, gate)
-    k, v, grad_out = mixing.readable(k), mixing.readable(v), mixing.gated(grad_out)
-    total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2])
-    for examples, rows, columns, s in rows_of_tiles(q, k, v, grad_out, lse, causal, scale, key_range, window):
-        torch.sum(s, 1, out=total[examples, rows, columns])
-    return total
+def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, *form: Any) -> Tensor:
+    return _inner().saliency(q, k, v, grad_out, lse, *form)
 
 
 def _flow(
@@ -91,8 +85,6 @@ def _flow(
     query_groups: Tensor, key_groups: Tensor, num_query_groups: int, num_key_groups: int, matrix: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Without ``matrix`` the tiles whose queries are in no group are left out, and matrix_total with them."""
-    mixing = Mixing(causal, scale, key_range, window, gate)
-    k, v, grad_out = mixing.readable(k), mixing.readable(v), mixing.gated(grad_out)
     batch, heads = q.shape[:2]
     flow = lse.new_zeros(batch, heads, num_query_groups, num_key_groups)
     row_total = lse.new_zeros(batch, heads, num_query_groups)
@@ -100,8 +92,10 @@ def _flow(
     in_query = members(query_groups, num_query_groups, lse.dtype)  # [B,Gq,T]
     in_key = members(key_groups, num_key_groups, lse.dtype).mT  # [B,S,Gk]
     wanted = None if matrix else query_groups >= 0
-    for examples, rows, columns, s in rows_of_tiles(q, k, v, grad_out, lse, causal, scale, key_range, window, wanted):
-        s.abs_()  # [·,H,rows,columns]
+    form = (gate, causal, scale, key_range, window)
+    for row in _cpu_tiles.rows_of_tiles(q, k, v, grad_out, lse, *form, wanted):
+        examples, rows, columns = row[:3]
+        s = row.dp.mul_(row.p).abs_()  # [·,H,rows,columns]
         of_row = s.sum(-1)
         here = in_query[examples, :, rows]  # [·,Gq,rows]
         flow[examples] += here[:, None] @ (s @ in_key[examples, None, columns])
