@@ -7,6 +7,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+SOURCES := $(wildcard csrc/*.cpp csrc/*.h) symground/ops/_build.py
 
 .PHONY: demo test lint clean
 
@@ -27,13 +28,16 @@ $(VENV)/torch.stamp:
 	$(PIP) install "$(TORCH)"
 	touch $@
 
-$(VENV)/demo.stamp: $(VENV)/torch.stamp pyproject.toml setup.py
+# The extension is no condition: without a compiler the message says so, and plain PyTorch does its work.
+$(VENV)/demo.stamp: $(VENV)/torch.stamp pyproject.toml setup.py $(SOURCES)
 	$(PIP) install -e .
+	-$(BIN)/symground build
 	touch $@
 
-$(VENV)/test.stamp: $(VENV)/torch.stamp pyproject.toml setup.py
+$(VENV)/test.stamp: $(VENV)/torch.stamp pyproject.toml setup.py $(SOURCES)
 	$(PIP) install -e '.[dev]'
+	-$(BIN)/symground build
 	touch $@ $(VENV)/demo.stamp
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) symground/ops/_C.so build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

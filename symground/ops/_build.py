@@ -16,7 +16,7 @@ FILE = "_C.so"
 VERSION = 1  # of the operators' signatures: one more with each change, so that an older build is not called
 
 HERE = Path(__file__).resolve().parent
-SOURCES = HERE.parents[1] / "csrc"
+SOURCES = HERE.parent / "csrc"
 # contract: a·b + c may be one instruction; no option here touches infinities or NaN.
 FLAGS = (
     "-O3 -std=c++20 -fPIC -shared -fvisibility=hidden -ffp-contract=fast -fopenmp-simd -fno-math-errno "
@@ -29,7 +29,7 @@ def compiler() -> list[str] | None:
     if os.environ.get("CXX"):
         return shlex.split(os.environ["CXX"])
     found = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
-    return found and [found]
+    return [found] if found else None
 
 
 def torch_folder() -> Path | None:
@@ -38,14 +38,13 @@ def torch_folder() -> Path | None:
     return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
 
-def build(folder: Path = HERE, sources: Path | None = None) -> Path:
+def build(folder: Path = HERE, sources: Path = SOURCES) -> Path:
     """Compile csrc/*.cpp to ``folder``/_C.so and return its path.
 
     Raises:
         FileNotFoundError: no compiler, no torch, or no sources.
         RuntimeError: the compiler failed; the message has its first error.
     """
-    sources = sources or next((x for x in (SOURCES, HERE.parent / "csrc") if x.is_dir()), SOURCES)
     files = sorted(sources.glob("*.cpp"))
     command, torch = compiler(), torch_folder()
     if not files:
@@ -53,7 +52,8 @@ def build(folder: Path = HERE, sources: Path | None = None) -> Path:
     if torch is None:
         raise FileNotFoundError("the extension: torch is not installed in this Python")
     if command is None or shutil.which(command[0]) is None:
-        raise FileNotFoundError("the extension: no C++ compiler found (c++, g++ or clang++; or name one in CXX)")
+        tried = "c++, g++ or clang++; CXX names another" if command is None else f"CXX={command[0]}"
+        raise FileNotFoundError(f"the extension: no C++ compiler found ({tried})")
     # Beside its place first, then moved: a process that has loaded the old one keeps it whole.
     target, fresh = folder / FILE, folder / f"{FILE}.{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,8 @@ def _backward(
 
 
 def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, *form: Any) -> Tensor:
-    return _inner().saliency(q, k, v, grad_out, lse, *form)
+    total: Tensor = _inner().saliency(q, k, v, grad_out, lse, *form)
+    return total
 
 
 def _flow(

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from symground.ops._build import FILE, VERSION
+from symground.ops._build import FILE, HERE, VERSION
 
 
-def load(path: Path = Path(__file__).with_name(FILE)) -> Any:
+def load(path: Path) -> Any:
     """The operators of the extension at ``path``, or None."""
     if not path.exists():
         return None
@@ -37,7 +37,7 @@ def load(path: Path = Path(__file__).with_name(FILE)) -> Any:
 
 
 #: None where the extension is not built. Read it when an op runs, not at import.
-library: Any = load()
+library: Any = load(HERE / FILE)
 
 
 def saliency(
