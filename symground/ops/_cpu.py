@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from symground.ops import _cpu_tiles, _extension
-from symground.ops._mixing import Mixing, members
+from symground.ops._cpu_plan import ROW, groups, one_range, rectangles
+from symground.ops._mixing import Mixing, accumulation_dtype, members
 from symground.ops._registered import Kernels, register
 from symground.ops.mask import valid_keys
 
@@ -22,33 +24,62 @@ def _inner() -> ModuleType:
     return _cpu_tiles if _extension.library is None else _extension
 
 
-def _mask(q: Tensor, k: Tensor, causal: bool, key_range: Tensor | None, window: int | None) -> Tensor | None:
-    """[B or 1, 1, T, S] bool of the valid keys; None where the flash kernel's own causal or full form will do."""
-    square = q.shape[2] == k.shape[2]  # that kernel aligns causal top-left
-    if key_range is None and window is None and (square or not causal):
-        return None
-    return valid_keys(q.shape[2], k.shape[2], causal, key_range, window, q.device)
-
-
-def _additive(valid: Tensor, like: Tensor) -> Tensor:
-    return torch.zeros(valid.shape, dtype=like.dtype).masked_fill_(~valid, float("-inf"))
-
-
 def _forward(
     q: Tensor, k: Tensor, v: Tensor,
     gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    mixing = Mixing(causal, scale, key_range, window, gate)
-    k, v = mixing.readable(k), mixing.readable(v)
-    valid = _mask(q, k, causal, key_range, window)
-    if valid is None:
-        out, lse = _flash(q, k, v, 0.0, causal, scale=scale)
-    else:
-        out, lse = _flash(q, k, v, 0.0, False, attn_mask=_additive(valid, q), scale=scale)
-        empty = ~valid.any(-1)  # [B or 1, 1, T]; that kernel gives them a log-sum-exp of 0
-        out = out.masked_fill(empty[..., None], 0.0)
-        lse = lse.masked_fill(empty, float("-inf"))
-    return mixing.gated(out).contiguous(), lse.contiguous()
+    out = lse = None
+    for part in _parts(q, k, v, causal, key_range, window):
+        bias = None if part.valid is None else _additive(part.valid, q)
+        o, m = _flash(part.q, part.k, part.v, 0.0, part.causal, attn_mask=bias, scale=scale)
+        if part.valid is not None:
+            empty = ~part.valid.any(-1)  # that kernel gives them a log-sum-exp of 0
+            o, m = o.masked_fill(empty[..., None], 0.0), m.masked_fill(empty, float("-inf"))
+        if o.shape == q.shape:  # all there is: no need to put it together
+            out, lse = o, m
+            break
+        out, lse = _unseeing(q) if out is None or lse is None else (out, lse)
+        out[part.examples, :, part.queries], lse[part.examples, :, part.queries] = o, m
+    out, lse = _unseeing(q) if out is None or lse is None else (out, lse)
+    return Mixing(causal, scale, key_range, window, gate).gated(out).contiguous(), lse.contiguous()
+
+
+class _Part(NamedTuple):
+    """A call of the flash kernel, which knows causal from the corner and a mask, but no ranges of keys."""
+
+    examples: slice
+    queries: slice
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    causal: bool
+    valid: Tensor | None  # bool [examples or 1, 1, queries, keys]
+
+
+def _parts(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, key_range: Tensor | None, window: int | None
+) -> Iterator[_Part]:
+    """Views wherever possible; only short examples of different ranges are copied, to go in one call."""
+    (batch, heads, queries, _), keys = q.shape, k.shape[2]
+    together = batch if one_range(key_range) else ROW // max(1, heads * queries * keys)
+    for group in groups(batch, keys, key_range, together):
+        at, low, high, bounds = group
+        if bounds is not None:
+            valid = valid_keys(queries, keys, causal, bounds, window, q.device)[..., low:high]
+            yield _Part(at, slice(0, queries), q[at], group.readable(k), group.readable(v), False, valid)
+            continue
+        for rows, columns, from_corner, mask in rectangles(queries, keys, causal, low, high, window):
+            part = (q[at, :, rows], k[at, :, columns], v[at, :, columns])
+            yield _Part(at, rows, *part, from_corner, None if mask is None else mask[None, None])
+
+
+def _unseeing(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of queries that see no key."""
+    return torch.zeros(q.shape, dtype=q.dtype), torch.full(q.shape[:3], float("-inf"), dtype=accumulation_dtype(q))
+
+
+def _additive(valid: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros(valid.shape, dtype=like.dtype).masked_fill_(~valid, float("-inf"))
 
 
 def _backward(

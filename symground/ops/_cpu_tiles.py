@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from symground.ops._mixing import Mixing, per_head
+from symground.ops._cpu_plan import ROW, groups, one_range
+from symground.ops._mixing import per_head
 
 TILE = 64  # queries
-ROW = 2**20  # numbers in a row of tiles, where one example's own is smaller: so many short examples go together
 
 
 class Row(NamedTuple):
@@ -44,19 +44,12 @@ def rows_of_tiles(
     batch, heads, queries, size = q.shape
     key_heads, keys = k.shape[1:3]
     offset = keys - queries  # causal is aligned bottom-right
-    together = max(1, ROW // max(1, heads * min(queries, TILE) * keys))
-    for example in range(0, batch, together):
-        examples = slice(example, min(example + together, batch))
-        low, high, bounds = 0, keys, None
-        k_, v_ = k[examples], v[examples]
-        if key_range is not None:
-            bounds = key_range[examples]
-            low, high = int(bounds[:, 0].min()), int(bounds[:, 1].max())
-            if bool((bounds == bounds[:1]).all()):
-                bounds = None  # the slice of keys says it all
-            else:  # short examples: in their copies nobody's product meets what stands outside its range
-                mixing = Mixing(causal, scale, bounds, window, gate)
-                k_, v_ = mixing.readable(k_), mixing.readable(v_)
+    # Groups of different ranges are copied: only short examples may share one.
+    tall = min(queries, TILE) if one_range(key_range) else queries
+    together = ROW // max(1, heads * tall * keys)
+    for group in groups(batch, keys, key_range, together):
+        examples, low, high, bounds = group
+        k_, v_ = group.readable(k), group.readable(v)  # keys [low, high)
         for start in range(0, queries, TILE):
             stop = min(start + TILE, queries)
             rows = slice(start, stop)
@@ -67,14 +60,14 @@ def rows_of_tiles(
             if first >= last:
                 continue
             columns = slice(first, last)
-            folded = (examples.stop - example, key_heads, -1, size)
-            shape = (examples.stop - example, heads, stop - start, last - first)
+            folded = (group.size, key_heads, -1, size)
+            shape = (group.size, heads, stop - start, last - first)
             q_row, grad = (x[examples, :, rows].to(lse.dtype) for x in (q, grad_out))
             if gate is not None:
                 g = per_head(gate[examples]).to(lse.dtype)
                 grad = torch.where(g == 0, 0.0, grad * g)
             q_row, grad = q_row.reshape(folded), grad.reshape(folded)
-            k_row, v_row = (x[:, :, columns].to(lse.dtype) for x in (k_, v_))
+            k_row, v_row = (x[:, :, first - low : last - low].to(lse.dtype) for x in (k_, v_))
             p = (q_row @ k_row.mT).view(shape)
             p = p.mul_(scale).sub_(lse[examples, :, rows, None]).exp_()
             i = torch.arange(start, stop)[:, None] + offset
@@ -84,7 +77,7 @@ def rows_of_tiles(
             if window is not None and first < stop + offset - window:
                 p.masked_fill_(j <= i - window, 0.0)
             if bounds is not None:
-                p.masked_fill_(((j < bounds[:, :1]) | (j >= bounds[:, 1:]))[:, None, None], 0.0)
+                p.masked_fill_(group.outside(first, last)[:, None, None], 0.0)
             yield Row(examples, rows, columns, p, (grad @ v_row.mT).view(shape), q_row, k_row, grad)
 
 

@@ -16,9 +16,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from symground import ops
-from symground.ops import _build, _extension
+from symground.ops import _build, _cpu, _extension
 
 
 @contextmanager
@@ -105,6 +106,33 @@ def test_what_stands_outside_the_key_range_is_not_read(inner: str) -> None:
         dirty = everything("cpu", q, dirty_k, dirty_v, grad, key_range=key_range)
     for a, b in zip(clean, dirty, strict=True):
         assert torch.equal(a, b)
+
+
+@both
+@pytest.mark.parametrize("queries", [512, 300])
+@pytest.mark.parametrize("window", [None, 40])
+def test_padding_costs_no_mask_and_no_copy(inner: str, queries: int, window: int | None) -> None:
+    """Nothing that the forward or the backward makes is larger than one example's keys: no mask, no copy."""
+    torch.manual_seed(0)
+    q, grad = (torch.randn(3, 4, queries, 128) for _ in range(2))
+    k, v = (torch.randn(3, 4, 512, 128) for _ in range(2))
+    form = (None, True, 0.1, torch.tensor([[0, 400], [100, 512], [17, 500]]), window)
+    made: list[Tensor] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            made.extend(x for x in (result if isinstance(result, (tuple, list)) else (result,)) if torch.is_tensor(x))
+            return result
+
+    with using(inner), Watch():  # inside a registered op a mode sees nothing, so not through ops.attention
+        out, lse = _cpu._forward(q, k, v, *form)
+        no_groups = (None, None, 0, 0)
+        gradients = _cpu._backward(grad, q, k, v, out, lse, *form, True, False, *no_groups)
+    known = [q, k, v, grad, out, *(x for x in gradients if x is not None)]
+    known_storage = {x.untyped_storage().data_ptr() for x in known}
+    largest = max(x.untyped_storage().nbytes() for x in made if x.untyped_storage().data_ptr() not in known_storage)
+    assert largest <= k.nbytes // 3 < 4 * 3 * queries * 512  # one example's keys; additive mask
 
 
 @both
