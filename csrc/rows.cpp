@@ -8,7 +8,8 @@
 #include <bit>
 #include <cstdlib>
 
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
+#ifdef EACH_MACHINE  // given empty by who builds for one machine, with -march=native say
+#elif defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
 #define EACH_MACHINE __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
 #else
 #define EACH_MACHINE

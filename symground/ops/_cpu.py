@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from symground.ops import _cpu_tiles, _extension
-from symground.ops._cpu_plan import ROW, groups, one_range, rectangles
+from symground.ops._cpu_plan import ROW, Group, groups, one_range, rectangles
 from symground.ops._mixing import Mixing, accumulation_dtype, members
 from symground.ops._registered import Kernels, register
 from symground.ops.mask import valid_keys
@@ -141,26 +141,34 @@ def _rows(
     gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None, rows: Tensor,
 ) -> Tensor:  # fmt: skip
     """S of the chosen queries only: [B,H,R,S]."""
-    mixing = Mixing(causal, scale, key_range, window, gate)
     batch, heads, queries, size = q.shape
+    keys, count = k.shape[2], rows.shape[1]
     at = rows.long()[:, None, :]  # [B,1,R]
-    k, v = (mixing.readable(x).to(lse.dtype) for x in (k, v))
-
-    def product(x: Tensor, y: Tensor) -> Tensor:
-        chosen = x.take_along_dim(at[..., None], 2).to(lse.dtype)  # [B,H,R,D]
-        folded = chosen.reshape(batch, y.shape[1], -1, size)  # [B,Hk,H/Hk·R,D]
-        return (folded @ y.mT).view(batch, heads, at.shape[2], y.shape[2])
-
+    last = at[:, 0, :, None] + (keys - queries)  # [B,R,1]
     of_row = lse.take_along_dim(at, 2)[..., None]
-    s = product(q, k).mul_(scale).sub_(of_row.masked_fill(of_row.isneginf(), 0.0))
-    last = at[:, 0, :, None] + (k.shape[2] - queries)  # [B,R,1]
-    j = torch.arange(k.shape[2])
-    seen = (j <= last) if causal else torch.ones_like(j <= last)
-    if window is not None:
-        seen &= j > last - window
-    if key_range is not None:
-        seen &= (j >= key_range[:, :1, None]) & (j < key_range[:, 1:, None])
-    return s.exp_().masked_fill_(~seen[:, None], 0.0).mul_(product(mixing.gated(grad_out), v))
+    of_row = of_row.masked_fill(of_row.isneginf(), 0.0)  # rows without a key: -inf + inf would be NaN
+    chosen_q, chosen_grad = (x.take_along_dim(at[..., None], 2).to(lse.dtype) for x in (q, grad_out))  # [B,H,R,D]
+    chosen_grad = Mixing(causal, scale, key_range, window, gate).gated(chosen_grad)
+    out = lse.new_zeros(batch, heads, count, keys)
+    together = batch if one_range(key_range) else ROW // max(1, heads * count * keys)
+    for group in groups(batch, keys, key_range, together):
+        here = group.examples
+
+        def product(x: Tensor, y: Tensor, group: Group = group) -> Tensor:
+            y = group.readable(y).to(lse.dtype)  # [·,Hk,C,D]
+            folded = x[group.examples].reshape(group.size, y.shape[1], -1, size)  # [·,Hk,H/Hk·R,D]
+            return (folded @ y.mT).view(group.size, heads, count, y.shape[2])
+
+        s = product(chosen_q, k).mul_(scale).sub_(of_row[here])
+        j = torch.arange(group.low, group.high)
+        unseen = (j > last[here]) if causal else torch.zeros_like(j > last[here])
+        if window is not None:
+            unseen |= j <= last[here] - window
+        if group.bounds is not None:
+            unseen |= group.outside()[:, None]
+        s.exp_().masked_fill_(unseen[:, None], 0.0)
+        out[here, :, :, group.low : group.high] = s.mul_(product(chosen_grad, v))
+    return out
 
 
 cpu = register("cpu", Kernels(_forward, _backward, _saliency, _flow, _rows), "cpu")

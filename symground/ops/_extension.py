@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from symground.ops._build import FILE, HERE, VERSION
+from symground.ops._mixing import accumulation_dtype
 
 
 def load(path: Path) -> Any:
@@ -45,12 +46,12 @@ def saliency(
     gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
 ) -> Tensor:  # fmt: skip
     """As `_cpu_tiles.saliency`."""
-    total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2])
-    for at in _pieces(q, lse):
-        tensors = [x[at].to(lse.dtype) for x in (q, k, v, grad_out)]
-        form = (*tensors, lse[at].contiguous(), _gate(gate, lse, at), causal, scale, _range(key_range, at), window)
+    exact = lse.to(accumulation_dtype(lse))
+    total = exact.new_zeros(q.shape[0], q.shape[2], k.shape[2])
+    for at in _pieces(q, exact):
+        form = (*_piece(at, q, k, v, grad_out, exact, gate), causal, scale, _range(key_range, at), window)
         library.attention_saliency(*form, total[at])
-    return total
+    return total.to(lse.dtype)
 
 
 def backward(
@@ -60,8 +61,7 @@ def backward(
     """As `_cpu_tiles.backward`."""
     grads = [torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v)]
     for at in _pieces(q, lse):
-        tensors = [x[at].to(lse.dtype) for x in (q, k, v, grad_out)]
-        form = (*tensors, lse[at].contiguous(), _gate(gate, lse, at), causal, scale, _range(key_range, at), window)
+        form = (*_piece(at, q, k, v, grad_out, lse, gate), causal, scale, _range(key_range, at), window)
         precise = [x[at].to(lse.dtype) for x in grads]  # the same memory, but for half precision
         library.attention_backward(*form, *precise, None if total is None else total[at])
         if q.dtype != lse.dtype:
@@ -76,8 +76,12 @@ def _pieces(q: Tensor, lse: Tensor) -> list[slice]:
     return [slice(None)] if q.dtype == lse.dtype else [slice(b, b + 1) for b in range(q.shape[0])]
 
 
-def _gate(gate: Tensor | None, lse: Tensor, at: slice) -> Tensor | None:
-    return None if gate is None else gate[at].to(lse.dtype).contiguous()
+def _piece(
+    at: slice, q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, gate: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The tensors of these examples as the operators want them, in the dtype of lse."""
+    converted = (x[at].to(lse.dtype) for x in (q, k, v, grad_out))
+    return (*converted, lse[at].contiguous(), None if gate is None else gate[at].to(lse.dtype).contiguous())
 
 
 def _range(key_range: Tensor | None, at: slice) -> Tensor | None:

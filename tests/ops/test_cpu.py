@@ -151,6 +151,20 @@ def test_the_gradient_of_a_gated_off_head_is_not_read(inner: str) -> None:
 
 
 @both
+def test_a_coarse_log_sum_exp_gives_a_coarse_saliency(inner: str) -> None:
+    torch.manual_seed(0)
+    q, k, v, grad = (torch.randn(2, 2, 9, 4) for _ in range(4))
+    _, lse = ops.attention(q, k, v)
+    exact = ops.attention_saliency(q, k, v, grad, lse)
+    with using(inner):
+        got = ops.attention_saliency(q, k, v, grad, lse.bfloat16(), impl="cpu")
+        wide = ops.attention_saliency(q, k, v, grad, lse.double(), impl="cpu")
+    assert (got.dtype, wide.dtype) == (torch.bfloat16, torch.float64)
+    torch.testing.assert_close(got.float(), exact, atol=0.1, rtol=0.1)
+    torch.testing.assert_close(wide.float(), exact)
+
+
+@both
 def test_any_strides(inner: str) -> None:
     torch.manual_seed(0)
     packed = torch.randn(2, 6, 70, 3, 4, dtype=torch.float64)
