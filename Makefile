@@ -11,10 +11,10 @@ SOURCES := $(wildcard csrc/*.cpp csrc/*.h) symground/ops/_build.py
 
 .PHONY: demo test lint clean
 
-demo: $(VENV)/demo.stamp
+demo: $(VENV)/demo.stamp $(VENV)/build.stamp
 	$(BIN)/symground demo
 
-test: $(VENV)/test.stamp
+test: $(VENV)/test.stamp $(VENV)/build.stamp
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/test.stamp
@@ -28,16 +28,18 @@ $(VENV)/torch.stamp:
 	$(PIP) install "$(TORCH)"
 	touch $@
 
-# The extension is no condition: without a compiler the message says so, and plain PyTorch does its work.
-$(VENV)/demo.stamp: $(VENV)/torch.stamp pyproject.toml setup.py $(SOURCES)
+$(VENV)/demo.stamp: $(VENV)/torch.stamp pyproject.toml setup.py
 	$(PIP) install -e .
-	-$(BIN)/symground build
 	touch $@
 
-$(VENV)/test.stamp: $(VENV)/torch.stamp pyproject.toml setup.py $(SOURCES)
+$(VENV)/test.stamp: $(VENV)/torch.stamp pyproject.toml setup.py
 	$(PIP) install -e '.[dev]'
-	-$(BIN)/symground build
 	touch $@ $(VENV)/demo.stamp
+
+# No condition for anything: without a compiler the message says so, and plain PyTorch does the extension's work.
+$(VENV)/build.stamp: $(SOURCES) | $(VENV)/demo.stamp
+	-$(BIN)/symground build
+	touch $@
 
 clean:
 	rm -rf $(VENV) symground/ops/_C.so build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
