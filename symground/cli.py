@@ -1,4 +1,4 @@
-"""The command line: ``symground demo | data | train | analyze | report | run``."""
+"""The command line: ``symground demo | data | train | analyze | report | run | build``."""
 
 import io
 import re
@@ -40,6 +40,7 @@ def _run(argv: list[str]) -> int:
     from transformers.utils import logging
 
     from symground.analysis.run import AnalysisSettings
+    from symground.ops._build import build
     from symground.recipes import DemoSettings, StudySettings, analyze_study, prepare, run_study, train_study
     from symground.recipes.study import GENERATED
     from symground.reports import report
@@ -96,8 +97,12 @@ def _run(argv: list[str]) -> int:
         study: tyro.conf.Positional[str]
         """Folder of the study."""
 
+    @dataclass(frozen=True)
+    class Build:
+        """Compile the C++ extension into the package's folder; everything works without it, slower."""
+
     commands: dict[str, Any] = {
-        "demo": Demo, "run": Run, "data": Data, "train": Train, "analyze": Analyze, "report": Report,
+        "demo": Demo, "run": Run, "data": Data, "train": Train, "analyze": Analyze, "report": Report, "build": Build,
     }  # fmt: skip
     printed = io.StringIO()
     try:
@@ -128,6 +133,8 @@ def _run(argv: list[str]) -> int:
             written = analyze_study(command.run, command.settings) / "results"
         case Report():
             written = report(command.study)
+        case Build():
+            written = build()
     print(written)
     return 0
 

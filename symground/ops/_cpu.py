@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
-from symground.ops._cpu_tiles import rows_of_tiles
-from symground.ops._mixing import Mixing, members, per_head
+from symground.ops import _cpu_tiles, _extension
+from symground.ops._cpu_plan import ROW, Group, groups, one_range, rectangles
+from symground.ops._mixing import Mixing, accumulation_dtype, members
 from symground.ops._registered import Kernels, register
 from symground.ops.mask import valid_keys
 
@@ -14,33 +19,67 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def _mask(q: Tensor, k: Tensor, causal: bool, key_range: Tensor | None, window: int | None) -> Tensor | None:
-    """[B or 1, 1, T, S] bool of the valid keys; None where the flash kernel's own causal or full form will do."""
-    square = q.shape[2] == k.shape[2]  # that kernel aligns causal top-left
-    if key_range is None and window is None and (square or not causal):
-        return None
-    return valid_keys(q.shape[2], k.shape[2], causal, key_range, window, q.device)
-
-
-def _additive(valid: Tensor, like: Tensor) -> Tensor:
-    return torch.zeros(valid.shape, dtype=like.dtype).masked_fill_(~valid, float("-inf"))
+def _inner() -> ModuleType:
+    """What computes saliency and gradients: the C++ extension where it is built, else plain PyTorch."""
+    return _cpu_tiles if _extension.library is None else _extension
 
 
 def _forward(
     q: Tensor, k: Tensor, v: Tensor,
     gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    mixing = Mixing(causal, scale, key_range, window, gate)
-    k, v = mixing.readable(k), mixing.readable(v)
-    valid = _mask(q, k, causal, key_range, window)
-    if valid is None:
-        out, lse = _flash(q, k, v, 0.0, causal, scale=scale)
-    else:
-        out, lse = _flash(q, k, v, 0.0, False, attn_mask=_additive(valid, q), scale=scale)
-        empty = ~valid.any(-1)  # [B or 1, 1, T]; that kernel gives them a log-sum-exp of 0
-        out = out.masked_fill(empty[..., None], 0.0)
-        lse = lse.masked_fill(empty, float("-inf"))
-    return mixing.gated(out).contiguous(), lse.contiguous()
+    out = lse = None
+    for part in _parts(q, k, v, causal, key_range, window):
+        bias = None if part.valid is None else _additive(part.valid, q)
+        o, m = _flash(part.q, part.k, part.v, 0.0, part.causal, attn_mask=bias, scale=scale)
+        if part.valid is not None:
+            empty = ~part.valid.any(-1)  # that kernel gives them a log-sum-exp of 0
+            o, m = o.masked_fill(empty[..., None], 0.0), m.masked_fill(empty, float("-inf"))
+        if o.shape == q.shape:  # all there is: no need to put it together
+            out, lse = o, m
+            break
+        out, lse = _unseeing(q) if out is None or lse is None else (out, lse)
+        out[part.examples, :, part.queries], lse[part.examples, :, part.queries] = o, m
+    out, lse = _unseeing(q) if out is None or lse is None else (out, lse)
+    return Mixing(causal, scale, key_range, window, gate).gated(out).contiguous(), lse.contiguous()
+
+
+class _Part(NamedTuple):
+    """A call of the flash kernel, which knows causal from the corner and a mask, but no ranges of keys."""
+
+    examples: slice
+    queries: slice
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    causal: bool
+    valid: Tensor | None  # bool [examples or 1, 1, queries, keys]
+
+
+def _parts(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, key_range: Tensor | None, window: int | None
+) -> Iterator[_Part]:
+    """Views wherever possible; only short examples of different ranges are copied, to go in one call."""
+    (batch, heads, queries, _), keys = q.shape, k.shape[2]
+    together = batch if one_range(key_range) else ROW // max(1, heads * queries * keys)
+    for group in groups(batch, keys, key_range, together):
+        at, low, high, bounds = group
+        if bounds is not None:
+            valid = valid_keys(queries, keys, causal, bounds, window, q.device)[..., low:high]
+            yield _Part(at, slice(0, queries), q[at], group.readable(k), group.readable(v), False, valid)
+            continue
+        for rows, columns, from_corner, mask in rectangles(queries, keys, causal, low, high, window):
+            part = (q[at, :, rows], k[at, :, columns], v[at, :, columns])
+            yield _Part(at, rows, *part, from_corner, None if mask is None else mask[None, None])
+
+
+def _unseeing(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of queries that see no key."""
+    return torch.zeros(q.shape, dtype=q.dtype), torch.full(q.shape[:3], float("-inf"), dtype=accumulation_dtype(q))
+
+
+def _additive(valid: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros(valid.shape, dtype=like.dtype).masked_fill_(~valid, float("-inf"))
 
 
 def _backward(
@@ -51,21 +90,15 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     form = (gate, causal, scale, key_range, window)
     dq = dk = dv = total = flow = None
-    if inputs:
-        mixing = Mixing(causal, scale, key_range, window, gate)
-        grad, k_, v_ = mixing.gated(grad_out), mixing.readable(k), mixing.readable(v)
-        if gate is not None:  # this flash wants the output that belongs to its gradient: the head's own
-            out = torch.where(per_head(gate) == 0, 0.0, out / per_head(gate)).to(out.dtype)
-        valid = _mask(q, k, causal, key_range, window)
-        if valid is None:
-            grads = _flash_backward(grad, q, k_, v_, out, lse, 0.0, causal, scale=scale)
-        else:
-            empty = ~valid.any(-1)
-            grad, finite = grad.masked_fill(empty[..., None], 0.0), lse.masked_fill(empty, 0.0)
-            mask = _additive(valid, q)
-            grads = _flash_backward(grad, q, k_, v_, out, finite, 0.0, False, attn_mask=mask, scale=scale)
+    plain = gate is None and key_range is None and window is None and (not causal or q.shape[2] == k.shape[2])
+    if inputs and (saliency or not plain):
+        # One pass for both; and aten's flash would want a mask of size B·T·S.
+        total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
+        dq, dk, dv = _inner().backward(q, k, v, grad_out, lse, *form, total)
+    elif inputs:
+        grads = _flash_backward(grad_out, q, k, v, out, lse, 0.0, causal, scale=scale)
         dq, dk, dv = (x.contiguous() for x in grads)
-    if saliency:
+    elif saliency:
         total = _saliency(q, k, v, grad_out, lse, *form, True)
     if query_groups is not None and key_groups is not None:
         groups = (query_groups, key_groups, num_query_groups, num_key_groups)
@@ -73,15 +106,9 @@ def _backward(
     return dq, dk, dv, total, flow
 
 
-def _saliency(
-    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor,
-    gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None, signed: bool,
-) -> Tensor:  # fmt: skip
-    mixing = Mixing(causal, scale, key_range, window, gate)
-    k, v, grad_out = mixing.readable(k), mixing.readable(v), mixing.gated(grad_out)
-    total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2])
-    for examples, rows, columns, s in rows_of_tiles(q, k, v, grad_out, lse, causal, scale, key_range, window):
-        torch.sum(s, 1, out=total[examples, rows, columns])
+def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, *rest: Any) -> Tensor:
+    *form, signed = rest
+    total: Tensor = _inner().saliency(q, k, v, grad_out, lse, *form)
     return total if signed else total.abs_()
 
 
@@ -91,8 +118,6 @@ def _flow(
     query_groups: Tensor, key_groups: Tensor, num_query_groups: int, num_key_groups: int, matrix: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Without ``matrix`` the tiles whose queries are in no group are left out, and matrix_total with them."""
-    mixing = Mixing(causal, scale, key_range, window, gate)
-    k, v, grad_out = mixing.readable(k), mixing.readable(v), mixing.gated(grad_out)
     batch, heads = q.shape[:2]
     flow = lse.new_zeros(batch, heads, num_query_groups, num_key_groups)
     row_total = lse.new_zeros(batch, heads, num_query_groups)
@@ -100,8 +125,10 @@ def _flow(
     in_query = members(query_groups, num_query_groups, lse.dtype)  # [B,Gq,T]
     in_key = members(key_groups, num_key_groups, lse.dtype).mT  # [B,S,Gk]
     wanted = None if matrix else query_groups >= 0
-    for examples, rows, columns, s in rows_of_tiles(q, k, v, grad_out, lse, causal, scale, key_range, window, wanted):
-        s.abs_()  # [·,H,rows,columns]
+    form = (gate, causal, scale, key_range, window)
+    for row in _cpu_tiles.rows_of_tiles(q, k, v, grad_out, lse, *form, wanted):
+        examples, rows, columns = row[:3]
+        s = row.dp.mul_(row.p).abs_()  # [·,H,rows,columns]
         of_row = s.sum(-1)
         here = in_query[examples, :, rows]  # [·,Gq,rows]
         flow[examples] += here[:, None] @ (s @ in_key[examples, None, columns])
@@ -115,26 +142,34 @@ def _rows(
     gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None, rows: Tensor,
 ) -> Tensor:  # fmt: skip
     """S of the chosen queries only: [B,H,R,S]."""
-    mixing = Mixing(causal, scale, key_range, window, gate)
     batch, heads, queries, size = q.shape
+    keys, count = k.shape[2], rows.shape[1]
     at = rows.long()[:, None, :]  # [B,1,R]
-    k, v = (mixing.readable(x).to(lse.dtype) for x in (k, v))
-
-    def product(x: Tensor, y: Tensor) -> Tensor:
-        chosen = x.take_along_dim(at[..., None], 2).to(lse.dtype)  # [B,H,R,D]
-        folded = chosen.reshape(batch, y.shape[1], -1, size)  # [B,Hk,H/Hk·R,D]
-        return (folded @ y.mT).view(batch, heads, at.shape[2], y.shape[2])
-
+    last = at[:, 0, :, None] + (keys - queries)  # [B,R,1]
     of_row = lse.take_along_dim(at, 2)[..., None]
-    s = product(q, k).mul_(scale).sub_(of_row.masked_fill(of_row.isneginf(), 0.0))
-    last = at[:, 0, :, None] + (k.shape[2] - queries)  # [B,R,1]
-    j = torch.arange(k.shape[2])
-    seen = (j <= last) if causal else torch.ones_like(j <= last)
-    if window is not None:
-        seen &= j > last - window
-    if key_range is not None:
-        seen &= (j >= key_range[:, :1, None]) & (j < key_range[:, 1:, None])
-    return s.exp_().masked_fill_(~seen[:, None], 0.0).mul_(product(mixing.gated(grad_out), v))
+    of_row = of_row.masked_fill(of_row.isneginf(), 0.0)  # rows without a key: -inf + inf would be NaN
+    chosen_q, chosen_grad = (x.take_along_dim(at[..., None], 2).to(lse.dtype) for x in (q, grad_out))  # [B,H,R,D]
+    chosen_grad = Mixing(causal, scale, key_range, window, gate).gated(chosen_grad)
+    out = lse.new_zeros(batch, heads, count, keys)
+    together = batch if one_range(key_range) else ROW // max(1, heads * count * keys)
+    for group in groups(batch, keys, key_range, together):
+        here = group.examples
+
+        def product(x: Tensor, y: Tensor, group: Group = group) -> Tensor:
+            y = group.readable(y).to(lse.dtype)  # [·,Hk,C,D]
+            folded = x[group.examples].reshape(group.size, y.shape[1], -1, size)  # [·,Hk,H/Hk·R,D]
+            return (folded @ y.mT).view(group.size, heads, count, y.shape[2])
+
+        s = product(chosen_q, k).mul_(scale).sub_(of_row[here])
+        j = torch.arange(group.low, group.high)
+        unseen = (j > last[here]) if causal else torch.zeros_like(j > last[here])
+        if window is not None:
+            unseen |= j <= last[here] - window
+        if group.bounds is not None:
+            unseen |= group.outside()[:, None]
+        s.exp_().masked_fill_(unseen[:, None], 0.0)
+        out[here, :, :, group.low : group.high] = s.mul_(product(chosen_grad, v))
+    return out
 
 
 cpu = register("cpu", Kernels(_forward, _backward, _saliency, _flow, _rows), "cpu")

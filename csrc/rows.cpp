@@ -1,0 +1,130 @@
+// Loops that a compiler turns into vector instructions, and an exponential that it can.
+//
+// One binary serves every x86-64 machine: each loop is compiled for AVX-512, for AVX2 and for the baseline, and the
+// loader picks. Elsewhere (arm64, macOS) the compiler's baseline has the vector instructions that count.
+
+#include "rows.h"
+
+#include <bit>
+#include <cstdlib>
+
+#ifdef EACH_MACHINE  // given empty by who builds for one machine, with -march=native say
+#elif defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
+#define EACH_MACHINE __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#else
+#define EACH_MACHINE
+#endif
+
+#if defined(__GNUC__)
+#define INLINE inline __attribute__((always_inline))
+#else
+#define INLINE inline
+#endif
+
+namespace symground {
+namespace {
+
+template <class T>
+struct Format;
+
+template <>
+struct Format<float> {
+  using Bits = int32_t;
+  static constexpr int mantissa = 23, bias = 127, degree = 7;
+  static constexpr float to_integer = 0x1.8p23f, lowest = -87.0f, highest = 89.0f;
+  static constexpr float log2e = 0x1.715476p+0f, ln2_high = 0x1.62ep-1f, ln2_low = 0x1.0bfbe8p-15f;
+};
+
+template <>
+struct Format<double> {
+  using Bits = int64_t;
+  static constexpr int mantissa = 52, bias = 1023, degree = 13;
+  static constexpr double to_integer = 0x1.8p52, lowest = -708.0, highest = 710.0;
+  static constexpr double log2e = 0x1.71547652b82fep+0, ln2_high = 0x1.62e42fefap-1, ln2_low = 0x1.cf79abc9e3b3ap-40;
+};
+
+constexpr double inverse_factorial(int k) { return k == 0 ? 1.0 : inverse_factorial(k - 1) / k; }
+
+// Σ r^k / k! by Horner's rule from term K on; |r| <= ln(2)/2, so the rest is below half a unit in the last place.
+template <class T, int K>
+INLINE T series(T r) {
+  if constexpr (K == Format<T>::degree) {
+    return T(inverse_factorial(K));
+  } else {
+    return T(inverse_factorial(K)) + r * series<T, K + 1>(r);
+  }
+}
+
+// exp(x) within 2 units in the last place: 0 where it would be (almost) subnormal, inf above the range, NaN for NaN.
+template <class T>
+INLINE T exponential(T x) {
+  using F = Format<T>;
+  using Bits = typename F::Bits;
+  T y = x < F::lowest ? F::lowest : x;
+  y = y > F::highest ? F::highest : y;
+  // Adding 1.5 · 2^mantissa leaves the nearest integer in the low bits; needs no instruction for rounding.
+  const T shifted = y * F::log2e + F::to_integer;
+  const T n = shifted - F::to_integer;
+  const T r = (y - n * F::ln2_high) - n * F::ln2_low;
+  // 2^n as 2 · 2^(n−1): n itself may pass the largest exponent.
+  const Bits exponent = std::bit_cast<Bits>(shifted) - std::bit_cast<Bits>(F::to_integer);
+  const T power = std::bit_cast<T>(Bits((exponent + (F::bias - 1)) << F::mantissa));
+  const T result = (series<T, 0>(r) * power) * T(2);
+  return x < F::lowest ? T(0) : result;
+}
+
+template <class T>
+INLINE void saliency(
+    const T* __restrict s, const T* __restrict dp, T* __restrict total, int64_t n, T scale, T lse, T gate) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    total[j] += gate * (exponential(s[j] * scale - lse) * dp[j]);
+  }
+}
+
+template <class T>
+INLINE void gradient(
+    T* __restrict s, T* __restrict dp, T* __restrict total, int64_t n, T scale, T lse, T gate) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < n; ++j) {
+    const T p = exponential(s[j] * scale - lse);
+    s[j] = p;
+    sum += p * dp[j];
+  }
+  if (total) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) {
+      const T d = dp[j], p = s[j];
+      total[j] += gate * (p * d);
+      dp[j] = gate * (p * (d - sum));
+    }
+  } else {
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) {
+      dp[j] = gate * (s[j] * (dp[j] - sum));
+    }
+  }
+}
+
+}  // namespace
+
+EACH_MACHINE void saliency_row(
+    const float* s, const float* dp, float* total, int64_t n, float scale, float lse, float gate) {
+  saliency(s, dp, total, n, scale, lse, gate);
+}
+
+EACH_MACHINE void saliency_row(
+    const double* s, const double* dp, double* total, int64_t n, double scale, double lse, double gate) {
+  saliency(s, dp, total, n, scale, lse, gate);
+}
+
+EACH_MACHINE void gradient_row(float* s, float* dp, float* total, int64_t n, float scale, float lse, float gate) {
+  gradient(s, dp, total, n, scale, lse, gate);
+}
+
+EACH_MACHINE void gradient_row(double* s, double* dp, double* total, int64_t n, double scale, double lse, double gate) {
+  gradient(s, dp, total, n, scale, lse, gate);
+}
+
+}  // namespace symground

@@ -1,0 +1,16 @@
+// The elementwise part of attention's saliency, one query's row at a time. See rows.cpp.
+#pragma once
+
+#include <cstdint>
+
+namespace symground {
+
+// total[j] += gate · p[j] · dp[j], where p[j] = exp(s[j] · scale − lse).
+void saliency_row(const float* s, const float* dp, float* total, int64_t n, float scale, float lse, float gate);
+void saliency_row(const double* s, const double* dp, double* total, int64_t n, double scale, double lse, double gate);
+
+// As above (total may be null), and in place s becomes p, and dp becomes dS = gate · p ∘ (dp − Σ p ∘ dp).
+void gradient_row(float* s, float* dp, float* total, int64_t n, float scale, float lse, float gate);
+void gradient_row(double* s, double* dp, double* total, int64_t n, double scale, double lse, double gate);
+
+}  // namespace symground

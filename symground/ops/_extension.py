@@ -1,0 +1,88 @@
+"""The C++ extension (csrc/), where it has been built: loaded when symground.ops is imported, never compiled here.
+
+``symground build`` builds it. Without it everything works and gives the same results, by the plain PyTorch of
+`_cpu_tiles.py`; an extension that is there but cannot be used says why in a warning.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from symground.ops._build import FILE, HERE, VERSION
+from symground.ops._mixing import accumulation_dtype
+
+
+def load(path: Path) -> Any:
+    """The operators of the extension at ``path``, or None."""
+    if not path.exists():
+        return None
+    try:
+        torch.ops.load_library(path)
+        found = torch.ops.symground_C.version()
+        if found == VERSION:
+            return torch.ops.symground_C
+        cause = f"it is version {found} of the sources, the package wants {VERSION}"
+    except (OSError, RuntimeError, AttributeError) as error:
+        cause = " ".join(str(error.__cause__ or error).split())
+    warnings.warn(
+        f"{path} is not used, plain PyTorch is (slower, same results): {cause}. To rebuild: symground build",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return None
+
+
+#: None where the extension is not built. Read it when an op runs, not at import.
+library: Any = load(HERE / FILE)
+
+
+def saliency(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor,
+    gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
+) -> Tensor:  # fmt: skip
+    """As `_cpu_tiles.saliency`."""
+    exact = lse.to(accumulation_dtype(lse))
+    total = exact.new_zeros(q.shape[0], q.shape[2], k.shape[2])
+    for at in _pieces(q, exact):
+        form = (*_piece(at, q, k, v, grad_out, exact, gate), causal, scale, _range(key_range, at), window)
+        library.attention_saliency(*form, total[at])
+    return total.to(lse.dtype)
+
+
+def backward(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor,
+    gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None, total: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """As `_cpu_tiles.backward`."""
+    grads = [torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v)]
+    for at in _pieces(q, lse):
+        form = (*_piece(at, q, k, v, grad_out, lse, gate), causal, scale, _range(key_range, at), window)
+        precise = [x[at].to(lse.dtype) for x in grads]  # the same memory, but for half precision
+        library.attention_backward(*form, *precise, None if total is None else total[at])
+        if q.dtype != lse.dtype:
+            for x, exact in zip(grads, precise, strict=True):
+                x[at] = exact
+    dq, dk, dv = grads
+    return dq, dk, dv
+
+
+def _pieces(q: Tensor, lse: Tensor) -> list[slice]:
+    """The whole batch; one example at a time where q, k, v must be converted, so that only one has a copy."""
+    return [slice(None)] if q.dtype == lse.dtype else [slice(b, b + 1) for b in range(q.shape[0])]
+
+
+def _piece(
+    at: slice, q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, gate: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The tensors of these examples as the operators want them, in the dtype of lse."""
+    converted = (x[at].to(lse.dtype) for x in (q, k, v, grad_out))
+    return (*converted, lse[at].contiguous(), None if gate is None else gate[at].to(lse.dtype).contiguous())
+
+
+def _range(key_range: Tensor | None, at: slice) -> Tensor | None:
+    return None if key_range is None else key_range[at].long().contiguous()
