@@ -59,7 +59,11 @@ class Call:
     @property
     def head(self) -> dict[str, Any]:
         size = self.q.shape[3]
-        return {"D": size, "BLOCK_D": block_of(size), "PRECISION": precision_of(self.q.dtype, architecture_of(self.q.device))}
+        return {
+            "D": size,
+            "BLOCK_D": block_of(size),
+            "PRECISION": precision_of(self.q.dtype, architecture_of(self.q.device)),
+        }
 
     @property
     def tuning_key(self) -> tuple[Any, ...]:
