@@ -42,12 +42,13 @@ from symground.kernels.configs import KERNELS, Config, shipped  # noqa: E402
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_86": GPUTarget("cuda", 86, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 #: Bytes of shared memory that one program may have.
-SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+SHARED = {"sm_80": 166_912, "sm_86": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 HEAD_SIZES = (32, 64, 128, 256)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from symground.kernels.configs import Config
 from symground.kernels.flow import add_flow, groups_of, store_flow
-from symground.kernels.launch import Call, config_of
+from symground.kernels.launch import Call, config_of, rows_adjacent
 from symground.kernels.tiles import (
     LOG2E,
     keys_of,
@@ -26,7 +26,7 @@ from symground.kernels.tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "T"])
 def delta_kernel(
     p_out, p_grad, p_delta, s_gb, s_gh, s_g, s_gd, H, T,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -64,12 +64,12 @@ def _dq_through(
     return b_dq, b_flow, b_total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window", "H", "T", "S", "num_query_groups", "num_key_groups"])
 def dq_kernel(
     p_q, p_k, p_v, p_grad, p_lse, p_delta, p_gate, p_range, p_dq,
     p_query_groups, p_key_groups, p_flow, p_row_total, num_query_groups, num_key_groups,
     s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd, s_gb, s_gh, s_g, s_gd,
-    scale, window, B, H, T, S,
+    scale, window, H, T, S,
     FLOW: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, PRECISION: tl.constexpr,
@@ -151,11 +151,11 @@ def _dkdv_through(
     return b_dk, b_dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window", "H", "T", "S"])
 def dkdv_kernel(
     p_q, p_k, p_v, p_grad, p_lse, p_delta, p_gate, p_range, p_dk, p_dv,
     s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd, s_gb, s_gh, s_g, s_gd,
-    scale, window, B, H, T, S,
+    scale, window, H, T, S,
     GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -215,14 +215,14 @@ def attention_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """dq, dk, dv contiguous in the dtype of q, and with groups F [B,H,Gq,Gk] float32 (at most 16 groups of keys)."""
     q, k, v = call.q, call.k, call.v
-    out, lse = out.contiguous(), lse.contiguous()
+    grad_out, out, lse = rows_adjacent(grad_out), out.contiguous(), lse.contiguous()
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     if not q.numel() or not k.numel():
         none = None if query_groups is None else q.new_zeros(*q.shape[:2], num_query_groups, num_key_groups)
         return dq.zero_(), dk.zero_(), dv.zero_(), none
     delta = torch.empty_like(lse)
     strides = (*q.stride(), *k.stride(), *v.stride(), *grad_out.stride())
-    sizes = (call.scale, call.window or 0, call.B, call.H, call.T, call.S)
+    sizes = (call.scale, call.window or 0, call.H, call.T, call.S)
     saved = (q, k, v, grad_out, lse, delta, call.gate, call.key_range)
     flows = query_groups is not None
     groups = [None if x is None else x.contiguous() for x in (query_groups, key_groups)]

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from symground.kernels.configs import Config
 from symground.kernels.flow import add_flow, groups_of, store_flow
-from symground.kernels.launch import Call, config_of
+from symground.kernels.launch import Call, config_of, rows_adjacent
 from symground.kernels.tiles import LOG2E, keys_of, load_gate, load_lse2, load_range, load_tile, seen
 
 #: Numbers in the parts that exist at any time: longer sequences are taken in chunks of query tiles.
@@ -109,7 +109,7 @@ def attention_flow(
     q, k, v = call.q, call.k, call.v
     heads = (call.B, call.H)
     groups = (query_groups.contiguous(), key_groups.contiguous())
-    lse = lse.contiguous()
+    grad_out, lse = rows_adjacent(grad_out), lse.contiguous()
     of_program = groups_of(num_key_groups)
     blocks = max(1, triton.cdiv(num_key_groups, of_program))
     of_tile = call.B * call.H * max(1, num_query_groups * num_key_groups)

@@ -22,14 +22,19 @@ def _attend(
     for j in range(start, end, BN):
         o_j = j + tl.arange(0, BN)
         b_k = load_tile(p_k, o_j, s_k, s_kd, low, high, D, BLOCK_D, MASKED)  # [BN,D]
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale  # [BM,BN], base 2
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [BM,BN]
         if MASKED:
             m_seen = seen(o_i[:, None], o_j[None, :], offset, low, high, window, CAUSAL, WINDOW)
-            b_s = tl.where(m_seen, b_s, float("-inf"))
-        b_new = tl.maximum(b_max, tl.max(b_s, 1))  # [BM]
-        # A row that has seen nothing yet keeps -inf: -inf - (-inf) would be NaN.
-        b_top = tl.where(b_new == float("-inf"), 0.0, b_new)
-        b_p = tl.exp2(b_s - b_top[:, None])
+            b_s = tl.where(m_seen, b_s * scale, float("-inf"))
+            b_new = tl.maximum(b_max, tl.max(b_s, 1))  # [BM], base 2
+            # A row that has seen nothing yet keeps -inf: -inf - (-inf) would be NaN.
+            b_top = tl.where(b_new == float("-inf"), 0.0, b_new)
+            b_p = tl.exp2(b_s - b_top[:, None])
+        else:
+            # The scale is not negative here, so that it may come after the maximum: one multiply-add an exponential.
+            b_new = tl.maximum(b_max, tl.max(b_s, 1) * scale)
+            b_top = b_new
+            b_p = tl.exp2(b_s * scale - b_top[:, None])
         b_fade = tl.exp2(b_max - b_top)
         b_sum = b_sum * b_fade + tl.sum(b_p, 1)
         if VALUES:
@@ -64,11 +69,11 @@ def _attend_all(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window", "H", "T", "S"])
 def attention_forward_kernel(
     p_q, p_k, p_v, p_gate, p_range, p_out, p_lse,
     s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd,
-    scale, window, B, H, T, S,
+    scale, window, H, T, S,
     GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -86,7 +91,8 @@ def attention_forward_kernel(
     p_k += i_b * s_kb + (i_h // GROUP).to(tl.int64) * s_kh
     p_v += i_b * s_vb + (i_h // GROUP).to(tl.int64) * s_vh
     b_q = load_tile(p_q + i_b * s_qb + i_h.to(tl.int64) * s_qh, o_i, s_q, s_qd, 0, T, D, BLOCK_D, True)  # [BM,D]
-    scale *= LOG2E
+    b_q = tl.where(scale < 0.0, -b_q, b_q)
+    scale = tl.abs(scale) * LOG2E
     if HAS_GATE and gate == 0.0:
         # What it would have seen is still asked of its log-sum-exp; its values are never read.
         b_out, b_max, b_sum = _attend_all(
@@ -119,7 +125,7 @@ def attention_forward(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
         grid = (triton.cdiv(call.T, config.BM) * call.H * call.B,)
         attention_forward_kernel[grid](
             q, k, v, call.gate, call.key_range, out, lse, *q.stride(), *k.stride(), *v.stride(),
-            call.scale, call.window or 0, call.B, call.H, call.T, call.S, GROUP=call.group, **call.form,
+            call.scale, call.window or 0, call.H, call.T, call.S, GROUP=call.group, **call.form,
             **call.head, **config.kwargs,
         )  # fmt: skip
 

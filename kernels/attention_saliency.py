@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from symground.kernels.configs import Config
-from symground.kernels.launch import Call, config_of, processors
+from symground.kernels.launch import Call, config_of, processors, rows_adjacent
 from symground.kernels.tiles import LOG2E, load_gate, load_lse2, load_range, load_tile, seen
 
 #: Programs per processor below which the heads are split over several programs.
@@ -31,7 +31,8 @@ def _product(
     return b_sum
 
 
-@triton.jit(do_not_specialize=["window", "n_i", "n_j", "splits", "H", "T", "S"])
+# S stays specialised: a multiple of 16 makes the stores 16 bytes wide.
+@triton.jit(do_not_specialize=["window", "n_i", "n_j", "splits", "H", "T"])
 def attention_saliency_kernel(
     p_q, p_k, p_v, p_grad, p_lse, p_gate, p_range, p_open, p_count, p_total,
     s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd, s_gb, s_gh, s_g, s_gd, s_ts, s_tb, s_t,
@@ -96,7 +97,7 @@ def attention_saliency_kernel(
 def attention_saliency(call: Call, grad_out: torch.Tensor, lse: torch.Tensor, signed: bool) -> torch.Tensor:
     """[B,T,S] float32."""
     q, k, v = call.q, call.k, call.v
-    lse = lse.contiguous()
+    grad_out, lse = rows_adjacent(grad_out), lse.contiguous()
     chunk = min(call.head["BLOCK_D"], CHUNK_BYTES // q.element_size())
     heads = count = None
     if call.gate is not None:
@@ -121,6 +122,6 @@ def attention_saliency(call: Call, grad_out: torch.Tensor, lse: torch.Tensor, si
         total = total.sum(0)
         return total if signed else total.abs_()
 
-    if not call.B * call.T * call.S:
-        return torch.empty(call.B, call.T, call.S, dtype=torch.float32, device=q.device)
+    if not call.B * call.H * call.T * call.S:
+        return torch.zeros(call.B, call.T, call.S, dtype=torch.float32, device=q.device)
     return run(config_of("attention_saliency", q, call.tuning_key, run))

@@ -5,11 +5,11 @@ import triton
 import triton.language as tl
 
 from symground.kernels.configs import Config
-from symground.kernels.launch import Call, config_of
+from symground.kernels.launch import Call, config_of, rows_adjacent
 from symground.kernels.tiles import LOG2E, load_gate, load_range, load_tile, seen
 
 
-@triton.jit(do_not_specialize=["window", "R", "n_j", "H", "T", "S"])
+@triton.jit(do_not_specialize=["window", "R", "n_j", "H", "T"])
 def attention_saliency_rows_kernel(
     p_q, p_k, p_v, p_grad, p_lse, p_gate, p_range, p_rows, p_out,
     s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd, s_gb, s_gh, s_g, s_gd, s_o,
@@ -48,7 +48,7 @@ def attention_saliency_rows(call: Call, grad_out: torch.Tensor, lse: torch.Tenso
     """[B,H,R,S] float32."""
     q, k, v = call.q, call.k, call.v
     out = torch.empty(call.B, call.H, rows.shape[1], call.S, dtype=torch.float32, device=q.device)
-    rows, lse = rows.contiguous(), lse.contiguous()
+    grad_out, rows, lse = rows_adjacent(grad_out), rows.contiguous(), lse.contiguous()
 
     def run(config: Config) -> None:
         n_j = triton.cdiv(call.S, config.BN)

@@ -79,20 +79,27 @@ TABLE: dict[tuple[str, int], dict[str, dict[int, Config]]] = {
         "attention_forward": {64: Config(128, 128, 8, 3), 128: Config(128, 128, 8, 3), 256: Config(128, 32, 8, 2)},
         "dq": {64: Config(128, 128, 8, 2), 128: Config(128, 128, 8, 2), 256: Config(64, 64, 4, 2)},
         "dq_flow": {64: Config(128, 64, 8, 3), 128: Config(64, 64, 8, 2), 256: Config(64, 64, 8, 2)},
-        "dkdv": {64: Config(64, 128, 8, 3), 128: Config(64, 128, 8, 3), 256: Config(32, 32, 4, 1)},
-        "attention_saliency": {64: Config(128, 128, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(32, 32, 4, 1)},
-        "attention_flow": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(32, 32, 4, 1)},
-        "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(64, 128, 8, 1), 256: Config(32, 32, 4, 1)},
+        "dkdv": {64: Config(64, 128, 8, 3), 128: Config(64, 128, 8, 3), 256: Config(32, 64, 4, 2)},
+        "attention_saliency": {64: Config(128, 128, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(128, 64, 8, 2)},
+        "attention_flow": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 64, 4, 2)},
+        "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(64, 128, 8, 1), 256: Config(64, 128, 8, 1)},
     },
     ("sm_100", 4): {
-        "attention_forward": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
-        "dq": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
-        "dq_flow": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
-        "dkdv": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
-        "attention_saliency": {64: Config(32, 32, 4, 1), 128: Config(32, 32, 4, 2), 256: Config(16, 16, 4, 1)},
-        "attention_flow": {64: Config(32, 32, 4, 1), 128: Config(32, 16, 4, 1), 256: Config(16, 16, 4, 1)},
-        "attention_saliency_rows": {64: Config(32, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
+        "attention_forward": {64: Config(128, 64, 8, 3), 128: Config(32, 32, 4, 2), 256: Config(16, 16, 4, 1)},
+        "dq": {64: Config(64, 64, 8, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "dq_flow": {64: Config(64, 64, 8, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "dkdv": {64: Config(32, 64, 8, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "attention_saliency": {64: Config(128, 64, 8, 2), 128: Config(32, 32, 4, 2), 256: Config(16, 16, 4, 1)},
+        "attention_flow": {64: Config(64, 64, 8, 2), 128: Config(32, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
     },
+}
+# Chips with 99 KiB of shared memory a program: 3090, A10, 4090, L4, 5090.
+TABLE["sm_86", 2] = {
+    kernel: {64: Config(64, 64, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(32, 32, 4, 1)} for kernel in KERNELS
+}
+TABLE["sm_86", 4] = {
+    kernel: {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)} for kernel in KERNELS
 }
 TABLE["gfx942", 2] = {
     kernel: {64: Config(64, 64, 4, 1), 128: Config(64, 64, 4, 1), 256: Config(32, 32, 4, 1)} for kernel in KERNELS
@@ -104,13 +111,15 @@ TABLE["gfx942", 4] = {
 
 @functools.cache
 def architecture_of(device: torch.device) -> str:
-    """ "sm_80", "sm_90" or "sm_100": the nearest shipped one; "interpreter" for a CPU."""
+    """The shipped architecture that a device is nearest to, or the interpreter for a CPU."""
     if device.type == "cpu":
         return "interpreter"
     if torch.version.hip:
         return "gfx942"
-    major = torch.cuda.get_device_capability(device)[0]
-    return "sm_80" if major < 9 else "sm_90" if major == 9 else "sm_100"
+    capability = torch.cuda.get_device_capability(device)
+    if capability in ((8, 6), (8, 9)) or capability[0] == 12:
+        return "sm_86"
+    return {8: "sm_80", 9: "sm_90"}.get(capability[0], "sm_100")
 
 
 def shipped(kernel: str, architecture: str, block_d: int, element_size: int) -> Config:

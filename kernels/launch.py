@@ -40,6 +40,10 @@ class Call:
         for name in ("gate", "key_range"):  # both small, and read with the strides of a contiguous tensor
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else value.contiguous())
+        for name in "qkv":
+            object.__setattr__(self, name, rows_adjacent(getattr(self, name)))
+        if self.window is not None and self.window >= self.k.shape[2]:
+            object.__setattr__(self, "window", None)  # it leaves no key out, and its sums could pass 2³¹
 
     @property
     def group(self) -> int:
@@ -72,6 +76,11 @@ class Call:
         return (*lengths, self.group, *self.form.values())
 
 
+def rows_adjacent(x: Tensor) -> Tensor:
+    """[B,H,T,D] with a row's numbers side by side, as loads of 16 bytes want them; a copy only where they are not."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def block_of(size: int) -> int:
     """The tile's width for a head of this size: a power of two, as tiles must be, and no less than a dot takes."""
     return max(16, int(triton.next_power_of_2(size)))
@@ -89,7 +98,7 @@ def config_of(kernel: str, q: Tensor, key: tuple[Any, ...], run: Callable[[Confi
     """The shipped configuration for this device and head size, or a measured one where tuning is switched on."""
     architecture = architecture_of(q.device)
     best = shipped(kernel, architecture, block_of(q.shape[3]), q.element_size())
-    if tuning.enabled() and q.is_cuda:
+    if tuning.enabled() and q.is_cuda and not torch.cuda.is_current_stream_capturing():
         return tuning.best(kernel, architecture, (q.shape[3], str(q.dtype), *key), best, run)
     return best
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import triton
+from triton.errors import TritonError
 from triton.testing import do_bench
 
 from symground.kernels.configs import Config
@@ -51,7 +52,7 @@ def best(kernel: str, architecture: str, key: tuple[Any, ...], shipped: Config, 
 def _time(run: Callable[[Config], Any], config: Config) -> float:
     try:
         return float(do_bench(lambda: run(config), warmup=5, rep=20))
-    except (triton.OutOfResources, triton.CompilationError, RuntimeError):
+    except (TritonError, RuntimeError):
         return float("inf")  # does not fit this device
 
 

@@ -172,4 +172,5 @@ def _rows(
     return out
 
 
-cpu = register("cpu", Kernels(_forward, _backward, _saliency, _flow, _rows), "cpu")
+cpu_kernels = Kernels(_forward, _backward, _saliency, _flow, _rows)
+cpu = register("cpu", cpu_kernels, "cpu")

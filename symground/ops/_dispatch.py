@@ -51,6 +51,8 @@ def _refusal(impl: str, like: Tensor) -> Exception | None:
             return ValueError(f"impl: {impl!r} expected {wanted}, got {dtype}")
         if device not in ("cpu", "cuda") or (impl == "flash" and device != "cuda"):
             return ValueError(f"impl: {impl!r} expected tensors on a GPU, got {like.device}")
+        if device == "cuda" and not torch.version.hip and _major(like.device.index) < 8:
+            return RuntimeError(f"impl: {impl!r} needs a GPU of compute capability 8.0 or later")
         if not imports("triton"):
             return RuntimeError(f"impl: {impl!r} needs Triton, which does not import here (pip install triton)")
         if device == "cpu" and not _interpreting():
@@ -79,6 +81,11 @@ def _imports(module: str) -> bool:
     except Exception:
         return False
     return True
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _major(index: int | None) -> int:
+    return torch.cuda.get_device_capability(index)[0]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -43,7 +43,7 @@ class FlashAttn:
         from flash_attn.flash_attn_interface import _flash_attn_forward
 
         out, lse, *_ = _flash_attn_forward(
-            *(x.transpose(1, 2).contiguous() for x in (q, k, v)), dropout_p=0.0, softmax_scale=scale, causal=causal,
+            *(_adjacent(x).transpose(1, 2) for x in (q, k, v)), dropout_p=0.0, softmax_scale=scale, causal=causal,
             window_size_left=-1 if window is None else window - 1, window_size_right=0 if causal else -1, softcap=0.0,
             alibi_slopes=None, return_softmax=False,
         )  # fmt: skip
@@ -55,7 +55,7 @@ class FlashAttn:
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         from flash_attn.flash_attn_interface import _flash_attn_backward
 
-        given = [x.transpose(1, 2).contiguous() for x in (grad, q, k, v, out)]
+        given = [_adjacent(x).transpose(1, 2) for x in (grad, q, k, v, out)]
         dq, dk, dv = (torch.empty_like(x) for x in given[1:4])
         _flash_attn_backward(
             *given, lse, dq, dk, dv, dropout_p=0.0, softmax_scale=scale, causal=causal,
@@ -66,7 +66,10 @@ class FlashAttn:
 
 
 class TorchFlash:
-    """The flash kernel that scaled_dot_product_attention runs: as many queries as keys where causal, no window."""
+    """The flash kernel that scaled_dot_product_attention runs: as many queries as keys where causal, no window.
+
+    Its backward adds atomically unless torch.use_deterministic_algorithms(True) is set.
+    """
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, window: int | None
@@ -78,7 +81,8 @@ class TorchFlash:
                 f"k: impl 'flash' without the flash-attn package expected S = T = {q.shape[2]} where causal, got "
                 f"S = {k.shape[2]}"
             )
-        out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)
+        given = [_adjacent(x) for x in (q, k, v)]
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(*given, 0.0, causal, scale=scale)
         return out, lse
 
     def backward(
@@ -87,9 +91,15 @@ class TorchFlash:
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         unread = torch.empty(2, dtype=torch.uint64, device=q.device)  # the state of a dropout that is off
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_backward(
-            grad, q, k, v, out, lse, None, None, q.shape[2], k.shape[2], 0.0, causal, unread, unread, scale=scale
-        )
+            grad, *(_adjacent(x) for x in (q, k, v)), out, lse, None, None, q.shape[2], k.shape[2], 0.0, causal,
+            unread, unread, scale=scale,
+        )  # fmt: skip
         return dq, dk, dv
+
+
+def _adjacent(x: Tensor) -> Tensor:
+    """These kernels want the numbers of a row side by side."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def flash() -> Flash:

@@ -12,8 +12,8 @@ from symground.ops._registered import Kernels, register
 if TYPE_CHECKING:
     from symground.kernels.launch import Call
 
-#: The dq kernel sums this many groups of keys in passing; more are summed by the flow kernel.
-_FUSED_GROUPS = 16
+#: The dq kernel sums this many groups of (queries, keys) in passing; more are summed by the flow kernel.
+_FUSED_GROUPS = (64, 16)
 
 
 def _call(q: Tensor, k: Tensor, v: Tensor, *form: Any) -> Call:
@@ -39,7 +39,7 @@ def _backward(
     dq = dk = dv = total = flow = None
     groups = (query_groups, key_groups, num_query, num_key)
     if inputs:
-        fused = query_groups is not None and num_key <= _FUSED_GROUPS
+        fused = query_groups is not None and num_query <= _FUSED_GROUPS[0] and num_key <= _FUSED_GROUPS[1]
         with torch.cuda.device_of(q):
             dq, dk, dv, flow = attention_backward(
                 _call(q, k, v, *form), grad_out, out, lse, *(groups if fused else (None, None, 0, 0))
