@@ -21,6 +21,8 @@ MISSING: dict[str, str] = {}
 
 def pytest_addoption(parser: Any) -> None:
     parser.addoption("--complete", action="store_true", help="also compiled peers and memory at every length")
+    parser.addoption("--layers", type=int, default=12, help="of the traced GPT-2; 12 is the one the goals are for")
+    parser.addoption("--length", type=int, default=1024, help="of the traced examples")
 
 
 class Replay:
