@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measure import interleaved  # noqa: E402
+from benchmarks.measure import in_turns as measured_in_turns
 
 #: What could not run here, by "stage: peer", with the reason.
 MISSING: dict[str, str] = {}
@@ -53,7 +53,7 @@ def in_turns(benchmark: Any) -> Callable[..., None]:
 
     def report(key: str, name: str, runs: Callable[[], dict[str, Callable[[], Any]]], rounds: int, device: str) -> None:
         if _Measured.key != key:
-            _Measured.key, _Measured.seconds = key, interleaved(runs(), rounds, device)
+            _Measured.key, _Measured.seconds = key, measured_in_turns(runs(), rounds, device)
         REPLAY.load(_Measured.seconds[name])
         benchmark.group = key
         benchmark.pedantic(lambda: None, rounds=len(_Measured.seconds[name]))

@@ -16,22 +16,22 @@ from benchmarks.inputs import Shape
 Run = Callable[[], Any]
 
 
-def interleaved(runs: Mapping[str, Run], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
+def in_turns(runs: Mapping[str, Run], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
     """Seconds of every run in every round, after one round that does not count.
 
     Round by round and not run by run: a noisy moment then hits all peers, and the ratios hold.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    taken: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(rounds + 1):
         for name, run in runs.items():
             gc.collect()
-            taken = _seconds(run, device)
+            once = seconds(run, device)
             if i:
-                seconds[name].append(taken)
-    return seconds
+                taken[name].append(once)
+    return taken
 
 
-def _seconds(run: Run, device: str) -> float:
+def seconds(run: Run, device: str = "cpu") -> float:
     if device != "cuda":
         start = time.perf_counter()
         run()

@@ -1,6 +1,6 @@
 """The peers of a measurement: ways to compute the same stage of one attention layer, each over the same `Inputs`.
 
-Stages: `forward` and `backward` of attention; `layer`, forward + backward + saliency (the peers without saliency are its
+Stages: `forward` and `backward` of attention; `layer`, forward + backward + saliency (peers without saliency are its
 floor); `saliency` and `flow` alone, from (q, k, v, dO, LSE); `rows`, the saliency of four queries head by head.
 """
 
@@ -25,6 +25,7 @@ STAGES = ("forward", "backward", "layer", "saliency", "flow", "rows")
 SYMGROUND, SDPA, FLASH, EAGER, CLOSED = "symground", "SDPA", "SDPA flash", "eager retain_grad", "eager A∘(dO Vᵀ)"
 COMPILED_EAGER, COMPILED_CLOSED = "torch.compile of eager", "torch.compile of A∘(dO Vᵀ)"
 FLASH_ATTN, FLEX, CUDNN = "flash-attn", "FlexAttention", "SDPA cuDNN"
+NO_SALIENCY = "symground, no saliency"
 
 
 class Peer(NamedTuple):
@@ -217,10 +218,15 @@ ATTENTIONS: list[tuple[str, Callable[[Inputs], Attention], bool, Callable[[Shape
     (SYMGROUND, _symground, False, lambda shape, device: None),
 ]
 
+
+def _named(stage: str, name: str) -> str:
+    """In the stage `layer`, symground's name is for the run that gives saliency."""
+    return NO_SALIENCY if (stage, name) == ("layer", SYMGROUND) else name
+
+
 PEERS: list[Peer] = [
     *(
-        Peer(stage, name if (stage, name) != ("layer", SYMGROUND) else "symground, no saliency", partial(way, attention),
-             compiles, lacks)
+        Peer(stage, _named(stage, name), partial(way, attention), compiles, lacks)
         for stage, way in (("forward", _forward), ("backward", _backward), ("layer", _both))
         for name, attention, compiles, lacks in ATTENTIONS
     ),

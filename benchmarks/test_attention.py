@@ -1,9 +1,10 @@
 """One layer's attention and saliency beside its peers, in one process; 4096 tokens, H12 D64, causal, T 128 to 4096.
 
-    python -m pytest benchmarks/test_attention.py --benchmark-only --benchmark-json=benchmarks/results/attention-cpu.json
+    python -m pytest benchmarks/test_attention.py --benchmark-only --benchmark-json=FILE
 
-`--complete` adds the compiled peers and the memory at every length (without it: compiled at T 1024, memory at 1024 and
-4096); `-k "T1024-float32"` keeps one shape. What a machine cannot run stands in the file under "missing".
+FILE is benchmarks/results/attention-cpu.json for the committed result. `--complete` adds the compiled peers and the
+memory at every length (without it: compiled at T 1024, memory at 1024 and 4096); `-k "T1024-float32"` keeps one shape.
+What a machine cannot run stands in the file under "missing".
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 COMPARED = STAGES if DEVICE == "cuda" else ("layer", "saliency", "flow", "rows")
 SHAPES = [constant_tokens(T) for T in LENGTHS]
 if DEVICE == "cuda":
-    SHAPES += [*(constant_tokens(T, "bfloat16") for T in LENGTHS), *(Shape(8, 12, T, 64, "bfloat16") for T in (1024, 4096))]
+    SHAPES += [
+        *(constant_tokens(T, "bfloat16") for T in LENGTHS),
+        *(Shape(8, 12, T, 64, "bfloat16") for T in (1024, 4096)),
+    ]
 pytestmark = pytest.mark.benchmark
 
 
