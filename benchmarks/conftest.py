@@ -1,11 +1,76 @@
-"""What every result file says of the machine: its processor and versions, and no host name."""
+"""Rounds that peers share, and what every result file says of the machine: processor and versions, no host name."""
 
 from __future__ import annotations
 
 import platform
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.measure import in_turns as measured_in_turns
+
+#: What could not run here, by "stage: peer", with the reason.
+MISSING: dict[str, str] = {}
+
+
+def pytest_addoption(parser: Any) -> None:
+    parser.addoption("--complete", action="store_true", help="also compiled peers and memory at every length")
+    parser.addoption("--layers", type=int, default=12, help="of the traced GPT-2; 12 is the one the goals are for")
+    parser.addoption("--length", type=int, default=1024, help="of the traced examples")
+
+
+class Replay:
+    """A timer whose differences are durations that were measured before.
+
+    pytest-benchmark would run all rounds of one peer, then all of the next; we time the peers in turn, round by round,
+    and hand it the durations.
+    """
+
+    __name__ = "measured in turns"
+
+    def __init__(self) -> None:
+        self.ticks: Iterator[float] = iter(())
+
+    def load(self, durations: list[float]) -> None:
+        self.ticks = iter([tick for duration in durations for tick in (0.0, duration)])
+
+    def __call__(self) -> float:
+        return next(self.ticks, 0.0)
+
+
+REPLAY = Replay()
+
+
+@pytest.fixture
+def in_turns(benchmark: Any) -> Callable[..., None]:
+    """``in_turns(key, name, runs, rounds, device)``: times all of ``runs()`` once per key; reports the one named."""
+
+    def report(key: str, name: str, runs: Callable[[], dict[str, Callable[[], Any]]], rounds: int, device: str) -> None:
+        if _Measured.key != key:
+            _Measured.key, _Measured.seconds = key, measured_in_turns(runs(), rounds, device)
+        REPLAY.load(_Measured.seconds[name])
+        benchmark.group = key
+        benchmark.pedantic(lambda: None, rounds=len(_Measured.seconds[name]))
+
+    return report
+
+
+class _Measured:
+    """The latest set of peers, and no more than that: each holds its inputs."""
+
+    key = ""
+    seconds: dict[str, list[float]] = {}  # noqa: RUF012
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(timer=REPLAY))
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
@@ -20,5 +85,7 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
 
 def pytest_benchmark_update_json(config: Any, benchmarks: Any, output_json: dict[str, Any]) -> None:
     output_json["commit_info"] = {key: output_json["commit_info"].get(key) for key in ("id", "time", "dirty")}
+    output_json["missing"] = MISSING
     for entry in output_json["benchmarks"]:
         entry["stats"].pop("data", None)
+        entry.pop("params", None)  # holds addresses of objects

@@ -1,80 +1,74 @@
-"""One layer's saliency beside its peers, in one process: B4 H12 T1024 D64 float32, causal.
+"""One layer's attention and saliency beside its peers, in one process; 4096 tokens, H12 D64, causal, T 128 to 4096.
 
-python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/attention-cpu.json
+    python -m pytest benchmarks/test_attention.py --benchmark-only --benchmark-json=FILE
+
+FILE is benchmarks/results/attention-cpu.json for the committed result. `--complete` adds the compiled peers and the
+memory at every length (without it: compiled at T 1024, memory at 1024 and 4096); `-k "T1024-float32"` keeps one shape.
+What a machine cannot run stands in the file under "missing".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-from symground import ops
+from benchmarks.conftest import MISSING
+from benchmarks.inputs import Inputs, Shape, constant_tokens
+from benchmarks.measure import gpu_memory
+from benchmarks.memory import peak_in_subprocess
+from benchmarks.peers import STAGES, Peer, available
 
-B, H, T, D = 4, 12, 1024, 64
-
-
-class Inputs:
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        self.q, self.k, self.v = (torch.randn(B, H, T, D, requires_grad=True) for _ in range(3))
-        self.grad = torch.randn(B, H, T, D)
-        with torch.no_grad():
-            _, self.lse = ops.attention(self.q, self.k, self.v)
-        self.future = torch.ones(T, T, dtype=torch.bool).triu(1)
-
-
-@pytest.fixture(scope="module")
-def x() -> Inputs:
-    return Inputs()
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+LENGTHS = (128, 256, 512, 1024, 2048, 4096)
+#: Attention's own forward and backward are PyTorch's on a CPU: there is nothing to compare.
+COMPARED = STAGES if DEVICE == "cuda" else ("layer", "saliency", "flow", "rows")
+SHAPES = [constant_tokens(T) for T in LENGTHS]
+if DEVICE == "cuda":
+    SHAPES += [
+        *(constant_tokens(T, "bfloat16") for T in LENGTHS),
+        *(Shape(8, 12, T, 64, "bfloat16") for T in (1024, 4096)),
+    ]
+pytestmark = pytest.mark.benchmark
 
 
-def eager(x: Inputs) -> Tensor:
-    a = ((x.q @ x.k.mT) * D**-0.5).masked_fill(x.future, float("-inf")).softmax(-1)
-    a.retain_grad()
-    (a @ x.v * x.grad).sum().backward()
-    assert a.grad is not None
-    return (a * a.grad).sum(1).abs()
+def cases() -> Iterator[Any]:
+    for shape in SHAPES:
+        for stage in COMPARED:
+            peers, missing = available((stage,), shape, DEVICE)
+            MISSING.update({f"{name}, {shape.dtype}": reason for name, reason in missing.items()})
+            for peer in peers:
+                yield pytest.param(shape, peer, id=f"{stage}-B{shape.B}-T{shape.T}-{shape.dtype}-{peer.name}")
 
 
-def sdpa(x: Inputs) -> None:
-    (scaled_dot_product_attention(x.q, x.k, x.v, is_causal=True) * x.grad).sum().backward()
+def asked(config: Any, shape: Shape, peer: Peer) -> bool:
+    return not peer.compiles or config.getoption("--complete") or shape.T == 1024
 
 
-def symground(x: Inputs) -> Tensor:
-    probe = torch.zeros(1).expand(B, T, T).requires_grad_()
-    (ops.attention(x.q, x.k, x.v, saliency_probe=probe)[0] * x.grad).sum().backward()
-    assert probe.grad is not None
-    return probe.grad.abs()
+def prepared(config: Any, shape: Shape, stage: str) -> dict[str, Callable[[], Any]]:
+    x = Inputs(shape, DEVICE)
+    return {p.name: p.prepare(x) for p in available((stage,), shape, DEVICE)[0] if asked(config, shape, p)}
 
 
-def closed_form(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, future: Tensor) -> Tensor:
-    a = ((q @ k.mT) * D**-0.5).masked_fill(future, float("-inf")).softmax(-1)
-    return (a * (grad @ v.mT)).sum(1).abs()
+def memory(shape: Shape, peer: Peer) -> dict[str, int]:
+    if DEVICE == "cpu":
+        return peak_in_subprocess("benchmarks.memory", "attention", stage=peer.stage, name=peer.name, shape=shape.row)
+    run = peer.prepare(Inputs(shape, DEVICE))
+    run()
+    peak, result = gpu_memory(run)
+    return {"peak_bytes": peak, "result_bytes": result}
 
 
-compiled_closed_form = torch.compile(closed_form)
-
-
-@pytest.mark.benchmark(group="forward + backward + saliency of one layer")
-@pytest.mark.parametrize("run", [eager, sdpa, symground], ids=["eager retain_grad", "SDPA alone", "symground"])
-def test_layer(benchmark: Any, x: Inputs, run: Callable[[Inputs], Any]) -> None:
-    benchmark.pedantic(run, args=(x,), rounds=5, warmup_rounds=1)
-
-
-@pytest.mark.benchmark(group="saliency alone")
-@pytest.mark.parametrize("name", ["eager A ∘ (dO Vᵀ)", "the same, torch.compile", "symground"])
-@torch.no_grad()
-def test_saliency_alone(benchmark: Any, x: Inputs, name: str) -> None:
-    materialised = (x.q, x.k, x.v, x.grad, x.future)
-    run, arguments = {
-        "eager A ∘ (dO Vᵀ)": (closed_form, materialised),
-        "the same, torch.compile": (compiled_closed_form, materialised),
-        "symground": (ops.attention_saliency, (x.q, x.k, x.v, x.grad, x.lse)),
-    }[name]
-    result = benchmark.pedantic(run, args=arguments, rounds=5, warmup_rounds=2)
-    torch.testing.assert_close(result, closed_form(*materialised), atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize(("shape", "peer"), cases())
+def test_attention(benchmark: Any, in_turns: Callable[..., None], request: Any, shape: Shape, peer: Peer) -> None:
+    if not asked(request.config, shape, peer):
+        pytest.skip("compiled at T 1024 only: --complete compiles at every length")
+    rounds = 7 if shape.T == 1024 else 3
+    runs = partial(prepared, request.config, shape, peer.stage)
+    in_turns(f"{peer.stage}, {shape}", peer.name, runs, rounds, DEVICE)
+    benchmark.extra_info |= {"stage": peer.stage, "peer": peer.name, **shape.row}
+    if DEVICE == "cuda" or request.config.getoption("--complete") or shape.T in (1024, 4096):
+        benchmark.extra_info |= memory(shape, peer)

@@ -1,0 +1,102 @@
+"""Every attention op once, on small shapes, forward and backward: what the sanitizer and the determinism check run.
+
+python -m benchmarks.every_op            # on the GPU where there is one, else the CPU implementation
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from symground import ops
+
+
+class Problem(NamedTuple):
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    grad: Tensor
+    query_groups: Tensor
+    key_groups: Tensor
+    rows: Tensor
+    kw: dict[str, Any]
+
+
+def _problem(B: int, H: int, Hk: int, T: int, D: int, dtype: str, device: str, **kw: Any) -> Problem:
+    g = torch.Generator().manual_seed(0)
+
+    def normal(heads: int) -> Tensor:
+        return torch.randn(B, heads, T, D, generator=g).to(device, getattr(torch, dtype))
+
+    def integers(low: int, high: int, n: int) -> Tensor:
+        return torch.randint(low, high, (B, n), generator=g).to(device)
+
+    return Problem(
+        normal(H), normal(Hk), normal(Hk), normal(H), integers(-1, 3, T), integers(-1, 3, T), integers(0, T, 4), kw
+    )
+
+
+def plain(dtype: str, device: str) -> Problem:
+    return _problem(4, 12, 12, 1024, 64, dtype, device)
+
+
+def padded(dtype: str, device: str) -> Problem:
+    """Nothing a multiple of a tile: grouped heads, padding on both sides, a closed head."""
+    key_range = torch.tensor([[0, 77], [5, 60]], device=device)
+    gate = torch.tensor([1.0, 0.0, 0.5, 1.0], device=device)
+    return _problem(2, 4, 2, 77, 64, dtype, device, key_range=key_range, gate=gate)
+
+
+def windowed(dtype: str, device: str) -> Problem:
+    return _problem(1, 2, 2, 130, 128, dtype, device, window=40)
+
+
+def tiny(dtype: str, device: str) -> Problem:
+    """For the interpreter, which takes its time."""
+    return _problem(1, 2, 1, 17, 16, dtype, device)
+
+
+CASES: dict[str, Callable[[str, str], Problem]] = {"plain": plain, "padded": padded, "windowed": windowed, "tiny": tiny}
+
+
+def results(p: Problem, impl: str | None = None) -> dict[str, Tensor]:
+    """What every op gives, by name."""
+    q, k, v = (x.detach().requires_grad_() for x in (p.q, p.k, p.v))
+    B, H, T, _ = q.shape
+    kw: dict[str, Any] = {**p.kw, "impl": impl}
+    saliency_probe = torch.zeros(1, device=q.device).expand(B, T, k.shape[2]).requires_grad_()
+    flow_probe = torch.zeros(1, device=q.device).expand(B, H, 3, 3).requires_grad_()
+    out, lse = ops.attention(
+        q, k, v, saliency_probe=saliency_probe, flow_probe=flow_probe, query_groups=p.query_groups,
+        key_groups=p.key_groups, **kw,
+    )  # fmt: skip
+    grads = torch.autograd.grad(out, (q, k, v, saliency_probe, flow_probe), p.grad)
+    after = (p.q, p.k, p.v, p.grad, lse)
+    groups = (p.query_groups, p.key_groups, 3, 3)
+    flow, row_total, matrix_total = ops.attention_flow(*after, *groups, **kw)
+    chosen, chosen_total, _ = ops.attention_flow(*after, *groups, with_matrix_total=False, **kw)
+    assert matrix_total is not None
+    names = ("dq", "dk", "dv", "saliency of the probe", "flow of the probe")
+    return {
+        "out": out.detach(), "lse": lse, **dict(zip(names, grads, strict=True)),
+        "saliency": ops.attention_saliency(*after, **kw), "flow": flow, "row total": row_total,
+        "matrix total": matrix_total, "flow of chosen rows": chosen, "row total of chosen rows": chosen_total,
+        "rows": ops.attention_saliency_rows(*after, p.rows, **kw),
+    }  # fmt: skip
+
+
+def main() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for dtype in ("bfloat16", "float32"):
+        for name in ("padded", "windowed"):
+            found = results(CASES[name](dtype, device))
+            print(f"{name} {dtype}: {len(found)} results")
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

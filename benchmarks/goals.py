@@ -1,0 +1,117 @@
+"""The numbers to hold, and what a result file says of them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import trace_peers
+from benchmarks.peers import CLOSED, COMPILED_CLOSED, EAGER, FLASH, SDPA, SYMGROUND
+
+Row = dict[str, Any]
+
+
+def rows_of(result: dict[str, Any]) -> list[Row]:
+    """One row a peer, stage and shape, from a pytest-benchmark file or from a part of the GPU record."""
+    if "benchmarks" in result:
+        return [{**b["extra_info"], "seconds": b["stats"]["median"]} for b in result["benchmarks"]]
+    return [row for row in result["rows"] if "stage" in row]
+
+
+def machine_of(result: dict[str, Any], file: Path) -> str:
+    info = result.get("machine_info")
+    if info is None:  # a part of the GPU record: the part `machine` lies beside it
+        beside = file.with_name("machine.json")
+        info = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+        return f"{info.get('gpu') or 'a CPU, dry run'}, torch {info.get('versions', {}).get('torch')}"
+    device = info.get("gpu") or f"{info['cpu']['brand']}, {info['threads']} threads"
+    return f"{device}, torch {info['torch']}"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """``of`` (stage, peer, quantity) against ``to``: a speed-up of at least, or a fraction of at most, ``bound``."""
+
+    text: str
+    where: dict[str, Any]
+    of: tuple[str, str]
+    to: tuple[str, str]
+    bound: float
+    quantity: str = "seconds"
+    faster: bool = False
+
+    def measured(self, rows: list[Row]) -> float | None:
+        ours, theirs = (self._value(rows, *which) for which in (self.of, self.to))
+        if not ours or not theirs:
+            return None
+        return theirs / ours if self.faster else ours / theirs
+
+    def _value(self, rows: list[Row], stage: str, peer: str) -> float | None:
+        # A peer may stand twice, again beside the compiled ones.
+        found = [
+            row[self.quantity]
+            for row in rows
+            if row.get("stage") == stage and row.get("peer") == peer and self.quantity in row
+            and not row.get("with_compiled") and all(row.get(key) == value for key, value in self.where.items())
+        ]  # fmt: skip
+        return statistics.median(found) if found else None
+
+    def met(self, measured: float) -> bool:
+        return measured >= self.bound if self.faster else measured <= self.bound
+
+
+CPU = {"B": 4, "H": 12, "T": 1024, "D": 64, "dtype": "float32"}
+TRACE = {"B": 2, "T": 1024, "layers": 12, "dtype": "float32", "device": "cpu"}
+LAYER, SALIENCY = ("layer", SYMGROUND), ("saliency", SYMGROUND)
+_TRACED, _THIN, _EAGER = (("trace", n) for n in (trace_peers.TRACE, trace_peers.CHECKPOINTED, trace_peers.EAGER))
+
+
+def gpu_goals() -> Iterator[Goal]:
+    for T in (1024, 4096):
+        where = {"B": 8, "H": 12, "T": T, "D": 64, "dtype": "bfloat16"}
+        yield Goal(
+            f"saliency alone, T {T}: time of the flash backward's", where, SALIENCY, ("backward", FLASH), 0.5
+        )  # fmt: skip
+        for stage in ("forward", "backward"):
+            yield Goal(
+                f"attention {stage}, T {T}: speed of SDPA flash's", where, (stage, SYMGROUND), (stage, FLASH), 0.9,
+                faster=True,
+            )  # fmt: skip
+    yield Goal(
+        "saliency alone, T 4096: memory of eager's layer", where, SALIENCY, ("layer", EAGER), 1 / 50,
+        "peak_bytes",
+    )  # fmt: skip
+
+
+GOALS: tuple[Goal, ...] = (
+    Goal("layer with saliency: faster than eager", CPU, LAYER, ("layer", EAGER), 2.5, faster=True),
+    Goal("layer with saliency: time of SDPA forward + backward", CPU, LAYER, ("layer", SDPA), 1.2),
+    Goal("layer with saliency: extra memory of eager's", CPU, LAYER, ("layer", EAGER), 1 / 8, "peak_bytes"),
+    Goal("saliency alone: faster than eager A∘(dO Vᵀ)", CPU, SALIENCY, ("saliency", CLOSED), 6, faster=True),
+    Goal(
+        "saliency alone: faster than torch.compile of it", CPU, SALIENCY, ("saliency", COMPILED_CLOSED), 3,
+        faster=True,
+    ),
+    Goal("trace: faster than Hugging Face eager", TRACE, _TRACED, _EAGER, 1.65, faster=True),
+    Goal("trace: time of a frozen SDPA pass", TRACE, _TRACED, ("trace", trace_peers.FROZEN), 1.1),
+    Goal("trace: peak memory of eager's", TRACE, _TRACED, _EAGER, 0.46, "peak_bytes"),
+    Goal("trace, activation checkpointing: peak memory of eager's", TRACE, _THIN, _EAGER, 0.09, "peak_bytes"),
+    *gpu_goals(),
+)  # fmt: skip
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: the goals that these rows can judge."""
+    lines = ["| goal | bound | measured | |", "|---|---|---|---|"]
+    form: Callable[[Goal, float], str] = lambda goal, x: f"{x:.3g} ×" if goal.faster else f"{x:.3g}"  # noqa: E731
+    for goal in GOALS:
+        measured = goal.measured(rows)
+        if measured is not None:
+            bound = f"{'≥' if goal.faster else '≤'} {form(goal, goal.bound)}"
+            verdict = "met" if goal.met(measured) else "**missed**"
+            lines.append(f"| {goal.text} | {bound} | {form(goal, measured)} | {verdict} |")
+    return "\n".join(lines) if len(lines) > 2 else "No goal's shape is among these rows."

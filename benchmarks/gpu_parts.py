@@ -1,0 +1,279 @@
+"""The parts of `gpu_record.py`. Each takes a `Context`, adds to its record, and stops by itself when its time is up."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    from benchmarks.gpu_record import Record
+
+ROOT = Path(__file__).resolve().parents[1]
+NEEDS_CUDA = "needs CUDA"
+
+
+class Missing(Exception):  # noqa: N818 - no error: it is what a machine lacks
+    """(name, reason) of what a part cannot do without."""
+
+
+@dataclass
+class Context:
+    record: Record
+    out: Path
+    dry: bool
+    end: float
+
+    @property
+    def device(self) -> str:
+        return "cpu" if self.dry else "cuda"
+
+    @property
+    def impl(self) -> str | None:
+        """In a dry run too the kernels run, in the interpreter."""
+        return "triton" if self.dry else None
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        return ("float32",) if self.dry else ("bfloat16", "float32")
+
+    @property
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def needs_cuda(self, name: str) -> None:
+        if self.dry:
+            raise Missing(name, NEEDS_CUDA)
+
+    def check_missing(self, part: str) -> None:
+        for module in NEEDS[part]:
+            try:
+                importlib.import_module(module)
+            except Exception as error:  # a package built for another machine fails in ways of its own
+                raise Missing(module, f"does not import: {error}") from error
+
+    def write_failure(self, error: str) -> None:
+        """The part goes on; its record says that something in it went wrong."""
+        self.record.write(status="failed", errors=[*self.record.data.get("errors", []), error])
+
+    def rates(self) -> dict[str, float]:
+        """What the part `machine` measured; empty without it."""
+        try:
+            found: dict[str, float] = json.loads((self.out / "machine.json").read_text(encoding="utf-8"))["rates"]
+        except (OSError, KeyError):
+            return {}
+        return found
+
+
+# machine
+
+
+def machine(c: Context) -> None:
+    import torch
+
+    versions = {}
+    for module in ("torch", "triton", "transformers", "numpy", "flash_attn", "xarray", "pandas"):
+        try:
+            versions[module] = importlib.import_module(module).__version__
+        except Exception as error:
+            c.record["missing"][module] = f"does not import: {error}"
+    c.record.write(versions={"python": platform.python_version(), "cuda": torch.version.cuda, **versions}, git=_git())
+    if not c.dry:
+        p = torch.cuda.get_device_properties(0)
+        c.record.write(
+            gpu=p.name, capability=[p.major, p.minor], multiprocessors=p.multi_processor_count, memory=p.total_memory,
+            driver=_output("nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,clocks.max.mem,power.limit",
+                           "--format=csv,noheader"),
+        )  # fmt: skip
+    c.record.write(rates=_rates(c))
+
+
+def _rates(c: Context) -> dict[str, float]:
+    """Bytes/s of a copy (read and written), operations/s of matrix products."""
+    import torch
+
+    n, size = (256, 1 << 20) if c.dry else (8192, 1 << 30)
+    x = torch.empty(size, dtype=torch.uint8, device=c.device)
+    y = torch.empty_like(x)
+    rates = {"copy_bytes": 2 * size / _seconds(c, lambda: y.copy_(x))}
+    for name, dtype, precision in (
+        ("bf16_flops", torch.bfloat16, "high"), ("tf32_flops", torch.float32, "high"),
+        ("float32_flops", torch.float32, "highest"),
+    ):  # fmt: skip
+        torch.set_float32_matmul_precision(precision)
+        a, b = (torch.randn(n, n, dtype=dtype, device=c.device) for _ in range(2))
+        rates[name] = 2 * n**3 / _seconds(c, lambda a=a, b=b: a @ b)
+    return rates
+
+
+def _seconds(c: Context, run: Callable[[], Any]) -> float:
+    from benchmarks import measure
+
+    if c.dry:
+        return measure.seconds(run)
+    return measure.gpu_seconds(run, 100.0)
+
+
+def _git() -> dict[str, str | None]:
+    return {
+        "revision": _output("git", "rev-parse", "HEAD"),
+        "changed": _output("git", "status", "--porcelain", "--untracked-files=no"),
+    }
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+# tests
+
+
+def tests(c: Context) -> None:
+    """In a dry run the tests are collected only: they run in the suite itself."""
+    file = ROOT / "tests" / "ops" / "test_triton.py"
+    if not file.exists():
+        raise Missing("tests/ops/test_triton.py", "no such file")
+    with tempfile.TemporaryDirectory() as folder:
+        junit = Path(folder) / "junit.xml"
+        command = [
+            sys.executable, "-m", "pytest", str(file.relative_to(ROOT)), "--noconftest", "-q", "-p", "no:cacheprovider",
+            f"--junitxml={junit}", *(["--collect-only"] if c.dry else []),
+        ]  # fmt: skip
+        code, output = _run(c, command)
+        counts = _counts(junit)
+    c.record.write(counts=counts, collected_only=c.dry, exit_status=code, output_tail=output[-6000:])
+    if code != 0:
+        c.write_failure(f"pytest ended with {'its time limit' if code is None else code}")
+
+
+def _counts(junit: Path) -> dict[str, int]:
+    try:
+        suites = ElementTree.parse(junit).getroot().iter("testsuite")
+    except (OSError, ElementTree.ParseError):
+        return {}
+    names = ("tests", "failures", "errors", "skipped")
+    total = dict.fromkeys(names, 0)
+    for suite in suites:
+        for name in names:
+            total[name] += int(suite.get(name, 0))
+    return total
+
+
+def _run(c: Context, command: list[str]) -> tuple[int | None, str]:
+    """(exit status, output); the status is None where the time ran out, and the output what there was by then."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        try:
+            code: int | None = subprocess.run(
+                command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, timeout=max(c.left, 1.0)
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+        log.seek(0)
+        return code, log.read()
+
+
+# sanitizer
+
+
+def sanitizer(c: Context) -> None:
+    c.needs_cuda("compute-sanitizer")
+    tool = shutil.which("compute-sanitizer") or next(
+        (str(p) for p in Path("/usr/local").glob("cuda*/bin/compute-sanitizer")), None
+    )
+    if tool is None:
+        raise Missing("compute-sanitizer", "not found on PATH or under /usr/local/cuda*")
+    # Compiled and cached without the tool first, under which compiling is slow; no caching allocator, which would put
+    # what lies beyond a tensor into memory that counts as allocated.
+    os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+    script = [sys.executable, "-m", "benchmarks.every_op"]
+    code, output = _run(c, script)
+    if code != 0:
+        raise RuntimeError(f"every_op ended with {code}: {output[-1500:]}")
+    for name in ("memcheck", "racecheck", "initcheck"):
+        start = time.monotonic()
+        code, output = _run(c, [tool, "--tool", name, "--error-exitcode", "86", *script])
+        status = {0: "clean", 86: "errors found", None: "timed out"}.get(code, f"ended with {code}")
+        c.record.add(tool=name, status=status, seconds=round(time.monotonic() - start, 1), output_tail=output[-2500:])
+        if code not in (0, None):
+            c.write_failure(f"{name}: {status}")
+        if c.left < 3:
+            break
+
+
+# determinism
+
+
+def determinism(c: Context) -> None:
+    """Bit-identical in every repeat, judged by torch.equal, which calls NaN unequal."""
+    import torch
+
+    from benchmarks.every_op import CASES, results
+
+    repeats = 2 if c.dry else 100
+    for dtype in c.dtypes:
+        for name, case in CASES.items():
+            if c.dry and name != "tiny":
+                continue
+            inputs = case(dtype, c.device)
+            first = results(inputs, c.impl)
+            different: dict[str, int] = {}
+            done = 0
+            while done < repeats and c.left > 0:
+                for key, value in results(inputs, c.impl).items():
+                    if not torch.equal(value, first[key]):
+                        different[key] = different.get(key, 0) + 1
+                done += 1
+            finite = all(bool(x.isfinite().all()) for key, x in first.items() if key != "lse")
+            c.record.add(
+                case=name, dtype=dtype, repeats=done, asked=repeats, compared=list(first), different=different,
+                finite=finite,
+            )  # fmt: skip
+            if different or not finite:
+                c.write_failure(f"{name} {dtype}: different {different}, all finite: {finite}")
+
+
+# attention, flow and trace
+
+
+def attention(c: Context) -> None:
+    from benchmarks import gpu_timings
+
+    gpu_timings.attention(c)
+
+
+def flow(c: Context) -> None:
+    from benchmarks import gpu_timings
+
+    gpu_timings.flow(c)
+
+
+def trace(c: Context) -> None:
+    from benchmarks import gpu_timings
+
+    gpu_timings.trace(c)
+
+
+PARTS: dict[str, Callable[[Context], None]] = {
+    "machine": machine, "tests": tests, "sanitizer": sanitizer, "determinism": determinism, "attention": attention,
+    "flow": flow, "trace": trace,
+}  # fmt: skip
+#: What each part imports that a bare machine may lack.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "machine": ("torch",), "tests": ("pytest",), "sanitizer": (), "determinism": ("torch", "triton"),
+    "attention": ("torch", "triton"), "flow": ("torch", "triton"), "trace": ("torch", "transformers"),
+}  # fmt: skip

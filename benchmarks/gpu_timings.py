@@ -1,0 +1,178 @@
+"""Time, memory and distance from the hardware's floor, for the GPU record: attention, flow, whole-model trace."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from benchmarks import measure, peers, trace_peers
+from benchmarks.gpu_parts import Context
+from benchmarks.inputs import Inputs, Shape, constant_tokens
+from benchmarks.peers import Peer
+
+Run = Callable[[], Any]
+#: Peers are timed in turns, this many times over, and each row is the median: clocks drift.
+PASSES = 3
+#: The interpreter takes its time.
+TINY = Shape(1, 1, 17, 16)
+STAGES = ("forward", "backward", "layer", "saliency", "rows")
+
+
+def _free(c: Context) -> None:
+    gc.collect()
+    if not c.dry:
+        torch.cuda.empty_cache()
+
+
+def _time(c: Context, run: Run) -> float:
+    return measure.seconds(run) if c.dry else measure.gpu_seconds(run)
+
+
+def _memory(c: Context, run: Run) -> dict[str, int]:
+    if c.dry:
+        return {}
+    peak, result = measure.gpu_memory(run)
+    return {"peak_bytes": peak, "result_bytes": result}
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:600]
+
+
+def timed(c: Context, prepared: dict[str, Callable[[], Run]], label: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row per peer: its median time over passes in turns and its memory, or its error. One peer's failure is its own.
+
+    Where the time runs out between two passes, the passes that were made count.
+    """
+    runs: dict[str, Run] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    for name, prepare in prepared.items():
+        rows[name] = {**label, "peer": name}
+        try:
+            run = prepare()
+            run()
+            rows[name] |= _memory(c, run)
+            runs[name] = run
+        except Exception as error:
+            rows[name]["error"] = _brief(error)
+            _free(c)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for i in range(1 if c.dry else PASSES):
+        for name, run in runs.items():
+            if i and c.left < 0:
+                break
+            try:
+                seconds[name].append(_time(c, run))
+            except Exception as error:
+                rows[name]["error"] = _brief(error)
+    for name, row in rows.items():
+        if seconds.get(name):
+            row |= {"seconds": measure.median(seconds[name]), "passes": len(seconds[name])}
+        if "error" in row and name.startswith(("symground", "sg.")):
+            c.write_failure(f"{label}, {name}: {row['error']}")  # a peer may lack memory; ours must run
+        yield row
+
+
+def measured(c: Context, stages: tuple[str, ...], shape: Shape, compiles: bool) -> None:
+    """All peers of the stages at one shape, a row each, written as they come."""
+    rates = c.rates()
+    for stage in stages:
+        chosen, missing = peers.available((stage,), shape, c.device, compiles)
+        c.record["missing"].update({f"{name}, {shape.dtype}": reason for name, reason in missing.items()})
+        if compiles:
+            # The denominators again, in the same turns.
+            chosen += [p for p in peers.PEERS if p.stage == stage and p.name in (peers.SYMGROUND, peers.SDPA)]
+        inputs = Inputs(shape, c.device, c.impl)
+        prepared = {p.name: _prepared(p, inputs) for p in chosen}
+        for row in timed(c, prepared, {"stage": stage, **shape.row, "with_compiled": compiles}):
+            c.record.add(**row, **_achieved(row, stage, shape, rates))
+        del inputs, prepared
+        _free(c)
+
+
+def _prepared(peer: Peer, inputs: Inputs) -> Callable[[], Run]:
+    return lambda: peer.prepare(inputs)
+
+
+def _achieved(row: dict[str, Any], stage: str, shape: Shape, rates: dict[str, float]) -> dict[str, float]:
+    if "seconds" not in row:
+        return {}
+    flops, _ = measure.work(stage, shape)
+    floor = measure.floor_seconds(stage, shape, rates) if rates else None
+    found = {"tflops": flops / row["seconds"] / 1e12}
+    return found if floor is None else {**found, "floor_seconds": floor, "of_floor": floor / row["seconds"]}
+
+
+def attention(c: Context) -> None:
+    """The goals' shapes first, then the other lengths; compiled peers by the same order; until the time is up."""
+    lengths = (1024, 4096, 2048, 512, 256, 128)
+    goals = [Shape(8, 12, T, 64, "bfloat16") for T in (1024, 4096)]
+    half = [constant_tokens(T, "bfloat16") for T in lengths]
+    full = [constant_tokens(T) for T in lengths]
+    jobs = [
+        *((s, False) for s in goals), *((s, True) for s in goals), *((s, False) for s in half),
+        *((s, False) for s in full), (full[0], True), *((s, True) for s in half), *((s, True) for s in full[1:]),
+    ]  # fmt: skip
+    if c.dry:
+        jobs = [(TINY, False)]
+        c.record["missing"].update({f"{p.stage}: {p.name}": "not in a dry run" for p in peers.PEERS if p.compiles})
+    else:
+        _errors(c)
+    for i, (shape, compiles) in enumerate(jobs):
+        if c.left < 0:
+            c.record.write(not_reached=[f"{s}{', compiled peers' if compiled else ''}" for s, compiled in jobs[i:]])
+            return
+        measured(c, STAGES, shape, compiles)
+
+
+def _errors(c: Context) -> None:
+    """Saliency against float64, beside the error of the same formula in eager at the same precision."""
+    for dtype in c.dtypes:
+        x = Inputs(Shape(2, 12, 1024, 64, dtype), c.device, c.impl)
+        exact = peers.closed_form(*(t.double() for t in x.detached), x.future, x.scale).double()
+        found = {name: peers.find("saliency", name).prepare(x)() for name in (peers.CLOSED, peers.SYMGROUND)}
+        found["symground, probe"] = peers.find("layer", peers.SYMGROUND).prepare(x)()
+        errors = {name: measure.relative_error(value, exact) for name, value in found.items()}
+        c.record.write(relative_errors={**c.record.data.get("relative_errors", {}), dtype: errors})
+        del x, exact, found
+        _free(c)
+
+
+def flow(c: Context) -> None:
+    """Flow of 3 groups fused in the backward, against the flow kernel alone, with all rows grouped and with one."""
+    shapes = [Shape(8, 12, T, 64, dtype) for dtype in c.dtypes for T in (1024, 4096)]
+    if c.dry:
+        shapes = [TINY]
+    rates = c.rates()
+    names = [
+        *(("flow", p.name) for p in peers.PEERS if p.stage == "flow"),
+        *(("backward", n) for n in (peers.SYMGROUND, "symground + flow of 3 groups", "symground + saliency")),
+    ]
+    for i, shape in enumerate(shapes):
+        if c.left < 0:
+            c.record.write(not_reached=[str(s) for s in shapes[i:]])
+            return
+        x = Inputs(shape, c.device, c.impl)
+        prepared = {f"{stage}: {name}": _prepared(peers.find(stage, name), x) for stage, name in names}
+        for row in timed(c, prepared, shape.row):
+            stage, _, name = row["peer"].partition(": ")
+            c.record.add(**{**row, "stage": stage, "peer": name}, **_achieved(row, stage, shape, rates))
+        del x, prepared
+        _free(c)
+
+
+def trace(c: Context) -> None:
+    """12-layer GPT-2, random weights, B2 T1024."""
+    names, missing = trace_peers.available()
+    c.record["missing"].update(missing)
+    for dtype in c.dtypes:
+        model = trace_peers.Model(dtype=dtype, device=c.device)
+        if c.dry:
+            model = trace_peers.Model(1, 16, 2, 2, 16, 101, dtype, c.device)
+        prepared = {name: (lambda name=name, model=model: trace_peers.PEERS[name](model)) for name in names}
+        for row in timed(c, prepared, {"stage": "trace", **model.row}):
+            c.record.add(**row)
+        _free(c)

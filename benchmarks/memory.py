@@ -1,0 +1,86 @@
+"""Peak memory of one run on a CPU, in a process of its own.
+
+    python -m benchmarks.memory benchmarks.memory attention '{"stage": "layer", "name": "symground", …}'
+
+The named function returns two calls: one to do first (imports, threads, compilation), and the run. What counts is the
+high-water mark of the resident set during the run above the resident set before it. Not `ru_maxrss`, where Linux allows
+better: a child inherits that from the process that started it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+Run = Callable[[], Any]
+
+
+def peak_in_subprocess(module: str, function: str, **arguments: Any) -> dict[str, int]:
+    """{"peak_bytes", "result_bytes"} of the run that ``module.function(**arguments)`` prepares."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.memory", module, function, json.dumps(arguments)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip()[-2000:])
+    found: dict[str, int] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(field)
+
+
+def _before() -> int:
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory that the allocator keeps is no part of the baseline
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        return _status("VmRSS")
+    except (OSError, AttributeError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _peak() -> int:
+    try:
+        return _status("VmHWM")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def attention(stage: str, name: str, shape: dict[str, Any]) -> tuple[Run, Run]:
+    """One peer of `peers.py`."""
+    from benchmarks.inputs import Inputs, Shape
+    from benchmarks.peers import find
+
+    peer, full = find(stage, name), Shape(**shape)
+    run = peer.prepare(Inputs(full))
+    # Compiled for the shape itself; else a small one does, and leaves nothing of the measured size behind.
+    return (run if peer.compiles else peer.prepare(Inputs(Shape(1, full.H, 64, full.D, full.dtype)))), run
+
+
+def main() -> None:
+    from benchmarks.measure import result_bytes
+
+    first, run = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(**json.loads(sys.argv[3]))
+    first()
+    before = _before()
+    result = run()
+    print(json.dumps({"peak_bytes": _peak() - before, "result_bytes": result_bytes(result)}))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main()

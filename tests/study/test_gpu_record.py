@@ -1,0 +1,71 @@
+"""The GPU record's machinery, on a CPU: every part leaves its file, and none stops another."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import symground
+
+ROOT = Path(symground.__file__).resolve().parent.parent
+SCRIPT = ROOT / "benchmarks" / "gpu_record.py"
+PARTS = {"machine", "tests", "sanitizer", "determinism", "attention", "flow", "trace"}
+
+
+def record(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # From elsewhere, by its path alone: neither installed nor on the path.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), "--out", str(out), *arguments], cwd=out, env=environment, capture_output=True,
+        text=True,
+    )  # fmt: skip
+
+
+def parts(out: Path) -> dict[str, Any]:
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in out.glob("*.json")}
+
+
+@pytest.mark.slow
+def test_every_part_leaves_its_file_and_a_failing_one_stops_no_other(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed: its interpreter runs the record's kernels")
+    done = record(tmp_path, "--dry-run", "--break", "machine", "--budget", "300")
+    found = parts(tmp_path)
+    assert set(found) == PARTS
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json"}
+    assert done.returncode == 1, "one part failed"
+    assert found["machine"]["status"] == "failed"
+    assert "broken on purpose" in found["machine"]["error"]
+    assert "broken on purpose" in found["machine"]["output_tail"]
+    assert found["sanitizer"]["status"] == "needs CUDA"
+    for name in ("tests", "determinism", "attention", "flow", "trace"):
+        assert found[name]["status"] in ("ok", "missing"), found[name]
+    assert all(row["different"] == {} for row in found["determinism"]["rows"])
+    stages = {row["stage"] for row in found["attention"]["rows"] if row["peer"] == "symground"}
+    assert stages == {"forward", "backward", "layer", "saliency", "rows"}
+    assert "layer: FlexAttention" in found["attention"]["missing"]
+    assert {row["peer"] for row in found["trace"]["rows"]} >= {"sg.trace", "symground, saliency only"}
+    assert not any("error" in row for part in found.values() for row in part["rows"])
+    assert str(ROOT) not in json.dumps(found)
+
+
+def test_a_part_whose_time_is_up_leaves_its_file(tmp_path: Path) -> None:
+    done = record(tmp_path, "--dry-run", "--parts", "machine", "--budget", "0.3")
+    assert done.returncode == 1
+    assert parts(tmp_path)["machine"]["status"] == "timed out"
+
+
+def test_without_cuda_it_says_so(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device: what is said without one")
+    done = record(tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("gpu_record: no CUDA device here")
+    assert parts(tmp_path) == {}
