@@ -40,10 +40,10 @@ DELTA = Config(32, 32, 4, 1)
 #: many registers: heads beyond 64 have the smallest tiles there, and some still spill.
 TABLE: dict[tuple[str, int], dict[str, dict[int, Config]]] = {
     ("sm_80", 2): {
-        "attention_forward": {64: Config(128, 128, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 64, 4, 2)},
+        "attention_forward": {64: Config(128, 128, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 64, 8, 2)},
         "dq": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 64, 8, 2)},
-        "dq_flow": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 64, 8, 2)},
-        "dkdv": {64: Config(64, 128, 8, 3), 128: Config(32, 128, 8, 2), 256: Config(64, 64, 8, 2)},
+        "dq_flow": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 64, 8, 1)},
+        "dkdv": {64: Config(64, 128, 8, 3), 128: Config(32, 64, 4, 2), 256: Config(64, 64, 8, 2)},
         "attention_saliency": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(64, 64, 8, 2)},
         "attention_flow": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 32, 4, 2)},
         "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(64, 128, 8, 1), 256: Config(64, 128, 8, 1)},
@@ -52,13 +52,42 @@ TABLE: dict[tuple[str, int], dict[str, dict[int, Config]]] = {
         "attention_forward": {64: Config(128, 32, 8, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
         "dq": {64: Config(32, 32, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
         "dq_flow": {64: Config(32, 32, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
-        "dkdv": {64: Config(32, 32, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
-        "attention_saliency": {64: Config(64, 32, 4, 1), 128: Config(32, 32, 4, 2), 256: Config(16, 16, 4, 1)},
+        "dkdv": {
+            32: Config(16, 32, 4, 1),
+            64: Config(32, 32, 4, 2),
+            128: Config(16, 16, 4, 1),
+            256: Config(16, 16, 4, 1),
+        },
+        "attention_saliency": {64: Config(64, 32, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(16, 16, 4, 1)},
         "attention_flow": {64: Config(64, 32, 4, 2), 128: Config(32, 16, 4, 1), 256: Config(16, 16, 4, 1)},
         "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
     },
+    # Chips with 99 KiB of shared memory a program: 3090, A10, 4090, L4, 5090.
+    ("sm_86", 2): {
+        "attention_forward": {64: Config(64, 64, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(32, 32, 4, 1)},
+        "dq": {64: Config(64, 64, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(32, 32, 4, 1)},
+        "dq_flow": {64: Config(64, 64, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(32, 32, 4, 1)},
+        "dkdv": {64: Config(64, 128, 8, 2), 128: Config(64, 32, 4, 1), 256: Config(32, 32, 4, 1)},
+        "attention_saliency": {64: Config(64, 64, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(32, 32, 4, 1)},
+        "attention_flow": {64: Config(64, 64, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(64, 32, 4, 2)},
+        "attention_saliency_rows": {64: Config(64, 64, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(32, 32, 4, 1)},
+    },
+    ("sm_86", 4): {
+        "attention_forward": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "dq": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "dq_flow": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "dkdv": {
+            32: Config(32, 64, 4, 2),
+            64: Config(32, 32, 4, 1),
+            128: Config(16, 16, 4, 1),
+            256: Config(16, 16, 4, 1),
+        },
+        "attention_saliency": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "attention_flow": {64: Config(64, 32, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "attention_saliency_rows": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+    },
     ("sm_90", 2): {
-        "attention_forward": {64: Config(128, 128, 8, 3), 128: Config(128, 128, 8, 3), 256: Config(64, 64, 4, 3)},
+        "attention_forward": {64: Config(128, 128, 8, 3), 128: Config(128, 128, 8, 3), 256: Config(128, 64, 8, 2)},
         "dq": {64: Config(128, 128, 8, 2), 128: Config(128, 128, 8, 2), 256: Config(64, 64, 4, 2)},
         "dq_flow": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(32, 32, 4, 2)},
         "dkdv": {64: Config(64, 128, 8, 3), 128: Config(32, 128, 8, 2), 256: Config(32, 32, 4, 1)},
@@ -70,7 +99,12 @@ TABLE: dict[tuple[str, int], dict[str, dict[int, Config]]] = {
         "attention_forward": {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(16, 16, 4, 1)},
         "dq": {64: Config(128, 64, 8, 3), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
         "dq_flow": {64: Config(64, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
-        "dkdv": {64: Config(32, 32, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "dkdv": {
+            32: Config(32, 128, 8, 1),
+            64: Config(32, 32, 4, 2),
+            128: Config(16, 16, 4, 1),
+            256: Config(16, 16, 4, 1),
+        },
         "attention_saliency": {64: Config(128, 64, 8, 2), 128: Config(64, 64, 8, 2), 256: Config(16, 16, 4, 1)},
         "attention_flow": {64: Config(128, 64, 8, 3), 128: Config(64, 32, 4, 2), 256: Config(16, 16, 4, 1)},
         "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(64, 128, 8, 1), 256: Config(16, 16, 4, 1)},
@@ -78,7 +112,12 @@ TABLE: dict[tuple[str, int], dict[str, dict[int, Config]]] = {
     ("sm_100", 2): {
         "attention_forward": {64: Config(128, 128, 8, 3), 128: Config(128, 128, 8, 3), 256: Config(128, 32, 8, 2)},
         "dq": {64: Config(128, 128, 8, 2), 128: Config(128, 128, 8, 2), 256: Config(64, 64, 4, 2)},
-        "dq_flow": {64: Config(128, 64, 8, 3), 128: Config(64, 64, 8, 2), 256: Config(64, 64, 8, 2)},
+        "dq_flow": {
+            32: Config(64, 64, 8, 2),
+            64: Config(64, 64, 8, 2),
+            128: Config(64, 64, 8, 2),
+            256: Config(64, 64, 8, 2),
+        },
         "dkdv": {64: Config(64, 128, 8, 3), 128: Config(64, 128, 8, 3), 256: Config(32, 64, 4, 2)},
         "attention_saliency": {64: Config(128, 128, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(128, 64, 8, 2)},
         "attention_flow": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 64, 4, 2)},
@@ -87,25 +126,35 @@ TABLE: dict[tuple[str, int], dict[str, dict[int, Config]]] = {
     ("sm_100", 4): {
         "attention_forward": {64: Config(128, 64, 8, 3), 128: Config(32, 32, 4, 2), 256: Config(16, 16, 4, 1)},
         "dq": {64: Config(64, 64, 8, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
-        "dq_flow": {64: Config(64, 64, 8, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
-        "dkdv": {64: Config(32, 64, 8, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
-        "attention_saliency": {64: Config(128, 64, 8, 2), 128: Config(32, 32, 4, 2), 256: Config(16, 16, 4, 1)},
+        "dq_flow": {64: Config(64, 64, 8, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "dkdv": {
+            32: Config(16, 32, 4, 1),
+            64: Config(32, 32, 4, 2),
+            128: Config(16, 16, 4, 1),
+            256: Config(16, 16, 4, 1),
+        },
+        "attention_saliency": {64: Config(128, 64, 8, 2), 128: Config(64, 32, 4, 1), 256: Config(16, 16, 4, 1)},
         "attention_flow": {64: Config(64, 64, 8, 2), 128: Config(32, 16, 4, 1), 256: Config(16, 16, 4, 1)},
         "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
     },
-}
-# Chips with 99 KiB of shared memory a program: 3090, A10, 4090, L4, 5090.
-TABLE["sm_86", 2] = {
-    kernel: {64: Config(64, 64, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(32, 32, 4, 1)} for kernel in KERNELS
-}
-TABLE["sm_86", 4] = {
-    kernel: {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)} for kernel in KERNELS
-}
-TABLE["gfx942", 2] = {
-    kernel: {64: Config(64, 64, 4, 1), 128: Config(64, 64, 4, 1), 256: Config(32, 32, 4, 1)} for kernel in KERNELS
-}
-TABLE["gfx942", 4] = {
-    kernel: {64: Config(32, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)} for kernel in KERNELS
+    ("gfx942", 2): {
+        "attention_forward": {64: Config(64, 64, 4, 1), 128: Config(64, 64, 4, 1), 256: Config(32, 32, 4, 1)},
+        "dq": {64: Config(64, 64, 4, 1), 128: Config(64, 64, 4, 1), 256: Config(32, 32, 4, 1)},
+        "dq_flow": {64: Config(64, 64, 4, 1), 128: Config(64, 64, 4, 1), 256: Config(32, 32, 4, 1)},
+        "dkdv": {64: Config(64, 64, 4, 1), 128: Config(64, 64, 4, 1), 256: Config(32, 32, 4, 1)},
+        "attention_saliency": {64: Config(64, 64, 4, 1), 128: Config(64, 64, 4, 1), 256: Config(32, 32, 4, 1)},
+        "attention_flow": {64: Config(64, 64, 4, 1), 128: Config(64, 64, 4, 1), 256: Config(32, 32, 4, 1)},
+        "attention_saliency_rows": {64: Config(64, 64, 4, 1), 128: Config(64, 64, 4, 1), 256: Config(32, 32, 4, 1)},
+    },
+    ("gfx942", 4): {
+        "attention_forward": {64: Config(32, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
+        "dq": {64: Config(32, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
+        "dq_flow": {64: Config(32, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
+        "dkdv": {64: Config(32, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
+        "attention_saliency": {64: Config(32, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
+        "attention_flow": {64: Config(32, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
+        "attention_saliency_rows": {64: Config(32, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
+    },
 }
 
 
