@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDS_CUDA = "needs CUDA"
+#: Characters of a process' output that are kept.
+TAIL = 3000
 
 
 class Missing(Exception):  # noqa: N818 - no error: it is what a machine lacks
@@ -144,21 +147,40 @@ def _output(*command: str) -> str | None:
 
 
 def tests(c: Context) -> None:
-    """In a dry run the tests are collected only: they run in the suite itself."""
-    file = ROOT / "tests" / "ops" / "test_triton.py"
-    if not file.exists():
+    """The kernels' tests, dealt to a few processes: most of their time is the compiler's, which has one core each.
+
+    In a dry run they are collected only; they run in the suite itself.
+    """
+    files = [
+        f"tests/ops/{name}" for name in ("test_triton.py", "test_flash.py") if (ROOT / "tests/ops" / name).exists()
+    ]
+    if not files:
         raise Missing("tests/ops/test_triton.py", "no such file")
-    with tempfile.TemporaryDirectory() as folder:
-        junit = Path(folder) / "junit.xml"
-        command = [
-            sys.executable, "-m", "pytest", str(file.relative_to(ROOT)), "--noconftest", "-q", "-p", "no:cacheprovider",
-            f"--junitxml={junit}", *(["--collect-only"] if c.dry else []),
-        ]  # fmt: skip
-        code, output = _run(c, command)
-        counts = _counts(junit)
-    c.record.write(counts=counts, collected_only=c.dry, exit_status=code, output_tail=output[-6000:])
-    if code != 0:
-        c.write_failure(f"pytest ended with {'its time limit' if code is None else code}")
+    pytest = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-p", "no:cacheprovider"]
+    code, output = _run(c, [*pytest, "--collect-only", *files])
+    # With -q and nothing else, a line for each test; addopts may hold more quiet than that.
+    names = [line for line in output.splitlines() if "::" in line and line.startswith("tests/")]
+    c.record.write(files=files, collected=len(names), collected_only=c.dry, output_tail=output[-2000:])
+    if code != 0 or not names:
+        c.write_failure(f"pytest ended with {code} and {len(names)} tests collected")
+    elif not c.dry:
+        _run_tests(c, pytest, names, processes=max(1, min(6, (os.cpu_count() or 2) // 2)))
+
+
+def _run_tests(c: Context, pytest: list[str], names: list[str], processes: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(processes) as pool:
+        junits = [Path(folder) / f"{i}.xml" for i in range(processes)]
+        commands = [[*pytest, f"--junitxml={junit}", *names[i::processes]] for i, junit in enumerate(junits)]
+        done = list(pool.map(lambda command: _run(c, command), commands))
+        counts: dict[str, int] = {}
+        for (code, output), junit in zip(done, junits, strict=True):
+            of_one = _counts(junit)
+            for key, n in of_one.items():
+                counts[key] = counts.get(key, 0) + n
+            c.record.add(exit_status=code, counts=of_one, output_tail=output[-TAIL:])
+            if code not in (0, 5):  # 5: none was dealt to it
+                c.write_failure(f"pytest ended with {'its time limit' if code is None else code}")
+    c.record.write(counts=counts, not_run=len(names) - counts.get("tests", 0))
 
 
 def _counts(junit: Path) -> dict[str, int]:

@@ -150,11 +150,13 @@ def _symground(x: Inputs) -> Attention:
     return lambda q, k, v: ops.attention(q, k, v, impl=x.impl)[0]
 
 
-def _through_probe(x: Inputs) -> Run:
+def _through_probe(x: Inputs, impl: str | None = None) -> Run:
+    impl = impl or x.impl
+
     def run() -> Tensor:
         x.without_grads()
         probe = x.saliency_probe()
-        ops.attention(x.q, x.k, x.v, saliency_probe=probe, impl=x.impl)[0].backward(x.grad)
+        ops.attention(x.q, x.k, x.v, saliency_probe=probe, impl=impl)[0].backward(x.grad)
         assert probe.grad is not None
         return probe.grad.abs_()
 
@@ -235,6 +237,7 @@ PEERS: list[Peer] = [
     Peer("layer", EAGER, _eager),
     Peer("layer", COMPILED_EAGER, partial(_eager, compiled=True), compiles=True),
     Peer("layer", SYMGROUND, _through_probe),
+    Peer("layer", "symground, impl flash", partial(_through_probe, impl="flash"), lacks=_needs_half),
     Peer("saliency", CLOSED, _closed_form),
     Peer("saliency", COMPILED_CLOSED, partial(_closed_form, compiled=True), compiles=True),
     Peer("saliency", SYMGROUND, _saliency),
