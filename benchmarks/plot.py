@@ -95,7 +95,8 @@ def _label(axis: Any, lines: dict[str, list[tuple[int, float]]]) -> None:
         axis.annotate(
             peer, (x, y), xytext=(max(T for _, T, _ in ends) * 1.12, height), textcoords="data", va="center",
             color=COLOURS.get(peer, "#444444"), fontweight="bold" if peer == SYMGROUND else "normal",
-            annotation_clip=False, arrowprops={"arrowstyle": "-", "lw": 0.5, "alpha": 0.4, "relpos": (0, 0.5), "shrinkA": 0},
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "alpha": 0.4, "relpos": (0, 0.5), "shrinkA": 0},
         )  # fmt: skip
     axis.set_ylim(low, max(high, heights[-1] * apart))
 
