@@ -23,6 +23,7 @@ from benchmarks.peers import COMPILED_EAGER, EAGER, FLASH, FLASH_ATTN, FLEX, NO_
 COLOURS = {
     SYMGROUND: "#D55E00", NO_SALIENCY: "#E69F00", EAGER: "#000000", COMPILED_EAGER: "#7F7F7F", SDPA: "#0072B2",
     FLASH: "#56B4E9", FLASH_ATTN: "#009E73", FLEX: "#CC79A7", "SDPA cuDNN": "#B2A300",
+    "symground, impl flash": "#8C2D04",
 }  # fmt: skip
 QUANTITIES = {"seconds": "time", "peak_bytes": "peak memory"}
 
@@ -94,7 +95,8 @@ def _label(axis: Any, lines: dict[str, list[tuple[int, float]]]) -> None:
         axis.annotate(
             peer, (x, y), xytext=(max(T for _, T, _ in ends) * 1.12, height), textcoords="data", va="center",
             color=COLOURS.get(peer, "#444444"), fontweight="bold" if peer == SYMGROUND else "normal",
-            annotation_clip=False, arrowprops={"arrowstyle": "-", "lw": 0.5, "alpha": 0.4},
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "alpha": 0.4, "relpos": (0, 0.5), "shrinkA": 0},
         )  # fmt: skip
     axis.set_ylim(low, max(high, heights[-1] * apart))
 
