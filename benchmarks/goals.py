@@ -28,7 +28,7 @@ def machine_of(result: dict[str, Any], file: Path) -> str:
         beside = file.with_name("machine.json")
         info = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
         return f"{info.get('gpu') or 'a CPU, dry run'}, torch {info.get('versions', {}).get('torch')}"
-    extension = "" if info.get("extension") else ", without the C++ extension"
+    extension = ", without the C++ extension" if info.get("extension") is False else ""  # older files do not say
     device = info.get("gpu") or f"{info['cpu']['brand']}, {info['threads']} threads{extension}"
     return f"{device}, torch {info['torch']}"
 
