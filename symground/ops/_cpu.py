@@ -85,25 +85,16 @@ def _additive(valid: Tensor, like: Tensor) -> Tensor:
 def _backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
-    inputs: bool, saliency: bool,
-    query_groups: Tensor | None, key_groups: Tensor | None, num_query_groups: int, num_key_groups: int,
+    saliency: bool, *_groups: Any,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    form = (gate, causal, scale, key_range, window)
-    dq = dk = dv = total = flow = None
     plain = gate is None and key_range is None and window is None and (not causal or q.shape[2] == k.shape[2])
-    if inputs and (saliency or not plain):
-        # One pass for both; and aten's flash would want a mask of size B·T·S.
-        total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
-        dq, dk, dv = _inner().backward(q, k, v, grad_out, lse, *form, total)
-    elif inputs:
+    if plain and not saliency:
         grads = _flash_backward(grad_out, q, k, v, out, lse, 0.0, causal, scale=scale)
-        dq, dk, dv = (x.contiguous() for x in grads)
-    elif saliency:
-        total = _saliency(q, k, v, grad_out, lse, *form, True)
-    if query_groups is not None and key_groups is not None:
-        groups = (query_groups, key_groups, num_query_groups, num_key_groups)
-        flow, _row, _matrix = _flow(q, k, v, grad_out, lse, *form, *groups, False)
-    return dq, dk, dv, total, flow
+        return *(x.contiguous() for x in grads), None, None
+    # One pass for gradients and saliency; and aten's flash would want a mask of size B·T·S.
+    total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
+    grads = _inner().backward(q, k, v, grad_out, lse, gate, causal, scale, key_range, window, total)
+    return *grads, total, None
 
 
 def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, *rest: Any) -> Tensor:

@@ -31,7 +31,7 @@ def choose(op: str, table: Mapping[str, F], impl: str | None, like: Tensor) -> F
     """
     if impl is None:
         order = _PREFERENCE.get(like.device.type, ("reference",))
-        impl = next(name for name in order if name in table and _refusal(name, like) is None)
+        return table[next(name for name in order if name in table and _refusal(name, like) is None)]
     if impl not in table:
         raise ValueError(f"impl: ops.{op} has {', '.join(map(repr, sorted(table)))}; got {impl!r}")
     refusal = _refusal(impl, like)

@@ -6,7 +6,7 @@ natural-log LSE, which is all that the saliency and flow kernels need of an atte
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -122,23 +122,13 @@ def _forward(
 def _backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
-    inputs: bool, saliency: bool,
-    query_groups: Tensor | None, key_groups: Tensor | None, num_query_groups: int, num_key_groups: int,
+    *_saliency_and_groups: Any,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    form = (gate, causal, scale, key_range, window)
-    dq = dk = dv = total = flow = None
-    if inputs:
-        if gate is not None:  # they want the output that belongs to their gradient: the head's own
-            out = _gated(out, torch.where(gate == 0, 0.0, 1 / gate))
-        finite = lse.masked_fill(lse.isneginf(), float("inf"))
-        grads = flash().backward(_gated(grad_out, gate), q, k, v, out, finite, causal, scale, window)
-        dq, dk, dv = (x.contiguous() for x in grads)
-    if saliency:
-        total = triton_kernels.saliency(q, k, v, grad_out, lse, *form, True)
-    if query_groups is not None and key_groups is not None:
-        groups = (query_groups, key_groups, num_query_groups, num_key_groups)
-        flow, _row, _matrix = triton_kernels.flow(q, k, v, grad_out, lse, *form, *groups, False)
-    return dq, dk, dv, total, flow
+    if gate is not None:  # they want the output that belongs to their gradient: the head's own
+        out = _gated(out, torch.where(gate == 0, 0.0, 1 / gate))
+    finite = lse.masked_fill(lse.isneginf(), float("inf"))
+    grads = flash().backward(_gated(grad_out, gate), q, k, v, out, finite, causal, scale, window)
+    return *(x.contiguous() for x in grads), None, None
 
 
 def _gated(x: Tensor, gate: Tensor | None) -> Tensor:

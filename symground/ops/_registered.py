@@ -24,9 +24,9 @@ class Kernels(NamedTuple):
 
     Attributes:
         forward: (q, k, v, *form) → out, gated, and lse. The output of a head whose gate is 0 is not computed.
-        backward: (grad_out, q, k, v, out, lse, *form, inputs, saliency, query_groups, key_groups, num_query_groups,
-            num_key_groups) → dq, dk, dv where ``inputs``, signed saliency [B,T,S] where ``saliency``, flow [B,H,Gq,Gk]
-            where there are groups; None for what was not asked.
+        backward: (grad_out, q, k, v, out, lse, *form, saliency, query_groups, key_groups, num_query_groups,
+            num_key_groups) → dq, dk, dv, and what it has in passing of the signed saliency [B,T,S] where ``saliency``
+            and of the flow [B,H,Gq,Gk] where there are groups; None leaves it to the functions below.
         saliency: (q, k, v, grad_out, lse, *form, signed) → [B,T,S].
         flow: (q, k, v, grad_out, lse, *form, query_groups, key_groups, num_query_groups, num_key_groups, matrix) → F,
             row_total and matrix_total; without ``matrix`` the last may be anything.
@@ -38,6 +38,21 @@ class Kernels(NamedTuple):
     saliency: Callable[..., Tensor]
     flow: Callable[..., tuple[Tensor, Tensor, Tensor]]
     rows: Callable[..., Tensor]
+
+    def gradients(
+        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest: Any
+    ) -> tuple[Tensor | None, ...]:
+        """(…, *form, inputs, saliency, *groups) → dq, dk, dv where ``inputs``, saliency, flow; None for the unasked."""
+        *form, inputs, saliency, query_groups, key_groups, num_query, num_key = rest
+        groups = (query_groups, key_groups, num_query, num_key)
+        dq = dk = dv = total = flow = None
+        if inputs:
+            dq, dk, dv, total, flow = self.backward(grad_out, q, k, v, out, lse, *form, saliency, *groups)
+        if saliency and total is None:
+            total = self.saliency(q, k, v, grad_out, lse, *form, True)
+        if query_groups is not None and flow is None:
+            flow, _row, _matrix = self.flow(q, k, v, grad_out, lse, *form, *groups, False)
+        return dq, dk, dv, total, flow
 
 
 class Registered(NamedTuple):
@@ -59,7 +74,7 @@ def register(name: str, kernels: Kernels, device_types: str | None) -> Registere
 
     def all_gradients(grad_out: Tensor, *args: Any) -> tuple[Tensor, ...]:
         # A registered op returns tensors only: what was not asked is empty.
-        return tuple(grad_out.new_empty(0) if x is None else x for x in kernels.backward(grad_out, *args))
+        return tuple(grad_out.new_empty(0) if x is None else x for x in kernels.gradients(grad_out, *args))
 
     forward = define(
         "attention",

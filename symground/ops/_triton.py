@@ -35,20 +35,12 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     from symground.kernels.attention_backward import attention_backward
 
-    *form, inputs, saliency, query_groups, key_groups, num_query, num_key = rest
-    dq = dk = dv = total = flow = None
-    groups = (query_groups, key_groups, num_query, num_key)
-    if inputs:
-        fused = query_groups is not None and num_query <= _FUSED_GROUPS[0] and num_key <= _FUSED_GROUPS[1]
-        with torch.cuda.device_of(q):
-            dq, dk, dv, flow = attention_backward(
-                _call(q, k, v, *form), grad_out, out, lse, *(groups if fused else (None, None, 0, 0))
-            )
-    if saliency:
-        total = _saliency(q, k, v, grad_out, lse, *form, True)
-    if query_groups is not None and flow is None:
-        flow, _row, _matrix = _flow(q, k, v, grad_out, lse, *form, *groups, False)
-    return dq, dk, dv, total, flow
+    *form, _saliency_asked, query_groups, key_groups, num_query, num_key = rest
+    fused = query_groups is not None and num_query <= _FUSED_GROUPS[0] and num_key <= _FUSED_GROUPS[1]
+    groups = (query_groups, key_groups, num_query, num_key) if fused else (None, None, 0, 0)
+    with torch.cuda.device_of(q):
+        dq, dk, dv, flow = attention_backward(_call(q, k, v, *form), grad_out, out, lse, *groups)
+    return dq, dk, dv, None, flow
 
 
 def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, *rest: Any) -> Tensor:

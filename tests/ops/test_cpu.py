@@ -128,7 +128,7 @@ def test_padding_costs_no_mask_and_no_copy(inner: str, queries: int, window: int
     with using(inner), Watch():  # inside a registered op a mode sees nothing, so not through ops.attention
         out, lse = _cpu._forward(q, k, v, *form)
         no_groups = (None, None, 0, 0)
-        gradients = _cpu._backward(grad, q, k, v, out, lse, *form, True, False, *no_groups)
+        gradients = _cpu._backward(grad, q, k, v, out, lse, *form, False, *no_groups)
     known = [q, k, v, grad, out, *(x for x in gradients if x is not None)]
     known_storage = {x.untyped_storage().data_ptr() for x in known}
     largest = max(x.untyped_storage().nbytes() for x in made if x.untyped_storage().data_ptr() not in known_storage)
