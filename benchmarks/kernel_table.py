@@ -35,7 +35,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from symground.kernels import attention_backward, attention_flow, attention_forward, launch  # noqa: E402
+from symground.kernels import attention_backward, attention_flow, attention_forward, launch, vocabulary  # noqa: E402
 from symground.kernels import attention_saliency as saliency  # noqa: E402
 from symground.kernels import attention_saliency_rows as saliency_rows  # noqa: E402
 from symground.kernels.configs import KERNELS, Config, shipped  # noqa: E402
@@ -50,6 +50,9 @@ TARGETS = {
 #: Bytes of shared memory that one program may have.
 SHARED = {"sm_80": 166_912, "sm_86": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 HEAD_SIZES = (32, 64, 128, 256)
+#: Kernels that read a vocabulary head, of hidden size 768.
+VOCABULARY = ("vocabulary_lse", "logits_gradient", "shared_candidates", "own_candidates")
+HIDDEN_SIZE = 768
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -76,7 +79,7 @@ class Row:
             found.append("shared memory")
         if self.local_in_loop:
             found.append("local memory in a loop")
-        if not (self.error or self.matrix or self.kernel == "delta"):
+        if not (self.error or self.matrix or self.kernel in ("delta", "own_candidates")):
             found.append("no tensor cores")
         return found
 
@@ -113,6 +116,21 @@ def launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -> No
         saliency_rows.attention_saliency_rows(call, grad, lse, torch.empty(8, 4, dtype=torch.int64, device="meta"))
 
 
+def vocabulary_launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -> None:
+    rows, entries, count = 8 * problem.length, 50257, 100
+    hidden, weight = (torch.empty(n, size, dtype=dtype, device="meta") for n in (rows, entries))
+    bias = torch.empty(entries, dtype=dtype, device="meta") if problem.options else None
+    shape = (rows, count) if kernel == "own_candidates" else (count,)
+    head = vocabulary.Head(hidden, weight, bias, torch.empty(shape, dtype=torch.int64, device="meta"))
+    lse, grad = (torch.empty(*shape, dtype=torch.float32, device="meta") for shape in ((rows,), (rows, count)))
+    if kernel == "vocabulary_lse":
+        vocabulary.log_sum_exp(head)
+    elif kernel == "logits_gradient":
+        vocabulary.gradients(head, grad, lse, True, False, False)
+    else:
+        vocabulary.surprisal(head, lse)
+
+
 FUNCTIONS = {"delta": "delta_kernel", "dq": "dq_kernel", "dq_flow": "dq_kernel", "dkdv": "dkdv_kernel"}
 
 
@@ -130,7 +148,7 @@ def compiled(kernel: str, arch: str, dtype: torch.dtype, size: int, config: Conf
         mock.patch.object(launch, "architecture_of", return_value=arch),
         mock.patch.object(launch, "shipped", lambda asked, *rest: config if asked == kernel else Config(64, 64, 4, 1)),
     ):
-        launches(kernel, dtype, size, problem)
+        (vocabulary_launches if kernel in VOCABULARY else launches)(kernel, dtype, size, problem)
     assert result is not None
     return result
 
@@ -224,8 +242,9 @@ def jobs(arguments: argparse.Namespace) -> list[Job]:
         (kernel, arch, dtype, size, config, problem)
         for arch in arguments.arch
         for dtype in arguments.dtype
-        for size in arguments.head_size
+        for size in (*arguments.head_size, HIDDEN_SIZE)
         for kernel in arguments.kernel or KERNELS
+        if (kernel in VOCABULARY) == (size == HIDDEN_SIZE)
     ]
 
 
@@ -251,7 +270,7 @@ def main() -> int:
     parser.add_argument(
         "--dtype", nargs="+", choices=["bfloat16", "float16", "float32"], default=["bfloat16", "float32"]
     )
-    parser.add_argument("--head-size", nargs="+", type=int, default=list(HEAD_SIZES))
+    parser.add_argument("--head-size", nargs="*", type=int, default=list(HEAD_SIZES), help="of the attention kernels")
     parser.add_argument("--kernel", nargs="+", choices=KERNELS)
     parser.add_argument("--config", nargs=4, type=int, metavar=("BM", "BN", "WARPS", "STAGES"), help="not the table's")
     parser.add_argument("--length", type=int, default=1024, help="queries and keys")

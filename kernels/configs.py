@@ -13,7 +13,7 @@ import torch
 
 KERNELS = (
     "attention_forward", "delta", "dq", "dq_flow", "dkdv", "attention_saliency", "attention_flow",
-    "attention_saliency_rows",
+    "attention_saliency_rows", "vocabulary_lse", "logits_gradient", "shared_candidates", "own_candidates",
 )  # fmt: skip
 
 
@@ -33,8 +33,20 @@ class Config(NamedTuple):
 #: The interpreter's tiles: small, so that small inputs have many, and of two sizes, so that a mix-up shows.
 INTERPRETER = Config(32, 16, 4, 1)
 
-#: One pass over two rows, bound by memory.
-DELTA = Config(32, 32, 4, 1)
+#: Kernels of which one tile serves everywhere: a pass over rows, bound by memory, or a small product.
+FIXED = {
+    "delta": Config(32, 32, 4, 1),
+    "shared_candidates": Config(32, 32, 4, 2),
+    "own_candidates": Config(32, 1, 4, 1),
+}
+
+#: Kernels that take rows of any length, a piece at a time: what fits one of CUDA's architectures fits all of them.
+VOCABULARY = {
+    ("cuda", 2): Config(128, 128, 8, 3),
+    ("cuda", 4): Config(128, 64, 8, 2),
+    ("gfx942", 2): Config(128, 128, 8, 2),
+    ("gfx942", 4): Config(64, 64, 8, 2),
+}
 
 #: (architecture, bytes of an element) → kernel → {largest BLOCK_D: configuration}. float32's three-part products take
 #: many registers: heads beyond 64 have the smallest tiles there, and some still spill.
@@ -175,7 +187,9 @@ def shipped(kernel: str, architecture: str, block_d: int, element_size: int) -> 
     """The table's entry for a head of at most ``block_d``."""
     if architecture == "interpreter":
         return INTERPRETER
-    if kernel == "delta":
-        return DELTA
+    if kernel in FIXED:
+        return FIXED[kernel]
+    if kernel in ("vocabulary_lse", "logits_gradient"):
+        return VOCABULARY["gfx942" if architecture == "gfx942" else "cuda", element_size]
     by_size = TABLE[architecture, element_size][kernel]
     return by_size[min(size for size in by_size if size >= block_d)]

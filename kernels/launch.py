@@ -66,7 +66,7 @@ class Call:
         return {
             "D": size,
             "BLOCK_D": block_of(size),
-            "PRECISION": precision_of(self.q.dtype, architecture_of(self.q.device)),
+            "PRECISION": precision_of(self.q),
         }
 
     @property
@@ -86,20 +86,20 @@ def block_of(size: int) -> int:
     return max(16, int(triton.next_power_of_2(size)))
 
 
-def precision_of(dtype: torch.dtype, architecture: str) -> str:
-    """How a dot multiplies float32: in three TF32 products, float32's accuracy on the tensor cores.
+def precision_of(x: Tensor) -> str:
+    """How a dot multiplies what ``x`` holds: float32 in three TF32 products, float32's accuracy on the tensor cores.
 
     AMD's matrix cores multiply float32 as it is.
     """
-    return "tf32x3" if dtype == torch.float32 and not architecture.startswith("gfx") else "ieee"
+    return "tf32x3" if x.dtype == torch.float32 and not architecture_of(x.device).startswith("gfx") else "ieee"
 
 
-def config_of(kernel: str, q: Tensor, key: tuple[Any, ...], run: Callable[[Config], Any]) -> Config:
-    """The shipped configuration for this device and head size, or a measured one where tuning is switched on."""
-    architecture = architecture_of(q.device)
-    best = shipped(kernel, architecture, block_of(q.shape[3]), q.element_size())
-    if tuning.enabled() and q.is_cuda and not torch.cuda.is_current_stream_capturing():
-        return tuning.best(kernel, architecture, (q.shape[3], str(q.dtype), *key), best, run)
+def config_of(kernel: str, x: Tensor, key: tuple[Any, ...], run: Callable[[Config], Any]) -> Config:
+    """The shipped configuration for this device and row length, or a measured one where tuning is switched on."""
+    architecture = architecture_of(x.device)
+    best = shipped(kernel, architecture, block_of(x.shape[-1]), x.element_size())
+    if tuning.enabled() and x.is_cuda and not torch.cuda.is_current_stream_capturing():
+        return tuning.best(kernel, architecture, (x.shape[-1], str(x.dtype), *key), best, run)
     return best
 
 

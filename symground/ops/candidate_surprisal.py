@@ -6,6 +6,8 @@ from torch import Tensor
 
 from symground.ops._dispatch import choose
 from symground.ops._vocabulary import check_candidates, check_head, logits
+from symground.ops._vocabulary_cpu import cpu
+from symground.ops._vocabulary_triton import triton
 
 
 def candidate_surprisal(
@@ -40,4 +42,4 @@ def candidate_surprisal_reference(hidden: Tensor, weight: Tensor, candidates: Te
     return z.logsumexp(-1, keepdim=True) - z.gather(1, ids)
 
 
-IMPLEMENTATIONS = {"reference": candidate_surprisal_reference}
+IMPLEMENTATIONS = {"reference": candidate_surprisal_reference, "cpu": cpu.surprisal, "triton": triton.surprisal}

@@ -10,6 +10,8 @@ from torch import Tensor
 from symground.ops import _checks as check
 from symground.ops._dispatch import choose
 from symground.ops._vocabulary import check_candidates
+from symground.ops._vocabulary_cpu import cpu
+from symground.ops._vocabulary_triton import triton
 from symground.ops.candidate_surprisal import candidate_surprisal_reference
 
 
@@ -27,7 +29,7 @@ def lens_surprisal(
     Args:
         hidden: [L,N,D] residual streams before the final norm.
         translators: (W [L,D,D], b [L,D]); layer l is read as h + h W_lᵀ + b_l. None is the plain logit lens.
-        norm: the model's final norm, [N,D] → [N,D].
+        norm: the model's final norm, [N,D] → [N,D], row by row, for any number of rows.
         weight: [V,D] output embedding.
         candidates: [K] or [N,K], int ids in [0, V).
         impl: None picks by device.
@@ -72,4 +74,30 @@ def lens_surprisal_reference(
     return torch.stack([candidate_surprisal_reference(norm(h), weight, candidates, None) for h in hidden])
 
 
-IMPLEMENTATIONS = {"reference": lens_surprisal_reference}
+def _in_one_pass(surprisal: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """All layers as one matrix of rows, so that the vocabulary is gone through once."""
+
+    def run(
+        hidden: Tensor,
+        translators: tuple[Tensor, Tensor] | None,
+        norm: Callable[[Tensor], Tensor],
+        weight: Tensor,
+        candidates: Tensor,
+    ) -> Tensor:
+        layers, rows, size = hidden.shape
+        if translators is not None:
+            w, b = translators
+            hidden = hidden + torch.baddbmm(b[:, None], hidden, w.mT)
+        if candidates.ndim == 2:
+            candidates = candidates.repeat(layers, 1)
+        out = surprisal(norm(hidden.reshape(layers * rows, size)), weight, candidates, None)
+        return out.view(layers, rows, -1)
+
+    return run
+
+
+IMPLEMENTATIONS = {
+    "reference": lens_surprisal_reference,
+    "cpu": _in_one_pass(cpu.surprisal),
+    "triton": _in_one_pass(triton.surprisal),
+}

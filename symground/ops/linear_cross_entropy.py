@@ -8,6 +8,8 @@ from torch import Tensor
 from symground.ops import _checks as check
 from symground.ops._dispatch import choose
 from symground.ops._vocabulary import check_head, logits
+from symground.ops._vocabulary_cpu import cpu
+from symground.ops._vocabulary_triton import triton
 
 
 def linear_cross_entropy(
@@ -60,4 +62,8 @@ def linear_cross_entropy_reference(
     return total if reduction == "sum" else total / (targets != ignore_index).sum().clamp(min=1)
 
 
-IMPLEMENTATIONS = {"reference": linear_cross_entropy_reference}
+IMPLEMENTATIONS = {
+    "reference": linear_cross_entropy_reference,
+    "cpu": cpu.cross_entropy,
+    "triton": triton.cross_entropy,
+}

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from symground import ops
 from symground.ops._cpu import cpu_kernels
 from symground.ops._triton import triton_kernels
+from symground.ops._vocabulary_cpu import COLUMNS, ROWS, head_kernels
 
 registered_impl = pytest.mark.parametrize(
     "impl",
@@ -79,6 +80,43 @@ def test_opcheck(impl: str) -> None:
     torch.library.opcheck(op("attention_saliency_rows"), (*plain, grad, lse, *form, torch.tensor([[0, 5], [3, 3]])))
 
 
+@registered_impl
+@pytest.mark.parametrize("shared", [True, False])
+def test_opcheck_of_surprisal(impl: str, shared: bool) -> None:
+    torch.manual_seed(0)
+    hidden, weight, bias = (torch.randn(s, requires_grad=True) for s in ((5, 16), (40, 16), (40,)))
+    candidates = torch.randint(40, (3,) if shared else (5, 3))
+    op = getattr(torch.ops.symground, f"candidate_surprisal_{impl}")
+    backward = getattr(torch.ops.symground, f"candidate_surprisal_backward_{impl}")
+    for level in (bias, None):
+        arguments = (hidden, weight, level, candidates)
+        torch.library.opcheck(op, arguments)
+        plain = [None if x is None else x.detach() for x in arguments]
+        out, lse = op(*plain)
+        torch.library.opcheck(backward, (torch.randn_like(out), *plain, lse, True, True, level is not None))
+        torch.library.opcheck(backward, (torch.randn_like(out), *plain, lse, False, True, False))
+
+
+@registered_impl
+def test_surprisal_compiles_without_a_graph_break(impl: str) -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(2, 5, 16, requires_grad=True), torch.randn(40, 16, requires_grad=True)
+    targets, candidates = torch.tensor([3, -100, 39, 0, 7]), torch.tensor([1, 2])
+    translators = (torch.randn(2, 16, 16), torch.randn(2, 16))
+
+    def losses(hidden: Tensor, weight: Tensor) -> Tensor:
+        loss = ops.linear_cross_entropy(hidden[0], weight, targets, impl=impl)
+        lens = ops.lens_surprisal(hidden, translators, torch.tanh, weight, candidates, impl=impl)
+        return loss + lens.sum() + ops.candidate_surprisal(hidden[1], weight, candidates, impl=impl).sum()
+
+    found = []
+    for run in (losses, torch.compile(losses, fullgraph=True, backend="aot_eager")):
+        loss = run(hidden, weight)
+        found.append([loss.detach(), *torch.autograd.grad(loss, (hidden, weight))])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 class Watch(TorchDispatchMode):
     """Counts the numbers in the largest tensor made, and in all that live beside the given ones at the worst moment."""
 
@@ -123,6 +161,22 @@ def test_kernels_keep_no_attention_matrix_and_no_copies(impl: str, padded: bool)
     assert watch.largest <= max(3 * 64 * heads * length, one)
     # out and three gradients; [B,T,S]; LSE and delta; rows of tiles on a CPU, none of which a GPU has
     assert watch.peak <= 4 * one + batch * length**2 + 4 * row + (4 * 64 * heads * length if impl == "cpu" else 0)
+
+
+def test_surprisal_keeps_no_row_of_the_vocabulary() -> None:
+    """Forward and backward, beside inputs and gradients: tiles of logits, never N·V."""
+    torch.manual_seed(0)
+    rows, size, vocabulary = 3000, 16, 9000
+    inputs = [torch.randn(rows, size), torch.randn(vocabulary, size), torch.randn(vocabulary)]
+    for candidates in (torch.arange(100), torch.randint(vocabulary, (rows, 2))):
+        grad = torch.randn(rows, candidates.shape[-1])
+        with Watch(*inputs, candidates, grad) as watch:
+            out, lse = head_kernels.forward(*inputs, candidates)
+            kept = [out, lse, *head_kernels.backward(grad, *inputs, candidates, lse, True, True, True)]
+        assert len(kept) == 5
+        assert watch.largest <= ROWS * COLUMNS
+        given = sum(x.numel() for x in (*inputs, *kept[:2]))
+        assert watch.peak <= 3 * ROWS * COLUMNS + 2 * given < rows * vocabulary / 3
 
 
 def test_memory_of_a_whole_pass_under_checkpointing_and_over_micro_batches() -> None:

@@ -2,57 +2,144 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from symground import ops
+from symground.ops import _vocabulary_cpu
+
+both = pytest.mark.parametrize("impl", ["reference", "cpu"])
 
 
-@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 9), st.booleans(), st.booleans(), st.integers(0, 10**6))
-def test_candidate_surprisal(n: int, d: int, v: int, shared: bool, with_bias: bool, seed: int) -> None:
+@both
+@given(
+    st.integers(0, 9), st.integers(1, 5), st.integers(1, 12), st.integers(1, 4), st.booleans(), st.booleans(),
+    st.integers(1, 5), st.integers(1, 5), st.integers(0, 10**6),
+)  # fmt: skip
+def test_candidate_surprisal(
+    impl: str, n: int, d: int, v: int, k: int, shared: bool, with_bias: bool, rows: int, columns: int, seed: int
+) -> None:
     g = torch.Generator().manual_seed(seed)
     hidden, weight = (torch.randn(r, d, generator=g, dtype=torch.float64) for r in (n, v))
     bias = torch.randn(v, generator=g, dtype=torch.float64) if with_bias else None
-    candidates = torch.randint(v, (3,) if shared else (n, 3), generator=g)
+    candidates = torch.randint(v, (k,) if shared else (n, k), generator=g)
+    upstream = torch.randn(n, k, generator=g, dtype=torch.float64)
+    leaves = [x.requires_grad_() for x in (hidden, weight, bias) if x is not None]
     full = -torch.log_softmax(torch.nn.functional.linear(hidden, weight, bias), -1)
-    got = ops.candidate_surprisal(hidden, weight, candidates, bias)
-    torch.testing.assert_close(got, full.gather(1, candidates.expand(n, 3)))
-    everything = ops.candidate_surprisal(hidden, weight, torch.arange(v), bias)
+    expected = full.gather(1, candidates.expand(n, k))
+    with patch.multiple(_vocabulary_cpu, ROWS=rows, COLUMNS=columns):  # several tiles, and a narrower last one
+        got = ops.candidate_surprisal(hidden, weight, candidates, bias, impl=impl)
+        everything = ops.candidate_surprisal(hidden, weight, torch.arange(v), bias, impl=impl)
+        gradients = torch.autograd.grad(got, leaves, upstream)
+    torch.testing.assert_close(got, expected)
     torch.testing.assert_close(torch.exp(-everything).sum(-1), torch.ones(n, dtype=torch.float64))
+    for ours, autograds in zip(gradients, torch.autograd.grad(expected, leaves, upstream), strict=True):
+        torch.testing.assert_close(ours, autograds)
 
 
-def test_half_precision_gives_float32() -> None:
+@both
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_gives_float32(impl: str, dtype: torch.dtype) -> None:
+    """Accumulated in float32: only the inputs and the gradients are rounded."""
     torch.manual_seed(0)
-    hidden, weight = torch.randn(4, 8).bfloat16(), torch.randn(50, 8).bfloat16()
-    got = ops.candidate_surprisal(hidden, weight, torch.arange(50))
+    hidden, weight = (torch.randn(n, 8).to(dtype).requires_grad_() for n in (4, 50))
+    got = ops.candidate_surprisal(hidden, weight, torch.arange(50), impl=impl)
     assert got.dtype == torch.float32
-    torch.testing.assert_close(torch.exp(-got).sum(-1), torch.ones(4))
+    torch.testing.assert_close(torch.exp(-got).sum(-1), torch.ones(4), atol=1e-5, rtol=0)
+    wide = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    exact = ops.candidate_surprisal(*wide, torch.arange(50), impl="reference")
+    torch.testing.assert_close(got.double(), exact, atol=1e-5, rtol=0)
+    gradients = torch.autograd.grad(got[:, :9].sum(), (hidden, weight))
+    for ours, wanted in zip(gradients, torch.autograd.grad(exact[:, :9].sum(), wide), strict=True):
+        assert ours.dtype == dtype
+        assert (ours - wanted).abs().max() <= torch.finfo(dtype).eps * wanted.abs().max()
 
 
-def test_gradcheck() -> None:
+@both
+def test_gradcheck(impl: str) -> None:
     torch.manual_seed(0)
-    hidden, weight, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((3, 2), (5, 2), (5,)))
-    candidates, targets = torch.tensor([[0, 4], [1, 1], [2, 3]]), torch.tensor([0, -100, 4])
-    assert torch.autograd.gradcheck(
-        lambda *z: ops.candidate_surprisal(z[0], z[1], candidates, z[2]), (hidden, weight, bias)
-    )
-    assert torch.autograd.gradcheck(
-        lambda *z: ops.linear_cross_entropy(z[0], z[1], targets, z[2]), (hidden, weight, bias)
-    )
+    leaves = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((3, 2), (5, 2), (5,))]
+    own, shared, targets = torch.tensor([[0, 4], [1, 1], [2, 3]]), torch.tensor([2, 2, 0]), torch.tensor([0, -100, 4])
+    for candidates in (own, shared):
+
+        def surprisal(h: Tensor, w: Tensor, b: Tensor, candidates: Tensor = candidates) -> Tensor:
+            return ops.candidate_surprisal(h, w, candidates, b, impl=impl)
+
+        assert torch.autograd.gradcheck(surprisal, leaves)
+    assert torch.autograd.gradcheck(lambda h, w, b: ops.linear_cross_entropy(h, w, targets, b, impl=impl), leaves)
 
 
-def test_cross_entropy_is_torchs() -> None:
+@both
+def test_cross_entropy_is_torchs(impl: str) -> None:
+    torch.manual_seed(0)
+    hidden, weight = (torch.randn(n, 4, requires_grad=True) for n in (6, 9))
+    for targets, ignored in (([0, 8, -100, 3, -100, 1], -100), ([0, 8, 5, 3, 5, 1], 5), ([0, -1, 5, 3, -1, 1], -1)):
+        for reduction in ("mean", "sum"):
+            kw = {"ignore_index": ignored, "reduction": reduction}
+            got = ops.linear_cross_entropy(hidden, weight, torch.tensor(targets), **kw, impl=impl)
+            expected = torch.nn.functional.cross_entropy(hidden @ weight.T, torch.tensor(targets), **kw)
+            torch.testing.assert_close(got, expected)
+            for a, b in zip(*(torch.autograd.grad(x, (hidden, weight)) for x in (got, expected)), strict=True):
+                torch.testing.assert_close(a, b)
+    nothing = ops.linear_cross_entropy(hidden, weight, torch.full((6,), -100), impl=impl)
+    assert nothing == 0
+    assert torch.autograd.grad(nothing, hidden)[0].eq(0).all()
+
+
+def test_ignored_rows_cost_nothing_on_a_cpu() -> None:
+    """They are not even read."""
+    torch.manual_seed(0)
+    hidden, weight = (torch.randn(n, 4, requires_grad=True) for n in (6, 9))
+    dirty = hidden.detach().clone()
+    dirty[2] = float("nan")
+    targets = torch.tensor([0, 8, -100, 3, -100, 1])
+    loss = ops.linear_cross_entropy(dirty.requires_grad_(), weight, targets, impl="cpu")
+    gradients = torch.autograd.grad(loss, (dirty, weight))
+    assert loss.isfinite()
+    assert all(x.isfinite().all() for x in gradients)
+
+
+@both
+def test_a_word_that_cannot_be_said(impl: str) -> None:
+    """A bias of -inf: infinite surprisal, and nothing else is disturbed."""
+    torch.manual_seed(0)
+    hidden, weight, bias = torch.randn(3, 4), torch.randn(9, 4), torch.zeros(9)
+    bias[:5] = float("-inf")
+    with patch.multiple(_vocabulary_cpu, COLUMNS=2):
+        got = ops.candidate_surprisal(hidden, weight, torch.tensor([1, 6]), bias, impl=impl)
+    assert got[:, 0].isposinf().all()
+    rest = ops.candidate_surprisal(hidden, weight[5:], torch.tensor([1]), impl="reference")
+    torch.testing.assert_close(got[:, 1:], rest)
+
+
+@both
+def test_any_strides_and_any_integers(impl: str) -> None:
     torch.manual_seed(0)
     hidden, weight = torch.randn(6, 4), torch.randn(9, 4)
-    targets = torch.tensor([0, 8, -100, 3, -100, 1])
-    for reduction in ("mean", "sum"):
-        got = ops.linear_cross_entropy(hidden, weight, targets, reduction=reduction)
-        torch.testing.assert_close(
-            got, torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction=reduction)
-        )
-    assert ops.linear_cross_entropy(hidden, weight, torch.full((6,), -100)) == 0
+    candidates = torch.randint(9, (6, 3))
+    expected = ops.candidate_surprisal(hidden, weight, candidates, impl="reference")
+    strided = [torch.stack((x, x), -1).mT.contiguous().mT[..., 0].T.contiguous().T for x in (hidden, weight)]
+    for dtype in (torch.uint8, torch.int8, torch.int32):
+        ids = candidates.to(dtype).T.contiguous().T
+        torch.testing.assert_close(ops.candidate_surprisal(*strided, ids, impl=impl), expected)
+
+
+@both
+def test_lens_scores_layers_as_one_by_one(impl: str) -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(3, 4, 5, dtype=torch.float64), torch.randn(11, 5, dtype=torch.float64)
+    norm = torch.nn.LayerNorm(5, dtype=torch.float64)
+    translators = (torch.randn(3, 5, 5, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64))
+    for candidates in (torch.tensor([0, 10, 10]), torch.randint(11, (4, 2))):
+        for pair in (None, translators):
+            got = ops.lens_surprisal(hidden, pair, norm, weight, candidates, impl=impl)
+            wanted = ops.lens_surprisal(hidden, pair, norm, weight, candidates, impl="reference")
+            torch.testing.assert_close(got, wanted)
 
 
 def test_lens_reads_each_layer_through_its_translator() -> None:

@@ -1,0 +1,115 @@
+"""The ``cpu`` implementation of surprisal: tiles of rows × vocabulary by PyTorch's own products, used up one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from symground.ops._mixing import accumulation_dtype
+from symground.ops._vocabulary_registered import HeadKernels, register
+
+#: A tile of logits: 4 MiB in float32, so that what follows the product finds it in a processor's last cache.
+ROWS, COLUMNS = 512, 2048
+
+
+def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    dtype, rows = accumulation_dtype(hidden), hidden.shape[0]
+    asked = _asked(candidates)
+    if asked is not None:
+        surprisal = torch.zeros(rows, candidates.shape[-1], dtype=dtype)
+        lse = torch.zeros(rows, dtype=dtype)
+        if len(asked):
+            surprisal[asked], lse[asked] = _forward(hidden[asked], weight, bias, candidates[asked])
+        return surprisal, lse
+    top = torch.full((rows,), float("-inf"), dtype=dtype)
+    total = torch.zeros(rows, dtype=dtype)
+    for _, columns in _spans(weight.shape[0], COLUMNS):
+        head = weight[columns].to(dtype)
+        for _, at in _spans(rows, ROWS):
+            z = _logits(hidden[at].to(dtype), head, bias, columns)
+            higher = torch.maximum(top[at], z.amax(1))
+            # Where nothing is likelier than -inf so far, -inf - (-inf) would be NaN.
+            level = higher.masked_fill(higher.isneginf(), 0.0)
+            total[at] = total[at] * (top[at] - level).exp() + z.sub_(level[:, None]).exp_().sum(1)
+            top[at] = higher
+    lse = top + total.log()
+    return lse[:, None] - _of_candidates(hidden, weight, bias, candidates), lse
+
+
+def _of_candidates(hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor) -> Tensor:
+    """Logits [N,K] of the candidates."""
+    dtype = accumulation_dtype(hidden)
+    z = torch.empty(hidden.shape[0], candidates.shape[-1], dtype=dtype)
+    if candidates.ndim == 1:
+        torch.mm(hidden.to(dtype), weight[candidates].to(dtype).mT, out=z)
+    else:
+        for _, at in _spans(len(hidden), max(1, ROWS // candidates.shape[1])):  # no more than ROWS gathered at a time
+            gathered = weight[candidates[at]].to(dtype)  # [rows,K,D]
+            z[at] = (gathered @ hidden[at].to(dtype)[..., None])[..., 0]
+    return z if bias is None else z.add_(bias.to(dtype)[candidates])
+
+
+def _backward(
+    grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor, lse: Tensor,
+    of_hidden: bool, of_weight: bool, of_bias: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    dtype, vocabulary = lse.dtype, weight.shape[0]
+    asked = _asked(candidates)
+    if asked is not None:
+        found = (grad[asked], hidden[asked], weight, bias, candidates[asked], lse[asked])
+        of_asked, dw, db = _backward(*found, of_hidden, of_weight, of_bias)
+        dh = torch.zeros(hidden.shape, dtype=hidden.dtype) if of_hidden else None
+        if dh is not None and of_asked is not None:
+            dh[asked] = of_asked
+        return dh, dw, db
+    at_candidates = grad.to(dtype)
+    of_row = at_candidates.sum(1)
+    ids = candidates.expand(len(hidden), -1)
+    dh = torch.zeros(hidden.shape, dtype=dtype) if of_hidden else None
+    dw = torch.empty(weight.shape, dtype=weight.dtype) if of_weight else None
+    db = torch.empty(vocabulary, dtype=bias.dtype) if of_bias and bias is not None else None
+    for first, columns in _spans(vocabulary, COLUMNS):
+        head = weight[columns].to(dtype)
+        of_head = torch.zeros(head.shape, dtype=dtype) if of_weight else None
+        of_level = torch.zeros(len(head), dtype=dtype)
+        for _, at in _spans(len(hidden), ROWS):
+            states = hidden[at].to(dtype)
+            z = _logits(states, head, bias, columns)
+            dz = z.sub_(lse[at, None]).exp_().mul_(of_row[at, None])
+            here = (ids[at] >= first) & (ids[at] < first + len(head))
+            dz.scatter_add_(1, (ids[at] - first).masked_fill(~here, 0), -at_candidates[at].masked_fill(~here, 0.0))
+            if dh is not None:
+                dh[at].addmm_(dz, head)
+            if of_head is not None:
+                of_head.addmm_(dz.mT, states)
+            if of_bias:
+                of_level += dz.sum(0)
+        if dw is not None and of_head is not None:
+            dw[columns] = of_head
+        if db is not None:
+            db[columns] = of_level
+    return None if dh is None else dh.to(hidden.dtype), dw, db
+
+
+def _asked(candidates: Tensor) -> Tensor | None:
+    """The rows that have a candidate, where some have none: the others cost nothing."""
+    if candidates.ndim == 1 or bool((candidates[:, 0] >= 0).all()):
+        return None
+    return (candidates[:, 0] >= 0).nonzero()[:, 0]
+
+
+def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None, columns: slice) -> Tensor:
+    if bias is None:
+        return hidden @ head.mT
+    return torch.addmm(bias[columns].to(head.dtype), hidden, head.mT)
+
+
+def _spans(length: int, step: int) -> Iterator[tuple[int, slice]]:
+    for start in range(0, length, step):
+        yield start, slice(start, min(start + step, length))
+
+
+head_kernels = HeadKernels(_forward, _backward)
+cpu = register("cpu", head_kernels, "cpu")
