@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from symground.analysis.intervene import intervene as intervene
     from symground.analysis.probes import probes as probes
     from symground.analysis.score import score as score
+    from symground.analysis.score import score_to_parquet as score_to_parquet
     from symground.analysis.trace import trace as trace
     from symground.models.attach import attach as attach
     from symground.models.load import load as load
@@ -27,7 +28,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "symground.analysis": (
-        "ablate", "cooccurrence", "find_heads", "gain", "intervene", "probes", "score", "trace",
+        "ablate", "cooccurrence", "find_heads", "gain", "intervene", "probes", "score",
+        "score_to_parquet", "trace",
     ),
     "symground.models": ("attach", "load", "load_tokenizer"),
     "symground.reports": ("report",),
@@ -36,7 +38,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ablate", "attach", "cooccurrence", "find_heads", "gain", "intervene", "load", "load_tokenizer", "ops", "probes",
-    "report", "score", "trace",
+    "report", "score", "score_to_parquet", "trace",
 ]  # fmt: skip
 
 

@@ -27,6 +27,9 @@ class Bar:
         self._label, self._total, self._done, self._note = label, total, done, ""
         self._last = time.monotonic()
         self._live = sys.stderr.isatty()
+        # On a terminal a bar within another is a second line; elsewhere it speaks only where it takes long.
+        self._inner = _Display.bars > 0
+        _Display.bars += 1
         if self._live:
             if _Display.shown is None:
                 rich = require("rich.progress", "progress bars")
@@ -34,7 +37,6 @@ class Bar:
                 columns = [*rich.Progress.get_default_columns(), rich.TextColumn("{task.fields[note]}")]
                 _Display.shown = rich.Progress(*columns, console=console)
                 _Display.shown.start()
-            _Display.bars += 1
             self._task = _Display.shown.add_task(label, total=total, completed=done, note="")
 
     def note(self, text: str) -> None:
@@ -45,13 +47,13 @@ class Bar:
         self._done += 1
         if self._live:
             _Display.shown.update(self._task, advance=1, note=self._note)
-        elif time.monotonic() - self._last > _PLAIN_EVERY or self._done == self._total:
+        elif time.monotonic() - self._last > _PLAIN_EVERY or (self._done == self._total and not self._inner):
             self._last = time.monotonic()
             print(f"{self._label}: {self._done}/{self._total} {self._note}".rstrip(), file=sys.stderr, flush=True)
 
     def close(self) -> None:
+        _Display.bars -= 1
         if self._live:
-            _Display.bars -= 1
             if _Display.bars:
                 _Display.shown.remove_task(self._task)
             else:

@@ -1,13 +1,14 @@
 """What the study asks of a model: probes and their surprisal, saliency, heads, and what silencing them does."""
 
 from symground.analysis.ablate import ablate
+from symground.analysis.contexts import Context
 from symground.analysis.cooccurrence import cooccurrence
 from symground.analysis.gain import gain, gain_interval
 from symground.analysis.heads import find_heads, head_shares
 from symground.analysis.intervene import intervene
-from symground.analysis.probes import Context, Probes, probes, split_contexts
+from symground.analysis.probes import Probes, probes, split_contexts
 from symground.analysis.r2 import cooccurrence_r2
-from symground.analysis.score import score
+from symground.analysis.score import score, score_to_parquet
 from symground.analysis.trace import saliency_by_region, trace
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "probes",
     "saliency_by_region",
     "score",
+    "score_to_parquet",
     "split_contexts",
     "trace",
 ]

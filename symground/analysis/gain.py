@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy import stats
 
 
-def gain(scores: pd.DataFrame) -> pd.DataFrame:
+def gain(scores: pd.DataFrame, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
     """G(v) = mean over contexts n and nouns u ≠ v of s(v:<LAN> | c_n(u:<ENV>)) - s(v:<LAN> | c_n(v:<ENV>)).
 
     Args:
         scores: from :func:`symground.score`: context, env, target, surprisal (nats).
+        level: of the intervals.
+        seed: of the bootstrap.
 
     Returns:
-        A DataFrame, a row per target: target, matched, mismatched (mean surprisals, nats), gain (nats).
+        A DataFrame, a row per target: target, matched, mismatched (mean surprisals, nats), gain (nats), and low and
+        high, the bootstrap interval of the gain (BCa, resampling contexts); NaN where there is one context only.
 
     Raises:
         ValueError: a column is missing, or a target has no matched or no mismatched score.
 
-    Source: arXiv 2510.13796, the grounding information gain.
+    Source: arXiv 2510.13796, the grounding information gain; Efron 1987 (BCa).
     """
     for column in ("context", "env", "target", "surprisal"):
         if column not in scores:
@@ -37,16 +41,48 @@ def gain(scores: pd.DataFrame) -> pd.DataFrame:
     if len(incomplete):
         raise ValueError(f"scores: no matched or no mismatched score for {', '.join(map(str, incomplete))}")
     table["gain"] = table["mismatched"] - table["matched"]
+    by_context = _by_context(scores, ~is_match) - _by_context(scores, is_match)
+    table["low"], table["high"] = np.nan, np.nan
+    # Targets that were scored in the same contexts, which is mostly all of them, go through one bootstrap together.
+    for _, alike in by_context.loc[table.index].groupby(by_context.loc[table.index].isna().apply(tuple, axis=1)):
+        low, high = _interval(alike.dropna(axis=1).to_numpy(dtype=float), level, seed)
+        table.loc[alike.index, "low"], table.loc[alike.index, "high"] = low, high
     return table.rename_axis("target").reset_index()
 
 
+def _by_context(scores: pd.DataFrame, chosen: pd.Series) -> pd.DataFrame:
+    """Mean surprisal, a row per target and a column per context."""
+    return scores[chosen].pivot_table("surprisal", "target", "context", aggfunc="mean")
+
+
+def _interval(values: NDArray[np.float64], level: float, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Bootstrap interval (BCa) of the mean of each row [rows, n]; NaN for n < 2, the mean twice where all are equal."""
+    low, high = (np.full(len(values), np.nan) for _ in range(2))
+    if values.shape[1] < 2:
+        return low, high
+    low[:], high[:] = values.mean(-1), values.mean(-1)
+    varied = np.ptp(values, axis=-1) > 0
+    if varied.any():
+        found = stats.bootstrap(
+            (values[varied],),
+            np.mean,
+            axis=-1,
+            confidence_level=level,
+            n_resamples=2000,
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+        low[varied], high[varied] = found.low, found.high
+    return low, high
+
+
 def gain_interval(gains: pd.DataFrame, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
-    """Mean gain over nouns and its bootstrap interval (BCa, resampling nouns), in nats: (mean, low, high)."""
+    """Mean gain over nouns and its bootstrap interval (BCa, resampling nouns), in nats: (mean, low, high).
+
+    The interval of a single noun is its gain.
+    """
     values = gains["gain"].to_numpy(dtype=float)
-    if len(values) < 2 or np.ptp(values) == 0:
-        return float(values.mean()), float(values.mean()), float(values.mean())
-    rng = np.random.default_rng(seed)
-    interval = stats.bootstrap(
-        (values,), np.mean, confidence_level=level, n_resamples=2000, rng=rng
-    ).confidence_interval
-    return float(values.mean()), float(interval.low), float(interval.high)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, mean, mean
+    low, high = _interval(values[None], level, seed)
+    return mean, float(low[0]), float(high[0])

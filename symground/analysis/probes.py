@@ -1,32 +1,25 @@
 """Probes: sentence pairs in which an ENV noun stands and a LAN noun is to be predicted.
 
-A context is ``<CHI>`` + an ENV sentence with a slot for the noun + ``<CHI>`` + the LAN words up to the noun; the
-surprisal of ``noun:<LAN>`` is read at its last token.
+A context is an ENV sentence with a slot for the noun, then LAN words up to where a noun is due; the surprisal of that
+noun is read there.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from symground.data import STUDY_NOUNS, env, lan, speaker
-from symground.data.words import PADDING, env_tokens, lan_tokens
-
-SLOT = "{}"
-
-
-class Context(NamedTuple):
-    """One sentence pair; ``{}`` in the ENV sentence is the noun."""
-
-    env: str
-    lan: str
+from symground.analysis.contexts import Context, read_contexts
+from symground.analysis.encoding import Ids, Row, encoder_of
+from symground.analysis.mismatches import pairs_of
+from symground.data import STUDY_NOUNS
+from symground.data.words import PADDING
 
 
 class Examples(NamedTuple):
@@ -41,7 +34,7 @@ class Examples(NamedTuple):
     context: list[int]
     noun: list[str]
     query_masks: dict[str, Tensor]
-    """name → [N,T]: "prediction" and "env" (the noun's own position)."""
+    """name → [N,T]: "prediction" and "env" (the last token of the noun itself)."""
     key_masks: dict[str, Tensor]
     """name → [N,T]: "env" (the noun and its span) and "event"."""
 
@@ -53,47 +46,73 @@ class Probes:
     nouns: tuple[str, ...]
     contexts: tuple[Context, ...]
     span: int
-    input_ids: Tensor
-    """[C,V,T] right-padded: context c with noun v in its ENV slot."""
-    lengths: tuple[int, ...]
-    """Tokens of each context."""
-    env_positions: tuple[int, ...]
-    """e: where the ENV noun stands in each context."""
-    target_ids: Tensor
-    """[V] ids of the LAN nouns."""
+    rows: tuple[tuple[Row, ...], ...]
+    """[contexts][ENV nouns]"""
+    targets: tuple[Ids, ...]
+    """What each target noun is after any context: one id or several."""
+    pairs: Tensor
+    """[ENV nouns, target nouns] bool: which are scored."""
+    padding: int
 
     def __len__(self) -> int:
         return len(self.contexts) * len(self.nouns)
 
+    @property
+    def longest(self) -> tuple[int, int]:
+        """(tokens of the longest context with its target but for the last token, that context's number)."""
+        most = max(map(len, self.targets)) - 1
+        return max((len(row.ids) + most, c) for c, rows in enumerate(self.rows) for row in rows)
+
+    @property
+    def largest_id(self) -> int:
+        return max(max(map(max, self.targets)), *(max(row.ids) for rows in self.rows for row in rows))
+
+    def fingerprint(self) -> str:
+        """Of what is scored, so that scores of other probes are not taken for these."""
+        content = (self.nouns, self.contexts, self.rows, self.targets, self.pairs.tolist())
+        return hashlib.sha256(repr(content).encode()).hexdigest()
+
     def with_span(self, span: int) -> Probes:
         """The same probes with another span (tokens after the ENV noun that count as it)."""
-        _check_span(span, self.lengths, self.env_positions)
+        _check_span(span, self.rows)
         return replace(self, span=span)
 
     def take_contexts(self, indices: Sequence[int]) -> Probes:
         """Only the contexts at ``indices``."""
         index = list(indices)
-        kept: dict[str, Any] = {
-            name: tuple(getattr(self, name)[i] for i in index) for name in ("contexts", "lengths", "env_positions")
-        }
-        return replace(self, input_ids=self.input_ids[index], **kept)
+        return replace(
+            self, contexts=tuple(self.contexts[i] for i in index), rows=tuple(self.rows[i] for i in index)
+        )  # fmt: skip
 
     def matched(self) -> Examples:
-        """Every context with every noun both as ENV and as target; context by context."""
-        contexts, nouns, length = self.input_ids.shape
-        index = torch.arange(contexts).repeat_interleave(nouns)  # context of each example
-        position = torch.arange(length)
-        prediction = torch.tensor(self.lengths)[index] - 1
-        e = torch.tensor(self.env_positions)[index][:, None]
-        query = {"prediction": position == prediction[:, None], "env": position == e}
-        key = {
-            "env": (position >= e) & (position <= e + self.span),
-            "event": position < e,  # the ENV utterance is the first
-        }
-        return Examples(
-            self.input_ids.reshape(-1, length), prediction, self.target_ids.repeat(contexts),
-            index.tolist(), list(self.nouns) * contexts, query, key,
+        """Every context with every noun both as ENV and as target; context by context.
+
+        Raises:
+            ValueError: a target of several tokens: an example predicts one.
+        """
+        several = [noun for noun, ids in zip(self.nouns, self.targets, strict=True) if len(ids) > 1]
+        if several:
+            raise ValueError(f"probes: an example predicts one token, and these words are of several: {several}")
+        rows = [row for of_context in self.rows for row in of_context]
+        lengths, starts, stops = (
+            torch.tensor(x)[:, None]
+            for x in zip(
+                *((len(r.ids), len(r.before), len(r.before) + len(r.noun)) for r in rows), strict=True
+            )
         )  # fmt: skip
+        ids = torch.full((len(rows), int(lengths.max())), self.padding)
+        for i, row in enumerate(rows):
+            ids[i, : len(row.ids)] = torch.tensor(row.ids)
+        position = torch.arange(ids.shape[1])
+        query = {"prediction": position == lengths - 1, "env": position == stops - 1}
+        key = {
+            "env": (position >= starts) & (position < stops + self.span),
+            "event": position < starts,  # the ENV utterance is the first
+        }
+        contexts, nouns = len(self.contexts), len(self.nouns)
+        targets = torch.tensor([ids[0] for ids in self.targets]).repeat(contexts)
+        index = torch.arange(contexts).repeat_interleave(nouns).tolist()
+        return Examples(ids, lengths[:, 0] - 1, targets, index, list(self.nouns) * contexts, query, key)
 
 
 def probes(
@@ -101,106 +120,68 @@ def probes(
     nouns: Sequence[str] | None = None,
     contexts: Iterable[Sequence[str]] | str | Path | None = None,
     span: int = 0,
+    *,
+    mismatches: str | int = "all",
+    seed: int = 0,
+    categories: Mapping[str, str] | None = None,
+    separator: str = ". ",
 ) -> Probes:
     """Build the probes of a vocabulary.
 
+    A vocabulary with ENV words gets the study's form: ``<CHI>``, the ENV sentence, ``<CHI>``, the LAN words. Any other
+    gets plain text: the ENV sentence, ``separator``, the LAN words. A word may be several tokens; its surprisal is then
+    their sum, each after those before it.
+
     Args:
-        tokenizer: a word-level tokenizer (anything with ``get_vocab()``).
+        tokenizer: one that a study saved, or any fast tokenizer of transformers.
         nouns: the nouns, each both ENV noun and target; None takes those of the study's 100 that the vocabulary holds
             in both forms.
         contexts: pairs (ENV sentence with ``{}`` for the noun, LAN words up to the noun), or a JSON file of them;
             None takes the ten that come with the package.
         span: how many tokens after the ENV noun count as the noun when flow from it is measured.
+        mismatches: the ENV nouns that each target is scored with besides itself: "all" the others, so many at random,
+            or those of its "category".
+        seed: of the random mismatches.
+        categories: noun → category; None takes the MacArthur-Bates CDI's.
+        separator: between the two sentences of plain text.
 
     Raises:
         ValueError: a word that is not in the vocabulary (all are named), fewer than two nouns, a context without
-            ``{}``, or a span that does not fit.
+            ``{}``, a span or mismatches that do not fit, or a tokenizer that joins a target with what stands before it.
     """
-    vocabulary: Mapping[str, int] = tokenizer.get_vocab()
     chosen = read_contexts(contexts)
+    encoder = encoder_of(tokenizer, separator)
     if nouns is None:
-        nouns = [noun for noun in STUDY_NOUNS if env(noun) in vocabulary and lan(noun) in vocabulary]
+        nouns = [noun for noun in STUDY_NOUNS if not encoder.missing((), [noun])]
     if len(set(nouns)) != len(nouns):
         raise ValueError("nouns: expected each noun once")
-    missing = sorted(
-        {t for n in nouns for t in (env(n), lan(n)) if t not in vocabulary}
-        | {t for c in chosen for t in missing_tokens(c, vocabulary)}
-    )
+    missing = sorted(encoder.missing(chosen, nouns))
     if missing:
         raise ValueError(f"vocabulary: these words of the probes are not in it: {', '.join(missing)}")
     if len(nouns) < 2:
         raise ValueError(f"nouns: expected at least two, so that there are mismatches; got {len(nouns)}")
-    rows, lengths, positions = [], [], []
-    for context in chosen:
-        before, after = _tokens(context)
-        positions.append(len(before))
-        lengths.append(len(before) + 1 + len(after))
-        rows.append([[vocabulary[t] for t in (*before, env(noun), *after)] for noun in nouns])
-    _check_span(span, lengths, positions)
-    ids = torch.full((len(rows), len(nouns), max(lengths)), vocabulary.get(PADDING, 0))
-    for c, row in enumerate(rows):
-        ids[c, :, : lengths[c]] = torch.tensor(row)
-    targets = torch.tensor([vocabulary[lan(noun)] for noun in nouns])
-    return Probes(
-        tuple(nouns), tuple(chosen), span, ids, tuple(lengths), tuple(positions), targets
-    )  # fmt: skip
-
-
-def read_contexts(contexts: Iterable[Sequence[str]] | str | Path | None) -> list[Context]:
-    """Contexts from pairs, from a JSON file (a list of {"env", "lan"}, or {"env": […], "lan": […]}), or the package's.
-
-    Raises:
-        FileNotFoundError, ValueError: a file that is missing or has another form, a context without exactly one ``{}``.
-    """
-    source = "contexts"
-    if contexts is None:
-        loaded = json.loads((files("symground.data") / "resources" / "contexts.json").read_text(encoding="utf-8"))
-    elif isinstance(contexts, (str, Path)):
-        source = f"contexts: {contexts}"
-        if not Path(contexts).is_file():
-            raise FileNotFoundError(f"{source} does not exist")
-        try:
-            loaded = json.loads(Path(contexts).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{source}: not JSON ({error})") from None
-    else:
-        loaded = [{"env": pair[0], "lan": pair[1]} for pair in contexts]
-    try:
-        if isinstance(loaded, dict):
-            pairs = [Context(*pair) for pair in zip(loaded["env"], loaded["lan"], strict=True)]
-        else:
-            pairs = [Context(item["env"], item["lan"]) for item in loaded]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'{source}: expected a list of {{"env": …, "lan": …}}; {error!r}') from None
-    if not pairs:
-        raise ValueError(f"{source}: expected at least one context, got none")
-    for pair in pairs:
-        if pair.env.count(SLOT) != 1 or SLOT in pair.lan or not lan_tokens(pair.lan):
-            raise ValueError(f"{source}: expected one {SLOT} in the ENV sentence and words in the LAN part; got {pair}")
-    return pairs
-
-
-def missing_tokens(context: Context, vocabulary: Mapping[str, int]) -> list[str]:
-    """The context's own tokens that the vocabulary lacks."""
-    before, after = _tokens(context)
-    return [token for token in (*before, *after) if token not in vocabulary]
+    rows = tuple(tuple(encoder.row(context, noun) for noun in nouns) for context in chosen)
+    for context, of_context in zip(chosen, rows, strict=True):
+        if len({row.before for row in of_context}) > 1:
+            raise ValueError(f"tokenizer: it joins the noun with what stands before it in {context}")
+    _check_span(span, rows)
+    targets = tuple(encoder.target(chosen[0], nouns[0], noun) for noun in nouns)
+    for context in chosen[1:]:
+        if encoder.target(context, nouns[0], nouns[0]) != targets[0]:
+            raise ValueError(f"tokenizer: {nouns[0]!r} is not the same tokens after {context} as after {chosen[0]}")
+    pairs = pairs_of(nouns, mismatches, seed, categories)
+    padding = tokenizer.get_vocab().get(PADDING, 0)
+    return Probes(tuple(nouns), tuple(chosen), span, rows, targets, pairs, padding)
 
 
 def split_contexts(tokenizer: Any, contexts: Iterable[Context]) -> tuple[list[Context], dict[Context, list[str]]]:
     """The contexts whose words are all in the vocabulary, and the others with the words they lack."""
-    vocabulary = tokenizer.get_vocab()
-    lacking = {context: missing_tokens(context, vocabulary) for context in contexts}
+    encoder = encoder_of(tokenizer)
+    lacking = {context: sorted(encoder.missing([context], ())) for context in contexts}
     return [c for c, words in lacking.items() if not words], {c: words for c, words in lacking.items() if words}
 
 
-def _tokens(context: Context) -> tuple[list[str], list[str]]:
-    """The context's tokens before and after the ENV noun."""
-    before, after = context.env.split(SLOT)
-    said = [speaker("CHI"), *lan_tokens(context.lan)]
-    return [speaker("CHI"), *env_tokens(before)], [*env_tokens(after), *said]
-
-
-def _check_span(span: int, lengths: Sequence[int], positions: Sequence[int]) -> None:
-    room = min(length - 1 - position for length, position in zip(lengths, positions, strict=True))
+def _check_span(span: int, rows: Sequence[Sequence[Row]]) -> None:
+    room = min(len(row.after) for of_context in rows for row in of_context)
     if not 0 <= span < room:
         raise ValueError(f"span: expected 0 to {room - 1} (the prediction position stays outside), got {span}")

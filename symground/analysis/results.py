@@ -17,6 +17,13 @@ def results_folder(study: str | Path) -> Path:
     return Path(study) / "results"
 
 
+def partial_scores(study: str | Path, model: str, seed: int, step: str = "*", probes: str = "*") -> list[Path]:
+    """Folders of scores of checkpoints whose analysis was interrupted; with a step and probes, the one of that name."""
+    folder = results_folder(study) / "partial"
+    name = f"{model}-seed{seed}-step{step}-{probes}"
+    return sorted(folder.glob(name)) if "*" in name else [folder / name]
+
+
 def read_table(study: str | Path, name: str) -> pd.DataFrame:
     """The table ``name`` of a study; empty when that analysis has not been run."""
     return _read(results_folder(study) / f"{name}.parquet")

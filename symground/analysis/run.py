@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +16,8 @@ from symground.analysis.heads import DENOMINATORS, KINDS, head_shares
 from symground.analysis.intervene import intervene
 from symground.analysis.probes import Probes
 from symground.analysis.r2 import cooccurrence_r2
-from symground.analysis.results import TABLES, Table, save_all
-from symground.analysis.score import score
+from symground.analysis.results import TABLES, Table, partial_scores, save_all
+from symground.analysis.score import score_to_parquet
 from symground.analysis.trace import saliency_by_region, trace
 from symground.folders import checkpoint_steps, model_and_seed, study_of
 from symground.models import load, mixers
@@ -82,7 +84,7 @@ def analyze(run: str | Path, probes: Probes, counts: pd.DataFrame, settings: Ana
     if unknown:
         raise ValueError(f"intervene_steps: {run} has checkpoints at {', '.join(map(str, steps))}; got {unknown}")
     tables = {name: Table(study, name) for name in TABLES}
-    saved, left = time.monotonic(), 0
+    saved, left, scored = time.monotonic(), 0, list[Path]()
     with progress(f"analyze {model_name}/seed{seed}", len(steps)) as bar:
         try:
             for step in steps:
@@ -96,7 +98,10 @@ def analyze(run: str | Path, probes: Probes, counts: pd.DataFrame, settings: Ana
 
                 if due("surprisal", "r2"):
                     model = load(run, step)
-                    for table, frame in _behaviour(model, probes, counts).items():
+                    scored += partial_scores(study, model_name, seed, str(step), probes.fingerprint()[:12])
+                    if settings.again:
+                        shutil.rmtree(scored[-1], ignore_errors=True)
+                    for table, frame in _behaviour(model, probes, counts, scored[-1]).items():
                         tables[table].add(frame, model_name, seed, step)
                 if due("saliency", "saliency"):
                     model = model or load(run, step)
@@ -109,16 +114,27 @@ def analyze(run: str | Path, probes: Probes, counts: pd.DataFrame, settings: Ana
                         frame = _interventions(model, probes, settings)
                         tables["interventions"].add(frame, model_name, seed, step)
                 if time.monotonic() - saved > _SAVE_EVERY:
-                    save_all(tables.values())
+                    _save(tables.values(), scored)
                     saved = time.monotonic()
                 bar.advance()
-        finally:
-            save_all(tables.values())
+        except BaseException:
+            save_all(tables.values())  # and keep what was scored of the checkpoint that was being scored
+            raise
+        _save(tables.values(), scored)
     return left
 
 
-def _behaviour(model: PreTrainedModel, probes: Probes, counts: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    scores = score(model, probes)
+def _save(tables: Iterable[Table], scored: list[Path]) -> None:
+    """Save the tables; the scores that are in them now need no folder of their own."""
+    save_all(tables)
+    for folder in scored:
+        shutil.rmtree(folder, ignore_errors=True)
+    scored.clear()
+
+
+def _behaviour(model: PreTrainedModel, probes: Probes, counts: pd.DataFrame, folder: Path) -> dict[str, pd.DataFrame]:
+    score_to_parquet(model, probes, folder)
+    scores = pd.read_parquet(folder).sort_values("context", kind="stable", ignore_index=True)
     gains = gain(scores)
     return {"surprisal": scores, "gain": gains, "r2": cooccurrence_r2(gains, counts)}
 

@@ -1,59 +1,159 @@
-"""Surprisal of every target noun after every context with every ENV noun."""
+"""Surprisal of every target noun after every context with every ENV noun, as a table in memory or streamed to disk."""
 
 from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from symground import ops
 from symground.analysis.probes import Probes
-from symground.models.readout import hidden_states, readout, verified_readout
+from symground.analysis.scan import MEMORY, scan
+from symground.folders import read_json, write_json
+from symground.models.readout import readout
+from symground.progress import progress
+
+_KEY = "_scores.json"  # readers of a folder of Parquet files pass over a leading underscore
+_FLUSH_SECONDS, _FLUSH_CONTEXTS = 10.0, 64  # what an interruption may lose; what is held in memory at most
 
 
-def score(model: PreTrainedModel, probes: Probes, batch_size: int = 512) -> pd.DataFrame:
-    """Score the probes: one forward pass per (context, ENV noun) serves all targets.
+def score(
+    model: PreTrainedModel, probes: Probes, *, memory: int = MEMORY, batch_size: int | None = None
+) -> pd.DataFrame:
+    """Score the probes. One pass over each context with each ENV noun serves all targets, and what contexts begin with
+    in common is read once.
 
     Args:
         model: any causal language model of transformers, or one of ours.
         probes: from :func:`symground.probes`.
-        batch_size: rows per forward pass. Rows of a batch have one length, so that a score depends on no padding.
+        memory: bytes that the model's caches and activations may take, about; batches are cut to it.
+        batch_size: rows per pass instead.
 
     Returns:
-        A DataFrame: context (its number), env, target (nouns), surprisal (nats).
+        A DataFrame, context by context: context (its number), env, target (nouns), surprisal (nats, computed in
+        float32 or wider whatever the model's dtype). A score depends on neither batch size nor padding: a batch's rows
+        have one length.
 
     Raises:
-        ValueError: a context longer than the model's positions, an id outside its vocabulary, or a surprisal that is
-            not finite (names the context).
+        ValueError: a context longer than the model's positions, an id outside its vocabulary, dropout that is on, or a
+            surprisal that is not a number (names the context and the model).
     """
+    tables = {c: _table(probes, c, values) for c, values in _scores(model, probes, memory, batch_size)}
+    return pd.concat([tables[c] for c in sorted(tables)], ignore_index=True)
+
+
+def score_to_parquet(
+    model: PreTrainedModel,
+    probes: Probes,
+    path: str | Path,
+    *,
+    memory: int = MEMORY,
+    batch_size: int | None = None,
+) -> Path:
+    """Score the probes into a folder of Parquet files, which ``pandas.read_parquet(path)`` reads as one table.
+
+    Memory does not grow with the number of contexts. Whatever stops it, what was scored is kept; the same call goes on
+    from there, and scores nothing twice.
+
+    Args:
+        model: as for :func:`symground.score`.
+        probes: as for :func:`symground.score`.
+        path: the folder.
+        memory: as for :func:`symground.score`.
+        batch_size: as for :func:`symground.score`.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: what :func:`symground.score` refuses, or a folder that holds other things, or scores of another
+            model or of other probes.
+    """
+    folder = Path(path)
+    key = {"probes": probes.fingerprint(), "model": _fingerprint(model)}
+    done = _done(folder, key)
+    write_json(folder / _KEY, key)
+    left = [c for c in range(len(probes.contexts)) if c not in done]
+    if not left:
+        return folder
+    held: list[pd.DataFrame] = []
+    since = time.monotonic()
+    try:
+        for c, values in _scores(model, probes.take_contexts(left), memory, batch_size, names=left):
+            held.append(_table(probes, c, values))
+            if time.monotonic() - since > _FLUSH_SECONDS or len(held) >= _FLUSH_CONTEXTS:
+                _write(folder, held)
+                held, since = [], time.monotonic()
+    finally:
+        _write(folder, held)
+    return folder
+
+
+def _scores(
+    model: PreTrainedModel, probes: Probes, memory: int, batch_size: int | None, names: list[int] | None = None
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """(context, surprisals [ENV nouns, targets], NaN at pairs that are not asked) as they are done."""
     check_fits(model, probes)
-    head = verified_readout(model)
-    device = head.weight.device
-    targets = probes.target_ids.to(device)
-    values = []
-    with torch.inference_mode():
-        for c, length in enumerate(probes.lengths):
-            rows = [
-                ops.candidate_surprisal(
-                    hidden_states(model, ids[:, :length].to(device))[:, -1], head.weight, targets, head.bias
+    with progress("score", len(probes.contexts)) as bar:
+        for c, values in scan(model, probes, memory, batch_size):
+            number = c if names is None else names[c]
+            wrong = np.isnan(values) & probes.pairs.numpy()
+            if wrong.any():
+                u, v = (int(i[0]) for i in wrong.nonzero())
+                raise ValueError(
+                    f"model: {model.name_or_path or type(model).__name__} gives NaN for {probes.nouns[v]!r} after "
+                    f"context {number} ({probes.contexts[c]}) with {probes.nouns[u]!r}"
                 )
-                for ids in probes.input_ids[c].split(batch_size)
-            ]
-            values.append(torch.cat(rows).float().cpu().numpy())  # [env, target]
-            if not np.isfinite(values[-1]).all():
-                raise ValueError(f"model: the surprisal after context {c} ({probes.contexts[c]}) is not finite")
-    nouns = np.array(probes.nouns)
-    count = len(nouns)
-    return pd.DataFrame(
-        {
-            "context": np.repeat(np.arange(len(values)), count * count),
-            "env": np.tile(np.repeat(nouns, count), len(values)),
-            "target": np.tile(nouns, len(values) * count),
-            "surprisal": np.concatenate([v.ravel() for v in values]),
-        }
-    )
+            bar.advance()
+            yield number, values
+
+
+def _table(probes: Probes, context: int, values: NDArray[np.float32]) -> pd.DataFrame:
+    u, v = probes.pairs.numpy().nonzero()
+    nouns = np.array(probes.nouns, dtype=object)
+    return pd.DataFrame({"context": context, "env": nouns[u], "target": nouns[v], "surprisal": values[u, v]})
+
+
+def _done(folder: Path, key: dict[str, str]) -> set[int]:
+    """The contexts whose scores are in the folder."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return set()
+    if not (folder / _KEY).is_file():
+        raise ValueError(f"path: {folder} holds other things than scores; choose another folder")
+    known = read_json(folder / _KEY)
+    for what in ("probes", "model"):
+        if known.get(what) != key[what]:
+            raise ValueError(f"path: {folder} holds scores of other {what}; choose another folder, or remove this one")
+    return {int(c) for part in _parts(folder) for c in pd.read_parquet(part, columns=["context"])["context"].unique()}
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("part-*.parquet"))
+
+
+def _write(folder: Path, tables: list[pd.DataFrame]) -> None:
+    """One more file, under a temporary name first: a reader never sees half of it."""
+    if not tables:
+        return
+    target = folder / f"part-{len(_parts(folder)):06d}.parquet"
+    partial = folder / f"_{target.name}.partial"
+    pd.concat(tables, ignore_index=True).to_parquet(partial, index=False)
+    os.replace(partial, target)
+
+
+def _fingerprint(model: PreTrainedModel) -> str:
+    """Of a model's configuration and weights: other weights have other sums."""
+    sums = [(name, list(p.shape), float(p.detach().sum(dtype=torch.float64))) for name, p in model.named_parameters()]
+    return hashlib.sha256(json.dumps([type(model).__name__, sums]).encode()).hexdigest()
 
 
 def check_deterministic(model: PreTrainedModel) -> None:
@@ -67,12 +167,11 @@ def check_fits(model: PreTrainedModel, probes: Probes) -> None:
     """Refuse probes that the model cannot read, and a model whose dropout is on."""
     check_deterministic(model)
     positions = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
-    if positions is not None and max(probes.lengths) > positions:
-        longest = int(np.argmax(probes.lengths))
-        raise ValueError(
-            f"probes: context {longest} has {probes.lengths[longest]} tokens, the model has {positions} positions"
-        )
+    tokens, context = probes.longest
+    if positions is not None and tokens > positions:
+        raise ValueError(f"probes: context {context} has {tokens} tokens, the model has {positions} positions")
     rows = readout(model).weight.shape[0]
-    largest = int(torch.maximum(probes.input_ids.max(), probes.target_ids.max()))
-    if largest >= rows:
-        raise ValueError(f"probes: id {largest} is outside the model's vocabulary of {rows}; is this its tokenizer?")
+    if probes.largest_id >= rows:
+        raise ValueError(
+            f"probes: id {probes.largest_id} is outside the model's vocabulary of {rows}; is this its tokenizer?"
+        )

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
+from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils.generic import ModelOutput
+
+
+class LSTMState(NamedTuple):
+    """What the LSTM has read, for B rows."""
+
+    hidden: Tensor
+    """[layers,B,D]"""
+    cell: Tensor
+    """[layers,B,D]"""
+
+    def select(self, rows: Tensor) -> LSTMState:
+        """The state of ``rows`` [N], which may repeat."""
+        rows = rows.to(self.hidden.device)
+        return LSTMState(self.hidden[:, rows], self.cell[:, rows])
+
+
+@dataclass
+class LSTMOutput(ModelOutput):
+    """Final hidden states [B,T,D], and the state after them where it was asked for."""
+
+    last_hidden_state: Tensor | None = None
+    past_key_values: LSTMState | None = None
 
 
 class LSTMConfig(PretrainedConfig):
@@ -66,19 +90,31 @@ class LSTMModel(LSTMPreTrainedModel):
         self.embedding = cast(nn.Embedding, value)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, return_dict: bool | None = None, **kwargs: Any
-    ) -> BaseModelOutput:
-        """input_ids [B,T] → last_hidden_state [B,T,D]. Padding, left or right, does not enter the state."""
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: LSTMState | None = None,
+        use_cache: bool = False,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> LSTMOutput:
+        """input_ids [B,T] → last_hidden_state [B,T,D], from the state given or from zero.
+
+        Padding, left or right, does not enter the state.
+        """
         embedded = self.embedding(input_ids)  # [B,T,D]
         if attention_mask is None or bool(attention_mask.all()):
-            return BaseModelOutput(last_hidden_state=self.norm(self.lstm(embedded)[0]))
+            out, state = self.lstm(embedded, past_key_values)
+            return LSTMOutput(self.norm(out), LSTMState(*state) if use_cache else None)
+        if use_cache or past_key_values is not None:
+            raise ValueError("past_key_values: the LSTM goes on from its state in rows without padding only")
         # Valid tokens are rolled to the front, so that the state starts at the first of them, and rolled back after.
         length = input_ids.shape[1]
         first = attention_mask.int().argmax(-1)  # [B]
         index = (torch.arange(length, device=input_ids.device) + first[:, None]) % length
         rolled = self.lstm(embedded.take_along_dim(index[..., None], 1))[0]
         back = (torch.arange(length, device=input_ids.device) - first[:, None]) % length
-        return BaseModelOutput(last_hidden_state=self.norm(rolled.take_along_dim(back[..., None], 1)))
+        return LSTMOutput(self.norm(rolled.take_along_dim(back[..., None], 1)))
 
 
 class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):

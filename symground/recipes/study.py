@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -13,8 +14,8 @@ import torch
 import tyro
 
 from symground.analysis import Context, Probes, cooccurrence, gain_interval, probes, split_contexts
-from symground.analysis.probes import read_contexts
-from symground.analysis.results import TABLES, Table, read_table
+from symground.analysis.contexts import read_contexts
+from symground.analysis.results import TABLES, Table, partial_scores, read_table
 from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import (
     ChatSettings,
@@ -173,6 +174,8 @@ def _forget(study: Path, model: str, seed: int) -> None:
         table = Table(study, name)
         table.drop(model, seed)
         table.save()
+    for folder in partial_scores(study, model, seed):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def study_probes(study: Path) -> Probes:

@@ -24,9 +24,9 @@ def model(corpus: Corpus) -> PreTrainedModel:
 
 def test_a_probe_is_the_studys_form(corpus: Corpus) -> None:
     probes = sg.probes(corpus.tokenizer, ["book", "ball"], [("takes {} from MOT", "what's that a")])
-    text = corpus.tokenizer.decode(probes.input_ids[0, 0])
+    text = corpus.tokenizer.decode(probes.rows[0][0].ids)
     assert text == "<CHI> takes:<ENV> book:<ENV> from:<ENV> MOT:<ENV> <CHI> what's:<LAN> that:<LAN> a:<LAN>"
-    assert corpus.tokenizer.decode(probes.target_ids[:1]) == "book:<LAN>"
+    assert corpus.tokenizer.decode(probes.targets[0]) == "book:<LAN>"
     examples = probes.with_span(1).matched()
     assert examples.prediction.tolist() == [8, 8]
     assert examples.key_masks["env"][0].nonzero().flatten().tolist() == [2, 3]
@@ -69,7 +69,7 @@ def test_score_is_minus_log_softmax_one_pair_at_a_time(corpus: Corpus, model: Pr
     assert len(scores) == 10 * 6 * 6
     vocabulary = corpus.tokenizer.get_vocab()
     for row in scores.sample(25, random_state=0).itertuples():
-        ids = probes.input_ids[row.context, probes.nouns.index(row.env), : probes.lengths[row.context]]
+        ids = torch.tensor(probes.rows[row.context][probes.nouns.index(row.env)].ids)
         log_p = torch.log_softmax(model(ids[None]).logits[0, -1].double(), -1)
         assert row.surprisal == pytest.approx(-log_p[vocabulary[f"{row.target}:<LAN>"]].item(), abs=1e-4)
     one_by_one = sg.score(model, probes, batch_size=1)
@@ -85,7 +85,7 @@ def test_scores_refuse_what_the_model_cannot_read(corpus: Corpus, gpt2: GPT2LMHe
         sg.score(short, probes)
     broken = create("gpt2-4l", len(corpus.tokenizer), positions=32)
     torch.nn.init.constant_(broken.transformer.ln_f.weight, float("nan"))
-    with pytest.raises(ValueError, match="the surprisal after context 0 .* is not finite"):
+    with pytest.raises(ValueError, match=r"GPT2LMHeadModel gives NaN for 'box' after context \d \(Context"):
         sg.score(broken, probes)
 
 
@@ -100,8 +100,12 @@ def test_gain_by_hand() -> None:
         columns=["context", "env", "target", "surprisal"],
     )  # fmt: skip
     table = sg.gain(scores).set_index("target")
-    assert table.loc["a"].tolist() == [1.5, 4.5, 3.0]
-    assert table.loc["b"].tolist() == [2.5, 4.5, 2.0]
+    assert table.loc["a"].tolist() == [1.5, 4.5, 3.0, 3.0, 3.0]  # the same in both contexts: no spread
+    assert table.loc["b"].tolist() == [2.5, 4.5, 2.0, *table.loc["b", ["low", "high"]]]
+    assert 1.5 <= table.loc["b", "low"] < 2.0 < table.loc["b", "high"] <= 2.5  # 2.5 in one context, 1.5 in the other
+    of_one = sg.gain(scores[scores["context"] == 0]).set_index("target")
+    assert of_one.loc["a", "gain"] == 3.0
+    assert of_one[["low", "high"]].isna().all(axis=None)
     with pytest.raises(ValueError, match="no matched or no mismatched score for b"):
         sg.gain(scores[(scores["target"] == "a") | (scores["env"] != "b")])
     with pytest.raises(ValueError, match="expected a column 'env'"):

@@ -1,0 +1,128 @@
+"""Probes as token ids: in the study's vocabulary, where scene and speech are different tokens, or in another's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from symground.analysis.contexts import Context
+from symground.data.words import env, env_tokens, lan_tokens, speaker
+
+Ids = tuple[int, ...]
+
+
+class Row(NamedTuple):
+    """One context with one noun in its slot."""
+
+    before: Ids
+    noun: Ids
+    after: Ids
+
+    @property
+    def ids(self) -> Ids:
+        return self.before + self.noun + self.after
+
+
+class Encoder(Protocol):
+    """Turns words into ids."""
+
+    def missing(self, contexts: Iterable[Context], nouns: Iterable[str]) -> set[str]:
+        """The words of contexts and nouns that the vocabulary lacks."""
+        ...
+
+    def row(self, context: Context, noun: str) -> Row: ...
+
+    def target(self, context: Context, noun: str, word: str) -> Ids:
+        """What ``word`` is after that context, one id or several."""
+        ...
+
+
+def encoder_of(tokenizer: Any, separator: str = ". ") -> Encoder:
+    """The study's form where the vocabulary has ENV words, else plain text."""
+    vocabulary: Mapping[str, int] = tokenizer.get_vocab()
+    marked = env("")
+    if any(token.endswith(marked) for token in vocabulary):
+        return StudyEncoder(vocabulary)
+    return TextEncoder(tokenizer, separator)
+
+
+class StudyEncoder:
+    """``<CHI>`` + the ENV sentence + ``<CHI>`` + the LAN words, one id a word (arXiv 2510.13796)."""
+
+    def __init__(self, vocabulary: Mapping[str, int]) -> None:
+        self._vocabulary = vocabulary
+
+    def missing(self, contexts: Iterable[Context], nouns: Iterable[str]) -> set[str]:
+        asked = {t for c in contexts for part in self._around(c) for t in part}
+        asked |= {t for noun in nouns for t in (*env_tokens(noun), *lan_tokens(noun))}
+        return {token for token in asked if token not in self._vocabulary}
+
+    def row(self, context: Context, noun: str) -> Row:
+        before, after = self._around(context)
+        return Row(self._ids(before), self._ids(env_tokens(noun)), self._ids(after))
+
+    def target(self, context: Context, noun: str, word: str) -> Ids:
+        return self._ids(lan_tokens(word))
+
+    def _around(self, context: Context) -> tuple[list[str], list[str]]:
+        before, after = context.around()
+        spoken = [speaker("CHI"), *lan_tokens(context.lan)]
+        return [speaker("CHI"), *env_tokens(before)], [*env_tokens(after), *spoken]
+
+    def _ids(self, tokens: Sequence[str]) -> Ids:
+        return tuple(self._vocabulary[token] for token in tokens)
+
+
+class TextEncoder:
+    """The ENV sentence, a separator and the LAN words as plain text, for tokenizers whose words are of several ids."""
+
+    def __init__(self, tokenizer: Any, separator: str) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError(
+                f"tokenizer: expected a fast one, which tells where a token stands; got {type(tokenizer).__name__}"
+            )
+        self._tokenizer, self._separator = tokenizer, separator
+
+    def missing(self, contexts: Iterable[Context], nouns: Iterable[str]) -> set[str]:
+        unknown = self._tokenizer.unk_token_id
+        words = {w for c in contexts for part in (*c.around(), c.lan) for w in part.split()} | set(nouns)
+        encoded = self._tokenizer(sorted(words), add_special_tokens=False)["input_ids"] if words else []
+        return {
+            word for word, ids in zip(sorted(words), encoded, strict=True) if unknown is not None and unknown in ids
+        }
+
+    def row(self, context: Context, noun: str) -> Row:
+        ids, (first, last) = self._encode(self._text(context, noun), *self._place(context, noun))
+        return Row(ids[:first], ids[first:last], ids[last:])
+
+    def target(self, context: Context, noun: str, word: str) -> Ids:
+        text = self._text(context, noun)
+        ids, (first, last) = self._encode(f"{text} {word}", len(text), len(text) + 1 + len(word))
+        if ids[:first] != self.row(context, noun).ids or last != len(ids):
+            raise ValueError(
+                f"tokenizer: it joins {word!r} with what stands before it, so it has no surprisal of its own after "
+                f"{text!r}"
+            )
+        return ids[first:last]
+
+    def _text(self, context: Context, noun: str) -> str:
+        before, after = context.around()
+        return f"{before}{noun}{after}{self._separator}{context.lan}"
+
+    def _place(self, context: Context, noun: str) -> tuple[int, int]:
+        """Of the noun and the space before it, which is a token of its own where a tokenizer knows no such word."""
+        before = context.around()[0]
+        return len(before.rstrip()), len(before) + len(noun)
+
+    def _encode(self, text: str, start: int, stop: int) -> tuple[Ids, tuple[int, int]]:
+        """Ids, without what closes a text, and the first and one-past-last of those that spell [start, stop)."""
+        encoded = self._tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+        ids, special = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
+        while special and special[-1]:
+            special.pop(), ids.pop()
+        spelling = [
+            i for i, (a, b) in enumerate(encoded["offset_mapping"][: len(ids)]) if a < stop and b > start and b > a
+        ]
+        if not spelling:
+            raise ValueError(f"tokenizer: it gives no token for {text[start:stop]!r} in {text!r}")
+        return tuple(ids), (spelling[0], spelling[-1] + 1)

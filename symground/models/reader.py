@@ -1,0 +1,132 @@
+"""Reading a causal language model piece by piece: what it has read is a state, which many continuations share."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from symground import ops
+from symground.models.lstm import LSTMState
+from symground.models.readout import Readout, agree, readout, verified_readout
+
+_RESUMES = "_symground_resumes"
+
+
+@dataclass(frozen=True)
+class State:
+    """What a model has read, for B rows."""
+
+    ids: Tensor
+    """[B,T]"""
+    cache: Any
+    """The model's own cache of it; None where the model keeps none that can be gone on from."""
+
+    def select(self, rows: Tensor) -> State:
+        """The state of ``rows`` [N], which may repeat, as N rows; this one stays as it is."""
+        return State(self.ids[rows.to(self.ids.device)], None if self.cache is None else _selected(self.cache, rows))
+
+
+class Reader:
+    """Surprisal of what may come next, for any causal language model of transformers, or one of ours.
+
+    Final hidden states and the head give it without the vocabulary's rows; where a model's logits are more than their
+    product (scaled, capped), its own logits do.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.device = readout(model).weight.device
+        self._model = model
+        self._head: Readout | None
+        try:
+            self._head = verified_readout(model)
+        except ValueError:
+            self._head = None
+        self._cache_name = _cache_name(model)
+        if self._cache_name is not None and not self._resumes():
+            self._cache_name = None
+
+    def read(self, ids: Tensor, state: State | None = None, keep: int = 1) -> tuple[Tensor, State]:
+        """Read ``ids`` [B,T], after what ``state`` holds.
+
+        Returns:
+            What :meth:`surprisal` takes, for the last ``keep`` positions [B,keep,·], and the state after all of them.
+        """
+        ids = ids.to(self.device)
+        whole = ids if state is None else torch.cat([state.ids, ids], 1)
+        kwargs: dict[str, Any] = {"use_cache": False} if self._cache_name is None else {"use_cache": True}
+        if state is not None and self._cache_name is not None:
+            kwargs[self._cache_name] = state.cache
+        given = whole if self._cache_name is None else ids
+        if self._head is None:
+            out = self._model(input_ids=given, **_keeping(self._model, keep), **kwargs)
+            seen = out.logits[:, -keep:]
+        else:
+            out = self._model.base_model(input_ids=given, **kwargs)
+            seen = out.last_hidden_state[:, -keep:]
+        return seen, State(whole, None if self._cache_name is None else getattr(out, self._cache_name))
+
+    def surprisal(self, seen: Tensor, candidates: Tensor) -> Tensor:
+        """Surprisal [N,K] in nats, at least float32, of candidates [K] or [N,K] after what was seen [N,·]."""
+        candidates = candidates.to(self.device)
+        if self._head is not None:
+            return ops.candidate_surprisal(seen, self._head.weight, candidates, self._head.bias)
+        logits = seen.to(torch.promote_types(seen.dtype, torch.float32))
+        return logits.logsumexp(-1, keepdim=True) - logits.gather(1, candidates.expand(len(seen), -1))
+
+    def _resumes(self) -> bool:
+        """Whether reading in two pieces is reading in one, tried once per model; says so where it is not."""
+        known: bool | None = getattr(self._model, _RESUMES, None)
+        if known is not None:
+            return known
+        ids = torch.tensor([[0, 1, 0, 1, 1]])
+        try:
+            with torch.no_grad():
+                whole, _ = self.read(ids, keep=3)
+                _, state = self.read(ids[:, :2])
+                pieces, _ = self.read(ids[:, 2:], state.select(torch.tensor([0])), keep=3)
+            resumes, cause = agree(pieces, whole), "its hidden states are others"
+        except Exception as error:  # a cache of a form that is not known here fails in ways of its own
+            resumes, cause = False, f"{type(error).__name__}: {error}"
+        if not resumes:
+            warnings.warn(
+                f"{type(self._model).__name__} cannot go on from its own cache ({cause}): shared prefixes are read "
+                "again for every row, which is slower and gives the same scores",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        object.__setattr__(self._model, _RESUMES, resumes)
+        return resumes
+
+
+def _cache_name(model: PreTrainedModel) -> str | None:
+    """What the model calls its cache, as an argument and in its output; None where it has none."""
+    parameters = inspect.signature(model.base_model.forward).parameters
+    if "use_cache" not in parameters:
+        return None
+    return next((name for name in ("past_key_values", "cache_params") if name in parameters), None)
+
+
+def _keeping(model: PreTrainedModel, keep: int) -> dict[str, int]:
+    """Logits of the last positions only, where the model can leave out the others."""
+    return {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+
+
+def _selected(cache: Any, rows: Tensor) -> Any:
+    """Rows of a cache; a layer's tensors are replaced, not written to, so that a shallow copy leaves the original."""
+    if isinstance(cache, LSTMState):
+        return cache.select(rows)
+    chosen = copy.copy(cache)
+    chosen.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in chosen.layers:
+        for name, value in vars(layer).items():
+            if isinstance(value, dict):
+                setattr(layer, name, dict(value))
+    chosen.reorder_cache(rows)
+    return chosen

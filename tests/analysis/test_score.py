@@ -1,0 +1,350 @@
+"""Scoring: any causal language model, each context once, and what was done is kept."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+import symground as sg
+from symground.data import Corpus
+from symground.models import create
+from symground.models.lstm import LSTMConfig, LSTMForCausalLM
+
+scoring = importlib.import_module("symground.analysis.score")  # the package has the function under that name
+
+CONTEXTS = [
+    ("asked for a new {}", "i love this"), ("asked for a new {} today", "this is the"), ("the {} fell", "look at the"),
+    ("{} is here", "where is the"),
+]  # fmt: skip
+NOUNS = ["book", "ball", "notebook", "ice cream", "bookshelf"]
+
+
+@pytest.fixture(scope="module")
+def subwords() -> PreTrainedTokenizerFast:
+    """A byte-level BPE in which some nouns are one token and some are several."""
+    text = [f"{a.replace('{}', 'book')} {b} ball book ball" for a, b in CONTEXTS]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False,
+        special_tokens=["<pad>"],
+    )  # fmt: skip
+    tokenizer.train_from_iterator(text, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
+
+
+def tiny(name: str, vocabulary: int) -> PreTrainedModel:
+    """A random model of an architecture, its weights large enough that all words differ."""
+    torch.manual_seed(0)
+    common = {
+        "vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.3,
+        "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+    }  # fmt: skip
+    heads = {"num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 64}
+    grouped = {**heads, "num_key_value_heads": 2, "head_dim": 8}
+    if name == "LSTM":
+        return LSTMForCausalLM(LSTMConfig(vocabulary, 16, 2, initializer_range=0.3)).eval()
+    settings: dict[str, dict[str, Any]] = {
+        "GPT2": {"n_positions": 64, "n_head": 4},
+        "GPTNeoX": heads,
+        "Llama": grouped,
+        "Mistral": {**grouped, "sliding_window": 4},
+        "Gemma2": {**grouped, "sliding_window": 4},  # caps its logits
+        "Cohere": grouped,  # scales its logits
+        "Mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 16, "n_groups": 1, "chunk_size": 4},
+        "Rwkv": {"context_length": 64},  # has no cache of a form that is known here
+    }
+    config = getattr(transformers, f"{name}Config")(**common, **settings[name])
+    return getattr(transformers, f"{name}ForCausalLM" if name != "GPT2" else "GPT2LMHeadModel")(config).eval()
+
+
+ARCHITECTURES = ["GPT2", "GPTNeoX", "Llama", "Mistral", "Gemma2", "Cohere", "Mamba2", "Rwkv", "LSTM"]
+
+
+@torch.no_grad()
+def one_by_one(model: PreTrainedModel, tokenizer: Any, scores: pd.DataFrame) -> np.ndarray:
+    """The surprisal of every row, from the logits of its own text alone."""
+    found = []
+    for row in scores.itertuples():
+        before, after = CONTEXTS[row.context]
+        context = f"{before.format(row.env)}. {after}"
+        ids = tokenizer(f"{context} {row.target}", return_tensors="pt")["input_ids"]
+        start = len(tokenizer(context)["input_ids"])
+        log_p = model(ids).logits[0].double().log_softmax(-1)
+        found.append(-sum(log_p[i - 1, ids[0, i]].item() for i in range(start, ids.shape[1])))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_any_causal_model_and_words_of_several_tokens(name: str, subwords: PreTrainedTokenizerFast) -> None:
+    probes = sg.probes(subwords, NOUNS, CONTEXTS)
+    assert len({len(ids) for ids in probes.targets} - {1}) > 1
+    model = tiny(name, len(subwords))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if name != "Rwkv" else "ignore", RuntimeWarning)
+        scores = sg.score(model, probes)
+    assert len(scores) == len(CONTEXTS) * len(NOUNS) ** 2
+    np.testing.assert_allclose(scores["surprisal"], one_by_one(model, subwords, scores), atol=1e-4)
+    for batch_size in (1, 7):
+        again = sg.score(model, probes, batch_size=batch_size)
+        np.testing.assert_allclose(again["surprisal"], scores["surprisal"], atol=1e-5)
+        pd.testing.assert_frame_equal(again.drop(columns="surprisal"), scores.drop(columns="surprisal"))
+
+
+def test_padding_side_and_neighbours_do_not_matter(subwords: PreTrainedTokenizerFast) -> None:
+    """A score equals that of the row in a padded batch, whichever side, with a mask; and other nouns change nothing."""
+    model = sg.attach(tiny("GPT2", len(subwords)))
+    probes = sg.probes(subwords, NOUNS, CONTEXTS)
+    scores = sg.score(model, probes)
+    words = [(c, u) for c in range(len(CONTEXTS)) for u in range(len(NOUNS))]
+    texts = [f"{CONTEXTS[c][0].format(NOUNS[u])}. {CONTEXTS[c][1]}" for c, u in words]
+    one_token = [v for v, ids in enumerate(probes.targets) if len(ids) == 1]
+    for side in ("left", "right"):
+        subwords.padding_side = side
+        batch = subwords(texts, padding=True, return_tensors="pt")
+        mask = batch["attention_mask"]
+        last = (mask * torch.arange(mask.shape[1])).amax(-1)
+        with torch.no_grad():
+            log_p = model(batch["input_ids"], attention_mask=mask).logits[torch.arange(len(last)), last].log_softmax(-1)
+        for v in one_token:
+            ours = scores[scores["target"] == NOUNS[v]]["surprisal"].to_numpy()
+            np.testing.assert_allclose(ours, -log_p[:, probes.targets[v][0]].numpy(), atol=1e-4)
+        again = sg.score(model, sg.probes(subwords, NOUNS, CONTEXTS))
+        np.testing.assert_allclose(again["surprisal"], scores["surprisal"], atol=1e-5)
+    fewer = sg.score(model, sg.probes(subwords, NOUNS[:2], CONTEXTS[1:2]))
+    same = scores[(scores["context"] == 1) & scores["env"].isin(NOUNS[:2]) & scores["target"].isin(NOUNS[:2])]
+    np.testing.assert_allclose(fewer["surprisal"], same["surprisal"], atol=1e-5)
+
+
+def test_agrees_with_minicons(subwords: PreTrainedTokenizerFast) -> None:
+    scorer = pytest.importorskip("minicons.scorer", reason="minicons is not installed: comparison with a peer")
+    model = tiny("GPT2", len(subwords))
+    subwords.padding_side = "right"
+    probes = sg.probes(subwords, NOUNS, CONTEXTS)
+    scores = sg.score(model, probes)
+    peer = scorer.IncrementalLMScorer(model, "cpu", tokenizer=subwords)
+    prefixes = [f"{CONTEXTS[r.context][0].format(r.env)}. {CONTEXTS[r.context][1]}" for r in scores.itertuples()]
+    sums = peer.conditional_score(prefixes, scores["target"].tolist(), reduction=lambda x: -x.sum().item())
+    np.testing.assert_allclose(scores["surprisal"], sums, atol=1e-4)
+
+
+def test_half_precision_models_are_scored_in_float32(subwords: PreTrainedTokenizerFast) -> None:
+    """Of bfloat16 hidden states and weights, the log-sum-exp is that of their exact product."""
+    probes = sg.probes(subwords, NOUNS, CONTEXTS)
+    model = tiny("GPT2", len(subwords)).bfloat16()
+    scores = sg.score(model, probes)
+    for row in scores[scores["target"] == "book"].itertuples():
+        ids = torch.tensor([probes.rows[row.context][NOUNS.index(row.env)].ids])
+        with torch.no_grad():
+            hidden = model.transformer(ids).last_hidden_state[0, -1].double()
+        log_p = (hidden @ model.lm_head.weight.double().T).log_softmax(-1)
+        # Read in two pieces the hidden state rounds otherwise: bfloat16 has 8 bits.
+        assert row.surprisal == pytest.approx(-log_p[probes.targets[0][0]].item(), abs=0.5)
+    cohere = tiny("Cohere", len(subwords)).bfloat16()
+    values = sg.score(cohere, probes)["surprisal"]
+    assert values.dtype == np.float32
+    assert values.nunique() > len(values) * 0.9  # bfloat16 has few values
+
+
+class Count:
+    """Tokens that went through the model's own layers."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        model.get_input_embeddings().register_forward_hook(self)
+
+    def __call__(self, module: Any, args: tuple[Tensor, ...], out: Tensor) -> None:
+        self.shapes.append(tuple(args[0].shape))
+
+    @property
+    def tokens(self) -> int:
+        return sum(b * t for b, t in self.shapes)
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_each_context_and_each_beginning_is_read_once(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, batch_size: int | None
+) -> None:
+    contexts = [("takes {} from MOT", "a"), ("takes {}", "the"), ("puts {} down", "a"), ("takes {} down", "a")]
+    probes = sg.probes(corpus.tokenizer, contexts=contexts)
+    model = create("gpt2-4l", len(corpus.tokenizer), positions=32).eval()
+    sg.score(model, probes)  # what is checked once per model is behind
+    count = Count(model)
+    sg.score(model, probes, batch_size=batch_size)
+    beginnings = {rows[0].before for rows in probes.rows}
+    rest = sum(len(row.noun) + len(row.after) for rows in probes.rows for row in rows)
+    assert len(beginnings) == 2
+    assert count.tokens == sum(map(len, beginnings)) + rest
+
+
+def test_mismatches_are_those_asked_for(corpus: Corpus) -> None:
+    model = create("gpt2-4l", len(corpus.tokenizer), positions=32).eval()
+    everything = sg.score(model, sg.probes(corpus.tokenizer)).set_index(["context", "env", "target"])["surprisal"]
+    probes = sg.probes(corpus.tokenizer, mismatches=2, seed=1)
+    scores = sg.score(model, probes)
+    assert len(scores) == 10 * 6 * 3
+    assert scores.groupby(["context", "target"]).size().eq(3).all()
+    assert (scores["env"] == scores["target"]).sum() == 60
+    found = scores.set_index(["context", "env", "target"])["surprisal"]
+    np.testing.assert_allclose(found, everything.loc[found.index], atol=1e-5)
+    assert torch.equal(probes.pairs, sg.probes(corpus.tokenizer, mismatches=2, seed=1).pairs)
+    assert not torch.equal(probes.pairs, sg.probes(corpus.tokenizer, mismatches=2, seed=2).pairs)
+    assert set(sg.gain(scores).columns) == {"target", "matched", "mismatched", "gain", "low", "high"}
+
+
+def test_mismatches_of_the_same_category(corpus: Corpus) -> None:
+    nouns = ["box", "book", "ball", "paper"]  # household, toys, toys, household on the CDI
+    probes = sg.probes(corpus.tokenizer, nouns, mismatches="category")
+    assert probes.pairs.tolist() == [[a == b or {a, b} in ({0, 3}, {1, 2}) for b in range(4)] for a in range(4)]
+    own = sg.probes(
+        corpus.tokenizer,
+        nouns,
+        mismatches="category",
+        categories=dict(zip(nouns, "xxxy", strict=True)) | {"paper": "x"},
+    )
+    assert own.pairs.all()
+    with pytest.raises(ValueError, match="no other noun has the category of box"):
+        sg.probes(corpus.tokenizer, nouns[:3], mismatches="category")
+    with pytest.raises(ValueError, match="no category is known of book, paper"):
+        sg.probes(corpus.tokenizer, nouns, mismatches="category", categories={"box": "x", "ball": "x"})
+    for bad in (0, 4, "none", True):
+        with pytest.raises(ValueError, match="mismatches: expected"):
+            sg.probes(corpus.tokenizer, nouns, mismatches=bad)
+
+
+def test_streamed_scores_are_the_same(corpus: Corpus, tmp_path: Path) -> None:
+    model = create("gpt2-4l", len(corpus.tokenizer), positions=32).eval()
+    probes = sg.probes(corpus.tokenizer)
+    with mock.patch.object(scoring, "_FLUSH_CONTEXTS", 3):
+        path = sg.score_to_parquet(model, probes, tmp_path / "scores")
+    assert len(list(path.glob("part-*.parquet"))) == 4
+    table = pd.read_parquet(path).sort_values("context", kind="stable", ignore_index=True)
+    pd.testing.assert_frame_equal(table, sg.score(model, probes), rtol=0, atol=1e-5)
+
+
+def test_an_interrupted_scoring_goes_on_where_it_stopped(corpus: Corpus, tmp_path: Path) -> None:
+    model = create("gpt2-4l", len(corpus.tokenizer), positions=32).eval()
+    probes, folder = sg.probes(corpus.tokenizer), tmp_path / "scores"
+    real = scoring.scan
+
+    def interrupted(*args: Any) -> Any:
+        for i, result in enumerate(real(*args)):
+            if i == 4:
+                raise KeyboardInterrupt
+            yield result
+
+    with mock.patch.object(scoring, "scan", interrupted), pytest.raises(KeyboardInterrupt):
+        sg.score_to_parquet(model, probes, folder)
+    kept = pd.read_parquet(folder)
+    assert kept["context"].nunique() == 4
+    with mock.patch.object(scoring, "scan", wraps=real) as scanned:
+        sg.score_to_parquet(model, probes, folder)
+        sg.score_to_parquet(model, probes, folder)
+    assert [len(call.args[1].contexts) for call in scanned.call_args_list] == [6]
+    table = pd.read_parquet(folder).sort_values("context", kind="stable", ignore_index=True)
+    pd.testing.assert_frame_equal(table, sg.score(model, probes), rtol=0, atol=1e-5)
+
+
+def test_a_folder_of_other_scores_is_refused_and_kept(corpus: Corpus, tmp_path: Path) -> None:
+    models_ = [create("gpt2-4l", len(corpus.tokenizer), seed, positions=32).eval() for seed in (0, 1)]
+    probes, folder = sg.probes(corpus.tokenizer), tmp_path / "scores"
+    sg.score_to_parquet(models_[0], probes, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match="holds scores of other model"):
+        sg.score_to_parquet(models_[1], probes, folder)
+    with pytest.raises(ValueError, match="holds scores of other probes"):
+        sg.score_to_parquet(models_[0], probes.take_contexts([0]), folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds other things than scores"):
+        sg.score_to_parquet(models_[0], probes, tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_nan_is_named_and_what_came_before_is_kept(corpus: Corpus, tmp_path: Path) -> None:
+    """NaN from the third context on."""
+    model = create("gpt2-4l", len(corpus.tokenizer), positions=32).eval()
+    model.save_pretrained(tmp_path / "step-00000200")
+    model = sg.load(tmp_path / "step-00000200")
+    probes = sg.probes(corpus.tokenizer)
+    real = scoring.scan
+
+    def broken(*args: Any) -> Any:
+        for i, (context, values) in enumerate(real(*args)):
+            if i == 3:
+                values[2, 1] = np.nan
+            yield context, values
+
+    message = r"step-00000200 gives NaN for 'book' after context \d \(Context\(env=.*\)\) with 'ball'"
+    with mock.patch.object(scoring, "scan", broken), pytest.raises(ValueError, match=message):
+        sg.score_to_parquet(model, probes, tmp_path / "scores")
+    assert pd.read_parquet(tmp_path / "scores")["context"].nunique() == 3
+
+
+def test_a_tokenizer_must_tell_where_tokens_stand_and_part_words(subwords: PreTrainedTokenizerFast) -> None:
+    class Slow:
+        is_fast = False
+
+        def get_vocab(self) -> dict[str, int]:
+            return {"a": 0}
+
+    with pytest.raises(ValueError, match="tokenizer: expected a fast one"):
+        sg.probes(Slow(), NOUNS, CONTEXTS)
+    letters = Tokenizer(models.BPE(unk_token="?"))
+    letters.train_from_iterator(
+        ["the book a ball"] * 9, trainers.BpeTrainer(vocab_size=60, special_tokens=["?"], show_progress=False)
+    )  # no words: it joins across spaces
+    joined = PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="?")
+    with pytest.raises(ValueError, match="tokenizer: it joins"):
+        sg.probes(joined, ["book", "ball"], [("a {} a", "the")])
+    with pytest.raises(ValueError, match="not in it: zebra, zoo$"):
+        sg.probes(joined, ["book", "zebra"], [("a {} zoo", "the")])
+
+
+@pytest.mark.slow
+def test_interrupt_by_signal_keeps_what_was_scored(corpus: Corpus, tmp_path: Path) -> None:
+    """SIGINT in the middle of a long scoring: the folder is readable and holds whole contexts."""
+    corpus.save(tmp_path / "data")
+    code = f"""
+import sys, torch, symground as sg
+from symground.data import Corpus
+from symground.models import create
+import importlib
+score = importlib.import_module("symground.analysis.score")
+torch.set_num_threads(1)
+tokenizer = Corpus.load({str(tmp_path / "data")!r}).tokenizer
+probes = sg.probes(tokenizer)
+probes = probes.take_contexts([i % 10 for i in range(20000)])
+model = create("gpt2-4l", len(tokenizer), positions=32).eval()
+score._FLUSH_CONTEXTS = 10
+print("ready", flush=True)
+sg.score_to_parquet(model, probes, {str(tmp_path / "scores")!r})
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    folder = tmp_path / "scores"
+    while process.poll() is None and len(list(folder.glob("part-*"))) < 2:
+        pass
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert "KeyboardInterrupt" in error
+    sizes = pd.read_parquet(folder).groupby("context").size()
+    assert len(sizes) >= 20
+    assert (sizes == 36).all()
