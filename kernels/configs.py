@@ -33,11 +33,11 @@ class Config(NamedTuple):
 #: The interpreter's tiles: small, so that small inputs have many, and of two sizes, so that a mix-up shows.
 INTERPRETER = Config(32, 16, 4, 1)
 
-#: Kernels of which one tile serves everywhere: a pass over rows, bound by memory, or a small product.
+#: Kernels of which one tile serves everywhere: a pass over rows, bound by memory (no BN), or a small product.
 FIXED = {
     "delta": Config(32, 32, 4, 1),
     "shared_candidates": Config(32, 32, 4, 2),
-    "own_candidates": Config(32, 1, 4, 1),
+    "own_candidates": Config(32, 32, 4, 1),
 }
 
 #: Kernels that take rows of any length, a piece at a time: what fits one of CUDA's architectures fits all of them.

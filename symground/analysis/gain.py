@@ -17,8 +17,9 @@ def gain(scores: pd.DataFrame, level: float = 0.95, seed: int = 0) -> pd.DataFra
         seed: of the bootstrap.
 
     Returns:
-        A DataFrame, a row per target: target, matched, mismatched (mean surprisals, nats), gain (nats), and low and
-        high, the bootstrap interval of the gain (BCa, resampling contexts); NaN where there is one context only.
+        A DataFrame, a row per target: target, matched, mismatched (mean surprisals, nats), gain (nats), and for each of
+        the three its bootstrap interval (BCa, resampling contexts), matched_low, matched_high and so on; NaN where
+        there is one context only.
 
     Raises:
         ValueError: a column is missing, or a target has no matched or no mismatched score.
@@ -41,12 +42,13 @@ def gain(scores: pd.DataFrame, level: float = 0.95, seed: int = 0) -> pd.DataFra
     if len(incomplete):
         raise ValueError(f"scores: no matched or no mismatched score for {', '.join(map(str, incomplete))}")
     table["gain"] = table["mismatched"] - table["matched"]
-    by_context = _by_context(scores, ~is_match) - _by_context(scores, is_match)
-    table["low"], table["high"] = np.nan, np.nan
-    # Targets that were scored in the same contexts, which is mostly all of them, go through one bootstrap together.
-    for _, alike in by_context.loc[table.index].groupby(by_context.loc[table.index].isna().apply(tuple, axis=1)):
-        low, high = _interval(alike.dropna(axis=1).to_numpy(dtype=float), level, seed)
-        table.loc[alike.index, "low"], table.loc[alike.index, "high"] = low, high
+    matched, mismatched = _by_context(scores, is_match), _by_context(scores, ~is_match)
+    for name, by_context in (("matched", matched), ("mismatched", mismatched), ("gain", mismatched - matched)):
+        by_context = by_context.loc[table.index]
+        # Targets that were scored in the same contexts, mostly all of them, go through one bootstrap together.
+        for _, alike in by_context.groupby(by_context.isna().apply(tuple, axis=1)):
+            low, high = _interval(alike.dropna(axis=1).to_numpy(dtype=float), level, seed)
+            table.loc[alike.index, f"{name}_low"], table.loc[alike.index, f"{name}_high"] = low, high
     return table.rename_axis("target").reset_index()
 
 

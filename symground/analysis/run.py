@@ -98,11 +98,12 @@ def analyze(run: str | Path, probes: Probes, counts: pd.DataFrame, settings: Ana
 
                 if due("surprisal", "r2"):
                     model = load(run, step)
-                    scored += partial_scores(study, model_name, seed, str(step), probes.fingerprint()[:12])
+                    (folder,) = partial_scores(study, model_name, seed, str(step), probes.fingerprint()[:12])
                     if settings.again:
-                        shutil.rmtree(scored[-1], ignore_errors=True)
-                    for table, frame in _behaviour(model, probes, counts, scored[-1]).items():
+                        shutil.rmtree(folder, ignore_errors=True)
+                    for table, frame in _behaviour(model, probes, counts, folder).items():
                         tables[table].add(frame, model_name, seed, step)
+                    scored.append(folder)
                 if due("saliency", "saliency"):
                     model = model or load(run, step)
                     if mixers(model):
@@ -117,15 +118,13 @@ def analyze(run: str | Path, probes: Probes, counts: pd.DataFrame, settings: Ana
                     _save(tables.values(), scored)
                     saved = time.monotonic()
                 bar.advance()
-        except BaseException:
-            save_all(tables.values())  # and keep what was scored of the checkpoint that was being scored
-            raise
-        _save(tables.values(), scored)
+        finally:
+            _save(tables.values(), scored)
     return left
 
 
 def _save(tables: Iterable[Table], scored: list[Path]) -> None:
-    """Save the tables; the scores that are in them now need no folder of their own."""
+    """Save the tables; the scores that are in them now need no folder of their own any more."""
     save_all(tables)
     for folder in scored:
         shutil.rmtree(folder, ignore_errors=True)

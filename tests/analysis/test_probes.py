@@ -100,12 +100,15 @@ def test_gain_by_hand() -> None:
         columns=["context", "env", "target", "surprisal"],
     )  # fmt: skip
     table = sg.gain(scores).set_index("target")
-    assert table.loc["a"].tolist() == [1.5, 4.5, 3.0, 3.0, 3.0]  # the same in both contexts: no spread
-    assert table.loc["b"].tolist() == [2.5, 4.5, 2.0, *table.loc["b", ["low", "high"]]]
-    assert 1.5 <= table.loc["b", "low"] < 2.0 < table.loc["b", "high"] <= 2.5  # 2.5 in one context, 1.5 in the other
+    means = ["matched", "mismatched", "gain"]
+    assert table.loc["a", means].tolist() == [1.5, 4.5, 3.0]
+    assert table.loc["b", means].tolist() == [2.5, 4.5, 2.0]
+    assert table.loc["a", ["gain_low", "gain_high"]].tolist() == [3.0, 3.0]  # the same in both contexts
+    for name, (low, high) in {"matched": (2, 3), "gain": (1.5, 2.5)}.items():  # in one context and in the other
+        assert low <= table.loc["b", f"{name}_low"] < table.loc["b", name] < table.loc["b", f"{name}_high"] <= high
     of_one = sg.gain(scores[scores["context"] == 0]).set_index("target")
     assert of_one.loc["a", "gain"] == 3.0
-    assert of_one[["low", "high"]].isna().all(axis=None)
+    assert of_one[["gain_low", "matched_high"]].isna().all(axis=None)
     with pytest.raises(ValueError, match="no matched or no mismatched score for b"):
         sg.gain(scores[(scores["target"] == "a") | (scores["env"] != "b")])
     with pytest.raises(ValueError, match="expected a column 'env'"):

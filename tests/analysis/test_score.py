@@ -204,7 +204,11 @@ def test_mismatches_are_those_asked_for(corpus: Corpus) -> None:
     np.testing.assert_allclose(found, everything.loc[found.index], atol=1e-5)
     assert torch.equal(probes.pairs, sg.probes(corpus.tokenizer, mismatches=2, seed=1).pairs)
     assert not torch.equal(probes.pairs, sg.probes(corpus.tokenizer, mismatches=2, seed=2).pairs)
-    assert set(sg.gain(scores).columns) == {"target", "matched", "mismatched", "gain", "low", "high"}
+    gains = sg.gain(scores).set_index("target")
+    for noun, of_noun in scores.groupby("target"):
+        matched = of_noun["env"] == noun
+        by_hand = of_noun[~matched]["surprisal"].mean() - of_noun[matched]["surprisal"].mean()
+        assert gains.loc[noun, "gain"] == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_mismatches_of_the_same_category(corpus: Corpus) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import symground as sg
 from symground.analysis.results import read_table
@@ -48,11 +53,14 @@ def test_end_to_end_leaves_the_layout_of_a_study(study: Path) -> None:
 def test_tables_are_tidy(study: Path) -> None:
     columns = {
         "surprisal": ["context", "env", "target", "surprisal"],
-        "gain": ["target", "matched", "mismatched", "gain"],
+        "gain": [
+            "target", "matched", "mismatched", "gain",
+            *(f"{name}_{end}" for name in ("matched", "mismatched", "gain") for end in ("low", "high")),
+        ],
         "r2": ["r2", "slope", "nouns", "mean_gain"],
         "saliency": ["layer", "region", "value"],
         "heads": ["example", "kind", "denominator", "layer", "head", "share"],
-    }
+    }  # fmt: skip
     for name, expected in columns.items():
         table = read_table(study, name)
         assert table.columns.tolist() == ["model", "seed", "step", *expected]
@@ -231,6 +239,48 @@ def test_a_truncated_checkpoint_is_named_and_what_was_finished_stays(
         "step-00000004: its weights are damaged or cut short" in fails(["analyze", str(out)], capsys).splitlines()[-1]
     )
     assert set(read_table(out, "gain")["step"]) == {0, 2}
+
+
+def test_a_checkpoint_that_gives_nan_is_named_and_scores_are_kept(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(study, copy)
+    run = copy / "gpt2-4l" / "seed0"
+    model = sg.load(run, step=3)
+    torch.nn.init.constant_(model.transformer.ln_f.weight, float("nan"))
+    model.save_pretrained(run / "checkpoints" / "step-00000003")
+    assert main(["analyze", str(run), "--what", "surprisal", "--again"]) == 1
+    assert re.search(r"step-00000003 gives NaN for '\w+' after context \d+ \(", capsys.readouterr().err)
+    # What went before it is redone, what comes after it is as it was.
+    for name in ("surprisal", "gain"):
+        pd.testing.assert_frame_equal(read_table(copy, name), read_table(study, name), rtol=1e-5)
+
+
+def test_an_interrupted_scoring_of_a_checkpoint_goes_on(study: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(study, copy)
+    shutil.rmtree(copy / "results")
+    scoring = importlib.import_module("symground.analysis.score")
+    real, scanned = scoring.scan, []
+
+    def interrupted(model: object, probes: Any, *rest: object) -> Iterator[Any]:
+        scanned.append(len(probes.contexts))
+        for i, result in enumerate(real(model, probes, *rest)):
+            if len(scanned) == 2 and i == 3:
+                raise KeyboardInterrupt
+            yield result
+
+    command = ["analyze", str(copy / "gpt2-4l" / "seed0"), "--what", "surprisal"]
+    with patch.object(scoring, "scan", interrupted):
+        assert main(command) == 1
+        assert ["step3" in path.name for path in (copy / "results" / "partial").iterdir()] == [True]
+        assert main(command) == 0
+    assert scanned == [10, 10, 7, 10]  # the second checkpoint goes on from its fourth context
+    assert list((copy / "results" / "partial").iterdir()) == []
+    whole = read_table(study, "surprisal")
+    whole = whole[whole["model"] == "gpt2-4l"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(read_table(copy, "surprisal"), whole, rtol=1e-5)
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
