@@ -1,4 +1,4 @@
-"""Every attention op once, on small shapes, forward and backward: what the sanitizer and the determinism check run.
+"""Every op once, on small shapes, forward and backward: what the sanitizer and the determinism check run.
 
 python -m benchmarks.every_op            # on the GPU where there is one, else the CPU implementation
 """
@@ -81,11 +81,33 @@ def results(p: Problem, impl: str | None = None) -> dict[str, Tensor]:
     assert matrix_total is not None
     names = ("dq", "dk", "dv", "saliency of the probe", "flow of the probe")
     return {
+        **_of_head(p, impl),
         "out": out.detach(), "lse": lse, **dict(zip(names, grads, strict=True)),
         "saliency": ops.attention_saliency(*after, **kw), "flow": flow, "row total": row_total,
         "matrix total": matrix_total, "flow of chosen rows": chosen, "row total of chosen rows": chosen_total,
         "rows": ops.attention_saliency_rows(*after, p.rows, **kw),
     }  # fmt: skip
+
+
+def _of_head(p: Problem, impl: str | None) -> dict[str, Tensor]:
+    """Surprisal and the loss under a vocabulary of as many words as v has rows, plus one: no multiple of a tile."""
+    size = p.q.shape[3]
+    hidden = p.q.detach().reshape(-1, size).requires_grad_()
+    rows = p.v.detach().reshape(-1, size)
+    weight = torch.cat([rows, rows[:1] * 0.5]).requires_grad_()
+    targets = p.rows.flatten().repeat(-(-len(hidden) // p.rows.numel()))[: len(hidden)]
+    found = {}
+    for name, candidates in (("shared", p.rows[0]), ("own", torch.stack([targets, targets + 1], 1))):
+        out = ops.candidate_surprisal(hidden, weight, candidates, impl=impl)
+        found[f"surprisal of {name} candidates"] = out.detach()
+        found |= _gradients(f"surprisal of {name} candidates", out.square().sum(), hidden, weight)
+    loss = ops.linear_cross_entropy(hidden, weight, targets, ignore_index=int(targets[0]), impl=impl)
+    return {**found, "loss": loss.detach(), **_gradients("loss", loss, hidden, weight)}
+
+
+def _gradients(name: str, of: Tensor, hidden: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    dh, dw = torch.autograd.grad(of, (hidden, weight))
+    return {f"{name}: dhidden": dh, f"{name}: dweight": dw}
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import trace_peers
+from benchmarks import score_peers, surprisal_peers, trace_peers
 from benchmarks.peers import CLOSED, COMPILED_CLOSED, EAGER, FLASH, SDPA, SYMGROUND
 
 Row = dict[str, Any]
@@ -18,8 +18,10 @@ Row = dict[str, Any]
 def rows_of(result: dict[str, Any]) -> list[Row]:
     """One row a peer, stage and shape, from a pytest-benchmark file or from a part of the GPU record."""
     if "benchmarks" in result:
-        return [{**b["extra_info"], "seconds": b["stats"]["median"]} for b in result["benchmarks"]]
-    return [row for row in result["rows"] if "stage" in row]
+        rows = [{**b["extra_info"], "seconds": b["stats"]["median"]} for b in result["benchmarks"]]
+    else:
+        rows = [row for row in result["rows"] if "stage" in row]
+    return [{**row, "seconds_a_pair": row["seconds"] / row["pairs"]} if "pairs" in row else row for row in rows]
 
 
 def machine_of(result: dict[str, Any], file: Path) -> str:
@@ -71,6 +73,12 @@ LAYER, SALIENCY = ("layer", SYMGROUND), ("saliency", SYMGROUND)
 _TRACED, _THIN, _EAGER = (("trace", n) for n in (trace_peers.TRACE, trace_peers.CHECKPOINTED, trace_peers.EAGER))
 
 
+SURPRISAL = {"N": 8192, "D": 768, "V": 50257, "K": 100, "dtype": "float32"}
+LOSS = {"N": 8192, "D": 768, "V": 50257, "dtype": "bfloat16"}
+_SURPRISAL, _FULL = (("surprisal", name) for name in (surprisal_peers.SYMGROUND, surprisal_peers.FULL))
+GRID = {"contexts": 10, "nouns": 100}
+
+
 def gpu_goals() -> Iterator[Goal]:
     for T in (1024, 4096):
         where = {"B": 8, "H": 12, "T": T, "D": 64, "dtype": "bfloat16"}
@@ -82,6 +90,9 @@ def gpu_goals() -> Iterator[Goal]:
                 f"attention {stage}, T {T}: speed of SDPA flash's", where, (stage, SYMGROUND), (stage, FLASH), 0.9,
                 faster=True,
             )  # fmt: skip
+    for name in (surprisal_peers.LIGER, surprisal_peers.CCE, surprisal_peers.CCE_EXACT):
+        ours = ("loss", surprisal_peers.SYMGROUND)
+        yield Goal(f"training loss: speed of {name}'s", LOSS, ours, ("loss", name), 1, faster=True)
     yield Goal(
         "saliency alone, T 4096: memory of eager's layer", where, SALIENCY, ("layer", EAGER), 1 / 50,
         "peak_bytes",
@@ -101,6 +112,13 @@ GOALS: tuple[Goal, ...] = (
     Goal("trace: time of a frozen SDPA pass", TRACE, _TRACED, ("trace", trace_peers.FROZEN), 1.1),
     Goal("trace: peak memory of eager's", TRACE, _TRACED, _EAGER, 0.46, "peak_bytes"),
     Goal("trace, activation checkpointing: peak memory of eager's", TRACE, _THIN, _EAGER, 0.09, "peak_bytes"),
+    Goal("candidate surprisal: time of full logits", SURPRISAL, _SURPRISAL, _FULL, 1),
+    Goal("candidate surprisal: extra memory of full logits'", SURPRISAL, _SURPRISAL, _FULL, 1 / 20, "peak_bytes"),
+    *(
+        Goal(f"grid of probes: faster than {name}", GRID, ("score", score_peers.SYMGROUND), ("score", name), bound,
+             "seconds_a_pair", faster=True)
+        for name, bound in ((score_peers.ONE_BY_ONE, 400), (score_peers.MINICONS, 50))
+    ),
     *gpu_goals(),
 )  # fmt: skip
 

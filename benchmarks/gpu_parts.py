@@ -151,9 +151,8 @@ def tests(c: Context) -> None:
 
     In a dry run they are collected only; they run in the suite itself.
     """
-    files = [
-        f"tests/ops/{name}" for name in ("test_triton.py", "test_flash.py") if (ROOT / "tests/ops" / name).exists()
-    ]
+    names = ("test_triton.py", "test_flash.py", "test_vocabulary_triton.py")
+    files = [f"tests/ops/{name}" for name in names if (ROOT / "tests/ops" / name).exists()]
     if not files:
         raise Missing("tests/ops/test_triton.py", "no such file")
     pytest = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-p", "no:cacheprovider"]
@@ -269,7 +268,7 @@ def determinism(c: Context) -> None:
                 c.write_failure(f"{name} {dtype}: different {different}, all finite: {finite}")
 
 
-# attention, flow and trace
+# attention, flow, surprisal and trace
 
 
 def attention(c: Context) -> None:
@@ -284,6 +283,12 @@ def flow(c: Context) -> None:
     gpu_timings.flow(c)
 
 
+def surprisal(c: Context) -> None:
+    from benchmarks import gpu_timings
+
+    gpu_timings.surprisal(c)
+
+
 def trace(c: Context) -> None:
     from benchmarks import gpu_timings
 
@@ -292,10 +297,11 @@ def trace(c: Context) -> None:
 
 PARTS: dict[str, Callable[[Context], None]] = {
     "machine": machine, "tests": tests, "sanitizer": sanitizer, "determinism": determinism, "attention": attention,
-    "flow": flow, "trace": trace,
+    "flow": flow, "surprisal": surprisal, "trace": trace,
 }  # fmt: skip
 #: What each part imports that a bare machine may lack.
 NEEDS: dict[str, tuple[str, ...]] = {
     "machine": ("torch",), "tests": ("pytest",), "sanitizer": (), "determinism": ("torch", "triton"),
-    "attention": ("torch", "triton"), "flow": ("torch", "triton"), "trace": ("torch", "transformers"),
+    "attention": ("torch", "triton"), "flow": ("torch", "triton"), "surprisal": ("torch", "triton"),
+    "trace": ("torch", "transformers"),
 }  # fmt: skip

@@ -1,14 +1,15 @@
-"""Time, memory and distance from the hardware's floor, for the GPU record: attention, flow, whole-model trace."""
+"""Time, memory and distance from the hardware's floor, for the GPU record: attention, flow, surprisal, trace."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from benchmarks import measure, peers, trace_peers
+from benchmarks import measure, peers, surprisal_peers, trace_peers
 from benchmarks.gpu_parts import Context
 from benchmarks.inputs import Inputs, Shape, constant_tokens
 from benchmarks.peers import Peer
@@ -162,6 +163,39 @@ def flow(c: Context) -> None:
             c.record.add(**{**row, "stage": stage, "peer": name}, **_achieved(row, stage, shape, rates))
         del x, prepared
         _free(c)
+
+
+def surprisal(c: Context) -> None:
+    """Surprisal of shared candidates, and the training loss; the error of the first against float64."""
+    rates = c.rates()
+    for dtype in c.dtypes:
+        shape = surprisal_peers.Shape(33, 16, 70, 5, dtype) if c.dry else surprisal_peers.Shape(dtype=dtype)
+        x = surprisal_peers.Inputs(shape, c.device, c.impl)
+        _surprisal_error(c, replace(shape, N=min(shape.N, 256)))
+        for stage in surprisal_peers.STAGES:
+            names, missing = surprisal_peers.available(stage, dtype, c.device, compiles=not c.dry)
+            c.record["missing"].update(missing)
+            prepared = {
+                name: (lambda name=name, stage=stage, x=x: surprisal_peers.PEERS[name](x, stage)) for name in names
+            }
+            for row in timed(c, prepared, {"stage": stage, **shape.row}):
+                if "seconds" in row and rates:
+                    flops = shape.flops(stage)
+                    rate = rates["bf16_flops"] if x.hidden.element_size() == 2 else rates["tf32_flops"] / 3
+                    row |= {"tflops": flops / row["seconds"] / 1e12, "of_floor": flops / rate / row["seconds"]}
+                c.record.add(**row)
+            _free(c)
+
+
+def _surprisal_error(c: Context, shape: surprisal_peers.Shape) -> None:
+    """Against float64, beside the error of full logits in eager at the same precision."""
+    x = surprisal_peers.Inputs(shape, c.device, c.impl)
+    exact = surprisal_peers.full_surprisal(x.hidden.detach().double(), x.weight.detach().double(), x.candidates)
+    errors = {
+        name: measure.relative_error(surprisal_peers.PEERS[name](x, "surprisal")(), exact)
+        for name in (surprisal_peers.SYMGROUND, surprisal_peers.FULL)
+    }
+    c.record.write(relative_errors={**c.record.data.get("relative_errors", {}), shape.dtype: errors})
 
 
 def trace(c: Context) -> None:

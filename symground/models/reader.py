@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from symground import ops
 from symground.models.lstm import LSTMState
-from symground.models.readout import Readout, agree, readout, verified_readout
+from symground.models.readout import Readout, agree, readout, trial_ids, verified_readout
 
 _RESUMES = "_symground_resumes"
 
@@ -85,7 +85,7 @@ class Reader:
         known: bool | None = getattr(self._model, _RESUMES, None)
         if known is not None:
             return known
-        ids = torch.tensor([[0, 1, 0, 1, 1]])
+        ids = trial_ids(self._model, 5)
         try:
             with torch.no_grad():
                 whole, _ = self.read(ids, keep=3)

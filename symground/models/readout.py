@@ -44,7 +44,7 @@ def verified_readout(model: PreTrainedModel) -> Readout:
         model.eval()
         try:
             with torch.no_grad():
-                ids = torch.tensor([[0, 1]], device=head.weight.device)
+                ids = trial_ids(model, 2).to(head.weight.device)
                 expected = model(input_ids=ids).logits
                 found = torch.nn.functional.linear(hidden_states(model, ids), head.weight, head.bias)
         finally:
@@ -58,6 +58,14 @@ def verified_readout(model: PreTrainedModel) -> Readout:
             )
         object.__setattr__(model, _VERIFIED, True)
     return head
+
+
+def trial_ids(model: PreTrainedModel, count: int) -> Tensor:
+    """[1,count] ids to try a model with: two ordinary ones in turn, since transformers warns of padding ids."""
+    config = model.config.get_text_config()
+    special = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")]
+    plain = [i for i in range(readout(model).weight.shape[0]) if i not in special] or [0]
+    return torch.tensor([[plain[i % 2 % len(plain)] for i in range(count)]])
 
 
 def agree(found: Tensor, expected: Tensor) -> bool:
