@@ -1,6 +1,6 @@
 """The study's grid of probes and its peers: 100 ENV nouns × 100 targets × 10 contexts on a GPT-2 of random weights.
 
-Peers that would take minutes or hours score a part of the grid, drawn at random; every row says how many pairs it is of.
+Peers that would take minutes or hours score a part of the grid, drawn at random; every row says of how many pairs.
 """
 
 from __future__ import annotations

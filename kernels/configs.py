@@ -18,7 +18,7 @@ KERNELS = (
 
 
 class Config(NamedTuple):
-    """BM queries × BN keys a tile."""
+    """BM queries × BN keys a tile; rows × words, for a vocabulary."""
 
     BM: int
     BN: int

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import symground
 from symground.cli import main
@@ -19,12 +23,30 @@ def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     arguments = ["--generated.scenes", "600", "--generated.nouns", "4", "--models", "gpt2-4l", "--steps", "8"]
     assert main(["demo", *arguments, "--batch-size", "2", "--draws", "1", "--intervene-contexts", "1"]) == 0
     q = torch.randn(1, 2, 5, 4, requires_grad=True)
-    names = {"torch": torch, "B": 1, "T": 5, "S": 5, "q": q, "k": q, "v": q, "loss": lambda out: out.square().sum()}
-    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(blocks) == 2
-    for block in blocks:
-        exec(block.replace("step=800", "step=8"), names)
-    assert names["probe"].grad.shape == (1, 5, 5)  # type: ignore[attr-defined]
+    names: dict[str, Any] = {
+        "torch": torch,
+        "B": 1,
+        "T": 5,
+        "S": 5,
+        "q": q,
+        "k": q,
+        "v": q,
+        "loss": lambda out: out.square().sum(),
+    }
+    study, saliency, anyone, head = re.findall(r"```python\n(.*?)```", README, re.S)
+    exec(study.replace("step=800", "step=8"), names)
+    letters = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    config = GPT2Config(n_layer=1, n_embd=8, n_head=2, bos_token_id=None, eos_token_id=None, vocab_size=256)
+    names |= {"tokenizer": PreTrainedTokenizerFast(tokenizer_object=letters), "model": GPT2LMHeadModel(config).eval()}
+    exec(anyone, names)
+    assert len(names["scores"]) == len(pd.read_parquet("scores")) == 9
+    exec(saliency, names)
+    assert names["probe"].grad.shape == (1, 5, 5)
+    exec(
+        head,
+        names | {"hidden": q[0, 0], "weight": q[0, 1], "candidates": torch.tensor([0, 4]), "targets": torch.arange(5)},
+    )
 
 
 def test_options_of_the_readme_exist(capsys: pytest.CaptureFixture[str]) -> None:
