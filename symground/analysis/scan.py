@@ -6,7 +6,8 @@ goes on from it. Rows of a batch have one length: nothing is padded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,8 +28,8 @@ def scan(
     """(context, surprisals [ENV nouns, targets] in nats) as contexts are done; NaN at pairs that are not asked."""
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    fitting = _fitting(model, memory) if batch_size is None else lambda _: batch_size
     reader = Reader(model)
+    fitting = _fitting(model, reader.width, memory) if batch_size is None else lambda length, kept=1: batch_size
     for contexts in _beginning_alike(probes, fitting):
         begun = _begin(reader, probes, contexts)
         step = max(1, fitting(_length(probes, contexts[0])) // len(probes.nouns))
@@ -40,16 +41,22 @@ def _length(probes: Probes, context: int) -> int:
     return len(probes.rows[context][0].ids)
 
 
-def _fitting(model: PreTrainedModel, memory: int) -> Callable[[int], int]:
-    """How many rows of a length fit the memory, by an estimate of a model's caches and activations."""
+class _Fitting(Protocol):
+    """How many rows of a length fit, where so many positions of each are kept to score."""
+
+    def __call__(self, length: int, kept: int = 1) -> int: ...
+
+
+def _fitting(model: PreTrainedModel, width: int, memory: int) -> _Fitting:
+    """By an estimate of a model's caches and activations, and of what is seen: ``width`` numbers a position."""
     config = model.config.get_text_config()
     layers, size = getattr(config, "num_hidden_layers", 12), getattr(config, "hidden_size", 1024)
     # A key and a value in each layer, and what a layer makes on the way: four times the width, and six tensors more.
     each = (2 * layers + 10) * size * next(model.parameters()).element_size()
-    return lambda length: max(1, memory // (length * each))
+    return lambda length, kept=1: max(1, memory // (length * each + kept * width * 8))
 
 
-def _beginning_alike(probes: Probes, fitting: Callable[[int], int]) -> Iterator[list[int]]:
+def _beginning_alike(probes: Probes, fitting: _Fitting) -> Iterator[list[int]]:
     """Contexts whose beginnings go in one batch; those with the same beginning are never parted."""
     beginnings = [of_context[0].before for of_context in probes.rows]
     found: list[int] = []
@@ -80,9 +87,7 @@ def _begin(reader: Reader, probes: Probes, contexts: list[int]) -> _Begun:
 class _Group:
     """Some contexts that begin alike, with every noun."""
 
-    def __init__(
-        self, reader: Reader, probes: Probes, contexts: list[int], begun: _Begun, fitting: Callable[[int], int]
-    ) -> None:
+    def __init__(self, reader: Reader, probes: Probes, contexts: list[int], begun: _Begun, fitting: _Fitting) -> None:
         self._reader, self._probes, self._contexts = reader, probes, contexts
         (self._state, self._begun), self._fitting = begun, fitting
         first, self._column = np.unique([ids[0] for ids in probes.targets], return_inverse=True)
@@ -127,7 +132,7 @@ class _Group:
     def _add_rest(self, values: _Table, asked: NDArray[np.bool_], state: State, count: int) -> None:
         """Add the tokens after the first, each after those before it, of targets that are so many tokens."""
         rows, targets = asked.nonzero()
-        step = self._fitting(state.ids.shape[1] + count)
+        step = self._fitting(state.ids.shape[1] + count, count - 1)
         for start in range(0, len(rows), step):
             at, of = rows[start : start + step], targets[start : start + step]
             tokens = torch.tensor([self._probes.targets[v] for v in of])

@@ -23,6 +23,7 @@ from symground.models.readout import readout
 from symground.progress import progress
 
 _KEY = "_scores.json"  # readers of a folder of Parquet files pass over a leading underscore
+_PARTS = "part-*.parquet"
 _FLUSH_SECONDS, _FLUSH_CONTEXTS = 10.0, 64  # what an interruption may lose; what is held in memory at most
 
 
@@ -133,18 +134,22 @@ def _done(folder: Path, key: dict[str, str]) -> set[int]:
     for what in ("probes", "model"):
         if known.get(what) != key[what]:
             raise ValueError(f"path: {folder} holds scores of other {what}; choose another folder, or remove this one")
-    return {int(c) for part in _parts(folder) for c in pd.read_parquet(part, columns=["context"])["context"].unique()}
+    return {c for part in sorted(folder.glob(_PARTS)) for c in _contexts(part)}
 
 
-def _parts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("part-*.parquet"))
+def _contexts(part: Path) -> list[int]:
+    try:
+        return pd.read_parquet(part, columns=["context"])["context"].unique().tolist()
+    except Exception as error:  # pyarrow has many kinds
+        raise ValueError(f"path: {part} is damaged ({error}); remove it, and its contexts are scored again") from error
 
 
 def _write(folder: Path, tables: list[pd.DataFrame]) -> None:
     """One more file, under a temporary name first: a reader never sees half of it."""
     if not tables:
         return
-    target = folder / f"part-{len(_parts(folder)):06d}.parquet"
+    last = max((int(part.stem.removeprefix("part-")) for part in folder.glob(_PARTS)), default=-1)
+    target = folder / f"part-{last + 1:06d}.parquet"
     partial = folder / f"_{target.name}.partial"
     pd.concat(tables, ignore_index=True).to_parquet(partial, index=False)
     os.replace(partial, target)

@@ -46,9 +46,9 @@ class Reader:
         self._head: Readout | None
         try:
             self._head = verified_readout(model)
-        except ValueError:
+        except (ValueError, AttributeError):  # or it has no part that gives final hidden states
             self._head = None
-        self._cache_name = _cache_name(model)
+        self._may_cache, self._cache_name = _caches(model)
         if self._cache_name is not None and not self._resumes():
             self._cache_name = None
 
@@ -60,7 +60,7 @@ class Reader:
         """
         ids = ids.to(self.device)
         whole = ids if state is None else torch.cat([state.ids, ids], 1)
-        kwargs: dict[str, Any] = {"use_cache": False} if self._cache_name is None else {"use_cache": True}
+        kwargs: dict[str, Any] = {"use_cache": self._cache_name is not None} if self._may_cache else {}
         if state is not None and self._cache_name is not None:
             kwargs[self._cache_name] = state.cache
         given = whole if self._cache_name is None else ids
@@ -70,7 +70,19 @@ class Reader:
         else:
             out = self._model.base_model(input_ids=given, **kwargs)
             seen = out.last_hidden_state[:, -keep:]
-        return seen, State(whole, None if self._cache_name is None else getattr(out, self._cache_name))
+        cache = None if self._cache_name is None else getattr(out, self._cache_name)
+        if self._cache_name is not None and cache is None:
+            raise ValueError(
+                f"model: {type(self._model).__name__} gave no cache to go on from; activation checkpointing in "
+                "training mode switches it off: model.eval()"
+            )
+        return seen, State(whole, cache)
+
+    @property
+    def width(self) -> int:
+        """Numbers that are seen of a position: the hidden size, or the vocabulary."""
+        weight = readout(self._model).weight
+        return weight.shape[1 if self._head is not None else 0]
 
     def surprisal(self, seen: Tensor, candidates: Tensor) -> Tensor:
         """Surprisal [N,K] in nats, at least float32, of candidates [K] or [N,K] after what was seen [N,·]."""
@@ -105,12 +117,12 @@ class Reader:
         return resumes
 
 
-def _cache_name(model: PreTrainedModel) -> str | None:
-    """What the model calls its cache, as an argument and in its output; None where it has none."""
+def _caches(model: PreTrainedModel) -> tuple[bool, str | None]:
+    """Whether the model can be asked to cache, and what its cache is called, as an argument and in its output."""
     parameters = inspect.signature(model.base_model.forward).parameters
     if "use_cache" not in parameters:
-        return None
-    return next((name for name in ("past_key_values", "cache_params") if name in parameters), None)
+        return False, None
+    return True, next((name for name in ("past_key_values", "cache_params") if name in parameters), None)
 
 
 def _keeping(model: PreTrainedModel, keep: int) -> dict[str, int]:

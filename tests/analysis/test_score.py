@@ -281,6 +281,34 @@ def test_a_folder_of_other_scores_is_refused_and_kept(corpus: Corpus, tmp_path: 
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
+def test_a_damaged_part_is_named_and_a_missing_one_is_scored_again(corpus: Corpus, tmp_path: Path) -> None:
+    model = create("gpt2-4l", len(corpus.tokenizer), positions=32).eval()
+    probes, folder = sg.probes(corpus.tokenizer), tmp_path / "scores"
+    with mock.patch.object(scoring, "_FLUSH_CONTEXTS", 3):
+        sg.score_to_parquet(model, probes, folder)
+    part = folder / "part-000001.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"part-000001\.parquet is damaged .* remove it"):
+        sg.score_to_parquet(model, probes, folder)
+    part.unlink()
+    table = pd.read_parquet(sg.score_to_parquet(model, probes, folder))
+    assert table.groupby("context").size().tolist() == [36] * 10
+
+
+def test_a_model_that_stops_caching_is_refused(subwords: PreTrainedTokenizerFast) -> None:
+    """Its states would be empty, and its scores wrong."""
+    model = tiny("GPT2", len(subwords))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    probes = sg.probes(subwords, NOUNS, CONTEXTS)
+    expected = sg.score(model, probes)["surprisal"]
+    np.testing.assert_allclose(sg.score(model.train(), probes)["surprisal"], expected, atol=1e-5)
+    model.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match=r"gave no cache to go on from; .*model\.eval\(\)"):
+        sg.score(model, probes)
+
+
 def test_nan_is_named_and_what_came_before_is_kept(corpus: Corpus, tmp_path: Path) -> None:
     """NaN from the third context on."""
     model = create("gpt2-4l", len(corpus.tokenizer), positions=32).eval()
