@@ -10,8 +10,9 @@ from torch import Tensor
 from symground.ops._mixing import accumulation_dtype
 from symground.ops._vocabulary_registered import HeadKernels, register
 
-#: A tile of logits: 4 MiB in float32, so that what follows the product finds it in a processor's last cache.
-ROWS, COLUMNS = 512, 2048
+#: Rows of a tile of logits, and its numbers: 4 MiB in float32, so that what follows the product finds it in a
+#: processor's last cache. Few rows take more columns.
+ROWS, TILE = 512, 2**20
 
 
 def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,7 +26,7 @@ def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Te
         return surprisal, lse
     top = torch.full((rows,), float("-inf"), dtype=dtype)
     total = torch.zeros(rows, dtype=dtype)
-    for _, columns in _spans(weight.shape[0], COLUMNS):
+    for _, columns in _spans(weight.shape[0], _columns(hidden, weight, dtype)):
         head = weight[columns].to(dtype)
         for _, at in _spans(rows, ROWS):
             z = _logits(hidden[at].to(dtype), head, bias, columns)
@@ -70,7 +71,7 @@ def _backward(
     dh = torch.zeros(hidden.shape, dtype=dtype) if of_hidden else None
     dw = torch.empty(weight.shape, dtype=weight.dtype) if of_weight else None
     db = torch.empty(vocabulary, dtype=bias.dtype) if of_bias and bias is not None else None
-    for first, columns in _spans(vocabulary, COLUMNS):
+    for first, columns in _spans(vocabulary, _columns(hidden, weight, dtype)):
         head = weight[columns].to(dtype)
         of_head = torch.zeros(head.shape, dtype=dtype) if of_weight else None
         of_level = torch.zeros(len(head), dtype=dtype)
@@ -91,6 +92,12 @@ def _backward(
         if db is not None:
             db[columns] = of_level
     return None if dh is None else dh.to(hidden.dtype), dw, db
+
+
+def _columns(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> int:
+    """Of a tile; where the weights must be converted, no more of them at a time than a tile's numbers."""
+    rows = min(len(hidden), ROWS)
+    return max(1, TILE // max(1, rows, weight.shape[1] if weight.dtype != dtype else 1))
 
 
 def _asked(candidates: Tensor) -> Tensor | None:

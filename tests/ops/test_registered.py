@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from symground import ops
 from symground.ops._cpu import cpu_kernels
 from symground.ops._triton import triton_kernels
-from symground.ops._vocabulary_cpu import COLUMNS, ROWS, head_kernels
+from symground.ops._vocabulary_cpu import TILE, head_kernels
 
 registered_impl = pytest.mark.parametrize(
     "impl",
@@ -174,9 +174,9 @@ def test_surprisal_keeps_no_row_of_the_vocabulary() -> None:
             out, lse = head_kernels.forward(*inputs, candidates)
             kept = [out, lse, *head_kernels.backward(grad, *inputs, candidates, lse, True, True, True)]
         assert len(kept) == 5
-        assert watch.largest <= ROWS * COLUMNS
+        assert watch.largest <= TILE
         given = sum(x.numel() for x in (*inputs, *kept[:2]))
-        assert watch.peak <= 3 * ROWS * COLUMNS + 2 * given < rows * vocabulary / 3
+        assert watch.peak <= 3 * TILE + 2 * given < rows * vocabulary / 3
 
 
 def test_memory_of_a_whole_pass_under_checkpointing_and_over_micro_batches() -> None:

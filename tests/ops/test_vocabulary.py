@@ -32,7 +32,7 @@ def test_candidate_surprisal(
     leaves = [x.requires_grad_() for x in (hidden, weight, bias) if x is not None]
     full = -torch.log_softmax(torch.nn.functional.linear(hidden, weight, bias), -1)
     expected = full.gather(1, candidates.expand(n, k))
-    with patch.multiple(_vocabulary_cpu, ROWS=rows, COLUMNS=columns):  # several tiles, and a narrower last one
+    with patch.multiple(_vocabulary_cpu, ROWS=rows, TILE=rows * columns):  # several tiles, and a narrower last one
         got = ops.candidate_surprisal(hidden, weight, candidates, bias, impl=impl)
         everything = ops.candidate_surprisal(hidden, weight, torch.arange(v), bias, impl=impl)
         gradients = torch.autograd.grad(got, leaves, upstream)
@@ -110,7 +110,7 @@ def test_a_word_that_cannot_be_said(impl: str) -> None:
     torch.manual_seed(0)
     hidden, weight, bias = torch.randn(3, 4), torch.randn(9, 4), torch.zeros(9)
     bias[:5] = float("-inf")
-    with patch.multiple(_vocabulary_cpu, COLUMNS=2):
+    with patch.multiple(_vocabulary_cpu, TILE=6):
         got = ops.candidate_surprisal(hidden, weight, torch.tensor([1, 6]), bias, impl=impl)
     assert got[:, 0].isposinf().all()
     rest = ops.candidate_surprisal(hidden, weight[5:], torch.tensor([1]), impl="reference")
