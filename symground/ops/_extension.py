@@ -56,10 +56,12 @@ def saliency(
 
 def backward(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor,
-    gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None, total: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """As `_cpu_tiles.backward`."""
-    grads = [torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v)]
+    gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None, saliency: bool,
+    *_groups: Any,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """As `_cpu_tiles.backward`, without the flow."""
+    dq, dk, dv = grads = tuple(torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v))
+    total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
     for at in _pieces(q, lse):
         form = (*_piece(at, q, k, v, grad_out, lse, gate), causal, scale, _range(key_range, at), window)
         precise = [x[at].to(lse.dtype) for x in grads]  # the same memory, but for half precision
@@ -67,8 +69,7 @@ def backward(
         if q.dtype != lse.dtype:
             for x, exact in zip(grads, precise, strict=True):
                 x[at] = exact
-    dq, dk, dv = grads
-    return dq, dk, dv
+    return dq, dk, dv, total, None
 
 
 def _pieces(q: Tensor, lse: Tensor) -> list[slice]:
