@@ -254,6 +254,20 @@ def test_repeats_are_identical(inner: str) -> None:
 
 
 @built
+def test_flow_does_not_depend_on_how_the_heads_are_shared_out() -> None:
+    """Each head's sums belong to one thread. (On a single one torch may multiply in another way.)"""
+    torch.manual_seed(0)
+    q, k, v, grad = (torch.randn(3, 4, 300, 8) for _ in range(4))
+    found = []
+    for threads in (2, 2, 3, 4):
+        with using("extension", threads):
+            found.append(dict(zip(NAMES, everything("cpu", q, k, v, grad), strict=True)))
+    for name in NAMES:
+        if "flow" in name or "total" in name:
+            assert all(torch.equal(x[name], found[0][name]) for x in found), name
+
+
+@built
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_exponential(dtype: torch.dtype) -> None:
     """With q = x and everything else 1 or 0 the saliency is exp(x)."""
