@@ -1,4 +1,5 @@
-// The operators of symground_C: attention's saliency and flow on a CPU, alone or together with its gradients.
+// The operators of symground_C: attention's saliency and flow on a CPU, alone or together with its gradients, and
+// attention itself where heads have a gate.
 //
 // A thread takes a tile of queries against all the keys they see, one head after the other: products by torch's own
 // matrix multiplication (which runs on one thread inside a parallel region), the rest by the loops of rows.cpp while
@@ -10,6 +11,7 @@
 #include "attention.h"
 #include "backward.h"
 #include "flow.h"
+#include "forward.h"
 #include "saliency.h"
 
 namespace symground {
@@ -28,6 +30,16 @@ Groups<T> groups_of(
     const OptionalTensor& row_total, const OptionalTensor& matrix_total) {
   return {pointer<const int32_t>(query_groups), pointer<const int32_t>(key_groups), flow.size(2), flow.size(3),
           static_cast<T*>(flow.data_ptr()), pointer<T>(row_total), pointer<T>(matrix_total)};
+}
+
+void attention_forward(
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate, bool causal, double scale,
+    const OptionalTensor& key_range, std::optional<int64_t> window, const Tensor& out, const Tensor& lse) {
+  const auto run = [&]<class T>(T) {  // there is no gradient yet; out has its shape
+    run_forward(Attention<T>(q, k, v, out, lse, gate, causal, scale, key_range, window), Heads<T>(out),
+                pointer<T>(lse));
+  };
+  is_double(lse) ? run(0.0) : run(0.0f);
 }
 
 void attention_saliency(
@@ -82,6 +94,9 @@ int64_t version() { return SYMGROUND_VERSION; }
 STABLE_TORCH_LIBRARY_FRAGMENT(symground_C, m) {
   m.def("version() -> int");
   m.def(
+      "attention_forward(Tensor q, Tensor k, Tensor v, Tensor gate, bool causal, float scale, Tensor? key_range, "
+      "int? window, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def(
       "attention_saliency(Tensor q, Tensor k, Tensor v, Tensor grad_out, Tensor lse, Tensor? gate, bool causal, "
       "float scale, Tensor? key_range, int? window, Tensor(a!) total) -> ()");
   m.def(
@@ -99,6 +114,7 @@ STABLE_TORCH_LIBRARY_IMPL(symground_C, CompositeExplicitAutograd, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(symground_C, CPU, m) {
+  m.impl("attention_forward", TORCH_BOX(&symground::attention_forward));
   m.impl("attention_saliency", TORCH_BOX(&symground::attention_saliency));
   m.impl("attention_flow", TORCH_BOX(&symground::attention_flow));
   m.impl("attention_backward", TORCH_BOX(&symground::attention_backward));

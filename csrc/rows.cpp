@@ -8,6 +8,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdlib>
+#include <limits>
 
 #ifdef EACH_MACHINE  // given empty by who builds for one machine, with -march=native say
 #elif !defined(__x86_64__) || !defined(__GLIBC__) || !defined(__GNUC__)
@@ -78,6 +79,33 @@ INLINE T exponential(T x) {
 }
 
 template <class T>
+INLINE T softmax(T* __restrict s, int64_t n, T scale, T gate) {
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  T largest = -infinity;
+#pragma omp simd reduction(max : largest)
+  for (int64_t j = 0; j < n; ++j) {
+    const T x = s[j] * scale;
+    largest = x > largest ? x : largest;
+  }
+  if (largest == -infinity) largest = 0;
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < n; ++j) {
+    const T x = exponential(s[j] * scale - largest);
+    s[j] = x;
+    sum += x;
+  }
+  if (gate != T(0)) {
+    const T factor = gate / sum;
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) {
+      s[j] *= factor;
+    }
+  }
+  return std::log(sum) + largest;
+}
+
+template <class T>
 INLINE void saliency(
     const T* __restrict s, const T* __restrict dp, T* __restrict total, int64_t n, T scale, T lse, T gate) {
 #pragma omp simd
@@ -130,6 +158,10 @@ INLINE void gradient(
 }
 
 }  // namespace
+
+EACH_MACHINE float softmax_row(float* s, int64_t n, float scale, float gate) { return softmax(s, n, scale, gate); }
+
+EACH_MACHINE double softmax_row(double* s, int64_t n, double scale, double gate) { return softmax(s, n, scale, gate); }
 
 EACH_MACHINE void saliency_row(
     const float* s, const float* dp, float* total, int64_t n, float scale, float lse, float gate) {

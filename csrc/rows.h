@@ -5,6 +5,10 @@
 
 namespace symground {
 
+// log Σ_j exp(s[j] · scale), −inf for no numbers; s becomes gate · softmax(s · scale), but with gate 0 anything.
+float softmax_row(float* s, int64_t n, float scale, float gate);
+double softmax_row(double* s, int64_t n, double scale, double gate);
+
 // total[j] += gate · p[j] · dp[j], where p[j] = exp(s[j] · scale − lse).
 void saliency_row(const float* s, const float* dp, float* total, int64_t n, float scale, float lse, float gate);
 void saliency_row(const double* s, const double* dp, double* total, int64_t n, double scale, double lse, double gate);

@@ -41,6 +41,17 @@ def load(path: Path) -> Any:
 library: Any = load(HERE / FILE)
 
 
+def forward(
+    q: Tensor, k: Tensor, v: Tensor,
+    gate: Tensor, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """out, with the gate on it, and lse, of heads in float32 or float64."""
+    out, lse = torch.zeros(q.shape, dtype=q.dtype), q.new_full(q.shape[:3], float("-inf"))
+    form = (gate.contiguous(), causal, scale, _range(key_range, slice(None)), window)
+    library.attention_forward(q, k, v, *form, out, lse)
+    return out, lse
+
+
 def saliency(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor,
     gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,

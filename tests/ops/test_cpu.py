@@ -118,14 +118,15 @@ def test_agrees_with_the_reference_across_tiles_and_threads(
 
 
 @both
+@pytest.mark.parametrize("gate", [None, torch.tensor([1.0, 0.5])])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_rounds_only_what_comes_in_and_goes_out(inner: str, dtype: torch.dtype) -> None:
+def test_rounds_only_what_comes_in_and_goes_out(inner: str, dtype: torch.dtype, gate: Tensor | None) -> None:
     """Products and sums are in float32, at least: what is off is a rounding of the largest number or two."""
     torch.manual_seed(0)
     q, k, v, grad = (torch.randn(2, 2, 200, 16).to(dtype) for _ in range(4))
-    exact = everything("reference", *(x.double() for x in (q, k, v, grad)))
+    exact = everything("reference", *(x.double() for x in (q, k, v, grad)), gate=gate)
     with using(inner, 2):
-        got = everything("cpu", q, k, v, grad)
+        got = everything("cpu", q, k, v, grad, gate=gate)
     like_inputs = {"out", "dq", "dk", "dv", "dq beside flow"}
     assert [x.dtype for x in got] == [dtype if name in like_inputs else torch.float32 for name in NAMES]
     for ours, wanted in zip(got, exact, strict=True):
@@ -237,10 +238,12 @@ def test_any_strides(inner: str) -> None:
     strided = [packed.transpose(1, 3)[:, :, :, i].transpose(2, 3)[..., :3, :].mT for i in (0, 2, 5)]
     q, k, v = strided
     grad = torch.ones((), dtype=torch.float64).expand(q.shape)  # as .sum().backward() gives it
+    gate = torch.tensor([1.0, 0.5, 0.0])
     with using(inner, 2):
-        got = everything("cpu", q, k, v, grad)
-    for a, b in zip(got, everything("reference", *(x.contiguous() for x in (q, k, v, grad))), strict=True):
-        torch.testing.assert_close(a, b)
+        got = everything("cpu", q, k, v, grad, gate=gate)
+    expected = everything("reference", *(x.contiguous() for x in (q, k, v, grad)), gate=gate)
+    for name, a, b in zip(NAMES, got, expected, strict=True):
+        torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @both
