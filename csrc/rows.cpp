@@ -6,13 +6,18 @@
 #include "rows.h"
 
 #include <bit>
+#include <cmath>
 #include <cstdlib>
+#include <limits>
 
 #ifdef EACH_MACHINE  // given empty by who builds for one machine, with -march=native say
-#elif defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
-#define EACH_MACHINE __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
-#else
+#elif !defined(__x86_64__) || !defined(__GLIBC__) || !defined(__GNUC__)
 #define EACH_MACHINE
+#elif __clang_major__ >= 18 || (!defined(__clang__) && __GNUC__ >= 12)
+// Levels, not names of processors: arch=haswell would be picked on a Haswell only, and all later ones run the baseline.
+#define EACH_MACHINE __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define EACH_MACHINE __attribute__((target_clones("avx512f", "avx2", "default")))
 #endif
 
 #if defined(__GNUC__)
@@ -74,6 +79,33 @@ INLINE T exponential(T x) {
 }
 
 template <class T>
+INLINE T softmax(T* __restrict s, int64_t n, T scale, T gate) {
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  T largest = -infinity;
+#pragma omp simd reduction(max : largest)
+  for (int64_t j = 0; j < n; ++j) {
+    const T x = s[j] * scale;
+    largest = x > largest ? x : largest;
+  }
+  if (largest == -infinity) largest = 0;
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < n; ++j) {
+    const T x = exponential(s[j] * scale - largest);
+    s[j] = x;
+    sum += x;
+  }
+  if (gate != T(0)) {
+    const T factor = gate / sum;
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) {
+      s[j] *= factor;
+    }
+  }
+  return std::log(sum) + largest;
+}
+
+template <class T>
 INLINE void saliency(
     const T* __restrict s, const T* __restrict dp, T* __restrict total, int64_t n, T scale, T lse, T gate) {
 #pragma omp simd
@@ -83,8 +115,30 @@ INLINE void saliency(
 }
 
 template <class T>
+INLINE void magnitude(
+    const T* __restrict s, const T* __restrict dp, T* __restrict column, int64_t n, T scale, T lse, T gate) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    column[j] += std::abs(gate * (exponential(s[j] * scale - lse) * dp[j]));
+  }
+}
+
+// dp becomes dS, given p and Σ p ∘ dp; kTotal and kColumn say which of the two is there.
+template <bool kTotal, bool kColumn, class T>
+INLINE void settle(
+    const T* __restrict p, T* __restrict dp, T* __restrict total, T* __restrict column, int64_t n, T sum, T gate) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    const T d = dp[j], saliency = gate * (p[j] * d);
+    if constexpr (kTotal) total[j] += saliency;
+    if constexpr (kColumn) column[j] += std::abs(saliency);
+    dp[j] = gate * (p[j] * (d - sum));
+  }
+}
+
+template <class T>
 INLINE void gradient(
-    T* __restrict s, T* __restrict dp, T* __restrict total, int64_t n, T scale, T lse, T gate) {
+    T* __restrict s, T* __restrict dp, T* __restrict total, T* __restrict column, int64_t n, T scale, T lse, T gate) {
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < n; ++j) {
@@ -92,22 +146,22 @@ INLINE void gradient(
     s[j] = p;
     sum += p * dp[j];
   }
-  if (total) {
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) {
-      const T d = dp[j], p = s[j];
-      total[j] += gate * (p * d);
-      dp[j] = gate * (p * (d - sum));
-    }
+  if (total && column) {
+    settle<true, true>(s, dp, total, column, n, sum, gate);
+  } else if (total) {
+    settle<true, false>(s, dp, total, column, n, sum, gate);
+  } else if (column) {
+    settle<false, true>(s, dp, total, column, n, sum, gate);
   } else {
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) {
-      dp[j] = gate * (s[j] * (dp[j] - sum));
-    }
+    settle<false, false>(s, dp, total, column, n, sum, gate);
   }
 }
 
 }  // namespace
+
+EACH_MACHINE float softmax_row(float* s, int64_t n, float scale, float gate) { return softmax(s, n, scale, gate); }
+
+EACH_MACHINE double softmax_row(double* s, int64_t n, double scale, double gate) { return softmax(s, n, scale, gate); }
 
 EACH_MACHINE void saliency_row(
     const float* s, const float* dp, float* total, int64_t n, float scale, float lse, float gate) {
@@ -119,12 +173,24 @@ EACH_MACHINE void saliency_row(
   saliency(s, dp, total, n, scale, lse, gate);
 }
 
-EACH_MACHINE void gradient_row(float* s, float* dp, float* total, int64_t n, float scale, float lse, float gate) {
-  gradient(s, dp, total, n, scale, lse, gate);
+EACH_MACHINE void magnitude_row(
+    const float* s, const float* dp, float* column, int64_t n, float scale, float lse, float gate) {
+  magnitude(s, dp, column, n, scale, lse, gate);
 }
 
-EACH_MACHINE void gradient_row(double* s, double* dp, double* total, int64_t n, double scale, double lse, double gate) {
-  gradient(s, dp, total, n, scale, lse, gate);
+EACH_MACHINE void magnitude_row(
+    const double* s, const double* dp, double* column, int64_t n, double scale, double lse, double gate) {
+  magnitude(s, dp, column, n, scale, lse, gate);
+}
+
+EACH_MACHINE void gradient_row(
+    float* s, float* dp, float* total, float* column, int64_t n, float scale, float lse, float gate) {
+  gradient(s, dp, total, column, n, scale, lse, gate);
+}
+
+EACH_MACHINE void gradient_row(
+    double* s, double* dp, double* total, double* column, int64_t n, double scale, double lse, double gate) {
+  gradient(s, dp, total, column, n, scale, lse, gate);
 }
 
 }  // namespace symground

@@ -1,4 +1,4 @@
-"""The ``cpu`` implementation: forward and backward by PyTorch's own flash attention, saliency by rows of tiles."""
+"""The ``cpu`` implementation: PyTorch's own flash attention where nothing else is asked, else rows of tiles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from symground.ops import _cpu_tiles, _extension
 from symground.ops._cpu_plan import ROW, Group, groups, one_range, rectangles
-from symground.ops._mixing import Mixing, accumulation_dtype, members
+from symground.ops._mixing import Mixing, accumulation_dtype
 from symground.ops._registered import Kernels, register
 from symground.ops.mask import valid_keys
 
@@ -20,7 +20,7 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 
 def _inner() -> ModuleType:
-    """What computes saliency and gradients: the C++ extension where it is built, else plain PyTorch."""
+    """What computes saliency, flow and gradients: the C++ extension where it is built, else plain PyTorch."""
     return _cpu_tiles if _extension.library is None else _extension
 
 
@@ -28,6 +28,10 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor,
     gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    # The flash kernel computes a closed head like any other. The extension does not, and takes the same time for an
+    # open one; but half precision it would convert, and all heads in bfloat16 are done before half of them in float32.
+    if gate is not None and _extension.library is not None and q.dtype == accumulation_dtype(q):
+        return _extension.forward(q, k, v, gate, causal, scale, key_range, window)
     out = lse = None
     for part in _parts(q, k, v, causal, key_range, window):
         bias = None if part.valid is None else _additive(part.valid, q)
@@ -62,8 +66,8 @@ def _parts(
     """Views wherever possible; only short examples of different ranges are copied, to go in one call."""
     (batch, heads, queries, _), keys = q.shape, k.shape[2]
     together = batch if one_range(key_range) else ROW // max(1, heads * queries * keys)
-    for group in groups(batch, keys, key_range, together):
-        at, low, high, bounds = group
+    for group in groups(q, k, key_range, None, together):
+        at, low, high, bounds = group.examples, group.low, group.high, group.bounds
         if bounds is not None:
             valid = valid_keys(queries, keys, causal, bounds, window, q.device)[..., low:high]
             yield _Part(at, slice(0, queries), q[at], group.readable(k), group.readable(v), False, valid)
@@ -85,16 +89,18 @@ def _additive(valid: Tensor, like: Tensor) -> Tensor:
 def _backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
-    saliency: bool, *_groups: Any,
+    saliency: bool, query_groups: Tensor | None, *rest: Any,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     plain = gate is None and key_range is None and window is None and (not causal or q.shape[2] == k.shape[2])
-    if plain and not saliency:
+    if plain and not saliency and query_groups is None:
         grads = _flash_backward(grad_out, q, k, v, out, lse, 0.0, causal, scale=scale)
         return *(x.contiguous() for x in grads), None, None
-    # One pass for gradients and saliency; and aten's flash would want a mask of size B·T·S.
-    total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
-    grads = _inner().backward(q, k, v, grad_out, lse, gate, causal, scale, key_range, window, total)
-    return *grads, total, None
+    # One pass for gradients, saliency and flow; and aten's flash would want a mask of size B·T·S.
+    form = (gate, causal, scale, key_range, window)
+    everything: tuple[Tensor | None, ...] = _inner().backward(
+        q, k, v, grad_out, lse, *form, saliency, query_groups, *rest
+    )
+    return everything
 
 
 def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, *rest: Any) -> Tensor:
@@ -103,29 +109,9 @@ def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, *r
     return total if signed else total.abs_()
 
 
-def _flow(
-    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor,
-    gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
-    query_groups: Tensor, key_groups: Tensor, num_query_groups: int, num_key_groups: int, matrix: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Without ``matrix`` the tiles whose queries are in no group are left out, and matrix_total with them."""
-    batch, heads = q.shape[:2]
-    flow = lse.new_zeros(batch, heads, num_query_groups, num_key_groups)
-    row_total = lse.new_zeros(batch, heads, num_query_groups)
-    matrix_total = lse.new_zeros(batch, heads)
-    in_query = members(query_groups, num_query_groups, lse.dtype)  # [B,Gq,T]
-    in_key = members(key_groups, num_key_groups, lse.dtype).mT  # [B,S,Gk]
-    wanted = None if matrix else query_groups >= 0
-    form = (gate, causal, scale, key_range, window)
-    for row in _cpu_tiles.rows_of_tiles(q, k, v, grad_out, lse, *form, wanted):
-        examples, rows, columns = row[:3]
-        s = row.dp.mul_(row.p).abs_()  # [·,H,rows,columns]
-        of_row = s.sum(-1)
-        here = in_query[examples, :, rows]  # [·,Gq,rows]
-        flow[examples] += here[:, None] @ (s @ in_key[examples, None, columns])
-        row_total[examples] += of_row @ here.mT
-        matrix_total[examples] += of_row.sum(-1)
-    return flow, row_total, matrix_total
+def _flow(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    sums: tuple[Tensor, Tensor, Tensor] = _inner().flow(*args)
+    return sums
 
 
 def _rows(
@@ -133,8 +119,7 @@ def _rows(
     gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None, rows: Tensor,
 ) -> Tensor:  # fmt: skip
     """S of the chosen queries only: [B,H,R,S]."""
-    batch, heads, queries, size = q.shape
-    keys, count = k.shape[2], rows.shape[1]
+    (batch, heads, queries, size), keys, count = q.shape, k.shape[2], rows.shape[1]
     at = rows.long()[:, None, :]  # [B,1,R]
     last = at[:, 0, :, None] + (keys - queries)  # [B,R,1]
     of_row = lse.take_along_dim(at, 2)[..., None]
@@ -143,23 +128,23 @@ def _rows(
     chosen_grad = Mixing(causal, scale, key_range, window, gate).gated(chosen_grad)
     out = lse.new_zeros(batch, heads, count, keys)
     together = batch if one_range(key_range) else ROW // max(1, heads * count * keys)
-    for group in groups(batch, keys, key_range, together):
-        here = group.examples
+    for group in groups(q, k, key_range, gate, together):
+        here = group.examples, group.heads
 
         def product(x: Tensor, y: Tensor, group: Group = group) -> Tensor:
-            y = group.readable(y).to(lse.dtype)  # [·,Hk,C,D]
-            folded = x[group.examples].reshape(group.size, y.shape[1], -1, size)  # [·,Hk,H/Hk·R,D]
-            return (folded @ y.mT).view(group.size, heads, count, y.shape[2])
+            x, y = x[group.examples, group.heads], group.readable(y).to(lse.dtype)  # [·,Hk,C,D]
+            folded = x.reshape(*y.shape[:2], -1, size)  # [·,Hk,H/Hk·R,D]
+            return (folded @ y.mT).view(*x.shape[:3], y.shape[2])
 
         s = product(chosen_q, k).mul_(scale).sub_(of_row[here])
-        j = torch.arange(group.low, group.high)
-        unseen = (j > last[here]) if causal else torch.zeros_like(j > last[here])
+        j, upto = torch.arange(group.low, group.high), last[group.examples]
+        unseen = (j > upto) if causal else torch.zeros_like(j > upto)
         if window is not None:
-            unseen |= j <= last[here] - window
+            unseen |= j <= upto - window
         if group.bounds is not None:
             unseen |= group.outside()[:, None]
         s.exp_().masked_fill_(unseen[:, None], 0.0)
-        out[here, :, :, group.low : group.high] = s.mul_(product(chosen_grad, v))
+        out[*here, :, group.low : group.high] = s.mul_(product(chosen_grad, v))
     return out
 
 

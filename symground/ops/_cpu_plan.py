@@ -6,6 +6,7 @@ So that no copy of k and v is made to hide what stands outside a range, and no m
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -16,20 +17,18 @@ CHUNK = 256  # queries in a rectangle that needs a mask
 
 
 class Group(NamedTuple):
-    """Consecutive examples, and the keys [low, high) that one of them may read."""
+    """Consecutive examples and heads that are computed together, and the keys [low, high) that one of them may read."""
 
     examples: slice
+    heads: slice
+    key_heads: slice  # those that the heads use, each by as many of them
     low: int
     high: int
     bounds: Tensor | None  # [examples,2] where they differ in that, else None
 
-    @property
-    def size(self) -> int:
-        return self.examples.stop - self.examples.start  # type: ignore[no-any-return]
-
     def readable(self, x: Tensor) -> Tensor:
         """The group's part of keys or values; where ranges differ, a copy with 0 where an example may not read."""
-        x = x[self.examples, :, self.low : self.high]
+        x = x[self.examples, self.key_heads, self.low : self.high]
         return x if self.bounds is None else x.masked_fill(self.outside()[:, None, :, None], 0.0)
 
     def outside(self, first: int | None = None, last: int | None = None) -> Tensor:
@@ -44,17 +43,43 @@ def one_range(key_range: Tensor | None) -> bool:
     return key_range is None or bool((key_range == key_range[:1]).all())
 
 
-def groups(batch: int, keys: int, key_range: Tensor | None, together: int) -> Iterator[Group]:
-    """The batch in groups of ``together`` examples, at least one."""
-    together = max(1, together)
-    for start in range(0, batch, together):
-        examples = slice(start, min(start + together, batch))
-        if key_range is None:
-            yield Group(examples, 0, keys, None)
+def groups(
+    q: Tensor, k: Tensor, key_range: Tensor | None, gate: Tensor | None, together: int
+) -> Iterator[Group]:  # fmt: skip
+    """Every example and every head whose gate is not 0, ``together`` examples at a time, at least one.
+
+    Views serve them all: examples go together where they close the same heads, heads where no closed one is between.
+    """
+    (batch, heads), key_heads, keys = q.shape[:2], k.shape[1], k.shape[2]
+    is_open = [[True] * heads] * batch if gate is None else (gate != 0).tolist()
+    start = 0
+    while start < batch:
+        stop = start + 1
+        while stop < min(start + together, batch) and is_open[stop] == is_open[start]:
+            stop += 1
+        low, high, bounds = 0, keys, None
+        if key_range is not None:
+            bounds = key_range[start:stop]
+            low, high = int(bounds[:, 0].min()), int(bounds[:, 1].max())
+        for of_query, of_key in _runs(is_open[start], heads // key_heads):
+            yield Group(slice(start, stop), of_query, of_key, low, high, None if one_range(bounds) else bounds)
+        start = stop
+
+
+def _runs(is_open: list[bool], shared: int) -> Iterator[tuple[slice, slice]]:
+    """Neighbouring open heads and their key heads, each key head with all its ``shared`` heads, or one alone."""
+    whole = [all(is_open[h : h + shared]) for h in range(0, len(is_open), shared)]
+    for complete, run in groupby(range(len(whole)), whole.__getitem__):
+        key_heads = list(run)
+        if complete:
+            yield slice(key_heads[0] * shared, (key_heads[-1] + 1) * shared), slice(key_heads[0], key_heads[-1] + 1)
             continue
-        bounds = key_range[examples]
-        low, high = int(bounds[:, 0].min()), int(bounds[:, 1].max())
-        yield Group(examples, low, high, None if one_range(bounds) else bounds)
+        for key_head in key_heads:
+            heads = range(key_head * shared, (key_head + 1) * shared)
+            for some, part in groupby(heads, is_open.__getitem__):
+                if some:
+                    first, *rest = part
+                    yield slice(first, (rest or [first])[-1] + 1), slice(key_head, key_head + 1)
 
 
 class Rectangle(NamedTuple):

@@ -1,4 +1,4 @@
-"""Saliency on a CPU in plain PyTorch, by rows of tiles: a tile of queries against its keys, all heads at once.
+"""Saliency and flow on a CPU in plain PyTorch, by rows of tiles: a tile of queries against its keys, heads at once.
 
 Nothing of size B·H·T·S exists: a row of tiles holds two or three [examples, H, TILE, S] products, used up before the
 next. The C++ extension does the same one head at a time (`_extension.py`); this is what runs where it is not built.
@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 
 from symground.ops._cpu_plan import ROW, groups, one_range
-from symground.ops._mixing import per_head
+from symground.ops._mixing import members, per_head
 
 TILE = 64  # queries
 
 
 class Row(NamedTuple):
-    """A row of tiles, E examples, R queries, C keys, in the dtype of lse; G = H / Hk query heads share a key head."""
+    """A row of tiles: E examples, H heads, R queries, C keys, in the dtype of lse; G = H / Hk share a key head."""
 
     examples: slice
+    heads: slice
+    key_heads: slice
     rows: slice
     columns: slice
     p: Tensor  # [E,H,R,C] attention, 0 at pairs that do not see each other
@@ -41,14 +43,13 @@ def rows_of_tiles(
     wanted: Tensor | None = None,
 ) -> Iterator[Row]:  # fmt: skip
     """The rows in which some query sees some key. ``wanted`` [B,T] bool leaves out those where no query is True."""
-    batch, heads, queries, size = q.shape
-    key_heads, keys = k.shape[1:3]
+    heads, queries, size, keys = *q.shape[1:], k.shape[2]
     offset = keys - queries  # causal is aligned bottom-right
     # Groups of different ranges are copied: only short examples may share one.
     tall = min(queries, TILE) if one_range(key_range) else queries
     together = ROW // max(1, heads * tall * keys)
-    for group in groups(batch, keys, key_range, together):
-        examples, low, high, bounds = group
+    for group in groups(q, k, key_range, gate, together):
+        examples, heads_, key_heads, low, high, bounds = group
         k_, v_ = group.readable(k), group.readable(v)  # keys [low, high)
         for start in range(0, queries, TILE):
             stop = min(start + TILE, queries)
@@ -60,16 +61,15 @@ def rows_of_tiles(
             if first >= last:
                 continue
             columns = slice(first, last)
-            folded = (group.size, key_heads, -1, size)
-            shape = (group.size, heads, stop - start, last - first)
-            q_row, grad = (x[examples, :, rows].to(lse.dtype) for x in (q, grad_out))
+            q_row, grad = (x[examples, heads_, rows].to(lse.dtype) for x in (q, grad_out))
+            shape = (*q_row.shape[:3], last - first)
+            folded = (*k_.shape[:2], -1, size)
             if gate is not None:
-                g = per_head(gate[examples]).to(lse.dtype)
-                grad = torch.where(g == 0, 0.0, grad * g)
+                grad = grad * per_head(gate[examples, heads_]).to(lse.dtype)
             q_row, grad = q_row.reshape(folded), grad.reshape(folded)
             k_row, v_row = (x[:, :, first - low : last - low].to(lse.dtype) for x in (k_, v_))
             p = (q_row @ k_row.mT).view(shape)
-            p = p.mul_(scale).sub_(lse[examples, :, rows, None]).exp_()
+            p = p.mul_(scale).sub_(lse[examples, heads_, rows, None]).exp_()
             i = torch.arange(start, stop)[:, None] + offset
             j = torch.arange(first, last)
             if causal and last > start + offset + 1:
@@ -78,7 +78,8 @@ def rows_of_tiles(
                 p.masked_fill_(j <= i - window, 0.0)
             if bounds is not None:
                 p.masked_fill_(group.outside(first, last)[:, None, None], 0.0)
-            yield Row(examples, rows, columns, p, (grad @ v_row.mT).view(shape), q_row, k_row, grad)
+            dp = (grad @ v_row.mT).view(shape)
+            yield Row(examples, heads_, key_heads, rows, columns, p, dp, q_row, k_row, grad)
 
 
 def saliency(
@@ -88,24 +89,73 @@ def saliency(
     """Σ_h S_h [B,T,S], signed."""
     total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2])
     for row in rows_of_tiles(q, k, v, grad_out, lse, gate, causal, scale, key_range, window):
-        torch.sum(row.dp.mul_(row.p), 1, out=total[row.examples, row.rows, row.columns])
+        total[row.examples, row.rows, row.columns] += row.dp.mul_(row.p).sum(1)
     return total
+
+
+def flow(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor,
+    gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
+    query_groups: Tensor, key_groups: Tensor, num_query_groups: int, num_key_groups: int, matrix: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """F [B,H,Gq,Gk], row_total [B,H,Gq], matrix_total [B,H].
+
+    Without ``matrix`` the queries in no group are left out, and matrix_total is not to be used.
+    """
+    sums = GroupSums(lse, query_groups, key_groups, num_query_groups, num_key_groups)
+    wanted = None if matrix else query_groups >= 0
+    for row in rows_of_tiles(q, k, v, grad_out, lse, gate, causal, scale, key_range, window, wanted):
+        sums.add(row, row.dp.mul_(row.p).abs_())
+    return sums.flow, sums.row_total, sums.matrix_total
+
+
+class GroupSums:
+    """Sums of |S| over groups of queries and keys, row of tiles by row of tiles.
+
+    Attributes:
+        flow, row_total, matrix_total: [B,H,Gq,Gk], [B,H,Gq], [B,H], of the rows added so far.
+    """
+
+    def __init__(
+        self, lse: Tensor, query_groups: Tensor, key_groups: Tensor, num_query_groups: int, num_key_groups: int
+    ) -> None:
+        heads = lse.shape[:2]
+        self.flow = lse.new_zeros(*heads, num_query_groups, num_key_groups)
+        self.row_total, self.matrix_total = lse.new_zeros(*heads, num_query_groups), lse.new_zeros(heads)
+        self._query_groups, self._key_groups = query_groups, key_groups
+
+    def add(self, row: Row, s: Tensor) -> None:
+        """``s`` is |S| of the row of tiles."""
+        at = row.examples, row.heads
+        in_query = members(self._query_groups[row.examples, row.rows], self.flow.shape[2], s.dtype)[:, None]
+        in_key = members(self._key_groups[row.examples, row.columns], self.flow.shape[3], s.dtype)[:, None]
+        self.flow[at] += in_query @ (s @ in_key.mT)  # [E,1,Gq,R] @ ([E,H,R,C] @ [E,1,C,Gk])
+        of_row = s.sum(-1, keepdim=True)  # [E,H,R,1]
+        self.row_total[at] += (in_query @ of_row)[..., 0]
+        self.matrix_total[at] += of_row.sum((-1, -2))
 
 
 def backward(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor,
-    gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None, total: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of q, k and v; adds Σ_h S_h to ``total`` [B,T,S] on the way, where there is one."""
+    gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None, saliency: bool,
+    query_groups: Tensor | None, key_groups: Tensor | None, num_query_groups: int, num_key_groups: int,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """The gradients of q, k and v, and on the way Σ_h S_h [B,T,S] where ``saliency``, flow [B,H,Gq,Gk] where groups."""
     dq, dk, dv = (torch.zeros(x.shape, dtype=lse.dtype) for x in (q, k, v))
+    total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
+    sums = None
+    if query_groups is not None and key_groups is not None:
+        sums = GroupSums(lse, query_groups, key_groups, num_query_groups, num_key_groups)
     for row in rows_of_tiles(q, k, v, grad_out, lse, gate, causal, scale, key_range, window):
-        examples, rows, columns, p, s = row[:5]
+        examples, heads, key_heads, rows, columns, p, s = row[:7]
         s.mul_(p)
         if total is not None:
-            torch.sum(s, 1, out=total[examples, rows, columns])
-        dv[examples, :, columns] += row.fold(p).mT @ row.grad_out
+            total[examples, rows, columns] += s.sum(1)
+        if sums is not None:
+            sums.add(row, s.abs())
+        dv[examples, key_heads, columns] += row.fold(p).mT @ row.grad_out
         # ∂L/∂(q·k·scale) = P ∘ (dP − Σ_j P dP), and the saliency holds P ∘ dP.
         ds = row.fold(s.addcmul_(p, s.sum(-1, keepdim=True), value=-1))
-        dq[examples, :, rows] = (ds @ row.k).mul_(scale).view(dq[examples, :, rows].shape)
-        dk[examples, :, columns] += (ds.mT @ row.q).mul_(scale)
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+        dq[examples, heads, rows] = (ds @ row.k).mul_(scale).view(dq[examples, heads, rows].shape)
+        dk[examples, key_heads, columns] += (ds.mT @ row.q).mul_(scale)
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), total, None if sums is None else sums.flow

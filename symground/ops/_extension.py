@@ -41,6 +41,17 @@ def load(path: Path) -> Any:
 library: Any = load(HERE / FILE)
 
 
+def forward(
+    q: Tensor, k: Tensor, v: Tensor,
+    gate: Tensor, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """out, with the gate on it, and lse, of heads in float32 or float64."""
+    out, lse = torch.zeros(q.shape, dtype=q.dtype), q.new_full(q.shape[:3], float("-inf"))
+    form = (gate.contiguous(), causal, scale, _range(key_range, slice(None)), window)
+    library.attention_forward(q, k, v, *form, out, lse)
+    return out, lse
+
+
 def saliency(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor,
     gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
@@ -54,21 +65,43 @@ def saliency(
     return total.to(lse.dtype)
 
 
+def flow(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor,
+    gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
+    query_groups: Tensor, key_groups: Tensor, num_query_groups: int, num_key_groups: int, matrix: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """As `_cpu_tiles.flow`."""
+    exact = lse.to(accumulation_dtype(lse))
+    heads = exact.shape[:2]
+    sums = exact.new_zeros(*heads, num_query_groups, num_key_groups)
+    row_total, matrix_total = exact.new_zeros(*heads, num_query_groups), exact.new_zeros(heads)
+    for at in _pieces(q, exact):
+        form = (*_piece(at, q, k, v, grad_out, exact, gate), causal, scale, _range(key_range, at), window)
+        groups = (_ids(query_groups, at), _ids(key_groups, at))
+        library.attention_flow(*form, *groups, sums[at], row_total[at], matrix_total[at] if matrix else None)
+    return sums.to(lse.dtype), row_total.to(lse.dtype), matrix_total.to(lse.dtype)
+
+
 def backward(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor,
-    gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None, total: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None, saliency: bool,
+    query_groups: Tensor | None, key_groups: Tensor | None, num_query_groups: int, num_key_groups: int,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     """As `_cpu_tiles.backward`."""
-    grads = [torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v)]
+    dq, dk, dv = grads = tuple(torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v))
+    total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
+    sums = None if query_groups is None else lse.new_zeros(*q.shape[:2], num_query_groups, num_key_groups)
     for at in _pieces(q, lse):
         form = (*_piece(at, q, k, v, grad_out, lse, gate), causal, scale, _range(key_range, at), window)
         precise = [x[at].to(lse.dtype) for x in grads]  # the same memory, but for half precision
-        library.attention_backward(*form, *precise, None if total is None else total[at])
+        library.attention_backward(
+            *form, *precise, None if total is None else total[at],
+            _ids(query_groups, at), _ids(key_groups, at), None if sums is None else sums[at],
+        )  # fmt: skip
         if q.dtype != lse.dtype:
             for x, exact in zip(grads, precise, strict=True):
                 x[at] = exact
-    dq, dk, dv = grads
-    return dq, dk, dv
+    return dq, dk, dv, total, sums
 
 
 def _pieces(q: Tensor, lse: Tensor) -> list[slice]:
@@ -86,3 +119,7 @@ def _piece(
 
 def _range(key_range: Tensor | None, at: slice) -> Tensor | None:
     return None if key_range is None else key_range[at].long().contiguous()
+
+
+def _ids(groups: Tensor | None, at: slice) -> Tensor | None:
+    return None if groups is None else groups[at].to(torch.int32).contiguous()

@@ -38,13 +38,45 @@ built = pytest.mark.skipif(_extension.library is None, reason="the C++ extension
 both = pytest.mark.parametrize("inner", ["plain", pytest.param("extension", marks=built)])
 
 
-def everything(impl: str, q: Tensor, k: Tensor, v: Tensor, grad: Tensor, **kw: Any) -> list[Tensor]:
-    """[out, lse, dq, dk, dv, saliency by the probe, saliency alone]"""
+Groups = tuple[Tensor, Tensor, int, int]
+
+
+def some_groups(q: Tensor, k: Tensor) -> Groups:
+    """Runs of keys and every fourth query, one of the four in no group."""
+    of_query, of_key = (torch.arange(x.shape[2]).expand(x.shape[0], -1) for x in (q, k))
+    return of_query % 4 - 1, of_key // 60 - 1, 3, max(1, (k.shape[2] - 1) // 60)
+
+
+NAMES = (
+    "out", "lse", "dq", "dk", "dv", "saliency in the backward", "flow in the backward", "dq beside flow",
+    "flow alone in the backward", "saliency", "rows", "flow", "row total", "matrix total", "flow without matrix total",
+    "row total without it",
+)  # fmt: skip
+
+
+def everything(
+    impl: str, q: Tensor, k: Tensor, v: Tensor, grad: Tensor, groups: Groups | None = None, **kw: Any
+) -> list[Tensor]:
+    """What NAMES says; flow and saliency by the probes and by their ops."""
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-    probe = lse_like(q).expand(q.shape[0], q.shape[2], k.shape[2]).requires_grad_()
-    out, lse = ops.attention(*leaves, **kw, saliency_probe=probe, impl=impl)
-    gradients = torch.autograd.grad(out, [*leaves, probe], grad, materialize_grads=True)
-    return [out, lse, *gradients, ops.attention_saliency(q, k, v, grad, lse, signed=True, **kw, impl=impl)]
+    groups = some_groups(q, k) if groups is None else groups
+    batch, heads, queries, _ = q.shape
+    of_saliency, of_flow = (
+        lse_like(q).expand(shape).requires_grad_()
+        for shape in ((batch, queries, k.shape[2]), (batch, heads, *groups[2:]))
+    )
+    probe = {"flow_probe": of_flow, "query_groups": groups[0], "key_groups": groups[1]}
+    out, lse = ops.attention(*leaves, **kw, **probe, saliency_probe=of_saliency, impl=impl)
+    both = torch.autograd.grad(out, [*leaves, of_saliency, of_flow], grad, materialize_grads=True)
+    again, _ = ops.attention(*leaves, **kw, **probe, impl=impl)
+    flow_only = torch.autograd.grad(again, [leaves[0], of_flow], grad, materialize_grads=True)
+    after = (q, k, v, grad, lse)
+    rows = torch.arange(0, queries, 70).expand(batch, -1)
+    flow = [ops.attention_flow(*after, *groups, **kw, with_matrix_total=x, impl=impl) for x in (True, False)]
+    return [
+        out, lse, *both, *flow_only, ops.attention_saliency(*after, signed=True, **kw, impl=impl),
+        ops.attention_saliency_rows(*after, rows, **kw, impl=impl), *(x for y in flow for x in y if x is not None),
+    ]  # fmt: skip
 
 
 def lse_like(q: Tensor) -> Tensor:
@@ -54,11 +86,13 @@ def lse_like(q: Tensor) -> Tensor:
 @both
 @given(
     st.integers(1, 5), st.integers(1, 300), st.integers(1, 300), st.booleans(), st.integers(1, 400),
-    st.sampled_from(((4, 4), (4, 2), (3, 1))), st.integers(1, 3), st.integers(0, 10**6),
+    st.sampled_from(((4, 4), (4, 2), (3, 1))), st.integers(1, 3), st.sampled_from((0, 1, 3, 40, 300)),
+    st.sampled_from((0, 1, 3, 40, 300)), st.integers(0, 10**6),
 )  # fmt: skip
 def test_agrees_with_the_reference_across_tiles_and_threads(
-    inner: str, batch: int, t: int, s: int, causal: bool, window: int, heads: tuple[int, int], threads: int, seed: int
-) -> None:
+    inner: str, batch: int, t: int, s: int, causal: bool, window: int, heads: tuple[int, int], threads: int,
+    num_query: int, num_key: int, seed: int,
+) -> None:  # fmt: skip
     g = torch.Generator().manual_seed(seed)
     q, grad = (torch.randn(batch, heads[0], t, 3, generator=g, dtype=torch.float64) for _ in range(2))
     k, v = (torch.randn(batch, heads[1], s, 3, generator=g, dtype=torch.float64) for _ in range(2))
@@ -70,23 +104,31 @@ def test_agrees_with_the_reference_across_tiles_and_threads(
     if seed % 5:
         choice = torch.randint(3, (batch, heads[0]), generator=g)
         kw["gate"] = torch.tensor([0.0, 1.0, 0.4], dtype=torch.float64)[choice]
+    of_query, of_key = (
+        torch.randint(-1, n, (batch, length), generator=g) for n, length in ((num_query, t), (num_key, s))
+    )
+    if seed % 7 == 0:  # the usual question
+        of_query = torch.where(torch.arange(t) == t - 1, of_query[:, -1:], -1)
+    kw["groups"] = (of_query, of_key, num_query, num_key)
     expected = everything("reference", q, k, v, grad, **kw)
     with using(inner, threads):
         got = everything("cpu", q, k, v, grad, **kw)
-    for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a, b)
+    for name, a, b in zip(NAMES, got, expected, strict=True):
+        torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @both
+@pytest.mark.parametrize("gate", [None, torch.tensor([1.0, 0.5])])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_rounds_only_what_comes_in_and_goes_out(inner: str, dtype: torch.dtype) -> None:
+def test_rounds_only_what_comes_in_and_goes_out(inner: str, dtype: torch.dtype, gate: Tensor | None) -> None:
     """Products and sums are in float32, at least: what is off is a rounding of the largest number or two."""
     torch.manual_seed(0)
     q, k, v, grad = (torch.randn(2, 2, 200, 16).to(dtype) for _ in range(4))
-    exact = everything("reference", *(x.double() for x in (q, k, v, grad)))
+    exact = everything("reference", *(x.double() for x in (q, k, v, grad)), gate=gate)
     with using(inner, 2):
-        got = everything("cpu", q, k, v, grad)
-    assert [x.dtype for x in got] == [dtype, torch.float32, dtype, dtype, dtype, torch.float32, torch.float32]
+        got = everything("cpu", q, k, v, grad, gate=gate)
+    like_inputs = {"out", "dq", "dk", "dv", "dq beside flow"}
+    assert [x.dtype for x in got] == [dtype if name in like_inputs else torch.float32 for name in NAMES]
     for ours, wanted in zip(got, exact, strict=True):
         units = 16 if dtype == torch.float32 else 2
         assert (ours.double() - wanted).abs().max() <= units * torch.finfo(dtype).eps * wanted.abs().max()
@@ -136,18 +178,43 @@ def test_padding_costs_no_mask_and_no_copy(inner: str, queries: int, window: int
 
 
 @both
-def test_the_gradient_of_a_gated_off_head_is_not_read(inner: str) -> None:
+@pytest.mark.parametrize("key_heads", [4, 2])
+@pytest.mark.parametrize("key_range", [None, torch.tensor([[0, 150], [3, 140]])])
+def test_a_closed_head_is_not_read(inner: str, key_heads: int, key_range: Tensor | None) -> None:
+    """NaN in it reaches nothing; but its log-sum-exp is still that of its queries and keys."""
     torch.manual_seed(0)
-    q, k, v, grad = (torch.randn(2, 4, 70, 4) for _ in range(4))
-    gate = torch.ones(2, 4)
-    gate[0, 1] = gate[1, 3] = 0.0
-    dirty = grad.clone()
-    dirty[0, 1] = dirty[1, 3] = float("nan")
+    q, grad = (torch.randn(2, 4, 150, 4) for _ in range(2))
+    k, v = (torch.randn(2, key_heads, 150, 4) for _ in range(2))
+    gate = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.5, 0.0, 1.0, 0.0]])  # with 2 key heads, example 0 closes one of them
+    closed = gate == 0
+    of_key = closed.view(2, key_heads, -1).all(-1)
+    grad_, v_ = grad.clone(), v.clone()
+    grad_[closed], v_[of_key] = float("nan"), float("inf")
     with using(inner, 2):
-        for a, b in zip(
-            everything("cpu", q, k, v, dirty, gate=gate), everything("cpu", q, k, v, grad, gate=gate), strict=True
-        ):
-            assert torch.equal(a, b)
+        clean = dict(zip(NAMES, everything("cpu", q, k, v, grad, gate=gate, key_range=key_range), strict=True))
+        dirty = dict(zip(NAMES, everything("cpu", q, k, v_, grad_, gate=gate, key_range=key_range), strict=True))
+        # Nor are its queries and keys read once there is a log-sum-exp: what is computed all the same would be NaN.
+        q_, k_ = q.clone(), k.clone()
+        q_[closed], k_[of_key] = float("nan"), float("nan")
+        form = (gate, True, 0.5, key_range, None)
+        groups = some_groups(q, k)
+        after = (q_, k_, v_, grad_, clean["lse"], *form)
+        kernels = _cpu.cpu_kernels
+        others = {
+            "saliency": kernels.saliency(*after, True),
+            "flow": kernels.flow(*after, *groups, True)[0],
+            "rows": kernels.rows(*after, torch.arange(0, 150, 70).expand(2, -1)),
+        }
+        both_too = kernels.gradients(grad_, q_, k_, v_, clean["out"], clean["lse"], *form, True, True, *groups)
+        others |= dict(zip(NAMES[2:7], both_too, strict=True))
+    for name, x in clean.items():
+        assert torch.equal(x, dirty[name]), name
+    for name, x in others.items():
+        assert torch.equal(x, clean[name]), name
+    for name in ("out", "dq", "flow", "rows", "matrix total"):
+        assert not clean[name][closed].any(), name
+    open_lse = ops.attention(q, k, v, key_range=key_range, impl="reference")[1]
+    torch.testing.assert_close(clean["lse"], open_lse)
 
 
 @both
@@ -171,10 +238,12 @@ def test_any_strides(inner: str) -> None:
     strided = [packed.transpose(1, 3)[:, :, :, i].transpose(2, 3)[..., :3, :].mT for i in (0, 2, 5)]
     q, k, v = strided
     grad = torch.ones((), dtype=torch.float64).expand(q.shape)  # as .sum().backward() gives it
+    gate = torch.tensor([1.0, 0.5, 0.0])
     with using(inner, 2):
-        got = everything("cpu", q, k, v, grad)
-    for a, b in zip(got, everything("reference", *(x.contiguous() for x in (q, k, v, grad))), strict=True):
-        torch.testing.assert_close(a, b)
+        got = everything("cpu", q, k, v, grad, gate=gate)
+    expected = everything("reference", *(x.contiguous() for x in (q, k, v, grad)), gate=gate)
+    for name, a, b in zip(NAMES, got, expected, strict=True):
+        torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @both
@@ -185,6 +254,20 @@ def test_repeats_are_identical(inner: str) -> None:
         first = everything("cpu", q, k, v, grad)
         for _ in range(5):
             assert all(map(torch.equal, everything("cpu", q, k, v, grad), first))
+
+
+@built
+def test_flow_does_not_depend_on_how_the_heads_are_shared_out() -> None:
+    """Each head's sums belong to one thread. (On a single one torch may multiply in another way.)"""
+    torch.manual_seed(0)
+    q, k, v, grad = (torch.randn(3, 4, 300, 8) for _ in range(4))
+    found = []
+    for threads in (2, 2, 3, 4):
+        with using("extension", threads):
+            found.append(dict(zip(NAMES, everything("cpu", q, k, v, grad), strict=True)))
+    for name in NAMES:
+        if "flow" in name or "total" in name:
+            assert all(torch.equal(x[name], found[0][name]) for x in found), name
 
 
 @built

@@ -1,0 +1,121 @@
+// The operators of symground_C: attention's saliency and flow on a CPU, alone or together with its gradients, and
+// attention itself where heads have a gate.
+//
+// A thread takes a tile of queries against all the keys they see, one head after the other: products by torch's own
+// matrix multiplication (which runs on one thread inside a parallel region), the rest by the loops of rows.cpp while
+// the tile is in the cache. Nothing is shared that two threads write, so results do not depend on timing. A head whose
+// gate is 0 is passed over.
+
+#include <torch/csrc/stable/library.h>
+
+#include "attention.h"
+#include "backward.h"
+#include "flow.h"
+#include "forward.h"
+#include "saliency.h"
+
+namespace symground {
+namespace {
+
+bool is_double(const Tensor& lse) { return lse.scalar_type() == torch::headeronly::ScalarType::Double; }
+
+template <class T>
+T* pointer(const OptionalTensor& x) {
+  return x ? static_cast<T*>(x->data_ptr()) : nullptr;
+}
+
+template <class T>
+Groups<T> groups_of(
+    const OptionalTensor& query_groups, const OptionalTensor& key_groups, const Tensor& flow,
+    const OptionalTensor& row_total, const OptionalTensor& matrix_total) {
+  return {pointer<const int32_t>(query_groups), pointer<const int32_t>(key_groups), flow.size(2), flow.size(3),
+          static_cast<T*>(flow.data_ptr()), pointer<T>(row_total), pointer<T>(matrix_total)};
+}
+
+void attention_forward(
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate, bool causal, double scale,
+    const OptionalTensor& key_range, std::optional<int64_t> window, const Tensor& out, const Tensor& lse) {
+  const auto run = [&]<class T>(T) {  // there is no gradient yet; out has its shape
+    run_forward(Attention<T>(q, k, v, out, lse, gate, causal, scale, key_range, window), Heads<T>(out),
+                pointer<T>(lse));
+  };
+  is_double(lse) ? run(0.0) : run(0.0f);
+}
+
+void attention_saliency(
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& grad_out, const Tensor& lse,
+    const OptionalTensor& gate, bool causal, double scale, const OptionalTensor& key_range,
+    std::optional<int64_t> window, const Tensor& total) {
+  const auto run = [&]<class T>(T) {
+    run_saliency(Attention<T>(q, k, v, grad_out, lse, gate, causal, scale, key_range, window), pointer<T>(total));
+  };
+  is_double(lse) ? run(0.0) : run(0.0f);
+}
+
+void attention_flow(
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& grad_out, const Tensor& lse,
+    const OptionalTensor& gate, bool causal, double scale, const OptionalTensor& key_range,
+    std::optional<int64_t> window, const Tensor& query_groups, const Tensor& key_groups, const Tensor& flow,
+    const Tensor& row_total, const OptionalTensor& matrix_total) {
+  const auto run = [&]<class T>(T) {
+    run_flow(Attention<T>(q, k, v, grad_out, lse, gate, causal, scale, key_range, window),
+             groups_of<T>(query_groups, key_groups, flow, row_total, matrix_total));
+  };
+  is_double(lse) ? run(0.0) : run(0.0f);
+}
+
+void attention_backward(
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& grad_out, const Tensor& lse,
+    const OptionalTensor& gate, bool causal, double scale, const OptionalTensor& key_range,
+    std::optional<int64_t> window, const Tensor& dq, const Tensor& dk, const Tensor& dv, const OptionalTensor& total,
+    const OptionalTensor& query_groups, const OptionalTensor& key_groups, const OptionalTensor& flow) {
+  const auto run = [&]<class T>(T) {
+    const Attention<T> x(q, k, v, grad_out, lse, gate, causal, scale, key_range, window);
+    Backward<T> y{x, Heads<T>(dq), Heads<T>(dk), Heads<T>(dv), pointer<T>(total), nullptr, nullptr};
+    if (!flow) return run_backward(y);
+    const auto groups = groups_of<T>(query_groups, key_groups, *flow, std::nullopt, std::nullopt);
+    const QueryOrder order(x, groups, true);
+    y.groups = &groups;
+    y.order = &order;
+    run_backward(y);
+  };
+  is_double(lse) ? run(0.0) : run(0.0f);
+}
+
+// The number that symground/ops/_build.py gives; _extension.py calls no build of another one.
+int64_t version() { return SYMGROUND_VERSION; }
+
+}  // namespace
+}  // namespace symground
+
+// All of one dtype, float32 or float64, but the groups (int32) and key_range (int64); contiguous, but q, k, v, grad_out
+// and their gradients. What they add to is zeroed by the caller: total, flow, row_total, matrix_total, dq (rows and
+// heads without a gradient are not written), dk, dv.
+STABLE_TORCH_LIBRARY_FRAGMENT(symground_C, m) {
+  m.def("version() -> int");
+  m.def(
+      "attention_forward(Tensor q, Tensor k, Tensor v, Tensor gate, bool causal, float scale, Tensor? key_range, "
+      "int? window, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def(
+      "attention_saliency(Tensor q, Tensor k, Tensor v, Tensor grad_out, Tensor lse, Tensor? gate, bool causal, "
+      "float scale, Tensor? key_range, int? window, Tensor(a!) total) -> ()");
+  m.def(
+      "attention_flow(Tensor q, Tensor k, Tensor v, Tensor grad_out, Tensor lse, Tensor? gate, bool causal, "
+      "float scale, Tensor? key_range, int? window, Tensor query_groups, Tensor key_groups, Tensor(a!) flow, "
+      "Tensor(b!) row_total, Tensor(c!)? matrix_total) -> ()");
+  m.def(
+      "attention_backward(Tensor q, Tensor k, Tensor v, Tensor grad_out, Tensor lse, Tensor? gate, bool causal, "
+      "float scale, Tensor? key_range, int? window, Tensor(a!) dq, Tensor(b!) dk, Tensor(c!) dv, Tensor(d!)? total, "
+      "Tensor? query_groups, Tensor? key_groups, Tensor(e!)? flow) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(symground_C, CompositeExplicitAutograd, m) {
+  m.impl("version", TORCH_BOX(&symground::version));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(symground_C, CPU, m) {
+  m.impl("attention_forward", TORCH_BOX(&symground::attention_forward));
+  m.impl("attention_saliency", TORCH_BOX(&symground::attention_saliency));
+  m.impl("attention_flow", TORCH_BOX(&symground::attention_flow));
+  m.impl("attention_backward", TORCH_BOX(&symground::attention_backward));
+}
