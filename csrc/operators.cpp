@@ -1,5 +1,5 @@
 // The operators of symground_C: attention's saliency and flow on a CPU, alone or together with its gradients, and
-// attention itself where heads have a gate.
+// attention itself where heads have a gate; and the exponentials of a vocabulary's softmax.
 //
 // A thread takes a tile of queries against all the keys they see, one head after the other: products by torch's own
 // matrix multiplication (which runs on one thread inside a parallel region), the rest by the loops of rows.cpp while
@@ -13,6 +13,7 @@
 #include "flow.h"
 #include "forward.h"
 #include "saliency.h"
+#include "vocabulary.h"
 
 namespace symground {
 namespace {
@@ -82,6 +83,20 @@ void attention_backward(
   is_double(lse) ? run(0.0) : run(0.0f);
 }
 
+void add_exponentials(const Tensor& x, const Tensor& top, const Tensor& total) {
+  const auto run = [&]<class T>(T) {
+    run_add_exponentials(x, static_cast<T*>(top.data_ptr()), static_cast<T*>(total.data_ptr()));
+  };
+  is_double(x) ? run(0.0) : run(0.0f);
+}
+
+void scaled_exponentials(const Tensor& x, const Tensor& level, const Tensor& factor) {
+  const auto run = [&]<class T>(T) {
+    run_scaled_exponentials<T>(x, static_cast<T*>(level.data_ptr()), static_cast<T*>(factor.data_ptr()));
+  };
+  is_double(x) ? run(0.0) : run(0.0f);
+}
+
 // The number that symground/ops/_build.py gives; _extension.py calls no build of another one.
 int64_t version() { return SYMGROUND_VERSION; }
 
@@ -107,6 +122,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(symground_C, m) {
       "attention_backward(Tensor q, Tensor k, Tensor v, Tensor grad_out, Tensor lse, Tensor? gate, bool causal, "
       "float scale, Tensor? key_range, int? window, Tensor(a!) dq, Tensor(b!) dk, Tensor(c!) dv, Tensor(d!)? total, "
       "Tensor? query_groups, Tensor? key_groups, Tensor(e!)? flow) -> ()");
+  m.def("add_exponentials(Tensor x, Tensor(a!) top, Tensor(b!) total) -> ()");
+  m.def("scaled_exponentials(Tensor(a!) x, Tensor level, Tensor factor) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(symground_C, CompositeExplicitAutograd, m) {
@@ -118,4 +135,6 @@ STABLE_TORCH_LIBRARY_IMPL(symground_C, CPU, m) {
   m.impl("attention_saliency", TORCH_BOX(&symground::attention_saliency));
   m.impl("attention_flow", TORCH_BOX(&symground::attention_flow));
   m.impl("attention_backward", TORCH_BOX(&symground::attention_backward));
+  m.impl("add_exponentials", TORCH_BOX(&symground::add_exponentials));
+  m.impl("scaled_exponentials", TORCH_BOX(&symground::scaled_exponentials));
 }

@@ -106,6 +106,26 @@ INLINE T softmax(T* __restrict s, int64_t n, T scale, T gate) {
 }
 
 template <class T>
+INLINE void add_exponentials(const T* __restrict s, int64_t n, T& top, T& total) {
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  T largest = top;
+#pragma omp simd reduction(max : largest)
+  for (int64_t j = 0; j < n; ++j) largest = s[j] > largest ? s[j] : largest;
+  const T level = largest == -infinity ? T(0) : largest;  // -inf - (-inf) would be NaN
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < n; ++j) sum += exponential(s[j] - level);
+  total = total * std::exp(top - level) + sum;
+  top = largest;
+}
+
+template <class T>
+INLINE void scaled_exponentials(T* __restrict s, int64_t n, T level, T factor) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) s[j] = factor * exponential(s[j] - level);
+}
+
+template <class T>
 INLINE void saliency(
     const T* __restrict s, const T* __restrict dp, T* __restrict total, int64_t n, T scale, T lse, T gate) {
 #pragma omp simd
@@ -162,6 +182,22 @@ INLINE void gradient(
 EACH_MACHINE float softmax_row(float* s, int64_t n, float scale, float gate) { return softmax(s, n, scale, gate); }
 
 EACH_MACHINE double softmax_row(double* s, int64_t n, double scale, double gate) { return softmax(s, n, scale, gate); }
+
+EACH_MACHINE void add_exponentials_row(const float* s, int64_t n, float& top, float& total) {
+  add_exponentials(s, n, top, total);
+}
+
+EACH_MACHINE void add_exponentials_row(const double* s, int64_t n, double& top, double& total) {
+  add_exponentials(s, n, top, total);
+}
+
+EACH_MACHINE void scaled_exponentials_row(float* s, int64_t n, float level, float factor) {
+  scaled_exponentials(s, n, level, factor);
+}
+
+EACH_MACHINE void scaled_exponentials_row(double* s, int64_t n, double level, double factor) {
+  scaled_exponentials(s, n, level, factor);
+}
 
 EACH_MACHINE void saliency_row(
     const float* s, const float* dp, float* total, int64_t n, float scale, float lse, float gate) {

@@ -1,4 +1,4 @@
-// The elementwise part of attention, its saliency and flow, one query's row at a time. See rows.cpp.
+// The elementwise part of attention, its saliency and flow, and of a vocabulary's softmax, row by row. See rows.cpp.
 #pragma once
 
 #include <cstdint>
@@ -23,5 +23,13 @@ void gradient_row(
     float* s, float* dp, float* total, float* column, int64_t n, float scale, float lse, float gate);
 void gradient_row(
     double* s, double* dp, double* total, double* column, int64_t n, double scale, double lse, double gate);
+
+// top becomes the largest of itself and s, and total, a sum of exponentials relative to top, takes those of s.
+void add_exponentials_row(const float* s, int64_t n, float& top, float& total);
+void add_exponentials_row(const double* s, int64_t n, double& top, double& total);
+
+// s[j] becomes factor · exp(s[j] − level).
+void scaled_exponentials_row(float* s, int64_t n, float level, float factor);
+void scaled_exponentials_row(double* s, int64_t n, double level, double factor);
 
 }  // namespace symground

@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 
 FILE = "_C.so"
-VERSION = 3  # of the operators' signatures: one more with each change, so that an older build is not called
+VERSION = 4  # of the operators' signatures: one more with each change, so that an older build is not called
 
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parent / "csrc"

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from symground.ops import _extension
 from symground.ops._mixing import accumulation_dtype
 from symground.ops._vocabulary_registered import HeadKernels, register
 
-#: Rows of a tile of logits, and its numbers: 4 MiB in float32, so that what follows the product finds it in a
-#: processor's last cache. Few rows take more columns.
-ROWS, TILE = 512, 2**20
+#: Rows of a tile of logits, and its numbers, 16 MiB in float32: few tiles, since threads wait for each other at the end
+#: of each; what follows the product goes row by row. Few rows take more columns.
+ROWS, TILE = 512, 2**22
 
 
 def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,12 +30,7 @@ def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Te
     for _, columns in _spans(weight.shape[0], _columns(hidden, weight, dtype)):
         head = weight[columns].to(dtype)
         for _, at in _spans(rows, ROWS):
-            z = _logits(hidden[at].to(dtype), head, bias, columns)
-            higher = torch.maximum(top[at], z.amax(1))
-            # Where nothing is likelier than -inf so far, -inf - (-inf) would be NaN.
-            level = higher.masked_fill(higher.isneginf(), 0.0)
-            total[at] = total[at] * (top[at] - level).exp() + z.sub_(level[:, None]).exp_().sum(1)
-            top[at] = higher
+            _add_exponentials(_logits(hidden[at].to(dtype), head, bias, columns), top[at], total[at])
     lse = top + total.log()
     return lse[:, None] - _of_candidates(hidden, weight, bias, candidates), lse
 
@@ -65,8 +61,8 @@ def _backward(
         if dh is not None and of_asked is not None:
             dh[asked] = of_asked
         return dh, dw, db
-    at_candidates = grad.to(dtype)
-    of_row = at_candidates.sum(1)
+    at_candidates, lse = grad.to(dtype), lse.contiguous()
+    of_row = at_candidates.sum(1).contiguous()
     ids = candidates.expand(len(hidden), -1)
     dh = torch.zeros(hidden.shape, dtype=dtype) if of_hidden else None
     dw = torch.empty(weight.shape, dtype=weight.dtype) if of_weight else None
@@ -77,8 +73,8 @@ def _backward(
         of_level = torch.zeros(len(head), dtype=dtype)
         for _, at in _spans(len(hidden), ROWS):
             states = hidden[at].to(dtype)
-            z = _logits(states, head, bias, columns)
-            dz = z.sub_(lse[at, None]).exp_().mul_(of_row[at, None])
+            dz = _logits(states, head, bias, columns)
+            _scaled_exponentials(dz, lse[at], of_row[at])
             here = (ids[at] >= first) & (ids[at] < first + len(head))
             dz.scatter_add_(1, (ids[at] - first).masked_fill(~here, 0), -at_candidates[at].masked_fill(~here, 0.0))
             if dh is not None:
@@ -111,6 +107,26 @@ def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None, columns: slice) -
     if bias is None:
         return hidden @ head.mT
     return torch.addmm(bias[columns].to(head.dtype), hidden, head.mT)
+
+
+def _add_exponentials(z: Tensor, top: Tensor, total: Tensor) -> None:
+    """Take a tile of logits, used up, into the rows' maxima and their sums of exponentials relative to those."""
+    if _extension.library is not None:
+        _extension.library.add_exponentials(z, top, total)
+        return
+    higher = torch.maximum(top, z.amax(1))
+    # Where nothing is likelier than -inf so far, -inf - (-inf) would be NaN.
+    level = higher.masked_fill(higher.isneginf(), 0.0)
+    total.mul_((top - level).exp_()).add_(z.sub_(level[:, None]).exp_().sum(1))
+    top.copy_(higher)
+
+
+def _scaled_exponentials(z: Tensor, level: Tensor, factor: Tensor) -> None:
+    """z becomes factor · exp(z - level), row by row."""
+    if _extension.library is not None:
+        _extension.library.scaled_exponentials(z, level, factor)
+    else:
+        z.sub_(level[:, None]).exp_().mul_(factor[:, None])
 
 
 def _spans(length: int, step: int) -> Iterator[tuple[int, slice]]:
