@@ -27,10 +27,12 @@ def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Te
         return surprisal, lse
     top = torch.full((rows,), float("-inf"), dtype=dtype)
     total = torch.zeros(rows, dtype=dtype)
-    for _, columns in _spans(weight.shape[0], _columns(hidden, weight, dtype)):
+    width = _columns(hidden, weight, dtype)
+    tile = _tile(hidden, width, dtype)
+    for _, columns in _spans(weight.shape[0], width):
         head = weight[columns].to(dtype)
         for _, at in _spans(rows, ROWS):
-            _add_exponentials(_logits(hidden[at].to(dtype), head, bias, columns), top[at], total[at])
+            _add_exponentials(_logits(hidden[at].to(dtype), head, bias, columns, tile), top[at], total[at])
     lse = top + total.log()
     return lse[:, None] - _of_candidates(hidden, weight, bias, candidates), lse
 
@@ -67,13 +69,15 @@ def _backward(
     dh = torch.zeros(hidden.shape, dtype=dtype) if of_hidden else None
     dw = torch.empty(weight.shape, dtype=weight.dtype) if of_weight else None
     db = torch.empty(vocabulary, dtype=bias.dtype) if of_bias and bias is not None else None
-    for first, columns in _spans(vocabulary, _columns(hidden, weight, dtype)):
+    width = _columns(hidden, weight, dtype)
+    tile = _tile(hidden, width, dtype)
+    for first, columns in _spans(vocabulary, width):
         head = weight[columns].to(dtype)
         of_head = torch.zeros(head.shape, dtype=dtype) if of_weight else None
         of_level = torch.zeros(len(head), dtype=dtype)
         for _, at in _spans(len(hidden), ROWS):
             states = hidden[at].to(dtype)
-            dz = _logits(states, head, bias, columns)
+            dz = _logits(states, head, bias, columns, tile)
             _scaled_exponentials(dz, lse[at], of_row[at])
             here = (ids[at] >= first) & (ids[at] < first + len(head))
             dz.scatter_add_(1, (ids[at] - first).masked_fill(~here, 0), -at_candidates[at].masked_fill(~here, 0.0))
@@ -93,7 +97,8 @@ def _backward(
 def _columns(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> int:
     """Of a tile; where the weights must be converted, no more of them at a time than a tile's numbers."""
     rows = min(len(hidden), ROWS)
-    return max(1, TILE // max(1, rows, weight.shape[1] if weight.dtype != dtype else 1))
+    fitting = TILE // max(1, rows, weight.shape[1] if weight.dtype != dtype else 1)
+    return max(1, min(fitting, len(weight)))
 
 
 def _asked(candidates: Tensor) -> Tensor | None:
@@ -103,10 +108,16 @@ def _asked(candidates: Tensor) -> Tensor | None:
     return (candidates[:, 0] >= 0).nonzero()[:, 0]
 
 
-def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None, columns: slice) -> Tensor:
+def _tile(hidden: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+    """Memory for one tile after the other: fresh pages for each would cost more than what is done to them."""
+    return torch.empty(min(len(hidden), ROWS) * columns, dtype=dtype)
+
+
+def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None, columns: slice, tile: Tensor) -> Tensor:
+    out = tile[: len(hidden) * len(head)].view(len(hidden), len(head))
     if bias is None:
-        return hidden @ head.mT
-    return torch.addmm(bias[columns].to(head.dtype), hidden, head.mT)
+        return torch.mm(hidden, head.mT, out=out)
+    return torch.addmm(bias[columns].to(head.dtype), hidden, head.mT, out=out)
 
 
 def _add_exponentials(z: Tensor, top: Tensor, total: Tensor) -> None:
