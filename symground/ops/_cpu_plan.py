@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,12 +16,16 @@ ROW = 2**20  # products: while examples have fewer than this together, they go t
 CHUNK = 256  # queries in a rectangle that needs a mask
 
 
+#: Neighbours as a slice, which makes views; others as their numbers, which makes copies (of one group's at a time).
+Heads: TypeAlias = slice | Tensor
+
+
 class Group(NamedTuple):
     """Consecutive examples and heads that are computed together, and the keys [low, high) that one of them may read."""
 
     examples: slice
-    heads: slice
-    key_heads: slice  # those that the heads use, each by as many of them
+    heads: Heads
+    key_heads: Heads  # those that the heads use, each by as many of them
     low: int
     high: int
     bounds: Tensor | None  # [examples,2] where they differ in that, else None
@@ -46,9 +50,9 @@ def one_range(key_range: Tensor | None) -> bool:
 def groups(
     q: Tensor, k: Tensor, key_range: Tensor | None, gate: Tensor | None, together: int
 ) -> Iterator[Group]:  # fmt: skip
-    """Every example and every head whose gate is not 0, ``together`` examples at a time, at least one.
+    """Every example and every head whose gate is not 0.
 
-    Views serve them all: examples go together where they close the same heads, heads where no closed one is between.
+    Examples go together, at most ``together`` and at least one, where they close the same heads.
     """
     (batch, heads), key_heads, keys = q.shape[:2], k.shape[1], k.shape[2]
     is_open = [[True] * heads] * batch if gate is None else (gate != 0).tolist()
@@ -61,25 +65,31 @@ def groups(
         if key_range is not None:
             bounds = key_range[start:stop]
             low, high = int(bounds[:, 0].min()), int(bounds[:, 1].max())
-        for of_query, of_key in _runs(is_open[start], heads // key_heads):
+        for of_query, of_key in _open_heads(is_open[start], heads // key_heads):
             yield Group(slice(start, stop), of_query, of_key, low, high, None if one_range(bounds) else bounds)
         start = stop
 
 
-def _runs(is_open: list[bool], shared: int) -> Iterator[tuple[slice, slice]]:
-    """Neighbouring open heads and their key heads, each key head with all its ``shared`` heads, or one alone."""
-    whole = [all(is_open[h : h + shared]) for h in range(0, len(is_open), shared)]
-    for complete, run in groupby(range(len(whole)), whole.__getitem__):
-        key_heads = list(run)
-        if complete:
-            yield slice(key_heads[0] * shared, (key_heads[-1] + 1) * shared), slice(key_heads[0], key_heads[-1] + 1)
-            continue
-        for key_head in key_heads:
-            heads = range(key_head * shared, (key_head + 1) * shared)
-            for some, part in groupby(heads, is_open.__getitem__):
-                if some:
-                    first, *rest = part
-                    yield slice(first, (rest or [first])[-1] + 1), slice(key_head, key_head + 1)
+def _open_heads(is_open: list[bool], shared: int) -> Iterator[tuple[Heads, Heads]]:
+    """Heads and their key heads: first all that share a key head with no closed one, then neighbours of one key head.
+
+    One after the other, heads would be products too small for many threads; and no key head comes twice at once, so
+    that what heads add to its gradient can be assigned.
+    """
+    of_key = [range(start, start + shared) for start in range(0, len(is_open), shared)]
+    whole = [j for j, heads in enumerate(of_key) if all(is_open[h] for h in heads)]
+    if whole:
+        yield _index([h for j in whole for h in of_key[j]]), _index(whole)
+    for j, heads in enumerate(of_key):
+        if j not in whole:
+            for found, run in groupby(heads, is_open.__getitem__):
+                if found:
+                    yield _index(list(run)), slice(j, j + 1)
+
+
+def _index(heads: list[int]) -> Heads:
+    neighbours = heads[-1] - heads[0] == len(heads) - 1
+    return slice(heads[0], heads[-1] + 1) if neighbours else torch.tensor(heads)
 
 
 class Rectangle(NamedTuple):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from symground.ops._cpu_plan import ROW, groups, one_range
+from symground.ops._cpu_plan import ROW, Heads, groups, one_range
 from symground.ops._mixing import members, per_head
 
 TILE = 64  # queries
@@ -22,8 +22,8 @@ class Row(NamedTuple):
     """A row of tiles: E examples, H heads, R queries, C keys, in the dtype of lse; G = H / Hk share a key head."""
 
     examples: slice
-    heads: slice
-    key_heads: slice
+    heads: Heads
+    key_heads: Heads
     rows: slice
     columns: slice
     p: Tensor  # [E,H,R,C] attention, 0 at pairs that do not see each other
@@ -156,6 +156,6 @@ def backward(
         dv[examples, key_heads, columns] += row.fold(p).mT @ row.grad_out
         # ∂L/∂(q·k·scale) = P ∘ (dP − Σ_j P dP), and the saliency holds P ∘ dP.
         ds = row.fold(s.addcmul_(p, s.sum(-1, keepdim=True), value=-1))
-        dq[examples, heads, rows] = (ds @ row.k).mul_(scale).view(dq[examples, heads, rows].shape)
+        dq[examples, heads, rows] = (ds @ row.k).mul_(scale).view(*p.shape[:3], -1)
         dk[examples, key_heads, columns] += (ds.mT @ row.q).mul_(scale)
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), total, None if sums is None else sums.flow
