@@ -20,7 +20,7 @@ Run = Callable[[], Any]
 SYMGROUND, STREAMED = "sg.score", "sg.score_to_parquet"
 ONE_BY_ONE, MINICONS, BATCHED = "one forward per (context, pair)", "minicons, batches of 100", "all logits of a batch"
 #: Pairs that a peer scores in a round.
-PART = {ONE_BY_ONE: 100, MINICONS: 2000}
+PART = {ONE_BY_ONE: 100, MINICONS: 1000}
 
 
 @dataclass(frozen=True)

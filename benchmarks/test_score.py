@@ -36,7 +36,7 @@ def test_score(benchmark: Any, in_turns: Callable[..., None], name: str) -> None
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="measured by the resident set")
-@pytest.mark.parametrize("contexts", [10, 40, 160])
+@pytest.mark.parametrize("contexts", [10, 40, 160, 640])
 def test_memory_of_streaming(benchmark: Any, in_turns: Callable[..., None], contexts: int) -> None:
     grid = Grid(contexts=contexts)
     in_turns(f"streaming {contexts}", STREAMED, lambda: {STREAMED: PEERS[STREAMED](grid)}, 1, DEVICE)

@@ -69,8 +69,10 @@ class Probes:
 
     def fingerprint(self) -> str:
         """Of what is scored, so that scores of other probes are not taken for these."""
-        content = (self.nouns, self.contexts, self.rows, self.targets, self.pairs.tolist())
-        return hashlib.sha256(repr(content).encode()).hexdigest()
+        content = hashlib.sha256(repr((self.nouns, self.contexts, self.targets, self.pairs.tolist())).encode())
+        for of_context in self.rows:
+            content.update(repr([row.ids for row in of_context]).encode())
+        return content.hexdigest()
 
     def with_span(self, span: int) -> Probes:
         """The same probes with another span (tokens after the ENV noun that count as it)."""

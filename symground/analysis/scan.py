@@ -18,17 +18,19 @@ from transformers import PreTrainedModel
 from symground.analysis.probes import Probes
 from symground.models.reader import Reader, State
 
-MEMORY = 2**28
+#: Bytes for caches and activations: what larger batches do not make faster any more.
+MEMORY = {"cpu": 2**26, "cuda": 2**31}
 _Table = NDArray[np.float32]
 
 
 def scan(
-    model: PreTrainedModel, probes: Probes, memory: int = MEMORY, batch_size: int | None = None
+    model: PreTrainedModel, probes: Probes, memory: int | None = None, batch_size: int | None = None
 ) -> Iterator[tuple[int, _Table]]:
     """(context, surprisals [ENV nouns, targets] in nats) as contexts are done; NaN at pairs that are not asked."""
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     reader = Reader(model)
+    memory = memory or MEMORY.get(reader.device.type, MEMORY["cpu"])
     fitting = _fitting(model, reader.width, memory) if batch_size is None else lambda length, kept=1: batch_size
     for contexts in _beginning_alike(probes, fitting):
         begun = _begin(reader, probes, contexts)

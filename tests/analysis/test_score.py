@@ -234,7 +234,7 @@ def test_mismatches_of_the_same_category(corpus: Corpus) -> None:
 def test_streamed_scores_are_the_same(corpus: Corpus, tmp_path: Path) -> None:
     model = create("gpt2-4l", len(corpus.tokenizer), positions=32).eval()
     probes = sg.probes(corpus.tokenizer)
-    with mock.patch.object(scoring, "_FLUSH_CONTEXTS", 3):
+    with mock.patch.object(scoring, "_FLUSH_ROWS", 3 * 36):
         path = sg.score_to_parquet(model, probes, tmp_path / "scores")
     assert len(list(path.glob("part-*.parquet"))) == 4
     table = pd.read_parquet(path).sort_values("context", kind="stable", ignore_index=True)
@@ -284,7 +284,7 @@ def test_a_folder_of_other_scores_is_refused_and_kept(corpus: Corpus, tmp_path: 
 def test_a_damaged_part_is_named_and_a_missing_one_is_scored_again(corpus: Corpus, tmp_path: Path) -> None:
     model = create("gpt2-4l", len(corpus.tokenizer), positions=32).eval()
     probes, folder = sg.probes(corpus.tokenizer), tmp_path / "scores"
-    with mock.patch.object(scoring, "_FLUSH_CONTEXTS", 3):
+    with mock.patch.object(scoring, "_FLUSH_ROWS", 3 * 36):
         sg.score_to_parquet(model, probes, folder)
     part = folder / "part-000001.parquet"
     part.write_bytes(part.read_bytes()[:100])
@@ -364,7 +364,7 @@ tokenizer = Corpus.load({str(tmp_path / "data")!r}).tokenizer
 probes = sg.probes(tokenizer)
 probes = probes.take_contexts([i % 10 for i in range(20000)])
 model = create("gpt2-4l", len(tokenizer), positions=32).eval()
-score._FLUSH_CONTEXTS = 10
+score._FLUSH_ROWS = 360
 print("ready", flush=True)
 sg.score_to_parquet(model, probes, {str(tmp_path / "scores")!r})
 """
