@@ -29,6 +29,7 @@ class Group(NamedTuple):
     low: int
     high: int
     bounds: Tensor | None  # [examples,2] where they differ in that, else None
+    first: bool  # no heads of these examples came before
 
     def readable(self, x: Tensor) -> Tensor:
         """The group's part of keys or values; where ranges differ, a copy with 0 where an example may not read."""
@@ -65,8 +66,9 @@ def groups(
         if key_range is not None:
             bounds = key_range[start:stop]
             low, high = int(bounds[:, 0].min()), int(bounds[:, 1].max())
-        for of_query, of_key in _open_heads(is_open[start], heads // key_heads):
-            yield Group(slice(start, stop), of_query, of_key, low, high, None if one_range(bounds) else bounds)
+        examples, bounds = slice(start, stop), None if one_range(bounds) else bounds
+        for n, (of_query, of_key) in enumerate(_open_heads(is_open[start], heads // key_heads)):
+            yield Group(examples, of_query, of_key, low, high, bounds, n == 0)
         start = stop
 
 

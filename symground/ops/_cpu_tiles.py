@@ -31,10 +31,19 @@ class Row(NamedTuple):
     q: Tensor  # [E,Hk,G·R,D]
     k: Tensor  # [E,Hk,C,D]
     grad_out: Tensor  # [E,Hk,G·R,D], times the gate
+    first: bool  # no heads of these examples came before
 
     def fold(self, x: Tensor) -> Tensor:
         """[E,H,R,C] → [E,Hk,G·R,C]"""
         return x.view(*self.q.shape[:3], x.shape[3])
+
+    def sum_heads(self, s: Tensor, total: Tensor) -> None:
+        """Add Σ_h ``s`` [E,H,R,C] to ``total`` [B,T,S], 0 before the first heads, which need no sum in between."""
+        at = total[self.examples, self.rows, self.columns]
+        if self.first:
+            torch.sum(s, 1, out=at)
+        else:
+            at += s.sum(1)
 
 
 def rows_of_tiles(
@@ -49,7 +58,7 @@ def rows_of_tiles(
     tall = min(queries, TILE) if one_range(key_range) else queries
     together = ROW // max(1, heads * tall * keys)
     for group in groups(q, k, key_range, gate, together):
-        examples, heads_, key_heads, low, high, bounds = group
+        examples, heads_, key_heads, low, high, bounds, begins = group
         k_, v_ = group.readable(k), group.readable(v)  # keys [low, high)
         for start in range(0, queries, TILE):
             stop = min(start + TILE, queries)
@@ -79,7 +88,7 @@ def rows_of_tiles(
             if bounds is not None:
                 p.masked_fill_(group.outside(first, last)[:, None, None], 0.0)
             dp = (grad @ v_row.mT).view(shape)
-            yield Row(examples, heads_, key_heads, rows, columns, p, dp, q_row, k_row, grad)
+            yield Row(examples, heads_, key_heads, rows, columns, p, dp, q_row, k_row, grad, begins)
 
 
 def saliency(
@@ -89,7 +98,7 @@ def saliency(
     """Σ_h S_h [B,T,S], signed."""
     total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2])
     for row in rows_of_tiles(q, k, v, grad_out, lse, gate, causal, scale, key_range, window):
-        total[row.examples, row.rows, row.columns] += row.dp.mul_(row.p).sum(1)
+        row.sum_heads(row.dp.mul_(row.p), total)
     return total
 
 
@@ -150,7 +159,7 @@ def backward(
         examples, heads, key_heads, rows, columns, p, s = row[:7]
         s.mul_(p)
         if total is not None:
-            total[examples, rows, columns] += s.sum(1)
+            row.sum_heads(s, total)
         if sums is not None:
             sums.add(row, s.abs())
         dv[examples, key_heads, columns] += row.fold(p).mT @ row.grad_out
