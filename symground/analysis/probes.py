@@ -148,8 +148,9 @@ def probes(
         separator: between the two sentences of plain text.
 
     Raises:
-        ValueError: a word that is not in the vocabulary (all are named), fewer than two nouns, a context without
-            ``{}``, a span or mismatches that do not fit, or a tokenizer that joins a target with what stands before it.
+        ValueError: a word that is not in the vocabulary (all are named), fewer than two nouns, a context twice
+            or without ``{}``, a span or mismatches that do not fit, or a tokenizer that joins a target with what stands
+            before it.
     """
     chosen = read_contexts(contexts)
     encoder = encoder_of(tokenizer, separator)
@@ -157,6 +158,9 @@ def probes(
         nouns = [noun for noun in STUDY_NOUNS if not encoder.missing((), [noun])]
     if len(set(nouns)) != len(nouns):
         raise ValueError("nouns: expected each noun once")
+    twice = next((context for context in chosen if chosen.count(context) > 1), None)
+    if twice is not None:
+        raise ValueError(f"contexts: expected each context once, got {twice} twice")
     missing = sorted(encoder.missing(chosen, nouns))
     if missing:
         raise ValueError(f"vocabulary: these words of the probes are not in it: {', '.join(missing)}")

@@ -46,6 +46,8 @@ def test_missing_words_are_all_named(corpus: Corpus) -> None:
         sg.probes(corpus.tokenizer, ["book", "unicorn"], [("zaps {}", "a")])
     with pytest.raises(ValueError, match="at least two"):
         sg.probes(corpus.tokenizer, ["book"])
+    with pytest.raises(ValueError, match="contexts: expected each context once, got Context"):
+        sg.probes(corpus.tokenizer, contexts=[("takes {}", "a"), ("puts {}", "a"), ("takes {}", "a")])
     with pytest.raises(ValueError, match="span: expected 0 to"):
         sg.probes(corpus.tokenizer, span=99)
 
