@@ -8,13 +8,11 @@ import triton
 import triton.language as tl
 
 from symground.kernels.configs import Config
-from symground.kernels.launch import Call, config_of, processors, rows_adjacent
+from symground.kernels.launch import Call, chunk_of, config_of, processors, rows_adjacent
 from symground.kernels.tiles import LOG2E, load_gate, load_lse2, load_range, load_tile, seen
 
 #: Programs per processor below which the heads are split over several programs.
 WAVES = 2
-#: Bytes of a row that a product takes at a time.
-CHUNK_BYTES = 128
 
 
 @triton.jit
@@ -98,7 +96,6 @@ def attention_saliency(call: Call, grad_out: torch.Tensor, lse: torch.Tensor, si
     """[B,T,S] float32."""
     q, k, v = call.q, call.k, call.v
     grad_out, lse = rows_adjacent(grad_out), lse.contiguous()
-    chunk = min(call.head["BLOCK_D"], CHUNK_BYTES // q.element_size())
     heads = count = None
     if call.gate is not None:
         closed = call.gate == 0
@@ -114,7 +111,7 @@ def attention_saliency(call: Call, grad_out: torch.Tensor, lse: torch.Tensor, si
             q, k, v, grad_out, lse, call.gate, call.key_range, heads, count, total,
             *q.stride(), *k.stride(), *v.stride(), *grad_out.stride(), *total.stride()[:3],
             call.scale, call.window or 0, n_i, n_j, splits, call.H, call.T, call.S, SIGNED=signed or splits > 1,
-            GROUP=call.group, **call.form, D=call.head["D"], CHUNK=chunk, PRECISION=call.head["PRECISION"],
+            GROUP=call.group, **call.form, D=call.head["D"], CHUNK=chunk_of(q), PRECISION=call.head["PRECISION"],
             **config.kwargs,
         )  # fmt: skip
         if splits == 1:

@@ -14,6 +14,9 @@ from torch import Tensor
 from symground.kernels import tuning
 from symground.kernels.configs import Config, architecture_of, shipped
 
+#: Bytes of a row that a product takes at a time where it takes a row in chunks.
+CHUNK_BYTES = 128
+
 
 @dataclass(frozen=True)
 class Call:
@@ -84,6 +87,11 @@ def rows_adjacent(x: Tensor) -> Tensor:
 def block_of(size: int) -> int:
     """The tile's width for a head of this size: a power of two, as tiles must be, and no less than a dot takes."""
     return max(16, int(triton.next_power_of_2(size)))
+
+
+def chunk_of(x: Tensor) -> int:
+    """Columns of the rows of ``x`` that a product takes at a time."""
+    return min(block_of(x.shape[-1]), CHUNK_BYTES // x.element_size())
 
 
 def precision_of(x: Tensor) -> str:

@@ -1,9 +1,10 @@
 """Surprisal under a vocabulary head, z = h wᵀ + bias, from tiles of logits that are used up where they are made.
 
-Three kernels: the log-sum-exp of each row, its vocabulary split over programs into partial maxima and sums; what the
-candidates' own logits leave of it; and, backward, ∂L/∂z for as many columns as a bounded buffer holds, from which
-matrix products give the gradients. The idea of never storing the logits: Wijmans et al. 2024 ("Cut your losses in
-large-vocabulary language models"), here without locks: nothing is added to what another program wrote.
+The log-sum-exp of each row, its vocabulary split over programs into partial maxima and sums; what the candidates' own
+logits leave of it, in one kernel for candidates that rows share and one for their own; and, backward, ∂L/∂z for as many
+columns as a bounded buffer holds, from which matrix products give the gradients. The idea of never storing the logits:
+Wijmans et al. 2024 ("Cut your losses in large-vocabulary language models"), here without locks: nothing is added to
+what another program wrote.
 """
 
 from __future__ import annotations
@@ -17,11 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from symground.kernels.configs import FIXED, Config
-from symground.kernels.launch import block_of, config_of, precision_of, processors
+from symground.kernels.launch import chunk_of, config_of, precision_of, processors
 from symground.kernels.tiles import LOG2E
 
-#: Bytes of a row that a product takes at a time.
-CHUNK_BYTES = 128
 #: Programs per processor, at least, over which the vocabulary is split.
 WAVES = 4
 #: Of ∂L/∂z that exist at a time.
@@ -185,7 +184,7 @@ class Head:
         self.form: dict[str, Any] = {
             "HAS_BIAS": bias is not None,
             "D": self.D,
-            "CHUNK": min(block_of(self.D), CHUNK_BYTES // hidden.element_size()),
+            "CHUNK": chunk_of(hidden),
         }
         self.precision = precision_of(hidden)
         self.strides = (*hidden.stride(), *weight.stride())
