@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from symground.analysis.probes import probes as probes
     from symground.analysis.score import score as score
     from symground.analysis.score import score_to_parquet as score_to_parquet
+    from symground.analysis.sweep import sweep_heads as sweep_heads
     from symground.analysis.trace import trace as trace
     from symground.models.attach import attach as attach
     from symground.models.load import load as load
@@ -29,7 +30,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "symground.analysis": (
         "ablate", "cooccurrence", "find_heads", "gain", "intervene", "probes", "score",
-        "score_to_parquet", "trace",
+        "score_to_parquet", "sweep_heads", "trace",
     ),
     "symground.models": ("attach", "load", "load_tokenizer"),
     "symground.reports": ("report",),
@@ -38,7 +39,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ablate", "attach", "cooccurrence", "find_heads", "gain", "intervene", "load", "load_tokenizer", "ops", "probes",
-    "report", "score", "score_to_parquet", "trace",
+    "report", "score", "score_to_parquet", "sweep_heads", "trace",
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from symground.analysis.intervene import intervene
 from symground.analysis.probes import Probes, probes, split_contexts
 from symground.analysis.r2 import cooccurrence_r2
 from symground.analysis.score import score, score_to_parquet
+from symground.analysis.sweep import sweep_heads
 from symground.analysis.trace import saliency_by_region, trace
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "score",
     "score_to_parquet",
     "split_contexts",
+    "sweep_heads",
     "trace",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from numbers import Integral
 from typing import Any
@@ -11,69 +11,105 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.models import mixers
+from symground.analysis.fills import Reference, fills_of
+from symground.models import Mixer, mixers
+from symground.models.mixers import Replacement, Tap
+from symground.models.readout import readout
 
 Heads = Collection[tuple[int, int]]
 
 
 @contextmanager
 def ablate(
-    model: PreTrainedModel, heads: Heads | Sequence[Heads], mode: str = "zero", reference: None = None
+    model: PreTrainedModel,
+    heads: Heads | Sequence[Heads],
+    mode: str = "zero",
+    reference: Reference | None = None,
+    *,
+    positions: Tensor | None = None,
 ) -> Iterator[None]:
     """Within the block, the given heads' outputs are replaced before the output projection.
 
     Args:
         model: attached.
         heads: (layer, head) pairs for all examples, or a collection of pairs for each example of the batch.
-        mode: "zero", the study's.
-        reference: for modes that take one; "zero" takes none.
+        mode: what replaces them: "zero", the study's; "mean", the head's mean output over the reference; "resample",
+            its output at the same position of the reference, which then has the shape of the batch.
+        reference: for "mean" and "resample": ids [N,T], a mapping of model inputs (``input_ids`` and perhaps
+            ``attention_mask``), or probes: the mean over their matched examples, or what their matched examples
+            resample from the mismatched ones. Read when the block is entered, as the model is then.
+        positions: [T] or [B,T] bool, of the forward passes in the block: silence at these positions only.
 
-    Nested blocks add up, and the model is as before on exit, after an exception too. A trace within the block carries
-    the gates.
+    Nested blocks add up, the inner one after the outer, and the model is as before on exit, after an exception too. A
+    trace within the block carries the gates. In text generation with a cache, only the new tokens pass through the
+    block: use no ``positions`` and no "resample" there.
 
     Raises:
-        ValueError: a layer or head that does not exist, a model without heads, an unknown mode. With a set per
-            example, a forward pass of another batch size is refused by `ops.attention`, which names the gate.
+        ValueError: a layer or head that does not exist, a model without heads, an unknown mode, a reference or
+            positions of another shape. With a set per example, a forward pass of another batch size is refused by the
+            op, which names the gate.
 
-    Source: arXiv 2510.13796, setting the outputs of the identified heads to zero.
+    Source: arXiv 2510.13796 (outputs of the identified heads set to zero); Wang et al. 2023, "Interpretability in the
+    wild" (mean ablation); Chan et al. 2022, "Causal scrubbing" (resampling).
     """
-    if mode != "zero":
-        raise ValueError(f"mode: expected 'zero', got {mode!r}")
-    if reference is not None:
-        raise ValueError("reference: mode 'zero' takes none")
-    layers = mixers(model)
-    if not layers:
-        raise ValueError(f"model: {type(model).__name__} has no heads to silence")
-    shape = {mixer.layer: mixer.heads for mixer in layers}
-    items = [_plain(item) for item in _plain(heads)]
-    per_example = bool(items) and all(isinstance(item, Collection) and not _is_pair(item) for item in items)
-    sets = items if per_example else [items]
-    device = next(model.parameters()).device
-    gates = {mixer.layer: torch.ones(len(sets), mixer.heads) for mixer in layers}
-    for i, pairs in enumerate(sets):
-        for pair in pairs:
-            if not _is_pair(pair):
-                raise ValueError(
-                    f"heads: expected (layer, head) pairs, or a collection of pairs per example; got {pair!r}"
-                )
-            layer, head = pair
-            if layer not in shape or not 0 <= head < shape[layer]:
-                raise ValueError(
-                    f"heads: ({layer}, {head}) does not exist; the model has layers {min(shape)} to {max(shape)}"
-                    + (f" with {shape[layer]} heads in layer {layer}" if layer in shape else "")
-                )
-            gates[layer][i, head] = 0.0
-    with ExitStack() as stack:
-        for mixer in layers:
-            gate = gates[mixer.layer].to(device)
-            if bool((gate == 1).all()):
-                continue  # nothing to silence: the layer keeps its fastest path
-            stack.enter_context(mixer.tapped(gate=_combine(mixer.tap.gate, gate if per_example else gate[0])))
+    gates = gates_of(model, heads)
+    with silenced(model, gates, fills_of(model, mode, reference), positions):
         yield
 
 
-def _combine(before: Tensor | None, gate: Tensor) -> Tensor:
-    return gate if before is None else before * gate
+@contextmanager
+def silenced(
+    model: PreTrainedModel,
+    gates: Mapping[int, Tensor],
+    fills: Mapping[int, Tensor] | None = None,
+    positions: Tensor | None = None,
+) -> Iterator[None]:
+    """:func:`ablate` with layer → gates [H] or [B,H] (layers without are left alone) and the fills of `fills_of`."""
+    device = readout(model).weight.device
+    with ExitStack() as stack:
+        for mixer in mixers(model):
+            gate = gates.get(mixer.layer)
+            if gate is None or bool((gate == 1).all()):
+                continue  # nothing to silence: the layer keeps its fastest path
+            fill = None if fills is None else fills[mixer.layer]
+            where = None if positions is None else positions.to(device)
+            stack.enter_context(mixer.tapped(**_change(mixer.tap, gate.to(device), fill, where)))
+        yield
+
+
+def _change(tap: Tap, gate: Tensor, fill: Tensor | None, positions: Tensor | None) -> dict[str, Any]:
+    if fill is None and positions is None and not tap.replaced:  # then the op need not compute those heads at all
+        return {"gate": gate if tap.gate is None else tap.gate * gate}
+    return {"replaced": (*tap.replaced, Replacement(gate, fill, positions))}
+
+
+def gates_of(model: PreTrainedModel, heads: Heads | Sequence[Heads]) -> dict[int, Tensor]:
+    """layer → 0 for the given heads, 1 for the others: [H], or [B,H] where ``heads`` has a collection per example."""
+    layers = mixers(model)
+    if not layers:
+        raise ValueError(f"model: {type(model).__name__} has no heads to silence")
+    items = [_plain(item) for item in _plain(heads)]
+    per_example = bool(items) and all(isinstance(item, Collection) and not _is_pair(item) for item in items)
+    sets = items if per_example else [items]
+    gates = {mixer.layer: torch.ones(len(sets), mixer.heads) for mixer in layers}
+    for i, pairs in enumerate(sets):
+        for pair in pairs:
+            layer, head = _checked(pair, layers)
+            gates[layer][i, head] = 0.0
+    return gates if per_example else {layer: gate[0] for layer, gate in gates.items()}
+
+
+def _checked(pair: Any, layers: tuple[Mixer, ...]) -> tuple[int, int]:
+    if not _is_pair(pair):
+        raise ValueError(f"heads: expected (layer, head) pairs, or a collection of pairs per example; got {pair!r}")
+    shape = {mixer.layer: mixer.heads for mixer in layers}
+    layer, head = pair
+    if layer not in shape or not 0 <= head < shape[layer]:
+        raise ValueError(
+            f"heads: ({layer}, {head}) does not exist; the model has layers {min(shape)} to {max(shape)}"
+            + (f" with {shape[layer]} heads in layer {layer}" if layer in shape else "")
+        )
+    return layer, head
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,10 +93,25 @@ class Probes:
         Raises:
             ValueError: a target of several tokens: an example predicts one.
         """
+        nouns = range(len(self.nouns))
+        return self._examples([list(nouns) for _ in self.contexts])
+
+    def mismatched(self, seed: int = 0) -> Examples:
+        """The examples of :meth:`matched`, each with another ENV noun, at random from those its target is scored with.
+
+        Raises:
+            ValueError: a target of several tokens.
+        """
+        rng = np.random.default_rng(seed)
+        others = [[u for u in self.pairs[:, v].nonzero()[:, 0].tolist() if u != v] for v in range(len(self.nouns))]
+        return self._examples([[int(rng.choice(of_noun)) for of_noun in others] for _ in self.contexts])
+
+    def _examples(self, env: Sequence[Sequence[int]]) -> Examples:
+        """Every context with every target noun, where ``env`` [contexts][targets] says which ENV noun stands there."""
         several = [noun for noun, ids in zip(self.nouns, self.targets, strict=True) if len(ids) > 1]
         if several:
             raise ValueError(f"probes: an example predicts one token, and these words are of several: {several}")
-        rows = [row for of_context in self.rows for row in of_context]
+        rows = [of_context[u] for of_context, of_env in zip(self.rows, env, strict=True) for u in of_env]
         lengths, starts, stops = (
             torch.tensor(x)[:, None]
             for x in zip(

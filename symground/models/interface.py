@@ -57,7 +57,7 @@ def attention_forward(
 ) -> tuple[Tensor, None]:
     """Attention of one layer [B,H,T,D] → [B,T,H,D], through `ops.attention` with what the layer's tap asks.
 
-    Where the tap asks nothing and every key is valid, or attention dropout is on, it runs through
+    Where the tap asks nothing of the mixing and every key is valid, or attention dropout is on, it runs through
     scaled_dot_product_attention, which gives the same output.
 
     Raises:
@@ -74,7 +74,9 @@ def attention_forward(
     causal = getattr(module, "is_causal", True)
     if dropout > 0 and not tap.idle:
         raise ValueError("model: tracing and ablation need model.eval(), or an attention dropout of 0")
-    if tap.idle and (dropout > 0 or attention_mask is None):
+    if tap.mix is not None:
+        out = tap.mix(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling)
+    elif tap.plain and (dropout > 0 or attention_mask is None):
         queries, keys = query.shape[2], key.shape[2]
         plain = causal and queries == keys and attention_mask is None
         mask = None if plain else valid_keys(queries, keys, causal, attention_mask, None, query.device)
@@ -96,7 +98,12 @@ def attention_forward(
             query_groups=tap.query_groups,
             key_groups=tap.key_groups,
         )
-    return out.transpose(1, 2), None
+    heads = out.transpose(1, 2)
+    for replacement in tap.replaced:
+        heads = replacement.of(heads)
+    if tap.observe is not None:
+        tap.observe(heads)
+    return heads, None
 
 
 def register() -> None:

@@ -6,13 +6,40 @@ on the module as a `Tap`, which the mixer's forward reads; nothing else of the m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from symground import ops
+
 _TAP = "_symground_tap"
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Heads whose outputs are replaced after the mixing: gate · output + (1 - gate) · fill."""
+
+    gate: Tensor
+    """[H] or [B,H]"""
+    fill: Tensor | None = None
+    """Broadcasts to [B,T,H,D]; None is 0."""
+    positions: Tensor | None = None
+    """[T] or [B,T] bool: where; None is everywhere."""
+
+    def of(self, x: Tensor) -> Tensor:
+        """x [B,T,H,D] with the heads replaced."""
+        replaced = ops.gate_heads(x, self.gate, self.fill)
+        if self.positions is None:
+            return replaced
+        if self.positions.shape not in (x.shape[:2], x.shape[1:2]):
+            raise ValueError(
+                f"positions: expected shape [B,T] = {list(x.shape[:2])} or [T], got {list(self.positions.shape)}"
+            )
+        return torch.where(self.positions[..., None, None], replaced, x)
 
 
 @dataclass(frozen=True)
@@ -24,10 +51,21 @@ class Tap:
     flow_probe: Tensor | None = None
     query_groups: Tensor | None = None
     key_groups: Tensor | None = None
+    replaced: tuple[Replacement, ...] = ()
+    """Applied one after the other, after the gate."""
+    mix: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None = None
+    """(q, k, v [B,H or Hk,T,D], scale) → the heads' outputs [B,H,T,D], in place of the attention."""
+    observe: Callable[[Tensor], None] | None = None
+    """Sees the heads' outputs [B,T,H,D] as the output projection gets them."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether any attention will do: nothing is asked of the mixing itself."""
+        return self.gate is None and self.saliency_probe is None and self.flow_probe is None
 
     @property
     def idle(self) -> bool:
-        return self.gate is None and self.saliency_probe is None and self.flow_probe is None
+        return self.plain and not self.replaced and self.mix is None and self.observe is None
 
 
 IDLE = Tap()
@@ -46,7 +84,7 @@ class Mixer:
         return tap_of(self.module)
 
     @contextmanager
-    def tapped(self, **changes: Tensor | None) -> Iterator[None]:
+    def tapped(self, **changes: Any) -> Iterator[None]:
         """Change the mixer's tap within the block; what was there before comes back, also after an exception."""
         before = self.tap
         setattr(self.module, _TAP, replace(before, **changes))
@@ -59,3 +97,26 @@ class Mixer:
 def tap_of(module: nn.Module) -> Tap:
     tap: Tap = getattr(module, _TAP, IDLE)
     return tap
+
+
+@contextmanager
+def untapped(model: nn.Module) -> Iterator[None]:
+    """Within the block nothing is asked of any mixer: how a model is tried out, whatever is asked of it meanwhile."""
+    before = {module: tap_of(module) for module in model.modules() if _TAP in vars(module)}
+    try:
+        for module in before:
+            setattr(module, _TAP, IDLE)
+        yield
+    finally:
+        for module, tap in before.items():
+            setattr(module, _TAP, tap)
+
+
+@contextmanager
+def head_outputs(layers: tuple[Mixer, ...]) -> Iterator[dict[int, Tensor]]:
+    """A dictionary that the forward pass within the block fills: layer → outputs of its heads [B,T,H,D]."""
+    found: dict[int, Tensor] = {}
+    with ExitStack() as stack:
+        for mixer in layers:
+            stack.enter_context(mixer.tapped(observe=lambda x, layer=mixer.layer: found.__setitem__(layer, x)))
+        yield found

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from symground import ops
 from symground.models.lstm import LSTMState
+from symground.models.mixers import untapped
 from symground.models.readout import Readout, agree, readout, trial_ids, verified_readout
 
 _RESUMES = "_symground_resumes"
@@ -79,6 +80,11 @@ class Reader:
         return seen, State(whole, cache)
 
     @property
+    def goes_on(self) -> bool:
+        """Whether the model goes on from what it has read; else all of it is read again."""
+        return self._cache_name is not None
+
+    @property
     def width(self) -> int:
         """Numbers that are seen of a position: the hidden size, or the vocabulary."""
         weight = readout(self._model).weight
@@ -99,7 +105,7 @@ class Reader:
             return known
         ids = trial_ids(self._model, 5)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), untapped(self._model):
                 whole, _ = self.read(ids, keep=3)
                 _, state = self.read(ids[:, :2])
                 pieces, _ = self.read(ids[:, 2:], state.select(torch.tensor([0])), keep=3)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from symground.models.mixers import untapped
+
 _VERIFIED = "_symground_readout_verified"
 
 
@@ -43,7 +45,7 @@ def verified_readout(model: PreTrainedModel) -> Readout:
         training = model.training
         model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), untapped(model):
                 ids = trial_ids(model, 2).to(head.weight.device)
                 expected = model(input_ids=ids).logits
                 found = torch.nn.functional.linear(hidden_states(model, ids), head.weight, head.bias)
