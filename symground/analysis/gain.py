@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from scipy import stats
+
+from symground.analysis.statistics import bootstrap_interval
 
 
 def gain(scores: pd.DataFrame, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
@@ -47,7 +46,7 @@ def gain(scores: pd.DataFrame, level: float = 0.95, seed: int = 0) -> pd.DataFra
         by_context = by_context.loc[table.index]
         # Targets that were scored in the same contexts, mostly all of them, go through one bootstrap together.
         for _, alike in by_context.groupby(by_context.isna().apply(tuple, axis=1)):
-            low, high = _interval(alike.dropna(axis=1).to_numpy(dtype=float), level, seed)
+            low, high = bootstrap_interval(alike.dropna(axis=1).to_numpy(dtype=float), level, seed)
             table.loc[alike.index, f"{name}_low"], table.loc[alike.index, f"{name}_high"] = low, high
     return table.rename_axis("target").reset_index()
 
@@ -55,26 +54,6 @@ def gain(scores: pd.DataFrame, level: float = 0.95, seed: int = 0) -> pd.DataFra
 def _by_context(scores: pd.DataFrame, chosen: pd.Series) -> pd.DataFrame:
     """Mean surprisal, a row per target and a column per context."""
     return scores[chosen].pivot_table("surprisal", "target", "context", aggfunc="mean")
-
-
-def _interval(values: NDArray[np.float64], level: float, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Bootstrap interval (BCa) of the mean of each row [rows, n]; NaN for n < 2, the mean twice where all are equal."""
-    low, high = (np.full(len(values), np.nan) for _ in range(2))
-    if values.shape[1] < 2:
-        return low, high
-    low[:], high[:] = values.mean(-1), values.mean(-1)
-    varied = np.ptp(values, axis=-1) > 0
-    if varied.any():
-        found = stats.bootstrap(
-            (values[varied],),
-            np.mean,
-            axis=-1,
-            confidence_level=level,
-            n_resamples=2000,
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-        low[varied], high[varied] = found.low, found.high
-    return low, high
 
 
 def gain_interval(gains: pd.DataFrame, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
@@ -86,5 +65,5 @@ def gain_interval(gains: pd.DataFrame, level: float = 0.95, seed: int = 0) -> tu
     mean = float(values.mean())
     if len(values) < 2:
         return mean, mean, mean
-    low, high = _interval(values[None], level, seed)
+    low, high = bootstrap_interval(values[None], level, seed)
     return mean, float(low[0]), float(high[0])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,13 +13,16 @@ from numpy.typing import NDArray
 from scipy import stats
 from transformers import PreTrainedModel
 
-from symground import ops
-from symground.analysis.ablate import ablate
-from symground.analysis.heads import HeadSet, find_heads
+from symground.analysis.behaviour import Behaviour, Plan, behaviour
+from symground.analysis.controls import MATCHES, Controls
+from symground.analysis.fills import MODES, aligned
 from symground.analysis.probes import Examples, Probes
+from symground.analysis.selection import Piece, pieces_of
+from symground.analysis.statistics import bootstrap_interval, cohens_d, holm
 from symground.analysis.trace import trace
 from symground.models import mixers
-from symground.models.readout import hidden_states, verified_readout
+from symground.models.mixers import head_outputs
+from symground.models.readout import hidden_states, readout
 from symground.progress import progress
 
 
@@ -27,97 +32,202 @@ def intervene(
     kind: str | Sequence[str] = "aggregate",
     *,
     denominator: str | Sequence[str] = ("row", "matrix"),
+    selection: str | Sequence[str] = "example",
     threshold: float = 0.30,
+    positions: str = "all",
+    mode: str = "zero",
+    match: str | None = None,
     draws: int = 100,
     seed: int = 0,
     batch_size: int = 1024,
 ) -> pd.DataFrame:
-    """Silence each example's own heads and compare with random control heads.
+    """Silence heads in each example and compare with as many random control heads.
+
+    The study reads the surprisal of the matched target. Beside it stand what tells "this head grounds" from "this head
+    matters": the surprisal of the same target in a mismatched context, the gain between the two, and the surprisal of
+    the context's own tokens.
 
     Args:
         model: attached, in evaluation.
-        probes: their matched examples are used.
-        kind: "aggregate", "gather", or several.
+        probes: their matched examples are used; and for each of them one mismatched, its ENV noun drawn at random.
+        kind: "aggregate", "gather", "both" together, or several of these.
         denominator: "row", "matrix", or several; see :func:`symground.find_heads`.
+        selection: "example", the heads found in the example itself, as the study; "held-out", one set for each half of
+            the contexts, of the heads whose mean share in the other half reaches the threshold; or several.
         threshold: the smallest share of flow.
-        draws: how often the controls are drawn: as many heads as the example's own, at random from all unselected
-            heads of all layers.
-        seed: of the controls.
+        positions: "all", or "own": each kind silent only where it is defined, gather heads at the ENV noun, aggregate
+            heads at the prediction position.
+        mode: "zero", the study's; "mean" over the matched examples; "resample", what the head gives in the other
+            context of the pair, of the matched and the mismatched one.
+        match: None, controls from all layers; "layer", from each selected head's own; "norm", whose outputs in the
+            example are as long within a factor of 1.25.
+        draws: how often the controls are drawn from the example's unselected heads.
+        seed: of the controls, of the halves and of the mismatched contexts.
         batch_size: examples per forward pass.
 
     Returns:
-        A DataFrame, a row per kind and denominator: kind, denominator, heads_per_example, mean_layer (of the selected
-        heads, layers from 0), original, control (mean over draws of the mean surprisal), control_sd (its standard
-        deviation over draws), intervened (mean surprisals, nats), p (paired t-test over examples, intervened against
-        original; NaN when nothing was selected), span, examples, draws, short (examples with fewer unselected heads
-        than selected ones, where the control silences all of those).
+        A DataFrame, a row per selection, kind and denominator:
+
+        - kind, denominator; heads_per_example; mean_layer (of the selected heads, layers from 0);
+        - original, intervened, control (the mean over draws), control_sd (over draws): mean matched surprisals, nats;
+        - p (paired t-test over examples, intervened against original; NaN when nothing was selected), p_holm (corrected
+          for the rows of this table), p_random ((1 + draws whose mean surprisal is not below the intervened one) /
+          (1 + draws));
+        - effect (intervened - original, nats) and Cohen's d of it over examples, with their bootstrap intervals
+          (95 %, resampling examples): effect_low, effect_high, d_low, d_high;
+        - mismatched_*, gain_* (mismatched - matched) and context_* (mean surprisal of the tokens before the target,
+          nats): each original, intervened, control;
+        - selection, positions, mode, match, span, examples, draws, short (examples in which, in the worst draw, controls
+          were fewer than selected heads, for want of others: the control then silences those there are).
 
     Raises:
-        ValueError: fewer than one draw, or what trace, find_heads and ablate refuse.
+        ValueError: fewer than one draw, an unknown word, or what trace, find_heads and ablate refuse.
 
-    Source: arXiv 2510.13796, the intervention table.
+    Source: arXiv 2510.13796, the intervention table; held-out selection after Kriegeskorte et al. 2009 ("Circular
+    analysis in systems neuroscience"); p_random after Phipson and Smyth 2010.
     """
     if draws < 1:
         raise ValueError(f"draws: expected at least 1, got {draws}")
-    kinds = [kind] if isinstance(kind, str) else list(kind)
-    denominators = [denominator] if isinstance(denominator, str) else list(denominator)
+    for name, value, known in (("mode", mode, MODES), ("match", match, MATCHES)):
+        if value not in known:
+            raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}; got {value!r}")
     traced = trace(model, probes, saliency=False)
-    examples = probes.matched()
-    everything = [(mixer.layer, head) for mixer in mixers(model) for head in range(mixer.heads)]
-    original = surprisal(model, examples, None, batch_size)
+    chosen = [
+        (s, k, d, pieces_of(traced, k, d, threshold, s, positions, seed))
+        for s, k, d in product(_several(selection), _several(kind), _several(denominator))
+    ]
+    measure = _Measure(model, probes, mode, seed, batch_size)
+    norms = _norms(model, measure.matched, batch_size) if match == "norm" else None
     rows = []
-    with progress("intervene", len(kinds) * len(denominators) * (draws + 1)) as bar:
-        for k in kinds:
-            for d in denominators:
-                selected = find_heads(traced, k, threshold, d)
-                intervened = surprisal(model, examples, selected, batch_size)
-                bar.advance()
-                rng = np.random.default_rng(seed)
-                unselected = [[pair for pair in everything if pair not in own] for own in selected]
-                controls = []
-                for _ in range(draws):
-                    random = [_draw(rng, rest, len(own)) for own, rest in zip(selected, unselected, strict=True)]
-                    controls.append(surprisal(model, examples, random, batch_size).mean())
-                    bar.advance()
-                layers = [layer for own in selected for layer, _ in own]
-                rows.append(
-                    {
-                        "kind": k,
-                        "denominator": d,
-                        "heads_per_example": len(layers) / len(selected),
-                        "mean_layer": float(np.mean(layers)) if layers else np.nan,
-                        "original": original.mean(),
-                        "control": np.mean(controls),
-                        "control_sd": np.std(controls, ddof=1) if draws > 1 else np.nan,
-                        "intervened": intervened.mean(),
-                        "p": stats.ttest_rel(intervened, original).pvalue if layers else np.nan,
-                        "span": probes.span,
-                        "examples": len(selected),
-                        "draws": draws,
-                        "short": sum(len(rest) < len(own) for own, rest in zip(selected, unselected, strict=True)),
-                    }
-                )
-    return pd.DataFrame(rows)
+    with progress("intervene", len(chosen) * (draws + 1) * measure.batches + measure.batches) as bar:
+        original = measure([[]], bar.advance)
+        for s, k, d, plan in chosen:
+            controls, short = _controls(model, plan, match, norms, draws, seed)
+            found = measure([plan, *controls], bar.advance)
+            rows.append(
+                {
+                    "kind": k,
+                    "denominator": d,
+                    **_layers(plan, len(measure.matched.input_ids)),
+                    **_compared(original, found, seed, selected=any(own for piece in plan for own in piece.heads)),
+                    "selection": s,
+                    "positions": positions,
+                    "mode": mode,
+                    "match": match or "none",
+                    "span": probes.span,
+                    "examples": len(measure.matched.input_ids),
+                    "draws": draws,
+                    "short": short,
+                }
+            )
+    table = pd.DataFrame(rows)
+    table.insert(list(table.columns).index("p") + 1, "p_holm", holm(table["p"].to_numpy(float)))
+    return table
 
 
-def surprisal(
-    model: PreTrainedModel, examples: Examples, heads: Sequence[HeadSet] | None, batch_size: int = 1024
-) -> NDArray[np.float64]:
-    """Surprisal [N] in nats of each example's target, with each example's own ``heads`` silenced."""
-    head = verified_readout(model)
-    device = head.weight.device
-    values = []
-    with torch.inference_mode():
-        for start in range(0, len(examples.input_ids), batch_size):
-            part = slice(start, start + batch_size)
-            ids, p = examples.input_ids[part].to(device), examples.prediction[part].to(device)
-            with ablate(model, () if heads is None else heads[part]):
-                hidden = hidden_states(model, ids)[torch.arange(len(ids), device=device), p]
-            target = examples.targets[part].to(device)[:, None]
-            values.append(ops.candidate_surprisal(hidden, head.weight, target, head.bias)[:, 0])
-    return torch.cat(values).double().cpu().numpy()
+class _Measure:
+    """What plans do to the matched and to the mismatched examples."""
+
+    def __init__(self, model: PreTrainedModel, probes: Probes, mode: str, seed: int, batch_size: int) -> None:
+        self.matched, self.mismatched = probes.matched(), probes.mismatched(seed)
+        if mode == "resample":
+            aligned(self.matched, self.mismatched)
+        self._model, self._probes, self._mode, self._batch = model, probes, mode, batch_size
+        self.batches = 2 * -(-len(self.matched.input_ids) // batch_size)
+
+    def __call__(self, plans: Sequence[Plan], done: Any) -> tuple[Behaviour, Behaviour]:
+        pairs = ((self.matched, self.mismatched), (self.mismatched, self.matched))
+        found = [
+            behaviour(
+                self._model, examples, plans, self._mode,
+                {"zero": None, "mean": self._probes, "resample": other}[self._mode], self._batch, done,
+            )
+            for examples, other in pairs
+        ]  # fmt: skip
+        return found[0], found[1]
 
 
-def _draw(rng: np.random.Generator, rest: list[tuple[int, int]], count: int) -> HeadSet:
-    picked = rng.choice(len(rest), size=min(count, len(rest)), replace=False)
-    return frozenset(rest[i] for i in picked)
+def _controls(
+    model: PreTrainedModel,
+    plan: Plan,
+    match: str | None,
+    norms: NDArray[np.float64] | None,
+    draws: int,
+    seed: int,
+) -> tuple[list[Plan], int]:
+    """So many draws of control heads for each piece of a plan, and how many examples lack some in the worst draw."""
+    everything = [(mixer.layer, head) for mixer in mixers(model) for head in range(mixer.heads)]
+    selected = [frozenset().union(*of_example) for of_example in zip(*(piece.heads for piece in plan), strict=True)]
+    sources = [Controls(everything, piece.heads, selected, match, norms) for piece in plan]
+    rng = np.random.default_rng(seed)
+    plans: list[Plan] = []
+    worst = 0
+    for _ in range(draws):
+        drawn = [source.draw(rng) for source in sources]
+        plans.append([Piece(heads, piece.where) for (heads, _), piece in zip(drawn, plan, strict=True)])
+        worst = max(worst, sum(map(any, zip(*(short for _, short in drawn), strict=True))))
+    return plans, worst
+
+
+def _layers(plan: Plan, examples: int) -> dict[str, float]:
+    layers = [layer for piece in plan for own in piece.heads for layer, _ in own]
+    return {
+        "heads_per_example": len(layers) / examples,
+        "mean_layer": float(np.mean(layers)) if layers else np.nan,
+    }
+
+
+def _compared(
+    original: tuple[Behaviour, Behaviour], found: tuple[Behaviour, Behaviour], seed: int, selected: bool
+) -> dict[str, float]:
+    """The columns that compare the original (one plan) with what was found (the heads, then the draws)."""
+    before, matched = original[0].target[0], found[0].target
+    after, of_draws = matched[0], matched[1:].mean(1)
+    difference = (after - before)[None]
+    (low,), (high,) = bootstrap_interval(difference, seed=seed)
+    (d_low,), (d_high,) = bootstrap_interval(difference, seed=seed, statistic=cohens_d)
+    columns = {
+        "original": before.mean(),
+        "control": of_draws.mean(),
+        "control_sd": of_draws.std(ddof=1) if len(of_draws) > 1 else np.nan,
+        "intervened": after.mean(),
+        "p": stats.ttest_rel(after, before).pvalue if selected else np.nan,
+        "p_random": (1 + (of_draws >= after.mean()).sum()) / (1 + len(of_draws)) if selected else np.nan,
+        "effect": difference.mean(),
+        "effect_low": low,
+        "effect_high": high,
+        "d": float(cohens_d(difference[0])),
+        "d_low": d_low,
+        "d_high": d_high,
+    }
+    measures = {
+        "mismatched": (original[1].target, found[1].target),
+        "gain": (original[1].target - original[0].target, found[1].target - matched),
+        "context": (original[0].context, found[0].context),
+    }
+    for name, (of_original, of_plans) in measures.items():
+        means = of_plans.mean(1)
+        columns |= {
+            f"{name}_original": of_original.mean(),
+            f"{name}_control": means[1:].mean(),
+            f"{name}_intervened": means[0],
+        }
+    return columns
+
+
+def _norms(model: PreTrainedModel, examples: Examples, batch_size: int) -> NDArray[np.float64]:
+    """[N, heads of all layers] mean length of each head's output over the context's positions."""
+    device = readout(model).weight.device
+    parts = []
+    for start in range(0, len(examples.input_ids), batch_size):
+        ids, p = (x[start : start + batch_size].to(device) for x in (examples.input_ids, examples.prediction))
+        with torch.no_grad(), head_outputs(mixers(model)) as found:
+            hidden_states(model, ids)
+        valid = torch.arange(ids.shape[1], device=device) <= p[:, None]  # [B,T]
+        lengths = torch.cat([found[mixer.layer].double().norm(dim=-1) for mixer in mixers(model)], -1)  # [B,T,heads]
+        parts.append((lengths * valid[..., None]).sum(1) / valid.sum(1, keepdim=True))
+    return torch.cat(parts).cpu().numpy()
+
+
+def _several(value: str | Sequence[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock
 
-TABLES = ("surprisal", "gain", "r2", "saliency", "heads", "interventions")
+TABLES = ("surprisal", "gain", "r2", "saliency", "heads", "interventions", "sweep")
 KEYS = ["model", "seed", "step"]
 
 

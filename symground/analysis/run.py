@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 from transformers import PreTrainedModel
 
+from symground.analysis.fills import MODES
 from symground.analysis.gain import gain
 from symground.analysis.heads import DENOMINATORS, KINDS, head_shares
 from symground.analysis.intervene import intervene
@@ -18,12 +19,14 @@ from symground.analysis.probes import Probes
 from symground.analysis.r2 import cooccurrence_r2
 from symground.analysis.results import TABLES, Table, partial_scores, save_all
 from symground.analysis.score import score_to_parquet
+from symground.analysis.selection import POSITIONS, SELECTIONS
+from symground.analysis.sweep import sweep_heads
 from symground.analysis.trace import saliency_by_region, trace
 from symground.folders import checkpoint_steps, model_and_seed, study_of
 from symground.models import load, mixers
 from symground.progress import progress
 
-WHAT = ("surprisal", "saliency", "interventions")
+WHAT = ("surprisal", "saliency", "interventions", "sweep")
 _SAVE_EVERY = 20.0  # seconds: what an interrupted analysis may lose
 
 
@@ -32,7 +35,7 @@ class AnalysisSettings:
     """What is measured at the checkpoints."""
 
     what: tuple[str, ...] = WHAT
-    """"surprisal" (tables surprisal, gain, r2), "saliency" (saliency, heads), "interventions"."""
+    """"surprisal" (tables surprisal, gain, r2), "saliency" (saliency, heads), "interventions", "sweep"."""
     window: int = 512
     """Largest distance in tokens of a co-occurrence."""
     threshold: float = 0.30
@@ -42,9 +45,18 @@ class AnalysisSettings:
     spans: tuple[int, ...] = (0, 1)
     """Interventions count so many tokens after the ENV noun as the noun; one table row for each."""
     intervene_steps: tuple[int, ...] = ()
-    """Checkpoints to intervene at; the last by default."""
+    """Checkpoints to intervene and sweep at; the last by default."""
     intervene_contexts: int | None = None
-    """Use only the first so many contexts for interventions; all by default."""
+    """Use only the first so many contexts for interventions and the sweep; all by default."""
+    selection: tuple[str, ...] = ("example",)
+    """Silence the heads found in the "example" itself, "held-out" ones found in the other half of the contexts, or each
+    in rows of their own."""
+    positions: str = "all"
+    """Silence heads everywhere, or only where their kind is defined ("own")."""
+    mode: str = "zero"
+    """What stands in for a silenced head: "zero", "mean" or "resample"."""
+    match: str = "none"
+    """Control heads from everywhere ("none"), from the same "layer", or with an output as long ("norm")."""
     again: bool = False
     """Redo what the tables already have (after a change of these settings, say)."""
 
@@ -54,6 +66,14 @@ class AnalysisSettings:
                 raise ValueError(f"what: expected some of {', '.join(WHAT)}; got {name!r}")
         if not self.spans or min(self.spans) < 0:
             raise ValueError(f"spans: expected numbers of at least 0, got {self.spans}")
+        for name, values, known in (
+            ("selection", self.selection, SELECTIONS),
+            ("positions", (self.positions,), POSITIONS),
+            ("mode", (self.mode,), MODES),
+            ("match", (self.match,), ("none", "layer", "norm")),
+        ):
+            if not values or not set(values) <= set(known):
+                raise ValueError(f"{name}: expected {' or '.join(map(repr, known))}, got {values}")
         for name in ("window", "draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
@@ -114,6 +134,10 @@ def analyze(run: str | Path, probes: Probes, counts: pd.DataFrame, settings: Ana
                     if mixers(model):
                         frame = _interventions(model, probes, settings)
                         tables["interventions"].add(frame, model_name, seed, step)
+                if step in intervene_steps and due("sweep", "sweep"):
+                    model = model or load(run, step)
+                    if mixers(model):
+                        tables["sweep"].add(_sweep(model, probes, settings), model_name, seed, step)
                 if time.monotonic() - saved > _SAVE_EVERY:
                     _save(tables.values(), scored)
                     saved = time.monotonic()
@@ -138,13 +162,32 @@ def _behaviour(model: PreTrainedModel, probes: Probes, counts: pd.DataFrame, fol
     return {"surprisal": scores, "gain": gains, "r2": cooccurrence_r2(gains, counts)}
 
 
+def _used(probes: Probes, settings: AnalysisSettings) -> Probes:
+    return probes.take_contexts(range(len(probes.contexts))[: settings.intervene_contexts])
+
+
 def _interventions(model: PreTrainedModel, probes: Probes, settings: AnalysisSettings) -> pd.DataFrame:
-    used = probes.take_contexts(range(len(probes.contexts))[: settings.intervene_contexts])
     rows = [
-        intervene(model, used.with_span(span), list(KINDS), threshold=settings.threshold, draws=settings.draws)
+        intervene(
+            model,
+            _used(probes, settings).with_span(span),
+            list(KINDS),
+            selection=settings.selection,
+            threshold=settings.threshold,
+            positions=settings.positions,
+            mode=settings.mode,
+            match=None if settings.match == "none" else settings.match,
+            draws=settings.draws,
+        )
         for span in settings.spans
     ]
-    return pd.concat(rows, ignore_index=True)
+    # Corrected where the whole table is seen: over all its checkpoints, not over one of them.
+    return pd.concat(rows, ignore_index=True).drop(columns="p_holm")
+
+
+def _sweep(model: PreTrainedModel, probes: Probes, settings: AnalysisSettings) -> pd.DataFrame:
+    swept = sweep_heads(model, _used(probes, settings), mode=settings.mode)
+    return swept.to_dataframe().dropna().reset_index()[["layer", "head", "effect", "first_order"]]
 
 
 def _where(model: PreTrainedModel, probes: Probes, threshold: float) -> dict[str, pd.DataFrame]:

@@ -57,7 +57,7 @@ def _sections(results: dict[str, pd.DataFrame], examples: int) -> dict[str, Any]
     """The page's figures and tables, None where the analysis has not been run."""
     gains, r2, saliency, heads = (results[name] for name in ("gain", "r2", "saliency", "heads"))
     sections: dict[str, Any] = dict.fromkeys(
-        ("final", "curves", "gain", "r2", "saliency", "counts", "common", "interventions")
+        ("final", "curves", "gain", "r2", "saliency", "counts", "common", "interventions", "grounds", "strongest")
     )
     if not gains.empty:
         sections["final"] = tables.final_gains(gains)
@@ -75,6 +75,10 @@ def _sections(results: dict[str, pd.DataFrame], examples: int) -> dict[str, Any]
         sections["common"] = tables.common_heads(heads, examples)
     if not results["interventions"].empty:
         sections["interventions"] = tables.intervention_table(results["interventions"])
+        grounds = tables.grounds_or_matters(results["interventions"])
+        sections["grounds"] = None if grounds.empty else grounds
+    if not results["sweep"].empty:
+        sections["strongest"] = tables.strongest_heads(results["sweep"])
     return sections
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 
 from symground.analysis import gain_interval
 from symground.analysis.heads import DENOMINATORS, KINDS
+from symground.analysis.statistics import holm
 
 #: The study's interventions: 12-layer GPT-2 on CHILDES (arXiv 2510.13796).
 STUDY_INTERVENTIONS = pd.DataFrame(
@@ -70,13 +71,21 @@ def common_heads(heads: pd.DataFrame, examples: int, most: int = 12) -> pd.DataF
     return table.sort_values(["model", "seed", "kind", "found in"], ascending=[True, True, True, False])
 
 
+def _corrected(interventions: pd.DataFrame) -> pd.Series:
+    """Holm-corrected p over all rows of a run: its checkpoints, kinds, denominators and spans."""
+    by_run = interventions.groupby(["model", "seed"])["p"]
+    return by_run.transform(lambda p: holm(p.to_numpy(dtype=float)))
+
+
 def intervention_table(interventions: pd.DataFrame) -> pd.DataFrame:
-    """The interventions in the study's form; *** p < 0.001, ** p < 0.01, * p < 0.05, paired over examples."""
+    """The interventions in the study's form; *** p < 0.001, ** p < 0.01, * p < 0.05, paired over examples.
+
+    p is corrected for the rows of a run (Holm).
+    """
     if interventions.empty:
         return pd.DataFrame()
-    stars = np.select(
-        [interventions["p"] < 0.001, interventions["p"] < 0.01, interventions["p"] < 0.05], ["***", "**", "*"], ""
-    )
+    p = _corrected(interventions)
+    stars = np.select([p < 0.001, p < 0.01, p < 0.05], ["***", "**", "*"], "")
     return pd.DataFrame(
         {
             "model": interventions["model"],
@@ -95,3 +104,59 @@ def intervention_table(interventions: pd.DataFrame) -> pd.DataFrame:
             "too few controls": interventions["short"],
         }
     )
+
+
+#: Column of the results → what it is called in the report.
+_MEASURES = {"": "matched", "mismatched_": "mismatched", "gain_": "gain", "context_": "rest of the context"}
+
+
+def grounds_or_matters(interventions: pd.DataFrame) -> pd.DataFrame:
+    """What silencing changes beside the matched surprisal: each measure's change, random heads' change in brackets.
+
+    Empty where the results are of a version that did not measure it.
+    """
+    if "gain_intervened" not in interventions:
+        return pd.DataFrame()
+    rows = interventions.dropna(subset="gain_intervened")
+    chosen = {"selection": rows["selection"], "positions": rows["positions"], "instead": rows["mode"]}
+    changes = {}
+    for prefix, name in _MEASURES.items():
+        before = rows[f"{prefix}original"]
+        ours, random = (rows[f"{prefix}{column}"] - before for column in ("intervened", "control"))
+        changes[name] = ours.map(_signed) + " (" + random.map(_signed) + ")"
+    d = rows["d"].map(number) + " [" + rows["d_low"].map(number) + ", " + rows["d_high"].map(number) + "]"
+    return pd.DataFrame(
+        {
+            "model": rows["model"],
+            "seed": rows["seed"],
+            "step": rows["step"],
+            "kind": rows["kind"],
+            "share of": rows["denominator"],
+            "span": rows["span"],
+            **{
+                name: values
+                for name, values in chosen.items()
+                if values.nunique() > 1 or values.iloc[0] != _USUAL[name]
+            },
+            **changes,
+            "d of matched": d.where(rows["d"].notna(), "–"),
+        }
+    )
+
+
+_USUAL = {"selection": "example", "positions": "all", "instead": "zero"}
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"
+
+
+def strongest_heads(swept: pd.DataFrame, most: int = 8) -> pd.DataFrame:
+    """The heads of each run's last swept checkpoint that matter most alone, and how well the estimate tells them."""
+    last = swept[swept["step"] == swept.groupby(["model", "seed"])["step"].transform("max")]
+    columns = {"effect": "effect, nats", "first_order": "first-order estimate"}
+    table = last.sort_values("effect", ascending=False, kind="stable").groupby(["model", "seed"]).head(most)
+    table = table.sort_values(["model", "seed"], kind="stable").rename(columns=columns)
+    fit = {key: frame["effect"].corr(frame["first_order"]) for key, frame in last.groupby(["model", "seed"])}
+    table["correlation over all heads"] = [fit[key] for key in zip(table["model"], table["seed"], strict=True)]
+    return table

@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 import symground as sg
-from symground.analysis.intervene import surprisal
-from symground.analysis.probes import Probes
+from symground.analysis.behaviour import behaviour
+from symground.analysis.probes import Examples, Probes
 from symground.analysis.sweep import METHODS
 from symground.data import Corpus
 from symground.models import create, mixers
@@ -34,17 +34,21 @@ def model(corpus: Corpus) -> PreTrainedModel:
     return found.eval()
 
 
+def surprisal(model: PreTrainedModel, examples: Examples) -> np.ndarray:
+    return behaviour(model, examples, [[]]).target[0]
+
+
 def one_by_one(model: PreTrainedModel, probes: Probes, mode: str, positions: str) -> np.ndarray:
     """[N,L,H]"""
     examples = probes.matched()
     where = None if positions == "all" else examples.query_masks["prediction"]
     reference = None if mode == "zero" else probes
-    original = surprisal(model, examples, None)
+    original = surprisal(model, examples)
     effects = np.empty((len(original), 4, 4))
     for layer in range(4):
         for head in range(4):
             with sg.ablate(model, [(layer, head)], mode, reference, positions=where):
-                effects[:, layer, head] = surprisal(model, examples, None) - original
+                effects[:, layer, head] = surprisal(model, examples) - original
     return effects
 
 
@@ -97,7 +101,7 @@ def test_first_order_is_the_slope_at_the_open_gate(
             (mixer,) = (m for m in mixers(model) if m.layer == layer)
             fill = None if fills is None else fills[layer]
             with mixer.tapped(replaced=(Replacement(gates, fill, where),)):
-                at.append(surprisal(model, examples, None))
+                at.append(surprisal(model, examples))
         slope = (at[0] - at[1]) / (2 * step)  # of a gate that closes
         np.testing.assert_allclose(estimate.sel(layer=layer, head=head).values, slope, rtol=1e-3, atol=1e-4)
 
@@ -114,12 +118,12 @@ def test_both_come_with_their_correlation(model: PreTrainedModel, probes: Probes
 
 def test_weights_get_no_gradient_and_the_model_stays(model: PreTrainedModel, probes: Probes) -> None:
     examples = probes.matched()
-    before = surprisal(model, examples, None)
+    before = surprisal(model, examples)
     for method in METHODS:
         sg.sweep_heads(model, probes, method=method)
     assert all(weight.grad is None for weight in model.parameters())
     assert all(mixer.tap.idle for mixer in mixers(model))
-    assert np.array_equal(surprisal(model, examples, None), before)
+    assert np.array_equal(surprisal(model, examples), before)
 
 
 def test_bad_arguments_are_named(model: PreTrainedModel, probes: Probes, lstm: LSTMForCausalLM) -> None:

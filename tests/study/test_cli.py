@@ -72,6 +72,11 @@ def test_tables_are_tidy(study: Path) -> None:
         "control_sd", "intervened", "p",
     ]  # fmt: skip
     assert len(interventions) == 2 * 2 * 2  # kinds × denominators × spans, last step of the GPT-2 only
+    assert "p_holm" not in interventions  # which is over all checkpoints: the report's
+    swept = read_table(study, "sweep")
+    assert swept.columns.tolist() == ["model", "seed", "step", "layer", "head", "effect", "first_order"]
+    assert len(swept) == 4 * 4
+    assert set(swept["step"]) == {6}
 
 
 def test_running_again_redoes_nothing_and_gives_the_same_report(study: Path) -> None:
@@ -85,7 +90,7 @@ def test_running_again_redoes_nothing_and_gives_the_same_report(study: Path) -> 
 
 def test_same_seed_same_numbers(study: Path, tmp_path: Path) -> None:
     assert main(["run", "generated", "--out", str(tmp_path / "again"), *TINY]) == 0
-    for name in ("surprisal", "gain", "r2", "saliency", "heads", "interventions"):
+    for name in ("surprisal", "gain", "r2", "saliency", "heads", "interventions", "sweep"):
         pd.testing.assert_frame_equal(read_table(study, name), read_table(tmp_path / "again", name))
 
 
@@ -168,7 +173,7 @@ def test_words_of_the_corpus_cannot_break_out_of_the_page(study: Path, tmp_path:
     config |= {"contexts": [[f"{evil} {{}}", evil]], "corpus": [evil]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "data" / "statistics.json").write_bytes((study / "data" / "statistics.json").read_bytes())
-    for name in ("gain", "r2", "heads", "saliency", "interventions"):
+    for name in ("gain", "r2", "heads", "saliency", "interventions", "sweep"):
         table = read_table(study, name)
         table.assign(model=evil).to_parquet(tmp_path / "results" / f"{name}.parquet")
     assert "<script" not in sg.report(tmp_path).read_text(encoding="utf-8").lower()
@@ -325,3 +330,30 @@ def test_env_and_lan_counts_of_a_real_run(real_data: Path, tmp_path: Path) -> No
     counts = Corpus.load(out / "data", out).counts
     assert all(counts[form(noun)] >= 100 for noun in config["nouns"] for form in (env, lan))
     assert (out / "report.html").is_file()
+
+
+def test_interventions_as_asked(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(study, tmp_path / "s")
+    run = str(tmp_path / "s" / "gpt2-4l" / "seed0")
+    options = ["--selection", "example", "held-out", "--mode", "resample", "--positions", "own", "--match", "layer"]
+    few = ["--draws", "2", "--intervene-contexts", "2", "--spans", "0", "--threshold", "0.1"]
+    assert main(["analyze", run, "--what", "interventions", "--again", *options, *few]) == 0
+    table = read_table(tmp_path / "s", "interventions")
+    assert table["selection"].tolist() == ["example"] * 4 + ["held-out"] * 4
+    assert set(table["mode"]) == {"resample"}
+    assert set(table["positions"]) == {"own"}
+    assert set(table["match"]) == {"layer"}
+    page = sg.report(tmp_path / "s").read_text(encoding="utf-8")
+    assert "held-out" in page
+    assert "resample" in page
+    for option in ("selection", "mode", "positions", "match"):
+        assert f"{option}: expected" in fails(["analyze", run, f"--{option}", "other"], capsys, 2)
+
+
+def test_a_report_of_interventions_that_measured_less(study: Path, tmp_path: Path) -> None:
+    shutil.copytree(study, tmp_path / "s")
+    path = tmp_path / "s" / "results" / "interventions.parquet"
+    pd.read_parquet(path).iloc[:, :12].assign(span=0, examples=4, draws=2, short=0).to_parquet(path)
+    page = sg.report(tmp_path / "s").read_text(encoding="utf-8")
+    assert "Do they matter?" in page
+    assert "do they only matter?" not in page

@@ -1,0 +1,97 @@
+"""What a model does with examples while heads are silenced: the surprisal of the target, and of the context itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from symground import ops
+from symground.analysis.ablate import gates_of, silenced
+from symground.analysis.fills import fills_of
+from symground.analysis.probes import Examples, Probes
+from symground.analysis.selection import Piece
+from symground.models.readout import Readout, hidden_states, verified_readout
+
+Plan = Sequence[Piece]
+"""What is silenced at once."""
+
+
+class Behaviour(NamedTuple):
+    """Of M plans and N examples."""
+
+    target: NDArray[np.float64]
+    """[M,N] surprisal of the target, nats."""
+    context: NDArray[np.float64]
+    """[M,N] mean surprisal of the context's tokens, each after those before it, nats; NaN where there is one only."""
+
+
+@torch.no_grad()
+def behaviour(
+    model: PreTrainedModel,
+    examples: Examples,
+    plans: Sequence[Plan],
+    mode: str = "zero",
+    reference: Probes | Examples | None = None,
+    batch_size: int = 1024,
+    done: Callable[[], None] = lambda: None,
+) -> Behaviour:
+    """Measure the examples under each plan.
+
+    Args:
+        model: attached.
+        examples: N of them.
+        plans: M of them; each is pieces with N head sets.
+        mode: as for :func:`symground.ablate`.
+        reference: for "mean", probes; for "resample", the examples that are paired with these.
+        batch_size: examples per forward pass.
+        done: called after each plan of each batch.
+    """
+    head = verified_readout(model)
+    device = head.weight.device
+    count = len(examples.input_ids)
+    target, context = np.empty((len(plans), count)), np.empty((len(plans), count))
+    mean = fills_of(model, mode, reference) if isinstance(reference, Probes) else None
+    for start in range(0, count, batch_size):
+        part = slice(start, start + batch_size)
+        ids = examples.input_ids[part].to(device)
+        fills = mean
+        if mode == "resample":
+            assert isinstance(reference, Examples)
+            fills = fills_of(model, mode, reference.input_ids[part])
+        p, wanted = (x[part].to(device) for x in (examples.prediction, examples.targets))
+        untouched: int | None = None  # a plan that silences nothing here, whose numbers serve all such
+        for i, plan in enumerate(plans):
+            nothing = not any(own for piece in plan for own in piece.heads[part])
+            if nothing and untouched is not None:
+                target[i, part], context[i, part] = target[untouched, part], context[untouched, part]
+            else:
+                with ExitStack() as stack:
+                    for piece in plan:
+                        where = None if piece.where is None else examples.query_masks[piece.where][part]
+                        stack.enter_context(silenced(model, gates_of(model, piece.heads[part]), fills, where))
+                    hidden = hidden_states(model, ids)  # [B,T,E]
+                at_p = hidden[torch.arange(len(ids), device=device), p]
+                target[i, part] = _numbers(ops.candidate_surprisal(at_p, head.weight, wanted[:, None], head.bias)[:, 0])
+                context[i, part] = _numbers(_of_context(head, hidden, ids, p))
+                untouched = i if nothing else untouched
+            done()
+    return Behaviour(target, context)
+
+
+def _of_context(head: Readout, hidden: Tensor, ids: Tensor, p: Tensor) -> Tensor:
+    """[B] mean surprisal of the tokens from the second to that at p."""
+    counts = torch.arange(1, ids.shape[1], device=ids.device) <= p[:, None]  # [B,T-1]
+    each = ops.candidate_surprisal(hidden[:, :-1][counts], head.weight, ids[:, 1:][counts][:, None], head.bias)
+    total = hidden.new_zeros(counts.shape, dtype=each.dtype).masked_scatter(counts, each[:, 0]).sum(1)
+    return total / counts.sum(1)
+
+
+def _numbers(x: Tensor) -> NDArray[np.float64]:
+    return x.double().cpu().numpy()
