@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import score_peers, surprisal_peers, trace_peers
+from benchmarks import score_peers, surprisal_peers, sweep_peers, trace_peers
 from benchmarks.peers import CLOSED, COMPILED_CLOSED, EAGER, FLASH, SDPA, SYMGROUND
 
 Row = dict[str, Any]
@@ -77,6 +77,7 @@ SURPRISAL = {"N": 8192, "D": 768, "V": 50257, "K": 100, "dtype": "float32"}
 LOSS = {"N": 8192, "D": 768, "V": 50257, "dtype": "bfloat16"}
 _SURPRISAL, _FULL = (("surprisal", name) for name in (surprisal_peers.SYMGROUND, surprisal_peers.FULL))
 GRID = {"contexts": 10, "nouns": 100}
+SWEEP = {"contexts": 8, "nouns": 32, "preset": "gpt2-12l-768"}
 
 
 def gpu_goals() -> Iterator[Goal]:
@@ -118,6 +119,16 @@ GOALS: tuple[Goal, ...] = (
         Goal(f"grid of probes: faster than {name}", GRID, ("score", score_peers.SYMGROUND), ("score", name), bound,
              "seconds_a_pair", faster=True)
         for name, bound in ((score_peers.ONE_BY_ONE, 400), (score_peers.MINICONS, 50))
+    ),
+    *(
+        Goal(f"sweep of all heads, {what}: faster than {name}", SWEEP, ("sweep", ours), ("sweep", name), bound,
+             "seconds_a_pair", faster=True)
+        for what, ours, bound in (
+            ("exact", sweep_peers.EXACT, 2),
+            ("silent at the prediction position", sweep_peers.LAST, 10),
+            ("first-order", sweep_peers.FIRST_ORDER, 50),
+        )
+        for name in (sweep_peers.HOOKED, sweep_peers.LENS)
     ),
     *gpu_goals(),
 )  # fmt: skip

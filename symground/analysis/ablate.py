@@ -45,9 +45,9 @@ def ablate(
     block: use no ``positions`` and no "resample" there.
 
     Raises:
-        ValueError: a layer or head that does not exist, a model without heads, an unknown mode, a reference or
-            positions of another shape. With a set per example, a forward pass of another batch size is refused by the
-            op, which names the gate.
+        ValueError: a layer or head that does not exist, a model without heads, an unknown mode, a reference that does
+            not fit. Forward passes within the block are refused where their batch has another size than the sets,
+            where positions have another shape, or what is resampled.
 
     Source: arXiv 2510.13796 (outputs of the identified heads set to zero); Wang et al. 2023, "Interpretability in the
     wild" (mean ablation); Chan et al. 2022, "Causal scrubbing" (resampling).

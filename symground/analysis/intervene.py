@@ -77,8 +77,8 @@ def intervene(
           (95 %, resampling examples): effect_low, effect_high, d_low, d_high;
         - mismatched_*, gain_* (mismatched - matched) and context_* (mean surprisal of the tokens before the target,
           nats): each original, intervened, control;
-        - selection, positions, mode, match, span, examples, draws, short (examples in which, in the worst draw, controls
-          were fewer than selected heads, for want of others: the control then silences those there are).
+        - selection, positions, mode, match, span, examples, draws; short (examples in which, in the worst draw, there
+          were fewer controls than selected heads, for want of others: the control then silences those there are).
 
     Raises:
         ValueError: fewer than one draw, an unknown word, or what trace, find_heads and ablate refuse.

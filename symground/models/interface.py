@@ -71,6 +71,11 @@ def attention_forward(
             f"attention_mask: expected [B,S] with padding at the ends, or none; got shape {list(attention_mask.shape)}"
         )
     tap = tap_of(module)
+    for gate in (tap.gate, *(replacement.gate for replacement in tap.replaced)):
+        if gate is not None and gate.ndim == 2 and len(gate) != len(query):
+            raise ValueError(
+                f"heads: silenced in {len(gate)} examples each its own, this pass has {len(query)} examples"
+            )
     causal = getattr(module, "is_causal", True)
     if dropout > 0 and not tap.idle:
         raise ValueError("model: tracing and ablation need model.eval(), or an attention dropout of 0")
