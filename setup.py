@@ -1,7 +1,7 @@
 """Packages and their data; everything else is in pyproject.toml. No torch is needed to build.
 
-Where torch and a C++ compiler are at hand (pip install --no-build-isolation) the extension is built too, and a failure
-only warns; otherwise `symground build` builds it later.
+Where torch and a C++ compiler are at hand (pip install --no-build-isolation) the extension is built too, with its CUDA
+part where nvcc and a torch for CUDA are, and a failure only warns; otherwise `symground build` builds it later.
 """
 
 import importlib.util
@@ -22,8 +22,11 @@ class BuildExtension(build_ext):
     """One call of the compiler; the file is no Python module, and its name says neither Python nor machine."""
 
     def build_extension(self, ext):
+        folder = Path(self.get_ext_fullpath(ext.name)).parent
         try:
-            builder.build(Path(self.get_ext_fullpath(ext.name)).parent)
+            builder.build(folder)
+            if builder.nvcc() is not None and builder.has_cuda(builder.torch_folder()):
+                builder.build_cuda(folder)
         except (FileNotFoundError, RuntimeError) as error:
             raise CompileError(str(error)) from error  # which `optional` turns into a warning
 
@@ -38,7 +41,7 @@ setup(
     packages=[*find_packages(include=["symground", "symground.*"]), "symground.csrc", "symground.kernels"],
     package_data={
         "symground": ["py.typed"],
-        "symground.csrc": ["README.md", "*.cpp", "*.h"],
+        "symground.csrc": ["README.md", "*.cpp", "*.cu", "*.h"],
         "symground.data": ["resources/*"],
         "symground.kernels": ["README.md"],
         "symground.reports": ["*.html.jinja"],

@@ -1,5 +1,6 @@
 // The operators of symground_C: attention's saliency and flow on a CPU, alone or together with its gradients, and
-// attention itself where heads have a gate; and the exponentials of a vocabulary's softmax.
+// attention itself where heads have a gate; gates alone; and the exponentials of a vocabulary's softmax. The operators
+// of gate.cu are those of the same names on a GPU.
 //
 // A thread takes a tile of queries against all the keys they see, one head after the other: products by torch's own
 // matrix multiplication (which runs on one thread inside a parallel region), the rest by the loops of rows.cpp while
@@ -12,6 +13,7 @@
 #include "backward.h"
 #include "flow.h"
 #include "forward.h"
+#include "gate.h"
 #include "saliency.h"
 #include "vocabulary.h"
 
@@ -122,6 +124,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(symground_C, m) {
       "attention_backward(Tensor q, Tensor k, Tensor v, Tensor grad_out, Tensor lse, Tensor? gate, bool causal, "
       "float scale, Tensor? key_range, int? window, Tensor(a!) dq, Tensor(b!) dk, Tensor(c!) dv, Tensor(d!)? total, "
       "Tensor? query_groups, Tensor? key_groups, Tensor(e!)? flow) -> ()");
+  m.def("gate_heads(Tensor x, Tensor gate, Tensor? fill, Tensor(a!) out) -> ()");
   m.def("add_exponentials(Tensor x, Tensor(a!) top, Tensor(b!) total) -> ()");
   m.def("scaled_exponentials(Tensor(a!) x, Tensor level, Tensor factor) -> ()");
 }
@@ -135,6 +138,7 @@ STABLE_TORCH_LIBRARY_IMPL(symground_C, CPU, m) {
   m.impl("attention_saliency", TORCH_BOX(&symground::attention_saliency));
   m.impl("attention_flow", TORCH_BOX(&symground::attention_flow));
   m.impl("attention_backward", TORCH_BOX(&symground::attention_backward));
+  m.impl("gate_heads", TORCH_BOX(&symground::run_gate));
   m.impl("add_exponentials", TORCH_BOX(&symground::add_exponentials));
   m.impl("scaled_exponentials", TORCH_BOX(&symground::scaled_exponentials));
 }

@@ -40,7 +40,7 @@ def _run(argv: list[str]) -> int:
     from transformers.utils import logging
 
     from symground.analysis.run import AnalysisSettings
-    from symground.ops._build import build
+    from symground.ops._build import build, build_cuda
     from symground.recipes import DemoSettings, StudySettings, analyze_study, prepare, run_study, train_study
     from symground.recipes.study import GENERATED
     from symground.reports import report
@@ -99,7 +99,7 @@ def _run(argv: list[str]) -> int:
 
     @dataclass(frozen=True)
     class Build:
-        """Compile the C++ extension into the package's folder; everything works without it, slower."""
+        """Compile the C++/CUDA extension into the package's folder; everything works without it, slower."""
 
     commands: dict[str, Any] = {
         "demo": Demo, "run": Run, "data": Data, "train": Train, "analyze": Analyze, "report": Report, "build": Build,
@@ -135,6 +135,10 @@ def _run(argv: list[str]) -> int:
             written = report(command.study)
         case Build():
             written = build()
+            try:
+                print(build_cuda())
+            except FileNotFoundError as missing:
+                print(f"symground: {missing}; the extension has its CPU part only", file=sys.stderr)
     print(written)
     return 0
 

@@ -1,4 +1,4 @@
-"""Builds the C++ extension: one call of the compiler. setup.py reads this file too, where there may be no torch.
+"""Builds the C++/CUDA extension: one call of each compiler. setup.py reads this file too, where there may be no torch.
 
 The sources see torch's stable ABI only: the result serves every Python, and every torch from 2.11 on.
 """
@@ -12,16 +12,20 @@ import shutil
 import subprocess
 from pathlib import Path
 
-FILE = "_C.so"
-VERSION = 4  # of the operators' signatures: one more with each change, so that an older build is not called
+FILE, CUDA_FILE = "_C.so", "_CUDA.so"
+VERSION = 5  # of the operators' signatures: one more with each change, so that an older build is not called
 
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parent / "csrc"
+_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 # contract: a·b + c may be one instruction; no option here touches infinities or NaN.
 FLAGS = (
     "-O3 -std=c++20 -fPIC -shared -fvisibility=hidden -ffp-contract=fast -fopenmp-simd -fno-math-errno "
-    "-fno-trapping-math -DTORCH_TARGET_VERSION=0x020b000000000000"
+    f"-fno-trapping-math {_ABI}"
 )
+CUDA_FLAGS = f"-O3 -std=c++20 -DUSE_CUDA {_ABI} -Xcompiler -fPIC,-fvisibility=hidden"
+#: Later GPUs take the last one's PTX; SYMGROUND_CUDA_ARCHITECTURES names others.
+CUDA_ARCHITECTURES = "80 90"
 
 
 def compiler() -> list[str] | None:
@@ -36,6 +40,18 @@ def torch_folder() -> Path | None:
     """Where torch is installed, without importing it."""
     spec = importlib.util.find_spec("torch")
     return None if spec is None or spec.origin is None else Path(spec.origin).parent
+
+
+def nvcc() -> str | None:
+    """CUDA's compiler: $NVCC, on the PATH or in $CUDA_HOME; None where there is none."""
+    home = os.environ.get("CUDA_HOME")
+    places = [os.environ.get("NVCC"), "nvcc", str(Path(home) / "bin" / "nvcc") if home else None]
+    return next((found for place in places if place and (found := shutil.which(place))), None)
+
+
+def has_cuda(torch: Path) -> bool:
+    """Whether the torch in this folder is one for CUDA."""
+    return any((torch / "lib").glob("*torch_cuda.*"))
 
 
 def build(folder: Path = HERE, sources: Path = SOURCES) -> Path:
@@ -54,13 +70,43 @@ def build(folder: Path = HERE, sources: Path = SOURCES) -> Path:
     if command is None or shutil.which(command[0]) is None:
         tried = "c++, g++ or clang++; CXX names another" if command is None else f"CXX={command[0]}"
         raise FileNotFoundError(f"the extension: no C++ compiler found ({tried})")
+    flags = [*FLAGS.split(), f"-DSYMGROUND_VERSION={VERSION}", f"-I{torch / 'include'}"]
+    return _compile(command, flags, [*map(str, files), f"-L{torch / 'lib'}", "-ltorch_cpu"], folder / FILE)
+
+
+def build_cuda(folder: Path = HERE, sources: Path = SOURCES) -> Path:
+    """Compile csrc/*.cu to ``folder``/_CUDA.so, beside _C.so, and return its path.
+
+    Raises:
+        FileNotFoundError: no nvcc, no torch for CUDA, or no sources.
+        RuntimeError: nvcc failed; the message has its first error.
+    """
+    files = sorted(sources.glob("*.cu"))
+    command, torch = nvcc(), torch_folder()
+    if not files:
+        raise FileNotFoundError(f"the CUDA part: expected sources in {sources}, found none")
+    if torch is None or not has_cuda(torch):
+        raise FileNotFoundError("the CUDA part: no torch for CUDA is installed in this Python")
+    if command is None:
+        raise FileNotFoundError("the CUDA part: no nvcc found (on the PATH, in CUDA_HOME, or as NVCC)")
+    libraries = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-ltorch_cuda"]
+    return _compile([command], cuda_flags(torch), ["-shared", *map(str, files), *libraries], folder / CUDA_FILE)
+
+
+def cuda_flags(torch: Path) -> list[str]:
+    """nvcc's options, but for what it shall make: machine code of each architecture, and PTX of the last."""
+    names = os.environ.get("SYMGROUND_CUDA_ARCHITECTURES", CUDA_ARCHITECTURES).split()
+    codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
+    codes.append(f"-gencode=arch=compute_{names[-1]},code=compute_{names[-1]}")
+    return [*CUDA_FLAGS.split(), *codes, f"-I{torch / 'include'}"]
+
+
+def _compile(command: list[str], flags: list[str], files: list[str], target: Path) -> Path:
     # Beside its place first, then moved: a process that has loaded the old one keeps it whole.
-    target, fresh = folder / FILE, folder / f"{FILE}.{os.getpid()}"
-    folder.mkdir(parents=True, exist_ok=True)
-    arguments = [*command, *FLAGS.split(), f"-DSYMGROUND_VERSION={VERSION}", f"-I{torch / 'include'}", *map(str, files)]
-    arguments += [f"-L{torch / 'lib'}", "-ltorch_cpu", "-o", str(fresh)]
+    fresh = target.with_name(f"{target.name}.{os.getpid()}")
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        done = subprocess.run([*command, *flags, *files, "-o", str(fresh)], capture_output=True, text=True, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             first = next((line for line in lines if "error" in line), lines[-1])

@@ -61,12 +61,17 @@ def key_range(value: Tensor | None, batch: int, keys: int, like: Tensor) -> None
     values(((value >= 0) & (value <= keys)).all(), f"key_range: expected values in [0, S] = [0, {keys}]")
 
 
-def gate(value: Tensor | None, batch: int, heads: int, like: Tensor) -> None:
+def gate(value: Tensor | None, batch: int, heads: int, like: Tensor, many: bool = False) -> None:
+    """``many`` allows [M,B,H] too."""
     if value is None:
         return
     is_floating("gate", value)
-    if tuple(value.shape) not in {(heads,), (batch, heads)}:
-        raise ValueError(f"gate: expected shape [H] = [{heads}] or [B,H] = [{batch}, {heads}], got {list(value.shape)}")
+    shape = tuple(value.shape)
+    if shape not in {(heads,), (batch, heads)} and not (many and len(shape) == 3 and shape[1:] == (batch, heads)):
+        also = f" or [M,B,H] = [M, {batch}, {heads}]" if many else ""
+        raise ValueError(
+            f"gate: expected shape [H] = [{heads}] or [B,H] = [{batch}, {heads}]{also}, got {list(value.shape)}"
+        )
     matches("gate", value, "the heads", like, dtype=False)
     values(~value.isnan().any(), "gate: expected numbers, got NaN")
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from symground.ops import _cpu_tiles, _extension
 from symground.ops._cpu_plan import ROW, Group, groups, one_range, rectangles
-from symground.ops._mixing import Mixing, accumulation_dtype
+from symground.ops._mixing import Mixing
+from symground.ops._precision import accumulation_dtype
 from symground.ops._registered import Kernels, register
 from symground.ops.mask import valid_keys
 

@@ -45,6 +45,8 @@ def _refusal(impl: str, like: Tensor) -> Exception | None:
     device, dtype = like.device.type, like.dtype
     if impl == "cpu" and device != "cpu":
         return ValueError(f"impl: 'cpu' expected tensors on the CPU, got {like.device}")
+    if impl == "cuda" and device != "cuda":
+        return ValueError(f"impl: 'cuda' expected tensors on a GPU, got {like.device}")
     if impl in ("triton", "flash"):
         if dtype == torch.float64 or (impl == "flash" and dtype == torch.float32):
             wanted = "float16 or bfloat16" if impl == "flash" else "float32, float16 or bfloat16"

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from symground.ops._build import FILE, HERE, VERSION
-from symground.ops._mixing import accumulation_dtype
+from symground.ops._build import CUDA_FILE, FILE, HERE, VERSION
+from symground.ops._precision import accumulation_dtype
 
 
 def load(path: Path) -> Any:
@@ -37,8 +37,31 @@ def load(path: Path) -> Any:
     return None
 
 
+def load_cuda(path: Path) -> bool:
+    """Whether the part for GPUs at ``path`` is there and loads."""
+    if library is None or not path.exists() or torch.version.cuda is None:
+        return False
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        cause = " ".join(str(error).split())
+        warnings.warn(
+            f"{path} is not used, plain PyTorch is (slower, same results): {cause}. To rebuild: symground build",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
 #: None where the extension is not built. Read it when an op runs, not at import.
 library: Any = load(HERE / FILE)
+cuda: bool = load_cuda(HERE / CUDA_FILE)
+
+
+def runs_on(device: torch.device) -> bool:
+    """Whether the extension has operators for tensors on ``device``."""
+    return library is not None and (device.type == "cpu" or (device.type == "cuda" and cuda))
 
 
 def forward(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from symground.ops import _checks as check
+from symground.ops._precision import accumulation_dtype
 from symground.ops.heads import gate_heads_reference
 from symground.ops.mask import valid_keys
 
@@ -51,11 +52,6 @@ class Mixing(NamedTuple):
     def valid(self, q: Tensor, k: Tensor) -> Tensor:
         """[B or 1, 1, T, S] bool: True where query i sees key j."""
         return valid_keys(q.shape[2], k.shape[2], self.causal, self.key_range, self.window, q.device)
-
-
-def accumulation_dtype(x: Tensor) -> torch.dtype:
-    """float32, or float64 for float64 inputs."""
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> None:

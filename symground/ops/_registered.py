@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from symground.ops._mixing import Mixing, accumulation_dtype
+from symground.ops._mixing import Mixing
+from symground.ops._precision import accumulation_dtype
 
 #: What every op takes after its tensors; `Mixing.form` gives the values. gate is [B,H], in the dtype of lse.
 _FORM = "Tensor? gate, bool causal, float scale, Tensor? key_range, int? window"

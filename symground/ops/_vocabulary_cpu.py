@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from symground.ops import _extension
-from symground.ops._mixing import accumulation_dtype
+from symground.ops._precision import accumulation_dtype
 from symground.ops._vocabulary_registered import HeadKernels, register
 
 #: Rows of a tile of logits, and its numbers, 16 MiB in float32: few tiles, since threads wait for each other at the end

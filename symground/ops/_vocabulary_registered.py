@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from symground.ops._mixing import accumulation_dtype
+from symground.ops._precision import accumulation_dtype
 
 _HEAD = "Tensor hidden, Tensor weight, Tensor? bias, Tensor candidates"
 

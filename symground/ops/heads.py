@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from symground.ops import _checks as check
+from symground.ops import _extension, _heads
 from symground.ops._dispatch import choose
 
 
@@ -15,33 +17,36 @@ def gate_heads(x: Tensor, gate: Tensor, fill: Tensor | None = None, *, impl: str
     """gate·x + (1 - gate)·fill, head by head; differentiable in x, gate and fill.
 
     Args:
-        x: [B,T,H,D] outputs of the heads, before the output projection.
-        gate: [H] or [B,H]. Gate 0 gives ``fill`` exactly (x is not read, so NaN in x does not leak); gate 1 gives x
-            exactly.
-        fill: what a closed head gives, broadcasting to x; None is 0.
-        impl: None picks by device.
+        x: [B,T,H,D] outputs of the heads, before the output projection, of any strides.
+        gate: [H] or [B,H], or M masks at once, [M,B,H]: x is not copied for them. Gate 0 gives ``fill`` exactly (x is
+            not read, so NaN in x does not leak); gate 1 gives x exactly.
+        fill: what a closed head gives, broadcasting to the result; None is 0.
+        impl: None picks by device; "cpu", "cuda" or "reference". The first two run in the C++/CUDA extension where it
+            is built for the device, else in plain PyTorch, with the same results; :func:`implementation` says which.
 
     Returns:
-        [B,T,H,D] in the dtype of x.
+        [B,T,H,D] in the dtype of x; for M masks [M,B,T,H,D]. Half precision is computed in float32 and rounded once.
 
     Raises:
         ValueError: a shape, dtype or device that does not fit, or NaN in ``gate``, by the name of the argument.
+        RuntimeError: NaN in ``gate`` on a GPU, where it is noticed later.
 
     Source: head ablation before the output projection, Michel et al. 2019 ("Are sixteen heads really better than
     one?"), section 2.2.
     """
     check.has_shape("x", x, "B,T,H,D", (None,) * 4)
     check.is_floating("x", x)
-    check.gate(check.is_tensor("gate", gate), x.shape[0], x.shape[2], x)
+    check.gate(check.is_tensor("gate", gate), x.shape[0], x.shape[2], x, many=True)
+    shape = torch.Size((*gate.shape[:-2], *x.shape))
     if fill is not None:
         check.is_floating("fill", fill)
         check.matches("fill", fill, "x", x)
         try:
-            broadcasts = torch.broadcast_shapes(fill.shape, x.shape) == x.shape
+            broadcasts = torch.broadcast_shapes(fill.shape, shape) == shape
         except RuntimeError:
             broadcasts = False
         if not broadcasts:
-            raise ValueError(f"fill: expected a shape that broadcasts to {list(x.shape)}, got {list(fill.shape)}")
+            raise ValueError(f"fill: expected a shape that broadcasts to {list(shape)}, got {list(fill.shape)}")
     return choose("gate_heads", IMPLEMENTATIONS, impl, x)(x, gate.to(x.dtype), fill)
 
 
@@ -51,8 +56,7 @@ class _GateHeads(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor, fill: Tensor) -> Tensor:
         ctx.save_for_backward(x, gate, fill)
-        g = gate[..., None, :, None]  # [B or 1,1,H,1]
-        return torch.where(g == 0, fill, torch.where(g == 1, x, g * x + (1 - g) * fill))
+        return _heads.plain(x, gate, fill)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -60,9 +64,9 @@ class _GateHeads(torch.autograd.Function):
         x, gate, fill = ctx.saved_tensors
         g = gate[..., None, :, None]
         need_x, need_gate, need_fill = ctx.needs_input_grad
-        grad_gate = (grad * (x - fill)).sum((1, 3)).sum_to_size(gate.shape) if need_gate else None
+        grad_gate = (grad * (x - fill)).sum((-3, -1)).sum_to_size(gate.shape) if need_gate else None
         grad_fill = ((1 - g) * grad).sum_to_size(fill.shape) if need_fill else None
-        return (g * grad if need_x else None), grad_gate, grad_fill
+        return ((g * grad).sum_to_size(x.shape) if need_x else None), grad_gate, grad_fill
 
 
 def gate_heads_reference(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
@@ -71,4 +75,13 @@ def gate_heads_reference(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor
     return out
 
 
-IMPLEMENTATIONS = {"reference": gate_heads_reference}
+def implementation(device: str | torch.device = "cpu") -> str:
+    """What computes :func:`gate_heads` for tensors on a device: "extension", or "plain PyTorch" where none is built."""
+    return "extension" if _extension.runs_on(torch.device(device)) else "plain PyTorch"
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
+    "reference": gate_heads_reference,
+    "cpu": _heads.gate_heads,
+    "cuda": _heads.gate_heads,
+}
