@@ -1,6 +1,6 @@
 """Tile sizes, warps and pipeline stages of every kernel, per architecture and head size.
 
-An explicit table: nothing is tuned at first use. The entries compile without local-memory access in their loops
+An explicit table: nothing is tuned at first use. Causal, the entries compile without local-memory access in their loops
 (`benchmarks/kernel_table.py` prints registers and shared memory of each and fails where that stops being true).
 """
 
