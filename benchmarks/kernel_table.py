@@ -4,8 +4,8 @@
     python benchmarks/kernel_table.py --arch sm_90 --head-size 64 --dtype bfloat16 --no-save
 
 Registers, stack and shared memory a program; local-memory instructions (LDL, STL) inside loops, which must be none; and
-which tensor-core instructions were used. Ends with status 1 where a configuration does not fit, touches local memory in
-a loop or leaves the tensor cores idle.
+which tensor-core instructions were used. Ends with status 1 where a configuration does not fit (shared memory, and on
+sm_100 tensor memory), touches local memory in a loop or leaves the tensor cores idle.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ TARGETS = {
 }
 #: Bytes of shared memory that one program may have.
 SHARED = {"sm_80": 166_912, "sm_86": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+#: Columns of tensor memory of a Blackwell multiprocessor: no program that asks for more can start.
+TENSOR_MEMORY = 512
 HEAD_SIZES = (32, 64, 128, 256)
 #: Kernels that read a vocabulary head, of hidden size 768.
 VOCABULARY = ("vocabulary_lse", "logits_gradient", "shared_candidates", "own_candidates")
@@ -68,6 +70,7 @@ class Row:
     registers: int = 0
     stack: int = 0
     shared: int = 0
+    tensor_memory: int = 0
     local_in_loop: int = 0
     matrix: Counter[str] = field(default_factory=Counter)
     error: str = ""
@@ -77,6 +80,8 @@ class Row:
         found = [self.error] if self.error else []
         if self.shared > SHARED[self.arch]:
             found.append("shared memory")
+        if self.tensor_memory > TENSOR_MEMORY:
+            found.append("tensor memory")
         if self.local_in_loop:
             found.append("local memory in a loop")
         if not (self.error or self.matrix or self.kernel in ("delta", "own_candidates")):
@@ -197,6 +202,7 @@ def examine(job: Job) -> Row:
         row.error = str(error).strip().splitlines()[-1][:80] or type(error).__name__
         return row
     row.shared = result.metadata.shared
+    row.tensor_memory = getattr(result.metadata, "tmem_size", None) or 0
     if "cubin" in result.asm:
         _read_cubin(row, result.asm["cubin"])
     else:

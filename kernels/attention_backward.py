@@ -20,6 +20,7 @@ from symground.kernels.tiles import (
     load_lse2,
     load_range,
     load_tile,
+    product,
     queries_of,
     seen,
     store_tile,
@@ -35,28 +36,29 @@ def delta_kernel(
     n_i = tl.cdiv(T, BM)
     i_row = (tl.program_id(0) // n_i).to(tl.int64)  # of [B,H]
     o_i = tl.program_id(0) % n_i * BM + tl.arange(0, BM)
-    b_out = load_tile(p_out + i_row * T * D, o_i, D, 1, 0, T, D, BLOCK_D, True)
-    b_grad = load_tile(p_grad + i_row // H * s_gb + i_row % H * s_gh, o_i, s_g, s_gd, 0, T, D, BLOCK_D, True)
+    b_out = load_tile((p_out + i_row * T * D, D, 1, 0, T), o_i, D, BLOCK_D, True)
+    b_grad = load_tile((p_grad + i_row // H * s_gb + i_row % H * s_gh, s_g, s_gd, 0, T), o_i, D, BLOCK_D, True)
     b_delta = tl.sum(b_out.to(tl.float32) * b_grad.to(tl.float32), 1)
     tl.store(p_delta + i_row * T + o_i, b_delta, mask=o_i < T)
 
 
 @triton.jit
 def _dq_through(
-    b_dq, b_flow, b_total, b_q, b_grad, b_lse, b_delta, p_k, p_v, p_groups, s_k, s_kd, s_v, s_vd, start, end, o_i,
-    gate, scale, offset, low, high, window, flows,
+    b_dq, b_flow, b_total, b_q, b_grad, b_lse, b_delta, q, k, v, grad, p_groups, start, end, o_i, gate, scale, offset,
+    low, high, window, flows,
     MASKED: tl.constexpr, FLOW: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, D: tl.constexpr,
-    BLOCK_D: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     for j in range(start, end, BN):
         o_j = j + tl.arange(0, BN)
-        b_k = load_tile(p_k, o_j, s_k, s_kd, low, high, D, BLOCK_D, MASKED)  # [BN,D]
-        b_v = load_tile(p_v, o_j, s_v, s_vd, low, high, D, BLOCK_D, MASKED)  # [BN,D]
-        b_p = tl.exp2(tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale - b_lse[:, None])  # [BM,BN]
+        b_k = load_tile(k, o_j, D, BLOCK_D, MASKED)  # [BN,D]
+        b_v = load_tile(v, o_j, D, BLOCK_D, MASKED)  # [BN,D]
+        b_s = product(b_q, b_k, q, k, o_i, o_j, D, BLOCK_D, CHUNK, PRECISION)  # [BM,BN]
+        b_p = tl.exp2(b_s * scale - b_lse[:, None])
         if MASKED:
             m_seen = seen(o_i[:, None], o_j[None, :], offset, low, high, window, CAUSAL, WINDOW)
             b_p = tl.where(m_seen, b_p, 0.0)
-        b_dp = tl.dot(b_grad, tl.trans(b_v), input_precision=PRECISION) * gate  # [BM,BN]
+        b_dp = product(b_grad, b_v, grad, v, o_i, o_j, D, BLOCK_D, CHUNK, PRECISION) * gate  # [BM,BN]
         if FLOW and flows:
             b_flow, b_total = add_flow(b_flow, b_total, tl.abs(b_p * b_dp), p_groups, 0, o_j, high)
         b_ds = b_p * (b_dp - b_delta[:, None])
@@ -71,8 +73,8 @@ def dq_kernel(
     s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd, s_gb, s_gh, s_g, s_gd,
     scale, window, H, T, S,
     FLOW: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
-    HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq [B,H,T,D], contiguous; with ``FLOW`` this tile's part of the flow. Grid: query tiles, last first, × H × B."""
     n_i = tl.cdiv(T, BM)
@@ -89,10 +91,12 @@ def dq_kernel(
     start, full_first, full_last, end = keys_of(first_i, first_i + BM, offset, low, high, window, CAUSAL, WINDOW, BN)
     if HAS_GATE and gate == 0.0:  # a closed head has no gradient: no loop runs
         start, full_first, full_last, end = 0, 0, 0, 0
-    p_k += i_b * s_kb + i_h // GROUP * s_kh
-    p_v += i_b * s_vb + i_h // GROUP * s_vh
-    b_q = load_tile(p_q + i_b * s_qb + i_h * s_qh, o_i, s_q, s_qd, 0, T, D, BLOCK_D, True)  # [BM,D]
-    b_grad = load_tile(p_grad + i_b * s_gb + i_h * s_gh, o_i, s_g, s_gd, 0, T, D, BLOCK_D, True)  # [BM,D]
+    q = (p_q + i_b * s_qb + i_h * s_qh, s_q, s_qd, 0, T)
+    k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_k, s_kd, low, high)
+    v = (p_v + i_b * s_vb + i_h // GROUP * s_vh, s_v, s_vd, low, high)
+    grad = (p_grad + i_b * s_gb + i_h * s_gh, s_g, s_gd, 0, T)
+    b_q = load_tile(q, o_i, D, BLOCK_D, True)  # [BM,D]
+    b_grad = load_tile(grad, o_i, D, BLOCK_D, True)  # [BM,D]
     b_lse = load_lse2(p_lse + row, o_i, T)
     b_delta = tl.load(p_delta + row + o_i, mask=o_i < T, other=0.0)
     b_dq = tl.zeros([BM, BLOCK_D], tl.float32)
@@ -106,19 +110,19 @@ def dq_kernel(
         flows = tl.max(b_group, 0) >= 0
     if HAS_RANGE or WINDOW:
         b_dq, b_flow, b_total = _dq_through(
-            b_dq, b_flow, b_total, b_q, b_grad, b_lse, b_delta, p_k, p_v, p_key_groups, s_k, s_kd, s_v, s_vd, start,
-            full_first, o_i, gate, scale * LOG2E, offset, low, high, window, flows, True, FLOW, CAUSAL, WINDOW, D,
-            BLOCK_D, BN, PRECISION,
+            b_dq, b_flow, b_total, b_q, b_grad, b_lse, b_delta, q, k, v, grad, p_key_groups, start, full_first, o_i,
+            gate, scale * LOG2E, offset, low, high, window, flows, True, FLOW, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BN,
+            PRECISION,
         )  # fmt: skip
     b_dq, b_flow, b_total = _dq_through(
-        b_dq, b_flow, b_total, b_q, b_grad, b_lse, b_delta, p_k, p_v, p_key_groups, s_k, s_kd, s_v, s_vd, full_first,
-        full_last, o_i, gate, scale * LOG2E, offset, low, high, window, flows, False, FLOW, CAUSAL, WINDOW, D,
-        BLOCK_D, BN, PRECISION,
+        b_dq, b_flow, b_total, b_q, b_grad, b_lse, b_delta, q, k, v, grad, p_key_groups, full_first, full_last, o_i,
+        gate, scale * LOG2E, offset, low, high, window, flows, False, FLOW, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BN,
+        PRECISION,
     )  # fmt: skip
     b_dq, b_flow, b_total = _dq_through(
-        b_dq, b_flow, b_total, b_q, b_grad, b_lse, b_delta, p_k, p_v, p_key_groups, s_k, s_kd, s_v, s_vd, full_last,
-        end, o_i, gate, scale * LOG2E, offset, low, high, window, flows, True, FLOW, CAUSAL, WINDOW, D,
-        BLOCK_D, BN, PRECISION,
+        b_dq, b_flow, b_total, b_q, b_grad, b_lse, b_delta, q, k, v, grad, p_key_groups, full_last, end, o_i,
+        gate, scale * LOG2E, offset, low, high, window, flows, True, FLOW, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BN,
+        PRECISION,
     )  # fmt: skip
     store_tile(p_dq + row * D, o_i, D, b_dq * scale, T, D, BLOCK_D)
     if FLOW:
@@ -128,24 +132,24 @@ def dq_kernel(
 
 @triton.jit
 def _dkdv_through(
-    b_dk, b_dv, b_k, b_v, p_q, p_grad, p_lse, p_delta, s_q, s_qd, s_g, s_gd, start, end, o_j, gate, scale, offset,
-    low, high, window, T,
+    b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse, p_delta, start, end, o_j, gate, scale, offset, low, high, window, T,
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    BM: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr, BM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     for i in range(start, end, BM):
         o_i = i + tl.arange(0, BM)
-        b_q = load_tile(p_q, o_i, s_q, s_qd, 0, T, D, BLOCK_D, MASKED)  # [BM,D]
-        b_grad = load_tile(p_grad, o_i, s_g, s_gd, 0, T, D, BLOCK_D, MASKED)  # [BM,D]
+        b_q = load_tile(q, o_i, D, BLOCK_D, MASKED)  # [BM,D]
+        b_grad = load_tile(grad, o_i, D, BLOCK_D, MASKED)  # [BM,D]
         b_lse = load_lse2(p_lse, o_i, T)
         b_delta = tl.load(p_delta + o_i, mask=o_i < T, other=0.0)
         # Keys are the rows here: every product then has its accumulator the way dk and dv want it.
-        b_p = tl.exp2(tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION) * scale - b_lse[None, :])  # [BN,BM]
+        b_s = product(b_k, b_q, k, q, o_j, o_i, D, BLOCK_D, CHUNK, PRECISION)  # [BN,BM]
+        b_p = tl.exp2(b_s * scale - b_lse[None, :])
         if MASKED:
             m_seen = seen(o_i[None, :], o_j[:, None], offset, low, high, window, CAUSAL, WINDOW)
             b_p = tl.where(m_seen, b_p, 0.0)
         b_dv = tl.dot((b_p * gate).to(b_grad.dtype), b_grad, b_dv, input_precision=PRECISION)
-        b_dp = tl.dot(b_v, tl.trans(b_grad), input_precision=PRECISION) * gate  # [BN,BM]
+        b_dp = product(b_v, b_grad, v, grad, o_j, o_i, D, BLOCK_D, CHUNK, PRECISION) * gate  # [BN,BM]
         b_ds = b_p * (b_dp - b_delta[None, :])
         b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
     return b_dk, b_dv
@@ -157,7 +161,8 @@ def dkdv_kernel(
     s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd, s_gb, s_gh, s_g, s_gd,
     scale, window, H, T, S,
     GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk and dv [B,Hk,S,D], contiguous. Grid: key tiles, the first (the longest) first, × Hk × B.
 
@@ -171,8 +176,10 @@ def dkdv_kernel(
     offset = S - T
     o_j = first_j + tl.arange(0, BN)
     low, high = load_range(p_range, i_b, S, HAS_RANGE)
-    b_k = load_tile(p_k + i_b * s_kb + i_k * s_kh, o_j, s_k, s_kd, low, high, D, BLOCK_D, True)  # [BN,D]
-    b_v = load_tile(p_v + i_b * s_vb + i_k * s_vh, o_j, s_v, s_vd, low, high, D, BLOCK_D, True)  # [BN,D]
+    k = (p_k + i_b * s_kb + i_k * s_kh, s_k, s_kd, low, high)
+    v = (p_v + i_b * s_vb + i_k * s_vh, s_v, s_vd, low, high)
+    b_k = load_tile(k, o_j, D, BLOCK_D, True)  # [BN,D]
+    b_v = load_tile(v, o_j, D, BLOCK_D, True)  # [BN,D]
     b_dk = tl.zeros([BN, BLOCK_D], tl.float32)
     b_dv = tl.zeros([BN, BLOCK_D], tl.float32)
     bounds = queries_of(first_j, first_j + BN, offset, low, high, window, T, CAUSAL, WINDOW, BM)
@@ -182,21 +189,20 @@ def dkdv_kernel(
         gate = load_gate(p_gate, i_b, i_h, H, HAS_GATE)
         if HAS_GATE and gate == 0.0:
             start, full_first, full_last, end = 0, 0, 0, 0
-        p_q_h = p_q + i_b * s_qb + i_h * s_qh
-        p_grad_h = p_grad + i_b * s_gb + i_h * s_gh
+        q = (p_q + i_b * s_qb + i_h * s_qh, s_q, s_qd, 0, T)
+        grad = (p_grad + i_b * s_gb + i_h * s_gh, s_g, s_gd, 0, T)
         row = (i_b * H + i_h) * T
         b_dk, b_dv = _dkdv_through(
-            b_dk, b_dv, b_k, b_v, p_q_h, p_grad_h, p_lse + row, p_delta + row, s_q, s_qd, s_g, s_gd, start, full_first,
-            o_j, gate, scale * LOG2E, offset, low, high, window, T, True, CAUSAL, WINDOW, D, BLOCK_D, BM, PRECISION,
+            b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse + row, p_delta + row, start, full_first, o_j, gate,
+            scale * LOG2E, offset, low, high, window, T, True, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BM, PRECISION,
         )  # fmt: skip
         b_dk, b_dv = _dkdv_through(
-            b_dk, b_dv, b_k, b_v, p_q_h, p_grad_h, p_lse + row, p_delta + row, s_q, s_qd, s_g, s_gd, full_first,
-            full_last, o_j, gate, scale * LOG2E, offset, low, high, window, T, False, CAUSAL, WINDOW, D, BLOCK_D, BM,
-            PRECISION,
+            b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse + row, p_delta + row, full_first, full_last, o_j, gate,
+            scale * LOG2E, offset, low, high, window, T, False, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BM, PRECISION,
         )  # fmt: skip
         b_dk, b_dv = _dkdv_through(
-            b_dk, b_dv, b_k, b_v, p_q_h, p_grad_h, p_lse + row, p_delta + row, s_q, s_qd, s_g, s_gd, full_last, end,
-            o_j, gate, scale * LOG2E, offset, low, high, window, T, True, CAUSAL, WINDOW, D, BLOCK_D, BM, PRECISION,
+            b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse + row, p_delta + row, full_last, end, o_j, gate,
+            scale * LOG2E, offset, low, high, window, T, True, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BM, PRECISION,
         )  # fmt: skip
     row = (i_b * (H // GROUP) + i_k) * S * D
     store_tile(p_dk + row, o_j, D, b_dk * scale, S, D, BLOCK_D)

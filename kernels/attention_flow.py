@@ -11,7 +11,7 @@ import triton.language as tl
 from symground.kernels.configs import Config
 from symground.kernels.flow import add_flow, groups_of, store_flow
 from symground.kernels.launch import Call, config_of, rows_adjacent
-from symground.kernels.tiles import LOG2E, keys_of, load_gate, load_lse2, load_range, load_tile, seen
+from symground.kernels.tiles import LOG2E, keys_of, load_gate, load_lse2, load_range, load_tile, product, seen
 
 #: Numbers in the parts that exist at any time: longer sequences are taken in chunks of query tiles.
 PARTS = 2**24
@@ -19,17 +19,19 @@ PARTS = 2**24
 
 @triton.jit
 def _flow_through(
-    b_flow, b_total, b_q, b_grad, b_lse, p_k, p_v, p_groups, first_group, s_k, s_kd, s_v, s_vd, start, end, o_i,
-    gate, scale, offset, low, high, window,
+    b_flow, b_total, b_q, b_grad, b_lse, q, k, v, grad, p_groups, first_group, start, end, o_i, gate, scale, offset,
+    low, high, window,
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    BN: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     for j in range(start, end, BN):
         o_j = j + tl.arange(0, BN)
-        b_k = load_tile(p_k, o_j, s_k, s_kd, low, high, D, BLOCK_D, MASKED)  # [BN,D]
-        b_v = load_tile(p_v, o_j, s_v, s_vd, low, high, D, BLOCK_D, MASKED)  # [BN,D]
-        b_p = tl.exp2(tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale - b_lse[:, None])  # [BM,BN]
-        b_s = tl.abs(b_p * (tl.dot(b_grad, tl.trans(b_v), input_precision=PRECISION) * gate))
+        b_k = load_tile(k, o_j, D, BLOCK_D, MASKED)  # [BN,D]
+        b_v = load_tile(v, o_j, D, BLOCK_D, MASKED)  # [BN,D]
+        b_s = product(b_q, b_k, q, k, o_i, o_j, D, BLOCK_D, CHUNK, PRECISION)  # [BM,BN]
+        b_p = tl.exp2(b_s * scale - b_lse[:, None])
+        b_dp = product(b_grad, b_v, grad, v, o_i, o_j, D, BLOCK_D, CHUNK, PRECISION) * gate  # [BM,BN]
+        b_s = tl.abs(b_p * b_dp)
         if MASKED:
             m_seen = seen(o_i[:, None], o_j[None, :], offset, low, high, window, CAUSAL, WINDOW)
             b_s = tl.where(m_seen, b_s, 0.0)
@@ -44,8 +46,8 @@ def attention_flow_kernel(
     s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd, s_gb, s_gh, s_g, s_gd,
     scale, window, first_tile, n_i, H, T, S,
     MATRIX: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
-    HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Parts [B,H,n_i,Gq,Gk], [B,H,n_i,Gq], [B,H,n_i]. Grid: (n_i query tiles from first_tile × H × B, key blocks)."""
     i_program = tl.program_id(0)
@@ -65,27 +67,29 @@ def attention_flow_kernel(
         idle = idle | (tl.max(b_group, 0) < 0)
     if idle:
         start, full_first, full_last, end = 0, 0, 0, 0
-    p_k += i_b * s_kb + i_h // GROUP * s_kh
-    p_v += i_b * s_vb + i_h // GROUP * s_vh
     p_key_groups += i_b * S
-    b_q = load_tile(p_q + i_b * s_qb + i_h * s_qh, o_i, s_q, s_qd, 0, T, D, BLOCK_D, True)  # [BM,D]
-    b_grad = load_tile(p_grad + i_b * s_gb + i_h * s_gh, o_i, s_g, s_gd, 0, T, D, BLOCK_D, True)  # [BM,D]
+    q = (p_q + i_b * s_qb + i_h * s_qh, s_q, s_qd, 0, T)
+    k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_k, s_kd, low, high)
+    v = (p_v + i_b * s_vb + i_h // GROUP * s_vh, s_v, s_vd, low, high)
+    grad = (p_grad + i_b * s_gb + i_h * s_gh, s_g, s_gd, 0, T)
+    b_q = load_tile(q, o_i, D, BLOCK_D, True)  # [BM,D]
+    b_grad = load_tile(grad, o_i, D, BLOCK_D, True)  # [BM,D]
     b_lse = load_lse2(p_lse + row, o_i, T)
     b_flow = tl.zeros([BM, GROUPS], tl.float32)
     b_total = tl.zeros([BM], tl.float32)
     scale *= LOG2E
     if HAS_RANGE or WINDOW:
         b_flow, b_total = _flow_through(
-            b_flow, b_total, b_q, b_grad, b_lse, p_k, p_v, p_key_groups, first_group, s_k, s_kd, s_v, s_vd, start,
-            full_first, o_i, gate, scale, offset, low, high, window, True, CAUSAL, WINDOW, D, BLOCK_D, BN, PRECISION,
+            b_flow, b_total, b_q, b_grad, b_lse, q, k, v, grad, p_key_groups, first_group, start, full_first, o_i,
+            gate, scale, offset, low, high, window, True, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BN, PRECISION,
         )  # fmt: skip
     b_flow, b_total = _flow_through(
-        b_flow, b_total, b_q, b_grad, b_lse, p_k, p_v, p_key_groups, first_group, s_k, s_kd, s_v, s_vd, full_first,
-        full_last, o_i, gate, scale, offset, low, high, window, False, CAUSAL, WINDOW, D, BLOCK_D, BN, PRECISION,
+        b_flow, b_total, b_q, b_grad, b_lse, q, k, v, grad, p_key_groups, first_group, full_first, full_last, o_i,
+        gate, scale, offset, low, high, window, False, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BN, PRECISION,
     )  # fmt: skip
     b_flow, b_total = _flow_through(
-        b_flow, b_total, b_q, b_grad, b_lse, p_k, p_v, p_key_groups, first_group, s_k, s_kd, s_v, s_vd, full_last,
-        end, o_i, gate, scale, offset, low, high, window, True, CAUSAL, WINDOW, D, BLOCK_D, BN, PRECISION,
+        b_flow, b_total, b_q, b_grad, b_lse, q, k, v, grad, p_key_groups, first_group, full_last, end, o_i,
+        gate, scale, offset, low, high, window, True, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BN, PRECISION,
     )  # fmt: skip
     i_part = i_program.to(tl.int64)
     store_flow(

@@ -9,20 +9,20 @@ import triton.language as tl
 
 from symground.kernels.configs import Config
 from symground.kernels.launch import Call, config_of
-from symground.kernels.tiles import LN2, LOG2E, keys_of, load_gate, load_range, load_tile, seen, store_tile
+from symground.kernels.tiles import LN2, LOG2E, keys_of, load_gate, load_range, load_tile, product, seen, store_tile
 
 
 @triton.jit
 def _attend(
-    b_out, b_max, b_sum, b_q, p_k, p_v, s_k, s_kd, s_v, s_vd, start, end, o_i, scale, offset, low, high, window,
+    b_out, b_max, b_sum, b_q, q, k, v, start, end, o_i, scale, offset, low, high, window,
     MASKED: tl.constexpr, VALUES: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, D: tl.constexpr,
-    BLOCK_D: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Take the queries through keys [start, end). ``VALUES`` False leaves the output, for a closed head."""
     for j in range(start, end, BN):
         o_j = j + tl.arange(0, BN)
-        b_k = load_tile(p_k, o_j, s_k, s_kd, low, high, D, BLOCK_D, MASKED)  # [BN,D]
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [BM,BN]
+        b_k = load_tile(k, o_j, D, BLOCK_D, MASKED)  # [BN,D]
+        b_s = product(b_q, b_k, q, k, o_i, o_j, D, BLOCK_D, CHUNK, PRECISION)  # [BM,BN]
         if MASKED:
             m_seen = seen(o_i[:, None], o_j[None, :], offset, low, high, window, CAUSAL, WINDOW)
             b_s = tl.where(m_seen, b_s * scale, float("-inf"))
@@ -38,7 +38,7 @@ def _attend(
         b_fade = tl.exp2(b_max - b_top)
         b_sum = b_sum * b_fade + tl.sum(b_p, 1)
         if VALUES:
-            b_v = load_tile(p_v, o_j, s_v, s_vd, low, high, D, BLOCK_D, MASKED)  # [BN,D]
+            b_v = load_tile(v, o_j, D, BLOCK_D, MASKED)  # [BN,D]
             b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out * b_fade[:, None], input_precision=PRECISION)
         b_max = b_new
     return b_out, b_max, b_sum
@@ -46,9 +46,9 @@ def _attend(
 
 @triton.jit
 def _attend_all(
-    b_q, p_k, p_v, s_k, s_kd, s_v, s_vd, o_i, first_i, scale, offset, low, high, window,
+    b_q, q, k, v, o_i, first_i, scale, offset, low, high, window,
     VALUES: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, HAS_RANGE: tl.constexpr, D: tl.constexpr,
-    BLOCK_D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     b_out = tl.zeros([BM, BLOCK_D], tl.float32)
     b_max = tl.full([BM], float("-inf"), tl.float32)
@@ -56,16 +56,16 @@ def _attend_all(
     start, full_first, full_last, end = keys_of(first_i, first_i + BM, offset, low, high, window, CAUSAL, WINDOW, BN)
     if HAS_RANGE or WINDOW:
         b_out, b_max, b_sum = _attend(
-            b_out, b_max, b_sum, b_q, p_k, p_v, s_k, s_kd, s_v, s_vd, start, full_first, o_i, scale, offset, low,
-            high, window, True, VALUES, CAUSAL, WINDOW, D, BLOCK_D, BN, PRECISION,
+            b_out, b_max, b_sum, b_q, q, k, v, start, full_first, o_i, scale, offset, low, high, window,
+            True, VALUES, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BN, PRECISION,
         )  # fmt: skip
     b_out, b_max, b_sum = _attend(
-        b_out, b_max, b_sum, b_q, p_k, p_v, s_k, s_kd, s_v, s_vd, full_first, full_last, o_i, scale, offset, low,
-        high, window, False, VALUES, CAUSAL, WINDOW, D, BLOCK_D, BN, PRECISION,
+        b_out, b_max, b_sum, b_q, q, k, v, full_first, full_last, o_i, scale, offset, low, high, window,
+        False, VALUES, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BN, PRECISION,
     )  # fmt: skip
     return _attend(
-        b_out, b_max, b_sum, b_q, p_k, p_v, s_k, s_kd, s_v, s_vd, full_last, end, o_i, scale, offset, low,
-        high, window, True, VALUES, CAUSAL, WINDOW, D, BLOCK_D, BN, PRECISION,
+        b_out, b_max, b_sum, b_q, q, k, v, full_last, end, o_i, scale, offset, low, high, window,
+        True, VALUES, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BN, PRECISION,
     )  # fmt: skip
 
 
@@ -75,7 +75,8 @@ def attention_forward_kernel(
     s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd,
     scale, window, H, T, S,
     GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """out [B,H,T,D] and lse [B,H,T], both contiguous. Grid: query tiles, the last (the longest) first, × H × B."""
     n_i = tl.cdiv(T, BM)
@@ -88,21 +89,21 @@ def attention_forward_kernel(
     o_i = first_i + tl.arange(0, BM)
     low, high = load_range(p_range, i_b, S, HAS_RANGE)
     gate = load_gate(p_gate, i_b, i_h, H, HAS_GATE)
-    p_k += i_b * s_kb + (i_h // GROUP).to(tl.int64) * s_kh
-    p_v += i_b * s_vb + (i_h // GROUP).to(tl.int64) * s_vh
-    b_q = load_tile(p_q + i_b * s_qb + i_h.to(tl.int64) * s_qh, o_i, s_q, s_qd, 0, T, D, BLOCK_D, True)  # [BM,D]
-    b_q = tl.where(scale < 0.0, -b_q, b_q)
-    scale = tl.abs(scale) * LOG2E
+    q = (p_q + i_b * s_qb + i_h.to(tl.int64) * s_qh, s_q, s_qd, 0, T)
+    k = (p_k + i_b * s_kb + (i_h // GROUP).to(tl.int64) * s_kh, s_k, s_kd, low, high)
+    v = (p_v + i_b * s_vb + (i_h // GROUP).to(tl.int64) * s_vh, s_v, s_vd, low, high)
+    b_q = load_tile(q, o_i, D, BLOCK_D, True)  # [BM,D]
+    scale *= LOG2E
     if HAS_GATE and gate == 0.0:
         # What it would have seen is still asked of its log-sum-exp; its values are never read.
         b_out, b_max, b_sum = _attend_all(
-            b_q, p_k, p_v, s_k, s_kd, s_v, s_vd, o_i, first_i, scale, offset, low, high, window,
-            False, CAUSAL, WINDOW, HAS_RANGE, D, BLOCK_D, BM, BN, PRECISION,
+            b_q, q, k, v, o_i, first_i, scale, offset, low, high, window,
+            False, CAUSAL, WINDOW, HAS_RANGE, D, BLOCK_D, CHUNK, BM, BN, PRECISION,
         )  # fmt: skip
     else:
         b_out, b_max, b_sum = _attend_all(
-            b_q, p_k, p_v, s_k, s_kd, s_v, s_vd, o_i, first_i, scale, offset, low, high, window,
-            True, CAUSAL, WINDOW, HAS_RANGE, D, BLOCK_D, BM, BN, PRECISION,
+            b_q, q, k, v, o_i, first_i, scale, offset, low, high, window,
+            True, CAUSAL, WINDOW, HAS_RANGE, D, BLOCK_D, CHUNK, BM, BN, PRECISION,
         )  # fmt: skip
     m_empty = b_sum == 0.0
     b_sum = tl.where(m_empty, 1.0, b_sum)
@@ -118,6 +119,8 @@ def attention_forward_kernel(
 def attention_forward(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
     """out [B,H,T,D] in the dtype of q, gated, and lse [B,H,T] float32."""
     q, k, v = call.q, call.k, call.v
+    if call.scale < 0:  # a program takes a row's maximum before it scales the row
+        q = -q
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
 
@@ -125,7 +128,7 @@ def attention_forward(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
         grid = (triton.cdiv(call.T, config.BM) * call.H * call.B,)
         attention_forward_kernel[grid](
             q, k, v, call.gate, call.key_range, out, lse, *q.stride(), *k.stride(), *v.stride(),
-            call.scale, call.window or 0, call.H, call.T, call.S, GROUP=call.group, **call.form,
+            abs(call.scale), call.window or 0, call.H, call.T, call.S, GROUP=call.group, **call.form,
             **call.head, **config.kwargs,
         )  # fmt: skip
 

@@ -9,24 +9,10 @@ import triton.language as tl
 
 from symground.kernels.configs import Config
 from symground.kernels.launch import Call, chunk_of, config_of, processors, rows_adjacent
-from symground.kernels.tiles import LOG2E, load_gate, load_lse2, load_range, load_tile, seen
+from symground.kernels.tiles import LOG2E, load_gate, load_lse2, load_range, product_in_chunks, seen
 
 #: Programs per processor below which the heads are split over several programs.
 WAVES = 2
-
-
-@triton.jit
-def _product(
-    p_x, p_y, o_i, o_j, s_x, s_xd, s_y, s_yd, T, low, high,
-    D: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """[BM,BN] products of rows o_i of x and o_j of y, CHUNK columns at a time: neither tile need fit whole."""
-    b_sum = tl.zeros([BM, BN], tl.float32)
-    for c in tl.static_range(0, D, CHUNK):
-        b_x = load_tile(p_x + c * s_xd, o_i, s_x, s_xd, 0, T, D - c, CHUNK, True)  # [BM,CHUNK]
-        b_y = load_tile(p_y + c * s_yd, o_j, s_y, s_yd, low, high, D - c, CHUNK, True)  # [BN,CHUNK]
-        b_sum = tl.dot(b_x, tl.trans(b_y), b_sum, input_precision=PRECISION)
-    return b_sum
 
 
 # S stays specialised: a multiple of 16 makes the stores 16 bytes wide.
@@ -72,14 +58,14 @@ def attention_saliency_kernel(
         i_h = tl.cast(n, tl.int64)
         if HAS_GATE:
             i_h = tl.load(p_open + i_b * H + n).to(tl.int64)
-        p_q_h = p_q + i_b * s_qb + i_h * s_qh
-        p_k_h = p_k + i_b * s_kb + i_h // GROUP * s_kh
-        p_v_h = p_v + i_b * s_vb + i_h // GROUP * s_vh
-        p_grad_h = p_grad + i_b * s_gb + i_h * s_gh
+        q = (p_q + i_b * s_qb + i_h * s_qh, s_q, s_qd, 0, T)
+        k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_k, s_kd, low, high)
+        v = (p_v + i_b * s_vb + i_h // GROUP * s_vh, s_v, s_vd, low, high)
+        grad = (p_grad + i_b * s_gb + i_h * s_gh, s_g, s_gd, 0, T)
         b_lse = load_lse2(p_lse + (i_b * H + i_h) * T, o_i, T)
-        b_s = _product(p_q_h, p_k_h, o_i, o_j, s_q, s_qd, s_k, s_kd, T, low, high, D, CHUNK, BM, BN, PRECISION)
-        b_p = tl.exp2(b_s * scale - b_lse[:, None])  # [BM,BN]
-        b_dp = _product(p_grad_h, p_v_h, o_i, o_j, s_g, s_gd, s_v, s_vd, T, low, high, D, CHUNK, BM, BN, PRECISION)
+        b_s = product_in_chunks(q, k, o_i, o_j, D, CHUNK, PRECISION)  # [BM,BN]
+        b_p = tl.exp2(b_s * scale - b_lse[:, None])
+        b_dp = product_in_chunks(grad, v, o_i, o_j, D, CHUNK, PRECISION)  # [BM,BN]
         if HAS_GATE:
             b_dp *= load_gate(p_gate, i_b, i_h, H, HAS_GATE)
         b_total += b_p * b_dp

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from symground.kernels.configs import Config
 from symground.kernels.launch import Call, config_of, rows_adjacent
-from symground.kernels.tiles import LOG2E, load_gate, load_range, load_tile, seen
+from symground.kernels.tiles import LOG2E, load_gate, load_range, load_tile, product, seen
 
 
 @triton.jit(do_not_specialize=["window", "R", "n_j", "H", "T"])
@@ -15,7 +15,8 @@ def attention_saliency_rows_kernel(
     s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd, s_gb, s_gh, s_g, s_gd, s_o,
     scale, window, R, n_j, H, T, S,
     GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """out [B,H,R,S], contiguous. Grid: key tiles × tiles of chosen queries × H × B."""
     n_r = tl.cdiv(R, BM)
@@ -32,13 +33,18 @@ def attention_saliency_rows_kernel(
     m_seen = seen(o_i[:, None], o_j[None, :], offset, low, high, window, CAUSAL, WINDOW)
     b_s = tl.zeros([BM, BN], tl.float32)
     if (tl.max(m_seen.to(tl.int32)) > 0) & (gate != 0.0):
-        b_q = load_tile(p_q + i_b * s_qb + i_h * s_qh, o_i, s_q, s_qd, 0, T, D, BLOCK_D, True)  # [BM,D]
-        b_k = load_tile(p_k + i_b * s_kb + i_h // GROUP * s_kh, o_j, s_k, s_kd, low, high, D, BLOCK_D, True)
+        q = (p_q + i_b * s_qb + i_h * s_qh, s_q, s_qd, 0, T)
+        k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_k, s_kd, low, high)
+        b_q = load_tile(q, o_i, D, BLOCK_D, True)  # [BM,D]
+        b_k = load_tile(k, o_j, D, BLOCK_D, True)  # [BN,D]
         b_lse = tl.load(p_lse + (i_b * H + i_h) * T + o_i, mask=(o_i >= 0) & (o_i < T), other=float("inf")) * LOG2E
-        b_p = tl.exp2(tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * (scale * LOG2E) - b_lse[:, None])
-        b_grad = load_tile(p_grad + i_b * s_gb + i_h * s_gh, o_i, s_g, s_gd, 0, T, D, BLOCK_D, True)  # [BM,D]
-        b_v = load_tile(p_v + i_b * s_vb + i_h // GROUP * s_vh, o_j, s_v, s_vd, low, high, D, BLOCK_D, True)
-        b_dp = tl.dot(b_grad, tl.trans(b_v), input_precision=PRECISION) * gate  # [BM,BN]
+        b_s = product(b_q, b_k, q, k, o_i, o_j, D, BLOCK_D, CHUNK, PRECISION)  # [BM,BN]
+        b_p = tl.exp2(b_s * (scale * LOG2E) - b_lse[:, None])
+        grad = (p_grad + i_b * s_gb + i_h * s_gh, s_g, s_gd, 0, T)
+        v = (p_v + i_b * s_vb + i_h // GROUP * s_vh, s_v, s_vd, low, high)
+        b_grad = load_tile(grad, o_i, D, BLOCK_D, True)  # [BM,D]
+        b_v = load_tile(v, o_j, D, BLOCK_D, True)  # [BN,D]
+        b_dp = product(b_grad, b_v, grad, v, o_i, o_j, D, BLOCK_D, CHUNK, PRECISION) * gate  # [BM,BN]
         b_s = tl.where(m_seen, b_p * b_dp, 0.0)
     p_tile = p_out + ((i_b * H + i_h) * R + o_r)[:, None] * s_o + o_j[None, :]
     tl.store(p_tile, b_s, mask=(o_r < R)[:, None] & (o_j < S)[None, :])

@@ -1,6 +1,6 @@
 """Tile sizes, warps and pipeline stages of every kernel, per architecture and head size.
 
-An explicit table: nothing is tuned at first use. The entries compile without local-memory access in their loops
+An explicit table: nothing is tuned at first use. Causal, the entries compile without local-memory access in their loops
 (`benchmarks/kernel_table.py` prints registers and shared memory of each and fails where that stops being true).
 """
 
@@ -49,7 +49,7 @@ VOCABULARY = {
 }
 
 #: (architecture, bytes of an element) → kernel → {largest BLOCK_D: configuration}. float32's three-part products take
-#: many registers: heads beyond 64 have the smallest tiles there, and some still spill.
+#: many registers: heads beyond 64 have small tiles there, those beyond 128 larger ones again, being taken in chunks.
 TABLE: dict[tuple[str, int], dict[str, dict[int, Config]]] = {
     ("sm_80", 2): {
         "attention_forward": {64: Config(128, 128, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 64, 8, 2)},
@@ -61,18 +61,18 @@ TABLE: dict[tuple[str, int], dict[str, dict[int, Config]]] = {
         "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(64, 128, 8, 1), 256: Config(64, 128, 8, 1)},
     },
     ("sm_80", 4): {
-        "attention_forward": {64: Config(128, 32, 8, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
-        "dq": {64: Config(32, 32, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
-        "dq_flow": {64: Config(32, 32, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "attention_forward": {64: Config(128, 32, 8, 2), 128: Config(16, 16, 4, 1), 256: Config(32, 32, 8, 1)},
+        "dq": {64: Config(32, 32, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(32, 32, 8, 1)},
+        "dq_flow": {64: Config(32, 32, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(32, 32, 8, 1)},
         "dkdv": {
             32: Config(16, 32, 4, 1),
             64: Config(32, 32, 4, 2),
             128: Config(16, 16, 4, 1),
-            256: Config(16, 16, 4, 1),
+            256: Config(16, 16, 8, 1),
         },
-        "attention_saliency": {64: Config(64, 32, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(16, 16, 4, 1)},
-        "attention_flow": {64: Config(64, 32, 4, 2), 128: Config(32, 16, 4, 1), 256: Config(16, 16, 4, 1)},
-        "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
+        "attention_saliency": {64: Config(64, 32, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(128, 32, 8, 1)},
+        "attention_flow": {64: Config(64, 32, 4, 2), 128: Config(32, 16, 4, 1), 256: Config(32, 64, 8, 1)},
+        "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(32, 32, 4, 1), 256: Config(32, 64, 8, 1)},
     },
     # Chips with 99 KiB of shared memory a program: 3090, A10, 4090, L4, 5090.
     ("sm_86", 2): {
@@ -85,18 +85,18 @@ TABLE: dict[tuple[str, int], dict[str, dict[int, Config]]] = {
         "attention_saliency_rows": {64: Config(64, 64, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(32, 32, 4, 1)},
     },
     ("sm_86", 4): {
-        "attention_forward": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
-        "dq": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
-        "dq_flow": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "attention_forward": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(32, 32, 8, 1)},
+        "dq": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 32, 8, 1)},
+        "dq_flow": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 32, 4, 1)},
         "dkdv": {
             32: Config(32, 64, 4, 2),
             64: Config(32, 32, 4, 1),
             128: Config(16, 16, 4, 1),
-            256: Config(16, 16, 4, 1),
+            256: Config(16, 16, 8, 1),
         },
-        "attention_saliency": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
-        "attention_flow": {64: Config(64, 32, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
-        "attention_saliency_rows": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "attention_saliency": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 64, 8, 1)},
+        "attention_flow": {64: Config(64, 32, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 64, 8, 1)},
+        "attention_saliency_rows": {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(32, 64, 8, 1)},
     },
     ("sm_90", 2): {
         "attention_forward": {64: Config(128, 128, 8, 3), 128: Config(128, 128, 8, 3), 256: Config(128, 64, 8, 2)},
@@ -108,18 +108,18 @@ TABLE: dict[tuple[str, int], dict[str, dict[int, Config]]] = {
         "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(64, 128, 8, 1), 256: Config(64, 128, 8, 1)},
     },
     ("sm_90", 4): {
-        "attention_forward": {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(16, 16, 4, 1)},
-        "dq": {64: Config(128, 64, 8, 3), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
-        "dq_flow": {64: Config(64, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "attention_forward": {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(32, 32, 8, 1)},
+        "dq": {64: Config(128, 64, 8, 3), 128: Config(16, 16, 4, 1), 256: Config(32, 32, 8, 1)},
+        "dq_flow": {64: Config(64, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(32, 32, 8, 1)},
         "dkdv": {
             32: Config(32, 128, 8, 1),
             64: Config(32, 32, 4, 2),
             128: Config(16, 16, 4, 1),
-            256: Config(16, 16, 4, 1),
+            256: Config(16, 16, 8, 1),
         },
-        "attention_saliency": {64: Config(128, 64, 8, 2), 128: Config(64, 64, 8, 2), 256: Config(16, 16, 4, 1)},
-        "attention_flow": {64: Config(128, 64, 8, 3), 128: Config(64, 32, 4, 2), 256: Config(16, 16, 4, 1)},
-        "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(64, 128, 8, 1), 256: Config(16, 16, 4, 1)},
+        "attention_saliency": {64: Config(128, 64, 8, 2), 128: Config(64, 64, 8, 2), 256: Config(64, 32, 8, 1)},
+        "attention_flow": {64: Config(128, 64, 8, 3), 128: Config(64, 32, 4, 2), 256: Config(32, 64, 8, 1)},
+        "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(64, 128, 8, 1), 256: Config(32, 64, 8, 1)},
     },
     ("sm_100", 2): {
         "attention_forward": {64: Config(128, 128, 8, 3), 128: Config(128, 128, 8, 3), 256: Config(128, 32, 8, 2)},
@@ -136,18 +136,18 @@ TABLE: dict[tuple[str, int], dict[str, dict[int, Config]]] = {
         "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(64, 128, 8, 1), 256: Config(64, 128, 8, 1)},
     },
     ("sm_100", 4): {
-        "attention_forward": {64: Config(128, 64, 8, 3), 128: Config(32, 32, 4, 2), 256: Config(16, 16, 4, 1)},
-        "dq": {64: Config(64, 64, 8, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
-        "dq_flow": {64: Config(64, 64, 8, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "attention_forward": {64: Config(128, 64, 8, 3), 128: Config(32, 32, 4, 2), 256: Config(64, 32, 8, 1)},
+        "dq": {64: Config(64, 64, 8, 2), 128: Config(16, 16, 4, 1), 256: Config(64, 16, 8, 1)},
+        "dq_flow": {64: Config(64, 64, 8, 1), 128: Config(16, 16, 4, 1), 256: Config(64, 16, 8, 1)},
         "dkdv": {
             32: Config(16, 32, 4, 1),
             64: Config(32, 32, 4, 2),
             128: Config(16, 16, 4, 1),
-            256: Config(16, 16, 4, 1),
+            256: Config(16, 16, 8, 1),
         },
-        "attention_saliency": {64: Config(128, 64, 8, 2), 128: Config(64, 32, 4, 1), 256: Config(16, 16, 4, 1)},
-        "attention_flow": {64: Config(64, 64, 8, 2), 128: Config(32, 16, 4, 1), 256: Config(16, 16, 4, 1)},
-        "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
+        "attention_saliency": {64: Config(128, 64, 8, 2), 128: Config(64, 32, 4, 1), 256: Config(32, 64, 8, 1)},
+        "attention_flow": {64: Config(64, 64, 8, 2), 128: Config(32, 16, 4, 1), 256: Config(32, 64, 8, 1)},
+        "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(32, 32, 4, 1), 256: Config(32, 64, 8, 1)},
     },
     ("gfx942", 2): {
         "attention_forward": {64: Config(64, 64, 4, 1), 128: Config(64, 64, 4, 1), 256: Config(32, 32, 4, 1)},

@@ -16,6 +16,8 @@ from symground.kernels.configs import Config, architecture_of, shipped
 
 #: Bytes of a row that a product takes at a time where it takes a row in chunks.
 CHUNK_BYTES = 128
+#: The widest float32 rows of which two tiles, each in its TF32 parts, fit the registers whole.
+WHOLE = 128
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Call:
         return {
             "D": size,
             "BLOCK_D": block_of(size),
+            "CHUNK": chunk_of(self.q) if too_wide(self.q) else block_of(size),
             "PRECISION": precision_of(self.q),
         }
 
@@ -90,8 +93,13 @@ def block_of(size: int) -> int:
 
 
 def chunk_of(x: Tensor) -> int:
-    """Columns of the rows of ``x`` that a product takes at a time."""
+    """Columns of the rows of ``x`` that a product takes at a time where it takes a row in chunks."""
     return min(block_of(x.shape[-1]), CHUNK_BYTES // x.element_size())
+
+
+def too_wide(x: Tensor) -> bool:
+    """Whether even a product of tiles that a kernel holds anyway has to take the rows of ``x`` in chunks."""
+    return x.shape[-1] > WHOLE and precision_of(x) == "tf32x3"
 
 
 def precision_of(x: Tensor) -> str:

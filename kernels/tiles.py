@@ -1,6 +1,7 @@
 """What every kernel is made of: loading a tile, which keys a query sees, and the bounds of a loop over them.
 
 Prefixes: i_ an index of this program, o_ offsets, m_ a mask, p_ a pointer, b_ a tile in registers, its shape beside it.
+A matrix in memory, [rows, D], is the tuple (pointer, stride of its rows, of its columns, first row, one past the last).
 """
 
 import triton
@@ -11,8 +12,9 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def load_tile(p_x, o_row, s_row, s_col, first, last, D: tl.constexpr, BLOCK_D: tl.constexpr, BOUNDED: tl.constexpr):
-    """Rows ``o_row`` of a matrix [rows, D] → [len(o_row), BLOCK_D]; 0 outside [first, last) and beyond D, not read."""
+def load_tile(x, o_row, D: tl.constexpr, BLOCK_D: tl.constexpr, BOUNDED: tl.constexpr):
+    """Rows ``o_row`` of a matrix → [len(o_row), BLOCK_D]; 0 outside its rows and beyond D, not read."""
+    p_x, s_row, s_col, first, last = x
     o_d = tl.arange(0, BLOCK_D)
     p_tile = p_x + o_row.to(tl.int64)[:, None] * s_row + o_d[None, :] * s_col
     if BOUNDED:
@@ -25,6 +27,34 @@ def load_tile(p_x, o_row, s_row, s_col, first, last, D: tl.constexpr, BLOCK_D: t
     else:
         b_x = tl.load(p_tile)
     return b_x
+
+
+@triton.jit
+def product_in_chunks(x, y, o_x, o_y, D: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr):
+    """Rows o_x of x by rows o_y of y → [len(o_x), len(o_y)], CHUNK columns at a time: neither tile need fit whole."""
+    p_x, s_x, s_xd, first_x, last_x = x
+    p_y, s_y, s_yd, first_y, last_y = y
+    b_xy = tl.zeros([o_x.shape[0], o_y.shape[0]], tl.float32)
+    for c in tl.static_range(0, D, CHUNK):
+        b_x = load_tile((p_x + c * s_xd, s_x, s_xd, first_x, last_x), o_x, D - c, CHUNK, True)  # [len(o_x),CHUNK]
+        b_y = load_tile((p_y + c * s_yd, s_y, s_yd, first_y, last_y), o_y, D - c, CHUNK, True)  # [len(o_y),CHUNK]
+        b_xy = tl.dot(b_x, tl.trans(b_y), b_xy, input_precision=PRECISION)
+    return b_xy
+
+
+@triton.jit
+def product(
+    b_x, b_y, x, y, o_x, o_y, D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr
+):
+    """b_x b_yᵀ, of rows o_x of x and o_y of y; with CHUNK < BLOCK_D in chunks from memory, the caches having them.
+
+    The two tiles are then not used here, and one that nothing else uses is never loaded.
+    """
+    if CHUNK < BLOCK_D:
+        b_xy = product_in_chunks(x, y, o_x, o_y, D, CHUNK, PRECISION)
+    else:
+        b_xy = tl.dot(b_x, tl.trans(b_y), input_precision=PRECISION)
+    return b_xy
 
 
 @triton.jit

@@ -32,6 +32,15 @@ def test_shipped_configurations_fit_and_touch_no_local_memory_in_a_loop(arch: st
 
 
 @pytest.mark.slow
+def test_products_in_chunks_touch_no_local_memory_in_a_loop() -> None:
+    """The backward pass of the widest float32 heads wants more registers than anything else here."""
+    kernels = ("dq", "dq_flow", "dkdv")
+    result = compiled("--arch", "sm_80", "--head-size", "200", "256", "--dtype", "float32", "--kernel", *kernels)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("HMMA") == 2 * len(kernels)
+
+
+@pytest.mark.slow
 def test_every_option_compiles() -> None:
     """Window, padding and gate at once, and lengths of 1, which the compiler takes for constants."""
     result = compiled("--arch", "sm_90", "--head-size", "80", "--dtype", "float16", "--all-options", "--length", "1")
@@ -45,3 +54,12 @@ def test_a_configuration_that_spills_is_reported() -> None:
     )  # fmt: skip
     assert result.returncode == 1
     assert "local memory in a loop" in result.stderr
+
+
+def test_a_configuration_beyond_tensor_memory_is_reported() -> None:
+    result = compiled(
+        "--arch", "sm_100", "--head-size", "256", "--dtype", "float32", "--kernel", "attention_saliency",
+        "--config", "64", "32", "4", "1",
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "tensor memory" in result.stderr

@@ -156,9 +156,21 @@ def test_every_result_is_as_good_as_eagers(shape: tuple[int, ...], options: str,
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", [128, 256])
+@pytest.mark.parametrize("size", [128, 200, 256])
 def test_large_heads(size: int, dtype: torch.dtype) -> None:
     assert_as_good_as_eager(Inputs(1, 1, 1, 33, 33, size), dtype, {})
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [(129, {"window": 9}), (200, {"causal": False, "scale": -0.05}), (256, {"window": 9}), (256, {})],
+    ids=str,
+)
+def test_float32_heads_beyond_128_columns_with_every_option(size: int, options: dict[str, Any]) -> None:
+    """Products take them in chunks; the last has 1, 8 or 32 columns. One of a key head's two query heads is closed."""
+    gate = torch.tensor([0.5, 0.0], device=DEVICE)
+    kw = {"key_range": key_range((0, 30), (5, 37)), "gate": gate, **options}
+    assert_as_good_as_eager(Inputs(2, 2, 1, 34, 37, size), torch.float32, kw)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
