@@ -19,22 +19,24 @@ spec.loader.exec_module(builder)
 
 
 class BuildExtension(build_ext):
-    """One call of the compiler; the file is no Python module, and its name says neither Python nor machine."""
+    """One call of a compiler each; the files are no Python modules, and their names say neither Python nor machine."""
 
     def build_extension(self, ext):
-        folder = Path(self.get_ext_fullpath(ext.name)).parent
+        make = builder.build_cuda if ext.name == CUDA else builder.build
         try:
-            builder.build(folder)
-            if builder.nvcc() is not None and builder.has_cuda(builder.torch_folder()):
-                builder.build_cuda(folder)
+            make(Path(self.get_ext_fullpath(ext.name)).parent)
         except (FileNotFoundError, RuntimeError) as error:
             raise CompileError(str(error)) from error  # which `optional` turns into a warning
 
     def get_ext_filename(self, fullname):
-        return os.path.join(*fullname.split(".")[:-1], builder.FILE)
+        return os.path.join(*fullname.split(".")) + ".so"
 
 
-can_build = builder.torch_folder() is not None and builder.compiler() is not None
+CPU, CUDA = "symground.ops._C", "symground.ops._CUDA"
+torch = builder.torch_folder()
+# One of each file: an editable install copies what an extension names, and nothing that lies beside it.
+buildable = [CPU] if torch is not None and builder.compiler() is not None else []
+buildable += [CUDA] if buildable and builder.nvcc() is not None and builder.has_cuda(torch) else []
 
 setup(
     # symground/kernels and symground/csrc are symlinks to folders which have no __init__.py (their READMEs say why).
@@ -46,6 +48,6 @@ setup(
         "symground.kernels": ["README.md"],
         "symground.reports": ["*.html.jinja"],
     },
-    ext_modules=[Extension("symground.ops._C", [], optional=True)] if can_build else [],
+    ext_modules=[Extension(name, [], optional=True) for name in buildable],
     cmdclass={"build_ext": BuildExtension},
 )

@@ -12,6 +12,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cassert>
 #include <cstdint>
 #include <optional>
 #include <type_traits>
@@ -62,10 +63,13 @@ struct Strides {
 // What one launch works on. rows = B·T·H; D is counted in vectors.
 template <class T>
 struct Gate {
-  const T *x, *gate, *fill;
+  const T* x;
+  const Wide<T>* gate;
+  const T* fill;
   T* out;
   int64_t M, B, T_, H, D, rows;
   Strides x_at, fill_at;
+  bool one_fill;  // one number for a whole row
 };
 
 template <class T, int kVector, class Index>
@@ -89,7 +93,7 @@ __global__ void __launch_bounds__(kThreads) gate_kernel(const Gate<T> g, const i
       b[i] = rest / Index(g.T_);
       bool read = false;
       for (int64_t m = 0; m < g.M && !read; ++m) {
-        read = widened(g.gate[(m * g.B + b[i]) * g.H + h[i]]) != Wide<T>(0);
+        read = g.gate[(m * g.B + b[i]) * g.H + h[i]] != Wide<T>(0);
       }
       if (read) {
         const int64_t at = b[i] * g.x_at.b + t[i] * g.x_at.t + h[i] * g.x_at.h;
@@ -100,13 +104,19 @@ __global__ void __launch_bounds__(kThreads) gate_kernel(const Gate<T> g, const i
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         if (!there[i]) continue;
-        const Wide<T> gate = widened(g.gate[(m * g.B + b[i]) * g.H + h[i]]);
+        const Wide<T> gate = g.gate[(m * g.B + b[i]) * g.H + h[i]];
+        assert(gate == gate && "gate: expected numbers, got NaN");
         V out = x[i];
         if (gate != Wide<T>(1)) {
           V fill{};
           if (g.fill) {
             const int64_t at = m * g.fill_at.m + b[i] * g.fill_at.b + t[i] * g.fill_at.t + h[i] * g.fill_at.h;
-            fill = reinterpret_cast<const V*>(g.fill + at)[d];
+            if (g.one_fill) {
+#pragma unroll
+              for (int j = 0; j < kVector; ++j) fill.at[j] = g.fill[at];
+            } else {
+              fill = reinterpret_cast<const V*>(g.fill + at)[d];
+            }
           }
           const Wide<T> rest = sum(Wide<T>(1), -gate);
 #pragma unroll
@@ -150,13 +160,14 @@ void launch(Gate<T> g, cudaStream_t stream) {
 template <class T>
 void run(const Tensor& x, const Tensor& gate, const OptionalTensor& fill, const Tensor& out) {
   Gate<T> g{static_cast<const T*>(x.data_ptr()),
-            static_cast<const T*>(gate.data_ptr()),
+            static_cast<const Wide<T>*>(gate.data_ptr()),
             fill ? static_cast<const T*>(fill->data_ptr()) : nullptr,
             static_cast<T*>(out.data_ptr()),
             out.size(0), out.size(1), out.size(2), out.size(3), out.size(4),
             out.size(1) * out.size(2) * out.size(3),
             {0, x.stride(0), x.stride(1), x.stride(2)},
-            {0, 0, 0, 0}};
+            {0, 0, 0, 0},
+            fill && (fill->stride(4) == 0 || x.size(3) == 1)};
   if (fill) g.fill_at = {fill->stride(0), fill->stride(1), fill->stride(2), fill->stride(3)};
   if (g.rows == 0 || g.D == 0 || g.M == 0) return;
   const auto device = x.get_device_index();
@@ -165,7 +176,7 @@ void run(const Tensor& x, const Tensor& gate, const OptionalTensor& fill, const 
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   constexpr int kVector = 16 / sizeof(T);
   const bool wide = g.D % kVector == 0 && aligned<T>(g.x, g.x_at, kVector) && aligned<T>(g.out, {}, kVector) &&
-                    (!g.fill || aligned<T>(g.fill, g.fill_at, kVector));
+                    (!g.fill || g.one_fill || aligned<T>(g.fill, g.fill_at, kVector));
   wide ? launch<T, kVector>(g, static_cast<cudaStream_t>(stream)) : launch<T, 1>(g, static_cast<cudaStream_t>(stream));
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, "gate_heads: ", cudaGetErrorString(error));
@@ -182,8 +193,17 @@ void run_gate(const Tensor& x, const Tensor& gate, const OptionalTensor& fill, c
   }
 }
 
+int64_t version() { return SYMGROUND_VERSION; }
+
 }  // namespace
 }  // namespace symground
+
+// Its own number: a part that was built of other sources than _C.so is not called.
+STABLE_TORCH_LIBRARY_FRAGMENT(symground_CUDA, m) { m.def("version() -> int"); }
+
+STABLE_TORCH_LIBRARY_IMPL(symground_CUDA, CompositeExplicitAutograd, m) {
+  m.impl("version", TORCH_BOX(&symground::version));
+}
 
 // The schema is operators.cpp's.
 STABLE_TORCH_LIBRARY_IMPL(symground_C, CUDA, m) {

@@ -134,11 +134,12 @@ def _run(argv: list[str]) -> int:
         case Report():
             written = report(command.study)
         case Build():
-            written = build()
+            print(build())
             try:
-                print(build_cuda())
+                written = build_cuda()
             except FileNotFoundError as missing:
                 print(f"symground: {missing}; the extension has its CPU part only", file=sys.stderr)
+                return 0
     print(written)
     return 0
 

@@ -10,10 +10,11 @@ import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 FILE, CUDA_FILE = "_C.so", "_CUDA.so"
-VERSION = 5  # of the operators' signatures: one more with each change, so that an older build is not called
+VERSION = 6  # of the operators' signatures: one more with each change, so that an older build is not called
 
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parent / "csrc"
@@ -24,8 +25,8 @@ FLAGS = (
     f"-fno-trapping-math {_ABI}"
 )
 CUDA_FLAGS = f"-O3 -std=c++20 -DUSE_CUDA {_ABI} -Xcompiler -fPIC,-fvisibility=hidden"
-#: Later GPUs take the last one's PTX; SYMGROUND_CUDA_ARCHITECTURES names others.
-CUDA_ARCHITECTURES = "80 90"
+#: Where no GPU is here and SYMGROUND_CUDA_ARCHITECTURES names nothing; later GPUs take the last one's PTX.
+CUDA_ARCHITECTURES = ("80", "86", "90", "100")
 
 
 def compiler() -> list[str] | None:
@@ -43,9 +44,9 @@ def torch_folder() -> Path | None:
 
 
 def nvcc() -> str | None:
-    """CUDA's compiler: $NVCC, on the PATH or in $CUDA_HOME; None where there is none."""
-    home = os.environ.get("CUDA_HOME")
-    places = [os.environ.get("NVCC"), "nvcc", str(Path(home) / "bin" / "nvcc") if home else None]
+    """CUDA's compiler: $NVCC, on the PATH, in $CUDA_HOME or where it is installed by default; None elsewhere."""
+    homes = [home for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
+    places = [os.environ.get("NVCC"), "nvcc", *(f"{home}/bin/nvcc" for home in homes)]
     return next((found for place in places if place and (found := shutil.which(place))), None)
 
 
@@ -90,15 +91,35 @@ def build_cuda(folder: Path = HERE, sources: Path = SOURCES) -> Path:
     if command is None:
         raise FileNotFoundError("the CUDA part: no nvcc found (on the PATH, in CUDA_HOME, or as NVCC)")
     libraries = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-ltorch_cuda"]
-    return _compile([command], cuda_flags(torch), ["-shared", *map(str, files), *libraries], folder / CUDA_FILE)
+    flags = cuda_flags(torch, cuda_architectures(command))
+    return _compile([command], flags, ["-shared", *map(str, files), *libraries], folder / CUDA_FILE)
 
 
-def cuda_flags(torch: Path) -> list[str]:
+def cuda_flags(torch: Path, architectures: Sequence[str]) -> list[str]:
     """nvcc's options, but for what it shall make: machine code of each architecture, and PTX of the last."""
-    names = os.environ.get("SYMGROUND_CUDA_ARCHITECTURES", CUDA_ARCHITECTURES).split()
-    codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
-    codes.append(f"-gencode=arch=compute_{names[-1]},code=compute_{names[-1]}")
-    return [*CUDA_FLAGS.split(), *codes, f"-I{torch / 'include'}"]
+    codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
+    codes.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
+    host = compiler() if os.environ.get("CXX") else None
+    by = ["-ccbin", host[0]] if host else []
+    return [*CUDA_FLAGS.split(), *codes, *by, f"-DSYMGROUND_VERSION={VERSION}", f"-I{torch / 'include'}"]
+
+
+def cuda_architectures(command: str) -> list[str]:
+    """Those that SYMGROUND_CUDA_ARCHITECTURES names, of this machine's GPUs, or the usual ones that nvcc knows."""
+    asked = os.environ.get("SYMGROUND_CUDA_ARCHITECTURES", "").split()
+    present = _printed("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader").replace(".", "").split()
+    known = _printed(command, "--list-gpu-code").split()
+    usual = [name for name in CUDA_ARCHITECTURES if f"sm_{name}" in known] or list(CUDA_ARCHITECTURES)
+    return asked or sorted(set(present), key=int) or usual
+
+
+def _printed(*command: str) -> str:
+    """What a command prints; nothing where there is none or it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout if done.returncode == 0 else ""
 
 
 def _compile(command: list[str], flags: list[str], files: list[str], target: Path) -> Path:

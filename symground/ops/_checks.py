@@ -62,7 +62,7 @@ def key_range(value: Tensor | None, batch: int, keys: int, like: Tensor) -> None
 
 
 def gate(value: Tensor | None, batch: int, heads: int, like: Tensor, many: bool = False) -> None:
-    """``many`` allows [M,B,H] too."""
+    """``many`` allows [M,B,H] too, and leaves NaN to the op."""
     if value is None:
         return
     is_floating("gate", value)
@@ -73,7 +73,8 @@ def gate(value: Tensor | None, batch: int, heads: int, like: Tensor, many: bool 
             f"gate: expected shape [H] = [{heads}] or [B,H] = [{batch}, {heads}]{also}, got {list(value.shape)}"
         )
     matches("gate", value, "the heads", like, dtype=False)
-    values(~value.isnan().any(), "gate: expected numbers, got NaN")
+    if not many:
+        values(~value.isnan().any(), "gate: expected numbers, got NaN")
 
 
 def groups(name: str, value: Tensor, batch: int, length: int, count: int | None, like: Tensor) -> int:

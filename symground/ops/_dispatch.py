@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from symground.ops import _extension
+
 F = TypeVar("F", bound=Callable[..., object])
 
 #: For each device type, the implementations that suit it, best first.
@@ -47,6 +49,8 @@ def _refusal(impl: str, like: Tensor) -> Exception | None:
         return ValueError(f"impl: 'cpu' expected tensors on the CPU, got {like.device}")
     if impl == "cuda" and device != "cuda":
         return ValueError(f"impl: 'cuda' expected tensors on a GPU, got {like.device}")
+    if impl == "cuda" and not _has_cuda_part():
+        return RuntimeError("impl: 'cuda' needs the CUDA part of the extension, which is not built: symground build")
     if impl in ("triton", "flash"):
         if dtype == torch.float64 or (impl == "flash" and dtype == torch.float32):
             wanted = "float16 or bfloat16" if impl == "flash" else "float32, float16 or bfloat16"
@@ -68,6 +72,11 @@ def _refusal(impl: str, like: Tensor) -> Exception | None:
 
 
 # What a machine has does not change while it runs: a compiled graph takes these as constants.
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_cuda_part() -> bool:
+    return _extension.runs_on(torch.device("cuda"))
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

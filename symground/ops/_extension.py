@@ -17,15 +17,16 @@ from symground.ops._build import CUDA_FILE, FILE, HERE, VERSION
 from symground.ops._precision import accumulation_dtype
 
 
-def load(path: Path) -> Any:
-    """The operators of the extension at ``path``, or None."""
+def load(path: Path, name: str = "symground_C") -> Any:
+    """The operators ``torch.ops.<name>`` of the library at ``path``, or None."""
     if not path.exists():
         return None
     try:
         torch.ops.load_library(path)
-        found = torch.ops.symground_C.version()
+        operators = getattr(torch.ops, name)
+        found = operators.version()
         if found == VERSION:
-            return torch.ops.symground_C
+            return operators
         cause = f"it is version {found} of the sources, the package wants {VERSION}"
     except (OSError, RuntimeError, AttributeError) as error:
         cause = " ".join(str(error.__cause__ or error).split())
@@ -37,31 +38,15 @@ def load(path: Path) -> Any:
     return None
 
 
-def load_cuda(path: Path) -> bool:
-    """Whether the part for GPUs at ``path`` is there and loads."""
-    if library is None or not path.exists() or torch.version.cuda is None:
-        return False
-    try:
-        torch.ops.load_library(path)
-    except OSError as error:
-        cause = " ".join(str(error).split())
-        warnings.warn(
-            f"{path} is not used, plain PyTorch is (slower, same results): {cause}. To rebuild: symground build",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return False
-    return True
-
-
 #: None where the extension is not built. Read it when an op runs, not at import.
 library: Any = load(HERE / FILE)
-cuda: bool = load_cuda(HERE / CUDA_FILE)
+#: Not None where its part for GPUs is there too, which gives the operators of ``library`` their CUDA kernels.
+cuda: Any = load(HERE / CUDA_FILE, "symground_CUDA") if library is not None and torch.version.cuda else None
 
 
 def runs_on(device: torch.device) -> bool:
     """Whether the extension has operators for tensors on ``device``."""
-    return library is not None and (device.type == "cpu" or (device.type == "cuda" and cuda))
+    return library is not None and (device.type == "cpu" or (device.type == "cuda" and cuda is not None))
 
 
 def forward(

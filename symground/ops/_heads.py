@@ -5,11 +5,13 @@ Both give the same bits: products and sums rounded one by one, half precision co
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from symground.ops import _checks as check
 from symground.ops import _extension
 from symground.ops._precision import accumulation_dtype
 
@@ -26,16 +28,23 @@ def plain(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
     return torch.where(g == 0, x.new_zeros(()) if fill is None else fill, kept)
 
 
+def check_numbers(gate: Tensor) -> None:
+    check.values(~gate.isnan().any(), "gate: expected numbers, got NaN")
+
+
 def run(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
-    if not _extension.runs_on(x.device):
+    extended = _extension.runs_on(x.device)
+    if not (extended and x.is_cuda):  # there the kernel checks it, and no other kernel is started for that
+        check_numbers(gate)
+    if not extended:
         return plain(x, gate, fill).contiguous()
     shape = (*gate.shape[:-2], *x.shape)
     out = x.new_empty((1, *shape)[-5:])
-    masks = gate.expand(out.shape[0], out.shape[1], out.shape[3]).contiguous()
+    masks = gate.to(accumulation_dtype(x)).expand(out.shape[0], out.shape[1], out.shape[3]).contiguous()
     read = x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
     if fill is not None:
-        if fill.ndim == 0 or fill.stride(-1) != 1 or fill.shape[-1] != x.shape[-1]:  # the last dimension only
-            fill = fill.expand(*fill.shape[:-1], x.shape[-1]).contiguous()
+        if fill.ndim and fill.shape[-1] > 1 and fill.stride(-1) not in (0, 1):
+            fill = fill.contiguous()  # at its own size: it is never expanded in memory
         fill = fill.expand(out.shape)
     _extension.library.gate_heads(read, masks, fill, out)
     return out.view(shape)
@@ -51,24 +60,40 @@ def _(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
     return x.new_empty((*gate.shape[:-2], *x.shape))
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """For `gradients`. Only the gate's reads x and fill: without it neither is kept alive."""
+    x, gate, fill = inputs
+    of_gate = ctx.needs_input_grad[1]
+    ctx.save_for_backward(gate, *((x, fill) if of_gate else (None, None)))
+    ctx.shapes = x.shape, None if fill is None else fill.shape
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, gate, fill = ctx.saved_tensors
-    need_x, need_gate, need_fill = ctx.needs_input_grad
-    of_x = of_gate = of_fill = None
-    if need_x:
-        # Of many masks, each a batch of its own: the op reads x [B,T,H,D] only.
-        batches = gate.flatten(0, 1) if gate.ndim == 3 else gate
-        of_x = gate_heads(grad.flatten(0, -4), batches, None).view(grad.shape).sum_to_size(x.shape)
-    if need_gate:
-        dropped = x if fill is None else x - fill
-        of_gate = (grad * dropped).sum((-3, -1)).sum_to_size(gate.shape)
-    if need_fill:
-        of_fill = ((1 - gate[..., None, :, None]) * grad).sum_to_size(fill.shape)
-    return of_x, of_gate, of_fill
+def gradients(gated: Callable[..., Tensor], ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Of x, gate and fill, where they are needed; ``gated`` is `gate_heads` or its plain form.
+
+    The first and the last are gated heads themselves, so that nothing is read of a gradient whose factor is 0.
+    """
+    gate, x, fill = ctx.saved_tensors
+    of_x, of_gate, of_fill = ctx.needs_input_grad
+    x_shape, fill_shape = ctx.shapes
+    return (
+        _scaled(gated, grad, gate, x_shape) if of_x else None,
+        _of_gate(grad, gate, x, fill) if of_gate else None,
+        _scaled(gated, grad, 1 - gate, fill_shape) if of_fill else None,
+    )
 
 
-gate_heads.register_autograd(_backward, setup_context=_setup)
+def _scaled(gated: Callable[..., Tensor], grad: Tensor, factor: Tensor, shape: Sequence[int]) -> Tensor:
+    """factor · grad, summed to ``shape``. Of many masks, each is a batch of its own: `gated` reads [B,T,H,D] only."""
+    batches = factor.flatten(0, 1) if factor.ndim == 3 else factor
+    return gated(grad.flatten(0, -4), batches, None).view(grad.shape).sum_to_size(shape)
+
+
+def _of_gate(grad: Tensor, gate: Tensor, x: Tensor, fill: Tensor | None) -> Tensor:
+    """Σ grad · (x - fill) over what each gate spans, as the formula has it: x is read where the gate is 0 too."""
+    wide = accumulation_dtype(x)
+    dropped = x.to(wide) if fill is None else x.to(wide) - fill.to(wide)
+    return (grad.to(wide) * dropped).sum((-3, -1)).sum_to_size(gate.shape).to(gate.dtype)
+
+
+gate_heads.register_autograd(lambda ctx, grad: gradients(gate_heads, ctx, grad), setup_context=save)

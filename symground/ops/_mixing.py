@@ -36,7 +36,7 @@ class Mixing(NamedTuple):
         """[B,H,T,D] with each head's gate on it; gate 0 gives 0 without reading x."""
         if self.gate is None:
             return x
-        return gate_heads_reference(x.transpose(1, 2), self.gate.to(x.dtype), None).transpose(1, 2)
+        return gate_heads_reference(x.transpose(1, 2), self.gate.to(accumulation_dtype(x)), None).transpose(1, 2)
 
     def scale_of(self, q: Tensor) -> float:
         return float(q.shape[-1] ** -0.5 if self.scale is None else self.scale)

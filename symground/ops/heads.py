@@ -11,6 +11,9 @@ from torch import Tensor
 from symground.ops import _checks as check
 from symground.ops import _extension, _heads
 from symground.ops._dispatch import choose
+from symground.ops._precision import accumulation_dtype
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def gate_heads(x: Tensor, gate: Tensor, fill: Tensor | None = None, *, impl: str | None = None) -> Tensor:
@@ -21,22 +24,24 @@ def gate_heads(x: Tensor, gate: Tensor, fill: Tensor | None = None, *, impl: str
         gate: [H] or [B,H], or M masks at once, [M,B,H]: x is not copied for them. Gate 0 gives ``fill`` exactly (x is
             not read, so NaN in x does not leak); gate 1 gives x exactly.
         fill: what a closed head gives, broadcasting to the result; None is 0.
-        impl: None picks by device; "cpu", "cuda" or "reference". The first two run in the C++/CUDA extension where it
-            is built for the device, else in plain PyTorch, with the same results; :func:`implementation` says which.
+        impl: None picks by device; "cpu", "cuda" or "reference". "cpu" runs in the C++ extension where it is built,
+            else in plain PyTorch, with the same results (:func:`implementation` says which); "cuda" is the extension's.
 
     Returns:
         [B,T,H,D] in the dtype of x; for M masks [M,B,T,H,D]. Half precision is computed in float32 and rounded once.
 
     Raises:
         ValueError: a shape, dtype or device that does not fit, or NaN in ``gate``, by the name of the argument.
-        RuntimeError: NaN in ``gate`` on a GPU, where it is noticed later.
+        RuntimeError: ``impl="cuda"`` where the extension has no CUDA part; NaN in ``gate`` on a GPU, where it is
+            noticed later.
 
     Source: head ablation before the output projection, Michel et al. 2019 ("Are sixteen heads really better than
     one?"), section 2.2.
     """
     check.has_shape("x", x, "B,T,H,D", (None,) * 4)
-    check.is_floating("x", x)
-    check.gate(check.is_tensor("gate", gate), x.shape[0], x.shape[2], x, many=True)
+    if check.is_tensor("x", x).dtype not in DTYPES:
+        raise ValueError(f"x: expected float32, float64, float16 or bfloat16, got {x.dtype}")
+    check.gate(check.is_tensor("gate", gate), x.shape[0], x.shape[2], x, many=True)  # its values in the op
     shape = torch.Size((*gate.shape[:-2], *x.shape))
     if fill is not None:
         check.is_floating("fill", fill)
@@ -47,31 +52,27 @@ def gate_heads(x: Tensor, gate: Tensor, fill: Tensor | None = None, *, impl: str
             broadcasts = False
         if not broadcasts:
             raise ValueError(f"fill: expected a shape that broadcasts to {list(shape)}, got {list(fill.shape)}")
-    return choose("gate_heads", IMPLEMENTATIONS, impl, x)(x, gate.to(x.dtype), fill)
+    return choose("gate_heads", IMPLEMENTATIONS, impl, x)(x, gate.to(accumulation_dtype(x)), fill)
 
 
 class _GateHeads(torch.autograd.Function):
     """Forward picks x or fill where the gate is exactly 1 or 0; the gradient is that of the formula everywhere."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor, fill: Tensor) -> Tensor:
-        ctx.save_for_backward(x, gate, fill)
-        return _heads.plain(x, gate, fill)
+    def forward(ctx: Any, x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
+        out = _heads.plain(x, gate, fill)
+        _heads.save(ctx, (x, gate, fill), out)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        x, gate, fill = ctx.saved_tensors
-        g = gate[..., None, :, None]
-        need_x, need_gate, need_fill = ctx.needs_input_grad
-        grad_gate = (grad * (x - fill)).sum((-3, -1)).sum_to_size(gate.shape) if need_gate else None
-        grad_fill = ((1 - g) * grad).sum_to_size(fill.shape) if need_fill else None
-        return ((g * grad).sum_to_size(x.shape) if need_x else None), grad_gate, grad_fill
+        return _heads.gradients(_heads.plain, ctx, *grads)
 
 
 def gate_heads_reference(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
     """The specification."""
-    out: Tensor = _GateHeads.apply(x, gate, x.new_zeros(()) if fill is None else fill)
+    _heads.check_numbers(gate)
+    out: Tensor = _GateHeads.apply(x, gate, fill)
     return out
 
 
