@@ -6,13 +6,15 @@
 #if defined(__clang__)
 #pragma clang fp contract(off)
 #elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off")
+// Nor do copies of short rows become calls of memcpy.
+#pragma GCC optimize("fp-contract=off", "no-tree-loop-distribute-patterns")
 #endif
 
 #include "gate.h"
 
+#include <torch/headeronly/util/Half.h>
+
 #include <bit>
-#include <cstring>
 
 #include "machines.h"
 
@@ -21,14 +23,12 @@ namespace {
 
 struct Bfloat {
   uint16_t bits;
-  using Wide = float;
 };
 
-#if defined(__FLT16_MANT_DIG__)
-using Half = _Float16;
-#else
-using Half = c10::Half;
-#endif
+// With torch's conversions by integers, which become vector instructions where the compiler's own for _Float16 do not.
+struct Half {
+  uint16_t bits;
+};
 
 template <class T>
 struct WideOf {
@@ -45,6 +45,8 @@ template <class T>
 INLINE Wide<T> widened(T x) {
   if constexpr (std::is_same_v<T, Bfloat>) {
     return std::bit_cast<float>(uint32_t(x.bits) << 16);
+  } else if constexpr (std::is_same_v<T, Half>) {
+    return torch::headeronly::detail::fp16_ieee_to_fp32_value(x.bits);
   } else {
     return Wide<T>(x);
   }
@@ -57,45 +59,79 @@ INLINE T narrowed(Wide<T> x) {
     const uint32_t bits = std::bit_cast<uint32_t>(x);
     const uint32_t rounded = (bits + (0x7fffu + ((bits >> 16) & 1u))) >> 16;
     return {uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded)};
+  } else if constexpr (std::is_same_v<T, Half>) {
+    return {torch::headeronly::detail::fp16_ieee_from_fp32_value(x)};
   } else {
     return T(x);
   }
 }
 
+// What one call works on; D numbers in a row.
 template <class T>
-INLINE void scaled(const T* __restrict x, T* __restrict out, int64_t n, Wide<T> gate) {
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) out[j] = narrowed<T>(gate * widened(x[j]));
-}
+struct Gate {
+  const T* x;
+  const Wide<T>* gate;
+  const T* fill;
+  T* out;
+  int64_t M, B, T_, H, D;
+  int64_t x_b, x_t, x_h;       // strides
+  int64_t f_m, f_b, f_t, f_h;
+  bool one_fill;               // one number for a whole row
+};
 
 template <class T>
-INLINE void blended(const T* __restrict x, const T* __restrict fill, T* __restrict out, int64_t n, Wide<T> gate) {
+INLINE void gate_row(
+    const T* __restrict x, const T* __restrict fill, bool one_fill, T* __restrict out, int64_t n, Wide<T> gate) {
   const Wide<T> rest = Wide<T>(1) - gate;
+  if (gate == Wide<T>(1)) {
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) {
-    const Wide<T> kept = gate * widened(x[j]), filled = rest * widened(fill[j]);
-    out[j] = narrowed<T>(kept + filled);
+    for (int64_t j = 0; j < n; ++j) out[j] = x[j];
+  } else if (gate == Wide<T>(0)) {
+    if (!fill || one_fill) {
+      const T value = fill ? *fill : T{};
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) out[j] = value;
+    } else {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) out[j] = fill[j];
+    }
+  } else if (!fill) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) out[j] = narrowed<T>(gate * widened(x[j]));
+  } else if (one_fill) {
+    const Wide<T> filled = rest * widened(*fill);
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) {
+      const Wide<T> kept = gate * widened(x[j]);
+      out[j] = narrowed<T>(kept + filled);
+    }
+  } else {
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) {
+      const Wide<T> kept = gate * widened(x[j]), filled = rest * widened(fill[j]);
+      out[j] = narrowed<T>(kept + filled);
+    }
   }
 }
 
-// A fill of one number for the whole row.
+// Tokens [begin, end) of all (example, token, mask), the masks innermost: what is read of x for the first of them is in
+// the cache for the others. The rows' loops stand in here, not in a function of theirs: rows are short.
 template <class T>
-INLINE void shifted(const T* __restrict x, T* __restrict out, int64_t n, Wide<T> gate, Wide<T> filled) {
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) {
-    const Wide<T> kept = gate * widened(x[j]);
-    out[j] = narrowed<T>(kept + filled);
+INLINE void gate_tokens(const Gate<T>& g, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t m = i % g.M, t = i / g.M % g.T_, b = i / g.M / g.T_;
+    const T* x = g.x + b * g.x_b + t * g.x_t;
+    const T* fill = g.fill ? g.fill + m * g.f_m + b * g.f_b + t * g.f_t : nullptr;
+    const Wide<T>* gate = g.gate + (m * g.B + b) * g.H;
+    T* out = g.out + ((m * g.B + b) * g.T_ + t) * g.H * g.D;
+    for (int64_t h = 0; h < g.H; ++h) {
+      gate_row(x + h * g.x_h, fill ? fill + h * g.f_h : nullptr, g.one_fill, out + h * g.D, g.D, gate[h]);
+    }
   }
 }
 
-#define FOR_DTYPE(T)                                                                                 \
-  EACH_MACHINE void scaled_row(const T* x, T* out, int64_t n, Wide<T> gate) { scaled(x, out, n, gate); } \
-  EACH_MACHINE void blended_row(const T* x, const T* fill, T* out, int64_t n, Wide<T> gate) {        \
-    blended(x, fill, out, n, gate);                                                                  \
-  }                                                                                                  \
-  EACH_MACHINE void shifted_row(const T* x, T* out, int64_t n, Wide<T> gate, Wide<T> filled) {       \
-    shifted(x, out, n, gate, filled);                                                                \
-  }
+#define FOR_DTYPE(T) \
+  EACH_MACHINE void gate_each(const Gate<T>& g, int64_t begin, int64_t end) { gate_tokens(g, begin, end); }
 FOR_DTYPE(double)
 FOR_DTYPE(float)
 FOR_DTYPE(Half)
@@ -103,47 +139,19 @@ FOR_DTYPE(Bfloat)
 #undef FOR_DTYPE
 
 template <class T>
-void row(const T* x, const T* fill, bool one_fill, T* out, int64_t n, Wide<T> g) {
-  if (g == Wide<T>(1)) {
-    std::memcpy(out, x, n * sizeof(T));
-  } else if (g == Wide<T>(0)) {
-    if (fill && one_fill) {
-      std::fill(out, out + n, *fill);
-    } else {
-      fill ? std::memcpy(out, fill, n * sizeof(T)) : std::memset(out, 0, n * sizeof(T));
-    }
-  } else if (fill && one_fill) {
-    shifted_row(x, out, n, g, (Wide<T>(1) - g) * widened(*fill));
-  } else if (fill) {
-    blended_row(x, fill, out, n, g);
-  } else {
-    scaled_row(x, out, n, g);
-  }
-}
-
-template <class T>
 void run(const Tensor& x, const Tensor& gate, const OptionalTensor& fill, const Tensor& out) {
-  const int64_t M = out.size(0), B = out.size(1), T_ = out.size(2), H = out.size(3), D = out.size(4);
-  const T* x_data = static_cast<const T*>(x.data_ptr());
-  const auto* gate_data = static_cast<const Wide<T>*>(gate.data_ptr());
-  const T* fill_data = fill ? static_cast<const T*>(fill->data_ptr()) : nullptr;
-  T* out_data = static_cast<T*>(out.data_ptr());
-  const int64_t x_b = x.stride(0), x_t = x.stride(1), x_h = x.stride(2);
-  const int64_t f_m = fill ? fill->stride(0) : 0, f_b = fill ? fill->stride(1) : 0, f_t = fill ? fill->stride(2) : 0,
-                f_h = fill ? fill->stride(3) : 0;
-  const bool one_fill = fill && (fill->stride(4) == 0 || D == 1);
-  // The masks innermost: what is read of x for the first of them is in the cache for the others.
-  const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, H * D));
-  torch::stable::parallel_for(0, B * T_ * M, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t m = i % M, t = i / M % T_, b = i / M / T_;
-      for (int64_t h = 0; h < H; ++h) {
-        row<T>(x_data + b * x_b + t * x_t + h * x_h,
-               fill_data ? fill_data + m * f_m + b * f_b + t * f_t + h * f_h : nullptr, one_fill,
-               out_data + (((m * B + b) * T_ + t) * H + h) * D, D, gate_data[(m * B + b) * H + h]);
-      }
-    }
-  });
+  Gate<T> g{static_cast<const T*>(x.data_ptr()),
+            static_cast<const Wide<T>*>(gate.data_ptr()),
+            fill ? static_cast<const T*>(fill->data_ptr()) : nullptr,
+            static_cast<T*>(out.data_ptr()),
+            out.size(0), out.size(1), out.size(2), out.size(3), out.size(4),
+            x.stride(0), x.stride(1), x.stride(2),
+            0, 0, 0, 0,
+            fill && (fill->stride(4) == 0 || out.size(4) == 1)};
+  if (fill) g.f_m = fill->stride(0), g.f_b = fill->stride(1), g.f_t = fill->stride(2), g.f_h = fill->stride(3);
+  const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, g.H * g.D));
+  torch::stable::parallel_for(
+      0, g.B * g.T_ * g.M, grain, [&](int64_t begin, int64_t end) { gate_each(g, begin, end); });
 }
 
 }  // namespace

@@ -47,7 +47,7 @@ def test_is_the_formula(inner: str, impl: str, shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(ops.gate_heads(x, gate, impl=impl), g * x)
 
 
-FILLS = ["none", "number", "[D]", "[H,1]", "[H,D]", "[T,1,D]", "[B,T,H,D]", "[M,1,1,H,D]"]
+FILLS = ["none", "number", "[D]", "[H,1]", "[H,D]", "[T,1,D]", "[B,T,H,1]", "[B,T,H,D]", "[M,1,1,H,D]", "[M,B,T,H,D]"]
 
 
 @built
@@ -66,10 +66,16 @@ def test_both_give_the_same_bits(data: st.DataObject) -> None:
     elif layout == "transposed":
         x = x.transpose(2, 3).contiguous().transpose(2, 3)
     gate = gates(*data.draw(st.sampled_from([(H,), (B, H)] if M is None else [(M, B, H)])), dtype=dtype)
-    name = data.draw(st.sampled_from(FILLS if M else FILLS[:-1]))
+    if data.draw(st.booleans()):
+        gate = torch.where((gate == 0) | (gate == 1), gate, torch.randn(gate.shape)).to(
+            torch.promote_types(dtype, torch.float32)
+        )
+    name = data.draw(st.sampled_from(FILLS if M else FILLS[:-2]))
     sizes = {"B": B, "T": T, "H": H, "D": D, "M": M, "1": 1}
     shape = [] if name == "number" else [sizes[c] for c in name.strip("[]").split(",") if c in sizes]
     fill = None if name == "none" else torch.randn(shape).to(dtype)
+    if fill is not None and fill.ndim > 1 and data.draw(st.booleans()):
+        fill = fill.mT.contiguous().mT  # the same numbers, columns no longer adjacent
     found = []
     for inner in ("plain", "extension"):
         with using(inner):
@@ -84,7 +90,7 @@ def test_both_give_the_same_bits(data: st.DataObject) -> None:
 def test_half_precision_rounds_once(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x, fill = (torch.randn(2, 3, 4, 5).to(dtype) for _ in range(2))
-    gate = torch.rand(2, 4).to(dtype)
+    gate = torch.rand(2, 4)  # in float32, and not rounded to the dtype of x either
     exact = _heads.plain(x.double(), gate.double(), fill.double())
     spacing = torch.finfo(dtype).eps * exact.abs().clamp(min=torch.finfo(dtype).tiny)
     assert bool(((ops.gate_heads(x, gate, fill).double() - exact).abs() <= 0.51 * spacing + 1e-6).all())
@@ -146,6 +152,63 @@ def test_only_asked_gradients_are_computed(inner: str) -> None:
 
 
 @both
+@pytest.mark.parametrize("impl", IMPLS)
+def test_x_is_kept_for_the_gradient_of_the_gate_only(inner: str, impl: str) -> None:
+    x, fill = (torch.randn(1, 2, 3, 4, requires_grad=True) for _ in range(2))
+    for wanted in (False, True):
+        kept: list[int] = []
+        with using(inner), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            ops.gate_heads(x, torch.rand(3, requires_grad=wanted), fill, impl=impl)
+        assert sorted(kept) == ([3, 24, 24] if wanted else [3])
+
+
+@both
+@pytest.mark.parametrize("impl", IMPLS)
+def test_gradients_in_half_precision_are_summed_in_float32(inner: str, impl: str) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 300, 3, 4), torch.rand(2, 3), torch.randn(3, 4)]
+    grad, found = torch.randn(2, 300, 3, 4).bfloat16(), []
+    for dtype in (torch.bfloat16, torch.float64):
+        x, gate, fill = (t.bfloat16().to(dtype).requires_grad_() for t in inputs)
+        with using(inner):
+            found.append(torch.autograd.grad(ops.gate_heads(x, gate, fill, impl=impl), (x, gate, fill), grad.to(dtype)))
+    for half, exact in zip(*found, strict=True):
+        assert half.dtype == torch.bfloat16
+        torch.testing.assert_close(half.double(), exact, rtol=2**-8, atol=0.05)
+
+
+@built
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_number_of_half_precision_passes(dtype: torch.dtype) -> None:
+    x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).view(1, 64, 4, 256)
+    gate = torch.tensor([1.0, 0.0, 0.5, -3.0])
+    for fill in (None, x):
+        found = [ops.gate_heads(x, gate, fill, impl=impl) for impl in IMPLS]
+        assert torch.equal(*(out.nan_to_num(nan=12345.0) for out in found))
+        assert torch.equal(found[1][:, :, 0].view(torch.int16), x[:, :, 0].view(torch.int16))
+
+
+@built
+def test_many_tokens_over_several_threads() -> None:
+    x, gate = torch.randn(3, 700, 4, 33), gates(5, 3, 4, dtype=torch.float32)
+    fill = torch.randn(700, 4, 33)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        found = ops.gate_heads(x, gate, fill, impl="cpu")
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, ops.gate_heads(x, gate, fill, impl="reference"))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("shape", [(0, 2, 3, 4), (2, 0, 3, 4), (2, 2, 0, 4), (2, 2, 3, 0)])
+def test_nothing_to_gate(impl: str, shape: tuple[int, ...]) -> None:
+    x, gate = torch.zeros(shape), torch.ones(2, shape[0], shape[2])
+    assert ops.gate_heads(x, gate, torch.zeros(()), impl=impl).shape == (2, *shape)
+
+
+@both
 def test_is_registered(inner: str) -> None:
     x = torch.randn(2, 3, 4, 5).transpose(1, 2).requires_grad_()
     with using(inner):
@@ -165,6 +228,9 @@ def test_a_compiled_graph_keeps_it_whole(inner: str) -> None:
         (expected,) = torch.autograd.grad(loss(x), x)
         compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(torch.autograd.grad(compiled(x), x)[0], expected)
+        gate[0] = float("nan")
+        with pytest.raises(ValueError, match="gate: expected numbers, got NaN"):
+            compiled(x)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +239,13 @@ def test_a_compiled_graph_keeps_it_whole(inner: str) -> None:
         ("gate: expected shape", (torch.zeros(1, 2, 3, 4), torch.ones(2))),
         (r"or \[M,B,H\] = \[M, 1, 3\], got \[5, 2, 3\]", (torch.zeros(1, 2, 3, 4), torch.ones(5, 2, 3))),
         ("gate: expected numbers, got NaN", (torch.zeros(1, 2, 3, 4), torch.full((3,), float("nan")))),
+        ("gate: expected device cpu as the heads, got meta", (torch.zeros(1, 2, 3, 4), torch.ones(3, device="meta"))),
+        ("fill: expected device cpu as x", (torch.zeros(1, 2, 3, 4), torch.ones(3), torch.zeros(4, device="meta"))),
+        (
+            "x: expected float32, float64, float16 or bfloat16, got .*int64",
+            (torch.ones(1, 2, 3, 4).long(), torch.ones(3)),
+        ),
+        ("x: expected a torch.Tensor, got list", ([1.0], torch.ones(3))),
         ("gate: expected .*int64", (torch.zeros(1, 2, 3, 4), torch.ones(3, dtype=torch.long))),
         ("x: expected shape", (torch.zeros(2, 3, 4), torch.ones(3))),
         ("fill: expected a shape that broadcasts", (torch.zeros(1, 2, 3, 4), torch.ones(3), torch.zeros(5))),
