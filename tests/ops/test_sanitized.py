@@ -1,0 +1,147 @@
+"""Every operator of the C++ extension under AddressSanitizer and UndefinedBehaviorSanitizer, on small odd shapes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from symground.ops import _build
+
+FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1 -DEACH_MACHINE="
+
+#: Takes the extension's place before symground.ops is imported, which would load the one in its folder.
+PROGRAM = """
+import sys, importlib.util
+from pathlib import Path
+folder = Path(sys.argv[1])
+import symground
+path = Path(symground.__file__).parent / "ops" / "_build.py"
+spec = importlib.util.spec_from_file_location("symground.ops._build", path)
+build = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(build)
+build.HERE = folder
+sys.modules["symground.ops._build"] = build
+
+import torch
+from symground import ops
+from symground.ops import _extension
+assert _extension.library is not None
+called = set()
+
+class Counted:
+    def __getattr__(self, name):
+        called.add(name)
+        return getattr(torch.ops.symground_C, name)
+
+_extension.library = Counted()
+torch.set_num_threads(2)
+torch.manual_seed(0)
+
+def attention(B, H, Hk, T, S, D, dtype, **kw):
+    q, k, v = (torch.randn(B, h, n, D, dtype=dtype).requires_grad_() for h, n in ((H, T), (Hk, S), (Hk, S)))
+    groups = torch.randint(-1, 3, (B, T)), torch.randint(-1, 3, (B, S))
+    probe = torch.zeros(1, dtype=dtype).expand(B, T, S).requires_grad_()
+    flow = torch.zeros(1, dtype=dtype).expand(B, H, 3, 3).requires_grad_()
+    gate = torch.tensor([0.0, 1.0, 0.5, 1.0], dtype=dtype)[:H]
+    for g in (None, gate):
+        out, lse = ops.attention(q, k, v, gate=g, saliency_probe=probe, flow_probe=flow, query_groups=groups[0],
+                                 key_groups=groups[1], impl="cpu", **kw)
+        out.sum().backward()
+        after = [x.detach() for x in (q, k, v, torch.randn_like(out), lse)]
+        ops.attention_saliency(*after, gate=g, impl="cpu", **kw)
+        ops.attention_flow(*after, *groups, 3, 3, gate=g, impl="cpu", **kw)
+        ops.attention_flow(*after, *groups, 3, 3, gate=g, with_matrix_total=False, impl="cpu", **kw)
+        ops.attention_saliency_rows(*after, torch.randint(0, T, (B, 2)), gate=g, impl="cpu", **kw)
+
+for dtype in (torch.float32, torch.float64):
+    attention(1, 1, 1, 1, 1, 1, dtype)
+    attention(2, 4, 2, 7, 9, 5, dtype, key_range=torch.tensor([[0, 0], [2, 8]]))
+    attention(2, 3, 1, 67, 67, 17, dtype, window=5)
+    attention(1, 2, 2, 3, 130, 33, dtype, causal=False)
+attention(2, 2, 1, 19, 19, 16, torch.bfloat16)
+
+for dtype in (torch.float32, torch.float64):
+    hidden, weight = (torch.randn(n, 7, dtype=dtype).requires_grad_() for n in (11, 37))
+    ops.candidate_surprisal(hidden, weight, torch.tensor([0, 36]), impl="cpu").sum().backward()
+    ops.linear_cross_entropy(hidden, weight, torch.randint(0, 37, (11,)), impl="cpu").backward()
+
+for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+    for B, T, H, D in ((1, 1, 1, 1), (2, 5, 3, 7), (3, 700, 4, 33), (2, 3, 2, 0)):
+        x = torch.randn(B, H, T, D).to(dtype).transpose(1, 2).requires_grad_()
+        for gate in (torch.rand(H), torch.rand(B, H).round(), torch.randn(3, B, H)):
+            gate.requires_grad_()
+            for shape in (None, (), (D,), (H, 1), (B, T, H, D)):
+                fill = None if shape is None else torch.randn(shape).to(dtype).requires_grad_()
+                ops.gate_heads(x, gate, fill, impl="cpu").sum().backward()
+
+print(*sorted(called))
+"""
+
+
+def library(name: str) -> str | None:
+    command = _build.compiler()
+    if command is None:
+        return None
+    found = subprocess.run([*command, f"-print-file-name={name}"], capture_output=True, text=True, check=False).stdout
+    return found.strip() if os.path.isabs(found.strip()) else None
+
+
+needs_sanitizers = pytest.mark.skipif(
+    not (library("libasan.so") and library("libubsan.so")), reason="the compiler has no libasan.so and libubsan.so"
+)
+
+
+def run(folder: Path, program: str) -> subprocess.CompletedProcess[str]:
+    libraries = f"{library('libasan.so')} {library('libubsan.so')}"
+    options = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1", "LD_PRELOAD": libraries}
+    return subprocess.run(
+        [sys.executable, "-c", program, str(folder)], env={**os.environ, **options}, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    def build(sources: Path) -> Path:
+        folder = tmp_path_factory.mktemp("sanitized")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CXX", f"{' '.join(_build.compiler() or [])} {FLAGS}")
+            patch.setattr(_build, "FLAGS", _build.FLAGS.replace("-O3", "-O1"))
+            _build.build(folder, sources)
+        return folder
+
+    return build
+
+
+@needs_sanitizers
+@pytest.mark.slow
+def test_every_operator_is_clean(sanitized: Callable[[Path], Path]) -> None:
+    done = run(sanitized(_build.SOURCES), PROGRAM)
+    assert done.returncode == 0, done.stderr[-6000:]
+    code = (_build.SOURCES / "operators.cpp").read_text(encoding="utf-8")
+    declared = {line.split("&symground::")[1].split(")")[0] for line in code.splitlines() if "m.impl(" in line}
+    assert {name.removeprefix("run_") for name in declared} - {"version", "gate"} <= set(done.stdout.split())
+    assert "gate_heads" in done.stdout
+
+
+@needs_sanitizers
+@pytest.mark.slow
+def test_a_fault_is_found(sanitized: Callable[[Path], Path], tmp_path: Path) -> None:
+    """One number too many is written: what the test above would say of such code."""
+    (tmp_path / "fault.cpp").write_text("""
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+void beyond(const torch::stable::Tensor& x) { static_cast<float*>(x.data_ptr())[x.numel()] = 1; }
+STABLE_TORCH_LIBRARY_FRAGMENT(faulty, m) { m.def("beyond(Tensor(a!) x) -> ()"); }
+STABLE_TORCH_LIBRARY_IMPL(faulty, CPU, m) { m.impl("beyond", TORCH_BOX(&beyond)); }
+""")
+    program = (
+        "import sys, torch; torch.ops.load_library(sys.argv[1] + '/_C.so'); torch.ops.faulty.beyond(torch.ones(16))"
+    )
+    done = run(sanitized(tmp_path), program)
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr
