@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,46 +87,3 @@ def test_the_public_surface_is_there() -> None:
         assert all(part in text for part in ("Args:", "Returns:", "Raises:", "Source:")), name
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         symground.nonsense  # noqa: B018
-
-
-@pytest.mark.slow
-def test_builds_in_isolation_without_torch_and_the_wheel_is_whole(tmp_path: Path) -> None:
-    """A wheel built by an isolated build, put into a fresh virtual environment that sees this one's torch."""
-    source = tmp_path / "source"
-    unwanted = shutil.ignore_patterns(
-        ".git", ".venv*", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache"
-    )
-    shutil.copytree(ROOT, source, symlinks=True, ignore=unwanted)
-    built = subprocess.run(
-        [sys.executable, "-m", "build", "--outdir", str(tmp_path / "dist"), str(source)], capture_output=True, text=True
-    )
-    assert built.returncode == 0, built.stdout + built.stderr
-    (wheel,) = (tmp_path / "dist").glob("*.whl")  # built from the source distribution
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
-    bin_ = tmp_path / "venv" / "bin"
-    subprocess.run([bin_ / "pip", "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True)
-    packages = next(Path(p) for p in sys.path if p.endswith("site-packages"))
-    code = """
-import symground.kernels, symground as sg
-from symground.data import STUDY_NOUNS
-from symground.analysis.probes import read_contexts
-print(sg.__file__, len(STUDY_NOUNS), len(read_contexts(None)), len(list(symground.kernels.__path__)))
-"""
-    done = subprocess.run(
-        [bin_ / "python", "-c", f"import sys; sys.path.append({str(packages)!r})\n{code}"],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    where, nouns, contexts, kernels = done.stdout.split()
-    assert str(tmp_path) in where
-    assert (nouns, contexts, kernels) == ("100", "10", "1")
-    shipped = {str(p.relative_to(next((tmp_path / "venv").rglob("symground")))) for p in Path(where).parent.rglob("*")}
-    assert {"py.typed", "reports/page.html.jinja", "kernels/README.md", "data/resources/nouns.txt"} <= shipped
-    help_ = subprocess.run(
-        [bin_ / "symground", "--help"],
-        env={**os.environ, "PYTHONPATH": str(packages)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert help_.returncode == 0, help_.stderr

@@ -1,0 +1,199 @@
+"""Installing: every way ends with a package that works, and says what it lacks of the extension. Nothing here downloads
+more than the build's own requirements.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import symground
+from symground.ops import _build
+
+ROOT = Path(symground.__file__).resolve().parent.parent
+#: Where this environment keeps torch and the rest.
+PACKAGES = next(Path(p) for p in sys.path if p.endswith("site-packages"))
+
+SHIPPED = """
+import symground.kernels, symground as sg
+from symground.data import STUDY_NOUNS
+from symground.analysis.probes import read_contexts
+print(sg.__file__, len(STUDY_NOUNS), len(read_contexts(None)), len(list(symground.kernels.__path__)))
+"""
+WORKS = """
+import torch, symground
+from symground import ops
+from symground.ops import heads
+x = torch.randn(1, 2, 3, 4)
+assert torch.equal(ops.gate_heads(x, torch.tensor([0.0, 1.0, 1.0]))[:, :, 1:], x[:, :, 1:])
+print(symground.__file__, heads.implementation())
+"""
+
+
+def copy_of_sources(folder: Path) -> Path:
+    unwanted = shutil.ignore_patterns(
+        ".git", ".venv*", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", "*.so", "results"
+    )
+    shutil.copytree(ROOT, folder, symlinks=True, ignore=unwanted)
+    return folder
+
+
+class Environment:
+    """A fresh virtual environment that sees this one's packages, but none of its commands and no compiler."""
+
+    def __init__(self, folder: Path, **variables: str) -> None:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+        self.bin = folder / "bin"
+        (site,) = folder.glob("lib/python*/site-packages")
+        (site / "packages.pth").write_text(f"{PACKAGES}\n", encoding="utf-8")
+        kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CXX", "NVCC", "CUDA_HOME", "PATH")}
+        self.variables = {**kept, "PATH": str(self.bin), **variables}
+
+    def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {**self.variables, **variables}
+        first = str(self.bin / command[0])
+        return subprocess.run(
+            [first, *command[1:]], cwd=self.bin, env=environment, capture_output=True, text=True, check=False
+        )
+
+    def install(self, *arguments: str, **variables: str) -> str:
+        done = self.run("python", "-m", "pip", "install", "-v", "--no-deps", *arguments, **variables)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def works(self) -> tuple[str, str]:
+        """Where the package is, and what runs gate_heads; nothing may be said on the way."""
+        done = self.run("python", "-W", "error::RuntimeWarning", "-c", WORKS)
+        assert done.returncode == 0, done.stderr
+        where, implementation = done.stdout.strip().split(" ", 1)
+        return where, implementation
+
+
+@pytest.mark.slow
+def test_builds_in_isolation_without_torch_and_the_wheel_is_whole(tmp_path: Path) -> None:
+    """A wheel built by an isolated build, put into a fresh virtual environment that sees this one's torch."""
+    source = tmp_path / "source"
+    copy_of_sources(source)
+    built = subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", str(tmp_path / "dist"), str(source)], capture_output=True, text=True
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    (wheel,) = (tmp_path / "dist").glob("*.whl")  # built from the source distribution
+    environment = Environment(tmp_path / "venv")
+    environment.install("--no-index", "--ignore-installed", str(wheel))
+    done = environment.run("python", "-c", SHIPPED)
+    assert done.returncode == 0, done.stderr
+    where, nouns, contexts, kernels = done.stdout.split()
+    assert str(tmp_path) in where
+    assert (nouns, contexts, kernels) == ("100", "10", "1")
+    shipped = {str(p.relative_to(next((tmp_path / "venv").rglob("symground")))) for p in Path(where).parent.rglob("*")}
+    assert {"py.typed", "reports/page.html.jinja", "kernels/README.md", "data/resources/nouns.txt"} <= shipped
+    assert {"csrc/gate.cpp", "csrc/gate.cu", "csrc/gate.h"} <= shipped, "it can be built later"
+    assert not any(name.endswith(".so") for name in shipped)
+    help_ = environment.run("symground", "--help")
+    assert help_.returncode == 0, help_.stderr
+
+
+@pytest.mark.slow
+def test_installs_in_isolation_without_torch_and_without_a_compiler(tmp_path: Path) -> None:
+    source, environment = copy_of_sources(tmp_path / "source"), Environment(tmp_path / "venv")
+    environment.install("-e", str(source))
+    assert environment.works() == (str(source / "symground" / "__init__.py"), "plain PyTorch")
+    lacking = environment.run("symground", "build")
+    assert lacking.returncode == 1
+    assert "no C++ compiler found (c++, g++ or clang++; CXX names another)" in lacking.stderr
+    lacking = environment.run("symground", "build", CXX="no-such-compiler")
+    assert lacking.returncode == 1
+    assert "no C++ compiler found (CXX=no-such-compiler)" in lacking.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(_build.compiler() is None, reason="no C++ compiler")
+def test_beside_torch_it_is_built_and_a_compiler_that_fails_only_warns(tmp_path: Path) -> None:
+    source, environment = copy_of_sources(tmp_path / "source"), Environment(tmp_path / "venv")
+    beside = ("--no-build-isolation", "--no-index", "-e", str(source))
+    ops = source / "symground" / "ops"
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho 'gate.cpp:1: error: what is this' >&2\nexit 1\n", encoding="utf-8")
+    broken.chmod(0o755)
+    said = environment.install(*beside, CXX=str(broken))
+    assert "gate.cpp:1: error: what is this" in said
+    assert not list(ops.glob("*.so*"))
+    assert environment.works()[1] == "plain PyTorch"
+    failing = environment.run("symground", "build", CXX=str(broken))
+    assert failing.returncode == 1
+    assert "gate.cpp:1: error: what is this" in failing.stderr
+    path = os.environ["PATH"]
+    environment.install(*beside, PATH=path)
+    assert [file.name for file in ops.glob("*.so*")][:1] == [_build.FILE]
+    assert environment.works()[1] == "extension"
+    (ops / _build.FILE).unlink()
+    built = environment.run("symground", "build", PATH=path)
+    assert built.returncode == 0, built.stderr
+    assert built.stdout.split()[0] == str(ops / _build.FILE)
+    torch = _build.torch_folder()
+    assert torch is not None
+    if not _build.has_cuda(torch):
+        assert "the CUDA part: no torch for CUDA is installed in this Python" in built.stderr
+    assert environment.works()[1] == "extension"
+
+
+@pytest.mark.slow
+def test_the_cuda_part_is_built_and_kept_where_nvcc_and_a_torch_for_cuda_are(tmp_path: Path) -> None:
+    """By compilers that write what they are asked for and nothing in it: what is installed, and where."""
+    source, environment = copy_of_sources(tmp_path / "source"), Environment(tmp_path / "venv")
+    stub = tmp_path / "stub"
+    stub.write_text('#!/bin/sh\nfor last; do :; done\n: > "$last"\n', encoding="utf-8")
+    stub.chmod(0o755)
+    (tmp_path / "torch" / "lib").mkdir(parents=True)
+    (tmp_path / "torch" / "__init__.py").touch()
+    compilers = {"CXX": str(stub), "NVCC": str(stub), "PYTHONPATH": str(tmp_path)}
+    for present in ([_build.FILE], [_build.CUDA_FILE, _build.FILE]):
+        environment.install("--no-build-isolation", "--no-index", "-e", str(source), **compilers)
+        assert sorted(file.name for file in (source / "symground" / "ops").glob("*.so*")) == present
+        (tmp_path / "torch" / "lib" / "libtorch_cuda.so").touch()  # for the second round
+
+
+SAME = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from symground import ops
+from symground.ops import heads
+assert heads.implementation() == "extension", heads.implementation()
+x = torch.arange(2 * 7 * 3 * 5, dtype=torch.float64).sin().view(2, 7, 3, 5)
+gate = torch.tensor([[0.0, 1.0, 0.5], [0.3, 1.0, 0.0]], dtype=torch.float64)
+z = ops.gate_heads(x, gate, x[0, 0] * 2)
+q = x.transpose(1, 2).contiguous().requires_grad_()
+probe = torch.zeros(1, dtype=torch.float64).expand(2, 7, 7).requires_grad_()
+out, lse = ops.attention(q, q, q, gate=gate, saliency_probe=probe, impl="cpu")
+out.square().sum().backward()
+print(json.dumps([torch.__version__, *(t.detach().flatten().tolist() for t in (z, out, lse, q.grad, probe.grad))]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not os.environ.get("SYMGROUND_OTHER_PYTHON"),
+    reason="SYMGROUND_OTHER_PYTHON names no Python with numpy and another torch, 2.11 or later",
+)
+@pytest.mark.skipif(not (_build.HERE / _build.FILE).exists(), reason="the C++ extension is not built: symground build")
+def test_one_build_serves_another_torch() -> None:
+    found = []
+    for interpreter in (sys.executable, os.environ["SYMGROUND_OTHER_PYTHON"]):
+        done = subprocess.run(
+            [interpreter, "-W", "error::RuntimeWarning", "-c", SAME, str(ROOT)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    (ours, *expected), (theirs, *values) = found
+    assert ours != theirs, "another torch, to say something"
+    assert values[0] == expected[0], "gate_heads, bit for bit"
+    for a, b in zip(values, expected, strict=True):
+        assert a == pytest.approx(b, rel=1e-12, abs=1e-14)
