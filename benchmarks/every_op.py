@@ -81,12 +81,28 @@ def results(p: Problem, impl: str | None = None) -> dict[str, Tensor]:
     assert matrix_total is not None
     names = ("dq", "dk", "dv", "saliency of the probe", "flow of the probe")
     return {
-        **_of_head(p, impl),
+        **_of_head(p, impl), **_gated(p),
         "out": out.detach(), "lse": lse, **dict(zip(names, grads, strict=True)),
         "saliency": ops.attention_saliency(*after, **kw), "flow": flow, "row total": row_total,
         "matrix total": matrix_total, "flow of chosen rows": chosen, "row total of chosen rows": chosen_total,
         "rows": ops.attention_saliency_rows(*after, p.rows, **kw),
     }  # fmt: skip
+
+
+def _gated(p: Problem) -> dict[str, Tensor]:
+    """One gate a head, and two masks; in whole vectors, and in rows that are neither aligned nor whole ones."""
+    B, H = p.q.shape[:2]
+    x, fill = (t.detach().transpose(1, 2)[..., 1:].requires_grad_() for t in (p.q, p.grad))
+    some = torch.tensor([0.0, 1.0, 0.3], device=x.device)
+    found = {}
+    for name, shape in (("a head", (H,)), ("two masks", (2, B, H))):
+        gate = some.repeat(2 * B * H)[: torch.Size(shape).numel()].view(shape).requires_grad_()
+        for given in (p.q.detach().transpose(1, 2), x):  # with whole vectors and without
+            out = ops.gate_heads(given, gate, fill if given is x else None)
+            found[f"gated by {name}, {given.shape[-1]} numbers"] = out.detach()
+        grads = torch.autograd.grad(out, (x, gate, fill), torch.ones_like(out))
+        found |= {f"gated by {name}: d{key}": g for key, g in zip(("x", "gate", "fill"), grads, strict=True)}
+    return found
 
 
 def _of_head(p: Problem, impl: str | None) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import score_peers, surprisal_peers, sweep_peers, trace_peers
+from benchmarks import gate_peers, score_peers, surprisal_peers, sweep_peers, trace_peers
 from benchmarks.peers import CLOSED, COMPILED_CLOSED, EAGER, FLASH, SDPA, SYMGROUND
 
 Row = dict[str, Any]
@@ -80,7 +80,22 @@ GRID = {"contexts": 10, "nouns": 100}
 SWEEP = {"contexts": 8, "nouns": 32, "preset": "gpt2-12l-768"}
 
 
+def gate_goals() -> Iterator[Goal]:
+    """On a CPU, against each way of plain PyTorch."""
+    shape = {"B": 8, "T": 1024, "H": 12, "D": 64, "mixed": True, "dtype": "float32"}
+    for what, where in (("", {}), (", filled", {"filled": True}), (", 12 masks", {"M": 12})):
+        for name in (gate_peers.EAGER, gate_peers.FORMULA, gate_peers.COMPILED, gate_peers.COMPILED_FORMULA):
+            yield Goal(
+                f"gate_heads{what}: speed of {name}'s", {**shape, "M": 0, "filled": False, **where},
+                ("gate", gate_peers.SYMGROUND), ("gate", name), 1, faster=True,
+            )  # fmt: skip
+
+
 def gpu_goals() -> Iterator[Goal]:
+    for dtype in ("bfloat16", "float32"):
+        where = {"B": 8, "T": 4096, "H": 12, "D": 64, "M": 0, "filled": False, "mixed": False, "dtype": dtype}
+        ours, copy = ("gate", gate_peers.SYMGROUND), ("gate", gate_peers.COPY)
+        yield Goal(f"gate_heads, {dtype}: speed of a copy", where, ours, copy, 0.9, faster=True)
     for T in (1024, 4096):
         where = {"B": 8, "H": 12, "T": T, "D": 64, "dtype": "bfloat16"}
         yield Goal(
@@ -130,6 +145,7 @@ GOALS: tuple[Goal, ...] = (
         )
         for name in (sweep_peers.HOOKED, sweep_peers.LENS)
     ),
+    *gate_goals(),
     *gpu_goals(),
 )  # fmt: skip
 

@@ -143,7 +143,47 @@ def _output(*command: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+# gate
+
+
+BUILD = """
+import sys
+from symground.ops import _build
+for make in (_build.build, _build.build_cuda):
+    try:
+        print("built", make().name)
+    except (FileNotFoundError, RuntimeError) as error:
+        print("missing", error)
+"""
+
+
+def gate(c: Context) -> None:
+    """Builds the extension, both its parts, which every later part then finds; then gate_heads: tests, error, speed.
+
+    A dry run builds nothing: it must leave the folder as it is.
+    """
+    if not c.dry:
+        _, output = _run(c, [sys.executable, "-W", "ignore", "-c", BUILD])
+        said = [line.partition(" ")[::2] for line in output.splitlines() if line.startswith(("built ", "missing "))]
+        lacking = [text for kind, text in said if kind == "missing"]
+        c.record.write(built=[text for kind, text in said if kind == "built"], output_tail=output[-TAIL:])
+        if len(said) != 2 or lacking:
+            reason = "; ".join(lacking) or "the build did not end"
+            raise Missing("the extension's CUDA part", reason)
+        code, output = _run(c, [*PYTEST, "tests/ops/test_heads_cuda.py"])
+        c.record.write(tests=output[-TAIL:])
+        if code != 0:
+            c.write_failure(f"tests/ops/test_heads_cuda.py ended with {code}")
+    # Not before the build: what is imported by then is not loaded again.
+    from benchmarks import gpu_timings
+
+    gpu_timings.gate(c)
+
+
 # tests
+
+
+PYTEST = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-p", "no:cacheprovider"]
 
 
 def tests(c: Context) -> None:
@@ -155,21 +195,20 @@ def tests(c: Context) -> None:
     files = [f"tests/ops/{name}" for name in names if (ROOT / "tests/ops" / name).exists()]
     if not files:
         raise Missing("tests/ops/test_triton.py", "no such file")
-    pytest = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-p", "no:cacheprovider"]
-    code, output = _run(c, [*pytest, "--collect-only", *files])
+    code, output = _run(c, [*PYTEST, "--collect-only", *files])
     # With -q and nothing else, a line for each test; addopts may hold more quiet than that.
     names = [line for line in output.splitlines() if "::" in line and line.startswith("tests/")]
     c.record.write(files=files, collected=len(names), collected_only=c.dry, output_tail=output[-2000:])
     if code != 0 or not names:
         c.write_failure(f"pytest ended with {code} and {len(names)} tests collected")
     elif not c.dry:
-        _run_tests(c, pytest, names, processes=max(1, min(6, (os.cpu_count() or 2) // 2)))
+        _run_tests(c, names, processes=max(1, min(6, (os.cpu_count() or 2) // 2)))
 
 
-def _run_tests(c: Context, pytest: list[str], names: list[str], processes: int) -> None:
+def _run_tests(c: Context, names: list[str], processes: int) -> None:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(processes) as pool:
         junits = [Path(folder) / f"{i}.xml" for i in range(processes)]
-        commands = [[*pytest, f"--junitxml={junit}", *names[i::processes]] for i, junit in enumerate(junits)]
+        commands = [[*PYTEST, f"--junitxml={junit}", *names[i::processes]] for i, junit in enumerate(junits)]
         done = list(pool.map(lambda command: _run(c, command), commands))
         counts: dict[str, int] = {}
         for (code, output), junit in zip(done, junits, strict=True):
@@ -296,12 +335,12 @@ def trace(c: Context) -> None:
 
 
 PARTS: dict[str, Callable[[Context], None]] = {
-    "machine": machine, "tests": tests, "sanitizer": sanitizer, "determinism": determinism, "attention": attention,
-    "flow": flow, "surprisal": surprisal, "trace": trace,
+    "machine": machine, "gate": gate, "tests": tests, "sanitizer": sanitizer, "determinism": determinism,
+    "attention": attention, "flow": flow, "surprisal": surprisal, "trace": trace,
 }  # fmt: skip
 #: What each part imports that a bare machine may lack.
 NEEDS: dict[str, tuple[str, ...]] = {
-    "machine": ("torch",), "tests": ("pytest",), "sanitizer": (), "determinism": ("torch", "triton"),
-    "attention": ("torch", "triton"), "flow": ("torch", "triton"), "surprisal": ("torch", "triton"),
+    "machine": ("torch",), "gate": ("torch", "pytest"), "tests": ("pytest",), "sanitizer": (),
+    "determinism": ("torch", "triton"), "attention": ("torch", "triton"), "flow": ("torch", "triton"), "surprisal": ("torch", "triton"),
     "trace": ("torch", "transformers"),
 }  # fmt: skip

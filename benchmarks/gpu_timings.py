@@ -1,4 +1,4 @@
-"""Time, memory and distance from the hardware's floor, for the GPU record: attention, flow, surprisal, trace."""
+"""Time, memory and distance from the hardware's floor, for the GPU record: gate, attention, flow, surprisal, trace."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import measure, peers, surprisal_peers, trace_peers
+from benchmarks import gate_peers, measure, peers, surprisal_peers, trace_peers
 from benchmarks.gpu_parts import Context
 from benchmarks.inputs import Inputs, Shape, constant_tokens
 from benchmarks.peers import Peer
@@ -139,6 +139,35 @@ def _errors(c: Context) -> None:
         errors = {name: measure.relative_error(value, exact) for name, value in found.items()}
         c.record.write(relative_errors={**c.record.data.get("relative_errors", {}), dtype: errors})
         del x, exact, found
+        _free(c)
+
+
+def gate(c: Context) -> None:
+    """gate_heads beside a copy of x, which moves as many bytes where no gate is 0 or 1; then where a third is each."""
+    from symground.ops.heads import implementation
+
+    c.record.write(implementation=implementation(c.device))
+    long = (gate_peers.Shape(T=4096, mixed=mixed, dtype=dtype) for mixed in (False, True) for dtype in c.dtypes)
+    shapes = [*long, *(gate_peers.Shape(T=1024, mixed=False, dtype=dtype) for dtype in c.dtypes)]
+    shapes += [gate_peers.Shape(T=4096, filled=True, dtype=d) for d in c.dtypes]
+    shapes += [gate_peers.Shape(M=12, dtype=d) for d in c.dtypes]
+    if c.dry:
+        shapes = [gate_peers.Shape(1, 5, 3, 7), gate_peers.Shape(1, 5, 3, 7, M=2, filled=True)]
+    for i, shape in enumerate(shapes):
+        if c.left < 0:
+            c.record.write(not_reached=[str(s) for s in shapes[i:]])
+            return
+        x = gate_peers.Inputs(shape, c.device)
+        exact = gate_peers.exact_ends(*(None if t is None else t.double() for t in (x.x, x.gate, x.fill)))
+        errors = {
+            name: measure.relative_error(gate_peers.PEERS[name](x)(), exact)
+            for name in (gate_peers.SYMGROUND, gate_peers.EAGER)
+        }
+        del exact
+        prepared = {n: (lambda n=n, x=x: gate_peers.PEERS[n](x)) for n in gate_peers.names(shape, compiles=not c.dry)}
+        for row in timed(c, prepared, {"stage": "gate", **shape.row}):
+            c.record.add(**row, **({"relative_error": errors[row["peer"]]} if row["peer"] in errors else {}))
+        del x, prepared
         _free(c)
 
 

@@ -15,7 +15,7 @@ import symground
 
 ROOT = Path(symground.__file__).resolve().parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu_record.py"
-PARTS = {"machine", "tests", "sanitizer", "determinism", "attention", "flow", "surprisal", "trace"}
+PARTS = {"machine", "gate", "tests", "sanitizer", "determinism", "attention", "flow", "surprisal", "trace"}
 
 
 def record(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -43,13 +43,16 @@ def test_every_part_leaves_its_file_and_a_failing_one_stops_no_other(tmp_path: P
     assert "broken on purpose" in found["machine"]["error"]
     assert "broken on purpose" in found["machine"]["output_tail"]
     assert found["sanitizer"]["status"] == "needs CUDA"
-    for name in ("tests", "determinism", "attention", "flow", "surprisal", "trace"):
+    for name in ("gate", "tests", "determinism", "attention", "flow", "surprisal", "trace"):
         assert found[name]["status"] == "ok", found[name]
     assert all(row["different"] == {} for row in found["determinism"]["rows"])
     assert found["tests"]["collected"] > 0
     stages = {row["stage"] for row in found["attention"]["rows"] if row["peer"] == "symground"}
     assert stages == {"forward", "backward", "layer", "saliency", "rows"}
     assert "layer: FlexAttention" in found["attention"]["missing"]
+    assert found["gate"]["implementation"] in ("extension", "plain PyTorch")
+    assert {row["peer"] for row in found["gate"]["rows"]} >= {"symground", "copy of x"}
+    assert all(row["relative_error"] < 1e-6 for row in found["gate"]["rows"] if row["peer"] == "symground")
     assert {row["stage"] for row in found["surprisal"]["rows"] if row["peer"] == "symground"} == {"surprisal", "loss"}
     assert found["surprisal"]["relative_errors"]["float32"]["symground"] < 1e-6
     assert {row["peer"] for row in found["trace"]["rows"]} >= {"sg.trace", "symground, saliency only"}
