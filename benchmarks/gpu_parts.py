@@ -341,6 +341,6 @@ PARTS: dict[str, Callable[[Context], None]] = {
 #: What each part imports that a bare machine may lack.
 NEEDS: dict[str, tuple[str, ...]] = {
     "machine": ("torch",), "gate": ("torch", "pytest"), "tests": ("pytest",), "sanitizer": (),
-    "determinism": ("torch", "triton"), "attention": ("torch", "triton"), "flow": ("torch", "triton"), "surprisal": ("torch", "triton"),
-    "trace": ("torch", "transformers"),
+    "determinism": ("torch", "triton"), "attention": ("torch", "triton"), "flow": ("torch", "triton"),
+    "surprisal": ("torch", "triton"), "trace": ("torch", "transformers"),
 }  # fmt: skip
