@@ -12,14 +12,18 @@
 
 #include "gate.h"
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <algorithm>
 #include <bit>
 
 #include "machines.h"
 
 namespace symground {
 namespace {
+
+using torch::stable::Tensor;
 
 struct Bfloat {
   uint16_t bits;
@@ -29,17 +33,6 @@ struct Bfloat {
 struct Half {
   uint16_t bits;
 };
-
-template <class T>
-struct WideOf {
-  using Type = float;
-};
-template <>
-struct WideOf<double> {
-  using Type = double;
-};
-template <class T>
-using Wide = typename WideOf<T>::Type;
 
 template <class T>
 INLINE Wide<T> widened(T x) {
@@ -65,19 +58,6 @@ INLINE T narrowed(Wide<T> x) {
     return T(x);
   }
 }
-
-// What one call works on; D numbers in a row.
-template <class T>
-struct Gate {
-  const T* x;
-  const Wide<T>* gate;
-  const T* fill;
-  T* out;
-  int64_t M, B, T_, H, D;
-  int64_t x_b, x_t, x_h;       // strides
-  int64_t f_m, f_b, f_t, f_h;
-  bool one_fill;               // one number for a whole row
-};
 
 template <class T>
 INLINE void gate_row(
@@ -120,12 +100,13 @@ template <class T>
 INLINE void gate_tokens(const Gate<T>& g, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     const int64_t m = i % g.M, t = i / g.M % g.T_, b = i / g.M / g.T_;
-    const T* x = g.x + b * g.x_b + t * g.x_t;
-    const T* fill = g.fill ? g.fill + m * g.f_m + b * g.f_b + t * g.f_t : nullptr;
-    const Wide<T>* gate = g.gate + (m * g.B + b) * g.H;
+    const T* x = g.x + b * g.x_at.b + t * g.x_at.t;
+    const T* fill = g.fill ? g.fill + m * g.fill_at.m + b * g.fill_at.b + t * g.fill_at.t : nullptr;
+    const Wide<T>* gate = g.gate + m * g.gate_at.m + b * g.gate_at.b;
     T* out = g.out + ((m * g.B + b) * g.T_ + t) * g.H * g.D;
     for (int64_t h = 0; h < g.H; ++h) {
-      gate_row(x + h * g.x_h, fill ? fill + h * g.f_h : nullptr, g.one_fill, out + h * g.D, g.D, gate[h]);
+      gate_row(x + h * g.x_at.h, fill ? fill + h * g.fill_at.h : nullptr, g.fill_at.d == 0, out + h * g.D, g.D,
+               gate[h * g.gate_at.h]);
     }
   }
 }
@@ -139,32 +120,31 @@ FOR_DTYPE(Bfloat)
 #undef FOR_DTYPE
 
 template <class T>
-void run(const Tensor& x, const Tensor& gate, const OptionalTensor& fill, const Tensor& out) {
-  Gate<T> g{static_cast<const T*>(x.data_ptr()),
-            static_cast<const Wide<T>*>(gate.data_ptr()),
-            fill ? static_cast<const T*>(fill->data_ptr()) : nullptr,
-            static_cast<T*>(out.data_ptr()),
-            out.size(0), out.size(1), out.size(2), out.size(3), out.size(4),
-            x.stride(0), x.stride(1), x.stride(2),
-            0, 0, 0, 0,
-            fill && (fill->stride(4) == 0 || out.size(4) == 1)};
-  if (fill) g.f_m = fill->stride(0), g.f_b = fill->stride(1), g.f_t = fill->stride(2), g.f_h = fill->stride(3);
-  const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, g.H * g.D));
-  torch::stable::parallel_for(
-      0, g.B * g.T_ * g.M, grain, [&](int64_t begin, int64_t end) { gate_each(g, begin, end); });
+bool are_numbers(const Gate<T>& g) {
+  bool numbers = true;
+  for (int64_t m = 0; m < g.M; ++m) {
+    for (int64_t b = 0; b < g.B; ++b) {
+      for (int64_t h = 0; h < g.H; ++h) {
+        const Wide<T> gate = g.gate[m * g.gate_at.m + b * g.gate_at.b + h * g.gate_at.h];
+        numbers = numbers && gate == gate;
+      }
+    }
+  }
+  return numbers;
 }
 
 }  // namespace
 
-void run_gate(const Tensor& x, const Tensor& gate, const OptionalTensor& fill, const Tensor& out) {
-  using torch::headeronly::ScalarType;
-  switch (x.scalar_type()) {
-    case ScalarType::Double: return run<double>(x, gate, fill, out);
-    case ScalarType::Float: return run<float>(x, gate, fill, out);
-    case ScalarType::Half: return run<Half>(x, gate, fill, out);
-    case ScalarType::BFloat16: return run<Bfloat>(x, gate, fill, out);
-    default: STD_TORCH_CHECK(false, "gate_heads: expected float64, float32, float16 or bfloat16");
-  }
+bool run_gate(const Tensor& x, const Tensor& gate, const std::optional<Tensor>& fill, const Tensor& out) {
+  bool numbers = false;
+  with_gate<Half, Bfloat>(x, gate, fill, out, [&](const auto& g) {
+    numbers = are_numbers(g);
+    if (!numbers) return;
+    const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, g.H * g.D));
+    torch::stable::parallel_for(
+        0, g.B * g.T_ * g.M, grain, [&](int64_t begin, int64_t end) { gate_each(g, begin, end); });
+  });
+  return numbers;
 }
 
 }  // namespace symground

@@ -17,19 +17,15 @@
 #include <optional>
 #include <type_traits>
 
+#include "gate.h"
+
 namespace symground {
 namespace {
 
 using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 constexpr int kThreads = 256;
-// Rows of a thread: where offsets are long, more of them do not fit the registers.
-template <class Index>
-constexpr int kRowsOf = sizeof(Index) == 4 ? 4 : 1;
-
-template <class T>
-using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
+constexpr int kRows = 4;  // of a thread
 
 // Rounded one by one, as on a CPU: nvcc would make one fused instruction of them.
 __device__ inline float product(float x, float y) { return __fmul_rn(x, y); }
@@ -56,44 +52,27 @@ struct alignas(sizeof(T) * kVector) Vector {
   T at[kVector];
 };
 
-struct Strides {
-  int64_t m, b, t, h;
-};
-
-// What one launch works on. rows = B·T·H; D is counted in vectors.
-template <class T>
-struct Gate {
-  const T* x;
-  const Wide<T>* gate;
-  const T* fill;
-  T* out;
-  int64_t M, B, T_, H, D, rows;
-  Strides x_at, fill_at;
-  bool one_fill;  // one number for a whole row
-};
-
-template <class T, int kVector, class Index>
-__global__ void __launch_bounds__(kThreads) gate_kernel(const Gate<T> g, const int lanes) {
+template <class T, int kVector>
+__global__ void __launch_bounds__(kThreads) gate_kernel(const Gate<T> g, const uint32_t rows, const int lanes) {
   using V = Vector<T, kVector>;
-  constexpr int kRows = kRowsOf<Index>;
   const int lane = threadIdx.x % lanes, slot = threadIdx.x / lanes, slots = kThreads / lanes;
-  const Index first = Index(blockIdx.x) * (slots * kRows) + slot;
-  for (Index d = lane; d < Index(g.D); d += lanes) {
-    Index b[kRows], t[kRows], h[kRows];
+  const uint32_t first = blockIdx.x * (slots * kRows) + slot;
+  for (uint32_t d = lane; d < uint32_t(g.D); d += lanes) {
+    uint32_t b[kRows], t[kRows], h[kRows];
     V x[kRows];
     bool there[kRows];
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const Index row = first + Index(i) * slots;
-      there[i] = row < Index(g.rows);
+      const uint32_t row = first + uint32_t(i) * slots;
+      there[i] = row < rows;
       if (!there[i]) continue;
-      h[i] = row % Index(g.H);
-      const Index rest = row / Index(g.H);
-      t[i] = rest % Index(g.T_);
-      b[i] = rest / Index(g.T_);
+      h[i] = row % uint32_t(g.H);
+      const uint32_t rest = row / uint32_t(g.H);
+      t[i] = rest % uint32_t(g.T_);
+      b[i] = rest / uint32_t(g.T_);
       bool read = false;
       for (int64_t m = 0; m < g.M && !read; ++m) {
-        read = g.gate[(m * g.B + b[i]) * g.H + h[i]] != Wide<T>(0);
+        read = g.gate[m * g.gate_at.m + b[i] * g.gate_at.b + h[i] * g.gate_at.h] != Wide<T>(0);
       }
       if (read) {
         const int64_t at = b[i] * g.x_at.b + t[i] * g.x_at.t + h[i] * g.x_at.h;
@@ -104,14 +83,14 @@ __global__ void __launch_bounds__(kThreads) gate_kernel(const Gate<T> g, const i
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         if (!there[i]) continue;
-        const Wide<T> gate = g.gate[(m * g.B + b[i]) * g.H + h[i]];
+        const Wide<T> gate = g.gate[m * g.gate_at.m + b[i] * g.gate_at.b + h[i] * g.gate_at.h];
         assert(gate == gate && "gate: expected numbers, got NaN");
         V out = x[i];
         if (gate != Wide<T>(1)) {
           V fill{};
           if (g.fill) {
             const int64_t at = m * g.fill_at.m + b[i] * g.fill_at.b + t[i] * g.fill_at.t + h[i] * g.fill_at.h;
-            if (g.one_fill) {
+            if (g.fill_at.d == 0) {
 #pragma unroll
               for (int j = 0; j < kVector; ++j) fill.at[j] = g.fill[at];
             } else {
@@ -139,63 +118,59 @@ bool aligned(const void* data, const Strides& at, int vector) {
   return reinterpret_cast<uintptr_t>(data) % (sizeof(T) * vector) == 0 && strides % vector == 0;
 }
 
-template <class T, int kVector, class Index>
-void launch_with(const Gate<T>& g, cudaStream_t stream) {
+template <class T, int kVector>
+void launch_rows(const Gate<T>& g, int64_t rows, cudaStream_t stream) {
   int lanes = 1;
   while (lanes < 32 && lanes < g.D) lanes *= 2;
-  const int64_t rows_of_block = int64_t(kThreads / lanes) * kRowsOf<Index>;
-  const int64_t blocks = (g.rows + rows_of_block - 1) / rows_of_block;
-  STD_TORCH_CHECK(blocks <= INT32_MAX, "gate_heads: ", g.rows, " rows are more than a launch takes");
-  gate_kernel<T, kVector, Index><<<blocks, kThreads, 0, stream>>>(g, lanes);
+  const uint32_t rows_of_block = kThreads / lanes * kRows, blocks = (rows + rows_of_block - 1) / rows_of_block;
+  gate_kernel<T, kVector><<<blocks, kThreads, 0, stream>>>(g, rows, lanes);
 }
 
+// From here on D is counted in vectors. 32 bits count the rows of a launch, because divisions of more are slow: where
+// there are more rows than that, each example has launches of its own.
 template <class T, int kVector>
 void launch(Gate<T> g, cudaStream_t stream) {
+  const int64_t most = int64_t(1) << 30, row = g.D;
   g.D /= kVector;
-  // Short numbers where they hold all there are: divisions of long ones are slow.
-  const bool is_short = g.rows < INT32_MAX / 2 && g.D < INT32_MAX / 2;
-  is_short ? launch_with<T, kVector, uint32_t>(g, stream) : launch_with<T, kVector, int64_t>(g, stream);
+  if (g.B * g.T_ * g.H <= most) return launch_rows<T, kVector>(g, g.B * g.T_ * g.H, stream);
+  const int64_t tokens = std::max<int64_t>(1, most / g.H);
+  for (int64_t b = 0; b < g.B; ++b) {
+    for (int64_t t = 0; t < g.T_; t += tokens) {
+      Gate<T> piece = g;  // whose B and T stay those of the whole, by which out is laid out
+      piece.x += b * g.x_at.b + t * g.x_at.t;
+      piece.gate += b * g.gate_at.b;
+      if (g.fill) piece.fill += b * g.fill_at.b + t * g.fill_at.t;
+      piece.out += (b * g.T_ + t) * g.H * row;
+      launch_rows<T, kVector>(piece, std::min(tokens, g.T_ - t) * g.H, stream);
+    }
+  }
 }
 
 template <class T>
-void run(const Tensor& x, const Tensor& gate, const OptionalTensor& fill, const Tensor& out) {
-  Gate<T> g{static_cast<const T*>(x.data_ptr()),
-            static_cast<const Wide<T>*>(gate.data_ptr()),
-            fill ? static_cast<const T*>(fill->data_ptr()) : nullptr,
-            static_cast<T*>(out.data_ptr()),
-            out.size(0), out.size(1), out.size(2), out.size(3), out.size(4),
-            out.size(1) * out.size(2) * out.size(3),
-            {0, x.stride(0), x.stride(1), x.stride(2)},
-            {0, 0, 0, 0},
-            fill && (fill->stride(4) == 0 || x.size(3) == 1)};
-  if (fill) g.fill_at = {fill->stride(0), fill->stride(1), fill->stride(2), fill->stride(3)};
-  if (g.rows == 0 || g.D == 0 || g.M == 0) return;
-  const auto device = x.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+void run(const Gate<T>& g, cudaStream_t stream) {
+  if (g.M * g.B * g.T_ * g.H * g.D == 0) return;
   constexpr int kVector = 16 / sizeof(T);
   const bool wide = g.D % kVector == 0 && aligned<T>(g.x, g.x_at, kVector) && aligned<T>(g.out, {}, kVector) &&
-                    (!g.fill || g.one_fill || aligned<T>(g.fill, g.fill_at, kVector));
-  wide ? launch<T, kVector>(g, static_cast<cudaStream_t>(stream)) : launch<T, 1>(g, static_cast<cudaStream_t>(stream));
+                    (!g.fill || g.fill_at.d == 0 || aligned<T>(g.fill, g.fill_at, kVector));
+  wide ? launch<T, kVector>(g, stream) : launch<T, 1>(g, stream);
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, "gate_heads: ", cudaGetErrorString(error));
-}
-
-void run_gate(const Tensor& x, const Tensor& gate, const OptionalTensor& fill, const Tensor& out) {
-  using torch::headeronly::ScalarType;
-  switch (x.scalar_type()) {
-    case ScalarType::Double: return run<double>(x, gate, fill, out);
-    case ScalarType::Float: return run<float>(x, gate, fill, out);
-    case ScalarType::Half: return run<__half>(x, gate, fill, out);
-    case ScalarType::BFloat16: return run<__nv_bfloat16>(x, gate, fill, out);
-    default: STD_TORCH_CHECK(false, "gate_heads: expected float64, float32, float16 or bfloat16");
-  }
 }
 
 int64_t version() { return SYMGROUND_VERSION; }
 
 }  // namespace
+
+bool run_gate(const Tensor& x, const Tensor& gate, const std::optional<Tensor>& fill, const Tensor& out) {
+  const auto device = x.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  with_gate<__half, __nv_bfloat16>(
+      x, gate, fill, out, [&](const auto& g) { run(g, static_cast<cudaStream_t>(stream)); });
+  return true;
+}
+
 }  // namespace symground
 
 // Its own number: a part that was built of other sources than _C.so is not called.

@@ -1,13 +1,82 @@
-// gate · x + (1 − gate) · fill, head by head.
+// gate · x + (1 − gate) · fill, head by head: what the CPU's loops (gate.cpp) and the GPU's kernel (gate.cu) are given.
 #pragma once
 
-#include "attention.h"
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <optional>
+#include <type_traits>
 
 namespace symground {
 
-// out [M,B,T,H,D] contiguous, from x [B,T,H,D] and fill [M,B,T,H,D], both of any strides but adjacent columns (stride 0
-// where fill is one number for a whole row); of one dtype, float64, float32 or a half one. gate [M,B,H] is contiguous, in
-// float64 for float64, else in float32.
-void run_gate(const Tensor& x, const Tensor& gate, const OptionalTensor& fill, const Tensor& out);
+// What numbers of type T are computed in, and the type of their gates: half precision is rounded once, at the end.
+template <class T>
+using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// Of a tensor that is broadcast to [M,B,T,H,D]: 0 where it is the same for all, so that nothing is expanded in memory.
+struct Strides {
+  int64_t m, b, t, h, d;
+};
+
+// The dimensions that the tensor has are the last ones of `names`; the others, and those of size 1, have stride 0.
+inline Strides strides_of(const torch::stable::Tensor& x, const char* names) {
+  Strides found{};
+  const char* last = names + std::char_traits<char>::length(names);
+  for (int64_t i = x.dim(); i-- > 0;) {
+    const int64_t stride = x.size(i) == 1 ? 0 : x.stride(i);
+    switch (*--last) {
+      case 'm': found.m = stride; break;
+      case 'b': found.b = stride; break;
+      case 't': found.t = stride; break;
+      case 'h': found.h = stride; break;
+      default: found.d = stride;
+    }
+  }
+  return found;
+}
+
+// out [M,B,T,H,D] is contiguous; x has rows of adjacent numbers; fill has such rows too, or one number for each.
+template <class T>
+struct Gate {
+  const T* x;
+  const Wide<T>* gate;
+  const T* fill;  // null: nothing is added
+  T* out;
+  int64_t M, B, T_, H, D;
+  Strides x_at, gate_at, fill_at;
+
+  Gate(const torch::stable::Tensor& x_, const torch::stable::Tensor& gate_,
+       const std::optional<torch::stable::Tensor>& fill_, const torch::stable::Tensor& out_)
+      : x(static_cast<const T*>(x_.data_ptr())), gate(static_cast<const Wide<T>*>(gate_.data_ptr())),
+        fill(fill_ ? static_cast<const T*>(fill_->data_ptr()) : nullptr), out(static_cast<T*>(out_.data_ptr())),
+        M(gate_.dim() == 3 ? gate_.size(0) : 1), B(x_.size(0)), T_(x_.size(1)), H(x_.size(2)), D(x_.size(3)),
+        x_at(strides_of(x_, "bthd")), gate_at(strides_of(gate_, "mbh")),
+        fill_at(fill_ ? strides_of(*fill_, "mbthd") : Strides{}) {}
+};
+
+// run(Gate<T>) for the dtype of x; Half and Bfloat are what the CPU or the GPU has for the 16-bit ones.
+template <class Half, class Bfloat, class Run>
+void with_gate(
+    const torch::stable::Tensor& x, const torch::stable::Tensor& gate, const std::optional<torch::stable::Tensor>& fill,
+    const torch::stable::Tensor& out, const Run& run) {
+  using torch::headeronly::ScalarType;
+  const auto type = x.scalar_type();
+  const auto wide = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  STD_TORCH_CHECK(gate.scalar_type() == wide, "gate: expected float64 for float64, else float32");
+  STD_TORCH_CHECK(!fill || fill->scalar_type() == type, "fill: expected the dtype of x");
+  switch (type) {
+    case ScalarType::Double: return run(Gate<double>(x, gate, fill, out));
+    case ScalarType::Float: return run(Gate<float>(x, gate, fill, out));
+    case ScalarType::Half: return run(Gate<Half>(x, gate, fill, out));
+    case ScalarType::BFloat16: return run(Gate<Bfloat>(x, gate, fill, out));
+    default: STD_TORCH_CHECK(false, "x: expected float64, float32, float16 or bfloat16");
+  }
+}
+
+// Whether every gate is a number; else out is not written. A GPU does not wait: its kernel asserts it.
+bool run_gate(
+    const torch::stable::Tensor& x, const torch::stable::Tensor& gate, const std::optional<torch::stable::Tensor>& fill,
+    const torch::stable::Tensor& out);
 
 }  // namespace symground

@@ -124,7 +124,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(symground_C, m) {
       "attention_backward(Tensor q, Tensor k, Tensor v, Tensor grad_out, Tensor lse, Tensor? gate, bool causal, "
       "float scale, Tensor? key_range, int? window, Tensor(a!) dq, Tensor(b!) dk, Tensor(c!) dv, Tensor(d!)? total, "
       "Tensor? query_groups, Tensor? key_groups, Tensor(e!)? flow) -> ()");
-  m.def("gate_heads(Tensor x, Tensor gate, Tensor? fill, Tensor(a!) out) -> ()");
+  m.def("gate_heads(Tensor x, Tensor gate, Tensor? fill, Tensor(a!) out) -> bool");
   m.def("add_exponentials(Tensor x, Tensor(a!) top, Tensor(b!) total) -> ()");
   m.def("scaled_exponentials(Tensor(a!) x, Tensor level, Tensor factor) -> ()");
 }

@@ -28,34 +28,35 @@ def plain(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
     return torch.where(g == 0, x.new_zeros(()) if fill is None else fill, kept)
 
 
+NOT_A_NUMBER = "gate: expected numbers, got NaN"
+
+
 def check_numbers(gate: Tensor) -> None:
-    check.values(~gate.isnan().any(), "gate: expected numbers, got NaN")
+    check.values(~gate.isnan().any(), NOT_A_NUMBER)
 
 
 def run(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
-    extended = _extension.runs_on(x.device)
-    if not (extended and x.is_cuda):  # there the kernel checks it, and no other kernel is started for that
+    if not _extension.runs_on(x.device):
         check_numbers(gate)
-    if not extended:
         return plain(x, gate, fill).contiguous()
-    shape = (*gate.shape[:-2], *x.shape)
-    out = x.new_empty((1, *shape)[-5:])
-    masks = gate.to(accumulation_dtype(x)).expand(out.shape[0], out.shape[1], out.shape[3]).contiguous()
+    out = x.new_empty((*gate.shape[:-2], *x.shape))
     read = x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-    if fill is not None:
-        if fill.ndim and fill.shape[-1] > 1 and fill.stride(-1) not in (0, 1):
-            fill = fill.contiguous()  # at its own size: it is never expanded in memory
-        fill = fill.expand(out.shape)
-    _extension.library.gate_heads(read, masks, fill, out)
-    return out.view(shape)
+    if fill is not None and fill.ndim and fill.shape[-1] > 1 and fill.stride(-1) not in (0, 1):
+        fill = fill.contiguous()  # at its own size: it is never expanded in memory
+    # It looks for NaN itself: another operator for that takes longer than a small x does.
+    if not _extension.library.gate_heads(read, gate.to(accumulation_dtype(x)), fill, out):
+        raise ValueError(NOT_A_NUMBER)
+    return out
 
 
-gate_heads = torch.library.custom_op(
-    "symground::gate_heads", run, mutates_args=(), schema="(Tensor x, Tensor gate, Tensor? fill) -> Tensor"
-)
+# Not by custom_op, whose checks at each call take longer than a small x does.
+_library = torch.library.Library("symground", "FRAGMENT")
+_library.define("gate_heads(Tensor x, Tensor gate, Tensor? fill) -> Tensor")
+_library.impl("gate_heads", run, "CompositeExplicitAutograd")
+gate_heads = torch.ops.symground.gate_heads.default
 
 
-@gate_heads.register_fake
+@torch.library.register_fake("symground::gate_heads")
 def _(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
     return x.new_empty((*gate.shape[:-2], *x.shape))
 
@@ -96,4 +97,6 @@ def _of_gate(grad: Tensor, gate: Tensor, x: Tensor, fill: Tensor | None) -> Tens
     return (grad.to(wide) * dropped).sum((-3, -1)).sum_to_size(gate.shape).to(gate.dtype)
 
 
-gate_heads.register_autograd(lambda ctx, grad: gradients(gate_heads, ctx, grad), setup_context=save)
+torch.library.register_autograd(
+    "symground::gate_heads", lambda ctx, grad: gradients(gate_heads, ctx, grad), setup_context=save
+)
