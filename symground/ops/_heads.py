@@ -56,7 +56,7 @@ _library.impl("gate_heads", run, "CompositeExplicitAutograd")
 gate_heads = torch.ops.symground.gate_heads.default
 
 
-@torch.library.register_fake("symground::gate_heads")
+@torch.library.register_fake("symground::gate_heads")  # type: ignore[untyped-decorator]
 def _(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
     return x.new_empty((*gate.shape[:-2], *x.shape))
 
