@@ -42,7 +42,8 @@ def sweep_heads(
     """The effect of silencing each head alone: the rise of the matched examples' mean surprisal, in nats.
 
     Exact, the layers below a head run once, all heads of a layer go through those above it together, as rows of one
-    batch, and the last layer computes what is read only, the prediction position. The first-order estimate takes one
+    batch, what examples begin with in common goes through once a head, and the last layer computes what is read only,
+    the prediction position. The first-order estimate takes one
     forward and one backward pass for all heads: −⟨O_h − fill, ∂L/∂O_h⟩.
 
     Args:
