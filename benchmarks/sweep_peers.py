@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -87,29 +88,30 @@ def _hooked(sweep: Sweep) -> Run:
 
 
 def _lens(sweep: Sweep) -> Run:
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformer_lens.model_bridge import TransformerBridge
 
-    config = sweep.grid.model(attached=False).config
-    model = HookedTransformer(
-        HookedTransformerConfig(
-            n_layers=config.n_layer, d_model=config.n_embd, d_head=config.n_embd // config.n_head, n_ctx=64,
-            act_fn="gelu_new", d_vocab=sweep.vocabulary, device=sweep.device,
-        )
-    ).eval()  # fmt: skip
-    batches = list(_batches(sweep, sweep.grid.model(attached=False)))
+    plain, tokenizer = sweep.grid.model(attached=False), sweep.grid.tokenizer()
+    layers, heads = plain.config.n_layer, plain.config.n_head
+    batches = list(_batches(sweep, plain))
+    with tempfile.TemporaryDirectory() as folder:  # it wants the configuration from a folder or a hub
+        plain.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        model = TransformerBridge.boot_transformers(folder, hf_model=plain, tokenizer=tokenizer, device=sweep.device)
 
     def silence(head: int, z: Tensor, hook: Any) -> Tensor:  # z [B,T,H,D]
         z[:, :, head] = 0
         return z
 
     @torch.inference_mode()
-    def run() -> None:
+    def run() -> list[float]:
+        found = []
         for i in range(sweep.peer_heads):
-            layer, head = divmod(i * (config.n_layer * config.n_head) // sweep.peer_heads, config.n_head)
+            layer, head = divmod(i * (layers * heads) // sweep.peer_heads, heads)
             hooks = [(f"blocks.{layer}.attn.hook_z", partial(silence, head))]
             for ids, targets in batches:
-                logits = model.run_with_hooks(ids, fwd_hooks=hooks)[:, -1]
-                torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum").item()
+                logits = model.run_with_hooks(ids, fwd_hooks=hooks, logits_to_keep=1)[:, -1]
+                found.append(torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum").item())
+        return found
 
     return run
 
@@ -133,7 +135,7 @@ def pairs(name: str, sweep: Sweep) -> int:
 def available() -> tuple[list[str], dict[str, str]]:
     """The peers that run here, and the others with the reason."""
     try:
-        importlib.import_module("transformer_lens")
+        importlib.import_module("transformer_lens.model_bridge")
     except Exception as error:
         return [name for name in PEERS if name != LENS], {f"sweep: {LENS}": f"{type(error).__name__}: {error}"}
     return list(PEERS), {}

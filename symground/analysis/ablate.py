@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from numbers import Integral
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.fills import Reference, fills_of
+from symground.analysis.fills import Reference, check_fills, fills_of
 from symground.models import Mixer, mixers
 from symground.models.mixers import Replacement, Tap
 from symground.models.readout import readout
@@ -19,7 +19,6 @@ from symground.models.readout import readout
 Heads = Collection[tuple[int, int]]
 
 
-@contextmanager
 def ablate(
     model: PreTrainedModel,
     heads: Heads | Sequence[Heads],
@@ -27,8 +26,8 @@ def ablate(
     reference: Reference | None = None,
     *,
     positions: Tensor | None = None,
-) -> Iterator[None]:
-    """Within the block, the given heads' outputs are replaced before the output projection.
+) -> AbstractContextManager[None]:
+    """A context: within its block, the given heads' outputs are replaced before the output projection.
 
     Args:
         model: attached.
@@ -40,9 +39,9 @@ def ablate(
             resample from the mismatched ones. Read when the block is entered, as the model is then.
         positions: [T] or [B,T] bool, of the forward passes in the block: silence at these positions only.
 
-    Nested blocks add up, the inner one after the outer, and the model is as before on exit, after an exception too. A
-    trace within the block carries the gates. In text generation with a cache, only the new tokens pass through the
-    block: use no ``positions`` and no "resample" there.
+    Nested blocks add up, the inner one after the outer, and the model is as before on exit, after an exception too; a
+    context can be entered again. A trace within the block carries the gates. In text generation with a cache, only the
+    new tokens pass through the block: use no ``positions`` and no "resample" there.
 
     Raises:
         ValueError: a layer or head that does not exist, a model without heads, an unknown mode, a reference that does
@@ -53,8 +52,23 @@ def ablate(
     wild" (mean ablation); Chan et al. 2022, "Causal scrubbing" (resampling).
     """
     gates = gates_of(model, heads)
-    with silenced(model, gates, fills_of(model, mode, reference), positions):
-        yield
+    check_fills(mode, reference)
+    return _Ablation(lambda: silenced(model, gates, fills_of(model, mode, reference), positions))
+
+
+class _Ablation(AbstractContextManager[None]):
+    """Enters a new block each time, so that one object serves blocks after each other and within each other."""
+
+    def __init__(self, block: Callable[[], AbstractContextManager[None]]) -> None:
+        self._block, self._open = block, list[AbstractContextManager[None]]()
+
+    def __enter__(self) -> None:
+        block = self._block()
+        block.__enter__()
+        self._open.append(block)
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._open.pop().__exit__(*error)
 
 
 @contextmanager

@@ -33,14 +33,9 @@ def fills_of(model: PreTrainedModel, mode: str, reference: Reference | None) -> 
         ValueError: an unknown mode, a reference that it does not take or lacks, or (resample) mismatched examples of
             other lengths than the matched ones.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode: expected {', '.join(map(repr, MODES[:-1]))} or {MODES[-1]!r}, got {mode!r}")
-    if mode == "zero":
-        if reference is not None:
-            raise ValueError("reference: mode 'zero' takes none")
-        return None
+    check_fills(mode, reference)
     if reference is None:
-        raise ValueError(f"reference: mode {mode!r} needs one: ids, model inputs or probes")
+        return None
     inputs, valid = _inputs(reference, mode)
     device = readout(model).weight.device
     inputs = {name: value.to(device) for name, value in inputs.items()}
@@ -59,6 +54,18 @@ def fills_of(model: PreTrainedModel, mode: str, reference: Reference | None) -> 
                 chosen = heads[valid[part].to(device)]  # [valid positions,H,D]
                 sums[layer] = sums.get(layer, 0) + chosen.double().sum(0)
         return {layer: (total / valid.sum().item()).to(found[layer].dtype) for layer, total in sums.items()}
+
+
+def check_fills(mode: str, reference: Reference | None) -> None:
+    """Refuse a mode that there is not, and a reference that it does not take or lacks."""
+    if mode not in MODES:
+        raise ValueError(f"mode: expected {', '.join(map(repr, MODES[:-1]))} or {MODES[-1]!r}, got {mode!r}")
+    if mode == "zero" and reference is not None:
+        raise ValueError("reference: mode 'zero' takes none")
+    if mode != "zero":
+        if reference is None:
+            raise ValueError(f"reference: mode {mode!r} needs one: ids, model inputs or probes")
+        _inputs(reference, mode)
 
 
 def aligned(matched: Examples, mismatched: Examples) -> None:

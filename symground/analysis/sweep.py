@@ -21,7 +21,6 @@ from symground.analysis.scan import MEMORY
 from symground.analysis.score import check_fits
 from symground.models import Mixer, mixers
 from symground.models.mixers import Replacement, head_outputs
-from symground.models.projection import head_weights
 from symground.models.readout import Readout, hidden_states, verified_readout
 from symground.models.replay import Replay, replays
 from symground.progress import progress
@@ -43,7 +42,8 @@ def sweep_heads(
     """The effect of silencing each head alone: the rise of the matched examples' mean surprisal, in nats.
 
     Exact, the layers below a head run once, all heads of a layer go through those above it together, as rows of one
-    batch, and the last layer computes what is read only, the prediction position. The first-order estimate takes one
+    batch, what examples begin with in common goes through once a head, and the last layer computes what is read only,
+    the prediction position. The first-order estimate takes one
     forward and one backward pass for all heads: −⟨O_h − fill, ∂L/∂O_h⟩.
 
     Args:
@@ -120,16 +120,34 @@ class _Sweep:
         return self.head.weight.device
 
     def batches(self, method: str) -> Iterator[Tensor]:
-        """Numbers of examples of one length, so many that all heads of a layer fit as further rows."""
-        lengths = self.examples.prediction + 1
+        """Numbers of examples of one length, so many that all heads of a layer fit as further rows.
+
+        Examples stand context by context: those of a batch mostly begin alike.
+        """
+        lengths, contexts = self.examples.prediction + 1, torch.tensor(self.examples.context)
         most = max(mixer.heads for mixer in self.layers)
         for length in lengths.unique().tolist():
-            alike = (lengths == length).nonzero()[:, 0]
-            if method == "exact":
-                step = self.fitting(1 if self.last_only else length) // most
-            else:  # every layer's activations are kept for the way back
-                step = 4 * self.fitting(length) // (2 * len(self.layers))
-            yield from alike.split(max(1, step))
+            for context in contexts[lengths == length].unique().tolist() if method == "exact" else (None,):
+                alike = (lengths == length) & (True if context is None else contexts == context)
+                rows = alike.nonzero()[:, 0]
+                if method == "exact":
+                    step = max(1, self.fitting(self.again(rows)) // most)
+                else:  # every layer's activations are kept for the way back
+                    step = max(1, 4 * self.fitting(length) // (2 * len(self.layers)))
+                yield from rows.chunk(-(-len(rows) // step))
+
+    def shared(self, rows: Tensor) -> int:
+        """How many tokens these examples begin with in common, and with them those that heads are resampled from."""
+        length = int(self.examples.prediction[rows[0]]) + 1
+        ids = self.examples.input_ids[rows, :length]
+        if self._others is not None:
+            ids = torch.cat([ids, self._others.input_ids[rows, :length]])
+        return int((ids == ids[:1]).all(0).int().cumprod(0).sum())
+
+    def again(self, rows: Tensor) -> int:
+        """How many positions of each of these examples are computed for each head."""
+        length = int(self.examples.prediction[rows[0]]) + 1
+        return 1 if self.last_only else max(1, length - self.shared(rows))
 
     def fitting(self, length: int) -> int:
         """How many rows of a length fit; a layer makes about sixteen tensors of its width on the way."""
@@ -163,21 +181,15 @@ def _exact(sweep: _Sweep, rows: Tensor) -> Iterator[Tensor]:
 
 
 def _replayed(sweep: _Sweep, rows: Tensor) -> Iterator[Tensor]:
-    ids, fills = sweep.ids(rows), sweep.fills(rows)
-    replay = Replay(sweep.model, ids, sweep.last_only)
+    fills = sweep.fills(rows)
+    replay = Replay(sweep.model, sweep.ids(rows), sweep.last_only, sweep.shared(rows))
     original = sweep.surprisal(replay.final, rows)  # [B]
-    at_once = max(1, sweep.fitting(replay.mixed[sweep.layers[0].layer].shape[1]) // len(rows))
+    at_once = max(1, sweep.fitting(sweep.again(rows)) // len(rows))
     for mixer in sweep.layers:
-        outputs = replay.heads[mixer.layer]  # [B,T,H,D]
-        if fills is not None:
-            fill = fills[mixer.layer]
-            outputs = outputs - (fill if fill.ndim == 2 else fill[:, -outputs.shape[1] :])
-        weights = head_weights(sweep.model, mixer.layer)  # [H,D,E]
         effects = []
         for start in range(0, mixer.heads, at_once):
-            part = slice(start, start + at_once)
-            lost = torch.einsum("bthd,hde->hbte", outputs[:, :, part], weights[part])
-            hidden = replay.again(mixer.layer, replay.mixed[mixer.layer] - lost)  # [M,B,E]
+            heads = slice(start, min(start + at_once, mixer.heads))
+            hidden = replay.silenced(mixer.layer, heads, None if fills is None else fills[mixer.layer])  # [M,B,E]
             many = len(hidden)
             effects.append(sweep.surprisal(hidden.flatten(0, 1), rows.repeat(many)).view(many, -1) - original)
         yield torch.cat(effects).T

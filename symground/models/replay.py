@@ -1,6 +1,6 @@
 """Reading a batch again from the middle: what lies below a change is computed once, however many changes there are.
 
-The layers are called one by one with the arguments that the model gave them; above the last one only the last position
+The layers are called one by one with the arguments that the model gave them; in the last one only the last position
 goes on. Whether that is what the model itself computes is tried once per model.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
@@ -19,10 +20,11 @@ from transformers import Cache, PreTrainedModel
 
 from symground import ops
 from symground.models.attach import mixers
-from symground.models.mixers import head_outputs
+from symground.models.mixers import Replacement, head_outputs
 from symground.models.projection import head_weights, output_projections
 from symground.models.reader import Reader
 from symground.models.readout import agree, hidden_states, readout, trial_ids
+from symground.ops.mask import valid_keys
 
 _REPLAYS = "_symground_replays"
 _Mixed = tuple[Tensor, Tensor, Tensor, float]
@@ -37,6 +39,23 @@ class _Call(NamedTuple):
     """Whether it gives a tuple, or the hidden states alone."""
 
 
+@dataclass
+class _Piece:
+    """Some positions of some rows, as the model read them: what went into each layer, and what its mixer made of it."""
+
+    rows: int
+    positions: slice
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    calls: dict[int, _Call] = field(default_factory=dict)
+    mixed: dict[int, Tensor] = field(default_factory=dict)
+    heads: dict[int, Tensor] = field(default_factory=dict)
+    """By layer of the mixer [rows,T,H,D], and so is ``mixed`` [rows,T,E]; the others by place in the list of layers."""
+
+    def of(self, fill: Tensor) -> Tensor:
+        """A fill [H,D] or [B,T,H,D] for this piece."""
+        return fill if fill.ndim == 2 else fill[: self.rows, self.positions]
+
+
 class _Reached(Exception):  # noqa: N818 - no error
     """A layer has come to its attention; nothing after it is wanted."""
 
@@ -45,125 +64,134 @@ class _Reached(Exception):  # noqa: N818 - no error
 
 
 class Replay:
-    """A batch ``ids`` [B,T] that an attached model has read, to be read again with other outputs of one mixer.
+    """A batch ``ids`` [B,T] that an attached model has read, to be read again with heads of one layer silenced.
 
-    With ``last_only``, what is changed is the last position's alone; the others stay as they were, and their keys and
-    values with them.
+    With ``last_only`` they are silent at the last position alone; the others stay as they were, and their keys and
+    values with them. ``shared`` says how many tokens at the beginning are the same in all rows: these are read as one
+    row, also again.
     """
 
-    def __init__(self, model: PreTrainedModel, ids: Tensor, last_only: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, ids: Tensor, last_only: bool = False, shared: int = 0) -> None:
         if not all(mixer.tap.idle for mixer in mixers(model)):
             raise ValueError("model: expected none of its heads silenced or traced meanwhile")
         self._model = model
-        self._ids = ids.to(readout(model).weight.device)
+        self._ids = ids = ids.to(readout(model).weight.device)
         self._layers, self._at = _decoder_layers(model)
         self._mixers = {self._at[mixer.layer]: mixer for mixer in mixers(model)}
-        self._last_only = last_only and ids.shape[1] > 1
-        self._hidden: dict[int, Tensor] = {}
-        self._calls: dict[int, _Call] = {}
         self._past: dict[int, tuple[Tensor, Tensor]] = {}
-        self.mixed: dict[int, Tensor] = {}
-        """layer → what its mixer gave [B,T,E]; T is 1 with ``last_only``."""
-        self.heads: dict[int, Tensor]
-        """layer → outputs of its heads [B,T,H,D]."""
-        with ExitStack() as stack:
-            run = self._reading(stack)
-            self.heads = stack.enter_context(head_outputs(mixers(model)))
-            for i, layer in enumerate(self._layers):
-                stack.callback(layer.register_forward_hook(partial(self._record, i), with_kwargs=True).remove)
-            for i, mixer in self._mixers.items():
-                stack.callback(mixer.module.register_forward_hook(partial(self._record_mixed, i)).remove)
-            self.final: Tensor = run()[:, -1]
-            """[B,E] final hidden states at the last position."""
+        self._pieces: list[_Piece] = []
+        self.final: Tensor
+        """[B,E] final hidden states at the last position."""
+        batch, length = ids.shape
+        cut = length - 1 if last_only else min(shared, length - 1)
+        reader = Reader(model) if cut else None
+        if last_only and reader is not None and not reader.goes_on:
+            raise ValueError(f"model: {type(model).__name__} has no cache to go on from")
+        if reader is None or not reader.goes_on:
+            with self._recorded(batch, slice(0, length)):
+                self.final = hidden_states(model, ids, use_cache=False)[:, -1]
+            return
+        if last_only:
+            _, state = reader.read(ids[:, :cut])
+        else:
+            with self._recorded(1, slice(0, cut)):
+                _, state = reader.read(ids[:1, :cut])
+            state = state.select(torch.zeros(batch, dtype=torch.long))
+        with self._recorded(batch, slice(cut, length), past=last_only):
+            self.final = reader.read(ids[:, cut:], state)[0][:, -1]
 
-    def again(self, layer: int, mixed: Tensor) -> Tensor:
-        """Final hidden states [M,B,E] at the last position, where the mixer of ``layer`` gives ``mixed`` [M,B,T,E]."""
-        many, i, last = len(mixed), self._at[layer], len(self._layers) - 1
-        hidden = self._hidden[i]
+    def silenced(self, layer: int, heads: slice, fill: Tensor | None = None) -> Tensor:
+        """Final hidden states [M,B,E] at the last position, each of M heads of a layer silenced alone.
+
+        Args:
+            layer: the mixer's.
+            heads: which.
+            fill: [H,D] or [B,T,H,D], what stands in for them; None is 0. Of the shared beginning, row 0 counts.
+        """
+        weights = head_weights(self._model, layer)[heads]  # [M,D,E]
+        mixed = []
+        for piece in self._pieces:
+            outputs = piece.heads[layer]  # [B,T,H,D]
+            lost = outputs if fill is None else outputs - piece.of(fill)
+            added = torch.einsum("bthd,hde->hbte", lost[:, :, heads], weights)
+            mixed.append((piece.mixed[layer] - added).flatten(0, 1))  # [M·B,T,E]
+        i, last = self._at[layer], len(self._layers) - 1
         if i == last:
-            hidden, mixed = hidden[:, -1:], mixed[:, :, -1:]
-        hidden = hidden.expand(many, *hidden.shape).flatten(0, 1)  # [M·B,T,E]
-        hidden = self._given(i, hidden, mixed.flatten(0, 1))
-        for j in range(i + 1, last):
-            hidden = self._whole(j, hidden)
-        if i < last:
-            hidden = self._read_off(last, hidden)
-        final: Tensor = self._end(hidden).unflatten(0, (many, -1))
+            hidden = self._given(last, self._pieces[-1], self._rows(last, len(weights))[-1][:, -1:], mixed[-1][:, -1:])
+        else:
+            each = zip(self._pieces, self._rows(i, len(weights)), mixed, strict=True)
+            found = [self._given(i, *of_piece) for of_piece in each]
+            for j in range(i + 1, last):
+                found = self._through(j, found)
+            hidden = self._read_off(last, found)
+        final: Tensor = self._end(hidden).unflatten(0, (len(weights), -1))
         return final
+
+    def _rows(self, i: int, many: int) -> list[Tensor]:
+        """What went into a layer, for each of so many changes: [M·B,T,E] for each piece."""
+        return [piece.hidden[i].expand(many, -1, -1, -1).flatten(0, 1) for piece in self._pieces]
 
     # The first reading.
 
-    def _reading(self, stack: ExitStack) -> Callable[[], Tensor]:
-        """What runs the pass that is recorded."""
-        if not self._last_only:
-            return lambda: hidden_states(self._model, self._ids, use_cache=False)
-        reader = Reader(self._model)
-        if not reader.goes_on:
-            raise ValueError(f"model: {type(self._model).__name__} has no cache to go on from")
-        _, state = reader.read(self._ids[:, :-1])
-        for i, mixer in self._mixers.items():
-            stack.enter_context(mixer.tapped(mix=partial(self._remember, i)))
-        return lambda: reader.read(self._ids[:, -1:], state)[0]
+    @contextmanager
+    def _recorded(self, rows: int, positions: slice, past: bool = False) -> Iterator[None]:
+        """The pass within the block becomes a piece; with ``past``, what stands before it is kept."""
+        piece = _Piece(rows, positions)
+        with ExitStack() as stack:
+            for i, layer in enumerate(self._layers):
+                stack.callback(layer.register_forward_hook(partial(_record, piece, i), with_kwargs=True).remove)
+            for i, mixer in self._mixers.items():
+                if past:
+                    stack.enter_context(mixer.tapped(mix=partial(self._remember, i)))
+                stack.callback(mixer.module.register_forward_hook(partial(_record_mixed, piece, mixer.layer)).remove)
+            piece.heads = stack.enter_context(head_outputs(tuple(self._mixers.values())))
+            yield
+        self._pieces.append(piece)
 
     def _remember(self, i: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         self._past[i] = k[:, :, :-1], v[:, :, :-1]
         return _attend(q, k, v, scale)
 
-    def _record(self, i: int, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        kwargs = dict(kwargs)
-        self._hidden[i] = args[0] if args else kwargs.pop("hidden_states")
-        kept = {name: None if isinstance(x, Cache) else x for name, x in kwargs.items()}
-        self._calls[i] = _Call(
-            tuple(None if isinstance(x, Cache) else x for x in args[1:]), kept, isinstance(out, tuple)
-        )
-
-    def _record_mixed(self, i: int, _module: nn.Module, _args: tuple[Any, ...], out: Any) -> None:
-        self.mixed[self._mixers[i].layer] = out[0] if isinstance(out, tuple) else out
-
     # Reading again.
 
-    def _whole(self, i: int, hidden: Tensor) -> Tensor:
-        """A layer on all its positions."""
-        if not self._last_only:
-            return self._call(i, hidden)
-        with self._mixers[i].tapped(mix=partial(self._beside_the_past, i)):
-            return self._call(i, hidden)
+    def _through(self, i: int, hidden: list[Tensor]) -> list[Tensor]:
+        """A layer, piece after piece; each sees those before it."""
+        if i not in self._mixers:
+            return [self._call(i, *of_piece) for of_piece in zip(self._pieces, hidden, strict=True)]
+        before: list[tuple[Tensor, Tensor]] = []
+        with self._mixers[i].tapped(mix=partial(self._mix, i, before)):
+            return [self._call(i, *of_piece) for of_piece in zip(self._pieces, hidden, strict=True)]
 
-    def _beside_the_past(self, i: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """[M·B,H,1,D]: each sees itself, and the first reading's keys and values, which are not copied M times."""
-        past_k, past_v = self._past[i]
-        batch, group = past_k.shape[0], q.shape[1] // k.shape[1]
-        queries = q[:, :, 0].unflatten(0, (-1, batch)).permute(1, 2, 0, 3)  # [B,H,M,D]
-        out, lse = ops.attention(queries, past_k, past_v, causal=False, scale=scale)
-        out = out.permute(2, 0, 1, 3).flatten(0, 1)[:, :, None]  # [M·B,H,1,D]
-        own_k, own_v = (x.repeat_interleave(group, 1) for x in (k, v))
-        score = (q * own_k).sum(-1, dtype=lse.dtype) * scale  # [M·B,H,1]
-        share = torch.sigmoid(score - lse.permute(2, 0, 1).flatten(0, 1)[:, :, None])[..., None].to(out.dtype)
-        return out + share * (own_v - out)
+    def _mix(
+        self, i: int, before: list[tuple[Tensor, Tensor]], q: Tensor, k: Tensor, v: Tensor, scale: float
+    ) -> Tensor:
+        if i in self._past:
+            return _beside(*self._past[i], q, k, v, scale)
+        return _attend(q, *_after(before, k, v), scale)
 
-    def _read_off(self, i: int, hidden: Tensor) -> Tensor:
+    def _read_off(self, i: int, hidden: list[Tensor]) -> Tensor:
         """The last layer: the keys and values of all positions, and all the rest at the last position only."""
-        if self._last_only:
-            return self._whole(i, hidden)
-        mixer = self._mixers[i]
-        try:
-            with mixer.tapped(mix=_stop):
-                self._call(i, hidden)
-        except _Reached as reached:
-            q, k, v, scale = reached.mixed
-        else:
-            raise ValueError(f"model: layer {mixer.layer} did not come to its attention")
+        if self._past or i not in self._mixers:
+            return self._through(i, hidden)[-1][:, -1:]
+        before: list[tuple[Tensor, Tensor]] = []
+        for piece, of_piece in zip(self._pieces, hidden, strict=True):
+            try:
+                with self._mixers[i].tapped(mix=_stop):
+                    self._call(i, piece, of_piece)
+            except _Reached as reached:
+                q, k, v, scale = reached.mixed
+                k, v = _after(before, k, v)
         heads = _attend(q[:, :, -1:], k, v, scale)  # [N,H,1,D]
-        mixed = output_projections(self._model)[mixer.layer](heads.transpose(1, 2).flatten(2))
-        return self._given(i, hidden[:, -1:], mixed)
+        mixed = output_projections(self._model)[self._mixers[i].layer](heads.transpose(1, 2).flatten(2))
+        return self._given(i, self._pieces[-1], hidden[-1][:, -1:], mixed)
 
-    def _given(self, i: int, hidden: Tensor, mixed: Tensor) -> Tensor:
+    def _given(self, i: int, piece: _Piece, hidden: Tensor, mixed: Tensor) -> Tensor:
         """A layer whose mixer gives ``mixed`` without running."""
         with _forward_as({self._mixers[i].module: lambda *_, **__: (mixed, None)}):
-            return self._call(i, hidden)
+            return self._call(i, piece, hidden)
 
-    def _call(self, i: int, hidden: Tensor) -> Tensor:
-        call = self._calls[i]
+    def _call(self, i: int, piece: _Piece, hidden: Tensor) -> Tensor:
+        call = piece.calls[i]
         out = self._layers[i](hidden, *call.args, **call.kwargs)
         given: Tensor = out[0] if call.in_tuple else out
         return given
@@ -172,7 +200,7 @@ class Replay:
         """What follows the layers, by the model itself: it reads one token a row, with layers that do nothing."""
 
         def give(i: int, out: Tensor) -> Any:
-            return (out,) if self._calls[i].in_tuple else out
+            return (out,) if self._pieces[-1].calls[i].in_tuple else out
 
         last = len(self._layers) - 1
         forwards = {
@@ -184,13 +212,48 @@ class Replay:
             return hidden_states(self._model, ids, use_cache=False)[:, 0]
 
 
+def _record(piece: _Piece, i: int, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    kwargs = dict(kwargs)
+    piece.hidden[i] = args[0] if args else kwargs.pop("hidden_states")
+    kept = {name: None if isinstance(x, Cache) else x for name, x in kwargs.items()}
+    piece.calls[i] = _Call(tuple(None if isinstance(x, Cache) else x for x in args[1:]), kept, isinstance(out, tuple))
+
+
+def _record_mixed(piece: _Piece, layer: int, _module: nn.Module, _args: tuple[Any, ...], out: Any) -> None:
+    piece.mixed[layer] = out[0] if isinstance(out, tuple) else out
+
+
+def _after(before: list[tuple[Tensor, Tensor]], k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """All keys and values up to these ones, kept for those that follow. Rows before are M, here M·B."""
+    if before:
+        past_k, past_v = (x.repeat_interleave(len(k) // len(x), 0) for x in before[-1])
+        k, v = torch.cat([past_k, k], 2), torch.cat([past_v, v], 2)
+    before.append((k, v))
+    return k, v
+
+
+def _beside(past_k: Tensor, past_v: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """[M·B,H,1,D]: each sees itself and the past keys and values [B,Hk,T,D], which are not copied M times."""
+    batch, group = past_k.shape[0], q.shape[1] // k.shape[1]
+    queries = q[:, :, 0].unflatten(0, (-1, batch)).permute(1, 2, 0, 3)  # [B,H,M,D]
+    out, lse = ops.attention(queries, past_k, past_v, causal=False, scale=scale)
+    out = out.permute(2, 0, 1, 3).flatten(0, 1)[:, :, None]  # [M·B,H,1,D]
+    own_k, own_v = (x.repeat_interleave(group, 1) for x in (k, v))
+    score = (q * own_k).sum(-1, dtype=lse.dtype) * scale  # [M·B,H,1]
+    share = torch.sigmoid(score - lse.permute(2, 0, 1).flatten(0, 1)[:, :, None])[..., None].to(out.dtype)
+    return out + share * (own_v - out)
+
+
 def _stop(q: Tensor, k: Tensor, v: Tensor, scale: float) -> NoReturn:
     raise _Reached(q, k, v, scale)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """The last position's queries q [B,H,1,D], which see all of k and v."""
-    return scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    """Causal attention of the last positions, q [B,H,T,D], to all of k and v [B,Hk,S,D]."""
+    queries, keys = q.shape[2], k.shape[2]
+    gqa = q.shape[1] != k.shape[1]
+    mask = None if queries in (1, keys) else valid_keys(queries, keys, True, None, None, q.device)
+    return scaled_dot_product_attention(q, k, v, mask, is_causal=1 < queries == keys, scale=scale, enable_gqa=gqa)
 
 
 def _decoder_layers(model: PreTrainedModel) -> tuple[list[nn.Module], dict[int, int]]:
@@ -241,20 +304,20 @@ def replays(model: PreTrainedModel, last_only: bool = False) -> bool:
 
 
 def _try(model: PreTrainedModel, last_only: bool) -> str | None:
-    """Why a model is not what its replay says, None where it is: two texts, every layer, nothing changed."""
-    ids = trial_ids(model, 6)
-    ids = torch.cat([ids[:, :5], ids[:, 1:]])
+    """Why a model is not what its replay says, None where it is: two texts, the first head of every layer silenced."""
     try:
+        ids = trial_ids(model, 5).to(readout(model).weight.device)
+        ids = torch.cat([ids, torch.cat([ids[:, :2], ids[:, 1:4]], 1)])
+        last = torch.arange(5, device=ids.device) == 4
         with torch.no_grad():
-            replay = Replay(model, ids, last_only)
+            found = [Replay(model, ids, last_only, shared) for shared in ((0,) if last_only else (0, 2))]
             for mixer in mixers(model):
-                mixed = replay.mixed[mixer.layer]
-                if not agree(replay.again(mixer.layer, mixed.expand(2, *mixed.shape)), replay.final.expand(2, -1, -1)):
-                    return "its hidden states are others"
-                projected = output_projections(model)[mixer.layer](replay.heads[mixer.layer].flatten(2))
-                if not agree(projected, mixed):
-                    return "its heads' outputs are changed after their projection"
-                head_weights(model, mixer.layer)  # a projection of which it is not known what it does with each head
+                gate = (torch.arange(mixer.heads, device=ids.device) > 0).to(found[0].final.dtype)
+                with mixer.tapped(replaced=(Replacement(gate, None, last if last_only else None),)):
+                    expected = hidden_states(model, ids, use_cache=False)[:, -1]
+                for replay in found:
+                    if not agree(replay.silenced(mixer.layer, slice(0, 1))[0], expected):
+                        return f"silencing a head of layer {mixer.layer} gives something else"
     except Exception as error:  # models fail in ways of their own
         return f"{type(error).__name__}: {error}"
     return None

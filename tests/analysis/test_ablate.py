@@ -76,6 +76,22 @@ def test_nested_blocks_add_up_and_everything_is_undone(gpt2: GPT2LMHeadModel, id
     assert all(mixer.tap.idle for mixer in mixers(gpt2))
 
 
+def test_one_context_serves_blocks_after_and_within_each_other(gpt2: GPT2LMHeadModel, ids: torch.Tensor) -> None:
+    before, silent = gpt2(ids).logits, sg.ablate(gpt2, [(1, 1)])
+    assert torch.equal(gpt2(ids).logits, before)  # not entered yet
+    with silent:
+        once = gpt2(ids).logits
+        with silent:
+            assert torch.equal(gpt2(ids).logits, once)
+        with pytest.raises(RuntimeError, match="on purpose"), silent:
+            raise RuntimeError("on purpose")
+        assert torch.equal(gpt2(ids).logits, once)
+    assert torch.equal(gpt2(ids).logits, before)
+    with silent:
+        assert torch.equal(gpt2(ids).logits, once)
+    assert all(mixer.tap.idle for mixer in mixers(gpt2))
+
+
 @pytest.mark.parametrize(
     ("message", "heads"),
     [

@@ -60,40 +60,53 @@ def some_ids(rows: int = 3, length: int = 6) -> torch.Tensor:
 
 @torch.no_grad()
 def test_the_contributions_of_all_heads_sum_to_the_layers_output(model: PreTrainedModel) -> None:
-    replay = Replay(model, some_ids())
+    given: dict[int, torch.Tensor] = {}
     for mixer in mixers(model):
-        bias = getattr(output_projections(model)[mixer.layer], "bias", None)
-        total = contributions(model, mixer.layer, replay.heads[mixer.layer]).sum(2)
-        torch.testing.assert_close(total + (0 if bias is None else bias), replay.mixed[mixer.layer])
+        mixer.module.register_forward_hook(lambda module, args, out, i=mixer.layer: given.__setitem__(i, out[0]))
+    with head_outputs(mixers(model)) as heads:
+        model(some_ids())
+    mixed = dict(given)  # finding the projections runs the model again
+    for layer, outputs in heads.items():
+        bias = getattr(output_projections(model)[layer], "bias", None)
+        total = contributions(model, layer, outputs).sum(2)
+        torch.testing.assert_close(total + (0 if bias is None else bias), mixed[layer])
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("last_only", [False, True])
+@pytest.mark.parametrize(("last_only", "shared"), [(False, 0), (False, 1), (False, 4), (False, 9), (True, 0)])
 def test_reading_again_from_the_middle_is_the_model_with_heads_silenced(
-    model: PreTrainedModel, last_only: bool
+    model: PreTrainedModel, last_only: bool, shared: int
 ) -> None:
     assert replays(model, last_only)
     ids = some_ids()
-    replay = Replay(model, ids, last_only)
+    ids[:, :shared] = ids[:1, :shared]
+    replay = Replay(model, ids, last_only, shared)
     torch.testing.assert_close(replay.final, hidden_states(model, ids)[:, -1], atol=1e-5, rtol=1e-5)
     where = torch.arange(6) == 5 if last_only else None
+    other = some_ids().flip(0)
+    other[:, :shared] = other[:1, :shared]
+    with head_outputs(mixers(model)) as fills:
+        model(other)
     for mixer in mixers(model):
-        added = contributions(model, mixer.layer, replay.heads[mixer.layer])  # [B,T,H,E]
-        again = replay.again(mixer.layer, replay.mixed[mixer.layer] - added.movedim(2, 0))
-        assert again.shape[:2] == (mixer.heads, 3)
-        for head in range(mixer.heads):
-            with sg.ablate(model, [(mixer.layer, head)], positions=where):
-                expected = hidden_states(model, ids)[:, -1]
-            assert not torch.allclose(expected, replay.final, atol=1e-4)
-            torch.testing.assert_close(again[head], expected, atol=2e-5, rtol=1e-4)
+        for fill, mode in ((None, "zero"), (fills[mixer.layer], "resample")):
+            found = replay.silenced(mixer.layer, slice(1, None), fill)
+            assert found.shape[:2] == (mixer.heads - 1, 3)
+            for head in range(1, mixer.heads):
+                with sg.ablate(
+                    model, [(mixer.layer, head)], mode, other if fill is not None else None, positions=where
+                ):
+                    expected = hidden_states(model, ids)[:, -1]
+                if mode == "zero":
+                    assert not torch.allclose(expected, replay.final, atol=1e-4)
+                torch.testing.assert_close(found[head - 1], expected, atol=2e-5, rtol=1e-4)
 
 
 def test_the_model_is_left_as_it_was(gpt2: GPT2LMHeadModel) -> None:
     ids, names = some_ids(), set(gpt2.state_dict())
     before = gpt2(ids).logits
     with torch.no_grad():
-        replay = Replay(gpt2, ids)
-        replay.again(1, replay.mixed[1][None])
+        for last_only, shared in ((False, 0), (False, 3), (True, 0)):
+            Replay(gpt2, ids[:1], last_only, shared).silenced(1, slice(None))
     assert torch.equal(gpt2(ids).logits, before)
     assert set(gpt2.state_dict()) == names
     assert not any("forward" in vars(module) for module in gpt2.modules())

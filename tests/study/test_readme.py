@@ -33,8 +33,9 @@ def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "v": q,
         "loss": lambda out: out.square().sum(),
     }
-    study, saliency, anyone, head = re.findall(r"```python\n(.*?)```", README, re.S)
+    study, silencing, saliency, anyone, head = re.findall(r"```python\n(.*?)```", README, re.S)
     exec(study.replace("step=800", "step=8"), names)
+    exec(silencing, names)
     letters = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
     letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     config = GPT2Config(n_layer=1, n_embd=8, n_head=2, bos_token_id=None, eos_token_id=None, vocab_size=256)
