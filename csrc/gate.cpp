@@ -1,4 +1,5 @@
-// The loops of gate.h. One pass over x and out; a closed head's x is not read, nor an open one's fill.
+// The loops of gate.h. One pass over x and out; a closed head's x is not read, nor an open one's fill. What is too large
+// for the caches goes past them.
 //
 // Products and sums are rounded one by one here, as PyTorch does it, so that both give the same bits: a fused
 // multiply-add would not.
@@ -17,6 +18,11 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #include "machines.h"
 
@@ -94,10 +100,50 @@ INLINE void gate_row(
   }
 }
 
+// Past the caches: a line of out that is written whole need not be read first, and drives nothing else out of them.
+INLINE void stream(const void* from, void* to, int64_t bytes) {
+#if defined(__SSE2__)
+  for (int64_t j = 0; j < bytes; j += 16) {
+    const auto value = _mm_load_si128(reinterpret_cast<const __m128i*>(static_cast<const char*>(from) + j));
+    _mm_stream_si128(reinterpret_cast<__m128i*>(static_cast<char*>(to) + j), value);
+  }
+#else
+  std::memcpy(to, from, bytes);
+#endif
+}
+
+// gate_row by way of a buffer in the nearest cache.
+template <class T>
+INLINE void gate_row_streamed(const T* x, const T* fill, bool one_fill, T* out, int64_t n, Wide<T> gate) {
+  constexpr int64_t most = 1024;
+  alignas(64) T buffer[most];
+  for (int64_t j = 0; j < n; j += most) {
+    const int64_t count = std::min(most, n - j);
+    gate_row(x + j, fill && !one_fill ? fill + j : fill, one_fill, buffer, count, gate);
+    stream(buffer, out + j, count * sizeof(T));
+  }
+}
+
+// Asks for a row ahead of its turn: where closed heads are passed over, no machine guesses which rows come. Beyond the
+// end of x nothing is read.
+template <class T>
+INLINE void prefetch(const T* x, int64_t n) {
+  const char* from = reinterpret_cast<const char*>(x);
+  for (int64_t j = 0; j < n * int64_t(sizeof(T)); j += 64) __builtin_prefetch(from + j);
+}
+
+// Whether out is more than the caches hold of it until it is read, and its rows are whole vectors.
+template <class T>
+bool streams(const Gate<T>& g) {
+  constexpr int64_t large = int64_t(16) << 20;
+  const bool whole = g.D * sizeof(T) % 16 == 0 && reinterpret_cast<uintptr_t>(g.out) % 16 == 0;
+  return whole && g.M * g.B * g.T_ * g.H * g.D * int64_t(sizeof(T)) >= large;
+}
+
 // Tokens [begin, end) of all (example, token, mask), the masks innermost: what is read of x for the first of them is in
 // the cache for the others. The rows' loops stand in here, not in a function of theirs: rows are short.
 template <class T>
-INLINE void gate_tokens(const Gate<T>& g, int64_t begin, int64_t end) {
+INLINE void gate_tokens(const Gate<T>& g, bool streamed, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     const int64_t m = i % g.M, t = i / g.M % g.T_, b = i / g.M / g.T_;
     const T* x = g.x + b * g.x_at.b + t * g.x_at.t;
@@ -105,14 +151,25 @@ INLINE void gate_tokens(const Gate<T>& g, int64_t begin, int64_t end) {
     const Wide<T>* gate = g.gate + m * g.gate_at.m + b * g.gate_at.b;
     T* out = g.out + ((m * g.B + b) * g.T_ + t) * g.H * g.D;
     for (int64_t h = 0; h < g.H; ++h) {
-      gate_row(x + h * g.x_at.h, fill ? fill + h * g.fill_at.h : nullptr, g.fill_at.d == 0, out + h * g.D, g.D,
-               gate[h * g.gate_at.h]);
+      const T* filled = fill ? fill + h * g.fill_at.h : nullptr;
+      const bool one_fill = g.fill_at.d == 0;
+      if (streamed) {
+        if (m == 0 && gate[h * g.gate_at.h] != Wide<T>(0)) prefetch(x + 2 * g.x_at.t + h * g.x_at.h, g.D);
+        gate_row_streamed(x + h * g.x_at.h, filled, one_fill, out + h * g.D, g.D, gate[h * g.gate_at.h]);
+      } else {
+        gate_row(x + h * g.x_at.h, filled, one_fill, out + h * g.D, g.D, gate[h * g.gate_at.h]);
+      }
     }
   }
+#if defined(__SSE2__)
+  if (streamed) _mm_sfence();
+#endif
 }
 
 #define FOR_DTYPE(T) \
-  EACH_MACHINE void gate_each(const Gate<T>& g, int64_t begin, int64_t end) { gate_tokens(g, begin, end); }
+  EACH_MACHINE void gate_each(const Gate<T>& g, bool streamed, int64_t begin, int64_t end) { \
+    gate_tokens(g, streamed, begin, end);                                                     \
+  }
 FOR_DTYPE(double)
 FOR_DTYPE(float)
 FOR_DTYPE(Half)
@@ -142,7 +199,7 @@ bool run_gate(const Tensor& x, const Tensor& gate, const std::optional<Tensor>& 
     if (!numbers) return;
     const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, g.H * g.D));
     torch::stable::parallel_for(
-        0, g.B * g.T_ * g.M, grain, [&](int64_t begin, int64_t end) { gate_each(g, begin, end); });
+        0, g.B * g.T_ * g.M, grain, [&](int64_t begin, int64_t end) { gate_each(g, streams(g), begin, end); });
   });
   return numbers;
 }

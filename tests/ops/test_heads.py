@@ -274,3 +274,19 @@ def test_it_says_what_runs(inner: str) -> None:
         assert heads.implementation("cuda") == (
             "extension" if _extension.cuda and inner == "extension" else "plain PyTorch"
         )
+
+
+@built
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("fill", ["none", "number", "[D]"])
+def test_what_is_too_large_for_the_caches_gets_the_same_bits(dtype: torch.dtype, fill: str) -> None:
+    torch.manual_seed(0)
+    D = 2056  # more than a buffer holds, twice and a rest
+    T = 2**24 // dtype.itemsize // (3 * D) + 1
+    x = torch.randn(1, T, 3, D).to(dtype)
+    filled = {"none": None, "number": torch.tensor(0.3).to(dtype), "[D]": torch.randn(D).to(dtype)}[fill]
+    for gate in (torch.tensor([0.3, 0.0, 1.0]), torch.tensor([[[1.0, -0.7, 0.0]], [[0.5, 0.0, 1.9]]])):
+        of_x = x.index_fill(2, torch.tensor([1]), float("nan")) if gate.ndim == 1 else x[:, : T // 2 + 1]
+        with using("plain"):
+            expected = ops.gate_heads(of_x, gate, filled, impl="cpu")
+        assert torch.equal(ops.gate_heads(of_x, gate, filled, impl="cpu"), expected)
