@@ -132,12 +132,13 @@ INLINE void prefetch(const T* x, int64_t n) {
   for (int64_t j = 0; j < n * int64_t(sizeof(T)); j += 64) __builtin_prefetch(from + j);
 }
 
-// Whether out is more than the caches hold of it until it is read, and its rows are whole vectors.
+// Whether out is more than the caches hold of it until it is read, and its rows are whole vectors. What is larger than
+// an allocator keeps (glibc: 32 MiB) comes in pages that the system has just zeroed, and so in the caches.
 template <class T>
 bool streams(const Gate<T>& g) {
-  constexpr int64_t large = int64_t(16) << 20;
+  const int64_t mebibytes = g.M * g.B * g.T_ * g.H * g.D * int64_t(sizeof(T)) >> 20;
   const bool whole = g.D * sizeof(T) % 16 == 0 && reinterpret_cast<uintptr_t>(g.out) % 16 == 0;
-  return whole && g.M * g.B * g.T_ * g.H * g.D * int64_t(sizeof(T)) >= large;
+  return whole && mebibytes >= 16 && mebibytes < 32;
 }
 
 // Tokens [begin, end) of all (example, token, mask), the masks innermost: what is read of x for the first of them is in
@@ -154,7 +155,9 @@ INLINE void gate_tokens(const Gate<T>& g, bool streamed, int64_t begin, int64_t 
       const T* filled = fill ? fill + h * g.fill_at.h : nullptr;
       const bool one_fill = g.fill_at.d == 0;
       if (streamed) {
-        if (m == 0 && gate[h * g.gate_at.h] != Wide<T>(0)) prefetch(x + 2 * g.x_at.t + h * g.x_at.h, g.D);
+        const Wide<T> open = gate[h * g.gate_at.h];
+        if (open != Wide<T>(0) && m == 0) prefetch(x + 2 * g.x_at.t + h * g.x_at.h, g.D);
+        if (open != Wide<T>(1) && filled && g.fill_at.t != 0) prefetch(filled + 2 * g.fill_at.t, g.D);
         gate_row_streamed(x + h * g.x_at.h, filled, one_fill, out + h * g.D, g.D, gate[h * g.gate_at.h]);
       } else {
         gate_row(x + h * g.x_at.h, filled, one_fill, out + h * g.D, g.D, gate[h * g.gate_at.h]);
