@@ -305,7 +305,14 @@ def test_ctrl_c_keeps_what_was_finished_and_the_same_command_goes_on(tmp_path: P
     arguments = [a if a != "6" else "40" for a in TINY] + ["--models", "lstm-1l", "--checkpoints", "every 1"]
     command = [sys.executable, "-m", "symground.cli", "run", "generated", "--out", str(out), *arguments]
     run = out / "lstm-1l" / "seed0"
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Who runs the tests in the background has interrupts ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     wait_for(lambda: len(checkpoint_steps(run)) >= 2)
     process.send_signal(signal.SIGINT)
     _, message = process.communicate(timeout=60)
