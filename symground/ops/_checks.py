@@ -95,3 +95,24 @@ def probe(name: str, value: Tensor, dims: str, expected: Sequence[int], like: Te
     has_shape(name, value, dims, expected)
     is_floating(name, value)
     matches(name, value, "q", like, dtype=False)
+
+
+def flow_probe(
+    value: Tensor,
+    query_groups: Tensor | None,
+    key_groups: Tensor | None,
+    sizes: tuple[int, int, int, int],
+    like: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Check a flow probe and its groups for ``sizes`` (B, H, T, S); returns the groups, never one tensor twice."""
+    if query_groups is None or key_groups is None:
+        missing = "query_groups" if query_groups is None else "key_groups"
+        raise ValueError(f"{missing}: expected group ids, since flow_probe is given; got None")
+    if is_tensor("flow_probe", value).ndim != 4:
+        raise ValueError(f"flow_probe: expected shape [B,H,Gq,Gk], got {list(value.shape)}")
+    batch, heads, queries, keys = sizes
+    probe("flow_probe", value, "B,H,Gq,Gk", (batch, heads, *value.shape[2:]), like)
+    groups("query_groups", query_groups, batch, queries, value.shape[2], like)
+    groups("key_groups", key_groups, batch, keys, value.shape[3], like)
+    # Autograd functions take no tensor twice in a compiled graph.
+    return query_groups, query_groups.clone() if key_groups is query_groups else key_groups

@@ -5,7 +5,7 @@ Reference code: everything here materialises [B,H,T,S] and is meant to be read.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -128,3 +128,30 @@ def group_sums(
     in_query, in_key = members(query_groups, num_query, s.dtype), members(key_groups, num_key, s.dtype)
     rows = in_query[:, None] @ s  # [B,H,Gq,S]
     return rows @ in_key.mT[:, None], rows.sum(-1), s.sum((-1, -2))
+
+
+def with_flow_probe(
+    a: Tensor, flow_probe: Tensor | None, query_groups: Tensor | None, key_groups: Tensor | None
+) -> Tensor:
+    """The mixing matrix [B,H,T,S] as it is, its flow the gradient of the probe, where there is one."""
+    if flow_probe is None:
+        return a
+    tapped: Tensor = _FlowTap.apply(a, flow_probe, query_groups, key_groups)
+    return tapped
+
+
+class _FlowTap(torch.autograd.Function):
+    """Identity on A; in backward, gives the probe the group sums of |A ∘ ∂L/∂A|, which no linear expression does."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, flow_probe: Tensor, query_groups: Tensor, key_groups: Tensor) -> Tensor:
+        ctx.save_for_backward(a, query_groups, key_groups)
+        ctx.groups, ctx.dtype = flow_probe.shape[2:], flow_probe.dtype
+        return a.view_as(a)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        a, query_groups, key_groups = ctx.saved_tensors
+        flow, _, _ = group_sums(a * grad, query_groups, key_groups, *ctx.groups)
+        return grad, flow.to(ctx.dtype), None, None

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from symground.ops import _checks as check
+from symground.ops._precision import accumulation_dtype
 
 
 def check_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, key_range: Tensor | None) -> None:
@@ -20,19 +21,36 @@ def check_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, key_range:
     for name, value in (("dt", dt), ("A", A), ("B", B), ("C", C)):
         check.is_floating(name, value)
         check.matches(name, value, "x", x, dtype=False)
+    if B.shape[3] == 0:
+        raise ValueError("B: expected a state of at least 1, got N = 0")
     if B.shape[2] == 0 or heads % B.shape[2]:
         raise ValueError(f"B: expected its groups G to divide H = {heads}, got G = {B.shape[2]}")
-    check.values((A < 0).all(), "A: expected negative numbers (a decay)")
-    check.values((dt >= 0).all(), "dt: expected numbers of at least 0 (after softplus)")
     check.key_range(key_range, batch, length, x)
+    check.values((A < 0).all(), "A: expected negative numbers (a decay)")
+    # Padding may hold anything; what may not be negative is what is read.
+    outside = False if key_range is None else out_of_range(key_range, length)[..., None]
+    check.values(((dt >= 0) | outside).all(), "dt: expected numbers of at least 0 (after softplus)")
 
 
-def in_range(dt: Tensor, key_range: Tensor | None) -> Tensor:
-    """dt [B,T,H] set to 0 outside the valid positions: such a position neither writes to the state nor decays it."""
+def out_of_range(key_range: Tensor, length: int) -> Tensor:
+    """[B,T] True at positions outside each example's valid ones."""
+    t = torch.arange(length, device=key_range.device)
+    return (t < key_range[:, :1]) | (t >= key_range[:, 1:])
+
+
+def readable(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, key_range: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The inputs in at least float32, with 0 in x, dt and B outside the valid positions.
+
+    dt 0 neither writes to the state nor decays it; but 0 · NaN would be NaN.
+    """
+    dtype = accumulation_dtype(x)
+    x, dt, A, B, C = (z.to(dtype) for z in (x, dt, A, B, C))
     if key_range is None:
-        return dt
-    t = torch.arange(dt.shape[1], device=dt.device)
-    return dt * ((t >= key_range[:, :1]) & (t < key_range[:, 1:]))[..., None]
+        return x, dt, A, B, C
+    outside = out_of_range(key_range, x.shape[1])[..., None]  # [B,T,1]
+    return x.masked_fill(outside[..., None], 0), dt.masked_fill(outside, 0), A, B.masked_fill(outside[..., None], 0), C
 
 
 def decay(dt: Tensor, A: Tensor) -> Tensor:
@@ -41,9 +59,9 @@ def decay(dt: Tensor, A: Tensor) -> Tensor:
 
 
 def mixing_matrix(dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """M = (C Bᵀ) ∘ exp(segsum(dt·A)) · dt, [B,H,T,T] lower-triangular, in at least float32 (dt's dtype or better)."""
+    """M = (C Bᵀ) ∘ exp(segsum(dt·A)) · dt, [B,H,T,T] lower-triangular, of inputs as `readable` gives them."""
     heads = dt.shape[2]
-    b, c = (z.to(dt.dtype).repeat_interleave(heads // z.shape[2], dim=2).transpose(1, 2) for z in (B, C))  # [B,H,T,N]
+    b, c = (z.repeat_interleave(heads // z.shape[2], dim=2).transpose(1, 2) for z in (B, C))  # [B,H,T,N]
     total = decay(dt, A)
     upper = torch.ones(dt.shape[1], dt.shape[1], dtype=torch.bool, device=dt.device).triu(1)
     # Masked before exp: above the diagonal the exponent is positive and would overflow, and its gradient be NaN.
@@ -52,9 +70,13 @@ def mixing_matrix(dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
 
 
 def signed_saliency(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, grad_y: Tensor, key_range: Tensor | None
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, key_range: Tensor | None, grad_y: Tensor
 ) -> Tensor:
     """S_h = M_h ∘ (dY_h x_hᵀ): [B,H,T,T], signed."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    m = mixing_matrix(in_range(dt.to(dtype), key_range), A.to(dtype), B, C)
-    return m * (grad_y.to(dtype).transpose(1, 2) @ x.to(dtype).permute(0, 2, 3, 1))
+    x, dt, A, B, C = readable(x, dt, A, B, C, key_range)
+    return mixing_matrix(dt, A, B, C) * (grad_y.to(x.dtype).transpose(1, 2) @ x.permute(0, 2, 3, 1))
+
+
+def check_grad(x: Tensor, grad_y: Tensor) -> None:
+    check.has_shape("grad_y", grad_y, "B,T,H,P", tuple(x.shape))
+    check.matches("grad_y", grad_y, "x", x)

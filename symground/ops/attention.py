@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from symground.ops import _checks as check
 from symground.ops._cpu import cpu
 from symground.ops._dispatch import choose
 from symground.ops._flash import flash_ops as flash
-from symground.ops._mixing import Mixing, check_attention, group_sums, repeat_heads, scores
+from symground.ops._mixing import Mixing, check_attention, repeat_heads, scores, with_flow_probe
 from symground.ops._triton import triton
 
 
@@ -66,17 +64,8 @@ def attention(
     if saliency_probe is not None:
         check.probe("saliency_probe", saliency_probe, "B,T,S", (batch, queries, keys), q)
     if flow_probe is not None:
-        if query_groups is None or key_groups is None:
-            missing = "query_groups" if query_groups is None else "key_groups"
-            raise ValueError(f"{missing}: expected group ids, since flow_probe is given; got None")
-        check.is_tensor("flow_probe", flow_probe)
-        if flow_probe.ndim != 4:
-            raise ValueError(f"flow_probe: expected shape [B,H,Gq,Gk], got {list(flow_probe.shape)}")
-        check.probe("flow_probe", flow_probe, "B,H,Gq,Gk", (batch, heads, *flow_probe.shape[2:]), q)
-        check.groups("query_groups", query_groups, batch, queries, flow_probe.shape[2], q)
-        check.groups("key_groups", key_groups, batch, keys, flow_probe.shape[3], q)
-        if key_groups is query_groups:
-            key_groups = query_groups.clone()  # autograd functions take no tensor twice in a compiled graph
+        sizes = (batch, heads, queries, keys)
+        query_groups, key_groups = check.flow_probe(flow_probe, query_groups, key_groups, sizes, q)
     run = choose("attention", IMPLEMENTATIONS, impl, q)
     return run(q, k, v, mixing, saliency_probe, flow_probe, query_groups, key_groups)
 
@@ -99,27 +88,9 @@ def attention_reference(
     a = torch.softmax(s.masked_fill(~valid, torch.finfo(s.dtype).min), -1) * valid
     if saliency_probe is not None:
         a = a * (1 + (saliency_probe - saliency_probe.detach())[:, None])
-    if flow_probe is not None:
-        a = _FlowTap.apply(a, flow_probe, query_groups, key_groups)
+    a = with_flow_probe(a, flow_probe, query_groups, key_groups)
     out = (a @ repeat_heads(v, q.shape[1]).to(a.dtype)).to(q.dtype)
     return mixing.gated(out), lse
-
-
-class _FlowTap(torch.autograd.Function):
-    """Identity on A; in backward, gives the probe the group sums of |A ∘ ∂L/∂A|, which no linear expression does."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, flow_probe: Tensor, query_groups: Tensor, key_groups: Tensor) -> Tensor:
-        ctx.save_for_backward(a, query_groups, key_groups)
-        ctx.groups, ctx.dtype = flow_probe.shape[2:], flow_probe.dtype
-        return a.view_as(a)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        a, query_groups, key_groups = ctx.saved_tensors
-        flow, _, _ = group_sums(a * grad, query_groups, key_groups, *ctx.groups)
-        return grad, flow.to(ctx.dtype), None, None
 
 
 IMPLEMENTATIONS = {

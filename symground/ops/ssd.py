@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Literal, overload
+
 from torch import Tensor
 
 from symground.ops import _checks as check
 from symground.ops._dispatch import choose
-from symground.ops._ssd import check_ssd, decay, in_range, mixing_matrix
+from symground.ops._mixing import with_flow_probe
+from symground.ops._ssd import check_ssd, decay, mixing_matrix, readable
 
 
+@overload
+def ssd(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, key_range: Tensor | None = None,
+    initial_state: Tensor | None = None, saliency_probe: Tensor | None = None, flow_probe: Tensor | None = None,
+    query_groups: Tensor | None = None, key_groups: Tensor | None = None, *, return_state: Literal[False] = False,
+    impl: str | None = None,
+) -> Tensor: ...  # fmt: skip
+@overload
+def ssd(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, key_range: Tensor | None = None,
+    initial_state: Tensor | None = None, saliency_probe: Tensor | None = None, flow_probe: Tensor | None = None,
+    query_groups: Tensor | None = None, key_groups: Tensor | None = None, *, return_state: Literal[True],
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 def ssd(
     x: Tensor,
     dt: Tensor,
@@ -18,9 +34,14 @@ def ssd(
     C: Tensor,
     key_range: Tensor | None = None,
     initial_state: Tensor | None = None,
+    saliency_probe: Tensor | None = None,
+    flow_probe: Tensor | None = None,
+    query_groups: Tensor | None = None,
+    key_groups: Tensor | None = None,
     *,
+    return_state: bool = False,
     impl: str | None = None,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     """y = M x per head, M = (C Bᵀ) ∘ exp(segsum(dt·A)) · dt lower-triangular; no D skip.
 
     Args:
@@ -28,42 +49,62 @@ def ssd(
         dt: [B,T,H] step sizes, after softplus.
         A: [H] decay rates, negative.
         B, C: [B,T,G,N]; G divides H, head h uses group h // (H/G).
-        key_range: [B,2] int, first and one-past-last valid position; others neither write to the state nor decay it.
+        key_range: [B,2] int, first and one-past-last valid position; others neither write to the state nor decay it,
+            and what stands there in x, B and dt, NaN included, is not read.
         initial_state: [B,H,P,N] state before the first position; None is 0.
+        saliency_probe: [B,T,T], storage of one element is enough. Its values are taken to be 0; its *gradient* is the
+            signed saliency Σ_h S_h, S_h = M_h ∘ (dY_h x_hᵀ). The D skip and the initial state are not in M.
+        flow_probe: [B,H,Gq,Gk], likewise; its gradient is the flow F_h[a,b] = Σ_{i∈a, j∈b} |S_h[i,j]|.
+        query_groups, key_groups: [B,T] int group ids for ``flow_probe``, -1 in no group.
+        return_state: also return the state after the last position, from which another call goes on.
         impl: None picks by device.
 
     Returns:
-        [B,T,H,P] in the dtype of x.
+        [B,T,H,P] in the dtype of x; with ``return_state`` also the state [B,H,P,N] in at least float32.
 
     Raises:
         ValueError: a shape, dtype, device or value that does not fit, by the name of the argument.
 
-    Source: Dao and Gu 2024 ("Transformers are SSMs"), section 6, the quadratic dual form.
+    Source: Dao and Gu 2024 ("Transformers are SSMs"), section 6, the quadratic dual form; the saliency, Wang et al.
+    2023 ("Label words are anchors"), equation 1, with M in place of the attention matrix.
     """
     check_ssd(x, dt, A, B, C, key_range)
+    batch, length, heads, size = x.shape
     if initial_state is not None:
-        check.has_shape("initial_state", initial_state, "B,H,P,N", (x.shape[0], x.shape[2], x.shape[3], B.shape[3]))
+        check.has_shape("initial_state", initial_state, "B,H,P,N", (batch, heads, size, B.shape[3]))
+        check.is_floating("initial_state", initial_state)
         check.matches("initial_state", initial_state, "x", x, dtype=False)
-    return choose("ssd", IMPLEMENTATIONS, impl, x)(x, dt, A, B, C, key_range, initial_state)
+    if saliency_probe is not None:
+        check.probe("saliency_probe", saliency_probe, "B,T,T", (batch, length, length), x)
+    if flow_probe is not None:
+        sizes = (batch, heads, length, length)
+        query_groups, key_groups = check.flow_probe(flow_probe, query_groups, key_groups, sizes, x)
+    run = choose("ssd", IMPLEMENTATIONS, impl, x)
+    inputs, probes = (x, dt, A, B, C, key_range), (saliency_probe, flow_probe, query_groups, key_groups)
+    y, state = run(*inputs, initial_state, *probes)
+    return (y, state) if return_state else y
 
 
 def ssd_reference(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    key_range: Tensor | None,
-    initial_state: Tensor | None,
-) -> Tensor:
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, key_range: Tensor | None, initial_state: Tensor | None,
+    saliency_probe: Tensor | None, flow_probe: Tensor | None, query_groups: Tensor | None, key_groups: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The specification."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    dt, A = in_range(dt.to(dtype), key_range), A.to(dtype)
-    y = mixing_matrix(dt, A, B, C) @ x.to(dtype).transpose(1, 2)  # [B,H,T,P]
+    heads, out_dtype = x.shape[2], x.dtype
+    x, dt, A, B, C = readable(x, dt, A, B, C, key_range)
+    m, x = mixing_matrix(dt, A, B, C), x.transpose(1, 2)  # [B,H,T,T], [B,H,T,P]
+    if saliency_probe is not None:
+        m = m * (1 + (saliency_probe - saliency_probe.detach())[:, None])
+    y = with_flow_probe(m, flow_probe, query_groups, key_groups) @ x
+    b, c = (z.repeat_interleave(heads // z.shape[2], 2).transpose(1, 2) for z in (B, C))  # [B,H,T,N]
+    total = decay(dt, A)  # [B,H,T]
+    left = (total[..., -1:] - total).exp() * dt.transpose(1, 2)
+    state = (x * left[..., None]).mT @ b  # [B,H,P,N]
     if initial_state is not None:
-        c = C.to(dtype).repeat_interleave(x.shape[2] // C.shape[2], dim=2).transpose(1, 2)  # [B,H,T,N]
-        y = y + decay(dt, A).exp()[..., None] * (c @ initial_state.to(dtype).mT)
-    return y.transpose(1, 2).to(x.dtype)
+        h = initial_state.to(dt.dtype)
+        y = y + total.exp()[..., None] * (c @ h.mT)
+        state = state + total[..., -1].exp()[..., None, None] * h
+    return y.transpose(1, 2).to(out_dtype), state
 
 
 IMPLEMENTATIONS = {"reference": ssd_reference}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from symground.ops import _checks as check
 from symground.ops._dispatch import choose
-from symground.ops._ssd import check_ssd, signed_saliency
+from symground.ops._ssd import check_grad, check_ssd, signed_saliency
 
 
 def ssd_saliency(
@@ -38,16 +37,15 @@ def ssd_saliency(
     Source: Wang et al. 2023, equation 1, with M of Dao and Gu 2024 in place of the attention matrix.
     """
     check_ssd(x, dt, A, B, C, key_range)
-    check.has_shape("grad_y", grad_y, "B,T,H,P", tuple(x.shape))
-    check.matches("grad_y", grad_y, "x", x)
-    return choose("ssd_saliency", IMPLEMENTATIONS, impl, x)(x, dt, A, B, C, grad_y, signed, key_range)
+    check_grad(x, grad_y)
+    return choose("ssd_saliency", IMPLEMENTATIONS, impl, x)(x, dt, A, B, C, key_range, grad_y, signed)
 
 
 def ssd_saliency_reference(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, grad_y: Tensor, signed: bool, key_range: Tensor | None
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, key_range: Tensor | None, grad_y: Tensor, signed: bool
 ) -> Tensor:
     """The specification."""
-    total = signed_saliency(x, dt, A, B, C, grad_y, key_range).sum(1)
+    total = signed_saliency(x, dt, A, B, C, key_range, grad_y).sum(1)
     return total if signed else total.abs()
 
 
