@@ -114,7 +114,7 @@ def flow(
     sums = GroupSums(lse, query_groups, key_groups, num_query_groups, num_key_groups)
     wanted = None if matrix else query_groups >= 0
     for row in rows_of_tiles(q, k, v, grad_out, lse, gate, causal, scale, key_range, window, wanted):
-        sums.add(row, row.dp.mul_(row.p).abs_())
+        sums.add((row.examples, row.heads), row.rows, row.columns, row.dp.mul_(row.p).abs_())
     return sums.flow, sums.row_total, sums.matrix_total
 
 
@@ -133,11 +133,10 @@ class GroupSums:
         self.row_total, self.matrix_total = lse.new_zeros(*heads, num_query_groups), lse.new_zeros(heads)
         self._query_groups, self._key_groups = query_groups, key_groups
 
-    def add(self, row: Row, s: Tensor) -> None:
-        """``s`` is |S| of the row of tiles."""
-        at = row.examples, row.heads
-        in_query = members(self._query_groups[row.examples, row.rows], self.flow.shape[2], s.dtype)[:, None]
-        in_key = members(self._key_groups[row.examples, row.columns], self.flow.shape[3], s.dtype)[:, None]
+    def add(self, at: tuple[slice, Heads], rows: slice, columns: slice, s: Tensor) -> None:
+        """``s`` [E,H,R,C] is |S| of some examples and heads, queries and keys."""
+        in_query = members(self._query_groups[at[0], rows], self.flow.shape[2], s.dtype)[:, None]
+        in_key = members(self._key_groups[at[0], columns], self.flow.shape[3], s.dtype)[:, None]
         self.flow[at] += in_query @ (s @ in_key.mT)  # [E,1,Gq,R] @ ([E,H,R,C] @ [E,1,C,Gk])
         of_row = s.sum(-1, keepdim=True)  # [E,H,R,1]
         self.row_total[at] += (in_query @ of_row)[..., 0]
@@ -161,7 +160,7 @@ def backward(
         if total is not None:
             row.sum_heads(s, total)
         if sums is not None:
-            sums.add(row, s.abs())
+            sums.add((examples, heads), rows, columns, s.abs())
         dv[examples, key_heads, columns] += row.fold(p).mT @ row.grad_out
         # ∂L/∂(q·k·scale) = P ∘ (dP − Σ_j P dP), and the saliency holds P ∘ dP.
         ds = row.fold(s.addcmul_(p, s.sum(-1, keepdim=True), value=-1))

@@ -14,6 +14,8 @@ def check_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, key_range:
     check.has_shape("x", x, "B,T,H,P", (None,) * 4)
     check.is_floating("x", x)
     batch, length, heads, _ = x.shape
+    if length == 0:
+        raise ValueError("x: expected at least one position, got T = 0")
     check.has_shape("dt", dt, "B,T,H", (batch, length, heads))
     check.has_shape("A", A, "H", (heads,))
     check.has_shape("B", B, "B,T,G,N", (batch, length, None, None))

@@ -46,6 +46,7 @@ class Registered(NamedTuple):
     """The implementations to put in the tables of the public ops."""
 
     ssd: Callable[..., tuple[Tensor, Tensor]]
+    """(*inputs, initial_state, saliency_probe, flow_probe, query_groups, key_groups) → y and the final state."""
     saliency: Callable[..., Tensor]
     flow: Callable[..., tuple[Tensor, Tensor, Tensor | None]]
     probed: Callable[..., Tensor]
@@ -89,7 +90,14 @@ def register(name: str, kernels: SSDKernels, device_types: str | None) -> Regist
         sums, row_total, matrix_total = flow(*args)
         return sums, row_total, matrix_total if args[-1] else None
 
-    return Registered(forward, saliency, run_flow, probed)
+    def run(*args: Any) -> tuple[Tensor, Tensor]:
+        *inputs, initial_state, saliency_probe, flow_probe, query_groups, key_groups = args
+        y, state = forward(*inputs, initial_state)
+        if saliency_probe is not None or flow_probe is not None:
+            y = probed(y, *inputs, saliency_probe, flow_probe, query_groups, key_groups)
+        return y, state
+
+    return Registered(run, saliency, run_flow, probed)
 
 
 def _fakes(forward: Any, backward: Any, saliency: Any, flow: Any, probed: Any) -> None:

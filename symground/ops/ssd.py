@@ -10,6 +10,7 @@ from symground.ops import _checks as check
 from symground.ops._dispatch import choose
 from symground.ops._mixing import with_flow_probe
 from symground.ops._ssd import check_ssd, decay, mixing_matrix, readable
+from symground.ops._ssd_cpu import cpu
 
 
 @overload
@@ -107,4 +108,4 @@ def ssd_reference(
     return y.transpose(1, 2).to(out_dtype), state
 
 
-IMPLEMENTATIONS = {"reference": ssd_reference}
+IMPLEMENTATIONS = {"reference": ssd_reference, "cpu": cpu.ssd}

@@ -8,6 +8,7 @@ from symground.ops import _checks as check
 from symground.ops._dispatch import choose
 from symground.ops._mixing import group_sums
 from symground.ops._ssd import check_grad, check_ssd, signed_saliency
+from symground.ops._ssd_cpu import cpu
 
 
 def ssd_flow(
@@ -74,4 +75,4 @@ def ssd_flow_reference(
     return flow, row_total, matrix_total if matrix else None
 
 
-IMPLEMENTATIONS = {"reference": ssd_flow_reference}
+IMPLEMENTATIONS = {"reference": ssd_flow_reference, "cpu": cpu.flow}

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from symground.ops._dispatch import choose
 from symground.ops._ssd import check_grad, check_ssd, signed_saliency
+from symground.ops._ssd_cpu import cpu
 
 
 def ssd_saliency(
@@ -49,4 +50,4 @@ def ssd_saliency_reference(
     return total if signed else total.abs()
 
 
-IMPLEMENTATIONS = {"reference": ssd_saliency_reference}
+IMPLEMENTATIONS = {"reference": ssd_saliency_reference, "cpu": cpu.saliency}
