@@ -139,7 +139,7 @@ def many(length: int, decay: float, dtype: torch.dtype = torch.float32) -> dict[
     return {name: w.to(dtype) for name, w in z.items()}
 
 
-@pytest.mark.parametrize("decay", [1e-4, 1.0, 50.0, 1e4])
+@pytest.mark.parametrize("decay", [1e-4, 1.0, 10.0, 1e4])
 def test_any_decay_over_a_long_text_keeps_float32_accuracy(decay: float) -> None:
     """The exponent's sum from the start reaches 5e6: float32 differences of it would be off by whole numbers."""
     length = 520
