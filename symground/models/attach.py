@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from symground.models.interface import NAME, register
 from symground.models.lstm import LSTMForCausalLM
+from symground.models.mamba2 import MambaMixer, mamba_mixers
 from symground.models.mixers import Mixer
 
 M = TypeVar("M", bound=PreTrainedModel)
@@ -20,8 +21,9 @@ def attach(model: M) -> M:
     """Make a Hugging Face causal language model traceable in place, and return it.
 
     Its attention becomes ``symground``; where a mask is given without ``position_ids`` they are derived from the mask,
-    so that a padded batch equals its single rows. An LSTM is accepted and has no mixers. Attaching twice is attaching
-    once. Checkpoints of an attached model are those of the model it was.
+    so that a padded batch equals its single rows. Mamba-2's mixers become `symground.models.mamba2.MambaMixer`. An LSTM
+    is accepted and has no mixers. Attaching twice is attaching once. Checkpoints of an attached model are those of the
+    model it was.
 
     Raises:
         ValueError: not a Hugging Face model, or one whose attention heads cannot be located.
@@ -31,9 +33,10 @@ def attach(model: M) -> M:
     if isinstance(model, LSTMForCausalLM):
         object.__setattr__(model, _ATTACHED, ())
         return model
-    found = _attention_layers(model)
-    register()
-    model.set_attn_implementation(NAME)
+    found = mamba_mixers(model) or _attention_layers(model)
+    if not isinstance(found[0].module, MambaMixer):
+        register()
+        model.set_attn_implementation(NAME)
     _check_in_use(model, found)
     if not hasattr(model, _ATTACHED):
         model.register_forward_pre_hook(_refuse_output_attentions, with_kwargs=True)
@@ -46,6 +49,8 @@ def attach(model: M) -> M:
 def _check_in_use(model: nn.Module, found: tuple[Mixer, ...]) -> None:
     """Refuse a model some of whose layers would silently pass a tap by."""
     for mixer in found:
+        if isinstance(mixer.module, MambaMixer):
+            continue
         used = getattr(mixer.module.config, "_attn_implementation", None)
         if used != NAME:
             raise ValueError(

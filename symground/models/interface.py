@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function
 
 from symground import ops
-from symground.models.mixers import tap_of
+from symground.models.mixers import check_batch, shown, tap_of
 from symground.ops.mask import key_range_of, valid_keys
 
 NAME = "symground"
@@ -71,11 +71,7 @@ def attention_forward(
             f"attention_mask: expected [B,S] with padding at the ends, or none; got shape {list(attention_mask.shape)}"
         )
     tap = tap_of(module)
-    for gate in (tap.gate, *(replacement.gate for replacement in tap.replaced)):
-        if gate is not None and gate.ndim == 2 and len(gate) != len(query):
-            raise ValueError(
-                f"heads: silenced in {len(gate)} examples each its own, this pass has {len(query)} examples"
-            )
+    check_batch(tap, len(query))
     causal = getattr(module, "is_causal", True)
     if dropout > 0 and not tap.idle:
         raise ValueError("model: tracing and ablation need model.eval(), or an attention dropout of 0")
@@ -103,12 +99,7 @@ def attention_forward(
             query_groups=tap.query_groups,
             key_groups=tap.key_groups,
         )
-    heads = out.transpose(1, 2)
-    for replacement in tap.replaced:
-        heads = replacement.of(heads)
-    if tap.observe is not None:
-        tap.observe(heads)
-    return heads, None
+    return shown(tap, out.transpose(1, 2)), None
 
 
 def register() -> None:

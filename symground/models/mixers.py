@@ -54,9 +54,9 @@ class Tap:
     replaced: tuple[Replacement, ...] = ()
     """Applied one after the other, after the gate."""
     mix: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None = None
-    """(q, k, v [B,H or Hk,T,D], scale) → the heads' outputs [B,H,T,D], in place of the attention."""
+    """(q, k, v [B,H or Hk,T,D], scale) → the heads' outputs [B,H,T,D], in place of the attention (attention only)."""
     observe: Callable[[Tensor], None] | None = None
-    """Sees the heads' outputs [B,T,H,D] as the output projection gets them."""
+    """Sees the heads' outputs [B,T,H,D] as the output projection, or Mamba-2's gated norm, gets them."""
 
     @property
     def plain(self) -> bool:
@@ -92,6 +92,22 @@ class Mixer:
             yield
         finally:
             setattr(self.module, _TAP, before)
+
+
+def check_batch(tap: Tap, examples: int) -> None:
+    """Refuse a pass of another number of examples than those that the gates are for."""
+    for gate in (tap.gate, *(replacement.gate for replacement in tap.replaced)):
+        if gate is not None and gate.ndim == 2 and len(gate) != examples:
+            raise ValueError(f"heads: silenced in {len(gate)} examples each its own, this pass has {examples} examples")
+
+
+def shown(tap: Tap, heads: Tensor) -> Tensor:
+    """Outputs of the heads [B,T,H,D] as the tap wants them to go on, and seen by it; its ``gate`` is not applied."""
+    for replacement in tap.replaced:
+        heads = replacement.of(heads)
+    if tap.observe is not None:
+        tap.observe(heads)
+    return heads
 
 
 def tap_of(module: nn.Module) -> Tap:

@@ -5,6 +5,7 @@ from symground.ops.attention_flow import attention_flow
 from symground.ops.attention_saliency import attention_saliency
 from symground.ops.attention_saliency_rows import attention_saliency_rows
 from symground.ops.candidate_surprisal import candidate_surprisal
+from symground.ops.causal_conv1d import causal_conv1d
 from symground.ops.heads import gate_heads
 from symground.ops.lens_surprisal import lens_surprisal
 from symground.ops.linear_cross_entropy import linear_cross_entropy
@@ -18,6 +19,7 @@ __all__ = [
     "attention_saliency",
     "attention_saliency_rows",
     "candidate_surprisal",
+    "causal_conv1d",
     "gate_heads",
     "lens_surprisal",
     "linear_cross_entropy",

@@ -1,0 +1,110 @@
+"""Mamba-2's mixer on our ops, for the Mamba-2 of transformers: same weights, same cache, and it shows its heads.
+
+A head's output is gated with its D skip, before the gated norm. That norm couples heads: what they add to the layer is
+no sum over heads. What mixes positions by a matrix per head is SSD alone: the D skip is its diagonal's, and the short
+convolution, which mixes up to four neighbours before it, is outside the matrix.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+from transformers import Cache, PreTrainedModel
+from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
+from symground import ops
+from symground.models.mixers import Mixer, check_batch, shown, tap_of
+from symground.ops.mask import key_range_of
+
+
+class MambaMixer(Mamba2Mixer):
+    """transformers' mixer computed by `ops.causal_conv1d` and `ops.ssd`, reading its `Tap`.
+
+    No kernel of another package runs where it cannot: the ops pick by what imports and by the tensors' device.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        cache_params: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """hidden_states [B,T,E] → [B,T,E]; attention_mask [B,T] of these positions, or None."""
+        tap = tap_of(self)
+        heads, groups, state_size = self.num_heads, self.n_groups, self.ssm_state_size
+        if tap.mix is not None:
+            raise ValueError("model: a Mamba-2 layer has no queries, keys and values to mix otherwise")
+        check_batch(tap, len(hidden_states))
+        key_range = None if attention_mask is None else key_range_of(attention_mask)
+        z, xbc, dt = self.in_proj(hidden_states).split([self.intermediate_size, self.conv_dim, heads], -1)
+        if attention_mask is not None:  # or the convolution would carry padding into the text
+            xbc = xbc * attention_mask[..., None].to(xbc.dtype)
+        before = None
+        if cache_params is not None:
+            before = self._remember(cache_params, xbc, key_range)
+        plain = self.activation in ("silu", "swish")
+        xbc = ops.causal_conv1d(xbc, self.conv1d.weight[:, 0], self.conv1d.bias, before, "silu" if plain else None)
+        x, b, c = (xbc if plain else self.act(xbc)).split(
+            [self.intermediate_size, groups * state_size, groups * state_size], -1
+        )
+        x = x.unflatten(-1, (heads, -1))  # [B,T,H,P]
+        dt = softplus(dt + self.dt_bias)
+        low, high = self.time_step_limit
+        if low > 0 or high < float("inf"):
+            dt = dt.clamp(low, high)
+        state = None if cache_params is None else cache_params.get_recurrent_state(self.layer_idx)
+        if state is not None and torch.is_grad_enabled():
+            state = state.clone()  # the cache is written in place, the way back reads what was there
+        y, state = ops.ssd(
+            x, dt, -self.A_log.float().exp(), b.unflatten(-1, (groups, -1)), c.unflatten(-1, (groups, -1)), key_range,
+            state, tap.saliency_probe, tap.flow_probe, tap.query_groups, tap.key_groups, return_state=True,
+        )  # fmt: skip
+        if cache_params is not None:
+            cache_params.update_recurrent_state(state, layer_idx=self.layer_idx)
+        y = y + self.D.to(y.dtype)[:, None] * x  # [B,T,H,P]
+        y = shown(tap, y if tap.gate is None else ops.gate_heads(y, tap.gate))
+        out: Tensor = self.out_proj(self.norm(y.flatten(2), z).to(hidden_states.dtype))
+        return out
+
+    def _remember(self, cache: Cache, xbc: Tensor, key_range: Tensor | None) -> Tensor:
+        """[B,K-1,C] what stood before these positions; the cache keeps each example's last K."""
+        taps = self.conv_kernel_size
+        before = cache.get_conv_state(self.layer_idx)
+        if before is None:
+            before = xbc.new_zeros(xbc.shape[0], xbc.shape[2], taps)
+        columns = torch.cat([before.to(xbc.dtype), xbc.transpose(1, 2)], -1)  # [B,C,K+T]
+        if key_range is None:
+            last = columns[..., -taps:]
+        else:  # padding at the end is not remembered
+            at = key_range[:, 1:] + torch.arange(taps, device=xbc.device)  # [B,K]
+            last = columns.take_along_dim(at[:, None], -1)
+        cache.update_conv_state(last, self.layer_idx, conv_kernel_size=taps)
+        return columns[..., 1:taps].transpose(1, 2)  # a copy: the cache has just written over its own
+
+
+def mamba_mixers(model: PreTrainedModel) -> tuple[Mixer, ...]:
+    """The Mamba-2 mixers of a model, made ours in place: their class alone changes, no weight and no other instance."""
+    found = []
+    for module in model.modules():
+        if isinstance(module, Mamba2Mixer):
+            if module.num_heads % module.n_groups:
+                raise ValueError(
+                    f"model: expected n_groups to divide num_heads = {module.num_heads}, got {module.n_groups}"
+                )
+            if type(module) is Mamba2Mixer:
+                module.__class__ = MambaMixer
+            found.append(Mixer(module.layer_idx, module.num_heads, module))
+    return tuple(found)
+
+
+def initialize_decay(model: nn.Module, slowest: float, fastest: float) -> None:
+    """Spread each layer's decay rates -A from ``slowest`` to ``fastest``, evenly on a logarithmic scale."""
+    for module in model.modules():
+        if isinstance(module, Mamba2Mixer):
+            with torch.no_grad():
+                rates = torch.logspace(torch.tensor(slowest).log10(), torch.tensor(fastest).log10(), module.num_heads)
+                module.A_log.copy_(rates.log())

@@ -1,0 +1,71 @@
+"""Mamba-2's short convolution: depthwise, causal, with SiLU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv1d, silu
+
+from symground.ops import _checks as check
+from symground.ops._dispatch import choose
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    activation: str | None = "silu",
+    *,
+    impl: str | None = None,
+) -> Tensor:
+    """y[t,c] = activation(bias[c] + Σ_k weight[c,k] · x[t - (K-1) + k, c]), each channel for itself.
+
+    Args:
+        x: [B,T,C].
+        weight: [C,K]; the last column meets the position itself.
+        bias: [C] or None.
+        initial_state: [B,K-1,C], what stood before the first position; None is 0.
+        activation: "silu" or None.
+        impl: None picks by device.
+
+    Returns:
+        [B,T,C] in the dtype of x.
+
+    Raises:
+        ValueError: a shape, dtype, device or value that does not fit, by the name of the argument.
+
+    Source: Dao and Gu 2024 ("Transformers are SSMs"), section 7; Gu and Dao 2023 ("Mamba").
+    """
+    check.has_shape("x", x, "B,T,C", (None,) * 3)
+    check.is_floating("x", x)
+    batch, _, channels = x.shape
+    check.has_shape("weight", weight, "C,K", (channels, None))
+    if weight.shape[1] == 0:
+        raise ValueError("weight: expected at least one column, got K = 0")
+    if bias is not None:
+        check.has_shape("bias", bias, "C", (channels,))
+    if initial_state is not None:
+        check.has_shape("initial_state", initial_state, "B,K-1,C", (batch, weight.shape[1] - 1, channels))
+    for name, value in (("weight", weight), ("bias", bias), ("initial_state", initial_state)):
+        if value is not None:
+            check.is_floating(name, value)
+            check.matches(name, value, "x", x, dtype=False)
+    if activation not in ("silu", None):
+        raise ValueError(f"activation: expected 'silu' or None, got {activation!r}")
+    run = choose("causal_conv1d", IMPLEMENTATIONS, impl, x)
+    return run(x, weight, bias, initial_state, activation)
+
+
+def causal_conv1d_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, activation: str | None
+) -> Tensor:
+    """The specification."""
+    dtype, taps = torch.promote_types(x.dtype, weight.dtype), weight.shape[1]
+    before = x.new_zeros(x.shape[0], taps - 1, x.shape[2]) if initial_state is None else initial_state
+    whole = torch.cat([before.to(dtype), x.to(dtype)], 1).transpose(1, 2)  # [B,C,K-1+T]
+    y = conv1d(whole, weight.to(dtype)[:, None], None if bias is None else bias.to(dtype), groups=x.shape[2])
+    return (silu(y) if activation else y).transpose(1, 2).to(x.dtype)
+
+
+IMPLEMENTATIONS = {"reference": causal_conv1d_reference}
