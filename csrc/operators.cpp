@@ -1,5 +1,5 @@
 // The operators of symground_C: attention's saliency and flow on a CPU, alone or together with its gradients, and
-// attention itself where heads have a gate; gates alone; and the exponentials of a vocabulary's softmax. The operators
+// attention itself where heads have a gate; SSD and its gradients; gates alone; and the exponentials of a vocabulary's softmax. The operators
 // of gate.cu are those of the same names on a GPU.
 //
 // A thread takes a tile of queries against all the keys they see, one head after the other: products by torch's own
@@ -15,6 +15,8 @@
 #include "forward.h"
 #include "gate.h"
 #include "saliency.h"
+#include "ssd.h"
+#include "ssd_backward.h"
 #include "vocabulary.h"
 
 namespace symground {
@@ -85,6 +87,27 @@ void attention_backward(
   is_double(lse) ? run(0.0) : run(0.0f);
 }
 
+void ssd(
+    const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
+    const OptionalTensor& key_range, const OptionalTensor& initial_state, const Tensor& y, const Tensor& state) {
+  const auto run = [&]<class T>(T) {
+    run_ssd(SSD<T>(x, dt, A, B, C, key_range, initial_state), pointer<T>(y), pointer<T>(state));
+  };
+  is_double(x) ? run(0.0) : run(0.0f);
+}
+
+void ssd_backward(
+    const Tensor& grad_y, const OptionalTensor& grad_state, const Tensor& x, const Tensor& dt, const Tensor& A,
+    const Tensor& B, const Tensor& C, const OptionalTensor& key_range, const OptionalTensor& initial_state,
+    const Tensor& dx, const Tensor& ddt, const Tensor& dA, const Tensor& dB, const Tensor& dC, const Tensor& dinitial) {
+  const auto run = [&]<class T>(T) {
+    run_ssd_backward(SSD<T>(x, dt, A, B, C, key_range, initial_state),
+                     SSDGradients<T>{Rows<T>(grad_y), pointer<const T>(grad_state), pointer<T>(dx), pointer<T>(ddt),
+                                     pointer<T>(dA), pointer<T>(dB), pointer<T>(dC), pointer<T>(dinitial)});
+  };
+  is_double(x) ? run(0.0) : run(0.0f);
+}
+
 void add_exponentials(const Tensor& x, const Tensor& top, const Tensor& total) {
   const auto run = [&]<class T>(T) {
     run_add_exponentials(x, static_cast<T*>(top.data_ptr()), static_cast<T*>(total.data_ptr()));
@@ -125,6 +148,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(symground_C, m) {
       "float scale, Tensor? key_range, int? window, Tensor(a!) dq, Tensor(b!) dk, Tensor(c!) dv, Tensor(d!)? total, "
       "Tensor? query_groups, Tensor? key_groups, Tensor(e!)? flow) -> ()");
   m.def("gate_heads(Tensor x, Tensor gate, Tensor? fill, Tensor(a!) out) -> bool");
+  m.def(
+      "ssd(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? key_range, Tensor? initial_state, "
+      "Tensor(a!) y, Tensor(b!) state) -> ()");
+  m.def(
+      "ssd_backward(Tensor grad_y, Tensor? grad_state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, "
+      "Tensor? key_range, Tensor? initial_state, Tensor(a!) dx, Tensor(b!) ddt, Tensor(c!) dA, Tensor(d!) dB, "
+      "Tensor(e!) dC, Tensor(f!) dinitial) -> ()");
   m.def("add_exponentials(Tensor x, Tensor(a!) top, Tensor(b!) total) -> ()");
   m.def("scaled_exponentials(Tensor(a!) x, Tensor level, Tensor factor) -> ()");
 }
@@ -139,6 +169,8 @@ STABLE_TORCH_LIBRARY_IMPL(symground_C, CPU, m) {
   m.impl("attention_flow", TORCH_BOX(&symground::attention_flow));
   m.impl("attention_backward", TORCH_BOX(&symground::attention_backward));
   m.impl("gate_heads", TORCH_BOX(&symground::run_gate));
+  m.impl("ssd", TORCH_BOX(&symground::ssd));
+  m.impl("ssd_backward", TORCH_BOX(&symground::ssd_backward));
   m.impl("add_exponentials", TORCH_BOX(&symground::add_exponentials));
   m.impl("scaled_exponentials", TORCH_BOX(&symground::scaled_exponentials));
 }

@@ -8,12 +8,13 @@ which share C Bᵀ, are summed inside one matrix product. Only the tiles on the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from symground.ops import _ssd_chunks
+from symground.ops import _extension, _ssd_chunks, _ssd_extension
 from symground.ops._cpu_plan import ROW
 from symground.ops._cpu_tiles import GroupSums
 from symground.ops._ssd import readable
@@ -115,5 +116,20 @@ def _flow(
     return sums.flow, sums.row_total, sums.matrix_total
 
 
-cpu_kernels = SSDKernels(_ssd_chunks.forward, _ssd_chunks.backward, _saliency, _flow)
+def _inner() -> ModuleType:
+    """What computes forward and backward: the C++ extension where it is built, else plain PyTorch."""
+    return _ssd_chunks if _extension.library is None else _ssd_extension
+
+
+def _forward(*args: Any) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = _inner().forward(*args)
+    return found
+
+
+def _backward(*args: Any) -> tuple[Tensor | None, ...]:
+    found: tuple[Tensor | None, ...] = _inner().backward(*args)
+    return found
+
+
+cpu_kernels = SSDKernels(_forward, _backward, _saliency, _flow)
 cpu = register("cpu", cpu_kernels, "cpu")

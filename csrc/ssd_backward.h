@@ -1,0 +1,191 @@
+// The gradients of SSD, chunk by chunk from the last to the first, the gradient of the state going along.
+#pragma once
+
+#include "ssd.h"
+
+namespace symground {
+
+// All contiguous. db and dc of a group whose heads are in several shares are summed afterwards, share by share.
+template <class T>
+struct SSDGradients {
+  Rows<T> grad_y;
+  const T* grad_state;  // [B,H,P,N] or null
+  T *dx, *ddt, *da, *db, *dc;  // [B,T,H,P], [B,T,H], [B,H] (summed over examples by the caller), [B,T,G,N] twice
+  T* dinitial;  // [B,H,P,N], also where there is no initial state
+};
+
+template <class T>
+struct BackwardChunk {
+  Chunk<T> own;
+  T *states;  // [chunks,W,N], the state before each
+  T *faded, *after;  // [Q,W]: dY times the decay from the start; ∂L/∂(x·dt)
+  T *of_mixing, *of_scores;  // [Q,Q]
+  T *of_c;  // [Q,N] of one head
+  T *read, *written, *pairs;  // [R,Q]
+  T *inner;  // [R]
+
+  static int64_t numbers(const SSD<T>& y, int64_t count) {
+    const int64_t q = y.chunk(), wide = count * y.size;
+    return Chunk<T>::numbers(y, count) + y.chunks() * wide * y.state + 2 * q * wide + 2 * q * q + q * y.state +
+           3 * count * q + count;
+  }
+
+  BackwardChunk(const SSD<T>& y, const Share& share, T* memory) : own(y, share, memory) {
+    const int64_t q = y.chunk(), wide = own.wide, count = share.count;
+    memory += Chunk<T>::numbers(y, count);
+    const auto take = [&](int64_t n) { T* taken = memory; memory += n; return taken; };
+    states = take(y.chunks() * wide * y.state);
+    faded = take(q * wide), after = take(q * wide);
+    of_mixing = take(q * q), of_scores = take(q * q);
+    of_c = take(q * y.state);
+    read = take(count * q), written = take(count * q), pairs = take(count * q);
+    inner = take(count);
+  }
+
+  T* state(int64_t index) const { return states + index * own.wide * own.y.state; }
+};
+
+// What the state before the chunk and that after it have to do with each gradient; `dstate` is of the one after.
+template <class T>
+void through_states(
+    const BackwardChunk<T>& z, const T* state, const T* dstate, const Matrix<T>& db, const Matrix<T>& dc) {
+  const Chunk<T>& own = z.own;
+  const SSD<T>& y = own.y;
+  const int64_t n = y.state, q = y.chunk(), one = y.size * n;
+  for (int64_t r = 0; r < own.share.count; ++r) {
+    // Head by head, since each one's product with C is the gradient of its decay from the chunk's start.
+    const Matrix<T> of_head{const_cast<T*>(state) + r * one, y.size, n, n, 1};
+    multiply(own.matrix(z.of_c, n), own.head(z.faded, r, own.wide), of_head, T(1), false);
+    for (int64_t i = 0; i < own.rows; ++i) {
+      const T* mine = z.of_c + i * n;
+      z.read[r * q + i] = dot_row(mine, own.c().data + i * own.c().row_stride, n);
+      add_row(mine, dc.data + i * dc.row_stride, n, T(1));
+    }
+    z.inner[r] = dot_row(state + r * one, dstate + r * one, one) * std::exp(own.decay_to_end(r));
+  }
+  const auto next = own.states(const_cast<T*>(dstate));
+  multiply(own.matrix(z.after, own.wide), own.b(), next.transposed(), T(1), false);
+  multiply(db, own.matrix(own.side, own.wide), next, T(1), true);
+  for (int64_t i = 0; i < own.rows; ++i) {
+    for (int64_t r = 0; r < own.share.count; ++r) {
+      T* row = z.after + i * own.wide + r * y.size;
+      scale_row(row, row, y.size, std::exp(own.decay_to_end(r) - own.decay[r * q + i]));
+      z.written[r * q + i] = dot_row(row, own.timed + i * own.wide + r * y.size, y.size);
+    }
+  }
+}
+
+// What the positions of the chunk have to do with each other.
+template <class T>
+void through_pairs(
+    const BackwardChunk<T>& z, const Matrix<T>& grad_y, const Matrix<T>& db, const Matrix<T>& dc) {
+  const Chunk<T>& own = z.own;
+  const int64_t q = own.y.chunk(), rows = own.rows, size = own.y.size;
+  std::fill_n(z.of_scores, rows * rows, T(0));
+  for (int64_t r = 0; r < own.share.count; ++r) {
+    const Matrix<T> of_y{grad_y.data + r * size, rows, size, grad_y.row_stride, 1};
+    multiply(own.matrix(z.of_mixing, rows), of_y, own.head(own.timed, r, own.wide).transposed(), T(1), false);
+    own.mix(r);
+    T* pairs = z.pairs + r * q;
+    std::fill_n(pairs, rows, T(0));
+    for (int64_t i = 0; i < rows; ++i) {
+      // Without the diagonal: it decays by nothing, and under strong decay would drown the rest. What a pair adds to
+      // the exponent at its later position it takes from that at its earlier one.
+      const int64_t at = i * rows;
+      T columns[kChunk] = {};
+      pairs[i] += pairs_row(z.of_mixing + at, own.mixing + at, own.within + at, z.of_scores + at, columns, i);
+      add_row(columns, pairs, i, T(-1));
+      z.of_scores[at + i] += z.of_mixing[at + i];
+    }
+    multiply(own.head(z.after, r, own.wide), own.matrix(own.mixing, rows).transposed(), of_y, T(1), true);
+  }
+  multiply(dc, own.matrix(z.of_scores, rows), own.b(), T(1), true);
+  multiply(db, own.matrix(z.of_scores, rows).transposed(), own.c(), T(1), true);
+}
+
+// dx, ddt and dA of the chunk, of what the two above have left.
+template <class T>
+void settle(const BackwardChunk<T>& z, const SSDGradients<T>& out) {
+  const Chunk<T>& own = z.own;
+  const SSD<T>& y = own.y;
+  const int64_t q = y.chunk(), b = own.share.example;
+  for (int64_t r = 0; r < own.share.count; ++r) {
+    const int64_t h = own.share.first + r;
+    T* of_decay = z.read + r * q;  // ∂L/∂(dt·A): all that crosses a position, added up from either side
+    T sum = 0;
+    for (int64_t i = own.rows - 1; i >= 0; --i) of_decay[i] = sum += z.pairs[r * q + i] + of_decay[i];
+    T before = z.inner[r], of_a = 0;
+    for (int64_t i = 0; i < own.rows; ++i) {
+      of_decay[i] += before;
+      before += z.written[r * q + i];
+      of_a += own.dt[r * q + i] * of_decay[i];
+    }
+    out.da[b * y.heads + h] += of_a;
+    for (int64_t i = 0; i < own.rows; ++i) {
+      const int64_t at = (b * y.length + own.start + i) * y.heads + h;
+      const T* of_timed = z.after + i * own.wide + r * y.size;
+      if (!y.valid(b, own.start + i)) {
+        std::fill_n(out.dx + at * y.size, y.size, T(0));
+        out.ddt[at] = T(0);
+        continue;
+      }
+      scale_row(of_timed, out.dx + at * y.size, y.size, own.dt[r * q + i]);
+      out.ddt[at] = dot_row(of_timed, y.x.at(b, own.start + i, h), y.size) + y.a[h] * of_decay[i];
+    }
+  }
+}
+
+// db and dc [B,T,G,N] are zeroed by the caller, and da.
+template <class T>
+void run_ssd_backward(const SSD<T>& y, const SSDGradients<T>& out) {
+  const auto shares = shares_of(y);
+  const int64_t per_group = shares.size() / (y.batch * y.groups), all = y.batch * y.length * y.groups * y.state;
+  std::vector<T> more(per_group > 1 ? 2 * (per_group - 1) * all : 0);  // of shares after the first of their group
+  const Shares<T> memory(threads(), BackwardChunk<T>::numbers(y, y.heads / y.groups));
+  for_each_task(shares.size(), [&](int64_t task, int64_t worker) {
+    const Share& share = shares[task];
+    const int64_t number = task % per_group, b = share.example, row = y.groups * y.state;
+    T *db = out.db, *dc = out.dc;
+    if (number > 0) db = more.data() + (number - 1) * 2 * all, dc = db + all;
+    BackwardChunk<T> z(y, share, memory.of(worker));
+    Chunk<T>& own = z.own;
+    own.begin(z.state(0));
+    for (int64_t index = 0; index + 1 < y.chunks(); ++index) {
+      own.load(index);
+      std::copy_n(z.state(index), own.wide * y.state, z.state(index + 1));
+      own.advance(z.state(index + 1));
+    }
+    T* dstate = out.dinitial + y.of_state(b, share.first);
+    if (out.grad_state) {
+      std::copy_n(out.grad_state + y.of_state(b, share.first), own.wide * y.state, dstate);
+    } else {
+      std::fill_n(dstate, own.wide * y.state, T(0));
+    }
+    for (int64_t index = y.chunks() - 1; index >= 0; --index) {
+      own.load(index);
+      own.score();
+      const Matrix<T> grad_y{out.grad_y.at(b, own.start, share.first), own.rows, own.wide, out.grad_y.position, 1};
+      const int64_t at = (b * y.length + own.start) * row + share.group * y.state;
+      const Matrix<T> of_b{db + at, own.rows, y.state, row, 1}, of_c{dc + at, own.rows, y.state, row, 1};
+      own.fade(grad_y.data, grad_y.row_stride, z.faded, own.wide);
+      through_states(z, z.state(index), dstate, of_b, of_c);
+      through_pairs(z, grad_y, of_b, of_c);
+      settle(z, out);
+      for (int64_t r = 0; r < share.count; ++r) {
+        T* mine = dstate + r * y.size * y.state;
+        scale_row(mine, mine, y.size * y.state, std::exp(own.decay_to_end(r)));
+      }
+      multiply(own.states(dstate), own.matrix(z.faded, own.wide).transposed(), own.c(), T(1), true);
+      for (int64_t i = 0; i < own.rows; ++i) {
+        if (!y.valid(b, own.start + i)) std::fill_n(of_b.data + i * row, y.state, T(0));
+      }
+    }
+  });
+  for (int64_t number = 0; number + 1 < per_group; ++number) {
+    const T* part = more.data() + number * 2 * all;
+    add_row(part, out.db, all, T(1));
+    add_row(part + all, out.dc, all, T(1));
+  }
+}
+
+}  // namespace symground
