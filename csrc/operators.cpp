@@ -1,5 +1,6 @@
 // The operators of symground_C: attention's saliency and flow on a CPU, alone or together with its gradients, and
-// attention itself where heads have a gate; SSD and its gradients; gates alone; and the exponentials of a vocabulary's softmax. The operators
+// attention itself where heads have a gate; SSD and what stands around it in a
+// Mamba-2 layer; gates alone; and the exponentials of a vocabulary's softmax. The operators
 // of gate.cu are those of the same names on a GPU.
 //
 // A thread takes a tile of queries against all the keys they see, one head after the other: products by torch's own
@@ -11,9 +12,11 @@
 
 #include "attention.h"
 #include "backward.h"
+#include "convolution.h"
 #include "flow.h"
 #include "forward.h"
 #include "gate.h"
+#include "gated_norm.h"
 #include "saliency.h"
 #include "ssd.h"
 #include "ssd_backward.h"
@@ -102,8 +105,8 @@ void ssd_backward(
     const Tensor& dx, const Tensor& ddt, const Tensor& dA, const Tensor& dB, const Tensor& dC, const Tensor& dinitial) {
   const auto run = [&]<class T>(T) {
     run_ssd_backward(SSD<T>(x, dt, A, B, C, key_range, initial_state),
-                     SSDGradients<T>{Rows<T>(grad_y), pointer<const T>(grad_state), pointer<T>(dx), pointer<T>(ddt),
-                                     pointer<T>(dA), pointer<T>(dB), pointer<T>(dC), pointer<T>(dinitial)});
+                     SSDGradients<T>{Rows<T>(grad_y), pointer<const T>(grad_state), Rows<T>(dx), pointer<T>(ddt),
+                                     pointer<T>(dA), Rows<T>(dB), Rows<T>(dC), pointer<T>(dinitial)});
   };
   is_double(x) ? run(0.0) : run(0.0f);
 }
@@ -155,6 +158,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(symground_C, m) {
       "ssd_backward(Tensor grad_y, Tensor? grad_state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, "
       "Tensor? key_range, Tensor? initial_state, Tensor(a!) dx, Tensor(b!) ddt, Tensor(c!) dA, Tensor(d!) dB, "
       "Tensor(e!) dC, Tensor(f!) dinitial) -> ()");
+  m.def(
+      "convolution(Tensor x, Tensor weight, Tensor? bias, Tensor? initial, bool silu, Tensor(a!) out) -> ()");
+  m.def(
+      "convolution_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? initial, bool silu, "
+      "Tensor(a!) dx, Tensor(b!) dweight) -> ()");
+  m.def(
+      "gated_norm(Tensor y, Tensor x, Tensor skip, Tensor z, Tensor weight, int groups, float eps, Tensor(a!) out) "
+      "-> ()");
+  m.def(
+      "gated_norm_backward(Tensor grad, Tensor y, Tensor x, Tensor skip, Tensor z, Tensor weight, int groups, "
+      "float eps, Tensor(a!) dy, Tensor(b!) dx, Tensor(c!) dskip, Tensor(d!) dz, Tensor(e!) dweight) -> ()");
   m.def("add_exponentials(Tensor x, Tensor(a!) top, Tensor(b!) total) -> ()");
   m.def("scaled_exponentials(Tensor(a!) x, Tensor level, Tensor factor) -> ()");
 }
@@ -171,6 +185,10 @@ STABLE_TORCH_LIBRARY_IMPL(symground_C, CPU, m) {
   m.impl("gate_heads", TORCH_BOX(&symground::run_gate));
   m.impl("ssd", TORCH_BOX(&symground::ssd));
   m.impl("ssd_backward", TORCH_BOX(&symground::ssd_backward));
+  m.impl("convolution", TORCH_BOX(&symground::run_convolution));
+  m.impl("convolution_backward", TORCH_BOX(&symground::run_convolution_backward));
+  m.impl("gated_norm", TORCH_BOX(&symground::run_gated_norm));
+  m.impl("gated_norm_backward", TORCH_BOX(&symground::run_gated_norm_backward));
   m.impl("add_exponentials", TORCH_BOX(&symground::add_exponentials));
   m.impl("scaled_exponentials", TORCH_BOX(&symground::scaled_exponentials));
 }

@@ -5,12 +5,15 @@
 
 namespace symground {
 
-// All contiguous. db and dc of a group whose heads are in several shares are summed afterwards, share by share.
+// Where the gradients go: dx [B,T,H,P] is added to, db and dc [B,T,G,N] are written whole, all of any strides; ddt
+// [B,T,H] and the rest are contiguous.
 template <class T>
 struct SSDGradients {
   Rows<T> grad_y;
   const T* grad_state;  // [B,H,P,N] or null
-  T *dx, *ddt, *da, *db, *dc;  // [B,T,H,P], [B,T,H], [B,H] (summed over examples by the caller), [B,T,G,N] twice
+  Rows<T> dx;
+  T *ddt, *da;  // da [B,H] is zeroed, and summed over the examples, by the caller
+  Rows<T> db, dc;
   T* dinitial;  // [B,H,P,N], also where there is no initial state
 };
 
@@ -125,28 +128,26 @@ void settle(const BackwardChunk<T>& z, const SSDGradients<T>& out) {
       const int64_t at = (b * y.length + own.start + i) * y.heads + h;
       const T* of_timed = z.after + i * own.wide + r * y.size;
       if (!y.valid(b, own.start + i)) {
-        std::fill_n(out.dx + at * y.size, y.size, T(0));
         out.ddt[at] = T(0);
         continue;
       }
-      scale_row(of_timed, out.dx + at * y.size, y.size, own.dt[r * q + i]);
+      add_row(of_timed, out.dx.at(b, own.start + i, h), y.size, own.dt[r * q + i]);
       out.ddt[at] = dot_row(of_timed, y.x.at(b, own.start + i, h), y.size) + y.a[h] * of_decay[i];
     }
   }
 }
 
-// db and dc [B,T,G,N] are zeroed by the caller, and da.
 template <class T>
 void run_ssd_backward(const SSD<T>& y, const SSDGradients<T>& out) {
   const auto shares = shares_of(y);
-  const int64_t per_group = shares.size() / (y.batch * y.groups), all = y.batch * y.length * y.groups * y.state;
-  std::vector<T> more(per_group > 1 ? 2 * (per_group - 1) * all : 0);  // of shares after the first of their group
+  // Of a group's heads in several shares each has its own db and dc, which are then summed share by share.
+  const int64_t per_group = shares.size() / (y.batch * y.groups), row = 2 * y.state;
+  std::vector<T> parts(shares.size() * y.length * row);  // [example,group,share,T,2·N]: db, dc
   const Shares<T> memory(threads(), BackwardChunk<T>::numbers(y, y.heads / y.groups));
   for_each_task(shares.size(), [&](int64_t task, int64_t worker) {
     const Share& share = shares[task];
-    const int64_t number = task % per_group, b = share.example, row = y.groups * y.state;
-    T *db = out.db, *dc = out.dc;
-    if (number > 0) db = more.data() + (number - 1) * 2 * all, dc = db + all;
+    const int64_t b = share.example;
+    T* part = parts.data() + task * y.length * row;
     BackwardChunk<T> z(y, share, memory.of(worker));
     Chunk<T>& own = z.own;
     own.begin(z.state(0));
@@ -165,8 +166,8 @@ void run_ssd_backward(const SSD<T>& y, const SSDGradients<T>& out) {
       own.load(index);
       own.score();
       const Matrix<T> grad_y{out.grad_y.at(b, own.start, share.first), own.rows, own.wide, out.grad_y.position, 1};
-      const int64_t at = (b * y.length + own.start) * row + share.group * y.state;
-      const Matrix<T> of_b{db + at, own.rows, y.state, row, 1}, of_c{dc + at, own.rows, y.state, row, 1};
+      T* at = part + own.start * row;
+      const Matrix<T> of_b{at, own.rows, y.state, row, 1}, of_c{at + y.state, own.rows, y.state, row, 1};
       own.fade(grad_y.data, grad_y.row_stride, z.faded, own.wide);
       through_states(z, z.state(index), dstate, of_b, of_c);
       through_pairs(z, grad_y, of_b, of_c);
@@ -181,11 +182,20 @@ void run_ssd_backward(const SSD<T>& y, const SSDGradients<T>& out) {
       }
     }
   });
-  for (int64_t number = 0; number + 1 < per_group; ++number) {
-    const T* part = more.data() + number * 2 * all;
-    add_row(part, out.db, all, T(1));
-    add_row(part + all, out.dc, all, T(1));
-  }
+  torch::stable::parallel_for(0, y.batch * y.groups * y.length, 256, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t t = i % y.length, g = i / y.length % y.groups, b = i / y.length / y.groups;
+      T *db = out.db.at(b, t, g), *dc = out.dc.at(b, t, g);
+      const T* part = parts.data() + ((b * y.groups + g) * per_group * y.length + t) * row;
+      std::copy_n(part, y.state, db);
+      std::copy_n(part + y.state, y.state, dc);
+      for (int64_t number = 1; number < per_group; ++number) {
+        part += y.length * row;
+        add_row(part, db, y.state, T(1));
+        add_row(part + y.state, dc, y.state, T(1));
+      }
+    }
+  });
 }
 
 }  // namespace symground

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 from transformers import Cache, PreTrainedModel
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from symground import ops
 from symground.models.mixers import Mixer, check_batch, shown, tap_of
+from symground.ops.mamba2_inner import step_sizes
 from symground.ops.mask import key_range_of
 
 
@@ -38,6 +38,15 @@ class MambaMixer(Mamba2Mixer):
         heads, groups, state_size = self.num_heads, self.n_groups, self.ssm_state_size
         if tap.mix is not None:
             raise ValueError("model: a Mamba-2 layer has no queries, keys and values to mix otherwise")
+        plain = self.activation in ("silu", "swish")
+        low, high = self.time_step_limit
+        if tap.idle and plain and cache_params is None and attention_mask is None:
+            inner = ops.mamba2_inner(
+                self.in_proj(hidden_states), self.conv1d.weight[:, 0], self.conv1d.bias, self.dt_bias, self.A_log,
+                self.D, self.norm.weight, groups, self.norm.variance_epsilon, (low, high),
+            )  # fmt: skip
+            whole: Tensor = self.out_proj(inner)
+            return whole
         check_batch(tap, len(hidden_states))
         key_range = None if attention_mask is None else key_range_of(attention_mask)
         z, xbc, dt = self.in_proj(hidden_states).split([self.intermediate_size, self.conv_dim, heads], -1)
@@ -46,16 +55,12 @@ class MambaMixer(Mamba2Mixer):
         before = None
         if cache_params is not None:
             before = self._remember(cache_params, xbc, key_range)
-        plain = self.activation in ("silu", "swish")
         xbc = ops.causal_conv1d(xbc, self.conv1d.weight[:, 0], self.conv1d.bias, before, "silu" if plain else None)
         x, b, c = (xbc if plain else self.act(xbc)).split(
             [self.intermediate_size, groups * state_size, groups * state_size], -1
         )
         x = x.unflatten(-1, (heads, -1))  # [B,T,H,P]
-        dt = softplus(dt + self.dt_bias)
-        low, high = self.time_step_limit
-        if low > 0 or high < float("inf"):
-            dt = dt.clamp(low, high)
+        dt = step_sizes(dt, self.dt_bias, (low, high))
         state = None if cache_params is None else cache_params.get_recurrent_state(self.layer_idx)
         if state is not None and torch.is_grad_enabled():
             state = state.clone()  # the cache is written in place, the way back reads what was there

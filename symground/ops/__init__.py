@@ -9,6 +9,7 @@ from symground.ops.causal_conv1d import causal_conv1d
 from symground.ops.heads import gate_heads
 from symground.ops.lens_surprisal import lens_surprisal
 from symground.ops.linear_cross_entropy import linear_cross_entropy
+from symground.ops.mamba2_inner import mamba2_inner
 from symground.ops.ssd import ssd
 from symground.ops.ssd_flow import ssd_flow
 from symground.ops.ssd_saliency import ssd_saliency
@@ -23,6 +24,7 @@ __all__ = [
     "gate_heads",
     "lens_surprisal",
     "linear_cross_entropy",
+    "mamba2_inner",
     "ssd",
     "ssd_flow",
     "ssd_saliency",

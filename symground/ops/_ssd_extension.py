@@ -24,9 +24,9 @@ def backward(
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """As `_ssd_chunks.backward`."""
     (batch, _, heads, size), dtype = x.shape, accumulation_dtype(x)
-    dx, ddt = x.new_empty(x.shape, dtype=dtype), x.new_empty(dt.shape, dtype=dtype)
-    # dA is summed over the examples here: each is a thread's own there.
-    dA, dB, dC = (x.new_zeros(shape, dtype=dtype) for shape in ((batch, heads), B.shape, C.shape))
+    ddt, dB, dC = (x.new_empty(shape, dtype=dtype) for shape in (dt.shape, B.shape, C.shape))
+    # dx is added to; dA is summed over the examples here, each being a thread's own there.
+    dx, dA = (x.new_zeros(shape, dtype=dtype) for shape in (x.shape, (batch, heads)))
     first = x.new_empty(batch, heads, size, B.shape[3], dtype=dtype)
     grad_state = None if grad_state is None else grad_state.to(dtype).contiguous()
     inputs = _inputs(x, dt, A, B, C, key_range, initial_state)

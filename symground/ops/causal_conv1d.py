@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import conv1d, silu
 
 from symground.ops import _checks as check
+from symground.ops._convolution_cpu import causal_conv1d_cpu
 from symground.ops._dispatch import choose
 
 
@@ -68,4 +69,4 @@ def causal_conv1d_reference(
     return (silu(y) if activation else y).transpose(1, 2).to(x.dtype)
 
 
-IMPLEMENTATIONS = {"reference": causal_conv1d_reference}
+IMPLEMENTATIONS = {"reference": causal_conv1d_reference, "cpu": causal_conv1d_cpu}
