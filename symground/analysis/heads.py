@@ -49,6 +49,8 @@ def head_shares(trace: xr.Dataset, kind: str = "aggregate", denominator: str = "
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}; got {kind!r}")
     if denominator not in DENOMINATORS:
         raise ValueError(f"denominator: expected one of {', '.join(DENOMINATORS)}; got {denominator!r}")
+    if "flow" not in trace:
+        raise ValueError(f"trace: expected one with the flow of heads; {trace.attrs.get('note', 'it has none')}")
     query, key = KINDS[kind]
     for dimension, name in (("query_group", query), ("key_group", key)):
         there = trace[dimension].values.tolist()

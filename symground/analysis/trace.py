@@ -56,16 +56,19 @@ def trace(
         matrix_total (example, layer, head); group (example, key), the key group's index or -1; and the coordinate
         prediction (example). Layers and heads count from 0. A layer with fewer heads than others has NaN there.
 
+        An LSTM mixes positions by no matrix and has neither saliency nor flow. What it has is input_x_gradient
+        (example, key), the gradient × input of each position's embedding, Σ_d e[d] · ∂L/∂e[d], signed, nats; its
+        ``attrs`` say so.
+
     Raises:
-        ValueError: shapes that do not fit, overlapping groups, a model without mixing matrices (an LSTM), with dropout
-            on, or with a surprisal that is not finite.
+        ValueError: shapes that do not fit, overlapping groups, a model with dropout on, or with a surprisal that is not
+            finite.
         RuntimeError: called inside torch.inference_mode().
 
-    Source: Wang et al. 2023 (saliency), arXiv 2510.13796 (flow into the prediction position).
+    Source: Wang et al. 2023 (saliency), arXiv 2510.13796 (flow into the prediction position), Shrikumar et al. 2016
+    ("Not just a black box", gradient × input).
     """
     layers = mixers(model)
-    if not layers:
-        raise ValueError(f"model: {type(model).__name__} has no mixing matrix, so there is no saliency to trace")
     if torch.is_inference_mode_enabled():
         raise RuntimeError("trace takes a gradient and cannot run inside torch.inference_mode()")
     labels: dict[str, Any] = {}
@@ -95,6 +98,9 @@ def trace(
         inputs = {n: value[part] if isinstance(value, Tensor) else value for n, value in model_inputs.items()}
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask[part]
+        if not layers:
+            parts.append(_inputs_of_batch(model, ids[part], p[part], wanted[part], inputs))
+            continue
         parts.append(
             _trace_batch(
                 model, layers, ids[part], p[part], wanted[part], query_groups[part], key_groups[part],
@@ -107,18 +113,16 @@ def trace(
         "flow": ("example", "layer", "head", "query_group", "key_group"),
         "row_total": ("example", "layer", "head", "query_group"),
         "matrix_total": ("example", "layer", "head"),
+        "input_x_gradient": ("example", "key"),
     }
     variables = {name: (dims[name], np.concatenate([part[name] for part in parts])) for name in parts[0]}
+    coords = {"key_group": list(key_masks), "prediction": ("example", p.cpu().numpy()), **labels}
+    note = {"note": f"{type(model).__name__} mixes positions by no matrix: gradient × input, no saliency, no heads"}
+    if layers:
+        heads = np.arange(max(mixer.heads for mixer in layers))
+        coords |= {"layer": [mixer.layer for mixer in layers], "head": heads, "query_group": list(query_masks)}
     return xr.Dataset(
-        {**variables, "group": (("example", "key"), key_groups.cpu().numpy())},
-        coords={
-            "layer": [mixer.layer for mixer in layers],
-            "head": np.arange(max(mixer.heads for mixer in layers)),
-            "query_group": list(query_masks),
-            "key_group": list(key_masks),
-            "prediction": ("example", p.cpu().numpy()),
-            **labels,
-        },
+        {**variables, "group": (("example", "key"), key_groups.cpu().numpy())}, coords, attrs={} if layers else note
     )
 
 
@@ -162,10 +166,7 @@ def _trace_batch(
             "model: the gradient does not reach every layer's attention; if activation checkpointing is on, "
             'set it with gradient_checkpointing_kwargs={"use_reentrant": False}'
         )
-    if not bool(surprisal.isfinite().all()):
-        raise ValueError(
-            f"model: the surprisal of example {int((~surprisal.isfinite()).nonzero()[0])} of a batch is not finite"
-        )
+    _check_finite(surprisal)
     result = {"surprisal": surprisal.detach()}
     if saliency:
         result["saliency"] = torch.stack(grads[: len(layers)], 1).abs()
@@ -174,6 +175,36 @@ def _trace_batch(
     result["row_total"] = flow[..., :num_query, :].sum(-1)
     result["matrix_total"] = flow.sum((-1, -2))
     return {name: value.float().cpu().numpy() for name, value in result.items()}
+
+
+def _inputs_of_batch(
+    model: PreTrainedModel, ids: Tensor, p: Tensor, targets: Tensor, inputs: dict[str, Any]
+) -> dict[str, NDArray[Any]]:
+    """Gradient × input, as the gradient of a probe too: each embedding enters as e · (1 + probe)."""
+    head = verified_readout(model)
+    device = head.weight.device
+    ids, p, targets = ids.to(device), p.to(device), targets.to(device)
+    inputs = {n: value.to(device) if isinstance(value, Tensor) else value for n, value in inputs.items()}
+    probe = torch.zeros(ids.shape, device=device, dtype=head.weight.dtype, requires_grad=True)
+    embedding = model.get_input_embeddings()
+    hook = embedding.register_forward_hook(lambda _, args, out: out * (1 + probe)[..., None])
+    try:
+        # cuDNN has no way back through an LSTM in evaluation.
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+            hidden = hidden_states(model, ids, **inputs)[torch.arange(len(ids), device=device), p]  # [B,D]
+            surprisal = ops.candidate_surprisal(hidden, head.weight, targets[:, None], head.bias)[:, 0]
+            (grad,) = torch.autograd.grad(surprisal.sum(), probe)
+    finally:
+        hook.remove()
+    _check_finite(surprisal)
+    return {"surprisal": surprisal.detach().float().cpu().numpy(), "input_x_gradient": grad.float().cpu().numpy()}
+
+
+def _check_finite(surprisal: Tensor) -> None:
+    if not bool(surprisal.isfinite().all()):
+        raise ValueError(
+            f"model: the surprisal of example {int((~surprisal.isfinite()).nonzero()[0])} of a batch is not finite"
+        )
 
 
 def _zero_storage(*shape: int, like: Tensor) -> Tensor:
@@ -221,9 +252,15 @@ def saliency_by_region(traced: xr.Dataset) -> xr.DataArray:
 
     Regions are the key groups and "other", the context's remaining tokens. Each is the sum of I over its keys.
     """
+    _check_saliency(traced)
     at_p = traced.saliency.isel(query=traced.prediction)  # (example, layer, key)
     names = [*traced.key_group.values.tolist(), "other"]
     sums = [at_p.where(traced.group == i, 0.0).sum("key") for i in [*range(len(names) - 1), -1]]
     by_region: xr.DataArray = xr.concat(sums, dim="region").assign_coords(region=names)
     mean: xr.DataArray = by_region.mean("example").transpose("layer", "region")
     return mean
+
+
+def _check_saliency(traced: xr.Dataset) -> None:
+    if "saliency" not in traced:
+        raise ValueError(f"trace: expected one with saliency; {traced.attrs.get('note', 'it was made without')}")

@@ -9,13 +9,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from symground.folders import checkpoint_folder, checkpoint_steps, is_run, study_of
 from symground.models import lstm  # noqa: F401  (registers the architecture)
 from symground.models.attach import attach
+from symground.models.mamba_ssm import is_mamba_ssm, load_mamba_ssm
 
 
 def load(path: str | Path, step: int | None = None, *, device: str | None = None) -> PreTrainedModel:
     """Load a model, attach it, and set it to evaluation.
 
     Args:
-        path: a run's folder, a folder in Hugging Face layout, or a model's name on the hub.
+        path: a run's folder, a folder in Hugging Face layout or as the mamba-ssm package saves its Mamba-2, or a
+            model's name on the hub.
         step: which checkpoint of the run; None takes its last.
         device: where to put it; None leaves it on the CPU.
 
@@ -40,7 +42,8 @@ def load(path: str | Path, step: int | None = None, *, device: str | None = None
         raise FileNotFoundError(f"{path} does not exist, and is no model's name on the hub (owner/name)")
     source = folder if folder.is_dir() else str(path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(source)
+        mamba_ssm = folder.is_dir() and is_mamba_ssm(folder)
+        model = load_mamba_ssm(folder) if mamba_ssm else AutoModelForCausalLM.from_pretrained(source)
     except Exception as error:
         if type(error).__name__ == "SafetensorError":
             raise ValueError(f"{folder}: its weights are damaged or cut short ({error})") from error

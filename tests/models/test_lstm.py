@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import symground as sg
+from symground.analysis.trace import saliency_by_region
 from symground.models import PRESETS, create
 from symground.models.lstm import LSTMForCausalLM
 
@@ -46,8 +47,33 @@ def test_saves_loads_and_generates(lstm: LSTMForCausalLM, tmp_path: Path) -> Non
 def test_has_no_heads(lstm: LSTMForCausalLM) -> None:
     with pytest.raises(ValueError, match="no heads to silence"), sg.ablate(lstm, [(0, 0)]):
         pass
-    with pytest.raises(ValueError, match="no mixing matrix"):
-        sg.trace(lstm, torch.zeros(1, 3).long(), torch.zeros(1).long())
+    traced = sg.trace(lstm, torch.zeros(1, 3).long(), torch.zeros(1).long())
+    assert "gradient × input, no saliency, no heads" in traced.attrs["note"]
+    assert {"saliency", "flow", "row_total"}.isdisjoint(traced)
+    for refused in (sg.find_heads, saliency_by_region):
+        with pytest.raises(
+            ValueError, match=r"trace: expected one with .* LSTMForCausalLM mixes positions by no matrix"
+        ):
+            refused(traced)
+
+
+def test_trace_is_gradient_times_input_of_every_position(lstm: LSTMForCausalLM) -> None:
+    ids, targets = torch.randint(2, 101, (2, 6)), torch.tensor([5, 9])
+    mask = torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 0]])
+    first = torch.arange(6).expand(2, -1) == 2
+    traced = sg.trace(lstm, ids, targets, mask, groups={"noun": first})
+    assert traced.input_x_gradient.dims == ("example", "key")
+    assert traced.group.values.tolist() == [[-1, -1, 0, -1, -1, -1]] * 2
+    for i, row in enumerate((slice(0, 6), slice(2, 5))):
+        embedded = lstm.model.embedding(ids[i : i + 1, row]).detach().requires_grad_()
+        hidden = lstm.model.norm(lstm.model.lstm(embedded)[0])[:, -1]
+        surprisal = -lstm.lm_head(hidden).log_softmax(-1)[0, targets[i]]
+        (grad,) = torch.autograd.grad(surprisal, embedded)
+        found = torch.from_numpy(traced.input_x_gradient.values[i])
+        torch.testing.assert_close(found[row], (embedded * grad).sum(-1)[0])
+        assert float(traced.surprisal[i]) == pytest.approx(float(surprisal), rel=1e-5)
+        outside = [t for t in range(6) if not row.start <= t < row.stop]
+        assert not found[outside].any()
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if "768" not in name])
