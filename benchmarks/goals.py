@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gate_peers, score_peers, surprisal_peers, sweep_peers, trace_peers
+from benchmarks import gate_peers, mamba_peers, score_peers, surprisal_peers, sweep_peers, trace_peers
 from benchmarks.peers import CLOSED, COMPILED_CLOSED, EAGER, FLASH, SDPA, SYMGROUND
 
 Row = dict[str, Any]
@@ -80,6 +80,17 @@ GRID = {"contexts": 10, "nouns": 100}
 SWEEP = {"contexts": 8, "nouns": 32, "preset": "gpt2-12l-768"}
 
 
+def mamba_goals() -> Iterator[Goal]:
+    step = {"B": 4, "T": 512, "H": 8, "P": 64, "N": 64, "layers": 4, "dtype": "float32"}
+    ours, theirs = (("mamba2 step", name) for name in (mamba_peers.SYMGROUND, mamba_peers.TRANSFORMERS))
+    yield Goal("Mamba-2 training step: faster than transformers'", step, ours, theirs, 3, faster=True)
+    yield Goal("Mamba-2 training step: peak memory of transformers'", step, ours, theirs, 1, "peak_bytes")
+    layer = {"T": 1024, "H": 24, "P": 64, "N": 128, "dtype": "float32"}
+    ours, theirs = (("ssd saliency", name) for name in (mamba_peers.SYMGROUND, mamba_peers.MATERIALISED))
+    yield Goal("Mamba-2 saliency: faster than materialising M", layer, ours, theirs, 4, faster=True)
+    yield Goal("Mamba-2 saliency: memory of materialising M", layer, ours, theirs, 1 / 8, "peak_bytes")
+
+
 def gate_goals() -> Iterator[Goal]:
     """On a CPU, against each way of plain PyTorch."""
     shape = {"B": 8, "T": 1024, "H": 12, "D": 64, "mixed": True, "dtype": "float32"}
@@ -145,6 +156,7 @@ GOALS: tuple[Goal, ...] = (
         )
         for name in (sweep_peers.HOOKED, sweep_peers.LENS)
     ),
+    *mamba_goals(),
     *gate_goals(),
     *gpu_goals(),
 )  # fmt: skip

@@ -1,0 +1,176 @@
+"""Mamba-2 and its peers: a training step beside transformers' own, and the saliency of a layer beside its matrix."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from symground import ops
+
+Run = Callable[[], Any]
+STAGES = ("mamba2 step", "ssd", "ssd saliency")
+SYMGROUND = "symground"
+TRANSFORMERS, SHORT_CHUNKS = "transformers", "transformers, chunks of 64"
+SCAN, REFERENCE = "transformers' chunked scan", "quadratic form"
+MATERIALISED, COMPILED = "materialised M", "torch.compile of materialised M"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A layer with H heads of size P, G groups of state N; a model of ``layers`` such layers, of width H·P/2."""
+
+    B: int = 4
+    T: int = 512
+    H: int = 8
+    P: int = 64
+    G: int = 1
+    N: int = 64
+    layers: int = 4
+    vocabulary: int = 1000
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        return f"B{self.B} T{self.T} H{self.H} P{self.P} G{self.G} N{self.N} {self.dtype}"
+
+    @property
+    def row(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def element(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+
+# A training step: forward, loss, backward, AdamW.
+
+
+def _model(shape: Shape, chunk: int) -> Any:
+    from transformers import Mamba2Config, Mamba2ForCausalLM
+
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # it says that it runs in plain PyTorch
+    torch.manual_seed(0)
+    config = Mamba2Config(
+        vocab_size=shape.vocabulary, hidden_size=shape.H * shape.P // 2, num_hidden_layers=shape.layers,
+        num_heads=shape.H, head_dim=shape.P, state_size=shape.N, n_groups=shape.G, chunk_size=chunk, use_cache=False,
+    )  # fmt: skip
+    return Mamba2ForCausalLM(config).train()
+
+
+def _step(shape: Shape, device: str, chunk: int = 256, attached: bool = False) -> Run:
+    model = _model(shape, chunk).to(device)
+    if attached:
+        from symground.models import attach
+
+        attach(model)
+    ids = torch.randint(shape.vocabulary, (shape.B, shape.T), generator=torch.Generator().manual_seed(1)).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def run() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        return float(loss)
+
+    return run
+
+
+# One layer's SSD.
+
+
+class Inputs:
+    """x, dt, A, B, C, which require gradients, and dY."""
+
+    def __init__(self, shape: Shape, device: str = "cpu") -> None:
+        g = torch.Generator().manual_seed(0)
+        heads, groups = (shape.B, shape.T, shape.H), (shape.B, shape.T, shape.G, shape.N)
+        x, grad = (torch.randn(*heads, shape.P, generator=g) for _ in range(2))
+        dt, A = torch.rand(heads, generator=g), -torch.rand(shape.H, generator=g) - 0.01
+        B, C = (torch.randn(groups, generator=g) for _ in range(2))
+        element = shape.element
+        self.leaves = tuple(
+            z.to(device, e).requires_grad_()
+            for z, e in ((x, element), (dt, torch.float32), (A, torch.float32), (B, element), (C, element))
+        )
+        self.grad = grad.to(device, element)
+        self.future = torch.ones(shape.T, shape.T, dtype=torch.bool, device=device).triu(1)
+
+    @property
+    def detached(self) -> tuple[Tensor, ...]:
+        return tuple(z.detach() for z in self.leaves)
+
+
+def _both(function: Callable[..., Tensor], x: Inputs) -> Run:
+    return lambda: torch.autograd.grad(function(*x.leaves), x.leaves, x.grad)
+
+
+def _scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
+
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    return mamba2_chunk_scan(x, dt, A, B, C, 256)
+
+
+def materialised(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, grad: Tensor, future: Tensor
+) -> Tensor:  # fmt: skip
+    """|Σ_h M_h ∘ (dY_h x_hᵀ)| [B,T,T], of M as a tensor; C Bᵀ once for each group."""
+    total = (dt * A).cumsum(1).transpose(1, 2)
+    decay = (total[..., :, None] - total[..., None, :]).masked_fill(future, float("-inf")).exp()
+    scores = (C.transpose(1, 2) @ B.permute(0, 2, 3, 1)).float()  # [B,G,T,T]
+    m = scores.repeat_interleave(x.shape[2] // B.shape[2], 1) * decay * dt.transpose(1, 2)[..., None, :]
+    return (m * (grad.transpose(1, 2) @ x.permute(0, 2, 3, 1))).sum(1).abs()
+
+
+def _saliency(x: Inputs, compiled: bool | None = None) -> Run:
+    if compiled is None:
+        return partial(ops.ssd_saliency, *x.detached, x.grad)
+    function = torch.compile(materialised, dynamic=False) if compiled else materialised
+    return partial(function, *x.detached, x.grad, x.future)
+
+
+_SSD: dict[str, dict[str, Callable[[Inputs], Run]]] = {
+    "ssd": {
+        SYMGROUND: partial(_both, ops.ssd),
+        SCAN: partial(_both, _scan),
+        REFERENCE: partial(_both, partial(ops.ssd, impl="reference")),
+    },
+    "ssd saliency": {
+        SYMGROUND: _saliency,
+        MATERIALISED: partial(_saliency, compiled=False),
+        COMPILED: partial(_saliency, compiled=True),
+    },
+}
+_STEPS: dict[str, Callable[[Shape, str], Run]] = {
+    SYMGROUND: partial(_step, attached=True),
+    TRANSFORMERS: _step,
+    SHORT_CHUNKS: partial(_step, chunk=64),
+}
+
+
+def names(stage: str) -> Iterator[str]:
+    yield from _STEPS if stage == "mamba2 step" else _SSD[stage]
+
+
+def prepared(stage: str, shape: Shape, device: str = "cpu") -> dict[str, Run]:
+    if stage == "mamba2 step":
+        return {name: prepare(shape, device) for name, prepare in _STEPS.items()}
+    x = Inputs(shape, device)
+    return {name: prepare(x) for name, prepare in _SSD[stage].items()}
+
+
+def in_memory(stage: str, name: str, shape: dict[str, Any]) -> tuple[Run, Run]:
+    """For `memory.py`: a small problem first, which leaves nothing of the measured size behind, then the one asked."""
+    full = Shape(**shape)
+    small = Shape(1, 64, full.H, full.P, full.G, full.N, 1, full.vocabulary, full.dtype)
+    if stage == "mamba2 step":
+        return _STEPS[name](small, "cpu"), _STEPS[name](full, "cpu")
+    run = _SSD[stage][name](Inputs(full))
+    return (run if "compile" in name else _SSD[stage][name](Inputs(small))), run

@@ -1,0 +1,41 @@
+"""Mamba-2: a training step beside transformers' (4 layers of width 256, B4 T512), SSD alone, the saliency of a layer.
+
+python -m pytest benchmarks/test_mamba.py --benchmark-only --benchmark-json=benchmarks/results/mamba-cpu.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.mamba_peers import STAGES, Shape, names, prepared
+from benchmarks.measure import gpu_memory
+from benchmarks.memory import peak_in_subprocess
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+#: The saliency's is a layer of the study's width, 768, at T 1024.
+SHAPES = {"mamba2 step": Shape(), "ssd": Shape(), "ssd saliency": Shape(B=2, T=1024, H=24, N=128)}
+
+
+def cases() -> Iterator[Any]:
+    for stage in STAGES:
+        yield from (pytest.param(stage, name, SHAPES[stage], id=f"{stage}-{name}") for name in names(stage))
+
+
+def memory(stage: str, name: str, shape: Shape) -> dict[str, int]:
+    if DEVICE == "cpu":
+        return peak_in_subprocess("benchmarks.mamba_peers", "in_memory", stage=stage, name=name, shape=shape.row)
+    run = prepared(stage, shape, DEVICE)[name]
+    run()
+    peak, result = gpu_memory(run)
+    return {"peak_bytes": peak, "result_bytes": result}
+
+
+@pytest.mark.parametrize(("stage", "name", "shape"), cases())
+def test_mamba(benchmark: Any, in_turns: Callable[..., None], stage: str, name: str, shape: Shape) -> None:
+    in_turns(f"{stage}, {shape}", name, partial(prepared, stage, shape, DEVICE), 7, DEVICE)
+    benchmark.extra_info |= {"stage": stage, "peer": name, **shape.row, **memory(stage, name, shape)}
