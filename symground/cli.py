@@ -1,4 +1,4 @@
-"""The command line: ``symground demo | data | train | analyze | report | run | build``."""
+"""The command line: ``symground demo | data | train | analyze | report | run | architectures | build``."""
 
 import io
 import re
@@ -42,6 +42,7 @@ def _run(argv: list[str]) -> int:
     from symground.analysis.run import AnalysisSettings
     from symground.ops._build import build, build_cuda
     from symground.recipes import DemoSettings, StudySettings, analyze_study, prepare, run_study, train_study
+    from symground.recipes.architectures import ArchitecturesSettings, compare_architectures
     from symground.recipes.study import GENERATED
     from symground.reports import report
     from symground.training import TrainSettings
@@ -97,12 +98,20 @@ def _run(argv: list[str]) -> int:
         study: tyro.conf.Positional[str]
         """Folder of the study."""
 
+    @dataclass(frozen=True, kw_only=True)
+    class Architectures(ArchitecturesSettings):
+        """Train models of one size and several architectures across several gaps, and show which learn the link."""
+
+        out: str = "runs/architectures"
+        """Folder of the comparison: a study for each gap, the tables and the figure."""
+
     @dataclass(frozen=True)
     class Build:
         """Compile the C++/CUDA extension into the package's folder; everything works without it, slower."""
 
     commands: dict[str, Any] = {
-        "demo": Demo, "run": Run, "data": Data, "train": Train, "analyze": Analyze, "report": Report, "build": Build,
+        "demo": Demo, "run": Run, "data": Data, "train": Train, "analyze": Analyze, "report": Report,
+        "architectures": Architectures, "build": Build,
     }  # fmt: skip
     printed = io.StringIO()
     try:
@@ -133,6 +142,8 @@ def _run(argv: list[str]) -> int:
             written = analyze_study(command.run, command.settings) / "results"
         case Report():
             written = report(command.study)
+        case Architectures():
+            written = compare_architectures(command.out, command)
         case Build():
             print(build())
             try:

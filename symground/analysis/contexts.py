@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from symground.data.generated import Utterance, distractor
 from symground.data.words import WORD
 
 SLOT = "{}"
@@ -18,6 +20,8 @@ class Context(NamedTuple):
 
     env: str
     lan: str
+    between: tuple[Utterance, ...] = ()
+    """What is done and said between the two."""
 
     def around(self) -> tuple[str, str]:
         """The ENV sentence before and after the noun."""
@@ -25,8 +29,28 @@ class Context(NamedTuple):
         return before, after
 
 
-def read_contexts(contexts: Iterable[Sequence[str]] | str | Path | None) -> list[Context]:
+def context_of(values: Sequence[Any]) -> Context:
+    """From what JSON holds of a context: two or three parts, the third a list of (speaker, tier, text)."""
+    between = tuple(Utterance(*utterance) for utterance in (values[2] if len(values) > 2 else ()))
+    return Context(values[0], values[1], between)
+
+
+def with_gap(contexts: Iterable[Context], gap: int, seed: int = 0) -> list[Context]:
+    """The contexts with so many of the generated corpus' utterances that name no object between their two sentences.
+
+    A model that was trained with a gap is asked across the same gap, or its probes would be texts of another kind.
+    """
+    found = []
+    for number, context in enumerate(contexts):
+        rng = random.Random(f"{seed}, context {number}")
+        found.append(context._replace(between=tuple(distractor(rng) for _ in range(gap))))
+    return found
+
+
+def read_contexts(contexts: Iterable[Sequence[Any]] | str | Path | None) -> list[Context]:
     """Contexts from pairs, from a JSON file (a list of {"env", "lan"}, or {"env": […], "lan": […]}), or the package's.
+
+    A third part, "between" in a file, is a list of (speaker, "env" or "lan", text).
 
     Raises:
         FileNotFoundError, ValueError: a file that is missing or has another form, a context without exactly one ``{}``.
@@ -43,12 +67,12 @@ def read_contexts(contexts: Iterable[Sequence[str]] | str | Path | None) -> list
         except json.JSONDecodeError as error:
             raise ValueError(f"{source}: not JSON ({error})") from None
     else:
-        loaded = [{"env": pair[0], "lan": pair[1]} for pair in contexts]
+        loaded = [dict(zip(("env", "lan", "between"), pair, strict=False)) for pair in contexts]
     try:
         if isinstance(loaded, dict):
             pairs = [Context(*pair) for pair in zip(loaded["env"], loaded["lan"], strict=True)]
         else:
-            pairs = [Context(item["env"], item["lan"]) for item in loaded]
+            pairs = [context_of((item["env"], item["lan"], item.get("between", ()))) for item in loaded]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{source}: expected a list of {{"env": …, "lan": …}}; {error!r}') from None
     if not pairs:
@@ -56,4 +80,7 @@ def read_contexts(contexts: Iterable[Sequence[str]] | str | Path | None) -> list
     for pair in pairs:
         if pair.env.count(SLOT) != 1 or SLOT in pair.lan or not WORD.search(pair.lan):
             raise ValueError(f"{source}: expected one {SLOT} in the ENV sentence and words in the LAN part; got {pair}")
+        for utterance in pair.between:
+            if utterance.tier not in ("env", "lan") or SLOT in utterance.text:
+                raise ValueError(f"{source}: expected (speaker, 'env' or 'lan', text) between; got {utterance}")
     return pairs

@@ -66,7 +66,8 @@ class StudyEncoder:
 
     def _around(self, context: Context) -> tuple[list[str], list[str]]:
         before, after = context.around()
-        spoken = [speaker("CHI"), *lan_tokens(context.lan)]
+        between = [token for utterance in context.between for token in utterance.tokens()]
+        spoken = [*between, speaker("CHI"), *lan_tokens(context.lan)]
         return [speaker("CHI"), *env_tokens(before)], [*env_tokens(after), *spoken]
 
     def _ids(self, tokens: Sequence[str]) -> Ids:
@@ -85,7 +86,9 @@ class TextEncoder:
 
     def missing(self, contexts: Iterable[Context], nouns: Iterable[str]) -> set[str]:
         unknown = self._tokenizer.unk_token_id
-        words = {w for c in contexts for part in (*c.around(), c.lan) for w in part.split()} | set(nouns)
+        words = {
+            w for c in contexts for part in (*c.around(), *(u.text for u in c.between), c.lan) for w in part.split()
+        } | set(nouns)
         encoded = self._tokenizer(sorted(words), add_special_tokens=False)["input_ids"] if words else []
         return {
             word for word, ids in zip(sorted(words), encoded, strict=True) if unknown is not None and unknown in ids
@@ -107,7 +110,7 @@ class TextEncoder:
 
     def _text(self, context: Context, noun: str) -> str:
         before, after = context.around()
-        return f"{before}{noun}{after}{self._separator}{context.lan}"
+        return self._separator.join([f"{before}{noun}{after}", *(u.text for u in context.between), context.lan])
 
     def _place(self, context: Context, noun: str) -> tuple[int, int]:
         """Of the noun and the space before it, which is a token of its own where a tokenizer knows no such word."""

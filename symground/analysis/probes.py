@@ -136,7 +136,7 @@ class Probes:
 def probes(
     tokenizer: Any,
     nouns: Sequence[str] | None = None,
-    contexts: Iterable[Sequence[str]] | str | Path | None = None,
+    contexts: Iterable[Sequence[Any]] | str | Path | None = None,
     span: int = 0,
     *,
     mismatches: str | int = "all",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 from symground.data.corpus import CorpusBuilder
 from symground.data.nouns import STUDY_NOUNS
@@ -47,6 +48,8 @@ class GeneratedSettings:
     """Share of ENV utterances that add a noun which is never talked about."""
     max_distractors: int = 3
     """Between acting and talking come 1 to this many utterances that name no object (0: none): the gap."""
+    gap: int | None = None
+    """Exactly so many such utterances, in the corpus and in its probes; None leaves it to max_distractors."""
     max_talk: int = 4
     """A scene has 2 to this many utterances that name an object."""
     repeat: float = 0.5
@@ -65,11 +68,33 @@ class GeneratedSettings:
         for name, low in smallest.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name}: expected at least {low}, got {getattr(self, name)}")
+        if self.gap is not None and self.gap < 0:
+            raise ValueError(f"gap: expected at least 0, got {self.gap}")
         if self.nouns > len(STUDY_NOUNS):
             raise ValueError(f"nouns: expected at most {len(STUDY_NOUNS)}, got {self.nouns}")
         for name in ("background", "repeat", "unsupported"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
+
+
+class Utterance(NamedTuple):
+    """Words on one tier, and whose."""
+
+    speaker: str
+    tier: str
+    """"env" or "lan"."""
+    text: str
+
+    def tokens(self) -> list[str]:
+        words = env_tokens(self.text) if self.tier == "env" else lan_tokens(self.text)
+        return [speaker(self.speaker), *words]
+
+
+def distractor(rng: random.Random) -> Utterance:
+    """One that names no object."""
+    who = rng.choice(("CHI", "MOT"))
+    acted = rng.random() < 0.3
+    return Utterance(who, "env" if acted else "lan", rng.choice(DISTRACTOR_ENV_POOL if acted else DISTRACTOR_LAN_POOL))
 
 
 def add_scenes(builder: CorpusBuilder, settings: GeneratedSettings) -> None:
@@ -105,12 +130,9 @@ def _scene(
         if rng.random() < settings.background:
             sentence += " " + rng.choice(BACKGROUND_POOL).format(rng.choices(nouns, weights)[0])
         tokens += [speaker("CHI"), *env_tokens(sentence)]
-    for _ in range(rng.randint(min(1, settings.max_distractors), settings.max_distractors)):
-        tokens.append(speaker(rng.choice(("CHI", "MOT"))))
-        if rng.random() < 0.3:
-            tokens += env_tokens(rng.choice(DISTRACTOR_ENV_POOL))
-        else:
-            tokens += lan_tokens(rng.choice(DISTRACTOR_LAN_POOL))
+    few = min(1, settings.max_distractors)
+    for _ in range(rng.randint(few, settings.max_distractors) if settings.gap is None else settings.gap):
+        tokens += distractor(rng).tokens()
     topic = None
     for _ in range(rng.randint(2, settings.max_talk)):
         if topic is None or rng.random() >= settings.repeat:

@@ -43,6 +43,7 @@ PRESETS: dict[str, GPT2Config | Mamba2Config | LSTMConfig] = {
     "mamba2-4l-768": _mamba2(4, 768, 24, 128, (0.001, 0.1)),
     "mamba2-12l-768": _mamba2(12, 768, 24, 128, (0.001, 0.1)),
     "lstm-1l": LSTMConfig(num_hidden_layers=1, hidden_size=160),
+    "lstm-1l-304": LSTMConfig(num_hidden_layers=1, hidden_size=304),
     "lstm-4l": LSTMConfig(num_hidden_layers=4, hidden_size=160),
     "lstm-4l-768": LSTMConfig(num_hidden_layers=4, hidden_size=768),
 }

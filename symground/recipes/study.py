@@ -14,7 +14,7 @@ import torch
 import tyro
 
 from symground.analysis import Context, Probes, cooccurrence, gain_interval, probes, split_contexts
-from symground.analysis.contexts import read_contexts
+from symground.analysis.contexts import context_of, read_contexts, with_gap
 from symground.analysis.results import TABLES, Table, partial_scores, read_table
 from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import (
@@ -125,7 +125,12 @@ def prepare(corpus: Sequence[str], out: str | Path, settings: StudySettings) -> 
     builder = CorpusBuilder()
     chosen = read_contexts(settings.contexts)
     if settings.chat.fold_case and not generated:
-        chosen = [Context(context.env.lower(), context.lan.lower()) for context in chosen]
+        chosen = [
+            Context(c.env.lower(), c.lan.lower(), tuple(u._replace(text=u.text.lower()) for u in c.between))
+            for c in chosen
+        ]
+    if generated and settings.generated.gap:
+        chosen = with_gap(chosen, settings.generated.gap)
     if generated:
         add_scenes(builder, settings.generated)
         built = builder.build()
@@ -183,7 +188,7 @@ def study_probes(study: Path) -> Probes:
     config = read_json(study / "config.json")
     if "nouns" not in config:
         raise ValueError(f"{study} is not a study: its config.json names no nouns")
-    return probes(load_tokenizer(study), config["nouns"], [Context(*pair) for pair in config["contexts"]])
+    return probes(load_tokenizer(study), config["nouns"], [context_of(parts) for parts in config["contexts"]])
 
 
 def analyze_study(path: str | Path, settings: AnalysisSettings) -> Path:

@@ -29,7 +29,7 @@ _STYLE = {
 def surprisal_curves(gains: pd.DataFrame) -> str:
     """Matched and mismatched surprisal over training, a panel per model; bands are 95 % intervals over nouns."""
     models = sorted(gains["model"].unique())
-    figure = _figure(3.2 * len(models) + 1.2, 3.1)
+    figure = figure_of(3.2 * len(models) + 1.2, 3.1)
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     for axes, model in zip(panels, models, strict=True):
         frame = gains[gains["model"] == model]
@@ -38,26 +38,26 @@ def surprisal_curves(gains: pd.DataFrame) -> str:
         axes.set(title=model, xlabel="step")
     panels[0].set_ylabel("surprisal (nats)")
     panels[0].legend()
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def gain_curves(gains: pd.DataFrame) -> str:
     """Gain over training, a line per model; bands are 95 % intervals over nouns."""
-    figure = _figure(5.2, 3.1)
+    figure = figure_of(5.2, 3.1)
     axes = figure.subplots()
     for model, colour in zip(sorted(gains["model"].unique()), _colours(), strict=False):
         _band(axes, gains[gains["model"] == model], "gain", colour, model)
     axes.axhline(0, color="#888888", linewidth=0.8)
     axes.set(xlabel="step", ylabel="grounding gain G (nats)")
     axes.legend()
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def r2_curves(r2: pd.DataFrame, gains: pd.DataFrame) -> str:
     """R² over training where the mean gain is above 0 by its 95 % interval; triangles point along the slope."""
     by_noun = gains.groupby(["model", "step", "target"])["gain"].mean().groupby(["model", "step"])
     above = by_noun.mean() - 1.96 * by_noun.sem() > 0
-    figure = _figure(5.2, 3.1)
+    figure = figure_of(5.2, 3.1)
     axes = figure.subplots()
     for model, colour in zip(sorted(r2["model"].unique()), _colours(), strict=False):
         mean = r2[(r2["model"] == model) & r2["r2"].notna()].groupby("step")[["r2", "slope"]].mean()
@@ -71,13 +71,13 @@ def r2_curves(r2: pd.DataFrame, gains: pd.DataFrame) -> str:
     axes.set(xlabel="step", ylabel="R² of gain on log(1 + co-occurrence)", ylim=(0, 1))
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def saliency_layers(saliency: pd.DataFrame) -> str:
     """Saliency from the ENV noun into the prediction position, by layer and step; a panel per model."""
     models = sorted(saliency["model"].unique())
-    figure = _figure(4.6 * len(models), 2.9)
+    figure = figure_of(4.6 * len(models), 2.9)
     panels = figure.subplots(1, len(models), squeeze=False)[0]
     for axes, model in zip(panels, models, strict=True):
         frame = saliency[(saliency["model"] == model) & (saliency["region"] == "env")]
@@ -89,7 +89,7 @@ def saliency_layers(saliency: pd.DataFrame) -> str:
         axes.set(title=model, xlabel="step", ylabel="layer")
         axes.grid(visible=False)
         figure.colorbar(image, ax=axes, label="saliency (nats)")
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def _band(axes: Axes, frame: pd.DataFrame, column: str, colour: str, label: str) -> None:
@@ -104,12 +104,14 @@ def _colours() -> tuple[str, ...]:
     return PALETTE * 4
 
 
-def _figure(width: float, height: float) -> Figure:
+def figure_of(width: float, height: float) -> Figure:
+    """An empty figure, in inches, in the report's style."""
     matplotlib.rcParams.update(_STYLE)  # type: ignore[arg-type]
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _svg(figure: Figure) -> str:
+def svg_of(figure: Figure) -> str:
+    """The figure as SVG, without what stands before its element."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]

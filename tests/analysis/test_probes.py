@@ -13,6 +13,7 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 
 import symground as sg
 from symground.analysis import gain_interval
+from symground.analysis.contexts import Context
 from symground.data import Corpus
 from symground.models import create
 
@@ -55,7 +56,7 @@ def test_missing_words_are_all_named(corpus: Corpus) -> None:
 def test_contexts_from_a_file(corpus: Corpus, tmp_path: Path) -> None:
     path = tmp_path / "contexts.json"
     path.write_text(json.dumps({"env": ["looks at {}"], "lan": ["that's a"]}))
-    assert sg.probes(corpus.tokenizer, contexts=path).contexts == (("looks at {}", "that's a"),)
+    assert sg.probes(corpus.tokenizer, contexts=path).contexts == (Context("looks at {}", "that's a"),)
     for bad in ("[", "[]", '[{"env": "x"}]', '[{"env": "no slot", "lan": "a"}]'):
         path.write_text(bad)
         with pytest.raises(ValueError, match=r"contexts: .*contexts\.json"):

@@ -1,0 +1,140 @@
+"""Architectures beside each other: gain over training, and the gap at which each gives up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from symground.analysis.gain import gain_interval
+from symground.analysis.statistics import holm
+from symground.reports.figures import PALETTE, figure_of, svg_of
+
+#: Gain in nats from which a link counts as learnt.
+LEARNT = 1.0
+
+
+def over_training(gains: pd.DataFrame) -> pd.DataFrame:
+    """A row per gap, model and checkpoint.
+
+    Args:
+        gains: gap, model, seed, step, target, matched, mismatched, gain (nats); each noun's over its contexts.
+
+    Returns:
+        gap, model, step; matched, mismatched, gain: means over nouns and seeds; gain_low, gain_high: 95 % bootstrap
+        interval over nouns, each its mean over seeds; p: paired t-test over nouns of matched against mismatched
+        surprisal, each noun its mean over seeds; p_holm: corrected for all rows of the table; p_seeds: one-sample
+        t-test of the seeds' mean gains against 0, NaN for one seed; seed_gains: those means; nouns, seeds: how many.
+    """
+    rows = []
+    for (gap, model, step), frame in gains.groupby(["gap", "model", "step"], sort=True):
+        by_noun = frame.groupby("target")[["matched", "mismatched", "gain"]].mean()
+        by_seed = frame.groupby("seed")["gain"].mean().to_numpy(dtype=float)
+        mean, low, high = gain_interval(by_noun)
+        with np.errstate(invalid="ignore"):
+            paired = stats.ttest_rel(by_noun["mismatched"], by_noun["matched"]).pvalue
+            of_seeds = stats.ttest_1samp(by_seed, 0.0).pvalue if len(by_seed) > 1 else np.nan
+        rows.append(
+            {
+                "gap": gap, "model": model, "step": step, "matched": by_noun["matched"].mean(),
+                "mismatched": by_noun["mismatched"].mean(), "gain": mean, "gain_low": low, "gain_high": high,
+                "p": float(paired), "p_seeds": float(of_seeds), "seed_gains": by_seed.tolist(), "nouns": len(by_noun),
+                "seeds": len(by_seed),
+            }
+        )  # fmt: skip
+    table = pd.DataFrame(rows)
+    table.insert(list(table.columns).index("p") + 1, "p_holm", holm(table["p"].to_numpy(float)))
+    return table
+
+
+def learnt_at(training: pd.DataFrame, gap: int, model: str) -> int | None:
+    """The first checkpoint from which on every seed's gain is above `LEARNT`; None where there is none."""
+    of_model = training[(training["gap"] == gap) & (training["model"] == model)].sort_values("step")
+    found = None
+    for step, of_seeds in zip(of_model["step"], of_model["seed_gains"], strict=True):
+        above = min(of_seeds) > LEARNT
+        found = (found if found is not None else int(step)) if above else None
+    return found
+
+
+def markdown(training: pd.DataFrame, parameters: Mapping[str, int], distances: Mapping[int, float]) -> str:
+    """The summary, gaps against models, and under it every checkpoint."""
+    gaps, models = sorted(training["gap"].unique()), [m for m in parameters if (training["model"] == m).any()]
+    heads = [f"gap {gap} ({distances[gap]:.0f} tokens)" for gap in gaps]
+    most = training.iloc[0]
+    lines = [
+        f"Gain at the last checkpoint (nats; 95 % interval over {most['nouns']} nouns, mean of {most['seeds']} seeds), "
+        f"and the step from which it stays above {LEARNT:g} in every seed. A gap: so many utterances that name no "
+        "object between scene and talk, in the corpus and in the probes; beside it the mean distance from the ENV noun "
+        "to the prediction.",
+        "",
+        f"| model | parameters | {' | '.join(heads)} |",
+        "|---|---|" + "---|" * len(gaps),
+    ]
+    for model in models:
+        cells = [_cell(training, gap, model) for gap in gaps]
+        lines.append(f"| {model} | {parameters[model]:,} | {' | '.join(cells)} |")
+    for gap, head in zip(gaps, heads, strict=True):
+        lines += ["", f"### {head[0].upper()}{head[1:]}", "", *_checkpoints(training[training["gap"] == gap], models)]
+    lines += [
+        "",
+        "p: paired t-test over nouns (matched against mismatched surprisal, each noun its mean over contexts and seeds), "
+        "Holm-corrected over all rows of these tables.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(training: pd.DataFrame, gap: int, model: str) -> str:
+    of_model = training[(training["gap"] == gap) & (training["model"] == model)]
+    if of_model.empty:
+        return "not run"
+    last = of_model.loc[of_model["step"].idxmax()]
+    step = learnt_at(training, gap, model)
+    return (
+        f"{last['gain']:.2f} [{last['gain_low']:.2f}, {last['gain_high']:.2f}], "
+        f"{'never' if step is None else f'step {step}'}"
+    )
+
+
+def _checkpoints(of_gap: pd.DataFrame, models: list[str]) -> list[str]:
+    lines = [
+        "| model | step | tokens | matched | mismatched | gain | seeds' gains | p |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for model in models:
+        for row in of_gap[of_gap["model"] == model].sort_values("step").itertuples():
+            seeds = ", ".join(f"{value:.2f}" for value in row.seed_gains)
+            interval = f"{row.gain:.2f} [{row.gain_low:.2f}, {row.gain_high:.2f}]"
+            lines.append(
+                f"| {row.model} | {row.step} | {row.tokens:,} | {row.matched:.2f} | {row.mismatched:.2f} | {interval} | "
+                f"{seeds} | {_p(row.p_holm)} |"
+            )
+    return lines
+
+
+def _p(value: float) -> str:
+    return "–" if np.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def gains_over_gaps(training: pd.DataFrame) -> str:
+    """Gain over tokens, a panel per gap and a line per model, thin lines its seeds; as SVG text."""
+    gaps, models = sorted(training["gap"].unique()), sorted(training["model"].unique())
+    figure = figure_of(3.4 * len(gaps) + 1.0, 3.1)
+    panels = figure.subplots(1, len(gaps), sharey=True, squeeze=False)[0]
+    for axes, gap in zip(panels, gaps, strict=True):
+        for model, colour in zip(models, PALETTE * 4, strict=False):
+            of_model = training[(training["gap"] == gap) & (training["model"] == model)].sort_values("step")
+            if of_model.empty:
+                continue
+            tokens = of_model["tokens"] / 1e6
+            axes.plot(tokens, of_model["gain"], color=colour, linewidth=1.6, label=model)
+            for of_seed in np.array(of_model["seed_gains"].tolist()).T:
+                axes.plot(tokens, of_seed, color=colour, linewidth=0.6, alpha=0.5)
+        axes.axhline(0, color="#888888", linewidth=0.8)
+        axes.set(title=f"gap of {gap} utterances", xlabel="tokens (millions)")
+    panels[0].set_ylabel("grounding gain G (nats)")
+    panels[0].legend()
+    return svg_of(figure)
