@@ -88,24 +88,26 @@ struct Chunk {
   T *scores, *within, *mixing;  // [Q,Q]
   T *timed, *side;  // [Q,W]: x · dt, and that times the decay to the chunk's end
   T *read;  // [Q,N]: B where some of it may not be read
-  T *decay, *dt;  // [R,Q]: Σ dt·A from the chunk's start; dt, 0 at positions that are not valid
+  double* decay;  // [R,Q]: Σ dt·A from the chunk's start
+  T* dt;  // [R,Q], 0 at positions that are not valid
   int64_t start = 0, rows = 0;
 
   static int64_t numbers(const SSD<T>& y, int64_t count) {
     const int64_t q = y.chunk();
-    return 3 * q * q + 2 * q * count * y.size + q * y.state + 2 * q * count;
+    return (1 + sizeof(double) / sizeof(T)) * q * count + 3 * q * q + 2 * q * count * y.size + q * y.state;
   }
 
   Chunk(const SSD<T>& y_, const Share& share_, T* memory) : y(y_), share(share_), wide(share_.count * y_.size) {
     const int64_t q = y.chunk();
     const auto take = [&](int64_t n) { T* taken = memory; memory += n; return taken; };
+    decay = reinterpret_cast<double*>(take(q * share.count * sizeof(double) / sizeof(T)));  // first: aligned
     scores = take(q * q), within = take(q * q), mixing = take(q * q);
     timed = take(q * wide), side = take(q * wide);
     read = take(q * y.state);
-    decay = take(q * share.count), dt = take(q * share.count);
+    dt = take(q * share.count);
   }
 
-  T decay_to_end(int64_t r) const { return decay[r * y.chunk() + rows - 1]; }
+  double decay_to_end(int64_t r) const { return decay[r * y.chunk() + rows - 1]; }
   Matrix<T> matrix(T* data, int64_t columns) const { return {data, rows, columns, columns, 1}; }
   // Of what lies side by side, the head number r of the share.
   Matrix<T> head(T* data, int64_t r, int64_t stride) const { return {data + r * y.size, rows, y.size, stride, 1}; }
@@ -124,10 +126,10 @@ struct Chunk {
     const int64_t q = y.chunk();
     for (int64_t r = 0; r < share.count; ++r) {
       const T* steps = y.dt + share.example * y.dt_example + start * y.dt_position + (share.first + r) * y.dt_head;
-      T sum = 0;
+      double sum = 0;
       for (int64_t i = 0; i < rows; ++i) {
         const T step = y.valid(share.example, start + i) ? steps[i * y.dt_position] : T(0);
-        sum += step * y.a[share.first + r];
+        sum += double(step) * y.a[share.first + r];
         dt[r * q + i] = step;
         decay[r * q + i] = sum;
       }
@@ -151,7 +153,7 @@ struct Chunk {
           continue;
         }
         scale_row(y.x.at(share.example, start + i, share.first + r), to, y.size, dt[r * q + i]);
-        scale_row(to, beside, y.size, std::exp(decay_to_end(r) - decay[r * q + i]));
+        scale_row(to, beside, y.size, T(std::exp(decay_to_end(r) - decay[r * q + i])));
       }
     }
   }
@@ -160,7 +162,7 @@ struct Chunk {
   void advance(T* state) const {
     for (int64_t r = 0; r < share.count; ++r) {
       T* own = state + r * y.size * y.state;
-      scale_row(own, own, y.size * y.state, std::exp(decay_to_end(r)));
+      scale_row(own, own, y.size * y.state, T(std::exp(decay_to_end(r))));
     }
     multiply(states(state), matrix(side, wide).transposed(), b(), T(1), true);
   }
@@ -169,7 +171,7 @@ struct Chunk {
 
   // M of head r, without dt, and its decay alone.
   void mix(int64_t r) const {
-    const T* own = decay + r * y.chunk();
+    const double* own = decay + r * y.chunk();
     for (int64_t i = 0; i < rows; ++i) {
       decay_row(own, scores + i * rows, within + i * rows, mixing + i * rows, i + 1, own[i]);
       std::fill(mixing + i * rows + i + 1, mixing + (i + 1) * rows, T(0));
@@ -181,7 +183,7 @@ struct Chunk {
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t r = 0; r < share.count; ++r) {
         scale_row(x + i * stride + r * y.size, out + i * out_stride + r * y.size, y.size,
-                  std::exp(decay[r * y.chunk() + i]));
+                  T(std::exp(decay[r * y.chunk() + i])));
       }
     }
   }

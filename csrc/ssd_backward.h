@@ -64,7 +64,7 @@ void through_states(
       z.read[r * q + i] = dot_row(mine, own.c().data + i * own.c().row_stride, n);
       add_row(mine, dc.data + i * dc.row_stride, n, T(1));
     }
-    z.inner[r] = dot_row(state + r * one, dstate + r * one, one) * std::exp(own.decay_to_end(r));
+    z.inner[r] = dot_row(state + r * one, dstate + r * one, one) * T(std::exp(own.decay_to_end(r)));
   }
   const auto next = own.states(const_cast<T*>(dstate));
   multiply(own.matrix(z.after, own.wide), own.b(), next.transposed(), T(1), false);
@@ -72,7 +72,7 @@ void through_states(
   for (int64_t i = 0; i < own.rows; ++i) {
     for (int64_t r = 0; r < own.share.count; ++r) {
       T* row = z.after + i * own.wide + r * y.size;
-      scale_row(row, row, y.size, std::exp(own.decay_to_end(r) - own.decay[r * q + i]));
+      scale_row(row, row, y.size, T(std::exp(own.decay_to_end(r) - own.decay[r * q + i])));
       z.written[r * q + i] = dot_row(row, own.timed + i * own.wide + r * y.size, y.size);
     }
   }
@@ -92,13 +92,13 @@ void through_pairs(
     T* pairs = z.pairs + r * q;
     std::fill_n(pairs, rows, T(0));
     for (int64_t i = 0; i < rows; ++i) {
-      // Without the diagonal: it decays by nothing, and under strong decay would drown the rest. What a pair adds to
-      // the exponent at its later position it takes from that at its earlier one.
       const int64_t at = i * rows;
-      T columns[kChunk] = {};
-      pairs[i] += pairs_row(z.of_mixing + at, own.mixing + at, own.within + at, z.of_scores + at, columns, i);
-      add_row(columns, pairs, i, T(-1));
-      z.of_scores[at + i] += z.of_mixing[at + i];
+      T pair[kChunk];
+      pairs_row(z.of_mixing + at, own.mixing + at, own.within + at, z.of_scores + at, pair, i + 1);
+      // A pair decays by what its two positions have between them. What crosses a position is added up for it, not left
+      // over from sums with all that does not: a large pair elsewhere would leave its rounding.
+      T crossing = 0;
+      for (int64_t t = 1; t <= i; ++t) pairs[t] += crossing += pair[t - 1];
     }
     multiply(own.head(z.after, r, own.wide), own.matrix(own.mixing, rows).transposed(), of_y, T(1), true);
   }
@@ -116,10 +116,10 @@ void settle(const BackwardChunk<T>& z, const SSDGradients<T>& out) {
     const int64_t h = own.share.first + r;
     T* of_decay = z.read + r * q;  // ∂L/∂(dt·A): all that crosses a position, added up from either side
     T sum = 0;
-    for (int64_t i = own.rows - 1; i >= 0; --i) of_decay[i] = sum += z.pairs[r * q + i] + of_decay[i];
+    for (int64_t i = own.rows - 1; i >= 0; --i) of_decay[i] = sum += of_decay[i];
     T before = z.inner[r], of_a = 0;
     for (int64_t i = 0; i < own.rows; ++i) {
-      of_decay[i] += before;
+      of_decay[i] += before + z.pairs[r * q + i];
       before += z.written[r * q + i];
       of_a += own.dt[r * q + i] * of_decay[i];
     }
@@ -174,7 +174,7 @@ void run_ssd_backward(const SSD<T>& y, const SSDGradients<T>& out) {
       settle(z, out);
       for (int64_t r = 0; r < share.count; ++r) {
         T* mine = dstate + r * y.size * y.state;
-        scale_row(mine, mine, y.size * y.state, std::exp(own.decay_to_end(r)));
+        scale_row(mine, mine, y.size * y.state, T(std::exp(own.decay_to_end(r))));
       }
       multiply(own.states(dstate), own.matrix(z.faded, own.wide).transposed(), own.c(), T(1), true);
       for (int64_t i = 0; i < own.rows; ++i) {

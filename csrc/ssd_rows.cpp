@@ -9,10 +9,11 @@ namespace {
 
 template <class T>
 INLINE void decay(
-    const T* __restrict from, const T* __restrict scores, T* __restrict within, T* __restrict mixing, int64_t n, T to) {
+    const double* __restrict from, const T* __restrict scores, T* __restrict within, T* __restrict mixing, int64_t n,
+    double to) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
-    const T weight = exponential(to - from[j]);
+    const T weight = exponential(T(to - from[j]));
     within[j] = weight;
     mixing[j] = scores[j] * weight;
   }
@@ -39,23 +40,20 @@ INLINE T dot(const T* __restrict x, const T* __restrict y, int64_t n) {
 }
 
 template <class T>
-INLINE T pairs(
+INLINE void pairs(
     const T* __restrict of_mixing, const T* __restrict mixing, const T* __restrict within, T* __restrict of_scores,
-    T* __restrict columns, int64_t n) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
+    T* __restrict s, int64_t n) {
+#pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
-    const T s = of_mixing[j] * mixing[j];
-    sum += s;
-    columns[j] += s;
+    s[j] = of_mixing[j] * mixing[j];
     of_scores[j] += of_mixing[j] * within[j];
   }
-  return sum;
 }
 
 }  // namespace
 
-EACH_MACHINE void decay_row(const float* from, const float* scores, float* within, float* mixing, int64_t n, float to) {
+EACH_MACHINE void decay_row(
+    const double* from, const float* scores, float* within, float* mixing, int64_t n, double to) {
   decay(from, scores, within, mixing, n, to);
 }
 EACH_MACHINE void decay_row(
@@ -72,14 +70,13 @@ EACH_MACHINE void add_row(const double* x, double* out, int64_t n, double factor
 EACH_MACHINE float dot_row(const float* x, const float* y, int64_t n) { return dot(x, y, n); }
 EACH_MACHINE double dot_row(const double* x, const double* y, int64_t n) { return dot(x, y, n); }
 
-EACH_MACHINE float pairs_row(
-    const float* of_mixing, const float* mixing, const float* within, float* of_scores, float* columns, int64_t n) {
-  return pairs(of_mixing, mixing, within, of_scores, columns, n);
+EACH_MACHINE void pairs_row(
+    const float* of_mixing, const float* mixing, const float* within, float* of_scores, float* s, int64_t n) {
+  pairs(of_mixing, mixing, within, of_scores, s, n);
 }
-EACH_MACHINE double pairs_row(
-    const double* of_mixing, const double* mixing, const double* within, double* of_scores, double* columns,
-    int64_t n) {
-  return pairs(of_mixing, mixing, within, of_scores, columns, n);
+EACH_MACHINE void pairs_row(
+    const double* of_mixing, const double* mixing, const double* within, double* of_scores, double* s, int64_t n) {
+  pairs(of_mixing, mixing, within, of_scores, s, n);
 }
 
 }  // namespace symground

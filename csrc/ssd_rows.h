@@ -5,8 +5,9 @@
 
 namespace symground {
 
-// within[j] = exp(to − from[j]) and mixing[j] = scores[j] · within[j].
-void decay_row(const float* from, const float* scores, float* within, float* mixing, int64_t n, float to);
+// within[j] = exp(to − from[j]) and mixing[j] = scores[j] · within[j]. The sums are double: after a decay that forgets
+// everything the difference of two float sums would be off by much.
+void decay_row(const double* from, const float* scores, float* within, float* mixing, int64_t n, double to);
 void decay_row(const double* from, const double* scores, double* within, double* mixing, int64_t n, double to);
 
 // out[j] = factor · x[j]; the two may be one.
@@ -21,10 +22,9 @@ void add_row(const double* x, double* out, int64_t n, double factor);
 float dot_row(const float* x, const float* y, int64_t n);
 double dot_row(const double* x, const double* y, int64_t n);
 
-// Σ s[j], s = of_mixing ∘ mixing; columns takes s, and of_scores takes of_mixing ∘ within.
-float pairs_row(
-    const float* of_mixing, const float* mixing, const float* within, float* of_scores, float* columns, int64_t n);
-double pairs_row(
-    const double* of_mixing, const double* mixing, const double* within, double* of_scores, double* columns, int64_t n);
+// s[j] = of_mixing[j] · mixing[j]; of_scores takes of_mixing ∘ within.
+void pairs_row(const float* of_mixing, const float* mixing, const float* within, float* of_scores, float* s, int64_t n);
+void pairs_row(
+    const double* of_mixing, const double* mixing, const double* within, double* of_scores, double* s, int64_t n);
 
 }  // namespace symground

@@ -1,6 +1,8 @@
 """Layer saliency from (q, k, v, dO, LSE): I = |Σ_h g_h · A_h ∘ (dO_h V_hᵀ)|, tile by tile, the heads looped inside.
 
 One program holds one tile [BM,BN] of one example, goes through the heads and stores once. No tile depends on another.
+The same kernel serves SSD (`ssd_saliency.py`): q is C, k is B, both shared by a group of heads, v is x, and the mixing
+is M, not A. Which of the two is chosen at compile time.
 """
 
 import torch
@@ -9,7 +11,7 @@ import triton.language as tl
 
 from symground.kernels.configs import Config
 from symground.kernels.launch import Call, chunk_of, config_of, processors, rows_adjacent
-from symground.kernels.tiles import LOG2E, load_gate, load_lse2, load_range, product_in_chunks, seen
+from symground.kernels.tiles import LOG2E, load_gate, load_range, load_rows, mixing, product_in_chunks, seen
 
 #: Programs per processor below which the heads are split over several programs.
 WAVES = 2
@@ -18,15 +20,17 @@ WAVES = 2
 # S stays specialised: a multiple of 16 makes the stores 16 bytes wide.
 @triton.jit(do_not_specialize=["window", "n_i", "n_j", "splits", "H", "T"])
 def attention_saliency_kernel(
-    p_q, p_k, p_v, p_grad, p_lse, p_gate, p_range, p_open, p_count, p_total,
+    p_q, p_k, p_v, p_grad, p_rows, p_gate, p_range, p_open, p_count, p_total,
     s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd, s_gb, s_gh, s_g, s_gd, s_ts, s_tb, s_t,
     scale, window, n_i, n_j, splits, H, T, S,
     SIGNED: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, HAS_RANGE: tl.constexpr,
-    HAS_GATE: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    PRECISION: tl.constexpr,
+    HAS_GATE: tl.constexpr, DECAY: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr, DV: tl.constexpr,
+    CHUNK_V: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """total [splits,B,T,S]. Grid: key tiles × query tiles × splits of the heads × B.
 
+    p_rows is lse [B,H,T], or SSD's decays [B,H,4,T] (`mixing` in tiles.py). q and k have heads of size D, v and dO of
+    size DV.
     p_open [B,H] lists each example's heads, those with a gate other than 0 first; p_count [B] says how many they are.
     """
     i_program = tl.program_id(0)
@@ -54,18 +58,26 @@ def attention_saliency_kernel(
         last_h = first_h
     scale *= LOG2E
     b_total = tl.zeros([BM, BN], tl.float32)
+    b_s = tl.zeros([BM, BN], tl.float32)
     for n in range(first_h, last_h):
         i_h = tl.cast(n, tl.int64)
         if HAS_GATE:
             i_h = tl.load(p_open + i_b * H + n).to(tl.int64)
-        q = (p_q + i_b * s_qb + i_h * s_qh, s_q, s_qd, 0, T)
+        i_q = i_h // GROUP if DECAY else i_h
+        i_v = i_h if DECAY else i_h // GROUP
+        q = (p_q + i_b * s_qb + i_q * s_qh, s_q, s_qd, 0, T)
         k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_k, s_kd, low, high)
-        v = (p_v + i_b * s_vb + i_h // GROUP * s_vh, s_v, s_vd, low, high)
+        v = (p_v + i_b * s_vb + i_v * s_vh, s_v, s_vd, low, high)
         grad = (p_grad + i_b * s_gb + i_h * s_gh, s_g, s_gd, 0, T)
-        b_lse = load_lse2(p_lse + (i_b * H + i_h) * T, o_i, T)
-        b_s = product_in_chunks(q, k, o_i, o_j, D, CHUNK, PRECISION)  # [BM,BN]
-        b_p = tl.exp2(b_s * scale - b_lse[:, None])
-        b_dp = product_in_chunks(grad, v, o_i, o_j, D, CHUNK, PRECISION)  # [BM,BN]
+        p_own = p_rows + (i_b * H + i_h) * T * (4 if DECAY else 1)
+        b_high, b_low = load_rows(p_own, o_i, T, DECAY)
+        if DECAY:  # the heads of a group share C Bᵀ
+            if (n == first_h) | (n % GROUP == 0):
+                b_s = product_in_chunks(q, k, o_i, o_j, D, CHUNK, PRECISION)  # [BM,BN]
+        else:
+            b_s = product_in_chunks(q, k, o_i, o_j, D, CHUNK, PRECISION)  # [BM,BN]
+        b_p = mixing(b_s, b_high, b_low, p_own, o_j, T, S, scale, DECAY)
+        b_dp = product_in_chunks(grad, v, o_i, o_j, DV, CHUNK_V, PRECISION)  # [BM,BN]
         if HAS_GATE:
             b_dp *= load_gate(p_gate, i_b, i_h, H, HAS_GATE)
         b_total += b_p * b_dp
@@ -97,8 +109,8 @@ def attention_saliency(call: Call, grad_out: torch.Tensor, lse: torch.Tensor, si
             q, k, v, grad_out, lse, call.gate, call.key_range, heads, count, total,
             *q.stride(), *k.stride(), *v.stride(), *grad_out.stride(), *total.stride()[:3],
             call.scale, call.window or 0, n_i, n_j, splits, call.H, call.T, call.S, SIGNED=signed or splits > 1,
-            GROUP=call.group, **call.form, D=call.head["D"], CHUNK=chunk_of(q), PRECISION=call.head["PRECISION"],
-            **config.kwargs,
+            GROUP=call.group, **call.form, DECAY=False, D=call.head["D"], CHUNK=chunk_of(q), DV=call.head["D"],
+            CHUNK_V=chunk_of(v), PRECISION=call.head["PRECISION"], **config.kwargs,
         )  # fmt: skip
         if splits == 1:
             return total[0]

@@ -13,7 +13,8 @@ import torch
 
 KERNELS = (
     "attention_forward", "delta", "dq", "dq_flow", "dkdv", "attention_saliency", "attention_flow",
-    "attention_saliency_rows", "vocabulary_lse", "logits_gradient", "shared_candidates", "own_candidates",
+    "attention_saliency_rows", "ssd_saliency", "ssd_flow", "ssd_forward", "ssd_dx", "ssd_dbdc",
+    "vocabulary_lse", "logits_gradient", "shared_candidates", "own_candidates",
 )  # fmt: skip
 
 

@@ -142,6 +142,44 @@ def load_gate(p_gate, i_b, i_h, H, HAS_GATE: tl.constexpr):
 
 
 @triton.jit
+def load_part(x, o_row, o_col, columns):
+    """Rows ``o_row`` and columns ``o_col`` of a matrix that has so many; 0 outside, not read."""
+    p_x, s_row, s_col, first, last = x
+    m_part = ((o_row >= first) & (o_row < last))[:, None] & (o_col < columns)[None, :]
+    return tl.load(p_x + o_row.to(tl.int64)[:, None] * s_row + o_col[None, :] * s_col, mask=m_part, other=0.0)
+
+
+@triton.jit
+def load_rows(p_rows, o_i, T, DECAY: tl.constexpr):
+    """What queries o_i bring to the mixing: of softmax the log-sum-exp; of SSD their decay, in two parts."""
+    if DECAY:
+        b_high = tl.load(p_rows + o_i, mask=o_i < T, other=0.0)
+        b_low = tl.load(p_rows + T + o_i, mask=o_i < T, other=0.0)
+    else:
+        b_high = load_lse2(p_rows, o_i, T)
+        b_low = b_high
+    return b_high, b_low
+
+
+@triton.jit
+def mixing(b_s, b_high, b_low, p_rows, o_j, T, S, scale, DECAY: tl.constexpr):
+    """The mixing of a tile, of its scores: A = exp2(s · scale - lse), or M = s · exp2(decay of i - decay of j).
+
+    p_rows of SSD is [4,T], base 2: the decay from the start in two parts, high and low, whose differences are exact
+    where the one of two float32 sums would not be; then the same less log2 dt, +inf where dt is 0.
+    """
+    if DECAY:
+        b_from = tl.load(p_rows + 2 * T + o_j, mask=o_j < S, other=float("inf"))
+        b_rest = tl.load(p_rows + 3 * T + o_j, mask=o_j < S, other=0.0)
+        b_x = (b_high[:, None] - b_from[None, :]) + (b_low[:, None] - b_rest[None, :])
+        # Above the diagonal the exponent is positive; what it gives is masked, and must not be inf, inf · 0 being NaN.
+        b_mixed = b_s * tl.exp2(tl.minimum(b_x, 64.0))
+    else:
+        b_mixed = tl.exp2(b_s * scale - b_high[:, None])
+    return b_mixed
+
+
+@triton.jit
 def load_lse2(p_lse, o_i, T):
     """Base-2 log-sum-exp of queries o_i, +inf where there is none: exp2(s - inf) is then 0 and never NaN."""
     b_lse = tl.load(p_lse + o_i, mask=o_i < T, other=float("-inf"))

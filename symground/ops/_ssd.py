@@ -65,10 +65,11 @@ def mixing_matrix(dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     heads = dt.shape[2]
     b, c = (z.repeat_interleave(heads // z.shape[2], dim=2).transpose(1, 2) for z in (B, C))  # [B,H,T,N]
     total = decay(dt, A)
-    upper = torch.ones(dt.shape[1], dt.shape[1], dtype=torch.bool, device=dt.device).triu(1)
-    # Masked before exp: above the diagonal the exponent is positive and would overflow, and its gradient be NaN.
-    segsum = (total[..., :, None] - total[..., None, :]).masked_fill(upper, float("-inf"))
-    return (c @ b.mT) * segsum.exp() * dt.transpose(1, 2)[..., None, :]
+    below = torch.ones(dt.shape[1], dt.shape[1], dtype=torch.bool, device=dt.device).tril(-1)
+    # Masked before exp: above the diagonal it would overflow, and its gradient be NaN; on it, where nothing decays, the
+    # gradient's two parts would cancel to noise.
+    segsum = torch.where(below, total[..., :, None] - total[..., None, :], 0.0).exp().tril()
+    return (c @ b.mT) * segsum * dt.transpose(1, 2)[..., None, :]
 
 
 def signed_saliency(

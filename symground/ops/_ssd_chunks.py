@@ -43,11 +43,12 @@ def _chunks(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> _Chunks:
     split = (batch, count, length // count)
     x, dt = x.reshape(*split, heads, size), dt.reshape(*split, heads)
     b, c = (z.reshape(*split, groups, -1).transpose(2, 3) for z in (B, C))
-    decay = (dt * A).cumsum(2)  # [E,c,Q,H]
-    upto, after, whole = decay.exp(), (decay[:, :, -1:] - decay).exp(), decay[:, :, -1].exp()
+    # In float64: after a decay that forgets everything the difference of two float32 sums would be off by much.
+    decay = (dt.double() * A.double()).cumsum(2)  # [E,c,Q,H]
+    upto, after, whole = (z.to(x.dtype).exp() for z in (decay, decay[:, :, -1:] - decay, decay[:, :, -1]))
     timed = x * dt[..., None]
     decay = decay.transpose(2, 3).contiguous()
-    within = (decay[..., :, None] - decay[..., None, :]).exp_()
+    within = (decay[..., :, None] - decay[..., None, :]).to(x.dtype).exp_()
     # tril after exp: above the diagonal the exponent is positive, and inf · 0 would be NaN where a mask multiplies.
     within = within.tril_()
     mixing = (within.unflatten(2, (groups, -1)) * (c @ b.mT)[:, :, :, None]).flatten(2, 3)
@@ -128,7 +129,6 @@ def backward(
     # S without its sum: what each pair of positions of a chunk adds to L, and the gradient of C Bᵀ.
     of_mixing = by_head @ z.x.mT
     pairs = of_mixing * z.mixing
-    pairs.diagonal(dim1=-2, dim2=-1).zero_()  # decays by nothing; under strong decay it would drown the rest
     of_scores = of_mixing.mul_(z.within).unflatten(2, (groups, -1)).sum(3)
     of_c = of_scores @ z.b + faded @ above
     of_b = of_scores.mT @ z.c + z.side @ below
@@ -137,9 +137,10 @@ def backward(
     # The exponents, in forms that add what crosses a position and subtract nothing that was added far away.
     timed = x.reshape(of_timed.shape) * dt.reshape(*of_timed.shape[:4], 1)
     read = (_by_position(z.c @ above.mT, heads) * z.upto * grad_y).sum(-1)  # [E,c,Q,H]
-    own = (pairs.sum(-1) - pairs.sum(-2)).transpose(2, 3)
+    before_it = torch.ones_like(pairs[0, 0, 0]).triu(1)  # [Q,Q], key j before position t
+    own = (pairs @ before_it).tril_().sum(-2).transpose(2, 3)  # of queries at or after a position, the keys before it
     written = (from_after * timed).sum(-1)
-    of_decay = (own + read).flip(2).cumsum(2).flip(2) + written.cumsum(2) - written
+    of_decay = own + read.flip(2).cumsum(2).flip(2) + pad(written[:, :, :-1], (0, 0, 1, 0)).cumsum(2)
     of_decay = of_decay + ((after * before).sum((-1, -2)) * z.whole[..., 0, 0])[:, :, None]
     of_decay = of_decay.flatten(1, 2)[:, :length]
     of_timed = of_timed.flatten(1, 2)[:, :length]

@@ -11,6 +11,7 @@ from symground.ops._dispatch import choose
 from symground.ops._mixing import with_flow_probe
 from symground.ops._ssd import check_ssd, decay, mixing_matrix, readable
 from symground.ops._ssd_cpu import cpu
+from symground.ops._ssd_triton import triton
 
 
 @overload
@@ -108,4 +109,4 @@ def ssd_reference(
     return y.transpose(1, 2).to(out_dtype), state
 
 
-IMPLEMENTATIONS = {"reference": ssd_reference, "cpu": cpu.ssd}
+IMPLEMENTATIONS = {"reference": ssd_reference, "cpu": cpu.ssd, "triton": triton.ssd}

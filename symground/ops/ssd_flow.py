@@ -9,6 +9,7 @@ from symground.ops._dispatch import choose
 from symground.ops._mixing import group_sums
 from symground.ops._ssd import check_grad, check_ssd, signed_saliency
 from symground.ops._ssd_cpu import cpu
+from symground.ops._ssd_triton import triton
 
 
 def ssd_flow(
@@ -75,4 +76,4 @@ def ssd_flow_reference(
     return flow, row_total, matrix_total if matrix else None
 
 
-IMPLEMENTATIONS = {"reference": ssd_flow_reference, "cpu": cpu.flow}
+IMPLEMENTATIONS = {"reference": ssd_flow_reference, "cpu": cpu.flow, "triton": triton.flow}

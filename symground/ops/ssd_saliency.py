@@ -7,6 +7,7 @@ from torch import Tensor
 from symground.ops._dispatch import choose
 from symground.ops._ssd import check_grad, check_ssd, signed_saliency
 from symground.ops._ssd_cpu import cpu
+from symground.ops._ssd_triton import triton
 
 
 def ssd_saliency(
@@ -50,4 +51,4 @@ def ssd_saliency_reference(
     return total if signed else total.abs()
 
 
-IMPLEMENTATIONS = {"reference": ssd_saliency_reference, "cpu": cpu.saliency}
+IMPLEMENTATIONS = {"reference": ssd_saliency_reference, "cpu": cpu.saliency, "triton": triton.saliency}
