@@ -26,8 +26,8 @@ def ssd_dx_kernel(
     GROUP: tl.constexpr, HAS_RANGE: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
-    """dx [B,T,H,P], contiguous, and [B,H,T'] float32: own, ⟨∂L/∂(x·dt), x⟩; pairs, Σ M ∘ dm over queries at or after the
-    position and keys before it; written, what goes into the state. Grid: chunks × H × B.
+    """dx [B,T,H,P], contiguous, and [B,H,T'] float32: own, ⟨∂L/∂(x·dt), x⟩; pairs, Σ M ∘ dm over the chunk's queries at
+    or after the position and its keys before it; written, what goes into the state. Grid: chunks × H × B.
     """
     i_program = tl.program_id(0)
     i_c = i_program % n_c
@@ -51,15 +51,12 @@ def ssd_dx_kernel(
     b_dm = tl.zeros([BM, BM], tl.float32)
     for p in tl.static_range(0, P, BP):
         o_p = p + tl.arange(0, BP)
-        b_dm = tl.dot(
-            load_part(grad, o_t, o_p, P), tl.trans(load_part(x, o_t, o_p, P)), b_dm, input_precision=PRECISION
-        )
+        b_x = load_part(x, o_t, o_p, P)  # [BM,BP]
+        b_dm = tl.dot(load_part(grad, o_t, o_p, P), tl.trans(b_x), b_dm, input_precision=PRECISION)
     b_pairs = tl.where(o_t[:, None] > o_t[None, :], b_m * b_dm * b_dt[None, :], 0.0)
-    # A product with ones, not differences of sums: a large pair that does not cross a position would leave its rounding.
+    # A product with ones, not differences of sums: a large pair that crosses nothing would leave its rounding.
     b_before = tl.where(o_t[:, None] < o_t[None, :], 1.0, 0.0)
-    b_crossing = tl.dot(
-        b_pairs, b_before, input_precision=SUMS
-    )  # [BM,BM], of each query, the keys before each position
+    b_crossing = tl.dot(b_pairs, b_before, input_precision=SUMS)  # [BM,BM], each query's keys before each position
     tl.store(p_pairs + column, tl.sum(tl.where(o_t[:, None] >= o_t[None, :], b_crossing, 0.0), 0))
     b_after = tl.load(p_after + column)
     b_own = tl.zeros([BM], tl.float32)

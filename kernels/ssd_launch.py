@@ -36,7 +36,8 @@ class Scan:
     @property
     def sizes(self) -> tuple[int, int, int, int, int, int]:
         """B, T, H, P, G, N."""
-        return (*self.x.shape, *self.b.shape[2:])  # type: ignore[return-value]
+        (batch, length, heads, size), (groups, state) = self.x.shape, self.b.shape[2:]
+        return batch, length, heads, size, groups, state
 
     @property
     def group(self) -> int:
@@ -77,8 +78,12 @@ class Scan:
         high = local.float()
         low = (local - high.double()).float()
         upto, after, whole = local.exp(), (local[..., -1:] - local).exp(), local[..., -1].exp()
-        flat = (z.float().flatten(2).contiguous() for z in (high, low, dt, upto, after, after * dt))
-        return Columns(*flat, whole.float().contiguous())
+
+        def flat(x: Tensor) -> Tensor:
+            return x.float().flatten(2).contiguous()
+
+        at_end = whole.float().contiguous()
+        return Columns(flat(high), flat(low), flat(dt), flat(upto), flat(after), flat(after * dt), at_end)
 
     @property
     def in_chunks(self) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class ArchitecturesSettings:
         default_factory=lambda: Optimization(steps=1200, batch_size=8, length=128, checkpoints="0,every 100")
     )
     learning_rates: dict[str, float] = field(default_factory=lambda: {"gpt2": 1e-3, "mamba2": 2e-3, "lstm": 3e-3})
-    """Peak rates by the beginning of the preset's name, each the best of a few tried; --learning-rate for all others."""
+    """Peak rates by the beginning of the preset's name; --learning-rate for all others."""
     generated: GeneratedSettings = field(default_factory=GeneratedSettings)
     tolerance: float = 0.10
     """The largest difference in parameters, as a share of the smallest model's."""
@@ -150,7 +150,8 @@ def _workers(jobs: int) -> Iterator[Callable[[Callable[[], None]], Future[None]]
 def _here(work: Callable[[], None]) -> Future[None]:
     future: Future[None] = Future()
     try:
-        future.set_result(work())
+        work()
+        future.set_result(None)
     except Exception as error:  # one run's: the others go on
         future.set_exception(error)
     return future

@@ -63,7 +63,7 @@ def markdown(training: pd.DataFrame, parameters: Mapping[str, int], distances: M
     """The summary, gaps against models, and under it every checkpoint."""
     gaps, models = sorted(training["gap"].unique()), [m for m in parameters if (training["model"] == m).any()]
     heads = [f"gap {gap} ({distances[gap]:.0f} tokens)" for gap in gaps]
-    most = training.iloc[0]
+    most = training.to_dict("records")[0]
     lines = [
         f"Gain at the last checkpoint (nats; 95 % interval over {most['nouns']} nouns, mean of {most['seeds']} seeds), "
         f"and the step from which it stays above {LEARNT:g} in every seed. A gap: so many utterances that name no "
@@ -80,8 +80,8 @@ def markdown(training: pd.DataFrame, parameters: Mapping[str, int], distances: M
         lines += ["", f"### {head[0].upper()}{head[1:]}", "", *_checkpoints(training[training["gap"] == gap], models)]
     lines += [
         "",
-        "p: paired t-test over nouns (matched against mismatched surprisal, each noun its mean over contexts and seeds), "
-        "Holm-corrected over all rows of these tables.",
+        "p: paired t-test over nouns (matched against mismatched surprisal, each noun its mean over contexts and "
+        "seeds), Holm-corrected over all rows of these tables.",
         "",
     ]
     return "\n".join(lines)
@@ -91,7 +91,7 @@ def _cell(training: pd.DataFrame, gap: int, model: str) -> str:
     of_model = training[(training["gap"] == gap) & (training["model"] == model)]
     if of_model.empty:
         return "not run"
-    last = of_model.loc[of_model["step"].idxmax()]
+    last = of_model.sort_values("step").to_dict("records")[-1]
     step = learnt_at(training, gap, model)
     return (
         f"{last['gain']:.2f} [{last['gain_low']:.2f}, {last['gain_high']:.2f}], "
@@ -105,12 +105,13 @@ def _checkpoints(of_gap: pd.DataFrame, models: list[str]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for model in models:
-        for row in of_gap[of_gap["model"] == model].sort_values("step").itertuples():
-            seeds = ", ".join(f"{value:.2f}" for value in row.seed_gains)
-            interval = f"{row.gain:.2f} [{row.gain_low:.2f}, {row.gain_high:.2f}]"
+        for row in of_gap[of_gap["model"] == model].sort_values("step").to_dict("records"):
+            seeds = ", ".join(f"{value:.2f}" for value in row["seed_gains"])
+            interval = f"{row['gain']:.2f} [{row['gain_low']:.2f}, {row['gain_high']:.2f}]"
+            surprisals = f"{row['matched']:.2f} | {row['mismatched']:.2f}"
             lines.append(
-                f"| {row.model} | {row.step} | {row.tokens:,} | {row.matched:.2f} | {row.mismatched:.2f} | {interval} | "
-                f"{seeds} | {_p(row.p_holm)} |"
+                f"| {model} | {row['step']} | {row['tokens']:,} | {surprisals} | {interval} | {seeds} | "
+                f"{_p(row['p_holm'])} |"
             )
     return lines
 
