@@ -35,10 +35,20 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from symground.kernels import attention_backward, attention_flow, attention_forward, launch, vocabulary  # noqa: E402
+from symground.kernels import (  # noqa: E402  # noqa: E402
+    attention_backward,
+    attention_flow,
+    attention_forward,
+    launch,
+    ssd_backward,
+    ssd_forward,
+    ssd_saliency,
+    vocabulary,
+)
 from symground.kernels import attention_saliency as saliency  # noqa: E402
 from symground.kernels import attention_saliency_rows as saliency_rows  # noqa: E402
 from symground.kernels.configs import KERNELS, Config, shipped  # noqa: E402
+from symground.kernels.ssd_launch import Scan  # noqa: E402
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -55,6 +65,8 @@ HEAD_SIZES = (32, 64, 128, 256)
 #: Kernels that read a vocabulary head, of hidden size 768.
 VOCABULARY = ("vocabulary_lse", "logits_gradient", "shared_candidates", "own_candidates")
 HIDDEN_SIZE = 768
+#: Kernels of SSD: heads of 64 with a state of the size asked.
+SSD = ("ssd_saliency", "ssd_flow", "ssd_forward", "ssd_dx", "ssd_dbdc")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -136,7 +148,29 @@ def vocabulary_launches(kernel: str, dtype: torch.dtype, size: int, problem: Pro
         vocabulary.surprisal(head, lse)
 
 
-FUNCTIONS = {"delta": "delta_kernel", "dq": "dq_kernel", "dq_flow": "dq_kernel", "dkdv": "dkdv_kernel"}
+def ssd_launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -> None:
+    length, heads = problem.length, 12
+    x, grad = (torch.empty(8, length, heads, 64, dtype=dtype, device="meta") for _ in range(2))
+    b, c = (torch.empty(8, length, 1, size, dtype=dtype, device="meta") for _ in range(2))
+    dt, A = torch.empty(8, length, heads, device="meta"), torch.empty(heads, device="meta")
+    ids = torch.empty(8, length, dtype=torch.int64, device="meta")
+    bounds = torch.empty(8, 2, dtype=torch.int64, device="meta") if problem.options else None
+    scan = Scan(x, dt, A, b, c, bounds)
+    if kernel == "ssd_saliency":
+        ssd_saliency.ssd_saliency(scan, grad, True)
+    elif kernel == "ssd_flow":
+        ssd_saliency.ssd_flow(scan, grad, ids, ids, 2, 2, False)
+    elif kernel == "ssd_forward":
+        ssd_forward.ssd_forward(scan, None)
+    else:
+        ssd_backward.ssd_backward(scan, grad, None, None)
+
+
+FUNCTIONS = {
+    "delta": "delta_kernel", "dq": "dq_kernel", "dq_flow": "dq_kernel", "dkdv": "dkdv_kernel",
+    "ssd_saliency": "attention_saliency_kernel", "ssd_flow": "attention_flow_kernel",
+    "ssd_forward": "ssd_output_kernel",
+}  # fmt: skip
 
 
 def compiled(kernel: str, arch: str, dtype: torch.dtype, size: int, config: Config, problem: Problem) -> Any:
@@ -148,12 +182,17 @@ def compiled(kernel: str, arch: str, dtype: torch.dtype, size: int, config: Conf
         if self.__name__ == name and result is None:
             result = triton.compile(*source(self, args, kwargs), target=TARGETS[arch], options=options(config))
 
+    def chosen(asked: str, *rest: Any) -> Config:
+        # The chunks of SSD's backward pass are those of its forward pass.
+        return config if asked == kernel else shipped(asked, *rest) if asked in SSD else Config(64, 64, 4, 1)
+
     with (
         mock.patch.object(JITFunction, "run", run),
         mock.patch.object(launch, "architecture_of", return_value=arch),
-        mock.patch.object(launch, "shipped", lambda asked, *rest: config if asked == kernel else Config(64, 64, 4, 1)),
+        mock.patch.object(launch, "shipped", chosen),
     ):
-        (vocabulary_launches if kernel in VOCABULARY else launches)(kernel, dtype, size, problem)
+        launch_all = vocabulary_launches if kernel in VOCABULARY else ssd_launches if kernel in SSD else launches
+        launch_all(kernel, dtype, size, problem)
     assert result is not None
     return result
 

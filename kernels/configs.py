@@ -49,6 +49,31 @@ VOCABULARY = {
     ("gfx942", 4): Config(64, 64, 8, 2),
 }
 
+#: SSD's, whose tiles take the columns of their operands in parts. BM of ssd_forward is the length of a chunk, which the
+#: backward pass takes too; BN is the part of the state that a program holds.
+SSD: dict[tuple[str, int], dict[str, Config]] = {
+    ("cuda", 2): {
+        "ssd_saliency": Config(64, 64, 8, 1), "ssd_flow": Config(64, 32, 4, 1), "ssd_forward": Config(64, 64, 8, 1),
+        "ssd_dx": Config(64, 64, 8, 1), "ssd_dbdc": Config(64, 32, 8, 1),
+    },
+    ("cuda", 4): {
+        "ssd_saliency": Config(64, 32, 8, 1), "ssd_flow": Config(32, 16, 4, 1), "ssd_forward": Config(32, 32, 4, 1),
+        "ssd_dx": Config(32, 16, 4, 1), "ssd_dbdc": Config(32, 16, 4, 1),
+    },
+    ("sm_86", 2): {
+        "ssd_saliency": Config(64, 64, 8, 1), "ssd_flow": Config(64, 32, 4, 1), "ssd_forward": Config(32, 64, 4, 1),
+        "ssd_dx": Config(32, 64, 4, 1), "ssd_dbdc": Config(32, 32, 4, 1),
+    },
+    ("gfx942", 2): {
+        "ssd_saliency": Config(64, 64, 4, 1), "ssd_flow": Config(32, 32, 4, 1), "ssd_forward": Config(64, 32, 4, 1),
+        "ssd_dx": Config(64, 32, 4, 1), "ssd_dbdc": Config(64, 32, 4, 1),
+    },
+    ("gfx942", 4): {
+        "ssd_saliency": Config(32, 32, 4, 1), "ssd_flow": Config(16, 16, 4, 1), "ssd_forward": Config(32, 32, 4, 1),
+        "ssd_dx": Config(32, 32, 4, 1), "ssd_dbdc": Config(32, 32, 4, 1),
+    },
+}  # fmt: skip
+
 #: (architecture, bytes of an element) → kernel → {largest BLOCK_D: configuration}. float32's three-part products take
 #: many registers: heads beyond 64 have small tiles there, those beyond 128 larger ones again, being taken in chunks.
 TABLE: dict[tuple[str, int], dict[str, dict[int, Config]]] = {
@@ -190,7 +215,11 @@ def shipped(kernel: str, architecture: str, block_d: int, element_size: int) -> 
         return INTERPRETER
     if kernel in FIXED:
         return FIXED[kernel]
+    family = "gfx942" if architecture == "gfx942" else "cuda"
     if kernel in ("vocabulary_lse", "logits_gradient"):
-        return VOCABULARY["gfx942" if architecture == "gfx942" else "cuda", element_size]
+        return VOCABULARY[family, element_size]
+    of_ssd = SSD.get((architecture, element_size), SSD[family, element_size])
+    if kernel in of_ssd:
+        return of_ssd[kernel]
     by_size = TABLE[architecture, element_size][kernel]
     return by_size[min(size for size in by_size if size >= block_d)]

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from symground.kernels.configs import Config
 from symground.kernels.launch import config_of, precision_of, rows_adjacent
-from symground.kernels.ssd_forward import added_states, block_of_part, chunk_decay, pass_states
+from symground.kernels.ssd_forward import added_states, block_of_part, chunk_decay, part_of, pass_states
 from symground.kernels.ssd_launch import Columns, Scan
 from symground.kernels.tiles import load_part, load_range
 
@@ -43,13 +43,13 @@ def ssd_dx_kernel(
     column = (i_b * H + i_h) * n_c * BM + o_t
     b_dt = tl.load(p_dt + column)
     b_m = tl.zeros([BM, BM], tl.float32)
-    for n in tl.static_range(0, N, BN):
+    for n in range(0, N, BN):
         o_n = n + tl.arange(0, BN)
         b_b = load_part(b, o_t, o_n, N)  # [BM,BN]
         b_m = tl.dot(load_part(c, o_t, o_n, N), tl.trans(b_b), b_m, input_precision=PRECISION)
     b_m *= chunk_decay(p_high + (i_b * H + i_h) * n_c * BM, p_low + (i_b * H + i_h) * n_c * BM, o_t)
     b_dm = tl.zeros([BM, BM], tl.float32)
-    for p in tl.static_range(0, P, BP):
+    for p in range(0, P, BP):
         o_p = p + tl.arange(0, BP)
         b_x = load_part(x, o_t, o_p, P)  # [BM,BP]
         b_dm = tl.dot(load_part(grad, o_t, o_p, P), tl.trans(b_x), b_dm, input_precision=PRECISION)
@@ -61,10 +61,10 @@ def ssd_dx_kernel(
     b_after = tl.load(p_after + column)
     b_own = tl.zeros([BM], tl.float32)
     b_written = tl.zeros([BM], tl.float32)
-    for p in tl.static_range(0, P, BP):
+    for p in range(0, P, BP):
         o_p = p + tl.arange(0, BP)
         b_dx = tl.zeros([BM, BP], tl.float32)
-        for n in tl.static_range(0, N, BN):
+        for n in range(0, N, BN):
             o_n = n + tl.arange(0, BN)
             b_b = load_part(b, o_t, o_n, N)  # [BM,BN]
             b_state = load_part(state, o_p, o_n, N).to(b_b.dtype)  # [BP,BN]
@@ -116,7 +116,7 @@ def ssd_dbdc_kernel(
         b_dm = tl.zeros([BM, BM], tl.float32)
         b_read = tl.zeros([BM, BN], tl.float32)
         b_written = tl.zeros([BM, BN], tl.float32)
-        for p in tl.static_range(0, P, BP):
+        for p in range(0, P, BP):
             o_p = p + tl.arange(0, BP)
             b_x = load_part(x, o_t, o_p, P)  # [BM,BP]
             b_grad = load_part(grad, o_t, o_p, P)  # [BM,BP]
@@ -172,6 +172,12 @@ def ssd_backward(
     return dx, ddt.transpose(1, 2), (of_decay * dt).sum((0, 2)), db, dc, first
 
 
+def _sums(x: torch.Tensor) -> str:
+    """How float32 sums of pairs are taken: as exact as the pairs themselves, which are products of what x holds."""
+    exact = precision_of(x.new_empty(0, dtype=torch.float32))
+    return "tf32" if exact == "tf32x3" and x.dtype != torch.float32 else exact
+
+
 def _dx(
     scan: Scan, grad_y: torch.Tensor, after: torch.Tensor, columns: Columns, chunk: int
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
@@ -180,12 +186,12 @@ def _dx(
     sums = [torch.empty_like(columns.dt) for _ in range(3)]
 
     def run(config: Config) -> None:
-        part, own = block_of_part(size, 64), block_of_part(state, config.BN)
+        part, own = part_of(scan.x), block_of_part(state, config.BN)
         ssd_dx_kernel[(after.shape[1] * heads * batch,)](
             scan.x, scan.b, scan.c, grad_y, after, columns.high, columns.low, columns.dt, columns.after, scan.key_range,
             dx, *sums, *scan.x.stride(), *scan.b.stride(), *scan.c.stride(), *grad_y.stride(), length, after.shape[1],
             heads, GROUP=scan.group, HAS_RANGE=scan.key_range is not None, P=size, N=state, BP=part,
-            PRECISION=precision_of(scan.x), SUMS=precision_of(columns.dt), **{**config.kwargs, "BM": chunk, "BN": own},
+            PRECISION=precision_of(scan.x), SUMS=_sums(scan.x), **{**config.kwargs, "BM": chunk, "BN": own},
         )  # fmt: skip
 
     run(config_of("ssd_dx", scan.b, scan.tuning_key, run))
@@ -199,7 +205,7 @@ def _dbdc(
     db, dc = (torch.empty(scan.b.shape, dtype=scan.x.dtype, device=scan.x.device) for _ in range(2))
 
     def run(config: Config) -> torch.Tensor:
-        part, own = block_of_part(size, 64), block_of_part(state, config.BN)
+        part, own = part_of(scan.x), block_of_part(state, config.BN)
         n_n = triton.cdiv(state, own)
         read = torch.empty(n_n, *columns.dt.shape, dtype=torch.float32, device=scan.x.device)
         ssd_dbdc_kernel[(n_n * after.shape[1] * groups * batch,)](

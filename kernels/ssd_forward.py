@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from symground.kernels.configs import Config
-from symground.kernels.launch import config_of, precision_of
+from symground.kernels.launch import CHUNK_BYTES, config_of, precision_of
 from symground.kernels.ssd_launch import Scan
 from symground.kernels.tiles import load_part, load_range
 
@@ -100,7 +100,7 @@ def ssd_output_kernel(
     state = (p_states + ((i_b * n_c + i_c) * H + i_h) * P * N, N, 1, 0, P)
     b_s = tl.zeros([BM, BM], tl.float32)
     b_y = tl.zeros([BM, BP], tl.float32)
-    for n in tl.static_range(0, N, BN):
+    for n in range(0, N, BN):
         o_n = n + tl.arange(0, BN)
         b_c = load_part(c, o_t, o_n, N)  # [BM,BN]
         b_s = tl.dot(b_c, tl.trans(load_part(b, o_t, o_n, N)), b_s, input_precision=PRECISION)
@@ -120,13 +120,18 @@ def block_of_part(size: int, most: int) -> int:
     return max(16, min(most, int(triton.next_power_of_2(size))))
 
 
+def part_of(x: torch.Tensor) -> int:
+    """Columns of heads that a program takes at a time."""
+    return block_of_part(x.shape[3], CHUNK_BYTES // x.element_size())
+
+
 def added_states(
     x: torch.Tensor, b: torch.Tensor, weights: torch.Tensor, key_range: torch.Tensor | None, group: int, config: Config
 ) -> torch.Tensor:
     """[B,chunks,H,P,N] float32: what each chunk adds to the state."""
     (batch, length, heads, size), state = x.shape, b.shape[3]
     chunks = triton.cdiv(length, config.BM)
-    part, own = block_of_part(size, 64), block_of_part(state, config.BN)
+    part, own = part_of(x), block_of_part(state, config.BN)
     n_p, n_n = triton.cdiv(size, part), triton.cdiv(state, own)
     states = torch.empty(batch, chunks, heads, size, state, dtype=torch.float32, device=x.device)
     ssd_states_kernel[(n_n * n_p * chunks * heads * batch,)](
@@ -160,7 +165,7 @@ def ssd_forward(scan: Scan, initial_state: torch.Tensor | None) -> tuple[torch.T
         columns = scan.columns(config.BM)
         states = added_states(scan.x, scan.b, columns.writes, scan.key_range, scan.group, config)
         last = pass_states(states, columns.whole, initial_state)
-        part, own = block_of_part(size, 64), block_of_part(state, config.BN)
+        part, own = part_of(scan.x), block_of_part(state, config.BN)
         chunks, n_p = states.shape[1], triton.cdiv(size, part)
         ssd_output_kernel[(n_p * chunks * heads * batch,)](
             scan.x, scan.b, scan.c, states, columns.high, columns.low, columns.dt, columns.upto, scan.key_range, y,

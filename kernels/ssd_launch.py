@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 from torch.nn.functional import pad
 
-from symground.kernels.launch import block_of, chunk_of, precision_of, rows_adjacent, too_wide
+from symground.kernels.launch import block_of, chunk_of, precision_of, rows_adjacent
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ class Scan:
 
     @property
     def in_rows(self) -> dict[str, Any]:
-        """For the flow kernel, which holds rows whole where they fit."""
+        """For the flow kernel, which holds rows whole, in float32 in chunks: heads of two sizes do not fit."""
         found = dict(self._head)
         for suffix, z in (("", self.b), ("_V", self.x)):
             block = block_of(z.shape[3])
             found[f"BLOCK_D{suffix[1:]}"] = block
-            found[f"CHUNK{suffix}"] = chunk_of(z) if too_wide(z) else block
+            found[f"CHUNK{suffix}"] = block if z.element_size() == 2 else chunk_of(z)
         return found
 
     @property
