@@ -1,7 +1,6 @@
 // The operators of symground_C: attention's saliency and flow on a CPU, alone or together with its gradients, and
-// attention itself where heads have a gate; SSD and what stands around it in a
-// Mamba-2 layer; gates alone; and the exponentials of a vocabulary's softmax. The operators
-// of gate.cu are those of the same names on a GPU.
+// attention itself where heads have a gate; SSD and what stands around it in a Mamba-2 layer; gates alone; and the
+// exponentials of a vocabulary's softmax. The operators of gate.cu are those of the same names on a GPU.
 //
 // A thread takes a tile of queries against all the keys they see, one head after the other: products by torch's own
 // matrix multiplication (which runs on one thread inside a parallel region), the rest by the loops of rows.cpp while

@@ -79,6 +79,38 @@ for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
                 fill = None if shape is None else torch.randn(shape).to(dtype).requires_grad_()
                 ops.gate_heads(x, gate, fill, impl="cpu").sum().backward()
 
+def ssd(B, T, H, G, P, N, dtype, padded=False):
+    x, dt, b, c = (torch.randn(B, T, *size, dtype=dtype) for size in ((H, P), (H,), (G, N), (G, N)))
+    A, h = -torch.rand(H, dtype=dtype), torch.randn(B, H, P, N, dtype=dtype)
+    wanted = [z.requires_grad_() for z in (x, dt.abs(), A, b, c, h)]
+    inside = torch.stack([torch.arange(B) % T, torch.full((B,), T)], 1) if padded else None
+    y, state = ops.ssd(*wanted[:5], inside, h, return_state=True, impl="cpu")
+    (y.sum() + state.sum()).backward()
+    ops.ssd(*wanted[:5], inside, impl="cpu").sum().backward()
+
+def convolution(B, T, C, K, dtype):
+    x, weight, bias, state = (torch.randn(n, dtype=dtype) for n in ((B, T, C), (C, K), (C,), (B, K - 1, C)))
+    for b, s in ((None, None), (bias.requires_grad_(), None), (bias, state)):
+        for activation in ("silu", None):
+            x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+            ops.causal_conv1d(x, weight, b, s, activation, impl="cpu").sum().backward()
+
+def inner(B, T, H, G, P, N, dtype):
+    width, channels = H * P, H * P + 2 * G * N
+    given = torch.randn(B, T, width + channels + H, dtype=dtype).requires_grad_()
+    heads = [torch.rand(H, dtype=dtype).requires_grad_() for _ in range(3)]
+    weight, norm = torch.randn(channels, 4, dtype=dtype), torch.ones(width, dtype=dtype)
+    ops.mamba2_inner(given, weight.requires_grad_(), None, *heads, norm.requires_grad_(), G, impl="cpu").sum().backward()
+
+for dtype in (torch.float32, torch.float64):
+    for B, T, H, G, P, N in ((1, 1, 1, 1, 1, 1), (2, 65, 4, 2, 7, 5), (1, 200, 3, 1, 33, 17), (3, 64, 2, 2, 16, 128)):
+        ssd(B, T, H, G, P, N, dtype)
+        ssd(B, T, H, G, P, N, dtype, padded=True)
+        inner(B, T, H, G, P, N, dtype)
+    for B, T, C, K in ((1, 1, 1, 1), (2, 3, 5, 4), (1, 300, 67, 4), (2, 2, 16, 7)):
+        convolution(B, T, C, K, dtype)
+ssd(2, 19, 2, 1, 16, 8, torch.bfloat16)
+
 print(*sorted(called))
 """
 
