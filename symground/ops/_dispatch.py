@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
+import importlib.util
+import warnings
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import TypeVar
 
@@ -16,16 +17,19 @@ F = TypeVar("F", bound=Callable[..., object])
 
 #: For each device type, the implementations that suit it, best first.
 _PREFERENCE: dict[str, tuple[str, ...]] = {
-    "cuda": ("triton", "cuda", "reference"),
+    "cuda": ("mamba_ssm", "causal_conv1d", "triton", "cuda", "reference"),
     "cpu": ("cpu", "reference"),
 }
 
+#: Implementations that are somebody else's, by what they import.
+_PACKAGES = {"mamba_ssm": "mamba_ssm.ops.triton.ssd_combined", "causal_conv1d": "causal_conv1d"}
 
-def choose(op: str, table: Mapping[str, F], impl: str | None, like: Tensor) -> F:
+
+def choose(op: str, table: Mapping[str, F], impl: str | None, like: Tensor, unasked: Collection[str] = ()) -> F:
     """Return the implementation of ``op`` to run.
 
-    ``impl=None`` takes the best one in ``table`` that can run on the device and dtype of ``like``. A named one is
-    returned as named or refused; it is never replaced by another.
+    ``impl=None`` takes the best one in ``table`` that can run on the device and dtype of ``like``, but none of
+    ``unasked``. A named one is returned as named or refused; it is never replaced by another.
 
     Raises:
         ValueError: ``op`` has no such implementation, or it takes no tensors like this.
@@ -33,7 +37,8 @@ def choose(op: str, table: Mapping[str, F], impl: str | None, like: Tensor) -> F
     """
     if impl is None:
         order = _PREFERENCE.get(like.device.type, ("reference",))
-        return table[next(name for name in order if name in table and _refusal(name, like) is None)]
+        able = (name for name in order if name in table and name not in unasked)
+        return table[next(name for name in able if _refusal(name, like) is None)]
     if impl not in table:
         raise ValueError(f"impl: ops.{op} has {', '.join(map(repr, sorted(table)))}; got {impl!r}")
     refusal = _refusal(impl, like)
@@ -51,6 +56,14 @@ def _refusal(impl: str, like: Tensor) -> Exception | None:
         return ValueError(f"impl: 'cuda' expected tensors on a GPU, got {like.device}")
     if impl == "cuda" and not _has_cuda_part():
         return RuntimeError("impl: 'cuda' needs the CUDA part of the extension, which is not built: symground build")
+    if impl in _PACKAGES:
+        if device != "cuda":
+            return ValueError(f"impl: {impl!r} expected tensors on a GPU, got {like.device}")
+        if dtype == torch.float64:
+            return ValueError(f"impl: {impl!r} expected float32, float16 or bfloat16, got {dtype}")
+        if not imports(_PACKAGES[impl]):
+            package = impl.replace("_", "-")
+            return RuntimeError(f"impl: {impl!r} needs {package}, which does not import here (pip install {package})")
     if impl in ("triton", "flash"):
         if dtype == torch.float64 or (impl == "flash" and dtype == torch.float32):
             wanted = "float16 or bfloat16" if impl == "flash" else "float32, float16 or bfloat16"
@@ -81,7 +94,7 @@ def _has_cuda_part() -> bool:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def imports(module: str) -> bool:
-    """Whether a package imports; installed is not enough, one built for another machine fails here."""
+    """Whether a package imports; one that is installed and does not, being built for another machine, is told once."""
     return _imports(module)
 
 
@@ -89,7 +102,14 @@ def imports(module: str) -> bool:
 def _imports(module: str) -> bool:
     try:
         importlib.import_module(module)
-    except Exception:
+    except Exception as error:
+        package = module.partition(".")[0]
+        if importlib.util.find_spec(package) is not None:
+            warnings.warn(
+                f"{package} is installed but does not import here ({type(error).__name__}: {error}): going on without",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return False
     return True
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import conv1d, silu
 
 from symground.ops import _checks as check
+from symground.ops._causal_conv1d import causal_conv1d_package, suits
 from symground.ops._convolution_cpu import causal_conv1d_cpu
 from symground.ops._dispatch import choose
 
@@ -28,7 +29,7 @@ def causal_conv1d(
         bias: [C] or None.
         initial_state: [B,K-1,C], what stood before the first position; None is 0.
         activation: "silu" or None.
-        impl: None picks by device.
+        impl: None picks by device: on a GPU "causal_conv1d", the package, where it imports and K is 2 to 4.
 
     Returns:
         [B,T,C] in the dtype of x.
@@ -54,7 +55,7 @@ def causal_conv1d(
             check.matches(name, value, "x", x, dtype=False)
     if activation not in ("silu", None):
         raise ValueError(f"activation: expected 'silu' or None, got {activation!r}")
-    run = choose("causal_conv1d", IMPLEMENTATIONS, impl, x)
+    run = choose("causal_conv1d", IMPLEMENTATIONS, impl, x, () if suits(weight) else ("causal_conv1d",))
     return run(x, weight, bias, initial_state, activation)
 
 
@@ -69,4 +70,8 @@ def causal_conv1d_reference(
     return (silu(y) if activation else y).transpose(1, 2).to(x.dtype)
 
 
-IMPLEMENTATIONS = {"reference": causal_conv1d_reference, "cpu": causal_conv1d_cpu}
+IMPLEMENTATIONS = {
+    "reference": causal_conv1d_reference,
+    "cpu": causal_conv1d_cpu,
+    "causal_conv1d": causal_conv1d_package,
+}

@@ -7,6 +7,7 @@ from typing import Literal, overload
 from torch import Tensor
 
 from symground.ops import _checks as check
+from symground.ops import _mamba_ssm
 from symground.ops._dispatch import choose
 from symground.ops._mixing import with_flow_probe
 from symground.ops._ssd import check_ssd, decay, mixing_matrix, readable
@@ -59,7 +60,8 @@ def ssd(
         flow_probe: [B,H,Gq,Gk], likewise; its gradient is the flow F_h[a,b] = Σ_{i∈a, j∈b} |S_h[i,j]|.
         query_groups, key_groups: [B,T] int group ids for ``flow_probe``, -1 in no group.
         return_state: also return the state after the last position, from which another call goes on.
-        impl: None picks by device.
+        impl: None picks by device. "mamba_ssm" is that package's scan on a GPU, unasked where it imports, x is in half
+            precision and torch does not ask for deterministic algorithms; the probes' gradients are ours there too.
 
     Returns:
         [B,T,H,P] in the dtype of x; with ``return_state`` also the state [B,H,P,N] in at least float32.
@@ -81,7 +83,7 @@ def ssd(
     if flow_probe is not None:
         sizes = (batch, heads, length, length)
         query_groups, key_groups = check.flow_probe(flow_probe, query_groups, key_groups, sizes, x)
-    run = choose("ssd", IMPLEMENTATIONS, impl, x)
+    run = choose("ssd", IMPLEMENTATIONS, impl, x, () if _mamba_ssm.suits(x) else ("mamba_ssm",))
     inputs, probes = (x, dt, A, B, C, key_range), (saliency_probe, flow_probe, query_groups, key_groups)
     y, state = run(*inputs, initial_state, *probes)
     return (y, state) if return_state else y
@@ -109,4 +111,4 @@ def ssd_reference(
     return y.transpose(1, 2).to(out_dtype), state
 
 
-IMPLEMENTATIONS = {"reference": ssd_reference, "cpu": cpu.ssd, "triton": triton.ssd}
+IMPLEMENTATIONS = {"reference": ssd_reference, "cpu": cpu.ssd, "triton": triton.ssd, "mamba_ssm": _mamba_ssm.mamba_ssm}

@@ -100,7 +100,8 @@ def inner(B, T, H, G, P, N, dtype):
     given = torch.randn(B, T, width + channels + H, dtype=dtype).requires_grad_()
     heads = [torch.rand(H, dtype=dtype).requires_grad_() for _ in range(3)]
     weight, norm = torch.randn(channels, 4, dtype=dtype), torch.ones(width, dtype=dtype)
-    ops.mamba2_inner(given, weight.requires_grad_(), None, *heads, norm.requires_grad_(), G, impl="cpu").sum().backward()
+    out = ops.mamba2_inner(given, weight.requires_grad_(), None, *heads, norm.requires_grad_(), G, impl="cpu")
+    out.sum().backward()
 
 for dtype in (torch.float32, torch.float64):
     for B, T, H, G, P, N in ((1, 1, 1, 1, 1, 1), (2, 65, 4, 2, 7, 5), (1, 200, 3, 1, 33, 17), (3, 64, 2, 2, 16, 128)):
