@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -198,8 +198,9 @@ def _write(
         for model in settings.models
         for seed in range(settings.seeds)
     }
+    asked = {f.name: asdict(settings)[f.name] for f in fields(ArchitecturesSettings)}  # not where it is written
     content = {
-        "settings": asdict(settings), "versions": versions, "parameters": parameters, "tokens_per_step": of_step,
+        "settings": asked, "versions": versions, "parameters": parameters, "tokens_per_step": of_step,
         "distance": distances, "checkpoints": finished, "rows": training.to_dict("records"),
     }  # fmt: skip
     write_json(out / "architectures.json", content)

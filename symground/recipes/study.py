@@ -114,6 +114,8 @@ def prepare(corpus: Sequence[str], out: str | Path, settings: StudySettings) -> 
     wanted = json.loads(json.dumps(wanted))  # as config.json holds it: its tuples are lists
     if (study / "config.json").is_file():
         found = read_json(study / "config.json")
+        if generated and isinstance(found.get("generated"), dict):  # dials younger than the study stand where they did
+            found["generated"] = {**asdict(GeneratedSettings()), **found["generated"]}
         differing = [
             f"{name} is {found.get(name)!r} there, {value!r} here"
             for name, value in wanted.items()

@@ -66,9 +66,9 @@ def markdown(training: pd.DataFrame, parameters: Mapping[str, int], distances: M
     most = training.to_dict("records")[0]
     lines = [
         f"Gain at the last checkpoint (nats; 95 % interval over {most['nouns']} nouns, mean of {most['seeds']} seeds), "
-        f"and the step from which it stays above {LEARNT:g} in every seed. A gap: so many utterances that name no "
-        "object between scene and talk, in the corpus and in the probes; beside it the mean distance from the ENV noun "
-        "to the prediction.",
+        f"and the step from which it stays above {LEARNT:g} in every seed, or how many seeds end there. A gap: so many "
+        "utterances that name no object between scene and talk, in the corpus and in the probes; beside it the mean "
+        "distance from the ENV noun to the prediction.",
         "",
         f"| model | parameters | {' | '.join(heads)} |",
         "|---|---|" + "---|" * len(gaps),
@@ -92,11 +92,9 @@ def _cell(training: pd.DataFrame, gap: int, model: str) -> str:
     if of_model.empty:
         return "not run"
     last = of_model.sort_values("step").to_dict("records")[-1]
-    step = learnt_at(training, gap, model)
-    return (
-        f"{last['gain']:.2f} [{last['gain_low']:.2f}, {last['gain_high']:.2f}], "
-        f"{'never' if step is None else f'step {step}'}"
-    )
+    step, above = learnt_at(training, gap, model), sum(gain > LEARNT for gain in last["seed_gains"])
+    when = f"step {step}" if step is not None else f"{above} of {last['seeds']} seeds" if above else "never"
+    return f"{last['gain']:.2f} [{last['gain_low']:.2f}, {last['gain_high']:.2f}], {when}"
 
 
 def _checkpoints(of_gap: pd.DataFrame, models: list[str]) -> list[str]:

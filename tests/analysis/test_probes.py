@@ -13,7 +13,7 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 
 import symground as sg
 from symground.analysis import gain_interval
-from symground.analysis.contexts import Context
+from symground.analysis.contexts import Context, context_of, read_contexts, with_gap
 from symground.data import Corpus
 from symground.models import create
 
@@ -126,3 +126,34 @@ def test_the_interval_holds_the_mean_and_covers() -> None:
         assert low < mean < high
         covered += low < 1.0 < high
     assert covered >= 34
+
+
+def test_what_comes_between_stands_between(corpus: Corpus) -> None:
+    contexts = with_gap([Context("takes {}", "what's that a"), Context("drops {}", "see the")], 2)
+    plain = sg.probes(corpus.tokenizer, ["book", "ball"], [Context("takes {}", "what's that a")])
+    probes = sg.probes(corpus.tokenizer, ["book", "ball"], contexts)
+    words, before = (corpus.tokenizer.decode(p.rows[0][0].ids).split() for p in (probes, plain))
+    assert words[:3] == before[:3] == ["<CHI>", "takes:<ENV>", "book:<ENV>"]
+    assert words[-4:] == before[-4:]
+    between = [word for utterance in contexts[0].between for word in utterance.tokens()]
+    assert words[3:-4] == between
+    assert sum(word.startswith("<") for word in between) == 2
+    assert not any(word.rpartition(":")[0] in probes.nouns for word in between)
+    # The same context has the same gap each time, another has its own.
+    assert with_gap([Context("takes {}", "what's that a")], 2) == contexts[:1]
+    assert contexts[0].between != contexts[1].between
+
+
+def test_a_gap_from_a_file_and_back(tmp_path: Path) -> None:
+    path = tmp_path / "contexts.json"
+    contexts = with_gap([Context("takes {}", "what's that a")], 3)
+    path.write_text(json.dumps([{"env": c.env, "lan": c.lan, "between": c.between} for c in contexts]))
+    assert read_contexts(path) == contexts
+    assert [context_of(json.loads(json.dumps(c))) for c in contexts] == contexts
+    for bad in (["CHI", "both", "hello"], ["CHI", "lan", "the {}"]):
+        path.write_text(json.dumps([{"env": "takes {}", "lan": "a", "between": [bad]}]))
+        with pytest.raises(ValueError, match=r"expected \(speaker, 'env' or 'lan', text\) between"):
+            read_contexts(path)
+    path.write_text(json.dumps([{"env": "takes {}", "lan": "a", "between": [["CHI", "lan"]]}]))
+    with pytest.raises(ValueError, match="expected a list of"):
+        read_contexts(path)

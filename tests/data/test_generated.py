@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from symground.data import Corpus, CorpusBuilder, GeneratedSettings, add_scenes, nouns_over_threshold
+from symground.data.nouns import STUDY_NOUNS
 
 
 def build(**changes: object) -> Corpus:
@@ -81,3 +83,34 @@ def test_threshold_names_the_closest() -> None:
 def test_an_empty_corpus_is_refused() -> None:
     with pytest.raises(ValueError, match="expected at least one token"):
         CorpusBuilder().build()
+
+
+def utterances(tokens: list[str]) -> list[list[str]]:
+    """Split where a speaker begins."""
+    found: list[list[str]] = []
+    for token in tokens:
+        if token.startswith("<"):
+            found.append([])
+        found[-1].append(token)
+    return found
+
+
+@pytest.mark.parametrize("gap", [0, 3])
+def test_the_gap_is_so_many_utterances_that_name_no_object(gap: int) -> None:
+    settings = GeneratedSettings(scenes=1, nouns=8, max_objects=1, gap=gap)
+    for seed in range(20):
+        builder = CorpusBuilder()
+        add_scenes(builder, GeneratedSettings(**{**vars(settings), "seed": seed}))
+        built = builder.build()
+        scene = utterances(built.tokenizer.decode(built.tokens).split())
+        named = [any(word.rpartition(":")[0] in STUDY_NOUNS[:8] for word in words) for words in scene]
+        assert named == [True] + [False] * gap + [True] * (len(scene) - 1 - gap)
+
+
+def test_a_corpus_without_the_dial_is_the_one_it_always_was() -> None:
+    """Its hash: the results in the repository come from it."""
+    built = build()
+    digest = hashlib.sha256(np.ascontiguousarray(built.tokens, dtype=np.int64).tobytes()).hexdigest()
+    assert digest == "835d8d8286172596980bdd3ecc01c77e8075f7a1e27f59eecaff46c4edf6d788"
+    with pytest.raises(ValueError, match="gap: expected at least 0, got -1"):
+        GeneratedSettings(gap=-1)
