@@ -81,7 +81,7 @@ def results(p: Problem, impl: str | None = None) -> dict[str, Tensor]:
     assert matrix_total is not None
     names = ("dq", "dk", "dv", "saliency of the probe", "flow of the probe")
     return {
-        **_of_head(p, impl), **_gated(p),
+        **_of_head(p, impl), **_gated(p), **_ssd(p, impl),
         "out": out.detach(), "lse": lse, **dict(zip(names, grads, strict=True)),
         "saliency": ops.attention_saliency(*after, **kw), "flow": flow, "row total": row_total,
         "matrix total": matrix_total, "flow of chosen rows": chosen, "row total of chosen rows": chosen_total,
@@ -103,6 +103,37 @@ def _gated(p: Problem) -> dict[str, Tensor]:
         grads = torch.autograd.grad(out, (x, gate, fill), torch.ones_like(out))
         found |= {f"gated by {name}: d{key}": g for key, g in zip(("x", "gate", "fill"), grads, strict=True)}
     return found
+
+
+def _ssd(p: Problem, impl: str | None) -> dict[str, Tensor]:
+    """SSD by our own kernels on a GPU, where another package's may stand first; a window is nothing it knows."""
+    impl = impl or ("triton" if p.q.is_cuda else None)
+    batch, heads, _, size = p.q.shape
+    x, B, C, grad = (z.detach().transpose(1, 2).requires_grad_() for z in (p.q, p.k, p.v, p.grad))
+    dt = p.q[..., 0].transpose(1, 2).float().sigmoid().requires_grad_()
+    A = -torch.linspace(0.1, 2.0, heads, device=x.device).requires_grad_()
+    state = p.grad[:, :, :1].float().mT.expand(batch, heads, size, size).contiguous().requires_grad_()
+    saliency_probe = (
+        torch.zeros(1, device=x.device).expand(batch, *p.query_groups.shape[1:], x.shape[1]).requires_grad_()
+    )
+    flow_probe = torch.zeros(1, device=x.device).expand(batch, heads, 3, 3).requires_grad_()
+    groups = (p.query_groups, p.key_groups)
+    y, last = ops.ssd(
+        x, dt, A, B, C, p.kw.get("key_range"), state, saliency_probe, flow_probe, *groups, return_state=True, impl=impl
+    )
+    wanted = (x, dt, A, B, C, state, saliency_probe, flow_probe)
+    grads = torch.autograd.grad((y, last), wanted, (grad.detach(), torch.ones_like(last)))
+    after = (*(z.detach() for z in (x, dt, A, B, C)), grad.detach())
+    kw: dict[str, Any] = {"key_range": p.kw.get("key_range"), "impl": impl}
+    flow, row_total, matrix_total = ops.ssd_flow(*after, *groups, 3, 3, **kw)
+    assert matrix_total is not None
+    names = ("dx", "ddt", "dA", "dB", "dC", "dstate", "saliency of the probe", "flow of the probe")
+    found = {
+        "y": y.detach(), "state": last.detach(), **dict(zip(names, grads, strict=True)),
+        "saliency": ops.ssd_saliency(*after, **kw), "flow": flow, "row total": row_total,
+        "matrix total": matrix_total,
+    }  # fmt: skip
+    return {f"SSD: {name}": value for name, value in found.items()}
 
 
 def _of_head(p: Problem, impl: str | None) -> dict[str, Tensor]:

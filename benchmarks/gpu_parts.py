@@ -86,7 +86,8 @@ def machine(c: Context) -> None:
     import torch
 
     versions = {}
-    for module in ("torch", "triton", "transformers", "numpy", "flash_attn", "xarray", "pandas"):
+    ours = ("torch", "triton", "transformers", "numpy", "xarray", "pandas")
+    for module in (*ours, "flash_attn", "mamba_ssm", "causal_conv1d"):
         try:
             versions[module] = importlib.import_module(module).__version__
         except Exception as error:
@@ -191,7 +192,7 @@ def tests(c: Context) -> None:
 
     In a dry run they are collected only; they run in the suite itself.
     """
-    names = ("test_triton.py", "test_flash.py", "test_vocabulary_triton.py")
+    names = ("test_triton.py", "test_flash.py", "test_vocabulary_triton.py", "test_ssd_triton.py", "test_packages.py")
     files = [f"tests/ops/{name}" for name in names if (ROOT / "tests/ops" / name).exists()]
     if not files:
         raise Missing("tests/ops/test_triton.py", "no such file")
@@ -307,7 +308,7 @@ def determinism(c: Context) -> None:
                 c.write_failure(f"{name} {dtype}: different {different}, all finite: {finite}")
 
 
-# attention, flow, surprisal and trace
+# attention, flow, surprisal, mamba and trace
 
 
 def attention(c: Context) -> None:
@@ -328,6 +329,12 @@ def surprisal(c: Context) -> None:
     gpu_timings.surprisal(c)
 
 
+def mamba(c: Context) -> None:
+    from benchmarks import gpu_timings
+
+    gpu_timings.mamba(c)
+
+
 def trace(c: Context) -> None:
     from benchmarks import gpu_timings
 
@@ -336,11 +343,11 @@ def trace(c: Context) -> None:
 
 PARTS: dict[str, Callable[[Context], None]] = {
     "machine": machine, "gate": gate, "tests": tests, "sanitizer": sanitizer, "determinism": determinism,
-    "attention": attention, "flow": flow, "surprisal": surprisal, "trace": trace,
+    "attention": attention, "flow": flow, "surprisal": surprisal, "mamba": mamba, "trace": trace,
 }  # fmt: skip
 #: What each part imports that a bare machine may lack.
 NEEDS: dict[str, tuple[str, ...]] = {
     "machine": ("torch",), "gate": ("torch", "pytest"), "tests": ("pytest",), "sanitizer": (),
     "determinism": ("torch", "triton"), "attention": ("torch", "triton"), "flow": ("torch", "triton"),
-    "surprisal": ("torch", "triton"), "trace": ("torch", "transformers"),
+    "surprisal": ("torch", "triton"), "mamba": ("torch", "triton", "transformers"), "trace": ("torch", "transformers"),
 }  # fmt: skip

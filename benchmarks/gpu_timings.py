@@ -1,4 +1,4 @@
-"""Time, memory and distance from the hardware's floor, for the GPU record: gate, attention, flow, surprisal, trace."""
+"""Time, memory and distance from the hardware's floor, for the GPU record: gate, attention, flow, surprisal, mamba, trace."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import gate_peers, measure, peers, surprisal_peers, trace_peers
+from benchmarks import gate_peers, mamba_peers, measure, peers, surprisal_peers, trace_peers
 from benchmarks.gpu_parts import Context
 from benchmarks.inputs import Inputs, Shape, constant_tokens
 from benchmarks.peers import Peer
+from symground import ops
 
 Run = Callable[[], Any]
 #: Peers are timed in turns, this many times over, and each row is the median: clocks drift.
@@ -225,6 +226,40 @@ def _surprisal_error(c: Context, shape: surprisal_peers.Shape) -> None:
         for name in (surprisal_peers.SYMGROUND, surprisal_peers.FULL)
     }
     c.record.write(relative_errors={**c.record.data.get("relative_errors", {}), shape.dtype: errors})
+
+
+def mamba(c: Context) -> None:
+    """SSD and the saliency of a layer of the study's width, their error against float64; then a training step."""
+    shapes = {
+        stage: [mamba_peers.Shape(8, T, 24, 64, 1, 128, dtype=dtype) for dtype in c.dtypes for T in (1024, 4096)]
+        for stage in ("ssd", "ssd saliency")
+    }
+    shapes["mamba2 step"] = [mamba_peers.Shape(8, 1024, 24, 64, 1, 128, layers=12, vocabulary=9000)]
+    if c.dry:
+        shapes = {stage: [mamba_peers.Shape(1, 19, 2, 16, 1, 16, 1, 50)] for stage in shapes}
+    jobs = [(stage, shape) for stage, of_stage in shapes.items() for shape in of_stage]
+    for i, (stage, shape) in enumerate(jobs):
+        if c.left < 0:
+            c.record.write(not_reached=[f"{s}, {x}" for s, x in jobs[i:]])
+            return
+        error = {} if stage == "mamba2 step" else {"relative_error": _mamba_error(c, stage, replace(shape, B=1))}
+        x = mamba_peers.problem(stage, shape, c.device, c.impl)
+        names = mamba_peers.names(stage, c.device, compiles=not c.dry)
+        prepared = {name: (lambda name=name, x=x, s=stage: mamba_peers.prepare(s, name, x)) for name in names}
+        for row in timed(c, prepared, {"stage": stage, **shape.row}):
+            c.record.add(**row, **(error if row["peer"] == mamba_peers.SYMGROUND else {}))
+        del x, prepared
+        _free(c)
+
+
+def _mamba_error(c: Context, stage: str, shape: mamba_peers.Shape) -> float:
+    x = mamba_peers.Inputs(replace(shape, T=min(shape.T, 1024)), c.device, c.impl)
+    given, grad = x.detached, x.grad
+    doubles = [z.double() for z in given]
+    if stage == "ssd":
+        return measure.relative_error(ops.ssd(*given, impl=x.impl), ops.ssd(*doubles, impl="reference"))
+    exact = ops.ssd_saliency(*doubles, grad.double(), impl="reference")
+    return measure.relative_error(ops.ssd_saliency(*given, grad, impl=x.impl), exact)
 
 
 def trace(c: Context) -> None:

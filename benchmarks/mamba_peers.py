@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from symground import ops
+from symground.ops._dispatch import imports
 
 Run = Callable[[], Any]
 STAGES = ("mamba2 step", "ssd", "ssd saliency")
 SYMGROUND = "symground"
 TRANSFORMERS, SHORT_CHUNKS = "transformers", "transformers, chunks of 64"
 SCAN, REFERENCE = "transformers' chunked scan", "quadratic form"
+KERNELS, MAMBA_SSM = "symground, its own kernels", "mamba-ssm's chunked scan"
 MATERIALISED, COMPILED = "materialised M", "torch.compile of materialised M"
 
 
@@ -86,9 +88,10 @@ def _step(shape: Shape, device: str, chunk: int = 256, attached: bool = False) -
 
 
 class Inputs:
-    """x, dt, A, B, C, which require gradients, and dY."""
+    """x, dt, A, B, C, which require gradients, and dY; ``impl`` is symground's."""
 
-    def __init__(self, shape: Shape, device: str = "cpu") -> None:
+    def __init__(self, shape: Shape, device: str = "cpu", impl: str | None = None) -> None:
+        self.impl = impl
         g = torch.Generator().manual_seed(0)
         heads, groups = (shape.B, shape.T, shape.H), (shape.B, shape.T, shape.G, shape.N)
         x, grad = (torch.randn(*heads, shape.P, generator=g) for _ in range(2))
@@ -111,6 +114,10 @@ def _both(function: Callable[..., Tensor], x: Inputs) -> Run:
     return lambda: torch.autograd.grad(function(*x.leaves), x.leaves, x.grad)
 
 
+def _ssd(x: Inputs, impl: str | None = None) -> Run:
+    return _both(partial(ops.ssd, impl=impl or x.impl), x)
+
+
 def _scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
 
@@ -131,16 +138,18 @@ def materialised(
 
 def _saliency(x: Inputs, compiled: bool | None = None) -> Run:
     if compiled is None:
-        return partial(ops.ssd_saliency, *x.detached, x.grad)
+        return partial(ops.ssd_saliency, *x.detached, x.grad, impl=x.impl)
     function = torch.compile(materialised, dynamic=False) if compiled else materialised
     return partial(function, *x.detached, x.grad, x.future)
 
 
 _SSD: dict[str, dict[str, Callable[[Inputs], Run]]] = {
     "ssd": {
-        SYMGROUND: partial(_both, ops.ssd),
+        SYMGROUND: _ssd,
         SCAN: partial(_both, _scan),
-        REFERENCE: partial(_both, partial(ops.ssd, impl="reference")),
+        REFERENCE: partial(_ssd, impl="reference"),
+        KERNELS: partial(_ssd, impl="triton"),
+        MAMBA_SSM: partial(_ssd, impl="mamba_ssm"),
     },
     "ssd saliency": {
         SYMGROUND: _saliency,
@@ -155,15 +164,29 @@ _STEPS: dict[str, Callable[[Shape, str], Run]] = {
 }
 
 
-def names(stage: str) -> Iterator[str]:
-    yield from _STEPS if stage == "mamba2 step" else _SSD[stage]
+def names(stage: str, device: str = "cpu", compiles: bool = True) -> list[str]:
+    """Those that run on the device."""
+    found = list(_STEPS if stage == "mamba2 step" else _SSD[stage])
+    lacking = set() if compiles else {COMPILED}
+    if device == "cpu":
+        lacking |= {KERNELS, MAMBA_SSM}
+    elif not imports("mamba_ssm.ops.triton.ssd_combined"):
+        lacking.add(MAMBA_SSM)
+    return [name for name in found if name not in lacking]
+
+
+def problem(stage: str, shape: Shape, device: str = "cpu", impl: str | None = None) -> Any:
+    """What the peers of a stage share."""
+    return (shape, device) if stage == "mamba2 step" else Inputs(shape, device, impl)
+
+
+def prepare(stage: str, name: str, x: Any) -> Run:
+    return _STEPS[name](*x) if stage == "mamba2 step" else _SSD[stage][name](x)
 
 
 def prepared(stage: str, shape: Shape, device: str = "cpu") -> dict[str, Run]:
-    if stage == "mamba2 step":
-        return {name: prepare(shape, device) for name, prepare in _STEPS.items()}
-    x = Inputs(shape, device)
-    return {name: prepare(x) for name, prepare in _SSD[stage].items()}
+    x = problem(stage, shape, device)
+    return {name: prepare(stage, name, x) for name in names(stage, device)}
 
 
 def in_memory(stage: str, name: str, shape: dict[str, Any]) -> tuple[Run, Run]:

@@ -23,7 +23,7 @@ SHAPES = {"mamba2 step": Shape(), "ssd": Shape(), "ssd saliency": Shape(B=2, T=1
 
 def cases() -> Iterator[Any]:
     for stage in STAGES:
-        yield from (pytest.param(stage, name, SHAPES[stage], id=f"{stage}-{name}") for name in names(stage))
+        yield from (pytest.param(stage, name, SHAPES[stage], id=f"{stage}-{name}") for name in names(stage, DEVICE))
 
 
 def memory(stage: str, name: str, shape: Shape) -> dict[str, int]:

@@ -15,7 +15,7 @@ import symground
 
 ROOT = Path(symground.__file__).resolve().parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu_record.py"
-PARTS = {"machine", "gate", "tests", "sanitizer", "determinism", "attention", "flow", "surprisal", "trace"}
+PARTS = {"machine", "gate", "tests", "sanitizer", "determinism", "attention", "flow", "surprisal", "mamba", "trace"}
 
 
 def record(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +43,7 @@ def test_every_part_leaves_its_file_and_a_failing_one_stops_no_other(tmp_path: P
     assert "broken on purpose" in found["machine"]["error"]
     assert "broken on purpose" in found["machine"]["output_tail"]
     assert found["sanitizer"]["status"] == "needs CUDA"
-    for name in ("gate", "tests", "determinism", "attention", "flow", "surprisal", "trace"):
+    for name in ("gate", "tests", "determinism", "attention", "flow", "surprisal", "mamba", "trace"):
         assert found[name]["status"] == "ok", found[name]
     assert all(row["different"] == {} for row in found["determinism"]["rows"])
     assert found["tests"]["collected"] > 0
@@ -55,6 +55,10 @@ def test_every_part_leaves_its_file_and_a_failing_one_stops_no_other(tmp_path: P
     assert all(row["relative_error"] < 1e-6 for row in found["gate"]["rows"] if row["peer"] == "symground")
     assert {row["stage"] for row in found["surprisal"]["rows"] if row["peer"] == "symground"} == {"surprisal", "loss"}
     assert found["surprisal"]["relative_errors"]["float32"]["symground"] < 1e-6
+    of_mamba = [row for row in found["mamba"]["rows"] if row["peer"] == "symground"]
+    assert {row["stage"] for row in of_mamba} == {"ssd", "ssd saliency", "mamba2 step"}
+    assert all(row["relative_error"] < 1e-5 for row in of_mamba if row["stage"] != "mamba2 step")
+    assert any(name.startswith("SSD") for name in found["determinism"]["rows"][0]["compared"])
     assert {row["peer"] for row in found["trace"]["rows"]} >= {"sg.trace", "symground, saliency only"}
     assert not any("error" in row for part in found.values() for row in part["rows"])
     assert str(ROOT) not in json.dumps(found)
