@@ -1,4 +1,4 @@
-"""Time, memory and distance from the hardware's floor, for the GPU record: gate, attention, flow, surprisal, mamba, trace."""
+"""Time, memory and distance from the hardware's floor: the parts of the GPU record that measure them."""
 
 from __future__ import annotations
 
