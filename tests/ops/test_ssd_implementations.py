@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -76,10 +78,22 @@ def gradients(z: dict[str, Tensor], key_range: Tensor | None, initial: Tensor | 
     return [y.detach(), state.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 
 
-@given(problems())
-def test_equals_the_reference_with_all_gradients(problem: Any) -> None:
+@contextmanager
+def on(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@given(problems(), st.sampled_from([1, 3]))
+def test_equals_the_reference_with_all_gradients(problem: Any, threads: int) -> None:
     z, key_range, initial = problem
-    found, expected = (gradients(z, key_range, initial, impl) for impl in ("cpu", "reference"))
+    with on(threads):
+        found = gradients(z, key_range, initial, "cpu")
+    expected = gradients(z, key_range, initial, "reference")
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
         assert b.isfinite().all()
@@ -231,3 +245,22 @@ def test_bad_arguments_are_named(changes: dict[str, Any], name: str) -> None:
         changes["C"] = changes["B"]
     with pytest.raises(ValueError, match=f"^{name}: "):
         ops.ssd(**{**z, **changes})
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_same_call_gives_the_same_bits(threads: int) -> None:
+    torch.manual_seed(0)
+    z = {
+        "x": torch.randn(2, 150, 6, 16), "dt": torch.rand(2, 150, 6), "A": -torch.rand(6),
+        "B": torch.randn(2, 150, 2, 16), "C": torch.randn(2, 150, 2, 16),
+    }  # fmt: skip
+    grad, ids = torch.randn(2, 150, 6, 16), torch.randint(-1, 3, (2, 150))
+    runs = []
+    with on(threads):
+        for _ in range(5):
+            leaves = [w.clone().requires_grad_() for w in z.values()]
+            found = torch.autograd.grad(ops.ssd(*leaves, impl="cpu"), leaves, grad)
+            flow = ops.ssd_flow(**z, grad_y=grad, query_groups=ids, key_groups=ids, impl="cpu")
+            runs.append([*found, ops.ssd_saliency(**z, grad_y=grad, impl="cpu"), *flow])
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
