@@ -30,7 +30,11 @@ def read_table(study: str | Path, name: str) -> pd.DataFrame:
 
 
 def _read(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
-    return pd.read_parquet(path, columns=columns) if path.is_file() else pd.DataFrame(columns=KEYS)
+    if not path.is_file():
+        return pd.DataFrame(columns=KEYS)
+    # Opened here and once: by its name it would be opened twice, and another process may put a new table between.
+    with path.open("rb") as file:
+        return pd.read_parquet(file, columns=columns)
 
 
 def _keys(frame: pd.DataFrame) -> set[tuple[str, int, int]]:

@@ -64,9 +64,10 @@ def markdown(training: pd.DataFrame, parameters: Mapping[str, int], distances: M
     gaps, models = sorted(training["gap"].unique()), [m for m in parameters if (training["model"] == m).any()]
     heads = [f"gap {gap} ({distances[gap]:.0f} tokens)" for gap in gaps]
     most = training.to_dict("records")[0]
+    seeds, each = ("one seed", "") if most["seeds"] == 1 else (f"mean of {most['seeds']} seeds", " in every seed")
     lines = [
-        f"Gain at the last checkpoint (nats; 95 % interval over {most['nouns']} nouns, mean of {most['seeds']} seeds), "
-        f"and the step from which it stays above {LEARNT:g} in every seed, or how many seeds end there. A gap: so many "
+        f"Gain at the last checkpoint (nats; 95 % interval over {most['nouns']} nouns, {seeds}), "
+        f"and the step from which it stays above {LEARNT:g}{each}, or how many seeds end there. A gap: so many "
         "utterances that name no object between scene and talk, in the corpus and in the probes; beside it the mean "
         "distance from the ENV noun to the prediction.",
         "",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from symground.analysis.results import Table, read_table
@@ -45,3 +47,29 @@ def test_a_run_is_dropped_and_the_others_stay(tmp_path: Path) -> None:
     other.drop("m", 0)
     other.save()
     assert read_table(tmp_path, "gain")["seed"].tolist() == [1]
+
+
+def test_a_table_can_be_read_while_another_is_put_in_its_place(tmp_path: Path) -> None:
+    """A reader that opened the file twice would find two files, the footer of one and the pages of the other."""
+    stop, failed = threading.Event(), []
+
+    def write() -> None:
+        step = 0
+        while not stop.is_set():
+            table = Table(tmp_path, "gain")
+            table.add(pd.DataFrame({"gain": np.arange(1.0 + 997 * (step % 2))}), "gpt2", 0, 0)
+            table.save()
+            step += 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(400):
+            try:
+                assert len(read_table(tmp_path, "gain")) in (0, 1, 998)
+            except OSError as error:
+                failed.append(error)
+    finally:
+        stop.set()
+        writer.join()
+    assert not failed
