@@ -33,7 +33,7 @@ def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "v": q,
         "loss": lambda out: out.square().sum(),
     }
-    study, silencing, saliency, anyone, head = re.findall(r"```python\n(.*?)```", README, re.S)
+    study, silencing, saliency, anyone, head, mamba = re.findall(r"```python\n(.*?)```", README, re.S)
     exec(study.replace("step=800", "step=8"), names)
     exec(silencing, names)
     letters = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
@@ -48,10 +48,20 @@ def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         head,
         names | {"hidden": q[0, 0], "weight": q[0, 1], "candidates": torch.tensor([0, 4]), "targets": torch.arange(5)},
     )
+    x = q.detach().transpose(1, 2)  # [1,5,2,4]
+    inputs = {"x": x, "dt": x[..., 0].exp(), "A": torch.tensor([-1.0, -2.0]), "B": x[:, :, :1], "C": x[:, :, 1:]}
+    probe = torch.zeros(1).expand(1, 5, 5).requires_grad_()
+    exec(f"{mamba}\ny.square().sum().backward()", names | inputs | {"probe": probe})
+    assert probe.grad is not None
+    assert probe.grad.abs().sum() > 0
 
 
-def test_options_of_the_readme_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "--help"]) == 0
-    known = capsys.readouterr().out
-    for option in set(re.findall(r"(?<=\s)--[a-z][a-z.-]+", README)) - {"--help"}:
-        assert option in known, option
+def test_commands_of_the_readme_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = "".join(re.findall(r"```\n(.*?)```", README, re.S)).replace("\\\n", " ")
+    commands = [line.partition("#")[0].split() for line in blocks.splitlines() if line.startswith("symground ")]
+    assert len(commands) > 5
+    for _, name, *arguments in commands:
+        assert main([name, "--help"]) == 0
+        known = capsys.readouterr().out
+        for option in {word for word in arguments if word.startswith("--")} - {"--help"}:
+            assert option in known, (name, option)
