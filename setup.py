@@ -46,7 +46,7 @@ setup(
         "symground.csrc": ["README.md", "*.cpp", "*.cu", "*.h"],
         "symground.data": ["resources/*"],
         "symground.kernels": ["README.md"],
-        "symground.reports": ["*.html.jinja"],
+        "symground.reports": ["*.html.jinja", "style.css"],
     },
     ext_modules=[Extension(name, [], optional=True) for name in buildable],
     cmdclass={"build_ext": BuildExtension},

@@ -41,9 +41,17 @@ def _run(argv: list[str]) -> int:
 
     from symground.analysis.run import AnalysisSettings
     from symground.ops._build import build, build_cuda
-    from symground.recipes import DemoSettings, StudySettings, analyze_study, prepare, run_study, train_study
+    from symground.recipes import (
+        CorpusSettings,
+        DemoSettings,
+        StudySettings,
+        analyze_study,
+        prepare,
+        run_study,
+        train_study,
+    )
     from symground.recipes.architectures import ArchitecturesSettings, compare_architectures
-    from symground.recipes.study import GENERATED
+    from symground.recipes.prepare import GENERATED, kind_of
     from symground.reports import report
     from symground.training import TrainSettings
 
@@ -63,16 +71,17 @@ def _run(argv: list[str]) -> int:
         """Corpus to report: prepare, train, analyse. Run it again to go on where it stopped."""
 
         corpus: tyro.conf.Positional[tuple[str, ...]]
-        """'generated', or CHAT transcripts: .cha files, folders, .zip or .tar.* archives."""
+        """'generated'; 'childes' and paths of transcripts; or 'visdial' and paths of dialogues, as for data."""
         out: str | None = None
         """Folder of the study; runs/ and the corpus's name by default."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Data(StudySettings):
-        """Make a study's folder: tokenizer, token arrays, nouns and contexts."""
+    class Data(CorpusSettings):
+        """Make a study's folder: tokenizer, token arrays, nouns, contexts; corpus.html shows what is in it."""
 
         corpus: tyro.conf.Positional[tuple[str, ...]]
-        """'generated', or CHAT transcripts: .cha files, folders, .zip or .tar.* archives."""
+        """'generated'; 'childes' and .cha files, folders, .zip or .tar.* archives of them; 'visdial' and .json files,
+        folders or archives of them. Paths alone are transcripts."""
         out: str
         """Folder of the study."""
 
@@ -124,13 +133,16 @@ def _run(argv: list[str]) -> int:
             print(f"symground: {_first_sentence(printed.getvalue())} (--help lists what there is)", file=sys.stderr)
         raise
     if isinstance(command, (Run, Data)) and not command.corpus:
-        print("symground: CORPUS: expected 'generated' or paths of transcripts, got nothing", file=sys.stderr)
+        print(
+            "symground: CORPUS: expected 'generated', or 'childes' or 'visdial' and paths; got nothing", file=sys.stderr
+        )
         return 2
     match command:
         case Demo():
             written = run_study([GENERATED], command.out, command)
         case Run():
-            out = command.out or f"runs/{Path(command.corpus[0]).resolve().name.partition('.')[0] or 'study'}"
+            kind, paths = kind_of(command.corpus)
+            out = command.out or f"runs/{Path(*paths[:1]).resolve().name.partition('.')[0] if paths else kind}"
             written = run_study(command.corpus, out, command)
         case Data():
             prepare(command.corpus, command.out, command)

@@ -23,12 +23,12 @@ class _Display:
 class Bar:
     """Counts steps of one task."""
 
-    def __init__(self, label: str, total: int, done: int) -> None:
+    def __init__(self, label: str, total: int, done: int, quick: bool) -> None:
         self._label, self._total, self._done, self._note = label, total, done, ""
         self._last = time.monotonic()
         self._live = sys.stderr.isatty()
         # On a terminal a bar within another is a second line; elsewhere it speaks only where it takes long.
-        self._inner = _Display.bars > 0
+        self._inner = quick or _Display.bars > 0
         _Display.bars += 1
         if self._live:
             if _Display.shown is None:
@@ -62,9 +62,12 @@ class Bar:
 
 
 @contextmanager
-def progress(label: str, total: int, done: int = 0) -> Iterator[Bar]:
-    """Show the progress of a task of ``total`` steps, of which ``done`` are behind it, while the block runs."""
-    bar = Bar(label, total, done)
+def progress(label: str, total: int, done: int = 0, quick: bool = False) -> Iterator[Bar]:
+    """Show the progress of a task of ``total`` steps, of which ``done`` are behind it, while the block runs.
+
+    One that is mostly ``quick`` speaks in plain lines only where it is not.
+    """
+    bar = Bar(label, total, done, quick)
     try:
         yield bar
     finally:

@@ -22,6 +22,8 @@ class Context(NamedTuple):
     lan: str
     between: tuple[Utterance, ...] = ()
     """What is done and said between the two."""
+    speakers: tuple[str, str] = ("CHI", "CHI")
+    """Of the ENV sentence and of the LAN words."""
 
     def around(self) -> tuple[str, str]:
         """The ENV sentence before and after the noun."""
@@ -30,9 +32,11 @@ class Context(NamedTuple):
 
 
 def context_of(values: Sequence[Any]) -> Context:
-    """From what JSON holds of a context: two or three parts, the third a list of (speaker, tier, text)."""
-    between = tuple(Utterance(*utterance) for utterance in (values[2] if len(values) > 2 else ()))
-    return Context(values[0], values[1], between)
+    """From what JSON holds of a context: its parts in order, at least two; ``between`` of (speaker, tier, text)."""
+    env, lan, *rest = values
+    between = tuple(Utterance(*utterance) for utterance in (rest[0] if rest else ()))
+    first, second = rest[1] if len(rest) > 1 else Context._field_defaults["speakers"]
+    return Context(env, lan, between, (first, second))
 
 
 def with_gap(contexts: Iterable[Context], gap: int, seed: int = 0) -> list[Context]:
@@ -50,7 +54,8 @@ def with_gap(contexts: Iterable[Context], gap: int, seed: int = 0) -> list[Conte
 def read_contexts(contexts: Iterable[Sequence[Any]] | str | Path | None) -> list[Context]:
     """Contexts from pairs, from a JSON file (a list of {"env", "lan"}, or {"env": […], "lan": […]}), or the package's.
 
-    A third part, "between" in a file, is a list of (speaker, "env" or "lan", text).
+    Two more parts are possible: "between" in a file, a list of (speaker, "env" or "lan", text), and "speakers", the two
+    of the ENV sentence and of the LAN words.
 
     Raises:
         FileNotFoundError, ValueError: a file that is missing or has another form, a context without exactly one ``{}``.
@@ -67,12 +72,16 @@ def read_contexts(contexts: Iterable[Sequence[Any]] | str | Path | None) -> list
         except json.JSONDecodeError as error:
             raise ValueError(f"{source}: not JSON ({error})") from None
     else:
-        loaded = [dict(zip(("env", "lan", "between"), pair, strict=False)) for pair in contexts]
+        loaded = [dict(zip(Context._fields, pair, strict=False)) for pair in contexts]
     try:
         if isinstance(loaded, dict):
             pairs = [Context(*pair) for pair in zip(loaded["env"], loaded["lan"], strict=True)]
         else:
-            pairs = [context_of((item["env"], item["lan"], item.get("between", ()))) for item in loaded]
+            defaults = Context._field_defaults
+            pairs = [
+                context_of((item["env"], item["lan"], *(item.get(name, value) for name, value in defaults.items())))
+                for item in loaded
+            ]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{source}: expected a list of {{"env": …, "lan": …}}; {error!r}') from None
     if not pairs:

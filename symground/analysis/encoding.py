@@ -47,7 +47,7 @@ def encoder_of(tokenizer: Any, separator: str = ". ") -> Encoder:
 
 
 class StudyEncoder:
-    """``<CHI>`` + the ENV sentence + ``<CHI>`` + the LAN words, one id a word (arXiv 2510.13796)."""
+    """A speaker + the ENV sentence + a speaker + the LAN words, one id a word (arXiv 2510.13796: both are <CHI>)."""
 
     def __init__(self, vocabulary: Mapping[str, int]) -> None:
         self._vocabulary = vocabulary
@@ -67,8 +67,9 @@ class StudyEncoder:
     def _around(self, context: Context) -> tuple[list[str], list[str]]:
         before, after = context.around()
         between = [token for utterance in context.between for token in utterance.tokens()]
-        spoken = [*between, speaker("CHI"), *lan_tokens(context.lan)]
-        return [speaker("CHI"), *env_tokens(before)], [*env_tokens(after), *spoken]
+        first, second = map(speaker, context.speakers)
+        spoken = [*between, second, *lan_tokens(context.lan)]
+        return [first, *env_tokens(before)], [*env_tokens(after), *spoken]
 
     def _ids(self, tokens: Sequence[str]) -> Ids:
         return tuple(self._vocabulary[token] for token in tokens)

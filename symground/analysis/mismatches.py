@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 
 import numpy as np
 import torch
 from torch import Tensor
 
-
-def cdi_categories() -> dict[str, str]:
-    """noun → its category on the MacArthur-Bates CDI, Words and Sentences (Wordbank)."""
-    lines = (files("symground.data") / "resources" / "categories.tsv").read_text(encoding="utf-8").splitlines()
-    of_line = (line.partition("\t") for line in lines[1:])
-    return {noun: category for noun, _, category in of_line}
+from symground.data.nouns import cdi_categories
 
 
 def pairs_of(

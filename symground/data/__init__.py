@@ -1,9 +1,12 @@
 """Text to ENV/LAN sequences: generated scenes, CHAT transcripts, the word-level tokenizer and the token arrays."""
 
-from symground.data.chat import ChatSettings, add_transcripts
-from symground.data.corpus import Corpus, CorpusBuilder
+from symground.data.builder import CorpusBuilder
+from symground.data.chat import ChatSettings
+from symground.data.childes import add_transcripts
+from symground.data.corpus import Corpus
 from symground.data.generated import GeneratedSettings, add_scenes
-from symground.data.nouns import STUDY_NOUNS, nouns_over_threshold
+from symground.data.nouns import STUDY_NOUNS, noun_list, nouns_over_threshold
+from symground.data.visdial import DialogSettings, add_dialogues
 from symground.data.words import env, lan, speaker
 
 __all__ = [
@@ -11,11 +14,14 @@ __all__ = [
     "ChatSettings",
     "Corpus",
     "CorpusBuilder",
+    "DialogSettings",
     "GeneratedSettings",
+    "add_dialogues",
     "add_scenes",
     "add_transcripts",
     "env",
     "lan",
+    "noun_list",
     "nouns_over_threshold",
     "speaker",
 ]

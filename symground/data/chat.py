@@ -1,31 +1,30 @@
-"""CHAT transcripts to the study's ENV/LAN sequence.
+"""One CHAT transcript to the study's ENV/LAN sequence.
 
 Parsing is `rustling`'s. By hand, because it has no such setting: the order of a turn's events (before, during,
-utterance, after), unintelligible words (xxx, yyy, www) kept as [UNK] where rustling drops them, and reading from
-archives file by file without unpacking them.
+utterance, after); unintelligible words (xxx, yyy, www) kept as [UNK], and inline events, both of which it drops; two
+tiers of one name on an utterance, of which it keeps one; and which line of which file is at fault.
 """
 
 from __future__ import annotations
 
-import lzma
 import re
-import tarfile
-import zipfile
-import zlib
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from symground.data.corpus import CorpusBuilder
-from symground.data.words import UNKNOWN, env_tokens, lan_tokens, speaker
+from symground.data.words import UNKNOWN, WORD, env_tokens, lan_tokens, speaker
 from symground.optional import require
 
 _TIMING = re.compile(r"<\s*(bef|dur|aft)\b[^>]*>")
 _OTHER_MARKS = re.compile(r"<[^>]*>|\[[^\]]*\]|\x15[^\x15]*\x15")
 _UNINTELLIGIBLE = re.compile(r"\b(?:xxx|yyy|www)\b")
 _PLACEHOLDER = "unintelligibleword"
-_TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+#: &=laughs, [% points], [= a toy], [=! crying]
+_INLINE = re.compile(r"&=(\S+)|\[(?:%|=!?)\s+([^\]]*)\]")
+_MAIN = re.compile(r"\*[^\s:*]+:")
+_DECLARES_UTF8 = re.compile(rb"(?:\xef\xbb\xbf)?@UTF8")
 
 
 @dataclass(frozen=True)
@@ -38,114 +37,178 @@ class ChatSettings:
     """Transcripts with fewer such tiers are left out."""
     fold_case: bool = False
     """Make all words lower-case (the study keeps case)."""
+    inline_events: bool = False
+    """Take inline events (&=laughs, [% points], [= a toy], [=! crying]) as ENV; the study drops them."""
+    speakers: tuple[str, ...] = ()
+    """Only these speakers' turns, by their codes (CHI MOT …); all by default."""
+    lemmas: str | None = None
+    """Merge the forms of a word: 'mor' by the transcripts' own %mor tiers, or a file of lines 'form TAB lemma'."""
+
+    def __post_init__(self) -> None:
+        if self.min_env_tiers < 0:
+            raise ValueError(f"min_env_tiers: expected at least 0, got {self.min_env_tiers}")
 
 
-def add_transcripts(builder: CorpusBuilder, paths: Iterable[str | Path], settings: ChatSettings) -> None:
-    """Add every transcript under ``paths`` (.cha files, folders or archives of them), a document each.
+class Unreadable(ValueError):  # noqa: N818 - what becomes of the file, which is set aside
+    """A transcript that is not CHAT; ``line`` is where, from 1."""
 
-    A transcript that cannot be read is set aside, and named with the reason in ``builder.statistics``.
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(f"line {line}: {reason}")
+        self.line, self.reason = line, reason
+
+
+@dataclass
+class Transcript:
+    """What one transcript gives."""
+
+    turns: list[list[str]] = field(default_factory=list)
+    """Each a list of tokens."""
+    main_tiers: int = 0
+    """Utterances there are: turns, silent and other_speakers together."""
+    silent: int = 0
+    """Those of them with no word and no event: pauses, zeros, and events that are dropped."""
+    other_speakers: int = 0
+    env_tiers: int = 0
+    lemmas: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(form, lemma) of words whose %mor tier aligns; empty unless asked for."""
+
+
+def decode(content: bytes) -> str:
+    """Text of a transcript: UTF-8, with or without a byte-order mark; Latin-1 where its first line does not say @UTF8.
 
     Raises:
-        FileNotFoundError: a path that does not exist.
-        ValueError: a path that is neither a transcript, a folder nor an archive, or no transcript in any of them.
+        Unreadable: it says @UTF8 and is not, or is no text at all.
     """
-    statistics: dict[str, Any] = {"files": 0, "files_kept": 0, "utterances": 0, "skipped": [], **asdict(settings)}
-    for name, content in transcripts(paths):
-        statistics["files"] += 1
-        try:
-            turns, tiers = parse(content.decode("utf-8-sig"), settings)
-        except Exception as error:  # rustling's own error types are not public
-            statistics["skipped"].append({"file": name, "reason": f"{type(error).__name__}: {error}"})
-            continue
-        if tiers >= settings.min_env_tiers:
-            builder.add(turns)
-            statistics["files_kept"] += 1
-            statistics["utterances"] += len(turns)
-    builder.statistics["chat"] = statistics
-    if not statistics["files"]:
-        raise ValueError(f"paths: no .cha file in {', '.join(map(str, paths))}")
-    if not statistics["files_kept"]:
-        skipped = statistics["skipped"]
-        reason = f"; {len(skipped)} could not be read, the first: {skipped[0]['reason']}" if skipped else ""
-        raise ValueError(
-            f"paths: none of {statistics['files']} transcripts has {settings.min_env_tiers} or more of the tiers "
-            f"{', '.join('%' + t for t in settings.env_tiers)}{reason}"
-        )
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if _DECLARES_UTF8.match(content):
+            line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
+            raise Unreadable(line, f"byte 0x{byte:02x} is not UTF-8, which its first line declares") from None
+        text = content.decode("latin-1")
+    if "\x00" in text:
+        raise Unreadable(text.count("\n", 0, text.index("\x00")) + 1, "holds a NUL, so it is no text")
+    return text
 
 
-def transcripts(paths: Iterable[str | Path]) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of every .cha file, one at a time; folders in sorted order, archives in their own."""
-    for path in map(Path, paths):
-        if not path.exists():
-            raise FileNotFoundError(f"paths: {path} does not exist")
-        if path.is_dir():
-            for file in sorted(path.rglob("*.cha")):
-                yield str(file.relative_to(path)), file.read_bytes()
-        elif path.name.endswith(".cha"):
-            yield path.name, path.read_bytes()
-        elif path.name.endswith((".zip", *_TAR)):
-            try:
-                yield from _archived(path)
-            except (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
-                raise ValueError(f"paths: {path} is damaged or not an archive ({error})") from error
-        else:
-            raise ValueError(f"paths: expected a folder, a .cha file, a .zip or a .tar.* archive; got {path}")
+def is_utf8(content: bytes) -> bool:
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
-def _archived(path: Path) -> Iterator[tuple[str, bytes]]:
-    if path.name.endswith(".zip"):
-        with zipfile.ZipFile(path) as archive:
-            for name in sorted(n for n in archive.namelist() if n.endswith(".cha")):
-                yield name, archive.read(name)
-        return
-    with tarfile.open(path, "r|*") as stream:
-        for member in stream:
-            content = stream.extractfile(member) if member.isreg() and member.name.endswith(".cha") else None
-            if content is not None:
-                yield member.name, content.read()
+def parse(text: str, settings: ChatSettings) -> Transcript:
+    """Read one transcript.
 
-
-def parse(text: str, settings: ChatSettings) -> tuple[list[list[str]], int]:
-    """The turns of one transcript, each a list of tokens, and how many ENV tiers it has."""
-    chat = require("rustling.chat", "CHAT transcripts")
-    content = "\n".join(_kept_lines(text, settings.env_tiers))
-    turns, tiers = [], 0
-    for utterance in chat.CHAT.from_strs([content], strict=False).utterances():
-        if utterance.participant is None:  # a header in mid-file
+    Raises:
+        Unreadable: it has no @End or a line that is neither header, tier nor continuation, or utterances would be lost.
+    """
+    found = Transcript()
+    kept, inline = _kept_lines(text, settings)
+    utterances = _utterances(kept)
+    if len(utterances) != len(inline):
+        raise Unreadable(1, f"has {len(inline)} utterances, of which the parser finds {len(utterances)}")
+    for utterance, events in zip(utterances, inline, strict=True):
+        found.main_tiers += 1
+        if settings.speakers and utterance.participant not in settings.speakers:
+            found.other_speakers += 1
             continue
         env_texts = [utterance.tiers[f"%{t}"] for t in settings.env_tiers if f"%{t}" in (utterance.tiers or {})]
-        tiers += len(env_texts)
+        found.env_tiers += len(env_texts)
         words = " ".join(token.word.partition("@")[0] for token in utterance.tokens or ())
-        turn = turn_tokens(utterance.participant, words, env_texts, settings.fold_case)
+        turn = turn_tokens(utterance.participant, words, [*env_texts, *events], settings.fold_case)
         if turn:
-            turns.append(turn)
-    return turns, tiers
+            found.turns.append(turn)
+        else:
+            found.silent += 1
+    if settings.lemmas == "mor":
+        found.lemmas = _lemmas(text, settings.fold_case)
+    return found
 
 
-def _kept_lines(text: str, env_tiers: tuple[str, ...]) -> list[str]:
-    """The transcript without the dependent tiers that are not ENV, and with one tier of each name per utterance.
+def _utterances(lines: Iterable[str]) -> list[Any]:
+    chat = require("rustling.chat", "CHAT transcripts")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of each %mor tier that does not align
+        parsed = chat.CHAT.from_strs(["\n".join(lines)], strict=False)
+        return [u for u in parsed.utterances() if u.participant is not None]  # the others are headers in mid-file
+
+
+class _Line(NamedTuple):
+    number: int
+    text: str
+
+
+def _lines(text: str) -> Iterator[_Line]:
+    """Headers and tiers, each with what continues it, and the number of its first line.
+
+    Raises:
+        Unreadable: a line that is none of these, or no @End at the end.
+    """
+    whole: _Line | None = None
+    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
+        if line.startswith(("\t", " ")) and whole is not None:
+            whole = _Line(whole.number, f"{whole.text} {line.strip()}")
+        elif line.startswith(("@", "*", "%")):
+            if whole is not None:
+                yield whole
+            whole = _Line(number, line)
+            if line.startswith("*") and not _MAIN.match(line):
+                raise Unreadable(number, "expected a speaker's code and a colon after *")
+        elif line.strip():
+            raise Unreadable(number, "is neither a header, a tier nor the continuation of one")
+    if whole is None or whole.text.strip() != "@End":
+        raise Unreadable(whole.number if whole else 1, "the transcript ends here, without @End")
+    yield whole
+
+
+def _kept_lines(text: str, settings: ChatSettings) -> tuple[list[str], list[list[str]]]:
+    """The transcript without the dependent tiers that are not ENV, and with one tier of each name per utterance; and
+    the inline events of each utterance, if they are wanted.
 
     rustling empties an utterance whose %mor tier does not align with its words, so it must not see one; and of two
     tiers of one name it keeps the last only, so they are joined here.
     """
-    text = text.replace("\r\n", "\n").replace("’", "'").replace("\n\t", " ")  # a tab continues the line above
     kept: list[str] = []
+    events: list[list[str]] = []
     place: dict[str, int] = {}  # where the utterance's tiers stand in kept
-    for line in text.split("\n"):
+    for _, line in _lines(text.replace("’", "'")):
         if line.startswith(("*", "%")):
             line = _UNINTELLIGIBLE.sub(_PLACEHOLDER, line)
         tier, _, rest = line.partition(":")
         if line.startswith("*"):
             place = {}
+            events.append([])
+            if settings.inline_events:
+                found = (simple.replace("_", " ").replace(":", " ") or noted for simple, noted in _INLINE.findall(rest))
+                events[-1] += found
         elif line.startswith("%"):
-            if tier[1:] not in env_tiers:
+            if tier[1:] not in settings.env_tiers or not events:
                 continue
             if tier in place:
                 kept[place[tier]] += f" {rest.strip()}"
                 continue
             place[tier] = len(kept)
         kept.append(line)
-    return kept
+    return kept, events
+
+
+def _lemmas(text: str, fold_case: bool) -> Counter[tuple[str, str]]:
+    """(form, lemma) of every word whose %mor tier aligns; not of clitics, compounds and derived words."""
+    lines = [line for _, line in _lines(text.replace("’", "'")) if line.startswith(("@", "*", "%mor:"))]
+    found: Counter[tuple[str, str]] = Counter()
+    for utterance in _utterances(lines):
+        tokens = utterance.tokens or ()
+        for token, after in zip(tokens, [*tokens[1:], None], strict=False):
+            clitic = not token.word or (after is not None and not after.word)
+            if token.mor and not clitic and not set("+#").intersection(token.mor):
+                lemma = re.split(r"[-&=~]", token.mor, maxsplit=1)[0]
+                form = token.word.partition("@")[0]
+                if WORD.fullmatch(form) and WORD.fullmatch(lemma):
+                    found[(form.lower(), lemma.lower()) if fold_case else (form, lemma)] += 1
+    return found
 
 
 def turn_tokens(participant: str, words: str, env_texts: Iterable[str], fold_case: bool = False) -> list[str]:

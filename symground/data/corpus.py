@@ -1,25 +1,19 @@
-"""A corpus as memory-mapped arrays of token ids, and the builder that writes it.
+"""A corpus as memory-mapped arrays of token ids.
 
 A corpus folder holds ``tokens.npy`` (int32 ids, all documents end to end), ``documents.npy`` (int64 bounds, one more
 than there are documents), ``starts.npy`` (int64 positions at which an utterance or a scene begins, where a training
-row may start) and ``statistics.json``.
+row may start), ``documents.txt`` (a name a line) and ``statistics.json``. Documents kept from training come last.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from array import array
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from symground.data.tokenizer import word_level_tokenizer
-from symground.data.words import UNKNOWN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -62,19 +56,31 @@ class Corpus:
         by_id = np.bincount(self.tokens, minlength=len(self.tokenizer))
         return {token: int(by_id[i]) for token, i in self.tokenizer.get_vocab().items()}
 
-    def save(self, folder: str | Path) -> None:
-        """Write the corpus and its tokenizer into ``folder``; what stood there before is replaced at the end only."""
-        folder = Path(folder)
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for name in ARRAYS:
-            np.save(partial / f"{name}.npy", getattr(self, name))
-        (partial / "statistics.json").write_text(json.dumps(self.statistics, indent=1), encoding="utf-8")
-        self.tokenizer.save_pretrained(partial)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+    def part(self, split: str) -> Corpus:
+        """The documents for "train", or those for "validation"; all are for training where none were kept from it.
+
+        Raises:
+            ValueError: another name, or a validation that has no documents.
+        """
+        count = len(self.documents) - 1
+        first = self.statistics.get("splits", {}).get("train", count)
+        if split not in ("train", "validation"):
+            raise ValueError(f"split: expected 'train' or 'validation', got {split!r}")
+        if split == "validation" and first == count:
+            raise ValueError("split: no document of this corpus was kept for validation (--validation)")
+        low, high = (0, first) if split == "train" else (first, count)
+        begin, end = self.documents[low], self.documents[high]
+        among = slice(*np.searchsorted(self.starts, [begin, end]))
+        documents, starts = self.documents[low : high + 1], self.starts[among]
+        if begin:
+            documents, starts = documents - begin, starts - begin
+        return replace(self, tokens=self.tokens[begin:end], documents=documents, starts=starts)
+
+
+def write_description(folder: Path, tokenizer: PreTrainedTokenizerFast, statistics: dict[str, Any]) -> None:
+    """What stands beside the arrays."""
+    (folder / "statistics.json").write_text(json.dumps(statistics, indent=1, ensure_ascii=False), encoding="utf-8")
+    tokenizer.save_pretrained(folder)
 
 
 def _load_array(path: Path) -> NDArray[Any]:
@@ -83,49 +89,3 @@ def _load_array(path: Path) -> NDArray[Any]:
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path}: damaged or cut short ({error})") from error
     return array
-
-
-class CorpusBuilder:
-    """Collects documents as text tokens, keeping only ids in memory; the vocabulary is fixed at the end."""
-
-    def __init__(self) -> None:
-        self._ids: dict[str, int] = {}  # provisional, by first appearance
-        self._tokens = array("i")
-        self._documents = array("q", [0])
-        self._starts = array("q")
-        self.statistics: dict[str, Any] = {}
-
-    def add(self, segments: Iterable[Sequence[str]]) -> None:
-        """Add one document, given as its utterances or scenes, each a sequence of tokens."""
-        ids = self._ids
-        for segment in segments:
-            if segment:
-                self._starts.append(len(self._tokens))
-                self._tokens.extend([ids.setdefault(token, len(ids)) for token in segment])
-        if len(self._tokens) > self._documents[-1]:
-            self._documents.append(len(self._tokens))
-
-    def build(self, min_count: int = 1) -> Corpus:
-        """Fix the vocabulary (tokens seen ``min_count`` times or more; others become [UNK]) and return the corpus.
-
-        Raises:
-            ValueError: nothing was added.
-        """
-        if not self._tokens:
-            raise ValueError("corpus: expected at least one token, got none (no utterance was found in the input)")
-        provisional = np.frombuffer(self._tokens, dtype=np.int32)
-        by_id = np.bincount(provisional, minlength=len(self._ids))
-        counts = {token: int(by_id[i]) for token, i in self._ids.items()}
-        tokenizer = word_level_tokenizer(counts, min_count)
-        vocabulary = tokenizer.get_vocab()
-        final = np.array([vocabulary.get(token, vocabulary[UNKNOWN]) for token in self._ids], dtype=np.int32)
-        statistics = {
-            "tokens": len(provisional),
-            "env_tokens": sum(n for token, n in counts.items() if token.endswith(":<ENV>")),
-            "lan_tokens": sum(n for token, n in counts.items() if token.endswith(":<LAN>")),
-            "documents": len(self._documents) - 1,
-            "vocabulary": len(vocabulary),
-            **self.statistics,
-        }
-        documents, starts = np.array(self._documents, dtype=np.int64), np.array(self._starts, dtype=np.int64)
-        return Corpus(final[provisional], documents, starts, tokenizer, statistics)

@@ -10,7 +10,7 @@ import random
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-from symground.data.corpus import CorpusBuilder
+from symground.data.builder import CorpusBuilder
 from symground.data.nouns import STUDY_NOUNS
 from symground.data.words import env_tokens, lan_tokens, speaker
 

@@ -1,15 +1,88 @@
-"""The study's nouns, and its rule for which of them a corpus can be probed with."""
+"""Lists of nouns, and the study's rule for which of them a corpus can be probed with."""
 
 from __future__ import annotations
 
+import csv
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 
 from symground.data.words import env, lan
 
 STUDY_NOUNS: tuple[str, ...] = tuple(
     (files("symground.data") / "resources" / "nouns.txt").read_text(encoding="utf-8").split()
 )
+
+
+_SENSE = re.compile(r"\s*\(.*?\)|\*")
+#: Categories of the CDI that hold nouns.
+CDI_NOUNS = (
+    "animals", "vehicles", "toys", "food_drink", "clothing", "body_parts", "household", "furniture_rooms", "outside",
+    "places", "people",
+)  # fmt: skip
+
+
+def cdi_categories() -> dict[str, str]:
+    """noun → its category on the MacArthur-Bates CDI, Words and Sentences (Wordbank)."""
+    lines = (files("symground.data") / "resources" / "categories.tsv").read_text(encoding="utf-8").splitlines()
+    of_line = (line.partition("\t") for line in lines[1:])
+    return {noun: category for noun, _, category in of_line}
+
+
+def noun_list(source: str = "study", categories: Sequence[str] = ()) -> list[str]:
+    """Candidates for probing, in order, each once.
+
+    Args:
+        source: "study" (the study's 100), "cdi" (all nouns of the American English CDI that are one word), a CSV file
+            of items as Wordbank gives it, or any other file with a word a line.
+        categories: only nouns the CDI lists under these (animals, toys, …); all by default.
+
+    Raises:
+        FileNotFoundError: a file that does not exist.
+        ValueError: a CSV without a column of words or of categories, a category that is not there (lists those that
+            are), or no word left.
+    """
+    if source in ("study", "cdi"):
+        known = cdi_categories()
+        words = list(STUDY_NOUNS) if source == "study" else list(known)
+    else:
+        path = Path(source)
+        if not path.is_file():
+            raise FileNotFoundError(f"nouns: expected 'study', 'cdi' or a file, {source} does not exist")
+        if path.suffix == ".csv":
+            known = _wordbank(path)
+            words = list(known)
+        else:
+            known = cdi_categories()
+            words = list(dict.fromkeys(path.read_text(encoding="utf-8").split()))
+    absent = set(categories) - set(known.values())
+    if absent:
+        there = ", ".join(sorted(set(known.values())))
+        raise ValueError(f"noun_categories: expected some of {there}; got {', '.join(sorted(absent))}")
+    found = [word for word in words if not categories or known.get(word) in categories]
+    if not found:
+        raise ValueError(f"nouns: {source} has no word in {', '.join(categories) or 'it'}")
+    return found
+
+
+def _wordbank(path: Path) -> dict[str, str]:
+    """One-word nouns of a Wordbank item list → category: of "chicken (animal)" and "soda/pop" the first word."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        word = next((name for name in ("definition", "item_definition") if name in columns), None)
+        if word is None or "category" not in columns:
+            raise ValueError(
+                f"nouns: {path}: expected the columns 'definition' (or 'item_definition') and 'category', got "
+                f"{', '.join(columns) or 'none'}"
+            )
+        rows = [(_SENSE.sub("", row[word] or "").partition("/")[0].strip(), row["category"] or "") for row in reader]
+    found: dict[str, str] = {}
+    for noun, category in rows:
+        if category in CDI_NOUNS and re.fullmatch(r"\w+(?:'\w+)?", noun):
+            found.setdefault(noun, category)
+    return found
 
 
 def nouns_over_threshold(

@@ -31,3 +31,14 @@ def env_tokens(text: str) -> list[str]:
 
 def lan_tokens(text: str) -> list[str]:
     return [lan(word) for word in WORD.findall(text)]
+
+
+def base_of(token: str) -> str | None:
+    """The word of an ENV or LAN token; None for every other token."""
+    word, mark, form = token.rpartition(":")
+    return word if mark and form in ("<ENV>", "<LAN>") else None
+
+
+def with_base(token: str, word: str) -> str:
+    """The token of the same kind for another word."""
+    return f"{word}:{token.rpartition(':')[2]}"

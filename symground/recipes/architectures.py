@@ -24,7 +24,8 @@ from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import Corpus, GeneratedSettings
 from symground.folders import checkpoint_steps, write_json
 from symground.models import PRESETS, create
-from symground.recipes.study import GENERATED, StudySettings, prepare, study_probes, train_study
+from symground.recipes.prepare import GENERATED, CorpusSettings, prepare
+from symground.recipes.study import study_probes, train_study
 from symground.reports.architectures import gains_over_gaps, markdown, over_training
 from symground.training import Optimization
 
@@ -84,7 +85,7 @@ def compare_architectures(out: str | Path, settings: ArchitecturesSettings) -> P
     out = Path(out)
     studies = {gap: out / f"gap-{gap}" for gap in settings.gaps}
     for gap, study in studies.items():
-        prepare([GENERATED], study, StudySettings(generated=replace(settings.generated, gap=gap)))
+        prepare([GENERATED], study, CorpusSettings(generated=replace(settings.generated, gap=gap)))
     parameters = {}
     for gap, study in studies.items():
         parameters = _parameters(settings, len(Corpus.load(study / "data", study).tokenizer))
@@ -163,7 +164,7 @@ def _one(study: Path, model: str, seed: int, optimization: Optimization, threads
     transformers.utils.logging.disable_progress_bar()
     train_study(study, [model], [seed], optimization)
     asked = study_probes(study)
-    counts = cooccurrence(Corpus.load(study / "data", study), asked.nouns, _WHAT.window)
+    counts = cooccurrence(Corpus.load(study / "data", study).part("train"), asked.nouns, _WHAT.window)
     analyze(study / model / f"seed{seed}", asked, counts, _WHAT)
 
 

@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
 
-from symground.analysis import Context, Probes, cooccurrence, gain_interval, probes, split_contexts
-from symground.analysis.contexts import context_of, read_contexts, with_gap
+from symground.analysis import Probes, cooccurrence, gain_interval, probes
+from symground.analysis.contexts import context_of
 from symground.analysis.results import TABLES, Table, partial_scores, read_table
 from symground.analysis.run import AnalysisSettings, analyze
-from symground.data import (
-    ChatSettings,
-    Corpus,
-    CorpusBuilder,
-    GeneratedSettings,
-    add_scenes,
-    add_transcripts,
-    nouns_over_threshold,
-)
-from symground.folders import read_json, runs_of, study_of, write_json
+from symground.data import Corpus
+from symground.folders import read_json, runs_of, study_of
 from symground.models import PRESETS, load_tokenizer
+from symground.recipes.prepare import CorpusSettings, prepare
 from symground.reports import report
 from symground.training import Optimization, TrainSettings, train
 
-GENERATED = "generated"
-
 
 @dataclass(frozen=True)
-class StudySettings:
+class StudySettings(CorpusSettings):
     """Everything a study depends on."""
 
-    chat: tyro.conf.OmitArgPrefixes[ChatSettings] = field(default_factory=ChatSettings)
-    generated: GeneratedSettings = field(default_factory=GeneratedSettings)
     optimization: tyro.conf.OmitArgPrefixes[Optimization] = field(
         default_factory=lambda: Optimization(length=128, learning_rate=2e-3)
     )
@@ -47,25 +35,19 @@ class StudySettings:
     """Presets to train."""
     seeds: int = 1
     """Runs of each model, with the seeds 0, 1, …"""
-    min_word_count: int = 5
-    """Rarer tokens become [UNK] (transcripts only)."""
-    min_noun_count: int = 100
-    """A noun is probed that stands this often both as ENV and as LAN (the study's rule)."""
-    contexts: str | None = None
-    """JSON file of sentence pairs; the ten of the package by default."""
     threads: int | None = None
     """CPU threads; PyTorch's own choice by default."""
     analysis: tyro.conf.OmitArgPrefixes[AnalysisSettings] = field(default_factory=AnalysisSettings)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for model in self.models:
             if model not in PRESETS:
                 raise ValueError(f"models: expected some of {', '.join(PRESETS)}; got {model!r}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads: expected at least 1, got {self.threads}")
-        for name in ("seeds", "min_word_count", "min_noun_count"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.seeds < 1:
+            raise ValueError(f"seeds: expected at least 1, got {self.seeds}")
 
 
 @dataclass(frozen=True)
@@ -94,74 +76,9 @@ def run_study(corpus: Sequence[str], out: str | Path, settings: StudySettings) -
     return report(study)
 
 
-def prepare(corpus: Sequence[str], out: str | Path, settings: StudySettings) -> Corpus:
-    """Make a study's folder from ``corpus`` ("generated", or paths of transcripts), or load the one that is there.
-
-    Raises:
-        ValueError: the folder holds a study of another corpus, no noun passes the threshold, or no context's words are
-            all in the vocabulary.
-    """
-    study, generated = Path(out), list(corpus) == [GENERATED]
-    wanted: dict[str, Any] = {
-        "corpus": list(corpus),
-        "min_noun_count": settings.min_noun_count,
-        "contexts_file": settings.contexts,
-    }
-    if generated:
-        wanted["generated"] = asdict(settings.generated)
-    else:
-        wanted |= {"chat": asdict(settings.chat), "min_word_count": settings.min_word_count}
-    wanted = json.loads(json.dumps(wanted))  # as config.json holds it: its tuples are lists
-    if (study / "config.json").is_file():
-        found = read_json(study / "config.json")
-        if generated and isinstance(found.get("generated"), dict):  # dials younger than the study stand where they did
-            found["generated"] = {**asdict(GeneratedSettings()), **found["generated"]}
-        differing = [
-            f"{name} is {found.get(name)!r} there, {value!r} here"
-            for name, value in wanted.items()
-            if found.get(name) != value
-        ]
-        if differing:
-            raise ValueError(f"{study} holds another study: {'; '.join(differing)}. Choose another folder (--out).")
-        return Corpus.load(study / "data", study)
-    builder = CorpusBuilder()
-    chosen = read_contexts(settings.contexts)
-    if settings.chat.fold_case and not generated:
-        chosen = [
-            Context(c.env.lower(), c.lan.lower(), tuple(u._replace(text=u.text.lower()) for u in c.between))
-            for c in chosen
-        ]
-    if generated and settings.generated.gap:
-        chosen = with_gap(chosen, settings.generated.gap)
-    if generated:
-        add_scenes(builder, settings.generated)
-        built = builder.build()
-    else:
-        add_transcripts(builder, corpus, settings.chat)
-        built = builder.build(settings.min_word_count)
-    nouns = nouns_over_threshold(built.counts, settings.min_noun_count)
-    kept, lacking = split_contexts(built.tokenizer, chosen)
-    for context, words in lacking.items():
-        _say(f"context left out, its words {', '.join(words)} are not in the vocabulary: {context}")
-    if not kept:
-        raise ValueError("contexts: the vocabulary lacks words of every one of them; give others with --contexts")
-    built.save(study / "data")
-    built.tokenizer.save_pretrained(study)
-    # Last: a folder with a config.json is a study whose data is whole.
-    write_json(study / "config.json", {**wanted, "nouns": nouns, "contexts": kept})
-    statistics = built.statistics
-    _say(
-        f"{study}: {statistics['tokens']:,} tokens ({statistics['env_tokens'] / statistics['tokens']:.0%} ENV), "
-        f"vocabulary {statistics['vocabulary']:,}, {len(nouns)} nouns, {len(kept)} contexts"
-    )
-    for skipped in statistics.get("chat", {}).get("skipped", []):
-        _say(f"set aside: {skipped['file']}: {skipped['reason']}")
-    return Corpus.load(study / "data", study)
-
-
 def train_study(study: Path, models: Sequence[str], seeds: Sequence[int], optimization: Optimization) -> None:
     """Train every model with every seed; finished runs are left, interrupted ones go on."""
-    corpus = Corpus.load(study / "data", study)
+    corpus = Corpus.load(study / "data", study).part("train")
     for model in models:
         for seed in seeds:
             settings = TrainSettings(**_shared(optimization), model=model, seed=seed)
@@ -198,7 +115,7 @@ def analyze_study(path: str | Path, settings: AnalysisSettings) -> Path:
     runs = runs_of(path)
     study = study_of(runs[0])
     asked = study_probes(study)
-    counts = cooccurrence(Corpus.load(study / "data", study), asked.nouns, settings.window)
+    counts = cooccurrence(Corpus.load(study / "data", study).part("train"), asked.nouns, settings.window)
     for run in runs:
         left = analyze(run, asked, counts, settings)
         if left:

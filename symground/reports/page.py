@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
 from symground.analysis.results import TABLES, read_table
 from symground.folders import read_json
 from symground.reports import figures, tables
+from symground.reports.template import render
 
 
 def report(study: str | Path) -> Path:
@@ -31,14 +31,9 @@ def report(study: str | Path) -> Path:
     missing = [name for name in TABLES if results[name].empty]
     if len(missing) == len(TABLES):
         raise FileNotFoundError(f"{study} has no results yet; run: symground analyze {study}")
-    environment = Environment(
-        loader=PackageLoader("symground.reports", "."),
-        autoescape=select_autoescape(["html", "jinja"]),
-        trim_blocks=True,
-    )
-    environment.filters["table"] = _table
     examples = len(config["nouns"]) * len(config["contexts"])
-    page = environment.get_template("page.html.jinja").render(
+    page = render(
+        "page.html.jinja",
         name=study.name,
         config=config,
         statistics=read_json(study / "data" / "statistics.json"),
@@ -80,8 +75,3 @@ def _sections(results: dict[str, pd.DataFrame], examples: int) -> dict[str, Any]
     if not results["sweep"].empty:
         sections["strongest"] = tables.strongest_heads(results["sweep"])
     return sections
-
-
-def _table(frame: pd.DataFrame) -> Markup:
-    """A DataFrame as an HTML table, escaped; numbers with two decimals."""
-    return Markup(frame.to_html(index=False, border=0, float_format=tables.number, na_rep="–", escape=True))

@@ -1,23 +1,23 @@
-"""CHAT transcripts to the study's sequence, on hand-made transcripts and on the real sample."""
+"""One CHAT transcript to the study's sequence: every convention, on hand-made transcripts."""
 
 from __future__ import annotations
 
-import io
-import tarfile
-import zipfile
-from pathlib import Path
-
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from symground.data import ChatSettings, CorpusBuilder, add_transcripts
-from symground.data.chat import parse, turn_tokens
+from symground.data import ChatSettings
+from symground.data.chat import Transcript, Unreadable, decode, parse, turn_tokens
 
 HEADER = "@UTF8\n@Begin\n@Participants:\tCHI Target_Child, MOT Mother\n"
 
 
+def read(body: str, **settings: object) -> Transcript:
+    return parse(f"{HEADER}{body}@End\n", ChatSettings(**settings))  # type: ignore[arg-type]
+
+
 def turns(body: str, **settings: object) -> list[str]:
-    found, _ = parse(HEADER + body + "@End\n", ChatSettings(**settings))  # type: ignore[arg-type]
-    return [" ".join(turn) for turn in found]
+    return [" ".join(turn) for turn in read(body, **settings).turns]
 
 
 def test_a_turn_is_before_during_utterance_after() -> None:
@@ -80,60 +80,102 @@ def test_word_ranges_and_notes_on_a_tier_are_dropped() -> None:
     assert turn_tokens("CHI", "", ["<1w-3w> takes it [= hers] <$=1>"]) == ["<CHI>", "takes:<ENV>", "it:<ENV>"]
 
 
-def test_folder_zip_and_tar_give_the_same_and_line_ends_do_not_matter(tmp_path: Path) -> None:
-    text = HEADER + "*MOT:\tlook .\n%act:\tsits\n@End\n"
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "a.cha").write_text(text, encoding="utf-8")
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("x/a.cha", text.replace("\n", "\r\n"))
-    with tarfile.open(tmp_path / "a.tar.xz", "w:xz") as tar:
-        content = b"\xef\xbb\xbf" + text.encode()
-        info = tarfile.TarInfo("a.cha")
-        info.size = len(content)
-        tar.addfile(info, io.BytesIO(content))
-    for source in ("folder", "a.zip", "a.tar.xz"):
-        builder = CorpusBuilder()
-        add_transcripts(builder, [tmp_path / source], ChatSettings())
-        corpus = builder.build()
-        assert corpus.tokenizer.decode(corpus.tokens) == "<MOT> sits:<ENV> <MOT> look:<LAN>"
+def test_inline_events_are_dropped_or_are_env() -> None:
+    body = "*CHI:\tlook &=laughs:loudly there [% points at_it] [= the dog] [=! crying] .\n%act:\tsits\n"
+    said = "<CHI> look:<LAN> there:<LAN>"
+    assert turns(body) == [f"<CHI> sits:<ENV> {said}"]
+    events = ["laughs loudly", "points at_it", "the dog", "crying"]
+    shown = [f"<CHI> {' '.join(f'{word}:<ENV>' for word in event.split())}" for event in ("sits", *events)]
+    assert turns(body, inline_events=True) == [" ".join([*shown, said])]
+    # An utterance of an event alone is silent, unless events count.
+    assert turns("*CHI:\t&=laughs .\n") == []
+    assert turns("*CHI:\t&=laughs .\n", inline_events=True) == ["<CHI> laughs:<ENV>"]
 
 
-def test_a_transcript_that_cannot_be_read_is_set_aside_and_named(tmp_path: Path) -> None:
-    (tmp_path / "good.cha").write_text(HEADER + "*MOT:\tlook .\n%act:\tsits\n@End\n", encoding="utf-8")
-    (tmp_path / "latin.cha").write_bytes((HEADER + "*MOT:\tcafé .\n%act:\tsits\n@End\n").encode("latin-1"))
-    builder = CorpusBuilder()
-    add_transcripts(builder, [tmp_path], ChatSettings())
-    chat = builder.statistics["chat"]
-    assert (chat["files"], chat["files_kept"]) == (2, 1)
-    assert [skipped["file"] for skipped in chat["skipped"]] == ["latin.cha"]
+def test_only_the_speakers_asked_for() -> None:
+    body = "*MOT:\tlook .\n%act:\tsits\n*CHI:\tball .\n"
+    found = read(body, speakers=("CHI",))
+    assert [" ".join(turn) for turn in found.turns] == ["<CHI> ball:<LAN>"]
+    assert (found.main_tiers, found.other_speakers, found.silent, found.env_tiers) == (2, 1, 0, 0)
 
 
-def test_bad_paths_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-        add_transcripts(CorpusBuilder(), [tmp_path / "nowhere"], ChatSettings())
-    with pytest.raises(ValueError, match=r"no \.cha file in"):
-        add_transcripts(CorpusBuilder(), [tmp_path], ChatSettings())
-    (tmp_path / "a.cha").write_text(HEADER + "*MOT:\tlook .\n@End\n")
-    with pytest.raises(ValueError, match="none of 1 transcripts has 1 or more of the tiers %act, %sit, %gpx"):
-        add_transcripts(CorpusBuilder(), [tmp_path], ChatSettings())
-    (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"expected a folder, a \.cha file"):
-        add_transcripts(CorpusBuilder(), [tmp_path / "notes.txt"], ChatSettings())
+def test_lemmas_come_from_tiers_that_align() -> None:
+    body = "*MOT:\tthe dogs ran it's jack+in+the+box .\n"
+    body += "%mor:\tdet|the n|dog-PL v|run&PAST pro|it~v|be&3S n|+n|jack+prep|in+det|the+n|box .\n"
+    body += "*MOT:\ttwo dogs .\n%mor:\tdet:num|two .\n"
+    assert dict(read(body, lemmas="mor").lemmas) == {("the", "the"): 1, ("dogs", "dog"): 1, ("ran", "run"): 1}
+    assert not read(body).lemmas
+    assert turns(body, lemmas="mor") == turns(body)
 
 
-@pytest.mark.real_data
-def test_real_sample(real_data: Path) -> None:
-    folder = real_data / "childes" / "sample_raw"
-    builder = CorpusBuilder()
-    add_transcripts(builder, [folder], ChatSettings(min_env_tiers=0))
-    chat = builder.statistics["chat"]
-    assert (chat["files"], chat["files_kept"], chat["skipped"]) == (80, 80, [])
-    # Every %act, %sit and %gpx line that has a word on it, counted in the raw bytes, is in the corpus.
-    lines = b"".join(path.read_bytes() for path in sorted(folder.rglob("*.cha"))).decode().splitlines()
-    assert sum(line.startswith(("%act:", "%sit:", "%gpx:")) for line in lines) == 15345
-    spoken = sum(line.startswith("*") for line in lines)
-    # Of the other 1,140, with no ENV tier, a pattern finds 1,138 to hold pauses, zeros, fillers and events only; the
-    # remaining two, read by eye, are wholly retraced.
-    assert (spoken, chat["utterances"]) == (33971, 32831)
-    corpus = builder.build(5)
-    assert corpus.statistics["env_tokens"] > 100_000
+def test_headers_in_mid_file_and_blank_lines_change_nothing() -> None:
+    body = "*MOT:\tlook .\n@G:\tbooks\n\n*CHI:\tball .\n@Comment:\t*MOT: is not one\n%act:\tsits\n"
+    assert turns(body)[0] == "<MOT> look:<LAN>"
+    assert read(body).main_tiers == 2
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+def test_line_ends_do_not_matter(ends: str) -> None:
+    text = f"{HEADER}*MOT:\tlook\n\tthere .\n%act:\tsits\n@End\n".replace("\n", ends)
+    assert parse(text, ChatSettings()).turns == [["<MOT>", "sits:<ENV>", "<MOT>", "look:<LAN>", "there:<LAN>"]]
+
+
+def test_encodings() -> None:
+    text = "@UTF8\n@Begin\n*MOT:\tcafé .\n@End\n"
+    assert decode(text.encode()) == decode(b"\xef\xbb\xbf" + text.encode()) == text
+    assert decode(text.removeprefix("@UTF8\n").encode("latin-1")) == text.removeprefix("@UTF8\n")
+    for prefix in (b"", b"\xef\xbb\xbf"):
+        with pytest.raises(Unreadable, match="line 3: byte 0xe9 is not UTF-8, which its first line declares"):
+            decode(prefix + text.encode("latin-1"))
+    with pytest.raises(Unreadable, match="line 2: holds a NUL"):
+        decode(b"@UTF8\n\x00")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEADER + "*MOT:\tlook .\n", "line 4: the transcript ends here, without @End"),
+        (HEADER + "*MOT:\tlook .\n@End\n*MOT:\tmore .\n", "line 6: the transcript ends here, without @End"),
+        (HEADER + "*MOT look .\n@End\n", "line 4: expected a speaker's code and a colon after \\*"),
+        (HEADER + "lost words\n@End\n", "line 4: is neither a header, a tier nor the continuation of one"),
+        ("", "line 1: the transcript ends here"),
+    ],
+)
+def test_what_is_no_transcript_is_said_with_its_line(text: str, message: str) -> None:
+    with pytest.raises(Unreadable, match=message):
+        parse(text, ChatSettings())
+
+
+PIECES = st.sampled_from(
+    ["look", "the", "ball", "xxx", "yyy", "0", ".", "?", "&=laughs", "[% points]", "[= a toy]", "[/]", "[//]", "<a b>",
+     "[: dog]", "[=! x]", "\x151_2\x15", "jack+in+the+box", "Cookie_Monster", "<bef>", "<aft>", "<1w-3w>", "(be)cause",
+     "&-um", "haha@o", "+...", "‡", "’s", "[", "]", "<", ">", "[x 3]", "(.)", "é", "+\"", "%", "*", "@", ":", "\t",
+     "()", "@End", "[?", "&", "+/.", "„", "0is", "\x15"]
+)  # fmt: skip
+TIERS = st.sampled_from(["*MOT:\t", "*CHI:\t", "%act:\t", "%sit:\t", "%com:\t", "%mor:\t", "@G:\t", "\t"])
+
+
+@given(st.lists(st.tuples(TIERS, st.lists(PIECES, max_size=8)), max_size=8), st.booleans())
+def test_no_utterance_is_lost_whatever_stands_in_it(lines: list[tuple[str, list[str]]], inline: bool) -> None:
+    body = "".join(f"{tier}{' '.join(pieces)}\n" for tier, pieces in lines)
+    settings = ChatSettings(inline_events=inline, lemmas="mor")
+    try:
+        found = parse(f"{HEADER}{body}@End\n", settings)
+    except Unreadable:  # said, not lost
+        return
+    assert found.main_tiers == sum(tier.startswith("*") for tier, _ in lines)
+    assert found.main_tiers == len(found.turns) + found.silent + found.other_speakers
+    for turn in found.turns:
+        assert all(
+            token == "[UNK]" or token.endswith((":<ENV>", ":<LAN>")) or token in ("<MOT>", "<CHI>") for token in turn
+        )
+
+
+@given(st.text(st.characters(codec="latin-1")))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    for content in (text.encode(), text.encode("latin-1"), f"{HEADER}{text}\n@End\n".encode()):
+        try:
+            found = parse(decode(content), ChatSettings())
+        except Unreadable:
+            continue
+        assert found.main_tiers == len(found.turns) + found.silent

@@ -43,8 +43,9 @@ def test_documents_and_starts_bound_the_tokens(corpus: Corpus) -> None:
 
 
 def test_saves_and_loads_the_same(tmp_path: Path) -> None:
-    corpus = build()
-    corpus.save(tmp_path / "corpus")
+    builder = CorpusBuilder()
+    add_scenes(builder, GeneratedSettings(scenes=120, nouns=8))
+    corpus = builder.write(tmp_path / "corpus")
     again = Corpus.load(tmp_path / "corpus")
     for name in ("tokens", "documents", "starts"):
         assert np.array_equal(getattr(corpus, name), getattr(again, name))

@@ -1,0 +1,220 @@
+"""Documents of text tokens become a corpus: their ids go to temporary files, the vocabulary is fixed at the end."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from symground.data.corpus import Corpus, write_description
+from symground.data.tokenizer import word_level_tokenizer
+from symground.data.words import UNKNOWN, base_of, with_base
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+#: Bytes of each growing array that stay in memory; beyond them it goes to disk.
+_IN_MEMORY = 1 << 25
+
+
+class CorpusBuilder:
+    """Collects documents. Memory grows with the vocabulary and the number of documents, not with their length."""
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        """``folder``: where temporary files go (the system's own place by default); nothing in it stays."""
+        self._ids: dict[str, int] = {}  # provisional, by first appearance
+        self._tokens, self._starts = _Spool(np.int32, folder), _Spool(np.int64, folder)
+        self._lengths, self._segments = array("q"), array("q")  # of each document: how many of either
+        self._names: list[str] = []
+        self._validation = bytearray()
+        self._counts: dict[str, NDArray[np.int64]] = {}  # of each group of documents, by provisional id
+        self.statistics: dict[str, Any] = {}
+
+    def add(
+        self, segments: Iterable[Sequence[str]], name: str = "", *, group: str = "", validation: bool = False
+    ) -> None:
+        """Add one document, given as its utterances or scenes, each a sequence of tokens. An empty one is left out.
+
+        Args:
+            segments: their beginnings are where a training row may begin.
+            name: of the document.
+            group: documents counted together (:meth:`counts_by_group`).
+            validation: whether it is kept from training.
+        """
+        words: dict[str, int] = {}
+        tokens, starts = array("i"), array("q")
+        for segment in segments:
+            if segment:
+                starts.append(len(tokens))
+                tokens.extend([words.setdefault(token, len(words)) for token in segment])
+        if tokens:
+            ids, begin = np.frombuffer(tokens, np.int32), np.frombuffer(starts, np.int64)
+            self.add_encoded(list(words), ids, begin, name, group=group, validation=validation)
+
+    def add_encoded(
+        self, words: Sequence[str], tokens: NDArray[np.int32], starts: NDArray[np.int64], name: str = "", *,
+        group: str = "", validation: bool = False,
+    ) -> None:  # fmt: skip
+        """Add one document whose tokens are indices into ``words``; ``starts``: where its segments begin."""
+        ids = np.array([self._ids.setdefault(word, len(self._ids)) for word in words], np.int32)[tokens]
+        self._tokens.extend(ids)
+        self._starts.extend(starts)
+        self._lengths.append(len(ids))
+        self._segments.append(len(starts))
+        self._names.append(name)
+        self._validation.append(validation)
+        counts = self._counts.get(group)
+        if counts is None or len(counts) < len(self._ids):
+            before = np.zeros(0, np.int64) if counts is None else counts
+            counts = self._counts[group] = np.pad(before, (0, 2 * len(self._ids) - len(before)))
+        np.add.at(counts, ids, 1)
+
+    def counts_by_group(self, lemmas: Mapping[str, str] | None = None) -> dict[str, dict[str, int]]:
+        """How often each token stands in each group of documents, words taken to their lemmas."""
+        found: dict[str, dict[str, int]] = {}
+        for group, by_id in self._counts.items():
+            of_group = found.setdefault(group, {})
+            for token, count in zip(self._ids, by_id.tolist(), strict=False):
+                if count:
+                    token = _lemma(token, lemmas)
+                    of_group[token] = of_group.get(token, 0) + count
+        return found
+
+    def counts(self, lemmas: Mapping[str, str] | None = None) -> dict[str, int]:
+        """How often each token stands in all documents."""
+        found: dict[str, int] = {}
+        for of_group in self.counts_by_group(lemmas).values():
+            for token, count in of_group.items():
+                found[token] = found.get(token, 0) + count
+        return found
+
+    def tokenizer(self, min_count: int = 1, lemmas: Mapping[str, str] | None = None) -> PreTrainedTokenizerFast:
+        """The tokenizer that the corpus will have; arguments as of :meth:`write`."""
+        return word_level_tokenizer(self.counts(lemmas), min_count)
+
+    def build(self, min_count: int = 1, lemmas: Mapping[str, str] | None = None) -> Corpus:
+        """The corpus in memory; arguments and errors as of :meth:`write`."""
+        tokenizer, final, statistics = self._finish(min_count, lemmas)
+        tokens, starts = np.empty(self._tokens.length, np.int32), np.empty(self._starts.length, np.int64)
+        documents = self._fill(tokens, starts, final)
+        return Corpus(tokens, documents, starts, tokenizer, statistics)
+
+    def write(self, folder: str | Path, min_count: int = 1, lemmas: Mapping[str, str] | None = None) -> Corpus:
+        """Write the corpus into ``folder``; what stood there before is replaced at the end only.
+
+        Args:
+            folder: as in `symground.data.corpus`.
+            min_count: tokens seen less often become [UNK].
+            lemmas: form → lemma, for words as ENV and as LAN alike.
+
+        Returns:
+            The corpus, memory-mapped from there.
+
+        Raises:
+            ValueError: nothing was added.
+        """
+        folder = Path(folder)
+        tokenizer, final, statistics = self._finish(min_count, lemmas)
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            tokens = _create(partial / "tokens.npy", np.int32, self._tokens.length)
+            starts = _create(partial / "starts.npy", np.int64, self._starts.length)
+            np.save(partial / "documents.npy", self._fill(tokens, starts, final))
+            for mapped in (tokens, starts):
+                mapped.flush()
+            del tokens, starts
+            order = self._order()
+            (partial / "documents.txt").write_text("".join(f"{self._names[i]}\n" for i in order), encoding="utf-8")
+            write_description(partial, tokenizer, statistics)
+            if folder.exists():
+                shutil.rmtree(folder)
+            partial.rename(folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        return Corpus.load(folder)
+
+    def _finish(
+        self, min_count: int, lemmas: Mapping[str, str] | None
+    ) -> tuple[PreTrainedTokenizerFast, NDArray[np.int32], dict[str, Any]]:
+        """The tokenizer, the final id of each provisional one, the statistics."""
+        if not self._tokens.length:
+            raise ValueError("corpus: expected at least one token, got none (no utterance was found in the input)")
+        counts = self.counts(lemmas)
+        tokenizer = word_level_tokenizer(counts, min_count)
+        vocabulary = tokenizer.get_vocab()
+        unknown = vocabulary[UNKNOWN]
+        final = np.array([vocabulary.get(_lemma(token, lemmas), unknown) for token in self._ids], np.int32)
+        held = sum(self._validation)
+        statistics = {
+            "tokens": self._tokens.length,
+            "env_tokens": sum(n for token, n in counts.items() if token.endswith(":<ENV>")),
+            "lan_tokens": sum(n for token, n in counts.items() if token.endswith(":<LAN>")),
+            "documents": len(self._lengths),
+            "vocabulary": len(vocabulary),
+            **({"splits": {"train": len(self._lengths) - held, "validation": held}} if held else {}),
+            **self.statistics,
+        }
+        return tokenizer, final, statistics
+
+    def _order(self) -> NDArray[np.int64]:
+        """Documents for training first, each part in the order of their coming."""
+        return np.argsort(np.frombuffer(bytes(self._validation), np.uint8), kind="stable").astype(np.int64)
+
+    def _fill(
+        self, tokens: NDArray[np.int32], starts: NDArray[np.int64], final: NDArray[np.int32]
+    ) -> NDArray[np.int64]:
+        """Write tokens and starts in the final order; returns the bounds of documents."""
+        order = self._order()
+        lengths, segments = (np.frombuffer(x, np.int64) for x in (self._lengths, self._segments))
+        documents = np.concatenate([[0], np.cumsum(lengths[order])])
+        begins, places = np.empty_like(lengths), np.empty_like(lengths)
+        begins[order], places[order] = documents[:-1], np.concatenate([[0], np.cumsum(segments[order])[:-1]])
+        for spool, sizes, to in ((self._tokens, lengths, begins), (self._starts, segments, places)):
+            for i, values in spool.pieces(sizes):
+                at = slice(to[i], to[i] + len(values))
+                if spool is self._tokens:
+                    tokens[at] = final[values]
+                else:
+                    starts[at] = values + begins[i]
+        return documents
+
+
+class _Spool:
+    """Numbers that go to a temporary file once they are many."""
+
+    def __init__(self, dtype: type[np.generic], folder: str | Path | None) -> None:
+        self._dtype = np.dtype(dtype)
+        place = None if folder is None else str(folder)
+        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, dir=place)  # noqa: SIM115 - lives as long as this
+        self.length = 0
+
+    def extend(self, values: NDArray[Any]) -> None:
+        self._file.seek(0, 2)
+        self._file.write(np.ascontiguousarray(values, self._dtype).tobytes())
+        self.length += len(values)
+
+    def pieces(self, sizes: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[Any]]]:
+        """(i, the i-th of consecutive pieces of these sizes)."""
+        self._file.seek(0)
+        for i, size in enumerate(sizes.tolist()):
+            yield i, np.frombuffer(self._file.read(size * self._dtype.itemsize), self._dtype)
+
+
+def _create(path: Path, dtype: type[np.generic], length: int) -> Any:
+    return np.lib.format.open_memmap(path, "w+", dtype, (length,))
+
+
+def _lemma(token: str, lemmas: Mapping[str, str] | None) -> str:
+    if not lemmas:
+        return token
+    base = base_of(token)
+    return token if base is None or base not in lemmas else with_base(token, lemmas[base])

@@ -1,0 +1,235 @@
+"""CHILDES: transcripts from folders and archives into a corpus, in parallel, with an account of every utterance."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice, takewhile
+from multiprocessing import get_context
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from symground.data.builder import CorpusBuilder
+from symground.data.chat import ChatSettings, Unreadable, decode, is_utf8, parse
+from symground.data.files import file_names, files_in
+from symground.data.splits import share_of
+from symground.progress import progress
+
+#: Bytes of transcripts that go to a process at once.
+_BATCH = 1 << 20
+#: How a transcript's main tiers are accounted for; together they are all of them.
+_FATES = ("utterances", "silent", "other_speakers", "in_left_out_files")
+
+
+@dataclass
+class _Parsed:
+    """One transcript as it comes back from a process: a document, or the reason why there is none."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    words: list[str] = field(default_factory=list)
+    tokens: NDArray[np.int32] | None = None
+    starts: NDArray[np.int64] | None = None
+    lemmas: Counter[tuple[str, str]] = field(default_factory=Counter)
+    line: int = 0
+    reason: str = ""
+
+
+def add_transcripts(
+    builder: CorpusBuilder, paths: Sequence[str | Path], settings: ChatSettings, *, validation: float = 0.0,
+    strict: bool = False, jobs: int | None = None,
+) -> dict[str, str]:  # fmt: skip
+    """Add every transcript under ``paths`` (.cha files, folders or archives of them), a document each.
+
+    A transcript that cannot be read is set aside, and named with line and reason in ``builder.statistics["chat"]``,
+    which also accounts for every utterance. Same input, same corpus, whatever ``jobs``.
+
+    Args:
+        builder: takes the documents, grouped by the folders they come from (:func:`corpus_of`).
+        paths: read one file at a time; archives are not unpacked.
+        settings: which transcripts, which tiers, which words.
+        validation: the share of documents kept from training, chosen by their names.
+        strict: raise for the first transcript that cannot be read instead.
+        jobs: processes; None takes as many as there are processors.
+
+    Returns:
+        form → lemma, for the builder; empty unless ``settings.lemmas``.
+
+    Raises:
+        FileNotFoundError: a path, or the file of lemmas, that does not exist.
+        ValueError: a path that is neither a transcript, a folder nor an archive; a damaged archive, or one with a
+            member that is a link or leads out of it; no transcript, or none with enough ENV tiers; a file of lemmas of
+            another form; with ``strict``, a transcript that cannot be read.
+    """
+    if not 0 <= validation < 1:
+        raise ValueError(f"validation: expected a share from 0 to below 1, got {validation}")
+    lemmas = {} if settings.lemmas in (None, "mor") else read_lemmas(settings.lemmas or "")
+    names = file_names(paths, ".cha")
+    corpora = corpora_of(names)
+    account = _Account(settings)
+    merged: Counter[tuple[str, str]] = Counter()
+    with progress("transcripts", len(names), quick=True) as bar:
+        for name, parsed in _parsed(paths, settings, jobs):
+            account.add(corpora[name], name, parsed, strict)
+            if parsed.tokens is not None and parsed.starts is not None:
+                builder.add_encoded(
+                    parsed.words, parsed.tokens, parsed.starts, name, group=corpora[name],
+                    validation=share_of(name) < validation,
+                )  # fmt: skip
+                merged.update(parsed.lemmas)
+            bar.advance()
+    builder.statistics["chat"] = account.statistics()
+    account.check(paths)
+    return _most_frequent(merged) if settings.lemmas == "mor" else lemmas
+
+
+def corpora_of(names: Iterable[str]) -> dict[str, str]:
+    """Each file's corpus: the first two folders of its name below those that all names share (Eng-NA/Brown)."""
+    folders = {name: PurePosixPath(name).parts[:-1] for name in names}
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*folders.values(), strict=False))
+    # The folder of a single corpus is a name, not a part that all share for nothing.
+    depth = min(len(list(shared)), max(0, min(map(len, folders.values()), default=0) - 1))
+    return {name: "/".join(parts[depth : depth + 2]) or "." for name, parts in folders.items()}
+
+
+def read_lemmas(path: str | Path) -> dict[str, str]:
+    """form → lemma from a file of lines 'form TAB lemma'.
+
+    Raises:
+        FileNotFoundError, ValueError: a file that is missing, or a line of another form (named).
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"lemmas: expected 'mor' or a file, {path} does not exist")
+    found = {}
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        parts = line.split("\t")
+        if len(parts) != 2 or not all(parts):
+            raise ValueError(f"lemmas: {path}, line {number}: expected 'form TAB lemma', got {line!r}")
+        found[parts[0]] = parts[1]
+    return found
+
+
+class _Account:
+    """What became of every file and every utterance."""
+
+    def __init__(self, settings: ChatSettings) -> None:
+        self._settings = settings
+        self._corpora: dict[str, Counter[str]] = {}
+        self._skipped: list[dict[str, Any]] = []
+
+    def add(self, corpus: str, name: str, parsed: _Parsed, strict: bool) -> None:
+        of_corpus = self._corpora.setdefault(corpus, Counter())
+        of_corpus.update({"files": 1, **parsed.counts})
+        if parsed.reason:
+            if strict:
+                raise ValueError(f"paths: {name}, line {parsed.line}: {parsed.reason}")
+            of_corpus["files_set_aside"] += 1
+            self._skipped.append({"file": name, "line": parsed.line, "reason": parsed.reason})
+
+    def statistics(self) -> dict[str, Any]:
+        keys = (
+            "files",
+            "files_kept",
+            "files_left_out",
+            "files_set_aside",
+            "latin_1",
+            "main_tiers",
+            *_FATES,
+            "env_tiers",
+        )
+        total: Counter[str] = Counter()
+        for of_corpus in self._corpora.values():
+            total.update(of_corpus)
+        corpora = {
+            name: {key: of_corpus[key] for key in keys} for name, of_corpus in sorted(self._corpora.items())
+        }  # fmt: skip
+        skipped = sorted(self._skipped, key=lambda entry: str(entry["file"]))
+        return {
+            **{key: total[key] for key in keys},
+            "skipped": skipped, "corpora": corpora, "settings": asdict(self._settings),
+        }  # fmt: skip
+
+    def check(self, paths: Iterable[str | Path]) -> None:
+        found = self.statistics()
+        if not found["files"]:
+            raise ValueError(f"paths: no .cha file in {', '.join(map(str, paths))}")
+        if not found["files_kept"]:
+            first = next((f"; {len(self._skipped)} could not be read, the first: {s['file']}, line {s['line']}: "
+                          f"{s['reason']}" for s in found["skipped"]), "")  # fmt: skip
+            tiers = ", ".join("%" + tier for tier in self._settings.env_tiers)
+            raise ValueError(
+                f"paths: none of {found['files']} transcripts has {self._settings.min_env_tiers} or more of the tiers "
+                f"{tiers} and a turn{first}"
+            )
+
+
+def _parsed(paths: Sequence[str | Path], settings: ChatSettings, jobs: int | None) -> Iterator[tuple[str, _Parsed]]:
+    """(name, what it gives) in the order of the files; as many batches are under way as keep the processes busy."""
+    batches = _batches(files_in(paths, ".cha"))
+    first = list(islice(batches, 4))
+    jobs = jobs or os.cpu_count() or 1
+    if jobs == 1 or len(first) < 4:  # sooner done than a process is started
+        for batch in (*first, *batches):
+            yield from zip((name for name, _ in batch), _parse_batch(batch, settings), strict=True)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        waiting: deque[tuple[list[str], Future[list[_Parsed]]]] = deque()
+        for batch in (b for part in (first, batches) for b in part):
+            waiting.append(([name for name, _ in batch], pool.submit(_parse_batch, batch, settings)))
+            if len(waiting) > 2 * jobs:
+                names, future = waiting.popleft()
+                yield from zip(names, future.result(), strict=True)
+        for names, future in waiting:
+            yield from zip(names, future.result(), strict=True)
+
+
+def _batches(files: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
+    batch: list[tuple[str, bytes]] = []
+    size = 0
+    for name, content in files:
+        batch.append((name, content))
+        size += len(content)
+        if size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _parse_batch(batch: list[tuple[str, bytes]], settings: ChatSettings) -> list[_Parsed]:
+    return [_parse_one(content, settings) for _, content in batch]
+
+
+def _parse_one(content: bytes, settings: ChatSettings) -> _Parsed:
+    try:
+        transcript = parse(decode(content), settings)
+    except Unreadable as error:
+        return _Parsed({"main_tiers": 0}, line=error.line, reason=error.reason)
+    except Exception as error:  # rustling's own error types are not public
+        return _Parsed({"main_tiers": 0}, line=1, reason=f"{type(error).__name__}: {error}")
+    latin = int(not is_utf8(content))
+    tiers = {"main_tiers": transcript.main_tiers, "env_tiers": transcript.env_tiers, "latin_1": latin}
+    if transcript.env_tiers < settings.min_env_tiers or not transcript.turns:
+        return _Parsed({**tiers, "files_left_out": 1, "in_left_out_files": transcript.main_tiers})
+    words: dict[str, int] = {}
+    tokens = [words.setdefault(token, len(words)) for turn in transcript.turns for token in turn]
+    lengths = [len(turn) for turn in transcript.turns]
+    fates = {"utterances": len(lengths), "silent": transcript.silent, "other_speakers": transcript.other_speakers}
+    return _Parsed(
+        {**tiers, **fates, "files_kept": 1}, list(words), np.array(tokens, np.int32),
+        np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64), transcript.lemmas,
+    )  # fmt: skip
+
+
+def _most_frequent(found: Counter[tuple[str, str]]) -> dict[str, str]:
+    """form → its most frequent lemma, the first in the alphabet of several."""
+    best: dict[str, tuple[int, str]] = {}
+    for (form, lemma), count in found.items():
+        if form not in best or (-count, lemma) < best[form]:
+            best[form] = (-count, lemma)
+    return {form: lemma for form, (_, lemma) in sorted(best.items()) if lemma != form}

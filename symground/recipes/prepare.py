@@ -1,0 +1,219 @@
+"""A study's folder from a corpus: tokenizer, token arrays, nouns, contexts, and the page that shows what is in it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from symground.analysis.contexts import Context, read_contexts, with_gap
+from symground.analysis.probes import split_contexts
+from symground.data import (
+    ChatSettings,
+    Corpus,
+    CorpusBuilder,
+    DialogSettings,
+    GeneratedSettings,
+    add_dialogues,
+    add_scenes,
+    add_transcripts,
+    noun_list,
+    nouns_over_threshold,
+)
+from symground.data.words import WORD
+from symground.folders import read_json, write_json
+from symground.reports.corpus import corpus_page
+
+GENERATED, CHILDES, VISDIAL = "generated", "childes", "visdial"
+KINDS = (GENERATED, CHILDES, VISDIAL)
+
+
+@dataclass(frozen=True)
+class CorpusSettings:
+    """From what is given to token arrays."""
+
+    chat: tyro.conf.OmitArgPrefixes[ChatSettings] = field(default_factory=ChatSettings)
+    visdial: DialogSettings = field(default_factory=DialogSettings)
+    generated: GeneratedSettings = field(default_factory=GeneratedSettings)
+    min_word_count: int = 5
+    """Rarer tokens become [UNK] (not in the generated corpus)."""
+    validation: float = 0.01
+    """Share of documents kept from training (not of the generated corpus)."""
+    nouns: str = "study"
+    """Nouns to probe: 'study' (the study's 100), 'cdi', a Wordbank item list (.csv), or a file with a word a line."""
+    noun_categories: tuple[str, ...] = ()
+    """Only nouns under these headings of the CDI (animals toys …)."""
+    min_noun_count: int = 100
+    """A noun is probed that stands this often both as ENV and as LAN (the study's rule)."""
+    contexts: str | None = None
+    """JSON file of sentence pairs; the ten of the package for this kind of corpus by default."""
+    strict: bool = False
+    """Stop at the first file that cannot be read; by default it is set aside and named."""
+    jobs: int | None = None
+    """Processes that read transcripts; as many as there are processors by default."""
+
+    def __post_init__(self) -> None:
+        for name in ("min_word_count", "min_noun_count"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"validation: expected a share from 0 to below 1, got {self.validation}")
+        if self.jobs is not None and self.jobs < 1:
+            raise ValueError(f"jobs: expected at least 1, got {self.jobs}")
+
+
+#: What a setting was before there was one, for folders that do not name it.
+_BEFORE: dict[str, Any] = {"validation": 0.0, "nouns_from": "study", "noun_categories": []}
+
+
+def kind_of(corpus: Sequence[str]) -> tuple[str, list[str]]:
+    """(kind, paths) of what stands on the command line; paths alone are transcripts.
+
+    Raises:
+        ValueError: a kind without paths, or the generated corpus with some.
+    """
+    kind, paths = (corpus[0], list(corpus[1:])) if corpus and corpus[0] in KINDS else (CHILDES, list(corpus))
+    if (kind == GENERATED) == bool(paths):
+        expected = "nothing after 'generated'" if paths else f"paths after {kind!r}"
+        raise ValueError(f"corpus: expected {expected}, got {' '.join(corpus) or 'nothing'}")
+    return kind, paths
+
+
+def prepare(corpus: Sequence[str], out: str | Path, settings: CorpusSettings) -> Corpus:
+    """Make a study's folder from ``corpus`` (a kind and its paths), or load the one that is there.
+
+    Writes ``data/`` (see `symground.data.corpus`), ``tokenizer.json``, ``corpus.html`` and, last, ``config.json``.
+
+    Raises:
+        ValueError: the folder holds a study of another corpus, no noun passes the threshold, or no context's words are
+            all in the vocabulary.
+    """
+    study = Path(out)
+    kind, paths = kind_of(corpus)
+    wanted = _wanted(kind, corpus, settings)
+    if (study / "config.json").is_file():
+        _check_same(study, wanted)
+        return Corpus.load(study / "data", study)
+    study.mkdir(parents=True, exist_ok=True)
+    try:
+        return _made(study, kind, paths, settings, wanted)
+    except BaseException:
+        with suppress(OSError):  # a folder that others put something into stays
+            study.rmdir()
+        raise
+
+
+def _made(study: Path, kind: str, paths: Sequence[str], settings: CorpusSettings, wanted: Mapping[str, Any]) -> Corpus:
+    builder = CorpusBuilder(study)
+    lemmas = _fill(builder, kind, paths, settings)
+    minimum = 1 if kind == GENERATED else settings.min_word_count
+    chosen = [_adapted(c, _folds(kind, settings), lemmas) for c in _contexts(kind, settings)]
+    listed = noun_list(settings.nouns, settings.noun_categories)
+    candidates = dict.fromkeys(_word(noun, _folds(kind, settings), lemmas) for noun in listed)
+    nouns = nouns_over_threshold(builder.counts(lemmas), settings.min_noun_count, list(candidates))
+    kept, lacking = split_contexts(builder.tokenizer(minimum, lemmas), chosen)
+    for context, words in lacking.items():
+        _say(f"context left out, not in the vocabulary {', '.join(words)}: {context.env!r}, {context.lan!r}")
+    if not kept:
+        raise ValueError("contexts: the vocabulary lacks words of every one of them; give others with --contexts")
+    counts = builder.counts_by_group(lemmas)
+    built = builder.write(study / "data", minimum, lemmas)
+    built.tokenizer.save_pretrained(study)
+    corpus_page(study, built.statistics, counts, nouns, settings.min_noun_count)
+    # Last: a folder with a config.json is a study whose data is whole.
+    write_json(study / "config.json", {**wanted, "nouns": nouns, "contexts": kept})
+    _summarise(study, built.statistics, nouns, kept)
+    return Corpus.load(study / "data", study)
+
+
+def _wanted(kind: str, corpus: Sequence[str], settings: CorpusSettings) -> dict[str, Any]:
+    """What config.json says of where the corpus comes from."""
+    wanted: dict[str, Any] = {
+        "corpus": list(corpus), "min_noun_count": settings.min_noun_count, "contexts_file": settings.contexts,
+        "nouns_from": settings.nouns, "noun_categories": settings.noun_categories,
+    }  # fmt: skip
+    if kind == GENERATED:
+        wanted["generated"] = asdict(settings.generated)
+    else:
+        own = {"chat": settings.chat} if kind == CHILDES else {"visdial": settings.visdial}
+        wanted |= {name: asdict(value) for name, value in own.items()}
+        wanted |= {"min_word_count": settings.min_word_count, "validation": settings.validation}
+    loaded: dict[str, Any] = json.loads(json.dumps(wanted))  # as config.json holds it: its tuples are lists
+    return loaded
+
+
+def _check_same(study: Path, wanted: Mapping[str, Any]) -> None:
+    found = {**_BEFORE, **read_json(study / "config.json")}
+    for name, settings in (("generated", GeneratedSettings()), ("chat", ChatSettings())):
+        if isinstance(found.get(name), dict):  # settings younger than the study stand where they did
+            found[name] = {**json.loads(json.dumps(asdict(settings))), **found[name]}
+    differing = [
+        f"{name} is {found.get(name)!r} there, {value!r} here"
+        for name, value in wanted.items()
+        if found.get(name) != value
+    ]
+    if differing:
+        raise ValueError(f"{study} holds another study: {'; '.join(differing)}. Choose another folder (--out).")
+
+
+def _fill(builder: CorpusBuilder, kind: str, paths: Sequence[str], settings: CorpusSettings) -> dict[str, str]:
+    """Put the documents into the builder; returns form → lemma."""
+    if kind == GENERATED:
+        add_scenes(builder, settings.generated)
+        return {}
+    validation, strict = settings.validation, settings.strict
+    if kind == VISDIAL:
+        add_dialogues(builder, paths, settings.visdial, validation=validation, strict=strict)
+        return {}
+    return add_transcripts(
+        builder, paths, settings.chat, validation=validation, strict=strict, jobs=settings.jobs
+    )  # fmt: skip
+
+
+def _contexts(kind: str, settings: CorpusSettings) -> list[Context]:
+    if settings.contexts is not None or kind != VISDIAL:
+        chosen = read_contexts(settings.contexts)
+        return with_gap(chosen, settings.generated.gap) if kind == GENERATED and settings.generated.gap else chosen
+    return read_contexts(Path(str(files("symground.data") / "resources" / "contexts_visdial.json")))
+
+
+def _folds(kind: str, settings: CorpusSettings) -> bool:
+    return {CHILDES: settings.chat.fold_case, VISDIAL: settings.visdial.fold_case}.get(kind, False)
+
+
+def _adapted(context: Context, fold: bool, lemmas: Mapping[str, str]) -> Context:
+    """The context in the words of a corpus whose words were folded or merged."""
+    between = tuple(u._replace(text=_words(u.text, fold, lemmas)) for u in context.between)
+    before, after = (_words(part, fold, lemmas) for part in context.around())
+    return context._replace(env=f"{before}{{}}{after}", lan=_words(context.lan, fold, lemmas), between=between)
+
+
+def _words(text: str, fold: bool, lemmas: Mapping[str, str]) -> str:
+    return WORD.sub(lambda word: _word(word[0], fold, lemmas), text)
+
+
+def _word(word: str, fold: bool, lemmas: Mapping[str, str]) -> str:
+    word = word.lower() if fold else word
+    return lemmas.get(word, word)
+
+
+def _summarise(study: Path, statistics: Mapping[str, Any], nouns: Sequence[str], contexts: Sequence[Context]) -> None:
+    _say(
+        f"{study}: {statistics['tokens']:,} tokens ({statistics['env_tokens'] / statistics['tokens']:.0%} ENV), "
+        f"vocabulary {statistics['vocabulary']:,}, {len(nouns)} nouns, {len(contexts)} contexts"
+    )
+    for of_kind in (statistics.get("chat", {}), statistics.get("visdial", {})):
+        for skipped in of_kind.get("skipped", []):
+            where = f"{skipped['file']}, line {skipped['line']}" if skipped.get("line") else skipped["file"]
+            _say(f"set aside: {where}: {skipped['reason']}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

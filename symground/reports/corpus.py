@@ -1,0 +1,145 @@
+"""What is in a corpus: one self-contained HTML page beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from symground.data import env, lan
+from symground.reports.figures import MATCHED, MISMATCHED, figure_of, svg_of
+from symground.reports.template import render
+
+#: What the account of transcripts calls its counts, in the order of the page.
+_FATES = {
+    "main_tiers": "utterances in all",
+    "utterances": "in the corpus, with a word or an event",
+    "silent": "with neither: pauses, zeros, dropped events",
+    "other_speakers": "of speakers who were not asked for",
+    "in_left_out_files": "in files with too few ENV tiers",
+}
+
+_FILES = {
+    "files": "files in all",
+    "files_kept": "files in the corpus",
+    "files_left_out": "files with too few ENV tiers, or no turn",
+    "files_set_aside": "files set aside, below",
+    "latin_1": "files read as Latin-1",
+}
+
+
+def corpus_page(
+    study: str | Path, statistics: Mapping[str, Any], counts: Mapping[str, Mapping[str, int]], nouns: Sequence[str],
+    minimum: int,
+) -> Path:  # fmt: skip
+    """Write ``corpus.html`` into a study's folder, and return its path. Every word of the corpus is escaped.
+
+    Args:
+        study: the folder.
+        statistics: as in the corpus's ``statistics.json``.
+        counts: how often each token stands, by group of documents.
+        nouns: those that are probed.
+        minimum: how often each stands at least, as ENV and as LAN.
+    """
+    study = Path(study)
+    chat, visdial, generated = (statistics.get(name) for name in ("chat", "visdial", "generated"))
+    table = _nouns(counts, nouns)
+    page = render(
+        "corpus.html.jinja",
+        name=study.name,
+        statistics=statistics,
+        unit="utterance" if chat else "dialogue",
+        account=_account(chat, visdial),
+        corpora=_corpora(chat, counts, nouns, minimum) if chat else None,
+        bars=Markup(_bars(counts)) if chat else None,
+        nouns=nouns,
+        minimum=minimum,
+        table=table,
+        scatter=Markup(_scatter(table, minimum)),
+        skipped=_skipped(chat or visdial),
+        settings=generated or (chat or visdial or {}).get("settings", {}),
+    )
+    path = study / "corpus.html"
+    partial = path.with_suffix(".partial")
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def _account(chat: Mapping[str, Any] | None, visdial: Mapping[str, Any] | None) -> pd.DataFrame | None:
+    if chat:
+        counted = {text: chat[key] for key, text in (_FATES | _FILES).items()}
+    elif visdial:
+        counted = {key.replace("_", " "): n for key, n in visdial.items() if isinstance(n, int)}
+    else:
+        return None
+    return pd.DataFrame({"what": list(counted), "how many": [f"{n:,}" for n in counted.values()]})
+
+
+def _corpora(
+    chat: Mapping[str, Any], counts: Mapping[str, Mapping[str, int]], nouns: Sequence[str], minimum: int
+) -> pd.DataFrame:
+    rows = []
+    for name, of_corpus in chat["corpora"].items():
+        words = counts.get(name, {})
+        scene, speech = _forms(words)
+        over = sum(min(words.get(env(noun), 0), words.get(lan(noun), 0)) >= minimum for noun in nouns)
+        rows.append(
+            {
+                "corpus": name, "files": of_corpus["files"], "in the corpus": of_corpus["files_kept"],
+                "set aside": of_corpus["files_set_aside"], "utterances": f"{of_corpus['utterances']:,}",
+                "ENV words": f"{scene:,}", "LAN words": f"{speech:,}",
+                "ENV": f"{scene / max(scene + speech, 1):.0%}", "nouns": over,
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _forms(words: Mapping[str, int]) -> tuple[int, int]:
+    """ENV words, LAN words."""
+    scene, speech = (sum(n for token, n in words.items() if token.endswith(form("")[1:])) for form in (env, lan))
+    return scene, speech
+
+
+def _nouns(counts: Mapping[str, Mapping[str, int]], nouns: Sequence[str]) -> pd.DataFrame:
+    def total(token: str) -> int:
+        return sum(words.get(token, 0) for words in counts.values())
+
+    rows = [{"noun": noun, "as ENV": total(env(noun)), "as LAN": total(lan(noun))} for noun in nouns]
+    return pd.DataFrame(rows).sort_values(["as ENV", "noun"], ascending=[False, True])
+
+
+def _skipped(of_kind: Mapping[str, Any] | None) -> pd.DataFrame | None:
+    skipped = (of_kind or {}).get("skipped")
+    return pd.DataFrame(skipped) if skipped else None
+
+
+def _bars(counts: Mapping[str, Mapping[str, int]]) -> str:
+    names = sorted(counts, key=lambda name: sum(_forms(counts[name])))
+    figure = figure_of(7.4, 0.9 + 0.2 * len(names))
+    axes = figure.subplots()
+    for offset, form, colour, label in ((0.2, 0, MATCHED, "ENV"), (-0.2, 1, MISMATCHED, "LAN")):
+        places = [i + offset for i in range(len(names))]
+        axes.barh(places, [_forms(counts[name])[form] for name in names], 0.38, color=colour, label=label)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xscale="log", xlabel="words", ylim=(-0.7, len(names) - 0.3))
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", labelsize=8)
+    axes.legend(loc="lower right")
+    return svg_of(figure)
+
+
+def _scatter(table: pd.DataFrame, minimum: int) -> str:
+    figure = figure_of(6.4, 4.6)
+    axes = figure.subplots()
+    axes.loglog(table["as ENV"], table["as LAN"], ".", color=MATCHED, markersize=4)
+    for noun, x, y in table.itertuples(index=False):
+        axes.annotate(noun, (x, y), xytext=(2, 2), textcoords="offset points", fontsize=6.5, color="#5b6268")
+    for line in (axes.axvline, axes.axhline):
+        line(minimum, color="#888888", linewidth=0.8, linestyle="--")
+    axes.set(xlabel="as ENV", ylabel="as LAN")
+    return svg_of(figure)

@@ -1,0 +1,53 @@
+"""Lists of nouns: the study's, the CDI's by category, a Wordbank file, the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from symground.data import STUDY_NOUNS, noun_list
+
+
+def test_the_studys_and_the_cdis() -> None:
+    assert noun_list() == list(STUDY_NOUNS)
+    assert len(noun_list("cdi")) == 343
+    assert noun_list("study", ["toys"]) == ["book", "ball", "toy", "doll", "puzzle", "block", "pencil", "game"]
+    assert set(noun_list("study", ["animals"])) < set(noun_list("cdi", ["animals"]))
+    assert {"dog", "elephant"} <= set(noun_list("cdi", ["animals"]))
+    assert "table" not in noun_list("cdi", ["animals", "toys"])
+
+
+def test_a_wordbank_file(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text(
+        "itemID,category,definition\n1,animals,chicken (animal)\n2,food_drink,soda/pop\n3,sounds,baa baa\n"
+        "4,food_drink,ice cream\n5,food_drink,chicken (food)\n6,body_parts,owie*\n7,action_words,run\n"
+    )
+    assert noun_list(str(path)) == ["chicken", "soda", "owie"]
+    assert noun_list(str(path), ["food_drink"]) == ["soda"]
+    path.write_text("word,category\nx,animals\n")
+    with pytest.raises(ValueError, match=r"items\.csv: expected the columns 'definition' .*, got word, category"):
+        noun_list(str(path))
+
+
+def test_a_file_of_words(tmp_path: Path) -> None:
+    path = tmp_path / "nouns.txt"
+    path.write_text("dog\nzorp\ndog\nball\n")
+    assert noun_list(str(path)) == ["dog", "zorp", "ball"]
+    assert noun_list(str(path), ["animals"]) == ["dog"]
+    with pytest.raises(ValueError, match="has no word in vehicles"):
+        noun_list(str(path), ["vehicles"])
+
+
+def test_bad_input_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match="nouns: expected 'study', 'cdi' or a file, nowhere does not exist"):
+        noun_list("nowhere")
+    with pytest.raises(ValueError, match=r"noun_categories: expected some of animals, .*; got beasts"):
+        noun_list("cdi", ["beasts"])
+
+
+@pytest.mark.real_data
+def test_the_real_wordbank_file_is_the_list_of_the_package(real_data: Path) -> None:
+    found = set(noun_list(str(real_data / "wordbank" / "English_American_WS_items.csv")))
+    assert found ^ set(noun_list("cdi")) == {"tv", "TV"}

@@ -1,0 +1,145 @@
+"""Visual Dialog with captions: both forms of file, what is set aside, captions from COCO."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from symground.data import CorpusBuilder, DialogSettings, add_dialogues
+from symground.data.visdial import Dialogue, coco_captions, dialogues
+
+PLAIN = [
+    {"img": "a.jpg", "dialog": ["A dog on a bed", "is it big? yes, it is", "what color? Brown"]},
+    {"img": "b.jpg", "dialog": ["two cats", "how many? 2"]},
+]
+OFFICIAL: dict[str, Any] = {
+    "version": "1.0", "split": "val2018",
+    "data": {
+        "questions": ["is it big", "what color"], "answers": ["yes, it is", "brown"],
+        "dialogs": [
+            {"image_id": 7, "caption": "a dog on a bed",
+             "dialog": [{"question": 0, "answer": 0, "answer_options": [0, 1]}, {"question": 1, "answer": 1},
+                        {"question": 0}]},
+        ],
+    },
+}  # fmt: skip
+
+
+def save(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def read(path: Path, **settings: Any) -> tuple[str, dict[str, Any]]:
+    builder = CorpusBuilder()
+    add_dialogues(builder, [path], DialogSettings(**settings))
+    corpus = builder.build()
+    return corpus.tokenizer.decode(corpus.tokens), corpus.statistics["visdial"]
+
+
+DOG = (
+    "<CAP> a:<ENV> dog:<ENV> on:<ENV> a:<ENV> bed:<ENV> "
+    "<QUE> is:<LAN> it:<LAN> big:<LAN> <ANS> yes:<LAN> it:<LAN> is:<LAN> <QUE> what:<LAN> color:<LAN> <ANS> brown:<LAN>"
+)
+CATS = "<CAP> two:<ENV> cats:<ENV> <QUE> how:<LAN> many:<LAN> <ANS> 2:<LAN>"
+
+
+def test_both_forms_give_the_caption_and_then_the_turns(tmp_path: Path) -> None:
+    text, statistics = read(save(tmp_path / "plain.json", PLAIN))
+    assert text == f"{DOG} {CATS}"
+    assert (statistics["files"], statistics["dialogues"], statistics["turns"]) == (1, 2, 3)
+    assert read(save(tmp_path / "official.json", OFFICIAL))[0] == DOG
+    assert list(dialogues(tmp_path / "official.json")) == [
+        Dialogue("7", "a dog on a bed", (("is it big", "yes, it is"), ("what color", "brown")))
+    ]
+
+
+def test_settings_and_archives(tmp_path: Path) -> None:
+    path = save(tmp_path / "plain.json", PLAIN)
+    assert read(path, rounds=1)[0] == f"{DOG[: DOG.index(' <QUE> what')]} {CATS}"
+    assert "A:<ENV>" in read(path, fold_case=False)[0]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(path, "x/plain.json")
+    assert read(tmp_path / "a.zip")[0] == read(path)[0]
+    with pytest.raises(ValueError, match="rounds: expected at least 1, got 0"):
+        DialogSettings(rounds=0)
+
+
+def test_captions_come_from_coco(tmp_path: Path) -> None:
+    del OFFICIAL["data"]["dialogs"][0]["caption"]
+    try:
+        path = save(tmp_path / "official.json", OFFICIAL)
+    finally:
+        OFFICIAL["data"]["dialogs"][0]["caption"] = "a dog on a bed"
+    with pytest.raises(ValueError, match="has no caption, and no COCO caption of image 7 was given"):
+        read(path)
+    annotations = [{"id": 5, "image_id": 7, "caption": "Later"}, {"id": 2, "image_id": 7, "caption": "A dog on a bed"}]
+    captions = save(tmp_path / "captions.json", {"annotations": annotations})
+    assert coco_captions(captions) == {7: "A dog on a bed"}
+    builder = CorpusBuilder()
+    add_dialogues(builder, [path], DialogSettings(captions=str(captions)))
+    corpus = builder.build()
+    assert corpus.tokenizer.decode(corpus.tokens) == DOG
+    for content, message in (([], "expected COCO's annotations with id"), ({"annotations": [{"id": 1}]}, "image_id")):
+        with pytest.raises(ValueError, match=message):
+            coco_captions(save(tmp_path / "bad.json", content))
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"img": "c.jpg"}, "has no 'dialog'"),
+        ({"dialog": ["a dog", "no mark here"]}, "has a turn without a question mark: 'no mark here'"),
+        ({"dialog": ["a dog"]}, "has no turns"),
+        ({"dialog": ["...", "is it? no"]}, "has a caption without words"),
+        ({"dialog": 3}, "has a field of another form"),
+        ("text", "has a field of another form"),
+    ],
+)
+def test_a_dialogue_that_cannot_be_read_is_set_aside(tmp_path: Path, entry: Any, reason: str) -> None:
+    path = save(tmp_path / "plain.json", [PLAIN[1], entry])
+    text, statistics = read(path)
+    assert text == CATS
+    assert statistics["dialogues_set_aside"] == 1
+    assert statistics["skipped"][0]["file"] == "plain.json#1"
+    assert statistics["skipped"][0]["reason"].startswith(reason)
+    with pytest.raises(ValueError, match=r"plain\.json#1: has"):
+        add_dialogues(CorpusBuilder(), [path], DialogSettings(), strict=True)
+
+
+def test_a_file_of_another_form_is_set_aside(tmp_path: Path) -> None:
+    save(tmp_path / "a.json", PLAIN)
+    (tmp_path / "b.json").write_text('[{"img": \n')
+    save(tmp_path / "c.json", {"info": 1})
+    _, statistics = read(tmp_path)
+    assert (statistics["files"], statistics["files_set_aside"], statistics["dialogues"]) == (3, 2, 2)
+    assert [entry["file"] for entry in statistics["skipped"]] == ["b.json", "c.json"]
+    assert "line 2" in statistics["skipped"][0]["reason"]
+    (tmp_path / "a.json").unlink()
+    with pytest.raises(ValueError, match=r"no dialogue could be read; the first, b\.json: JSONDecodeError"):
+        read(tmp_path)
+
+
+def test_an_index_outside_its_pool_is_named(tmp_path: Path) -> None:
+    content = json.loads(json.dumps(OFFICIAL))
+    content["data"]["dialogs"][0]["dialog"][1]["answer"] = 9
+    with pytest.raises(ValueError, match=r"official\.json#0: has an index outside its pool of 2: 9"):
+        list(dialogues(save(tmp_path / "official.json", content)))
+
+
+@pytest.mark.real_data
+def test_real_dialogues(real_data: Path) -> None:
+    plain, official = (real_data / "visdial" / name for name in
+                       ("chatir_VisDial_v1.0_queries_val.json", "mtn_visdial_1.0_val_50.json"))  # fmt: skip
+    found = list(dialogues(plain))
+    assert (len(found), {len(d.turns) for d in found}) == (2064, {10})
+    fifty = list(dialogues(official))
+    assert len(fifty) == 50
+    by_caption = {d.caption: d for d in found}
+    # The same dialogues in the two forms, but for the question mark.
+    for dialogue in fifty[:10]:
+        assert by_caption[dialogue.caption].turns == tuple((q, f" {a}") for q, a in dialogue.turns)
