@@ -20,10 +20,15 @@ def cooccurrence(corpus: Corpus, nouns: Sequence[str], window: int = 512) -> pd.
         window: the largest distance, in tokens, in either direction (the study gives none; 512 is its sequence length).
 
     Returns:
-        A DataFrame, a row per (env, lan) pair of nouns: env, lan, count (pairs of positions).
+        A DataFrame, a row per (env, lan) pair of nouns: env, lan; count, pairs of positions; env_count and lan_count,
+        how often each of the two stands in the corpus; pmi, the pointwise mutual information in nats,
+        log P(v, w) / (P(v) P(w)), where P(v, w) is the share of all pairs of positions within the window and P(v) that
+        of all positions; -inf where the two never meet. How far pmi is from 0 is what frequency does not explain.
 
     Raises:
         ValueError: a noun that is not in the vocabulary, or a window below 1.
+
+    Source: pointwise mutual information as in Church and Hanks 1990, in windows of either direction.
     """
     if window < 1:
         raise ValueError(f"window: expected at least 1 token, got {window}")
@@ -41,8 +46,18 @@ def cooccurrence(corpus: Corpus, nouns: Sequence[str], window: int = 512) -> pd.
         for w in nouns:
             others = at[vocabulary[lan(w)]]
             within = np.searchsorted(others, centres + window, "right") - np.searchsorted(others, centres - window)
-            counts.append((v, w, int(within.sum())))
-    return pd.DataFrame(counts, columns=["env", "lan", "count"])
+            counts.append((v, w, int(within.sum()), len(centres), len(others)))
+    table = pd.DataFrame(counts, columns=["env", "lan", "count", "env_count", "lan_count"])
+    positions, pairs = len(corpus.tokens), _pairs_within(np.diff(corpus.documents), window)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        expected = table["env_count"] * table["lan_count"] / positions**2 * pairs
+        return table.assign(pmi=np.log(table["count"] / expected))
+
+
+def _pairs_within(lengths: NDArray[np.int64], window: int) -> int:
+    """Ordered pairs of different positions of one document that are no more than ``window`` apart."""
+    reach = np.minimum(window, np.maximum(lengths - 1, 0)).astype(object)  # of Python's integers: squares of lengths
+    return int((reach * (2 * lengths.astype(object) - reach - 1)).sum())
 
 
 def _positions(tokens: NDArray[np.int32], ids: list[int], place: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:

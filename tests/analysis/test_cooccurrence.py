@@ -20,7 +20,13 @@ def test_counts_pairs_within_the_window_of_one_document(documents: list[list[str
     builder = CorpusBuilder()
     for document in [*documents, WORDS[:1], WORDS[1:2], WORDS[2:3], WORDS[3:4]]:  # so that every word is there
         builder.add([document])
-    got = sg.cooccurrence(builder.build(), ["a", "b"], window).set_index(["env", "lan"])["count"]
+    table = sg.cooccurrence(builder.build(), ["a", "b"], window).set_index(["env", "lan"])
+    got = table["count"]
+    whole = [*documents, *([word] for word in WORDS[:4])]
+    flat = [word for document in whole for word in document]
+    pairs = sum(
+        i != j and abs(i - j) <= window for d in whole for i in range(len(d)) for j in range(len(d))
+    )  # fmt: skip
     for v in "ab":
         for w in "ab":
             expected = sum(
@@ -31,6 +37,13 @@ def test_counts_pairs_within_the_window_of_one_document(documents: list[list[str
                 if x == env(v) and y == lan(w)
             )
             assert got[(v, w)] == expected
+            assert table.loc[(v, w), "env_count"] == flat.count(env(v))
+            assert table.loc[(v, w), "lan_count"] == flat.count(lan(w))
+            if expected:
+                independent = flat.count(env(v)) * flat.count(lan(w)) / len(flat) ** 2
+                assert table.loc[(v, w), "pmi"] == pytest.approx(np.log(expected / pairs / independent))
+            else:
+                assert not table.loc[(v, w), "pmi"] > -np.inf  # NaN where no two positions are that near
 
 
 def test_unknown_nouns_and_windows_are_named(corpus: Corpus) -> None:
