@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from symground.data.generated import Utterance, distractor
-from symground.data.words import WORD
+from symground.data.words import TIERS, WORD
 
 SLOT = "{}"
 
@@ -24,6 +24,8 @@ class Context(NamedTuple):
     """What is done and said between the two."""
     speakers: tuple[str, str] = ("CHI", "CHI")
     """Of the ENV sentence and of the LAN words."""
+    cue: str = "env"
+    """The tier of the first sentence: "lan" makes it a spoken one, the noun as LAN, the control for plain recall."""
 
     def around(self) -> tuple[str, str]:
         """The ENV sentence before and after the noun."""
@@ -33,10 +35,9 @@ class Context(NamedTuple):
 
 def context_of(values: Sequence[Any]) -> Context:
     """From what JSON holds of a context: its parts in order, at least two; ``between`` of (speaker, tier, text)."""
-    env, lan, *rest = values
-    between = tuple(Utterance(*utterance) for utterance in (rest[0] if rest else ()))
-    first, second = rest[1] if len(rest) > 1 else Context._field_defaults["speakers"]
-    return Context(env, lan, between, (first, second))
+    found = Context(*values)
+    first, second = found.speakers
+    return found._replace(between=tuple(Utterance(*u) for u in found.between), speakers=(first, second))
 
 
 def with_gap(contexts: Iterable[Context], gap: int, seed: int = 0) -> list[Context]:
@@ -54,8 +55,8 @@ def with_gap(contexts: Iterable[Context], gap: int, seed: int = 0) -> list[Conte
 def read_contexts(contexts: Iterable[Sequence[Any]] | str | Path | None) -> list[Context]:
     """Contexts from pairs, from a JSON file (a list of {"env", "lan"}, or {"env": […], "lan": […]}), or the package's.
 
-    Two more parts are possible: "between" in a file, a list of (speaker, "env" or "lan", text), and "speakers", the two
-    of the ENV sentence and of the LAN words.
+    More parts are possible: "between", a list of (speaker, "env" or "lan", text); "speakers", the two of the ENV
+    sentence and of the LAN words; "cue", the tier of the first sentence.
 
     Raises:
         FileNotFoundError, ValueError: a file that is missing or has another form, a context without exactly one ``{}``.
@@ -89,6 +90,8 @@ def read_contexts(contexts: Iterable[Sequence[Any]] | str | Path | None) -> list
     for pair in pairs:
         if pair.env.count(SLOT) != 1 or SLOT in pair.lan or not WORD.search(pair.lan):
             raise ValueError(f"{source}: expected one {SLOT} in the ENV sentence and words in the LAN part; got {pair}")
+        if pair.cue not in TIERS:
+            raise ValueError(f"{source}: expected 'env' or 'lan' as the cue; got {pair.cue!r}")
         for utterance in pair.between:
             if utterance.tier not in ("env", "lan") or SLOT in utterance.text:
                 raise ValueError(f"{source}: expected (speaker, 'env' or 'lan', text) between; got {utterance}")

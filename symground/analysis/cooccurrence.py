@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from symground.data import Corpus, env, lan
+from symground.data import Corpus
+from symground.data.nouns import noun_tokens
 
 
-def cooccurrence(corpus: Corpus, nouns: Sequence[str], window: int = 512) -> pd.DataFrame:
+def cooccurrence(
+    corpus: Corpus,
+    nouns: Sequence[str],
+    window: int = 512,
+    *,
+    spoken: Mapping[str, str] | None = None,
+    cue: str = "env",
+) -> pd.DataFrame:
     """Count the pairs of a noun as ENV and a noun as LAN within ``window`` tokens of each other, in one document.
 
     Args:
         corpus: token ids with document bounds.
         nouns: counted in both forms.
         window: the largest distance, in tokens, in either direction (the study gives none; 512 is its sequence length).
+        spoken: noun → what it is called in speech, itself where it is not listed.
+        cue: "lan" counts the noun in the scene as a spoken word too; a word is not counted with itself.
 
     Returns:
         A DataFrame, a row per (env, lan) pair of nouns: env, lan; count, pairs of positions; env_count and lan_count,
@@ -33,20 +43,22 @@ def cooccurrence(corpus: Corpus, nouns: Sequence[str], window: int = 512) -> pd.
     if window < 1:
         raise ValueError(f"window: expected at least 1 token, got {window}")
     vocabulary = corpus.tokenizer.get_vocab()
-    missing = [token for noun in nouns for token in (env(noun), lan(noun)) if token not in vocabulary]
+    of = noun_tokens(nouns, spoken, cue)
+    missing = [token for noun in nouns for token in of[noun] if token not in vocabulary]
     if missing:
         raise ValueError(f"nouns: not in the corpus's vocabulary: {', '.join(missing)}")
     document = np.searchsorted(corpus.documents, np.arange(len(corpus.tokens)), side="right")
     # Documents are moved apart by more than the window, so that no pair is counted across their bound.
     place = np.arange(len(corpus.tokens)) + document * (window + 1)
-    at = _positions(corpus.tokens, [vocabulary[f(noun)] for f in (env, lan) for noun in nouns], place)
+    at = _positions(corpus.tokens, sorted({vocabulary[token] for both in of.values() for token in both}), place)
     counts = []
     for v in nouns:
-        centres = at[vocabulary[env(v)]]
+        centres = at[vocabulary[of[v][0]]]
         for w in nouns:
-            others = at[vocabulary[lan(w)]]
+            others = at[vocabulary[of[w][1]]]
             within = np.searchsorted(others, centres + window, "right") - np.searchsorted(others, centres - window)
-            counts.append((v, w, int(within.sum()), len(centres), len(others)))
+            itself = len(centres) if of[v][0] == of[w][1] else 0
+            counts.append((v, w, int(within.sum()) - itself, len(centres), len(others)))
     table = pd.DataFrame(counts, columns=["env", "lan", "count", "env_count", "lan_count"])
     positions, pairs = len(corpus.tokens), _pairs_within(np.diff(corpus.documents), window)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from symground.analysis.contexts import Context
-from symground.data.words import env, env_tokens, lan_tokens, speaker
+from symground.data.words import TIERS, env, lan_tokens, speaker
 
 Ids = tuple[int, ...]
 
@@ -26,8 +26,8 @@ class Row(NamedTuple):
 class Encoder(Protocol):
     """Turns words into ids."""
 
-    def missing(self, contexts: Iterable[Context], nouns: Iterable[str]) -> set[str]:
-        """The words of contexts and nouns that the vocabulary lacks."""
+    def missing(self, contexts: Iterable[Context], nouns: Iterable[str], spoken: Iterable[str]) -> set[str]:
+        """The words that the vocabulary lacks: of contexts, of nouns in them, of nouns that are spoken."""
         ...
 
     def row(self, context: Context, noun: str) -> Row: ...
@@ -52,14 +52,17 @@ class StudyEncoder:
     def __init__(self, vocabulary: Mapping[str, int]) -> None:
         self._vocabulary = vocabulary
 
-    def missing(self, contexts: Iterable[Context], nouns: Iterable[str]) -> set[str]:
+    def missing(self, contexts: Iterable[Context], nouns: Iterable[str], spoken: Iterable[str]) -> set[str]:
+        contexts = list(contexts)
+        cues = {c.cue for c in contexts} or {"env"}
         asked = {t for c in contexts for part in self._around(c) for t in part}
-        asked |= {t for noun in nouns for t in (*env_tokens(noun), *lan_tokens(noun))}
+        asked |= {t for noun in nouns for cue in cues for t in TIERS[cue][1](noun)}
+        asked |= {t for word in spoken for t in lan_tokens(word)}
         return {token for token in asked if token not in self._vocabulary}
 
     def row(self, context: Context, noun: str) -> Row:
         before, after = self._around(context)
-        return Row(self._ids(before), self._ids(env_tokens(noun)), self._ids(after))
+        return Row(self._ids(before), self._ids(TIERS[context.cue][1](noun)), self._ids(after))
 
     def target(self, context: Context, noun: str, word: str) -> Ids:
         return self._ids(lan_tokens(word))
@@ -69,7 +72,8 @@ class StudyEncoder:
         between = [token for utterance in context.between for token in utterance.tokens()]
         first, second = map(speaker, context.speakers)
         spoken = [*between, second, *lan_tokens(context.lan)]
-        return [first, *env_tokens(before)], [*env_tokens(after), *spoken]
+        tokens = TIERS[context.cue][1]
+        return [first, *tokens(before)], [*tokens(after), *spoken]
 
     def _ids(self, tokens: Sequence[str]) -> Ids:
         return tuple(self._vocabulary[token] for token in tokens)
@@ -85,11 +89,11 @@ class TextEncoder:
             )
         self._tokenizer, self._separator = tokenizer, separator
 
-    def missing(self, contexts: Iterable[Context], nouns: Iterable[str]) -> set[str]:
+    def missing(self, contexts: Iterable[Context], nouns: Iterable[str], spoken: Iterable[str]) -> set[str]:
         unknown = self._tokenizer.unk_token_id
         words = {
             w for c in contexts for part in (*c.around(), *(u.text for u in c.between), c.lan) for w in part.split()
-        } | set(nouns)
+        } | {*nouns, *spoken}
         encoded = self._tokenizer(sorted(words), add_special_tokens=False)["input_ids"] if words else []
         return {
             word for word, ids in zip(sorted(words), encoded, strict=True) if unknown is not None and unknown in ids

@@ -20,7 +20,7 @@ from symground.analysis.contexts import Context, read_contexts
 from symground.analysis.encoding import Ids, Row, encoder_of
 from symground.analysis.mismatches import pairs_of
 from symground.data import STUDY_NOUNS
-from symground.data.words import PADDING
+from symground.data.words import PADDING, TIERS
 
 
 class Examples(NamedTuple):
@@ -54,6 +54,8 @@ class Probes:
     pairs: Tensor
     """[ENV nouns, target nouns] bool: which are scored."""
     padding: int
+    spoken: tuple[str, ...]
+    """What each noun is called in speech: the words of ``targets``."""
 
     def __len__(self) -> int:
         return len(self.contexts) * len(self.nouns)
@@ -139,6 +141,8 @@ def probes(
     contexts: Iterable[Sequence[Any]] | str | Path | None = None,
     span: int = 0,
     *,
+    spoken: Mapping[str, str] | None = None,
+    cue: str | None = None,
     mismatches: str | int = "all",
     seed: int = 0,
     categories: Mapping[str, str] | None = None,
@@ -157,6 +161,10 @@ def probes(
         contexts: pairs (ENV sentence with ``{}`` for the noun, LAN words up to the noun), or a JSON file of them;
             None takes the ten that come with the package.
         span: how many tokens after the ENV noun count as the noun when flow from it is measured.
+        spoken: noun → what it is called in speech where that is another word: a synonym, its category. A noun that is
+            called as the target is no mismatch of it.
+        cue: "lan" tells the first sentence in spoken words, the noun as LAN too: what is measured is recall of a word
+            at the same distance, the control for grounding. None leaves it to each context, "env" by default.
         mismatches: the ENV nouns that each target is scored with besides itself: "all" the others, so many at random,
             or those of its "category".
         seed: of the random mismatches.
@@ -169,15 +177,20 @@ def probes(
             before it.
     """
     chosen = read_contexts(contexts)
+    if cue is not None:
+        if cue not in TIERS:
+            raise ValueError(f"cue: expected 'env' or 'lan', got {cue!r}")
+        chosen = [context._replace(cue=cue) for context in chosen]
     encoder = encoder_of(tokenizer, separator)
     if nouns is None:
-        nouns = [noun for noun in STUDY_NOUNS if not encoder.missing((), [noun])]
+        nouns = [noun for noun in STUDY_NOUNS if not encoder.missing((), [noun], [noun])]
     if len(set(nouns)) != len(nouns):
         raise ValueError("nouns: expected each noun once")
     twice = next((context for context in chosen if chosen.count(context) > 1), None)
     if twice is not None:
         raise ValueError(f"contexts: expected each context once, got {twice} twice")
-    missing = sorted(encoder.missing(chosen, nouns))
+    words = [(spoken or {}).get(noun, noun) for noun in nouns]
+    missing = sorted(encoder.missing(chosen, nouns, words))
     if missing:
         raise ValueError(f"vocabulary: these words of the probes are not in it: {', '.join(missing)}")
     if len(nouns) < 2:
@@ -187,19 +200,25 @@ def probes(
         if len({row.before for row in of_context}) > 1:
             raise ValueError(f"tokenizer: it joins the noun with what stands before it in {context}")
     _check_span(span, rows)
-    targets = tuple(encoder.target(chosen[0], nouns[0], noun) for noun in nouns)
+    targets = tuple(encoder.target(chosen[0], nouns[0], word) for word in words)
     for context in chosen[1:]:
-        if encoder.target(context, nouns[0], nouns[0]) != targets[0]:
-            raise ValueError(f"tokenizer: {nouns[0]!r} is not the same tokens after {context} as after {chosen[0]}")
-    pairs = pairs_of(nouns, mismatches, seed, categories)
+        if encoder.target(context, nouns[0], words[0]) != targets[0]:
+            raise ValueError(f"tokenizer: {words[0]!r} is not the same tokens after {context} as after {chosen[0]}")
+    if len(set(words)) < 2:
+        raise ValueError(
+            f"spoken: expected at least two different words, so that there are mismatches; got {words[0]!r}"
+        )
+    # Of nouns that share a word each is the other's match: neither is scored against the other.
+    alike = torch.tensor([[u != v and a == b for v, b in enumerate(words)] for u, a in enumerate(words)])
+    pairs = pairs_of(nouns, mismatches, seed, categories) & ~alike
     padding = tokenizer.get_vocab().get(PADDING, 0)
-    return Probes(tuple(nouns), tuple(chosen), span, rows, targets, pairs, padding)
+    return Probes(tuple(nouns), tuple(chosen), span, rows, targets, pairs, padding, tuple(words))
 
 
 def split_contexts(tokenizer: Any, contexts: Iterable[Context]) -> tuple[list[Context], dict[Context, list[str]]]:
     """The contexts whose words are all in the vocabulary, and the others with the words they lack."""
     encoder = encoder_of(tokenizer)
-    lacking = {context: sorted(encoder.missing([context], ())) for context in contexts}
+    lacking = {context: sorted(encoder.missing([context], (), ())) for context in contexts}
     return [c for c, words in lacking.items() if not words], {c: words for c, words in lacking.items() if words}
 
 

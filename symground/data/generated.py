@@ -6,13 +6,17 @@ about what is there (LAN). Sentences come from fixed pools: slots of high entrop
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources import files
 from typing import NamedTuple
 
 from symground.data.builder import CorpusBuilder
-from symground.data.nouns import STUDY_NOUNS
-from symground.data.words import env_tokens, lan_tokens, speaker
+from symground.data.nouns import STUDY_NOUNS, cdi_categories
+from symground.data.splits import share_of
+from symground.data.words import TIERS, env_tokens, lan_tokens, speaker
 
 ENV_POOL = (
     "picks up {}", "points to {}", "holds {} out to MOT", "reaches for {}", "plays with {}", "looks at {}",
@@ -52,6 +56,22 @@ class GeneratedSettings:
     """Exactly so many such utterances, in the corpus and in its probes; None leaves it to max_distractors."""
     max_talk: int = 4
     """A scene has 2 to this many utterances that name an object."""
+    silent_scenes: float = 0.0
+    """Noise: share of scenes that nobody talks about."""
+    talk_alone: float = 0.0
+    """Noise: share of scenes of which only the talk is there, and nothing that it is about."""
+    cue: str = "env"
+    """The tier of the scene: 'lan' tells it in spoken words, the control that tells grounding from plain recall."""
+    partner: float = 0.0
+    """Chance that talk names the partner of an object, always the same other noun: co-occurrence without identity."""
+    synonyms: int = 1
+    """Words that each object has in speech (book, book2, …), used alike."""
+    homonyms: int = 1
+    """Objects that share one word in speech, that of the first of them."""
+    category_talk: float = 0.0
+    """Chance that talk names an object by its category on the CDI (animals for elephant)."""
+    unseen: float = 0.0
+    """Share of pairs of a noun and a sentence, of the scene or of the talk, that never occur."""
     repeat: float = 0.5
     """Chance that talk stays with the last topic."""
     unsupported: float = 0.2
@@ -64,6 +84,7 @@ class GeneratedSettings:
     def __post_init__(self) -> None:
         smallest = {
             "scenes": 1, "nouns": 2, "max_objects": 1, "max_distractors": 0, "max_talk": 2, "scenes_per_document": 1,
+            "synonyms": 1, "homonyms": 1,
         }  # fmt: skip
         for name, low in smallest.items():
             if getattr(self, name) < low:
@@ -72,9 +93,28 @@ class GeneratedSettings:
             raise ValueError(f"gap: expected at least 0, got {self.gap}")
         if self.nouns > len(STUDY_NOUNS):
             raise ValueError(f"nouns: expected at most {len(STUDY_NOUNS)}, got {self.nouns}")
-        for name in ("background", "repeat", "unsupported"):
+        for name in ("background", "repeat", "unsupported", "silent_scenes", "talk_alone", "partner", "category_talk"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
+        if self.silent_scenes + self.talk_alone > 1:
+            raise ValueError(f"talk_alone: expected at most what silent_scenes leaves, got {self.talk_alone}")
+        if not 0 <= self.unseen <= 0.5:
+            raise ValueError(f"unseen: expected a share from 0 to 0.5, got {self.unseen}")
+        if self.cue not in TIERS:
+            raise ValueError(f"cue: expected 'env' or 'lan', got {self.cue!r}")
+        if -(-self.nouns // self.homonyms) < 2:
+            raise ValueError(f"homonyms: expected at least two words for {self.nouns} nouns, got {self.homonyms}")
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """What stands in scenes."""
+        return STUDY_NOUNS[: self.nouns]
+
+    @property
+    def spoken(self) -> dict[str, str]:
+        """noun → the first of the words it has in speech, where that is not itself."""
+        words = {noun: self.objects[i - i % self.homonyms] for i, noun in enumerate(self.objects)}
+        return {noun: word for noun, word in words.items() if word != noun}
 
 
 class Utterance(NamedTuple):
@@ -90,6 +130,21 @@ class Utterance(NamedTuple):
         return [speaker(self.speaker), *words]
 
 
+def occurs(settings: GeneratedSettings, noun: str, sentence: str) -> bool:
+    """Whether the noun may stand in this sentence, of the scene or of the talk: see ``unseen``.
+
+    The two sentences of one of the package's contexts go together: a noun has seen both or neither.
+    """
+    return share_of(f"{settings.seed} {noun} {_context_of().get(sentence, sentence)}") >= settings.unseen
+
+
+@cache
+def _context_of() -> dict[str, str]:
+    text = (files("symground.data") / "resources" / "contexts.json").read_text(encoding="utf-8")
+    pairs = enumerate(json.loads(text))
+    return {sentence: f"context {i}" for i, pair in pairs for sentence in (pair["env"], f"{pair['lan']} {{}}")}
+
+
 def distractor(rng: random.Random) -> Utterance:
     """One that names no object."""
     who = rng.choice(("CHI", "MOT"))
@@ -99,46 +154,75 @@ def distractor(rng: random.Random) -> Utterance:
 
 def add_scenes(builder: CorpusBuilder, settings: GeneratedSettings) -> None:
     """Add the generated corpus to ``builder``, a document every ``scenes_per_document`` scenes."""
-    rng = random.Random(settings.seed)
-    nouns = STUDY_NOUNS[: settings.nouns]
-    weights = [(rank + 1) ** -settings.zipf for rank in range(len(nouns))]
-    # How readily each noun is talked about once it is there: decouples co-occurrence from plain frequency.
-    talk_rate = {noun: rng.uniform(0.25, 1.0) for noun in nouns}
+    family = _Family(settings)
     document: list[list[str]] = []
     for scene in range(settings.scenes):
-        document.append(_scene(rng, settings, nouns, weights, talk_rate))
+        document.append(family.scene())
         if len(document) == settings.scenes_per_document or scene + 1 == settings.scenes:
             builder.add(document)
             document = []
     builder.statistics["generated"] = asdict(settings)
 
 
-def _scene(
-    rng: random.Random,
-    settings: GeneratedSettings,
-    nouns: tuple[str, ...],
-    weights: list[float],
-    talk_rate: dict[str, float],
-) -> list[str]:
-    tokens: list[str] = []
-    objects: list[str] = []
-    for noun in rng.choices(nouns, weights, k=rng.randint(1, settings.max_objects)):
-        if noun not in objects:
-            objects.append(noun)
-    for noun in objects:
-        sentence = rng.choice(ENV_POOL).format(noun)
-        if rng.random() < settings.background:
-            sentence += " " + rng.choice(BACKGROUND_POOL).format(rng.choices(nouns, weights)[0])
-        tokens += [speaker("CHI"), *env_tokens(sentence)]
-    few = min(1, settings.max_distractors)
-    for _ in range(rng.randint(few, settings.max_distractors) if settings.gap is None else settings.gap):
-        tokens += distractor(rng).tokens()
-    topic = None
-    for _ in range(rng.randint(2, settings.max_talk)):
-        if topic is None or rng.random() >= settings.repeat:
-            if rng.random() < settings.unsupported:
-                topic = rng.choices(nouns, weights)[0]
-            else:
-                topic = rng.choices(objects, [talk_rate[noun] for noun in objects])[0]
-        tokens += [speaker(rng.choice(("CHI", "MOT"))), *lan_tokens(rng.choice(LAN_POOL).format(topic))]
-    return tokens
+class _Family:
+    """Acts and talks by the dials. A dial at its default draws no random number, so that it changes nothing."""
+
+    def __init__(self, settings: GeneratedSettings) -> None:
+        self._settings, self._rng = settings, random.Random(settings.seed)
+        self._nouns = settings.objects
+        self._weights = [(rank + 1) ** -settings.zipf for rank in range(settings.nouns)]
+        # How readily each noun is talked about once it is there: decouples co-occurrence from plain frequency.
+        self._talk_rate = {noun: self._rng.uniform(0.25, 1.0) for noun in self._nouns}
+        half = settings.nouns // 2
+        self._partner = {noun: self._nouns[(i + half) % settings.nouns] for i, noun in enumerate(self._nouns)}
+        self._category = cdi_categories()
+
+    def scene(self) -> list[str]:
+        """What is done, then utterances that name no object, then what is said."""
+        s, rng = self._settings, self._rng
+        silent = alone = False
+        if s.silent_scenes or s.talk_alone:
+            chance = rng.random()
+            silent, alone = chance < s.silent_scenes, s.silent_scenes <= chance < s.silent_scenes + s.talk_alone
+        objects = list(dict.fromkeys(rng.choices(self._nouns, self._weights, k=rng.randint(1, s.max_objects))))
+        tokens: list[str] = []
+        if not alone:
+            for noun in objects:
+                tokens += [speaker("CHI"), *TIERS[s.cue][1](self._act(noun))]
+        few = min(1, s.max_distractors)
+        for _ in range(rng.randint(few, s.max_distractors) if s.gap is None else s.gap):
+            tokens += distractor(rng).tokens()
+        return tokens if silent else tokens + self._talk(objects)
+
+    def _act(self, noun: str) -> str:
+        s, rng = self._settings, self._rng
+        sentence = self._sentence(ENV_POOL, noun).format(noun)
+        if rng.random() < s.background:
+            sentence += " " + rng.choice(BACKGROUND_POOL).format(rng.choices(self._nouns, self._weights)[0])
+        return sentence
+
+    def _talk(self, objects: list[str]) -> list[str]:
+        s, rng = self._settings, self._rng
+        tokens: list[str] = []
+        topic = None
+        for _ in range(rng.randint(2, s.max_talk)):
+            if topic is None or rng.random() >= s.repeat:
+                if rng.random() < s.unsupported:
+                    topic = rng.choices(self._nouns, self._weights)[0]
+                else:
+                    topic = rng.choices(objects, [self._talk_rate[noun] for noun in objects])[0]
+            who = speaker(rng.choice(("CHI", "MOT")))
+            named = self._partner[topic] if s.partner and rng.random() < s.partner else topic
+            tokens += [who, *lan_tokens(self._sentence(LAN_POOL, named).format(self._word(named)))]
+        return tokens
+
+    def _sentence(self, pool: tuple[str, ...], noun: str) -> str:
+        return self._rng.choice([x for x in pool if occurs(self._settings, noun, x)] if self._settings.unseen else pool)
+
+    def _word(self, noun: str) -> str:
+        s, rng = self._settings, self._rng
+        if s.category_talk and rng.random() < s.category_talk:
+            return self._category[noun]
+        word = s.spoken.get(noun, noun) if s.homonyms > 1 else noun
+        chosen = rng.randrange(s.synonyms) if s.synonyms > 1 else 0
+        return f"{word}{chosen + 1}" if chosen else word

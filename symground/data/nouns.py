@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from symground.data.words import env, lan
+from symground.data.words import TIERS, lan
 
 STUDY_NOUNS: tuple[str, ...] = tuple(
     (files("symground.data") / "resources" / "nouns.txt").read_text(encoding="utf-8").split()
@@ -85,20 +85,37 @@ def _wordbank(path: Path) -> dict[str, str]:
     return found
 
 
+def noun_tokens(
+    nouns: Sequence[str], spoken: Mapping[str, str] | None = None, cue: str = "env"
+) -> dict[str, tuple[str, str]]:
+    """noun → (its token in the scene, its token in speech).
+
+    Args:
+        nouns: what stands in the scene.
+        spoken: noun → what it is called in speech, itself where it is not listed.
+        cue: "env", or "lan" where the scene is told in spoken words.
+    """
+    form = TIERS[cue][0]
+    return {noun: (form(noun), lan((spoken or {}).get(noun, noun))) for noun in nouns}
+
+
 def nouns_over_threshold(
-    counts: Mapping[str, int], minimum: int = 100, nouns: Sequence[str] = STUDY_NOUNS
-) -> list[str]:
+    counts: Mapping[str, int], minimum: int = 100, nouns: Sequence[str] = STUDY_NOUNS,
+    spoken: Mapping[str, str] | None = None, cue: str = "env",
+) -> list[str]:  # fmt: skip
     """The nouns that stand at least ``minimum`` times both as ENV and as LAN (the study's rule, there 100).
 
     Args:
         counts: how often each token stands in the corpus.
         minimum: occurrences, of each of the two forms.
         nouns: candidates, in the order of the result.
+        spoken, cue: as of :func:`noun_tokens`.
 
     Raises:
         ValueError: fewer than two nouns pass (no mismatch could be formed); names the nouns that come closest.
     """
-    smaller = {noun: min(counts.get(env(noun), 0), counts.get(lan(noun), 0)) for noun in nouns}
+    tokens = noun_tokens(nouns, spoken, cue)
+    smaller = {noun: min(counts.get(token, 0) for token in both) for noun, both in tokens.items()}
     passed = [noun for noun in nouns if smaller[noun] >= minimum]
     if len(passed) < 2:
         closest = sorted(nouns, key=lambda n: -smaller[n])[:5]

@@ -33,6 +33,10 @@ def lan_tokens(text: str) -> list[str]:
     return [lan(word) for word in WORD.findall(text)]
 
 
+#: What a tier's words become.
+TIERS = {"env": (env, env_tokens), "lan": (lan, lan_tokens)}
+
+
 def base_of(token: str) -> str | None:
     """The word of an ENV or LAN token; None for every other token."""
     word, mark, form = token.rpartition(":")

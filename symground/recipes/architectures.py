@@ -18,14 +18,13 @@ import transformers
 import tyro
 
 import symground
-from symground.analysis import cooccurrence
 from symground.analysis.results import read_table
 from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import Corpus, GeneratedSettings
 from symground.folders import checkpoint_steps, write_json
 from symground.models import PRESETS, create
 from symground.recipes.prepare import GENERATED, CorpusSettings, prepare
-from symground.recipes.study import study_probes, train_study
+from symground.recipes.study import study_counts, study_probes, train_study
 from symground.reports.architectures import gains_over_gaps, markdown, over_training
 from symground.training import Optimization
 
@@ -164,8 +163,7 @@ def _one(study: Path, model: str, seed: int, optimization: Optimization, threads
     transformers.utils.logging.disable_progress_bar()
     train_study(study, [model], [seed], optimization)
     asked = study_probes(study)
-    counts = cooccurrence(Corpus.load(study / "data", study).part("train"), asked.nouns, _WHAT.window)
-    analyze(study / model / f"seed{seed}", asked, counts, _WHAT)
+    analyze(study / model / f"seed{seed}", asked, study_counts(study, asked, _WHAT.window), _WHAT)
 
 
 def _collected(settings: ArchitecturesSettings, studies: dict[int, Path]) -> pd.DataFrame:

@@ -27,6 +27,7 @@ from symground.data import (
     noun_list,
     nouns_over_threshold,
 )
+from symground.data.nouns import noun_tokens
 from symground.data.words import WORD
 from symground.folders import read_json, write_json
 from symground.reports.corpus import corpus_page
@@ -117,7 +118,8 @@ def _made(study: Path, kind: str, paths: Sequence[str], settings: CorpusSettings
     chosen = [_adapted(c, _folds(kind, settings), lemmas) for c in _contexts(kind, settings)]
     listed = noun_list(settings.nouns, settings.noun_categories)
     candidates = dict.fromkeys(_word(noun, _folds(kind, settings), lemmas) for noun in listed)
-    nouns = nouns_over_threshold(builder.counts(lemmas), settings.min_noun_count, list(candidates))
+    spoken, cue = (settings.generated.spoken, settings.generated.cue) if kind == GENERATED else ({}, "env")
+    nouns = nouns_over_threshold(builder.counts(lemmas), settings.min_noun_count, list(candidates), spoken, cue)
     kept, lacking = split_contexts(builder.tokenizer(minimum, lemmas), chosen)
     for context, words in lacking.items():
         _say(f"context left out, not in the vocabulary {', '.join(words)}: {context.env!r}, {context.lan!r}")
@@ -126,9 +128,9 @@ def _made(study: Path, kind: str, paths: Sequence[str], settings: CorpusSettings
     counts = builder.counts_by_group(lemmas)
     built = builder.write(study / "data", minimum, lemmas)
     built.tokenizer.save_pretrained(study)
-    corpus_page(study, built.statistics, counts, nouns, settings.min_noun_count)
+    corpus_page(study, built.statistics, counts, noun_tokens(nouns, spoken, cue), settings.min_noun_count)
     # Last: a folder with a config.json is a study whose data is whole.
-    write_json(study / "config.json", {**wanted, "nouns": nouns, "contexts": kept})
+    write_json(study / "config.json", {**wanted, "nouns": nouns, "spoken": spoken, "contexts": kept})
     _summarise(study, built.statistics, nouns, kept)
     return Corpus.load(study / "data", study)
 
@@ -180,7 +182,10 @@ def _fill(builder: CorpusBuilder, kind: str, paths: Sequence[str], settings: Cor
 def _contexts(kind: str, settings: CorpusSettings) -> list[Context]:
     if settings.contexts is not None or kind != VISDIAL:
         chosen = read_contexts(settings.contexts)
-        return with_gap(chosen, settings.generated.gap) if kind == GENERATED and settings.generated.gap else chosen
+        if kind == GENERATED:
+            chosen = [context._replace(cue=settings.generated.cue) for context in chosen]
+        gap = settings.generated.gap if kind == GENERATED else None
+        return with_gap(chosen, gap) if gap else chosen
     return read_contexts(Path(str(files("symground.data") / "resources" / "contexts_visdial.json")))
 
 

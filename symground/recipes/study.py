@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import tyro
 
@@ -107,7 +108,15 @@ def study_probes(study: Path) -> Probes:
     config = read_json(study / "config.json")
     if "nouns" not in config:
         raise ValueError(f"{study} is not a study: its config.json names no nouns")
-    return probes(load_tokenizer(study), config["nouns"], [context_of(parts) for parts in config["contexts"]])
+    contexts = [context_of(parts) for parts in config["contexts"]]
+    return probes(load_tokenizer(study), config["nouns"], contexts, spoken=config.get("spoken"))
+
+
+def study_counts(study: Path, asked: Probes, window: int) -> pd.DataFrame:
+    """How often what the probes ask for stands together in the documents for training."""
+    corpus = Corpus.load(study / "data", study).part("train")
+    spoken = dict(zip(asked.nouns, asked.spoken, strict=True))
+    return cooccurrence(corpus, asked.nouns, window, spoken=spoken, cue=asked.contexts[0].cue)
 
 
 def analyze_study(path: str | Path, settings: AnalysisSettings) -> Path:
@@ -115,7 +124,7 @@ def analyze_study(path: str | Path, settings: AnalysisSettings) -> Path:
     runs = runs_of(path)
     study = study_of(runs[0])
     asked = study_probes(study)
-    counts = cooccurrence(Corpus.load(study / "data", study).part("train"), asked.nouns, settings.window)
+    counts = study_counts(study, asked, settings.window)
     for run in runs:
         left = analyze(run, asked, counts, settings)
         if left:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ _FILES = {
 
 
 def corpus_page(
-    study: str | Path, statistics: Mapping[str, Any], counts: Mapping[str, Mapping[str, int]], nouns: Sequence[str],
-    minimum: int,
+    study: str | Path, statistics: Mapping[str, Any], counts: Mapping[str, Mapping[str, int]],
+    nouns: Mapping[str, tuple[str, str]], minimum: int,
 ) -> Path:  # fmt: skip
     """Write ``corpus.html`` into a study's folder, and return its path. Every word of the corpus is escaped.
 
@@ -42,7 +42,7 @@ def corpus_page(
         study: the folder.
         statistics: as in the corpus's ``statistics.json``.
         counts: how often each token stands, by group of documents.
-        nouns: those that are probed.
+        nouns: those that are probed → (their token in the scene, their token in speech).
         minimum: how often each stands at least, as ENV and as LAN.
     """
     study = Path(study)
@@ -81,13 +81,13 @@ def _account(chat: Mapping[str, Any] | None, visdial: Mapping[str, Any] | None) 
 
 
 def _corpora(
-    chat: Mapping[str, Any], counts: Mapping[str, Mapping[str, int]], nouns: Sequence[str], minimum: int
+    chat: Mapping[str, Any], counts: Mapping[str, Mapping[str, int]], nouns: Mapping[str, tuple[str, str]], minimum: int
 ) -> pd.DataFrame:
     rows = []
     for name, of_corpus in chat["corpora"].items():
         words = counts.get(name, {})
         scene, speech = _forms(words)
-        over = sum(min(words.get(env(noun), 0), words.get(lan(noun), 0)) >= minimum for noun in nouns)
+        over = sum(min(words.get(token, 0) for token in both) >= minimum for both in nouns.values())
         rows.append(
             {
                 "corpus": name, "files": of_corpus["files"], "in the corpus": of_corpus["files_kept"],
@@ -105,11 +105,11 @@ def _forms(words: Mapping[str, int]) -> tuple[int, int]:
     return scene, speech
 
 
-def _nouns(counts: Mapping[str, Mapping[str, int]], nouns: Sequence[str]) -> pd.DataFrame:
+def _nouns(counts: Mapping[str, Mapping[str, int]], nouns: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
     def total(token: str) -> int:
         return sum(words.get(token, 0) for words in counts.values())
 
-    rows = [{"noun": noun, "as ENV": total(env(noun)), "as LAN": total(lan(noun))} for noun in nouns]
+    rows = [{"noun": noun, "as ENV": total(cue), "as LAN": total(word)} for noun, (cue, word) in nouns.items()]
     return pd.DataFrame(rows).sort_values(["as ENV", "noun"], ascending=[False, True])
 
 

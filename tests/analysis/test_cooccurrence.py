@@ -63,3 +63,13 @@ def test_r2_by_hand() -> None:
     masked = cooccurrence_r2(gains.assign(gain=-gains["gain"]), counts).iloc[0]
     assert np.isnan(masked["r2"])
     assert masked["mean_gain"] == pytest.approx(-5 / 3)
+
+
+def test_what_nouns_are_called_and_spoken_cues_are_counted_as_such() -> None:
+    builder = CorpusBuilder()
+    builder.add([[env("a"), lan("b"), lan("b"), env("b"), lan("a")]])
+    corpus = builder.build()
+    table = sg.cooccurrence(corpus, ["a", "b"], 1, spoken={"a": "b"}).set_index(["env", "lan"])["count"]
+    assert table.to_dict() == {("a", "a"): 1, ("a", "b"): 1, ("b", "a"): 1, ("b", "b"): 1}
+    table = sg.cooccurrence(corpus, ["a", "b"], 3, cue="lan").set_index(["env", "lan"])["count"]
+    assert table.to_dict() == {("a", "a"): 0, ("a", "b"): 2, ("b", "a"): 2, ("b", "b"): 2}  # none with itself

@@ -157,3 +157,37 @@ def test_a_gap_from_a_file_and_back(tmp_path: Path) -> None:
     path.write_text(json.dumps([{"env": "takes {}", "lan": "a", "between": [["CHI", "lan"]]}]))
     with pytest.raises(ValueError, match="expected a list of"):
         read_contexts(path)
+
+
+def test_a_spoken_cue_is_the_control_for_recall(corpus: Corpus) -> None:
+    contexts = [Context("looks at the {}", "what's that a")]
+    with pytest.raises(ValueError, match="not in it: looks:<LAN>$"):
+        sg.probes(corpus.tokenizer, ["book", "ball"], [Context("looks at the {}", "what's that a")], cue="lan")
+    contexts = [Context("look at the {}", "what's that a")]
+    probes = sg.probes(corpus.tokenizer, ["book", "ball"], contexts, cue="lan")
+    text = corpus.tokenizer.decode(probes.rows[0][0].ids)
+    assert text == "<CHI> look:<LAN> at:<LAN> the:<LAN> book:<LAN> <CHI> what's:<LAN> that:<LAN> a:<LAN>"
+    assert probes.contexts[0].cue == "lan"
+    assert probes.matched().key_masks["env"][0].nonzero().flatten().tolist() == [4]
+    assert context_of(json.loads(json.dumps(probes.contexts[0]))) == probes.contexts[0]
+    with pytest.raises(ValueError, match="cue: expected 'env' or 'lan', got 'both'"):
+        sg.probes(corpus.tokenizer, cue="both")
+
+
+def test_a_noun_may_be_called_otherwise(corpus: Corpus, model: PreTrainedModel) -> None:
+    contexts = [Context("takes {} from MOT", "what's that a")]
+    plain = sg.probes(corpus.tokenizer, ["book", "ball", "hand"], contexts)
+    probes = sg.probes(corpus.tokenizer, ["book", "ball", "hand"], contexts, spoken={"book": "ball"})
+    assert probes.spoken == ("ball", "ball", "hand")
+    assert [corpus.tokenizer.decode(ids) for ids in probes.targets] == ["ball:<LAN>", "ball:<LAN>", "hand:<LAN>"]
+    assert probes.rows == plain.rows
+    # Book and ball share a word: neither is a mismatch of the other.
+    assert probes.pairs.tolist() == [[True, False, True], [False, True, True], [True, True, True]]
+    scores = sg.score(model, probes)
+    assert len(scores) == 7
+    assert set(sg.gain(scores)["target"]) == {"book", "ball", "hand"}
+    assert probes.fingerprint() != plain.fingerprint()
+    with pytest.raises(ValueError, match="not in it: unicorn:<LAN>"):
+        sg.probes(corpus.tokenizer, ["book", "ball"], contexts, spoken={"book": "unicorn"})
+    with pytest.raises(ValueError, match="spoken: expected at least two different words"):
+        sg.probes(corpus.tokenizer, ["book", "ball"], contexts, spoken={"book": "ball"})

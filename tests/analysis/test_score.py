@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import symground as sg
-from symground.data import Corpus
+from symground.data import Corpus, CorpusBuilder, GeneratedSettings, add_scenes
 from symground.models import create
 from symground.models.lstm import LSTMConfig, LSTMForCausalLM
 
@@ -350,9 +350,11 @@ def test_a_tokenizer_must_tell_where_tokens_stand_and_part_words(subwords: PreTr
 
 
 @pytest.mark.slow
-def test_interrupt_by_signal_keeps_what_was_scored(corpus: Corpus, tmp_path: Path) -> None:
+def test_interrupt_by_signal_keeps_what_was_scored(tmp_path: Path) -> None:
     """SIGINT in the middle of a long scoring: the folder is readable and holds whole contexts."""
-    corpus.save(tmp_path / "data")
+    builder = CorpusBuilder()
+    add_scenes(builder, GeneratedSettings(scenes=1000, nouns=6))
+    builder.write(tmp_path / "data")
     code = f"""
 import sys, torch, symground as sg
 from symground.data import Corpus

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from symground.data import Corpus, CorpusBuilder, GeneratedSettings, add_scenes, nouns_over_threshold
+from symground.data.generated import occurs
 from symground.data.nouns import STUDY_NOUNS
 
 
@@ -115,3 +116,84 @@ def test_a_corpus_without_the_dial_is_the_one_it_always_was() -> None:
     assert digest == "835d8d8286172596980bdd3ecc01c77e8075f7a1e27f59eecaff46c4edf6d788"
     with pytest.raises(ValueError, match="gap: expected at least 0, got -1"):
         GeneratedSettings(gap=-1)
+
+
+def scenes_of(**changes: object) -> tuple[list[list[str]], GeneratedSettings]:
+    """Each scene of a corpus as its tokens."""
+    settings = GeneratedSettings(**{"scenes": 400, "nouns": 8, **changes})  # type: ignore[arg-type]
+    builder = CorpusBuilder()
+    add_scenes(builder, settings)
+    built = builder.build()
+    words = built.tokenizer.convert_ids_to_tokens(built.tokens.tolist())
+    return [words[a:b] for a, b in zip(built.starts, [*built.starts[1:], len(words)], strict=True)], settings
+
+
+def nouns_in(scene: list[str], tier: str) -> set[str]:
+    return {noun for noun in STUDY_NOUNS[:8] if f"{noun}:<{tier}>" in scene}
+
+
+def test_noise_is_talk_without_a_scene_and_scenes_without_talk() -> None:
+    found, _ = scenes_of(silent_scenes=0.3, talk_alone=0.2, scenes=2000)
+    silent = sum(not nouns_in(scene, "LAN") for scene in found) / len(found)
+    alone = sum(not nouns_in(scene, "ENV") for scene in found) / len(found)
+    assert silent == pytest.approx(0.3, abs=0.04)
+    assert alone == pytest.approx(0.2, abs=0.04)
+    with pytest.raises(ValueError, match="talk_alone: expected at most what silent_scenes leaves, got 0.8"):
+        GeneratedSettings(silent_scenes=0.3, talk_alone=0.8)
+
+
+def test_a_spoken_scene_has_no_env_word_and_the_same_distances() -> None:
+    plain, spoken = scenes_of()[0], scenes_of(cue="lan")[0]
+    assert [len(scene) for scene in plain] == [len(scene) for scene in spoken]
+    as_lan = [[token.replace(":<ENV>", ":<LAN>") for token in scene] for scene in plain]
+    # But for distractors, which are acted in either.
+    differing = {(a, b) for x, y in zip(as_lan, spoken, strict=True) for a, b in zip(x, y, strict=True) if a != b}
+    assert all(b == a.replace(":<LAN>", ":<ENV>") for a, b in differing)
+    assert not any(nouns_in(scene, "ENV") for scene in spoken)
+    with pytest.raises(ValueError, match="cue: expected 'env' or 'lan', got 'x'"):
+        GeneratedSettings(cue="x")
+
+
+def test_a_partner_is_named_instead() -> None:
+    found, settings = scenes_of(partner=1.0, unsupported=0.0, repeat=0.0)
+    half = settings.nouns // 2
+    partner = {noun: STUDY_NOUNS[:8][(i + half) % 8] for i, noun in enumerate(STUDY_NOUNS[:8])}
+    for scene in found:
+        assert nouns_in(scene, "LAN") <= {partner[noun] for noun in nouns_in(scene, "ENV")}
+
+
+def test_synonyms_homonyms_and_categories() -> None:
+    words = {token for scene in scenes_of(synonyms=3, scenes=2000)[0] for token in scene if token.endswith("<LAN>")}
+    assert {"book:<LAN>", "book2:<LAN>", "book3:<LAN>"} <= words
+    assert "book4:<LAN>" not in words
+    shared, settings = scenes_of(homonyms=2)
+    assert settings.spoken == {STUDY_NOUNS[i]: STUDY_NOUNS[i - 1] for i in (1, 3, 5, 7)}
+    assert all(nouns_in(scene, "LAN") <= set(STUDY_NOUNS[:8:2]) for scene in shared)
+    assert any("hand:<ENV>" in scene for scene in shared)
+    categories, _ = scenes_of(category_talk=1.0)
+    assert not any(nouns_in(scene, "LAN") for scene in categories)
+    assert any("toys:<LAN>" in scene for scene in categories)
+    with pytest.raises(ValueError, match="homonyms: expected at least two words for 8 nouns, got 8"):
+        GeneratedSettings(nouns=8, homonyms=8)
+
+
+def test_unseen_pairs_never_occur_and_others_do() -> None:
+    found, settings = scenes_of(unseen=0.3, scenes=3000)
+    contexts = [
+        ("picks up {}", "I love this {}"),
+        ("looks at {}", "that's a {}"),
+        ("reaches for {}", "where is the {}"),
+    ]
+    text = {"env": [" ".join(t[:-6] for t in s if t.endswith("<ENV>")) for s in found],
+            "lan": [" ".join(t[:-6] for t in s if t.endswith("<LAN>")) for s in found]}  # fmt: skip
+    held = 0
+    for acted, said in contexts:
+        for noun in STUDY_NOUNS[:8]:
+            may = occurs(settings, noun, acted)
+            assert may == occurs(settings, noun, said)  # the two of a context go together
+            held += not may
+            assert any(acted.format(noun) in scene for scene in text["env"]) == may
+            assert any(said.format(noun) in scene for scene in text["lan"]) == may
+    assert 0 < held < 20
+    with pytest.raises(ValueError, match="unseen: expected a share from 0 to 0.5, got 0.9"):
+        GeneratedSettings(unseen=0.9)

@@ -93,7 +93,7 @@ def test_dialogues(tmp_path: Path) -> None:
     settings = CorpusSettings(min_noun_count=4, min_word_count=2, validation=0.2, visdial=DialogSettings(rounds=1))
     corpus = prepare(["visdial", str(tmp_path / "d.json")], tmp_path / "s", settings)
     config = read_json(tmp_path / "s" / "config.json")
-    assert config["contexts"] == [["a {} on a wooden table", "how big is the", [], ["CAP", "QUE"]]]
+    assert config["contexts"] == [["a {} on a wooden table", "how big is the", [], ["CAP", "QUE"], "env"]]
     assert config["visdial"]["rounds"] == 1
     assert 0 < corpus.statistics["splits"]["validation"] < 30
     assert len(corpus.part("train").documents) - 1 == corpus.statistics["splits"]["train"]
