@@ -1,4 +1,4 @@
-"""The command line: ``symground demo | data | train | analyze | report | run | architectures | build``."""
+"""The command line: ``symground demo | data | train | analyze | report | run | architectures | dials | build``."""
 
 import io
 import re
@@ -51,6 +51,7 @@ def _run(argv: list[str]) -> int:
         train_study,
     )
     from symground.recipes.architectures import ArchitecturesSettings, compare_architectures
+    from symground.recipes.dials import DialsSettings, turn_dial
     from symground.recipes.prepare import GENERATED, kind_of
     from symground.reports import report
     from symground.training import TrainSettings
@@ -114,13 +115,23 @@ def _run(argv: list[str]) -> int:
         out: str = "runs/architectures"
         """Folder of the comparison: a study for each gap, the tables and the figure."""
 
+    @dataclass(frozen=True, kw_only=True)
+    class Dials(DialsSettings):
+        """Turn one dial of the generated corpus (noise, gap, synonyms, unseen pairs, …) and show what is learnt."""
+
+        dial: tyro.conf.Positional[str]
+        """gap, max_distractors, silent_scenes, talk_alone, unsupported, background, zipf, partner, synonyms, homonyms,
+        category_talk, unseen or cue; symground run --help says what each does (--generated.…)."""
+        out: str | None = None
+        """Folder of the sweep: a study for each value, the tables and the figure; runs/DIAL by default."""
+
     @dataclass(frozen=True)
     class Build:
         """Compile the C++/CUDA extension into the package's folder; everything works without it, slower."""
 
     commands: dict[str, Any] = {
         "demo": Demo, "run": Run, "data": Data, "train": Train, "analyze": Analyze, "report": Report,
-        "architectures": Architectures, "build": Build,
+        "architectures": Architectures, "dials": Dials, "build": Build,
     }  # fmt: skip
     printed = io.StringIO()
     try:
@@ -156,6 +167,8 @@ def _run(argv: list[str]) -> int:
             written = report(command.study)
         case Architectures():
             written = compare_architectures(command.out, command)
+        case Dials():
+            written = turn_dial(command.out or f"runs/{command.dial}", command)
         case Build():
             print(build())
             try:

@@ -95,7 +95,7 @@ def _shared(optimization: Optimization) -> dict[str, Any]:
 
 
 def _forget(study: Path, model: str, seed: int) -> None:
-    for name in TABLES:
+    for name in (*TABLES, "controls"):
         table = Table(study, name)
         table.drop(model, seed)
         table.save()

@@ -16,20 +16,21 @@ from symground.reports.figures import PALETTE, figure_of, svg_of
 LEARNT = 1.0
 
 
-def over_training(gains: pd.DataFrame) -> pd.DataFrame:
-    """A row per gap, model and checkpoint.
+def over_training(gains: pd.DataFrame, by: str) -> pd.DataFrame:
+    """A row per value of the column ``by``, model and checkpoint.
 
     Args:
-        gains: gap, model, seed, step, target, matched, mismatched, gain (nats); each noun's over its contexts.
+        gains: by, model, seed, step, target, matched, mismatched, gain (nats); each noun's over its contexts.
+        by: what differs between the corpora, "gap" say.
 
     Returns:
-        gap, model, step; matched, mismatched, gain: means over nouns and seeds; gain_low, gain_high: 95 % bootstrap
+        by, model, step; matched, mismatched, gain: means over nouns and seeds; gain_low, gain_high: 95 % bootstrap
         interval over nouns, each its mean over seeds; p: paired t-test over nouns of matched against mismatched
         surprisal, each noun its mean over seeds; p_holm: corrected for all rows of the table; p_seeds: one-sample
         t-test of the seeds' mean gains against 0, NaN for one seed; seed_gains: those means; nouns, seeds: how many.
     """
     rows = []
-    for (gap, model, step), frame in gains.groupby(["gap", "model", "step"], sort=True):
+    for (value, model, step), frame in gains.groupby([by, "model", "step"], sort=True):
         by_noun = frame.groupby("target")[["matched", "mismatched", "gain"]].mean()
         by_seed = frame.groupby("seed")["gain"].mean().to_numpy(dtype=float)
         mean, low, high = gain_interval(by_noun)
@@ -38,7 +39,7 @@ def over_training(gains: pd.DataFrame) -> pd.DataFrame:
             of_seeds = stats.ttest_1samp(by_seed, 0.0).pvalue if len(by_seed) > 1 else np.nan
         rows.append(
             {
-                "gap": gap, "model": model, "step": step, "matched": by_noun["matched"].mean(),
+                by: value, "model": model, "step": step, "matched": by_noun["matched"].mean(),
                 "mismatched": by_noun["mismatched"].mean(), "gain": mean, "gain_low": low, "gain_high": high,
                 "p": float(paired), "p_seeds": float(of_seeds), "seed_gains": by_seed.tolist(), "nouns": len(by_noun),
                 "seeds": len(by_seed),

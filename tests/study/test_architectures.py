@@ -15,7 +15,7 @@ from scipy import stats
 
 from symground.cli import main
 from symground.data import GeneratedSettings
-from symground.recipes import architectures
+from symground.recipes import compare
 from symground.recipes.architectures import ArchitecturesSettings, compare_architectures
 from symground.reports.architectures import learnt_at, markdown, over_training
 from symground.training import Optimization
@@ -75,14 +75,14 @@ def test_a_run_that_is_missing_is_made_and_the_others_are_left(compared: Path, t
 
 
 def test_one_runs_failure_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = architectures.train_study
+    train = compare.train_study
 
     def failing(study: Path, models: list[str], seeds: list[int], *rest: Any) -> None:
         if (study.name, models, seeds) == ("gap-0", ["lstm-4l"], [0]):
             raise OSError("No space left on device")
         train(study, models, seeds, *rest)
 
-    monkeypatch.setattr(architectures, "train_study", failing)
+    monkeypatch.setattr(compare, "train_study", failing)
     out = tmp_path / "compared"
     with pytest.raises(RuntimeError, match="1 of the runs failed, the others are done: gap 0, lstm-4l, seed 0: No sp"):
         compare_architectures(out, replace(TINY, gaps=(0,)))
@@ -100,7 +100,7 @@ def test_statistics_by_hand() -> None:
         for gain in rng.normal(step / 5, 0.1, 1)
     ]
     gains = pd.DataFrame(rows).assign(gain=lambda t: t["mismatched"] - t["matched"])
-    table = over_training(gains).set_index("step")
+    table = over_training(gains, "gap").set_index("step")
     late = gains[gains["step"] == 10]
     of_nouns = late.groupby("target")["gain"].mean()
     assert table.loc[10, "gain"] == pytest.approx(of_nouns.mean())
@@ -110,7 +110,7 @@ def test_statistics_by_hand() -> None:
     assert table.loc[10, "seed_gains"] == pytest.approx(of_seeds.tolist())
     assert table.loc[10, "p_seeds"] == pytest.approx(stats.ttest_1samp(of_seeds, 0).pvalue)
     assert table.loc[10, "gain_low"] < table.loc[10, "gain"] < table.loc[10, "gain_high"]
-    assert np.isnan(over_training(gains[gains["seed"] == 0])["p_seeds"]).all()
+    assert np.isnan(over_training(gains[gains["seed"] == 0], "gap")["p_seeds"]).all()
 
 
 def test_when_a_link_counts_as_learnt() -> None:

@@ -1,0 +1,159 @@
+"""Models beside each other on several generated corpora: the runs, side by side, and what they gave."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import transformers
+import tyro
+
+from symground.analysis.results import read_table
+from symground.analysis.run import AnalysisSettings, analyze
+from symground.data import GeneratedSettings
+from symground.folders import checkpoint_steps
+from symground.models import PRESETS
+from symground.recipes.study import study_counts, study_probes, train_study
+from symground.training import Optimization
+
+_WHAT = AnalysisSettings(what=("surprisal",))
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """Which models, on how much of which corpus."""
+
+    models: tuple[str, ...] = ("gpt2-4l",)
+    """Presets."""
+    seeds: int = 3
+    """Runs of each model on each corpus, with the seeds 0, 1, …"""
+    optimization: tyro.conf.OmitArgPrefixes[Optimization] = field(
+        default_factory=lambda: Optimization(steps=1200, batch_size=8, length=128, checkpoints="0,every 100")
+    )
+    learning_rates: dict[str, float] = field(default_factory=lambda: {"gpt2": 1e-3, "mamba2": 2e-3, "lstm": 3e-3})
+    """Peak rates by the beginning of the preset's name; --learning-rate for all others."""
+    generated: GeneratedSettings = field(default_factory=GeneratedSettings)
+    jobs: int = 1
+    """Runs side by side, each a process with --threads threads."""
+    threads: int = 1
+    """CPU threads of each run."""
+
+    def __post_init__(self) -> None:
+        for name, values, known in (("models", self.models, PRESETS), ("learning_rates", self.learning_rates, None)):
+            if not values or (known is not None and not set(values) <= set(known)):
+                expected = "at least one" if known is None else f"some of {', '.join(known)}"
+                raise ValueError(f"{name}: expected {expected}; got {values}")
+        for name in ("seeds", "jobs", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+    def optimization_of(self, model: str) -> Optimization:
+        rates = [rate for family, rate in self.learning_rates.items() if model.startswith(family)]
+        return replace(self.optimization, learning_rate=rates[0]) if rates else self.optimization
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.optimization.batch_size * self.optimization.length
+
+    def asked(self, own: type[CompareSettings]) -> dict[str, Any]:
+        """The settings of the comparison ``own`` as JSON, without what a subclass says of where it is written."""
+        return {f.name: asdict(self)[f.name] for f in fields(own)}
+
+
+def run_all(
+    settings: CompareSettings, studies: Mapping[Any, Path], name: str,
+    also: Callable[[Path, str, int], None] | None = None,
+) -> list[str]:  # fmt: skip
+    """Train and score every model with every seed on every study; the failed runs are returned, named with their error.
+
+    Args:
+        settings: what is compared.
+        studies: value → the folder of its study; what is finished there is not done again.
+        name: what the values are values of.
+        also: (study, model, seed) → after a run is scored; None for nothing more.
+    """
+    failed = []
+    runs = [(value, model, seed) for seed in range(settings.seeds) for value in studies for model in settings.models]
+    with _workers(settings.jobs) as submit:
+        waiting = {
+            submit(
+                partial(_one, studies[value], model, seed, settings.optimization_of(model), settings.threads, also)
+            ): f"{name} {value}, {model}, seed {seed}"
+            for value, model, seed in runs
+        }
+        for number, future in enumerate(as_completed(waiting), 1):
+            error = future.exception()
+            if error is not None:
+                failed.append(f"{waiting[future]}: {' '.join(str(error).split()) or type(error).__name__}")
+            done = "failed" if error else "done"
+            print(f"{number}/{len(waiting)} {waiting[future]}: {done}", file=sys.stderr, flush=True)
+    return sorted(failed)
+
+
+def collected(settings: CompareSettings, studies: Mapping[Any, Path], name: str, table: str = "gain") -> pd.DataFrame:
+    """A table's rows of what was asked for and is there, with the value in the column ``name``."""
+    tables = []
+    for value, study in studies.items():
+        rows = read_table(study, table)
+        if len(rows):
+            asked = rows["model"].isin(settings.models) & (rows["seed"] < settings.seeds)
+            tables.append(rows[asked].assign(**{name: value}))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def checkpoints(settings: CompareSettings, studies: Mapping[Any, Path]) -> dict[str, list[int]]:
+    """RUN → its finished checkpoints, for the record."""
+    runs = ((study, model, seed) for study in studies.values() for model in settings.models
+            for seed in range(settings.seeds))  # fmt: skip
+    return {
+        f"{study.name}/{model}/seed{seed}": checkpoint_steps(study / model / f"seed{seed}")
+        for study, model, seed in runs
+    }
+
+
+@contextmanager
+def _workers(jobs: int) -> Iterator[Callable[[Callable[[], None]], Future[None]]]:
+    """Takes work: processes of their own, or this one where there is one job."""
+    if jobs == 1:
+        yield _here
+        return
+    executor: Executor = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    try:
+        yield executor.submit
+        executor.shutdown()
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+def _here(work: Callable[[], None]) -> Future[None]:
+    future: Future[None] = Future()
+    try:
+        work()
+        future.set_result(None)
+    except Exception as error:  # one run's: the others go on
+        future.set_exception(error)
+    return future
+
+
+def _one(
+    study: Path, model: str, seed: int, optimization: Optimization, threads: int,
+    also: Callable[[Path, str, int], None] | None,
+) -> None:  # fmt: skip
+    torch.set_num_threads(threads)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    train_study(study, [model], [seed], optimization)
+    asked = study_probes(study)
+    analyze(study / model / f"seed{seed}", asked, study_counts(study, asked, _WHAT.window), _WHAT)
+    if also is not None:
+        also(study, model, seed)

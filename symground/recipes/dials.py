@@ -1,0 +1,160 @@
+"""One dial of the generated corpus, turned: the same model on each of its values, and what it learns there.
+
+Beside the gain, two controls are scored at every checkpoint. Recall: a noun that was *said* before, at the distance of
+one sentence, against another noun that was said: what attention retrieves without any ground. And where the dial is
+that of categories, the gain of the category's own word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from symground.analysis import Context, Probes, gain, probes, score
+from symground.analysis.results import Table, read_table
+from symground.data import GeneratedSettings
+from symground.data.generated import occurs
+from symground.data.nouns import cdi_categories
+from symground.folders import checkpoint_steps, read_json, write_json
+from symground.models import load, load_tokenizer
+from symground.recipes.compare import CompareSettings, checkpoints, collected, run_all
+from symground.recipes.prepare import GENERATED, CorpusSettings, prepare
+from symground.reports.dials import curves, markdown, summary
+
+#: What a sweep of each dial goes through.
+VALUES: dict[str, tuple[Any, ...]] = {
+    "gap": (0, 4, 12), "max_distractors": (0, 3, 8), "silent_scenes": (0.0, 0.3, 0.6), "talk_alone": (0.0, 0.3, 0.6),
+    "unsupported": (0.0, 0.2, 0.5), "background": (0.0, 0.5, 1.0), "zipf": (0.0, 0.8, 1.5),
+    "partner": (0.0, 0.25, 0.5), "synonyms": (1, 2, 4), "homonyms": (1, 2, 4), "category_talk": (0.0, 0.3, 0.6),
+    "unseen": (0.0, 0.2, 0.4), "cue": ("env", "lan"),
+}  # fmt: skip
+#: Sentences of the generated talk, one of which a noun is said in before it is due in the other.
+RECALL = (
+    ("look at the {}", "what's that a"), ("where is the {}", "give me the"), ("I like the {}", "do you want the"),
+    ("here is your {}", "can you find the"), ("is it a {}", "that's a"),
+)  # fmt: skip
+CONTROLS = "controls"
+
+
+@dataclass(frozen=True)
+class DialsSettings(CompareSettings):
+    """Which dial is turned, and how far."""
+
+    dial: str = "gap"
+    """One of the generated corpus: gap, max_distractors, silent_scenes, talk_alone, unsupported, background, zipf,
+    partner, synonyms, homonyms, category_talk, unseen or cue."""
+    values: tuple[str, ...] = ()
+    """What it is set to, one corpus each; three values of the package's choice by default."""
+    seeds: int = field(default=2)
+    """Runs of each model on each corpus, with the seeds 0, 1, …"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dial not in VALUES:
+            raise ValueError(f"dial: expected one of {', '.join(VALUES)}; got {self.dial!r}")
+        if len(set(self.values)) < len(self.values):
+            raise ValueError(f"values: expected different ones, got {self.values}")
+        self.corpora()
+
+    def corpora(self) -> dict[Any, GeneratedSettings]:
+        """value → the settings of its corpus; ValueError for a value that the dial does not take."""
+        kind = type(VALUES[self.dial][0])
+        try:
+            chosen = [kind(value) for value in self.values] or list(VALUES[self.dial])
+        except ValueError:
+            raise ValueError(f"values: expected {kind.__name__} for {self.dial}, got {self.values}") from None
+        return {value: replace(self.generated, **{self.dial: value}) for value in chosen}
+
+
+def turn_dial(out: str | Path, settings: DialsSettings) -> Path:
+    """Train and score every model on every value of the dial with every seed; returns the folder of tables and figure.
+
+    A folder OUT/DIAL-VALUE is a study like any other. What is finished there is not done again.
+
+    Raises:
+        ValueError: a folder of another comparison.
+        RuntimeError: some run failed (each is named with its error); the others are done and in the tables.
+    """
+    out = Path(out)
+    studies = {value: out / f"{settings.dial}-{value}" for value in settings.corpora()}
+    for value, corpus in settings.corpora().items():
+        prepare([GENERATED], studies[value], CorpusSettings(generated=corpus))
+    failed = run_all(settings, studies, settings.dial, _score_controls)
+    if any(len(read_table(study, "gain")) for study in studies.values()):
+        _write(out, settings, studies)
+    if failed:
+        raise RuntimeError(f"{len(failed)} of the runs failed, the others are done: {'; '.join(failed)}")
+    return out
+
+
+def _score_controls(study: Path, model: str, seed: int) -> None:
+    run, asked = study / model / f"seed{seed}", control_probes(study)
+    table = Table(study, CONTROLS)
+    for step in checkpoint_steps(run):
+        if asked and not table.has(model, seed, step):
+            trained = load(run, step)
+            rows = [gain(score(trained, of_kind)).assign(kind=kind) for kind, of_kind in asked.items()]
+            table.add(pd.concat(rows), model, seed, step)
+            table.save()
+
+
+def control_probes(study: Path) -> dict[str, Probes]:
+    """What is scored beside a study's own probes: "recall", and "category" where the corpus talks in categories."""
+    config, tokenizer = read_json(study / "config.json"), load_tokenizer(study)
+    settings = GeneratedSettings(**config["generated"])
+    said = [noun for noun in config["nouns"] if noun not in settings.spoken]
+    found = {}
+    if settings.category_talk < 1 and len(said) > 1:
+        found["recall"] = probes(tokenizer, said, RECALL, cue="lan")
+    if settings.category_talk:
+        categories = cdi_categories()
+        contexts = [Context(*parts[:2]) for parts in config["contexts"]]
+        found["category"] = probes(
+            tokenizer, config["nouns"], contexts, spoken={noun: categories[noun] for noun in config["nouns"]}
+        )
+    return found
+
+
+def _of_unseen(study: Path) -> pd.DataFrame:
+    """Gain over pairs of a noun and a context that never occurred, and over the others: kind, model, seed, step, …"""
+    config = read_json(study / "config.json")
+    settings = GeneratedSettings(**config["generated"])
+    scores = read_table(study, "surprisal")
+    if not settings.unseen or scores.empty:
+        return pd.DataFrame()
+    sentences = [context[0] for context in config["contexts"]]
+    pairs = scores[["context", "target"]].drop_duplicates()
+    known = {(c, noun): occurs(settings, noun, sentences[c]) for c, noun in pairs.itertuples(index=False)}
+    seen = pd.Series([known[key] for key in zip(scores["context"], scores["target"], strict=True)], index=scores.index)
+    rows = []
+    for kind, part in (("unseen", scores[~seen]), ("seen", scores[seen])):
+        for key, frame in part.groupby(["model", "seed", "step"]):
+            of_step: dict[str, Any] = dict(zip(("model", "seed", "step"), key, strict=True))
+            rows.append(gain(frame).assign(kind=kind, **of_step))
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+
+
+def _write(out: Path, settings: DialsSettings, studies: Mapping[Any, Path]) -> None:
+    dial = settings.dial
+    gains = collected(settings, studies, dial).assign(kind="grounding")
+    controls = collected(settings, studies, dial, CONTROLS)
+    unseen = [_of_unseen(study).assign(**{dial: value}) for value, study in studies.items()]
+    r2 = collected(settings, studies, dial, "r2")
+    table = summary(pd.concat([gains, controls, *unseen], ignore_index=True), r2, dial)
+    table["tokens"] = table["step"] * settings.tokens_per_step
+    write_json(
+        out / "dial.json",
+        {
+            "settings": settings.asked(DialsSettings),
+            "checkpoints": checkpoints(settings, studies),
+            "rows": table.to_dict("records"),
+        },
+    )
+    text = markdown(table, dial)
+    (out / "dial.md").write_text(text, encoding="utf-8")
+    (out / "dial.svg").write_text(curves(table, dial), encoding="utf-8")
+    print(text)

@@ -1,0 +1,109 @@
+"""A dial of the generated corpus: gain and its controls over training, a row or a line for each value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from symground.analysis.gain import gain_interval
+from symground.reports.figures import PALETTE, figure_of, svg_of
+
+#: What is told of, in the order of the table, and what a column of it means.
+KINDS = {
+    "grounding": "gain", "recall": "recall of a spoken word", "seen": "gain, pairs that occurred",
+    "unseen": "gain, pairs that never occurred", "category": "gain of the category's word",
+}  # fmt: skip
+
+
+def summary(gains: pd.DataFrame, r2: pd.DataFrame, dial: str) -> pd.DataFrame:
+    """A row per kind, value of the dial, model and checkpoint.
+
+    Args:
+        gains: kind, the dial's column, model, seed, step, target, matched, mismatched, gain (nats).
+        r2: the dial's column, model, seed, step, r2, slope.
+        dial: its name.
+
+    Returns:
+        kind, the dial's column, model, step; matched, mismatched, gain: means over nouns and seeds; gain_low and
+        gain_high: 95 % bootstrap interval over nouns, each its mean over seeds; seed_gains; nouns, seeds; r2: mean over
+        seeds of the R² on co-occurrence, of "grounding" only, None where there is none.
+    """
+    rows = []
+    means = r2.groupby([dial, "model", "step"])["r2"].mean().to_dict() if len(r2) else {}
+    for (kind, value, model, step), frame in gains.groupby(["kind", dial, "model", "step"], sort=True):
+        by_noun = frame.groupby("target")[["matched", "mismatched", "gain"]].mean()
+        by_seed = frame.groupby("seed")["gain"].mean()
+        mean, low, high = gain_interval(by_noun)
+        explained = means.get((value, model, step)) if kind == "grounding" else None
+        rows.append(
+            {
+                "kind": kind, dial: value, "model": model, "step": int(step), "matched": by_noun["matched"].mean(),
+                "mismatched": by_noun["mismatched"].mean(), "gain": mean, "gain_low": low, "gain_high": high,
+                "seed_gains": by_seed.tolist(), "nouns": len(by_noun), "seeds": len(by_seed),
+                "r2": None if explained is None or pd.isna(explained) else float(explained),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def markdown(table: pd.DataFrame, dial: str) -> str:
+    """The last checkpoint of every value, and under it the whole course."""
+    kinds = [kind for kind in KINDS if (table["kind"] == kind).any()]
+    heads = [KINDS[kind] for kind in kinds]
+    lines = [
+        f"{dial}: gain at the last checkpoint (nats; 95 % interval over nouns), and the highest and the last R² of the "
+        "gain on log co-occurrence.",
+        "",
+        f"| model | {dial} | {' | '.join(heads)} | R², highest | R², last |",
+        "|---|---|" + "---|" * (len(heads) + 2),
+    ]
+    for model in sorted(table["model"].unique()):
+        for value in sorted(table[dial].unique()):
+            part = table[(table["model"] == model) & (table[dial] == value)]
+            cells = [_last(part[part["kind"] == kind]) for kind in kinds]
+            course = part[part["kind"] == "grounding"].sort_values("step")["r2"].dropna()
+            explained = [f"{course.max():.2f}", f"{course.iloc[-1]:.2f}"] if len(course) else ["–", "–"]
+            lines.append(f"| {model} | {value} | {' | '.join([*cells, *explained])} |")
+    lines += ["", f"| model | {dial} | step | tokens | matched | mismatched | {' | '.join(heads)} | R² |"]
+    lines.append("|---|---|---|---|---|---|" + "---|" * (len(heads) + 1))
+    for (model, value, step), part in table.groupby(["model", dial, "step"], sort=True):
+        of_kind: dict[str, Any] = {row["kind"]: row for row in part.to_dict("records")}
+        own = of_kind["grounding"]
+        cells = [f"{of_kind[kind]['gain']:.2f}" if kind in of_kind else "–" for kind in kinds]
+        r2 = "–" if own["r2"] is None or pd.isna(own["r2"]) else f"{own['r2']:.2f}"
+        surprisals = f"{own['matched']:.2f} | {own['mismatched']:.2f}"
+        lines.append(f"| {model} | {value} | {step} | {own['tokens']:,} | {surprisals} | {' | '.join(cells)} | {r2} |")
+    return "\n".join([*lines, ""])
+
+
+def _last(part: pd.DataFrame) -> str:
+    if part.empty:
+        return "–"
+    row = part.sort_values("step").to_dict("records")[-1]
+    return f"{row['gain']:.2f} [{row['gain_low']:.2f}, {row['gain_high']:.2f}]"
+
+
+def curves(table: pd.DataFrame, dial: str) -> str:
+    """Gain over tokens, a panel per model and kind and a line per value, thin lines its seeds; as SVG text."""
+    models = sorted(table["model"].unique())
+    kinds = [kind for kind in KINDS if (table["kind"] == kind).any()]
+    figure = figure_of(3.3 * len(kinds) + 1.0, 2.9 * len(models))
+    panels = figure.subplots(len(models), len(kinds), sharex=True, sharey="row", squeeze=False)
+    for model, of_model in zip(models, panels, strict=True):
+        for kind, axes in zip(kinds, of_model, strict=True):
+            part = table[(table["model"] == model) & (table["kind"] == kind)]
+            for value, colour in zip(sorted(table[dial].unique()), PALETTE * 4, strict=False):
+                line = part[part[dial] == value].sort_values("step")
+                if line.empty:
+                    continue
+                tokens = line["tokens"] / 1e6
+                axes.plot(tokens, line["gain"], color=colour, linewidth=1.6, label=str(value))
+                for seed in range(min(map(len, line["seed_gains"]))):
+                    course = [of_seeds[seed] for of_seeds in line["seed_gains"]]
+                    axes.plot(tokens, course, color=colour, linewidth=0.6, alpha=0.5)
+            axes.axhline(0, color="#888888", linewidth=0.8)
+            axes.set(title=KINDS[kind], xlabel="tokens (millions)")
+        of_model[0].set_ylabel(f"{model}: gain (nats)")
+    panels[0][0].legend(title=dial)
+    return svg_of(figure)
