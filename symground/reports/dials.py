@@ -38,7 +38,7 @@ def summary(gains: pd.DataFrame, r2: pd.DataFrame, dial: str) -> pd.DataFrame:
         explained = means.get((value, model, step)) if kind == "grounding" else None
         rows.append(
             {
-                "kind": kind, dial: value, "model": model, "step": int(step), "matched": by_noun["matched"].mean(),
+                "kind": kind, dial: value, "model": model, "step": int(str(step)), "matched": by_noun["matched"].mean(),
                 "mismatched": by_noun["mismatched"].mean(), "gain": mean, "gain_low": low, "gain_high": high,
                 "seed_gains": by_seed.tolist(), "nouns": len(by_noun), "seeds": len(by_seed),
                 "r2": None if explained is None or pd.isna(explained) else float(explained),
