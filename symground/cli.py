@@ -40,6 +40,7 @@ def _run(argv: list[str]) -> int:
     from transformers.utils import logging
 
     from symground.analysis.run import AnalysisSettings
+    from symground.data.features import FeatureSettings, extract_features
     from symground.ops._build import build, build_cuda
     from symground.recipes import (
         CorpusSettings,
@@ -72,7 +73,8 @@ def _run(argv: list[str]) -> int:
         """Corpus to report: prepare, train, analyse. Run it again to go on where it stopped."""
 
         corpus: tyro.conf.Positional[tuple[str, ...]]
-        """'generated'; 'childes' and paths of transcripts; or 'visdial' and paths of dialogues, as for data."""
+        """'generated'; 'generated-images'; 'childes' and paths of transcripts; or 'visdial' and paths of dialogues, as
+        for data."""
         out: str | None = None
         """Folder of the study; runs/ and the corpus's name by default."""
 
@@ -81,10 +83,19 @@ def _run(argv: list[str]) -> int:
         """Make a study's folder: tokenizer, token arrays, nouns, contexts; corpus.html shows what is in it."""
 
         corpus: tyro.conf.Positional[tuple[str, ...]]
-        """'generated'; 'childes' and .cha files, folders, .zip or .tar.* archives of them; 'visdial' and .json files,
-        folders or archives of them. Paths alone are transcripts."""
+        """'generated'; 'generated-images', whose scenes are images; 'childes' and .cha files, folders, .zip or .tar.*
+        archives of them; 'visdial' and .json files, folders or archives of them. Paths alone are transcripts."""
         out: str
         """Folder of the study."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Features(FeatureSettings):
+        """Make an image set: patch embeddings by a frozen DINOv2, computed once; --visdial.images takes it."""
+
+        paths: tyro.conf.Positional[tuple[str, ...]]
+        """Images, folders, .zip or .tar.* archives of them."""
+        out: str
+        """Folder of the image set."""
 
     @dataclass(frozen=True, kw_only=True)
     class Train(TrainSettings):
@@ -121,7 +132,8 @@ def _run(argv: list[str]) -> int:
 
         dial: tyro.conf.Positional[str]
         """gap, max_distractors, silent_scenes, talk_alone, unsupported, background, zipf, partner, synonyms, homonyms,
-        category_talk, unseen or cue; symground run --help says what each does (--generated.…)."""
+        category_talk, unseen or cue; of images, size, parts, noise, clutter, position or grid. symground run --help
+        says what each does (--generated.…, --images.…)."""
         out: str | None = None
         """Folder of the sweep: a study for each value, the tables and the figure; runs/DIAL by default."""
 
@@ -130,8 +142,8 @@ def _run(argv: list[str]) -> int:
         """Compile the C++/CUDA extension into the package's folder; everything works without it, slower."""
 
     commands: dict[str, Any] = {
-        "demo": Demo, "run": Run, "data": Data, "train": Train, "analyze": Analyze, "report": Report,
-        "architectures": Architectures, "dials": Dials, "build": Build,
+        "demo": Demo, "run": Run, "data": Data, "features": Features, "train": Train, "analyze": Analyze,
+        "report": Report, "architectures": Architectures, "dials": Dials, "build": Build,
     }  # fmt: skip
     printed = io.StringIO()
     try:
@@ -157,6 +169,12 @@ def _run(argv: list[str]) -> int:
             written = run_study(command.corpus, out, command)
         case Data():
             prepare(command.corpus, command.out, command)
+            written = Path(command.out)
+        case Features():
+            made = extract_features(command.paths, command.out, command)
+            print(f"{len(made):,} images of {made.patches} patches with {made.width} features", file=sys.stderr)
+            for skipped in made.description["skipped"]:
+                print(f"set aside: {skipped['file']}: {skipped['reason']}", file=sys.stderr)
             written = Path(command.out)
         case Train():
             train_study(Path(command.study), [command.model], [command.seed], command)

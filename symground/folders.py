@@ -1,6 +1,7 @@
 """The layout of a study and its runs on disk: names only, no reading of models or data.
 
 STUDY/                        config.json, tokenizer.json, data/, results/*.parquet, report.html
+STUDY/images/                 the image set of a study whose scenes are images; or data/images.json says where it is
 STUDY/MODEL/seedN/            config.json, metrics.jsonl, checkpoints/step-00002000/
 """
 
@@ -58,6 +59,12 @@ def model_and_seed(run: str | Path) -> tuple[str, int]:
     if not re.fullmatch(r"seed\d+", run.name):
         raise ValueError(f"{run}: expected a run's folder to be STUDY/MODEL/seedN")
     return run.parent.name, int(run.name.removeprefix("seed"))
+
+
+def images_of(data: str | Path) -> Path | None:
+    """The image set that a study's data folder names; None where it has none."""
+    named = Path(data) / "images.json"
+    return Path(data) / str(read_json(named)["folder"]) if named.is_file() else None
 
 
 def write_json(path: Path, content: Any) -> None:

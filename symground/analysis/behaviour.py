@@ -86,8 +86,9 @@ def behaviour(
 
 
 def _of_context(head: Readout, hidden: Tensor, ids: Tensor, p: Tensor) -> Tensor:
-    """[B] mean surprisal of the tokens from the second to that at p."""
+    """[B] mean surprisal of the words from the second token to that at p; patches of images are none."""
     counts = torch.arange(1, ids.shape[1], device=ids.device) <= p[:, None]  # [B,T-1]
+    counts &= ids[:, 1:] < head.weight.shape[0]
     each = ops.candidate_surprisal(hidden[:, :-1][counts], head.weight, ids[:, 1:][counts][:, None], head.bias)
     total = hidden.new_zeros(counts.shape, dtype=each.dtype).masked_scatter(counts, each[:, 0]).sum(1)
     return total / counts.sum(1)

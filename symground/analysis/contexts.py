@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from symground.data.generated import Utterance, distractor
-from symground.data.words import TIERS, WORD
+from symground.data.words import IMAGE, TIERS, WORD
 
 SLOT = "{}"
 
@@ -25,7 +25,8 @@ class Context(NamedTuple):
     speakers: tuple[str, str] = ("CHI", "CHI")
     """Of the ENV sentence and of the LAN words."""
     cue: str = "env"
-    """The tier of the first sentence: "lan" makes it a spoken one, the noun as LAN, the control for plain recall."""
+    """The tier of the first sentence: "lan" makes it a spoken one, the noun as LAN, the control for plain recall;
+    "image" puts an image of the noun in its place, and only the LAN words count."""
 
     def around(self) -> tuple[str, str]:
         """The ENV sentence before and after the noun."""
@@ -38,6 +39,11 @@ def context_of(values: Sequence[Any]) -> Context:
     found = Context(*values)
     first, second = found.speakers
     return found._replace(between=tuple(Utterance(*u) for u in found.between), speakers=(first, second))
+
+
+def of_images(contexts: Iterable[Context]) -> list[Context]:
+    """The contexts with an image in the place of the ENV sentence; those that are the same without it once."""
+    return list(dict.fromkeys(context._replace(env=SLOT, cue=IMAGE) for context in contexts))
 
 
 def with_gap(contexts: Iterable[Context], gap: int, seed: int = 0) -> list[Context]:
@@ -90,8 +96,8 @@ def read_contexts(contexts: Iterable[Sequence[Any]] | str | Path | None) -> list
     for pair in pairs:
         if pair.env.count(SLOT) != 1 or SLOT in pair.lan or not WORD.search(pair.lan):
             raise ValueError(f"{source}: expected one {SLOT} in the ENV sentence and words in the LAN part; got {pair}")
-        if pair.cue not in TIERS:
-            raise ValueError(f"{source}: expected 'env' or 'lan' as the cue; got {pair.cue!r}")
+        if pair.cue not in (*TIERS, IMAGE):
+            raise ValueError(f"{source}: expected 'env', 'lan' or 'image' as the cue; got {pair.cue!r}")
         for utterance in pair.between:
             if utterance.tier not in ("env", "lan") or SLOT in utterance.text:
                 raise ValueError(f"{source}: expected (speaker, 'env' or 'lan', text) between; got {utterance}")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from symground.data import Corpus
 from symground.data.nouns import noun_tokens
+from symground.data.words import IMAGE
 
 
 def cooccurrence(
@@ -27,7 +28,8 @@ def cooccurrence(
         nouns: counted in both forms.
         window: the largest distance, in tokens, in either direction (the study gives none; 512 is its sequence length).
         spoken: noun → what it is called in speech, itself where it is not listed.
-        cue: "lan" counts the noun in the scene as a spoken word too; a word is not counted with itself.
+        cue: "lan" counts the noun in the scene as a spoken word too; a word is not counted with itself. "image" counts
+            images that the corpus says show the noun, each at its last patch.
 
     Returns:
         A DataFrame, a row per (env, lan) pair of nouns: env, lan; count, pairs of positions; env_count and lan_count,
@@ -44,18 +46,24 @@ def cooccurrence(
         raise ValueError(f"window: expected at least 1 token, got {window}")
     vocabulary = corpus.tokenizer.get_vocab()
     of = noun_tokens(nouns, spoken, cue)
-    missing = [token for noun in nouns for token in of[noun] if token not in vocabulary]
+    if cue == IMAGE and corpus.images is None:
+        raise ValueError("cue: expected a corpus with images for 'image'")
+    tokens = {token for both in of.values() for token in (both[1:] if cue == IMAGE else both)}
+    missing = sorted(tokens - vocabulary.keys())
     if missing:
         raise ValueError(f"nouns: not in the corpus's vocabulary: {', '.join(missing)}")
     document = np.searchsorted(corpus.documents, np.arange(len(corpus.tokens)), side="right")
     # Documents are moved apart by more than the window, so that no pair is counted across their bound.
     place = np.arange(len(corpus.tokens)) + document * (window + 1)
-    at = _positions(corpus.tokens, sorted({vocabulary[token] for both in of.values() for token in both}), place)
+    by_id = _positions(corpus.tokens, sorted(vocabulary[token] for token in tokens), place)
+    at = {token: by_id[vocabulary[token]] for token in tokens}
+    if cue == IMAGE:
+        at |= _images(corpus, {of[noun][0]: noun for noun in nouns}, place)
     counts = []
     for v in nouns:
-        centres = at[vocabulary[of[v][0]]]
+        centres = at[of[v][0]]
         for w in nouns:
-            others = at[vocabulary[of[w][1]]]
+            others = at[of[w][1]]
             within = np.searchsorted(others, centres + window, "right") - np.searchsorted(others, centres - window)
             itself = len(centres) if of[v][0] == of[w][1] else 0
             counts.append((v, w, int(within.sum()) - itself, len(centres), len(others)))
@@ -64,6 +72,14 @@ def cooccurrence(
     with np.errstate(divide="ignore", invalid="ignore"):
         expected = table["env_count"] * table["lan_count"] / positions**2 * pairs
         return table.assign(pmi=np.log(table["count"] / expected))
+
+
+def _images(corpus: Corpus, names: Mapping[str, str], place: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """What counts call an image of a noun → where those that show it end, sorted."""
+    patch = np.asarray(corpus.tokens) - len(corpus.tokenizer)
+    ends = np.flatnonzero((patch >= 0) & (patch % corpus.prefix == corpus.prefix - 1))
+    image = patch[ends] // corpus.prefix
+    return {name: place[ends[np.isin(image, list(corpus.shown.get(noun, ())))]] for name, noun in names.items()}
 
 
 def _pairs_within(lengths: NDArray[np.int64], window: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from symground.analysis.contexts import Context
-from symground.data.words import TIERS, env, lan_tokens, speaker
+from symground.data.words import IMAGE, TIERS, env, lan, lan_tokens, speaker
 
 Ids = tuple[int, ...]
 
@@ -16,7 +16,12 @@ class Row(NamedTuple):
 
     before: Ids
     noun: Ids
+    """The noun, or an image that shows it."""
     after: Ids
+    patches: tuple[int, ...] = ()
+    """Of an image, which of its ids show the noun."""
+    outside: int = 0
+    """How many ids stand before the first utterance."""
 
     @property
     def ids(self) -> Ids:
@@ -38,10 +43,9 @@ class Encoder(Protocol):
 
 
 def encoder_of(tokenizer: Any, separator: str = ". ") -> Encoder:
-    """The study's form where the vocabulary has ENV words, else plain text."""
+    """The study's form where the vocabulary has words of its kinds, else plain text."""
     vocabulary: Mapping[str, int] = tokenizer.get_vocab()
-    marked = env("")
-    if any(token.endswith(marked) for token in vocabulary):
+    if any(token.endswith((env(""), lan(""))) for token in vocabulary):
         return StudyEncoder(vocabulary)
     return TextEncoder(tokenizer, separator)
 
@@ -56,12 +60,15 @@ class StudyEncoder:
         contexts = list(contexts)
         cues = {c.cue for c in contexts} or {"env"}
         asked = {t for c in contexts for part in self._around(c) for t in part}
-        asked |= {t for noun in nouns for cue in cues for t in TIERS[cue][1](noun)}
+        asked |= {t for noun in nouns for cue in cues - {IMAGE} for t in TIERS[cue][1](noun)}
         asked |= {t for word in spoken for t in lan_tokens(word)}
         return {token for token in asked if token not in self._vocabulary}
 
     def row(self, context: Context, noun: str) -> Row:
+        """An image is put in by who has it: its row has words after the noun only."""
         before, after = self._around(context)
+        if context.cue == IMAGE:
+            return Row((), (), self._ids(after))
         return Row(self._ids(before), self._ids(TIERS[context.cue][1](noun)), self._ids(after))
 
     def target(self, context: Context, noun: str, word: str) -> Ids:
@@ -72,6 +79,8 @@ class StudyEncoder:
         between = [token for utterance in context.between for token in utterance.tokens()]
         first, second = map(speaker, context.speakers)
         spoken = [*between, second, *lan_tokens(context.lan)]
+        if context.cue == IMAGE:
+            return [], spoken
         tokens = TIERS[context.cue][1]
         return [first, *tokens(before)], [*tokens(after), *spoken]
 

@@ -9,6 +9,9 @@ HeadSet = frozenset[tuple[int, int]]
 
 #: kind → the (query group, key group) whose flow is measured.
 KINDS = {"aggregate": ("prediction", "env"), "gather": ("env", "event")}
+#: A noun that an image shows stands in several places: "env" is the last of them, this group the others. Flow from them
+#: is flow from the noun into the prediction, and flow from the rest of the image into its last patch.
+PATCHES = "patches"
 DENOMINATORS = ("row", "matrix")
 
 
@@ -20,7 +23,8 @@ def find_heads(
     Args:
         trace: from :func:`symground.trace`, with the groups "env" and, for gather heads, "event".
         kind: "aggregate", flow from the ENV noun's span into the prediction position, or "gather", flow from the rest
-            of the ENV utterance into the noun.
+            of the ENV utterance into the noun. Of a noun that an image shows: from all its patches into the prediction
+            position, and from the patches before the last of them into that one.
         threshold: the smallest share.
         denominator: "row", of all flow into that position (or group of them); "matrix", of all the head's flow. The
             study leaves open which; report both.
@@ -56,7 +60,8 @@ def head_shares(trace: xr.Dataset, kind: str = "aggregate", denominator: str = "
         there = trace[dimension].values.tolist()
         if name not in there:
             raise ValueError(f"trace: {kind} heads need the {dimension} {name!r}; it has {', '.join(there)}")
-    flow = trace.flow.sel(query_group=query, key_group=key, drop=True)
+    keys = [key, PATCHES] if PATCHES in trace.key_group.values else [key]
+    flow = trace.flow.sel(query_group=query, key_group=keys, drop=True).sum("key_group")
     total = trace.row_total.sel(query_group=query, drop=True) if denominator == "row" else trace.matrix_total
     shares: xr.DataArray = (flow / total.where(total > 0)).fillna(0.0).rename("share")
     return shares

@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from symground.analysis.contexts import Context, read_contexts
-from symground.analysis.encoding import Ids, Row, encoder_of
+from symground.analysis.contexts import Context, of_images, read_contexts
+from symground.analysis.encoding import Ids, Row, StudyEncoder, encoder_of
+from symground.analysis.heads import PATCHES
+from symground.analysis.images import ProbeImages
 from symground.analysis.mismatches import pairs_of
 from symground.data import STUDY_NOUNS
-from symground.data.words import PADDING, TIERS
+from symground.data.words import IMAGE, PADDING, TIERS
 
 
 class Examples(NamedTuple):
@@ -35,9 +37,9 @@ class Examples(NamedTuple):
     context: list[int]
     noun: list[str]
     query_masks: dict[str, Tensor]
-    """name → [N,T]: "prediction" and "env" (the last token of the noun itself)."""
+    """name → [N,T]: "prediction" and "env" (the last token of the noun itself, or the last patch that shows it)."""
     key_masks: dict[str, Tensor]
-    """name → [N,T]: "env" (the noun and its span) and "event"."""
+    """name → [N,T]: "env" (the noun and its span), "event", and "patches" (the others that show it) of images."""
 
 
 @dataclass(frozen=True)
@@ -114,25 +116,37 @@ class Probes:
         if several:
             raise ValueError(f"probes: an example predicts one token, and these words are of several: {several}")
         rows = [of_context[u] for of_context, of_env in zip(self.rows, env, strict=True) for u in of_env]
-        lengths, starts, stops = (
-            torch.tensor(x)[:, None]
-            for x in zip(
-                *((len(r.ids), len(r.before), len(r.before) + len(r.noun)) for r in rows), strict=True
-            )
-        )  # fmt: skip
+        places = [_places(row) for row in rows]
+        numbers = [(len(row.ids), row.outside, *place[:2]) for row, place in zip(rows, places, strict=True)]
+        lengths, outside, starts, last = torch.tensor(numbers).T[..., None]  # [N,1] each
         ids = torch.full((len(rows), int(lengths.max())), self.padding)
-        for i, row in enumerate(rows):
+        others = torch.zeros_like(ids, dtype=torch.bool)
+        for i, (row, place) in enumerate(zip(rows, places, strict=True)):
             ids[i, : len(row.ids)] = torch.tensor(row.ids)
+            others[i, list(place[2])] = True
         position = torch.arange(ids.shape[1])
-        query = {"prediction": position == lengths - 1, "env": position == stops - 1}
+        query = {"prediction": position == lengths - 1, "env": position == last}
+        noun = (position >= starts) & (position <= last + self.span)
         key = {
-            "env": (position >= starts) & (position < stops + self.span),
-            "event": position < starts,  # the ENV utterance is the first
+            "env": noun,
+            # The ENV utterance is the first.
+            "event": (position >= outside) & (position < last) & ~noun & ~others,
         }
+        if bool(others.any()):
+            key[PATCHES] = others & ~noun
         contexts, nouns = len(self.contexts), len(self.nouns)
         targets = torch.tensor([ids[0] for ids in self.targets]).repeat(contexts)
         index = torch.arange(contexts).repeat_interleave(nouns).tolist()
         return Examples(ids, lengths[:, 0] - 1, targets, index, list(self.nouns) * contexts, query, key)
+
+
+def _places(row: Row) -> tuple[int, int, tuple[int, ...]]:
+    """Where the noun begins, where its last token is, and the other patches that show it."""
+    first = len(row.before)
+    if not row.patches:
+        return first, first + len(row.noun) - 1, ()
+    *others, last = sorted(row.patches)
+    return first + last, first + last, tuple(first + p for p in others)
 
 
 def probes(
@@ -143,6 +157,7 @@ def probes(
     *,
     spoken: Mapping[str, str] | None = None,
     cue: str | None = None,
+    images: ProbeImages | None = None,
     mismatches: str | int = "all",
     seed: int = 0,
     categories: Mapping[str, str] | None = None,
@@ -164,7 +179,12 @@ def probes(
         spoken: noun → what it is called in speech where that is another word: a synonym, its category. A noun that is
             called as the target is no mismatch of it.
         cue: "lan" tells the first sentence in spoken words, the noun as LAN too: what is measured is recall of a word
-            at the same distance, the control for grounding. None leaves it to each context, "env" by default.
+            at the same distance, the control for grounding. "image" puts images in its place. None leaves it to each
+            context, "env" by default.
+        images: for contexts with the cue "image": matched and mismatched probes differ in the image alone. The i-th
+            context takes the i-th image of each noun, from the first again where there are fewer. A noun that another's
+            images show too is no mismatch of theirs. A context with another cue begins with their empty image, where
+            they have one: a model that has read no text without an image is asked for none.
         mismatches: the ENV nouns that each target is scored with besides itself: "all" the others, so many at random,
             or those of its "category".
         seed: of the random mismatches.
@@ -173,15 +193,22 @@ def probes(
 
     Raises:
         ValueError: a word that is not in the vocabulary (all are named), fewer than two nouns, a context twice
-            or without ``{}``, a span or mismatches that do not fit, or a tokenizer that joins a target with what stands
-            before it.
+            or without ``{}``, a span or mismatches that do not fit, a noun without images or mismatches where contexts
+            show it, or a tokenizer that joins a target with what stands before it.
     """
     chosen = read_contexts(contexts)
     if cue is not None:
-        if cue not in TIERS:
-            raise ValueError(f"cue: expected 'env' or 'lan', got {cue!r}")
-        chosen = [context._replace(cue=cue) for context in chosen]
+        if cue not in (*TIERS, IMAGE):
+            raise ValueError(f"cue: expected 'env', 'lan' or 'image', got {cue!r}")
+        chosen = of_images(chosen) if cue == IMAGE else [context._replace(cue=cue) for context in chosen]
     encoder = encoder_of(tokenizer, separator)
+    seen = any(context.cue == IMAGE for context in chosen)
+    if seen and images is None:
+        raise ValueError("images: contexts that show an image need images of the nouns, got None")
+    if images is not None and not isinstance(encoder, StudyEncoder):
+        raise ValueError(
+            "images: expected the tokenizer of a study; models of other vocabularies take their own images"
+        )
     if nouns is None:
         nouns = [noun for noun in STUDY_NOUNS if not encoder.missing((), [noun], [noun])]
     if len(set(nouns)) != len(nouns):
@@ -196,6 +223,8 @@ def probes(
     if len(nouns) < 2:
         raise ValueError(f"nouns: expected at least two, so that there are mismatches; got {len(nouns)}")
     rows = tuple(tuple(encoder.row(context, noun) for noun in nouns) for context in chosen)
+    if images is not None:
+        rows = images.put_into(rows, chosen, nouns, len(tokenizer))
     for context, of_context in zip(chosen, rows, strict=True):
         if len({row.before for row in of_context}) > 1:
             raise ValueError(f"tokenizer: it joins the noun with what stands before it in {context}")
@@ -211,6 +240,11 @@ def probes(
     # Of nouns that share a word each is the other's match: neither is scored against the other.
     alike = torch.tensor([[u != v and a == b for v, b in enumerate(words)] for u, a in enumerate(words)])
     pairs = pairs_of(nouns, mismatches, seed, categories) & ~alike
+    if images is not None and seen:
+        pairs &= ~images.also_shown(nouns, len(chosen))
+        without = [noun for v, noun in enumerate(nouns) if pairs[:, v].sum() < 2]
+        if without:
+            raise ValueError(f"images: those of all other nouns show these too, so they have no mismatch: {without}")
     padding = tokenizer.get_vocab().get(PADDING, 0)
     return Probes(tuple(nouns), tuple(chosen), span, rows, targets, pairs, padding, tuple(words))
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from symground.analysis.probes import Probes
 from symground.analysis.scan import scan
 from symground.folders import read_json, write_json
+from symground.models.images import id_limit
 from symground.models.readout import readout
 from symground.progress import progress
 
@@ -176,8 +177,9 @@ def check_fits(model: PreTrainedModel, probes: Probes) -> None:
     tokens, context = probes.longest
     if positions is not None and tokens > positions:
         raise ValueError(f"probes: context {context} has {tokens} tokens, the model has {positions} positions")
-    rows = readout(model).weight.shape[0]
-    if probes.largest_id >= rows:
+    rows, limit = readout(model).weight.shape[0], id_limit(model)
+    if probes.largest_id >= limit:
+        has = f" and its {limit - rows} patches of images" if limit > rows else ""
         raise ValueError(
-            f"probes: id {probes.largest_id} is outside the model's vocabulary of {rows}; is this its tokenizer?"
+            f"probes: id {probes.largest_id} is outside the model's vocabulary of {rows}{has}; is this its tokenizer?"
         )

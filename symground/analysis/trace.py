@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground import ops
+from symground.analysis.heads import PATCHES
 from symground.analysis.probes import Probes
 from symground.analysis.score import check_deterministic, check_fits
 from symground.models import Mixer, mixers
@@ -254,9 +255,12 @@ def saliency_by_region(traced: xr.Dataset) -> xr.DataArray:
     """
     _check_saliency(traced)
     at_p = traced.saliency.isel(query=traced.prediction)  # (example, layer, key)
-    names = [*traced.key_group.values.tolist(), "other"]
-    sums = [at_p.where(traced.group == i, 0.0).sum("key") for i in [*range(len(names) - 1), -1]]
-    by_region: xr.DataArray = xr.concat(sums, dim="region").assign_coords(region=names)
+    groups = traced.key_group.values.tolist()
+    index = {name: [i] for i, name in enumerate(groups) if name != PATCHES} | {"other": [-1]}
+    if PATCHES in groups:  # all patches of the noun are the noun
+        index["env"].append(groups.index(PATCHES))
+    sums = [at_p.where(traced.group.isin(i), 0.0).sum("key") for i in index.values()]
+    by_region: xr.DataArray = xr.concat(sums, dim="region").assign_coords(region=list(index))
     mean: xr.DataArray = by_region.mean("example").transpose("layer", "region")
     return mean
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from symground.data.corpus import Corpus, write_description
+from symground.data.corpus import Corpus, write_description, write_images
 from symground.data.tokenizer import word_level_tokenizer
 from symground.data.words import UNKNOWN, base_of, with_base
 
@@ -34,11 +34,19 @@ class CorpusBuilder:
         self._names: list[str] = []
         self._validation = bytearray()
         self._counts: dict[str, NDArray[np.int64]] = {}  # of each group of documents, by provisional id
+        self._images = 0  # documents that have one
+        self.patches = 0
+        """Of each image, where documents have one."""
+        self.shown: dict[str, list[int]] = {}
+        """noun → the images that show it."""
+        self.validation_images: set[int] = set()
+        """Those of documents kept from training."""
         self.statistics: dict[str, Any] = {}
 
     def add(
-        self, segments: Iterable[Sequence[str]], name: str = "", *, group: str = "", validation: bool = False
-    ) -> None:
+        self, segments: Iterable[Sequence[str]], name: str = "", *, group: str = "", validation: bool = False,
+        image: int | None = None, shown: Iterable[str] = (),
+    ) -> None:  # fmt: skip
         """Add one document, given as its utterances or scenes, each a sequence of tokens. An empty one is left out.
 
         Args:
@@ -46,6 +54,8 @@ class CorpusBuilder:
             name: of the document.
             group: documents counted together (:meth:`counts_by_group`).
             validation: whether it is kept from training.
+            image: the number of the image, in an image set of ``patches`` patches each, that the document begins with.
+            shown: nouns for what that image shows.
         """
         words: dict[str, int] = {}
         tokens, starts = array("i"), array("q")
@@ -55,14 +65,29 @@ class CorpusBuilder:
                 tokens.extend([words.setdefault(token, len(words)) for token in segment])
         if tokens:
             ids, begin = np.frombuffer(tokens, np.int32), np.frombuffer(starts, np.int64)
+            if image is not None:
+                ids, begin = np.concatenate([self._patch_ids(image), ids]), begin + self.patches
+                self._images += 1
+                if validation:
+                    self.validation_images.add(image)
+                for noun in shown:
+                    self.shown.setdefault(noun, []).append(image)
             self.add_encoded(list(words), ids, begin, name, group=group, validation=validation)
+
+    def _patch_ids(self, image: int) -> NDArray[np.int32]:
+        """Provisional ids of patches: below zero."""
+        first = image * self.patches
+        if first + self.patches >= 2**30:
+            raise ValueError(f"image: a corpus names at most {2**30:,} patches, and image {image} lies beyond them")
+        return (-1 - first - np.arange(self.patches)).astype(np.int32)
 
     def add_encoded(
         self, words: Sequence[str], tokens: NDArray[np.int32], starts: NDArray[np.int64], name: str = "", *,
         group: str = "", validation: bool = False,
     ) -> None:  # fmt: skip
         """Add one document whose tokens are indices into ``words``; ``starts``: where its segments begin."""
-        ids = np.array([self._ids.setdefault(word, len(self._ids)) for word in words], np.int32)[tokens]
+        known = np.array([self._ids.setdefault(word, len(self._ids)) for word in words], np.int32)
+        ids = np.where(tokens < 0, tokens, known[np.maximum(tokens, 0)])
         self._tokens.extend(ids)
         self._starts.extend(starts)
         self._lengths.append(len(ids))
@@ -73,7 +98,7 @@ class CorpusBuilder:
         if counts is None or len(counts) < len(self._ids):
             before = np.zeros(0, np.int64) if counts is None else counts
             counts = self._counts[group] = np.pad(before, (0, 2 * len(self._ids) - len(before)))
-        np.add.at(counts, ids, 1)
+        np.add.at(counts, ids[ids >= 0], 1)
 
     def counts_by_group(self, lemmas: Mapping[str, str] | None = None) -> dict[str, dict[str, int]]:
         """How often each token stands in each group of documents, words taken to their lemmas."""
@@ -102,16 +127,20 @@ class CorpusBuilder:
         """The corpus in memory; arguments and errors as of :meth:`write`."""
         tokenizer, final, statistics = self._finish(min_count, lemmas)
         tokens, starts = np.empty(self._tokens.length, np.int32), np.empty(self._starts.length, np.int64)
-        documents = self._fill(tokens, starts, final)
+        documents = self._fill(tokens, starts, final, len(tokenizer))
         return Corpus(tokens, documents, starts, tokenizer, statistics)
 
-    def write(self, folder: str | Path, min_count: int = 1, lemmas: Mapping[str, str] | None = None) -> Corpus:
+    def write(
+        self, folder: str | Path, min_count: int = 1, lemmas: Mapping[str, str] | None = None,
+        images: str | Path | None = None,
+    ) -> Corpus:  # fmt: skip
         """Write the corpus into ``folder``; what stood there before is replaced at the end only.
 
         Args:
             folder: as in `symground.data.corpus`.
             min_count: tokens seen less often become [UNK].
             lemmas: form → lemma, for words as ENV and as LAN alike.
+            images: the folder of the image set, where documents have images.
 
         Returns:
             The corpus, memory-mapped from there.
@@ -127,13 +156,15 @@ class CorpusBuilder:
         try:
             tokens = _create(partial / "tokens.npy", np.int32, self._tokens.length)
             starts = _create(partial / "starts.npy", np.int64, self._starts.length)
-            np.save(partial / "documents.npy", self._fill(tokens, starts, final))
+            np.save(partial / "documents.npy", self._fill(tokens, starts, final, len(tokenizer)))
             for mapped in (tokens, starts):
                 mapped.flush()
             del tokens, starts
             order = self._order()
             (partial / "documents.txt").write_text("".join(f"{self._names[i]}\n" for i in order), encoding="utf-8")
             write_description(partial, tokenizer, statistics)
+            if images is not None:
+                write_images(partial, images, folder, self.shown)
             if folder.exists():
                 shutil.rmtree(folder)
             partial.rename(folder)
@@ -160,6 +191,7 @@ class CorpusBuilder:
             "lan_tokens": sum(n for token, n in counts.items() if token.endswith(":<LAN>")),
             "documents": len(self._lengths),
             "vocabulary": len(vocabulary),
+            **({"documents_with_image": self._images, "patches": self.patches} if self._images else {}),
             **({"splits": {"train": len(self._lengths) - held, "validation": held}} if held else {}),
             **self.statistics,
         }
@@ -170,9 +202,12 @@ class CorpusBuilder:
         return np.argsort(np.frombuffer(bytes(self._validation), np.uint8), kind="stable").astype(np.int64)
 
     def _fill(
-        self, tokens: NDArray[np.int32], starts: NDArray[np.int64], final: NDArray[np.int32]
+        self, tokens: NDArray[np.int32], starts: NDArray[np.int64], final: NDArray[np.int32], vocabulary: int
     ) -> NDArray[np.int64]:
-        """Write tokens and starts in the final order; returns the bounds of documents."""
+        """Write tokens and starts in the final order; returns the bounds of documents.
+
+        A patch's id is its number in the image set, counted on from the vocabulary.
+        """
         order = self._order()
         lengths, segments = (np.frombuffer(x, np.int64) for x in (self._lengths, self._segments))
         documents = np.concatenate([[0], np.cumsum(lengths[order])])
@@ -182,7 +217,7 @@ class CorpusBuilder:
             for i, values in spool.pieces(sizes):
                 at = slice(to[i], to[i] + len(values))
                 if spool is self._tokens:
-                    tokens[at] = final[values]
+                    tokens[at] = np.where(values < 0, vocabulary - 1 - values, final[np.maximum(values, 0)])
                 else:
                     starts[at] = values + begins[i]
         return documents

@@ -2,18 +2,24 @@
 
 A corpus folder holds ``tokens.npy`` (int32 ids, all documents end to end), ``documents.npy`` (int64 bounds, one more
 than there are documents), ``starts.npy`` (int64 positions at which an utterance or a scene begins, where a training
-row may start), ``documents.txt`` (a name a line) and ``statistics.json``. Documents kept from training come last.
+row may start), ``documents.txt`` (a name a line) and ``statistics.json``. Documents kept from training come last. Where
+documents begin with an image, ``images.json`` says where its image set lies and which images show which noun.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from symground.data.images import ImageSet
+from symground.folders import images_of, read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -30,13 +36,17 @@ class Corpus:
     starts: NDArray[np.int64]
     tokenizer: PreTrainedTokenizerFast
     statistics: dict[str, Any]
+    images: ImageSet | None = None
+    """What documents begin with: as many ids as an image has patches (`symground.data.images`)."""
+    shown: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """noun → the images that show it."""
 
     @staticmethod
     def load(folder: str | Path, tokenizer: str | Path | None = None) -> Corpus:
         """Load the corpus in ``folder``, its tokenizer from there or from the folder ``tokenizer``.
 
         Raises:
-            FileNotFoundError: the folder or one of its files is missing.
+            FileNotFoundError: the folder, its image set or one of their files is missing.
         """
         from transformers import PreTrainedTokenizerFast
 
@@ -48,12 +58,23 @@ class Corpus:
                 raise FileNotFoundError(f"{folder} is not a corpus folder: {path} is missing")
         tokens, documents, starts = map(_load_array, needed[:3])
         statistics = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
-        return Corpus(tokens, documents, starts, PreTrainedTokenizerFast.from_pretrained(tokenizer), statistics)
+        images, shown = None, {}
+        place = images_of(folder)
+        if place is not None:
+            images, shown = ImageSet.load(place), read_json(folder / "images.json")["shown"]
+        words = PreTrainedTokenizerFast.from_pretrained(tokenizer)
+        return Corpus(tokens, documents, starts, words, statistics, images, shown)
+
+    @property
+    def prefix(self) -> int:
+        """Ids that every document begins with: an image's."""
+        return self.images.patches if self.images else 0
 
     @property
     def counts(self) -> dict[str, int]:
         """How often each token of the vocabulary stands in the corpus."""
-        by_id = np.bincount(self.tokens, minlength=len(self.tokenizer))
+        words = len(self.tokenizer)
+        by_id = np.bincount(self.tokens[self.tokens < words] if self.images else self.tokens, minlength=words)
         return {token: int(by_id[i]) for token, i in self.tokenizer.get_vocab().items()}
 
     def part(self, split: str) -> Corpus:
@@ -81,6 +102,14 @@ def write_description(folder: Path, tokenizer: PreTrainedTokenizerFast, statisti
     """What stands beside the arrays."""
     (folder / "statistics.json").write_text(json.dumps(statistics, indent=1, ensure_ascii=False), encoding="utf-8")
     tokenizer.save_pretrained(folder)
+
+
+def write_images(folder: Path, images: str | Path, final: Path, shown: Mapping[str, Sequence[int]]) -> None:
+    """Where the image set of a corpus is, seen from the folder that is ``final`` in the end: within its study by the
+    way there, so that a study can be moved; elsewhere by its full path."""
+    place, study = Path(images).resolve(), final.resolve().parent
+    where = os.path.relpath(place, final.resolve()) if place.is_relative_to(study) else str(place)
+    write_json(folder / "images.json", {"folder": where, "shown": shown})
 
 
 def _load_array(path: Path) -> NDArray[Any]:

@@ -154,7 +154,7 @@ def distractor(rng: random.Random) -> Utterance:
 
 def add_scenes(builder: CorpusBuilder, settings: GeneratedSettings) -> None:
     """Add the generated corpus to ``builder``, a document every ``scenes_per_document`` scenes."""
-    family = _Family(settings)
+    family = Family(settings)
     document: list[list[str]] = []
     for scene in range(settings.scenes):
         document.append(family.scene())
@@ -164,7 +164,7 @@ def add_scenes(builder: CorpusBuilder, settings: GeneratedSettings) -> None:
     builder.statistics["generated"] = asdict(settings)
 
 
-class _Family:
+class Family:
     """Acts and talks by the dials. A dial at its default draws no random number, so that it changes nothing."""
 
     def __init__(self, settings: GeneratedSettings) -> None:
@@ -179,20 +179,33 @@ class _Family:
 
     def scene(self) -> list[str]:
         """What is done, then utterances that name no object, then what is said."""
+        silent, alone = self.noise()
+        objects = self.objects()
+        done = [] if alone else [token for noun in objects for token in self._acted(noun)]
+        between = self.distractors()
+        return [*done, *between] if silent else [*done, *between, *self.talk(objects)]
+
+    def noise(self) -> tuple[bool, bool]:
+        """Whether nobody talks about the next scene, and whether only its talk is there."""
+        s = self._settings
+        if not s.silent_scenes and not s.talk_alone:
+            return False, False
+        chance = self._rng.random()
+        return chance < s.silent_scenes, s.silent_scenes <= chance < s.silent_scenes + s.talk_alone
+
+    def objects(self) -> list[str]:
+        """What is there."""
+        some = self._rng.randint(1, self._settings.max_objects)
+        return list(dict.fromkeys(self._rng.choices(self._nouns, self._weights, k=some)))
+
+    def distractors(self) -> list[str]:
+        """Utterances that name no object."""
         s, rng = self._settings, self._rng
-        silent = alone = False
-        if s.silent_scenes or s.talk_alone:
-            chance = rng.random()
-            silent, alone = chance < s.silent_scenes, s.silent_scenes <= chance < s.silent_scenes + s.talk_alone
-        objects = list(dict.fromkeys(rng.choices(self._nouns, self._weights, k=rng.randint(1, s.max_objects))))
-        tokens: list[str] = []
-        if not alone:
-            for noun in objects:
-                tokens += [speaker("CHI"), *TIERS[s.cue][1](self._act(noun))]
-        few = min(1, s.max_distractors)
-        for _ in range(rng.randint(few, s.max_distractors) if s.gap is None else s.gap):
-            tokens += distractor(rng).tokens()
-        return tokens if silent else tokens + self._talk(objects)
+        count = rng.randint(min(1, s.max_distractors), s.max_distractors) if s.gap is None else s.gap
+        return [token for _ in range(count) for token in distractor(rng).tokens()]
+
+    def _acted(self, noun: str) -> list[str]:
+        return [speaker("CHI"), *TIERS[self._settings.cue][1](self._act(noun))]
 
     def _act(self, noun: str) -> str:
         s, rng = self._settings, self._rng
@@ -201,7 +214,8 @@ class _Family:
             sentence += " " + rng.choice(BACKGROUND_POOL).format(rng.choices(self._nouns, self._weights)[0])
         return sentence
 
-    def _talk(self, objects: list[str]) -> list[str]:
+    def talk(self, objects: list[str]) -> list[str]:
+        """What is said of them."""
         s, rng = self._settings, self._rng
         tokens: list[str] = []
         topic = None

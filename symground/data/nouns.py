@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from symground.data.words import TIERS, lan
+from symground.data.words import IMAGE, TIERS, lan, shown
 
 STUDY_NOUNS: tuple[str, ...] = tuple(
     (files("symground.data") / "resources" / "nouns.txt").read_text(encoding="utf-8").split()
@@ -93,9 +93,10 @@ def noun_tokens(
     Args:
         nouns: what stands in the scene.
         spoken: noun → what it is called in speech, itself where it is not listed.
-        cue: "env", or "lan" where the scene is told in spoken words.
+        cue: "env"; "lan" where the scene is told in spoken words; or "image", where the first is no token but what
+            counts call an image that shows the noun.
     """
-    form = TIERS[cue][0]
+    form = shown if cue == IMAGE else TIERS[cue][0]
     return {noun: (form(noun), lan((spoken or {}).get(noun, noun))) for noun in nouns}
 
 

@@ -1,4 +1,4 @@
-"""Visual Dialog with captions: the caption's words are ENV, the turns LAN.
+"""Visual Dialog: the caption's words, or the image's patches, are ENV, the turns LAN.
 
 Two forms of file are read: VisDial's own v1.0 (questions and answers by index into pools), with its captions inside or
 in a COCO captions file; and a plain list of dialogues, each the caption followed by ten "question? answer".
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from symground.data.builder import CorpusBuilder
 from symground.data.files import file_names, files_in
+from symground.data.images import ImageSet, image_key
 from symground.data.splits import share_of
-from symground.data.words import env_tokens, lan_tokens, speaker
+from symground.data.words import WORD, env_tokens, lan_tokens, speaker
 from symground.progress import progress
 
 #: Who speaks: the caption, who asks, who answers.
@@ -31,6 +32,8 @@ class DialogSettings:
     """COCO captions JSON, for dialogues without a caption of their own; of several the first by id is taken."""
     rounds: int | None = None
     """At most so many question-answer turns of each dialogue."""
+    images: str | None = None
+    """Image set (symground features) whose patches stand in the caption's place; without it captions are ENV."""
     fold_case: bool = True
     """Make all words lower-case, as VisDial's are."""
 
@@ -47,9 +50,9 @@ class Dialogue(NamedTuple):
     turns: tuple[tuple[str, str], ...]
 
     def segments(self, settings: DialogSettings) -> list[list[str]]:
-        """The caption, then each question with its answer."""
+        """The caption, where no image stands in its place, then each question with its answer."""
         fold = str.lower if settings.fold_case else str
-        found = [[speaker(CAPTION), *env_tokens(fold(self.caption))]]
+        found = [] if settings.images else [[speaker(CAPTION), *env_tokens(fold(self.caption))]]
         for question, answer in self.turns[: settings.rounds]:
             asked, said = lan_tokens(fold(question)), lan_tokens(fold(answer))
             found.append([speaker(QUESTION), *asked, speaker(ANSWER), *said])
@@ -58,12 +61,13 @@ class Dialogue(NamedTuple):
 
 def add_dialogues(
     builder: CorpusBuilder, paths: Sequence[str | Path], settings: DialogSettings, *, validation: float = 0.0,
-    strict: bool = False,
+    strict: bool = False, nouns: Collection[str] = (),
 ) -> None:  # fmt: skip
     """Add every dialogue of the JSON files under ``paths`` (files, folders, archives), a document each.
 
     A dialogue without a field, or a file of another form, is set aside and named with the reason in
-    ``builder.statistics["visdial"]``. Each file is read whole.
+    ``builder.statistics["visdial"]``; a dialogue whose image is not in the image set is counted there. Each file is
+    read whole.
 
     Args:
         builder: takes the documents, named FILE#NUMBER.
@@ -71,14 +75,19 @@ def add_dialogues(
         settings: how dialogues become sequences.
         validation: the share of dialogues kept from training, chosen by their images.
         strict: raise for the first that cannot be read instead.
+        nouns: an image shows those of them that its caption names.
 
     Raises:
-        FileNotFoundError: a path that does not exist.
+        FileNotFoundError: a path that does not exist, or no image set where one is named.
         ValueError: a path of another kind, no dialogue in any of them; with ``strict``, one that cannot be read.
     """
     if not 0 <= validation < 1:
         raise ValueError(f"validation: expected a share from 0 to below 1, got {validation}")
     captions = {} if settings.captions is None else coco_captions(settings.captions)
+    image_set = None if settings.images is None else ImageSet.load(settings.images)
+    numbers = None if image_set is None else image_set.numbers()
+    builder.patches = 0 if image_set is None else image_set.patches
+    fold, nouns = (str.lower if settings.fold_case else str), set(nouns)
     counts: Counter[str] = Counter()
     skipped: list[dict[str, str]] = []
 
@@ -106,11 +115,21 @@ def add_dialogues(
                     set_aside(f"{name}#{number}", str(error))
                     continue
                 held = share_of(dialogue.image or f"{name}#{number}") < validation
-                group = PurePosixPath(name).name
-                builder.add(dialogue.segments(settings), f"{name}#{number}", group=group, validation=held)
+                group, image, shown = PurePosixPath(name).name, None, set[str]()
+                if numbers is not None:
+                    image = numbers.get(image_key(dialogue.image))
+                    if image is None:
+                        counts["dialogues_without_image"] += 1
+                        continue
+                    shown = nouns.intersection(WORD.findall(fold(dialogue.caption)))
+                builder.add(
+                    dialogue.segments(settings), f"{name}#{number}", group=group, validation=held, image=image,
+                    shown=sorted(shown),
+                )  # fmt: skip
                 counts["turns"] += len(dialogue.turns[: settings.rounds])
             bar.advance()
-    keys = ("files", "files_set_aside", "dialogues", "dialogues_set_aside", "turns")
+    keys = ["files", "files_set_aside", "dialogues", "dialogues_set_aside", "turns"]
+    keys += [] if numbers is None else ["dialogues_without_image"]
     builder.statistics["visdial"] = {
         **{key: counts[key] for key in keys}, "skipped": skipped, "settings": asdict(settings),
     }  # fmt: skip
@@ -118,6 +137,10 @@ def add_dialogues(
         raise ValueError(f"paths: no .json file in {', '.join(map(str, paths))}")
     if counts["dialogues"] == counts["dialogues_set_aside"]:
         raise ValueError(f"paths: no dialogue could be read; the first, {skipped[0]['file']}: {skipped[0]['reason']}")
+    if counts["dialogues"] == counts["dialogues_set_aside"] + counts["dialogues_without_image"]:
+        raise ValueError(
+            f"images: {settings.images} has no image of these dialogues (they go by the number in its name)"
+        )
 
 
 def dialogues(path: str | Path, captions: Mapping[int, str] | None = None) -> Iterator[Dialogue]:

@@ -33,8 +33,15 @@ def lan_tokens(text: str) -> list[str]:
     return [lan(word) for word in WORD.findall(text)]
 
 
+def shown(word: str) -> str:
+    """What an image shows, in counts; no token of the vocabulary: in a sequence an image is patches."""
+    return f"{word}:<IMG>"
+
+
 #: What a tier's words become.
 TIERS = {"env": (env, env_tokens), "lan": (lan, lan_tokens)}
+#: The cue that is no tier: an image.
+IMAGE = "image"
 
 
 def base_of(token: str) -> str | None:

@@ -1,6 +1,7 @@
 """Modules that show their heads: presets, loading, and making a model traceable."""
 
 from symground.models.attach import attach, mixers
+from symground.models.images import set_images
 from symground.models.load import load, load_tokenizer
 from symground.models.mixers import Mixer, Tap
 from symground.models.presets import PRESETS, create
@@ -17,4 +18,5 @@ __all__ = [
     "load_tokenizer",
     "mixers",
     "readout",
+    "set_images",
 ]

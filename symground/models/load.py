@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from symground.folders import checkpoint_folder, checkpoint_steps, is_run, study_of
+from symground.folders import checkpoint_folder, checkpoint_steps, images_of, is_run, study_of
 from symground.models import lstm  # noqa: F401  (registers the architecture)
 from symground.models.attach import attach
+from symground.models.images import set_images
 from symground.models.mamba_ssm import is_mamba_ssm, load_mamba_ssm
 
 
 def load(path: str | Path, step: int | None = None, *, device: str | None = None) -> PreTrainedModel:
-    """Load a model, attach it, and set it to evaluation.
+    """Load a model, attach it, and set it to evaluation; a run's is given the images of its study.
 
     Args:
         path: a run's folder, a folder in Hugging Face layout or as the mamba-ssm package saves its Mamba-2, or a
@@ -22,12 +24,14 @@ def load(path: str | Path, step: int | None = None, *, device: str | None = None
         device: where to put it; None leaves it on the CPU.
 
     Raises:
-        FileNotFoundError: a run without checkpoints, or a path that does not exist.
+        FileNotFoundError: a run without checkpoints, a study whose images are gone, or a path that does not exist.
         ValueError: a step that the run has no checkpoint of (lists those it has), a ``step`` for something that is not
             a run, or a weights file that is damaged (names it).
     """
     folder = Path(path)
+    images: Path | None = None
     if is_run(folder):
+        images = images_of(study_of(folder) / "data")
         steps = checkpoint_steps(folder)
         if not steps:
             raise FileNotFoundError(f"{folder} has no checkpoint yet")
@@ -49,6 +53,10 @@ def load(path: str | Path, step: int | None = None, *, device: str | None = None
             raise ValueError(f"{folder}: its weights are damaged or cut short ({error})") from error
         raise
     attach(model)
+    if images is not None:
+        if not (images / "features.npy").is_file():
+            raise FileNotFoundError(f"{path}: the images of its study are gone from {images}")
+        set_images(model, np.load(images / "features.npy", mmap_mode="c", allow_pickle=False))
     model.eval()
     return model.to(device) if device else model  # type: ignore[arg-type]
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Mamba2Config, Mamba2ForCausalLM, PreTrainedModel
 
 from symground.models.attach import attach
+from symground.models.images import with_images
 from symground.models.lstm import LSTMConfig, LSTMForCausalLM
 from symground.models.mamba2 import initialize_decay
 
@@ -31,6 +34,12 @@ def _mamba2(layers: int, size: int, heads: int, state: int, steps: tuple[float, 
 #: short texts: no link in 1,300 steps where slow decay and long steps had it in 800.
 _DECAY = {"small": (0.02, 1.0), "published": (1.0, 16.0)}
 
+_FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
+    "gpt2": (GPT2Config, GPT2LMHeadModel),
+    "mamba2": (Mamba2Config, Mamba2ForCausalLM),
+    "lstm": (LSTMConfig, LSTMForCausalLM),
+}
+
 #: name → configuration without a vocabulary. "-768" are the study's widths (GPT-2's default), the others fit a CPU.
 PRESETS: dict[str, GPT2Config | Mamba2Config | LSTMConfig] = {
     "gpt2-4l": _gpt2(4, 128, 4),
@@ -50,7 +59,12 @@ PRESETS: dict[str, GPT2Config | Mamba2Config | LSTMConfig] = {
 
 
 def create(
-    preset: str, vocab_size: int, seed: int = 0, positions: int = 1024, pad_token_id: int = 1
+    preset: str,
+    vocab_size: int,
+    seed: int = 0,
+    positions: int = 1024,
+    pad_token_id: int = 1,
+    image_width: int | None = None,
 ) -> PreTrainedModel:
     """A randomly initialised, attached model of the named size.
 
@@ -60,6 +74,7 @@ def create(
         seed: of the initial weights; torch's global generator is left as it was.
         positions: the longest sequence (Transformers only).
         pad_token_id: the vocabulary's padding id.
+        image_width: features of a patch, for a model that reads images (`symground.models.images`); None for text only.
 
     Raises:
         ValueError: an unknown preset (lists those there are), or a vocabulary of fewer than two.
@@ -72,11 +87,11 @@ def create(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: PreTrainedModel
-        if preset.startswith("lstm"):
-            model = LSTMForCausalLM(LSTMConfig(**settings))
-        elif preset.startswith("mamba2"):
-            model = Mamba2ForCausalLM(Mamba2Config(**settings))
+        config_class, model_class = next(of for name, of in _FAMILIES.items() if preset.startswith(name))
+        if config_class is GPT2Config:
+            settings["n_positions"] = positions
+        config = config_class(**settings)
+        model = model_class(config) if image_width is None else with_images(config, image_width)
+        if config_class is Mamba2Config:
             initialize_decay(model, *_DECAY["published" if preset.endswith("-768") else "small"])
-        else:
-            model = GPT2LMHeadModel(GPT2Config(**{**settings, "n_positions": positions}))
     return attach(model)

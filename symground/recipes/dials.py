@@ -1,4 +1,4 @@
-"""One dial of the generated corpus, turned: the same model on each of its values, and what it learns there.
+"""One dial of the generated corpus, or of its images, turned: the same model on each value, and what it learns there.
 
 Beside the gain, two controls are scored at every checkpoint. Recall: a noun that was *said* before, at the distance of
 one sentence, against another noun that was said: what attention retrieves without any ground. And where the dial is
@@ -9,21 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from symground.analysis import Context, Probes, gain, probes, score
+from symground.analysis import Probes, gain, probes, score
+from symground.analysis.contexts import context_of
 from symground.analysis.results import Table, read_table
+from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import GeneratedSettings
 from symground.data.generated import occurs
+from symground.data.generated_images import GeneratedImagesSettings
 from symground.data.nouns import cdi_categories
 from symground.folders import checkpoint_steps, read_json, write_json
 from symground.models import load, load_tokenizer
 from symground.recipes.compare import CompareSettings, checkpoints, collected, run_all
-from symground.recipes.prepare import GENERATED, CorpusSettings, prepare
-from symground.reports.dials import curves, markdown, summary
+from symground.recipes.prepare import GENERATED, GENERATED_IMAGES, CorpusSettings, prepare
+from symground.recipes.study import study_images, study_probes
+from symground.reports.dials import curves, markdown, silenced_heads, silenced_markdown, summary
 
 #: What a sweep of each dial goes through.
 VALUES: dict[str, tuple[Any, ...]] = {
@@ -32,12 +37,18 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "partner": (0.0, 0.25, 0.5), "synonyms": (1, 2, 4), "homonyms": (1, 2, 4), "category_talk": (0.0, 0.3, 0.6),
     "unseen": (0.0, 0.2, 0.4), "cue": ("env", "lan"),
 }  # fmt: skip
+IMAGE_VALUES: dict[str, tuple[Any, ...]] = {
+    "size": (1, 2, 4), "parts": (1, 2, 4), "noise": (0.5, 1.0, 2.0), "clutter": (0.0, 0.5, 1.0),
+    "position": (0.0, 0.5, 1.0), "grid": (3, 4, 6),
+}  # fmt: skip
+SCENES = ("words", "images")
 #: Sentences of the generated talk, one of which a noun is said in before it is due in the other.
 RECALL = (
     ("look at the {}", "what's that a"), ("where is the {}", "give me the"), ("I like the {}", "do you want the"),
     ("here is your {}", "can you find the"), ("is it a {}", "that's a"),
 )  # fmt: skip
 CONTROLS = "controls"
+_INTERVENE = AnalysisSettings(what=("interventions",), spans=(0,), intervene_contexts=5)
 
 
 @dataclass(frozen=True)
@@ -46,28 +57,44 @@ class DialsSettings(CompareSettings):
 
     dial: str = "gap"
     """One of the generated corpus: gap, max_distractors, silent_scenes, talk_alone, unsupported, background, zipf,
-    partner, synonyms, homonyms, category_talk, unseen or cue."""
+    partner, synonyms, homonyms, category_talk, unseen or cue; or of its images: size, parts, noise, clutter, position
+    or grid."""
     values: tuple[str, ...] = ()
     """What it is set to, one corpus each; three values of the package's choice by default."""
     seeds: int = field(default=2)
     """Runs of each model on each corpus, with the seeds 0, 1, …"""
+    scenes: str = "words"
+    """What shows the scene: "words", or "images", as always where the dial is one of images."""
+    images: GeneratedImagesSettings = field(default_factory=GeneratedImagesSettings)
+    interventions: bool = False
+    """Also silence gather and aggregate heads at the last checkpoint."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dial not in VALUES:
-            raise ValueError(f"dial: expected one of {', '.join(VALUES)}; got {self.dial!r}")
+        if self.dial not in (*VALUES, *IMAGE_VALUES):
+            raise ValueError(f"dial: expected one of {', '.join((*VALUES, *IMAGE_VALUES))}; got {self.dial!r}")
+        if self.scenes not in SCENES:
+            raise ValueError(f"scenes: expected 'words' or 'images', got {self.scenes!r}")
         if len(set(self.values)) < len(self.values):
             raise ValueError(f"values: expected different ones, got {self.values}")
         self.corpora()
 
-    def corpora(self) -> dict[Any, GeneratedSettings]:
+    @property
+    def kind(self) -> str:
+        """Of the corpora."""
+        return GENERATED_IMAGES if self.dial in IMAGE_VALUES or self.scenes == "images" else GENERATED
+
+    def corpora(self) -> dict[Any, CorpusSettings]:
         """value → the settings of its corpus; ValueError for a value that the dial does not take."""
-        kind = type(VALUES[self.dial][0])
+        usual = (VALUES | IMAGE_VALUES)[self.dial]
+        kind = type(usual[0])
         try:
-            chosen = [kind(value) for value in self.values] or list(VALUES[self.dial])
+            chosen = [kind(value) for value in self.values] or list(usual)
         except ValueError:
             raise ValueError(f"values: expected {kind.__name__} for {self.dial}, got {self.values}") from None
-        return {value: replace(self.generated, **{self.dial: value}) for value in chosen}
+        room = "images" if self.dial in IMAGE_VALUES else "generated"
+        made = CorpusSettings(generated=self.generated, images=self.images)
+        return {value: replace(made, **{room: replace(getattr(made, room), **{self.dial: value})}) for value in chosen}
 
 
 def turn_dial(out: str | Path, settings: DialsSettings) -> Path:
@@ -82,8 +109,8 @@ def turn_dial(out: str | Path, settings: DialsSettings) -> Path:
     out = Path(out)
     studies = {value: out / f"{settings.dial}-{value}" for value in settings.corpora()}
     for value, corpus in settings.corpora().items():
-        prepare([GENERATED], studies[value], CorpusSettings(generated=corpus))
-    failed = run_all(settings, studies, settings.dial, _score_controls)
+        prepare([settings.kind], studies[value], corpus)
+    failed = run_all(settings, studies, settings.dial, partial(_also, interventions=settings.interventions))
     if any(len(read_table(study, "gain")) for study in studies.values()):
         _write(out, settings, studies)
     if failed:
@@ -91,8 +118,11 @@ def turn_dial(out: str | Path, settings: DialsSettings) -> Path:
     return out
 
 
-def _score_controls(study: Path, model: str, seed: int) -> None:
+def _also(study: Path, model: str, seed: int, *, interventions: bool) -> None:
+    """What is done with a run that is trained and scored: controls, and interventions where they are asked for."""
     run, asked = study / model / f"seed{seed}", control_probes(study)
+    if interventions:
+        analyze(run, study_probes(study), pd.DataFrame(), _INTERVENE)
     table = Table(study, CONTROLS)
     for step in checkpoint_steps(run):
         if asked and not table.has(model, seed, step):
@@ -109,13 +139,12 @@ def control_probes(study: Path) -> dict[str, Probes]:
     said = [noun for noun in config["nouns"] if noun not in settings.spoken]
     found = {}
     if settings.category_talk < 1 and len(said) > 1:
-        found["recall"] = probes(tokenizer, said, RECALL, cue="lan")
+        found["recall"] = probes(tokenizer, said, RECALL, cue="lan", images=study_images(study))
     if settings.category_talk:
         categories = cdi_categories()
-        contexts = [Context(*parts[:2]) for parts in config["contexts"]]
-        found["category"] = probes(
-            tokenizer, config["nouns"], contexts, spoken={noun: categories[noun] for noun in config["nouns"]}
-        )
+        contexts = [context_of(parts) for parts in config["contexts"]]
+        spoken = {noun: categories[noun] for noun in config["nouns"]}
+        found["category"] = probes(tokenizer, config["nouns"], contexts, spoken=spoken, images=study_images(study))
     return found
 
 
@@ -146,15 +175,18 @@ def _write(out: Path, settings: DialsSettings, studies: Mapping[Any, Path]) -> N
     r2 = collected(settings, studies, dial, "r2")
     table = summary(pd.concat([gains, controls, *unseen], ignore_index=True), r2, dial)
     table["tokens"] = table["step"] * settings.tokens_per_step
+    silenced = collected(settings, studies, dial, "interventions")
+    silenced = silenced_heads(silenced, dial) if settings.interventions and len(silenced) else pd.DataFrame()
     write_json(
         out / "dial.json",
         {
             "settings": settings.asked(DialsSettings),
             "checkpoints": checkpoints(settings, studies),
             "rows": table.to_dict("records"),
+            "interventions": silenced.to_dict("records"),
         },
     )
-    text = markdown(table, dial)
+    text = markdown(table, dial) + silenced_markdown(silenced, dial)
     (out / "dial.md").write_text(text, encoding="utf-8")
     (out / "dial.svg").write_text(curves(table, dial), encoding="utf-8")
     print(text)

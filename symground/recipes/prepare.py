@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -13,7 +15,7 @@ from typing import Any
 
 import tyro
 
-from symground.analysis.contexts import Context, read_contexts, with_gap
+from symground.analysis.contexts import Context, of_images, read_contexts, with_gap
 from symground.analysis.probes import split_contexts
 from symground.data import (
     ChatSettings,
@@ -27,13 +29,17 @@ from symground.data import (
     noun_list,
     nouns_over_threshold,
 )
+from symground.data.generated_images import GeneratedImagesSettings, add_image_scenes
+from symground.data.images import Shown
 from symground.data.nouns import noun_tokens
-from symground.data.words import WORD
+from symground.data.splits import share_of
+from symground.data.words import IMAGE, WORD, shown
 from symground.folders import read_json, write_json
 from symground.reports.corpus import corpus_page
 
-GENERATED, CHILDES, VISDIAL = "generated", "childes", "visdial"
-KINDS = (GENERATED, CHILDES, VISDIAL)
+GENERATED, GENERATED_IMAGES, CHILDES, VISDIAL = "generated", "generated-images", "childes", "visdial"
+KINDS = (GENERATED, GENERATED_IMAGES, CHILDES, VISDIAL)
+PROBE_IMAGES = "probe_images.json"
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class CorpusSettings:
     chat: tyro.conf.OmitArgPrefixes[ChatSettings] = field(default_factory=ChatSettings)
     visdial: DialogSettings = field(default_factory=DialogSettings)
     generated: GeneratedSettings = field(default_factory=GeneratedSettings)
+    images: GeneratedImagesSettings = field(default_factory=GeneratedImagesSettings)
     min_word_count: int = 5
     """Rarer tokens become [UNK] (not in the generated corpus)."""
     validation: float = 0.01
@@ -78,19 +85,24 @@ def kind_of(corpus: Sequence[str]) -> tuple[str, list[str]]:
     """(kind, paths) of what stands on the command line; paths alone are transcripts.
 
     Raises:
-        ValueError: a kind without paths, or the generated corpus with some.
+        ValueError: a kind without paths, or a generated corpus with some.
     """
     kind, paths = (corpus[0], list(corpus[1:])) if corpus and corpus[0] in KINDS else (CHILDES, list(corpus))
-    if (kind == GENERATED) == bool(paths):
-        expected = "nothing after 'generated'" if paths else f"paths after {kind!r}"
+    if _is_generated(kind) == bool(paths):
+        expected = f"nothing after {kind!r}" if paths else f"paths after {kind!r}"
         raise ValueError(f"corpus: expected {expected}, got {' '.join(corpus) or 'nothing'}")
     return kind, paths
+
+
+def _is_generated(kind: str) -> bool:
+    return kind in (GENERATED, GENERATED_IMAGES)
 
 
 def prepare(corpus: Sequence[str], out: str | Path, settings: CorpusSettings) -> Corpus:
     """Make a study's folder from ``corpus`` (a kind and its paths), or load the one that is there.
 
-    Writes ``data/`` (see `symground.data.corpus`), ``tokenizer.json``, ``corpus.html`` and, last, ``config.json``.
+    Writes ``data/`` (see `symground.data.corpus`), ``tokenizer.json``, ``corpus.html`` and, last, ``config.json``; of
+    generated scenes with images also the image set ``images/``.
 
     Raises:
         ValueError: the folder holds a study of another corpus, no noun passes the threshold, or no context's words are
@@ -106,6 +118,8 @@ def prepare(corpus: Sequence[str], out: str | Path, settings: CorpusSettings) ->
     try:
         return _made(study, kind, paths, settings, wanted)
     except BaseException:
+        shutil.rmtree(study / "images", ignore_errors=True)
+        shutil.rmtree(study / "images.partial", ignore_errors=True)
         with suppress(OSError):  # a folder that others put something into stays
             study.rmdir()
         raise
@@ -113,26 +127,47 @@ def prepare(corpus: Sequence[str], out: str | Path, settings: CorpusSettings) ->
 
 def _made(study: Path, kind: str, paths: Sequence[str], settings: CorpusSettings, wanted: Mapping[str, Any]) -> Corpus:
     builder = CorpusBuilder(study)
-    lemmas = _fill(builder, kind, paths, settings)
-    minimum = 1 if kind == GENERATED else settings.min_word_count
-    chosen = [_adapted(c, _folds(kind, settings), lemmas) for c in _contexts(kind, settings)]
+    contexts = _contexts(kind, settings)
     listed = noun_list(settings.nouns, settings.noun_categories)
+    lemmas, seen, empty = _fill(builder, kind, paths, settings, study, listed, len(contexts))
+    minimum = 1 if _is_generated(kind) else settings.min_word_count
+    chosen = [_adapted(c, _folds(kind, settings), lemmas) for c in contexts]
     candidates = dict.fromkeys(_word(noun, _folds(kind, settings), lemmas) for noun in listed)
-    spoken, cue = (settings.generated.spoken, settings.generated.cue) if kind == GENERATED else ({}, "env")
-    nouns = nouns_over_threshold(builder.counts(lemmas), settings.min_noun_count, list(candidates), spoken, cue)
+    spoken, cue = (settings.generated.spoken if _is_generated(kind) else {}), contexts[0].cue
+    counts = builder.counts_by_group(lemmas)
+    if cue == IMAGE:
+        counts["images"] = {shown(noun): len(images) for noun, images in builder.shown.items()}
+    nouns = nouns_over_threshold(_total(counts), settings.min_noun_count, list(candidates), spoken, cue)
     kept, lacking = split_contexts(builder.tokenizer(minimum, lemmas), chosen)
     for context, words in lacking.items():
         _say(f"context left out, not in the vocabulary {', '.join(words)}: {context.env!r}, {context.lan!r}")
     if not kept:
         raise ValueError("contexts: the vocabulary lacks words of every one of them; give others with --contexts")
-    counts = builder.counts_by_group(lemmas)
-    built = builder.write(study / "data", minimum, lemmas)
+    place = (settings.visdial.images or study / "images") if cue == IMAGE else None
+    built = builder.write(study / "data", minimum, lemmas, place)
     built.tokenizer.save_pretrained(study)
+    if cue == IMAGE:
+        probed = seen or {noun: probe_images(builder, noun, len(kept)) for noun in nouns}
+        write_json(study / "data" / PROBE_IMAGES, {"of": {noun: probed[noun] for noun in nouns}, "empty": empty})
     corpus_page(study, built.statistics, counts, noun_tokens(nouns, spoken, cue), settings.min_noun_count)
     # Last: a folder with a config.json is a study whose data is whole.
     write_json(study / "config.json", {**wanted, "nouns": nouns, "spoken": spoken, "contexts": kept})
     _summarise(study, built.statistics, nouns, kept)
     return Corpus.load(study / "data", study)
+
+
+def probe_images(builder: CorpusBuilder, noun: str, count: int) -> list[Shown]:
+    """So many images of a noun to probe it with, those kept from training first, in an order of chance."""
+    among = dict.fromkeys(builder.shown[noun])
+    order = sorted(among, key=lambda i: (i not in builder.validation_images, share_of(f"{noun} {i}")))
+    return [Shown(image) for image in order[:count]]
+
+
+def _total(counts: Mapping[str, Mapping[str, int]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for of_group in counts.values():
+        total.update(of_group)
+    return total
 
 
 def _wanted(kind: str, corpus: Sequence[str], settings: CorpusSettings) -> dict[str, Any]:
@@ -141,8 +176,9 @@ def _wanted(kind: str, corpus: Sequence[str], settings: CorpusSettings) -> dict[
         "corpus": list(corpus), "min_noun_count": settings.min_noun_count, "contexts_file": settings.contexts,
         "nouns_from": settings.nouns, "noun_categories": settings.noun_categories,
     }  # fmt: skip
-    if kind == GENERATED:
+    if _is_generated(kind):
         wanted["generated"] = asdict(settings.generated)
+        wanted |= {"images": asdict(settings.images)} if kind == GENERATED_IMAGES else {}
     else:
         own = {"chat": settings.chat} if kind == CHILDES else {"visdial": settings.visdial}
         wanted |= {name: asdict(value) for name, value in own.items()}
@@ -153,7 +189,11 @@ def _wanted(kind: str, corpus: Sequence[str], settings: CorpusSettings) -> dict[
 
 def _check_same(study: Path, wanted: Mapping[str, Any]) -> None:
     found = {**_BEFORE, **read_json(study / "config.json")}
-    for name, settings in (("generated", GeneratedSettings()), ("chat", ChatSettings())):
+    known: dict[str, Any] = {
+        "generated": GeneratedSettings(), "images": GeneratedImagesSettings(), "chat": ChatSettings(),
+        "visdial": DialogSettings(),
+    }  # fmt: skip
+    for name, settings in known.items():
         if isinstance(found.get(name), dict):  # settings younger than the study stand where they did
             found[name] = {**json.loads(json.dumps(asdict(settings))), **found[name]}
     differing = [
@@ -165,28 +205,37 @@ def _check_same(study: Path, wanted: Mapping[str, Any]) -> None:
         raise ValueError(f"{study} holds another study: {'; '.join(differing)}. Choose another folder (--out).")
 
 
-def _fill(builder: CorpusBuilder, kind: str, paths: Sequence[str], settings: CorpusSettings) -> dict[str, str]:
-    """Put the documents into the builder; returns form → lemma."""
+def _fill(
+    builder: CorpusBuilder, kind: str, paths: Sequence[str], settings: CorpusSettings, study: Path,
+    nouns: Sequence[str], contexts: int,
+) -> tuple[dict[str, str], dict[str, list[Shown]], int | None]:  # fmt: skip
+    """Put the documents into the builder; returns form → lemma, and what images were made to probe with: noun → those
+    that show it, and one that shows none."""
     if kind == GENERATED:
         add_scenes(builder, settings.generated)
-        return {}
+        return {}, {}, None
+    if kind == GENERATED_IMAGES:
+        shutil.rmtree(study / "images", ignore_errors=True)  # of a making that was cut off
+        return {}, *add_image_scenes(builder, study / "images", settings.generated, settings.images, contexts)
     validation, strict = settings.validation, settings.strict
     if kind == VISDIAL:
-        add_dialogues(builder, paths, settings.visdial, validation=validation, strict=strict)
-        return {}
-    return add_transcripts(
-        builder, paths, settings.chat, validation=validation, strict=strict, jobs=settings.jobs
-    )  # fmt: skip
+        add_dialogues(builder, paths, settings.visdial, validation=validation, strict=strict, nouns=nouns)
+        return {}, {}, None
+    lemmas = add_transcripts(builder, paths, settings.chat, validation=validation, strict=strict, jobs=settings.jobs)
+    return lemmas, {}, None
 
 
 def _contexts(kind: str, settings: CorpusSettings) -> list[Context]:
-    if settings.contexts is not None or kind != VISDIAL:
-        chosen = read_contexts(settings.contexts)
-        if kind == GENERATED:
-            chosen = [context._replace(cue=settings.generated.cue) for context in chosen]
-        gap = settings.generated.gap if kind == GENERATED else None
-        return with_gap(chosen, gap) if gap else chosen
-    return read_contexts(Path(str(files("symground.data") / "resources" / "contexts_visdial.json")))
+    source = settings.contexts
+    if source is None and kind == VISDIAL:
+        source = str(files("symground.data") / "resources" / "contexts_visdial.json")
+    chosen = read_contexts(source)
+    if kind == GENERATED:
+        chosen = [context._replace(cue=settings.generated.cue) for context in chosen]
+    if _is_generated(kind) and settings.generated.gap:
+        chosen = with_gap(chosen, settings.generated.gap)
+    seen = kind == GENERATED_IMAGES or (kind == VISDIAL and settings.visdial.images is not None)
+    return of_images(chosen) if seen else chosen
 
 
 def _folds(kind: str, settings: CorpusSettings) -> bool:
@@ -210,8 +259,11 @@ def _word(word: str, fold: bool, lemmas: Mapping[str, str]) -> str:
 
 
 def _summarise(study: Path, statistics: Mapping[str, Any], nouns: Sequence[str], contexts: Sequence[Context]) -> None:
+    images, patches = statistics.get("documents_with_image", 0), statistics.get("patches", 0)
+    scene = statistics["env_tokens"] + images * patches
+    what = f"patches of {images:,} images" if images else "ENV"
     _say(
-        f"{study}: {statistics['tokens']:,} tokens ({statistics['env_tokens'] / statistics['tokens']:.0%} ENV), "
+        f"{study}: {statistics['tokens']:,} tokens ({scene / statistics['tokens']:.0%} {what}), "
         f"vocabulary {statistics['vocabulary']:,}, {len(nouns)} nouns, {len(contexts)} contexts"
     )
     for of_kind in (statistics.get("chat", {}), statistics.get("visdial", {})):

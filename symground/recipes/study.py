@@ -15,12 +15,14 @@ import tyro
 
 from symground.analysis import Probes, cooccurrence, gain_interval, probes
 from symground.analysis.contexts import context_of
+from symground.analysis.images import ProbeImages
 from symground.analysis.results import TABLES, Table, partial_scores, read_table
 from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import Corpus
-from symground.folders import read_json, runs_of, study_of
+from symground.data.images import ImageSet, Shown
+from symground.folders import images_of, read_json, runs_of, study_of
 from symground.models import PRESETS, load_tokenizer
-from symground.recipes.prepare import CorpusSettings, prepare
+from symground.recipes.prepare import PROBE_IMAGES, CorpusSettings, prepare
 from symground.reports import report
 from symground.training import Optimization, TrainSettings, train
 
@@ -109,7 +111,20 @@ def study_probes(study: Path) -> Probes:
     if "nouns" not in config:
         raise ValueError(f"{study} is not a study: its config.json names no nouns")
     contexts = [context_of(parts) for parts in config["contexts"]]
-    return probes(load_tokenizer(study), config["nouns"], contexts, spoken=config.get("spoken"))
+    return probes(
+        load_tokenizer(study), config["nouns"], contexts, spoken=config.get("spoken"), images=study_images(study)
+    )
+
+
+def study_images(study: Path) -> ProbeImages | None:
+    """What a study shows of its nouns; None where it tells it in words."""
+    data = study / "data"
+    place = images_of(data)
+    if place is None:
+        return None
+    probed = read_json(data / PROBE_IMAGES)
+    of = {noun: [Shown(i, tuple(at)) for i, at in found] for noun, found in probed["of"].items()}
+    return ProbeImages(ImageSet.load(place).patches, of, read_json(data / "images.json")["shown"], probed["empty"])
 
 
 def study_counts(study: Path, asked: Probes, window: int) -> pd.DataFrame:

@@ -31,14 +31,16 @@ def summary(gains: pd.DataFrame, r2: pd.DataFrame, dial: str) -> pd.DataFrame:
     """
     rows = []
     means = r2.groupby([dial, "model", "step"])["r2"].mean().to_dict() if len(r2) else {}
-    for (kind, value, model, step), frame in gains.groupby(["kind", dial, "model", "step"], sort=True):
+    names = ["kind", dial, "model", "step"]
+    for key, frame in gains.groupby(names, sort=True):
+        of: dict[str, Any] = dict(zip(names, key, strict=True))
         by_noun = frame.groupby("target")[["matched", "mismatched", "gain"]].mean()
         by_seed = frame.groupby("seed")["gain"].mean()
         mean, low, high = gain_interval(by_noun)
-        explained = means.get((value, model, step)) if kind == "grounding" else None
+        explained = means.get((of[dial], of["model"], of["step"])) if of["kind"] == "grounding" else None
         rows.append(
             {
-                "kind": kind, dial: value, "model": model, "step": int(str(step)), "matched": by_noun["matched"].mean(),
+                **of, "step": int(of["step"]), "matched": by_noun["matched"].mean(),
                 "mismatched": by_noun["mismatched"].mean(), "gain": mean, "gain_low": low, "gain_high": high,
                 "seed_gains": by_seed.tolist(), "nouns": len(by_noun), "seeds": len(by_seed),
                 "r2": None if explained is None or pd.isna(explained) else float(explained),
@@ -74,6 +76,41 @@ def markdown(table: pd.DataFrame, dial: str) -> str:
         r2 = "–" if own["r2"] is None or pd.isna(own["r2"]) else f"{own['r2']:.2f}"
         surprisals = f"{own['matched']:.2f} | {own['mismatched']:.2f}"
         lines.append(f"| {model} | {value} | {step} | {own['tokens']:,} | {surprisals} | {' | '.join(cells)} | {r2} |")
+    return "\n".join([*lines, ""])
+
+
+def silenced_heads(interventions: pd.DataFrame, dial: str) -> pd.DataFrame:
+    """Interventions at the last checkpoint: a row per kind of heads, denominator, value of the dial and model.
+
+    Args:
+        interventions: the table of the studies, with the dial's column.
+        dial: its name.
+
+    Returns:
+        kind, denominator, the dial's column, model, step, seeds; heads_per_example, original, intervened, control:
+        means over seeds, surprisals in nats.
+    """
+    keys = ["kind", "denominator", dial, "model", "step"]
+    values = ["heads_per_example", "original", "intervened", "control"]
+    frame = interventions.groupby(keys)[values].mean()
+    seeds = interventions.groupby(keys)["seed"].nunique().rename("seeds")
+    return frame.join(seeds).reset_index()
+
+
+def silenced_markdown(table: pd.DataFrame, dial: str) -> str:
+    """The table of :func:`silenced_heads`; nothing of an empty one."""
+    if table.empty:
+        return ""
+    lines = [
+        "",
+        "Silenced heads at the last checkpoint: surprisal of the matched probes (nats), mean over seeds.",
+        "",
+        f"| model | {dial} | heads | denominator | per example | original | silenced | random heads |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in table.sort_values(["model", dial, "kind", "denominator"]).to_dict("records"):
+        numbers = " | ".join(f"{row[x]:.2f}" for x in ("heads_per_example", "original", "intervened", "control"))
+        lines.append(f"| {row['model']} | {row[dial]} | {row['kind']} | {row['denominator']} | {numbers} |")
     return "\n".join([*lines, ""])
 
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from symground import ops
 from symground.data.corpus import Corpus
 from symground.folders import checkpoint_steps, read_json, write_json
-from symground.models import create, load, readout
+from symground.models import create, load, readout, set_images
 from symground.models.readout import hidden_states
 from symground.progress import progress
 from symground.training.checkpoints import load_resume, save_checkpoint, save_resume
@@ -50,16 +50,28 @@ def train(corpus: Corpus, settings: TrainSettings, run: str | Path, device: str 
     """
     run = Path(run)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if settings.length < corpus.prefix + 2:
+        raise ValueError(
+            f"length: expected at least {corpus.prefix + 2} tokens per row, the patches of an image and two more; "
+            f"got {settings.length}"
+        )
     _claim(run, corpus, settings)
     if settings.steps in checkpoint_steps(run):
         return load(run, settings.steps, device=device)
     pad = corpus.tokenizer.pad_token_id
-    model = create(settings.model, len(corpus.tokenizer), settings.seed, positions=settings.length, pad_token_id=pad)
+    width = corpus.images.width if corpus.images else None
+    model = create(
+        settings.model, len(corpus.tokenizer), settings.seed, positions=settings.length, pad_token_id=pad,
+        image_width=width,
+    )  # fmt: skip
+    if corpus.images is not None:
+        set_images(model, corpus.images.features)
     model.to(device).train()  # type: ignore[arg-type]
     optimizer = _optimizer(model, settings)
     sampler = RowSampler(
-        corpus.tokens, corpus.documents, corpus.starts, settings.batch_size, settings.length, settings.seed, pad
-    )
+        corpus.tokens, corpus.documents, corpus.starts, settings.batch_size, settings.length, settings.seed, pad,
+        corpus.prefix,
+    )  # fmt: skip
     done = load_resume(run, model, optimizer)
     if done == 0 and any((run / "resume").glob("step-*")):
         print(f"{run}: no resume state is whole; training starts from step 0 again", file=sys.stderr)
@@ -128,7 +140,9 @@ def _optimizer(model: PreTrainedModel, settings: TrainSettings) -> torch.optim.O
 def _claim(run: Path, corpus: Corpus, settings: TrainSettings) -> None:
     """Write the run's config.json, or check that the one there says the same."""
     digest = hashlib.sha256(corpus.tokens.tobytes()).hexdigest()
-    fingerprint = {"tokens": len(corpus.tokens), "sha256": digest}
+    fingerprint: dict[str, Any] = {"tokens": len(corpus.tokens), "sha256": digest}
+    if corpus.images is not None:
+        fingerprint["images"] = {"number": len(corpus.images), **corpus.images.description}
     config = {"settings": asdict(settings), "corpus": fingerprint}
     path = run / "config.json"
     if path.exists():

@@ -23,6 +23,8 @@ class RowSampler:
     length: int
     seed: int
     padding: int
+    prefix: int = 0
+    """Tokens that every document begins with and every row too: an image. They are no targets."""
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """(input_ids, targets), both [batch_size, length] int64, of this step.
@@ -31,11 +33,16 @@ class RowSampler:
         """
         rng = np.random.default_rng((self.seed, step))
         starts = self.starts[rng.integers(len(self.starts), size=self.batch_size)]
-        ends = self.documents[np.searchsorted(self.documents, starts, side="right")]
+        document = np.searchsorted(self.documents, starts, side="right")
+        begins, ends = self.documents[document - 1], self.documents[document]
         inputs = np.full((self.batch_size, self.length), self.padding, dtype=np.int64)
         targets = np.full((self.batch_size, self.length), IGNORED, dtype=np.int64)
-        for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            text = self.tokens[start : min(start + self.length + 1, end)]
-            inputs[row, : min(len(text), self.length)] = text[: self.length]
-            targets[row, : len(text) - 1] = text[1:]
+        room = self.length - self.prefix
+        for row, (begin, start, end) in enumerate(zip(begins, starts, ends, strict=True)):
+            text = self.tokens[start : min(start + room + 1, end)]
+            inputs[row, : self.prefix] = self.tokens[begin : begin + self.prefix]
+            inputs[row, self.prefix : self.prefix + min(len(text), room)] = text[:room]
+            targets[row, self.prefix : self.prefix + len(text) - 1] = text[1:]
+            if self.prefix:  # the last patch is where the first word is due
+                targets[row, self.prefix - 1] = text[0]
         return torch.from_numpy(inputs), torch.from_numpy(targets)

@@ -170,7 +170,7 @@ def test_a_spoken_cue_is_the_control_for_recall(corpus: Corpus) -> None:
     assert probes.contexts[0].cue == "lan"
     assert probes.matched().key_masks["env"][0].nonzero().flatten().tolist() == [4]
     assert context_of(json.loads(json.dumps(probes.contexts[0]))) == probes.contexts[0]
-    with pytest.raises(ValueError, match="cue: expected 'env' or 'lan', got 'both'"):
+    with pytest.raises(ValueError, match="cue: expected 'env', 'lan' or 'image', got 'both'"):
         sg.probes(corpus.tokenizer, cue="both")
 
 

@@ -14,8 +14,9 @@ from symground.analysis.results import read_table
 from symground.cli import main
 from symground.data import GeneratedSettings
 from symground.data.generated import occurs
+from symground.data.generated_images import GeneratedImagesSettings
 from symground.folders import read_json
-from symground.recipes.dials import VALUES, DialsSettings, control_probes, turn_dial
+from symground.recipes.dials import IMAGE_VALUES, VALUES, DialsSettings, control_probes, turn_dial
 from symground.reports.dials import markdown, summary
 from symground.training import Optimization
 
@@ -30,12 +31,39 @@ def rows_of(out: Path) -> pd.DataFrame:
 
 
 def test_every_dial_is_one_of_the_corpus_and_has_values() -> None:
-    for dial, values in VALUES.items():
-        assert hasattr(GeneratedSettings(), dial)
-        made = replace(TINY, dial=dial).corpora()
-        assert list(made) == list(values)
-        assert all(getattr(settings, dial) == value for value, settings in made.items())
-        assert len(set(values)) > 1
+    for room, known in (("generated", VALUES), ("images", IMAGE_VALUES)):
+        for dial, values in known.items():
+            made = replace(TINY, dial=dial, images=GeneratedImagesSettings(size=4)).corpora()
+            assert list(made) == list(values)
+            assert all(getattr(getattr(settings, room), dial) == value for value, settings in made.items())
+            assert len(set(values)) > 1
+
+
+def test_a_dial_of_images_is_turned_with_interventions(tmp_path: Path) -> None:
+    settings = replace(
+        TINY, dial="size", values=("2",), models=("gpt2-4l", "lstm-1l"), interventions=True,
+        generated=replace(TINY.generated, scenes=1500), optimization=replace(TINY.optimization, length=32),
+    )  # fmt: skip
+    out = turn_dial(tmp_path / "out", settings)
+    rows = rows_of(out)
+    assert set(rows["kind"]) == {"grounding", "recall"}
+    study = out / "size-2"
+    assert read_json(study / "config.json")["images"]["size"] == 2
+    recall = control_probes(study)["recall"].matched()
+    first = recall.input_ids[:, :16]
+    assert (first == first[:1]).all()  # an image of nothing
+    assert first.min() >= max(recall.targets) + 1
+    silenced = json.loads((out / "dial.json").read_text())["interventions"]
+    assert {row["model"] for row in silenced} == {"gpt2-4l"}
+    assert {(row["kind"], row["denominator"]) for row in silenced} >= {("gather", "row"), ("aggregate", "matrix")}
+    assert "| gpt2-4l | 2 | gather | row |" in (out / "dial.md").read_text()
+
+
+def test_other_dials_turn_for_images_too() -> None:
+    assert replace(TINY, dial="zipf").kind == "generated"
+    assert replace(TINY, dial="zipf", scenes="images").kind == "generated-images"
+    with pytest.raises(ValueError, match="scenes: expected 'words' or 'images', got 'films'"):
+        replace(TINY, scenes="films")
 
 
 @pytest.mark.parametrize("dial", ["cue", "homonyms", "synonyms", "partner", "silent_scenes"])

@@ -1,0 +1,177 @@
+"""Patch embeddings of images by a frozen DINOv2, computed once for an image set.
+
+Images go through the model in batches; what is done is written down after each, so that an interrupted extraction goes
+on where it stopped. An image that cannot be read is set aside and named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from symground.data.dinov2 import Dinov2
+from symground.data.files import file_names, files_in
+from symground.data.images import ImageSet
+from symground.folders import read_json, write_json
+from symground.progress import progress
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG")
+_LOG = "done.txt"
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """Which model looks at the images, and how finely."""
+
+    model: str = "facebook/dinov2-base"
+    """A DINOv2 of transformers: a folder, or a name on the hub."""
+    grid: int | None = None
+    """Average patches to so many rows and columns; the model's own by default (16 for images of 224 pixels)."""
+    batch_size: int = 32
+    """Images at once."""
+    device: str | None = None
+    """Where the model runs; a GPU where there is one by default."""
+    strict: bool = False
+    """Stop at the first image that cannot be read; by default it is set aside and named."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
+        if self.grid is not None and self.grid < 1:
+            raise ValueError(f"grid: expected at least 1, got {self.grid}")
+
+
+def extract_features(paths: Sequence[str | Path], out: str | Path, settings: FeatureSettings) -> ImageSet:
+    """Make the image set ``out`` of the images under ``paths``, or load the one that is there.
+
+    Args:
+        paths: image files, folders of them, .zip or .tar.* archives.
+        out: the folder; until it is whole its name ends in ".partial".
+        settings: the model, and how finely images are seen. Images are prepared as the model's own
+            ``preprocessor_config.json`` says, or as DINOv2's authors do: the shorter side to 256 pixels for a model of
+            224, the middle cut out, ImageNet's mean and deviation.
+
+    Returns:
+        The image set: float16 [N,P,E], the model's last hidden states of its patches, without that of [CLS].
+
+    Raises:
+        FileNotFoundError: a path, or the model, that does not exist.
+        ValueError: an image set of other images or another model; a model that is no DINOv2; a grid that does not
+            divide the model's; no image that can be read; with ``strict``, one that cannot.
+    """
+    out = Path(out)
+    names = file_names(paths, SUFFIXES)
+    if not names:
+        raise ValueError(f"paths: no image ({', '.join(SUFFIXES[:4])}) in {', '.join(map(str, paths))}")
+    wanted = {
+        "model": settings.model, "grid": settings.grid,
+        "names": hashlib.sha256("\n".join(names).encode()).hexdigest(),
+    }  # fmt: skip
+    if (out / "images.json").is_file():
+        _check_same(out, read_json(out / "images.json"), wanted)
+        return ImageSet.load(out)
+    if out.exists():
+        raise ValueError(f"out: {out} holds other things than an image set; choose another folder")
+    partial = out.with_name(out.name + ".partial")
+    if (partial / "images.json").is_file():
+        _check_same(partial, read_json(partial / "images.json"), wanted)
+    else:
+        shutil.rmtree(partial, ignore_errors=True)
+    eye = Dinov2(settings.model, settings.grid, settings.device)
+    partial.mkdir(parents=True, exist_ok=True)
+    write_json(partial / "images.json", wanted)
+    skipped = _extract(paths, names, partial, eye, settings)
+    done = [name for name, reason in _logged(partial) if reason is None]
+    if not done:
+        raise ValueError(f"paths: none of {len(names)} images could be read; the first, {_said(skipped[0])}")
+    (partial / "images.txt").write_text("".join(f"{name}\n" for name in done), encoding="utf-8")
+    write_json(partial / "images.json", {**wanted, **eye.description, "skipped": skipped})
+    (partial / _LOG).unlink()
+    partial.rename(out)
+    return ImageSet.load(out)
+
+
+def _extract(
+    paths: Sequence[str | Path], names: Sequence[str], folder: Path, eye: Dinov2, settings: FeatureSettings
+) -> list[dict[str, str]]:
+    """Fill the rows of the images that are left; returns those that were set aside."""
+    logged = _logged(folder)
+    row = sum(reason is None for _, reason in logged)
+    shape = (len(names), eye.patches, eye.width)
+    there = (folder / "features.npy").is_file() and bool(logged)
+    features = np.lib.format.open_memmap(folder / "features.npy", "r+" if there else "w+", np.float16, shape)
+    if not there:
+        (folder / _LOG).write_text("", encoding="utf-8")
+        logged, row = [], 0
+    # Rows are in the order of coming; those of images that cannot be read are left over at the end.
+    with (
+        ThreadPoolExecutor() as pool,
+        (folder / _LOG).open("a", encoding="utf-8") as log,
+        progress("features", len(names), len(logged)) as bar,
+    ):
+        for batch in _batches(paths, settings.batch_size, len(logged)):
+            pixels = list(pool.map(lambda named: eye.prepared(named[1]), batch))
+            found = [x for x in pixels if isinstance(x, Tensor)]
+            lines = []
+            for (name, _), x in zip(batch, pixels, strict=True):
+                reason = None if isinstance(x, Tensor) else x
+                if reason is not None and settings.strict:
+                    raise ValueError(f"paths: {_said({'file': name, 'reason': reason})}")
+                lines.append(json.dumps([name, reason]) + "\n")
+            if found:
+                features[row : row + len(found)] = eye.patches_of(torch.stack(found))
+                features.flush()
+                row += len(found)
+            log.write("".join(lines))  # after the rows: what it names is there
+            log.flush()
+            for _ in batch:
+                bar.advance()
+    return [{"file": name, "reason": reason} for name, reason in _logged(folder) if reason is not None]
+
+
+def _logged(folder: Path) -> list[tuple[str, str | None]]:
+    """(image, why it was set aside or None) of what is done; a line that was cut off is taken back."""
+    path = folder / _LOG
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return [(name, reason) for name, reason in map(json.loads, whole.splitlines())]
+
+
+def _batches(paths: Sequence[str | Path], size: int, done: int) -> Iterator[list[tuple[str, bytes]]]:
+    batch: list[tuple[str, bytes]] = []
+    for named in files_in(paths, SUFFIXES, done):
+        batch.append(named)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    says = {"model": "model", "grid": "grid", "names": "images"}
+    differing = [
+        f"other {says[key]}" if key == "names" else f"{key} is {found.get(key)!r} there, {value!r} here"
+        for key, value in wanted.items()
+        if found.get(key) != value
+    ]
+    if differing:
+        raise ValueError(f"out: {folder} holds another image set: {'; '.join(differing)}. Choose another folder.")
+
+
+def _said(skipped: dict[str, str]) -> str:
+    return f"{skipped['file']}: {skipped['reason']}"

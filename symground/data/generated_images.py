@@ -1,0 +1,174 @@
+"""Generated scenes with images: the objects are patches that show them, the talk is that of the generated corpus.
+
+An image is a grid of patches, each a vector of features as a frozen vision model might give it. A noun has one vector,
+which the patches of its object show with noise; nameless things stand around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from symground.data.builder import CorpusBuilder
+from symground.data.generated import Family, GeneratedSettings
+from symground.data.images import Shown
+from symground.folders import write_json
+
+
+@dataclass(frozen=True)
+class GeneratedImagesSettings:
+    """Dials of the generated images."""
+
+    grid: int = 4
+    """An image has so many rows and columns of patches."""
+    width: int = 32
+    """Features of a patch."""
+    size: int = 1
+    """Patches that an object is spread over, side by side."""
+    parts: int = 1
+    """Each patch of an object shows one of so many parts of its features in turn; 1: all of them."""
+    noise: float = 0.5
+    """Standard deviation of the noise on every feature, whose own is 1."""
+    clutter: float = 0.5
+    """Share of the other patches that show something which has no name."""
+    position: float = 0.0
+    """Chance that an object stands at its noun's own place, so that the place tells what it is; else anywhere."""
+
+    def __post_init__(self) -> None:
+        for name in ("grid", "width", "size", "parts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.size > self.grid**2:
+            raise ValueError(f"size: expected at most the {self.grid**2} patches of an image, got {self.size}")
+        if not self.parts <= min(self.size, self.width):
+            raise ValueError(
+                f"parts: expected at most the {self.size} patches of an object and its {self.width} features, "
+                f"got {self.parts}"
+            )
+        for name in ("clutter", "position"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
+        if self.noise < 0:
+            raise ValueError(f"noise: expected at least 0, got {self.noise}")
+
+    @property
+    def patches(self) -> int:
+        return self.grid**2
+
+
+def add_image_scenes(
+    builder: CorpusBuilder, folder: str | Path, scenes: GeneratedSettings, images: GeneratedImagesSettings, probes: int
+) -> tuple[dict[str, list[Shown]], int]:
+    """Add scenes to ``builder``, a document each: an image, then talk. Their images become an image set in ``folder``.
+
+    Args:
+        builder: takes the documents.
+        folder: of the image set; it must not exist.
+        scenes: dials of what is there and what is said; ``scenes_per_document`` does not count.
+        images: dials of how it looks.
+        probes: so many images of each noun alone are made besides, for probing, where nouns stand anywhere. The i-th
+            images of all nouns differ in the noun and the noise only.
+
+    Returns:
+        noun → its images for probing, and an image that shows none of them.
+
+    Raises:
+        ValueError: objects that do not fit into an image, or a dial of the scenes that images have no use for.
+    """
+    _check(scenes, images)
+    family, painter = Family(scenes), _Painter(scenes, images)
+    partial = Path(folder).with_name(Path(folder).name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    count = scenes.scenes + probes * scenes.nouns + 1
+    features = np.lib.format.open_memmap(
+        partial / "features.npy", "w+", np.float16, (count, images.patches, images.width)
+    )
+    builder.patches = images.patches
+    for number in range(scenes.scenes):
+        silent, alone = family.noise()
+        objects = family.objects()
+        features[number] = painter.scene(number, [] if alone else objects)
+        tokens = [*family.distractors(), *([] if silent else family.talk(objects))]
+        # An image that nobody talks about is not the image of a document: there is nothing to train on.
+        builder.add([] if silent else [tokens], f"scene {number}", image=number, shown=[] if alone else objects)
+    shown: dict[str, list[Shown]] = {noun: [] for noun in scenes.objects}
+    number = scenes.scenes
+    for probe in range(probes):
+        for noun, (image, patches) in zip(scenes.objects, painter.probes(probe), strict=True):
+            features[number] = image
+            shown[noun].append(Shown(number, patches))
+            number += 1
+    features[number] = painter.scene(number, [])
+    features.flush()
+    del features
+    (partial / "images.txt").write_text("", encoding="utf-8")
+    write_json(partial / "images.json", {"generated": asdict(images)})
+    partial.rename(folder)
+    builder.statistics |= {"generated": asdict(scenes), "images": asdict(images)}
+    return shown, number
+
+
+def _check(scenes: GeneratedSettings, images: GeneratedImagesSettings) -> None:
+    if scenes.max_objects * images.size > images.patches:
+        raise ValueError(
+            f"size: {scenes.max_objects} objects of {images.size} patches do not fit into an image of {images.patches}"
+        )
+    for name, default in (("cue", "env"), ("background", 0.0)):
+        if getattr(scenes, name) != default:
+            raise ValueError(f"{name}: expected {default!r} where scenes are images, got {getattr(scenes, name)!r}")
+
+
+class _Painter:
+    """What patches show. Every image has random numbers of its own."""
+
+    def __init__(self, scenes: GeneratedSettings, images: GeneratedImagesSettings) -> None:
+        self._s, self._seed, self._nouns = images, scenes.seed, scenes.objects
+        rng = np.random.default_rng((scenes.seed, 0))
+        self._code: Mapping[str, NDArray[np.float64]] = dict(
+            zip(self._nouns, rng.standard_normal((scenes.nouns, images.width)), strict=True)
+        )
+        self._nameless = rng.standard_normal((scenes.nouns, images.width))
+        self._own_place = dict(zip(self._nouns, rng.integers(images.patches, size=scenes.nouns).tolist(), strict=True))
+        at = np.stack(np.divmod(np.arange(images.patches), images.grid), 1)  # [P,2] row and column
+        self._distance = ((at[:, None] - at[None]) ** 2).sum(-1)  # [P,P] squared
+        # A part is a run of features; the last is shorter where they do not divide.
+        self._part = np.arange(images.width) * images.parts // images.width  # [E]
+
+    def scene(self, number: int, objects: Sequence[str]) -> NDArray[np.float64]:
+        """[P,E] of these objects, where they may stand."""
+        rng = np.random.default_rng((self._seed, 1, number))
+        image, free = self._surroundings(rng), set(range(self._s.patches))
+        for noun in objects:
+            own = self._s.position > 0 and rng.random() < self._s.position
+            centre = self._own_place[noun] if own else int(rng.integers(self._s.patches))
+            patches = self._around(centre, free)
+            self._show(image, noun, patches)
+            free -= set(patches)
+        return image + self._s.noise * rng.standard_normal(image.shape)
+
+    def probes(self, number: int) -> Iterator[tuple[NDArray[np.float64], tuple[int, ...]]]:
+        """([P,E], the patches that show it) of each noun alone at one and the same place."""
+        rng = np.random.default_rng((self._seed, 2, number))
+        empty = self._surroundings(rng)
+        patches = self._around(int(rng.integers(self._s.patches)), set(range(self._s.patches)))
+        for noun in self._nouns:
+            image = empty.copy()
+            self._show(image, noun, patches)
+            yield image + self._s.noise * rng.standard_normal(image.shape), patches
+
+    def _surroundings(self, rng: np.random.Generator) -> NDArray[np.float64]:
+        there = rng.random(self._s.patches) < self._s.clutter
+        return self._nameless[rng.integers(len(self._nameless), size=self._s.patches)] * there[:, None]
+
+    def _around(self, centre: int, free: set[int]) -> tuple[int, ...]:
+        """The free patches nearest to the centre, in order."""
+        nearest = sorted(free, key=lambda p: (self._distance[centre, p], p))
+        return tuple(sorted(nearest[: self._s.size]))
+
+    def _show(self, image: NDArray[np.float64], noun: str, patches: Sequence[int]) -> None:
+        for k, patch in enumerate(patches):
+            image[patch] = self._code[noun] * (self._part == k % self._s.parts)

@@ -1,0 +1,145 @@
+"""Language models that read images: ids beyond the vocabulary are patches, embedded by a learnt projection.
+
+An image is a prefix of P ids (`symground.data.images`), so that whatever takes ids takes images too: training, scoring
+with shared beginnings, traces, interventions, sweeps, generation. The frozen features of the patches are no part of the
+model's weights; :func:`set_images` gives it those that its ids mean.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from symground.models.lstm import LSTMConfig, LSTMForCausalLM
+from symground.models.readout import readout
+
+
+class PatchEmbedding(nn.Embedding):
+    """Word embeddings [V,D], and beyond them the projections of patch features."""
+
+    def __init__(self, words: nn.Embedding, width: int) -> None:
+        super().__init__(words.num_embeddings, words.embedding_dim, words.padding_idx, _weight=words.weight)
+        self.projection = nn.Linear(width, words.embedding_dim)
+        self.features: Tensor | None = None
+        """[N·P,E], in host memory, perhaps a file's; what a batch needs of it goes to its device."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """ids [B,T] → [B,T,D].
+
+        Raises:
+            ValueError: an id beyond the vocabulary where there are no images.
+        """
+        if self.features is None:
+            if bool((input >= self.num_embeddings).any()):
+                raise ValueError(
+                    f"input_ids: id {int(input.max())} is a patch beyond the vocabulary of {self.num_embeddings}, and "
+                    "the model has no images; symground.models.set_images(model, features) gives it some"
+                )
+            return super().forward(input)
+        is_patch = input >= self.num_embeddings
+        words = super().forward(input.masked_fill(is_patch, 0))
+        # All positions are looked up: picking the patches out would make a GPU wait for their number.
+        at = (input - self.num_embeddings).clamp(min=0).to(self.features.device)
+        patches: Tensor = self.projection(self.features[at].to(words.device, words.dtype))
+        return torch.where(is_patch[..., None], patches, words)
+
+
+class _ReadsImages:
+    """Gives a causal language model the embedding of patches, of ``config.image_width`` features."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
+        self.set_input_embeddings(PatchEmbedding(self.get_input_embeddings(), config.image_width))  # type: ignore[attr-defined]
+        self.post_init()  # type: ignore[attr-defined]
+
+
+class ImageGPT2Config(GPT2Config):
+    model_type = "symground-image-gpt2"
+    image_width: int = 768
+
+
+class ImageGPT2ForCausalLM(_ReadsImages, GPT2LMHeadModel):
+    config_class = ImageGPT2Config
+
+
+class ImageMamba2Config(Mamba2Config):
+    model_type = "symground-image-mamba2"
+    image_width: int = 768
+
+
+class ImageMamba2ForCausalLM(_ReadsImages, Mamba2ForCausalLM):
+    config_class = ImageMamba2Config
+
+
+class ImageLSTMConfig(LSTMConfig):
+    model_type = "symground-image-lstm"
+    image_width: int = 768
+
+
+class ImageLSTMForCausalLM(_ReadsImages, LSTMForCausalLM):
+    config_class = ImageLSTMConfig  # type: ignore[assignment]
+
+
+_MODELS: dict[type[PreTrainedConfig], tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
+    GPT2Config: (ImageGPT2Config, ImageGPT2ForCausalLM),
+    Mamba2Config: (ImageMamba2Config, ImageMamba2ForCausalLM),
+    LSTMConfig: (ImageLSTMConfig, ImageLSTMForCausalLM),
+}
+for _config, _model in _MODELS.values():
+    AutoConfig.register(_config.model_type, _config)
+    AutoModelForCausalLM.register(_config, _model)
+
+
+def with_images(config: PreTrainedConfig, image_width: int) -> PreTrainedModel:
+    """A new model of this configuration that reads patches of so many features."""
+    config_class, model_class = _MODELS[type(config)]
+    settings = {name: value for name, value in config.to_dict().items() if name not in ("model_type", "architectures")}
+    settings["image_width"] = image_width
+    model = model_class(config_class(**settings))
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, PatchEmbedding)
+    with torch.no_grad():  # a patch with features of variance 1 is as long as a word
+        embedding.projection.weight.mul_(image_width**-0.5)
+        embedding.projection.bias.zero_()
+    return model
+
+
+def set_images(model: PreTrainedModel, features: NDArray[Any] | Tensor) -> None:
+    """Tell ``model`` what the ids beyond its vocabulary show.
+
+    Args:
+        model: one that reads images.
+        features: [N,P,E], perhaps memory-mapped; id V + i·P + p is patch p of image i. It is not copied.
+
+    Raises:
+        ValueError: a model that reads none, features of another shape or width.
+    """
+    embedding = model.get_input_embeddings()
+    if not isinstance(embedding, PatchEmbedding):
+        raise ValueError(f"model: {type(model).__name__} reads no images; one trained on a corpus with images does")
+    width = embedding.projection.in_features
+    if features.ndim != 3 or features.shape[-1] != width:
+        raise ValueError(f"features: expected [N,P,{width}], got {list(features.shape)}")
+    table = torch.from_numpy(features) if isinstance(features, np.ndarray) else features
+    embedding.features = table.flatten(0, 1)
+
+
+def id_limit(model: PreTrainedModel) -> int:
+    """How many ids the model can read: its words, and the patches of the images it was given."""
+    embedding = model.get_input_embeddings()
+    features = embedding.features if isinstance(embedding, PatchEmbedding) else None
+    return readout(model).weight.shape[0] + (0 if features is None else len(features))
