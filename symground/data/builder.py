@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from symground.data.arrays import create
 from symground.data.corpus import Corpus, write_description, write_images
 from symground.data.tokenizer import word_level_tokenizer
 from symground.data.words import UNKNOWN, base_of, with_base
@@ -154,8 +155,8 @@ class CorpusBuilder:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            tokens = _create(partial / "tokens.npy", np.int32, self._tokens.length)
-            starts = _create(partial / "starts.npy", np.int64, self._starts.length)
+            tokens = create(partial / "tokens.npy", np.int32, (self._tokens.length,))
+            starts = create(partial / "starts.npy", np.int64, (self._starts.length,))
             np.save(partial / "documents.npy", self._fill(tokens, starts, final, len(tokenizer)))
             for mapped in (tokens, starts):
                 mapped.flush()
@@ -242,10 +243,6 @@ class _Spool:
         self._file.seek(0)
         for i, size in enumerate(sizes.tolist()):
             yield i, np.frombuffer(self._file.read(size * self._dtype.itemsize), self._dtype)
-
-
-def _create(path: Path, dtype: type[np.generic], length: int) -> Any:
-    return np.lib.format.open_memmap(path, "w+", dtype, (length,))
 
 
 def _lemma(token: str, lemmas: Mapping[str, str] | None) -> str:

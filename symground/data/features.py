@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from symground.data.arrays import create
 from symground.data.dinov2 import Dinov2
 from symground.data.files import file_names, files_in
 from symground.data.images import ImageSet
@@ -109,8 +110,10 @@ def _extract(
     row = sum(reason is None for _, reason in logged)
     shape = (len(names), eye.patches, eye.width)
     there = (folder / "features.npy").is_file() and bool(logged)
-    features = np.lib.format.open_memmap(folder / "features.npy", "r+" if there else "w+", np.float16, shape)
-    if not there:
+    if there:
+        features = np.lib.format.open_memmap(folder / "features.npy", "r+")
+    else:
+        features = create(folder / "features.npy", np.float16, shape)
         (folder / _LOG).write_text("", encoding="utf-8")
         logged, row = [], 0
     # Rows are in the order of coming; those of images that cannot be read are left over at the end.

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from symground.data.arrays import create
 from symground.data.builder import CorpusBuilder
 from symground.data.generated import Family, GeneratedSettings
 from symground.data.images import Shown
@@ -84,9 +85,7 @@ def add_image_scenes(
     partial = Path(folder).with_name(Path(folder).name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     count = scenes.scenes + probes * scenes.nouns + 1
-    features = np.lib.format.open_memmap(
-        partial / "features.npy", "w+", np.float16, (count, images.patches, images.width)
-    )
+    features = create(partial / "features.npy", np.float16, (count, images.patches, images.width))
     builder.patches = images.patches
     for number in range(scenes.scenes):
         silent, alone = family.noise()

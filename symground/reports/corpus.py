@@ -47,7 +47,8 @@ def corpus_page(
     """
     study = Path(study)
     chat, visdial, generated = (statistics.get(name) for name in ("chat", "visdial", "generated"))
-    table = _nouns(counts, nouns)
+    scene = "in images" if statistics.get("patches") else "as ENV"
+    table = _nouns(counts, nouns, scene)
     page = render(
         "corpus.html.jinja",
         name=study.name,
@@ -59,9 +60,10 @@ def corpus_page(
         nouns=nouns,
         minimum=minimum,
         table=table,
+        scene=scene,
         scatter=Markup(_scatter(table, minimum)),
         skipped=_skipped(chat or visdial),
-        settings=generated or (chat or visdial or {}).get("settings", {}),
+        settings=(generated or (chat or visdial or {}).get("settings", {})) | statistics.get("images", {}),
     )
     path = study / "corpus.html"
     partial = path.with_suffix(".partial")
@@ -105,12 +107,12 @@ def _forms(words: Mapping[str, int]) -> tuple[int, int]:
     return scene, speech
 
 
-def _nouns(counts: Mapping[str, Mapping[str, int]], nouns: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
+def _nouns(counts: Mapping[str, Mapping[str, int]], nouns: Mapping[str, tuple[str, str]], scene: str) -> pd.DataFrame:
     def total(token: str) -> int:
         return sum(words.get(token, 0) for words in counts.values())
 
-    rows = [{"noun": noun, "as ENV": total(cue), "as LAN": total(word)} for noun, (cue, word) in nouns.items()]
-    return pd.DataFrame(rows).sort_values(["as ENV", "noun"], ascending=[False, True])
+    rows = [{"noun": noun, scene: total(cue), "as LAN": total(word)} for noun, (cue, word) in nouns.items()]
+    return pd.DataFrame(rows).sort_values([scene, "noun"], ascending=[False, True])
 
 
 def _skipped(of_kind: Mapping[str, Any] | None) -> pd.DataFrame | None:
@@ -136,10 +138,11 @@ def _bars(counts: Mapping[str, Mapping[str, int]]) -> str:
 def _scatter(table: pd.DataFrame, minimum: int) -> str:
     figure = figure_of(6.4, 4.6)
     axes = figure.subplots()
-    axes.loglog(table["as ENV"], table["as LAN"], ".", color=MATCHED, markersize=4)
+    scene = table.columns[1]
+    axes.loglog(table[scene], table["as LAN"], ".", color=MATCHED, markersize=4)
     for noun, x, y in table.itertuples(index=False):
         axes.annotate(noun, (x, y), xytext=(2, 2), textcoords="offset points", fontsize=6.5, color="#5b6268")
     for line in (axes.axvline, axes.axhline):
         line(minimum, color="#888888", linewidth=0.8, linestyle="--")
-    axes.set(xlabel="as ENV", ylabel="as LAN")
+    axes.set(xlabel=scene, ylabel="as LAN")
     return svg_of(figure)

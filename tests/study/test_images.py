@@ -52,7 +52,9 @@ def test_generated_scenes(tmp_path: Path) -> None:
     assert own["count"].min() > 0
     assert own["env_count"].tolist() == [len(corpus.shown[noun]) for noun in asked.nouns]
     page = (study / "corpus.html").read_text()
-    assert str(own["env_count"].iloc[0]) in page
+    assert f"<td>{own['env_count'].iloc[0]}</td>" in page
+    assert "13,500 patches of 1,500 images" in page
+    assert "<td>clutter</td>" in page
     # The same again is loaded; another dial is another study.
     before = (study / "images" / "features.npy").stat().st_mtime_ns
     prepare(["generated-images"], study, GENERATED)
@@ -66,6 +68,16 @@ def test_a_study_that_could_not_be_made_leaves_no_images(tmp_path: Path) -> None
         prepare(["generated-images"], tmp_path / "study", replace(GENERATED, min_noun_count=9_999_999))
     assert not (tmp_path / "study").exists()
     assert prepare(["generated-images"], tmp_path / "study", GENERATED).images is not None
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        prepare(["generated-images"], tmp_path / "study", GENERATED)
+    assert not (tmp_path / "study").exists()
 
 
 def test_rows_begin_with_the_image_and_words_are_what_is_learnt(tmp_path: Path) -> None:
