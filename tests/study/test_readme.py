@@ -14,8 +14,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import symground
 from symground.cli import main
+from symground.data import GeneratedSettings
+from symground.data.generated_images import GeneratedImagesSettings
+from symground.recipes.dials import IMAGE_VALUES, VALUES
 
-README = (Path(symground.__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(symground.__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DATA = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 
 
 def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,6 +41,9 @@ def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     study, silencing, saliency, anyone, head, mamba = re.findall(r"```python\n(.*?)```", README, re.S)
     exec(study.replace("step=800", "step=8"), names)
     exec(silencing, names)
+    for block in re.findall(r"```python\n(.*?)```", DATA, re.S):
+        exec(block, names)
+    assert len(names["table"]) == 4
     letters = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
     letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     config = GPT2Config(n_layer=1, n_embd=8, n_head=2, bos_token_id=None, eos_token_id=None, vocab_size=256)
@@ -56,8 +64,10 @@ def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert probe.grad.abs().sum() > 0
 
 
-def test_commands_of_the_readme_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = "".join(re.findall(r"```\n(.*?)```", README, re.S)).replace("\\\n", " ")
+@pytest.mark.parametrize("page", [README, DATA], ids=["README", "data"])
+def test_commands_of_the_readme_exist(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    page = re.sub(r"```python\n.*?```\n", "", page, flags=re.S)
+    blocks = "".join(re.findall(r"```\n(.*?)```", page, re.S)).replace("\\\n", " ")
     commands = [line.partition("#")[0].split() for line in blocks.splitlines() if line.startswith("symground ")]
     assert len(commands) > 5
     for _, name, *arguments in commands:
@@ -65,3 +75,11 @@ def test_commands_of_the_readme_exist(capsys: pytest.CaptureFixture[str]) -> Non
         known = capsys.readouterr().out
         for option in {word for word in arguments if word.startswith("--")} - {"--help"}:
             assert option in known, (name, option)
+
+
+def test_every_dial_is_told_with_its_default_and_its_values() -> None:
+    told = dict(re.findall(r"^\| `(\w+)` \| (.*? \| .*?) \| ", DATA, re.M))
+    for known, settings in ((VALUES, GeneratedSettings()), (IMAGE_VALUES, GeneratedImagesSettings())):
+        for dial, values in known.items():
+            default = getattr(settings, dial)
+            assert told[dial] == f"{'none' if default is None else default} | {', '.join(map(str, values))}", dial
