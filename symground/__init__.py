@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from symground.version import VERSION
+
 if TYPE_CHECKING:
     from symground import ops as ops
     from symground.analysis.ablate import ablate as ablate
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from symground.models.load import load_tokenizer as load_tokenizer
     from symground.reports.page import report as report
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _HOMES = {
     "symground.analysis": (

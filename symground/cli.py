@@ -55,7 +55,7 @@ def _run(argv: list[str]) -> int:
     from symground.recipes.dials import DialsSettings, turn_dial
     from symground.recipes.prepare import GENERATED, kind_of
     from symground.reports import report
-    from symground.training import TrainSettings
+    from symground.training import Hardware, TrainSettings
 
     # transformers reports every file it writes, and warns of padding that no token which counts can see.
     logging.disable_progress_bar()
@@ -103,6 +103,9 @@ def _run(argv: list[str]) -> int:
 
         study: tyro.conf.Positional[str]
         """Folder of the study."""
+        hardware: tyro.conf.OmitArgPrefixes[Hardware] = field(default_factory=Hardware)
+        score: bool = False
+        """Score the probes at each checkpoint while training goes on, so that curves grow."""
 
     @dataclass(frozen=True)
     class Analyze:
@@ -177,7 +180,9 @@ def _run(argv: list[str]) -> int:
                 print(f"set aside: {skipped['file']}: {skipped['reason']}", file=sys.stderr)
             written = Path(command.out)
         case Train():
-            train_study(Path(command.study), [command.model], [command.seed], command)
+            train_study(
+                Path(command.study), [command.model], [command.seed], command, command.hardware, score=command.score
+            )
             written = Path(command.study) / command.model / f"seed{command.seed}"
         case Analyze():
             written = analyze_study(command.run, command.settings) / "results"

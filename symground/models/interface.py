@@ -5,11 +5,13 @@ Both are needed: with the attention function alone transformers builds no mask a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import causal_mask_function
 
 from symground import ops
@@ -17,6 +19,7 @@ from symground.models.mixers import check_batch, shown, tap_of
 from symground.ops.mask import key_range_of, valid_keys
 
 NAME = "symground"
+_UNPADDED = "symground-unpadded"
 #: Attention variants that change the scores in a way `ops.attention` has no argument for.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "sliding_window")
 
@@ -106,3 +109,21 @@ def register() -> None:
     """Make ``attn_implementation="symground"`` known to transformers. Safe to call more than once."""
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, key_range_mask)
+    # Without a mask function of its own transformers builds no mask for it, and has nothing to find out about one.
+    AttentionInterface.register(_UNPADDED, attention_forward)
+
+
+@contextmanager
+def unpadded(model: PreTrainedModel) -> Iterator[None]:
+    """Within the block the model takes its rows as causal and whole: no mask is made, and torch.compile sees none.
+
+    While it compiles, transformers cannot tell several texts packed into a row from one, and masks for the former.
+    """
+    if model.config._attn_implementation != NAME:
+        yield
+        return
+    model.set_attn_implementation(_UNPADDED)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(NAME)

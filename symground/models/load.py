@@ -12,6 +12,7 @@ from symground.models import lstm  # noqa: F401  (registers the architecture)
 from symground.models.attach import attach
 from symground.models.images import set_images
 from symground.models.mamba_ssm import is_mamba_ssm, load_mamba_ssm
+from symground.sealed import damage
 
 
 def load(path: str | Path, step: int | None = None, *, device: str | None = None) -> PreTrainedModel:
@@ -26,7 +27,7 @@ def load(path: str | Path, step: int | None = None, *, device: str | None = None
     Raises:
         FileNotFoundError: a run without checkpoints, a study whose images are gone, or a path that does not exist.
         ValueError: a step that the run has no checkpoint of (lists those it has), a ``step`` for something that is not
-            a run, or a weights file that is damaged (names it).
+            a run, or weights that are damaged (names the file).
     """
     folder = Path(path)
     images: Path | None = None
@@ -44,6 +45,9 @@ def load(path: str | Path, step: int | None = None, *, device: str | None = None
         raise FileNotFoundError(f"{folder} is neither a run nor a model: it has no config.json")
     elif not folder.exists() and (folder.is_absolute() or len(folder.parts) != 2 or Path(folder.parts[0]).exists()):
         raise FileNotFoundError(f"{path} does not exist, and is no model's name on the hub (owner/name)")
+    wrong = damage(folder) if folder.is_dir() else None
+    if wrong is not None:
+        raise ValueError(f"{folder}: damaged, {wrong}")
     source = folder if folder.is_dir() else str(path)
     try:
         mamba_ssm = folder.is_dir() and is_mamba_ssm(folder)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from symground.folders import images_of, read_json, runs_of, study_of
 from symground.models import PRESETS, load_tokenizer
 from symground.recipes.prepare import PROBE_IMAGES, CorpusSettings, prepare
 from symground.reports import report
-from symground.training import Optimization, TrainSettings, train
+from symground.training import Hardware, Optimization, TrainSettings, train
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class StudySettings(CorpusSettings):
     optimization: tyro.conf.OmitArgPrefixes[Optimization] = field(
         default_factory=lambda: Optimization(length=128, learning_rate=2e-3)
     )
+    hardware: tyro.conf.OmitArgPrefixes[Hardware] = field(default_factory=Hardware)
+    score_while_training: bool = False
+    """Score the probes at each checkpoint while training goes on, so that curves grow."""
     models: tuple[str, ...] = ("gpt2-4l",)
     """Presets to train."""
     seeds: int = 1
@@ -74,21 +78,42 @@ def run_study(corpus: Sequence[str], out: str | Path, settings: StudySettings) -
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     prepare(corpus, study, settings)
-    train_study(study, settings.models, range(settings.seeds), settings.optimization)
+    train_study(
+        study, settings.models, range(settings.seeds), settings.optimization, settings.hardware,
+        score=settings.score_while_training,
+    )  # fmt: skip
     analyze_study(study, settings.analysis)
     return report(study)
 
 
-def train_study(study: Path, models: Sequence[str], seeds: Sequence[int], optimization: Optimization) -> None:
-    """Train every model with every seed; finished runs are left, interrupted ones go on."""
+def train_study(
+    study: Path, models: Sequence[str], seeds: Sequence[int], optimization: Optimization,
+    hardware: Hardware | None = None, *, score: bool = False,
+) -> None:  # fmt: skip
+    """Train every model with every seed; finished runs are left, interrupted ones go on.
+
+    With ``score``, each checkpoint's probes are scored into the study's tables as soon as it is there.
+    """
     corpus = Corpus.load(study / "data", study).part("train")
     for model in models:
         for seed in seeds:
             settings = TrainSettings(**_shared(optimization), model=model, seed=seed)
             run = study / model / f"seed{seed}"
-            if not (run / "config.json").exists():  # a new run: what the tables hold is of one that was removed
+            # A new run: what the tables hold is of one that was removed. Of torchrun's processes one sees to it.
+            if not (run / "config.json").exists() and int(os.environ.get("RANK", 0)) == 0:
                 _forget(study, model, seed)
-            train(corpus, settings, run)
+            train(corpus, settings, run, hardware, at_checkpoint=_scored(study) if score else None)
+
+
+def _scored(study: Path) -> Callable[[Path, int], None]:
+    asked = study_probes(study)
+    settings = AnalysisSettings(what=("surprisal",))
+    counts = study_counts(study, asked, settings.window)
+
+    def score(run: Path, _: int) -> None:
+        analyze(run, asked, counts, settings)
+
+    return score
 
 
 def _shared(optimization: Optimization) -> dict[str, Any]:

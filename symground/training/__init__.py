@@ -1,6 +1,6 @@
 """Next-token training from scratch, with checkpoints dense early."""
 
-from symground.training.config import Optimization, TrainSettings
+from symground.training.config import Hardware, Optimization, TrainSettings
 from symground.training.loop import train
 
-__all__ = ["Optimization", "TrainSettings", "train"]
+__all__ = ["Hardware", "Optimization", "TrainSettings", "train"]

@@ -1,62 +1,57 @@
-"""Checkpoints and resume states on disk: written under a temporary name, synced, then renamed; nothing is pickled."""
+"""Checkpoints and resume states on disk, each a sealed folder; nothing is pickled."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
+import sys
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from symground.folders import checkpoint_folder
+from symground.sealed import damage, discard, sealed
 
 _KEEP = 2  # resume states: the last, and one before it should the last be damaged
-_RESUME = re.compile(r"step-(\d{8})\.safetensors$")
+_RESUME = re.compile(r"step-(\d{8})$")
+_STATE = "state.safetensors"
 
 
 def save_checkpoint(run: Path, step: int, model: PreTrainedModel) -> None:
-    """Save the model in Hugging Face layout at ``step``; a checkpoint that is already there is left."""
+    """Save the model in Hugging Face layout at ``step``; a whole checkpoint that is already there is left."""
     folder = checkpoint_folder(run, step)
-    if folder.is_dir():
+    if folder.is_dir() and damage(folder) is None:
         return
-    partial = folder.with_name(f"partial-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    for file in partial.iterdir():
-        _sync(file)
-    partial.rename(folder)
-    _sync(folder.parent)
+    with sealed(folder) as partial:
+        model.save_pretrained(partial)
 
 
 def save_resume(run: Path, step: int, model: PreTrainedModel, optimizer: Optimizer) -> None:
-    """Save what training needs to go on from ``step``: weights, optimizer moments, torch's random state."""
+    """Save what training needs to go on from ``step``: weights, optimizer moments, every device's random state.
+
+    The learning rate and the rows of a step are functions of its number and need no state.
+    """
     tensors = {f"model.{name}": value for name, value in _weights(model).items()}
     for i, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{key}": value for key, value in moments.items()}
-    tensors["random"] = torch.get_rng_state()
-    folder = run / "resume"
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "partial.safetensors"
-    save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
-    _sync(partial)
-    os.replace(partial, folder / f"step-{step:08d}.safetensors")
-    for old in _resume_files(run)[:-_KEEP]:
-        old.unlink()
+    tensors |= {f"random.{device}": random for device, random in _random_states().items()}
+    with sealed(_resume_folder(run, step)) as partial:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, partial / _STATE)
+    for old in resume_folders(run)[:-_KEEP]:
+        discard(old)
 
 
 def load_resume(run: Path, model: PreTrainedModel, optimizer: Optimizer) -> int:
     """Load the newest resume state that is whole into model and optimizer; returns its step, 0 when there is none."""
-    for file in reversed(_resume_files(run)):
-        try:
-            tensors = load_file(file)
-        except (SafetensorError, OSError):
-            continue  # cut short: the one before it serves
+    for folder in reversed(resume_folders(run)):
+        wrong = damage(folder)
+        if wrong is not None:
+            print(f"{folder} is damaged ({wrong}); the state before it is taken", file=sys.stderr)
+            continue
+        tensors = load_file(folder / _STATE)
         model.load_state_dict(
             {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")},
             strict=False,  # tied weights are stored once
@@ -67,11 +62,28 @@ def load_resume(run: Path, model: PreTrainedModel, optimizer: Optimizer) -> int:
                 _, i, key = name.split(".")
                 state.setdefault(int(i), {})[key] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        torch.set_rng_state(tensors["random"])
-        match = _RESUME.search(file.name)
+        torch.set_rng_state(tensors["random.cpu"])
+        for gpu in range(torch.cuda.device_count()):
+            if f"random.{gpu}" in tensors:
+                torch.cuda.set_rng_state(tensors[f"random.{gpu}"], gpu)
+        match = _RESUME.search(folder.name)
         assert match is not None
         return int(match[1])
     return 0
+
+
+def resume_folders(run: Path) -> list[Path]:
+    """The resume states of a run, in order."""
+    return sorted(path for path in (run / "resume").glob("step-*") if path.is_dir() and _RESUME.search(path.name))
+
+
+def _resume_folder(run: Path, step: int) -> Path:
+    return run / "resume" / f"step-{step:08d}"
+
+
+def _random_states() -> dict[str, Tensor]:
+    devices = {str(i): torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())}
+    return {"cpu": torch.get_rng_state(), **devices}
 
 
 def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -83,15 +95,3 @@ def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
             seen.add(value.data_ptr())
             kept[name] = value
     return kept
-
-
-def _resume_files(run: Path) -> list[Path]:
-    return sorted(path for path in (run / "resume").glob("step-*.safetensors") if _RESUME.search(path.name))
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

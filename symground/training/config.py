@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from symground.models import PRESETS
-from symground.training.schedule import checkpoint_schedule
+from symground.training.schedule import DECAYS, checkpoint_schedule
+
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -15,19 +17,23 @@ class Optimization:
     steps: int = 1000
     """Optimizer steps."""
     batch_size: int = 16
-    """Rows per step."""
+    """Rows per step, over all processes."""
     length: int = 64
     """Tokens per row."""
     learning_rate: float = 1e-3
-    """Peak of AdamW's learning rate; it then falls along a cosine to a tenth."""
+    """Peak of AdamW's learning rate."""
     warmup: int = 50
     """Steps of linear warm-up."""
+    decay: str = "cosine"
+    """How the rate falls after it to a tenth of its peak: "cosine", "linear", or not at all ("constant")."""
     weight_decay: float = 0.01
     """AdamW's, on matrices only."""
     beta2: float = 0.99
     """AdamW's second-moment decay."""
     clip: float = 1.0
     """Largest norm of the gradient."""
+    precision: str = "float32"
+    """"float32", or "bfloat16": products in it by autocast, weights and their updates in float32."""
     checkpoints: str = "0,25,50,75,100,every 50"
     """Steps at which to save: numbers, 'every N', and '…' between two numbers for doubling. The last step always is."""
 
@@ -37,6 +43,9 @@ class Optimization:
                 raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
         if self.length < 2:
             raise ValueError(f"length: expected at least 2 (a row holds its own targets), got {self.length}")
+        for name, known in (("decay", DECAYS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}; got {getattr(self, name)!r}")
         checkpoint_schedule(self.checkpoints, self.steps)
 
 
@@ -53,3 +62,26 @@ class TrainSettings(Optimization):
         super().__post_init__()
         if self.model not in PRESETS:
             raise ValueError(f"model: expected one of {', '.join(PRESETS)}; got {self.model!r}")
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """On what a run is trained, and what it tells: no part of what makes it this run."""
+
+    device: str | None = None
+    """"cpu", "cuda"; a GPU where there is one by default, and under torchrun one for each process."""
+    accumulate: int = 1
+    """Parts that each process takes its rows in, one after the other, where all at once do not fit."""
+    compile: bool = False
+    """Compile the model with torch.compile: minutes at first, faster steps then."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits again on the same GPU; on a CPU they do anyway."""
+    resume_every: float = 120.0
+    """Seconds after which the state is saved again that a killed run goes on from. One asked to end saves it too."""
+    tensorboard: bool = False
+    """Also write the metrics for TensorBoard, into RUN/tensorboard."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("accumulate", 1), ("resume_every", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name}: expected at least {low}, got {getattr(self, name)}")

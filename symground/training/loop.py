@@ -1,200 +1,222 @@
-"""The training loop: next-token loss from random weights."""
+"""Next-token training from random weights, with checkpoints dense early; goes on where it was stopped, to the bit."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-import transformers
-from torch import nn
 from transformers import PreTrainedModel
 
-from symground import ops
 from symground.data.corpus import Corpus
-from symground.folders import checkpoint_steps, read_json, write_json
-from symground.models import create, load, readout, set_images
-from symground.models.readout import hidden_states
-from symground.progress import progress
-from symground.training.checkpoints import load_resume, save_checkpoint, save_resume
-from symground.training.config import TrainSettings
+from symground.folders import checkpoint_folder, checkpoint_steps
+from symground.models import create, load, set_images
+from symground.models.interface import unpadded
+from symground.progress import Bar, progress
+from symground.sealed import damage, sync
+from symground.training.checkpoints import load_resume, resume_folders, save_checkpoint, save_resume
+from symground.training.config import Hardware, TrainSettings
+from symground.training.metrics import Metrics, TensorBoard, Tracker, flops_per_token
+from symground.training.provenance import claim
 from symground.training.sampler import RowSampler
 from symground.training.schedule import checkpoint_schedule, learning_rate
+from symground.training.step import Done, Trainer, deterministic
+from symground.training.workers import Workers, workers
 
-#: Numbers (256 MiB in float32) up to which the logits of a step are made as a whole.
-FULL_LOGITS = 2**26
 _LOG_EVERY = 10
+_NEVER = 2**62
 
 
-def train(corpus: Corpus, settings: TrainSettings, run: str | Path, device: str | None = None) -> PreTrainedModel:
+def train(
+    corpus: Corpus,
+    settings: TrainSettings,
+    run: str | Path,
+    hardware: Hardware | None = None,
+    *,
+    trackers: Sequence[Tracker] = (),
+    at_checkpoint: Callable[[Path, int], None] | None = None,
+) -> PreTrainedModel:
     """Train one model into the folder ``run``, or go on with a training that was interrupted there.
 
-    Writes ``config.json``, ``metrics.jsonl`` (step, loss in nats per token, learning_rate, tokens, seconds),
-    ``checkpoints/step-NNNNNNNN/`` at the steps of the schedule, and resume states. A finished run is left as it is.
+    Writes ``config.json`` (settings, fingerprint of the corpus, versions, hardware), ``metrics.jsonl`` (step, loss in
+    nats per token, learning_rate, gradient_norm, tokens, seconds, tokens_per_second and, on a GPU, utilisation: the
+    share of its peak), ``checkpoints/step-NNNNNNNN/`` at the steps of the schedule, and resume states. A finished run
+    is left as it is. Under torchrun every process calls this; the first one writes.
+
+    Args:
+        corpus: its documents for training.
+        settings: the run.
+        run: its folder; of several machines, one that all of them see.
+        hardware: on what; None takes the defaults.
+        trackers: take the metrics too.
+        at_checkpoint: (run, step) → after a checkpoint is on the disk, in the first process.
 
     Returns:
         The trained model, attached.
 
     Raises:
-        ValueError: the folder holds a run of other settings (says which differ), the loss is not finite (names the
-            step; earlier checkpoints stay), or the corpus has no row to train on.
+        ValueError: the folder holds a run of other settings (says which differ), the loss or its gradient is not finite
+            (names the step; earlier checkpoints stay), rows that cannot be shared among the processes, or a corpus
+            without a row to train on.
+        OSError: the disk is full; what was saved stays.
+        SystemExit, KeyboardInterrupt: SIGTERM or Ctrl-C came; the state is saved after the step, and the same call goes
+            on from there. A second one ends it at once.
     """
-    run = Path(run)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    run, hardware = Path(run), hardware or Hardware()
+    _check_rows(corpus, settings)
+    with ExitStack() as stack:
+        found = stack.enter_context(workers(hardware.device))
+        stack.enter_context(deterministic(hardware.deterministic))
+        _check_shares(settings, hardware, found)
+        if found.first:
+            claim(run, corpus, settings, hardware, found.device)
+        found.wait()
+        if settings.steps in checkpoint_steps(run) and damage(checkpoint_folder(run, settings.steps)) is None:
+            return load(run, settings.steps, device=str(found.device))
+        if hardware.tensorboard and found.first:
+            trackers = [*trackers, TensorBoard(run)]
+        return _Run(corpus, settings, run, hardware, found, trackers, at_checkpoint).trained()
+
+
+class _Run:
+    def __init__(
+        self, corpus: Corpus, settings: TrainSettings, run: Path, hardware: Hardware, found: Workers,
+        trackers: Sequence[Tracker], at_checkpoint: Callable[[Path, int], None] | None,
+    ) -> None:  # fmt: skip
+        self._settings, self._run, self._hardware, self._workers = settings, run, hardware, found
+        self._trackers, self._at_checkpoint = trackers, at_checkpoint
+        pad = corpus.tokenizer.pad_token_id
+        width = corpus.images.width if corpus.images else None
+        self._model = create(
+            settings.model, len(corpus.tokenizer), settings.seed, positions=settings.length, pad_token_id=pad,
+            image_width=width,
+        )  # fmt: skip
+        if corpus.images is not None:
+            set_images(self._model, corpus.images.features)
+        self._model.to(found.device).train()  # type: ignore[arg-type]
+        self._sampler = RowSampler(
+            corpus.tokens, corpus.documents, corpus.starts, settings.batch_size, settings.length, settings.seed, pad,
+            corpus.prefix,
+        )  # fmt: skip
+        self._trainer = Trainer(self._model, settings, hardware, found)
+        self._first_wrong = torch.full((), _NEVER, dtype=torch.int64, device=found.device)
+
+    def trained(self) -> PreTrainedModel:
+        settings, run = self._settings, self._run
+        done = load_resume(run, self._model, self._trainer.optimizer)
+        if done == 0 and resume_folders(run):
+            self._say(f"{run}: no resume state is whole; training starts from step 0 again")
+        self._name_damaged(done)
+        save_at = set(checkpoint_schedule(settings.checkpoints, settings.steps))
+        if self._workers.first:
+            flops = flops_per_token(self._model, settings.length)
+            self._metrics = Metrics(run / "metrics.jsonl", done, flops, self._workers.device)
+        if done in save_at:  # at the beginning, and where a disk has spoilt the one that was there
+            self._checkpoint(done)
+        with ExitStack() as stack:
+            stack.enter_context(unpadded(self._model))
+            bar: Bar | None = None
+            if self._workers.first:
+                bar = stack.enter_context(progress(f"train {run.parent.name}/{run.name}", settings.steps, done))
+            saved = time.monotonic()
+            for before in range(done, settings.steps):
+                rate = learning_rate(
+                    before, settings.learning_rate, settings.warmup, settings.steps, settings.decay
+                )  # fmt: skip
+                result = self._trainer.step(*self._sampler.batch(before), rate)
+                step = before + 1
+                self._note(result, step)
+                looks = step % _LOG_EVERY == 0 or step in save_at
+                # Workers must end at one step: they ask each other where they meet anyway.
+                stops = (looks or self._workers.world == 1) and self._workers.stops()
+                if looks:
+                    self._log(result, step, rate, bar)
+                if step in save_at:
+                    self._checkpoint(step)
+                if step < settings.steps and (stops or time.monotonic() - saved >= self._hardware.resume_every):
+                    self._resume(step)
+                    saved = time.monotonic()
+                if bar is not None:
+                    bar.advance()
+                if stops and step < settings.steps:
+                    self._say(f"{run}: stopped at step {step} as it was asked to; the same command goes on from there")
+                    self._workers.end()
+        self._workers.wait()
+        self._model.eval()
+        return self._model
+
+    def _note(self, result: Done, step: int) -> None:
+        """Remember the first step that went wrong, without waiting for a GPU."""
+        fine = result.loss.isfinite() & result.norm.isfinite()
+        self._first_wrong = self._first_wrong.minimum(torch.where(fine, _NEVER, step))
+
+    def _check(self) -> None:
+        wrong = int(self._first_wrong)
+        if wrong < _NEVER:
+            raise ValueError(
+                f"{self._run}: the loss or its gradient is not finite at step {wrong}; earlier checkpoints stay. A "
+                "lower learning rate or more steps of warm-up may help."
+            )
+
+    def _log(self, result: Done, step: int, rate: float, bar: Bar | None) -> None:
+        """Tell of a step, once neither it nor one before it went wrong."""
+        loss = float(self._workers.sum(result.loss.clone()))
+        self._check()
+        if self._workers.first:
+            tokens = step * self._settings.batch_size * self._settings.length
+            said = self._metrics.write(step, loss, rate, float(result.norm), tokens, self._trackers)
+            if bar is not None:
+                bar.note(said)
+
+    def _checkpoint(self, step: int) -> None:
+        if self._workers.first:
+            save_checkpoint(self._run, step, self._model)
+            if self._at_checkpoint is not None:
+                self._at_checkpoint(self._run, step)
+
+    def _resume(self, step: int) -> None:
+        self._check()
+        if self._workers.first:
+            if (self._run / "metrics.jsonl").exists():
+                sync(self._run / "metrics.jsonl")
+            save_resume(self._run, step, self._model, self._trainer.optimizer)
+
+    def _name_damaged(self, done: int) -> None:
+        """Say which checkpoints a disk has spoilt; those that training comes by again are written again."""
+        for step in checkpoint_steps(self._run) if self._workers.first else ():
+            wrong = damage(checkpoint_folder(self._run, step))
+            if wrong is not None:
+                what = "it is written again" if step >= done else "training does not come by it again"
+                self._say(f"{checkpoint_folder(self._run, step)} is damaged ({wrong}); {what}")
+
+    def _say(self, text: str) -> None:
+        if self._workers.first:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _check_rows(corpus: Corpus, settings: TrainSettings) -> None:
+    if len(corpus.starts) == 0:
+        raise ValueError("corpus: expected at least one place where a row may begin, got none")
     if settings.length < corpus.prefix + 2:
         raise ValueError(
             f"length: expected at least {corpus.prefix + 2} tokens per row, the patches of an image and two more; "
             f"got {settings.length}"
         )
-    _claim(run, corpus, settings)
-    if settings.steps in checkpoint_steps(run):
-        return load(run, settings.steps, device=device)
-    pad = corpus.tokenizer.pad_token_id
-    width = corpus.images.width if corpus.images else None
-    model = create(
-        settings.model, len(corpus.tokenizer), settings.seed, positions=settings.length, pad_token_id=pad,
-        image_width=width,
-    )  # fmt: skip
-    if corpus.images is not None:
-        set_images(model, corpus.images.features)
-    model.to(device).train()  # type: ignore[arg-type]
-    optimizer = _optimizer(model, settings)
-    sampler = RowSampler(
-        corpus.tokens, corpus.documents, corpus.starts, settings.batch_size, settings.length, settings.seed, pad,
-        corpus.prefix,
-    )  # fmt: skip
-    done = load_resume(run, model, optimizer)
-    if done == 0 and any((run / "resume").glob("step-*")):
-        print(f"{run}: no resume state is whole; training starts from step 0 again", file=sys.stderr)
-    save_at = set(checkpoint_schedule(settings.checkpoints, settings.steps))
-    log = _Log(run / "metrics.jsonl", done)
-    if done == 0 and 0 in save_at:
-        save_checkpoint(run, 0, model)
-    with ExitStack() as stack:
-        stack.enter_context(log)
-        bar = stack.enter_context(progress(f"train {run.parent.name}/{run.name}", settings.steps, done))
-        for step in range(done, settings.steps):
-            rate = learning_rate(step, settings.learning_rate, settings.warmup, settings.steps)
-            loss = _step(model, optimizer, sampler, step, rate, settings.clip, device)
-            finished = step + 1
-            if finished % _LOG_EVERY == 0 or finished in save_at:
-                value = float(loss)
-                if not np.isfinite(value):
-                    raise ValueError(f"{run}: the loss is {value} at step {finished}; earlier checkpoints stay")
-                log.write(finished, value, rate, settings.batch_size * settings.length)
-                bar.note(f"loss {value:.3f}")
-            if finished in save_at:
-                save_checkpoint(run, finished, model)
-                log.flush()
-                save_resume(run, finished, model, optimizer)
-            bar.advance()
-    model.eval()
-    return model
+    limit = len(corpus.tokenizer) + (len(corpus.images) * corpus.prefix if corpus.images else 0)
+    largest = int(corpus.tokens.max())
+    if largest >= limit:
+        raise ValueError(
+            f"corpus: id {largest} is outside its tokenizer's vocabulary of {limit}; is it of another corpus?"
+        )
 
 
-def _step(
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    sampler: RowSampler,
-    step: int,
-    rate: float,
-    clip: float,
-    device: str,
-) -> torch.Tensor:
-    inputs, targets = (ids.to(device, non_blocking=True) for ids in sampler.batch(step))  # [B,T]
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    head = readout(model)
-    hidden = hidden_states(model, inputs)  # [B,T,D]; padding stands at the end, where nothing that counts sees it
-    # Full logits make three products where the op that never stores them makes four: the faster, while they are small.
-    small = targets.numel() * head.weight.shape[0] <= FULL_LOGITS
-    loss = ops.linear_cross_entropy(
-        hidden.flatten(0, 1), head.weight, targets.flatten(), head.bias, impl="reference" if small else None
-    )
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), clip)
-    optimizer.step()
-    return loss.detach()
-
-
-def _optimizer(model: PreTrainedModel, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW, with weight decay on matrices and none on biases and norms."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, settings.beta2), fused=True)
-
-
-def _claim(run: Path, corpus: Corpus, settings: TrainSettings) -> None:
-    """Write the run's config.json, or check that the one there says the same."""
-    digest = hashlib.sha256(corpus.tokens.tobytes()).hexdigest()
-    fingerprint: dict[str, Any] = {"tokens": len(corpus.tokens), "sha256": digest}
-    if corpus.images is not None:
-        fingerprint["images"] = {"number": len(corpus.images), **corpus.images.description}
-    config = {"settings": asdict(settings), "corpus": fingerprint}
-    path = run / "config.json"
-    if path.exists():
-        found: dict[str, Any] = read_json(path)
-        differing = list(_differences(found, config))
-        if differing:
-            raise ValueError(f"{run} holds a run of other settings: {'; '.join(differing)}. Choose another folder.")
-        return
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-    write_json(path, {**config, "versions": versions})
-
-
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
-    for part, values in wanted.items():
-        there = found.get(part)
-        for name, value in values.items():
-            before = there.get(name) if isinstance(there, dict) else None
-            if before != value:
-                yield f"{name if part == 'settings' else part + ' ' + name} is {before!r} there, {value!r} here"
-
-
-class _Log:
-    """metrics.jsonl, cut back to the resumed step so that no step stands twice."""
-
-    def __init__(self, path: Path, done: int) -> None:
-        kept = []
-        if done and path.is_file():
-            kept = [
-                line
-                for line in path.read_text().splitlines()
-                if line.endswith("}") and json.loads(line)["step"] <= done
-            ]
-        path.write_text("".join(line + "\n" for line in kept))
-        before = json.loads(kept[-1])["seconds"] if kept else 0.0
-        self._path, self._started = path, time.perf_counter() - before
-
-    def __enter__(self) -> _Log:
-        self._file = self._path.open("a")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def write(self, step: int, loss: float, rate: float, tokens_per_step: int) -> None:
-        seconds = round(time.perf_counter() - self._started, 3)
-        line = {"step": step, "loss": loss, "learning_rate": rate, "tokens": step * tokens_per_step, "seconds": seconds}
-        self._file.write(json.dumps(line) + "\n")
-
-    def flush(self) -> None:
-        self._file.flush()
+def _check_shares(settings: TrainSettings, hardware: Hardware, found: Workers) -> None:
+    parts = found.world * hardware.accumulate
+    if settings.batch_size % parts:
+        raise ValueError(
+            f"batch_size: expected a multiple of {found.world} processes × {hardware.accumulate} parts, "
+            f"got {settings.batch_size}"
+        )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+DECAYS = ("cosine", "linear", "constant")
+
 
 def checkpoint_schedule(text: str, steps: int) -> list[int]:
     """The steps named by ``text``, up to ``steps``, which is always the last.
@@ -39,9 +41,10 @@ def _number(parts: list[str], i: int, text: str) -> int:
     return int(parts[i])
 
 
-def learning_rate(step: int, peak: float, warmup: int, steps: int) -> float:
-    """Linear warm-up to ``peak``, then a cosine down to a tenth of it at ``steps``."""
+def learning_rate(step: int, peak: float, warmup: int, steps: int, decay: str = "cosine") -> float:
+    """Linear warm-up to ``peak``, then down to a tenth of it at ``steps``, along a cosine or a line; or no further."""
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+    left = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}[decay]
+    return peak * (0.1 + 0.9 * left)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,13 +13,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import symground as sg
 from symground.data import Corpus
 from symground.folders import checkpoint_folder, checkpoint_steps
-from symground.training import TrainSettings, loop, train
+from symground.training import Hardware, TrainSettings, train
+from symground.training.checkpoints import resume_folders
 from symground.training.sampler import RowSampler
 from symground.training.schedule import checkpoint_schedule, learning_rate
+from symground.training.step import Done, Trainer
 
 TINY = TrainSettings(model="lstm-1l", steps=12, batch_size=4, length=16, checkpoints="0,4,8")
 
@@ -46,26 +49,36 @@ def test_two_runs_of_one_seed_are_alike_to_the_bit(corpus: Corpus, tmp_path: Pat
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_an_interrupted_run_goes_on_to_the_same_weights(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = replace(TINY, model="gpt2-4l")
+    settings, often = replace(TINY, model="gpt2-4l"), Hardware(resume_every=0)
     train(corpus, settings, tmp_path / "whole")
-    step = loop._step
+    step = Trainer.step
 
-    def interrupt(*args: object) -> torch.Tensor:
-        if args[3] == 10:
-            raise KeyboardInterrupt
-        return step(*args)  # type: ignore[arg-type]
+    def interrupt(trainer: Trainer, inputs: torch.Tensor, targets: torch.Tensor, rate: float) -> Done:
+        if len(resume_folders(tmp_path / "cut")) == 2 and not checkpoint_folder(tmp_path / "cut", 12).exists():
+            steps.append(1)
+            if len(steps) == 8:
+                raise MemoryError
+        return step(trainer, inputs, targets, rate)
 
-    monkeypatch.setattr(loop, "_step", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train(corpus, settings, tmp_path / "cut")
-    assert checkpoint_steps(tmp_path / "cut") == [0, 4, 8]
+    steps: list[int] = []
+    monkeypatch.setattr(Trainer, "step", interrupt)
+    with pytest.raises(MemoryError):
+        train(corpus, settings, tmp_path / "cut", often)
+    monkeypatch.setattr(Trainer, "step", step)
+    assert [path.name for path in resume_folders(tmp_path / "cut")] == ["step-00000008", "step-00000009"]
     if damaged:
-        newest = tmp_path / "cut" / "resume" / "step-00000008.safetensors"
-        newest.write_bytes(newest.read_bytes()[:1000])
-    monkeypatch.setattr(loop, "_step", step)
-    train(corpus, settings, tmp_path / "cut")
+        newest = tmp_path / "cut" / "resume" / "step-00000009" / "state.safetensors"
+        content = bytearray(newest.read_bytes())
+        content[len(content) // 2] ^= 1
+        newest.write_bytes(content)
+        checkpoint = checkpoint_folder(tmp_path / "cut", 8) / "model.safetensors"
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
+    train(corpus, settings, tmp_path / "cut", often)
+    said = capsys.readouterr().err
+    assert damaged == ("step-00000009 is damaged (state.safetensors has another checksum" in said)
+    assert damaged == ("step-00000008 is damaged (model.safetensors has another" in said)
     assert weights(checkpoint_folder(tmp_path / "cut", 12)) == weights(checkpoint_folder(tmp_path / "whole", 12))
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
@@ -82,7 +95,6 @@ def test_a_finished_run_is_left_and_another_config_is_refused(corpus: Corpus, tm
 
 def test_a_finished_run_needs_no_resume_state(corpus: Corpus, tmp_path: Path) -> None:
     train(corpus, TINY, tmp_path)
-    shutil.rmtree(tmp_path / "resume")
     before = (tmp_path / "metrics.jsonl").read_bytes()
     model = train(corpus, TINY, tmp_path)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
@@ -99,19 +111,28 @@ def test_checkpoints_load_and_missing_ones_list_those_there_are(corpus: Corpus, 
         sg.load(tmp_path, step=5)
     damaged = checkpoint_folder(tmp_path, 8) / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:500])
-    with pytest.raises(ValueError, match="step-00000008: its weights are damaged or cut short"):
+    with pytest.raises(ValueError, match="step-00000008: damaged, model.safetensors has another checksum"):
         sg.load(tmp_path, step=8)
     with pytest.raises(ValueError, match="is not a run"):
         sg.load(checkpoint_folder(tmp_path, 4), step=4)
 
 
-def test_loss_that_is_not_finite_stops_and_names_the_step(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["loss", "norm"])
+def test_a_loss_or_gradient_that_is_not_finite_stops_and_names_the_step(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    monkeypatch.setattr(loop, "_step", lambda *_: torch.tensor(float("nan")))
-    with pytest.raises(ValueError, match="the loss is nan at step 4"):
-        train(corpus, TINY, tmp_path)
-    assert checkpoint_steps(tmp_path) == [0]
+    step, calls = Trainer.step, []
+
+    def wrong(*args: object) -> Done:
+        calls.append(1)
+        done = step(*args)  # type: ignore[arg-type]
+        return done._replace(**{what: torch.tensor(float("nan"))}) if len(calls) == 6 else done
+
+    monkeypatch.setattr(Trainer, "step", wrong)
+    with pytest.raises(ValueError, match="the loss or its gradient is not finite at step 6; earlier checkpoints stay"):
+        train(corpus, TINY, tmp_path, Hardware(resume_every=1e9))
+    assert checkpoint_steps(tmp_path) == [0, 4]
+    assert not (tmp_path / "resume").exists()
 
 
 @given(st.integers(1, 5), st.integers(2, 40), st.integers(0, 1000), st.integers(0, 5))
@@ -157,3 +178,114 @@ def test_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
     assert max(rates) == pytest.approx(1.0)
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+
+
+@pytest.mark.parametrize("model", ["gpt2-4l", "mamba2-4l"])
+def test_parts_of_a_step_add_up_to_the_whole(corpus: Corpus, tmp_path: Path, model: str) -> None:
+    settings = replace(TINY, model=model, steps=3)
+    whole = train(corpus, settings, tmp_path / "whole")
+    parts = train(corpus, settings, tmp_path / "parts", Hardware(accumulate=4))
+    for (name, ours), other in zip(parts.named_parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_bfloat16_trains_close_to_float32_and_keeps_its_weights_in_it(corpus: Corpus, tmp_path: Path) -> None:
+    settings = replace(TINY, model="gpt2-4l", steps=20, checkpoints="0")
+    train(corpus, settings, tmp_path / "float32")
+    half = train(corpus, replace(settings, precision="bfloat16"), tmp_path / "bfloat16")
+    assert {p.dtype for p in half.parameters()} == {torch.float32}
+    ours, other = losses(tmp_path / "bfloat16"), losses(tmp_path / "float32")
+    assert ours != other
+    np.testing.assert_allclose([x for _, x in ours], [x for _, x in other], rtol=0.02)
+
+
+def test_a_compiled_model_trains_alike_and_saves_the_same_names(corpus: Corpus, tmp_path: Path) -> None:
+    settings = replace(TINY, model="gpt2-4l", steps=3)
+    train(corpus, settings, tmp_path / "eager")
+    train(corpus, settings, tmp_path / "compiled", Hardware(compile=True))
+    ours, other = (load_file(checkpoint_folder(tmp_path / n, 3) / "model.safetensors") for n in ("compiled", "eager"))
+    assert ours.keys() == other.keys()
+    for name, weight in other.items():
+        torch.testing.assert_close(ours[name], weight, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_deterministic_algorithms_are_asked_for_while_training_only(corpus: Corpus, tmp_path: Path) -> None:
+    asked = []
+    train(
+        corpus, TINY, tmp_path, Hardware(deterministic=True),
+        trackers=[lambda _: asked.append(torch.are_deterministic_algorithms_enabled())],
+    )  # fmt: skip
+    assert set(asked) == {True}
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_metrics_tell_every_tenth_step_and_every_checkpoint_to_whoever_wants_to_know(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    told: list[Mapping[str, float]] = []
+    at: list[int] = []
+    train(
+        corpus, replace(TINY, steps=25), tmp_path, trackers=[told.append],
+        at_checkpoint=lambda run, step: at.append(max(checkpoint_steps(run))),
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert told == lines
+    assert [line["step"] for line in lines] == [4, 8, 10, 20, 25]
+    assert at == [0, 4, 8, 25]
+    assert [line["tokens"] for line in lines] == [line["step"] * 4 * 16 for line in lines]
+    for line in lines:
+        assert line["gradient_norm"] > 0
+        assert line["tokens_per_second"] > 0
+        assert "utilisation" not in line  # of a CPU nobody knows the peak
+
+
+def test_tensorboard(corpus: Corpus, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    train(corpus, TINY, tmp_path, Hardware(tensorboard=True))
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"train/loss" in events.read_bytes()
+
+
+def test_a_run_says_how_to_make_it_again(corpus: Corpus, tmp_path: Path) -> None:
+    train(corpus, TINY, tmp_path, Hardware(accumulate=2))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert TrainSettings(**config["settings"]) == TINY
+    assert config["corpus"]["tokens"] == len(corpus.tokens)
+    assert config["hardware"]["accumulate"] == 2
+    assert config["hardware"]["threads"] == torch.get_num_threads()
+    assert config["versions"]["torch"] == torch.__version__
+    assert set(config["versions"]) == {"symground", "revision", "python", "torch", "transformers"}
+    # Hardware is no part of the run; a setting that is younger than the run stands where it did.
+    train(corpus, TINY, tmp_path, Hardware(resume_every=7))
+    del config["settings"]["precision"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    train(corpus, TINY, tmp_path)
+
+
+@pytest.mark.parametrize(("decay", "half", "end"), [("linear", 0.55, 0.1), ("cosine", 0.55, 0.1), ("constant", 1, 1)])
+def test_ways_of_decay(decay: str, half: float, end: float) -> None:
+    assert learning_rate(60, 1.0, 10, 110, decay) == pytest.approx(half)
+    assert learning_rate(110, 1.0, 10, 110, decay) == pytest.approx(end)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decay": "steep"}, "decay: expected one of cosine, linear, constant; got 'steep'"),
+        ({"precision": "float16"}, "precision: expected one of float32, bfloat16; got 'float16'"),
+        ({"steps": 0}, "steps: expected more than 0, got 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainSettings(**changes)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="accumulate: expected at least 1, got 0"):
+        Hardware(accumulate=0)
+
+
+def test_ids_beyond_the_tokenizer_are_refused(corpus: Corpus, tmp_path: Path) -> None:
+    tokens = np.array(corpus.tokens)
+    tokens[7] = len(corpus.tokenizer)
+    with pytest.raises(ValueError, match=f"corpus: id {len(corpus.tokenizer)} is outside its tokenizer's vocabulary"):
+        train(replace(corpus, tokens=tokens), TINY, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,95 @@
+"""What training tells while it runs: metrics.jsonl, and whoever else wants to know."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from symground.optional import require
+
+#: Dense bfloat16 products of a GPU by its name, FLOP/s (its maker's data sheet).
+PEAK = {
+    "H200": 989e12, "H100": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12, "A40": 149.7e12,
+    "A6000": 154.8e12, "L40S": 362e12, "L4": 121e12, "4090": 165.2e12, "3090": 71e12, "V100": 125e12, "T4": 65e12,
+}  # fmt: skip
+
+
+class Tracker(Protocol):
+    """Takes the metrics of a step."""
+
+    def __call__(self, metrics: Mapping[str, float]) -> None:
+        """``metrics``: step, and what is told of it."""
+        ...
+
+
+class TensorBoard:
+    """Writes the metrics for TensorBoard into RUN/tensorboard."""
+
+    def __init__(self, run: Path) -> None:
+        board = require("torch.utils.tensorboard", "TensorBoard's files", "tensorboard")
+        self._writer = board.SummaryWriter(str(run / "tensorboard"))
+
+    def __call__(self, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            if name != "step":
+                self._writer.add_scalar(f"train/{name}", value, int(metrics["step"]))
+        self._writer.flush()
+
+
+class Metrics:
+    """A line of JSON for a step in metrics.jsonl, cut back to the resumed step so that no step stands twice."""
+
+    def __init__(self, path: Path, done: int, flops_per_token: float, device: torch.device) -> None:
+        kept = []
+        if done and path.is_file():
+            whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
+            kept = [line for line in whole if json.loads(line)["step"] <= done]
+        path.write_text("".join(line + "\n" for line in kept))
+        last = json.loads(kept[-1]) if kept else {"seconds": 0.0, "tokens": 0}
+        self._path, self._flops, self._peak = path, flops_per_token, peak_of(device)
+        self._before, self._since = last["seconds"], time.perf_counter()
+        self._last = (last["seconds"], last["tokens"])
+
+    def write(self, step: int, loss: float, rate: float, norm: float, tokens: int, trackers: Iterable[Tracker]) -> str:
+        """Write down a step; returns what to say of it."""
+        seconds = round(self._before + time.perf_counter() - self._since, 3)
+        speed = (tokens - self._last[1]) / max(seconds - self._last[0], 1e-3)
+        self._last = (seconds, tokens)
+        line: dict[str, Any] = {
+            "step": step, "loss": loss, "learning_rate": rate, "gradient_norm": norm, "tokens": tokens,
+            "seconds": seconds, "tokens_per_second": round(speed, 1),
+        }  # fmt: skip
+        said = f"loss {loss:.3f}, {speed:,.0f} tokens/s"
+        if self._peak:
+            line["utilisation"] = round(speed * self._flops / self._peak, 4)
+            said += f", {line['utilisation']:.0%} of peak"
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for tracker in trackers:
+            tracker(line)
+        return said
+
+
+def peak_of(device: torch.device) -> float | None:
+    """FLOP/s of a GPU at best; None where it is not known, and for a CPU."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK.items() if part in name), None)
+
+
+def flops_per_token(model: PreTrainedModel, length: int) -> float:
+    """Of a forward and a backward pass: 6 for each weight, and 12·layers·width·length for attention's products.
+
+    Source: Chowdhery et al. 2022 (PaLM), appendix B; positions are no product and do not count.
+    """
+    config = model.config.get_text_config()
+    weights = sum(p.numel() for name, p in model.named_parameters() if not name.endswith("wpe.weight"))
+    attends = "gpt2" in config.model_type
+    return 6.0 * weights + (12.0 * config.num_hidden_layers * config.hidden_size * length if attends else 0.0)

@@ -1,0 +1,124 @@
+"""One step: the gradient of the mean next-token loss over a step's rows, whoever holds which of them, and AdamW."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
+
+from symground import ops
+from symground.models import readout
+from symground.models.readout import hidden_states
+from symground.training.config import Hardware, TrainSettings
+from symground.training.sampler import IGNORED
+from symground.training.workers import Workers
+
+#: Numbers (256 MiB in float32) up to which the logits of a step are made as a whole.
+FULL_LOGITS = 2**26
+
+
+class Done(NamedTuple):
+    """What a step did."""
+
+    loss: Tensor
+    """Mean over the tokens of all rows, nats, before the update."""
+    norm: Tensor
+    """Of the gradient, before it is clipped."""
+
+
+class _Loss(nn.Module):
+    """A model and its loss in one: what is wrapped and compiled."""
+
+    def __init__(self, model: PreTrainedModel, precision: str) -> None:
+        super().__init__()
+        self.model = model
+        self._half = precision == "bfloat16"
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """ids and next ids [B,T] → the sum of the surprisals in nats."""
+        head = readout(self.model)
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self._half):
+            # Padding stands at the end, where nothing that counts sees it.
+            hidden = hidden_states(self.model, inputs).flatten(0, 1)  # [B·T,E]
+        weight, bias = head.weight, head.bias
+        if self._half:
+            hidden, weight = hidden.bfloat16(), weight.bfloat16()
+            bias = None if bias is None else bias.bfloat16()
+        # Full logits make three products where the op that never stores them makes four: faster, while they are small.
+        small = targets.numel() * weight.shape[0] <= FULL_LOGITS
+        return ops.linear_cross_entropy(
+            hidden, weight, targets.flatten(), bias, reduction="sum", impl="reference" if small else None
+        )
+
+
+class Trainer:
+    """A model with its optimizer, on one worker."""
+
+    def __init__(
+        self, model: PreTrainedModel, settings: TrainSettings, hardware: Hardware, found: Workers
+    ) -> None:  # fmt: skip
+        self.model, self._settings, self._workers, self._accumulate = model, settings, found, hardware.accumulate
+        self.optimizer = optimizer_of(model, settings)
+        loss: nn.Module = _Loss(model, settings.precision)
+        if hardware.compile:
+            loss.compile()
+        if found.world > 1:
+            loss = DistributedDataParallel(loss)
+        self._loss = loss
+
+    def step(self, inputs: Tensor, targets: Tensor, rate: float) -> Done:
+        """Train on a step's rows, [B,T] both, of which each worker takes its share."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        count = max(1, int((targets != IGNORED).sum()))
+        total = torch.zeros((), device=self._workers.device)
+        parts = list(
+            zip(*(self._workers.share(rows, self._accumulate) for rows in (inputs, targets)), strict=True)
+        )  # fmt: skip
+        for number, (ids, next_ids) in enumerate(parts):
+            with self._apart(number + 1 < len(parts)):
+                # The wrapper takes the mean over workers of what is to be a sum.
+                loss = self._loss(ids, next_ids) * (self._workers.world / count)
+                loss.backward()
+            total += loss.detach()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.clip)
+        self.optimizer.step()
+        return Done(total / self._workers.world, norm)
+
+    @contextmanager
+    def _apart(self, more: bool) -> Iterator[None]:
+        """Gradients of a part that is not the last stay with the worker."""
+        with self._loss.no_sync() if more and isinstance(self._loss, DistributedDataParallel) else nullcontext():
+            yield
+
+
+def optimizer_of(model: PreTrainedModel, settings: TrainSettings) -> torch.optim.Optimizer:
+    """AdamW, with weight decay on matrices and none on biases and norms."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, settings.beta2), fused=True)
+
+
+@contextmanager
+def deterministic(on: bool) -> Iterator[None]:
+    """Within the block, only algorithms that repeat themselves to the bit; those that cannot raise RuntimeError."""
+    if not on:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's library is first used
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
