@@ -1,4 +1,4 @@
-"""The command line: ``symground demo | data | train | analyze | report | run | architectures | dials | build``."""
+"""The command line: ``symground demo | run | data | features | train | analyze | report | sweep | …``."""
 
 import io
 import re
@@ -54,6 +54,7 @@ def _run(argv: list[str]) -> int:
     from symground.recipes.architectures import ArchitecturesSettings, compare_architectures
     from symground.recipes.dials import DialsSettings, turn_dial
     from symground.recipes.prepare import GENERATED, kind_of
+    from symground.recipes.sweep import SweepSettings, run_sweep
     from symground.reports import report
     from symground.training import Hardware, TrainSettings
 
@@ -140,13 +141,22 @@ def _run(argv: list[str]) -> int:
         out: str | None = None
         """Folder of the sweep: a study for each value, the tables and the figure; runs/DIAL by default."""
 
+    @dataclass(frozen=True, kw_only=True)
+    class Sweep(SweepSettings):
+        """Seeds × models × corpora, then checkpoints × analyses, side by side on this machine or a Ray cluster."""
+
+        corpus: tyro.conf.Positional[tuple[str, ...]]
+        """What is trained on, as for data."""
+        out: str | None = None
+        """Folder of the sweep: a study for each corpus, the jobs and their errors; runs/sweep by default."""
+
     @dataclass(frozen=True)
     class Build:
         """Compile the C++/CUDA extension into the package's folder; everything works without it, slower."""
 
     commands: dict[str, Any] = {
         "demo": Demo, "run": Run, "data": Data, "features": Features, "train": Train, "analyze": Analyze,
-        "report": Report, "architectures": Architectures, "dials": Dials, "build": Build,
+        "report": Report, "architectures": Architectures, "dials": Dials, "sweep": Sweep, "build": Build,
     }  # fmt: skip
     printed = io.StringIO()
     try:
@@ -158,7 +168,7 @@ def _run(argv: list[str]) -> int:
         if stop.code:
             print(f"symground: {_first_sentence(printed.getvalue())} (--help lists what there is)", file=sys.stderr)
         raise
-    if isinstance(command, (Run, Data)) and not command.corpus:
+    if isinstance(command, (Run, Data, Sweep)) and not command.corpus:
         print(
             "symground: CORPUS: expected 'generated', or 'childes' or 'visdial' and paths; got nothing", file=sys.stderr
         )
@@ -190,6 +200,8 @@ def _run(argv: list[str]) -> int:
             written = report(command.study)
         case Architectures():
             written = compare_architectures(command.out, command)
+        case Sweep():
+            written = run_sweep(command.corpus, command.out or "runs/sweep", command)
         case Dials():
             written = turn_dial(command.out or f"runs/{command.dial}", command)
         case Build():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +83,13 @@ class AnalysisSettings:
             raise ValueError(f"threshold: expected a share in (0, 1], got {self.threshold}")
 
 
-def analyze(run: str | Path, probes: Probes, counts: pd.DataFrame, settings: AnalysisSettings) -> int:
+def analyze(
+    run: str | Path,
+    probes: Probes,
+    counts: pd.DataFrame,
+    settings: AnalysisSettings,
+    only: Collection[int] | None = None,
+) -> int:
     """Analyse every checkpoint of ``run`` and add to the study's tables; what a table already has is not redone.
 
     Args:
@@ -91,6 +97,7 @@ def analyze(run: str | Path, probes: Probes, counts: pd.DataFrame, settings: Ana
         probes: scored at every checkpoint.
         counts: from :func:`symground.cooccurrence`.
         settings: what to measure.
+        only: at these checkpoints; None for all.
 
     Returns:
         How many (checkpoint, analysis) pairs were already there and left.
@@ -103,6 +110,7 @@ def analyze(run: str | Path, probes: Probes, counts: pd.DataFrame, settings: Ana
     unknown = [step for step in intervene_steps if step not in steps]
     if unknown:
         raise ValueError(f"intervene_steps: {run} has checkpoints at {', '.join(map(str, steps))}; got {unknown}")
+    steps = [step for step in steps if only is None or step in only]
     tables = {name: Table(study, name) for name in TABLES}
     saved, left, scored = time.monotonic(), 0, list[Path]()
     with progress(f"analyze {model_name}/seed{seed}", len(steps)) as bar:

@@ -56,7 +56,7 @@ def compare_architectures(out: str | Path, settings: ArchitecturesSettings) -> P
     for gap, study in studies.items():
         parameters = _parameters(settings, len(Corpus.load(study / "data", study).tokenizer))
         _check_sizes(parameters, settings.tolerance, gap)
-    failed = run_all(settings, studies, "gap")
+    failed = run_all(settings, studies, "gap", out / "jobs")
     gains = collected(settings, studies, "gap")
     if len(gains):
         _write(out, settings, studies, parameters, gains)

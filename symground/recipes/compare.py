@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,7 @@ from symground.analysis.results import read_table
 from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import GeneratedSettings
 from symground.folders import checkpoint_steps
+from symground.jobs import BACKENDS, run_jobs
 from symground.models import PRESETS
 from symground.recipes.study import study_counts, study_probes, train_study
 from symground.training import Optimization
@@ -44,6 +41,8 @@ class CompareSettings:
     generated: GeneratedSettings = field(default_factory=GeneratedSettings)
     jobs: int = 1
     """Runs side by side, each a process with --threads threads."""
+    backend: str = "processes"
+    """Where they run: "processes" of this machine, or "ray", a cluster whose machines all see the folder."""
     threads: int = 1
     """CPU threads of each run."""
 
@@ -52,6 +51,8 @@ class CompareSettings:
             if not values or (known is not None and not set(values) <= set(known)):
                 expected = "at least one" if known is None else f"some of {', '.join(known)}"
                 raise ValueError(f"{name}: expected {expected}; got {values}")
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}; got {self.backend!r}")
         for name in ("seeds", "jobs", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
@@ -70,7 +71,7 @@ class CompareSettings:
 
 
 def run_all(
-    settings: CompareSettings, studies: Mapping[Any, Path], name: str,
+    settings: CompareSettings, studies: Mapping[Any, Path], name: str, records: Path,
     also: Callable[[Path, str, int], None] | None = None,
 ) -> list[str]:  # fmt: skip
     """Train and score every model with every seed on every study; the failed runs are returned, named with their error.
@@ -79,24 +80,18 @@ def run_all(
         settings: what is compared.
         studies: value → the folder of its study; what is finished there is not done again.
         name: what the values are values of.
+        records: folder in which it is written down what became of each run.
         also: (study, model, seed) → after a run is scored; None for nothing more.
     """
-    failed = []
     runs = [(value, model, seed) for seed in range(settings.seeds) for value in studies for model in settings.models]
-    with _workers(settings.jobs) as submit:
-        waiting = {
-            submit(
-                partial(_one, studies[value], model, seed, settings.optimization_of(model), settings.threads, also)
-            ): f"{name} {value}, {model}, seed {seed}"
-            for value, model, seed in runs
-        }
-        for number, future in enumerate(as_completed(waiting), 1):
-            error = future.exception()
-            if error is not None:
-                failed.append(f"{waiting[future]}: {' '.join(str(error).split()) or type(error).__name__}")
-            done = "failed" if error else "done"
-            print(f"{number}/{len(waiting)} {waiting[future]}: {done}", file=sys.stderr, flush=True)
-    return sorted(failed)
+    jobs = {
+        f"{name} {value}, {model}, seed {seed}": partial(
+            _one, studies[value].resolve(), model, seed, settings.optimization_of(model), settings.threads, also
+        )
+        for value, model, seed in runs
+    }
+    failed = run_jobs(jobs, records, settings.jobs, settings.backend)
+    return sorted(f"{job}: {error}" for job, error in failed.items())
 
 
 def collected(settings: CompareSettings, studies: Mapping[Any, Path], name: str, table: str = "gain") -> pd.DataFrame:
@@ -118,31 +113,6 @@ def checkpoints(settings: CompareSettings, studies: Mapping[Any, Path]) -> dict[
         f"{study.name}/{model}/seed{seed}": checkpoint_steps(study / model / f"seed{seed}")
         for study, model, seed in runs
     }
-
-
-@contextmanager
-def _workers(jobs: int) -> Iterator[Callable[[Callable[[], None]], Future[None]]]:
-    """Takes work: processes of their own, or this one where there is one job."""
-    if jobs == 1:
-        yield _here
-        return
-    executor: Executor = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
-    try:
-        yield executor.submit
-        executor.shutdown()
-    except BaseException:
-        executor.shutdown(wait=False, cancel_futures=True)
-        raise
-
-
-def _here(work: Callable[[], None]) -> Future[None]:
-    future: Future[None] = Future()
-    try:
-        work()
-        future.set_result(None)
-    except Exception as error:  # one run's: the others go on
-        future.set_exception(error)
-    return future
 
 
 def _one(

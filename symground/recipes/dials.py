@@ -7,11 +7,11 @@ that of categories, the gain of the category's own word.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -42,6 +42,7 @@ IMAGE_VALUES: dict[str, tuple[Any, ...]] = {
     "position": (0.0, 0.5, 1.0), "grid": (3, 4, 6),
 }  # fmt: skip
 SCENES = ("words", "images")
+_OF_IMAGES = {of.name for of in fields(GeneratedImagesSettings)}
 #: Sentences of the generated talk, one of which a noun is said in before it is due in the other.
 RECALL = (
     ("look at the {}", "what's that a"), ("where is the {}", "give me the"), ("I like the {}", "do you want the"),
@@ -71,8 +72,6 @@ class DialsSettings(CompareSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dial not in (*VALUES, *IMAGE_VALUES):
-            raise ValueError(f"dial: expected one of {', '.join((*VALUES, *IMAGE_VALUES))}; got {self.dial!r}")
         if self.scenes not in SCENES:
             raise ValueError(f"scenes: expected 'words' or 'images', got {self.scenes!r}")
         if len(set(self.values)) < len(self.values):
@@ -82,19 +81,40 @@ class DialsSettings(CompareSettings):
     @property
     def kind(self) -> str:
         """Of the corpora."""
-        return GENERATED_IMAGES if self.dial in IMAGE_VALUES or self.scenes == "images" else GENERATED
+        return GENERATED_IMAGES if self.dial in _OF_IMAGES or self.scenes == "images" else GENERATED
 
     def corpora(self) -> dict[Any, CorpusSettings]:
         """value → the settings of its corpus; ValueError for a value that the dial does not take."""
-        usual = (VALUES | IMAGE_VALUES)[self.dial]
-        kind = type(usual[0])
-        try:
-            chosen = [kind(value) for value in self.values] or list(usual)
-        except ValueError:
-            raise ValueError(f"values: expected {kind.__name__} for {self.dial}, got {self.values}") from None
-        room = "images" if self.dial in IMAGE_VALUES else "generated"
+        chosen = values_of(self.dial, self.values)
         made = CorpusSettings(generated=self.generated, images=self.images)
-        return {value: replace(made, **{room: replace(getattr(made, room), **{self.dial: value})}) for value in chosen}
+        return {value: turned(made, self.dial, value) for value in chosen}
+
+
+C = TypeVar("C", bound=CorpusSettings)
+
+
+def values_of(dial: str, texts: Sequence[str]) -> list[Any]:
+    """The values of a dial that are written so; those of the package's choice where none are.
+
+    Raises:
+        ValueError: a dial that there is not, or a text that is no value of its kind.
+    """
+    usual = (VALUES | IMAGE_VALUES).get(dial, ())
+    known = {**asdict(GeneratedSettings()), **asdict(GeneratedImagesSettings())}
+    if dial not in known or not (texts or usual):
+        named = f"one of {', '.join(VALUES | IMAGE_VALUES)}, or another setting of generated corpora with its values"
+        raise ValueError(f"dial: expected {named}; got {dial!r}")
+    kind = type(known[dial]) if known[dial] is not None else int
+    try:
+        return [kind(text) for text in texts] or list(usual)
+    except ValueError:
+        raise ValueError(f"values: expected {kind.__name__} for {dial}, got {tuple(texts)}") from None
+
+
+def turned(settings: C, dial: str, value: Any) -> C:
+    """The settings with a dial at a value; ValueError for one that it does not take."""
+    room = "images" if dial in _OF_IMAGES else "generated"
+    return replace(settings, **{room: replace(getattr(settings, room), **{dial: value})})
 
 
 def turn_dial(out: str | Path, settings: DialsSettings) -> Path:
@@ -110,7 +130,9 @@ def turn_dial(out: str | Path, settings: DialsSettings) -> Path:
     studies = {value: out / f"{settings.dial}-{value}" for value in settings.corpora()}
     for value, corpus in settings.corpora().items():
         prepare([settings.kind], studies[value], corpus)
-    failed = run_all(settings, studies, settings.dial, partial(_also, interventions=settings.interventions))
+    failed = run_all(
+        settings, studies, settings.dial, out / "jobs", partial(_also, interventions=settings.interventions)
+    )
     if any(len(read_table(study, "gain")) for study in studies.values()):
         _write(out, settings, studies)
     if failed:

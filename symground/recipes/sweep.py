@@ -1,0 +1,184 @@
+"""Seeds × models × corpora, then checkpoints × analyses: every pair a job, side by side on one machine or a cluster."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+import transformers
+
+from symground.analysis.results import read_table
+from symground.analysis.run import AnalysisSettings, analyze
+from symground.folders import checkpoint_steps, write_json
+from symground.jobs import BACKENDS, Job, run_jobs
+from symground.recipes.dials import turned, values_of
+from symground.recipes.prepare import prepare
+from symground.recipes.study import StudySettings, study_counts, study_probes, train_study
+from symground.reports import report
+from symground.reports.dials import curves, markdown, summary
+from symground.training import Hardware, Optimization
+
+CORPUS = "corpus"
+#: Analyses that are made at some checkpoints only: a job for each of these.
+_AT_SOME = ("interventions", "sweep")
+
+
+@dataclass(frozen=True)
+class SweepSettings(StudySettings):
+    """What is varied, and where it runs."""
+
+    seeds: int = field(default=3)
+    """Runs of each model on each corpus, with the seeds 0, 1, …"""
+    dials: tuple[str, ...] = ()
+    """Dials of a generated corpus and their values, as gap=0,4,12: a study for each combination."""
+    jobs: int = 1
+    """Jobs side by side, each a process with --threads threads (one by default)."""
+    backend: str = "processes"
+    """Where they run: "processes" of this machine, or "ray", a cluster whose machines all see the folder."""
+    checkpoints_per_job: int = 10
+    """How many checkpoints of a run one job analyses."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}; got {self.backend!r}")
+        for name in ("jobs", "checkpoints_per_job"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        self.studies()
+
+    def studies(self) -> dict[str, SweepSettings]:
+        """name → the settings of its study.
+
+        Raises:
+            ValueError: a dial that there is not, one twice, or a value that it does not take.
+        """
+        if not self.dials:
+            return {CORPUS: self}
+        chosen: dict[str, list[object]] = {}
+        for text in self.dials:
+            dial, mark, values = text.partition("=")
+            if not mark or dial in chosen:
+                raise ValueError(f"dials: expected each dial once, as NAME=VALUE,VALUE; got {text!r}")
+            chosen[dial] = values_of(dial, values.split(","))
+        found = {}
+        for combination in itertools.product(*chosen.values()):
+            own = replace(self, dials=())
+            for dial, value in zip(chosen, combination, strict=True):
+                own = turned(own, dial, value)
+            name = "_".join(f"{dial}-{value}" for dial, value in zip(chosen, combination, strict=True))
+            found[name] = own
+        return found
+
+
+def run_sweep(corpus: Sequence[str], out: str | Path, settings: SweepSettings) -> Path:
+    """Prepare, train, analyse and report every combination; returns the folder.
+
+    OUT/NAME is a study like any other, OUT/jobs says what became of every job, and OUT/sweep.md, .json and .svg show
+    the gain of all of them. The same call again does what is left.
+
+    Args:
+        corpus: as for :func:`symground.recipes.prepare.prepare`.
+        out: the folder.
+        settings: what is varied.
+
+    Raises:
+        ValueError: dials of a corpus that has none.
+        RuntimeError: some job failed (each is named with its error); the others are done and in the tables.
+    """
+    out = Path(out).resolve()
+    studies = {name: out / name for name in settings.studies()}
+    if settings.dials and not corpus[0].startswith("generated"):
+        raise ValueError(f"dials: only generated corpora have some, got {' '.join(corpus)}")
+    for name, own in settings.studies().items():
+        prepare(corpus, studies[name], own)
+    failed = run_jobs(_training(settings, studies), out / "jobs", settings.jobs, settings.backend)
+    failed |= run_jobs(_analysing(settings, studies), out / "jobs", settings.jobs, settings.backend)
+    for study in studies.values():
+        if len(read_table(study, "gain")):
+            report(study)
+    _write(out, settings, studies)
+    if failed:
+        listed = "; ".join(f"{job}: {error}" for job, error in failed.items())
+        raise RuntimeError(f"{len(failed)} of the jobs failed, the others are done: {listed}")
+    return out
+
+
+def _runs(settings: SweepSettings, studies: Mapping[str, Path]) -> Iterator[tuple[str, Path, str, int]]:
+    """(name, study, model, seed); every model with one seed before any has a second."""
+    for seed in range(settings.seeds):
+        for name, study in studies.items():
+            for model in settings.models:
+                yield name, study, model, seed
+
+
+def _training(settings: SweepSettings, studies: Mapping[str, Path]) -> dict[str, Job]:
+    how = (settings.optimization, settings.hardware, settings.threads or 1)
+    return {
+        f"train {name}, {model}, seed {seed}": partial(_train, study, model, seed, *how)
+        for name, study, model, seed in _runs(settings, studies)
+    }
+
+
+def _analysing(settings: SweepSettings, studies: Mapping[str, Path]) -> dict[str, Job]:
+    jobs: dict[str, Job] = {}
+    for name, study, model, seed in _runs(settings, studies):
+        steps = checkpoint_steps(study / model / f"seed{seed}")
+        if settings.optimization.steps not in steps:
+            continue  # its training failed
+        for what in settings.analysis.what:
+            if what in _AT_SOME:
+                parts = [[step] for step in settings.analysis.intervene_steps or steps[-1:]]
+            else:
+                size = settings.checkpoints_per_job
+                parts = [steps[i : i + size] for i in range(0, len(steps), size)]
+            own = replace(settings.analysis, what=(what,))
+            for part in parts:
+                at = "–".join(map(str, dict.fromkeys((part[0], part[-1]))))
+                jobs[f"{what} of {name}, {model}, seed {seed}, step {at}"] = partial(
+                    _analyze, study, model, seed, own, part, settings.threads or 1
+                )
+    return jobs
+
+
+def _train(
+    study: Path, model: str, seed: int, optimization: Optimization, hardware: Hardware, threads: int
+) -> None:  # fmt: skip
+    _quietly(threads)
+    train_study(study, [model], [seed], optimization, hardware)
+
+
+def _analyze(
+    study: Path, model: str, seed: int, settings: AnalysisSettings, steps: Sequence[int], threads: int
+) -> None:  # fmt: skip
+    _quietly(threads)
+    asked = study_probes(study)
+    counts = study_counts(study, asked, settings.window) if "surprisal" in settings.what else pd.DataFrame()
+    analyze(study / model / f"seed{seed}", asked, counts, settings, steps)
+
+
+def _quietly(threads: int) -> None:
+    torch.set_num_threads(threads)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _write(out: Path, settings: SweepSettings, studies: Mapping[str, Path]) -> None:
+    """The gain of everything that is there, side by side."""
+    tables = {}
+    for kind in ("gain", "r2"):
+        found = [read_table(study, kind).assign(**{CORPUS: name}) for name, study in studies.items()]
+        rows = pd.concat(found, ignore_index=True)
+        tables[kind] = rows[rows["model"].isin(settings.models) & (rows["seed"] < settings.seeds)]
+    if tables["gain"].empty:
+        return
+    table = summary(tables["gain"].assign(kind="grounding"), tables["r2"], CORPUS)
+    table["tokens"] = table["step"] * settings.optimization.batch_size * settings.optimization.length
+    write_json(out / "sweep.json", {"dials": settings.dials, "rows": table.to_dict("records")})
+    (out / "sweep.md").write_text(markdown(table, CORPUS), encoding="utf-8")
+    (out / "sweep.svg").write_text(curves(table, CORPUS), encoding="utf-8")
