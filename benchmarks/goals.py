@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gate_peers, mamba_peers, score_peers, surprisal_peers, sweep_peers, trace_peers
+from benchmarks import gate_peers, mamba_peers, score_peers, surprisal_peers, sweep_peers, trace_peers, training_peers
 from benchmarks.peers import CLOSED, COMPILED_CLOSED, EAGER, FLASH, SDPA, SYMGROUND
 
 Row = dict[str, Any]
@@ -91,6 +91,15 @@ def mamba_goals() -> Iterator[Goal]:
     yield Goal("Mamba-2 saliency: memory of materialising M", layer, ours, theirs, 1 / 8, "peak_bytes")
 
 
+def training_goals() -> Iterator[Goal]:
+    for shape in training_peers.SHAPES:
+        for name in (training_peers.TRANSFORMERS, training_peers.NANOGPT):
+            yield Goal(
+                f"training step, {shape}: time of {name}'s", {**shape.row, "device": "cpu"},
+                (training_peers.STAGE, training_peers.SYMGROUND), (training_peers.STAGE, name), 1,
+            )  # fmt: skip
+
+
 def gate_goals() -> Iterator[Goal]:
     """On a CPU, against each way of plain PyTorch."""
     shape = {"B": 8, "T": 1024, "H": 12, "D": 64, "mixed": True, "dtype": "float32"}
@@ -157,6 +166,7 @@ GOALS: tuple[Goal, ...] = (
         for name in (sweep_peers.HOOKED, sweep_peers.LENS)
     ),
     *mamba_goals(),
+    *training_goals(),
     *gate_goals(),
     *gpu_goals(),
 )  # fmt: skip

@@ -18,6 +18,7 @@ def _gpt2(layers: int, size: int, heads: int) -> GPT2Config:
     # 1/√fan_in let the link emerge earlier than GPT-2's 0.02 at small widths.
     return GPT2Config(
         n_layer=layers, n_embd=size, n_head=heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        activation_function="gelu_pytorch_tanh",  # GPT-2's own, as one operation
         initializer_range=0.5 * size**-0.5, bos_token_id=None, eos_token_id=None, use_cache=False,
     )  # fmt: skip
 

@@ -19,6 +19,7 @@ from symground.progress import Bar, progress
 from symground.sealed import damage, sync
 from symground.training.checkpoints import load_resume, resume_folders, save_checkpoint, save_resume
 from symground.training.config import Hardware, TrainSettings
+from symground.training.memory import kept
 from symground.training.metrics import Metrics, TensorBoard, Tracker, flops_per_token
 from symground.training.provenance import claim
 from symground.training.sampler import RowSampler
@@ -70,6 +71,7 @@ def train(
     with ExitStack() as stack:
         found = stack.enter_context(workers(hardware.device))
         stack.enter_context(deterministic(hardware.deterministic))
+        stack.enter_context(kept(found.device.type == "cpu"))
         _check_shares(settings, hardware, found)
         if found.first:
             claim(run, corpus, settings, hardware, found.device)

@@ -20,6 +20,7 @@ from symground.data import Corpus
 from symground.folders import checkpoint_folder, checkpoint_steps
 from symground.training import Hardware, TrainSettings, train
 from symground.training.checkpoints import resume_folders
+from symground.training.memory import kept
 from symground.training.sampler import RowSampler
 from symground.training.schedule import checkpoint_schedule, learning_rate
 from symground.training.step import Done, Trainer
@@ -289,3 +290,21 @@ def test_ids_beyond_the_tokenizer_are_refused(corpus: Corpus, tmp_path: Path) ->
     with pytest.raises(ValueError, match=f"corpus: id {len(corpus.tokenizer)} is outside its tokenizer's vocabulary"):
         train(replace(corpus, tokens=tokens), TINY, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_kept_memory_is_given_back_afterwards(corpus: Corpus, tmp_path: Path) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("memory is told in /proc on Linux only")
+    before = resident()
+    with kept():
+        held = [torch.ones(2**22) for _ in range(8)]  # 128 MiB
+        del held
+        inside = resident()
+    pages = 100 * 2**20 // 4096
+    assert resident() < inside
+    assert resident() < before + pages
+    with kept(on=False):
+        pass

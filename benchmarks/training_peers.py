@@ -1,0 +1,161 @@
+"""A training step of a GPT-2 and its peers: transformers' own in the same loop, and a model written for this.
+
+The peers have the same sizes and start from weights as large; rows, loss, clipping and AdamW are the same.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from symground.models import create
+from symground.models.interface import unpadded
+from symground.training import Hardware, TrainSettings
+from symground.training.memory import kept
+from symground.training.step import Trainer, optimizer_of
+from symground.training.workers import Workers
+
+Run = Callable[[], Any]
+_LIFELONG = ExitStack()
+STAGE = "training step"
+SYMGROUND, COMPILED = "symground", "symground, torch.compile"
+KEPT, GIVEN_BACK = "memory kept", "memory given back"
+TRANSFORMERS, NANOGPT = "transformers, SDPA", "a nanoGPT-style model"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A preset, and the rows of a step."""
+
+    model: str = "gpt2-4l"
+    B: int = 24
+    T: int = 128
+    vocabulary: int = 12_714
+    """That of Eng-NA and Eng-UK."""
+
+    def __str__(self) -> str:
+        return f"{self.model} B{self.B} T{self.T} V{self.vocabulary}"
+
+    @property
+    def row(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def settings(self) -> TrainSettings:
+        return TrainSettings(model=self.model, batch_size=self.B, length=self.T)
+
+
+SHAPES = (Shape(), Shape(B=16, T=64, vocabulary=223), Shape("gpt2-4l-768", 2, 512, 12_714))
+
+
+def batch(shape: Shape) -> tuple[Tensor, Tensor]:
+    """Rows [B,T] and their next ids; some end early, as documents do."""
+    g = torch.Generator().manual_seed(0)
+    inputs, targets = (torch.randint(2, shape.vocabulary, (shape.B, shape.T), generator=g) for _ in range(2))
+    targets[:: max(2, shape.B // 4), shape.T // 2 :] = -100
+    return inputs, targets
+
+
+class Block(nn.Module):
+    """A layer of GPT-2."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, E = x.shape
+        q, k, v = (z.view(B, T, self.heads, -1).transpose(1, 2) for z in self.qkv(self.norm1(x)).split(E, 2))
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)  # [B,H,T,D]
+        x = x + self.out(mixed.transpose(1, 2).reshape(B, T, E))
+        up = functional.gelu(self.up(self.norm2(x)), approximate="tanh")
+        return x + self.down(up)
+
+
+class Small(nn.Module):
+    """A GPT-2 as nanoGPT writes one: fused queries, keys and values, SDPA, one matrix of words at both ends."""
+
+    def __init__(self, vocabulary: int, positions: int, width: int, layers: int, heads: int) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(vocabulary, width), nn.Embedding(positions, width)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.5 * width**-0.5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
+        for block in self.blocks:
+            x = block(x)
+        return functional.linear(self.norm(x), self.words.weight)
+
+
+def prepared(shape: Shape, device: str) -> dict[str, Run]:
+    """Peer → a step. On a CPU all of them keep their memory, as symground's loop does and theirs would not."""
+    _LIFELONG.enter_context(kept(device == "cpu"))
+    inputs, targets = batch(shape)
+    found = Workers(0, 1, torch.device(device))
+
+    def ours(hardware: Hardware) -> Run:
+        model = create(shape.model, shape.vocabulary, positions=shape.T).to(device).train()
+        _LIFELONG.enter_context(unpadded(model))  # as the loop does
+        trainer = Trainer(model, shape.settings, hardware, found)
+        return lambda: float(trainer.step(inputs, targets, 1e-4).loss)
+
+    def theirs(model: nn.Module, logits_of: Callable[[Tensor], Tensor]) -> Run:
+        optimizer = optimizer_of(model, shape.settings)
+        ids, next_ids = inputs.to(device), targets.to(device)
+
+        def run() -> float:
+            optimizer.zero_grad(set_to_none=True)
+            loss = functional.cross_entropy(logits_of(ids).flatten(0, 1), next_ids.flatten())
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            return float(loss)
+
+        return run
+
+    hugging = create(shape.model, shape.vocabulary, positions=shape.T).to(device).train()
+    config = hugging.config
+    hugging.set_attn_implementation("sdpa")
+    torch.manual_seed(0)
+    small = Small(shape.vocabulary, shape.T, config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
+    small = small.to(device).train()
+    return {
+        SYMGROUND: ours(Hardware(device=device)),
+        COMPILED: ours(Hardware(device=device, compile=True)),
+        TRANSFORMERS: theirs(hugging, lambda ids: hugging(input_ids=ids).logits),
+        NANOGPT: theirs(small, small),
+    }
+
+
+def seconds_alone(shape: Shape, keep: bool, rounds: int = 9) -> list[float]:
+    """Of steps of symground's in this process, with memory kept between them or given back."""
+    model = create(shape.model, shape.vocabulary, positions=shape.T).train()
+    trainer = Trainer(model, shape.settings, Hardware(device="cpu"), Workers(0, 1, torch.device("cpu")))
+    inputs, targets = batch(shape)
+    seconds = []
+    with unpadded(model), kept(keep):
+        for _ in range(rounds + 2):
+            since = time.perf_counter()
+            float(trainer.step(inputs, targets, 1e-4).loss)
+            seconds.append(time.perf_counter() - since)
+    return seconds[2:]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[2]))
+    print(seconds_alone(SHAPES[0], sys.argv[1] == KEPT))
