@@ -335,6 +335,12 @@ def mamba(c: Context) -> None:
     gpu_timings.mamba(c)
 
 
+def training(c: Context) -> None:
+    from benchmarks import gpu_timings
+
+    gpu_timings.training(c)
+
+
 def trace(c: Context) -> None:
     from benchmarks import gpu_timings
 
@@ -343,11 +349,12 @@ def trace(c: Context) -> None:
 
 PARTS: dict[str, Callable[[Context], None]] = {
     "machine": machine, "gate": gate, "tests": tests, "sanitizer": sanitizer, "determinism": determinism,
-    "attention": attention, "flow": flow, "surprisal": surprisal, "mamba": mamba, "trace": trace,
+    "attention": attention, "flow": flow, "surprisal": surprisal, "mamba": mamba, "training": training, "trace": trace,
 }  # fmt: skip
 #: What each part imports that a bare machine may lack.
 NEEDS: dict[str, tuple[str, ...]] = {
     "machine": ("torch",), "gate": ("torch", "pytest"), "tests": ("pytest",), "sanitizer": (),
     "determinism": ("torch", "triton"), "attention": ("torch", "triton"), "flow": ("torch", "triton"),
-    "surprisal": ("torch", "triton"), "mamba": ("torch", "triton", "transformers"), "trace": ("torch", "transformers"),
+    "surprisal": ("torch", "triton"), "mamba": ("torch", "triton", "transformers"),
+    "training": ("torch", "transformers"), "trace": ("torch", "transformers"),
 }  # fmt: skip

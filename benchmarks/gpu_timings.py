@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gate_peers, mamba_peers, measure, peers, surprisal_peers, trace_peers
+from benchmarks import gate_peers, mamba_peers, measure, peers, surprisal_peers, trace_peers, training_peers
 from benchmarks.gpu_parts import Context
 from benchmarks.inputs import Inputs, Shape, constant_tokens
 from benchmarks.peers import Peer
@@ -260,6 +260,22 @@ def _mamba_error(c: Context, stage: str, shape: mamba_peers.Shape) -> float:
         return measure.relative_error(ops.ssd(*given, impl=x.impl), ops.ssd(*doubles, impl="reference"))
     exact = ops.ssd_saliency(*doubles, grad.double(), impl="reference")
     return measure.relative_error(ops.ssd_saliency(*given, grad, impl=x.impl), exact)
+
+
+def training(c: Context) -> None:
+    """A step of the study's GPT-2, 12 layers of width 768, beside its peers."""
+    shapes = [training_peers.Shape("gpt2-12l-768", 32, 512, 12_714, precision) for precision in c.dtypes]
+    if c.dry:
+        shapes = [training_peers.Shape("gpt2-4l", 2, 8, 50)]
+    for shape in shapes:
+        if c.left < 0:
+            c.record.write(not_reached=[str(shape)])
+            return
+        names = [name for name in training_peers.PEERS if not (c.dry and name == training_peers.COMPILED)]
+        prepared = {name: (lambda n=name, x=shape: training_peers.prepare(n, x, c.device)) for name in names}
+        for row in timed(c, prepared, {"stage": training_peers.STAGE, "device": c.device, **shape.row}):
+            c.record.add(**row)
+        _free(c)
 
 
 def trace(c: Context) -> None:

@@ -20,14 +20,11 @@ import torch
 
 from benchmarks.memory import ROOT
 from benchmarks.training_peers import (
-    COMPILED,
     GIVEN_BACK,
     KEPT,
-    NANOGPT,
+    PEERS,
     SHAPES,
     STAGE,
-    SYMGROUND,
-    TRANSFORMERS,
     Shape,
     batch,
     prepared,
@@ -40,7 +37,6 @@ from symground.training.step import Trainer
 from symground.training.workers import Workers
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-PEERS = (SYMGROUND, COMPILED, TRANSFORMERS, NANOGPT)
 #: The study's steps, dense early.
 DENSE, STEPS = "0,1,2,4,…,512,every 500", 20_000
 

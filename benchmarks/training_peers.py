@@ -29,6 +29,7 @@ STAGE = "training step"
 SYMGROUND, COMPILED = "symground", "symground, torch.compile"
 KEPT, GIVEN_BACK = "memory kept", "memory given back"
 TRANSFORMERS, NANOGPT = "transformers, SDPA", "a nanoGPT-style model"
+PEERS = (SYMGROUND, COMPILED, TRANSFORMERS, NANOGPT)
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,11 @@ class Shape:
     T: int = 128
     vocabulary: int = 12_714
     """That of Eng-NA and Eng-UK."""
+    precision: str = "float32"
 
     def __str__(self) -> str:
-        return f"{self.model} B{self.B} T{self.T} V{self.vocabulary}"
+        half = "" if self.precision == "float32" else f" {self.precision}"
+        return f"{self.model} B{self.B} T{self.T} V{self.vocabulary}{half}"
 
     @property
     def row(self) -> dict[str, Any]:
@@ -50,7 +53,7 @@ class Shape:
 
     @property
     def settings(self) -> TrainSettings:
-        return TrainSettings(model=self.model, batch_size=self.B, length=self.T)
+        return TrainSettings(model=self.model, batch_size=self.B, length=self.T, precision=self.precision)
 
 
 SHAPES = (Shape(), Shape(B=16, T=64, vocabulary=223), Shape("gpt2-4l-768", 2, 512, 12_714))
@@ -105,41 +108,48 @@ class Small(nn.Module):
 def prepared(shape: Shape, device: str) -> dict[str, Run]:
     """Peer → a step. On a CPU all of them keep their memory, as symground's loop does and theirs would not."""
     _LIFELONG.enter_context(kept(device == "cpu"))
-    inputs, targets = batch(shape)
-    found = Workers(0, 1, torch.device(device))
+    return {name: prepare(name, shape, device) for name in PEERS}
 
-    def ours(hardware: Hardware) -> Run:
-        model = create(shape.model, shape.vocabulary, positions=shape.T).to(device).train()
-        _LIFELONG.enter_context(unpadded(model))  # as the loop does
-        trainer = Trainer(model, shape.settings, hardware, found)
-        return lambda: float(trainer.step(inputs, targets, 1e-4).loss)
 
-    def theirs(model: nn.Module, logits_of: Callable[[Tensor], Tensor]) -> Run:
-        optimizer = optimizer_of(model, shape.settings)
-        ids, next_ids = inputs.to(device), targets.to(device)
-
-        def run() -> float:
-            optimizer.zero_grad(set_to_none=True)
-            loss = functional.cross_entropy(logits_of(ids).flatten(0, 1), next_ids.flatten())
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            return float(loss)
-
-        return run
-
-    hugging = create(shape.model, shape.vocabulary, positions=shape.T).to(device).train()
+def prepare(name: str, shape: Shape, device: str) -> Run:
+    """A step of the peer of this name."""
+    if name in (SYMGROUND, COMPILED):
+        return _ours(shape, Hardware(device=device, compile=name == COMPILED))
+    hugging = create(shape.model, shape.vocabulary, positions=shape.T)
+    if name == TRANSFORMERS:
+        hugging.set_attn_implementation("sdpa")
+        return _theirs(hugging, lambda ids: hugging(input_ids=ids).logits, shape, device)
     config = hugging.config
-    hugging.set_attn_implementation("sdpa")
     torch.manual_seed(0)
     small = Small(shape.vocabulary, shape.T, config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
-    small = small.to(device).train()
-    return {
-        SYMGROUND: ours(Hardware(device=device)),
-        COMPILED: ours(Hardware(device=device, compile=True)),
-        TRANSFORMERS: theirs(hugging, lambda ids: hugging(input_ids=ids).logits),
-        NANOGPT: theirs(small, small),
-    }
+    return _theirs(small, small, shape, device)
+
+
+def _ours(shape: Shape, hardware: Hardware) -> Run:
+    inputs, targets = batch(shape)
+    device = str(hardware.device)
+    model = create(shape.model, shape.vocabulary, positions=shape.T).to(device).train()
+    _LIFELONG.enter_context(unpadded(model))  # as the loop does
+    trainer = Trainer(model, shape.settings, hardware, Workers(0, 1, torch.device(device)))
+    return lambda: trainer.step(inputs, targets, 1e-4).loss.item()
+
+
+def _theirs(model: nn.Module, logits_of: Callable[[Tensor], Tensor], shape: Shape, device: str) -> Run:
+    model.to(device).train()
+    optimizer = optimizer_of(model, shape.settings)
+    ids, next_ids = (rows.to(device) for rows in batch(shape))
+
+    def run() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.bfloat16, enabled=shape.precision == "bfloat16"):
+            logits = logits_of(ids)
+        loss = functional.cross_entropy(logits.flatten(0, 1).float(), next_ids.flatten())
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss.item()
+
+    return run
 
 
 def seconds_alone(shape: Shape, keep: bool, rounds: int = 9) -> list[float]:

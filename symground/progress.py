@@ -25,7 +25,8 @@ class Bar:
 
     def __init__(self, label: str, total: int, done: int, quick: bool) -> None:
         self._label, self._total, self._done, self._note = label, total, done, ""
-        self._last = time.monotonic()
+        self._since, self._begun = time.monotonic(), done
+        self._last = self._since
         self._live = sys.stderr.isatty()
         # On a terminal a bar within another is a second line; elsewhere it speaks only where it takes long.
         self._inner = quick or _Display.bars > 0
@@ -49,7 +50,16 @@ class Bar:
             _Display.shown.update(self._task, advance=1, note=self._note)
         elif time.monotonic() - self._last > _PLAIN_EVERY or (self._done == self._total and not self._inner):
             self._last = time.monotonic()
-            print(f"{self._label}: {self._done}/{self._total} {self._note}".rstrip(), file=sys.stderr, flush=True)
+            said = [part for part in (self._note, self._left()) if part]
+            print(f"{self._label}: {self._done}/{self._total} {', '.join(said)}".rstrip(), file=sys.stderr, flush=True)
+
+    def _left(self) -> str:
+        """How long the rest takes at this pace; nothing at the end."""
+        done, left = self._done - self._begun, self._total - self._done
+        if not done or left <= 0:
+            return ""
+        seconds = round((self._last - self._since) / done * left)
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
 
     def close(self) -> None:
         _Display.bars -= 1

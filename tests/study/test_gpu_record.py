@@ -15,7 +15,19 @@ import symground
 
 ROOT = Path(symground.__file__).resolve().parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu_record.py"
-PARTS = {"machine", "gate", "tests", "sanitizer", "determinism", "attention", "flow", "surprisal", "mamba", "trace"}
+PARTS = {
+    "machine",
+    "gate",
+    "tests",
+    "sanitizer",
+    "determinism",
+    "attention",
+    "flow",
+    "surprisal",
+    "mamba",
+    "training",
+    "trace",
+}
 
 
 def record(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +55,7 @@ def test_every_part_leaves_its_file_and_a_failing_one_stops_no_other(tmp_path: P
     assert "broken on purpose" in found["machine"]["error"]
     assert "broken on purpose" in found["machine"]["output_tail"]
     assert found["sanitizer"]["status"] == "needs CUDA"
-    for name in ("gate", "tests", "determinism", "attention", "flow", "surprisal", "mamba", "trace"):
+    for name in ("gate", "tests", "determinism", "attention", "flow", "surprisal", "mamba", "training", "trace"):
         assert found[name]["status"] == "ok", found[name]
     assert all(row["different"] == {} for row in found["determinism"]["rows"])
     assert found["tests"]["collected"] > 0

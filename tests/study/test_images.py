@@ -125,6 +125,17 @@ def test_training_and_loading(tmp_path: Path) -> None:
         train(corpus, replace(TRAIN, length=10), moved / "gpt2-4l" / "seed1")
 
 
+def test_curves_grow_while_training_runs(tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    prepare(["generated-images"], study, GENERATED)
+    arguments = ["train", str(study), "--model", "gpt2-4l", "--steps", "4", "--batch-size", "2", "--length", "48"]
+    assert main([*arguments, "--checkpoints", "0,2", "--warmup", "1", "--score", "--device", "cpu"]) == 0
+    assert set(read_table(study, "gain")["step"]) == {0, 2, 4}
+    before = read_table(study, "surprisal")
+    assert main([*arguments, "--checkpoints", "0,2", "--warmup", "1", "--score", "--device", "cpu"]) == 0
+    assert read_table(study, "surprisal").equals(before)
+
+
 def test_other_images_are_another_run(tmp_path: Path) -> None:
     corpus = prepare(["generated-images"], tmp_path / "study", GENERATED)
     train(corpus, TRAIN, tmp_path / "study" / "gpt2-4l" / "seed0")

@@ -32,6 +32,20 @@ def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "count: 3/3 loss 1\n"
 
 
+def test_plain_lines_tell_how_long_the_rest_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("symground.progress.time.monotonic", lambda: clock[0])
+    with progress("count", 200, done=100) as bar:
+        for _ in range(10):
+            clock[0] += 40.0
+            bar.advance()
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "count: 101/200 1:06:00 left"
+    assert said[-1] == "count: 110/200 1:00:00 left"
+
+
 def test_bars_nest_on_a_terminal() -> None:
     parent, child = pty.openpty()
     process = subprocess.Popen([sys.executable, "-c", CODE], stderr=child, stdout=subprocess.PIPE, text=True)
