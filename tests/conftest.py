@@ -18,6 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import symground as sg
 from symground.data import Corpus, CorpusBuilder, GeneratedSettings, add_scenes
+from symground.folders import write_json
 from symground.models.lstm import LSTMConfig, LSTMForCausalLM
 
 # Examples are drawn from a fixed seed and take as long as they take: a test never fails for being slow.
@@ -61,3 +62,13 @@ def gpt2() -> GPT2LMHeadModel:
 def lstm() -> LSTMForCausalLM:
     torch.manual_seed(0)
     return sg.attach(LSTMForCausalLM(LSTMConfig(vocab_size=101, hidden_size=16, num_hidden_layers=2))).eval()
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """The folder of a study with a tiny corpus, to train on."""
+    builder = CorpusBuilder()
+    add_scenes(builder, GeneratedSettings(scenes=60, nouns=4))
+    builder.write(tmp_path / "study" / "data").tokenizer.save_pretrained(tmp_path / "study")
+    write_json(tmp_path / "study" / "config.json", {})
+    return tmp_path / "study"

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from symground.data import CorpusBuilder, GeneratedSettings, add_scenes
-from symground.folders import checkpoint_folder, checkpoint_steps, write_json
+from symground.folders import checkpoint_folder, checkpoint_steps
 from symground.recipes import train_study
 from symground.sealed import damage, sealed
 from symground.training import Hardware, Optimization
@@ -31,15 +30,6 @@ def processes() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["symground.recipes", "transformers.models.gpt2.modeling_gpt2"])
     return context
-
-
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
-    builder = CorpusBuilder()
-    add_scenes(builder, GeneratedSettings(scenes=40, nouns=4))
-    builder.write(tmp_path / "study" / "data").tokenizer.save_pretrained(tmp_path / "study")
-    write_json(tmp_path / "study" / "config.json", {})
-    return tmp_path / "study"
 
 
 def start(processes: ForkServerContext, study: Path, model: str = "lstm-1l") -> ForkServerProcess:

@@ -13,20 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from symground.data import Corpus, CorpusBuilder, GeneratedSettings, add_scenes
-from symground.folders import checkpoint_folder, write_json
+from symground.data import Corpus
+from symground.folders import checkpoint_folder
 from symground.training import Hardware, TrainSettings, train
 
 SETTINGS = TrainSettings(model="gpt2-4l", steps=12, batch_size=8, length=16, checkpoints="0", warmup=2)
-
-
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
-    builder = CorpusBuilder()
-    add_scenes(builder, GeneratedSettings(scenes=60, nouns=4))
-    builder.write(tmp_path / "study" / "data").tokenizer.save_pretrained(tmp_path / "study")
-    write_json(tmp_path / "study" / "config.json", {})
-    return tmp_path / "study"
 
 
 def torchrun(*what: str, **environment: str) -> subprocess.CompletedProcess[str]:
