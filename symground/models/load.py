@@ -12,7 +12,7 @@ from symground.models import lstm  # noqa: F401  (registers the architecture)
 from symground.models.attach import attach
 from symground.models.images import set_images
 from symground.models.mamba_ssm import is_mamba_ssm, load_mamba_ssm
-from symground.sealed import damage
+from symground.sealed import SUMS, damage
 
 
 def load(path: str | Path, step: int | None = None, *, device: str | None = None) -> PreTrainedModel:
@@ -47,7 +47,7 @@ def load(path: str | Path, step: int | None = None, *, device: str | None = None
         raise FileNotFoundError(f"{path} does not exist, and is no model's name on the hub (owner/name)")
     wrong = damage(folder) if folder.is_dir() else None
     if wrong is not None:
-        raise ValueError(f"{folder}: damaged, {wrong}")
+        raise ValueError(f"{folder}: damaged, {wrong}; remove its {SUMS} if the change was meant")
     source = folder if folder.is_dir() else str(path)
     try:
         mamba_ssm = folder.is_dir() and is_mamba_ssm(folder)

@@ -64,7 +64,7 @@ class Trainer:
         self, model: PreTrainedModel, settings: TrainSettings, hardware: Hardware, found: Workers
     ) -> None:  # fmt: skip
         self.model, self._settings, self._workers, self._accumulate = model, settings, found, hardware.accumulate
-        self.optimizer = optimizer_of(model, settings)
+        self.optimizer, self._parameters = optimizer_of(model, settings), list(model.parameters())
         loss: nn.Module = _Loss(model, settings.precision)
         if hardware.compile:
             loss.compile()
@@ -88,7 +88,7 @@ class Trainer:
                 loss = self._loss(ids, next_ids) * (self._workers.world / count)
                 loss.backward()
             total += loss.detach()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.clip)
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._settings.clip)
         self.optimizer.step()
         return Done(total / self._workers.world, norm)
 

@@ -241,7 +241,8 @@ def test_a_truncated_checkpoint_is_named_and_what_was_finished_stays(
     file.write_bytes(file.read_bytes()[:700])
     capsys.readouterr()
     assert (
-        "step-00000004: its weights are damaged or cut short" in fails(["analyze", str(out)], capsys).splitlines()[-1]
+        "step-00000004: damaged, model.safetensors has another checksum"
+        in fails(["analyze", str(out)], capsys).splitlines()[-1]
     )
     assert set(read_table(out, "gain")["step"]) == {0, 2}
 
@@ -254,7 +255,11 @@ def test_a_checkpoint_that_gives_nan_is_named_and_scores_are_kept(
     run = copy / "gpt2-4l" / "seed0"
     model = sg.load(run, step=3)
     torch.nn.init.constant_(model.transformer.ln_f.weight, float("nan"))
-    model.save_pretrained(run / "checkpoints" / "step-00000003")
+    changed = run / "checkpoints" / "step-00000003"
+    model.save_pretrained(changed)
+    assert main(["analyze", str(run), "--what", "surprisal", "--again"]) == 1
+    assert "remove its checksums.json if the change was meant" in capsys.readouterr().err
+    (changed / "checksums.json").unlink()
     assert main(["analyze", str(run), "--what", "surprisal", "--again"]) == 1
     assert re.search(r"step-00000003 gives NaN for '\w+' after context \d+ \(", capsys.readouterr().err)
     # What went before it is redone, what comes after it is as it was.
