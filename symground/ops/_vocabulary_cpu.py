@@ -14,6 +14,8 @@ from symground.ops._vocabulary_registered import HeadKernels, register
 #: Rows of a tile of logits, and its numbers, 16 MiB in float32: few tiles, since threads wait for each other at the end
 #: of each; what follows the product goes row by row. Few rows take more columns.
 ROWS, TILE = 512, 2**22
+#: Numbers of a tile of the loss, which has whole rows: fewer rows make its products slower than its exponentials.
+LOSS_TILE = 2**23
 
 
 def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,6 +96,42 @@ def _backward(
     return None if dh is None else dh.to(hidden.dtype), dw, db
 
 
+def _loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *of: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The loss with its gradients in one go, rows of logits at a time: three products, where the way back would make
+    the logits again, and no exponential is kept."""
+    of_hidden, of_weight, of_bias = of
+    asked = (targets >= 0).nonzero()[:, 0]
+    if len(asked) < len(targets):
+        loss, dh, dw, db = _loss(hidden[asked], weight, bias, targets[asked], *of)
+        return loss, None if dh is None else torch.zeros_like(hidden).index_copy_(0, asked, dh), dw, db
+    rows = max(1, min(len(hidden), LOSS_TILE // len(weight)))
+    tile = torch.empty(rows * len(weight), dtype=hidden.dtype)
+    loss = hidden.new_zeros(())
+    dh = torch.empty(hidden.shape, dtype=hidden.dtype) if of_hidden else None
+    dw = torch.zeros(weight.shape, dtype=hidden.dtype) if of_weight else None
+    db = torch.zeros(len(weight), dtype=hidden.dtype) if of_bias else None
+    for _, at in _spans(len(hidden), rows):
+        states, ids = hidden[at], targets[at, None]
+        z = _logits(states, weight, bias, slice(None), tile)
+        of_target = z.gather(1, ids)[:, 0]
+        top, total = torch.full_like(of_target, float("-inf")), torch.zeros_like(of_target)
+        # They leave the logits as they are only in the extension.
+        _add_exponentials(z if _extension.library is not None else z.clone(), top, total)
+        lse = top + total.log()
+        loss += (lse - of_target).sum()
+        _scaled_exponentials(z, lse, torch.ones_like(lse))
+        z.scatter_add_(1, ids, torch.full_like(ids, -1, dtype=z.dtype))
+        if dh is not None:
+            torch.mm(z, weight, out=dh[at])
+        if dw is not None:
+            dw.addmm_(z.mT, states)
+        if db is not None:
+            db += z.sum(0)
+    return loss, dh, dw, db
+
+
 def _columns(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> int:
     """Of a tile; where the weights must be converted, no more of them at a time than a tile's numbers."""
     rows = min(len(hidden), ROWS)
@@ -145,5 +183,5 @@ def _spans(length: int, step: int) -> Iterator[tuple[int, slice]]:
         yield start, slice(start, min(start + step, length))
 
 
-head_kernels = HeadKernels(_forward, _backward)
+head_kernels = HeadKernels(_forward, _backward, _loss)
 cpu = register("cpu", head_kernels, "cpu")

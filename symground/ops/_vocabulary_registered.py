@@ -28,10 +28,14 @@ class HeadKernels(NamedTuple):
         backward: (grad [N,K], hidden, weight, bias, candidates, lse, three bools) → the gradients of hidden, weight and
             bias, None where the bool is False. With p = softmax, ∂L/∂z[n,v] = p[n,v] · Σ_k grad[n,k] - Σ_k grad[n,k] ·
             [v = candidate k].
+        loss: (hidden, weight, bias, targets [N], three bools) → the sum of the targets' surprisals, and its gradients
+            as of backward; a target of -1 is none. For inputs in the accumulation dtype; None where there is no such
+            kernel, and the loss is made of the other two.
     """
 
     forward: Callable[..., tuple[Tensor, Tensor]]
     backward: Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]]
+    loss: Callable[..., tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]] | None = None
 
 
 class Registered(NamedTuple):
@@ -61,6 +65,7 @@ def register(name: str, kernels: HeadKernels, device_types: str | None) -> Regis
     )
     _fakes(forward, backward)
     forward.register_autograd(_backward_through(backward), setup_context=_setup)
+    loss = None if kernels.loss is None else _registered_loss(define, kernels.loss)
 
     def surprisal(hidden: Tensor, weight: Tensor, candidates: Tensor, bias: Tensor | None) -> Tensor:
         out: Tensor = forward(hidden, weight, bias, candidates.long())[0]
@@ -71,10 +76,46 @@ def register(name: str, kernels: HeadKernels, device_types: str | None) -> Regis
     ) -> Tensor:
         kept = targets != ignore_index
         asked = torch.where(kept, targets.long(), -1)
+        wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden, weight, bias)]
+        if loss is not None and any(wanted) and hidden.dtype == accumulation_dtype(hidden):
+            total: Tensor = loss(hidden, weight, bias, asked, *wanted)[0]
+            return total if reduction == "sum" else total / kept.sum().clamp(min=1)
         total = torch.where(kept, surprisal(hidden, weight, asked[:, None], bias)[:, 0], 0.0).sum()
         return total if reduction == "sum" else total / kept.sum().clamp(min=1)
 
     return Registered(surprisal, cross_entropy)
+
+
+def _registered_loss(define: Callable[..., Any], kernel: Callable[..., Any]) -> Any:
+    """The loss as an op whose gradients are made on the way there, and scaled on the way back."""
+
+    def run(hidden: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        return tuple(hidden.new_empty(0) if x is None else x for x in kernel(hidden, *rest))
+
+    op = define(
+        "linear_cross_entropy",
+        run,
+        f"({_HEAD.replace('candidates', 'targets')}, bool of_hidden, bool of_weight, bool of_bias) "
+        "-> (Tensor, Tensor, Tensor, Tensor)",
+    )
+
+    @op.register_fake  # type: ignore[untyped-decorator]
+    def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *of: bool) -> tuple[Tensor, ...]:
+        inputs = zip((hidden, weight, bias), of, strict=True)
+        gradients = (hidden.new_empty(x.shape if wanted and x is not None else 0) for x, wanted in inputs)
+        return hidden.new_empty(()), *gradients
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.of = inputs[4:]
+        ctx.save_for_backward(*output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+
+    def back(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        found = (grad * x if wanted else None for x, wanted in zip(ctx.saved_tensors, ctx.of, strict=True))
+        return *found, None, None, None, None
+
+    op.register_autograd(back, setup_context=keep)
+    return op
 
 
 def _fakes(forward: Any, backward: Any) -> None:

@@ -99,6 +99,16 @@ def test_opcheck_of_surprisal(impl: str, shared: bool) -> None:
         torch.library.opcheck(backward, (torch.randn_like(out), *plain, lse, False, True, False))
 
 
+@pytest.mark.parametrize("of", [(True, True, True), (False, True, False)])
+def test_opcheck_of_a_loss_with_its_gradients(of: tuple[bool, bool, bool]) -> None:
+    torch.manual_seed(0)
+    hidden, weight, bias = (
+        torch.randn(s, requires_grad=w) for s, w in zip(((5, 16), (40, 16), (40,)), of, strict=True)
+    )
+    targets = torch.tensor([3, -1, 39, 0, 7])
+    torch.library.opcheck(torch.ops.symground.linear_cross_entropy_cpu, (hidden, weight, bias, targets, *of))
+
+
 @registered_impl
 def test_surprisal_compiles_without_a_graph_break(impl: str) -> None:
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from symground import ops
-from symground.ops import _vocabulary_cpu
+from symground.ops import _extension, _vocabulary_cpu
 
 both = pytest.mark.parametrize("impl", ["reference", "cpu"])
 
@@ -72,6 +72,34 @@ def test_gradcheck(impl: str) -> None:
 
         assert torch.autograd.gradcheck(surprisal, leaves)
     assert torch.autograd.gradcheck(lambda h, w, b: ops.linear_cross_entropy(h, w, targets, b, impl=impl), leaves)
+
+
+@pytest.mark.parametrize("extended", [True, False])
+@given(
+    st.integers(0, 9), st.integers(1, 5), st.integers(1, 12), st.booleans(), st.integers(1, 30),
+    st.tuples(st.booleans(), st.booleans(), st.booleans()), st.integers(0, 10**6),
+)  # fmt: skip
+def test_cross_entropy_with_its_gradients_in_one_go(
+    extended: bool, n: int, d: int, v: int, with_bias: bool, tile: int, of: tuple[bool, bool, bool], seed: int
+) -> None:
+    """Whichever of them want a gradient, and however many rows a tile has."""
+    if extended and _extension.library is None:
+        pytest.skip("no C++ extension: symground build")
+    g = torch.Generator().manual_seed(seed)
+    given_ = [torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((n, d), (v, d), (v,))]
+    targets = torch.randint(-1, v, (n,), generator=g)
+    hidden, weight, bias = (x.requires_grad_(wanted) for x, wanted in zip(given_, of, strict=True))
+    bias = bias if with_bias else None
+    leaves = [x for x in (hidden, weight, bias) if x is not None and x.requires_grad]
+    library = _extension.library if extended else None
+    with patch.object(_vocabulary_cpu, "LOSS_TILE", tile), patch.object(_extension, "library", library):
+        got = ops.linear_cross_entropy(hidden, weight, targets, bias, -1, "sum", impl="cpu")
+        found = torch.autograd.grad(3 * got, leaves) if leaves and n else ()
+    expected = ops.linear_cross_entropy(hidden, weight, targets, bias, -1, "sum", impl="reference")
+    torch.testing.assert_close(got, expected)
+    assert got.requires_grad == bool(leaves)
+    for ours, exact in zip(found, torch.autograd.grad(3 * expected, leaves) if found else (), strict=True):
+        torch.testing.assert_close(ours, exact)
 
 
 @both
