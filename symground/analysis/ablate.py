@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from numbers import Integral
@@ -54,6 +55,26 @@ def ablate(
     gates = gates_of(model, heads)
     check_fills(mode, reference)
     return _Ablation(lambda: silenced(model, gates, fills_of(model, mode, reference), positions))
+
+
+def steer(model: PreTrainedModel, heads: Heads | Sequence[Heads], factor: float) -> AbstractContextManager[None]:
+    """A context: within its block, the given heads' outputs are multiplied before the output projection.
+
+    Args:
+        model: attached.
+        heads: (layer, head) pairs for all examples, or a collection of pairs for each example of the batch.
+        factor: above 1 amplifies, 0 silences. It holds for whatever passes through the block: single passes, text
+            generation with or without a cache, traces.
+
+    Blocks add up and end as those of :func:`symground.ablate` do.
+
+    Raises:
+        ValueError: a layer or head that does not exist, a model without heads, or a factor that is not finite.
+    """
+    if not math.isfinite(factor):
+        raise ValueError(f"factor: expected a finite number, got {factor}")
+    gates = {layer: 1 + (factor - 1) * (1 - gate) for layer, gate in gates_of(model, heads).items()}
+    return _Ablation(lambda: silenced(model, gates))
 
 
 class _Ablation(AbstractContextManager[None]):

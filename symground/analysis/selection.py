@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from symground.analysis.heads import KINDS, HeadSet, find_heads, head_shares
 
@@ -60,12 +61,21 @@ def pieces_of(
     return [Piece([frozenset().union(*of_example) for of_example in zip(*found, strict=True)], None)]
 
 
-def _held_out(traced: xr.Dataset, kind: str, threshold: float, denominator: str, seed: int) -> Sequence[HeadSet]:
+def halves(traced: xr.Dataset, seed: int) -> NDArray[np.bool_]:
+    """[examples] whether an example's context is of the first half of them, at random.
+
+    Raises:
+        ValueError: fewer than two contexts.
+    """
     contexts = np.unique(traced.context.values)
     if len(contexts) < 2:
         raise ValueError(f"selection: 'held-out' needs two contexts to make halves of, got {len(contexts)}")
     first = np.random.default_rng(seed).permutation(contexts)[: len(contexts) // 2]
-    in_first = np.isin(traced.context.values, first)
+    return np.isin(traced.context.values, first)
+
+
+def _held_out(traced: xr.Dataset, kind: str, threshold: float, denominator: str, seed: int) -> Sequence[HeadSet]:
+    in_first = halves(traced, seed)
     shares, layers = head_shares(traced, kind, denominator).values, traced.layer.values
     sets = {}
     for half in (True, False):

@@ -63,3 +63,79 @@ def holm(p: Values) -> Values:
         tests = require("statsmodels.stats.multitest", "corrected p-values")
         corrected[made] = tests.multipletests(p[made], method="holm")[1]
     return corrected
+
+
+def paired(differences: Values, seed: int = 0) -> dict[str, float]:
+    """Tests of whether paired differences [n] are 0 in the mean.
+
+    Returns:
+        mean; low and high, its bootstrap interval (BCa, 95 %); p, of the paired t-test; p_permutation, two-sided, signs
+        flipped at random (all of them, where there are few); d, Cohen's; n. NaN for p, p_permutation and d where n < 2
+        or nothing differs.
+
+    Source: scipy's ttest_1samp and permutation_test; Cohen 1988 (d_z); Efron 1987 (BCa).
+    """
+    differences = np.asarray(differences, dtype=float)
+    n = len(differences)
+    (low,), (high,) = bootstrap_interval(differences[None], seed=seed)
+    row = {
+        "mean": float(differences.mean()) if n else np.nan, "low": float(low), "high": float(high), "p": np.nan,
+        "p_permutation": np.nan, "d": np.nan, "n": n,
+    }  # fmt: skip
+    if n > 1 and np.ptp(differences) > 0:
+        row["p"] = float(stats.ttest_1samp(differences, 0.0).pvalue)
+        row["d"] = float(cohens_d(differences))
+        row["p_permutation"] = float(
+            stats.permutation_test(
+                (differences,), np.mean, permutation_type="samples", n_resamples=_RESAMPLES - 1, vectorized=True,
+                rng=np.random.default_rng(seed),
+            ).pvalue
+        )  # fmt: skip
+    return row
+
+
+def over_few(values: Values, level: float = 0.95) -> tuple[float, float, float]:
+    """(mean, low, high) of a handful of runs, by Student's t; NaN for the interval of one.
+
+    A bootstrap of five numbers is too narrow.
+    """
+    values = np.asarray(values, dtype=float)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, np.nan, np.nan
+    error = float(stats.sem(values))
+    if error == 0:
+        return mean, mean, mean
+    low, high = stats.t.interval(level, len(values) - 1, loc=mean, scale=error)
+    return mean, float(low), float(high)
+
+
+def resampled(
+    values: Values, statistic: Callable[[Values], Values], level: float = 0.95, seed: int | None = 0
+) -> tuple[Values, Values]:
+    """Bootstrap interval (percentiles) of several statistics of the rows of a table at once.
+
+    Args:
+        values: [n,c].
+        statistic: [M,n,c] → [M,s].
+        level: of the interval.
+        seed: of the resamples; None for no interval.
+
+    Returns:
+        low, high [s]: NaN without a seed, and where a statistic of a resample is.
+
+    Source: Efron 1979, "Bootstrap methods: another look at the jackknife".
+    """
+    count = statistic(values[None]).shape[-1]
+    if seed is None:
+        return np.full(count, np.nan), np.full(count, np.nan)
+
+    def of(index: NDArray[np.int64], axis: int = -1) -> Values:
+        rows = statistic(values[index.reshape(-1, index.shape[-1])])  # [M,s]
+        return rows.T.reshape(count, *index.shape[:-1])
+
+    found = stats.bootstrap(
+        (np.arange(len(values)),), of, n_resamples=_RESAMPLES, method="percentile", confidence_level=level,
+        vectorized=True, batch=200, rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    return np.atleast_1d(found.low), np.atleast_1d(found.high)

@@ -15,22 +15,24 @@ from transformers import PreTrainedModel
 
 from symground import ops
 from symground.analysis.heads import PATCHES
-from symground.analysis.probes import Probes
+from symground.analysis.probes import Examples, Probes
 from symground.analysis.score import check_deterministic, check_fits
 from symground.models import Mixer, mixers
 from symground.models.readout import hidden_states, verified_readout
+from symground.models.rows import RowProbe
 
 PREDICTION = "prediction"
 
 
 def trace(
     model: PreTrainedModel,
-    input_ids: Tensor | Probes,
+    input_ids: Tensor | Probes | Examples,
     targets: Tensor | None = None,
     attention_mask: Tensor | None = None,
     groups: Mapping[str, Tensor] | None = None,
     *,
     saliency: bool = True,
+    rows: bool = False,
     batch_size: int = 64,
     **model_inputs: Any,
 ) -> xr.Dataset:
@@ -41,21 +43,24 @@ def trace(
 
     Args:
         model: attached (:func:`symground.attach`) and in evaluation, or with an attention dropout of 0.
-        input_ids: [B,T], or probes, whose matched examples are traced with their own targets and groups.
+        input_ids: [B,T]; or examples of probes, which have their own targets and groups; or probes, for their matched
+            examples.
         targets: [B] ids predicted at p.
         attention_mask: [B,T], 1 for valid tokens, padding at the ends; None: all valid.
         groups: name → [B,T] bool masks that do not overlap. All are key groups; as query groups they come after
             "prediction", which is p alone (taken out of any other query group). None: no key groups, so the flow is
             empty, while the totals stand.
         saliency: also return the [example, layer, query, key] matrices; False saves their memory.
+        rows: also return every head's own signed saliency at p.
         batch_size: examples per pass.
         model_inputs: further inputs of the model; tensors have B as their first dimension.
 
     Returns:
         A Dataset with named coordinates: surprisal (example), nats; saliency (example, layer, query, key), |Σ_h S_h|;
         flow (example, layer, head, query_group, key_group) of |S_h|; row_total (example, layer, head, query_group);
-        matrix_total (example, layer, head); group (example, key), the key group's index or -1; and the coordinate
-        prediction (example). Layers and heads count from 0. A layer with fewer heads than others has NaN there.
+        matrix_total (example, layer, head); with ``rows``, rows (example, layer, head, key), S_h[p, key], signed;
+        group (example, key), the key group's index or -1; and the coordinate prediction (example). Layers and heads
+        count from 0. A layer with fewer heads than others has NaN there.
 
         An LSTM mixes positions by no matrix and has neither saliency nor flow. What it has is input_x_gradient
         (example, key), the gradient × input of each position's embedding, Σ_d e[d] · ∂L/∂e[d], signed, nats; its
@@ -73,9 +78,11 @@ def trace(
     if torch.is_inference_mode_enabled():
         raise RuntimeError("trace takes a gradient and cannot run inside torch.inference_mode()")
     labels: dict[str, Any] = {}
-    if isinstance(input_ids, Probes):
-        check_fits(model, input_ids)
-        examples = input_ids.matched()
+    if isinstance(input_ids, (Probes, Examples)):
+        if isinstance(input_ids, Probes):
+            check_fits(model, input_ids)
+        check_deterministic(model)
+        examples = input_ids.matched() if isinstance(input_ids, Probes) else input_ids
         ids, p, wanted = examples.input_ids, examples.prediction, examples.targets
         query_masks, key_masks = examples.query_masks, examples.key_masks
         labels = {"context": ("example", examples.context), "noun": ("example", examples.noun)}
@@ -105,7 +112,7 @@ def trace(
         parts.append(
             _trace_batch(
                 model, layers, ids[part], p[part], wanted[part], query_groups[part], key_groups[part],
-                len(query_masks), len(key_masks), saliency, inputs,
+                len(query_masks), len(key_masks), saliency, rows, inputs,
             )
         )  # fmt: skip
     dims = {
@@ -114,6 +121,7 @@ def trace(
         "flow": ("example", "layer", "head", "query_group", "key_group"),
         "row_total": ("example", "layer", "head", "query_group"),
         "matrix_total": ("example", "layer", "head"),
+        "rows": ("example", "layer", "head", "key"),
         "input_x_gradient": ("example", "key"),
     }
     variables = {name: (dims[name], np.concatenate([part[name] for part in parts])) for name in parts[0]}
@@ -138,6 +146,7 @@ def _trace_batch(
     num_query: int,
     num_key: int,
     saliency: bool,
+    rows: bool,
     inputs: dict[str, Any],
 ) -> dict[str, NDArray[Any]]:
     head = verified_readout(model)
@@ -150,18 +159,23 @@ def _trace_batch(
     rest_key = torch.where(key_groups < 0, num_key, key_groups).to(device)
     saliency_probes = [_zero_storage(batch, length, length, like=head.weight) for _ in layers if saliency]
     flow_probes = [_zero_storage(batch, m.heads, num_query + 1, num_key + 1, like=head.weight) for m in layers]
+    row_probes = [_zero_storage(batch, mixer.heads, length, like=head.weight) for mixer in layers if rows]
     with ExitStack() as stack, torch.enable_grad():
         for i, mixer in enumerate(layers):
             probe = saliency_probes[i] if saliency else None
             stack.enter_context(
                 mixer.tapped(
-                    saliency_probe=probe, flow_probe=flow_probes[i], query_groups=rest_query, key_groups=rest_key
+                    saliency_probe=probe,
+                    flow_probe=flow_probes[i],
+                    query_groups=rest_query,
+                    key_groups=rest_key,
+                    rows=RowProbe(row_probes[i], p) if rows else None,
                 )
             )
         hidden = hidden_states(model, ids, **inputs)[torch.arange(batch, device=device), p]  # [B,D]
         surprisal = ops.candidate_surprisal(hidden, head.weight, targets[:, None], head.bias)[:, 0]
         # Within the block: under activation checkpointing the layers run again here and must see the same taps.
-        grads = torch.autograd.grad(surprisal.sum(), [*saliency_probes, *flow_probes], allow_unused=True)
+        grads = torch.autograd.grad(surprisal.sum(), [*row_probes, *saliency_probes, *flow_probes], allow_unused=True)
     if any(grad is None for grad in grads):
         raise ValueError(
             "model: the gradient does not reach every layer's attention; if activation checkpointing is on, "
@@ -169,9 +183,11 @@ def _trace_batch(
         )
     _check_finite(surprisal)
     result = {"surprisal": surprisal.detach()}
+    if rows:
+        result["rows"] = _stack_heads(tuple(grad[..., None] for grad in grads[: len(layers)]))[..., 0]
     if saliency:
-        result["saliency"] = torch.stack(grads[: len(layers)], 1).abs()
-    flow = _stack_heads(grads[len(grads) - len(layers) :])  # [B,L,H,Gq+1,Gk+1]
+        result["saliency"] = torch.stack(grads[-2 * len(layers) : -len(layers)], 1).abs()
+    flow = _stack_heads(grads[-len(layers) :])  # [B,L,H,Gq+1,Gk+1]
     result["flow"] = flow[..., :num_query, :num_key]
     result["row_total"] = flow[..., :num_query, :].sum(-1)
     result["matrix_total"] = flow.sum((-1, -2))

@@ -77,12 +77,17 @@ def _wordbank(path: Path) -> dict[str, str]:
                 f"nouns: {path}: expected the columns 'definition' (or 'item_definition') and 'category', got "
                 f"{', '.join(columns) or 'none'}"
             )
-        rows = [(_SENSE.sub("", row[word] or "").partition("/")[0].strip(), row["category"] or "") for row in reader]
+        rows = [(first_word(row[word] or ""), row["category"] or "") for row in reader]
     found: dict[str, str] = {}
     for noun, category in rows:
         if category in CDI_NOUNS and re.fullmatch(r"\w+(?:'\w+)?", noun):
             found.setdefault(noun, category)
     return found
+
+
+def first_word(definition: str) -> str:
+    """Of Wordbank's "chicken (animal)" and "soda/pop" the first word."""
+    return _SENSE.sub("", definition).partition("/")[0].strip()
 
 
 def noun_tokens(

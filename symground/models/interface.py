@@ -16,6 +16,7 @@ from transformers.masking_utils import causal_mask_function
 
 from symground import ops
 from symground.models.mixers import check_batch, shown, tap_of
+from symground.models.rows import attention_row
 from symground.ops.mask import key_range_of, valid_keys
 
 NAME = "symground"
@@ -102,6 +103,10 @@ def attention_forward(
             query_groups=tap.query_groups,
             key_groups=tap.key_groups,
         )
+    if tap.rows is not None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        added = attention_row(tap.rows, query, key, value, scale, causal, attention_mask)
+        out = out + (added if tap.gate is None else ops.gate_heads(added.transpose(1, 2), tap.gate).transpose(1, 2))
     return shown(tap, out.transpose(1, 2)), None
 
 

@@ -16,6 +16,7 @@ from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from symground import ops
 from symground.models.mixers import Mixer, check_batch, shown, tap_of
+from symground.models.rows import ssd_row
 from symground.ops.mamba2_inner import step_sizes
 from symground.ops.mask import key_range_of
 
@@ -64,12 +65,15 @@ class MambaMixer(Mamba2Mixer):
         state = None if cache_params is None else cache_params.get_recurrent_state(self.layer_idx)
         if state is not None and torch.is_grad_enabled():
             state = state.clone()  # the cache is written in place, the way back reads what was there
+        a, b, c = -self.A_log.float().exp(), b.unflatten(-1, (groups, -1)), c.unflatten(-1, (groups, -1))
         y, state = ops.ssd(
-            x, dt, -self.A_log.float().exp(), b.unflatten(-1, (groups, -1)), c.unflatten(-1, (groups, -1)), key_range,
-            state, tap.saliency_probe, tap.flow_probe, tap.query_groups, tap.key_groups, return_state=True,
+            x, dt, a, b, c, key_range, state, tap.saliency_probe, tap.flow_probe, tap.query_groups, tap.key_groups,
+            return_state=True,
         )  # fmt: skip
         if cache_params is not None:
             cache_params.update_recurrent_state(state, layer_idx=self.layer_idx)
+        if tap.rows is not None:
+            y = y + ssd_row(tap.rows, x, dt, a, b, c, key_range)
         y = y + self.D.to(y.dtype)[:, None] * x  # [B,T,H,P]
         y = shown(tap, y if tap.gate is None else ops.gate_heads(y, tap.gate))
         out: Tensor = self.out_proj(self.norm(y.flatten(2), z).to(hidden_states.dtype))

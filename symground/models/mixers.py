@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from symground import ops
+from symground.models.rows import RowProbe
 
 _TAP = "_symground_tap"
 
@@ -53,6 +54,7 @@ class Tap:
     key_groups: Tensor | None = None
     replaced: tuple[Replacement, ...] = ()
     """Applied one after the other, after the gate."""
+    rows: RowProbe | None = None
     mix: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None = None
     """(q, k, v [B,H or Hk,T,D], scale) → the heads' outputs [B,H,T,D], in place of the attention (attention only)."""
     observe: Callable[[Tensor], None] | None = None
@@ -65,7 +67,7 @@ class Tap:
 
     @property
     def idle(self) -> bool:
-        return self.plain and not self.replaced and self.mix is None and self.observe is None
+        return self.plain and not self.replaced and all(x is None for x in (self.rows, self.mix, self.observe))
 
 
 IDLE = Tap()

@@ -76,7 +76,7 @@ class Replay:
             raise ValueError("model: expected none of its heads silenced or traced meanwhile")
         self._model = model
         self._ids = ids = ids.to(readout(model).weight.device)
-        self._layers, self._at = _decoder_layers(model)
+        self._layers, self._at = decoder_layers(model)
         self._mixers = {self._at[mixer.layer]: mixer for mixer in mixers(model)}
         self._past: dict[int, tuple[Tensor, Tensor]] = {}
         self._pieces: list[_Piece] = []
@@ -256,7 +256,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return scaled_dot_product_attention(q, k, v, mask, is_causal=1 < queries == keys, scale=scale, enable_gqa=gqa)
 
 
-def _decoder_layers(model: PreTrainedModel) -> tuple[list[nn.Module], dict[int, int]]:
+def decoder_layers(model: PreTrainedModel) -> tuple[list[nn.Module], dict[int, int]]:
     """The modules that the hidden states pass one after the other, and which of them holds each mixer's layer."""
     names = {module: name for name, module in model.named_modules()}
     lists: dict[str, dict[int, int]] = {}

@@ -21,6 +21,7 @@ def lens_surprisal(
     norm: Callable[[Tensor], Tensor],
     weight: Tensor,
     candidates: Tensor,
+    bias: Tensor | None = None,
     *,
     impl: str | None = None,
 ) -> Tensor:
@@ -32,6 +33,7 @@ def lens_surprisal(
         norm: the model's final norm, [N,D] → [N,D], row by row, for any number of rows.
         weight: [V,D] output embedding.
         candidates: [K] or [N,K], int ids in [0, V).
+        bias: [V], the head's.
         impl: None picks by device.
 
     Returns:
@@ -57,7 +59,10 @@ def lens_surprisal(
         check.has_shape("translators", translators[1], "L,D", (layers, size))
         for part in translators:
             check.matches("translators", part, "hidden", hidden)
-    return choose("lens_surprisal", IMPLEMENTATIONS, impl, hidden)(hidden, translators, norm, weight, candidates)
+    if bias is not None:
+        check.has_shape("bias", bias, "V", (weight.shape[0],))
+        check.matches("bias", bias, "hidden", hidden)
+    return choose("lens_surprisal", IMPLEMENTATIONS, impl, hidden)(hidden, translators, norm, weight, candidates, bias)
 
 
 def lens_surprisal_reference(
@@ -66,12 +71,13 @@ def lens_surprisal_reference(
     norm: Callable[[Tensor], Tensor],
     weight: Tensor,
     candidates: Tensor,
+    bias: Tensor | None,
 ) -> Tensor:
     """The specification."""
     if translators is not None:
         w, b = translators
         hidden = hidden + hidden @ w.mT + b[:, None]
-    return torch.stack([candidate_surprisal_reference(norm(h), weight, candidates, None) for h in hidden])
+    return torch.stack([candidate_surprisal_reference(norm(h), weight, candidates, bias) for h in hidden])
 
 
 def _in_one_pass(surprisal: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -83,6 +89,7 @@ def _in_one_pass(surprisal: Callable[..., Tensor]) -> Callable[..., Tensor]:
         norm: Callable[[Tensor], Tensor],
         weight: Tensor,
         candidates: Tensor,
+        bias: Tensor | None,
     ) -> Tensor:
         layers, rows, size = hidden.shape
         if translators is not None:
@@ -90,7 +97,7 @@ def _in_one_pass(surprisal: Callable[..., Tensor]) -> Callable[..., Tensor]:
             hidden = hidden + torch.baddbmm(b[:, None], hidden, w.mT)
         if candidates.ndim == 2:
             candidates = candidates.repeat(layers, 1)
-        out = surprisal(norm(hidden.reshape(layers * rows, size)), weight, candidates, None)
+        out = surprisal(norm(hidden.reshape(layers * rows, size)), weight, candidates, bias)
         return out.view(layers, rows, -1)
 
     return run

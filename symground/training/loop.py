@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from symground.data.corpus import Corpus
+from symground.data.sampler import RowSampler
 from symground.folders import checkpoint_folder, checkpoint_steps
 from symground.models import create, load, set_images
 from symground.models.interface import unpadded
@@ -22,7 +23,6 @@ from symground.training.config import Hardware, TrainSettings
 from symground.training.memory import kept
 from symground.training.metrics import Metrics, TensorBoard, Tracker, flops_per_token
 from symground.training.provenance import claim
-from symground.training.sampler import RowSampler
 from symground.training.schedule import checkpoint_schedule, learning_rate
 from symground.training.step import Done, Trainer, deterministic
 from symground.training.workers import Workers, workers

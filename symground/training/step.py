@@ -13,11 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from symground import ops
+from symground.data.sampler import IGNORED
 from symground.models import readout
 from symground.models.readout import hidden_states
 from symground.ops import _extension
 from symground.training.config import Hardware, TrainSettings
-from symground.training.sampler import IGNORED
 from symground.training.workers import Workers
 
 #: Numbers (256 MiB in float32) up to which the logits of a step are made as a whole.

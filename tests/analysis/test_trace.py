@@ -54,7 +54,7 @@ def test_is_eagers_gradient_times_attention(gpt2: GPT2LMHeadModel, side: str, ch
     if checkpointing:
         gpt2.gradient_checkpointing_enable()
         gpt2.train()
-    traced = sg.trace(gpt2, ids, targets, mask, groups, batch_size=2)
+    traced = sg.trace(gpt2, ids, targets, mask, groups, rows=True, batch_size=2)
     valid = mask.bool()[:, None, :, None]  # rows of padding queries mean nothing
     torch.testing.assert_close(
         torch.from_numpy(traced.surprisal.values).double(), surprisal.detach(), atol=1e-4, rtol=1e-4
@@ -63,6 +63,8 @@ def test_is_eagers_gradient_times_attention(gpt2: GPT2LMHeadModel, side: str, ch
     torch.testing.assert_close(got * valid, s.sum(2).abs() * valid, atol=1e-5, rtol=1e-3)
     assert traced.query_group.values.tolist() == ["prediction", "env", "late"]
     assert traced.key_group.values.tolist() == ["env", "late"]
+    signed = torch.stack([s[i, :, :, p[i]] for i in range(3)])
+    torch.testing.assert_close(torch.from_numpy(traced.rows.values).double(), signed, atol=1e-5, rtol=1e-3)
     s = s.abs() * valid[:, :, None]
     rows = torch.stack([s[i, :, :, p[i]] for i in range(3)])  # [B,L,H,T]
     env = (rows * first[:, None, None]).sum(-1)
@@ -73,6 +75,24 @@ def test_is_eagers_gradient_times_attention(gpt2: GPT2LMHeadModel, side: str, ch
     torch.testing.assert_close(
         torch.from_numpy(traced.matrix_total.values).double(), s.sum((-1, -2)), atol=1e-5, rtol=1e-3
     )
+
+
+@pytest.mark.parametrize("preset", ["gpt2-4l", "mamba2-4l"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("gated", [False, True])
+def test_rows_of_heads_add_up_to_the_layers_saliency(preset: str, side: str, gated: bool) -> None:
+    """Their signed sum is the layer's, their absolute sum the flow's, in a padded batch and with a head silenced."""
+    ids, mask, targets, p = batch(side)
+    torch.manual_seed(0)
+    model = create(preset, 101).eval()
+    with sg.ablate(model, [(1, 0)] if gated else []):
+        traced = sg.trace(model, ids, targets, mask, rows=True)
+    at_p = traced.saliency.isel(query=xr.DataArray(p.numpy(), dims="example")).values
+    np.testing.assert_allclose(abs(traced.rows.sum("head")).values, at_p, atol=1e-6, rtol=1e-4)
+    total = traced.row_total.sel(query_group="prediction").values
+    np.testing.assert_allclose(abs(traced.rows).sum("key").values, total, atol=1e-6, rtol=1e-4)
+    assert (traced.rows.values < 0).any()
+    assert (traced.rows.values > 0).any()
 
 
 def test_without_groups_saliency_and_totals_stand(gpt2: GPT2LMHeadModel) -> None:

@@ -18,11 +18,11 @@ from symground.cli import main
 from symground.data import Corpus, DialogSettings, GeneratedSettings
 from symground.data.generated_images import GeneratedImagesSettings
 from symground.data.images import ImageSet
+from symground.data.sampler import IGNORED, RowSampler
 from symground.folders import read_json, write_json
 from symground.recipes import CorpusSettings, prepare
 from symground.recipes.study import study_counts, study_images, study_probes
 from symground.training import TrainSettings, train
-from symground.training.sampler import IGNORED, RowSampler
 
 GENERATED = CorpusSettings(
     generated=GeneratedSettings(scenes=1500, nouns=6), images=GeneratedImagesSettings(grid=3, width=8),

@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 
 import symground as sg
 from symground.data import Corpus
+from symground.data.sampler import RowSampler
 from symground.folders import checkpoint_folder, checkpoint_steps
 from symground.training import Hardware, TrainSettings, train
 from symground.training.checkpoints import resume_folders
 from symground.training.memory import kept
-from symground.training.sampler import RowSampler
 from symground.training.schedule import checkpoint_schedule, learning_rate
 from symground.training.step import Done, Trainer
 

@@ -1,0 +1,105 @@
+"""Amplifying or silencing aggregate heads while the model decides, and what that does to the grounded word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedModel
+
+from symground.analysis.ablate import gates_of
+from symground.analysis.choice import Choices, choices
+from symground.analysis.controls import Controls
+from symground.analysis.probes import Examples, Probes
+from symground.analysis.selection import pieces_of
+from symground.analysis.trace import trace
+from symground.models import mixers
+from symground.optional import require
+from symground.progress import progress
+
+FACTORS = (0.0, 0.5, 1.5, 2.0, 3.0)
+
+
+def steering(
+    model: PreTrainedModel,
+    probes: Probes,
+    factors: Sequence[float] = FACTORS,
+    *,
+    among: str = "nouns",
+    denominator: str = "row",
+    threshold: float = 0.30,
+    draws: int = 20,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How often the model's choice is what is in the scene, its aggregate heads' outputs multiplied by a factor.
+
+    The heads of each half of the contexts are those that the other half shows (``selection="held-out"`` of
+    :func:`symground.intervene`), so that nothing is chosen by what it is measured on.
+
+    Args:
+        model: attached, in evaluation.
+        probes: their matched examples; at least two contexts.
+        factors: what the heads' outputs are multiplied with; 0 silences, above 1 amplifies.
+        among: what the model chooses from: "nouns", those of the probes, or the whole "vocabulary".
+        denominator: of the shares of flow.
+        threshold: the smallest mean share.
+        draws: of as many random other heads, multiplied likewise.
+        seed: of the halves and of the draws.
+
+    Returns:
+        A DataFrame, a row per factor, 1 (the model as it is) among them: factor; accuracy, the share of examples whose
+        likeliest word is in the scene; control and control_sd, the same with random heads, mean and standard deviation
+        over draws; p, McNemar's exact test against the model as it is; surprisal, of the word in the scene (nats);
+        heads_per_example, examples, contexts, nouns, draws, among, denominator.
+
+    Raises:
+        ValueError: no factor, fewer than one draw or two contexts, or what trace refuses.
+
+    Source: McNemar 1947.
+    """
+    if not len(factors) or draws < 1:
+        raise ValueError(f"factors, draws: expected at least one factor and one draw, got {factors} and {draws}")
+    examples = probes.matched()
+    traced = trace(model, probes, saliency=False)
+    (piece,) = pieces_of(traced, "aggregate", denominator, threshold, "held-out", "all", seed)
+    everything = [(mixer.layer, head) for mixer in mixers(model) for head in range(mixer.heads)]
+    random, rng = Controls(everything, piece.heads, piece.heads), np.random.default_rng(seed)
+    before = choices(model, examples, among)
+    rows: list[dict[str, Any]] = []
+    wanted = sorted({1.0, *map(float, factors)})
+    with progress("steering", len(wanted)) as bar:
+        for factor in wanted:
+            drawn = [random.draw(rng)[0] for _ in range(draws)]
+            ours = _steered(model, examples, among, piece.heads, factor)
+            controls = [_steered(model, examples, among, heads, factor).right.mean() for heads in drawn]
+            rows.append(
+                {
+                    "factor": factor, "accuracy": ours.right.mean(), "control": np.mean(controls),
+                    "control_sd": np.std(controls, ddof=1) if draws > 1 else np.nan, "p": _mcnemar(before, ours),
+                    "surprisal": ours.surprisal.mean(),
+                }
+            )  # fmt: skip
+            bar.advance()
+    counts: dict[str, Any] = {
+        "heads_per_example": sum(map(len, piece.heads)) / len(piece.heads), "examples": len(examples.input_ids),
+        "contexts": len(probes.contexts), "nouns": len(probes.nouns), "draws": draws, "among": among,
+        "denominator": denominator,
+    }  # fmt: skip
+    return pd.DataFrame(rows).assign(**counts)
+
+
+def _steered(model: PreTrainedModel, examples: Examples, among: str, heads: Sequence[Any], factor: float) -> Choices:
+    if factor == 1 or not any(heads):
+        return choices(model, examples, among)
+    gates = {layer: 1 + (factor - 1) * (1 - gate) for layer, gate in gates_of(model, heads).items()}
+    return choices(model, examples, among, gates)
+
+
+def _mcnemar(before: Choices, after: Choices) -> float:
+    tests = require("statsmodels.stats.contingency_tables", "McNemar's test")
+    table = [[int((a & b).sum()) for b in (after.right, ~after.right)] for a in (before.right, ~before.right)]
+    if table[0][1] + table[1][0] == 0:
+        return np.nan
+    return float(tests.mcnemar(table, exact=True).pvalue)

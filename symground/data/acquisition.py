@@ -1,0 +1,73 @@
+"""When children come to say a word: the age of acquisition, from Wordbank's proportions of children by month."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from symground.data.nouns import first_word
+from symground.optional import require
+
+_MONTH = re.compile(r"\d{1,2}")
+
+
+def age_of_acquisition(path: str | Path) -> dict[str, float]:
+    """word → the month at which half of the children say it, by a logistic curve over the months.
+
+    Args:
+        path: a CSV with a column "definition" or "item_definition" and one for each month of age ("16", "17", …) that
+            holds the proportion of children who say the word, as Wordbank gives it. Of words that stand in it twice
+            (two senses) the earlier one counts.
+
+    Returns:
+        Months. A word whose curve does not rise is left out; one that half of the children say before the first month,
+        or after the last, has the month its curve tells.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a column is missing, or a proportion is none (names the line).
+
+    Source: Frank, Braginsky, Yurovsky and Marchman 2017, "Wordbank" (logistic curves; half of the children).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        word = next((name for name in ("definition", "item_definition") if name in columns), None)
+        months = [name for name in columns if _MONTH.fullmatch(name)]
+        if word is None or len(months) < 2:
+            raise ValueError(
+                f"{path}: expected the columns 'definition' (or 'item_definition') and ages in months, got "
+                f"{', '.join(columns) or 'none'}"
+            )
+        rows = []
+        for row in reader:
+            try:
+                share = np.array([float(row[month] or "nan") for month in months])
+            except ValueError as error:
+                raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+            if not ((share >= 0) & (share <= 1) | np.isnan(share)).all():
+                raise ValueError(f"{path}, line {reader.line_num}: expected proportions from 0 to 1")
+            rows.append((first_word(row[word] or ""), share))
+    found: dict[str, float] = {}
+    for name, share in rows:
+        age = _half(np.array(months, dtype=float), share)
+        if name and age is not None:
+            found[name] = min(age, found.get(name, np.inf))
+    return found
+
+
+def _half(months: NDArray[np.float64], share: NDArray[np.float64]) -> float | None:
+    models = require("statsmodels.api", "ages of acquisition")
+    there = ~np.isnan(share)
+    if there.sum() < 2 or np.ptp(share[there]) == 0:
+        return None
+    fitted = models.GLM(share[there], models.add_constant(months[there]), family=models.families.Binomial()).fit()
+    level, slope = fitted.params
+    return float(-level / slope) if slope > 0 else None

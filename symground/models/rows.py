@@ -1,0 +1,70 @@
+"""The signed saliency of single rows, head by head, as the gradient of a probe like the others.
+
+One row of the mixing matrix is cheap to have: it is made once more, beside whatever kernel mixes, and takes the probe
+in at its position.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from symground.ops._ssd import readable
+from symground.ops.mask import valid_keys
+
+
+class RowProbe(NamedTuple):
+    """Zeros that a mixer adds to one row of its heads' matrices."""
+
+    probe: Tensor
+    """[B,H,S]; its gradient is S_h[p, j], signed."""
+    position: Tensor
+    """[B] p, among the queries."""
+
+
+def attention_row(
+    rows: RowProbe, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, key_range: Tensor | None
+) -> Tensor:
+    """[B,H,T,D] of zeros, whose gradient reaches the probe: Σ_j A[p,j] · probe[j] · v[j] at p.
+
+    q [B,H,T,D]; k and v [B,Hk,S,D]; ``scale``, ``causal`` and ``key_range`` as for :func:`symground.ops.attention`.
+    """
+    batch, heads, queries, _ = q.shape
+    each, group = torch.arange(batch, device=q.device), heads // k.shape[1]
+    keys, values = (x.repeat_interleave(group, 1) for x in (k, v))  # [B,H,S,D]
+    with torch.no_grad():
+        seen = valid_keys(queries, k.shape[2], causal, key_range, None, q.device).expand(batch, 1, -1, -1)
+        scores = torch.einsum("bhd,bhsd->bhs", q[each, :, rows.position].float(), keys.float()) * scale
+        scores = scores.masked_fill(~seen[each, :, rows.position], float("-inf"))
+        weights = scores.softmax(-1).nan_to_num(0.0)  # a row that sees no key is 0
+    return _at(rows, torch.einsum("bhs,bhsd->bhd", (weights * rows.probe).to(v.dtype), values.detach()), 2, queries)
+
+
+def ssd_row(
+    rows: RowProbe, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, key_range: Tensor | None
+) -> Tensor:  # fmt: skip
+    """[B,T,H,P] of zeros, as above with M[p,j] = (C_p · B_j) · exp(Σ_{j<s<=p} dt_s A) · dt_j of Mamba-2.
+
+    Shapes as for :func:`symground.ops.ssd`.
+    """
+    batch, length, heads, _ = x.shape
+    dtype = x.dtype
+    each = torch.arange(batch, device=x.device)
+    with torch.no_grad():
+        x, dt, A, B, C = readable(x, dt, A, B, C, key_range)
+        b, c = (z.repeat_interleave(heads // z.shape[2], 2) for z in (B, C))  # [B,T,H,N]
+        total = (dt * A).cumsum(1)  # [B,T,H]
+        past = torch.arange(length, device=x.device) <= rows.position[:, None]  # [B,T]
+        decay = (total[each, rows.position][:, None] - total).masked_fill(~past[..., None], float("-inf")).exp()
+        weights = torch.einsum("bhn,bthn->bth", c[each, rows.position], b) * decay * dt
+    mixed = torch.einsum("bht,bthp->bhp", weights.transpose(1, 2) * rows.probe, x)
+    return _at(rows, mixed.to(dtype), 1, length)
+
+
+def _at(rows: RowProbe, mixed: Tensor, axis: int, length: int) -> Tensor:
+    """[B,H,D] put at each example's position of a new axis."""
+    at = torch.arange(length, device=mixed.device) == rows.position[:, None]  # [B,T]
+    placed = at.to(mixed.dtype)[:, None, :, None] * mixed[:, :, None]  # [B,H,T,D]
+    return placed if axis == 2 else placed.transpose(1, 2)
