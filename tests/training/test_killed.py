@@ -63,7 +63,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(
     run.rename(other)
     moments = random.Random(0)
     kills = 0
-    for _ in range(60):
+    for _ in range(30):
         process = start(processes, study)
         until(lambda: (run / "metrics.jsonl").exists(), process)
         process.join(moments.uniform(0, 0.25))
@@ -76,6 +76,9 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(
         for folder in (*(run / "checkpoints").glob("step-*"), *(run / "resume").glob("step-*")):
             assert damage(folder) is None
             assert (folder / "checksums.json").is_file()
+    if process.exitcode:  # on a busy machine it never came to its end between two kills
+        process = start(processes, study)
+        process.join()
     assert process.exitcode == 0
     assert kills >= 3, "it was never killed: nothing was tested"
     assert files(run) == files(other)
