@@ -118,10 +118,16 @@ def _run(argv: list[str]) -> int:
 
     @dataclass(frozen=True)
     class Report:
-        """Write STUDY/report.html from the study's tables."""
+        """Write the page of a study or a run from its tables, into its folder; of several, one that compares them."""
 
-        study: tyro.conf.Positional[str]
-        """Folder of the study."""
+        paths: tyro.conf.Positional[tuple[str, ...]]
+        """Folders of studies or of runs."""
+        out: str | None = None
+        """The file; report.html in the folder by default, for several compare.html here."""
+        figures: bool = False
+        """Also write every figure as PNG and PDF, into a folder "figures" beside the page."""
+        acquisition: str | None = None
+        """Wordbank's table of the proportion of children who say each word by month, to set emergence against."""
 
     @dataclass(frozen=True, kw_only=True)
     class Architectures(ArchitecturesSettings):
@@ -168,6 +174,9 @@ def _run(argv: list[str]) -> int:
         if stop.code:
             print(f"symground: {_first_sentence(printed.getvalue())} (--help lists what there is)", file=sys.stderr)
         raise
+    if isinstance(command, Report) and not command.paths:
+        print("symground: PATHS: expected folders of studies or runs; got nothing", file=sys.stderr)
+        return 2
     if isinstance(command, (Run, Data, Sweep)) and not command.corpus:
         print(
             "symground: CORPUS: expected 'generated', or 'childes' or 'visdial' and paths; got nothing", file=sys.stderr
@@ -197,7 +206,7 @@ def _run(argv: list[str]) -> int:
         case Analyze():
             written = analyze_study(command.run, command.settings) / "results"
         case Report():
-            written = report(command.study)
+            written = report(*command.paths, out=command.out, figures=command.figures, acquisition=command.acquisition)
         case Architectures():
             written = compare_architectures(command.out, command)
         case Sweep():

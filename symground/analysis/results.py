@@ -9,7 +9,10 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock
 
-TABLES = ("surprisal", "gain", "r2", "saliency", "heads", "interventions", "sweep")
+TABLES = (
+    "surprisal", "gain", "r2", "saliency", "heads", "shares", "maps", "lens", "interventions", "sweep", "monitor",
+    "calibration", "steering",
+)  # fmt: skip
 KEYS = ["model", "seed", "step"]
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -15,18 +17,24 @@ from symground.analysis.fills import MODES
 from symground.analysis.gain import gain
 from symground.analysis.heads import DENOMINATORS, KINDS, head_shares
 from symground.analysis.intervene import intervene
+from symground.analysis.lens import TunedLens, lens_gain
+from symground.analysis.maps import saliency_maps
+from symground.analysis.monitor import monitor
+from symground.analysis.null import share_table
 from symground.analysis.probes import Probes
 from symground.analysis.r2 import cooccurrence_r2
 from symground.analysis.results import TABLES, Table, partial_scores, save_all
 from symground.analysis.score import score_to_parquet
-from symground.analysis.selection import POSITIONS, SELECTIONS
+from symground.analysis.selection import INTERVENED, POSITIONS, SELECTIONS
+from symground.analysis.steering import steering
 from symground.analysis.sweep import sweep_heads
 from symground.analysis.trace import saliency_by_region, trace
+from symground.data import Corpus
 from symground.folders import checkpoint_steps, model_and_seed, study_of
-from symground.models import load, mixers
+from symground.models import load, load_tokenizer, mixers
 from symground.progress import progress
 
-WHAT = ("surprisal", "saliency", "interventions", "sweep")
+_LENSES = 5  # checkpoints
 _SAVE_EVERY = 20.0  # seconds: what an interrupted analysis may lose
 
 
@@ -34,8 +42,9 @@ _SAVE_EVERY = 20.0  # seconds: what an interrupted analysis may lose
 class AnalysisSettings:
     """What is measured at the checkpoints."""
 
-    what: tuple[str, ...] = WHAT
-    """"surprisal" (tables surprisal, gain, r2), "saliency" (saliency, heads), "interventions", "sweep"."""
+    what: tuple[str, ...] = ("surprisal", "saliency", "lens", "interventions", "sweep", "monitor")
+    """"surprisal" (tables surprisal, gain, r2), "saliency" (saliency, heads, shares, maps), "lens", "interventions",
+    "sweep", "monitor" (monitor, calibration, steering; it needs two contexts)."""
     window: int = 512
     """Largest distance in tokens of a co-occurrence."""
     threshold: float = 0.30
@@ -44,17 +53,27 @@ class AnalysisSettings:
     """Random control draws per intervention."""
     spans: tuple[int, ...] = (0, 1)
     """Interventions count so many tokens after the ENV noun as the noun; one table row for each."""
+    lens_steps: tuple[int, ...] = ()
+    """Checkpoints to fit the tuned lens at; five by default, evenly spread, the last among them."""
+    lens_fit: int = 100
+    """Steps of fitting a lens."""
+    map_nouns: int = 8
+    """Of so many nouns single examples are kept, for the report's saliency maps."""
+    map_contexts: int = 2
+    """In so many contexts."""
     intervene_steps: tuple[int, ...] = ()
-    """Checkpoints to intervene and sweep at; the last by default."""
+    """Checkpoints to intervene at, to sweep, and to monitor; the last by default."""
     intervene_contexts: int | None = None
     """Use only the first so many contexts for interventions and the sweep; all by default."""
+    kinds: tuple[str, ...] = tuple(KINDS)
+    """Heads to silence: "aggregate", "gather", or "both" of them together."""
     selection: tuple[str, ...] = ("example",)
     """Silence the heads found in the "example" itself, "held-out" ones found in the other half of the contexts, or each
     in rows of their own."""
-    positions: str = "all"
-    """Silence heads everywhere, or only where their kind is defined ("own")."""
-    mode: str = "zero"
-    """What stands in for a silenced head: "zero", "mean" or "resample"."""
+    positions: tuple[str, ...] = ("all",)
+    """Silence heads everywhere, or only where their kind is defined ("own"), or each in rows of their own."""
+    mode: tuple[str, ...] = ("zero",)
+    """What stands in for a silenced head: "zero", "mean" or "resample", or several, each in rows of its own."""
     match: str = "none"
     """Control heads from everywhere ("none"), from the same "layer", or with an output as long ("norm")."""
     again: bool = False
@@ -62,19 +81,20 @@ class AnalysisSettings:
 
     def __post_init__(self) -> None:
         for name in self.what:
-            if name not in WHAT:
-                raise ValueError(f"what: expected some of {', '.join(WHAT)}; got {name!r}")
+            if name not in _ANALYSES:
+                raise ValueError(f"what: expected some of {', '.join(_ANALYSES)}; got {name!r}")
         if not self.spans or min(self.spans) < 0:
             raise ValueError(f"spans: expected numbers of at least 0, got {self.spans}")
         for name, values, known in (
             ("selection", self.selection, SELECTIONS),
-            ("positions", (self.positions,), POSITIONS),
-            ("mode", (self.mode,), MODES),
+            ("kinds", self.kinds, INTERVENED),
+            ("positions", self.positions, POSITIONS),
+            ("mode", self.mode, MODES),
             ("match", (self.match,), ("none", "layer", "norm")),
         ):
             if not values or not set(values) <= set(known):
                 raise ValueError(f"{name}: expected {' or '.join(map(repr, known))}, got {values}")
-        for name in ("window", "draws"):
+        for name in ("window", "draws", "lens_fit", "map_nouns", "map_contexts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.intervene_contexts is not None and self.intervene_contexts < 1:
@@ -106,46 +126,28 @@ def analyze(
         ValueError: a step to intervene at that the run has no checkpoint of.
     """
     study, (model_name, seed), steps = study_of(run), model_and_seed(run), checkpoint_steps(run)
-    intervene_steps = settings.intervene_steps or steps[-1:]
-    unknown = [step for step in intervene_steps if step not in steps]
-    if unknown:
-        raise ValueError(f"intervene_steps: {run} has checkpoints at {', '.join(map(str, steps))}; got {unknown}")
+    due = {name: checkpoints_of(name, steps, settings) for name in settings.what}
+    for name, chosen in (("intervene_steps", settings.intervene_steps), ("lens_steps", settings.lens_steps)):
+        unknown = [step for step in chosen if step not in steps]
+        if unknown:
+            raise ValueError(f"{name}: {run} has checkpoints at {', '.join(map(str, steps))}; got {unknown}")
     steps = [step for step in steps if only is None or step in only]
     tables = {name: Table(study, name) for name in TABLES}
     saved, left, scored = time.monotonic(), 0, list[Path]()
     with progress(f"analyze {model_name}/seed{seed}", len(steps)) as bar:
         try:
             for step in steps:
-                model: PreTrainedModel | None = None
-
-                def due(name: str, table: str, at: int = step) -> bool:
-                    there = tables[table].has(model_name, seed, at)
-                    nonlocal left
-                    left += name in settings.what and there and not settings.again
-                    return name in settings.what and (settings.again or not there)
-
-                if due("surprisal", "r2"):
-                    model = load(run, step)
-                    (folder,) = partial_scores(study, model_name, seed, str(step), probes.fingerprint()[:12])
-                    if settings.again:
-                        shutil.rmtree(folder, ignore_errors=True)
-                    for table, frame in _behaviour(model, probes, counts, folder).items():
-                        tables[table].add(frame, model_name, seed, step)
-                    scored.append(folder)
-                if due("saliency", "saliency"):
-                    model = model or load(run, step)
-                    if mixers(model):
-                        for table, frame in _where(model, probes, settings.threshold).items():
+                checkpoint = _Checkpoint(Path(run), step, study, probes, counts, settings)
+                for name, (of_heads, first, analysis) in _ANALYSES.items():
+                    if step not in due.get(name, ()):
+                        continue
+                    if tables[first].has(model_name, seed, step) and not settings.again:
+                        left += 1
+                    elif not of_heads or mixers(checkpoint.model):
+                        for table, frame in analysis(checkpoint).items():
                             tables[table].add(frame, model_name, seed, step)
-                if step in intervene_steps and due("interventions", "interventions"):
-                    model = model or load(run, step)
-                    if mixers(model):
-                        frame = _interventions(model, probes, settings)
-                        tables["interventions"].add(frame, model_name, seed, step)
-                if step in intervene_steps and due("sweep", "sweep"):
-                    model = model or load(run, step)
-                    if mixers(model):
-                        tables["sweep"].add(_sweep(model, probes, settings), model_name, seed, step)
+                        if name == "surprisal":
+                            scored.append(checkpoint.scores)
                 if time.monotonic() - saved > _SAVE_EVERY:
                     _save(tables.values(), scored)
                     saved = time.monotonic()
@@ -163,50 +165,140 @@ def _save(tables: Iterable[Table], scored: list[Path]) -> None:
     scored.clear()
 
 
-def _behaviour(model: PreTrainedModel, probes: Probes, counts: pd.DataFrame, folder: Path) -> dict[str, pd.DataFrame]:
-    score_to_parquet(model, probes, folder)
-    scores = pd.read_parquet(folder).sort_values("context", kind="stable", ignore_index=True)
+def checkpoints_of(what: str, steps: Sequence[int], settings: AnalysisSettings) -> list[int]:
+    """Those of a run's checkpoints at which something is measured."""
+    if what in ("surprisal", "saliency"):
+        return list(steps)
+    if what == "lens":
+        return list(settings.lens_steps or _spread(steps, _LENSES))
+    return list(settings.intervene_steps or steps[-1:])
+
+
+def _spread(steps: Sequence[int], most: int) -> list[int]:
+    """So many of the steps, evenly spread, with the first and the last."""
+    return sorted({steps[round(i * (len(steps) - 1) / max(1, most - 1))] for i in range(most)})
+
+
+@dataclass
+class _Checkpoint:
+    """One checkpoint and what is asked of it; its model is loaded when the first analysis wants it."""
+
+    run: Path
+    step: int
+    study: Path
+    probes: Probes
+    counts: pd.DataFrame
+    settings: AnalysisSettings
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        return load(self.run, self.step)
+
+    @cached_property
+    def scores(self) -> Path:
+        """Where the surprisals are while they are scored."""
+        name, seed = model_and_seed(self.run)
+        (folder,) = partial_scores(self.study, name, seed, str(self.step), self.probes.fingerprint()[:12])
+        return folder
+
+    @property
+    def used(self) -> Probes:
+        """Those of interventions and sweeps."""
+        return self.probes.take_contexts(range(len(self.probes.contexts))[: self.settings.intervene_contexts])
+
+
+_Frames = dict[str, pd.DataFrame]
+
+
+def _behaviour(at: _Checkpoint) -> _Frames:
+    if at.settings.again:
+        shutil.rmtree(at.scores, ignore_errors=True)
+    score_to_parquet(at.model, at.probes, at.scores)
+    scores = pd.read_parquet(at.scores).sort_values("context", kind="stable", ignore_index=True)
     gains = gain(scores)
-    return {"surprisal": scores, "gain": gains, "r2": cooccurrence_r2(gains, counts)}
+    return {"surprisal": scores, "gain": gains, "r2": cooccurrence_r2(gains, at.counts)}
 
 
-def _used(probes: Probes, settings: AnalysisSettings) -> Probes:
-    return probes.take_contexts(range(len(probes.contexts))[: settings.intervene_contexts])
-
-
-def _interventions(model: PreTrainedModel, probes: Probes, settings: AnalysisSettings) -> pd.DataFrame:
-    rows = [
-        intervene(
-            model,
-            _used(probes, settings).with_span(span),
-            list(KINDS),
-            selection=settings.selection,
-            threshold=settings.threshold,
-            positions=settings.positions,
-            mode=settings.mode,
-            match=None if settings.match == "none" else settings.match,
-            draws=settings.draws,
-        )
-        for span in settings.spans
-    ]
-    # Corrected where the whole table is seen: over all its checkpoints, not over one of them.
-    return pd.concat(rows, ignore_index=True).drop(columns="p_holm")
-
-
-def _sweep(model: PreTrainedModel, probes: Probes, settings: AnalysisSettings) -> pd.DataFrame:
-    swept = sweep_heads(model, _used(probes, settings), mode=settings.mode)
-    return swept.to_dataframe().dropna().reset_index()[["layer", "head", "effect", "first_order"]]
-
-
-def _where(model: PreTrainedModel, probes: Probes, threshold: float) -> dict[str, pd.DataFrame]:
-    traced = trace(model, probes)
+def _where(at: _Checkpoint) -> _Frames:
+    settings = at.settings
+    traced = trace(at.model, at.probes)
     regions = saliency_by_region(traced).rename("value").to_dataframe().reset_index()
     found = []
     for kind in KINDS:
         for denominator in DENOMINATORS:
             shares = head_shares(traced, kind, denominator).drop_vars(["context", "noun", "prediction"])
             frame = shares.to_dataframe().reset_index()
-            frame = frame[frame["share"] >= threshold]
+            frame = frame[frame["share"] >= settings.threshold]
             found.append(frame.assign(kind=kind, denominator=denominator))
     heads = pd.concat(found, ignore_index=True)[["example", "kind", "denominator", "layer", "head", "share"]]
-    return {"saliency": regions[["layer", "region", "value"]], "heads": heads}
+    null = trace(at.model, at.probes.mismatched(), saliency=False)
+    return {
+        "saliency": regions[["layer", "region", "value"]],
+        "heads": heads,
+        "shares": share_table(traced, null, settings.threshold),
+        "maps": saliency_maps(at.model, at.probes, _tokens(at.study), settings.map_nouns, settings.map_contexts),
+    }
+
+
+@lru_cache(maxsize=1)
+def _tokens(study: Path) -> list[str]:
+    tokenizer = load_tokenizer(study)
+    return list(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
+
+
+@lru_cache(maxsize=1)
+def _corpus(study: Path) -> Corpus:
+    return Corpus.load(study / "data", study)
+
+
+def _lenses(at: _Checkpoint) -> _Frames:
+    fitted = TunedLens.fit(at.model, _corpus(at.study), steps=at.settings.lens_fit)
+    frames = [
+        lens_gain(at.model, at.probes, lens).assign(lens=name) for name, lens in (("tuned", fitted), ("logit", None))
+    ]
+    return {"lens": pd.concat(frames, ignore_index=True)[["lens", "depth", "target", "matched", "mismatched", "gain"]]}
+
+
+def _interventions(at: _Checkpoint) -> _Frames:
+    settings = at.settings
+    rows = [
+        intervene(
+            at.model,
+            at.used.with_span(span),
+            settings.kinds,
+            selection=settings.selection,
+            threshold=settings.threshold,
+            positions=positions,
+            mode=mode,
+            match=None if settings.match == "none" else settings.match,
+            draws=settings.draws,
+        )
+        for span, positions, mode in product(settings.spans, settings.positions, settings.mode)
+    ]
+    # Corrected where the whole table is seen: over all its checkpoints, not over one of them.
+    return {"interventions": pd.concat(rows, ignore_index=True).drop(columns="p_holm")}
+
+
+def _sweep(at: _Checkpoint) -> _Frames:
+    swept = sweep_heads(at.model, at.used, mode=at.settings.mode[0])
+    return {"sweep": swept.to_dataframe().dropna().reset_index()[["layer", "head", "effect", "first_order"]]}
+
+
+def _monitor(at: _Checkpoint) -> _Frames:
+    if len(at.probes.contexts) < 2:
+        return {}
+    threshold = at.settings.threshold
+    detected = monitor(at.model, at.probes, threshold=threshold)
+    steered = steering(at.model, at.probes, threshold=threshold)
+    return {"monitor": detected.detectors, "calibration": detected.calibration, "steering": steered}
+
+
+#: What is measured → whether it needs heads, the table that tells that it has been, and what measures it.
+_ANALYSES: dict[str, tuple[bool, str, Callable[[_Checkpoint], _Frames]]] = {
+    "surprisal": (False, "r2", _behaviour),
+    "saliency": (True, "saliency", _where),
+    "lens": (False, "lens", _lenses),
+    "interventions": (True, "interventions", _interventions),
+    "sweep": (True, "sweep", _sweep),
+    "monitor": (True, "monitor", _monitor),
+}

@@ -13,7 +13,7 @@ from scipy import stats
 from symground.optional import require
 
 Values = NDArray[np.float64]
-_RESAMPLES = 2000
+_RESAMPLES, _PERMUTATIONS = 2000, 9999
 
 
 def bootstrap_interval(
@@ -87,7 +87,7 @@ def paired(differences: Values, seed: int = 0) -> dict[str, float]:
         row["d"] = float(cohens_d(differences))
         row["p_permutation"] = float(
             stats.permutation_test(
-                (differences,), np.mean, permutation_type="samples", n_resamples=_RESAMPLES - 1, vectorized=True,
+                (differences,), np.mean, permutation_type="samples", n_resamples=_PERMUTATIONS, vectorized=True,
                 rng=np.random.default_rng(seed),
             ).pvalue
         )  # fmt: skip

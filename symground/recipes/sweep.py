@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from symground.analysis.results import read_table
-from symground.analysis.run import AnalysisSettings, analyze
+from symground.analysis.run import AnalysisSettings, analyze, checkpoints_of
 from symground.folders import checkpoint_steps, write_json
 from symground.jobs import BACKENDS, Job, run_jobs
 from symground.recipes.dials import turned, values_of
@@ -24,8 +24,8 @@ from symground.reports.dials import curves, markdown, summary
 from symground.training import Hardware, Optimization
 
 CORPUS = "corpus"
-#: Analyses that are made at some checkpoints only: a job for each of these.
-_AT_SOME = ("interventions", "sweep")
+#: Analyses that take little of a checkpoint: several checkpoints to a job.
+_QUICK = ("surprisal", "saliency")
 
 
 @dataclass(frozen=True)
@@ -132,11 +132,9 @@ def _analysing(settings: SweepSettings, studies: Mapping[str, Path]) -> dict[str
         if settings.optimization.steps not in steps:
             continue  # its training failed
         for what in settings.analysis.what:
-            if what in _AT_SOME:
-                parts = [[step] for step in settings.analysis.intervene_steps or steps[-1:]]
-            else:
-                size = settings.checkpoints_per_job
-                parts = [steps[i : i + size] for i in range(0, len(steps), size)]
+            chosen = checkpoints_of(what, steps, settings.analysis)
+            size = settings.checkpoints_per_job if what in _QUICK else 1
+            parts = [chosen[i : i + size] for i in range(0, len(chosen), size)]
             own = replace(settings.analysis, what=(what,))
             for part in parts:
                 at = "–".join(map(str, dict.fromkeys((part[0], part[-1]))))

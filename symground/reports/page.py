@@ -3,75 +3,135 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from markupsafe import Markup
 
-from symground.analysis.results import TABLES, read_table
+from symground.data.acquisition import age_of_acquisition
 from symground.folders import read_json
-from symground.reports import figures, tables
+from symground.reports.explorer import explorer
+from symground.reports.figures import write_figures
+from symground.reports.formats import number, with_interval
+from symground.reports.parts import Section, Sheet, Study
+from symground.reports.sections import SECTIONS, behaviour, beside
 from symground.reports.template import render
 
 
-def report(study: str | Path) -> Path:
-    """Write ``report.html`` into a study's folder from its result tables, and return its path.
+def report(
+    path: str | Path,
+    *others: str | Path,
+    out: str | Path | None = None,
+    figures: bool = False,
+    acquisition: str | Path | None = None,
+) -> Path:
+    """Write the page of a study or a run from its result tables, or one that compares several; return its path.
 
-    What has not been analysed yet is named in the page. Every word of the corpus is escaped.
+    It needs no network and no other file. What has not been analysed yet is named in it, with the command that does.
+    Every word of the corpus is escaped.
+
+    Args:
+        path: a study's folder, or a run's.
+        others: more of them, to stand beside the first.
+        out: the file; ``report.html`` in the folder by default, and for a comparison ``compare.html`` in this one.
+        figures: also write each figure as PNG (300 dots an inch) and PDF, into a folder ``figures`` beside the file.
+        acquisition: Wordbank's table of the proportion of children who say a word by month, to set emergence against.
 
     Raises:
-        FileNotFoundError: the folder is not a study, or none of its tables exists yet.
+        FileNotFoundError: a folder is neither a study nor a run, or has no results yet; no such table.
+        ValueError: the table of children has not the columns that it should.
     """
-    study = Path(study)
-    if not (study / "config.json").is_file() or not (study / "data").is_dir():
-        raise FileNotFoundError(f"{study} is not a study: it has no config.json beside a data/ folder")
-    config = read_json(study / "config.json")
-    results = {name: read_table(study, name) for name in TABLES}
-    missing = [name for name in TABLES if results[name].empty]
-    if len(missing) == len(TABLES):
-        raise FileNotFoundError(f"{study} has no results yet; run: symground analyze {study}")
-    examples = len(config["nouns"]) * len(config["contexts"])
+    ages = None if acquisition is None else age_of_acquisition(acquisition)
+    studies = [Study.read(each) for each in (path, *others)]
+    if others:
+        sections = [beside(studies)]
+        heading, lead = "Symbol grounding, side by side", " · ".join(study.name for study in studies)
+        summary: list[str] = []
+        maps = None
+        file = Path(out or "compare.html")
+    else:
+        (study,) = studies
+        sections = [behaviour(study, ages), *(section(study) for section in SECTIONS)]
+        heading, lead, summary = f"Symbol grounding in {study.name}", _lead(study), _summary(study, sections)
+        maps = explorer(study)
+        if maps is None:
+            missing = study.lacking(maps="single examples to look at")
+            sections = [s if s.name != "heads" else _with(s, missing) for s in sections]
+        file = Path(out or Path(path) / "report.html")
     page = render(
-        "page.html.jinja",
-        name=study.name,
-        config=config,
-        statistics=read_json(study / "data" / "statistics.json"),
-        missing=missing,
-        study_table=tables.STUDY_INTERVENTIONS,
-        **_sections(results, examples),
-    )
-    path = study / "report.html"
-    partial = path.with_suffix(".partial")
+        "page.html.jinja", name=" · ".join(study.name for study in studies), heading=heading, lead=lead,
+        summary=summary, sections=sections, maps=maps, studies=studies,
+    )  # fmt: skip
+    if figures:
+        drawn = [(picture.name, picture.figure) for section in sections for picture in section.pictures]
+        write_figures(drawn, file.parent / "figures")
+    partial = file.with_suffix(".partial")
     partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    os.replace(partial, file)
+    return file
 
 
-def _sections(results: dict[str, pd.DataFrame], examples: int) -> dict[str, Any]:
-    """The page's figures and tables, None where the analysis has not been run."""
-    gains, r2, saliency, heads = (results[name] for name in ("gain", "r2", "saliency", "heads"))
-    sections: dict[str, Any] = dict.fromkeys(
-        ("final", "curves", "gain", "r2", "saliency", "counts", "common", "interventions", "grounds", "strongest")
+def _with(section: Section, missing: Sequence[str]) -> Section:
+    return Section(section.name, section.title, section.text, section.parts, [*section.missing, *missing])
+
+
+def _lead(study: Study) -> str:
+    statistics = read_json(study.folder / "data" / "statistics.json")
+    nouns, contexts = study.config["nouns"], study.config["contexts"]
+    assert isinstance(nouns, list)
+    assert isinstance(contexts, list)
+    return (
+        f"{statistics['tokens']:,} tokens, {statistics['env_tokens'] / statistics['tokens']:.0%} of them ENV; "
+        f"vocabulary {statistics['vocabulary']:,}; {len(nouns)} nouns × {len(contexts)} contexts."
     )
-    if not gains.empty:
-        sections["final"] = tables.final_gains(gains)
-        sections["curves"] = Markup(figures.surprisal_curves(gains))
-        sections["gain"] = Markup(figures.gain_curves(gains))
-    if not r2.empty and not gains.empty:
-        sections["r2"] = Markup(figures.r2_curves(r2, gains))
-    if not saliency.empty:
-        sections["saliency"] = Markup(figures.saliency_layers(saliency))
-    if not heads.empty:
-        counts = tables.head_counts(heads, examples)
-        shown = sorted(counts["step"].unique())
-        shown = [shown[round(i * (len(shown) - 1) / 4)] for i in range(5)]
-        sections["counts"] = counts[counts["step"].isin(shown)]
-        sections["common"] = tables.common_heads(heads, examples)
-    if not results["interventions"].empty:
-        sections["interventions"] = tables.intervention_table(results["interventions"])
-        grounds = tables.grounds_or_matters(results["interventions"])
-        sections["grounds"] = None if grounds.empty else grounds
-    if not results["sweep"].empty:
-        sections["strongest"] = tables.strongest_heads(results["sweep"])
-    return sections
+
+
+def _summary(study: Study, sections: Sequence[Section]) -> list[str]:
+    """What a reader takes away, a line per finding and model; nothing that a table below does not say."""
+    frames = {part.name: part.frame for section in sections for part in section.parts if isinstance(part, Sheet)}
+    lines = []
+    for row in _rows(frames, "final"):
+        gain = with_interval(row["gain"], row["gain_low"], row["gain_high"])
+        emerged = _one(frames, "emergence", model=row["model"], level="model")
+        when = "" if emerged is None else (
+            f"; above 1 nat for good from step {emerged['step']:,.0f}" if np.isfinite(emerged["step"])
+            else "; it does not stay above 1 nat"
+        )  # fmt: skip
+        seeds = f"{row['seeds']} seed{'s' if row['seeds'] > 1 else ''}"
+        lines.append(
+            f"{row['model']}: the scene is worth {gain} nats of the noun's surprisal at step {row['step']:,} "
+            f"({row['nouns']} nouns, {seeds}){when}."
+        )
+    lines += [
+        f"{row['model']}: co-occurrence explains {row['peak']:.0%} of the variance of the gain at its peak "
+        f"(step {row['peak_step']:,.0f}) and {row['last']:.0%} at the end."
+        for row in _rows(frames, "r2-peak")
+        if pd.notna(row["peak"])
+    ]
+    table = frames.get("interventions")
+    if table is not None:
+        chosen = table[(table["kind"] == "aggregate") & (table["denominator"] == "row")]
+        last = chosen[chosen["step"] == chosen.groupby(["model", "seed"])["step"].transform("max")]
+        lines += [
+            f"{row['model']}, seed {row['seed']}: each example's own aggregate heads silenced take the matched "
+            f"surprisal from {number(row['original'])} to {number(row['intervened'])}, as many random heads to "
+            f"{number(row['control'])} ± {number(row['control_sd'])}."
+            for row in last.drop_duplicates(["model", "seed"]).to_dict("records")
+        ]
+    return lines
+
+
+def _rows(frames: dict[str, pd.DataFrame], name: str) -> list[dict[Hashable, Any]]:
+    if name not in frames:
+        return []
+    frame = frames[name]
+    if name == "final":
+        frame = frame[frame["step"] == frame.groupby("model")["step"].transform("max")]
+    return frame.to_dict("records")
+
+
+def _one(frames: dict[str, pd.DataFrame], name: str, **wanted: object) -> dict[Hashable, Any] | None:
+    found = [row for row in _rows(frames, name) if all(row[key] == value for key, value in wanted.items())]
+    return found[0] if found else None

@@ -1,13 +1,13 @@
-"""The study's tables in the form people read, from the tidy results."""
+"""Do the heads matter?"""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 
-from symground.analysis import gain_interval
-from symground.analysis.heads import DENOMINATORS, KINDS
 from symground.analysis.statistics import holm
+from symground.reports.formats import number
+from symground.reports.parts import Picture, Section, Sheet, Study
 
 #: The study's interventions: 12-layer GPT-2 on CHILDES (arXiv 2510.13796).
 STUDY_INTERVENTIONS = pd.DataFrame(
@@ -20,55 +20,22 @@ STUDY_INTERVENTIONS = pd.DataFrame(
 )
 
 
-def number(value: float) -> str:
-    """Two decimals, and no minus before a zero."""
-    return f"{round(value, 2) + 0.0:.2f}"
-
-
-def final_gains(gains: pd.DataFrame) -> pd.DataFrame:
-    """Matched, mismatched and gain of every run's last checkpoint, with the gain's interval over nouns."""
-    rows = []
-    for (model, seed), frame in gains.groupby(["model", "seed"]):
-        last = frame[frame["step"] == frame["step"].max()]
-        mean, low, high = gain_interval(last)
-        above = frame.groupby("step")["gain"].mean()
-        reached = above.index[above > 1]
-        rows.append(
-            {
-                "model": model,
-                "seed": seed,
-                "step": int(last["step"].iloc[0]),
-                "matched": last["matched"].mean(),
-                "mismatched": last["mismatched"].mean(),
-                "gain": mean,
-                "95 % interval": f"[{number(low)}, {number(high)}]",
-                "first step with a gain above 1 nat": str(reached[0]) if len(reached) else "none",
-                "nouns": len(last),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def head_counts(heads: pd.DataFrame, examples: int) -> pd.DataFrame:
-    """Heads per example and their mean layer, by run, step, kind and denominator."""
-    keys = ["model", "seed", "step", "kind", "denominator"]
-    grouped = heads.groupby(keys)
-    table = pd.DataFrame({"heads per example": grouped.size() / examples, "mean layer": grouped["layer"].mean()})
-    steps = heads[keys[:3]].drop_duplicates().itertuples(index=False)
-    every = [(*step, kind, denominator) for step in steps for kind in KINDS for denominator in DENOMINATORS]
-    table = table.reindex(pd.MultiIndex.from_tuples(sorted(every), names=keys))  # none found is a row of 0
-    return table.fillna({"heads per example": 0.0}).reset_index()
-
-
-def common_heads(heads: pd.DataFrame, examples: int, most: int = 12) -> pd.DataFrame:
-    """At each run's last checkpoint, the heads that are found in most examples (row denominator)."""
-    last = heads["step"] == heads.groupby(["model", "seed"])["step"].transform("max")
-    chosen = heads[last & (heads["denominator"] == "row")]
-    grouped = chosen.groupby(["model", "seed", "kind", "layer", "head"])
-    table = pd.DataFrame({"found in": grouped.size() / examples, "mean share": grouped["share"].mean()}).reset_index()
-    table = table.sort_values("found in", ascending=False, kind="stable")
-    table = table.groupby(["model", "seed", "kind"], sort=True).head(most)
-    return table.sort_values(["model", "seed", "kind", "found in"], ascending=[True, True, True, False])
+def causal(study: Study) -> Section:
+    """The causal table, beside the study's own."""
+    interventions = study.results["interventions"]
+    title = "Do they matter?"
+    text = "Silencing is the test: what the heads carry is gone when they are, and not when as many others are."
+    if interventions.empty:
+        return Section("causal", title, text, (), study.lacking(interventions="interventions"))
+    made = study.analyze("interventions")
+    parts: list[Picture | Sheet] = [
+        Sheet("interventions", interventions, made, intervention_table(interventions)),
+        Sheet("study", STUDY_INTERVENTIONS, "arXiv 2510.13796"),
+    ]
+    grounds = grounds_or_matters(interventions)
+    if not grounds.empty:
+        parts.append(Sheet("grounds", grounds, made))
+    return Section("causal", title, text, parts)
 
 
 def _corrected(interventions: pd.DataFrame) -> pd.Series:
@@ -149,14 +116,3 @@ _USUAL = {"selection": "example", "positions": "all", "instead": "zero"}
 
 def _signed(value: float) -> str:
     return f"{round(value, 2) + 0.0:+.2f}"
-
-
-def strongest_heads(swept: pd.DataFrame, most: int = 8) -> pd.DataFrame:
-    """The heads of each run's last swept checkpoint that matter most alone, and how well the estimate tells them."""
-    last = swept[swept["step"] == swept.groupby(["model", "seed"])["step"].transform("max")]
-    columns = {"effect": "effect, nats", "first_order": "first-order estimate"}
-    table = last.sort_values("effect", ascending=False, kind="stable").groupby(["model", "seed"]).head(most)
-    table = table.sort_values(["model", "seed"], kind="stable").rename(columns=columns)
-    fit = {key: frame["effect"].corr(frame["first_order"]) for key, frame in last.groupby(["model", "seed"])}
-    table["correlation over all heads"] = [fit[key] for key in zip(table["model"], table["seed"], strict=True)]
-    return table

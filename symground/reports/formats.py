@@ -1,0 +1,52 @@
+"""Numbers and tables as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+
+def table_html(frame: pd.DataFrame) -> Markup:
+    """A table for the page: numbers as people read them, every word escaped."""
+    shown = pd.DataFrame({column: frame[column].map(_reader(str(column))) for column in frame.columns})
+    html = shown.to_html(index=False, border=0, na_rep="–", escape=True)
+    return Markup(html.replace("<th>", '<th scope="col">'))
+
+
+def _reader(column: str) -> Callable[[object], object]:
+    probability = column == "p" or column.startswith("p ") or column.endswith(" p")
+
+    def read(value: object) -> object:
+        if value is None or value is pd.NA:
+            return "–"
+        if isinstance(value, (bool, np.bool_)):
+            return "yes" if value else "no"
+        return _number(float(value), probability) if isinstance(value, (float, np.floating)) else value
+
+    return read
+
+
+def _number(value: float, probability: bool) -> str:
+    if np.isnan(value):
+        return "–"
+    if np.isinf(value):
+        return "never"
+    if probability:
+        return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return f"{value:,.0f}" if value == round(value) and abs(value) >= 100 else number(value)
+
+
+def number(value: float) -> str:
+    """Two decimals, and no minus before a zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
+def interval(low: float, high: float) -> str:
+    return "–" if np.isnan(low) else f"[{number(low)}, {number(high)}]"
+
+
+def with_interval(mean: float, low: float, high: float) -> str:
+    return number(mean) if np.isnan(low) else f"{number(mean)} [{number(low)}, {number(high)}]"

@@ -1,0 +1,141 @@
+"""What a report is made of: sections of figures and tables, each with its caption and the command that made it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from symground.analysis import results as of_study
+from symground.folders import model_and_seed, read_json, study_of
+from symground.reports.captions import FIGURES, TABLES
+from symground.reports.figures import svg_of
+from symground.reports.formats import table_html
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure."""
+
+    name: str
+    """Of its file, and in the page."""
+    figure: Figure
+    command: str
+    words: Mapping[str, object] = field(default_factory=dict)
+    """That its caption leaves open."""
+
+    @property
+    def caption(self) -> str:
+        return FIGURES[self.name].format(**self.words)
+
+    @property
+    def wide(self) -> bool:
+        """Whether it is too wide to be read at the width of a phone."""
+        return bool(self.figure.get_figwidth() > 6)
+
+    @property
+    def svg(self) -> Markup:
+        return Markup(svg_of(self.figure, self.name))
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table, shown and to be downloaded."""
+
+    name: str
+    frame: pd.DataFrame
+    """As it is downloaded, all of it and unrounded."""
+    command: str
+    shown: pd.DataFrame | None = None
+    """As it stands in the page, where that is another."""
+
+    @property
+    def caption(self) -> str:
+        return TABLES[self.name]
+
+    @property
+    def html(self) -> Markup:
+        return table_html(self.frame if self.shown is None else self.shown)
+
+    @property
+    def tall(self) -> bool:
+        return len(self.frame if self.shown is None else self.shown) > 14
+
+    @property
+    def csv(self) -> str:
+        """As an address that holds the file."""
+        text = self.frame.to_csv(index=False, lineterminator="\r\n")
+        return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One question and what answers it."""
+
+    name: str
+    title: str
+    text: str
+    parts: Sequence[Picture | Sheet]
+    missing: Sequence[str] = ()
+    """What would stand here too, and how it is made."""
+
+    @property
+    def pictures(self) -> list[Picture]:
+        return [part for part in self.parts if isinstance(part, Picture)]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's results, or those of one run of it."""
+
+    folder: Path
+    name: str
+    config: Mapping[str, object]
+    results: Mapping[str, pd.DataFrame] = field(repr=False)
+    run: tuple[str, int] | None = None
+    """(model, seed) where it is of one run."""
+
+    @staticmethod
+    def read(path: str | Path) -> Study:
+        """Of a study's folder or a run's.
+
+        Raises:
+            FileNotFoundError: the folder is neither, or none of its tables exists yet.
+        """
+        path, run = Path(path), None
+        folder = path
+        if not (path / "data").is_dir() and (path / "checkpoints").is_dir():
+            folder, run = study_of(path), model_and_seed(path)
+        if not (folder / "config.json").is_file() or not (folder / "data").is_dir():
+            raise FileNotFoundError(f"{folder} is not a study: it has no config.json beside a data/ folder")
+        results = {name: of_study.read_table(folder, name) for name in of_study.TABLES}
+        if run is not None:
+            results = {name: t[(t["model"] == run[0]) & (t["seed"] == run[1])] for name, t in results.items()}
+        if all(table.empty for table in results.values()):
+            raise FileNotFoundError(f"{path} has no results yet; run: symground analyze {path}")
+        name = folder.name if run is None else f"{folder.name}/{run[0]}/seed{run[1]}"
+        return Study(folder, name, read_json(folder / "config.json"), results, run)
+
+    def analyze(self, what: str) -> str:
+        """The command that fills the tables of an analysis."""
+        path = self.folder.name if self.run is None else f"{self.folder.name}/{self.run[0]}/seed{self.run[1]}"
+        return f"symground analyze {path} --what {what}"
+
+    def lacking(self, **analyses: str) -> list[str]:
+        """Of table → what it shows, those that are not there, in words."""
+        return [
+            f"{text} ({self.analyze(_MADE_BY.get(name, name))})"
+            for name, text in analyses.items()
+            if self.results[name].empty
+        ]
+
+
+_MADE_BY = {
+    "gain": "surprisal", "r2": "surprisal", "heads": "saliency", "shares": "saliency", "maps": "saliency",
+    "calibration": "monitor", "steering": "monitor",
+}  # fmt: skip

@@ -1,0 +1,227 @@
+"""Does the word follow from the scene, and from when on?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy import stats
+
+from symground.analysis.curves import over_training
+from symground.analysis.emergence import emergence
+from symground.analysis.mixed import mixed_effects
+from symground.analysis.statistics import resampled
+from symground.data.nouns import cdi_categories
+from symground.reports.figures import MATCHED, MISMATCHED, band, colours, figure_of
+from symground.reports.formats import interval, with_interval
+from symground.reports.parts import Picture, Section, Sheet, Study
+
+
+def behaviour(study: Study, ages: Mapping[str, float] | None = None) -> Section:
+    """Curves, emergence steps, and their tests."""
+    gains, scores = study.results["gain"], study.results["surprisal"]
+    title, text = (
+        "Does the word follow from the scene?",
+        (
+            "Surprisal of a spoken noun when the same noun stood in the scene (matched) and when another did "
+            "(mismatched), in nats. The gain is their difference."
+        ),
+    )
+    if gains.empty:
+        return Section("behaviour", title, text, (), study.lacking(gain="matched and mismatched surprisal"))
+    training, made = over_training(gains), study.analyze("surprisal")
+    seeds = int(training["seeds"].max())
+    over = f"95 % intervals over {seeds} seeds (Student's t)" if seeds > 1 else "95 % intervals over nouns (BCa)"
+    bands = {"bands": over}
+    emerged, missing = _emerged(scores)
+    parts: list[Picture | Sheet] = [
+        Sheet("final", _final(training), made, _final_shown(training)),
+        Picture("surprisal", surprisal_curves(training), made, bands),
+        Picture("gain", gain_curves(training), made, bands),
+    ]
+    if emerged is not None:
+        wholes = emerged[emerged["level"] != "noun"]
+        parts.append(Sheet("emergence", emerged, made, _emergence_shown(wholes)))
+        if np.isfinite(emerged.loc[emerged["level"] == "noun", "step"]).any():
+            parts.append(Picture("emergence", emergence_figure(emerged), made))
+        if ages:
+            found = acquisition(emerged, ages)
+            if len(found):
+                parts.append(Sheet("acquisition", found, made))
+    last = _last(gains)
+    parts.append(
+        Sheet("nouns", _nouns(last, emerged), made)
+    )  # fmt: skip
+    mixed = _mixed(scores)
+    if len(mixed):
+        parts.append(Sheet("mixed", mixed, made))
+    parts.append(
+        Sheet("training", training, made, _training_shown(training))
+    )  # fmt: skip
+    if seeds == 1:
+        missing = [*missing, "intervals over seeds: there is one seed only"]
+    return Section("behaviour", title, text, parts, missing)
+
+
+def _emerged(scores: pd.DataFrame) -> tuple[pd.DataFrame | None, list[str]]:
+    if scores.empty:
+        return None, ["emergence steps"]
+    try:
+        return emergence(scores), []
+    except ValueError as error:
+        return None, [f"emergence steps: {error}"]
+
+
+def _last(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of each run its last checkpoint."""
+    return frame[frame["step"] == frame.groupby(["model", "seed"])["step"].transform("max")]
+
+
+def _final(training: pd.DataFrame) -> pd.DataFrame:
+    return training[training["step"] == training.groupby("model")["step"].transform("max")]
+
+
+def _final_shown(training: pd.DataFrame) -> pd.DataFrame:
+    rows = _final(training)
+    return pd.DataFrame(
+        {
+            "model": rows["model"], "step": rows["step"], "matched": rows["matched"], "mismatched": rows["mismatched"],
+            "gain": rows["gain"],
+            "over nouns": [interval(*x) for x in zip(rows["gain_low"], rows["gain_high"], strict=True)],
+            "over seeds": [interval(*x) for x in zip(rows["gain_seed_low"], rows["gain_seed_high"], strict=True)],
+            "p": rows["p_holm"], "permutation p": rows["p_permutation"], "d": rows["d"], "nouns": rows["nouns"],
+            "seeds": rows["seeds"],
+        }
+    )  # fmt: skip
+
+
+def _training_shown(training: pd.DataFrame) -> pd.DataFrame:
+    shown = {"model": training["model"], "step": training["step"]}
+    for name in ("matched", "mismatched", "gain"):
+        columns = (training[name], training[f"{name}_low"], training[f"{name}_high"])
+        shown[name] = pd.Series([with_interval(*x) for x in zip(*columns, strict=True)], index=training.index)
+    return pd.DataFrame({**shown, "p": training["p_holm"], "nouns": training["nouns"], "seeds": training["seeds"]})
+
+
+def _emergence_shown(wholes: pd.DataFrame) -> pd.DataFrame:
+    frame = wholes.rename(columns={"level": "of", "unit": "which", "count": "nouns"}).sort_values(["of", "step"])
+    frame[["step", "low", "high"]] = frame[["step", "low", "high"]].round()
+    return frame.sort_values(["model", "of", "step"], ascending=[True, False, True])
+
+
+def _nouns(last: pd.DataFrame, emerged: pd.DataFrame | None) -> pd.DataFrame:
+    columns = ["matched", "mismatched", "gain", "gain_low", "gain_high"]
+    table = last.reindex(columns=["model", "target", *columns]).groupby(["model", "target"])[columns].mean()
+    table = table.reset_index().rename(columns={"target": "noun", "gain_low": "low", "gain_high": "high"})
+    known = cdi_categories()
+    table.insert(2, "category", [known.get(noun, "other") for noun in table["noun"]])
+    if emerged is not None:
+        of_noun = emerged[emerged["level"] == "noun"][["model", "unit", "step"]]
+        of_noun = of_noun.rename(columns={"unit": "noun", "step": "emergence step"}).round()
+        table = table.merge(of_noun, how="left", on=["model", "noun"])
+    return table.sort_values(["model", "gain"], ascending=[True, False], kind="stable", ignore_index=True)
+
+
+def _mixed(scores: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    if not scores.empty:
+        for model, of_model in _last(scores).groupby("model", sort=True):
+            if of_model["target"].nunique() > 1:
+                rows.append({"model": model, "step": int(of_model["step"].max()), **mixed_effects(of_model)})
+    table = pd.DataFrame(rows)
+    return table.rename(columns=lambda name: name.replace("sd_", "sd ").replace("target", "noun"))
+
+
+def acquisition(emerged: pd.DataFrame, ages: Mapping[str, float]) -> pd.DataFrame:
+    """Spearman's correlation of emergence steps with ages of acquisition, a row per model.
+
+    Args:
+        emerged: from :func:`symground.analysis.emergence.emergence`.
+        ages: noun → months, from :func:`symground.data.acquisition.age_of_acquisition`.
+    """
+    rows = []
+    for model, frame in emerged[emerged["level"] == "noun"].groupby("model", sort=True):
+        known = frame[frame["unit"].isin(ages)]
+        steps, months = known["step"].to_numpy(float), np.array([ages[noun] for noun in known["unit"]])
+        if len(known) < 4 or len(set(steps)) < 2:
+            continue
+        found = stats.spearmanr(steps, months)
+        ranks = np.stack([stats.rankdata(steps), stats.rankdata(months)], -1)
+        low, high = resampled(ranks, _correlation)
+        rows.append(
+            {
+                "model": model,
+                "correlation": found.statistic,
+                "low": low[0],
+                "high": high[0],
+                "p": found.pvalue,
+                "nouns": len(known),
+                "never emerged": int(np.isinf(steps).sum()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _correlation(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[M,n,2] → [M,1], of ranks taken anew in each resample."""
+    x, y = stats.rankdata(rows[..., 0], axis=1), stats.rankdata(rows[..., 1], axis=1)
+    x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: NDArray[np.float64] = (x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1))
+    return found[:, None]
+
+
+def surprisal_curves(training: pd.DataFrame) -> Figure:
+    """Matched and mismatched surprisal over training, a panel per model, of `over_training`'s table."""
+    models = sorted(training["model"].unique())
+    figure = figure_of(3.2 * len(models) + 1.2, 3.1)
+    panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    for axes, model in zip(panels, models, strict=True):
+        frame = training[training["model"] == model]
+        for column, colour in (("matched", MATCHED), ("mismatched", MISMATCHED)):
+            band(axes, frame["step"], frame, column, colour, column)
+        axes.set(title=model, xlabel="step")
+    panels[0].set_ylabel("surprisal (nats)")
+    panels[0].legend()
+    return figure
+
+
+def gain_curves(training: pd.DataFrame) -> Figure:
+    """Gain over training, a line per model."""
+    figure = figure_of(5.2, 3.1)
+    axes = figure.subplots()
+    for model, colour in zip(sorted(training["model"].unique()), colours(), strict=False):
+        frame = training[training["model"] == model]
+        band(axes, frame["step"], frame, "gain", colour, model)
+    axes.axhline(0, color="#888888", linewidth=0.8)
+    axes.set(xlabel="step", ylabel="grounding gain G (nats)")
+    axes.legend()
+    return figure
+
+
+def emergence_figure(emerged: pd.DataFrame) -> Figure:
+    """A point per noun, a row per category with the step of its mean; a panel per model in which any emerges."""
+    known = cdi_categories()
+    nouns = emerged[(emerged["level"] == "noun") & np.isfinite(emerged["step"])]
+    nouns = nouns.assign(category=[known.get(noun, "other") for noun in nouns["unit"]])
+    models, categories = sorted(nouns["model"].unique()), sorted(nouns["category"].unique(), reverse=True)
+    figure = figure_of(3.6 * len(models) + 1.6, 1.0 + 0.32 * len(categories))
+    panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    wholes = emerged[emerged["level"] == "category"].set_index(["model", "unit"])
+    for axes, model in zip(panels, models, strict=True):
+        for row, category in enumerate(categories):
+            steps = nouns.loc[(nouns["model"] == model) & (nouns["category"] == category), "step"].sort_values()
+            spread = np.linspace(-0.22, 0.22, len(steps)) if len(steps) > 1 else np.zeros(len(steps))
+            axes.plot(steps, row + spread, ".", color=MATCHED, markersize=5, alpha=0.7)
+            if (model, category) in wholes.index:
+                whole = wholes.loc[(model, category)]
+                low, high = (whole[end] if np.isfinite(whole[end]) else whole["step"] for end in ("low", "high"))
+                if np.isfinite(whole["step"]):
+                    axes.hlines(row, low, high, color=MISMATCHED, linewidth=2)
+                    axes.plot(whole["step"], row, "|", color=MISMATCHED, markersize=12, markeredgewidth=2)
+        axes.set(title=model, xlabel="emergence step")
+        axes.set_yticks(range(len(categories)), [category.replace("_", " ") for category in categories])
+    return figure

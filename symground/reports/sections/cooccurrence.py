@@ -1,0 +1,74 @@
+"""Is it co-occurrence?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from symground.analysis.curves import over_training
+from symground.analysis.r2 import peak
+from symground.reports.figures import colours, figure_of
+from symground.reports.parts import Picture, Section, Sheet, Study
+
+
+def cooccurrence(study: Study) -> Section:
+    """R² over training, with and without frequency."""
+    r2, gains = study.results["r2"], study.results["gain"]
+    title, text = (
+        "Is it co-occurrence?",
+        ("If the gain were a matter of which words stand near each other, its R² on their counts would stay high."),
+    )
+    if r2.empty or gains.empty:
+        return Section("cooccurrence", title, text, (), study.lacking(r2="R²", gain="the gain"))
+    made = study.analyze("surprisal")
+    above = _above(gains)
+    usable = r2[[above.get((m, s), False) for m, s in zip(r2["model"], r2["step"], strict=True)]]
+    parts: list[Picture | Sheet] = [
+        Picture("r2", r2_curves(usable, "r2"), made),
+    ]
+    missing = []
+    if "partial_r2" in r2:
+        parts.append(Picture("partial-r2", r2_curves(usable, "partial_r2"), made))
+    else:
+        missing.append(f"intervals, PMI and partial R²: these results are of an older version ({made} --again)")
+    parts += [
+        Sheet("r2-peak", peak(usable), made),
+        Sheet("r2", r2, made, _shown(r2)),
+    ]
+    return Section("cooccurrence", title, text, parts, missing)
+
+
+def _above(gains: pd.DataFrame) -> dict[tuple[str, int], bool]:
+    training = over_training(gains)
+    keys = zip(training["model"], training["step"], strict=True)
+    return dict(zip(keys, (training["gain_low"].fillna(0) > 0).tolist(), strict=True))
+
+
+def _shown(r2: pd.DataFrame) -> pd.DataFrame:
+    wanted = ["model", "seed", "step", "r2", "r2_low", "r2_high", "slope", "pmi_r2", "partial_r2", "nouns", "mean_gain"]
+    shown = r2[[name for name in wanted if name in r2]]
+    return shown.rename(columns=lambda name: name.replace("_", " ").replace("r2", "R²").replace("pmi", "PMI"))
+
+
+def r2_curves(r2: pd.DataFrame, column: str) -> Figure:
+    """R², or another column of that table, over training."""
+    figure = figure_of(5.2, 3.1)
+    axes = figure.subplots()
+    for model, colour in zip(sorted(r2["model"].unique()), colours(), strict=False):
+        of_model = r2[(r2["model"] == model) & r2[column].notna()]
+        numbers = [c for c in (column, f"{column}_low", f"{column}_high", "slope") if c in of_model]
+        mean = of_model.groupby("step")[numbers].mean()
+        if mean.empty:
+            continue
+        axes.plot(mean.index, mean[column], color=colour, linewidth=1.2, label=model)
+        if f"{column}_low" in mean:
+            low, high = (mean[f"{column}_{end}"].astype(float) for end in ("low", "high"))
+            axes.fill_between(np.asarray(mean.index, dtype=float), low, high, color=colour, alpha=0.15, linewidth=0)
+        for marker, rising in (("^", True), ("v", False)):
+            part = mean[(mean["slope"] > 0) == rising] if column == "r2" else mean.iloc[:0]
+            axes.plot(part.index, part[column], marker, color=colour, markersize=4)
+    axes.set(xlabel="step", ylabel="R²" if column == "r2" else "partial R²", ylim=(0, 1))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+    return figure

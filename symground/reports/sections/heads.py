@@ -1,0 +1,257 @@
+"""Which heads, and are they the same ones everywhere?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy import stats
+
+from symground.analysis.heads import DENOMINATORS, KINDS
+from symground.reports.figures import colours, figure_of
+from symground.reports.parts import Picture, Section, Sheet, Study
+
+_THRESHOLD = 0.30
+_COMPARED = 200  # examples: pairs of them are counted
+
+
+def heads(study: Study) -> Section:
+    """Counts, stability, the null of the shares, and what flow says of effects."""
+    found, shares, swept = (study.results[name] for name in ("heads", "shares", "sweep"))
+    parts: list[Picture | Sheet] = []
+    if not found.empty:
+        made, examples = study.analyze("saliency"), _examples(study)
+        counts = head_counts(found, examples)
+        parts += [
+            Picture("head-counts", counts_figure(counts), made),
+            Sheet("head-counts", counts, made, _at_some(counts)),
+            Sheet("common-heads", common_heads(found, examples), made),
+            Sheet("stability", stability(found, examples), made),
+        ]
+    if not shares.empty:
+        made = study.analyze("saliency")
+        parts += [
+            Picture("shares", shares_figure(shares), made),
+            Sheet("shares", shares, made, _shares_shown(shares)),
+        ]
+    if not swept.empty:
+        made = study.analyze("sweep")
+        parts.append(Sheet("strongest", swept, made, strongest_heads(swept)))
+        both = flow_and_effect(shares, swept)
+        if len(both):
+            parts += [
+                Picture("flow-effect", flow_figure(both), made),
+                Sheet("flow-effect", explained(both), made),
+            ]
+    text = (
+        "Aggregate: at least 30 % of the flow is from the ENV noun into the prediction position. Gather: from the rest "
+        "of the ENV utterance into the noun. The share is of the row, or of the head's whole matrix. Layers and heads "
+        "count from 0."
+    )
+    missing = study.lacking(heads="heads", shares="their shares in mismatched examples", sweep="every head alone")
+    return Section("heads", "Which heads?", text, parts, missing)
+
+
+def _examples(study: Study) -> int:
+    nouns, contexts = study.config["nouns"], study.config["contexts"]
+    assert isinstance(nouns, list)
+    assert isinstance(contexts, list)
+    return len(nouns) * len(contexts)
+
+
+def _last(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[frame["step"] == frame.groupby(["model", "seed"])["step"].transform("max")]
+
+
+def head_counts(heads: pd.DataFrame, examples: int) -> pd.DataFrame:
+    """Heads per example and their mean layer, by run, step, kind and denominator."""
+    keys = ["model", "seed", "step", "kind", "denominator"]
+    grouped = heads.groupby(keys)
+    table = pd.DataFrame({"heads per example": grouped.size() / examples, "mean layer": grouped["layer"].mean()})
+    steps = heads[keys[:3]].drop_duplicates().itertuples(index=False)
+    every = [(*step, kind, denominator) for step in steps for kind in KINDS for denominator in DENOMINATORS]
+    table = table.reindex(pd.MultiIndex.from_tuples(sorted(every), names=keys))  # none found is a row of 0
+    return table.fillna({"heads per example": 0.0}).reset_index()
+
+
+def common_heads(heads: pd.DataFrame, examples: int, most: int = 12) -> pd.DataFrame:
+    """At each run's last checkpoint, the heads that are found in most examples (row denominator)."""
+    last = heads["step"] == heads.groupby(["model", "seed"])["step"].transform("max")
+    chosen = heads[last & (heads["denominator"] == "row")]
+    grouped = chosen.groupby(["model", "seed", "kind", "layer", "head"])
+    table = pd.DataFrame({"found in": grouped.size() / examples, "mean share": grouped["share"].mean()}).reset_index()
+    table = table.sort_values("found in", ascending=False, kind="stable")
+    table = table.groupby(["model", "seed", "kind"], sort=True).head(most)
+    return table.sort_values(["model", "seed", "kind", "found in"], ascending=[True, True, True, False])
+
+
+def _at_some(counts: pd.DataFrame) -> pd.DataFrame:
+    """Five checkpoints, evenly spread."""
+    steps = sorted(counts["step"].unique())
+    return counts[counts["step"].isin([steps[round(i * (len(steps) - 1) / 4)] for i in range(5)])]
+
+
+def strongest_heads(swept: pd.DataFrame, most: int = 8) -> pd.DataFrame:
+    """The heads of each run's last swept checkpoint that matter most alone, and how well the estimate tells them."""
+    last = swept[swept["step"] == swept.groupby(["model", "seed"])["step"].transform("max")]
+    columns = {"effect": "effect, nats", "first_order": "first-order estimate"}
+    table = last.sort_values("effect", ascending=False, kind="stable").groupby(["model", "seed"]).head(most)
+    table = table.sort_values(["model", "seed"], kind="stable").rename(columns=columns)
+    fit = {key: frame["effect"].corr(frame["first_order"]) for key, frame in last.groupby(["model", "seed"])}
+    table["correlation over all heads"] = [fit[key] for key in zip(table["model"], table["seed"], strict=True)]
+    return table
+
+
+def stability(found: pd.DataFrame, examples: int) -> pd.DataFrame:
+    """Overlaps of the sets of heads: a row per model, kind and denominator.
+
+    Args:
+        found: the results' table "heads".
+        examples: how many there are; one without a head counts as an empty set, and two such as no pair.
+    """
+    rows = []
+    last = _last(found)
+    for (model, kind, denominator), frame in last.groupby(["model", "kind", "denominator"], sort=True):
+        between, over, counts, layers = [], [], [], []
+        for seed, of_seed in frame.groupby("seed"):
+            now = _sets(of_seed)
+            drawn = sorted(now)[:: max(1, len(now) // _COMPARED)]
+            between += [_jaccard(now[a], now[b]) for a, b in combinations(drawn, 2)]
+            same = found[(found["model"] == model) & (found["seed"] == seed) & (found["kind"] == kind)]
+            same = same[(same["denominator"] == denominator) & (same["step"] < of_seed["step"].max())]
+            before = _sets(same[same["step"] == same["step"].max()])
+            over += [_jaccard(now[a], before[a]) for a in now.keys() & before.keys()]
+            counts.append(len(of_seed) / examples)
+            layers.append(of_seed["layer"].mean())
+        several = len(counts) > 1
+        rows.append(
+            {
+                "model": model,
+                "kind": kind,
+                "share of": denominator,
+                "overlap of examples": _mean(between),
+                "overlap with the checkpoint before": _mean(over),
+                "heads per example": _mean(counts),
+                "sd over seeds": np.std(counts, ddof=1) if several else np.nan,
+                "mean layer": _mean(layers),
+                "sd of layer over seeds": np.std(layers, ddof=1) if several else np.nan,
+                "seeds": len(counts),
+                "examples": examples,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _sets(frame: pd.DataFrame) -> dict[int, frozenset[tuple[int, int]]]:
+    pairs: dict[int, set[tuple[int, int]]] = {}
+    for example, layer, head in zip(frame["example"], frame["layer"], frame["head"], strict=True):
+        pairs.setdefault(int(example), set()).add((int(layer), int(head)))
+    return {example: frozenset(own) for example, own in pairs.items()}
+
+
+def _jaccard(a: frozenset[tuple[int, int]], b: frozenset[tuple[int, int]]) -> float:
+    return len(a & b) / len(a | b)
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return float(np.mean(found)) if found else np.nan
+
+
+def _shares_shown(shares: pd.DataFrame) -> pd.DataFrame:
+    last = _last(shares)
+    rows = last[(last["denominator"] == "row") & (last["selected"] > 0.05)]
+    rows = rows.sort_values(["model", "seed", "kind", "share"], ascending=[True, True, True, False], kind="stable")
+    wanted = ["model", "seed", "step", "kind", "layer", "head", "share", "null", "null_95", "selected", "null_selected"]
+    names = {
+        "share": "mean share", "null": "of mismatched", "null_95": "passed by 5 % of mismatched",
+        "selected": "reaches 30 % in", "null_selected": "of mismatched in",
+    }  # fmt: skip
+    return rows[[*wanted, "examples"]].rename(columns=names)
+
+
+def flow_and_effect(shares: pd.DataFrame, swept: pd.DataFrame) -> pd.DataFrame:
+    """Each head's mean aggregate share of the row beside its effect alone, at checkpoints that have both."""
+    if shares.empty or swept.empty:
+        return pd.DataFrame()
+    own = shares[(shares["kind"] == "aggregate") & (shares["denominator"] == "row")]
+    keys = ["model", "seed", "step", "layer", "head"]
+    return _last(own.merge(swept, on=keys)[[*keys, "share", "effect"]])
+
+
+def explained(both: pd.DataFrame, threshold: float = _THRESHOLD) -> pd.DataFrame:
+    """How well flow tells effects: a row per run of :func:`flow_and_effect`'s table."""
+    rows = []
+    for (model, seed, step), frame in both.groupby(["model", "seed", "step"], sort=True):
+        found = stats.spearmanr(frame["share"], frame["effect"])
+        rises, named = frame["effect"].clip(lower=0), frame["share"] >= threshold
+        rows.append(
+            {
+                "model": model,
+                "seed": seed,
+                "step": step,
+                "correlation": found.statistic,
+                "p": found.pvalue,
+                "named heads": int(named.sum()),
+                "heads": len(frame),
+                "share of the effect": rises[named].sum() / rises.sum() if rises.sum() > 0 else np.nan,
+                "largest effect of another": rises[~named].max(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def counts_figure(counts: pd.DataFrame) -> Figure:
+    """Heads per example over training; a panel per kind, a colour per model, a dash per denominator."""
+    figure = figure_of(7.6, 2.9)
+    panels = figure.subplots(1, len(KINDS), squeeze=False)[0]
+    models = sorted(counts["model"].unique())
+    for axes, kind in zip(panels, KINDS, strict=True):
+        for model, colour in zip(models, colours(), strict=False):
+            for denominator, dash in zip(DENOMINATORS, ("-", "--"), strict=True):
+                part = counts[(counts["kind"] == kind) & (counts["denominator"] == denominator)]
+                mean = part[part["model"] == model].groupby("step")["heads per example"].mean()
+                label = model if denominator == "row" else None
+                axes.plot(mean.index, mean, dash, color=colour, linewidth=1.3, label=label)
+        axes.set(title=f"{kind} heads", xlabel="step", ylim=(0, None))
+    panels[0].set_ylabel("heads per example")
+    panels[0].legend()
+    return figure
+
+
+def shares_figure(shares: pd.DataFrame) -> Figure:
+    """Mean shares in matched against mismatched examples, a point per head; a panel per model, of its first seed."""
+    last = _last(shares)
+    rows = last[last["denominator"] == "row"]
+    models = sorted(rows["model"].unique())
+    figure = figure_of(3.2 * len(models) + 0.6, 3.1)
+    panels = figure.subplots(1, len(models), squeeze=False)[0]
+    for axes, model in zip(panels, models, strict=True):
+        of_model = rows[rows["model"] == model]
+        of_model = of_model[of_model["seed"] == of_model["seed"].min()]
+        for kind, colour in zip(KINDS, colours(), strict=False):
+            part = of_model[of_model["kind"] == kind]
+            axes.plot(part["null"], part["share"], "o", color=colour, markersize=4, alpha=0.8, label=kind)
+        axes.plot([0, 1], [0, 1], color="#888888", linewidth=0.8)
+        axes.axhline(_THRESHOLD, color="#888888", linewidth=0.8, linestyle="--")
+        axes.axvline(_THRESHOLD, color="#888888", linewidth=0.8, linestyle="--")
+        axes.set(title=model, xlabel="share, mismatched", xlim=(0, 1), ylim=(0, 1))
+    panels[0].set_ylabel("share, matched")
+    panels[0].legend(loc="upper left")
+    return figure
+
+
+def flow_figure(both: pd.DataFrame) -> Figure:
+    """Effects against shares, a colour per model."""
+    figure = figure_of(5.2, 3.1)
+    axes = figure.subplots()
+    for (model, frame), colour in zip(both.groupby("model", sort=True), colours(), strict=False):
+        axes.plot(frame["share"], frame["effect"], "o", color=colour, markersize=4, alpha=0.8, label=model)
+    axes.axvline(_THRESHOLD, color="#888888", linewidth=0.8, linestyle="--")
+    axes.axhline(0, color="#888888", linewidth=0.8)
+    axes.set(xlabel="mean aggregate share of the row", ylabel="effect alone (nats)", xlim=(0, 1))
+    axes.legend()
+    return figure

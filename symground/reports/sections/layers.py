@@ -1,0 +1,107 @@
+"""Where, in the layers?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from symground.analysis.heads import PATCHES
+from symground.reports.figures import colours, figure_of
+from symground.reports.parts import Picture, Section, Sheet, Study
+
+_CALLED = {"env": "ENV noun", "event": "rest of its utterance", "other": "rest of the context", PATCHES: "patches"}
+
+
+def layers(study: Study) -> Section:
+    """Saliency into the prediction, and what can be read at each depth."""
+    saliency, lens = study.results["saliency"], study.results["lens"]
+    parts: list[Picture | Sheet] = []
+    if not saliency.empty:
+        made = study.analyze("saliency")
+        parts += [
+            Picture("saliency", saliency_layers(saliency), made),
+            Picture("saliency-regions", saliency_regions(saliency), made),
+            Sheet("saliency", saliency, made),
+        ]
+    if not lens.empty:
+        made = study.analyze("lens")
+        table = lens_table(lens)
+        parts += [
+            Picture("lens", lens_figure(table), made),
+            Sheet("lens", table, made),
+        ]
+    text = "Which layers carry the link: where its gradient flows, and from which depth on the word can be read."
+    missing = study.lacking(saliency="layer saliency", lens="the tuned lens")
+    return Section("layers", "Where?", text, parts, missing)
+
+
+def saliency_layers(saliency: pd.DataFrame) -> Figure:
+    """Saliency from the ENV noun into the prediction position, by layer and step; a panel per model."""
+    of_noun = saliency[saliency["region"] == "env"]
+    models = sorted(of_noun["model"].unique())
+    figure = figure_of(4.6 * len(models), 2.9)
+    panels = figure.subplots(1, len(models), squeeze=False)[0]
+    for axes, model in zip(panels, models, strict=True):
+        table = of_noun[of_noun["model"] == model].pivot_table(
+            index="layer", columns="step", values="value", aggfunc="mean"
+        )
+        _grid(figure, axes, table, "saliency (nats)")
+        axes.set(title=model, xlabel="step", ylabel="layer")
+    return figure
+
+
+def _grid(figure: Figure, axes: Axes, table: pd.DataFrame, label: str, largest: float | None = None) -> None:
+    """A table [layers or depths, steps] as colours."""
+    image = axes.pcolormesh(
+        np.arange(len(table.columns) + 1), np.arange(len(table) + 1), table.to_numpy(float), cmap="viridis",
+        vmin=0, vmax=largest, rasterized=True,
+    )  # fmt: skip
+    ticks = np.unique(np.linspace(0, len(table.columns) - 1, min(6, len(table.columns))).astype(int))
+    axes.set_xticks(ticks + 0.5, [str(table.columns[i]) for i in ticks])
+    axes.set_yticks(np.arange(len(table)) + 0.5, [str(i) for i in table.index])
+    axes.grid(visible=False)
+    figure.colorbar(image, ax=axes, label=label)
+
+
+def saliency_regions(saliency: pd.DataFrame) -> Figure:
+    """Saliency into the prediction position by layer and region at the last checkpoint; a panel per model."""
+    last = saliency[saliency["step"] == saliency.groupby("model")["step"].transform("max")]
+    models = sorted(last["model"].unique())
+    figure = figure_of(3.4 * len(models) + 1.4, 2.8)
+    panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    for axes, model in zip(panels, models, strict=True):
+        of_model = last[last["model"] == model]
+        for (region, frame), colour in zip(of_model.groupby("region", sort=False), colours(), strict=False):
+            mean = frame.groupby("layer")["value"].mean()
+            axes.plot(mean.index, mean, color=colour, marker=".", label=_CALLED.get(str(region), str(region)))
+        axes.set(title=model, xlabel="layer", xticks=sorted(of_model["layer"].unique()))
+    panels[0].set_ylabel("saliency (nats)")
+    panels[-1].legend(fontsize=8)
+    return figure
+
+
+def lens_table(lens: pd.DataFrame) -> pd.DataFrame:
+    """A row per model, lens, step and depth, with the gain's interval over nouns (normal approximation)."""
+    by_noun = lens.groupby(["model", "lens", "step", "depth", "target"])[["matched", "mismatched", "gain"]].mean()
+    grouped = by_noun.groupby(["model", "lens", "step", "depth"])
+    table, error = grouped.mean(), 1.96 * grouped["gain"].sem()
+    table = table.assign(low=table["gain"] - error, high=table["gain"] + error, nouns=grouped.size())
+    seeds = lens.groupby("model")["seed"].nunique()
+    table = table.reset_index().sort_values(["model", "lens", "step", "depth"], ascending=[True, False, True, True])
+    return table.assign(seeds=table["model"].map(seeds))
+
+
+def lens_figure(table: pd.DataFrame) -> Figure:
+    """Gain by depth and step; a row of panels per lens, a column per model."""
+    models, lenses = sorted(table["model"].unique()), [n for n in ("tuned", "logit") if n in set(table["lens"])]
+    figure = figure_of(4.2 * len(models), 2.5 * len(lenses))
+    panels = figure.subplots(len(lenses), len(models), squeeze=False)
+    largest = max(float(table["gain"].max()), 0.1)
+    for row, name in zip(panels, lenses, strict=True):
+        for axes, model in zip(row, models, strict=True):
+            part = table[(table["model"] == model) & (table["lens"] == name)]
+            _grid(figure, axes, part.pivot_table("gain", "depth", "step"), "gain (nats)", largest)
+            axes.set(title=f"{model}, {name} lens", xlabel="step", ylabel="depth")
+    return figure

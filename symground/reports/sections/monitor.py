@@ -1,0 +1,92 @@
+"""Can the heads warn, and can they be turned up?"""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from symground.reports.figures import colours, figure_of
+from symground.reports.formats import with_interval
+from symground.reports.parts import Picture, Section, Sheet, Study
+
+
+def monitor(study: Study) -> Section:
+    """Detectors of ungrounded choices, and steering."""
+    detectors, calibration, steering = (study.results[name] for name in ("monitor", "calibration", "steering"))
+    made = study.analyze("monitor")
+    parts: list[Picture | Sheet] = []
+    if not detectors.empty:
+        parts.append(Sheet("monitor", detectors, made, _detectors_shown(detectors)))
+    if not calibration.empty:
+        parts.append(Picture("calibration", calibration_figure(calibration), made))
+    if not steering.empty:
+        parts += [
+            Picture("steering", steering_figure(steering), made),
+            Sheet("steering", steering, made, _steering_shown(steering)),
+        ]
+    text = (
+        "Aggregate heads as a reliability monitor: their flow as a warning, beside the probability of the choice and "
+        "the entropy, which need no look inside; and their outputs amplified or silenced while the model decides."
+    )
+    return Section(
+        "monitor", "Can they warn, and can they be turned up?", text, parts, study.lacking(monitor="the monitor")
+    )
+
+
+def _detectors_shown(detectors: pd.DataFrame) -> pd.DataFrame:
+    columns = zip(detectors["auroc"], detectors["auroc_low"], detectors["auroc_high"], strict=True)
+    auroc = [with_interval(*of_row) if of_row[0] == of_row[0] else "–" for of_row in columns]
+    shown = detectors[["model", "seed", "step", "detector"]].assign(AUROC=auroc)
+    rest = {"brier": "Brier", "brier_base": "Brier of the share", "ece": "calibration error", "wrong": "wrong"}
+    for name, called in rest.items():
+        digits = detectors[name] if name == "wrong" else detectors[name].map(lambda value: f"{value:.3f}")
+        shown[called] = digits
+    return shown.assign(**{name: detectors[name] for name in ("examples", "contexts", "nouns", "heads")})
+
+
+def _steering_shown(steering: pd.DataFrame) -> pd.DataFrame:
+    control = zip(steering["control"], steering["control_sd"], strict=True)
+    return pd.DataFrame(
+        {
+            "model": steering["model"], "seed": steering["seed"], "step": steering["step"],
+            "factor": steering["factor"], "accuracy": steering["accuracy"].map(lambda value: f"{value:.3f}"),
+            "random heads": [f"{mean:.3f} ± {sd:.3f}" for mean, sd in control], "p": steering["p"],
+            "surprisal": steering["surprisal"], "heads per example": steering["heads_per_example"],
+            "examples": steering["examples"], "draws": steering["draws"],
+        }
+    )  # fmt: skip
+
+
+def calibration_figure(calibration: pd.DataFrame) -> Figure:
+    """Observed against predicted shares of wrong choices, a panel per model, of its first seed and last checkpoint."""
+    models = sorted(calibration["model"].unique())
+    figure = figure_of(3.4 * len(models) + 0.6, 3.2)
+    panels = figure.subplots(1, len(models), squeeze=False)[0]
+    shown = ("flow", "max probability", "entropy", "all three")
+    for axes, model in zip(panels, models, strict=True):
+        part = calibration[calibration["model"] == model]
+        part = part[part["seed"] == part["seed"].min()]
+        part = part[part["step"] == part["step"].max()]
+        for name, colour in zip(shown, colours(), strict=False):
+            frame = part[part["detector"] == name]
+            axes.plot(frame["predicted"], frame["observed"], color=colour, linewidth=1, label=name)
+            axes.scatter(frame["predicted"], frame["observed"], s=8 + 2 * frame["count"] ** 0.5, color=colour)
+        axes.plot([0, 1], [0, 1], color="#888888", linewidth=0.8)
+        axes.set(title=model, xlabel="predicted share wrong", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    panels[0].set_ylabel("observed share wrong")
+    panels[0].legend(fontsize=8)
+    return figure
+
+
+def steering_figure(steering: pd.DataFrame) -> Figure:
+    """Accuracy against the factor, mean over seeds, at the last checkpoint."""
+    last = steering[steering["step"] == steering.groupby(["model", "seed"])["step"].transform("max")]
+    figure = figure_of(5.2, 3.1)
+    axes = figure.subplots()
+    for (model, frame), colour in zip(last.groupby("model", sort=True), colours(), strict=False):
+        mean = frame.groupby("factor")[["accuracy", "control"]].mean()
+        axes.plot(mean.index, mean["accuracy"], color=colour, marker=".", label=model)
+        axes.plot(mean.index, mean["control"], "--", color=colour, linewidth=1)
+    axes.set(xlabel="factor on the heads' outputs", ylabel="choice is in the scene", ylim=(0, 1.02))
+    axes.legend()
+    return figure
