@@ -76,7 +76,9 @@ def intervene(
         - effect (intervened - original, nats) and Cohen's d of it over examples, with their bootstrap intervals
           (95 %, resampling examples): effect_low, effect_high, d_low, d_high;
         - mismatched_*, gain_* (mismatched - matched) and context_* (mean surprisal of the tokens before the target,
-          nats): each original, intervened, control;
+          nats): each original, intervened, control; gain_p (paired t-test over nouns, each its mean over contexts, of
+          the gain silenced against original). Heads with much flow are more than random ones to any word, and p and
+          p_random fall for them in models that have learnt no link; gain_p asks for the link;
         - selection, positions, mode, match, span, examples, draws; short (examples in which, in the worst draw, there
           were fewer controls than selected heads, for want of others: the control then silences those there are).
 
@@ -104,12 +106,13 @@ def intervene(
         for s, k, d, plan in chosen:
             controls, short = _controls(model, plan, match, norms, draws, seed)
             found = measure([plan, *controls], bar.advance)
+            selected = any(own for piece in plan for own in piece.heads)
             rows.append(
                 {
                     "kind": k,
                     "denominator": d,
                     **_layers(plan, len(measure.matched.input_ids)),
-                    **_compared(original, found, seed, selected=any(own for piece in plan for own in piece.heads)),
+                    **_compared(original, found, measure.matched.noun, seed, selected),
                     "selection": s,
                     "positions": positions,
                     "mode": mode,
@@ -178,8 +181,9 @@ def _layers(plan: Plan, examples: int) -> dict[str, float]:
 
 
 def _compared(
-    original: tuple[Behaviour, Behaviour], found: tuple[Behaviour, Behaviour], seed: int, selected: bool
-) -> dict[str, float]:
+    original: tuple[Behaviour, Behaviour], found: tuple[Behaviour, Behaviour], noun: Sequence[str], seed: int,
+    selected: bool,
+) -> dict[str, float]:  # fmt: skip
     """The columns that compare the original (one plan) with what was found (the heads, then the draws)."""
     before, matched = original[0].target[0], found[0].target
     after, of_draws = matched[0], matched[1:].mean(1)
@@ -212,6 +216,10 @@ def _compared(
             f"{name}_control": means[1:].mean(),
             f"{name}_intervened": means[0],
         }
+    gain = measures["gain"][1][0] - measures["gain"][0][0]
+    by_noun = pd.Series(gain).groupby(np.asarray(noun)).mean().to_numpy(float)
+    tested = selected and len(by_noun) > 1
+    columns["gain_p"] = float(stats.ttest_1samp(by_noun, 0.0).pvalue) if tested else np.nan
     return columns
 
 

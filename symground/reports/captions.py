@@ -123,8 +123,8 @@ TABLES = {
         "Do these heads ground, or do they only matter? What silencing them adds to the surprisal (nats) of "
         "the noun after its own scene (matched) and after another (mismatched), to the gain between the two, "
         "and to the surprisal of the rest of the context; in brackets what the same number of random heads "
-        "adds. Heads that ground take away gain and leave the rest as it was. d is Cohen's d of the matched "
-        "surprisal over examples, with its 95 % interval."
+        "adds. Heads that ground take away gain and leave the rest as it was; p of gain: paired "
+        "t-test over nouns. d is Cohen's d of the matched surprisal over examples, with its 95 % interval."
     ),
     "monitor": (
         "Is the model about to name something that is not in the scene? AUROC of each detector [95 %, "

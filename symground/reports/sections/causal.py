@@ -106,6 +106,7 @@ def grounds_or_matters(interventions: pd.DataFrame) -> pd.DataFrame:
                 if values.nunique() > 1 or values.iloc[0] != _USUAL[name]
             },
             **changes,
+            **({"p of gain": rows["gain_p"]} if "gain_p" in rows else {}),
             "d of matched": d.where(rows["d"].notna(), "–"),
         }
     )

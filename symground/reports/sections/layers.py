@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 from symground.analysis.heads import PATCHES
@@ -47,12 +48,12 @@ def saliency_layers(saliency: pd.DataFrame) -> Figure:
         table = of_noun[of_noun["model"] == model].pivot_table(
             index="layer", columns="step", values="value", aggfunc="mean"
         )
-        _grid(figure, axes, table, "saliency (nats)")
+        figure.colorbar(_grid(axes, table), ax=axes, label="saliency (nats)")
         axes.set(title=model, xlabel="step", ylabel="layer")
     return figure
 
 
-def _grid(figure: Figure, axes: Axes, table: pd.DataFrame, label: str, largest: float | None = None) -> None:
+def _grid(axes: Axes, table: pd.DataFrame, largest: float | None = None) -> QuadMesh:
     """A table [layers or depths, steps] as colours."""
     image = axes.pcolormesh(
         np.arange(len(table.columns) + 1), np.arange(len(table) + 1), table.to_numpy(float), cmap="viridis",
@@ -62,7 +63,7 @@ def _grid(figure: Figure, axes: Axes, table: pd.DataFrame, label: str, largest: 
     axes.set_xticks(ticks + 0.5, [str(table.columns[i]) for i in ticks])
     axes.set_yticks(np.arange(len(table)) + 0.5, [str(i) for i in table.index])
     axes.grid(visible=False)
-    figure.colorbar(image, ax=axes, label=label)
+    return image
 
 
 def saliency_regions(saliency: pd.DataFrame) -> Figure:
@@ -102,6 +103,7 @@ def lens_figure(table: pd.DataFrame) -> Figure:
     for row, name in zip(panels, lenses, strict=True):
         for axes, model in zip(row, models, strict=True):
             part = table[(table["model"] == model) & (table["lens"] == name)]
-            _grid(figure, axes, part.pivot_table("gain", "depth", "step"), "gain (nats)", largest)
+            image = _grid(axes, part.pivot_table("gain", "depth", "step"), largest)
             axes.set(title=f"{model}, {name} lens", xlabel="step", ylabel="depth")
+    figure.colorbar(image, ax=panels, label="gain (nats)")
     return figure
