@@ -73,8 +73,9 @@ def results(
                     maps.append((context, noun, noun, 6 - grown, words, layer, saliency, rows))
         columns = ["context", "noun", "target", "surprisal", "tokens", "layer", "saliency", "rows"]
         add("maps", key, pd.DataFrame(maps, columns=columns))
-        lens = [(lens, depth, noun, 6 - grown * depth / layers, 6.0, grown * depth / layers)
-                for lens in ("tuned", "logit") for depth in range(layers + 1) for noun in nouns]  # fmt: skip
+        lens = [(lens, depth, noun, 6 - grown * depth / layers, 6.0, grown * depth / layers * part)
+                for lens, part in (("tuned", 1.0), ("logit", 0.5))
+                for depth in range(layers + 1) for noun in nouns]  # fmt: skip
         add("lens", key, pd.DataFrame(lens, columns=["lens", "depth", "target", "matched", "mismatched", "gain"]))
         if step != max(steps):
             continue

@@ -1,0 +1,155 @@
+"""Choices, steering and the monitor's statistics against what is worked by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from transformers import PreTrainedModel
+
+import symground as sg
+from symground.analysis.ablate import steer
+from symground.analysis.choice import choices
+from symground.analysis.maps import saliency_maps
+from symground.analysis.monitor import DETECTORS, _auroc, monitor
+from symground.analysis.probes import Probes
+from symground.analysis.steering import steering
+from symground.data import Corpus
+from symground.models import create, mixers
+
+
+@pytest.fixture(scope="module")
+def model(corpus: Corpus) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = create("gpt2-4l", len(corpus.tokenizer), positions=32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def probes(corpus: Corpus) -> Probes:
+    return sg.probes(corpus.tokenizer)
+
+
+def test_auroc_is_the_share_of_pairs_told_right() -> None:
+    rng = np.random.default_rng(0)
+    said, so = rng.integers(0, 5, 40).astype(float), rng.random(40) < 0.4
+    pairs = [(a > b) + 0.5 * (a == b) for a in said[so] for b in said[~so]]
+    assert _auroc(np.stack([said, so], -1)[None])[0, 0] == pytest.approx(np.mean(pairs))
+
+
+def test_choices_are_the_logits(model: PreTrainedModel, probes: Probes) -> None:
+    examples = probes.matched()
+    with torch.no_grad():
+        at_p = model(examples.input_ids).logits[torch.arange(len(probes)), examples.prediction].double()
+    nouns = examples.targets.unique()
+    for among, logits in (("vocabulary", at_p), ("nouns", at_p[:, nouns])):
+        found = choices(model, examples, among, batch_size=7)
+        p = logits.softmax(-1)
+        expected = logits.argmax(-1) if among == "vocabulary" else nouns[logits.argmax(-1)]
+        assert found.ids.tolist() == expected.tolist()
+        assert found.right.tolist() == (expected == examples.targets).tolist()
+        np.testing.assert_allclose(found.probability, p.max(-1)[0], rtol=1e-4)
+        np.testing.assert_allclose(found.entropy, stats.entropy(p.numpy(), axis=1), rtol=1e-3)
+        own = -at_p.log_softmax(-1).gather(1, examples.targets[:, None])[:, 0]
+        np.testing.assert_allclose(found.surprisal, own, rtol=1e-4)
+    with pytest.raises(ValueError, match="among: expected one of nouns, vocabulary; got 'verbs'"):
+        choices(model, examples, "verbs")
+
+
+def test_steering_multiplies_the_heads_outputs(model: PreTrainedModel, probes: Probes) -> None:
+    examples = probes.matched()
+    ids = examples.input_ids
+    plain = model(ids).logits
+    with steer(model, [(1, 2)], 1.0):
+        assert torch.equal(model(ids).logits, plain)
+    with steer(model, [(1, 2)], 0.0):
+        silent = model(ids).logits
+    with sg.ablate(model, [(1, 2)]):
+        torch.testing.assert_close(model(ids).logits, silent)
+    # Twice the head is its projection's rows twice.
+    size = 128 // 4
+    weight = model.transformer.h[1].attn.c_proj.weight
+    with steer(model, [(1, 2)], 2.0):
+        twice = model(ids).logits
+    with torch.no_grad():
+        weight[2 * size : 3 * size] *= 2.0
+        torch.testing.assert_close(model(ids).logits, twice, atol=1e-4, rtol=1e-3)
+        weight[2 * size : 3 * size] /= 2.0
+    torch.testing.assert_close(model(ids).logits, plain)
+    with pytest.raises(ValueError, match="factor: expected a finite number"):
+        steer(model, [(1, 2)], float("inf"))
+
+
+@pytest.mark.parametrize("preset", ["gpt2-4l", "mamba2-4l"])
+def test_generation_with_steered_heads_is_step_by_step(corpus: Corpus, preset: str) -> None:
+    model = create(preset, len(corpus.tokenizer), positions=32).eval()
+    ids = torch.tensor([[5, 9, 7, 12]])
+    with steer(model, [(0, 1), (2, 0)], 3.0):
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+        whole = ids
+        for _ in range(6):
+            whole = torch.cat([whole, model(whole).logits[:, -1:].argmax(-1)], 1)
+    assert made.tolist() == whole.tolist()
+
+
+def test_steering_is_choices_within_steer(model: PreTrainedModel, probes: Probes) -> None:
+    found = steering(model, probes, (0.0, 2.0), draws=2, threshold=0.1)
+    assert found["factor"].tolist() == [0.0, 1.0, 2.0]
+    before = choices(model, probes.matched())
+    one = found[found["factor"] == 1.0].iloc[0]
+    assert one["accuracy"] == one["control"] == before.right.mean()
+    assert np.isnan(one["p"])
+    assert one["surprisal"] == pytest.approx(before.surprisal.mean())
+    assert found["examples"].tolist() == [len(probes)] * 3
+    with pytest.raises(ValueError, match="at least one factor and one draw"):
+        steering(model, probes, (), draws=1)
+    with pytest.raises(ValueError, match="two contexts"):
+        steering(model, probes.take_contexts([0]))
+
+
+def test_the_monitor_says_how_much_it_saw(model: PreTrainedModel, probes: Probes) -> None:
+    found = monitor(model, probes, threshold=0.1)
+    assert found.detectors["detector"].tolist() == list(DETECTORS)
+    row = found.detectors.iloc[0]
+    assert row["wrong"] == (~choices(model, probes.matched()).right).sum()
+    assert (row["examples"], row["contexts"], row["nouns"]) == (len(probes), len(probes.contexts), len(probes.nouns))
+    assert found.examples["flow"].between(0, 1).all()
+    assert found.calibration.groupby("detector")["count"].sum().eq(len(probes)).all()
+    predicted = found.examples["p_flow"]
+    expected = ((predicted - found.examples["wrong"]) ** 2).mean()
+    assert found.detectors.set_index("detector").loc["flow", "brier"] == pytest.approx(expected)
+    with pytest.raises(ValueError, match="two contexts"):
+        monitor(model, probes.take_contexts([0]))
+
+
+def test_where_no_choice_is_wrong_nothing_is_told(
+    model: PreTrainedModel, probes: Probes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = __import__("symground.analysis.monitor", fromlist=["choices"])
+    always = choices(model, probes.matched())._replace(right=np.ones(len(probes), dtype=bool))
+    monkeypatch.setattr(module, "choices", lambda *_: always)
+    found = monitor(model, probes)
+    assert np.isnan(found.detectors["auroc"]).all()
+    assert (found.detectors["wrong"] == 0).all()
+
+
+def test_maps_are_the_trace(model: PreTrainedModel, probes: Probes, corpus: Corpus) -> None:
+    tokens = corpus.tokenizer.convert_ids_to_tokens(list(range(len(corpus.tokenizer))))
+    maps = saliency_maps(model, probes, tokens, nouns=2, contexts=2)
+    assert len(maps) == 2 * 2 * len(mixers(model))
+    traced = sg.trace(model, probes, rows=True)
+    (row,) = maps[(maps["context"] == 1) & (maps["noun"] == probes.nouns[1]) & (maps["layer"] == 2)].to_dict("records")
+    example = len(probes.nouns) + 1
+    end = int(traced.prediction[example]) + 1
+    assert len(row["tokens"]) == end
+    assert f"{probes.nouns[1]}:<ENV>" in row["tokens"]
+    saliency = traced.saliency[example, 2, :end, :end].values.astype(np.float16)
+    np.testing.assert_array_equal(row["saliency"].reshape(end, end), saliency)
+    np.testing.assert_array_equal(
+        row["rows"].reshape(4, end), traced.rows[example, 2, :, :end].values.astype(np.float16)
+    )
+    assert row["surprisal"] == pytest.approx(float(traced.surprisal[example]))
