@@ -17,7 +17,7 @@ _RESAMPLES = 1000
 
 
 def emergence(
-    scores: pd.DataFrame,
+    gains: pd.DataFrame,
     threshold: float = LEARNT,
     level: float = 0.95,
     seed: int = 0,
@@ -26,7 +26,8 @@ def emergence(
     """The step at which the gain passes ``threshold`` for good, between checkpoints by a line.
 
     Args:
-        scores: the results' table "surprisal": model, seed, step, context, env, target, surprisal (nats).
+        gains: the results' table "contexts": model, seed, step, context, target, gain (nats); of scores,
+            :func:`symground.analysis.gain.gain_by_context` makes it.
         threshold: of the gain, nats.
         level: of the intervals.
         seed: of the bootstrap.
@@ -41,7 +42,9 @@ def emergence(
     Raises:
         ValueError: a column is missing, or runs of a model that have not the same checkpoints.
     """
-    gains = _by_context(scores)
+    for column in ("model", "seed", "step", "context", "target", "gain"):
+        if column not in gains:
+            raise ValueError(f"gains: expected a column {column!r}, got {list(gains.columns)}")
     known = cdi_categories() if categories is None else categories
     rows = []
     for model, of_model in gains.groupby("model", sort=True):
@@ -66,24 +69,13 @@ def emergence(
     return pd.DataFrame(rows)
 
 
-def _by_context(scores: pd.DataFrame) -> pd.DataFrame:
-    """model, seed, step, target, context → gain."""
-    keys = ["model", "seed", "step", "target", "context"]
-    for column in (*keys, "env", "surprisal"):
-        if column not in scores:
-            raise ValueError(f"scores: expected a column {column!r}, got {list(scores.columns)}")
-    same = scores["env"] == scores["target"]
-    matched, others = (scores[part].groupby(keys, sort=False)["surprisal"].mean() for part in (same, ~same))
-    return (others - matched).rename("gain").reset_index()
-
-
 def _cube(gains: pd.DataFrame, model: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(steps, gains [nouns, seeds × contexts, steps])"""
     table = gains.pivot_table("gain", ["target", "seed", "context"], "step", sort=True)
     lacking = table.isna().any(axis=1)
     if lacking.any():
         seeds = sorted(set(table.index[lacking].get_level_values("seed")))
-        raise ValueError(f"scores: the runs of {model} have not the same checkpoints; seeds {seeds} lack some")
+        raise ValueError(f"gains: the runs of {model} have not the same checkpoints; seeds {seeds} lack some")
     whole = table.unstack(["seed", "context"]).stack("step", future_stack=True)  # (noun, step) × cells
     nouns, steps = len(table.index.unique("target")), table.columns.to_numpy(dtype=float)
     return steps, whole.to_numpy(dtype=float).reshape(nouns, len(steps), -1).swapaxes(1, 2)

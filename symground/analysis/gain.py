@@ -51,6 +51,28 @@ def gain(scores: pd.DataFrame, level: float = 0.95, seed: int = 0) -> pd.DataFra
     return table.rename_axis("target").reset_index()
 
 
+def gain_by_context(scores: pd.DataFrame) -> pd.DataFrame:
+    """Matched and mismatched surprisal and their difference, a row per target and context.
+
+    Args:
+        scores: as for :func:`gain`, and perhaps model, seed and step, which stay.
+
+    Returns:
+        Those of model, seed and step that there are, context, target, matched, mismatched, gain (nats).
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    for column in ("context", "env", "target", "surprisal"):
+        if column not in scores:
+            raise ValueError(f"scores: expected a column {column!r}, got {list(scores.columns)}")
+    keys = [name for name in ("model", "seed", "step") if name in scores] + ["context", "target"]
+    same = scores["env"] == scores["target"]
+    matched, others = (scores[part].groupby(keys, sort=False)["surprisal"].mean() for part in (same, ~same))
+    table = pd.DataFrame({"matched": matched, "mismatched": others})
+    return table.assign(gain=table["mismatched"] - table["matched"]).reset_index()
+
+
 def _by_context(scores: pd.DataFrame, chosen: pd.Series) -> pd.DataFrame:
     """Mean surprisal, a row per target and a column per context."""
     return scores[chosen].pivot_table("surprisal", "target", "context", aggfunc="mean")

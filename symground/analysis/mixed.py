@@ -13,14 +13,14 @@ from symground.optional import require
 _VARYING = ("target", "context", "seed")
 
 
-def mixed_effects(scores: pd.DataFrame) -> dict[str, Any]:
+def mixed_effects(gains: pd.DataFrame) -> dict[str, Any]:
     """The mean gain of one model and checkpoint, with crossed random intercepts of nouns, contexts and seeds.
 
     gain ~ 1 + (1 | target) + (1 | context) + (1 | seed), fitted by restricted maximum likelihood; gain is that of a
     noun in a context: its mean mismatched surprisal minus its matched one.
 
     Args:
-        scores: of the results' table "surprisal", one model and step: seed, context, env, target, surprisal (nats).
+        gains: of the results' table "contexts", one model and step: seed, context, target, gain (nats).
 
     Returns:
         gain, the fixed effect in nats; low, high, 95 %; se; p, of Wald's test; sd_target, sd_context, sd_seed and
@@ -32,16 +32,12 @@ def mixed_effects(scores: pd.DataFrame) -> dict[str, Any]:
 
     Source: Baayen, Davidson and Bates 2008 (crossed random effects); statsmodels' MixedLM.
     """
-    for column in (*_VARYING, "env", "surprisal"):
-        if column not in scores:
-            raise ValueError(f"scores: expected a column {column!r}, got {list(scores.columns)}")
-    same = scores["env"] == scores["target"]
-    keys = list(_VARYING)
-    matched, others = (scores[part].groupby(keys)["surprisal"].mean() for part in (same, ~same))
-    gains = (others - matched).rename("gain").reset_index()
+    for column in (*_VARYING, "gain"):
+        if column not in gains:
+            raise ValueError(f"gains: expected a column {column!r}, got {list(gains.columns)}")
     counts = {name: gains[name].nunique() for name in _VARYING}
     if counts["target"] < 2:
-        raise ValueError(f"scores: expected at least two nouns, got {counts['target']}")
+        raise ValueError(f"gains: expected at least two nouns, got {counts['target']}")
     models = require("statsmodels.formula.api", "mixed-effects models")
     varying = [name for name in _VARYING if counts[name] > 1]
     # Crossed effects in statsmodels: one group that holds everything, each effect a component of its variance.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from filelock import FileLock
 
 TABLES = (
-    "surprisal", "gain", "r2", "saliency", "heads", "shares", "maps", "lens", "interventions", "sweep", "monitor",
-    "calibration", "steering",
+    "surprisal", "contexts", "gain", "r2", "saliency", "heads", "shares", "maps", "lens", "interventions", "sweep",
+    "monitor", "calibration", "steering",
 )  # fmt: skip
 KEYS = ["model", "seed", "step"]
 
@@ -27,17 +28,24 @@ def partial_scores(study: str | Path, model: str, seed: int, step: str = "*", pr
     return sorted(folder.glob(name)) if "*" in name else [folder / name]
 
 
-def read_table(study: str | Path, name: str) -> pd.DataFrame:
-    """The table ``name`` of a study; empty when that analysis has not been run."""
-    return _read(results_folder(study) / f"{name}.parquet")
+def read_table(study: str | Path, name: str, **only: Collection[str] | Collection[int]) -> pd.DataFrame:
+    """The table ``name`` of a study; empty when that analysis has not been run.
+
+    Args:
+        study: its folder.
+        name: of the table.
+        only: column → the values wanted; rows with others are not even read.
+    """
+    filters = [(column, "in", list(values)) for column, values in only.items()]
+    return _read(results_folder(study) / f"{name}.parquet", filters=filters or None)
 
 
-def _read(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+def _read(path: Path, columns: list[str] | None = None, filters: list[Any] | None = None) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame(columns=KEYS)
     # Opened here and once: by its name it would be opened twice, and another process may put a new table between.
     with path.open("rb") as file:
-        return pd.read_parquet(file, columns=columns)
+        return pd.read_parquet(file, columns=columns, filters=filters)
 
 
 def _keys(frame: pd.DataFrame) -> set[tuple[str, int, int]]:

@@ -14,7 +14,7 @@ import pandas as pd
 from transformers import PreTrainedModel
 
 from symground.analysis.fills import MODES
-from symground.analysis.gain import gain
+from symground.analysis.gain import gain, gain_by_context
 from symground.analysis.heads import DENOMINATORS, KINDS, head_shares
 from symground.analysis.intervene import intervene
 from symground.analysis.lens import TunedLens, lens_gain
@@ -43,8 +43,8 @@ class AnalysisSettings:
     """What is measured at the checkpoints."""
 
     what: tuple[str, ...] = ("surprisal", "saliency", "lens", "interventions", "sweep", "monitor")
-    """"surprisal" (tables surprisal, gain, r2), "saliency" (saliency, heads, shares, maps), "lens", "interventions",
-    "sweep", "monitor" (monitor, calibration, steering; it needs two contexts)."""
+    """"surprisal" (tables surprisal, contexts, gain, r2), "saliency" (saliency, heads, shares, maps), "lens",
+    "interventions", "sweep", "monitor" (monitor, calibration, steering; it needs two contexts)."""
     window: int = 512
     """Largest distance in tokens of a co-occurrence."""
     threshold: float = 0.30
@@ -216,7 +216,12 @@ def _behaviour(at: _Checkpoint) -> _Frames:
     score_to_parquet(at.model, at.probes, at.scores)
     scores = pd.read_parquet(at.scores).sort_values("context", kind="stable", ignore_index=True)
     gains = gain(scores)
-    return {"surprisal": scores, "gain": gains, "r2": cooccurrence_r2(gains, at.counts)}
+    return {
+        "surprisal": scores,
+        "contexts": gain_by_context(scores),
+        "gain": gains,
+        "r2": cooccurrence_r2(gains, at.counts),
+    }
 
 
 def _where(at: _Checkpoint) -> _Frames:

@@ -91,7 +91,7 @@ TABLES = {
     "head-counts": "Heads per example and their mean layer (from 0).",
     "common-heads": (
         "Heads found in most examples at the last checkpoint, by the share of the row: in how many of the "
-        "examples, and with what mean share there."
+        "examples, and their mean share over all of them."
     ),
     "stability": (
         "Are they the same heads? Jaccard's overlap of the sets of two examples at the last checkpoint, mean "

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
@@ -89,6 +90,27 @@ class Section:
         return [part for part in self.parts if isinstance(part, Picture)]
 
 
+class Results:
+    """A study's tables, or those rows of them that are of one run; each is read when it is first asked for."""
+
+    def __init__(self, folder: Path, run: tuple[str, int] | None) -> None:
+        self._folder, self._tables = folder, dict[str, pd.DataFrame]()
+        self._only: dict[str, list[Any]] = {} if run is None else {"model": [run[0]], "seed": [run[1]]}
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        if name not in self._tables:
+            self._tables[name] = of_study.read_table(self._folder, name, **self._only)
+        return self._tables[name]
+
+    def at(self, name: str, steps: Sequence[int]) -> pd.DataFrame:
+        """A long table at some checkpoints."""
+        return of_study.read_table(self._folder, name, **self._only, step=steps)
+
+
+#: Tables with a row for each score or each head of an example: none of them is read as a whole.
+_LONG = ("surprisal", "heads")
+
+
 @dataclass(frozen=True)
 class Study:
     """A study's results, or those of one run of it."""
@@ -96,7 +118,7 @@ class Study:
     folder: Path
     name: str
     config: Mapping[str, object]
-    results: Mapping[str, pd.DataFrame] = field(repr=False)
+    results: Results = field(repr=False)
     run: tuple[str, int] | None = None
     """(model, seed) where it is of one run."""
 
@@ -113,10 +135,8 @@ class Study:
             folder, run = study_of(path), model_and_seed(path)
         if not (folder / "config.json").is_file() or not (folder / "data").is_dir():
             raise FileNotFoundError(f"{folder} is not a study: it has no config.json beside a data/ folder")
-        results = {name: of_study.read_table(folder, name) for name in of_study.TABLES}
-        if run is not None:
-            results = {name: t[(t["model"] == run[0]) & (t["seed"] == run[1])] for name, t in results.items()}
-        if all(table.empty for table in results.values()):
+        results = Results(folder, run)
+        if all(results[name].empty for name in of_study.TABLES if name not in _LONG):
             raise FileNotFoundError(f"{path} has no results yet; run: symground analyze {path}")
         name = folder.name if run is None else f"{folder.name}/{run[0]}/seed{run[1]}"
         return Study(folder, name, read_json(folder / "config.json"), results, run)
@@ -136,6 +156,6 @@ class Study:
 
 
 _MADE_BY = {
-    "gain": "surprisal", "r2": "surprisal", "heads": "saliency", "shares": "saliency", "maps": "saliency",
-    "calibration": "monitor", "steering": "monitor",
+    "contexts": "surprisal", "gain": "surprisal", "r2": "surprisal", "heads": "saliency", "shares": "saliency",
+    "maps": "saliency", "calibration": "monitor", "steering": "monitor",
 }  # fmt: skip

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from symground.analysis.emergence import emergence
+from symground.analysis.emergence import emergence as of_gains
+from symground.analysis.gain import gain_by_context
 
 STEPS = (0, 10, 20, 40)
 
@@ -23,6 +24,10 @@ def scores(gains: dict[str, list[list[float]]], seeds: int = 1) -> pd.DataFrame:
         for env in nouns
     ]
     return pd.DataFrame(rows, columns=["model", "seed", "step", "context", "env", "target", "surprisal"])
+
+
+def emergence(table: pd.DataFrame, **more: object) -> pd.DataFrame:
+    return of_gains(gain_by_context(table), **more)
 
 
 def test_by_hand() -> None:
@@ -69,5 +74,7 @@ def test_runs_that_lack_a_checkpoint_are_named() -> None:
     table = scores({"a": [[0, 0, 0, 3]], "b": [[0, 0, 0, 3]]}, seeds=2)
     with pytest.raises(ValueError, match=r"the runs of m have not the same checkpoints; seeds \[1\] lack some"):
         emergence(table[(table["seed"] == 0) | (table["step"] != 20)])
-    with pytest.raises(ValueError, match="expected a column 'env'"):
+    with pytest.raises(ValueError, match="scores: expected a column 'env'"):
         emergence(table.drop(columns="env"))
+    with pytest.raises(ValueError, match="gains: expected a column 'gain'"):
+        of_gains(table)

@@ -128,21 +128,20 @@ def test_over_training_by_hand() -> None:
     assert (row["nouns"], row["seeds"], row["d"]) == (3, 2, pytest.approx(2.1))
 
 
-def mixed_scores(rng: np.random.Generator, mean: float, nouns: int, contexts: int, seeds: int = 1) -> pd.DataFrame:
+def gains_of(rng: np.random.Generator, mean: float, nouns: int, contexts: int, seeds: int = 1) -> pd.DataFrame:
     of_noun, of_context, of_seed = (rng.normal(0, sd, n) for sd, n in ((1.0, nouns), (0.5, contexts), (0.3, seeds)))
     rows = []
     for v, c, s in itertools.product(range(nouns), range(contexts), range(seeds)):
         gain = mean + of_noun[v] + of_context[c] + of_seed[s] + rng.normal(0, 0.2)
-        rows += [(s, c, f"n{v}", f"n{v}", 1.0), (s, c, f"n{(v + 1) % nouns}", f"n{v}", 1.0 + gain)]
-    return pd.DataFrame(rows, columns=["seed", "context", "env", "target", "surprisal"])
+        rows.append((s, c, f"n{v}", gain))
+    return pd.DataFrame(rows, columns=["seed", "context", "target", "gain"])
 
 
 def test_mixed_effects_of_a_balanced_design_by_analysis_of_variance() -> None:
     """Crossed and balanced: the variances by REML are those of mean squares, and the mean's error follows."""
-    table = mixed_scores(np.random.default_rng(0), 2.0, 20, 8)
+    table = gains_of(np.random.default_rng(0), 2.0, 20, 8)
     found = mixed_effects(table)
-    gain = table[table["env"] != table["target"]].pivot(index="target", columns="context", values="surprisal") - 1.0
-    values = gain.to_numpy()
+    values = table.pivot(index="target", columns="context", values="gain").to_numpy()
     a, b = values.shape
     grand, rows, columns = values.mean(), values.mean(1), values.mean(0)
     left = values - rows[:, None] - columns[None] + grand
@@ -158,10 +157,10 @@ def test_mixed_effects_of_a_balanced_design_by_analysis_of_variance() -> None:
 
 
 def test_mixed_effects_find_no_effect_where_there_is_none() -> None:
-    found = [mixed_effects(mixed_scores(np.random.default_rng(i), 0.0, 15, 6, 3)) for i in range(20)]
+    found = [mixed_effects(gains_of(np.random.default_rng(i), 0.0, 15, 6, 3)) for i in range(20)]
     assert sum(row["p"] < 0.05 for row in found) <= 4  # 1 is due; few seeds and contexts make Wald's test a bit free
-    assert mixed_effects(mixed_scores(np.random.default_rng(0), 3.0, 15, 6, 3))["p"] < 1e-6
+    assert mixed_effects(gains_of(np.random.default_rng(0), 3.0, 15, 6, 3))["p"] < 1e-6
     with pytest.raises(ValueError, match="at least two nouns"):
-        mixed_effects(mixed_scores(np.random.default_rng(0), 0.0, 1, 6))
+        mixed_effects(gains_of(np.random.default_rng(0), 0.0, 1, 6))
     with pytest.raises(ValueError, match="expected a column 'seed'"):
-        mixed_effects(mixed_scores(np.random.default_rng(0), 0.0, 3, 6).drop(columns="seed"))
+        mixed_effects(gains_of(np.random.default_rng(0), 0.0, 3, 6).drop(columns="seed"))

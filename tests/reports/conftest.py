@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from symground.analysis.gain import gain_by_context
 from symground.folders import write_json
 
 NOUNS = ("ball", "dog", "book", "cup", "shoe", "car")
@@ -17,10 +18,10 @@ Made = Callable[..., Path]
 
 def results(
     folder: Path, nouns: Sequence[str] = NOUNS, models: Sequence[str] = ("gpt2-4l",), seeds: int = 2,
-    steps: Sequence[int] = (0, 100, 200, 400), contexts: int = 3, layers: int = 3, heads: int = 2, shift: float = 0.0,
+    steps: Sequence[int] = (0, 100, 200, 400), contexts: int = 3, layers: int = 3, heads: int = 2, shift: float = 0.0, noise: int = 0,
 ) -> Path:  # fmt: skip
     """Every table of a study; the gain of noun i passes 1 between the second checkpoint and the last."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(noise)
     (folder / "data").mkdir(parents=True)
     (folder / "results").mkdir()
     write_json(folder / "data" / "statistics.json", {"tokens": 1000, "env_tokens": 250, "vocabulary": 99})
@@ -44,9 +45,9 @@ def results(
         surprisal = 6 - np.array(of) + rng.normal(0, 0.05, len(grid))
         scores = pd.DataFrame(grid, columns=["context", "env", "target"]).assign(surprisal=surprisal)
         add("surprisal", key, scores)
-        same = scores["env"] == scores["target"]
-        matched, others = (scores[part].groupby("target")["surprisal"].mean() for part in (same, ~same))
-        gain = pd.DataFrame({"matched": matched, "mismatched": others, "gain": others - matched})
+        of_contexts = gain_by_context(scores)
+        add("contexts", key, of_contexts)
+        gain = of_contexts.groupby("target")[["matched", "mismatched", "gain"]].mean()
         for name in ("matched", "mismatched", "gain"):
             gain[f"{name}_low"], gain[f"{name}_high"] = gain[name] - 0.1, gain[name] + 0.1
         add("gain", key, gain.rename_axis("target").reset_index())

@@ -88,7 +88,7 @@ def test_what_is_not_there_is_said_with_its_command(made: Made) -> None:
     assert "there is one seed only" in page
     assert page.count("Not there") == 6
     assert "<script" not in page
-    for name in ("gain", "surprisal", "saliency", "heads"):
+    for name in ("gain", "contexts", "surprisal", "saliency", "heads"):
         (study / "results" / f"{name}.parquet").unlink()
     with pytest.raises(FileNotFoundError, match="no results yet"):
         sg.report(study)
@@ -96,12 +96,12 @@ def test_what_is_not_there_is_said_with_its_command(made: Made) -> None:
 
 def test_runs_with_different_checkpoints_are_shown_and_said(made: Made) -> None:
     study = made()
-    for name in ("surprisal", "gain"):
+    for name in ("contexts", "gain"):
         table = read_table(study, name)
         table = table[(table["seed"] == 0) | (table["step"] != 200)]
         table.to_parquet(study / "results" / f"{name}.parquet")
     page = text_of(sg.report(study))
-    assert "emergence steps: scores: the runs of gpt2-4l have not the same checkpoints; seeds [1] lack some" in page
+    assert "emergence steps: gains: the runs of gpt2-4l have not the same checkpoints; seeds [1] lack some" in page
     assert downloads(page)["training"]["seeds"].tolist() == [2, 2, 1, 2]
 
 
@@ -114,6 +114,8 @@ def test_results_of_an_older_version(made: Made) -> None:
     page = text_of(sg.report(study))
     assert "these results are of an older version" in page
     assert "figure-r2" in page
+    (study / "results" / "contexts.parquet").unlink()
+    assert "want the gain of each context (symground analyze study --what surprisal)" in text_of(sg.report(study))
 
 
 def test_words_of_the_corpus_cannot_break_out(made: Made) -> None:
@@ -184,7 +186,7 @@ def test_a_run_of_a_study(made: Made) -> None:
 
 
 def test_studies_beside_each_other(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b = made("a", shift=1.0), made("b")
+    a, b = made("a", shift=1.0), made("b", noise=1)
     monkeypatch.chdir(tmp_path)
     assert main(["report", str(a), str(b)]) == 0
     page = text_of(tmp_path / "compare.html")

@@ -53,6 +53,7 @@ def test_end_to_end_leaves_the_layout_of_a_study(study: Path) -> None:
 def test_tables_are_tidy(study: Path) -> None:
     columns = {
         "surprisal": ["context", "env", "target", "surprisal"],
+        "contexts": ["context", "target", "matched", "mismatched", "gain"],
         "gain": [
             "target", "matched", "mismatched", "gain",
             *(f"{name}_{end}" for name in ("matched", "mismatched", "gain") for end in ("low", "high")),

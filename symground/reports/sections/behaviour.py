@@ -22,7 +22,7 @@ from symground.reports.parts import Picture, Section, Sheet, Study
 
 def behaviour(study: Study, ages: Mapping[str, float] | None = None) -> Section:
     """Curves, emergence steps, and their tests."""
-    gains, scores = study.results["gain"], study.results["surprisal"]
+    gains, contexts = study.results["gain"], study.results["contexts"]
     title, text = (
         "Does the word follow from the scene?",
         (
@@ -36,7 +36,8 @@ def behaviour(study: Study, ages: Mapping[str, float] | None = None) -> Section:
     seeds = int(training["seeds"].max())
     over = f"95 % intervals over {seeds} seeds (Student's t)" if seeds > 1 else "95 % intervals over nouns (BCa)"
     bands = {"bands": over}
-    emerged, missing = _emerged(scores)
+    emerged, missing = _emerged(contexts)
+    missing += study.lacking(contexts="emergence steps and mixed-effects models, which want the gain of each context")
     parts: list[Picture | Sheet] = [
         Sheet("final", _final(training), made, _final_shown(training)),
         Picture("surprisal", surprisal_curves(training), made, bands),
@@ -55,7 +56,7 @@ def behaviour(study: Study, ages: Mapping[str, float] | None = None) -> Section:
     parts.append(
         Sheet("nouns", _nouns(last, emerged), made)
     )  # fmt: skip
-    mixed = _mixed(scores)
+    mixed = _mixed(contexts)
     if len(mixed):
         parts.append(Sheet("mixed", mixed, made))
     parts.append(
@@ -66,11 +67,11 @@ def behaviour(study: Study, ages: Mapping[str, float] | None = None) -> Section:
     return Section("behaviour", title, text, parts, missing)
 
 
-def _emerged(scores: pd.DataFrame) -> tuple[pd.DataFrame | None, list[str]]:
-    if scores.empty:
-        return None, ["emergence steps"]
+def _emerged(contexts: pd.DataFrame) -> tuple[pd.DataFrame | None, list[str]]:
+    if contexts.empty:
+        return None, []
     try:
-        return emergence(scores), []
+        return emergence(contexts), []
     except ValueError as error:
         return None, [f"emergence steps: {error}"]
 
@@ -125,10 +126,10 @@ def _nouns(last: pd.DataFrame, emerged: pd.DataFrame | None) -> pd.DataFrame:
     return table.sort_values(["model", "gain"], ascending=[True, False], kind="stable", ignore_index=True)
 
 
-def _mixed(scores: pd.DataFrame) -> pd.DataFrame:
+def _mixed(contexts: pd.DataFrame) -> pd.DataFrame:
     rows = []
-    if not scores.empty:
-        for model, of_model in _last(scores).groupby("model", sort=True):
+    if not contexts.empty:
+        for model, of_model in _last(contexts).groupby("model", sort=True):
             if of_model["target"].nunique() > 1:
                 rows.append({"model": model, "step": int(of_model["step"].max()), **mixed_effects(of_model)})
     table = pd.DataFrame(rows)

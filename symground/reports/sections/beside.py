@@ -52,8 +52,11 @@ def beside(studies: Sequence[Study]) -> Section:
         parts.append(Sheet("beside-differences", differences, made))
     emerged = []
     for name, study in there:
+        missing += [f"{name}: {text}" for text in study.lacking(contexts="emergence steps")]
+        if study.results["contexts"].empty:
+            continue
         try:
-            emerged.append(emergence(study.results["surprisal"]).assign(study=name))
+            emerged.append(emergence(study.results["contexts"]).assign(study=name))
         except ValueError as error:
             missing.append(f"{name}: emergence steps ({error})")
     if emerged:

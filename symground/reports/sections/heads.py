@@ -20,22 +20,17 @@ _COMPARED = 200  # examples: pairs of them are counted
 
 def heads(study: Study) -> Section:
     """Counts, stability, the null of the shares, and what flow says of effects."""
-    found, shares, swept = (study.results[name] for name in ("heads", "shares", "sweep"))
+    shares, swept = study.results["shares"], study.results["sweep"]
     parts: list[Picture | Sheet] = []
-    if not found.empty:
-        made, examples = study.analyze("saliency"), _examples(study)
-        counts = head_counts(found, examples)
+    if not shares.empty:
+        made, counts = study.analyze("saliency"), head_counts(shares)
         parts += [
             Picture("head-counts", counts_figure(counts), made),
             Sheet("head-counts", counts, made, _at_some(counts)),
-            Sheet("common-heads", common_heads(found, examples), made),
-            Sheet("stability", stability(found, examples), made),
-        ]
-    if not shares.empty:
-        made = study.analyze("saliency")
-        parts += [
+            Sheet("common-heads", common_heads(shares), made),
+            Sheet("stability", stability(_of_last_two(study), _examples(study)), made),
             Picture("shares", shares_figure(shares), made),
-            Sheet("shares", shares, made, _shares_shown(shares)),
+            Sheet("shares", _last(shares), made, _shares_shown(shares)),
         ]
     if not swept.empty:
         made = study.analyze("sweep")
@@ -51,7 +46,7 @@ def heads(study: Study) -> Section:
         "of the ENV utterance into the noun. The share is of the row, or of the head's whole matrix. Layers and heads "
         "count from 0."
     )
-    missing = study.lacking(heads="heads", shares="their shares in mismatched examples", sweep="every head alone")
+    missing = study.lacking(shares="heads, and their shares in mismatched examples", sweep="every head alone")
     return Section("heads", "Which heads?", text, parts, missing)
 
 
@@ -66,26 +61,31 @@ def _last(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["step"] == frame.groupby(["model", "seed"])["step"].transform("max")]
 
 
-def head_counts(heads: pd.DataFrame, examples: int) -> pd.DataFrame:
+def _of_last_two(study: Study) -> pd.DataFrame:
+    """The heads of each run's last two checkpoints."""
+    steps = study.results["shares"][["model", "seed", "step"]].drop_duplicates()
+    kept = steps.sort_values("step").groupby(["model", "seed"]).tail(2)
+    return study.results.at("heads", sorted(set(kept["step"]))).merge(kept, on=["model", "seed", "step"])
+
+
+def head_counts(shares: pd.DataFrame) -> pd.DataFrame:
     """Heads per example and their mean layer, by run, step, kind and denominator."""
     keys = ["model", "seed", "step", "kind", "denominator"]
-    grouped = heads.groupby(keys)
-    table = pd.DataFrame({"heads per example": grouped.size() / examples, "mean layer": grouped["layer"].mean()})
-    steps = heads[keys[:3]].drop_duplicates().itertuples(index=False)
-    every = [(*step, kind, denominator) for step in steps for kind in KINDS for denominator in DENOMINATORS]
-    table = table.reindex(pd.MultiIndex.from_tuples(sorted(every), names=keys))  # none found is a row of 0
-    return table.fillna({"heads per example": 0.0}).reset_index()
+    weighted = shares.assign(of_layers=shares["selected"] * shares["layer"])
+    found = weighted.groupby(keys)[["selected", "of_layers"]].sum().reset_index()
+    layer = found.pop("of_layers") / found["selected"].where(found["selected"] > 0)
+    return found.rename(columns={"selected": "heads per example"}).assign(**{"mean layer": layer})
 
 
-def common_heads(heads: pd.DataFrame, examples: int, most: int = 12) -> pd.DataFrame:
-    """At each run's last checkpoint, the heads that are found in most examples (row denominator)."""
-    last = heads["step"] == heads.groupby(["model", "seed"])["step"].transform("max")
-    chosen = heads[last & (heads["denominator"] == "row")]
-    grouped = chosen.groupby(["model", "seed", "kind", "layer", "head"])
-    table = pd.DataFrame({"found in": grouped.size() / examples, "mean share": grouped["share"].mean()}).reset_index()
-    table = table.sort_values("found in", ascending=False, kind="stable")
-    table = table.groupby(["model", "seed", "kind"], sort=True).head(most)
-    return table.sort_values(["model", "seed", "kind", "found in"], ascending=[True, True, True, False])
+def common_heads(shares: pd.DataFrame, most: int = 12) -> pd.DataFrame:
+    """At each run's last checkpoint, the heads that are found in most examples, by the share of the row."""
+    last = _last(shares)
+    chosen = last[(last["denominator"] == "row") & (last["selected"] > 0)]
+    keys = ["model", "seed", "kind"]
+    table = chosen.sort_values("selected", ascending=False, kind="stable").groupby(keys, sort=True).head(most)
+    table = table.sort_values([*keys, "selected"], ascending=[True, True, True, False], kind="stable")
+    table = table[[*keys, "layer", "head", "selected", "share", "examples"]]
+    return table.rename(columns={"selected": "found in", "share": "mean share"})
 
 
 def _at_some(counts: pd.DataFrame) -> pd.DataFrame:
