@@ -13,13 +13,18 @@ from symground.version import VERSION
 if TYPE_CHECKING:
     from symground import ops as ops
     from symground.analysis.ablate import ablate as ablate
+    from symground.analysis.ablate import steer as steer
     from symground.analysis.cooccurrence import cooccurrence as cooccurrence
     from symground.analysis.gain import gain as gain
     from symground.analysis.heads import find_heads as find_heads
     from symground.analysis.intervene import intervene as intervene
+    from symground.analysis.lens import TunedLens as TunedLens
+    from symground.analysis.lens import lens_gain as lens_gain
+    from symground.analysis.monitor import monitor as monitor
     from symground.analysis.probes import probes as probes
     from symground.analysis.score import score as score
     from symground.analysis.score import score_to_parquet as score_to_parquet
+    from symground.analysis.steering import steering as steering
     from symground.analysis.sweep import sweep_heads as sweep_heads
     from symground.analysis.trace import trace as trace
     from symground.models.attach import attach as attach
@@ -31,8 +36,8 @@ __version__ = VERSION
 
 _HOMES = {
     "symground.analysis": (
-        "ablate", "cooccurrence", "find_heads", "gain", "intervene", "probes", "score",
-        "score_to_parquet", "sweep_heads", "trace",
+        "TunedLens", "ablate", "cooccurrence", "find_heads", "gain", "intervene", "lens_gain", "monitor", "probes",
+        "score", "score_to_parquet", "steer", "steering", "sweep_heads", "trace",
     ),
     "symground.models": ("attach", "load", "load_tokenizer"),
     "symground.reports": ("report",),
@@ -40,8 +45,9 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "ablate", "attach", "cooccurrence", "find_heads", "gain", "intervene", "load", "load_tokenizer", "ops", "probes",
-    "report", "score", "score_to_parquet", "sweep_heads", "trace",
+    "TunedLens", "ablate", "attach", "cooccurrence", "find_heads", "gain", "intervene", "lens_gain", "load",
+    "load_tokenizer", "monitor", "ops", "probes", "report", "score", "score_to_parquet", "steer", "steering",
+    "sweep_heads", "trace",
 ]  # fmt: skip
 
 

@@ -18,7 +18,8 @@ Made = Callable[..., Path]
 
 def results(
     folder: Path, nouns: Sequence[str] = NOUNS, models: Sequence[str] = ("gpt2-4l",), seeds: int = 2,
-    steps: Sequence[int] = (0, 100, 200, 400), contexts: int = 3, layers: int = 3, heads: int = 2, shift: float = 0.0, noise: int = 0,
+    steps: Sequence[int] = (0, 100, 200, 400), contexts: int = 3, layers: int = 3, heads: int = 2, shift: float = 0.0,
+    noise: int = 0,
 ) -> Path:  # fmt: skip
     """Every table of a study; the gain of noun i passes 1 between the second checkpoint and the last."""
     rng = np.random.default_rng(noise)
