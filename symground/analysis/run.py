@@ -64,7 +64,7 @@ class AnalysisSettings:
     intervene_steps: tuple[int, ...] = ()
     """Checkpoints to intervene at, to sweep, and to monitor; the last by default."""
     intervene_contexts: int | None = None
-    """Use only the first so many contexts for interventions and the sweep; all by default."""
+    """Use only the first so many contexts for interventions, the sweep and steering; all by default."""
     kinds: tuple[str, ...] = tuple(KINDS)
     """Heads to silence: "aggregate", "gather", or "both" of them together."""
     selection: tuple[str, ...] = ("example",)
@@ -290,11 +290,11 @@ def _sweep(at: _Checkpoint) -> _Frames:
 
 
 def _monitor(at: _Checkpoint) -> _Frames:
-    if len(at.probes.contexts) < 2:
+    if len(at.used.contexts) < 2:
         return {}
     threshold = at.settings.threshold
     detected = monitor(at.model, at.probes, threshold=threshold)
-    steered = steering(at.model, at.probes, threshold=threshold)
+    steered = steering(at.model, at.used, threshold=threshold)
     return {"monitor": detected.detectors, "calibration": detected.calibration, "steering": steered}
 
 

@@ -68,7 +68,7 @@ class DemoSettings(StudySettings):
     threads: int | None = 1
     """CPU threads; PyTorch's own choice when None."""
     analysis: tyro.conf.OmitArgPrefixes[AnalysisSettings] = field(
-        default_factory=lambda: AnalysisSettings(intervene_contexts=3)
+        default_factory=lambda: AnalysisSettings(intervene_contexts=3, lens_fit=50)
     )
 
 
