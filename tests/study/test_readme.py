@@ -20,7 +20,9 @@ from symground.recipes.dials import IMAGE_VALUES, VALUES
 
 ROOT = Path(symground.__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DATA, TRAINING = ((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("data", "training"))
+DATA, TRAINING, ANALYSES = (
+    (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("data", "training", "analyses")
+)
 
 
 def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,6 +43,10 @@ def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     study, silencing, saliency, anyone, head, mamba = re.findall(r"```python\n(.*?)```", README, re.S)
     exec(study.replace("step=800", "step=8"), names)
     exec(silencing, names)
+    assert "One example at a time" in Path("runs/demo/report.html").read_text(encoding="utf-8")
+    names |= {"corpus": torch.randint(2, 50, (4, 16)), "ids": torch.tensor([[2, 5, 7]])}
+    for block in re.findall(r"```python\n(.*?)```", ANALYSES, re.S):
+        exec(block, names)
     for block in re.findall(r"```python\n(.*?)```", DATA, re.S):
         exec(block, names)
     assert len(names["table"]) == 4
@@ -64,7 +70,7 @@ def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert probe.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("page", [README, DATA, TRAINING], ids=["README", "data", "training"])
+@pytest.mark.parametrize("page", [README, DATA, TRAINING, ANALYSES], ids=["README", "data", "training", "analyses"])
 def test_commands_of_the_readme_exist(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     page = re.sub(r"```python\n.*?```\n", "", page, flags=re.S)
     blocks = "".join(re.findall(r"```\n(.*?)```", page, re.S)).replace("\\\n", " ")
