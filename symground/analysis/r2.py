@@ -110,12 +110,16 @@ def peak(r2: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         model; peak_step, and peak, the largest mean of R² over seeds, with the slope there; last_step, last and
-        last_slope, at the last checkpoint; fall, the peak minus the last; seeds.
+        last_slope, at the last checkpoint; fall, the peak minus the last; nouns, seeds.
     """
     rows = []
     for model, of_model in r2.groupby("model", sort=True):
         mean = of_model.groupby("step")[["r2", "slope"]].mean().dropna()
-        row: dict[str, Any] = {"model": model, "seeds": of_model["seed"].nunique()}
+        row: dict[str, Any] = {
+            "model": model,
+            "seeds": of_model["seed"].nunique(),
+            "nouns": int(of_model["nouns"].max()),
+        }
         if len(mean):
             steps, values, slopes = mean.index.to_numpy(), mean["r2"].to_numpy(float), mean["slope"].to_numpy(float)
             at = int(values.argmax())
@@ -124,5 +128,5 @@ def peak(r2: pd.DataFrame) -> pd.DataFrame:
                 "last": values[-1], "last_slope": slopes[-1], "fall": values[at] - values[-1],
             }  # fmt: skip
         rows.append(row)
-    columns = ["model", "peak_step", "peak", "slope", "last_step", "last", "last_slope", "fall", "seeds"]
+    columns = ["model", "peak_step", "peak", "slope", "last_step", "last", "last_slope", "fall", "nouns", "seeds"]
     return pd.DataFrame(rows, columns=columns)

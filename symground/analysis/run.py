@@ -238,7 +238,7 @@ def _where(at: _Checkpoint) -> _Frames:
     heads = pd.concat(found, ignore_index=True)[["example", "kind", "denominator", "layer", "head", "share"]]
     null = trace(at.model, at.probes.mismatched(), saliency=False)
     return {
-        "saliency": regions[["layer", "region", "value"]],
+        "saliency": regions[["layer", "region", "value"]].assign(examples=traced.sizes["example"]),
         "heads": heads,
         "shares": share_table(traced, null, settings.threshold),
         "maps": saliency_maps(at.model, at.probes, _tokens(at.study), settings.map_nouns, settings.map_contexts),
@@ -286,7 +286,8 @@ def _interventions(at: _Checkpoint) -> _Frames:
 
 def _sweep(at: _Checkpoint) -> _Frames:
     swept = sweep_heads(at.model, at.used, mode=at.settings.mode[0])
-    return {"sweep": swept.to_dataframe().dropna().reset_index()[["layer", "head", "effect", "first_order"]]}
+    table = swept.to_dataframe().dropna().reset_index()[["layer", "head", "effect", "first_order"]]
+    return {"sweep": table.assign(examples=len(at.used))}
 
 
 def _monitor(at: _Checkpoint) -> _Frames:

@@ -151,7 +151,8 @@ def _made(study: Path, kind: str, paths: Sequence[str], settings: CorpusSettings
         write_json(study / "data" / PROBE_IMAGES, {"of": {noun: probed[noun] for noun in nouns}, "empty": empty})
     corpus_page(study, built.statistics, counts, noun_tokens(nouns, spoken, cue), settings.min_noun_count)
     # Last: a folder with a config.json is a study whose data is whole.
-    write_json(study / "config.json", {**wanted, "nouns": nouns, "spoken": spoken, "contexts": kept})
+    asked = {} if _is_generated(kind) else {"asked": {"nouns": len(candidates), "contexts": len(contexts)}}
+    write_json(study / "config.json", {**wanted, **asked, "nouns": nouns, "spoken": spoken, "contexts": kept})
     _summarise(study, built.statistics, nouns, kept)
     return Corpus.load(study / "data", study)
 

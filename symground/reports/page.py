@@ -82,9 +82,20 @@ def _lead(study: Study) -> str:
     nouns, contexts = study.config["nouns"], study.config["contexts"]
     assert isinstance(nouns, list)
     assert isinstance(contexts, list)
+    asked = study.config.get("asked")
+    lacking = ""
+    if isinstance(asked, dict):
+        lacking = "".join(
+            f" {asked[name] - len(there)} of the {asked[name]} {name} that were asked for {why}."
+            for name, there, why in (
+                ("nouns", nouns, "stand too seldom in the corpus to be probed"),
+                ("contexts", contexts, "have words that its vocabulary lacks"),
+            )
+            if asked[name] > len(there)
+        )
     return (
         f"{statistics['tokens']:,} tokens, {statistics['env_tokens'] / statistics['tokens']:.0%} of them ENV; "
-        f"vocabulary {statistics['vocabulary']:,}; {len(nouns)} nouns × {len(contexts)} contexts."
+        f"vocabulary {statistics['vocabulary']:,}; {len(nouns)} nouns × {len(contexts)} contexts.{lacking}"
     )
 
 

@@ -110,7 +110,9 @@ def test_the_peak_by_hand() -> None:
     of_step = {0: (np.nan, np.nan), 1: (0.2, 1.0), 2: (0.6, 2.0), 3: (0.1, -1.0)}
     rows = [("m", seed, step, r2 + 0.2 * seed * (step == 2), slope)
             for seed in (0, 1) for step, (r2, slope) in of_step.items()]  # fmt: skip
-    (row,) = peak(pd.DataFrame(rows, columns=["model", "seed", "step", "r2", "slope"])).to_dict("records")
+    (row,) = peak(pd.DataFrame(rows, columns=["model", "seed", "step", "r2", "slope"]).assign(nouns=9)).to_dict(
+        "records"
+    )
     assert (row["peak_step"], row["last_step"], row["seeds"]) == (2, 3, 2)
     assert (row["peak"], row["slope"], row["last"], row["last_slope"]) == pytest.approx((0.7, 2.0, 0.1, -1.0))
     assert row["fall"] == pytest.approx(0.6)

@@ -56,7 +56,7 @@ def results(
               "partial_r2_high": 0.3, "pmi_r2": 0.2, "nouns": len(nouns), "mean_gain": grown}  # fmt: skip
         add("r2", key, pd.DataFrame([r2 if grown > 0 else {**r2, "r2": np.nan}]))
         regions = [(layer, region, rng.random()) for layer in range(layers) for region in ("env", "event", "other")]
-        add("saliency", key, pd.DataFrame(regions, columns=["layer", "region", "value"]))
+        add("saliency", key, pd.DataFrame(regions, columns=["layer", "region", "value"]).assign(examples=examples))
         of_heads = [(e, kind, d, 0, e % heads, 0.5) for e in range(examples) for kind in ("aggregate", "gather")
                     for d in ("row", "matrix")]  # fmt: skip
         columns = ["example", "kind", "denominator", "layer", "head", "share"]
@@ -91,7 +91,11 @@ def results(
             cut |= {f"{measure}_{which}": 3.0 for which in ("original", "control", "intervened")}
         add("interventions", key, pd.DataFrame([cut]))
         effects = [(*cell, i / 10, i / 9) for i, cell in enumerate(cells)]
-        add("sweep", key, pd.DataFrame(effects, columns=["layer", "head", "effect", "first_order"]))
+        add(
+            "sweep",
+            key,
+            pd.DataFrame(effects, columns=["layer", "head", "effect", "first_order"]).assign(examples=examples),
+        )
         told = [(name, 0.9, 0.8, 0.95, 0.1, 0.2, 0.05, 7, examples, contexts, len(nouns), 2.0)
                 for name in ("flow", "entropy")]  # fmt: skip
         columns = ["detector", "auroc", "auroc_low", "auroc_high", "brier", "brier_base", "ece", "wrong", "examples"]

@@ -105,6 +105,15 @@ def test_runs_with_different_checkpoints_are_shown_and_said(made: Made) -> None:
     assert downloads(page)["training"]["seeds"].tolist() == [2, 2, 1, 2]
 
 
+def test_fewer_nouns_than_were_asked_for(made: Made) -> None:
+    study = made()
+    config = json.loads((study / "config.json").read_text()) | {"asked": {"nouns": 9, "contexts": 3}}
+    (study / "config.json").write_text(json.dumps(config))
+    page = text_of(sg.report(study))
+    assert "6 nouns × 3 contexts. 3 of the 9 nouns that were asked for stand too seldom in the corpus" in page
+    assert "contexts that were asked for" not in page
+
+
 def test_results_of_an_older_version(made: Made) -> None:
     study = made()
     r2 = read_table(study, "r2")[["model", "seed", "step", "r2", "slope", "nouns", "mean_gain"]]

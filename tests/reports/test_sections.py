@@ -37,7 +37,9 @@ def test_stability_by_hand() -> None:
 
 def test_what_named_heads_explain_by_hand() -> None:
     cells = [(0, 0, 0.9, 2.0), (0, 1, 0.4, 1.0), (1, 0, 0.1, 0.5), (1, 1, 0.0, -0.5)]
-    table = pd.DataFrame(cells, columns=["layer", "head", "share", "effect"]).assign(model="m", seed=0, step=5)
+    table = pd.DataFrame(cells, columns=["layer", "head", "share", "effect"]).assign(
+        model="m", seed=0, step=5, examples=8
+    )
     shares = table.drop(columns="effect").assign(kind="aggregate", denominator="row")
     both = flow_and_effect(shares, table.drop(columns="share"))
     (row,) = explained(both).to_dict("records")
@@ -50,6 +52,7 @@ def test_what_named_heads_explain_by_hand() -> None:
 
 def test_acquisition_by_hand() -> None:
     emerged = pd.DataFrame({"model": "m", "level": "noun", "unit": list("abcde"), "step": [10, 20, 40, np.inf, 30.0]})
+    emerged["seeds"] = 1
     (row,) = acquisition(emerged, {"a": 12.0, "b": 14, "c": 18, "d": 20, "z": 1}).to_dict("records")
     assert row["correlation"] == pytest.approx(1.0)  # what never emerges is last
     assert (row["nouns"], row["never emerged"]) == (4, 1)

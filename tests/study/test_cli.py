@@ -62,7 +62,7 @@ def test_tables_are_tidy(study: Path) -> None:
             *(f"{name}{end}" for name in ("r2", "slope") for end in ("", "_low", "_high")), "pmi_r2", "pmi_slope",
             "partial_r2", "partial_r2_low", "partial_r2_high", "pmi_nouns", "nouns", "mean_gain",
         ],
-        "saliency": ["layer", "region", "value"],
+        "saliency": ["layer", "region", "value", "examples"],
         "heads": ["example", "kind", "denominator", "layer", "head", "share"],
         "shares": [
             "kind", "denominator", "layer", "head", "share", "null", "null_95", "selected", "null_selected", "examples",
@@ -83,7 +83,7 @@ def test_tables_are_tidy(study: Path) -> None:
     assert len(interventions) == 2 * 2 * 2  # kinds × denominators × spans, last step of the GPT-2 only
     assert "p_holm" not in interventions  # which is over all checkpoints: the report's
     swept = read_table(study, "sweep")
-    assert swept.columns.tolist() == ["model", "seed", "step", "layer", "head", "effect", "first_order"]
+    assert swept.columns.tolist() == ["model", "seed", "step", "layer", "head", "effect", "first_order", "examples"]
     assert len(swept) == 4 * 4
     assert set(swept["step"]) == {6}
 

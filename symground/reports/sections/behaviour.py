@@ -116,6 +116,7 @@ def _emergence_shown(wholes: pd.DataFrame) -> pd.DataFrame:
 def _nouns(last: pd.DataFrame, emerged: pd.DataFrame | None) -> pd.DataFrame:
     columns = ["matched", "mismatched", "gain", "gain_low", "gain_high"]
     table = last.reindex(columns=["model", "target", *columns]).groupby(["model", "target"])[columns].mean()
+    table["seeds"] = last.groupby(["model", "target"])["seed"].nunique()
     table = table.reset_index().rename(columns={"target": "noun", "gain_low": "low", "gain_high": "high"})
     known = cdi_categories()
     table.insert(2, "category", [known.get(noun, "other") for noun in table["noun"]])
@@ -160,6 +161,7 @@ def acquisition(emerged: pd.DataFrame, ages: Mapping[str, float]) -> pd.DataFram
                 "high": high[0],
                 "p": found.pvalue,
                 "nouns": len(known),
+                "seeds": int(known["seeds"].max()),
                 "never emerged": int(np.isinf(steps).sum()),
             }
         )

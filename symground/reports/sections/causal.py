@@ -108,6 +108,7 @@ def grounds_or_matters(interventions: pd.DataFrame) -> pd.DataFrame:
             **changes,
             **({"p of gain": rows["gain_p"]} if "gain_p" in rows else {}),
             "d of matched": d.where(rows["d"].notna(), "–"),
+            "examples": rows["examples"],
         }
     )
 

@@ -72,9 +72,11 @@ def head_counts(shares: pd.DataFrame) -> pd.DataFrame:
     """Heads per example and their mean layer, by run, step, kind and denominator."""
     keys = ["model", "seed", "step", "kind", "denominator"]
     weighted = shares.assign(of_layers=shares["selected"] * shares["layer"])
-    found = weighted.groupby(keys)[["selected", "of_layers"]].sum().reset_index()
+    grouped = weighted.groupby(keys)
+    found = grouped[["selected", "of_layers"]].sum().assign(examples=grouped["examples"].first()).reset_index()
     layer = found.pop("of_layers") / found["selected"].where(found["selected"] > 0)
-    return found.rename(columns={"selected": "heads per example"}).assign(**{"mean layer": layer})
+    found.insert(len(keys) + 1, "mean layer", layer)
+    return found.rename(columns={"selected": "heads per example"})
 
 
 def common_heads(shares: pd.DataFrame, most: int = 12) -> pd.DataFrame:
@@ -179,7 +181,8 @@ def flow_and_effect(shares: pd.DataFrame, swept: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame()
     own = shares[(shares["kind"] == "aggregate") & (shares["denominator"] == "row")]
     keys = ["model", "seed", "step", "layer", "head"]
-    return _last(own.merge(swept, on=keys)[[*keys, "share", "effect"]])
+    both = own.merge(swept.drop(columns="examples", errors="ignore"), on=keys)
+    return _last(both[[*keys, "share", "effect", "examples"]])
 
 
 def explained(both: pd.DataFrame, threshold: float = _THRESHOLD) -> pd.DataFrame:
@@ -195,6 +198,7 @@ def explained(both: pd.DataFrame, threshold: float = _THRESHOLD) -> pd.DataFrame
                 "step": step,
                 "correlation": found.statistic,
                 "p": found.pvalue,
+                "examples": int(frame["examples"].iloc[0]),
                 "named heads": int(named.sum()),
                 "heads": len(frame),
                 "share of the effect": rises[named].sum() / rises.sum() if rises.sum() > 0 else np.nan,
