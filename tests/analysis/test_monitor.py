@@ -12,7 +12,7 @@ import symground as sg
 from symground.analysis.ablate import steer
 from symground.analysis.choice import choices
 from symground.analysis.maps import saliency_maps
-from symground.analysis.monitor import DETECTORS, _auroc, monitor
+from symground.analysis.monitor import DETECTORS, _auroc, _bins, _told, monitor
 from symground.analysis.probes import Probes
 from symground.analysis.steering import steering
 from symground.data import Corpus
@@ -39,6 +39,19 @@ def test_auroc_is_the_share_of_pairs_told_right() -> None:
     said, so = rng.integers(0, 5, 40).astype(float), rng.random(40) < 0.4
     pairs = [(a > b) + 0.5 * (a == b) for a in said[so] for b in said[~so]]
     assert _auroc(np.stack([said, so], -1)[None])[0, 0] == pytest.approx(np.mean(pairs))
+
+
+def test_calibration_by_hand() -> None:
+    predicted = np.array([0.05, 0.05, 0.15, 0.95, 1.0])
+    wrong = np.array([False, True, False, True, True])
+    bins = _bins(predicted, wrong)
+    assert bins[["bin", "count"]].to_numpy().tolist() == [[0, 2], [1, 1], [9, 2]]
+    np.testing.assert_allclose(bins["observed"], [0.5, 0.0, 1.0])
+    told = _told(predicted, wrong, 0)
+    assert told["ece"] == pytest.approx((2 * abs(0.05 - 0.5) + abs(0.15 - 0) + 2 * abs(0.975 - 1)) / 5)
+    assert told["brier"] == pytest.approx(np.mean([0.05**2, 0.95**2, 0.15**2, 0.05**2, 0]))
+    assert told["brier_base"] == pytest.approx(0.6 * 0.4)
+    assert told["auroc"] == pytest.approx((2 * 2 + 0.5) / 6)
 
 
 def test_choices_are_the_logits(model: PreTrainedModel, probes: Probes) -> None:
