@@ -15,7 +15,7 @@ from symground.folders import read_json
 from symground.reports.explorer import explorer
 from symground.reports.figures import write_figures
 from symground.reports.formats import number, with_interval
-from symground.reports.parts import Section, Sheet, Study
+from symground.reports.parts import Section, Sheet, Study, last_checkpoints
 from symground.reports.sections import SECTIONS, behaviour, beside
 from symground.reports.template import render
 
@@ -124,7 +124,7 @@ def _summary(study: Study, sections: Sequence[Section]) -> list[str]:
     table = frames.get("interventions")
     if table is not None:
         chosen = table[(table["kind"] == "aggregate") & (table["denominator"] == "row")]
-        last = chosen[chosen["step"] == chosen.groupby(["model", "seed"])["step"].transform("max")]
+        last = last_checkpoints(chosen)
         lines += [
             f"{row['model']}, seed {row['seed']}: each example's own aggregate heads silenced take the matched "
             f"surprisal from {number(row['original'])} to {number(row['intervened'])}, as many random heads to "
@@ -139,7 +139,7 @@ def _rows(frames: dict[str, pd.DataFrame], name: str) -> list[dict[Hashable, Any
         return []
     frame = frames[name]
     if name == "final":
-        frame = frame[frame["step"] == frame.groupby("model")["step"].transform("max")]
+        frame = last_checkpoints(frame, "model")
     return frame.to_dict("records")
 
 

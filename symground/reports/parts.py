@@ -159,3 +159,8 @@ _MADE_BY = {
     "contexts": "surprisal", "gain": "surprisal", "r2": "surprisal", "heads": "saliency", "shares": "saliency",
     "maps": "saliency", "calibration": "monitor", "steering": "monitor",
 }  # fmt: skip
+
+
+def last_checkpoints(frame: pd.DataFrame, *of: str) -> pd.DataFrame:
+    """The rows of each run's last checkpoint, or of the last one of what the columns ``of`` tell apart."""
+    return frame[frame["step"] == frame.groupby(list(of) or ["model", "seed"])["step"].transform("max")]

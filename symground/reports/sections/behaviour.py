@@ -17,7 +17,7 @@ from symground.analysis.statistics import resampled
 from symground.data.nouns import cdi_categories
 from symground.reports.figures import MATCHED, MISMATCHED, band, colours, figure_of
 from symground.reports.formats import interval, with_interval
-from symground.reports.parts import Picture, Section, Sheet, Study
+from symground.reports.parts import Picture, Section, Sheet, Study, last_checkpoints
 
 
 def behaviour(study: Study, ages: Mapping[str, float] | None = None) -> Section:
@@ -52,7 +52,7 @@ def behaviour(study: Study, ages: Mapping[str, float] | None = None) -> Section:
             found = acquisition(emerged, ages)
             if len(found):
                 parts.append(Sheet("acquisition", found, made))
-    last = _last(gains)
+    last = last_checkpoints(gains)
     parts.append(
         Sheet("nouns", _nouns(last, emerged), made)
     )  # fmt: skip
@@ -76,13 +76,8 @@ def _emerged(contexts: pd.DataFrame) -> tuple[pd.DataFrame | None, list[str]]:
         return None, [f"emergence steps: {error}"]
 
 
-def _last(frame: pd.DataFrame) -> pd.DataFrame:
-    """Of each run its last checkpoint."""
-    return frame[frame["step"] == frame.groupby(["model", "seed"])["step"].transform("max")]
-
-
 def _final(training: pd.DataFrame) -> pd.DataFrame:
-    return training[training["step"] == training.groupby("model")["step"].transform("max")]
+    return last_checkpoints(training, "model")
 
 
 def _final_shown(training: pd.DataFrame) -> pd.DataFrame:
@@ -130,7 +125,7 @@ def _nouns(last: pd.DataFrame, emerged: pd.DataFrame | None) -> pd.DataFrame:
 def _mixed(contexts: pd.DataFrame) -> pd.DataFrame:
     rows = []
     if not contexts.empty:
-        for model, of_model in _last(contexts).groupby("model", sort=True):
+        for model, of_model in last_checkpoints(contexts).groupby("model", sort=True):
             if of_model["target"].nunique() > 1:
                 rows.append({"model": model, "step": int(of_model["step"].max()), **mixed_effects(of_model)})
     table = pd.DataFrame(rows)

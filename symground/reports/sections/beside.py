@@ -13,7 +13,7 @@ from symground.analysis.curves import over_training
 from symground.analysis.emergence import emergence
 from symground.analysis.statistics import holm, paired
 from symground.reports.figures import band, colours, figure_of
-from symground.reports.parts import Picture, Section, Sheet, Study
+from symground.reports.parts import Picture, Section, Sheet, Study, last_checkpoints
 from symground.reports.sections.causal import intervention_table
 
 
@@ -35,7 +35,7 @@ def beside(studies: Sequence[Study]) -> Section:
     training = pd.concat(
         [over_training(study.results["gain"]).assign(study=name) for name, study in there], ignore_index=True
     )
-    last = training[training["step"] == training.groupby(["study", "model"])["step"].transform("max")]
+    last = last_checkpoints(training, "study", "model")
     columns = ["study", "model", "step", "matched", "mismatched", "gain", "gain_low", "gain_high", "gain_seed_low",
                "gain_seed_high", "p_holm", "d", "nouns", "seeds"]  # fmt: skip
     parts: list[Picture | Sheet] = [
@@ -95,7 +95,7 @@ def _differences(studies: Sequence[tuple[str, Study]]) -> pd.DataFrame:
 
 
 def _by_noun(gains: pd.DataFrame) -> dict[str, pd.Series]:
-    last = gains[gains["step"] == gains.groupby(["model", "seed"])["step"].transform("max")]
+    last = last_checkpoints(gains)
     return {str(model): frame.groupby("target")["gain"].mean() for model, frame in last.groupby("model", sort=True)}
 
 

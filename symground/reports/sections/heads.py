@@ -12,7 +12,7 @@ from scipy import stats
 
 from symground.analysis.heads import DENOMINATORS, KINDS
 from symground.reports.figures import colours, figure_of
-from symground.reports.parts import Picture, Section, Sheet, Study
+from symground.reports.parts import Picture, Section, Sheet, Study, last_checkpoints
 
 _THRESHOLD = 0.30
 _COMPARED = 200  # examples: pairs of them are counted
@@ -30,7 +30,7 @@ def heads(study: Study) -> Section:
             Sheet("common-heads", common_heads(shares), made),
             Sheet("stability", stability(_of_last_two(study), _examples(study)), made),
             Picture("shares", shares_figure(shares), made),
-            Sheet("shares", _last(shares), made, _shares_shown(shares)),
+            Sheet("shares", last_checkpoints(shares), made, _shares_shown(shares)),
         ]
     if not swept.empty:
         made = study.analyze("sweep")
@@ -57,10 +57,6 @@ def _examples(study: Study) -> int:
     return len(nouns) * len(contexts)
 
 
-def _last(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame[frame["step"] == frame.groupby(["model", "seed"])["step"].transform("max")]
-
-
 def _of_last_two(study: Study) -> pd.DataFrame:
     """The heads of each run's last two checkpoints."""
     steps = study.results["shares"][["model", "seed", "step"]].drop_duplicates()
@@ -81,7 +77,7 @@ def head_counts(shares: pd.DataFrame) -> pd.DataFrame:
 
 def common_heads(shares: pd.DataFrame, most: int = 12) -> pd.DataFrame:
     """At each run's last checkpoint, the heads that are found in most examples, by the share of the row."""
-    last = _last(shares)
+    last = last_checkpoints(shares)
     chosen = last[(last["denominator"] == "row") & (last["selected"] > 0)]
     keys = ["model", "seed", "kind"]
     table = chosen.sort_values("selected", ascending=False, kind="stable").groupby(keys, sort=True).head(most)
@@ -98,7 +94,7 @@ def _at_some(counts: pd.DataFrame) -> pd.DataFrame:
 
 def strongest_heads(swept: pd.DataFrame, most: int = 8) -> pd.DataFrame:
     """The heads of each run's last swept checkpoint that matter most alone, and how well the estimate tells them."""
-    last = swept[swept["step"] == swept.groupby(["model", "seed"])["step"].transform("max")]
+    last = last_checkpoints(swept)
     columns = {"effect": "effect, nats", "first_order": "first-order estimate"}
     table = last.sort_values("effect", ascending=False, kind="stable").groupby(["model", "seed"]).head(most)
     table = table.sort_values(["model", "seed"], kind="stable").rename(columns=columns)
@@ -115,7 +111,7 @@ def stability(found: pd.DataFrame, examples: int) -> pd.DataFrame:
         examples: how many there are; one without a head counts as an empty set, and two such as no pair.
     """
     rows = []
-    last = _last(found)
+    last = last_checkpoints(found)
     for (model, kind, denominator), frame in last.groupby(["model", "kind", "denominator"], sort=True):
         between, over, counts, layers = [], [], [], []
         for seed, of_seed in frame.groupby("seed"):
@@ -164,7 +160,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _shares_shown(shares: pd.DataFrame) -> pd.DataFrame:
-    last = _last(shares)
+    last = last_checkpoints(shares)
     rows = last[(last["denominator"] == "row") & (last["selected"] > 0.05)]
     rows = rows.sort_values(["model", "seed", "kind", "share"], ascending=[True, True, True, False], kind="stable")
     wanted = ["model", "seed", "step", "kind", "layer", "head", "share", "null", "null_95", "selected", "null_selected"]
@@ -182,7 +178,7 @@ def flow_and_effect(shares: pd.DataFrame, swept: pd.DataFrame) -> pd.DataFrame:
     own = shares[(shares["kind"] == "aggregate") & (shares["denominator"] == "row")]
     keys = ["model", "seed", "step", "layer", "head"]
     both = own.merge(swept.drop(columns="examples", errors="ignore"), on=keys)
-    return _last(both[[*keys, "share", "effect", "examples"]])
+    return last_checkpoints(both[[*keys, "share", "effect", "examples"]])
 
 
 def explained(both: pd.DataFrame, threshold: float = _THRESHOLD) -> pd.DataFrame:
@@ -228,7 +224,7 @@ def counts_figure(counts: pd.DataFrame) -> Figure:
 
 def shares_figure(shares: pd.DataFrame) -> Figure:
     """Mean shares in matched against mismatched examples, a point per head; a panel per model, of its first seed."""
-    last = _last(shares)
+    last = last_checkpoints(shares)
     rows = last[last["denominator"] == "row"]
     models = sorted(rows["model"].unique())
     figure = figure_of(3.2 * len(models) + 0.6, 3.1)

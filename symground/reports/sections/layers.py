@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from symground.analysis.heads import PATCHES
 from symground.reports.figures import colours, figure_of
-from symground.reports.parts import Picture, Section, Sheet, Study
+from symground.reports.parts import Picture, Section, Sheet, Study, last_checkpoints
 
 _CALLED = {"env": "ENV noun", "event": "rest of its utterance", "other": "rest of the context", PATCHES: "patches"}
 
@@ -68,7 +68,7 @@ def _grid(axes: Axes, table: pd.DataFrame, largest: float | None = None) -> Quad
 
 def saliency_regions(saliency: pd.DataFrame) -> Figure:
     """Saliency into the prediction position by layer and region at the last checkpoint; a panel per model."""
-    last = saliency[saliency["step"] == saliency.groupby("model")["step"].transform("max")]
+    last = last_checkpoints(saliency, "model")
     models = sorted(last["model"].unique())
     figure = figure_of(3.4 * len(models) + 1.4, 2.8)
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from symground.reports.figures import colours, figure_of
 from symground.reports.formats import with_interval
-from symground.reports.parts import Picture, Section, Sheet, Study
+from symground.reports.parts import Picture, Section, Sheet, Study, last_checkpoints
 
 
 def monitor(study: Study) -> Section:
@@ -80,7 +80,7 @@ def calibration_figure(calibration: pd.DataFrame) -> Figure:
 
 def steering_figure(steering: pd.DataFrame) -> Figure:
     """Accuracy against the factor, mean over seeds, at the last checkpoint."""
-    last = steering[steering["step"] == steering.groupby(["model", "seed"])["step"].transform("max")]
+    last = last_checkpoints(steering)
     figure = figure_of(5.2, 3.1)
     axes = figure.subplots()
     for (model, frame), colour in zip(last.groupby("model", sort=True), colours(), strict=False):
