@@ -25,17 +25,19 @@ class RowProbe(NamedTuple):
 
 
 def attention_row(
-    rows: RowProbe, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, key_range: Tensor | None
-) -> Tensor:
+    rows: RowProbe, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, key_range: Tensor | None,
+    window: int | None = None,
+) -> Tensor:  # fmt: skip
     """[B,H,T,D] of zeros, whose gradient reaches the probe: Σ_j A[p,j] · probe[j] · v[j] at p.
 
-    q [B,H,T,D]; k and v [B,Hk,S,D]; ``scale``, ``causal`` and ``key_range`` as for :func:`symground.ops.attention`.
+    q [B,H,T,D]; k and v [B,Hk,S,D]; ``scale``, ``causal``, ``key_range`` and ``window`` as for
+    :func:`symground.ops.attention`.
     """
     batch, heads, queries, _ = q.shape
     each, group = torch.arange(batch, device=q.device), heads // k.shape[1]
     keys, values = (x.repeat_interleave(group, 1) for x in (k, v))  # [B,H,S,D]
     with torch.no_grad():
-        seen = valid_keys(queries, k.shape[2], causal, key_range, None, q.device).expand(batch, 1, -1, -1)
+        seen = valid_keys(queries, k.shape[2], causal, key_range, window, q.device).expand(batch, 1, -1, -1)
         scores = torch.einsum("bhd,bhsd->bhs", q[each, :, rows.position].float(), keys.float()) * scale
         scores = scores.masked_fill(~seen[each, :, rows.position], float("-inf"))
         weights = scores.softmax(-1).nan_to_num(0.0)  # a row that sees no key is 0

@@ -1,0 +1,181 @@
+"""Decoders of transformers, tiny and with random weights: which can be traced, and which are refused by name."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
+
+import symground
+import symground as sg
+from symground.analysis.choice import choices
+from symground.data import Corpus
+from symground.models.interface import _is_window
+
+_SIZES = {
+    "vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None,
+}  # fmt: skip
+_GROUPED = {"num_key_value_heads": 2}
+#: name → (prefix of transformers' classes, prefix of the configuration's, what it is beyond the sizes)
+FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "GPT-NeoX (Pythia)": ("GPTNeoX", "GPTNeoX", {}),
+    "Llama": ("Llama", "Llama", _GROUPED),
+    "Mistral, sliding window": ("Mistral", "Mistral", {**_GROUPED, "sliding_window": 4}),
+    "Mixtral": ("Mixtral", "Mixtral", {**_GROUPED, "num_local_experts": 2}),
+    "Qwen2": ("Qwen2", "Qwen2", _GROUPED),
+    "Qwen2, window in some layers": (
+        "Qwen2", "Qwen2", {**_GROUPED, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    ),
+    "Qwen3": ("Qwen3", "Qwen3", {**_GROUPED, "head_dim": 8}),
+    "Gemma": ("Gemma", "Gemma", {**_GROUPED, "head_dim": 8}),
+    "Gemma-3, sliding window": ("Gemma3", "Gemma3Text", {**_GROUPED, "head_dim": 8, "sliding_window": 4}),
+    "OLMo-2": ("Olmo2", "Olmo2", _GROUPED),
+    "Phi": ("Phi", "Phi", {}),
+    "Phi-3": ("Phi3", "Phi3", _GROUPED),
+    "OPT": ("OPT", "OPT", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+}  # fmt: skip
+_OLD = {"n_embd": 32, "n_layer": 2, "n_head": 4}
+REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "Gemma-2": ("Gemma2", "Gemma2", {**_GROUPED, "head_dim": 8}, "does not support softcap"),
+    "GPT-OSS": (
+        "GptOss", "GptOss", {**_GROUPED, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1},
+        "does not support s_aux",
+    ),
+    "GPT-J": ("GPTJ", "GPTJ", {**_OLD, "n_positions": 64, "rotary_dim": 4}, "takes no attention function"),
+    "Falcon": ("Falcon", "Falcon", {}, "takes no attention function"),
+    "BLOOM": ("Bloom", "Bloom", {"n_layer": 2, "n_head": 4}, "cannot tell how many heads BloomAttention has"),
+    "MPT": ("Mpt", "Mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2}, "cannot tell how many heads MptAttention has"),
+}  # fmt: skip
+TARGETS = torch.tensor([5, 7])
+
+
+def pair(model: str, config: str, more: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The model as transformers' eager attention runs it, and its twin to attach."""
+    settings = getattr(transformers, f"{config}Config")(**{**_SIZES, **more})
+    kind = getattr(transformers, f"{model}ForCausalLM")
+    torch.manual_seed(0)
+    eager = kind._from_config(copy.deepcopy(settings), attn_implementation="eager").eval()
+    for parameter in eager.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    twin = kind(copy.deepcopy(settings)).eval()
+    twin.load_state_dict(eager.state_dict())
+    return eager, twin
+
+
+def batch(side: str) -> tuple[Tensor, Tensor]:
+    """ids and mask [2,9]; the first row has three tokens of padding."""
+    torch.manual_seed(1)
+    ids, mask = torch.randint(1, 101, (2, 9)), torch.ones(2, 9, dtype=torch.long)
+    mask[0, : 3 if side == "left" else None] = 0
+    if side == "right":
+        mask[0, :6] = 1
+    return ids, mask
+
+
+@pytest.fixture(params=FAMILIES, ids=str)
+def models(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, PreTrainedModel]:
+    eager, twin = pair(*FAMILIES[request.param])
+    return eager, sg.attach(twin)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_logits_and_saliency_are_eagers(models: tuple[PreTrainedModel, PreTrainedModel], side: str) -> None:
+    eager, ours = models
+    ids, mask = batch(side)
+    places = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if not isinstance(
+        eager, transformers.OPTForCausalLM
+    ) else {}  # fmt: skip
+    out = eager(ids, attention_mask=mask, output_attentions=True, **places)
+    with torch.no_grad():
+        logits = ours(ids, attention_mask=mask).logits
+    valid = mask.bool()
+    torch.testing.assert_close(logits[valid], out.logits[valid], atol=1e-4, rtol=1e-4)
+    p = (mask * torch.arange(9)).argmax(-1)
+    surprisal = -out.logits[torch.arange(2), p].log_softmax(-1)[torch.arange(2), TARGETS]
+    gradients = torch.autograd.grad(surprisal.sum(), out.attentions)
+    signed = torch.stack([(a * g) for a, g in zip(out.attentions, gradients, strict=True)], 1).detach()  # [B,L,H,T,T]
+    traced = sg.trace(ours, ids, TARGETS, mask, rows=True)
+    np.testing.assert_allclose(traced.surprisal, surprisal.detach(), atol=1e-4, rtol=1e-4)
+    seen = valid[:, None, :, None].numpy()  # rows of padding mean nothing
+    np.testing.assert_allclose(traced.saliency * seen, signed.sum(2).abs().numpy() * seen, atol=1e-5, rtol=1e-3)
+    rows = torch.stack([signed[i, :, :, p[i]] for i in range(2)])
+    np.testing.assert_allclose(traced.rows, rows, atol=1e-5, rtol=1e-3)
+
+
+def test_a_padded_batch_is_its_single_rows(models: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    _, ours = models
+    for side, there in (("left", slice(3, None)), ("right", slice(0, 6))):
+        ids, mask = batch(side)
+        with torch.no_grad():
+            together, alone = ours(ids, attention_mask=mask).logits[0, there], ours(ids[:1, there]).logits[0]
+        torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_generation_is_eagers_and_with_a_head_silenced_step_by_step(
+    models: tuple[PreTrainedModel, PreTrainedModel],
+) -> None:
+    """With the cache beyond the window."""
+    eager, ours = models
+    ids, mask = batch("left")
+    made = [m.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False) for m in (eager, ours)]
+    assert made[0].tolist() == made[1].tolist()
+    one = ids[1:]
+    with sg.ablate(ours, [(0, 1), (1, 2)]), torch.no_grad():
+        found = ours.generate(one, attention_mask=torch.ones_like(one), max_new_tokens=6, do_sample=False)
+        for _ in range(6):
+            one = torch.cat([one, ours(one, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+    assert found.tolist() == one.tolist()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_others_are_refused_by_name(name: str) -> None:
+    model, config, more, why = REFUSED[name]
+    _, twin = pair(model, config, more)
+    with pytest.raises(ValueError, match=why):
+        sg.attach(twin)(torch.randint(1, 101, (1, 5)))
+
+
+def test_which_masks_are_windows() -> None:
+    assert _is_window(sliding_window_causal_mask_function(4), 4, 9, 9)
+    assert not _is_window(sliding_window_causal_mask_function(5), 4, 9, 9)
+    assert not _is_window(causal_mask_function, 4, 9, 9)
+    assert not _is_window(lambda *_: None, 4, 9, 9)
+
+
+def test_scores_and_sweeps_keep_to_the_window(corpus: Corpus) -> None:
+    """Contexts are longer than it: what reads them piece by piece, or from the middle, must not forget it."""
+    size = {"vocab_size": len(corpus.tokenizer)}
+    eager, ours = pair("Mistral", "Mistral", {**_GROUPED, **size, "sliding_window": 3})
+    probes = sg.probes(corpus.tokenizer).take_contexts([0, 4])
+    expected = sg.score(eager, probes)
+    sg.attach(ours)
+    np.testing.assert_allclose(sg.score(ours, probes)["surprisal"], expected["surprisal"], atol=1e-4)
+    wide = sg.attach(pair("Mistral", "Mistral", {**_GROUPED, **size, "sliding_window": 64})[1])
+    assert abs(sg.score(wide, probes)["surprisal"] - expected["surprisal"]).max() > 1e-2  # it is felt
+    with pytest.warns(RuntimeWarning, match="cannot be read again from the middle"):
+        swept = sg.sweep_heads(ours, probes, per_example=True)
+    examples = probes.matched()
+    original = choices(ours, examples).surprisal
+    for layer, head in ((0, 1), (1, 3)):
+        with sg.ablate(ours, [(layer, head)]):
+            silenced = choices(ours, examples).surprisal
+        np.testing.assert_allclose(swept.sel(layer=layer, head=head), silenced - original, atol=1e-4)
+
+
+def test_the_documented_families_are_the_tested_ones() -> None:
+    page = (Path(symground.__file__).resolve().parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
+    supported, refused = (re.findall(r"^\| ([^|]+?) \|", part, re.M)[1:] for part in page.split("Refused by name"))
+    elsewhere = {"GPT-2", "Mamba-2", "LSTM (symground's)"}  # tests of their own
+    assert set(supported) - elsewhere - {"---"} == set(FAMILIES)
+    assert set(refused) - {"---"} == set(REFUSED)
