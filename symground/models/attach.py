@@ -15,6 +15,8 @@ from symground.models.mixers import Mixer
 
 M = TypeVar("M", bound=PreTrainedModel)
 _ATTACHED = "_symground_mixers"
+#: What modules of transformers keep of attention variants that `ops.attention` has no argument for → what it is called.
+_VARIANTS = {"attn_logit_softcapping": "capped scores (softcap)", "sinks": "sinks (s_aux)"}
 
 
 def attach(model: M) -> M:
@@ -80,6 +82,11 @@ def _attention_layers(model: PreTrainedModel) -> tuple[Mixer, ...]:
             continue
         if getattr(module, "is_cross_attention", False):
             raise ValueError(f"model: {type(model).__name__} has cross-attention, which symground does not support")
+        for attribute, variant in _VARIANTS.items():
+            if getattr(module, attribute, None) is not None:
+                raise ValueError(
+                    f"model: the attention of {type(model).__name__} has {variant}, which symground does not support"
+                )
         config = getattr(module, "config", None)
         heads = getattr(module, "num_heads", None) or getattr(config, "num_attention_heads", None)
         if config is None or not isinstance(heads, int):
