@@ -119,6 +119,8 @@ class Study:
     name: str
     config: Mapping[str, object]
     results: Results = field(repr=False)
+    place: str
+    """As commands name it: by the path that was given, or by its name where that was a path from the root."""
     run: tuple[str, int] | None = None
     """(model, seed) where it is of one run."""
 
@@ -139,12 +141,12 @@ class Study:
         if all(results[name].empty for name in of_study.TABLES if name not in _LONG):
             raise FileNotFoundError(f"{path} has no results yet; run: symground analyze {path}")
         name = folder.name if run is None else f"{folder.name}/{run[0]}/seed{run[1]}"
-        return Study(folder, name, read_json(folder / "config.json"), results, run)
+        place = name if path.is_absolute() else path.as_posix()
+        return Study(folder, name, read_json(folder / "config.json"), results, place, run)
 
     def analyze(self, what: str) -> str:
         """The command that fills the tables of an analysis."""
-        path = self.folder.name if self.run is None else f"{self.folder.name}/{self.run[0]}/seed{self.run[1]}"
-        return f"symground analyze {path} --what {what}"
+        return f"symground analyze {self.place} --what {what}"
 
     def lacking(self, **analyses: str) -> list[str]:
         """Of table → what it shows, those that are not there, in words."""

@@ -48,6 +48,13 @@ def test_every_question_stands_there_with_figures_tables_and_commands(made: Made
     assert len(set(identifiers)) == len(identifiers)
 
 
+def test_commands_name_the_path_that_was_given(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = made("runs/demo")
+    monkeypatch.chdir(tmp_path)
+    assert "symground analyze runs/demo --what lens" in text_of(sg.report("runs/demo"))
+    assert str(tmp_path) not in text_of(sg.report(study))  # a machine's own paths stay there
+
+
 def test_the_page_needs_nothing_else(made: Made) -> None:
     page = text_of(sg.report(made()))
     assert "default-src 'none'" in page

@@ -19,7 +19,7 @@ from symground.reports.sections.causal import intervention_table
 
 def beside(studies: Sequence[Study]) -> Section:
     """Gain over training of all of them, and how the first differs from each of the others."""
-    made = "symground report " + " ".join(study.name for study in studies)
+    made = "symground report " + " ".join(study.place for study in studies)
     names = [study.name for study in studies]
     if len(set(names)) < len(names):
         names = [f"{name} ({i + 1})" for i, name in enumerate(names)]
