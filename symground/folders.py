@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
+
+
+def evenly(steps: Sequence[int], most: int) -> list[int]:
+    """So many of the steps at most, evenly spread, the first and the last among them."""
+    return sorted({steps[round(i * (len(steps) - 1) / max(1, most - 1))] for i in range(most)})

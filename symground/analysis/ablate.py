@@ -73,7 +73,7 @@ def steer(model: PreTrainedModel, heads: Heads | Sequence[Heads], factor: float)
     """
     if not math.isfinite(factor):
         raise ValueError(f"factor: expected a finite number, got {factor}")
-    gates = {layer: 1 + (factor - 1) * (1 - gate) for layer, gate in gates_of(model, heads).items()}
+    gates = gates_of(model, heads, factor)
     return _Ablation(lambda: silenced(model, gates))
 
 
@@ -118,8 +118,8 @@ def _change(tap: Tap, gate: Tensor, fill: Tensor | None, positions: Tensor | Non
     return {"replaced": (*tap.replaced, Replacement(gate, fill, positions))}
 
 
-def gates_of(model: PreTrainedModel, heads: Heads | Sequence[Heads]) -> dict[int, Tensor]:
-    """layer → 0 for the given heads, 1 for the others: [H], or [B,H] where ``heads`` has a collection per example."""
+def gates_of(model: PreTrainedModel, heads: Heads | Sequence[Heads], factor: float = 0.0) -> dict[int, Tensor]:
+    """layer → ``factor`` for the given heads, 1 for others: [H], or [B,H] with a collection of them per example."""
     layers = mixers(model)
     if not layers:
         raise ValueError(f"model: {type(model).__name__} has no heads to silence")
@@ -130,7 +130,7 @@ def gates_of(model: PreTrainedModel, heads: Heads | Sequence[Heads]) -> dict[int
     for i, pairs in enumerate(sets):
         for pair in pairs:
             layer, head = _checked(pair, layers)
-            gates[layer][i, head] = 0.0
+            gates[layer][i, head] = factor
     return gates if per_example else {layer: gate[0] for layer, gate in gates.items()}
 
 

@@ -25,9 +25,7 @@ def gain(scores: pd.DataFrame, level: float = 0.95, seed: int = 0) -> pd.DataFra
 
     Source: arXiv 2510.13796, the grounding information gain; Efron 1987 (BCa).
     """
-    for column in ("context", "env", "target", "surprisal"):
-        if column not in scores:
-            raise ValueError(f"scores: expected a column {column!r}, got {list(scores.columns)}")
+    _check_columns(scores)
     if scores["surprisal"].isna().any():
         raise ValueError(f"scores: {int(scores['surprisal'].isna().sum())} surprisals are NaN")
     is_match = scores["env"] == scores["target"]
@@ -63,14 +61,18 @@ def gain_by_context(scores: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: a column is missing.
     """
-    for column in ("context", "env", "target", "surprisal"):
-        if column not in scores:
-            raise ValueError(f"scores: expected a column {column!r}, got {list(scores.columns)}")
+    _check_columns(scores)
     keys = [name for name in ("model", "seed", "step") if name in scores] + ["context", "target"]
     same = scores["env"] == scores["target"]
     matched, others = (scores[part].groupby(keys, sort=False)["surprisal"].mean() for part in (same, ~same))
     table = pd.DataFrame({"matched": matched, "mismatched": others})
     return table.assign(gain=table["mismatched"] - table["matched"]).reset_index()
+
+
+def _check_columns(scores: pd.DataFrame) -> None:
+    for column in ("context", "env", "target", "surprisal"):
+        if column not in scores:
+            raise ValueError(f"scores: expected a column {column!r}, got {list(scores.columns)}")
 
 
 def _by_context(scores: pd.DataFrame, chosen: pd.Series) -> pd.DataFrame:

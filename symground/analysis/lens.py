@@ -24,12 +24,9 @@ from symground.analysis.probes import Probes
 from symground.analysis.score import check_deterministic, check_fits
 from symground.data import Corpus
 from symground.data.sampler import IGNORED, RowSampler
-from symground.data.words import PADDING
 from symground.models.readout import trial_ids, verified_readout
 from symground.models.residual import final_norm, residual_stream
 from symground.progress import progress
-
-LENSES = ("tuned", "logit")
 
 
 @dataclass(frozen=True)
@@ -256,11 +253,7 @@ def _batches(
     """Rows of ids and which of their positions count, [B,T] both."""
     if isinstance(data, Corpus):
         most = getattr(model.config, "max_position_embeddings", None) or length
-        train = data.part("train")
-        sampler = RowSampler(
-            train.tokens, train.documents, train.starts, batch_size, min(length, most), seed,
-            train.tokenizer.get_vocab().get(PADDING, 0), train.prefix,
-        )  # fmt: skip
+        sampler = RowSampler.of(data.part("train"), batch_size, min(length, most), seed)
         step = 0
         while True:
             ids, targets = sampler.batch(step)

@@ -30,7 +30,7 @@ from symground.analysis.steering import steering
 from symground.analysis.sweep import sweep_heads
 from symground.analysis.trace import saliency_by_region, trace
 from symground.data import Corpus
-from symground.folders import checkpoint_steps, model_and_seed, study_of
+from symground.folders import checkpoint_steps, evenly, model_and_seed, study_of
 from symground.models import load, load_tokenizer, mixers
 from symground.progress import progress
 
@@ -73,7 +73,8 @@ class AnalysisSettings:
     positions: tuple[str, ...] = ("all",)
     """Silence heads everywhere, or only where their kind is defined ("own"), or each in rows of their own."""
     mode: tuple[str, ...] = ("zero",)
-    """What stands in for a silenced head: "zero", "mean" or "resample", or several, each in rows of its own."""
+    """What stands in for a silenced head: "zero", "mean" or "resample", or several, each in rows of its own; the
+    sweep takes the first."""
     match: str = "none"
     """Control heads from everywhere ("none"), from the same "layer", or with an output as long ("norm")."""
     again: bool = False
@@ -170,13 +171,8 @@ def checkpoints_of(what: str, steps: Sequence[int], settings: AnalysisSettings) 
     if what in ("surprisal", "saliency"):
         return list(steps)
     if what == "lens":
-        return list(settings.lens_steps or _spread(steps, _LENSES))
+        return list(settings.lens_steps or evenly(steps, _LENSES))
     return list(settings.intervene_steps or steps[-1:])
-
-
-def _spread(steps: Sequence[int], most: int) -> list[int]:
-    """So many of the steps, evenly spread, with the first and the last."""
-    return sorted({steps[round(i * (len(steps) - 1) / max(1, most - 1))] for i in range(most)})
 
 
 @dataclass

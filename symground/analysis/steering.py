@@ -93,8 +93,7 @@ def steering(
 def _steered(model: PreTrainedModel, examples: Examples, among: str, heads: Sequence[Any], factor: float) -> Choices:
     if factor == 1 or not any(heads):
         return choices(model, examples, among)
-    gates = {layer: 1 + (factor - 1) * (1 - gate) for layer, gate in gates_of(model, heads).items()}
-    return choices(model, examples, among, gates)
+    return choices(model, examples, among, gates_of(model, heads, factor))
 
 
 def _mcnemar(before: Choices, after: Choices) -> float:

@@ -78,17 +78,18 @@ def trace(
     if torch.is_inference_mode_enabled():
         raise RuntimeError("trace takes a gradient and cannot run inside torch.inference_mode()")
     labels: dict[str, Any] = {}
-    if isinstance(input_ids, (Probes, Examples)):
-        if isinstance(input_ids, Probes):
-            check_fits(model, input_ids)
+    if isinstance(input_ids, Probes):
+        check_fits(model, input_ids)
+        input_ids = input_ids.matched()
+    else:
         check_deterministic(model)
-        examples = input_ids.matched() if isinstance(input_ids, Probes) else input_ids
+    if isinstance(input_ids, Examples):
+        examples = input_ids
         ids, p, wanted = examples.input_ids, examples.prediction, examples.targets
         query_masks, key_masks = examples.query_masks, examples.key_masks
         labels = {"context": ("example", examples.context), "noun": ("example", examples.noun)}
         # Right padding needs no mask: no token that counts comes after it.
     else:
-        check_deterministic(model)
         if targets is None:
             raise ValueError("targets: expected the ids [B] to predict, got None")
         ids, wanted = input_ids, targets

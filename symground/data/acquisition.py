@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from symground.data.nouns import first_word
+from symground.data.nouns import first_word, word_column
 from symground.optional import require
 
 _MONTH = re.compile(r"\d{1,2}")
@@ -39,7 +39,7 @@ def age_of_acquisition(path: str | Path) -> dict[str, float]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
-        word = next((name for name in ("definition", "item_definition") if name in columns), None)
+        word = word_column(columns)
         months = [name for name in columns if _MONTH.fullmatch(name)]
         if word is None or len(months) < 2:
             raise ValueError(

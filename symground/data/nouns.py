@@ -71,7 +71,7 @@ def _wordbank(path: Path) -> dict[str, str]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
-        word = next((name for name in ("definition", "item_definition") if name in columns), None)
+        word = word_column(columns)
         if word is None or "category" not in columns:
             raise ValueError(
                 f"nouns: {path}: expected the columns 'definition' (or 'item_definition') and 'category', got "
@@ -83,6 +83,11 @@ def _wordbank(path: Path) -> dict[str, str]:
         if category in CDI_NOUNS and re.fullmatch(r"\w+(?:'\w+)?", noun):
             found.setdefault(noun, category)
     return found
+
+
+def word_column(columns: Sequence[str]) -> str | None:
+    """Which column of a table of Wordbank's holds the words."""
+    return next((name for name in ("definition", "item_definition") if name in columns), None)
 
 
 def first_word(definition: str) -> str:

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from symground.data.corpus import Corpus
+
 IGNORED = -100
 
 
@@ -25,6 +27,14 @@ class RowSampler:
     padding: int
     prefix: int = 0
     """Tokens that every document begins with and every row too: an image. They are no targets."""
+
+    @staticmethod
+    def of(corpus: Corpus, batch_size: int, length: int, seed: int) -> RowSampler:
+        """Of a corpus, padded as its tokenizer pads."""
+        padding = corpus.tokenizer.pad_token_id
+        return RowSampler(
+            corpus.tokens, corpus.documents, corpus.starts, batch_size, length, seed, padding, corpus.prefix
+        )  # fmt: skip
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """(input_ids, targets), both [batch_size, length] int64, of this step.

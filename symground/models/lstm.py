@@ -31,7 +31,7 @@ class LSTMOutput(ModelOutput):
     """Final hidden states [B,T,D], and the state after them where it was asked for."""
 
     last_hidden_state: Tensor | None = None
-    past_key_values: LSTMState | None = None
+    cache: LSTMState | None = None
 
 
 class LSTMConfig(PretrainedConfig):
@@ -93,7 +93,7 @@ class LSTMModel(LSTMPreTrainedModel):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        past_key_values: LSTMState | None = None,
+        cache: LSTMState | None = None,
         use_cache: bool = False,
         return_dict: bool | None = None,
         **kwargs: Any,
@@ -104,10 +104,10 @@ class LSTMModel(LSTMPreTrainedModel):
         """
         embedded = self.embedding(input_ids)  # [B,T,D]
         if attention_mask is None or bool(attention_mask.all()):
-            out, state = self.lstm(embedded, past_key_values)
+            out, state = self.lstm(embedded, cache)
             return LSTMOutput(self.norm(out), LSTMState(*state) if use_cache else None)
-        if use_cache or past_key_values is not None:
-            raise ValueError("past_key_values: the LSTM goes on from its state in rows without padding only")
+        if use_cache or cache is not None:
+            raise ValueError("cache: the LSTM goes on from its state in rows without padding only")
         # Valid tokens are rolled to the front, so that the state starts at the first of them, and rolled back after.
         length = input_ids.shape[1]
         first = attention_mask.int().argmax(-1)  # [B]

@@ -30,18 +30,19 @@ class MambaMixer(Mamba2Mixer):
     def forward(
         self,
         hidden_states: Tensor,
-        cache_params: Cache | None = None,
+        cache: Cache | None = None,
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """hidden_states [B,T,E] → [B,T,E]; attention_mask [B,T] of these positions, or None."""
+        cache = kwargs.get("cache_params", cache)  # its name in transformers before 5.24
         tap = tap_of(self)
         heads, groups, state_size = self.num_heads, self.n_groups, self.ssm_state_size
         if tap.mix is not None:
             raise ValueError("model: a Mamba-2 layer has no queries, keys and values to mix otherwise")
         plain = self.activation in ("silu", "swish")
         low, high = self.time_step_limit
-        if tap.idle and plain and cache_params is None and attention_mask is None:
+        if tap.idle and plain and cache is None and attention_mask is None:
             inner = ops.mamba2_inner(
                 self.in_proj(hidden_states), self.conv1d.weight[:, 0], self.conv1d.bias, self.dt_bias, self.A_log,
                 self.D, self.norm.weight, groups, self.norm.variance_epsilon, (low, high),
@@ -54,15 +55,15 @@ class MambaMixer(Mamba2Mixer):
         if attention_mask is not None:  # or the convolution would carry padding into the text
             xbc = xbc * attention_mask[..., None].to(xbc.dtype)
         before = None
-        if cache_params is not None:
-            before = self._remember(cache_params, xbc, key_range)
+        if cache is not None:
+            before = self._remember(cache, xbc, key_range)
         xbc = ops.causal_conv1d(xbc, self.conv1d.weight[:, 0], self.conv1d.bias, before, "silu" if plain else None)
         x, b, c = (xbc if plain else self.act(xbc)).split(
             [self.intermediate_size, groups * state_size, groups * state_size], -1
         )
         x = x.unflatten(-1, (heads, -1))  # [B,T,H,P]
         dt = step_sizes(dt, self.dt_bias, (low, high))
-        state = None if cache_params is None else cache_params.get_recurrent_state(self.layer_idx)
+        state = None if cache is None else cache.get_recurrent_state(self.layer_idx)
         if state is not None and torch.is_grad_enabled():
             state = state.clone()  # the cache is written in place, the way back reads what was there
         a, b, c = -self.A_log.float().exp(), b.unflatten(-1, (groups, -1)), c.unflatten(-1, (groups, -1))
@@ -70,8 +71,8 @@ class MambaMixer(Mamba2Mixer):
             x, dt, a, b, c, key_range, state, tap.saliency_probe, tap.flow_probe, tap.query_groups, tap.key_groups,
             return_state=True,
         )  # fmt: skip
-        if cache_params is not None:
-            cache_params.update_recurrent_state(state, layer_idx=self.layer_idx)
+        if cache is not None:
+            cache.update_recurrent_state(state, layer_idx=self.layer_idx)
         if tap.rows is not None:
             y = y + ssd_row(tap.rows, x, dt, a, b, c, key_range)
         y = y + self.D.to(y.dtype)[:, None] * x  # [B,T,H,P]

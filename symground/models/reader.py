@@ -128,7 +128,7 @@ def _caches(model: PreTrainedModel) -> tuple[bool, str | None]:
     parameters = inspect.signature(model.base_model.forward).parameters
     if "use_cache" not in parameters:
         return False, None
-    return True, next((name for name in ("past_key_values", "cache_params") if name in parameters), None)
+    return True, next((name for name in ("cache", "past_key_values", "cache_params") if name in parameters), None)
 
 
 def _keeping(model: PreTrainedModel, keep: int) -> dict[str, int]:

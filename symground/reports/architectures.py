@@ -8,12 +8,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from symground.analysis.emergence import LEARNT
 from symground.analysis.gain import gain_interval
 from symground.analysis.statistics import holm
 from symground.reports.figures import PALETTE, figure_of, svg_of
-
-#: Gain in nats from which a link counts as learnt.
-LEARNT = 1.0
 
 
 def over_training(gains: pd.DataFrame, by: str) -> pd.DataFrame:

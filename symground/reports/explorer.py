@@ -11,6 +11,7 @@ import pandas as pd
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from symground.folders import evenly
 from symground.reports.parts import Study
 
 #: Bytes of maps in a page; of more, fewer checkpoints are shown, evenly spread.
@@ -63,7 +64,7 @@ def _run(model: str, maps: pd.DataFrame, gains: pd.DataFrame, budget: int) -> di
     steps = sorted(maps["step"].unique().tolist())
     most = max(2, budget // size)
     if len(steps) > most:
-        steps = sorted({steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)})
+        steps = evenly(steps, most)
     found: dict[str, list[dict[str, Any]]] = {}
     for step in steps:
         at_step = maps[maps["step"] == step].sort_values("layer", kind="stable")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from symground.analysis import results as of_study
+from symground.analysis.curves import over_training
 from symground.folders import model_and_seed, read_json, study_of
 from symground.reports.captions import FIGURES, TABLES
 from symground.reports.figures import svg_of
@@ -121,8 +123,6 @@ class Study:
     results: Results = field(repr=False)
     place: str
     """As commands name it: by the path that was given, or by its name where that was a path from the root."""
-    run: tuple[str, int] | None = None
-    """(model, seed) where it is of one run."""
 
     @staticmethod
     def read(path: str | Path) -> Study:
@@ -142,7 +142,12 @@ class Study:
             raise FileNotFoundError(f"{path} has no results yet; run: symground analyze {path}")
         name = folder.name if run is None else f"{folder.name}/{run[0]}/seed{run[1]}"
         place = name if path.is_absolute() else path.as_posix()
-        return Study(folder, name, read_json(folder / "config.json"), results, place, run)
+        return Study(folder, name, read_json(folder / "config.json"), results, place)
+
+    @cached_property
+    def training(self) -> pd.DataFrame:
+        """The gain over training, with its intervals and tests: made once, whichever sections ask for it."""
+        return over_training(self.results["gain"])
 
     def analyze(self, what: str) -> str:
         """The command that fills the tables of an analysis."""

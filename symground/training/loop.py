@@ -99,10 +99,7 @@ class _Run:
         if corpus.images is not None:
             set_images(self._model, corpus.images.features)
         self._model.to(found.device).train()  # type: ignore[arg-type]
-        self._sampler = RowSampler(
-            corpus.tokens, corpus.documents, corpus.starts, settings.batch_size, settings.length, settings.seed, pad,
-            corpus.prefix,
-        )  # fmt: skip
+        self._sampler = RowSampler.of(corpus, settings.batch_size, settings.length, settings.seed)
         self._trainer = Trainer(self._model, settings, hardware, found)
         self._first_wrong = torch.full((), _NEVER, dtype=torch.int64, device=found.device)
 

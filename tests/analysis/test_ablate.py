@@ -208,14 +208,14 @@ def test_grouped_keys_and_other_models_are_not_disturbed(gpt2: GPT2LMHeadModel, 
         vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=40, pad_token_id=None, bos_token_id=None, eos_token_id=None, initializer_range=0.2,
     )  # fmt: skip
-    llama, before = sg.attach(LlamaForCausalLM(config).eval()), gpt2(ids).logits
+    llama, before = sg.attach(LlamaForCausalLM(config).eval().double()), gpt2(ids).logits
     with sg.ablate(llama, [(1, 3), (0, 0)]):
         got = llama(ids).logits
         assert torch.equal(gpt2(ids).logits, before)
     with torch.no_grad():
         for layer, head in ((1, 3), (0, 0)):
             llama.model.layers[layer].self_attn.o_proj.weight[:, head * 8 : (head + 1) * 8] = 0
-    torch.testing.assert_close(got, llama(ids).logits, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(got, llama(ids).logits, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
+    FalconConfig,
+    FalconForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
-    GPTJConfig,
-    GPTJForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
 )
@@ -125,7 +125,9 @@ def test_a_model_whose_attention_was_changed_is_refused_until_attached_again(gpt
 
 def test_an_architecture_without_attention_functions_is_refused() -> None:
     with pytest.raises(ValueError, match="takes no attention function"):
-        sg.attach(GPTJForCausalLM(GPTJConfig(vocab_size=20, n_embd=16, n_layer=1, n_head=2, rotary_dim=4)))
+        sg.attach(
+            FalconForCausalLM(FalconConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+        )
 
 
 def test_paths_that_are_no_model_are_named(tmp_path: Path) -> None:

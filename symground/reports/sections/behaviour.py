@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 
-from symground.analysis.curves import over_training
 from symground.analysis.emergence import emergence
 from symground.analysis.mixed import mixed_effects
 from symground.analysis.statistics import resampled
@@ -23,16 +22,14 @@ from symground.reports.parts import Picture, Section, Sheet, Study, last_checkpo
 def behaviour(study: Study, ages: Mapping[str, float] | None = None) -> Section:
     """Curves, emergence steps, and their tests."""
     gains, contexts = study.results["gain"], study.results["contexts"]
-    title, text = (
-        "Does the word follow from the scene?",
-        (
-            "Surprisal of a spoken noun when the same noun stood in the scene (matched) and when another did "
-            "(mismatched), in nats. The gain is their difference."
-        ),
+    title = "Does the word follow from the scene?"
+    text = (
+        "Surprisal of a spoken noun when the same noun stood in the scene (matched) and when another did (mismatched), "
+        "in nats. The gain is their difference."
     )
     if gains.empty:
         return Section("behaviour", title, text, (), study.lacking(gain="matched and mismatched surprisal"))
-    training, made = over_training(gains), study.analyze("surprisal")
+    training, made = study.training, study.analyze("surprisal")
     seeds = int(training["seeds"].max())
     over = f"95 % intervals over {seeds} seeds (Student's t)" if seeds > 1 else "95 % intervals over nouns (BCa)"
     bands = {"bands": over}
@@ -53,15 +50,11 @@ def behaviour(study: Study, ages: Mapping[str, float] | None = None) -> Section:
             if len(found):
                 parts.append(Sheet("acquisition", found, made))
     last = last_checkpoints(gains)
-    parts.append(
-        Sheet("nouns", _nouns(last, emerged), made)
-    )  # fmt: skip
+    parts.append(Sheet("nouns", _nouns(last, emerged), made))
     mixed = _mixed(contexts)
     if len(mixed):
         parts.append(Sheet("mixed", mixed, made))
-    parts.append(
-        Sheet("training", training, made, _training_shown(training))
-    )  # fmt: skip
+    parts.append(Sheet("training", training, made, _training_shown(training)))
     if seeds == 1:
         missing = [*missing, "intervals over seeds: there is one seed only"]
     return Section("behaviour", title, text, parts, missing)

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from symground.analysis.curves import over_training
 from symground.analysis.emergence import emergence
 from symground.analysis.statistics import holm, paired
 from symground.reports.figures import band, colours, figure_of
@@ -32,9 +31,7 @@ def beside(studies: Sequence[Study]) -> Section:
     there = [(name, study) for name, study in zip(names, studies, strict=True) if not study.results["gain"].empty]
     if not there:
         return Section("beside", title, text, (), missing)
-    training = pd.concat(
-        [over_training(study.results["gain"]).assign(study=name) for name, study in there], ignore_index=True
-    )
+    training = pd.concat([study.training.assign(study=name) for name, study in there], ignore_index=True)
     last = last_checkpoints(training, "study", "model")
     columns = ["study", "model", "step", "matched", "mismatched", "gain", "gain_low", "gain_high", "gain_seed_low",
                "gain_seed_high", "p_holm", "d", "nouns", "seeds"]  # fmt: skip

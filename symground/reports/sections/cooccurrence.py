@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from symground.analysis.curves import over_training
 from symground.analysis.r2 import peak
 from symground.reports.figures import colours, figure_of
 from symground.reports.parts import Picture, Section, Sheet, Study
@@ -15,14 +14,12 @@ from symground.reports.parts import Picture, Section, Sheet, Study
 def cooccurrence(study: Study) -> Section:
     """R² over training, with and without frequency."""
     r2, gains = study.results["r2"], study.results["gain"]
-    title, text = (
-        "Is it co-occurrence?",
-        ("If the gain were a matter of which words stand near each other, its R² on their counts would stay high."),
-    )
+    title = "Is it co-occurrence?"
+    text = "If the gain were a matter of which words stand near each other, its R² on their counts would stay high."
     if r2.empty or gains.empty:
         return Section("cooccurrence", title, text, (), study.lacking(r2="R²", gain="the gain"))
     made = study.analyze("surprisal")
-    above = _above(gains)
+    above = _above(study.training)
     usable = r2[[above.get((m, s), False) for m, s in zip(r2["model"], r2["step"], strict=True)]]
     parts: list[Picture | Sheet] = [
         Picture("r2", r2_curves(usable, "r2"), made),
@@ -39,8 +36,8 @@ def cooccurrence(study: Study) -> Section:
     return Section("cooccurrence", title, text, parts, missing)
 
 
-def _above(gains: pd.DataFrame) -> dict[tuple[str, int], bool]:
-    training = over_training(gains)
+def _above(training: pd.DataFrame) -> dict[tuple[str, int], bool]:
+    """(model, step) → whether the gain is above 0 by its interval over nouns."""
     keys = zip(training["model"], training["step"], strict=True)
     return dict(zip(keys, (training["gain_low"].fillna(0) > 0).tolist(), strict=True))
 

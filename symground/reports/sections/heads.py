@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from symground.analysis.heads import DENOMINATORS, KINDS
+from symground.folders import evenly
 from symground.reports.figures import colours, figure_of
 from symground.reports.parts import Picture, Section, Sheet, Study, last_checkpoints
 
@@ -88,8 +89,7 @@ def common_heads(shares: pd.DataFrame, most: int = 12) -> pd.DataFrame:
 
 def _at_some(counts: pd.DataFrame) -> pd.DataFrame:
     """Five checkpoints, evenly spread."""
-    steps = sorted(counts["step"].unique())
-    return counts[counts["step"].isin([steps[round(i * (len(steps) - 1) / 4)] for i in range(5)])]
+    return counts[counts["step"].isin(evenly(sorted(counts["step"].unique()), 5))]
 
 
 def strongest_heads(swept: pd.DataFrame, most: int = 8) -> pd.DataFrame:
