@@ -72,7 +72,7 @@ class Reader:
             out = self._model.base_model(input_ids=given, **kwargs)
             seen = out.last_hidden_state[:, -keep:]
         cache = None if self._cache_name is None else getattr(out, self._cache_name)
-        if self._cache_name is not None and cache is None:
+        if self._cache_name is not None and _is_empty(cache):
             raise ValueError(
                 f"model: {type(self._model).__name__} gave no cache to go on from; activation checkpointing in "
                 "training mode switches it off: model.eval()"
@@ -129,6 +129,10 @@ def _caches(model: PreTrainedModel) -> tuple[bool, str | None]:
     if "use_cache" not in parameters:
         return False, None
     return True, next((name for name in ("cache", "past_key_values", "cache_params") if name in parameters), None)
+
+
+def _is_empty(cache: Any) -> bool:
+    return cache is None or any(getattr(x, "is_initialized", True) is False for x in getattr(cache, "layers", ()))
 
 
 def _keeping(model: PreTrainedModel, keep: int) -> dict[str, int]:
