@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from symground import ops
 from symground.analysis.ablate import gates_of, silenced
 from symground.analysis.fills import fills_of
-from symground.analysis.probes import Examples, Probes
+from symground.analysis.probes import Examples
+from symground.analysis.questions import Asked
 from symground.analysis.selection import Piece
 from symground.models.readout import Readout, hidden_states, verified_readout
 
@@ -38,7 +39,7 @@ def behaviour(
     examples: Examples,
     plans: Sequence[Plan],
     mode: str = "zero",
-    reference: Probes | Examples | None = None,
+    reference: Asked | Examples | None = None,
     batch_size: int = 1024,
     done: Callable[[], None] = lambda: None,
 ) -> Behaviour:
@@ -57,14 +58,15 @@ def behaviour(
     device = head.weight.device
     count = len(examples.input_ids)
     target, context = np.empty((len(plans), count)), np.empty((len(plans), count))
-    mean = fills_of(model, mode, reference) if isinstance(reference, Probes) else None
+    mean = fills_of(model, mode, reference) if mode == "mean" else None
     for start in range(0, count, batch_size):
-        part = slice(start, start + batch_size)
-        ids = examples.input_ids[part].to(device)
+        part = slice(start, min(start + batch_size, count))
+        ids, given = examples.input_ids[part].to(device), examples.given(part, device)
+        words = None if "image" not in examples.key_masks else ~examples.key_masks["image"][part].to(device)
         fills = mean
         if mode == "resample":
             assert isinstance(reference, Examples)
-            fills = fills_of(model, mode, reference.input_ids[part])
+            fills = fills_of(model, mode, reference.part(part))
         p, wanted = (x[part].to(device) for x in (examples.prediction, examples.targets))
         untouched: int | None = None  # a plan that silences nothing here, whose numbers serve all such
         for i, plan in enumerate(plans):
@@ -76,19 +78,22 @@ def behaviour(
                     for piece in plan:
                         where = None if piece.where is None else examples.query_masks[piece.where][part]
                         stack.enter_context(silenced(model, gates_of(model, piece.heads[part]), fills, where))
-                    hidden = hidden_states(model, ids)  # [B,T,E]
+                    hidden = hidden_states(model, ids, **given)  # [B,T,E]
                 at_p = hidden[torch.arange(len(ids), device=device), p]
                 target[i, part] = _numbers(ops.candidate_surprisal(at_p, head.weight, wanted[:, None], head.bias)[:, 0])
-                context[i, part] = _numbers(_of_context(head, hidden, ids, p))
+                context[i, part] = _numbers(_of_context(head, hidden, ids, p, words))
                 untouched = i if nothing else untouched
             done()
     return Behaviour(target, context)
 
 
-def _of_context(head: Readout, hidden: Tensor, ids: Tensor, p: Tensor) -> Tensor:
-    """[B] mean surprisal of the words from the second token to that at p; patches of images are none."""
+def _of_context(head: Readout, hidden: Tensor, ids: Tensor, p: Tensor, words: Tensor | None) -> Tensor:
+    """[B] mean surprisal of the words from the second token to that at p; patches of images are none.
+
+    ``words`` [B,T] tells them where a patch's id is one of the vocabulary.
+    """
     counts = torch.arange(1, ids.shape[1], device=ids.device) <= p[:, None]  # [B,T-1]
-    counts &= ids[:, 1:] < head.weight.shape[0]
+    counts &= (ids < head.weight.shape[0] if words is None else words)[:, 1:]
     each = ops.candidate_surprisal(hidden[:, :-1][counts], head.weight, ids[:, 1:][counts][:, None], head.bias)
     total = hidden.new_zeros(counts.shape, dtype=each.dtype).masked_scatter(counts, each[:, 0]).sum(1)
     return total / counts.sum(1)

@@ -16,7 +16,7 @@ from symground.analysis.ablate import silenced
 from symground.analysis.probes import Examples
 from symground.models.readout import hidden_states, verified_readout
 
-AMONG = ("nouns", "vocabulary")
+AMONG = ("targets", "vocabulary")
 
 
 class Choices(NamedTuple):
@@ -38,7 +38,7 @@ class Choices(NamedTuple):
 def choices(
     model: PreTrainedModel,
     examples: Examples,
-    among: str = "nouns",
+    among: str = "targets",
     gates: Mapping[int, Tensor] | None = None,
     batch_size: int = 256,
 ) -> Choices:
@@ -47,7 +47,7 @@ def choices(
     Args:
         model: attached, in evaluation.
         examples: N of them.
-        among: "nouns", the words that the examples ask for: the choice is a naming; or "vocabulary".
+        among: "targets", the words that the examples ask for: the choice is a naming; or "vocabulary".
         gates: layer → [H] or [N,H], what the heads' outputs are multiplied with.
         batch_size: examples per pass.
 
@@ -61,15 +61,15 @@ def choices(
     asked = examples.targets.unique().to(device)
     parts: list[tuple[Tensor, ...]] = []
     for start in range(0, len(examples.input_ids), batch_size):
-        part = slice(start, start + batch_size)
+        part = slice(start, min(start + batch_size, len(examples.input_ids)))
         of_part = {layer: gate if gate.ndim == 1 else gate[part] for layer, gate in (gates or {}).items()}
         ids, p, targets = (x[part].to(device) for x in (examples.input_ids, examples.prediction, examples.targets))
         with silenced(model, of_part):
-            hidden = hidden_states(model, ids)[torch.arange(len(ids), device=device), p]
+            hidden = hidden_states(model, ids, **examples.given(part, device))[torch.arange(len(ids), device=device), p]
         whole = functional.linear(hidden, head.weight, head.bias).float().log_softmax(-1)  # [B,V]
-        seen = whole[:, asked].log_softmax(-1) if among == "nouns" else whole
+        seen = whole[:, asked].log_softmax(-1) if among == "targets" else whole
         top, at = seen.max(-1)
-        chosen = asked[at] if among == "nouns" else at
+        chosen = asked[at] if among == "targets" else at
         entropy = -(seen.exp() * seen).sum(-1)
         surprisal = -whole.gather(1, targets[:, None])[:, 0]
         parts.append((chosen, chosen == targets, top.exp().double(), entropy.double(), surprisal.double()))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.probes import Examples, Probes
+from symground.analysis.questions import Asked, ImageQuestions
 from symground.models import mixers
-from symground.models.mixers import head_outputs
-from symground.models.readout import readout
+from symground.models.mixers import device_of, head_outputs
 
-Reference = Probes | Tensor | Mapping[str, Tensor]
+Reference = Asked | Examples | Tensor | Mapping[str, Tensor]
 MODES = ("zero", "mean", "resample")
 _BATCH = 64
 
@@ -26,8 +26,8 @@ def fills_of(model: PreTrainedModel, mode: str, reference: Reference | None) -> 
         model: attached.
         mode: "zero"; "mean", of each head's output over all valid positions of all reference rows; "resample", each
             head's outputs in the reference rows, position by position.
-        reference: ids [N,T], or a mapping of model inputs with ``input_ids`` and perhaps ``attention_mask``; or probes,
-            whose matched examples give the mean and whose mismatched ones are those to resample from.
+        reference: ids [N,T], or a mapping of model inputs with ``input_ids`` and perhaps ``attention_mask``; examples;
+            or probes, whose matched examples give the mean and whose mismatched ones are those to resample from.
 
     Raises:
         ValueError: an unknown mode, a reference that it does not take or lacks, or (resample) mismatched examples of
@@ -36,24 +36,27 @@ def fills_of(model: PreTrainedModel, mode: str, reference: Reference | None) -> 
     check_fills(mode, reference)
     if reference is None:
         return None
-    inputs, valid = _inputs(reference, mode)
-    device = readout(model).weight.device
-    inputs = {name: value.to(device) for name, value in inputs.items()}
+    rows = _rows(reference, mode)
+    device = device_of(model)
     layers = mixers(model)
+
+    def read(part: slice) -> dict[int, Tensor]:
+        inputs = {name: value.to(device) for name, value in rows.given(part).items()}
+        with head_outputs(layers) as found:
+            model.base_model(input_ids=rows.ids[part].to(device), **inputs)
+        return found
+
     with torch.no_grad():
         if mode == "resample":
-            with head_outputs(layers) as found:
-                model.base_model(**inputs)
-            return dict(found)
+            return read(slice(0, len(rows.ids)))
         sums: dict[int, Tensor] = {}
-        for start in range(0, len(valid), _BATCH):
-            part = slice(start, start + _BATCH)
-            with head_outputs(layers) as found:
-                model.base_model(**{name: value[part] for name, value in inputs.items()})
-            for layer, heads in found.items():
-                chosen = heads[valid[part].to(device)]  # [valid positions,H,D]
+        for start in range(0, len(rows.ids), _BATCH):
+            part = slice(start, min(start + _BATCH, len(rows.ids)))
+            for layer, heads in read(part).items():
+                chosen = heads[rows.valid[part].to(heads.device)]  # [valid positions,H,D]
                 sums[layer] = sums.get(layer, 0) + chosen.double().sum(0)
-        return {layer: (total / valid.sum().item()).to(found[layer].dtype) for layer, total in sums.items()}
+                dtype = heads.dtype
+        return {layer: (total / rows.valid.sum().item()).to(dtype) for layer, total in sums.items()}
 
 
 def check_fills(mode: str, reference: Reference | None) -> None:
@@ -65,36 +68,49 @@ def check_fills(mode: str, reference: Reference | None) -> None:
     if mode != "zero":
         if reference is None:
             raise ValueError(f"reference: mode {mode!r} needs one: ids, model inputs or probes")
-        _inputs(reference, mode)
+        _rows(reference, mode)
 
 
 def aligned(matched: Examples, mismatched: Examples) -> None:
     """Refuse pairs whose positions do not correspond: nothing could be resampled from one into the other."""
     if matched.input_ids.shape == mismatched.input_ids.shape:
-        same = (matched.query_masks["env"] == mismatched.query_masks["env"]).all(1)
-        same &= matched.prediction == mismatched.prediction
+        ground, other = (x.query_masks.get("env", x.key_masks.get("image")) for x in (matched, mismatched))
+        assert ground is not None
+        assert other is not None
+        same = (ground == other).all(1) & (matched.prediction == mismatched.prediction)
         if bool(same.all()):
             return
     raise ValueError(
-        "probes: resampling takes a head's output at the same position of the mismatched context, and the ENV nouns of "
-        "these probes are not all of the same number of tokens"
+        "probes: resampling takes a head's output at the same position of the mismatched context, and the ENV nouns "
+        "(or the images) of these are not all of the same number of tokens"
     )
 
 
-def _inputs(reference: Reference, mode: str) -> tuple[dict[str, Any], Tensor]:
-    """The model's inputs, and which of their positions count [N,T]."""
-    if isinstance(reference, Probes):
+class _Rows(NamedTuple):
+    ids: Tensor
+    """[N,T]"""
+    valid: Tensor
+    """[N,T] bool: the positions that count."""
+    given: Callable[[slice], Mapping[str, Tensor]]
+    """What else the model is given with a part of them."""
+
+
+def _rows(reference: Reference, mode: str) -> _Rows:
+    if isinstance(reference, (Probes, ImageQuestions)):
         examples = reference.matched()
-        valid = torch.arange(examples.input_ids.shape[1]) <= examples.prediction[:, None]
         if mode == "resample":
             mismatched = reference.mismatched()
             aligned(examples, mismatched)
             examples = mismatched
-        return {"input_ids": examples.input_ids}, valid
-    inputs = {"input_ids": reference} if isinstance(reference, Tensor) else dict(reference)
-    ids = inputs.get("input_ids")
+        reference = examples
+    if isinstance(reference, Examples):
+        valid = torch.arange(reference.input_ids.shape[1]) <= reference.prediction[:, None]
+        return _Rows(reference.input_ids, valid, reference.given)
+    inputs: dict[str, Any] = {"input_ids": reference} if isinstance(reference, Tensor) else dict(reference)
+    ids = inputs.pop("input_ids", None)
     if ids is None or ids.ndim != 2:
         got = "none" if ids is None else f"shape {list(ids.shape)}"
         raise ValueError(f"reference: expected input_ids of shape [N,T], got {got}")
     mask = inputs.get("attention_mask")
-    return inputs, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    return _Rows(ids, valid, lambda part: {name: value[part] for name, value in inputs.items()})

@@ -9,6 +9,8 @@ HeadSet = frozenset[tuple[int, int]]
 
 #: kind → the (query group, key group) whose flow is measured.
 KINDS = {"aggregate": ("prediction", "env"), "gather": ("env", "event")}
+#: The ground of a question about an image, in place of "env" as a key group.
+IMAGE = "image"
 #: A noun that an image shows stands in several places: "env" is the last of them, this group the others. Flow from them
 #: is flow from the noun into the prediction, and flow from the rest of the image into its last patch.
 PATCHES = "patches"
@@ -24,7 +26,8 @@ def find_heads(
         trace: from :func:`symground.trace`, with the groups "env" and, for gather heads, "event".
         kind: "aggregate", flow from the ENV noun's span into the prediction position, or "gather", flow from the rest
             of the ENV utterance into the noun. Of a noun that an image shows: from all its patches into the prediction
-            position, and from the patches before the last of them into that one.
+            position, and from the patches before the last of them into that one. In a vision-language model: from the
+            whole image into the prediction position.
         threshold: the smallest share.
         denominator: "row", of all flow into that position (or group of them); "matrix", of all the head's flow. The
             study leaves open which; report both.
@@ -56,6 +59,8 @@ def head_shares(trace: xr.Dataset, kind: str = "aggregate", denominator: str = "
     if "flow" not in trace:
         raise ValueError(f"trace: expected one with the flow of heads; {trace.attrs.get('note', 'it has none')}")
     query, key = KINDS[kind]
+    if key == "env" and "env" not in trace.key_group.values and IMAGE in trace.key_group.values:
+        key = IMAGE
     for dimension, name in (("query_group", query), ("key_group", key)):
         there = trace[dimension].values.tolist()
         if name not in there:

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from symground.analysis.behaviour import Behaviour, Plan, behaviour
 from symground.analysis.controls import MATCHES, Controls
 from symground.analysis.fills import MODES, aligned
-from symground.analysis.probes import Examples, Probes
+from symground.analysis.probes import Examples
+from symground.analysis.questions import Asked
 from symground.analysis.selection import Piece, pieces_of
 from symground.analysis.statistics import bootstrap_interval, cohens_d, holm
 from symground.analysis.trace import trace
@@ -28,7 +29,7 @@ from symground.progress import progress
 
 def intervene(
     model: PreTrainedModel,
-    probes: Probes,
+    probes: Asked,
     kind: str | Sequence[str] = "aggregate",
     *,
     denominator: str | Sequence[str] = ("row", "matrix"),
@@ -49,7 +50,8 @@ def intervene(
 
     Args:
         model: attached, in evaluation.
-        probes: their matched examples are used; and for each of them one mismatched, its ENV noun drawn at random.
+        probes: their matched examples are used; and for each of them one mismatched, its ENV noun drawn at random. Of
+            questions about images, whose ground is the image, the mismatched one has another picture.
         kind: "aggregate", "gather", "both" together, or several of these.
         denominator: "row", "matrix", or several; see :func:`symground.find_heads`.
         selection: "example", the heads found in the example itself, as the study; "held-out", one set for each half of
@@ -131,7 +133,7 @@ def intervene(
 class _Measure:
     """What plans do to the matched and to the mismatched examples."""
 
-    def __init__(self, model: PreTrainedModel, probes: Probes, mode: str, seed: int, batch_size: int) -> None:
+    def __init__(self, model: PreTrainedModel, probes: Asked, mode: str, seed: int, batch_size: int) -> None:
         self.matched, self.mismatched = probes.matched(), probes.mismatched(seed)
         if mode == "resample":
             aligned(self.matched, self.mismatched)
@@ -228,9 +230,10 @@ def _norms(model: PreTrainedModel, examples: Examples, batch_size: int) -> NDArr
     device = readout(model).weight.device
     parts = []
     for start in range(0, len(examples.input_ids), batch_size):
-        ids, p = (x[start : start + batch_size].to(device) for x in (examples.input_ids, examples.prediction))
+        part = slice(start, min(start + batch_size, len(examples.input_ids)))
+        ids, p = (x[part].to(device) for x in (examples.input_ids, examples.prediction))
         with torch.no_grad(), head_outputs(mixers(model)) as found:
-            hidden_states(model, ids)
+            hidden_states(model, ids, **examples.given(part, device))
         valid = torch.arange(ids.shape[1], device=device) <= p[:, None]  # [B,T]
         lengths = torch.cat([found[mixer.layer].double().norm(dim=-1) for mixer in mixers(model)], -1)  # [B,T,heads]
         parts.append((lengths * valid[..., None]).sum(1) / valid.sum(1, keepdim=True))

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from symground.analysis.choice import choices
 from symground.analysis.heads import HeadSet, head_shares
-from symground.analysis.probes import Probes
+from symground.analysis.questions import Asked
 from symground.analysis.selection import halves
 from symground.analysis.statistics import resampled
 from symground.analysis.trace import trace
@@ -49,9 +49,9 @@ class Monitored(NamedTuple):
 
 def monitor(
     model: PreTrainedModel,
-    probes: Probes,
+    probes: Asked,
     *,
-    among: str = "nouns",
+    among: str = "targets",
     denominator: str = "row",
     threshold: float = 0.30,
     seed: int = 0,
@@ -66,7 +66,7 @@ def monitor(
     Args:
         model: attached, with mixers, in evaluation.
         probes: their matched examples; at least two contexts.
-        among: what the model chooses from: "nouns", those of the probes, or the whole "vocabulary".
+        among: what the model chooses from: "targets", the words that are asked for, or the whole "vocabulary".
         denominator: of the shares, "row" or "matrix".
         threshold: the smallest mean share.
         seed: of the halves and the intervals.

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from symground.analysis.probes import Probes
+from symground.analysis.questions import Asked
 from symground.analysis.scan import scan
 from symground.folders import read_json, write_json
 from symground.models.images import id_limit
@@ -170,10 +171,11 @@ def check_deterministic(model: PreTrainedModel) -> None:
             raise ValueError(f"model: expected model.eval(), or no dropout; {name} drops {module.p} of its inputs")
 
 
-def check_fits(model: PreTrainedModel, probes: Probes) -> None:
+def check_fits(model: PreTrainedModel, probes: Asked) -> None:
     """Refuse probes that the model cannot read, and a model whose dropout is on."""
     check_deterministic(model)
-    positions = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
+    text = model.config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
     tokens, context = probes.longest
     if positions is not None and tokens > positions:
         raise ValueError(f"probes: context {context} has {tokens} tokens, the model has {positions} positions")

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from symground.analysis.ablate import gates_of
 from symground.analysis.choice import Choices, choices
 from symground.analysis.controls import Controls
-from symground.analysis.probes import Examples, Probes
+from symground.analysis.probes import Examples
+from symground.analysis.questions import Asked
 from symground.analysis.selection import pieces_of
 from symground.analysis.trace import trace
 from symground.models import mixers
@@ -24,10 +25,10 @@ FACTORS = (0.0, 0.5, 1.5, 2.0, 3.0)
 
 def steering(
     model: PreTrainedModel,
-    probes: Probes,
+    probes: Asked,
     factors: Sequence[float] = FACTORS,
     *,
-    among: str = "nouns",
+    among: str = "targets",
     denominator: str = "row",
     threshold: float = 0.30,
     draws: int = 20,
@@ -42,7 +43,7 @@ def steering(
         model: attached, in evaluation.
         probes: their matched examples; at least two contexts.
         factors: what the heads' outputs are multiplied with; 0 silences, above 1 amplifies.
-        among: what the model chooses from: "nouns", those of the probes, or the whole "vocabulary".
+        among: what the model chooses from: "targets", the words that are asked for, or the whole "vocabulary".
         denominator: of the shares of flow.
         threshold: the smallest mean share.
         draws: of as many random other heads, multiplied likewise.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from symground.models.interface import NAME, register
+from symground.models.interface import NAME, is_key_range, padding_of, register
 from symground.models.lstm import LSTMForCausalLM
 from symground.models.mamba2 import MambaMixer, mamba_mixers
 from symground.models.mixers import Mixer
@@ -17,18 +17,21 @@ M = TypeVar("M", bound=PreTrainedModel)
 _ATTACHED = "_symground_mixers"
 #: What modules of transformers keep of attention variants that `ops.attention` has no argument for → what it is called.
 _VARIANTS = {"attn_logit_softcapping": "capped scores (softcap)", "sinks": "sinks (s_aux)"}
+#: Models that have ALiBi without a word of it in their configuration.
+_ALIBI = ("Bloom", "Mpt")
 
 
 def attach(model: M) -> M:
     """Make a Hugging Face causal language model traceable in place, and return it.
 
-    Its attention becomes ``symground``; where a mask is given without ``position_ids`` they are derived from the mask,
-    so that a padded batch equals its single rows. Mamba-2's mixers become `symground.models.mamba2.MambaMixer`. An LSTM
-    is accepted and has no mixers. Attaching twice is attaching once. Checkpoints of an attached model are those of the
-    model it was.
+    Its attention becomes ``symground``; of a vision-language model that of its text decoder, while the vision tower
+    keeps its own. Where a mask is given without ``position_ids`` they are derived from the mask, so that a padded batch
+    equals its single rows. Mamba-2's mixers become `symground.models.mamba2.MambaMixer`. An LSTM is accepted and has no
+    mixers. Attaching twice is attaching once. Checkpoints of an attached model are those of the model it was.
 
     Raises:
-        ValueError: not a Hugging Face model, or one whose attention heads cannot be located.
+        ValueError: not a Hugging Face model, or one whose attention heads cannot be located, or with an attention that
+            symground does not support (by its name).
     """
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"model: expected a transformers PreTrainedModel, got {type(model).__name__}")
@@ -38,12 +41,11 @@ def attach(model: M) -> M:
     found = mamba_mixers(model) or _attention_layers(model)
     if not isinstance(found[0].module, MambaMixer):
         register()
-        model.set_attn_implementation(NAME)
+        model.set_attn_implementation(_of_decoder(model))
     _check_in_use(model, found)
     if not hasattr(model, _ATTACHED):
         model.register_forward_pre_hook(_refuse_output_attentions, with_kwargs=True)
-        if "position_ids" in inspect.signature(model.base_model.forward).parameters:
-            model.base_model.register_forward_pre_hook(_derive_position_ids, with_kwargs=True)
+        model.base_model.register_forward_pre_hook(_prepare, with_kwargs=True)
     object.__setattr__(model, _ATTACHED, found)
     return model
 
@@ -74,26 +76,40 @@ def mixers(model: nn.Module) -> tuple[Mixer, ...]:
     return found
 
 
+def _of_decoder(model: PreTrainedModel) -> str | dict[str, str]:
+    """What to set, so that a vision tower keeps the attention it has."""
+    text = model.get_decoder().config
+    for name in model.config.sub_configs:
+        if getattr(model.config, name, None) is text:
+            return {name: NAME}
+    return NAME
+
+
 def _attention_layers(model: PreTrainedModel) -> tuple[Mixer, ...]:
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(f"model: {name} has an encoder and cross-attention, which symground does not support")
+    if getattr(model.config.get_text_config(), "alibi", False) or type(model).__name__.startswith(_ALIBI):
+        raise ValueError(f"model: {name} biases its scores by distance (ALiBi), which symground does not support")
     found = []
-    for module in model.modules():
+    for module in model.get_decoder().modules():
         layer = getattr(module, "layer_idx", None)
         if not type(module).__name__.endswith("Attention") or not isinstance(layer, int):
             continue
-        if getattr(module, "is_cross_attention", False):
-            raise ValueError(f"model: {type(model).__name__} has cross-attention, which symground does not support")
+        if getattr(module, "is_cross_attention", False) or "CrossAttention" in type(module).__name__:
+            raise ValueError(f"model: {name} has cross-attention, which symground does not support")
         for attribute, variant in _VARIANTS.items():
             if getattr(module, attribute, None) is not None:
-                raise ValueError(
-                    f"model: the attention of {type(model).__name__} has {variant}, which symground does not support"
-                )
+                raise ValueError(f"model: the attention of {name} has {variant}, which symground does not support")
         config = getattr(module, "config", None)
         heads = getattr(module, "num_heads", None) or getattr(config, "num_attention_heads", None)
         if config is None or not isinstance(heads, int):
             raise ValueError(f"model: cannot tell how many heads {type(module).__name__} has")
+        if getattr(module, "is_causal", True) is False:
+            raise ValueError(f"model: {name} lets text see what follows it, which symground does not support")
         found.append(Mixer(layer, heads, module))
     if not found:
-        raise ValueError(f"model: found no attention layers with heads in {type(model).__name__}")
+        raise ValueError(f"model: found no attention layers with heads in {name}")
     return tuple(sorted(found, key=lambda mixer: mixer.layer))
 
 
@@ -102,14 +118,23 @@ def _refuse_output_attentions(module: PreTrainedModel, args: tuple[Any, ...], kw
         raise ValueError("output_attentions: symground never builds the attention matrix; use symground.trace instead")
 
 
-def _derive_position_ids(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    mask, given = kwargs.get("attention_mask"), kwargs.get("position_ids")
-    if mask is None or mask.ndim != 2 or given is not None:
+def _prepare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the model is given, a mask of all pairs as one of keys, and with the positions that the mask means."""
+    mask = kwargs.get("attention_mask")
+    if not isinstance(mask, Tensor):
         return None
+    if mask.ndim == 4 and not is_key_range(mask):
+        mask = padding_of(mask)
+        kwargs = {**kwargs, "attention_mask": mask}
     inputs = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
     if inputs is None and args:
         inputs = args[0]
-    if inputs is None:
-        return None
+    takes = "position_ids" in inspect.signature(module.forward).parameters
+    if mask.ndim != 2 or kwargs.get("position_ids") is not None or inputs is None or not takes:
+        return args, kwargs
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
+    if hasattr(module, "get_rope_index"):  # the positions of images have three axes, which the model finds by itself
+        if any(kwargs.get(name) is not None for name in ("image_grid_thw", "video_grid_thw")):
+            return args, kwargs
+        positions = positions.expand(3, -1, -1)
     return args, {**kwargs, "position_ids": positions}

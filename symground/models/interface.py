@@ -34,11 +34,14 @@ def key_range_mask(
     kv_offset: int = 0,
     mask_function: Any = causal_mask_function,
     attention_mask: Tensor | None = None,
+    device: torch.device | str = "cpu",
     **kwargs: Any,
 ) -> Tensor | None:
-    """The mask as a [B,2] key range: first and one-past-last valid key of each example; None when all are valid.
+    """The mask as key ranges [B,1,1,2]: first and one-past-last valid key of each example; None when all are valid.
 
-    A sliding window is no part of it: the layer tells it to the attention function.
+    With a cache of fixed size [B,1,1,3], the third being how many of its keys are in use. Four dimensions, since
+    transformers passes such a mask on as it is; int64, which no other mask is. A sliding window is no part of it: the
+    layer tells it to the attention function.
 
     Raises:
         ValueError: a mask that is not causal, with or without a window, with padding on one side or both.
@@ -50,9 +53,13 @@ def key_range_mask(
                 "attention_mask: symground supports causal masks, with or without a sliding window, with padding only; "
                 "this model asks for another"
             )
-    if isinstance(q_offset, int) and q_offset + q_length != kv_offset + kv_length:
-        raise ValueError("past_key_values: symground supports the dynamic cache only; got one of fixed size")
-    return None if attention_mask is None else key_range_of(attention_mask[:, kv_offset : kv_offset + kv_length])
+    found = None if attention_mask is None else key_range_of(attention_mask[:, kv_offset : kv_offset + kv_length])
+    used = q_offset + q_length - kv_offset
+    if isinstance(used, Tensor) or used != kv_length:
+        used = torch.as_tensor(used, device=device).expand(batch_size)
+        first, last = (torch.zeros_like(used), used) if found is None else found.unbind(-1)
+        found = torch.stack([first, torch.minimum(last, used), used], -1)
+    return None if found is None else found[:, None, None]
 
 
 def _is_window(mask_function: Any, window: int, queries: int, keys: int) -> bool:
@@ -88,11 +95,11 @@ def attention_forward(
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
             raise ValueError(f"{type(module).__name__}: symground's attention does not support {name}")
-    if attention_mask is not None and tuple(attention_mask.shape) != (query.shape[0], 2):
-        raise ValueError(
-            f"attention_mask: expected [B,S] with padding at the ends, or none; got shape {list(attention_mask.shape)}"
-        )
+    key_range, in_use = _ranges(attention_mask, len(query))
     window = kwargs.get("sliding_window")
+    if in_use is not None and (query.shape[2] > 1 or window is not None):
+        # Causal is aligned to the last key. A single query sees what the range says, and no GPU is waited for.
+        key, value = (x[:, :, : int(in_use)] for x in (key, value))
     window = None if window is None or window >= key.shape[2] else int(window)
     tap = tap_of(module)
     check_batch(tap, len(query))
@@ -103,10 +110,10 @@ def attention_forward(
         if kwargs.get("sliding_window") is not None:
             raise ValueError("model: an attention with a sliding window is not mixed otherwise")
         out = tap.mix(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling)
-    elif tap.plain and (dropout > 0 or attention_mask is None):
+    elif tap.plain and (dropout > 0 or key_range is None):
         queries, keys = query.shape[2], key.shape[2]
-        plain = causal and queries == keys and attention_mask is None and window is None
-        mask = None if plain else valid_keys(queries, keys, causal, attention_mask, window, query.device)
+        plain = causal and queries == keys and key_range is None and window is None
+        mask = None if plain else valid_keys(queries, keys, causal, key_range, window, query.device)
         gqa = query.shape[1] != key.shape[1]
         out = scaled_dot_product_attention(
             query, key, value, mask, dropout, is_causal=plain, scale=scaling, enable_gqa=gqa
@@ -118,7 +125,7 @@ def attention_forward(
             value,
             causal,
             scaling,
-            attention_mask,
+            key_range,
             window,
             gate=tap.gate,
             saliency_probe=tap.saliency_probe,
@@ -128,9 +135,45 @@ def attention_forward(
         )
     if tap.rows is not None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        added = attention_row(tap.rows, query, key, value, scale, causal, attention_mask, window)
+        added = attention_row(tap.rows, query, key, value, scale, causal, key_range, window)
         out = out + (added if tap.gate is None else ops.gate_heads(added.transpose(1, 2), tap.gate).transpose(1, 2))
     return shown(tap, out.transpose(1, 2)), None
+
+
+def _ranges(mask: Tensor | None, batch: int) -> tuple[Tensor | None, Tensor | None]:
+    """What `key_range_mask` made: key ranges [B,2], and of a cache of fixed size how many keys are in use."""
+    if mask is None:
+        return None, None
+    if not is_key_range(mask) or len(mask) != batch:
+        raise ValueError(
+            f"attention_mask: expected [B,S] with padding at the ends, or none; got shape {list(mask.shape)}"
+        )
+    found = mask[:, 0, 0]
+    return found[:, :2], found[0, 2] if found.shape[1] == 3 else None
+
+
+def is_key_range(mask: Tensor) -> bool:
+    """Whether a mask is one that `key_range_mask` made."""
+    return mask.dtype == torch.int64 and mask.ndim == 4 and tuple(mask.shape[1:]) in ((1, 1, 2), (1, 1, 3))
+
+
+def padding_of(mask: Tensor) -> Tensor:
+    """A mask for all pairs [B,1 or H,T,S], bool or added to the scores, as the mask [B,S] of valid keys.
+
+    Raises:
+        ValueError: one that is more than causal with padding at the ends.
+    """
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    queries, keys = seen.shape[-2:]
+    valid = seen[:, 0, -1]  # [B,S] what the last query sees
+    expected = valid_keys(queries, keys, True, None, None, mask.device) & valid[:, None, None]
+    rows = valid[:, None, keys - queries :, None]  # what padding sees counts nowhere
+    if not bool(((seen == expected) | ~rows).all()):
+        raise ValueError(
+            f"attention_mask: symground supports causal masks with padding at the ends only; this mask of shape "
+            f"{list(mask.shape)} is another"
+        )
+    return valid
 
 
 def register() -> None:

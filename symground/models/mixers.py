@@ -33,14 +33,16 @@ class Replacement:
 
     def of(self, x: Tensor) -> Tensor:
         """x [B,T,H,D] with the heads replaced."""
-        replaced = ops.gate_heads(x, self.gate, self.fill)
+        # A model may be spread over devices.
+        gate, fill = self.gate.to(x.device), None if self.fill is None else self.fill.to(x.device)
+        replaced = ops.gate_heads(x, gate, fill)
         if self.positions is None:
             return replaced
         if self.positions.shape not in (x.shape[:2], x.shape[1:2]):
             raise ValueError(
                 f"positions: expected shape [B,T] = {list(x.shape[:2])} or [T], got {list(self.positions.shape)}"
             )
-        return torch.where(self.positions[..., None, None], replaced, x)
+        return torch.where(self.positions.to(x.device)[..., None, None], replaced, x)
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,18 @@ def shown(tap: Tap, heads: Tensor) -> Tensor:
 def tap_of(module: nn.Module) -> Tap:
     tap: Tap = getattr(module, _TAP, IDLE)
     return tap
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes, also where its weights are brought from elsewhere for each pass (accelerate)."""
+    for parameter in module.parameters():
+        if not parameter.is_meta:
+            return parameter.device
+    for part in module.modules():
+        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return torch.device("cpu")
 
 
 @contextmanager

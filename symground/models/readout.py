@@ -66,6 +66,8 @@ def trial_ids(model: PreTrainedModel, count: int) -> Tensor:
     """[1,count] ids to try a model with: two ordinary ones in turn, since transformers warns of padding ids."""
     config = model.config.get_text_config()
     special = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")]
+    # What stands for an image wants one.
+    special += [value for name, value in vars(model.config).items() if name.endswith(("_token_id", "_token_index"))]
     plain = [i for i in range(readout(model).weight.shape[0]) if i not in special] or [0]
     return torch.tensor([[plain[i % 2 % len(plain)] for i in range(count)]])
 

@@ -7,7 +7,7 @@ goes on. Whether that is what the model itself computes is tried once per model.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +21,7 @@ from transformers import Cache, PreTrainedModel
 from symground import ops
 from symground.models.attach import mixers
 from symground.models.mixers import Replacement, head_outputs
+from symground.models.override import forward_as
 from symground.models.projection import head_weights, output_projections
 from symground.models.reader import Reader
 from symground.models.readout import agree, hidden_states, readout, trial_ids
@@ -187,7 +188,7 @@ class Replay:
 
     def _given(self, i: int, piece: _Piece, hidden: Tensor, mixed: Tensor) -> Tensor:
         """A layer whose mixer gives ``mixed`` without running."""
-        with _forward_as({self._mixers[i].module: lambda *_, **__: (mixed, None)}):
+        with forward_as({self._mixers[i].module: lambda *_, **__: (mixed, None)}):
             return self._call(i, piece, hidden)
 
     def _call(self, i: int, piece: _Piece, hidden: Tensor) -> Tensor:
@@ -207,7 +208,7 @@ class Replay:
             layer: (lambda *args, i=i, **kwargs: give(i, hidden if i == last else args[0]))
             for i, layer in enumerate(self._layers)
         }
-        with _forward_as(forwards):
+        with forward_as(forwards):
             ids = self._ids[:1, :1].expand(len(hidden), 1)
             return hidden_states(self._model, ids, use_cache=False)[:, 0]
 
@@ -268,22 +269,6 @@ def decoder_layers(model: PreTrainedModel) -> tuple[list[nn.Module], dict[int, i
         raise ValueError(f"model: expected its layers in one list, found {len(lists)} in {type(model).__name__}")
     ((name, at),) = lists.items()
     return list(model.get_submodule(name).children()), at
-
-
-@contextmanager
-def _forward_as(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Other forward functions of these very modules within the block; no class is touched."""
-    before = {module: vars(module).get("forward") for module in forwards}
-    try:
-        for module, forward in forwards.items():
-            object.__setattr__(module, "forward", forward)
-        yield
-    finally:
-        for module, own in before.items():
-            if own is not None:
-                object.__setattr__(module, "forward", own)
-            elif "forward" in vars(module):
-                object.__delattr__(module, "forward")
 
 
 def replays(model: PreTrainedModel, last_only: bool = False) -> bool:

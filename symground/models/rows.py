@@ -33,15 +33,17 @@ def attention_row(
     q [B,H,T,D]; k and v [B,Hk,S,D]; ``scale``, ``causal``, ``key_range`` and ``window`` as for
     :func:`symground.ops.attention`.
     """
-    batch, heads, queries, _ = q.shape
-    each, group = torch.arange(batch, device=q.device), heads // k.shape[1]
-    keys, values = (x.repeat_interleave(group, 1) for x in (k, v))  # [B,H,S,D]
+    batch, queries = len(q), q.shape[2]
+    each, key_heads = torch.arange(batch, device=q.device), k.shape[1]
     with torch.no_grad():
         seen = valid_keys(queries, k.shape[2], causal, key_range, window, q.device).expand(batch, 1, -1, -1)
-        scores = torch.einsum("bhd,bhsd->bhs", q[each, :, rows.position].float(), keys.float()) * scale
+        at_p = q[each, :, rows.position].unflatten(1, (key_heads, -1))  # [B,Hk,H/Hk,D]: no copies of k and v
+        scores = torch.einsum("bkgd,bksd->bkgs", at_p.float(), k.float()).flatten(1, 2) * scale  # [B,H,S]
         scores = scores.masked_fill(~seen[each, :, rows.position], float("-inf"))
         weights = scores.softmax(-1).nan_to_num(0.0)  # a row that sees no key is 0
-    return _at(rows, torch.einsum("bhs,bhsd->bhd", (weights * rows.probe).to(v.dtype), values.detach()), 2, queries)
+    probed = (weights * rows.probe).to(v.dtype).unflatten(1, (key_heads, -1))
+    mixed = torch.einsum("bkgs,bksd->bkgd", probed, v.detach()).flatten(1, 2)  # [B,H,D]
+    return _at(rows, mixed, 2, queries)
 
 
 def ssd_row(

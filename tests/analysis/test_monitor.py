@@ -59,7 +59,7 @@ def test_choices_are_the_logits(model: PreTrainedModel, probes: Probes) -> None:
     with torch.no_grad():
         at_p = model(examples.input_ids).logits[torch.arange(len(probes)), examples.prediction].double()
     nouns = examples.targets.unique()
-    for among, logits in (("vocabulary", at_p), ("nouns", at_p[:, nouns])):
+    for among, logits in (("vocabulary", at_p), ("targets", at_p[:, nouns])):
         found = choices(model, examples, among, batch_size=7)
         p = logits.softmax(-1)
         expected = logits.argmax(-1) if among == "vocabulary" else nouns[logits.argmax(-1)]
@@ -69,7 +69,7 @@ def test_choices_are_the_logits(model: PreTrainedModel, probes: Probes) -> None:
         np.testing.assert_allclose(found.entropy, stats.entropy(p.numpy(), axis=1), rtol=1e-3)
         own = -at_p.log_softmax(-1).gather(1, examples.targets[:, None])[:, 0]
         np.testing.assert_allclose(found.surprisal, own, rtol=1e-4)
-    with pytest.raises(ValueError, match="among: expected one of nouns, vocabulary; got 'verbs'"):
+    with pytest.raises(ValueError, match="among: expected one of targets, vocabulary; got 'verbs'"):
         choices(model, examples, "verbs")
 
 

@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
+from transformers.models.gptj import modeling_gptj
 
 import symground
 import symground as sg
@@ -53,9 +54,13 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     ),
     "GPT-J": ("GPTJ", "GPTJ", {**_OLD, "n_positions": 64, "rotary_dim": 4}, "takes no attention function"),
     "Falcon": ("Falcon", "Falcon", {}, "takes no attention function"),
-    "BLOOM": ("Bloom", "Bloom", {"n_layer": 2, "n_head": 4}, "cannot tell how many heads BloomAttention has"),
-    "MPT": ("Mpt", "Mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2}, "cannot tell how many heads MptAttention has"),
+    "BLOOM": ("Bloom", "Bloom", {"n_layer": 2, "n_head": 4}, r"biases its scores by distance \(ALiBi\)"),
+    "MPT": ("Mpt", "Mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2}, r"biases its scores by distance \(ALiBi\)"),
+    "Falcon with ALiBi": ("Falcon", "Falcon", {"alibi": True}, r"biases its scores by distance \(ALiBi\)"),
 }  # fmt: skip
+# Before transformers 5.24 its attention took no attention function.
+if hasattr(modeling_gptj, "ALL_ATTENTION_FUNCTIONS"):
+    FAMILIES["GPT-J"] = REFUSED.pop("GPT-J")[:3]
 TARGETS = torch.tensor([5, 7])
 
 
@@ -83,6 +88,10 @@ def batch(side: str) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
+def _takes_positions(model: PreTrainedModel) -> bool:
+    return not isinstance(model, transformers.OPTForCausalLM)
+
+
 @pytest.fixture(params=FAMILIES, ids=str)
 def models(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, PreTrainedModel]:
     eager, twin = pair(*FAMILIES[request.param])
@@ -93,9 +102,7 @@ def models(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, PreTrainedM
 def test_logits_and_saliency_are_eagers(models: tuple[PreTrainedModel, PreTrainedModel], side: str) -> None:
     eager, ours = models
     ids, mask = batch(side)
-    places = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if not isinstance(
-        eager, transformers.OPTForCausalLM
-    ) else {}  # fmt: skip
+    places = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if _takes_positions(eager) else {}
     out = eager(ids, attention_mask=mask, output_attentions=True, **places)
     with torch.no_grad():
         logits = ours(ids, attention_mask=mask).logits
@@ -136,6 +143,45 @@ def test_generation_is_eagers_and_with_a_head_silenced_step_by_step(
         for _ in range(6):
             one = torch.cat([one, ours(one, use_cache=False).logits[:, -1:].argmax(-1)], 1)
     assert found.tolist() == one.tolist()
+
+
+def test_gradients_are_eagers_with_and_without_checkpointing(models: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    eager, ours = models
+    ids, mask = batch("left")
+    places = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if _takes_positions(eager) else {}
+    labels = ids.masked_fill((mask == 0) | (mask.roll(1) == 0), -100)  # padding predicts nothing
+    eager(ids, attention_mask=mask, labels=labels, **places).loss.backward()
+    expected = {name: p.grad for name, p in eager.named_parameters() if p.grad is not None}
+    for module in ours.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for name in ("attention_dropout", "attn_pdrop", "dropout"):
+        for module in (*ours.modules(), ours.config):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    for checkpointing in (False, True):
+        ours.zero_grad()
+        if checkpointing:
+            ours.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        ours.train()(ids, attention_mask=mask, labels=labels, use_cache=False).loss.backward()
+        for name, p in ours.named_parameters():
+            if name in expected:
+                assert p.grad is not None, name
+                torch.testing.assert_close(p.grad, expected[name], atol=1e-4, rtol=1e-3)
+
+
+def test_a_cache_of_fixed_size(models: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    """Its keys are more than have been read: in the prompt, in padding and in what is generated."""
+    eager, ours = models
+    if not eager._can_compile_fullgraph:  # transformers gives it no such cache
+        return
+    ids, mask = batch("left")
+    how = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "cache_implementation": "static",
+           "disable_compile": True}  # fmt: skip
+    assert eager.generate(ids, **how).tolist() == ours.generate(ids, **how).tolist()
+    with sg.ablate(ours, [(0, 1), (1, 2)]):
+        found = [ours.generate(ids, **{**how, "cache_implementation": x}).tolist() for x in ("static", "dynamic")]
+    assert found[0] == found[1] != ours.generate(ids, **how).tolist()
 
 
 @pytest.mark.parametrize("name", REFUSED)

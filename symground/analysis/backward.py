@@ -1,0 +1,216 @@
+"""One pass of a trace, forward and back: each layer's result leaves as soon as the way back has made it.
+
+The gradient of a probe is taken when the engine accumulates it, reduced into arrays of the host, and dropped. So a
+device holds what any backward pass holds, and one layer's result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from symground import ops
+from symground.models import Mixer
+from symground.models.mixers import device_of
+from symground.models.readout import Readout, hidden_states, verified_readout
+from symground.models.rows import RowProbe
+from symground.models.thrift import checkpointed, frozen, offloaded
+
+#: Gradients of a float16 model are below its smallest numbers; they are made so many times larger, and smaller again.
+_SCALE = 2.0**10
+
+
+class Pass(NamedTuple):
+    """What is read in one pass: B examples."""
+
+    ids: Tensor
+    """[B,T]"""
+    prediction: Tensor
+    """[B]"""
+    targets: Tensor
+    """[B]"""
+    query_groups: Tensor
+    """[B,T]"""
+    key_groups: Tensor
+    """[B,T]"""
+    inputs: Mapping[str, Any]
+    """Further inputs of the model."""
+
+
+class Results:
+    """Of N examples and L layers, in host memory, filled pass by pass and layer by layer."""
+
+    def __init__(
+        self, layers: tuple[Mixer, ...], examples: int, length: int, groups: tuple[int, int], saliency: bool, rows: bool
+    ) -> None:
+        count, heads = len(layers), max((mixer.heads for mixer in layers), default=0)
+        self.groups = num_query, num_key = groups
+
+        def numbers(*shape: int, fill: float | None = None) -> NDArray[np.float32]:
+            shape = (examples, count, *shape)
+            return np.empty(shape, np.float32) if fill is None else np.full(shape, fill, np.float32)
+
+        self.surprisal = np.empty(examples, np.float32)
+        self.saliency = numbers(length, length) if saliency else None
+        self.rows = numbers(heads, length, fill=np.nan) if rows else None  # NaN where a layer has fewer heads
+        self.flow = numbers(heads, num_query, num_key, fill=np.nan)
+        self.row_total = numbers(heads, num_query, fill=np.nan)
+        self.matrix_total = numbers(heads, fill=np.nan)
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+
+
+class _Probes:
+    """Leaves of no storage, each emptied when its gradient is there."""
+
+    def __init__(self, results: Results, at: slice, scale: float) -> None:
+        self.leaves: list[Tensor] = []
+        self.reached = 0
+        self.wrong: list[int] = []
+        """Layers whose flow is not finite."""
+        self._results, self._at, self._scale = results, at, scale
+
+    def add(self, kind: str, layer: int, device: torch.device, *shape: int) -> Tensor:
+        leaf = torch.zeros(1, device=device).expand(shape).requires_grad_()
+        leaf.register_post_accumulate_grad_hook(partial(self._take, kind, layer))
+        self.leaves.append(leaf)
+        return leaf
+
+    def _take(self, kind: str, layer: int, leaf: Tensor) -> None:
+        grad, leaf.grad = leaf.grad, None
+        assert grad is not None
+        self.reached += 1
+        getattr(self, f"_{kind}")(layer, grad)
+
+    def _put(self, into: NDArray[np.float32], grad: Tensor) -> Tensor:
+        """Into its place, from whatever device: no copy beside it."""
+        place = torch.from_numpy(into)
+        place.copy_(grad)
+        return place if self._scale == 1 else place.div_(self._scale)
+
+    def _saliency(self, layer: int, grad: Tensor) -> None:
+        assert self._results.saliency is not None
+        self._put(self._results.saliency[self._at, layer], grad).abs_()
+
+    def _rows(self, layer: int, grad: Tensor) -> None:
+        assert self._results.rows is not None
+        self._put(self._results.rows[self._at, layer, : grad.shape[1]], grad)
+
+    def _flow(self, layer: int, grad: Tensor) -> None:
+        (num_query, num_key), heads = self._results.groups, grad.shape[1]
+        of_group = grad[..., :num_query, :]
+        for into, value in (
+            (self._results.flow, of_group[..., :num_key]),
+            (self._results.row_total, of_group.sum(-1)),
+            (self._results.matrix_total, grad.sum((-1, -2))),
+        ):
+            placed = self._put(into[self._at, layer, :heads], value)
+        if not bool(placed.isfinite().all()):
+            self.wrong.append(layer)
+
+
+def run_pass(
+    model: PreTrainedModel,
+    layers: tuple[Mixer, ...],
+    batch: Pass,
+    results: Results,
+    at: slice,
+    checkpoint: bool,
+    offload: bool,
+) -> None:
+    """Trace a batch into ``results`` at the examples ``at``.
+
+    Raises:
+        ValueError: a surprisal or a flow that is not finite, or layers that the gradient does not reach.
+    """
+    head = verified_readout(model)
+    (count, length), (num_query, num_key) = batch.ids.shape, results.groups
+    # One group more on each side takes the positions that are in none, so that the totals are sums of the flow.
+    rest = (
+        torch.where(batch.query_groups < 0, num_query, batch.query_groups),
+        torch.where(batch.key_groups < 0, num_key, batch.key_groups),
+    )
+    half = head.weight.dtype == torch.float16
+    probes = _Probes(results, at, _SCALE if half else 1.0)
+    with ExitStack() as stack, torch.enable_grad():
+        stack.enter_context(frozen(model))
+        if checkpoint:
+            stack.enter_context(checkpointed(model))
+        for i, mixer in enumerate(layers):
+            device, heads = device_of(mixer.module), mixer.heads
+            row = None
+            if results.rows is not None:
+                row = RowProbe(probes.add("rows", i, device, count, heads, length), batch.prediction.to(device))
+            asked = results.saliency is not None
+            tap = mixer.tapped(
+                saliency_probe=probes.add("saliency", i, device, count, length, length) if asked else None,
+                flow_probe=probes.add("flow", i, device, count, heads, num_query + 1, num_key + 1),
+                query_groups=rest[0].to(device),
+                key_groups=rest[1].to(device),
+                rows=row,
+            )
+            stack.enter_context(tap)
+        with offloaded(model) if offload else ExitStack():
+            surprisal = surprisal_at(model, head, batch)
+        check_finite(surprisal, half)
+        results.surprisal[at] = surprisal.detach().float().cpu().numpy()
+        # Within the block: where layers run again on the way back they must see the same taps.
+        if surprisal.requires_grad:
+            total = surprisal.sum() * (_SCALE if half else 1.0)
+            torch.autograd.backward(total, inputs=probes.leaves)
+    if probes.reached < len(probes.leaves):
+        raise ValueError(
+            "model: the gradient does not reach every layer's attention; if activation checkpointing is on, "
+            'set it with gradient_checkpointing_kwargs={"use_reentrant": False}'
+        )
+    if probes.wrong:
+        raise ValueError(f"model: the flow of layer {layers[probes.wrong[0]].layer} is not finite{_hint(half)}")
+
+
+def gradient_x_input(model: PreTrainedModel, batch: Pass) -> dict[str, NDArray[np.float32]]:
+    """Surprisal [B] and gradient × input [B,T], as the gradient of a probe too: embeddings enter as e · (1 + probe)."""
+    head = verified_readout(model)
+    probe = torch.zeros(batch.ids.shape, device=head.weight.device, dtype=head.weight.dtype, requires_grad=True)
+    hook = model.get_input_embeddings().register_forward_hook(lambda _, args, out: out * (1 + probe)[..., None])
+    try:
+        # cuDNN has no way back through an LSTM in evaluation.
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+            surprisal = surprisal_at(model, head, batch)
+            (grad,) = torch.autograd.grad(surprisal.sum(), probe)
+    finally:
+        hook.remove()
+    check_finite(surprisal, half=False)
+    return {"surprisal": surprisal.detach().float().cpu().numpy(), "input_x_gradient": grad.float().cpu().numpy()}
+
+
+def surprisal_at(model: PreTrainedModel, head: Readout, batch: Pass) -> Tensor:
+    """[B] surprisal of the targets at the prediction positions, nats."""
+    device = device_of(model)
+    inputs = {n: value.to(device) if isinstance(value, Tensor) else value for n, value in batch.inputs.items()}
+    hidden = hidden_states(model, batch.ids.to(device), **{"use_cache": False, **inputs})
+    at_p = hidden[torch.arange(len(hidden), device=hidden.device), batch.prediction.to(hidden.device)]  # [B,D]
+    if head.weight.is_meta:  # it lives elsewhere between its passes
+        logits = model.get_output_embeddings()(at_p)
+        return torch.nn.functional.cross_entropy(logits.float(), batch.targets.to(logits.device), reduction="none")
+    at_p, targets = at_p.to(head.weight.device), batch.targets.to(head.weight.device)
+    return ops.candidate_surprisal(at_p, head.weight, targets[:, None], head.bias)[:, 0]
+
+
+def check_finite(surprisal: Tensor, half: bool) -> None:
+    """Refuse numbers that mean nothing, before anything is traced back from them."""
+    if not bool(surprisal.isfinite().all()):
+        first = int((~surprisal.isfinite()).nonzero()[0])
+        raise ValueError(f"model: the surprisal of example {first} of a batch is not finite{_hint(half)}")
+
+
+def _hint(half: bool) -> str:
+    return ": float16 overflows in this model; load it in bfloat16 or float32" if half else ""

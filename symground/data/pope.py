@@ -1,0 +1,137 @@
+"""POPE made of COCO's annotations: of every image as many objects asked for that are there as that are not.
+
+Li et al. 2023, "Evaluating Object Hallucination in Large Vision-Language Models", section 5. A model that answers from
+what usually goes together, and not from the image, says yes to the popular and the adversarial objects.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Collection
+from itertools import permutations
+from pathlib import Path
+
+from symground.data.questions import Question
+
+STRATEGIES = ("random", "popular", "adversarial")
+
+# By sound: a unicycle, a ewe, a one-way sign; an hourglass, an x-ray, an SUV.
+_AN = re.compile(
+    r"(?!eu|ew|one(?:s|\b)|once|u\b|ubi|ufo|uk|uni(?![dmn])|ura|uri|us[aeu]|ut[eio])[aeiou]"
+    r"|hour|hon(?:est|o[ru])|heir|[fhlmnrsx]\b|suv\b",
+    re.IGNORECASE,
+)
+
+
+def pope_questions(
+    instances: str | Path, strategy: str = "random", images: int | None = 500, per_image: int = 6, seed: int = 0, *,
+    least: int = 3,
+) -> list[Question]:  # fmt: skip
+    """Questions "Is there a(n) X in the image?", yes and no by turns, of images drawn at random.
+
+    The objects that are there are drawn at random, and those that are not
+
+    - "random": at random of all categories that the image does not show;
+    - "popular": the ones of them that most images of the file show;
+    - "adversarial": the ones that most often share an image of the file with a category that this image shows, the sum
+      over these. (The authors' code takes for each object that it asks for the one that goes with it most, and counts
+      in the images drawn.)
+
+    Ties go by name. Images and objects that are there depend on the seed alone, so the three strategies share them, and
+    fewer images are the first of more. A crowd (``iscrowd``) is there too. Plurals keep their article, as POPE's "a
+    skis" does.
+
+    Args:
+        instances: COCO's instances file, or another of its form in which all that an image shows is annotated; it is
+            read whole.
+        strategy: how absent objects are chosen.
+        images: so many; None for all that can be asked about.
+        per_image: questions of each, an even number.
+        seed: of the draw.
+        least: images that show fewer categories are left out, as are those that show, or lack, fewer than the questions
+            need.
+
+    Returns:
+        images × per_image questions, an image's together.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an unknown strategy, an odd number of questions, a file of another form (COCO's captions, say), or
+            fewer images than asked for (says how many there are).
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy: expected {', '.join(map(repr, STRATEGIES))}; got {strategy!r}")
+    if per_image < 2 or per_image % 2:
+        raise ValueError(f"per_image: expected an even number, at least 2, got {per_image}")
+    if images is not None and images < 1:
+        raise ValueError(f"images: expected at least 1, or None for all, got {images}")
+    if least < 1:
+        raise ValueError(f"least: expected at least 1, got {least}")
+    categories, shown = _shown(Path(instances))
+    each = per_image // 2
+    fit = sorted(name for name, there in shown.items() if max(least, each) <= len(there) <= len(categories) - each)
+    if len(fit) < (images or 1):
+        raise ValueError(
+            f"images: expected {images or 'any'} of {instances} that show at least {max(least, each)} of its "
+            f"{len(categories)} categories and lack {each}, there are {len(fit)}"
+        )
+    # Sorted, then shuffled: the order of the file does not matter.
+    random.Random(seed).shuffle(fit)
+    choose = _choice(strategy, shown)
+    questions = []
+    for image in fit[:images]:
+        draw = random.Random(f"{seed} {image}")
+        present = draw.sample(sorted(shown[image]), each)
+        absent = choose(shown[image], sorted(categories - shown[image]), each, draw)
+        for there, missing in zip(present, absent, strict=True):
+            questions.append(Question(image, wording(there), "yes", there, strategy))
+            questions.append(Question(image, wording(missing), "no", missing, strategy))
+    return questions
+
+
+def wording(noun: str) -> str:
+    """POPE's question: "Is there an apple in the image?"."""
+    return f"Is there {'an' if _AN.match(noun) else 'a'} {noun} in the image?"
+
+
+#: (categories that an image shows, others by name, how many, draw) → so many of the others.
+_Choice = Callable[[Collection[str], list[str], int, random.Random], list[str]]
+
+
+def _choice(strategy: str, shown: dict[str, set[str]]) -> _Choice:
+    if strategy == "random":
+        return lambda there, others, count, draw: draw.sample(others, count)
+    if strategy == "popular":
+        frequency = Counter(category for there in shown.values() for category in there)
+        return lambda there, others, count, draw: sorted(others, key=lambda other: -frequency[other])[:count]
+    together = Counter(pair for there in shown.values() for pair in permutations(there, 2))
+    return lambda there, others, count, draw: sorted(
+        others, key=lambda other: -sum(together[category, other] for category in there)
+    )[:count]
+
+
+def _shown(path: Path) -> tuple[set[str], dict[str, set[str]]]:
+    """All categories; and of each image, by its file's name, those that it shows."""
+    if not path.is_file():
+        raise FileNotFoundError(f"instances: {path} does not exist")
+    try:
+        content = json.loads(path.read_bytes())
+        categories = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
+        files = {entry["id"]: str(entry["file_name"]) for entry in content["images"]}
+        shown: dict[str, set[str]] = {name: set() for name in files.values()}
+        for annotation in content["annotations"]:
+            category = categories[annotation["category_id"]]
+            # A file cut down to some of the images may have kept the annotations of all.
+            if annotation["image_id"] in files:
+                shown[files[annotation["image_id"]]].add(category)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"instances: {path} is not JSON ({error})") from None
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"instances: {path}: expected COCO's instances: images with id and file_name, annotations with image_id "
+            f"and category_id, categories with id and name (a captions file has none); {error!r}"
+        ) from None
+    return set(categories.values()), shown

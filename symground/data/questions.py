@@ -1,0 +1,178 @@
+"""Questions about images with the answer expected: POPE's files, and any rows of image, question and answer.
+
+POPE's form is that of Li et al. 2023, "Evaluating Object Hallucination in Large Vision-Language Models": a JSON object
+a line with question_id, image, text ("Is there a dog in the image?") and label ("yes", "no").
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+# What stands behind the question, as "Answer in one word." does in files made for one model, does not matter.
+_WORDING = re.compile(r"\s*is there an? (.+?) in the image\?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about an image.
+
+    Raises:
+        ValueError: a field without text, or an answer that is not as it would be read from a file.
+    """
+
+    image: str
+    """File name or path."""
+    text: str
+    answer: str
+    """In lower case where it is "yes" or "no"; other words as they are."""
+    about: str | None = None
+    """The object asked for; None where that is unknown."""
+    kind: str = ""
+    """How the object was chosen: POPE's "random", "popular", "adversarial"; or whatever groups the questions."""
+
+    def __post_init__(self) -> None:
+        named = {"image": self.image, "text": self.text, "answer": self.answer}
+        if self.about is not None:
+            named["about"] = self.about
+        for name, value in named.items():
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"{name}: expected text, got {value!r}")
+        if self.answer != _as_answer(self.answer):
+            raise ValueError(f"answer: expected {_as_answer(self.answer)!r}, got {self.answer!r}")
+
+
+def read_questions(path: str | Path, images: str | Path | None = None) -> list[Question]:
+    """The questions of a file: JSON lines, as POPE's of COCO, or a JSON list, as POPE's of A-OKVQA and GQA.
+
+    A row has image; text or question; label or answer; and may have object or about, and kind or category: of two that
+    mean the same the first is read. Without either of object and about, ``about`` is the X of "Is there a(n) X in the
+    image?" where the text begins so.
+
+    Args:
+        path: of the file.
+        images: the folder that the images are in. Without it an image that lies beside the file, under its relative
+            name, gets that path, and the others keep their names.
+
+    Raises:
+        FileNotFoundError: no such file or folder, or images that are not in the folder (says how many).
+        ValueError: a row without a field, or with one of another form (names the file and the line, or the entry of a
+            list), or no rows at all.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path: {path} does not exist")
+    questions = []
+    for place, row in _rows(path):
+        try:
+            questions.append(_question(row))
+        except ValueError as error:
+            raise ValueError(f"path: {path}, {place}: {error}") from None
+    if not questions:
+        raise ValueError(f"path: no question in {path}")
+    names = dict.fromkeys(question.image for question in questions)
+    found = _beside(path, names) if images is None else _inside(Path(images), names)
+    return [replace(question, image=found[question.image]) for question in questions]
+
+
+def write_questions(path: str | Path, questions: Iterable[Question]) -> None:
+    """Write POPE's JSON lines, with "object" and "category" beside its own fields: :func:`read_questions` gives equal
+    questions, but for images found beside the file. They are numbered from 1, as POPE's are.
+
+    Raises:
+        ValueError: there are none.
+    """
+    path = Path(path)
+    lines = [
+        json.dumps(
+            {"question_id": number, "image": q.image, "text": q.text, "label": q.answer, "object": q.about,
+             "category": q.kind}
+        )
+        for number, q in enumerate(questions, 1)
+    ]  # fmt: skip
+    if not lines:
+        raise ValueError("questions: expected at least 1, got none")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Under a temporary name first: a reader never sees half a file.
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place to name in an error, row)."""
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"path: {path}: not UTF-8 ({error})") from None
+    if content.lstrip().startswith("["):
+        try:
+            listed = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"path: {path}: not JSON ({error})") from None
+        yield from ((f"entry {number}", row) for number, row in enumerate(listed, 1))
+        return
+    # Not splitlines: JSON's strings may hold what Unicode calls a line's end.
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"line {number}", json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"path: {path}, line {number}: expected JSON lines or a JSON list, this is no JSON ({error})"
+                ) from None
+
+
+def _question(row: Any) -> Question:
+    if not isinstance(row, dict):
+        raise ValueError(f"expected an object with image, text and label, got {type(row).__name__}")
+    text = _field(row, "text", "question")
+    about = _field(row, "object", "about", optional=True)
+    if not {"object", "about"} & row.keys():
+        wording = _WORDING.match(text)
+        about = wording[1].strip() if wording else ""
+    return Question(
+        _field(row, "image"), text, _as_answer(_field(row, "label", "answer")), about if about.strip() else None,
+        _field(row, "kind", "category", optional=True),
+    )  # fmt: skip
+
+
+def _field(row: dict[str, Any], *names: str, optional: bool = False) -> str:
+    """The first of these fields that the row has; "" where it has none, or a null, and may."""
+    name = next((name for name in names if name in row), None)
+    value = None if name is None else row[name]
+    if value is None and optional:
+        return ""
+    if name is None:
+        raise ValueError(f"has no {' or '.join(map(repr, names))}")
+    if not isinstance(value, str) or not (optional or value.strip()):
+        raise ValueError(f"{name}: expected text, got {value!r:.60}")
+    return value
+
+
+def _as_answer(answer: str) -> str:
+    answer = answer.strip()
+    return answer.lower() if answer.lower() in ("yes", "no") else answer
+
+
+def _beside(path: Path, names: Iterable[str]) -> dict[str, str]:
+    paths = {name: name if os.path.isabs(name) else str(path.parent / name) for name in names}
+    # os.path.isfile also says no to what can be no name at all.
+    return {name: candidate if os.path.isfile(candidate) else name for name, candidate in paths.items()}
+
+
+def _inside(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"images: expected a folder, {folder} is none")
+    # A path from the root led to where the images once were.
+    paths = {name: str(folder / (Path(name).name if os.path.isabs(name) else name)) for name in names}
+    missing = [name for name, candidate in paths.items() if not os.path.isfile(candidate)]
+    if missing:
+        shown = ", ".join(f"{name:.60}" for name in missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise FileNotFoundError(f"images: {len(missing):,} of {len(paths):,} are not in {folder}: {shown}")
+    return paths
