@@ -75,7 +75,7 @@ def read_questions(path: str | Path, images: str | Path | None = None) -> list[Q
             raise ValueError(f"path: {path}, {place}: {error}") from None
     if not questions:
         raise ValueError(f"path: no question in {path}")
-    names = dict.fromkeys(question.image for question in questions)
+    names = [question.image for question in questions]
     found = _beside(path, names) if images is None else _inside(Path(images), names)
     return [replace(question, image=found[question.image]) for question in questions]
 
