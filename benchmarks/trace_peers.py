@@ -82,21 +82,17 @@ def _frozen(m: Model) -> Run:
     return run
 
 
-def _attached(m: Model, checkpointing: bool = False) -> Any:
+def _attached(m: Model) -> Any:
     from symground.models import attach
 
-    model = attach(m.build("eager")).requires_grad_(False)
-    if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.train()  # transformers checkpoints in training only; dropout is 0
-    return model
+    return attach(m.build("eager"))
 
 
-def _trace(m: Model, checkpointing: bool = False) -> Run:
+def _trace(m: Model, checkpoint: bool = False) -> Run:
     from symground.analysis import trace
 
-    model, (ids, targets) = _attached(m, checkpointing), m.batch()
-    return lambda: trace(model, ids, targets)
+    model, (ids, targets) = _attached(m), m.batch()
+    return lambda: trace(model, ids, targets, checkpoint=checkpoint)
 
 
 def _saliency_only(m: Model) -> Run:
@@ -121,7 +117,7 @@ PEERS: dict[str, Callable[[Model], Run]] = {
     EAGER: _eager,
     FROZEN: _frozen,
     TRACE: _trace,
-    CHECKPOINTED: lambda m: _trace(m, checkpointing=True),
+    CHECKPOINTED: lambda m: _trace(m, checkpoint=True),
     SALIENCY_ONLY: _saliency_only,
 }
 

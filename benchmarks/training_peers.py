@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from symground.heap import kept
 from symground.models import create
 from symground.models.interface import unpadded
 from symground.ops import _extension
 from symground.training import Hardware, TrainSettings
-from symground.training.memory import kept
 from symground.training.step import Trainer, optimizer_of
 from symground.training.workers import Workers
 

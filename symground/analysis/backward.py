@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground import ops
+from symground.heap import returned
 from symground.models import Mixer
 from symground.models.mixers import device_of
 from symground.models.readout import Readout, hidden_states, verified_readout
@@ -144,6 +145,7 @@ def run_pass(
     with ExitStack() as stack, torch.enable_grad():
         stack.enter_context(frozen(model))
         if checkpoint:
+            stack.enter_context(returned())
             stack.enter_context(checkpointed(model))
         for i, mixer in enumerate(layers):
             device, heads = device_of(mixer.module), mixer.heads

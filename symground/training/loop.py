@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 from symground.data.corpus import Corpus
 from symground.data.sampler import RowSampler
 from symground.folders import checkpoint_folder, checkpoint_steps
+from symground.heap import kept
 from symground.models import create, load, set_images
 from symground.models.interface import unpadded
 from symground.progress import Bar, progress
 from symground.sealed import damage, sync
 from symground.training.checkpoints import load_resume, resume_folders, save_checkpoint, save_resume
 from symground.training.config import Hardware, TrainSettings
-from symground.training.memory import kept
 from symground.training.metrics import Metrics, TensorBoard, Tracker, flops_per_token
 from symground.training.provenance import claim
 from symground.training.schedule import checkpoint_schedule, learning_rate

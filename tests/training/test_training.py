@@ -19,9 +19,9 @@ import symground as sg
 from symground.data import Corpus
 from symground.data.sampler import RowSampler
 from symground.folders import checkpoint_folder, checkpoint_steps
+from symground.heap import kept
 from symground.training import Hardware, TrainSettings, train
 from symground.training.checkpoints import resume_folders
-from symground.training.memory import kept
 from symground.training.schedule import checkpoint_schedule, learning_rate
 from symground.training.step import Done, Trainer
 

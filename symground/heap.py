@@ -1,4 +1,4 @@
-"""Memory between the steps of training on a CPU."""
+"""What becomes of memory that is freed, on a CPU: it stays with the process, or goes back at once."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _USUAL = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}
 _LARGE = 2**30
+#: Where glibc's own thresholds end up in a process that frees large pieces.
+_GROWN = {_TRIM_THRESHOLD: 2**26, _MMAP_THRESHOLD: 2**25}
 
 
 @contextmanager
@@ -34,6 +36,27 @@ def kept(on: bool = True) -> Iterator[None]:
         for option, value in _USUAL.items():
             libc.mallopt(option, value)
         libc.malloc_trim(0)
+
+
+@contextmanager
+def returned(on: bool = True) -> Iterator[None]:
+    """Within the block, large pieces go back to the system as soon as they are freed.
+
+    Otherwise pieces of up to 32 MiB come from one heap, which can only shrink from its end: of a pass that holds 0.3 GiB
+    at once, 1.4 GiB stay. Does nothing where malloc is not glibc's.
+    """
+    libc = _glibc() if on else None
+    if libc is None:
+        yield
+        return
+    for option, value in _USUAL.items():
+        libc.mallopt(option, value)
+    libc.malloc_trim(0)
+    try:
+        yield
+    finally:
+        for option, value in _GROWN.items():
+            libc.mallopt(option, value)
 
 
 def _glibc() -> Any:

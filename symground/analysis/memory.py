@@ -1,0 +1,112 @@
+"""How much memory a trace wants, before it is asked for: a formula whose two constants are read off short passes."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from symground.models import mixers
+from symground.models.mixers import device_of
+from symground.models.readout import hidden_states, trial_ids, verified_readout
+from symground.models.thrift import Kept, checkpointed, frozen
+
+_SHORT, _LONG = 32, 96
+#: Of the widest part of a layer, how many tensors the way back holds at once beside what was kept.
+_WORKING = 3
+
+
+class TraceMemory(NamedTuple):
+    """Bytes above the model's own."""
+
+    kept: int
+    """By the forward pass for the way back: grows with B·T."""
+    layer: int
+    """What is there of one layer at a time: its saliency B·T², its gradients, and with ``checkpoint`` all it keeps."""
+    results: int
+    """In host memory: the matrices of all layers and examples."""
+
+    @property
+    def device(self) -> int:
+        """The peak on the model's device; on a CPU the results come on top."""
+        return self.kept + self.layer
+
+
+def trace_memory(
+    model: PreTrainedModel,
+    length: int,
+    batch_size: int = 1,
+    *,
+    examples: int | None = None,
+    saliency: bool = True,
+    rows: bool = False,
+    checkpoint: bool = False,
+    offload: bool = False,
+) -> TraceMemory:
+    """What :func:`symground.trace` of so many tokens will take above the model itself.
+
+    With a tokens' worth of activations that the layers keep, L layers, E the width and M the widest part of a layer:
+
+        kept = B·T·a, with ``checkpoint`` B·T·L·E, with ``offload`` 0
+        layer = B·T²·4 (with ``saliency``) + 3·B·T·M, with ``checkpoint`` + B·T·a / L
+        results = N·L·T²·4 (with ``saliency``) + N·L·H·T·4 (with ``rows``)
+
+    a, and what stands in place of L·E, are read off the model itself, in two passes over a few tokens of text. A vision
+    tower is not counted: it runs before, and nothing of it is kept.
+
+    Args:
+        model: attached.
+        length: T, tokens of an example, image tokens among them.
+        batch_size: B, examples of a pass.
+        examples: N; ``batch_size`` by default.
+        saliency: as for the trace.
+        rows: as for the trace.
+        checkpoint: as for the trace.
+        offload: as for the trace.
+
+    Raises:
+        ValueError: a model without mixers, or what trace refuses.
+    """
+    layers = mixers(model)
+    if not layers:
+        raise ValueError(f"model: {type(model).__name__} mixes positions by no matrix; its trace has no saliency")
+    count, size = examples or batch_size, verified_readout(model).weight.element_size()
+    tokens = batch_size * length
+    whole = _kept_a_token(model, False) * tokens
+    kept = 0.0 if offload else (_kept_a_token(model, True) * tokens if checkpoint else whole)
+    layer = 4.0 * tokens * length if saliency else 0.0
+    layer += _WORKING * tokens * _widest(model) * size + (whole / len(layers) if checkpoint else 0.0)
+    heads = max(mixer.heads for mixer in layers)
+    results = 4 * count * len(layers) * length * ((length if saliency else 0) + (heads if rows else 0))
+    return TraceMemory(round(kept), round(layer), results)
+
+
+def _kept_a_token(model: PreTrainedModel, checkpoint: bool) -> float:
+    """Bytes: the slope between two short passes, since what is there once (masks, angles) grows with T at most."""
+    found = []
+    for length in (_SHORT, _LONG):
+        ids = trial_ids(model, length).to(device_of(model))
+        probe = torch.zeros(1, device=ids.device).expand(1, length, length).requires_grad_()
+        with ExitStack() as stack, torch.enable_grad():
+            stack.enter_context(frozen(model))
+            if checkpoint:
+                stack.enter_context(checkpointed(model))
+            for mixer in mixers(model):
+                own = probe.detach().to(device_of(mixer.module)).requires_grad_()
+                stack.enter_context(mixer.tapped(saliency_probe=own))
+            kept = stack.enter_context(Kept(model))
+            hidden_states(model, ids, use_cache=False)
+        found.append(kept.bytes)
+    return (found[1] - found[0]) / (_LONG - _SHORT)
+
+
+def _widest(model: PreTrainedModel) -> int:
+    """Columns of the widest product within a layer."""
+    sizes = [
+        max(p.shape)
+        for name, p in model.get_decoder().named_parameters()
+        if p.ndim == 2 and any(part.isdigit() for part in name.split("."))
+    ]
+    return max(sizes, default=0)
