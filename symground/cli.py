@@ -53,6 +53,8 @@ def _run(argv: list[str]) -> int:
     )
     from symground.recipes.architectures import ArchitecturesSettings, compare_architectures
     from symground.recipes.dials import DialsSettings, turn_dial
+    from symground.recipes.heads import HeadsSettings, find_model_heads
+    from symground.recipes.pope import PopeSettings, make_questions
     from symground.recipes.prepare import GENERATED, kind_of
     from symground.recipes.sweep import SweepSettings, run_sweep
     from symground.reports import report
@@ -156,13 +158,33 @@ def _run(argv: list[str]) -> int:
         out: str | None = None
         """Folder of the sweep: a study for each corpus, the jobs and their errors; runs/sweep by default."""
 
+    @dataclass(frozen=True, kw_only=True)
+    class Heads(HeadsSettings):
+        """Aggregate heads of a vision-language model over image-question pairs: where they are, whether they are stable
+        and matter, whether their flow tells a wrong answer, and what amplifying them does."""
+
+        model: tyro.conf.Positional[str]
+        """A folder in Hugging Face layout with its processor, or a model's name on the hub."""
+        out: str | None = None
+        """Folder of the tables; runs/heads by default."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Pope(PopeSettings):
+        """Yes/no questions about objects, in POPE's form, from COCO's instances, for symground heads."""
+
+        instances: tyro.conf.Positional[str]
+        """COCO's annotations: images, categories, annotations."""
+        out: str
+        """The file of questions (JSON lines)."""
+
     @dataclass(frozen=True)
     class Build:
         """Compile the C++/CUDA extension into the package's folder; everything works without it, slower."""
 
     commands: dict[str, Any] = {
         "demo": Demo, "run": Run, "data": Data, "features": Features, "train": Train, "analyze": Analyze,
-        "report": Report, "architectures": Architectures, "dials": Dials, "sweep": Sweep, "build": Build,
+        "report": Report, "architectures": Architectures, "dials": Dials, "sweep": Sweep, "heads": Heads,
+        "pope": Pope, "build": Build,
     }  # fmt: skip
     printed = io.StringIO()
     try:
@@ -213,6 +235,10 @@ def _run(argv: list[str]) -> int:
             written = run_sweep(command.corpus, command.out or "runs/sweep", command)
         case Dials():
             written = turn_dial(command.out or f"runs/{command.dial}", command)
+        case Heads():
+            written = find_model_heads(command.model, command.out or "runs/heads", command)
+        case Pope():
+            written = make_questions(command.instances, command.out, command)
         case Build():
             print(build())
             try:

@@ -42,8 +42,8 @@ def kept(on: bool = True) -> Iterator[None]:
 def returned(on: bool = True) -> Iterator[None]:
     """Within the block, large pieces go back to the system as soon as they are freed.
 
-    Otherwise pieces of up to 32 MiB come from one heap, which can only shrink from its end: of a pass that holds 0.3 GiB
-    at once, 1.4 GiB stay. Does nothing where malloc is not glibc's.
+    Otherwise pieces of up to 32 MiB come from one heap, which can only shrink from its end: a pass that holds 0.3 GiB
+    at once was seen to keep 1.4. Does nothing where malloc is not glibc's.
     """
     libc = _glibc() if on else None
     if libc is None:

@@ -50,6 +50,22 @@ def find_heads(
     )
 
 
+def kinds_of(trace: xr.Dataset) -> list[str]:
+    """The kinds of heads whose groups the trace has."""
+    found = []
+    for kind in KINDS:
+        query, key = _groups_of(kind, trace)
+        if query in trace.query_group.values and key in trace.key_group.values:
+            found.append(kind)
+    return found
+
+
+def _groups_of(kind: str, trace: xr.Dataset) -> tuple[str, str]:
+    query, key = KINDS[kind]
+    there = trace.key_group.values
+    return query, IMAGE if key == "env" and "env" not in there and IMAGE in there else key
+
+
 def head_shares(trace: xr.Dataset, kind: str = "aggregate", denominator: str = "row") -> xr.DataArray:
     """Each head's share of flow (example, layer, head), 0 where the head has no flow; see :func:`find_heads`."""
     if kind not in KINDS:
@@ -58,9 +74,7 @@ def head_shares(trace: xr.Dataset, kind: str = "aggregate", denominator: str = "
         raise ValueError(f"denominator: expected one of {', '.join(DENOMINATORS)}; got {denominator!r}")
     if "flow" not in trace:
         raise ValueError(f"trace: expected one with the flow of heads; {trace.attrs.get('note', 'it has none')}")
-    query, key = KINDS[kind]
-    if key == "env" and "env" not in trace.key_group.values and IMAGE in trace.key_group.values:
-        key = IMAGE
+    query, key = _groups_of(kind, trace)
     for dimension, name in (("query_group", query), ("key_group", key)):
         there = trace[dimension].values.tolist()
         if name not in there:

@@ -41,6 +41,7 @@ def intervene(
     draws: int = 100,
     seed: int = 0,
     batch_size: int = 1024,
+    checkpoint: bool = False,
 ) -> pd.DataFrame:
     """Silence heads in each example and compare with as many random control heads.
 
@@ -65,7 +66,8 @@ def intervene(
             example are as long within a factor of 1.25.
         draws: how often the controls are drawn from the example's unselected heads.
         seed: of the controls, of the halves and of the mismatched contexts.
-        batch_size: examples per forward pass.
+        batch_size: examples per forward pass; of the trace at most 64.
+        checkpoint: as for :func:`symground.trace`.
 
     Returns:
         A DataFrame, a row per selection, kind and denominator:
@@ -95,7 +97,7 @@ def intervene(
     for name, value, known in (("mode", mode, MODES), ("match", match, MATCHES)):
         if value not in known:
             raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}; got {value!r}")
-    traced = trace(model, probes, saliency=False)
+    traced = trace(model, probes, saliency=False, batch_size=min(batch_size, 64), checkpoint=checkpoint)
     chosen = [
         (s, k, d, pieces_of(traced, k, d, threshold, s, positions, seed))
         for s, k, d in product(_several(selection), _several(kind), _several(denominator))

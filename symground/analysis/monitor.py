@@ -55,6 +55,8 @@ def monitor(
     denominator: str = "row",
     threshold: float = 0.30,
     seed: int = 0,
+    batch_size: int = 64,
+    checkpoint: bool = False,
 ) -> Monitored:
     """Tell the examples whose likeliest word is not in the scene from the others, on contexts nothing was fitted to.
 
@@ -70,6 +72,8 @@ def monitor(
         denominator: of the shares, "row" or "matrix".
         threshold: the smallest mean share.
         seed: of the halves and the intervals.
+        batch_size: examples per pass.
+        checkpoint: as for :func:`symground.trace`.
 
     Returns:
         examples, detectors and calibration. detectors has a row per detector: detector; auroc, the chance that of a
@@ -84,9 +88,11 @@ def monitor(
     Source: Hanley and McNeil 1982 (AUROC), Brier 1950, Naeini et al. 2015 (ECE).
     """
     examples = probes.matched()
-    found = choices(model, examples, among)
-    matched = trace(model, probes, saliency=False)
-    own = trace(model, examples._replace(targets=torch.from_numpy(found.ids)), saliency=False)
+    found = choices(model, examples, among, batch_size=batch_size)
+    matched, own = (
+        trace(model, x, saliency=False, batch_size=batch_size, checkpoint=checkpoint)
+        for x in (probes, examples._replace(targets=torch.from_numpy(found.ids)))
+    )
     half = halves(matched, seed)
     shares = [head_shares(traced, "aggregate", denominator) for traced in (matched, own)]
     flow, heads = np.empty(len(half)), []

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from symground.analysis.heads import DENOMINATORS, KINDS, head_shares
+from symground.analysis.heads import DENOMINATORS, head_shares, kinds_of
 
 _COLUMNS = [
     "kind", "denominator", "layer", "head", "share", "null", "null_95", "selected", "null_selected", "examples",
@@ -14,7 +14,7 @@ _COLUMNS = [
 
 
 def share_table(matched: xr.Dataset, mismatched: xr.Dataset, threshold: float = 0.30) -> pd.DataFrame:
-    """Each head's share of flow in matched examples, and in the same examples with another ENV noun.
+    """Each head's share of flow in matched examples, and in the same examples with another ENV noun (or image).
 
     A mismatched scene says nothing of the target: what flows from its noun is what a head takes from any ENV noun that
     stands there, grounded or not.
@@ -35,7 +35,7 @@ def share_table(matched: xr.Dataset, mismatched: xr.Dataset, threshold: float = 
     if matched.sizes["example"] != mismatched.sizes["example"]:
         raise ValueError(f"mismatched: expected {matched.sizes['example']} examples, got {mismatched.sizes['example']}")
     parts = []
-    for kind in KINDS:
+    for kind in kinds_of(matched):
         for denominator in DENOMINATORS:
             ours, null = (head_shares(trace, kind, denominator) for trace in (matched, mismatched))
             layers, heads = np.meshgrid(ours["layer"].values, ours["head"].values, indexing="ij")

@@ -13,11 +13,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
 from symground.analysis.probes import Examples, Probes
-from symground.data.prompts import PARTS, Prompt, processed, prompt_text, read_image, read_prompt
+from symground.data.prompts import PARTS, Prompt, on_image, processed, prompt_text, read_image, read_prompt
 from symground.data.questions import Question
 
 #: How answers are said where nothing else is given.
@@ -67,6 +68,28 @@ class ImageQuestions:
         return replace(
             self, questions=tuple(self.questions[i] for i in at), prompts=tuple(self.prompts[i] for i in at)
         )  # fmt: skip
+
+    def picture(self, i: int) -> Any:
+        """The picture of question ``i``, a PIL image."""
+        return read_image(self.questions[i].image)
+
+    def on_picture(self, i: int, values: Tensor | NDArray[Any]) -> NDArray[np.float64]:
+        """What each point of a question's picture gets of the values of its tokens: a heat map.
+
+        Args:
+            i: number of the question.
+            values: [T] of a traced example's keys, such as its layers' saliency at the prediction,
+                ``abs(traced.rows.sum("head")).sum("layer")[i]``.
+
+        Returns:
+            [height,width] of the picture; each patch's value spread over its area.
+
+        Raises:
+            ValueError: a model whose image tokens lie in no grid that is known here.
+        """
+        picture, prompt = self.picture(i), self.prompts[i]
+        of_patches = np.asarray(values, dtype=float)[list(prompt.spans["image"])]
+        return on_image(prompt.maps, of_patches, picture.height, picture.width)
 
     def matched(self) -> Examples:
         """Each question with its own picture."""

@@ -33,6 +33,8 @@ def steering(
     threshold: float = 0.30,
     draws: int = 20,
     seed: int = 0,
+    batch_size: int = 64,
+    checkpoint: bool = False,
 ) -> pd.DataFrame:
     """How often the model's choice is what is in the scene, its aggregate heads' outputs multiplied by a factor.
 
@@ -48,6 +50,8 @@ def steering(
         threshold: the smallest mean share.
         draws: of as many random other heads, multiplied likewise.
         seed: of the halves and of the draws.
+        batch_size: examples per pass.
+        checkpoint: as for :func:`symground.trace`.
 
     Returns:
         A DataFrame, a row per factor, 1 (the model as it is) among them: factor; accuracy, the share of examples whose
@@ -63,18 +67,18 @@ def steering(
     if not len(factors) or draws < 1:
         raise ValueError(f"factors, draws: expected at least one factor and one draw, got {factors} and {draws}")
     examples = probes.matched()
-    traced = trace(model, probes, saliency=False)
+    traced = trace(model, probes, saliency=False, batch_size=batch_size, checkpoint=checkpoint)
     (piece,) = pieces_of(traced, "aggregate", denominator, threshold, "held-out", "all", seed)
     everything = [(mixer.layer, head) for mixer in mixers(model) for head in range(mixer.heads)]
     random, rng = Controls(everything, piece.heads, piece.heads), np.random.default_rng(seed)
-    before = choices(model, examples, among)
+    before = choices(model, examples, among, batch_size=batch_size)
     rows: list[dict[str, Any]] = []
     wanted = sorted({1.0, *map(float, factors)})
     with progress("steering", len(wanted)) as bar:
         for factor in wanted:
             drawn = [random.draw(rng)[0] for _ in range(draws)]
-            ours = _steered(model, examples, among, piece.heads, factor)
-            controls = [_steered(model, examples, among, heads, factor).right.mean() for heads in drawn]
+            ours = _steered(model, examples, among, piece.heads, factor, batch_size)
+            controls = [_steered(model, examples, among, h, factor, batch_size).right.mean() for h in drawn]
             rows.append(
                 {
                     "factor": factor, "accuracy": ours.right.mean(), "control": np.mean(controls),
@@ -91,10 +95,11 @@ def steering(
     return pd.DataFrame(rows).assign(**counts)
 
 
-def _steered(model: PreTrainedModel, examples: Examples, among: str, heads: Sequence[Any], factor: float) -> Choices:
-    if factor == 1 or not any(heads):
-        return choices(model, examples, among)
-    return choices(model, examples, among, gates_of(model, heads, factor))
+def _steered(
+    model: PreTrainedModel, examples: Examples, among: str, heads: Sequence[Any], factor: float, batch_size: int
+) -> Choices:
+    gates = None if factor == 1 or not any(heads) else gates_of(model, heads, factor)
+    return choices(model, examples, among, gates, batch_size)
 
 
 def _mcnemar(before: Choices, after: Choices) -> float:

@@ -2,7 +2,7 @@
 
 from symground.models.attach import attach, mixers
 from symground.models.images import set_images
-from symground.models.load import load, load_tokenizer
+from symground.models.load import load, load_processor, load_tokenizer
 from symground.models.mixers import Mixer, Tap
 from symground.models.presets import PRESETS, create
 from symground.models.readout import Readout, readout
@@ -15,6 +15,7 @@ __all__ = [
     "attach",
     "create",
     "load",
+    "load_processor",
     "load_tokenizer",
     "mixers",
     "readout",

@@ -144,7 +144,7 @@ def test_where_no_choice_is_wrong_nothing_is_told(
 ) -> None:
     module = __import__("symground.analysis.monitor", fromlist=["choices"])
     always = choices(model, probes.matched())._replace(right=np.ones(len(probes), dtype=bool))
-    monkeypatch.setattr(module, "choices", lambda *_: always)
+    monkeypatch.setattr(module, "choices", lambda *_, **__: always)
     found = monitor(model, probes)
     assert np.isnan(found.detectors["auroc"]).all()
     assert (found.detectors["wrong"] == 0).all()

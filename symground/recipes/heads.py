@@ -1,0 +1,237 @@
+"""Aggregate heads of a vision-language model over a set of image-question pairs: found, tested, put to use."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import xarray as xr
+
+from symground.analysis.answers import answers, pope_scores
+from symground.analysis.intervene import intervene
+from symground.analysis.monitor import monitor
+from symground.analysis.null import share_table
+from symground.analysis.questions import ImageQuestions, image_questions
+from symground.analysis.stability import stability
+from symground.analysis.steering import steering
+from symground.analysis.trace import trace
+from symground.data.questions import read_questions
+from symground.folders import read_json, write_json
+from symground.models import load, load_processor
+from symground.progress import progress
+from symground.reports.patches import draw_patches
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadsSettings:
+    """What is asked of the model."""
+
+    pairs: str
+    """Questions about images: POPE's JSON lines, or rows with image, question and answer."""
+    images: str | None = None
+    """Folder of the images; beside the questions by default."""
+    limit: int | None = None
+    """Only so many questions, the first ones."""
+    system: str | None = None
+    """A system prompt; the chat template's own by default."""
+    instruction: str = ""
+    """What stands after each question, such as " Answer with yes or no."."""
+    threshold: float = 0.30
+    """The smallest share of flow from the image into the prediction that makes an aggregate head."""
+    checked: int | None = 200
+    """So many questions for the causal check and for amplification, which pass the model once for each draw."""
+    draws: int = 100
+    """Draws of random control heads."""
+    factors: tuple[float, ...] = (0.0, 1.5, 2.0, 3.0)
+    """What the outputs of the aggregate heads are multiplied with."""
+    pictures: int = 0
+    """Draw the saliency of so many questions over their pictures."""
+    seed: int = 0
+    """Of halves, controls and mismatched pictures."""
+    batch_size: int = 8
+    """Questions per pass."""
+    checkpoint: bool = False
+    """Keep only what each layer is given, and run it again on the way back: less memory, a third slower."""
+    dtype: str | None = None
+    """Of the weights, such as bfloat16; as they are stored by default."""
+    device: str | None = None
+    """Where the model is put: cuda, cpu."""
+    device_map: str | None = None
+    """"auto" spreads the model over all there is; needs accelerate."""
+
+
+#: What does not change a result.
+_HOW = ("batch_size", "checkpoint", "device", "device_map", "pictures")
+
+
+def find_model_heads(model: str, out: str | Path, settings: HeadsSettings) -> Path:
+    """Write the tables of a model and a set of questions into ``out``; what is there already is not done again.
+
+    Tables (Parquet): answers (a row per question, with the flow of the aggregate heads), pope (for yes/no answers),
+    heads (every head's share of flow from the image, beside the same questions with other pictures), stability,
+    detectors and calibration (is the answer wrong?), interventions, steering; pictures as PNG. Prints a summary.
+
+    Raises:
+        ValueError: a folder of another model, other questions or other settings, or what the parts refuse.
+    """
+    folder = Path(out)
+    key = {"model": str(model), **{n: x for n, x in asdict(settings).items() if n not in _HOW}}
+    key["factors"] = list(settings.factors)
+    if (folder / "config.json").is_file():
+        known = read_json(folder / "config.json")
+        other = [name for name in key if known.get(name) != key[name]]
+        if other:
+            raise ValueError(f"out: {folder} holds results with another {', '.join(other)}; choose another folder")
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"out: {folder} holds other things; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", key)
+    study = _Study(model, folder, settings)
+    with progress("heads", len(study.parts)) as bar:
+        for part in study.parts:
+            bar.note(part.__name__.strip("_"))
+            part()
+            bar.advance()
+    print(summary(folder), file=sys.stderr)
+    return folder
+
+
+class _Study:
+    """The model is loaded when a table is wanted that is not there."""
+
+    def __init__(self, path: str, folder: Path, settings: HeadsSettings) -> None:
+        self._path, self._folder, self._settings = path, folder, settings
+        self._loaded: tuple[Any, ImageQuestions] | None = None
+        self._traced: xr.Dataset | None = None
+        self.parts: list[Callable[[], None]] = [
+            self._answers, self._heads, self._detectors, self._interventions, self._steering, self._pictures,
+        ]  # fmt: skip
+
+    @property
+    def _model(self) -> tuple[Any, ImageQuestions]:
+        if self._loaded is None:
+            s = self._settings
+            questions = read_questions(s.pairs, s.images)[: s.limit]
+            model = load(self._path, device=s.device, dtype=s.dtype, device_map=s.device_map)
+            processor = load_processor(self._path)
+            asked = image_questions(processor, questions, system=s.system, instruction=s.instruction)
+            self._loaded = model, asked
+        return self._loaded
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"batch_size": self._settings.batch_size, "checkpoint": self._settings.checkpoint}
+
+    def _missing(self, *names: str) -> bool:
+        return not all((self._folder / f"{name}.parquet").is_file() for name in names)
+
+    def _write(self, **tables: pd.DataFrame) -> None:
+        for name, table in tables.items():
+            partial = self._folder / f"_{name}.partial"
+            table.to_parquet(partial, index=False)
+            partial.replace(self._folder / f"{name}.parquet")
+
+    def _some(self) -> ImageQuestions:
+        """Those of the causal check."""
+        _, questions = self._model
+        return _first(questions, self._settings.checked)
+
+    def _answers(self) -> None:
+        if self._missing("answers"):
+            model, questions = self._model
+            found = answers(model, questions, batch_size=self._settings.batch_size)
+            if set(found["answer"]) <= {"yes", "no"}:
+                self._write(pope=pope_scores(found))
+            self._write(answers=found)
+
+    def _heads(self) -> None:
+        if self._missing("heads", "stability"):
+            model, questions = self._model
+            threshold = self._settings.threshold
+            matched = trace(model, questions, saliency=False, **self._how)
+            other = trace(model, questions.mismatched(self._settings.seed), saliency=False, **self._how)
+            self._write(
+                heads=share_table(matched, other, threshold),
+                stability=stability(matched, threshold, seed=self._settings.seed),
+            )
+
+    def _detectors(self) -> None:
+        if self._missing("detectors", "calibration"):
+            model, questions = self._model
+            found = monitor(
+                model, questions, threshold=self._settings.threshold, seed=self._settings.seed, **self._how
+            )  # fmt: skip
+            self._write(flow=found.examples, calibration=found.calibration, detectors=found.detectors)
+
+    def _interventions(self) -> None:
+        if self._missing("interventions"):
+            s = self._settings
+            table = intervene(
+                self._model[0], self._some(), selection=("example", "held-out"), threshold=s.threshold, draws=s.draws,
+                seed=s.seed, **self._how,
+            )  # fmt: skip
+            self._write(interventions=table)
+
+    def _steering(self) -> None:
+        if self._missing("steering"):
+            s = self._settings
+            table = steering(
+                self._model[0], self._some(), s.factors, threshold=s.threshold, draws=s.draws, seed=s.seed, **self._how
+            )  # fmt: skip
+            self._write(steering=table)
+
+    def _pictures(self) -> None:
+        wanted = self._settings.pictures
+        if not wanted or (self._folder / f"picture-{wanted - 1:04}.png").is_file():
+            return
+        model, questions = self._model
+        some = _first(questions, wanted)
+        traced = trace(model, some, saliency=False, rows=True, **self._how)
+        at_p = abs(traced.rows.sum("head")).sum("layer").values  # [example,key]
+        said = answers(model, some, batch_size=self._settings.batch_size)["said"]
+        for i, question in enumerate(some.questions):
+            title = f"{question.text}\nright: {question.answer}, said: {said[i]}"
+            figure = draw_patches(some.picture(i), [some.on_picture(i, at_p[i])], [title])
+            figure.savefig(self._folder / f"picture-{i:04}.png", dpi=150)
+
+
+def _first(questions: ImageQuestions, count: int | None) -> ImageQuestions:
+    return questions if count is None else questions.take(range(min(count, len(questions))))
+
+
+def summary(folder: Path) -> str:
+    """What the tables say, in lines."""
+    read = {path.stem: pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))}
+    lines: list[str] = []
+    for name, title in _TITLES.items():
+        if name in read:
+            table = read[name]
+            if name == "heads":
+                table = table[table["denominator"] == "row"].sort_values("share", ascending=False).head(8)
+            kept = [column for column in _SHOWN.get(name, table.columns) if column in table]
+            lines += [title, table[kept].to_string(index=False, float_format="{:.3f}".format, na_rep="-"), ""]
+    return "\n".join(lines)
+
+
+_TITLES = {
+    "pope": "Answers, as POPE judges them",
+    "heads": "Heads with the largest share of flow from the image into the prediction (null: another picture)",
+    "stability": "Are they the same heads in both halves of the pictures?",
+    "interventions": "Surprisal of the right answer with aggregate heads silenced, and with as many random ones (nats)",
+    "detectors": "Is the answer wrong? AUROC of what could tell",
+    "steering": "How often the answer is right with the heads' outputs multiplied",
+}
+_SHOWN = {
+    "heads": ["layer", "head", "share", "null", "selected", "null_selected", "examples"],
+    "stability": ["denominator", "rank", "rank_low", "rank_high", "overlap", "between", "heads", "heads_per_example"],
+    "interventions": [
+        "selection", "denominator", "heads_per_example", "mean_layer", "original", "control", "control_sd",
+        "intervened", "p_holm", "gain_original", "gain_control", "gain_intervened", "gain_p", "examples", "draws",
+    ],
+    "detectors": ["detector", "auroc", "auroc_low", "auroc_high", "brier", "wrong", "examples"],
+    "steering": ["factor", "accuracy", "control", "control_sd", "p", "heads_per_example", "examples"],
+}  # fmt: skip
