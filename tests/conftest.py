@@ -12,12 +12,16 @@ if not torch.cuda.is_available():
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import transformers
 from hypothesis import HealthCheck, settings
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import symground as sg
-from symground.data import Corpus, CorpusBuilder, GeneratedSettings, add_scenes
+from symground.data import Corpus, CorpusBuilder, GeneratedSettings, Question, add_scenes, write_questions
 from symground.folders import write_json
 from symground.models.lstm import LSTMConfig, LSTMForCausalLM
 
@@ -72,3 +76,69 @@ def study(tmp_path: Path) -> Path:
     builder.write(tmp_path / "study" / "data").tokenizer.save_pretrained(tmp_path / "study")
     write_json(tmp_path / "study" / "config.json", {})
     return tmp_path / "study"
+
+
+#: In LLaVA-1.5's form: a picture first, a space after each turn, the answer's turn may be gone on with.
+LLAVA_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'].upper() + ': ' if m['role'] != 'system' }}"
+    "{% for part in m['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in m['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+OBJECTS = ("zebra", "boat", "clock", "umbrella")
+
+
+def bpe(*special: str) -> transformers.PreTrainedTokenizerFast:
+    """Byte-level: a word and the space before it are one token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=["<pad>", "<s>", *special], initial_alphabet=alphabet)
+    texts = [f"USER: Is there a {word} in the image? ASSISTANT: Yes No" for word in OBJECTS]
+    tokenizer.train_from_iterator([*texts, "system You are a helpful assistant. user"] * 20, trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>")
+
+
+@pytest.fixture(scope="session")
+def llava_processor() -> transformers.LlavaProcessor:
+    """Of 16 patches, 4 × 4, of the square in the middle of a picture."""
+    sides = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    return transformers.LlavaProcessor(
+        transformers.CLIPImageProcessor(**sides), bpe("<image>"), patch_size=4, chat_template=LLAVA_TEMPLATE,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def llava_folder(tmp_path_factory: pytest.TempPathFactory, llava_processor: transformers.LlavaProcessor) -> Path:
+    """A folder with "model" (a tiny LLaVA with random weights and its processor), pictures, and questions.json."""
+    folder = tmp_path_factory.mktemp("llava")
+    torch.manual_seed(0)
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(
+            hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=16,
+            patch_size=4, projection_dim=8,
+        ),
+        text_config=transformers.LlamaConfig(
+            vocab_size=len(llava_processor.tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=None,
+        ),
+        image_token_id=llava_processor.image_token_id, vision_feature_layer=-1,
+    )  # fmt: skip
+    model = transformers.LlavaForConditionalGeneration(config)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.25)
+    model.save_pretrained(folder / "model")
+    llava_processor.save_pretrained(folder / "model")
+    rng = np.random.default_rng(0)
+    questions = []
+    for i in range(6):
+        pixels = rng.integers(0, 255, (20, 30, 3) if i % 2 else (24, 18, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        for j, word in enumerate(OBJECTS):
+            text = f"Is there {'an' if word[0] in 'aeiou' else 'a'} {word} in the image?"
+            kind = "popular" if j < 2 else "random"
+            questions.append(Question(f"{i}.png", text, "yes" if (i + j) % 2 else "no", word, kind))
+    write_questions(folder / "questions.json", questions)
+    return folder

@@ -230,7 +230,7 @@ _SHOWN = {
     "stability": ["denominator", "rank", "rank_low", "rank_high", "overlap", "between", "heads", "heads_per_example"],
     "interventions": [
         "selection", "denominator", "heads_per_example", "mean_layer", "original", "control", "control_sd",
-        "intervened", "p_holm", "gain_original", "gain_control", "gain_intervened", "gain_p", "examples", "draws",
+        "intervened", "p_holm", "gain_original", "gain_control", "gain_intervened", "gain_p", "examples", "short",
     ],
     "detectors": ["detector", "auroc", "auroc_low", "auroc_high", "brier", "wrong", "examples"],
     "steering": ["factor", "accuracy", "control", "control_sd", "p", "heads_per_example", "examples"],
