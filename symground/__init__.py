@@ -14,40 +14,49 @@ if TYPE_CHECKING:
     from symground import ops as ops
     from symground.analysis.ablate import ablate as ablate
     from symground.analysis.ablate import steer as steer
+    from symground.analysis.answers import answers as answers
+    from symground.analysis.answers import pope_scores as pope_scores
     from symground.analysis.cooccurrence import cooccurrence as cooccurrence
     from symground.analysis.gain import gain as gain
     from symground.analysis.heads import find_heads as find_heads
     from symground.analysis.intervene import intervene as intervene
     from symground.analysis.lens import TunedLens as TunedLens
     from symground.analysis.lens import lens_gain as lens_gain
+    from symground.analysis.memory import trace_memory as trace_memory
     from symground.analysis.monitor import monitor as monitor
     from symground.analysis.probes import probes as probes
+    from symground.analysis.questions import image_questions as image_questions
     from symground.analysis.score import score as score
     from symground.analysis.score import score_to_parquet as score_to_parquet
+    from symground.analysis.stability import stability as stability
     from symground.analysis.steering import steering as steering
     from symground.analysis.sweep import sweep_heads as sweep_heads
     from symground.analysis.trace import trace as trace
     from symground.models.attach import attach as attach
     from symground.models.load import load as load
+    from symground.models.load import load_processor as load_processor
     from symground.models.load import load_tokenizer as load_tokenizer
     from symground.reports.page import report as report
+    from symground.reports.patches import draw_patches as draw_patches
 
 __version__ = VERSION
 
 _HOMES = {
     "symground.analysis": (
-        "TunedLens", "ablate", "cooccurrence", "find_heads", "gain", "intervene", "lens_gain", "monitor", "probes",
-        "score", "score_to_parquet", "steer", "steering", "sweep_heads", "trace",
+        "TunedLens", "ablate", "answers", "cooccurrence", "find_heads", "gain", "image_questions", "intervene",
+        "lens_gain", "monitor", "pope_scores", "probes", "score", "score_to_parquet", "stability", "steer", "steering",
+        "sweep_heads", "trace", "trace_memory",
     ),
-    "symground.models": ("attach", "load", "load_tokenizer"),
-    "symground.reports": ("report",),
+    "symground.models": ("attach", "load", "load_processor", "load_tokenizer"),
+    "symground.reports": ("draw_patches", "report"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "TunedLens", "ablate", "attach", "cooccurrence", "find_heads", "gain", "intervene", "lens_gain", "load",
-    "load_tokenizer", "monitor", "ops", "probes", "report", "score", "score_to_parquet", "steer", "steering",
-    "sweep_heads", "trace",
+    "TunedLens", "ablate", "answers", "attach", "cooccurrence", "draw_patches", "find_heads", "gain",
+    "image_questions", "intervene", "lens_gain", "load", "load_processor", "load_tokenizer", "monitor", "ops",
+    "pope_scores", "probes", "report", "score", "score_to_parquet", "stability", "steer", "steering", "sweep_heads",
+    "trace", "trace_memory",
 ]  # fmt: skip
 
 

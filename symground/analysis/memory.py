@@ -13,7 +13,7 @@ from symground.models.mixers import device_of
 from symground.models.readout import hidden_states, trial_ids, verified_readout
 from symground.models.thrift import Kept, checkpointed, frozen
 
-_SHORT, _LONG = 32, 96
+_TRIAL = 96
 #: Of the widest part of a layer, how many tensors the way back holds at once beside what was kept.
 _WORKING = 3
 
@@ -27,11 +27,18 @@ class TraceMemory(NamedTuple):
     """What is there of one layer at a time: its saliency B·T², its gradients, and with ``checkpoint`` all it keeps."""
     results: int
     """In host memory: the matrices of all layers and examples."""
+    of_pass: int
+    """Of these, those of one pass."""
 
     @property
     def device(self) -> int:
-        """The peak on the model's device; on a CPU the results come on top."""
+        """The peak on a GPU."""
         return self.kept + self.layer
+
+    @property
+    def cpu(self) -> int:
+        """The peak where the model is in host memory too: layer by layer, what was kept goes and results come."""
+        return self.layer + self.results - self.of_pass + max(self.of_pass, self.kept)
 
 
 def trace_memory(
@@ -49,12 +56,13 @@ def trace_memory(
 
     With a tokens' worth of activations that the layers keep, L layers, E the width and M the widest part of a layer:
 
-        kept = B·T·a, with ``checkpoint`` B·T·L·E, with ``offload`` 0
+        kept = B·T·a, with ``checkpoint`` about B·T·(L + 1)·E, with ``offload`` 0
         layer = B·T²·4 (with ``saliency``) + 3·B·T·M, with ``checkpoint`` + B·T·a / L
         results = N·L·T²·4 (with ``saliency``) + N·L·H·T·4 (with ``rows``)
+        the peak on a GPU = kept + layer; on a CPU, of one pass, max(kept, results) + layer
 
-    a, and what stands in place of L·E, are read off the model itself, in two passes over a few tokens of text. A vision
-    tower is not counted: it runs before, and nothing of it is kept.
+    a, and what stands in place of (L + 1)·E, are read off the model itself, in two passes over a few tokens of text. A
+    vision tower is not counted: it runs before, and nothing of it is kept.
 
     Args:
         model: attached.
@@ -79,14 +87,16 @@ def trace_memory(
     layer = 4.0 * tokens * length if saliency else 0.0
     layer += _WORKING * tokens * _widest(model) * size + (whole / len(layers) if checkpoint else 0.0)
     heads = max(mixer.heads for mixer in layers)
-    results = 4 * count * len(layers) * length * ((length if saliency else 0) + (heads if rows else 0))
-    return TraceMemory(round(kept), round(layer), results)
+    of_example = 4 * len(layers) * length * ((length if saliency else 0) + (heads if rows else 0))
+    return TraceMemory(round(kept), round(layer), count * of_example, min(count, batch_size) * of_example)
 
 
 def _kept_a_token(model: PreTrainedModel, checkpoint: bool) -> float:
-    """Bytes: the slope between two short passes, since what is there once (masks, angles) grows with T at most."""
-    found = []
-    for length in (_SHORT, _LONG):
+    """Bytes: the slope between two short passes, without what is there once."""
+    text = model.config.get_text_config()
+    most = min(_TRIAL, getattr(text, "max_position_embeddings", None) or _TRIAL)
+    lengths, found = (max(1, most // 3), most), []
+    for length in lengths:
         ids = trial_ids(model, length).to(device_of(model))
         probe = torch.zeros(1, device=ids.device).expand(1, length, length).requires_grad_()
         with ExitStack() as stack, torch.enable_grad():
@@ -99,7 +109,7 @@ def _kept_a_token(model: PreTrainedModel, checkpoint: bool) -> float:
             kept = stack.enter_context(Kept(model))
             hidden_states(model, ids, use_cache=False)
         found.append(kept.bytes)
-    return (found[1] - found[0]) / (_LONG - _SHORT)
+    return (found[1] - found[0]) / (lengths[1] - lengths[0])
 
 
 def _widest(model: PreTrainedModel) -> int:

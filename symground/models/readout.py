@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.models.mixers import untapped
+from symground.models.mixers import device_of, untapped
 
 _VERIFIED = "_symground_readout_verified"
 
@@ -46,9 +46,13 @@ def verified_readout(model: PreTrainedModel) -> Readout:
         model.eval()
         try:
             with torch.no_grad(), untapped(model):
-                ids = trial_ids(model, 2).to(head.weight.device)
-                expected = model(input_ids=ids).logits
-                found = torch.nn.functional.linear(hidden_states(model, ids), head.weight, head.bias)
+                ids = trial_ids(model, 2).to(device_of(model))
+                expected, hidden = model(input_ids=ids).logits, hidden_states(model, ids)
+                if head.weight.is_meta:  # it is elsewhere between passes, and its module brings it
+                    found = model.get_output_embeddings()(hidden)
+                else:
+                    hidden = hidden.to(head.weight.device)
+                    found = torch.nn.functional.linear(hidden, head.weight, head.bias).to(expected.device)
         finally:
             model.train(training)
         # A cap bends small logits too little to be seen in half precision.

@@ -1,5 +1,6 @@
-"""Tables and figures of a study, as one HTML file."""
+"""Tables and figures, and the page that holds them."""
 
 from symground.reports.page import report
+from symground.reports.patches import draw_patches
 
-__all__ = ["report"]
+__all__ = ["draw_patches", "report"]
