@@ -308,7 +308,7 @@ def determinism(c: Context) -> None:
                 c.write_failure(f"{name} {dtype}: different {different}, all finite: {finite}")
 
 
-# attention, flow, surprisal, mamba and trace
+# attention, flow, surprisal, mamba, training, trace and llava
 
 
 def attention(c: Context) -> None:
@@ -347,14 +347,21 @@ def trace(c: Context) -> None:
     gpu_timings.trace(c)
 
 
+def llava(c: Context) -> None:
+    from benchmarks import gpu_timings
+
+    gpu_timings.llava(c)
+
+
 PARTS: dict[str, Callable[[Context], None]] = {
     "machine": machine, "gate": gate, "tests": tests, "sanitizer": sanitizer, "determinism": determinism,
     "attention": attention, "flow": flow, "surprisal": surprisal, "mamba": mamba, "training": training, "trace": trace,
+    "llava": llava,
 }  # fmt: skip
 #: What each part imports that a bare machine may lack.
 NEEDS: dict[str, tuple[str, ...]] = {
     "machine": ("torch",), "gate": ("torch", "pytest"), "tests": ("pytest",), "sanitizer": (),
     "determinism": ("torch", "triton"), "attention": ("torch", "triton"), "flow": ("torch", "triton"),
     "surprisal": ("torch", "triton"), "mamba": ("torch", "triton", "transformers"),
-    "training": ("torch", "transformers"), "trace": ("torch", "transformers"),
+    "training": ("torch", "transformers"), "trace": ("torch", "transformers"), "llava": ("torch", "transformers"),
 }  # fmt: skip

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 #: Each part's share of the time that is left when it starts, and what it leaves goes to those after it.
 SHARES = {
     "machine": 20, "gate": 60, "tests": 150, "sanitizer": 50, "determinism": 45, "attention": 160, "flow": 40,
-    "surprisal": 40, "mamba": 45, "training": 40, "trace": 45,
+    "surprisal": 40, "mamba": 45, "training": 40, "trace": 45, "llava": 60,
 }  # fmt: skip
 #: A part stops by itself this long before it would be stopped.
 GRACE = 5.0

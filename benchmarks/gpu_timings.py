@@ -9,7 +9,16 @@ from typing import Any
 
 import torch
 
-from benchmarks import gate_peers, mamba_peers, measure, peers, surprisal_peers, trace_peers, training_peers
+from benchmarks import (
+    gate_peers,
+    llava_peers,
+    mamba_peers,
+    measure,
+    peers,
+    surprisal_peers,
+    trace_peers,
+    training_peers,
+)
 from benchmarks.gpu_parts import Context
 from benchmarks.inputs import Inputs, Shape, constant_tokens
 from benchmarks.peers import Peer
@@ -289,4 +298,24 @@ def trace(c: Context) -> None:
         prepared = {name: (lambda name=name, model=model: trace_peers.PEERS[name](model)) for name in names}
         for row in timed(c, prepared, {"stage": "trace", **model.row}):
             c.record.add(**row)
+        _free(c)
+
+
+def llava(c: Context) -> None:
+    """LLaVA-1.5-7B's shape, random weights, one example: 576 image tokens, text up to T. Eager needs B·H·T² a layer."""
+    _, missing = trace_peers.available()
+    c.record["missing"].update(missing)
+    names = [n for n in llava_peers.PEERS if not (missing and n.startswith("sg."))]
+    shapes = [llava_peers.Model(T) for T in (1024, 8192, 32_768)]
+    if c.dry:
+        shapes = [llava_peers.Model(20, 1, 2, 16, 24, 60, 2, (1, 16, 2), "float32", c.device)]
+    for i, shape in enumerate(shapes):
+        if c.left < 0:
+            c.record.write(not_reached=[f"T {s.T}" for s in shapes[i:]])
+            return
+        x = llava_peers.Inputs(shape)
+        prepared = {name: (lambda name=name, x=x: llava_peers.PEERS[name](x)) for name in names}
+        for row in timed(c, prepared, {"stage": llava_peers.STAGE, **shape.row}):
+            c.record.add(**row)
+        del x, prepared
         _free(c)

@@ -33,7 +33,13 @@ def answers(
         A DataFrame: image, text, about, kind, answer (the right one), said, right (bool), probability (of what is
         said, among the answers), entropy (among them, nats) and surprisal (of the right one in the whole vocabulary,
         nats).
+
+    Raises:
+        ValueError: questions that all have the same answer: there is nothing to choose from.
     """
+    asked = {question.answer for question in questions.questions}
+    if len(asked) < 2:
+        raise ValueError(f"questions: expected two answers to choose from, all of these have {asked.pop()!r}")
     examples = questions.matched()
     found = choices(model, examples, "targets", gates, batch_size)
     words = dict(zip(examples.targets.tolist(), (q.answer for q in questions.questions), strict=True))
@@ -78,7 +84,7 @@ def _scores(frame: pd.DataFrame) -> dict[str, float]:
     precision, recall = _share(hits, said.sum()), _share(hits, there.sum())
     return {
         "questions": len(frame), "accuracy": float((there == said).mean()), "precision": precision, "recall": recall,
-        "f1": _share(2 * precision * recall, precision + recall), "yes_ratio": float(said.mean()),
+        "f1": _share(2 * hits, said.sum() + there.sum()), "yes_ratio": float(said.mean()),
         "hallucinated": _share((said & ~there).sum(), (~there).sum()),
     }  # fmt: skip
 

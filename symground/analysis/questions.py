@@ -82,14 +82,14 @@ class ImageQuestions:
                 ``abs(traced.rows.sum("head")).sum("layer")[i]``.
 
         Returns:
-            [height,width] of the picture; each patch's value spread over its area.
+            [height,width] of the picture; each patch's value spread over its area, so that sums stay what they are.
 
         Raises:
             ValueError: a model whose image tokens lie in no grid that is known here.
         """
         picture, prompt = self.picture(i), self.prompts[i]
-        of_patches = np.asarray(values, dtype=float)[list(prompt.spans["image"])]
-        return on_image(prompt.maps, of_patches, picture.height, picture.width)
+        of_tokens = values if isinstance(values, Tensor) else np.asarray(values)
+        return on_image(prompt.maps, of_tokens[list(prompt.spans["image"])], picture.height, picture.width)
 
     def matched(self) -> Examples:
         """Each question with its own picture."""

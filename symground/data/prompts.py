@@ -6,6 +6,7 @@ prompt is, the question, and an answer that has begun.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +15,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers.image_processing_utils import select_best_resolution
 
 from symground.optional import require
 
 Span = tuple[int, int]
 #: What is found in a prompt, in the order in which it may stand there.
 PARTS = ("system", "image", "question", "answer")
+#: What decoding a damaged image raises: Pillow has no error of its own for all of it.
+_DAMAGE = (OSError, ValueError, SyntaxError, EOFError)
+#: Stands behind a question to find where a template puts it: what it says may stand elsewhere too.
+_MARK = "\ufffc"
 
 
 class PatchMap(NamedTuple):
@@ -44,21 +50,27 @@ class Prompt(NamedTuple):
 
 
 def read_image(path: str | Path) -> Any:
-    """A picture, RGB. FileNotFoundError or ValueError by the file's name."""
-    image = require("PIL.Image", "images")
+    """A picture, RGB, as a camera held upright. FileNotFoundError or ValueError by the file's name."""
+    image, operations = (require(f"PIL.{name}", "images") for name in ("Image", "ImageOps"))
     if not Path(path).is_file():
         raise FileNotFoundError(f"image: {path} does not exist")
     try:
         with image.open(path) as opened:
-            return opened.convert("RGB")
-    except OSError as error:
+            return operations.exif_transpose(opened).convert("RGB")
+    except (*_DAMAGE, image.DecompressionBombError) as error:
         raise ValueError(f"image: {path} cannot be read ({error})") from error
 
 
 def processed(processor: Any, image: Any, text: str) -> dict[str, Tensor]:
     """What the processor makes of one picture and one text; tensors of one row."""
-    found = processor(images=[image], text=[text], return_tensors="pt")
+    found = processor(images=[image], text=[text], return_tensors="pt", **_special(processor, text))
     return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def _special(processor: Any, text: str) -> dict[str, bool]:
+    """How a text is encoded that may begin as its template has it: with what a tokenizer would put before it again."""
+    opens = getattr(processor.tokenizer, "bos_token", None)
+    return {"add_special_tokens": False} if opens and text.startswith(opens) else {}
 
 
 def prompt_text(
@@ -76,7 +88,8 @@ def prompt_text(
     Raises:
         ValueError: a processor without a chat template.
     """
-    if all(getattr(x, "chat_template", None) is None for x in (processor, processor.tokenizer)):
+    templates = [getattr(x, "chat_template", None) for x in (processor, processor.tokenizer)]
+    if templates == [None, None]:
         raise ValueError(f"processor: {type(processor).__name__} has no chat template; set processor.chat_template")
 
     def turn(role: str, *content: dict[str, str]) -> dict[str, Any]:
@@ -88,7 +101,12 @@ def prompt_text(
     begun = said if answer is None else answer
     if begun is not None:
         messages.append(turn("assistant", {"type": "text", "text": begun}))
-    how = {"add_generation_prompt": begun is None, "continue_final_message": begun is not None and answer is None}
+    how: dict[str, Any] = {
+        "add_generation_prompt": begun is None,
+        "continue_final_message": begun is not None and answer is None,
+    }
+    if templates[0] is None:
+        how["chat_template"] = templates[1]
     text: str = processor.apply_chat_template(messages, tokenize=False, **how)
     return text
 
@@ -113,12 +131,12 @@ def read_prompt(
         answer: the answer that is expected; its first token is found.
 
     Raises:
-        ValueError: a processor whose ids cannot be told apart: no chat template, no fast tokenizer, no or several image
-            tokens, a tokenizer that joins the answer with what stands before it.
+        ValueError: a processor whose ids cannot be told apart: no chat template, or one that changes what is said; no
+            fast tokenizer; no or several image tokens; a tokenizer that joins the answer with what stands before it.
     """
     text = prompt_text(processor, question, system, said)
     short, offsets = _tokens(processor, text)
-    wanted = processor.image_token_id
+    wanted = getattr(processor, "image_token_id", None)
     at = [i for i, token in enumerate(short) if token == wanted]
     if len(at) != 1:
         raise ValueError(f"processor: expected one image token (id {wanted}) in {text!r}, found {len(at)}")
@@ -131,6 +149,8 @@ def read_prompt(
             f"processor: the ids of {type(processor).__name__} are not those of its tokenizer around the image"
         )
     patches = tuple(i for i in range(at[0], end) if ids[i] == wanted)
+    if not patches:
+        raise ValueError(f"processor: {type(processor).__name__} leaves no token of the image (id {wanted}) in the ids")
 
     def positions(first: int, last: int) -> tuple[int, ...]:
         """Of the characters [first, last) of the text."""
@@ -138,16 +158,18 @@ def read_prompt(
         found = [i for i, (a, b) in enumerate(offsets) if a < last and b > first and b > a and i != at[0]]
         return tuple(i + shift if i > at[0] else i for i in found)
 
-    asked = text.rfind(question, 0, len(text) - len(said or ""))
-    if asked < 0:
+    asked = prompt_text(processor, question + _MARK, system, said).find(_MARK) - len(question)
+    if asked < 0 or text[asked : asked + len(question)] != question:
         raise ValueError(f"processor: its chat template does not keep the question {question!r} as it is")
     spans = {"image": patches, "question": positions(asked, asked + len(question))}
     begins = min(patches[0], *spans["question"])
     spans["system"] = tuple(range(begins))  # with whatever opens the text: many models rest their attention there
     if said is not None:
-        from_there = text.rfind(said)
-        spans["answer"] = positions(from_there, from_there + len(said))
-    first = None if answer is None else _first_token(processor, question, system, said, answer, short)
+        kept = said if text.endswith(said) else said.rstrip()  # many templates cut off what is blank at the end
+        if not text.endswith(kept):
+            raise ValueError(f"processor: its chat template does not keep the beginning {said!r} of an answer as it is")
+        spans["answer"] = positions(len(text) - len(kept), len(text))
+    first = None if answer is None else _first_token(processor, question, system, said, answer, text, short)
     ordered = {name: spans[name] for name in PARTS if name in spans}
     return Prompt(tuple(ids), ordered, first, patch_maps(processor, image, made, len(patches)))
 
@@ -157,18 +179,23 @@ def _tokens(processor: Any, text: str) -> tuple[list[int], list[Span]]:
     tokenizer = processor.tokenizer
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"processor: expected a fast tokenizer, got {type(tokenizer).__name__}")
-    encoded = tokenizer(text, return_offsets_mapping=True)
+    encoded = tokenizer(text, return_offsets_mapping=True, **_special(processor, text))
     return list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
 
 
 def _first_token(
-    processor: Any, question: str, system: str | None, said: str | None, answer: str, short: list[int]
+    processor: Any, question: str, system: str | None, said: str | None, answer: str, text: str, short: list[int]
 ) -> int:
     if said is not None:
-        text = prompt_text(processor, question, system, f"{said} {answer}")
+        answered = prompt_text(processor, question, system, f"{said.rstrip()} {answer}")
     else:
-        text = prompt_text(processor, question, system, answer=answer)
-    whole, _ = _tokens(processor, text)
+        answered = prompt_text(processor, question, system, answer=answer)
+    if not (answered.startswith(text) and answered[len(text) :].lstrip().startswith(answer.strip())):
+        raise ValueError(
+            f"processor: with the answer {answer!r} its chat template makes {answered!r}, which does not go on with it "
+            f"from {text!r}"
+        )
+    whole, _ = _tokens(processor, answered)
     if whole[: len(short)] != short or len(whole) <= len(short):
         raise ValueError(
             f"processor: its tokenizer joins the answer {answer!r} with what stands before it, so that it has no first "
@@ -184,37 +211,61 @@ def patch_maps(processor: Any, image: Any, made: Mapping[str, Tensor], count: in
         merge = int(getattr(processor.image_processor, "merge_size", 1))
         _, h, w = made["image_grid_thw"][0].tolist()
         return (_grid(0, h // merge, w // merge, whole),) if count == h * w // merge**2 else ()
-    if "image_sizes" in made:  # LLaVA-NeXT: the picture, then its unpadded tiles, a token at the end of each row
-        side = made["pixel_values"].shape[-1] // int(processor.patch_size)
-        rest, aspect = count - side * side, image.width / image.height
-        if rest <= 0:
-            return (_grid(0, side, side, whole),) if rest == 0 else ()
-        shapes = [(h, rest // h - 1) for h in range(1, rest + 1) if rest % h == 0 and rest // h > 1]
-        h, w = min(shapes, key=lambda shape: abs(np.log(shape[1] / shape[0] / aspect)))
-        return _grid(0, side, side, whole), _grid(side * side, h, w, whole, row=w + 1)
-    side = round(count**0.5)
-    if side * side != count or made["pixel_values"].shape[0] != 1 or made["pixel_values"].ndim != 4:
+    pixels, sizes = made["pixel_values"], made.get("image_sizes")
+    if sizes is None:
+        side = math.isqrt(count)
+        one = pixels.ndim == 4 and len(pixels) == 1 and side * side == count
+        return (_grid(0, side, side, _cut(processor.image_processor, image)),) if one else ()
+    patch, tokens = (getattr(processor, name, None) for name in ("patch_size", "num_image_tokens"))
+    if pixels.ndim == 4 and patch is not None:  # Pixtral: patches of the whole picture, whatever its shape
+        h, w = (sizes[0] // (patch * getattr(processor, "spatial_merge_size", 1))).tolist()
+        return (_grid(0, h, w, whole),) if count == h * w else ()
+    if pixels.ndim != 5 or (patch is not None and processor.vision_feature_select_strategy != "default"):
         return ()
-    return (_grid(0, side, side, _crop(processor.image_processor, image)),)
+    # LLaVA-NeXT and OneVision: the picture, then its unpadded tiles, a token at the end of each row
+    side = math.isqrt(tokens or 0) if patch is None else pixels.shape[-1] // patch
+    size = (image.height, image.width)
+    best = select_best_resolution(size, processor.image_processor.image_grid_pinpoints)
+    # How much of the padding goes is a matter of rounding, and the processor's own.
+    unpadded, h = processor._get_unpadded_features(*size, side, side, *(n // pixels.shape[-1] for n in best))
+    if count != side * side + unpadded + h or not unpadded:
+        return ()
+    w = unpadded // h
+    return _grid(0, side, side, whole), _grid(side * side, h, w, whole, row=w + 1)
 
 
 def _grid(first: int, h: int, w: int, box: tuple[float, float, float, float], row: int | None = None) -> PatchMap:
     return PatchMap(first + np.arange(h)[:, None] * (row or w) + np.arange(w)[None], box)
 
 
-def _crop(image_processor: Any, image: Any) -> tuple[float, float, float, float]:
-    """The square in the middle, where the shorter side is resized and the rest cut off; else the whole picture."""
-    size = getattr(image_processor, "size", None)
-    shortest = size.get("shortest_edge") if isinstance(size, Mapping) else getattr(size, "shortest_edge", None)
-    if not getattr(image_processor, "do_center_crop", False) or shortest is None:
-        return (0.0, 0.0, 1.0, 1.0)
-    least = min(image.width, image.height)
-    x, y = (1 - least / image.width) / 2, (1 - least / image.height) / 2
-    return (x, y, 1 - x, 1 - y)
+def _cut(image_processor: Any, image: Any) -> tuple[float, float, float, float]:
+    """What a model sees of a picture that is padded to a square, resized and cut to its middle, where it is."""
+
+    def length(name: str, side: str) -> float | None:
+        size = getattr(image_processor, name, None)
+        found: float | None = size.get(side) if isinstance(size, Mapping) else getattr(size, side, None)
+        return found
+
+    def does(name: str, otherwise: bool = False) -> bool:
+        return bool(getattr(image_processor, name, otherwise))
+
+    padded = does("do_pad") and hasattr(image_processor, "pad_to_square")
+    least = max(image.size) if padded else min(image.size)
+    ends = []
+    for side, own in (("width", image.width), ("height", image.height)):
+        before = max(image.size) if padded else own
+        short = length("size", "shortest_edge")
+        resized = length("size", side) or before if short is None else short * before / least
+        after = resized if does("do_resize", True) else before
+        kept = (length("crop_size", side) or after) / after if does("do_center_crop") else 1.0
+        ends.append(kept * before / own / 2)
+    return 0.5 - ends[0], 0.5 - ends[1], 0.5 + ends[0], 0.5 + ends[1]
 
 
 def on_image(maps: tuple[PatchMap, ...], values: Tensor | NDArray[Any], height: int, width: int) -> NDArray[np.float64]:
     """[height,width] what each point of a picture gets of the ``values`` [patches]: each patch's, spread over its area.
+
+    The sum stays what it is, but for patches of what was put around the picture.
 
     Raises:
         ValueError: no maps.
@@ -224,11 +275,14 @@ def on_image(maps: tuple[PatchMap, ...], values: Tensor | NDArray[Any], height: 
     of_token = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=float)
     total = np.zeros((height, width))
     for places, (left, upper, right, lower) in maps:
-        rows = ((np.arange(height) + 0.5) / height - upper) / (lower - upper) * places.shape[0]
-        columns = ((np.arange(width) + 0.5) / width - left) / (right - left) * places.shape[1]
-        inside = np.outer((rows >= 0) & (rows < places.shape[0]), (columns >= 0) & (columns < places.shape[1]))
-        i = rows.astype(int).clip(0, places.shape[0] - 1)[:, None]
-        j = columns.astype(int).clip(0, places.shape[1] - 1)[None]
-        area = max(int(inside.sum()) / places.size, 1e-12)  # points a patch: sums stay what they are
-        total += np.where(inside, of_token[places[i, j]] / area, 0.0)
+        rows, columns = _shares(height, places.shape[0], upper, lower), _shares(width, places.shape[1], left, right)
+        total += rows @ of_token[places] @ columns.T
     return total
+
+
+def _shares(points: int, patches: int, first: float, last: float) -> NDArray[np.float64]:
+    """[points,patches] how much of each of the patches, which lie between two ends, each of the points takes."""
+    edges, ends = np.linspace(0, 1, points + 1), np.linspace(first, last, patches + 1)
+    common = np.minimum(edges[1:, None], ends[1:]) - np.maximum(edges[:-1, None], ends[:-1])
+    taken: NDArray[np.float64] = common.clip(0) * patches / (last - first)
+    return taken

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from symground.models.interface import NAME, is_key_range, padding_of, register
+from symground.models.interface import NAME, UNPADDED, is_key_range, padding_of, register
 from symground.models.lstm import LSTMForCausalLM
 from symground.models.mamba2 import MambaMixer, mamba_mixers
 from symground.models.mixers import Mixer
@@ -114,7 +114,9 @@ def _attention_layers(model: PreTrainedModel) -> tuple[Mixer, ...]:
 
 
 def _refuse_output_attentions(module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if kwargs.get("output_attentions") or getattr(module.config, "output_attentions", False):
+    asked = kwargs.get("output_attentions") or getattr(module.config, "output_attentions", False)
+    # One that was given back to eager attention has matrices to give.
+    if asked and module.get_decoder().config._attn_implementation in (NAME, UNPADDED):
         raise ValueError("output_attentions: symground never builds the attention matrix; use symground.trace instead")
 
 

@@ -21,7 +21,7 @@ from symground.models.rows import attention_row
 from symground.ops.mask import key_range_of, valid_keys
 
 NAME = "symground"
-_UNPADDED = "symground-unpadded"
+UNPADDED = "symground-unpadded"
 #: Attention variants that change the scores in a way `ops.attention` has no argument for.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 
@@ -181,7 +181,7 @@ def register() -> None:
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, key_range_mask)
     # Without a mask function of its own transformers builds no mask for it, and has nothing to find out about one.
-    AttentionInterface.register(_UNPADDED, attention_forward)
+    AttentionInterface.register(UNPADDED, attention_forward)
 
 
 @contextmanager
@@ -193,7 +193,7 @@ def unpadded(model: PreTrainedModel) -> Iterator[None]:
     if model.config._attn_implementation != NAME:
         yield
         return
-    model.set_attn_implementation(_UNPADDED)
+    model.set_attn_implementation(UNPADDED)
     try:
         yield
     finally:

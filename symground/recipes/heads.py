@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import xarray as xr
 
 from symground.analysis.answers import answers, pope_scores
 from symground.analysis.intervene import intervene
@@ -63,6 +62,16 @@ class HeadsSettings:
     device_map: str | None = None
     """"auto" spreads the model over all there is; needs accelerate."""
 
+    def __post_init__(self) -> None:
+        least = {"limit": 1, "checked": 1, "draws": 1, "pictures": 0, "batch_size": 1}
+        for name, value in ((name, getattr(self, name)) for name in least):
+            if value is not None and value < least[name]:
+                raise ValueError(f"{name}: expected at least {least[name]}, got {value}")
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold: expected a share in (0, 1], got {self.threshold}")
+        if not self.factors:
+            raise ValueError("factors: expected at least one, got none")
+
 
 #: What does not change a result.
 _HOW = ("batch_size", "checkpoint", "device", "device_map", "pictures")
@@ -71,23 +80,24 @@ _HOW = ("batch_size", "checkpoint", "device", "device_map", "pictures")
 def find_model_heads(model: str, out: str | Path, settings: HeadsSettings) -> Path:
     """Write the tables of a model and a set of questions into ``out``; what is there already is not done again.
 
-    Tables (Parquet): answers (a row per question, with the flow of the aggregate heads), pope (for yes/no answers),
-    heads (every head's share of flow from the image, beside the same questions with other pictures), stability,
-    detectors and calibration (is the answer wrong?), interventions, steering; pictures as PNG. Prints a summary.
+    Tables (Parquet): answers (a row per question), pope (for yes/no answers), heads (every head's share of flow from
+    the image, beside the same questions with other pictures), stability, flow (of the aggregate heads, a row per
+    question), detectors and calibration (is the answer wrong?), interventions, steering; pictures as PNG. Prints a
+    summary.
 
     Raises:
-        ValueError: a folder of another model, other questions or other settings, or what the parts refuse.
+        ValueError: a folder of other things, or with tables of another model, other questions or other settings;
+            questions about one picture, or with one answer, only; or what the parts refuse.
     """
     folder = Path(out)
-    key = {"model": str(model), **{n: x for n, x in asdict(settings).items() if n not in _HOW}}
-    key["factors"] = list(settings.factors)
-    if (folder / "config.json").is_file():
-        known = read_json(folder / "config.json")
-        other = [name for name in key if known.get(name) != key[name]]
-        if other:
-            raise ValueError(f"out: {folder} holds results with another {', '.join(other)}; choose another folder")
-    elif folder.exists() and any(folder.iterdir()):
+    asked = {field.name: getattr(settings, field.name) for field in fields(HeadsSettings)}
+    key = {"model": str(model), **{n: x for n, x in asked.items() if n not in _HOW}, "factors": list(settings.factors)}
+    known = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if not {"model", "pairs"} <= known.keys() and folder.exists() and any(folder.iterdir()):
         raise ValueError(f"out: {folder} holds other things; choose another folder")
+    other = [name for name in key if known.get(name) != key[name]]
+    if other and any(folder.glob("*.parquet")):  # what failed before its first table may be put right
+        raise ValueError(f"out: {folder} holds results with another {', '.join(other)}; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", key)
     study = _Study(model, folder, settings)
@@ -106,7 +116,6 @@ class _Study:
     def __init__(self, path: str, folder: Path, settings: HeadsSettings) -> None:
         self._path, self._folder, self._settings = path, folder, settings
         self._loaded: tuple[Any, ImageQuestions] | None = None
-        self._traced: xr.Dataset | None = None
         self.parts: list[Callable[[], None]] = [
             self._answers, self._heads, self._detectors, self._interventions, self._steering, self._pictures,
         ]  # fmt: skip
@@ -115,11 +124,16 @@ class _Study:
     def _model(self) -> tuple[Any, ImageQuestions]:
         if self._loaded is None:
             s = self._settings
+            # What may be refused comes first: weights take long.
             questions = read_questions(s.pairs, s.images)[: s.limit]
-            model = load(self._path, device=s.device, dtype=s.dtype, device_map=s.device_map)
-            processor = load_processor(self._path)
-            asked = image_questions(processor, questions, system=s.system, instruction=s.instruction)
-            self._loaded = model, asked
+            asked = image_questions(load_processor(self._path), questions, system=s.system, instruction=s.instruction)
+            some = _first(asked, s.checked)
+            for name, found in (("picture", some.contexts), ("answer", {q.answer for q in some.questions})):
+                if len(found) < 2:
+                    raise ValueError(f"pairs: the {len(some)} questions that are checked all have the same {name}")
+            if s.pictures and not all(prompt.maps for prompt in _first(asked, s.pictures).prompts):
+                raise ValueError("pictures: where this model's image tokens lie in a picture is not known")
+            self._loaded = load(self._path, device=s.device, dtype=s.dtype, device_map=s.device_map), asked
         return self._loaded
 
     @property
@@ -185,18 +199,20 @@ class _Study:
             self._write(steering=table)
 
     def _pictures(self) -> None:
-        wanted = self._settings.pictures
-        if not wanted or (self._folder / f"picture-{wanted - 1:04}.png").is_file():
+        said = pd.read_parquet(self._folder / "answers.parquet")["said"].head(self._settings.pictures)
+        paths = [self._folder / f"picture-{i:04}.png" for i in range(len(said))]
+        if all(path.is_file() for path in paths):
             return
         model, questions = self._model
-        some = _first(questions, wanted)
+        some = _first(questions, len(said))
         traced = trace(model, some, saliency=False, rows=True, **self._how)
         at_p = abs(traced.rows.sum("head")).sum("layer").values  # [example,key]
-        said = answers(model, some, batch_size=self._settings.batch_size)["said"]
-        for i, question in enumerate(some.questions):
+        for i, (question, path) in enumerate(zip(some.questions, paths, strict=True)):
             title = f"{question.text}\nright: {question.answer}, said: {said[i]}"
             figure = draw_patches(some.picture(i), [some.on_picture(i, at_p[i])], [title])
-            figure.savefig(self._folder / f"picture-{i:04}.png", dpi=150)
+            partial = path.with_suffix(".partial")
+            figure.savefig(partial, format="png", dpi=150)
+            partial.replace(path)
 
 
 def _first(questions: ImageQuestions, count: int | None) -> ImageQuestions:

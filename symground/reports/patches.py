@@ -13,6 +13,7 @@ from symground.reports.figures import figure_of
 
 #: Of the strongest point: what is weaker is see-through.
 _FAINT, _STRONG = 0.15, 0.85
+_ROUNDING = 1e-6
 
 
 def draw_patches(
@@ -52,15 +53,16 @@ def draw_patches(
         level = heat / most if most > 0 else heat
         axis.imshow(level, cmap="inferno", vmin=0, vmax=1, alpha=np.clip(_FAINT + level, 0, _STRONG))
         if i < len(titles):
-            axis.set_title(titles[i], fontsize=10)
+            axis.set_title(titles[i], fontsize=10, parse_math=False)  # a question may speak of dollars
     return figure
 
 
 def _blurred(heat: NDArray[np.float64]) -> NDArray[np.float64]:
     from scipy.ndimage import gaussian_filter
 
-    row = heat[heat.shape[0] // 2]
-    changes = np.flatnonzero(np.diff(row))
-    patch = float(np.median(np.diff(changes))) if len(changes) > 1 else 0.0
+    changes = np.flatnonzero((abs(np.diff(heat, axis=1)) > _ROUNDING * heat.max()).any(0))
+    steps = np.diff(changes)
+    steps = steps[steps > 1]  # a point that lies in two patches is between them
+    patch = float(np.median(steps)) if len(steps) else 0.0
     blurred: NDArray[np.float64] = gaussian_filter(heat, patch / 2)
     return blurred

@@ -27,6 +27,7 @@ PARTS = {
     "mamba",
     "training",
     "trace",
+    "llava",
 }
 
 
@@ -55,7 +56,7 @@ def test_every_part_leaves_its_file_and_a_failing_one_stops_no_other(tmp_path: P
     assert "broken on purpose" in found["machine"]["error"]
     assert "broken on purpose" in found["machine"]["output_tail"]
     assert found["sanitizer"]["status"] == "needs CUDA"
-    for name in ("gate", "tests", "determinism", "attention", "flow", "surprisal", "mamba", "training", "trace"):
+    for name in PARTS - {"machine", "sanitizer"}:
         assert found[name]["status"] == "ok", found[name]
     assert all(row["different"] == {} for row in found["determinism"]["rows"])
     assert found["tests"]["collected"] > 0
@@ -72,6 +73,7 @@ def test_every_part_leaves_its_file_and_a_failing_one_stops_no_other(tmp_path: P
     assert all(row["relative_error"] < 1e-5 for row in of_mamba if row["stage"] != "mamba2 step")
     assert any(name.startswith("SSD") for name in found["determinism"]["rows"][0]["compared"])
     assert {row["peer"] for row in found["trace"]["rows"]} >= {"sg.trace", "symground, saliency only"}
+    assert {row["peer"] for row in found["llava"]["rows"]} >= {"sg.trace, rows and flow"}
     assert not any("error" in row for part in found.values() for row in part["rows"])
     assert str(ROOT) not in json.dumps(found)
 
