@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import symground
 import symground as sg
 from symground.models import mixers
 from symground.models.interface import NAME
@@ -322,3 +325,11 @@ def test_gemma3s_images_that_see_each_other_are_refused() -> None:
     given = batch(Family("Gemma3", dict, _pixels(3, 8, 8), 4), None)
     with pytest.raises(ValueError, match="symground supports causal masks"):
         ours(**given, token_type_ids=(given["input_ids"] == IMAGE).long())
+
+
+def test_the_documented_families_are_the_tested_ones() -> None:
+    page = (Path(symground.__file__).resolve().parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
+    parts = re.split(r"^## ", page, flags=re.M)
+    seeing, refused = (re.findall(r"^\| ([^|-]+[^|]*?) \|", part, re.M)[1:] for part in parts[1:3])
+    assert set(seeing) == set(FAMILIES)
+    assert set(refused) >= {*REFUSED, "Gemma-3 with images"}
