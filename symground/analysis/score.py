@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from symground.analysis.probes import Probes
-from symground.analysis.questions import Asked
+from symground.analysis.questions import Asked, ImageQuestions
 from symground.analysis.scan import scan
 from symground.folders import read_json, write_json
 from symground.models.images import id_limit
@@ -171,9 +171,13 @@ def check_deterministic(model: PreTrainedModel) -> None:
             raise ValueError(f"model: expected model.eval(), or no dropout; {name} drops {module.p} of its inputs")
 
 
-def check_fits(model: PreTrainedModel, probes: Asked) -> None:
-    """Refuse probes that the model cannot read, and a model whose dropout is on."""
+def check_fits(model: PreTrainedModel, probes: Asked, images: bool = False) -> None:
+    """Refuse probes that the model, or an analysis without ``images``, cannot read, and a model whose dropout is on."""
     check_deterministic(model)
+    if isinstance(probes, ImageQuestions) and not images:
+        raise ValueError(
+            "probes: this reads text alone; questions about images are for trace, intervene, monitor, steering, answers"
+        )
     text = model.config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
     tokens, context = probes.longest

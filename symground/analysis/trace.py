@@ -93,7 +93,7 @@ def trace(
         raise RuntimeError("trace takes a gradient and cannot run inside torch.inference_mode()")
     labels: dict[str, Any] = {}
     if isinstance(input_ids, (Probes, ImageQuestions)):
-        check_fits(model, input_ids)
+        check_fits(model, input_ids, images=True)
         input_ids = input_ids.matched()
     else:
         check_deterministic(model)

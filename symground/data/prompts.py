@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers.image_processing_utils import select_best_resolution
 
 from symground.optional import require
 
@@ -222,16 +221,21 @@ def patch_maps(processor: Any, image: Any, made: Mapping[str, Tensor], count: in
         return (_grid(0, h, w, whole),) if count == h * w else ()
     if pixels.ndim != 5 or (patch is not None and processor.vision_feature_select_strategy != "default"):
         return ()
+    from transformers.image_processing_utils import select_best_resolution
+
     # LLaVA-NeXT and OneVision: the picture, then its unpadded tiles, a token at the end of each row
     side = math.isqrt(tokens or 0) if patch is None else pixels.shape[-1] // patch
     size = (image.height, image.width)
     best = select_best_resolution(size, processor.image_processor.image_grid_pinpoints)
     # How much of the padding goes is a matter of rounding, and the processor's own.
     unpadded, h = processor._get_unpadded_features(*size, side, side, *(n // pixels.shape[-1] for n in best))
-    if count != side * side + unpadded + h or not unpadded:
+    if count != side * side + unpadded + h:
         return ()
+    once = _grid(0, side, side, whole)
+    if not unpadded:  # so long and thin that its tiles are all padding
+        return (once,)
     w = unpadded // h
-    return _grid(0, side, side, whole), _grid(side * side, h, w, whole, row=w + 1)
+    return once, _grid(side * side, h, w, whole, row=w + 1)
 
 
 def _grid(first: int, h: int, w: int, box: tuple[float, float, float, float], row: int | None = None) -> PatchMap:
@@ -272,7 +276,7 @@ def on_image(maps: tuple[PatchMap, ...], values: Tensor | NDArray[Any], height: 
     """
     if not maps:
         raise ValueError("maps: where this model's image tokens lie in the picture is not known")
-    of_token = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=float)
+    of_token = np.asarray(values.detach().double().cpu() if isinstance(values, torch.Tensor) else values, dtype=float)
     total = np.zeros((height, width))
     for places, (left, upper, right, lower) in maps:
         rows, columns = _shares(height, places.shape[0], upper, lower), _shares(width, places.shape[1], left, right)
