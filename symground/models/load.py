@@ -54,7 +54,7 @@ def load(
     if device is not None and device_map is not None:
         raise ValueError("device_map: it says where everything is; expected no device beside it")
     if device_map is not None:
-        require("accelerate", "spreading a model over devices")
+        require("accelerate", "models spread over devices", "symground[spread]")
     folder = Path(path)
     images: Path | None = None
     if is_run(folder):

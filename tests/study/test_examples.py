@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -66,7 +67,9 @@ def test_runs(title: str, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 
 
 def test_transformer_lens(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("transformer_lens", reason="transformer_lens does not import here", exc_type=ImportError)
+    pytest.importorskip("transformer_lens.model_bridge", reason="needs transformer_lens 4", exc_type=ImportError)
+    # It silences the logger of transformers when it is imported.
+    monkeypatch.setattr(logging.getLogger("transformers"), "level", logging.getLogger("transformers").level)
     exec(EXAMPLES[ELSEWHERE], dict(names))
 
 
