@@ -78,7 +78,7 @@ def behaviour(
                     for piece in plan:
                         where = None if piece.where is None else examples.query_masks[piece.where][part]
                         stack.enter_context(silenced(model, gates_of(model, piece.heads[part]), fills, where))
-                    hidden = hidden_states(model, ids, **given)  # [B,T,E]
+                    hidden = hidden_states(model, ids, **given).to(device)  # [B,T,E]
                 at_p = hidden[torch.arange(len(ids), device=device), p]
                 target[i, part] = _numbers(ops.candidate_surprisal(at_p, head.weight, wanted[:, None], head.bias)[:, 0])
                 context[i, part] = _numbers(_of_context(head, hidden, ids, p, words))

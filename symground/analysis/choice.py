@@ -65,7 +65,8 @@ def choices(
         of_part = {layer: gate if gate.ndim == 1 else gate[part] for layer, gate in (gates or {}).items()}
         ids, p, targets = (x[part].to(device) for x in (examples.input_ids, examples.prediction, examples.targets))
         with silenced(model, of_part):
-            hidden = hidden_states(model, ids, **examples.given(part, device))[torch.arange(len(ids), device=device), p]
+            hidden = hidden_states(model, ids, **examples.given(part, device)).to(device)
+            hidden = hidden[torch.arange(len(ids), device=device), p]
         whole = functional.linear(hidden, head.weight, head.bias).float().log_softmax(-1)  # [B,V]
         seen = whole[:, asked].log_softmax(-1) if among == "targets" else whole
         top, at = seen.max(-1)

@@ -2,10 +2,13 @@
 
 from symground.models.attach import attach, mixers
 from symground.models.images import set_images
+from symground.models.interface import register
 from symground.models.load import load, load_processor, load_tokenizer
 from symground.models.mixers import Mixer, Tap
 from symground.models.presets import PRESETS, create
 from symground.models.readout import Readout, readout
+
+register()  # so that a model can be loaded with attn_implementation="symground" too
 
 __all__ = [
     "PRESETS",

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from symground.models.interface import NAME, UNPADDED, is_key_range, padding_of, register
+from symground.models.interface import NAME, UNPADDED, is_key_range, padding_of
 from symground.models.lstm import LSTMForCausalLM
 from symground.models.mamba2 import MambaMixer, mamba_mixers
 from symground.models.mixers import Mixer
@@ -40,7 +40,6 @@ def attach(model: M) -> M:
         return model
     found = mamba_mixers(model) or _attention_layers(model)
     if not isinstance(found[0].module, MambaMixer):
-        register()
         model.set_attn_implementation(_of_decoder(model))
     _check_in_use(model, found)
     if not hasattr(model, _ATTACHED):

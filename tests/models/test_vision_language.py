@@ -307,6 +307,19 @@ def test_checkpointing_and_half_precision_give_the_same(family: Family) -> None:
     assert float(np.linalg.norm(traced.flow - plain.flow) / np.linalg.norm(plain.flow)) < 0.25
 
 
+def test_loaded_with_our_attention_by_its_name(tmp_path: Path) -> None:
+    """Then the tower has it too, and gives the same."""
+    eager, _ = pair(FAMILIES["LLaVA-1.5"])
+    eager.save_pretrained(tmp_path)
+    ours = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=NAME).eval()
+    given = batch(FAMILIES["LLaVA-1.5"], "left")
+    with torch.no_grad():
+        expected, found = (m(**given, **places(eager, given)).logits for m in (eager, ours))
+    valid = given["attention_mask"].bool()
+    torch.testing.assert_close(found[valid], expected[valid], atol=1e-4, rtol=1e-4)
+    assert sg.trace(sg.attach(ours), targets=TARGETS, **given).flow.sizes["layer"] == 2
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_others_are_refused_by_name(name: str) -> None:
     family, why = REFUSED[name]
