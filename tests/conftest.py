@@ -85,6 +85,14 @@ LLAVA_TEMPLATE = (
     "{% for part in m['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
+#: In Qwen2-VL's form.
+QWEN_TEMPLATE = (
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ m['role'] }}\n"
+    "{% for part in m['content'] %}{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 OBJECTS = ("zebra", "boat", "clock", "umbrella")
 
 
@@ -107,6 +115,40 @@ def llava_processor() -> transformers.LlavaProcessor:
         transformers.CLIPImageProcessor(**sides), bpe("<image>"), patch_size=4, chat_template=LLAVA_TEMPLATE,
         vision_feature_select_strategy="default", num_additional_image_tokens=1,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def next_processor() -> transformers.LlavaNextProcessor:
+    """LLaVA-NeXT's: the whole picture in 4 × 4 patches, then up to 2 × 2 tiles of as many, without their padding."""
+    image_processor = transformers.LlavaNextImageProcessor(
+        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16},
+        image_grid_pinpoints=[[16, 32], [32, 16], [32, 32]],
+    )  # fmt: skip
+    return transformers.LlavaNextProcessor(
+        image_processor, bpe("<image>"), patch_size=4, chat_template=LLAVA_TEMPLATE,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1,
+    )  # fmt: skip
+
+
+class QwenProcessor(transformers.Qwen2VLProcessor):
+    """Qwen2-VL's without its part for videos, which wants torchvision."""
+
+    def __init__(self, image_processor: object, tokenizer: object, chat_template: str | None = None) -> None:
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id, self.video_token_id = (
+            tokenizer.convert_tokens_to_ids(token) for token in (self.image_token, self.video_token)
+        )
+        transformers.ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+@pytest.fixture(scope="session")
+def qwen_processor() -> QwenProcessor:
+    """Qwen2-VL's: pictures in their own shape, four patches of 4 × 4 points a token."""
+    special = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    image_processor = transformers.Qwen2VLImageProcessor(
+        patch_size=4, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 64, "longest_edge": 4096}
+    )
+    return QwenProcessor(image_processor, bpe(*special), chat_template=QWEN_TEMPLATE)
 
 
 @pytest.fixture(scope="session")
