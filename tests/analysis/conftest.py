@@ -1,0 +1,164 @@
+"""A tiny LLaVA and its twin in eager attention, which is given one picture at a time: what questions are held to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import symground as sg
+from symground.analysis import ImageQuestions
+from symground.analysis.probes import Examples
+from symground.data import Question, read_questions
+from symground.data.prompts import read_image
+
+Head = tuple[int, int]
+
+
+class One(NamedTuple):
+    """One pass over one question."""
+
+    ids: Tensor
+    """[T]"""
+    surprisals: Tensor
+    """[T,V] after each token."""
+    signed: Tensor
+    """[L,H,T,T] saliency of the answer's surprisal."""
+
+
+@dataclass(frozen=True)
+class Twins:
+    """A model of ours and the same in eager attention; what follows is of the latter."""
+
+    ours: PreTrainedModel
+    eager: PreTrainedModel
+    processor: Any
+
+    @staticmethod
+    def given(asked: ImageQuestions, i: int, picture: str | None = None) -> dict[str, Tensor]:
+        """What the processor makes of one question, as anyone would call it."""
+        question = asked.questions[i]
+        content = [{"type": "image"}, {"type": "text", "text": question.text + asked.instruction}]
+        messages = [{"role": "user", "content": content}]
+        if asked.system is not None:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": asked.system}]})
+        text = asked.processor.apply_chat_template(messages, add_generation_prompt=True)
+        return dict(asked.processor(images=read_image(picture or question.image), text=text, return_tensors="pt"))
+
+    def picture_of(self, asked: ImageQuestions, examples: Examples, i: int) -> str:
+        """Which picture an example is given, by its pixels."""
+        pixels = examples.given(slice(i, i + 1))["pixel_values"]
+        found = []
+        for path in asked.contexts:
+            own = self.given(asked, i, path)["pixel_values"]
+            if own.shape == pixels.shape and torch.equal(own, pixels):
+                found.append(path)
+        assert len(found) == 1
+        return found[0]
+
+    def one(self, inputs: Mapping[str, Tensor], target: int) -> One:
+        out = self.eager(**inputs, output_attentions=True)
+        scores = -out.logits[0].log_softmax(-1)
+        gradients = torch.autograd.grad(scores[-1, target], out.attentions)
+        signed = torch.stack([(a * g)[0] for a, g in zip(out.attentions, gradients, strict=True)]).detach()
+        return One(inputs["input_ids"][0], scores.detach(), signed)
+
+    @contextmanager
+    def _heads_are(self, change: Callable[[Head, Tensor], Tensor]) -> Iterator[None]:
+        """Within the block each head's output [T,D] of a single row is what ``change`` makes of it."""
+        heads = self.eager.config.get_text_config().num_attention_heads
+
+        def hook(layer: int) -> Callable[[Any, tuple[Tensor]], Any]:
+            def changed(_: Any, arguments: tuple[Tensor]) -> tuple[Tensor]:
+                own = arguments[0].unflatten(-1, (heads, -1))[0].unbind(1)
+                return (torch.stack([change((layer, h), x) for h, x in enumerate(own)], 1).flatten(1)[None],)
+
+            return changed
+
+        with ExitStack() as stack:
+            for i, layer in enumerate(self.eager.get_decoder().layers):
+                handle = layer.self_attn.o_proj.register_forward_pre_hook(hook(i))
+                stack.callback(handle.remove)
+            yield
+
+    @torch.no_grad()
+    def outputs(self, inputs: Mapping[str, Tensor]) -> dict[Head, Tensor]:
+        """(layer, head) → [T,D]."""
+        found: dict[Head, Tensor] = {}
+
+        def keep(head: Head, x: Tensor) -> Tensor:
+            found[head] = x
+            return x
+
+        with self._heads_are(keep):
+            self.eager(**inputs)
+        return found
+
+    @torch.no_grad()
+    def scores(self, inputs: Mapping[str, Tensor], changed: Mapping[Head, Any] | None = None) -> Tensor:
+        """[T,V] surprisals, where heads are multiplied with a number or replaced with a tensor."""
+
+        def change(head: Head, x: Tensor) -> Tensor:
+            how = (changed or {}).get(head, 1.0)
+            return how.expand_as(x) if isinstance(how, Tensor) else x * how
+
+        with self._heads_are(change):
+            return -self.eager(**inputs).logits[0].log_softmax(-1)
+
+    def mean_outputs(self, asked: ImageQuestions) -> dict[Head, Tensor]:
+        """(layer, head) → [D], over all tokens of all questions."""
+        each = [self.outputs(self.given(asked, i)) for i in range(len(asked))]
+        return {head: torch.cat([x[head] for x in each]).mean(0) for head in each[0]}
+
+    def of_context(self, ids: Tensor, found: Tensor) -> float:
+        """Mean surprisal of the words, each after what stands before it."""
+        image = self.processor.image_token_id
+        return float(np.mean([found[t - 1, ids[t]].item() for t in range(1, len(ids)) if ids[t] != image]))
+
+    @staticmethod
+    def chosen(asked: ImageQuestions, found: Tensor) -> tuple[int, float, float]:
+        """The likelier answer, its probability among them, and their entropy."""
+        ids = sorted({prompt.answer for prompt in asked.prompts if prompt.answer is not None})
+        among = (-found[-1, ids]).softmax(-1)
+        return ids[int(among.argmax())], float(among.max()), float(-(among * among.log()).sum())
+
+
+@pytest.fixture(scope="session")
+def make_twins() -> type[Twins]:
+    return Twins
+
+
+@pytest.fixture(scope="session")
+def twins(llava_folder: Path) -> Twins:
+    path = llava_folder / "model"
+    eager = transformers.LlavaForConditionalGeneration.from_pretrained(path, attn_implementation="eager").eval()
+    return Twins(sg.load(path), eager, sg.load_processor(path))
+
+
+@pytest.fixture(scope="session")
+def pairs(llava_folder: Path) -> list[Question]:
+    """Of six pictures and of several lengths, an image's not all together."""
+    found = read_questions(llava_folder / "questions.json")
+    longer = [replace(q, text=f"Look again. {q.text}") for q in found[1::5]]
+    return [*found[::3], *longer]
+
+
+@pytest.fixture(scope="session")
+def asked(twins: Twins, pairs: list[Question]) -> ImageQuestions:
+    return sg.image_questions(twins.processor, pairs)
+
+
+@pytest.fixture(scope="session")
+def passes(twins: Twins, asked: ImageQuestions) -> list[One]:
+    """Eager's of each question."""
+    targets = asked.matched().targets.tolist()
+    return [twins.one(twins.given(asked, i), target) for i, target in enumerate(targets)]
