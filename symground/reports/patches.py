@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from symground.reports.figures import figure_of
 #: Of the strongest point: what is weaker is see-through.
 _FAINT, _STRONG = 0.15, 0.85
 _ROUNDING = 1e-6
+_LETTERS = 12  # an inch
 
 
 def draw_patches(
@@ -22,47 +24,55 @@ def draw_patches(
     """The picture, and beside it once for each heat the same with the heat over it.
 
     Args:
-        picture: a PIL image, or an array [height,width,3].
+        picture: a PIL image, or an array [height,width,3] of 0 to 255.
         heats: each [height,width], not negative, as of
             :meth:`symground.analysis.questions.ImageQuestions.on_picture`; each on a scale of its own.
-        titles: what stands over each heat.
+        titles: what stands over each heat, in lines that fit.
         smooth: blend patches into each other, by a blur of half a patch's side; False shows them as they are.
         width: of each picture, inches.
 
     Raises:
-        ValueError: a heat of another shape than the picture's, or with negative or no finite numbers.
+        ValueError: a picture of another shape, a heat of another shape than the picture's, or with negative or no
+            finite numbers.
     """
-    shown = np.asarray(picture)
+    shown = np.asarray(picture.convert("RGB") if hasattr(picture, "convert") else picture)
+    if shown.ndim != 3 or shown.shape[-1] != 3:
+        raise ValueError(f"picture: expected shape [height,width,3], got {list(shown.shape)}")
     arrays = [np.asarray(heat, dtype=float) for heat in heats]
     for i, heat in enumerate(arrays):
         if heat.shape != shown.shape[:2]:
             raise ValueError(f"heats[{i}]: expected shape {list(shown.shape[:2])}, got {list(heat.shape)}")
         if not np.isfinite(heat).all() or (heat < 0).any():
             raise ValueError(f"heats[{i}]: expected numbers that are finite and not negative")
-    figure = figure_of(width * (1 + len(arrays)), width * shown.shape[0] / shown.shape[1] + 0.3)
+    named = ["the picture", *(_in_lines(title, int(_LETTERS * width)) for title in titles[: len(arrays)])]
+    above = 0.1 + 0.2 * max(title.count("\n") + 1 for title in named)
+    figure = figure_of(width * (1 + len(arrays)), width * shown.shape[0] / shown.shape[1] + above)
     axes = figure.subplots(1, 1 + len(arrays), squeeze=False)[0]
     for axis in axes:
-        axis.imshow(shown)
         axis.axis("off")
-    axes[0].set_title("the picture", fontsize=10)
-    for i, (axis, heat) in enumerate(zip(axes[1:], arrays, strict=True)):
-        grey = shown.mean(-1) if shown.ndim == 3 else shown
-        axis.imshow(grey, cmap="gray", vmin=0, vmax=255)
+    for axis, title in zip(axes, named, strict=False):
+        axis.set_title(title, fontsize=10, parse_math=False)  # a question may speak of dollars
+    axes[0].imshow(shown)
+    for axis, heat in zip(axes[1:], arrays, strict=True):
+        axis.imshow(shown.mean(-1), cmap="gray", vmin=0, vmax=255)
         heat = _blurred(heat) if smooth else heat
         most = heat.max()
         level = heat / most if most > 0 else heat
         axis.imshow(level, cmap="inferno", vmin=0, vmax=1, alpha=np.clip(_FAINT + level, 0, _STRONG))
-        if i < len(titles):
-            axis.set_title(titles[i], fontsize=10, parse_math=False)  # a question may speak of dollars
+    figure.draw_without_rendering()  # the room that titles need is known once they are drawn
     return figure
+
+
+def _in_lines(title: str, letters: int) -> str:
+    return "\n".join(part for line in title.splitlines() for part in wrap(line, letters) or [""])
 
 
 def _blurred(heat: NDArray[np.float64]) -> NDArray[np.float64]:
     from scipy.ndimage import gaussian_filter
 
     changes = np.flatnonzero((abs(np.diff(heat, axis=1)) > _ROUNDING * heat.max()).any(0))
-    steps = np.diff(changes)
-    steps = steps[steps > 1]  # a point that lies in two patches is between them
+    # A point that lies in two patches changes on both of its sides.
+    steps = np.diff(changes[np.diff(changes, prepend=-2) > 1])
     patch = float(np.median(steps)) if len(steps) else 0.0
     blurred: NDArray[np.float64] = gaussian_filter(heat, patch / 2)
     return blurred
