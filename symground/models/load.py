@@ -69,8 +69,8 @@ def load(
         raise ValueError(f"step: {path} is not a run (no checkpoints/ beside a config.json), so it has no steps")
     elif folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is neither a run nor a model: it has no config.json")
-    elif not folder.exists() and (folder.is_absolute() or len(folder.parts) != 2 or Path(folder.parts[0]).exists()):
-        raise FileNotFoundError(f"{path} does not exist, and is no model's name on the hub (owner/name)")
+    else:
+        _check_there(path)
     wrong = damage(folder) if folder.is_dir() else None
     if wrong is not None:
         raise ValueError(f"{folder}: damaged, {wrong}; remove its {SUMS} if the change was meant")
@@ -92,6 +92,13 @@ def load(
     return model.to(device) if device else model  # type: ignore[arg-type]
 
 
+def _check_there(path: str | Path) -> None:
+    """Refuse what is neither a folder nor may be a name on the hub."""
+    folder = Path(path)
+    if not folder.exists() and (folder.is_absolute() or len(folder.parts) != 2 or Path(folder.parts[0]).exists()):
+        raise FileNotFoundError(f"{path} does not exist, and is no model's name on the hub (owner/name)")
+
+
 def _auto(source: str | Path) -> Any:
     """The class that reads a model: one with a vision tower is none of the causal language models."""
     config = AutoConfig.from_pretrained(source)
@@ -103,9 +110,16 @@ def load_processor(path: str | Path) -> Any:
     """The processor of a vision-language model: a folder, or a model's name on the hub.
 
     Raises:
+        FileNotFoundError: a path that does not exist.
         ValueError: what is there is no processor of images and text.
     """
-    processor = AutoProcessor.from_pretrained(path)
+    _check_there(path)
+    try:
+        processor = AutoProcessor.from_pretrained(path)
+    except (OSError, ValueError) as error:  # what a folder lacks of one, if not a hub that does not answer
+        if not Path(path).is_dir():
+            raise
+        raise ValueError(f"{path}: expected a processor of images and text; {error}") from error
     if not (hasattr(processor, "image_processor") and hasattr(processor, "tokenizer")):
         raise ValueError(f"{path}: expected a processor of images and text, got {type(processor).__name__}")
     return processor
