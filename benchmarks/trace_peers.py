@@ -99,7 +99,7 @@ def _saliency_only(m: Model) -> Run:
     """The saliency probes alone, in torch and transformers alone: what runs where xarray and pandas are missing."""
     from symground.models import mixers
 
-    model, (ids, targets) = _attached(m), m.batch()
+    model, (ids, targets) = _attached(m).requires_grad_(False), m.batch()
     layers = mixers(model)
 
     def run() -> list[Tensor]:
