@@ -1,6 +1,6 @@
 """Where the small LLaVA of `photos.py` looks: the README's picture, and how much of its saliency falls on the object.
 
-SYMGROUND_DATA=DATA python -m benchmarks.photos_picture --model runs/photos --picture docs/patches.jpg --out FILE.json
+SYMGROUND_DATA=DATA python -m benchmarks.photos_picture --picture docs/patches.jpg --out FILE.json --heads FOLDER
 
 The picture shows one collage and what is asked of it; the JSON has, over the questions of ``photos.py questions`` that
 are rightly answered with yes, the share of the patches' saliency that falls on the right quarter, by layer.
@@ -15,6 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 
@@ -25,6 +26,8 @@ from symground.data.prompts import on_image
 
 #: Pixels of a cell where it is shown, not read.
 SHOWN = 220
+#: Rows of a table that goes into the JSON: not one for each question.
+_SHORT = 100
 
 
 def layer_saliency(traced: xr.Dataset) -> xr.DataArray:
@@ -97,6 +100,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=8)
     parser.add_argument("--words", nargs="+")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--heads", type=Path, help="a folder of symground heads, whose tables go into the JSON")
     arguments = parser.parse_args()
     if arguments.picture:
         cells = photos.collage(photos.photographs(), random.Random(arguments.seed)).photos
@@ -105,6 +109,13 @@ def main() -> None:
     if arguments.out:
         metrics = json.loads((Path(arguments.model) / "metrics.json").read_text(encoding="utf-8"))
         content = {"training": metrics, **shares(arguments.model), "torch": torch.__version__}
+        if arguments.heads:
+            tables = {path.stem: pd.read_parquet(path) for path in sorted(arguments.heads.glob("*.parquet"))}
+            content["heads"] = {
+                name: json.loads(table.to_json(orient="records", double_precision=4))
+                for name, table in tables.items()
+                if len(table) < _SHORT
+            }
         arguments.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

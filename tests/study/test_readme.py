@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ DATA, TRAINING, ANALYSES = (
 )
 
 
-def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_of_the_readme(tmp_path: Path, llava_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = ["--generated.scenes", "600", "--generated.nouns", "4", "--models", "gpt2-4l", "--steps", "8"]
     assert main(["demo", *arguments, "--batch-size", "2", "--draws", "1", "--intervene-contexts", "1"]) == 0
@@ -40,7 +41,10 @@ def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "v": q,
         "loss": lambda out: out.square().sum(),
     }
-    study, silencing, saliency, anyone, head, mamba = re.findall(r"```python\n(.*?)```", README, re.S)
+    seeing, study, silencing, saliency, anyone, head, mamba = re.findall(r"```python\n(.*?)```", README, re.S)
+    shutil.copy(llava_folder / "0.png", tmp_path / "photo.png")
+    exec(seeing.replace("llava-hf/llava-1.5-7b-hf", str(llava_folder / "model")), names)
+    assert (tmp_path / "where.png").stat().st_size > 5000
     exec(study.replace("step=800", "step=8"), names)
     exec(silencing, names)
     assert "One example at a time" in Path("runs/demo/report.html").read_text(encoding="utf-8")
