@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from symground.data import Corpus
 from symground.data.sampler import IGNORED, RowSampler
 from symground.models.readout import trial_ids, verified_readout
 from symground.models.residual import final_norm, residual_stream
+from symground.models.thrift import frozen
 from symground.progress import progress
 
 
@@ -90,7 +90,7 @@ class TunedLens:
         check_deterministic(model)
         batches, chosen = _batches(model, data, batch_size, length, seed), torch.Generator().manual_seed(seed)
         fitter, divergence = _Fitter(model, weight_decay), []
-        with _frozen(model), progress("tuned lens", steps, quick=True) as bar:
+        with frozen(model), progress("tuned lens", steps, quick=True) as bar:
             for step in range(steps):
                 rate = learning_rate * min((step + 1) / max(1.0, warmup * steps), 1.0 - step / steps)
                 divergence.append(fitter.step(*next(batches), share, chosen, rate))
@@ -161,19 +161,6 @@ class _Fitter:
     def _read(self, h: Tensor) -> Tensor:
         """[n,V] logarithms of probabilities."""
         return functional.linear(self._norm(h), self._head.weight, self._head.bias).float().log_softmax(-1)
-
-
-@contextmanager
-def _frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block no parameter wants a gradient."""
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    try:
-        for parameter in wanted:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
 
 
 @torch.no_grad()

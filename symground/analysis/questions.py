@@ -37,6 +37,8 @@ class ImageQuestions:
     instruction: str
     say: Mapping[str, str]
     padding: int
+    said: str | None = None
+    """How the answers begin."""
     span: int = 0
     """As of probes: there is no other ground than the image's own tokens."""
 
@@ -108,7 +110,7 @@ class ImageQuestions:
         for question in self.questions:
             others = [image for image in self.contexts if image != question.image]
             swapped.append(replace(question, image=others[int(rng.integers(len(others)))]))
-        prompts = _prompts(self.processor, swapped, self.system, self.instruction, self.say)
+        prompts = _prompts(self.processor, swapped, self.system, self.instruction, self.say, self.said)
         return self._examples(swapped, prompts)
 
     def _examples(self, questions: Sequence[Question], prompts: Sequence[Prompt]) -> Examples:
@@ -149,7 +151,8 @@ class _Pixels:
     def _made(self, questions: Sequence[Question]) -> dict[str, Tensor]:
         processor, rows = self._owner.processor, []
         for question in questions:
-            text = prompt_text(processor, question.text + self._owner.instruction, self._owner.system)
+            owner = self._owner
+            text = prompt_text(processor, question.text + owner.instruction, owner.system, owner.said)
             rows.append(processed(processor, read_image(question.image), text))
         return _together(rows, self._length)
 
@@ -178,11 +181,12 @@ def _about(question: Question) -> str:
 
 
 def _prompts(
-    processor: Any, questions: Sequence[Question], system: str | None, instruction: str, say: Mapping[str, str]
-) -> tuple[Prompt, ...]:
+    processor: Any, questions: Sequence[Question], system: str | None, instruction: str, say: Mapping[str, str],
+    said: str | None,
+) -> tuple[Prompt, ...]:  # fmt: skip
     return tuple(
         read_prompt(
-            processor, read_image(question.image), question.text + instruction, system=system,
+            processor, read_image(question.image), question.text + instruction, system=system, said=said,
             answer=say.get(question.answer, question.answer),
         )
         for question in questions
@@ -196,12 +200,13 @@ def image_questions(
     system: str | None = None,
     instruction: str = "",
     say: Mapping[str, str] | None = None,
+    said: str | None = None,
 ) -> ImageQuestions:
     """Questions about images, encoded as a model's processor and its chat template have it.
 
     What is predicted is the first token of the answer, right after the prompt. Key groups of its examples are "system"
-    (all that stands before image and question, the token that opens a text too), "image" (its placeholders) and
-    "question"; "prediction" and "question" are query groups.
+    (all that stands before image and question, the token that opens a text too), "image" (its placeholders), "question"
+    and, where there is one, "answer" (the beginning of it); "prediction" and "question" are query groups.
 
     Args:
         processor: of a vision-language model, with a chat template and a fast tokenizer.
@@ -209,6 +214,7 @@ def image_questions(
         system: a system prompt; None leaves it to the template.
         instruction: what stands after each question, such as "\\nAnswer with yes or no.".
         say: answer → how it is said; None takes "Yes" and "No" for yes and no, and other answers as they are.
+        said: how each answer begins, such as "The answer is"; the prompt ends with it.
 
     Raises:
         FileNotFoundError: a picture that does not exist.
@@ -221,7 +227,7 @@ def image_questions(
     if missing:
         raise FileNotFoundError(f"image: {len(missing)} of {len(questions)} do not exist, such as {missing[0]}")
     say = SAID if say is None else say
-    prompts = _prompts(processor, questions, system, instruction, say)
+    prompts = _prompts(processor, questions, system, instruction, say, said)
     first: dict[int, str] = {}
     for question, prompt in zip(questions, prompts, strict=True):
         assert prompt.answer is not None
@@ -232,5 +238,5 @@ def image_questions(
             )
     padding = processor.tokenizer.pad_token_id
     return ImageQuestions(
-        tuple(questions), prompts, processor, system, instruction, say, 0 if padding is None else padding
+        tuple(questions), prompts, processor, system, instruction, say, 0 if padding is None else padding, said
     )

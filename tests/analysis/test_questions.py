@@ -115,6 +115,26 @@ def test_a_system_prompt_and_an_instruction_are_part_of_it(twins: Any, pairs: li
     assert decode([examples.targets[[q.answer for q in asked.questions].index("yes")]]) == " No"
 
 
+def test_an_answer_that_has_begun_is_a_group_and_goes_on(twins: Any, pairs: list[Question]) -> None:
+    """The prediction is the last token of the beginning; with another picture it is the same text."""
+    processor = twins.processor
+    asked = sg.image_questions(processor, pairs[:3], said="Yes No", say={"yes": "Yes", "no": "No"})
+    examples = asked.matched()
+    assert "answer" in examples.key_masks
+    for i, question in enumerate(asked.questions):
+        text = prompt_text(processor, question.text, said="Yes No")
+        expected = processed(processor, read_image(question.image), text)
+        length = expected["input_ids"].shape[1]
+        assert examples.input_ids[i, :length].tolist() == expected["input_ids"][0].tolist()
+        begun = examples.input_ids[i][examples.key_masks["answer"][i]]
+        assert processor.tokenizer.decode(begun).strip() == "Yes No"
+        assert examples.key_masks["answer"][i].nonzero().max() == examples.prediction[i] == length - 1
+        one = twins.one(expected, int(examples.targets[i]))
+        traced = sg.trace(twins.ours, asked.take([i]), saliency=False, rows=True)
+        np.testing.assert_allclose(traced.rows[0], one.signed[:, :, -1], atol=1e-5, rtol=1e-3)
+    assert torch.equal(asked.mismatched().key_masks["answer"], examples.key_masks["answer"])
+
+
 def test_other_answers_are_said_as_they_are_and_stand_for_what_is_asked(twins: Any, pairs: list[Question]) -> None:
     named = [Question(q.image, "What is it?", q.about or "") for q in pairs[:4]]
     asked = sg.image_questions(twins.processor, named)
