@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import subprocess
 import sys
@@ -35,6 +36,8 @@ def pair(**changes: Any) -> tuple[Any, Any]:
 
 
 IDS = torch.randint(5, 101, (3, 21), generator=torch.Generator().manual_seed(0))
+#: What transformers calls the cache: "cache" from 5.24 on.
+CACHE = next(n for n in ("cache", "cache_params") if n in inspect.signature(Mamba2ForCausalLM.forward).parameters)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +79,8 @@ def test_reading_in_pieces_is_reading_at_once(pieces: list[int]) -> None:
     with torch.no_grad():
         whole, cache, found, at = theirs(IDS).logits, None, [], 0
         for n in pieces:
-            out = ours(IDS[:, at : at + n], cache=cache, use_cache=True)
-            cache, at = out.cache, at + n
+            out = ours(IDS[:, at : at + n], use_cache=True, **{CACHE: cache})
+            cache, at = getattr(out, CACHE), at + n
             found.append(out.logits)
     torch.testing.assert_close(torch.cat(found, 1), whole)
 
@@ -88,7 +91,7 @@ def test_going_on_after_padding_at_either_end() -> None:
     mask[0, :4], mask[1, 7:] = 0, 0
     with torch.no_grad():
         out = ours(IDS[:2, :9], attention_mask=mask, use_cache=True)
-        found = ours(IDS[:2, 9:12], cache=out.cache).logits
+        found = ours(IDS[:2, 9:12], **{CACHE: getattr(out, CACHE)}).logits
         torch.testing.assert_close(found[0], ours(IDS[:1, 4:12]).logits[0, -3:])
         torch.testing.assert_close(found[1], ours(torch.cat([IDS[1:2, :7], IDS[1:2, 9:12]], 1)).logits[0, -3:])
 
