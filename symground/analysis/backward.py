@@ -86,6 +86,10 @@ class _Probes:
         self.leaves.append(leaf)
         return leaf
 
+    def clear(self) -> None:
+        """A leaf holds its hook, and that all of this: a circle that no collector sees."""
+        self.leaves.clear()
+
     def _take(self, kind: str, layer: int, leaf: Tensor) -> None:
         grad, leaf.grad = leaf.grad, None
         assert grad is not None
@@ -143,6 +147,7 @@ def run_pass(
     half = head.weight.dtype == torch.float16
     probes = _Probes(results, at, _SCALE if half else 1.0)
     with ExitStack() as stack, torch.enable_grad():
+        stack.callback(probes.clear)
         stack.enter_context(frozen(model))
         if checkpoint:
             stack.enter_context(returned())
@@ -166,10 +171,11 @@ def run_pass(
         check_finite(surprisal, half)
         results.surprisal[at] = surprisal.detach().float().cpu().numpy()
         # Within the block: where layers run again on the way back they must see the same taps.
+        wanted = len(probes.leaves)
         if surprisal.requires_grad:
             total = surprisal.sum() * (_SCALE if half else 1.0)
             torch.autograd.backward(total, inputs=probes.leaves)
-    if probes.reached < len(probes.leaves):
+    if probes.reached < wanted:
         raise ValueError(
             "model: the gradient does not reach every layer's attention; if activation checkpointing is on, "
             'set it with gradient_checkpointing_kwargs={"use_reentrant": False}'

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from functools import partial
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -19,6 +22,8 @@ _ATTACHED = "_symground_mixers"
 _VARIANTS = {"attn_logit_softcapping": "capped scores (softcap)", "sinks": "sinks (s_aux)"}
 #: Models that have ALiBi without a word of it in their configuration.
 _ALIBI = ("Bloom", "Mpt")
+#: Of a head, as `ops.attention` takes it.
+_WIDEST = 256
 
 
 def attach(model: M) -> M:
@@ -44,7 +49,12 @@ def attach(model: M) -> M:
     _check_in_use(model, found)
     if not hasattr(model, _ATTACHED):
         model.register_forward_pre_hook(_refuse_output_attentions, with_kwargs=True)
-        model.base_model.register_forward_pre_hook(_prepare, with_kwargs=True)
+        # RoBERTa's and its kin's positions begin after the padding's, and they find them in the ids.
+        counted = any(
+            isinstance(part, nn.Embedding) and name.endswith("position_embeddings") and part.padding_idx is not None
+            for name, part in model.base_model.named_modules()
+        )
+        model.base_model.register_forward_pre_hook(partial(_prepare, not counted), with_kwargs=True)
     object.__setattr__(model, _ATTACHED, found)
     return model
 
@@ -104,12 +114,27 @@ def _attention_layers(model: PreTrainedModel) -> tuple[Mixer, ...]:
         heads = getattr(module, "num_heads", None) or getattr(config, "num_attention_heads", None)
         if config is None or not isinstance(heads, int):
             raise ValueError(f"model: cannot tell how many heads {type(module).__name__} has")
-        if getattr(module, "is_causal", True) is False:
-            raise ValueError(f"model: {name} lets text see what follows it, which symground does not support")
+        for applies, variant in _unlike(module, config):
+            if applies:
+                raise ValueError(f"model: {name} {variant}, which symground does not support")
         found.append(Mixer(layer, heads, module))
     if not found:
         raise ValueError(f"model: found no attention layers with heads in {name}")
+    if len({mixer.layer for mixer in found}) < len(found):
+        raise ValueError(f"model: several attention layers of {name} have the same number")
     return tuple(sorted(found, key=lambda mixer: mixer.layer))
+
+
+def _unlike(module: nn.Module, config: Any) -> Iterator[tuple[bool, str]]:
+    """Whether an attention module is unlike what `ops.attention` computes, and how."""
+    yield getattr(module, "is_causal", True) is False, "lets text see what follows it"
+    keys, values = (getattr(module, size, None) for size in ("qk_head_dim", "v_head_dim"))
+    yield keys is not None and values not in (None, keys), "has values of another width than its keys (MLA)"
+    yield (getattr(module, "head_dim", None) or 0) > _WIDEST, f"has heads wider than {_WIDEST}"
+    yield type(module).__name__.startswith("DiffLlama"), "has two attention matrices a head"
+    window = getattr(config, "sliding_window", None)
+    told = "sliding_window" in inspect.getsource(type(module).forward)
+    yield window is not None and not told, "has a sliding window that its layers do not tell their attention function"
 
 
 def _refuse_output_attentions(module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -119,23 +144,32 @@ def _refuse_output_attentions(module: PreTrainedModel, args: tuple[Any, ...], kw
         raise ValueError("output_attentions: symground never builds the attention matrix; use symground.trace instead")
 
 
-def _prepare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _prepare(derive: bool, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What the model is given, a mask of all pairs as one of keys, and with the positions that the mask means."""
+    inputs = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+    if inputs is None and args:
+        inputs = args[0]
+    cache = next((kwargs[n] for n in ("cache", "past_key_values", "cache_params") if kwargs.get(n) is not None), None)
     mask = kwargs.get("attention_mask")
+    if mask is None and cache is None and isinstance(inputs, Tensor) and torch.compiler.is_compiling():
+        # While it compiles, transformers cannot tell texts packed into a row from a single one, and masks for those.
+        if module.get_decoder().config._attn_implementation == NAME:  # type: ignore[operator]
+            kwargs = {**kwargs, "attention_mask": inputs.new_ones(inputs.shape[:2], dtype=torch.long)}
+        return args, kwargs
     if not isinstance(mask, Tensor):
         return None
     if mask.ndim == 4 and not is_key_range(mask):
         mask = padding_of(mask)
         kwargs = {**kwargs, "attention_mask": mask}
-    inputs = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
-    if inputs is None and args:
-        inputs = args[0]
-    takes = "position_ids" in inspect.signature(module.forward).parameters
+    takes = derive and "position_ids" in inspect.signature(module.forward).parameters
     if mask.ndim != 2 or kwargs.get("position_ids") is not None or inputs is None or not takes:
         return args, kwargs
-    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
+    read, new = 0 if cache is None else int(cache.get_seq_length()), inputs.shape[1]
+    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    # A mask may be as long as a cache of fixed size, or no longer than what is new.
+    positions = positions[:, read : read + new] if mask.shape[1] >= read + new else positions[:, -new:]
     if hasattr(module, "get_rope_index"):  # the positions of images have three axes, which the model finds by itself
-        if any(kwargs.get(name) is not None for name in ("image_grid_thw", "video_grid_thw")):
+        if read or any(kwargs.get(name) is not None for name in ("image_grid_thw", "video_grid_thw")):
             return args, kwargs
         positions = positions.expand(3, -1, -1)
     return args, {**kwargs, "position_ids": positions}

@@ -137,7 +137,7 @@ def attention_forward(
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         added = attention_row(tap.rows, query, key, value, scale, causal, key_range, window)
         out = out + (added if tap.gate is None else ops.gate_heads(added.transpose(1, 2), tap.gate).transpose(1, 2))
-    return shown(tap, out.transpose(1, 2)), None
+    return shown(tap, out.transpose(1, 2)).contiguous(), None  # some models go on by view
 
 
 def _ranges(mask: Tensor | None, batch: int) -> tuple[Tensor | None, Tensor | None]:

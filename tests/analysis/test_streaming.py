@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -82,6 +83,22 @@ def test_a_layers_result_is_gone_before_the_next_one_is_made(
     sg.trace(gpt2, ids, targets, mask)
     assert len(seen) == len(mixers(gpt2)) == 3
     assert most == 1
+
+
+def test_results_are_gone_with_the_trace(gpt2: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes, hooks and results in a circle that no collector sees would stay for the life of the process."""
+    made: list[Any] = []
+    begun = backward.Results.__init__
+
+    def watched(self: Any, *args: Any) -> None:
+        begun(self, *args)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(backward.Results, "__init__", watched)
+    ids, targets, mask = batch()
+    sg.trace(gpt2, ids, targets, mask, rows=True, batch_size=2)
+    gc.collect()
+    assert [one() for one in made] == [None]
 
 
 def test_nothing_is_kept_for_gradients_of_weights_and_checkpoints_keep_inputs_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,17 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "Falcon": ("Falcon", "Falcon", {}, "takes no attention function"),
     "BLOOM": ("Bloom", "Bloom", {"n_layer": 2, "n_head": 4}, r"biases its scores by distance \(ALiBi\)"),
     "MPT": ("Mpt", "Mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2}, r"biases its scores by distance \(ALiBi\)"),
+    "PhiMoE, sliding window": (
+        "Phimoe", "Phimoe", {**_GROUPED, "sliding_window": 4, "num_local_experts": 2},
+        "has a sliding window that its layers do not tell their attention function",
+    ),
+    "DeepSeek-V3": (
+        "DeepseekV3", "DeepseekV3",
+        {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+         "n_routed_experts": 4, "num_experts_per_tok": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+        r"has values of another width than its keys \(MLA\)",
+    ),
+    "DiffLlama": ("DiffLlama", "DiffLlama", _GROUPED, "has two attention matrices a head"),
     "Falcon with ALiBi": ("Falcon", "Falcon", {"alibi": True}, r"biases its scores by distance \(ALiBi\)"),
 }  # fmt: skip
 # Before transformers 5.24 its attention took no attention function.
@@ -182,6 +194,56 @@ def test_a_cache_of_fixed_size(models: tuple[PreTrainedModel, PreTrainedModel]) 
     with sg.ablate(ours, [(0, 1), (1, 2)]):
         found = [ours.generate(ids, **{**how, "cache_implementation": x}).tolist() for x in ("static", "dynamic")]
     assert found[0] == found[1] != ours.generate(ids, **how).tolist()
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_mask_longer_than_what_has_been_read(models: tuple[PreTrainedModel, PreTrainedModel], fixed: bool) -> None:
+    """As long as the cache will be: the positions are those of the tokens that are given."""
+    eager, ours = models
+    if fixed and not _takes_positions(eager):  # eager refuses such a mask itself
+        return
+    ids, _ = batch("left")
+    long = torch.ones(2, 16, dtype=torch.long)
+    name = next(n for n in ("cache", "past_key_values") if n in inspect.signature(eager.forward).parameters)
+    found = []
+    for model in (eager, ours):
+        kind = transformers.StaticCache if fixed else transformers.DynamicCache
+        cache = kind(config=model.config, **({"max_cache_len": 16} if fixed else {}))
+        with torch.no_grad():
+            pieces = [
+                model(ids[:, a:b], attention_mask=long[:, : 16 if fixed else b], use_cache=True, **{name: cache}).logits
+                for a, b in ((0, 5), (5, 9))
+            ]
+        found.append(torch.cat(pieces, 1))
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
+
+
+def test_compiled_without_a_mask() -> None:
+    """transformers then masks for texts packed into one row."""
+    eager, ours = pair(*FAMILIES["Llama"])
+    sg.attach(ours)
+    ids, _ = batch("left")
+    compiled = torch.compile(ours, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(ids, use_cache=False).logits, eager(ids).logits, atol=1e-4, rtol=1e-4)
+    ours.model = torch.compile(ours.model, backend="aot_eager")
+    traced = sg.trace(ours, ids, TARGETS)
+    surprisal = -eager(ids).logits[torch.arange(2), -1].log_softmax(-1)[torch.arange(2), TARGETS]
+    np.testing.assert_allclose(traced.surprisal, surprisal.detach(), atol=1e-4)
+
+
+def test_positions_that_begin_after_the_paddings_stay_the_models() -> None:
+    settings = transformers.RobertaConfig(**{**_SIZES, "pad_token_id": 1, "is_decoder": True})
+    torch.manual_seed(0)
+    eager = transformers.RobertaForCausalLM._from_config(copy.deepcopy(settings), attn_implementation="eager").eval()
+    ours = transformers.RobertaForCausalLM(copy.deepcopy(settings)).eval()
+    ours.load_state_dict(eager.state_dict())
+    sg.attach(ours)
+    ids, mask = batch("right")
+    ids = ids.clamp(min=2).masked_fill(mask == 0, 1)
+    with torch.no_grad():
+        found, expected = (m(ids, attention_mask=mask).logits[mask.bool()] for m in (ours, eager))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", REFUSED)
