@@ -54,7 +54,8 @@ def attach(model: M) -> M:
             isinstance(part, nn.Embedding) and name.endswith("position_embeddings") and part.padding_idx is not None
             for name, part in model.base_model.named_modules()
         )
-        model.base_model.register_forward_pre_hook(partial(_prepare, not counted), with_kwargs=True)
+        derive = not counted and "position_ids" in inspect.signature(model.base_model.forward).parameters
+        model.base_model.register_forward_pre_hook(partial(_prepare, derive), with_kwargs=True)
     object.__setattr__(model, _ATTACHED, found)
     return model
 
@@ -161,8 +162,7 @@ def _prepare(derive: bool, module: nn.Module, args: tuple[Any, ...], kwargs: dic
     if mask.ndim == 4 and not is_key_range(mask):
         mask = padding_of(mask)
         kwargs = {**kwargs, "attention_mask": mask}
-    takes = derive and "position_ids" in inspect.signature(module.forward).parameters
-    if mask.ndim != 2 or kwargs.get("position_ids") is not None or inputs is None or not takes:
+    if not derive or mask.ndim != 2 or kwargs.get("position_ids") is not None or inputs is None:
         return args, kwargs
     read, new = 0 if cache is None else int(cache.get_seq_length()), inputs.shape[1]
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
