@@ -7,7 +7,7 @@ device holds what any backward pass holds, and one layer's result.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -166,7 +166,7 @@ def run_pass(
                 rows=row,
             )
             stack.enter_context(tap)
-        with offloaded(model) if offload else ExitStack():
+        with offloaded(model) if offload else nullcontext():
             surprisal = surprisal_at(model, head, batch)
         check_finite(surprisal, half)
         results.surprisal[at] = surprisal.detach().float().cpu().numpy()

@@ -54,7 +54,7 @@ def trace_memory(
 ) -> TraceMemory:
     """What :func:`symground.trace` of so many tokens will take above the model itself.
 
-    With a tokens' worth of activations that the layers keep, L layers, E the width and M the widest part of a layer:
+    With a, the bytes that a token makes the layers keep, L layers of width E, and M the widest part of a layer:
 
         kept = B·T·a, with ``checkpoint`` about B·T·(L + 1)·E, with ``offload`` 0
         layer = B·T²·4 (with ``saliency``) + 3·B·T·M, with ``checkpoint`` + B·T·a / L

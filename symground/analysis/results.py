@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from filelock import FileLock
+
+from symground.folders import replacing
 
 TABLES = (
     "surprisal", "contexts", "gain", "r2", "saliency", "heads", "shares", "maps", "lens", "interventions", "sweep",
@@ -86,9 +87,8 @@ class Table:
                 there = there[~pd.MultiIndex.from_frame(there[KEYS]).isin(self._replaced)]
             parts = [part for part in (there, *self._new) if len(part)]
             frame = pd.concat(parts, ignore_index=True) if parts else there
-            partial = self._path.with_suffix(".partial")
-            frame.sort_values(KEYS, kind="stable").to_parquet(partial, index=False)
-            os.replace(partial, self._path)
+            with replacing(self._path) as partial:
+                frame.sort_values(KEYS, kind="stable").to_parquet(partial, index=False)
         self._keys = _keys(frame)
         self._new, self._replaced = [], []
 

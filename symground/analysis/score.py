@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from transformers import PreTrainedModel
 from symground.analysis.probes import Probes
 from symground.analysis.questions import Asked, ImageQuestions
 from symground.analysis.scan import scan
-from symground.folders import read_json, write_json
+from symground.folders import read_json, replacing, write_json
 from symground.models.images import id_limit
 from symground.models.readout import readout
 from symground.progress import progress
@@ -152,10 +151,8 @@ def _write(folder: Path, tables: list[pd.DataFrame]) -> None:
     if not tables:
         return
     last = max((int(part.stem.removeprefix("part-")) for part in folder.glob(_PARTS)), default=-1)
-    target = folder / f"part-{last + 1:06d}.parquet"
-    partial = folder / f"_{target.name}.partial"
-    pd.concat(tables, ignore_index=True).to_parquet(partial, index=False)
-    os.replace(partial, target)
+    with replacing(folder / f"part-{last + 1:06d}.parquet") as partial:
+        pd.concat(tables, ignore_index=True).to_parquet(partial, index=False)
 
 
 def _fingerprint(model: PreTrainedModel) -> str:

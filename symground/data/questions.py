@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from symground.folders import replacing
+
 # What stands behind the question, as "Answer in one word." does in files made for one model, does not matter.
 _WORDING = re.compile(r"\s*is there an? (.+?) in the image\?", re.IGNORECASE)
 
@@ -98,10 +100,8 @@ def write_questions(path: str | Path, questions: Iterable[Question]) -> None:
     if not lines:
         raise ValueError("questions: expected at least 1, got none")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Under a temporary name first: a reader never sees half a file.
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:

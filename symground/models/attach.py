@@ -18,8 +18,6 @@ from symground.models.mixers import Mixer
 
 M = TypeVar("M", bound=PreTrainedModel)
 _ATTACHED = "_symground_mixers"
-#: What modules of transformers keep of attention variants that `ops.attention` has no argument for → what it is called.
-_VARIANTS = {"attn_logit_softcapping": "capped scores (softcap)", "sinks": "sinks (s_aux)"}
 #: Models that have ALiBi without a word of it in their configuration.
 _ALIBI = ("Bloom", "Mpt")
 #: Of a head, as `ops.attention` takes it.
@@ -106,18 +104,13 @@ def _attention_layers(model: PreTrainedModel) -> tuple[Mixer, ...]:
         layer = getattr(module, "layer_idx", None)
         if not type(module).__name__.endswith("Attention") or not isinstance(layer, int):
             continue
-        if getattr(module, "is_cross_attention", False) or "CrossAttention" in type(module).__name__:
-            raise ValueError(f"model: {name} has cross-attention, which symground does not support")
-        for attribute, variant in _VARIANTS.items():
-            if getattr(module, attribute, None) is not None:
-                raise ValueError(f"model: the attention of {name} has {variant}, which symground does not support")
         config = getattr(module, "config", None)
-        heads = getattr(module, "num_heads", None) or getattr(config, "num_attention_heads", None)
-        if config is None or not isinstance(heads, int):
-            raise ValueError(f"model: cannot tell how many heads {type(module).__name__} has")
         for applies, variant in _unlike(module, config):
             if applies:
                 raise ValueError(f"model: {name} {variant}, which symground does not support")
+        heads = getattr(module, "num_heads", None) or getattr(config, "num_attention_heads", None)
+        if config is None or not isinstance(heads, int):
+            raise ValueError(f"model: cannot tell how many heads {type(module).__name__} has")
         found.append(Mixer(layer, heads, module))
     if not found:
         raise ValueError(f"model: found no attention layers with heads in {name}")
@@ -128,13 +121,18 @@ def _attention_layers(model: PreTrainedModel) -> tuple[Mixer, ...]:
 
 def _unlike(module: nn.Module, config: Any) -> Iterator[tuple[bool, str]]:
     """Whether an attention module is unlike what `ops.attention` computes, and how."""
+    kind = type(module)
+    crosses = getattr(module, "is_cross_attention", False) or "CrossAttention" in kind.__name__
+    yield crosses, "has cross-attention"
+    yield getattr(module, "attn_logit_softcapping", None) is not None, "has capped scores (softcap)"
+    yield getattr(module, "sinks", None) is not None, "has sinks (s_aux)"
     yield getattr(module, "is_causal", True) is False, "lets text see what follows it"
     keys, values = (getattr(module, size, None) for size in ("qk_head_dim", "v_head_dim"))
     yield keys is not None and values not in (None, keys), "has values of another width than its keys (MLA)"
     yield (getattr(module, "head_dim", None) or 0) > _WIDEST, f"has heads wider than {_WIDEST}"
-    yield type(module).__name__.startswith("DiffLlama"), "has two attention matrices a head"
+    yield kind.__name__.startswith("DiffLlama"), "has two attention matrices a head"
     window = getattr(config, "sliding_window", None)
-    told = "sliding_window" in inspect.getsource(type(module).forward)
+    told = "sliding_window" in inspect.getsource(kind.forward)
     yield window is not None and not told, "has a sliding window that its layers do not tell their attention function"
 
 

@@ -19,7 +19,7 @@ from symground.analysis.stability import stability
 from symground.analysis.steering import steering
 from symground.analysis.trace import trace
 from symground.data.questions import read_questions
-from symground.folders import read_json, write_json
+from symground.folders import read_json, replacing, write_json
 from symground.models import load, load_processor
 from symground.progress import progress
 from symground.reports.patches import draw_patches
@@ -145,9 +145,8 @@ class _Study:
 
     def _write(self, **tables: pd.DataFrame) -> None:
         for name, table in tables.items():
-            partial = self._folder / f"_{name}.partial"
-            table.to_parquet(partial, index=False)
-            partial.replace(self._folder / f"{name}.parquet")
+            with replacing(self._folder / f"{name}.parquet") as partial:
+                table.to_parquet(partial, index=False)
 
     def _some(self) -> ImageQuestions:
         """Those of the causal check."""
@@ -210,9 +209,8 @@ class _Study:
         for i, (question, path) in enumerate(zip(some.questions, paths, strict=True)):
             title = f"{question.text}\nright: {question.answer}, said: {said[i]}"
             figure = draw_patches(some.picture(i), [some.on_picture(i, at_p[i])], [title])
-            partial = path.with_suffix(".partial")
-            figure.savefig(partial, format="png", dpi=150)
-            partial.replace(path)
+            with replacing(path) as partial:
+                figure.savefig(partial, format="png", dpi=150)
 
 
 def _first(questions: ImageQuestions, count: int | None) -> ImageQuestions:

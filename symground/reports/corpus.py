@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from symground.data import env, lan
+from symground.folders import replacing
 from symground.reports.figures import MATCHED, MISMATCHED, figure_of, svg_of
 from symground.reports.template import render
 
@@ -66,9 +66,8 @@ def corpus_page(
         settings=(generated or (chat or visdial or {}).get("settings", {})) | statistics.get("images", {}),
     )
     path = study / "corpus.html"
-    partial = path.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(page, encoding="utf-8")
     return path
 
 

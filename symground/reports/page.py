@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from symground.data.acquisition import age_of_acquisition
-from symground.folders import read_json
+from symground.folders import read_json, replacing
 from symground.reports.explorer import explorer
 from symground.reports.figures import write_figures
 from symground.reports.formats import number, with_interval
@@ -67,9 +66,8 @@ def report(
     if figures:
         drawn = [(picture.name, picture.figure) for section in sections for picture in section.pictures]
         write_figures(drawn, file.parent / "figures")
-    partial = file.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, file)
+    with replacing(file) as partial:
+        partial.write_text(page, encoding="utf-8")
     return file
 
 
