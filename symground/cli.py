@@ -54,6 +54,7 @@ def _run(argv: list[str]) -> int:
     from symground.recipes.architectures import ArchitecturesSettings, compare_architectures
     from symground.recipes.dials import DialsSettings, turn_dial
     from symground.recipes.heads import HeadsSettings, find_model_heads
+    from symground.recipes.paper import RECIPES, PaperSettings, run_paper
     from symground.recipes.pope import PopeSettings, make_questions
     from symground.recipes.prepare import GENERATED, kind_of
     from symground.recipes.sweep import SweepSettings, run_sweep
@@ -73,13 +74,24 @@ def _run(argv: list[str]) -> int:
 
     @dataclass(frozen=True, kw_only=True)
     class Run(StudySettings):
-        """Corpus to report: prepare, train, analyse. Run it again to go on where it stopped."""
+        """Corpus to report: prepare, train, analyse. Run it again to go on where it stopped. With the name of a testbed
+        of the study in the corpus's place (symground run paper-childes --help), all of that."""
 
         corpus: tyro.conf.Positional[tuple[str, ...]]
         """'generated'; 'generated-images'; 'childes' and paths of transcripts; or 'visdial' and paths of dialogues, as
         for data."""
         out: str | None = None
         """Folder of the study; runs/ and the corpus's name by default."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Paper(PaperSettings):
+        """A testbed of the study (arXiv 2510.13796) from its corpus to its results, beside the study's own figures."""
+
+        corpus: tyro.conf.Positional[tuple[str, ...]]
+        """'paper-childes' and paths of transcripts; 'paper-captions' or 'paper-images' and paths of dialogues, whose
+        scenes are captions or images."""
+        out: str | None = None
+        """Folder of the study; runs/ and the testbed's name by default."""
 
     @dataclass(frozen=True, kw_only=True)
     class Data(CorpusSettings):
@@ -189,9 +201,12 @@ def _run(argv: list[str]) -> int:
     printed = io.StringIO()
     try:
         with redirect_stderr(printed):
-            command = tyro.extras.subcommand_cli_from_dict(
-                commands, args=argv, prog="symground", description=f"{__doc__}\n\n{_EPILOGUE}"
-            )
+            if argv[:1] == ["run"] and any(name in argv for name in RECIPES):
+                command: Any = tyro.cli(Paper, args=argv[1:], prog="symground run")
+            else:
+                command = tyro.extras.subcommand_cli_from_dict(
+                    commands, args=argv, prog="symground", description=f"{__doc__}\n\n{_EPILOGUE}"
+                )
     except SystemExit as stop:
         if stop.code:
             print(f"symground: {_first_sentence(printed.getvalue())} (--help lists what there is)", file=sys.stderr)
@@ -211,6 +226,8 @@ def _run(argv: list[str]) -> int:
             kind, paths = kind_of(command.corpus)
             out = command.out or f"runs/{Path(*paths[:1]).resolve().name.partition('.')[0] if paths else kind}"
             written = run_study(command.corpus, out, command)
+        case Paper():
+            written = run_paper(command.corpus, command.out or f"runs/{command.corpus[0]}", command)
         case Data():
             prepare(command.corpus, command.out, command)
             written = Path(command.out)

@@ -53,6 +53,8 @@ class AnalysisSettings:
     """Random control draws per intervention."""
     spans: tuple[int, ...] = (0, 1)
     """Interventions count so many tokens after the ENV noun as the noun; one table row for each."""
+    saliency_steps: tuple[int, ...] = ()
+    """Checkpoints at which saliency and heads are measured; all by default."""
     lens_steps: tuple[int, ...] = ()
     """Checkpoints to fit the tuned lens at; five by default, evenly spread, the last among them."""
     lens_fit: int = 100
@@ -124,12 +126,12 @@ def analyze(
         How many (checkpoint, analysis) pairs were already there and left.
 
     Raises:
-        ValueError: a step to intervene at that the run has no checkpoint of.
+        ValueError: a step that the settings name and the run has no checkpoint of.
     """
     study, (model_name, seed), steps = study_of(run), model_and_seed(run), checkpoint_steps(run)
     due = {name: checkpoints_of(name, steps, settings) for name in settings.what}
-    for name, chosen in (("intervene_steps", settings.intervene_steps), ("lens_steps", settings.lens_steps)):
-        unknown = [step for step in chosen if step not in steps]
+    for name in ("saliency_steps", "lens_steps", "intervene_steps"):
+        unknown = [step for step in getattr(settings, name) if step not in steps]
         if unknown:
             raise ValueError(f"{name}: {run} has checkpoints at {', '.join(map(str, steps))}; got {unknown}")
     steps = [step for step in steps if only is None or step in only]
@@ -168,8 +170,10 @@ def _save(tables: Iterable[Table], scored: list[Path]) -> None:
 
 def checkpoints_of(what: str, steps: Sequence[int], settings: AnalysisSettings) -> list[int]:
     """Those of a run's checkpoints at which something is measured."""
-    if what in ("surprisal", "saliency"):
+    if what == "surprisal":
         return list(steps)
+    if what == "saliency":
+        return list(settings.saliency_steps or steps)
     if what == "lens":
         return list(settings.lens_steps or evenly(steps, _LENSES))
     return list(settings.intervene_steps or steps[-1:])

@@ -81,7 +81,7 @@ def add_image_scenes(
         ValueError: objects that do not fit into an image, or a dial of the scenes that images have no use for.
     """
     _check(scenes, images)
-    family, painter = Family(scenes), _Painter(scenes, images)
+    family, painter = Family(scenes), Painter(scenes.objects, images, scenes.seed)
     partial = Path(folder).with_name(Path(folder).name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     count = scenes.scenes + probes * scenes.nouns + 1
@@ -121,17 +121,17 @@ def _check(scenes: GeneratedSettings, images: GeneratedImagesSettings) -> None:
             raise ValueError(f"{name}: expected {default!r} where scenes are images, got {getattr(scenes, name)!r}")
 
 
-class _Painter:
-    """What patches show. Every image has random numbers of its own."""
+class Painter:
+    """What patches show of so many nouns. Every image has random numbers of its own."""
 
-    def __init__(self, scenes: GeneratedSettings, images: GeneratedImagesSettings) -> None:
-        self._s, self._seed, self._nouns = images, scenes.seed, scenes.objects
-        rng = np.random.default_rng((scenes.seed, 0))
+    def __init__(self, nouns: Sequence[str], images: GeneratedImagesSettings, seed: int = 0) -> None:
+        self._s, self._seed, self._nouns = images, seed, tuple(nouns)
+        rng, count = np.random.default_rng((seed, 0)), len(self._nouns)
         self._code: Mapping[str, NDArray[np.float64]] = dict(
-            zip(self._nouns, rng.standard_normal((scenes.nouns, images.width)), strict=True)
+            zip(self._nouns, rng.standard_normal((count, images.width)), strict=True)
         )
-        self._nameless = rng.standard_normal((scenes.nouns, images.width))
-        self._own_place = dict(zip(self._nouns, rng.integers(images.patches, size=scenes.nouns).tolist(), strict=True))
+        self._nameless = rng.standard_normal((count, images.width))
+        self._own_place = dict(zip(self._nouns, rng.integers(images.patches, size=count).tolist(), strict=True))
         at = np.stack(np.divmod(np.arange(images.patches), images.grid), 1)  # [P,2] row and column
         self._distance = ((at[:, None] - at[None]) ** 2).sum(-1)  # [P,P] squared
         # A part is a run of features; the last is shorter where they do not divide.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -157,6 +158,18 @@ def dialogues(path: str | Path, captions: Mapping[int, str] | None = None) -> It
             yield _dialogue(entry, captions or {})
         except ValueError as error:
             raise ValueError(f"paths: {path}#{number}: {error}") from None
+
+
+def readable_dialogues(paths: Sequence[str | Path], captions: Mapping[int, str] | None = None) -> Iterator[Dialogue]:
+    """Those dialogues under ``paths`` that :func:`add_dialogues` does not set aside, in its order."""
+    for _, content in files_in(paths, ".json"):
+        try:
+            entries = list(_entries(json.loads(content)))
+        except (ValueError, RecursionError):
+            continue
+        for entry in entries:
+            with suppress(ValueError):
+                yield _dialogue(entry, captions or {})
 
 
 def coco_captions(path: str | Path) -> dict[int, str]:

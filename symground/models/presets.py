@@ -45,6 +45,7 @@ _FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
 PRESETS: dict[str, GPT2Config | Mamba2Config | LSTMConfig] = {
     "gpt2-4l": _gpt2(4, 128, 4),
     "gpt2-12l": _gpt2(12, 128, 4),
+    "gpt2-18l": _gpt2(18, 128, 4),
     "gpt2-4l-768": _gpt2(4, 768, 12),
     "gpt2-12l-768": _gpt2(12, 768, 12),
     "gpt2-18l-768": _gpt2(18, 768, 12),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,7 @@ class CompareSettings:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
     def optimization_of(self, model: str) -> Optimization:
-        rates = [rate for family, rate in self.learning_rates.items() if model.startswith(family)]
-        return replace(self.optimization, learning_rate=rates[0]) if rates else self.optimization
+        return self.optimization.of_model(model, self.learning_rates)
 
     @property
     def tokens_per_step(self) -> int:

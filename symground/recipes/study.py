@@ -35,6 +35,8 @@ class StudySettings(CorpusSettings):
     optimization: tyro.conf.OmitArgPrefixes[Optimization] = field(
         default_factory=lambda: Optimization(length=128, learning_rate=2e-3)
     )
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    """Peak rates by the beginning of the preset's name (gpt2 1e-3 lstm 3e-3); --learning-rate for all others."""
     hardware: tyro.conf.OmitArgPrefixes[Hardware] = field(default_factory=Hardware)
     score_while_training: bool = False
     """Score the probes at each checkpoint while training goes on, so that curves grow."""
@@ -78,10 +80,11 @@ def run_study(corpus: Sequence[str], out: str | Path, settings: StudySettings) -
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     prepare(corpus, study, settings)
-    train_study(
-        study, settings.models, range(settings.seeds), settings.optimization, settings.hardware,
-        score=settings.score_while_training,
-    )  # fmt: skip
+    for model in settings.models:
+        train_study(
+            study, [model], range(settings.seeds), settings.optimization.of_model(model, settings.learning_rates),
+            settings.hardware, score=settings.score_while_training,
+        )  # fmt: skip
     analyze_study(study, settings.analysis)
     return report(study)
 

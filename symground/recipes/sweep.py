@@ -97,16 +97,35 @@ def run_sweep(corpus: Sequence[str], out: str | Path, settings: SweepSettings) -
         raise ValueError(f"dials: only generated corpora have some, got {' '.join(corpus)}")
     for name, own in settings.studies().items():
         prepare(corpus, studies[name], own)
-    failed = run_jobs(_training(settings, studies), out / "jobs", settings.jobs, settings.backend)
-    failed |= run_jobs(_analysing(settings, studies), out / "jobs", settings.jobs, settings.backend)
+    failed = train_and_analyze(settings, studies, out / "jobs")
     for study in studies.values():
         if len(read_table(study, "gain")):
             report(study)
     _write(out, settings, studies)
+    raise_failed(failed)
+    return out
+
+
+def train_and_analyze(settings: SweepSettings, studies: Mapping[str, Path], records: Path) -> dict[str, str]:
+    """Every run of every study, then every analysis of every checkpoint; what is done already is left.
+
+    Args:
+        settings: what is trained and analysed.
+        studies: name → the folder of a study, prepared.
+        records: the folder in which it is written down what became of each job.
+
+    Returns:
+        The jobs that failed: name → error.
+    """
+    failed = run_jobs(_training(settings, studies), records, settings.jobs, settings.backend)
+    return failed | run_jobs(_analysing(settings, studies), records, settings.jobs, settings.backend)
+
+
+def raise_failed(failed: Mapping[str, str]) -> None:
+    """RuntimeError that names each failed job with its error; nothing where there is none."""
     if failed:
         listed = "; ".join(f"{job}: {error}" for job, error in failed.items())
         raise RuntimeError(f"{len(failed)} of the jobs failed, the others are done: {listed}")
-    return out
 
 
 def _runs(settings: SweepSettings, studies: Mapping[str, Path]) -> Iterator[tuple[str, Path, str, int]]:
@@ -118,9 +137,10 @@ def _runs(settings: SweepSettings, studies: Mapping[str, Path]) -> Iterator[tupl
 
 
 def _training(settings: SweepSettings, studies: Mapping[str, Path]) -> dict[str, Job]:
-    how = (settings.optimization, settings.hardware, settings.threads or 1)
+    how = (settings.hardware, settings.threads or 1)
+    own = {model: settings.optimization.of_model(model, settings.learning_rates) for model in settings.models}
     return {
-        f"train {name}, {model}, seed {seed}": partial(_train, study, model, seed, *how)
+        f"train {name}, {model}, seed {seed}": partial(_train, study, model, seed, own[model], *how)
         for name, study, model, seed in _runs(settings, studies)
     }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from symground.models import PRESETS
 from symground.training.schedule import DECAYS, checkpoint_schedule
@@ -47,6 +48,11 @@ class Optimization:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}; got {getattr(self, name)!r}")
         checkpoint_schedule(self.checkpoints, self.steps)
+
+    def of_model(self, model: str, learning_rates: Mapping[str, float]) -> Optimization:
+        """These settings at the peak rate of ``model``'s family; ``learning_rates``: by the preset's beginning."""
+        rates = [rate for family, rate in learning_rates.items() if model.startswith(family)]
+        return replace(self, learning_rate=rates[0]) if rates else self
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,212 @@
+"""The study itself, testbed by testbed: from its corpus to its results, set beside the study's own figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+import tyro
+
+from symground.analysis.run import AnalysisSettings
+from symground.data import ChatSettings, noun_list
+from symground.data.generated_images import GeneratedImagesSettings
+from symground.data.stand_ins import stand_in_images
+from symground.folders import read_json, write_json
+from symground.models import PRESETS, create
+from symground.recipes.prepare import CHILDES, VISDIAL, CorpusSettings, prepare
+from symground.recipes.sweep import SweepSettings, raise_failed, train_and_analyze
+from symground.reports import report
+from symground.reports.paper import figures, markdown, tables
+from symground.reports.parts import Study
+from symground.training import Hardware, Optimization
+from symground.training.provenance import versions
+
+STUDY, CPU = "study", "cpu"
+SCALES = (STUDY, CPU)
+#: Testbed → the kind of its corpus.
+RECIPES = {"paper-childes": CHILDES, "paper-captions": VISDIAL, "paper-images": VISDIAL}
+IMAGES = "paper-images"
+_WHAT = ("surprisal", "saliency", "lens", "interventions")
+
+
+@dataclass(frozen=True)
+class PaperSettings:
+    """How much of the study is done, and where it runs."""
+
+    scale: str | None = None
+    """"study": sizes as in the study, for a GPU; "cpu": small ones, about an hour on two cores. "study" by default
+    where there is a GPU."""
+    models: tuple[str, ...] = ()
+    """Presets; by default GPT-2 of 4, 12 and 18 layers, Mamba-2 of 4 and 12, an LSTM of 4, of the scale's width."""
+    seeds: int | None = None
+    """Runs of each model, with the seeds 0, 1, …; 5 as in the study, 2 at the scale of a CPU."""
+    images: str | None = None
+    """Image set (symground features) of the dialogues of paper-images; stand-ins by default, patches that show the
+    nouns of the caption and nothing else."""
+    steps: int | None = None
+    """Steps of training; the scale's by default. Checkpoints and interventions keep their places in it."""
+    jobs: int = 1
+    """Runs side by side, each a process with --threads threads (one by default)."""
+    threads: int | None = None
+    """CPU threads of each run."""
+    backend: str = "processes"
+    """Where they run: "processes" of this machine, or "ray", a cluster whose machines all see the folder."""
+    hardware: tyro.conf.OmitArgPrefixes[Hardware] = field(default_factory=Hardware)
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and self.scale not in SCALES:
+            raise ValueError(f"scale: expected one of {', '.join(SCALES)}; got {self.scale!r}")
+        if not set(self.models) <= set(PRESETS):
+            raise ValueError(f"models: expected some of {', '.join(PRESETS)}; got {self.models}")
+        if self.steps is not None and self.steps < 4:
+            raise ValueError(f"steps: expected at least 4, got {self.steps}")
+
+
+def sweep_settings(recipe: str, settings: PaperSettings) -> SweepSettings:
+    """Everything that a recipe trains and measures, at the scale that is asked for.
+
+    Raises:
+        ValueError: no such recipe, or no scale where there is no GPU.
+    """
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}; got {recipe!r}")
+    scale = settings.scale or (STUDY if torch.cuda.is_available() else None)
+    if scale is None:
+        raise ValueError(
+            "scale: the study's sizes want a GPU (a 12-layer run takes some 6e16 operations) and there is none: "
+            "--scale cpu for small ones, or --scale study all the same"
+        )
+    whole = _of_study(settings.steps) if scale == STUDY else _of_cpu(settings.steps)
+    corpus = CORPORA[recipe, scale]
+    return replace(
+        whole,
+        **{name: getattr(corpus, name) for name in CorpusSettings.__dataclass_fields__},
+        models=settings.models or whole.models, seeds=settings.seeds or whole.seeds, jobs=settings.jobs,
+        threads=settings.threads, backend=settings.backend, hardware=settings.hardware,
+    )  # fmt: skip
+
+
+CORPORA: dict[tuple[str, str], CorpusSettings] = {
+    ("paper-childes", STUDY): CorpusSettings(),
+    # Little text has to show the link: that which has most of its scenes, of words that are not rare.
+    ("paper-childes", CPU): CorpusSettings(chat=ChatSettings(min_env_tiers=150), min_word_count=20),
+    **dict.fromkeys([("paper-captions", STUDY), (IMAGES, STUDY)], CorpusSettings()),
+    # The 2,064 dialogues of VisDial's validation set have a few of the study's nouns a hundred times.
+    **dict.fromkeys([("paper-captions", CPU), (IMAGES, CPU)], CorpusSettings(nouns="cdi", min_noun_count=20)),
+}
+#: Of stand-ins; the study's DINOv2 gives 256 patches of an image.
+_STAND_INS = GeneratedImagesSettings(grid=4, size=2)
+
+
+def _of_study(steps: int | None) -> SweepSettings:
+    """As in arXiv 2510.13796 and its authors' public repositories, which say so of GPT-2 only: Mamba-2 and the LSTM are
+    trained alike. Weight decay is this package's."""
+    steps = steps or 20_000
+    return SweepSettings(
+        models=("gpt2-4l-768", "gpt2-12l-768", "gpt2-18l-768", "mamba2-4l-768", "mamba2-12l-768", "lstm-4l-768"),
+        seeds=5,
+        optimization=Optimization(
+            steps=steps, batch_size=8, length=512, learning_rate=5e-5, warmup=steps // 20, decay="linear", beta2=0.999,
+            precision="bfloat16", checkpoints=_checkpoints(steps, 40),
+        ),
+        analysis=AnalysisSettings(
+            what=_WHAT, intervene_steps=_thirds(steps), saliency_steps=_tenths(steps), lens_steps=_thirds(steps)
+        ),
+    )  # fmt: skip
+
+
+def _of_cpu(steps: int | None) -> SweepSettings:
+    steps = steps or 1600
+    return SweepSettings(
+        models=("gpt2-4l", "gpt2-12l", "gpt2-18l", "mamba2-4l", "mamba2-12l", "lstm-4l"),
+        seeds=2,
+        learning_rates={"gpt2": 4e-3, "mamba2": 2e-3, "lstm": 3e-3},
+        optimization=Optimization(
+            steps=steps, batch_size=8, length=128, warmup=steps // 20, checkpoints=_checkpoints(steps, 16)
+        ),
+        analysis=AnalysisSettings(
+            what=_WHAT, intervene_steps=_thirds(steps), saliency_steps=_thirds(steps), lens_steps=(steps,), lens_fit=50,
+            kinds=("aggregate",), spans=(0,), intervene_contexts=4, map_nouns=2, map_contexts=1,
+        ),
+    )  # fmt: skip
+
+
+def _checkpoints(steps: int, parts: int) -> str:
+    """Evenly over training, and denser before the first of them; where the analyses look too."""
+    first = steps / parts
+    at = {0, round(first / 4), round(first / 2), *(round(first * i) for i in range(1, parts + 1))}
+    return ",".join(map(str, sorted(at | {*_thirds(steps), *_tenths(steps)})))
+
+
+def _thirds(steps: int) -> tuple[int, ...]:
+    """Where the study's table stands: at a quarter, half and all of the training (5,000, 10,000 and 20,000 steps)."""
+    return (steps // 4, steps // 2, steps)
+
+
+def _tenths(steps: int) -> tuple[int, ...]:
+    return tuple(sorted({*(steps * i // 10 for i in range(1, 11)), *_thirds(steps)}))
+
+
+def run_paper(corpus: Sequence[str], out: str | Path, settings: PaperSettings) -> Path:
+    """Prepare, train, analyse and report; returns the study's report. The same call again does what is left.
+
+    ``out`` is a study like any other. Beside its report stand ``paper.md``, the study's results and ours with what
+    agrees, ``paper.json``, all of its numbers, and ``paper-*.svg``; no word of the corpus is in them but its nouns.
+
+    Args:
+        corpus: a name in `RECIPES`, and paths of what it is made from.
+        out: the study's folder.
+        settings: how much of it.
+
+    Raises:
+        ValueError: no such recipe, or one without paths; no scale where there is no GPU; a folder of another study.
+        RuntimeError: some job failed (each is named with its error); the others are done and in the tables.
+    """
+    recipe, *paths = corpus
+    if not paths:
+        raise ValueError(f"corpus: expected paths after {recipe!r}, got none")
+    whole, study = sweep_settings(recipe, settings), Path(out).resolve()
+    if recipe == IMAGES:
+        whole = _with_images(whole, paths, study, settings.images)
+    prepare([RECIPES[recipe], *paths], study, whole)
+    failed = train_and_analyze(whole, {recipe: study}, study / "jobs")
+    page = report(study)
+    _write(study, recipe, whole)
+    raise_failed(failed)
+    return page
+
+
+def _with_images(whole: SweepSettings, paths: Sequence[str], study: Path, images: str | None) -> SweepSettings:
+    if images is None:
+        images = f"{study}-images"
+        stand_in_images(paths, images, noun_list(whole.nouns, whole.noun_categories), whole.visdial, _STAND_INS)
+    return replace(whole, visdial=replace(whole.visdial, images=images))
+
+
+def _write(study: Path, recipe: str, settings: SweepSettings) -> None:
+    read = Study.read(study)
+    tokens = settings.optimization.batch_size * settings.optimization.length
+    found = tables(read, settings.models, layers_of(settings.models))
+    about = {
+        "recipe": recipe, "corpus": read_json(study / "data" / "statistics.json"), "sizes": _sizes(study, settings),
+        "nouns": len(read_json(study / "config.json")["nouns"]),
+        "contexts": len(read_json(study / "config.json")["contexts"]),
+        "tokens_per_step": tokens, "settings": asdict(settings), "versions": versions(),
+    }  # fmt: skip
+    about["corpus"].pop("chat", None)  # it names files
+    write_json(study / "paper.json", {**about, **{name: frame.to_dict("records") for name, frame in found.items()}})
+    (study / "paper.md").write_text(markdown(found, about), encoding="utf-8")
+    for name, drawn in figures(found, tokens).items():
+        (study / f"paper-{name}.svg").write_text(drawn, encoding="utf-8")
+
+
+def layers_of(models: Sequence[str]) -> dict[str, int]:
+    return {model: int(PRESETS[model].num_hidden_layers) for model in models}
+
+
+def _sizes(study: Path, settings: SweepSettings) -> dict[str, int]:
+    vocabulary = read_json(study / "data" / "statistics.json")["vocabulary"]
+    made = {name: create(name, vocabulary, positions=settings.optimization.length) for name in settings.models}
+    return {name: sum(p.numel() for p in model.parameters()) for name, model in made.items()}

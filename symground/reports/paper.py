@@ -1,0 +1,312 @@
+"""The study's results and ours: five tables, what of the study's findings they agree with, and their figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from symground.analysis.r2 import peak
+from symground.reports.figures import MATCHED, MISMATCHED, PALETTE, band, figure_of, svg_of
+from symground.reports.formats import number, with_interval
+from symground.reports.parts import Study, last_checkpoints
+from symground.reports.sections.causal import STUDY_INTERVENTIONS
+
+#: p below which the study calls a difference significant.
+_SIGNIFICANT = 0.001
+#: "Middle layers", 7 to 9 of 12: the part of the depth that they take up.
+MIDDLE = (6 / 12, 9 / 12)
+#: How much of its peak R² has to be gone for it to have fallen; seeds and nouns move it by less.
+_FALLEN = 0.05
+#: A control does nothing that moves the surprisal by less than a tenth of what the heads do (the study's: 0.08).
+_NOTHING = 0.1
+
+Tables = dict[str, pd.DataFrame]
+
+
+def tables(study: Study, models: Sequence[str], layers: Mapping[str, int]) -> Tables:
+    """The results of a study as the study tells them.
+
+    Args:
+        study: with its tables.
+        models: in the order of the tables.
+        layers: of each model.
+
+    Returns:
+        curves (`symground.analysis.curves.over_training`), r2 and r2_peak, layers (saliency from the ENV noun into the
+        prediction by layer, at each checkpoint, with its share of all layers), heads (aggregate heads per example and
+        their mean layer), interventions (a row per model, step and denominator, over its seeds), findings (each of the
+        study's, its figure, ours, and whether they agree). Empty where an analysis was not run.
+    """
+    curves = _ordered(study.training, models)
+    above = curves.set_index(["model", "step"])["gain_low"] > 0
+    r2 = study.results["r2"]
+    r2 = r2[r2["model"].isin(models)]
+    usable = r2[[bool(above.get((m, s), False)) for m, s in zip(r2["model"], r2["step"], strict=True)]]
+    found = {
+        "curves": curves, "r2": _ordered(_mean_r2(usable), models), "r2_peak": _ordered(peak(usable), models),
+        "layers": _ordered(_layers(study.results["saliency"], layers), models),
+        "heads": _ordered(_heads(study, layers), models),
+        "interventions": _ordered(_interventions(study.results["interventions"], layers), models),
+    }  # fmt: skip
+    return {
+        **found,
+        "findings": pd.DataFrame(_findings(found), columns=["finding", "model", "study", "ours", "agrees"]),
+    }
+
+
+def _ordered(frame: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
+    chosen = frame[frame["model"].isin(models)]
+    by = [name for name in ("denominator", "step", "layer") if name in chosen]
+    place = {model: i for i, model in enumerate(models)}
+    return chosen.sort_values(["model", *by], key=lambda c: c.map(place) if c.name == "model" else c, ignore_index=True)
+
+
+def _mean_r2(r2: pd.DataFrame) -> pd.DataFrame:
+    numbers = ["r2", "r2_low", "r2_high", "slope", "partial_r2", "mean_gain"]
+    return r2.groupby(["model", "step"], as_index=False)[numbers].mean()
+
+
+def _layers(saliency: pd.DataFrame, layers: Mapping[str, int]) -> pd.DataFrame:
+    """model, step, layer (from 1), saliency (nats, mean over seeds), share of all layers' sum, seeds."""
+    if saliency.empty:
+        return pd.DataFrame(columns=["model", "step", "layer", "saliency", "share", "seeds"])
+    of_noun = saliency[saliency["region"].isin(["env", "patches"]) & saliency["model"].isin(list(layers))]
+    mean = of_noun.groupby(["model", "step", "layer"])["value"].agg(["mean", "size"]).reset_index()
+    mean = mean.rename(columns={"mean": "saliency", "size": "seeds"}).assign(layer=mean["layer"] + 1)
+    total = mean.groupby(["model", "step"])["saliency"].transform("sum")
+    return mean.assign(share=mean["saliency"] / total)[["model", "step", "layer", "saliency", "share", "seeds"]]
+
+
+def _heads(study: Study, layers: Mapping[str, int]) -> pd.DataFrame:
+    """model, step, denominator, aggregate heads per example, their mean layer (from 1) and depth, seeds."""
+    columns = ["model", "step", "denominator", "heads_per_example", "mean_layer", "depth", "seeds"]
+    saliency = study.results["saliency"]
+    if saliency.empty:
+        return pd.DataFrame(columns=columns)
+    runs = saliency.groupby(["model", "seed", "step"], as_index=False)["examples"].first()
+    of_step = runs.groupby(["model", "step"]).agg(examples=("examples", "sum"), seeds=("seed", "size")).reset_index()
+    heads = study.results.at("heads", sorted(set(runs["step"].tolist())))
+    heads = heads[(heads["kind"] == "aggregate") & heads["model"].isin(list(layers))]
+    grouped = heads.groupby(["model", "step", "denominator"])["layer"].agg(["mean", "size"]).reset_index()
+    found = grouped.merge(of_step, on=["model", "step"])
+    found = found.assign(heads_per_example=found["size"] / found["examples"], mean_layer=found["mean"] + 1)
+    return found.assign(depth=_depth(found["mean_layer"], found["model"].map(layers)))[columns]
+
+
+def _depth(layer: Any, layers: Any) -> Any:
+    """Where the middle of a layer (from 1) is, from 0 below the first to 1 above the last; numbers or columns."""
+    return (layer - 0.5) / layers
+
+
+def _interventions(table: pd.DataFrame, layers: Mapping[str, int]) -> pd.DataFrame:
+    """A row per model, step and denominator: means over seeds; p: the largest of the seeds' p.
+
+    control_sd is of one seed's draws, the mean of the seeds'.
+    """
+    columns = [
+        "model", "step", "denominator", "heads_per_example", "mean_layer", "depth", "intervened", "control",
+        "control_sd", "original", "p", "examples", "draws", "seeds",
+    ]  # fmt: skip
+    if table.empty:
+        return pd.DataFrame(columns=columns)
+    usual = table[(table["kind"] == "aggregate") & (table["span"] == 0) & table["model"].isin(list(layers))]
+    grouped = usual.groupby(["model", "step", "denominator"])
+    numbers = ["heads_per_example", "mean_layer", "intervened", "control", "control_sd", "original"]
+    found = grouped[numbers].mean()
+    # Layers count from 1 here, as in the study.
+    found = found.assign(
+        mean_layer=found["mean_layer"] + 1, p=grouped["p"].max(), examples=grouped["examples"].first(),
+        draws=grouped["draws"].first(), seeds=grouped.size(),
+    ).reset_index()  # fmt: skip
+    return found.assign(depth=_depth(found["mean_layer"], found["model"].map(layers)))[columns]
+
+
+def _findings(found: Tables) -> Iterator[dict[str, Any]]:
+    """The study's findings, one by one and model by model."""
+    for row in last_checkpoints(found["curves"], "model").to_dict("records"):
+        lstm = row["model"].startswith("lstm")
+        ours = f"gain {with_interval(row['gain'], row['gain_low'], row['gain_high'])} nats, {_p(row['p_holm'])}"
+        different = row["p_holm"] < _SIGNIFICANT and row["gain"] > 0
+        yield {
+            "finding": "no difference between matched and mismatched" if lstm else "matched falls below mismatched",
+            "model": row["model"], "study": "no significant difference" if lstm else "p < 0.001", "ours": ours,
+            "agrees": row["p_holm"] >= 0.05 if lstm else different,
+        }  # fmt: skip
+    for row in found["r2_peak"].dropna(subset="peak").to_dict("records"):
+        yield {
+            "finding": "R² on co-occurrence rises early, then falls while the gain grows", "model": row["model"],
+            "study": "rises, then falls",
+            "ours": f"{number(row['peak'])} at step {row['peak_step']:,.0f}, {number(row['last'])} at the end",
+            "agrees": row["fall"] > _FALLEN and row["peak_step"] < row["last_step"],
+        }  # fmt: skip
+    for model, part in last_checkpoints(found["layers"], "model").groupby("model", sort=False):
+        centre = float((part["share"] * [_depth(layer, len(part)) for layer in part["layer"]]).sum())
+        most = int(part["layer"].to_numpy()[part["share"].to_numpy().argmax()])
+        yield {
+            "finding": "saliency from the ENV noun concentrates in middle layers", "model": model,
+            "study": "layers 7–9 of 12: half to three quarters of the depth",
+            "ours": f"centre at {centre:.2f} of the depth; most in layer {most} of {len(part)}",
+            "agrees": MIDDLE[0] <= centre <= MIDDLE[1],
+        }  # fmt: skip
+    table = found["interventions"]
+    for (name, denominator), part in table.groupby(["model", "denominator"], sort=False):
+        rows: list[dict[Any, Any]] = part.to_dict("records")
+        first, last = rows[0], rows[-1]
+        yield {
+            "finding": f"aggregate heads ({denominator}) grow in number", "model": name,
+            "study": "2.28 → 6.71 per example",
+            "ours": f"{number(first['heads_per_example'])} → {number(last['heads_per_example'])} per example",
+            "agrees": last["heads_per_example"] > first["heads_per_example"],
+        }  # fmt: skip
+        yield {
+            "finding": f"they ({denominator}) sit in the middle layers", "model": name,
+            "study": "mean layer 7.52 of 12",
+            "ours": f"mean layer {number(last['mean_layer'])}, {last['depth']:.2f} of the depth",
+            "agrees": MIDDLE[0] <= last["depth"] <= MIDDLE[1],
+        }  # fmt: skip
+        effect, control = last["intervened"] - last["original"], last["control"] - last["original"]
+        yield {
+            "finding": f"silencing them ({denominator}) raises matched surprisal, silencing others does not",
+            "model": name, "study": "+0.85***, others −0.01",
+            "ours": f"{effect:+.2f}{_stars(last['p'])}, others {control:+.2f}",
+            "agrees": last["p"] < _SIGNIFICANT and effect > 0 and abs(control) < _NOTHING * effect,
+        }  # fmt: skip
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def _stars(p: float) -> str:
+    return "***" if p < 0.001 else "**" if p < 0.01 else "*" if p < 0.05 else ""
+
+
+def markdown(found: Tables, about: Mapping[str, Any]) -> str:
+    """The tables as text: what a reader compares with the study."""
+    corpus, tokens = about["corpus"], about["tokens_per_step"]
+    lines = [
+        f"# {about['recipe']}: the study's results and ours",
+        "",
+        f"{corpus['tokens']:,} tokens, {corpus['env_tokens'] / corpus['tokens']:.0%} of them ENV; vocabulary "
+        f"{corpus['vocabulary']:,}; {about['nouns']} nouns × {about['contexts']} contexts. Layers count from 1; "
+        "surprisal in nats.",
+        "",
+        "## What agrees",
+        "",
+        "| the study found | model | there | here | |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['finding']} | {row['model']} | {row['study']} | {row['ours']} | "
+        f"{'agrees' if row['agrees'] else '**does not**'} |"
+        for row in found["findings"].to_dict("records")
+    ]
+    last = last_checkpoints(found["curves"], "model")
+    lines += [
+        "", "## Surprisal at the last checkpoint", "",
+        "| model | parameters | tokens | matched | mismatched | gain [95 % over nouns] | p (Holm) | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in last.to_dict("records"):
+        gain = with_interval(row["gain"], row["gain_low"], row["gain_high"])
+        lines.append(
+            f"| {row['model']} | {about['sizes'][row['model']]:,} | {row['step'] * tokens:,} | "
+            f"{number(row['matched'])} | {number(row['mismatched'])} | {gain} | {_p(row['p_holm'])} | {row['seeds']} |"
+        )
+    lines += [
+        "",
+        "The study's matched surprisal, its 12-layer GPT-2 at steps 1k, 5k, 10k, 15k and 20k (82 M tokens): 8.01, "
+        "6.22, 5.24, 4.88, 4.73.",
+        "",
+        "## Interventions",
+        "",
+        "| model | step | share of | heads | mean layer | depth | intervened | control | original |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| *the study, GPT-2 of 12 layers* | {row['step']:,.0f} | ? | {number(row['heads per example'])} | "
+        f"{number(row['mean layer'])} | {_depth(row['mean layer'], 12):.2f} | {number(row['intervened'])}*** | "
+        f"{number(row['control'])} | {number(row['original'])} |"
+        for row in STUDY_INTERVENTIONS.to_dict("records")
+    ]
+    lines += [
+        f"| {row['model']} | {row['step']:,} | {row['denominator']} | {number(row['heads_per_example'])} | "
+        f"{number(row['mean_layer'])} | {row['depth']:.2f} | {number(row['intervened'])}{_stars(row['p'])} | "
+        f"{number(row['control'])} ± {number(row['control_sd'])} | {number(row['original'])} |"
+        for row in found["interventions"].to_dict("records")
+    ]
+    return "\n".join([*lines, ""])
+
+
+def figures(found: Tables, tokens: int) -> dict[str, str]:
+    """name → SVG: curves, r2 and layers, a panel per model."""
+    drawn = {"curves": _curves(found["curves"], tokens), "r2": _r2(found, tokens)}
+    if len(found["layers"]):
+        drawn["layers"] = _layers_figure(found)
+    return drawn
+
+
+def _panels(models: Sequence[str], ylabel: str, xlabel: str) -> tuple[Any, Iterator[tuple[str, Axes]]]:
+    columns = min(3, len(models))
+    figure = figure_of(2.9 * columns + 0.4, 2.5 * -(-len(models) // columns))
+    grid = figure.subplots(-(-len(models) // columns), columns, squeeze=False, sharey=True)
+
+    def each() -> Iterator[tuple[str, Axes]]:
+        for place, axes in enumerate(grid.flat):
+            if place >= len(models):
+                axes.set_visible(False)
+                continue
+            axes.set_title(models[place], fontsize=10)
+            axes.set_xlabel(xlabel)
+            if place % columns == 0:
+                axes.set_ylabel(ylabel)
+            yield models[place], axes
+
+    return figure, each()
+
+
+def _curves(curves: pd.DataFrame, tokens: int) -> str:
+    figure, panels = _panels(list(dict.fromkeys(curves["model"])), "surprisal (nats)", "tokens (millions)")
+    for model, axes in panels:
+        part = curves[curves["model"] == model]
+        x = part["step"] * tokens / 1e6
+        for name, colour in (("matched", MATCHED), ("mismatched", MISMATCHED)):
+            over_nouns = part.drop(columns=[c for c in part if "_seed_" in str(c)])  # of seeds, too few
+            band(axes, x, over_nouns, name, colour, name)
+    figure.axes[0].legend(fontsize=8)
+    return svg_of(figure)
+
+
+def _r2(found: Tables, tokens: int) -> str:
+    figure, panels = _panels(list(dict.fromkeys(found["curves"]["model"])), "R²; gain (nats) / 5", "tokens (millions)")
+    for model, axes in panels:
+        part, gains = (frame[frame["model"] == model] for frame in (found["r2"], found["curves"]))
+        x = np.asarray(part["step"] * tokens / 1e6, dtype=float)
+        axes.plot(x, part["r2"], color=PALETTE[0], marker=".", markersize=4, linewidth=1.4, label="R²")
+        low, high = (part[f"r2_{end}"].astype(float) for end in ("low", "high"))
+        axes.fill_between(x, low, high, color=PALETTE[0], alpha=0.18, linewidth=0)
+        axes.plot(gains["step"] * tokens / 1e6, gains["gain"] / 5, color=PALETTE[1], linewidth=1.2, label="gain / 5")
+        axes.set_ylim(-0.05, 1)
+    figure.axes[0].legend(fontsize=8)
+    return svg_of(figure)
+
+
+def _layers_figure(found: Tables) -> str:
+    last = last_checkpoints(found["layers"], "model")
+    figure, panels = _panels(list(dict.fromkeys(last["model"])), "share of saliency", "layer")
+    heads = found["heads"]
+    for model, axes in panels:
+        part = last[last["model"] == model]
+        axes.axvspan(MIDDLE[0] * len(part) + 0.5, MIDDLE[1] * len(part) + 0.5, color="#000000", alpha=0.07, linewidth=0)
+        axes.bar(part["layer"], part["share"], color=PALETTE[0])
+        own = heads[(heads["model"] == model) & (heads["denominator"] == "row")]
+        if len(own):
+            mean = own.sort_values("step")["mean_layer"].iloc[-1]
+            axes.axvline(mean, color=PALETTE[1], linewidth=1.6, linestyle="--", label="aggregate heads' mean layer")
+    if figure.axes[0].get_legend_handles_labels()[0]:
+        figure.axes[0].legend(fontsize=7)
+    return svg_of(figure)
