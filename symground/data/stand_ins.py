@@ -1,6 +1,6 @@
 """Stand-ins for the images of dialogues: patches that show what the caption names, where no photographs are at hand.
 
-What they keep of the real thing is the form: a grid of patch embeddings in the caption's place, none of which is a word.
+What they keep of the real thing is the form: a grid of patch embeddings in the caption's place, none of them a word.
 What they lack is all that a photograph shows beside its nouns, and all doubt about what it shows.
 """
 

@@ -108,7 +108,7 @@ def _of_study(steps: int | None) -> SweepSettings:
         models=("gpt2-4l-768", "gpt2-12l-768", "gpt2-18l-768", "mamba2-4l-768", "mamba2-12l-768", "lstm-4l-768"),
         seeds=5,
         optimization=Optimization(
-            steps=steps, batch_size=8, length=512, learning_rate=5e-5, warmup=steps // 20, decay="linear", beta2=0.999,
+            steps=steps, batch_size=8, length=512, learning_rate=5e-5, warmup=max(1, steps // 20), decay="linear", beta2=0.999,
             precision="bfloat16", checkpoints=_checkpoints(steps, 40),
         ),
         analysis=AnalysisSettings(
@@ -118,17 +118,17 @@ def _of_study(steps: int | None) -> SweepSettings:
 
 
 def _of_cpu(steps: int | None) -> SweepSettings:
-    steps = steps or 1600
+    steps = steps or 1500
     return SweepSettings(
         models=("gpt2-4l", "gpt2-12l", "gpt2-18l", "mamba2-4l", "mamba2-12l", "lstm-4l"),
         seeds=2,
-        learning_rates={"gpt2": 4e-3, "mamba2": 2e-3, "lstm": 3e-3},
         optimization=Optimization(
-            steps=steps, batch_size=8, length=128, warmup=steps // 20, checkpoints=_checkpoints(steps, 16)
+            steps=steps, batch_size=8, length=128, learning_rate=4e-3, warmup=max(1, steps // 20),
+            checkpoints=_checkpoints(steps, 15),
         ),
         analysis=AnalysisSettings(
             what=_WHAT, intervene_steps=_thirds(steps), saliency_steps=_thirds(steps), lens_steps=(steps,), lens_fit=50,
-            kinds=("aggregate",), spans=(0,), intervene_contexts=4, map_nouns=2, map_contexts=1,
+            kinds=("aggregate",), spans=(0,), intervene_contexts=2, map_nouns=2, map_contexts=1,
         ),
     )  # fmt: skip
 
