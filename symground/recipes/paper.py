@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
 
+from symground.analysis.results import read_table
 from symground.analysis.run import AnalysisSettings
 from symground.data import ChatSettings, noun_list
 from symground.data.generated_images import GeneratedImagesSettings
 from symground.data.stand_ins import stand_in_images
 from symground.folders import read_json, write_json
 from symground.models import PRESETS, create
-from symground.recipes.prepare import CHILDES, VISDIAL, CorpusSettings, prepare
+from symground.recipes.prepare import CHILDES, VISDIAL, prepare
 from symground.recipes.sweep import SweepSettings, raise_failed, train_and_analyze
 from symground.reports import report
 from symground.reports.paper import figures, markdown, tables
@@ -79,22 +81,20 @@ def sweep_settings(recipe: str, settings: PaperSettings) -> SweepSettings:
             "--scale cpu for small ones, or --scale study all the same"
         )
     whole = _of_study(settings.steps) if scale == STUDY else _of_cpu(settings.steps)
-    corpus = CORPORA[recipe, scale]
     return replace(
         whole,
-        **{name: getattr(corpus, name) for name in CorpusSettings.__dataclass_fields__},
+        **_CORPORA.get((recipe, scale), {}),
         models=settings.models or whole.models, seeds=settings.seeds or whole.seeds, jobs=settings.jobs,
         threads=settings.threads, backend=settings.backend, hardware=settings.hardware,
     )  # fmt: skip
 
 
-CORPORA: dict[tuple[str, str], CorpusSettings] = {
-    ("paper-childes", STUDY): CorpusSettings(),
+#: (testbed, scale) → how its corpus is prepared, where not as usual.
+_CORPORA: dict[tuple[str, str], dict[str, Any]] = {
     # Little text has to show the link: that which has most of its scenes, of words that are not rare.
-    ("paper-childes", CPU): CorpusSettings(chat=ChatSettings(min_env_tiers=150), min_word_count=20),
-    **dict.fromkeys([("paper-captions", STUDY), (IMAGES, STUDY)], CorpusSettings()),
-    # The 2,064 dialogues of VisDial's validation set have a few of the study's nouns a hundred times.
-    **dict.fromkeys([("paper-captions", CPU), (IMAGES, CPU)], CorpusSettings(nouns="cdi", min_noun_count=20)),
+    ("paper-childes", CPU): {"chat": ChatSettings(min_env_tiers=150), "min_word_count": 20},
+    # The 2,064 dialogues of VisDial's validation set have few of the study's nouns a hundred times.
+    **{key: {"nouns": "cdi", "min_noun_count": 20} for key in (("paper-captions", CPU), (IMAGES, CPU))},
 }
 #: Of stand-ins; the study's DINOv2 gives 256 patches of an image.
 _STAND_INS = GeneratedImagesSettings(grid=4, size=2)
@@ -108,8 +108,8 @@ def _of_study(steps: int | None) -> SweepSettings:
         models=("gpt2-4l-768", "gpt2-12l-768", "gpt2-18l-768", "mamba2-4l-768", "mamba2-12l-768", "lstm-4l-768"),
         seeds=5,
         optimization=Optimization(
-            steps=steps, batch_size=8, length=512, learning_rate=5e-5, warmup=max(1, steps // 20), decay="linear", beta2=0.999,
-            precision="bfloat16", checkpoints=_checkpoints(steps, 40),
+            steps=steps, batch_size=8, length=512, learning_rate=5e-5, warmup=max(1, steps // 20), decay="linear",
+            beta2=0.999, precision="bfloat16", checkpoints=_checkpoints(steps, 40),
         ),
         analysis=AnalysisSettings(
             what=_WHAT, intervene_steps=_thirds(steps), saliency_steps=_tenths(steps), lens_steps=_thirds(steps)
@@ -172,10 +172,11 @@ def run_paper(corpus: Sequence[str], out: str | Path, settings: PaperSettings) -
         whole = _with_images(whole, paths, study, settings.images)
     prepare([RECIPES[recipe], *paths], study, whole)
     failed = train_and_analyze(whole, {recipe: study}, study / "jobs")
-    page = report(study)
-    _write(study, recipe, whole)
+    if len(read_table(study, "gain")):
+        report(study)
+        _write(study, recipe, whole)
     raise_failed(failed)
-    return page
+    return study / "report.html"
 
 
 def _with_images(whole: SweepSettings, paths: Sequence[str], study: Path, images: str | None) -> SweepSettings:
