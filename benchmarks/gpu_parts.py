@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 if TYPE_CHECKING:
@@ -104,29 +104,9 @@ def machine(c: Context) -> None:
 
 
 def _rates(c: Context) -> dict[str, float]:
-    """Bytes/s of a copy (read and written), operations/s of matrix products."""
-    import torch
-
-    n, size = (256, 1 << 20) if c.dry else (8192, 1 << 30)
-    x = torch.empty(size, dtype=torch.uint8, device=c.device)
-    y = torch.empty_like(x)
-    rates = {"copy_bytes": 2 * size / _seconds(c, lambda: y.copy_(x))}
-    for name, dtype, precision in (
-        ("bf16_flops", torch.bfloat16, "high"), ("tf32_flops", torch.float32, "high"),
-        ("float32_flops", torch.float32, "highest"),
-    ):  # fmt: skip
-        torch.set_float32_matmul_precision(precision)
-        a, b = (torch.randn(n, n, dtype=dtype, device=c.device) for _ in range(2))
-        rates[name] = 2 * n**3 / _seconds(c, lambda a=a, b=b: a @ b)
-    return rates
-
-
-def _seconds(c: Context, run: Callable[[], Any]) -> float:
     from benchmarks import measure
 
-    if c.dry:
-        return measure.seconds(run)
-    return measure.gpu_seconds(run, 100.0)
+    return measure.machine_rates(c.device)
 
 
 def _git() -> dict[str, str | None]:

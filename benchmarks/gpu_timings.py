@@ -218,10 +218,10 @@ def surprisal(c: Context) -> None:
                 name: (lambda name=name, stage=stage, x=x: surprisal_peers.PEERS[name](x, stage)) for name in names
             }
             for row in timed(c, prepared, {"stage": stage, **shape.row}):
-                if "seconds" in row and rates:
-                    flops = shape.flops(stage)
-                    rate = rates["bf16_flops"] if x.hidden.element_size() == 2 else rates["tf32_flops"] / 3
-                    row |= {"tflops": flops / row["seconds"] / 1e12, "of_floor": flops / rate / row["seconds"]}
+                floor = measure.floor_of(row, rates)
+                if "seconds" in row and floor is not None:
+                    row |= {"floor_seconds": floor, "of_floor": floor / row["seconds"]}
+                    row["tflops"] = shape.flops(stage) / row["seconds"] / 1e12
                 c.record.add(**row)
             _free(c)
 

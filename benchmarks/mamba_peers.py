@@ -175,6 +175,13 @@ def names(stage: str, device: str = "cpu", compiles: bool = True) -> list[str]:
     return [name for name in found if name not in lacking]
 
 
+def missing(device: str) -> dict[str, str]:
+    """Peers that cannot run here, with the reason."""
+    if device == "cpu":
+        return {f"ssd: {MAMBA_SSM}": "needs CUDA"}
+    return {} if imports("mamba_ssm.ops.triton.ssd_combined") else {f"ssd: {MAMBA_SSM}": "mamba_ssm does not import"}
+
+
 def problem(stage: str, shape: Shape, device: str = "cpu", impl: str | None = None) -> Any:
     """What the peers of a stage share."""
     return (shape, device) if stage == "mamba2 step" else Inputs(shape, device, impl)

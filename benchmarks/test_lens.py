@@ -1,6 +1,6 @@
 """A step of fitting the tuned lens to all depths beside one forward pass over the same rows.
 
-python -m pytest benchmarks/test_lens.py --benchmark-only --benchmark-json=benchmarks/results/lens-cpu.json
+python -m pytest benchmarks/test_lens.py --benchmark-only --benchmark-json=FILE
 """
 
 from __future__ import annotations
@@ -12,35 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from symground.analysis.lens import _Fitter
-from symground.models import create
-from symground.models.readout import hidden_states
+from benchmarks.lens_peers import FORWARD, SHAPES, STAGE, STEP, runs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FORWARD, STEP = "one forward pass", "a step of the lens"
-#: preset, rows, tokens, vocabulary, share of the positions that are fitted
-SHAPES = (("gpt2-12l-768", 4, 256, 12_714, 0.125), ("gpt2-4l", 16, 128, 12_714, 0.125))
-
-
-def runs(preset: str, rows: int, tokens: int, vocabulary: int, share: float) -> dict[str, Callable[[], Any]]:
-    """The two sides, on the same ids."""
-    model = create(preset, vocabulary, positions=tokens).to(DEVICE).eval()
-    ids = torch.randint(2, vocabulary, (rows, tokens), generator=torch.Generator().manual_seed(0))
-    counts, chosen = torch.ones_like(ids, dtype=torch.bool), torch.Generator().manual_seed(0)
-    model.requires_grad_(False)
-    fitter = _Fitter(model, 1e-3)
-
-    @torch.no_grad()
-    def forward() -> Any:
-        hidden = hidden_states(model, ids.to(DEVICE), use_cache=False)
-        return torch.nn.functional.linear(hidden, model.get_output_embeddings().weight)
-
-    return {FORWARD: forward, STEP: lambda: fitter.step(ids, counts, share, chosen, 1e-4)}
 
 
 @pytest.mark.parametrize("name", [FORWARD, STEP])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]} B{shape[1]} T{shape[2]} V{shape[3]}")
 def test_lens(benchmark: Any, in_turns: Callable[..., None], shape: tuple[Any, ...], name: str) -> None:
-    in_turns(f"lens, {shape}", name, partial(runs, *shape), 7, DEVICE)
+    in_turns(f"lens, {shape}", name, partial(runs, *shape, DEVICE), 7, DEVICE)
     row = dict(zip(("model", "B", "T", "vocabulary", "share"), shape, strict=True))
-    benchmark.extra_info |= {"stage": "tuned lens", "peer": name, "device": DEVICE, **row}
+    benchmark.extra_info |= {"stage": STAGE, "peer": name, "device": DEVICE, **row}

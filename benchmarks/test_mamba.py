@@ -12,13 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.mamba_peers import STAGES, Shape, names, prepared
+from benchmarks.conftest import MISSING
+from benchmarks.mamba_peers import STAGES, Shape, missing, names, prepared
 from benchmarks.measure import gpu_memory
 from benchmarks.memory import peak_in_subprocess
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 #: The saliency's is a layer of the study's width, 768, at T 1024.
 SHAPES = {"mamba2 step": Shape(), "ssd": Shape(), "ssd saliency": Shape(B=2, T=1024, H=24, N=128)}
+
+
+MISSING.update(missing(DEVICE))
 
 
 def cases() -> Iterator[Any]:

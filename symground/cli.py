@@ -1,4 +1,4 @@
-"""The command line: ``symground demo | run | data | features | train | analyze | report | sweep | …``."""
+"""The command line: ``symground demo | run | data | features | train | analyze | report | sweep | bench | …``."""
 
 import io
 import re
@@ -52,6 +52,7 @@ def _run(argv: list[str]) -> int:
         train_study,
     )
     from symground.recipes.architectures import ArchitecturesSettings, compare_architectures
+    from symground.recipes.bench import BenchSettings, run_benchmarks
     from symground.recipes.dials import DialsSettings, turn_dial
     from symground.recipes.heads import HeadsSettings, find_model_heads
     from symground.recipes.paper import RECIPES, PaperSettings, run_paper
@@ -189,6 +190,10 @@ def _run(argv: list[str]) -> int:
         out: str
         """The file of questions (JSON lines)."""
 
+    @dataclass(frozen=True, kw_only=True)
+    class Bench(BenchSettings):
+        """Every number to hold beside its peers, in a clone of the repository: what is missing is listed as missing."""
+
     @dataclass(frozen=True)
     class Build:
         """Compile the C++/CUDA extension into the package's folder; everything works without it, slower."""
@@ -196,7 +201,7 @@ def _run(argv: list[str]) -> int:
     commands: dict[str, Any] = {
         "demo": Demo, "run": Run, "data": Data, "features": Features, "train": Train, "analyze": Analyze,
         "report": Report, "architectures": Architectures, "dials": Dials, "sweep": Sweep, "heads": Heads,
-        "pope": Pope, "build": Build,
+        "pope": Pope, "bench": Bench, "build": Build,
     }  # fmt: skip
     printed = io.StringIO()
     try:
@@ -256,6 +261,8 @@ def _run(argv: list[str]) -> int:
             written = find_model_heads(command.model, command.out or "runs/heads", command)
         case Pope():
             written = make_questions(command.instances, command.out, command)
+        case Bench():
+            return run_benchmarks(command)
         case Build():
             print(build())
             try:
