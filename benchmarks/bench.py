@@ -280,7 +280,7 @@ def bench(only: Sequence[str], out: Path, compare: str | None, again: bool) -> i
     interrupted = False
     try:
         for name, what in run_suites(chosen, out, again, say):
-            became[name] = what
+            became |= {name: what}
     except KeyboardInterrupt:
         interrupted = True
         say("interrupted: what was measured is kept, and the same command goes on from there")
