@@ -63,7 +63,7 @@ def _run(suite: str, file: Path) -> str:
         ]  # fmt: skip
         paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         done = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE,
+            command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths, **_without_gpu()}, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, errors="replace",
         )  # fmt: skip
         tail = " ".join(done.stdout.strip().splitlines()[-1:])[:300]
@@ -74,6 +74,11 @@ def _run(suite: str, file: Path) -> str:
             file, {**found, "revision": versions()["revision"], "status": "whole" if not done.returncode else tail}
         )
     return "measured" if not done.returncode else f"measured in part: {tail}"
+
+
+def _without_gpu() -> dict[str, str]:
+    """Where a GPU is too old for the kernels, the processor is measured."""
+    return {"CUDA_VISIBLE_DEVICES": ""} if torch.cuda.is_available() and measure.gpu_lacks() else {}
 
 
 def _is_there(file: Path) -> bool:
@@ -138,9 +143,7 @@ def _why_not(goal: Goal, missing: dict[str, str]) -> str:
         for name, reason in missing.items():
             if peer in name:
                 return f"{peer}: {reason}"
-    if needs_cuda(goal) and not torch.cuda.is_available():
-        return "no CUDA device here"
-    return "not measured in this run"
+    return (measure.gpu_lacks() if needs_cuda(goal) else None) or "not measured in this run"
 
 
 def slower(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -275,6 +278,9 @@ def bench(only: Sequence[str], out: Path, compare: str | None, again: bool) -> i
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
+    lacks = measure.gpu_lacks()
+    if lacks:
+        say(f"{lacks}: the numbers of GPUs are skipped")
     chosen = [name for name in SUITES if not only or name in only]
     became: dict[str, str] = dict.fromkeys(chosen, "not reached")
     interrupted = False
@@ -284,7 +290,7 @@ def bench(only: Sequence[str], out: Path, compare: str | None, again: bool) -> i
     except KeyboardInterrupt:
         interrupted = True
         say("interrupted: what was measured is kept, and the same command goes on from there")
-    rates = {} if interrupted else measure.machine_rates("cuda" if torch.cuda.is_available() else "cpu")
+    rates = {} if interrupted else measure.machine_rates("cpu" if lacks else "cuda")
     result = {**collected(SUITES, out, rates), "suites": became}
     write_json(out / "bench.json", result)
     (out / "bench.md").write_text(markdown(result), encoding="utf-8")

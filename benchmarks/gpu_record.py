@@ -139,10 +139,12 @@ def inside(arguments: argparse.Namespace) -> None:
         record.write(status="ok")
 
 
-def has_cuda() -> bool:
-    """Asked in a process of its own: this one holds no GPU memory."""
-    code = "import torch, sys; sys.exit(not torch.cuda.is_available())"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+def gpu_lacks() -> str | None:
+    """Why nothing can run here; asked in a process of its own: this one holds no GPU memory."""
+    code = "from benchmarks.measure import gpu_lacks; print(gpu_lacks() or '')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    return said[-1] if said else None
 
 
 def main() -> int:
@@ -158,8 +160,8 @@ def main() -> int:
     if arguments.inside:
         inside(arguments)
         return 0
-    if not arguments.dry_run and not has_cuda():
-        print("gpu_record: no CUDA device here; --dry-run runs it on a CPU", file=sys.stderr)
+    if not arguments.dry_run and (lacks := gpu_lacks()):
+        print(f"gpu_record: {lacks}; --dry-run runs it on a CPU", file=sys.stderr)
         return 1
     arguments.out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + arguments.budget

@@ -46,6 +46,16 @@ def seconds(run: Run, device: str = "cpu") -> float:
     return float(first.elapsed_time(last)) / 1e3
 
 
+def gpu_lacks() -> str | None:
+    """Why nothing here can be measured on a GPU; None where it can."""
+    if not torch.cuda.is_available():
+        return "no CUDA device here"
+    major, minor = torch.cuda.get_device_capability()
+    if major < 8:
+        return f"{torch.cuda.get_device_name()} is of compute capability {major}.{minor}, and the kernels need 8.0"
+    return None
+
+
 def _cold() -> None:
     """Nothing of the inputs in the level-2 cache, whichever run came before; and the queue is not empty when the first
     event is recorded, so that no launch is waited for."""

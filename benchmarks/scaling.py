@@ -62,8 +62,8 @@ class Llama:
 def trace_flops(m: Llama, B: int, T: int, checkpoint: bool = False) -> float:
     """Forward, and backward to the activations alone: the weights are frozen. Saliency shares the backward's products.
 
-    A product of weights takes 2 operations a weight and token, once on each way; one of T × T × D takes T²·D, its causal
-    half: two forward, five backward.
+    A product of weights takes 2 operations a weight and token, once on each way; one of T × T × D takes T²·D, its
+    causal half: two forward, five backward.
     """
     again = 1 if checkpoint else 0
     return (4 + 2 * again) * m.matrices * B * T + (7 + 2 * again) * float(B) * m.L * m.H * m.D * T * T

@@ -81,20 +81,22 @@ def sweep_settings(recipe: str, settings: PaperSettings) -> SweepSettings:
             "--scale cpu for small ones, or --scale study all the same"
         )
     whole = _of_study(settings.steps) if scale == STUDY else _of_cpu(settings.steps)
+    own = replace(whole, **_OWN.get((recipe, scale), {}))
     return replace(
-        whole,
-        **_CORPORA.get((recipe, scale), {}),
-        models=settings.models or whole.models, seeds=settings.seeds or whole.seeds, jobs=settings.jobs,
+        own, models=settings.models or own.models, seeds=settings.seeds or whole.seeds, jobs=settings.jobs,
         threads=settings.threads, backend=settings.backend, hardware=settings.hardware,
     )  # fmt: skip
 
 
-#: (testbed, scale) → how its corpus is prepared, where not as usual.
-_CORPORA: dict[tuple[str, str], dict[str, Any]] = {
+#: VisDial's validation set, 2,064 dialogues, has few of the study's nouns a hundred times, and is read several times.
+_FEW_DIALOGUES: dict[str, Any] = {
+    "nouns": "cdi", "min_noun_count": 20, "models": ("gpt2-4l", "mamba2-4l", "lstm-4l"),
+}  # fmt: skip
+#: (testbed, scale) → what it does otherwise.
+_OWN: dict[tuple[str, str], dict[str, Any]] = {
     # Little text has to show the link: that which has most of its scenes, of words that are not rare.
     ("paper-childes", CPU): {"chat": ChatSettings(min_env_tiers=150), "min_word_count": 20},
-    # The 2,064 dialogues of VisDial's validation set have few of the study's nouns a hundred times.
-    **{key: {"nouns": "cdi", "min_noun_count": 20} for key in (("paper-captions", CPU), (IMAGES, CPU))},
+    **{(recipe, CPU): _FEW_DIALOGUES for recipe in ("paper-captions", IMAGES)},
 }
 #: Of stand-ins; the study's DINOv2 gives 256 patches of an image.
 _STAND_INS = GeneratedImagesSettings(grid=4, size=2)
@@ -196,6 +198,8 @@ def _write(study: Path, recipe: str, settings: SweepSettings) -> None:
         "contexts": len(read_json(study / "config.json")["contexts"]),
         "tokens_per_step": tokens, "settings": asdict(settings), "versions": versions(),
     }  # fmt: skip
+    if images := settings.visdial.images:
+        about["settings"]["visdial"]["images"] = Path(images).name
     about["corpus"].pop("chat", None)  # it names files
     write_json(study / "paper.json", {**about, **{name: frame.to_dict("records") for name, frame in found.items()}})
     (study / "paper.md").write_text(markdown(found, about), encoding="utf-8")

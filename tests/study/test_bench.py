@@ -94,6 +94,19 @@ def test_without_a_gpu_its_numbers_are_open(monkeypatch: pytest.MonkeyPatch) -> 
     assert all("CUDA" in bench.judged(goal, [], {})["reason"] for goal in goals)
 
 
+def test_a_gpu_older_than_the_kernels_is_told_and_passed_over(
+    monkeypatch: pytest.MonkeyPatch, suites: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla T4")
+    bench.bench(["whole"], suites / "out", None, False)
+    said = "Tesla T4 is of compute capability 7.5, and the kernels need 8.0"
+    assert f"{said}: the numbers of GPUs are skipped" in capsys.readouterr().err
+    found = json.loads((suites / "out" / "bench.json").read_text())
+    assert of(found, "saliency alone, T 1024: time of the flash backward's")["reason"] == said
+
+
 def test_the_floor_is_what_the_machine_allows() -> None:
     rates = {"copy_bytes": 1e10, "float32_flops": 1e11}
     flops = 7 * 4 * 12 * 1024 * 1024 * 64  # the causal half of seven products

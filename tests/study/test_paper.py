@@ -94,6 +94,7 @@ def test_dialogues(dialogues: Path, tmp_path: Path, recipe: str) -> None:
     assert set(config["nouns"]) == {"cat", "train", "dog"}
     assert {context[4] for context in config["contexts"]} == {"image" if recipe == "paper-images" else "env"}
     content = read_json(tmp_path / "out" / "paper.json")
+    assert str(tmp_path) not in json.dumps(content)
     assert {row["model"] for row in content["layers"]} == {"gpt2-4l"}
     assert sum(row["share"] for row in content["layers"] if row["step"] == 4) == pytest.approx(1)
 
