@@ -203,7 +203,13 @@ def _time(seconds: float) -> str:
     return f"{seconds / 1e-6:.3g} µs"
 
 
-def _amount(side: dict[str, Any], goal: dict[str, Any]) -> str:
+def ratio_of(goal: dict[str, Any], value: float | None) -> str:
+    """A ratio or bound of a goal: a speed-up carries its ×."""
+    return "–" if value is None else f"{value:.3g}{' ×' if goal['at_least'] else ''}"
+
+
+def amount(side: dict[str, Any], goal: dict[str, Any]) -> str:
+    """What was measured on one side, with its spread."""
     value = side.get(goal["quantity"])
     if value is None:
         return "–"
@@ -226,14 +232,13 @@ def terminal(result: dict[str, Any]) -> Table:
 def cells_of(result: dict[str, Any]) -> list[list[str]]:
     rows = []
     for goal in result["goals"]:
-        form = "{:.3g} ×" if goal["at_least"] else "{:.3g}"
         ours = goal["of"]
         floor = f"{ours['floor_seconds'] / ours['seconds']:.0%}" if ours.get("floor_seconds") else "–"
         rows.append(
             [
-                goal["goal"], _amount(ours, goal), goal["to"]["peer"], _amount(goal["to"], goal),
-                "–" if goal["ratio"] is None else form.format(goal["ratio"]),
-                f"{'≥' if goal['at_least'] else '≤'} {form.format(goal['bound'])}", floor,
+                goal["goal"], amount(ours, goal), goal["to"]["peer"], amount(goal["to"], goal),
+                ratio_of(goal, goal["ratio"]),
+                f"{'≥' if goal['at_least'] else '≤'} {ratio_of(goal, goal['bound'])}", floor,
                 goal["status"] + (f": {goal['reason']}" if goal["reason"] else ""),
             ]
         )  # fmt: skip

@@ -37,6 +37,8 @@ class Context:
     out: Path
     dry: bool
     end: float
+    data: Path | None = None
+    """A study's folder, prepared elsewhere."""
 
     @property
     def device(self) -> str:
@@ -327,6 +329,12 @@ def trace(c: Context) -> None:
     gpu_timings.trace(c)
 
 
+def study(c: Context) -> None:
+    from benchmarks import gpu_study
+
+    gpu_study.study(c)
+
+
 def llava(c: Context) -> None:
     from benchmarks import gpu_timings
 
@@ -336,12 +344,13 @@ def llava(c: Context) -> None:
 PARTS: dict[str, Callable[[Context], None]] = {
     "machine": machine, "gate": gate, "tests": tests, "sanitizer": sanitizer, "determinism": determinism,
     "attention": attention, "flow": flow, "surprisal": surprisal, "mamba": mamba, "training": training, "trace": trace,
-    "llava": llava,
+    "study": study, "llava": llava,
 }  # fmt: skip
 #: What each part imports that a bare machine may lack.
 NEEDS: dict[str, tuple[str, ...]] = {
     "machine": ("torch",), "gate": ("torch", "pytest"), "tests": ("pytest",), "sanitizer": (),
     "determinism": ("torch", "triton"), "attention": ("torch", "triton"), "flow": ("torch", "triton"),
     "surprisal": ("torch", "triton"), "mamba": ("torch", "triton", "transformers"),
-    "training": ("torch", "transformers"), "trace": ("torch", "transformers"), "llava": ("torch", "transformers"),
+    "training": ("torch", "transformers"), "study": ("torch", "transformers"),
+    "trace": ("torch", "transformers"), "llava": ("torch", "transformers"),
 }  # fmt: skip

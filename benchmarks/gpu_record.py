@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 #: Each part's share of the time that is left when it starts, and what it leaves goes to those after it.
 SHARES = {
     "machine": 20, "gate": 60, "tests": 150, "sanitizer": 50, "determinism": 45, "attention": 160, "flow": 40,
-    "surprisal": 40, "mamba": 45, "training": 40, "trace": 45, "llava": 60,
+    "surprisal": 40, "mamba": 45, "training": 40, "trace": 45, "study": 45, "llava": 60,
 }  # fmt: skip
 #: A part stops by itself this long before it would be stopped.
 GRACE = 5.0
@@ -77,6 +77,7 @@ def run_part(part: str, arguments: argparse.Namespace, seconds: float) -> str:
     Record(path, part).write()
     command = [
         sys.executable, __file__, "--out", str(arguments.out), "--budget", str(seconds), "--inside", part,
+        *(["--data", str(arguments.data)] if arguments.data else []),
         *(["--dry-run"] if arguments.dry_run else []), *(["--break", broken] if (broken := arguments.broken) else []),
     ]  # fmt: skip
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -122,7 +123,7 @@ def inside(arguments: argparse.Namespace) -> None:
 
     record = Record(arguments.out / f"{arguments.inside}.json", arguments.inside)
     end = time.monotonic() + arguments.budget - GRACE
-    context = gpu_parts.Context(record, arguments.out, arguments.dry_run, end)
+    context = gpu_parts.Context(record, arguments.out, arguments.dry_run, end, arguments.data)
     try:
         if arguments.broken == arguments.inside:
             raise RuntimeError("broken on purpose")
@@ -151,12 +152,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the result files")
     parser.add_argument("--parts", nargs="+", choices=SHARES, default=list(SHARES))
+    parser.add_argument("--data", type=Path, help="a study's folder, prepared elsewhere, for the part `study`")
     parser.add_argument("--budget", type=float, default=520.0, help="seconds for all parts together")
     parser.add_argument("--dry-run", action="store_true", help="the whole machinery on a CPU, tiny, interpreted")
     parser.add_argument("--inside", choices=SHARES, help=argparse.SUPPRESS)
     parser.add_argument("--break", choices=SHARES, dest="broken", help=argparse.SUPPRESS)  # for the script's own test
     arguments = parser.parse_args()
     arguments.out = arguments.out.resolve()
+    arguments.data = arguments.data.resolve() if arguments.data else None
     if arguments.inside:
         inside(arguments)
         return 0

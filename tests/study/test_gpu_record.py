@@ -27,6 +27,7 @@ PARTS = {
     "mamba",
     "training",
     "trace",
+    "study",
     "llava",
 }
 
@@ -51,6 +52,8 @@ def test_every_part_leaves_its_file_and_a_failing_one_stops_no_other(tmp_path: P
     found = parts(tmp_path)
     assert set(found) == PARTS
     assert {path.suffix for path in tmp_path.iterdir()} == {".json"}
+    assert [row["stage"] for row in found["study"]["rows"]] == ["training on arrays", "score", "trace", "intervene"]
+    assert all(row["value"] > 0 for row in found["study"]["rows"][2:])
     assert done.returncode == 1, "one part failed"
     assert found["machine"]["status"] == "failed"
     assert "broken on purpose" in found["machine"]["error"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,17 @@ from symground.cli import main
 from symground.data import GeneratedSettings
 from symground.data.generated_images import GeneratedImagesSettings
 from symground.recipes.dials import IMAGE_VALUES, VALUES
+from symground.recipes.paper import RECIPES
 
 ROOT = Path(symground.__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import readme_tables  # noqa: E402
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DATA, TRAINING, ANALYSES = (
-    (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("data", "training", "analyses")
+COMMANDS = ("data", "training", "analyses", "findings", "kernels", "study")
+DATA, TRAINING, ANALYSES, FINDINGS, KERNELS, STUDY, RESEARCH = (
+    (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in (*COMMANDS, "research")
 )
 
 
@@ -41,7 +48,8 @@ def test_python_of_the_readme(tmp_path: Path, llava_folder: Path, monkeypatch: p
         "v": q,
         "loss": lambda out: out.square().sum(),
     }
-    seeing, study, silencing, saliency, anyone, head, mamba = re.findall(r"```python\n(.*?)```", README, re.S)
+    study, saliency, seeing = re.findall(r"```python\n(.*?)```", README, re.S)
+    silencing, anyone, head, mamba = re.findall(r"```python\n(.*?)```", RESEARCH, re.S)
     shutil.copy(llava_folder / "0.png", tmp_path / "photo.png")
     exec(seeing.replace("llava-hf/llava-1.5-7b-hf", str(llava_folder / "model")), names)
     assert (tmp_path / "where.png").stat().st_size > 5000
@@ -74,17 +82,33 @@ def test_python_of_the_readme(tmp_path: Path, llava_folder: Path, monkeypatch: p
     assert probe.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("page", [README, DATA, TRAINING, ANALYSES], ids=["README", "data", "training", "analyses"])
+@pytest.mark.parametrize(
+    "page", [README, DATA, TRAINING, ANALYSES, FINDINGS, KERNELS, STUDY], ids=["README", *COMMANDS]
+)
 def test_commands_of_the_readme_exist(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     page = re.sub(r"```python\n.*?```\n", "", page, flags=re.S)
     blocks = "".join(re.findall(r"```\n(.*?)```", page, re.S)).replace("\\\n", " ")
     commands = [line.partition("#")[0].split() for line in blocks.splitlines() if line.startswith("symground ")]
-    assert len(commands) > 2
+    assert len(commands) >= 2
     for _, name, *arguments in commands:
-        assert main([name, "--help"]) == 0
+        recipe = arguments[:1] if arguments and arguments[0] in RECIPES else []
+        assert main([name, *recipe, "--help"]) == 0
         known = capsys.readouterr().out
         for option in {word for word in arguments if word.startswith("--")} - {"--help"}:
             assert option in known, (name, option)
+
+
+def test_links_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
+    for page in pages:
+        for link in re.findall(r"\]\((?!https?:)([^)#]*)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert not link or (page.parent / link).exists(), (page.name, link)
+
+
+@pytest.mark.parametrize("name", list(readme_tables.TABLES))
+def test_tables_of_the_readme_are_those_of_the_results(name: str) -> None:
+    """Every figure in them is in a JSON file of the repository: python -m benchmarks.readme_tables writes them anew."""
+    assert readme_tables.table(name) in README
 
 
 def test_every_dial_is_told_with_its_default_and_its_values() -> None:
