@@ -43,8 +43,8 @@ def _train(c: Context, folder: Path, place: Path) -> Path:
 
     settings = TrainSettings(
         model="gpt2-4l" if c.dry else "gpt2-12l-768", steps=2 if c.dry else STEPS, batch_size=8,
-        length=32 if c.dry else 512, learning_rate=5e-5, warmup=1 if c.dry else 30, decay="linear", precision="float32" if c.dry else "bfloat16",
-        checkpoints="0",
+        length=32 if c.dry else 512, learning_rate=5e-5, warmup=1 if c.dry else 30, decay="linear",
+        precision="float32" if c.dry else "bfloat16", checkpoints="0",
     )  # fmt: skip
     corpus, run = Corpus.load(folder / "data", folder).part("train"), place / "runs" / settings.model / "seed0"
     steps: list[dict[str, Any]] = []
