@@ -14,6 +14,7 @@ from symground.analysis.results import read_table
 from symground.analysis.run import AnalysisSettings
 from symground.data import ChatSettings, noun_list
 from symground.data.generated_images import GeneratedImagesSettings
+from symground.data.images import ImageSet
 from symground.data.stand_ins import stand_in_images
 from symground.folders import read_json, write_json
 from symground.models import PRESETS, create
@@ -114,7 +115,8 @@ def _of_study(steps: int | None) -> SweepSettings:
             beta2=0.999, precision="bfloat16", checkpoints=_checkpoints(steps, 40),
         ),
         analysis=AnalysisSettings(
-            what=_WHAT, intervene_steps=_thirds(steps), saliency_steps=_tenths(steps), lens_steps=_thirds(steps)
+            what=_WHAT, intervene_steps=_table_steps(steps), saliency_steps=_tenths(steps),
+            lens_steps=_table_steps(steps),
         ),
     )  # fmt: skip
 
@@ -129,8 +131,8 @@ def _of_cpu(steps: int | None) -> SweepSettings:
             checkpoints=_checkpoints(steps, 15),
         ),
         analysis=AnalysisSettings(
-            what=_WHAT, intervene_steps=_thirds(steps), saliency_steps=_thirds(steps), lens_steps=(steps,), lens_fit=50,
-            kinds=("aggregate",), spans=(0,), intervene_contexts=2, map_nouns=2, map_contexts=1,
+            what=_WHAT, intervene_steps=_table_steps(steps), saliency_steps=_table_steps(steps), lens_steps=(steps,),
+            lens_fit=50, kinds=("aggregate",), spans=(0,), intervene_contexts=2, map_nouns=2, map_contexts=1,
         ),
     )  # fmt: skip
 
@@ -139,16 +141,16 @@ def _checkpoints(steps: int, parts: int) -> str:
     """Evenly over training, and denser before the first of them; where the analyses look too."""
     first = steps / parts
     at = {0, round(first / 4), round(first / 2), *(round(first * i) for i in range(1, parts + 1))}
-    return ",".join(map(str, sorted(at | {*_thirds(steps), *_tenths(steps)})))
+    return ",".join(map(str, sorted(at | {*_table_steps(steps), *_tenths(steps)})))
 
 
-def _thirds(steps: int) -> tuple[int, ...]:
+def _table_steps(steps: int) -> tuple[int, ...]:
     """Where the study's table stands: at a quarter, half and all of the training (5,000, 10,000 and 20,000 steps)."""
     return (steps // 4, steps // 2, steps)
 
 
 def _tenths(steps: int) -> tuple[int, ...]:
-    return tuple(sorted({*(steps * i // 10 for i in range(1, 11)), *_thirds(steps)}))
+    return tuple(sorted({*(steps * i // 10 for i in range(1, 11)), *_table_steps(steps)}))
 
 
 def run_paper(corpus: Sequence[str], out: str | Path, settings: PaperSettings) -> Path:
@@ -194,11 +196,12 @@ def _write(study: Path, recipe: str, settings: SweepSettings) -> None:
     found = tables(read, settings.models, layers_of(settings.models))
     about = {
         "recipe": recipe, "corpus": read_json(study / "data" / "statistics.json"), "sizes": _sizes(study, settings),
-        "nouns": len(read_json(study / "config.json")["nouns"]),
-        "contexts": len(read_json(study / "config.json")["contexts"]),
-        "tokens_per_step": tokens, "settings": asdict(settings), "versions": versions(),
+        **{name: len(read_json(study / "config.json")[name]) for name in ("nouns", "contexts")},
+        "tokens_per_step": tokens, "steps": settings.optimization.steps, "settings": asdict(settings),
+        "versions": versions(),
     }  # fmt: skip
     if images := settings.visdial.images:
+        about["stand_ins"] = "stand_ins" in ImageSet.load(images).description
         about["settings"]["visdial"]["images"] = Path(images).name
     about["corpus"].pop("chat", None)  # it names files
     write_json(study / "paper.json", {**about, **{name: frame.to_dict("records") for name, frame in found.items()}})

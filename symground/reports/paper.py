@@ -192,8 +192,9 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
         f"# {about['recipe']}: the study's results and ours",
         "",
         f"{corpus['tokens']:,} tokens, {corpus['env_tokens'] / corpus['tokens']:.0%} of them ENV; vocabulary "
-        f"{corpus['vocabulary']:,}; {about['nouns']} nouns × {about['contexts']} contexts. Layers count from 1; "
-        "surprisal in nats.",
+        f"{corpus['vocabulary']:,}; {about['nouns']} nouns × {about['contexts']} contexts. Training reads them "
+        f"{about['steps'] * tokens / corpus['tokens']:.1f} times. Layers count from 1; surprisal in nats.",
+        *_cautions(about),
         "",
         "## What agrees",
         "",
@@ -240,6 +241,26 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
         for row in found["interventions"].to_dict("records")
     ]
     return "\n".join([*lines, ""])
+
+
+def _cautions(about: Mapping[str, Any]) -> list[str]:
+    """What so small a corpus cannot show."""
+    said = []
+    if about["corpus"].get("documents_with_image"):
+        images, patches = about["corpus"]["documents_with_image"], about["corpus"]["patches"]
+        of = "patch embeddings of photographs"
+        if about.get("stand_ins"):
+            of = (
+                "stand-ins: patches that show the nouns of the caption and nothing else, so that this is a test of the "
+                "link from patches to words and not of seeing"
+            )
+        said.append(f"Scenes are {images:,} images of {patches} patches each, {of}.")
+    if about["steps"] * about["tokens_per_step"] > 2 * about["corpus"]["tokens"]:
+        said.append(
+            "A corpus that is read several times over is partly learnt by heart: a gain shows that the link is there, "
+            "and its absence does not show that it could not be learnt."
+        )
+    return ["", " ".join(said)] if said else []
 
 
 def figures(found: Tables, tokens: int) -> dict[str, str]:

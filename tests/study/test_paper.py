@@ -65,6 +65,8 @@ def test_transcripts_to_the_studys_results(transcripts: Path, tmp_path: Path) ->
     content = read_json(study / "paper.json")
     assert {row["model"] for row in content["curves"]} == set(TINY.models)
     assert {row["step"] for row in content["interventions"]} == {1, 2, 4}
+    assert {row["step"] for row in content["layers"]} == {1, 2, 4}  # saliency where the table stands
+    assert 0 in {row["step"] for row in content["curves"]}
     assert {row["model"] for row in content["interventions"]} == {"gpt2-4l"}  # an LSTM has no heads
     assert {row["seeds"] for row in content["interventions"]} == {2}
     assert content["sizes"].keys() == set(TINY.models)
@@ -97,6 +99,8 @@ def test_dialogues(dialogues: Path, tmp_path: Path, recipe: str) -> None:
     assert {context[4] for context in config["contexts"]} == {"image" if recipe == "paper-images" else "env"}
     content = read_json(tmp_path / "out" / "paper.json")
     assert str(tmp_path) not in json.dumps(content)
+    text = (tmp_path / "out" / "paper.md").read_text(encoding="utf-8")
+    assert ("Scenes are 90 images of 16 patches each, stand-ins" in text) == (recipe == "paper-images")
     assert {row["model"] for row in content["layers"]} == {"gpt2-4l"}
     assert sum(row["share"] for row in content["layers"] if row["step"] == 4) == pytest.approx(1)
 
@@ -210,7 +214,7 @@ def test_what_agrees_is_judged_by_its_numbers() -> None:
         found = tables(study, ["gpt2-4l"], {"gpt2-4l": 4})
         about = {
             "recipe": "x", "corpus": {"tokens": 10, "env_tokens": 5, "vocabulary": 3}, "nouns": 8, "contexts": 1,
-            "tokens_per_step": 8, "sizes": {"gpt2-4l": 7},
+            "tokens_per_step": 8, "steps": 30, "sizes": {"gpt2-4l": 7},
         }  # fmt: skip
         assert markdown(found, about).count("**does not**") == (~found["findings"]["agrees"].astype(bool)).sum()
         return dict(zip(found["findings"]["finding"], found["findings"]["agrees"].astype(bool), strict=True))

@@ -98,6 +98,16 @@ def test_dials_that_do_not_parse_are_refused(dials: tuple[str, ...], message: st
         replace(TINY, dials=dials)
 
 
+def test_every_family_has_its_own_rate(tmp_path: Path) -> None:
+    settings = replace(TINY, dials=(), seeds=1, learning_rates={"lstm": 0.5}, analysis=AnalysisSettings(what=()))
+    run_sweep(["generated"], tmp_path / "out", settings)
+    found = {
+        model: json.loads((tmp_path / "out" / "corpus" / model / "seed0" / "config.json").read_text())["settings"]
+        for model in TINY.models
+    }
+    assert {model: config["learning_rate"] for model, config in found.items()} == {"lstm-1l": 0.5, "gpt2-4l": 1e-3}
+
+
 def test_dials_of_words_and_images_combine() -> None:
     studies = replace(TINY, dials=("gap=0,2", "size=1,4", "nouns=8")).studies()
     assert list(studies) == [f"gap-{gap}_size-{size}_nouns-8" for gap in (0, 2) for size in (1, 4)]
