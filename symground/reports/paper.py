@@ -74,7 +74,7 @@ def _layers(saliency: pd.DataFrame, layers: Mapping[str, int]) -> pd.DataFrame:
     """model, step, layer (from 1), saliency (nats, mean over seeds), share of all layers' sum, seeds."""
     if saliency.empty:
         return pd.DataFrame(columns=["model", "step", "layer", "saliency", "share", "seeds"])
-    of_noun = saliency[saliency["region"].isin(["env", "patches"]) & saliency["model"].isin(list(layers))]
+    of_noun = saliency[(saliency["region"] == "env") & saliency["model"].isin(list(layers))]
     mean = of_noun.groupby(["model", "step", "layer"])["value"].agg(["mean", "size"]).reset_index()
     mean = mean.rename(columns={"mean": "saliency", "size": "seeds"}).assign(layer=mean["layer"] + 1)
     total = mean.groupby(["model", "step"])["saliency"].transform("sum")
