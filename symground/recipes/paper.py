@@ -135,7 +135,7 @@ def _childes_on_cpu(steps: int | None) -> SweepSettings:
 
 
 def _dialogues_on_cpu(steps: int | None) -> SweepSettings:
-    """VisDial's validation set, 2,064 dialogues, has few of the study's nouns a hundred times, and is read many times over;
+    """VisDial's validation set, 2,064 dialogues, has few of the nouns a hundred times, and is read many times over;
     its later turns say little of what the caption names."""
     chosen = replace(_on_cpu(steps or 3000, 2e-3), models=("gpt2-4l", "mamba2-4l", "lstm-4l"))
     return replace(chosen, visdial=DialogSettings(rounds=4), nouns="cdi", min_noun_count=20)
