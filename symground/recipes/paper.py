@@ -15,11 +15,12 @@ from symground.data import ChatSettings, DialogSettings, noun_list
 from symground.data.generated_images import GeneratedImagesSettings
 from symground.data.images import ImageSet
 from symground.data.stand_ins import stand_in_images
-from symground.folders import read_json, write_json
+from symground.folders import read_json, runs_of, write_json
 from symground.models import PRESETS, create
 from symground.recipes.prepare import CHILDES, VISDIAL, prepare
 from symground.recipes.sweep import SweepSettings, raise_failed, train_and_analyze
 from symground.reports import report
+from symground.reports.page import summary
 from symground.reports.paper import figures, markdown, tables
 from symground.reports.parts import Study
 from symground.training import Hardware, Optimization
@@ -202,7 +203,7 @@ def _write(study: Path, recipe: str, settings: SweepSettings) -> None:
         "recipe": recipe, "corpus": read_json(study / "data" / "statistics.json"), "sizes": _sizes(study, settings),
         **{name: len(read_json(study / "config.json")[name]) for name in ("nouns", "contexts")},
         "tokens_per_step": tokens, "steps": settings.optimization.steps, "settings": asdict(settings),
-        "versions": versions(),
+        "versions": versions(), "trained_at": _revisions(study), "summary": summary(study),
     }  # fmt: skip
     if images := settings.visdial.images:
         about["stand_ins"] = "stand_ins" in ImageSet.load(images).description
@@ -212,6 +213,12 @@ def _write(study: Path, recipe: str, settings: SweepSettings) -> None:
     (study / "paper.md").write_text(markdown(found, about), encoding="utf-8")
     for name, drawn in figures(found, tokens).items():
         (study / f"paper-{name}.svg").write_text(drawn, encoding="utf-8")
+
+
+def _revisions(study: Path) -> list[str]:
+    """Of this package, that the runs were trained at."""
+    found = (read_json(run / "config.json")["versions"]["revision"] for run in runs_of(study))
+    return sorted({str(revision) for revision in found})
 
 
 def layers_of(models: Sequence[str]) -> dict[str, int]:

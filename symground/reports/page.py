@@ -71,6 +71,12 @@ def report(
     return file
 
 
+def summary(path: str | Path) -> list[str]:
+    """What the page of a study says first, a sentence per finding and model."""
+    study = Study.read(path)
+    return _summary(study, [behaviour(study, None), *(section(study) for section in SECTIONS)])
+
+
 def _with(section: Section, missing: Sequence[str]) -> Section:
     return Section(section.name, section.title, section.text, section.parts, [*section.missing, *missing])
 

@@ -137,10 +137,13 @@ def _findings(found: Tables) -> Iterator[dict[str, Any]]:
             "agrees": row["p_holm"] >= 0.05 if lstm else different,
         }  # fmt: skip
     for row in found["r2_peak"].dropna(subset="peak").to_dict("records"):
+        if row["model"].startswith("lstm"):
+            continue  # of its R² the study says nothing
         yield {
             "finding": "R² on co-occurrence rises early, then falls while the gain grows", "model": row["model"],
             "study": "rises, then falls",
-            "ours": f"{number(row['peak'])} at step {row['peak_step']:,.0f}, {number(row['last'])} at the end",
+            "ours": f"{_r2_at(found, row['model'], row['peak_step'])} at step {row['peak_step']:,.0f}, "
+            f"{_r2_at(found, row['model'], row['last_step'])} at the end",
             "agrees": row["fall"] > _FALLEN and row["peak_step"] < row["last_step"],
         }  # fmt: skip
     for model, part in last_checkpoints(found["layers"], "model").groupby("model", sort=False):
@@ -156,25 +159,36 @@ def _findings(found: Tables) -> Iterator[dict[str, Any]]:
     for (name, denominator), part in table.groupby(["model", "denominator"], sort=False):
         rows: list[dict[Any, Any]] = part.to_dict("records")
         first, last = rows[0], rows[-1]
+        there = "of GPT-2: " if str(name).startswith("mamba2") else ""
         yield {
             "finding": f"aggregate heads ({denominator}) grow in number", "model": name,
-            "study": "2.28 → 6.71 per example",
+            "study": f"{there}2.28 → 6.71 per example",
             "ours": f"{number(first['heads_per_example'])} → {number(last['heads_per_example'])} per example",
             "agrees": last["heads_per_example"] > first["heads_per_example"],
         }  # fmt: skip
         yield {
             "finding": f"they ({denominator}) sit in the middle layers", "model": name,
-            "study": "mean layer 7.52 of 12",
+            "study": f"{there}mean layer 7.52 of 12",
             "ours": f"mean layer {number(last['mean_layer'])}, {last['depth']:.2f} of the depth",
             "agrees": MIDDLE[0] <= last["depth"] <= MIDDLE[1],
         }  # fmt: skip
         effect, control = last["intervened"] - last["original"], last["control"] - last["original"]
         yield {
             "finding": f"silencing them ({denominator}) raises matched surprisal, silencing others does not",
-            "model": name, "study": "+0.85***, others −0.01",
-            "ours": f"{effect:+.2f}{_stars(last['p'])}, others {control:+.2f}",
+            "model": name, "study": f"{there}+0.85***, others −0.01",
+            "ours": f"{_signed(effect)}{_stars(last['p'])}, others {_signed(control)}",
             "agrees": last["p"] < _SIGNIFICANT and effect > 0 and abs(control) < _NOTHING * effect,
         }  # fmt: skip
+
+
+def _r2_at(found: Tables, model: str, step: float) -> str:
+    r2 = found["r2"]
+    (row,) = r2[(r2["model"] == model) & (r2["step"] == step)].to_dict("records")
+    return with_interval(row["r2"], row["r2_low"], row["r2_high"])
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")
 
 
 def _p(value: float) -> str:
@@ -239,6 +253,15 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
         f"{number(row['mean_layer'])} | {row['depth']:.2f} | {number(row['intervened'])}{_stars(row['p'])} | "
         f"{number(row['control'])} ± {number(row['control_sd'])} | {number(row['original'])} |"
         for row in found["interventions"].to_dict("records")
+    ]
+    lines += [
+        "",
+        "*** p < 0.001, ** p < 0.01, * p < 0.05, paired over examples, the largest of the seeds' p; control: as many "
+        "random other heads, ± the deviation over draws. Whether the study counts layers from 0 or 1 is not known.",
+        "",
+        "## The report's summary",
+        "",
+        *(f"- {line}" for line in about["summary"]),
     ]
     return "\n".join([*lines, ""])
 
@@ -324,6 +347,7 @@ def _layers_figure(found: Tables) -> str:
         part = last[last["model"] == model]
         axes.axvspan(MIDDLE[0] * len(part) + 0.5, MIDDLE[1] * len(part) + 0.5, color="#000000", alpha=0.07, linewidth=0)
         axes.bar(part["layer"], part["share"], color=PALETTE[0])
+        axes.set_xticks(range(1, len(part) + 1, -(-len(part) // 6)))
         own = heads[(heads["model"] == model) & (heads["denominator"] == "row")]
         if len(own):
             mean = own.sort_values("step")["mean_layer"].iloc[-1]

@@ -214,7 +214,7 @@ def test_what_agrees_is_judged_by_its_numbers() -> None:
         found = tables(study, ["gpt2-4l"], {"gpt2-4l": 4})
         about = {
             "recipe": "x", "corpus": {"tokens": 10, "env_tokens": 5, "vocabulary": 3}, "nouns": 8, "contexts": 1,
-            "tokens_per_step": 8, "steps": 30, "sizes": {"gpt2-4l": 7},
+            "tokens_per_step": 8, "steps": 30, "summary": ["a line"], "sizes": {"gpt2-4l": 7},
         }  # fmt: skip
         assert markdown(found, about).count("**does not**") == (~found["findings"]["agrees"].astype(bool)).sum()
         return dict(zip(found["findings"]["finding"], found["findings"]["agrees"].astype(bool), strict=True))
