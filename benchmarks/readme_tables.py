@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bench import amount, machine_line, ratio_of
+from symground.reports.paper import stars
+from symground.reports.sections.causal import STUDY_INTERVENTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -77,6 +79,24 @@ def study() -> str:
         said = "no significant difference" if model.startswith("lstm") else "matched well below mismatched"
         gain = f"{row['gain']:.2f} [{row['gain_low']:.2f}, {row['gain_high']:.2f}]"
         lines.append(f"| {model} | {row['matched']:.2f} | {row['mismatched']:.2f} | {gain} | {said} |")
+    lines += [
+        "",
+        "| aggregate heads silenced | step | heads | mean layer | intervened | as many random heads | original |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in STUDY_INTERVENTIONS.to_dict("records"):
+        lines.append(
+            f"| the study, 12 layers | {row['step']:,.0f} | {row['heads per example']:.2f} | {row['mean layer']:.2f} | "
+            f"{row['intervened']:.2f}*** | {row['control']:.2f} | {row['original']:.2f} |"
+        )
+    rows = [row for row in found["interventions"] if row["denominator"] == "row" and row["model"].startswith("gpt2")]
+    for row in rows:
+        if row["model"] == "gpt2-12l" or row["step"] == max(r["step"] for r in rows):
+            lines.append(
+                f"| {row['model']} | {row['step']:,} | {row['heads_per_example']:.2f} | {row['mean_layer']:.2f} | "
+                f"{row['intervened']:.2f}{stars(row['p'])} | {row['control']:.2f} ± {row['control_sd']:.2f} | "
+                f"{row['original']:.2f} |"
+            )
     return "\n".join(lines)
 
 

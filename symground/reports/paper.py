@@ -176,7 +176,7 @@ def _findings(found: Tables) -> Iterator[dict[str, Any]]:
         yield {
             "finding": f"silencing them ({denominator}) raises matched surprisal, silencing others does not",
             "model": name, "study": f"{there}+0.85***, others −0.01",
-            "ours": f"{_signed(effect)}{_stars(last['p'])}, others {_signed(control)}",
+            "ours": f"{_signed(effect)}{stars(last['p'])}, others {_signed(control)}",
             "agrees": last["p"] < _SIGNIFICANT and effect > 0 and abs(control) < _NOTHING * effect,
         }  # fmt: skip
 
@@ -195,7 +195,8 @@ def _p(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
-def _stars(p: float) -> str:
+def stars(p: float) -> str:
+    """As the study marks significance."""
     return "***" if p < 0.001 else "**" if p < 0.01 else "*" if p < 0.05 else ""
 
 
@@ -250,7 +251,7 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
     ]
     lines += [
         f"| {row['model']} | {row['step']:,} | {row['denominator']} | {number(row['heads_per_example'])} | "
-        f"{number(row['mean_layer'])} | {row['depth']:.2f} | {number(row['intervened'])}{_stars(row['p'])} | "
+        f"{number(row['mean_layer'])} | {row['depth']:.2f} | {number(row['intervened'])}{stars(row['p'])} | "
         f"{number(row['control'])} ± {number(row['control_sd'])} | {number(row['original'])} |"
         for row in found["interventions"].to_dict("records")
     ]
