@@ -21,7 +21,7 @@ from rich.table import Table
 
 from benchmarks import measure
 from benchmarks.bench_picture import picture
-from benchmarks.goals import GOALS, Goal, Row, needs_cuda, rows_of
+from benchmarks.goals import GOALS, Goal, Row, machine_of, needs_cuda, rows_of
 from symground.folders import read_json, write_json
 from symground.training.provenance import versions
 
@@ -184,6 +184,7 @@ def _worse(old: float, new: float, at_least: bool) -> float:
 #: Of a row, what was measured; all else says of what.
 _MEASURED = {
     "seconds", "iqr", "rounds", "peak_bytes", "result_bytes", "floor_seconds", "seconds_a_pair", "seconds_a_step",
+    "pairs",
 }  # fmt: skip
 
 
@@ -191,9 +192,14 @@ def _key(row: Row) -> str:
     return json.dumps({name: value for name, value in row.items() if name not in _MEASURED}, sort_keys=True)
 
 
+def shape_of(row: Row) -> str:
+    """All of what a row is a measurement of."""
+    of = {name: value for name, value in row.items() if name not in _MEASURED | {"suite", "stage", "peer", "device"}}
+    return " ".join(f"{name}{value}" if len(name) == 1 else f"{name} {value}" for name, value in of.items())
+
+
 def _called(row: Row) -> str:
-    shape = " ".join(f"{name}{row[name]}" for name in ("B", "H", "T", "D", "N", "V", "model") if name in row)
-    return f"{row['stage']}, {row['peer']}, {shape}"
+    return f"{row['stage']}, {row['peer']}, {shape_of(row)}"
 
 
 def _time(seconds: float) -> str:
@@ -255,19 +261,36 @@ def markdown(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
         *(f"| {' | '.join(cells)} |" for cells in cells_of(result)),
     ]  # fmt: skip
+    lines += ["", "## All that was measured", *_everything(result["rows"])]
     if result["missing"]:
-        lines += ["", "Missing here:", "", *(f"- {name}: {reason}" for name, reason in result["missing"].items())]
+        lines += ["", "## Missing here", "", *(f"- {name}: {reason}" for name, reason in result["missing"].items())]
     return "\n".join([*lines, ""])
+
+
+def _everything(rows: list[Row]) -> list[str]:
+    """A table for each stage and shape: peers, the quickest first."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(f"{row['suite']}: {row['stage']}, {shape_of(row)}", []).append(row)
+    lines = []
+    for title, of_group in groups.items():
+        lines += ["", f"**{title}**", "", "| | time | memory, MiB | of the floor |", "|---|---|---|---|"]
+        for row in sorted(of_group, key=lambda row: row.get("seconds_a_pair", row["seconds"])):
+            memory = f"{row['peak_bytes'] / 2**20:,.0f}" if row.get("peak_bytes") is not None else "–"
+            floor = f"{row['floor_seconds'] / row['seconds']:.0%}" if row.get("floor_seconds") else "–"
+            each = row.get("seconds_a_pair", row["seconds"])
+            seconds = _time(each) + (" a pair" if "seconds_a_pair" in row else "")
+            seconds += f" ± {row['iqr'] / row['seconds']:.0%}" if row["seconds"] else ""
+            lines.append(f"| {row['peer']} | {seconds} | {memory} | {floor} |")
+    return lines
 
 
 def machine_line(result: dict[str, Any]) -> str:
     machine, of = result["machine"], result["versions"]
     if not machine:
         return "nothing was measured"
-    extension = "" if machine.get("extension") or machine.get("gpu") else ", without the C++ extension"
-    device = machine.get("gpu") or f"{machine['cpu']['brand']}, {machine['threads']} threads{extension}"
     revision = (of.get("revision") or "unknown")[:10]
-    return f"{device}; torch {machine['torch']}, Python {machine['python']}, symground {of['symground']} at {revision}"
+    return f"{machine_of(result, Path())}, Python {machine['python']}, symground {of['symground']} at {revision}"
 
 
 def bench(only: Sequence[str], out: Path, compare: str | None, again: bool) -> int:

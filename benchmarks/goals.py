@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 def rows_of(result: dict[str, Any]) -> list[Row]:
-    """One row a peer, stage and shape, from a pytest-benchmark file or from a part of the GPU record."""
+    """One row a peer, stage and shape, from a pytest-benchmark file, a part of the GPU record or a bench.json."""
     if "benchmarks" in result:
         rows = [
             {**b["extra_info"], "seconds": b["stats"]["median"], "iqr": b["stats"]["iqr"],
@@ -38,7 +38,7 @@ def rows_of(result: dict[str, Any]) -> list[Row]:
 
 
 def machine_of(result: dict[str, Any], file: Path) -> str:
-    info = result.get("machine_info")
+    info = result.get("machine_info") or result.get("machine")  # the latter in what `symground bench` writes
     if info is None:  # a part of the GPU record: the part `machine` lies beside it
         beside = file.with_name("machine.json")
         info = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}

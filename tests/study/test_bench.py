@@ -129,7 +129,7 @@ def test_what_slowed_down_is_told() -> None:
     new["rows"][2]["seconds"] = 9.0  # a peer's
     assert bench.slower(old, new) == []
     new["rows"][3]["seconds"] = 0.08
-    assert bench.slower(old, new) == ["attention: saliency, symground, B4 H12 T1024 D64: 50 ms → 80 ms"]
+    assert bench.slower(old, new) == ["attention: saliency, symground, B4 H12 T1024 D64 dtype float32: 50 ms → 80 ms"]
     new["rows"][3]["iqr"] = 0.05  # as far as its quartiles are apart
     assert bench.slower(old, new) == []
     # On another machine seconds say nothing: ratios do.
