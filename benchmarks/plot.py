@@ -1,8 +1,8 @@
 """One picture of a result file, time and memory relative to SDPA against T; and its goals, as markdown on the terminal.
 
-python benchmarks/plot.py benchmarks/results/attention-cpu.json                # → attention-cpu.svg beside it
+python benchmarks/plot.py benchmarks/results/bench-cpu.json --out attention.svg
 python benchmarks/plot.py RESULT.json --dtype bfloat16 --out picture.png
-python benchmarks/plot.py benchmarks/results/trace-cpu.json --table            # the goals alone
+python benchmarks/plot.py benchmarks/results/gpu/NAME/trace.json --table        # the goals alone
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
     python -m pytest benchmarks/test_attention.py --benchmark-only --benchmark-json=FILE
 
-FILE is benchmarks/results/attention-cpu.json for the committed result. `--complete` adds the compiled peers and the
-memory at every length (without it: compiled at T 1024, memory at 1024 and 4096); `-k "T1024-float32"` keeps one shape.
-What a machine cannot run stands in the file under "missing".
+`--complete` adds the compiled peers and the memory at every length (without it: compiled at T 1024, memory at 1024 and
+4096); `-k "T1024-float32"` keeps one shape. What a machine cannot run stands in the file under "missing".
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Gating heads beside the formula in PyTorch, eager and compiled: B8 T1024 H12 D64, gates 0, 1 and between.
 
-python -m pytest benchmarks/test_gate.py --benchmark-only --benchmark-json=benchmarks/results/gate-cpu.json
+python -m pytest benchmarks/test_gate.py --benchmark-only --benchmark-json=FILE
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Mamba-2: a training step beside transformers' (4 layers of width 256, B4 T512), SSD alone, the saliency of a layer.
 
-python -m pytest benchmarks/test_mamba.py --benchmark-only --benchmark-json=benchmarks/results/mamba-cpu.json
+python -m pytest benchmarks/test_mamba.py --benchmark-only --benchmark-json=FILE
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The grid of 100 × 100 nouns × 10 contexts beside its peers; and memory against the number of contexts.
 
-python -m pytest benchmarks/test_score.py --benchmark-only --benchmark-json=benchmarks/results/score-cpu.json
+python -m pytest benchmarks/test_score.py --benchmark-only --benchmark-json=FILE
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Surprisal of candidates, and the training loss, beside their peers: N 8192 (the loss on a CPU: 2048), D 768, V 50257,
 K 100.
 
-python -m pytest benchmarks/test_surprisal.py --benchmark-only --benchmark-json=benchmarks/results/surprisal-cpu.json
+python -m pytest benchmarks/test_surprisal.py --benchmark-only --benchmark-json=FILE
 """
 
 from __future__ import annotations

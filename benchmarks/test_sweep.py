@@ -1,6 +1,6 @@
 """The effect of all 144 heads of a 12-layer GPT-2 over 256 probes beside one hooked forward pass a head. Takes a while.
 
-python -m pytest benchmarks/test_sweep.py --benchmark-only --benchmark-json=benchmarks/results/sweep-cpu.json
+python -m pytest benchmarks/test_sweep.py --benchmark-only --benchmark-json=FILE
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A whole-model trace beside its peers: 12-layer GPT-2, random weights, B2 T1024, float32; bfloat16 too on a GPU.
 
-python -m pytest benchmarks/test_trace.py --benchmark-only --benchmark-json=benchmarks/results/trace-cpu.json
+python -m pytest benchmarks/test_trace.py --benchmark-only --benchmark-json=FILE
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A training step beside transformers' GPT-2 in the same loop and beside a nanoGPT-style one; what checkpoints cost.
 
-python -m pytest benchmarks/test_training.py --benchmark-only --benchmark-json=benchmarks/results/training-cpu.json
+python -m pytest benchmarks/test_training.py --benchmark-only --benchmark-json=FILE
 """
 
 from __future__ import annotations
