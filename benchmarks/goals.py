@@ -130,6 +130,7 @@ def gate_goals() -> Iterator[Goal]:
             yield Goal(
                 f"gate_heads{what}: speed of {name}'s", {**shape, "M": 0, "filled": False, **where},
                 ("gate", gate_peers.SYMGROUND), ("gate", name), 1, faster=True,
+                why="both move as many bytes as memory allows; which is ahead differs between machines",
             )  # fmt: skip
 
 
