@@ -211,7 +211,9 @@ def _time(seconds: float) -> str:
 
 def ratio_of(goal: dict[str, Any], value: float | None) -> str:
     """A ratio or bound of a goal: a speed-up carries its ×."""
-    return "–" if value is None else f"{value:.3g}{' ×' if goal['at_least'] else ''}"
+    if value is None:
+        return "–"
+    return (f"{value:,.0f}" if value >= 100 else f"{value:.3g}") + (" ×" if goal["at_least"] else "")
 
 
 def amount(side: dict[str, Any], goal: dict[str, Any]) -> str:

@@ -34,5 +34,5 @@ def picture(goals: list[dict[str, Any]], title: str) -> str:
         axes.set_xticks(ticks, [f"{t:g} ×" for t in ticks])
         axes.minorticks_off()
     axes.set_xlabel("times the goal (beyond the line it holds)")
-    axes.set_title(title, fontsize=8, loc="left")
+    figure.suptitle(title, fontsize=8, x=0.01, ha="left")
     return svg_of(figure)

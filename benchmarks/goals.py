@@ -186,14 +186,14 @@ GOALS: tuple[Goal, ...] = (
         for name, bound in ((score_peers.ONE_BY_ONE, 400), (score_peers.MINICONS, 50))
     ),
     *(
-        Goal(f"sweep of all heads, {what}: faster than {name}", SWEEP, ("sweep", ours), ("sweep", name), bound,
+        Goal(f"sweep of all heads, {what}: faster than {called}", SWEEP, ("sweep", ours), ("sweep", name), bound,
              "seconds_a_pair", faster=True)
         for what, ours, bound in (
             ("exact", sweep_peers.EXACT, 2),
-            ("silent at the prediction position", sweep_peers.LAST, 10),
+            ("at the prediction", sweep_peers.LAST, 10),
             ("first-order", sweep_peers.FIRST_ORDER, 50),
         )
-        for name in (sweep_peers.HOOKED, sweep_peers.LENS)
+        for name, called in ((sweep_peers.HOOKED, "hooked forwards"), (sweep_peers.LENS, "TransformerLens"))
     ),
     *mamba_goals(),
     Goal(
