@@ -280,7 +280,7 @@ def _everything(rows: list[Row]) -> list[str]:
         for row in sorted(of_group, key=lambda row: row.get("seconds_a_pair", row["seconds"])):
             memory = f"{row['peak_bytes'] / 2**20:,.0f}" if row.get("peak_bytes") is not None else "–"
             floor = f"{row['floor_seconds'] / row['seconds']:.0%}" if row.get("floor_seconds") else "–"
-            each = row.get("seconds_a_pair", row["seconds"])
+            each = row.get("seconds_a_pair", row.get("seconds_a_step", row["seconds"]))
             seconds = _time(each) + (" a pair" if "seconds_a_pair" in row else "")
             seconds += f" ± {row['iqr'] / row['seconds']:.0%}" if row["seconds"] else ""
             lines.append(f"| {row['peer']} | {seconds} | {memory} | {floor} |")
