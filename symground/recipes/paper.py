@@ -208,7 +208,8 @@ def _write(study: Path, recipe: str, settings: SweepSettings) -> None:
     if images := settings.visdial.images:
         about["stand_ins"] = "stand_ins" in ImageSet.load(images).description
         about["settings"]["visdial"]["images"] = Path(images).name
-    about["corpus"].pop("chat", None)  # it names files
+    for kind in ("chat", "visdial"):
+        about["corpus"].pop(kind, None)  # they name files
     write_json(study / "paper.json", {**about, **{name: frame.to_dict("records") for name, frame in found.items()}})
     (study / "paper.md").write_text(markdown(found, about), encoding="utf-8")
     for name, drawn in figures(found, tokens).items():

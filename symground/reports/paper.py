@@ -94,7 +94,7 @@ def _heads(study: Study, layers: Mapping[str, int]) -> pd.DataFrame:
     grouped = heads.groupby(["model", "step", "denominator"])["layer"].agg(["mean", "size"]).reset_index()
     found = grouped.merge(of_step, on=["model", "step"])
     found = found.assign(heads_per_example=found["size"] / found["examples"], mean_layer=found["mean"] + 1)
-    return found.assign(depth=_depth(found["mean_layer"], found["model"].map(layers)))[columns]
+    return found.assign(depth=_depth(found["mean_layer"], found["model"].map(layers).astype(float)))[columns]
 
 
 def _depth(layer: Any, layers: Any) -> Any:
@@ -122,7 +122,7 @@ def _interventions(table: pd.DataFrame, layers: Mapping[str, int]) -> pd.DataFra
         mean_layer=found["mean_layer"] + 1, p=grouped["p"].max(), examples=grouped["examples"].first(),
         draws=grouped["draws"].first(), seeds=grouped.size(),
     ).reset_index()  # fmt: skip
-    return found.assign(depth=_depth(found["mean_layer"], found["model"].map(layers)))[columns]
+    return found.assign(depth=_depth(found["mean_layer"], found["model"].map(layers).astype(float)))[columns]
 
 
 def _findings(found: Tables) -> Iterator[dict[str, Any]]:
