@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bench import amount, machine_line, ratio_of
-from symground.reports.paper import stars
+from symground.reports.formats import stars
 from symground.reports.sections.causal import STUDY_INTERVENTIONS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,6 +18,7 @@ from symground.data.stand_ins import stand_in_images
 from symground.folders import read_json, runs_of, write_json
 from symground.models import PRESETS, create
 from symground.recipes.prepare import CHILDES, VISDIAL, prepare
+from symground.recipes.study import study_probes
 from symground.recipes.sweep import SweepSettings, raise_failed, train_and_analyze
 from symground.reports import report
 from symground.reports.page import summary
@@ -196,12 +197,12 @@ def _with_images(whole: SweepSettings, paths: Sequence[str], study: Path, images
 
 
 def _write(study: Path, recipe: str, settings: SweepSettings) -> None:
-    read = Study.read(study)
+    read, asked = Study.read(study), study_probes(study)
     tokens = settings.optimization.batch_size * settings.optimization.length
     found = tables(read, settings.models, layers_of(settings.models))
     about = {
         "recipe": recipe, "corpus": read_json(study / "data" / "statistics.json"), "sizes": _sizes(study, settings),
-        **{name: len(read_json(study / "config.json")[name]) for name in ("nouns", "contexts")},
+        "nouns": len(asked.nouns), "contexts": len(asked.contexts),
         "tokens_per_step": tokens, "steps": settings.optimization.steps, "settings": asdict(settings),
         "versions": versions(), "trained_at": _revisions(study), "summary": summary(study),
     }  # fmt: skip

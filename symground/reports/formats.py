@@ -44,6 +44,11 @@ def number(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}"
 
 
+def stars(p: float) -> str:
+    """As the study marks significance."""
+    return "***" if p < 0.001 else "**" if p < 0.01 else "*" if p < 0.05 else ""
+
+
 def interval(low: float, high: float) -> str:
     return "–" if np.isnan(low) else f"[{number(low)}, {number(high)}]"
 

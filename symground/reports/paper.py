@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 
 from symground.analysis.r2 import peak
 from symground.reports.figures import MATCHED, MISMATCHED, PALETTE, band, figure_of, svg_of
-from symground.reports.formats import number, with_interval
+from symground.reports.formats import number, stars, with_interval
 from symground.reports.parts import Study, last_checkpoints
 from symground.reports.sections.causal import STUDY_INTERVENTIONS
+from symground.reports.sections.cooccurrence import usable_r2
 
 #: p below which the study calls a difference significant.
 _SIGNIFICANT = 0.001
@@ -42,10 +43,7 @@ def tables(study: Study, models: Sequence[str], layers: Mapping[str, int]) -> Ta
         study's, its figure, ours, and whether they agree). Empty where an analysis was not run.
     """
     curves = _ordered(study.training, models)
-    above = curves.set_index(["model", "step"])["gain_low"] > 0
-    r2 = study.results["r2"]
-    r2 = r2[r2["model"].isin(models)]
-    usable = r2[[bool(above.get((m, s), False)) for m, s in zip(r2["model"], r2["step"], strict=True)]]
+    usable = usable_r2(study)
     found = {
         "curves": curves, "r2": _ordered(_mean_r2(usable), models), "r2_peak": _ordered(peak(usable), models),
         "layers": _ordered(_layers(study.results["saliency"], layers), models),
@@ -193,11 +191,6 @@ def _signed(value: float) -> str:
 
 def _p(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
-
-
-def stars(p: float) -> str:
-    """As the study marks significance."""
-    return "***" if p < 0.001 else "**" if p < 0.01 else "*" if p < 0.05 else ""
 
 
 def markdown(found: Tables, about: Mapping[str, Any]) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from symground.analysis.statistics import holm
-from symground.reports.formats import number
+from symground.reports.formats import number, stars
 from symground.reports.parts import Picture, Section, Sheet, Study
 
 #: The study's interventions: 12-layer GPT-2 on CHILDES (arXiv 2510.13796).
@@ -51,8 +50,7 @@ def intervention_table(interventions: pd.DataFrame) -> pd.DataFrame:
     """
     if interventions.empty:
         return pd.DataFrame()
-    p = _corrected(interventions)
-    stars = np.select([p < 0.001, p < 0.01, p < 0.05], ["***", "**", "*"], "")
+    marks = _corrected(interventions).map(stars)
     return pd.DataFrame(
         {
             "model": interventions["model"],
@@ -63,7 +61,7 @@ def intervention_table(interventions: pd.DataFrame) -> pd.DataFrame:
             "span": interventions["span"],
             "heads per example": interventions["heads_per_example"],
             "mean layer": interventions["mean_layer"],
-            "intervened": interventions["intervened"].map(number) + stars,
+            "intervened": interventions["intervened"].map(number) + marks,
             "control": interventions["control"].map(number) + " ± " + interventions["control_sd"].map(number),
             "original": interventions["original"],
             "examples": interventions["examples"],

@@ -19,8 +19,7 @@ def cooccurrence(study: Study) -> Section:
     if r2.empty or gains.empty:
         return Section("cooccurrence", title, text, (), study.lacking(r2="R²", gain="the gain"))
     made = study.analyze("surprisal")
-    above = _above(study.training)
-    usable = r2[[above.get((m, s), False) for m, s in zip(r2["model"], r2["step"], strict=True)]]
+    usable = usable_r2(study)
     parts: list[Picture | Sheet] = [
         Picture("r2", r2_curves(usable, "r2"), made),
     ]
@@ -34,6 +33,12 @@ def cooccurrence(study: Study) -> Section:
         Sheet("r2", r2, made, _shown(r2)),
     ]
     return Section("cooccurrence", title, text, parts, missing)
+
+
+def usable_r2(study: Study) -> pd.DataFrame:
+    """The results' table "r2" where it means something: where the mean gain is above 0 by its interval over nouns."""
+    r2, above = study.results["r2"], _above(study.training)
+    return r2[[above.get((m, s), False) for m, s in zip(r2["model"], r2["step"], strict=True)]]
 
 
 def _above(training: pd.DataFrame) -> dict[tuple[str, int], bool]:
