@@ -124,12 +124,22 @@ INLINE void gate_row_streamed(const T* x, const T* fill, bool one_fill, T* out, 
   }
 }
 
-// Asks for a row ahead of its turn: where closed heads are passed over, no machine guesses which rows come. Beyond the
-// end of x nothing is read.
+// Asks for a row ahead of its turn: where heads are passed over, no machine guesses which rows come. Beyond the end of x
+// nothing is read.
 template <class T>
 INLINE void prefetch(const T* x, int64_t n) {
   const char* from = reinterpret_cast<const char*>(x);
   for (int64_t j = 0; j < n * int64_t(sizeof(T)); j += 64) __builtin_prefetch(from + j);
+}
+
+// Whether the row of head h is read, or one beside it: not those at `passed_over`. A gap of two rows costs less when it is
+// fetched too, since memory then gives one stream, than when it is left out.
+template <class T>
+INLINE bool is_near(const Gate<T>& g, const Wide<T>* gate, int64_t h, Wide<T> passed_over) {
+  for (int64_t i = std::max<int64_t>(0, h - 1); i < std::min(g.H, h + 2); ++i) {
+    if (gate[i * g.gate_at.h] != passed_over) return true;
+  }
+  return false;
 }
 
 // Whether out is more than the caches hold of it until it is read, and its rows are whole vectors. What is larger than
@@ -155,9 +165,8 @@ INLINE void gate_tokens(const Gate<T>& g, bool streamed, int64_t begin, int64_t 
       const T* filled = fill ? fill + h * g.fill_at.h : nullptr;
       const bool one_fill = g.fill_at.d == 0;
       if (streamed) {
-        const Wide<T> open = gate[h * g.gate_at.h];
-        if (open != Wide<T>(0) && m == 0) prefetch(x + 2 * g.x_at.t + h * g.x_at.h, g.D);
-        if (open != Wide<T>(1) && filled && g.fill_at.t != 0) prefetch(filled + 2 * g.fill_at.t, g.D);
+        if (m == 0 && is_near(g, gate, h, Wide<T>(0))) prefetch(x + 2 * g.x_at.t + h * g.x_at.h, g.D);
+        if (filled && g.fill_at.t != 0 && is_near(g, gate, h, Wide<T>(1))) prefetch(filled + 2 * g.fill_at.t, g.D);
         gate_row_streamed(x + h * g.x_at.h, filled, one_fill, out + h * g.D, g.D, gate[h * g.gate_at.h]);
       } else {
         gate_row(x + h * g.x_at.h, filled, one_fill, out + h * g.D, g.D, gate[h * g.gate_at.h]);

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from symground.models.activations import fuse_gelu
 from symground.models.interface import NAME, UNPADDED, is_key_range, padding_of
 from symground.models.lstm import LSTMForCausalLM
 from symground.models.mamba2 import MambaMixer, mamba_mixers
@@ -29,8 +30,9 @@ def attach(model: M) -> M:
 
     Its attention becomes ``symground``; of a vision-language model that of its text decoder, while the vision tower
     keeps its own. Where a mask is given without ``position_ids`` they are derived from the mask, so that a padded batch
-    equals its single rows. Mamba-2's mixers become `symground.models.mamba2.MambaMixer`. An LSTM is accepted and has no
-    mixers. Attaching twice is attaching once. Checkpoints of an attached model are those of the model it was.
+    equals its single rows. A GELU that is written out in several operations becomes one. Mamba-2's mixers become
+    `symground.models.mamba2.MambaMixer`. An LSTM is accepted and has no mixers. Attaching twice is attaching once.
+    Checkpoints of an attached model are those of the model it was.
 
     Raises:
         ValueError: not a Hugging Face model, or one whose attention heads cannot be located, or with an attention that
@@ -54,6 +56,7 @@ def attach(model: M) -> M:
         )
         derive = not counted and "position_ids" in inspect.signature(model.base_model.forward).parameters
         model.base_model.register_forward_pre_hook(partial(_prepare, derive), with_kwargs=True)
+    fuse_gelu(model.get_decoder())
     object.__setattr__(model, _ATTACHED, found)
     return model
 
