@@ -99,10 +99,12 @@ def collected(names: Iterable[str], out: Path, rates: dict[str, float]) -> dict[
     rows: list[Row] = []
     missing: dict[str, str] = {}
     machine: dict[str, Any] = {}
+    revisions: dict[str, str | None] = {}
     for name in names:
         file = out / f"{name}.json"
         if file.is_file():
             found = read_json(file)
+            revisions[name] = found.get("revision")
             machine = machine or found["machine_info"]
             missing |= found.get("missing", {})
             rows += [{**row, "suite": name} for row in rows_of(found)]
@@ -111,8 +113,8 @@ def collected(names: Iterable[str], out: Path, rates: dict[str, float]) -> dict[
         if floor is not None:
             row["floor_seconds"] = floor
     return {
-        "format": FORMAT, "machine": machine, "versions": versions(), "rates": rates, "missing": missing,
-        "goals": [judged(goal, rows, missing) for goal in GOALS], "rows": rows,
+        "format": FORMAT, "machine": machine, "versions": versions(), "revisions": revisions, "rates": rates,
+        "missing": missing, "goals": [judged(goal, rows, missing) for goal in GOALS], "rows": rows,
     }  # fmt: skip
 
 
@@ -291,8 +293,13 @@ def machine_line(result: dict[str, Any]) -> str:
     machine, of = result["machine"], result["versions"]
     if not machine:
         return "nothing was measured"
-    revision = (of.get("revision") or "unknown")[:10]
-    return f"{machine_of(result, Path())}, Python {machine['python']}, symground {of['symground']} at {revision}"
+    suites: dict[str, list[str]] = {}  # of each revision; those that were there already may be of an earlier one
+    for suite, revision in result.get("revisions", {}).items() or [("", of.get("revision"))]:
+        suites.setdefault((revision or "unknown")[:10], []).append(suite)
+    at = (
+        ", ".join(suites) if len(suites) == 1 else "; ".join(f"{r} ({', '.join(names)})" for r, names in suites.items())
+    )
+    return f"{machine_of(result, Path())}, Python {machine['python']}, symground {of['symground']} at {at}"
 
 
 def bench(only: Sequence[str], out: Path, compare: str | None, again: bool) -> int:

@@ -13,6 +13,7 @@ import ctypes
 import gc
 import importlib
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -24,11 +25,18 @@ ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[[], Any]
 
 
-def peak_in_subprocess(module: str, function: str, **arguments: Any) -> dict[str, int]:
-    """{"peak_bytes", "result_bytes"} of the run that ``module.function(**arguments)`` prepares."""
+#: Has glibc map pieces of 128 KiB or more one by one, and give them back when they are freed.
+MAPPED = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+
+
+def peak_in_subprocess(module: str, function: str, *, held: bool = False, **arguments: Any) -> dict[str, int]:
+    """{"peak_bytes", "result_bytes"} of the run that ``module.function(**arguments)`` prepares.
+
+    With ``held`` what is held at once, without the freed memory that the allocator keeps: what a formula can say.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", module, function, json.dumps(arguments)],
-        cwd=ROOT, capture_output=True, text=True,
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, **(MAPPED if held else {})},
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(done.stderr.strip()[-2000:])

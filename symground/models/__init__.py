@@ -5,7 +5,7 @@ from symground.models.images import set_images
 from symground.models.interface import register
 from symground.models.load import load, load_processor, load_tokenizer
 from symground.models.mixers import Mixer, Tap
-from symground.models.presets import PRESETS, create
+from symground.models.presets import PRESETS, create, parameter_count
 from symground.models.readout import Readout, readout
 
 register()  # so that a model can be loaded with attn_implementation="symground" too
@@ -21,6 +21,7 @@ __all__ = [
     "load_processor",
     "load_tokenizer",
     "mixers",
+    "parameter_count",
     "readout",
     "set_images",
 ]

@@ -97,3 +97,8 @@ def create(
         if config_class is Mamba2Config:
             initialize_decay(model, *_DECAY["published" if preset.endswith("-768") else "small"])
     return attach(model)
+
+
+def parameter_count(preset: str, vocab_size: int, positions: int = 1024) -> int:
+    """Parameters of the named size, tied ones once; arguments and errors as of `create`."""
+    return sum(p.numel() for p in create(preset, vocab_size, positions=positions).parameters())

@@ -13,7 +13,7 @@ import transformers
 import symground
 from symground.data import Corpus
 from symground.folders import write_json
-from symground.models import create
+from symground.models import parameter_count
 from symground.recipes.compare import CompareSettings, checkpoints, collected, run_all
 from symground.recipes.prepare import GENERATED, CorpusSettings, prepare
 from symground.recipes.study import study_probes
@@ -67,8 +67,7 @@ def compare_architectures(out: str | Path, settings: ArchitecturesSettings) -> P
 
 def _parameters(settings: ArchitecturesSettings, vocabulary: int) -> dict[str, int]:
     length = settings.optimization.length
-    models = {name: create(name, vocabulary, positions=length) for name in settings.models}
-    return {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+    return {name: parameter_count(name, vocabulary, length) for name in settings.models}
 
 
 def _check_sizes(parameters: dict[str, int], tolerance: float, gap: int) -> None:
@@ -88,7 +87,7 @@ def _write(
     parameters: dict[str, int],
     gains: pd.DataFrame,
 ) -> None:
-    of_step = settings.tokens_per_step
+    of_step = settings.optimization.tokens_per_step
     training = over_training(gains, "gap").assign(tokens=lambda table: table["step"] * of_step)
     distances = {gap: _distance(study) for gap, study in studies.items()}
     versions = {

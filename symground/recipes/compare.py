@@ -60,10 +60,6 @@ class CompareSettings:
     def optimization_of(self, model: str) -> Optimization:
         return self.optimization.of_model(model, self.learning_rates)
 
-    @property
-    def tokens_per_step(self) -> int:
-        return self.optimization.batch_size * self.optimization.length
-
     def asked(self, own: type[CompareSettings]) -> dict[str, Any]:
         """The settings of the comparison ``own`` as JSON, without what a subclass says of where it is written."""
         return {f.name: asdict(self)[f.name] for f in fields(own)}

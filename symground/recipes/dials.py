@@ -196,7 +196,7 @@ def _write(out: Path, settings: DialsSettings, studies: Mapping[Any, Path]) -> N
     unseen = [_of_unseen(study).assign(**{dial: value}) for value, study in studies.items()]
     r2 = collected(settings, studies, dial, "r2")
     table = summary(pd.concat([gains, controls, *unseen], ignore_index=True), r2, dial)
-    table["tokens"] = table["step"] * settings.tokens_per_step
+    table["tokens"] = table["step"] * settings.optimization.tokens_per_step
     silenced = collected(settings, studies, dial, "interventions")
     silenced = silenced_heads(silenced, dial) if settings.interventions and len(silenced) else pd.DataFrame()
     write_json(

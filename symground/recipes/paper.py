@@ -16,7 +16,7 @@ from symground.data.generated_images import GeneratedImagesSettings
 from symground.data.images import ImageSet
 from symground.data.stand_ins import stand_in_images
 from symground.folders import read_json, runs_of, write_json
-from symground.models import PRESETS, create
+from symground.models import PRESETS, parameter_count
 from symground.recipes.prepare import CHILDES, VISDIAL, prepare
 from symground.recipes.study import study_probes
 from symground.recipes.sweep import SweepSettings, raise_failed, train_and_analyze
@@ -198,7 +198,7 @@ def _with_images(whole: SweepSettings, paths: Sequence[str], study: Path, images
 
 def _write(study: Path, recipe: str, settings: SweepSettings) -> None:
     read, asked = Study.read(study), study_probes(study)
-    tokens = settings.optimization.batch_size * settings.optimization.length
+    tokens = settings.optimization.tokens_per_step
     found = tables(read, settings.models, layers_of(settings.models))
     about = {
         "recipe": recipe, "corpus": read_json(study / "data" / "statistics.json"), "sizes": _sizes(study, settings),
@@ -229,5 +229,4 @@ def layers_of(models: Sequence[str]) -> dict[str, int]:
 
 def _sizes(study: Path, settings: SweepSettings) -> dict[str, int]:
     vocabulary = read_json(study / "data" / "statistics.json")["vocabulary"]
-    made = {name: create(name, vocabulary, positions=settings.optimization.length) for name in settings.models}
-    return {name: sum(p.numel() for p in model.parameters()) for name, model in made.items()}
+    return {name: parameter_count(name, vocabulary, settings.optimization.length) for name in settings.models}

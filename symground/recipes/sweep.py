@@ -196,7 +196,7 @@ def _write(out: Path, settings: SweepSettings, studies: Mapping[str, Path]) -> N
     if tables["gain"].empty:
         return
     table = summary(tables["gain"].assign(kind="grounding"), tables["r2"], CORPUS)
-    table["tokens"] = table["step"] * settings.optimization.batch_size * settings.optimization.length
+    table["tokens"] = table["step"] * settings.optimization.tokens_per_step
     write_json(out / "sweep.json", {"dials": settings.dials, "rows": table.to_dict("records")})
     (out / "sweep.md").write_text(markdown(table, CORPUS), encoding="utf-8")
     (out / "sweep.svg").write_text(curves(table, CORPUS), encoding="utf-8")

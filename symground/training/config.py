@@ -49,6 +49,10 @@ class Optimization:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}; got {getattr(self, name)!r}")
         checkpoint_schedule(self.checkpoints, self.steps)
 
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.length
+
     def of_model(self, model: str, learning_rates: Mapping[str, float]) -> Optimization:
         """These settings at the peak rate of ``model``'s family; ``learning_rates``: by the preset's beginning."""
         rates = [rate for family, rate in learning_rates.items() if model.startswith(family)]

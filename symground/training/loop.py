@@ -165,7 +165,7 @@ class _Run:
         loss = float(self._workers.sum(result.loss.clone()))
         self._check()
         if self._workers.first:
-            tokens = step * self._settings.batch_size * self._settings.length
+            tokens = step * self._settings.tokens_per_step
             said = self._metrics.write(step, loss, rate, float(result.norm), tokens, self._trackers)
             if bar is not None:
                 bar.note(said)

@@ -23,6 +23,10 @@ from symground.models import create, mixers
 from symground.models.thrift import Kept, checkpointed, frozen, offloaded
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.memory import MAPPED  # noqa: E402
+
 NAMES = ("surprisal", "saliency", "rows", "flow", "row_total", "matrix_total")
 
 
@@ -218,7 +222,7 @@ def test_memory_is_what_the_formula_says(checkpoint: bool, saliency: bool) -> No
     command = [sys.executable, "-c", MEASURE, json.dumps([length, layers, checkpoint, saliency])]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, **MAPPED, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     measured, told = json.loads(done.stdout.strip().splitlines()[-1])

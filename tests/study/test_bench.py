@@ -87,6 +87,14 @@ def test_every_number_is_printed_with_its_ratio_or_the_reason_why_it_is_open() -
     assert picture(found["goals"], "x").startswith("<svg")
 
 
+def test_suites_of_several_revisions_each_name_theirs() -> None:
+    assert bench.machine_line(result()).endswith("symground 0 at abc")
+    same = {**result(), "revisions": {"gate": "abc", "trace": "abc"}}
+    assert bench.machine_line(same).endswith("symground 0 at abc")
+    mixed = {**result(), "revisions": {"gate": "abc", "mamba": "def", "trace": "abc"}}
+    assert bench.machine_line(mixed).endswith("symground 0 at abc (gate, trace); def (mamba)")
+
+
 def test_without_a_gpu_its_numbers_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     goals = [goal for goal in GOALS if needs_cuda(goal)]

@@ -24,7 +24,7 @@ from symground.recipes.paper import RECIPES
 ROOT = Path(symground.__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import readme_tables  # noqa: E402
+from benchmarks import page_tables  # noqa: E402
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = ("data", "training", "analyses", "findings", "kernels", "study")
@@ -105,10 +105,10 @@ def test_links_lead_somewhere() -> None:
             assert not link or (page.parent / link).exists(), (page.name, link)
 
 
-@pytest.mark.parametrize("name", list(readme_tables.TABLES))
-def test_tables_of_the_readme_are_those_of_the_results(name: str) -> None:
-    """Every figure in them is in a JSON file of the repository: python -m benchmarks.readme_tables writes them anew."""
-    assert readme_tables.table(name) in README
+@pytest.mark.parametrize(("page", "name"), list(page_tables.TABLES))
+def test_tables_of_the_pages_are_those_of_the_results(page: str, name: str) -> None:
+    """Every figure in them is in a JSON file of the repository: python -m benchmarks.page_tables writes them anew."""
+    assert page_tables.table(page, name) in (ROOT / page).read_text(encoding="utf-8")
 
 
 def test_every_dial_is_told_with_its_default_and_its_values() -> None:

@@ -1,6 +1,6 @@
-"""The README's tables, from the result files in this repository.
+"""Tables of the README and the docs, from the result files in this repository and from formulas.
 
-python -m benchmarks.readme_tables      # writes them into README.md, between their marks
+python -m benchmarks.page_tables      # writes them into their pages, between their marks
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks import scaling
 from benchmarks.bench import amount, machine_line, ratio_of
 from symground.reports.formats import stars
 from symground.reports.sections.causal import STUDY_INTERVENTIONS
@@ -100,21 +101,93 @@ def study() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"bench": bench, "study": study}
+#: At a bfloat16 rate that is 40 % of what an H100 promises.
+_RATE = 4e14
 
 
-def table(name: str) -> str:
+def large() -> str:
+    """What a trace of a 70B model would cost."""
+    lines = [
+        "| T | checkpointing | PFLOP | seconds of one GPU's work | GB beside the weights | eager's matrices, TB |",
+        "|---|---|---|---|---|---|",
+    ]
+    model = scaling.LLAMA_70B
+    for T in (2048, 8192, 32768):
+        for again in (False, True):
+            flops = scaling.trace_flops(model, 1, T, again)
+            peak = scaling.trace_bytes(model, 1, T, checkpoint=again, saliency=False)["peak"]
+            eager = scaling.eager_bytes(model, 1, T)
+            lines.append(
+                f"| {T:,} | {'yes' if again else 'no'} | {flops / 1e15:.3g} | {flops / _RATE:.3g} | {peak / 1e9:.3g} | "
+                f"{eager / 1e12:.2g} |"
+            )
+    return "\n".join(lines)
+
+
+def traces() -> str:
+    """Traces of small models beside the formula."""
+    result = _read("scaling.json")
+    lines = [
+        "| layers | width | B | T | checkpointing | GFLOP | seconds | GFLOP/s | formula, MB | held, MB | in parts | "
+        "peak, MB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['L']} | {row['E']} | {row['B']} | {row['T']:,} | {'yes' if row['checkpoint'] else 'no'} | "
+        f"{row['flops'] / 1e9:.0f} | {row['seconds']:.2f} | {row['flops_a_second'] / 1e9:.0f} | "
+        f"{row['formula_bytes'] / 1e6:.0f} | {row['held_bytes'] / 1e6:.0f} | {row['held_of_formula']:.2f} | "
+        f"{row['peak_bytes'] / 1e6:.0f} |"
+        for row in result["trace"]
+    ]
+    return "\n".join([*lines, "", _measured_on(result)])
+
+
+def grids() -> str:
+    """Small grids of probes beside the formula."""
+    result = _read("scaling.json")
+    lines = [
+        "| model | contexts × nouns | tokens after the beginning | GFLOP | seconds | GFLOP/s | bytes on disk, a pair |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['preset']} | {row['contexts']} × {row['nouns']} | {row['tokens']:.1f} | {row['flops'] / 1e9:,.0f} "
+        f"| {row['seconds']:.2f} | {row['flops_a_second'] / 1e9:.0f} | {row['bytes_a_pair']:.1f} |"
+        for row in result["score"]
+    ]
+    return "\n".join([*lines, "", _measured_on(result)])
+
+
+def _measured_on(result: dict[str, Any]) -> str:
+    info, rates = result["machine_info"], result["rates"]
+    return (
+        f"{info['cpu']['brand']}, {info['threads']} threads, torch {info['torch']}, products of matrices at "
+        f"{rates['float32_flops'] / 1e9:.0f} GFLOP/s, copies at {rates['copy_bytes'] / 1e9:.1f} GB/s."
+    )
+
+
+#: Page → its tables.
+PAGES = {
+    "README.md": {"bench": bench, "study": study},
+    "docs/scaling.md": {"large": large, "traces": traces, "grids": grids},
+}
+TABLES = {(page, name): make for page, tables in PAGES.items() for name, make in tables.items()}
+
+
+def table(page: str, name: str) -> str:
     """With its marks."""
-    return f"<!-- {name}: python -m benchmarks.readme_tables -->\n{TABLES[name]()}\n<!-- end of {name} -->"
+    return f"<!-- {name}: python -m benchmarks.page_tables -->\n{TABLES[page, name]()}\n<!-- end of {name} -->"
 
 
 def main() -> None:
-    page = ROOT / "README.md"
-    text = page.read_text(encoding="utf-8")
-    for name in TABLES:
-        pattern = re.compile(rf"<!-- {name}: .*?<!-- end of {name} -->", re.S)
-        text = pattern.sub(lambda _, name=name: table(name), text)
-    page.write_text(text, encoding="utf-8")
+    for page, tables in PAGES.items():
+        path = ROOT / page
+        text = path.read_text(encoding="utf-8")
+        for name in tables:
+            pattern = re.compile(rf"<!-- {name}: .*?<!-- end of {name} -->", re.S)
+            text, times = pattern.subn(lambda _, page=page, name=name: table(page, name), text)
+            if times != 1:
+                raise ValueError(f"{page}: expected one pair of marks for the table {name!r}, got {times}")
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

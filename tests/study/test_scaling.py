@@ -1,0 +1,56 @@
+"""The cost formulas of docs/scaling.md against models that are there."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import symground as sg
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import scaling  # noqa: E402
+
+SHAPES = [scaling.Llama(4, 64, 4, 2, 16, 176, 50), scaling.Llama(6, 64, 4, 4, 32, 160, 50)]
+
+
+def llama(m: scaling.Llama) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        num_hidden_layers=m.L, hidden_size=m.E, num_attention_heads=m.H, num_key_value_heads=m.Hk, head_dim=m.D,
+        intermediate_size=m.M, vocab_size=m.V, max_position_embeddings=128,
+    )  # fmt: skip
+    model: LlamaForCausalLM = sg.attach(LlamaForCausalLM(config)).eval()
+    return model
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_weights_are_counted(shape: scaling.Llama) -> None:
+    model = llama(shape)
+    matrices = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name)
+    assert shape.matrices == matrices
+    norms = sum(p.numel() for p in model.parameters() if p.ndim == 1)
+    assert shape.parameters == sum(p.numel() for p in model.parameters()) - norms
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("saliency", [False, True])
+def test_memory_is_that_of_the_model_itself(shape: scaling.Llama, checkpoint: bool, saliency: bool) -> None:
+    read = sg.trace_memory(llama(shape), 100, 2, checkpoint=checkpoint, saliency=saliency)
+    said = scaling.trace_bytes(shape, 2, 100, checkpoint=checkpoint, saliency=saliency)
+    assert said["kept"] == pytest.approx(read.kept, rel=0.05)
+    assert said["layer"] == pytest.approx(read.layer, rel=0.05)
+
+
+def test_operations_by_hand() -> None:
+    """One layer, head and column of everything, two tokens: 7 weights, seven products of T × T × 1, half of them."""
+    one = scaling.Llama(1, 1, 1, 1, 1, 1, 1)
+    assert one.matrices == 2 + 2 + 3
+    assert scaling.trace_flops(one, 1, 2) == 2 * 7 * 2 + 2 * 7 * 2 + 7 * 2 * 2
+    assert scaling.trace_flops(one, 1, 2, checkpoint=True) == 3 * (2 * 7 * 2) + 9 * 2 * 2
+    assert scaling.eager_bytes(one, 1, 2) == 2 * 4 * 4
+    assert scaling.grid_flops(weights=7, width=3, vocabulary=5, contexts=2, nouns=4, tokens=6) == 2 * 8 * (6 * 7 + 15)
