@@ -25,6 +25,9 @@ _FALLEN = 0.05
 #: A control does nothing that moves the surprisal by less than a tenth of what the heads do (the study's: 0.08).
 _NOTHING = 0.1
 
+_GAIN = "matched falls below mismatched"
+_SAID = {True: "agrees", False: "**does not**", None: "no gain to judge it by"}
+
 Tables = dict[str, pd.DataFrame]
 
 
@@ -40,7 +43,8 @@ def tables(study: Study, models: Sequence[str], layers: Mapping[str, int]) -> Ta
         curves (`symground.analysis.curves.over_training`), r2 and r2_peak, layers (saliency from the ENV noun into the
         prediction by layer, at each checkpoint, with its share of all layers), heads (aggregate heads per example and
         their mean layer), interventions (a row per model, step and denominator, over its seeds), findings (each of the
-        study's, its figure, ours, and whether they agree). Empty where an analysis was not run.
+        study's, its figure, ours, and whether they agree; None where that presupposes a gain and there is none).
+        Empty where an analysis was not run.
     """
     curves = _ordered(study.training, models)
     usable = usable_r2(study)
@@ -52,7 +56,7 @@ def tables(study: Study, models: Sequence[str], layers: Mapping[str, int]) -> Ta
     }  # fmt: skip
     return {
         **found,
-        "findings": pd.DataFrame(_findings(found), columns=["finding", "model", "study", "ours", "agrees"]),
+        "findings": _judged(found),
     }
 
 
@@ -123,17 +127,29 @@ def _interventions(table: pd.DataFrame, layers: Mapping[str, int]) -> pd.DataFra
     return found.assign(depth=_depth(found["mean_layer"], found["model"].map(layers).astype(float)))[columns]
 
 
-def _findings(found: Tables) -> Iterator[dict[str, Any]]:
-    """The study's findings, one by one and model by model."""
+def _judged(found: Tables) -> pd.DataFrame:
+    gains = pd.DataFrame(_gains(found), columns=["finding", "model", "study", "ours", "agrees"])
+    more = pd.DataFrame(_findings(found), columns=gains.columns).astype({"agrees": object})
+    linked = gains.loc[gains["agrees"] & (gains["finding"] == _GAIN), "model"]
+    more.loc[~more["model"].isin(linked), "agrees"] = None
+    return pd.concat([gains.astype({"agrees": object}), more], ignore_index=True)
+
+
+def _gains(found: Tables) -> Iterator[dict[str, Any]]:
+    """The study's first finding, which the others presuppose, model by model."""
     for row in last_checkpoints(found["curves"], "model").to_dict("records"):
         lstm = row["model"].startswith("lstm")
         ours = f"gain {with_interval(row['gain'], row['gain_low'], row['gain_high'])} nats, {_p(row['p_holm'])}"
         different = row["p_holm"] < _SIGNIFICANT and row["gain"] > 0
         yield {
-            "finding": "no difference between matched and mismatched" if lstm else "matched falls below mismatched",
+            "finding": "no difference between matched and mismatched" if lstm else _GAIN,
             "model": row["model"], "study": "no significant difference" if lstm else "p < 0.001", "ours": ours,
             "agrees": row["p_holm"] >= 0.05 if lstm else different,
         }  # fmt: skip
+
+
+def _findings(found: Tables) -> Iterator[dict[str, Any]]:
+    """Its other findings, one by one and model by model."""
     for row in found["r2_peak"].dropna(subset="peak").to_dict("records"):
         if row["model"].startswith("lstm"):
             continue  # of its R² the study says nothing
@@ -210,8 +226,7 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row['finding']} | {row['model']} | {row['study']} | {row['ours']} | "
-        f"{'agrees' if row['agrees'] else '**does not**'} |"
+        f"| {row['finding']} | {row['model']} | {row['study']} | {row['ours']} | {_SAID[row['agrees']]} |"
         for row in found["findings"].to_dict("records")
     ]
     last = last_checkpoints(found["curves"], "model")

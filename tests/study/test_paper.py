@@ -161,15 +161,14 @@ def test_bad_input(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyte
 
 
 def test_what_agrees_is_judged_by_its_numbers() -> None:
-    """Made-up results of a 4-layer model that finds all that the study did, and of one that finds none of it."""
+    """Made-up results: all that the study found, its gain and nothing else, and no gain to judge the rest by."""
 
     class Results(dict[str, pd.DataFrame]):
         def at(self, name: str, steps: list[int]) -> pd.DataFrame:
             return self[name]
 
-    def made(link: bool) -> dict[str, bool]:
+    def made(gains: list[float], link: bool) -> dict[str, bool | None]:
         steps = [10, 20, 30]
-        gains = [0.5, 2.0, 4.0] if link else [0.0, 0.0, 0.0]
         gain = pd.DataFrame(
             [
                 {"model": "gpt2-4l", "seed": 0, "step": step, "target": noun, "matched": 6 - gain + jitter,
@@ -182,7 +181,7 @@ def test_what_agrees_is_judged_by_its_numbers() -> None:
             [
                 {"model": "gpt2-4l", "seed": 0, "step": step, "r2": value, "r2_low": 0.0, "r2_high": 1.0, "slope": 1.0,
                  "partial_r2": 0.1, "mean_gain": 1.0, "nouns": 8}
-                for step, value in zip(steps, [0.3, 0.6, 0.2], strict=True)
+                for step, value in zip(steps, [0.3, 0.6, 0.2] if link else [0.2, 0.3, 0.6], strict=True)
             ]
         )  # fmt: skip
         where = [0.1, 0.1, 1.0, 0.1] if link else [1.0, 0.1, 0.0, 0.0]
@@ -216,12 +215,14 @@ def test_what_agrees_is_judged_by_its_numbers() -> None:
             "recipe": "x", "corpus": {"tokens": 10, "env_tokens": 5, "vocabulary": 3}, "nouns": 8, "contexts": 1,
             "tokens_per_step": 8, "steps": 30, "summary": ["a line"], "sizes": {"gpt2-4l": 7},
         }  # fmt: skip
-        assert markdown(found, about).count("**does not**") == (~found["findings"]["agrees"].astype(bool)).sum()
-        return dict(zip(found["findings"]["finding"], found["findings"]["agrees"].astype(bool), strict=True))
+        agrees, text = found["findings"]["agrees"].tolist(), markdown(found, about)
+        for said, value in (("| agrees |", True), ("**does not**", False), ("no gain to judge it by", None)):
+            assert text.count(said) == agrees.count(value)
+        return dict(zip(found["findings"]["finding"], agrees, strict=True))
 
     assert MIDDLE[0] <= (3 - 0.5) / 4 <= MIDDLE[1]  # the third of four layers is a middle one
-    assert all(made(link=True).values())
-    assert len(made(link=True)) == 6
-    without = made(link=False)
-    assert not any(without.values())
+    assert list(made([0.5, 2.0, 4.0], link=True).values()) == [True] * 6
+    assert list(made([0.5, 2.0, 4.0], link=False).values()) == [True] + [False] * 5
+    without = made([0.0, 0.0, 0.0], link=False)
+    assert list(without.values()) == [False] + [None] * 4
     assert "R² on co-occurrence rises early, then falls while the gain grows" not in without  # masked: there is no gain
