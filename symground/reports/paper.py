@@ -215,9 +215,9 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
     lines = [
         f"# {about['recipe']}: the study's results and ours",
         "",
-        f"{corpus['tokens']:,} tokens, {corpus['env_tokens'] / corpus['tokens']:.0%} of them ENV; vocabulary "
-        f"{corpus['vocabulary']:,}; {about['nouns']} nouns × {about['contexts']} contexts. Training reads them "
-        f"{about['steps'] * tokens / corpus['tokens']:.1f} times. Layers count from 1; surprisal in nats.",
+        f"{corpus['tokens']:,} tokens, {_scene(corpus)}; vocabulary {corpus['vocabulary']:,}; {about['nouns']} nouns × "
+        f"{about['contexts']} contexts. Training reads them {about['steps'] * tokens / corpus['tokens']:.1f} times. "
+        "Layers count from 1; surprisal in nats.",
         *_cautions(about),
         "",
         "## What agrees",
@@ -273,6 +273,12 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
         *(f"- {line}" for line in about["summary"]),
     ]
     return "\n".join([*lines, ""])
+
+
+def _scene(corpus: Mapping[str, Any]) -> str:
+    patches = corpus.get("documents_with_image", 0) * corpus.get("patches", 0)
+    of_scene = corpus["env_tokens"] + patches
+    return f"{of_scene / corpus['tokens']:.0%} of them {'patches of images' if patches else 'ENV'}"
 
 
 def _cautions(about: Mapping[str, Any]) -> list[str]:

@@ -100,6 +100,9 @@ def test_dialogues(dialogues: Path, tmp_path: Path, recipe: str) -> None:
     content = read_json(tmp_path / "out" / "paper.json")
     assert str(tmp_path) not in json.dumps(content)
     text = (tmp_path / "out" / "paper.md").read_text(encoding="utf-8")
+    of_scene = "of them patches of images;" if recipe == "paper-images" else "of them ENV;"
+    assert of_scene in text
+    assert " 0% of them" not in text
     assert ("Scenes are 90 images of 16 patches each, stand-ins" in text) == (recipe == "paper-images")
     assert {row["model"] for row in content["layers"]} == {"gpt2-4l"}
     assert sum(row["share"] for row in content["layers"] if row["step"] == 4) == pytest.approx(1)
