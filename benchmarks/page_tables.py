@@ -128,7 +128,7 @@ def traces() -> str:
     """Traces of small models beside the formula."""
     result = _read("scaling.json")
     lines = [
-        "| layers | width | B | T | checkpointing | GFLOP | seconds | GFLOP/s | formula, MB | held, MB | in parts | "
+        "| layers | width | B | T | checkpointing | GFLOP | seconds | GFLOP/s | formula, MB | held, MB | ratio | "
         "peak, MB |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
