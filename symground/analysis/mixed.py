@@ -25,7 +25,7 @@ def mixed_effects(gains: pd.DataFrame) -> dict[str, Any]:
     Returns:
         gain, the fixed effect in nats; low, high, 95 %; se; p, of Wald's test; sd_target, sd_context, sd_seed and
         sd_rest, standard deviations of the random effects and what is left, NaN where there is one only; targets,
-        contexts, seeds: how many; converged.
+        contexts, seeds: how many; converged. NaN and not converged where gains vary too little for a fit.
 
     Raises:
         ValueError: a column is missing, or fewer than two nouns.
@@ -47,7 +47,12 @@ def mixed_effects(gains: pd.DataFrame) -> dict[str, Any]:
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns where a variance is 0, which is an answer
-        fitted = model.fit(reml=True, method=["lbfgs", "powell"])
+        try:
+            fitted = model.fit(reml=True, method=["lbfgs", "powell"])
+        except np.linalg.LinAlgError:  # where gains hardly vary its information matrix may be singular
+            numbers = ("gain", "low", "high", "se", "p", *(f"sd_{name}" for name in _VARYING), "sd_rest")
+            sizes = {f"{name}s": count for name, count in counts.items()}
+            return {**dict.fromkeys(numbers, np.nan), **sizes, "converged": False}
     low, high = fitted.conf_int().loc["Intercept"]
     found = {"gain": float(fitted.params["Intercept"]), "low": float(low), "high": float(high)}
     found |= {"se": float(fitted.bse["Intercept"]), "p": float(fitted.pvalues["Intercept"])}
