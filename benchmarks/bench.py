@@ -296,9 +296,8 @@ def machine_line(result: dict[str, Any]) -> str:
     suites: dict[str, list[str]] = {}  # of each revision; those that were there already may be of an earlier one
     for suite, revision in result.get("revisions", {}).items() or [("", of.get("revision"))]:
         suites.setdefault((revision or "unknown")[:10], []).append(suite)
-    at = (
-        ", ".join(suites) if len(suites) == 1 else "; ".join(f"{r} ({', '.join(names)})" for r, names in suites.items())
-    )
+    several = len(suites) > 1
+    at = "; ".join(f"{of_them} ({', '.join(names)})" if several else of_them for of_them, names in suites.items())
     return f"{machine_of(result, Path())}, Python {machine['python']}, symground {of['symground']} at {at}"
 
 

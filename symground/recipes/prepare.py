@@ -36,6 +36,7 @@ from symground.data.splits import share_of
 from symground.data.words import IMAGE, WORD, shown
 from symground.folders import read_json, write_json
 from symground.reports.corpus import corpus_page
+from symground.reports.formats import scene_share
 
 GENERATED, GENERATED_IMAGES, CHILDES, VISDIAL = "generated", "generated-images", "childes", "visdial"
 KINDS = (GENERATED, GENERATED_IMAGES, CHILDES, VISDIAL)
@@ -260,11 +261,10 @@ def _word(word: str, fold: bool, lemmas: Mapping[str, str]) -> str:
 
 
 def _summarise(study: Path, statistics: Mapping[str, Any], nouns: Sequence[str], contexts: Sequence[Context]) -> None:
-    images, patches = statistics.get("documents_with_image", 0), statistics.get("patches", 0)
-    scene = statistics["env_tokens"] + images * patches
+    images = statistics.get("documents_with_image", 0)
     what = f"patches of {images:,} images" if images else "ENV"
     _say(
-        f"{study}: {statistics['tokens']:,} tokens ({scene / statistics['tokens']:.0%} {what}), "
+        f"{study}: {statistics['tokens']:,} tokens ({scene_share(statistics):.0%} {what}), "
         f"vocabulary {statistics['vocabulary']:,}, {len(nouns)} nouns, {len(contexts)} contexts"
     )
     for of_kind in (statistics.get("chat", {}), statistics.get("visdial", {})):

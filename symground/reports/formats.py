@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,3 +56,15 @@ def interval(low: float, high: float) -> str:
 
 def with_interval(mean: float, low: float, high: float) -> str:
     return number(mean) if np.isnan(low) else f"{number(mean)} [{number(low)}, {number(high)}]"
+
+
+def scene_share(statistics: Mapping[str, Any]) -> float:
+    """Of a corpus's tokens (its statistics.json), the part that tells or shows the scene: ENV words and patches."""
+    patches = statistics.get("documents_with_image", 0) * statistics.get("patches", 0)
+    return float((statistics["env_tokens"] + patches) / statistics["tokens"])
+
+
+def corpus_size(statistics: Mapping[str, Any]) -> str:
+    """Tokens and the scene's share of them, in words."""
+    of_scene = "patches of images" if statistics.get("documents_with_image") else "ENV"
+    return f"{statistics['tokens']:,} tokens, {scene_share(statistics):.0%} of them {of_scene}"

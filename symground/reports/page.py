@@ -13,7 +13,7 @@ from symground.data.acquisition import age_of_acquisition
 from symground.folders import read_json, replacing
 from symground.reports.explorer import explorer
 from symground.reports.figures import write_figures
-from symground.reports.formats import number, with_interval
+from symground.reports.formats import corpus_size, number, with_interval
 from symground.reports.parts import Section, Sheet, Study, last_checkpoints
 from symground.reports.sections import SECTIONS, behaviour, beside
 from symground.reports.template import render
@@ -97,10 +97,7 @@ def _lead(study: Study) -> str:
             )
             if asked[name] > len(there)
         )
-    return (
-        f"{statistics['tokens']:,} tokens, {statistics['env_tokens'] / statistics['tokens']:.0%} of them ENV; "
-        f"vocabulary {statistics['vocabulary']:,}; {len(nouns)} nouns × {len(contexts)} contexts.{lacking}"
-    )
+    return f"{corpus_size(statistics)}; vocabulary {statistics['vocabulary']:,}; {len(nouns)} nouns × {len(contexts)} contexts.{lacking}"
 
 
 def _summary(study: Study, sections: Sequence[Section]) -> list[str]:

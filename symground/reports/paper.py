@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from symground.analysis.r2 import peak
 from symground.reports.figures import MATCHED, MISMATCHED, PALETTE, band, figure_of, svg_of
-from symground.reports.formats import number, stars, with_interval
+from symground.reports.formats import corpus_size, number, stars, with_interval
 from symground.reports.parts import Study, last_checkpoints
 from symground.reports.sections.causal import STUDY_INTERVENTIONS
 from symground.reports.sections.cooccurrence import usable_r2
@@ -215,7 +215,7 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
     lines = [
         f"# {about['recipe']}: the study's results and ours",
         "",
-        f"{corpus['tokens']:,} tokens, {_scene(corpus)}; vocabulary {corpus['vocabulary']:,}; {about['nouns']} nouns × "
+        f"{corpus_size(corpus)}; vocabulary {corpus['vocabulary']:,}; {about['nouns']} nouns × "
         f"{about['contexts']} contexts. Training reads them {about['steps'] * tokens / corpus['tokens']:.1f} times. "
         "Layers count from 1; surprisal in nats.",
         *_cautions(about),
@@ -273,12 +273,6 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
         *(f"- {line}" for line in about["summary"]),
     ]
     return "\n".join([*lines, ""])
-
-
-def _scene(corpus: Mapping[str, Any]) -> str:
-    patches = corpus.get("documents_with_image", 0) * corpus.get("patches", 0)
-    of_scene = corpus["env_tokens"] + patches
-    return f"{of_scene / corpus['tokens']:.0%} of them {'patches of images' if patches else 'ENV'}"
 
 
 def _cautions(about: Mapping[str, Any]) -> list[str]:

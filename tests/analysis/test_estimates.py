@@ -166,3 +166,19 @@ def test_mixed_effects_find_no_effect_where_there_is_none() -> None:
         mixed_effects(gains_of(np.random.default_rng(0), 0.0, 1, 6))
     with pytest.raises(ValueError, match="expected a column 'seed'"):
         mixed_effects(gains_of(np.random.default_rng(0), 0.0, 3, 6).drop(columns="seed"))
+
+
+def test_a_fit_whose_matrix_is_singular_did_not_converge(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"target": t, "context": c, "seed": 0, "gain": 0.1 * c + len(t)} for t in ("a", "bb", "ccc") for c in (0, 1)
+    ]
+    usual = mixed_effects(pd.DataFrame(rows))
+
+    def singular(*_: object, **__: object) -> None:
+        raise np.linalg.LinAlgError("Singular matrix")
+
+    monkeypatch.setattr("statsmodels.regression.mixed_linear_model.MixedLM.fit", singular)
+    found = mixed_effects(pd.DataFrame(rows))
+    assert set(found) == set(usual)
+    assert (found["targets"], found["contexts"], found["seeds"], found["converged"]) == (3, 2, 1, False)
+    assert np.isnan([found[name] for name in ("gain", "low", "high", "se", "p", "sd_target", "sd_rest")]).all()
