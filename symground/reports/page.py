@@ -97,7 +97,8 @@ def _lead(study: Study) -> str:
             )
             if asked[name] > len(there)
         )
-    return f"{corpus_size(statistics)}; vocabulary {statistics['vocabulary']:,}; {len(nouns)} nouns × {len(contexts)} contexts.{lacking}"
+    size = f"{corpus_size(statistics)}; vocabulary {statistics['vocabulary']:,}"
+    return f"{size}; {len(nouns)} nouns × {len(contexts)} contexts.{lacking}"
 
 
 def _summary(study: Study, sections: Sequence[Section]) -> list[str]:
