@@ -170,7 +170,7 @@ def test_mixed_effects_find_no_effect_where_there_is_none() -> None:
 
 def test_a_fit_whose_matrix_is_singular_did_not_converge(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
-        {"target": t, "context": c, "seed": 0, "gain": 0.1 * c + ord(t)} for t in ("a", "bb", "ccc") for c in (0, 1)
+        {"target": t, "context": c, "seed": 0, "gain": 0.1 * c + len(t)} for t in ("a", "bb", "ccc") for c in (0, 1)
     ]
     usual = mixed_effects(pd.DataFrame(rows))
 
