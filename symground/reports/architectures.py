@@ -12,6 +12,7 @@ from symground.analysis.emergence import LEARNT
 from symground.analysis.gain import gain_interval
 from symground.analysis.statistics import holm
 from symground.reports.figures import PALETTE, figure_of, svg_of
+from symground.reports.formats import number, p_value, with_interval
 
 
 def over_training(gains: pd.DataFrame, by: str) -> pd.DataFrame:
@@ -94,7 +95,7 @@ def _cell(training: pd.DataFrame, gap: int, model: str) -> str:
     last = of_model.sort_values("step").to_dict("records")[-1]
     step, above = learnt_at(training, gap, model), sum(gain > LEARNT for gain in last["seed_gains"])
     when = f"step {step}" if step is not None else f"{above} of {last['seeds']} seeds" if above else "never"
-    return f"{last['gain']:.2f} [{last['gain_low']:.2f}, {last['gain_high']:.2f}], {when}"
+    return f"{with_interval(last['gain'], last['gain_low'], last['gain_high'])}, {when}"
 
 
 def _checkpoints(of_gap: pd.DataFrame, models: list[str]) -> list[str]:
@@ -104,18 +105,14 @@ def _checkpoints(of_gap: pd.DataFrame, models: list[str]) -> list[str]:
     ]
     for model in models:
         for row in of_gap[of_gap["model"] == model].sort_values("step").to_dict("records"):
-            seeds = ", ".join(f"{value:.2f}" for value in row["seed_gains"])
-            interval = f"{row['gain']:.2f} [{row['gain_low']:.2f}, {row['gain_high']:.2f}]"
-            surprisals = f"{row['matched']:.2f} | {row['mismatched']:.2f}"
+            seeds = ", ".join(map(number, row["seed_gains"]))
+            gain = with_interval(row["gain"], row["gain_low"], row["gain_high"])
+            surprisals = f"{number(row['matched'])} | {number(row['mismatched'])}"
             lines.append(
-                f"| {model} | {row['step']} | {row['tokens']:,} | {surprisals} | {interval} | {seeds} | "
-                f"{_p(row['p_holm'])} |"
+                f"| {model} | {row['step']} | {row['tokens']:,} | {surprisals} | {gain} | {seeds} | "
+                f"{p_value(row['p_holm'])} |"
             )
     return lines
-
-
-def _p(value: float) -> str:
-    return "–" if np.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def gains_over_gaps(training: pd.DataFrame) -> str:

@@ -36,13 +36,17 @@ def _number(value: float, probability: bool) -> str:
     if np.isinf(value):
         return "never"
     if probability:
-        return "< 0.001" if value < 0.001 else f"{value:.3f}"
+        return p_value(value)
     return f"{value:,.0f}" if value == round(value) and abs(value) >= 100 else number(value)
 
 
 def number(value: float) -> str:
     """Two decimals, and no minus before a zero."""
     return f"{round(value, 2) + 0.0:.2f}"
+
+
+def p_value(p: float) -> str:
+    return "–" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def stars(p: float) -> str:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from symground.analysis.r2 import peak
 from symground.reports.figures import MATCHED, MISMATCHED, PALETTE, band, figure_of, svg_of
-from symground.reports.formats import corpus_size, number, stars, with_interval
+from symground.reports.formats import corpus_size, number, p_value, stars, with_interval
 from symground.reports.parts import Study, last_checkpoints
 from symground.reports.sections.causal import STUDY_INTERVENTIONS
 from symground.reports.sections.cooccurrence import usable_r2
@@ -206,7 +206,8 @@ def _signed(value: float) -> str:
 
 
 def _p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+    shown = p_value(value)
+    return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
 
 
 def markdown(found: Tables, about: Mapping[str, Any]) -> str:
@@ -239,7 +240,7 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
         gain = with_interval(row["gain"], row["gain_low"], row["gain_high"])
         lines.append(
             f"| {row['model']} | {about['sizes'][row['model']]:,} | {row['step'] * tokens:,} | "
-            f"{number(row['matched'])} | {number(row['mismatched'])} | {gain} | {_p(row['p_holm'])} | {row['seeds']} |"
+            f"{number(row['matched'])} | {number(row['mismatched'])} | {gain} | {p_value(row['p_holm'])} | {row['seeds']} |"
         )
     lines += [
         "",
