@@ -30,5 +30,5 @@ def prepared(shape: Shape) -> dict[str, Callable[[], Any]]:
 
 @pytest.mark.parametrize(("shape", "name"), cases())
 def test_gate(benchmark: Any, in_turns: Callable[..., None], shape: Shape, name: str) -> None:
-    in_turns(f"gate, {shape}", name, partial(prepared, shape), 9 if shape.M else 21, DEVICE)
+    in_turns(f"gate, {shape}", name, partial(prepared, shape), 9 if shape.M else 101, DEVICE)
     benchmark.extra_info |= {"stage": "gate", "peer": name, **shape.row}
