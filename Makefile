@@ -14,8 +14,9 @@ SOURCES := $(wildcard csrc/*.cpp csrc/*.cu csrc/*.h) symground/ops/_build.py
 demo: $(VENV)/demo.stamp $(VENV)/build.stamp
 	$(BIN)/symground demo
 
+# A process a core, each with one thread (tests/conftest.py); a file's tests stay together, and so do what they share.
 test: $(VENV)/test.stamp $(VENV)/build.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
