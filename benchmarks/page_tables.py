@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks import scaling
 from benchmarks.bench import amount, machine_line, ratio_of
+from benchmarks.training_peers import GIVEN_BACK, KEPT, PEERS, SHAPES, STAGE, Shape
 from symground.reports.formats import stars
 from symground.reports.sections.causal import STUDY_INTERVENTIONS
 
@@ -165,9 +166,49 @@ def _measured_on(result: dict[str, Any]) -> str:
     )
 
 
+def training() -> str:
+    """A step of training beside its peers', and what it costs to keep its states."""
+    rows = _read("bench-cpu.json")["rows"]
+
+    def row(stage: str, peer: str, shape: Shape) -> dict[str, Any]:
+        (found,) = (r for r in rows if r["stage"] == stage and r["peer"] == peer and shape.row.items() <= r.items())
+        return dict(found)
+
+    widths = ["width 768" if "768" in shape.model else "width 128" for shape in SHAPES]
+    sizes = [f"{width}, B{s.B} T{s.T} V{s.vocabulary}" for width, s in zip(widths, SHAPES, strict=True)]
+    lines = [f"| | {' | '.join(sizes)} |", "|---|---|---|---|"]
+    for peer in PEERS:
+        times = [f"{row(STAGE, peer, shape)['seconds'] * 1e3:,.0f} ms" for shape in SHAPES]
+        lines.append(f"| {peer} | {' | '.join(times)} |")
+    kept, back = (row("memory between steps", name, SHAPES[0])["seconds_a_step"] for name in (KEPT, GIVEN_BACK))
+    lines += [
+        "",
+        "Memory that is freed stays with the process while symground trains. Where full logits are made, malloc would "
+        f"otherwise give it back after each step, and a step takes {back * 1e3:.0f} ms instead of {kept * 1e3:.0f}; "
+        "with the extension it makes no difference.",
+        "",
+        "| synced to disk | a checkpoint | of the training | a state | of the training |",
+        "|---|---|---|---|---|",
+    ]
+    for width, shape in ((widths[0], SHAPES[0]), (widths[2], SHAPES[2])):
+        step, checkpoint, state = (row("checkpoints", what, shape) for what in ("step", "checkpoint", "state"))
+        dense = step["checkpoints"] * checkpoint["seconds"] / (step["steps"] * step["seconds"])
+        often = state["seconds"] / step["seconds_between_states"]
+        lines.append(
+            f"| {width} | {checkpoint['seconds'] * 1e3:.0f} ms | {dense:.2%} | {state['seconds'] * 1e3:,.0f} ms | "
+            f"{often:.2%} |"
+        )
+    return "\n".join([
+        *lines, "",
+        f"Of the training: {step['checkpoints']} checkpoints (`{step['schedule']}`) of {step['steps']:,} steps, and a "
+        f"state every {step['seconds_between_states']:.0f} seconds.",
+    ])  # fmt: skip
+
+
 #: Page → its tables.
 PAGES = {
     "README.md": {"bench": bench, "study": study},
+    "docs/training.md": {"training": training},
     "docs/scaling.md": {"large": large, "traces": traces, "grids": grids},
 }
 TABLES = {(page, name): make for page, tables in PAGES.items() for name, make in tables.items()}
