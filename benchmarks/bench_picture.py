@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import Any
 
 from symground.reports.figures import PALETTE, figure_of, svg_of
@@ -34,5 +35,5 @@ def picture(goals: list[dict[str, Any]], title: str) -> str:
         axes.set_xticks(ticks, [f"{t:g} ×" for t in ticks])
         axes.minorticks_off()
     axes.set_xlabel("times the goal (beyond the line it holds)")
-    figure.suptitle(title, fontsize=8, x=0.01, ha="left")
+    figure.suptitle(fill(title, 120), fontsize=8, x=0.01, ha="left")
     return svg_of(figure)
