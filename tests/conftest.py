@@ -31,6 +31,9 @@ settings.register_profile(
 )
 settings.load_profile("symground")
 
+# What a test starts is no worker of this run: pytest-benchmark measures nothing in one.
+os.environ.pop("PYTEST_XDIST_WORKER", None)
+
 # The models are tiny: a second thread gains nothing, and on a busy machine each waits for the other.
 torch.set_num_threads(1)
 
