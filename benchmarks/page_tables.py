@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks import scaling
 from benchmarks.bench import amount, machine_line, ratio_of
 from benchmarks.training_peers import GIVEN_BACK, KEPT, PEERS, SHAPES, STAGE, Shape
-from symground.reports.formats import stars
+from symground.reports.formats import number, stars
 from symground.reports.sections.causal import STUDY_INTERVENTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -166,6 +166,33 @@ def _measured_on(result: dict[str, Any]) -> str:
     )
 
 
+def childes() -> str:
+    """One model over its training on all of the transcripts that have a scene."""
+    found = _read("childes-report.json")
+    r2 = {row["step"]: row.get("r2") for row in found["r2"]}
+    of_step = 24 * 128  # --batch-size and the length of a row, as the page's command has them
+    rows = found["training"]
+    shown = {
+        "step": [f"{row['step']}" for row in rows],
+        "tokens (M)": [f"{row['step'] * of_step / 1e6:.1f}" for row in rows],
+        "matched surprisal (nats)": [number(row["matched"]) for row in rows],
+        "mismatched": [number(row["mismatched"]) for row in rows],
+        "gain": [number(row["gain"]) for row in rows],
+        "R² on log co-occurrence": [number(r2[row["step"]]) if r2[row["step"]] else "–" for row in rows],
+    }
+    lines = [f"| {name} | {' | '.join(values)} |" for name, values in shown.items()]
+    lines.insert(1, "|---" * (len(rows) + 1) + "|")
+    of_row = {"kind": "aggregate", "denominator": "row"}
+    (silenced,) = (row for row in found["interventions"] if of_row.items() <= row.items())
+    many = f"{silenced['heads_per_example']:.1f} of 16, by the row; three of the contexts"
+    return "\n".join([
+        *lines, "",
+        f"Silencing each example's own aggregate heads ({many}) takes {number(silenced['original'])} to "
+        f"{number(silenced['intervened'])} nats, as many random heads to {number(silenced['control'])} ± "
+        f"{number(silenced['control_sd'])}.",
+    ])  # fmt: skip
+
+
 def training() -> str:
     """A step of training beside its peers', and what it costs to keep its states."""
     rows = _read("bench-cpu.json")["rows"]
@@ -208,6 +235,7 @@ def training() -> str:
 #: Page → its tables.
 PAGES = {
     "README.md": {"bench": bench, "study": study},
+    "docs/findings.md": {"childes": childes},
     "docs/training.md": {"training": training},
     "docs/scaling.md": {"large": large, "traces": traces, "grids": grids},
 }
