@@ -238,9 +238,10 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     for row in last.to_dict("records"):
         gain = with_interval(row["gain"], row["gain_low"], row["gain_high"])
+        surprisals = f"{number(row['matched'])} | {number(row['mismatched'])}"
         lines.append(
-            f"| {row['model']} | {about['sizes'][row['model']]:,} | {row['step'] * tokens:,} | "
-            f"{number(row['matched'])} | {number(row['mismatched'])} | {gain} | {p_value(row['p_holm'])} | {row['seeds']} |"
+            f"| {row['model']} | {about['sizes'][row['model']]:,} | {row['step'] * tokens:,} | {surprisals} | {gain} | "
+            f"{p_value(row['p_holm'])} | {row['seeds']} |"
         )
     lines += [
         "",
