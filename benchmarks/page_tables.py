@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks import scaling
 from benchmarks.bench import amount, machine_line, ratio_of
 from benchmarks.training_peers import GIVEN_BACK, KEPT, PEERS, SHAPES, STAGE, Shape
-from symground.reports.formats import number, stars
+from symground.reports.formats import number, stars, with_interval
 from symground.reports.sections.causal import STUDY_INTERVENTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,8 +79,8 @@ def study() -> str:
     lines = ["| model | matched | mismatched | gain, 95 % over nouns | the study |", "|---|---|---|---|---|"]
     for model, row in last.items():
         said = "no significant difference" if model.startswith("lstm") else "matched well below mismatched"
-        gain = f"{row['gain']:.2f} [{row['gain_low']:.2f}, {row['gain_high']:.2f}]"
-        lines.append(f"| {model} | {row['matched']:.2f} | {row['mismatched']:.2f} | {gain} | {said} |")
+        gain = with_interval(row["gain"], row["gain_low"], row["gain_high"])
+        lines.append(f"| {model} | {number(row['matched'])} | {number(row['mismatched'])} | {gain} | {said} |")
     lines += [
         "",
         "| aggregate heads silenced | step | heads | mean layer | intervened | as many random heads | original |",
@@ -195,11 +195,11 @@ def childes() -> str:
 
 def training() -> str:
     """A step of training beside its peers', and what it costs to keep its states."""
-    rows = _read("bench-cpu.json")["rows"]
+    rows: list[dict[str, Any]] = _read("bench-cpu.json")["rows"]
 
     def row(stage: str, peer: str, shape: Shape) -> dict[str, Any]:
         (found,) = (r for r in rows if r["stage"] == stage and r["peer"] == peer and shape.row.items() <= r.items())
-        return dict(found)
+        return found
 
     widths = ["width 768" if "768" in shape.model else "width 128" for shape in SHAPES]
     sizes = [f"{width}, B{s.B} T{s.T} V{s.vocabulary}" for width, s in zip(widths, SHAPES, strict=True)]
@@ -225,10 +225,11 @@ def training() -> str:
             f"| {width} | {checkpoint['seconds'] * 1e3:.0f} ms | {dense:.2%} | {state['seconds'] * 1e3:,.0f} ms | "
             f"{often:.2%} |"
         )
+    plan = row("checkpoints", "step", SHAPES[0])  # the same for every shape
     return "\n".join([
         *lines, "",
-        f"Of the training: {step['checkpoints']} checkpoints (`{step['schedule']}`) of {step['steps']:,} steps, and a "
-        f"state every {step['seconds_between_states']:.0f} seconds.",
+        f"Of the training: {plan['checkpoints']} checkpoints (`{plan['schedule']}`) of {plan['steps']:,} steps, and a "
+        f"state every {plan['seconds_between_states']:.0f} seconds.",
     ])  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from symground.analysis.gain import gain_interval
 from symground.reports.figures import PALETTE, figure_of, svg_of
+from symground.reports.formats import number, with_interval
 
 #: What is told of, in the order of the table, and what a column of it means.
 KINDS = {
@@ -65,16 +66,16 @@ def markdown(table: pd.DataFrame, dial: str) -> str:
             part = table[(table["model"] == model) & (table[dial] == value)]
             cells = [_last(part[part["kind"] == kind]) for kind in kinds]
             course = part[part["kind"] == "grounding"].sort_values("step")["r2"].dropna()
-            explained = [f"{course.max():.2f}", f"{course.iloc[-1]:.2f}"] if len(course) else ["–", "–"]
+            explained = [number(course.max()), number(course.iloc[-1])] if len(course) else ["–", "–"]
             lines.append(f"| {model} | {value} | {' | '.join([*cells, *explained])} |")
     lines += ["", f"| model | {dial} | step | tokens | matched | mismatched | {' | '.join(heads)} | R² |"]
     lines.append("|---|---|---|---|---|---|" + "---|" * (len(heads) + 1))
     for (model, value, step), part in table.groupby(["model", dial, "step"], sort=True):
         of_kind: dict[str, Any] = {row["kind"]: row for row in part.to_dict("records")}
         own = of_kind["grounding"]
-        cells = [f"{of_kind[kind]['gain']:.2f}" if kind in of_kind else "–" for kind in kinds]
-        r2 = "–" if own["r2"] is None or pd.isna(own["r2"]) else f"{own['r2']:.2f}"
-        surprisals = f"{own['matched']:.2f} | {own['mismatched']:.2f}"
+        cells = [number(of_kind[kind]["gain"]) if kind in of_kind else "–" for kind in kinds]
+        r2 = "–" if own["r2"] is None or pd.isna(own["r2"]) else number(own["r2"])
+        surprisals = f"{number(own['matched'])} | {number(own['mismatched'])}"
         lines.append(f"| {model} | {value} | {step} | {own['tokens']:,} | {surprisals} | {' | '.join(cells)} | {r2} |")
     return "\n".join([*lines, ""])
 
@@ -109,7 +110,7 @@ def silenced_markdown(table: pd.DataFrame, dial: str) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in table.sort_values(["model", dial, "kind", "denominator"]).to_dict("records"):
-        numbers = " | ".join(f"{row[x]:.2f}" for x in ("heads_per_example", "original", "intervened", "control"))
+        numbers = " | ".join(number(row[x]) for x in ("heads_per_example", "original", "intervened", "control"))
         lines.append(f"| {row['model']} | {row[dial]} | {row['kind']} | {row['denominator']} | {numbers} |")
     return "\n".join([*lines, ""])
 
@@ -118,7 +119,7 @@ def _last(part: pd.DataFrame) -> str:
     if part.empty:
         return "–"
     row = part.sort_values("step").to_dict("records")[-1]
-    return f"{row['gain']:.2f} [{row['gain_low']:.2f}, {row['gain_high']:.2f}]"
+    return with_interval(row["gain"], row["gain_low"], row["gain_high"])
 
 
 def curves(table: pd.DataFrame, dial: str) -> str:
