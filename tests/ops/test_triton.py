@@ -155,6 +155,11 @@ def test_every_result_is_as_good_as_eagers(shape: tuple[int, ...], options: str,
     assert_as_good_as_eager(Inputs(*shape), dtype, kw)
 
 
+def test_heads_that_share_keys_read_their_own() -> None:
+    """Two key heads for six query heads, in two examples: a head's number taken modulo gives other keys."""
+    assert_as_good_as_eager(Inputs(2, 6, 2, 17, 20, 16), torch.float32, {"window": 9})
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [128, 200, 256])
 def test_large_heads(size: int, dtype: torch.dtype) -> None:
