@@ -1,16 +1,33 @@
-"""Argument checks shared by the ops: each failure names the argument, what was expected and what came."""
+"""Argument checks shared by the ops: each failure names the argument, what was expected and what came.
+
+Checks that return a value return it in the one form that the implementations read: ids as int64, numbers of numpy as
+Python's. No implementation compares in a narrow integer type, whose numbers would wrap.
+"""
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+#: What the ops compute with. Other floating-point types (float8) are for storage: torch has no arithmetic in them.
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+#: What ids may be stored in: each is read as int64, which holds every number of these but not every one of uint64.
+INTEGER = (
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32,
+)  # fmt: skip
+#: No tensor is as long as this, and sums of it with a position stay within int64.
+LONGEST = 2**31 - 1
+
 
 def is_tensor(name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        raise ValueError(f"{name}: expected a dense tensor, got a nested one or one of layout {value.layout}")
     return value
 
 
@@ -24,13 +41,52 @@ def has_shape(name: str, value: Tensor, dims: str, expected: Sequence[int | None
 
 
 def is_floating(name: str, value: Tensor) -> None:
-    if not is_tensor(name, value).is_floating_point():
-        raise ValueError(f"{name}: expected a floating-point tensor, got {value.dtype}")
+    if is_tensor(name, value).dtype not in FLOATING:
+        expected = "a floating-point tensor (float32, float64, float16 or bfloat16)"
+        raise ValueError(f"{name}: expected {expected}, got {value.dtype}")
 
 
-def is_integer(name: str, value: Tensor) -> None:
-    if is_tensor(name, value).dtype not in (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8):
-        raise ValueError(f"{name}: expected an integer tensor, got {value.dtype}")
+def integers(name: str, value: Tensor) -> Tensor:
+    """``value`` as int64."""
+    if is_tensor(name, value).dtype not in INTEGER:
+        raise ValueError(
+            f"{name}: expected an integer tensor (signed, or unsigned of at most 32 bits), got {value.dtype}"
+        )
+    return value.long()
+
+
+def integer(name: str, value: object, least: int | None = None) -> int:
+    """An integer of Python or numpy, of at least ``least``; True and False are none."""
+    wanted = "an integer" if least is None else f"an integer of at least {least}"
+    if isinstance(value, torch.SymInt):  # a size, in a graph of any length
+        return value  # type: ignore[return-value]
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
+        raise ValueError(f"{name}: expected {wanted}, got {value!r} of type {type(value).__name__}")
+    if least is not None and value < least:
+        raise ValueError(f"{name}: expected {wanted}, got {value}")
+    return int(value)
+
+
+def number(name: str, value: object) -> float:
+    """A finite real number of Python or numpy; True and False are none."""
+    if isinstance(value, (torch.SymFloat, torch.SymInt)):
+        return value  # type: ignore[return-value]
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
+        raise ValueError(f"{name}: expected a number, got {value!r} of type {type(value).__name__}")
+    try:
+        exact = float(value)
+    except OverflowError:
+        exact = math.inf
+    if not math.isfinite(exact):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+    return exact
+
+
+def flag(name: str, value: object) -> bool:
+    """True or False, numpy's too."""
+    if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):
+        raise ValueError(f"{name}: expected True or False, got {value!r} of type {type(value).__name__}")
+    return bool(value)
 
 
 def matches(name: str, value: Tensor, other_name: str, other: Tensor, *, dtype: bool = True) -> None:
@@ -40,25 +96,35 @@ def matches(name: str, value: Tensor, other_name: str, other: Tensor, *, dtype: 
         raise ValueError(f"{name}: expected dtype {other.dtype} as {other_name}, got {value.dtype}")
 
 
-def values(ok: Tensor, message: str) -> None:
-    """Refuse bad values without a host synchronisation on a GPU and without breaking a compiled graph.
+def values(ok: Tensor, message: str, given: Tensor, **sizes: int | str) -> None:
+    """Refuse the entries of ``given`` at which ``ok`` is False.
 
-    Eager CPU tensors raise ValueError; on a GPU, or in a compiled graph, the check is an asynchronous assertion.
+    Eager CPU tensors raise ValueError with the first such entry. On a GPU, or in a compiled graph, the check is an
+    asynchronous assertion, which neither waits for the GPU nor breaks the graph; its message is without numbers, since
+    a graph would be compiled again for each of them. Tensors on the meta device have no values to refuse.
     """
-    if torch.compiler.is_compiling() or ok.is_cuda:
-        torch._assert_async(ok, message)
-    elif not bool(ok):
-        raise ValueError(message)
-
-
-def key_range(value: Tensor | None, batch: int, keys: int, like: Tensor) -> None:
-    if value is None:
+    if ok.is_meta:
         return
+    if torch.compiler.is_compiling() or ok.is_cuda:
+        torch._assert_async(ok.all(), message)
+    elif not bool(ok.all()):
+        where = "".join(f", {name} = {size}" for name, size in sizes.items())
+        came = given.expand(ok.shape + given.shape[ok.ndim :])[~ok][0].tolist()
+        raise ValueError(f"{message}{where}; got {came}")
+
+
+def key_range(value: Tensor | None, batch: int, keys: int, like_name: str, like: Tensor) -> Tensor | None:
+    """The range as int64."""
+    if value is None:
+        return None
     has_shape("key_range", value, "B,2", (batch, 2))
-    is_integer("key_range", value)
-    matches("key_range", value, "q", like, dtype=False)
-    value = value.long()  # narrow types would wrap in the comparison
-    values(((value >= 0) & (value <= keys)).all(), f"key_range: expected values in [0, S] = [0, {keys}]")
+    value = integers("key_range", value)
+    matches("key_range", value, like_name, like, dtype=False)
+    first, last = value[:, 0], value[:, 1]
+    values(
+        (first >= 0) & (first <= last) & (last <= keys), "key_range: expected 0 <= first <= last <= S", value, S=keys
+    )
+    return value
 
 
 def gate(value: Tensor | None, batch: int, heads: int, like: Tensor, many: bool = False) -> None:
@@ -74,27 +140,30 @@ def gate(value: Tensor | None, batch: int, heads: int, like: Tensor, many: bool 
         )
     matches("gate", value, "the heads", like, dtype=False)
     if not many:
-        values(~value.isnan().any(), "gate: expected numbers, got NaN")
+        values(~value.isnan(), "gate: expected numbers, got NaN", value)
 
 
-def groups(name: str, value: Tensor, batch: int, length: int, count: int | None, like: Tensor) -> int:
-    """Check group ids [B,length] (-1 is in no group) and return how many groups there are."""
+def groups(
+    name: str, value: Tensor, batch: int, length: int, count: int | None, like_name: str, like: Tensor
+) -> tuple[Tensor, int]:
+    """Check group ids [B,length] (-1 is in no group): the ids as int64, and how many groups there are."""
     has_shape(name, value, "B,T" if name == "query_groups" else "B,S", (batch, length))
-    is_integer(name, value)
-    matches(name, value, "q", like, dtype=False)
-    value = value.long()  # narrow types would wrap in the comparison
-    if count is None:
+    value = integers(name, value)
+    matches(name, value, like_name, like, dtype=False)
+    if count is not None:
+        count = integer(f"num_{name}", count, 0)
+    elif value.is_meta:
+        raise ValueError(f"num_{name}: expected a number of groups for ids on the meta device, which hold none")
+    else:
         count = max(int(value.max()) + 1, 0) if value.numel() else 0
-    values(
-        ((value >= -1) & (value < count)).all(), f"{name}: expected group ids in [-1, {count - 1}] for {count} groups"
-    )
-    return count
+    values((value >= -1) & (value < count), f"{name}: expected group ids in [-1, G)", value, G=count)
+    return value, count
 
 
-def probe(name: str, value: Tensor, dims: str, expected: Sequence[int], like: Tensor) -> None:
+def probe(name: str, value: Tensor, dims: str, expected: Sequence[int], like_name: str, like: Tensor) -> None:
     has_shape(name, value, dims, expected)
     is_floating(name, value)
-    matches(name, value, "q", like, dtype=False)
+    matches(name, value, like_name, like, dtype=False)
 
 
 def flow_probe(
@@ -102,6 +171,7 @@ def flow_probe(
     query_groups: Tensor | None,
     key_groups: Tensor | None,
     sizes: tuple[int, int, int, int],
+    like_name: str,
     like: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Check a flow probe and its groups for ``sizes`` (B, H, T, S); returns the groups, never one tensor twice."""
@@ -111,8 +181,8 @@ def flow_probe(
     if is_tensor("flow_probe", value).ndim != 4:
         raise ValueError(f"flow_probe: expected shape [B,H,Gq,Gk], got {list(value.shape)}")
     batch, heads, queries, keys = sizes
-    probe("flow_probe", value, "B,H,Gq,Gk", (batch, heads, *value.shape[2:]), like)
-    groups("query_groups", query_groups, batch, queries, value.shape[2], like)
-    groups("key_groups", key_groups, batch, keys, value.shape[3], like)
+    probe("flow_probe", value, "B,H,Gq,Gk", (batch, heads, *value.shape[2:]), like_name, like)
+    query_ids, _ = groups("query_groups", query_groups, batch, queries, value.shape[2], like_name, like)
+    key_ids, _ = groups("key_groups", key_groups, batch, keys, value.shape[3], like_name, like)
     # Autograd functions take no tensor twice in a compiled graph.
-    return query_groups, query_groups.clone() if key_groups is query_groups else key_groups
+    return query_ids, key_ids.clone() if key_ids is query_ids else key_ids

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from symground.ops import _extension
+from symground.ops._layout import adjacent
+from symground.ops._library import define
 from symground.ops._precision import accumulation_dtype
 
 
@@ -40,28 +42,40 @@ def _parameters(
     )
 
 
-@torch.library.custom_op("symground::causal_conv1d_cpu", mutates_args=(), device_types="cpu")
-def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, silu: bool) -> Tensor:
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, silu: bool) -> Tensor:
+    if x.numel() == 0:
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
     given, wide, level, initial = _in_one_dtype(x, weight, bias, initial_state)
     assert given is not None
     assert wide is not None
     out = torch.empty(x.shape, dtype=given.dtype)
-    convolve(_row(given), wide, level, initial, silu, out)
+    convolve(adjacent(given), wide, level, initial, silu, out)
     return out.to(x.dtype)
 
 
-@torch.library.custom_op("symground::causal_conv1d_backward_cpu", mutates_args=(), device_types="cpu")
-def _gradients(
+def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if x.numel() == 0:
+        of_bias = (weight if bias is None else bias).new_zeros(weight.shape[0])
+        return x.new_zeros(x.shape), weight.new_zeros(weight.shape), of_bias
     given, wide, level, initial = _in_one_dtype(x, weight, bias, initial_state)
     assert given is not None
     assert wide is not None
     dx = torch.empty(x.shape, dtype=given.dtype)
     of_weight, of_bias = convolve_backward(
-        _row(grad.to(given.dtype)), _row(given), wide, level, initial, silu, dx
+        adjacent(grad.to(given.dtype)), adjacent(given), wide, level, initial, silu, dx
     )  # fmt: skip
     return dx.to(x.dtype), of_weight.to(weight.dtype), of_bias.to((weight if bias is None else bias).dtype)
+
+
+_CONVOLUTION = "Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state, bool silu"
+_convolution = define(
+    "causal_conv1d", "cpu", _forward, f"({_CONVOLUTION}) -> Tensor", "cpu"
+)  # fmt: skip
+_gradients = define(
+    "causal_conv1d_backward", "cpu", _backward, f"(Tensor grad, {_CONVOLUTION}) -> (Tensor, Tensor, Tensor)", "cpu",
+)  # fmt: skip
 
 
 def _in_one_dtype(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -71,16 +85,12 @@ def _in_one_dtype(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...
     return tuple(None if z is None else z.to(dtype) for z in (x, *others))
 
 
-def _row(x: Tensor) -> Tensor:
-    return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
-
-
-@_convolution.register_fake
+@_convolution.register_fake  # type: ignore[untyped-decorator]
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, silu: bool) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@_gradients.register_fake
+@_gradients.register_fake  # type: ignore[untyped-decorator]
 def _(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,13 +107,13 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*saved)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _back(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     found = _gradients(grad, *ctx.saved_tensors, ctx.silu)
     need = ctx.needs_input_grad[:3]
     return *(g if wanted else None for g, wanted in zip(found, need, strict=True)), None, None
 
 
-_convolution.register_autograd(_backward, setup_context=_setup)
+_convolution.register_autograd(_back, setup_context=_setup)
 
 
 def causal_conv1d_cpu(

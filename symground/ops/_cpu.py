@@ -11,6 +11,7 @@ from torch import Tensor
 
 from symground.ops import _cpu_tiles, _extension
 from symground.ops._cpu_plan import ROW, Group, groups, one_range, rectangles
+from symground.ops._layout import adjacent
 from symground.ops._mixing import Mixing
 from symground.ops._precision import accumulation_dtype
 from symground.ops._registered import Kernels, register
@@ -36,7 +37,8 @@ def _forward(
     out = lse = None
     for part in _parts(q, k, v, causal, key_range, window):
         bias = None if part.valid is None else _additive(part.valid, q)
-        o, m = _flash(part.q, part.k, part.v, 0.0, part.causal, attn_mask=bias, scale=scale)
+        given = (adjacent(x) for x in (part.q, part.k, part.v))
+        o, m = _flash(*given, 0.0, part.causal, attn_mask=bias, scale=scale)
         if part.valid is not None:
             empty = ~part.valid.any(-1)  # that kernel gives them a log-sum-exp of 0
             o, m = o.masked_fill(empty[..., None], 0.0), m.masked_fill(empty, float("-inf"))
@@ -94,7 +96,8 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     plain = gate is None and key_range is None and window is None and (not causal or q.shape[2] == k.shape[2])
     if plain and not saliency and query_groups is None:
-        grads = _flash_backward(grad_out, q, k, v, out, lse, 0.0, causal, scale=scale)
+        given = (adjacent(x) for x in (grad_out, q, k, v))
+        grads = _flash_backward(*given, out, lse, 0.0, causal, scale=scale)
         return *(x.contiguous() for x in grads), None, None
     # One pass for gradients, saliency and flow; and aten's flash would want a mask of size B·T·S.
     form = (gate, causal, scale, key_range, window)

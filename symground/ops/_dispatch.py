@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from symground.ops import _extension
+from symground.ops._autocast import active, without_autocast
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -29,7 +31,8 @@ def choose(op: str, table: Mapping[str, F], impl: str | None, like: Tensor, unas
     """Return the implementation of ``op`` to run.
 
     ``impl=None`` takes the best one in ``table`` that can run on the device and dtype of ``like``, but none of
-    ``unasked``. A named one is returned as named or refused; it is never replaced by another.
+    ``unasked``. A named one is returned as named or refused; it is never replaced by another. What is returned takes a
+    tensor first, and does the same under autocast as without.
 
     Raises:
         ValueError: ``op`` has no such implementation, or it takes no tensors like this.
@@ -38,13 +41,44 @@ def choose(op: str, table: Mapping[str, F], impl: str | None, like: Tensor, unas
     if impl is None:
         order = _PREFERENCE.get(like.device.type, ("reference",))
         able = (name for name in order if name in table and name not in unasked)
-        return table[next(name for name in able if _refusal(name, like) is None)]
-    if impl not in table:
+        impl = next(name for name in able if _refusal(name, like) is None)
+    elif not isinstance(impl, str) or impl not in table:
         raise ValueError(f"impl: ops.{op} has {', '.join(map(repr, sorted(table)))}; got {impl!r}")
-    refusal = _refusal(impl, like)
-    if refusal is not None:
-        raise refusal
-    return table[impl]
+    else:
+        refusal = _refusal(impl, like)
+        if refusal is not None:
+            raise refusal
+    run = table[impl]
+    if forward_ad._current_level >= 0 and impl != "reference":
+        run = _without_tangents(op, impl, run)
+    return without_autocast(run) if active(like.device.type) else run
+
+
+def _without_tangents(op: str, impl: str, run: F) -> F:
+    """``run``, which refuses dual numbers: registered ops have no forward mode, and torch would take theirs for 0.
+
+    Within another of torch.func's transforms a tensor does not tell whether it is one, and is taken for one.
+    """
+    within = len(torch._C._functorch.get_interpreter_stack() or ()) > 1
+
+    def guarded(*args: Any) -> Any:
+        for x in _tensors(args):
+            if within or forward_ad.unpack_dual(x).tangent is not None:
+                raise NotImplementedError(
+                    f"ops.{op}: impl {impl!r} has no derivative in forward mode (torch.func.jvp, jacfwd, hessian, "
+                    "forward_ad); impl='reference', which is plain PyTorch, has it"
+                )
+        return run(*args)
+
+    return guarded  # type: ignore[return-value]
+
+
+def _tensors(args: Iterable[Any]) -> Iterator[Tensor]:
+    for x in args:
+        if isinstance(x, Tensor):
+            yield x
+        elif isinstance(x, tuple):
+            yield from _tensors(x)
 
 
 def _refusal(impl: str, like: Tensor) -> Exception | None:

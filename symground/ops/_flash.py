@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from symground.ops._dispatch import imports
+from symground.ops._layout import adjacent
 from symground.ops._mixing import per_head
 from symground.ops._registered import register
 from symground.ops._triton import triton_kernels
@@ -43,7 +44,7 @@ class FlashAttn:
         from flash_attn.flash_attn_interface import _flash_attn_forward
 
         out, lse, *_ = _flash_attn_forward(
-            *(_adjacent(x).transpose(1, 2) for x in (q, k, v)), dropout_p=0.0, softmax_scale=scale, causal=causal,
+            *(adjacent(x).transpose(1, 2) for x in (q, k, v)), dropout_p=0.0, softmax_scale=scale, causal=causal,
             window_size_left=-1 if window is None else window - 1, window_size_right=0 if causal else -1, softcap=0.0,
             alibi_slopes=None, return_softmax=False,
         )  # fmt: skip
@@ -55,7 +56,7 @@ class FlashAttn:
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         from flash_attn.flash_attn_interface import _flash_attn_backward
 
-        given = [_adjacent(x).transpose(1, 2) for x in (grad, q, k, v, out)]
+        given = [adjacent(x).transpose(1, 2) for x in (grad, q, k, v, out)]
         dq, dk, dv = (torch.empty_like(x) for x in given[1:4])
         _flash_attn_backward(
             *given, lse, dq, dk, dv, dropout_p=0.0, softmax_scale=scale, causal=causal,
@@ -81,7 +82,7 @@ class TorchFlash:
                 f"k: impl 'flash' without the flash-attn package expected S = T = {q.shape[2]} where causal, got "
                 f"S = {k.shape[2]}"
             )
-        given = [_adjacent(x) for x in (q, k, v)]
+        given = [adjacent(x) for x in (q, k, v)]
         out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(*given, 0.0, causal, scale=scale)
         return out, lse
 
@@ -91,15 +92,10 @@ class TorchFlash:
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         unread = torch.empty(2, dtype=torch.uint64, device=q.device)  # the state of a dropout that is off
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_backward(
-            grad, *(_adjacent(x) for x in (q, k, v)), out, lse, None, None, q.shape[2], k.shape[2], 0.0, causal,
+            *(adjacent(x) for x in (grad, q, k, v)), out, lse, None, None, q.shape[2], k.shape[2], 0.0, causal,
             unread, unread, scale=scale,
         )  # fmt: skip
         return dq, dk, dv
-
-
-def _adjacent(x: Tensor) -> Tensor:
-    """These kernels want the numbers of a row side by side."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def flash() -> Flash:

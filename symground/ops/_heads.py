@@ -32,7 +32,7 @@ NOT_A_NUMBER = "gate: expected numbers, got NaN"
 
 
 def check_numbers(gate: Tensor) -> None:
-    check.values(~gate.isnan().any(), NOT_A_NUMBER)
+    check.values(~gate.isnan(), NOT_A_NUMBER, gate)
 
 
 def run(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:

@@ -15,6 +15,8 @@ from torch.nn.functional import softplus
 
 from symground.ops import _extension
 from symground.ops._convolution_cpu import convolve, convolve_backward
+from symground.ops._layout import adjacent
+from symground.ops._library import define
 
 
 class _Sizes:
@@ -35,8 +37,7 @@ class _Sizes:
         return x.unflatten(-1, (self.heads, -1)), b.unflatten(-1, (groups, -1)), c.unflatten(-1, (groups, -1))
 
 
-@torch.library.custom_op("symground::mamba2_inner_cpu", mutates_args=(), device_types="cpu")
-def _inner(
+def _forward(
     projected: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, dt_bias: Tensor, A_log: Tensor, D: Tensor,
     norm_weight: Tensor, groups: int, eps: float, low: float, high: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -56,8 +57,7 @@ def _inner(
     return out, y
 
 
-@torch.library.custom_op("symground::mamba2_inner_backward_cpu", mutates_args=(), device_types="cpu")
-def _gradients(
+def _backward(
     grad: Tensor, projected: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, dt_bias: Tensor, A_log: Tensor,
     D: Tensor, norm_weight: Tensor, y: Tensor, groups: int, eps: float, low: float, high: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -71,7 +71,7 @@ def _gradients(
     of_projected, of_mixed = torch.empty(projected.shape, dtype=projected.dtype), torch.empty_like(mixed)
     of_z, of_xbc, of_dt = sizes.split(of_projected)
     of_x, of_b, of_c = sizes.mixed(of_mixed, groups)
-    of_y, of_skip, of_weight = torch.empty_like(y), torch.empty_like(D), torch.empty_like(norm_weight)
+    of_y, of_skip, of_weight = torch.empty_like(y), D.new_empty(D.shape), norm_weight.new_empty(norm_weight.shape)
     library.gated_norm_backward(
         grad.contiguous(), y, x.flatten(2), D, z, norm_weight, groups, eps, of_y, of_x.flatten(2), of_skip, of_z,
         of_weight,
@@ -88,14 +88,27 @@ def _gradients(
     return of_projected, of_conv, of_conv_bias, of_bias, of_log, of_skip, of_weight
 
 
-@_inner.register_fake
+_PARAMETERS = "Tensor conv_weight, Tensor? conv_bias, Tensor dt_bias, Tensor A_log, Tensor D, Tensor norm_weight"
+_SETTINGS = "int groups, float eps, float low, float high"
+_inner = define(
+    "mamba2_inner", "cpu", _forward, f"(Tensor projected, {_PARAMETERS}, {_SETTINGS}) -> (Tensor, Tensor)", "cpu",
+)  # fmt: skip
+_gradients = define(
+    "mamba2_inner_backward", "cpu", _backward,
+    f"(Tensor grad, Tensor projected, {_PARAMETERS}, Tensor y, {_SETTINGS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "cpu",
+)  # fmt: skip
+
+
+@_inner.register_fake  # type: ignore[untyped-decorator]
 def _(projected: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, dt_bias: Tensor, A_log: Tensor, D: Tensor,
       norm_weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:  # fmt: skip
     out = projected.new_empty(*projected.shape[:2], norm_weight.shape[0])
     return out, torch.empty_like(out)
 
 
-@_gradients.register_fake
+@_gradients.register_fake  # type: ignore[untyped-decorator]
 def _(grad: Tensor, projected: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, dt_bias: Tensor, A_log: Tensor,
       D: Tensor, norm_weight: Tensor, *_: Any) -> tuple[Tensor, ...]:  # fmt: skip
     level = conv_weight.new_empty(conv_weight.shape[0])
@@ -111,13 +124,13 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.settings = inputs[7:]
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _back(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     found = _gradients(grad, *ctx.saved_tensors, *ctx.settings)
     need = ctx.needs_input_grad[:7]
     return *(g if wanted else None for g, wanted in zip(found, need, strict=True)), None, None, None, None
 
 
-_inner.register_autograd(_backward, setup_context=_setup)
+_inner.register_autograd(_back, setup_context=_setup)
 
 
 def mamba2_inner_cpu(
@@ -128,10 +141,12 @@ def mamba2_inner_cpu(
 
     tensors = (projected, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)
     dtypes = {z.dtype for z in tensors if z is not None}
-    if not _built() or dtypes not in ({torch.float32}, {torch.float64}):
-        return mamba2_inner_reference(*tensors, groups, eps, dt_limit)
-    given = projected if projected.stride(2) == 1 else projected.contiguous()
-    out: Tensor = _inner(given, *tensors[1:], groups, eps, *dt_limit)[0]
+    if not _built() or dtypes not in ({torch.float32}, {torch.float64}) or projected.shape[0] == 0:
+        return mamba2_inner_reference(*tensors, groups, eps, dt_limit, impl=None)
+    given = adjacent(projected)
+    # Parameters are small, and the extension reads them side by side.
+    parameters = (None if z is None else z.contiguous() for z in tensors[1:])
+    out: Tensor = _inner(given, *parameters, groups, eps, *dt_limit)[0]
     return out
 
 

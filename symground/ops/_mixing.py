@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from symground.ops import _checks as check
+from symground.ops._functions import product
 from symground.ops._precision import accumulation_dtype
 from symground.ops.heads import gate_heads_reference
 from symground.ops.mask import valid_keys
@@ -54,8 +55,8 @@ class Mixing(NamedTuple):
         return valid_keys(q.shape[2], k.shape[2], self.causal, self.key_range, self.window, q.device)
 
 
-def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> None:
-    """The checks common to every attention op; raises ValueError naming the argument."""
+def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Mixing:
+    """The checks common to every attention op; raises ValueError naming the argument. Returns what they read."""
     causal, scale, key_range, window, gate = mixing
     check.has_shape("q", q, "B,H,T,D", (None,) * 4)
     check.is_floating("q", q)
@@ -68,20 +69,23 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> None:
         raise ValueError(f"k: expected Hk to divide H = {heads}, got Hk = {k.shape[1]}")
     if not 1 <= size <= MAX_HEAD_SIZE:
         raise ValueError(f"q: expected a head size D from 1 to {MAX_HEAD_SIZE}, got {size}")
-    if scale is not None and not isinstance(scale, (int, float)):
-        raise ValueError(f"scale: expected a number or None, got {type(scale).__name__}")
-    if window is not None and (not causal or isinstance(window, bool) or not isinstance(window, int) or window < 1):
-        raise ValueError(
-            f"window: expected an integer of at least 1, with causal=True; got {window!r}, causal={causal}"
-        )
-    check.key_range(key_range, batch, k.shape[2], q)
+    causal = check.flag("causal", causal)
+    if scale is not None:
+        scale = check.number("scale", scale)
+    if window is not None:
+        # The last LONGEST keys are all keys, and positions less a window beyond any length would wrap.
+        window = min(check.integer("window", window, 1), check.LONGEST)
+        if not causal:
+            raise ValueError(f"window: expected an integer of at least 1, with causal=True; got {window}, causal=False")
+    key_range = check.key_range(key_range, batch, k.shape[2], "q", q)
     check.gate(gate, batch, heads, q)
+    return Mixing(causal, scale, key_range, window, gate)
 
 
 def scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
     """[B,H,T,S] scaled products, in at least float32, the key heads repeated over their query heads."""
     dtype = accumulation_dtype(q)
-    return (q.to(dtype) @ repeat_heads(k, q.shape[1]).to(dtype).mT) * scale
+    return product(q.to(dtype), repeat_heads(k, q.shape[1]).to(dtype).mT) * scale
 
 
 def repeat_heads(x: Tensor, heads: int) -> Tensor:
@@ -100,7 +104,7 @@ def signed_saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tens
     s = scores(q, k, mixing.scale_of(q)).masked_fill(~mixing.valid(q, k), float("-inf"))
     empty = lse.isneginf()[..., None]  # rows without a valid key: exp(-inf + inf) would be NaN
     a = torch.exp(s - lse[..., None].masked_fill(empty, 0.0))
-    saliency = a * (grad_out.to(a.dtype) @ repeat_heads(v, q.shape[1]).to(a.dtype).mT)
+    saliency = a * product(grad_out.to(a.dtype), repeat_heads(v, q.shape[1]).to(a.dtype).mT)
     return saliency if mixing.gate is None else saliency * per_head(mixing.gate).to(a.dtype)
 
 
@@ -126,8 +130,8 @@ def group_sums(
     """
     s = saliency.abs()
     in_query, in_key = members(query_groups, num_query, s.dtype), members(key_groups, num_key, s.dtype)
-    rows = in_query[:, None] @ s  # [B,H,Gq,S]
-    return rows @ in_key.mT[:, None], rows.sum(-1), s.sum((-1, -2))
+    rows = product(in_query[:, None], s)  # [B,H,Gq,S]
+    return product(rows, in_key.mT[:, None]), rows.sum(-1), s.sum((-1, -2))
 
 
 def with_flow_probe(

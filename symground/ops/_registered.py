@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from symground.ops._library import define
 from symground.ops._mixing import Mixing
 from symground.ops._precision import accumulation_dtype
 
@@ -67,35 +68,78 @@ class Registered(NamedTuple):
 
 def register(name: str, kernels: Kernels, device_types: str | None) -> Registered:
     """Register ``kernels`` as ``symground::attention_<name>`` and its companions."""
+    kernels = _of_any_size(kernels)
 
-    def define(op: str, function: Callable[..., Any], schema: str) -> Any:
-        return torch.library.custom_op(
-            f"symground::{op}_{name}", function, mutates_args=(), device_types=device_types, schema=schema
-        )
+    def defined(op: str, function: Callable[..., Any], schema: str) -> Any:
+        return define(op, name, function, schema, device_types)
 
     def all_gradients(grad_out: Tensor, *args: Any) -> tuple[Tensor, ...]:
         # A registered op returns tensors only: what was not asked is empty.
         return tuple(grad_out.new_empty(0) if x is None else x for x in kernels.gradients(grad_out, *args))
 
-    forward = define(
+    forward = defined(
         "attention",
         lambda q, k, v, _saliency, _flow, _query, _key, *form: kernels.forward(q, k, v, *form),
         "(Tensor q, Tensor k, Tensor v, Tensor? saliency_probe, Tensor? flow_probe, Tensor? query_groups, "
         f"Tensor? key_groups, {_FORM}) -> (Tensor, Tensor)",
     )
-    backward = define(
+    backward = defined(
         "attention_backward",
         all_gradients,
         f"(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_FORM}, bool inputs, bool saliency, "
         f"{_GROUPS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     )
     after = f"(Tensor q, Tensor k, Tensor v, Tensor grad_out, Tensor lse, {_FORM}"
-    saliency = define("attention_saliency", kernels.saliency, f"{after}, bool signed) -> Tensor")
-    flow = define("attention_flow", kernels.flow, f"{after}, {_GROUPS}, bool matrix) -> (Tensor, Tensor, Tensor)")
-    rows = define("attention_saliency_rows", kernels.rows, f"{after}, Tensor rows) -> Tensor")
+    saliency = defined("attention_saliency", kernels.saliency, f"{after}, bool signed) -> Tensor")
+    flow = defined("attention_flow", kernels.flow, f"{after}, {_GROUPS}, bool matrix) -> (Tensor, Tensor, Tensor)")
+    rows = defined("attention_saliency_rows", kernels.rows, f"{after}, Tensor rows) -> Tensor")
     _fakes(forward, backward, saliency, flow, rows)
     forward.register_autograd(_backward_through(backward), setup_context=_setup)
     return Registered(*_entries(forward, saliency, flow, rows))
+
+
+def _of_any_size(kernels: Kernels) -> Kernels:
+    """``kernels``, which run only where there are queries and keys: without, output, gradients and saliency are 0."""
+
+    def nothing(q: Tensor, k: Tensor) -> bool:
+        return q.numel() == 0 or k.numel() == 0
+
+    def forward(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        if not nothing(q, k):
+            return kernels.forward(q, k, *rest)
+        return q.new_zeros(q.shape), q.new_full(q.shape[:3], float("-inf"), dtype=accumulation_dtype(q))
+
+    def backward(
+        grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest: Any
+    ) -> tuple[Tensor | None, ...]:
+        if not nothing(q, k):
+            return kernels.backward(grad_out, q, k, v, out, lse, *rest)
+        *_, saliency, query_groups, _key_groups, num_query, num_key = rest
+        total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
+        flow = None if query_groups is None else lse.new_zeros(*q.shape[:2], num_query, num_key)
+        return *(x.new_zeros(x.shape) for x in (q, k, v)), total, flow
+
+    def saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, *rest: Any) -> Tensor:
+        if not nothing(q, k):
+            return kernels.saliency(q, k, v, grad_out, lse, *rest)
+        return lse.new_zeros(q.shape[0], q.shape[2], k.shape[2])
+
+    def flow(
+        q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, *rest: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if not nothing(q, k):
+            return kernels.flow(q, k, v, grad_out, lse, *rest)
+        *_, num_query, num_key, _matrix = rest
+        heads = q.shape[:2]
+        return lse.new_zeros(*heads, num_query, num_key), lse.new_zeros(*heads, num_query), lse.new_zeros(heads)
+
+    def rows(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, *rest: Any) -> Tensor:
+        at = rest[-1]
+        if at.numel() and not nothing(q, k):
+            return kernels.rows(q, k, v, grad_out, lse, *rest)
+        return lse.new_zeros(*q.shape[:2], at.shape[1], k.shape[2])
+
+    return Kernels(forward, backward, saliency, flow, rows)
 
 
 def _entries(forward: Any, saliency: Any, flow: Any, rows: Any) -> tuple[Callable[..., Any], ...]:

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from symground.ops import _checks as check
+from symground.ops._functions import product
 from symground.ops._precision import accumulation_dtype
 
 
-def check_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, key_range: Tensor | None) -> None:
-    """The checks common to the SSD ops; raises ValueError naming the argument."""
+def check_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, key_range: Tensor | None) -> Tensor | None:
+    """The checks common to the SSD ops; raises ValueError naming the argument. Returns the range as int64."""
     check.has_shape("x", x, "B,T,H,P", (None,) * 4)
     check.is_floating("x", x)
     batch, length, heads, _ = x.shape
@@ -27,11 +28,12 @@ def check_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, key_range:
         raise ValueError("B: expected a state of at least 1, got N = 0")
     if B.shape[2] == 0 or heads % B.shape[2]:
         raise ValueError(f"B: expected its groups G to divide H = {heads}, got G = {B.shape[2]}")
-    check.key_range(key_range, batch, length, x)
-    check.values((A < 0).all(), "A: expected negative numbers (a decay)")
+    key_range = check.key_range(key_range, batch, length, "x", x)
+    check.values(A < 0, "A: expected negative numbers (a decay)", A)
     # Padding may hold anything; what may not be negative is what is read.
-    outside = False if key_range is None else out_of_range(key_range, length)[..., None]
-    check.values(((dt >= 0) | outside).all(), "dt: expected numbers of at least 0 (after softplus)")
+    ok = dt >= 0 if key_range is None else (dt >= 0) | out_of_range(key_range, length)[..., None]
+    check.values(ok, "dt: expected numbers of at least 0 (after softplus)", dt)
+    return key_range
 
 
 def out_of_range(key_range: Tensor, length: int) -> Tensor:
@@ -69,7 +71,7 @@ def mixing_matrix(dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     # Masked before exp: above the diagonal it would overflow, and its gradient be NaN; on it, where nothing decays, the
     # gradient's two parts would cancel to noise.
     segsum = torch.where(below, total[..., :, None] - total[..., None, :], 0.0).exp().tril()
-    return (c @ b.mT) * segsum * dt.transpose(1, 2)[..., None, :]
+    return product(c, b.mT) * segsum * dt.transpose(1, 2)[..., None, :]
 
 
 def signed_saliency(
@@ -77,7 +79,7 @@ def signed_saliency(
 ) -> Tensor:
     """S_h = M_h ∘ (dY_h x_hᵀ): [B,H,T,T], signed."""
     x, dt, A, B, C = readable(x, dt, A, B, C, key_range)
-    return mixing_matrix(dt, A, B, C) * (grad_y.to(x.dtype).transpose(1, 2) @ x.permute(0, 2, 3, 1))
+    return mixing_matrix(dt, A, B, C) * product(grad_y.to(x.dtype).transpose(1, 2), x.permute(0, 2, 3, 1))
 
 
 def check_grad(x: Tensor, grad_y: Tensor) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from symground.ops._library import define
 from symground.ops._precision import accumulation_dtype
 
 #: x [B,T,H,P], dt [B,T,H], A [H], B and C [B,T,G,N], key_range [B,2]; any strides, dtypes may differ.
@@ -55,28 +56,27 @@ class Registered(NamedTuple):
 
 def register(name: str, kernels: SSDKernels, device_types: str | None) -> Registered:
     """Register ``kernels`` as ``symground::ssd_<name>`` and its companions."""
+    kernels = _of_any_size(kernels)
 
-    def define(op: str, function: Callable[..., Any], schema: str) -> Any:
-        return torch.library.custom_op(
-            f"symground::{op}_{name}", function, mutates_args=(), device_types=device_types, schema=schema
-        )
+    def defined(op: str, function: Callable[..., Any], schema: str) -> Any:
+        return define(op, name, function, schema, device_types)
 
     def gradients(grad_y: Tensor, *args: Any) -> tuple[Tensor, ...]:
         # A registered op returns tensors only: what there is not is empty.
         return tuple(grad_y.new_empty(0) if x is None else x for x in kernels.backward(grad_y, *args))
 
-    forward = define("ssd", kernels.forward, f"({_INPUTS}, Tensor? initial_state) -> (Tensor, Tensor)")
-    backward = define(
+    forward = defined("ssd", kernels.forward, f"({_INPUTS}, Tensor? initial_state) -> (Tensor, Tensor)")
+    backward = defined(
         "ssd_backward",
         gradients,
         f"(Tensor grad_y, Tensor? grad_state, {_INPUTS}, Tensor? initial_state) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     )
-    saliency = define("ssd_saliency", kernels.saliency, f"({_INPUTS}, Tensor grad_y, bool signed) -> Tensor")
-    flow = define(
+    saliency = defined("ssd_saliency", kernels.saliency, f"({_INPUTS}, Tensor grad_y, bool signed) -> Tensor")
+    flow = defined(
         "ssd_flow", kernels.flow, f"({_INPUTS}, Tensor grad_y, {_GROUPS}, bool matrix) -> (Tensor, Tensor, Tensor)"
     )
-    probed = define(
+    probed = defined(
         "ssd_probed",
         lambda y, *_: y.clone(),
         f"(Tensor y, {_INPUTS}, Tensor? saliency_probe, Tensor? flow_probe, Tensor? query_groups, Tensor? key_groups) "
@@ -98,6 +98,36 @@ def register(name: str, kernels: SSDKernels, device_types: str | None) -> Regist
         return y, state
 
     return Registered(run, saliency, run_flow, probed)
+
+
+def _of_any_size(kernels: SSDKernels) -> SSDKernels:
+    """``kernels``, which run only where there are numbers: without, states, gradients and saliency are 0."""
+
+    def exactly(x: Tensor, *shape: int) -> Tensor:
+        return x.new_zeros(shape, dtype=accumulation_dtype(x))
+
+    def forward(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        if x.numel():
+            return kernels.forward(x, dt, A, B, *rest)
+        return x.new_zeros(x.shape), exactly(x, x.shape[0], *x.shape[2:], B.shape[3])
+
+    def backward(grad_y: Tensor, grad_state: Tensor | None, x: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
+        if x.numel():
+            return kernels.backward(grad_y, grad_state, x, *rest)
+        *inputs, _key_range, initial_state = rest
+        return *(z.new_zeros(z.shape) for z in (x, *inputs)), None if initial_state is None else initial_state.clone()
+
+    def saliency(x: Tensor, *rest: Any) -> Tensor:
+        return kernels.saliency(x, *rest) if x.numel() else exactly(x, x.shape[0], x.shape[1], x.shape[1])
+
+    def flow(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+        if x.numel():
+            return kernels.flow(x, *rest)
+        *_, num_query, num_key, _matrix = rest
+        heads = (x.shape[0], x.shape[2])
+        return exactly(x, *heads, num_query, num_key), exactly(x, *heads, num_query), exactly(x, *heads)
+
+    return SSDKernels(forward, backward, saliency, flow)
 
 
 def _fakes(forward: Any, backward: Any, saliency: Any, flow: Any, probed: Any) -> None:

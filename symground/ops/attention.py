@@ -9,6 +9,7 @@ from symground.ops import _checks as check
 from symground.ops._cpu import cpu
 from symground.ops._dispatch import choose
 from symground.ops._flash import flash_ops as flash
+from symground.ops._functions import at_zero, product
 from symground.ops._mixing import Mixing, check_attention, repeat_heads, scores, with_flow_probe
 from symground.ops._triton import triton
 
@@ -57,15 +58,14 @@ def attention(
 
     Source: attention, Vaswani et al. 2017; the saliency, Wang et al. 2023 ("Label words are anchors"), equation 1.
     """
-    mixing = Mixing(causal, scale, key_range, window, gate)
-    check_attention(q, k, v, mixing)
+    mixing = check_attention(q, k, v, Mixing(causal, scale, key_range, window, gate))
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
     if saliency_probe is not None:
-        check.probe("saliency_probe", saliency_probe, "B,T,S", (batch, queries, keys), q)
+        check.probe("saliency_probe", saliency_probe, "B,T,S", (batch, queries, keys), "q", q)
     if flow_probe is not None:
         sizes = (batch, heads, queries, keys)
-        query_groups, key_groups = check.flow_probe(flow_probe, query_groups, key_groups, sizes, q)
+        query_groups, key_groups = check.flow_probe(flow_probe, query_groups, key_groups, sizes, "q", q)
     run = choose("attention", IMPLEMENTATIONS, impl, q)
     return run(q, k, v, mixing, saliency_probe, flow_probe, query_groups, key_groups)
 
@@ -87,9 +87,9 @@ def attention_reference(
     # The lowest finite number, not -inf: a row with no valid key then has a gradient of 0 where -inf would give NaN.
     a = torch.softmax(s.masked_fill(~valid, torch.finfo(s.dtype).min), -1) * valid
     if saliency_probe is not None:
-        a = a * (1 + (saliency_probe - saliency_probe.detach())[:, None])
+        a = a * (1 + at_zero(saliency_probe)[:, None])
     a = with_flow_probe(a, flow_probe, query_groups, key_groups)
-    out = (a @ repeat_heads(v, q.shape[1]).to(a.dtype)).to(q.dtype)
+    out = product(a, repeat_heads(v, q.shape[1]).to(a.dtype)).to(q.dtype)
     return mixing.gated(out), lse
 
 

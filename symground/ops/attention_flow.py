@@ -52,11 +52,12 @@ def attention_flow(
 
     Source: the information flow S_wp, S_pq of Wang et al. 2023, section 2.2, for arbitrary groups, as sums.
     """
-    mixing = Mixing(causal, scale, key_range, window, gate)
-    check_attention(q, k, v, mixing)
+    mixing = check_attention(q, k, v, Mixing(causal, scale, key_range, window, gate))
     check_saliency(q, grad_out, lse)
-    num_query = check.groups("query_groups", query_groups, q.shape[0], q.shape[2], num_query_groups, q)
-    num_key = check.groups("key_groups", key_groups, q.shape[0], k.shape[2], num_key_groups, q)
+    batch, _, queries, _ = q.shape
+    query_groups, num_query = check.groups("query_groups", query_groups, batch, queries, num_query_groups, "q", q)
+    key_groups, num_key = check.groups("key_groups", key_groups, batch, k.shape[2], num_key_groups, "q", q)
+    with_matrix_total = check.flag("with_matrix_total", with_matrix_total)
     run = choose("attention_flow", IMPLEMENTATIONS, impl, q)
     return run(q, k, v, grad_out, lse, query_groups, key_groups, num_query, num_key, with_matrix_total, mixing)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from symground.ops import _checks as check
 from symground.ops._cpu import cpu
 from symground.ops._dispatch import choose
 from symground.ops._flash import flash_ops as flash
@@ -44,9 +45,9 @@ def attention_saliency(
 
     Source: Wang et al. 2023, equation 1, with ∂L/∂A_h = dO_h V_hᵀ.
     """
-    mixing = Mixing(causal, scale, key_range, window, gate)
-    check_attention(q, k, v, mixing)
+    mixing = check_attention(q, k, v, Mixing(causal, scale, key_range, window, gate))
     check_saliency(q, grad_out, lse)
+    signed = check.flag("signed", signed)
     run = choose("attention_saliency", IMPLEMENTATIONS, impl, q)
     return run(q, k, v, grad_out, lse, signed, mixing)
 

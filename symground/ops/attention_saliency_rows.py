@@ -44,13 +44,12 @@ def attention_saliency_rows(
 
     Source: Wang et al. 2023, equation 1, before the sum over heads.
     """
-    mixing = Mixing(causal, scale, key_range, window, gate)
-    check_attention(q, k, v, mixing)
+    mixing = check_attention(q, k, v, Mixing(causal, scale, key_range, window, gate))
     check_saliency(q, grad_out, lse)
     check.has_shape("rows", rows, "B,R", (q.shape[0], None))
-    check.is_integer("rows", rows)
+    rows = check.integers("rows", rows)
     check.matches("rows", rows, "q", q, dtype=False)
-    check.values(((rows >= 0) & (rows < q.shape[2])).all(), f"rows: expected positions in [0, T) = [0, {q.shape[2]})")
+    check.values((rows >= 0) & (rows < q.shape[2]), "rows: expected positions in [0, T)", rows, T=q.shape[2])
     run = choose("attention_saliency_rows", IMPLEMENTATIONS, impl, q)
     return run(q, k, v, grad_out, lse, rows, mixing)
 
@@ -66,7 +65,7 @@ def attention_saliency_rows_reference(
 ) -> Tensor:
     """The specification."""
     saliency = signed_saliency(q, k, v, grad_out, lse, mixing)
-    return saliency.take_along_dim(rows[:, None, :, None].long(), dim=2).to(lse.dtype)
+    return saliency.take_along_dim(rows[:, None, :, None], dim=2).to(lse.dtype)
 
 
 IMPLEMENTATIONS = {

@@ -17,7 +17,7 @@ def candidate_surprisal(
 
     Args:
         hidden: [N,D] final hidden states, after the final norm.
-        weight: [V,D] output embedding, the dtype of hidden.
+        weight: [V,D] output embedding, the dtype of hidden; D at least 1.
         candidates: [K] shared by all rows, or [N,K], int ids in [0, V).
         bias: [V] or None.
         impl: None picks by device.
@@ -31,15 +31,14 @@ def candidate_surprisal(
     Source: surprisal, Shannon 1948; s(w|c) = -log P(w|c) of arXiv 2510.13796.
     """
     check_head(hidden, weight, bias)
-    check_candidates(candidates, hidden.shape[0], hidden, weight.shape[0])
+    candidates = check_candidates(candidates, hidden.shape[0], hidden, weight.shape[0])
     return choose("candidate_surprisal", IMPLEMENTATIONS, impl, hidden)(hidden, weight, candidates, bias)
 
 
 def candidate_surprisal_reference(hidden: Tensor, weight: Tensor, candidates: Tensor, bias: Tensor | None) -> Tensor:
     """The specification."""
     z = logits(hidden, weight, bias)
-    ids = candidates.long().expand(hidden.shape[0], -1)
-    return z.logsumexp(-1, keepdim=True) - z.gather(1, ids)
+    return z.logsumexp(-1, keepdim=True) - z.gather(1, candidates.expand(hidden.shape[0], -1))
 
 
 IMPLEMENTATIONS = {"reference": candidate_surprisal_reference, "cpu": cpu.surprisal, "triton": triton.surprisal}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv1d, silu
+from torch.nn.functional import silu
 
 from symground.ops import _checks as check
 from symground.ops._causal_conv1d import causal_conv1d_package, suits
 from symground.ops._convolution_cpu import causal_conv1d_cpu
 from symground.ops._dispatch import choose
+from symground.ops._precision import accumulation_dtype
 
 
 def causal_conv1d(
@@ -63,11 +64,13 @@ def causal_conv1d_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, activation: str | None
 ) -> Tensor:
     """The specification."""
-    dtype, taps = torch.promote_types(x.dtype, weight.dtype), weight.shape[1]
-    before = x.new_zeros(x.shape[0], taps - 1, x.shape[2]) if initial_state is None else initial_state
-    whole = torch.cat([before.to(dtype), x.to(dtype)], 1).transpose(1, 2)  # [B,C,K-1+T]
-    y = conv1d(whole, weight.to(dtype)[:, None], None if bias is None else bias.to(dtype), groups=x.shape[2])
-    return (silu(y) if activation else y).transpose(1, 2).to(x.dtype)
+    (batch, length, channels), taps = x.shape, weight.shape[1]
+    before = x.new_zeros(batch, taps - 1, channels) if initial_state is None else initial_state
+    dtype = torch.promote_types(accumulation_dtype(x), before.dtype)
+    whole = torch.cat([before.to(dtype), x.to(dtype)], 1)  # [B,K-1+T,C]
+    level = x.new_zeros(()) if bias is None else bias
+    y = sum((weight[:, k] * whole[:, k : k + length] for k in range(taps)), level)
+    return (silu(y) if activation else y).to(x.dtype)
 
 
 IMPLEMENTATIONS = {

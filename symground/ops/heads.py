@@ -11,9 +11,8 @@ from torch import Tensor
 from symground.ops import _checks as check
 from symground.ops import _extension, _heads
 from symground.ops._dispatch import choose
+from symground.ops._functions import differentiable
 from symground.ops._precision import accumulation_dtype
-
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def gate_heads(x: Tensor, gate: Tensor, fill: Tensor | None = None, *, impl: str | None = None) -> Tensor:
@@ -39,8 +38,7 @@ def gate_heads(x: Tensor, gate: Tensor, fill: Tensor | None = None, *, impl: str
     one?"), section 2.2.
     """
     check.has_shape("x", x, "B,T,H,D", (None,) * 4)
-    if check.is_tensor("x", x).dtype not in DTYPES:
-        raise ValueError(f"x: expected float32, float64, float16 or bfloat16, got {x.dtype}")
+    check.is_floating("x", x)
     check.gate(check.is_tensor("gate", gate), x.shape[0], x.shape[2], x, many=True)  # its values in the op
     shape = torch.Size((*gate.shape[:-2], *x.shape))
     if fill is not None:
@@ -58,21 +56,42 @@ def gate_heads(x: Tensor, gate: Tensor, fill: Tensor | None = None, *, impl: str
 class _GateHeads(torch.autograd.Function):
     """Forward picks x or fill where the gate is exactly 1 or 0; the gradient is that of the formula everywhere."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
-        out = _heads.plain(x, gate, fill)
-        _heads.save(ctx, (x, gate, fill), out)
-        return out
+    def forward(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
+        return _heads.plain(x, gate, fill)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _heads.save(ctx, inputs, output)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _heads.gradients(_heads.plain, ctx, *grads)
+        return _heads.gradients(_gate_heads, ctx, *grads)
+
+    @staticmethod
+    def tangent(ctx: Any, of_x: Tensor | None, of_gate: Tensor | None, of_fill: Tensor | None) -> Tensor:
+        x, gate, fill = ctx.saved_tensors
+        change = x.new_zeros(())
+        if of_x is not None:
+            change = change + _gate_heads(of_x, gate, None)
+        if of_fill is not None:
+            change = change + _gate_heads(torch.zeros_like(x), gate, of_fill)
+        if of_gate is not None:
+            change = change + of_gate[..., None, :, None] * (x if fill is None else x - fill)
+        tangent: Tensor = change.to(x.dtype)
+        return tangent
+
+
+_gate_heads = differentiable(_GateHeads)
 
 
 def gate_heads_reference(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
     """The specification."""
     _heads.check_numbers(gate)
-    out: Tensor = _GateHeads.apply(x, gate, fill)
+    out: Tensor = _gate_heads(x, gate, fill)
     return out
 
 

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from symground.ops import _checks as check
 from symground.ops._dispatch import choose
-from symground.ops._vocabulary import check_candidates
+from symground.ops._functions import product
+from symground.ops._precision import accumulation_dtype
+from symground.ops._vocabulary import check_candidates, check_head
 from symground.ops._vocabulary_cpu import cpu
 from symground.ops._vocabulary_triton import triton
 from symground.ops.candidate_surprisal import candidate_surprisal_reference
@@ -44,12 +46,9 @@ def lens_surprisal(
 
     Source: tuned lens, Belrose et al. 2023, equation 6 (affine residual translators); logit lens, nostalgebraist 2020.
     """
-    check.has_shape("hidden", hidden, "L,N,D", (None, None, None))
-    check.is_floating("hidden", hidden)
+    check_head(hidden, weight, bias, "L,N,D")
     layers, rows, size = hidden.shape
-    check.has_shape("weight", weight, "V,D", (None, size))
-    check.matches("weight", weight, "hidden", hidden)
-    check_candidates(candidates, rows, hidden, weight.shape[0])
+    candidates = check_candidates(candidates, rows, hidden, weight.shape[0])
     if not callable(norm):
         raise ValueError(f"norm: expected a function or module [N,D] → [N,D], got {type(norm).__name__}")
     if translators is not None:
@@ -59,9 +58,6 @@ def lens_surprisal(
         check.has_shape("translators", translators[1], "L,D", (layers, size))
         for part in translators:
             check.matches("translators", part, "hidden", hidden)
-    if bias is not None:
-        check.has_shape("bias", bias, "V", (weight.shape[0],))
-        check.matches("bias", bias, "hidden", hidden)
     return choose("lens_surprisal", IMPLEMENTATIONS, impl, hidden)(hidden, translators, norm, weight, candidates, bias)
 
 
@@ -76,8 +72,20 @@ def lens_surprisal_reference(
     """The specification."""
     if translators is not None:
         w, b = translators
-        hidden = hidden + hidden @ w.mT + b[:, None]
-    return torch.stack([candidate_surprisal_reference(norm(h), weight, candidates, bias) for h in hidden])
+        hidden = hidden + product(hidden, w.mT) + b[:, None]
+    found = [candidate_surprisal_reference(_normed(norm, h), weight, candidates, bias) for h in hidden]
+    return (
+        torch.stack(found)
+        if found
+        else hidden.new_empty(*hidden.shape[:2], candidates.shape[-1], dtype=accumulation_dtype(hidden))
+    )
+
+
+def _normed(norm: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    normed = norm(rows)
+    check.has_shape("norm", normed, "N,D", tuple(rows.shape))
+    check.matches("norm", normed, "hidden", rows)
+    return normed
 
 
 def _in_one_pass(surprisal: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -94,11 +102,11 @@ def _in_one_pass(surprisal: Callable[..., Tensor]) -> Callable[..., Tensor]:
         layers, rows, size = hidden.shape
         if translators is not None:
             w, b = translators
-            hidden = hidden + torch.baddbmm(b[:, None], hidden, w.mT)
+            hidden = hidden + product(hidden, w.mT).add_(b[:, None])
         if candidates.ndim == 2:
             candidates = candidates.repeat(layers, 1)
-        out = surprisal(norm(hidden.reshape(layers * rows, size)), weight, candidates, bias)
-        return out.view(layers, rows, -1)
+        out = surprisal(_normed(norm, hidden.reshape(layers * rows, size)), weight, candidates, bias)
+        return out.view(layers, rows, candidates.shape[-1])
 
     return run
 

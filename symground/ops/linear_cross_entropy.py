@@ -26,7 +26,7 @@ def linear_cross_entropy(
 
     Args:
         hidden: [N,D] final hidden states.
-        weight: [V,D] output embedding, the dtype of hidden.
+        weight: [V,D] output embedding, the dtype of hidden; D at least 1.
         targets: [N] int ids in [0, V), or ``ignore_index``.
         bias: [V] or None.
         ignore_index: a target of this value counts neither in the sum nor in the mean.
@@ -43,12 +43,14 @@ def linear_cross_entropy(
     """
     check_head(hidden, weight, bias)
     check.has_shape("targets", targets, "N", (hidden.shape[0],))
-    check.is_integer("targets", targets)
+    targets = check.integers("targets", targets)
     check.matches("targets", targets, "hidden", hidden, dtype=False)
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
+    ignore_index = check.integer("ignore_index", ignore_index)
     known = (targets == ignore_index) | ((targets >= 0) & (targets < weight.shape[0]))
-    check.values(known.all(), f"targets: expected ids in [0, V) = [0, {weight.shape[0]}) or {ignore_index}")
+    sizes = {"V": weight.shape[0], "ignore_index": ignore_index}
+    check.values(known, "targets: expected ids in [0, V) or ignore_index", targets, **sizes)
     run = choose("linear_cross_entropy", IMPLEMENTATIONS, impl, hidden)
     return run(hidden, weight, targets, bias, ignore_index, reduction)
 
@@ -57,7 +59,7 @@ def linear_cross_entropy_reference(
     hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int, reduction: str
 ) -> Tensor:
     """The specification."""
-    z, targets = logits(hidden, weight, bias), targets.long()
+    z = logits(hidden, weight, bias)
     total = torch.nn.functional.cross_entropy(z, targets, ignore_index=ignore_index, reduction="sum")
     return total if reduction == "sum" else total / (targets != ignore_index).sum().clamp(min=1)
 

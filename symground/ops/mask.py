@@ -39,7 +39,8 @@ def key_range_of(mask: Tensor) -> Tensor:
     positions = torch.arange(valid.shape[1], device=valid.device)
     contiguous = (positions >= first[:, None]) & (positions < last[:, None])
     check.values(
-        (contiguous == valid).all(),
+        (contiguous == valid).all(-1),
         "attention_mask: expected the valid tokens of each example to be contiguous (padding at the ends only)",
+        mask,
     )
     return torch.stack((first, last), -1)

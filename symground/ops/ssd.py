@@ -9,6 +9,7 @@ from torch import Tensor
 from symground.ops import _checks as check
 from symground.ops import _mamba_ssm
 from symground.ops._dispatch import choose
+from symground.ops._functions import at_zero, product
 from symground.ops._mixing import with_flow_probe
 from symground.ops._ssd import check_ssd, decay, mixing_matrix, readable
 from symground.ops._ssd_cpu import cpu
@@ -72,17 +73,18 @@ def ssd(
     Source: Dao and Gu 2024 ("Transformers are SSMs"), section 6, the quadratic dual form; the saliency, Wang et al.
     2023 ("Label words are anchors"), equation 1, with M in place of the attention matrix.
     """
-    check_ssd(x, dt, A, B, C, key_range)
+    key_range = check_ssd(x, dt, A, B, C, key_range)
     batch, length, heads, size = x.shape
     if initial_state is not None:
         check.has_shape("initial_state", initial_state, "B,H,P,N", (batch, heads, size, B.shape[3]))
         check.is_floating("initial_state", initial_state)
         check.matches("initial_state", initial_state, "x", x, dtype=False)
     if saliency_probe is not None:
-        check.probe("saliency_probe", saliency_probe, "B,T,T", (batch, length, length), x)
+        check.probe("saliency_probe", saliency_probe, "B,T,T", (batch, length, length), "x", x)
     if flow_probe is not None:
         sizes = (batch, heads, length, length)
-        query_groups, key_groups = check.flow_probe(flow_probe, query_groups, key_groups, sizes, x)
+        query_groups, key_groups = check.flow_probe(flow_probe, query_groups, key_groups, sizes, "x", x)
+    return_state = check.flag("return_state", return_state)
     run = choose("ssd", IMPLEMENTATIONS, impl, x, () if _mamba_ssm.suits(x) else ("mamba_ssm",))
     inputs, probes = (x, dt, A, B, C, key_range), (saliency_probe, flow_probe, query_groups, key_groups)
     y, state = run(*inputs, initial_state, *probes)
@@ -98,15 +100,15 @@ def ssd_reference(
     x, dt, A, B, C = readable(x, dt, A, B, C, key_range)
     m, x = mixing_matrix(dt, A, B, C), x.transpose(1, 2)  # [B,H,T,T], [B,H,T,P]
     if saliency_probe is not None:
-        m = m * (1 + (saliency_probe - saliency_probe.detach())[:, None])
-    y = with_flow_probe(m, flow_probe, query_groups, key_groups) @ x
+        m = m * (1 + at_zero(saliency_probe)[:, None])
+    y = product(with_flow_probe(m, flow_probe, query_groups, key_groups), x)
     b, c = (z.repeat_interleave(heads // z.shape[2], 2).transpose(1, 2) for z in (B, C))  # [B,H,T,N]
     total = decay(dt, A)  # [B,H,T]
     left = (total[..., -1:] - total).exp() * dt.transpose(1, 2)
-    state = (x * left[..., None]).mT @ b  # [B,H,P,N]
+    state = product((x * left[..., None]).mT, b)  # [B,H,P,N]
     if initial_state is not None:
         h = initial_state.to(dt.dtype)
-        y = y + total.exp()[..., None] * (c @ h.mT)
+        y = y + total.exp()[..., None] * product(c, h.mT)
         state = state + total[..., -1].exp()[..., None, None] * h
     return y.transpose(1, 2).to(out_dtype), state
 

@@ -47,10 +47,12 @@ def ssd_flow(
 
     Source: Wang et al. 2023, section 2.2, with M of Dao and Gu 2024 in place of the attention matrix.
     """
-    check_ssd(x, dt, A, B, C, key_range)
+    key_range = check_ssd(x, dt, A, B, C, key_range)
     check_grad(x, grad_y)
-    num_query = check.groups("query_groups", query_groups, x.shape[0], x.shape[1], num_query_groups, x)
-    num_key = check.groups("key_groups", key_groups, x.shape[0], x.shape[1], num_key_groups, x)
+    batch, length = x.shape[:2]
+    query_groups, num_query = check.groups("query_groups", query_groups, batch, length, num_query_groups, "x", x)
+    key_groups, num_key = check.groups("key_groups", key_groups, batch, length, num_key_groups, "x", x)
+    with_matrix_total = check.flag("with_matrix_total", with_matrix_total)
     run = choose("ssd_flow", IMPLEMENTATIONS, impl, x)
     groups = (query_groups, key_groups, num_query, num_key)
     return run(x, dt, A, B, C, key_range, grad_y, *groups, with_matrix_total)

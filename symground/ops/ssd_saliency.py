@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from symground.ops import _checks as check
 from symground.ops._dispatch import choose
 from symground.ops._ssd import check_grad, check_ssd, signed_saliency
 from symground.ops._ssd_cpu import cpu
@@ -38,8 +39,9 @@ def ssd_saliency(
 
     Source: Wang et al. 2023, equation 1, with M of Dao and Gu 2024 in place of the attention matrix.
     """
-    check_ssd(x, dt, A, B, C, key_range)
+    key_range = check_ssd(x, dt, A, B, C, key_range)
     check_grad(x, grad_y)
+    signed = check.flag("signed", signed)
     return choose("ssd_saliency", IMPLEMENTATIONS, impl, x)(x, dt, A, B, C, key_range, grad_y, signed)
 
 

@@ -328,5 +328,5 @@ def test_saliency_refuses_a_gradient_of_another_shape() -> None:
         ops.attention_saliency(q, k, v, torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 4))
     with pytest.raises(ValueError, match=r"rows: expected positions in \[0, T\)"):
         ops.attention_saliency_rows(q, k, v, q, torch.zeros(1, 2, 4), torch.tensor([[4]]))
-    with pytest.raises(ValueError, match=r"query_groups: expected group ids in \[-1, 0\] for 1 groups"):
+    with pytest.raises(ValueError, match=r"query_groups: expected group ids in \[-1, G\), G = 1; got 1"):
         ops.attention_flow(q, k, v, q, torch.zeros(1, 2, 4), torch.ones(1, 4).long(), torch.ones(1, 4).long(), 1, 2)

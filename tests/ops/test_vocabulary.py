@@ -191,7 +191,7 @@ def test_lens_reads_each_layer_through_its_translator() -> None:
     [
         ("candidates: expected at least one", lambda h, w: ops.candidate_surprisal(h, w, torch.empty(0).long())),
         (
-            r"candidates: expected ids in \[0, V\) = \[0, 5\)",
+            r"candidates: expected ids in \[0, V\), V = 5; got 5",
             lambda h, w: ops.candidate_surprisal(h, w, torch.tensor([5])),
         ),
         ("candidates: expected shape", lambda h, w: ops.candidate_surprisal(h, w, torch.zeros(2, 1).long())),
