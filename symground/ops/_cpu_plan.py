@@ -65,7 +65,8 @@ def groups(
         low, high, bounds = 0, keys, None
         if key_range is not None:
             bounds = key_range[start:stop]
-            low, high = int(bounds[:, 0].min()), int(bounds[:, 1].max())
+            low = max(0, int(bounds[:, 0].min()))
+            high = max(low, min(keys, int(bounds[:, 1].max())))  # ranges may be empty, first > last
         examples, bounds = slice(start, stop), None if one_range(bounds) else bounds
         for n, (of_query, of_key) in enumerate(_open_heads(is_open[start], heads // key_heads)):
             yield Group(examples, of_query, of_key, low, high, bounds, n == 0)

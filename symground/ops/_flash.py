@@ -13,7 +13,7 @@ from torch import Tensor
 
 from symground.ops._dispatch import imports
 from symground.ops._layout import adjacent
-from symground.ops._mixing import per_head
+from symground.ops._mixing import per_head, with_positive_scale
 from symground.ops._registered import register
 from symground.ops._triton import triton_kernels
 
@@ -110,6 +110,7 @@ def _forward(
         raise ValueError("key_range: impl 'flash' expected None, since these kernels take no padding; got a tensor")
     if q.shape[3] % 8:
         raise ValueError(f"q: impl 'flash' expected a head size D that is a multiple of 8, got {q.shape[3]}")
+    q, scale = with_positive_scale(q, scale)
     out, lse = flash().forward(q, k, v, causal, scale, window)
     # Rows that see no key: these kernels say +inf.
     return _gated(out, gate).contiguous(), lse.masked_fill(lse == float("inf"), float("-inf")).contiguous()
@@ -123,8 +124,11 @@ def _backward(
     if gate is not None:  # they want the output that belongs to their gradient: the head's own
         out = _gated(out, torch.where(gate == 0, 0.0, 1 / gate))
     finite = lse.masked_fill(lse.isneginf(), float("inf"))
-    grads = flash().backward(_gated(grad_out, gate), q, k, v, out, finite, causal, scale, window)
-    return *(x.contiguous() for x in grads), None, None
+    given, positive = with_positive_scale(q, scale)
+    dq, dk, dv = flash().backward(_gated(grad_out, gate), given, k, v, out, finite, causal, positive, window)
+    if scale <= 0:  # what it is to the given queries, it is to q with the sign of the scale
+        dq = -dq if scale else dq * 0
+    return *(x.contiguous() for x in (dq, dk, dv)), None, None
 
 
 def _gated(x: Tensor, gate: Tensor | None) -> Tensor:

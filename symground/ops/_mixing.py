@@ -72,6 +72,8 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Mixing:
     causal = check.flag("causal", causal)
     if scale is not None:
         scale = check.number("scale", scale)
+        if abs(scale) > torch.finfo(accumulation_dtype(q)).max:
+            raise ValueError(f"scale: expected a number that is finite in {accumulation_dtype(q)}, or None; got {scale}")
     if window is not None:
         # The last LONGEST keys are all keys, and positions less a window beyond any length would wrap.
         window = min(check.integer("window", window, 1), check.LONGEST)
@@ -80,6 +82,17 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Mixing:
     key_range = check.key_range(key_range, batch, k.shape[2], "q", q)
     check.gate(gate, batch, heads, q)
     return Mixing(causal, scale, key_range, window, gate)
+
+
+def with_positive_scale(q: Tensor, scale: float) -> tuple[Tensor, float]:
+    """Queries and a scale above 0 that give the same scores.
+
+    Other libraries' flash kernels mask with -inf before they scale, or take a row's maximum before: a negative scale
+    would turn that around, and 0 make NaN of it.
+    """
+    if scale > 0:
+        return q, scale
+    return (-q, -scale) if scale else (q * 0, 1.0)
 
 
 def scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
