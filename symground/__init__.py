@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from symground.analysis.sweep import sweep_heads as sweep_heads
     from symground.analysis.trace import trace as trace
     from symground.models.attach import attach as attach
+    from symground.models.attach import detach as detach
     from symground.models.load import load as load
     from symground.models.load import load_processor as load_processor
     from symground.models.load import load_tokenizer as load_tokenizer
@@ -47,13 +48,13 @@ _HOMES = {
         "lens_gain", "monitor", "pope_scores", "probes", "score", "score_to_parquet", "stability", "steer", "steering",
         "sweep_heads", "trace", "trace_memory",
     ),
-    "symground.models": ("attach", "load", "load_processor", "load_tokenizer"),
+    "symground.models": ("attach", "detach", "load", "load_processor", "load_tokenizer"),
     "symground.reports": ("draw_patches", "report"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "TunedLens", "ablate", "answers", "attach", "cooccurrence", "draw_patches", "find_heads", "gain",
+    "TunedLens", "ablate", "answers", "attach", "cooccurrence", "detach", "draw_patches", "find_heads", "gain",
     "image_questions", "intervene", "lens_gain", "load", "load_processor", "load_tokenizer", "monitor", "ops",
     "pope_scores", "probes", "report", "score", "score_to_parquet", "stability", "steer", "steering", "sweep_heads",
     "trace", "trace_memory",
@@ -75,4 +76,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted(__all__)  # what is offered; the modules beneath are imported by their names

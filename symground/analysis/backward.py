@@ -144,7 +144,9 @@ def run_pass(
         torch.where(batch.query_groups < 0, num_query, batch.query_groups),
         torch.where(batch.key_groups < 0, num_key, batch.key_groups),
     )
-    half = head.weight.dtype == torch.float16
+    kind = head.weight.device.type
+    lowered = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
+    half = torch.float16 in (head.weight.dtype, lowered)
     probes = _Probes(results, at, _SCALE if half else 1.0)
     with ExitStack() as stack, torch.enable_grad():
         stack.callback(probes.clear)
@@ -174,7 +176,8 @@ def run_pass(
         wanted = len(probes.leaves)
         if surprisal.requires_grad:
             total = surprisal.sum() * (_SCALE if half else 1.0)
-            torch.autograd.backward(total, inputs=probes.leaves)
+            with torch.autocast(kind, enabled=False):  # the way back has the types of the way there
+                torch.autograd.backward(total, inputs=probes.leaves)
     if probes.reached < wanted:
         raise ValueError(
             "model: the gradient does not reach every layer's attention; if activation checkpointing is on, "

@@ -1,6 +1,6 @@
 """Modules that show their heads: presets, loading, and making a model traceable."""
 
-from symground.models.attach import attach, mixers
+from symground.models.attach import attach, detach, mixers
 from symground.models.images import set_images
 from symground.models.interface import register
 from symground.models.load import load, load_processor, load_tokenizer
@@ -17,6 +17,7 @@ __all__ = [
     "Tap",
     "attach",
     "create",
+    "detach",
     "load",
     "load_processor",
     "load_tokenizer",

@@ -24,6 +24,8 @@ NAME = "symground"
 UNPADDED = "symground-unpadded"
 #: Attention variants that change the scores in a way `ops.attention` has no argument for.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+#: What is added to a score to hide its key: beside any score that is not hidden its weight is 0 exactly.
+_HIDES = -1e4
 
 
 def key_range_mask(
@@ -37,15 +39,17 @@ def key_range_mask(
     device: torch.device | str = "cpu",
     **kwargs: Any,
 ) -> Tensor | None:
-    """The mask as key ranges [B,1,1,2]: first and one-past-last valid key of each example; None when all are valid.
+    """The mask as key ranges [B,1,1+W,2]: first and one-past-last valid key of each example; None when all are valid.
 
-    With a cache of fixed size [B,1,1,3], the third being how many of its keys are in use. Four dimensions, since
-    transformers passes such a mask on as it is; int64, which no other mask is. A sliding window is no part of it: the
-    layer tells it to the attention function.
+    With a cache of fixed size the last dimension is 3, the third number being how many of its keys are in use. Four
+    dimensions, since transformers passes such a mask on as it is; int64, which no other mask is. W is a sliding window
+    that hides keys from a query, else 0, and says which window the layer has to tell the attention function; where all
+    keys are valid and there is a window, the last dimension is 0. The numbers of one example are stored once.
 
     Raises:
         ValueError: a mask that is not causal, with or without a window, with padding on one side or both.
     """
+    window = None
     if mask_function is not causal_mask_function:
         window = kwargs.get("local_size")
         if window is None or not _is_window(mask_function, window, q_length, kv_length):
@@ -59,7 +63,11 @@ def key_range_mask(
         used = torch.as_tensor(used, device=device).expand(batch_size)
         first, last = (torch.zeros_like(used), used) if found is None else found.unbind(-1)
         found = torch.stack([first, torch.minimum(last, used), used], -1)
-    return None if found is None else found[:, None, None]
+    hides = 0 if window is None or window >= kv_length else int(window)
+    if found is None and not hides:
+        return None
+    found = torch.empty(batch_size, 0, dtype=torch.int64, device=device) if found is None else found
+    return found[:, None, None].expand(-1, -1, 1 + hides, -1)
 
 
 def _is_window(mask_function: Any, window: int, queries: int, keys: int) -> bool:
@@ -95,15 +103,21 @@ def attention_forward(
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
             raise ValueError(f"{type(module).__name__}: symground's attention does not support {name}")
-    key_range, in_use = _ranges(attention_mask, len(query))
+    device = query.device.type
+    if torch.is_autocast_enabled(device):  # as it casts what scaled_dot_product_attention is given
+        query, key, value = (_lowered(x, torch.get_autocast_dtype(device)) for x in (query, key, value))
+        with torch.autocast(device, enabled=False):
+            return attention_forward(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
+    causal = getattr(module, "is_causal", True)
     window = kwargs.get("sliding_window")
+    window = None if window is None or window >= key.shape[2] else int(window)
+    key_range, in_use = _ranges(module, attention_mask, query, key, causal, window)
     if in_use is not None and (query.shape[2] > 1 or window is not None):
         # Causal is aligned to the last key. A single query sees what the range says, and no GPU is waited for.
         key, value = (x[:, :, : int(in_use)] for x in (key, value))
-    window = None if window is None or window >= key.shape[2] else int(window)
+        window = None if window is None or window >= key.shape[2] else window
     tap = tap_of(module)
     check_batch(tap, len(query))
-    causal = getattr(module, "is_causal", True)
     if dropout > 0 and not tap.idle:
         raise ValueError("model: tracing and ablation need model.eval(), or an attention dropout of 0")
     if tap.mix is not None:
@@ -140,40 +154,77 @@ def attention_forward(
     return shown(tap, out.transpose(1, 2)).contiguous(), None  # some models go on by view
 
 
-def _ranges(mask: Tensor | None, batch: int) -> tuple[Tensor | None, Tensor | None]:
-    """What `key_range_mask` made: key ranges [B,2], and of a cache of fixed size how many keys are in use."""
-    if mask is None:
-        return None, None
-    if not is_key_range(mask) or len(mask) != batch:
+def _lowered(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """What autocast makes of an argument."""
+    return x if x.dtype == torch.float64 else x.to(dtype)
+
+
+def _ranges(
+    module: nn.Module, mask: Tensor | None, query: Tensor, key: Tensor, causal: bool, window: int | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """A layer's mask as key ranges [B,2], and of a cache of fixed size how many keys are in use.
+
+    Raises:
+        ValueError: a mask that was made for another window than the layer tells, or one that symground does not
+            support.
+    """
+    if mask is not None and not _is_key_range(mask):
+        return _range_of_pairs(mask, query, key, causal, window), None
+    made = getattr(getattr(module, "config", None), "_attn_implementation", None) != UNPADDED
+    meant = 0 if mask is None else mask.shape[2] - 1
+    if made and meant != (window or 0):
+        has, told = (f"a sliding window of {w} keys" if w else "no sliding window" for w in (meant, window))
         raise ValueError(
-            f"attention_mask: expected [B,S] with padding at the ends, or none; got shape {list(mask.shape)}"
+            f"model: its attention mask has {has}, and {type(module).__name__} tells the attention function of {told}; "
+            "symground does not support this model: model.set_attn_implementation('sdpa')"
         )
+    if mask is None or not mask.shape[3]:
+        return None, None
+    if len(mask) != len(query):
+        raise ValueError(f"attention_mask: expected {len(query)} examples, got {len(mask)}")
     found = mask[:, 0, 0]
     return found[:, :2], found[0, 2] if found.shape[1] == 3 else None
 
 
-def is_key_range(mask: Tensor) -> bool:
+def _is_key_range(mask: Tensor) -> bool:
     """Whether a mask is one that `key_range_mask` made."""
-    return mask.dtype == torch.int64 and mask.ndim == 4 and tuple(mask.shape[1:]) in ((1, 1, 2), (1, 1, 3))
+    return mask.dtype == torch.int64 and mask.ndim == 4 and mask.shape[1] == 1 and mask.shape[3] in (0, 2, 3)
 
 
-def padding_of(mask: Tensor) -> Tensor:
-    """A mask for all pairs [B,1 or H,T,S], bool or added to the scores, as the mask [B,S] of valid keys.
+def _range_of_pairs(mask: Tensor, query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tensor:
+    """A mask of all pairs [B or 1,H or 1,T,S], bool or added to the scores, as key ranges [B,2].
 
     Raises:
-        ValueError: one that is more than causal with padding at the ends.
+        ValueError: one that biases scores, or that is more than causal, with this layer's window, with padding at the
+            ends.
     """
-    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-    queries, keys = seen.shape[-2:]
-    valid = seen[:, 0, -1]  # [B,S] what the last query sees
-    expected = valid_keys(queries, keys, True, None, None, mask.device) & valid[:, None, None]
+    queries, keys = query.shape[2], key.shape[2]
+    floats = mask.is_floating_point()
+    if mask.ndim != 4 or tuple(mask.shape[2:]) != (queries, keys) or not (floats or mask.dtype == torch.bool):
+        raise ValueError(
+            f"attention_mask: expected [B,S], or bools or floats for all pairs [B,H,{queries},{keys}]; got "
+            f"{list(mask.shape)} {mask.dtype}"
+        )
+    seen = mask == 0 if floats else mask
+    if floats and not bool((seen | (mask <= _HIDES)).all()):
+        biased = mask[~(seen | (mask <= _HIDES))][0].item()
+        raise ValueError(
+            f"attention_mask: symground's attention takes no bias of scores: expected 0 (seen) or at most {_HIDES:g} "
+            f"(hidden) for each pair, got {biased:g}; model.set_attn_implementation('sdpa') computes it untraced"
+        )
+    each = torch.arange(keys, device=mask.device)
+    # Of each key, the last query that has it in its window: no padding of the text before it.
+    last = (each + (keys if window is None else window) - 1).clamp(max=keys - 1) - (keys - queries)
+    valid = seen[:, 0, last.clamp(min=0), each] & (last >= 0)  # [B,S]
+    expected = valid_keys(queries, keys, causal, None, window, mask.device) & valid[:, None, None]
     rows = valid[:, None, keys - queries :, None]  # what padding sees counts nowhere
     if not bool(((seen == expected) | ~rows).all()):
+        wanted = "causal masks" if window is None else f"causal masks with this layer's window of {window} keys and"
         raise ValueError(
-            f"attention_mask: symground supports causal masks with padding at the ends only; this mask of shape "
-            f"{list(mask.shape)} is another"
+            f"attention_mask: symground supports {wanted} with padding at the ends only, and this mask of shape "
+            f"{list(mask.shape)} hides other pairs; model.set_attn_implementation('sdpa') computes it untraced"
         )
-    return valid
+    return key_range_of(valid).expand(len(query), -1)
 
 
 def register() -> None:

@@ -104,17 +104,22 @@ class LSTMModel(LSTMPreTrainedModel):
         """
         embedded = self.embedding(input_ids)  # [B,T,D]
         if attention_mask is None or bool(attention_mask.all()):
-            out, state = self.lstm(embedded, cache)
+            out, state = self._recurred(embedded, cache)
             return LSTMOutput(self.norm(out), LSTMState(*state) if use_cache else None)
         if use_cache or cache is not None:
             raise ValueError("cache: the LSTM goes on from its state in rows without padding only")
         # Valid tokens are rolled to the front, so that the state starts at the first of them, and rolled back after.
         length = input_ids.shape[1]
-        first = attention_mask.int().argmax(-1)  # [B]
+        first = attention_mask.bool().int().argmax(-1)  # [B]
         index = (torch.arange(length, device=input_ids.device) + first[:, None]) % length
-        rolled = self.lstm(embedded.take_along_dim(index[..., None], 1))[0]
+        rolled, _ = self._recurred(embedded.take_along_dim(index[..., None], 1))
         back = (torch.arange(length, device=input_ids.device) - first[:, None]) % length
         return LSTMOutput(self.norm(rolled.take_along_dim(back[..., None], 1)))
+
+    def _recurred(self, embedded: Tensor, state: LSTMState | None = None) -> Any:
+        """The LSTM's outputs [B,T,D] and its state, in its weights' type: a CPU has no LSTM of mixed types."""
+        with torch.autocast(embedded.device.type, enabled=False):
+            return self.lstm(embedded.to(self.norm.weight.dtype), state)
 
 
 class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):

@@ -53,7 +53,7 @@ class MambaMixer(Mamba2Mixer):
         key_range = None if attention_mask is None else key_range_of(attention_mask)
         z, xbc, dt = self.in_proj(hidden_states).split([self.intermediate_size, self.conv_dim, heads], -1)
         if attention_mask is not None:  # or the convolution would carry padding into the text
-            xbc = xbc * attention_mask[..., None].to(xbc.dtype)
+            xbc = xbc * attention_mask[..., None].bool()  # a number above 1 is a valid token too
         before = None
         if cache is not None:
             before = self._remember(cache, xbc, key_range)
@@ -109,6 +109,13 @@ def mamba_mixers(model: PreTrainedModel) -> tuple[Mixer, ...]:
                 module.__class__ = MambaMixer
             found.append(Mixer(module.layer_idx, module.num_heads, module))
     return tuple(found)
+
+
+def give_back_mamba(model: nn.Module) -> None:
+    """The Mamba-2 mixers of a model as :func:`mamba_mixers` found them."""
+    for module in model.modules():
+        if type(module) is MambaMixer:
+            object.__setattr__(module, "__class__", Mamba2Mixer)
 
 
 def initialize_decay(model: nn.Module, slowest: float, fastest: float) -> None:
