@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
+from symground.analysis.arguments import check_asked, check_weights, positions_of
 from symground.analysis.probes import Probes
-from symground.analysis.questions import Asked, ImageQuestions
+from symground.analysis.questions import Asked
 from symground.analysis.scan import scan
 from symground.folders import read_json, replacing, write_json
 from symground.models.images import id_limit
@@ -81,6 +82,8 @@ def score_to_parquet(
         ValueError: what :func:`symground.score` refuses, or a folder that holds other things, or scores of another
             model or of other probes.
     """
+    check_weights(model)
+    check_asked(probes)
     folder = Path(path)
     key = {"probes": probes.fingerprint(), "model": _fingerprint(model)}
     done = _done(folder, key)
@@ -170,13 +173,10 @@ def check_deterministic(model: PreTrainedModel) -> None:
 
 def check_fits(model: PreTrainedModel, probes: Asked, images: bool = False) -> None:
     """Refuse probes that the model, or an analysis without ``images``, cannot read, and a model whose dropout is on."""
+    check_weights(model)
+    check_asked(probes, images=images)
     check_deterministic(model)
-    if isinstance(probes, ImageQuestions) and not images:
-        raise ValueError(
-            "probes: this reads text alone; questions about images are for trace, intervene, monitor, steering, answers"
-        )
-    text = model.config.get_text_config()
-    positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    positions = positions_of(model)
     tokens, context = probes.longest
     if positions is not None and tokens > positions:
         raise ValueError(f"probes: context {context} has {tokens} tokens, the model has {positions} positions")

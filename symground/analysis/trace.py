@@ -11,15 +11,28 @@ import xarray as xr
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from symground.analysis.arguments import (
+    check_asked,
+    check_inputs,
+    check_length,
+    check_mapping,
+    check_trace,
+    check_weights,
+    ids_of,
+    mask_of,
+    readable_ids,
+    tensor_of,
+)
 from symground.analysis.backward import Pass, Results, gradient_x_input, run_pass
 from symground.analysis.heads import PATCHES
 from symground.analysis.probes import Examples, Probes
 from symground.analysis.questions import Asked, ImageQuestions
 from symground.analysis.score import check_deterministic, check_fits
-from symground.models import mixers
+from symground.models import mixers, readout
 from symground.progress import progress
 
 PREDICTION = "prediction"
+_KEYWORDS = ("targets", "attention_mask", "groups", "saliency", "rows", "batch_size", "checkpoint", "offload")
 _DIMS = {
     "surprisal": ("example",),
     "saliency": ("example", "layer", "query", "key"),
@@ -54,8 +67,8 @@ def trace(
 
     Args:
         model: attached (:func:`symground.attach`) and in evaluation, or with an attention dropout of 0.
-        input_ids: [B,T]; or examples of probes, which have their own targets and groups; or probes, or questions about
-            images, for their matched examples.
+        input_ids: [B,T], a tensor, an array or lists; or examples of probes, which have their own targets and groups;
+            or probes, or questions about images, for their matched examples.
         targets: [B] ids predicted at p.
         attention_mask: [B,T], 1 for valid tokens, padding at the ends; None: all valid.
         groups: name → [B,T] bool masks that do not overlap. All are key groups; as query groups they come after
@@ -66,8 +79,8 @@ def trace(
         batch_size: examples per pass.
         checkpoint: keep only what each layer is given, and run it once more on the way back.
         offload: what is kept waits in host memory (with models on a GPU).
-        model_inputs: further inputs of the model, as a processor gives them; of several batches tensors have B as their
-            first dimension.
+        model_inputs: further inputs of the model, named parameters of its base model's forward, as a processor gives
+            them; of several batches tensors have B as their first dimension.
 
     Returns:
         A Dataset with named coordinates: surprisal (example), nats; saliency (example, layer, query, key), |Σ_h S_h|;
@@ -81,14 +94,20 @@ def trace(
         ``attrs`` say so.
 
     Raises:
-        ValueError: shapes that do not fit, overlapping groups, a model with dropout on, or with a surprisal or a flow
-            that is not finite, as a float16 model's that overflows.
+        ValueError: shapes that do not fit, ids outside the vocabulary, overlapping groups, a cache, a model with
+            dropout on, without weights, or with a surprisal or a flow that is not finite, as a float16 model's that
+            overflows.
+        TypeError: a keyword that is neither one of these nor an input of the model.
         RuntimeError: called inside torch.inference_mode().
 
     Source: Wang et al. 2023 (saliency), arXiv 2510.13796 (flow into the prediction position), Shrikumar et al. 2016
     ("Not just a black box", gradient × input).
     """
+    check_weights(model)
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     layers = mixers(model)
+    check_inputs(model, model_inputs, "symground.trace", _KEYWORDS)
     if torch.is_inference_mode_enabled():
         raise RuntimeError("trace takes a gradient and cannot run inside torch.inference_mode()")
     labels: dict[str, Any] = {}
@@ -98,6 +117,10 @@ def trace(
     else:
         check_deterministic(model)
     if isinstance(input_ids, Examples):
+        given = {"targets": targets, "attention_mask": attention_mask, "groups": groups, **model_inputs}
+        if any(value is not None for value in given.values()):
+            name = next(name for name, value in given.items() if value is not None)
+            raise ValueError(f"{name}: probes and questions bring their own; expected none beside them")
         examples = input_ids
         ids, p, wanted = examples.input_ids, examples.prediction, examples.targets
         query_masks, key_masks = examples.query_masks, examples.key_masks
@@ -107,13 +130,22 @@ def trace(
     else:
         if targets is None:
             raise ValueError("targets: expected the ids [B] to predict, got None")
-        ids, wanted = input_ids, targets
-        _check_inputs(ids, wanted, attention_mask)
+        if isinstance(input_ids, str) or not hasattr(input_ids, "__len__"):
+            check_asked(input_ids, "input_ids", images=True)
+        ids = ids_of(input_ids, "input_ids", 2, readable_ids(model))
+        check_length(model, ids.shape[1], "input_ids")
+        wanted = ids_of(targets, "targets", 1, readout(model).weight.shape[0]).to(ids.device)
+        if len(wanted) != len(ids):
+            raise ValueError(f"targets: expected shape [B] = [{len(ids)}], got {list(wanted.shape)}")
+        if attention_mask is not None:
+            attention_mask = mask_of(attention_mask, "attention_mask", ids.shape).to(ids.device)
+            if not bool(attention_mask.any(-1).all()):
+                raise ValueError("attention_mask: expected at least one valid token in every example")
         position = torch.arange(ids.shape[1], device=ids.device)
         valid = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         p = (valid * position).amax(-1)
         groups = image_group(model, ids) if groups is None else groups
-        key_masks = {name: _check_group(name, mask, ids) & valid for name, mask in groups.items()}
+        key_masks = {n: _check_group(n, mask, ids) & valid for n, mask in check_mapping(groups, "groups").items()}
         at_p = position == p[:, None]
         query_masks = {PREDICTION: at_p, **{name: mask & ~at_p for name, mask in key_masks.items()}}
         inputs = _inputs_of(model_inputs, attention_mask, len(ids), batch_size)
@@ -172,17 +204,6 @@ def _group_ids(masks: Mapping[str, Tensor], ids: Tensor) -> Tensor:
     return torch.where(stacked.any(0), stacked.int().argmax(0), -1)
 
 
-def _check_inputs(ids: Tensor, targets: Tensor, attention_mask: Tensor | None) -> None:
-    if ids.ndim != 2:
-        raise ValueError(f"input_ids: expected shape [B,T], got {list(ids.shape)}")
-    if tuple(targets.shape) != (ids.shape[0],):
-        raise ValueError(f"targets: expected shape [B] = [{ids.shape[0]}], got {list(targets.shape)}")
-    if attention_mask is not None and attention_mask.shape != ids.shape:
-        raise ValueError(f"attention_mask: expected shape {list(ids.shape)}, got {list(attention_mask.shape)}")
-    if attention_mask is not None and not bool(attention_mask.any(-1).all()):
-        raise ValueError("attention_mask: expected at least one valid token in every example")
-
-
 def image_group(model: PreTrainedModel, ids: Tensor) -> dict[str, Tensor]:
     """{"image": [B,T] where ids are placeholders of images}; empty for a model without such a token or ids without."""
     token = getattr(model.config, "image_token_id", None)
@@ -190,12 +211,14 @@ def image_group(model: PreTrainedModel, ids: Tensor) -> dict[str, Tensor]:
     return {} if places is None or not bool(places.any()) else {"image": places}
 
 
-def _check_group(name: str, mask: Tensor, ids: Tensor) -> Tensor:
+def _check_group(name: str, mask: Any, ids: Tensor) -> Tensor:
     if name == PREDICTION:
         raise ValueError(f"groups: {PREDICTION!r} is the prediction position itself; choose another name")
+    mask = tensor_of(mask, f"groups[{name!r}]")
     if mask.shape != ids.shape:
         raise ValueError(f"groups[{name!r}]: expected shape {list(ids.shape)}, got {list(mask.shape)}")
-    return mask.bool().to(ids.device)
+    found: Tensor = mask.bool().to(ids.device)
+    return found
 
 
 def saliency_by_region(traced: xr.Dataset) -> xr.DataArray:
@@ -203,6 +226,7 @@ def saliency_by_region(traced: xr.Dataset) -> xr.DataArray:
 
     Regions are the key groups and "other", the context's remaining tokens. Each is the sum of I over its keys.
     """
+    check_trace(traced, "traced")
     _check_saliency(traced)
     at_p = traced.saliency.isel(query=traced.prediction)  # (example, layer, key)
     groups = traced.key_group.values.tolist()
