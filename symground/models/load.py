@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
-from symground.folders import checkpoint_folder, checkpoint_steps, images_of, is_run, study_of
+from symground.folders import checkpoint_folder, checkpoint_steps, images_of, is_run, read_json, runs_of, study_of
 from symground.models import lstm  # noqa: F401  (registers the architecture)
 from symground.models.attach import attach
 from symground.models.images import set_images
@@ -23,38 +29,55 @@ from symground.models.mamba_ssm import is_mamba_ssm, load_mamba_ssm
 from symground.optional import require
 from symground.sealed import SUMS, damage
 
+T = TypeVar("T")
+#: As the hub has them; some are of no owner.
+_ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".json")
+#: Attention that comes with torch or with symground: a configuration may name a repository of kernels instead.
+_AT_HAND = (None, "eager", "sdpa", "flex_attention", "symground")
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "half": torch.float16, "fp32": torch.float32,
+           "float": torch.float32, "fp64": torch.float64, "double": torch.float64}  # fmt: skip
+
 
 def load(
     path: str | Path,
     step: int | None = None,
     *,
-    device: str | None = None,
-    dtype: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
     device_map: Any = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a model, attach it, and set it to evaluation; a run's is given the images of its study.
 
     A causal language model, or one that reads images and text (LLaVA, Qwen-VL, …), whose text decoder is attached.
 
     Args:
-        path: a run's folder, a folder in Hugging Face layout or as the mamba-ssm package saves its Mamba-2, or a
-            model's name on the hub.
+        path: a run's folder, a folder in Hugging Face layout or as the mamba-ssm package saves its Mamba-2, a .gguf
+            file (with the gguf package), or a model's name on the hub, with its owner or, as "gpt2", without. What
+            exists here is what is meant.
         step: which checkpoint of the run; None takes its last.
         device: where to put it; None leaves it on the CPU.
-        dtype: of the weights, such as "bfloat16"; None leaves it to transformers.
+        dtype: of the weights, such as "bfloat16" ("bf16"), or "auto"; None leaves it to transformers.
         device_map: spreads the layers over devices and host memory ("auto", or what accelerate takes), in place of
             ``device``; needs the accelerate package.
+        trust_remote_code: run the code that comes with the model, where it has any. Nothing asks for it, and an
+            attention kernel that the model's configuration names is not fetched.
 
     Raises:
-        FileNotFoundError: a run without checkpoints, a study whose images are gone, or a path that does not exist.
-        ValueError: a step that the run has no checkpoint of (lists those it has), a ``step`` for something that is not
-            a run, weights that are damaged (names the file), or both a ``device`` and a ``device_map``.
-        ImportError: a ``device_map`` without accelerate.
+        FileNotFoundError: a run without checkpoints, a study whose images are gone, or what neither exists here nor on
+            the hub.
+        ValueError: a study (names its runs), a step that the run has no checkpoint of (lists those it has), a ``step``
+            for something that is not a run, weights that are damaged (names the file) or elsewhere than in the folder,
+            a dtype of no floating-point numbers, a model that needs code of its own, or one that cannot be attached, or
+            both a ``device`` and a ``device_map``.
+        ImportError: a ``device_map`` without accelerate, a .gguf file without gguf.
     """
     if device is not None and device_map is not None:
         raise ValueError("device_map: it says where everything is; expected no device beside it")
     if device_map is not None:
         require("accelerate", "models spread over devices", "symground[spread]")
+    numbers = _dtype(dtype)
     folder = Path(path)
     images: Path | None = None
     if is_run(folder):
@@ -67,18 +90,24 @@ def load(
         folder = checkpoint_folder(folder, steps[-1] if step is None else step)
     elif step is not None:
         raise ValueError(f"step: {path} is not a run (no checkpoints/ beside a config.json), so it has no steps")
-    elif folder.is_dir() and not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is neither a run nor a model: it has no config.json")
+    elif folder.is_dir():
+        _check_model_folder(folder)
     else:
         _check_there(path)
     wrong = damage(folder) if folder.is_dir() else None
     if wrong is not None:
         raise ValueError(f"{folder}: damaged, {wrong}; remove its {SUMS} if the change was meant")
-    source = folder if folder.is_dir() else str(path)
     try:
-        mamba_ssm = folder.is_dir() and is_mamba_ssm(folder)
-        how = {name: x for name, x in (("dtype", dtype), ("device_map", device_map)) if x is not None}
-        model = load_mamba_ssm(folder) if mamba_ssm else _auto(source).from_pretrained(source, **how)
+        if folder.is_dir() and is_mamba_ssm(folder):
+            if device_map is not None:
+                raise ValueError(f"device_map: {folder} is mamba-ssm's, which is loaded whole; use device")
+            model: PreTrainedModel = load_mamba_ssm(folder)
+            model = model.to(numbers) if isinstance(numbers, torch.dtype) else model
+        else:
+            how = {name: x for name, x in (("dtype", numbers), ("device_map", device_map)) if x is not None}
+            model = _from_hub(
+                path, lambda: _pretrained(folder if folder.exists() else str(path), trust_remote_code, how)
+            )
     except Exception as error:
         if type(error).__name__ == "SafetensorError":
             raise ValueError(f"{folder}: its weights are damaged or cut short ({error})") from error
@@ -92,30 +121,113 @@ def load(
     return model.to(device) if device else model  # type: ignore[arg-type]
 
 
-def _check_there(path: str | Path) -> None:
-    """Refuse what is neither a folder nor may be a name on the hub."""
-    folder = Path(path)
-    if not folder.exists() and (folder.is_absolute() or len(folder.parts) != 2 or Path(folder.parts[0]).exists()):
-        raise FileNotFoundError(f"{path} does not exist, and is no model's name on the hub (owner/name)")
-
-
-def _auto(source: str | Path) -> Any:
-    """The class that reads a model: one with a vision tower is none of the causal language models."""
-    config = AutoConfig.from_pretrained(source)
+def _pretrained(source: str | Path, trust: bool, how: dict[str, Any]) -> PreTrainedModel:
+    """What transformers loads, without following what its files name elsewhere."""
+    place, where = _source(source)
+    config = AutoConfig.from_pretrained(place, trust_remote_code=trust, **where)
+    if where and hasattr(transformers, "GgufConfig"):  # or newer versions fetch a kernel, and keep weights packed
+        how = {**how, "quantization_config": transformers.GgufConfig(dequantize=True)}
+    _keep_to(config)
+    # One with a vision tower is none of the causal language models.
     sees = hasattr(config, "vision_config") and type(config) in AutoModelForImageTextToText._model_mapping
-    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    model: PreTrainedModel = kind.from_pretrained(place, config=config, trust_remote_code=trust, **where, **how)
+    return model
 
 
-def load_processor(path: str | Path) -> Any:
+def _source(path: str | Path) -> tuple[str | Path, dict[str, str]]:
+    """What transformers takes for a path: of a .gguf file its folder, and its name."""
+    file = Path(path)
+    if file.suffix.lower() != ".gguf" or not file.is_file():
+        return path, {}
+    require("gguf", "models in GGUF form", "symground[gguf]")
+    return file.parent, {"gguf_file": file.name}
+
+
+def _keep_to(config: PreTrainedConfig) -> None:
+    """Have a configuration, and those within it, name no attention but such as is at hand."""
+    if config._attn_implementation not in _AT_HAND:
+        config._attn_implementation_internal = None
+    for name in config.sub_configs:
+        if getattr(config, name, None) is not None:
+            _keep_to(getattr(config, name))
+
+
+def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype | None:
+    if dtype is None or dtype == "auto":
+        return dtype
+    found = _DTYPES.get(dtype, getattr(torch, dtype, None)) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(
+            f"dtype: expected a type of floating-point numbers, such as 'bfloat16', 'float16' or 'float32', or 'auto'; "
+            f"got {dtype!r}"
+        )
+    return found
+
+
+def _check_model_folder(folder: Path) -> None:
+    """Refuse a folder that holds no model, or whose files name weights outside of it."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is neither a run nor a model: it has no config.json")
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or not {"model_type", "ssm_cfg", "auto_map", "architectures"} & set(config):
+        try:
+            runs = ", ".join(map(str, runs_of(folder)))
+        except FileNotFoundError:
+            raise ValueError(
+                f"{folder}: its config.json is not that of a model, since it names no model_type"
+            ) from None
+        raise ValueError(f"{folder} is a study; symground.load takes one of its runs: {runs}")
+    for index in sorted(folder.glob("*.index.json")):
+        found = read_json(index)
+        weights = found.get("weight_map") if isinstance(found, dict) else None
+        if not isinstance(weights, dict):
+            raise ValueError(f"{index}: expected a weight_map from weights to files")
+        for name in sorted(set(map(str, weights.values()))):
+            if any(path.is_absolute() or path.anchor or ".." in path.parts for path in _paths(name)):
+                raise ValueError(f"{index}: it names the file {name!r}, outside of the model's folder")
+
+
+def _paths(name: str) -> tuple[PurePosixPath, PureWindowsPath]:
+    return PurePosixPath(name), PureWindowsPath(name)
+
+
+def _check_there(path: str | Path) -> None:
+    """Refuse what is neither there nor may be a name on the hub."""
+    file = Path(path)
+    if file.is_file() and file.suffix.lower() != ".gguf":
+        raise ValueError(f"{path} is a file; expected a folder with a config.json, a .gguf file, or a name on the hub")
+    named = _ON_HUB.fullmatch(str(path)) and not str(path).lower().endswith(_FILES)
+    if not str(path) or not (file.exists() or named):
+        raise FileNotFoundError(f"{path} does not exist, and is no model's name on the hub (owner/name, or name)")
+
+
+def _from_hub(path: str | Path, get: Callable[[], T]) -> T:
+    """What ``get`` gives; where it is asked of the hub in vain, the error says that nothing is here either."""
+    try:
+        return get()
+    except OSError as error:
+        if Path(path).exists():
+            raise
+        raise FileNotFoundError(
+            f"{path} does not exist here, and the hub gives no model of that name: {error}"
+        ) from error
+
+
+def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     """The processor of a vision-language model: a folder, or a model's name on the hub.
 
+    Args:
+        path: the folder or the name.
+        trust_remote_code: run the code that comes with it, where it has any.
+
     Raises:
-        FileNotFoundError: a path that does not exist.
+        FileNotFoundError: what neither exists here nor on the hub.
         ValueError: what is there is no processor of images and text.
     """
     _check_there(path)
     try:
-        processor = AutoProcessor.from_pretrained(path)
+        processor = _from_hub(path, lambda: AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code))
     except (OSError, ValueError) as error:  # what a folder lacks of one, if not a hub that does not answer
         if not Path(path).is_dir():
             raise
@@ -125,10 +237,28 @@ def load_processor(path: str | Path) -> Any:
     return processor
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a study, or of a run in it. FileNotFoundError when there is none."""
-    for folder in (Path(path), study_of(path)):
-        if (folder / "tokenizer.json").is_file():
-            tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
-            return tokenizer
-    raise FileNotFoundError(f"{path}: no tokenizer.json there or in the study above it")
+def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
+    """The tokenizer of a study, of a run in it, of a model's folder, of a .gguf file, or of a name on the hub.
+
+    Args:
+        path: the folder, the file or the name. What exists here is what is meant.
+        trust_remote_code: run the code that comes with it, where it has any.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ImportError: a .gguf file without the gguf package.
+    """
+    here = Path(path)
+    if here.is_dir():
+        for folder in (here, study_of(here)):
+            if (folder / "tokenizer.json").is_file():
+                tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+                return tokenizer
+        if not any((here / name).is_file() for name in ("tokenizer_config.json", "tokenizer.model", "vocab.json")):
+            raise FileNotFoundError(f"{path}: no tokenizer.json there or in the study above it")
+    _check_there(path)
+    place, where = _source(path)
+    found: PreTrainedTokenizerFast = _from_hub(
+        path, lambda: AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **where)
+    )
+    return found
