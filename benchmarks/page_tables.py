@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks import scaling
 from benchmarks.bench import amount, machine_line, ratio_of
 from benchmarks.training_peers import GIVEN_BACK, KEPT, PEERS, SHAPES, STAGE, Shape
-from symground.reports.formats import number, stars, with_interval
+from symground.reports.formats import FEW, control_cell, number, stars, with_interval
 from symground.reports.sections.causal import STUDY_INTERVENTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,7 +96,7 @@ def study() -> str:
         if row["model"] == "gpt2-12l" or row["step"] == max(r["step"] for r in rows):
             lines.append(
                 f"| {row['model']} | {row['step']:,} | {row['heads_per_example']:.2f} | {row['mean_layer']:.2f} | "
-                f"{row['intervened']:.2f}{stars(row['p'])} | {row['control']:.2f} ± {row['control_sd']:.2f} | "
+                f"{row['intervened']:.2f}{stars(row['p'])} | {control_cell({'short': None} | row | {'examples': 1})} | "
                 f"{row['original']:.2f} |"
             )
     return "\n".join(lines)
@@ -185,11 +185,12 @@ def childes() -> str:
     of_row = {"kind": "aggregate", "denominator": "row"}
     (silenced,) = (row for row in found["interventions"] if of_row.items() <= row.items())
     many = f"{silenced['heads_per_example']:.1f} of 16, by the row; three of the contexts"
+    random = control_cell(silenced)
+    beside = random if random == FEW else f"as many random heads to {random}"
     return "\n".join([
         *lines, "",
         f"Silencing each example's own aggregate heads ({many}) takes {number(silenced['original'])} to "
-        f"{number(silenced['intervened'])} nats, as many random heads to {number(silenced['control'])} ± "
-        f"{number(silenced['control_sd'])}.",
+        f"{number(silenced['intervened'])} nats, {beside}.",
     ])  # fmt: skip
 
 

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from symground.analysis.heads import HeadSet
 
 MATCHES = (None, "layer", "norm")
+#: In more than this share of the examples there may not be fewer controls than were asked for: a comparison with them
+#: would be one with fewer heads than were silenced, and often with the same ones in every draw.
+SHORT = 0.1
 #: A control's output is at most so many times as long as the selected head's, and at least 1 / so many times.
 NORM_RATIO = 1.25
 
@@ -72,6 +75,17 @@ class Controls:
             low, high = norm[own[at]] / NORM_RATIO, norm[own[at]] * NORM_RATIO
             chosen |= _some(rng, [h for h in self._rest[i] if low <= norm[h] <= high and h not in chosen], 1)
         return frozenset(chosen)
+
+
+def enough(short: float | None, examples: float = 1.0) -> bool:
+    """Whether controls can be compared with: at most the share `SHORT` of the examples lacked some.
+
+    Args:
+        short: in how many of the examples there were fewer controls than were asked for; None or NaN, not known, counts
+            as few.
+        examples: how many there are; 1 where ``short`` is a share of them.
+    """
+    return short is None or not short > SHORT * examples
 
 
 def _some(rng: np.random.Generator, heads: list[Pair], count: int) -> HeadSet:

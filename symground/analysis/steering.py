@@ -56,8 +56,9 @@ def steering(
     Returns:
         A DataFrame, a row per factor, 1 (the model as it is) among them: factor; accuracy, the share of examples whose
         likeliest word is in the scene; control and control_sd, the same with random heads, mean and standard deviation
-        over draws; p, McNemar's exact test against the model as it is; surprisal, of the word in the scene (nats);
-        heads_per_example, examples, contexts, nouns, draws, among, denominator.
+        over draws, NaN where there was no other head to draw in any example; short, the examples in which, in the worst
+        draw, there were fewer controls than heads; p, McNemar's exact test against the model as it is; surprisal, of the
+        word in the scene (nats); heads_per_example, examples, contexts, nouns, draws, among, denominator.
 
     Raises:
         ValueError: no factor, fewer than one draw or two contexts, or what trace refuses.
@@ -76,13 +77,16 @@ def steering(
     wanted = sorted({1.0, *map(float, factors)})
     with progress("steering", len(wanted)) as bar:
         for factor in wanted:
-            drawn = [random.draw(rng)[0] for _ in range(draws)]
+            drawn, short = zip(*(random.draw(rng) for _ in range(draws)), strict=True)
             ours = _steered(model, examples, among, piece.heads, factor, batch_size)
             controls = [_steered(model, examples, among, h, factor, batch_size).right.mean() for h in drawn]
+            if any(piece.heads) and not any(own for heads in drawn for own in heads):
+                controls = [np.nan] * draws
             rows.append(
                 {
                     "factor": factor, "accuracy": ours.right.mean(), "control": np.mean(controls),
-                    "control_sd": np.std(controls, ddof=1) if draws > 1 else np.nan, "p": _mcnemar(before, ours),
+                    "control_sd": np.std(controls, ddof=1) if draws > 1 else np.nan, "short": max(map(sum, short)),
+                    "p": _mcnemar(before, ours),
                     "surprisal": ours.surprisal.mean(),
                 }
             )  # fmt: skip

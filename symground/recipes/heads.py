@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from symground.analysis.answers import answers, pope_scores
+from symground.analysis.controls import enough
 from symground.analysis.intervene import intervene
 from symground.analysis.monitor import monitor
 from symground.analysis.null import share_table
@@ -224,11 +225,24 @@ def summary(folder: Path) -> str:
     for name, title in _TITLES.items():
         if name in read:
             table = read[name]
+            if {"control", "short"} <= set(table.columns):
+                table = _compared(table)
             if name == "heads":
                 table = table[table["denominator"] == "row"].sort_values("share", ascending=False).head(8)
             kept = [column for column in _SHOWN.get(name, table.columns) if column in table]
             lines += [title, table[kept].to_string(index=False, float_format="{:.3f}".format, na_rep="-"), ""]
     return "\n".join(lines)
+
+
+def _compared(table: pd.DataFrame) -> pd.DataFrame:
+    """A table without what random heads did in rows where there were too few to draw from."""
+    rows = table[["short", "examples"]].itertuples(index=False)
+    few = [not enough(short, examples) for short, examples in rows]
+    shown = table.copy()
+    for name in table.columns:
+        if name.startswith("control") or name.endswith("_control"):
+            shown[name] = table[name].mask(few)
+    return shown
 
 
 _TITLES = {
@@ -247,5 +261,5 @@ _SHOWN = {
         "intervened", "p_holm", "gain_original", "gain_control", "gain_intervened", "gain_p", "examples", "short",
     ],
     "detectors": ["detector", "auroc", "auroc_low", "auroc_high", "brier", "wrong", "examples"],
-    "steering": ["factor", "accuracy", "control", "control_sd", "p", "heads_per_example", "examples"],
+    "steering": ["factor", "accuracy", "control", "control_sd", "p", "heads_per_example", "examples", "short"],
 }  # fmt: skip

@@ -25,6 +25,7 @@ from symground.folders import images_of, read_json, runs_of, study_of
 from symground.models import PRESETS, load_tokenizer
 from symground.recipes.prepare import PROBE_IMAGES, CorpusSettings, prepare
 from symground.reports import report
+from symground.reports.formats import control_cell
 from symground.training import Hardware, Optimization, TrainSettings, train
 
 
@@ -187,7 +188,7 @@ def _summarise(study: Path) -> None:
         _say(
             f"{row.model} seed {row.seed}, step {row.step}: {row.kind} heads ({row.denominator}, span {row.span}) "
             f"{row.heads_per_example:.2f} per example; surprisal {row.original:.2f}, silenced {row.intervened:.2f}, "
-            f"random heads {row.control:.2f} ± {row.control_sd:.2f}"
+            f"random heads {control_cell(row._asdict())}"
         )
 
 

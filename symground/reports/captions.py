@@ -51,7 +51,7 @@ FIGURES = {
     ),
     "steering": (
         "How often the model's choice is what is in the scene, with the aggregate heads' outputs multiplied "
-        "by a factor; dashed: as many random heads."
+        "by a factor; dashed: as many random heads, where there were enough to draw from."
     ),
     "beside-gains": "Gain over training; bands are 95 % intervals over seeds where there are several, else over nouns.",
 }
@@ -116,14 +116,14 @@ TABLES = {
         "other heads silenced (mean ± standard deviation over draws), and untouched. *** p < 0.001, paired "
         "over examples against the original, corrected for the rows of the run (Holm). “Span” is how many "
         "tokens after the ENV noun count as it. “Too few controls” counts examples with fewer heads left to "
-        "draw from than selected ones."
+        "draw from than selected ones; where they are more than a tenth there is no comparison."
     ),
     "study": "The study's own table: 12-layer GPT-2 on CHILDES (arXiv 2510.13796; each intervened value has ***).",
     "grounds": (
         "Do these heads ground, or do they only matter? What silencing them adds to the surprisal (nats) of "
         "the noun after its own scene (matched) and after another (mismatched), to the gain between the two, "
         "and to the surprisal of the rest of the context; in brackets what the same number of random heads "
-        "adds. Heads that ground take away gain and leave the rest as it was; p of gain: paired "
+        "adds, where there were enough to draw from. Heads that ground take away gain and leave the rest as it was; p of gain: paired "
         "t-test over nouns. d is Cohen's d of the matched surprisal over examples, with its 95 % interval."
     ),
     "monitor": (
@@ -134,7 +134,8 @@ TABLES = {
     ),
     "steering": (
         "The same with McNemar's exact test against the model as it is (factor 1). Heads of a half of the "
-        "contexts are those that the other half shows."
+        "contexts are those that the other half shows. “Too few controls” counts examples with fewer other heads to draw "
+        "from; where they are more than a tenth there is no comparison."
     ),
     "beside-last": "The last checkpoint of each.",
     "beside-differences": (

@@ -6,9 +6,10 @@ from typing import Any
 
 import pandas as pd
 
+from symground.analysis.controls import enough
 from symground.analysis.gain import gain_interval
 from symground.reports.figures import PALETTE, figure_of, svg_of
-from symground.reports.formats import number, with_interval
+from symground.reports.formats import FEW, number, with_interval
 
 #: What is told of, in the order of the table, and what a column of it means.
 KINDS = {
@@ -89,13 +90,13 @@ def silenced_heads(interventions: pd.DataFrame, dial: str) -> pd.DataFrame:
 
     Returns:
         kind, denominator, the dial's column, model, step, seeds; heads_per_example, original, intervened, control:
-        means over seeds, surprisals in nats.
+        means over seeds, surprisals in nats; short: in what share of the examples there were too few heads to draw
+        from, the largest of the seeds'.
     """
     keys = ["kind", "denominator", dial, "model", "step"]
     values = ["heads_per_example", "original", "intervened", "control"]
-    frame = interventions.groupby(keys)[values].mean()
-    seeds = interventions.groupby(keys)["seed"].nunique().rename("seeds")
-    return frame.join(seeds).reset_index()
+    grouped = interventions.assign(short=interventions["short"] / interventions["examples"]).groupby(keys)
+    return grouped[values].mean().assign(short=grouped["short"].max(), seeds=grouped["seed"].nunique()).reset_index()
 
 
 def silenced_markdown(table: pd.DataFrame, dial: str) -> str:
@@ -110,8 +111,9 @@ def silenced_markdown(table: pd.DataFrame, dial: str) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in table.sort_values(["model", dial, "kind", "denominator"]).to_dict("records"):
-        numbers = " | ".join(number(row[x]) for x in ("heads_per_example", "original", "intervened", "control"))
-        lines.append(f"| {row['model']} | {row[dial]} | {row['kind']} | {row['denominator']} | {numbers} |")
+        numbers = " | ".join(number(row[x]) for x in ("heads_per_example", "original", "intervened"))
+        control = number(row["control"]) if enough(row["short"]) else FEW
+        lines.append(f"| {row['model']} | {row[dial]} | {row['kind']} | {row['denominator']} | {numbers} | {control} |")
     return "\n".join([*lines, ""])
 
 

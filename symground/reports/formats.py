@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from symground.analysis.controls import enough
+
 
 def table_html(frame: pd.DataFrame) -> Markup:
     """A table for the page: numbers as people read them, every word escaped."""
@@ -40,9 +42,31 @@ def _number(value: float, probability: bool) -> str:
     return f"{value:,.0f}" if value == round(value) and abs(value) >= 100 else number(value)
 
 
-def number(value: float) -> str:
-    """Two decimals, and no minus before a zero."""
-    return f"{round(value, 2) + 0.0:.2f}"
+def number(value: float, digits: int = 2) -> str:
+    """Two decimals, or so many, and no minus before a zero; a dash where there is no number."""
+    return "–" if np.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def signed(value: float) -> str:
+    """With its sign, two decimals, and no minus before a zero."""
+    return "–" if np.isnan(value) else f"{round(value, 2) + 0.0:+.2f}"
+
+
+def with_deviation(mean: float, deviation: float, digits: int = 2) -> str:
+    """A mean and its standard deviation; the mean alone where there is no deviation, a dash without a mean."""
+    shown = number(mean, digits)
+    return shown if np.isnan(mean) or np.isnan(deviation) else f"{shown} ± {number(deviation, digits)}"
+
+
+#: What stands where a comparison would, of controls that were drawn from too few heads.
+FEW = "too few others"
+
+
+def control_cell(row: Mapping[Any, Any], digits: int = 2) -> str:
+    """What random heads did in a row with the columns control, control_sd, short and examples."""
+    if not enough(row["short"], row["examples"]):
+        return FEW
+    return with_deviation(row["control"], row["control_sd"], digits)
 
 
 def p_value(p: float) -> str:

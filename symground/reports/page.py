@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from symground.analysis.controls import enough
 from symground.data.acquisition import age_of_acquisition
 from symground.folders import read_json, replacing
 from symground.reports.explorer import explorer
 from symground.reports.figures import write_figures
-from symground.reports.formats import corpus_size, number, with_interval
+from symground.reports.formats import control_cell, corpus_size, number, with_interval
 from symground.reports.parts import Section, Sheet, Study, last_checkpoints
 from symground.reports.sections import SECTIONS, behaviour, beside
 from symground.reports.template import render
@@ -129,11 +130,17 @@ def _summary(study: Study, sections: Sequence[Section]) -> list[str]:
         last = last_checkpoints(chosen)
         lines += [
             f"{row['model']}, seed {row['seed']}: each example's own aggregate heads silenced take the matched "
-            f"surprisal from {number(row['original'])} to {number(row['intervened'])}, as many random heads to "
-            f"{number(row['control'])} ± {number(row['control_sd'])}."
+            f"surprisal from {number(row['original'])} to {number(row['intervened'])}{_beside_random(row)}."
             for row in last.drop_duplicates(["model", "seed"]).to_dict("records")
         ]
     return lines
+
+
+def _beside_random(row: Mapping[Any, Any]) -> str:
+    """What goes on the sentence about silenced heads."""
+    if not enough(row["short"], row["examples"]):
+        return f"; in {row['short']} of {row['examples']} examples too few other heads are left to compare them with"
+    return f", as many random heads to {control_cell(row)}"
 
 
 def _rows(frames: dict[str, pd.DataFrame], name: str) -> list[dict[Hashable, Any]]:

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from symground.analysis.controls import enough
 from symground.analysis.r2 import peak
 from symground.reports.figures import MATCHED, MISMATCHED, PALETTE, band, figure_of, svg_of
-from symground.reports.formats import corpus_size, number, p_value, stars, with_interval
+from symground.reports.formats import FEW, control_cell, corpus_size, number, p_value, signed, stars, with_interval
 from symground.reports.parts import Study, last_checkpoints
 from symground.reports.sections.causal import STUDY_INTERVENTIONS
 from symground.reports.sections.cooccurrence import usable_r2
@@ -26,7 +27,8 @@ _FALLEN = 0.05
 _NOTHING = 0.1
 
 _GAIN = "matched falls below mismatched"
-_SAID = {True: "agrees", False: "**does not**", None: "no gain to judge it by"}
+_SAID = {True: "agrees", False: "**does not**"}
+_NO_GAIN, _NO_HEADS, _NO_CONTROL = (f"no {what} to judge it by" for what in ("gain", "heads", "control"))
 
 Tables = dict[str, pd.DataFrame]
 
@@ -43,7 +45,8 @@ def tables(study: Study, models: Sequence[str], layers: Mapping[str, int]) -> Ta
         curves (`symground.analysis.curves.over_training`), r2 and r2_peak, layers (saliency from the ENV noun into the
         prediction by layer, at each checkpoint, with its share of all layers), heads (aggregate heads per example and
         their mean layer), interventions (a row per model, step and denominator, over its seeds), findings (each of the
-        study's, its figure, ours, and whether they agree; None where that presupposes a gain and there is none).
+        study's, its figure, ours, whether they agree, and what is lacking where that cannot be judged and ``agrees`` is
+        None: a gain, which it presupposes, or other heads to compare with).
         Empty where an analysis was not run.
     """
     curves = _ordered(study.training, models)
@@ -107,31 +110,32 @@ def _depth(layer: Any, layers: Any) -> Any:
 def _interventions(table: pd.DataFrame, layers: Mapping[str, int]) -> pd.DataFrame:
     """A row per model, step and denominator: means over seeds; p: the largest of the seeds' p.
 
-    control_sd is of one seed's draws, the mean of the seeds'.
+    control_sd is of one seed's draws, the mean of the seeds'. short is the share of the examples in which too few other
+    heads were left to draw from, the largest of the seeds'.
     """
     columns = [
         "model", "step", "denominator", "heads_per_example", "mean_layer", "depth", "intervened", "control",
-        "control_sd", "original", "p", "examples", "draws", "seeds",
+        "control_sd", "original", "p", "short", "examples", "draws", "seeds",
     ]  # fmt: skip
     if table.empty:
         return pd.DataFrame(columns=columns)
     usual = table[(table["kind"] == "aggregate") & (table["span"] == 0) & table["model"].isin(list(layers))]
-    grouped = usual.groupby(["model", "step", "denominator"])
+    grouped = usual.assign(short=usual["short"] / usual["examples"]).groupby(["model", "step", "denominator"])
     numbers = ["heads_per_example", "mean_layer", "intervened", "control", "control_sd", "original"]
     found = grouped[numbers].mean()
     # Layers count from 1 here, as in the study.
     found = found.assign(
-        mean_layer=found["mean_layer"] + 1, p=grouped["p"].max(), examples=grouped["examples"].first(),
-        draws=grouped["draws"].first(), seeds=grouped.size(),
+        mean_layer=found["mean_layer"] + 1, p=grouped["p"].max(), short=grouped["short"].max(),
+        examples=grouped["examples"].first(), draws=grouped["draws"].first(), seeds=grouped.size(),
     ).reset_index()  # fmt: skip
     return found.assign(depth=_depth(found["mean_layer"], found["model"].map(layers).astype(float)))[columns]
 
 
 def _judged(found: Tables) -> pd.DataFrame:
-    gains = pd.DataFrame(_gains(found), columns=["finding", "model", "study", "ours", "agrees"])
+    gains = pd.DataFrame(_gains(found), columns=["finding", "model", "study", "ours", "agrees", "lacking"])
     more = pd.DataFrame(_findings(found), columns=gains.columns).astype({"agrees": object})
     linked = gains.loc[gains["agrees"] & (gains["finding"] == _GAIN), "model"]
-    more.loc[~more["model"].isin(linked), "agrees"] = None
+    more.loc[~more["model"].isin(linked), ["agrees", "lacking"]] = [None, _NO_GAIN]
     return pd.concat([gains.astype({"agrees": object}), more], ignore_index=True)
 
 
@@ -144,7 +148,7 @@ def _gains(found: Tables) -> Iterator[dict[str, Any]]:
         yield {
             "finding": "no difference between matched and mismatched" if lstm else _GAIN,
             "model": row["model"], "study": "no significant difference" if lstm else "p < 0.001", "ours": ours,
-            "agrees": row["p_holm"] >= 0.05 if lstm else different,
+            "agrees": row["p_holm"] >= 0.05 if lstm else different, "lacking": "",
         }  # fmt: skip
 
 
@@ -158,7 +162,7 @@ def _findings(found: Tables) -> Iterator[dict[str, Any]]:
             "study": "rises, then falls",
             "ours": f"{_r2_at(found, row['model'], row['peak_step'])} at step {row['peak_step']:,.0f}, "
             f"{_r2_at(found, row['model'], row['last_step'])} at the end",
-            "agrees": row["fall"] > _FALLEN and row["peak_step"] < row["last_step"],
+            "agrees": row["fall"] > _FALLEN and row["peak_step"] < row["last_step"], "lacking": "",
         }  # fmt: skip
     for model, part in last_checkpoints(found["layers"], "model").groupby("model", sort=False):
         centre = float((part["share"] * [_depth(layer, len(part)) for layer in part["layer"]]).sum())
@@ -167,31 +171,35 @@ def _findings(found: Tables) -> Iterator[dict[str, Any]]:
             "finding": "saliency from the ENV noun concentrates in middle layers", "model": model,
             "study": "layers 7–9 of 12: half to three quarters of the depth",
             "ours": f"centre at {centre:.2f} of the depth; most in layer {most} of {len(part)}",
-            "agrees": MIDDLE[0] <= centre <= MIDDLE[1],
+            "agrees": MIDDLE[0] <= centre <= MIDDLE[1], "lacking": "",
         }  # fmt: skip
     table = found["interventions"]
     for (name, denominator), part in table.groupby(["model", "denominator"], sort=False):
         rows: list[dict[Any, Any]] = part.to_dict("records")
         first, last = rows[0], rows[-1]
-        there = "of GPT-2: " if str(name).startswith("mamba2") else ""
+        whose = "of GPT-2: " if str(name).startswith("mamba2") else ""
+        there = last["heads_per_example"] > 0
         yield {
             "finding": f"aggregate heads ({denominator}) grow in number", "model": name,
-            "study": f"{there}2.28 → 6.71 per example",
+            "study": f"{whose}2.28 → 6.71 per example",
             "ours": f"{number(first['heads_per_example'])} → {number(last['heads_per_example'])} per example",
-            "agrees": last["heads_per_example"] > first["heads_per_example"],
+            "agrees": last["heads_per_example"] > first["heads_per_example"], "lacking": "",
         }  # fmt: skip
         yield {
             "finding": f"they ({denominator}) sit in the middle layers", "model": name,
-            "study": f"{there}mean layer 7.52 of 12",
-            "ours": f"mean layer {number(last['mean_layer'])}, {last['depth']:.2f} of the depth",
-            "agrees": MIDDLE[0] <= last["depth"] <= MIDDLE[1],
+            "study": f"{whose}mean layer 7.52 of 12",
+            "ours": f"mean layer {number(last['mean_layer'])}, {number(last['depth'])} of the depth",
+            "agrees": MIDDLE[0] <= last["depth"] <= MIDDLE[1] if there else None, "lacking": "" if there else _NO_HEADS,
         }  # fmt: skip
         effect, control = last["intervened"] - last["original"], last["control"] - last["original"]
+        told = enough(last["short"]) and not np.isnan(control)
+        lacking = _NO_HEADS if not there else "" if told else _NO_CONTROL
         yield {
             "finding": f"silencing them ({denominator}) raises matched surprisal, silencing others does not",
-            "model": name, "study": f"{there}+0.85***, others −0.01",
-            "ours": f"{_signed(effect)}{stars(last['p'])}, others {_signed(control)}",
-            "agrees": last["p"] < _SIGNIFICANT and effect > 0 and abs(control) < _NOTHING * effect,
+            "model": name, "study": f"{whose}+0.85***, others −0.01",
+            "ours": f"{_signed(effect)}{stars(last['p'])}, {f'others {_signed(control)}' if told else FEW}",
+            "agrees": last["p"] < _SIGNIFICANT and effect > 0 and abs(control) < _NOTHING * effect if not lacking else None,
+            "lacking": lacking,
         }  # fmt: skip
 
 
@@ -202,7 +210,7 @@ def _r2_at(found: Tables, model: str, step: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")
+    return signed(value).replace("-", "−")
 
 
 def _p(value: float) -> str:
@@ -227,7 +235,7 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row['finding']} | {row['model']} | {row['study']} | {row['ours']} | {_SAID[row['agrees']]} |"
+        f"| {row['finding']} | {row['model']} | {row['study']} | {row['ours']} | {row['lacking'] or _SAID[row['agrees']]} |"
         for row in found["findings"].to_dict("records")
     ]
     last = last_checkpoints(found["curves"], "model")
@@ -261,14 +269,15 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
     ]
     lines += [
         f"| {row['model']} | {row['step']:,} | {row['denominator']} | {number(row['heads_per_example'])} | "
-        f"{number(row['mean_layer'])} | {row['depth']:.2f} | {number(row['intervened'])}{stars(row['p'])} | "
-        f"{number(row['control'])} ± {number(row['control_sd'])} | {number(row['original'])} |"
+        f"{number(row['mean_layer'])} | {number(row['depth'])} | {number(row['intervened'])}{stars(row['p'])} | "
+        f"{control_cell(row | {'examples': 1})} | {number(row['original'])} |"
         for row in found["interventions"].to_dict("records")
     ]
     lines += [
         "",
         "*** p < 0.001, ** p < 0.01, * p < 0.05, paired over examples, the largest of the seeds' p; control: as many "
-        "random other heads, ± the deviation over draws. Whether the study counts layers from 0 or 1 is not known.",
+        f"random other heads, ± the deviation over draws; “{FEW}” where more than a tenth of the examples of a seed had "
+        "fewer left to draw from than were silenced. Whether the study counts layers from 0 or 1 is not known.",
         "",
         "## The report's summary",
         "",

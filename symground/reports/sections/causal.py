@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from symground.analysis.controls import enough
 from symground.analysis.statistics import holm
-from symground.reports.formats import number, stars
+from symground.reports.formats import control_cell, number, signed, stars, with_interval
 from symground.reports.parts import Picture, Section, Sheet, Study
 
 #: The study's interventions: 12-layer GPT-2 on CHILDES (arXiv 2510.13796).
@@ -33,7 +34,7 @@ def causal(study: Study) -> Section:
     ]
     grounds = grounds_or_matters(interventions)
     if not grounds.empty:
-        parts.append(Sheet("grounds", grounds, made))
+        parts.append(Sheet("grounds", grounds, made, grounds_shown(grounds)))
     return Section("causal", title, text, parts)
 
 
@@ -62,7 +63,7 @@ def intervention_table(interventions: pd.DataFrame) -> pd.DataFrame:
             "heads per example": interventions["heads_per_example"],
             "mean layer": interventions["mean_layer"],
             "intervened": interventions["intervened"].map(number) + marks,
-            "control": interventions["control"].map(number) + " ± " + interventions["control_sd"].map(number),
+            "control": [control_cell(row) for row in interventions.to_dict("records")],
             "original": interventions["original"],
             "examples": interventions["examples"],
             "draws": interventions["draws"],
@@ -76,20 +77,21 @@ _MEASURES = {"": "matched", "mismatched_": "mismatched", "gain_": "gain", "conte
 
 
 def grounds_or_matters(interventions: pd.DataFrame) -> pd.DataFrame:
-    """What silencing changes beside the matched surprisal: each measure's change, random heads' change in brackets.
+    """What silencing changes beside the matched surprisal: of each measure its change, and random heads' change of it.
 
-    Empty where the results are of a version that did not measure it.
+    The latter is NaN where there were too few heads to draw from. Empty where the results are of a version that did not
+    measure it.
     """
     if "gain_intervened" not in interventions:
         return pd.DataFrame()
     rows = interventions.dropna(subset="gain_intervened")
     chosen = {"selection": rows["selection"], "positions": rows["positions"], "instead": rows["mode"]}
+    told = [enough(short, examples) for short, examples in zip(rows["short"], rows["examples"], strict=True)]
     changes = {}
     for prefix, name in _MEASURES.items():
         before = rows[f"{prefix}original"]
-        ours, random = (rows[f"{prefix}{column}"] - before for column in ("intervened", "control"))
-        changes[name] = ours.map(_signed) + " (" + random.map(_signed) + ")"
-    d = rows["d"].map(number) + " [" + rows["d_low"].map(number) + ", " + rows["d_high"].map(number) + "]"
+        changes[name] = rows[f"{prefix}intervened"] - before
+        changes[f"{name}, random heads"] = (rows[f"{prefix}control"] - before).where(told)
     return pd.DataFrame(
         {
             "model": rows["model"],
@@ -105,7 +107,9 @@ def grounds_or_matters(interventions: pd.DataFrame) -> pd.DataFrame:
             },
             **changes,
             **({"p of gain": rows["gain_p"]} if "gain_p" in rows else {}),
-            "d of matched": d.where(rows["d"].notna(), "–"),
+            "d of matched": rows["d"],
+            "d_low": rows["d_low"],
+            "d_high": rows["d_high"],
             "examples": rows["examples"],
         }
     )
@@ -114,5 +118,16 @@ def grounds_or_matters(interventions: pd.DataFrame) -> pd.DataFrame:
 _USUAL = {"selection": "example", "positions": "all", "instead": "zero"}
 
 
-def _signed(value: float) -> str:
-    return f"{round(value, 2) + 0.0:+.2f}"
+def grounds_shown(grounds: pd.DataFrame) -> pd.DataFrame:
+    """The table of :func:`grounds_or_matters` as it stands in the page: random heads' changes in brackets."""
+    shown = {}
+    for name in grounds:
+        if name in _MEASURES.values():
+            both = zip(grounds[name], grounds[f"{name}, random heads"], strict=True)
+            shown[name] = [signed(ours) + ("" if pd.isna(random) else f" ({signed(random)})") for ours, random in both]
+        elif name == "d of matched":
+            ends = zip(grounds[name], grounds["d_low"], grounds["d_high"], strict=True)
+            shown[name] = [with_interval(*of_row) for of_row in ends]
+        elif not name.endswith(", random heads") and name not in ("d_low", "d_high"):
+            shown[name] = grounds[name].tolist()
+    return pd.DataFrame(shown)

@@ -185,15 +185,16 @@ def explained(both: pd.DataFrame, threshold: float = _THRESHOLD) -> pd.DataFrame
     """How well flow tells effects: a row per run of :func:`flow_and_effect`'s table."""
     rows = []
     for (model, seed, step), frame in both.groupby(["model", "seed", "step"], sort=True):
-        found = stats.spearmanr(frame["share"], frame["effect"])
+        alike = np.ptp(frame["share"]) == 0 or np.ptp(frame["effect"]) == 0
+        correlation, p = (np.nan, np.nan) if alike else stats.spearmanr(frame["share"], frame["effect"])
         rises, named = frame["effect"].clip(lower=0), frame["share"] >= threshold
         rows.append(
             {
                 "model": model,
                 "seed": seed,
                 "step": step,
-                "correlation": found.statistic,
-                "p": found.pvalue,
+                "correlation": correlation,
+                "p": p,
                 "examples": int(frame["examples"].iloc[0]),
                 "named heads": int(named.sum()),
                 "heads": len(frame),

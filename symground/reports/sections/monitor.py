@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from symground.analysis.controls import enough
 from symground.reports.figures import colours, figure_of
-from symground.reports.formats import with_interval
+from symground.reports.formats import control_cell, number, with_interval
 from symground.reports.parts import Picture, Section, Sheet, Study, last_checkpoints
 
 
 def monitor(study: Study) -> Section:
     """Detectors of ungrounded choices, and steering."""
     detectors, calibration, steering = (study.results[name] for name in ("monitor", "calibration", "steering"))
+    if "short" not in steering:  # an older version did not count it
+        steering = steering.assign(short=np.nan)
     made = study.analyze("monitor")
     parts: list[Picture | Sheet] = []
     if not detectors.empty:
@@ -35,24 +39,22 @@ def monitor(study: Study) -> Section:
 
 def _detectors_shown(detectors: pd.DataFrame) -> pd.DataFrame:
     columns = zip(detectors["auroc"], detectors["auroc_low"], detectors["auroc_high"], strict=True)
-    auroc = [with_interval(*of_row) if of_row[0] == of_row[0] else "–" for of_row in columns]
+    auroc = [with_interval(*of_row) for of_row in columns]
     shown = detectors[["model", "seed", "step", "detector"]].assign(AUROC=auroc)
     rest = {"brier": "Brier", "brier_base": "Brier of the share", "ece": "calibration error", "wrong": "wrong"}
     for name, called in rest.items():
-        digits = detectors[name] if name == "wrong" else detectors[name].map(lambda value: f"{value:.3f}")
-        shown[called] = digits
+        shown[called] = detectors[name] if name == "wrong" else [number(value, 3) for value in detectors[name]]
     return shown.assign(**{name: detectors[name] for name in ("examples", "contexts", "nouns", "heads")})
 
 
 def _steering_shown(steering: pd.DataFrame) -> pd.DataFrame:
-    control = zip(steering["control"], steering["control_sd"], strict=True)
     return pd.DataFrame(
         {
             "model": steering["model"], "seed": steering["seed"], "step": steering["step"],
-            "factor": steering["factor"], "accuracy": steering["accuracy"].map(lambda value: f"{value:.3f}"),
-            "random heads": [f"{mean:.3f} ± {sd:.3f}" for mean, sd in control], "p": steering["p"],
+            "factor": steering["factor"], "accuracy": [number(value, 3) for value in steering["accuracy"]],
+            "random heads": [control_cell(row, 3) for row in steering.to_dict("records")], "p": steering["p"],
             "surprisal": steering["surprisal"], "heads per example": steering["heads_per_example"],
-            "examples": steering["examples"], "draws": steering["draws"],
+            "examples": steering["examples"], "draws": steering["draws"], "too few controls": steering["short"],
         }
     )  # fmt: skip
 
@@ -81,6 +83,8 @@ def calibration_figure(calibration: pd.DataFrame) -> Figure:
 def steering_figure(steering: pd.DataFrame) -> Figure:
     """Accuracy against the factor, mean over seeds, at the last checkpoint."""
     last = last_checkpoints(steering)
+    told = [enough(short, examples) for short, examples in last[["short", "examples"]].itertuples(index=False)]
+    last = last.assign(control=last["control"].where(told))
     figure = figure_of(5.2, 3.1)
     axes = figure.subplots()
     for (model, frame), colour in zip(last.groupby("model", sort=True), colours(), strict=False):
