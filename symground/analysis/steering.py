@@ -57,8 +57,8 @@ def steering(
         A DataFrame, a row per factor, 1 (the model as it is) among them: factor; accuracy, the share of examples whose
         likeliest word is in the scene; control and control_sd, the same with random heads, mean and standard deviation
         over draws, NaN where there was no other head to draw in any example; short, the examples in which, in the worst
-        draw, there were fewer controls than heads; p, McNemar's exact test against the model as it is; surprisal, of the
-        word in the scene (nats); heads_per_example, examples, contexts, nouns, draws, among, denominator.
+        draw, there were fewer controls than heads; p, McNemar's exact test against the model as it is; surprisal, of
+        the word in the scene (nats); heads_per_example, examples, contexts, nouns, draws, among, denominator.
 
     Raises:
         ValueError: no factor, fewer than one draw or two contexts, or what trace refuses.

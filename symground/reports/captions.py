@@ -123,8 +123,9 @@ TABLES = {
         "Do these heads ground, or do they only matter? What silencing them adds to the surprisal (nats) of "
         "the noun after its own scene (matched) and after another (mismatched), to the gain between the two, "
         "and to the surprisal of the rest of the context; in brackets what the same number of random heads "
-        "adds, where there were enough to draw from. Heads that ground take away gain and leave the rest as it was; p of gain: paired "
-        "t-test over nouns. d is Cohen's d of the matched surprisal over examples, with its 95 % interval."
+        "adds, where there were enough to draw from. Heads that ground take away gain and leave the rest as it "
+        "was; p of gain: paired t-test over nouns. d is Cohen's d of the matched surprisal over examples, with "
+        "its 95 % interval."
     ),
     "monitor": (
         "Is the model about to name something that is not in the scene? AUROC of each detector [95 %, "
@@ -134,8 +135,8 @@ TABLES = {
     ),
     "steering": (
         "The same with McNemar's exact test against the model as it is (factor 1). Heads of a half of the "
-        "contexts are those that the other half shows. “Too few controls” counts examples with fewer other heads to draw "
-        "from; where they are more than a tenth there is no comparison."
+        "contexts are those that the other half shows. “Too few controls” counts examples with fewer other "
+        "heads to draw from; where they are more than a tenth there is no comparison."
     ),
     "beside-last": "The last checkpoint of each.",
     "beside-differences": (

@@ -8,10 +8,11 @@ from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
+from matplotlib.axis import Axis
 
 from symground.data import env, lan
 from symground.folders import replacing
-from symground.reports.figures import MATCHED, MISMATCHED, figure_of, svg_of
+from symground.reports.figures import MATCHED, MISMATCHED, CountFormatter, figure_of, svg_of
 from symground.reports.template import render
 
 #: What the account of transcripts calls its counts, in the order of the page.
@@ -129,6 +130,7 @@ def _bars(counts: Mapping[str, Mapping[str, int]]) -> str:
     axes.set_yticks(range(len(names)), names)
     axes.set(xscale="log", xlabel="words", ylim=(-0.7, len(names) - 0.3))
     axes.grid(visible=False, axis="y")
+    _in_digits(axes.xaxis)
     axes.tick_params(axis="y", labelsize=8)
     axes.legend(loc="lower right")
     return svg_of(figure)
@@ -144,4 +146,11 @@ def _scatter(table: pd.DataFrame, minimum: int) -> str:
     for line in (axes.axvline, axes.axhline):
         line(minimum, color="#888888", linewidth=0.8, linestyle="--")
     axes.set(xlabel=scene, ylabel="as LAN")
+    _in_digits(axes.xaxis, axes.yaxis)
     return svg_of(figure)
+
+
+def _in_digits(*logarithmic: Axis) -> None:
+    for axis in logarithmic:
+        axis.set_major_formatter(CountFormatter())
+        axis.set_minor_formatter(CountFormatter())

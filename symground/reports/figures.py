@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +13,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter
 from numpy.typing import ArrayLike
 
 MATCHED, MISMATCHED = "#0b6e8a", "#b4532a"
@@ -38,13 +41,30 @@ def figure_of(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+class CountFormatter(LogFormatter):
+    """Counts on a logarithmic axis in digits: what matplotlib writes there by itself is a formula."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:,.0f}" if super().__call__(x, pos) else ""
+
+
+@contextmanager
+def _words_are_no_formulas(figure: Figure) -> Iterator[None]:
+    """Within the block no text of the figure is read as mathematics: words and names may hold dollars."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with matplotlib.rc_context({"text.parse_math": False}):  # of texts that are made when it is drawn
+        yield
+
+
 def svg_of(figure: Figure, name: str = "") -> str:
     """The figure as SVG to stand inside a page: its colours become the page's, in the light and in the dark.
 
     With a name, the identifiers inside are its own, so that several figures can stand in one page.
     """
     text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with _words_are_no_formulas(figure):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]
     if not name:
         return svg
@@ -64,7 +84,8 @@ def write_figures(figures: Iterable[tuple[str, Figure]], folder: Path) -> list[P
     for name, figure in figures:
         for kind, more in (("png", {"dpi": 300}), ("pdf", {"metadata": {"CreationDate": None}})):
             path = folder / f"{name}.{kind}"
-            figure.savefig(path, format=kind, **more)
+            with _words_are_no_formulas(figure):
+                figure.savefig(path, format=kind, **more)
             written.append(path)
     return written
 

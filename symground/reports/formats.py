@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,27 @@ def table_html(frame: pd.DataFrame) -> Markup:
     shown = pd.DataFrame({column: frame[column].map(_reader(str(column))) for column in frame.columns})
     html = shown.to_html(index=False, border=0, na_rep="–", escape=True)
     return Markup(html.replace("<th>", '<th scope="col">'))
+
+
+#: What a spreadsheet takes for the beginning of a formula, in the wide forms of East Asian keyboards too.
+_FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+
+
+def csv_of(frame: pd.DataFrame) -> str:
+    """A table as CSV. A cell of text that a spreadsheet would run as a formula begins with an apostrophe instead.
+
+    Numbers stay as they are, negative ones too. Source: OWASP, "CSV Injection".
+    """
+    texts = frame.select_dtypes(exclude=["number", "bool"])
+    safe = frame.assign(**{str(name): texts[name].map(_harmless) for name in texts})
+    return str(safe.rename(columns=_harmless).to_csv(index=False, lineterminator="\r\n"))
+
+
+def _harmless(value: Any) -> Any:
+    if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value):
+        return f"'{value}"
+    return value
 
 
 def _reader(column: str) -> Callable[[object], object]:

@@ -198,7 +198,7 @@ def _findings(found: Tables) -> Iterator[dict[str, Any]]:
             "finding": f"silencing them ({denominator}) raises matched surprisal, silencing others does not",
             "model": name, "study": f"{whose}+0.85***, others −0.01",
             "ours": f"{_signed(effect)}{stars(last['p'])}, {f'others {_signed(control)}' if told else FEW}",
-            "agrees": last["p"] < _SIGNIFICANT and effect > 0 and abs(control) < _NOTHING * effect if not lacking else None,
+            "agrees": None if lacking else last["p"] < _SIGNIFICANT and abs(control) < _NOTHING * effect,
             "lacking": lacking,
         }  # fmt: skip
 
@@ -235,7 +235,8 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row['finding']} | {row['model']} | {row['study']} | {row['ours']} | {row['lacking'] or _SAID[row['agrees']]} |"
+        f"| {row['finding']} | {row['model']} | {row['study']} | {row['ours']} | "
+        f"{row['lacking'] or _SAID[row['agrees']]} |"
         for row in found["findings"].to_dict("records")
     ]
     last = last_checkpoints(found["curves"], "model")
@@ -276,7 +277,7 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
     lines += [
         "",
         "*** p < 0.001, ** p < 0.01, * p < 0.05, paired over examples, the largest of the seeds' p; control: as many "
-        f"random other heads, ± the deviation over draws; “{FEW}” where more than a tenth of the examples of a seed had "
+        f"random other heads, ± the deviation over draws; “{FEW}” where more than a tenth of a seed's examples had "
         "fewer left to draw from than were silenced. Whether the study counts layers from 0 or 1 is not known.",
         "",
         "## The report's summary",

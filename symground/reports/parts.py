@@ -18,7 +18,7 @@ from symground.analysis.curves import over_training
 from symground.folders import model_and_seed, read_json, study_of
 from symground.reports.captions import FIGURES, TABLES
 from symground.reports.figures import svg_of
-from symground.reports.formats import table_html
+from symground.reports.formats import csv_of, table_html
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Sheet:
     @property
     def csv(self) -> str:
         """As an address that holds the file."""
-        text = self.frame.to_csv(index=False, lineterminator="\r\n")
-        return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
+        text = csv_of(self.frame).encode()
+        return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text).decode()}"
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from symground.reports.sections.monitor import steering_figure
 
 sys.path.insert(0, str(Path(sg.__file__).resolve().parent.parent))
 
-from benchmarks import page_tables  # noqa: E402
+from benchmarks import page_tables
 
 Made = Callable[..., Path]
 #: What controls are in these results, and no other number is, as it would be printed (or with three digits).
@@ -131,7 +131,8 @@ def test_of_dials_and_in_the_readme(made: Made, monkeypatch: pytest.MonkeyPatch,
     assert (f"| {CONTROL:.2f} |" in text) != withheld
     assert (f"| {FEW} |" in text) == withheld
     row = {"model": "gpt2-12l", "denominator": "row", "step": 4, "p": 0.5, "control": CONTROL, "control_sd": DEVIATION,
-           "short": short / 180, **dict.fromkeys(("heads_per_example", "mean_layer", "intervened", "original"), 1.0)}  # fmt: skip
+           "short": short / 180,
+           **dict.fromkeys(("heads_per_example", "mean_layer", "intervened", "original"), 1.0)}  # fmt: skip
     monkeypatch.setattr(page_tables, "_read", lambda name: {"curves": [], "interventions": [row]})
     assert (f"| {CONTROL:.2f} ± {DEVIATION:.2f} |" in page_tables.study()) != withheld
     found = json.loads((page_tables.RESULTS / "childes-report.json").read_text())
