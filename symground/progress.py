@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ class _Display:
 
     shown: Any = None
     bars = 0
+    lock = threading.RLock()
 
 
 class Bar:
@@ -29,16 +31,17 @@ class Bar:
         self._last = self._since
         self._live = sys.stderr.isatty()
         # On a terminal a bar within another is a second line; elsewhere it speaks only where it takes long.
-        self._inner = quick or _Display.bars > 0
-        _Display.bars += 1
-        if self._live:
-            if _Display.shown is None:
-                rich = require("rich.progress", "progress bars")
-                console = require("rich.console", "progress bars").Console(stderr=True)
-                columns = [*rich.Progress.get_default_columns(), rich.TextColumn("{task.fields[note]}")]
-                _Display.shown = rich.Progress(*columns, console=console)
-                _Display.shown.start()
-            self._task = _Display.shown.add_task(label, total=total, completed=done, note="")
+        with _Display.lock:
+            self._inner = quick or _Display.bars > 0
+            _Display.bars += 1
+            if self._live:
+                if _Display.shown is None:
+                    rich = require("rich.progress", "progress bars")
+                    console = require("rich.console", "progress bars").Console(stderr=True)
+                    columns = [*rich.Progress.get_default_columns(), rich.TextColumn("{task.fields[note]}")]
+                    _Display.shown = rich.Progress(*columns, console=console)
+                    _Display.shown.start()
+                self._task = _Display.shown.add_task(label, total=total, completed=done, note="")
 
     def note(self, text: str) -> None:
         """Text beside the bar."""
@@ -62,13 +65,14 @@ class Bar:
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
 
     def close(self) -> None:
-        _Display.bars -= 1
-        if self._live:
-            if _Display.bars:
-                _Display.shown.remove_task(self._task)
-            else:
-                _Display.shown.stop()
-                _Display.shown = None
+        with _Display.lock:
+            _Display.bars -= 1
+            if self._live:
+                if _Display.bars:
+                    _Display.shown.remove_task(self._task)
+                else:
+                    _Display.shown.stop()
+                    _Display.shown = None
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from numbers import Integral
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.fills import Reference, check_fills, fills_of
-from symground.models import Mixer, mixers
-from symground.models.mixers import Replacement, Tap
+from symground.models import Mixer, Tap, mixers
+from symground.models.blocks import place
+from symground.models.mixers import Replacement, tapped
 from symground.models.readout import readout
 
 Heads = Collection[tuple[int, int]]
@@ -81,41 +83,42 @@ class _Ablation(AbstractContextManager[None]):
     """Enters a new block each time, so that one object serves blocks after each other and within each other."""
 
     def __init__(self, block: Callable[[], AbstractContextManager[None]]) -> None:
-        self._block, self._open = block, list[AbstractContextManager[None]]()
+        self._block, self._open = block, list[tuple[Any, AbstractContextManager[None]]]()
+        self._lock = threading.Lock()
 
     def __enter__(self) -> None:
         block = self._block()
         block.__enter__()
-        self._open.append(block)
+        self._open.append((place(), block))
 
     def __exit__(self, *error: Any) -> bool | None:
-        return self._open.pop().__exit__(*error)
+        with self._lock:  # a block that was entered elsewhere is ended where nothing of one's own is open
+            own = [i for i, (where, _) in enumerate(self._open) if where == place()]
+            _, block = self._open.pop(own[-1] if own else -1)
+        return block.__exit__(*error)
 
 
-@contextmanager
 def silenced(
     model: PreTrainedModel,
     gates: Mapping[int, Tensor],
     fills: Mapping[int, Tensor] | None = None,
     positions: Tensor | None = None,
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """:func:`ablate` with layer → gates [H] or [B,H] (layers without are left alone) and the fills of `fills_of`."""
     device = readout(model).weight.device
-    with ExitStack() as stack:
-        for mixer in mixers(model):
-            gate = gates.get(mixer.layer)
-            if gate is None or bool((gate == 1).all()):
-                continue  # nothing to silence: the layer keeps its fastest path
+    taps = {}
+    for mixer in mixers(model):
+        gate = gates.get(mixer.layer)
+        if gate is None or bool((gate == 1).all()):
+            continue  # nothing to silence: the layer keeps its fastest path
+        gate = gate.to(device)
+        if fills is None and positions is None:
+            taps[mixer] = Tap(gate=gate)
+        else:
             fill = None if fills is None else fills[mixer.layer]
             where = None if positions is None else positions.to(device)
-            stack.enter_context(mixer.tapped(**_change(mixer.tap, gate.to(device), fill, where)))
-        yield
-
-
-def _change(tap: Tap, gate: Tensor, fill: Tensor | None, positions: Tensor | None) -> dict[str, Any]:
-    if fill is None and positions is None and not tap.replaced:  # then the op need not compute those heads at all
-        return {"gate": gate if tap.gate is None else tap.gate * gate}
-    return {"replaced": (*tap.replaced, Replacement(gate, fill, positions))}
+            taps[mixer] = Tap(replaced=(Replacement(gate, fill, where),))
+    return tapped(taps)
 
 
 def gates_of(model: PreTrainedModel, heads: Heads | Sequence[Heads], factor: float = 0.0) -> dict[int, Tensor]:

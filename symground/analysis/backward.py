@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground import ops
 from symground.heap import returned
 from symground.models import Mixer
-from symground.models.mixers import device_of
-from symground.models.readout import Readout, hidden_states, verified_readout
+from symground.models.mixers import Tap, device_of, tapped
+from symground.models.override import hooked
+from symground.models.readout import Readout, hidden_states
 from symground.models.rows import RowProbe
 from symground.models.thrift import checkpointed, frozen, offloaded
 
@@ -125,6 +125,7 @@ class _Probes:
 
 def run_pass(
     model: PreTrainedModel,
+    head: Readout,
     layers: tuple[Mixer, ...],
     batch: Pass,
     results: Results,
@@ -137,7 +138,6 @@ def run_pass(
     Raises:
         ValueError: a surprisal or a flow that is not finite, or layers that the gradient does not reach.
     """
-    head = verified_readout(model)
     (count, length), (num_query, num_key) = batch.ids.shape, results.groups
     # One group more on each side takes the positions that are in none, so that the totals are sums of the flow.
     rest = (
@@ -154,20 +154,21 @@ def run_pass(
         if checkpoint:
             stack.enter_context(returned())
             stack.enter_context(checkpointed(model))
+        taps = {}
         for i, mixer in enumerate(layers):
             device, heads = device_of(mixer.module), mixer.heads
             row = None
             if results.rows is not None:
                 row = RowProbe(probes.add("rows", i, device, count, heads, length), batch.prediction.to(device))
             asked = results.saliency is not None
-            tap = mixer.tapped(
+            taps[mixer] = Tap(
                 saliency_probe=probes.add("saliency", i, device, count, length, length) if asked else None,
                 flow_probe=probes.add("flow", i, device, count, heads, num_query + 1, num_key + 1),
                 query_groups=rest[0].to(device),
                 key_groups=rest[1].to(device),
                 rows=row,
             )
-            stack.enter_context(tap)
+        stack.enter_context(tapped(taps))
         with offloaded(model) if offload else nullcontext():
             surprisal = surprisal_at(model, head, batch)
         check_finite(surprisal, half)
@@ -187,18 +188,14 @@ def run_pass(
         raise ValueError(f"model: the flow of layer {layers[probes.wrong[0]].layer} is not finite{_hint(half)}")
 
 
-def gradient_x_input(model: PreTrainedModel, batch: Pass) -> dict[str, NDArray[np.float32]]:
+def gradient_x_input(model: PreTrainedModel, head: Readout, batch: Pass) -> dict[str, NDArray[np.float32]]:
     """Surprisal [B] and gradient × input [B,T], as the gradient of a probe too: embeddings enter as e · (1 + probe)."""
-    head = verified_readout(model)
     probe = torch.zeros(batch.ids.shape, device=head.weight.device, dtype=head.weight.dtype, requires_grad=True)
-    hook = model.get_input_embeddings().register_forward_hook(lambda _, args, out: out * (1 + probe)[..., None])
-    try:
-        # cuDNN has no way back through an LSTM in evaluation.
-        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-            surprisal = surprisal_at(model, head, batch)
-            (grad,) = torch.autograd.grad(surprisal.sum(), probe)
-    finally:
-        hook.remove()
+    hook = model.get_input_embeddings(), lambda _, args, out: out * (1 + probe)[..., None]
+    # cuDNN has no way back through an LSTM in evaluation.
+    with hooked(hook), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+        surprisal = surprisal_at(model, head, batch)
+        (grad,) = torch.autograd.grad(surprisal.sum(), probe)
     check_finite(surprisal, half=False)
     return {"surprisal": surprisal.detach().float().cpu().numpy(), "input_x_gradient": grad.float().cpu().numpy()}
 
@@ -209,11 +206,8 @@ def surprisal_at(model: PreTrainedModel, head: Readout, batch: Pass) -> Tensor:
     inputs = {n: value.to(device) if isinstance(value, Tensor) else value for n, value in batch.inputs.items()}
     hidden = hidden_states(model, batch.ids.to(device), **{"use_cache": False, **inputs})
     at_p = hidden[torch.arange(len(hidden), device=hidden.device), batch.prediction.to(hidden.device)]  # [B,D]
-    if head.weight.is_meta:  # it lives elsewhere between its passes
-        logits = model.get_output_embeddings()(at_p)
-        return torch.nn.functional.cross_entropy(logits.float(), batch.targets.to(logits.device), reduction="none")
-    at_p, targets = at_p.to(head.weight.device), batch.targets.to(head.weight.device)
-    return ops.candidate_surprisal(at_p, head.weight, targets[:, None], head.bias)[:, 0]
+    place = at_p.device if head.weight.is_meta else head.weight.device  # it may live elsewhere between its passes
+    return head.surprisal(at_p.to(place), batch.targets.to(place)[:, None])[:, 0]
 
 
 def check_finite(surprisal: Tensor, half: bool) -> None:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground import ops
 from symground.analysis.ablate import gates_of, silenced
 from symground.analysis.fills import fills_of
 from symground.analysis.probes import Examples
@@ -80,7 +79,7 @@ def behaviour(
                         stack.enter_context(silenced(model, gates_of(model, piece.heads[part]), fills, where))
                     hidden = hidden_states(model, ids, **given).to(device)  # [B,T,E]
                 at_p = hidden[torch.arange(len(ids), device=device), p]
-                target[i, part] = _numbers(ops.candidate_surprisal(at_p, head.weight, wanted[:, None], head.bias)[:, 0])
+                target[i, part] = _numbers(head.surprisal(at_p, wanted[:, None])[:, 0])
                 context[i, part] = _numbers(_of_context(head, hidden, ids, p, words))
                 untouched = i if nothing else untouched
             done()
@@ -94,7 +93,7 @@ def _of_context(head: Readout, hidden: Tensor, ids: Tensor, p: Tensor, words: Te
     """
     counts = torch.arange(1, ids.shape[1], device=ids.device) <= p[:, None]  # [B,T-1]
     counts &= (ids < head.weight.shape[0] if words is None else words)[:, 1:]
-    each = ops.candidate_surprisal(hidden[:, :-1][counts], head.weight, ids[:, 1:][counts][:, None], head.bias)
+    each = head.surprisal(hidden[:, :-1][counts], ids[:, 1:][counts][:, None])
     total = hidden.new_zeros(counts.shape, dtype=each.dtype).masked_scatter(counts, each[:, 0]).sum(1)
     return total / counts.sum(1)
 

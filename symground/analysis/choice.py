@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from symground.analysis.ablate import silenced
@@ -67,7 +66,7 @@ def choices(
         with silenced(model, of_part):
             hidden = hidden_states(model, ids, **examples.given(part, device)).to(device)
             hidden = hidden[torch.arange(len(ids), device=device), p]
-        whole = functional.linear(hidden, head.weight, head.bias).float().log_softmax(-1)  # [B,V]
+        whole = head.logits(hidden).float().log_softmax(-1)  # [B,V]
         seen = whole[:, asked].log_softmax(-1) if among == "targets" else whole
         top, at = seen.max(-1)
         chosen = asked[at] if among == "targets" else at

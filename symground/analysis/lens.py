@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from symground.analysis.probes import Probes
 from symground.analysis.score import check_deterministic, check_fits
 from symground.data import Corpus
 from symground.data.sampler import IGNORED, RowSampler
-from symground.models.readout import trial_ids, verified_readout
+from symground.models.readout import Readout, trial_ids, verified_readout
 from symground.models.residual import final_norm, residual_stream
 from symground.models.thrift import frozen
 from symground.progress import progress
@@ -160,7 +160,7 @@ class _Fitter:
 
     def _read(self, h: Tensor) -> Tensor:
         """[n,V] logarithms of probabilities."""
-        return functional.linear(self._norm(h), self._head.weight, self._head.bias).float().log_softmax(-1)
+        return self._head.logits(self._norm(h)).float().log_softmax(-1)
 
 
 @torch.no_grad()
@@ -201,12 +201,25 @@ def lens_gain(
                 f"{list(lens.weight.shape)}"
             )
         translators = None if lens is None else (lens.weight.to(stream), lens.bias.to(stream))
-        each = ops.lens_surprisal(stream[:-1].contiguous(), translators, norm, head.weight, candidates, bias=head.bias)
-        last = ops.candidate_surprisal(norm(stream[-1]), head.weight, candidates, head.bias)[None]
+        each = _of_depths(stream[:-1].contiguous(), translators, norm, head, candidates)
+        last = head.surprisal(norm(stream[-1]), candidates)[None]
         parts.append(torch.cat([each, last]).double().cpu().numpy())
     # [L+1, contexts, ENV nouns, targets]
     surprisal = np.concatenate(parts, 1).reshape(len(parts[0]), len(probes.contexts), len(probes.nouns), -1)
     return _gains(surprisal, probes)
+
+
+def _of_depths(
+    stream: Tensor, translators: tuple[Tensor, Tensor] | None, norm: Callable[[Tensor], Tensor], head: Readout,
+    candidates: Tensor,
+) -> Tensor:  # fmt: skip
+    """[L,B,K] surprisal of the candidates at each depth of the stream [L,B,D]."""
+    if head.module is None:
+        return ops.lens_surprisal(stream, translators, norm, head.weight, candidates, bias=head.bias)
+    if translators is not None:
+        weight, bias = translators
+        stream = stream + torch.einsum("lbd,led->lbe", stream, weight) + bias[:, None]
+    return torch.stack([head.surprisal(norm(h), candidates) for h in stream])
 
 
 def _gains(surprisal: NDArray[np.float64], probes: Probes) -> pd.DataFrame:

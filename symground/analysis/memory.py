@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from symground.models import mixers
-from symground.models.mixers import device_of
+from symground.models import Tap, mixers
+from symground.models.mixers import device_of, tapped
 from symground.models.readout import hidden_states, trial_ids, verified_readout
 from symground.models.thrift import Kept, checkpointed, frozen
 
@@ -103,9 +103,8 @@ def _kept_a_token(model: PreTrainedModel, checkpoint: bool) -> float:
             stack.enter_context(frozen(model))
             if checkpoint:
                 stack.enter_context(checkpointed(model))
-            for mixer in mixers(model):
-                own = probe.detach().to(device_of(mixer.module)).requires_grad_()
-                stack.enter_context(mixer.tapped(saliency_probe=own))
+            probes = {m: probe.detach().to(device_of(m.module)).requires_grad_() for m in mixers(model)}
+            stack.enter_context(tapped({mixer: Tap(saliency_probe=own) for mixer, own in probes.items()}))
             kept = stack.enter_context(Kept(model))
             hidden_states(model, ids, use_cache=False)
         found.append(kept.bytes)

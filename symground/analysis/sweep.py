@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground import ops
 from symground.analysis.ablate import silenced
 from symground.analysis.fills import MODES, aligned, fills_of
 from symground.analysis.probes import Examples, Probes
 from symground.analysis.scan import MEMORY
 from symground.analysis.score import check_fits
-from symground.models import Mixer, mixers
-from symground.models.mixers import Replacement, head_outputs
-from symground.models.readout import Readout, hidden_states, verified_readout
+from symground.models import Mixer, Tap, mixers
+from symground.models.mixers import Replacement, head_outputs, tapped
+from symground.models.positions import stretch_of
+from symground.models.readout import hidden_states, verified_readout
 from symground.models.replay import Replay, replays
 from symground.progress import progress
 
@@ -82,7 +81,7 @@ def sweep_heads(
     examples = probes.matched()
     shape = (len(examples.input_ids), len(layers), max(mixer.heads for mixer in layers))
     found = {name: np.full(shape, np.nan) for name in wanted}
-    sweep = _Sweep(model, probes, examples, positions, mode, memory)
+    sweep = _Sweep(model, probes, examples, positions, mode, memory, "exact" in wanted)
     with progress("sweep", sum(len(list(sweep.batches(name))) for name in wanted)) as bar:
         for name in wanted:
             for rows in sweep.batches(name):
@@ -100,20 +99,26 @@ class _Sweep:
     """What the batches of a sweep share."""
 
     def __init__(
-        self, model: PreTrainedModel, probes: Probes, examples: Examples, positions: str, mode: str, memory: int | None
-    ) -> None:
+        self, model: PreTrainedModel, probes: Probes, examples: Examples, positions: str, mode: str,
+        memory: int | None, exact: bool,
+    ) -> None:  # fmt: skip
         self.model, self.examples = model, examples
-        head = verified_readout(model)
-        # Detached: nobody asks for the gradient of a vocabulary's weights.
-        self.head = Readout(head.weight.detach(), None if head.bias is None else head.bias.detach())
+        self.head = verified_readout(model).detached()
         self.layers = mixers(model)
         self.last_only = positions == "prediction"
-        self.replays = replays(model, self.last_only)
+        self._replays = replays(model, self.last_only) if exact else False
+        self._stretch = stretch_of(model)
         self._memory = memory
         self._mean = fills_of(model, mode, probes) if mode == "mean" else None
         self._others = probes.mismatched() if mode == "resample" else None
         if self._others is not None:
             aligned(examples, self._others)
+
+    def replayed(self, rows: Tensor) -> bool:
+        """Whether these examples, of one length, are read again from the middle."""
+        length = int(self.examples.prediction[rows[0]]) + 1
+        goes_on = self._stretch is None or length <= self._stretch.limit
+        return self._replays and (goes_on or not self.last_only)
 
     @property
     def device(self) -> torch.device:
@@ -171,13 +176,13 @@ class _Sweep:
     def surprisal(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """[B] in nats, of hidden [B,E] at the prediction position."""
         targets = self.examples.targets[rows].to(self.device)[:, None]
-        return ops.candidate_surprisal(hidden, self.head.weight, targets, self.head.bias)[:, 0]
+        return self.head.surprisal(hidden, targets)[:, 0]
 
 
 def _exact(sweep: _Sweep, rows: Tensor) -> Iterator[Tensor]:
     """For each layer the effects [B,H]."""
     with torch.no_grad():
-        yield from _replayed(sweep, rows) if sweep.replays else _whole(sweep, rows)
+        yield from _replayed(sweep, rows) if sweep.replayed(rows) else _whole(sweep, rows)
 
 
 def _replayed(sweep: _Sweep, rows: Tensor) -> Iterator[Tensor]:
@@ -215,10 +220,11 @@ def _first_order(sweep: _Sweep, rows: Tensor) -> Iterator[Tensor]:
     ids, fills = sweep.ids(rows), sweep.fills(rows)
     where = _last(ids) if sweep.last_only else None
     gates = [torch.ones(len(rows), mixer.heads, device=sweep.device, requires_grad=True) for mixer in sweep.layers]
-    with ExitStack() as stack, torch.enable_grad():
-        for mixer, gate in zip(sweep.layers, gates, strict=True):
-            fill = None if fills is None else fills[mixer.layer]
-            stack.enter_context(mixer.tapped(replaced=(Replacement(gate, fill, where),)))
+    taps = {}
+    for mixer, gate in zip(sweep.layers, gates, strict=True):
+        fill = None if fills is None else fills[mixer.layer]
+        taps[mixer] = Tap(replaced=(Replacement(gate, fill, where),))
+    with tapped(taps), torch.enable_grad():
         surprisal = sweep.surprisal(hidden_states(sweep.model, ids, use_cache=False)[:, -1], rows)
         yield from (-grad for grad in torch.autograd.grad(surprisal.sum(), gates))
 

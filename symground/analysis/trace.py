@@ -28,7 +28,8 @@ from symground.analysis.heads import PATCHES
 from symground.analysis.probes import Examples, Probes
 from symground.analysis.questions import Asked, ImageQuestions
 from symground.analysis.score import check_deterministic, check_fits
-from symground.models import mixers, readout
+from symground.models import mixers
+from symground.models.readout import readout, verified_readout
 from symground.progress import progress
 
 PREDICTION = "prediction"
@@ -151,15 +152,15 @@ def trace(
         inputs = _inputs_of(model_inputs, attention_mask, len(ids), batch_size)
     query_groups, key_groups = _group_ids(query_masks, ids), _group_ids(key_masks, ids)
     results = Results(layers, len(ids), ids.shape[1], (len(query_masks), len(key_masks)), saliency, rows)
-    parts = []
+    head, parts = verified_readout(model), []
     with progress("trace", -(-len(ids) // batch_size), quick=True) as bar:
         for start in range(0, len(ids), batch_size):
             at = slice(start, min(start + batch_size, len(ids)))
             batch = Pass(ids[at], p[at], wanted[at], query_groups[at], key_groups[at], inputs(at))
             if layers:
-                run_pass(model, layers, batch, results, at, checkpoint, offload)
+                run_pass(model, head, layers, batch, results, at, checkpoint, offload)
             else:
-                parts.append(gradient_x_input(model, batch))
+                parts.append(gradient_x_input(model, head, batch))
             bar.advance()
     arrays = results.arrays() if layers else {n: np.concatenate([x[n] for x in parts]) for n in parts[0]}
     variables = {name: (_DIMS[name], value) for name, value in arrays.items()}

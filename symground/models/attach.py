@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from symground.models.activations import fuse_gelu, write_out_gelu
+from symground.models.blocks import forget_when_checkpointing, remember_when_checkpointing
 from symground.models.interface import NAME, UNPADDED
 from symground.models.lstm import LSTMForCausalLM
 from symground.models.mamba2 import MambaMixer, give_back_mamba, mamba_mixers
@@ -108,6 +109,7 @@ def detach(model: M) -> M:
                 config._attn_implementation_internal = implementation
         write_out_gelu(model.get_decoder())
         give_back_mamba(model)
+        forget_when_checkpointing(model)
     for module in model.modules():
         for name in [name for name in vars(module) if name.startswith(_OURS)]:
             object.__delattr__(module, name)
@@ -271,6 +273,7 @@ def _prepare(
     names: tuple[str, ...], derive: bool, module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """What the model is given, with the positions that its mask means. Nothing while it has another attention."""
+    remember_when_checkpointing(module)
     implementation = module.get_decoder().config._attn_implementation
     if implementation not in (NAME, UNPADDED):
         return None

@@ -1,23 +1,27 @@
 """Mixers with heads: what the analyses see of a layer, whatever the architecture.
 
-A mixer is a module that mixes positions with one matrix per head. What an analysis asks of it (probes, gates) is laid
-on the module as a `Tap`, which the mixer's forward reads; nothing else of the model is touched.
+A mixer is a module that mixes positions with one matrix per head. What an analysis asks of it (probes, gates) is a
+`Tap`, which the mixer's forward reads; nothing of the model is touched. A tap is asked for by a block, and the taps of
+several blocks are composed in the order in which the blocks were entered (`symground.models.blocks`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from symground import ops
+from symground.models.blocks import Entry, asked_of
 from symground.models.rows import RowProbe
 
-_TAP = "_symground_tap"
+#: Of these a mixer can serve one at a time.
+_ONCE = ("saliency_probe", "flow_probe", "query_groups", "key_groups", "rows", "mix")
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class Tap:
     rows: RowProbe | None = None
     mix: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None = None
     """(q, k, v [B,H or Hk,T,D], scale) → the heads' outputs [B,H,T,D], in place of the attention (attention only)."""
-    observe: Callable[[Tensor], None] | None = None
-    """Sees the heads' outputs [B,T,H,D] as the output projection, or Mamba-2's gated norm, gets them."""
+    observe: tuple[Callable[[Tensor], None], ...] = ()
+    """Each sees the heads' outputs [B,T,H,D] as the output projection, or Mamba-2's gated norm, gets them."""
 
     @property
     def plain(self) -> bool:
@@ -69,7 +73,31 @@ class Tap:
 
     @property
     def idle(self) -> bool:
-        return self.plain and not self.replaced and all(x is None for x in (self.rows, self.mix, self.observe))
+        return self.plain and not self.replaced and not self.observe and self.rows is None and self.mix is None
+
+    def then(self, later: Tap) -> Tap:
+        """What both ask, ``later`` after this one.
+
+        Raises:
+            ValueError: both ask for what a mixer can serve once, or are for other numbers of examples.
+        """
+        gate, replaced = self.gate, self.replaced
+        if later.gate is not None:
+            if gate is not None and gate.ndim == later.gate.ndim == 2 and len(gate) != len(later.gate):
+                raise ValueError(
+                    f"heads: silenced in {len(later.gate)} examples each its own, within a block for {len(gate)}"
+                )
+            if replaced:  # what stands in for a head is silenced too
+                replaced = (*replaced, Replacement(later.gate))
+            else:  # then the op need not compute those heads at all
+                gate = later.gate if gate is None else gate * later.gate
+        once = {}
+        for name in _ONCE:
+            ours, theirs = getattr(self, name), getattr(later, name)
+            if ours is not None and theirs is not None:
+                raise ValueError(f"model: a layer is asked for two of {name} at once; one block at a time may ask")
+            once[name] = theirs if ours is None else ours
+        return Tap(gate=gate, replaced=(*replaced, *later.replaced), observe=(*self.observe, *later.observe), **once)
 
 
 IDLE = Tap()
@@ -87,15 +115,14 @@ class Mixer:
     def tap(self) -> Tap:
         return tap_of(self.module)
 
-    @contextmanager
-    def tapped(self, **changes: Any) -> Iterator[None]:
-        """Change the mixer's tap within the block; what was there before comes back, also after an exception."""
-        before = self.tap
-        setattr(self.module, _TAP, replace(before, **changes))
-        try:
-            yield
-        finally:
-            setattr(self.module, _TAP, before)
+    def tapped(self, **changes: Any) -> AbstractContextManager[None]:
+        """A block in which the mixer is asked for a `Tap` of these fields, beside what other blocks ask."""
+        return tapped({self: Tap(**changes)})
+
+
+def tapped(taps: Mapping[Mixer, Tap]) -> AbstractContextManager[None]:
+    """A block in which these mixers are asked for these taps, beside what other blocks ask."""
+    return Entry({mixer.module: tap for mixer, tap in taps.items()})
 
 
 def check_batch(tap: Tap, examples: int) -> None:
@@ -109,13 +136,16 @@ def shown(tap: Tap, heads: Tensor) -> Tensor:
     """Outputs of the heads [B,T,H,D] as the tap wants them to go on, and seen by it; its ``gate`` is not applied."""
     for replacement in tap.replaced:
         heads = replacement.of(heads)
-    if tap.observe is not None:
-        tap.observe(heads)
+    for observe in tap.observe:
+        observe(heads)
     return heads
 
 
 def tap_of(module: nn.Module) -> Tap:
-    tap: Tap = getattr(module, _TAP, IDLE)
+    """What the open blocks ask of a mixer's module, as this thread sees them."""
+    tap = IDLE
+    for asked in asked_of(module):
+        tap = asked if tap is IDLE else tap.then(asked)
     return tap
 
 
@@ -131,24 +161,14 @@ def device_of(module: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
-@contextmanager
-def untapped(model: nn.Module) -> Iterator[None]:
-    """Within the block nothing is asked of any mixer: how a model is tried out, whatever is asked of it meanwhile."""
-    before = {module: tap_of(module) for module in model.modules() if _TAP in vars(module)}
-    try:
-        for module in before:
-            setattr(module, _TAP, IDLE)
-        yield
-    finally:
-        for module, tap in before.items():
-            setattr(module, _TAP, tap)
+def untapped() -> AbstractContextManager[None]:
+    """A block in which nothing that was asked before counts: how a model is tried out, whatever is asked meanwhile."""
+    return Entry({}, hides=True)
 
 
 @contextmanager
 def head_outputs(layers: tuple[Mixer, ...]) -> Iterator[dict[int, Tensor]]:
     """A dictionary that the forward pass within the block fills: layer → outputs of its heads [B,T,H,D]."""
     found: dict[int, Tensor] = {}
-    with ExitStack() as stack:
-        for mixer in layers:
-            stack.enter_context(mixer.tapped(observe=lambda x, layer=mixer.layer: found.__setitem__(layer, x)))
+    with tapped({mixer: Tap(observe=(partial(found.__setitem__, mixer.layer),)) for mixer in layers}):
         yield found

@@ -1,25 +1,102 @@
-"""Other forward functions of a model's own modules for a while."""
+"""Other forward functions and hooks of a model's own modules for a while, for the passes of one thread."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
+_HERE = threading.local()
+"""``forwards``: of this thread, module → what stands in for its forward function."""
+_LOCK = threading.RLock()
+
+
+class _StandIn:
+    """A module's forward function while any thread has another one: each thread calls its own."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.own, self.users = module, vars(module).get("forward"), 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        forwards: Mapping[nn.Module, Callable[..., Any]] = getattr(_HERE, "forwards", {})
+        return forwards.get(self.module, own_forward(self.module))(*args, **kwargs)
+
+
+def given_forward(module: nn.Module) -> Callable[..., Any] | None:
+    """The forward function that a module has beside its class's, without what stands in for it; None: it has none."""
+    own = vars(module).get("forward")
+    return own.own if isinstance(own, _StandIn) else own
+
+
+def own_forward(module: nn.Module) -> Callable[..., Any]:
+    """The forward function of a module without what stands in for it."""
+    own = given_forward(module)
+    return type(module).forward.__get__(module) if own is None else own
+
 
 @contextmanager
 def forward_as(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Other forward functions of these very modules within the block; no class is touched."""
-    before = {module: vars(module).get("forward") for module in forwards}
+    """Other forward functions of these very modules in this thread's passes within the block; no class is touched."""
+    before: Mapping[nn.Module, Callable[..., Any]] = getattr(_HERE, "forwards", {})
+    placed: list[_StandIn] = []
     try:
-        for module, forward in forwards.items():
-            object.__setattr__(module, "forward", forward)
+        for module in forwards:
+            placed.append(_placed(module))  # noqa: PERF401 - those that are placed are taken back whatever happens
+        _HERE.forwards = {**before, **forwards}
         yield
     finally:
-        for module, own in before.items():
-            if own is not None:
-                object.__setattr__(module, "forward", own)
-            elif "forward" in vars(module):
-                object.__delattr__(module, "forward")
+        _HERE.forwards = before
+        for stand_in in placed:
+            _taken(stand_in)
+
+
+def _placed(module: nn.Module) -> _StandIn:
+    with _LOCK:
+        own = vars(module).get("forward")
+        stand_in = own if isinstance(own, _StandIn) else _StandIn(module)
+        stand_in.users += 1
+        object.__setattr__(module, "forward", stand_in)
+        return stand_in
+
+
+def _taken(stand_in: _StandIn) -> None:
+    with _LOCK:
+        stand_in.users -= 1
+        module = stand_in.module
+        if stand_in.users or vars(module).get("forward") is not stand_in:  # it has been given another one meanwhile
+            return
+        if stand_in.own is not None:
+            object.__setattr__(module, "forward", stand_in.own)
+        else:
+            object.__delattr__(module, "forward")
+
+
+@contextmanager
+def hooked(
+    *hooks: tuple[nn.Module, Callable[..., Any]], before: bool = False, with_kwargs: bool = False
+) -> Iterator[None]:
+    """Forward hooks of modules within the block, for the passes of this thread alone.
+
+    Args:
+        hooks: modules, and what is called as ``register_forward_hook`` calls it, or ``register_forward_pre_hook``.
+        before: whether they are called before the module runs.
+        with_kwargs: whether they are given the keyword arguments of the call.
+    """
+    here = threading.local()
+    here.mine = True
+
+    def only_here(hook: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given: hook(*given) if getattr(here, "mine", False) else None
+
+    handles = []
+    try:
+        for module, hook in hooks:
+            register = module.register_forward_pre_hook if before else module.register_forward_hook
+            handles.append(register(only_here(hook), with_kwargs=with_kwargs))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

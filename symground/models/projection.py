@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -12,29 +11,26 @@ from transformers.pytorch_utils import Conv1D
 
 from symground.models.attach import mixers
 from symground.models.mixers import Mixer, head_outputs, untapped
+from symground.models.override import hooked
 from symground.models.readout import readout, trial_ids
-
-_PROJECTION = "_symground_projection"
+from symground.models.trial import is_plain, tried
 
 
 def output_projections(model: PreTrainedModel) -> dict[int, nn.Module]:
     """layer → the module that takes its heads' outputs side by side, [B,T,H·D] → [B,T,E].
 
-    Found by running a few tokens, once per model.
+    Found by running a few tokens.
 
     Raises:
         ValueError: a layer whose heads do not go straight into a module of its mixer.
     """
     layers = mixers(model)
-    if any(_PROJECTION not in vars(mixer.module) for mixer in layers):
-        _locate(model, layers)
-    return {mixer.layer: vars(mixer.module)[_PROJECTION][0] for mixer in layers}
+    return tried(model, "projections", lambda: _located(model, layers))
 
 
-def _locate(model: PreTrainedModel, layers: tuple[Mixer, ...]) -> None:
+def _located(model: PreTrainedModel, layers: tuple[Mixer, ...]) -> dict[int, nn.Module]:
     found: dict[int, nn.Module] = {}
-    with ExitStack() as stack, torch.no_grad(), untapped(model):
-        heads = stack.enter_context(head_outputs(layers))
+    with torch.no_grad(), untapped(), head_outputs(layers) as heads:
 
         def watch(layer: int) -> Any:
             def called(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -45,30 +41,32 @@ def _locate(model: PreTrainedModel, layers: tuple[Mixer, ...]) -> None:
 
             return called
 
-        for mixer in layers:
-            for name, module in mixer.module.named_modules():
-                if name:
-                    stack.callback(module.register_forward_pre_hook(watch(mixer.layer)).remove)
-        model.base_model(input_ids=trial_ids(model, 3).to(readout(model).weight.device))
+        parts = ((x.layer, name, module) for x in layers for name, module in x.module.named_modules())
+        with hooked(*((module, watch(layer)) for layer, name, module in parts if name), before=True):
+            model.base_model(input_ids=trial_ids(model, 3).to(readout(model).weight.device))
     for mixer in layers:
         if mixer.layer not in found:
             raise ValueError(
                 f"model: the heads of layer {mixer.layer} of {type(model).__name__} do not go straight into an output "
                 "projection"
             )
-        # In a tuple: as an attribute the module would be registered a second time, and saved twice.
-        object.__setattr__(mixer.module, _PROJECTION, (found[mixer.layer],))
+    return found
 
 
-def head_weights(model: PreTrainedModel, layer: int) -> Tensor:
-    """What the output projection of a layer does with each head: [H,D,E].
+def head_weights(model: PreTrainedModel, layer: int, projection: nn.Module | None = None) -> Tensor:
+    """What the output projection of a layer, which is looked for where it is not given, does with each head: [H,D,E].
 
     Raises:
-        ValueError: as :func:`output_projections`, or a projection that is neither Linear nor GPT-2's transposed one.
+        ValueError: as :func:`output_projections`, or a projection that is neither Linear nor GPT-2's transposed one,
+            or that a hook or a forward function of another makes more.
     """
-    projection = output_projections(model)[layer]
-    if type(projection) not in (nn.Linear, Conv1D):
-        raise ValueError(f"model: the output projection of layer {layer} is a {type(projection).__name__}")
+    projection = output_projections(model)[layer] if projection is None else projection
+    if not any(is_plain(projection, kind) for kind in (nn.Linear, Conv1D)):
+        raise ValueError(
+            f"model: the output projection of layer {layer} is a {type(projection).__name__} with something added"
+            if type(projection) in (nn.Linear, Conv1D)
+            else f"model: the output projection of layer {layer} is a {type(projection).__name__}"
+        )
     weight: Tensor = projection.weight  # type: ignore[assignment]
     heads = next(mixer.heads for mixer in mixers(model) if mixer.layer == layer)
     matrix = weight if isinstance(projection, Conv1D) else weight.T  # [H·D,E]

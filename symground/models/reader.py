@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground import ops
 from symground.models.lstm import LSTMState
 from symground.models.mixers import untapped
-from symground.models.readout import Readout, agree, readout, trial_ids, verified_readout
-
-_RESUMES = "_symground_resumes"
+from symground.models.positions import stretch_of
+from symground.models.readout import Readout, agree, readout, surprisal_of, trial_ids, verified_readout
+from symground.models.trial import tried
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,9 @@ class Reader:
             self._head = verified_readout(model)
         except (ValueError, AttributeError):  # or it has no part that gives final hidden states
             self._head = None
+        self._stretch = stretch_of(model)
         self._may_cache, self._cache_name = _caches(model)
-        if self._cache_name is not None and not self._resumes():
+        if self._cache_name is not None and not tried(model, "resumes", self._resumes):
             self._cache_name = None
 
     def read(self, ids: Tensor, state: State | None = None, keep: int = 1) -> tuple[Tensor, State]:
@@ -61,28 +61,29 @@ class Reader:
         """
         ids = ids.to(self.device)
         whole = ids if state is None else torch.cat([state.ids, ids], 1)
-        kwargs: dict[str, Any] = {"use_cache": self._cache_name is not None} if self._may_cache else {}
-        if state is not None and self._cache_name is not None:
+        on = self.goes_on_to(whole.shape[1])
+        kwargs: dict[str, Any] = {"use_cache": on} if self._may_cache else {}
+        if state is not None and on:
+            assert self._cache_name is not None
             kwargs[self._cache_name] = state.cache
-        given = whole if self._cache_name is None else ids
+        given = ids if on else whole
         if self._head is None:
             out = self._model(input_ids=given, **_keeping(self._model, keep), **kwargs)
             seen = out.logits[:, -keep:]
         else:
             out = self._model.base_model(input_ids=given, **kwargs)
             seen = out.last_hidden_state[:, -keep:]
-        cache = None if self._cache_name is None else getattr(out, self._cache_name)
-        if self._cache_name is not None and _is_empty(cache):
+        cache = getattr(out, self._cache_name) if on and self._cache_name is not None else None
+        if on and _is_empty(cache):
             raise ValueError(
                 f"model: {type(self._model).__name__} gave no cache to go on from; activation checkpointing in "
                 "training mode switches it off: model.eval()"
             )
         return seen, State(whole, cache)
 
-    @property
-    def goes_on(self) -> bool:
-        """Whether the model goes on from what it has read; else all of it is read again."""
-        return self._cache_name is not None
+    def goes_on_to(self, length: int) -> bool:
+        """Whether the model goes on from what it has read to a text of so many tokens; else all of it is read again."""
+        return self._cache_name is not None and (self._stretch is None or length <= self._stretch.limit)
 
     @property
     def width(self) -> int:
@@ -94,18 +95,14 @@ class Reader:
         """Surprisal [N,K] in nats, at least float32, of candidates [K] or [N,K] after what was seen [N,·]."""
         candidates = candidates.to(self.device)
         if self._head is not None:
-            return ops.candidate_surprisal(seen, self._head.weight, candidates, self._head.bias)
-        logits = seen.to(torch.promote_types(seen.dtype, torch.float32))
-        return logits.logsumexp(-1, keepdim=True) - logits.gather(1, candidates.expand(len(seen), -1))
+            return self._head.surprisal(seen, candidates)
+        return surprisal_of(seen, candidates.expand(len(seen), -1))
 
     def _resumes(self) -> bool:
-        """Whether reading in two pieces is reading in one, tried once per model; says so where it is not."""
-        known: bool | None = getattr(self._model, _RESUMES, None)
-        if known is not None:
-            return known
+        """Whether reading in two pieces is reading in one, by trying; says so where it is not."""
         ids = trial_ids(self._model, 5)
         try:
-            with torch.no_grad(), untapped(self._model):
+            with torch.no_grad(), untapped():
                 whole, _ = self.read(ids, keep=3)
                 _, state = self.read(ids[:, :2])
                 pieces, _ = self.read(ids[:, 2:], state.select(torch.tensor([0])), keep=3)
@@ -117,9 +114,8 @@ class Reader:
                 f"{type(self._model).__name__} cannot go on from its own cache ({cause}): shared prefixes are read "
                 "again for every row, which is slower and gives the same scores",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=5,
             )
-        object.__setattr__(self._model, _RESUMES, resumes)
         return resumes
 
 

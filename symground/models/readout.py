@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from symground import ops
 from symground.models.mixers import device_of, untapped
+from symground.models.trial import is_plain, tried
 
-_VERIFIED = "_symground_readout_verified"
+#: Logits that are made at once where the head is more than a product.
+_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,35 @@ class Readout:
     """[V,D]"""
     bias: Tensor | None
     """[V] or None"""
+    module: nn.Module | None = None
+    """What gives the logits where they are more than hidden · weightᵀ + bias (an adapter, a hook, a weight that is
+    elsewhere between passes); None where the product is all."""
+
+    def detached(self) -> Readout:
+        """For passes back that ask for no gradient of the head's weights."""
+        return replace(self, weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[…,D] → […,V]."""
+        if self.module is None:
+            return nn.functional.linear(hidden, self.weight, self.bias)
+        logits: Tensor = self.module(hidden)
+        return logits
+
+    def surprisal(self, hidden: Tensor, candidates: Tensor) -> Tensor:
+        """Surprisal [N,K] in nats, at least float32, of candidates [K] or [N,K] after what is seen [N,D]."""
+        if self.module is None:
+            return ops.candidate_surprisal(hidden, self.weight, candidates, self.bias)
+        rows = max(1, _AT_ONCE // self.weight.shape[0])
+        each = candidates.expand(len(hidden), -1)
+        pieces = zip(hidden.split(rows), each.split(rows), strict=True)
+        return torch.cat([surprisal_of(self.logits(h), c) for h, c in pieces])
+
+
+def surprisal_of(logits: Tensor, candidates: Tensor) -> Tensor:
+    """Surprisal [N,K] in nats, at least float32, of candidates [N,K] by logits [N,V]."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.logsumexp(-1, keepdim=True) - logits.gather(1, candidates.to(logits.device))
 
 
 def readout(model: PreTrainedModel) -> Readout:
@@ -33,37 +65,35 @@ def readout(model: PreTrainedModel) -> Readout:
 
 
 def verified_readout(model: PreTrainedModel) -> Readout:
-    """The head of ``model``, once it is known that its logits are hidden · weightᵀ + bias and nothing more.
+    """The head of ``model``, once it is known that its logits are what the head makes of its last hidden states.
 
-    Checked on two tokens, once per model.
+    Tried on two tokens, for the model as it is now.
 
     Raises:
         ValueError: the model scales, caps or transforms its logits, or has no head.
     """
     head = readout(model)
-    if not getattr(model, _VERIFIED, False):
-        training = model.training
-        model.eval()
-        try:
-            with torch.no_grad(), untapped(model):
-                ids = trial_ids(model, 2).to(device_of(model))
-                expected, hidden = model(input_ids=ids).logits, hidden_states(model, ids)
-                if head.weight.is_meta:  # it is elsewhere between passes, and its module brings it
-                    found = model.get_output_embeddings()(hidden)
-                else:
-                    hidden = hidden.to(head.weight.device)
-                    found = torch.nn.functional.linear(hidden, head.weight, head.bias).to(expected.device)
-        finally:
-            model.train(training)
-        # A cap bends small logits too little to be seen in half precision.
-        capped = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-        if capped or not agree(found, expected):
-            raise ValueError(
-                f"model: the logits of {type(model).__name__} are more than its head's product with its last hidden "
-                "states (scaled, capped or transformed), which symground does not support"
-            )
-        object.__setattr__(model, _VERIFIED, True)
+    module = model.get_output_embeddings()
+    if not is_plain(module, nn.Linear) or head.weight.is_meta:
+        head = replace(head, module=module)
+    # A cap bends small logits too little to be seen in half precision.
+    capped = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    if capped or not tried(model, "readout", lambda: _is_all(model, head)):
+        raise ValueError(
+            f"model: the logits of {type(model).__name__} are more than its head's product with its last hidden "
+            "states (scaled, capped or transformed), which symground does not support"
+        )
     return head
+
+
+@torch.no_grad()
+def _is_all(model: PreTrainedModel, head: Readout) -> bool:
+    """Whether the head makes the model's logits of its last hidden states."""
+    with untapped():
+        ids = trial_ids(model, 2).to(device_of(model))
+        expected, hidden = model(input_ids=ids).logits, hidden_states(model, ids)
+        found = head.logits(hidden if head.weight.is_meta else hidden.to(head.weight.device))
+    return agree(found.to(expected.device), expected)
 
 
 def trial_ids(model: PreTrainedModel, count: int) -> Tensor:
@@ -72,7 +102,7 @@ def trial_ids(model: PreTrainedModel, count: int) -> Tensor:
     special = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")]
     # What stands for an image wants one.
     special += [value for name, value in vars(model.config).items() if name.endswith(("_token_id", "_token_index"))]
-    plain = [i for i in range(readout(model).weight.shape[0]) if i not in special] or [0]
+    plain = [i for i in range(min(readout(model).weight.shape[0], len(special) + 2)) if i not in special] or [0]
     return torch.tensor([[plain[i % 2 % len(plain)] for i in range(count)]])
 
 

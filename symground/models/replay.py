@@ -1,7 +1,7 @@
 """Reading a batch again from the middle: what lies below a change is computed once, however many changes there are.
 
 The layers are called one by one with the arguments that the model gave them; in the last one only the last position
-goes on. Whether that is what the model itself computes is tried once per model.
+goes on. Whether that is what the model itself computes is tried first.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from transformers import Cache, PreTrainedModel
 
 from symground import ops
 from symground.models.attach import mixers
-from symground.models.mixers import Replacement, head_outputs
-from symground.models.override import forward_as
+from symground.models.mixers import Replacement, Tap, head_outputs, tapped
+from symground.models.override import forward_as, hooked
 from symground.models.projection import head_weights, output_projections
 from symground.models.reader import Reader
 from symground.models.readout import agree, hidden_states, readout, trial_ids
+from symground.models.trial import tried
 from symground.ops.mask import valid_keys
 
-_REPLAYS = "_symground_replays"
 _Mixed = tuple[Tensor, Tensor, Tensor, float]
 
 
@@ -79,6 +79,7 @@ class Replay:
         self._ids = ids = ids.to(readout(model).weight.device)
         self._layers, self._at = decoder_layers(model)
         self._mixers = {self._at[mixer.layer]: mixer for mixer in mixers(model)}
+        self._projections = output_projections(model)
         self._past: dict[int, tuple[Tensor, Tensor]] = {}
         self._pieces: list[_Piece] = []
         self.final: Tensor
@@ -86,9 +87,10 @@ class Replay:
         batch, length = ids.shape
         cut = length - 1 if last_only else min(shared, length - 1)
         reader = Reader(model) if cut else None
-        if last_only and reader is not None and not reader.goes_on:
-            raise ValueError(f"model: {type(model).__name__} has no cache to go on from")
-        if reader is None or not reader.goes_on:
+        goes_on = reader is not None and reader.goes_on_to(length)
+        if last_only and cut and not goes_on:
+            raise ValueError(f"model: {type(model).__name__} has no cache to go on from to {length} tokens")
+        if reader is None or not goes_on:
             with self._recorded(batch, slice(0, length)):
                 self.final = hidden_states(model, ids, use_cache=False)[:, -1]
             return
@@ -109,7 +111,7 @@ class Replay:
             heads: which.
             fill: [H,D] or [B,T,H,D], what stands in for them; None is 0. Of the shared beginning, row 0 counts.
         """
-        weights = head_weights(self._model, layer)[heads]  # [M,D,E]
+        weights = head_weights(self._model, layer, self._projections[layer])[heads]  # [M,D,E]
         mixed = []
         for piece in self._pieces:
             outputs = piece.heads[layer]  # [B,T,H,D]
@@ -139,12 +141,13 @@ class Replay:
         """The pass within the block becomes a piece; with ``past``, what stands before it is kept."""
         piece = _Piece(rows, positions)
         with ExitStack() as stack:
-            for i, layer in enumerate(self._layers):
-                stack.callback(layer.register_forward_hook(partial(_record, piece, i), with_kwargs=True).remove)
-            for i, mixer in self._mixers.items():
-                if past:
-                    stack.enter_context(mixer.tapped(mix=partial(self._remember, i)))
-                stack.callback(mixer.module.register_forward_hook(partial(_record_mixed, piece, mixer.layer)).remove)
+            each = enumerate(self._layers)
+            stack.enter_context(hooked(*((x, partial(_record, piece, i)) for i, x in each), with_kwargs=True))
+            every = self._mixers.values()
+            stack.enter_context(hooked(*((m.module, partial(_record_mixed, piece, m.layer)) for m in every)))
+            if past:
+                mix = {mixer: Tap(mix=partial(self._remember, i)) for i, mixer in self._mixers.items()}
+                stack.enter_context(tapped(mix))
             piece.heads = stack.enter_context(head_outputs(tuple(self._mixers.values())))
             yield
         self._pieces.append(piece)
@@ -183,7 +186,7 @@ class Replay:
                 q, k, v, scale = reached.mixed
                 k, v = _after(before, k, v)
         heads = _attend(q[:, :, -1:], k, v, scale)  # [N,H,1,D]
-        mixed = output_projections(self._model)[self._mixers[i].layer](heads.transpose(1, 2).flatten(2))
+        mixed = self._projections[self._mixers[i].layer](heads.transpose(1, 2).flatten(2))
         return self._given(i, self._pieces[-1], hidden[-1][:, -1:], mixed)
 
     def _given(self, i: int, piece: _Piece, hidden: Tensor, mixed: Tensor) -> Tensor:
@@ -272,20 +275,20 @@ def decoder_layers(model: PreTrainedModel) -> tuple[list[nn.Module], dict[int, i
 
 
 def replays(model: PreTrainedModel, last_only: bool = False) -> bool:
-    """Whether a :class:`Replay` of this model is what the model computes, tried once per model; says so where not."""
-    known: dict[bool, bool] = vars(model).get(_REPLAYS, {})
-    if last_only not in known:
+    """Whether a :class:`Replay` of this model is what the model computes, by trying; says so where it is not."""
+
+    def trial() -> bool:
         cause = _try(model, last_only)
         if cause is not None:
             warnings.warn(
                 f"{type(model).__name__} cannot be read again from the middle ({cause}): every change of a head is a "
                 "pass through the whole model, which is slower and gives the same numbers",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=5,
             )
-        known = {**known, last_only: cause is None}
-        object.__setattr__(model, _REPLAYS, known)
-    return known[last_only]
+        return cause is None
+
+    return tried(model, f"replays{' at the last position' if last_only else ''}", trial)
 
 
 def _try(model: PreTrainedModel, last_only: bool) -> str | None:

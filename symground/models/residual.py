@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -13,10 +12,9 @@ from transformers import PreTrainedModel
 
 from symground.models.lstm import LSTMForCausalLM
 from symground.models.mixers import untapped
+from symground.models.override import hooked
 from symground.models.readout import agree, hidden_states, readout, trial_ids
 from symground.models.replay import decoder_layers
-
-_NORM = "_symground_final_norm"
 
 
 def residual_stream(model: PreTrainedModel, input_ids: Tensor, **inputs: Any) -> Tensor:
@@ -43,16 +41,14 @@ def residual_stream(model: PreTrainedModel, input_ids: Tensor, **inputs: Any) ->
     def gives(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         found.append(out[0] if isinstance(out, tuple) else out)
 
-    with ExitStack() as stack:
-        for layer in layers:
-            stack.callback(layer.register_forward_pre_hook(given, with_kwargs=True).remove)
-        stack.callback(layers[-1].register_forward_hook(gives).remove)
+    every = ((layer, given) for layer in layers)
+    with hooked(*every, before=True, with_kwargs=True), hooked((layers[-1], gives)):
         hidden_states(model, input_ids, use_cache=False, **inputs)
     return torch.stack(found)
 
 
 def final_norm(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """What makes the model's final hidden states of the last layer's output; found by trying, once per model.
+    """What makes the model's final hidden states of the last layer's output; found by trying, as the model is now.
 
     Raises:
         ValueError: no module of the model does.
@@ -60,33 +56,28 @@ def final_norm(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     if isinstance(model, LSTMForCausalLM):
         norm: nn.Module = model.model.norm
         return norm
-    known: nn.Module | None = vars(model).get(_NORM)
-    if known is None:
-        known = _tried(model)
-        object.__setattr__(model, _NORM, known)
-    return known
+    inside = {part for layer in decoder_layers(model)[0] for part in layer.modules()}
+    others = (nn.Embedding, nn.ModuleList, PreTrainedModel)
+    outside = [x for x in model.base_model.modules() if x not in inside and not isinstance(x, others)]
+    called: list[tuple[nn.Module, Tensor]] = []
 
+    def given(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], Tensor):
+            called.append((module, args[0]))
 
-def _tried(model: PreTrainedModel) -> nn.Module:
-    layers = set(decoder_layers(model)[0])
-    inside = {part for layer in layers for part in layer.modules()}
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), untapped(model):
-            ids = trial_ids(model, 3).to(readout(model).weight.device)
-            last, expected = residual_stream(model, ids)[-1], hidden_states(model, ids)
-            for module in (nn.Identity(), *model.base_model.modules()):
-                if module in inside or isinstance(module, (nn.Embedding, nn.ModuleList, PreTrainedModel)):
-                    continue
-                try:
-                    found = module(last)
-                except Exception:
-                    continue
-                if isinstance(found, Tensor) and found.shape == expected.shape and agree(found, expected):
-                    return module
-    finally:
-        model.train(training)
+    with torch.no_grad(), untapped(), hooked(*((module, given) for module in outside), before=True):
+        ids = trial_ids(model, 3).to(readout(model).weight.device)
+        last, expected = residual_stream(model, ids)[-1], hidden_states(model, ids)
+        # A norm of the embeddings may give the same as long as nothing has been learnt: those that were given what
+        # the last layer made come first.
+        at_the_end = [module for module, x in called if x.shape == last.shape and torch.equal(x, last)]
+        for module in (nn.Identity(), *dict.fromkeys((*at_the_end, *(module for module, _ in called)))):
+            try:
+                found = module(last)
+            except Exception:
+                continue
+            if isinstance(found, Tensor) and found.shape == expected.shape and agree(found, expected):
+                return module
     raise ValueError(
         f"model: no module of {type(model).__name__} makes its final hidden states of its last layer's output"
     )

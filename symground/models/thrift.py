@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,21 +15,39 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from symground.models.override import forward_as
+from symground.models.blocks import remembering
+from symground.models.override import forward_as, own_forward
 from symground.models.replay import decoder_layers
+
+_LOCK = threading.RLock()
+#: Model → how many blocks hold it frozen, and the weights that want a gradient otherwise.
+_FROZEN: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Parameter]]] = WeakKeyDictionary()
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Within the block no weight wants a gradient: what only such gradients would read is not kept."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
+    """Within the block no weight wants a gradient: what only such gradients would read is not kept.
+
+    Of blocks that overlap, in one thread or in several, the first freezes and the last to end gives back. A weight has
+    one such mark for all threads: nobody trains the model meanwhile.
+    """
+    with _LOCK:
+        blocks, learning = _FROZEN.get(model, (0, []))
+        if not blocks:
+            learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        _FROZEN[model] = blocks + 1, learning
         for parameter in learning:
             parameter.requires_grad_(False)
+    try:
         yield
     finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
+        with _LOCK:
+            blocks, learning = _FROZEN.pop(model)
+            if blocks > 1:
+                _FROZEN[model] = blocks - 1, learning
+            else:
+                for parameter in learning:
+                    parameter.requires_grad_(True)
 
 
 @contextmanager
@@ -38,11 +58,12 @@ def checkpointed(model: PreTrainedModel) -> Iterator[None]:
         ValueError: a model whose layers are not in one list.
     """
     layers, _ = decoder_layers(model)
-    again = {
-        layer: partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False) for layer in layers
-    }
-    with forward_as(again):
+    with forward_as({layer: partial(_kept_thin, own_forward(layer)) for layer in layers}):
         yield
+
+
+def _kept_thin(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return checkpoint(remembering(forward), *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 @contextmanager

@@ -73,7 +73,9 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Mixing:
     if scale is not None:
         scale = check.number("scale", scale)
         if abs(scale) > torch.finfo(accumulation_dtype(q)).max:
-            raise ValueError(f"scale: expected a number that is finite in {accumulation_dtype(q)}, or None; got {scale}")
+            raise ValueError(
+                f"scale: expected a number that is finite in {accumulation_dtype(q)}, or None; got {scale}"
+            )
     if window is not None:
         # The last LONGEST keys are all keys, and positions less a window beyond any length would wrap.
         window = min(check.integer("window", window, 1), check.LONGEST)
