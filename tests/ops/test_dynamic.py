@@ -1,0 +1,103 @@
+"""A graph that torch.compile makes with dynamic=True is one for all lengths, forward and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from symground import ops
+
+LENGTHS = (5, 6, 9, 17, 33, 40, 63, 64, 65, 70, 130)
+
+
+def qkv(length: int) -> dict[str, Tensor]:
+    return {name: torch.randn(2, 2, length, 8) for name in "qkv"}
+
+
+def after(length: int) -> dict[str, Tensor]:
+    return {**qkv(length), "grad_out": torch.randn(2, 2, length, 8), "lse": torch.randn(2, 2, length)}
+
+
+def bounds(length: int) -> dict[str, Tensor]:
+    return {"key_range": torch.tensor([[0, length], [1, length - 1]])}
+
+
+def groups(length: int) -> dict[str, Tensor]:
+    return {name: torch.randint(-1, 2, (2, length)) for name in ("query_groups", "key_groups")}
+
+
+def scan(length: int) -> dict[str, Tensor]:
+    return {
+        "x": torch.randn(2, length, 2, 4), "dt": torch.rand(2, length, 2), "A": -torch.rand(2) - 0.1,
+        "B": torch.randn(2, length, 1, 3), "C": torch.randn(2, length, 1, 3),
+    }  # fmt: skip
+
+
+def probe(length: int) -> dict[str, Tensor]:
+    return {"saliency_probe": torch.zeros(1).expand(2, length, length)}
+
+
+def head(length: int) -> dict[str, Tensor]:
+    return {"hidden": torch.randn(length, 8), "weight": torch.randn(20, 8)}
+
+
+def layer(length: int) -> dict[str, Tensor]:
+    shapes = {"projected": (2, length, 16), "conv_weight": (10, 3), "conv_bias": (10,), "dt_bias": (2,)}
+    shapes |= {"A_log": (2,), "D": (2,), "norm_weight": (4,)}
+    return {name: torch.randn(shape) for name, shape in shapes.items()}
+
+
+CALLS: dict[str, tuple[Callable[..., Any], Callable[[int], dict[str, Tensor]]]] = {
+    "attention with a range": (ops.attention, lambda n: {**qkv(n), **bounds(n)}),
+    "attention with a window": (lambda **z: ops.attention(window=7, **z), qkv),
+    "attention with a probe": (ops.attention, lambda n: {**qkv(n), **bounds(n), **probe(n)}),
+    "attention with a flow probe": (
+        ops.attention, lambda n: {**qkv(n), **groups(n), "flow_probe": torch.zeros(1).expand(2, 2, 2, 2)},
+    ),
+    "saliency": (ops.attention_saliency, lambda n: {**after(n), **bounds(n)}),
+    "rows": (ops.attention_saliency_rows, lambda n: {**after(n), "rows": torch.tensor([[0, n - 1], [1, 2]])}),
+    "flow": (
+        lambda **z: ops.attention_flow(num_query_groups=2, num_key_groups=2, **z),
+        lambda n: {**after(n), **groups(n), **bounds(n)},
+    ),
+    "ssd": (ops.ssd, lambda n: {**scan(n), **bounds(n), **probe(n)}),
+    "ssd's saliency": (ops.ssd_saliency, lambda n: {**scan(n), **bounds(n), "grad_y": torch.randn(2, n, 2, 4)}),
+    "surprisal": (ops.candidate_surprisal, lambda n: {**head(n), "candidates": torch.randint(20, (n, 2))}),
+    "loss": (ops.linear_cross_entropy, lambda n: {**head(n), "targets": torch.randint(20, (n,))}),
+    "convolution": (ops.causal_conv1d, lambda n: {"x": torch.randn(2, n, 8), "weight": torch.randn(8, 4)}),
+    "layer": (ops.mamba2_inner, layer),
+    "gate": (ops.gate_heads, lambda n: {"x": torch.randn(2, n, 3, 8), "gate": torch.rand(2, 3)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_one_graph_for_all_lengths(what: str) -> None:
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    op, inputs = CALLS[what]
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def run(given: dict[str, Tensor]) -> tuple[Tensor | None, ...]:
+        found = op(**given, impl="cpu")
+        return found if isinstance(found, tuple) else (found,)
+
+    compiled, graphs = torch.compile(run, fullgraph=True, dynamic=True, backend=counter), set()
+    for length in LENGTHS:
+        given = inputs(length)
+        if "lse" not in given and "grad_y" not in given:  # else it is a derivative itself
+            given = {n: x.requires_grad_() if x.is_floating_point() else x for n, x in given.items()}
+        of = []
+        for call in (run, compiled):
+            found = [x for x in call(given) if x is not None]
+            outputs = [x.sum() for x in found if x.requires_grad]
+            leaves = [x for x in given.values() if x.requires_grad]
+            of.append([*found, *(torch.autograd.grad(outputs, leaves, materialize_grads=True) if leaves else ())])
+        for a, b in zip(*of, strict=True):
+            torch.testing.assert_close(a, b)
+        graphs.add(counter.frame_count)
+    assert len(graphs) == 1  # what the first length took, none after it
