@@ -5,11 +5,10 @@
 #include <optional>
 #include <utility>
 
+#include "checks.h"
 #include "matrix.h"
 
 namespace symground {
-
-using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kTile = 128;  // queries
 
@@ -50,7 +49,7 @@ struct Attention {
         gate(gate_ ? static_cast<const T*>(gate_->data_ptr()) : nullptr),
         key_range(key_range_ ? static_cast<const int64_t*>(key_range_->data_ptr()) : nullptr),
         batch(q_.size(0)), heads(q_.size(1)), key_heads(k_.size(1)), queries(q_.size(2)), keys(k_.size(2)),
-        window(window_.value_or(0)), causal(causal_), scale(T(scale_)) {}
+        window(std::min(window_.value_or(0), keys)), causal(causal_), scale(T(scale_)) {}
 
   int64_t tiles() const { return (queries + kTile - 1) / kTile; }
   // The most numbers in one product of a tile.
@@ -60,13 +59,14 @@ struct Attention {
   bool open(int64_t b, int64_t h) const { return gate_of(b, h) != T(0); }
   T lse_of(int64_t b, int64_t h, int64_t i) const { return lse[(b * heads + h) * queries + i]; }
 
-  // The keys [first, last) that query i of example b sees.
+  // The keys [first, last) that query i of example b sees. A key_range that has been changed since it was checked may say
+  // anything, and leads to none beyond the ends.
   int64_t first(int64_t b, int64_t i) const {
-    const int64_t low = key_range ? key_range[2 * b] : 0;
+    const int64_t low = key_range ? std::max<int64_t>(0, key_range[2 * b]) : 0;
     return window ? std::max(low, i + keys - queries - window + 1) : low;
   }
   int64_t last(int64_t b, int64_t i) const {
-    const int64_t high = key_range ? key_range[2 * b + 1] : keys;
+    const int64_t high = key_range ? std::min(keys, key_range[2 * b + 1]) : keys;
     return causal ? std::min(high, i + keys - queries + 1) : high;
   }
 };

@@ -7,12 +7,11 @@
 #include <algorithm>
 #include <vector>
 
+#include "checks.h"
 #include "exponential.h"
 
 namespace symground {
 namespace {
-
-using torch::stable::Tensor;
 
 constexpr int64_t kBlock = 64;  // positions
 
@@ -152,11 +151,26 @@ void with_dtype(const Tensor& x, const Run& run) {
   x.scalar_type() == torch::headeronly::ScalarType::Double ? run(0.0) : run(0.0f);
 }
 
+Checked checked_convolution(
+    const char* op, const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& initial) {
+  const Checked check(op, x);
+  check.computes();
+  check("x", x, {-1, -1, -1}, Memory::rows);
+  const int64_t channels = x.size(2);
+  check("weight", weight, {-1, channels});
+  check.that(weight.size(0) > 0, "weight: expected at least one tap, got none");
+  check("bias", bias, {channels});
+  check("initial", initial, {x.size(0), weight.size(0) - 1, channels});
+  return check;
+}
+
 }  // namespace
 
 void run_convolution(
     const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const std::optional<Tensor>& initial,
     bool silu, const Tensor& out) {
+  const auto check = checked_convolution("convolution", x, weight, bias, initial);
+  check("out", out, {x.size(0), x.size(1), x.size(2)}, Memory::rows);
   with_dtype(x, [&]<class T>(T) {
     const Convolution<T> y(x, weight, bias, initial, silu);
     const Channels<T> into(out);
@@ -167,6 +181,10 @@ void run_convolution(
 void run_convolution_backward(
     const Tensor& grad, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
     const std::optional<Tensor>& initial, bool silu, const Tensor& dx, const Tensor& dweight) {
+  const auto check = checked_convolution("convolution_backward", x, weight, bias, initial);
+  check("grad", grad, {x.size(0), x.size(1), x.size(2)}, Memory::rows);
+  check("dx", dx, {x.size(0), x.size(1), x.size(2)}, Memory::rows);
+  check("dweight", dweight, {weight.size(0) + 1, x.size(2)});
   with_dtype(x, [&]<class T>(T) {
     const Convolution<T> y(x, weight, bias, initial, silu);
     const Channels<T> given(grad), into(dx);

@@ -2,11 +2,12 @@
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdint>
 #include <optional>
 #include <type_traits>
+
+#include "checks.h"
 
 namespace symground {
 
@@ -55,22 +56,51 @@ struct Gate {
         fill_at(fill_ ? strides_of(*fill_, "mbthd") : Strides{}) {}
 };
 
+// Whether x is broadcast to the last of `sizes`, as `strides_of` reads it.
+inline bool broadcasts(const torch::stable::Tensor& x, std::initializer_list<int64_t> sizes) {
+  const int64_t absent = int64_t(sizes.size()) - x.dim();
+  bool fits = absent >= 0;
+  for (int64_t i = 0; fits && i < x.dim(); ++i) fits = x.size(i) == 1 || x.size(i) == sizes.begin()[absent + i];
+  return fits;
+}
+
+inline void check_gate(
+    const torch::stable::Tensor& x, const torch::stable::Tensor& gate, const std::optional<torch::stable::Tensor>& fill,
+    const torch::stable::Tensor& out) {
+  const Checked check("gate_heads", x);
+  check("x", x, {-1, -1, -1, -1}, Memory::rows);
+  const int64_t masks = gate.dim() == 3 ? gate.size(0) : 1, B = x.size(0), T = x.size(1), H = x.size(2), D = x.size(3);
+  const auto wide = check.type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  check.that(gate.scalar_type() == wide, "gate: expected ", name_of(wide), ", got ", name_of(gate.scalar_type()));
+  check.that(gate.dim() >= 1 && check.on_device(gate) && broadcasts(gate, {masks, B, H}), "gate: expected [M,B,H] = ",
+             listed(std::initializer_list<int64_t>{masks, B, H}), " or its last dimensions, got ", listed(gate.sizes()));
+  if (fill) {
+    check.that(fill->scalar_type() == check.type(), "fill: expected ", name_of(check.type()), ", the dtype of x, got ",
+               name_of(fill->scalar_type()));
+    check.that(check.on_device(*fill) && broadcasts(*fill, {masks, B, T, H, D}), "fill: expected a shape that "
+               "broadcasts to [M,B,T,H,D], got ", listed(fill->sizes()));
+    const bool rows = fill->dim() == 0 || fill->sizes().back() <= 1 || fill->strides().back() <= 1;
+    check.that(rows, "fill: expected the numbers of its last dimension side by side, or one for all");
+  }
+  if (gate.dim() == 3) {
+    check("out", out, {masks, B, T, H, D});
+  } else {
+    check("out", out, {B, T, H, D});
+  }
+}
+
 // run(Gate<T>) for the dtype of x; Half and Bfloat are what the CPU or the GPU has for the 16-bit ones.
 template <class Half, class Bfloat, class Run>
 void with_gate(
     const torch::stable::Tensor& x, const torch::stable::Tensor& gate, const std::optional<torch::stable::Tensor>& fill,
     const torch::stable::Tensor& out, const Run& run) {
-  using torch::headeronly::ScalarType;
-  const auto type = x.scalar_type();
-  const auto wide = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  STD_TORCH_CHECK(gate.scalar_type() == wide, "gate: expected float64 for float64, else float32");
-  STD_TORCH_CHECK(!fill || fill->scalar_type() == type, "fill: expected the dtype of x");
-  switch (type) {
+  check_gate(x, gate, fill, out);
+  switch (x.scalar_type()) {
     case ScalarType::Double: return run(Gate<double>(x, gate, fill, out));
     case ScalarType::Float: return run(Gate<float>(x, gate, fill, out));
     case ScalarType::Half: return run(Gate<Half>(x, gate, fill, out));
     case ScalarType::BFloat16: return run(Gate<Bfloat>(x, gate, fill, out));
-    default: STD_TORCH_CHECK(false, "x: expected float64, float32, float16 or bfloat16");
+    default: require(false, "gate_heads: x: expected float64, float32, float16 or bfloat16");
   }
 }
 

@@ -8,12 +8,11 @@
 #include <cmath>
 #include <vector>
 
+#include "checks.h"
 #include "exponential.h"
 
 namespace symground {
 namespace {
-
-using torch::stable::Tensor;
 
 constexpr int64_t kBlock = 64;  // rows
 
@@ -159,11 +158,30 @@ void with_dtype(const Tensor& x, const Run& run) {
   x.scalar_type() == torch::headeronly::ScalarType::Double ? run(0.0) : run(0.0f);
 }
 
+Checked checked_norm(
+    const char* op, const Tensor& y, const Tensor& x, const Tensor& skip, const Tensor& z, const Tensor& weight,
+    int64_t groups) {
+  const Checked check(op, y);
+  check.computes();
+  check("y", y, {-1, -1, -1}, Memory::rows);
+  const int64_t batch = y.size(0), length = y.size(1), width = y.size(2);
+  check("x", x, {batch, length, width}, Memory::rows);
+  check("z", z, {batch, length, width}, Memory::rows);
+  check("skip", skip, {-1});
+  check("weight", weight, {width});
+  const int64_t heads = skip.size(0);
+  check.that(heads > 0 && width % heads == 0, "skip: expected H to divide W = ", width, ", got H = ", heads);
+  check.that(groups > 0 && width % groups == 0, "groups: expected a divisor of W = ", width, ", got ", groups);
+  return check;
+}
+
 }  // namespace
 
 void run_gated_norm(
     const Tensor& y, const Tensor& x, const Tensor& skip, const Tensor& z, const Tensor& weight, int64_t groups,
     double eps, const Tensor& out) {
+  const auto check = checked_norm("gated_norm", y, x, skip, z, weight, groups);
+  check("out", out, {y.size(0), y.size(1), y.size(2)}, Memory::rows);
   with_dtype(y, [&]<class T>(T) {
     const GatedNorm<T> g(y, x, skip, z, weight, groups, eps);
     const Wide<T> into(out);
@@ -175,6 +193,14 @@ void run_gated_norm_backward(
     const Tensor& grad, const Tensor& y, const Tensor& x, const Tensor& skip, const Tensor& z, const Tensor& weight,
     int64_t groups, double eps, const Tensor& dy, const Tensor& dx, const Tensor& dskip, const Tensor& dz,
     const Tensor& dweight) {
+  const auto check = checked_norm("gated_norm_backward", y, x, skip, z, weight, groups);
+  const int64_t batch = y.size(0), length = y.size(1), width = y.size(2);
+  check("grad", grad, {batch, length, width}, Memory::rows);
+  check("dy", dy, {batch, length, width}, Memory::rows);
+  check("dx", dx, {batch, length, width}, Memory::rows);
+  check("dz", dz, {batch, length, width}, Memory::rows);
+  check("dskip", dskip, {skip.size(0)});
+  check("dweight", dweight, {width});
   with_dtype(y, [&]<class T>(T) {
     const GatedNorm<T> g(y, x, skip, z, weight, groups, eps);
     const Wide<T> given(grad), to_y(dy), to_x(dx), to_z(dz);

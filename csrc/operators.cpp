@@ -24,7 +24,7 @@
 namespace symground {
 namespace {
 
-bool is_double(const Tensor& lse) { return lse.scalar_type() == torch::headeronly::ScalarType::Double; }
+bool is_double(const Tensor& lse) { return lse.scalar_type() == ScalarType::Double; }
 
 template <class T>
 T* pointer(const OptionalTensor& x) {
@@ -39,9 +39,32 @@ Groups<T> groups_of(
           static_cast<T*>(flow.data_ptr()), pointer<T>(row_total), pointer<T>(matrix_total)};
 }
 
+// `result` is of the output's shape: its gradient, or itself.
+Checked checked_attention(
+    const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& result, const Tensor& lse,
+    const OptionalTensor& gate, const OptionalTensor& key_range, std::optional<int64_t> window) {
+  const Checked check(op, lse);
+  check.computes();
+  check("q", q, {-1, -1, -1, -1}, Memory::any);
+  const int64_t batch = q.size(0), heads = q.size(1), queries = q.size(2), size = q.size(3);
+  check("k", k, {batch, -1, -1, size}, Memory::any);
+  const int64_t key_heads = k.size(1), keys = k.size(2);
+  check.that(key_heads > 0 && heads % key_heads == 0, "k: expected Hk to divide H = ", heads, ", got ", key_heads);
+  check.that(size > 0, "q: expected a head size of at least 1, got 0");
+  check.that(std::max(queries, keys) <= INT32_MAX, "q, k: expected fewer than 2^31 positions");
+  check.that(window.value_or(1) >= 1, "window: expected at least 1, got ", window.value_or(1));
+  check("v", v, {batch, key_heads, keys, size}, Memory::any);
+  check("grad_out", result, {batch, heads, queries, size}, Memory::any);
+  check("lse", lse, {batch, heads, queries});
+  check("gate", gate, {batch, heads});
+  check.ids("key_range", key_range, ScalarType::Long, {batch, 2});
+  return check;
+}
+
 void attention_forward(
     const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate, bool causal, double scale,
     const OptionalTensor& key_range, std::optional<int64_t> window, const Tensor& out, const Tensor& lse) {
+  checked_attention("attention_forward", q, k, v, out, lse, gate, key_range, window);
   const auto run = [&]<class T>(T) {  // there is no gradient yet; out has its shape
     run_forward(Attention<T>(q, k, v, out, lse, gate, causal, scale, key_range, window), Heads<T>(out),
                 pointer<T>(lse));
@@ -53,6 +76,8 @@ void attention_saliency(
     const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& grad_out, const Tensor& lse,
     const OptionalTensor& gate, bool causal, double scale, const OptionalTensor& key_range,
     std::optional<int64_t> window, const Tensor& total) {
+  const auto check = checked_attention("attention_saliency", q, k, v, grad_out, lse, gate, key_range, window);
+  check("total", total, {q.size(0), q.size(2), k.size(2)});
   const auto run = [&]<class T>(T) {
     run_saliency(Attention<T>(q, k, v, grad_out, lse, gate, causal, scale, key_range, window), pointer<T>(total));
   };
@@ -64,6 +89,13 @@ void attention_flow(
     const OptionalTensor& gate, bool causal, double scale, const OptionalTensor& key_range,
     std::optional<int64_t> window, const Tensor& query_groups, const Tensor& key_groups, const Tensor& flow,
     const Tensor& row_total, const OptionalTensor& matrix_total) {
+  const auto check = checked_attention("attention_flow", q, k, v, grad_out, lse, gate, key_range, window);
+  const int64_t batch = q.size(0), heads = q.size(1);
+  check.ids("query_groups", query_groups, ScalarType::Int, {batch, q.size(2)});
+  check.ids("key_groups", key_groups, ScalarType::Int, {batch, k.size(2)});
+  check("flow", flow, {batch, heads, -1, -1});
+  check("row_total", row_total, {batch, heads, flow.size(2)});
+  check("matrix_total", matrix_total, {batch, heads});
   const auto run = [&]<class T>(T) {
     run_flow(Attention<T>(q, k, v, grad_out, lse, gate, causal, scale, key_range, window),
              groups_of<T>(query_groups, key_groups, flow, row_total, matrix_total));
@@ -76,6 +108,16 @@ void attention_backward(
     const OptionalTensor& gate, bool causal, double scale, const OptionalTensor& key_range,
     std::optional<int64_t> window, const Tensor& dq, const Tensor& dk, const Tensor& dv, const OptionalTensor& total,
     const OptionalTensor& query_groups, const OptionalTensor& key_groups, const OptionalTensor& flow) {
+  const auto check = checked_attention("attention_backward", q, k, v, grad_out, lse, gate, key_range, window);
+  const int64_t batch = q.size(0), heads = q.size(1), queries = q.size(2), keys = k.size(2), size = q.size(3);
+  check("dq", dq, {batch, heads, queries, size}, Memory::any);
+  check("dk", dk, {batch, k.size(1), keys, size}, Memory::any);
+  check("dv", dv, {batch, k.size(1), keys, size}, Memory::any);
+  check("total", total, {batch, queries, keys});
+  check("flow", flow, {batch, heads, -1, -1});
+  check.ids("query_groups", query_groups, ScalarType::Int, {batch, queries});
+  check.ids("key_groups", key_groups, ScalarType::Int, {batch, keys});
+  check.that(!flow || (query_groups && key_groups), "flow: expected query_groups and key_groups beside it");
   const auto run = [&]<class T>(T) {
     const Attention<T> x(q, k, v, grad_out, lse, gate, causal, scale, key_range, window);
     Backward<T> y{x, Heads<T>(dq), Heads<T>(dk), Heads<T>(dv), pointer<T>(total), nullptr, nullptr};
@@ -89,9 +131,30 @@ void attention_backward(
   is_double(lse) ? run(0.0) : run(0.0f);
 }
 
+Checked checked_ssd(
+    const char* op, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
+    const OptionalTensor& key_range, const OptionalTensor& initial_state) {
+  const Checked check(op, x);
+  check.computes();
+  check("x", x, {-1, -1, -1, -1}, Memory::rows);
+  const int64_t batch = x.size(0), length = x.size(1), heads = x.size(2), size = x.size(3);
+  check("dt", dt, {batch, length, heads}, Memory::any);
+  check("A", A, {heads});
+  check("B", B, {batch, length, -1, -1}, Memory::rows);
+  const int64_t groups = B.size(2), state = B.size(3);
+  check.that(groups > 0 && heads % groups == 0, "B: expected its groups to divide H = ", heads, ", got ", groups);
+  check("C", C, {batch, length, groups, state}, Memory::rows);
+  check.ids("key_range", key_range, ScalarType::Long, {batch, 2});
+  check("initial_state", initial_state, {batch, heads, size, state});
+  return check;
+}
+
 void ssd(
     const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
     const OptionalTensor& key_range, const OptionalTensor& initial_state, const Tensor& y, const Tensor& state) {
+  const auto check = checked_ssd("ssd", x, dt, A, B, C, key_range, initial_state);
+  check("y", y, {x.size(0), x.size(1), x.size(2), x.size(3)});
+  check("state", state, {x.size(0), x.size(2), x.size(3), B.size(3)});
   const auto run = [&]<class T>(T) {
     run_ssd(SSD<T>(x, dt, A, B, C, key_range, initial_state), pointer<T>(y), pointer<T>(state));
   };
@@ -102,6 +165,19 @@ void ssd_backward(
     const Tensor& grad_y, const OptionalTensor& grad_state, const Tensor& x, const Tensor& dt, const Tensor& A,
     const Tensor& B, const Tensor& C, const OptionalTensor& key_range, const OptionalTensor& initial_state,
     const Tensor& dx, const Tensor& ddt, const Tensor& dA, const Tensor& dB, const Tensor& dC, const Tensor& dinitial) {
+  const auto check = checked_ssd("ssd_backward", x, dt, A, B, C, key_range, initial_state);
+  const int64_t batch = x.size(0), length = x.size(1), heads = x.size(2), size = x.size(3);
+  const int64_t groups = B.size(2), state = B.size(3);
+  check("grad_y", grad_y, {batch, length, heads, size}, Memory::rows);
+  // The heads of a group are one matrix.
+  check.that(heads <= 1 || grad_y.stride(2) == size || grad_y.numel() == 0, "grad_y: expected its heads side by side");
+  check("grad_state", grad_state, {batch, heads, size, state});
+  check("dx", dx, {batch, length, heads, size}, Memory::rows);
+  check("ddt", ddt, {batch, length, heads});
+  check("dA", dA, {batch, heads});
+  check("dB", dB, {batch, length, groups, state}, Memory::rows);
+  check("dC", dC, {batch, length, groups, state}, Memory::rows);
+  check("dinitial", dinitial, {batch, heads, size, state});
   const auto run = [&]<class T>(T) {
     run_ssd_backward(SSD<T>(x, dt, A, B, C, key_range, initial_state),
                      SSDGradients<T>{Rows<T>(grad_y), pointer<const T>(grad_state), Rows<T>(dx), pointer<T>(ddt),
@@ -111,6 +187,11 @@ void ssd_backward(
 }
 
 void add_exponentials(const Tensor& x, const Tensor& top, const Tensor& total) {
+  const Checked check("add_exponentials", x);
+  check.computes();
+  check("x", x, {-1, -1}, Memory::rows);
+  check("top", top, {x.size(0)});
+  check("total", total, {x.size(0)});
   const auto run = [&]<class T>(T) {
     run_add_exponentials(x, static_cast<T*>(top.data_ptr()), static_cast<T*>(total.data_ptr()));
   };
@@ -118,6 +199,11 @@ void add_exponentials(const Tensor& x, const Tensor& top, const Tensor& total) {
 }
 
 void scaled_exponentials(const Tensor& x, const Tensor& level, const Tensor& factor) {
+  const Checked check("scaled_exponentials", x);
+  check.computes();
+  check("x", x, {-1, -1}, Memory::rows);
+  check("level", level, {x.size(0)});
+  check("factor", factor, {x.size(0)});
   const auto run = [&]<class T>(T) {
     run_scaled_exponentials<T>(x, static_cast<T*>(level.data_ptr()), static_cast<T*>(factor.data_ptr()));
   };
@@ -130,8 +216,8 @@ int64_t version() { return SYMGROUND_VERSION; }
 }  // namespace
 }  // namespace symground
 
-// All of one dtype, float32 or float64, but the groups (int32) and key_range (int64); contiguous, but q, k, v, grad_out
-// and their gradients. What they add to is zeroed by the caller: total, flow, row_total, matrix_total, dq (rows and
+// All of one dtype, float32 or float64, but the groups (int32) and key_range (int64). Each checks its tensors (checks.h);
+// their values may be anything, but ids that lead out of a tensor lead nowhere. What they add to is zeroed by the caller: total, flow, row_total, matrix_total, dq (rows and
 // heads without a gradient are not written), dk, dv.
 STABLE_TORCH_LIBRARY_FRAGMENT(symground_C, m) {
   m.def("version() -> int");

@@ -2,6 +2,7 @@
 
 #include "rows.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
@@ -58,55 +59,78 @@ INLINE void scaled_exponentials(T* __restrict s, int64_t n, T level, T factor) {
   for (int64_t j = 0; j < n; ++j) s[j] = factor * exponential(s[j] - level);
 }
 
+// s becomes p = exp(s · scale − lse); returns Σ p.
+template <class T>
+INLINE T attend(T* __restrict s, int64_t n, T scale, T lse) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < n; ++j) {
+    const T p = exponential(s[j] * scale - lse);
+    s[j] = p;
+    sum += p;
+  }
+  return sum;
+}
+
+// What p is multiplied by where it sums to `sum`: 1 where lse is not that of these keys.
+template <class T>
+INLINE T correction(T sum, T lse) {
+  const T rounding = std::min(T(0.5), 128 * std::numeric_limits<T>::epsilon() * (1 + std::abs(lse)));
+  return std::abs(sum - 1) <= rounding ? 1 / sum : T(1);
+}
+
 template <class T>
 INLINE void saliency(
-    const T* __restrict s, const T* __restrict dp, T* __restrict total, int64_t n, T scale, T lse, T gate) {
+    T* __restrict s, const T* __restrict dp, T* __restrict total, int64_t n, T scale, T lse, T gate) {
+  const T factor = gate * correction(attend(s, n, scale, lse), lse);
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) {
-    total[j] += gate * (exponential(s[j] * scale - lse) * dp[j]);
-  }
+  for (int64_t j = 0; j < n; ++j) total[j] += factor * (s[j] * dp[j]);
 }
 
 template <class T>
 INLINE void magnitude(
-    const T* __restrict s, const T* __restrict dp, T* __restrict column, int64_t n, T scale, T lse, T gate) {
+    T* __restrict s, const T* __restrict dp, T* __restrict column, int64_t n, T scale, T lse, T gate) {
+  const T factor = std::abs(gate * correction(attend(s, n, scale, lse), lse));
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) {
-    column[j] += std::abs(gate * (exponential(s[j] * scale - lse) * dp[j]));
-  }
+  for (int64_t j = 0; j < n; ++j) column[j] += factor * std::abs(s[j] * dp[j]);
 }
 
-// dp becomes dS, given p and Σ p ∘ dp; kTotal and kColumn say which of the two is there.
+// p becomes factor · p, and dp becomes dS, given Σ p ∘ dp; kTotal and kColumn say which of the two is there.
 template <bool kTotal, bool kColumn, class T>
 INLINE void settle(
-    const T* __restrict p, T* __restrict dp, T* __restrict total, T* __restrict column, int64_t n, T sum, T gate) {
+    T* __restrict s, T* __restrict dp, T* __restrict total, T* __restrict column, int64_t n, T factor, T sum, T gate) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
-    const T d = dp[j], saliency = gate * (p[j] * d);
+    const T d = dp[j], p = factor * s[j], saliency = gate * (p * d);
+    s[j] = p;
     if constexpr (kTotal) total[j] += saliency;
     if constexpr (kColumn) column[j] += std::abs(saliency);
-    dp[j] = gate * (p[j] * (d - sum));
+    dp[j] = gate * (p * (d - sum));
   }
 }
 
 template <class T>
 INLINE void gradient(
     T* __restrict s, T* __restrict dp, T* __restrict total, T* __restrict column, int64_t n, T scale, T lse, T gate) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
+  T mass = 0, sum = 0;
+#pragma omp simd reduction(+ : mass, sum)
   for (int64_t j = 0; j < n; ++j) {
     const T p = exponential(s[j] * scale - lse);
     s[j] = p;
+    mass += p;
     sum += p * dp[j];
   }
+  // Where one key has all the weight, d − sum is 0 but for what p, off by the rounding of lse, leaves of it.
+  const T factor = mass > 0 ? 1 / mass : T(1);
+  sum *= factor;
   if (total && column) {
-    settle<true, true>(s, dp, total, column, n, sum, gate);
+    settle<true, true>(s, dp, total, column, n, factor, sum, gate);
   } else if (total) {
-    settle<true, false>(s, dp, total, column, n, sum, gate);
+    settle<true, false>(s, dp, total, column, n, factor, sum, gate);
   } else if (column) {
-    settle<false, true>(s, dp, total, column, n, sum, gate);
+    settle<false, true>(s, dp, total, column, n, factor, sum, gate);
   } else {
-    settle<false, false>(s, dp, total, column, n, sum, gate);
+    settle<false, false>(s, dp, total, column, n, factor, sum, gate);
   }
 }
 
@@ -133,22 +157,22 @@ EACH_MACHINE void scaled_exponentials_row(double* s, int64_t n, double level, do
 }
 
 EACH_MACHINE void saliency_row(
-    const float* s, const float* dp, float* total, int64_t n, float scale, float lse, float gate) {
+    float* s, const float* dp, float* total, int64_t n, float scale, float lse, float gate) {
   saliency(s, dp, total, n, scale, lse, gate);
 }
 
 EACH_MACHINE void saliency_row(
-    const double* s, const double* dp, double* total, int64_t n, double scale, double lse, double gate) {
+    double* s, const double* dp, double* total, int64_t n, double scale, double lse, double gate) {
   saliency(s, dp, total, n, scale, lse, gate);
 }
 
 EACH_MACHINE void magnitude_row(
-    const float* s, const float* dp, float* column, int64_t n, float scale, float lse, float gate) {
+    float* s, const float* dp, float* column, int64_t n, float scale, float lse, float gate) {
   magnitude(s, dp, column, n, scale, lse, gate);
 }
 
 EACH_MACHINE void magnitude_row(
-    const double* s, const double* dp, double* column, int64_t n, double scale, double lse, double gate) {
+    double* s, const double* dp, double* column, int64_t n, double scale, double lse, double gate) {
   magnitude(s, dp, column, n, scale, lse, gate);
 }
 

@@ -9,16 +9,18 @@ namespace symground {
 float softmax_row(float* s, int64_t n, float scale, float gate);
 double softmax_row(double* s, int64_t n, double scale, double gate);
 
-// total[j] += gate · p[j] · dp[j], where p[j] = exp(s[j] · scale − lse).
-void saliency_row(const float* s, const float* dp, float* total, int64_t n, float scale, float lse, float gate);
-void saliency_row(const double* s, const double* dp, double* total, int64_t n, double scale, double lse, double gate);
+// total[j] += gate · p[j] · dp[j], where p[j] = exp(s[j] · scale − lse), over all the keys that the query sees. A large
+// lse is rounded by more than p may be wrong: where the sum of p differs from 1 by no more than that, p is divided by it.
+// s is overwritten.
+void saliency_row(float* s, const float* dp, float* total, int64_t n, float scale, float lse, float gate);
+void saliency_row(double* s, const double* dp, double* total, int64_t n, double scale, double lse, double gate);
 
 // column[j] += |gate · p[j] · dp[j]|
-void magnitude_row(const float* s, const float* dp, float* column, int64_t n, float scale, float lse, float gate);
-void magnitude_row(const double* s, const double* dp, double* column, int64_t n, double scale, double lse, double gate);
+void magnitude_row(float* s, const float* dp, float* column, int64_t n, float scale, float lse, float gate);
+void magnitude_row(double* s, const double* dp, double* column, int64_t n, double scale, double lse, double gate);
 
 // Both of the above (total and column may be null), and in place s becomes p, and dp becomes
-// dS = gate · p ∘ (dp − Σ p ∘ dp).
+// dS = gate · p ∘ (dp − Σ p ∘ dp). Here lse is that of the forward pass, so that p always sums to 1.
 void gradient_row(
     float* s, float* dp, float* total, float* column, int64_t n, float scale, float lse, float gate);
 void gradient_row(

@@ -29,7 +29,7 @@ struct BackwardChunk {
 
   static int64_t numbers(const SSD<T>& y, int64_t count) {
     const int64_t q = y.chunk(), wide = count * y.size;
-    return Chunk<T>::numbers(y, count) + y.chunks() * wide * y.state + 2 * q * wide + 2 * q * q + q * y.state +
+    return Chunk<T>::numbers(y, count) + std::max<int64_t>(1, y.chunks()) * wide * y.state + 2 * q * wide + 2 * q * q + q * y.state +
            3 * count * q + count;
   }
 
@@ -37,7 +37,7 @@ struct BackwardChunk {
     const int64_t q = y.chunk(), wide = own.wide, count = share.count;
     memory += Chunk<T>::numbers(y, count);
     const auto take = [&](int64_t n) { T* taken = memory; memory += n; return taken; };
-    states = take(y.chunks() * wide * y.state);
+    states = take(std::max<int64_t>(1, y.chunks()) * wide * y.state);
     faded = take(q * wide), after = take(q * wide);
     of_mixing = take(q * q), of_scores = take(q * q);
     of_c = take(q * y.state);
@@ -140,6 +140,7 @@ void settle(const BackwardChunk<T>& z, const SSDGradients<T>& out) {
 template <class T>
 void run_ssd_backward(const SSD<T>& y, const SSDGradients<T>& out) {
   const auto shares = shares_of(y);
+  if (shares.empty()) return;
   // Of a group's heads in several shares each has its own db and dc, which are then summed share by share.
   const int64_t per_group = shares.size() / (y.batch * y.groups), row = 2 * y.state;
   std::vector<T> parts(shares.size() * y.length * row);  // [example,group,share,T,2·N]: db, dc

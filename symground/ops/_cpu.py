@@ -149,7 +149,7 @@ def _rows(
             unseen |= j <= upto - window
         if group.bounds is not None:
             unseen |= group.outside()[:, None]
-        s.exp_().masked_fill_(unseen[:, None], 0.0)
+        _cpu_tiles.normalize_(s.exp_().masked_fill_(unseen[:, None], 0.0), of_row[here][..., 0])
         out[*here, :, group.low : group.high] = s.mul_(product(chosen_grad, v))
     return out
 

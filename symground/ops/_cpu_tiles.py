@@ -46,12 +46,30 @@ class Row(NamedTuple):
             at += s.sum(1)
 
 
+def normalize_(p: Tensor, lse: Tensor, own: bool = False) -> Tensor:
+    """Divide exp(s - lse) [...,C] of whole rows by its sum, in place, where that is 1 but for the rounding of lse [...].
+
+    A large lse is rounded by more than p may be wrong. One that is not that of these keys leaves p as it is, unless it
+    is the ``own`` one of the forward pass.
+    """
+    total = p.sum(-1)
+    if own:
+        rounded = total > 0
+    else:
+        level = lse.abs().add_(1).mul_(128 * torch.finfo(lse.dtype).eps).clamp_(max=0.5)  # -inf has no rounding
+        rounded = (total - 1).abs_() <= level
+    return p.div_(torch.where(rounded, total, 1.0)[..., None])
+
+
 def rows_of_tiles(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor,
     gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
-    wanted: Tensor | None = None,
+    wanted: Tensor | None = None, own: bool = False,
 ) -> Iterator[Row]:  # fmt: skip
-    """The rows in which some query sees some key. ``wanted`` [B,T] bool leaves out those where no query is True."""
+    """The rows in which some query sees some key. ``wanted`` [B,T] bool leaves out those where no query is True.
+
+    ``own``: ``lse`` is that of the forward pass, not handed over by a caller.
+    """
     heads, queries, size, keys = *q.shape[1:], k.shape[2]
     offset = keys - queries  # causal is aligned bottom-right
     # Groups of different ranges are copied: only short examples may share one.
@@ -87,6 +105,7 @@ def rows_of_tiles(
                 p.masked_fill_(j <= i - window, 0.0)
             if bounds is not None:
                 p.masked_fill_(group.outside(first, last)[:, None, None], 0.0)
+            normalize_(p, lse[examples, heads_, rows], own)
             dp = (grad @ v_row.mT).view(shape)
             yield Row(examples, heads_, key_heads, rows, columns, p, dp, q_row, k_row, grad, begins)
 
@@ -154,7 +173,7 @@ def backward(
     sums = None
     if query_groups is not None and key_groups is not None:
         sums = GroupSums(lse, query_groups, key_groups, num_query_groups, num_key_groups)
-    for row in rows_of_tiles(q, k, v, grad_out, lse, gate, causal, scale, key_range, window):
+    for row in rows_of_tiles(q, k, v, grad_out, lse, gate, causal, scale, key_range, window, own=True):
         examples, heads, key_heads, rows, columns, p, s = row[:7]
         s.mul_(p)
         if total is not None:
