@@ -1,8 +1,7 @@
 """One CHAT transcript to the study's ENV/LAN sequence.
 
-Parsing is `rustling`'s. By hand, because it has no such setting: the order of a turn's events (before, during,
-utterance, after); unintelligible words (xxx, yyy, www) kept as [UNK], and inline events, both of which it drops; two
-tiers of one name on an utterance, of which it keeps one; and which line of which file is at fault.
+`symground.data.speech` says which words a main tier says. What `rustling` does here is to align the %mor tier, where
+lemmas are asked for.
 """
 
 from __future__ import annotations
@@ -14,16 +13,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from symground.data.words import UNKNOWN, WORD, env_tokens, lan_tokens, speaker
+from symground.data.speech import UNINTELLIGIBLE, Unpaired, form_of, spoken, unmarked
+from symground.data.words import UNKNOWN, WORD, env_tokens, lan, normalized, speaker
 from symground.optional import require
 
-_TIMING = re.compile(r"<\s*(bef|dur|aft)\b[^>]*>")
-_OTHER_MARKS = re.compile(r"<[^>]*>|\[[^\]]*\]|\x15[^\x15]*\x15")
-_UNINTELLIGIBLE = re.compile(r"\b(?:xxx|yyy|www)\b")
-_PLACEHOLDER = "unintelligibleword"
-#: &=laughs, [% points], [= a toy], [=! crying]
-_INLINE = re.compile(r"&=(\S+)|\[(?:%|=!?)\s+([^\]]*)\]")
+_TIMING = re.compile(r"<\s*(bef|dur|aft)\b[^<>]*>")
+_OTHER_MARKS = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")
+#: Codes ($INI), special forms (woof@o), and times (0:31.5, 12_34) on a tier of events.
+_TIER_CODES = re.compile(r"\$(?!\d)\S*|(?<=\w)@[\w:]+|(?<!\w)\d+(?::\d+)+(?:[.,]\d+)?|(?<!\w)\d+_\d+(?!\w)")
+#: &=laughs, &{l=laughs, [% points], [%act: points], [= a toy], [=! crying]
+_INLINE = re.compile(r"&(?:\{[ln])?=([^\s<>\[\]]+)|\[(?:%(?:(\w+):)?|=!?(?!\?))\s*([^\[\]]*)\]")
+#: Codes within codes are looked for so deep.
+_NESTED = 4
 _MAIN = re.compile(r"\*[^\s:*]+:")
+_MAIN_TIER = re.compile(rb"(?:\A|[\r\n])\*")
 _DECLARES_UTF8 = re.compile(rb"(?:\xef\xbb\xbf)?@UTF8")
 
 
@@ -99,25 +102,31 @@ def is_utf8(content: bytes) -> bool:
     return True
 
 
+def main_tiers(content: bytes) -> int:
+    """How many main tiers the bytes of a transcript hold, whether it can be read or not."""
+    return len(_MAIN_TIER.findall(content))
+
+
 def parse(text: str, settings: ChatSettings) -> Transcript:
     """Read one transcript.
 
     Raises:
-        Unreadable: it has no @End or a line that is neither header, tier nor continuation, or utterances would be lost.
+        Unreadable: it has no @End, a line that is neither header, tier nor continuation, or a bracket without its other
+            half on a main tier.
     """
     found = Transcript()
-    kept, inline = _kept_lines(text, settings)
-    utterances = _utterances(kept)
-    if len(utterances) != len(inline):
-        raise Unreadable(1, f"has {len(inline)} utterances, of which the parser finds {len(utterances)}")
-    for utterance, events in zip(utterances, inline, strict=True):
+    for utterance in _utterances(text, settings):
         found.main_tiers += 1
         if settings.speakers and utterance.participant not in settings.speakers:
             found.other_speakers += 1
             continue
-        env_texts = [utterance.tiers[f"%{t}"] for t in settings.env_tiers if f"%{t}" in (utterance.tiers or {})]
+        env_texts = [" ".join(utterance.tiers[t]) for t in settings.env_tiers if t in utterance.tiers]
         found.env_tiers += len(env_texts)
-        words = " ".join(token.word.partition("@")[0] for token in utterance.tokens or ())
+        events = _inline_events(utterance.said, settings.env_tiers) if settings.inline_events else ()
+        try:
+            words = spoken(utterance.said)
+        except Unpaired as error:
+            raise Unreadable(utterance.number, str(error)) from None
         turn = turn_tokens(utterance.participant, words, [*env_texts, *events], settings.fold_case)
         if turn:
             found.turns.append(turn)
@@ -128,17 +137,18 @@ def parse(text: str, settings: ChatSettings) -> Transcript:
     return found
 
 
-def _utterances(lines: Iterable[str]) -> list[Any]:
-    chat = require("rustling.chat", "CHAT transcripts")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of each %mor tier that does not align
-        parsed = chat.CHAT.from_strs(["\n".join(lines)], strict=False)
-        return [u for u in parsed.utterances() if u.participant is not None]  # the others are headers in mid-file
-
-
 class _Line(NamedTuple):
     number: int
     text: str
+
+
+class _Utterance(NamedTuple):
+    number: int
+    """Of its first line."""
+    participant: str
+    said: str
+    tiers: dict[str, list[str]]
+    """Name, without %, of those that are ENV → what each tier of that name holds."""
 
 
 def _lines(text: str) -> Iterator[_Line]:
@@ -147,88 +157,102 @@ def _lines(text: str) -> Iterator[_Line]:
     Raises:
         Unreadable: a line that is none of these, or no @End at the end.
     """
-    whole: _Line | None = None
+    first, parts = 1, list[str]()
     for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
-        if line.startswith(("\t", " ")) and whole is not None:
-            whole = _Line(whole.number, f"{whole.text} {line.strip()}")
+        if line.startswith(("\t", " ")) and parts:
+            parts.append(line.strip())
         elif line.startswith(("@", "*", "%")):
-            if whole is not None:
-                yield whole
-            whole = _Line(number, line)
+            if parts:
+                yield _Line(first, " ".join(parts))
+            first, parts = number, [line]
             if line.startswith("*") and not _MAIN.match(line):
                 raise Unreadable(number, "expected a speaker's code and a colon after *")
         elif line.strip():
             raise Unreadable(number, "is neither a header, a tier nor the continuation of one")
-    if whole is None or whole.text.strip() != "@End":
-        raise Unreadable(whole.number if whole else 1, "the transcript ends here, without @End")
-    yield whole
+    last = _Line(first, " ".join(parts))
+    if last.text.strip() != "@End":
+        raise Unreadable(last.number, "the transcript ends here, without @End")
+    yield last
 
 
-def _kept_lines(text: str, settings: ChatSettings) -> tuple[list[str], list[list[str]]]:
-    """The transcript without the dependent tiers that are not ENV, and with one tier of each name per utterance; and
-    the inline events of each utterance, if they are wanted.
-
-    rustling empties an utterance whose %mor tier does not align with its words, so it must not see one; and of two
-    tiers of one name it keeps the last only, so they are joined here.
-    """
-    kept: list[str] = []
-    events: list[list[str]] = []
-    place: dict[str, int] = {}  # where the utterance's tiers stand in kept
-    for _, line in _lines(text.replace("’", "'")):
-        if line.startswith(("*", "%")):
-            line = _UNINTELLIGIBLE.sub(_PLACEHOLDER, line)
+def _utterances(text: str, settings: ChatSettings) -> Iterator[_Utterance]:
+    """Main tiers with their tiers of events."""
+    utterance: _Utterance | None = None
+    for number, line in _lines(text):
         tier, _, rest = line.partition(":")
         if line.startswith("*"):
-            place = {}
-            events.append([])
-            if settings.inline_events:
-                found = (simple.replace("_", " ").replace(":", " ") or noted for simple, noted in _INLINE.findall(rest))
-                events[-1] += found
-        elif line.startswith("%"):
-            if tier[1:] not in settings.env_tiers or not events:
-                continue
-            if tier in place:
-                kept[place[tier]] += f" {rest.strip()}"
-                continue
-            place[tier] = len(kept)
-        kept.append(line)
-    return kept, events
+            if utterance is not None:
+                yield utterance
+            utterance = _Utterance(number, tier[1:], rest, {})
+        elif line.startswith("%") and utterance is not None and tier[1:] in settings.env_tiers:
+            utterance.tiers.setdefault(tier[1:], []).append(rest.strip())
+    if utterance is not None:
+        yield utterance
+
+
+def _inline_events(said: str, env_tiers: Iterable[str]) -> Iterator[str]:
+    """What is written of events on a main tier; of [%TIER: …] those whose tier is ENV."""
+    for simple, tier, noted in _INLINE.findall(said):
+        if simple or not tier or tier in env_tiers:
+            yield simple.replace("_", " ").replace(":", " ") or noted
 
 
 def _lemmas(text: str, fold_case: bool) -> Counter[tuple[str, str]]:
     """(form, lemma) of every word whose %mor tier aligns; not of clitics, compounds and derived words."""
-    lines = [line for _, line in _lines(text.replace("’", "'")) if line.startswith(("@", "*", "%mor:"))]
+    lines = [line for _, line in _lines(normalized(text)) if line.startswith(("@", "*", "%mor:"))]
     found: Counter[tuple[str, str]] = Counter()
-    for utterance in _utterances(lines):
+    for utterance in _aligned(lines):
         tokens = utterance.tokens or ()
         for token, after in zip(tokens, [*tokens[1:], None], strict=False):
             clitic = not token.word or (after is not None and not after.word)
             if token.mor and not clitic and not set("+#").intersection(token.mor):
                 lemma = re.split(r"[-&=~]", token.mor, maxsplit=1)[0]
-                form = token.word.partition("@")[0]
-                if WORD.fullmatch(form) and WORD.fullmatch(lemma):
+                form = form_of(token.word)
+                if form is not None and WORD.fullmatch(lemma):
                     found[(form.lower(), lemma.lower()) if fold_case else (form, lemma)] += 1
     return found
 
 
-def turn_tokens(participant: str, words: str, env_texts: Iterable[str], fold_case: bool = False) -> list[str]:
+def _aligned(lines: Iterable[str]) -> list[Any]:
+    chat = require("rustling.chat", "lemmas of CHAT transcripts")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of each %mor tier that does not align
+        utterances: list[Any] = chat.CHAT.from_strs(["\n".join(lines)], strict=False, parallel=False).utterances()
+    return utterances
+
+
+def turn_tokens(participant: str, words: Iterable[str], env_texts: Iterable[str], fold_case: bool = False) -> list[str]:
     """One turn in the study's order: events before, events during, the utterance, events after.
 
     An event starts with the speaker's token unless it carries a mark of its time (<bef>, <dur>, <aft>), which places
-    it and is dropped; unmarked events are during. Other marks (<1w-3w>, [= …]) are dropped.
+    it and is dropped; unmarked events are during. Other marks (<1w-3w>, [= …], $INI, 0:31) are dropped.
+
+    Args:
+        participant: the speaker's code.
+        words: what is said (:func:`symground.data.speech.spoken`).
+        env_texts: what each tier of events holds.
+        fold_case: make the words lower-case.
     """
     fold = str.lower if fold_case else str
     events: dict[str, list[str]] = {"bef": [], "dur": [], "aft": []}
     for text in env_texts:
-        unmarked, *marked = _TIMING.split(text)
-        for time, clause in [(None, unmarked), *zip(marked[::2], marked[1::2], strict=True)]:
-            tokens = _unknown(env_tokens(fold(_OTHER_MARKS.sub(" ", clause))))
+        unplaced, *placed = _TIMING.split(unmarked(text))
+        for time, clause in [(None, unplaced), *zip(placed[::2], placed[1::2], strict=True)]:
+            tokens = list(map(_known, env_tokens(fold(_plain(clause)))))
             if tokens:
                 events[time or "dur"] += tokens if time else [speaker(participant), *tokens]
-    said = _unknown(lan_tokens(fold(words)))
+    said = [word if word == UNKNOWN else lan(fold(word)) for word in words]
     utterance = [speaker(participant), *said] if said else []
     return [*events["bef"], *events["dur"], *utterance, *events["aft"]]
 
 
-def _unknown(tokens: list[str]) -> list[str]:
-    return [UNKNOWN if token.startswith(_PLACEHOLDER) else token for token in tokens]
+def _plain(clause: str) -> str:
+    """What a tier of events says, without its codes."""
+    if "<" in clause or "[" in clause:
+        for _ in range(_NESTED):
+            clause = _OTHER_MARKS.sub(" ", clause)
+    return _TIER_CODES.sub(" ", clause)
+
+
+def _known(token: str) -> str:
+    return UNKNOWN if token.rpartition(":")[0] in UNINTELLIGIBLE else token

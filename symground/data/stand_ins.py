@@ -17,7 +17,7 @@ from symground.data.arrays import create
 from symground.data.generated_images import GeneratedImagesSettings, Painter
 from symground.data.images import ImageSet
 from symground.data.visdial import DialogSettings, coco_captions, readable_dialogues
-from symground.data.words import WORD
+from symground.data.words import words_in
 from symground.folders import write_json
 
 
@@ -51,7 +51,7 @@ def stand_in_images(
     shown: dict[str, list[str]] = {}
     for dialogue in readable_dialogues(paths, captions):
         if dialogue.image:
-            named = dict.fromkeys(word for word in WORD.findall(fold(dialogue.caption)) if word in known)
+            named = dict.fromkeys(word for word in words_in(fold(dialogue.caption)) if word in known)
             shown.setdefault(dialogue.image, list(named)[: settings.patches // settings.size])
     if not shown:
         raise ValueError(f"paths: no dialogue that names its image in {', '.join(map(str, paths))}")

@@ -18,7 +18,7 @@ from symground.data.builder import CorpusBuilder
 from symground.data.files import file_names, files_in
 from symground.data.images import ImageSet, image_key
 from symground.data.splits import share_of
-from symground.data.words import WORD, env_tokens, lan_tokens, speaker
+from symground.data.words import env_tokens, lan_tokens, speaker, words_in
 from symground.progress import progress
 
 #: Who speaks: the caption, who asks, who answers.
@@ -122,7 +122,7 @@ def add_dialogues(
                     if image is None:
                         counts["dialogues_without_image"] += 1
                         continue
-                    shown = nouns.intersection(WORD.findall(fold(dialogue.caption)))
+                    shown = nouns.intersection(words_in(fold(dialogue.caption)))
                 builder.add(
                     dialogue.segments(settings), f"{name}#{number}", group=group, validation=held, image=image,
                     shown=sorted(shown),

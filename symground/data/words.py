@@ -6,11 +6,49 @@ The two are different entries of the vocabulary, so a link between them can only
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Callable
+from functools import lru_cache
 
 UNKNOWN, PADDING = "[UNK]", "[PAD]"
 
-#: A word with an inner apostrophe, or a run of word characters; punctuation is dropped (arXiv 2510.13796).
-WORD = re.compile(r"\b\w+'\w+|\b\w+")
+#: A run of word characters, with one inner apostrophe at most; punctuation is dropped (arXiv 2510.13796).
+WORD = re.compile(r"\w+(?:'\w+)?")
+#: Zero-width joiners stand within words of Persian, Hindi and others.
+_JOINERS = "\u200c\u200d"
+#: The typographic apostrophe is an apostrophe; a soft hyphen is no character of the word.
+_PLAIN = {0x2019: "'", 0xAD: None}
+
+
+def normalized(text: str) -> str:
+    """The text in Unicode's form NFC, with plain apostrophes and without soft hyphens: one spelling, one word."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text).translate(_PLAIN)
+
+
+def words_in(text: str) -> list[str]:
+    """The words of a text, each in its normalised form. A letter's combining marks belong to its word."""
+    text = normalized(text)
+    return _pattern(text).findall(text)
+
+
+def replace_words(text: str, replacement: Callable[[str], str]) -> str:
+    """The normalised text with each of its words replaced."""
+    text = normalized(text)
+    return _pattern(text).sub(lambda word: replacement(word[0]), text)
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    if text.isascii():
+        return WORD
+    marks = {c for c in set(text) if c in _JOINERS or unicodedata.category(c)[0] == "M"}
+    return _pattern_with("".join(sorted(marks))) if marks else WORD
+
+
+@lru_cache(maxsize=1024)
+def _pattern_with(marks: str) -> re.Pattern[str]:
+    """``re`` has no class of combining marks, so those of the text at hand are named."""
+    inner = rf"[\w{re.escape(marks)}]"
+    return re.compile(rf"\w{inner}*(?:'\w{inner}*)?")
 
 
 def env(word: str) -> str:
@@ -26,11 +64,11 @@ def speaker(code: str) -> str:
 
 
 def env_tokens(text: str) -> list[str]:
-    return [env(word) for word in WORD.findall(text)]
+    return [env(word) for word in words_in(text)]
 
 
 def lan_tokens(text: str) -> list[str]:
-    return [lan(word) for word in WORD.findall(text)]
+    return [lan(word) for word in words_in(text)]
 
 
 def shown(word: str) -> str:

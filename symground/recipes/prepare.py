@@ -33,7 +33,7 @@ from symground.data.generated_images import GeneratedImagesSettings, add_image_s
 from symground.data.images import Shown
 from symground.data.nouns import noun_tokens
 from symground.data.splits import share_of
-from symground.data.words import IMAGE, WORD, shown
+from symground.data.words import IMAGE, normalized, replace_words, shown
 from symground.folders import read_json, write_json
 from symground.reports.corpus import corpus_page
 from symground.reports.formats import scene_share
@@ -252,11 +252,11 @@ def _adapted(context: Context, fold: bool, lemmas: Mapping[str, str]) -> Context
 
 
 def _words(text: str, fold: bool, lemmas: Mapping[str, str]) -> str:
-    return WORD.sub(lambda word: _word(word[0], fold, lemmas), text)
+    return replace_words(text, lambda word: _word(word, fold, lemmas))
 
 
 def _word(word: str, fold: bool, lemmas: Mapping[str, str]) -> str:
-    word = word.lower() if fold else word
+    word = normalized(word.lower() if fold else word)
     return lemmas.get(word, word)
 
 

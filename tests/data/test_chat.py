@@ -139,6 +139,11 @@ def test_encodings() -> None:
         (HEADER + "*MOT look .\n@End\n", "line 4: expected a speaker's code and a colon after \\*"),
         (HEADER + "lost words\n@End\n", "line 4: is neither a header, a tier nor the continuation of one"),
         ("", "line 1: the transcript ends here"),
+        (HEADER + "*MOT:\tka .\n*CHI:\t]\n@End\n", r"line 5: \] stands without \[ before it"),
+        (HEADER + "*MOT:\tka <<< lo\n@End\n", "line 4: < stands without > after it"),
+        (HEADER + "*MOT:\tka > lo\n@End\n", "line 4: > stands without < before it"),
+        (HEADER + "*MOT:\tka [= lo\n@End\n", r"line 4: \[ stands without \] after it"),
+        (HEADER + "*MOT:\tka [[x 2] lo\n@End\n", r"line 4: \[ stands without \] after it"),
     ],
 )
 def test_what_is_no_transcript_is_said_with_its_line(text: str, message: str) -> None:
