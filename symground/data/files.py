@@ -1,98 +1,193 @@
-"""Files of one kind in folders and archives, one at a time, nothing unpacked."""
+"""Files of one kind in folders and archives: one at a time, nothing unpacked, each once, none left out in silence."""
 
 from __future__ import annotations
 
-import lzma
-import stat
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path, PurePosixPath
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-_TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-#: What reading a damaged archive, or one that is none, raises; RuntimeError: a zip file that wants a password.
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError, RuntimeError)
-
+from symground.data.archives import SUFFIXES as ARCHIVES
+from symground.data.archives import Refused, members
 
 Suffix = str | tuple[str, ...]
+#: (name, why it is left out)
+LeftOut = list[tuple[str, str]]
 
 
-def file_names(paths: Iterable[str | Path], suffix: Suffix) -> list[str]:
+@dataclass(frozen=True)
+class Limits:
+    """How much a file that is read may ask for."""
+
+    max_file_mb: int = 1024
+    """The largest file that is read, in MB, unpacked."""
+    max_unpack_ratio: int = 100
+    """An archive unpacks to so many times its size at most, or to 64 MB."""
+    follow_links: bool = False
+    """Follow links that lead out of a folder; without it they are refused."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_file_mb", "max_unpack_ratio"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+
+def file_names(
+    paths: Iterable[str | Path], suffix: Suffix, limits: Limits | None = None, left_out: LeftOut | None = None
+) -> list[str]:
     """The names that :func:`files_in` gives, in its order; an archive is read through once, so that a damaged one is
     found before anything is done.
+
+    Args:
+        paths, suffix, limits, left_out: as of :func:`files_in`.
 
     Raises:
         As :func:`files_in`.
     """
-    return [name for name, _ in _walk(paths, suffix, None)]
+    return [name for name, _ in _Walk(suffix, None, limits, left_out).files(paths)]
 
 
-def files_in(paths: Iterable[str | Path], suffix: Suffix, skip: int = 0) -> Iterator[tuple[str, bytes]]:
+def files_in(
+    paths: Iterable[str | Path], suffix: Suffix, skip: int = 0, limits: Limits | None = None,
+    left_out: LeftOut | None = None,
+) -> Iterator[tuple[str, bytes]]:  # fmt: skip
     """(name, content) of every file with this ending; folders in sorted order, archives in their own.
+
+    Archives in a folder are read too, and their files named as if they lay unpacked beside them. A file or folder that
+    is reached twice (given twice, or by a link) counts once. What is no printable character of a name is escaped, so
+    that every name is one line of UTF-8.
 
     Args:
         paths: files, folders, .zip and .tar.* archives.
-        suffix: ".cha", say, or several.
+        suffix: ".cha", say, or several; in lower case, and it is found in upper case too.
         skip: so many at the beginning are left out, and not read.
+        limits: how large files may be, and whether links are followed.
+        left_out: takes what has this ending, or may hold such files, and is not read, with the reason.
 
     Raises:
         FileNotFoundError: a path that does not exist.
-        ValueError: a path that is none of these, a damaged archive, or one with a member that is a link or whose name
-            leads out of it (names the member).
+        ValueError: a path that is none of these; a damaged archive, or one with a member that is a link or whose name
+            leads out of it (names the member); a link that leads out of a folder, or a file above a limit (names the
+            option that raises it).
     """
-    for number, (name, read) in enumerate(_walk(paths, suffix, skip)):
+    for number, (name, content) in enumerate(_Walk(suffix, skip, limits, left_out).files(paths)):
         if number >= skip:
-            yield name, read
+            yield name, content
 
 
-def _walk(paths: Iterable[str | Path], suffix: Suffix, read_from: int | None) -> Iterator[tuple[str, bytes]]:
-    """(name, content), the content empty before the file of the number ``read_from``, or of all."""
-    number = -1
-
-    def wanted() -> bool:
-        nonlocal number
-        number += 1
-        return read_from is not None and number >= read_from
-
-    for path in map(Path, paths):
-        if not path.exists():
-            raise FileNotFoundError(f"paths: {path} does not exist")
-        if path.is_dir():
-            for file in sorted(file for file in path.rglob("*") if file.name.endswith(suffix) and file.is_file()):
-                yield file.relative_to(path).as_posix(), file.read_bytes() if wanted() else b""
-        elif path.name.endswith(suffix):
-            yield path.name, path.read_bytes() if wanted() else b""
-        elif path.name.endswith((".zip", *_TAR)):
-            try:
-                yield from (_zipped if path.name.endswith(".zip") else _tarred)(path, suffix, wanted)
-            except _DAMAGE as error:
-                raise ValueError(f"paths: {path} is damaged or not an archive ({error})") from error
-        else:
-            kind = suffix if isinstance(suffix, str) else ", ".join(suffix)
-            raise ValueError(f"paths: expected a folder, a {kind} file, a .zip or a .tar.* archive; got {path}")
+def printable(name: str) -> str:
+    """The name as one line of UTF-8: bytes that are none, and characters without a print, are escaped."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _zipped(path: Path, suffix: Suffix, wanted: Callable[[], bool]) -> Iterator[tuple[str, bytes]]:
-    with zipfile.ZipFile(path) as archive:
-        for member in sorted(archive.infolist(), key=lambda m: m.filename):
-            _refuse_unsafe(path, member.filename, link=stat.S_ISLNK(member.external_attr >> 16))
-            if member.filename.endswith(suffix):
-                yield member.filename, archive.read(member) if wanted() else b""
+class _Walk:
+    def __init__(self, suffix: Suffix, read_from: int | None, limits: Limits | None, left_out: LeftOut | None) -> None:
+        """Contents before the file of the number ``read_from``, or all where it is None, are not read."""
+        self._suffix = (suffix,) if isinstance(suffix, str) else suffix
+        self._read_from, self._number = read_from, -1
+        self._limits = limits or Limits()
+        self._left_out = [] if left_out is None else left_out
+        self._seen: dict[tuple[int, int], str] = {}  # device and inode of files and folders → where they were met
+
+    def files(self, paths: Iterable[str | Path]) -> Iterator[tuple[str, bytes]]:
+        for path in map(Path, paths):
+            if not path.exists():
+                raise FileNotFoundError(f"paths: {path} does not exist")
+            if path.is_dir():
+                if self._first(path, str(path), "folder"):
+                    for file in self._listed(path):
+                        yield from self._file(file, file.relative_to(path).as_posix())
+            elif self._fits(path.name) or _is_archive(path.name):
+                yield from self._file(path, path.name)
+            else:
+                kind = ", ".join(self._suffix)
+                raise ValueError(f"paths: expected a folder, a {kind} file, a .zip or a .tar.* archive; got {path}")
+
+    def _fits(self, name: str) -> bool:
+        return name.lower().endswith(self._suffix)
+
+    def _wanted(self) -> bool:
+        self._number += 1
+        return self._read_from is not None and self._number >= self._read_from
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        self._left_out.append((printable(name), reason))
+
+    def _first(self, path: Path, name: str, what: str) -> bool:
+        """Whether it is met for the first time; else it is left out, by name."""
+        found = path.stat()
+        identity = (found.st_dev, found.st_ino)
+        if identity in self._seen:
+            self._leave_out(name, f"is the same {what} as {printable(self._seen[identity])}, which is read")
+            return False
+        self._seen[identity] = name
+        return True
+
+    def _listed(self, root: Path) -> list[Path]:
+        """The files under a folder that may be read, sorted; folders that links lead to come after all others."""
+        inside, found = os.path.realpath(root), list[Path]()
+        folders, links = [root], list[Path]()
+        while folders or links:
+            if not folders:
+                link = links.pop()
+                self._check_link(link, inside)
+                if self._first(link, str(link), "folder"):
+                    folders.append(link)
+                continue
+            for path in self._entries(folders.pop()):
+                if path.is_dir():
+                    if path.is_symlink():
+                        links.append(path)
+                    elif self._first(path, str(path), "folder"):
+                        folders.append(path)
+                elif self._fits(path.name) or _is_archive(path.name):
+                    self._check_link(path, inside)
+                    found.append(path)
+        return sorted(found)
+
+    def _entries(self, folder: Path) -> list[Path]:
+        try:
+            return [folder / name for name in sorted(os.listdir(folder))]
+        except OSError as error:
+            self._leave_out(str(folder), f"cannot be read ({error.strerror})")
+            return []
+
+    def _check_link(self, path: Path, inside: str) -> None:
+        if path.is_symlink() and not self._limits.follow_links:
+            target = Path(os.path.realpath(path))
+            if not target.is_relative_to(inside):
+                raise ValueError(f"paths: {path} is a link that leads out of its folder, to {target} (--follow-links)")
+
+    def _file(self, path: Path, name: str) -> Iterator[tuple[str, bytes]]:
+        if not path.is_file():
+            self._leave_out(name, "is no file, or a link to nothing")
+        elif not os.access(path, os.R_OK):
+            self._leave_out(name, "cannot be read (Permission denied)")
+        elif self._first(path, name, "file"):
+            if self._fits(path.name):
+                self._check_size(name, path.stat().st_size)
+                yield printable(name), path.read_bytes() if self._wanted() else b""
+            else:
+                yield from self._archive(path, name)
+
+    def _archive(self, path: Path, name: str) -> Iterator[tuple[str, bytes]]:
+        above = name[: len(name) - len(path.name)]
+        try:
+            for member, size, read in members(path, self._limits.max_unpack_ratio):
+                if self._fits(member):
+                    self._check_size(f"{path}: {member}", size)
+                    yield printable(above + member), read() if self._wanted() else b""
+                elif _is_archive(member):
+                    self._leave_out(f"{name}: {member}", "is an archive within an archive, which is not opened")
+        except Refused as error:
+            raise ValueError(f"paths: {path} {error}") from error.__cause__
+
+    def _check_size(self, name: str, size: int) -> None:
+        if size > self._limits.max_file_mb << 20:
+            limit = f"the limit of {self._limits.max_file_mb:,} MB (--max-file-mb)"
+            raise ValueError(f"paths: {name} has {size / 2**20:,.0f} MB, above {limit}")
 
 
-def _tarred(path: Path, suffix: Suffix, wanted: Callable[[], bool]) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(path, "r|*") as stream:
-        for member in stream:
-            _refuse_unsafe(path, member.name, link=member.issym() or member.islnk())
-            if member.isreg() and member.name.endswith(suffix):
-                file = stream.extractfile(member) if wanted() else None
-                yield member.name, file.read() if file else b""
-
-
-def _refuse_unsafe(path: Path, name: str, link: bool) -> None:
-    """Nothing is ever unpacked, but an archive that tries is no corpus."""
-    inside = PurePosixPath(name.replace("\\", "/"))
-    if link or inside.is_absolute() or ".." in inside.parts:
-        what = "is a link" if link else "leads out of the archive"
-        raise ValueError(f"paths: {path} is refused, its member {name!r} {what}")
+def _is_archive(name: str) -> bool:
+    return name.lower().endswith(ARCHIVES)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
+import random
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from symground.data.files import file_names, files_in
+from symground.data import archives
+from symground.data.files import Limits, file_names, files_in
 
 FILES = {"a/1.cha": b"one", "a/2.cha": b"two", "b.txt": b"no", "c/d/3.cha": b""}
 
@@ -45,7 +48,7 @@ def test_every_way_gives_the_same(tmp_path: Path) -> None:
         assert list(files_in([source], ".cha")) == wanted, source
         assert file_names([source], ".cha") == [name for name, _ in wanted]
     one = tmp_path / "folder" / "a" / "1.cha"
-    assert list(files_in([one, one], ".cha")) == [("1.cha", b"one")] * 2
+    assert list(files_in([one], ".cha")) == [("1.cha", b"one")]
 
 
 def test_what_is_not_there_or_of_another_kind_is_named(tmp_path: Path) -> None:
@@ -88,3 +91,166 @@ def test_a_link_is_refused(tmp_path: Path) -> None:
     for name in ("a.tar", "a.zip"):
         with pytest.raises(ValueError, match=r"its member 'link\.cha' is a link"):
             file_names([tmp_path / name], ".cha")
+
+
+# Damage: whatever is flipped or cut off, an archive is refused, or all its members are as they were.
+
+LARGE = {f"{'ab'[i % 2]}/{i}.cha": (f"{i} ka lo\n" * (i * 7)).encode() for i in range(1, 6)} | {
+    "readme.txt": b"mi" * 40
+}
+KINDS = {".zip": as_zip, ".tar": as_tar, ".tar.gz": as_tar, ".tar.xz": as_tar, ".tar.bz2": as_tar}
+
+
+def whole(folder: Path, end: str) -> tuple[bytes, list[tuple[str, bytes]]]:
+    """The bytes of an archive, and what is in it."""
+    path = KINDS[end](folder / f"whole{end}", LARGE)  # type: ignore[operator]
+    return path.read_bytes(), sorted((name, text) for name, text in LARGE.items() if name.endswith(".cha"))
+
+
+def read_or_refused(path: Path, content: bytes, wanted: list[tuple[str, bytes]]) -> str:
+    """ "same" or "refused"; fails where members are lost or changed in silence."""
+    path.write_bytes(content)
+    try:
+        found = sorted(files_in([path], ".cha"))
+    except ValueError as error:
+        found = str(error)
+    assert found == wanted or str(path) in found
+    return "same" if found == wanted else "refused"
+
+
+def contents_of(tar: bytes) -> set[int]:
+    """The bytes of a tar that no checksum covers: what its files hold."""
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        return {i for m in archive for i in range(m.offset_data, m.offset_data + m.size)}
+
+
+@pytest.mark.parametrize("end", KINDS)
+def test_a_flipped_bit_is_found(tmp_path: Path, end: str) -> None:
+    content, wanted = whole(tmp_path, end)
+    free = contents_of(content) if end == ".tar" else set()
+    rng = random.Random(end)
+    places = [i for i in range(len(content)) if i not in free]
+    ends = {
+        read_or_refused(tmp_path / f"a{end}", content[:i] + bytes([content[i] ^ 1 << bit]) + content[i + 1 :], wanted)
+        for i, bit in ((rng.choice(places), rng.randrange(8)) for _ in range(400))
+    }
+    assert "refused" in ends
+
+
+@pytest.mark.parametrize("end", KINDS)
+def test_a_truncation_is_found(tmp_path: Path, end: str) -> None:
+    content, wanted = whole(tmp_path, end)
+    rng = random.Random(end)
+    cuts = {0, 1, len(content) - 1, *range(0, len(content), 512), *(rng.randrange(len(content)) for _ in range(150))}
+    ends = {cut: read_or_refused(tmp_path / f"a{end}", content[:cut], wanted) for cut in sorted(cuts)}
+    assert ends[0] == ends[1] == ends[len(content) // 512 // 2 * 512] == "refused"
+
+
+def test_a_tar_that_goes_on_after_its_end_is_refused(tmp_path: Path) -> None:
+    path = as_tar(tmp_path / "a.tar")
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(ValueError, match=r"a\.tar is damaged: it goes on after the mark of its end"):
+        file_names([path], ".cha")
+
+
+# Bounds: each has an option that raises it.
+
+
+@pytest.mark.parametrize("end", [".zip", ".tar.gz", ".tar.xz"])
+def test_an_archive_that_unpacks_to_too_much_is_refused(
+    tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"bomb{end}"
+    names = {f"{i}.cha": bytes(1 << 20) for i in range(5)}
+    assert archives._ALWAYS == 64 << 20
+    monkeypatch.setattr(archives, "_ALWAYS", 4 << 20)
+    if end == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in names.items():
+                archive.writestr(name, content)
+    else:
+        as_tar(path, names)
+    for way in (file_names, lambda *args: list(files_in(*args))):
+        with pytest.raises(
+            ValueError, match=rf"bomb{end} is refused: it unpacks to more than 100 times its size \(--max-"
+        ):
+            way([path], ".cha")
+    assert len(file_names([path], ".cha", Limits(max_unpack_ratio=20_000))) == 5
+
+
+def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "a.cha").open("wb") as file:
+        file.truncate(3 << 20)
+    as_zip(tmp_path / "b.zip", {"b.cha": bytes(3 << 20)})
+    for path, name in ((tmp_path / "a.cha", r"a\.cha"), (tmp_path / "b.zip", r"b\.cha")):
+        with pytest.raises(ValueError, match=rf"{name} has 3 MB, above the limit of 2 MB \(--max-file-mb\)"):
+            file_names([path], ".cha", Limits(max_file_mb=2))
+        assert len(file_names([path], ".cha")) == 1
+    with pytest.raises(ValueError, match="max_file_mb: expected at least 1, got 0"):
+        Limits(max_file_mb=0)
+
+
+@pytest.mark.parametrize("what", ["folder", "file", "archive"])
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, what: str) -> None:
+    as_folder(tmp_path / "outside")
+    as_zip(tmp_path / "outside" / "z.zip", {"z.cha": b"z"})
+    target = {"folder": "a", "file": "a/1.cha", "archive": "z.zip"}[what]
+    (tmp_path / "in").mkdir()
+    link = tmp_path / "in" / {"folder": "link", "file": "l.cha", "archive": "l.zip"}[what]
+    link.symlink_to(tmp_path / "outside" / target)
+    with pytest.raises(
+        ValueError, match=rf"{link.name} is a link that leads out of its folder, to .* \(--follow-links\)"
+    ):
+        file_names([tmp_path / "in"], ".cha")
+    found = file_names([tmp_path / "in"], ".cha", Limits(follow_links=True))
+    assert found == {"folder": ["link/1.cha", "link/2.cha"], "file": ["l.cha"], "archive": ["z.cha"]}[what]
+
+
+# Nothing is passed over in silence, and nothing counts twice.
+
+
+def test_what_is_reached_twice_is_read_once_and_named(tmp_path: Path) -> None:
+    root = as_folder(tmp_path / "folder")
+    (root / "again").symlink_to(root / "a")
+    (root / "loop").symlink_to(root)
+    (root / "nothing.cha").symlink_to(root / "gone.cha")
+    (root / "c" / "same.cha").hardlink_to(root / "a" / "1.cha")
+    left_out: list[tuple[str, str]] = []
+    paths = [
+        root,
+        tmp_path / "folder",
+        root / "a",
+        root / "a" / "2.cha",
+        as_zip(tmp_path / "a.zip"),
+        tmp_path / "a.zip",
+    ]
+    assert sorted(file_names(paths, ".cha", left_out=left_out)) == sorted(
+        [name for name in FILES if ".cha" in name] * 2
+    )
+    reasons = {Path(name).name: reason for name, reason in left_out}
+    assert set(reasons) == {"again", "loop", "nothing.cha", "same.cha", "folder", "a", "2.cha", "a.zip"}
+    assert reasons["nothing.cha"] == "is no file, or a link to nothing"
+    assert reasons["2.cha"] == "is the same file as a/2.cha, which is read"
+    assert reasons["a"].startswith("is the same folder as ")
+
+
+def test_upper_case_and_archives_in_folders_are_read(tmp_path: Path) -> None:
+    (tmp_path / "x" / "Y").mkdir(parents=True)
+    (tmp_path / "x" / "A.CHA").write_bytes(b"a")
+    as_zip(tmp_path / "x" / "Y" / "B.ZIP", {"in/b.Cha": b"b", "deep.zip": b"?", "notes.pdf": b"?"})
+    as_tar(tmp_path / "x" / "c.tar.gz", {"c.cha": b"c"}).rename(tmp_path / "x" / "c.TGZ")
+    left_out: list[tuple[str, str]] = []
+    found = dict(files_in([tmp_path / "x"], ".cha", left_out=left_out))
+    assert found == {"A.CHA": b"a", "Y/in/b.Cha": b"b", "c.cha": b"c"}
+    assert left_out == [("Y/B.ZIP: deep.zip", "is an archive within an archive, which is not opened")]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [(b"caf\xe9.cha", r"caf\xe9.cha"), (b"a\nb.cha", r"a\nb.cha"), ("é.cha".encode(), "é.cha")]
+)
+def test_every_name_is_one_line_of_utf8(tmp_path: Path, name: bytes, shown: str) -> None:
+    with open(os.fsencode(tmp_path) + b"/" + name, "wb") as file:
+        file.write(b"x")
+    assert list(files_in([tmp_path], ".cha")) == [(shown, b"x")]
+    as_tar(tmp_path / "a.tar", {os.fsdecode(name): b"y"})
+    assert list(files_in([tmp_path / "a.tar"], ".cha")) == [(shown, b"y")]
