@@ -8,12 +8,14 @@ STUDY/MODEL/seedN/            config.json, metrics.jsonl, checkpoints/step-00002
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from symground.disk import replacing as replacing
+from symground.disk import write_json as write_json
+from symground.disk import write_text as write_text
 
 _STEP = re.compile(r"step-(\d{8})$")
 
@@ -69,34 +71,18 @@ def images_of(data: str | Path) -> Path | None:
     return Path(data) / str(read_json(named)["folder"]) if named.is_file() else None
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON; a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to; it takes that place when the block ends without an error.
-
-    A reader never sees half a file, and one that reads a folder of tables passes over a name that begins so.
-    """
-    partial = path.with_name(f"_{path.name}.partial")
-    yield partial
-    os.replace(partial, path)
-
-
 def read_json(path: Path) -> Any:
     """Read JSON; FileNotFoundError or ValueError names the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deep
         raise ValueError(f"{path}: not JSON ({error})") from None
 
 
 def evenly(steps: Sequence[int], most: int) -> list[int]:
-    """So many of the steps at most, evenly spread, the first and the last among them."""
+    """So many of the steps at most, evenly spread, the first and the last among them; none of none."""
+    if not steps:
+        return []
     return sorted({steps[round(i * (len(steps) - 1) / max(1, most - 1))] for i in range(most)})

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from symground.folders import read_json, write_json
+from symground.holding import held
 from symground.optional import require
 
 Job = Callable[[], None]
@@ -34,8 +35,15 @@ def run_jobs(jobs: Mapping[str, Job], records: Path, workers: int = 1, backend: 
 
     Returns:
         The failed ones: name → error.
+
+    Raises:
+        BlockingIOError: another process does jobs with these records now (says which).
     """
-    records.mkdir(parents=True, exist_ok=True)
+    with held(records, "does jobs"):
+        return _all(jobs, records, workers, backend)
+
+
+def _all(jobs: Mapping[str, Job], records: Path, workers: int, backend: str) -> dict[str, str]:
     files = {name: records / f"{_slug(name)}.json" for name in jobs}
     for file in files.values():
         file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Importing the parts a room needs, with a sentence about what to install when one is missing."""
+"""What a machine may lack: the parts a room needs, with a sentence about what to install, and devices."""
 
 from __future__ import annotations
 
@@ -8,12 +8,34 @@ from typing import Any
 
 
 def require(module: str, purpose: str, install: str = "symground") -> Any:
-    """Import ``module``, or raise ImportError saying what it is for and what installs it."""
+    """Import ``module``, or raise ImportError saying what it is for, what is missing, and what installs it.
+
+    What is missing may be a package that ``module`` itself imports.
+    """
     try:
         found: ModuleType = importlib.import_module(module)
     except ImportError as error:
-        package = module.partition(".")[0]
+        package = ((isinstance(error, ModuleNotFoundError) and error.name) or module).partition(".")[0]
         raise ImportError(
             f"{purpose} need the package {package}, which does not import here ({error}); pip install '{install}'"
         ) from error
     return found
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not know, or that this machine or this build of torch has not.
+
+    Raises:
+        ValueError: says what there is.
+    """
+    torch = require("torch", "devices", "torch")
+    known = ["cpu"]
+    if torch.cuda.is_available():
+        known += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    elif torch.accelerator.is_available():
+        known.append(torch.accelerator.current_accelerator().type)
+    if device in known:
+        return
+    built = "" if torch.version.cuda else ": this build of torch is one for CPUs"
+    lacks = f" (CUDA cannot be used here{built})" if str(device).startswith("cuda") and "cuda" not in known else ""
+    raise ValueError(f"device: expected {' or '.join(map(repr, known))}; got {device!r}{lacks}")

@@ -7,16 +7,16 @@ later is found by its checksums.
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from symground.folders import read_json, write_json
+from symground.disk import finish, make_folder, remove, rename, sync, write_json
+from symground.folders import read_json
 
 SUMS = "checksums.json"
 _PARTIAL = "partial-"
+_OLD = ".old"
 
 
 @contextmanager
@@ -27,39 +27,77 @@ def sealed(folder: Path) -> Iterator[Path]:
         OSError: the disk is full, or cannot be written; what was there stays.
     """
     partial = folder.with_name(_PARTIAL + folder.name)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    remove(partial)
+    make_folder(partial)
     try:
         yield partial
-        write_json(partial / SUMS, {file.name: digest(file) for file in sorted(partial.iterdir())})
-        for path in (*partial.iterdir(), partial):
-            sync(path)
-        if folder.exists():
-            discard(folder)
-        partial.rename(folder)
-        sync(folder.parent)
+        files = sorted(partial.iterdir())
+        write_json(partial / SUMS, {file.name: digest(file) for file in files})
+        for file in files:
+            finish(file, (partial / SUMS).stat().st_mode)
+        sync(partial)
+        _put(partial, folder)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            remove(partial)
         raise
+
+
+def _put(partial: Path, folder: Path) -> None:
+    """Give a folder its name. What has the name makes room first, and comes back when that fails."""
+    if not folder.exists():
+        rename(partial, folder)
+        return
+    old = folder.with_name(f"{_PARTIAL}{folder.name}{_OLD}")
+    remove(old)
+    try:
+        rename(folder, old)
+        rename(partial, folder)
+    except BaseException:
+        if not folder.exists():
+            with suppress(OSError):
+                rename(old, folder)
+        raise
+    remove(old)
 
 
 def discard(folder: Path) -> None:
     """Remove a sealed folder: whatever stops this, no half of it is left under its name."""
-    gone = folder.with_name(f"{_PARTIAL}{folder.name}.old")
-    shutil.rmtree(gone, ignore_errors=True)
-    folder.rename(gone)
-    shutil.rmtree(gone)
+    gone = folder.with_name(_PARTIAL + folder.name)
+    remove(gone)
+    rename(folder, gone)
+    remove(gone)
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a sealed folder; None where nothing is, or where it has no checksums to tell."""
+def settle(parent: Path) -> None:
+    """Clear what processes that were killed left among the sealed folders of ``parent``. No other may write there now.
+
+    A folder that was making room for a new one gets its name back; what was half written or half removed goes.
+    """
+    if not parent.is_dir():
+        return
+    for path in sorted(parent.glob(f"{_PARTIAL}*")):
+        folder = path.with_name(path.name.removeprefix(_PARTIAL).removesuffix(_OLD))
+        if path.name.endswith(_OLD) and not folder.exists():
+            rename(path, folder)
+        else:
+            remove(path)
+
+
+def damage(folder: Path, *, told: bool = False) -> str | None:
+    """What is wrong with a sealed folder; None where nothing is.
+
+    Args:
+        folder: as :func:`sealed` made it, or one of somebody else.
+        told: whether it must have checksums; otherwise nothing is known to be wrong with one that has none.
+    """
     if not (folder / SUMS).is_file():
-        return None
+        return f"{SUMS} is missing" if told else None
     try:
         sums = read_json(folder / SUMS)
-        if not isinstance(sums, dict):
-            return f"{SUMS} is none"
     except ValueError:
+        sums = None
+    if not isinstance(sums, dict):
         return f"{SUMS} is none"
     for name, wanted in sums.items():
         if not (folder / name).is_file():
@@ -73,12 +111,3 @@ def digest(path: Path) -> str:
     """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Have what was written to a file, or into a folder, on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

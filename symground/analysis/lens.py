@@ -23,6 +23,7 @@ from symground.analysis.probes import Probes
 from symground.analysis.score import check_deterministic, check_fits
 from symground.data import Corpus
 from symground.data.sampler import IGNORED, RowSampler
+from symground.folders import replacing
 from symground.models.readout import Readout, trial_ids, verified_readout
 from symground.models.residual import final_norm, residual_stream
 from symground.models.thrift import frozen
@@ -103,7 +104,8 @@ class TunedLens:
         """Write the lens as one safetensors file."""
         path = Path(path)
         tensors = {"weight": self.weight.contiguous().cpu(), "bias": self.bias.contiguous().cpu()}
-        save_file(tensors, path, {"symground": "tuned lens", "divergence": json.dumps(self.divergence)})
+        with replacing(path) as partial:
+            save_file(tensors, partial, {"symground": "tuned lens", "divergence": json.dumps(self.divergence)})
         return path
 
     @staticmethod

@@ -126,9 +126,12 @@ def analyze(
         How many (checkpoint, analysis) pairs were already there and left.
 
     Raises:
+        FileNotFoundError: a run without a checkpoint.
         ValueError: a step that the settings name and the run has no checkpoint of.
     """
     study, (model_name, seed), steps = study_of(run), model_and_seed(run), checkpoint_steps(run)
+    if not steps:
+        raise FileNotFoundError(f"{run} has no checkpoint yet")
     due = {name: checkpoints_of(name, steps, settings) for name in settings.what}
     for name in ("saliency_steps", "lens_steps", "intervene_steps"):
         unknown = [step for step in getattr(settings, name) if step not in steps]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,12 +13,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from symground.disk import write_text
 from symground.folders import checkpoint_folder
 from symground.sealed import damage, discard, sealed
+from symground.training.metrics import lines_until
 
 _KEEP = 2  # resume states: the last, and one before it should the last be damaged
 _RESUME = re.compile(r"step-(\d{8})$")
 _STATE = "state.safetensors"
+METRICS = "metrics.jsonl"
 
 
 def save_checkpoint(run: Path, step: int, model: PreTrainedModel) -> None:
@@ -29,10 +33,17 @@ def save_checkpoint(run: Path, step: int, model: PreTrainedModel) -> None:
         model.save_pretrained(partial)
 
 
-def save_resume(run: Path, step: int, model: PreTrainedModel, optimizer: Optimizer) -> None:
+def save_resume(run: Path, step: int, model: PreTrainedModel, optimizer: Optimizer, metrics: str) -> None:
     """Save what training needs to go on from ``step``: weights, optimizer moments, every device's random state.
 
     The learning rate and the rows of a step are functions of its number and need no state.
+
+    Args:
+        run: the run's folder.
+        step: that was done last.
+        model: its weights.
+        optimizer: its moments.
+        metrics: what was told up to the step, which is saved too: metrics.jsonl may be lost.
     """
     tensors = {f"model.{name}": value for name, value in _weights(model).items()}
     for i, moments in optimizer.state_dict()["state"].items():
@@ -40,14 +51,23 @@ def save_resume(run: Path, step: int, model: PreTrainedModel, optimizer: Optimiz
     tensors |= {f"random.{device}": random for device, random in _random_states().items()}
     with sealed(_resume_folder(run, step)) as partial:
         save_file({name: value.contiguous() for name, value in tensors.items()}, partial / _STATE)
+        write_text(partial / METRICS, metrics)
     for old in resume_folders(run)[:-_KEEP]:
         discard(old)
 
 
-def load_resume(run: Path, model: PreTrainedModel, optimizer: Optimizer) -> int:
-    """Load the newest resume state that is whole into model and optimizer; returns its step, 0 when there is none."""
+class Resumed(NamedTuple):
+    """Where training goes on."""
+
+    step: int
+    metrics: list[str]
+    """The lines of metrics.jsonl up to it."""
+
+
+def load_resume(run: Path, model: PreTrainedModel, optimizer: Optimizer) -> Resumed:
+    """Load the newest resume state that is whole into model and optimizer; step 0 when there is none."""
     for folder in reversed(resume_folders(run)):
-        wrong = damage(folder)
+        wrong = damage(folder, told=True)
         if wrong is not None:
             print(f"{folder} is damaged ({wrong}); the state before it is taken", file=sys.stderr)
             continue
@@ -68,8 +88,11 @@ def load_resume(run: Path, model: PreTrainedModel, optimizer: Optimizer) -> int:
                 torch.cuda.set_rng_state(tensors[f"random.{gpu}"], gpu)
         match = _RESUME.search(folder.name)
         assert match is not None
-        return int(match[1])
-    return 0
+        step = int(match[1])
+        # A state that an older version saved has no metrics of its own.
+        told = folder / METRICS if (folder / METRICS).is_file() else run / METRICS
+        return Resumed(step, lines_until(told, step))
+    return Resumed(0, [])
 
 
 def resume_folders(run: Path) -> list[Path]:

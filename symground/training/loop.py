@@ -15,13 +15,14 @@ from symground.data.corpus import Corpus
 from symground.data.sampler import RowSampler
 from symground.folders import checkpoint_folder, checkpoint_steps
 from symground.heap import kept
+from symground.holding import held
 from symground.models import create, load, set_images
 from symground.models.interface import unpadded
 from symground.progress import Bar, progress
-from symground.sealed import damage, sync
-from symground.training.checkpoints import load_resume, resume_folders, save_checkpoint, save_resume
+from symground.sealed import damage, settle
+from symground.training.checkpoints import METRICS, load_resume, resume_folders, save_checkpoint, save_resume
 from symground.training.config import Hardware, TrainSettings
-from symground.training.metrics import Metrics, TensorBoard, Tracker, flops_per_token
+from symground.training.metrics import Metrics, TensorBoard, Tracker, flops_per_token, tensorboard
 from symground.training.provenance import claim
 from symground.training.schedule import checkpoint_schedule, learning_rate
 from symground.training.step import Done, Trainer, deterministic
@@ -45,7 +46,8 @@ def train(
     Writes ``config.json`` (settings, fingerprint of the corpus, versions, hardware), ``metrics.jsonl`` (step, loss in
     nats per token, learning_rate, gradient_norm, tokens, seconds, tokens_per_second and, on a GPU, utilisation: the
     share of its peak), ``checkpoints/step-NNNNNNNN/`` at the steps of the schedule, and resume states. A finished run
-    is left as it is. Under torchrun every process calls this; the first one writes.
+    is left as it is; one whose learning rate stays (``decay="constant"``) goes on when more steps are asked for. Under
+    torchrun every process calls this; the first one writes.
 
     Args:
         corpus: its documents for training.
@@ -62,6 +64,8 @@ def train(
         ValueError: the folder holds a run of other settings (says which differ), the loss or its gradient is not finite
             (names the step; earlier checkpoints stay), rows that cannot be shared among the processes, or a corpus
             without a row to train on.
+        BlockingIOError: another process trains in this folder (says which).
+        ImportError: TensorBoard's files are asked for, and its package is not installed.
         OSError: the disk is full; what was saved stays.
         SystemExit, KeyboardInterrupt: SIGTERM or Ctrl-C came; the state is saved after the step, and the same call goes
             on from there. A second one ends it at once.
@@ -73,13 +77,16 @@ def train(
         stack.enter_context(deterministic(hardware.deterministic))
         stack.enter_context(kept(found.device.type == "cpu"))
         _check_shares(settings, hardware, found)
+        if hardware.tensorboard:
+            tensorboard()  # what is not installed is told before anything is written
         if found.first:
+            stack.enter_context(held(run, "trains"))
             claim(run, corpus, settings, hardware, found.device)
+            for folder in ("checkpoints", "resume"):
+                settle(run / folder)
         found.wait()
         if settings.steps in checkpoint_steps(run) and damage(checkpoint_folder(run, settings.steps)) is None:
             return load(run, settings.steps, device=str(found.device))
-        if hardware.tensorboard and found.first:
-            trackers = [*trackers, TensorBoard(run)]
         return _Run(corpus, settings, run, hardware, found, trackers, at_checkpoint).trained()
 
 
@@ -89,7 +96,7 @@ class _Run:
         trackers: Sequence[Tracker], at_checkpoint: Callable[[Path, int], None] | None,
     ) -> None:  # fmt: skip
         self._settings, self._run, self._hardware, self._workers = settings, run, hardware, found
-        self._trackers, self._at_checkpoint = trackers, at_checkpoint
+        self._trackers, self._at_checkpoint = list(trackers), at_checkpoint
         pad = corpus.tokenizer.pad_token_id
         width = corpus.images.width if corpus.images else None
         self._model = create(
@@ -105,14 +112,16 @@ class _Run:
 
     def trained(self) -> PreTrainedModel:
         settings, run = self._settings, self._run
-        done = load_resume(run, self._model, self._trainer.optimizer)
+        done, told = load_resume(run, self._model, self._trainer.optimizer)
         if done == 0 and resume_folders(run):
             self._say(f"{run}: no resume state is whole; training starts from step 0 again")
         self._name_damaged(done)
         save_at = set(checkpoint_schedule(settings.checkpoints, settings.steps))
         if self._workers.first:
             flops = flops_per_token(self._model, settings.length)
-            self._metrics = Metrics(run / "metrics.jsonl", done, flops, self._workers.device)
+            self._metrics = Metrics(run / METRICS, told, flops, self._workers.device)
+            if self._hardware.tensorboard:
+                self._trackers.append(TensorBoard(run, done))
         if done in save_at:  # at the beginning, and where a disk has spoilt the one that was there
             self._checkpoint(done)
         with ExitStack() as stack:
@@ -135,12 +144,15 @@ class _Run:
                     self._log(result, step, rate, bar)
                 if step in save_at:
                     self._checkpoint(step)
-                if step < settings.steps and (stops or time.monotonic() - saved >= self._hardware.resume_every):
+                # Only a run whose rate stays can be made longer.
+                last = step == settings.steps
+                due = stops or time.monotonic() - saved >= self._hardware.resume_every
+                if settings.decay == "constant" if last else due:
                     self._resume(step)
                     saved = time.monotonic()
                 if bar is not None:
                     bar.advance()
-                if stops and step < settings.steps:
+                if stops and not last:
                     self._say(f"{run}: stopped at step {step} as it was asked to; the same command goes on from there")
                     self._workers.end()
         self._workers.wait()
@@ -172,6 +184,7 @@ class _Run:
 
     def _checkpoint(self, step: int) -> None:
         if self._workers.first:
+            self._metrics.sync()
             save_checkpoint(self._run, step, self._model)
             if self._at_checkpoint is not None:
                 self._at_checkpoint(self._run, step)
@@ -179,9 +192,8 @@ class _Run:
     def _resume(self, step: int) -> None:
         self._check()
         if self._workers.first:
-            if (self._run / "metrics.jsonl").exists():
-                sync(self._run / "metrics.jsonl")
-            save_resume(self._run, step, self._model, self._trainer.optimizer)
+            self._metrics.sync()
+            save_resume(self._run, step, self._model, self._trainer.optimizer, self._metrics.text)
 
     def _name_damaged(self, done: int) -> None:
         """Say which checkpoints a disk has spoilt; those that training comes by again are written again."""

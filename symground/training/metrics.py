@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel
 
+from symground.disk import append, sync, write_text
 from symground.optional import require
 
 #: Dense bfloat16 products of a GPU by its name, FLOP/s (its maker's data sheet).
@@ -29,11 +30,15 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Writes the metrics for TensorBoard into RUN/tensorboard."""
+    """Writes the metrics for TensorBoard into RUN/tensorboard.
 
-    def __init__(self, run: Path) -> None:
-        board = require("torch.utils.tensorboard", "TensorBoard's files", "tensorboard")
-        self._writer = board.SummaryWriter(str(run / "tensorboard"))
+    Args:
+        run: the run's folder.
+        done: the step that training goes on from: what was written of later ones is shown no more.
+    """
+
+    def __init__(self, run: Path, done: int) -> None:
+        self._writer = tensorboard().SummaryWriter(str(run / "tensorboard"), purge_step=done + 1)
 
     def __call__(self, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -42,19 +47,33 @@ class TensorBoard:
         self._writer.flush()
 
 
-class Metrics:
-    """A line of JSON for a step in metrics.jsonl, cut back to the resumed step so that no step stands twice."""
+def tensorboard() -> Any:
+    """torch's writer of TensorBoard's files; ImportError where the package is missing."""
+    return require("torch.utils.tensorboard", "TensorBoard's files", "tensorboard")
 
-    def __init__(self, path: Path, done: int, flops_per_token: float, device: torch.device) -> None:
-        kept = []
-        if done and path.is_file():
-            whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in whole if json.loads(line)["step"] <= done]
-        path.write_text("".join(line + "\n" for line in kept))
-        last = json.loads(kept[-1]) if kept else {"seconds": 0.0, "tokens": 0}
-        self._path, self._flops, self._peak = path, flops_per_token, peak_of(device)
+
+class Metrics:
+    """A line of JSON for a step in metrics.jsonl, each step once.
+
+    Args:
+        path: the file. It is written whole at first, with what was told up to the step that training goes on from.
+        told: its lines up to that step.
+        flops_per_token: of a forward and a backward pass.
+        device: that trains.
+    """
+
+    def __init__(self, path: Path, told: Iterable[str], flops_per_token: float, device: torch.device) -> None:
+        self._path, self._lines = path, list(told)
+        self._flops, self._peak = flops_per_token, peak_of(device)
+        last = json.loads(self._lines[-1]) if self._lines else {"seconds": 0.0, "tokens": 0}
         self._before, self._since = last["seconds"], time.perf_counter()
         self._last = (last["seconds"], last["tokens"])
+        write_text(path, self.text)
+
+    @property
+    def text(self) -> str:
+        """All that was told, as the file has it."""
+        return "".join(f"{line}\n" for line in self._lines)
 
     def write(self, step: int, loss: float, rate: float, norm: float, tokens: int, trackers: Iterable[Tracker]) -> str:
         """Write down a step; returns what to say of it."""
@@ -69,11 +88,26 @@ class Metrics:
         if self._peak:
             line["utilisation"] = round(speed * self._flops / self._peak, 4)
             said += f", {line['utilisation']:.0%} of peak"
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self._lines.append(json.dumps(line))
+        append(self._path, f"{self._lines[-1]}\n")
         for tracker in trackers:
             tracker(line)
         return said
+
+    def sync(self) -> None:
+        """Have all that was told on the disk, in a file that may have been removed since."""
+        if self._path.exists():
+            sync(self._path)
+        else:
+            write_text(self._path, self.text)
+
+
+def lines_until(path: Path, step: int) -> list[str]:
+    """The lines of a metrics.jsonl that tell of steps up to ``step``; a line that was cut off is none."""
+    if not path.is_file():
+        return []
+    whole = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    return [line for line in whole if json.loads(line)["step"] <= step]
 
 
 def peak_of(device: torch.device) -> float | None:

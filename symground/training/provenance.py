@@ -14,7 +14,8 @@ import torch
 import transformers
 
 from symground.data.corpus import Corpus
-from symground.folders import read_json, write_json
+from symground.disk import make_folder, sync, write_json
+from symground.folders import read_json
 from symground.training.config import Hardware, TrainSettings
 from symground.version import VERSION
 
@@ -29,27 +30,63 @@ def identity(corpus: Corpus, settings: TrainSettings) -> dict[str, Any]:
 
 
 def claim(run: Path, corpus: Corpus, settings: TrainSettings, hardware: Hardware, device: torch.device) -> None:
-    """Write the run's config.json, or check that the one there is of the same run.
+    """Write the run's config.json, or check that the one there is of the same run, or of a longer one.
 
     Raises:
-        ValueError: the folder holds another run (says what differs).
+        ValueError: the folder holds another run (says what differs), or one whose config.json is damaged.
     """
-    config, path = identity(corpus, settings), run / "config.json"
-    if path.exists():
-        check_same(run, read_json(path), config)
+    wanted, path = identity(corpus, settings), run / "config.json"
+    make_folder(run / "checkpoints")
+    for folder in (run, run.parent, run.parent.parent):  # a process may have been killed when it had just made them
+        sync(folder)
+    there = _there(run)
+    if there is None:
+        write_json(path, {**wanted, "hardware": {**asdict(hardware), **_machine(device)}, "versions": versions()})
         return
-    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-    write_json(path, {**config, "hardware": {**asdict(hardware), **_machine(device)}, "versions": versions()})
+    check_same(run, there, wanted)
+    if there["settings"]["steps"] < settings.steps:
+        write_json(path, {**there, "settings": {**there["settings"], "steps": settings.steps}})
+
+
+def _there(run: Path) -> dict[str, Any] | None:
+    """What the run's config.json says; None where there is none, or where it is damaged and nothing was trained yet."""
+    path = run / "config.json"
+    if not path.exists():
+        return None
+    try:
+        found = read_json(path)
+        if isinstance(found, dict) and isinstance(found.get("settings"), dict):
+            return found
+        wrong = f"{path}: expected the settings of a run, got {str(found)[:100]!r}"
+    except ValueError as error:
+        wrong = str(error)
+    if not any((run / "checkpoints").glob("step-*")) and not any((run / "resume").glob("step-*")):
+        return None
+    raise ValueError(
+        f"{wrong}; so it cannot be told whether what is in {run} was trained with these settings. Remove the file to "
+        "have it taken for theirs, or remove the folder."
+    )
 
 
 def check_same(run: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse a run of other settings, or of another corpus."""
+    """Refuse a run of other settings, or of another corpus. One whose rate does not fall may be made longer."""
     known = TrainSettings()
     # Settings younger than the run stand where they did.
     found = {**found, "settings": {**asdict(known), **found.get("settings", {})}}
+    before, now = found["settings"], wanted["settings"]
+    longer = now["steps"] > before["steps"]
+    if longer and now["decay"] == "constant":
+        before["steps"] = now["steps"]
     differing = list(_differences(found, wanted))
-    if differing:
-        raise ValueError(f"{run} holds a run of other settings: {'; '.join(differing)}. Choose another folder.")
+    if not differing:
+        return
+    why = ""
+    if longer and len(differing) == 1 and differing[0].startswith("steps is "):
+        why = (
+            f" A run of {now['steps']} steps is another from its beginning: the learning rate falls over all of them "
+            f"(decay {now['decay']}). Only one with --decay constant can be made longer."
+        )
+    raise ValueError(f"{run} holds a run of other settings: {'; '.join(differing)}.{why} Choose another folder.")
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:

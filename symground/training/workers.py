@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, distributed
 
+from symground.optional import check_device
+
 
 @dataclass
 class Workers:
@@ -63,9 +65,13 @@ def workers(device: str | None) -> Iterator[Workers]:
 
     Args:
         device: where each trains; None takes a GPU where there is one, of several the one of torchrun's local rank.
+
+    Raises:
+        ValueError: a device that there is not.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(device)
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
