@@ -39,6 +39,10 @@ buildable = [CPU] if torch is not None and builder.compiler() is not None else [
 buildable += [CUDA] if buildable and builder.nvcc() is not None and builder.has_cuda(torch) else []
 
 setup(
+    # A path of its own, where it would be left out: an editable install is then one entry in the list of folders that
+    # Python imports from. setuptools' import hook, the other way, is asked last: after a folder that is only called
+    # like the package (a clone named symground, seen from the folder above it), and never by mypy or pyright.
+    package_dir={"": "."},
     # symground/kernels and symground/csrc are symlinks to folders which have no __init__.py (their READMEs say why).
     packages=[*find_packages(include=["symground", "symground.*"]), "symground.csrc", "symground.kernels"],
     package_data={
@@ -46,7 +50,7 @@ setup(
         "symground.csrc": ["README.md", "*.cpp", "*.cu", "*.h"],
         "symground.data": ["resources/*"],
         "symground.kernels": ["README.md"],
-        "symground.reports": ["*.html.jinja", "style.css"],
+        "symground.reports": ["*.html.jinja", "*.css", "*.js"],
     },
     ext_modules=[Extension(name, [], optional=True) for name in buildable],
     cmdclass={"build_ext": BuildExtension},

@@ -41,6 +41,20 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def sync_all(folder: Path) -> None:
+    """Have everything in a folder on the disk."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
+
+
+def put_folder(partial: Path, to: Path) -> None:
+    """Give a folder that was filled under another name its own, once all of it is on the disk; what has it goes."""
+    sync_all(partial)
+    remove(to)
+    rename(partial, to)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder, and those above it that are missing."""
     if path.is_dir():

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
+from symground.analysis.statistics import bootstrap
 from symground.data.nouns import cdi_categories
 
 #: Gain in nats from which a link counts as learnt.
@@ -111,8 +111,8 @@ def _interval(
         return _all_pass(curves[flat].mean(1), steps, threshold).reshape(index.shape[:-1])
 
     with np.errstate(invalid="ignore"):
-        found = stats.bootstrap(
-            (np.arange(len(curves)),), passes, n_resamples=_RESAMPLES, method="percentile", vectorized=True,
+        found = bootstrap(
+            np.arange(len(curves)), passes, n_resamples=_RESAMPLES, method="percentile", vectorized=True,
             rng=np.random.default_rng(seed),
         ).bootstrap_distribution  # fmt: skip
     # Of the resamples themselves, since some never pass: percentiles between a step and never are never.

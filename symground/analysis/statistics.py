@@ -32,18 +32,20 @@ def bootstrap_interval(
     varied = np.ptp(values, axis=-1) > 0
     low[~varied] = high[~varied] = statistic(values[~varied], axis=-1)
     if varied.any():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-            found = stats.bootstrap(
-                (values[varied],),
-                statistic,
-                axis=-1,
-                confidence_level=level,
-                n_resamples=_RESAMPLES,
-                rng=np.random.default_rng(seed),
-            ).confidence_interval
+        found = bootstrap(
+            values[varied], statistic, axis=-1, confidence_level=level, n_resamples=_RESAMPLES,
+            rng=np.random.default_rng(seed),
+        ).confidence_interval  # fmt: skip
         low[varied], high[varied] = found.low, found.high
     return low, high
+
+
+def bootstrap(values: NDArray[Any], statistic: Callable[..., Any], **how: Any) -> Any:
+    """scipy's bootstrap of one sample, without its warning of resamples that are all alike: what becomes of an interval
+    then, the functions that print one say themselves."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        return stats.bootstrap((values,), statistic, **how)
 
 
 def cohens_d(differences: Values, axis: int = -1) -> Any:
@@ -134,8 +136,8 @@ def resampled(
         rows = statistic(values[index.reshape(-1, index.shape[-1])])  # [M,s]
         return rows.T.reshape(count, *index.shape[:-1])
 
-    found = stats.bootstrap(
-        (np.arange(len(values)),), of, n_resamples=_RESAMPLES, method="percentile", confidence_level=level,
+    found = bootstrap(
+        np.arange(len(values)), of, n_resamples=_RESAMPLES, method="percentile", confidence_level=level,
         vectorized=True, batch=200, rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
     return np.atleast_1d(found.low), np.atleast_1d(found.high)

@@ -16,6 +16,7 @@ from symground.data.arrays import create
 from symground.data.corpus import Corpus, write_description, write_images
 from symground.data.tokenizer import word_level_tokenizer
 from symground.data.words import UNKNOWN, base_of, with_base
+from symground.disk import put_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -166,9 +167,7 @@ class CorpusBuilder:
             write_description(partial, tokenizer, statistics)
             if images is not None:
                 write_images(partial, images, folder, self.shown)
-            if folder.exists():
-                shutil.rmtree(folder)
-            partial.rename(folder)
+            put_folder(partial, folder)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise

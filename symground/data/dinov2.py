@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from symground.optional import require
+from symground.optional import check_device, require
 
 #: What decoding a damaged image raises: Pillow has no error of its own for all of it.
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError)
@@ -28,10 +28,12 @@ class Dinov2:
 
         Raises:
             FileNotFoundError: no such model.
-            ValueError: another kind of model, or a grid that does not divide its own.
+            ValueError: another kind of model, a device that there is not, or a grid that does not divide its own.
         """
         transformers = require("transformers", "patch features")
         require("PIL.Image", "patch features")
+        if device is not None:
+            check_device(device)
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
             config = transformers.AutoConfig.from_pretrained(source)

@@ -23,6 +23,7 @@ from symground.data.arrays import create
 from symground.data.dinov2 import Dinov2
 from symground.data.files import file_names, files_in
 from symground.data.images import ImageSet
+from symground.disk import put_folder
 from symground.folders import read_json, write_json
 from symground.progress import progress
 
@@ -98,7 +99,7 @@ def extract_features(paths: Sequence[str | Path], out: str | Path, settings: Fea
     (partial / "images.txt").write_text("".join(f"{name}\n" for name in done), encoding="utf-8")
     write_json(partial / "images.json", {**wanted, **eye.description, "skipped": skipped})
     (partial / _LOG).unlink()
-    partial.rename(out)
+    put_folder(partial, out)
     return ImageSet.load(out)
 
 

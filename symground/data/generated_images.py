@@ -17,6 +17,7 @@ from symground.data.arrays import create
 from symground.data.builder import CorpusBuilder
 from symground.data.generated import Family, GeneratedSettings
 from symground.data.images import Shown
+from symground.disk import put_folder
 from symground.folders import write_json
 
 
@@ -106,7 +107,7 @@ def add_image_scenes(
     del features
     (partial / "images.txt").write_text("", encoding="utf-8")
     write_json(partial / "images.json", {"generated": asdict(images)})
-    partial.rename(folder)
+    put_folder(partial, Path(folder))
     builder.statistics |= {"generated": asdict(scenes), "images": asdict(images)}
     return shown, number
 

@@ -18,6 +18,7 @@ from symground.data.generated_images import GeneratedImagesSettings, Painter
 from symground.data.images import ImageSet
 from symground.data.visdial import DialogSettings, coco_captions, readable_dialogues
 from symground.data.words import words_in
+from symground.disk import put_folder
 from symground.folders import write_json
 
 
@@ -66,5 +67,5 @@ def stand_in_images(
     del features
     (partial / "images.txt").write_text("".join(f"{name}\n" for name in shown), encoding="utf-8")
     write_json(partial / "images.json", {"stand_ins": asdict(settings), "nouns": list(nouns)})
-    partial.rename(out)
+    put_folder(partial, out)
     return ImageSet.load(out)

@@ -12,7 +12,7 @@ import transformers
 
 import symground
 from symground.data import Corpus
-from symground.folders import write_json
+from symground.folders import write_json, write_text
 from symground.models import parameter_count
 from symground.recipes.compare import CompareSettings, checkpoints, collected, run_all
 from symground.recipes.prepare import GENERATED, CorpusSettings, prepare
@@ -101,8 +101,8 @@ def _write(
     }  # fmt: skip
     write_json(out / "architectures.json", content)
     text = markdown(training, parameters, distances)
-    (out / "architectures.md").write_text(text, encoding="utf-8")
-    (out / "architectures.svg").write_text(gains_over_gaps(training), encoding="utf-8")
+    write_text(out / "architectures.md", text)
+    write_text(out / "architectures.svg", gains_over_gaps(training))
     print(text)
 
 

@@ -23,7 +23,7 @@ from symground.data import GeneratedSettings
 from symground.data.generated import occurs
 from symground.data.generated_images import GeneratedImagesSettings
 from symground.data.nouns import cdi_categories
-from symground.folders import checkpoint_steps, read_json, write_json
+from symground.folders import checkpoint_steps, read_json, write_json, write_text
 from symground.models import load, load_tokenizer
 from symground.recipes.compare import CompareSettings, checkpoints, collected, run_all
 from symground.recipes.prepare import GENERATED, GENERATED_IMAGES, CorpusSettings, prepare
@@ -209,6 +209,6 @@ def _write(out: Path, settings: DialsSettings, studies: Mapping[Any, Path]) -> N
         },
     )
     text = markdown(table, dial) + silenced_markdown(silenced, dial)
-    (out / "dial.md").write_text(text, encoding="utf-8")
-    (out / "dial.svg").write_text(curves(table, dial), encoding="utf-8")
+    write_text(out / "dial.md", text)
+    write_text(out / "dial.svg", curves(table, dial))
     print(text)

@@ -22,6 +22,7 @@ from symground.analysis.trace import trace
 from symground.data.questions import read_questions
 from symground.folders import read_json, replacing, write_json
 from symground.models import load, load_processor
+from symground.optional import check_device
 from symground.progress import progress
 from symground.reports.patches import draw_patches
 
@@ -87,10 +88,12 @@ def find_model_heads(model: str, out: str | Path, settings: HeadsSettings) -> Pa
     summary.
 
     Raises:
-        ValueError: a folder of other things, or with tables of another model, other questions or other settings;
-            questions about one picture, or with one answer, only; or what the parts refuse.
+        ValueError: a device that there is not; a folder of other things, or with tables of another model, other
+            questions or other settings; questions about one picture, or with one answer, only; what the parts refuse.
     """
     folder = Path(out)
+    if settings.device is not None:
+        check_device(settings.device)
     asked = {field.name: getattr(settings, field.name) for field in fields(HeadsSettings)}
     key = {"model": str(model), **{n: x for n, x in asked.items() if n not in _HOW}, "factors": list(settings.factors)}
     known = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
@@ -218,6 +221,11 @@ def _first(questions: ImageQuestions, count: int | None) -> ImageQuestions:
     return questions if count is None else questions.take(range(min(count, len(questions))))
 
 
+def _three_digits(value: float) -> str:
+    """Without a minus before a zero."""
+    return f"{round(value, 3) + 0.0:.3f}"
+
+
 def summary(folder: Path) -> str:
     """What the tables say, in lines."""
     read = {path.stem: pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))}
@@ -230,7 +238,7 @@ def summary(folder: Path) -> str:
             if name == "heads":
                 table = table[table["denominator"] == "row"].sort_values("share", ascending=False).head(8)
             kept = [column for column in _SHOWN.get(name, table.columns) if column in table]
-            lines += [title, table[kept].to_string(index=False, float_format="{:.3f}".format, na_rep="-"), ""]
+            lines += [title, table[kept].to_string(index=False, float_format=_three_digits, na_rep="-"), ""]
     return "\n".join(lines)
 
 

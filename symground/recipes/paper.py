@@ -15,7 +15,7 @@ from symground.data import ChatSettings, DialogSettings, noun_list
 from symground.data.generated_images import GeneratedImagesSettings
 from symground.data.images import ImageSet
 from symground.data.stand_ins import stand_in_images
-from symground.folders import read_json, runs_of, write_json
+from symground.folders import read_json, runs_of, write_json, write_text
 from symground.models import PRESETS, parameter_count
 from symground.recipes.prepare import CHILDES, VISDIAL, prepare
 from symground.recipes.study import study_probes
@@ -212,9 +212,9 @@ def _write(study: Path, recipe: str, settings: SweepSettings) -> None:
     for kind in ("chat", "visdial"):
         about["corpus"].pop(kind, None)  # they name files
     write_json(study / "paper.json", {**about, **{name: frame.to_dict("records") for name, frame in found.items()}})
-    (study / "paper.md").write_text(markdown(found, about), encoding="utf-8")
+    write_text(study / "paper.md", markdown(found, about))
     for name, drawn in figures(found, tokens).items():
-        (study / f"paper-{name}.svg").write_text(drawn, encoding="utf-8")
+        write_text(study / f"paper-{name}.svg", drawn)
 
 
 def _revisions(study: Path) -> list[str]:

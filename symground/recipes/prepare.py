@@ -34,7 +34,9 @@ from symground.data.images import Shown
 from symground.data.nouns import noun_tokens
 from symground.data.splits import share_of
 from symground.data.words import IMAGE, normalized, replace_words, shown
+from symground.disk import sync_all
 from symground.folders import read_json, write_json
+from symground.holding import held
 from symground.reports.corpus import corpus_page
 from symground.reports.formats import scene_share
 
@@ -106,23 +108,33 @@ def prepare(corpus: Sequence[str], out: str | Path, settings: CorpusSettings) ->
     generated scenes with images also the image set ``images/``.
 
     Raises:
+        BlockingIOError: another process prepares this study now (says which).
         ValueError: the folder holds a study of another corpus, no noun passes the threshold, or no context's words are
             all in the vocabulary.
     """
     study = Path(out)
     kind, paths = kind_of(corpus)
     wanted = _wanted(kind, corpus, settings)
-    if (study / "config.json").is_file():
-        _check_same(study, wanted)
-        return Corpus.load(study / "data", study)
-    study.mkdir(parents=True, exist_ok=True)
+    if not (study / "config.json").is_file():
+        try:
+            with held(study, "prepares the corpus"):
+                if not (study / "config.json").is_file():  # which the holder before has made
+                    return _made_or_nothing(study, kind, paths, settings, wanted)
+        finally:
+            with suppress(OSError):  # only an empty folder goes
+                study.rmdir()
+    _check_same(study, wanted)
+    return Corpus.load(study / "data", study)
+
+
+def _made_or_nothing(
+    study: Path, kind: str, paths: Sequence[str], settings: CorpusSettings, wanted: Mapping[str, Any]
+) -> Corpus:
     try:
         return _made(study, kind, paths, settings, wanted)
     except BaseException:
         shutil.rmtree(study / "images", ignore_errors=True)
         shutil.rmtree(study / "images.partial", ignore_errors=True)
-        with suppress(OSError):  # a folder that others put something into stays
-            study.rmdir()
         raise
 
 
@@ -151,7 +163,8 @@ def _made(study: Path, kind: str, paths: Sequence[str], settings: CorpusSettings
         probed = seen or {noun: probe_images(builder, noun, len(kept)) for noun in nouns}
         write_json(study / "data" / PROBE_IMAGES, {"of": {noun: probed[noun] for noun in nouns}, "empty": empty})
     corpus_page(study, built.statistics, counts, noun_tokens(nouns, spoken, cue), settings.min_noun_count)
-    # Last: a folder with a config.json is a study whose data is whole.
+    # Last, once all else is on the disk: a folder with a config.json is a study whose data is whole.
+    sync_all(study)
     asked = {} if _is_generated(kind) else {"asked": {"nouns": len(candidates), "contexts": len(contexts)}}
     write_json(study / "config.json", {**wanted, **asked, "nouns": nouns, "spoken": spoken, "contexts": kept})
     _summarise(study, built.statistics, nouns, kept)

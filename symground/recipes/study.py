@@ -21,11 +21,11 @@ from symground.analysis.results import TABLES, Table, partial_scores, read_table
 from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import Corpus
 from symground.data.images import ImageSet, Shown
-from symground.folders import images_of, read_json, runs_of, study_of
+from symground.folders import checkpoint_steps, images_of, read_json, runs_of, study_of
 from symground.models import PRESETS, load_tokenizer
 from symground.recipes.prepare import PROBE_IMAGES, CorpusSettings, prepare
 from symground.reports import report
-from symground.reports.formats import control_cell
+from symground.reports.formats import control_cell, number, with_interval
 from symground.training import Hardware, Optimization, TrainSettings, train
 
 
@@ -164,16 +164,42 @@ def study_counts(study: Path, asked: Probes, window: int) -> pd.DataFrame:
 
 
 def analyze_study(path: str | Path, settings: AnalysisSettings) -> Path:
-    """Analyse every run of a study, or one run of it; returns the study's folder."""
+    """Analyse every run of a study, or one run of it; returns the study's folder.
+
+    A run that cannot be analysed stops no other. One that has no checkpoint yet is named and passed over.
+
+    Raises:
+        FileNotFoundError: no study and no run, or none that has a checkpoint.
+        ValueError: some run cannot be analysed (each is named with its error); the others are, and in the tables.
+    """
     runs = runs_of(path)
+    trained = [run for run in runs if checkpoint_steps(run)]
+    if not trained:
+        raise FileNotFoundError(
+            f"{path}: {', '.join(map(str, runs))} has no checkpoint yet; symground train makes some"
+        )
     study = study_of(runs[0])
     asked = study_probes(study)
     counts = study_counts(study, asked, settings.window)
+    failed: dict[Path, Exception] = {}
     for run in runs:
-        left = analyze(run, asked, counts, settings)
+        if run not in trained:
+            _say(f"{run} has no checkpoint yet and is passed over")
+            continue
+        try:
+            left = analyze(run, asked, counts, settings)
+        except (ValueError, FileNotFoundError) as error:
+            if len(trained) == 1:
+                raise
+            failed[run] = error
+            _say(f"{run} could not be analysed: {error}")
+            continue
         if left:
             _say(f"{run}: {left} analyses of checkpoints were there already and stay; --again redoes them")
     _summarise(study)
+    if failed:
+        listed = "; ".join(f"{run}: {error}" for run, error in failed.items())
+        raise ValueError(f"{len(failed)} of {len(trained)} runs could not be analysed, the others are: {listed}")
     return study
 
 
@@ -181,14 +207,13 @@ def _summarise(study: Path) -> None:
     gains = read_table(study, "gain")
     for (model, seed), frame in gains.groupby(["model", "seed"]):
         last = frame[frame["step"] == frame["step"].max()]
-        mean, low, high = gain_interval(last)
-        _say(f"{model} seed {seed}, step {last['step'].iloc[0]}: gain {mean:.2f} nats [{low:.2f}, {high:.2f}]")
+        _say(f"{model} seed {seed}, step {last['step'].iloc[0]}: gain {with_interval(*gain_interval(last))} nats")
     table = read_table(study, "interventions")
     for row in table.itertuples():
         _say(
             f"{row.model} seed {row.seed}, step {row.step}: {row.kind} heads ({row.denominator}, span {row.span}) "
-            f"{row.heads_per_example:.2f} per example; surprisal {row.original:.2f}, silenced {row.intervened:.2f}, "
-            f"random heads {control_cell(row._asdict())}"
+            f"{number(row.heads_per_example)} per example; surprisal {number(row.original)}, silenced "
+            f"{number(row.intervened)}, random heads {control_cell(row._asdict())}"
         )
 
 

@@ -14,7 +14,7 @@ import transformers
 
 from symground.analysis.results import read_table
 from symground.analysis.run import AnalysisSettings, analyze, checkpoints_of
-from symground.folders import checkpoint_steps, write_json
+from symground.folders import checkpoint_steps, write_json, write_text
 from symground.jobs import BACKENDS, Job, run_jobs
 from symground.recipes.dials import turned, values_of
 from symground.recipes.prepare import prepare
@@ -198,5 +198,5 @@ def _write(out: Path, settings: SweepSettings, studies: Mapping[str, Path]) -> N
     table = summary(tables["gain"].assign(kind="grounding"), tables["r2"], CORPUS)
     table["tokens"] = table["step"] * settings.optimization.tokens_per_step
     write_json(out / "sweep.json", {"dials": settings.dials, "rows": table.to_dict("records")})
-    (out / "sweep.md").write_text(markdown(table, CORPUS), encoding="utf-8")
-    (out / "sweep.svg").write_text(curves(table, CORPUS), encoding="utf-8")
+    write_text(out / "sweep.md", markdown(table, CORPUS))
+    write_text(out / "sweep.svg", curves(table, CORPUS))

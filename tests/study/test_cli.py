@@ -143,6 +143,47 @@ def test_a_run_can_be_named_from_inside_it(study: Path, monkeypatch: pytest.Monk
     assert main(["analyze", ".", "--what", "surprisal"]) == 0
 
 
+def test_a_run_that_cannot_be_analysed_stops_no_other(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s"
+    shutil.copytree(study, out)
+    shutil.rmtree(out / "results")
+    empty, damaged = out / "gpt2-4l" / "seed1", out / "gpt2-4l" / "seed2"
+    shutil.copytree(out / "gpt2-4l" / "seed0", damaged)
+    (empty / "checkpoints").mkdir(parents=True)
+    shutil.copy(damaged / "config.json", empty)
+    file = damaged / "checkpoints" / "step-00000003" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:700])
+    command = ["analyze", str(out), "--what", "surprisal"]
+    told = fails(command, capsys)
+    assert f"{empty} has no checkpoint yet and is passed over" in told
+    assert "symground: 1 of 3 runs could not be analysed, the others are: " in told.splitlines()[-1]
+    assert "seed2/checkpoints/step-00000003: damaged" in told.splitlines()[-1]
+    gains = read_table(out, "gain")
+    found = set(gains[["model", "seed", "step"]].itertuples(index=False, name=None))
+    whole = {("gpt2-4l", 0), ("lstm-1l", 0)}
+    assert found == {(*run, step) for run in whole for step in (0, 3, 6)} | {("gpt2-4l", 2, 0)}
+    shutil.rmtree(damaged)
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main(["report", str(out)]) == 0
+    for one in (out / "gpt2-4l" / "seed0", out / "lstm-1l"):
+        shutil.rmtree(one)
+    assert "seed1 has no checkpoint yet; symground train makes some" in fails(command, capsys)
+    with pytest.raises(FileNotFoundError, match="seed1 has no checkpoint yet"):
+        sg.load(empty)
+
+
+def test_where_a_report_goes_is_seen_to_before_the_work(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a" / "b" / "page.html"
+    assert main(["report", str(study), "--out", str(file)]) == 0
+    assert file.is_file()
+    assert "out: expected a file, got the folder" in fails(["report", str(study), "--out", str(tmp_path)], capsys, 2)
+
+
 def test_an_empty_result_replaces_what_was_there(study: Path, tmp_path: Path) -> None:
     shutil.copytree(study, tmp_path / "s")
     assert len(read_table(tmp_path / "s", "heads"))

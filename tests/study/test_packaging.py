@@ -9,9 +9,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import symground
 from symground.ops import _build
@@ -44,22 +47,52 @@ def copy_of_sources(folder: Path) -> Path:
     return folder
 
 
+#: Package → its first version without a hole that is known, of what is asked for in pyproject.toml.
+SAFE = {
+    "filelock": "3.20.3",  # CVE-2025-68146, CVE-2026-22701: symlinks in the place of lock files
+    "jinja2": "3.1.6",  # CVE-2025-27516: out of the sandbox
+    "pillow": "12.2",  # CVE-2025-48379 (DDS), CVE-2026-25990 (PSD), CVE-2026-40192 (FITS)
+    "playwright": "1.56",  # CVE-2025-59288: browsers fetched without a certificate
+    "pyarrow": "23.0.1",  # CVE-2026-25087: use after free in IPC files
+    "pytest": "9.0.3",  # CVE-2025-71176: predictable folders in /tmp
+    "ray": "2.54",  # CVE-2025-62593, CVE-2026-27482: the dashboard obeys a web page
+    "setuptools": "78.1.1",  # CVE-2025-47273: a path out of a folder
+    "torch": "2.8",  # CVE-2025-32434: torch.load of weights only
+    "transformers": "5.0.0",  # CVE-2025-2099 and others: regular expressions; CVE-2026-1839: a pickled random state
+}
+
+
+def test_no_dependency_may_be_of_a_version_with_a_known_hole() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
+    listed = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
+    listed += [text for extra in extras.values() for text in extra]
+    asked = [Requirement(text) for text in listed]
+    assert SAFE.keys() <= {requirement.name for requirement in asked}
+    for requirement in asked:
+        (least,) = [s.version for s in requirement.specifier if s.operator == ">="] or ["0"]
+        assert Version(least) >= Version(SAFE.get(requirement.name, "0")), requirement
+        if requirement.name != "symground":
+            assert requirement.specifier, f"{requirement}: any version, however old"
+
+
 class Environment:
     """A fresh virtual environment that sees this one's packages, but none of its commands and no compiler."""
 
     def __init__(self, folder: Path, **variables: str) -> None:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
         self.bin = folder / "bin"
-        (site,) = folder.glob("lib/python*/site-packages")
-        (site / "packages.pth").write_text(f"{PACKAGES}\n", encoding="utf-8")
+        (self.site,) = folder.glob("lib/python*/site-packages")
+        # Without what an editable install of this package put there: the folder is only looked into.
+        (self.site / "packages.pth").write_text(f"{PACKAGES}\n", encoding="utf-8")
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CXX", "NVCC", "CUDA_HOME", "PATH")}
         self.variables = {**kept, "PATH": str(self.bin), **variables}
 
-    def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {**self.variables, **variables}
         first = str(self.bin / command[0])
         return subprocess.run(
-            [first, *command[1:]], cwd=self.bin, env=environment, capture_output=True, text=True, check=False
+            [first, *command[1:]], cwd=cwd or self.bin, env=environment, capture_output=True, text=True, check=False
         )
 
     def install(self, *arguments: str, **variables: str) -> str:
@@ -73,6 +106,19 @@ class Environment:
         assert done.returncode == 0, done.stderr
         where, implementation = done.stdout.strip().split(" ", 1)
         return where, implementation
+
+
+#: To a page with everything on it that is drawn from a template.
+STUDY = [
+    "run", "generated", "--generated.scenes", "600", "--generated.nouns", "4", "--models", "gpt2-4l", "--steps", "2",
+    "--batch-size", "2", "--length", "24", "--checkpoints", "0", "--what", "surprisal", "saliency",
+]  # fmt: skip
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Of a package, through its links to folders."""
+    found = [path for path in folder.iterdir() if path.name != "__pycache__"]
+    return [file for path in found for file in (files_in(path) if path.is_dir() else [path])]
 
 
 @pytest.mark.slow
@@ -93,18 +139,41 @@ def test_builds_in_isolation_without_torch_and_the_wheel_is_whole(tmp_path: Path
     assert str(tmp_path) in where
     assert (nouns, contexts, kernels) == ("100", "10", "1")
     shipped = {str(p.relative_to(next((tmp_path / "venv").rglob("symground")))) for p in Path(where).parent.rglob("*")}
-    assert {"py.typed", "reports/page.html.jinja", "kernels/README.md", "data/resources/nouns.txt"} <= shipped
-    assert {"csrc/gate.cpp", "csrc/gate.cu", "csrc/gate.h"} <= shipped, "it can be built later"
+    ours = {str(path.relative_to(source / "symground")) for path in files_in(source / "symground")}
+    assert {"py.typed", "reports/explorer.js", "kernels/attention_forward.py", "csrc/gate.cpp"} <= ours
+    assert ours <= shipped, "every file of the package, also what it can be built of later"
     assert not any(name.endswith(".so") for name in shipped)
-    help_ = environment.run("symground", "--help")
-    assert help_.returncode == 0, help_.stderr
+    far = tmp_path / "far"
+    far.mkdir()
+    done = environment.run("symground", *STUDY, cwd=far, HOME=str(far), OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    page = (far / "runs" / "generated" / "report.html").read_text(encoding="utf-8")
+    script = (source / "symground" / "reports" / "explorer.js").read_text(encoding="utf-8")
+    assert script.strip().splitlines()[-1] in page
+
+
+def types_seen(environment: Environment, cwd: Path) -> str:
+    """What mypy, as it comes, sees of sg.load in a user's file."""
+    (environment.site / "packages.pth").unlink()  # it would read all of torch
+    (cwd / "mine.py").write_text("import symground as sg\n\nreveal_type(sg.load)\n", encoding="utf-8")
+    command = ["-m", "mypy", "--python-executable", str(environment.bin / "python"), "--ignore-missing-imports"]
+    done = subprocess.run(
+        [sys.executable, *command, "--cache-dir", str(cwd / "cache"), "mine.py"],
+        cwd=cwd, env=environment.variables, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    (environment.site / "packages.pth").write_text(f"{PACKAGES}\n", encoding="utf-8")
+    return done.stdout.partition('Revealed type is "')[2].partition(",")[0] or done.stdout + done.stderr
 
 
 @pytest.mark.slow
 def test_installs_in_isolation_without_torch_and_without_a_compiler(tmp_path: Path) -> None:
-    source, environment = copy_of_sources(tmp_path / "source"), Environment(tmp_path / "venv")
+    # A clone has the package's name, and Python started in the folder above it must not take the clone for the package.
+    source, environment = copy_of_sources(tmp_path / "symground"), Environment(tmp_path / "venv")
     environment.install("-e", str(source))
     assert environment.works() == (str(source / "symground" / "__init__.py"), "plain PyTorch")
+    above = environment.run("python", "-c", "import symground as sg; print(sg.__file__, sg.load)", cwd=tmp_path)
+    assert above.stdout.startswith(f"{source / 'symground' / '__init__.py'} <function load"), above.stderr
+    assert types_seen(environment, tmp_path) == "def (path: str | pathlib.Path"
     lacking = environment.run("symground", "build")
     assert lacking.returncode == 1
     assert "no C++ compiler found (c++, g++ or clang++; CXX names another)" in lacking.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import re
 import shutil
 import sys
@@ -39,15 +41,8 @@ def test_python_of_the_readme(tmp_path: Path, llava_folder: Path, monkeypatch: p
     assert main(["demo", *arguments, "--batch-size", "2", "--draws", "1", "--intervene-contexts", "1"]) == 0
     q = torch.randn(1, 2, 5, 4, requires_grad=True)
     names: dict[str, Any] = {
-        "torch": torch,
-        "B": 1,
-        "T": 5,
-        "S": 5,
-        "q": q,
-        "k": q,
-        "v": q,
-        "loss": lambda out: out.square().sum(),
-    }
+        "B": 1, "T": 5, "S": 5, "q": q, "k": q, "v": q, "loss": lambda out: out.square().sum(),
+    }  # fmt: skip
     study, saliency, seeing = re.findall(r"```python\n(.*?)```", README, re.S)
     silencing, anyone, head, mamba = re.findall(r"```python\n(.*?)```", RESEARCH, re.S)
     shutil.copy(llava_folder / "0.png", tmp_path / "photo.png")
@@ -96,6 +91,24 @@ def test_commands_of_the_readme_exist(page: str, capsys: pytest.CaptureFixture[s
         known = capsys.readouterr().out
         for option in {word for word in arguments if word.startswith("--")} - {"--help"}:
             assert option in known, (name, option)
+
+
+#: What a reader brings along.
+OWN = {"B", "T", "S", "q", "k", "v", "loss", "your_hugging_face_model"}
+
+
+@pytest.mark.parametrize("number", range(len(re.findall(r"```python\n(.*?)```", README, re.S))))
+def test_each_block_of_the_readme_imports_what_it_uses(number: int) -> None:
+    tree = ast.parse(re.findall(r"```python\n(.*?)```", README, re.S)[number])
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    made = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    assert {node.id for node in names} - made - imported - set(dir(builtins)) <= OWN
 
 
 def test_links_lead_somewhere() -> None:
