@@ -102,9 +102,9 @@ def results(
         add("monitor", key, pd.DataFrame(told, columns=[*columns, "contexts", "nouns", "heads"]))
         bins = [(i, i / 10, i / 11, 5, name) for name in ("flow", "entropy") for i in range(10)]
         add("calibration", key, pd.DataFrame(bins, columns=["bin", "predicted", "observed", "count", "detector"]))
-        steered = [(f, min(1, f / 2), 0.5, 0.01, 0.03, 2.0, 1.5, examples, 20) for f in (0.0, 1.0, 2.0)]
+        steered = [(f, min(1, f / 2), 0.5, 0.01, 0.03, 2.0, 1.5, examples, 20, 0) for f in (0.0, 1.0, 2.0)]
         columns = ["factor", "accuracy", "control", "control_sd", "p", "surprisal", "heads_per_example", "examples"]
-        add("steering", key, pd.DataFrame(steered, columns=[*columns, "draws"]))
+        add("steering", key, pd.DataFrame(steered, columns=[*columns, "draws", "short"]))
     for name, parts in frames.items():
         pd.concat(parts, ignore_index=True).to_parquet(folder / "results" / f"{name}.parquet")
     return folder
@@ -114,3 +114,53 @@ def results(
 def made(tmp_path: Path) -> Made:
     """Makes a study's results in a folder of a name."""
     return lambda name="study", **more: results(tmp_path / name, **more)
+
+
+#: Columns that say what a row is of; all others are values.
+KEYS = (
+    "model", "seed", "step", "context", "env", "target", "layer", "region", "example", "kind", "denominator", "head",
+    "noun", "tokens", "saliency", "rows", "lens", "depth", "detector", "factor", "bin", "selection", "positions",
+    "mode", "match", "span",
+)  # fmt: skip
+_COUNTS = ("examples", "contexts", "nouns", "draws", "short", "wrong", "count")
+
+
+def distinct(folder: Path) -> Path:
+    """A study of two models, two seeds and three checkpoints in which no two values are equal.
+
+    Ends of intervals lie on their sides of a value, p is anything from 1e-6 up, counts are whole numbers.
+    """
+    study = results(folder, models=("gpt2-4l", "mamba2-4l"), steps=(100, 200, 400), contexts=2)
+    rng = np.random.default_rng(5)
+    for path in sorted((study / "results").glob("*.parquet")):
+        table = pd.read_parquet(path)
+        if path.stem in ("surprisal", "contexts", "maps", "heads"):
+            continue  # of noise already, or sets of heads
+        if path.stem == "interventions":
+            other = table.assign(kind="gather", denominator="matrix", span=1, selection="held-out", mode="mean")
+            table = pd.concat([table, table.assign(step=200), other], ignore_index=True)
+        values = [name for name in table if name not in KEYS]
+        for name in values:
+            drawn = rng.uniform(0.05, 0.95, len(table))
+            if name in _COUNTS:
+                drawn = 7 * rng.permutation(len(table)) + (3 if name in ("short", "wrong", "count") else 2000)
+            elif name in ("p", "gain_p"):
+                drawn = rng.permutation(np.logspace(-5, -0.4, len(table)))
+            elif name in ("matched", "mismatched", "gain", "control", "original", "intervened", "slope", "d"):
+                drawn = drawn * 9 + (1 if name != "slope" else -5)
+            table[name] = drawn
+        if path.stem == "gain":  # with a trend, so that there is something to test
+            table["gain"] = table["step"] / 100 + rng.normal(0, 0.4, len(table))
+        for name in values:  # the ends where they belong
+            for end, sign in (("_low", -1), ("_high", 1)):
+                if name.endswith(end) and name.removesuffix(end) in table:
+                    table[name] = table[name.removesuffix(end)] + sign * rng.uniform(0.1, 0.9, len(table))
+        if "examples" in table:  # a run's checkpoint has so many in all of its rows
+            table["examples"] = table.groupby(["model", "seed", "step"])["examples"].transform("first")
+        table.to_parquet(path)
+    return study
+
+
+@pytest.fixture(scope="module")
+def distinct_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return distinct(tmp_path_factory.mktemp("distinct") / "study")

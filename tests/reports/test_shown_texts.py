@@ -1,0 +1,329 @@
+"""Every number of the sentences: the page's head and summary, captions, the terminal, paper.md and dials."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from symground.analysis.results import read_table
+from symground.data.nouns import cdi_categories
+from symground.folders import read_json, write_json
+from symground.recipes import heads as recipe_of_heads
+from symground.recipes.study import _summarise
+from symground.reports.captions import FIGURES, TABLES
+from symground.reports.dials import markdown as dials_markdown
+from symground.reports.dials import silenced_heads, silenced_markdown
+from symground.reports.dials import summary as dials_summary
+from symground.reports.page import _lead, summary
+from symground.reports.paper import markdown, tables
+from symground.reports.parts import Study
+from symground.reports.sections import SECTIONS, behaviour
+
+Made = Callable[..., Path]
+MODELS, RUNS = ("gpt2-4l", "mamba2-4l"), [("gpt2-4l", 0), ("gpt2-4l", 1), ("mamba2-4l", 0), ("mamba2-4l", 1)]
+
+
+def of(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+    for name, value in wanted.items():
+        frame = frame[frame[name] == value]
+    return frame
+
+
+def mean_over_nouns(frame: pd.DataFrame, column: str) -> np.ndarray:
+    return np.array([of(frame, target=noun)[column].to_numpy().mean() for noun in sorted(set(frame["target"]))])
+
+
+def with_ends(values: np.ndarray) -> str:
+    """Mean and BCa interval."""
+    found = stats.bootstrap((values,), np.mean, n_resamples=2000, rng=np.random.default_rng(0)).confidence_interval
+    return f"{values.mean():.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+@pytest.fixture
+def study(distinct_study: Path) -> Path:
+    return distinct_study
+
+
+def emergence_step(contexts: pd.DataFrame, model: str) -> float:
+    """Of a curve that rises through 1 once: where a line from the checkpoint before to the one after is 1."""
+    part = of(contexts, model=model)
+    steps = sorted(set(part["step"]))
+    curve = [of(part, step=step)["gain"].mean() for step in steps]
+    at = max(i for i, gain in enumerate(curve) if gain <= 1)
+    return steps[at] + (1 - curve[at]) / (curve[at + 1] - curve[at]) * (steps[at + 1] - steps[at])
+
+
+def test_the_summary(study: Path) -> None:
+    gains, r2, silenced = (read_table(study, name) for name in ("gain", "r2", "interventions"))
+    contexts = read_table(study, "contexts").assign(gain=lambda t: t["gain"] - 0.5)
+    contexts.to_parquet(study / "results" / "contexts.parquet")
+    expected = []
+    for model in MODELS:
+        gain, step = (
+            with_ends(mean_over_nouns(of(gains, model=model, step=400), "gain")),
+            emergence_step(contexts, model),
+        )
+        expected.append(
+            f"{model}: the scene is worth {gain} nats of the noun's surprisal at step 400 (6 nouns, 2 seeds); above 1 nat "
+            f"for good from step {step:,.0f}."
+        )
+    for model in MODELS:
+        curve = {step: of(r2, model=model, step=step)["r2"].mean() for step in (100, 200, 400)}
+        top = max(curve, key=lambda step: curve[step])
+        expected.append(
+            f"{model}: co-occurrence explains {100 * curve[top]:.0f}% of the variance of the gain at its peak (step {top}) "
+            f"and {100 * curve[400]:.0f}% at the end."
+        )
+    for model, seed in RUNS:
+        (row,) = of(silenced, model=model, seed=seed, step=400, kind="aggregate", denominator="row").to_dict("records")
+        expected.append(
+            f"{model}, seed {seed}: each example's own aggregate heads silenced take the matched surprisal from "
+            f"{row['original']:.2f} to {row['intervened']:.2f}, as many random heads to {row['control']:.2f} ± "
+            f"{row['control_sd']:.2f}."
+        )
+    assert summary(study) == expected
+
+
+def test_a_model_that_never_passes_is_said_to(made: Made) -> None:
+    study = made(seeds=1, shift=-9.0)
+    assert summary(study)[0].endswith("(6 nouns, 1 seed); it does not stay above 1 nat.")
+
+
+def test_the_lead(made: Made) -> None:
+    study = made()
+    config = read_json(study / "config.json") | {"asked": {"nouns": 11, "contexts": 7}}
+    write_json(study / "config.json", config)
+    write_json(study / "data" / "statistics.json", {"tokens": 12345, "env_tokens": 2469, "vocabulary": 6789})
+    assert _lead(Study.read(study)) == (
+        "12,345 tokens, 20% of them ENV; vocabulary 6,789; 6 nouns × 3 contexts. 5 of the 11 nouns that were asked for "
+        "stand too seldom in the corpus to be probed. 4 of the 7 contexts that were asked for have words that its "
+        "vocabulary lacks."
+    )
+    write_json(study / "data" / "statistics.json", {
+        "tokens": 1000, "env_tokens": 100, "vocabulary": 6, "documents_with_image": 50, "patches": 4,
+    })  # fmt: skip
+    assert _lead(Study.read(study)).startswith("1,000 tokens, 30% of them patches of images; vocabulary 6; ")
+
+
+def test_captions_say_which_intervals_and_which_levels(study: Path, made: Made) -> None:
+    for folder, bands in (
+        (study, "95 % intervals over 2 seeds (Student's t)"),
+        (made(seeds=1), "95 % intervals over nouns (BCa)"),
+    ):
+        read = Study.read(folder)
+        parts = behaviour(read).parts + [part for section in SECTIONS for part in section(read).parts]
+        captions = {(type(part).__name__, part.name): part.caption for part in parts}
+        assert captions["Picture", "surprisal"].endswith(f"bands are {bands}.")
+        assert captions["Picture", "gain"].endswith(f"bands are {bands}.")
+        assert {name for kind, name in captions if kind == "Sheet"} <= TABLES.keys()
+        assert {name for kind, name in captions if kind == "Picture"} <= FIGURES.keys()
+    assert all(text in TABLES["interventions"] for text in ("*** p < 0.001", "(Holm)", "more than a tenth"))
+    assert "30 %" in FIGURES["shares"]
+    assert "Holm-corrected over the model's checkpoints" in TABLES["final"]
+
+
+def test_the_terminal(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _summarise(study)
+    told = capsys.readouterr().err.splitlines()
+    gains, silenced = read_table(study, "gain"), read_table(study, "interventions")
+    expected = []
+    for model, seed in RUNS:
+        gain = with_ends(of(gains, model=model, seed=seed, step=400)["gain"].to_numpy())
+        mean, _, interval = gain.partition(" ")
+        expected.append(f"{model} seed {seed}, step 400: gain {mean} nats {interval}")
+    expected += [
+        f"{row['model']} seed {row['seed']}, step {row['step']}: {row['kind']} heads ({row['denominator']}, span "
+        f"{row['span']}) {row['heads_per_example']:.2f} per example; surprisal {row['original']:.2f}, silenced "
+        f"{row['intervened']:.2f}, random heads {row['control']:.2f} ± {row['control_sd']:.2f}"
+        for row in silenced.to_dict("records")
+    ]
+    assert told == expected
+
+
+def test_the_terminal_of_heads(study: Path, tmp_path: Path) -> None:
+    """Every cell of the tables that are told, found by its column."""
+    tables_of = {"interventions": "Surprisal of the right answer", "steering": "How often the answer is right",
+                 "detectors": "Is the answer wrong?", "heads": "Heads with the largest share"}  # fmt: skip
+    for name in tables_of:
+        table = read_table(study, {"detectors": "monitor", "heads": "shares"}.get(name, name))
+        if name == "interventions":
+            table = table.assign(p_holm=table["p"] / 3)
+        table.to_parquet(tmp_path / f"{name}.parquet")
+    blocks = recipe_of_heads.summary(tmp_path).split("\n\n")
+    assert len(blocks) == 4
+    for name, title in tables_of.items():
+        (block,) = (block for block in blocks if block.startswith(title))
+        head, *lines = block.splitlines()[1:]
+        columns = head.split()
+        table = pd.read_parquet(tmp_path / f"{name}.parquet")
+        if name == "heads":
+            table = of(table, denominator="row").sort_values("share", ascending=False).head(8)
+        assert len(lines) == len(table)
+        for line, row in zip(lines, table.to_dict("records"), strict=True):
+            shown = dict(zip(columns, line.split(), strict=True))
+            for column, text in shown.items():
+                value = row[column]
+                assert text == (f"{value:.3f}" if isinstance(value, float) else str(value)), (name, column)
+        assert {"interventions": "control_sd", "steering": "short", "detectors": "auroc_high",
+                "heads": "null_selected"}[name] in columns  # fmt: skip
+
+
+def test_the_paper(study: Path) -> None:
+    layers = {"mamba2-4l": 3, "gpt2-4l": 3}  # in another order than the tables' own
+    found = tables(Study.read(study), list(layers), layers)
+    about = {
+        "recipe": "paper-x", "corpus": {"tokens": 1000, "env_tokens": 370, "vocabulary": 4321}, "nouns": 6, "contexts": 2,
+        "tokens_per_step": 64, "steps": 400, "summary": ["one", "two"], "sizes": {"gpt2-4l": 123_456, "mamba2-4l": 98_765},
+    }  # fmt: skip
+    lines = markdown(found, about).splitlines()
+    assert lines[2] == (
+        "1,000 tokens, 37% of them ENV; vocabulary 4,321; 6 nouns × 2 contexts. Training reads them 25.6 times. Layers "
+        "count from 1; surprisal in nats."
+    )
+    assert lines[-2:] == ["- one", "- two"]
+    gains, silenced = read_table(study, "gain"), read_table(study, "interventions")
+    last, cut = [], []
+    for model in layers:
+        part = of(gains, model=model, step=400)
+        p = [
+            stats.ttest_1samp(mean_over_nouns(of(gains, model=model, step=s), "gain"), 0).pvalue
+            for s in (100, 200, 400)
+        ]
+        rank = sorted(p).index(p[2])
+        corrected = max(sorted(p)[i] * (3 - i) for i in range(rank + 1))
+        shown = "< 0.001" if corrected < 0.001 else f"{corrected:.3f}"
+        matched, mismatched = (mean_over_nouns(part, name).mean() for name in ("matched", "mismatched"))
+        last.append(
+            f"| {model} | {about['sizes'][model]:,} | {400 * 64:,} | {matched:.2f} | {mismatched:.2f} | "
+            f"{with_ends(mean_over_nouns(part, 'gain'))} | {shown} | 2 |"
+        )
+        for step in (200, 400):
+            rows = of(silenced, model=model, step=step, kind="aggregate", denominator="row")
+            mean = {name: rows[name].mean() for name in rows if rows[name].dtype == float}
+            p_max = rows["p"].max()
+            mark = "***" if p_max < 0.001 else "**" if p_max < 0.01 else "*" if p_max < 0.05 else ""
+            layer = mean["mean_layer"] + 1
+            cut.append(
+                f"| {model} | {step} | row | {mean['heads_per_example']:.2f} | {layer:.2f} | {(layer - 0.5) / 3:.2f} | "
+                f"{mean['intervened']:.2f}{mark} | {mean['control']:.2f} ± {mean['control_sd']:.2f} | "
+                f"{mean['original']:.2f} |"
+            )
+    of_model = [line for line in lines if line.startswith(("| gpt2-4l |", "| mamba2-4l |"))]
+    assert of_model == [*last, *cut]
+    (one,) = (line for line in lines if "5,000" in line)
+    assert one == "| *the study, GPT-2 of 12 layers* | 5,000 | ? | 2.28 | 7.38 | 0.57 | 6.51*** | 6.39 | 6.38 |"
+
+
+def test_the_papers_layers_and_heads(study: Path) -> None:
+    found = tables(Study.read(study), ["gpt2-4l"], {"gpt2-4l": 3})
+    saliency, heads = read_table(study, "saliency"), read_table(study, "heads")
+    for step in (100, 200, 400):
+        values = [
+            of(saliency, model="gpt2-4l", step=step, layer=layer, region="env")["value"].mean() for layer in range(3)
+        ]
+        rows = of(found["layers"], step=step)
+        assert rows["layer"].tolist() == [1, 2, 3]
+        np.testing.assert_allclose(rows["saliency"], values)
+        np.testing.assert_allclose(rows["share"], np.array(values) / sum(values))
+        assert set(rows["seeds"]) == {2}
+        for denominator in ("matrix", "row"):
+            own = of(heads, model="gpt2-4l", step=step, kind="aggregate", denominator=denominator)
+            (row,) = of(found["heads"], step=step, denominator=denominator).to_dict("records")
+            examples = sum(
+                of(saliency, model="gpt2-4l", seed=seed, step=step)["examples"].iloc[0] for seed in (0, 1)
+            )  # fmt: skip
+            assert row["heads_per_example"] == pytest.approx(len(own) / examples)
+            assert row["mean_layer"] == pytest.approx(own["layer"].mean() + 1)
+            assert row["depth"] == pytest.approx((own["layer"].mean() + 0.5) / 3)
+            assert row["seeds"] == 2
+
+
+def test_dials_by_hand() -> None:
+    rng = np.random.default_rng(8)
+    gains = pd.DataFrame([
+        {"kind": kind, "gap": gap, "model": "m", "seed": seed, "step": step, "target": noun, "matched": m, "mismatched": mm,
+         "gain": mm - m}
+        for kind in ("grounding", "recall") for gap in (2, 4) for step in (10, 20) for seed in (0, 1)
+        for noun in ("ball", "book", "dog") for m, mm in [rng.uniform(1, 9, 2)]
+    ])  # fmt: skip
+    r2 = pd.DataFrame([
+        {"gap": gap, "model": "m", "step": step, "seed": seed, "r2": rng.uniform(0.1, 0.9)}
+        for gap in (2, 4) for step in (10, 20) for seed in (0, 1)
+    ])  # fmt: skip
+    table = dials_summary(gains, r2, "gap")
+    text = dials_markdown(table.assign(tokens=table["step"] * 300), "gap")
+    rows = [line for line in text.splitlines() if line.startswith("| m |")]
+    expected, course = [], []
+    for gap in (2, 4):
+        cells = [
+            with_ends(mean_over_nouns(of(gains, kind=kind, gap=gap, step=20), "gain"))
+            for kind in ("grounding", "recall")
+        ]
+        explained = [of(r2, gap=gap, step=step)["r2"].mean() for step in (10, 20)]
+        expected.append(f"| m | {gap} | {' | '.join(cells)} | {max(explained):.2f} | {explained[1]:.2f} |")
+        for step, of_step in zip((10, 20), explained, strict=True):
+            own, recall = (of(gains, kind=kind, gap=gap, step=step) for kind in ("grounding", "recall"))
+            course.append(
+                f"| m | {gap} | {step} | {step * 300:,} | {own['matched'].mean():.2f} | {own['mismatched'].mean():.2f} | "
+                f"{own['gain'].mean():.2f} | {recall['gain'].mean():.2f} | {of_step:.2f} |"
+            )
+    assert rows == [*expected, *course]
+    (row,) = of(table, kind="recall", gap=4, step=20).to_dict("records")
+    part = of(gains, kind="recall", gap=4, step=20)
+    assert row["seed_gains"] == pytest.approx([of(part, seed=seed)["gain"].mean() for seed in (0, 1)])
+    assert (row["nouns"], row["seeds"], row["r2"]) == (3, 2, None)
+
+
+def test_silenced_heads_of_dials(study: Path) -> None:
+    silenced = read_table(study, "interventions").assign(gap=3)
+    text = silenced_markdown(silenced_heads(silenced, "gap"), "gap")
+    rows = [line for line in text.splitlines() if re.match(r"\| (gpt2|mamba2)-4l", line)]
+    expected = []
+    for model in MODELS:
+        for kind, denominator, step in (
+            ("aggregate", "row", 200),
+            ("aggregate", "row", 400),
+            ("gather", "matrix", 400),
+        ):
+            part = of(silenced, model=model, kind=kind, denominator=denominator, step=step)
+            mean = " | ".join(
+                f"{part[x].mean():.2f}" for x in ("heads_per_example", "original", "intervened", "control")
+            )
+            expected.append(f"| {model} | 3 | {kind} | {denominator} | {mean} |")
+    assert rows == expected
+    assert silenced_markdown(pd.DataFrame(), "gap") == ""
+
+
+def test_the_table_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    import symground
+
+    sys.path.insert(0, str(Path(symground.__file__).resolve().parent.parent))
+    from benchmarks import page_tables
+
+    found = json.loads((page_tables.RESULTS / "paper-childes" / "paper.json").read_text())
+    lines = page_tables.study().splitlines()
+    for model in ("gpt2-4l", "mamba2-12l", "lstm-4l"):
+        row = max(of(pd.DataFrame(found["curves"]), model=model).to_dict("records"), key=lambda row: row["step"])
+        shown = f"{row['matched']:.2f} | {row['mismatched']:.2f} | {row['gain']:.2f} [{row['gain_low']:.2f}, {row['gain_high']:.2f}]"
+        assert any(line.startswith(f"| {model} | {shown} |") for line in lines)
+    for row in of(pd.DataFrame(found["interventions"]), model="gpt2-12l", denominator="row").to_dict("records"):
+        mark = "***" if row["p"] < 0.001 else "**" if row["p"] < 0.01 else "*" if row["p"] < 0.05 else ""
+        assert (
+            f"| gpt2-12l | {row['step']:,} | {row['heads_per_example']:.2f} | {row['mean_layer']:.2f} | "
+            f"{row['intervened']:.2f}{mark} | {row['control']:.2f} ± {row['control_sd']:.2f} | {row['original']:.2f} |"
+        ) in lines
+    assert (
+        "aggregate heads silenced | step | heads | mean layer | intervened | as many random heads | original"
+        in lines[8]
+    )
+    assert cdi_categories()
