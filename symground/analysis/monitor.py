@@ -134,15 +134,16 @@ def _mean_share(shares: xr.DataArray, heads: HeadSet) -> Values:
 def _predicted(table: pd.DataFrame, columns: Sequence[str]) -> Values:
     """[N] probability of a wrong choice, of each half by a curve that the other half gave."""
     models = require("statsmodels.api", "calibration")
-    predicted = np.full(len(table), np.nan)
-    seen = stats.zscore(table[list(columns)].to_numpy(float))
-    seen = models.add_constant(np.nan_to_num(seen), has_constant="add")
+    predicted, values = np.full(len(table), np.nan), table[list(columns)].to_numpy(float)
     wrong, half = table["wrong"].to_numpy(float), table["half"].to_numpy()
     for here in (0, 1):
         there, other = half == here, half != here
         if np.ptp(wrong[other]) == 0:
             predicted[there] = wrong[other].mean()
             continue
+        # In units of the other half too: nothing of this half is known but what is asked about.
+        centre, spread = values[other].mean(0), values[other].std(0)
+        seen = models.add_constant((values - centre) / np.where(spread > 0, spread, 1.0), has_constant="add")
         # A little shrinkage: where a detector parts the two without error, the curve would be infinitely steep.
         fitted = models.Logit(wrong[other], seen[other]).fit_regularized(alpha=0.1, disp=0)
         predicted[there] = fitted.predict(seen[there])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -59,11 +61,34 @@ def table(distinct_study: Path) -> Callable[[str], pd.DataFrame]:
     return lambda name: read_table(distinct_study, name)
 
 
+class Sheets:
+    """The tables of the page by their names; a section is made when one of its tables is asked for."""
+
+    def __init__(self, study: Study) -> None:
+        self._sections = [lambda: behaviour(study, AGES), *(partial(section, study) for section in SECTIONS)]
+        self._found: dict[int, dict[str, list[dict[str, str]]]] = {}
+
+    def __getitem__(self, name: str) -> list[dict[str, str]]:
+        (number,) = (i for i, names in enumerate(NAMES) if name in names)
+        if number not in self._found:
+            section: Section = self._sections[number]()
+            parts = [part for part in section.parts if isinstance(part, Sheet)]
+            assert [part.name for part in parts] == list(NAMES[number])
+            self._found[number] = {part.name: Reader(str(part.html)).rows for part in parts}
+        return self._found[number][name]
+
+
+#: Of each section, in its order.
+NAMES = (
+    ("final", "emergence", "acquisition", "nouns", "mixed", "training"), ("r2-peak", "r2"), ("saliency", "lens"),
+    ("head-counts", "common-heads", "stability", "shares", "strongest", "flow-effect"),
+    ("interventions", "study", "grounds"), ("monitor", "steering"),
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def sheets(study: Study) -> dict[str, list[dict[str, str]]]:
-    sections: Iterable[Section] = [behaviour(study, AGES), *(section(study) for section in SECTIONS)]
-    found = [part for section in sections for part in section.parts if isinstance(part, Sheet)]
-    return {part.name: Reader(str(part.html)).rows for part in found}
+def sheets(study: Study) -> Sheets:
+    return Sheets(study)
 
 
 # As people read numbers, written here once more.
@@ -102,7 +127,9 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def bca(values: Values) -> tuple[float, float]:
-    found = stats.bootstrap((values,), np.mean, n_resamples=2000, rng=np.random.default_rng(0)).confidence_interval
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few values scipy doubts the interval
+        found = stats.bootstrap((values,), np.mean, n_resamples=2000, rng=np.random.default_rng(0)).confidence_interval
     return float(found.low), float(found.high)
 
 
@@ -178,7 +205,7 @@ def passes(curve: Values, steps: Values) -> float:
     return found
 
 
-def emergence_of(contexts: pd.DataFrame, model: str) -> tuple[dict[str, float], list[Row]]:
+def emergence_of(contexts: pd.DataFrame, model: str, whole: bool = False) -> tuple[dict[str, float], list[Row]]:
     """Noun → its step; the rows of the model and its categories."""
     part = of(contexts, model=model)
     steps = np.array(sorted(set(part["step"])), float)
@@ -186,7 +213,7 @@ def emergence_of(contexts: pd.DataFrame, model: str) -> tuple[dict[str, float], 
     curves = {v: np.array([of(part, target=v, step=s)["gain"].mean() for s in steps]) for v in nouns}
     known = cdi_categories()
     groups = {("model", model): nouns}
-    for category in sorted({known[v] for v in nouns}):
+    for category in () if whole else sorted({known[v] for v in nouns}):
         groups["category", category] = [v for v in nouns if known[v] == category]
     rows = []
     for (level, name), members in groups.items():
@@ -199,7 +226,7 @@ def emergence_of(contexts: pd.DataFrame, model: str) -> tuple[dict[str, float], 
         step = passes(own.mean(0), steps)
         rows.append({"model": model, "of": level, "which": name, "step": step, "low": low, "high": high,
                      "nouns": len(members), "seeds": 2})  # fmt: skip
-    rows.sort(key=lambda row: (row["of"] == "category", row["step"]))
+    rows.sort(key=lambda row: row["step"])
     return {v: passes(curves[v], steps) for v in nouns}, sorted(rows, key=lambda r: r["of"], reverse=True)
 
 
@@ -491,7 +518,7 @@ def test_studies_beside_each_other(study: Study, made: Callable[..., Path], tabl
     wholes = []
     for name, contexts, seeds in (("study", table("contexts"), 2), ("other", read_table(other, "contexts"), 3)):
         for model in MODELS:
-            row = emergence_of(contexts, model)[1][0]
+            row = emergence_of(contexts, model, whole=True)[1][0]
             shown = {column: whole(round(row[column])) for column in ("step", "low", "high")}
             wholes.append({"study": name, "model": model, **shown, "nouns": 6, "seeds": seeds})
     compare(found["beside-emergence"], wholes)

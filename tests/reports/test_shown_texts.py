@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+import symground
 from symground.analysis.results import read_table
-from symground.data.nouns import cdi_categories
 from symground.folders import read_json, write_json
 from symground.recipes import heads as recipe_of_heads
 from symground.recipes.study import _summarise
@@ -26,6 +29,10 @@ from symground.reports.page import _lead, summary
 from symground.reports.paper import markdown, tables
 from symground.reports.parts import Study
 from symground.reports.sections import SECTIONS, behaviour
+
+sys.path.insert(0, str(Path(symground.__file__).resolve().parent.parent))
+
+from benchmarks import page_tables
 
 Made = Callable[..., Path]
 MODELS, RUNS = ("gpt2-4l", "mamba2-4l"), [("gpt2-4l", 0), ("gpt2-4l", 1), ("mamba2-4l", 0), ("mamba2-4l", 1)]
@@ -43,7 +50,9 @@ def mean_over_nouns(frame: pd.DataFrame, column: str) -> np.ndarray:
 
 def with_ends(values: np.ndarray) -> str:
     """Mean and BCa interval."""
-    found = stats.bootstrap((values,), np.mean, n_resamples=2000, rng=np.random.default_rng(0)).confidence_interval
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few values scipy doubts the interval
+        found = stats.bootstrap((values,), np.mean, n_resamples=2000, rng=np.random.default_rng(0)).confidence_interval
     return f"{values.mean():.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
@@ -61,7 +70,8 @@ def emergence_step(contexts: pd.DataFrame, model: str) -> float:
     return steps[at] + (1 - curve[at]) / (curve[at + 1] - curve[at]) * (steps[at + 1] - steps[at])
 
 
-def test_the_summary(study: Path) -> None:
+def test_the_summary(study: Path, tmp_path: Path) -> None:
+    study = Path(shutil.copytree(study, tmp_path / "study"))
     gains, r2, silenced = (read_table(study, name) for name in ("gain", "r2", "interventions"))
     contexts = read_table(study, "contexts").assign(gain=lambda t: t["gain"] - 0.5)
     contexts.to_parquet(study / "results" / "contexts.parquet")
@@ -72,15 +82,15 @@ def test_the_summary(study: Path) -> None:
             emergence_step(contexts, model),
         )
         expected.append(
-            f"{model}: the scene is worth {gain} nats of the noun's surprisal at step 400 (6 nouns, 2 seeds); above 1 nat "
-            f"for good from step {step:,.0f}."
+            f"{model}: the scene is worth {gain} nats of the noun's surprisal at step 400 (6 nouns, 2 seeds); "
+            f"above 1 nat for good from step {step:,.0f}."
         )
     for model in MODELS:
         curve = {step: of(r2, model=model, step=step)["r2"].mean() for step in (100, 200, 400)}
         top = max(curve, key=lambda step: curve[step])
         expected.append(
-            f"{model}: co-occurrence explains {100 * curve[top]:.0f}% of the variance of the gain at its peak (step {top}) "
-            f"and {100 * curve[400]:.0f}% at the end."
+            f"{model}: co-occurrence explains {100 * curve[top]:.0f}% of the variance of the gain at its peak "
+            f"(step {top}) and {100 * curve[400]:.0f}% at the end."
         )
     for model, seed in RUNS:
         (row,) = of(silenced, model=model, seed=seed, step=400, kind="aggregate", denominator="row").to_dict("records")
@@ -180,8 +190,9 @@ def test_the_paper(study: Path) -> None:
     layers = {"mamba2-4l": 3, "gpt2-4l": 3}  # in another order than the tables' own
     found = tables(Study.read(study), list(layers), layers)
     about = {
-        "recipe": "paper-x", "corpus": {"tokens": 1000, "env_tokens": 370, "vocabulary": 4321}, "nouns": 6, "contexts": 2,
-        "tokens_per_step": 64, "steps": 400, "summary": ["one", "two"], "sizes": {"gpt2-4l": 123_456, "mamba2-4l": 98_765},
+        "recipe": "paper-x", "corpus": {"tokens": 1000, "env_tokens": 370, "vocabulary": 4321}, "nouns": 6,
+        "contexts": 2, "tokens_per_step": 64, "steps": 400, "summary": ["one", "two"],
+        "sizes": {"gpt2-4l": 123_456, "mamba2-4l": 98_765},
     }  # fmt: skip
     lines = markdown(found, about).splitlines()
     assert lines[2] == (
@@ -249,8 +260,8 @@ def test_the_papers_layers_and_heads(study: Path) -> None:
 def test_dials_by_hand() -> None:
     rng = np.random.default_rng(8)
     gains = pd.DataFrame([
-        {"kind": kind, "gap": gap, "model": "m", "seed": seed, "step": step, "target": noun, "matched": m, "mismatched": mm,
-         "gain": mm - m}
+        {"kind": kind, "gap": gap, "model": "m", "seed": seed, "step": step, "target": noun, "matched": m,
+         "mismatched": mm, "gain": mm - m}
         for kind in ("grounding", "recall") for gap in (2, 4) for step in (10, 20) for seed in (0, 1)
         for noun in ("ball", "book", "dog") for m, mm in [rng.uniform(1, 9, 2)]
     ])  # fmt: skip
@@ -272,14 +283,16 @@ def test_dials_by_hand() -> None:
         for step, of_step in zip((10, 20), explained, strict=True):
             own, recall = (of(gains, kind=kind, gap=gap, step=step) for kind in ("grounding", "recall"))
             course.append(
-                f"| m | {gap} | {step} | {step * 300:,} | {own['matched'].mean():.2f} | {own['mismatched'].mean():.2f} | "
-                f"{own['gain'].mean():.2f} | {recall['gain'].mean():.2f} | {of_step:.2f} |"
+                f"| m | {gap} | {step} | {step * 300:,} | {own['matched'].mean():.2f} | "
+                f"{own['mismatched'].mean():.2f} | {own['gain'].mean():.2f} | {recall['gain'].mean():.2f} | "
+                f"{of_step:.2f} |"
             )
     assert rows == [*expected, *course]
     (row,) = of(table, kind="recall", gap=4, step=20).to_dict("records")
     part = of(gains, kind="recall", gap=4, step=20)
     assert row["seed_gains"] == pytest.approx([of(part, seed=seed)["gain"].mean() for seed in (0, 1)])
-    assert (row["nouns"], row["seeds"], row["r2"]) == (3, 2, None)
+    assert (row["nouns"], row["seeds"]) == (3, 2)
+    assert pd.isna(row["r2"])
 
 
 def test_silenced_heads_of_dials(study: Path) -> None:
@@ -302,19 +315,13 @@ def test_silenced_heads_of_dials(study: Path) -> None:
     assert silenced_markdown(pd.DataFrame(), "gap") == ""
 
 
-def test_the_table_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    import symground
-
-    sys.path.insert(0, str(Path(symground.__file__).resolve().parent.parent))
-    from benchmarks import page_tables
-
+def test_the_table_of_the_readme() -> None:
     found = json.loads((page_tables.RESULTS / "paper-childes" / "paper.json").read_text())
     lines = page_tables.study().splitlines()
     for model in ("gpt2-4l", "mamba2-12l", "lstm-4l"):
         row = max(of(pd.DataFrame(found["curves"]), model=model).to_dict("records"), key=lambda row: row["step"])
-        shown = f"{row['matched']:.2f} | {row['mismatched']:.2f} | {row['gain']:.2f} [{row['gain_low']:.2f}, {row['gain_high']:.2f}]"
+        shown = f"{row['matched']:.2f} | {row['mismatched']:.2f} | {row['gain']:.2f}"
+        shown += f" [{row['gain_low']:.2f}, {row['gain_high']:.2f}]"
         assert any(line.startswith(f"| {model} | {shown} |") for line in lines)
     for row in of(pd.DataFrame(found["interventions"]), model="gpt2-12l", denominator="row").to_dict("records"):
         mark = "***" if row["p"] < 0.001 else "**" if row["p"] < 0.01 else "*" if row["p"] < 0.05 else ""
@@ -322,8 +329,5 @@ def test_the_table_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
             f"| gpt2-12l | {row['step']:,} | {row['heads_per_example']:.2f} | {row['mean_layer']:.2f} | "
             f"{row['intervened']:.2f}{mark} | {row['control']:.2f} ± {row['control_sd']:.2f} | {row['original']:.2f} |"
         ) in lines
-    assert (
-        "aggregate heads silenced | step | heads | mean layer | intervened | as many random heads | original"
-        in lines[8]
-    )
-    assert cdi_categories()
+    head = "| aggregate heads silenced | step | heads | mean layer | intervened | as many random heads | original |"
+    assert lines.count(head) == 1
