@@ -22,13 +22,13 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="its interpret
 
 
 @every_op
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_layouts_and_ids(op: str, seed: int) -> None:
     check(draw(op, seed, dtype=torch.float32, wide=True), "triton")
 
 
 @every_op
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_sizes_of_zero(op: str, seed: int) -> None:
     check(draw(op, seed + 10, dtype=torch.float32, wide=True, zeros=0.5), "triton")
 
