@@ -1,5 +1,5 @@
-// What an operator demands of its tensors before it reads or writes them by pointer: what does not fit is an error by the
-// tensor's name. The package's own checks come first and say more; these hold for whoever calls an operator itself.
+// What an operator demands of its tensors before it reads or writes them by pointer: what does not fit is an error by
+// the tensor's name. The package's own checks come first and say more; these hold for whoever calls an operator itself.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -57,13 +57,15 @@ std::string listed(const Sizes& sizes) {
 // The tensors of one call: all on the device of the first, and but for ids of its dtype.
 class Checked {
  public:
-  Checked(const char* op, const Tensor& first) : op_(op), type_(first.scalar_type()), device_(first.get_device_index()) {}
+  Checked(const char* op, const Tensor& first)
+      : op_(op), type_(first.scalar_type()), device_(first.get_device_index()) {}
 
   ScalarType type() const { return type_; }
 
   // -1 is any size.
   void operator()(
-      const char* name, const Tensor& x, std::initializer_list<int64_t> sizes, Memory memory = Memory::contiguous) const {
+      const char* name, const Tensor& x, std::initializer_list<int64_t> sizes,
+      Memory memory = Memory::contiguous) const {
     check(name, x, type_, sizes, memory);
   }
 
@@ -86,7 +88,8 @@ class Checked {
 
   // float32 or float64, what the loops are compiled for.
   void computes() const {
-    that(type_ == ScalarType::Float || type_ == ScalarType::Double, "expected float32 or float64, got ", name_of(type_));
+    const bool wide = type_ == ScalarType::Float || type_ == ScalarType::Double;
+    that(wide, "expected float32 or float64, got ", name_of(type_));
   }
 
  private:

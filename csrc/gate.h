@@ -72,13 +72,18 @@ inline void check_gate(
   const int64_t masks = gate.dim() == 3 ? gate.size(0) : 1, B = x.size(0), T = x.size(1), H = x.size(2), D = x.size(3);
   const auto wide = check.type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   check.that(gate.scalar_type() == wide, "gate: expected ", name_of(wide), ", got ", name_of(gate.scalar_type()));
-  check.that(gate.dim() >= 1 && check.on_device(gate) && broadcasts(gate, {masks, B, H}), "gate: expected [M,B,H] = ",
-             listed(std::initializer_list<int64_t>{masks, B, H}), " or its last dimensions, got ", listed(gate.sizes()));
+  if (gate.dim() < 1 || !check.on_device(gate) || !broadcasts(gate, {masks, B, H})) {  // sizes are listed only here
+    check.that(false, "gate: expected [M,B,H] = ", listed(std::initializer_list<int64_t>{masks, B, H}),
+               " or its last dimensions, on the device of x, got ", listed(gate.sizes()));
+  }
   if (fill) {
     check.that(fill->scalar_type() == check.type(), "fill: expected ", name_of(check.type()), ", the dtype of x, got ",
                name_of(fill->scalar_type()));
-    check.that(check.on_device(*fill) && broadcasts(*fill, {masks, B, T, H, D}), "fill: expected a shape that "
-               "broadcasts to [M,B,T,H,D], got ", listed(fill->sizes()));
+    if (!check.on_device(*fill) || !broadcasts(*fill, {masks, B, T, H, D})) {
+      check.that(false, "fill: expected a shape that broadcasts to [M,B,T,H,D] = ",
+                 listed(std::initializer_list<int64_t>{masks, B, T, H, D}), ", on the device of x, got ",
+                 listed(fill->sizes()));
+    }
     const bool rows = fill->dim() == 0 || fill->sizes().back() <= 1 || fill->strides().back() <= 1;
     check.that(rows, "fill: expected the numbers of its last dimension side by side, or one for all");
   }

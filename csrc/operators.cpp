@@ -216,9 +216,9 @@ int64_t version() { return SYMGROUND_VERSION; }
 }  // namespace
 }  // namespace symground
 
-// All of one dtype, float32 or float64, but the groups (int32) and key_range (int64). Each checks its tensors (checks.h);
-// their values may be anything, but ids that lead out of a tensor lead nowhere. What they add to is zeroed by the caller: total, flow, row_total, matrix_total, dq (rows and
-// heads without a gradient are not written), dk, dv.
+// All of one dtype, float32 or float64, but the groups (int32) and key_range (int64). Each operator checks its tensors
+// (checks.h); ids may be anything, and those that lead out of a tensor lead nowhere. What the operators add to is zeroed
+// by the caller: total, flow, row_total, matrix_total, dq (rows and heads without a gradient are not written), dk, dv.
 STABLE_TORCH_LIBRARY_FRAGMENT(symground_C, m) {
   m.def("version() -> int");
   m.def(

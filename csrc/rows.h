@@ -10,8 +10,8 @@ float softmax_row(float* s, int64_t n, float scale, float gate);
 double softmax_row(double* s, int64_t n, double scale, double gate);
 
 // total[j] += gate · p[j] · dp[j], where p[j] = exp(s[j] · scale − lse), over all the keys that the query sees. A large
-// lse is rounded by more than p may be wrong: where the sum of p differs from 1 by no more than that, p is divided by it.
-// s is overwritten.
+// lse is rounded by more than p may be wrong: where the sum of p differs from 1 by no more than that rounding, p is
+// divided by it. s is overwritten.
 void saliency_row(float* s, const float* dp, float* total, int64_t n, float scale, float lse, float gate);
 void saliency_row(double* s, const double* dp, double* total, int64_t n, double scale, double lse, double gate);
 

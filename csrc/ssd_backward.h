@@ -27,9 +27,12 @@ struct BackwardChunk {
   T *read, *written, *pairs;  // [R,Q]
   T *inner;  // [R]
 
+  // Without any position there is still the state before the first.
+  static int64_t stored(const SSD<T>& y) { return std::max<int64_t>(1, y.chunks()); }
+
   static int64_t numbers(const SSD<T>& y, int64_t count) {
     const int64_t q = y.chunk(), wide = count * y.size;
-    return Chunk<T>::numbers(y, count) + std::max<int64_t>(1, y.chunks()) * wide * y.state + 2 * q * wide + 2 * q * q + q * y.state +
+    return Chunk<T>::numbers(y, count) + stored(y) * wide * y.state + 2 * q * wide + 2 * q * q + q * y.state +
            3 * count * q + count;
   }
 
@@ -37,7 +40,7 @@ struct BackwardChunk {
     const int64_t q = y.chunk(), wide = own.wide, count = share.count;
     memory += Chunk<T>::numbers(y, count);
     const auto take = [&](int64_t n) { T* taken = memory; memory += n; return taken; };
-    states = take(std::max<int64_t>(1, y.chunks()) * wide * y.state);
+    states = take(stored(y) * wide * y.state);
     faded = take(q * wide), after = take(q * wide);
     of_mixing = take(q * q), of_scores = take(q * q);
     of_c = take(q * y.state);

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -129,42 +128,62 @@ needs_sanitizers = pytest.mark.skipif(
 )
 
 
-def run(folder: Path, program: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """This Python with the sanitizers."""
     libraries = f"{library('libasan.so')} {library('libubsan.so')}"
     options = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1", "LD_PRELOAD": libraries}
     return subprocess.run(
-        [sys.executable, "-c", program, str(folder)], env={**os.environ, **options}, capture_output=True, text=True
+        [sys.executable, *arguments], env={**os.environ, **options}, capture_output=True, text=True, check=False
     )
 
 
+def fuzzed(folder: Path, first: int, count: int) -> subprocess.CompletedProcess[str]:
+    """So many configurations of `sanitized_fuzz.py`, of the extension in ``folder``."""
+    return run(str(Path(__file__).with_name("sanitized_fuzz.py")), "--inside", str(folder), str(first), str(count))
+
+
+def build(folder: Path, sources: Path = _build.SOURCES) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXX", f"{' '.join(_build.compiler() or [])} {FLAGS}")
+        patch.setattr(_build, "FLAGS", _build.FLAGS.replace("-O3", "-O1"))
+        _build.build(folder, sources)
+
+
 @pytest.fixture(scope="module")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
-    def build(sources: Path) -> Path:
-        folder = tmp_path_factory.mktemp("sanitized")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("CXX", f"{' '.join(_build.compiler() or [])} {FLAGS}")
-            patch.setattr(_build, "FLAGS", _build.FLAGS.replace("-O3", "-O1"))
-            _build.build(folder, sources)
-        return folder
-
-    return build
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sanitized")
+    build(folder)
+    return folder
 
 
 @needs_sanitizers
 @pytest.mark.slow
-def test_every_operator_is_clean(sanitized: Callable[[Path], Path]) -> None:
-    done = run(sanitized(_build.SOURCES), PROGRAM)
+def test_every_operator_is_clean(sanitized: Path) -> None:
+    done = run("-c", PROGRAM, str(sanitized))
     assert done.returncode == 0, done.stderr[-6000:]
+    assert declared() <= set(done.stdout.split())
+
+
+def declared() -> set[str]:
     code = (_build.SOURCES / "operators.cpp").read_text(encoding="utf-8")
-    declared = {line.split("&symground::")[1].split(")")[0] for line in code.splitlines() if "m.impl(" in line}
-    assert {name.removeprefix("run_") for name in declared} - {"version", "gate"} <= set(done.stdout.split())
-    assert "gate_heads" in done.stdout
+    return {line.split('"')[1] for line in code.splitlines() if "m.impl(" in line} - {"version"}
 
 
 @needs_sanitizers
 @pytest.mark.slow
-def test_a_fault_is_found(sanitized: Callable[[Path], Path], tmp_path: Path) -> None:
-    """One number too many is written: what the test above would say of such code."""
+def test_a_fuzz_of_every_operator_is_clean(sanitized: Path) -> None:
+    """Any layout, size, thread count and misfit; `python -m tests.ops.sanitized_fuzz 0 10000` is the long form."""
+    done = fuzzed(sanitized, 0, 600)
+    assert done.returncode == 0, done.stderr[-6000:]
+    names = {line.partition(":")[0] for line in done.stdout.splitlines()}
+    assert declared() <= names
+    assert {f"{name} refused" for name in declared()} <= names
+
+
+@needs_sanitizers
+@pytest.mark.slow
+def test_a_fault_is_found(tmp_path: Path) -> None:
+    """One number too many is written: what the tests above would say of such code."""
     (tmp_path / "fault.cpp").write_text("""
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
@@ -172,9 +191,10 @@ void beyond(const torch::stable::Tensor& x) { static_cast<float*>(x.data_ptr())[
 STABLE_TORCH_LIBRARY_FRAGMENT(faulty, m) { m.def("beyond(Tensor(a!) x) -> ()"); }
 STABLE_TORCH_LIBRARY_IMPL(faulty, CPU, m) { m.impl("beyond", TORCH_BOX(&beyond)); }
 """)
+    build(tmp_path, tmp_path)
     program = (
         "import sys, torch; torch.ops.load_library(sys.argv[1] + '/_C.so'); torch.ops.faulty.beyond(torch.ones(16))"
     )
-    done = run(sanitized(tmp_path), program)
+    done = run("-c", program, str(tmp_path))
     assert done.returncode != 0
     assert "heap-buffer-overflow" in done.stderr
