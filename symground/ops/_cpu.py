@@ -12,8 +12,8 @@ from torch import Tensor
 from symground.ops import _cpu_tiles, _extension
 from symground.ops._cpu_plan import ROW, Group, groups, one_range, rectangles
 from symground.ops._layout import adjacent
-from symground.ops._mixing import Mixing, with_positive_scale
-from symground.ops._precision import accumulation_dtype
+from symground.ops._mixing import Mixing
+from symground.ops._precision import accumulation_dtype, with_positive_scale
 from symground.ops._registered import Kernels, register
 from symground.ops.mask import valid_keys
 
@@ -34,12 +34,12 @@ def _forward(
     # open one; but half precision it would convert, and all heads in bfloat16 are done before half of them in float32.
     if gate is not None and _extension.library is not None and q.dtype == accumulation_dtype(q):
         return _extension.forward(q, k, v, gate, causal, scale, key_range, window)
+    q, scale = with_positive_scale(q, scale)
     out = lse = None
-    q, factor = with_positive_scale(q, scale)
     for part in _parts(q, k, v, causal, key_range, window):
         bias = None if part.valid is None else _additive(part.valid, q)
         given = (adjacent(x) for x in (part.q, part.k, part.v))
-        o, m = _flash(*given, 0.0, part.causal, attn_mask=bias, scale=factor)
+        o, m = _flash(*given, 0.0, part.causal, attn_mask=bias, scale=scale)
         if part.valid is not None:
             empty = ~part.valid.any(-1)  # that kernel gives them a log-sum-exp of 0
             o, m = o.masked_fill(empty[..., None], 0.0), m.masked_fill(empty, float("-inf"))
@@ -95,9 +95,10 @@ def _backward(
     gate: Tensor | None, causal: bool, scale: float, key_range: Tensor | None, window: int | None,
     saliency: bool, query_groups: Tensor | None, *rest: Any,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    plain = gate is None and key_range is None and window is None and (not causal or q.shape[2] == k.shape[2])
-    # aten's kernel takes a positive scale only (`with_positive_scale`).
-    if plain and not saliency and query_groups is None and scale > 0:
+    # What aten's kernel takes: it masks before it scales.
+    plain = gate is None and key_range is None and window is None and scale > 0
+    plain = plain and (not causal or q.shape[2] == k.shape[2])
+    if plain and not saliency and query_groups is None:
         given = (adjacent(x) for x in (grad_out, q, k, v))
         grads = _flash_backward(*given, out, lse, 0.0, causal, scale=scale)
         return *(x.contiguous() for x in grads), None, None

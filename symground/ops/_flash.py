@@ -13,7 +13,8 @@ from torch import Tensor
 
 from symground.ops._dispatch import imports
 from symground.ops._layout import adjacent
-from symground.ops._mixing import per_head, with_positive_scale
+from symground.ops._mixing import per_head
+from symground.ops._precision import with_positive_scale
 from symground.ops._registered import register
 from symground.ops._triton import triton_kernels
 

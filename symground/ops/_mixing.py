@@ -163,14 +163,3 @@ class _FlowTap(torch.autograd.Function):
         a, query_groups, key_groups = ctx.saved_tensors
         flow, _, _ = group_sums(a * grad, query_groups, key_groups, *ctx.groups)
         return grad, flow.to(ctx.dtype), None, None
-
-
-def with_positive_scale(q: Tensor, scale: float) -> tuple[Tensor, float]:
-    """Queries and a scale above 0 that give the same scores.
-
-    Other libraries' flash kernels mask with -inf before they scale, or take a row's maximum before: a negative scale
-    would turn that around, and 0 make NaN of it.
-    """
-    if scale > 0:
-        return q, scale
-    return (-q, -scale) if scale else (q * 0, 1.0)
