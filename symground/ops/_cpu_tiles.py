@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
 
 def normalize_(p: Tensor, lse: Tensor, own: bool = False) -> Tensor:
-    """Divide exp(s - lse) [...,C] of whole rows by its sum, in place, where that is 1 but for the rounding of lse [...].
+    """Divide exp(s - lse) [...,C] of whole rows by its sum, in place, where that is 1 but for what lse [...] rounds off.
 
     A large lse is rounded by more than p may be wrong. One that is not that of these keys leaves p as it is, unless it
     is the ``own`` one of the forward pass.

@@ -55,7 +55,9 @@ class Draw:
             return x.transpose(along, -1).contiguous().transpose(along, -1)
         if kind == "expanded" and x.shape[along]:
             return x.narrow(along, 0, 1).expand(x.shape)
-        wide = torch.full([n * (2 if i == along else 1) + 1 for i, n in enumerate(x.shape)], float("nan"), dtype=x.dtype)
+        wide = torch.full(
+            [n * (2 if i == along else 1) + 1 for i, n in enumerate(x.shape)], float("nan"), dtype=x.dtype
+        )
         for i, n in enumerate(x.shape):
             wide = wide[(slice(None),) * i + (slice(1, None, 2 if kind == "strided" and i == along else 1),)]
             wide = wide.narrow(i, 0, n)
@@ -73,7 +75,9 @@ def attention(draw: Draw, ops: Any) -> list[Tensor]:
     dtype = draw.one(F32, F32, F64, torch.float16, torch.bfloat16)
     batch, key_heads, size = draw.size(1, 2, 3, 5), draw.size(1, 2), draw.one(1, 3, 8, 17, 64)
     heads, queries, keys = key_heads * draw.one(1, 2, 3), draw.size(*LENGTHS), draw.size(*LENGTHS)
-    q, k, v = (draw.normal(batch, *n, size, dtype=dtype) for n in ((heads, queries), (key_heads, keys), (key_heads, keys)))
+    q, k, v = (
+        draw.normal(batch, *n, size, dtype=dtype) for n in ((heads, queries), (key_heads, keys), (key_heads, keys))
+    )
     for x in (q, k, v):
         x.requires_grad_(draw.one(True, True, False))
     groups = draw.ids(-1, 3, batch, queries), draw.ids(-1, 40, batch, keys)
@@ -142,9 +146,17 @@ def inner(draw: Draw, ops: Any) -> list[Tensor]:
 
 
 def convolution(draw: Draw, ops: Any) -> list[Tensor]:
-    dtype, batch, channels, taps = draw.one(F32, F64, torch.bfloat16), draw.size(1, 2), draw.size(1, 5, 67), draw.size(1, 4, 7)
+    dtype, batch, channels, taps = (
+        draw.one(F32, F64, torch.bfloat16),
+        draw.size(1, 2),
+        draw.size(1, 5, 67),
+        draw.size(1, 4, 7),
+    )
     x, weight = draw.normal(batch, draw.size(*LENGTHS), channels, dtype=dtype), draw.normal(channels, taps)
-    bias, first = draw.maybe(lambda: draw.normal(channels)), draw.maybe(lambda: draw.normal(batch, max(0, taps - 1), channels))
+    bias, first = (
+        draw.maybe(lambda: draw.normal(channels)),
+        draw.maybe(lambda: draw.normal(batch, max(0, taps - 1), channels)),
+    )
     leaves = [z.requires_grad_() for z in (x, weight)]
     out = ops.causal_conv1d(*leaves, bias, first, draw.one("silu", None), impl="cpu")
     backward(draw, out)
@@ -165,7 +177,12 @@ def gates(draw: Draw, ops: Any) -> list[Tensor]:
 
 
 def vocabulary(draw: Draw, ops: Any) -> list[Tensor]:
-    dtype, rows, size, words = draw.one(F32, F64, torch.bfloat16), draw.size(1, 7, 60), draw.size(1, 9), draw.one(1, 37, 700)
+    dtype, rows, size, words = (
+        draw.one(F32, F64, torch.bfloat16),
+        draw.size(1, 7, 60),
+        draw.size(1, 9),
+        draw.one(1, 37, 700),
+    )
     hidden, weight = (draw.normal(n, size, dtype=dtype).requires_grad_() for n in (rows, words))
     bias = draw.maybe(lambda: draw.normal(words, dtype=dtype))
     found = ops.candidate_surprisal(hidden, weight, draw.ids(0, words, *draw.one((3,), (rows, 2))), bias, impl="cpu")
@@ -184,7 +201,13 @@ def good_calls(draw: Draw) -> dict[str, list[Any]]:
     def numbers(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=dtype)
 
-    q, k, v, grad, lse = numbers(B, H, T, D), numbers(B, Hk, S, D), numbers(B, Hk, S, D), numbers(B, H, T, D), numbers(B, H, T)
+    q, k, v, grad, lse = (
+        numbers(B, H, T, D),
+        numbers(B, Hk, S, D),
+        numbers(B, Hk, S, D),
+        numbers(B, H, T, D),
+        numbers(B, H, T),
+    )
     bounds = draw.one(None, draw.ids(-9, 2 * S, B, 2))
     form = [numbers(B, H), draw.one(True, False), 0.5, bounds, draw.one(None, 1, 3, 2**63 - 1)]
     groups = draw.ids(-2, 9, B, T, dtype=torch.int32), draw.ids(-2, 9, B, S, dtype=torch.int32)
