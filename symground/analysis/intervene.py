@@ -14,7 +14,7 @@ from scipy import stats
 from transformers import PreTrainedModel
 
 from symground.analysis.behaviour import Behaviour, Plan, behaviour
-from symground.analysis.controls import MATCHES, Controls
+from symground.analysis.controls import MATCHES, MOST_SHORT, Controls
 from symground.analysis.fills import MODES, aligned
 from symground.analysis.probes import Examples
 from symground.analysis.questions import Asked
@@ -76,7 +76,7 @@ def intervene(
         - original, intervened, control (the mean over draws), control_sd (over draws): mean matched surprisals, nats;
         - p (paired t-test over examples, intervened against original; NaN when nothing was selected), p_holm (corrected
           for the rows of this table), p_random ((1 + draws whose mean surprisal is not below the intervened one) /
-          (1 + draws));
+          (1 + draws); NaN where ``short`` is more than a tenth of the examples, since such controls do too little);
         - effect (intervened - original, nats) and Cohen's d of it over examples, with their bootstrap intervals
           (95 %, resampling examples): effect_low, effect_high, d_low, d_high;
         - mismatched_*, gain_* (mismatched - matched) and context_* (mean surprisal of the tokens before the target,
@@ -84,7 +84,8 @@ def intervene(
           the gain silenced against original). Heads with much flow are more than random ones to any word, and p and
           p_random fall for them in models that have learnt no link; gain_p asks for the link;
         - selection, positions, mode, match, span, examples, draws; short (examples in which, in the worst draw, there
-          were fewer controls than selected heads, for want of others: the control then silences those there are).
+          were fewer controls than selected heads, for want of others: the control then silences those there are; where
+          there is none in any example, all columns of the control are NaN).
 
     Raises:
         ValueError: fewer than one draw, an unknown word, or what trace, find_heads and ablate refuse.
@@ -116,7 +117,7 @@ def intervene(
                     "kind": k,
                     "denominator": d,
                     **_layers(plan, len(measure.matched.input_ids)),
-                    **_compared(original, found, measure.matched.noun, seed, selected),
+                    **_compared(original, found, measure.matched.noun, seed, selected, _drawn(controls, short)),
                     "selection": s,
                     "positions": positions,
                     "mode": mode,
@@ -176,6 +177,12 @@ def _controls(
     return plans, worst
 
 
+def _drawn(controls: Sequence[Plan], short: int) -> tuple[bool, float]:
+    """Whether there is a control head in any example of any draw, and the share of examples that lack some."""
+    there = any(own for plan in controls for piece in plan for own in piece.heads)
+    return there, short / len(controls[0][0].heads)
+
+
 def _layers(plan: Plan, examples: int) -> dict[str, float]:
     layers = [layer for piece in plan for own in piece.heads for layer, _ in own]
     return {
@@ -186,21 +193,26 @@ def _layers(plan: Plan, examples: int) -> dict[str, float]:
 
 def _compared(
     original: tuple[Behaviour, Behaviour], found: tuple[Behaviour, Behaviour], noun: Sequence[str], seed: int,
-    selected: bool,
+    selected: bool, drawn: tuple[bool, float],
 ) -> dict[str, float]:  # fmt: skip
-    """The columns that compare the original (one plan) with what was found (the heads, then the draws)."""
+    """The columns that compare the original (one plan) with what was found (the heads, then the draws).
+
+    ``drawn`` tells whether any control was, and the share of examples that are short of some.
+    """
     before, matched = original[0].target[0], found[0].target
     after, of_draws = matched[0], matched[1:].mean(1)
+    any_control = drawn[0] or not selected
+    compared = selected and any_control and drawn[1] <= MOST_SHORT
     difference = (after - before)[None]
     (low,), (high,) = bootstrap_interval(difference, seed=seed)
     (d_low,), (d_high,) = bootstrap_interval(difference, seed=seed, statistic=cohens_d)
     columns = {
         "original": before.mean(),
-        "control": of_draws.mean(),
-        "control_sd": of_draws.std(ddof=1) if len(of_draws) > 1 else np.nan,
+        "control": of_draws.mean() if any_control else np.nan,
+        "control_sd": of_draws.std(ddof=1) if any_control and len(of_draws) > 1 else np.nan,
         "intervened": after.mean(),
         "p": stats.ttest_rel(after, before).pvalue if selected else np.nan,
-        "p_random": (1 + (of_draws >= after.mean()).sum()) / (1 + len(of_draws)) if selected else np.nan,
+        "p_random": (1 + (of_draws >= after.mean()).sum()) / (1 + len(of_draws)) if compared else np.nan,
         "effect": difference.mean(),
         "effect_low": low,
         "effect_high": high,
@@ -217,7 +229,7 @@ def _compared(
         means = of_plans.mean(1)
         columns |= {
             f"{name}_original": of_original.mean(),
-            f"{name}_control": means[1:].mean(),
+            f"{name}_control": means[1:].mean() if any_control else np.nan,
             f"{name}_intervened": means[0],
         }
     gain = measures["gain"][1][0] - measures["gain"][0][0]

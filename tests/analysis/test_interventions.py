@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 import symground as sg
-from symground.analysis.behaviour import behaviour
+from symground.analysis.behaviour import Behaviour, behaviour
+from symground.analysis.controls import Controls
 from symground.analysis.heads import head_shares
 from symground.analysis.probes import Examples
 from symground.analysis.selection import pieces_of
+from symground.analysis.steering import steering
 from symground.data import Corpus
 from symground.models import create
 
@@ -170,6 +175,52 @@ def test_silent_where_they_are_defined(corpus: Corpus, model: PreTrainedModel) -
     everywhere = sg.intervene(model, probes, "both", **options).iloc[0]
     assert everywhere["heads_per_example"] == np.mean([len(g | a) for g, a in zip(gather, aggregate, strict=True)])
     assert everywhere["intervened"] != row["intervened"]
+
+
+@pytest.mark.parametrize("match", [None, "layer", "norm"])
+def test_controls_that_cannot_be_drawn_are_no_comparison(
+    corpus: Corpus, model: PreTrainedModel, match: str | None
+) -> None:
+    """Every head is selected: nothing is left to draw from."""
+    probes = sg.probes(corpus.tokenizer).take_contexts([0, 3])
+    row = sg.intervene(model, probes, threshold=1e-9, denominator="row", match=match, draws=20).iloc[0]
+    assert row["heads_per_example"] > 10
+    assert row["short"] == row["examples"]
+    controls = [name for name in row.index if name.endswith("control")] + ["control_sd", "p_random"]
+    assert len(controls) == 6
+    assert row[controls].isna().all()
+    assert np.isfinite(row[["p", "effect", "intervened", "gain_intervened"]].to_numpy(float)).all()
+    steered = steering(model, probes, [0.0], threshold=1e-9, draws=3)
+    assert steered[["control", "control_sd"]].isna().all(None)
+    assert (steered["short"] == steered["examples"]).all()
+
+
+def test_a_control_that_is_short_now_and_then_is_compared(
+    corpus: Corpus, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In up to a tenth of the examples; the p is by the draws themselves."""
+    probes = sg.probes(corpus.tokenizer).take_contexts([0, 3])
+    kept: list[np.ndarray] = []
+    module = sys.modules["symground.analysis.intervene"]
+    measured = module.behaviour
+
+    def watched(*args: Any) -> Behaviour:
+        kept.append(measured(*args).target)
+        return measured(*args)
+
+    monkeypatch.setattr(module, "behaviour", watched)
+    drawn = Controls.draw
+    for short, compared in ((0, True), (1, True), (2, False)):  # of 12 examples
+        monkeypatch.setattr(
+            Controls, "draw", lambda self, rng, n=short: (drawn(self, rng)[0], [True] * n + [False] * (12 - n))
+        )
+        kept.clear()
+        row = sg.intervene(model, probes, threshold=0.2, denominator="row", draws=5).iloc[0]
+        assert row["short"] == short
+        means = kept[2].mean(1)  # after those of the original: the heads, then the draws
+        expected = (1 + (means[1:] >= means[0]).sum()) / 6
+        assert row["p_random"] == pytest.approx(expected) if compared else np.isnan(row["p_random"])
+        assert row["control"] == pytest.approx(means[1:].mean())
 
 
 @pytest.mark.parametrize(
