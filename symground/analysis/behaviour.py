@@ -17,6 +17,8 @@ from symground.analysis.fills import fills_of
 from symground.analysis.probes import Examples
 from symground.analysis.questions import Asked
 from symground.analysis.selection import Piece
+from symground.models.positions import check_lengths
+from symground.models.random import check_deterministic
 from symground.models.readout import Readout, hidden_states, verified_readout
 
 Plan = Sequence[Piece]
@@ -53,6 +55,8 @@ def behaviour(
         batch_size: examples per forward pass.
         done: called after each plan of each batch.
     """
+    check_deterministic(model)
+    check_lengths(model, examples.prediction + 1, examples.input_ids.shape[1])
     head = verified_readout(model)
     device = head.weight.device
     count = len(examples.input_ids)

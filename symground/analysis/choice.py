@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 
 from symground.analysis.ablate import silenced
 from symground.analysis.probes import Examples
+from symground.models.positions import check_lengths
+from symground.models.random import check_deterministic
 from symground.models.readout import hidden_states, verified_readout
 
 AMONG = ("targets", "vocabulary")
@@ -51,10 +53,13 @@ def choices(
         batch_size: examples per pass.
 
     Raises:
-        ValueError: an unknown ``among``.
+        ValueError: an unknown ``among``, a model whose passes differ (dropout), or texts that it cannot read in one
+            batch.
     """
     if among not in AMONG:
         raise ValueError(f"among: expected one of {', '.join(AMONG)}; got {among!r}")
+    check_deterministic(model)
+    check_lengths(model, examples.prediction + 1, examples.input_ids.shape[1])
     head = verified_readout(model)
     device = head.weight.device
     asked = examples.targets.unique().to(device)

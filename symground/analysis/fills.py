@@ -13,6 +13,8 @@ from symground.analysis.probes import Examples, Probes
 from symground.analysis.questions import Asked, ImageQuestions
 from symground.models import mixers
 from symground.models.mixers import device_of, head_outputs
+from symground.models.positions import check_lengths
+from symground.models.random import check_deterministic
 
 Reference = Asked | Examples | Tensor | Mapping[str, Tensor]
 MODES = ("zero", "mean", "resample")
@@ -37,6 +39,8 @@ def fills_of(model: PreTrainedModel, mode: str, reference: Reference | None) -> 
     if reference is None:
         return None
     rows = _rows(reference, mode)
+    check_deterministic(model)
+    check_lengths(model, *rows.lengths())
     device = device_of(model)
     layers = mixers(model)
 
@@ -93,6 +97,11 @@ class _Rows(NamedTuple):
     """[N,T] bool: the positions that count."""
     given: Callable[[slice], Mapping[str, Tensor]]
     """What else the model is given with a part of them."""
+
+    def lengths(self) -> tuple[Tensor, int | None]:
+        """How many tokens of each row count, and how many of each the model takes for text (None: those that count)."""
+        masked = "attention_mask" in self.given(slice(0, 1))
+        return self.valid.sum(-1), None if masked else self.ids.shape[1]
 
 
 def _rows(reference: Reference, mode: str) -> _Rows:

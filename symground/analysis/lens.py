@@ -20,10 +20,12 @@ from transformers import PreTrainedModel
 
 from symground import ops
 from symground.analysis.probes import Probes
-from symground.analysis.score import check_deterministic, check_fits
+from symground.analysis.score import check_fits
 from symground.data import Corpus
 from symground.data.sampler import IGNORED, RowSampler
 from symground.folders import replacing
+from symground.models.positions import check_lengths
+from symground.models.random import check_deterministic
 from symground.models.readout import Readout, trial_ids, verified_readout
 from symground.models.residual import final_norm, residual_stream
 from symground.models.thrift import frozen
@@ -188,6 +190,7 @@ def lens_gain(
     """
     check_fits(model, probes)
     rows = probes.matched()  # every context with every ENV noun
+    check_lengths(model, rows.prediction + 1, rows.input_ids.shape[1])
     head, norm = verified_readout(model), final_norm(model)
     device = head.weight.device
     candidates = rows.targets[: len(probes.nouns)].to(device)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from symground.models import Tap, mixers
 from symground.models.mixers import device_of, tapped
+from symground.models.random import check_deterministic
 from symground.models.readout import hidden_states, trial_ids, verified_readout
 from symground.models.thrift import Kept, checkpointed, frozen
 
@@ -80,6 +81,7 @@ def trace_memory(
     layers = mixers(model)
     if not layers:
         raise ValueError(f"model: {type(model).__name__} mixes positions by no matrix; its trace has no saliency")
+    check_deterministic(model)
     count, size = examples or batch_size, verified_readout(model).weight.element_size()
     tokens = batch_size * length
     whole = _kept_a_token(model, False) * tokens

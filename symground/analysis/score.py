@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from transformers import PreTrainedModel
 
 from symground.analysis.arguments import check_asked, check_weights, positions_of
@@ -21,6 +20,7 @@ from symground.analysis.questions import Asked
 from symground.analysis.scan import scan
 from symground.folders import read_json, replacing, write_json
 from symground.models.images import id_limit
+from symground.models.random import check_deterministic
 from symground.models.readout import readout
 from symground.progress import progress
 
@@ -162,13 +162,6 @@ def _fingerprint(model: PreTrainedModel) -> str:
     """Of a model's configuration and weights: other weights have other sums."""
     sums = [(name, list(p.shape), float(p.detach().sum(dtype=torch.float64))) for name, p in model.named_parameters()]
     return hashlib.sha256(json.dumps([type(model).__name__, sums]).encode()).hexdigest()
-
-
-def check_deterministic(model: PreTrainedModel) -> None:
-    """Refuse a model whose dropout is on: its surprisal would be random."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and module.training and module.p > 0:
-            raise ValueError(f"model: expected model.eval(), or no dropout; {name} drops {module.p} of its inputs")
 
 
 def check_fits(model: PreTrainedModel, probes: Asked, images: bool = False) -> None:

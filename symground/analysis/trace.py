@@ -27,8 +27,10 @@ from symground.analysis.backward import Pass, Results, gradient_x_input, run_pas
 from symground.analysis.heads import PATCHES
 from symground.analysis.probes import Examples, Probes
 from symground.analysis.questions import Asked, ImageQuestions
-from symground.analysis.score import check_deterministic, check_fits
+from symground.analysis.score import check_fits
 from symground.models import mixers
+from symground.models.positions import check_lengths
+from symground.models.random import check_deterministic
 from symground.models.readout import readout, verified_readout
 from symground.progress import progress
 
@@ -128,6 +130,7 @@ def trace(
         labels = {"context": ("example", examples.context), "noun": ("example", examples.noun)}
         # Right padding needs no mask: no token that counts comes after it.
         inputs: Callable[[slice], Mapping[str, Any]] = examples.given
+        lengths, masked = p + 1, False
     else:
         if targets is None:
             raise ValueError("targets: expected the ids [B] to predict, got None")
@@ -145,6 +148,7 @@ def trace(
         position = torch.arange(ids.shape[1], device=ids.device)
         valid = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         p = (valid * position).amax(-1)
+        lengths, masked = valid.sum(-1), attention_mask is not None
         groups = image_group(model, ids) if groups is None else groups
         key_masks = {n: _check_group(n, mask, ids) & valid for n, mask in check_mapping(groups, "groups").items()}
         at_p = position == p[:, None]
@@ -156,6 +160,7 @@ def trace(
     with progress("trace", -(-len(ids) // batch_size), quick=True) as bar:
         for start in range(0, len(ids), batch_size):
             at = slice(start, min(start + batch_size, len(ids)))
+            check_lengths(model, lengths[at], None if masked else ids.shape[1])
             batch = Pass(ids[at], p[at], wanted[at], query_groups[at], key_groups[at], inputs(at))
             if layers:
                 run_pass(model, head, layers, batch, results, at, checkpoint, offload)
