@@ -1,0 +1,267 @@
+"""What is measured is what the model gives now, whatever was done to it since it was measured last."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import weight_norm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+import symground as sg
+from symground.analysis import Probes
+from symground.analysis.behaviour import behaviour
+from symground.analysis.choice import choices
+from symground.data import Corpus
+from symground.models.trial import state_of
+
+
+class Adapter(nn.Module):
+    """A layer with a product of low rank beside it, in the form of PEFT's: it has the layer's weight as its own."""
+
+    def __init__(self, base: nn.Linear, begun: bool) -> None:
+        super().__init__()
+        self.base_layer = base
+        self.down, self.up = (nn.Linear(i, o, bias=False) for i, o in ((base.in_features, 2), (2, base.out_features)))
+        nn.init.normal_(self.down.weight, std=0.5)
+        nn.init.normal_(self.up.weight, std=0.5 if begun else 0.0)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base_layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.base_layer(x) + self.up(self.down(x))
+        return found
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * 2
+
+
+def by_position(x: Any) -> Any:
+    """Not the same for a text in two pieces as for the whole."""
+    hidden = x[0] if isinstance(x, tuple) else x
+    hidden = hidden * (1 + 0.2 * torch.arange(hidden.shape[1]))[:, None]
+    return (hidden, *x[1:]) if isinstance(x, tuple) else hidden
+
+
+def curved(x: Tensor) -> Tensor:
+    return x + 0.3 * x.sin()
+
+
+def replace_forward(module: nn.Module, change: Callable[[Any], Any]) -> None:
+    before = module.forward
+    module.forward = lambda *args, **kwargs: change(before(*args, **kwargs))  # type: ignore[method-assign]
+
+
+def train(model: PreTrainedModel) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    ids = torch.randint(2, model.config.vocab_size, (4, 8), generator=torch.Generator().manual_seed(3))
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+
+
+def new_head(model: PreTrainedModel) -> None:
+    torch.manual_seed(5)
+    head = nn.Linear(32, model.config.vocab_size)
+    nn.init.normal_(head.weight, std=0.4)
+    nn.init.normal_(head.bias)
+    model.set_output_embeddings(head)
+
+
+def load_another(model: PreTrainedModel) -> None:
+    other = LlamaForCausalLM(copy.deepcopy(model.config))
+    model.load_state_dict(other.state_dict())
+
+
+def on_layer(model: PreTrainedModel) -> nn.Module:
+    return model.model.layers[0]
+
+
+def projection(model: PreTrainedModel) -> nn.Module:
+    return model.model.layers[0].self_attn.o_proj
+
+
+def adapt(model: PreTrainedModel, begun: bool = True) -> None:
+    torch.manual_seed(4)
+    model.lm_head = Adapter(model.lm_head, begun)
+
+
+def adapt_projection(model: PreTrainedModel) -> None:
+    torch.manual_seed(4)
+    model.model.layers[0].self_attn.o_proj = Adapter(projection(model), True)
+
+
+CHANGES: dict[str, Callable[[PreTrainedModel], Any]] = {
+    "adapter on the head": adapt,
+    "adapter on a projection": adapt_projection,
+    "hook on a layer": lambda m: on_layer(m).register_forward_hook(lambda _, args, out: by_position(out)),
+    "hook before a layer": lambda m: on_layer(m).register_forward_pre_hook(
+        lambda _, args: (by_position(args[0]), *args[1:])
+    ),
+    "hook on the head": lambda m: m.lm_head.register_forward_hook(lambda _, args, out: curved(out)),
+    "hook before the head": lambda m: m.lm_head.register_forward_pre_hook(lambda _, args: (curved(args[0]),)),
+    "hook on the norm": lambda m: m.model.norm.register_forward_hook(lambda _, args, out: curved(out)),
+    "hook before a projection": lambda m: projection(m).register_forward_pre_hook(lambda _, args: (curved(args[0]),)),
+    "hook on a projection": lambda m: projection(m).register_forward_hook(lambda _, args, out: curved(out)),
+    "parametrized head": lambda m: parametrize.register_parametrization(m.lm_head, "weight", Doubled()),
+    "parametrized projection": lambda m: parametrize.register_parametrization(projection(m), "weight", Doubled()),
+    "weight norm on a projection": lambda m: weight_norm(projection(m)).parametrizations.weight.original0.data.mul_(2),
+    "another head": new_head,
+    "forward of a layer": lambda m: replace_forward(on_layer(m), by_position),
+    "forward of the head": lambda m: replace_forward(m.lm_head, curved),
+    "forward of a projection": lambda m: replace_forward(projection(m), curved),
+    "other weights": load_another,
+    "weights written to": lambda m: [p.data.mul_(1.3) for p in m.parameters()],
+    "trained": train,
+    "half precision": lambda m: m.bfloat16(),
+}
+
+
+@pytest.fixture
+def model(corpus: Corpus) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(corpus.tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=40, max_position_embeddings=64, pad_token_id=None, bos_token_id=None,
+        eos_token_id=None, initializer_range=0.3,
+    )  # fmt: skip
+    return sg.attach(LlamaForCausalLM(config)).eval()
+
+
+@pytest.fixture
+def probes(corpus: Corpus) -> Probes:
+    return sg.probes(corpus.tokenizer, nouns=["ball", "book", "box"]).take_contexts([0, 4])
+
+
+@torch.no_grad()
+def own_surprisal(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """[B,V] after each row, from the model's own logits, each row alone."""
+    rows = [model(row[None], use_cache=False).logits[0, -1].float() for row in ids]
+    return -torch.stack(rows).log_softmax(-1)
+
+
+def measured(model: PreTrainedModel, probes: Probes) -> Iterator[tuple[str, Any, Any]]:
+    """What is measured, what it is, and what it has to be."""
+    examples = probes.matched()
+    contexts = [row[: p + 1] for row, p in zip(examples.input_ids, examples.prediction.tolist(), strict=True)]
+    each = torch.cat([own_surprisal(model, context[None]) for context in contexts])  # [N,V]
+    matched = each.gather(1, examples.targets[:, None])[:, 0].numpy()
+    yield "trace", sg.trace(model, probes).surprisal.values, matched
+    score = sg.score(model, probes)
+    yield "score", score[score.env == score.target]["surprisal"].to_numpy(), matched
+    table = pd.DataFrame({"noun": examples.noun, "matched": matched}).groupby("noun")["matched"].mean()
+    lens = sg.lens_gain(model, probes)
+    last = lens[lens.depth == lens.depth.max()].set_index("target")["matched"]
+    yield "lens", last[table.index].to_numpy(), table.to_numpy()
+    asked = examples.targets.unique()
+    chosen = choices(model, examples)  # by the monitor and by steering
+    yield "choices", chosen.probability, (-each[:, asked]).softmax(-1).amax(-1).numpy()
+    yield "behaviour", behaviour(model, examples, [[]]).target[0], matched  # by interventions
+    swept = sg.sweep_heads(model, probes, per_example=True)
+    for layer, head in ((0, 1), (1, 2)):
+        with sg.ablate(model, [(layer, head)]):
+            silenced = torch.cat([own_surprisal(model, context[None]) for context in contexts])
+        effect = silenced.gather(1, examples.targets[:, None])[:, 0].numpy() - matched
+        yield f"sweep {layer}.{head}", swept.sel(layer=layer, head=head).values, effect
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot (be read again|go on)")
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_measure_is_of_the_model_as_it_is(model: PreTrainedModel, probes: Probes, change: str) -> None:
+    before = {name: found for name, found, _ in measured(model, probes)}
+    CHANGES[change](model)
+    tolerance = {"atol": 0.15, "rtol": 0.05} if change == "half precision" else {"atol": 2e-4, "rtol": 2e-4}
+    felt = 0.0
+    for name, found, expected in measured(model, probes):
+        np.testing.assert_allclose(found, expected, err_msg=name, **tolerance)
+        felt = max(felt, float(abs(found - before[name]).max()))
+    assert felt > 1e-3
+
+
+def test_an_adapter_that_does_nothing_yet_is_not_believed_to_do_nothing(model: PreTrainedModel, probes: Probes) -> None:
+    adapt(model, begun=False)
+    list(measured(model, probes))
+    model.lm_head.up.weight.data.normal_()
+    for name, found, expected in measured(model, probes):
+        np.testing.assert_allclose(found, expected, atol=2e-4, rtol=2e-4, err_msg=name)
+
+
+def test_the_gradient_goes_through_what_the_head_is_now(model: PreTrainedModel, probes: Probes) -> None:
+    """An adapter turns the direction that a trace goes back from."""
+    merged = copy.deepcopy(model)
+    sg.trace(model, probes)
+    adapt(model)
+    with torch.no_grad():
+        merged.lm_head.weight += model.lm_head.up.weight @ model.lm_head.down.weight
+    found, expected = sg.trace(model, probes), sg.trace(merged, probes)
+    np.testing.assert_allclose(found.saliency, expected.saliency, atol=1e-6, rtol=1e-3)
+    np.testing.assert_allclose(found.flow, expected.flow, atol=1e-6, rtol=1e-3)
+
+
+def test_a_model_that_scales_its_logits_since_is_refused_or_read_by_its_own(
+    model: PreTrainedModel, probes: Probes
+) -> None:
+    before = sg.score(model, probes)["surprisal"]
+    sg.trace(model, probes)
+
+    def scaled(out: Any) -> Any:
+        out.logits = out.logits * 0.5
+        return out
+
+    replace_forward(model, scaled)
+    with pytest.raises(ValueError, match="logits of LlamaForCausalLM are more than its head's product"):
+        sg.trace(model, probes)
+    assert abs(sg.score(model, probes)["surprisal"] - before).max() > 0.1
+
+
+def test_a_model_left_alone_is_tried_once(
+    model: PreTrainedModel, probes: Probes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    forward = type(model.model).forward
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        passes.append(1)
+        return forward(self, *args, **kwargs)
+
+    ids = probes.matched()
+    sg.trace(model, ids)
+    monkeypatch.setattr(type(model.model), "forward", counted)
+    sg.trace(model, ids)  # another forward function of a class is another model
+    passes.clear()
+    sg.trace(model, ids)
+    assert len(passes) == 1
+    handle = model.model.norm.register_forward_hook(lambda *_: None)
+    assert state_of(model) is None  # a hook may hold a state of its own
+    passes.clear()
+    sg.trace(model, ids)
+    sg.trace(model, ids)
+    assert len(passes) == 6
+    handle.remove()
+
+
+def test_pefts_adapters_switched_on_and_off(model: PreTrainedModel, probes: Probes, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="needs the peft package")
+    del tmp_path
+    list(measured(model, probes))
+    settings = peft.LoraConfig(r=2, target_modules=["lm_head", "o_proj"], init_lora_weights=False)
+    wrapped = peft.get_peft_model(model, settings).eval()
+    for _ in range(2):
+        for name, found, expected in measured(model, probes):
+            np.testing.assert_allclose(found, expected, atol=2e-4, rtol=2e-4, err_msg=name)
+        with wrapped.disable_adapter():
+            for name, found, expected in measured(model, probes):
+                np.testing.assert_allclose(found, expected, atol=2e-4, rtol=2e-4, err_msg=name)
