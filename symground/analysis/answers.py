@@ -9,7 +9,9 @@ import pandas as pd
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from symground.analysis.arguments import check_weights
 from symground.analysis.choice import choices
+from symground.analysis.given import check_frame, told
 from symground.analysis.questions import ImageQuestions
 
 _OVERALL = "all"
@@ -37,6 +39,11 @@ def answers(
     Raises:
         ValueError: questions that all have the same answer: there is nothing to choose from.
     """
+    check_weights(model)
+    if not isinstance(questions, ImageQuestions):
+        raise ValueError(
+            f"questions: expected what symground.image_questions(processor, …) makes, got {told(questions)}"
+        )
     asked = {question.answer for question in questions.questions}
     if len(asked) < 2:
         raise ValueError(f"questions: expected two answers to choose from, all of these have {asked.pop()!r}")
@@ -61,20 +68,22 @@ def pope_scores(table: pd.DataFrame) -> pd.DataFrame:
         table: with columns answer and said ("yes" or "no"), and perhaps kind.
 
     Returns:
-        A DataFrame, a row per kind and one for "all" (where there are several kinds): kind, questions, accuracy,
-        precision, recall and f1 of "yes", yes_ratio (how often yes is said), hallucinated (how often of what is not
-        there). NaN where there is nothing to divide by.
+        A DataFrame, a row per kind and one for "all" (where there are several kinds, or questions without one): kind,
+        questions, accuracy, precision, recall and f1 of "yes", yes_ratio (how often yes is said), hallucinated (how
+        often of what is not there). NaN where there is nothing to divide by.
 
     Raises:
         ValueError: answers other than yes and no.
 
     Source: Li et al. 2023, "Evaluating Object Hallucination in Large Vision-Language Models".
     """
-    others = sorted({*table["answer"], *table["said"]} - {"yes", "no"})
+    check_frame(table, "table", ("answer", "said"), "symground.answers(model, questions)")
+    others = sorted({*table["answer"], *table["said"]} - {"yes", "no"}, key=str)
     if others:
         raise ValueError(f"table: expected the answers yes and no, got {', '.join(map(repr, others[:5]))}")
-    kinds = dict(list(table.groupby("kind"))) if "kind" in table else {}
-    parts = {**kinds, _OVERALL: table} if len(kinds) != 1 else kinds
+    known = table[table["kind"].notna() & (table["kind"] != "")] if "kind" in table else table[:0]
+    kinds = dict(list(known.groupby("kind"))) if len(known) else {}
+    parts = kinds if len(kinds) == 1 and len(known) == len(table) else {**kinds, _OVERALL: table}
     return pd.DataFrame([{"kind": kind, **_scores(frame)} for kind, frame in parts.items()])
 
 

@@ -1,19 +1,16 @@
-"""What a public function was given in place of what it takes: messages that name the argument and say what to do."""
+"""What an analysis asks of a model, of its inputs and of probes before it begins; messages say what to do."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-import numpy as np
-import pandas as pd
-import torch
-import xarray as xr
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from symground.analysis.given import told
 from symground.analysis.probes import Probes
 from symground.analysis.questions import ImageQuestions
 from symground.models.attach import check_model
@@ -32,15 +29,6 @@ _TAKEN = {
 }
 
 
-def told(value: Any) -> str:
-    """What something is, in a few words."""
-    if isinstance(value, (str, bool, int, float)):
-        text = repr(value)
-        return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '…'}"
-    shape = getattr(value, "shape", None)
-    return type(value).__name__ + (f" {list(shape)}" if isinstance(shape, tuple) and shape else "")
-
-
 def check_asked(value: Any, name: str = "probes", *, images: bool = False) -> None:
     """Refuse what are no probes, or, without ``images``, questions about images.
 
@@ -56,102 +44,6 @@ def check_asked(value: Any, name: str = "probes", *, images: bool = False) -> No
         return
     made = "symground.probes(tokenizer)" + (" or symground.image_questions(processor, …)" if images else "")
     raise ValueError(f"{name}: expected what {made} makes, got {told(value)}")
-
-
-def check_frame(value: Any, name: str, columns: Iterable[str], made: str) -> None:
-    """Refuse what is no DataFrame with these columns, such as ``made`` gives.
-
-    Raises:
-        ValueError: by ``name``.
-    """
-    if not isinstance(value, pd.DataFrame):
-        raise ValueError(f"{name}: expected a DataFrame as {made} gives it, got {told(value)}")
-    for column in columns:
-        if column not in value:
-            raise ValueError(f"{name}: expected a column {column!r} as {made} gives it, got {list(value.columns)}")
-
-
-def check_trace(value: Any, name: str = "trace") -> None:
-    """Refuse what no trace gave.
-
-    Raises:
-        ValueError: by ``name``.
-    """
-    if not isinstance(value, xr.Dataset) or "surprisal" not in value:
-        raise ValueError(f"{name}: expected what symground.trace(model, …) gives, got {told(value)}")
-
-
-def words_of(value: Any, name: str) -> list[str]:
-    """Words as a list; one string is no list of its letters.
-
-    Raises:
-        ValueError: by ``name``.
-    """
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise ValueError(f"{name}: expected a list of words, such as ['dog', 'cat']; got {told(value)}")
-    words = list(value)
-    wrong = [word for word in words if not isinstance(word, str) or not word.strip()]
-    if wrong:
-        raise ValueError(f"{name}: expected words, got {told(wrong[0])}")
-    return words
-
-
-def tensor_of(value: Any, name: str) -> Tensor:
-    """A tensor, an array or nested lists as a tensor.
-
-    Raises:
-        ValueError: by ``name``.
-    """
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, (np.ndarray, Sequence)) and not isinstance(value, str):
-        try:
-            return torch.as_tensor(np.asarray(value))
-        except (ValueError, TypeError):
-            pass
-    raise ValueError(f"{name}: expected a tensor, an array or lists of numbers of one length, got {told(value)}")
-
-
-def ids_of(value: Any, name: str, ndim: int, limit: int) -> Tensor:
-    """Token ids as an int64 tensor of so many dimensions, each from 0 to below ``limit``.
-
-    Raises:
-        ValueError: by ``name``.
-    """
-    ids = tensor_of(value, name)
-    shape = "[B,T]" if ndim == 2 else "[B]"
-    if ids.ndim != ndim:
-        raise ValueError(f"{name}: expected shape {shape}, got {list(ids.shape)}")
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise ValueError(f"{name}: expected token ids, integers {shape}, got {ids.dtype}")
-    if not ids.numel():
-        raise ValueError(f"{name}: expected at least one token and one example, got shape {list(ids.shape)}")
-    ids = ids.long()
-    wrong = ids[(ids < 0) | (ids >= limit)]
-    if len(wrong):
-        raise ValueError(
-            f"{name}: expected ids from 0 to {limit - 1}, the model's vocabulary, got {int(wrong[0])}; is this its "
-            "tokenizer?"
-        )
-    return ids
-
-
-def mask_of(value: Any, name: str, shape: torch.Size) -> Tensor:
-    """A mask [B,T] of 0 and 1.
-
-    Raises:
-        ValueError: by ``name``.
-    """
-    mask = tensor_of(value, name)
-    if mask.shape != shape:
-        raise ValueError(f"{name}: expected shape {list(shape)}, got {list(mask.shape)}")
-    wrong = mask[(mask != 0) & (mask != 1)]
-    if len(wrong):
-        raise ValueError(
-            f"{name}: expected 0 and 1 (1 for valid tokens), got {wrong[0].item():g}; texts packed into one row are "
-            "traced in rows of their own"
-        )
-    return mask
 
 
 def check_inputs(model: PreTrainedModel, names: Collection[str], function: str, own: Iterable[str]) -> None:
@@ -234,14 +126,3 @@ def readable_ids(model: PreTrainedModel) -> int:
     if isinstance(embedding, PatchEmbedding) and embedding.features is None:
         return 2**62  # it says itself what lacks
     return max(id_limit(model), getattr(embedding, "num_embeddings", 0))
-
-
-def check_mapping(value: Any, name: str) -> Mapping[str, Any]:
-    """A mapping from names.
-
-    Raises:
-        ValueError: by ``name``.
-    """
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{name}: expected a mapping from names, got {told(value)}")
-    return value

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from symground.analysis.given import told
 from symground.data.generated import Utterance, distractor
 from symground.data.words import IMAGE, TIERS, WORD
 
@@ -79,7 +80,13 @@ def read_contexts(contexts: Iterable[Sequence[Any]] | str | Path | None) -> list
         except json.JSONDecodeError as error:
             raise ValueError(f"{source}: not JSON ({error})") from None
     else:
-        loaded = [dict(zip(Context._fields, pair, strict=False)) for pair in contexts]
+        given = list(contexts) if isinstance(contexts, Iterable) else [contexts]
+        wrong = next((x for x in given if isinstance(x, str) or not isinstance(x, Sequence) or len(x) < 2), None)
+        if wrong is not None:
+            raise ValueError(
+                f"contexts: expected pairs (ENV sentence with {SLOT}, LAN words up to the noun), got {told(wrong)}"
+            )
+        loaded = [dict(zip(Context._fields, pair, strict=False)) for pair in given]
     try:
         if isinstance(loaded, dict):
             pairs = [Context(*pair) for pair in zip(loaded["env"], loaded["lan"], strict=True)]

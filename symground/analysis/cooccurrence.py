@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from symground.analysis.given import told, words_of
 from symground.data import Corpus
 from symground.data.nouns import noun_tokens
 from symground.data.words import IMAGE
@@ -42,6 +43,9 @@ def cooccurrence(
 
     Source: pointwise mutual information as in Church and Hanks 1990, in windows of either direction.
     """
+    if not isinstance(corpus, Corpus):
+        raise ValueError(f"corpus: expected a symground.data.Corpus (Corpus.load reads one), got {told(corpus)}")
+    nouns = words_of(nouns, "nouns")
     if window < 1:
         raise ValueError(f"window: expected at least 1 token, got {window}")
     vocabulary = corpus.tokenizer.get_vocab()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from symground.analysis.contexts import Context
+from symground.analysis.given import told
 from symground.data.words import IMAGE, TIERS, env, lan, lan_tokens, speaker
 
 Ids = tuple[int, ...]
@@ -42,12 +44,25 @@ class Encoder(Protocol):
         ...
 
 
-def encoder_of(tokenizer: Any, separator: str = ". ") -> Encoder:
-    """The study's form where the vocabulary has words of its kinds, else plain text."""
+def encoder_of(tokenizer: Any, separator: str = ". ", joint: str | None = None) -> Encoder:
+    """The study's form where the vocabulary has words of its kinds, else plain text.
+
+    Raises:
+        ValueError: no tokenizer, a slow one, or a ``joint`` where words are tokens.
+    """
+    if not hasattr(tokenizer, "get_vocab"):
+        hint = ""
+        if hasattr(tokenizer, "tokenizer"):
+            hint = "; this processor holds one: processor.tokenizer"
+        elif isinstance(tokenizer, (str, Path)):
+            hint = f"; symground.load_tokenizer({str(tokenizer)!r}) loads one"
+        raise ValueError(f"tokenizer: expected one of transformers, got {told(tokenizer)}{hint}")
     vocabulary: Mapping[str, int] = tokenizer.get_vocab()
     if any(token.endswith((env(""), lan(""))) for token in vocabulary):
+        if joint is not None:
+            raise ValueError("joint: the words of a study's vocabulary are tokens, with nothing between them")
         return StudyEncoder(vocabulary)
-    return TextEncoder(tokenizer, separator)
+    return TextEncoder(tokenizer, separator, joint)
 
 
 class StudyEncoder:
@@ -91,21 +106,27 @@ class StudyEncoder:
 class TextEncoder:
     """The ENV sentence, a separator and the LAN words as plain text, for tokenizers whose words are of several ids."""
 
-    def __init__(self, tokenizer: Any, separator: str) -> None:
+    def __init__(self, tokenizer: Any, separator: str, joint: str | None = None) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(
                 f"tokenizer: expected a fast one, which tells where a token stands; got {type(tokenizer).__name__}"
             )
-        self._tokenizer, self._separator = tokenizer, separator
+        self._tokenizer, self._separator, self._joint = tokenizer, separator, joint
 
     def missing(self, contexts: Iterable[Context], nouns: Iterable[str], spoken: Iterable[str]) -> set[str]:
-        unknown = self._tokenizer.unk_token_id
+        unknown, written = self._tokenizer.unk_token_id, self._tokenizer.unk_token
         words = {
             w for c in contexts for part in (*c.around(), *(u.text for u in c.between), c.lan) for w in part.split()
         } | {*nouns, *spoken}
-        encoded = self._tokenizer(sorted(words), add_special_tokens=False)["input_ids"] if words else []
+        if unknown is None or not words:
+            return set()
+        found = self._tokenizer(sorted(words), add_special_tokens=False, return_offsets_mapping=True)
+        encoded = zip(sorted(words), found["input_ids"], found["offset_mapping"], strict=True)
+        # The token for unknown words may be written in a context: in many vocabularies it opens a text too.
         return {
-            word for word, ids in zip(sorted(words), encoded, strict=True) if unknown is not None and unknown in ids
+            word
+            for word, ids, places in encoded
+            if any(i == unknown and word[a:b] != written for i, (a, b) in zip(ids, places, strict=True))
         }
 
     def row(self, context: Context, noun: str) -> Row:
@@ -113,8 +134,8 @@ class TextEncoder:
         return Row(ids[:first], ids[first:last], ids[last:])
 
     def target(self, context: Context, noun: str, word: str) -> Ids:
-        text = self._text(context, noun)
-        ids, (first, last) = self._encode(f"{text} {word}", len(text), len(text) + 1 + len(word))
+        text, joint = self._text(context, noun), self._joined(context)[1]
+        ids, (first, last) = self._encode(f"{text}{joint}{word}", len(text), len(text) + len(joint) + len(word))
         if ids[:first] != self.row(context, noun).ids or last != len(ids):
             raise ValueError(
                 f"tokenizer: it joins {word!r} with what stands before it, so it has no surprisal of its own after "
@@ -124,22 +145,35 @@ class TextEncoder:
 
     def _text(self, context: Context, noun: str) -> str:
         before, after = context.around()
-        return self._separator.join([f"{before}{noun}{after}", *(u.text for u in context.between), context.lan])
+        return self._separator.join(
+            [f"{before}{noun}{after}", *(u.text for u in context.between), self._joined(context)[0]]
+        )
+
+    def _joined(self, context: Context) -> tuple[str, str]:
+        """The LAN words, and what stands between them and the target: one space, where nothing else is wanted."""
+        joint = self._joint
+        if joint is None:
+            joint = "" if context.lan.endswith(("\n", "\t")) else " "
+        return context.lan.rstrip(" ") if joint.startswith(" ") else context.lan, joint
 
     def _place(self, context: Context, noun: str) -> tuple[int, int]:
         """Of the noun and the space before it, which is a token of its own where a tokenizer knows no such word."""
         before = context.around()[0]
-        return len(before.rstrip()), len(before) + len(noun)
+        return len(before.rstrip(" ")), len(before) + len(noun)
 
     def _encode(self, text: str, start: int, stop: int) -> tuple[Ids, tuple[int, int]]:
         """Ids, without what closes a text, and the first and one-past-last of those that spell [start, stop)."""
-        encoded = self._tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
-        ids, special = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
-        while special and special[-1]:
+        opens = getattr(self._tokenizer, "bos_token", None)
+        encoded = self._tokenizer(
+            text,
+            add_special_tokens=not (opens and text.startswith(opens)),  # what is written is not put before it again
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+        )
+        ids, special, places = (list(encoded[name]) for name in ("input_ids", "special_tokens_mask", "offset_mapping"))
+        while special and special[-1] and places[len(ids) - 1][0] == places[len(ids) - 1][1]:
             special.pop(), ids.pop()
-        spelling = [
-            i for i, (a, b) in enumerate(encoded["offset_mapping"][: len(ids)]) if a < stop and b > start and b > a
-        ]
+        spelling = [i for i, (a, b) in enumerate(places[: len(ids)]) if a < stop and b > start and b > a]
         if not spelling:
             raise ValueError(f"tokenizer: it gives no token for {text[start:stop]!r} in {text!r}")
         return tuple(ids), (spelling[0], spelling[-1] + 1)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from symground.analysis.arguments import check_inputs
+from symground.analysis.given import told
 from symground.analysis.probes import Examples, Probes
 from symground.analysis.questions import Asked, ImageQuestions
 from symground.models import mixers
@@ -38,6 +40,8 @@ def fills_of(model: PreTrainedModel, mode: str, reference: Reference | None) -> 
     check_fills(mode, reference)
     if reference is None:
         return None
+    if isinstance(reference, Mapping):
+        check_inputs(model, [name for name in reference if name != "input_ids"], "reference", ())
     rows = _rows(reference, mode)
     check_deterministic(model)
     check_lengths(model, *rows.lengths())
@@ -115,6 +119,8 @@ def _rows(reference: Reference, mode: str) -> _Rows:
     if isinstance(reference, Examples):
         valid = torch.arange(reference.input_ids.shape[1]) <= reference.prediction[:, None]
         return _Rows(reference.input_ids, valid, reference.given)
+    if not isinstance(reference, (Tensor, Mapping)):
+        raise ValueError(f"reference: expected ids [N,T], model inputs, examples or probes, got {told(reference)}")
     inputs: dict[str, Any] = {"input_ids": reference} if isinstance(reference, Tensor) else dict(reference)
     ids = inputs.pop("input_ids", None)
     if ids is None or ids.ndim != 2:

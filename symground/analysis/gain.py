@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from symground.analysis.given import check_frame
 from symground.analysis.statistics import bootstrap_interval
 
 
@@ -70,9 +71,7 @@ def gain_by_context(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_columns(scores: pd.DataFrame) -> None:
-    for column in ("context", "env", "target", "surprisal"):
-        if column not in scores:
-            raise ValueError(f"scores: expected a column {column!r}, got {list(scores.columns)}")
+    check_frame(scores, "scores", ("context", "env", "target", "surprisal"), "symground.score(model, probes)")
 
 
 def _by_context(scores: pd.DataFrame, chosen: pd.Series) -> pd.DataFrame:
@@ -85,6 +84,7 @@ def gain_interval(gains: pd.DataFrame, level: float = 0.95, seed: int = 0) -> tu
 
     The interval of a single noun is its gain.
     """
+    check_frame(gains, "gains", ("gain",), "symground.gain(scores)")
     values = gains["gain"].to_numpy(dtype=float)
     mean = float(values.mean())
     if len(values) < 2:

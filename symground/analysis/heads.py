@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from symground.analysis.given import check_trace
+
 HeadSet = frozenset[tuple[int, int]]
 
 #: kind → the (query group, key group) whose flow is measured.
@@ -40,6 +42,7 @@ def find_heads(
 
     Source: arXiv 2510.13796 (30 % of the saliency flow), after Bick et al. 2025 (gather and aggregate heads).
     """
+    check_trace(trace)
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold: expected a share in (0, 1], got {threshold}")
     shares = head_shares(trace, kind, denominator)
@@ -68,6 +71,7 @@ def _groups_of(kind: str, trace: xr.Dataset) -> tuple[str, str]:
 
 def head_shares(trace: xr.Dataset, kind: str = "aggregate", denominator: str = "row") -> xr.DataArray:
     """Each head's share of flow (example, layer, head), 0 where the head has no flow; see :func:`find_heads`."""
+    check_trace(trace)
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}; got {kind!r}")
     if denominator not in DENOMINATORS:
@@ -78,7 +82,10 @@ def head_shares(trace: xr.Dataset, kind: str = "aggregate", denominator: str = "
     for dimension, name in (("query_group", query), ("key_group", key)):
         there = trace[dimension].values.tolist()
         if name not in there:
-            raise ValueError(f"trace: {kind} heads need the {dimension} {name!r}; it has {', '.join(there)}")
+            raise ValueError(
+                f"trace: {kind} heads need the {dimension} {name!r}; it has {', '.join(there) or 'none'}. "
+                "symground.trace(model, probes) has what both kinds need, and of ids of your own groups={…} names it"
+            )
     keys = [key, PATCHES] if PATCHES in trace.key_group.values else [key]
     flow = trace.flow.sel(query_group=query, key_group=keys, drop=True).sum("key_group")
     total = trace.row_total.sel(query_group=query, drop=True) if denominator == "row" else trace.matrix_total

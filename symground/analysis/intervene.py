@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from transformers import PreTrainedModel
 
+from symground.analysis.arguments import check_asked, check_weights
 from symground.analysis.behaviour import Behaviour, Plan, behaviour
 from symground.analysis.controls import MATCHES, MOST_SHORT, Controls
 from symground.analysis.fills import MODES, aligned
@@ -93,6 +94,8 @@ def intervene(
     Source: arXiv 2510.13796, the intervention table; held-out selection after Kriegeskorte et al. 2009 ("Circular
     analysis in systems neuroscience"); p_random after Phipson and Smyth 2010.
     """
+    check_weights(model)
+    check_asked(probes, images=True)
     if draws < 1:
         raise ValueError(f"draws: expected at least 1, got {draws}")
     for name, value, known in (("mode", mode, MODES), ("match", match, MATCHES)):

@@ -19,11 +19,14 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from symground import ops
+from symground.analysis.arguments import check_length, check_weights, readable_ids
+from symground.analysis.given import ids_of, told
 from symground.analysis.probes import Probes
 from symground.analysis.score import check_fits
 from symground.data import Corpus
 from symground.data.sampler import IGNORED, RowSampler
 from symground.folders import replacing
+from symground.models import mixers
 from symground.models.positions import check_lengths
 from symground.models.random import check_deterministic
 from symground.models.readout import Readout, trial_ids, verified_readout
@@ -84,6 +87,8 @@ class TunedLens:
 
         Source: Belrose et al. 2023, "Eliciting latent predictions from Transformers with the tuned lens", section 3.
         """
+        check_weights(model)
+        mixers(model)
         for name, value in (("steps", steps), ("batch_size", batch_size), ("length", length)):
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
@@ -91,6 +96,7 @@ class TunedLens:
             if not 0 < part <= 1:
                 raise ValueError(f"{name}: expected a share in (0, 1], got {part}")
         check_deterministic(model)
+        data = _checked(model, data)
         batches, chosen = _batches(model, data, batch_size, length, seed), torch.Generator().manual_seed(seed)
         fitter, divergence = _Fitter(model, weight_decay), []
         with frozen(model), progress("tuned lens", steps, quick=True) as bar:
@@ -189,6 +195,9 @@ def lens_gain(
     Source: Belrose et al. 2023 (tuned lens); nostalgebraist 2020 (logit lens).
     """
     check_fits(model, probes)
+    mixers(model)
+    if lens is not None and not isinstance(lens, TunedLens):
+        raise ValueError(f"lens: expected a TunedLens, or None for the plain logit lens, got {told(lens)}")
     rows = probes.matched()  # every context with every ENV noun
     check_lengths(model, rows.prediction + 1, rows.input_ids.shape[1])
     head, norm = verified_readout(model), final_norm(model)
@@ -264,14 +273,20 @@ def _batches(
             ids, targets = sampler.batch(step)
             yield ids, targets != IGNORED
             step += 1
-    _check_ids(data)
     generator = torch.Generator().manual_seed(seed)
     while True:
         ids = data[torch.randint(len(data), (batch_size,), generator=generator)]
         yield ids, torch.ones_like(ids, dtype=torch.bool)
 
 
-def _check_ids(data: Any) -> None:
-    if not isinstance(data, Tensor) or data.ndim != 2 or data.is_floating_point() or not len(data):
-        what = f"{list(data.shape)} {data.dtype}" if isinstance(data, Tensor) else type(data).__name__
-        raise ValueError(f"data: expected a Corpus or ids [N,T], got {what}")
+def _checked(model: PreTrainedModel, data: Any) -> Corpus | Tensor:
+    """A corpus, or ids [N,T], that the model can read."""
+    if isinstance(data, Corpus):
+        ids_of(np.asarray(data.tokens).max(initial=0, keepdims=True), "data", 1, readable_ids(model))
+        return data
+    ids = torch.as_tensor(data) if isinstance(data, (list, np.ndarray)) else data
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
+        what = f"{list(ids.shape)} {ids.dtype}" if isinstance(ids, Tensor) else told(data)
+        raise ValueError(f"data: expected a Corpus or ids [N,T], got {what}; symground.data.Corpus.load reads one")
+    check_length(model, ids.shape[1], "data")
+    return ids_of(ids, "data", 2, readable_ids(model))

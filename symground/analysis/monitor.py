@@ -19,9 +19,11 @@ from transformers import PreTrainedModel
 from symground.analysis.choice import choices
 from symground.analysis.heads import HeadSet, head_shares
 from symground.analysis.questions import Asked
+from symground.analysis.score import check_fits
 from symground.analysis.selection import halves
 from symground.analysis.statistics import resampled
 from symground.analysis.trace import trace
+from symground.models import mixers
 from symground.optional import require
 
 Values = NDArray[np.float64]
@@ -87,6 +89,8 @@ def monitor(
 
     Source: Hanley and McNeil 1982 (AUROC), Brier 1950, Naeini et al. 2015 (ECE).
     """
+    mixers(model)
+    check_fits(model, probes, images=True)
     examples = probes.matched()
     found = choices(model, examples, among, batch_size=batch_size)
     matched, own = (

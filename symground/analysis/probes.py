@@ -18,15 +18,16 @@ from torch import Tensor
 
 from symground.analysis.contexts import Context, of_images, read_contexts
 from symground.analysis.encoding import Ids, Row, StudyEncoder, encoder_of
+from symground.analysis.given import check_mapping, words_of
 from symground.analysis.heads import PATCHES
 from symground.analysis.images import ProbeImages
 from symground.analysis.mismatches import pairs_of
 from symground.data import STUDY_NOUNS
-from symground.data.words import IMAGE, PADDING, TIERS
+from symground.data.words import IMAGE, TIERS
 
 
 class Examples(NamedTuple):
-    """Rows ready for a model, right-padded. N examples."""
+    """Rows ready for a model, of one length: each row's last id is repeated after it. N examples."""
 
     input_ids: Tensor
     """[N,T]"""
@@ -74,7 +75,6 @@ class Probes:
     """What each target noun is after any context: one id or several."""
     pairs: Tensor
     """[ENV nouns, target nouns] bool: which are scored."""
-    padding: int
     spoken: tuple[str, ...]
     """What each noun is called in speech: the words of ``targets``."""
 
@@ -133,15 +133,22 @@ class Probes:
         """Every context with every target noun, where ``env`` [contexts][targets] says which ENV noun stands there."""
         several = [noun for noun, ids in zip(self.nouns, self.targets, strict=True) if len(ids) > 1]
         if several:
-            raise ValueError(f"probes: an example predicts one token, and these words are of several: {several}")
+            kept = len(self.nouns) - len(several)
+            raise ValueError(
+                f"probes: an example predicts one token, and of these words the tokenizer makes several: {several}; "
+                f"leave them out: symground.probes(tokenizer, [n for n in probes.nouns if n not in {several}])"
+                + ("" if kept > 1 else f", with other nouns, since {kept} is left")
+                + "; symground.score takes words of several tokens"
+            )
         rows = [of_context[u] for of_context, of_env in zip(self.rows, env, strict=True) for u in of_env]
         places = [_places(row) for row in rows]
         numbers = [(len(row.ids), row.outside, *place[:2]) for row, place in zip(rows, places, strict=True)]
         lengths, outside, starts, last = torch.tensor(numbers).T[..., None]  # [N,1] each
-        ids = torch.full((len(rows), int(lengths.max())), self.padding)
+        ids = torch.empty((len(rows), int(lengths.max())), dtype=torch.long)
         others = torch.zeros_like(ids, dtype=torch.bool)
         for i, (row, place) in enumerate(zip(rows, places, strict=True)):
             ids[i, : len(row.ids)] = torch.tensor(row.ids)
+            ids[i, len(row.ids) :] = row.ids[-1]  # no token that counts comes after; of padding transformers warns
             others[i, list(place[2])] = True
         position = torch.arange(ids.shape[1])
         query = {"prediction": position == lengths - 1, "env": position == last}
@@ -181,6 +188,7 @@ def probes(
     seed: int = 0,
     categories: Mapping[str, str] | None = None,
     separator: str = ". ",
+    joint: str | None = None,
 ) -> Probes:
     """Build the probes of a vocabulary.
 
@@ -209,18 +217,23 @@ def probes(
         seed: of the random mismatches.
         categories: noun → category; None takes the MacArthur-Bates CDI's.
         separator: between the two sentences of plain text.
+        joint: between the LAN words and the target in plain text: "" where the target follows at once, as after a chat
+            template's "assistant" token or in a script without spaces. None is one space, whether the LAN words end in
+            one or not, and nothing where they end in a line break or a tab.
 
     Raises:
         ValueError: a word that is not in the vocabulary (all are named), fewer than two nouns, a context twice
             or without ``{}``, a span or mismatches that do not fit, a noun without images or mismatches where contexts
             show it, or a tokenizer that joins a target with what stands before it.
     """
+    encoder = encoder_of(tokenizer, separator, joint)
+    nouns = None if nouns is None else words_of(nouns, "nouns")
+    spoken = check_mapping({} if spoken is None else spoken, "spoken")
     chosen = read_contexts(contexts)
     if cue is not None:
         if cue not in (*TIERS, IMAGE):
             raise ValueError(f"cue: expected 'env', 'lan' or 'image', got {cue!r}")
         chosen = of_images(chosen) if cue == IMAGE else [context._replace(cue=cue) for context in chosen]
-    encoder = encoder_of(tokenizer, separator)
     seen = any(context.cue == IMAGE for context in chosen)
     if seen and images is None:
         raise ValueError("images: contexts that show an image need images of the nouns, got None")
@@ -235,7 +248,7 @@ def probes(
     twice = next((context for context in chosen if chosen.count(context) > 1), None)
     if twice is not None:
         raise ValueError(f"contexts: expected each context once, got {twice} twice")
-    words = [(spoken or {}).get(noun, noun) for noun in nouns]
+    words = [spoken.get(noun, noun) for noun in nouns]
     missing = sorted(encoder.missing(chosen, nouns, words))
     if missing:
         raise ValueError(f"vocabulary: these words of the probes are not in it: {', '.join(missing)}")
@@ -264,8 +277,7 @@ def probes(
         without = [noun for v, noun in enumerate(nouns) if pairs[:, v].sum() < 2]
         if without:
             raise ValueError(f"images: those of all other nouns show these too, so they have no mismatch: {without}")
-    padding = tokenizer.get_vocab().get(PADDING, 0)
-    return Probes(tuple(nouns), tuple(chosen), span, rows, targets, pairs, padding, tuple(words))
+    return Probes(tuple(nouns), tuple(chosen), span, rows, targets, pairs, tuple(words))
 
 
 def split_contexts(tokenizer: Any, contexts: Iterable[Context]) -> tuple[list[Context], dict[Context, list[str]]]:

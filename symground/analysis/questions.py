@@ -6,7 +6,7 @@ image: matched is a question with its own picture, mismatched the same with anot
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from symground.analysis.given import told
 from symground.analysis.probes import Examples, Probes
 from symground.data.prompts import PARTS, Prompt, on_image, processed, prompt_text, read_image, read_prompt
 from symground.data.questions import Question
@@ -36,7 +37,6 @@ class ImageQuestions:
     system: str | None
     instruction: str
     say: Mapping[str, str]
-    padding: int
     said: str | None = None
     """How the answers begin."""
     span: int = 0
@@ -115,10 +115,11 @@ class ImageQuestions:
 
     def _examples(self, questions: Sequence[Question], prompts: Sequence[Prompt]) -> Examples:
         lengths = torch.tensor([len(prompt.ids) for prompt in prompts])[:, None]
-        ids = torch.full((len(prompts), int(lengths.max())), self.padding)
+        ids = torch.empty((len(prompts), int(lengths.max())), dtype=torch.long)
         masks = {name: torch.zeros_like(ids, dtype=torch.bool) for name in PARTS}
         for i, prompt in enumerate(prompts):
             ids[i, : len(prompt.ids)] = torch.tensor(prompt.ids)
+            ids[i, len(prompt.ids) :] = prompt.ids[-1]  # as of probes
             for name, places in prompt.spans.items():
                 masks[name][i, list(places)] = True
         at_p = torch.arange(ids.shape[1]) == lengths - 1
@@ -221,6 +222,18 @@ def image_questions(
         ValueError: no questions, a picture that cannot be read, a processor whose ids cannot be told apart, or answers
             that begin with the same token.
     """
+    if not hasattr(processor, "tokenizer"):
+        raise ValueError(
+            "processor: expected a vision-language model's, as symground.load_processor gives it, got "
+            f"{told(processor)}"
+        )
+    questions = list(questions) if isinstance(questions, Iterable) and not isinstance(questions, str) else [questions]
+    wrong = next((question for question in questions if not isinstance(question, Question)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"questions: expected those that symground.data.read_questions gives, got {told(wrong)}; one by hand is "
+            "symground.data.Question(image, text, answer)"
+        )
     if not questions:
         raise ValueError("questions: expected at least one, got none")
     missing = [question.image for question in questions if not Path(question.image).is_file()]
@@ -236,7 +249,4 @@ def image_questions(
                 f"questions: the answers {first[prompt.answer]!r} and {question.answer!r} begin with the same token "
                 f"(id {prompt.answer}), and only first tokens are told apart; say= can give other words"
             )
-    padding = processor.tokenizer.pad_token_id
-    return ImageQuestions(
-        tuple(questions), prompts, processor, system, instruction, say, 0 if padding is None else padding, said
-    )
+    return ImageQuestions(tuple(questions), prompts, processor, system, instruction, say, said)

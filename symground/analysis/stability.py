@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy import stats
 
+from symground.analysis.given import check_trace
 from symground.analysis.heads import DENOMINATORS, head_shares, kinds_of
 
 #: Of so many examples at most every pair is compared.
@@ -35,6 +36,12 @@ def stability(traced: xr.Dataset, threshold: float = 0.30, draws: int = 200, see
     Raises:
         ValueError: fewer than two contexts, or fewer than one draw.
     """
+    check_trace(traced, "traced")
+    if "context" not in traced.coords or "flow" not in traced:
+        raise ValueError(
+            "traced: expected a trace of probes or of questions about images, with the flow of heads; of ids alone "
+            "nothing tells their contexts"
+        )
     contexts = np.unique(traced.context.values)
     if len(contexts) < 2 or draws < 1:
         raise ValueError(f"traced, draws: expected two contexts and a draw, got {len(contexts)} and {draws}")

@@ -14,6 +14,7 @@ from symground.analysis.choice import Choices, choices
 from symground.analysis.controls import Controls
 from symground.analysis.probes import Examples
 from symground.analysis.questions import Asked
+from symground.analysis.score import check_fits
 from symground.analysis.selection import pieces_of
 from symground.analysis.trace import trace
 from symground.models import mixers
@@ -65,7 +66,9 @@ def steering(
 
     Source: McNemar 1947.
     """
-    if not len(factors) or draws < 1:
+    mixers(model)
+    check_fits(model, probes, images=True)
+    if isinstance(factors, (int, float)) or not len(factors) or draws < 1:
         raise ValueError(f"factors, draws: expected at least one factor and one draw, got {factors} and {draws}")
     examples = probes.matched()
     traced = trace(model, probes, saliency=False, batch_size=batch_size, checkpoint=checkpoint)

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.ablate import silenced
+from symground.analysis.arguments import check_asked
 from symground.analysis.fills import MODES, aligned, fills_of
 from symground.analysis.probes import Examples, Probes
 from symground.analysis.scan import MEMORY
@@ -71,6 +72,7 @@ def sweep_heads(
         if value not in known:
             raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}; got {value!r}")
     layers = mixers(model)
+    check_asked(probes)
     if not layers:
         raise ValueError(f"model: {type(model).__name__} has no heads to silence")
     if not all(mixer.tap.idle for mixer in layers):

@@ -11,19 +11,9 @@ import xarray as xr
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.arguments import (
-    check_asked,
-    check_inputs,
-    check_length,
-    check_mapping,
-    check_trace,
-    check_weights,
-    ids_of,
-    mask_of,
-    readable_ids,
-    tensor_of,
-)
+from symground.analysis.arguments import check_asked, check_inputs, check_length, check_weights, readable_ids
 from symground.analysis.backward import Pass, Results, gradient_x_input, run_pass
+from symground.analysis.given import check_mapping, check_trace, ids_of, mask_of, tensor_of
 from symground.analysis.heads import PATCHES
 from symground.analysis.probes import Examples, Probes
 from symground.analysis.questions import Asked, ImageQuestions

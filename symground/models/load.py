@@ -78,6 +78,7 @@ def load(
     if device_map is not None:
         require("accelerate", "models spread over devices", "symground[spread]")
     numbers = _dtype(dtype)
+    _check_path(path)
     folder = Path(path)
     images: Path | None = None
     if is_run(folder):
@@ -192,8 +193,14 @@ def _paths(name: str) -> tuple[PurePosixPath, PureWindowsPath]:
     return PurePosixPath(name), PureWindowsPath(name)
 
 
+def _check_path(path: Any) -> None:
+    if not isinstance(path, (str, Path)):
+        raise ValueError(f"path: expected a folder, a file or a name on the hub, got {type(path).__name__}")
+
+
 def _check_there(path: str | Path) -> None:
     """Refuse what is neither there nor may be a name on the hub."""
+    _check_path(path)
     file = Path(path)
     if file.is_file() and file.suffix.lower() != ".gguf":
         raise ValueError(f"{path} is a file; expected a folder with a config.json, a .gguf file, or a name on the hub")
@@ -248,6 +255,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
         FileNotFoundError: there is none.
         ImportError: a .gguf file without the gguf package.
     """
+    _check_path(path)
     here = Path(path)
     if here.is_dir():
         for folder in (here, study_of(here)):

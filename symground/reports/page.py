@@ -41,8 +41,11 @@ def report(
 
     Raises:
         FileNotFoundError: a folder is neither a study nor a run, or has no results yet; no such table.
-        ValueError: the table of children has not the columns that it should.
+        ValueError: no path, or the table of children has not the columns that it should.
     """
+    for each in (path, *others):
+        if not isinstance(each, (str, Path)):
+            raise ValueError(f"path: expected the folder of a study or a run, got {type(each).__name__}")
     ages = None if acquisition is None else age_of_acquisition(acquisition)
     studies = [Study.read(each) for each in (path, *others)]
     if others:

@@ -37,7 +37,8 @@ def draw_patches(
     """
     shown = np.asarray(picture.convert("RGB") if hasattr(picture, "convert") else picture)
     if shown.ndim != 3 or shown.shape[-1] != 3:
-        raise ValueError(f"picture: expected shape [height,width,3], got {list(shown.shape)}")
+        got = f"shape {list(shown.shape)}" if shown.ndim else f"{type(picture).__name__} {picture!r:.60}"
+        raise ValueError(f"picture: expected a PIL image or an array [height,width,3], got {got}")
     arrays = [np.asarray(heat, dtype=float) for heat in heats]
     for i, heat in enumerate(arrays):
         if heat.shape != shown.shape[:2]:

@@ -37,8 +37,28 @@ def test_one_kind_or_none_is_one_row() -> None:
     assert sg.pope_scores(table("yn", "yn"))["kind"].tolist() == ["all"]
     assert sg.pope_scores(table("yn", "yn", "aa"))["kind"].tolist() == ["a"]
     without = sg.pope_scores(table("yn", "yn").assign(kind=""))
-    assert without["kind"].tolist() == [""]
+    assert without["kind"].tolist() == ["all"]
     assert without["accuracy"].tolist() == [1.0]
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.sampled_from("yn"), st.sampled_from("yn"), st.sampled_from(["a", "b", "", None, np.nan])),
+        min_size=1,
+        max_size=9,
+    )
+)
+def test_no_question_is_dropped(rows: list[tuple[str, str, object]]) -> None:
+    """Whatever kinds there are, of which some may have none: all questions are in the row "all", or in the only one."""
+    asked = table("".join(a for a, _, _ in rows), "".join(s for _, s, _ in rows)).assign(kind=[k for _, _, k in rows])
+    found = sg.pope_scores(asked).set_index("kind")
+    kinds = {kind for _, _, kind in rows if kind in ("a", "b")}
+    without = any(kind not in ("a", "b") for _, _, kind in rows)
+    assert set(found.index) == (kinds if len(kinds) == 1 and not without else kinds | {"all"})
+    for kind in found.index:
+        chosen = [(a, s) for a, s, k in rows if k == kind or kind == "all"]
+        assert found.loc[kind, "questions"] == len(chosen)
+        assert found.loc[kind, "accuracy"] == pytest.approx(np.mean([a == s for a, s in chosen]))
 
 
 @pytest.mark.parametrize(

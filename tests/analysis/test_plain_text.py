@@ -1,0 +1,139 @@
+"""Probes of plain text: what is scored is the text that was asked for, to the space."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+import symground as sg
+
+NOUNS = ["dog", "cat", "bird", "elephant"]
+OPENS = "<|endoftext|>"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """GPT-2's form: byte-level, and what opens a text is what stands for unknown words too."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=[OPENS, "<|said|>"], initial_alphabet=alphabet)
+    texts = ["There was a dog here", "She fed the cat", "He saw a bird", "assistant\ndog cat bird", "She saw it"] * 20
+    made.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token=OPENS, eos_token=OPENS, unk_token=OPENS)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=128, n_embd=24, n_layer=2, n_head=3, initializer_range=0.3
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+@pytest.mark.parametrize("opened", ["", OPENS])
+@pytest.mark.parametrize(
+    ("lan", "joint", "between"),
+    [
+        ("She fed the", None, " "),
+        ("She fed the ", None, " "),
+        ("She fed the   ", None, " "),
+        ("She fed the ", " ", " "),
+        ("<|said|>assistant\n", None, ""),
+        ("<|said|>assistant\t", None, ""),
+        ("assistant<|said|>", "", ""),
+        ("She fed the", "\n", "\n"),
+        ("She fed the", " ... ", " ... "),
+    ],
+)
+def test_what_is_scored_is_the_text_that_was_asked_for(
+    tokenizer: PreTrainedTokenizerFast, model: GPT2LMHeadModel, opened: str, lan: str, joint: str | None, between: str
+) -> None:
+    """The oracle spells the text out and reads it whole."""
+    probes = sg.probes(tokenizer, NOUNS, [(f"{opened}There was a {{}} here", lan)], joint=joint)
+    scores = sg.score(model, probes).set_index(["env", "target"])["surprisal"]
+    for env in NOUNS:
+        for target in NOUNS:
+            said = lan.rstrip(" ") if between.startswith(" ") else lan
+            text = f"{opened}There was a {env} here. {said}"
+            before, whole = (
+                tokenizer(x, add_special_tokens=False)["input_ids"] for x in (text, f"{text}{between}{target}")
+            )
+            own = whole[len(before) :]
+            assert whole[: len(before)] == before
+            skipped = len(own) - len(tokenizer(f"{between if between == ' ' else ''}{target}")["input_ids"])
+            with torch.no_grad():
+                log_p = model(torch.tensor([whole])).logits[0, :-1].double().log_softmax(-1)
+            each = -log_p[torch.arange(len(before) - 1, len(whole) - 1), own]
+            if between in (" ", ""):
+                assert skipped == 0
+            assert scores[env, target] == pytest.approx(each.sum().item(), abs=1e-3), (text, between, target)
+
+
+def test_what_opens_a_text_is_not_put_before_it_again(tokenizer: PreTrainedTokenizerFast) -> None:
+    own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    own.post_processor = processors.TemplateProcessing(f"{OPENS} $A", special_tokens=[(OPENS, 0)])
+    opening = PreTrainedTokenizerFast(tokenizer_object=own, bos_token=OPENS, unk_token=OPENS)
+    written, not_written = (
+        sg.probes(opening, NOUNS, [(f"{text}There was a {{}}", "She fed the")]).rows[0][0].ids for text in (OPENS, "")
+    )
+    assert written == not_written
+    assert written[:2].count(0) == 1
+
+
+def test_unknown_words_are_named_and_their_token_may_be_written() -> None:
+    vocabulary = {w: i for i, w in enumerate(["[UNK]", "There", "was", "a", "dog", "cat", "She", "fed", "the", "."])}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    words = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]")
+    with pytest.raises(ValueError, match="not in it: bird, saw$"):
+        sg.probes(words, ["dog", "bird"], [("There was a {}", "She saw the")])
+    words.add_special_tokens({"bos_token": "[UNK]"})
+    assert sg.probes(words, ["dog", "cat"], [("[UNK] There was a {}", "She fed the")]).rows[0][0].ids[0] == 0
+
+
+def test_words_of_several_tokens_are_named_with_what_to_do(
+    tokenizer: PreTrainedTokenizerFast, model: GPT2LMHeadModel
+) -> None:
+    probes = sg.probes(tokenizer, NOUNS, [("There was a {}", "She fed the"), ("He saw a {}", "She saw the")])
+    with pytest.raises(
+        ValueError, match=r"of these words the tokenizer makes several: \['elephant'\]; leave them out"
+    ) as e:
+        sg.trace(sg.attach(model), probes)
+    code = str(e.value).split("leave them out: ")[1].split("; ")[0].replace("symground.", "sg.")
+    assert "surprisal" in sg.trace(model, eval(code))
+    assert len(sg.score(model, probes)) == 2 * 4 * 4
+    with pytest.raises(
+        ValueError, match=r"several: \['elephant', 'hippopotamus'\]; .*, with other nouns, since 1 is left"
+    ):
+        sg.trace(model, sg.probes(tokenizer, ["dog", "elephant", "hippopotamus"]))
+
+
+def test_a_studys_words_are_joined_by_nothing(corpus: object) -> None:
+    with pytest.raises(ValueError, match="joint: the words of a study's vocabulary are tokens"):
+        sg.probes(corpus.tokenizer, joint="")  # type: ignore[attr-defined]
+
+
+def test_examples_of_probes_end_in_no_padding_that_transformers_warns_of(
+    tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows of several lengths, of every model that has such a token."""
+    contexts = [("There was a {}", "She fed the"), ("He saw it and then there was a {} here", "She saw the")]
+    probes = sg.probes(tokenizer, NOUNS[:3], contexts)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32}
+    config = transformers.LlamaConfig(vocab_size=len(tokenizer), **sizes, pad_token_id=0)
+    seen: list[torch.Tensor] = []
+    ours = sg.attach(transformers.LlamaForCausalLM(config).eval())
+    ours.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    traced = sg.trace(ours, probes, batch_size=6)
+    assert not any(bool((ids[:, [0, -1]] == config.pad_token_id).any()) for ids in seen[-1:])
+    alone = sg.trace(ours, probes.take_contexts([0]))
+    np.testing.assert_allclose(traced.surprisal[:3], alone.surprisal, atol=1e-5)
