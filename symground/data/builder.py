@@ -183,12 +183,14 @@ class CorpusBuilder:
         tokenizer = word_level_tokenizer(counts, min_count)
         vocabulary = tokenizer.get_vocab()
         unknown = vocabulary[UNKNOWN]
+        known = {token: n for token, n in counts.items() if token in vocabulary}  # the others became [UNK]
         final = np.array([vocabulary.get(_lemma(token, lemmas), unknown) for token in self._ids], np.int32)
         held = sum(self._validation)
         statistics = {
             "tokens": self._tokens.length,
-            "env_tokens": sum(n for token, n in counts.items() if token.endswith(":<ENV>")),
-            "lan_tokens": sum(n for token, n in counts.items() if token.endswith(":<LAN>")),
+            "env_tokens": sum(n for token, n in known.items() if token.endswith(":<ENV>")),
+            "lan_tokens": sum(n for token, n in known.items() if token.endswith(":<LAN>")),
+            "unknown_tokens": sum(counts.values()) - sum(n for token, n in known.items() if token != UNKNOWN),
             "documents": len(self._lengths),
             "vocabulary": len(vocabulary),
             **({"documents_with_image": self._images, "patches": self.patches} if self._images else {}),

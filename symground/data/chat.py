@@ -26,7 +26,7 @@ _INLINE = re.compile(r"&(?:\{[ln])?=([^\s<>\[\]]+)|\[(?:%(?:(\w+):)?|=!?(?!\?))\
 #: Codes within codes are looked for so deep.
 _NESTED = 4
 _MAIN = re.compile(r"\*[^\s:*]+:")
-_MAIN_TIER = re.compile(rb"(?:\A|[\r\n])\*")
+_MAIN_TIER = re.compile(rb"(?:\A(?:\xef\xbb\xbf)?|[\r\n])\*")
 _DECLARES_UTF8 = re.compile(rb"(?:\xef\xbb\xbf)?@UTF8")
 
 

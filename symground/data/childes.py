@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
 from itertools import islice, takewhile
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,15 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from symground.data.builder import CorpusBuilder
-from symground.data.chat import ChatSettings, Unreadable, decode, is_utf8, parse
-from symground.data.files import file_names, files_in
+from symground.data.chat import ChatSettings, Unreadable, decode, is_utf8, main_tiers, parse
+from symground.data.files import LeftOut, Limits, file_names, files_in
 from symground.data.splits import share_of
+from symground.data.workers import Died, Worker, workers
 from symground.progress import progress
 
 #: Bytes of transcripts that go to a process at once.
 _BATCH = 1 << 20
 #: How a transcript's main tiers are accounted for; together they are all of them.
-_FATES = ("utterances", "silent", "other_speakers", "in_left_out_files")
+_FATES = ("utterances", "silent", "other_speakers", "in_left_out_files", "in_set_aside_files")
 
 
 @dataclass
@@ -42,12 +43,14 @@ class _Parsed:
 
 def add_transcripts(
     builder: CorpusBuilder, paths: Sequence[str | Path], settings: ChatSettings, *, validation: float = 0.0,
-    strict: bool = False, jobs: int | None = None,
+    strict: bool = False, jobs: int | None = None, limits: Limits | None = None,
 ) -> dict[str, str]:  # fmt: skip
     """Add every transcript under ``paths`` (.cha files, folders or archives of them), a document each.
 
     A transcript that cannot be read is set aside, and named with line and reason in ``builder.statistics["chat"]``,
-    which also accounts for every utterance. Same input, same corpus, whatever ``jobs``.
+    which also accounts for every utterance. So is one that ends the process that reads it, where several do. A file
+    that is reached twice, or is a copy of one of the same name, is read once; the other is named there as not read.
+    Same input, same corpus, whatever ``jobs``.
 
     Args:
         builder: takes the documents, grouped by the folders they come from (:func:`corpus_of`).
@@ -55,7 +58,8 @@ def add_transcripts(
         settings: which transcripts, which tiers, which words.
         validation: the share of documents kept from training, chosen by their names.
         strict: raise for the first transcript that cannot be read instead.
-        jobs: processes; None takes as many as there are processors.
+        jobs: processes; None takes as many as there are processors. The caller's script needs no guard for them.
+        limits: how large files may be, and whether links are followed.
 
     Returns:
         form → lemma, for the builder; empty unless ``settings.lemmas``.
@@ -63,18 +67,20 @@ def add_transcripts(
     Raises:
         FileNotFoundError: a path, or the file of lemmas, that does not exist.
         ValueError: a path that is neither a transcript, a folder nor an archive; a damaged archive, or one with a
-            member that is a link or leads out of it; no transcript, or none with enough ENV tiers; a file of lemmas of
-            another form; with ``strict``, a transcript that cannot be read.
+            member that is a link or leads out of it; a file above a limit, or a link out of its folder (names the
+            option); no transcript, or none with enough ENV tiers; a file of lemmas of another form; with ``strict``, a
+            transcript that cannot be read.
     """
     if not 0 <= validation < 1:
         raise ValueError(f"validation: expected a share from 0 to below 1, got {validation}")
     lemmas = {} if settings.lemmas in (None, "mor") else read_lemmas(settings.lemmas or "")
-    names = file_names(paths, ".cha")
+    left_out: LeftOut = []
+    names = file_names(paths, ".cha", limits, left_out)
     corpora = corpora_of(names)
-    account = _Account(settings)
+    account = _Account(settings, left_out)
     merged: Counter[tuple[str, str]] = Counter()
     with progress("transcripts", len(names), quick=True) as bar:
-        for name, parsed in _parsed(paths, settings, jobs):
+        for name, parsed in _parsed(_once(files_in(paths, ".cha", limits=limits), left_out), settings, jobs):
             account.add(corpora[name], name, parsed, strict)
             if parsed.tokens is not None and parsed.starts is not None:
                 builder.add_encoded(
@@ -117,8 +123,8 @@ def read_lemmas(path: str | Path) -> dict[str, str]:
 class _Account:
     """What became of every file and every utterance."""
 
-    def __init__(self, settings: ChatSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: ChatSettings, left_out: LeftOut) -> None:
+        self._settings, self._left_out = settings, left_out
         self._corpora: dict[str, Counter[str]] = {}
         self._skipped: list[dict[str, Any]] = []
 
@@ -148,9 +154,10 @@ class _Account:
         corpora = {
             name: {key: of_corpus[key] for key in keys} for name, of_corpus in sorted(self._corpora.items())
         }  # fmt: skip
-        skipped = sorted(self._skipped, key=lambda entry: str(entry["file"]))
+        not_read = [{"file": name, "line": 0, "reason": reason} for name, reason in self._left_out]
+        skipped = sorted([*self._skipped, *not_read], key=lambda entry: str(entry["file"]))
         return {
-            **{key: total[key] for key in keys},
+            **{key: total[key] for key in keys}, "files_not_read": len(not_read),
             "skipped": skipped, "corpora": corpora, "settings": asdict(self._settings),
         }  # fmt: skip
 
@@ -160,7 +167,7 @@ class _Account:
             raise ValueError(f"paths: no .cha file in {', '.join(map(str, paths))}")
         if not found["files_kept"]:
             first = next((f"; {len(self._skipped)} could not be read, the first: {s['file']}, line {s['line']}: "
-                          f"{s['reason']}" for s in found["skipped"]), "")  # fmt: skip
+                          f"{s['reason']}" for s in self._skipped), "")  # fmt: skip
             tiers = ", ".join("%" + tier for tier in self._settings.env_tiers)
             raise ValueError(
                 f"paths: none of {found['files']} transcripts has {self._settings.min_env_tiers} or more of the tiers "
@@ -168,24 +175,57 @@ class _Account:
             )
 
 
-def _parsed(paths: Sequence[str | Path], settings: ChatSettings, jobs: int | None) -> Iterator[tuple[str, _Parsed]]:
+def _once(files: Iterable[tuple[str, bytes]], left_out: LeftOut) -> Iterator[tuple[str, bytes]]:
+    """The files without those that have the name and the content of one before them."""
+    seen: set[tuple[str, bytes]] = set()
+    for name, content in files:
+        key = (name, blake2b(content, digest_size=16).digest())
+        if key in seen:
+            left_out.append((name, "is a copy of a file of the same name, which is read"))
+        else:
+            seen.add(key)
+            yield name, content
+
+
+def _parsed(
+    files: Iterable[tuple[str, bytes]], settings: ChatSettings, jobs: int | None
+) -> Iterator[tuple[str, _Parsed]]:
     """(name, what it gives) in the order of the files; as many batches are under way as keep the processes busy."""
-    batches = _batches(files_in(paths, ".cha"))
+    batches = _batches(files)
     first = list(islice(batches, 4))
     jobs = jobs or os.cpu_count() or 1
     if jobs == 1 or len(first) < 4:  # sooner done than a process is started
         for batch in (*first, *batches):
-            yield from zip((name for name, _ in batch), _parse_batch(batch, settings), strict=True)
+            yield from zip((name for name, _ in batch), _parse_batch((batch, settings)), strict=True)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with workers(jobs) as free, ThreadPoolExecutor(jobs) as threads:
         waiting: deque[tuple[list[str], Future[list[_Parsed]]]] = deque()
+
+        def elsewhere(batch: list[tuple[str, bytes]]) -> list[_Parsed]:
+            worker = free.get()
+            try:
+                return _ask(worker, batch, settings)
+            finally:
+                free.put(worker)
+
         for batch in (b for part in (first, batches) for b in part):
-            waiting.append(([name for name, _ in batch], pool.submit(_parse_batch, batch, settings)))
+            waiting.append(([name for name, _ in batch], threads.submit(elsewhere, batch)))
             if len(waiting) > 2 * jobs:
                 names, future = waiting.popleft()
                 yield from zip(names, future.result(), strict=True)
         for names, future in waiting:
             yield from zip(names, future.result(), strict=True)
+
+
+def _ask(worker: Worker, batch: list[tuple[str, bytes]], settings: ChatSettings) -> list[_Parsed]:
+    """What a worker gives for a batch; where its process dies, file by file, to find the one that it died of."""
+    try:
+        found: list[_Parsed] = worker.ask(_parse_batch, (batch, settings))
+    except Died as died:
+        if len(batch) > 1:
+            return [parsed for file in batch for parsed in _ask(worker, [file], settings)]
+        return [_set_aside(batch[0][1], 1, f"the process that read it died ({died})")]
+    return found
 
 
 def _batches(files: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
@@ -201,17 +241,25 @@ def _batches(files: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, byt
         yield batch
 
 
-def _parse_batch(batch: list[tuple[str, bytes]], settings: ChatSettings) -> list[_Parsed]:
+def _parse_batch(asked: tuple[list[tuple[str, bytes]], ChatSettings]) -> list[_Parsed]:
+    batch, settings = asked
     return [_parse_one(content, settings) for _, content in batch]
+
+
+def _set_aside(content: bytes, line: int, reason: str) -> _Parsed:
+    count = main_tiers(content)
+    return _Parsed({"main_tiers": count, "in_set_aside_files": count}, line=line, reason=reason)
 
 
 def _parse_one(content: bytes, settings: ChatSettings) -> _Parsed:
     try:
         transcript = parse(decode(content), settings)
     except Unreadable as error:
-        return _Parsed({"main_tiers": 0}, line=error.line, reason=error.reason)
-    except Exception as error:  # rustling's own error types are not public
-        return _Parsed({"main_tiers": 0}, line=1, reason=f"{type(error).__name__}: {error}")
+        return _set_aside(content, error.line, error.reason)
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        return _set_aside(content, 1, f"{type(error).__name__}: {error}")
     latin = int(not is_utf8(content))
     tiers = {"main_tiers": transcript.main_tiers, "env_tiers": transcript.env_tiers, "latin_1": latin}
     if transcript.env_tiers < settings.min_env_tiers or not transcript.turns:

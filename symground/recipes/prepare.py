@@ -29,6 +29,7 @@ from symground.data import (
     noun_list,
     nouns_over_threshold,
 )
+from symground.data.files import Limits
 from symground.data.generated_images import GeneratedImagesSettings, add_image_scenes
 from symground.data.images import Shown
 from symground.data.nouns import noun_tokens
@@ -69,6 +70,7 @@ class CorpusSettings:
     """Stop at the first file that cannot be read; by default it is set aside and named."""
     jobs: int | None = None
     """Processes that read transcripts; as many as there are processors by default."""
+    limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         for name in ("min_word_count", "min_noun_count"):
@@ -147,11 +149,16 @@ def _made(study: Path, kind: str, paths: Sequence[str], settings: CorpusSettings
     chosen = [_adapted(c, _folds(kind, settings), lemmas) for c in contexts]
     candidates = dict.fromkeys(_word(noun, _folds(kind, settings), lemmas) for noun in listed)
     spoken, cue = (settings.generated.spoken if _is_generated(kind) else {}), contexts[0].cue
-    counts = builder.counts_by_group(lemmas)
+    tokenizer = builder.tokenizer(minimum, lemmas)
+    vocabulary = tokenizer.get_vocab()
+    counts = {
+        group: {token: n for token, n in of_group.items() if token in vocabulary}  # the others become [UNK]
+        for group, of_group in builder.counts_by_group(lemmas).items()
+    }
     if cue == IMAGE:
         counts["images"] = {shown(noun): len(images) for noun, images in builder.shown.items()}
     nouns = nouns_over_threshold(_total(counts), settings.min_noun_count, list(candidates), spoken, cue)
-    kept, lacking = split_contexts(builder.tokenizer(minimum, lemmas), chosen)
+    kept, lacking = split_contexts(tokenizer, chosen)
     for context, words in lacking.items():
         _say(f"context left out, not in the vocabulary {', '.join(words)}: {context.env!r}, {context.lan!r}")
     if not kept:
@@ -236,7 +243,9 @@ def _fill(
     if kind == VISDIAL:
         add_dialogues(builder, paths, settings.visdial, validation=validation, strict=strict, nouns=nouns)
         return {}, {}, None
-    lemmas = add_transcripts(builder, paths, settings.chat, validation=validation, strict=strict, jobs=settings.jobs)
+    lemmas = add_transcripts(
+        builder, paths, settings.chat, validation=validation, strict=strict, jobs=settings.jobs, limits=settings.limits
+    )
     return lemmas, {}, None
 
 
@@ -283,7 +292,8 @@ def _summarise(study: Path, statistics: Mapping[str, Any], nouns: Sequence[str],
     for of_kind in (statistics.get("chat", {}), statistics.get("visdial", {})):
         for skipped in of_kind.get("skipped", []):
             where = f"{skipped['file']}, line {skipped['line']}" if skipped.get("line") else skipped["file"]
-            _say(f"set aside: {where}: {skipped['reason']}")
+            what = "not read" if skipped.get("line") == 0 else "set aside"
+            _say(f"{what}: {where}: {skipped['reason']}")
 
 
 def _say(text: str) -> None:

@@ -21,7 +21,8 @@ _FATES = {
     "utterances": "in the corpus, with a word or an event",
     "silent": "with neither: pauses, zeros, dropped events",
     "other_speakers": "of speakers who were not asked for",
-    "in_left_out_files": "in files with too few ENV tiers",
+    "in_left_out_files": "in files with too few ENV tiers, or no turn",
+    "in_set_aside_files": "in files that were set aside",
 }
 
 _FILES = {
@@ -30,6 +31,7 @@ _FILES = {
     "files_left_out": "files with too few ENV tiers, or no turn",
     "files_set_aside": "files set aside, below",
     "latin_1": "files read as Latin-1",
+    "files_not_read": "others that were not read (copies, links to what is read), below",
 }
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from symground.data import ChatSettings, Corpus, CorpusBuilder, add_transcripts, noun_list, nouns_over_threshold
-from symground.data.childes import corpora_of, read_lemmas
+from symground.data.childes import _FATES, corpora_of, read_lemmas
 
 HEADER = "@UTF8\n@Begin\n@Participants:\tCHI Target_Child, MOT Mother\n"
 GOOD = HEADER + "*MOT:\tlook .\n%act:\tsits\n*CHI:\t0 .\n@End\n"
@@ -39,8 +47,8 @@ def test_every_utterance_and_file_is_accounted_for(tmp_path: Path) -> None:
     builder, chat = read(tmp_path)
     files = {name: chat[name] for name in ("files", "files_kept", "files_left_out", "files_set_aside", "latin_1")}
     assert files == {"files": 6, "files_kept": 3, "files_left_out": 1, "files_set_aside": 2, "latin_1": 1}
-    assert chat["main_tiers"] == 8
-    assert (chat["utterances"], chat["silent"], chat["other_speakers"], chat["in_left_out_files"]) == (3, 3, 0, 2)
+    assert chat["main_tiers"] == 12
+    assert [chat[fate] for fate in _FATES] == [3, 3, 0, 2, 4]
     assert chat["skipped"] == [
         {"file": "B/Wells/bytes.cha", "line": 4, "reason": "byte 0xe9 is not UTF-8, which its first line declares"},
         {"file": "B/Wells/cut.cha", "line": 6, "reason": "the transcript ends here, without @End"},
@@ -167,12 +175,138 @@ def test_the_whole_archive_is_accounted_for(real_data: Path, tmp_path: Path) -> 
     add_transcripts(builder, [archive], ChatSettings(min_env_tiers=0), validation=0.01)
     corpus = builder.write(tmp_path / "corpus", 5)
     chat = corpus.statistics["chat"]
-    fates = ("utterances", "silent", "other_speakers", "in_left_out_files")
     assert (chat["files"], chat["files_set_aside"]) == (3570, 0)
-    assert chat["main_tiers"] == sum(chat[name] for name in fates) == 2_167_845
+    assert chat["main_tiers"] == sum(chat[name] for name in _FATES) == 2_167_845
     assert 890_000 < corpus.statistics["env_tokens"] < 920_000
     assert 95 <= len(nouns_over_threshold(corpus.counts, 100, noun_list("cdi"))) <= 105
     assert len(chat["corpora"]) == 43
     again = Corpus.load(tmp_path / "corpus")
     assert isinstance(again.tokens, np.memmap)
     assert again.documents[-1] == len(again.tokens) == corpus.statistics["tokens"]
+
+
+# What becomes of files that end the process, or the library, that reads them.
+
+DEATHS = {
+    "panic": (
+        "raise type('PanicException', (BaseException,), {})('index out of bounds')",
+        "PanicException: index out of",
+    ),
+    "exit": ("os._exit(3)", r"the process that read it died \(exit code 3\)"),
+    "kill": ("os.kill(os.getpid(), 9)", r"the process that read it died \(signal 9, SIGKILL\)"),
+    "memory": ("raise MemoryError", "MemoryError: "),
+    "depth": ("def f(): f()\n            f()", "RecursionError: "),
+}
+
+
+@pytest.mark.parametrize(
+    ("death", "jobs"), [("panic", 1), ("memory", 1), ("depth", 1), ("panic", 2), ("exit", 2), ("kill", 2)]
+)
+def test_a_transcript_that_ends_its_reader_is_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str, jobs: int
+) -> None:
+    from symground.data import childes
+
+    code, reason = DEATHS[death]
+    library = tmp_path / "library" / "rustling"
+    library.mkdir(parents=True)
+    (library / "__init__.py").write_text("")
+    (library / "chat.py").write_text(
+        "import os\nclass CHAT:\n    @staticmethod\n    def from_strs(strs, **_):\n        if 'deadly' in strs[0]:\n"
+        f"            {code}\n        return CHAT()\n    def utterances(self):\n        return []\n"
+    )
+    monkeypatch.syspath_prepend(library.parent)
+    for name in ("rustling", "rustling.chat"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(childes, "_BATCH", 200)
+    write(tmp_path / "in", **{f"a{i:02}": GOOD for i in range(12)})
+    write(tmp_path / "in", a05=GOOD.replace("look", "deadly"))
+    builder, chat = read(tmp_path / "in", ChatSettings(lemmas="mor"), jobs=jobs)
+    assert [(s["file"], s["line"]) for s in chat["skipped"]] == [("a05.cha", 1)]
+    assert re.match(reason, chat["skipped"][0]["reason"])
+    assert (chat["files"], chat["files_kept"], chat["files_set_aside"]) == (12, 11, 1)
+    assert chat["main_tiers"] == 24 == sum(chat[fate] for fate in childes._FATES)
+    assert chat["in_set_aside_files"] == 2
+    assert builder.counts()["look:<LAN>"] == 11
+
+
+def test_a_script_needs_no_guard(tmp_path: Path) -> None:
+    write(tmp_path / "in", **{f"a{i}": GOOD for i in range(8)})
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from symground.data import ChatSettings, CorpusBuilder, add_transcripts, childes\n"
+        "childes._BATCH = 100\nbuilder = CorpusBuilder()\nprint('once')\n"
+        f"add_transcripts(builder, [{str(tmp_path / 'in')!r}], ChatSettings(), jobs=2)\n"
+        "print(builder.statistics['chat']['files_kept'])\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "once\n8\n", "")
+
+
+# One account: its parts sum to the whole.
+
+BODIES = (
+    "*MOT:\tka .\n%act:\tlo\n",
+    "*CHI:\t0 .\n",
+    "*CHI:\tmi &-su .\n",
+    "*MOT:\t&=te .\n%sit:\t<bef> lo\n",
+    "@G:\tx\n",
+)
+FAULTS = ("", "", "", "no tier\n", "*MOT:\t[ ka\n", "*MOT\n", "\x00", "*MOT:\tka\n\udce9")
+
+
+@given(
+    st.lists(
+        st.tuples(st.lists(st.sampled_from(BODIES), max_size=5), st.sampled_from(FAULTS), st.booleans()),
+        min_size=1, max_size=6,
+    ),
+    st.sampled_from([(), ("CHI",)]), st.integers(0, 2),
+)  # fmt: skip
+def test_every_utterance_of_every_file_is_in_one_account(
+    files: list[tuple[list[str], str, bool]], speakers: tuple[str, ...], least: int
+) -> None:
+    builder = CorpusBuilder()
+    with tempfile.TemporaryDirectory() as folder:
+        there, tiers = 0, 0
+        for i, (bodies, fault, twice) in enumerate(files):
+            content = f"{HEADER}{''.join(bodies)}{fault}@End\n".encode(errors="surrogateescape")
+            for name in (f"{i}.cha", f"copy/{i}.cha")[: 1 + twice]:
+                Path(folder, name).parent.mkdir(exist_ok=True)
+                Path(folder, name).write_bytes(content)
+            there += 1 + twice
+            tiers += (1 + twice) * sum(line.startswith(b"*") for line in content.splitlines())
+        settings = ChatSettings(speakers=speakers, min_env_tiers=least)
+        with suppress(ValueError):  # where none is kept the account is there all the same
+            add_transcripts(builder, [folder, folder], settings, jobs=1)
+    chat = builder.statistics["chat"]
+    fates = [key for key in chat if key in _FATES]
+    assert chat["files"] == there == chat["files_kept"] + chat["files_left_out"] + chat["files_set_aside"]
+    assert chat["main_tiers"] == tiers == sum(chat[fate] for fate in fates)
+    assert {key: sum(of[key] for of in chat["corpora"].values()) for key in fates} == {key: chat[key] for key in fates}
+    assert chat["files_not_read"] == 1
+    named = [entry for entry in chat["skipped"] if entry["line"]]
+    assert len(named) == chat["files_set_aside"]
+
+
+def test_a_copy_of_a_folder_and_an_archive_of_it_count_once(tmp_path: Path) -> None:
+    write(tmp_path / "one", x__a=GOOD, x__b=GOOD)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    write(tmp_path / "two", x__b=GOOD.replace("look", "other"))
+    shutil.move(shutil.make_archive(str(tmp_path / "again"), "zip", tmp_path / "one"), tmp_path / "one")
+    builder = CorpusBuilder()
+    add_transcripts(builder, [tmp_path / "one", tmp_path / "two"], ChatSettings())
+    chat = builder.statistics["chat"]
+    assert (chat["files"], chat["files_not_read"]) == (3, 3)
+    assert {s["reason"] for s in chat["skipped"]} == {"is a copy of a file of the same name, which is read"}
+    assert builder.counts()["look:<LAN>"] == 2
+
+
+def test_the_counts_of_the_page_are_those_of_the_corpus(tmp_path: Path) -> None:
+    body = "*MOT:\tka ka ka lo xxx .\n%act:\tmi mi su\n"
+    write(tmp_path, a=f"{HEADER}{body}@End\n")
+    builder, _ = read(tmp_path)
+    corpus = builder.build(2)
+    names = corpus.tokenizer.convert_ids_to_tokens(corpus.tokens.tolist())
+    assert corpus.statistics["env_tokens"] == sum(name.endswith(":<ENV>") for name in names) == 2
+    assert corpus.statistics["lan_tokens"] == sum(name.endswith(":<LAN>") for name in names) == 3
+    assert corpus.statistics["unknown_tokens"] == names.count("[UNK]") == 3
