@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+OLD = ".old"
+
 
 def sync(path: Path) -> None:
     """Have the content of a file, or the names in a folder, on the disk.
@@ -49,10 +51,23 @@ def sync_all(folder: Path) -> None:
 
 
 def put_folder(partial: Path, to: Path) -> None:
-    """Give a folder that was filled under another name its own, once all of it is on the disk; what has it goes."""
+    """Give a folder that was filled under another name its own, once all of it is on the disk.
+
+    What has the name makes room first, comes back when that fails, and goes when it is done.
+    """
     sync_all(partial)
-    remove(to)
-    rename(partial, to)
+    old = partial.with_name(partial.name + OLD)
+    remove(old)
+    try:
+        if to.exists():
+            rename(to, old)
+        rename(partial, to)
+    except BaseException:
+        if old.exists() and not to.exists():
+            with suppress(OSError):
+                rename(old, to)
+        raise
+    remove(old)
 
 
 def make_folder(path: Path) -> None:
@@ -113,7 +128,8 @@ def replacing(path: Path) -> Iterator[Path]:
         _write(partial, os.O_TRUNC, b"")
         mode = partial.stat().st_mode
         yield partial
-        finish(partial, mode)
+        share(partial, mode)
+        sync(partial)
         rename(partial, path)
     except BaseException:
         with suppress(OSError):
@@ -121,8 +137,8 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def finish(path: Path, mode: int) -> None:
-    """Sync a file that something else has written, and let those read it who may read a new file of ours.
+def share(path: Path, mode: int) -> None:
+    """Let those read a file that something else has written who may read a new file of ours.
 
     safetensors writes files that nobody but their owner may read, whatever the umask.
 
@@ -132,7 +148,6 @@ def finish(path: Path, mode: int) -> None:
     """
     if path.stat().st_mode != mode:
         os.chmod(path, stat.S_IMODE(mode))
-    sync(path)
 
 
 def _write(path: Path, how: int, content: bytes) -> None:

@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from symground.disk import finish, make_folder, remove, rename, sync, write_json
+from symground.disk import OLD, make_folder, put_folder, remove, rename, share, write_json
 from symground.folders import read_json
 
 SUMS = "checksums.json"
 _PARTIAL = "partial-"
-_OLD = ".old"
 
 
 @contextmanager
@@ -34,31 +33,12 @@ def sealed(folder: Path) -> Iterator[Path]:
         files = sorted(partial.iterdir())
         write_json(partial / SUMS, {file.name: digest(file) for file in files})
         for file in files:
-            finish(file, (partial / SUMS).stat().st_mode)
-        sync(partial)
-        _put(partial, folder)
+            share(file, (partial / SUMS).stat().st_mode)
+        put_folder(partial, folder)
     except BaseException:
         with suppress(OSError):
             remove(partial)
         raise
-
-
-def _put(partial: Path, folder: Path) -> None:
-    """Give a folder its name. What has the name makes room first, and comes back when that fails."""
-    if not folder.exists():
-        rename(partial, folder)
-        return
-    old = folder.with_name(f"{_PARTIAL}{folder.name}{_OLD}")
-    remove(old)
-    try:
-        rename(folder, old)
-        rename(partial, folder)
-    except BaseException:
-        if not folder.exists():
-            with suppress(OSError):
-                rename(old, folder)
-        raise
-    remove(old)
 
 
 def discard(folder: Path) -> None:
@@ -77,8 +57,8 @@ def settle(parent: Path) -> None:
     if not parent.is_dir():
         return
     for path in sorted(parent.glob(f"{_PARTIAL}*")):
-        folder = path.with_name(path.name.removeprefix(_PARTIAL).removesuffix(_OLD))
-        if path.name.endswith(_OLD) and not folder.exists():
+        folder = path.with_name(path.name.removeprefix(_PARTIAL).removesuffix(OLD))
+        if path.name.endswith(OLD) and not folder.exists():
             rename(path, folder)
         else:
             remove(path)

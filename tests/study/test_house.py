@@ -87,3 +87,18 @@ def test_the_public_surface_is_there() -> None:
         assert all(part in text for part in ("Args:", "Returns:", "Raises:", "Source:")), name
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         symground.nonsense  # noqa: B018
+
+
+def test_whatever_is_to_last_gets_its_name_in_one_place() -> None:
+    """A rename makes something final: symground/disk.py syncs what it names, and keeps what was there until then."""
+    for file in sorted((ROOT / "symground").rglob("*.py")):
+        if file == ROOT / "symground" / "disk.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            of_os = isinstance(node.func.value, ast.Name) and node.func.value.id in ("os", "shutil")
+            renames = of_os and node.func.attr in ("rename", "replace", "renames", "move")
+            # Of a path, not of a table's columns or an array.
+            renames |= node.func.attr == "rename" and len(node.args) == 1 and not isinstance(node.args[0], ast.Constant)
+            assert not renames, f"{file}:{node.lineno}"
