@@ -92,11 +92,10 @@ def _is_recipe(options: list[str]) -> bool:
         return at == 0
     # It may be the value of an option: what takes how many only the parser knows.
     try:
-        given = _parsed(paper, paper(), options, "symground run")
+        asked = [option for option in options if option not in _HELP]
+        given = _parsed(paper, paper(), asked, "symground run")
     except WrongUsageError:
         return not options[at - 1].startswith("--")
-    except SystemExit:
-        return False
     return bool(given.corpus) and given.corpus[0] in RECIPES
 
 
@@ -111,7 +110,7 @@ def _parsed(named: Callable[[], Command], command: Command, options: list[str], 
     printed = io.StringIO()
     try:
         with redirect_stderr(printed):
-            given = tyro.cli(command.settings, args=options, prog=prog, description=_about(named))
+            given: Any = tyro.cli(command.settings, args=options, prog=prog, description=_about(named))
     except SystemExit as stop:
         if stop.code:
             raise WrongUsageError(

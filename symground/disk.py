@@ -44,9 +44,10 @@ def sync(path: Path) -> None:
 
 
 def sync_all(folder: Path) -> None:
-    """Have everything in a folder on the disk."""
+    """Have everything in a folder on the disk; what is removed meanwhile needs not be."""
     for path in folder.rglob("*"):
-        sync(path)
+        with suppress(FileNotFoundError):
+            sync(path)
     sync(folder)
 
 

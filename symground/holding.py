@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +21,8 @@ LOCK = "lock"
 @contextmanager
 def held(folder: Path, doing: str) -> Iterator[None]:
     """Hold ``folder`` for this process while the block runs. A process that dies, however it does, holds it no more.
+
+    Where the file system has no locks, that is said, and nobody is refused.
 
     Args:
         folder: what is held; it is made where it is missing.
@@ -49,6 +53,11 @@ def _locked(folder: Path, doing: str) -> int:
             raise BlockingIOError(
                 f"{folder} is held by {said}; start this again when that one has ended, or end it"
             ) from None
+        except OSError as error:  # some file systems of clusters have no locks
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                os.close(handle)
+                raise
+            print(f"{folder}: this file system has no locks; no other process may be started there", file=sys.stderr)
         try:
             if os.stat(path).st_ino == os.fstat(handle).st_ino:
                 break

@@ -209,6 +209,7 @@ def _summarise(study: Path) -> None:
         last = frame[frame["step"] == frame["step"].max()]
         _say(f"{model} seed {seed}, step {last['step'].iloc[0]}: gain {with_interval(*gain_interval(last))} nats")
     table = read_table(study, "interventions")
+    row: Any
     for row in table.itertuples():
         _say(
             f"{row.model} seed {row.seed}, step {row.step}: {row.kind} heads ({row.denominator}, span {row.span}) "

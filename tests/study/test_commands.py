@@ -109,6 +109,11 @@ def test_a_recipe_is_one_where_the_corpus_stands(capsys: pytest.CaptureFixture[s
     assert says(["run", "generated", "--out", "paper-childes", "--steps", "0"], capsys).startswith(of_run)
     for before in ([], ["--jobs", "2"]):
         assert says(["run", *before, "paper-childes", "x", "--scale", "tiny"], capsys).startswith(of_paper)
+    for arguments, option in ((["--jobs", "2", "paper-childes"], "--scale "), (["--out", "paper-childes"], "--strict")):
+        assert main(["run", *arguments, "--help"]) == 0
+        told = capsys.readouterr().out
+        assert told.count("usage: symground run") == 1
+        assert f" {option}" in told
 
 
 @pytest.mark.parametrize("command", ["", "run", "dials"])
@@ -166,7 +171,15 @@ def test_no_minus_stands_before_a_zero(tmp_path: Path, capsys: pytest.CaptureFix
     row = dict.fromkeys(("heads_per_example", "original", "intervened", "control", "control_sd"), -0.001)
     tables: dict[str, dict[str, Any]] = {
         "gain": {"target": ["a", "b"], **{key: [-0.002, 0.001] for key in ("matched", "mismatched", "gain")}},
-        "interventions": {"kind": ["both"], "denominator": ["row"], "span": [0], **{k: [x] for k, x in row.items()}},
+        "interventions": {
+            "kind": ["both"],
+            "denominator": ["row"],
+            "span": [0],
+            "examples": [4],
+            "short": [0],
+            "draws": [9],
+            **{k: [x] for k, x in row.items()},
+        },
     }
     for name, columns in tables.items():
         table = Table(tmp_path, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -57,6 +58,22 @@ def test_a_folder_is_held_until_its_holder_ends_however_it_does(tmp_path: Path, 
     with held(tmp_path / "run", "analyses"):
         assert json.loads((tmp_path / "run" / LOCK).read_text())["process"] == os.getpid()
     assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EIO])
+def test_a_file_system_without_locks_stops_nobody(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(_: int, __: int) -> None:
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    if number == errno.EIO:
+        with pytest.raises(OSError, match="no locks"), held(tmp_path, "trains"):
+            pass
+        return
+    with held(tmp_path, "trains"):
+        assert f"{tmp_path}: this file system has no locks" in capsys.readouterr().err
 
 
 def test_two_trainings_and_two_rounds_of_jobs_in_one_folder(corpus: Corpus, tmp_path: Path) -> None:
