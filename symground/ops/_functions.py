@@ -70,11 +70,13 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, y = ctx.saved_tensors
+        (x, y), (grad,) = ctx.saved_tensors, grads
         of_x, of_y = ctx.needs_input_grad
+        # A transposed y, as a weight is, gets a gradient of its own layout: another would be copied into that.
+        across = y.stride(-1) > y.stride(-2)
         return (
-            product(grads[0], y.mT).sum_to_size(x.shape) if of_x else None,
-            product(x.mT, grads[0]).sum_to_size(y.shape) if of_y else None,
+            product(grad, y.mT).sum_to_size(x.shape) if of_x else None,
+            (product(grad.mT, x).mT if across else product(x.mT, grad)).sum_to_size(y.shape) if of_y else None,
         )
 
     @staticmethod
