@@ -55,6 +55,7 @@ def attention(
 
     Raises:
         ValueError: a shape, dtype, device or value that does not fit, by the name of the argument.
+        NotImplementedError: a second derivative, or one in forward mode, but by ``impl="reference"``.
 
     Source: attention, Vaswani et al. 2017; the saliency, Wang et al. 2023 ("Label words are anchors"), equation 1.
     """

@@ -49,6 +49,7 @@ def attention_flow(
 
     Raises:
         ValueError: a shape, dtype, device or group id that does not fit, by the name of the argument.
+        NotImplementedError: a derivative of the result, but by ``impl="reference"``.
 
     Source: the information flow S_wp, S_pq of Wang et al. 2023, section 2.2, for arbitrary groups, as sums.
     """

@@ -42,6 +42,7 @@ def attention_saliency(
 
     Raises:
         ValueError: a shape, dtype, device or value that does not fit, by the name of the argument.
+        NotImplementedError: a derivative of the result, but by ``impl="reference"``.
 
     Source: Wang et al. 2023, equation 1, with ∂L/∂A_h = dO_h V_hᵀ.
     """

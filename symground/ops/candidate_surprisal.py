@@ -27,6 +27,7 @@ def candidate_surprisal(
 
     Raises:
         ValueError: a shape, dtype, device or id that does not fit, or no candidate, by the name of the argument.
+        NotImplementedError: a second derivative, or one in forward mode, but by ``impl="reference"``.
 
     Source: surprisal, Shannon 1948; s(w|c) = -log P(w|c) of arXiv 2510.13796.
     """

@@ -37,6 +37,7 @@ def causal_conv1d(
 
     Raises:
         ValueError: a shape, dtype, device or value that does not fit, by the name of the argument.
+        NotImplementedError: a second derivative, or one in forward mode, but by ``impl="reference"``.
 
     Source: Dao and Gu 2024 ("Transformers are SSMs"), section 7; Gu and Dao 2023 ("Mamba").
     """

@@ -33,6 +33,7 @@ def gate_heads(x: Tensor, gate: Tensor, fill: Tensor | None = None, *, impl: str
         ValueError: a shape, dtype or device that does not fit, or NaN in ``gate``, by the name of the argument.
         RuntimeError: ``impl="cuda"`` where the extension has no CUDA part; NaN in ``gate`` on a GPU, where it is
             noticed later.
+        NotImplementedError: a derivative in forward mode, but by ``impl="reference"``.
 
     Source: head ablation before the output projection, Michel et al. 2019 ("Are sixteen heads really better than
     one?"), section 2.2.

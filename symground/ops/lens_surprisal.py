@@ -43,6 +43,7 @@ def lens_surprisal(
 
     Raises:
         ValueError: a shape, dtype, device or id that does not fit, by the name of the argument.
+        NotImplementedError: a second derivative, or one in forward mode, but by ``impl="reference"``.
 
     Source: tuned lens, Belrose et al. 2023, equation 6 (affine residual translators); logit lens, nostalgebraist 2020.
     """

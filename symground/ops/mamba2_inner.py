@@ -47,6 +47,7 @@ def mamba2_inner(
 
     Raises:
         ValueError: a shape, dtype, device or value that does not fit, by the name of the argument.
+        NotImplementedError: a second derivative, or one in forward mode, but by ``impl="reference"``.
 
     Source: Dao and Gu 2024 ("Transformers are SSMs"), section 7.
     """

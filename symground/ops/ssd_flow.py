@@ -44,6 +44,7 @@ def ssd_flow(
 
     Raises:
         ValueError: a shape, dtype, device or group id that does not fit, by the name of the argument.
+        NotImplementedError: a derivative of the result, but by ``impl="reference"``.
 
     Source: Wang et al. 2023, section 2.2, with M of Dao and Gu 2024 in place of the attention matrix.
     """

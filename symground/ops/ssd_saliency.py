@@ -36,6 +36,7 @@ def ssd_saliency(
 
     Raises:
         ValueError: a shape, dtype, device or value that does not fit, by the name of the argument.
+        NotImplementedError: a derivative of the result, but by ``impl="reference"``.
 
     Source: Wang et al. 2023, equation 1, with M of Dao and Gu 2024 in place of the attention matrix.
     """

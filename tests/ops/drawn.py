@@ -63,7 +63,7 @@ def draw(
 
 def _form(d: Draw, batch: int, heads: int, keys: int) -> dict[str, Any]:
     causal = d.one(True, True, False, np.bool_(True))
-    numbers = (None, 0.7, 1, np.float32(0.3), np.float64(0.2), np.int64(1))
+    numbers = (None, 0.7, 1, np.float32(0.3), np.float64(-0.2), np.int64(1), 0)
     gate = d.maybe(lambda: _gate(d, *d.one((heads,), (batch, heads))))
     return {
         "causal": causal, "scale": d.one(*numbers), "key_range": d.ranges(batch, keys), "gate": gate,
