@@ -34,8 +34,9 @@ def linear_cross_entropy(
         impl: None picks by device.
 
     Returns:
-        A scalar in nats, float32 (float64 for float64 inputs); differentiable in hidden, weight and bias. In float32 and
-        float64, second derivatives (a gradient penalty, a Hessian) are made with all N·V logits, where they are asked for.
+        A scalar in nats, float32 (float64 for float64 inputs); differentiable in hidden, weight and bias. In float32
+        and float64 its second derivatives (a gradient penalty, a Hessian) are made with all N·V logits, where they are
+        asked for.
 
     Raises:
         ValueError: a shape, dtype, device, id or reduction that does not fit, by the name of the argument.
