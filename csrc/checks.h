@@ -75,6 +75,15 @@ class Checked {
     if (x) check(name, *x, type_, sizes, memory);
   }
 
+  // What is written to has a place for every number.
+  void written(const char* name, const Tensor& x, std::initializer_list<int64_t> sizes, Memory memory) const {
+    check(name, x, type_, sizes, memory);
+    const auto found = x.sizes(), strides = x.strides();
+    bool apart = true;
+    for (size_t i = 0; i < found.size(); ++i) apart = apart && (found[i] <= 1 || strides[i] != 0);
+    that(apart, name, ": expected memory for every number, got an expanded tensor");
+  }
+
   void ids(const char* name, const OptionalTensor& x, ScalarType type, std::initializer_list<int64_t> sizes) const {
     if (x) check(name, *x, type, sizes, Memory::contiguous);
   }

@@ -170,7 +170,7 @@ void run_convolution(
     const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const std::optional<Tensor>& initial,
     bool silu, const Tensor& out) {
   const auto check = checked_convolution("convolution", x, weight, bias, initial);
-  check("out", out, {x.size(0), x.size(1), x.size(2)}, Memory::rows);
+  check.written("out", out, {x.size(0), x.size(1), x.size(2)}, Memory::rows);
   with_dtype(x, [&]<class T>(T) {
     const Convolution<T> y(x, weight, bias, initial, silu);
     const Channels<T> into(out);
@@ -183,7 +183,7 @@ void run_convolution_backward(
     const std::optional<Tensor>& initial, bool silu, const Tensor& dx, const Tensor& dweight) {
   const auto check = checked_convolution("convolution_backward", x, weight, bias, initial);
   check("grad", grad, {x.size(0), x.size(1), x.size(2)}, Memory::rows);
-  check("dx", dx, {x.size(0), x.size(1), x.size(2)}, Memory::rows);
+  check.written("dx", dx, {x.size(0), x.size(1), x.size(2)}, Memory::rows);
   check("dweight", dweight, {weight.size(0) + 1, x.size(2)});
   with_dtype(x, [&]<class T>(T) {
     const Convolution<T> y(x, weight, bias, initial, silu);

@@ -181,7 +181,7 @@ void run_gated_norm(
     const Tensor& y, const Tensor& x, const Tensor& skip, const Tensor& z, const Tensor& weight, int64_t groups,
     double eps, const Tensor& out) {
   const auto check = checked_norm("gated_norm", y, x, skip, z, weight, groups);
-  check("out", out, {y.size(0), y.size(1), y.size(2)}, Memory::rows);
+  check.written("out", out, {y.size(0), y.size(1), y.size(2)}, Memory::rows);
   with_dtype(y, [&]<class T>(T) {
     const GatedNorm<T> g(y, x, skip, z, weight, groups, eps);
     const Wide<T> into(out);
@@ -196,9 +196,9 @@ void run_gated_norm_backward(
   const auto check = checked_norm("gated_norm_backward", y, x, skip, z, weight, groups);
   const int64_t batch = y.size(0), length = y.size(1), width = y.size(2);
   check("grad", grad, {batch, length, width}, Memory::rows);
-  check("dy", dy, {batch, length, width}, Memory::rows);
-  check("dx", dx, {batch, length, width}, Memory::rows);
-  check("dz", dz, {batch, length, width}, Memory::rows);
+  check.written("dy", dy, {batch, length, width}, Memory::rows);
+  check.written("dx", dx, {batch, length, width}, Memory::rows);
+  check.written("dz", dz, {batch, length, width}, Memory::rows);
   check("dskip", dskip, {skip.size(0)});
   check("dweight", dweight, {width});
   with_dtype(y, [&]<class T>(T) {

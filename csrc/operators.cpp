@@ -64,7 +64,8 @@ Checked checked_attention(
 void attention_forward(
     const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate, bool causal, double scale,
     const OptionalTensor& key_range, std::optional<int64_t> window, const Tensor& out, const Tensor& lse) {
-  checked_attention("attention_forward", q, k, v, out, lse, gate, key_range, window);
+  const auto check = checked_attention("attention_forward", q, k, v, out, lse, gate, key_range, window);
+  check.written("out", out, {q.size(0), q.size(1), q.size(2), q.size(3)}, Memory::any);
   const auto run = [&]<class T>(T) {  // there is no gradient yet; out has its shape
     run_forward(Attention<T>(q, k, v, out, lse, gate, causal, scale, key_range, window), Heads<T>(out),
                 pointer<T>(lse));
@@ -110,9 +111,9 @@ void attention_backward(
     const OptionalTensor& query_groups, const OptionalTensor& key_groups, const OptionalTensor& flow) {
   const auto check = checked_attention("attention_backward", q, k, v, grad_out, lse, gate, key_range, window);
   const int64_t batch = q.size(0), heads = q.size(1), queries = q.size(2), keys = k.size(2), size = q.size(3);
-  check("dq", dq, {batch, heads, queries, size}, Memory::any);
-  check("dk", dk, {batch, k.size(1), keys, size}, Memory::any);
-  check("dv", dv, {batch, k.size(1), keys, size}, Memory::any);
+  check.written("dq", dq, {batch, heads, queries, size}, Memory::any);
+  check.written("dk", dk, {batch, k.size(1), keys, size}, Memory::any);
+  check.written("dv", dv, {batch, k.size(1), keys, size}, Memory::any);
   check("total", total, {batch, queries, keys});
   check("flow", flow, {batch, heads, -1, -1});
   check.ids("query_groups", query_groups, ScalarType::Int, {batch, queries});
@@ -172,11 +173,11 @@ void ssd_backward(
   // The heads of a group are one matrix.
   check.that(heads <= 1 || grad_y.stride(2) == size || grad_y.numel() == 0, "grad_y: expected its heads side by side");
   check("grad_state", grad_state, {batch, heads, size, state});
-  check("dx", dx, {batch, length, heads, size}, Memory::rows);
+  check.written("dx", dx, {batch, length, heads, size}, Memory::rows);
   check("ddt", ddt, {batch, length, heads});
   check("dA", dA, {batch, heads});
-  check("dB", dB, {batch, length, groups, state}, Memory::rows);
-  check("dC", dC, {batch, length, groups, state}, Memory::rows);
+  check.written("dB", dB, {batch, length, groups, state}, Memory::rows);
+  check.written("dC", dC, {batch, length, groups, state}, Memory::rows);
   check("dinitial", dinitial, {batch, heads, size, state});
   const auto run = [&]<class T>(T) {
     run_ssd_backward(SSD<T>(x, dt, A, B, C, key_range, initial_state),
@@ -201,7 +202,7 @@ void add_exponentials(const Tensor& x, const Tensor& top, const Tensor& total) {
 void scaled_exponentials(const Tensor& x, const Tensor& level, const Tensor& factor) {
   const Checked check("scaled_exponentials", x);
   check.computes();
-  check("x", x, {-1, -1}, Memory::rows);
+  check.written("x", x, {-1, -1}, Memory::rows);
   check("level", level, {x.size(0)});
   check("factor", factor, {x.size(0)});
   const auto run = [&]<class T>(T) {

@@ -75,7 +75,7 @@ INLINE T attend(T* __restrict s, int64_t n, T scale, T lse) {
 // What p is multiplied by where it sums to `sum`: 1 where lse is not that of these keys.
 template <class T>
 INLINE T correction(T sum, T lse) {
-  const T rounding = std::min(T(0.5), 128 * std::numeric_limits<T>::epsilon() * (1 + std::abs(lse)));
+  const T rounding = std::min(T(0.5), 32 * std::numeric_limits<T>::epsilon() * (1 + std::abs(lse)));
   return std::abs(sum - 1) <= rounding ? 1 / sum : T(1);
 }
 

@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
 
 def normalize_(p: Tensor, lse: Tensor, own: bool = False) -> Tensor:
-    """Divide exp(s - lse) [...,C] of whole rows by its sum, in place, where that is 1 but for what lse [...] rounds off.
+    """Divide exp(s - lse) [...,C] of whole rows by its sum, in place, where that is 1 but for the rounding of lse.
 
     A large lse is rounded by more than p may be wrong. One that is not that of these keys leaves p as it is, unless it
     is the ``own`` one of the forward pass.
@@ -56,7 +56,7 @@ def normalize_(p: Tensor, lse: Tensor, own: bool = False) -> Tensor:
     if own:
         rounded = total > 0
     else:
-        level = lse.abs().add_(1).mul_(128 * torch.finfo(lse.dtype).eps).clamp_(max=0.5)  # -inf has no rounding
+        level = lse.abs().add_(1).mul_(32 * torch.finfo(lse.dtype).eps).clamp_(max=0.5)  # -inf has no rounding
         rounded = (total - 1).abs_() <= level
     return p.div_(torch.where(rounded, total, 1.0)[..., None])
 

@@ -95,10 +95,12 @@ def assert_no_worse_than_eager(x: Problem, impl: str, gated: bool, causal: bool,
     seen = seen.tril(keys - queries) if causal else seen
     gate = torch.linspace(0.4, 1.0, x.tensors[0].shape[1]) if gated else None
     exact, eager = (x.eager(dtype, gate, seen, sign) for dtype in (torch.float64, torch.float32))
+    terms = 2 * exact["rows"].abs().sum(-1).mean().item() * x.tensors[1].abs().max().item()
     for name, got in x.ours(impl, gate, causal, sign).items():
         wanted = exact[name].double()
         ours, theirs = ((y.double() - wanted).abs().mean().item() for y in (got, eager[name]))
-        unit = torch.finfo(torch.float32).eps * wanted.abs().mean().item()  # what both have at the best
+        # Where one key has all the weight eager's differences are exactly 0; a rounding of their terms is allowed.
+        unit = torch.finfo(torch.float32).eps * max(wanted.abs().mean().item(), terms if name in ("dq", "dk") else 0.0)
         assert ours <= 2 * theirs + unit, f"{name}: {ours:.2g}, of eager {theirs:.2g}"
 
 
@@ -137,7 +139,8 @@ def test_a_log_sum_exp_over_more_keys_is_taken_as_it_is(inner: str) -> None:
             ops.attention_saliency(q, k[:, :, at], v[:, :, at], grad, lse, True, causal=False, impl="cpu")
             for at in (slice(0, 20), slice(20, 64))
         ]
-    torch.testing.assert_close(torch.cat(parts, -1), whole, rtol=1e-4, atol=1e-6)
+    rounding = 32 * torch.finfo(torch.float32).eps * (1 + lse.abs().max().item())  # what counts as that of lse
+    torch.testing.assert_close(torch.cat(parts, -1), whole, rtol=rounding, atol=1e-6)
 
 
 @pytest.mark.parametrize("inner", INNER)
