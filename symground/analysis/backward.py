@@ -144,7 +144,7 @@ def run_pass(
         torch.where(batch.query_groups < 0, num_query, batch.query_groups),
         torch.where(batch.key_groups < 0, num_key, batch.key_groups),
     )
-    kind = head.weight.device.type
+    kind = device_of(model).type
     lowered = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
     half = torch.float16 in (head.weight.dtype, lowered)
     probes = _Probes(results, at, _SCALE if half else 1.0)

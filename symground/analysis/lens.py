@@ -33,6 +33,7 @@ from symground.models.readout import Readout, trial_ids, verified_readout
 from symground.models.residual import final_norm, residual_stream
 from symground.models.thrift import frozen
 from symground.progress import progress
+from symground.shown import as_table, as_text, some
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,19 @@ class TunedLens:
     """[L,D]"""
     divergence: tuple[tuple[float, ...], ...] = ()
     """Mean KL of each depth to the final distribution in nats: before the fit, and over its last tenth."""
+
+    def __repr__(self) -> str:
+        return as_text("TunedLens", self._shown())
+
+    def _repr_html_(self) -> str:
+        return as_table("TunedLens", self._shown())
+
+    def _shown(self) -> dict[str, object]:
+        depths, width, _ = self.weight.shape
+        rows: dict[str, object] = {"translators": f"of depths 0 to {depths - 1}, width {width}, {self.weight.dtype}"}
+        for when, of_depths in zip(("before", "after"), self.divergence, strict=False):
+            rows[f"KL {when} the fit"] = f"{some([f'{kl:.3f}' for kl in of_depths])} nats, by depth"
+        return rows
 
     @staticmethod
     def fit(

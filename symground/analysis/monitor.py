@@ -25,6 +25,7 @@ from symground.analysis.statistics import resampled
 from symground.analysis.trace import trace
 from symground.models import mixers
 from symground.optional import require
+from symground.shown import as_table, as_text
 
 Values = NDArray[np.float64]
 #: Detector → the columns it looks at.
@@ -47,6 +48,22 @@ class Monitored(NamedTuple):
     """See :func:`monitor`."""
     calibration: pd.DataFrame
     """detector, bin, predicted and observed (shares of wrong choices), count: by tenths of the predicted share."""
+
+    def __repr__(self) -> str:
+        return as_text("Monitored", self._shown())
+
+    def _repr_html_(self) -> str:
+        return as_table("Monitored", self._shown())
+
+    def _shown(self) -> dict[str, object]:
+        found = self.detectors
+        rows: dict[str, object] = {
+            "examples": f"{len(self.examples)}, {int(self.examples['wrong'].sum())} of them wrong"
+        }
+        columns = (found[name] for name in ("detector", "auroc", "auroc_low", "auroc_high", "note"))
+        for name, auroc, low, high, note in zip(*columns, strict=True):
+            rows[name] = note or f"AUROC {auroc:.3f} [{low:.3f}, {high:.3f}]"
+        return rows
 
 
 def monitor(
@@ -82,7 +99,7 @@ def monitor(
         wrong and a right choice the detector suspects the wrong one, with auroc_low and auroc_high (bootstrap over
         examples, percentiles, 95 %); brier, the mean squared error of the probabilities, and brier_base, that of the
         share of wrong ones alone; ece, the expected calibration error in ten bins; wrong, examples, contexts, nouns,
-        heads (how many, mean of the halves). NaN where all choices are right, or all wrong.
+        heads (how many, mean of the halves); note, "" or why the numbers are NaN: all choices are right, or all wrong.
 
     Raises:
         ValueError: fewer than two contexts, an unknown word, or what trace refuses.
@@ -119,6 +136,7 @@ def monitor(
         "wrong": int(table["wrong"].sum()), "examples": len(table), "contexts": len(probes.contexts),
         "nouns": len(probes.nouns), "heads": float(np.mean(heads)), "among": among, "denominator": denominator,
     }  # fmt: skip
+    counts["note"] = _why(table["wrong"].to_numpy(), among)
     return Monitored(table, pd.DataFrame(rows).assign(**counts), pd.concat(bins, ignore_index=True))
 
 
@@ -152,6 +170,19 @@ def _predicted(table: pd.DataFrame, columns: Sequence[str]) -> Values:
         fitted = models.Logit(wrong[other], seen[other]).fit_regularized(alpha=0.1, disp=0)
         predicted[there] = fitted.predict(seen[there])
     return predicted
+
+
+def _why(wrong: NDArray[np.bool_], among: str) -> str:
+    """Why no detector can be judged, "" where they can be."""
+    if wrong.any() and not wrong.all():
+        return ""
+    what = "wrong" if wrong.any() else "right"
+    hint = (
+        '; among="targets" asks for a choice of the words that are asked for'
+        if among != "targets" and wrong.any()
+        else ""
+    )
+    return f"NaN: all {len(wrong)} choices are {what}, so there are none to tell apart{hint}"
 
 
 def _told(predicted: Values, wrong: NDArray[np.bool_], seed: int) -> dict[str, float]:

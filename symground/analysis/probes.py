@@ -24,6 +24,7 @@ from symground.analysis.images import ProbeImages
 from symground.analysis.mismatches import pairs_of
 from symground.data import STUDY_NOUNS
 from symground.data.words import IMAGE, TIERS
+from symground.shown import as_table, as_text, some
 
 
 class Examples(NamedTuple):
@@ -43,6 +44,10 @@ class Examples(NamedTuple):
     """name → [N,T]: "env" (the noun and its span), "event", and "patches" (the others that show it) of images."""
     inputs: Callable[[slice], Mapping[str, Tensor]] | None = None
     """What else the model is given, for a part of the examples: the pixels of their images, say."""
+
+    def __repr__(self) -> str:
+        count, length = self.input_ids.shape
+        return f"Examples: {count} of {length} tokens, groups {', '.join(self.key_masks) or 'none'}"
 
     def given(self, part: slice, device: torch.device | None = None) -> dict[str, Tensor]:
         """The further inputs of a part of the examples, on a device."""
@@ -80,6 +85,26 @@ class Probes:
 
     def __len__(self) -> int:
         return len(self.contexts) * len(self.nouns)
+
+    def __repr__(self) -> str:
+        return as_text("Probes", self._shown())
+
+    def _repr_html_(self) -> str:
+        return as_table("Probes", self._shown())
+
+    def _shown(self) -> dict[str, object]:
+        first, tokens = self.contexts[0], sorted({len(ids) for ids in self.targets})
+        pairs = int(self.pairs.sum())
+        renamed = [f"{a} as {b}" for a, b in zip(self.nouns, self.spoken, strict=True) if a != b]
+        before = f"{first.env} | {first.lan} …" if first.cue != IMAGE else f"an image | {first.lan} …"
+        return {
+            "contexts": f"{len(self.contexts)}, such as: {before}",
+            "nouns": some(self.nouns),
+            **({"spoken": some(renamed)} if renamed else {}),
+            "scored": f"{len(self.contexts) * pairs} surprisals, {pairs} pairs a context",
+            "tokens": f"{self.longest[0]} of the longest row, {' or '.join(map(str, tokens))} of a target",
+            "span": self.span,
+        }
 
     @property
     def longest(self) -> tuple[int, int]:

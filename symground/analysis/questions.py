@@ -21,6 +21,7 @@ from symground.analysis.given import told
 from symground.analysis.probes import Examples, Probes
 from symground.data.prompts import PARTS, Prompt, on_image, processed, prompt_text, read_image, read_prompt
 from symground.data.questions import Question
+from symground.shown import as_table, as_text, some
 
 #: How answers are said where nothing else is given.
 SAID = {"yes": "Yes", "no": "No"}
@@ -44,6 +45,22 @@ class ImageQuestions:
 
     def __len__(self) -> int:
         return len(self.questions)
+
+    def __repr__(self) -> str:
+        return as_text("ImageQuestions", self._shown())
+
+    def _repr_html_(self) -> str:
+        return as_table("ImageQuestions", self._shown())
+
+    def _shown(self) -> dict[str, object]:
+        answers = list(dict.fromkeys(question.answer for question in self.questions))
+        return {
+            "questions": f"{len(self)}, such as: {self.questions[0].text}",
+            "pictures": len(self.contexts),
+            "about": some(self.nouns),
+            "answers": some([f"{answer} said as {self.say.get(answer, answer)!r}" for answer in answers]),
+            "tokens": f"{self.longest[0]} of the longest prompt",
+        }
 
     @property
     def contexts(self) -> tuple[str, ...]:

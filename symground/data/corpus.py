@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from symground.data.images import ImageSet
 from symground.folders import images_of, read_json, write_json
+from symground.shown import as_table, as_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -40,6 +41,22 @@ class Corpus:
     """What documents begin with: as many ids as an image has patches (`symground.data.images`)."""
     shown: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """noun → the images that show it."""
+
+    def __repr__(self) -> str:
+        return as_text("Corpus", self._shown())
+
+    def _repr_html_(self) -> str:
+        return as_table("Corpus", self._shown())
+
+    def _shown(self) -> dict[str, object]:
+        documents = len(self.documents) - 1
+        kept = documents - self.statistics.get("splits", {}).get("train", documents)
+        return {
+            "tokens": f"{len(self.tokens):,}",
+            "documents": f"{documents:,}" + (f", {kept:,} of them for validation" if kept > 0 else ""),
+            "vocabulary": f"{len(self.tokenizer):,}",
+            **({"images": f"of {self.images.patches} patches, {len(self.shown)} nouns shown"} if self.images else {}),
+        }
 
     @staticmethod
     def load(folder: str | Path, tokenizer: str | Path | None = None) -> Corpus:

@@ -82,7 +82,7 @@ def test_groups_are_what_the_prompt_says(asked: ImageQuestions) -> None:
         assert decode(ids[examples.key_masks["system"][i]]) == "USER: "
         assert examples.key_masks["image"][i].sum() == 16
         assert examples.query_masks["prediction"][i].nonzero()[:, 0].tolist() == [len(prompt.ids) - 1]
-        assert (ids[len(prompt.ids) :] == asked.processor.tokenizer.pad_token_id).all()
+        assert (ids[len(prompt.ids) :] == prompt.ids[-1]).all()
         assert decode([examples.targets[i]]) == {"yes": " Yes", "no": " No"}[question.answer]
     pictures = asked.contexts
     assert len(pictures) == 6
