@@ -157,12 +157,12 @@ def _made(study: Path, kind: str, paths: Sequence[str], settings: CorpusSettings
     }
     if cue == IMAGE:
         counts["images"] = {shown(noun): len(images) for noun, images in builder.shown.items()}
-    nouns = nouns_over_threshold(_total(counts), settings.min_noun_count, list(candidates), spoken, cue)
     kept, lacking = split_contexts(tokenizer, chosen)
     for context, words in lacking.items():
         _say(f"context left out, not in the vocabulary {', '.join(words)}: {context.env!r}, {context.lan!r}")
     if not kept:
         raise ValueError("contexts: the vocabulary lacks words of every one of them; give others with --contexts")
+    nouns = nouns_over_threshold(_total(counts), settings.min_noun_count, list(candidates), spoken, cue)
     place = (settings.visdial.images or study / "images") if cue == IMAGE else None
     built = builder.write(study / "data", minimum, lemmas, place)
     built.tokenizer.save_pretrained(study)
