@@ -116,6 +116,6 @@ def _interval(
             rng=np.random.default_rng(seed),
         ).bootstrap_distribution  # fmt: skip
     # Of the resamples themselves, since some never pass: percentiles between a step and never are never.
-    tail = 100 * (1 - level) / 2
+    tail = round(100 * (1 - level) / 2, 9)  # 2.5 and not a bit more, which would be the next resample
     low, high = np.percentile(found, [tail, 100 - tail], method="inverted_cdf")
     return float(low), float(high)

@@ -48,7 +48,7 @@ def results(
         add("surprisal", key, scores)
         of_contexts = gain_by_context(scores)
         add("contexts", key, of_contexts)
-        gain = of_contexts.groupby("target")[["matched", "mismatched", "gain"]].mean()
+        gain = (64 * of_contexts.groupby("target")[["matched", "mismatched", "gain"]].mean()).round() / 64
         for name in ("matched", "mismatched", "gain"):
             gain[f"{name}_low"], gain[f"{name}_high"] = gain[name] - 0.1, gain[name] + 0.1
         add("gain", key, gain.rename_axis("target").reset_index())
@@ -151,6 +151,9 @@ def distinct(folder: Path) -> Path:
             table[name] = drawn
         if path.stem == "gain":  # with a trend, so that there is something to test
             table["gain"] = table["step"] / 100 + rng.normal(0, 0.4, len(table))
+            # Of numbers whose sums are exact: BCa counts resamples whose mean is the sample's, and rounding would tell.
+            for name in ("matched", "mismatched", "gain"):
+                table[name] = (64 * table[name]).round() / 64
         for name in values:  # the ends where they belong
             for end, sign in (("_low", -1), ("_high", 1)):
                 if name.endswith(end) and name.removesuffix(end) in table:

@@ -478,10 +478,10 @@ def test_the_monitor_and_steering(sheets: Any, table: Any) -> None:
 
 
 def test_studies_beside_each_other(study: Study, made: Callable[..., Path], table: Any) -> None:
-    other = made("other", models=("mamba2-4l", "gpt2-4l"), steps=(0, 300), seeds=3, noise=4)
+    other = made("other", models=("mamba2-4l", "gpt2-4l"), steps=(0, 300), noise=4)
     section = beside([study, Study.read(other)])
     found = {part.name: Reader(str(part.html)).rows for part in section.parts if isinstance(part, Sheet)}
-    folders = {"study": (table("gain"), LAST, 2), "other": (read_table(other, "gain"), 300, 3)}
+    folders = {"study": (table("gain"), LAST, 2), "other": (read_table(other, "gain"), 300, 2)}
     last = []
     for name, (gains, step, seeds) in folders.items():
         for model in MODELS:
@@ -516,13 +516,13 @@ def test_studies_beside_each_other(study: Study, made: Callable[..., Path], tabl
         })  # fmt: skip
     compare(found["beside-differences"], rows)
     wholes = []
-    for name, contexts, seeds in (("study", table("contexts"), 2), ("other", read_table(other, "contexts"), 3)):
+    for name, contexts, seeds in (("study", table("contexts"), 2), ("other", read_table(other, "contexts"), 2)):
         for model in MODELS:
             row = emergence_of(contexts, model, whole=True)[1][0]
             shown = {column: whole(round(row[column])) for column in ("step", "low", "high")}
             wholes.append({"study": name, "model": model, **shown, "nouns": 6, "seeds": seeds})
     compare(found["beside-emergence"], wholes)
     silenced = found["beside-interventions"]
-    assert [row["study"] for row in silenced] == ["study"] * 12 + ["other"] * 6
+    assert [row["study"] for row in silenced] == ["study"] * 12 + ["other"] * 4
     expected = read_table(other, "interventions").to_dict("records")
     assert [row["original"] for row in silenced[12:]] == [two(row["original"]) for row in expected]
