@@ -59,8 +59,8 @@ struct Attention {
   bool open(int64_t b, int64_t h) const { return gate_of(b, h) != T(0); }
   T lse_of(int64_t b, int64_t h, int64_t i) const { return lse[(b * heads + h) * queries + i]; }
 
-  // The keys [first, last) that query i of example b sees. A key_range that was changed after its check may say anything,
-  // and leads to none beyond the ends.
+  // The keys [first, last) that query i of example b sees. A key_range that was changed after its check may say what
+  // it will, and leads to none beyond the ends.
   int64_t first(int64_t b, int64_t i) const {
     const int64_t low = key_range ? std::max<int64_t>(0, key_range[2 * b]) : 0;
     return window ? std::max(low, i + keys - queries - window + 1) : low;
