@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from symground.models.lstm import LSTMState
 from symground.models.mixers import untapped
 from symground.models.positions import stretch_of
-from symground.models.readout import Readout, agree, readout, surprisal_of, trial_ids, verified_readout
+from symground.models.readout import Readout, agree, head_of, readout, surprisal_of, trial_ids, verified_readout
 from symground.models.trial import tried
 
 
@@ -43,15 +43,20 @@ class Reader:
     def __init__(self, model: PreTrainedModel) -> None:
         self.device = readout(model).weight.device
         self._model = model
-        self._head: Readout | None
+        self._stretch = stretch_of(model)
+        self._head: Readout | None = None
+        self._may_cache, self._cache_name = _caches(model)
+        by_head, resumes = tried(model, "reader", self._trial)
+        self._head = head_of(model) if by_head else None
+        self._cache_name = self._cache_name if resumes else None
+
+    def _trial(self) -> tuple[bool, bool]:
+        """Whether the head makes the logits, and whether the model goes on from its cache."""
         try:
-            self._head = verified_readout(model)
+            self._head = verified_readout(self._model)
         except (ValueError, AttributeError):  # or it has no part that gives final hidden states
             self._head = None
-        self._stretch = stretch_of(model)
-        self._may_cache, self._cache_name = _caches(model)
-        if self._cache_name is not None and not tried(model, "resumes", self._resumes):
-            self._cache_name = None
+        return self._head is not None, self._cache_name is not None and self._resumes()
 
     def read(self, ids: Tensor, state: State | None = None, keep: int = 1) -> tuple[Tensor, State]:
         """Read ``ids`` [B,T], after what ``state`` holds.

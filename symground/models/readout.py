@@ -64,6 +64,12 @@ def readout(model: PreTrainedModel) -> Readout:
     return Readout(head.weight, getattr(head, "bias", None))
 
 
+def head_of(model: PreTrainedModel) -> Readout:
+    """The head of ``model``, by its module where it is more than a product."""
+    head, module = readout(model), model.get_output_embeddings()
+    return head if is_plain(module, nn.Linear) and not head.weight.is_meta else replace(head, module=module)
+
+
 def verified_readout(model: PreTrainedModel) -> Readout:
     """The head of ``model``, once it is known that its logits are what the head makes of its last hidden states.
 
@@ -72,10 +78,7 @@ def verified_readout(model: PreTrainedModel) -> Readout:
     Raises:
         ValueError: the model scales, caps or transforms its logits, or has no head.
     """
-    head = readout(model)
-    module = model.get_output_embeddings()
-    if not is_plain(module, nn.Linear) or head.weight.is_meta:
-        head = replace(head, module=module)
+    head = head_of(model)
     # A cap bends small logits too little to be seen in half precision.
     capped = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     if capped or not tried(model, "readout", lambda: _is_all(model, head)):

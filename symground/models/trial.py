@@ -8,7 +8,7 @@ functions or classes of others, which may hold a state of their own) nothing is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -24,7 +24,9 @@ _KNOWN: WeakKeyDictionary[nn.Module, dict[str, tuple[Any, Any]]] = WeakKeyDictio
 _OURS = "symground"
 #: Their code changes what a module gives only together with something that is looked at.
 _TRUSTED = ("torch", "transformers", "accelerate", _OURS)
-_SETTINGS = (bool, int, float, str, type(None), torch.dtype, torch.device)
+_SETTINGS = {bool, int, float, str, type(None), torch.dtype, torch.device}
+_LISTS = {list, tuple, set, frozenset}
+_OF_EVERY_MODULE = set(vars(nn.Module())) - {"training"}
 
 
 def tried(model: nn.Module, name: str, trial: Callable[[], T]) -> T:
@@ -55,19 +57,23 @@ def state_of(model: nn.Module) -> tuple[Any, ...] | None:
     tensors: list[Tensor] = []
     configurations: dict[int, Any] = {}
     for module in model.modules():
-        kind, own = type(module), given_forward(module)
-        changes = [f for f in _hooks(module) if _root(f) != _OURS]
-        if not _is_trusted(kind) or not all(map(_is_trusted, changes)) or not (own is None or _is_trusted(own)):
+        kind, own, hooks = type(module), given_forward(module), _hooks(module)
+        if not _is_trusted(kind) or (own is not None and not _is_trusted(own)) or not all(map(_is_trusted, hooks)):
             return None
         # By number, or what is remembered would keep the model alive.
-        found.append((id(module), kind, kind.forward, id(own), *map(id, changes), *_settings(dict(vars(module)))))
-        tensors += [x for x in (*module._parameters.values(), *module._buffers.values()) if x is not None]
-        config = vars(module).get("config")
-        if config is not None:
-            configurations[id(config)] = config
-    found += [tuple(_settings(dict(vars(config)))) for config in configurations.values()]
+        found += (id(module), kind, kind.forward, id(own), *(id(f) for f in hooks if _root(f) != _OURS))
+        values = dict(vars(module))
+        _add_settings(values, found)
+        tensors += values["_parameters"].values()
+        tensors += values["_buffers"].values()
+        if "config" in values:
+            configurations[id(values["config"])] = values["config"]
+    for config in configurations.values():
+        _add_settings(dict(vars(config)), found)
+    tensors = [x for x in tensors if x is not None]
     found += [(id(x), x.data_ptr() if _is_there(x) else 0, _version(x), x.dtype, x.shape) for x in tensors]
-    return (*found, *_numbers(tensors))
+    found += _numbers(tensors)
+    return tuple(found)
 
 
 def _of_all() -> bool:
@@ -87,18 +93,22 @@ def _is_trusted(what: Any) -> bool:
 def _root(what: Any) -> str:
     while isinstance(what, partial):
         what = what.func
-    return str(getattr(what, "__module__", None) or "").partition(".")[0]
+    return (getattr(what, "__module__", None) or "").partition(".")[0]
 
 
-def _settings(values: dict[str, Any]) -> Iterator[Any]:
+def _add_settings(values: dict[Any, Any], found: list[Any]) -> None:
     """Names and values of plain settings, those within lists and dictionaries too."""
     for name, value in values.items():
-        if isinstance(value, _SETTINGS):
-            yield name, value
-        elif isinstance(value, (list, tuple, set, frozenset)):
-            yield name, *_settings(dict(enumerate(value)))  # type: ignore[arg-type]
-        elif type(value) is dict and name not in ("_parameters", "_buffers", "_modules"):
-            yield name, *_settings(value)
+        kind = type(value)
+        if kind in _SETTINGS:
+            if name not in _OF_EVERY_MODULE:
+                found += (name, value)
+        elif kind in _LISTS:
+            found += (name, len(value))
+            _add_settings(dict(enumerate(value)), found)
+        elif kind is dict and name not in _OF_EVERY_MODULE:
+            found += (name, len(value))
+            _add_settings(value, found)
 
 
 def _is_there(x: Tensor) -> bool:
@@ -109,11 +119,11 @@ def _version(x: Tensor) -> int:
     return -1 if x.is_inference() else x._version
 
 
-def _numbers(tensors: Iterable[Tensor]) -> Iterator[float]:
-    """One of each tensor."""
-    by_device: dict[torch.device, list[Tensor]] = {}
+def _numbers(tensors: list[Tensor]) -> list[float]:
+    """The first of each tensor."""
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for x in tensors:
         if _is_there(x) and x.numel():
-            by_device.setdefault(x.device, []).append(x[(0,) * x.ndim].to(torch.float64))
-    for numbers in by_device.values():  # all of a device at once: a GPU is waited for once
-        yield from torch.stack(numbers).nan_to_num(0.0).tolist()
+            alike.setdefault((x.device, x.dtype), []).append(x.as_strided((1,), (1,), x.storage_offset()))
+    # All of a device at once, since a GPU is waited for.
+    return [number for first in alike.values() for number in torch.cat(first).double().nan_to_num(0.0).tolist()]

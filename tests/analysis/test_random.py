@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,9 @@ from symground.analysis.choice import choices
 from symground.analysis.steering import steering
 from symground.data import Corpus
 from symground.models.random import check_deterministic
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from tests.models.test_families import FAMILIES, batch, pair
 
 #: Settings of transformers' configurations by which passes in training differ, over the families that have them.
