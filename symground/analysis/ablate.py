@@ -42,8 +42,10 @@ def ablate(
             resample from the mismatched ones. Read when the block is entered, as the model is then.
         positions: [T] or [B,T] bool, of the forward passes in the block: silence at these positions only.
 
-    Nested blocks add up, the inner one after the outer, and the model is as before on exit, after an exception too; a
-    context can be entered again. A trace within the block carries the gates. In text generation with a cache, only the
+    Blocks add up, each after those that were entered before it, in whatever order they end; what a block asks ends with
+    it, after an exception too. A context can be entered again. The block holds for the passes of the thread that
+    entered it (in asyncio: of the task, and of those that it starts meanwhile). A trace within the block carries the
+    gates. In text generation with a cache, only the
     new tokens pass through the block: use no ``positions`` and no "resample" there.
 
     Raises:
