@@ -270,4 +270,4 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
     found = _from_hub(
         path, lambda: AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **where)
     )
-    return found  # type: ignore[no-any-return]
+    return found  # type: ignore[return-value]
