@@ -10,10 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from symground.data.pictures import DAMAGE, MAX_MEGAPIXELS, open_picture
 from symground.optional import check_device, require
-
-#: What decoding a damaged image raises: Pillow has no error of its own for all of it.
-_DAMAGE = (OSError, ValueError, SyntaxError, EOFError)
 
 
 class Dinov2:
@@ -56,16 +54,16 @@ class Dinov2:
         self.patches = self._grid**2
         self.description = {"patches": self.patches, "width": self.width, "pixels": side}
 
-    def prepared(self, content: bytes) -> Tensor | str:
+    def prepared(self, content: bytes, max_megapixels: int = MAX_MEGAPIXELS) -> Tensor | str:
         """[3,Y,X], or why the image cannot be read."""
         image = require("PIL.Image", "patch features")
         try:
-            with image.open(io.BytesIO(content)) as opened:
+            with open_picture(io.BytesIO(content), max_megapixels) as opened:
                 pixels: Tensor = self._prepare(np.asarray(opened.convert("RGB")))
                 return pixels
         except image.UnidentifiedImageError:  # whose own words hold an address
             return "not an image of a kind that is known"
-        except (*_DAMAGE, image.DecompressionBombError) as error:
+        except DAMAGE as error:
             return f"{type(error).__name__}: {error}"
 
     @torch.inference_mode()

@@ -11,23 +11,25 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import tyro
 from torch import Tensor
 
 from symground.data.arrays import create
 from symground.data.dinov2 import Dinov2
-from symground.data.files import file_names, files_in
+from symground.data.files import LeftOut, Limits, file_names, files_in
 from symground.data.images import ImageSet
+from symground.data.pictures import MAX_MEGAPIXELS
 from symground.disk import put_folder
 from symground.folders import read_json, write_json
 from symground.progress import progress
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _LOG = "done.txt"
 
 
@@ -45,6 +47,9 @@ class FeatureSettings:
     """Where the model runs; a GPU where there is one by default."""
     strict: bool = False
     """Stop at the first image that cannot be read; by default it is set aside and named."""
+    max_megapixels: int = MAX_MEGAPIXELS
+    """Larger pictures are set aside, and named."""
+    limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -72,9 +77,10 @@ def extract_features(paths: Sequence[str | Path], out: str | Path, settings: Fea
             divide the model's; no image that can be read; with ``strict``, one that cannot.
     """
     out = Path(out)
-    names = file_names(paths, SUFFIXES)
+    left_out: LeftOut = []
+    names = file_names(paths, SUFFIXES, settings.limits, left_out)
     if not names:
-        raise ValueError(f"paths: no image ({', '.join(SUFFIXES[:4])}) in {', '.join(map(str, paths))}")
+        raise ValueError(f"paths: no image ({', '.join(SUFFIXES)}) in {', '.join(map(str, paths))}")
     wanted = {
         "model": settings.model, "grid": settings.grid,
         "names": hashlib.sha256("\n".join(names).encode()).hexdigest(),
@@ -93,6 +99,7 @@ def extract_features(paths: Sequence[str | Path], out: str | Path, settings: Fea
     partial.mkdir(parents=True, exist_ok=True)
     write_json(partial / "images.json", wanted)
     skipped = _extract(paths, names, partial, eye, settings)
+    skipped += [{"file": name, "reason": f"not read, it {why}"} for name, why in left_out]
     done = [name for name, reason in _logged(partial) if reason is None]
     if not done:
         raise ValueError(f"paths: none of {len(names)} images could be read; the first, {_said(skipped[0])}")
@@ -123,8 +130,8 @@ def _extract(
         (folder / _LOG).open("a", encoding="utf-8") as log,
         progress("features", len(names), len(logged)) as bar,
     ):
-        for batch in _batches(paths, settings.batch_size, len(logged)):
-            pixels = list(pool.map(lambda named: eye.prepared(named[1]), batch))
+        for batch in _batches(paths, settings, len(logged)):
+            pixels = list(pool.map(lambda named: eye.prepared(named[1], settings.max_megapixels), batch))
             found = [x for x in pixels if isinstance(x, Tensor)]
             lines = []
             for (name, _), x in zip(batch, pixels, strict=True):
@@ -155,11 +162,11 @@ def _logged(folder: Path) -> list[tuple[str, str | None]]:
     return [(name, reason) for name, reason in map(json.loads, whole.splitlines())]
 
 
-def _batches(paths: Sequence[str | Path], size: int, done: int) -> Iterator[list[tuple[str, bytes]]]:
+def _batches(paths: Sequence[str | Path], settings: FeatureSettings, done: int) -> Iterator[list[tuple[str, bytes]]]:
     batch: list[tuple[str, bytes]] = []
-    for named in files_in(paths, SUFFIXES, done):
+    for named in files_in(paths, SUFFIXES, done, settings.limits):
         batch.append(named)
-        if len(batch) == size:
+        if len(batch) == settings.batch_size:
             yield batch
             batch = []
     if batch:

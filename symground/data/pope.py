@@ -6,14 +6,15 @@ what usually goes together, and not from the image, says yes to the popular and 
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
+from symground.data.json_input import field, parse_json
 from symground.data.questions import Question
 
 STRATEGIES = ("random", "popular", "adversarial")
@@ -118,20 +119,30 @@ def _shown(path: Path) -> tuple[set[str], dict[str, set[str]]]:
     if not path.is_file():
         raise FileNotFoundError(f"instances: {path} does not exist")
     try:
-        content = json.loads(path.read_bytes())
-        categories = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
-        files = {entry["id"]: str(entry["file_name"]) for entry in content["images"]}
+        content = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"instances: {path} is {error}") from None
+    try:
+        categories = dict(_pairs(content, "categories", "id", "name"))
+        files = dict(_pairs(content, "images", "id", "file_name"))
         shown: dict[str, set[str]] = {name: set() for name in files.values()}
-        for annotation in content["annotations"]:
-            category = categories[annotation["category_id"]]
+        for number, annotation in enumerate(field(content, "annotations", list)):
+            place = f"annotations[{number}]"
+            category, image = field(annotation, "category_id", int, place), field(annotation, "image_id", int, place)
+            if category not in categories:
+                raise ValueError(f"{place}.category_id: expected an id of the categories, got {category}")
             # A file cut down to some of the images may have kept the annotations of all.
-            if annotation["image_id"] in files:
-                shown[files[annotation["image_id"]]].add(category)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"instances: {path} is not JSON ({error})") from None
-    except (KeyError, TypeError) as error:
+            if image in files:
+                shown[files[image]].add(categories[category])
+    except ValueError as error:
         raise ValueError(
-            f"instances: {path}: expected COCO's instances: images with id and file_name, annotations with image_id "
-            f"and category_id, categories with id and name (a captions file has none); {error!r}"
+            f"instances: {path}: {error}; expected COCO's instances: images with id and file_name, annotations with "
+            f"image_id and category_id, categories with id and name (a captions file has none)"
         ) from None
     return set(categories.values()), shown
+
+
+def _pairs(content: Any, name: str, key: str, value: str) -> Iterator[tuple[int, str]]:
+    for number, entry in enumerate(field(content, name, list)):
+        place = f"{name}[{number}]"
+        yield field(entry, key, int, place), field(entry, value, str, place)

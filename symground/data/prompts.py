@@ -16,13 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from symground.data.pictures import DAMAGE, MAX_MEGAPIXELS, open_picture
 from symground.optional import require
 
 Span = tuple[int, int]
 #: What is found in a prompt, in the order in which it may stand there.
 PARTS = ("system", "image", "question", "answer")
-#: What decoding a damaged image raises: Pillow has no error of its own for all of it.
-_DAMAGE = (OSError, ValueError, SyntaxError, EOFError)
 #: Stands behind a question to find where a template puts it: what it says may stand elsewhere too.
 _MARK = "\ufffc"
 
@@ -48,15 +47,20 @@ class Prompt(NamedTuple):
     """Where the image's tokens lie; several where a model reads it at several scales, none where that is not known."""
 
 
-def read_image(path: str | Path) -> Any:
-    """A picture, RGB, as a camera held upright. FileNotFoundError or ValueError by the file's name."""
-    image, operations = (require(f"PIL.{name}", "images") for name in ("Image", "ImageOps"))
+def read_image(path: str | Path, max_megapixels: int = MAX_MEGAPIXELS) -> Any:
+    """A picture, RGB, as a camera held upright.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it cannot be read, or has more than ``max_megapixels`` million points (names the file).
+    """
+    operations = require("PIL.ImageOps", "images")
     if not Path(path).is_file():
         raise FileNotFoundError(f"image: {path} does not exist")
     try:
-        with image.open(path) as opened:
+        with open_picture(path, max_megapixels) as opened:
             return operations.exif_transpose(opened).convert("RGB")
-    except (*_DAMAGE, image.DecompressionBombError) as error:
+    except DAMAGE as error:
         raise ValueError(f"image: {path} cannot be read ({error})") from error
 
 

@@ -11,9 +11,10 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from symground.data.json_input import parse_json
 from symground.folders import replacing
 
 # What stands behind the question, as "Answer in one word." does in files made for one model, does not matter.
@@ -49,7 +50,7 @@ class Question:
             raise ValueError(f"answer: expected {_as_answer(self.answer)!r}, got {self.answer!r}")
 
 
-def read_questions(path: str | Path, images: str | Path | None = None) -> list[Question]:
+def read_questions(path: str | Path, images: str | Path | None = None, *, anywhere: bool = False) -> list[Question]:
     """The questions of a file: JSON lines, as POPE's of COCO, or a JSON list, as POPE's of A-OKVQA and GQA.
 
     A row has image; text or question; label or answer; and may have object or about, and kind or category: of two that
@@ -60,11 +61,12 @@ def read_questions(path: str | Path, images: str | Path | None = None) -> list[Q
         path: of the file.
         images: the folder that the images are in. Without it an image that lies beside the file, under its relative
             name, gets that path, and the others keep their names.
+        anywhere: allow images whose names lead out of the folder (../).
 
     Raises:
         FileNotFoundError: no such file or folder, or images that are not in the folder (says how many).
         ValueError: a row without a field, or with one of another form (names the file and the line, or the entry of a
-            list), or no rows at all.
+            list), an image whose name leads out of the folder, or no rows at all.
     """
     path = Path(path)
     if not path.is_file():
@@ -72,7 +74,10 @@ def read_questions(path: str | Path, images: str | Path | None = None) -> list[Q
     questions = []
     for place, row in _rows(path):
         try:
-            questions.append(_question(row))
+            question = _question(row)
+            if not anywhere and ".." in PurePosixPath(question.image.replace("\\", "/")).parts:
+                raise ValueError(f"image: {question.image!r} leads out of its folder (anywhere=True allows it)")
+            questions.append(question)
         except ValueError as error:
             raise ValueError(f"path: {path}, {place}: {error}") from None
     if not questions:
@@ -112,20 +117,21 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
         raise ValueError(f"path: {path}: not UTF-8 ({error})") from None
     if content.lstrip().startswith("["):
         try:
-            listed = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"path: {path}: not JSON ({error})") from None
+            listed = parse_json(content)
+        except ValueError as error:
+            raise ValueError(f"path: {path}: {error}") from None
         yield from ((f"entry {number}", row) for number, row in enumerate(listed, 1))
         return
     # Not splitlines: JSON's strings may hold what Unicode calls a line's end.
     for number, line in enumerate(content.split("\n"), 1):
         if line.strip():
             try:
-                yield f"line {number}", json.loads(line)
-            except (ValueError, RecursionError) as error:
+                row = parse_json(line)
+            except ValueError as error:
                 raise ValueError(
                     f"path: {path}, line {number}: expected JSON lines or a JSON list, this is no JSON ({error})"
                 ) from None
+            yield f"line {number}", row
 
 
 def _question(row: Any) -> Question:

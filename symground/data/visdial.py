@@ -6,7 +6,6 @@ in a COCO captions file; and a plain list of dialogues, each the caption followe
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,8 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from symground.data.builder import CorpusBuilder
-from symground.data.files import file_names, files_in
+from symground.data.files import LeftOut, Limits, file_names, files_in
 from symground.data.images import ImageSet, image_key
+from symground.data.json_input import field, parse_json, typed
 from symground.data.splits import share_of
 from symground.data.words import env_tokens, lan_tokens, speaker, words_in
 from symground.progress import progress
@@ -62,13 +62,13 @@ class Dialogue(NamedTuple):
 
 def add_dialogues(
     builder: CorpusBuilder, paths: Sequence[str | Path], settings: DialogSettings, *, validation: float = 0.0,
-    strict: bool = False, nouns: Collection[str] = (),
+    strict: bool = False, nouns: Collection[str] = (), limits: Limits | None = None,
 ) -> None:  # fmt: skip
     """Add every dialogue of the JSON files under ``paths`` (files, folders, archives), a document each.
 
-    A dialogue without a field, or a file of another form, is set aside and named with the reason in
-    ``builder.statistics["visdial"]``; a dialogue whose image is not in the image set is counted there. Each file is
-    read whole.
+    A dialogue without a field or with one of another type, or a file of another form, is set aside and named with the
+    place and the reason in ``builder.statistics["visdial"]``; a file that is reached twice is read once; a dialogue
+    whose image is not in the image set is counted there. Each file is read whole.
 
     Args:
         builder: takes the documents, named FILE#NUMBER.
@@ -77,6 +77,7 @@ def add_dialogues(
         validation: the share of dialogues kept from training, chosen by their images.
         strict: raise for the first that cannot be read instead.
         nouns: an image shows those of them that its caption names.
+        limits: how large files may be, and whether links are followed.
 
     Raises:
         FileNotFoundError: a path that does not exist, or no image set where one is named.
@@ -97,15 +98,16 @@ def add_dialogues(
             raise ValueError(f"paths: {file}: {reason}")
         skipped.append({"file": file, "reason": reason})
 
-    names = file_names(paths, ".json")
+    left_out: LeftOut = []
+    names = file_names(paths, ".json", limits, left_out)
     with progress("dialogues", len(names), quick=True) as bar:
-        for name, content in files_in(paths, ".json"):
+        for name, content in files_in(paths, ".json", limits=limits):
             counts["files"] += 1
             try:
-                entries = list(_entries(json.loads(content)))
-            except (ValueError, RecursionError) as error:
+                entries = list(_entries(parse_json(content)))
+            except ValueError as error:
                 counts["files_set_aside"] += 1
-                set_aside(name, f"{type(error).__name__}: {error}")
+                set_aside(name, str(error))
                 entries = []
             for number, entry in enumerate(entries):
                 counts["dialogues"] += 1
@@ -132,12 +134,15 @@ def add_dialogues(
     keys = ["files", "files_set_aside", "dialogues", "dialogues_set_aside", "turns"]
     keys += [] if numbers is None else ["dialogues_without_image"]
     builder.statistics["visdial"] = {
-        **{key: counts[key] for key in keys}, "skipped": skipped, "settings": asdict(settings),
+        **{key: counts[key] for key in keys}, "files_not_read": len(left_out),
+        "skipped": [*skipped, *({"file": name, "reason": f"not read, it {why}"} for name, why in left_out)],
+        "settings": asdict(settings),
     }  # fmt: skip
     if not counts["files"]:
         raise ValueError(f"paths: no .json file in {', '.join(map(str, paths))}")
     if counts["dialogues"] == counts["dialogues_set_aside"]:
-        raise ValueError(f"paths: no dialogue could be read; the first, {skipped[0]['file']}: {skipped[0]['reason']}")
+        first = "".join(f"; the first, {entry['file']}: {entry['reason']}" for entry in skipped[:1])
+        raise ValueError(f"paths: no dialogue could be read{first or ', the files hold none'}")
     if counts["dialogues"] == counts["dialogues_set_aside"] + counts["dialogues_without_image"]:
         raise ValueError(
             f"images: {settings.images} has no image of these dialogues (they go by the number in its name)"
@@ -153,19 +158,26 @@ def dialogues(path: str | Path, captions: Mapping[int, str] | None = None) -> It
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"paths: {path} does not exist")
-    for number, entry in enumerate(_entries(json.loads(Path(path).read_bytes()))):
+    for number, entry in enumerate(_read_entries(path)):
         try:
             yield _dialogue(entry, captions or {})
         except ValueError as error:
             raise ValueError(f"paths: {path}#{number}: {error}") from None
 
 
+def _read_entries(path: str | Path) -> Iterable[Any]:
+    try:
+        return _entries(parse_json(Path(path).read_bytes()))
+    except ValueError as error:
+        raise ValueError(f"paths: {path}: {error}") from None
+
+
 def readable_dialogues(paths: Sequence[str | Path], captions: Mapping[int, str] | None = None) -> Iterator[Dialogue]:
     """Those dialogues under ``paths`` that :func:`add_dialogues` does not set aside, in its order."""
     for _, content in files_in(paths, ".json"):
         try:
-            entries = list(_entries(json.loads(content)))
-        except (ValueError, RecursionError):
+            entries = list(_entries(parse_json(content)))
+        except ValueError:
             continue
         for entry in entries:
             with suppress(ValueError):
@@ -181,75 +193,82 @@ def coco_captions(path: str | Path) -> dict[int, str]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"captions: {path} does not exist")
     try:
-        annotations = json.loads(Path(path).read_bytes())["annotations"]
-        ordered = sorted(annotations, key=lambda a: a["id"], reverse=True)
-        return {int(a["image_id"]): str(a["caption"]) for a in ordered}
-    except json.JSONDecodeError as error:
-        raise ValueError(f"captions: {path} is not JSON ({error})") from None
-    except (KeyError, TypeError) as error:
+        content = parse_json(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"captions: {path} is {error}") from None
+    try:
+        found: dict[int, tuple[int, str]] = {}
+        for number, entry in enumerate(field(content, "annotations", list)):
+            place = f"annotations[{number}]"
+            image, of_annotation = field(entry, "image_id", int, place), field(entry, "id", int, place)
+            caption = of_annotation, field(entry, "caption", str, place)
+            found[image] = min(found.get(image, caption), caption, key=lambda of: of[0])
+    except ValueError as error:
         raise ValueError(
-            f"captions: {path}: expected COCO's annotations with id, image_id and caption; {error!r}"
+            f"captions: {path}: {error}; expected COCO's annotations with id, image_id and caption"
         ) from None
+    return {image: caption for image, (_, caption) in found.items()}
 
 
 class _Pooled(NamedTuple):
     """A dialogue of VisDial's own form, with the pools its indices point into."""
 
     entry: Any
-    questions: Sequence[str]
-    answers: Sequence[str]
+    questions: Sequence[Any]
+    answers: Sequence[Any]
 
 
 def _entries(content: Any) -> Iterable[Any]:
     if isinstance(content, list):
         return content
-    data = content.get("data") if isinstance(content, dict) else None
-    if not isinstance(data, dict) or not all(
-        isinstance(data.get(key), list) for key in ("dialogs", "questions", "answers")
-    ):
+    if not isinstance(content, dict) or "data" not in content:
         raise ValueError("expected a list of dialogues, or VisDial's data with dialogs, questions and answers")
-    return [_Pooled(entry, data["questions"], data["answers"]) for entry in data["dialogs"]]
+    pools = [field(field(content, "data", dict), name, list, "data") for name in ("dialogs", "questions", "answers")]
+    return [_Pooled(entry, *pools[1:]) for entry in pools[0]]
 
 
 def _dialogue(entry: Any, captions: Mapping[int, str]) -> Dialogue:
-    try:
-        return _pooled(entry, captions) if isinstance(entry, _Pooled) else _plain(entry)
-    except KeyError as error:
-        raise ValueError(f"has no {error.args[0]!r}") from None
-    except (TypeError, IndexError) as error:
-        raise ValueError(f"has a field of another form ({error})") from None
+    return _pooled(entry, captions) if isinstance(entry, _Pooled) else _plain(entry)
 
 
 def _plain(entry: Any) -> Dialogue:
-    caption, *turns = entry["dialog"]
+    parts = field(entry, "dialog", list)
+    if not parts:
+        raise ValueError("dialog: expected a caption and turns, got an empty list")
+    caption, *turns = (typed(part, str, f"dialog[{number}]") for number, part in enumerate(parts))
     split = []
     for turn in turns:
         question, mark, answer = turn.partition("?")
         if not mark:
             raise ValueError(f"has a turn without a question mark: {turn!r}")
         split.append((question, answer))
-    return _checked(Dialogue(str(entry.get("img", "")), caption, tuple(split)))
+    return _checked(Dialogue(field(entry, "img", str) if "img" in entry else "", caption, tuple(split)))
 
 
 def _pooled(entry: _Pooled, captions: Mapping[int, str]) -> Dialogue:
     dialogue, questions, answers = entry
-    image = int(dialogue["image_id"])
-    caption = dialogue["caption"] if "caption" in dialogue else captions.get(image)
+    image = field(dialogue, "image_id", int)
+    caption = field(dialogue, "caption", str) if "caption" in dialogue else captions.get(image)
     if caption is None:
         raise ValueError(f"has no caption, and no COCO caption of image {image} was given (--visdial.captions)")
-    # The last question of a test dialogue has no answer yet.
-    turns = [(_at(questions, t["question"]), _at(answers, t["answer"])) for t in dialogue["dialog"] if "answer" in t]
+    turns = []
+    for number, turn in enumerate(field(dialogue, "dialog", list)):
+        place = f"dialog[{number}]"
+        asked = _at(questions, field(turn, "question", int, place), "questions")
+        if "answer" in turn:  # the last question of a test dialogue has no answer yet
+            turns.append((asked, _at(answers, field(turn, "answer", int, place), "answers")))
     return _checked(Dialogue(str(image), caption, tuple(turns)))
 
 
-def _at(pool: Sequence[str], index: Any) -> str:
-    if not isinstance(index, int) or not 0 <= index < len(pool):
+def _at(pool: Sequence[Any], index: int, name: str) -> str:
+    if not 0 <= index < len(pool):
         raise ValueError(f"has an index outside its pool of {len(pool)}: {index!r}")
-    return pool[index]
+    found: str = typed(pool[index], str, f"data.{name}[{index}]")
+    return found
 
 
 def _checked(dialogue: Dialogue) -> Dialogue:
-    if not isinstance(dialogue.caption, str) or not env_tokens(dialogue.caption):
+    if not words_in(dialogue.caption):
         raise ValueError("has a caption without words")
     if not dialogue.turns:
         raise ValueError("has no turns")

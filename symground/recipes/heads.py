@@ -35,6 +35,8 @@ class HeadsSettings:
     """Questions about images: POPE's JSON lines, or rows with image, question and answer."""
     images: str | None = None
     """Folder of the images; beside the questions by default."""
+    anywhere: bool = False
+    """Allow images whose names lead out of that folder (../)."""
     limit: int | None = None
     """Only so many questions, the first ones."""
     system: str | None = None
@@ -76,7 +78,7 @@ class HeadsSettings:
 
 
 #: What does not change a result.
-_HOW = ("batch_size", "checkpoint", "device", "device_map", "pictures")
+_HOW = ("anywhere", "batch_size", "checkpoint", "device", "device_map", "pictures")
 
 
 def find_model_heads(model: str, out: str | Path, settings: HeadsSettings) -> Path:
@@ -129,7 +131,7 @@ class _Study:
         if self._loaded is None:
             s = self._settings
             # What may be refused comes first: weights take long.
-            questions = read_questions(s.pairs, s.images)[: s.limit]
+            questions = read_questions(s.pairs, s.images, anywhere=s.anywhere)[: s.limit]
             asked = image_questions(load_processor(self._path), questions, system=s.system, instruction=s.instruction)
             some = _first(asked, s.checked)
             for name, found in (("picture", some.contexts), ("answer", {q.answer for q in some.questions})):

@@ -241,7 +241,9 @@ def _fill(
         return {}, *add_image_scenes(builder, study / "images", settings.generated, settings.images, contexts)
     validation, strict = settings.validation, settings.strict
     if kind == VISDIAL:
-        add_dialogues(builder, paths, settings.visdial, validation=validation, strict=strict, nouns=nouns)
+        add_dialogues(
+            builder, paths, settings.visdial, validation=validation, strict=strict, nouns=nouns, limits=settings.limits
+        )
         return {}, {}, None
     lemmas = add_transcripts(
         builder, paths, settings.chat, validation=validation, strict=strict, jobs=settings.jobs, limits=settings.limits

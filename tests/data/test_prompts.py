@@ -475,3 +475,18 @@ def test_where_tokens_lie_in_no_known_grid_there_is_no_map(llava_processor: Any)
     assert patch_maps(SimpleNamespace(image_processor=SimpleNamespace(merge_size=2)), picture, grid, 8) == ()
     with pytest.raises(ValueError, match="maps: where this model's image tokens lie in the picture is not known"):
         on_image((), np.zeros(16), 4, 4)
+
+
+def test_a_picture_that_is_too_large_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("1", (13_000, 13_000)).save(path)
+    before = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(
+        ValueError, match=r"large\.png cannot be read \(13,000 × 13,000 points are more than the limit of 90"
+    ):
+        read_image(path)
+    Image.new("RGB", (1000, 1100)).save(path)
+    assert read_image(path, max_megapixels=2).size == (1000, 1100)
+    with pytest.raises(ValueError, match="limit of 1 million"):
+        read_image(path, max_megapixels=1)
+    assert Image.MAX_IMAGE_PIXELS == before

@@ -210,3 +210,17 @@ def test_written_lines_are_popes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="questions: expected at least 1, got none"):
         write_questions(path, [])
     assert read_questions(path) == READ
+
+
+@pytest.mark.parametrize("name", ["../a.png", "in/../../a.png", "..\\\\a.png"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_an_image_that_leads_out_of_its_folder_is_refused(tmp_path: Path, name: str, inside: bool) -> None:
+    (tmp_path / "in" / "in").mkdir(parents=True)
+    (tmp_path / "a.png").write_bytes(b"x")
+    path = tmp_path / "in" / "q.json"
+    path.write_text(f'{{"image": "{name}", "text": "Is it?", "label": "yes"}}')
+    images = tmp_path / "in" if inside else None
+    with pytest.raises(ValueError, match=r"line 1: image: '.*a\.png' leads out of its folder \(anywhere=True allows"):
+        read_questions(path, images)
+    if "/" in name:
+        assert len(read_questions(path, images, anywhere=True)) == 1

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +99,9 @@ def test_captions_come_from_coco(tmp_path: Path) -> None:
         ({"dialog": ["a dog", "no mark here"]}, "has a turn without a question mark: 'no mark here'"),
         ({"dialog": ["a dog"]}, "has no turns"),
         ({"dialog": ["...", "is it? no"]}, "has a caption without words"),
-        ({"dialog": 3}, "has a field of another form"),
-        ("text", "has a field of another form"),
+        ({"dialog": 3}, "dialog: expected a list, got 3"),
+        ("text", "the whole: expected an object with 'dialog', got \"text\""),
+        ({"dialog": []}, "dialog: expected a caption and turns, got an empty list"),
     ],
 )
 def test_a_dialogue_that_cannot_be_read_is_set_aside(tmp_path: Path, entry: Any, reason: str) -> None:
@@ -107,7 +111,7 @@ def test_a_dialogue_that_cannot_be_read_is_set_aside(tmp_path: Path, entry: Any,
     assert statistics["dialogues_set_aside"] == 1
     assert statistics["skipped"][0]["file"] == "plain.json#1"
     assert statistics["skipped"][0]["reason"].startswith(reason)
-    with pytest.raises(ValueError, match=r"plain\.json#1: has"):
+    with pytest.raises(ValueError, match=r"plain\.json#1: (has|dialog: expected|the whole: expected)"):
         add_dialogues(CorpusBuilder(), [path], DialogSettings(), strict=True)
 
 
@@ -120,7 +124,7 @@ def test_a_file_of_another_form_is_set_aside(tmp_path: Path) -> None:
     assert [entry["file"] for entry in statistics["skipped"]] == ["b.json", "c.json"]
     assert "line 2" in statistics["skipped"][0]["reason"]
     (tmp_path / "a.json").unlink()
-    with pytest.raises(ValueError, match=r"no dialogue could be read; the first, b\.json: JSONDecodeError"):
+    with pytest.raises(ValueError, match=r"no dialogue could be read; the first, b\.json: not JSON"):
         read(tmp_path)
 
 
@@ -129,6 +133,90 @@ def test_an_index_outside_its_pool_is_named(tmp_path: Path) -> None:
     content["data"]["dialogs"][0]["dialog"][1]["answer"] = 9
     with pytest.raises(ValueError, match=r"official\.json#0: has an index outside its pool of 2: 9"):
         list(dialogues(save(tmp_path / "official.json", content)))
+
+
+# Every field of every file, at every wrong type: set aside with its place and what was expected.
+
+WRONG = (None, True, 1, 1.5, float("inf"), "ka", [], [1, 2], {}, {"ka": 1}, 10**30, -1)
+
+
+def places(content: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every value within a JSON content."""
+    if at:
+        yield at
+    entries = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in entries:
+        yield from places(value, (*at, key))
+
+
+def changed(content: Any, at: tuple[Any, ...], value: Any) -> Any:
+    copy = json.loads(json.dumps(content))
+    inner = copy
+    for key in at[:-1]:
+        inner = inner[key]
+    inner[at[-1]] = value
+    return copy
+
+
+def kept_or_named(read: Callable[[], Any], known: str) -> str:
+    """What is said of an input that is refused, which names the file; "" where it is read."""
+    try:
+        read()
+    except ValueError as error:
+        assert known in str(error)  # noqa: PT017 - it may be read as well
+        return str(error)
+    return ""
+
+
+#: Fields that are not read, so that any value will do.
+UNREAD = {"version", "split", "answer_options", "info", "iscrowd"}
+
+
+@pytest.mark.parametrize("form", ["plain", "official"])
+def test_a_field_of_a_wrong_type_is_named(tmp_path: Path, form: str) -> None:
+    content = {"plain": PLAIN, "official": OFFICIAL}[form]
+    path = tmp_path / f"{form}.json"
+    for at in places(content):
+        right = content
+        for key in at:
+            right = right[key]
+        for value in WRONG:
+            save(path, changed(content, at, value))
+            builder = CorpusBuilder()
+            with suppress(ValueError):
+                add_dialogues(builder, [path], DialogSettings())
+            reasons = [entry["reason"] for entry in builder.statistics["visdial"]["skipped"]]
+            if type(value) is not type(right) and not UNREAD.intersection(at):
+                assert reasons, (at, value)
+            assert all("expected" in reason or "has " in reason for reason in reasons), (at, value, reasons)
+            assert not {word for word in builder.counts() if word.startswith(("none:", "true:"))}, (at, value)
+
+
+COCO = {
+    "info": {},
+    "annotations": [{"id": 5, "image_id": 7, "caption": "ka"}, {"id": 2, "image_id": 7, "caption": "lo"}],
+}
+
+
+def test_a_caption_of_a_wrong_type_is_named(tmp_path: Path) -> None:
+    for at in places(COCO):
+        for value in WRONG:
+            path = save(tmp_path / "c.json", changed(COCO, at, value))
+            said = kept_or_named(partial(coco_captions, path), "captions: ")
+            right = {"id": int, "image_id": int, "caption": str, "annotations": list}.get(at[-1], dict)
+            assert "info" in at or type(value) is right or "expected" in said, (at, value)
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"a":' * 100_000, "{", b"\xff", "[NaN", "1" * 5000, "", '{"data": 1}', "null", "[null]"]
+)
+def test_what_is_no_such_json_is_named(tmp_path: Path, content: str | bytes) -> None:
+    path = tmp_path / "d.json"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    for read_it, known in ((coco_captions, "captions: "), (lambda p: list(dialogues(p)), "paths: "), (read, "paths: ")):
+        with pytest.raises(ValueError, match=known) as raised:
+            read_it(path)  # type: ignore[operator]
+        assert "d.json" in str(raised.value)
 
 
 @pytest.mark.real_data
