@@ -93,22 +93,32 @@ def test_commands_of_the_readme_exist(page: str, capsys: pytest.CaptureFixture[s
             assert option in known, (name, option)
 
 
-#: What a reader brings along.
-OWN = {"B", "T", "S", "q", "k", "v", "loss", "your_hugging_face_model"}
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+#: What a reader of the README brings along.
+OWN = {"B", "T", "S", "q", "k", "v", "loss"}
+MODULES = {"torch", "sg", "ops", "np", "pd"}
 
 
-@pytest.mark.parametrize("number", range(len(re.findall(r"```python\n(.*?)```", README, re.S))))
-def test_each_block_of_the_readme_imports_what_it_uses(number: int) -> None:
-    tree = ast.parse(re.findall(r"```python\n(.*?)```", README, re.S)[number])
-    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+def names_of(block: str) -> tuple[set[str], set[str]]:
+    """(names that it uses and does not make, names that it imports)."""
+    nodes = list(ast.walk(ast.parse(block)))
+    names = [node for node in nodes if isinstance(node, ast.Name)]
     made = {node.id for node in names if isinstance(node.ctx, ast.Store)}
-    imported = {
-        alias.asname or alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-        for alias in node.names
-    }
-    assert {node.id for node in names} - made - imported - set(dir(builtins)) <= OWN
+    imports = [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
+    imported = {alias.asname or alias.name for node in imports for alias in node.names}
+    return {node.id for node in names} - made - imported - set(dir(builtins)), imported
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_of_a_page_imports_what_it_uses(page: str) -> None:
+    """The README's blocks each for itself; those of other pages go on from each other."""
+    known: set[str] = set()
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S):
+        wanted, imported = names_of(block)
+        if page == "README.md":
+            assert wanted <= OWN
+        assert wanted & MODULES <= known, block
+        known |= imported
 
 
 def test_links_lead_somewhere() -> None:
