@@ -82,6 +82,7 @@ def _left_alone(tree: ast.Module) -> set[int]:
 def changes(tree: ast.Module) -> Iterator[Change]:
     """Every place that can be changed, and how."""
     alone = _left_alone(tree)
+    conditions = {id(node.test) for node in ast.walk(tree) if isinstance(node, ast.If | ast.IfExp)}
     for i, node in enumerate(ast.walk(tree)):
         if id(node) in alone:
             continue
@@ -92,7 +93,7 @@ def changes(tree: ast.Module) -> Iterator[Change]:
                 yield Change(i, "operator")
             case ast.BoolOp():
                 yield Change(i, "and or")
-            case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.Invert()):
+            case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.Invert()) if id(node) not in conditions:
                 yield Change(i, "sign")
             case ast.Constant(value=bool() | int() | float()):
                 yield Change(i, "number")

@@ -125,6 +125,13 @@ def test_probes_have_gather_heads_too() -> None:
     assert table["heads_per_example"].iloc[2] == (own >= 0.3).sum(1).mean()
 
 
+def test_one_draw_is_enough() -> None:
+    shares = np.random.default_rng(0).random((4, 2, 2))
+    row = sg.stability(traced(shares, [0, 0, 1, 1]), draws=1).iloc[0]
+    assert row["rank"] == row["rank_low"] == row["rank_high"]
+    assert row["draws"] == 1
+
+
 def test_one_context_or_no_draw_is_refused() -> None:
     data = traced(np.full((3, 1, 2), 0.5), [4, 4, 4])
     with pytest.raises(ValueError, match="traced, draws: expected two contexts and a draw, got 1 and 200"):

@@ -10,10 +10,9 @@ import pytest
 
 import symground
 
-ROOT = Path(symground.__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(symground.__file__).resolve().parent.parent))
 
-from benchmarks.mutants import changed, changes, trial
+from benchmarks.mutants import ROOT, changed, changes, trial
 
 TOY = """
 def larger(a: int, b: int = 1) -> int:

@@ -204,7 +204,7 @@ def test_what_agrees_is_judged_by_its_numbers() -> None:
                 {"model": "gpt2-4l", "seed": 0, "step": step, "kind": "aggregate", "denominator": "row", "span": 0,
                  "heads_per_example": count, "mean_layer": 2.0 if link else 0.0, "original": 4.0,
                  "intervened": 6.0 if link else 4.0, "control": 4.1, "control_sd": 0.1, "p": 1e-9 if link else 0.9,
-                 "examples": 2, "draws": 100}
+                 "examples": 2, "draws": 100, "short": 0}
                 for step, count in ((10, 1.0), (30, 2.0 if link else 0.5))
             ]
         )  # fmt: skip
