@@ -22,20 +22,23 @@ def require(module: str, purpose: str, install: str = "symground") -> Any:
     return found
 
 
-def check_device(device: str) -> None:
+def check_device(device: Any) -> None:
     """Refuse a device that torch does not know, or that this machine or this build of torch has not.
 
     Raises:
         ValueError: says what there is.
     """
     torch = require("torch", "devices", "torch")
-    known = ["cpu"]
-    if torch.cuda.is_available():
-        known += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    elif torch.accelerator.is_available():
-        known.append(torch.accelerator.current_accelerator().type)
-    if device in known:
+    here = {"cpu": 1}
+    if torch.accelerator.is_available():
+        here[torch.accelerator.current_accelerator().type] = torch.accelerator.device_count()
+    try:
+        asked = torch.device(device)
+    except (RuntimeError, TypeError):
+        asked = None
+    if asked is not None and (asked.index or 0) < here.get(asked.type, 0):
         return
+    known = ["cpu", *(f"{kind}:{i}" for kind, count in here.items() if kind != "cpu" for i in range(count))]
     built = "" if torch.version.cuda else ": this build of torch is one for CPUs"
-    lacks = f" (CUDA cannot be used here{built})" if str(device).startswith("cuda") and "cuda" not in known else ""
+    lacks = f" (CUDA cannot be used here{built})" if str(device).startswith("cuda") and "cuda" not in here else ""
     raise ValueError(f"device: expected {' or '.join(map(repr, known))}; got {device!r}{lacks}")

@@ -26,7 +26,7 @@ from symground.models import lstm  # noqa: F401  (registers the architecture)
 from symground.models.attach import attach
 from symground.models.images import set_images
 from symground.models.mamba_ssm import is_mamba_ssm, load_mamba_ssm
-from symground.optional import require
+from symground.optional import check_device, require
 from symground.sealed import SUMS, damage
 
 T = TypeVar("T")
@@ -69,14 +69,16 @@ def load(
             the hub.
         ValueError: a study (names its runs), a step that the run has no checkpoint of (lists those it has), a ``step``
             for something that is not a run, weights that are damaged (names the file) or elsewhere than in the folder,
-            a dtype of no floating-point numbers, a model that needs code of its own, or one that cannot be attached, or
-            both a ``device`` and a ``device_map``.
+            a dtype of no floating-point numbers, a device that this machine has not, a model that needs code of its
+            own, or one that cannot be attached, or both a ``device`` and a ``device_map``.
         ImportError: a ``device_map`` without accelerate, a .gguf file without gguf.
     """
     if device is not None and device_map is not None:
         raise ValueError("device_map: it says where everything is; expected no device beside it")
     if device_map is not None:
         require("accelerate", "models spread over devices", "symground[spread]")
+    if device is not None:
+        check_device(device)
     numbers = _dtype(dtype)
     _check_path(path)
     folder = Path(path)
@@ -104,7 +106,7 @@ def load(
                 raise ValueError(f"device_map: {folder} is mamba-ssm's, which is loaded whole; use device")
             model: PreTrainedModel = load_mamba_ssm(folder)
             if isinstance(numbers, torch.dtype):
-                model = model.to(numbers)  # type: ignore[arg-type]
+                model.to(dtype=numbers)
         else:
             how = {name: x for name, x in (("dtype", numbers), ("device_map", device_map)) if x is not None}
             model = _from_hub(
@@ -267,7 +269,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
             raise FileNotFoundError(f"{path}: no tokenizer.json there or in the study above it")
     _check_there(path)
     place, where = _source(path)
-    found = _from_hub(
+    found: PreTrainedTokenizerFast = _from_hub(
         path, lambda: AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **where)
     )
-    return found  # type: ignore[return-value]
+    return found

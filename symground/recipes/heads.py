@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from symground.analysis.answers import answers, pope_scores
@@ -251,7 +252,7 @@ def _compared(table: pd.DataFrame) -> pd.DataFrame:
     shown = table.copy()
     for name in table.columns:
         if name.startswith("control") or name.endswith("_control"):
-            shown[name] = table[name].mask(few)
+            shown[name] = table[name].mask(np.array(few, dtype=bool))
     return shown
 
 

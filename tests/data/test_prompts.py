@@ -489,4 +489,4 @@ def test_a_picture_that_is_too_large_is_refused_before_it_is_decoded(tmp_path: P
     assert read_image(path, max_megapixels=2).size == (1000, 1100)
     with pytest.raises(ValueError, match="limit of 1 million"):
         read_image(path, max_megapixels=1)
-    assert Image.MAX_IMAGE_PIXELS == before
+    assert before == Image.MAX_IMAGE_PIXELS

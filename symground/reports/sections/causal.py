@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from symground.analysis.controls import enough
@@ -91,7 +92,7 @@ def grounds_or_matters(interventions: pd.DataFrame) -> pd.DataFrame:
     for prefix, name in _MEASURES.items():
         before = rows[f"{prefix}original"]
         changes[name] = rows[f"{prefix}intervened"] - before
-        changes[f"{name}, random heads"] = (rows[f"{prefix}control"] - before).where(told)
+        changes[f"{name}, random heads"] = (rows[f"{prefix}control"] - before).where(np.array(told, dtype=bool))
     return pd.DataFrame(
         {
             "model": rows["model"],
@@ -121,7 +122,7 @@ _USUAL = {"selection": "example", "positions": "all", "instead": "zero"}
 def grounds_shown(grounds: pd.DataFrame) -> pd.DataFrame:
     """The table of :func:`grounds_or_matters` as it stands in the page: random heads' changes in brackets."""
     shown = {}
-    for name in grounds:
+    for name in map(str, grounds):
         if name in _MEASURES.values():
             both = zip(grounds[name], grounds[f"{name}, random heads"], strict=True)
             shown[name] = [signed(ours) + ("" if pd.isna(random) else f" ({signed(random)})") for ours, random in both]
