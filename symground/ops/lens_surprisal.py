@@ -103,7 +103,7 @@ def _in_one_pass(surprisal: Callable[..., Tensor]) -> Callable[..., Tensor]:
         layers, rows, size = hidden.shape
         if translators is not None:
             w, b = translators
-            hidden = hidden + product(hidden, w.mT).add_(b[:, None])
+            hidden = hidden + product(hidden, w.mT) + b[:, None]
         if candidates.ndim == 2:
             candidates = candidates.repeat(layers, 1)
         out = surprisal(_normed(norm, hidden.reshape(layers * rows, size)), weight, candidates, bias)
