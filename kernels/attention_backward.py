@@ -14,10 +14,10 @@ from symground.kernels.configs import Config
 from symground.kernels.flow import add_flow, groups_of, store_flow
 from symground.kernels.launch import Call, config_of, rows_adjacent
 from symground.kernels.tiles import (
-    attended,
+    LOG2E,
     keys_of,
     load_gate,
-    load_lse,
+    load_lse2,
     load_range,
     load_tile,
     product,
@@ -54,7 +54,7 @@ def _dq_through(
         b_k = load_tile(k, o_j, D, BLOCK_D, MASKED)  # [BN,D]
         b_v = load_tile(v, o_j, D, BLOCK_D, MASKED)  # [BN,D]
         b_s = product(b_q, b_k, q, k, o_i, o_j, D, BLOCK_D, CHUNK, PRECISION)  # [BM,BN]
-        b_p = attended(b_s, b_lse[:, None], scale, b_q.dtype == tl.float32)
+        b_p = tl.exp2(b_s * scale - b_lse[:, None])
         if MASKED:
             m_seen = seen(o_i[:, None], o_j[None, :], offset, low, high, window, CAUSAL, WINDOW)
             b_p = tl.where(m_seen, b_p, 0.0)
@@ -97,7 +97,7 @@ def dq_kernel(
     grad = (p_grad + i_b * s_gb + i_h * s_gh, s_g, s_gd, 0, T)
     b_q = load_tile(q, o_i, D, BLOCK_D, True)  # [BM,D]
     b_grad = load_tile(grad, o_i, D, BLOCK_D, True)  # [BM,D]
-    b_lse = load_lse(p_lse + row, o_i, T)
+    b_lse = load_lse2(p_lse + row, o_i, T)
     b_delta = tl.load(p_delta + row + o_i, mask=o_i < T, other=0.0)
     b_dq = tl.zeros([BM, BLOCK_D], tl.float32)
     b_flow = tl.zeros([BM, GROUPS], tl.float32)
@@ -111,17 +111,17 @@ def dq_kernel(
     if HAS_RANGE or WINDOW:
         b_dq, b_flow, b_total = _dq_through(
             b_dq, b_flow, b_total, b_q, b_grad, b_lse, b_delta, q, k, v, grad, p_key_groups, start, full_first, o_i,
-            gate, scale, offset, low, high, window, flows, True, FLOW, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BN,
+            gate, scale * LOG2E, offset, low, high, window, flows, True, FLOW, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BN,
             PRECISION,
         )  # fmt: skip
     b_dq, b_flow, b_total = _dq_through(
         b_dq, b_flow, b_total, b_q, b_grad, b_lse, b_delta, q, k, v, grad, p_key_groups, full_first, full_last, o_i,
-        gate, scale, offset, low, high, window, flows, False, FLOW, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BN,
+        gate, scale * LOG2E, offset, low, high, window, flows, False, FLOW, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BN,
         PRECISION,
     )  # fmt: skip
     b_dq, b_flow, b_total = _dq_through(
         b_dq, b_flow, b_total, b_q, b_grad, b_lse, b_delta, q, k, v, grad, p_key_groups, full_last, end, o_i,
-        gate, scale, offset, low, high, window, flows, True, FLOW, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BN,
+        gate, scale * LOG2E, offset, low, high, window, flows, True, FLOW, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BN,
         PRECISION,
     )  # fmt: skip
     store_tile(p_dq + row * D, o_i, D, b_dq * scale, T, D, BLOCK_D)
@@ -140,11 +140,11 @@ def _dkdv_through(
         o_i = i + tl.arange(0, BM)
         b_q = load_tile(q, o_i, D, BLOCK_D, MASKED)  # [BM,D]
         b_grad = load_tile(grad, o_i, D, BLOCK_D, MASKED)  # [BM,D]
-        b_lse = load_lse(p_lse, o_i, T)
+        b_lse = load_lse2(p_lse, o_i, T)
         b_delta = tl.load(p_delta + o_i, mask=o_i < T, other=0.0)
         # Keys are the rows here: every product then has its accumulator the way dk and dv want it.
         b_s = product(b_k, b_q, k, q, o_j, o_i, D, BLOCK_D, CHUNK, PRECISION)  # [BN,BM]
-        b_p = attended(b_s, b_lse[None, :], scale, b_q.dtype == tl.float32)
+        b_p = tl.exp2(b_s * scale - b_lse[None, :])
         if MASKED:
             m_seen = seen(o_i[None, :], o_j[:, None], offset, low, high, window, CAUSAL, WINDOW)
             b_p = tl.where(m_seen, b_p, 0.0)
@@ -194,15 +194,15 @@ def dkdv_kernel(
         row = (i_b * H + i_h) * T
         b_dk, b_dv = _dkdv_through(
             b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse + row, p_delta + row, start, full_first, o_j, gate,
-            scale, offset, low, high, window, T, True, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BM, PRECISION,
+            scale * LOG2E, offset, low, high, window, T, True, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BM, PRECISION,
         )  # fmt: skip
         b_dk, b_dv = _dkdv_through(
             b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse + row, p_delta + row, full_first, full_last, o_j, gate,
-            scale, offset, low, high, window, T, False, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BM, PRECISION,
+            scale * LOG2E, offset, low, high, window, T, False, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BM, PRECISION,
         )  # fmt: skip
         b_dk, b_dv = _dkdv_through(
             b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse + row, p_delta + row, full_last, end, o_j, gate,
-            scale, offset, low, high, window, T, True, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BM, PRECISION,
+            scale * LOG2E, offset, low, high, window, T, True, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BM, PRECISION,
         )  # fmt: skip
     row = (i_b * (H // GROUP) + i_k) * S * D
     store_tile(p_dk + row, o_j, D, b_dk * scale, S, D, BLOCK_D)

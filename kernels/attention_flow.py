@@ -12,7 +12,7 @@ import triton.language as tl
 from symground.kernels.configs import Config
 from symground.kernels.flow import add_flow, groups_of, store_flow
 from symground.kernels.launch import Call, config_of, rows_adjacent
-from symground.kernels.tiles import keys_of, load_gate, load_range, load_rows, load_tile, mixing, product, seen
+from symground.kernels.tiles import LOG2E, keys_of, load_gate, load_range, load_rows, load_tile, mixing, product, seen
 
 #: Numbers in the parts that exist at any time: longer sequences are taken in chunks of query tiles.
 PARTS = 2**24
@@ -31,7 +31,7 @@ def _flow_through(
         b_k = load_tile(k, o_j, D, BLOCK_D, MASKED)  # [BN,D]
         b_v = load_tile(v, o_j, DV, BLOCK_DV, MASKED)  # [BN,DV]
         b_s = product(b_q, b_k, q, k, o_i, o_j, D, BLOCK_D, CHUNK, PRECISION)  # [BM,BN]
-        b_p = mixing(b_s, b_high, b_low, p_rows, o_j, T, S, scale, DECAY, b_q.dtype == tl.float32)
+        b_p = mixing(b_s, b_high, b_low, p_rows, o_j, T, S, scale, DECAY)
         b_dp = product(b_grad, b_v, grad, v, o_i, o_j, DV, BLOCK_DV, CHUNK_V, PRECISION) * gate  # [BM,BN]
         b_s = tl.abs(b_p * b_dp)
         if MASKED:
@@ -85,6 +85,7 @@ def attention_flow_kernel(
     b_high, b_low = load_rows(p_rows, o_i, T, DECAY)
     b_flow = tl.zeros([BM, GROUPS], tl.float32)
     b_total = tl.zeros([BM], tl.float32)
+    scale *= LOG2E
     if HAS_RANGE or WINDOW:
         b_flow, b_total = _flow_through(
             b_flow, b_total, b_q, b_grad, b_high, b_low, q, k, v, grad, p_rows, p_key_groups, first_group,

@@ -9,18 +9,7 @@ import triton.language as tl
 
 from symground.kernels.configs import Config
 from symground.kernels.launch import Call, config_of
-from symground.kernels.tiles import (
-    LN2,
-    LOG2E,
-    keys_of,
-    load_gate,
-    load_range,
-    load_tile,
-    power,
-    product,
-    seen,
-    store_tile,
-)
+from symground.kernels.tiles import LN2, LOG2E, keys_of, load_gate, load_range, load_tile, product, seen, store_tile
 
 
 @triton.jit
@@ -37,16 +26,16 @@ def _attend(
         if MASKED:
             m_seen = seen(o_i[:, None], o_j[None, :], offset, low, high, window, CAUSAL, WINDOW)
             b_s = tl.where(m_seen, b_s * scale, float("-inf"))
-            b_new = tl.maximum(b_max, tl.max(b_s, 1))  # [BM]
+            b_new = tl.maximum(b_max, tl.max(b_s, 1))  # [BM], base 2
             # A row that has seen nothing yet keeps -inf: -inf - (-inf) would be NaN.
             b_top = tl.where(b_new == float("-inf"), 0.0, b_new)
-            b_p = power(b_s - b_top[:, None], b_q.dtype == tl.float32)
+            b_p = tl.exp2(b_s - b_top[:, None])
         else:
             # The scale is not negative here, so that it may come after the maximum: one multiply-add an exponential.
             b_new = tl.maximum(b_max, tl.max(b_s, 1) * scale)
             b_top = b_new
-            b_p = power(b_s * scale - b_top[:, None], b_q.dtype == tl.float32)
-        b_fade = power(b_max - b_top, b_q.dtype == tl.float32)
+            b_p = tl.exp2(b_s * scale - b_top[:, None])
+        b_fade = tl.exp2(b_max - b_top)
         b_sum = b_sum * b_fade + tl.sum(b_p, 1)
         if VALUES:
             b_v = load_tile(v, o_j, D, BLOCK_D, MASKED)  # [BN,D]
@@ -104,10 +93,7 @@ def attention_forward_kernel(
     k = (p_k + i_b * s_kb + (i_h // GROUP).to(tl.int64) * s_kh, s_k, s_kd, low, high)
     v = (p_v + i_b * s_vb + (i_h // GROUP).to(tl.int64) * s_vh, s_v, s_vd, low, high)
     b_q = load_tile(q, o_i, D, BLOCK_D, True)  # [BM,D]
-    # To base 2 at once where that loses no digit that counts, as `attended` does it.
-    WIDE: tl.constexpr = p_q.dtype.element_ty == tl.float32
-    if not WIDE:
-        scale *= LOG2E
+    scale *= LOG2E
     if HAS_GATE and gate == 0.0:
         # What it would have seen is still asked of its log-sum-exp; its values are never read.
         b_out, b_max, b_sum = _attend_all(
@@ -124,8 +110,7 @@ def attention_forward_kernel(
     b_out = b_out * (gate / b_sum)[:, None]
     if HAS_GATE:  # a closed head gives 0 whatever its sum is
         b_out = tl.where(gate == 0.0, 0.0, b_out)
-    b_lse = b_max + tl.log(b_sum) if WIDE else (b_max + tl.log2(b_sum)) * LN2
-    b_lse = tl.where(m_empty, float("-inf"), b_lse)
+    b_lse = tl.where(m_empty, float("-inf"), (b_max + tl.log2(b_sum)) * LN2)
     row = (i_b * H + i_h) * T
     store_tile(p_out + row * D, o_i, D, b_out, T, D, BLOCK_D)
     tl.store(p_lse + row + o_i, b_lse, mask=o_i < T)

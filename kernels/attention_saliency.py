@@ -11,7 +11,7 @@ import triton.language as tl
 
 from symground.kernels.configs import Config
 from symground.kernels.launch import Call, chunk_of, config_of, processors, rows_adjacent
-from symground.kernels.tiles import load_gate, load_range, load_rows, mixing, product_in_chunks, seen
+from symground.kernels.tiles import LOG2E, load_gate, load_range, load_rows, mixing, product_in_chunks, seen
 
 #: Programs per processor below which the heads are split over several programs.
 WAVES = 2
@@ -56,6 +56,7 @@ def attention_saliency_kernel(
         empty = empty | (first_j + BN - 1 <= first_i + offset - window)
     if empty:
         last_h = first_h
+    scale *= LOG2E
     b_total = tl.zeros([BM, BN], tl.float32)
     b_s = tl.zeros([BM, BN], tl.float32)
     for n in range(first_h, last_h):
@@ -75,7 +76,7 @@ def attention_saliency_kernel(
                 b_s = product_in_chunks(q, k, o_i, o_j, D, CHUNK, PRECISION)  # [BM,BN]
         else:
             b_s = product_in_chunks(q, k, o_i, o_j, D, CHUNK, PRECISION)  # [BM,BN]
-        b_p = mixing(b_s, b_high, b_low, p_own, o_j, T, S, scale, DECAY, p_q.dtype.element_ty == tl.float32)
+        b_p = mixing(b_s, b_high, b_low, p_own, o_j, T, S, scale, DECAY)
         b_dp = product_in_chunks(grad, v, o_i, o_j, DV, CHUNK_V, PRECISION)  # [BM,BN]
         if HAS_GATE:
             b_dp *= load_gate(p_gate, i_b, i_h, H, HAS_GATE)

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from symground.kernels.configs import Config
 from symground.kernels.launch import Call, config_of, rows_adjacent
-from symground.kernels.tiles import attended, load_gate, load_range, load_tile, product, seen
+from symground.kernels.tiles import LOG2E, load_gate, load_range, load_tile, product, seen
 
 
 @triton.jit(do_not_specialize=["window", "R", "n_j", "H", "T"])
@@ -37,9 +37,9 @@ def attention_saliency_rows_kernel(
         k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_k, s_kd, low, high)
         b_q = load_tile(q, o_i, D, BLOCK_D, True)  # [BM,D]
         b_k = load_tile(k, o_j, D, BLOCK_D, True)  # [BN,D]
-        b_lse = tl.load(p_lse + (i_b * H + i_h) * T + o_i, mask=(o_i >= 0) & (o_i < T), other=float("inf"))
+        b_lse = tl.load(p_lse + (i_b * H + i_h) * T + o_i, mask=(o_i >= 0) & (o_i < T), other=float("inf")) * LOG2E
         b_s = product(b_q, b_k, q, k, o_i, o_j, D, BLOCK_D, CHUNK, PRECISION)  # [BM,BN]
-        b_p = attended(b_s, b_lse[:, None], scale, b_q.dtype == tl.float32)
+        b_p = tl.exp2(b_s * (scale * LOG2E) - b_lse[:, None])
         grad = (p_grad + i_b * s_gb + i_h * s_gh, s_g, s_gd, 0, T)
         v = (p_v + i_b * s_vb + i_h // GROUP * s_vh, s_v, s_vd, low, high)
         b_grad = load_tile(grad, o_i, D, BLOCK_D, True)  # [BM,D]

@@ -156,14 +156,14 @@ def load_rows(p_rows, o_i, T, DECAY: tl.constexpr):
         b_high = tl.load(p_rows + o_i, mask=o_i < T, other=0.0)
         b_low = tl.load(p_rows + T + o_i, mask=o_i < T, other=0.0)
     else:
-        b_high = load_lse(p_rows, o_i, T)
+        b_high = load_lse2(p_rows, o_i, T)
         b_low = b_high
     return b_high, b_low
 
 
 @triton.jit
-def mixing(b_s, b_high, b_low, p_rows, o_j, T, S, scale, DECAY: tl.constexpr, WIDE: tl.constexpr):
-    """The mixing of a tile, of its scores: A = exp(s · scale - lse), or M = s · exp2(decay of i - decay of j).
+def mixing(b_s, b_high, b_low, p_rows, o_j, T, S, scale, DECAY: tl.constexpr):
+    """The mixing of a tile, of its scores: A = exp2(s · scale - lse), or M = s · exp2(decay of i - decay of j).
 
     p_rows of SSD is [4,T], base 2: the decay from the start in two parts, high and low, whose differences are exact
     where the one of two float32 sums would not be; then the same less log2 dt, +inf where dt is 0.
@@ -175,25 +175,12 @@ def mixing(b_s, b_high, b_low, p_rows, o_j, T, S, scale, DECAY: tl.constexpr, WI
         # Above the diagonal the exponent is positive; what it gives is masked, and must not be inf, inf · 0 being NaN.
         b_mixed = b_s * tl.exp2(tl.minimum(b_x, 64.0))
     else:
-        b_mixed = attended(b_s, b_high[:, None], scale, WIDE)
+        b_mixed = tl.exp2(b_s * scale - b_high[:, None])
     return b_mixed
 
 
 @triton.jit
-def attended(b_s, b_lse, scale, WIDE: tl.constexpr):
-    """exp(s · scale - lse). ``WIDE``, of float32: the difference, a small number, is taken to base 2, since numbers as
-    large as the two would lose digits by it. Half precision has fewer digits, and saves a product an exponential."""
-    return tl.exp2((b_s * scale - b_lse) * LOG2E) if WIDE else tl.exp2(b_s * (scale * LOG2E) - b_lse * LOG2E)
-
-
-@triton.jit
-def power(b_x, WIDE: tl.constexpr):
-    """exp(x) where ``WIDE``, else 2^x: of differences of scores to that base."""
-    return tl.exp2(b_x * LOG2E) if WIDE else tl.exp2(b_x)
-
-
-@triton.jit
-def load_lse(p_lse, o_i, T):
-    """Log-sum-exp of queries o_i, +inf where there is none: exp(s - inf) is then 0 and never NaN."""
+def load_lse2(p_lse, o_i, T):
+    """Base-2 log-sum-exp of queries o_i, +inf where there is none: exp2(s - inf) is then 0 and never NaN."""
     b_lse = tl.load(p_lse + o_i, mask=o_i < T, other=float("-inf"))
-    return tl.where(b_lse == float("-inf"), float("inf"), b_lse)
+    return tl.where(b_lse == float("-inf"), float("inf"), b_lse * LOG2E)

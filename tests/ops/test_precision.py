@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 from unittest.mock import patch
 
@@ -12,12 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-CUDA = torch.cuda.is_available()
-if not CUDA:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
-
-from symground import ops  # noqa: E402
-from symground.ops import _extension  # noqa: E402
+from symground import ops
+from symground.ops import _extension
 
 built = pytest.mark.skipif(_extension.library is None, reason="the C++ extension is not built: symground build")
 INNER = ["plain", pytest.param("extension", marks=built)]
@@ -89,10 +84,7 @@ class Problem:
         }  # fmt: skip
 
 
-def assert_no_worse_than_eager(
-    x: Problem, impl: str, gated: bool, causal: bool, sign: float = 1.0, times: dict[str, float] | None = None
-) -> None:
-    """At most twice eager's mean error, or so many ``times``."""
+def assert_no_worse_than_eager(x: Problem, impl: str, gated: bool, causal: bool, sign: float = 1.0) -> None:
     queries, keys = x.tensors[0].shape[2], x.tensors[1].shape[2]
     seen = torch.ones(queries, keys, dtype=torch.bool)
     seen = seen.tril(keys - queries) if causal else seen
@@ -104,7 +96,7 @@ def assert_no_worse_than_eager(
         ours, theirs = ((y.double() - wanted).abs().mean().item() for y in (got, eager[name]))
         # Where one key has all the weight eager's differences are exactly 0; a rounding of their terms is allowed.
         unit = torch.finfo(torch.float32).eps * max(wanted.abs().mean().item(), terms if name in ("dq", "dk") else 0.0)
-        assert ours <= (times or {}).get(name, 2) * theirs + unit, f"{name}: {ours:.2g}, of eager {theirs:.2g}"
+        assert ours <= 2 * theirs + unit, f"{name}: {ours:.2g}, of eager {theirs:.2g}"
 
 
 @pytest.mark.parametrize("inner", INNER)
@@ -120,20 +112,6 @@ def test_large_logits_cost_no_more_than_they_cost_eager(
 ) -> None:  # fmt: skip
     with patch.object(_extension, "library", _extension.library if inner == "extension" else None):
         assert_no_worse_than_eager(Problem(seed, largest, lengths, heads, size), "cpu", gated, causal, sign)
-
-
-@pytest.mark.skipif(CUDA, reason="on a GPU test_triton.py holds the kernels to eager")
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("largest", LARGEST[::2])
-def test_the_triton_kernels_keep_the_gradients_of_queries_and_keys(largest: float, gated: bool) -> None:
-    """No tile of theirs has a row whole: where one key has all the weight, A is off by the rounding of the log-sum-exp
-    and of the scores, and what has A as a factor is off with it."""
-    pytest.importorskip("triton", reason="Triton is not installed: kernel tests")
-    rounded = ("saliency", "rows", "flow", "row total", "matrix total", "probe's saliency", "probe's flow")
-    times = {"dv": 60.0, **dict.fromkeys(rounded, 12.0)}
-    for causal in (True, False):
-        x = Problem(7, largest, (70, 90), (4, 2), 32)
-        assert_no_worse_than_eager(x, "triton", gated, causal, times=times)
 
 
 @pytest.mark.parametrize("inner", INNER)
