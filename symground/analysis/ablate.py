@@ -45,8 +45,8 @@ def ablate(
     Blocks add up, each after those that were entered before it, in whatever order they end; what a block asks ends with
     it, after an exception too. A context can be entered again. The block holds for the passes of the thread that
     entered it (in asyncio: of the task, and of those that it starts meanwhile). A trace within the block carries the
-    gates. In text generation with a cache, only the
-    new tokens pass through the block: use no ``positions`` and no "resample" there.
+    gates. In text generation with a cache, only the new tokens pass through the block: use no ``positions`` and no
+    "resample" there.
 
     Raises:
         ValueError: a layer or head that does not exist, a model without heads, an unknown mode, a reference that does

@@ -36,6 +36,7 @@ class Entry(AbstractContextManager[None]):
             if here is None:
                 here = _HERE.entries = _Entries()
             self._owner = here
+            _OPEN.add(self)
             self.in_task = _task() is not None
             if self.in_task:
                 _INSIDE.set((*_INSIDE.get(), self))
@@ -45,6 +46,7 @@ class Entry(AbstractContextManager[None]):
         # Re-entrant: a collector may end a generator's block while another one begins here.
         with _LOCK:
             self.asks = None
+            _OPEN.discard(self)
             self._owner.open = tuple(e for e in self._owner.open if e.asks is not None)
             if not self._owner.open and getattr(_HERE, "entries", None) is self._owner:
                 del _HERE.entries  # compiled graphs of a thread that asks nothing are all the same graph
@@ -63,6 +65,8 @@ class _Entries:
 _HERE = threading.local()
 _INSIDE: ContextVar[tuple[Entry, ...]] = ContextVar("symground_inside", default=())
 _LOCK = threading.RLock()
+_OPEN: set[Entry] = set()
+"""The blocks of all threads."""
 
 
 def place() -> tuple[int, Any]:
@@ -81,6 +85,8 @@ def asked_of(module: nn.Module) -> tuple[Any, ...]:
     """What the open blocks ask of a module, as this thread (and task) sees them, in the order of entry."""
     here: _Entries | None = getattr(_HERE, "entries", None)
     if here is None:
+        if not torch.compiler.is_compiling():
+            _check_known(module)
         return ()
     found: tuple[Any, ...] = ()
     for entry in here.open:
@@ -92,6 +98,21 @@ def asked_of(module: nn.Module) -> tuple[Any, ...]:
         if module in asks:
             found = (*found, asks[module])
     return found
+
+
+def _check_known(module: nn.Module) -> None:
+    """Refuse a pass on the way back, in a thread of autograd's, that may have been asked something on the way there.
+
+    `remembering` tells it what; torch.utils.checkpoint by itself does not.
+    """
+    if not _OPEN or torch._C._current_graph_task_id() == -1:
+        return
+    foreign = isinstance(threading.current_thread(), threading._DummyThread)
+    if foreign and any(module in (entry.asks or ()) for entry in tuple(_OPEN)):
+        raise ValueError(
+            "model: a layer runs again on the way back, in a thread of autograd's own, where it is not known what was "
+            "asked of it; use model.gradient_checkpointing_enable() in place of torch.utils.checkpoint"
+        )
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -109,7 +130,7 @@ def remembering(function: Callable[..., R]) -> Callable[..., R]:
     kept = tuple(Entry(e.asks, e.hides) for e in seen if e.asks is not None and not (e.in_task and not _inside(e)))
 
     def again(*args: Any, **kwargs: Any) -> R:
-        with _as_entries(_Entries(*kept) if kept else None):
+        with _as_entries(_Entries(*kept)):
             return function(*args, **kwargs)
 
     return again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import copy
 import io
@@ -20,6 +21,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
+from torch.utils.checkpoint import checkpoint
 from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import symground as sg
@@ -260,6 +262,37 @@ def test_what_runs_again_on_the_way_back_is_asked_what_it_was_asked_before(reent
 
     for asked in ([], [(1, 0), (2, 3)]):
         torch.testing.assert_close(gradient(True, asked), gradient(False, asked))
+
+
+def test_layers_checkpointed_by_hand_are_refused_where_it_is_not_known_what_they_were_asked() -> None:
+    """A thread that Python did not start, as autograd's on a GPU."""
+    model, found = llama().train(), list[str]()
+    done = threading.Event()
+
+    def loss() -> Tensor:
+        x = model.model.embed_tokens(IDS)
+        places = model.model.rotary_emb(x, torch.arange(6)[None])
+        for layer in model.model.layers:
+            x = checkpoint(layer, x, position_embeddings=places, attention_mask=None, use_reentrant=False)
+        return x.sum()
+
+    def backward(made: Tensor) -> None:
+        try:
+            made.backward()
+        except ValueError as error:
+            found.append(str(error))
+        done.set()
+
+    with sg.ablate(model, [(1, 0)]):
+        loss().backward()  # within the block and its thread
+        _thread.start_new_thread(backward, (loss(),))
+        assert done.wait(60)
+    assert len(found) == 1
+    assert "it is not known what was asked of it; use model.gradient_checkpointing_enable()" in found[0]
+    done.clear()
+    _thread.start_new_thread(backward, (loss(),))
+    assert done.wait(60)
+    assert len(found) == 1
 
 
 def test_a_traces_layers_run_again_as_they_ran(monkeypatch: pytest.MonkeyPatch) -> None:
