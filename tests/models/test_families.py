@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -275,7 +276,7 @@ def test_compiled_without_a_mask() -> None:
 
 def test_positions_that_begin_after_the_paddings_stay_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
     # Its logits are more than a product, for which it is refused; its positions are of a kind.
-    monkeypatch.setattr("symground.models.attach.verified_readout", lambda model: None)
+    monkeypatch.setattr(importlib.import_module("symground.models.attach"), "verified_readout", lambda model: None)
     settings = transformers.RobertaConfig(**{**_SIZES, "pad_token_id": 1, "is_decoder": True})
     torch.manual_seed(0)
     eager = transformers.RobertaForCausalLM._from_config(copy.deepcopy(settings), attn_implementation="eager").eval()
