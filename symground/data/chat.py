@@ -20,7 +20,7 @@ from symground.optional import require
 _TIMING = re.compile(r"<\s*(bef|dur|aft)\b[^<>]*>")
 _OTHER_MARKS = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")
 #: Codes ($INI), special forms (woof@o), and times (0:31.5, 12_34) on a tier of events.
-_TIER_CODES = re.compile(r"\$(?!\d)\S*|(?<=\w)@[\w:]+|(?<!\w)\d+(?::\d+)+(?:[.,]\d+)?|(?<!\w)\d+_\d+(?!\w)")
+_TIER_CODES = re.compile(r"\$(?!\d)\S*|(?<=\S)@[\w:]+|(?<!\w)\d+(?::\d+)+(?:[.,]\d+)?|(?<!\w)\d+_\d+(?!\w)")
 #: &=laughs, &{l=laughs, [% points], [%act: points], [= a toy], [=! crying]
 _INLINE = re.compile(r"&(?:\{[ln])?=([^\s<>\[\]]+)|\[(?:%(?:(\w+):)?|=!?(?!\?))\s*([^\[\]]*)\]")
 #: Codes within codes are looked for so deep.

@@ -37,23 +37,24 @@ _TABLE |= {code: None for code in range(32) if chr(code) not in "\t\n\r\x15"}  #
 #: An overlap's number (⌈2); Ϋ and Ἡ, which mark yawning and laughing where they are no letters of a Greek word.
 _NUMBERED = re.compile("(?<=[\u2308\u2309\u230a\u230b])[2-9]")
 _GREEK = "\u0370-\u03ff\u1f00-\u1fff"
-_LETTER_MARKS = re.compile(f"(?<![{_GREEK}])[\u03ab\u1f29](?![{_GREEK}])")
+_LETTER_MARKS = re.compile(f"(?<![{_GREEK}])[\u03ab\u1f29]+(?![{_GREEK}])")
 #: ↫r-r-r↫rabbit: a repeated segment between two of them.
 _REPEATED = re.compile("\u21ab[^\\s\u21ab]*\u21ab|\u21ab")
 #: (be)cause, o:h, ka^lo: what was not said, lengthening, a pause between syllables.
 _INSIDE = dict.fromkeys(map(ord, "():^"))
-_BULLET = re.compile(r'[\x15•](?:%\w+:"[^"\x15]*")?[\d_.\-]+[\x15•]?|\x15[^\x15]*\x15|[\x15•]')
+_BULLET = re.compile(r'[\x15•](?:%\w+:"[^"\x15]*")?[\d_.\-]+[\x15•]?|\x15[^\x15\s]*\x15|[\x15•]')
 #: (.) (..) (1.5) (2:30.5)
 _PAUSE = re.compile(r"\([\d.:]+\)")
 #: Where +< is the linker that opens an utterance, < opens no group.
-_PIECE = re.compile(r"(?<!\S)\+<|\[[^\[\]]*\]|[\[\]<>]|[^\s\[\]<>]+")
+_PIECE = re.compile(r"(?<![^\s<])\+<|\[[^\[\]]*\]|[\[\]<>]|[^\s\[\]<>]+")
 _RETRACED = frozenset(("/", "//", "///", "/?", "/-", "e"))
 #: Unintelligible speech, speech transcribed on a %pho tier alone, speech that was not transcribed; xx and yy are older.
 UNINTELLIGIBLE = frozenset(("xxx", "yyy", "www", "xx", "yy"))
 #: Fillers, fragments and events (&-uh, &+fr, &=laughs); 0, an utterance without speech, and 0word, a word left out;
 #: pauses of the older manuals (#long). Punctuation may stand before them.
 _NOT_SAID = re.compile(r"[^\w&#]*(?:[&#]|0+(?!\d))")
-_FORM = re.compile(r"[@$].*")
+#: What follows a word without a space: its special form or part of speech, or an event.
+_FORM = re.compile(r"[@$].*|&[-=+~*{}].*")
 _LETTER = re.compile(r"\w")
 _LETTER = re.compile(r"\w")
 
