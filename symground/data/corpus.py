@@ -79,7 +79,12 @@ class Corpus:
         place = images_of(folder)
         if place is not None:
             images, shown = ImageSet.load(place), read_json(folder / "images.json")["shown"]
-        words = PreTrainedTokenizerFast.from_pretrained(tokenizer)
+        try:
+            words = PreTrainedTokenizerFast.from_pretrained(tokenizer)
+        except (KeyboardInterrupt, SystemExit, GeneratorExit, OSError):
+            raise
+        except BaseException as error:  # a panic of the library, which is written in Rust, is no Exception
+            raise ValueError(f"{tokenizer / 'tokenizer.json'}: no tokenizer that can be read ({error})") from error
         return Corpus(tokens, documents, starts, words, statistics, images, shown)
 
     @property
