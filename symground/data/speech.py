@@ -42,7 +42,7 @@ _LETTER_MARKS = re.compile(f"(?<![{_GREEK}])[\u03ab\u1f29]+(?![{_GREEK}])")
 _REPEATED = re.compile("\u21ab[^\\s\u21ab]*\u21ab|\u21ab")
 #: (be)cause, o:h, ka^lo: what was not said, lengthening, a pause between syllables.
 _INSIDE = dict.fromkeys(map(ord, "():^"))
-_BULLET = re.compile(r'[\x15•](?:%\w+:"[^"\x15]*")?[\d_.\-]+[\x15•]?|\x15[^\x15\s]*\x15|[\x15•]')
+_BULLET = re.compile(r'[\x15•](?:%\w+:"[^"\x15]*")?[\d_.\-]+[\x15•]?|\x15[^\x15\s<>\[\]]*\x15|[\x15•]')
 #: (.) (..) (1.5) (2:30.5)
 _PAUSE = re.compile(r"\([\d.:]+\)")
 #: Where +< is the linker that opens an utterance, < opens no group.
