@@ -43,4 +43,4 @@ $(VENV)/build.stamp: $(SOURCES) | $(VENV)/demo.stamp
 	touch $@
 
 clean:
-	rm -rf $(VENV) symground/ops/_C.so build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .editable symground/ops/_C.so build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

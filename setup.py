@@ -6,6 +6,7 @@ part where nvcc and a torch for CUDA are, and a failure only warns; otherwise `s
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -32,6 +33,24 @@ class BuildExtension(build_ext):
         return os.path.join(*fullname.split(".")) + ".so"
 
 
+def package_root():
+    """The folder in which the package lies, as setuptools is to see it.
+
+    An editable install adds this folder to those that Python imports from. setuptools' import hook, the other way, is
+    asked last: after a folder that is only called like the package (a clone named symground, seen from the folder above
+    it), and never by mypy or pyright. The repository itself would make its kernels/ importable as `kernels`, the name
+    of a package that transformers looks for (5.0 does not start where it finds one without a version). So the folder is
+    one that holds a link to the package and nothing else.
+    """
+    if "editable_wheel" not in sys.argv:
+        return "."
+    link = Path(".editable") / "symground"
+    if not link.is_symlink():
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(Path("..") / "symground", target_is_directory=True)
+    return str(link.parent)
+
+
 CPU, CUDA = "symground.ops._C", "symground.ops._CUDA"
 torch = builder.torch_folder()
 # One of each file: an editable install copies what an extension names, and nothing that lies beside it.
@@ -39,10 +58,7 @@ buildable = [CPU] if torch is not None and builder.compiler() is not None else [
 buildable += [CUDA] if buildable and builder.nvcc() is not None and builder.has_cuda(torch) else []
 
 setup(
-    # A path of its own, where it would be left out: an editable install is then one entry in the list of folders that
-    # Python imports from. setuptools' import hook, the other way, is asked last: after a folder that is only called
-    # like the package (a clone named symground, seen from the folder above it), and never by mypy or pyright.
-    package_dir={"": "."},
+    package_dir={"": package_root()},
     # symground/kernels and symground/csrc are symlinks to folders which have no __init__.py (their READMEs say why).
     packages=[*find_packages(include=["symground", "symground.*"]), "symground.csrc", "symground.kernels"],
     package_data={

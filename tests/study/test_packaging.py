@@ -165,14 +165,24 @@ def types_seen(environment: Environment, cwd: Path) -> str:
     return done.stdout.partition('Revealed type is "')[2].partition(",")[0] or done.stdout + done.stderr
 
 
+def others_found(environment: Environment, source: Path, cwd: Path) -> str:
+    """Which other folders of the repository can be imported by their names."""
+    names = sorted(path.name for path in source.iterdir() if path.is_dir() and path.name.isidentifier())
+    assert "kernels" in names
+    found = f"(n for n in {names} if n != 'symground' and '{source}' in str(importlib.util.find_spec(n)))"
+    return environment.run("python", "-c", f"import importlib.util; print(set({found}))", cwd=cwd).stdout.strip()
+
+
 @pytest.mark.slow
 def test_installs_in_isolation_without_torch_and_without_a_compiler(tmp_path: Path) -> None:
     # A clone has the package's name, and Python started in the folder above it must not take the clone for the package.
     source, environment = copy_of_sources(tmp_path / "symground"), Environment(tmp_path / "venv")
     environment.install("-e", str(source))
-    assert environment.works() == (str(source / "symground" / "__init__.py"), "plain PyTorch")
+    where, inside = environment.works()
+    assert (Path(where).resolve(), inside) == (source / "symground" / "__init__.py", "plain PyTorch")
     above = environment.run("python", "-c", "import symground as sg; print(sg.__file__, sg.load)", cwd=tmp_path)
-    assert above.stdout.startswith(f"{source / 'symground' / '__init__.py'} <function load"), above.stderr
+    assert above.stdout.startswith(f"{where} <function load"), above.stderr
+    assert others_found(environment, source, tmp_path) == "set()", "transformers looks for a package named kernels"
     assert types_seen(environment, tmp_path) == "def (path: str | pathlib.Path"
     lacking = environment.run("symground", "build")
     assert lacking.returncode == 1
