@@ -1,7 +1,7 @@
 """The words that a CHAT main tier says: what becomes of each of CHAT's codes and marks.
 
 After the CHAT manual (https://talkbank.org/0info/manuals/CHAT.html), chapters on words, utterances, scoped symbols and
-CA. ``docs/data.md`` lists every mark with an example, and a test reads that list.
+CA. ``docs/chat.md`` lists every mark with an example, and a test reads that list.
 
 Three steps: time bullets and the marks that stand within words go; codes in brackets act on what stands before them;
 what is left of each item is its words. Which kinds of items are speech is decided in :func:`_said` alone.
@@ -55,7 +55,6 @@ UNINTELLIGIBLE = frozenset(("xxx", "yyy", "www", "xx", "yy"))
 _NOT_SAID = re.compile(r"[^\w&#]*(?:[&#]|0+(?!\d))")
 #: What follows a word without a space: its special form or part of speech, or an event.
 _FORM = re.compile(r"[@$].*|&[-=+~*{}].*")
-_LETTER = re.compile(r"\w")
 _LETTER = re.compile(r"\w")
 
 _Item = list[str]
