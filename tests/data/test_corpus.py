@@ -1,0 +1,37 @@
+"""What a corpus folder may hold: arrays, and nothing that runs."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from symground.data import Corpus
+from symground.data.corpus import ARRAYS
+
+
+class Runs:
+    """Leaves a file behind where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> object:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("form", ["a pickle", "an array of objects"])
+@pytest.mark.parametrize("name", ARRAYS)
+def test_a_pickle_in_place_of_an_array_is_refused_and_not_run(study: Path, name: str, form: str) -> None:
+    path, mark = study / "data" / f"{name}.npy", study / "ran"
+    if form == "a pickle":
+        path.write_bytes(pickle.dumps(Runs(mark)))
+    else:
+        np.save(path, np.array([Runs(mark)], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=rf"{name}\.npy: damaged or cut short"):
+        Corpus.load(study / "data", study)
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(Runs(mark)))
+    assert mark.exists(), "the test's own pickle runs"
