@@ -117,7 +117,9 @@ def add_dialogues(
                     counts["dialogues_set_aside"] += 1
                     set_aside(f"{name}#{number}", str(error))
                     continue
-                held = share_of(dialogue.image or f"{name}#{number}") < validation
+                # By the image, whatever its file is called here: one of training shows in no dialogue kept from it.
+                key = image_key(dialogue.image) if dialogue.image else f"{name}#{number}"
+                held = share_of(key) < validation
                 group, image, shown = PurePosixPath(name).name, None, set[str]()
                 if numbers is not None:
                     image = numbers.get(image_key(dialogue.image))

@@ -219,6 +219,24 @@ def test_what_is_no_such_json_is_named(tmp_path: Path, content: str | bytes) -> 
         assert "d.json" in str(raised.value)
 
 
+def test_an_image_is_in_training_or_in_validation_whatever_its_file_is_called(tmp_path: Path) -> None:
+    names = ("{n}.jpg", "val2018/VisualDialog_val2018_{n:012d}.jpg", "COCO_train2014_{n:012d}.png", "{n:06d}")
+    for i, name in enumerate(names):
+        dialogs = [{"img": name.format(n=n), "dialog": [f"i{n}", "big? yes"]} for n in range(1, 41)]
+        save(tmp_path / f"{i}.json", dialogs)
+    builder = CorpusBuilder()
+    add_dialogues(builder, sorted(tmp_path.glob("*.json")), DialogSettings(), validation=0.4)
+    corpus = builder.build()
+    seen = {}
+    for split in ("train", "validation"):
+        words = corpus.tokenizer.convert_ids_to_tokens(corpus.part(split).tokens.tolist())
+        seen[split] = [word for word in words if word.startswith("i") and word.endswith(":<ENV>")]
+    assert not set(seen["train"]) & set(seen["validation"])
+    assert len(seen["train"]) + len(seen["validation"]) == 160
+    assert 0 < len(seen["validation"]) < 160
+    assert len(set(seen["train"]) | set(seen["validation"])) == 40
+
+
 @pytest.mark.real_data
 def test_real_dialogues(real_data: Path) -> None:
     plain, official = (real_data / "visdial" / name for name in
