@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 FILE, CUDA_FILE = "_C.so", "_CUDA.so"
-VERSION = 8  # of the operators: one more with each change of what they take or promise, so that no older build is called
+VERSION = 8  # of the operators: one more with each change of what they take or promise
 
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parent / "csrc"
