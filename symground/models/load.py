@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -106,7 +106,7 @@ def load(
                 raise ValueError(f"device_map: {folder} is mamba-ssm's, which is loaded whole; use device")
             model: PreTrainedModel = load_mamba_ssm(folder)
             if isinstance(numbers, torch.dtype):
-                model.to(dtype=numbers)
+                model = model.to(numbers)  # type: ignore[arg-type]
         else:
             how = {name: x for name, x in (("dtype", numbers), ("device_map", device_map)) if x is not None}
             model = _from_hub(
@@ -269,7 +269,5 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
             raise FileNotFoundError(f"{path}: no tokenizer.json there or in the study above it")
     _check_there(path)
     place, where = _source(path)
-    found: PreTrainedTokenizerFast = _from_hub(
-        path, lambda: AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **where)
-    )
-    return found
+    found = _from_hub(path, lambda: AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **where))
+    return cast(PreTrainedTokenizerFast, found)
