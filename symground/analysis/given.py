@@ -107,13 +107,17 @@ def check_frame(value: Any, name: str, columns: Iterable[str], made: str) -> Non
             raise ValueError(f"{name}: expected a column {column!r} as {made} gives it, got {list(value.columns)}")
 
 
+#: What a trace holds, of which a Dataset of another origin has nothing.
+_TRACED = {"surprisal", "saliency", "flow", "rows", "input_x_gradient"}
+
+
 def check_trace(value: Any, name: str = "trace") -> None:
     """Refuse what no trace gave.
 
     Raises:
         ValueError: by ``name``.
     """
-    if not isinstance(value, xr.Dataset) or "surprisal" not in value:
+    if not isinstance(value, xr.Dataset) or not _TRACED & set(value.data_vars):
         raise ValueError(f"{name}: expected what symground.trace(model, …) gives, got {told(value)}")
 
 

@@ -168,7 +168,6 @@ def check_fits(model: PreTrainedModel, probes: Asked, images: bool = False) -> N
     """Refuse probes that the model, or an analysis without ``images``, cannot read, and a model whose dropout is on."""
     check_weights(model)
     check_asked(probes, images=images)
-    check_deterministic(model)
     positions = positions_of(model)
     tokens, context = probes.longest
     if positions is not None and tokens > positions:
@@ -179,3 +178,4 @@ def check_fits(model: PreTrainedModel, probes: Asked, images: bool = False) -> N
         raise ValueError(
             f"probes: id {probes.largest_id} is outside the model's vocabulary of {rows}{has}; is this its tokenizer?"
         )
+    check_deterministic(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -79,12 +80,24 @@ def attach(model: M) -> M:
         fuse_gelu(model.get_decoder())
         object.__setattr__(model, _ATTACHED, found)
         if not any(parameter.is_meta for parameter in model.parameters()):
-            verified_readout(model)
+            with _in_evaluation(model):  # dropout would make the two passes of the trial differ
+                verified_readout(model)
     except Exception:
         if not again:
             detach(model)
         raise
     return model
+
+
+@contextmanager
+def _in_evaluation(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def detach(model: M) -> M:

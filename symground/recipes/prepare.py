@@ -151,12 +151,14 @@ def _made(study: Path, kind: str, paths: Sequence[str], settings: CorpusSettings
     spoken, cue = (settings.generated.spoken if _is_generated(kind) else {}), contexts[0].cue
     tokenizer = builder.tokenizer(minimum, lemmas)
     vocabulary = tokenizer.get_vocab()
+    seen_images = {"images": {shown(noun): len(images) for noun, images in builder.shown.items()}}
+    everything = builder.counts_by_group(lemmas) | (seen_images if cue == IMAGE else {})
+    # A corpus without enough of any noun is refused before its vocabulary is looked at.
+    nouns_over_threshold(_total(everything), settings.min_noun_count, list(candidates), spoken, cue)
     counts = {
-        group: {token: n for token, n in of_group.items() if token in vocabulary}  # the others become [UNK]
-        for group, of_group in builder.counts_by_group(lemmas).items()
+        group: {token: n for token, n in of_group.items() if token in vocabulary or group == "images"}  # others: [UNK]
+        for group, of_group in everything.items()
     }
-    if cue == IMAGE:
-        counts["images"] = {shown(noun): len(images) for noun, images in builder.shown.items()}
     kept, lacking = split_contexts(tokenizer, chosen)
     for context, words in lacking.items():
         _say(f"context left out, not in the vocabulary {', '.join(words)}: {context.env!r}, {context.lan!r}")

@@ -57,6 +57,8 @@ def run(
     chosen = Choices(np.zeros(N, int), ~wrong, rng.random(N), rng.random(N), rng.random(N))
     of = {True: traced(matched), False: traced(own)}
     asked = Asked()
+    for check in ("mixers", "check_fits"):
+        monkeypatch.setattr(monitor_module, check, lambda *_, **__: None)
     monkeypatch.setattr(monitor_module, "choices", lambda *_, **__: chosen)
     monkeypatch.setattr(monitor_module, "trace", lambda model, given, **__: of[given is asked])
     return monitor_module.monitor(None, asked, seed=SEED, **more)

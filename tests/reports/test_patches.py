@@ -134,5 +134,7 @@ def test_heats_that_do_not_fit_are_refused(message: str, heat: NDArray[np.float6
 
 
 def test_a_picture_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"picture: expected shape \[height,width,3\], got \[24, 36\]"):
+    with pytest.raises(
+        ValueError, match=r"picture: expected a PIL image or an array \[height,width,3\], got shape \[24, 36\]"
+    ):
         draw_patches(PICTURE[..., 0], [np.ones((HEIGHT, WIDTH))])

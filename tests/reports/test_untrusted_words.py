@@ -73,10 +73,20 @@ def corpus_of(folder: Path, words: list[str]) -> str:
     nouns = {word: (env(word), lan(word)) for word in words}
     of_corpus = {form(w): n + i for i, w in enumerate(words) for form, n in ((env, 10), (lan, 3000))}
     counts = dict.fromkeys(words, of_corpus)
-    counted = ("main_tiers", "utterances", "silent", "other_speakers", "in_left_out_files", "files", "files_kept")
-    chat = dict.fromkeys((*counted, "files_left_out", "files_set_aside", "latin_1"), 1)
+    counted = ("main_tiers", "utterances", "silent", "other_speakers", "in_left_out_files", "in_set_aside_files")
+    chat = dict.fromkeys(
+        (*counted, "files", "files_kept", "files_left_out", "files_set_aside", "files_not_read", "latin_1"), 1
+    )
     chat |= {"corpora": {word: {"files": 1, "files_kept": 1, "files_set_aside": 0, "utterances": 5} for word in words}}
-    statistics = {"tokens": 100, "env_tokens": 30, "lan_tokens": 60, "vocabulary": 9, "documents": 2, "chat": chat}
+    statistics = {
+        "tokens": 100,
+        "env_tokens": 30,
+        "lan_tokens": 60,
+        "unknown_tokens": 2,
+        "vocabulary": 9,
+        "documents": 2,
+        "chat": chat,
+    }
     return corpus_page(folder, statistics, counts, nouns, 5).read_text(encoding="utf-8")
 
 
