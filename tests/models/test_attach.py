@@ -339,3 +339,17 @@ def test_under_autocast_models_without_attention_run_too() -> None:
             for name in {"saliency", "input_x_gradient"} & set(traced):
                 off = np.linalg.norm(traced[name] - whole[name]) / np.linalg.norm(whole[name])
                 assert off < 16 * torch.finfo(dtype).eps, name
+
+
+def test_a_model_may_be_attached_while_it_is_trained() -> None:
+    """As it comes from its class: in training mode, with dropout."""
+    sizes = {"vocab_size": 101, "n_positions": 32, "n_embd": 24, "n_layer": 2, "n_head": 2}
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(**sizes, bos_token_id=None, eos_token_id=None, resid_pdrop=0.5)
+    )
+    model.transformer.h[0].eval()
+    modes = [module.training for module in model.modules()]
+    assert sg.attach(model) is model
+    assert [module.training for module in model.modules()] == modes
+    with pytest.raises(ValueError, match=r"model: expected model\.eval\(\)"):
+        sg.trace(model, ids(), torch.tensor([5, 7]))
