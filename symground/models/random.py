@@ -69,7 +69,8 @@ def _twice_the_same(model: PreTrainedModel) -> bool:
             found.append(hidden_states(model, ids))
             drawn = not torch.equal(before, _generator_state(ids.device))
     # What is dropped now and then may be dropped in neither: then what was drawn and is named counts.
-    same = torch.allclose(*found, rtol=0.0, atol=0.0, equal_nan=True)  # NaN is no matter of chance
+    first, second = found
+    same = torch.allclose(first, second, rtol=0.0, atol=0.0, equal_nan=True)  # NaN is no matter of chance
     return same and not (named and drawn)
 
 
