@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import symground as sg
 from symground.analysis import backward
@@ -26,17 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.memory import MAPPED  # noqa: E402
+from tests.tiny import llama  # noqa: E402
 
 NAMES = ("surprisal", "saliency", "rows", "flow", "row_total", "matrix_total")
-
-
-def llama() -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=40, pad_token_id=None, bos_token_id=None, eos_token_id=None, initializer_range=0.2,
-    )  # fmt: skip
-    return sg.attach(LlamaForCausalLM(config)).eval()
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor]:

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.utils.checkpoint import checkpoint
-from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import GPT2LMHeadModel, PreTrainedModel
 
 import symground as sg
 from symground.models import mixers
 from symground.models.mixers import head_outputs
+from tests.tiny import llama
 
 IDS = torch.randint(2, 101, (2, 6), generator=torch.Generator().manual_seed(0))
 KINDS = ("zero", "mean", "resample", "steer", "positions", "generator", "observe")
@@ -224,15 +225,6 @@ def test_tasks_see_their_own_blocks_and_those_they_were_started_in(gpt2: GPT2LMH
 
 async def run_within(model: GPT2LMHeadModel, expected: Tensor) -> None:
     assert torch.equal(model(IDS).logits, expected)
-
-
-def llama() -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=40, pad_token_id=None, bos_token_id=None, eos_token_id=None, initializer_range=0.2,
-    )  # fmt: skip
-    return sg.attach(LlamaForCausalLM(config)).eval()
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -71,6 +71,12 @@ def backward(draw: Draw, *results: Tensor) -> None:
         torch.autograd.backward(wanted, [draw.laid_out(torch.randn_like(x)) for x in wanted])
 
 
+def with_gradients(draw: Draw, out: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    """A result, and the gradients of those leaves that want one."""
+    backward(draw, out)
+    return [out, *(z.grad for z in leaves if z.grad is not None)]
+
+
 def attention(draw: Draw, ops: Any) -> list[Tensor]:
     dtype = draw.one(F32, F32, F64, torch.float16, torch.bfloat16)
     batch, key_heads, size = draw.size(1, 2, 3, 5), draw.size(1, 2), draw.one(1, 3, 8, 17, 64)
@@ -141,8 +147,7 @@ def inner(draw: Draw, ops: Any) -> list[Tensor]:
     leaves = [z.requires_grad_(draw.one(True, False)) for z in (given, weight, bias, *rest)]
     arguments = [*leaves[:2], leaves[2] if draw.one(True, False) else None, *leaves[3:]]
     out = ops.mamba2_inner(*arguments, groups, impl="cpu")
-    backward(draw, out)
-    return [out, *(z.grad for z in leaves if z.grad is not None)]
+    return with_gradients(draw, out, leaves)
 
 
 def convolution(draw: Draw, ops: Any) -> list[Tensor]:
@@ -159,8 +164,7 @@ def convolution(draw: Draw, ops: Any) -> list[Tensor]:
     )
     leaves = [z.requires_grad_() for z in (x, weight)]
     out = ops.causal_conv1d(*leaves, bias, first, draw.one("silu", None), impl="cpu")
-    backward(draw, out)
-    return [out, *(z.grad for z in leaves if z.grad is not None)]
+    return with_gradients(draw, out, leaves)
 
 
 def gates(draw: Draw, ops: Any) -> list[Tensor]:
@@ -172,8 +176,7 @@ def gates(draw: Draw, ops: Any) -> list[Tensor]:
     fill = None if filled is None else draw.normal(*filled, dtype=dtype)
     leaves = [z.requires_grad_(draw.one(True, False)) for z in (draw.normal(*shape, dtype=dtype), gate)]
     out = ops.gate_heads(*leaves, fill, impl="cpu")
-    backward(draw, out)
-    return [out, *(z.grad for z in leaves if z.grad is not None)]
+    return with_gradients(draw, out, leaves)
 
 
 def vocabulary(draw: Draw, ops: Any) -> list[Tensor]:
