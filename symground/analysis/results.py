@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +91,3 @@ class Table:
                 frame.sort_values(KEYS, kind="stable").to_parquet(partial, index=False)
         self._keys = _keys(frame)
         self._new, self._replaced = [], []
-
-
-def save_all(tables: Iterable[Table]) -> None:
-    for table in tables:
-        table.save()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
@@ -23,7 +23,7 @@ from symground.analysis.monitor import monitor
 from symground.analysis.null import share_table
 from symground.analysis.probes import Probes
 from symground.analysis.r2 import cooccurrence_r2
-from symground.analysis.results import TABLES, Table, partial_scores, save_all
+from symground.analysis.results import TABLES, Table, partial_scores
 from symground.analysis.score import score_to_parquet
 from symground.analysis.selection import INTERVENED, POSITIONS, SELECTIONS
 from symground.analysis.steering import steering
@@ -144,28 +144,34 @@ def analyze(
         try:
             for step in steps:
                 checkpoint = _Checkpoint(Path(run), step, study, probes, counts, settings)
-                for name, (of_heads, first, analysis) in _ANALYSES.items():
+                for name, (of_heads, last, analysis) in _ANALYSES.items():
                     if step not in due.get(name, ()):
                         continue
-                    if tables[first].has(model_name, seed, step) and not settings.again:
+                    if tables[last].has(model_name, seed, step) and not settings.again:
                         left += 1
                     elif not of_heads or mixers(checkpoint.model):
-                        for table, frame in analysis(checkpoint).items():
-                            tables[table].add(frame, model_name, seed, step)
+                        frames = analysis(checkpoint)
+                        for table in sorted(frames, key=_DECIDES.__contains__):
+                            tables[table].add(frames[table], model_name, seed, step)
                         if name == "surprisal":
                             scored.append(checkpoint.scores)
                 if time.monotonic() - saved > _SAVE_EVERY:
-                    _save(tables.values(), scored)
+                    _save(tables, scored)
                     saved = time.monotonic()
                 bar.advance()
         finally:
-            _save(tables.values(), scored)
+            _save(tables, scored)
     return left
 
 
-def _save(tables: Iterable[Table], scored: list[Path]) -> None:
-    """Save the tables; the scores that are in them now need no folder of their own any more."""
-    save_all(tables)
+def _save(tables: dict[str, Table], scored: list[Path]) -> None:
+    """Save the tables; the scores that are in them now need no folder of their own any more.
+
+    A table that says that an analysis was done is saved after those that the analysis filled besides: whatever stops
+    this, what is missing from one of them is analysed again.
+    """
+    for name in sorted(tables, key=_DECIDES.__contains__):
+        tables[name].save()
     for folder in scored:
         shutil.rmtree(folder, ignore_errors=True)
     scored.clear()
@@ -302,7 +308,7 @@ def _monitor(at: _Checkpoint) -> _Frames:
     return {"monitor": detected.detectors, "calibration": detected.calibration, "steering": steered}
 
 
-#: What is measured → whether it needs heads, the table that tells that it has been, and what measures it.
+#: What is measured → whether it needs heads, the table that tells that it was done (written last), what measures it.
 _ANALYSES: dict[str, tuple[bool, str, Callable[[_Checkpoint], _Frames]]] = {
     "surprisal": (False, "r2", _behaviour),
     "saliency": (True, "saliency", _where),
@@ -311,3 +317,4 @@ _ANALYSES: dict[str, tuple[bool, str, Callable[[_Checkpoint], _Frames]]] = {
     "sweep": (True, "sweep", _sweep),
     "monitor": (True, "monitor", _monitor),
 }
+_DECIDES = frozenset(last for _, last, _ in _ANALYSES.values())

@@ -92,15 +92,16 @@ def score_to_parquet(
     if not left:
         return folder
     held: list[pd.DataFrame] = []
-    since = time.monotonic()
+    part, since = _next_part(folder), time.monotonic()
     try:
         for c, values in _scores(model, probes.take_contexts(left), memory, batch_size, names=left):
             held.append(_table(probes, c, values))
             if time.monotonic() - since > _FLUSH_SECONDS or sum(map(len, held)) >= _FLUSH_ROWS:
-                _write(folder, held)
-                held, since = [], time.monotonic()
+                _write(part, held)
+                held, part, since = [], _next_part(folder), time.monotonic()
     finally:
-        _write(folder, held)
+        # What is stopped between the writing of a part and the next one writes that part again, and not another.
+        _write(part, held)
     return folder
 
 
@@ -149,13 +150,16 @@ def _contexts(part: Path) -> list[int]:
         raise ValueError(f"path: {part} is damaged ({error}); remove it, and its contexts are scored again") from error
 
 
-def _write(folder: Path, tables: list[pd.DataFrame]) -> None:
-    """One more file, under a temporary name first: a reader never sees half of it."""
-    if not tables:
-        return
+def _next_part(folder: Path) -> Path:
     last = max((int(part.stem.removeprefix("part-")) for part in folder.glob(_PARTS)), default=-1)
-    with replacing(folder / f"part-{last + 1:06d}.parquet") as partial:
-        pd.concat(tables, ignore_index=True).to_parquet(partial, index=False)
+    return folder / f"part-{last + 1:06d}.parquet"
+
+
+def _write(part: Path, tables: list[pd.DataFrame]) -> None:
+    """A file of scores, under a temporary name first: a reader never sees half of it."""
+    if tables:
+        with replacing(part) as partial:
+            pd.concat(tables, ignore_index=True).to_parquet(partial, index=False)
 
 
 def _fingerprint(model: PreTrainedModel) -> str:
