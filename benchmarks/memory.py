@@ -17,6 +17,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,39 @@ def _peak() -> int:
         return _status("VmHWM")
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Anonymous:
+    """Within the block, the most memory that the process has of its own, resident or swapped, above what it had before.
+
+    Pages of files count in the resident set, and a system that is short of memory drops them and swaps others: this
+    measure does not fall then. Looked at every millisecond.
+    """
+
+    def __enter__(self) -> Anonymous:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        self._before = self._most = _anonymous()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    @property
+    def peak(self) -> int:
+        return self._most - self._before
+
+    def _look(self) -> None:
+        while not self._over.wait(0.001):
+            self._most = max(self._most, _anonymous())
+
+
+def _anonymous() -> int:
+    return _status("RssAnon") + _status("VmSwap")
 
 
 def attention(stage: str, name: str, shape: dict[str, Any]) -> tuple[Run, Run]:

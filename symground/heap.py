@@ -1,19 +1,26 @@
-"""What becomes of memory that is freed, on a CPU: it stays with the process, or goes back at once."""
+"""What becomes of memory that is freed, on a CPU: it stays with the process, or goes back at once.
+
+Does nothing where malloc is not glibc's.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 # glibc's malloc.h
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
-_USUAL = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}
-_LARGE = 2**30
+_RETURNED = {_TRIM_THRESHOLD: 2**17, _MMAP_THRESHOLD: 2**17, _MMAP_MAX: 2**16}
+_KEPT = {_TRIM_THRESHOLD: 2**30, _MMAP_THRESHOLD: 2**30}
 #: Where glibc's own thresholds end up in a process that frees large pieces.
-_GROWN = {_TRIM_THRESHOLD: 2**26, _MMAP_THRESHOLD: 2**25}
+_GROWN = {_TRIM_THRESHOLD: 2**26, _MMAP_THRESHOLD: 2**25, _MMAP_MAX: 2**16}
+_LOCK = threading.Lock()
+#: What the blocks ask that have begun and not ended, in the order of their beginnings: malloc is one for all threads.
+_ASKED: list[Mapping[int, int]] = []
 
 
 @contextmanager
@@ -21,21 +28,10 @@ def kept(on: bool = True) -> Iterator[None]:
     """Within the block, memory that is freed stays with the process; afterwards it goes back to the system.
 
     A step frees what the next one takes again. Large pieces are otherwise given back each time, and their pages come
-    anew, zeroed: a third of the time of a small GPT-2's step. Does nothing where malloc is not glibc's.
+    anew, zeroed: a third of the time of a small GPT-2's step.
     """
-    libc = _glibc() if on else None
-    if libc is None:
+    with _asked(_KEPT, on):
         yield
-        return
-    libc.mallopt(_TRIM_THRESHOLD, _LARGE)
-    if not libc.mallopt(_MMAP_THRESHOLD, _LARGE):  # an older glibc takes 32 MiB at most
-        libc.mallopt(_MMAP_MAX, 0)
-    try:
-        yield
-    finally:
-        for option, value in _USUAL.items():
-            libc.mallopt(option, value)
-        libc.malloc_trim(0)
 
 
 @contextmanager
@@ -43,20 +39,37 @@ def returned(on: bool = True) -> Iterator[None]:
     """Within the block, large pieces go back to the system as soon as they are freed.
 
     Otherwise pieces of up to 32 MiB come from one heap, which can only shrink from its end: a pass that holds 0.3 GiB
-    at once was seen to keep 1.4. Does nothing where malloc is not glibc's.
+    at once was seen to keep 1.4.
     """
+    with _asked(_RETURNED, on):
+        yield
+
+
+@contextmanager
+def _asked(options: Mapping[int, int], on: bool) -> Iterator[None]:
+    """Of blocks that overlap, in one thread or in several, the one that began last and has not ended is heard."""
     libc = _glibc() if on else None
     if libc is None:
         yield
         return
-    for option, value in _USUAL.items():
-        libc.mallopt(option, value)
-    libc.malloc_trim(0)
+    with _LOCK:
+        _ASKED.append(options)
+        _set(libc)
     try:
         yield
     finally:
-        for option, value in _GROWN.items():
-            libc.mallopt(option, value)
+        with _LOCK:
+            _ASKED.remove(options)
+            _set(libc)
+
+
+def _set(libc: Any) -> None:
+    options = _ASKED[-1] if _ASKED else _GROWN
+    taken = {option: libc.mallopt(option, value) for option, value in options.items()}
+    if options is _KEPT and not taken[_MMAP_THRESHOLD]:  # an older glibc takes 32 MiB at most
+        libc.mallopt(_MMAP_MAX, 0)
+    if options is not _KEPT:
+        libc.malloc_trim(0)
 
 
 def _glibc() -> Any:

@@ -27,6 +27,8 @@ from symground.models.thrift import checkpointed, frozen, offloaded
 
 #: Gradients of a float16 model are below its smallest numbers; they are made so many times larger, and smaller again.
 _SCALE = 2.0**10
+#: Layers × positions × width from which a pass, of 200 MB then, gives back what it frees; smaller ones are faster.
+_LARGE = 2**22
 
 
 class Pass(NamedTuple):
@@ -151,8 +153,10 @@ def run_pass(
     with ExitStack() as stack, torch.enable_grad():
         stack.callback(probes.clear)
         stack.enter_context(frozen(model))
+        width = head.weight.shape[-1]
+        large = count * length * len(layers) * width >= _LARGE
+        stack.enter_context(returned(kind == "cpu" and (large or checkpoint)))
         if checkpoint:
-            stack.enter_context(returned())
             stack.enter_context(checkpointed(model))
         taps = {}
         for i, mixer in enumerate(layers):

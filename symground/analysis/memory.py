@@ -38,7 +38,10 @@ class TraceMemory(NamedTuple):
 
     @property
     def cpu(self) -> int:
-        """The peak where the model is in host memory too: layer by layer, what was kept goes and results come."""
+        """The peak where the model is in host memory too: layer by layer, what was kept goes and results come.
+
+        A pass of less than about 200 MB may hold half as much again: the C library keeps what is freed.
+        """
         return self.layer + self.results - self.of_pass + max(self.of_pass, self.kept)
 
 

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import symground as sg
+from symground import heap
 from symground.data import Corpus
 from symground.data.sampler import RowSampler
 from symground.folders import checkpoint_folder, checkpoint_steps
-from symground.heap import kept
+from symground.heap import kept, returned
 from symground.training import Hardware, TrainSettings, train
 from symground.training.checkpoints import resume_folders
 from symground.training.schedule import checkpoint_schedule, learning_rate
@@ -292,19 +293,46 @@ def test_ids_beyond_the_tokenizer_are_refused(corpus: Corpus, tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
-def test_kept_memory_is_given_back_afterwards(corpus: Corpus, tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is told in /proc on Linux only")
+def test_kept_memory_is_given_back_afterwards() -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1])
 
-    if not Path("/proc/self/statm").exists():
-        pytest.skip("memory is told in /proc on Linux only")
-    before = resident()
+    before, pages = resident(), 100 * 2**20 // 4096
     with kept():
         held = [torch.ones(2**22) for _ in range(8)]  # 128 MiB
         del held
         inside = resident()
-    pages = 100 * 2**20 // 4096
-    assert resident() < inside
+    assert inside > before + pages
     assert resident() < before + pages
-    with kept(on=False):
-        pass
+
+
+def test_freed_memory_goes_where_the_last_block_says_that_has_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every order of two blocks; what glibc was last told of the size from which a piece is mapped."""
+    told: dict[int, int] = {}
+    mapped_from = -3  # M_MMAP_THRESHOLD
+
+    class Libc:
+        def mallopt(self, option: int, value: int) -> int:
+            told[option] = value
+            return 1
+
+        def malloc_trim(self, _: int) -> None: ...
+
+    monkeypatch.setattr(heap, "_glibc", Libc)
+    sizes = {kept: 2**30, returned: 2**17}
+    for first, second in itertools.product(sizes, sizes):
+        a, b = first(), second()
+        a.__enter__()
+        assert told[mapped_from] == sizes[first]
+        b.__enter__()
+        assert told[mapped_from] == sizes[second]
+        for ends, left in ((a, second), (b, None)):
+            ends.__exit__(None, None, None)
+            assert told[mapped_from] == (sizes[left] if left else 2**25)
+        with first():
+            with second():
+                pass
+            assert told[mapped_from] == sizes[first]
+    with kept(on=False), returned(on=False):
+        assert told[mapped_from] == 2**25
