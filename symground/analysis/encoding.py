@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from symground.analysis.contexts import Context
 from symground.analysis.given import told
 from symground.data.words import IMAGE, TIERS, env, lan, lan_tokens, speaker
+from symground.panics import panics_named
 
 Ids = tuple[int, ...]
 
@@ -120,7 +121,8 @@ class TextEncoder:
         } | {*nouns, *spoken}
         if unknown is None or not words:
             return set()
-        found = self._tokenizer(sorted(words), add_special_tokens=False, return_offsets_mapping=True)
+        with panics_named("tokenizer: it fails on a word of the nouns or contexts"):
+            found = self._tokenizer(sorted(words), add_special_tokens=False, return_offsets_mapping=True)
         encoded = zip(sorted(words), found["input_ids"], found["offset_mapping"], strict=True)
         # The token for unknown words may be written in a context: in many vocabularies it opens a text too.
         return {
@@ -164,12 +166,13 @@ class TextEncoder:
     def _encode(self, text: str, start: int, stop: int) -> tuple[Ids, tuple[int, int]]:
         """Ids, without what closes a text, and the first and one-past-last of those that spell [start, stop)."""
         opens = getattr(self._tokenizer, "bos_token", None)
-        encoded = self._tokenizer(
-            text,
-            add_special_tokens=not (opens and text.startswith(opens)),  # what is written is not put before it again
-            return_offsets_mapping=True,
-            return_special_tokens_mask=True,
-        )
+        with panics_named(f"tokenizer: it fails on {text!r}"):
+            encoded = self._tokenizer(
+                text,
+                add_special_tokens=not (opens and text.startswith(opens)),  # what is written is not put before it again
+                return_offsets_mapping=True,
+                return_special_tokens_mask=True,
+            )
         ids, special, places = (list(encoded[name]) for name in ("input_ids", "special_tokens_mask", "offset_mapping"))
         while special and special[-1] and places[len(ids) - 1][0] == places[len(ids) - 1][1]:
             special.pop(), ids.pop()

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from symground.data.images import ImageSet
 from symground.folders import images_of, read_json, write_json
+from symground.panics import panics_named
 from symground.shown import as_table, as_text
 
 if TYPE_CHECKING:
@@ -79,12 +80,8 @@ class Corpus:
         place = images_of(folder)
         if place is not None:
             images, shown = ImageSet.load(place), read_json(folder / "images.json")["shown"]
-        try:
+        with panics_named(f"{tokenizer / 'tokenizer.json'}: no tokenizer that can be read", others=True):
             words = PreTrainedTokenizerFast.from_pretrained(tokenizer)
-        except (KeyboardInterrupt, SystemExit, GeneratorExit, OSError):
-            raise
-        except BaseException as error:  # a panic of the library, which is written in Rust, is no Exception
-            raise ValueError(f"{tokenizer / 'tokenizer.json'}: no tokenizer that can be read ({error})") from error
         return Corpus(tokens, documents, starts, words, statistics, images, shown)
 
     @property

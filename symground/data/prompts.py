@@ -18,6 +18,7 @@ from torch import Tensor
 
 from symground.data.pictures import DAMAGE, MAX_MEGAPIXELS, open_picture
 from symground.optional import require
+from symground.panics import panics_named
 
 Span = tuple[int, int]
 #: What is found in a prompt, in the order in which it may stand there.
@@ -182,7 +183,8 @@ def _tokens(processor: Any, text: str) -> tuple[list[int], list[Span]]:
     tokenizer = processor.tokenizer
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"processor: expected a fast tokenizer, got {type(tokenizer).__name__}")
-    encoded = tokenizer(text, return_offsets_mapping=True, **_special(processor, text))
+    with panics_named(f"processor: its tokenizer fails on {text!r}"):
+        encoded = tokenizer(text, return_offsets_mapping=True, **_special(processor, text))
     return list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
 
 

@@ -27,6 +27,7 @@ from symground.models.attach import attach
 from symground.models.images import set_images
 from symground.models.mamba_ssm import is_mamba_ssm, load_mamba_ssm
 from symground.optional import check_device, require
+from symground.panics import panics_named
 from symground.sealed import SUMS, damage
 
 T = TypeVar("T")
@@ -215,7 +216,8 @@ def _check_there(path: str | Path) -> None:
 def _from_hub(path: str | Path, get: Callable[[], T]) -> T:
     """What ``get`` gives; where it is asked of the hub in vain, the error says that nothing is here either."""
     try:
-        return get()
+        with panics_named(f"{path}: a file there that cannot be read"):
+            return get()
     except OSError as error:
         if Path(path).exists():
             raise
@@ -263,7 +265,8 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
     if here.is_dir():
         for folder in (here, study_of(here)):
             if (folder / "tokenizer.json").is_file():
-                tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+                with panics_named(f"{folder / 'tokenizer.json'}: no tokenizer that can be read", others=True):
+                    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
                 return tokenizer
         if not any((here / name).is_file() for name in ("tokenizer_config.json", "tokenizer.model", "vocab.json")):
             raise FileNotFoundError(f"{path}: no tokenizer.json there or in the study above it")

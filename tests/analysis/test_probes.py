@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import GPT2LMHeadModel, PreTrainedModel
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 import symground as sg
 from symground.analysis import gain_interval
 from symground.analysis.contexts import Context, context_of, read_contexts, with_gap
-from symground.data import Corpus
+from symground.data import Corpus, prompts
 from symground.models import create
 
 
@@ -191,3 +193,16 @@ def test_a_noun_may_be_called_otherwise(corpus: Corpus, model: PreTrainedModel) 
         sg.probes(corpus.tokenizer, ["book", "ball"], contexts, spoken={"book": "unicorn"})
     with pytest.raises(ValueError, match="spoken: expected at least two different words"):
         sg.probes(corpus.tokenizer, ["book", "ball"], contexts, spoken={"book": "ball"})
+
+
+def test_a_tokenizer_that_panics_names_the_text() -> None:
+    """Rust's panics are no Exception in Python: this expression gives up on a long word."""
+    model = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    model.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model)
+    long = "a" * 30 + "b"
+    with pytest.raises(ValueError, match=f"tokenizer: it fails on 'see {long}.*retry-limit"):
+        sg.probes(tokenizer, ["a", long], [("see {}", "the")])
+    processor = SimpleNamespace(tokenizer=tokenizer)
+    with pytest.raises(ValueError, match=f"processor: its tokenizer fails on '{long}'.*retry-limit"):
+        prompts._tokens(processor, long)

@@ -6,6 +6,7 @@ import importlib
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import symground as sg
+from symground.data.tokenizer import word_level_tokenizer
+from symground.models.load import load_processor
 
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
 
@@ -260,3 +263,25 @@ def test_a_gguf_file(tmp_path: Path) -> None:
     loaded = sg.load(tmp_path / "m.gguf")
     torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits)
     assert "saliency" in sg.trace(loaded, IDS, torch.tensor([7]))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model": 3}', None], ids=str)
+def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path: Path, content: str | None) -> None:
+    tokenizer = json.loads(word_level_tokenizer({"a": 3}).backend_tokenizer.to_str())
+    tokenizer["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "(a"}, "behavior": "Isolated", "invert": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer) if content is None else content)
+    with pytest.raises(ValueError, match=r"tokenizer\.json: no tokenizer that can be read"):
+        sg.load_tokenizer(tmp_path)
+
+
+def test_a_panic_of_a_library_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rust's panics are no Exception in Python; an interrupt stays one."""
+    panic = type("PanicException", (BaseException,), {})
+    for raised, expected in ((panic("index out of bounds"), ValueError), (KeyboardInterrupt(), KeyboardInterrupt)):
+        for kind in (transformers.PreTrainedTokenizerFast, AutoTokenizer, AutoProcessor):
+            monkeypatch.setattr(kind, "from_pretrained", Mock(side_effect=raised))
+        for load in (sg.load_tokenizer, load_processor):
+            for place in (folder, "owner/name"):
+                (folder / "tokenizer_config.json").write_text("{}")
+                with pytest.raises(expected, match=r"index out of bounds" if expected is ValueError else None):
+                    load(place)
