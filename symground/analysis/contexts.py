@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from symground.analysis.given import told
 from symground.data.generated import Utterance, distractor
+from symground.data.json_input import parse_json
 from symground.data.words import IMAGE, TIERS, WORD
 
 SLOT = "{}"
@@ -76,9 +77,9 @@ def read_contexts(contexts: Iterable[Sequence[Any]] | str | Path | None) -> list
         if not Path(contexts).is_file():
             raise FileNotFoundError(f"{source} does not exist")
         try:
-            loaded = json.loads(Path(contexts).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{source}: not JSON ({error})") from None
+            loaded = parse_json(Path(contexts).read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
     else:
         given = list(contexts) if isinstance(contexts, Iterable) else [contexts]
         wrong = next((x for x in given if isinstance(x, str) or not isinstance(x, Sequence) or len(x) < 2), None)
@@ -87,25 +88,64 @@ def read_contexts(contexts: Iterable[Sequence[Any]] | str | Path | None) -> list
                 f"contexts: expected pairs (ENV sentence with {SLOT}, LAN words up to the noun), got {told(wrong)}"
             )
         loaded = [dict(zip(Context._fields, pair, strict=False)) for pair in given]
-    try:
-        if isinstance(loaded, dict):
-            pairs = [Context(*pair) for pair in zip(loaded["env"], loaded["lan"], strict=True)]
-        else:
-            defaults = Context._field_defaults
-            pairs = [
-                context_of((item["env"], item["lan"], *(item.get(name, value) for name, value in defaults.items())))
-                for item in loaded
-            ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'{source}: expected a list of {{"env": …, "lan": …}}; {error!r}') from None
-    if not pairs:
+    if not loaded:
         raise ValueError(f"{source}: expected at least one context, got none")
-    for pair in pairs:
-        if pair.env.count(SLOT) != 1 or SLOT in pair.lan or not WORD.search(pair.lan):
-            raise ValueError(f"{source}: expected one {SLOT} in the ENV sentence and words in the LAN part; got {pair}")
-        if pair.cue not in (*TIERS, IMAGE):
-            raise ValueError(f"{source}: expected 'env', 'lan' or 'image' as the cue; got {pair.cue!r}")
-        for utterance in pair.between:
-            if utterance.tier not in ("env", "lan") or SLOT in utterance.text:
-                raise ValueError(f"{source}: expected (speaker, 'env' or 'lan', text) between; got {utterance}")
-    return pairs
+    found = []
+    for number, item in enumerate(_items(loaded, source), 1):
+        try:
+            found.append(_checked(item))
+        except ValueError as error:
+            raise ValueError(f"{source}, context {number}: {error}") from None
+    return found
+
+
+def _items(loaded: Any, source: str) -> list[Any]:
+    """An object for each context."""
+    if isinstance(loaded, dict) and all(isinstance(loaded.get(name), list) for name in ("env", "lan")):
+        if len(loaded["env"]) != len(loaded["lan"]):
+            raise ValueError(
+                f"{source}: expected as many ENV sentences as LAN words, got {len(loaded['env'])} and "
+                f"{len(loaded['lan'])}"
+            )
+        return [{"env": env, "lan": lan} for env, lan in zip(loaded["env"], loaded["lan"], strict=True)]
+    if not isinstance(loaded, list):
+        raise ValueError(
+            f'{source}: expected a list of {{"env": …, "lan": …}} or {{"env": […], "lan": […]}}, got {told(loaded)}'
+        )
+    return loaded
+
+
+def _checked(item: Any) -> Context:
+    """Of one context's parts, each of its type and form."""
+    if not isinstance(item, dict):
+        raise ValueError(f'expected {{"env": …, "lan": …}}, got {told(item)}')
+    for name in ("env", "lan"):
+        if name not in item:
+            raise ValueError(f"has no {name!r}")
+    parts = {
+        name: item.get(name, default)
+        for name, default in (*{"env": None, "lan": None}.items(), *Context._field_defaults.items())
+    }
+    for name in ("env", "lan"):
+        if not isinstance(parts[name], str):
+            raise ValueError(f"{name}: expected text, got {told(parts[name])}")
+    for name, form, size in (("between", "(speaker, 'env' or 'lan', text)", 3), ("speakers", "two speakers", 2)):
+        rows = parts[name] if name == "between" else [parts[name]]
+        if not _is_list(rows):
+            raise ValueError(f"{name}: expected a list of {form}, got {told(rows)}")
+        for row in rows:
+            if not (_is_list(row) and len(row) == size and all(isinstance(x, str) for x in row)):
+                raise ValueError(f"{name}: expected {form}, got {told(row)}")
+    context = context_of(list(parts.values()))
+    if context.env.count(SLOT) != 1 or SLOT in context.lan or not WORD.search(context.lan):
+        raise ValueError(f"expected one {SLOT} in the ENV sentence and words in the LAN part; got {context}")
+    if context.cue not in (*TIERS, IMAGE):
+        raise ValueError(f"cue: expected 'env', 'lan' or 'image', got {told(context.cue)}")
+    for utterance in context.between:
+        if utterance.tier not in ("env", "lan") or SLOT in utterance.text:
+            raise ValueError(f"between: expected (speaker, 'env' or 'lan', text) without {SLOT}, got {utterance}")
+    return context
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)

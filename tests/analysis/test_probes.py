@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -154,11 +156,51 @@ def test_a_gap_from_a_file_and_back(tmp_path: Path) -> None:
     assert [context_of(json.loads(json.dumps(c))) for c in contexts] == contexts
     for bad in (["CHI", "both", "hello"], ["CHI", "lan", "the {}"]):
         path.write_text(json.dumps([{"env": "takes {}", "lan": "a", "between": [bad]}]))
-        with pytest.raises(ValueError, match=r"expected \(speaker, 'env' or 'lan', text\) between"):
+        with pytest.raises(ValueError, match=r"between: expected \(speaker, 'env' or 'lan', text\) without {}"):
             read_contexts(path)
-    path.write_text(json.dumps([{"env": "takes {}", "lan": "a", "between": [["CHI", "lan"]]}]))
-    with pytest.raises(ValueError, match="expected a list of"):
-        read_contexts(path)
+
+
+WRONG = (None, True, 1, 1.5, float("inf"), "", [], [1, 2], ["a"], {}, {"ka": 1}, 10**30)
+WHOLE = {"env": "takes {}", "lan": "the", "between": [["MOT", "lan", "a b"]], "speakers": ["MOT", "CHI"], "cue": "env"}
+#: A place in a file of contexts, the words of its error, and what is right there all the same.
+PLACES: dict[str, tuple[Callable[[Any], Any], str, list[Any]]] = {
+    "file": (lambda x: x, "(expected a list of|expected at least one context|context 1: expected)", []),
+    "context": (lambda x: [WHOLE, x], 'context 2: (expected {"env"|has no .env)', []),
+    "env": (lambda x: [{**WHOLE, "env": x}], "context 1: (env: expected text|expected one {})", []),
+    "lan": (lambda x: [{**WHOLE, "lan": x}], "context 1: (lan: expected text|expected one {})", []),
+    "between": (lambda x: [{**WHOLE, "between": x}], "between: expected .*speaker, .* got", [[]]),
+    "utterance": (lambda x: [{**WHOLE, "between": [x]}], "between: expected .*speaker, .* got", []),
+    "who": (lambda x: [{**WHOLE, "between": [[x, "lan", "a b"]]}], "between: expected .*speaker, .* got", [""]),
+    "tier": (lambda x: [{**WHOLE, "between": [["MOT", x, "a b"]]}], "between: expected .*speaker, .* got", []),
+    "said": (lambda x: [{**WHOLE, "between": [["MOT", "lan", x]]}], "between: expected .*speaker, .* got", [""]),
+    "speakers": (lambda x: [{**WHOLE, "speakers": x}], "speakers: expected two speakers, got", []),
+    "speaker": (lambda x: [{**WHOLE, "speakers": ["MOT", x]}], "speakers: expected two speakers, got", [""]),
+    "cue": (lambda x: [{**WHOLE, "cue": x}], "cue: expected 'env', 'lan' or 'image', got", []),
+    "columns": (lambda x: {"env": x, "lan": ["the"]}, "expected", []),
+    "of a column": (lambda x: {"env": ["a {}", x], "lan": ["the", "a"]}, "context 2: (env: expected|expected one)", []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_place_of_a_file_of_contexts_at_every_wrong_type(tmp_path: Path, place: str) -> None:
+    path = tmp_path / "contexts.json"
+    put, message, right = PLACES[place]
+    path.write_text(json.dumps([WHOLE]))
+    assert [list(json.loads(json.dumps(context)))[:2] for context in read_contexts(path)] == [["takes {}", "the"]]
+    for value in WRONG:
+        path.write_text(json.dumps(put(value)))
+        if value in right:
+            assert len(read_contexts(path)) == 1
+        else:
+            with pytest.raises(ValueError, match=rf"^contexts: {path}.*{message}"):
+                read_contexts(path)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 100_000], ids=["cut", "encoding", "deep"])
+def test_a_file_of_contexts_that_is_no_json(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "contexts.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^contexts: .*contexts\.json: not JSON"):
+        read_contexts(tmp_path / "contexts.json")
 
 
 def test_a_spoken_cue_is_the_control_for_recall(corpus: Corpus) -> None:

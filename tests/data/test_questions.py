@@ -143,6 +143,21 @@ def test_a_row_that_cannot_be_read_is_named(tmp_path: Path, bad: Any, reason: st
         read_questions(path)
 
 
+@pytest.mark.parametrize(
+    "name", ["image", "text", "question", "label", "answer", "object", "about", "kind", "category"]
+)
+def test_every_field_of_a_row_at_every_wrong_type(tmp_path: Path, name: str) -> None:
+    optional = name in ("object", "about", "kind", "category")
+    others = {x: y for x, y in row().items() if x != {"question": "text", "answer": "label"}.get(name)}
+    for value in (None, True, 1, 1.5, float("inf"), "", [], [1, 2], ["ka"], {}, {"ka": 1}, 10**30):
+        path = lines(tmp_path / "q.jsonl", {**others, name: value})
+        if optional and value in (None, ""):
+            assert len(read_questions(path)) == 1
+        else:
+            with pytest.raises(ValueError, match=rf"^path: .*q\.jsonl, line 1: {name}: expected text, got "):
+                read_questions(path)
+
+
 def test_a_file_of_another_form(tmp_path: Path) -> None:
     path = tmp_path / "q.json"
     with pytest.raises(FileNotFoundError, match=r"path: .*q\.json does not exist"):
