@@ -122,10 +122,7 @@ def _checked(item: Any) -> Context:
     for name in ("env", "lan"):
         if name not in item:
             raise ValueError(f"has no {name!r}")
-    parts = {
-        name: item.get(name, default)
-        for name, default in (*{"env": None, "lan": None}.items(), *Context._field_defaults.items())
-    }
+    parts: dict[str, Any] = {name: item.get(name, Context._field_defaults.get(name)) for name in Context._fields}
     for name in ("env", "lan"):
         if not isinstance(parts[name], str):
             raise ValueError(f"{name}: expected text, got {told(parts[name])}")
