@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 
 from symground.analysis.given import told
 from symground.analysis.probes import Examples, Probes
+from symground.data.pictures import MAX_MEGAPIXELS
 from symground.data.prompts import PARTS, Prompt, on_image, processed, prompt_text, read_image, read_prompt
 from symground.data.questions import Question
 from symground.shown import as_table, as_text, some
@@ -40,6 +41,8 @@ class ImageQuestions:
     say: Mapping[str, str]
     said: str | None = None
     """How the answers begin."""
+    max_megapixels: int = MAX_MEGAPIXELS
+    """No picture has more million points."""
     span: int = 0
     """As of probes: there is no other ground than the image's own tokens."""
 
@@ -90,7 +93,11 @@ class ImageQuestions:
 
     def picture(self, i: int) -> Any:
         """The picture of question ``i``, a PIL image."""
-        return read_image(self.questions[i].image)
+        return self._picture_of(self.questions[i])
+
+    def _picture_of(self, question: Question) -> Any:
+        """The picture of a question, a PIL image."""
+        return read_image(question.image, self.max_megapixels)
 
     def on_picture(self, i: int, values: Tensor | NDArray[Any]) -> NDArray[np.float64]:
         """What each point of a question's picture gets of the values of its tokens: a heat map.
@@ -127,8 +134,17 @@ class ImageQuestions:
         for question in self.questions:
             others = [image for image in self.contexts if image != question.image]
             swapped.append(replace(question, image=others[int(rng.integers(len(others)))]))
-        prompts = _prompts(self.processor, swapped, self.system, self.instruction, self.say, self.said)
-        return self._examples(swapped, prompts)
+        return self._examples(swapped, self._read(swapped))
+
+    def _read(self, questions: Sequence[Question]) -> tuple[Prompt, ...]:
+        """Prompts of questions, as those that are asked here are read."""
+        return tuple(
+            read_prompt(
+                self.processor, self._picture_of(question), question.text + self.instruction, system=self.system,
+                said=self.said, answer=self.say.get(question.answer, question.answer),
+            )
+            for question in questions
+        )  # fmt: skip
 
     def _examples(self, questions: Sequence[Question], prompts: Sequence[Prompt]) -> Examples:
         lengths = torch.tensor([len(prompt.ids) for prompt in prompts])[:, None]
@@ -167,11 +183,10 @@ class _Pixels:
         return self._last[1]
 
     def _made(self, questions: Sequence[Question]) -> dict[str, Tensor]:
-        processor, rows = self._owner.processor, []
+        owner, rows = self._owner, []
         for question in questions:
-            owner = self._owner
-            text = prompt_text(processor, question.text + owner.instruction, owner.system, owner.said)
-            rows.append(processed(processor, read_image(question.image), text))
+            text = prompt_text(owner.processor, question.text + owner.instruction, owner.system, owner.said)
+            rows.append(processed(owner.processor, owner._picture_of(question), text))
         return _together(rows, self._length)
 
 
@@ -198,19 +213,6 @@ def _about(question: Question) -> str:
     return question.about or question.answer
 
 
-def _prompts(
-    processor: Any, questions: Sequence[Question], system: str | None, instruction: str, say: Mapping[str, str],
-    said: str | None,
-) -> tuple[Prompt, ...]:  # fmt: skip
-    return tuple(
-        read_prompt(
-            processor, read_image(question.image), question.text + instruction, system=system, said=said,
-            answer=say.get(question.answer, question.answer),
-        )
-        for question in questions
-    )  # fmt: skip
-
-
 def image_questions(
     processor: Any,
     questions: Sequence[Question],
@@ -219,6 +221,7 @@ def image_questions(
     instruction: str = "",
     say: Mapping[str, str] | None = None,
     said: str | None = None,
+    max_megapixels: int = MAX_MEGAPIXELS,
 ) -> ImageQuestions:
     """Questions about images, encoded as a model's processor and its chat template have it.
 
@@ -233,11 +236,12 @@ def image_questions(
         instruction: what stands after each question, such as "\\nAnswer with yes or no.".
         say: answer → how it is said; None takes "Yes" and "No" for yes and no, and other answers as they are.
         said: how each answer begins, such as "The answer is"; the prompt ends with it.
+        max_megapixels: a picture of more million points is refused before it is unpacked.
 
     Raises:
         FileNotFoundError: a picture that does not exist.
-        ValueError: no questions, a picture that cannot be read, a processor whose ids cannot be told apart, or answers
-            that begin with the same token.
+        ValueError: no questions, a picture that cannot be read or is too large, a processor whose ids cannot be told
+            apart, or answers that begin with the same token.
     """
     if not hasattr(processor, "tokenizer"):
         raise ValueError(
@@ -257,7 +261,8 @@ def image_questions(
     if missing:
         raise FileNotFoundError(f"image: {len(missing)} of {len(questions)} do not exist, such as {missing[0]}")
     say = SAID if say is None else say
-    prompts = _prompts(processor, questions, system, instruction, say, said)
+    asked = ImageQuestions(tuple(questions), (), processor, system, instruction, say, said, max_megapixels)
+    prompts = asked._read(questions)
     first: dict[int, str] = {}
     for question, prompt in zip(questions, prompts, strict=True):
         assert prompt.answer is not None
@@ -266,4 +271,4 @@ def image_questions(
                 f"questions: the answers {first[prompt.answer]!r} and {question.answer!r} begin with the same token "
                 f"(id {prompt.answer}), and only first tokens are told apart; say= can give other words"
             )
-    return ImageQuestions(tuple(questions), prompts, processor, system, instruction, say, said)
+    return replace(asked, prompts=prompts)

@@ -20,6 +20,7 @@ from symground.analysis.questions import ImageQuestions, image_questions
 from symground.analysis.stability import stability
 from symground.analysis.steering import steering
 from symground.analysis.trace import trace
+from symground.data.pictures import MAX_MEGAPIXELS
 from symground.data.questions import read_questions
 from symground.folders import read_json, replacing, write_json
 from symground.models import load, load_processor
@@ -38,6 +39,8 @@ class HeadsSettings:
     """Folder of the images; beside the questions by default."""
     anywhere: bool = False
     """Allow images whose names lead out of that folder (../)."""
+    max_megapixels: int = MAX_MEGAPIXELS
+    """A picture of more million points is refused."""
     limit: int | None = None
     """Only so many questions, the first ones."""
     system: str | None = None
@@ -68,7 +71,7 @@ class HeadsSettings:
     """"auto" spreads the model over all there is; needs accelerate."""
 
     def __post_init__(self) -> None:
-        least = {"limit": 1, "checked": 1, "draws": 1, "pictures": 0, "batch_size": 1}
+        least = {"max_megapixels": 1, "limit": 1, "checked": 1, "draws": 1, "pictures": 0, "batch_size": 1}
         for name, value in ((name, getattr(self, name)) for name in least):
             if value is not None and value < least[name]:
                 raise ValueError(f"{name}: expected at least {least[name]}, got {value}")
@@ -79,7 +82,7 @@ class HeadsSettings:
 
 
 #: What does not change a result.
-_HOW = ("anywhere", "batch_size", "checkpoint", "device", "device_map", "pictures")
+_HOW = ("anywhere", "batch_size", "checkpoint", "device", "device_map", "max_megapixels", "pictures")
 
 
 def find_model_heads(model: str, out: str | Path, settings: HeadsSettings) -> Path:
@@ -133,7 +136,10 @@ class _Study:
             s = self._settings
             # What may be refused comes first: weights take long.
             questions = read_questions(s.pairs, s.images, anywhere=s.anywhere)[: s.limit]
-            asked = image_questions(load_processor(self._path), questions, system=s.system, instruction=s.instruction)
+            asked = image_questions(
+                load_processor(self._path), questions, system=s.system, instruction=s.instruction,
+                max_megapixels=s.max_megapixels,
+            )  # fmt: skip
             some = _first(asked, s.checked)
             for name, found in (("picture", some.contexts), ("answer", {q.answer for q in some.questions})):
                 if len(found) < 2:

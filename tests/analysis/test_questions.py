@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -336,6 +337,19 @@ def test_what_cannot_be_asked_is_refused(twins: Any, pairs: list[Question], aske
     unknown = replace(asked, prompts=tuple(prompt._replace(maps=()) for prompt in asked.prompts))
     with pytest.raises(ValueError, match="maps: where this model's image tokens lie in the picture is not known"):
         unknown.on_picture(0, np.zeros(60))
+
+
+def test_a_large_picture_is_refused_where_no_option_raises_the_limit(
+    twins: Any, pairs: list[Question], tmp_path: Path
+) -> None:
+    Image.new("RGB", (1100, 1000), "red").save(tmp_path / "large.png")
+    questions = [pairs[0], replace(pairs[1], image=str(tmp_path / "large.png"))]
+    with pytest.raises(ValueError, match=r"large\.png .*1,100 × 1,000 points are more than the limit of 1 million"):
+        sg.image_questions(twins.processor, questions, max_megapixels=1)
+    asked = sg.image_questions(twins.processor, questions, max_megapixels=2)
+    assert asked.picture(1).size == (1100, 1000)
+    examples = [asked.matched(), asked.mismatched(), asked.take([1]).matched()]
+    assert all(found.inputs(slice(0, 1))["pixel_values"].shape[0] == 1 for found in examples)
 
 
 def test_prompts_that_do_not_fit_the_model_are_refused(twins: Any, asked: ImageQuestions) -> None:
