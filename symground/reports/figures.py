@@ -17,6 +17,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter
 from numpy.typing import ArrayLike
 
+from symground.folders import replacing
+
 MATCHED, MISMATCHED = "#0b6e8a", "#b4532a"
 PALETTE = ("#0b6e8a", "#b4532a", "#5a7d2a", "#7a4fa3", "#8a6d0b", "#5b6b7a")
 GRID, INK = "#e4e4e4", "#000000"
@@ -79,13 +81,12 @@ def svg_of(figure: Figure, name: str = "") -> str:
 
 def write_figures(figures: Iterable[tuple[str, Figure]], folder: Path) -> list[Path]:
     """Each figure as PNG (300 dots an inch) and PDF."""
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, figure in figures:
         for kind, more in (("png", {"dpi": 300}), ("pdf", {"metadata": {"CreationDate": None}})):
             path = folder / f"{name}.{kind}"
-            with _words_are_no_formulas(figure):
-                figure.savefig(path, format=kind, **more)
+            with _words_are_no_formulas(figure), replacing(path) as partial:
+                figure.savefig(partial, format=kind, **more)
             written.append(path)
     return written
 
