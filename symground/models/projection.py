@@ -62,11 +62,9 @@ def head_weights(model: PreTrainedModel, layer: int, projection: nn.Module | Non
     """
     projection = output_projections(model)[layer] if projection is None else projection
     if not any(is_plain(projection, kind) for kind in (nn.Linear, Conv1D)):
-        raise ValueError(
-            f"model: the output projection of layer {layer} is a {type(projection).__name__} with something added"
-            if type(projection) in (nn.Linear, Conv1D)
-            else f"model: the output projection of layer {layer} is a {type(projection).__name__}"
-        )
+        kind = type(projection)
+        added = " with something added" if kind in (nn.Linear, Conv1D) else f" of {kind.__module__}"
+        raise ValueError(f"model: the output projection of layer {layer} is a {kind.__name__}{added}")
     weight: Tensor = projection.weight  # type: ignore[assignment]
     heads = next(mixer.heads for mixer in mixers(model) if mixer.layer == layer)
     matrix = weight if isinstance(projection, Conv1D) else weight.T  # [H·D,E]

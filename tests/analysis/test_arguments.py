@@ -283,7 +283,8 @@ def test_a_wrapper_says_where_the_model_is(own: SimpleNamespace) -> None:
 
 
 def test_a_model_under_a_real_peft(own: SimpleNamespace) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     model = peft.get_peft_model(own.plain, peft.LoraConfig(target_modules=["c_attn"], init_lora_weights=False))
     with pytest.raises(ValueError, match=r"model.get_base_model\(\)"):
         sg.trace(model, IDS, TARGETS)

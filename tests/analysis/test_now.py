@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -253,9 +252,9 @@ def test_a_model_left_alone_is_tried_once(
     handle.remove()
 
 
-def test_pefts_adapters_switched_on_and_off(model: PreTrainedModel, probes: Probes, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft", reason="needs the peft package")
-    del tmp_path
+def test_pefts_adapters_switched_on_and_off(model: PreTrainedModel, probes: Probes) -> None:
+    import peft
+
     list(measured(model, probes))
     settings = peft.LoraConfig(r=2, target_modules=["lm_head", "o_proj"], init_lora_weights=False)
     wrapped = peft.get_peft_model(model, settings).eval()
