@@ -191,7 +191,7 @@ def test_controls_that_cannot_be_drawn_are_no_comparison(
     assert row[controls].isna().all()
     assert np.isfinite(row[["p", "effect", "intervened", "gain_intervened"]].to_numpy(float)).all()
     steered = steering(model, probes, [0.0], threshold=1e-9, draws=3)
-    assert steered[["control", "control_sd"]].isna().all(None)
+    assert steered[["control", "control_sd"]].isna().all(axis=None)
     assert (steered["short"] == steered["examples"]).all()
 
 

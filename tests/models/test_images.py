@@ -93,7 +93,7 @@ def test_traces_heads_over_patches() -> None:
     assert float(traced.flow.sel(query_group="prediction", key_group="env").sum()) > 0
     embeds = model.get_input_embeddings()(IDS)
     direct = model(inputs_embeds=embeds).logits[0, -1].log_softmax(-1)[5]
-    assert float(traced.surprisal[0]) == pytest.approx(-float(direct), rel=1e-5)
+    assert float(traced.surprisal[0]) == pytest.approx(-direct.item(), rel=1e-5)
 
 
 def test_what_does_not_fit_is_refused(model: PreTrainedModel) -> None:

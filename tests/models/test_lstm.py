@@ -71,7 +71,7 @@ def test_trace_is_gradient_times_input_of_every_position(lstm: LSTMForCausalLM) 
         (grad,) = torch.autograd.grad(surprisal, embedded)
         found = torch.from_numpy(traced.input_x_gradient.values[i])
         torch.testing.assert_close(found[row], (embedded * grad).sum(-1)[0])
-        assert float(traced.surprisal[i]) == pytest.approx(float(surprisal), rel=1e-5)
+        assert float(traced.surprisal[i]) == pytest.approx(surprisal.item(), rel=1e-5)
         outside = [t for t in range(6) if not row.start <= t < row.stop]
         assert not found[outside].any()
 
