@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from symground.kernels.attention_row_sums import normalized
 from symground.kernels.configs import Config
 from symground.kernels.flow import add_flow, groups_of, store_flow
 from symground.kernels.launch import Call, config_of, rows_adjacent
@@ -227,9 +228,8 @@ def attention_backward(
         none = None if query_groups is None else q.new_zeros(*q.shape[:2], num_query_groups, num_key_groups)
         return dq.zero_(), dk.zero_(), dv.zero_(), none
     delta = torch.empty_like(lse)
-    strides = (*q.stride(), *k.stride(), *v.stride(), *grad_out.stride())
+    strides = (*q.stride(), *k.stride(), *v.stride())
     sizes = (call.scale, call.window or 0, call.H, call.T, call.S)
-    saved = (q, k, v, grad_out, lse, delta, call.gate, call.key_range)
     flows = query_groups is not None
     groups = [None if x is None else x.contiguous() for x in (query_groups, key_groups)]
 
@@ -246,15 +246,23 @@ def attention_backward(
                 torch.empty(*q.shape[:2], tiles, *shape, dtype=torch.float32, device=q.device)
                 for shape in ((num_query_groups, num_key_groups), (num_query_groups,))
             ]
+        grad, of_row = grad_out, delta
+        if flows:  # alone dq goes without: one factor of its row is little beside what the rounded logits cost it
+            grad, of_row = normalized(call, config, lse, grad_out, delta, own=True)
         dq_kernel[(tiles * call.H * call.B,)](
-            *saved, dq, *groups, *parts, num_query_groups, num_key_groups, *strides, *sizes, FLOW=flows,
-            GROUPS=groups_of(num_key_groups), GROUP=call.group, **call.form, **call.head, **config.kwargs,
+            q, k, v, grad, lse, of_row, call.gate, call.key_range, dq, *groups, *parts, num_query_groups,
+            num_key_groups, *strides, *grad.stride(), *sizes, FLOW=flows, GROUPS=groups_of(num_key_groups),
+            GROUP=call.group, **call.form, **call.head, **config.kwargs,
         )  # fmt: skip
         return parts[0]
 
     def run_dkdv(config: Config) -> None:
         grid = (triton.cdiv(call.S, config.BN) * call.H // call.group * call.B,)
-        dkdv_kernel[grid](*saved, dk, dv, *strides, *sizes, GROUP=call.group, **call.form, **call.head, **config.kwargs)
+        grad, of_row = normalized(call, config, lse, grad_out, delta, keys_first=True, own=True)
+        dkdv_kernel[grid](
+            q, k, v, grad, lse, of_row, call.gate, call.key_range, dk, dv, *strides, *grad.stride(), *sizes,
+            GROUP=call.group, **call.form, **call.head, **config.kwargs,
+        )  # fmt: skip
 
     run_delta(config_of("delta", q, call.tuning_key, run_delta))
     parts = run_dq(config_of("dq_flow" if flows else "dq", q, call.tuning_key, run_dq))

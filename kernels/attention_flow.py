@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from symground.kernels.attention_row_sums import normalized
 from symground.kernels.configs import Config
 from symground.kernels.flow import add_flow, groups_of, store_flow
 from symground.kernels.launch import Call, config_of, rows_adjacent
@@ -135,13 +136,14 @@ def attention_flow(
     def run(config: Config) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         sums = (zeros(num_query_groups, num_key_groups), zeros(num_query_groups), zeros())
         tiles = triton.cdiv(call.T, config.BM)
+        (grad,) = normalized(call, config, lse, grad_out, wanted=None if matrix else groups[0] >= 0)
         together = max(1, min(tiles, PARTS // of_tile))
         for first in range(0, tiles, together):
             n_i = min(together, tiles - first)
             parts = [torch.empty(*heads, n_i, *x.shape[2:], dtype=torch.float32, device=q.device) for x in sums]
             attention_flow_kernel[(n_i * call.H * call.B, blocks)](
-                q, k, v, grad_out, lse, call.gate, call.key_range, *groups, *parts, num_query_groups, num_key_groups,
-                *q.stride(), *k.stride(), *v.stride(), *grad_out.stride(), call.scale, call.window or 0, first, n_i,
+                q, k, v, grad, lse, call.gate, call.key_range, *groups, *parts, num_query_groups, num_key_groups,
+                *q.stride(), *k.stride(), *v.stride(), *grad.stride(), call.scale, call.window or 0, first, n_i,
                 call.H, call.T, call.S, MATRIX=matrix, GROUPS=of_program, GROUP=call.group, **call.form, DECAY=False,
                 **call.head, DV=call.head["D"], BLOCK_DV=call.head["BLOCK_D"], CHUNK_V=call.head["CHUNK"],
                 **config.kwargs,

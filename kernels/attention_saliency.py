@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from symground.kernels.attention_row_sums import normalized
 from symground.kernels.configs import Config
 from symground.kernels.launch import Call, chunk_of, config_of, processors, rows_adjacent
 from symground.kernels.tiles import LOG2E, load_gate, load_range, load_rows, mixing, product_in_chunks, seen
@@ -104,10 +105,11 @@ def attention_saliency(call: Call, grad_out: torch.Tensor, lse: torch.Tensor, si
         n_i, n_j = triton.cdiv(call.T, config.BM), triton.cdiv(call.S, config.BN)
         busy = n_i * n_j * call.B / (2 if call.form["CAUSAL"] else 1)
         splits = max(1, min(call.H, int(WAVES * processors(q.device) / max(1, busy))))
+        (grad,) = normalized(call, config, lse, grad_out, chunk=chunk_of(q))
         total = torch.empty(splits, call.B, call.T, call.S, dtype=torch.float32, device=q.device)
         attention_saliency_kernel[(n_i * n_j * splits * call.B,)](
-            q, k, v, grad_out, lse, call.gate, call.key_range, heads, count, total,
-            *q.stride(), *k.stride(), *v.stride(), *grad_out.stride(), *total.stride()[:3],
+            q, k, v, grad, lse, call.gate, call.key_range, heads, count, total,
+            *q.stride(), *k.stride(), *v.stride(), *grad.stride(), *total.stride()[:3],
             call.scale, call.window or 0, n_i, n_j, splits, call.H, call.T, call.S, SIGNED=signed or splits > 1,
             GROUP=call.group, **call.form, DECAY=False, D=call.head["D"], CHUNK=chunk_of(q), DV=call.head["D"],
             CHUNK_V=chunk_of(v), PRECISION=call.head["PRECISION"], **config.kwargs,

@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from symground.kernels.attention_row_sums import row_sums
 from symground.kernels.configs import Config
 from symground.kernels.launch import Call, config_of, rows_adjacent
 from symground.kernels.tiles import LOG2E, load_gate, load_range, load_tile, product, seen
@@ -65,6 +66,8 @@ def attention_saliency_rows(call: Call, grad_out: torch.Tensor, lse: torch.Tenso
             call.scale, call.window or 0, rows.shape[1], n_j, call.H, call.T, call.S, GROUP=call.group, **call.form,
             **call.head, **config.kwargs,
         )  # fmt: skip
+        if q.dtype == torch.float32:
+            out.div_(row_sums(call, config, lse, rows)[..., None])
 
     if out.numel():
         run(config_of("attention_saliency_rows", q, call.tuning_key, run))

@@ -98,7 +98,7 @@ TABLE: dict[tuple[str, int], dict[str, dict[int, Config]]] = {
         },
         "attention_saliency": {64: Config(64, 32, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(128, 32, 8, 1)},
         "attention_flow": {64: Config(64, 32, 4, 2), 128: Config(32, 16, 4, 1), 256: Config(32, 64, 8, 1)},
-        "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(32, 32, 4, 1), 256: Config(32, 64, 8, 1)},
+        "attention_saliency_rows": {64: Config(64, 128, 8, 1), 256: Config(32, 64, 8, 1)},
     },
     # Chips with 99 KiB of shared memory a program: 3090, A10, 4090, L4, 5090.
     ("sm_86", 2): {
@@ -173,7 +173,7 @@ TABLE: dict[tuple[str, int], dict[str, dict[int, Config]]] = {
         },
         "attention_saliency": {64: Config(128, 64, 8, 2), 128: Config(64, 32, 4, 1), 256: Config(32, 64, 8, 1)},
         "attention_flow": {64: Config(64, 64, 8, 2), 128: Config(32, 16, 4, 1), 256: Config(32, 64, 8, 1)},
-        "attention_saliency_rows": {64: Config(64, 128, 8, 1), 128: Config(32, 32, 4, 1), 256: Config(32, 64, 8, 1)},
+        "attention_saliency_rows": {64: Config(64, 128, 8, 1), 256: Config(32, 64, 8, 1)},
     },
     ("gfx942", 2): {
         "attention_forward": {64: Config(64, 64, 4, 1), 128: Config(64, 64, 4, 1), 256: Config(32, 32, 4, 1)},

@@ -13,8 +13,13 @@ from torch import Tensor
 
 from symground import ops
 from symground.ops import _extension
+from symground.ops._dispatch import imports
 
 built = pytest.mark.skipif(_extension.library is None, reason="the C++ extension is not built: symground build")
+interpreted = pytest.mark.skipif(
+    torch.cuda.is_available() or not imports("triton"),
+    reason="needs Triton in its interpreter: no GPU, Triton installed",
+)
 INNER = ["plain", pytest.param("extension", marks=built)]
 LARGEST = (1.0, 20.0, 150.0, 457.0, 1420.0, 1500.0)
 
@@ -114,15 +119,36 @@ def test_large_logits_cost_no_more_than_they_cost_eager(
         assert_no_worse_than_eager(Problem(seed, largest, lengths, heads, size), "cpu", gated, causal, sign)
 
 
-@pytest.mark.parametrize("inner", INNER)
+@interpreted
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # in what a mask leaves out
+@pytest.mark.parametrize(
+    ("largest", "lengths", "heads", "size", "gated", "causal", "sign"),
+    [
+        (1.0, (40, 40), (2, 2), 8, True, True, 1.0),
+        (20.0, (20, 50), (4, 2), 8, False, False, -1.0),
+        (150.0, (40, 40), (2, 2), 64, False, True, 1.0),
+        (457.0, (20, 50), (2, 2), 64, True, True, -1.0),
+        (1420.0, (40, 40), (4, 2), 8, True, True, 1.0),
+        (1420.0, (1, 70), (4, 2), 64, False, False, 1.0),
+        (1500.0, (40, 40), (2, 2), 64, False, True, 1.0),
+    ],
+)
+def test_large_logits_cost_the_triton_kernels_no_more_than_they_cost_eager(
+    largest: float, lengths: tuple[int, int], heads: tuple[int, int], size: int, gated: bool, causal: bool, sign: float
+) -> None:
+    assert_no_worse_than_eager(Problem(5, largest, lengths, heads, size), "triton", gated, causal, sign)
+
+
+@pytest.mark.parametrize("inner", [*INNER, pytest.param("triton", marks=interpreted)])
 def test_a_log_sum_exp_over_more_keys_is_taken_as_it_is(inner: str) -> None:
     """Keys in two parts, each with the log-sum-exp of all of them, have the saliency of the whole."""
+    impl = "triton" if inner == "triton" else "cpu"
     q, k, v, grad = (x.float() for x in Problem(3, 30.0, (50, 64), (2, 2), 8).tensors)
     _, lse = ops.attention(q, k, v, causal=False)
     whole = ops.attention_saliency(q, k, v, grad, lse, True, causal=False, impl="reference")
     with patch.object(_extension, "library", _extension.library if inner == "extension" else None):
         parts = [
-            ops.attention_saliency(q, k[:, :, at], v[:, :, at], grad, lse, True, causal=False, impl="cpu")
+            ops.attention_saliency(q, k[:, :, at], v[:, :, at], grad, lse, True, causal=False, impl=impl)
             for at in (slice(0, 20), slice(20, 64))
         ]
     rounding = 32 * torch.finfo(torch.float32).eps * (1 + lse.abs().max().item())  # what counts as that of lse

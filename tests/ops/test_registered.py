@@ -171,8 +171,10 @@ def test_kernels_keep_no_attention_matrix_and_no_copies(impl: str, padded: bool)
         kept = [out, lse, *kernels.gradients(grad, q, k, v, out, lse, *form, True, True, None, None, 0, 0)]
     assert len(kept) == 7
     assert watch.largest <= max(3 * 64 * heads * length, one)
-    # out and three gradients; [B,T,S]; LSE and delta; rows of tiles on a CPU, none of which a GPU has
-    assert watch.peak <= 4 * one + batch * length**2 + 4 * row + (4 * 64 * heads * length if impl == "cpu" else 0)
+    # out and three gradients; [B,T,S]; LSE and delta; rows of tiles on a CPU, for Triton's float32 kernels dO divided
+    # by the sums of its rows' attention.
+    beside = 4 * 64 * heads * length if impl == "cpu" else one
+    assert watch.peak <= 4 * one + batch * length**2 + 4 * row + beside
 
 
 def test_surprisal_keeps_no_row_of_the_vocabulary() -> None:

@@ -253,6 +253,9 @@ def test_flow_without_the_matrix_total() -> None:
     flow, row_total, matrix_total = ops.attention_flow(*arguments, with_matrix_total=False, impl="triton")
     wanted = ops.attention_flow(*arguments, impl="reference")
     assert matrix_total is None
+    whole = ops.attention_flow(*arguments, impl="triton")
+    assert torch.equal(flow, whole[0])
+    assert torch.equal(row_total, whole[1])
     torch.testing.assert_close(flow, wanted[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(row_total, wanted[1], atol=1e-5, rtol=1e-5)
 
