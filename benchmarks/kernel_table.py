@@ -65,6 +65,11 @@ HEAD_SIZES = (32, 64, 128, 256)
 #: Kernels that read a vocabulary head, of hidden size 768.
 VOCABULARY = ("vocabulary_lse", "logits_gradient", "shared_candidates", "own_candidates")
 HIDDEN_SIZE = 768
+#: The sums of a row's attention that a kernel is given in float32, made with the configuration of that kernel.
+ROW_SUMS = {
+    f"{kernel}_sums": kernel
+    for kernel in ("dq_flow", "dkdv", "attention_saliency", "attention_flow", "attention_saliency_rows")
+}
 #: Kernels of SSD: heads of 64 with a state of the size asked.
 SSD = ("ssd_saliency", "ssd_flow", "ssd_forward", "ssd_dx", "ssd_dbdc")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -111,6 +116,7 @@ class Problem:
 
 def launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -> None:
     """Call the launcher of ``kernel`` as a user's call would, on tensors without storage."""
+    kernel = ROW_SUMS.get(kernel, kernel)
     length = problem.length
     q, k, v, grad = (torch.empty(8, 12, length, size, dtype=dtype, device="meta") for _ in range(4))
     lse = torch.empty(8, 12, length, device="meta")
@@ -169,7 +175,7 @@ def ssd_launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -
 FUNCTIONS = {
     "delta": "delta_kernel", "dq": "dq_kernel", "dq_flow": "dq_kernel", "dkdv": "dkdv_kernel",
     "ssd_saliency": "attention_saliency_kernel", "ssd_flow": "attention_flow_kernel",
-    "ssd_forward": "ssd_output_kernel",
+    "ssd_forward": "ssd_output_kernel", **dict.fromkeys(ROW_SUMS, "attention_row_sums_kernel"),
 }  # fmt: skip
 
 
@@ -183,8 +189,10 @@ def compiled(kernel: str, arch: str, dtype: torch.dtype, size: int, config: Conf
             result = triton.compile(*source(self, args, kwargs), target=TARGETS[arch], options=options(config))
 
     def chosen(asked: str, *rest: Any) -> Config:
+        if asked == ROW_SUMS.get(kernel, kernel):
+            return config
         # The chunks of SSD's backward pass are those of its forward pass.
-        return config if asked == kernel else shipped(asked, *rest) if asked in SSD else Config(64, 64, 4, 1)
+        return shipped(asked, *rest) if asked in SSD else Config(64, 64, 4, 1)
 
     with (
         mock.patch.object(JITFunction, "run", run),
@@ -233,7 +241,7 @@ def examine(job: Job) -> Row:
     kernel, arch, dtype, size, config, problem = job
     element = getattr(torch, dtype)
     if config is None:
-        config = shipped(kernel, arch, launch.block_of(size), element.itemsize)
+        config = shipped(ROW_SUMS.get(kernel, kernel), arch, launch.block_of(size), element.itemsize)
     row = Row(kernel, arch, dtype, size, config)
     try:
         result = compiled(kernel, arch, element, size, config, problem)
@@ -288,8 +296,8 @@ def jobs(arguments: argparse.Namespace) -> list[Job]:
         for arch in arguments.arch
         for dtype in arguments.dtype
         for size in (*arguments.head_size, HIDDEN_SIZE)
-        for kernel in arguments.kernel or KERNELS
-        if (kernel in VOCABULARY) == (size == HIDDEN_SIZE)
+        for kernel in arguments.kernel or (*KERNELS, *ROW_SUMS)
+        if (kernel in VOCABULARY) == (size == HIDDEN_SIZE) and (kernel not in ROW_SUMS or dtype == "float32")
     ]
 
 
@@ -316,7 +324,7 @@ def main() -> int:
         "--dtype", nargs="+", choices=["bfloat16", "float16", "float32"], default=["bfloat16", "float32"]
     )
     parser.add_argument("--head-size", nargs="*", type=int, default=list(HEAD_SIZES), help="of the attention kernels")
-    parser.add_argument("--kernel", nargs="+", choices=KERNELS)
+    parser.add_argument("--kernel", nargs="+", choices=(*KERNELS, *ROW_SUMS))
     parser.add_argument("--config", nargs=4, type=int, metavar=("BM", "BN", "WARPS", "STAGES"), help="not the table's")
     parser.add_argument("--length", type=int, default=1024, help="queries and keys")
     parser.add_argument("--all-options", action="store_true", help="compile for a window, padding and a gate as well")
