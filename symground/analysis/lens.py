@@ -242,7 +242,7 @@ def _of_depths(
     candidates: Tensor,
 ) -> Tensor:  # fmt: skip
     """[L,B,K] surprisal of the candidates at each depth of the stream [L,B,D]."""
-    if head.module is None:
+    if head.module is None and stream.dtype == head.weight.dtype:
         return ops.lens_surprisal(stream, translators, norm, head.weight, candidates, bias=head.bias)
     if translators is not None:
         weight, bias = translators

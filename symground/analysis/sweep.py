@@ -20,9 +20,10 @@ from symground.analysis.scan import MEMORY
 from symground.analysis.score import check_fits
 from symground.models import Mixer, Tap, mixers
 from symground.models.mixers import Replacement, head_outputs, tapped
-from symground.models.positions import stretch_of
+from symground.models.positions import check_apart, stretch_of
 from symground.models.readout import hidden_states, verified_readout
 from symground.models.replay import Replay, replays
+from symground.models.trial import hooked_by_others
 from symground.progress import progress
 
 METHODS = ("both", "exact", "first-order")
@@ -105,6 +106,8 @@ class _Sweep:
         memory: int | None, exact: bool,
     ) -> None:  # fmt: skip
         self.model, self.examples = model, examples
+        if hooked_by_others(model):  # heads are rows of one batch
+            check_apart(model, *[int(examples.prediction.min()) + 1] * 2)
         self.head = verified_readout(model).detached()
         self.layers = mixers(model)
         self.last_only = positions == "prediction"

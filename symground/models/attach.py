@@ -75,6 +75,8 @@ def attach(model: M) -> M:
         if not isinstance(found[0].module, MambaMixer):
             model.set_attn_implementation(_of_decoder(model))
         _check_in_use(model, found, "takes no attention function of transformers")
+        _check_numbers(model, found)
+        _check_layers(model, found, "do not stand in the order of their numbers (layer_idx)")
         if not again:
             object.__setattr__(model, _BEFORE, _Before(before, _hooked(model)))
         fuse_gelu(model.get_decoder())
@@ -180,7 +182,8 @@ def mixers(model: nn.Module) -> tuple[Mixer, ...]:
     """The model's mixers, by layer; empty for an LSTM.
 
     Raises:
-        ValueError: the model was not attached, or has been given another attention implementation since.
+        ValueError: the model was not attached, or has been given another attention implementation or other layers
+            since.
     """
     check_model(model)
     found: tuple[Mixer, ...] | None = getattr(model, _ATTACHED, None)
@@ -192,7 +195,33 @@ def mixers(model: nn.Module) -> tuple[Mixer, ...]:
     _check_in_use(
         model, found, "was given another attention implementation after symground.attach; attach the model again"
     )
+    _check_layers(model, found, "are no longer those that symground.attach saw; attach the model again")
     return found
+
+
+def _check_numbers(model: PreTrainedModel, found: tuple[Mixer, ...]) -> None:
+    if len({mixer.layer for mixer in found}) < len(found):
+        raise ValueError(
+            f"model: several layers of {type(model).__name__} have the same number: heads cannot be told apart; "
+            f"{_INSTEAD}"
+        )
+
+
+def _check_layers(model: Any, found: tuple[Mixer, ...], why: str) -> None:
+    """Refuse a model whose mixers are others than these: a tap would act on a layer that is gone, or on another one."""
+    if found:
+        kinds = {type(mixer.module) for mixer in found}
+        there = [module for module in _parts(model.get_decoder()) if type(module) in kinds]
+        if [id(module) for module in there] != [id(mixer.module) for mixer in found]:
+            raise ValueError(f"model: the layers of {type(model).__name__} {why}")
+
+
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
+    """Modules within a module, in their order, each as often as it stands there."""
+    for part in module._modules.values():
+        if part is not None:
+            yield part
+            yield from _parts(part)
 
 
 def _of_decoder(model: PreTrainedModel) -> str | dict[str, str]:
@@ -229,11 +258,6 @@ def _attention_layers(model: PreTrainedModel) -> tuple[Mixer, ...]:
         found.append(Mixer(layer, heads, module))
     if not found:
         raise ValueError(_unknown(model, _what_mixes(model)))
-    if len({mixer.layer for mixer in found}) < len(found):
-        raise ValueError(
-            f"model: several attention layers of {name} have the same number, so that heads cannot be told apart; "
-            f"{_INSTEAD}"
-        )
     return tuple(sorted(found, key=lambda mixer: mixer.layer))
 
 

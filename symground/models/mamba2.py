@@ -108,7 +108,7 @@ def mamba_mixers(model: PreTrainedModel) -> tuple[Mixer, ...]:
             if type(module) is Mamba2Mixer:
                 module.__class__ = MambaMixer
             found.append(Mixer(module.layer_idx, module.num_heads, module))
-    return tuple(found)
+    return tuple(sorted(found, key=lambda mixer: mixer.layer))
 
 
 def give_back_mamba(model: nn.Module) -> None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from symground.models.mixers import device_of, untapped
 from symground.models.readout import hidden_states, trial_ids
+from symground.models.trial import hooked_by_others
 
 #: Of a setting that makes passes differ in training: dropout, layerdrop, drop_path, attn_pdrop, router_jitter_noise, …
 _RANDOM = re.compile(r"drop|jitter|noise", re.IGNORECASE)
@@ -23,13 +24,19 @@ _TRIAL = 16
 def check_deterministic(model: PreTrainedModel) -> None:
     """Refuse a model of which two passes over the same text would differ, or whose texts in a batch are not apart.
 
-    In evaluation nothing is looked at. In training a module that drops is refused, and a part with a setting above 0
-    by the name of dropout or noise, such as is read within a forward function; then two passes are compared.
+    In evaluation two passes are compared where hooks of others act on the model, and nothing else is done. In training
+    a module that drops is refused, and a part with a setting above 0 by the name of dropout or noise, such as is read
+    within a forward function; then two passes are compared.
 
     Raises:
         ValueError: names what makes the difference, and where it is.
     """
     if not any(module.training for module in model.modules()):
+        if hooked_by_others(model) and not _twice_the_same(model):
+            raise ValueError(
+                f"model: two passes of {type(model).__name__} over the same text differ, by a hook or a forward "
+                "function that was put on it"
+            )
         return
     for name, module in model.named_modules():
         if module.training:

@@ -14,9 +14,11 @@ from transformers import PreTrainedModel
 
 from symground.models.lstm import LSTMState
 from symground.models.mixers import untapped
-from symground.models.positions import stretch_of
+from symground.models.positions import check_apart, stretch_of
 from symground.models.readout import Readout, agree, head_of, readout, surprisal_of, trial_ids, verified_readout
-from symground.models.trial import tried
+from symground.models.trial import hooked_by_others, tried
+
+_TRIAL = 16
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Reader:
     """Surprisal of what may come next, for any causal language model of transformers, or one of ours.
 
     Final hidden states and the head give it without the vocabulary's rows; where a model's logits are more than their
-    product (scaled, capped), its own logits do.
+    product (scaled, capped), or hooks of others act on it, its own logits do.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -46,7 +48,11 @@ class Reader:
         self._stretch = stretch_of(model)
         self._head: Readout | None = None
         self._may_cache, self._cache_name = _caches(model)
-        by_head, resumes = tried(model, "reader", self._trial)
+        # A hook may act by position, by length or on the logits: no few tokens show that it does not.
+        self._whole = hooked_by_others(model)
+        if self._whole:
+            check_apart(model, _TRIAL, _TRIAL, logits=True)
+        by_head, resumes = (False, False) if self._whole else tried(model, "reader", self._trial)
         self._head = head_of(model) if by_head else None
         self._cache_name = self._cache_name if resumes else None
 
@@ -73,7 +79,7 @@ class Reader:
             kwargs[self._cache_name] = state.cache
         given = ids if on else whole
         if self._head is None:
-            out = self._model(input_ids=given, **_keeping(self._model, keep), **kwargs)
+            out = self._model(input_ids=given, **({} if self._whole else _keeping(self._model, keep)), **kwargs)
             seen = out.logits[:, -keep:]
         else:
             out = self._model.base_model(input_ids=given, **kwargs)

@@ -25,7 +25,7 @@ from symground.models.override import forward_as, hooked
 from symground.models.projection import head_weights, output_projections
 from symground.models.reader import Reader
 from symground.models.readout import agree, hidden_states, readout, trial_ids
-from symground.models.trial import tried
+from symground.models.trial import hooked_by_others, tried
 from symground.ops.mask import valid_keys
 
 _Mixed = tuple[Tensor, Tensor, Tensor, float]
@@ -293,6 +293,8 @@ def replays(model: PreTrainedModel, last_only: bool = False) -> bool:
 
 def _try(model: PreTrainedModel, last_only: bool) -> str | None:
     """Why a model is not what its replay says, None where it is: two texts, the first head of every layer silenced."""
+    if hooked_by_others(model):
+        return "hooks or forward functions of others act on it, which may go by position or length"
     try:
         ids = trial_ids(model, 5).to(readout(model).weight.device)
         ids = torch.cat([ids, torch.cat([ids[:, :2], ids[:, 1:4]], 1)])

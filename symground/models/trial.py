@@ -76,6 +76,15 @@ def state_of(model: nn.Module) -> tuple[Any, ...] | None:
     return tuple(found)
 
 
+def hooked_by_others(model: nn.Module) -> bool:
+    """Whether hooks or forward functions of others act on the model: what they do may depend on anything."""
+
+    def acts(what: Callable[..., Any] | None) -> bool:
+        return what is not None and not _is_trusted(what)
+
+    return _of_all() or any(acts(given_forward(x)) or any(map(acts, _hooks(x))) for x in model.modules())
+
+
 def _of_all() -> bool:
     """Whether there are hooks of all modules of the process."""
     return bool(of_all_modules._global_forward_hooks or of_all_modules._global_forward_pre_hooks)

@@ -154,27 +154,55 @@ def own_surprisal(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 def measured(model: PreTrainedModel, probes: Probes) -> Iterator[tuple[str, Any, Any]]:
     """What is measured, what it is, and what it has to be."""
+    for name, (found, expected) in measures(model, probes).items():
+        if isinstance(found, ValueError):
+            raise found
+        yield name, found, expected
+
+
+def measures(model: PreTrainedModel, probes: Probes) -> dict[str, tuple[Any, Any]]:
+    """What is measured, what it is or why it is refused, and what it has to be."""
     examples = probes.matched()
     contexts = [row[: p + 1] for row, p in zip(examples.input_ids, examples.prediction.tolist(), strict=True)]
-    each = torch.cat([own_surprisal(model, context[None]) for context in contexts])  # [N,V]
+
+    def alone() -> Tensor:
+        return torch.cat([own_surprisal(model, context[None]) for context in contexts])  # [N,V]
+
+    def score() -> Any:
+        table = sg.score(model, probes)
+        return table[table.env == table.target]["surprisal"].to_numpy()
+
+    def lens() -> Any:
+        table = sg.lens_gain(model, probes)
+        return table[table.depth == table.depth.max()].set_index("target")["matched"][by_noun.index].to_numpy()
+
+    each = alone()
     matched = each.gather(1, examples.targets[:, None])[:, 0].numpy()
-    yield "trace", sg.trace(model, probes).surprisal.values, matched
-    score = sg.score(model, probes)
-    yield "score", score[score.env == score.target]["surprisal"].to_numpy(), matched
-    table = pd.DataFrame({"noun": examples.noun, "matched": matched}).groupby("noun")["matched"].mean()
-    lens = sg.lens_gain(model, probes)
-    last = lens[lens.depth == lens.depth.max()].set_index("target")["matched"]
-    yield "lens", last[table.index].to_numpy(), table.to_numpy()
-    asked = examples.targets.unique()
-    chosen = choices(model, examples)  # by the monitor and by steering
-    yield "choices", chosen.probability, (-each[:, asked]).softmax(-1).amax(-1).numpy()
-    yield "behaviour", behaviour(model, examples, [[]]).target[0], matched  # by interventions
-    swept = sg.sweep_heads(model, probes, per_example=True)
+    by_noun = pd.DataFrame({"noun": examples.noun, "matched": matched}).groupby("noun")["matched"].mean()
+    of_asked = (-each[:, examples.targets.unique()]).softmax(-1).amax(-1).numpy()
+    found: dict[str, tuple[Callable[[], Any], Any]] = {
+        "trace": (lambda: sg.trace(model, probes).surprisal.values, matched),
+        "score": (score, matched),
+        "lens": (lens, by_noun.to_numpy()),
+        "choices": (lambda: choices(model, examples).probability, of_asked),  # by the monitor and by steering
+        "behaviour": (lambda: behaviour(model, examples, [[]]).target[0], matched),  # by interventions
+    }
     for layer, head in ((0, 1), (1, 2)):
         with sg.ablate(model, [(layer, head)]):
-            silenced = torch.cat([own_surprisal(model, context[None]) for context in contexts])
+            silenced = alone()
         effect = silenced.gather(1, examples.targets[:, None])[:, 0].numpy() - matched
-        yield f"sweep {layer}.{head}", swept.sel(layer=layer, head=head).values, effect
+        at = {"layer": layer, "head": head}
+        found[f"sweep {layer}.{head}"] = (
+            lambda at=at: sg.sweep_heads(model, probes, per_example=True).sel(at).values, effect
+        )  # fmt: skip
+    return {name: (said(call), expected) for name, (call, expected) in found.items()}
+
+
+def said(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except ValueError as error:
+        return error
 
 
 @pytest.mark.filterwarnings("ignore:.*cannot (be read again|go on)")
@@ -188,6 +216,91 @@ def test_every_measure_is_of_the_model_as_it_is(model: PreTrainedModel, probes: 
         np.testing.assert_allclose(found, expected, err_msg=name, **tolerance)
         felt = max(felt, float(abs(found - before[name]).max()))
     assert felt > 1e-3
+
+
+def by_place(change: Callable[[Tensor], Any]) -> Callable[..., Any]:
+    """A hook that changes a copy of the hidden states or logits [B,T,·] in place."""
+
+    def hook(_module: nn.Module, _args: Any, out: Any) -> Any:
+        hidden = (out[0] if isinstance(out, tuple) else out).clone()
+        change(hidden)
+        return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+    return hook
+
+
+def steer_last(x: Tensor) -> None:
+    x[:, -1] += 3.0
+
+
+def double_seventh(x: Tensor) -> None:
+    x[:, 7:8] *= 2
+
+
+def double_long(x: Tensor) -> None:
+    if x.shape[1] > 8:
+        x *= 2
+
+
+def double_all_but_last(x: Tensor) -> None:
+    x[:, :-1] *= 2
+
+
+def not_causal(x: Tensor) -> None:
+    x += x.mean(1, keepdim=True)
+
+
+def mix_batch(x: Tensor) -> None:
+    x -= x.mean(0)
+
+
+def first_of_batch(x: Tensor) -> None:
+    x[:1] *= 1.5
+
+
+def bias_of_a_word(_model: nn.Module, _args: Any, out: Any) -> Any:
+    out.logits = out.logits.clone()
+    out.logits[..., 9] += 3
+    return out
+
+
+#: Hooks that act by position, length or batch: what a few tokens, a cache or rows of the head do not show.
+PLACED: dict[str, Callable[[PreTrainedModel], Any]] = {
+    f"{change.__name__} {where}": lambda m, at=at, change=change: at(m).register_forward_hook(by_place(change))
+    for where, at in {"of a layer": on_layer, "of the head": lambda m: m.lm_head}.items()
+    for change in (steer_last, double_seventh, double_long, double_all_but_last, not_causal, mix_batch, first_of_batch)
+}
+PLACED["bias of a word"] = lambda m: m.register_forward_hook(bias_of_a_word)
+PLACED["forward of a layer, not causal"] = lambda m: replace_forward(
+    on_layer(m), lambda out: by_place(not_causal)(m, (), out)
+)
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot (be read again|go on)")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("hook", PLACED)
+def test_what_a_hook_does_by_position_length_or_batch_is_measured_or_refused(
+    model: PreTrainedModel, probes: Probes, hook: str, dtype: torch.dtype
+) -> None:
+    model.to(dtype)
+    before = measures(model, probes)
+    assert all(not isinstance(found, ValueError) for found, _ in before.values())
+    PLACED[hook](model)
+    tolerance = {"atol": 2e-4, "rtol": 2e-4} if dtype == torch.float32 else {"atol": 0.3, "rtol": 0.1}
+    for name, (found, expected) in measures(model, probes).items():
+        if isinstance(found, ValueError):
+            assert str(found).startswith("model: "), found
+        else:
+            np.testing.assert_allclose(found, expected, err_msg=name, **tolerance)
+        if name == "score" and "batch" not in hook:
+            assert not isinstance(found, ValueError)
+
+
+def test_chance_in_a_hook_is_refused(model: PreTrainedModel, probes: Probes) -> None:
+    on_layer(model).register_forward_hook(by_place(lambda x: x.copy_(nn.functional.dropout(x, 0.2, True))))
+    for name, (found, _) in measures(model, probes).items():
+        assert isinstance(found, ValueError), name
+        assert "two passes of LlamaForCausalLM over the same text differ" in str(found), name
 
 
 def test_an_adapter_that_does_nothing_yet_is_not_believed_to_do_nothing(model: PreTrainedModel, probes: Probes) -> None:
@@ -248,7 +361,7 @@ def test_a_model_left_alone_is_tried_once(
     passes.clear()
     sg.trace(model, ids)
     sg.trace(model, ids)
-    assert len(passes) == 6
+    assert len(passes) == 2 * 7  # itself, and trials of chance, of texts beside others and of the head, two each
     handle.remove()
 
 

@@ -353,3 +353,71 @@ def test_a_model_may_be_attached_while_it_is_trained() -> None:
     assert [module.training for module in model.modules()] == modes
     with pytest.raises(ValueError, match=r"model: expected model\.eval\(\)"):
         sg.trace(model, ids(), torch.tensor([5, 7]))
+
+
+def stack_of(model: Any) -> tuple[nn.Module, str]:
+    """Where a decoder keeps its layers."""
+    decoder = model.base_model
+    name = next(name for name, part in decoder.named_children() if isinstance(part, nn.ModuleList))
+    return decoder, name
+
+
+def another_layer(model: Any) -> None:
+    decoder, name = stack_of(model)
+    getattr(decoder, name)[1] = copy.deepcopy(getattr(decoder, name)[1])
+
+
+def another_mixer(model: Any) -> None:
+    decoder, name = stack_of(model)
+    layer = getattr(decoder, name)[1]
+    mixer = next(part for part, module in layer.named_children() if hasattr(module, "layer_idx"))
+    setattr(layer, mixer, copy.deepcopy(getattr(layer, mixer)))
+
+
+def layers_of(order: Callable[[list[nn.Module]], list[nn.Module]]) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        decoder, name = stack_of(model)
+        setattr(decoder, name, nn.ModuleList(order(list(getattr(decoder, name)))))
+
+    return change
+
+
+#: What somebody does to the layers of an attached model; whether it can be attached again.
+NEW_LAYERS: dict[str, tuple[Callable[[Any], None], bool]] = {
+    "another layer": (another_layer, True),
+    "another mixer": (another_mixer, True),
+    "the first pruned": (layers_of(lambda layers: layers[1:]), True),
+    "the last pruned": (layers_of(lambda layers: layers[:-1]), True),
+    "one more": (layers_of(lambda layers: [*layers, copy.deepcopy(layers[-1])]), False),
+    "one twice": (layers_of(lambda layers: [layers[0], *layers]), False),
+    "turned round": (layers_of(lambda layers: layers[::-1]), False),
+}
+
+
+@pytest.mark.parametrize("change", NEW_LAYERS)
+@pytest.mark.parametrize("make", [llama, gpt2, mamba2])
+def test_layers_that_changed_since_are_refused_until_attached_again(make: Callable[[], Any], change: str) -> None:
+    model = sg.attach(make()).eval()
+    ids = torch.randint(3, 40, (2, 6))
+    apply, again = NEW_LAYERS[change]
+    apply(model)
+    for call in (
+        lambda: sg.ablate(model, [(1, 0)]).__enter__(),
+        lambda: sg.trace(model, ids, torch.tensor([4, 5])),
+        lambda: sg.trace_memory(model, 8),
+    ):
+        with pytest.raises(ValueError, match="no longer those that symground.attach saw; attach the model again"):
+            call()
+    if not again:
+        with pytest.raises(ValueError, match=r"in the order of their numbers|have the same number"):
+            sg.attach(model)
+        return
+    sg.attach(model)
+    traced = sg.trace(model, ids, torch.tensor([4, 5]))
+    with torch.no_grad():
+        own = -model(ids).logits[:, -1].log_softmax(-1)[torch.arange(2), torch.tensor([4, 5])]
+        plain = model(ids, use_cache=False).logits
+        for layer in traced.layer.values.tolist():
+            with sg.ablate(model, [(layer, 0)]):
+                assert not torch.allclose(model(ids, use_cache=False).logits, plain)
+    np.testing.assert_allclose(traced.surprisal, own, atol=1e-5)

@@ -11,13 +11,17 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Mamba2Config, Mamba2ForCausalLM
 
 import symground as sg
 from symground import ops
+from symground.data import Corpus
 from symground.models import create, mixers
 from symground.models.mixers import head_outputs
 
@@ -264,3 +268,31 @@ def test_packages_for_a_gpu_do_not_touch_a_model_on_the_cpu(tmp_path: Path, stub
         capture_output=True, text=True, check=False, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["Mamba", "FalconMamba", "Mamba2"])
+def test_half_precision_beside_a_residual_stream_in_float32(kind: str, dtype: torch.dtype, corpus: Corpus) -> None:
+    """As transformers keeps it; the head then reads its hidden states in its own precision."""
+    torch.manual_seed(0)
+    more = {"num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 8} if kind == "Mamba2" else {}
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(corpus.tokenizer), hidden_size=32, num_hidden_layers=2, state_size=8, residual_in_fp32=True,
+        pad_token_id=None, bos_token_id=None, eos_token_id=None, **more,
+    )  # fmt: skip
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval().to(dtype)
+    probes = sg.probes(corpus.tokenizer, ["ball", "book"]).take_contexts([0, 4])
+    examples = probes.matched()
+    with torch.no_grad():
+        texts = zip(examples.input_ids, examples.prediction, strict=True)
+        rows = [model(ids[None, : p + 1]).logits[0, -1] for ids, p in texts]
+    expected = -torch.stack(rows).float().log_softmax(-1).gather(1, examples.targets[:, None])[:, 0]
+    scores = sg.score(model, probes)
+    found = scores[scores.env == scores.target]["surprisal"].to_numpy()
+    np.testing.assert_allclose(found, expected, atol=0.05)
+    if kind == "Mamba2":
+        np.testing.assert_allclose(sg.trace(sg.attach(model), probes).surprisal, expected, atol=0.05)
+        lens = sg.lens_gain(model, probes)
+        last = lens[lens.depth == lens.depth.max()].set_index("target")["matched"]
+        by_noun = pd.Series(expected.numpy()).groupby(examples.noun).mean()
+        np.testing.assert_allclose(last[by_noun.index], by_noun, atol=0.05)
