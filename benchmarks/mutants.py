@@ -1,156 +1,150 @@
-"""Do the tests notice? One-place changes of a module, each tried against the tests that should notice it.
+"""Do the tests notice? Mutants of a module, each tried against the tests that should notice it.
 
-    python -m benchmarks.mutants symground.analysis.r2 tests/analysis/test_estimates.py --count 40
+    pip install -e .[dev]
+    python -m benchmarks.mutants symground.analysis.r2 symground.analysis.gain --count 8   # of each, at random
+    python -m benchmarks.mutants                                      # of every module of mutants.toml
+    python -m benchmarks.mutants symground.analysis.r2 --survivors    # those that no test noticed, once more
 
-A change is a comparison, an operator, a number, a condition, a name of a column, a reduction (mean for sum, max for
-min) or a dropped keyword argument. What only the eye sees (sizes and colours of figures), annotations and the words of
-errors are left as they are. Everything heavy is imported once; each change runs in a fork, with that module's code put
-in its place when it is imported, so that no file is touched. A change that no test notices is printed with its line.
+The mutations are cosmic-ray's: places are drawn at random, and for each place one of the operators that apply there.
+Left as they are: what only the eye sees (sizes and colours of figures), annotations, the words of errors, and mutants
+that say nothing of the tests (shifts and bits for arithmetic, which floats do not have; `is` for ==). `mutants.toml`
+says which tests are run for which module. `results/mutants.json` holds one entry for each mutant: module, line,
+operator, the line before and after, `noticed_by` (the first test that failed, or null) and, for survivors, `why`, which
+a person fills in.
+
+What the tests import besides this package is imported once. Each mutant runs in a fork that imports the module from the
+mutant's source, so that no file is touched; that source is also in `linecache`, from which Triton's interpreter takes
+that of a kernel.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import copy
+import contextlib
+import importlib
 import importlib.abc
 import importlib.util
+import json
+import linecache
 import os
 import random
 import resource
-import shutil
+import signal
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import CodeType, ModuleType
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "mutants.json"
 
-_COMPARISONS = {
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
-    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
-}  # fmt: skip
-_OPERATORS = {
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
-    ast.Mod: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.Pow: ast.Mult,
-}  # fmt: skip
-_NAMES = {
-    "mean": "sum", "sum": "mean", "max": "min", "min": "max", "any": "all", "all": "any", "first": "last", "std": "var",
-    "head": "tail", "argmax": "argmin", "low": "high", "high": "low",
-}  # fmt: skip
 #: Calls whose arguments are looks, or do nothing that a test could see.
 _LOOKS = {
     "figure_of", "set", "axvline", "axhline", "colorbar", "legend", "fill_between", "hlines", "grid", "set_xticks",
     "set_yticks", "tick_params", "annotate", "pcolormesh", "scatter", "barh", "require", "progress", "simplefilter",
 }  # fmt: skip
+_KEYWORDS_ARE_LOOKS = {"plot", "band", "zip", "dataclass"}
+_BITS = {"RShift", "LShift", "BitOr", "BitAnd", "BitXor"}
 
 
 @dataclass(frozen=True)
-class Change:
-    """Of the node with this number, in the order of `ast.walk`."""
+class Place:
+    """What one operator can change: its `occurrence`-th position in the module."""
 
-    node: int
-    kind: str
-    part: int = 0
+    operator: str
+    occurrence: int
+    line: int
+    column: int
 
 
 def _called(call: ast.Call) -> str:
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 
-def _left_alone(tree: ast.Module) -> set[int]:
-    found: set[int] = set()
+def _left_alone(tree: ast.Module) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """(Start, end) of what is not to be changed, each (line, column in bytes)."""
+    roots: list[Any] = []
     for node in ast.walk(tree):
-        roots: list[ast.AST] = [
-            part for part in (getattr(node, "annotation", None), getattr(node, "returns", None)) if part
-        ]
+        roots += [getattr(node, "annotation", None), getattr(node, "returns", None)]
         if isinstance(node, ast.Raise) or (isinstance(node, ast.Call) and _called(node) in _LOOKS):
             roots.append(node)
-        elif isinstance(node, ast.Call) and _called(node) in ("plot", "band", "zip"):
+        elif isinstance(node, ast.Call) and _called(node) in _KEYWORDS_ARE_LOOKS:
             roots += node.keywords
         elif isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant) and node.operand.value == 1:
             roots.append(node)  # -1, the last axis
-        found |= {id(inner) for root in roots for inner in ast.walk(root)}
-    return found
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            roots.append(node)
+    return [((n.lineno, n.col_offset), (n.end_lineno, n.end_col_offset)) for n in roots if n]
 
 
-def changes(tree: ast.Module) -> Iterator[Change]:
-    """Every place that can be changed, and how."""
-    alone = _left_alone(tree)
-    conditions = {id(node.test) for node in ast.walk(tree) if isinstance(node, ast.If | ast.IfExp)}
-    for i, node in enumerate(ast.walk(tree)):
-        if id(node) in alone:
-            continue
-        match node:
-            case ast.Compare(ops=ops):
-                yield from (Change(i, "comparison", j) for j, op in enumerate(ops) if type(op) in _COMPARISONS)
-            case ast.BinOp(op=op) if type(op) in _OPERATORS:
-                yield Change(i, "operator")
-            case ast.BoolOp():
-                yield Change(i, "and or")
-            case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.Invert()) if id(node) not in conditions:
-                yield Change(i, "sign")
-            case ast.Constant(value=bool() | int() | float()):
-                yield Change(i, "number")
-            case ast.Attribute(attr=name) | ast.Name(id=name, ctx=ast.Load()) if name in _NAMES:
-                yield Change(i, "name")
-            case ast.Subscript(slice=ast.Constant(value=str()), ctx=ast.Load()) if len(_columns(tree)) > 1:
-                yield Change(i, "column")
-            case ast.If() | ast.IfExp():
-                yield Change(i, "condition")
-            case ast.Call(keywords=keywords):
-                yield from (Change(i, "keyword", j) for j, k in enumerate(keywords) if k.arg and id(k) not in alone)
+def _wanted(operator: str) -> bool:
+    """Not an operator with arguments, nor one whose mutants say nothing of the tests."""
+    kind, *names = operator.removeprefix("core/").split("_")
+    if kind == "ReplaceBinaryOperator":
+        return (names[0] in _BITS) == (names[1] in _BITS)
+    if kind == "ReplaceComparisonOperator":
+        return names[0].startswith("Is") == names[1].startswith("Is")
+    return not get_operator(operator).arguments()
 
 
-def _columns(tree: ast.Module) -> list[str]:
-    found = [node.slice.value for node in ast.walk(tree)
-             if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant)]  # fmt: skip
-    return list(dict.fromkeys(value for value in found if isinstance(value, str)))
+def places(source: str) -> Iterator[Place]:
+    """Everything that cosmic-ray's operators can change in a module, without what is left as it is."""
+    alone, lines, nodes = _left_alone(ast.parse(source)), source.split("\n"), list(ast_nodes(get_ast(source)))
+    for name in filter(_wanted, operator_names()):
+        operator = get_operator(name)()
+        found = (start for node in nodes for start, _ in operator.mutation_positions(node))
+        for occurrence, (line, column) in enumerate(found):
+            at = (line, len(lines[line - 1][:column].encode()))
+            if not any(start <= at < end for start, end in alone):
+                yield Place(name, occurrence, line, column)
 
 
-def changed(tree: ast.Module, change: Change) -> tuple[ast.Module, str]:
-    """The tree with the change, and the change in words."""
-    other = copy.deepcopy(tree)
-    node: Any = list(ast.walk(other))[change.node]
-    before = ast.unparse(node)
-    if change.kind == "comparison":
-        node.ops[change.part] = _COMPARISONS[type(node.ops[change.part])]()
-    elif change.kind == "operator":
-        node.op = _OPERATORS[type(node.op)]()
-    elif change.kind == "and or":
-        node.op = ast.And() if isinstance(node.op, ast.Or) else ast.Or()
-    elif change.kind == "sign":
-        # Twice: -x becomes x, not x becomes x.
-        node.operand = ast.UnaryOp(type(node.op)(), node.operand)
-    elif change.kind == "number":
-        value = node.value
-        node.value = (
-            not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else 1.5 * value + 0.01
-        )
-    elif change.kind == "name":
-        field = "attr" if isinstance(node, ast.Attribute) else "id"
-        setattr(node, field, _NAMES[getattr(node, field)])
-    elif change.kind == "column":
-        others = [name for name in _columns(tree) if name != node.slice.value]
-        node.slice.value = random.Random(str(change)).choice(others)
-    elif change.kind == "condition":
-        node.test = ast.UnaryOp(ast.Not(), node.test)
-    else:
-        del node.keywords[change.part]
-    words = f"line {getattr(node, 'lineno', '?')}, {change.kind}: {before[:100]}  →  {ast.unparse(node)[:100]}"
-    return ast.fix_missing_locations(other), " ".join(words.split())
+def mutant(source: str, place: Place) -> tuple[str, dict[str, Any]] | None:
+    """The mutant's source and its entry; None where that is no Python, or the same."""
+    other = mutate_code(source, get_operator(place.operator)(), place.occurrence)
+    pair = next(((a, b) for a, b in zip(source.split("\n"), other.split("\n"), strict=False) if a != b), None)
+    try:
+        compile(other, "mutant", "exec")
+    except SyntaxError:
+        return None
+    if pair is None or ast.dump(ast.parse(other)) == ast.dump(ast.parse(source)):
+        return None
+    before, after = (" ".join(line.split()) for line in pair)
+    entry = {"line": place.line, "operator": place.operator.removeprefix("core/"), "before": before, "after": after}
+    return other, entry
+
+
+def drawn(source: str, count: int, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Mutants at `count` places drawn at random, one for each place."""
+    by_place: dict[tuple[int, int], list[Place]] = {}
+    for place in places(source):
+        by_place.setdefault((place.line, place.column), []).append(place)
+    rng = random.Random(seed)
+    for at in rng.sample(sorted(by_place), len(by_place)):
+        found = mutant(source, rng.choice(by_place[at]))
+        if count and found:
+            count -= 1
+            yield found
 
 
 class _InPlace(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports one module from code."""
+    """Imports one module from a source."""
 
-    def __init__(self, name: str, code: CodeType, path: Path) -> None:
-        self._name, self._code, self._path = name, code, path
+    def __init__(self, name: str, source: str, path: Path) -> None:
+        self._name, self._source, self._path = name, source, path
+        # Without a time of change, linecache does not look into the file again.
+        linecache.cache[str(path)] = (len(source), None, source.splitlines(keepends=True), str(path))
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if fullname != self._name:
@@ -162,66 +156,127 @@ class _InPlace(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        exec(self._code, module.__dict__)
+        module.__file__ = str(self._path)
+        exec(compile(self._source, str(self._path), "exec"), module.__dict__)
 
 
-def trial(name: str, tree: ast.Module, path: Path, tests: Sequence[str], seconds: int) -> tuple[int, float]:
-    """(pytest's exit status, seconds of processor time) of the tests with this tree as the module."""
-    child = os.fork()
-    if child == 0:
-        status = 99
-        folder = tempfile.mkdtemp()
-        try:
-            quiet = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(quiet, 1)
-            os.dup2(quiet, 2)
-            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-            sys.meta_path.insert(0, _InPlace(name, compile(tree, str(path), "exec"), path))
-            sys.dont_write_bytecode = True
-            import pytest
+class _Notes:
+    """Writes the name of the first test that fails, or of the file that does not import; and what is imported."""
 
-            status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--basetemp", f"{folder}/t", *tests]))
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os._exit(status)
-    _, waited, usage = os.wait4(child, 0)
-    return os.waitstatus_to_exitcode(waited), usage.ru_utime + usage.ru_stime
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed and not (self._folder / "first").exists():
+            (self._folder / "first").write_text(report.nodeid, encoding="utf-8")
+
+    pytest_collectreport = pytest_runtest_logreport
+
+    def pytest_sessionfinish(self) -> None:
+        (self._folder / "imported").write_text("\n".join(sys.modules), encoding="utf-8")
+
+
+class Outcome(NamedTuple):
+    """The first test that failed (None: no test did), seconds of processor time, and the modules it had imported."""
+
+    noticed_by: str | None
+    seconds: float
+    imported: list[str]
+
+
+def trial(name: str, source: str, path: Path, tests: Sequence[str], seconds: float) -> Outcome:
+    """The tests with this source as the module."""
+    with tempfile.TemporaryDirectory() as folder:
+        first, imported = Path(folder) / "first", Path(folder) / "imported"
+        child = os.fork()
+        if child == 0:
+            status = 99
+            try:
+                os.setsid()
+                quiet = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(quiet, 1)
+                os.dup2(quiet, 2)
+                resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
+                signal.alarm(int(6 * seconds))
+                sys.meta_path.insert(0, _InPlace(name, source, path))
+                sys.dont_write_bytecode = True
+                import pytest
+
+                asked = ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "--basetemp", f"{folder}/t", *tests]
+                status = int(pytest.main(asked, plugins=[_Notes(Path(folder))]))
+            finally:
+                os._exit(status)
+        _, waited, usage = os.wait4(child, 0)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)  # what its tests had started
+        status = os.waitstatus_to_exitcode(waited)
+        noticed = first.read_text(encoding="utf-8") if first.exists() else f"exit status {status}" if status else None
+        names = imported.read_text(encoding="utf-8").split("\n") if imported.exists() else []
+        return Outcome(noticed, usage.ru_utime + usage.ru_stime, names)
+
+
+def _import_ahead(names: Sequence[str]) -> None:
+    """Imports what is not ours, and may depend on nothing of ours."""
+    for name in names:
+        if name not in sys.modules and name.partition(".")[0] not in ("symground", "tests", "benchmarks", "conftest"):
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+
+
+def _again(source: str, entry: dict[str, Any]) -> str | None:
+    """The mutant of an entry, in a module that may have changed since."""
+    lines = source.split("\n")
+    for place in places(source):
+        if place.operator == f"core/{entry['operator']}" and " ".join(lines[place.line - 1].split()) in entry["before"]:
+            found = mutant(source, place)
+            if found and all(found[1][key] == entry[key] for key in ("before", "after")):
+                return found[0]
+    return None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("module")
-    parser.add_argument("tests", nargs="+")
-    parser.add_argument("--count", type=int, help="so many changes at random; all of them by default")
+    parser.add_argument("modules", nargs="*")
+    parser.add_argument("--count", type=int, default=8, help="mutants of each module")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no further change after these")
+    parser.add_argument("--survivors", action="store_true", help="try those that no test noticed once more")
     asked = parser.parse_args()
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
-    path = ROOT / asked.module.replace(".", "/")
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for heavy in ("torch", "transformers", "pandas", "scipy.stats", "statsmodels.formula.api", "matplotlib.figure",
-                  "hypothesis", "pytest", "xarray", "pyarrow.parquet", "tyro"):  # fmt: skip
-        importlib.import_module(heavy)
-    status, clean = trial(asked.module, tree, path, asked.tests, 3600)
-    if status:
-        raise SystemExit(f"{asked.module}: its tests fail as it is (pytest's exit status {status})")
-    places = list(changes(tree))
-    chosen = random.Random(asked.seed).sample(places, min(asked.count or len(places), len(places)))
-    began, noticed, survivors = time.monotonic(), 0, list[str]()
-    for change in chosen:
-        if time.monotonic() - began > asked.seconds:
-            break
-        other, words = changed(tree, change)
-        status, _ = trial(asked.module, other, path, asked.tests, int(3 * clean) + 20)
-        if status:
-            noticed += 1
+    tests_of = tomllib.loads((ROOT / "benchmarks" / "mutants.toml").read_text(encoding="utf-8"))
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # as tests/conftest.py does, before transformers imports Triton
+    entries: list[dict[str, Any]] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
+    for name in asked.modules or tests_of:
+        path = ROOT / name.replace(".", "/")
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        source = path.read_text(encoding="utf-8")
+        if asked.survivors:
+            to_try = [(_again(source, e), e) for e in entries if e["module"] == name and not e["noticed_by"]]
+            to_try = [(other, e) for other, e in to_try if other and not str(e["why"]).startswith("equivalent")]
         else:
-            survivors.append(words)
-            print(f"  {words}", flush=True)
-    tried = noticed + len(survivors)
-    print(f"{asked.module}: {len(places)} places, {tried} tried, {noticed} noticed, {len(survivors)} not", flush=True)
+            to_try = [(other, {"module": name, **e}) for other, e in drawn(source, asked.count, asked.seed)]
+        if not to_try:
+            continue
+        noticed, clean, imported = trial(name, source, path, tests_of[name], 3600)
+        if noticed:
+            raise SystemExit(f"{name}: its tests fail as it is ({noticed})")
+        _import_ahead(imported)
+        began, survived = time.monotonic(), 0
+        for other, entry in to_try:
+            noticed, *_ = trial(name, other, path, tests_of[name], 3 * clean + 20)
+            survived += not noticed
+            if asked.survivors and noticed:
+                entry["why"] = f"survived; closed by {noticed}"
+            entry |= {"noticed_by": noticed} | ({} if "why" in entry else {"why": None})
+            if entry not in entries:
+                entries.append(entry)
+            if not noticed:
+                print(
+                    f"  line {entry['line']}, {entry['operator']}: {entry['before']}  →  {entry['after']}", flush=True
+                )
+            RESULTS.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        took = time.monotonic() - began
+        print(f"{name}: {len(to_try)} tried, {survived} survived, {clean:.0f} s as it is, {took:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

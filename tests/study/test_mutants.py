@@ -1,55 +1,77 @@
-"""The tester of the tests: each change is one, and what no test reads survives."""
+"""The tester of the tests: each mutant is one change, and what no test reads survives."""
 
 from __future__ import annotations
 
-import ast
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import symground
 
+pytest.importorskip("cosmic_ray", reason="cosmic-ray is not installed: tests of the mutation tester")
 sys.path.insert(0, str(Path(symground.__file__).resolve().parent.parent))
 
-from benchmarks.mutants import ROOT, changed, changes, trial
+from benchmarks.mutants import ROOT, drawn, mutant, places, trial
 
 TOY = """
-def larger(a: int, b: int = 1) -> int:
+def larger(a: int | None, b: int = 1) -> int | None:
     if not a:
-        return -b
+        raise ValueError(f"{a + 1} is too few")
     return max(a, b) if a > 0 and b > 0 else a + b
-
-def unread(row):
-    return row["x"] - row["y"]
 """
 
 
-def test_every_change_is_one_and_compiles() -> None:
-    tree = ast.parse(TOY)
-    found = {change: changed(tree, change) for change in changes(tree)}
-    texts = [ast.unparse(other) for other, _ in found.values()]
-    assert len(set(texts)) == len(texts)
-    assert ast.unparse(tree) not in texts
-    kinds = {change.kind for change in found}
-    assert kinds == {"comparison", "operator", "and or", "sign", "number", "name", "column", "condition"}
-    assert any(words.endswith("column: row['x'] → row['y']") for _, words in found.values())
-    for text in texts:
-        compile(text, "toy", "exec")
-    for module in ("analysis/r2.py", "reports/sections/causal.py"):
-        tree = ast.parse((ROOT / "symground" / module).read_text(encoding="utf-8"))
-        places = list(changes(tree))
-        assert len(places) > 20
-        assert all(ast.unparse(changed(tree, place)[0]) != ast.unparse(tree) for place in places[::7])
+def test_every_mutant_is_one_change_of_what_counts() -> None:
+    found = [made for place in places(TOY) if (made := mutant(TOY, place))]
+    assert {entry["line"] for _, entry in found} == {2, 3, 5}  # not the words of the error
+    for other, entry in found:
+        compile(other, "toy", "exec")
+        assert "int | None" in other  # nor an annotation
+        (before, after), *more = [
+            pair for pair in zip(TOY.split("\n"), other.split("\n"), strict=True) if pair[0] != pair[1]
+        ]
+        assert not more
+        assert (before.split(), after.split()) == (entry["before"].split(), entry["after"].split())
+    after = {" ".join(entry["after"].split()) for _, entry in found}
+    assert "return max(a, b) if a > 0 or b > 0 else a + b" in after
+    assert "return max(a, b) if a > 0 and b > 0 else a ** b" in after
+    assert not any("<<" in text or " is " in text for text in after)
+    first, again, other = (list(drawn(TOY, 5, seed)) for seed in (0, 0, 1))
+    assert len(first) == 5
+    assert first == again != other
+    assert len({(entry["line"], entry["after"]) for _, entry in first}) == 5
 
 
-@pytest.mark.parametrize(("before", "after", "noticed"), [("a > 0", "a >= 0", False), ("max(a, b)", "min(a, b)", True)])
-def test_a_change_is_noticed_where_a_test_reads_it(tmp_path: Path, before: str, after: str, noticed: bool) -> None:
+@pytest.mark.parametrize(("before", "after", "noticed"), [("a > 0", "a >= 0", False), ("a, b)", "a, -b)", True)])
+def test_a_mutant_is_noticed_where_a_test_reads_it(tmp_path: Path, before: str, after: str, noticed: bool) -> None:
     test = tmp_path / "test_toy.py"
-    test.write_text("import toy_of_mutants\n\n\ndef test_it():\n    assert toy_of_mutants.larger(3, 2) == 3\n")
-    of_change = TOY.replace(before, after)
-    assert of_change != TOY
-    for source, fails in ((TOY, False), (of_change, noticed)):
-        status, seconds = trial("toy_of_mutants", ast.parse(source), tmp_path / "toy.py", [str(test)], 60)
-        assert (status != 0) == fails
+    test.write_text("import toy_of_mutants\n\n\ndef test_it():\n    assert toy_of_mutants.larger(1, 2) == 2\n")
+    of_mutant = TOY.replace(before, after)
+    assert of_mutant != TOY
+    for source, fails in ((TOY, False), (of_mutant, noticed)):
+        by, seconds, imported = trial("toy_of_mutants", source, tmp_path / "toy.py", [str(test)], 60)
+        assert (by or "").endswith("test_toy.py::test_it") == fails
+        assert (by is None) == (not fails)
         assert seconds > 0
+        assert "toy_of_mutants" in imported
+
+
+def test_a_mutant_of_a_kernel_is_what_the_interpreter_runs() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed: kernel tests")
+    path = ROOT / "symground" / "kernels" / "tiles.py"
+    source = path.read_text(encoding="utf-8")
+    before = "first = tl.maximum(0, first_j"
+    assert before in source
+    test = ["tests/kernels/test_tiles.py"]
+    assert trial("symground.kernels.tiles", source, path, test, 300)[0] is None
+    assert trial(
+        "symground.kernels.tiles", source.replace(before, "first = 2 + tl.maximum(0, first_j"), path, test, 300
+    )[0]
+
+
+def test_the_table_names_modules_and_tests_that_are_there() -> None:
+    for module, asked in tomllib.loads((ROOT / "benchmarks" / "mutants.toml").read_text(encoding="utf-8")).items():
+        assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+        assert all((ROOT / name).exists() for name in asked if name.startswith("tests/")), module
