@@ -17,9 +17,6 @@ SHORT = 0.1
 #: A control's output is at most so many times as long as the selected head's, and at least 1 / so many times.
 NORM_RATIO = 1.25
 
-#: In more than this share of the examples a control that is short of heads is none to compare with.
-MOST_SHORT = 0.1
-
 Pair = tuple[int, int]
 
 

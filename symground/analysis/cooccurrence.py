@@ -88,7 +88,7 @@ def _images(corpus: Corpus, names: Mapping[str, str], place: NDArray[np.int64]) 
 
 def _pairs_within(lengths: NDArray[np.int64], window: int) -> int:
     """Ordered pairs of different positions of one document that are no more than ``window`` apart."""
-    reach = np.minimum(window, np.maximum(lengths - 1, 0)).astype(object)  # of Python's integers: squares of lengths
+    reach = np.minimum(window, lengths).astype(object)  # of Python's integers: squares of lengths
     return int((reach * (2 * lengths.astype(object) - reach - 1)).sum())
 
 

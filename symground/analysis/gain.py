@@ -32,8 +32,8 @@ def gain(scores: pd.DataFrame, level: float = 0.95, seed: int = 0) -> pd.DataFra
     is_match = scores["env"] == scores["target"]
     table = pd.DataFrame(
         {
-            "matched": scores[is_match].groupby("target", sort=False)["surprisal"].mean(),
-            "mismatched": scores[~is_match].groupby("target", sort=False)["surprisal"].mean(),
+            "matched": scores[is_match].groupby("target")["surprisal"].mean(),
+            "mismatched": scores[~is_match].groupby("target")["surprisal"].mean(),
         }
     )
     incomplete = table.index[table.isna().any(axis=1)]
@@ -65,7 +65,7 @@ def gain_by_context(scores: pd.DataFrame) -> pd.DataFrame:
     _check_columns(scores)
     keys = [name for name in ("model", "seed", "step") if name in scores] + ["context", "target"]
     same = scores["env"] == scores["target"]
-    matched, others = (scores[part].groupby(keys, sort=False)["surprisal"].mean() for part in (same, ~same))
+    matched, others = (scores[part].groupby(keys)["surprisal"].mean() for part in (same, ~same))
     table = pd.DataFrame({"matched": matched, "mismatched": others})
     return table.assign(gain=table["mismatched"] - table["matched"]).reset_index()
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from symground.analysis.arguments import check_asked, check_weights
 from symground.analysis.behaviour import Behaviour, Plan, behaviour
-from symground.analysis.controls import MATCHES, MOST_SHORT, Controls
+from symground.analysis.controls import MATCHES, Controls, enough
 from symground.analysis.fills import MODES, aligned
 from symground.analysis.probes import Examples
 from symground.analysis.questions import Asked
@@ -205,7 +205,7 @@ def _compared(
     before, matched = original[0].target[0], found[0].target
     after, of_draws = matched[0], matched[1:].mean(1)
     any_control = drawn[0] or not selected
-    compared = selected and any_control and drawn[1] <= MOST_SHORT
+    compared = selected and any_control and enough(drawn[1])
     difference = (after - before)[None]
     (low,), (high,) = bootstrap_interval(difference, seed=seed)
     (d_low,), (d_high,) = bootstrap_interval(difference, seed=seed, statistic=cohens_d)
