@@ -33,9 +33,11 @@ def own(corpus: Corpus) -> SimpleNamespace:
     model = sg.attach(GPT2LMHeadModel(config)).eval()
     probes = sg.probes(corpus.tokenizer).take_contexts([0, 1])
     scores = sg.score(model, probes)
+    few = sg.probes(corpus.tokenizer, ["book", "ball"]).take_contexts([0, 1])
     return SimpleNamespace(
         model=model, plain=plain, probes=probes, scores=scores, trace=sg.trace(model, probes), corpus=corpus,
         tokenizer=corpus.tokenizer, texts=["a text"], ids=IDS, config=config,
+        few=few, few_traced=sg.trace(model, few),
     )  # fmt: skip
 
 
@@ -133,6 +135,34 @@ def test_a_wrong_argument_is_named_with_what_was_expected_and_what_came(
     with pytest.raises(ValueError, match=says):
         _function(name)(*arguments)
     assert not list(tmp_path.iterdir())
+
+
+#: (function, its arguments, the numbers at the ends of what is taken, those just outside them)
+BOUNDS: list[tuple[str, str, str, list[float], list[float]]] = [
+    ("steering", "model, probes, [2.0]", "draws", [1], [0]),
+    ("intervene", "model, probes", "draws", [1], [0]),
+    ("stability", "trace", "draws", [1], [0]),
+    ("cooccurrence", "corpus, ['book']", "window", [1], [0]),
+    ("find_heads", "trace", "threshold", [1e-9, 1.0], [0.0, 1.001]),
+    ("trace", "model, probes", "batch_size", [1], [0]),
+    ("score", "model, probes", "batch_size", [1], [0]),
+    ("TunedLens.fit", "model, corpus", "steps", [1], [0]),
+    ("TunedLens.fit", "model, corpus", "batch_size", [1], [0]),
+]
+
+
+@pytest.mark.parametrize(("name", "given", "argument", "taken", "refused"), BOUNDS)
+def test_a_number_is_taken_at_its_bound_and_refused_beyond_it(
+    own: SimpleNamespace, name: str, given: str, argument: str, taken: list[float], refused: list[float]
+) -> None:
+    few = {**vars(own), "probes": own.few, "trace": own.few_traced}
+    steps = {"steps": 1} if name == "TunedLens.fit" else {}
+    arguments = eval(f"({given},)", few)
+    for value in taken:
+        _function(name)(*arguments, **{**steps, argument: value})
+    for value in refused:
+        with pytest.raises(ValueError, match=f"{argument}.*: expected"):
+            _function(name)(*arguments, **{**steps, argument: value})
 
 
 def test_every_public_function_is_tried() -> None:

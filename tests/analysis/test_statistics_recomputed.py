@@ -240,6 +240,14 @@ def test_r2_of_too_little() -> None:
     assert row["pmi_nouns"] == 0
 
 
+@pytest.mark.parametrize(("mean", "there"), [(-0.5, False), (0.0, False), (0.5, True)])
+def test_r2_is_of_a_gain_above_0(mean: float, there: bool) -> None:
+    counts = pd.DataFrame({"env": list("abc"), "lan": list("abc"), "count": [0, 1, 5]})
+    row = cooccurrence_r2(pd.DataFrame({"target": list("abc"), "gain": mean + np.array([-1, 0.25, 0.75])}), counts)
+    assert np.isfinite(row["r2"].iloc[0]) == there
+    assert row["mean_gain"].iloc[0] == mean
+
+
 def test_the_peak_is_of_the_mean_over_seeds() -> None:
     rows = [("a", 0, 1, 0.9, 1.0, 5), ("a", 1, 1, 0.1, 3.0, 7), ("a", 0, 2, 0.6, -2.0, 6), ("a", 1, 2, 0.7, 5.0, 6),
             ("a", 0, 3, 0.2, 4.0, 6), ("b", 0, 1, np.nan, np.nan, 4)]  # fmt: skip
