@@ -142,7 +142,7 @@ def model(corpus: Corpus) -> PreTrainedModel:
 
 @pytest.fixture
 def probes(corpus: Corpus) -> Probes:
-    return sg.probes(corpus.tokenizer, nouns=["ball", "book", "box"]).take_contexts([0, 4])
+    return sg.probes(corpus.tokenizer, nouns=["ball", "book", "box"]).take_contexts([0, 5])
 
 
 @torch.no_grad()

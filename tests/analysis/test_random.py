@@ -130,4 +130,4 @@ def test_every_analysis_refuses(corpus: Corpus, analysis: str) -> None:
         r"model: expected model\.eval\(\), or no dropout; model\.layers\.0\.self_attn has attention_dropout = 0\.3"
     )
     with pytest.raises(ValueError, match=message):
-        ASKED[analysis](model, sg.probes(corpus.tokenizer).take_contexts([0, 4]))
+        ASKED[analysis](model, sg.probes(corpus.tokenizer).take_contexts([0, 5]))

@@ -20,7 +20,7 @@ from symground.models.replay import replays
 
 @pytest.fixture(scope="module")
 def probes(corpus: Corpus) -> Probes:
-    return sg.probes(corpus.tokenizer).take_contexts([0, 1, 4])
+    return sg.probes(corpus.tokenizer).take_contexts([0, 1, 5])  # two of one length and a shorter one
 
 
 @pytest.fixture

@@ -88,20 +88,17 @@ def functions() -> dict[str, Callable[..., Any]]:
         f"{value.__module__}.{name}": value
         for room in rooms for name in dir(room)
         if inspect.isfunction(value := getattr(room, name)) and not name.startswith("_")
-    }  # fmt: skip
+    } | {"TunedLens.fit": sg.TunedLens.fit}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("parameter", "values"),
     [
-        ("seed", {0}),
-        ("level", {0.95}),
-        ("threshold", {0.3, 1.0}),
-        ("draws", {20, 100, 200}),
-        ("window", {512}),
-        ("factors", {(0.0, 0.5, 1.5, 2.0, 3.0)}),
+        ("seed", {0}), ("level", {0.95}), ("threshold", {0.3, 1.0}), ("draws", {20, 100, 200}), ("window", {512}),
+        ("factors", {(0.0, 0.5, 1.5, 2.0, 3.0)}), ("steps", {250}), ("length", {128}), ("share", {0.125}),
+        ("learning_rate", {1e-3}), ("warmup", {0.1}), ("weight_decay", {1e-3}),
     ],
-)
+)  # fmt: skip
 def test_a_parameter_has_the_same_default_in_all_functions(parameter: str, values: set[object]) -> None:
     """Threshold: of a head's share of flow, or of a gain in nats; draws: each analysis has its own."""
     found = {

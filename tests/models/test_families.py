@@ -309,7 +309,7 @@ def test_scores_and_sweeps_keep_to_the_window(corpus: Corpus) -> None:
     """Contexts are longer than it: what reads them piece by piece, or from the middle, must not forget it."""
     size = {"vocab_size": len(corpus.tokenizer)}
     eager, ours = pair("Mistral", "Mistral", {**_GROUPED, **size, "sliding_window": 3})
-    probes = sg.probes(corpus.tokenizer).take_contexts([0, 4])
+    probes = sg.probes(corpus.tokenizer).take_contexts([0, 5])
     expected = sg.score(eager, probes)
     sg.attach(ours)
     np.testing.assert_allclose(sg.score(ours, probes)["surprisal"], expected["surprisal"], atol=1e-4)
