@@ -162,6 +162,11 @@ def test_what_does_not_fit_is_refused(model: PreTrainedModel) -> None:
     wrong = {**IMAGES.of, "dog": [Shown(2, (4,))]}
     with pytest.raises(ValueError, match="images: expected patches 0 to 3 of 'dog', got 4"):
         sg.probes(TOKENIZER, NOUNS, CONTEXTS, images=ProbeImages(PATCHES, wrong))
+    of_two = replace(IMAGES, shown={**IMAGES.shown, "book": [0, 3, 1, 4]})  # those of the dog are left to it
+    assert sg.probes(TOKENIZER, NOUNS, CONTEXTS, images=of_two).pairs[:, 0].tolist() == [True, False, True]
+    of_all = replace(IMAGES, shown={**IMAGES.shown, "book": range(6)})
+    with pytest.raises(ValueError, match=r"images: .* they have no mismatch: \['book'\]"):
+        sg.probes(TOKENIZER, NOUNS, CONTEXTS, images=of_all)
     probes = sg.probes(TOKENIZER, NOUNS, CONTEXTS, images=IMAGES)
     with pytest.raises(ValueError, match=f"is outside the model's vocabulary of {V}; is this its tokenizer"):
         sg.score(create("gpt2-4l", V, positions=24), probes)

@@ -13,6 +13,7 @@ from unittest import mock
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
@@ -241,7 +242,9 @@ def test_streamed_scores_are_the_same(corpus: Corpus, tmp_path: Path) -> None:
     probes = sg.probes(corpus.tokenizer)
     with mock.patch.object(scoring, "_FLUSH_ROWS", 3 * 36):
         path = sg.score_to_parquet(model, probes, tmp_path / "scores")
-    assert len(list(path.glob("part-*.parquet"))) == 4
+    parts = list(path.glob("part-*.parquet"))
+    assert len(parts) == 4
+    assert {tuple(pq.read_schema(part).names) for part in parts} == {("context", "env", "target", "surprisal")}
     table = pd.read_parquet(path).sort_values("context", kind="stable", ignore_index=True)
     pd.testing.assert_frame_equal(table, sg.score(model, probes), rtol=0, atol=1e-5)
 

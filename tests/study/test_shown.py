@@ -77,6 +77,17 @@ def test_a_few_lines_and_a_small_table(shown: dict[str, Any], name: str) -> None
         assert part in page.text
 
 
+def test_what_is_asked_says_how_much(shown: dict[str, Any]) -> None:
+    probes, questions = shown["Probes"], shown["ImageQuestions"]
+    tokens = max(len(row.ids) for rows in probes.rows for row in rows) + max(map(len, probes.targets)) - 1
+    contexts, pairs = len(probes.contexts), int(probes.pairs.sum())
+    for part in (f"{contexts}, such as", f"{contexts * pairs} surprisals, {pairs} pairs", f"{tokens} of the longest"):
+        assert f" {part}" in repr(probes)
+    longest = max(len(prompt.ids) for prompt in questions.prompts)
+    for part in (f"{len(questions.questions)}, such as", f"{longest} of the longest prompt"):
+        assert f" {part}" in repr(questions)
+
+
 def test_a_corpus_says_how_large_it_is(corpus: Corpus) -> None:
     text = repr(corpus)
     for number in (len(corpus.tokens), len(corpus.documents) - 1, len(corpus.tokenizer)):
