@@ -13,8 +13,8 @@ operator, the line before and after, `noticed_by` (the first test that failed, o
 a person fills in.
 
 What the tests import besides this package is imported once. Each mutant runs in a fork that imports the module from the
-mutant's source, so that no file is touched; that source is also in `linecache`, from which Triton's interpreter takes
-that of a kernel.
+mutant's source, and so do the processes that its tests start, so that no file is touched; that source is also in
+`linecache`, from which Triton's interpreter takes that of a kernel.
 """
 
 from __future__ import annotations
@@ -160,6 +160,15 @@ class _InPlace(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self._source, str(self._path), "exec"), module.__dict__)
 
 
+#: Puts the mutant in its place in the processes that tests start, too.
+_SITE = """
+import sys
+from pathlib import Path
+from benchmarks.mutants import _InPlace
+sys.meta_path.insert(0, _InPlace({name!r}, Path({mutant!r}).read_text(encoding="utf-8"), Path({path!r})))
+"""
+
+
 class _Notes:
     """Writes the name of the first test that fails, or of the file that does not import; and what is imported."""
 
@@ -200,6 +209,11 @@ def trial(name: str, source: str, path: Path, tests: Sequence[str], seconds: flo
                 signal.alarm(int(6 * seconds))
                 sys.meta_path.insert(0, _InPlace(name, source, path))
                 sys.dont_write_bytecode = True
+                (Path(folder) / "mutant").write_text(source, encoding="utf-8")
+                site = _SITE.format(name=name, path=str(path), mutant=f"{folder}/mutant")
+                (Path(folder) / "sitecustomize.py").write_text(site, encoding="utf-8")
+                before = os.environ.get("PYTHONPATH")
+                os.environ["PYTHONPATH"] = os.pathsep.join([folder, str(ROOT), *([before] if before else [])])
                 import pytest
 
                 asked = ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "--basetemp", f"{folder}/t", *tests]

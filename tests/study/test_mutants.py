@@ -21,6 +21,7 @@ def larger(a: int | None, b: int = 1) -> int | None:
         raise ValueError(f"{a + 1} is too few")
     return max(a, b) if a > 0 and b > 0 else a + b
 """
+ASKED = "import toy_of_mutants; assert toy_of_mutants.larger(1, 2) == 2"
 
 
 def test_every_mutant_is_one_change_of_what_counts() -> None:
@@ -44,10 +45,16 @@ def test_every_mutant_is_one_change_of_what_counts() -> None:
     assert len({(entry["line"], entry["after"]) for _, entry in first}) == 5
 
 
+@pytest.mark.parametrize("here", [True, False])
 @pytest.mark.parametrize(("before", "after", "noticed"), [("a > 0", "a >= 0", False), ("a, b)", "a, -b)", True)])
-def test_a_mutant_is_noticed_where_a_test_reads_it(tmp_path: Path, before: str, after: str, noticed: bool) -> None:
+def test_a_mutant_is_noticed_where_a_test_reads_it(
+    tmp_path: Path, before: str, after: str, noticed: bool, here: bool
+) -> None:
+    """In the test's own process, and in one that it starts."""
     test = tmp_path / "test_toy.py"
-    test.write_text("import toy_of_mutants\n\n\ndef test_it():\n    assert toy_of_mutants.larger(1, 2) == 2\n")
+    other_process = f"subprocess.run([sys.executable, '-c', {ASKED!r}], check=True)"
+    call = ASKED if here else f"import subprocess, sys; {other_process}"
+    test.write_text(f"def test_it():\n    {call}\n")
     of_mutant = TOY.replace(before, after)
     assert of_mutant != TOY
     for source, fails in ((TOY, False), (of_mutant, noticed)):
@@ -55,7 +62,7 @@ def test_a_mutant_is_noticed_where_a_test_reads_it(tmp_path: Path, before: str, 
         assert (by or "").endswith("test_toy.py::test_it") == fails
         assert (by is None) == (not fails)
         assert seconds > 0
-        assert "toy_of_mutants" in imported
+        assert ("toy_of_mutants" in imported) == here
 
 
 def test_a_mutant_of_a_kernel_is_what_the_interpreter_runs() -> None:
