@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers import GPT2LMHeadModel
 
 import symground as sg
 from symground import heap
@@ -22,6 +23,7 @@ from symground.data.sampler import RowSampler
 from symground.folders import checkpoint_folder, checkpoint_steps
 from symground.heap import kept, returned
 from symground.training import Hardware, TrainSettings, train
+from symground.training import step as step_of
 from symground.training.checkpoints import resume_folders
 from symground.training.schedule import checkpoint_schedule, learning_rate
 from symground.training.step import Done, Trainer
@@ -199,6 +201,22 @@ def test_bfloat16_trains_close_to_float32_and_keeps_its_weights_in_it(corpus: Co
     ours, other = losses(tmp_path / "bfloat16"), losses(tmp_path / "float32")
     assert ours != other
     np.testing.assert_allclose([x for _, x in ours], [x for _, x in other], rtol=0.02)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_logits_of_a_step_are_made_as_a_whole_up_to_a_size(
+    gpt2: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    asked: list[str | None] = []
+    whole = step_of.ops.linear_cross_entropy
+    monkeypatch.setattr(step_of.ops, "linear_cross_entropy", lambda *a, impl, **k: asked.append(impl) or whole(*a, **k))
+    rows = torch.arange(24).reshape(2, 12)
+    loss = step_of._Loss(gpt2, precision)
+    monkeypatch.setattr(step_of._extension, "library", None)
+    for limit in (24 * 101, 24 * 101 - 1):
+        monkeypatch.setattr(step_of, "FULL_LOGITS", limit)
+        loss(rows, rows)
+    assert asked == ["reference", None]
 
 
 def test_a_compiled_model_trains_alike_and_saves_the_same_names(corpus: Corpus, tmp_path: Path) -> None:
