@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -114,8 +115,8 @@ def peak_of(device: torch.device) -> float | None:
     """FLOP/s of a GPU at best; None where it is not known, and for a CPU."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK.items() if part in name), None)
+    words = re.split(r"[ -]", torch.cuda.get_device_name(device))  # whole: L40 is no L4
+    return next((PEAK[word] for word in words if word in PEAK), None)
 
 
 def flops_per_token(model: PreTrainedModel, length: int) -> float:
