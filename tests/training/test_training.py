@@ -51,10 +51,11 @@ def test_two_runs_of_one_seed_are_alike_to_the_bit(corpus: Corpus, tmp_path: Pat
     assert weights(checkpoint_folder(tmp_path / "c" / "seed1", 12)) != weights(first)
 
 
-@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize("damaged", [0, 1, 2])
 def test_an_interrupted_run_goes_on_to_the_same_weights(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool, capsys: pytest.CaptureFixture[str]
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """From the newest state that is whole; where none of the two is, from the beginning."""
     settings, often = replace(TINY, model="gpt2-4l"), Hardware(resume_every=0)
     train(corpus, settings, tmp_path / "whole")
     step = Trainer.step
@@ -72,17 +73,20 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
         train(corpus, settings, tmp_path / "cut", often)
     monkeypatch.setattr(Trainer, "step", step)
     assert [path.name for path in resume_folders(tmp_path / "cut")] == ["step-00000008", "step-00000009"]
-    if damaged:
-        newest = tmp_path / "cut" / "resume" / "step-00000009" / "state.safetensors"
-        content = bytearray(newest.read_bytes())
+    for state in resume_folders(tmp_path / "cut")[::-1][:damaged]:
+        content = bytearray((state / "state.safetensors").read_bytes())
         content[len(content) // 2] ^= 1
-        newest.write_bytes(content)
+        (state / "state.safetensors").write_bytes(content)
+    if damaged:
         checkpoint = checkpoint_folder(tmp_path / "cut", 8) / "model.safetensors"
         checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
     train(corpus, settings, tmp_path / "cut", often)
     said = capsys.readouterr().err
-    assert damaged == ("step-00000009 is damaged (state.safetensors has another checksum" in said)
-    assert damaged == ("step-00000008 is damaged (model.safetensors has another" in said)
+    for number, step_of_state in enumerate(("step-00000009", "step-00000008")):
+        text = f"{step_of_state} is damaged (state.safetensors has another checksum"
+        assert (number < damaged) == (text in said)
+    assert (damaged > 0) == ("step-00000008 is damaged (model.safetensors has another" in said)
+    assert (damaged == 2) == ("no resume state is whole; training starts from step 0 again" in said)
     assert weights(checkpoint_folder(tmp_path / "cut", 12)) == weights(checkpoint_folder(tmp_path / "whole", 12))
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
@@ -308,7 +312,10 @@ def test_ids_beyond_the_tokenizer_are_refused(corpus: Corpus, tmp_path: Path) ->
     tokens[7] = len(corpus.tokenizer)
     with pytest.raises(ValueError, match=f"corpus: id {len(corpus.tokenizer)} is outside its tokenizer's vocabulary"):
         train(replace(corpus, tokens=tokens), TINY, tmp_path / "run")
+    with pytest.raises(ValueError, match="corpus: expected at least one place where a row may begin, got none"):
+        train(replace(corpus, starts=corpus.starts[:0]), TINY, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    train(replace(corpus, starts=corpus.starts[:1]), replace(TINY, steps=1, checkpoints="0"), tmp_path / "run")
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is told in /proc on Linux only")
