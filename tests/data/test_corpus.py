@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from symground.data import Corpus
+from symground.data import Corpus, CorpusBuilder
 from symground.data.corpus import ARRAYS
 
 
@@ -35,3 +35,21 @@ def test_a_pickle_in_place_of_an_array_is_refused_and_not_run(study: Path, name:
     assert not mark.exists()
     pickle.loads(pickle.dumps(Runs(mark)))
     assert mark.exists(), "the test's own pickle runs"
+
+
+def test_a_part_is_its_documents_counted_from_its_own_beginning() -> None:
+    builder = CorpusBuilder()
+    documents = [[["a"]], [["b", "c"], ["d"]], [["a"], ["b", "d", "c"], ["a", "a"]]]
+    for i, document in enumerate(documents):
+        builder.add(document, validation=i > 0)
+    corpus = builder.build()
+    for split, of_split in (("train", documents[:1]), ("validation", documents[1:])):
+        part = corpus.part(split)
+        words = corpus.tokenizer.convert_ids_to_tokens(part.tokens.tolist())
+        bounds = np.cumsum([0, *(sum(map(len, document)) for document in of_split)])
+        assert words == [word for document in of_split for segment in document for word in segment]
+        assert part.documents.tolist() == bounds.tolist()
+        segments = [len(segment) for document in of_split for segment in document]
+        assert part.starts.tolist() == np.cumsum([0, *segments[:-1]]).tolist()
+    with pytest.raises(ValueError, match="split: expected 'train' or 'validation', got 'test'"):
+        corpus.part("test")
