@@ -46,6 +46,18 @@ def test_bad_tables(tmp_path: Path) -> None:
         age_of_acquisition(written(tmp_path / "c.csv", "definition,16,17", "ball,x,0.2"))
 
 
+@pytest.mark.parametrize(
+    ("share", "taken"), [("0", True), ("1", True), ("", True), ("1.001", False), ("-0.001", False)]
+)
+def test_a_proportion_is_from_0_to_1(tmp_path: Path, share: str, taken: bool) -> None:
+    path = written(tmp_path / "a.csv", "definition,16,17,18,19", f"ball,{share},0.3,0.6,0.9")
+    if taken:
+        assert set(age_of_acquisition(path)) <= {"ball"}  # children that unlearn it have no age
+    else:
+        with pytest.raises(ValueError, match="line 2: expected proportions from 0 to 1"):
+            age_of_acquisition(path)
+
+
 @pytest.mark.real_data
 def test_wordbanks_own(real_data: Path) -> None:
     found = age_of_acquisition(real_data / "wordbank" / "child_american_english_proportions.csv")

@@ -10,6 +10,7 @@ import pytest
 
 from symground.data import ChatSettings
 from symground.data.chat import parse
+from symground.data.speech import spoken
 from symground.data.words import base_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "chat.md").read_text(encoding="utf-8")
@@ -43,6 +44,12 @@ def test_a_row_of_the_page(column: str, written: str, becomes: str) -> None:
     else:
         said = [token for token in tokens if token.endswith(":<LAN>") or token == "[UNK]"]
     assert " ".join(base_of(token) or token for token in said) == becomes
+
+
+@pytest.mark.parametrize("beside", ["cup", "café"])
+def test_what_has_no_print_divides_no_word(beside: str) -> None:
+    for code in set(range(32)) - set(map(ord, "\t\n\r\x15")):
+        assert spoken(f"wo{chr(code)}rd {beside}") == ["word", beside], code
 
 
 def test_the_page_names_every_mark_of_the_code() -> None:

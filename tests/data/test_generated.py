@@ -195,5 +195,9 @@ def test_unseen_pairs_never_occur_and_others_do() -> None:
             assert any(acted.format(noun) in scene for scene in text["env"]) == may
             assert any(said.format(noun) in scene for scene in text["lan"]) == may
     assert 0 < held < 20
+    for share in (0.0, 0.1, 0.5):  # about so many of all pairs
+        settings = GeneratedSettings(unseen=share)
+        left_out = [not occurs(settings, noun, f"sentence {i} {{}}") for noun in STUDY_NOUNS for i in range(30)]
+        assert np.mean(left_out) == pytest.approx(share, abs=0.05)
     with pytest.raises(ValueError, match="unseen: expected a share from 0 to 0.5, got 0.9"):
         GeneratedSettings(unseen=0.9)
