@@ -20,6 +20,7 @@ pytest.importorskip("triton", reason="Triton is not installed: kernel tests")
 
 from symground import ops  # noqa: E402
 from symground.kernels import vocabulary  # noqa: E402
+from symground.ops import _vocabulary_triton  # noqa: E402
 
 DEVICE = "cuda" if CUDA else "cpu"
 #: The interpreter multiplies bfloat16 wrongly.
@@ -154,6 +155,18 @@ def test_cross_entropy_leaves_out_what_is_ignored(reduction: str) -> None:
         found.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, atol=2e-6, rtol=2e-6)
+
+
+def test_a_row_without_a_candidate_has_a_surprisal_of_0() -> None:
+    """As `HeadKernels` promises; its neighbours have their own."""
+    x = Inputs(40, 32, 60, 1, False, True, torch.float32)
+    hidden, weight, bias = (y.float() for y in (x.hidden, x.weight, x.bias) if y is not None)
+    candidates = x.candidates.clone()
+    candidates[::3] = -1
+    found = _vocabulary_triton._forward(hidden, weight, bias, candidates)[0]
+    expected = ops.candidate_surprisal(hidden, weight, x.candidates, bias, impl="reference")
+    expected[::3] = 0
+    torch.testing.assert_close(found, expected)
 
 
 def test_repeats_are_identical() -> None:
