@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -91,8 +92,9 @@ def write_figures(figures: Iterable[tuple[str, Figure]], folder: Path) -> list[P
     return written
 
 
-def colours() -> tuple[str, ...]:
-    return PALETTE * 4
+def colours() -> Iterator[str]:
+    """As many as there are models, over and over: a line beyond them would not be drawn."""
+    return cycle(PALETTE)
 
 
 def band(axes: Axes, x: ArrayLike, frame: pd.DataFrame, name: str, colour: str, label: str) -> None:

@@ -101,7 +101,7 @@ def gains_figure(training: pd.DataFrame) -> Figure:
     figure = figure_of(6.4, 3.6)
     axes = figure.subplots()
     groups = training.groupby(["study", "model"], sort=False)
-    for ((study, model), frame), colour in zip(groups, colours() * len(groups), strict=False):
+    for ((study, model), frame), colour in zip(groups, colours(), strict=False):
         band(axes, np.asarray(frame["step"]), frame, "gain", colour, f"{study}, {model}")
     axes.axhline(0, color="#888888", linewidth=0.8)
     axes.set(xlabel="step", ylabel="grounding gain G (nats)")
