@@ -67,6 +67,12 @@ def test_behaviour_over_training(study: Study) -> None:
     assert len(curves) == 4
 
 
+def test_thirty_models_are_thirty_lines(study: Study) -> None:
+    one = study.training[study.training["model"] == MODELS[0]]
+    training = pd.concat([one.assign(model=f"m{i}") for i in range(30)])
+    assert {f"m{i}" for i in range(30)} <= {label for _, label in drawn(gain_curves(training))}
+
+
 def test_emergence_is_a_point_for_a_noun_in_the_row_of_its_category() -> None:
     known = cdi_categories()
     steps = {"dog": 10.0, "book": 25.0, "ball": 40.0, "cup": np.inf}
@@ -123,6 +129,11 @@ def test_layers(study: Study) -> None:
         for points, frame in zip(own, expected, strict=True):
             same(points, frame, "layer", "value")
     of_noun = saliency[saliency["region"] == "env"].groupby(["model", "layer", "step"])["value"].mean()
+    for axes in saliency_layers(saliency).axes[:2]:
+        for labels, at, names in ((axes.get_xticklabels(), axes.get_xticks(), [100, 200, 400]),
+                                  (axes.get_yticklabels(), axes.get_yticks(), [0, 1, 2])):  # fmt: skip
+            assert [text.get_text() for text in labels] == [str(names[round(x - 0.5)]) for x in at]
+            assert (np.array(at) > 0).all()
     grids = {axes.get_title(): axes.collections[0].get_array() for axes in saliency_layers(saliency).axes[:2]}
     for model in MODELS:
         np.testing.assert_allclose(np.ravel(grids[model]), of_noun[model])
@@ -142,6 +153,7 @@ def test_heads(study: Study) -> None:
     for model in MODELS:
         for kind in ("aggregate", "gather"):
             same(found[model, kind], last[(last["model"] == model) & (last["kind"] == kind)], "null", "share")
+    assert list(found.values()).count([(0.0, 0.0), (1.0, 1.0)]) == len(MODELS)  # where the two shares are equal
     both = last[last["kind"] == "aggregate"].assign(effect=lambda frame: frame["null_95"] - 0.5)
     found = drawn(flow_figure(both))
     for model in MODELS:
@@ -171,6 +183,7 @@ def test_monitor_and_steering(study: Study) -> None:
             part = calibration[(calibration["model"] == model) & (calibration["detector"] == name)]
             part = part[(part["seed"] == 0) & (part["step"] == part["step"].max())]
             same(found[model, name], part, "predicted", "observed")
+    assert list(found.values()).count([(0.0, 0.0), (1.0, 1.0)]) == len(MODELS)
     steering = study.results["steering"].assign(short=0)
     found = drawn(steering_figure(steering))
     for i, model in enumerate(MODELS):
