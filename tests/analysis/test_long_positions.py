@@ -156,6 +156,8 @@ def test_analyses_that_pad_refuse_what_is_on_both_sides(corpus: Corpus, probes: 
             function()
     short = sg.attach(build("longrope", len(corpus.tokenizer), 60))
     np.testing.assert_allclose(sg.trace(short, probes).surprisal, matched_alone(short, probes), atol=1e-4)
+    beyond = sg.attach(build("longrope", len(corpus.tokenizer), lengths(probes)[0] - 1))  # all of them
+    np.testing.assert_allclose(sg.trace(beyond, probes).surprisal, matched_alone(beyond, probes), atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
