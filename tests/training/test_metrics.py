@@ -44,6 +44,15 @@ def test_speed_is_of_the_tokens_and_the_time_since_the_last_line(
     assert lines_until(tmp_path / "metrics.jsonl", 4) == [json.dumps(line) for line in lines[:2]]
 
 
+def test_a_run_that_begins_counts_its_time_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([100.0, 100.1234])
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(times))
+    writer = Metrics(tmp_path / "metrics.jsonl", [], 23.0, torch.device("cpu"))
+    assert writer.write(1, 1.0, 0.1, 2.0, 123, []) == "loss 1.000, 1,000 tokens/s"
+    (line,) = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert (line["seconds"], line["tokens_per_second"]) == (0.123, 1000.0)
+
+
 def test_a_pass_costs_six_for_a_weight_and_attention_its_length() -> None:
     gpt2 = create("gpt2-4l", 50, positions=16)
     weights = sum(p.numel() for p in gpt2.parameters()) - gpt2.transformer.wpe.weight.numel()
