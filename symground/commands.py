@@ -212,7 +212,7 @@ def dials() -> Command:
 
     @dataclass(frozen=True, kw_only=True)
     class Dials(DialsSettings):
-        dial: tyro.conf.Positional[str]
+        dial: tyro.conf.Positional[str] = field()  # without the default that the settings have in code
         """gap, max_distractors, silent_scenes, talk_alone, unsupported, background, zipf, partner, synonyms, homonyms,
         category_talk, unseen or cue; of images, size, parts, noise, clutter, position or grid. symground run --help
         says what each does (--generated.…, --images.…)."""

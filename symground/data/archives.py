@@ -16,7 +16,11 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Self
 
-SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
+#: Endings of what may hold files too, and is not opened.
+UNKNOWN = (".7z", ".rar", ".tar.zst", ".tzst", ".tar.z", ".taz", ".tar.lz", ".tar.lzma", ".tar.lz4")
+#: And of single files that are packed.
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".z", ".lzma")
 #: What reading a damaged archive, or one that is none, raises; RuntimeError: a zip file that wants a password, or one
 #: packed in a way that is not known here.
 _DAMAGE = (

@@ -17,7 +17,8 @@ from symground.data.speech import UNINTELLIGIBLE, Unpaired, form_of, spoken, unm
 from symground.data.words import UNKNOWN, WORD, env_tokens, lan, normalized, speaker
 from symground.optional import require
 
-_TIMING = re.compile(r"<\s*(bef|dur|aft)\b[^<>]*>")
+#: <bef>, <aft>, and written out: <before>, <after>
+_TIMING = re.compile(r"<\s*(bef|dur|aft)(?:ore|ing|er)?\b[^<>]*>", re.IGNORECASE)
 _OTHER_MARKS = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")
 #: Codes ($INI), special forms (woof@o), and times (0:31.5, 12_34) on a tier of events.
 _TIER_CODES = re.compile(r"\$(?!\d)\S*|(?<=\S)@[\w:]+|(?<!\w)\d+(?::\d+)+(?:[.,]\d+)?|(?<!\w)\d+_\d+(?!\w)")
@@ -25,6 +26,7 @@ _TIER_CODES = re.compile(r"\$(?!\d)\S*|(?<=\S)@[\w:]+|(?<!\w)\d+(?::\d+)+(?:[.,]
 _INLINE = re.compile(r"&(?:\{[ln])?=([^\s<>\[\]]+)|\[(?:%(?:(\w+):)?|=!?(?!\?))\s*([^\[\]]*)\]")
 #: Codes within codes are looked for so deep.
 _NESTED = 4
+_CODE = re.compile(r"\w[\w-]*")
 _MAIN = re.compile(r"\*[^\s:*]+:")
 _MAIN_TIER = re.compile(rb"(?:\A(?:\xef\xbb\xbf)?|[\r\n])\*")
 _DECLARES_UTF8 = re.compile(rb"(?:\xef\xbb\xbf)?@UTF8")
@@ -48,8 +50,16 @@ class ChatSettings:
     """Merge the forms of a word: 'mor' by the transcripts' own %mor tiers, or a file of lines 'form TAB lemma'."""
 
     def __post_init__(self) -> None:
-        if self.min_env_tiers < 0:
-            raise ValueError(f"min_env_tiers: expected at least 0, got {self.min_env_tiers}")
+        if not isinstance(self.min_env_tiers, int) or self.min_env_tiers < 0:
+            raise ValueError(f"min_env_tiers: expected at least 0, got {self.min_env_tiers!r}")
+        for name, such in (("env_tiers", ("act", "sit")), ("speakers", ("CHI", "MOT"))):
+            given = getattr(self, name)
+            if isinstance(given, str) or not isinstance(given, Iterable) or not all(map(_is_code, given)):
+                raise ValueError(f"{name}: expected codes without their marks, such as {such}, got {given!r}")
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, str) and _CODE.fullmatch(value) is not None
 
 
 class Unreadable(ValueError):  # noqa: N818 - what becomes of the file, which is set aside
@@ -240,7 +250,7 @@ def turn_tokens(participant: str, words: Iterable[str], env_texts: Iterable[str]
         for time, clause in [(None, unplaced), *zip(placed[::2], placed[1::2], strict=True)]:
             tokens = list(map(_known, env_tokens(fold(_plain(clause)))))
             if tokens:
-                events[time or "dur"] += tokens if time else [speaker(participant), *tokens]
+                events[(time or "dur").lower()] += tokens if time else [speaker(participant), *tokens]
     said = [word if word == UNKNOWN else lan(fold(word)) for word in words]
     utterance = [speaker(participant), *said] if said else []
     return [*events["bef"], *events["dur"], *utterance, *events["aft"]]

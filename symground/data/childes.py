@@ -169,9 +169,10 @@ class _Account:
             first = next((f"; {len(self._skipped)} could not be read, the first: {s['file']}, line {s['line']}: "
                           f"{s['reason']}" for s in self._skipped), "")  # fmt: skip
             tiers = ", ".join("%" + tier for tier in self._settings.env_tiers)
+            of = f" of the speakers {', '.join(self._settings.speakers)}" if self._settings.speakers else ""
             raise ValueError(
                 f"paths: none of {found['files']} transcripts has {self._settings.min_env_tiers} or more of the tiers "
-                f"{tiers} and a turn{first}"
+                f"{tiers} and a turn{of}{first}"
             )
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from symground.data.archives import PACKED, UNKNOWN, Refused, members
 from symground.data.archives import SUFFIXES as ARCHIVES
-from symground.data.archives import Refused, members
 
 Suffix = str | tuple[str, ...]
 #: (name, why it is left out)
@@ -91,7 +91,7 @@ class _Walk:
         self._seen: dict[tuple[int, int], str] = {}  # device and inode of files and folders → where they were met
 
     def files(self, paths: Iterable[str | Path]) -> Iterator[tuple[str, bytes]]:
-        for path in map(Path, paths):
+        for path in map(Path, _listed_paths(paths)):
             if not path.exists():
                 raise FileNotFoundError(f"paths: {path} does not exist")
             if path.is_dir():
@@ -102,10 +102,17 @@ class _Walk:
                 yield from self._file(path, path.name)
             else:
                 kind = ", ".join(self._suffix)
-                raise ValueError(f"paths: expected a folder, a {kind} file, a .zip or a .tar.* archive; got {path}")
+                raise ValueError(
+                    f"paths: expected a folder, a {kind} file, or an archive ({', '.join(ARCHIVES)}); got {path}"
+                )
 
     def _fits(self, name: str) -> bool:
         return name.lower().endswith(self._suffix)
+
+    def _is_packed_otherwise(self, name: str) -> bool:
+        """Whether it may hold files of the kind that is asked for, packed in a way that is not read here."""
+        packed = tuple(suffix + how for suffix in self._suffix for how in PACKED)
+        return name.lower().endswith((*UNKNOWN, *packed))
 
     def _wanted(self) -> bool:
         self._number += 1
@@ -144,6 +151,8 @@ class _Walk:
                 elif self._fits(path.name) or _is_archive(path.name):
                     self._check_link(path, inside)
                     found.append(path)
+                elif self._is_packed_otherwise(path.name):
+                    self._leave_out(path.relative_to(root).as_posix(), f"is not opened: {_READ}")
         return sorted(found)
 
     def _entries(self, folder: Path) -> list[Path]:
@@ -178,7 +187,7 @@ class _Walk:
                 if self._fits(member):
                     self._check_size(f"{path}: {member}", size)
                     yield printable(above + member), read() if self._wanted() else b""
-                elif _is_archive(member):
+                elif _is_archive(member) or self._is_packed_otherwise(member):
                     self._leave_out(f"{name}: {member}", "is an archive within an archive, which is not opened")
         except Refused as error:
             raise ValueError(f"paths: {path} {error}") from error.__cause__
@@ -187,6 +196,19 @@ class _Walk:
         if size > self._limits.max_file_mb << 20:
             limit = f"the limit of {self._limits.max_file_mb:,} MB (--max-file-mb)"
             raise ValueError(f"paths: {name} has {size / 2**20:,.0f} MB, above {limit}")
+
+
+_READ = f"of archives {', '.join(ARCHIVES)} are"
+
+
+def _listed_paths(paths: Iterable[str | Path]) -> list[str | Path]:
+    given: list[str | Path] = []
+    for path in paths if isinstance(paths, Iterable) and not isinstance(paths, str) else [None]:
+        if not isinstance(path, (str, Path)):
+            got = paths if path is None else path
+            raise ValueError(f"paths: expected a list of paths, got {type(got).__name__} {str(got)[:60]!r}")
+        given.append(path)
+    return given
 
 
 def _is_archive(name: str) -> bool:

@@ -7,6 +7,7 @@ about what is there (LAN). Sentences come from fixed pools: slots of high entrop
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -100,6 +101,8 @@ class GeneratedSettings:
             raise ValueError(f"talk_alone: expected at most what silent_scenes leaves, got {self.talk_alone}")
         if not 0 <= self.unseen <= 0.5:
             raise ValueError(f"unseen: expected a share from 0 to 0.5, got {self.unseen}")
+        if not math.isfinite(self.zipf):
+            raise ValueError(f"zipf: expected a number, got {self.zipf}")
         if self.cue not in TIERS:
             raise ValueError(f"cue: expected 'env' or 'lan', got {self.cue!r}")
         if -(-self.nouns // self.homonyms) < 2:

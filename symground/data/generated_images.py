@@ -6,6 +6,7 @@ which the patches of its object show with noise; nameless things stand around it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,8 +55,8 @@ class GeneratedImagesSettings:
         for name in ("clutter", "position"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
-        if self.noise < 0:
-            raise ValueError(f"noise: expected at least 0, got {self.noise}")
+        if not 0 <= self.noise < math.inf:
+            raise ValueError(f"noise: expected a number of at least 0, got {self.noise}")
 
     @property
     def patches(self) -> int:

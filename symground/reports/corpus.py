@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from symground.data import env, lan
 from symground.folders import replacing
-from symground.reports.figures import MATCHED, MISMATCHED, CountFormatter, figure_of, svg_of
+from symground.reports.figures import MATCHED, MISMATCHED, CountFormatter, figure_of, svg_of, words_are_no_formulas
 from symground.reports.template import render
 
 #: What the account of transcripts calls its counts, in the order of the page.
@@ -135,7 +138,7 @@ def _bars(counts: Mapping[str, Mapping[str, int]]) -> str:
     _in_digits(axes.xaxis)
     axes.tick_params(axis="y", labelsize=8)
     axes.legend(loc="lower right")
-    return svg_of(figure)
+    return svg_of(figure, "bars")
 
 
 def _scatter(table: pd.DataFrame, minimum: int) -> str:
@@ -143,13 +146,29 @@ def _scatter(table: pd.DataFrame, minimum: int) -> str:
     axes = figure.subplots()
     scene = table.columns[1]
     axes.loglog(table[scene], table["as LAN"], ".", color=MATCHED, markersize=4)
-    for noun, x, y in table.itertuples(index=False):
-        axes.annotate(noun, (x, y), xytext=(2, 2), textcoords="offset points", fontsize=6.5, color="#5b6268")
+    names = [
+        axes.annotate(noun, (x, y), xytext=(2, 2), textcoords="offset points", fontsize=6.5)
+        for noun, x, y in table.itertuples(index=False)
+    ]
     for line in (axes.axvline, axes.axhline):
         line(minimum, color="#888888", linewidth=0.8, linestyle="--")
     axes.set(xlabel=scene, ylabel="as LAN")
     _in_digits(axes.xaxis, axes.yaxis)
-    return svg_of(figure)
+    _only_apart(figure, names)
+    return svg_of(figure, "nouns")
+
+
+def _only_apart(figure: Figure, names: Sequence[Text]) -> None:
+    """Remove the names that would lie over one before them."""
+    with words_are_no_formulas(figure):
+        figure.draw_without_rendering()
+    kept: list[Bbox] = []
+    for name in names:
+        place = name.get_window_extent()
+        if any(place.overlaps(other) for other in kept):
+            name.remove()
+        else:
+            kept.append(place)
 
 
 def _in_digits(*logarithmic: Axis) -> None:

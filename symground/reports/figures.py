@@ -52,7 +52,7 @@ class CountFormatter(LogFormatter):
 
 
 @contextmanager
-def _words_are_no_formulas(figure: Figure) -> Iterator[None]:
+def words_are_no_formulas(figure: Figure) -> Iterator[None]:
     """Within the block no text of the figure is read as mathematics: words and names may hold dollars."""
     for text in figure.findobj(Text):
         text.set_parse_math(False)
@@ -66,7 +66,7 @@ def svg_of(figure: Figure, name: str = "") -> str:
     With a name, the identifiers inside are its own, so that several figures can stand in one page.
     """
     text = io.StringIO()
-    with _words_are_no_formulas(figure):
+    with words_are_no_formulas(figure):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]
     if not name:
@@ -86,7 +86,7 @@ def write_figures(figures: Iterable[tuple[str, Figure]], folder: Path) -> list[P
     for name, figure in figures:
         for kind, more in (("png", {"dpi": 300}), ("pdf", {"metadata": {"CreationDate": None}})):
             path = folder / f"{name}.{kind}"
-            with _words_are_no_formulas(figure), replacing(path) as partial:
+            with words_are_no_formulas(figure), replacing(path) as partial:
                 figure.savefig(partial, format=kind, **more)
             written.append(path)
     return written

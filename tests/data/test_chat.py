@@ -184,3 +184,18 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         except Unreadable:
             continue
         assert found.main_tiers == len(found.turns) + found.silent
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (name, value)
+        for name in ("env_tiers", "speakers")
+        for value in ("act", None, 3, ("%act",), ("act:",), ("*MOT:",), ("",), (3,), (None,), ("a b",))
+    ]
+    + [("min_env_tiers", value) for value in (-1, "x", None, 1.5)],
+)
+def test_settings_of_another_kind_are_refused_by_name(name: str, value: object) -> None:
+    """A string would be read as the tiers of its letters."""
+    with pytest.raises(ValueError, match=f"^{name}: expected "):
+        ChatSettings(**{name: value})  # type: ignore[arg-type]

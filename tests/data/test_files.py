@@ -56,7 +56,7 @@ def test_what_is_not_there_or_of_another_kind_is_named(tmp_path: Path) -> None:
         file_names([tmp_path / "nowhere"], ".cha")
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(
-        ValueError, match=r"expected a folder, a \.cha file, a \.zip or a \.tar\.\* archive; got .*notes"
+        ValueError, match=r"expected a folder, a \.cha file, or an archive \(\.zip, \.tar.*\); got .*notes"
     ):
         file_names([tmp_path / "notes.txt"], ".cha")
 
@@ -254,3 +254,37 @@ def test_every_name_is_one_line_of_utf8(tmp_path: Path, name: bytes, shown: str)
     assert list(files_in([tmp_path], ".cha")) == [(shown, b"x")]
     as_tar(tmp_path / "a.tar", {os.fsdecode(name): b"y"})
     assert list(files_in([tmp_path / "a.tar"], ".cha")) == [(shown, b"y")]
+
+
+@pytest.mark.parametrize("end", ["tbz2", "tbz", "txz"])
+def test_short_endings_of_packed_archives_are_read(tmp_path: Path, end: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.cha").write_text("x")
+    with tarfile.open(tmp_path / f"b.{end}", "w:xz" if end == "txz" else "w:bz2") as archive:
+        archive.add(tmp_path / "in" / "a.cha", "a.cha")
+    assert file_names([tmp_path / f"b.{end}"], ".cha") == ["a.cha"]
+    assert sorted(file_names([tmp_path], ".cha")) == ["a.cha", "in/a.cha"]
+
+
+@pytest.mark.parametrize(
+    "name", ["a.7z", "a.RAR", "a.tar.zst", "a.tar.Z", "a.tar.lz", "a.cha.gz", "a.CHA.bz2", "a.cha.xz", "a.cha.zst"]
+)
+def test_what_is_packed_in_another_way_is_named_and_not_left_out_in_silence(tmp_path: Path, name: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(b"x")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr(f"deep/{name}", b"x")
+    left_out: list[tuple[str, str]] = []
+    assert file_names([tmp_path], ".cha", left_out=left_out) == []
+    (unpacked, reason), (inside, why) = left_out
+    assert (inside, unpacked) == (f"b.zip: deep/{name}", f"in/{name}")
+    assert why == "is an archive within an archive, which is not opened"
+    assert reason.startswith("is not opened: of archives .zip, .tar")
+    with pytest.raises(ValueError, match=r"paths: expected a folder, a .cha file, or an archive \(.zip, .tar"):
+        file_names([tmp_path / "in" / name], ".cha")
+
+
+@pytest.mark.parametrize("paths", ["a.cha", b"a.cha", None, 3, [3], [None], ["a.cha", 3]], ids=repr)
+def test_paths_are_a_list_of_paths(paths: object) -> None:
+    with pytest.raises(ValueError, match=r"paths: expected a list of paths, got "):
+        file_names(paths, ".cha")  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ import symground as sg
 from symground.analysis.results import read_table
 from symground.data import env, lan
 from symground.reports.architectures import gains_over_gaps
-from symground.reports.corpus import corpus_page
+from symground.reports.corpus import _scatter, corpus_page
 from symground.reports.dials import curves
 from symground.reports.figures import CountFormatter, figure_of, svg_of, write_figures
 from symground.reports.formats import csv_of
@@ -71,7 +71,8 @@ def test_tables_of_the_page_are_downloaded_so(made: Made) -> None:
 
 def corpus_of(folder: Path, words: list[str]) -> str:
     nouns = {word: (env(word), lan(word)) for word in words}
-    of_corpus = {form(w): n + i for i, w in enumerate(words) for form, n in ((env, 10), (lan, 3000))}
+    # Far from each other: of names that would lie over each other one is shown.
+    of_corpus = {form(w): n * 2**i for i, w in enumerate(words) for form, n in ((env, 10), (lan, 3000))}
     counts = dict.fromkeys(words, of_corpus)
     counted = ("main_tiers", "utterances", "silent", "other_speakers", "in_left_out_files", "in_set_aside_files")
     chat = dict.fromkeys(
@@ -116,7 +117,14 @@ def test_words_are_no_formulas_in_the_corpus_page(tmp_path: Path) -> None:
         assert "costs $5 or $6" in svg
         assert "mathdefault" not in svg
     assert re.search(r">10</text>|>100</text>", svgs[0])  # the axes are counts, in digits
-    assert ">1,000</text>" in svgs[1] or ">3,000</text>" in svgs[1]
+    assert ">1,000</text>" in svgs[1] or ">3,000</text>" in svgs[1] or ">10,000</text>" in svgs[1]
+
+
+def test_names_of_the_corpus_page_do_not_lie_over_each_other(tmp_path: Path) -> None:
+    """The first of those at one place is shown, and the table has all of them."""
+    rows = [("ball", 10, 3000), ("book", 10, 3000), ("box", 800, 90), ("bed", 801, 90)]
+    drawn = _scatter(pd.DataFrame(rows, columns=["noun", "as ENV", "as LAN"]), 5)
+    assert [name for name, *_ in rows if f">{name}</text>" in drawn] == ["ball", "box"]
 
 
 def test_counts_on_an_axis_are_digits() -> None:

@@ -89,6 +89,11 @@ def test_a_mistyped_option_is_told_which_was_meant(
     assert f"(symground {arguments[0]} --help lists what there is)" in told
 
 
+def test_a_dial_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without one, the settings' own default would train for an hour."""
+    assert says(["dials"], capsys).startswith("Missing from symground dials: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "option"),
     [
