@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from symground.analysis.arguments import check_weights
 from symground.analysis.choice import choices
-from symground.analysis.given import check_frame, told
+from symground.analysis.given import check_frame
 from symground.analysis.questions import ImageQuestions
+from symground.typed import told
 
 _OVERALL = "all"
 

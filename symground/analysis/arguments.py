@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from symground.analysis.given import told
 from symground.analysis.probes import Probes
 from symground.analysis.questions import ImageQuestions
 from symground.models.attach import check_model
 from symground.models.images import PatchEmbedding, id_limit
 from symground.models.readout import readout
+from symground.typed import told
 
 #: What a trace gives the model itself, and why nobody else may.
 _TAKEN = {

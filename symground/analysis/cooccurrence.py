@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from symground.analysis.given import told, words_of
+from symground.analysis.given import words_of
 from symground.data import Corpus
 from symground.data.nouns import noun_tokens
 from symground.data.words import IMAGE
+from symground.typed import told
 
 
 def cooccurrence(

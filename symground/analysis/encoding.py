@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from symground.analysis.contexts import Context
-from symground.analysis.given import told
 from symground.data.words import IMAGE, TIERS, env, lan, lan_tokens, speaker
 from symground.panics import panics_named
+from symground.typed import told
 
 Ids = tuple[int, ...]
 

@@ -11,14 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-
-def told(value: Any) -> str:
-    """What something is, in a few words."""
-    if isinstance(value, (str, bool, int, float)):
-        text = repr(value)
-        return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '…'}"
-    shape = getattr(value, "shape", None)
-    return type(value).__name__ + (f" {list(shape)}" if isinstance(shape, tuple) and shape else "")
+from symground.typed import told
 
 
 def words_of(value: Any, name: str) -> list[str]:

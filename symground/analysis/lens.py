@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from symground import ops
 from symground.analysis.arguments import check_length, check_weights, readable_ids
-from symground.analysis.given import ids_of, told
+from symground.analysis.given import ids_of
 from symground.analysis.probes import Probes
 from symground.analysis.score import check_fits
 from symground.data import Corpus
@@ -34,6 +34,7 @@ from symground.models.residual import final_norm, residual_stream
 from symground.models.thrift import frozen
 from symground.progress import progress
 from symground.shown import as_table, as_text, some
+from symground.typed import told
 
 
 @dataclass(frozen=True)

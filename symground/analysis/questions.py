@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from symground.analysis.given import told
 from symground.analysis.probes import Examples, Probes
 from symground.data.pictures import MAX_MEGAPIXELS
 from symground.data.prompts import PARTS, Prompt, on_image, processed, prompt_text, read_image, read_prompt
 from symground.data.questions import Question
 from symground.shown import as_table, as_text, some
+from symground.typed import told
 
 #: How answers are said where nothing else is given.
 SAID = {"yes": "Yes", "no": "No"}

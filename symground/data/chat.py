@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from symground.data.speech import UNINTELLIGIBLE, Unpaired, form_of, spoken, unmarked
 from symground.data.words import UNKNOWN, WORD, env_tokens, lan, normalized, speaker
 from symground.optional import require
+from symground.typed import check_types
 
 #: <bef>, <aft>, and written out: <before>, <after>
 _TIMING = re.compile(r"<\s*(bef|dur|aft)(?:ore|ing|er)?\b[^<>]*>", re.IGNORECASE)
@@ -50,16 +51,13 @@ class ChatSettings:
     """Merge the forms of a word: 'mor' by the transcripts' own %mor tiers, or a file of lines 'form TAB lemma'."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.min_env_tiers, int) or self.min_env_tiers < 0:
-            raise ValueError(f"min_env_tiers: expected at least 0, got {self.min_env_tiers!r}")
+        check_types(self, ChatSettings)
+        if self.min_env_tiers < 0:
+            raise ValueError(f"min_env_tiers: expected at least 0, got {self.min_env_tiers}")
         for name, such in (("env_tiers", ("act", "sit")), ("speakers", ("CHI", "MOT"))):
             given = getattr(self, name)
-            if isinstance(given, str) or not isinstance(given, Iterable) or not all(map(_is_code, given)):
+            if not all(map(_CODE.fullmatch, given)):
                 raise ValueError(f"{name}: expected codes without their marks, such as {such}, got {given!r}")
-
-
-def _is_code(value: Any) -> bool:
-    return isinstance(value, str) and _CODE.fullmatch(value) is not None
 
 
 class Unreadable(ValueError):  # noqa: N818 - what becomes of the file, which is set aside

@@ -21,6 +21,7 @@ from symground.data.files import LeftOut, Limits, file_names, files_in
 from symground.data.splits import share_of
 from symground.data.workers import Died, Worker, workers
 from symground.progress import progress
+from symground.typed import check_kind
 
 #: Bytes of transcripts that go to a process at once.
 _BATCH = 1 << 20
@@ -71,6 +72,8 @@ def add_transcripts(
             option); no transcript, or none with enough ENV tiers; a file of lemmas of another form; with ``strict``, a
             transcript that cannot be read.
     """
+    check_kind(builder, CorpusBuilder, "builder")
+    check_kind(settings, ChatSettings, "settings")
     if not 0 <= validation < 1:
         raise ValueError(f"validation: expected a share from 0 to below 1, got {validation}")
     lemmas = {} if settings.lemmas in (None, "mor") else read_lemmas(settings.lemmas or "")

@@ -22,6 +22,7 @@ from symground.data.images import ImageSet
 from symground.folders import images_of, read_json, write_json
 from symground.panics import panics_named
 from symground.shown import as_table, as_text
+from symground.typed import check_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -68,8 +69,8 @@ class Corpus:
         """
         from transformers import PreTrainedTokenizerFast
 
-        folder = Path(folder)
-        tokenizer = Path(tokenizer) if tokenizer else folder
+        folder = check_path(folder, "folder")
+        tokenizer = check_path(tokenizer, "tokenizer") if tokenizer else folder
         needed = [folder / f"{name}.npy" for name in ARRAYS] + [folder / "statistics.json"]
         for path in [*needed, tokenizer / "tokenizer.json"]:
             if not path.is_file():

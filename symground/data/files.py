@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from symground.data.archives import PACKED, UNKNOWN, Refused, members
 from symground.data.archives import SUFFIXES as ARCHIVES
+from symground.typed import check_types
 
 Suffix = str | tuple[str, ...]
 #: (name, why it is left out)
@@ -27,6 +28,7 @@ class Limits:
     """Follow links that lead out of a folder; without it they are refused."""
 
     def __post_init__(self) -> None:
+        check_types(self, Limits)
         for name in ("max_file_mb", "max_unpack_ratio"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
@@ -203,7 +205,7 @@ _READ = f"of archives {', '.join(ARCHIVES)} are"
 
 def _listed_paths(paths: Iterable[str | Path]) -> list[str | Path]:
     given: list[str | Path] = []
-    for path in paths if isinstance(paths, Iterable) and not isinstance(paths, str) else [None]:
+    for path in paths if isinstance(paths, Iterable) and not isinstance(paths, (str, Mapping)) else [None]:
         if not isinstance(path, (str, Path)):
             got = paths if path is None else path
             raise ValueError(f"paths: expected a list of paths, got {type(got).__name__} {str(got)[:60]!r}")

@@ -18,6 +18,7 @@ from symground.data.builder import CorpusBuilder
 from symground.data.nouns import STUDY_NOUNS, cdi_categories
 from symground.data.splits import share_of
 from symground.data.words import TIERS, env_tokens, lan_tokens, speaker
+from symground.typed import check_kind, check_types
 
 ENV_POOL = (
     "picks up {}", "points to {}", "holds {} out to MOT", "reaches for {}", "plays with {}", "looks at {}",
@@ -83,6 +84,7 @@ class GeneratedSettings:
     """Same seed, same corpus."""
 
     def __post_init__(self) -> None:
+        check_types(self, GeneratedSettings)
         smallest = {
             "scenes": 1, "nouns": 2, "max_objects": 1, "max_distractors": 0, "max_talk": 2, "scenes_per_document": 1,
             "synonyms": 1, "homonyms": 1,
@@ -156,7 +158,13 @@ def distractor(rng: random.Random) -> Utterance:
 
 
 def add_scenes(builder: CorpusBuilder, settings: GeneratedSettings) -> None:
-    """Add the generated corpus to ``builder``, a document every ``scenes_per_document`` scenes."""
+    """Add the generated corpus to ``builder``, a document every ``scenes_per_document`` scenes.
+
+    Raises:
+        ValueError: a builder or settings of another type.
+    """
+    check_kind(builder, CorpusBuilder, "builder")
+    check_kind(settings, GeneratedSettings, "settings")
     family = Family(settings)
     document: list[list[str]] = []
     for scene in range(settings.scenes):

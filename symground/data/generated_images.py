@@ -20,6 +20,7 @@ from symground.data.generated import Family, GeneratedSettings
 from symground.data.images import Shown
 from symground.disk import put_folder
 from symground.folders import write_json
+from symground.typed import check_types
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class GeneratedImagesSettings:
     """Chance that an object stands at its noun's own place, so that the place tells what it is; else anywhere."""
 
     def __post_init__(self) -> None:
+        check_types(self, GeneratedImagesSettings)
         for name in ("grid", "width", "size", "parts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from symground.data.words import IMAGE, TIERS, lan, shown
+from symground.typed import check_kind, check_path
 
 STUDY_NOUNS: tuple[str, ...] = tuple(
     (files("symground.data") / "resources" / "nouns.txt").read_text(encoding="utf-8").split()
@@ -47,7 +48,7 @@ def noun_list(source: str = "study", categories: Sequence[str] = ()) -> list[str
         known = cdi_categories()
         words = list(STUDY_NOUNS) if source == "study" else list(known)
     else:
-        path = Path(source)
+        path = check_path(source, "nouns")
         if not path.is_file():
             raise FileNotFoundError(f"nouns: expected 'study', 'cdi' or a file, {source} does not exist")
         if path.suffix == ".csv":
@@ -125,6 +126,7 @@ def nouns_over_threshold(
     Raises:
         ValueError: fewer than two nouns pass (no mismatch could be formed); names the nouns that come closest.
     """
+    check_kind(counts, Mapping, "counts")
     tokens = noun_tokens(nouns, spoken, cue)
     smaller = {noun: min(counts.get(token, 0) for token in both) for noun, both in tokens.items()}
     passed = [noun for noun in nouns if smaller[noun] >= minimum]

@@ -16,6 +16,7 @@ from typing import Any
 
 from symground.data.json_input import field, parse_json
 from symground.data.questions import Question
+from symground.typed import check_path
 
 STRATEGIES = ("random", "popular", "adversarial")
 
@@ -71,7 +72,7 @@ def pope_questions(
         raise ValueError(f"images: expected at least 1, or None for all, got {images}")
     if least < 1:
         raise ValueError(f"least: expected at least 1, got {least}")
-    categories, shown = _shown(Path(instances))
+    categories, shown = _shown(check_path(instances, "instances"))
     each = per_image // 2
     fit = sorted(name for name, there in shown.items() if max(least, each) <= len(there) <= len(categories) - each)
     if len(fit) < (images or 1):

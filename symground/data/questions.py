@@ -16,6 +16,7 @@ from typing import Any
 
 from symground.data.json_input import parse_json
 from symground.folders import replacing
+from symground.typed import check_kind, check_path
 
 # What stands behind the question, as "Answer in one word." does in files made for one model, does not matter.
 _WORDING = re.compile(r"\s*is there an? (.+?) in the image\?", re.IGNORECASE)
@@ -68,7 +69,7 @@ def read_questions(path: str | Path, images: str | Path | None = None, *, anywhe
         ValueError: a row without a field, or with one of another form (names the file and the line, or the entry of a
             list), an image whose name leads out of the folder, or no rows at all.
     """
-    path = Path(path)
+    path = check_path(path, "path")
     if not path.is_file():
         raise FileNotFoundError(f"path: {path} does not exist")
     questions = []
@@ -94,7 +95,10 @@ def write_questions(path: str | Path, questions: Iterable[Question]) -> None:
     Raises:
         ValueError: there are none.
     """
-    path = Path(path)
+    path = check_path(path, "path")
+    questions = list(questions)
+    for question in questions:
+        check_kind(question, Question, "questions")
     lines = [
         json.dumps(
             {"question_id": number, "image": q.image, "text": q.text, "label": q.answer, "object": q.about,

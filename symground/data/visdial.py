@@ -20,6 +20,7 @@ from symground.data.json_input import field, parse_json, typed
 from symground.data.splits import share_of
 from symground.data.words import env_tokens, lan_tokens, speaker, words_in
 from symground.progress import progress
+from symground.typed import check_kind, check_types
 
 #: Who speaks: the caption, who asks, who answers.
 CAPTION, QUESTION, ANSWER = "CAP", "QUE", "ANS"
@@ -39,6 +40,7 @@ class DialogSettings:
     """Make all words lower-case, as VisDial's are."""
 
     def __post_init__(self) -> None:
+        check_types(self, DialogSettings)
         if self.rounds is not None and self.rounds < 1:
             raise ValueError(f"rounds: expected at least 1, got {self.rounds}")
 
@@ -83,6 +85,8 @@ def add_dialogues(
         FileNotFoundError: a path that does not exist, or no image set where one is named.
         ValueError: a path of another kind, no dialogue in any of them; with ``strict``, one that cannot be read.
     """
+    check_kind(builder, CorpusBuilder, "builder")
+    check_kind(settings, DialogSettings, "settings")
     if not 0 <= validation < 1:
         raise ValueError(f"validation: expected a share from 0 to below 1, got {validation}")
     captions = {} if settings.captions is None else coco_captions(settings.captions)

@@ -1,0 +1,91 @@
+"""Wrong arguments of the public functions and settings of `symground.data`: each is named, with what came."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from symground import data
+from symground.data import generated_images
+from symground.data.files import Limits
+from symground.typed import told
+
+WRONG: tuple[Any, ...] = (3, None, 1.5, [3], {"a": 1}, b"x", object())
+#: Function → the argument that its message names, where it is given nothing that it could take.
+FIRST = {
+    "add_dialogues": "builder", "add_scenes": "builder", "add_transcripts": "builder", "noun_list": "nouns",
+    "nouns_over_threshold": "counts", "pope_questions": "instances", "read_questions": "path",
+    "write_questions": "path",
+}  # fmt: skip
+SETTINGS = (
+    data.ChatSettings, data.DialogSettings, data.GeneratedSettings, generated_images.GeneratedImagesSettings, Limits,
+)  # fmt: skip
+
+
+def test_every_public_function_is_tried() -> None:
+    functions = {name for name in data.__all__ if inspect.isfunction(getattr(data, name))}
+    assert functions - {"env", "lan", "speaker"} == FIRST.keys()  # those spell words
+
+
+@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("value", WRONG, ids=lambda value: type(value).__name__)
+def test_a_wrong_first_argument_is_named(name: str, value: Any) -> None:
+    function = getattr(data, name)
+    needed = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    if name == "nouns_over_threshold" and isinstance(value, dict):
+        value = [value]
+    with pytest.raises(ValueError, match=rf"^{FIRST[name]}: expected .*got {type(value).__name__}"):
+        function(*[value] * max(1, len(needed)))
+
+
+@pytest.mark.parametrize("value", WRONG, ids=lambda value: type(value).__name__)
+def test_later_arguments_are_named(tmp_path: Path, value: Any) -> None:
+    builder = data.CorpusBuilder()
+    for add, settings in (
+        (data.add_transcripts, data.ChatSettings()), (data.add_dialogues, data.DialogSettings()),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"^settings: expected {type(settings).__name__}, got "):
+            add(builder, [tmp_path], value)
+        if value != [3]:
+            with pytest.raises(ValueError, match="^paths: expected a list of paths, got "):
+                add(builder, value, settings)
+    with pytest.raises(ValueError, match="^settings: expected GeneratedSettings, got "):
+        data.add_scenes(builder, value)
+    with pytest.raises(ValueError, match="^folder: expected a path, got "):
+        data.Corpus.load(value)
+    with pytest.raises(ValueError, match=f"^questions: expected Question, got {told(value)[:20]}"):
+        data.write_questions(tmp_path / "q.jsonl", [value])
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings.__name__)
+def test_every_field_of_settings_at_every_wrong_type(settings: Any) -> None:
+    """A value of the type of the default is right, whole numbers are numbers, and what may be None may be None."""
+    tried = 0
+    for field in fields(settings):
+        assert field.default is not MISSING
+        optional = "None" in str(field.type)
+        for value in (*WRONG, "x", True, float("nan")):
+            kind = str(field.type).partition(" |")[0]
+            fits = {
+                "int": type(value) is int, "float": type(value) in (int, float), "str": isinstance(value, str),
+                "bool": isinstance(value, bool), "tuple[str, ...]": False,
+            }[kind]  # fmt: skip
+            if fits or (optional and value is None):
+                continue
+            tried += 1
+            with pytest.raises(ValueError, match=f"^{field.name}: expected "):
+                settings(**{field.name: value})
+    assert tried > 5 * len(fields(settings))
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings.__name__)
+def test_settings_have_no_nan(settings: Any) -> None:
+    for field in fields(settings):
+        if str(field.type) == "float":
+            for value in (float("nan"), float("inf"), -float("inf")):
+                with pytest.raises(ValueError, match=f"^{field.name}: expected "):
+                    settings(**{field.name: value})
