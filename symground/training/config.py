@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from symground.models import PRESETS
 from symground.training.schedule import DECAYS, checkpoint_schedule
+from symground.typed import check_types
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -39,9 +41,15 @@ class Optimization:
     """Steps at which to save: numbers, 'every N', and '…' between two numbers for doubling. The last step always is."""
 
     def __post_init__(self) -> None:
+        check_types(self, Optimization)
         for name in ("steps", "batch_size", "length", "learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
+        for name, most in (("learning_rate", math.inf), ("weight_decay", math.inf), ("beta2", 1)):
+            if not 0 <= getattr(self, name) < most:
+                raise ValueError(f"{name}: expected a number from 0 to below {most}, got {getattr(self, name)}")
+        if self.warmup < 0:
+            raise ValueError(f"warmup: expected at least 0, got {self.warmup}")
         if self.length < 2:
             raise ValueError(f"length: expected at least 2 (a row holds its own targets), got {self.length}")
         for name, known in (("decay", DECAYS), ("precision", PRECISIONS)):
@@ -70,6 +78,7 @@ class TrainSettings(Optimization):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_types(self, TrainSettings)
         if self.model not in PRESETS:
             raise ValueError(f"model: expected one of {', '.join(PRESETS)}; got {self.model!r}")
 
@@ -92,6 +101,7 @@ class Hardware:
     """Also write the metrics for TensorBoard, into RUN/tensorboard."""
 
     def __post_init__(self) -> None:
+        check_types(self, Hardware)
         for name, low in (("accumulate", 1), ("resume_every", 0)):
-            if getattr(self, name) < low:
+            if not getattr(self, name) >= low:
                 raise ValueError(f"{name}: expected at least {low}, got {getattr(self, name)}")
