@@ -194,7 +194,13 @@ class Outcome(NamedTuple):
 
 
 def trial(name: str, source: str, path: Path, tests: Sequence[str], seconds: float) -> Outcome:
-    """The tests with this source as the module."""
+    """The tests with this source as the module.
+
+    Raises:
+        ValueError: the module is imported already, so that the tests would see it as it is.
+    """
+    if name in sys.modules:
+        raise ValueError(f"name: {name} is imported already; try its mutants in a process of their own")
     with tempfile.TemporaryDirectory() as folder:
         first, imported = Path(folder) / "first", Path(folder) / "imported"
         child = os.fork()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -71,11 +73,20 @@ def test_a_mutant_of_a_kernel_is_what_the_interpreter_runs() -> None:
     source = path.read_text(encoding="utf-8")
     before = "first = tl.maximum(0, first_j"
     assert before in source
-    test = ["tests/kernels/test_tiles.py"]
-    assert trial("symground.kernels.tiles", source, path, test, 300)[0] is None
-    assert trial(
-        "symground.kernels.tiles", source.replace(before, "first = 2 + tl.maximum(0, first_j"), path, test, 300
-    )[0]
+    # In a process of their own, which has not imported the kernels.
+    code = f"""
+from pathlib import Path
+from benchmarks.mutants import trial
+path = Path({str(path)!r})
+source = path.read_text(encoding="utf-8")
+for text in (source, source.replace({before!r}, "first = 2 + tl.maximum(0, first_j")):
+    print(trial("symground.kernels.tiles", text, path, ["tests/kernels/test_tiles.py"], 300)[0] is None)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "False"], done.stderr
+    importlib.import_module("symground.kernels.tiles")
+    with pytest.raises(ValueError, match="name: symground.kernels.tiles is imported already"):
+        trial("symground.kernels.tiles", source, path, ["tests/kernels/test_tiles.py"], 300)
 
 
 def test_the_table_names_modules_and_tests_that_are_there() -> None:
