@@ -89,4 +89,6 @@ def _preparation(transformers: Any, source: str, config: Any) -> Any:
             size={"shortest_edge": side * 8 // 7}, crop_size={"height": side, "width": side}, resample=3,
             image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225],
         )  # fmt: skip
-    return lambda image: processor(images=image, return_tensors="pt")["pixel_values"][0]
+    # By itself it takes a picture of 3 rows for its three colours.
+    told = {"input_data_format": "channels_last", "return_tensors": "pt"}
+    return lambda image: processor(images=image, **told)["pixel_values"][0]

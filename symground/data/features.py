@@ -29,7 +29,9 @@ from symground.disk import put_folder
 from symground.folders import read_json, write_json
 from symground.progress import progress
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
+)  # fmt: skip
 _LOG = "done.txt"
 
 

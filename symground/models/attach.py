@@ -160,7 +160,7 @@ def _hooked(model: PreTrainedModel) -> tuple[RemovableHandle, ...]:
     names = tuple(inspect.signature(model.base_model.forward).parameters)
     derive = not counted and "position_ids" in names
     return (
-        model.register_forward_pre_hook(_refuse_output_attentions, with_kwargs=True),
+        model.register_forward_pre_hook(_check_call, with_kwargs=True),
         model.base_model.register_forward_pre_hook(partial(_prepare, names, derive), with_kwargs=True),
     )
 
@@ -299,11 +299,22 @@ def _unlike(module: nn.Module, config: Any) -> Iterator[tuple[bool, str]]:
     yield window is not None and not told, "has a sliding window that its layers do not tell their attention function"
 
 
-def _refuse_output_attentions(module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check_call(module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse what a call asks that the attention which is set cannot do: matrices of ours, heads of another."""
     asked = kwargs.get("output_attentions") or getattr(module.config, "output_attentions", False)
-    # One that was given back to eager attention has matrices to give.
-    if asked and module.get_decoder().config._attn_implementation in (NAME, UNPADDED):
-        raise ValueError("output_attentions: symground never builds the attention matrix; use symground.trace instead")
+    implementation = module.get_decoder().config._attn_implementation
+    if implementation in (NAME, UNPADDED):
+        if asked:
+            raise ValueError(
+                "output_attentions: symground never builds the attention matrix; use symground.trace instead"
+            )
+    elif not torch.compiler.is_compiling():
+        for mixer in getattr(module, _ATTACHED, ()):
+            if not isinstance(mixer.module, MambaMixer) and not mixer.tap.idle:
+                raise ValueError(
+                    f"model: its attention was set to {implementation!r} within a block that silences or traces heads "
+                    f"of layer {mixer.layer}, and would pass the block by; leave the block first"
+                )
 
 
 def _prepare(

@@ -143,6 +143,28 @@ def test_images_that_cannot_be_read_are_set_aside(photos: Path, dinov2: Path, tm
         extract_features([photos / "002.png"], tmp_path / "none", settings)
 
 
+@pytest.mark.parametrize("kind", ["bmp", "gif", "tiff", "ppm", "jpeg", "webp", "png"])
+def test_pictures_of_every_kind_are_read(tmp_path: Path, dinov2: Path, kind: str) -> None:
+    endings = {"jpeg": ["jpg", "jpe", "JFIF", "jpeg"], "tiff": ["tif", "TIFF"]}.get(kind, [kind])
+    (tmp_path / "in").mkdir()
+    with Image.open(io.BytesIO(photo(0))) as picture:
+        for ending in endings:
+            picture.save(tmp_path / "in" / f"a.{ending}", kind)
+    found = extract_features([tmp_path / "in"], tmp_path / "out", FeatureSettings(model=str(dinov2)))
+    assert sorted(found.names) == sorted(f"a.{ending}" for ending in endings)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (40, 1), (40, 3), (3, 40), (1, 40)], ids=str)
+def test_a_picture_as_high_as_it_has_colours_is_not_taken_for_its_channels(dinov2: Path, size: tuple[int, int]) -> None:
+    """A picture of one colour is that colour everywhere."""
+    stream, colour = io.BytesIO(), (200, 10, 90)
+    Image.new("RGB", size, colour).save(stream, "png")
+    found = Dinov2(str(dinov2)).prepared(stream.getvalue())
+    assert isinstance(found, torch.Tensor)
+    expected = (np.array(colour) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(found, np.broadcast_to(expected[:, None, None], found.shape), atol=1e-5)
+
+
 def test_archives(photos: Path, dinov2: Path, tmp_path: Path) -> None:
     packed = tmp_path / "photos.zip"
     with zipfile.ZipFile(packed, "w") as archive:

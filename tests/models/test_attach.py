@@ -421,3 +421,15 @@ def test_layers_that_changed_since_are_refused_until_attached_again(make: Callab
             with sg.ablate(model, [(layer, 0)]):
                 assert not torch.allclose(model(ids, use_cache=False).logits, plain)
     np.testing.assert_allclose(traced.surprisal, own, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", ["ablate", "steer"])
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_another_attention_within_a_block_is_refused_and_not_passed_by(make: Callable[[], Any], block: str) -> None:
+    model = sg.attach(make())
+    entered = sg.ablate(model, [(1, 0)]) if block == "ablate" else sg.steer(model, [(1, 0)], 2.0)
+    with entered:
+        model.set_attn_implementation("sdpa")
+        with pytest.raises(ValueError, match="its attention was set to 'sdpa' within a block that silences"):
+            model(ids())
+    model(ids())  # after the block it is a model like any other
