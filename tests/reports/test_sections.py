@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from symground.reports.formats import table_html
+from symground.reports.parts import Sheet
 from symground.reports.sections.behaviour import acquisition
 from symground.reports.sections.heads import explained, flow_and_effect, stability
 
@@ -65,3 +66,11 @@ def test_numbers_as_people_read_them() -> None:
     for shown in ("1,200", "never", "&lt; 0.001", "0.046", "<td>0.00</td>", "–", "&lt;b&gt;", "&lt;i&gt;", "&amp;"):
         assert shown in html
     assert "<i>" not in html
+
+
+@pytest.mark.parametrize(("rows", "tall"), [(0, False), (14, False), (15, True)])
+def test_a_table_of_more_than_fourteen_rows_has_a_box_of_its_own(rows: int, tall: bool) -> None:
+    """By what the page shows, where that is another table than the one to be downloaded."""
+    short, frame = pd.DataFrame({"x": [1]}), pd.DataFrame({"x": range(rows)})
+    assert Sheet("gain", frame, "").tall is tall
+    assert Sheet("gain", short, "", frame).tall is tall
