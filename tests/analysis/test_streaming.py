@@ -223,7 +223,8 @@ def test_memory_is_what_the_formula_says(shape: str) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     for how, measured, told in json.loads(done.stdout.strip().splitlines()[-1]):
-        assert measured == pytest.approx(told, rel=0.15), how
+        # The formula is never much too low. On a busy machine a peak may last less than from one look to the next.
+        assert 0.87 * measured < told < 1.5 * measured, how
         if shape == "gpt2":
             assert measured < 2 * 12 * 4 * length**2  # the matrices of all layers, made and handed over
 
