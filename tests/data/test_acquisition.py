@@ -35,6 +35,19 @@ def test_half_of_the_children(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("shares", "age"),
+    [((), None), ((0.25,), None), ((0.25, 0.75), 18.0), ((0.5, 0.5), None), ((0.75, 0.25), None)], ids=str
+)  # fmt: skip
+def test_two_ages_tell_when_half_of_the_children_know_a_word(
+    tmp_path: Path, shares: tuple[float, ...], age: float | None
+) -> None:
+    """A proportion of 0.25 at 16 months and of 0.75 at 20: half in the middle. Empty cells tell nothing."""
+    cells = [*map(str, shares), "", ""][:2]
+    found = age_of_acquisition(written(tmp_path / "a.csv", "definition,16,20", f"ball,{','.join(cells)}"))
+    assert found == ({} if age is None else {"ball": pytest.approx(age, abs=1e-6)})
+
+
 def test_bad_tables(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         age_of_acquisition(tmp_path / "none.csv")

@@ -53,3 +53,10 @@ def test_a_part_is_its_documents_counted_from_its_own_beginning() -> None:
         assert part.starts.tolist() == np.cumsum([0, *segments[:-1]]).tolist()
     with pytest.raises(ValueError, match="split: expected 'train' or 'validation', got 'test'"):
         corpus.part("test")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model": 3}'])
+def test_a_tokenizer_that_cannot_be_read_is_named(study: Path, content: str) -> None:
+    (study / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=r"tokenizer\.json: no tokenizer that can be read"):
+        Corpus.load(study / "data", study)

@@ -132,12 +132,18 @@ def nouns_in(scene: list[str], tier: str) -> set[str]:
     return {noun for noun in STUDY_NOUNS[:8] if f"{noun}:<{tier}>" in scene}
 
 
-def test_noise_is_talk_without_a_scene_and_scenes_without_talk() -> None:
-    found, _ = scenes_of(silent_scenes=0.3, talk_alone=0.2, scenes=2000)
-    silent = sum(not nouns_in(scene, "LAN") for scene in found) / len(found)
-    alone = sum(not nouns_in(scene, "ENV") for scene in found) / len(found)
-    assert silent == pytest.approx(0.3, abs=0.04)
-    assert alone == pytest.approx(0.2, abs=0.04)
+@pytest.mark.parametrize(("silent", "alone"), [(0.3, 0.2), (0.3, 0.0), (0.0, 0.2), (0.4, 0.6), (1.0, 0.0), (0.0, 0.0)])
+def test_noise_is_talk_without_a_scene_and_scenes_without_talk(silent: float, alone: float) -> None:
+    """Either dial alone, and both."""
+    found, _ = scenes_of(silent_scenes=silent, talk_alone=alone, scenes=2000)
+    unsaid = sum(not nouns_in(scene, "LAN") for scene in found) / len(found)
+    unseen = sum(not nouns_in(scene, "ENV") for scene in found) / len(found)
+    assert unsaid == pytest.approx(silent, abs=0.04)
+    assert unseen == pytest.approx(alone, abs=0.04)
+
+
+def test_noise_has_no_more_than_all_scenes() -> None:
+    GeneratedSettings(silent_scenes=0.25, talk_alone=0.75)
     with pytest.raises(ValueError, match="talk_alone: expected at most what silent_scenes leaves, got 0.8"):
         GeneratedSettings(silent_scenes=0.3, talk_alone=0.8)
 
@@ -175,6 +181,9 @@ def test_synonyms_homonyms_and_categories() -> None:
     assert any("toys:<LAN>" in scene for scene in categories)
     with pytest.raises(ValueError, match="homonyms: expected at least two words for 8 nouns, got 8"):
         GeneratedSettings(nouns=8, homonyms=8)
+    assert len(set(GeneratedSettings(nouns=8, homonyms=4).spoken.values()) | {STUDY_NOUNS[0]}) == 2
+    for homonyms in (5, 7):  # the last word has fewer objects
+        GeneratedSettings(nouns=8, homonyms=homonyms)
 
 
 def test_unseen_pairs_never_occur_and_others_do() -> None:
