@@ -244,15 +244,15 @@ def _compared(
 
 def _norms(model: PreTrainedModel, examples: Examples, batch_size: int) -> NDArray[np.float64]:
     """[N, heads of all layers] mean length of each head's output over the context's positions."""
-    device = readout(model).weight.device
+    device, layers = readout(model).weight.device, mixers(model)
     parts = []
     for start in range(0, len(examples.input_ids), batch_size):
         part = slice(start, min(start + batch_size, len(examples.input_ids)))
         ids, p = (x[part].to(device) for x in (examples.input_ids, examples.prediction))
-        with torch.no_grad(), head_outputs(mixers(model)) as found:
+        with torch.no_grad(), head_outputs(layers) as found:
             hidden_states(model, ids, **examples.given(part, device))
         valid = torch.arange(ids.shape[1], device=device) <= p[:, None]  # [B,T]
-        lengths = torch.cat([found[mixer.layer].double().norm(dim=-1) for mixer in mixers(model)], -1)  # [B,T,heads]
+        lengths = torch.cat([found[mixer.layer].double().norm(dim=-1) for mixer in layers], -1)  # [B,T,heads]
         parts.append((lengths * valid[..., None]).sum(1) / valid.sum(1, keepdim=True))
     return torch.cat(parts).cpu().numpy()
 
