@@ -92,4 +92,6 @@ for text in (source, source.replace({before!r}, "first = 2 + tl.maximum(0, first
 def test_the_table_names_modules_and_tests_that_are_there() -> None:
     for module, asked in tomllib.loads((ROOT / "benchmarks" / "mutants.toml").read_text(encoding="utf-8")).items():
         assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
-        assert all((ROOT / name).exists() for name in asked if name.startswith("tests/")), module
+        for path, _, test in (name.partition("::") for name in asked if name.startswith("tests/")):
+            assert (ROOT / path).exists(), (module, path)
+            assert not test or f"def {test}(" in (ROOT / path).read_text(encoding="utf-8"), (module, test)
