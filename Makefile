@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-SOURCES := $(wildcard csrc/*.cpp csrc/*.cu csrc/*.h) symground/ops/_build.py
+SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h) symground/ops/common/build.py
 
 .PHONY: demo test lint clean
 

@@ -14,7 +14,9 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 # By its path: importing symground needs what is not here.
-spec = importlib.util.spec_from_file_location("_build", Path(__file__).parent / "symground" / "ops" / "_build.py")
+spec = importlib.util.spec_from_file_location(
+    "_build", Path(__file__).parent / "symground" / "ops" / "common" / "build.py"
+)
 builder = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(builder)
 
@@ -51,6 +53,14 @@ def package_root():
     return str(link.parent)
 
 
+def families(folder):
+    """symground/kernels and symground/csrc, symlinks to folders without an __init__.py (their READMEs say why)."""
+    return [
+        f"symground.{folder}",
+        *(f"symground.{folder}.{path.name}" for path in sorted(Path(folder).iterdir()) if path.is_dir()),
+    ]
+
+
 CPU, CUDA = "symground.ops._C", "symground.ops._CUDA"
 torch = builder.torch_folder()
 # One of each file: an editable install copies what an extension names, and nothing that lies beside it.
@@ -59,11 +69,11 @@ buildable += [CUDA] if buildable and builder.nvcc() is not None and builder.has_
 
 setup(
     package_dir={"": package_root()},
-    # symground/kernels and symground/csrc are symlinks to folders which have no __init__.py (their READMEs say why).
-    packages=[*find_packages(include=["symground", "symground.*"]), "symground.csrc", "symground.kernels"],
+    packages=find_packages(include=["symground", "symground.*"]) + families("kernels") + families("csrc"),
     package_data={
         "symground": ["py.typed"],
-        "symground.csrc": ["README.md", "*.cpp", "*.cu", "*.h"],
+        "symground.csrc": ["README.md", "*.cpp"],
+        "symground.csrc.*": ["*.cpp", "*.cu", "*.h"],
         "symground.data": ["resources/*"],
         "symground.kernels": ["README.md"],
         "symground.reports": ["*.html.jinja", "*.css", "*.js"],

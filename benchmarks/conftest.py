@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measure import in_turns as measured_in_turns
-from symground.ops import _extension
+from symground.ops.common import extension
 
 #: What could not run here, by "stage: peer", with the reason.
 MISSING: dict[str, str] = {}
@@ -81,7 +81,7 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
     machine_info["python"] = platform.python_version()
     machine_info["torch"] = torch.__version__
     machine_info["threads"] = torch.get_num_threads()
-    machine_info["extension"] = _extension.library is not None  # without it the CPU figures are plain PyTorch's
+    machine_info["extension"] = extension.library is not None  # without it the CPU figures are plain PyTorch's
     machine_info["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 

@@ -131,8 +131,8 @@ def _output(*command: str) -> str | None:
 
 BUILD = """
 import sys
-from symground.ops import _build
-for make in (_build.build, _build.build_cuda):
+from symground.ops.common import build
+for make in (build.build, build.build_cuda):
     try:
         print("built", make().name)
     except (FileNotFoundError, RuntimeError) as error:
@@ -153,10 +153,10 @@ def gate(c: Context) -> None:
         if len(said) != 2 or lacking:
             reason = "; ".join(lacking) or "the build did not end"
             raise Missing("the extension's CUDA part", reason)
-        code, output = _run(c, [*PYTEST, "tests/ops/test_heads_cuda.py"])
+        code, output = _run(c, [*PYTEST, "tests/ops/gate/test_cuda.py"])
         c.record.write(tests=output[-TAIL:])
         if code != 0:
-            c.write_failure(f"tests/ops/test_heads_cuda.py ended with {code}")
+            c.write_failure(f"tests/ops/gate/test_cuda.py ended with {code}")
     # Not before the build: what is imported by then is not loaded again.
     from benchmarks import gpu_timings
 
@@ -177,7 +177,7 @@ def tests(c: Context) -> None:
     names = ("test_triton.py", "test_flash.py", "test_vocabulary_triton.py", "test_ssd_triton.py", "test_packages.py")
     files = [f"tests/ops/{name}" for name in names if (ROOT / "tests/ops" / name).exists()]
     if not files:
-        raise Missing("tests/ops/test_triton.py", "no such file")
+        raise Missing("tests/ops/attention/test_triton.py", "no such file")
     code, output = _run(c, [*PYTEST, "--collect-only", *files])
     # With -q and nothing else, a line for each test; addopts may hold more quiet than that.
     names = [line for line in output.splitlines() if "::" in line and line.startswith("tests/")]

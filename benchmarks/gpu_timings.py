@@ -154,7 +154,7 @@ def _errors(c: Context) -> None:
 
 def gate(c: Context) -> None:
     """gate_heads beside a copy of x, which moves as many bytes where no gate is 0 or 1; then where a third is each."""
-    from symground.ops.heads import implementation
+    from symground.ops.gate.api import implementation
 
     c.record.write(implementation=implementation(c.device))
     long = (gate_peers.Shape(T=4096, mixed=mixed, dtype=dtype) for mixed in (False, True) for dtype in c.dtypes)

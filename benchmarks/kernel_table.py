@@ -35,21 +35,22 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from symground.kernels import (  # noqa: E402  # noqa: E402
-    attention_backward,
-    attention_flow,
-    attention_forward,
-    launch,
-    ssd_backward,
-    ssd_forward,
-    ssd_saliency,
-    vocabulary,
-)
-from symground.kernels import attention_saliency as saliency  # noqa: E402
-from symground.kernels import attention_saliency_rows as saliency_rows  # noqa: E402
-from symground.kernels.configs import KERNELS, Config, shipped  # noqa: E402
-from symground.kernels.ssd_launch import Scan  # noqa: E402
+from symground.kernels.attention import backward, flow, forward, saliency, saliency_rows  # noqa: E402
+from symground.kernels.attention.launch import Call  # noqa: E402
+from symground.kernels.common import launch  # noqa: E402
+from symground.kernels.common.configs import Config, Tiles, shipped  # noqa: E402
+from symground.kernels.ssd import backward as ssd_backward  # noqa: E402
+from symground.kernels.ssd import forward as ssd_forward  # noqa: E402
+from symground.kernels.ssd import launch as ssd_launch  # noqa: E402
+from symground.kernels.ssd import saliency as ssd_saliency  # noqa: E402
+from symground.kernels.vocabulary import surprisal as vocabulary  # noqa: E402
 
+#: Every kernel's tiles, by its name.
+KERNELS: dict[str, Tiles] = {}
+for module in (
+    forward, backward, saliency, flow, saliency_rows, ssd_saliency, ssd_forward, ssd_backward, vocabulary,
+):  # fmt: skip
+    KERNELS |= module.TILES
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_86": GPUTarget("cuda", 86, 32),
@@ -121,20 +122,20 @@ def launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -> No
     q, k, v, grad = (torch.empty(8, 12, length, size, dtype=dtype, device="meta") for _ in range(4))
     lse = torch.empty(8, 12, length, device="meta")
     groups = torch.empty(8, length, dtype=torch.int64, device="meta")
-    call = launch.Call(q, k, v, None, True, size**-0.5, None, None)
+    call = Call(q, k, v, None, True, size**-0.5, None, None)
     if problem.options:
         gate, bounds = lse[:, :, 0], torch.empty(8, 2, dtype=torch.int64, device="meta")
-        call = launch.Call(q, k, v, gate, True, size**-0.5, bounds, 100)
+        call = Call(q, k, v, gate, True, size**-0.5, bounds, 100)
     if kernel == "attention_forward":
-        attention_forward.attention_forward(call)
+        forward.attention_forward(call)
     elif kernel in ("delta", "dq", "dkdv"):
-        attention_backward.attention_backward(call, grad, q, lse, None, None, 0, 0)
+        backward.attention_backward(call, grad, q, lse, None, None, 0, 0)
     elif kernel == "dq_flow":
-        attention_backward.attention_backward(call, grad, q, lse, groups, groups, 2, 2)
+        backward.attention_backward(call, grad, q, lse, groups, groups, 2, 2)
     elif kernel == "attention_saliency":
         saliency.attention_saliency(call, grad, lse, signed=True)
     elif kernel == "attention_flow":
-        attention_flow.attention_flow(call, grad, lse, groups, groups, 2, 2, False)
+        flow.attention_flow(call, grad, lse, groups, groups, 2, 2, False)
     else:
         saliency_rows.attention_saliency_rows(call, grad, lse, torch.empty(8, 4, dtype=torch.int64, device="meta"))
 
@@ -161,7 +162,7 @@ def ssd_launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -
     dt, A = torch.empty(8, length, heads, device="meta"), torch.empty(heads, device="meta")
     ids = torch.empty(8, length, dtype=torch.int64, device="meta")
     bounds = torch.empty(8, 2, dtype=torch.int64, device="meta") if problem.options else None
-    scan = Scan(x, dt, A, b, c, bounds)
+    scan = ssd_launch.Call(x, dt, A, b, c, bounds)
     if kernel == "ssd_saliency":
         ssd_saliency.ssd_saliency(scan, grad, True)
     elif kernel == "ssd_flow":
@@ -241,7 +242,7 @@ def examine(job: Job) -> Row:
     kernel, arch, dtype, size, config, problem = job
     element = getattr(torch, dtype)
     if config is None:
-        config = shipped(ROW_SUMS.get(kernel, kernel), arch, launch.block_of(size), element.itemsize)
+        config = shipped(ROW_SUMS.get(kernel, kernel), KERNELS, arch, launch.block_of(size), element.itemsize)
     row = Row(kernel, arch, dtype, size, config)
     try:
         result = compiled(kernel, arch, element, size, config, problem)

@@ -19,7 +19,7 @@ from torch.nn import functional
 from symground.heap import kept
 from symground.models import create
 from symground.models.interface import unpadded
-from symground.ops import _extension
+from symground.ops.common import extension
 from symground.training import Hardware, TrainSettings
 from symground.training.step import Trainer, optimizer_of
 from symground.training.workers import Workers
@@ -168,6 +168,6 @@ def seconds_alone(shape: Shape, keep: bool, rounds: int = 9) -> list[float]:
 
 
 if __name__ == "__main__":
-    _extension.library = None  # which keeps no logits, the one thing that is large
+    extension.library = None  # which keeps no logits, the one thing that is large
     torch.set_num_threads(int(sys.argv[2]))
     print(seconds_alone(SHAPES[0], sys.argv[1] == KEPT))

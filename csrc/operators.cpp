@@ -1,25 +1,25 @@
 // The operators of symground_C: attention's saliency and flow on a CPU, alone or together with its gradients, and
 // attention itself where heads have a gate; SSD and what stands around it in a Mamba-2 layer; gates alone; and the
-// exponentials of a vocabulary's softmax. The operators of gate.cu are those of the same names on a GPU.
+// exponentials of a vocabulary's softmax. The operators of gate/gate.cu are those of the same names on a GPU.
 //
 // A thread takes a tile of queries against all the keys they see, one head after the other: products by torch's own
-// matrix multiplication (which runs on one thread inside a parallel region), the rest by the loops of rows.cpp while
+// matrix multiplication (which runs on one thread inside a parallel region), the rest by the loops of common/rows.cpp while
 // the tile is in the cache. Nothing is shared that two threads write, so results do not depend on timing. A head whose
 // gate is 0 is passed over.
 
 #include <torch/csrc/stable/library.h>
 
-#include "attention.h"
-#include "backward.h"
-#include "convolution.h"
-#include "flow.h"
-#include "forward.h"
-#include "gate.h"
-#include "gated_norm.h"
-#include "saliency.h"
-#include "ssd.h"
-#include "ssd_backward.h"
-#include "vocabulary.h"
+#include "attention/attention.h"
+#include "attention/backward.h"
+#include "mamba2/convolution.h"
+#include "attention/flow.h"
+#include "attention/forward.h"
+#include "gate/gate.h"
+#include "mamba2/gated_norm.h"
+#include "attention/saliency.h"
+#include "ssd/ssd.h"
+#include "ssd/backward.h"
+#include "vocabulary/vocabulary.h"
 
 namespace symground {
 namespace {
@@ -211,7 +211,7 @@ void scaled_exponentials(const Tensor& x, const Tensor& level, const Tensor& fac
   is_double(x) ? run(0.0) : run(0.0f);
 }
 
-// The number that symground/ops/_build.py gives; _extension.py calls no build of another one.
+// The number that symground/ops/common/build.py gives; extension.py beside it uses no build of another one.
 int64_t version() { return SYMGROUND_VERSION; }
 
 }  // namespace

@@ -280,16 +280,16 @@ def bench() -> Command:
 
 def build() -> Command:
     """Compile the C++/CUDA extension into the package's folder; everything works without it, slower."""
-    from symground.ops import _build
+    from symground.ops.common import build
 
     @dataclass(frozen=True)
     class Build:
         pass
 
     def do(_: Build) -> Path | int:
-        print(_build.build())
+        print(build.build())
         try:
-            return _build.build_cuda()
+            return build.build_cuda()
         except FileNotFoundError as missing:
             print(f"symground: {missing}; the extension has its CPU part only", file=sys.stderr)
             return 0

@@ -18,7 +18,7 @@ from transformers.masking_utils import causal_mask_function
 from symground import ops
 from symground.models.mixers import check_batch, shown, tap_of
 from symground.models.rows import attention_row
-from symground.ops.mask import key_range_of, valid_keys
+from symground.ops.attention.mixing import key_range_of, valid_keys
 
 NAME = "symground"
 UNPADDED = "symground-unpadded"

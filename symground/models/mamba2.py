@@ -17,8 +17,8 @@ from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 from symground import ops
 from symground.models.mixers import Mixer, check_batch, shown, tap_of
 from symground.models.rows import ssd_row
-from symground.ops.mamba2_inner import step_sizes
-from symground.ops.mask import key_range_of
+from symground.ops.attention.mixing import key_range_of
+from symground.ops.mamba2.layer import step_sizes
 
 
 class MambaMixer(Mamba2Mixer):

@@ -26,7 +26,7 @@ from symground.models.projection import head_weights, output_projections
 from symground.models.reader import Reader
 from symground.models.readout import agree, hidden_states, readout, trial_ids
 from symground.models.trial import hooked_by_others, tried
-from symground.ops.mask import valid_keys
+from symground.ops.attention.mixing import valid_keys
 
 _Mixed = tuple[Tensor, Tensor, Tensor, float]
 

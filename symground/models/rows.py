@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from symground.ops._ssd import readable
-from symground.ops.mask import valid_keys
+from symground.ops.attention.mixing import valid_keys
+from symground.ops.ssd.scan import Scan
 
 
 class RowProbe(NamedTuple):
@@ -57,7 +57,7 @@ def ssd_row(
     dtype = x.dtype
     each = torch.arange(batch, device=x.device)
     with torch.no_grad():
-        x, dt, A, B, C = readable(x, dt, A, B, C, key_range)
+        x, dt, A, B, C, _ = Scan(x, dt, A, B, C, key_range).readable()
         b, c = (z.repeat_interleave(heads // z.shape[2], 2) for z in (B, C))  # [B,T,H,N]
         total = (dt * A).cumsum(1)  # [B,T,H]
         past = torch.arange(length, device=x.device) <= rows.position[:, None]  # [B,T]

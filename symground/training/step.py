@@ -16,7 +16,7 @@ from symground import ops
 from symground.data.sampler import IGNORED
 from symground.models import readout
 from symground.models.readout import hidden_states
-from symground.ops import _extension
+from symground.ops.common import extension
 from symground.training.config import Hardware, TrainSettings
 from symground.training.workers import Workers
 
@@ -53,7 +53,7 @@ class _Loss(nn.Module):
             bias = None if bias is None else bias.bfloat16()
         # Full logits make three products where the op that never stores them makes four: faster, while they are small.
         # In float32 the C++ extension makes three as well, and stores none.
-        extended = weight.device.type == "cpu" and not self._half and _extension.library is not None
+        extended = weight.device.type == "cpu" and not self._half and extension.library is not None
         small = not extended and targets.numel() * weight.shape[0] <= FULL_LOGITS
         return ops.linear_cross_entropy(
             hidden, weight, targets.flatten(), bias, reduction="sum", impl="reference" if small else None

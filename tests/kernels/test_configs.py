@@ -1,18 +1,35 @@
-"""The table of shipped configurations answers for everything that an op lets through."""
+"""The tables of shipped configurations answer for everything that an op lets through."""
 
 from __future__ import annotations
+
+import importlib
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed: kernel tests")
 
-from symground.kernels.configs import KERNELS, shipped
+import symground.kernels
+from symground.kernels.common.configs import Tiles, shipped
+
+FOLDER = Path(next(iter(symground.kernels.__path__)))
+
+
+def tables() -> dict[str, Tiles]:
+    """Of all kernels, each from its own file."""
+    found: dict[str, Tiles] = {}
+    for file in sorted(FOLDER.glob("*/*.py")):
+        module = importlib.import_module(f"symground.kernels.{file.parent.name}.{file.stem}")
+        found |= getattr(module, "TILES", {})
+    return found
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_86", "sm_90", "sm_100", "gfx942", "interpreter"])
 def test_every_kernel_has_a_configuration_for_every_head_size_and_dtype(architecture: str) -> None:
-    for kernel in KERNELS:
+    kernels = tables()
+    assert len(kernels) == 17
+    for kernel in kernels:
         for block_d in (16, 32, 64, 128, 256):
             for element_size in (2, 4):
-                config = shipped(kernel, architecture, block_d, element_size)
+                config = shipped(kernel, kernels, architecture, block_d, element_size)
                 assert min(config.BM, config.BN) >= 16

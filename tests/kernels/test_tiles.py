@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 triton = pytest.importorskip("triton", reason="Triton is not installed: kernel tests")
 import triton.language as tl  # noqa: E402
 
-from symground.kernels.tiles import keys_of, queries_of  # noqa: E402
+from symground.kernels.common.tiles import keys_of, queries_of  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BM, BN = 8, 4

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import symground
-from symground.ops import _build
+from symground.ops.common import build
 
 ROOT = Path(symground.__file__).resolve().parent.parent
 #: Where this environment keeps torch and the rest.
@@ -32,10 +32,10 @@ print(sg.__file__, len(STUDY_NOUNS), len(read_contexts(None)), len(list(symgroun
 WORKS = """
 import torch, symground
 from symground import ops
-from symground.ops import heads
+from symground.ops.gate import api
 x = torch.randn(1, 2, 3, 4)
 assert torch.equal(ops.gate_heads(x, torch.tensor([0.0, 1.0, 1.0]))[:, :, 1:], x[:, :, 1:])
-print(symground.__file__, heads.implementation())
+print(symground.__file__, api.implementation())
 """
 
 
@@ -140,7 +140,7 @@ def test_builds_in_isolation_without_torch_and_the_wheel_is_whole(tmp_path: Path
     assert (nouns, contexts, kernels) == ("100", "10", "1")
     shipped = {str(p.relative_to(next((tmp_path / "venv").rglob("symground")))) for p in Path(where).parent.rglob("*")}
     ours = {str(path.relative_to(source / "symground")) for path in files_in(source / "symground")}
-    assert {"py.typed", "reports/explorer.js", "kernels/attention_forward.py", "csrc/gate.cpp"} <= ours
+    assert {"py.typed", "reports/explorer.js", "kernels/attention/forward.py", "csrc/gate/gate.cpp"} <= ours
     assert ours <= shipped, "every file of the package, also what it can be built of later"
     assert not any(name.endswith(".so") for name in shipped)
     far = tmp_path / "far"
@@ -193,7 +193,7 @@ def test_installs_in_isolation_without_torch_and_without_a_compiler(tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(_build.compiler() is None, reason="no C++ compiler")
+@pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 def test_beside_torch_it_is_built_and_a_compiler_that_fails_only_warns(tmp_path: Path) -> None:
     source, environment = copy_of_sources(tmp_path / "source"), Environment(tmp_path / "venv")
     beside = ("--no-build-isolation", "--no-index", "-e", str(source))
@@ -210,19 +210,19 @@ def test_beside_torch_it_is_built_and_a_compiler_that_fails_only_warns(tmp_path:
     assert "gate.cpp:1: error: what is this" in failing.stderr
     # The compiler there is, without the half minute that it takes to optimise.
     quick = tmp_path / "quick"
-    quick.write_text(f'#!/bin/sh\nexec {" ".join(_build.compiler() or [])} "$@" -O0\n', encoding="utf-8")
+    quick.write_text(f'#!/bin/sh\nexec {" ".join(build.compiler() or [])} "$@" -O0\n', encoding="utf-8")
     quick.chmod(0o755)
     real = {"PATH": os.environ["PATH"], "CXX": str(quick)}
     environment.install(*beside, **real)
-    assert [file.name for file in ops.glob("*.so*")][:1] == [_build.FILE]
+    assert [file.name for file in ops.glob("*.so*")][:1] == [build.FILE]
     assert environment.works()[1] == "extension"
-    (ops / _build.FILE).unlink()
+    (ops / build.FILE).unlink()
     built = environment.run("symground", "build", **real)
     assert built.returncode == 0, built.stderr
-    assert built.stdout.split()[0] == str(ops / _build.FILE)
-    torch = _build.torch_folder()
+    assert built.stdout.split()[0] == str(ops / build.FILE)
+    torch = build.torch_folder()
     assert torch is not None
-    if not _build.has_cuda(torch):
+    if not build.has_cuda(torch):
         assert "the CUDA part: no torch for CUDA is installed in this Python" in built.stderr
     assert environment.works()[1] == "extension"
 
@@ -237,7 +237,7 @@ def test_the_cuda_part_is_built_and_kept_where_nvcc_and_a_torch_for_cuda_are(tmp
     (tmp_path / "torch" / "lib").mkdir(parents=True)
     (tmp_path / "torch" / "__init__.py").touch()
     compilers = {"CXX": str(stub), "NVCC": str(stub), "PYTHONPATH": str(tmp_path)}
-    for present in ([_build.FILE], [_build.CUDA_FILE, _build.FILE]):
+    for present in ([build.FILE], [build.CUDA_FILE, build.FILE]):
         environment.install("--no-build-isolation", "--no-index", "-e", str(source), **compilers)
         assert sorted(file.name for file in (source / "symground" / "ops").glob("*.so*")) == sorted(present)
         (tmp_path / "torch" / "lib" / "libtorch_cuda.so").touch()  # for the second round
@@ -248,8 +248,8 @@ import json, sys
 sys.path.insert(0, sys.argv[1])
 import torch
 from symground import ops
-from symground.ops import heads
-assert heads.implementation() == "extension", heads.implementation()
+from symground.ops.gate import api
+assert api.implementation() == "extension", api.implementation()
 x = torch.arange(2 * 7 * 3 * 5, dtype=torch.float64).sin().view(2, 7, 3, 5)
 gate = torch.tensor([[0.0, 1.0, 0.5], [0.3, 1.0, 0.0]], dtype=torch.float64)
 z = ops.gate_heads(x, gate, x[0, 0] * 2)
@@ -266,7 +266,7 @@ print(json.dumps([torch.__version__, *(t.detach().flatten().tolist() for t in (z
     not os.environ.get("SYMGROUND_OTHER_PYTHON"),
     reason="SYMGROUND_OTHER_PYTHON names no Python with numpy and another torch, 2.11 or later",
 )
-@pytest.mark.skipif(not (_build.HERE / _build.FILE).exists(), reason="the C++ extension is not built: symground build")
+@pytest.mark.skipif(not (build.HERE / build.FILE).exists(), reason="the C++ extension is not built: symground build")
 def test_one_build_serves_another_torch() -> None:
     found = []
     for interpreter in (sys.executable, os.environ["SYMGROUND_OTHER_PYTHON"]):

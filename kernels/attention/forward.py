@@ -1,0 +1,164 @@
+"""Attention, forward: softmax(q kᵀ · scale) v by online softmax, with its log-sum-exp.
+
+Dao 2023 ("FlashAttention-2"), algorithm 1. One program takes a tile of queries of one head through its keys.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from symground.kernels.attention.launch import Call
+from symground.kernels.common.configs import Config, Tiles
+from symground.kernels.common.launch import config_of
+from symground.kernels.common.tiles import (
+    LN2,
+    LOG2E,
+    keys_of,
+    load_gate,
+    load_range,
+    load_tile,
+    product,
+    seen,
+    store_tile,
+)
+
+#: Tiles by architecture and bytes of an element, then by the largest BLOCK_D (`common/configs.py`).
+TILES: dict[str, Tiles] = {
+    "attention_forward": {
+        ("sm_80", 2): {64: Config(128, 128, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 64, 8, 2)},
+        ("sm_80", 4): {64: Config(128, 32, 8, 2), 128: Config(16, 16, 4, 1), 256: Config(32, 32, 8, 1)},
+        ("sm_86", 2): {64: Config(64, 64, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(32, 32, 4, 1)},
+        ("sm_86", 4): {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(32, 32, 8, 1)},
+        ("sm_90", 2): {64: Config(128, 128, 8, 3), 128: Config(128, 128, 8, 3), 256: Config(128, 64, 8, 2)},
+        ("sm_90", 4): {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(32, 32, 8, 1)},
+        ("sm_100", 2): {64: Config(128, 128, 8, 3), 128: Config(128, 128, 8, 3), 256: Config(128, 32, 8, 2)},
+        ("sm_100", 4): {64: Config(128, 64, 8, 3), 128: Config(32, 32, 4, 2), 256: Config(64, 32, 8, 1)},
+        ("gfx942", 2): {64: Config(64, 64, 4, 1), 128: Config(64, 64, 4, 1), 256: Config(32, 32, 4, 1)},
+        ("gfx942", 4): {64: Config(32, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
+    },
+}  # fmt: skip
+
+
+@triton.jit
+def _attend(
+    b_out, b_max, b_sum, b_q, q, k, v, start, end, o_i, scale, offset, low, high, window,
+    MASKED: tl.constexpr, VALUES: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Take the queries through keys [start, end). ``VALUES`` False leaves the output, for a closed head."""
+    for j in range(start, end, BN):
+        o_j = j + tl.arange(0, BN)
+        b_k = load_tile(k, o_j, D, BLOCK_D, MASKED)  # [BN,D]
+        b_s = product(b_q, b_k, q, k, o_i, o_j, D, BLOCK_D, CHUNK, PRECISION)  # [BM,BN]
+        if MASKED:
+            m_seen = seen(o_i[:, None], o_j[None, :], offset, low, high, window, CAUSAL, WINDOW)
+            b_s = tl.where(m_seen, b_s * scale, float("-inf"))
+            b_new = tl.maximum(b_max, tl.max(b_s, 1))  # [BM], base 2
+            # A row that has seen nothing yet keeps -inf: -inf - (-inf) would be NaN.
+            b_top = tl.where(b_new == float("-inf"), 0.0, b_new)
+            b_p = tl.exp2(b_s - b_top[:, None])
+        else:
+            # The scale is not negative here, so that it may come after the maximum: one multiply-add an exponential.
+            b_new = tl.maximum(b_max, tl.max(b_s, 1) * scale)
+            b_top = b_new
+            b_p = tl.exp2(b_s * scale - b_top[:, None])
+        b_fade = tl.exp2(b_max - b_top)
+        b_sum = b_sum * b_fade + tl.sum(b_p, 1)
+        if VALUES:
+            b_v = load_tile(v, o_j, D, BLOCK_D, MASKED)  # [BN,D]
+            b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out * b_fade[:, None], input_precision=PRECISION)
+        b_max = b_new
+    return b_out, b_max, b_sum
+
+
+@triton.jit
+def _attend_all(
+    b_q, q, k, v, o_i, first_i, scale, offset, low, high, window,
+    VALUES: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, HAS_RANGE: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    b_out = tl.zeros([BM, BLOCK_D], tl.float32)
+    b_max = tl.full([BM], float("-inf"), tl.float32)
+    b_sum = tl.zeros([BM], tl.float32)
+    start, full_first, full_last, end = keys_of(first_i, first_i + BM, offset, low, high, window, CAUSAL, WINDOW, BN)
+    if HAS_RANGE or WINDOW:
+        b_out, b_max, b_sum = _attend(
+            b_out, b_max, b_sum, b_q, q, k, v, start, full_first, o_i, scale, offset, low, high, window,
+            True, VALUES, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BN, PRECISION,
+        )  # fmt: skip
+    b_out, b_max, b_sum = _attend(
+        b_out, b_max, b_sum, b_q, q, k, v, full_first, full_last, o_i, scale, offset, low, high, window,
+        False, VALUES, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BN, PRECISION,
+    )  # fmt: skip
+    return _attend(
+        b_out, b_max, b_sum, b_q, q, k, v, full_last, end, o_i, scale, offset, low, high, window,
+        True, VALUES, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BN, PRECISION,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["window", "H", "T", "S"])
+def attention_forward_kernel(
+    p_q, p_k, p_v, p_gate, p_range, p_out, p_lse,
+    s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd,
+    scale, window, H, T, S,
+    GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """out [B,H,T,D] and lse [B,H,T], both contiguous. Grid: query tiles, the last (the longest) first, × H × B."""
+    n_i = tl.cdiv(T, BM)
+    i_program = tl.program_id(0)
+    i_i = n_i - 1 - i_program % n_i
+    i_h = i_program // n_i % H
+    i_b = (i_program // n_i // H).to(tl.int64)
+    offset = S - T
+    first_i = i_i * BM
+    o_i = first_i + tl.arange(0, BM)
+    low, high = load_range(p_range, i_b, S, HAS_RANGE)
+    gate = load_gate(p_gate, i_b, i_h, H, HAS_GATE)
+    q = (p_q + i_b * s_qb + i_h.to(tl.int64) * s_qh, s_q, s_qd, 0, T)
+    k = (p_k + i_b * s_kb + (i_h // GROUP).to(tl.int64) * s_kh, s_k, s_kd, low, high)
+    v = (p_v + i_b * s_vb + (i_h // GROUP).to(tl.int64) * s_vh, s_v, s_vd, low, high)
+    b_q = load_tile(q, o_i, D, BLOCK_D, True)  # [BM,D]
+    scale *= LOG2E
+    if HAS_GATE and gate == 0.0:
+        # What it would have seen is still asked of its log-sum-exp; its values are never read.
+        b_out, b_max, b_sum = _attend_all(
+            b_q, q, k, v, o_i, first_i, scale, offset, low, high, window,
+            False, CAUSAL, WINDOW, HAS_RANGE, D, BLOCK_D, CHUNK, BM, BN, PRECISION,
+        )  # fmt: skip
+    else:
+        b_out, b_max, b_sum = _attend_all(
+            b_q, q, k, v, o_i, first_i, scale, offset, low, high, window,
+            True, CAUSAL, WINDOW, HAS_RANGE, D, BLOCK_D, CHUNK, BM, BN, PRECISION,
+        )  # fmt: skip
+    m_empty = b_sum == 0.0
+    b_sum = tl.where(m_empty, 1.0, b_sum)
+    b_out = b_out * (gate / b_sum)[:, None]
+    if HAS_GATE:  # a closed head gives 0 whatever its sum is
+        b_out = tl.where(gate == 0.0, 0.0, b_out)
+    b_lse = tl.where(m_empty, float("-inf"), (b_max + tl.log2(b_sum)) * LN2)
+    row = (i_b * H + i_h) * T
+    store_tile(p_out + row * D, o_i, D, b_out, T, D, BLOCK_D)
+    tl.store(p_lse + row + o_i, b_lse, mask=o_i < T)
+
+
+def attention_forward(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
+    """out [B,H,T,D] in the dtype of q, gated, and lse [B,H,T] float32."""
+    q, k, v = call.q, call.k, call.v
+    if call.scale < 0:  # a program takes a row's maximum before it scales the row
+        q = -q
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+
+    def run(config: Config) -> None:
+        grid = (triton.cdiv(call.T, config.BM) * call.H * call.B,)
+        attention_forward_kernel[grid](
+            q, k, v, call.gate, call.key_range, out, lse, *q.stride(), *k.stride(), *v.stride(),
+            abs(call.scale), call.window or 0, call.H, call.T, call.S, GROUP=call.group, **call.form,
+            **call.head, **config.kwargs,
+        )  # fmt: skip
+
+    if out.numel():
+        run(config_of("attention_forward", TILES, q, call.tuning_key, run))
+    return out, lse

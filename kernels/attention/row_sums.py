@@ -1,0 +1,114 @@
+"""What float32 attention, recomputed from its log-sum-exp, sums to in each row: 1 but for rounding.
+
+At a logit of 1,420 float32 rounds a log-sum-exp by up to 6e-5, and its step to base 2 by as much: every weight of a row
+is wrong by one factor. Saliency, flow and the gradients of keys and values are linear in a row of dO: dO divided by the
+row's sum mends them, and the kernels that make them need not know. Half precision has no digits to lose by it.
+
+Each kernel that is given sums takes one product q kᵀ more, and a copy of dO. The backward pass has seven products
+without them (dq needs none unless it sums flow), saliency and flow alone two.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from symground.kernels.attention.launch import Call
+from symground.kernels.common.configs import Config
+from symground.kernels.common.tiles import LOG2E, keys_of, load_gate, load_lse2, load_range, load_tile, product, seen
+
+#: Of 1 + |lse|: how far from 1 a row's sum is where nothing but rounding is in it, 32 units of float32's last place.
+ROUNDING = tl.constexpr(32 * 2.0**-23)
+
+
+@triton.jit(do_not_specialize=["window", "R", "H", "T", "S"])
+def attention_row_sums_kernel(
+    p_q, p_k, p_lse, p_gate, p_range, p_rows, p_sums,
+    s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd,
+    scale, window, R, H, T, S,
+    OWN: tl.constexpr, KEYS_FIRST: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """sums [B,H,R], contiguous, of queries rows [B,R], of which T is none. Grid: tiles of rows × H × B.
+
+    A logit is rounded as the kernel that uses the sum rounds it, by the same tiles, CHUNK and order of operands.
+    """
+    n_r = tl.cdiv(R, BM)
+    i_program = tl.program_id(0)
+    i_h = (i_program // n_r % H).to(tl.int64)
+    i_b = (i_program // n_r // H).to(tl.int64)
+    offset = S - T
+    o_r = i_program % n_r * BM + tl.arange(0, BM)
+    o_i = tl.load(p_rows + i_b * R + o_r, mask=o_r < R, other=T).to(tl.int32)
+    o_i = tl.where(o_i >= 0, o_i, T)
+    first_i, last_i = tl.min(o_i, 0), tl.max(tl.where(o_i < T, o_i, -1), 0) + 1
+    low, high = load_range(p_range, i_b, S, HAS_RANGE)
+    start, _, _, end = keys_of(first_i, last_i, offset, low, high, window, CAUSAL, WINDOW, BN)
+    if (last_i == 0) | (load_gate(p_gate, i_b, i_h, H, HAS_GATE) == 0.0):
+        start, end = 0, 0
+    q = (p_q + i_b * s_qb + i_h * s_qh, s_q, s_qd, 0, T)
+    k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_k, s_kd, low, high)
+    b_q = load_tile(q, o_i, D, BLOCK_D, True)  # [BM,D]
+    b_lse = load_lse2(p_lse + (i_b * H + i_h) * T, o_i, T)
+    b_sum = tl.zeros([BM], tl.float32)
+    for j in tl.range(start, end, BN, disable_licm=CHUNK < BLOCK_D):
+        o_j = j + tl.arange(0, BN)
+        b_k = load_tile(k, o_j, D, BLOCK_D, True)  # [BN,D]
+        if KEYS_FIRST:
+            b_s = tl.trans(product(b_k, b_q, k, q, o_j, o_i, D, BLOCK_D, CHUNK, PRECISION))  # [BM,BN]
+        else:
+            b_s = product(b_q, b_k, q, k, o_i, o_j, D, BLOCK_D, CHUNK, PRECISION)  # [BM,BN]
+        b_p = tl.exp2(b_s * (scale * LOG2E) - b_lse[:, None])
+        m_seen = seen(o_i[:, None], o_j[None, :], offset, low, high, window, CAUSAL, WINDOW)
+        b_sum += tl.sum(tl.where(m_seen, b_p, 0.0), 1)
+    b_level = tl.minimum(ROUNDING * (1.0 + tl.abs(b_lse)), 0.5)
+    m_rounded = b_sum > 0.0 if OWN else tl.abs(b_sum - 1.0) <= b_level
+    b_sum = tl.where(m_rounded, b_sum, 1.0)
+    tl.store(p_sums + (i_b * H + i_h) * R + o_r, b_sum, mask=o_r < R)
+
+
+def row_sums(
+    call: Call,
+    config: Config,
+    lse: torch.Tensor,
+    rows: torch.Tensor,
+    *,
+    chunk: int | None = None,
+    keys_first: bool = False,
+    own: bool = False,
+) -> torch.Tensor:
+    """[B,H,R] of queries ``rows`` [B,R]; 1 where ``lse`` is not that of the keys, unless it is the ``own`` one.
+
+    ``config``, ``chunk`` and ``keys_first`` are those of the kernel that uses the sums; ``own``: lse is that of the
+    forward pass, not handed over by a caller, who may have that of more keys.
+    """
+    sums = torch.empty(call.B, call.H, rows.shape[1], dtype=torch.float32, device=lse.device)
+    attention_row_sums_kernel[(triton.cdiv(rows.shape[1], config.BM) * call.H * call.B,)](
+        call.q, call.k, lse, call.gate, call.key_range, rows, sums, *call.q.stride(), *call.k.stride(), call.scale,
+        call.window or 0, rows.shape[1], call.H, call.T, call.S, OWN=own, KEYS_FIRST=keys_first, GROUP=call.group,
+        **call.form, **call.head | {"CHUNK": chunk or call.head["CHUNK"]}, **config.kwargs,
+    )  # fmt: skip
+    return sums
+
+
+def normalized(
+    call: Call,
+    config: Config,
+    lse: torch.Tensor,
+    *of_rows: torch.Tensor,
+    wanted: torch.Tensor | None = None,
+    **how: Any,
+) -> tuple[torch.Tensor, ...]:
+    """``of_rows``, each [B,H,T] or [B,H,T,D], divided by the sums of their rows in float32, else as they are.
+
+    ``wanted`` [B,T] bool: the others stay as they are, and cost nothing where they fill a tile.
+    """
+    if call.q.dtype != torch.float32:
+        return of_rows
+    rows = torch.arange(call.T, device=lse.device).repeat(call.B, 1)
+    if wanted is not None:
+        rows = torch.where(wanted, rows, call.T)
+    sums = row_sums(call, config, lse, rows, **how)
+    return tuple(x / (sums if x.ndim == 3 else sums[..., None]) for x in of_rows)

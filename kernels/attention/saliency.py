@@ -1,0 +1,142 @@
+"""Layer saliency from (q, k, v, dO, LSE): I = |Σ_h g_h · A_h ∘ (dO_h V_hᵀ)|, tile by tile, the heads looped inside.
+
+One program holds one tile [BM,BN] of one example, goes through the heads and stores once. No tile depends on another.
+The same kernel serves SSD (`ssd_saliency.py`): q is C, k is B, both shared by a group of heads, v is x, and the mixing
+is M, not A. Which of the two is chosen at compile time.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from symground.kernels.attention.launch import Call
+from symground.kernels.attention.row_sums import normalized
+from symground.kernels.common.configs import Config, Tiles
+from symground.kernels.common.launch import chunk_of, config_of, processors, rows_adjacent
+from symground.kernels.common.tiles import LOG2E, load_gate, load_range, load_rows, mixing, product_in_chunks, seen
+
+#: Tiles by architecture and bytes of an element, then by the largest BLOCK_D (`common/configs.py`).
+TILES: dict[str, Tiles] = {
+    "attention_saliency": {
+        ("sm_80", 2): {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(64, 64, 8, 2)},
+        ("sm_80", 4): {64: Config(64, 32, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(128, 32, 8, 1)},
+        ("sm_86", 2): {64: Config(64, 64, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(32, 32, 4, 1)},
+        ("sm_86", 4): {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 64, 8, 1)},
+        ("sm_90", 2): {64: Config(128, 128, 8, 2), 128: Config(128, 64, 8, 2), 256: Config(64, 64, 8, 1)},
+        ("sm_90", 4): {64: Config(128, 64, 8, 2), 128: Config(64, 64, 8, 2), 256: Config(64, 32, 8, 1)},
+        ("sm_100", 2): {64: Config(128, 128, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(128, 64, 8, 2)},
+        ("sm_100", 4): {64: Config(128, 64, 8, 2), 128: Config(64, 32, 4, 1), 256: Config(32, 64, 8, 1)},
+        ("gfx942", 2): {64: Config(64, 64, 4, 1), 128: Config(64, 64, 4, 1), 256: Config(32, 32, 4, 1)},
+        ("gfx942", 4): {64: Config(32, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
+    },
+}  # fmt: skip
+
+
+#: Programs per processor below which the heads are split over several programs.
+WAVES = 2
+
+
+# S stays specialised: a multiple of 16 makes the stores 16 bytes wide.
+@triton.jit(do_not_specialize=["window", "n_i", "n_j", "splits", "H", "T"])
+def attention_saliency_kernel(
+    p_q, p_k, p_v, p_grad, p_rows, p_gate, p_range, p_open, p_count, p_total,
+    s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd, s_gb, s_gh, s_g, s_gd, s_ts, s_tb, s_t,
+    scale, window, n_i, n_j, splits, H, T, S,
+    SIGNED: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, HAS_RANGE: tl.constexpr,
+    HAS_GATE: tl.constexpr, DECAY: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr, DV: tl.constexpr,
+    CHUNK_V: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """total [splits,B,T,S]. Grid: key tiles × query tiles × splits of the heads × B.
+
+    p_rows is lse [B,H,T], or SSD's decays [B,H,4,T] (`mixing` in tiles.py). q and k have heads of size D, v and dO of
+    size DV.
+    p_open [B,H] lists each example's heads, those with a gate other than 0 first; p_count [B] says how many they are.
+    """
+    i_program = tl.program_id(0)
+    first_j = i_program % n_j * BN
+    first_i = i_program // n_j % n_i * BM
+    i_split = (i_program // n_j // n_i % splits).to(tl.int64)
+    i_b = (i_program // n_j // n_i // splits).to(tl.int64)
+    offset = S - T
+    o_i = first_i + tl.arange(0, BM)
+    o_j = first_j + tl.arange(0, BN)
+    low, high = load_range(p_range, i_b, S, HAS_RANGE)
+    count = H
+    if HAS_GATE:
+        count = tl.load(p_count + i_b).to(tl.int32)
+    per_split = (count + splits - 1) // splits
+    first_h = i_split.to(tl.int32) * per_split
+    last_h = tl.minimum(first_h + per_split, count)
+    # A tile in which no query sees a key is written as zeros and computed never.
+    empty = (first_j >= high) | (first_j + BN <= low)
+    if CAUSAL:
+        empty = empty | (first_j > tl.minimum(first_i + BM, T) - 1 + offset)
+    if WINDOW:
+        empty = empty | (first_j + BN - 1 <= first_i + offset - window)
+    if empty:
+        last_h = first_h
+    scale *= LOG2E
+    b_total = tl.zeros([BM, BN], tl.float32)
+    b_s = tl.zeros([BM, BN], tl.float32)
+    for n in range(first_h, last_h):
+        i_h = tl.cast(n, tl.int64)
+        if HAS_GATE:
+            i_h = tl.load(p_open + i_b * H + n).to(tl.int64)
+        i_q = i_h // GROUP if DECAY else i_h
+        i_v = i_h if DECAY else i_h // GROUP
+        q = (p_q + i_b * s_qb + i_q * s_qh, s_q, s_qd, 0, T)
+        k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_k, s_kd, low, high)
+        v = (p_v + i_b * s_vb + i_v * s_vh, s_v, s_vd, low, high)
+        grad = (p_grad + i_b * s_gb + i_h * s_gh, s_g, s_gd, 0, T)
+        p_own = p_rows + (i_b * H + i_h) * T * (4 if DECAY else 1)
+        b_high, b_low = load_rows(p_own, o_i, T, DECAY)
+        if DECAY:  # the heads of a group share C Bᵀ
+            if (n == first_h) | (n % GROUP == 0):
+                b_s = product_in_chunks(q, k, o_i, o_j, D, CHUNK, PRECISION)  # [BM,BN]
+        else:
+            b_s = product_in_chunks(q, k, o_i, o_j, D, CHUNK, PRECISION)  # [BM,BN]
+        b_p = mixing(b_s, b_high, b_low, p_own, o_j, T, S, scale, DECAY)
+        b_dp = product_in_chunks(grad, v, o_i, o_j, DV, CHUNK_V, PRECISION)  # [BM,BN]
+        if HAS_GATE:
+            b_dp *= load_gate(p_gate, i_b, i_h, H, HAS_GATE)
+        b_total += b_p * b_dp
+    # What a query does not see is the same for every head, so once is enough.
+    m_seen = seen(o_i[:, None], o_j[None, :], offset, low, high, window, CAUSAL, WINDOW)
+    b_total = tl.where(m_seen, b_total, 0.0)
+    if not SIGNED:
+        b_total = tl.abs(b_total)
+    p_tile = p_total + i_split * s_ts + i_b * s_tb + o_i.to(tl.int64)[:, None] * s_t + o_j[None, :]
+    tl.store(p_tile, b_total, mask=(o_i < T)[:, None] & (o_j < S)[None, :])
+
+
+def attention_saliency(call: Call, grad_out: torch.Tensor, lse: torch.Tensor, signed: bool) -> torch.Tensor:
+    """[B,T,S] float32."""
+    q, k, v = call.q, call.k, call.v
+    grad_out, lse = rows_adjacent(grad_out), lse.contiguous()
+    heads = count = None
+    if call.gate is not None:
+        closed = call.gate == 0
+        heads = closed.int().argsort(dim=1, stable=True).int()
+        count = (~closed).sum(1, dtype=torch.int32)
+
+    def run(config: Config) -> torch.Tensor:
+        n_i, n_j = triton.cdiv(call.T, config.BM), triton.cdiv(call.S, config.BN)
+        busy = n_i * n_j * call.B / (2 if call.form["CAUSAL"] else 1)
+        splits = max(1, min(call.H, int(WAVES * processors(q.device) / max(1, busy))))
+        (grad,) = normalized(call, config, lse, grad_out, chunk=chunk_of(q))
+        total = torch.empty(splits, call.B, call.T, call.S, dtype=torch.float32, device=q.device)
+        attention_saliency_kernel[(n_i * n_j * splits * call.B,)](
+            q, k, v, grad, lse, call.gate, call.key_range, heads, count, total,
+            *q.stride(), *k.stride(), *v.stride(), *grad.stride(), *total.stride()[:3],
+            call.scale, call.window or 0, n_i, n_j, splits, call.H, call.T, call.S, SIGNED=signed or splits > 1,
+            GROUP=call.group, **call.form, DECAY=False, D=call.head["D"], CHUNK=chunk_of(q), DV=call.head["D"],
+            CHUNK_V=chunk_of(v), PRECISION=call.head["PRECISION"], **config.kwargs,
+        )  # fmt: skip
+        if splits == 1:
+            return total[0]
+        total = total.sum(0)
+        return total if signed else total.abs_()
+
+    if not call.B * call.H * call.T * call.S:
+        return torch.zeros(call.B, call.T, call.S, dtype=torch.float32, device=q.device)
+    return run(config_of("attention_saliency", TILES, q, call.tuning_key, run))

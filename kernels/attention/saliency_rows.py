@@ -1,0 +1,91 @@
+"""Signed saliency of chosen queries, head by head: S_h[i,j] = g_h · A_h[i,j] · ⟨dO_h[i], V_h[j]⟩."""
+
+import torch
+import triton
+import triton.language as tl
+
+from symground.kernels.attention.launch import Call
+from symground.kernels.attention.row_sums import row_sums
+from symground.kernels.common.configs import Config, Tiles
+from symground.kernels.common.launch import config_of, rows_adjacent
+from symground.kernels.common.tiles import LOG2E, load_gate, load_range, load_tile, product, seen
+
+#: Tiles by architecture and bytes of an element, then by the largest BLOCK_D (`common/configs.py`).
+TILES: dict[str, Tiles] = {
+    "attention_saliency_rows": {
+        ("sm_80", 2): {64: Config(64, 128, 8, 1), 128: Config(64, 128, 8, 1), 256: Config(64, 128, 8, 1)},
+        ("sm_80", 4): {64: Config(64, 128, 8, 1), 256: Config(32, 64, 8, 1)},
+        ("sm_86", 2): {64: Config(64, 64, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(32, 32, 4, 1)},
+        ("sm_86", 4): {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(32, 64, 8, 1)},
+        ("sm_90", 2): {64: Config(64, 128, 8, 1), 128: Config(64, 128, 8, 1), 256: Config(64, 128, 8, 1)},
+        ("sm_90", 4): {64: Config(64, 128, 8, 1), 128: Config(64, 128, 8, 1), 256: Config(32, 64, 8, 1)},
+        ("sm_100", 2): {64: Config(64, 128, 8, 1), 128: Config(64, 128, 8, 1), 256: Config(64, 128, 8, 1)},
+        ("sm_100", 4): {64: Config(64, 128, 8, 1), 256: Config(32, 64, 8, 1)},
+        ("gfx942", 2): {64: Config(64, 64, 4, 1), 128: Config(64, 64, 4, 1), 256: Config(32, 32, 4, 1)},
+        ("gfx942", 4): {64: Config(32, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
+    },
+}  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["window", "R", "n_j", "H", "T"])
+def attention_saliency_rows_kernel(
+    p_q, p_k, p_v, p_grad, p_lse, p_gate, p_range, p_rows, p_out,
+    s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd, s_gb, s_gh, s_g, s_gd, s_o,
+    scale, window, R, n_j, H, T, S,
+    GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """out [B,H,R,S], contiguous. Grid: key tiles × tiles of chosen queries × H × B."""
+    n_r = tl.cdiv(R, BM)
+    i_program = tl.program_id(0)
+    first_j = i_program % n_j * BN
+    i_h = (i_program // n_j // n_r % H).to(tl.int64)
+    i_b = (i_program // n_j // n_r // H).to(tl.int64)
+    offset = S - T
+    o_r = i_program // n_j % n_r * BM + tl.arange(0, BM)
+    o_i = tl.load(p_rows + i_b * R + o_r, mask=o_r < R, other=T).to(tl.int32)  # T: no such query, so nothing is read
+    o_j = first_j + tl.arange(0, BN)
+    low, high = load_range(p_range, i_b, S, HAS_RANGE)
+    gate = load_gate(p_gate, i_b, i_h, H, HAS_GATE)
+    m_seen = seen(o_i[:, None], o_j[None, :], offset, low, high, window, CAUSAL, WINDOW)
+    b_s = tl.zeros([BM, BN], tl.float32)
+    if (tl.max(m_seen.to(tl.int32)) > 0) & (gate != 0.0):
+        q = (p_q + i_b * s_qb + i_h * s_qh, s_q, s_qd, 0, T)
+        k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_k, s_kd, low, high)
+        b_q = load_tile(q, o_i, D, BLOCK_D, True)  # [BM,D]
+        b_k = load_tile(k, o_j, D, BLOCK_D, True)  # [BN,D]
+        b_lse = tl.load(p_lse + (i_b * H + i_h) * T + o_i, mask=(o_i >= 0) & (o_i < T), other=float("inf")) * LOG2E
+        b_s = product(b_q, b_k, q, k, o_i, o_j, D, BLOCK_D, CHUNK, PRECISION)  # [BM,BN]
+        b_p = tl.exp2(b_s * (scale * LOG2E) - b_lse[:, None])
+        grad = (p_grad + i_b * s_gb + i_h * s_gh, s_g, s_gd, 0, T)
+        v = (p_v + i_b * s_vb + i_h // GROUP * s_vh, s_v, s_vd, low, high)
+        b_grad = load_tile(grad, o_i, D, BLOCK_D, True)  # [BM,D]
+        b_v = load_tile(v, o_j, D, BLOCK_D, True)  # [BN,D]
+        b_dp = product(b_grad, b_v, grad, v, o_i, o_j, D, BLOCK_D, CHUNK, PRECISION) * gate  # [BM,BN]
+        b_s = tl.where(m_seen, b_p * b_dp, 0.0)
+    p_tile = p_out + ((i_b * H + i_h) * R + o_r)[:, None] * s_o + o_j[None, :]
+    tl.store(p_tile, b_s, mask=(o_r < R)[:, None] & (o_j < S)[None, :])
+
+
+def attention_saliency_rows(call: Call, grad_out: torch.Tensor, lse: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """[B,H,R,S] float32."""
+    q, k, v = call.q, call.k, call.v
+    out = torch.empty(call.B, call.H, rows.shape[1], call.S, dtype=torch.float32, device=q.device)
+    grad_out, rows, lse = rows_adjacent(grad_out), rows.contiguous(), lse.contiguous()
+
+    def run(config: Config) -> None:
+        n_j = triton.cdiv(call.S, config.BN)
+        grid = (n_j * triton.cdiv(rows.shape[1], config.BM) * call.H * call.B,)
+        attention_saliency_rows_kernel[grid](
+            q, k, v, grad_out, lse, call.gate, call.key_range, rows, out,
+            *q.stride(), *k.stride(), *v.stride(), *grad_out.stride(), call.S,
+            call.scale, call.window or 0, rows.shape[1], n_j, call.H, call.T, call.S, GROUP=call.group, **call.form,
+            **call.head, **config.kwargs,
+        )  # fmt: skip
+        if q.dtype == torch.float32:
+            out.div_(row_sums(call, config, lse, rows)[..., None])
+
+    if out.numel():
+        run(config_of("attention_saliency_rows", TILES, q, call.tuning_key, run))
+    return out

@@ -1,0 +1,58 @@
+"""Tile sizes, warps and pipeline stages: the lookup in the tables of the kernels, which stand in the kernels' files.
+
+Explicit tables: nothing is tuned at first use. Causal, the entries compile without local-memory access in their loops
+(`benchmarks/kernel_table.py` prints registers and shared memory of each and fails where that stops being true).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+
+
+class Config(NamedTuple):
+    """BM queries × BN keys a tile; rows × words, for a vocabulary."""
+
+    BM: int
+    BN: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        return self._asdict()
+
+
+#: A kernel's: (architecture, bytes of an element) → a configuration, or {largest BLOCK_D: configuration}. "cuda" serves
+#: the architectures of CUDA that have no entry. One configuration alone serves everywhere.
+Tiles: TypeAlias = Config | Mapping[tuple[str, int], Config | Mapping[int, Config]]
+
+#: The interpreter's tiles: small, so that small inputs have many, and of two sizes, so that a mix-up shows.
+INTERPRETER = Config(32, 16, 4, 1)
+
+
+@functools.cache
+def architecture_of(device: torch.device) -> str:
+    """The shipped architecture that a device is nearest to, or the interpreter for a CPU."""
+    if device.type == "cpu":
+        return "interpreter"
+    if torch.version.hip:
+        return "gfx942"
+    capability = torch.cuda.get_device_capability(device)
+    if capability in ((8, 6), (8, 9)) or capability[0] == 12:
+        return "sm_86"
+    return {8: "sm_80", 9: "sm_90"}.get(capability[0], "sm_100")
+
+
+def shipped(kernel: str, tables: Mapping[str, Tiles], architecture: str, block_d: int, element_size: int) -> Config:
+    """The entry of the kernel's table for a head of at most ``block_d``."""
+    if architecture == "interpreter":
+        return INTERPRETER
+    tiles = tables[kernel]
+    if isinstance(tiles, Config):
+        return tiles
+    found = tiles.get((architecture, element_size)) or tiles["cuda", element_size]
+    return found if isinstance(found, Config) else found[min(size for size in found if size >= block_d)]

@@ -1,0 +1,201 @@
+"""The public attention ops: what they take and give, their checks, and the choice of an implementation."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from symground.ops.attention import cpu, flash, reference, triton
+from symground.ops.attention.mixing import Mixing, check_attention, check_saliency
+from symground.ops.common import checks as check
+from symground.ops.common.dispatch import choose
+from symground.ops.common.flow import Probes, check_groups, check_probes
+
+#: By the name for ``impl``, in the order in which ``impl=None`` tries them.
+IMPLEMENTATIONS = {"cpu": cpu, "flash": flash, "triton": triton, "reference": reference}
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool = True,
+    scale: float | None = None,
+    key_range: Tensor | None = None,
+    window: int | None = None,
+    gate: Tensor | None = None,
+    saliency_probe: Tensor | None = None,
+    flow_probe: Tensor | None = None,
+    query_groups: Tensor | None = None,
+    key_groups: Tensor | None = None,
+    *,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Scaled dot-product attention, softmax(q kᵀ · scale) v, with optional probes for its saliency.
+
+    Args:
+        q: queries [B,H,T,D], D from 1 to 256.
+        k, v: keys and values [B,Hk,S,D]; Hk divides H, query head h reads key head h // (H/Hk).
+        causal: query i sees keys j <= i + S - T (aligned bottom-right).
+        scale: multiplies q kᵀ; default D ** -0.5.
+        key_range: [B,2] int, first and one-past-last valid key of each example (left or right padding); what stands in
+            other keys and values, NaN included, is not read.
+        window: each query sees only the last ``window`` of its causal keys; needs ``causal=True``.
+        gate: [H] or [B,H]; multiplies each head's output. Gate 0 gives exactly 0.
+        saliency_probe: [B,T,S], storage of one element is enough (``torch.zeros(1).expand(B, T, S)``). Its values are
+            taken to be 0; its *gradient* is the signed saliency Σ_h S_h, with
+            S_h[i,j] = gate_h · A_h[i,j] · ⟨dO_h[i], V_h[j]⟩.
+        flow_probe: [B,H,Gq,Gk], likewise; its gradient is the flow F_h[a,b] = Σ_{i∈a, j∈b} |S_h[i,j]|.
+        query_groups, key_groups: [B,T] and [B,S] int group ids for ``flow_probe``, -1 in no group.
+        impl: None picks by device; a named implementation is never replaced by another.
+
+    Returns:
+        out [B,H,T,D] in the dtype of q, and lse [B,H,T], the natural logarithm of the softmax's denominator, float32
+        (float64 for float64 inputs), not differentiable. A query with no valid key has output 0, gradient 0,
+        saliency 0 and lse -inf.
+
+    Raises:
+        ValueError: a shape, dtype, device or value that does not fit, by the name of the argument.
+        NotImplementedError: a second derivative, or one in forward mode, but by ``impl="reference"``.
+
+    Source: attention, Vaswani et al. 2017; the saliency, Wang et al. 2023 ("Label words are anchors"), equation 1.
+    """
+    mixing = check_attention(q, k, v, Mixing(causal, scale, key_range, window, gate))
+    given = Probes(saliency_probe, flow_probe, query_groups, key_groups)
+    probes = check_probes(given, (*q.shape[:3], k.shape[2]), "q", q)
+    out, lse = choose("attention", IMPLEMENTATIONS, impl, q)(q, k, v, mixing, probes)
+    return out, lse
+
+
+def attention_saliency(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grad_out: Tensor,
+    lse: Tensor,
+    signed: bool = False,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    key_range: Tensor | None = None,
+    window: int | None = None,
+    gate: Tensor | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """I = |Σ_h A_h ∘ ∂L/∂A_h|, the saliency of a layer, from (q, k, v, dO, LSE).
+
+    Args:
+        q, k, v, causal, scale, key_range, window, gate: as in :func:`symground.ops.attention`.
+        grad_out: [B,H,T,D] gradient of L with respect to the op's output, L summed over examples.
+        lse: [B,H,T] natural-log log-sum-exp of the forward pass.
+        signed: return Σ_h S_h without its absolute value.
+        impl: None picks by device.
+
+    Returns:
+        [B,T,S] in the precision of ``lse``; 0 outside the valid keys. Units: nats when L is a surprisal in nats.
+        With ``signed=True`` each row sums to Σ_h ⟨dO_h[i], O_h[i]⟩.
+
+    Raises:
+        ValueError: a shape, dtype, device or value that does not fit, by the name of the argument.
+        NotImplementedError: a derivative of the result, but by ``impl="reference"``.
+
+    Source: Wang et al. 2023, equation 1, with ∂L/∂A_h = dO_h V_hᵀ.
+    """
+    mixing = check_attention(q, k, v, Mixing(causal, scale, key_range, window, gate))
+    check_saliency(q, grad_out, lse)
+    signed = check.flag("signed", signed)
+    total: Tensor = choose("attention_saliency", IMPLEMENTATIONS, impl, q)(q, k, v, grad_out, lse, mixing, signed)
+    return total
+
+
+def attention_saliency_rows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grad_out: Tensor,
+    lse: Tensor,
+    rows: Tensor,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    key_range: Tensor | None = None,
+    window: int | None = None,
+    gate: Tensor | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """S_h[i,j] = gate_h · A_h[i,j] · ⟨dO_h[i], V_h[j]⟩ for the queries i in ``rows``, signed, per head.
+
+    Args:
+        q, k, v, causal, scale, key_range, window, gate: as in :func:`symground.ops.attention`.
+        grad_out: [B,H,T,D] gradient of L with respect to the op's output.
+        lse: [B,H,T] natural-log log-sum-exp of the forward pass.
+        rows: [B,R] int, query positions in [0, T).
+        impl: None picks by device.
+
+    Returns:
+        [B,H,R,S] in the precision of ``lse``.
+
+    Raises:
+        ValueError: a shape, dtype, device or value that does not fit, by the name of the argument.
+        NotImplementedError: a derivative of the result, but by ``impl="reference"``.
+
+    Source: Wang et al. 2023, equation 1, before the sum over heads.
+    """
+    mixing = check_attention(q, k, v, Mixing(causal, scale, key_range, window, gate))
+    check_saliency(q, grad_out, lse)
+    check.has_shape("rows", rows, "B,R", (q.shape[0], None))
+    rows = check.integers("rows", rows)
+    check.matches("rows", rows, "q", q, dtype=False)
+    check.values((rows >= 0) & (rows < q.shape[2]), "rows: expected positions in [0, T)", rows, T=q.shape[2])
+    out: Tensor = choose("attention_saliency_rows", IMPLEMENTATIONS, impl, q)(q, k, v, grad_out, lse, mixing, rows)
+    return out
+
+
+def attention_flow(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grad_out: Tensor,
+    lse: Tensor,
+    query_groups: Tensor,
+    key_groups: Tensor,
+    num_query_groups: int | None = None,
+    num_key_groups: int | None = None,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    key_range: Tensor | None = None,
+    window: int | None = None,
+    gate: Tensor | None = None,
+    with_matrix_total: bool = True,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """F_h[a,b] = Σ_{i∈a, j∈b} |S_h[i,j]| with its row and matrix totals.
+
+    Args:
+        q, k, v, causal, scale, key_range, window, gate: as in :func:`symground.ops.attention`.
+        grad_out: [B,H,T,D] gradient of L with respect to the op's output.
+        lse: [B,H,T] natural-log log-sum-exp of the forward pass.
+        query_groups, key_groups: [B,T] and [B,S] int; -1 is in no group, yet counts in the totals.
+        num_query_groups, num_key_groups: how many groups there are; None reads the largest id (which waits for a GPU).
+        with_matrix_total: False leaves matrix_total out (None), and with it the queries that are in no group: the
+            usual question, one prediction row, then costs O(B·H·T·D) in place of O(B·H·T²·D).
+        impl: None picks by device.
+
+    Returns:
+        F [B,H,Gq,Gk]; row_total [B,H,Gq], over the rows of a and all keys; matrix_total [B,H], over all rows and
+        keys. In the precision of ``lse``.
+
+    Raises:
+        ValueError: a shape, dtype, device or group id that does not fit, by the name of the argument.
+        NotImplementedError: a derivative of the result, but by ``impl="reference"``.
+
+    Source: the information flow S_wp, S_pq of Wang et al. 2023, section 2.2, for arbitrary groups, as sums.
+    """
+    mixing = check_attention(q, k, v, Mixing(causal, scale, key_range, window, gate))
+    check_saliency(q, grad_out, lse)
+    sizes = (q.shape[0], q.shape[2], k.shape[2])
+    groups = check_groups(query_groups, key_groups, num_query_groups, num_key_groups, sizes, "q", q)
+    with_matrix_total = check.flag("with_matrix_total", with_matrix_total)
+    run = choose("attention_flow", IMPLEMENTATIONS, impl, q)
+    flow, row_total, matrix_total = run(q, k, v, grad_out, lse, mixing, groups, with_matrix_total)
+    return flow, row_total, matrix_total if with_matrix_total else None

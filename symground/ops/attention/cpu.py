@@ -1,0 +1,151 @@
+"""The ``cpu`` implementation: PyTorch's own flash attention where nothing else is asked, else rows of tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from symground.ops.attention import cpu_extension, cpu_tiles
+from symground.ops.attention.cpu_plan import ROW, Group, groups, one_range, rectangles
+from symground.ops.attention.mixing import Mixing
+from symground.ops.attention.registered import Gradients, Kernels, register
+from symground.ops.common import extension, needs
+from symground.ops.common.flow import FlowSums, Groups
+from symground.ops.common.tensors import accumulation_dtype, adjacent, with_positive_scale
+
+refuses = needs.cpu
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _inner() -> ModuleType:
+    """What computes saliency, flow and gradients: the C++ extension where it is built, else plain PyTorch."""
+    return cpu_tiles if extension.library is None else cpu_extension
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
+    # The flash kernel computes a closed head like any other. The extension does not, and takes the same time for an
+    # open one; but half precision it would convert, and all heads in bfloat16 are done before half of them in float32.
+    if mixing.gate is not None and extension.library is not None and q.dtype == accumulation_dtype(q):
+        return cpu_extension.forward(q, k, v, mixing)
+    q, scale = with_positive_scale(q, mixing.scale_of(q))
+    out = lse = None
+    for part in _parts(q, k, v, mixing):
+        bias = None if part.valid is None else _additive(part.valid, q)
+        given = (adjacent(x) for x in (part.q, part.k, part.v))
+        o, m = _flash(*given, 0.0, part.causal, attn_mask=bias, scale=scale)
+        if part.valid is not None:
+            empty = ~part.valid.any(-1)  # that kernel gives them a log-sum-exp of 0
+            o, m = o.masked_fill(empty[..., None], 0.0), m.masked_fill(empty, float("-inf"))
+        if o.shape == q.shape:  # all there is: no need to put it together
+            out, lse = o, m
+            break
+        out, lse = _unseeing(q) if out is None or lse is None else (out, lse)
+        out[part.examples, :, part.queries], lse[part.examples, :, part.queries] = o, m
+    out, lse = _unseeing(q) if out is None or lse is None else (out, lse)
+    return mixing.gated(out).contiguous(), lse.contiguous()
+
+
+class _Part(NamedTuple):
+    """A call of the flash kernel, which knows causal from the corner and a mask, but no ranges of keys."""
+
+    examples: slice
+    queries: slice
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    causal: bool
+    valid: Tensor | None  # bool [examples or 1, 1, queries, keys]
+
+
+def _parts(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Iterator[_Part]:
+    """Views wherever possible; only short examples of different ranges are copied, to go in one call."""
+    (batch, heads, queries, _), keys = q.shape, k.shape[2]
+    together = batch if one_range(mixing.key_range) else ROW // max(1, heads * queries * keys)
+    for group in groups(q, k, mixing._replace(gate=None), together):
+        at, low, high, bounds = group.examples, group.low, group.high, group.bounds
+        if bounds is not None:
+            valid = mixing._replace(key_range=bounds).valid(q, k)[..., low:high]
+            yield _Part(at, slice(0, queries), q[at], group.readable(k), group.readable(v), False, valid)
+            continue
+        for rows, columns, from_corner, mask in rectangles(queries, keys, mixing, low, high):
+            part = (q[at, :, rows], k[at, :, columns], v[at, :, columns])
+            yield _Part(at, rows, *part, from_corner, None if mask is None else mask[None, None])
+
+
+def _unseeing(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of queries that see no key."""
+    return torch.zeros(q.shape, dtype=q.dtype), torch.full(q.shape[:3], float("-inf"), dtype=accumulation_dtype(q))
+
+
+def _additive(valid: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros(valid.shape, dtype=like.dtype).masked_fill_(~valid, float("-inf"))
+
+
+def _backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing, saliency: bool,
+    groups: Groups,
+) -> Gradients:  # fmt: skip
+    # What aten's kernel takes: it masks before it scales.
+    scale = mixing.scale_of(q)
+    plain = mixing.gate is None and mixing.key_range is None and mixing.window is None and scale > 0
+    plain = plain and (not mixing.causal or q.shape[2] == k.shape[2])
+    if plain and not saliency and groups.query is None:
+        given = (adjacent(x) for x in (grad_out, q, k, v))
+        dq, dk, dv = _flash_backward(*given, out, lse, 0.0, mixing.causal, scale=scale)
+        return Gradients(dq.contiguous(), dk.contiguous(), dv.contiguous(), None, None)
+    # One pass for gradients, saliency and flow; and aten's flash would want a mask of size B·T·S.
+    everything: Gradients = _inner().backward(q, k, v, grad_out, lse, mixing, saliency, groups)
+    return everything
+
+
+def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, signed: bool) -> Tensor:
+    total: Tensor = _inner().saliency(q, k, v, grad_out, lse, mixing)
+    return total if signed else total.abs_()
+
+
+def _flow(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, groups: Groups, matrix: bool
+) -> FlowSums:
+    sums: FlowSums = _inner().flow(q, k, v, grad_out, lse, mixing, groups, matrix)
+    return sums
+
+
+def _rows(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, rows: Tensor) -> Tensor:
+    """S of the chosen queries only: [B,H,R,S]."""
+    (batch, heads, queries, size), keys, count = q.shape, k.shape[2], rows.shape[1]
+    at = rows.long()[:, None, :]  # [B,1,R]
+    last = at[:, 0, :, None] + (keys - queries)  # [B,R,1]
+    of_row = lse.take_along_dim(at, 2)[..., None]
+    of_row = of_row.masked_fill(of_row.isneginf(), 0.0)  # rows without a key: -inf + inf would be NaN
+    chosen_q, chosen_grad = (x.take_along_dim(at[..., None], 2).to(lse.dtype) for x in (q, grad_out))  # [B,H,R,D]
+    chosen_grad = mixing.gated(chosen_grad)
+    out = lse.new_zeros(batch, heads, count, keys)
+    together = batch if one_range(mixing.key_range) else ROW // max(1, heads * count * keys)
+    for group in groups(q, k, mixing, together):
+        here = group.examples, group.heads
+
+        def product(x: Tensor, y: Tensor, group: Group = group) -> Tensor:
+            x, y = x[group.examples, group.heads], group.readable(y).to(lse.dtype)  # [·,Hk,C,D]
+            folded = x.reshape(*y.shape[:2], -1, size)  # [·,Hk,H/Hk·R,D]
+            return (folded @ y.mT).view(*x.shape[:3], y.shape[2])
+
+        s = product(chosen_q, k).mul_(mixing.scale_of(q)).sub_(of_row[here])
+        j, upto = torch.arange(group.low, group.high), last[group.examples]
+        unseen = (j > upto) if mixing.causal else torch.zeros_like(j > upto)
+        if mixing.window is not None:
+            unseen |= j <= upto - mixing.window
+        if group.bounds is not None:
+            unseen |= group.outside()[:, None]
+        cpu_tiles.normalize_(s.exp_().masked_fill_(unseen[:, None], 0.0), of_row[here][..., 0])
+        out[*here, :, group.low : group.high] = s.mul_(product(chosen_grad, v))
+    return out
+
+
+kernels = Kernels(_forward, _backward, _saliency, _flow, _rows)
+attention, attention_saliency, attention_flow, attention_saliency_rows = register("cpu", kernels, "cpu")

@@ -1,0 +1,87 @@
+"""Attention by the C++ extension, where it is built: the same as `cpu_tiles`, one head at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from symground.ops.attention.mixing import Mixing
+from symground.ops.attention.registered import Gradients
+from symground.ops.common import extension
+from symground.ops.common.flow import FlowSums, Groups
+from symground.ops.common.tensors import accumulation_dtype
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
+    """out, with the gate on it, and lse, of heads in float32 or float64."""
+    out, lse = torch.zeros(q.shape, dtype=q.dtype), q.new_full(q.shape[:3], float("-inf"))
+    extension.library.attention_forward(q, k, v, *_form(mixing, lse), out, lse)
+    return out, lse
+
+
+def saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing) -> Tensor:
+    """As `cpu_tiles.saliency`."""
+    exact = lse.to(accumulation_dtype(lse))
+    total = exact.new_zeros(q.shape[0], q.shape[2], k.shape[2])
+    for at in _pieces(q, exact):
+        extension.library.attention_saliency(*_piece(at, q, k, v, grad_out, exact, mixing), total[at])
+    return total.to(lse.dtype)
+
+
+def flow(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, groups: Groups, matrix: bool
+) -> FlowSums:
+    """As `cpu_tiles.flow`."""
+    exact = lse.to(accumulation_dtype(lse))
+    heads = exact.shape[:2]
+    sums = exact.new_zeros(*heads, groups.num_query, groups.num_key)
+    row_total, matrix_total = exact.new_zeros(*heads, groups.num_query), exact.new_zeros(heads)
+    for at in _pieces(q, exact):
+        extension.library.attention_flow(
+            *_piece(at, q, k, v, grad_out, exact, mixing), *_ids(groups, at), sums[at], row_total[at],
+            matrix_total[at] if matrix else None,
+        )  # fmt: skip
+    return FlowSums(sums.to(lse.dtype), row_total.to(lse.dtype), matrix_total.to(lse.dtype))
+
+
+def backward(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, saliency: bool, groups: Groups
+) -> Gradients:
+    """As `cpu_tiles.backward`."""
+    dq, dk, dv = grads = [torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v)]
+    total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
+    sums = None if groups.query is None else lse.new_zeros(*q.shape[:2], groups.num_query, groups.num_key)
+    for at in _pieces(q, lse):
+        precise = [x[at].to(lse.dtype) for x in grads]  # the same memory, but for half precision
+        extension.library.attention_backward(
+            *_piece(at, q, k, v, grad_out, lse, mixing), *precise, None if total is None else total[at],
+            *_ids(groups, at), None if sums is None else sums[at],
+        )  # fmt: skip
+        if q.dtype != lse.dtype:
+            for x, exact in zip(grads, precise, strict=True):
+                x[at] = exact
+    return Gradients(dq, dk, dv, total, sums)
+
+
+def _pieces(q: Tensor, lse: Tensor) -> list[slice]:
+    """The whole batch; one example at a time where q, k, v must be converted, so that only one has a copy."""
+    return [slice(None)] if q.dtype == lse.dtype else [slice(b, b + 1) for b in range(q.shape[0])]
+
+
+def _piece(at: slice, q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing) -> list[Any]:
+    """The arguments of these examples as the operators want them, in the dtype of lse."""
+    converted = (x[at].to(lse.dtype) for x in (q, k, v, grad_out))
+    return [*converted, lse[at].contiguous(), *_form(mixing.of(at), lse)]
+
+
+def _form(mixing: Mixing, lse: Tensor) -> tuple[Tensor | None, bool, float | None, Tensor | None, int | None]:
+    """The record as the operators' arguments."""
+    causal, scale, key_range, window, gate = mixing
+    gate = None if gate is None else gate.to(lse.dtype).contiguous()
+    return gate, causal, scale, None if key_range is None else key_range.long().contiguous(), window
+
+
+def _ids(groups: Groups, at: slice) -> list[Tensor | None]:
+    return [None if ids is None else ids[at].to(torch.int32).contiguous() for ids in (groups.query, groups.key)]

@@ -1,0 +1,130 @@
+"""How the CPU cuts attention up: examples that go together, and rectangles of queries × keys for a flash kernel.
+
+So that no copy of k and v is made to hide what stands outside a range, and no mask of size B·T·S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from symground.ops.attention.mixing import Mixing
+from symground.ops.common.flow import Heads
+
+ROW = 2**20  # products: while examples have fewer than this together, they go together
+CHUNK = 256  # queries in a rectangle that needs a mask
+
+
+class Group(NamedTuple):
+    """Consecutive examples and heads that are computed together, and the keys [low, high) that one of them may read."""
+
+    examples: slice
+    heads: Heads
+    key_heads: Heads  # those that the heads use, each by as many of them
+    low: int
+    high: int
+    bounds: Tensor | None  # [examples,2] where they differ in that, else None
+    first: bool  # no heads of these examples came before
+
+    def readable(self, x: Tensor) -> Tensor:
+        """The group's part of keys or values; where ranges differ, a copy with 0 where an example may not read."""
+        x = x[self.examples, self.key_heads, self.low : self.high]
+        return x if self.bounds is None else x.masked_fill(self.outside()[:, None, :, None], 0.0)
+
+    def outside(self, first: int | None = None, last: int | None = None) -> Tensor:
+        """[examples, keys] True at keys outside the example's own range."""
+        assert self.bounds is not None
+        j = torch.arange(self.low if first is None else first, self.high if last is None else last)
+        return (j < self.bounds[:, :1]) | (j >= self.bounds[:, 1:])
+
+
+def one_range(key_range: Tensor | None) -> bool:
+    """Whether all examples may read the same keys."""
+    return key_range is None or bool((key_range == key_range[:1]).all())
+
+
+def groups(q: Tensor, k: Tensor, mixing: Mixing, together: int) -> Iterator[Group]:
+    """Every example and every head whose gate is not 0.
+
+    Examples go together, at most ``together`` and at least one, where they close the same heads.
+    """
+    (batch, heads), key_heads, keys = q.shape[:2], k.shape[1], k.shape[2]
+    key_range, gate = mixing.key_range, mixing.gate
+    is_open = [[True] * heads] * batch if gate is None else (gate != 0).tolist()
+    start = 0
+    while start < batch:
+        stop = start + 1
+        while stop < min(start + together, batch) and is_open[stop] == is_open[start]:
+            stop += 1
+        low, high, bounds = 0, keys, None
+        if key_range is not None:
+            bounds = key_range[start:stop]
+            low = max(0, int(bounds[:, 0].min()))
+            high = max(low, min(keys, int(bounds[:, 1].max())))  # ranges may be empty, first > last
+        examples, bounds = slice(start, stop), None if one_range(bounds) else bounds
+        for n, (of_query, of_key) in enumerate(_open_heads(is_open[start], heads // key_heads)):
+            yield Group(examples, of_query, of_key, low, high, bounds, n == 0)
+        start = stop
+
+
+def _open_heads(is_open: list[bool], shared: int) -> Iterator[tuple[Heads, Heads]]:
+    """Heads and their key heads: first all that share a key head with no closed one, then neighbours of one key head.
+
+    One after the other, heads would be products too small for many threads; and no key head comes twice at once, so
+    that what heads add to its gradient can be assigned.
+    """
+    of_key = [range(start, start + shared) for start in range(0, len(is_open), shared)]
+    whole = [j for j, heads in enumerate(of_key) if all(is_open[h] for h in heads)]
+    if whole:
+        yield _index([h for j in whole for h in of_key[j]]), _index(whole)
+    for j, heads in enumerate(of_key):
+        if j not in whole:
+            for found, run in groupby(heads, is_open.__getitem__):
+                if found:
+                    yield _index(list(run)), slice(j, j + 1)
+
+
+def _index(heads: list[int]) -> Heads:
+    neighbours = heads[-1] - heads[0] == len(heads) - 1
+    return slice(heads[0], heads[-1] + 1) if neighbours else torch.tensor(heads)
+
+
+class Rectangle(NamedTuple):
+    """Queries and keys of which a kernel without key ranges can compute the attention."""
+
+    queries: slice
+    keys: slice
+    causal: bool = False  # query i of the rectangle sees its keys j <= i
+    mask: Tensor | None = None  # [queries, keys] bool of the pairs that see each other
+
+
+def rectangles(queries: int, keys: int, mixing: Mixing, low: int, high: int) -> Iterator[Rectangle]:
+    """All pairs that see each other when keys [low, high) are valid; every query in here sees a key."""
+    offset, window = keys - queries, mixing.window  # query i is at position i + offset
+    if low >= high:
+        return
+    if not mixing.causal:
+        yield Rectangle(slice(0, queries), slice(low, high))
+        return
+    start = max(0, low - offset)  # the first query that sees a key
+    stop = queries if window is None else min(queries, high - offset + window - 1)  # after the last one
+    if window is None:
+        if start == low - offset:  # it sees exactly one: causal from the corner
+            full = max(start, min(queries, high - offset))
+            if start < full:
+                yield Rectangle(slice(start, full), slice(low, low + full - start), causal=True)
+            start = full
+        full = max(start, min(queries, high - offset - 1))  # the first query that sees all
+        if full < queries:
+            yield Rectangle(slice(full, queries), slice(low, high))
+        stop = full
+    for first in range(start, stop, CHUNK):
+        last = min(first + CHUNK, stop)
+        seen = slice(low if window is None else max(low, first + offset - window + 1), min(high, last + offset))
+        i, j = torch.arange(first, last)[:, None] + offset, torch.arange(seen.start, seen.stop)
+        mask = j <= i if window is None else (j <= i) & (j > i - window)
+        yield Rectangle(slice(first, last), seen, mask=mask)

@@ -1,0 +1,154 @@
+"""Saliency and flow on a CPU in plain PyTorch, by rows of tiles: a tile of queries against its keys, heads at once.
+
+Nothing of size B·H·T·S exists: a row of tiles holds two or three [examples, H, TILE, S] products, used up before the
+next. The C++ extension does the same one head at a time (`cpu_extension.py`); this is what runs where it is not built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from symground.ops.attention.cpu_plan import ROW, groups, one_range
+from symground.ops.attention.mixing import Mixing, per_head
+from symground.ops.attention.registered import Gradients
+from symground.ops.common.flow import FlowSums, Groups, Heads, TileSums
+
+TILE = 64  # queries
+
+
+class Row(NamedTuple):
+    """A row of tiles: E examples, H heads, R queries, C keys, in the dtype of lse; G = H / Hk share a key head."""
+
+    examples: slice
+    heads: Heads
+    key_heads: Heads
+    rows: slice
+    columns: slice
+    p: Tensor  # [E,H,R,C] attention, 0 at pairs that do not see each other
+    dp: Tensor  # [E,H,R,C] ⟨dO, V⟩, times the gate
+    q: Tensor  # [E,Hk,G·R,D]
+    k: Tensor  # [E,Hk,C,D]
+    grad_out: Tensor  # [E,Hk,G·R,D], times the gate
+    first: bool  # no heads of these examples came before
+
+    def fold(self, x: Tensor) -> Tensor:
+        """[E,H,R,C] → [E,Hk,G·R,C]"""
+        return x.view(*self.q.shape[:3], x.shape[3])
+
+    def sum_heads(self, s: Tensor, total: Tensor) -> None:
+        """Add Σ_h ``s`` [E,H,R,C] to ``total`` [B,T,S], 0 before the first heads, which need no sum in between."""
+        at = total[self.examples, self.rows, self.columns]
+        if self.first:
+            torch.sum(s, 1, out=at)
+        else:
+            at += s.sum(1)
+
+
+def normalize_(p: Tensor, lse: Tensor, own: bool = False) -> Tensor:
+    """Divide exp(s - lse) [...,C] of whole rows by its sum, in place, where that is 1 but for the rounding of lse.
+
+    A large lse is rounded by more than p may be wrong. One that is not that of these keys leaves p as it is, unless it
+    is the ``own`` one of the forward pass.
+    """
+    total = p.sum(-1)
+    if own:
+        rounded = total > 0
+    else:
+        level = lse.abs().add_(1).mul_(32 * torch.finfo(lse.dtype).eps).clamp_(max=0.5)  # -inf has no rounding
+        rounded = (total - 1).abs_() <= level
+    return p.div_(torch.where(rounded, total, 1.0)[..., None])
+
+
+def rows_of_tiles(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, wanted: Tensor | None = None,
+    own: bool = False,
+) -> Iterator[Row]:  # fmt: skip
+    """The rows in which some query sees some key. ``wanted`` [B,T] bool leaves out those where no query is True.
+
+    ``own``: ``lse`` is that of the forward pass, not handed over by a caller.
+    """
+    causal, window, gate = mixing.causal, mixing.window, mixing.gate
+    heads, queries, size, keys = *q.shape[1:], k.shape[2]
+    offset = keys - queries  # causal is aligned bottom-right
+    # Groups of different ranges are copied: only short examples may share one.
+    tall = min(queries, TILE) if one_range(mixing.key_range) else queries
+    together = ROW // max(1, heads * tall * keys)
+    for group in groups(q, k, mixing, together):
+        examples, heads_, key_heads, low, high, bounds, begins = group
+        k_, v_ = group.readable(k), group.readable(v)  # keys [low, high)
+        for start in range(0, queries, TILE):
+            stop = min(start + TILE, queries)
+            rows = slice(start, stop)
+            if wanted is not None and not bool(wanted[examples, rows].any()):
+                continue
+            first = max(low, start + offset - window + 1) if window is not None else low
+            last = min(high, stop + offset) if causal else high
+            if first >= last:
+                continue
+            columns = slice(first, last)
+            q_row, grad = (x[examples, heads_, rows].to(lse.dtype) for x in (q, grad_out))
+            shape = (*q_row.shape[:3], last - first)
+            folded = (*k_.shape[:2], -1, size)
+            if gate is not None:
+                grad = grad * per_head(gate[examples, heads_]).to(lse.dtype)
+            q_row, grad = q_row.reshape(folded), grad.reshape(folded)
+            k_row, v_row = (x[:, :, first - low : last - low].to(lse.dtype) for x in (k_, v_))
+            p = (q_row @ k_row.mT).view(shape)
+            p = p.mul_(mixing.scale_of(q)).sub_(lse[examples, heads_, rows, None]).exp_()
+            i = torch.arange(start, stop)[:, None] + offset
+            j = torch.arange(first, last)
+            if causal and last > start + offset + 1:
+                p.masked_fill_(j > i, 0.0)
+            if window is not None and first < stop + offset - window:
+                p.masked_fill_(j <= i - window, 0.0)
+            if bounds is not None:
+                p.masked_fill_(group.outside(first, last)[:, None, None], 0.0)
+            normalize_(p, lse[examples, heads_, rows], own)
+            dp = (grad @ v_row.mT).view(shape)
+            yield Row(examples, heads_, key_heads, rows, columns, p, dp, q_row, k_row, grad, begins)
+
+
+def saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing) -> Tensor:
+    """Σ_h S_h [B,T,S], signed."""
+    total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2])
+    for row in rows_of_tiles(q, k, v, grad_out, lse, mixing):
+        row.sum_heads(row.dp.mul_(row.p), total)
+    return total
+
+
+def flow(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, groups: Groups, matrix: bool
+) -> FlowSums:
+    """Sums of |S|. Without ``matrix`` the queries in no group are left out, and matrix_total is not to be used."""
+    tiles = TileSums(lse, groups)
+    wanted = None if matrix else groups.given[0] >= 0
+    for row in rows_of_tiles(q, k, v, grad_out, lse, mixing, wanted):
+        tiles.add((row.examples, row.heads), row.rows, row.columns, row.dp.mul_(row.p).abs_())
+    return tiles.sums
+
+
+def backward(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, saliency: bool, groups: Groups
+) -> Gradients:
+    """The gradients of q, k and v, and in passing the saliency where ``saliency``, the flow where there are groups."""
+    dq, dk, dv = (torch.zeros(x.shape, dtype=lse.dtype) for x in (q, k, v))
+    scale = mixing.scale_of(q)
+    total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
+    tiles = None if groups.query is None else TileSums(lse, groups)
+    for row in rows_of_tiles(q, k, v, grad_out, lse, mixing, own=True):
+        examples, heads, key_heads, rows, columns, p, s = row[:7]
+        s.mul_(p)
+        if total is not None:
+            row.sum_heads(s, total)
+        if tiles is not None:
+            tiles.add((examples, heads), rows, columns, s.abs())
+        dv[examples, key_heads, columns] += row.fold(p).mT @ row.grad_out
+        # ∂L/∂(q·k·scale) = P ∘ (dP − Σ_j P dP), and the saliency holds P ∘ dP.
+        ds = row.fold(s.addcmul_(p, s.sum(-1, keepdim=True), value=-1))
+        dq[examples, heads, rows] = (ds @ row.k).mul_(scale).view(*p.shape[:3], -1)
+        dk[examples, key_heads, columns] += (ds.mT @ row.q).mul_(scale)
+    return Gradients(dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), total, None if tiles is None else tiles.sums.flow)

@@ -1,0 +1,168 @@
+"""One registration for every implementation of attention: plain kernels in, differentiable ops of torch.library out.
+
+An implementation brings five functions without autograd (`Kernels`). Registered, a compiled graph keeps them whole, and
+saliency and flow are the gradients of the probes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from symground.ops.attention.mixing import Mixing
+from symground.ops.common.flow import NO_GROUPS, FlowSums, Groups, Probes
+from symground.ops.common.register import Op, save, saved
+from symground.ops.common.tensors import accumulation_dtype
+
+
+class Gradients(NamedTuple):
+    """What a backward pass gives; None where it was not asked."""
+
+    q: Tensor | None
+    k: Tensor | None
+    v: Tensor | None
+    saliency: Tensor | None  # [B,T,S], signed
+    flow: Tensor | None  # [B,H,Gq,Gk]
+
+
+class Kernels(NamedTuple):
+    """What an implementation computes, of a `Mixing` that is settled.
+
+    Attributes:
+        forward: (q, k, v, mixing) → out, gated, and lse. The output of a head whose gate is 0 is not computed.
+        backward: (grad_out, q, k, v, out, lse, mixing, saliency, groups) → the gradients of q, k and v, and what it has
+            in passing of the saliency where ``saliency`` and of the flow where there are groups; None leaves it to the
+            functions below.
+        saliency: (q, k, v, grad_out, lse, mixing, signed) → [B,T,S].
+        flow: (q, k, v, grad_out, lse, mixing, groups, matrix); without ``matrix`` matrix_total may be anything.
+        rows: (q, k, v, grad_out, lse, mixing, rows [B,R]) → [B,H,R,S], signed.
+    """
+
+    forward: Callable[[Tensor, Tensor, Tensor, Mixing], tuple[Tensor, Tensor]]
+    backward: Callable[..., Gradients]
+    saliency: Callable[..., Tensor]
+    flow: Callable[..., FlowSums]
+    rows: Callable[..., Tensor]
+
+    def gradients(
+        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing, inputs: bool,
+        saliency: bool, groups: Groups,
+    ) -> Gradients:  # fmt: skip
+        """Those of q, k and v where ``inputs``, the saliency where ``saliency``, the flow where there are groups."""
+        found = Gradients(None, None, None, None, None)
+        if inputs:
+            found = self.backward(grad_out, q, k, v, out, lse, mixing, saliency, groups)
+        if saliency and found.saliency is None:
+            found = found._replace(saliency=self.saliency(q, k, v, grad_out, lse, mixing, True))
+        if groups.query is not None and found.flow is None:
+            found = found._replace(flow=self.flow(q, k, v, grad_out, lse, mixing, groups, False).flow)
+        return found
+
+
+class Registered(NamedTuple):
+    """The implementations of the public ops, which take their arguments checked."""
+
+    attention: Callable[[Tensor, Tensor, Tensor, Mixing, Probes], tuple[Tensor, Tensor]]
+    attention_saliency: Callable[..., Tensor]
+    attention_flow: Callable[..., FlowSums]
+    attention_saliency_rows: Callable[..., Tensor]
+
+
+def register(impl: str, kernels: Kernels, device_types: str | None = None) -> Registered:
+    """Register ``kernels`` as ``symground::attention_<impl>`` and its companions."""
+
+    def op(
+        name: str, kernel: Callable[..., Any], takes: list[Any], results: Callable[..., Any], returns: int = 1,
+        nothing: Callable[..., bool] = _nothing,
+    ) -> Op:  # fmt: skip
+        return Op(name, impl, kernel, takes, results, returns=returns, device_types=device_types, nothing=nothing)
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, probes: Probes, mixing: Mixing) -> tuple[Tensor, Tensor]:
+        return kernels.forward(q, k, v, mixing)
+
+    inputs = ["Tensor q", "Tensor k", "Tensor v"]
+    after = [*inputs, "Tensor grad_out", "Tensor lse", Mixing]
+    forward = op("attention", kernel, [*inputs, Probes, Mixing], _outputs, 2)
+    taken = ["Tensor grad_out", *inputs, "Tensor out", "Tensor lse", Mixing, "bool inputs", "bool saliency", Groups]
+    backward = op("attention_backward", kernels.gradients, taken, _gradients, 5, lambda _, q, k, *rest: _nothing(q, k))
+    saliency = op("attention_saliency", kernels.saliency, [*after, "bool signed"], _saliency)
+    flow = op("attention_flow", kernels.flow, [*after, Groups, "bool matrix"], _flow, 3)
+    rows = op(
+        "attention_saliency_rows", kernels.rows, [*after, "Tensor rows"], _rows,
+        nothing=lambda q, k, *rest: _nothing(q, k) or rest[-1].numel() == 0,
+    )  # fmt: skip
+    forward.differentiable(_keep, lambda ctx, grad_out, _: _through(backward, ctx, grad_out))
+
+    def run_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, probes: Probes) -> tuple[Tensor, Tensor]:
+        if mixing.gate is not None and mixing.gate.requires_grad and torch.is_grad_enabled():
+            # Its gradient is ⟨dO, O⟩ of the head without its gate: the gate stays outside, every head is computed, and
+            # the gradient that reaches the op is the gated one, as S wants it.
+            out, lse = forward(q, k, v, probes, mixing._replace(gate=None).settled(q))
+            return mixing.gated(out), lse.detach()
+        out, lse = forward(q, k, v, probes, mixing.settled(q))
+        return out, lse.detach()
+
+    def settled(run: Op) -> Callable[..., Any]:
+        return lambda q, k, v, grad_out, lse, mixing, *rest: run(q, k, v, grad_out, lse, mixing.settled(q), *rest)
+
+    run_flow = settled(flow)
+    return Registered(run_attention, settled(saliency), lambda *args: FlowSums(*run_flow(*args)), settled(rows))
+
+
+# What the ops give where there is nothing to read: no query or no key, or no row that is asked.
+
+
+def _nothing(q: Tensor, k: Tensor, *rest: Any) -> bool:
+    return q.numel() == 0 or k.numel() == 0
+
+
+def _outputs(q: Tensor, k: Tensor, v: Tensor, probes: Probes, mixing: Mixing) -> tuple[Tensor, Tensor]:
+    return q.new_zeros(q.shape), q.new_full(q.shape[:3], float("-inf"), dtype=accumulation_dtype(q))
+
+
+def _gradients(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing, inputs: bool,
+    saliency: bool, groups: Groups,
+) -> Gradients:  # fmt: skip
+    dq, dk, dv = (x.new_zeros(x.shape) if inputs else None for x in (q, k, v))
+    total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
+    flow = None if groups.query is None else lse.new_zeros(*q.shape[:2], groups.num_query, groups.num_key)
+    return Gradients(dq, dk, dv, total, flow)
+
+
+def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, signed: bool) -> Tensor:
+    return lse.new_zeros(q.shape[0], q.shape[2], k.shape[2])
+
+
+def _flow(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, groups: Groups, matrix: bool
+) -> FlowSums:
+    heads, (num_query, num_key) = q.shape[:2], groups[2:]
+    return FlowSums(lse.new_zeros(*heads, num_query, num_key), lse.new_zeros(*heads, num_query), lse.new_zeros(heads))
+
+
+def _rows(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, rows: Tensor) -> Tensor:
+    return lse.new_zeros(*q.shape[:2], rows.shape[1], k.shape[2])
+
+
+def _keep(
+    ctx: Any, output: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, probes: Probes, mixing: Mixing
+) -> None:
+    # Not the probes: whatever packs saved tensors would write all of their values out.
+    save(ctx, q, k, v, *output, mixing, probes.groups)
+    ctx.dtypes = [None if probe is None else probe.dtype for probe in (probes.saliency, probes.flow)]
+
+
+def _through(backward: Op, ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
+    *given, groups = saved(ctx)
+    of_q, of_k, of_v, saliency, flow, *_ = ctx.needs_input_grad
+    inputs = of_q or of_k or of_v
+    found = Gradients(*backward(grad_out, *given, inputs, saliency, groups if flow else NO_GROUPS))
+    of_saliency, of_flow = (
+        x.to(dtype) if asked and x is not None else None
+        for x, asked, dtype in zip(found[3:], (saliency, flow), ctx.dtypes, strict=True)
+    )
+    return *(found[:3] if inputs else (None,) * 3), Probes(of_saliency, of_flow, None, None), None

@@ -1,0 +1,82 @@
+"""The ``triton`` implementation: the kernels of `symground.kernels`, imported when the first of them runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from symground.ops.attention.mixing import Mixing
+from symground.ops.attention.registered import Gradients, Kernels, register
+from symground.ops.common import needs
+from symground.ops.common.flow import NO_GROUPS, FlowSums, Groups
+
+if TYPE_CHECKING:
+    from symground.kernels.attention.launch import Call
+
+refuses = needs.triton
+
+#: The dq kernel sums this many groups of (queries, keys) in passing; more are summed by the flow kernel.
+_FUSED_GROUPS = (64, 16)
+
+
+def _call(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Call:
+    """The record, taken apart for a launch."""
+    from symground.kernels.attention.launch import Call
+
+    return Call(q, k, v, **mixing.settled(q)._asdict())
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
+    from symground.kernels.attention.forward import attention_forward
+
+    with torch.cuda.device_of(q):
+        out: tuple[Tensor, Tensor] = attention_forward(_call(q, k, v, mixing))
+    return out
+
+
+def _backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing, saliency: bool,
+    groups: Groups,
+) -> Gradients:  # fmt: skip
+    from symground.kernels.attention.backward import attention_backward
+
+    fused = groups.num_query <= _FUSED_GROUPS[0] and groups.num_key <= _FUSED_GROUPS[1]
+    with torch.cuda.device_of(q):
+        dq, dk, dv, flow = attention_backward(
+            _call(q, k, v, mixing), grad_out, out, lse, *(groups if fused else NO_GROUPS)
+        )
+    return Gradients(dq, dk, dv, None, flow)
+
+
+def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, signed: bool) -> Tensor:
+    from symground.kernels.attention.saliency import attention_saliency
+
+    with torch.cuda.device_of(q):
+        total: Tensor = attention_saliency(_call(q, k, v, mixing), grad_out, lse.float(), signed)
+    return total.to(lse.dtype)
+
+
+def _flow(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, groups: Groups, matrix: bool
+) -> FlowSums:
+    from symground.kernels.attention.flow import attention_flow
+
+    with torch.cuda.device_of(q):
+        sums = attention_flow(
+            _call(q, k, v, mixing), grad_out, lse.float(), *groups.given, groups.num_query, groups.num_key, matrix
+        )
+    return FlowSums(*(x.to(lse.dtype) for x in sums))
+
+
+def _rows(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, rows: Tensor) -> Tensor:
+    from symground.kernels.attention.saliency_rows import attention_saliency_rows
+
+    with torch.cuda.device_of(q):
+        out: Tensor = attention_saliency_rows(_call(q, k, v, mixing), grad_out, lse.float(), rows)
+    return out.to(lse.dtype)
+
+
+kernels = Kernels(_forward, _backward, _saliency, _flow, _rows)
+attention, attention_saliency, attention_flow, attention_saliency_rows = register("triton", kernels)

@@ -1,0 +1,138 @@
+"""Builds the C++/CUDA extension: one call of each compiler. setup.py reads this file too, where there may be no torch.
+
+The sources see torch's stable ABI only: the result serves every Python, and every torch from 2.11 on.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+FILE, CUDA_FILE = "_C.so", "_CUDA.so"
+VERSION = 8  # of the operators: one more with each change of what they take or promise
+
+HERE = Path(__file__).resolve().parent.parent
+SOURCES = HERE.parent / "csrc"
+_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+# contract: a·b + c may be one instruction; no option here touches infinities or NaN.
+FLAGS = (
+    "-O3 -std=c++20 -fPIC -shared -fvisibility=hidden -ffp-contract=fast -fopenmp-simd -fno-math-errno "
+    f"-fno-trapping-math {_ABI}"
+)
+CUDA_FLAGS = f"-O3 -std=c++20 -DUSE_CUDA {_ABI} -Xcompiler -fPIC,-fvisibility=hidden"
+#: Where no GPU is here and SYMGROUND_CUDA_ARCHITECTURES names nothing; later GPUs take the last one's PTX.
+CUDA_ARCHITECTURES = ("80", "86", "90", "100")
+
+
+def compiler() -> list[str] | None:
+    """$CXX, or the first C++ compiler found; None where there is none."""
+    if os.environ.get("CXX"):
+        return shlex.split(os.environ["CXX"])
+    found = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+    return [found] if found else None
+
+
+def torch_folder() -> Path | None:
+    """Where torch is installed, without importing it."""
+    spec = importlib.util.find_spec("torch")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
+
+
+def nvcc() -> str | None:
+    """CUDA's compiler: $NVCC, on the PATH, in $CUDA_HOME or where it is installed by default; None elsewhere."""
+    homes = [home for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
+    places = [os.environ.get("NVCC"), "nvcc", *(f"{home}/bin/nvcc" for home in homes)]
+    return next((found for place in places if place and (found := shutil.which(place))), None)
+
+
+def has_cuda(torch: Path) -> bool:
+    """Whether the torch in this folder is one for CUDA."""
+    return any((torch / "lib").glob("*torch_cuda.*"))
+
+
+def build(folder: Path = HERE, sources: Path = SOURCES) -> Path:
+    """Compile the .cpp files of csrc/ to ``folder``/_C.so and return its path.
+
+    Raises:
+        FileNotFoundError: no compiler, no torch, or no sources.
+        RuntimeError: the compiler failed; the message has its first error.
+    """
+    files = sorted(sources.rglob("*.cpp"))
+    command, torch = compiler(), torch_folder()
+    if not files:
+        raise FileNotFoundError(f"the extension: expected C++ sources in {sources}, found none")
+    if torch is None:
+        raise FileNotFoundError("the extension: torch is not installed in this Python")
+    if command is None or shutil.which(command[0]) is None:
+        tried = "c++, g++ or clang++; CXX names another" if command is None else f"CXX={command[0]}"
+        raise FileNotFoundError(f"the extension: no C++ compiler found ({tried})")
+    flags = [*FLAGS.split(), f"-DSYMGROUND_VERSION={VERSION}", f"-I{torch / 'include'}"]
+    return _compile(command, flags, [*map(str, files), f"-L{torch / 'lib'}", "-ltorch_cpu"], folder / FILE)
+
+
+def build_cuda(folder: Path = HERE, sources: Path = SOURCES) -> Path:
+    """Compile the .cu files of csrc/ to ``folder``/_CUDA.so, beside _C.so, and return its path.
+
+    Raises:
+        FileNotFoundError: no nvcc, no torch for CUDA, or no sources.
+        RuntimeError: nvcc failed; the message has its first error.
+    """
+    files = sorted(sources.rglob("*.cu"))
+    command, torch = nvcc(), torch_folder()
+    if not files:
+        raise FileNotFoundError(f"the CUDA part: expected sources in {sources}, found none")
+    if torch is None or not has_cuda(torch):
+        raise FileNotFoundError("the CUDA part: no torch for CUDA is installed in this Python")
+    if command is None:
+        raise FileNotFoundError("the CUDA part: no nvcc found (on the PATH, in CUDA_HOME, or as NVCC)")
+    libraries = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-ltorch_cuda"]
+    flags = cuda_flags(torch, cuda_architectures(command))
+    return _compile([command], flags, ["-shared", *map(str, files), *libraries], folder / CUDA_FILE)
+
+
+def cuda_flags(torch: Path, architectures: Sequence[str]) -> list[str]:
+    """nvcc's options, but for what it shall make: machine code of each architecture, and PTX of the last."""
+    codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
+    codes.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
+    host = compiler() if os.environ.get("CXX") else None
+    by = ["-ccbin", host[0]] if host else []
+    return [*CUDA_FLAGS.split(), *codes, *by, f"-DSYMGROUND_VERSION={VERSION}", f"-I{torch / 'include'}"]
+
+
+def cuda_architectures(command: str) -> list[str]:
+    """Those that SYMGROUND_CUDA_ARCHITECTURES names, of this machine's GPUs, or the usual ones that nvcc knows."""
+    asked = os.environ.get("SYMGROUND_CUDA_ARCHITECTURES", "").split()
+    present = _printed("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader").replace(".", "").split()
+    known = _printed(command, "--list-gpu-code").split()
+    usual = [name for name in CUDA_ARCHITECTURES if f"sm_{name}" in known] or list(CUDA_ARCHITECTURES)
+    return asked or sorted(set(present), key=int) or usual
+
+
+def _printed(*command: str) -> str:
+    """What a command prints; nothing where there is none or it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def _compile(command: list[str], flags: list[str], files: list[str], target: Path) -> Path:
+    # Beside its place first, then moved: a process that has loaded the old one keeps it whole.
+    fresh = target.with_name(f"{target.name}.{os.getpid()}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        done = subprocess.run([*command, *flags, *files, "-o", str(fresh)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            first = next((line for line in lines if "error" in line), lines[-1])
+            raise RuntimeError(f"the extension: {shlex.join(command)} failed: {first}")
+        fresh.replace(target)
+    finally:
+        fresh.unlink(missing_ok=True)
+    return target

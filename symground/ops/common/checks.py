@@ -1,0 +1,167 @@
+"""Argument checks shared by the ops: each failure names the argument, what was expected and what came.
+
+Checks that return a value return it in the one form that the implementations read: ids as int64, numbers of numpy as
+Python's. No implementation compares in a narrow integer type, whose numbers would wrap.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+#: What the ops compute with. Other floating-point types (float8) are for storage: torch has no arithmetic in them.
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+#: What ids may be stored in: each is read as int64, which holds every number of these but not every one of uint64.
+INTEGER = (
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32,
+)  # fmt: skip
+#: No tensor is as long as this, and sums of it with a position stay within int64.
+LONGEST = 2**31 - 1
+
+
+def is_tensor(name: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        raise ValueError(f"{name}: expected a dense tensor, got a nested one or one of layout {value.layout}")
+    return value
+
+
+def has_shape(name: str, value: Tensor, dims: str, expected: Sequence[int | None]) -> None:
+    """``dims`` is the shape in letters, for the message; None in ``expected`` matches any size."""
+    is_tensor(name, value)
+    same_rank = value.ndim == len(expected)
+    if not same_rank or any(e is not None and e != s for s, e in zip(value.shape, expected, strict=True)):
+        sizes = ", ".join("any" if e is None else str(e) for e in expected)
+        raise ValueError(f"{name}: expected shape [{dims}] = [{sizes}], got {list(value.shape)}")
+
+
+def is_floating(name: str, value: Tensor) -> None:
+    if is_tensor(name, value).dtype not in FLOATING:
+        expected = "a floating-point tensor (float32, float64, float16 or bfloat16)"
+        raise ValueError(f"{name}: expected {expected}, got {value.dtype}")
+
+
+def integers(name: str, value: Tensor) -> Tensor:
+    """``value`` as int64."""
+    if is_tensor(name, value).dtype not in INTEGER:
+        raise ValueError(
+            f"{name}: expected an integer tensor (signed, or unsigned of at most 32 bits), got {value.dtype}"
+        )
+    return value.long()
+
+
+def integer(name: str, value: object, least: int | None = None) -> int:
+    """An integer of Python or numpy, of at least ``least``; True and False are none."""
+    wanted = "an integer" if least is None else f"an integer of at least {least}"
+    if isinstance(value, torch.SymInt):  # a size, in a graph of any length
+        return value  # type: ignore[return-value]
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
+        raise ValueError(f"{name}: expected {wanted}, got {value!r} of type {type(value).__name__}")
+    if least is not None and value < least:
+        raise ValueError(f"{name}: expected {wanted}, got {value}")
+    return int(value)
+
+
+def number(name: str, value: object) -> float:
+    """A finite real number of Python or numpy; True and False are none."""
+    if isinstance(value, (torch.SymFloat, torch.SymInt)):
+        return value  # type: ignore[return-value]
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
+        raise ValueError(f"{name}: expected a number, got {value!r} of type {type(value).__name__}")
+    try:
+        exact = float(value)
+    except OverflowError:
+        exact = math.inf
+    if not torch.compiler.is_compiling() and not math.isfinite(exact):  # a graph would be made for each number
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+    return exact
+
+
+def flag(name: str, value: object) -> bool:
+    """True or False, numpy's too."""
+    if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):
+        raise ValueError(f"{name}: expected True or False, got {value!r} of type {type(value).__name__}")
+    return bool(value)
+
+
+def matches(name: str, value: Tensor, other_name: str, other: Tensor, *, dtype: bool = True) -> None:
+    if value.device != other.device:
+        raise ValueError(f"{name}: expected device {other.device} as {other_name}, got {value.device}")
+    if dtype and value.dtype != other.dtype:
+        raise ValueError(f"{name}: expected dtype {other.dtype} as {other_name}, got {value.dtype}")
+
+
+def values(ok: Tensor, message: str, given: Tensor, **sizes: int | str) -> None:
+    """Refuse the entries of ``given`` at which ``ok`` is False.
+
+    Eager CPU tensors raise ValueError with the first such entry. On a GPU, or in a compiled graph, the check is an
+    asynchronous assertion, which neither waits for the GPU nor breaks the graph; its message is without numbers, since
+    a graph would be compiled again for each of them. Tensors on the meta device have no values to refuse.
+    """
+    if ok.is_meta:
+        return
+    if torch.compiler.is_compiling() or ok.is_cuda:
+        torch._assert_async(ok.all(), message)
+    elif not bool(ok.all()):
+        where = "".join(f", {name} = {size}" for name, size in sizes.items())
+        came = given.expand(ok.shape + given.shape[ok.ndim :])[~ok][0].tolist()
+        raise ValueError(f"{message}{where}; got {came}")
+
+
+def key_range(value: Tensor | None, batch: int, keys: int, like_name: str, like: Tensor) -> Tensor | None:
+    """The range as int64."""
+    if value is None:
+        return None
+    has_shape("key_range", value, "B,2", (batch, 2))
+    value = integers("key_range", value)
+    matches("key_range", value, like_name, like, dtype=False)
+    first, last = value[:, 0], value[:, 1]
+    values(
+        (first >= 0) & (first <= last) & (last <= keys), "key_range: expected 0 <= first <= last <= S", value, S=keys
+    )
+    return value
+
+
+def gate(value: Tensor | None, batch: int, heads: int, like: Tensor, many: bool = False) -> None:
+    """``many`` allows [M,B,H] too, and leaves NaN to the op."""
+    if value is None:
+        return
+    is_floating("gate", value)
+    shape = tuple(value.shape)
+    if shape not in {(heads,), (batch, heads)} and not (many and len(shape) == 3 and shape[1:] == (batch, heads)):
+        also = f" or [M,B,H] = [M, {batch}, {heads}]" if many else ""
+        raise ValueError(
+            f"gate: expected shape [H] = [{heads}] or [B,H] = [{batch}, {heads}]{also}, got {list(value.shape)}"
+        )
+    matches("gate", value, "the heads", like, dtype=False)
+    if not many:
+        values(~value.isnan(), "gate: expected numbers, got NaN", value)
+
+
+def groups(
+    name: str, value: Tensor | None, batch: int, length: int, count: int | None, like_name: str, like: Tensor
+) -> tuple[Tensor, int]:
+    """Check group ids [B,length] (-1 is in no group): the ids as int64, and how many groups there are."""
+    value = is_tensor(name, value)
+    has_shape(name, value, "B,T" if name == "query_groups" else "B,S", (batch, length))
+    value = integers(name, value)
+    matches(name, value, like_name, like, dtype=False)
+    if count is not None:
+        count = integer(f"num_{name}", count, 0)
+    elif value.is_meta:
+        raise ValueError(f"num_{name}: expected a number of groups for ids on the meta device, which hold none")
+    else:
+        count = max(int(value.max()) + 1, 0) if value.numel() else 0
+    values((value >= -1) & (value < count), f"{name}: expected group ids in [-1, G)", value, G=count)
+    return value, count
+
+
+def probe(name: str, value: Tensor, dims: str, expected: Sequence[int], like_name: str, like: Tensor) -> None:
+    has_shape(name, value, dims, expected)
+    is_floating(name, value)
+    matches(name, value, like_name, like, dtype=False)

@@ -1,0 +1,79 @@
+"""Choosing the implementation of an op: by device when the caller leaves it open, exactly as named otherwise.
+
+An implementation is a module with these functions:
+
+- one for each op that it implements, by the op's name;
+- ``refuses``: a tensor → the exception that says why it cannot take tensors like this on this machine, or None;
+- ``suits``, where it should not always be taken unasked: the op's tensors → whether to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from symground.ops.common.tensors import active, without_autocast
+
+
+def choose(
+    op: str, table: Mapping[str, ModuleType], impl: str | None, like: Tensor, *others: Tensor
+) -> Callable[..., Any]:
+    """Return the implementation of ``op`` to run.
+
+    ``impl=None`` takes the first one in ``table`` that implements the op and suits and takes ``like``. A named one is
+    returned as named or refused; it is never replaced by another. What is returned takes a tensor first, and does the
+    same under autocast as without.
+
+    Raises:
+        ValueError: ``op`` has no such implementation, or it takes no tensors like this.
+        RuntimeError: this machine lacks what it needs.
+    """
+    names = [name for name, module in table.items() if hasattr(module, op)]
+    if impl is None:
+        impl = next(name for name in names if _suits(table[name], like, *others) and table[name].refuses(like) is None)
+    elif not isinstance(impl, str) or impl not in names:
+        raise ValueError(f"impl: ops.{op} has {', '.join(map(repr, sorted(names)))}; got {impl!r}")
+    else:
+        refusal = table[impl].refuses(like)
+        if refusal is not None:
+            raise refusal
+    run: Callable[..., Any] = getattr(table[impl], op)
+    if forward_ad._current_level >= 0 and impl != "reference":
+        run = _without_tangents(op, impl, run)
+    return without_autocast(run) if active(like.device.type) else run
+
+
+def _suits(module: ModuleType, *given: Tensor) -> bool:
+    return not hasattr(module, "suits") or bool(module.suits(*given))
+
+
+def _without_tangents(op: str, impl: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run``, which refuses dual numbers: registered ops have no forward mode, and torch would take theirs for 0.
+
+    Within another of torch.func's transforms a tensor does not tell whether it is one, and is taken for one.
+    """
+    within = len(torch._C._functorch.get_interpreter_stack() or ()) > 1
+
+    def guarded(*args: Any) -> Any:
+        for x in _tensors(args):
+            if within or forward_ad.unpack_dual(x).tangent is not None:
+                raise NotImplementedError(
+                    f"ops.{op}: impl {impl!r} has no derivative in forward mode (torch.func.jvp, jacfwd, hessian, "
+                    "forward_ad); impl='reference', which is plain PyTorch, has it"
+                )
+        return run(*args)
+
+    return guarded
+
+
+def _tensors(args: Iterable[Any]) -> Iterator[Tensor]:
+    for x in args:
+        if isinstance(x, Tensor):
+            yield x
+        elif isinstance(x, tuple):
+            yield from _tensors(x)

@@ -1,0 +1,102 @@
+"""What implementations need of tensors and of the machine: each function says why it is not there, or gives None."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from symground.ops.common import extension
+
+
+def cpu(like: Tensor) -> Exception | None:
+    if like.device.type != "cpu":
+        return ValueError(f"impl: 'cpu' expected tensors on the CPU, got {like.device}")
+    return None
+
+
+def cuda_extension(like: Tensor) -> Exception | None:
+    if like.device.type != "cuda":
+        return ValueError(f"impl: 'cuda' expected tensors on a GPU, got {like.device}")
+    if not _has_cuda_part():
+        return RuntimeError("impl: 'cuda' needs the CUDA part of the extension, which is not built: symground build")
+    return None
+
+
+def package(impl: str, module: str, like: Tensor) -> Exception | None:
+    """Somebody else's kernels for a GPU, by the module of theirs that is imported."""
+    if like.device.type != "cuda":
+        return ValueError(f"impl: {impl!r} expected tensors on a GPU, got {like.device}")
+    if like.dtype == torch.float64:
+        return ValueError(f"impl: {impl!r} expected float32, float16 or bfloat16, got {like.dtype}")
+    if not imports(module):
+        name = impl.replace("_", "-")
+        return RuntimeError(f"impl: {impl!r} needs {name}, which does not import here (pip install {name})")
+    return None
+
+
+def triton(like: Tensor, impl: str = "triton") -> Exception | None:
+    device, dtype = like.device.type, like.dtype
+    if dtype == torch.float64:
+        return ValueError(f"impl: {impl!r} expected float32, float16 or bfloat16, got {dtype}")
+    if device not in ("cpu", "cuda"):
+        return ValueError(f"impl: {impl!r} expected tensors on a GPU, got {like.device}")
+    if device == "cuda" and not torch.version.hip and _major(like.device.index) < 8:
+        return RuntimeError(f"impl: {impl!r} needs a GPU of compute capability 8.0 or later")
+    if not imports("triton"):
+        return RuntimeError(f"impl: {impl!r} needs Triton, which does not import here (pip install triton)")
+    if device == "cpu" and not _interpreting():
+        return RuntimeError(
+            "impl: 'triton' expected tensors on a GPU, got cpu; on a CPU it runs in Triton's interpreter, with "
+            "TRITON_INTERPRET=1 set before Triton is imported"
+        )
+    if device == "cpu" and dtype == torch.bfloat16:
+        return ValueError("impl: Triton's interpreter multiplies bfloat16 wrongly; expected float32 or float16")
+    return None
+
+
+# What a machine has does not change while it runs: a compiled graph takes these as constants.
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_cuda_part() -> bool:
+    return extension.runs_on(torch.device("cuda"))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def imports(module: str) -> bool:
+    """Whether a package imports; one that is installed and does not, being built for another machine, is told once."""
+    return _imports(module)
+
+
+@cache
+def _imports(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        package = module.partition(".")[0]
+        if importlib.util.find_spec(package) is not None:
+            warnings.warn(
+                f"{package} is installed but does not import here ({type(error).__name__}: {error}): going on without",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return False
+    return True
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _major(index: int | None) -> int:
+    return torch.cuda.get_device_capability(index)[0]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _interpreting() -> bool:
+    """Whether Triton was imported with TRITON_INTERPRET=1: setting it afterwards changes only half of Triton."""
+    from triton import language
+    from triton.runtime.interpreter import InterpretedFunction
+
+    return isinstance(language.sum, InterpretedFunction)

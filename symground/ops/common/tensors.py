@@ -1,0 +1,64 @@
+"""The tensors that kernels are given: their dtypes, their layouts, and no autocast."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def accumulation_dtype(x: Tensor) -> torch.dtype:
+    """float32, or float64 for float64 inputs."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def with_positive_scale(q: Tensor, scale: float) -> tuple[Tensor, float]:
+    """Queries and a scale above 0 that give the same scores.
+
+    Other libraries' flash kernels mask with -inf before they scale, or take a row's maximum before: a negative scale
+    would turn that around, and 0 make NaN of it.
+    """
+    if scale > 0:
+        return q, scale
+    return (-q, -scale) if scale else (q * 0, 1.0)
+
+
+def adjacent(x: Tensor) -> Tensor:
+    """``x`` with the numbers of a row side by side, and no row within another: a copy only where it is otherwise.
+
+    PyTorch's flash kernels and ours read rows by a pointer and a length, and check nothing; PyTorch's give their output
+    the order of q's strides, and write to it as if its rows were so too.
+    """
+    size = x.shape[-1]
+    if x.stride(-1) == 1 and all(step >= size or n == 1 for n, step in zip(x.shape[:-1], x.stride()[:-1], strict=True)):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def active(device_type: str) -> bool:
+    """Whether autocast would change what runs on such a device now."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def without_autocast(function: F) -> F:
+    """``function``, whose first argument is a tensor or a record of tensors, with autocast off on their device.
+
+    Each kernel is wrapped for itself, and not what calls it: the backward pass runs under whatever is set where
+    ``backward`` is called.
+    """
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        first = args[0][0] if isinstance(args[0], tuple) else args[0]
+        device_type = first.device.type
+        if not active(device_type):
+            return function(*args)
+        with torch.autocast(device_type, enabled=False):
+            return function(*args)
+
+    return run  # type: ignore[return-value]

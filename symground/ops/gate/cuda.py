@@ -1,0 +1,8 @@
+"""The ``cuda`` implementation of gated heads: the extension's part for GPUs."""
+
+from symground.ops.common import needs
+from symground.ops.gate.registered import gate_heads
+
+__all__ = ["gate_heads", "refuses"]
+
+refuses = needs.cuda_extension

@@ -1,0 +1,44 @@
+"""Gated heads as one op of torch.library: by the C++ extension where it is built, else by plain PyTorch.
+
+Both give the same bits: products and sums rounded one by one, half precision computed in float32 and rounded once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from symground.ops.common import extension
+from symground.ops.common.tensors import accumulation_dtype
+from symground.ops.gate.reference import NOT_A_NUMBER, check_numbers, gradients, plain, save
+
+
+def run(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
+    if not extension.runs_on(x.device):
+        check_numbers(gate)
+        return plain(x, gate, fill).contiguous()
+    out = x.new_empty((*gate.shape[:-2], *x.shape))
+    read = x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+    if fill is not None and fill.ndim and fill.shape[-1] > 1 and fill.stride(-1) not in (0, 1):
+        fill = fill.contiguous()  # at its own size: it is never expanded in memory
+    # It looks for NaN itself: another operator for that takes longer than a small x does.
+    if not extension.library.gate_heads(read, gate.to(accumulation_dtype(x)), fill, out):
+        raise ValueError(NOT_A_NUMBER)
+    return out
+
+
+# Not by custom_op, whose checks at each call take longer than a small x does.
+_library = torch.library.Library("symground", "FRAGMENT")
+_library.define("gate_heads(Tensor x, Tensor gate, Tensor? fill) -> Tensor")
+_library.impl("gate_heads", run, "CompositeExplicitAutograd")
+gate_heads = torch.ops.symground.gate_heads.default
+
+
+@torch.library.register_fake("symground::gate_heads")  # type: ignore[untyped-decorator]
+def _(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
+    return x.new_empty((*gate.shape[:-2], *x.shape))
+
+
+torch.library.register_autograd(
+    "symground::gate_heads", lambda ctx, grad: gradients(gate_heads, ctx, grad), setup_context=save
+)

@@ -1,0 +1,170 @@
+"""The public ops of Mamba-2's state-space mixing (SSD), the second mixer with heads beside softmax attention."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+from torch import Tensor
+
+from symground.ops.common import checks as check
+from symground.ops.common.dispatch import choose
+from symground.ops.common.flow import Probes, check_groups, check_probes
+from symground.ops.ssd import cpu, mamba_ssm, reference, triton
+from symground.ops.ssd.scan import Scan, check_grad, check_scan
+
+#: By the name for ``impl``, in the order in which ``impl=None`` tries them.
+IMPLEMENTATIONS = {"cpu": cpu, "mamba_ssm": mamba_ssm, "triton": triton, "reference": reference}
+
+
+@overload
+def ssd(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, key_range: Tensor | None = None,
+    initial_state: Tensor | None = None, saliency_probe: Tensor | None = None, flow_probe: Tensor | None = None,
+    query_groups: Tensor | None = None, key_groups: Tensor | None = None, *, return_state: Literal[False] = False,
+    impl: str | None = None,
+) -> Tensor: ...  # fmt: skip
+@overload
+def ssd(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, key_range: Tensor | None = None,
+    initial_state: Tensor | None = None, saliency_probe: Tensor | None = None, flow_probe: Tensor | None = None,
+    query_groups: Tensor | None = None, key_groups: Tensor | None = None, *, return_state: Literal[True],
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+def ssd(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    key_range: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    saliency_probe: Tensor | None = None,
+    flow_probe: Tensor | None = None,
+    query_groups: Tensor | None = None,
+    key_groups: Tensor | None = None,
+    *,
+    return_state: bool = False,
+    impl: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """y = M x per head, M = (C Bᵀ) ∘ exp(segsum(dt·A)) · dt lower-triangular; no D skip.
+
+    Args:
+        x: [B,T,H,P] inputs of the heads.
+        dt: [B,T,H] step sizes, after softplus.
+        A: [H] decay rates, negative.
+        B, C: [B,T,G,N]; G divides H, head h uses group h // (H/G).
+        key_range: [B,2] int, first and one-past-last valid position; others neither write to the state nor decay it,
+            and what stands there in x, B and dt, NaN included, is not read.
+        initial_state: [B,H,P,N] state before the first position; None is 0.
+        saliency_probe: [B,T,T], storage of one element is enough. Its values are taken to be 0; its *gradient* is the
+            signed saliency Σ_h S_h, S_h = M_h ∘ (dY_h x_hᵀ). The D skip and the initial state are not in M.
+        flow_probe: [B,H,Gq,Gk], likewise; its gradient is the flow F_h[a,b] = Σ_{i∈a, j∈b} |S_h[i,j]|.
+        query_groups, key_groups: [B,T] int group ids for ``flow_probe``, -1 in no group.
+        return_state: also return the state after the last position, from which another call goes on.
+        impl: None picks by device. "mamba_ssm" is that package's scan on a GPU, unasked where it imports, x is in half
+            precision and torch does not ask for deterministic algorithms; the probes' gradients are ours there too.
+
+    Returns:
+        [B,T,H,P] in the dtype of x; with ``return_state`` also the state [B,H,P,N] in at least float32.
+
+    Raises:
+        ValueError: a shape, dtype, device or value that does not fit, by the name of the argument.
+        NotImplementedError: a second derivative, or one in forward mode, but by ``impl="reference"``.
+
+    Source: Dao and Gu 2024 ("Transformers are SSMs"), section 6, the quadratic dual form; the saliency, Wang et al.
+    2023 ("Label words are anchors"), equation 1, with M in place of the attention matrix.
+    """
+    scan = check_scan(Scan(x, dt, A, B, C, key_range))
+    batch, length, heads, size = x.shape
+    if initial_state is not None:
+        check.has_shape("initial_state", initial_state, "B,H,P,N", (batch, heads, size, B.shape[3]))
+        check.is_floating("initial_state", initial_state)
+        check.matches("initial_state", initial_state, "x", x, dtype=False)
+    given = Probes(saliency_probe, flow_probe, query_groups, key_groups)
+    probes = check_probes(given, (batch, heads, length, length), "x", x)
+    return_state = check.flag("return_state", return_state)
+    y, state = choose("ssd", IMPLEMENTATIONS, impl, x)(scan, initial_state, probes)
+    return (y, state) if return_state else y
+
+
+def ssd_saliency(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    grad_y: Tensor,
+    signed: bool = False,
+    *,
+    key_range: Tensor | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """I = |Σ_h M_h ∘ (dY_h x_hᵀ)|.
+
+    Args:
+        x, dt, A, B, C, key_range: as in :func:`symground.ops.ssd`.
+        grad_y: [B,T,H,P] gradient of L with respect to the op's output.
+        signed: return the sum over heads without its absolute value.
+        impl: None picks by device.
+
+    Returns:
+        [B,T,T] in at least float32. The D skip, a diagonal term, and the short convolution are outside M.
+
+    Raises:
+        ValueError: a shape, dtype, device or value that does not fit, by the name of the argument.
+        NotImplementedError: a derivative of the result, but by ``impl="reference"``.
+
+    Source: Wang et al. 2023, equation 1, with M of Dao and Gu 2024 in place of the attention matrix.
+    """
+    scan = check_scan(Scan(x, dt, A, B, C, key_range))
+    check_grad(x, grad_y)
+    signed = check.flag("signed", signed)
+    total: Tensor = choose("ssd_saliency", IMPLEMENTATIONS, impl, x)(scan, grad_y, signed)
+    return total
+
+
+def ssd_flow(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    grad_y: Tensor,
+    query_groups: Tensor,
+    key_groups: Tensor,
+    num_query_groups: int | None = None,
+    num_key_groups: int | None = None,
+    *,
+    key_range: Tensor | None = None,
+    with_matrix_total: bool = True,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """F_h[a,b] = Σ_{i∈a, j∈b} |S_h[i,j]| with S_h = M_h ∘ (dY_h x_hᵀ), and its row and matrix totals.
+
+    Args:
+        x, dt, A, B, C, key_range: as in :func:`symground.ops.ssd`.
+        grad_y: [B,T,H,P] gradient of L with respect to the op's output.
+        query_groups, key_groups: [B,T] int; -1 is in no group, yet counts in the totals.
+        num_query_groups, num_key_groups: how many groups there are; None reads the largest id (which waits for a GPU).
+        with_matrix_total: False leaves matrix_total out (None), and with it the work on queries that are in no group.
+        impl: None picks by device.
+
+    Returns:
+        F [B,H,Gq,Gk], row_total [B,H,Gq], matrix_total [B,H], as :func:`symground.ops.attention_flow`, in at least
+        float32.
+
+    Raises:
+        ValueError: a shape, dtype, device or group id that does not fit, by the name of the argument.
+        NotImplementedError: a derivative of the result, but by ``impl="reference"``.
+
+    Source: Wang et al. 2023, section 2.2, with M of Dao and Gu 2024 in place of the attention matrix.
+    """
+    scan = check_scan(Scan(x, dt, A, B, C, key_range))
+    check_grad(x, grad_y)
+    sizes = (x.shape[0], x.shape[1], x.shape[1])
+    groups = check_groups(query_groups, key_groups, num_query_groups, num_key_groups, sizes, "x", x)
+    with_matrix_total = check.flag("with_matrix_total", with_matrix_total)
+    flow, row_total, matrix_total = choose("ssd_flow", IMPLEMENTATIONS, impl, x)(
+        scan, grad_y, groups, with_matrix_total
+    )
+    return flow, row_total, matrix_total if with_matrix_total else None

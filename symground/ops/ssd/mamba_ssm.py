@@ -1,0 +1,40 @@
+"""``impl="mamba_ssm"``: the mamba-ssm package's chunked scan forward and backward, with our saliency and flow."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from symground.ops.common import needs
+from symground.ops.common.flow import Probes
+from symground.ops.ssd.scan import Scan, out_of_range
+from symground.ops.ssd.triton import probed
+
+#: Positions together, as in mamba-ssm's own Mamba-2 layer.
+CHUNK = 256
+
+
+def refuses(like: Tensor) -> Exception | None:
+    return needs.package("mamba_ssm", "mamba_ssm.ops.triton.ssd_combined", like)
+
+
+def suits(like: Tensor) -> bool:
+    """Whether to take it unasked: it multiplies float32 in TF32, and adds in no fixed order where that is allowed."""
+    return like.dtype != torch.float32 and not torch.are_deterministic_algorithms_enabled()
+
+
+def ssd(scan: Scan, initial_state: Tensor | None, probes: Probes) -> tuple[Tensor, Tensor]:
+    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+
+    x, dt, A, B, C, key_range = scan
+    dt, A, B, C = dt.float(), A.float(), B.to(x.dtype), C.to(x.dtype)
+    if key_range is not None:  # it knows no padding; but where dt is 0 a position neither writes nor decays
+        outside = out_of_range(key_range, x.shape[1])[..., None]
+        dt = dt.masked_fill(outside, 0)
+        x, B = (z.masked_fill(outside[..., None], 0) for z in (x, B))
+    y, state = mamba_chunk_scan_combined(
+        x, dt, A, B, C, chunk_size=CHUNK, initial_states=initial_state, return_final_states=True
+    )
+    if probes.saliency is not None or probes.flow is not None:
+        y = probed(y, scan, probes)
+    return y, state.float()

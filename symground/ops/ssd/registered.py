@@ -1,0 +1,148 @@
+"""One registration for every implementation of SSD: plain kernels in, differentiable ops of torch.library out.
+
+An implementation brings four functions without autograd (`Kernels`). Registered, a compiled graph keeps them whole. The
+probes are on the output, in an op that changes nothing in the forward pass: the gradients of SSD take time linear in T,
+saliency and flow quadratic, so that a backward pass has nothing of either in passing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from symground.ops.common.flow import FlowSums, Groups, Probes
+from symground.ops.common.register import Op, save, saved
+from symground.ops.common.tensors import accumulation_dtype
+from symground.ops.ssd.scan import Scan
+
+
+class Gradients(NamedTuple):
+    """Each in the dtype of its own; of the initial state None where there is none."""
+
+    x: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    initial_state: Tensor | None
+
+
+class Kernels(NamedTuple):
+    """What an implementation computes.
+
+    A position outside the scan's range counts as dt = 0, and neither x, B nor dt is read there (NaN does not leak): its
+    output is C · h all the same, h the state that it finds.
+
+    Attributes:
+        forward: (scan, initial_state [B,H,P,N] or None) → y [B,T,H,P] in the dtype of x, and the state after the last
+            position [B,H,P,N] in the accumulation dtype.
+        backward: (grad_y, grad_state or None, scan, initial_state) → the gradients.
+        saliency: (scan, grad_y, signed) → [B,T,T] in the accumulation dtype.
+        flow: (scan, grad_y, groups, matrix); without ``matrix`` matrix_total may be anything.
+    """
+
+    forward: Callable[[Scan, Tensor | None], tuple[Tensor, Tensor]]
+    backward: Callable[[Tensor, Tensor | None, Scan, Tensor | None], Gradients]
+    saliency: Callable[[Scan, Tensor, bool], Tensor]
+    flow: Callable[[Scan, Tensor, Groups, bool], FlowSums]
+
+
+class Registered(NamedTuple):
+    """The implementations of the public ops, which take their arguments checked."""
+
+    ssd: Callable[[Scan, Tensor | None, Probes], tuple[Tensor, Tensor]]
+    ssd_saliency: Callable[[Scan, Tensor, bool], Tensor]
+    ssd_flow: Callable[[Scan, Tensor, Groups, bool], FlowSums]
+    probed: Callable[[Tensor, Scan, Probes], Tensor]
+    """y [B,T,H,P] with the probes on it."""
+
+
+def register(impl: str, kernels: Kernels, device_types: str | None = None) -> Registered:
+    """Register ``kernels`` as ``symground::ssd_<impl>`` and its companions."""
+
+    def op(
+        name: str, kernel: Callable[..., Any], takes: list[Any], results: Callable[..., Any], returns: int = 1,
+        nothing: Callable[..., bool] | None = lambda scan, *rest: scan.x.numel() == 0,
+    ) -> Op:  # fmt: skip
+        return Op(name, impl, kernel, takes, results, returns=returns, device_types=device_types, nothing=nothing)
+
+    forward = op("ssd", kernels.forward, [Scan, "Tensor? initial_state"], _outputs, 2)
+    backward = op(
+        "ssd_backward", kernels.backward, ["Tensor grad_y", "Tensor? grad_state", Scan, "Tensor? initial_state"],
+        _gradients, 6, lambda _grad_y, _grad_state, scan, *rest: scan.x.numel() == 0,
+    )  # fmt: skip
+    saliency = op("ssd_saliency", kernels.saliency, [Scan, "Tensor grad_y", "bool signed"], _saliency)
+    flow = op("ssd_flow", kernels.flow, [Scan, "Tensor grad_y", Groups, "bool matrix"], _flow, 3)
+    probed = op(
+        "ssd_probed", lambda y, *_: y.clone(), ["Tensor y", Scan, Probes], lambda y, *_: torch.empty_like(y), 1, None
+    )
+    forward.differentiable(_keep, lambda ctx, *grads: _through(backward, ctx, *grads))
+    probed.differentiable(_keep_probes, lambda ctx, grad_y: _through_probes(saliency, flow, ctx, grad_y))
+
+    def run(scan: Scan, initial_state: Tensor | None, probes: Probes) -> tuple[Tensor, Tensor]:
+        y, state = forward(scan, initial_state)
+        if probes.saliency is not None or probes.flow is not None:
+            y = probed(y, scan, probes)
+        return y, state
+
+    return Registered(run, saliency, lambda *args: FlowSums(*flow(*args)), probed)
+
+
+# What the ops give where there is nothing to read.
+
+
+def _outputs(scan: Scan, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
+    x = scan.x
+    batch, _, heads, size = x.shape
+    return x.new_zeros(x.shape), x.new_zeros(batch, heads, size, scan.B.shape[3], dtype=accumulation_dtype(x))
+
+
+def _gradients(
+    grad_y: Tensor, grad_state: Tensor | None, scan: Scan, initial_state: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    return *(z.new_zeros(z.shape) for z in scan[:5]), None if initial_state is None else torch.zeros_like(initial_state)
+
+
+def _saliency(scan: Scan, grad_y: Tensor, signed: bool) -> Tensor:
+    x = scan.x
+    return x.new_zeros(x.shape[0], x.shape[1], x.shape[1], dtype=accumulation_dtype(x))
+
+
+def _flow(scan: Scan, grad_y: Tensor, groups: Groups, matrix: bool) -> FlowSums:
+    heads = (scan.x.shape[0], scan.x.shape[2])
+    like = scan.x.new_zeros((), dtype=accumulation_dtype(scan.x))
+    return FlowSums(
+        like.new_zeros(*heads, groups.num_query, groups.num_key),
+        like.new_zeros(*heads, groups.num_query),
+        like.new_zeros(heads),
+    )
+
+
+def _keep(ctx: Any, output: tuple[Tensor, Tensor], scan: Scan, initial_state: Tensor | None) -> None:
+    save(ctx, scan, initial_state)
+    ctx.set_materialize_grads(False)  # of the final state, which a training step does not use
+
+
+def _through(backward: Op, ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None) -> tuple[Any, Any]:
+    scan, initial_state = saved(ctx)
+    found = backward(torch.zeros_like(scan.x) if grad_y is None else grad_y, grad_state, scan, initial_state)
+    *of_scan, _, of_state = ctx.needs_input_grad
+    inputs = (x if wanted else None for x, wanted in zip(found[:5], of_scan, strict=True))
+    return (*inputs, None), found[5] if of_state else None
+
+
+def _keep_probes(ctx: Any, output: Tensor, y: Tensor, scan: Scan, probes: Probes) -> None:
+    # Not the probes: whatever packs saved tensors would write all of their values out.
+    save(ctx, scan, probes.groups)
+    ctx.dtypes = [None if probe is None else probe.dtype for probe in (probes.saliency, probes.flow)]
+
+
+def _through_probes(saliency: Op, flow: Op, ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
+    scan, groups = saved(ctx)
+    *_, of_saliency, of_flow, _query_groups, _key_groups = ctx.needs_input_grad
+    total = saliency(scan, grad_y, True).to(ctx.dtypes[0]) if of_saliency else None
+    sums = flow(scan, grad_y, groups, False)[0].to(ctx.dtypes[1]) if of_flow else None
+    return grad_y, None, Probes(total, sums, None, None)

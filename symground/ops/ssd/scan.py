@@ -1,0 +1,80 @@
+"""The inputs of SSD: the one record that every SSD op passes whole, from its public function to its kernels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from symground.ops.common import checks as check
+from symground.ops.common.tensors import accumulation_dtype
+
+
+class Scan(NamedTuple):
+    """Of any strides; dtypes may differ. Positions outside ``key_range`` are not read, and count as dt = 0."""
+
+    x: Tensor  # [B,T,H,P]
+    dt: Tensor  # [B,T,H]
+    A: Tensor  # [H]
+    B: Tensor  # [B,T,G,N]
+    C: Tensor  # [B,T,G,N]
+    key_range: Tensor | None  # [B,2]
+
+    def of(self, examples: slice) -> Scan:
+        x, dt, A, B, C, key_range = self
+        return Scan(
+            x[examples], dt[examples], A, B[examples], C[examples], None if key_range is None else key_range[examples]
+        )
+
+    def readable(self) -> Scan:
+        """The inputs in at least float32, with 0 in x, dt and B outside the valid positions, and no range.
+
+        dt 0 neither writes to the state nor decays it; but 0 · NaN would be NaN.
+        """
+        dtype = accumulation_dtype(self.x)
+        x, dt, A, B, C = (z.to(dtype) for z in self[:5])
+        if self.key_range is not None:
+            outside = out_of_range(self.key_range, x.shape[1])[..., None]  # [B,T,1]
+            x, B = (z.masked_fill(outside[..., None], 0) for z in (x, B))
+            dt = dt.masked_fill(outside, 0)
+        return Scan(x, dt, A, B, C, None)
+
+
+def out_of_range(key_range: Tensor, length: int) -> Tensor:
+    """[B,T] True at positions outside each example's valid ones."""
+    t = torch.arange(length, device=key_range.device)
+    return (t < key_range[:, :1]) | (t >= key_range[:, 1:])
+
+
+def check_scan(scan: Scan) -> Scan:
+    """The checks common to the SSD ops; raises ValueError naming the argument. Returns the range as int64."""
+    x, dt, A, B, C, key_range = scan
+    check.has_shape("x", x, "B,T,H,P", (None,) * 4)
+    check.is_floating("x", x)
+    batch, length, heads, _ = x.shape
+    if length == 0:
+        raise ValueError("x: expected at least one position, got T = 0")
+    check.has_shape("dt", dt, "B,T,H", (batch, length, heads))
+    check.has_shape("A", A, "H", (heads,))
+    check.has_shape("B", B, "B,T,G,N", (batch, length, None, None))
+    check.has_shape("C", C, "B,T,G,N", tuple(B.shape))
+    for name, value in (("dt", dt), ("A", A), ("B", B), ("C", C)):
+        check.is_floating(name, value)
+        check.matches(name, value, "x", x, dtype=False)
+    if B.shape[3] == 0:
+        raise ValueError("B: expected a state of at least 1, got N = 0")
+    if B.shape[2] == 0 or heads % B.shape[2]:
+        raise ValueError(f"B: expected its groups G to divide H = {heads}, got G = {B.shape[2]}")
+    key_range = check.key_range(key_range, batch, length, "x", x)
+    check.values(A < 0, "A: expected negative numbers (a decay)", A)
+    # Padding may hold anything; what may not be negative is what is read.
+    ok = dt >= 0 if key_range is None else (dt >= 0) | out_of_range(key_range, length)[..., None]
+    check.values(ok, "dt: expected numbers of at least 0 (after softplus)", dt)
+    return scan._replace(key_range=key_range)
+
+
+def check_grad(x: Tensor, grad_y: Tensor) -> None:
+    """The checks of the gradient that saliency and flow read."""
+    check.has_shape("grad_y", grad_y, "B,T,H,P", tuple(x.shape))
+    check.matches("grad_y", grad_y, "x", x)

@@ -1,0 +1,164 @@
+"""The public ops that read a vocabulary head: surprisal of candidates, of each layer's lens, and the training loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from symground.ops.common import checks as check
+from symground.ops.common.dispatch import choose
+from symground.ops.vocabulary import cpu, reference, triton
+from symground.ops.vocabulary.lens import Lens
+
+#: By the name for ``impl``, in the order in which ``impl=None`` tries them.
+IMPLEMENTATIONS = {"cpu": cpu, "triton": triton, "reference": reference}
+
+
+def candidate_surprisal(
+    hidden: Tensor, weight: Tensor, candidates: Tensor, bias: Tensor | None = None, *, impl: str | None = None
+) -> Tensor:
+    """-log softmax(hidden weightᵀ + bias) at the candidates.
+
+    Args:
+        hidden: [N,D] final hidden states, after the final norm.
+        weight: [V,D] output embedding, the dtype of hidden; D at least 1.
+        candidates: [K] shared by all rows, or [N,K], int ids in [0, V).
+        bias: [V] or None.
+        impl: None picks by device.
+
+    Returns:
+        [N,K] surprisals in nats, float32 (float64 for float64 inputs); differentiable in hidden, weight and bias.
+
+    Raises:
+        ValueError: a shape, dtype, device or id that does not fit, or no candidate, by the name of the argument.
+        NotImplementedError: a second derivative, or one in forward mode, but by ``impl="reference"``.
+
+    Source: surprisal, Shannon 1948; s(w|c) = -log P(w|c) of arXiv 2510.13796.
+    """
+    _check_head(hidden, weight, bias)
+    candidates = _check_candidates(candidates, hidden.shape[0], hidden, weight.shape[0])
+    found: Tensor = choose("candidate_surprisal", IMPLEMENTATIONS, impl, hidden)(hidden, weight, candidates, bias)
+    return found
+
+
+def lens_surprisal(
+    hidden: Tensor,
+    translators: tuple[Tensor, Tensor] | None,
+    norm: Callable[[Tensor], Tensor],
+    weight: Tensor,
+    candidates: Tensor,
+    bias: Tensor | None = None,
+    *,
+    impl: str | None = None,
+) -> Tensor:
+    """Candidate surprisal of every layer's residual stream through its translator, the final norm and the head.
+
+    Args:
+        hidden: [L,N,D] residual streams before the final norm.
+        translators: (W [L,D,D], b [L,D]); layer l is read as h + h W_lᵀ + b_l. None is the plain logit lens.
+        norm: the model's final norm, [N,D] → [N,D], row by row, for any number of rows.
+        weight: [V,D] output embedding.
+        candidates: [K] or [N,K], int ids in [0, V).
+        bias: [V], the head's.
+        impl: None picks by device.
+
+    Returns:
+        [L,N,K] surprisals in nats, float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: a shape, dtype, device or id that does not fit, by the name of the argument.
+        NotImplementedError: a second derivative, or one in forward mode, but by ``impl="reference"``.
+
+    Source: tuned lens, Belrose et al. 2023, equation 6 (affine residual translators); logit lens, nostalgebraist 2020.
+    """
+    _check_head(hidden, weight, bias, "L,N,D")
+    layers, rows, size = hidden.shape
+    candidates = _check_candidates(candidates, rows, hidden, weight.shape[0])
+    if not callable(norm):
+        raise ValueError(f"norm: expected a function or module [N,D] → [N,D], got {type(norm).__name__}")
+    if translators is not None:
+        if not isinstance(translators, tuple) or len(translators) != 2:
+            raise ValueError("translators: expected (W [L,D,D], b [L,D]) or None")
+        check.has_shape("translators", translators[0], "L,D,D", (layers, size, size))
+        check.has_shape("translators", translators[1], "L,D", (layers, size))
+        for part in translators:
+            check.matches("translators", part, "hidden", hidden)
+    run = choose("lens_surprisal", IMPLEMENTATIONS, impl, hidden)
+    found: Tensor = run(hidden, Lens(translators, norm), weight, candidates, bias)
+    return found
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    *,
+    impl: str | None = None,
+) -> Tensor:
+    """Cross-entropy of softmax(hidden weightᵀ + bias) against targets.
+
+    Args:
+        hidden: [N,D] final hidden states.
+        weight: [V,D] output embedding, the dtype of hidden; D at least 1.
+        targets: [N] int ids in [0, V), or ``ignore_index``.
+        bias: [V] or None.
+        ignore_index: a target of this value counts neither in the sum nor in the mean.
+        reduction: "mean" over the targets that count, or "sum". With none that count the result is 0.
+        impl: None picks by device.
+
+    Returns:
+        A scalar in nats, float32 (float64 for float64 inputs); differentiable in hidden, weight and bias. In float32
+        and float64 its second derivatives (a gradient penalty, a Hessian) are made with all N·V logits, where they are
+        asked for.
+
+    Raises:
+        ValueError: a shape, dtype, device, id or reduction that does not fit, by the name of the argument.
+        NotImplementedError: a second derivative in half precision, or one of ``impl="triton"``; forward mode but by
+            ``impl="reference"``.
+
+    Source: the definition of cross-entropy.
+    """
+    _check_head(hidden, weight, bias)
+    check.has_shape("targets", targets, "N", (hidden.shape[0],))
+    targets = check.integers("targets", targets)
+    check.matches("targets", targets, "hidden", hidden, dtype=False)
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
+    ignore_index = check.integer("ignore_index", ignore_index)
+    known = (targets == ignore_index) | ((targets >= 0) & (targets < weight.shape[0]))
+    sizes = {"V": weight.shape[0], "ignore_index": ignore_index}
+    check.values(known, "targets: expected ids in [0, V) or ignore_index", targets, **sizes)
+    run = choose("linear_cross_entropy", IMPLEMENTATIONS, impl, hidden)
+    loss: Tensor = run(hidden, weight, targets, bias, ignore_index, reduction)
+    return loss
+
+
+def _check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, dims: str = "N,D") -> None:
+    """``dims`` is the shape of hidden in letters: rows, or rows of each layer."""
+    check.has_shape("hidden", hidden, dims, (None,) * len(dims.split(",")))
+    check.is_floating("hidden", hidden)
+    if hidden.shape[-1] == 0:
+        raise ValueError("hidden: expected at least one number in a row, got D = 0")
+    check.has_shape("weight", weight, "V,D", (None, hidden.shape[-1]))
+    check.matches("weight", weight, "hidden", hidden)
+    if bias is not None:
+        check.has_shape("bias", bias, "V", (weight.shape[0],))
+        check.is_floating("bias", bias)
+        check.matches("bias", bias, "hidden", hidden, dtype=False)
+
+
+def _check_candidates(candidates: Tensor, rows: int, like: Tensor, vocabulary: int) -> Tensor:
+    """The candidates as int64."""
+    candidates = check.integers("candidates", candidates)
+    if candidates.ndim not in (1, 2) or (candidates.ndim == 2 and candidates.shape[0] != rows):
+        raise ValueError(f"candidates: expected shape [K] or [N,K] with N = {rows}, got {list(candidates.shape)}")
+    if candidates.shape[-1] == 0:
+        raise ValueError("candidates: expected at least one candidate, got none")
+    check.matches("candidates", candidates, "hidden", like, dtype=False)
+    in_vocabulary = (candidates >= 0) & (candidates < vocabulary)
+    check.values(in_vocabulary, "candidates: expected ids in [0, V)", candidates, V=vocabulary)
+    return candidates

@@ -1,0 +1,189 @@
+"""The ``cpu`` implementation of surprisal: tiles of rows × vocabulary by PyTorch's own products, used up one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from symground.ops.common import extension, needs
+from symground.ops.common.tensors import accumulation_dtype
+from symground.ops.vocabulary.registered import Kernels, register
+
+refuses = needs.cpu
+
+#: Rows of a tile of logits, and its numbers, 16 MiB in float32: few tiles, since threads wait for each other at the end
+#: of each; what follows the product goes row by row. Few rows take more columns.
+ROWS, TILE = 512, 2**22
+#: Numbers of a tile of the loss, which has whole rows: fewer rows make its products slower than its exponentials.
+LOSS_TILE = 2**23
+
+
+def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    dtype, rows = accumulation_dtype(hidden), hidden.shape[0]
+    asked = _asked(candidates)
+    if asked is not None:
+        surprisal = torch.zeros(rows, candidates.shape[-1], dtype=dtype)
+        lse = torch.zeros(rows, dtype=dtype)
+        if len(asked):
+            surprisal[asked], lse[asked] = _forward(hidden[asked], weight, bias, candidates[asked])
+        return surprisal, lse
+    top = torch.full((rows,), float("-inf"), dtype=dtype)
+    total = torch.zeros(rows, dtype=dtype)
+    width = _columns(hidden, weight, dtype)
+    tile = _tile(hidden, width, dtype)
+    for _, columns in _spans(weight.shape[0], width):
+        head = weight[columns].to(dtype)
+        for _, at in _spans(rows, ROWS):
+            _add_exponentials(_logits(hidden[at].to(dtype), head, bias, columns, tile), top[at], total[at])
+    lse = top + total.log()
+    return lse[:, None] - _of_candidates(hidden, weight, bias, candidates), lse
+
+
+def _of_candidates(hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor) -> Tensor:
+    """Logits [N,K] of the candidates."""
+    dtype = accumulation_dtype(hidden)
+    z = torch.empty(hidden.shape[0], candidates.shape[-1], dtype=dtype)
+    if candidates.ndim == 1:
+        torch.mm(hidden.to(dtype), weight[candidates].to(dtype).mT, out=z)
+    else:
+        for _, at in _spans(len(hidden), max(1, ROWS // candidates.shape[1])):  # no more than ROWS gathered at a time
+            gathered = weight[candidates[at]].to(dtype)  # [rows,K,D]
+            z[at] = (gathered @ hidden[at].to(dtype)[..., None])[..., 0]
+    return z if bias is None else z.add_(bias.to(dtype)[candidates])
+
+
+def _backward(
+    grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor, lse: Tensor,
+    of_hidden: bool, of_weight: bool, of_bias: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    dtype, vocabulary = lse.dtype, weight.shape[0]
+    asked = _asked(candidates)
+    if asked is not None:
+        found = (grad[asked], hidden[asked], weight, bias, candidates[asked], lse[asked])
+        of_asked, dw, db = _backward(*found, of_hidden, of_weight, of_bias)
+        dh = torch.zeros(hidden.shape, dtype=hidden.dtype) if of_hidden else None
+        if dh is not None and of_asked is not None:
+            dh[asked] = of_asked
+        return dh, dw, db
+    at_candidates, lse = grad.to(dtype), lse.contiguous()
+    of_row = at_candidates.sum(1).contiguous()
+    ids = candidates.expand(len(hidden), -1)
+    dh = torch.zeros(hidden.shape, dtype=dtype) if of_hidden else None
+    dw = torch.empty(weight.shape, dtype=weight.dtype) if of_weight else None
+    db = torch.empty(vocabulary, dtype=bias.dtype) if of_bias and bias is not None else None
+    width = _columns(hidden, weight, dtype)
+    tile = _tile(hidden, width, dtype)
+    for first, columns in _spans(vocabulary, width):
+        head = weight[columns].to(dtype)
+        of_head = torch.zeros(head.shape, dtype=dtype) if of_weight else None
+        of_level = torch.zeros(len(head), dtype=dtype)
+        for _, at in _spans(len(hidden), ROWS):
+            states = hidden[at].to(dtype)
+            dz = _logits(states, head, bias, columns, tile)
+            _scaled_exponentials(dz, lse[at], of_row[at])
+            here = (ids[at] >= first) & (ids[at] < first + len(head))
+            dz.scatter_add_(1, (ids[at] - first).masked_fill(~here, 0), -at_candidates[at].masked_fill(~here, 0.0))
+            if dh is not None:
+                dh[at].addmm_(dz, head)
+            if of_head is not None:
+                of_head.addmm_(dz.mT, states)
+            if of_bias:
+                of_level += dz.sum(0)
+        if dw is not None and of_head is not None:
+            dw[columns] = of_head
+        if db is not None:
+            db[columns] = of_level
+    return None if dh is None else dh.to(hidden.dtype), dw, db
+
+
+def _loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *of: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The loss with its gradients in one go, rows of logits at a time: three products, where the way back would make
+    the logits again, and no exponential is kept."""
+    of_hidden, of_weight, of_bias = of
+    asked = (targets >= 0).nonzero()[:, 0]
+    if len(asked) < len(targets):
+        loss, dh, dw, db = _loss(hidden[asked], weight, bias, targets[asked], *of)
+        return loss, None if dh is None else torch.zeros_like(hidden).index_copy_(0, asked, dh), dw, db
+    rows = max(1, min(len(hidden), LOSS_TILE // len(weight)))
+    tile = torch.empty(rows * len(weight), dtype=hidden.dtype)
+    loss = hidden.new_zeros(())
+    dh = torch.empty(hidden.shape, dtype=hidden.dtype) if of_hidden else None
+    dw = torch.zeros(weight.shape, dtype=hidden.dtype) if of_weight else None
+    db = torch.zeros(len(weight), dtype=hidden.dtype) if of_bias else None
+    for _, at in _spans(len(hidden), rows):
+        states, ids = hidden[at], targets[at, None]
+        z = _logits(states, weight, bias, slice(None), tile)
+        of_target = z.gather(1, ids)[:, 0]
+        top, total = torch.full_like(of_target, float("-inf")), torch.zeros_like(of_target)
+        # They leave the logits as they are only in the extension.
+        _add_exponentials(z if extension.library is not None else z.clone(), top, total)
+        lse = top + total.log()
+        loss += (lse - of_target).sum()
+        _scaled_exponentials(z, lse, torch.ones_like(lse))
+        z.scatter_add_(1, ids, torch.full_like(ids, -1, dtype=z.dtype))
+        if dh is not None:
+            torch.mm(z, weight, out=dh[at])
+        if dw is not None:
+            dw.addmm_(z.mT, states)
+        if db is not None:
+            db += z.sum(0)
+    return loss, dh, dw, db
+
+
+def _columns(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> int:
+    """Of a tile; where the weights must be converted, no more of them at a time than a tile's numbers."""
+    rows = min(len(hidden), ROWS)
+    fitting = TILE // max(1, rows, weight.shape[1] if weight.dtype != dtype else 1)
+    return max(1, min(fitting, len(weight)))
+
+
+def _asked(candidates: Tensor) -> Tensor | None:
+    """The rows that have a candidate, where some have none: the others cost nothing."""
+    if candidates.ndim == 1 or bool((candidates[:, 0] >= 0).all()):
+        return None
+    return (candidates[:, 0] >= 0).nonzero()[:, 0]
+
+
+def _tile(hidden: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+    """Memory for one tile after the other: fresh pages for each would cost more than what is done to them."""
+    return torch.empty(min(len(hidden), ROWS) * columns, dtype=dtype)
+
+
+def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None, columns: slice, tile: Tensor) -> Tensor:
+    out = tile[: len(hidden) * len(head)].view(len(hidden), len(head))
+    if bias is None:
+        return torch.mm(hidden, head.mT, out=out)
+    return torch.addmm(bias[columns].to(head.dtype), hidden, head.mT, out=out)
+
+
+def _add_exponentials(z: Tensor, top: Tensor, total: Tensor) -> None:
+    """Take a tile of logits, used up, into the rows' maxima and their sums of exponentials relative to those."""
+    if extension.library is not None:
+        extension.library.add_exponentials(z, top, total)
+        return
+    higher = torch.maximum(top, z.amax(1))
+    # Where nothing is likelier than -inf so far, -inf - (-inf) would be NaN.
+    level = higher.masked_fill(higher.isneginf(), 0.0)
+    total.mul_((top - level).exp_()).add_(z.sub_(level[:, None]).exp_().sum(1))
+    top.copy_(higher)
+
+
+def _scaled_exponentials(z: Tensor, level: Tensor, factor: Tensor) -> None:
+    """z becomes factor · exp(z - level), row by row."""
+    if extension.library is not None:
+        extension.library.scaled_exponentials(z, level, factor)
+    else:
+        z.sub_(level[:, None]).exp_().mul_(factor[:, None])
+
+
+def _spans(length: int, step: int) -> Iterator[tuple[int, slice]]:
+    for start in range(0, length, step):
+        yield start, slice(start, min(start + step, length))
+
+
+kernels = Kernels(_forward, _backward, _loss)
+candidate_surprisal, lens_surprisal, linear_cross_entropy = register("cpu", kernels, "cpu")

@@ -1,0 +1,41 @@
+"""The specification of the vocabulary ops, in plain PyTorch: everything here materialises the logits, [N,V]."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from symground.ops.common.derivatives import product
+from symground.ops.common.tensors import accumulation_dtype
+from symground.ops.vocabulary.lens import Lens
+
+
+def refuses(like: Tensor) -> Exception | None:
+    return None
+
+
+def candidate_surprisal(hidden: Tensor, weight: Tensor, candidates: Tensor, bias: Tensor | None) -> Tensor:
+    z = logits(hidden, weight, bias)
+    return z.logsumexp(-1, keepdim=True) - z.gather(1, candidates.expand(hidden.shape[0], -1))
+
+
+def lens_surprisal(hidden: Tensor, lens: Lens, weight: Tensor, candidates: Tensor, bias: Tensor | None) -> Tensor:
+    found = [candidate_surprisal(lens.normed(h), weight, candidates, bias) for h in lens.translated(hidden)]
+    if found:
+        return torch.stack(found)
+    return hidden.new_empty(*hidden.shape[:2], candidates.shape[-1], dtype=accumulation_dtype(hidden))
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int, reduction: str
+) -> Tensor:
+    z = logits(hidden, weight, bias)
+    total = torch.nn.functional.cross_entropy(z, targets, ignore_index=ignore_index, reduction="sum")
+    return total if reduction == "sum" else total / (targets != ignore_index).sum().clamp(min=1)
+
+
+def logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[N,V] in at least float32."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    out = product(hidden.to(dtype), weight.to(dtype).mT)
+    return out if bias is None else out + bias.to(dtype)

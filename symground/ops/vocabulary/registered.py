@@ -1,0 +1,191 @@
+"""One registration for every implementation of surprisal under a vocabulary head: plain kernels in, ops out.
+
+An implementation brings two functions without autograd (`Kernels`); none of them stores N·V numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from symground.ops.common.derivatives import product
+from symground.ops.common.register import Op
+from symground.ops.common.tensors import accumulation_dtype
+from symground.ops.vocabulary.lens import in_one_pass
+from symground.ops.vocabulary.reference import logits
+
+_HEAD = ["Tensor hidden", "Tensor weight", "Tensor? bias"]
+_OF = ["bool of_hidden", "bool of_weight", "bool of_bias"]
+
+
+class Kernels(NamedTuple):
+    """What an implementation computes, for candidates int64 [K] or [N,K].
+
+    A row whose first candidate is -1 has none: its surprisals are 0, its log-sum-exp is anything, and the gradient that
+    comes back to it must be 0.
+
+    Attributes:
+        forward: (hidden, weight, bias, candidates) → surprisal [N,K] and the log-sum-exp over the vocabulary [N], in
+            the accumulation dtype.
+        backward: (grad [N,K], hidden, weight, bias, candidates, lse, three bools) → the gradients of hidden, weight and
+            bias, None where the bool is False. With p = softmax, ∂L/∂z[n,v] = p[n,v] · Σ_k grad[n,k] - Σ_k grad[n,k] ·
+            [v = candidate k].
+        loss: (hidden, weight, bias, targets [N], three bools) → the sum of the targets' surprisals, and its gradients
+            as of backward; a target of -1 is none. For inputs in the accumulation dtype; None where there is no such
+            kernel, and the loss is made of the other two.
+    """
+
+    forward: Callable[..., tuple[Tensor, Tensor]]
+    backward: Callable[..., tuple[Tensor | None, ...]]
+    loss: Callable[..., tuple[Tensor | None, ...]] | None = None
+
+
+class Registered(NamedTuple):
+    """The implementations of the public ops, which take their arguments checked."""
+
+    candidate_surprisal: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    lens_surprisal: Callable[..., Tensor]
+    linear_cross_entropy: Callable[[Tensor, Tensor, Tensor, Tensor | None, int, str], Tensor]
+
+
+def register(impl: str, kernels: Kernels, device_types: str | None = None) -> Registered:
+    """Register ``kernels`` as ``symground::candidate_surprisal_<impl>`` and its companions."""
+
+    def op(
+        name: str, kernel: Callable[..., Any], takes: list[str], results: Callable[..., Any], returns: int,
+        nothing: Callable[..., bool] = lambda hidden, weight, *rest: not (len(hidden) and len(weight)),
+    ) -> Op:  # fmt: skip
+        return Op(name, impl, kernel, takes, results, returns=returns, device_types=device_types, nothing=nothing)
+
+    forward = op("candidate_surprisal", kernels.forward, [*_HEAD, "Tensor candidates"], _outputs, 2)
+    backward = op(
+        "candidate_surprisal_backward", kernels.backward,
+        ["Tensor grad", *_HEAD, "Tensor candidates", "Tensor lse", *_OF], _gradients, 3,
+        lambda _grad, hidden, weight, *rest: not (len(hidden) and len(weight)),
+    )  # fmt: skip
+    forward.differentiable(_keep, lambda ctx, grad, _: _through(backward, ctx, grad))
+    loss = None
+    if kernels.loss is not None:
+        loss = op("linear_cross_entropy", kernels.loss, [*_HEAD, "Tensor targets", *_OF], _loss, 4)
+        loss.differentiable(_keep_gradients, lambda ctx, grad, *_: _through_loss(ctx, grad))
+
+    def surprisal(hidden: Tensor, weight: Tensor, candidates: Tensor, bias: Tensor | None) -> Tensor:
+        out: Tensor = forward(hidden, weight, bias, candidates)[0]
+        return out
+
+    def cross_entropy(
+        hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int, reduction: str
+    ) -> Tensor:
+        kept = targets != ignore_index
+        asked = torch.where(kept, targets, -1)
+        wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden, weight, bias)]
+        if loss is not None and any(wanted) and hidden.dtype == accumulation_dtype(hidden):
+            total: Tensor = loss(hidden, weight, bias, asked, *wanted)[0]
+            return total if reduction == "sum" else total / kept.sum().clamp(min=1)
+        total = torch.where(kept, surprisal(hidden, weight, asked[:, None], bias)[:, 0], 0.0).sum()
+        return total if reduction == "sum" else total / kept.sum().clamp(min=1)
+
+    return Registered(surprisal, in_one_pass(surprisal), cross_entropy)
+
+
+# What the ops give where there is nothing to read: no row, or no vocabulary.
+
+
+def _outputs(hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    nothing = hidden.new_zeros(hidden.shape[0], candidates.shape[-1], dtype=accumulation_dtype(hidden))
+    return nothing, nothing.new_zeros(hidden.shape[0])
+
+
+def _zeros(inputs: Sequence[Tensor | None], of: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    return tuple(
+        x.new_zeros(x.shape) if x is not None and wanted else None for x, wanted in zip(inputs, of, strict=True)
+    )
+
+
+def _gradients(
+    grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor, lse: Tensor, *of: bool
+) -> tuple[Tensor | None, ...]:
+    return _zeros((hidden, weight, bias), of)
+
+
+def _loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *of: bool
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    return hidden.new_zeros(()), *_zeros((hidden, weight, bias), of)
+
+
+def _keep(ctx: Any, output: tuple[Tensor, Tensor], *inputs: Any) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _through(backward: Op, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    need = ctx.needs_input_grad[:3]
+    found = backward(grad, *ctx.saved_tensors, *need)
+    return *(x if wanted else None for x, wanted in zip(found, need, strict=True)), None
+
+
+def _keep_gradients(ctx: Any, output: tuple[Tensor, ...], *inputs: Any) -> None:
+    """The loss makes its gradients in the forward pass."""
+    ctx.of = inputs[4:]
+    ctx.save_for_backward(*inputs[:4], *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _through_loss(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    *given, of_hidden, of_weight, of_bias = ctx.saved_tensors
+    made = (of_hidden, of_weight, of_bias)
+    # With create_graph they may be asked for a derivative of their own, which what was made on the way lacks.
+    found = _scaled(grad, *given, *made) if torch.is_grad_enabled() else [grad * x for x in made]
+    return *(x if wanted else None for x, wanted in zip(found, ctx.of, strict=True)), None, None, None, None
+
+
+class _Scaled(torch.autograd.Function):
+    """grad times the gradients of the sum of surprisals, with the derivatives of that product.
+
+    Going back, φ is its inner product with what comes: the derivative of grad · loss in that direction, written out
+    with all logits.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *made: Tensor
+    ) -> tuple[Tensor, ...]:
+        return tuple(grad * x for x in made)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[:5])
+
+    @staticmethod
+    def backward(ctx: Any, *came: Tensor) -> tuple[Tensor | None, ...]:
+        *given, targets = ctx.saved_tensors
+        with torch.enable_grad():
+            # Views, so that the derivative is of these alone: what came may depend on them too.
+            views: list[Any] = [x if x is None else x.view_as(x) for x in given]
+            grad, hidden, weight, bias = views
+            inputs = [x for x, need in zip(views, ctx.needs_input_grad, strict=False) if need]
+            change = _change_of_logits(hidden, weight, *came)
+            one_hot = targets[:, None] == torch.arange(len(weight), device=targets.device)
+            beyond = logits(hidden, weight, bias).softmax(-1) - one_hot.to(grad.dtype)
+            phi = grad * torch.where((targets >= 0)[:, None], beyond * change, 0).sum()
+        found = iter(torch.autograd.grad(phi, inputs, create_graph=torch.is_grad_enabled()))
+        return *(next(found) if need else None for need in ctx.needs_input_grad[:4]), *(None,) * 4
+
+
+_scaled = _Scaled.apply
+
+
+def _change_of_logits(hidden: Tensor, weight: Tensor, of_hidden: Tensor, of_weight: Tensor, of_bias: Tensor) -> Tensor:
+    """[N,V] for changes of hidden, weight and bias, each of which is empty where its gradient is not made."""
+    change = hidden.new_zeros(len(hidden), len(weight))
+    if of_hidden.numel():
+        change = change + product(of_hidden, weight.mT)
+    if of_weight.numel():
+        change = change + product(hidden, of_weight.mT)
+    return change + of_bias if of_bias.numel() else change

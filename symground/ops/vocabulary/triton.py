@@ -1,0 +1,34 @@
+"""The ``triton`` implementation of surprisal: the kernels of `symground.kernels`, imported at first use."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from symground.ops.common import needs
+from symground.ops.vocabulary.registered import Kernels, register
+
+refuses = needs.triton
+
+
+def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    from symground.kernels.vocabulary import surprisal as vocabulary
+
+    with torch.cuda.device_of(hidden):
+        head = vocabulary.Head(hidden, weight, bias, candidates)
+        lse = vocabulary.log_sum_exp(head)
+        return vocabulary.surprisal(head, lse), lse
+
+
+def _backward(
+    grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor, lse: Tensor, *of: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    from symground.kernels.vocabulary import surprisal as vocabulary
+
+    with torch.cuda.device_of(hidden):
+        head = vocabulary.Head(hidden, weight, bias, candidates)
+        found: tuple[Tensor | None, Tensor | None, Tensor | None] = vocabulary.gradients(head, grad, lse, *of)
+    return found
+
+
+candidate_surprisal, lens_surprisal, linear_cross_entropy = register("triton", Kernels(_forward, _backward))
