@@ -8,6 +8,7 @@ again for the kernel.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate, islice
 from typing import Any, get_type_hints
 
 import torch
@@ -39,8 +40,14 @@ class Op:
             device_types: "cpu" for a kernel that runs there only.
             nothing: the arguments of ``takes`` → whether there is nothing to read: the kernel is not run then.
         """
-        self._takes = takes
-        arguments = [x for part in takes for x in ([part] if isinstance(part, str) else _schema(part))]
+        pieces = [[part] if isinstance(part, str) else _schema(part) for part in takes]
+        arguments = [argument for piece in pieces for argument in piece]
+        ends = list(accumulate(map(len, pieces)))
+        #: Of each argument its class of records or None, and where its fields are among the schema's arguments.
+        self._takes = [
+            (None if isinstance(part, str) else part, end - len(piece), end)
+            for part, piece, end in zip(takes, pieces, ends, strict=True)
+        ]
         of = "Tensor" if returns == 1 else f"({', '.join(['Tensor'] * returns)})"
 
         def run(*flat: Any) -> Any:
@@ -71,12 +78,7 @@ class Op:
 
     def whole(self, flat: Sequence[Any]) -> list[Any]:
         """The arguments of the schema, put together into records."""
-        given, at = [], 0
-        for part in self._takes:
-            width = 1 if isinstance(part, str) else len(part._fields)
-            given.append(flat[at] if isinstance(part, str) else part(*flat[at : at + width]))
-            at += width
-        return given
+        return [flat[at] if record is None else record._make(flat[at:end]) for record, at, end in self._takes]
 
     def differentiable(self, keep: Callable[..., None], backward: Callable[..., Sequence[Any]]) -> None:
         """Give the op a derivative.
@@ -89,11 +91,11 @@ class Op:
 
         def back(ctx: Any, *grads: Any) -> tuple[Any, ...]:
             found: list[Any] = []
-            for part, grad in zip(self._takes, backward(ctx, *grads), strict=True):
-                if isinstance(part, str):
+            for (record, at, end), grad in zip(self._takes, backward(ctx, *grads), strict=True):
+                if record is None:
                     found.append(grad)
                 else:
-                    found += [None] * len(part._fields) if grad is None else grad
+                    found += [None] * (end - at) if grad is None else grad
             return tuple(found)
 
         self.registered.register_autograd(
@@ -112,7 +114,7 @@ def save(ctx: Any, *values: Any) -> None:
 def saved(ctx: Any) -> list[Any]:
     """What `save` kept, in its order."""
     flat = iter([y if x is None else x for x, y in zip(ctx.saved_tensors, ctx.others, strict=True)])
-    return [next(flat) if made is None else made(*(next(flat) for _ in made._fields)) for made in ctx.records]
+    return [next(flat) if made is None else made._make(islice(flat, len(made._fields))) for made in ctx.records]
 
 
 #: The type of a record's field → its type in a schema.
@@ -127,7 +129,13 @@ def _schema(record: Any) -> list[str]:
 
 
 def _flat(values: Sequence[Any]) -> list[Any]:
-    return [x for value in values for x in (value if isinstance(value, tuple) else (value,))]
+    flat: list[Any] = []
+    for value in values:
+        if isinstance(value, tuple):
+            flat += value
+        else:
+            flat.append(value)
+    return flat
 
 
 def _tensors(found: Any, like: Tensor) -> Any:
