@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from symground.analysis.steering import steering as steering
     from symground.analysis.sweep import sweep_heads as sweep_heads
     from symground.analysis.trace import trace as trace
-    from symground.models.attach import attach as attach
-    from symground.models.attach import detach as detach
-    from symground.models.load import load as load
-    from symground.models.load import load_processor as load_processor
-    from symground.models.load import load_tokenizer as load_tokenizer
+    from symground.models.attachment.attaching import attach as attach
+    from symground.models.attachment.attaching import detach as detach
+    from symground.models.loading.pretrained import load as load
+    from symground.models.loading.pretrained import load_processor as load_processor
+    from symground.models.loading.pretrained import load_tokenizer as load_tokenizer
     from symground.reports.page import report as report
     from symground.reports.patches import draw_patches as draw_patches
 

@@ -23,7 +23,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import symground as sg
 from symground.data import Corpus, CorpusBuilder, GeneratedSettings, Question, add_scenes, write_questions
 from symground.folders import write_json
-from symground.models.lstm import LSTMConfig, LSTMForCausalLM
+from symground.models.architectures.lstm import LSTMConfig, LSTMForCausalLM
 
 # Examples are drawn from a fixed seed and take as long as they take: a test never fails for being slow.
 settings.register_profile(

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 
 from symground.analysis.fills import Reference, check_fills, fills_of
 from symground.models import Mixer, Tap, mixers
-from symground.models.blocks import place
-from symground.models.mixers import Replacement, tapped
-from symground.models.readout import readout
+from symground.models.hooks.mixers import Replacement, tapped
+from symground.models.hooks.scopes import place
+from symground.models.trials.output_head import readout
 
 Heads = Collection[tuple[int, int]]
 

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from symground.analysis.probes import Probes
 from symground.analysis.questions import ImageQuestions
-from symground.models.attach import check_model
-from symground.models.images import PatchEmbedding, id_limit
-from symground.models.readout import readout
+from symground.models.architectures.image_tokens import PatchEmbedding, id_limit
+from symground.models.attachment.attaching import check_model
+from symground.models.trials.output_head import readout
 from symground.typed import told
 
 #: What a trace gives the model itself, and why nobody else may.

@@ -17,9 +17,9 @@ from symground.analysis.fills import fills_of
 from symground.analysis.probes import Examples
 from symground.analysis.questions import Asked
 from symground.analysis.selection import Piece
-from symground.models.positions import check_lengths
-from symground.models.random import check_deterministic
-from symground.models.readout import Readout, hidden_states, verified_readout
+from symground.models.trials.batch_invariance import check_lengths
+from symground.models.trials.determinism import check_deterministic
+from symground.models.trials.output_head import Readout, hidden_states, verified_readout
 
 Plan = Sequence[Piece]
 """What is silenced at once."""

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from symground.analysis.ablate import silenced
 from symground.analysis.probes import Examples
-from symground.models.positions import check_lengths
-from symground.models.random import check_deterministic
-from symground.models.readout import hidden_states, verified_readout
+from symground.models.trials.batch_invariance import check_lengths
+from symground.models.trials.determinism import check_deterministic
+from symground.models.trials.output_head import hidden_states, verified_readout
 
 AMONG = ("targets", "vocabulary")
 

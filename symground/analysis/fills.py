@@ -13,9 +13,9 @@ from symground.analysis.arguments import check_inputs
 from symground.analysis.probes import Examples, Probes
 from symground.analysis.questions import Asked, ImageQuestions
 from symground.models import mixers
-from symground.models.mixers import device_of, head_outputs
-from symground.models.positions import check_lengths
-from symground.models.random import check_deterministic
+from symground.models.hooks.mixers import device_of, head_outputs
+from symground.models.trials.batch_invariance import check_lengths
+from symground.models.trials.determinism import check_deterministic
 from symground.typed import told
 
 Reference = Asked | Examples | Tensor | Mapping[str, Tensor]

@@ -23,8 +23,8 @@ from symground.analysis.selection import Piece, pieces_of
 from symground.analysis.statistics import bootstrap_interval, cohens_d, holm
 from symground.analysis.trace import trace
 from symground.models import mixers
-from symground.models.mixers import head_outputs
-from symground.models.readout import hidden_states, readout
+from symground.models.hooks.mixers import head_outputs
+from symground.models.trials.output_head import hidden_states, readout
 from symground.progress import progress
 
 

@@ -27,11 +27,11 @@ from symground.data import Corpus
 from symground.data.sampler import IGNORED, RowSampler
 from symground.folders import replacing
 from symground.models import mixers
-from symground.models.positions import check_lengths
-from symground.models.random import check_deterministic
-from symground.models.readout import Readout, trial_ids, verified_readout
-from symground.models.residual import final_norm, residual_stream
-from symground.models.thrift import frozen
+from symground.models.passes.activation_memory import frozen
+from symground.models.passes.residual_states import final_norm, residual_stream
+from symground.models.trials.batch_invariance import check_lengths
+from symground.models.trials.determinism import check_deterministic
+from symground.models.trials.output_head import Readout, trial_ids, verified_readout
 from symground.progress import progress
 from symground.shown import as_table, as_text, some
 from symground.typed import told

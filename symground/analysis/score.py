@@ -19,9 +19,9 @@ from symground.analysis.probes import Probes
 from symground.analysis.questions import Asked
 from symground.analysis.scan import scan
 from symground.folders import read_json, replacing, write_json
-from symground.models.images import id_limit
-from symground.models.random import check_deterministic
-from symground.models.readout import readout
+from symground.models.architectures.image_tokens import id_limit
+from symground.models.trials.determinism import check_deterministic
+from symground.models.trials.output_head import readout
 from symground.progress import progress
 
 _KEY = "_scores.json"  # readers of a folder of Parquet files pass over a leading underscore

@@ -19,11 +19,11 @@ from symground.analysis.probes import Examples, Probes
 from symground.analysis.scan import MEMORY
 from symground.analysis.score import check_fits
 from symground.models import Mixer, Tap, mixers
-from symground.models.mixers import Replacement, head_outputs, tapped
-from symground.models.positions import check_apart, stretch_of
-from symground.models.readout import hidden_states, verified_readout
-from symground.models.replay import Replay, replays
-from symground.models.trial import hooked_by_others
+from symground.models.hooks.mixers import Replacement, head_outputs, tapped
+from symground.models.passes.partial_forward import Replay, replays
+from symground.models.trials.batch_invariance import check_apart, stretch_of
+from symground.models.trials.output_head import hidden_states, verified_readout
+from symground.models.trials.trying import hooked_by_others
 from symground.progress import progress
 
 METHODS = ("both", "exact", "first-order")

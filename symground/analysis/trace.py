@@ -19,9 +19,9 @@ from symground.analysis.probes import Examples, Probes
 from symground.analysis.questions import Asked, ImageQuestions
 from symground.analysis.score import check_fits
 from symground.models import mixers
-from symground.models.positions import check_lengths
-from symground.models.random import check_deterministic
-from symground.models.readout import readout, verified_readout
+from symground.models.trials.batch_invariance import check_lengths
+from symground.models.trials.determinism import check_deterministic
+from symground.models.trials.output_head import readout, verified_readout
 from symground.progress import progress
 
 PREDICTION = "prediction"

@@ -3,7 +3,7 @@
 The folder of an image set holds ``features.npy`` (float16 [N,P,E]: images, patches of each in rows from the top left,
 features), ``images.txt`` (a name a line) and ``images.json`` (where they come from, what was set aside). Beyond a
 vocabulary of V words, id V + i·P + p is patch p of image i: to a model an image is P ids like others, which its
-embedding looks up here (`symground.models.images`).
+embedding looks up here (`symground.models.architectures.image_tokens`).
 """
 
 from __future__ import annotations

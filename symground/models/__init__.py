@@ -1,12 +1,12 @@
 """Modules that show their heads: presets, loading, and making a model traceable."""
 
-from symground.models.attach import attach, detach, mixers
-from symground.models.images import set_images
-from symground.models.interface import register
-from symground.models.load import load, load_processor, load_tokenizer
-from symground.models.mixers import Mixer, Tap
-from symground.models.presets import PRESETS, create, parameter_count
-from symground.models.readout import Readout, readout
+from symground.models.architectures.attention import register
+from symground.models.architectures.image_tokens import set_images
+from symground.models.attachment.attaching import attach, detach, mixers
+from symground.models.hooks.mixers import Mixer, Tap
+from symground.models.loading.presets import PRESETS, create, parameter_count
+from symground.models.loading.pretrained import load, load_processor, load_tokenizer
+from symground.models.trials.output_head import Readout, readout
 
 register()  # so that a model can be loaded with attn_implementation="symground" too
 

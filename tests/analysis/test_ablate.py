@@ -10,8 +10,8 @@ from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 import symground as sg
 from symground.data import Corpus
 from symground.models import create, mixers
-from symground.models.lstm import LSTMForCausalLM
-from symground.models.mixers import head_outputs
+from symground.models.architectures.lstm import LSTMForCausalLM
+from symground.models.hooks.mixers import head_outputs
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import symground as sg
 from symground.analysis.lens import TunedLens, lens_gain
 from symground.data import Corpus
 from symground.models import create
-from symground.models.readout import hidden_states
-from symground.models.residual import final_norm, residual_stream
+from symground.models.passes.residual_states import final_norm, residual_stream
+from symground.models.trials.output_head import hidden_states
 
 PRESETS = ("gpt2-4l", "mamba2-4l", "lstm-4l")
 

@@ -17,8 +17,8 @@ from symground.analysis import Probes
 from symground.analysis.behaviour import behaviour
 from symground.analysis.choice import choices
 from symground.data import Corpus
-from symground.models.positions import stretch_of
-from symground.models.reader import Reader
+from symground.models.passes.kv_cache import Reader
+from symground.models.trials.batch_invariance import stretch_of
 
 LIMIT = 9
 

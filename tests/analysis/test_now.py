@@ -20,7 +20,7 @@ from symground.analysis import Probes
 from symground.analysis.behaviour import behaviour
 from symground.analysis.choice import choices
 from symground.data import Corpus
-from symground.models.trial import state_of
+from symground.models.trials.trying import state_of
 
 
 class Adapter(nn.Module):

@@ -19,7 +19,7 @@ from symground.analysis.behaviour import behaviour
 from symground.analysis.choice import choices
 from symground.analysis.steering import steering
 from symground.data import Corpus
-from symground.models.random import check_deterministic
+from symground.models.trials.determinism import check_deterministic
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import symground as sg
 from symground.data import Corpus, CorpusBuilder, GeneratedSettings, add_scenes
 from symground.models import create
-from symground.models.lstm import LSTMConfig, LSTMForCausalLM
+from symground.models.architectures.lstm import LSTMConfig, LSTMForCausalLM
 
 scoring = importlib.import_module("symground.analysis.score")  # the package has the function under that name
 

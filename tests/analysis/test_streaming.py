@@ -20,7 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 import symground as sg
 from symground.analysis import backward
 from symground.models import create, mixers
-from symground.models.thrift import Kept, checkpointed, frozen, offloaded
+from symground.models.passes.activation_memory import Kept, checkpointed, frozen, offloaded
 from tests.tiny import llama
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,9 +13,9 @@ from symground.analysis.probes import Examples, Probes
 from symground.analysis.sweep import METHODS
 from symground.data import Corpus
 from symground.models import create, mixers
-from symground.models.lstm import LSTMForCausalLM
-from symground.models.mixers import Replacement
-from symground.models.replay import replays
+from symground.models.architectures.lstm import LSTMForCausalLM
+from symground.models.hooks.mixers import Replacement
+from symground.models.passes.partial_forward import replays
 
 
 @pytest.fixture(scope="module")

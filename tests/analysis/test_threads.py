@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 import symground as sg
 from symground.data import Corpus
 from symground.models import create, mixers
-from symground.models.thrift import frozen
+from symground.models.passes.activation_memory import frozen
 
 
 @pytest.fixture(scope="module", params=["gpt2-4l", "mamba2-4l"])

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 import symground as sg
-from symground.models.lstm import LSTMConfig, LSTMForCausalLM
+from symground.models.architectures.lstm import LSTMConfig, LSTMForCausalLM
 
 _SIZES = {
     "vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

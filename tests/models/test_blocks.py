@@ -26,7 +26,7 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 
 import symground as sg
 from symground.models import mixers
-from symground.models.mixers import head_outputs
+from symground.models.hooks.mixers import head_outputs
 from tests.tiny import llama
 
 IDS = torch.randint(2, 101, (2, 6), generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,7 @@ import torch
 import symground as sg
 from symground.analysis.trace import saliency_by_region
 from symground.models import PRESETS, create
-from symground.models.lstm import LSTMForCausalLM
+from symground.models.architectures.lstm import LSTMForCausalLM
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

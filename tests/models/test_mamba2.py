@@ -23,7 +23,7 @@ import symground as sg
 from symground import ops
 from symground.data import Corpus
 from symground.models import create, mixers
-from symground.models.mixers import head_outputs
+from symground.models.hooks.mixers import head_outputs
 
 
 def configuration(**changes: Any) -> Mamba2Config:

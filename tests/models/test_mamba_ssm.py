@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import GPT2LMHeadModel, Mamba2Config, Mamba2ForCausalLM
 
 import symground as sg
-from symground.models.mamba_ssm import from_mamba_ssm, to_mamba_ssm
+from symground.models.loading.mamba_ssm import from_mamba_ssm, to_mamba_ssm
 
 IDS = torch.randint(5, 96, (2, 11), generator=torch.Generator().manual_seed(0))
 

@@ -18,10 +18,10 @@ from transformers import (
 
 import symground as sg
 from symground.models import mixers
-from symground.models.mixers import head_outputs
-from symground.models.projection import contributions, output_projections
-from symground.models.readout import hidden_states
-from symground.models.replay import Replay, replays
+from symground.models.hooks.mixers import head_outputs
+from symground.models.passes.output_projection import contributions, output_projections
+from symground.models.passes.partial_forward import Replay, replays
+from symground.models.trials.output_head import hidden_states
 
 SIZE = {
     "vocab_size": 101, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40,

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 import symground
 import symground as sg
 from symground.models import mixers
-from symground.models.interface import NAME
+from symground.models.architectures.attention import NAME
 
 IMAGE = 99
 _TEXT = {

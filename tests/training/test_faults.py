@@ -22,7 +22,7 @@ import torch
 from symground import disk
 from symground.data import Corpus
 from symground.folders import checkpoint_folder, read_json, write_json
-from symground.models.lstm import LSTMConfig, LSTMForCausalLM
+from symground.models.architectures.lstm import LSTMConfig, LSTMForCausalLM
 from symground.sealed import SUMS, damage, discard, sealed, settle
 from symground.training import Hardware, TrainSettings, loop, train
 from symground.training.checkpoints import resume_folders

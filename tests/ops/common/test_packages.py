@@ -214,7 +214,7 @@ PROGRAM = """
 import warnings
 warnings.simplefilter("error", RuntimeWarning)
 import torch, symground as sg
-from symground.models.presets import create
+from symground.models.loading.presets import create
 model = create("mamba2-4l", 40)
 ids = torch.randint(4, 40, (2, 12))
 model(ids, labels=ids).loss.backward()

@@ -12,11 +12,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.models.lstm import LSTMState
-from symground.models.mixers import untapped
-from symground.models.positions import check_apart, stretch_of
-from symground.models.readout import Readout, agree, head_of, readout, surprisal_of, trial_ids, verified_readout
-from symground.models.trial import hooked_by_others, tried
+from symground.models.architectures.lstm import LSTMState
+from symground.models.hooks.mixers import untapped
+from symground.models.trials.batch_invariance import check_apart, stretch_of
+from symground.models.trials.output_head import (
+    Readout,
+    agree,
+    head_of,
+    readout,
+    surprisal_of,
+    trial_ids,
+    verified_readout,
+)
+from symground.models.trials.trying import hooked_by_others, tried
 
 _TRIAL = 16
 

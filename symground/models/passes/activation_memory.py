@@ -15,9 +15,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from symground.models.blocks import remembering
-from symground.models.override import forward_as, own_forward
-from symground.models.replay import decoder_layers
+from symground.models.hooks.forward_hooks import forward_as, own_forward
+from symground.models.hooks.scopes import remembering
+from symground.models.passes.partial_forward import decoder_layers
 
 _LOCK = threading.RLock()
 #: Model → how many blocks hold it frozen, and the weights that want a gradient otherwise.

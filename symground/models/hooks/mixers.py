@@ -2,7 +2,7 @@
 
 A mixer is a module that mixes positions with one matrix per head. What an analysis asks of it (probes, gates) is a
 `Tap`, which the mixer's forward reads; nothing of the model is touched. A tap is asked for by a block, and the taps of
-several blocks are composed in the order in which the blocks were entered (`symground.models.blocks`).
+several blocks are composed in the order in which the blocks were entered (`symground.models.hooks.scopes`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from symground import ops
-from symground.models.blocks import Entry, asked_of
-from symground.models.rows import RowProbe
+from symground.models.hooks.row_probes import RowProbe
+from symground.models.hooks.scopes import Entry, asked_of
 
 #: Of these a mixer can serve one at a time.
 _ONCE = ("saliency_probe", "flow_probe", "query_groups", "key_groups", "rows", "mix")

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from symground.models.attach import mixers
-from symground.models.mixers import Mixer, head_outputs, untapped
-from symground.models.override import hooked
-from symground.models.readout import readout, trial_ids
-from symground.models.trial import is_plain, tried
+from symground.models.attachment.attaching import mixers
+from symground.models.hooks.forward_hooks import hooked
+from symground.models.hooks.mixers import Mixer, head_outputs, untapped
+from symground.models.trials.output_head import readout, trial_ids
+from symground.models.trials.trying import is_plain, tried
 
 
 def output_projections(model: PreTrainedModel) -> dict[int, nn.Module]:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from symground.models.activations import fuse_gelu, write_out_gelu
-from symground.models.blocks import forget_when_checkpointing, remember_when_checkpointing
-from symground.models.interface import NAME, UNPADDED
-from symground.models.lstm import LSTMForCausalLM
-from symground.models.mamba2 import MambaMixer, give_back_mamba, mamba_mixers
-from symground.models.mixers import Mixer
-from symground.models.readout import verified_readout
+from symground.models.architectures.attention import NAME, UNPADDED
+from symground.models.architectures.gelu import fuse_gelu, write_out_gelu
+from symground.models.architectures.lstm import LSTMForCausalLM
+from symground.models.architectures.mamba2 import MambaMixer, give_back_mamba, mamba_mixers
+from symground.models.hooks.mixers import Mixer
+from symground.models.hooks.scopes import forget_when_checkpointing, remember_when_checkpointing
+from symground.models.trials.output_head import verified_readout
 
 M = TypeVar("M", bound=PreTrainedModel)
 _OURS = "_symground_"
@@ -51,7 +51,7 @@ def attach(model: M) -> M:
     Its attention becomes ``symground``; of a vision-language model that of its text decoder, while the vision tower
     keeps its own. Where a mask [B,S] is given without ``position_ids`` they are derived from the mask, so that a padded
     batch equals its single rows. A GELU that is written out in several operations becomes one. Mamba-2's mixers become
-    `symground.models.mamba2.MambaMixer`. An LSTM is accepted and has no mixers. Attaching twice is attaching once.
+    `MambaMixer`. An LSTM is accepted and has no mixers. Attaching twice is attaching once.
     Checkpoints of an attached model are those of the model it was. :func:`symground.detach` undoes it.
 
     Two tokens go through the model, to see that its logits are its head's product with its last hidden states, unless

@@ -19,13 +19,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import Cache, PreTrainedModel
 
 from symground import ops
-from symground.models.attach import mixers
-from symground.models.mixers import Replacement, Tap, head_outputs, tapped
-from symground.models.override import forward_as, hooked
-from symground.models.projection import head_weights, output_projections
-from symground.models.reader import Reader
-from symground.models.readout import agree, hidden_states, readout, trial_ids
-from symground.models.trial import hooked_by_others, tried
+from symground.models.attachment.attaching import mixers
+from symground.models.hooks.forward_hooks import forward_as, hooked
+from symground.models.hooks.mixers import Replacement, Tap, head_outputs, tapped
+from symground.models.passes.kv_cache import Reader
+from symground.models.passes.output_projection import head_weights, output_projections
+from symground.models.trials.output_head import agree, hidden_states, readout, trial_ids
+from symground.models.trials.trying import hooked_by_others, tried
 from symground.ops.attention.mixing import valid_keys
 
 _Mixed = tuple[Tensor, Tensor, Tensor, float]

@@ -22,10 +22,10 @@ from transformers import (
 )
 
 from symground.folders import checkpoint_folder, checkpoint_steps, images_of, is_run, read_json, runs_of, study_of
-from symground.models import lstm  # noqa: F401  (registers the architecture)
-from symground.models.attach import attach
-from symground.models.images import set_images
-from symground.models.mamba_ssm import is_mamba_ssm, load_mamba_ssm
+from symground.models.architectures import lstm  # noqa: F401  (registers the architecture)
+from symground.models.architectures.image_tokens import set_images
+from symground.models.attachment.attaching import attach
+from symground.models.loading.mamba_ssm import is_mamba_ssm, load_mamba_ssm
 from symground.optional import check_device, require
 from symground.panics import panics_named
 from symground.sealed import SUMS, damage

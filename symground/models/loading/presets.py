@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Mamba2Config, Mamba2ForCausalLM, PreTrainedModel
 
-from symground.models.attach import attach
-from symground.models.images import with_images
-from symground.models.lstm import LSTMConfig, LSTMForCausalLM
-from symground.models.mamba2 import initialize_decay
+from symground.models.architectures.image_tokens import with_images
+from symground.models.architectures.lstm import LSTMConfig, LSTMForCausalLM
+from symground.models.architectures.mamba2 import initialize_decay
+from symground.models.attachment.attaching import attach
 
 
 def _gpt2(layers: int, size: int, heads: int) -> GPT2Config:
@@ -76,7 +76,7 @@ def create(
         seed: of the initial weights; torch's global generator is left as it was.
         positions: the longest sequence (Transformers only).
         pad_token_id: the vocabulary's padding id.
-        image_width: features of a patch, for a model that reads images (`symground.models.images`); None for text only.
+        image_width: features of a patch, for a model that reads images; None for text only.
 
     Raises:
         ValueError: an unknown preset (lists those there are), or a vocabulary of fewer than two.

@@ -12,9 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 
-from symground.models.mixers import device_of, untapped
-from symground.models.readout import hidden_states, trial_ids
-from symground.models.trial import hooked_by_others
+from symground.models.hooks.mixers import device_of, untapped
+from symground.models.trials.output_head import hidden_states, trial_ids
+from symground.models.trials.trying import hooked_by_others
 
 #: Of a setting that makes passes differ in training: dropout, layerdrop, drop_path, attn_pdrop, router_jitter_noise, …
 _RANDOM = re.compile(r"drop|jitter|noise", re.IGNORECASE)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from symground.models.lstm import LSTMForCausalLM
-from symground.models.mixers import untapped
-from symground.models.override import hooked
-from symground.models.readout import agree, hidden_states, readout, trial_ids
-from symground.models.replay import decoder_layers
+from symground.models.architectures.lstm import LSTMForCausalLM
+from symground.models.hooks.forward_hooks import hooked
+from symground.models.hooks.mixers import untapped
+from symground.models.passes.partial_forward import decoder_layers
+from symground.models.trials.output_head import agree, hidden_states, readout, trial_ids
 
 
 def residual_stream(model: PreTrainedModel, input_ids: Tensor, **inputs: Any) -> Tensor:

@@ -24,8 +24,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from symground.models.lstm import LSTMConfig, LSTMForCausalLM
-from symground.models.readout import readout
+from symground.models.architectures.lstm import LSTMConfig, LSTMForCausalLM
+from symground.models.trials.output_head import readout
 
 
 class PatchEmbedding(nn.Embedding):

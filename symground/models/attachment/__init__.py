@@ -1,0 +1,1 @@
+"""Making a model traceable, and finding its mixers again."""

@@ -1,0 +1,1 @@
+"""Models from named sizes, from folders and from the hub."""
