@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from symground.analysis.lens import _Fitter
+from symground.analysis.tracing.lens import _Fitter
 from symground.models import create
 from symground.models.trials.output_head import hidden_states
 

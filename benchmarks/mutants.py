@@ -1,9 +1,9 @@
 """Do the tests notice? Mutants of a module, each tried against the tests that should notice it.
 
     pip install -e .[dev]
-    python -m benchmarks.mutants symground.analysis.r2 symground.analysis.gain --count 8   # of each, at random
-    python -m benchmarks.mutants                                      # of every module of mutants.toml
-    python -m benchmarks.mutants symground.analysis.r2 --survivors    # those that no test noticed, once more
+    python -m benchmarks.mutants symground.analysis.statistics.r2 symground.data.chat --count 8   # of each, at random
+    python -m benchmarks.mutants                                                 # of every module of mutants.toml
+    python -m benchmarks.mutants symground.analysis.statistics.r2 --survivors   # those that no test noticed, once more
 
 The mutations are cosmic-ray's: places are drawn at random, and for each place one of the operators that apply there.
 Left as they are: what only the eye sees (sizes and colours of figures), annotations, the words of errors, and mutants

@@ -12,26 +12,26 @@ from symground.version import VERSION
 
 if TYPE_CHECKING:
     from symground import ops as ops
-    from symground.analysis.ablate import ablate as ablate
-    from symground.analysis.ablate import steer as steer
-    from symground.analysis.answers import answers as answers
-    from symground.analysis.answers import pope_scores as pope_scores
-    from symground.analysis.cooccurrence import cooccurrence as cooccurrence
-    from symground.analysis.gain import gain as gain
-    from symground.analysis.heads import find_heads as find_heads
-    from symground.analysis.intervene import intervene as intervene
-    from symground.analysis.lens import TunedLens as TunedLens
-    from symground.analysis.lens import lens_gain as lens_gain
-    from symground.analysis.memory import trace_memory as trace_memory
-    from symground.analysis.monitor import monitor as monitor
-    from symground.analysis.probes import probes as probes
-    from symground.analysis.questions import image_questions as image_questions
-    from symground.analysis.score import score as score
-    from symground.analysis.score import score_to_parquet as score_to_parquet
-    from symground.analysis.stability import stability as stability
-    from symground.analysis.steering import steering as steering
-    from symground.analysis.sweep import sweep_heads as sweep_heads
-    from symground.analysis.trace import trace as trace
+    from symground.analysis.causal.ablation import ablate as ablate
+    from symground.analysis.causal.ablation import steer as steer
+    from symground.analysis.causal.head_steering import steering as steering
+    from symground.analysis.causal.head_sweep import sweep_heads as sweep_heads
+    from symground.analysis.causal.intervention import intervene as intervene
+    from symground.analysis.heads.agreement import stability as stability
+    from symground.analysis.heads.finding import find_heads as find_heads
+    from symground.analysis.heads.monitoring import monitor as monitor
+    from symground.analysis.probing.answering import answers as answers
+    from symground.analysis.probing.answering import pope_scores as pope_scores
+    from symground.analysis.probing.questions import image_questions as image_questions
+    from symground.analysis.probing.scoring import score as score
+    from symground.analysis.probing.scoring import score_to_parquet as score_to_parquet
+    from symground.analysis.probing.sentence_probes import probes as probes
+    from symground.analysis.statistics.cooccurrence_counts import cooccurrence as cooccurrence
+    from symground.analysis.statistics.information_gain import gain as gain
+    from symground.analysis.tracing.lens import TunedLens as TunedLens
+    from symground.analysis.tracing.lens import lens_gain as lens_gain
+    from symground.analysis.tracing.memory import trace_memory as trace_memory
+    from symground.analysis.tracing.tracer import trace as trace
     from symground.models.attachment.attaching import attach as attach
     from symground.models.attachment.attaching import detach as detach
     from symground.models.loading.pretrained import load as load

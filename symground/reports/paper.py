@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from symground.analysis.controls import enough
-from symground.analysis.r2 import peak
+from symground.analysis.causal.controls import enough
+from symground.analysis.statistics.r2 import peak
 from symground.reports.figures import MATCHED, MISMATCHED, PALETTE, band, figure_of, svg_of
 from symground.reports.formats import FEW, control_cell, corpus_size, number, p_value, signed, stars, with_interval
 from symground.reports.parts import Study, last_checkpoints
@@ -42,7 +42,7 @@ def tables(study: Study, models: Sequence[str], layers: Mapping[str, int]) -> Ta
         layers: of each model.
 
     Returns:
-        curves (`symground.analysis.curves.over_training`), r2 and r2_peak, layers (saliency from the ENV noun into the
+        curves (`symground.analysis.over_training`), r2 and r2_peak, layers (saliency from the ENV noun into the
         prediction by layer, at each checkpoint, with its share of all layers), heads (aggregate heads per example and
         their mean layer), interventions (a row per model, step and denominator, over its seeds), findings (each of the
         study's, its figure, ours, whether they agree, and what is lacking where that cannot be judged and ``agrees`` is

@@ -26,7 +26,7 @@ def draw_patches(
     Args:
         picture: a PIL image, or an array [height,width,3] of 0 to 255.
         heats: each [height,width], not negative, as of
-            :meth:`symground.analysis.questions.ImageQuestions.on_picture`; each on a scale of its own.
+            :meth:`symground.analysis.ImageQuestions.on_picture`; each on a scale of its own.
         titles: what stands over each heat, in lines that fit.
         smooth: blend patches into each other, by a blur of half a patch's side; False shows them as they are.
         width: of each picture, inches.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from symground.analysis.controls import Controls
+from symground.analysis.causal.controls import Controls
 
 HEADS = [(layer, head) for layer in range(4) for head in range(4)]
 OWN = frozenset({(0, 0), (0, 1), (2, 3)})

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from symground.analysis.emergence import emergence as of_gains
-from symground.analysis.gain import gain_by_context
+from symground.analysis.statistics.emergence_step import emergence as of_gains
+from symground.analysis.statistics.information_gain import gain_by_context
 
 STEPS = (0, 10, 20, 40)
 

@@ -10,10 +10,10 @@ import pytest
 import statsmodels.api as sm
 from scipy import stats
 
-from symground.analysis.curves import over_training
-from symground.analysis.mixed import mixed_effects
-from symground.analysis.r2 import cooccurrence_r2, peak
-from symground.analysis.statistics import over_few, paired, resampled
+from symground.analysis.statistics.curves import over_training
+from symground.analysis.statistics.intervals import over_few, paired, resampled
+from symground.analysis.statistics.mixed_models import mixed_effects
+from symground.analysis.statistics.r2 import cooccurrence_r2, peak
 
 
 def test_paired_by_hand() -> None:

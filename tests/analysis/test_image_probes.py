@@ -11,10 +11,10 @@ import torch
 from transformers import PreTrainedModel
 
 import symground as sg
-from symground.analysis.fills import aligned
-from symground.analysis.heads import head_shares
-from symground.analysis.images import ProbeImages
-from symground.analysis.trace import saliency_by_region
+from symground.analysis.causal.fills import aligned
+from symground.analysis.heads.finding import head_shares
+from symground.analysis.probing.noun_images import ProbeImages
+from symground.analysis.tracing.tracer import saliency_by_region
 from symground.data import CorpusBuilder
 from symground.data.images import ImageSet, Shown
 from symground.data.tokenizer import word_level_tokenizer

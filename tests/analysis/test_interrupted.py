@@ -22,7 +22,7 @@ from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import Corpus
 from symground.models import create
 
-scoring = importlib.import_module("symground.analysis.score")  # the package has the function under that name
+scoring = importlib.import_module("symground.analysis.probing.scoring")  # the package has the function under that name
 
 
 class Lines:

@@ -11,12 +11,12 @@ import torch
 from transformers import PreTrainedModel
 
 import symground as sg
-from symground.analysis.behaviour import Behaviour, behaviour
-from symground.analysis.controls import Controls
-from symground.analysis.heads import head_shares
-from symground.analysis.probes import Examples
-from symground.analysis.selection import pieces_of
-from symground.analysis.steering import steering
+from symground.analysis.causal.behaviour import Behaviour, behaviour
+from symground.analysis.causal.controls import Controls
+from symground.analysis.causal.head_steering import steering
+from symground.analysis.heads.finding import head_shares
+from symground.analysis.heads.selection import pieces_of
+from symground.analysis.probing.sentence_probes import Examples
 from symground.data import Corpus
 from symground.models import create
 
@@ -201,7 +201,7 @@ def test_a_control_that_is_short_now_and_then_is_compared(
     """In up to a tenth of the examples; the p is by the draws themselves."""
     probes = sg.probes(corpus.tokenizer).take_contexts([0, 3])
     kept: list[np.ndarray] = []
-    module = sys.modules["symground.analysis.intervene"]
+    module = sys.modules["symground.analysis.causal.intervention"]
     measured = module.behaviour
 
     def watched(*args: Any) -> Behaviour:

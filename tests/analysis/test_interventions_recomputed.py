@@ -12,16 +12,16 @@ from scipy import stats
 from transformers import PreTrainedModel
 
 import symground as sg
-from symground.analysis.behaviour import Behaviour
-from symground.analysis.choice import choices
-from symground.analysis.heads import head_shares
-from symground.analysis.probes import Probes
+from symground.analysis.causal.behaviour import Behaviour
+from symground.analysis.heads.finding import head_shares
+from symground.analysis.probing.choice import choices
+from symground.analysis.probing.sentence_probes import Probes
 from symground.data import Corpus
 from symground.models import create, mixers
 
 DRAWS, SEED = 7, 3
-intervene_module: Any = __import__("symground.analysis.intervene", fromlist=["intervene"])
-steering_of: Any = __import__("symground.analysis.steering", fromlist=["steering"])
+intervene_module: Any = __import__("symground.analysis.causal.intervention", fromlist=["intervene"])
+steering_of: Any = __import__("symground.analysis.causal.head_steering", fromlist=["steering"])
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from scipy import stats
 from transformers import PreTrainedModel
 
 import symground as sg
-from symground.analysis.ablate import steer
-from symground.analysis.choice import choices
-from symground.analysis.maps import saliency_maps
-from symground.analysis.monitor import DETECTORS, _auroc, _bins, _told, monitor
-from symground.analysis.probes import Probes
-from symground.analysis.steering import steering
+from symground.analysis.causal.ablation import steer
+from symground.analysis.causal.head_steering import steering
+from symground.analysis.heads.monitoring import DETECTORS, _auroc, _bins, _told, monitor
+from symground.analysis.probing.choice import choices
+from symground.analysis.probing.sentence_probes import Probes
+from symground.analysis.tracing.maps import saliency_maps
 from symground.data import Corpus
 from symground.models import create, mixers
 
@@ -142,7 +142,7 @@ def test_the_monitor_says_how_much_it_saw(model: PreTrainedModel, probes: Probes
 def test_where_no_choice_is_wrong_nothing_is_told(
     model: PreTrainedModel, probes: Probes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = __import__("symground.analysis.monitor", fromlist=["choices"])
+    module = __import__("symground.analysis.heads.monitoring", fromlist=["choices"])
     always = choices(model, probes.matched())._replace(right=np.ones(len(probes), dtype=bool))
     monkeypatch.setattr(module, "choices", lambda *_, **__: always)
     found = monitor(model, probes)

@@ -13,9 +13,9 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy import stats
 
-from symground.analysis.choice import Choices
+from symground.analysis.probing.choice import Choices
 
-monitor_module: Any = __import__("symground.analysis.monitor", fromlist=["monitor"])
+monitor_module: Any = __import__("symground.analysis.heads.monitoring", fromlist=["monitor"])
 CONTEXTS, NOUNS, SEED = 6, 10, 2
 N = CONTEXTS * NOUNS
 CONTEXT = np.repeat(np.arange(CONTEXTS), NOUNS)

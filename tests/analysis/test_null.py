@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from symground.analysis.null import share_table
+from symground.analysis.heads.null_shares import share_table
 
 
 def traced(shares: list[list[float]], gather: float = 0.5) -> xr.Dataset:

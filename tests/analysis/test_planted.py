@@ -9,12 +9,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import symground as sg
 from symground.analysis import trace
-from symground.analysis.curves import over_training
-from symground.analysis.lens import lens_gain
-from symground.analysis.monitor import monitor
-from symground.analysis.null import share_table
-from symground.analysis.probes import Probes
-from symground.analysis.steering import steering
+from symground.analysis.causal.head_steering import steering
+from symground.analysis.heads.monitoring import monitor
+from symground.analysis.heads.null_shares import share_table
+from symground.analysis.probing.sentence_probes import Probes
+from symground.analysis.statistics.curves import over_training
+from symground.analysis.tracing.lens import lens_gain
 from symground.data import Corpus, env, lan
 
 LAYER, HEAD = 1, 2

@@ -17,7 +17,7 @@ from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFa
 
 import symground as sg
 from symground.analysis import gain_interval
-from symground.analysis.contexts import Context, context_of, read_contexts, with_gap
+from symground.analysis.probing.contexts import Context, context_of, read_contexts, with_gap
 from symground.data import Corpus, prompts
 from symground.models import create
 

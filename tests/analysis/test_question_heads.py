@@ -10,8 +10,8 @@ import torch
 
 import symground as sg
 from symground.analysis import ImageQuestions, head_shares
-from symground.analysis.behaviour import behaviour
-from symground.analysis.selection import halves
+from symground.analysis.causal.behaviour import behaviour
+from symground.analysis.heads.selection import halves
 
 Head = tuple[int, int]
 

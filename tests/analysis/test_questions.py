@@ -15,8 +15,8 @@ from PIL import Image
 
 import symground as sg
 from symground.analysis import ImageQuestions, head_shares, share_table
-from symground.analysis.behaviour import behaviour
-from symground.analysis.fills import aligned
+from symground.analysis.causal.behaviour import behaviour
+from symground.analysis.causal.fills import aligned
 from symground.data import Question
 from symground.data.prompts import processed, prompt_text, read_image
 

@@ -15,9 +15,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 import symground as sg
-from symground.analysis.behaviour import behaviour
-from symground.analysis.choice import choices
-from symground.analysis.steering import steering
+from symground.analysis.causal.behaviour import behaviour
+from symground.analysis.causal.head_steering import steering
+from symground.analysis.probing.choice import choices
 from symground.data import Corpus
 from symground.models.trials.determinism import check_deterministic
 

@@ -26,7 +26,7 @@ from symground.data import Corpus, CorpusBuilder, GeneratedSettings, add_scenes
 from symground.models import create
 from symground.models.architectures.lstm import LSTMConfig, LSTMForCausalLM
 
-scoring = importlib.import_module("symground.analysis.score")  # the package has the function under that name
+scoring = importlib.import_module("symground.analysis.probing.scoring")  # the package has the function under that name
 
 CONTEXTS = [
     ("asked for a new {}", "i love this"), ("asked for a new {} today", "this is the"), ("the {} fell", "look at the"),
@@ -369,7 +369,7 @@ import sys, torch, symground as sg
 from symground.data import Corpus
 from symground.models import create
 import importlib
-score = importlib.import_module("symground.analysis.score")
+score = importlib.import_module("symground.analysis.probing.scoring")
 torch.set_num_threads(1)
 tokenizer = Corpus.load({str(tmp_path / "data")!r}).tokenizer
 probes = sg.probes(tokenizer)

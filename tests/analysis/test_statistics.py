@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from symground.analysis.statistics import bootstrap_interval, cohens_d, holm
+from symground.analysis.statistics.intervals import bootstrap_interval, cohens_d, holm
 
 
 def test_holm_by_hand() -> None:

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 import symground as sg
-from symground.analysis.curves import over_training
-from symground.analysis.emergence import emergence
-from symground.analysis.gain import gain_by_context, gain_interval
-from symground.analysis.r2 import cooccurrence_r2, peak
-from symground.analysis.statistics import bootstrap_interval, cohens_d, holm, over_few, paired, resampled
+from symground.analysis.statistics.curves import over_training
+from symground.analysis.statistics.emergence_step import emergence
+from symground.analysis.statistics.information_gain import gain_by_context, gain_interval
+from symground.analysis.statistics.intervals import bootstrap_interval, cohens_d, holm, over_few, paired, resampled
+from symground.analysis.statistics.r2 import cooccurrence_r2, peak
 
 Values = NDArray[np.float64]
 

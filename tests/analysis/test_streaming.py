@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import symground as sg
-from symground.analysis import backward
+from symground.analysis.tracing import backward
 from symground.models import create, mixers
 from symground.models.passes.activation_memory import Kept, checkpointed, frozen, offloaded
 from tests.tiny import llama

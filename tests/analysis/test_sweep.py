@@ -8,9 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 import symground as sg
-from symground.analysis.behaviour import behaviour
-from symground.analysis.probes import Examples, Probes
-from symground.analysis.sweep import METHODS
+from symground.analysis.causal.behaviour import behaviour
+from symground.analysis.causal.head_sweep import METHODS
+from symground.analysis.probing.sentence_probes import Examples, Probes
 from symground.data import Corpus
 from symground.models import create, mixers
 from symground.models.architectures.lstm import LSTMForCausalLM
@@ -86,7 +86,7 @@ def test_first_order_is_the_slope_at_the_open_gate(
     estimate = sg.sweep_heads(model, one, method="first-order", positions=positions, mode=mode, per_example=True)
     assert estimate.attrs["method"] == "first-order"
     examples, step = one.matched(), 1e-5
-    from symground.analysis.fills import fills_of
+    from symground.analysis.causal.fills import fills_of
 
     fills = fills_of(model, mode, None if mode == "zero" else one)
     where = None if positions == "all" else examples.query_masks["prediction"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,10 @@ import pytest
 
 import symground as sg
 from symground import analysis
-from symground.analysis.curves import over_training
-from symground.analysis.emergence import emergence
-from symground.analysis.gain import gain_by_context
-from symground.analysis.r2 import cooccurrence_r2, peak
+from symground.analysis.statistics.curves import over_training
+from symground.analysis.statistics.emergence_step import emergence
+from symground.analysis.statistics.information_gain import gain_by_context
+from symground.analysis.statistics.r2 import cooccurrence_r2, peak
 
 NOUNS = ["cup", "ball", "dog", "car"]  # in no order
 
@@ -83,7 +83,8 @@ def test_columns_of_behaviour_over_training() -> None:
 
 def functions() -> dict[str, Callable[..., Any]]:
     """The public functions of the package and of every module of analysis, by module and name."""
-    rooms = [sg, *(importlib.import_module(f"{analysis.__name__}.{m.name}") for m in iter_modules(analysis.__path__))]
+    below = walk_packages(analysis.__path__, f"{analysis.__name__}.")
+    rooms = [sg, *(importlib.import_module(module.name) for module in below)]
     return {
         f"{value.__module__}.{name}": value
         for room in rooms for name in dir(room)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from symground.analysis.gain import gain_by_context
+from symground.analysis.statistics.information_gain import gain_by_context
 from symground.folders import write_json
 
 NOUNS = ("ball", "dog", "book", "cup", "shoe", "car")

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 import symground as sg
-from symground.analysis.controls import enough
+from symground.analysis.causal.controls import enough
 from symground.analysis.results import read_table
 from symground.recipes import heads as recipe_of_heads
 from symground.recipes.study import _summarise

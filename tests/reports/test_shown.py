@@ -285,7 +285,7 @@ def test_nouns(sheets: Any, table: Any) -> None:
 
 def test_mixed_effects(sheets: Any, table: Any) -> None:
     """Its numbers are tested by themselves: here, that each stands under its name, of the model and the last step."""
-    from symground.analysis.mixed import mixed_effects
+    from symground.analysis.statistics.mixed_models import mixed_effects
 
     rows = []
     for model in MODELS:

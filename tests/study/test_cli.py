@@ -284,7 +284,7 @@ def test_an_interrupted_scoring_of_a_checkpoint_goes_on(study: Path, tmp_path: P
     copy = tmp_path / "copy"
     shutil.copytree(study, copy)
     shutil.rmtree(copy / "results")
-    scoring = importlib.import_module("symground.analysis.score")
+    scoring = importlib.import_module("symground.analysis.probing.scoring")
     real, scanned = scoring.scan, []
 
     def interrupted(model: object, probes: Any, *rest: object) -> Iterator[Any]:

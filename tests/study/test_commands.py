@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from symground.analysis.results import Table
-from symground.analysis.statistics import bootstrap_interval, resampled
+from symground.analysis.statistics.intervals import bootstrap_interval, resampled
 from symground.cli import main
 from symground.commands import COMMANDS
 from symground.data import Corpus

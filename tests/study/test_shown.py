@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import symground as sg
-from symground.analysis.monitor import Monitored
+from symground.analysis.heads.monitoring import Monitored
 from symground.data import Corpus, Question
 
 PARTS = {

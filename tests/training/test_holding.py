@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from symground.analysis.lens import TunedLens
+from symground.analysis.tracing.lens import TunedLens
 from symground.data import Corpus
 from symground.disk import remove
 from symground.folders import checkpoint_folder, checkpoint_steps, read_json, replacing

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 
-from symground.analysis.emergence import emergence
-from symground.analysis.mixed import mixed_effects
-from symground.analysis.statistics import resampled
+from symground.analysis.statistics.emergence_step import emergence
+from symground.analysis.statistics.intervals import resampled
+from symground.analysis.statistics.mixed_models import mixed_effects
 from symground.data.nouns import cdi_categories
 from symground.reports.figures import MATCHED, MISMATCHED, band, colours, figure_of
 from symground.reports.formats import interval, with_interval
@@ -129,7 +129,7 @@ def acquisition(emerged: pd.DataFrame, ages: Mapping[str, float]) -> pd.DataFram
     """Spearman's correlation of emergence steps with ages of acquisition, a row per model.
 
     Args:
-        emerged: from :func:`symground.analysis.emergence.emergence`.
+        emerged: from :func:`symground.analysis.emergence`.
         ages: noun → months, from :func:`symground.data.acquisition.age_of_acquisition`.
     """
     rows = []

@@ -1,0 +1,131 @@
+"""What stands in for a silenced head: its mean over a reference, or what it gives in a paired text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from symground.analysis.probing.arguments import check_inputs
+from symground.analysis.probing.questions import Asked, ImageQuestions
+from symground.analysis.probing.sentence_probes import Examples, Probes
+from symground.models import mixers
+from symground.models.hooks.mixers import device_of, head_outputs
+from symground.models.trials.batch_invariance import check_lengths
+from symground.models.trials.determinism import check_deterministic
+from symground.typed import told
+
+Reference = Asked | Examples | Tensor | Mapping[str, Tensor]
+MODES = ("zero", "mean", "resample")
+_BATCH = 64
+
+
+def fills_of(model: PreTrainedModel, mode: str, reference: Reference | None) -> dict[int, Tensor] | None:
+    """What replaces the outputs of each layer's heads: None for zeros, else layer → [H,D] or [B,T,H,D].
+
+    Args:
+        model: attached.
+        mode: "zero"; "mean", of each head's output over all valid positions of all reference rows; "resample", each
+            head's outputs in the reference rows, position by position.
+        reference: ids [N,T], or a mapping of model inputs with ``input_ids`` and perhaps ``attention_mask``; examples;
+            or probes, whose matched examples give the mean and whose mismatched ones are those to resample from.
+
+    Raises:
+        ValueError: an unknown mode, a reference that it does not take or lacks, or (resample) mismatched examples of
+            other lengths than the matched ones.
+    """
+    check_fills(mode, reference)
+    if reference is None:
+        return None
+    if isinstance(reference, Mapping):
+        check_inputs(model, [name for name in reference if name != "input_ids"], "reference", ())
+    rows = _rows(reference, mode)
+    check_deterministic(model)
+    check_lengths(model, *rows.lengths())
+    device = device_of(model)
+    layers = mixers(model)
+
+    def read(part: slice) -> dict[int, Tensor]:
+        inputs = {name: value.to(device) for name, value in rows.given(part).items()}
+        with head_outputs(layers) as found:
+            model.base_model(input_ids=rows.ids[part].to(device), **inputs)
+        return found
+
+    with torch.no_grad():
+        if mode == "resample":
+            return read(slice(0, len(rows.ids)))
+        sums: dict[int, Tensor] = {}
+        for start in range(0, len(rows.ids), _BATCH):
+            part = slice(start, min(start + _BATCH, len(rows.ids)))
+            for layer, heads in read(part).items():
+                chosen = heads[rows.valid[part].to(heads.device)]  # [valid positions,H,D]
+                sums[layer] = sums.get(layer, 0) + chosen.double().sum(0)
+                dtype = heads.dtype
+        return {layer: (total / rows.valid.sum().item()).to(dtype) for layer, total in sums.items()}
+
+
+def check_fills(mode: str, reference: Reference | None) -> None:
+    """Refuse a mode that there is not, and a reference that it does not take or lacks."""
+    if mode not in MODES:
+        raise ValueError(f"mode: expected {', '.join(map(repr, MODES[:-1]))} or {MODES[-1]!r}, got {mode!r}")
+    if mode == "zero" and reference is not None:
+        raise ValueError("reference: mode 'zero' takes none")
+    if mode != "zero":
+        if reference is None:
+            raise ValueError(f"reference: mode {mode!r} needs one: ids, model inputs or probes")
+        _rows(reference, mode)
+
+
+def aligned(matched: Examples, mismatched: Examples) -> None:
+    """Refuse pairs whose positions do not correspond: nothing could be resampled from one into the other."""
+    if matched.input_ids.shape == mismatched.input_ids.shape:
+        ground, other = (x.query_masks.get("env", x.key_masks.get("image")) for x in (matched, mismatched))
+        assert ground is not None
+        assert other is not None
+        same = (ground == other).all(1) & (matched.prediction == mismatched.prediction)
+        if bool(same.all()):
+            return
+    raise ValueError(
+        "probes: resampling takes a head's output at the same position of the mismatched context, and the ENV nouns "
+        "(or the images) of these are not all of the same number of tokens"
+    )
+
+
+class _Rows(NamedTuple):
+    ids: Tensor
+    """[N,T]"""
+    valid: Tensor
+    """[N,T] bool: the positions that count."""
+    given: Callable[[slice], Mapping[str, Tensor]]
+    """What else the model is given with a part of them."""
+
+    def lengths(self) -> tuple[Tensor, int | None]:
+        """How many tokens of each row count, and how many of each the model takes for text (None: those that count)."""
+        masked = "attention_mask" in self.given(slice(0, 1))
+        return self.valid.sum(-1), None if masked else self.ids.shape[1]
+
+
+def _rows(reference: Reference, mode: str) -> _Rows:
+    if isinstance(reference, (Probes, ImageQuestions)):
+        examples = reference.matched()
+        if mode == "resample":
+            mismatched = reference.mismatched()
+            aligned(examples, mismatched)
+            examples = mismatched
+        reference = examples
+    if isinstance(reference, Examples):
+        valid = torch.arange(reference.input_ids.shape[1]) <= reference.prediction[:, None]
+        return _Rows(reference.input_ids, valid, reference.given)
+    if not isinstance(reference, (Tensor, Mapping)):
+        raise ValueError(f"reference: expected ids [N,T], model inputs, examples or probes, got {told(reference)}")
+    inputs: dict[str, Any] = {"input_ids": reference} if isinstance(reference, Tensor) else dict(reference)
+    ids = inputs.pop("input_ids", None)
+    if ids is None or ids.ndim != 2:
+        got = "none" if ids is None else f"shape {list(ids.shape)}"
+        raise ValueError(f"reference: expected input_ids of shape [N,T], got {got}")
+    mask = inputs.get("attention_mask")
+    valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    return _Rows(ids, valid, lambda part: {name: value[part] for name, value in inputs.items()})

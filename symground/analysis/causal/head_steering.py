@@ -1,0 +1,117 @@
+"""Amplifying or silencing aggregate heads while the model decides, and what that does to the grounded word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedModel
+
+from symground.analysis.causal.ablation import gates_of
+from symground.analysis.causal.controls import Controls
+from symground.analysis.heads.selection import pieces_of
+from symground.analysis.probing.choice import Choices, choices
+from symground.analysis.probing.questions import Asked
+from symground.analysis.probing.scoring import check_fits
+from symground.analysis.probing.sentence_probes import Examples
+from symground.analysis.tracing.tracer import trace
+from symground.models import mixers
+from symground.optional import require
+from symground.progress import progress
+
+FACTORS = (0.0, 0.5, 1.5, 2.0, 3.0)
+
+
+def steering(
+    model: PreTrainedModel,
+    probes: Asked,
+    factors: Sequence[float] = FACTORS,
+    *,
+    among: str = "targets",
+    denominator: str = "row",
+    threshold: float = 0.30,
+    draws: int = 20,
+    seed: int = 0,
+    batch_size: int = 64,
+    checkpoint: bool = False,
+) -> pd.DataFrame:
+    """How often the model's choice is what is in the scene, its aggregate heads' outputs multiplied by a factor.
+
+    The heads of each half of the contexts are those that the other half shows (``selection="held-out"`` of
+    :func:`symground.intervene`), so that nothing is chosen by what it is measured on.
+
+    Args:
+        model: attached, in evaluation.
+        probes: their matched examples; at least two contexts.
+        factors: what the heads' outputs are multiplied with; 0 silences, above 1 amplifies.
+        among: what the model chooses from: "targets", the words that are asked for, or the whole "vocabulary".
+        denominator: of the shares of flow.
+        threshold: the smallest mean share.
+        draws: of as many random other heads, multiplied likewise.
+        seed: of the halves and of the draws.
+        batch_size: examples per pass.
+        checkpoint: as for :func:`symground.trace`.
+
+    Returns:
+        A DataFrame, a row per factor, 1 (the model as it is) among them: factor; accuracy, the share of examples whose
+        likeliest word is in the scene; control and control_sd, the same with random heads, mean and standard deviation
+        over draws, NaN where there was no other head to draw in any example; short, the examples in which, in the worst
+        draw, there were fewer controls than heads; p, McNemar's exact test against the model as it is; surprisal, of
+        the word in the scene (nats); heads_per_example, examples, contexts, nouns, draws, among, denominator.
+
+    Raises:
+        ValueError: no factor, fewer than one draw or two contexts, or what trace refuses.
+
+    Source: McNemar 1947.
+    """
+    mixers(model)
+    check_fits(model, probes, images=True)
+    if isinstance(factors, (int, float)) or not len(factors) or draws < 1:
+        raise ValueError(f"factors, draws: expected at least one factor and one draw, got {factors} and {draws}")
+    examples = probes.matched()
+    traced = trace(model, probes, saliency=False, batch_size=batch_size, checkpoint=checkpoint)
+    (piece,) = pieces_of(traced, "aggregate", denominator, threshold, "held-out", "all", seed)
+    everything = [(mixer.layer, head) for mixer in mixers(model) for head in range(mixer.heads)]
+    random, rng = Controls(everything, piece.heads, piece.heads), np.random.default_rng(seed)
+    before = choices(model, examples, among, batch_size=batch_size)
+    rows: list[dict[str, Any]] = []
+    wanted = sorted({1.0, *map(float, factors)})
+    with progress("steering", len(wanted)) as bar:
+        for factor in wanted:
+            drawn, short = zip(*(random.draw(rng) for _ in range(draws)), strict=True)
+            ours = _steered(model, examples, among, piece.heads, factor, batch_size)
+            controls = [_steered(model, examples, among, h, factor, batch_size).right.mean() for h in drawn]
+            if any(piece.heads) and not any(own for heads in drawn for own in heads):
+                controls = [np.nan] * draws
+            rows.append(
+                {
+                    "factor": factor, "accuracy": ours.right.mean(), "control": np.mean(controls),
+                    "control_sd": np.std(controls, ddof=1) if draws > 1 else np.nan, "short": max(map(sum, short)),
+                    "p": _mcnemar(before, ours),
+                    "surprisal": ours.surprisal.mean(),
+                }
+            )  # fmt: skip
+            bar.advance()
+    counts: dict[str, Any] = {
+        "heads_per_example": sum(map(len, piece.heads)) / len(piece.heads), "examples": len(examples.input_ids),
+        "contexts": len(probes.contexts), "nouns": len(probes.nouns), "draws": draws, "among": among,
+        "denominator": denominator,
+    }  # fmt: skip
+    return pd.DataFrame(rows).assign(**counts)
+
+
+def _steered(
+    model: PreTrainedModel, examples: Examples, among: str, heads: Sequence[Any], factor: float, batch_size: int
+) -> Choices:
+    gates = None if factor == 1 or not any(heads) else gates_of(model, heads, factor)
+    return choices(model, examples, among, gates, batch_size)
+
+
+def _mcnemar(before: Choices, after: Choices) -> float:
+    tests = require("statsmodels.stats.contingency_tables", "McNemar's test")
+    table = [[int((a & b).sum()) for b in (after.right, ~after.right)] for a in (before.right, ~before.right)]
+    if table[0][1] + table[1][0] == 0:
+        return np.nan
+    return float(tests.mcnemar(table, exact=True).pvalue)

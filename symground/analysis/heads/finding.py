@@ -1,0 +1,93 @@
+"""Gather and aggregate heads, found per example from the saliency flow."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from symground.analysis.checks import check_trace
+
+HeadSet = frozenset[tuple[int, int]]
+
+#: kind → the (query group, key group) whose flow is measured.
+KINDS = {"aggregate": ("prediction", "env"), "gather": ("env", "event")}
+#: The ground of a question about an image, in place of "env" as a key group.
+IMAGE = "image"
+#: A noun that an image shows stands in several places: "env" is the last of them, this group the others. Flow from them
+#: is flow from the noun into the prediction, and flow from the rest of the image into its last patch.
+PATCHES = "patches"
+DENOMINATORS = ("row", "matrix")
+
+
+def find_heads(
+    trace: xr.Dataset, kind: str = "aggregate", threshold: float = 0.30, denominator: str = "row"
+) -> tuple[HeadSet, ...]:
+    """The heads of each example whose share of flow reaches ``threshold``.
+
+    Args:
+        trace: from :func:`symground.trace`, with the groups "env" and, for gather heads, "event".
+        kind: "aggregate", flow from the ENV noun's span into the prediction position, or "gather", flow from the rest
+            of the ENV utterance into the noun. Of a noun that an image shows: from all its patches into the prediction
+            position, and from the patches before the last of them into that one. In a vision-language model: from the
+            whole image into the prediction position.
+        threshold: the smallest share.
+        denominator: "row", of all flow into that position (or group of them); "matrix", of all the head's flow. The
+            study leaves open which; report both.
+
+    Returns:
+        For each example, a frozen set of (layer, head), both from 0.
+
+    Raises:
+        ValueError: an unknown kind or denominator, a threshold outside (0, 1], a trace without the groups.
+
+    Source: arXiv 2510.13796 (30 % of the saliency flow), after Bick et al. 2025 (gather and aggregate heads).
+    """
+    check_trace(trace)
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold: expected a share in (0, 1], got {threshold}")
+    shares = head_shares(trace, kind, denominator)
+    layers = trace.layer.values
+    return tuple(
+        frozenset((int(layers[i]), int(head)) for i, head in zip(*np.nonzero(example >= threshold), strict=True))
+        for example in shares.values
+    )
+
+
+def kinds_of(trace: xr.Dataset) -> list[str]:
+    """The kinds of heads whose groups the trace has."""
+    found = []
+    for kind in KINDS:
+        query, key = _groups_of(kind, trace)
+        if query in trace.query_group.values and key in trace.key_group.values:
+            found.append(kind)
+    return found
+
+
+def _groups_of(kind: str, trace: xr.Dataset) -> tuple[str, str]:
+    query, key = KINDS[kind]
+    there = trace.key_group.values
+    return query, IMAGE if key == "env" and "env" not in there and IMAGE in there else key
+
+
+def head_shares(trace: xr.Dataset, kind: str = "aggregate", denominator: str = "row") -> xr.DataArray:
+    """Each head's share of flow (example, layer, head), 0 where the head has no flow; see :func:`find_heads`."""
+    check_trace(trace)
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {', '.join(KINDS)}; got {kind!r}")
+    if denominator not in DENOMINATORS:
+        raise ValueError(f"denominator: expected one of {', '.join(DENOMINATORS)}; got {denominator!r}")
+    if "flow" not in trace:
+        raise ValueError(f"trace: expected one with the flow of heads; {trace.attrs.get('note', 'it has none')}")
+    query, key = _groups_of(kind, trace)
+    for dimension, name in (("query_group", query), ("key_group", key)):
+        there = trace[dimension].values.tolist()
+        if name not in there:
+            raise ValueError(
+                f"trace: {kind} heads need the {dimension} {name!r}; it has {', '.join(there) or 'none'}. "
+                "symground.trace(model, probes) has what both kinds need, and of ids of your own groups={…} names it"
+            )
+    keys = [key, PATCHES] if PATCHES in trace.key_group.values else [key]
+    flow = trace.flow.sel(query_group=query, key_group=keys, drop=True).sum("key_group")
+    total = trace.row_total.sel(query_group=query, drop=True) if denominator == "row" else trace.matrix_total
+    shares: xr.DataArray = (flow / total.where(total > 0)).fillna(0.0).rename("share")
+    return shares

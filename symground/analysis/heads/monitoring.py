@@ -1,0 +1,218 @@
+"""Is the model about to name something that is not in the scene? The flow of its aggregate heads as a detector.
+
+Beside it stand the probability of the model's choice and the entropy of its distribution, which need no look inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from scipy import stats
+from transformers import PreTrainedModel
+
+from symground.analysis.heads.finding import HeadSet, head_shares
+from symground.analysis.heads.selection import halves
+from symground.analysis.probing.choice import choices
+from symground.analysis.probing.questions import Asked
+from symground.analysis.probing.scoring import check_fits
+from symground.analysis.statistics.intervals import resampled
+from symground.analysis.tracing.tracer import trace
+from symground.models import mixers
+from symground.optional import require
+from symground.shown import as_table, as_text
+
+Values = NDArray[np.float64]
+#: Detector → the columns it looks at.
+DETECTORS = {
+    "flow": ("flow",),
+    "max probability": ("probability",),
+    "entropy": ("entropy",),
+    "probability and entropy": ("probability", "entropy"),
+    "all three": ("flow", "probability", "entropy"),
+}
+_BINS = 10
+
+
+class Monitored(NamedTuple):
+    """What the detectors saw, and how well they tell."""
+
+    examples: pd.DataFrame
+    """context, noun, wrong (bool), flow, probability, entropy, half, and each detector's probability of wrong."""
+    detectors: pd.DataFrame
+    """See :func:`monitor`."""
+    calibration: pd.DataFrame
+    """detector, bin, predicted and observed (shares of wrong choices), count: by tenths of the predicted share."""
+
+    def __repr__(self) -> str:
+        return as_text("Monitored", self._shown())
+
+    def _repr_html_(self) -> str:
+        return as_table("Monitored", self._shown())
+
+    def _shown(self) -> dict[str, object]:
+        found = self.detectors
+        rows: dict[str, object] = {
+            "examples": f"{len(self.examples)}, {int(self.examples['wrong'].sum())} of them wrong"
+        }
+        columns = (found[name] for name in ("detector", "auroc", "auroc_low", "auroc_high", "note"))
+        for name, auroc, low, high, note in zip(*columns, strict=True):
+            rows[name] = note or f"AUROC {auroc:.3f} [{low:.3f}, {high:.3f}]"
+        return rows
+
+
+def monitor(
+    model: PreTrainedModel,
+    probes: Asked,
+    *,
+    among: str = "targets",
+    denominator: str = "row",
+    threshold: float = 0.30,
+    seed: int = 0,
+    batch_size: int = 64,
+    checkpoint: bool = False,
+) -> Monitored:
+    """Tell the examples whose likeliest word is not in the scene from the others, on contexts nothing was fitted to.
+
+    The contexts are halved. Of each half's examples the other half chooses the heads (those whose mean share of flow
+    from the ENV noun reaches the threshold, or the one whose share is largest) and fits the logistic curve that makes
+    a probability of what a detector sees. Flow is that of the model's own choice, since at decoding time no target is
+    known: the mean of the heads' shares.
+
+    Args:
+        model: attached, with mixers, in evaluation.
+        probes: their matched examples; at least two contexts.
+        among: what the model chooses from: "targets", the words that are asked for, or the whole "vocabulary".
+        denominator: of the shares, "row" or "matrix".
+        threshold: the smallest mean share.
+        seed: of the halves and the intervals.
+        batch_size: examples per pass.
+        checkpoint: as for :func:`symground.trace`.
+
+    Returns:
+        examples, detectors and calibration. detectors has a row per detector: detector; auroc, the chance that of a
+        wrong and a right choice the detector suspects the wrong one, with auroc_low and auroc_high (bootstrap over
+        examples, percentiles, 95 %); brier, the mean squared error of the probabilities, and brier_base, that of the
+        share of wrong ones alone; ece, the expected calibration error in ten bins; wrong, examples, contexts, nouns,
+        heads (how many, mean of the halves); note, "" or why the numbers are NaN: all choices are right, or all wrong.
+
+    Raises:
+        ValueError: fewer than two contexts, an unknown word, or what trace refuses.
+
+    Source: Hanley and McNeil 1982 (AUROC), Brier 1950, Naeini et al. 2015 (ECE).
+    """
+    mixers(model)
+    check_fits(model, probes, images=True)
+    examples = probes.matched()
+    found = choices(model, examples, among, batch_size=batch_size)
+    matched, own = (
+        trace(model, x, saliency=False, batch_size=batch_size, checkpoint=checkpoint)
+        for x in (probes, examples._replace(targets=torch.from_numpy(found.ids)))
+    )
+    half = halves(matched, seed)
+    shares = [head_shares(traced, "aggregate", denominator) for traced in (matched, own)]
+    flow, heads = np.empty(len(half)), []
+    for here in (True, False):
+        of_half = _strongest(shares[0][half != here], threshold)
+        flow[half == here] = _mean_share(shares[1][half == here], of_half)
+        heads.append(len(of_half))
+    table = pd.DataFrame(
+        {
+            "context": examples.context, "noun": examples.noun, "wrong": ~found.right, "flow": flow,
+            "probability": found.probability, "entropy": found.entropy, "half": half.astype(int),
+        }
+    )  # fmt: skip
+    rows, bins = [], []
+    for name, columns in DETECTORS.items():
+        table[name if name not in table else f"p_{name}"] = predicted = _predicted(table, list(columns))
+        rows.append({"detector": name, **_told(predicted, table["wrong"].to_numpy(), seed)})
+        bins.append(_bins(predicted, table["wrong"].to_numpy()).assign(detector=name))
+    counts: dict[str, Any] = {
+        "wrong": int(table["wrong"].sum()), "examples": len(table), "contexts": len(probes.contexts),
+        "nouns": len(probes.nouns), "heads": float(np.mean(heads)), "among": among, "denominator": denominator,
+    }  # fmt: skip
+    counts["note"] = _why(table["wrong"].to_numpy(), among)
+    return Monitored(table, pd.DataFrame(rows).assign(**counts), pd.concat(bins, ignore_index=True))
+
+
+def _strongest(shares: xr.DataArray, threshold: float) -> HeadSet:
+    mean = shares.mean("example")
+    chosen = mean >= threshold
+    if not bool(chosen.any()):
+        chosen = mean == mean.max()
+    return frozenset((int(i), int(j)) for i, j in zip(*np.nonzero(chosen.values), strict=True))  # places, not numbers
+
+
+def _mean_share(shares: xr.DataArray, heads: HeadSet) -> Values:
+    mean: Values = np.mean([shares.values[:, i, j] for i, j in sorted(heads)], axis=0)
+    return mean
+
+
+def _predicted(table: pd.DataFrame, columns: Sequence[str]) -> Values:
+    """[N] probability of a wrong choice, of each half by a curve that the other half gave."""
+    models = require("statsmodels.api", "calibration")
+    predicted, values = np.full(len(table), np.nan), table[list(columns)].to_numpy(float)
+    wrong, half = table["wrong"].to_numpy(float), table["half"].to_numpy()
+    for here in (0, 1):
+        there, other = half == here, half != here
+        if np.ptp(wrong[other]) == 0:
+            predicted[there] = wrong[other].mean()
+            continue
+        # In units of the other half too: nothing of this half is known but what is asked about.
+        centre, spread = values[other].mean(0), values[other].std(0)
+        seen = models.add_constant((values - centre) / np.where(spread > 0, spread, 1.0), has_constant="add")
+        # A little shrinkage: where a detector parts the two without error, the curve would be infinitely steep.
+        fitted = models.Logit(wrong[other], seen[other]).fit_regularized(alpha=0.1, disp=0)
+        predicted[there] = fitted.predict(seen[there])
+    return predicted
+
+
+def _why(wrong: NDArray[np.bool_], among: str) -> str:
+    """Why no detector can be judged, "" where they can be."""
+    if wrong.any() and not wrong.all():
+        return ""
+    what = "wrong" if wrong.any() else "right"
+    hint = (
+        '; among="targets" asks for a choice of the words that are asked for'
+        if among != "targets" and wrong.any()
+        else ""
+    )
+    return f"NaN: all {len(wrong)} choices are {what}, so there are none to tell apart{hint}"
+
+
+def _told(predicted: Values, wrong: NDArray[np.bool_], seed: int) -> dict[str, float]:
+    names = ("auroc", "auroc_low", "auroc_high", "brier", "brier_base", "ece")
+    if wrong.all() or not wrong.any():
+        return dict.fromkeys(names, np.nan)
+    values = np.stack([predicted, wrong.astype(float)], -1)
+    low, high = resampled(values, _auroc, seed=seed)
+    bins = _bins(predicted, wrong)
+    ece = (bins["count"] * (bins["predicted"] - bins["observed"]).abs()).sum() / bins["count"].sum()
+    return {
+        "auroc": float(_auroc(values[None])[0, 0]), "auroc_low": float(low[0]), "auroc_high": float(high[0]),
+        "brier": float(((predicted - wrong) ** 2).mean()), "brier_base": float(wrong.mean() * (1 - wrong.mean())),
+        "ece": float(ece),
+    }  # fmt: skip
+
+
+def _auroc(rows: Values) -> Values:
+    """[M,n,2] (what a detector says, whether it is so) → [M,1], by ranks as Mann and Whitney's U."""
+    ranks, so = stats.rankdata(rows[..., 0], axis=1), rows[..., 1]
+    ones = so.sum(1)
+    zeros = so.shape[1] - ones
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share: Values = ((ranks * so).sum(1) - ones * (ones + 1) / 2) / (ones * zeros)
+    return share[:, None]
+
+
+def _bins(predicted: Values, wrong: NDArray[np.bool_]) -> pd.DataFrame:
+    place = np.minimum((predicted * _BINS).astype(int), _BINS - 1)
+    frame = pd.DataFrame({"bin": place, "predicted": predicted, "observed": wrong.astype(float)})
+    grouped = frame.groupby("bin")
+    bins: pd.DataFrame = grouped[["predicted", "observed"]].mean().assign(count=grouped.size()).reset_index()
+    return bins

@@ -1,0 +1,50 @@
+"""How large a head's share of flow is where there is nothing to find: what a threshold of 30 % is to be judged by."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from symground.analysis.heads.finding import DENOMINATORS, head_shares, kinds_of
+
+_COLUMNS = [
+    "kind", "denominator", "layer", "head", "share", "null", "null_95", "selected", "null_selected", "examples",
+]  # fmt: skip
+
+
+def share_table(matched: xr.Dataset, mismatched: xr.Dataset, threshold: float = 0.30) -> pd.DataFrame:
+    """Each head's share of flow in matched examples, and in the same examples with another ENV noun (or image).
+
+    A mismatched scene says nothing of the target: what flows from its noun is what a head takes from any ENV noun that
+    stands there, grounded or not.
+
+    Args:
+        matched: a trace of the matched examples.
+        mismatched: of as many mismatched ones, paired with them (`Probes.mismatched`).
+        threshold: the share that makes a head an aggregate or gather head.
+
+    Returns:
+        A DataFrame, a row per kind, denominator, layer and head (from 0): share and null, means over examples of the
+        two; null_95, the share that 5 % of the mismatched examples pass; selected and null_selected, in how many of the
+        examples the head reaches the threshold, as shares of them; examples.
+
+    Raises:
+        ValueError: traces of different examples, or without flow.
+    """
+    if matched.sizes["example"] != mismatched.sizes["example"]:
+        raise ValueError(f"mismatched: expected {matched.sizes['example']} examples, got {mismatched.sizes['example']}")
+    parts = []
+    for kind in kinds_of(matched):
+        for denominator in DENOMINATORS:
+            ours, null = (head_shares(trace, kind, denominator) for trace in (matched, mismatched))
+            layers, heads = np.meshgrid(ours["layer"].values, ours["head"].values, indexing="ij")
+            columns = {
+                "layer": layers, "head": heads, "share": ours.mean("example"), "null": null.mean("example"),
+                "null_95": null.quantile(0.95, "example"), "selected": (ours >= threshold).mean("example"),
+                "null_selected": (null >= threshold).mean("example"),
+            }  # fmt: skip
+            frame = pd.DataFrame({name: np.asarray(values).ravel() for name, values in columns.items()})
+            there = np.isfinite(matched.matrix_total.isel(example=0).values).ravel()  # not the heads of a wider layer
+            parts.append(frame[there].assign(kind=kind, denominator=denominator, examples=ours.sizes["example"]))
+    return pd.DataFrame(pd.concat(parts, ignore_index=True), columns=_COLUMNS)

@@ -1,0 +1,86 @@
+"""Which heads are silenced in which example: those found in it, or those that the other half of the contexts shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from symground.analysis.heads.finding import KINDS, HeadSet, find_heads, head_shares
+
+#: "both" are the gather heads and the aggregate heads of an example.
+INTERVENED = (*KINDS, "both")
+SELECTIONS = ("example", "held-out")
+POSITIONS = ("all", "own")
+
+
+class Piece(NamedTuple):
+    """Heads of each example that are silenced at the same positions."""
+
+    heads: Sequence[HeadSet]
+    where: str | None
+    """A query group of the examples; None is everywhere."""
+
+
+def pieces_of(
+    traced: xr.Dataset, kind: str, denominator: str, threshold: float, selection: str, positions: str, seed: int
+) -> list[Piece]:
+    """The heads of a kind in each example of a trace of probes, by where they are silenced.
+
+    Args:
+        traced: from :func:`symground.trace`, of probes.
+        kind: "aggregate", "gather" or "both".
+        denominator: as for :func:`symground.find_heads`.
+        threshold: the smallest share of flow.
+        selection: "example", by the example's own flow, as the study; "held-out", one set for all examples of half of
+            the contexts: the heads whose mean share over the examples of the other half reaches the threshold.
+        positions: "all"; or "own", where a kind is defined: gather heads at the ENV noun, aggregate heads at the
+            prediction position.
+        seed: of the halves.
+
+    Raises:
+        ValueError: an unknown word, or fewer than two contexts to make halves of.
+    """
+    for name, value, known in (
+        ("kind", kind, INTERVENED),
+        ("selection", selection, SELECTIONS),
+        ("positions", positions, POSITIONS),
+    ):
+        if value not in known:
+            raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}; got {value!r}")
+    kinds = ("gather", "aggregate") if kind == "both" else (kind,)
+    if selection == "example":
+        found: list[Sequence[HeadSet]] = [find_heads(traced, k, threshold, denominator) for k in kinds]
+    else:
+        found = [_held_out(traced, k, threshold, denominator, seed) for k in kinds]
+    if positions == "own":
+        return [Piece(sets, KINDS[k][0]) for k, sets in zip(kinds, found, strict=True)]
+    return [Piece([frozenset().union(*of_example) for of_example in zip(*found, strict=True)], None)]
+
+
+def halves(traced: xr.Dataset, seed: int) -> NDArray[np.bool_]:
+    """[examples] whether an example's context is of the first half of them, at random.
+
+    Raises:
+        ValueError: fewer than two contexts.
+    """
+    contexts = np.unique(traced.context.values)
+    if len(contexts) < 2:
+        raise ValueError(f"selection: 'held-out' needs two contexts to make halves of, got {len(contexts)}")
+    first = np.random.default_rng(seed).permutation(contexts)[: len(contexts) // 2]
+    return np.isin(traced.context.values, first)
+
+
+def _held_out(traced: xr.Dataset, kind: str, threshold: float, denominator: str, seed: int) -> Sequence[HeadSet]:
+    in_first = halves(traced, seed)
+    shares, layers = head_shares(traced, kind, denominator).values, traced.layer.values
+    sets = {}
+    for half in (True, False):
+        mean = shares[in_first != half].mean(0)
+        sets[half] = frozenset(
+            (int(layers[i]), int(head)) for i, head in zip(*np.nonzero(mean >= threshold), strict=True)
+        )
+    return [sets[bool(half)] for half in in_first]

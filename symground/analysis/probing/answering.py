@@ -1,0 +1,103 @@
+"""What a model answers to questions about images, judged as POPE judges: does it see what is not there?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from symground.analysis.checks import check_frame
+from symground.analysis.probing.arguments import check_weights
+from symground.analysis.probing.choice import choices
+from symground.analysis.probing.questions import ImageQuestions
+from symground.typed import told
+
+_OVERALL = "all"
+
+
+def answers(
+    model: PreTrainedModel,
+    questions: ImageQuestions,
+    gates: Mapping[int, Tensor] | None = None,
+    batch_size: int = 16,
+) -> pd.DataFrame:
+    """The likeliest of the answers that are asked for, by its first token, question by question.
+
+    Args:
+        model: attached, in evaluation.
+        questions: from :func:`symground.image_questions`.
+        gates: layer → [H] or [N,H], what the heads' outputs are multiplied with.
+        batch_size: questions per pass.
+
+    Returns:
+        A DataFrame: image, text, about, kind, answer (the right one), said, right (bool), probability (of what is
+        said, among the answers), entropy (among them, nats) and surprisal (of the right one in the whole vocabulary,
+        nats).
+
+    Raises:
+        ValueError: questions that all have the same answer: there is nothing to choose from.
+    """
+    check_weights(model)
+    if not isinstance(questions, ImageQuestions):
+        raise ValueError(
+            f"questions: expected what symground.image_questions(processor, …) makes, got {told(questions)}"
+        )
+    asked = {question.answer for question in questions.questions}
+    if len(asked) < 2:
+        raise ValueError(f"questions: expected two answers to choose from, all of these have {asked.pop()!r}")
+    examples = questions.matched()
+    found = choices(model, examples, "targets", gates, batch_size)
+    words = dict(zip(examples.targets.tolist(), (q.answer for q in questions.questions), strict=True))
+    return pd.DataFrame(
+        {
+            "image": [q.image for q in questions.questions], "text": [q.text for q in questions.questions],
+            "about": [q.about for q in questions.questions], "kind": [q.kind for q in questions.questions],
+            "answer": [q.answer for q in questions.questions], "said": [words[i] for i in found.ids.tolist()],
+            "right": found.right, "probability": found.probability, "entropy": found.entropy,
+            "surprisal": found.surprisal,
+        }
+    )  # fmt: skip
+
+
+def pope_scores(table: pd.DataFrame) -> pd.DataFrame:
+    """POPE's measures of yes/no answers.
+
+    Args:
+        table: with columns answer and said ("yes" or "no"), and perhaps kind.
+
+    Returns:
+        A DataFrame, a row per kind and one for "all" (where there are several kinds, or questions without one): kind,
+        questions, accuracy, precision, recall and f1 of "yes", yes_ratio (how often yes is said), hallucinated (how
+        often of what is not there). NaN where there is nothing to divide by.
+
+    Raises:
+        ValueError: answers other than yes and no.
+
+    Source: Li et al. 2023, "Evaluating Object Hallucination in Large Vision-Language Models".
+    """
+    check_frame(table, "table", ("answer", "said"), "symground.answers(model, questions)")
+    others = sorted({*table["answer"], *table["said"]} - {"yes", "no"}, key=str)
+    if others:
+        raise ValueError(f"table: expected the answers yes and no, got {', '.join(map(repr, others[:5]))}")
+    known = table[table["kind"].notna() & (table["kind"] != "")] if "kind" in table else table[:0]
+    kinds = dict(list(known.groupby("kind"))) if len(known) else {}
+    parts = kinds if len(kinds) == 1 and len(known) == len(table) else {**kinds, _OVERALL: table}
+    return pd.DataFrame([{"kind": kind, **_scores(frame)} for kind, frame in parts.items()])
+
+
+def _scores(frame: pd.DataFrame) -> dict[str, float]:
+    there, said = frame["answer"] == "yes", frame["said"] == "yes"
+    hits = int((there & said).sum())
+    precision, recall = _share(hits, said.sum()), _share(hits, there.sum())
+    return {
+        "questions": len(frame), "accuracy": float((there == said).mean()), "precision": precision, "recall": recall,
+        "f1": _share(2 * hits, said.sum() + there.sum()), "yes_ratio": float(said.mean()),
+        "hallucinated": _share((said & ~there).sum(), (~there).sum()),
+    }  # fmt: skip
+
+
+def _share(part: float, whole: float) -> float:
+    return float(part / whole) if whole else np.nan

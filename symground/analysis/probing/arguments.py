@@ -1,0 +1,128 @@
+"""What an analysis asks of a model, of its inputs and of probes before it begins; messages say what to do."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from symground.analysis.probing.questions import ImageQuestions
+from symground.analysis.probing.sentence_probes import Probes
+from symground.models.architectures.image_tokens import PatchEmbedding, id_limit
+from symground.models.attachment.attaching import check_model
+from symground.models.trials.output_head import readout
+from symground.typed import told
+
+#: What a trace gives the model itself, and why nobody else may.
+_TAKEN = {
+    "input_ids": "it is the second argument",
+    "inputs_embeds": "saliency is of ids; give input_ids",
+    "past_key_values": "a text is traced whole; give all of it as input_ids, without a cache",
+    "cache": "a text is traced whole; give all of it as input_ids, without a cache",
+    "cache_params": "a text is traced whole; give all of it as input_ids, without a cache",
+    "use_cache": "a text is traced whole, without a cache",
+    "return_dict": "the model's output is read by its names",
+}
+
+
+def check_asked(value: Any, name: str = "probes", *, images: bool = False) -> None:
+    """Refuse what are no probes, or, without ``images``, questions about images.
+
+    Raises:
+        ValueError: by ``name``.
+    """
+    if isinstance(value, ImageQuestions) and not images:
+        raise ValueError(
+            f"{name}: expected probes, got questions about images; those are for trace, intervene, monitor, steering "
+            "and answers"
+        )
+    if isinstance(value, Probes) or (images and isinstance(value, ImageQuestions)):
+        return
+    made = "symground.probes(tokenizer)" + (" or symground.image_questions(processor, …)" if images else "")
+    raise ValueError(f"{name}: expected what {made} makes, got {told(value)}")
+
+
+def check_inputs(model: PreTrainedModel, names: Collection[str], function: str, own: Iterable[str]) -> None:
+    """Refuse further inputs that are no named parameters of the model's forward: transformers swallows any keyword.
+
+    Args:
+        model: any.
+        names: of the inputs.
+        function: that was called.
+        own: its own keywords, of which one may have been meant.
+
+    Raises:
+        TypeError: names the keyword and the nearest that there is.
+        ValueError: an input that is named otherwise, or that the function gives itself.
+    """
+    base = getattr(model.base_model, "_orig_mod", model.base_model)  # within torch.compile's wrapper
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    known = [name for name, x in inspect.signature(base.forward).parameters.items() if x.kind in kinds]
+    for name in names:
+        if name in _TAKEN:
+            raise ValueError(f"{name}: {function} takes none: {_TAKEN[name]}")
+        if name not in known:
+            near = _nearest(name, [*own, *(x for x in known if x not in _TAKEN)])
+            raise TypeError(
+                f"{function}: {name!r} is neither an argument of it nor an input of {type(base).__name__}"
+                + (f"; did you mean {near!r}?" if near else f"; that takes {', '.join(known)}")
+            )
+
+
+def _nearest(name: str, known: Sequence[str]) -> str | None:
+    close = get_close_matches(name, known, 1, 0.7)
+    held = [x for x in known if name in x.split("_") or x in name.split("_")]
+    return next(iter([*close, *held, *get_close_matches(name, known, 1, 0.5)]), None)
+
+
+def check_weights(model: Any) -> None:
+    """Refuse what is no model of transformers, or one whose weights are not there or are no floating-point numbers.
+
+    Raises:
+        ValueError: says which.
+    """
+    check_model(model)
+    weight = readout(model).weight
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        kind = weight.dtype if isinstance(weight, Tensor) else f"made by {type(model.get_output_embeddings()).__name__}"
+        raise ValueError(
+            f"model: expected a vocabulary head with floating-point weights, got {kind}; quantise all but the head "
+            "(bitsandbytes does so by default)"
+        )
+    if all(p.is_meta for p in model.parameters()) and not any(hasattr(m, "_hf_hook") for m in model.modules()):
+        raise ValueError(
+            "model: its weights are on the meta device, which holds no numbers; load them, with from_pretrained or "
+            "load_state_dict(…, assign=True)"
+        )
+
+
+def check_length(model: PreTrainedModel, tokens: int, name: str) -> None:
+    """Refuse texts longer than the positions that a model has learnt; others can be gone beyond.
+
+    Raises:
+        ValueError: by ``name``.
+    """
+    most = positions_of(model)
+    tables = [m for m in model.base_model.modules() if isinstance(m, nn.Embedding)]
+    learnt = any(m is not model.get_input_embeddings() and m.num_embeddings - (most or 0) in (0, 2) for m in tables)
+    if most is not None and learnt and tokens > most:
+        raise ValueError(f"{name}: expected at most {most} tokens, the model's positions, got {tokens}")
+
+
+def positions_of(model: PreTrainedModel) -> int | None:
+    """How many positions a model's configuration says it has."""
+    text = model.config.get_text_config()
+    found: int | None = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    return found
+
+
+def readable_ids(model: PreTrainedModel) -> int:
+    """How many ids a model can be given."""
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, PatchEmbedding) and embedding.features is None:
+        return 2**62  # it says itself what lacks
+    return max(id_limit(model), getattr(embedding, "num_embeddings", 0))

@@ -1,0 +1,182 @@
+"""Probes as token ids: in the study's vocabulary, where scene and speech are different tokens, or in another's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from symground.analysis.probing.contexts import Context
+from symground.data.words import IMAGE, TIERS, env, lan, lan_tokens, speaker
+from symground.panics import panics_named
+from symground.typed import told
+
+Ids = tuple[int, ...]
+
+
+class Row(NamedTuple):
+    """One context with one noun in its slot."""
+
+    before: Ids
+    noun: Ids
+    """The noun, or an image that shows it."""
+    after: Ids
+    patches: tuple[int, ...] = ()
+    """Of an image, which of its ids show the noun."""
+    outside: int = 0
+    """How many ids stand before the first utterance."""
+
+    @property
+    def ids(self) -> Ids:
+        return self.before + self.noun + self.after
+
+
+class Encoder(Protocol):
+    """Turns words into ids."""
+
+    def missing(self, contexts: Iterable[Context], nouns: Iterable[str], spoken: Iterable[str]) -> set[str]:
+        """The words that the vocabulary lacks: of contexts, of nouns in them, of nouns that are spoken."""
+        ...
+
+    def row(self, context: Context, noun: str) -> Row: ...
+
+    def target(self, context: Context, noun: str, word: str) -> Ids:
+        """What ``word`` is after that context, one id or several."""
+        ...
+
+
+def encoder_of(tokenizer: Any, separator: str = ". ", joint: str | None = None) -> Encoder:
+    """The study's form where the vocabulary has words of its kinds, else plain text.
+
+    Raises:
+        ValueError: no tokenizer, a slow one, or a ``joint`` where words are tokens.
+    """
+    if not hasattr(tokenizer, "get_vocab"):
+        hint = ""
+        if hasattr(tokenizer, "tokenizer"):
+            hint = "; this processor holds one: processor.tokenizer"
+        elif isinstance(tokenizer, (str, Path)):
+            hint = f"; symground.load_tokenizer({str(tokenizer)!r}) loads one"
+        raise ValueError(f"tokenizer: expected one of transformers, got {told(tokenizer)}{hint}")
+    vocabulary: Mapping[str, int] = tokenizer.get_vocab()
+    if any(token.endswith((env(""), lan(""))) for token in vocabulary):
+        if joint is not None:
+            raise ValueError("joint: the words of a study's vocabulary are tokens, with nothing between them")
+        return StudyEncoder(vocabulary)
+    return TextEncoder(tokenizer, separator, joint)
+
+
+class StudyEncoder:
+    """A speaker + the ENV sentence + a speaker + the LAN words, one id a word (arXiv 2510.13796: both are <CHI>)."""
+
+    def __init__(self, vocabulary: Mapping[str, int]) -> None:
+        self._vocabulary = vocabulary
+
+    def missing(self, contexts: Iterable[Context], nouns: Iterable[str], spoken: Iterable[str]) -> set[str]:
+        contexts = list(contexts)
+        cues = {c.cue for c in contexts} or {"env"}
+        asked = {t for c in contexts for part in self._around(c) for t in part}
+        asked |= {t for noun in nouns for cue in cues - {IMAGE} for t in TIERS[cue][1](noun)}
+        asked |= {t for word in spoken for t in lan_tokens(word)}
+        return {token for token in asked if token not in self._vocabulary}
+
+    def row(self, context: Context, noun: str) -> Row:
+        """An image is put in by who has it: its row has words after the noun only."""
+        before, after = self._around(context)
+        if context.cue == IMAGE:
+            return Row((), (), self._ids(after))
+        return Row(self._ids(before), self._ids(TIERS[context.cue][1](noun)), self._ids(after))
+
+    def target(self, context: Context, noun: str, word: str) -> Ids:
+        return self._ids(lan_tokens(word))
+
+    def _around(self, context: Context) -> tuple[list[str], list[str]]:
+        before, after = context.around()
+        between = [token for utterance in context.between for token in utterance.tokens()]
+        first, second = map(speaker, context.speakers)
+        spoken = [*between, second, *lan_tokens(context.lan)]
+        if context.cue == IMAGE:
+            return [], spoken
+        tokens = TIERS[context.cue][1]
+        return [first, *tokens(before)], [*tokens(after), *spoken]
+
+    def _ids(self, tokens: Sequence[str]) -> Ids:
+        return tuple(self._vocabulary[token] for token in tokens)
+
+
+class TextEncoder:
+    """The ENV sentence, a separator and the LAN words as plain text, for tokenizers whose words are of several ids."""
+
+    def __init__(self, tokenizer: Any, separator: str, joint: str | None = None) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError(
+                f"tokenizer: expected a fast one, which tells where a token stands; got {type(tokenizer).__name__}"
+            )
+        self._tokenizer, self._separator, self._joint = tokenizer, separator, joint
+
+    def missing(self, contexts: Iterable[Context], nouns: Iterable[str], spoken: Iterable[str]) -> set[str]:
+        unknown, written = self._tokenizer.unk_token_id, self._tokenizer.unk_token
+        words = {
+            w for c in contexts for part in (*c.around(), *(u.text for u in c.between), c.lan) for w in part.split()
+        } | {*nouns, *spoken}
+        if unknown is None or not words:
+            return set()
+        with panics_named("tokenizer: it fails on a word of the nouns or contexts"):
+            found = self._tokenizer(sorted(words), add_special_tokens=False, return_offsets_mapping=True)
+        encoded = zip(sorted(words), found["input_ids"], found["offset_mapping"], strict=True)
+        # The token for unknown words may be written in a context: in many vocabularies it opens a text too.
+        return {
+            word
+            for word, ids, places in encoded
+            if any(i == unknown and word[a:b] != written for i, (a, b) in zip(ids, places, strict=True))
+        }
+
+    def row(self, context: Context, noun: str) -> Row:
+        ids, (first, last) = self._encode(self._text(context, noun), *self._place(context, noun))
+        return Row(ids[:first], ids[first:last], ids[last:])
+
+    def target(self, context: Context, noun: str, word: str) -> Ids:
+        text, joint = self._text(context, noun), self._joined(context)[1]
+        ids, (first, last) = self._encode(f"{text}{joint}{word}", len(text), len(text) + len(joint) + len(word))
+        if ids[:first] != self.row(context, noun).ids or last != len(ids):
+            raise ValueError(
+                f"tokenizer: it joins {word!r} with what stands before it, so it has no surprisal of its own after "
+                f"{text!r}"
+            )
+        return ids[first:last]
+
+    def _text(self, context: Context, noun: str) -> str:
+        before, after = context.around()
+        return self._separator.join(
+            [f"{before}{noun}{after}", *(u.text for u in context.between), self._joined(context)[0]]
+        )
+
+    def _joined(self, context: Context) -> tuple[str, str]:
+        """The LAN words, and what stands between them and the target: one space, where nothing else is wanted."""
+        joint = self._joint
+        if joint is None:
+            joint = "" if context.lan.endswith(("\n", "\t")) else " "
+        return context.lan.rstrip(" ") if joint.startswith(" ") else context.lan, joint
+
+    def _place(self, context: Context, noun: str) -> tuple[int, int]:
+        """Of the noun and the space before it, which is a token of its own where a tokenizer knows no such word."""
+        before = context.around()[0]
+        return len(before.rstrip(" ")), len(before) + len(noun)
+
+    def _encode(self, text: str, start: int, stop: int) -> tuple[Ids, tuple[int, int]]:
+        """Ids, without what closes a text, and the first and one-past-last of those that spell [start, stop)."""
+        opens = getattr(self._tokenizer, "bos_token", None)
+        with panics_named(f"tokenizer: it fails on {text!r}"):
+            encoded = self._tokenizer(
+                text,
+                add_special_tokens=not (opens and text.startswith(opens)),  # what is written is not put before it again
+                return_offsets_mapping=True,
+                return_special_tokens_mask=True,
+            )
+        ids, special, places = (list(encoded[name]) for name in ("input_ids", "special_tokens_mask", "offset_mapping"))
+        while special and special[-1] and places[len(ids) - 1][0] == places[len(ids) - 1][1]:
+            special.pop(), ids.pop()
+        spelling = [i for i, (a, b) in enumerate(places[: len(ids)]) if a < stop and b > start and b > a]
+        if not spelling:
+            raise ValueError(f"tokenizer: it gives no token for {text[start:stop]!r} in {text!r}")
+        return tuple(ids), (spelling[0], spelling[-1] + 1)

@@ -1,0 +1,185 @@
+"""Surprisal of every target noun after every context with every ENV noun, as a table in memory or streamed to disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from symground.analysis.probing.arguments import check_asked, check_weights, positions_of
+from symground.analysis.probing.questions import Asked
+from symground.analysis.probing.scan import scan
+from symground.analysis.probing.sentence_probes import Probes
+from symground.folders import read_json, replacing, write_json
+from symground.models.architectures.image_tokens import id_limit
+from symground.models.trials.determinism import check_deterministic
+from symground.models.trials.output_head import readout
+from symground.progress import progress
+
+_KEY = "_scores.json"  # readers of a folder of Parquet files pass over a leading underscore
+_PARTS = "part-*.parquet"
+_FLUSH_SECONDS, _FLUSH_ROWS = 10.0, 2**16  # what an interruption may lose; what is held in memory, about
+
+
+def score(
+    model: PreTrainedModel, probes: Probes, *, memory: int | None = None, batch_size: int | None = None
+) -> pd.DataFrame:
+    """Score the probes. One pass over each context with each ENV noun serves all targets, and what contexts begin with
+    in common is read once.
+
+    Args:
+        model: any causal language model of transformers, or one of ours.
+        probes: from :func:`symground.probes`.
+        memory: bytes that the model's caches and activations may take, about; batches are cut to it. None: 64 MiB on a
+            CPU, which more does not make faster, and 2 GiB on a GPU.
+        batch_size: rows per pass instead.
+
+    Returns:
+        A DataFrame, context by context: context (its number), env, target (nouns), surprisal (nats, computed in
+        float32 or wider whatever the model's dtype). A score depends on neither batch size nor padding: a batch's rows
+        have one length.
+
+    Raises:
+        ValueError: a context longer than the model's positions, an id outside its vocabulary, dropout that is on, or a
+            surprisal that is not a number (names the context and the model).
+    """
+    tables = {c: _table(probes, c, values) for c, values in _scores(model, probes, memory, batch_size)}
+    return pd.concat([tables[c] for c in sorted(tables)], ignore_index=True)
+
+
+def score_to_parquet(
+    model: PreTrainedModel,
+    probes: Probes,
+    path: str | Path,
+    *,
+    memory: int | None = None,
+    batch_size: int | None = None,
+) -> Path:
+    """Score the probes into a folder of Parquet files, which ``pandas.read_parquet(path)`` reads as one table.
+
+    Memory does not grow with the number of contexts. Whatever stops it, what was scored is kept; the same call goes on
+    from there, and scores nothing twice.
+
+    Args:
+        model: as for :func:`symground.score`.
+        probes: as for :func:`symground.score`.
+        path: the folder.
+        memory: as for :func:`symground.score`.
+        batch_size: as for :func:`symground.score`.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: what :func:`symground.score` refuses, or a folder that holds other things, or scores of another
+            model or of other probes.
+    """
+    check_weights(model)
+    check_asked(probes)
+    folder = Path(path)
+    key = {"probes": probes.fingerprint(), "model": _fingerprint(model)}
+    done = _done(folder, key)
+    write_json(folder / _KEY, key)
+    left = [c for c in range(len(probes.contexts)) if c not in done]
+    if not left:
+        return folder
+    held: list[pd.DataFrame] = []
+    part, since = _next_part(folder), time.monotonic()
+    try:
+        for c, values in _scores(model, probes.take_contexts(left), memory, batch_size, names=left):
+            held.append(_table(probes, c, values))
+            if time.monotonic() - since > _FLUSH_SECONDS or sum(map(len, held)) >= _FLUSH_ROWS:
+                _write(part, held)
+                held, part, since = [], _next_part(folder), time.monotonic()
+    finally:
+        # What is stopped between the writing of a part and the next one writes that part again, and not another.
+        _write(part, held)
+    return folder
+
+
+def _scores(
+    model: PreTrainedModel, probes: Probes, memory: int | None, batch_size: int | None, names: list[int] | None = None
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """(context, surprisals [ENV nouns, targets], NaN at pairs that are not asked) as they are done."""
+    check_fits(model, probes)
+    with progress("score", len(probes.contexts)) as bar:
+        for c, values in scan(model, probes, memory, batch_size):
+            number = c if names is None else names[c]
+            wrong = np.isnan(values) & probes.pairs.numpy()
+            if wrong.any():
+                u, v = (int(i[0]) for i in wrong.nonzero())
+                raise ValueError(
+                    f"model: {model.name_or_path or type(model).__name__} gives NaN for {probes.nouns[v]!r} after "
+                    f"context {number} ({probes.contexts[c]}) with {probes.nouns[u]!r}"
+                )
+            bar.advance()
+            yield number, values
+
+
+def _table(probes: Probes, context: int, values: NDArray[np.float32]) -> pd.DataFrame:
+    u, v = probes.pairs.numpy().nonzero()
+    nouns = np.array(probes.nouns, dtype=object)
+    return pd.DataFrame({"context": context, "env": nouns[u], "target": nouns[v], "surprisal": values[u, v]})
+
+
+def _done(folder: Path, key: dict[str, str]) -> set[int]:
+    """The contexts whose scores are in the folder."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return set()
+    if not (folder / _KEY).is_file():
+        raise ValueError(f"path: {folder} holds other things than scores; choose another folder")
+    known = read_json(folder / _KEY)
+    for what in ("probes", "model"):
+        if known.get(what) != key[what]:
+            raise ValueError(f"path: {folder} holds scores of other {what}; choose another folder, or remove this one")
+    return {c for part in sorted(folder.glob(_PARTS)) for c in _contexts(part)}
+
+
+def _contexts(part: Path) -> list[int]:
+    try:
+        return pd.read_parquet(part, columns=["context"])["context"].unique().tolist()
+    except Exception as error:  # pyarrow has many kinds
+        raise ValueError(f"path: {part} is damaged ({error}); remove it, and its contexts are scored again") from error
+
+
+def _next_part(folder: Path) -> Path:
+    last = max((int(part.stem.removeprefix("part-")) for part in folder.glob(_PARTS)), default=-1)
+    return folder / f"part-{last + 1:06d}.parquet"
+
+
+def _write(part: Path, tables: list[pd.DataFrame]) -> None:
+    """A file of scores, under a temporary name first: a reader never sees half of it."""
+    if tables:
+        with replacing(part) as partial:
+            pd.concat(tables, ignore_index=True).to_parquet(partial, index=False)
+
+
+def _fingerprint(model: PreTrainedModel) -> str:
+    """Of a model's configuration and weights: other weights have other sums."""
+    sums = [(name, list(p.shape), float(p.detach().sum(dtype=torch.float64))) for name, p in model.named_parameters()]
+    return hashlib.sha256(json.dumps([type(model).__name__, sums]).encode()).hexdigest()
+
+
+def check_fits(model: PreTrainedModel, probes: Asked, images: bool = False) -> None:
+    """Refuse probes that the model, or an analysis without ``images``, cannot read, and a model whose dropout is on."""
+    check_weights(model)
+    check_asked(probes, images=images)
+    positions = positions_of(model)
+    tokens, context = probes.longest
+    if positions is not None and tokens > positions:
+        raise ValueError(f"probes: context {context} has {tokens} tokens, the model has {positions} positions")
+    rows, limit = readout(model).weight.shape[0], id_limit(model)
+    if probes.largest_id >= limit:
+        has = f" and its {limit - rows} patches of images" if limit > rows else ""
+        raise ValueError(
+            f"probes: id {probes.largest_id} is outside the model's vocabulary of {rows}{has}; is this its tokenizer?"
+        )
+    check_deterministic(model)

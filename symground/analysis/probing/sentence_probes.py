@@ -1,0 +1,318 @@
+"""Probes: sentence pairs in which an ENV noun stands and a LAN noun is to be predicted.
+
+A context is an ENV sentence with a slot for the noun, then LAN words up to where a noun is due; the surprisal of that
+noun is read there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from symground.analysis.checks import check_mapping, words_of
+from symground.analysis.heads.finding import PATCHES
+from symground.analysis.probing.contexts import Context, of_images, read_contexts
+from symground.analysis.probing.encoding import Ids, Row, StudyEncoder, encoder_of
+from symground.analysis.probing.mismatches import pairs_of
+from symground.analysis.probing.noun_images import ProbeImages
+from symground.data import STUDY_NOUNS
+from symground.data.words import IMAGE, TIERS
+from symground.shown import as_table, as_text, some
+
+
+class Examples(NamedTuple):
+    """Rows ready for a model, of one length: each row's last id is repeated after it. N examples."""
+
+    input_ids: Tensor
+    """[N,T]"""
+    prediction: Tensor
+    """[N] p, the last context token."""
+    targets: Tensor
+    """[N] ids of the LAN nouns."""
+    context: list[int]
+    noun: list[str]
+    query_masks: dict[str, Tensor]
+    """name → [N,T]: "prediction" and "env" (the last token of the noun itself, or the last patch that shows it)."""
+    key_masks: dict[str, Tensor]
+    """name → [N,T]: "env" (the noun and its span), "event", and "patches" (the others that show it) of images."""
+    inputs: Callable[[slice], Mapping[str, Tensor]] | None = None
+    """What else the model is given, for a part of the examples: the pixels of their images, say."""
+
+    def __repr__(self) -> str:
+        count, length = self.input_ids.shape
+        return f"Examples: {count} of {length} tokens, groups {', '.join(self.key_masks) or 'none'}"
+
+    def given(self, part: slice, device: torch.device | None = None) -> dict[str, Tensor]:
+        """The further inputs of a part of the examples, on a device."""
+        found = {} if self.inputs is None else self.inputs(part)
+        return {name: value.to(device) for name, value in found.items()}
+
+    def part(self, at: slice) -> Examples:
+        """Some of the examples, in their order."""
+        first, last, _ = at.indices(len(self.input_ids))
+        whole = self.inputs
+        inputs = None if whole is None else lambda p: whole(slice(first + p.start, first + p.stop))
+        rows = slice(first, last)
+        query, key = ({name: mask[rows] for name, mask in x.items()} for x in (self.query_masks, self.key_masks))
+        return Examples(
+            self.input_ids[rows], self.prediction[rows], self.targets[rows], self.context[rows], self.noun[rows],
+            query, key, inputs,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Contexts × ENV nouns × target nouns, as token ids."""
+
+    nouns: tuple[str, ...]
+    contexts: tuple[Context, ...]
+    span: int
+    rows: tuple[tuple[Row, ...], ...]
+    """[contexts][ENV nouns]"""
+    targets: tuple[Ids, ...]
+    """What each target noun is after any context: one id or several."""
+    pairs: Tensor
+    """[ENV nouns, target nouns] bool: which are scored."""
+    spoken: tuple[str, ...]
+    """What each noun is called in speech: the words of ``targets``."""
+
+    def __len__(self) -> int:
+        return len(self.contexts) * len(self.nouns)
+
+    def __repr__(self) -> str:
+        return as_text("Probes", self._shown())
+
+    def _repr_html_(self) -> str:
+        return as_table("Probes", self._shown())
+
+    def _shown(self) -> dict[str, object]:
+        first, tokens = self.contexts[0], sorted({len(ids) for ids in self.targets})
+        pairs = int(self.pairs.sum())
+        renamed = [f"{a} as {b}" for a, b in zip(self.nouns, self.spoken, strict=True) if a != b]
+        before = f"{first.env} | {first.lan} …" if first.cue != IMAGE else f"an image | {first.lan} …"
+        return {
+            "contexts": f"{len(self.contexts)}, such as: {before}",
+            "nouns": some(self.nouns),
+            **({"spoken": some(renamed)} if renamed else {}),
+            "scored": f"{len(self.contexts) * pairs} surprisals, {pairs} pairs a context",
+            "tokens": f"{self.longest[0]} of the longest row, {' or '.join(map(str, tokens))} of a target",
+            "span": self.span,
+        }
+
+    @property
+    def longest(self) -> tuple[int, int]:
+        """(tokens of the longest context with its target but for the last token, that context's number)."""
+        most = max(map(len, self.targets)) - 1
+        return max((len(row.ids) + most, c) for c, rows in enumerate(self.rows) for row in rows)
+
+    @property
+    def largest_id(self) -> int:
+        return max(max(map(max, self.targets)), *(max(row.ids) for rows in self.rows for row in rows))
+
+    def fingerprint(self) -> str:
+        """Of what is scored, so that scores of other probes are not taken for these."""
+        content = hashlib.sha256(repr((self.nouns, self.contexts, self.targets, self.pairs.tolist())).encode())
+        for of_context in self.rows:
+            content.update(repr([row.ids for row in of_context]).encode())
+        return content.hexdigest()
+
+    def with_span(self, span: int) -> Probes:
+        """The same probes with another span (tokens after the ENV noun that count as it)."""
+        _check_span(span, self.rows)
+        return replace(self, span=span)
+
+    def take_contexts(self, indices: Sequence[int]) -> Probes:
+        """Only the contexts at ``indices``."""
+        index = list(indices)
+        return replace(
+            self, contexts=tuple(self.contexts[i] for i in index), rows=tuple(self.rows[i] for i in index)
+        )  # fmt: skip
+
+    def matched(self) -> Examples:
+        """Every context with every noun both as ENV and as target; context by context.
+
+        Raises:
+            ValueError: a target of several tokens: an example predicts one.
+        """
+        nouns = range(len(self.nouns))
+        return self._examples([list(nouns) for _ in self.contexts])
+
+    def mismatched(self, seed: int = 0) -> Examples:
+        """The examples of :meth:`matched`, each with another ENV noun, at random from those its target is scored with.
+
+        Raises:
+            ValueError: a target of several tokens.
+        """
+        rng = np.random.default_rng(seed)
+        others = [[u for u in self.pairs[:, v].nonzero()[:, 0].tolist() if u != v] for v in range(len(self.nouns))]
+        return self._examples([[int(rng.choice(of_noun)) for of_noun in others] for _ in self.contexts])
+
+    def _examples(self, env: Sequence[Sequence[int]]) -> Examples:
+        """Every context with every target noun, where ``env`` [contexts][targets] says which ENV noun stands there."""
+        several = [noun for noun, ids in zip(self.nouns, self.targets, strict=True) if len(ids) > 1]
+        if several:
+            kept = len(self.nouns) - len(several)
+            raise ValueError(
+                f"probes: an example predicts one token, and of these words the tokenizer makes several: {several}; "
+                f"leave them out: symground.probes(tokenizer, [n for n in probes.nouns if n not in {several}])"
+                + ("" if kept > 1 else f", with other nouns, since {kept} is left")
+                + "; symground.score takes words of several tokens"
+            )
+        rows = [of_context[u] for of_context, of_env in zip(self.rows, env, strict=True) for u in of_env]
+        places = [_places(row) for row in rows]
+        numbers = [(len(row.ids), row.outside, *place[:2]) for row, place in zip(rows, places, strict=True)]
+        lengths, outside, starts, last = torch.tensor(numbers).T[..., None]  # [N,1] each
+        ids = torch.empty((len(rows), int(lengths.max())), dtype=torch.long)
+        others = torch.zeros_like(ids, dtype=torch.bool)
+        for i, (row, place) in enumerate(zip(rows, places, strict=True)):
+            ids[i, : len(row.ids)] = torch.tensor(row.ids)
+            ids[i, len(row.ids) :] = row.ids[-1]  # no token that counts comes after; of padding transformers warns
+            others[i, list(place[2])] = True
+        position = torch.arange(ids.shape[1])
+        query = {"prediction": position == lengths - 1, "env": position == last}
+        noun = (position >= starts) & (position <= last + self.span)
+        key = {
+            "env": noun,
+            # The ENV utterance is the first.
+            "event": (position >= outside) & (position < last) & ~noun & ~others,
+        }
+        if bool(others.any()):
+            key[PATCHES] = others & ~noun
+        contexts, nouns = len(self.contexts), len(self.nouns)
+        targets = torch.tensor([ids[0] for ids in self.targets]).repeat(contexts)
+        index = torch.arange(contexts).repeat_interleave(nouns).tolist()
+        return Examples(ids, lengths[:, 0] - 1, targets, index, list(self.nouns) * contexts, query, key)
+
+
+def _places(row: Row) -> tuple[int, int, tuple[int, ...]]:
+    """Where the noun begins, where its last token is, and the other patches that show it."""
+    first = len(row.before)
+    if not row.patches:
+        return first, first + len(row.noun) - 1, ()
+    *others, last = sorted(row.patches)
+    return first + last, first + last, tuple(first + p for p in others)
+
+
+def probes(
+    tokenizer: Any,
+    nouns: Sequence[str] | None = None,
+    contexts: Iterable[Sequence[Any]] | str | Path | None = None,
+    span: int = 0,
+    *,
+    spoken: Mapping[str, str] | None = None,
+    cue: str | None = None,
+    images: ProbeImages | None = None,
+    mismatches: str | int = "all",
+    seed: int = 0,
+    categories: Mapping[str, str] | None = None,
+    separator: str = ". ",
+    joint: str | None = None,
+) -> Probes:
+    """Build the probes of a vocabulary.
+
+    A vocabulary with ENV words gets the study's form: ``<CHI>``, the ENV sentence, ``<CHI>``, the LAN words. Any other
+    gets plain text: the ENV sentence, ``separator``, the LAN words. A word may be several tokens; its surprisal is then
+    their sum, each after those before it.
+
+    Args:
+        tokenizer: one that a study saved, or any fast tokenizer of transformers.
+        nouns: the nouns, each both ENV noun and target; None takes those of the study's 100 that the vocabulary holds
+            in both forms.
+        contexts: pairs (ENV sentence with ``{}`` for the noun, LAN words up to the noun), or a JSON file of them;
+            None takes the ten that come with the package.
+        span: how many tokens after the ENV noun count as the noun when flow from it is measured.
+        spoken: noun → what it is called in speech where that is another word: a synonym, its category. A noun that is
+            called as the target is no mismatch of it.
+        cue: "lan" tells the first sentence in spoken words, the noun as LAN too: what is measured is recall of a word
+            at the same distance, the control for grounding. "image" puts images in its place. None leaves it to each
+            context, "env" by default.
+        images: for contexts with the cue "image": matched and mismatched probes differ in the image alone. The i-th
+            context takes the i-th image of each noun, from the first again where there are fewer. A noun that another's
+            images show too is no mismatch of theirs. A context with another cue begins with their empty image, where
+            they have one: a model that has read no text without an image is asked for none.
+        mismatches: the ENV nouns that each target is scored with besides itself: "all" the others, so many at random,
+            or those of its "category".
+        seed: of the random mismatches.
+        categories: noun → category; None takes the MacArthur-Bates CDI's.
+        separator: between the two sentences of plain text.
+        joint: between the LAN words and the target in plain text: "" where the target follows at once, as after a chat
+            template's "assistant" token or in a script without spaces. None is one space, whether the LAN words end in
+            one or not, and nothing where they end in a line break or a tab.
+
+    Raises:
+        ValueError: a word that is not in the vocabulary (all are named), fewer than two nouns, a context twice
+            or without ``{}``, a span or mismatches that do not fit, a noun without images or mismatches where contexts
+            show it, or a tokenizer that joins a target with what stands before it.
+    """
+    encoder = encoder_of(tokenizer, separator, joint)
+    nouns = None if nouns is None else words_of(nouns, "nouns")
+    spoken = check_mapping({} if spoken is None else spoken, "spoken")
+    chosen = read_contexts(contexts)
+    if cue is not None:
+        if cue not in (*TIERS, IMAGE):
+            raise ValueError(f"cue: expected 'env', 'lan' or 'image', got {cue!r}")
+        chosen = of_images(chosen) if cue == IMAGE else [context._replace(cue=cue) for context in chosen]
+    seen = any(context.cue == IMAGE for context in chosen)
+    if seen and images is None:
+        raise ValueError("images: contexts that show an image need images of the nouns, got None")
+    if images is not None and not isinstance(encoder, StudyEncoder):
+        raise ValueError(
+            "images: expected the tokenizer of a study; models of other vocabularies take their own images"
+        )
+    if nouns is None:
+        nouns = [noun for noun in STUDY_NOUNS if not encoder.missing((), [noun], [noun])]
+    if len(set(nouns)) != len(nouns):
+        raise ValueError("nouns: expected each noun once")
+    twice = next((context for context in chosen if chosen.count(context) > 1), None)
+    if twice is not None:
+        raise ValueError(f"contexts: expected each context once, got {twice} twice")
+    words = [spoken.get(noun, noun) for noun in nouns]
+    missing = sorted(encoder.missing(chosen, nouns, words))
+    if missing:
+        raise ValueError(f"vocabulary: these words of the probes are not in it: {', '.join(missing)}")
+    if len(nouns) < 2:
+        raise ValueError(f"nouns: expected at least two, so that there are mismatches; got {len(nouns)}")
+    rows = tuple(tuple(encoder.row(context, noun) for noun in nouns) for context in chosen)
+    if images is not None:
+        rows = images.put_into(rows, chosen, nouns, len(tokenizer))
+    for context, of_context in zip(chosen, rows, strict=True):
+        if len({row.before for row in of_context}) > 1:
+            raise ValueError(f"tokenizer: it joins the noun with what stands before it in {context}")
+    _check_span(span, rows)
+    targets = tuple(encoder.target(chosen[0], nouns[0], word) for word in words)
+    for context in chosen[1:]:
+        if encoder.target(context, nouns[0], words[0]) != targets[0]:
+            raise ValueError(f"tokenizer: {words[0]!r} is not the same tokens after {context} as after {chosen[0]}")
+    if len(set(words)) < 2:
+        raise ValueError(
+            f"spoken: expected at least two different words, so that there are mismatches; got {words[0]!r}"
+        )
+    # Of nouns that share a word each is the other's match: neither is scored against the other.
+    alike = torch.tensor([[u != v and a == b for v, b in enumerate(words)] for u, a in enumerate(words)])
+    pairs = pairs_of(nouns, mismatches, seed, categories) & ~alike
+    if images is not None and seen:
+        pairs &= ~images.also_shown(nouns, len(chosen))
+        without = [noun for v, noun in enumerate(nouns) if pairs[:, v].sum() < 2]
+        if without:
+            raise ValueError(f"images: those of all other nouns show these too, so they have no mismatch: {without}")
+    return Probes(tuple(nouns), tuple(chosen), span, rows, targets, pairs, tuple(words))
+
+
+def split_contexts(tokenizer: Any, contexts: Iterable[Context]) -> tuple[list[Context], dict[Context, list[str]]]:
+    """The contexts whose words are all in the vocabulary, and the others with the words they lack."""
+    encoder = encoder_of(tokenizer)
+    lacking = {context: sorted(encoder.missing([context], (), ())) for context in contexts}
+    return [c for c, words in lacking.items() if not words], {c: words for c, words in lacking.items() if words}
+
+
+def _check_span(span: int, rows: Sequence[Sequence[Row]]) -> None:
+    room = min(len(row.after) for of_context in rows for row in of_context)
+    if not 0 <= span < room:
+        raise ValueError(f"span: expected 0 to {room - 1} (the prediction position stays outside), got {span}")

@@ -1,0 +1,307 @@
+"""Reading a model at every depth: the tuned lens, and the plain logit lens beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from symground import ops
+from symground.analysis.checks import ids_of
+from symground.analysis.probing.arguments import check_length, check_weights, readable_ids
+from symground.analysis.probing.scoring import check_fits
+from symground.analysis.probing.sentence_probes import Probes
+from symground.data import Corpus
+from symground.data.sampler import IGNORED, RowSampler
+from symground.folders import replacing
+from symground.models import mixers
+from symground.models.passes.activation_memory import frozen
+from symground.models.passes.residual_states import final_norm, residual_stream
+from symground.models.trials.batch_invariance import check_lengths
+from symground.models.trials.determinism import check_deterministic
+from symground.models.trials.output_head import Readout, trial_ids, verified_readout
+from symground.progress import progress
+from symground.shown import as_table, as_text, some
+from symground.typed import told
+
+
+@dataclass(frozen=True)
+class TunedLens:
+    """An affine translator for each depth of a model: h is read as h + h Wᵀ + b, by the final norm and the head.
+
+    Depth d is what d layers have made of the embedding; translators are of the depths 0 to L - 1, since at depth L the
+    model reads itself.
+    """
+
+    weight: Tensor
+    """[L,D,D]"""
+    bias: Tensor
+    """[L,D]"""
+    divergence: tuple[tuple[float, ...], ...] = ()
+    """Mean KL of each depth to the final distribution in nats: before the fit, and over its last tenth."""
+
+    def __repr__(self) -> str:
+        return as_text("TunedLens", self._shown())
+
+    def _repr_html_(self) -> str:
+        return as_table("TunedLens", self._shown())
+
+    def _shown(self) -> dict[str, object]:
+        depths, width, _ = self.weight.shape
+        rows: dict[str, object] = {"translators": f"of depths 0 to {depths - 1}, width {width}, {self.weight.dtype}"}
+        for when, of_depths in zip(("before", "after"), self.divergence, strict=False):
+            rows[f"KL {when} the fit"] = f"{some([f'{kl:.3f}' for kl in of_depths])} nats, by depth"
+        return rows
+
+    @staticmethod
+    def fit(
+        model: PreTrainedModel,
+        data: Corpus | Tensor,
+        *,
+        steps: int = 250,
+        batch_size: int = 16,
+        length: int = 128,
+        share: float = 0.125,
+        learning_rate: float = 1e-3,
+        warmup: float = 0.1,
+        weight_decay: float = 1e-3,
+        seed: int = 0,
+    ) -> TunedLens:
+        """Fit the translators to the model's own final distribution; the model is not changed.
+
+        Every step reads its rows once, and fits all depths on the same positions of them, chosen at random.
+
+        Args:
+            model: attached, in evaluation; of any architecture with a residual stream, or an LSTM, whose layers' hidden
+                states are read.
+            data: a corpus, of whose training part rows are drawn; or ids [N,T].
+            steps: of Adam.
+            batch_size: rows a step.
+            length: tokens a row, of a corpus; fewer where the model has fewer positions.
+            share: of a step's positions that are fitted. Depths × vocabulary makes a position dearer to fit than to
+                read, and neighbours tell much the same.
+            learning_rate: at its peak; it goes down to 0 in a line.
+            warmup: share of the steps in which it rises.
+            weight_decay: of the translators' weights, towards the identity.
+            seed: of the rows and of the positions.
+
+        Raises:
+            ValueError: a number that does not fit, dropout that is on, or ids of another shape.
+
+        Source: Belrose et al. 2023, "Eliciting latent predictions from Transformers with the tuned lens", section 3.
+        """
+        check_weights(model)
+        mixers(model)
+        for name, value in (("steps", steps), ("batch_size", batch_size), ("length", length)):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        for name, part in (("share", share), ("warmup", warmup)):
+            if not 0 < part <= 1:
+                raise ValueError(f"{name}: expected a share in (0, 1], got {part}")
+        check_deterministic(model)
+        data = _checked(model, data)
+        batches, chosen = _batches(model, data, batch_size, length, seed), torch.Generator().manual_seed(seed)
+        fitter, divergence = _Fitter(model, weight_decay), []
+        with frozen(model), progress("tuned lens", steps, quick=True) as bar:
+            for step in range(steps):
+                rate = learning_rate * min((step + 1) / max(1.0, warmup * steps), 1.0 - step / steps)
+                divergence.append(fitter.step(*next(batches), share, chosen, rate))
+                bar.advance()
+        kept = divergence[0], torch.stack(divergence[-max(1, steps // 10) :]).mean(0)
+        weight, bias = (x.detach() for x in fitter.translators)
+        return TunedLens(weight, bias, tuple(tuple(map(float, kl)) for kl in kept))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the lens as one safetensors file."""
+        path = Path(path)
+        tensors = {"weight": self.weight.contiguous().cpu(), "bias": self.bias.contiguous().cpu()}
+        with replacing(path) as partial:
+            save_file(tensors, partial, {"symground": "tuned lens", "divergence": json.dumps(self.divergence)})
+        return path
+
+    @staticmethod
+    def load(path: str | Path, device: str | torch.device = "cpu") -> TunedLens:
+        """Read a lens that was saved.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file holds something else.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        with safe_open(path, "pt", device=str(device)) as file:
+            told = file.metadata() or {}
+            if told.get("symground") != "tuned lens":
+                raise ValueError(f"{path}: expected a tuned lens, found {', '.join(file.keys())}")
+            divergence = tuple(map(tuple, json.loads(told["divergence"])))
+            return TunedLens(file.get_tensor("weight"), file.get_tensor("bias"), divergence)
+
+
+class _Fitter:
+    """The translators of a model while they are fitted."""
+
+    def __init__(self, model: PreTrainedModel, weight_decay: float) -> None:
+        self._model, self._head, self._norm = model, verified_readout(model), final_norm(model)
+        width = self._head.weight.shape[1]
+        with torch.no_grad():
+            depths = len(residual_stream(model, trial_ids(model, 1).to(self._head.weight.device))) - 1
+        weight = self._head.weight.new_zeros(depths, width, width).requires_grad_()
+        self.translators = weight, weight.new_zeros(depths, width).requires_grad_()
+        groups: list[dict[str, Any]] = [{"params": [weight], "weight_decay": weight_decay}]
+        groups.append({"params": [self.translators[1]]})
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
+
+    def step(self, ids: Tensor, counts: Tensor, share: float, generator: torch.Generator, rate: float) -> Tensor:
+        """Fit to rows [B,T], of which the positions ``counts`` count; returns each depth's KL before it, [L]."""
+        weight, bias = self.translators
+        with torch.no_grad():
+            stream = residual_stream(self._model, ids.to(weight.device))  # [L+1,B,T,D]
+            h = stream.flatten(1, 2)[:, _some(counts, share, generator).to(weight.device)]  # [L+1,n,D]
+            final = self._read(h[-1])  # [n,V]
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad()
+        divergence = []
+        for d in range(len(weight)):  # one after the other, so that one depth's logits stand at a time
+            found = self._read(h[d] + functional.linear(h[d], weight[d], bias[d]))
+            kl = functional.kl_div(found, final, reduction="sum", log_target=True) / h.shape[1]
+            kl.backward()
+            divergence.append(kl.detach())
+        self._optimizer.step()
+        return torch.stack(divergence).cpu()
+
+    def _read(self, h: Tensor) -> Tensor:
+        """[n,V] logarithms of probabilities."""
+        return self._head.logits(self._norm(h)).float().log_softmax(-1)
+
+
+@torch.no_grad()
+def lens_gain(
+    model: PreTrainedModel, probes: Probes, lens: TunedLens | None = None, *, batch_size: int = 256
+) -> pd.DataFrame:
+    """Matched and mismatched surprisal of the probes' targets at every depth.
+
+    Args:
+        model: attached, in evaluation.
+        probes: targets of one token.
+        lens: None is the plain logit lens.
+        batch_size: contexts per pass.
+
+    Returns:
+        A DataFrame: depth (layers passed, 0 is the embedding; at the last the model reads itself), target, matched,
+        mismatched, gain (nats, means over contexts).
+
+    Raises:
+        ValueError: a lens of a model of another size, and what :func:`symground.trace` refuses of probes.
+
+    Source: Belrose et al. 2023 (tuned lens); nostalgebraist 2020 (logit lens).
+    """
+    check_fits(model, probes)
+    mixers(model)
+    if lens is not None and not isinstance(lens, TunedLens):
+        raise ValueError(f"lens: expected a TunedLens, or None for the plain logit lens, got {told(lens)}")
+    rows = probes.matched()  # every context with every ENV noun
+    check_lengths(model, rows.prediction + 1, rows.input_ids.shape[1])
+    head, norm = verified_readout(model), final_norm(model)
+    device = head.weight.device
+    candidates = rows.targets[: len(probes.nouns)].to(device)
+    parts = []
+    for start in range(0, len(rows.input_ids), batch_size):
+        part = slice(start, start + batch_size)
+        ids, p = rows.input_ids[part].to(device), rows.prediction[part].to(device)
+        stream = residual_stream(model, ids)[:, torch.arange(len(ids), device=device), p]  # [L+1,B,D]
+        depths, _, width = stream.shape
+        if lens is not None and lens.weight.shape != (depths - 1, width, width):
+            raise ValueError(
+                f"lens: expected translators [{depths - 1},{width},{width}] for this model, got "
+                f"{list(lens.weight.shape)}"
+            )
+        translators = None if lens is None else (lens.weight.to(stream), lens.bias.to(stream))
+        each = _of_depths(stream[:-1].contiguous(), translators, norm, head, candidates)
+        last = head.surprisal(norm(stream[-1]), candidates)[None]
+        parts.append(torch.cat([each, last]).double().cpu().numpy())
+    # [L+1, contexts, ENV nouns, targets]
+    surprisal = np.concatenate(parts, 1).reshape(len(parts[0]), len(probes.contexts), len(probes.nouns), -1)
+    return _gains(surprisal, probes)
+
+
+def _of_depths(
+    stream: Tensor, translators: tuple[Tensor, Tensor] | None, norm: Callable[[Tensor], Tensor], head: Readout,
+    candidates: Tensor,
+) -> Tensor:  # fmt: skip
+    """[L,B,K] surprisal of the candidates at each depth of the stream [L,B,D]."""
+    if head.module is None and stream.dtype == head.weight.dtype:
+        return ops.lens_surprisal(stream, translators, norm, head.weight, candidates, bias=head.bias)
+    if translators is not None:
+        weight, bias = translators
+        stream = stream + torch.einsum("lbd,led->lbe", stream, weight) + bias[:, None]
+    return torch.stack([head.surprisal(norm(h), candidates) for h in stream])
+
+
+def _gains(surprisal: NDArray[np.float64], probes: Probes) -> pd.DataFrame:
+    of_pair = surprisal.mean(1)  # [L+1, ENV nouns, targets]
+    same = np.eye(len(probes.nouns), dtype=bool)
+    others = probes.pairs.numpy() & ~same
+    matched = of_pair[:, same]
+    mismatched = np.where(others, of_pair, 0.0).sum(1) / others.sum(0)
+    depths, nouns = matched.shape
+    return pd.DataFrame(
+        {
+            "depth": np.repeat(np.arange(depths), nouns),
+            "target": list(probes.nouns) * depths,
+            "matched": matched.ravel(),
+            "mismatched": mismatched.ravel(),
+            "gain": (mismatched - matched).ravel(),
+        }
+    )
+
+
+def _some(counts: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Some of the positions [B,T] that count, as indices into them all."""
+    there = counts.flatten().nonzero()[:, 0]
+    wanted = max(1, round(share * len(there)))
+    return there[torch.randperm(len(there), generator=generator)[:wanted]]
+
+
+def _batches(
+    model: PreTrainedModel, data: Corpus | Tensor, batch_size: int, length: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of ids and which of their positions count, [B,T] both."""
+    if isinstance(data, Corpus):
+        most = getattr(model.config, "max_position_embeddings", None) or length
+        sampler = RowSampler.of(data.part("train"), batch_size, min(length, most), seed)
+        step = 0
+        while True:
+            ids, targets = sampler.batch(step)
+            yield ids, targets != IGNORED
+            step += 1
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        ids = data[torch.randint(len(data), (batch_size,), generator=generator)]
+        yield ids, torch.ones_like(ids, dtype=torch.bool)
+
+
+def _checked(model: PreTrainedModel, data: Any) -> Corpus | Tensor:
+    """A corpus, or ids [N,T], that the model can read."""
+    if isinstance(data, Corpus):
+        ids_of(np.asarray(data.tokens).max(initial=0, keepdims=True), "data", 1, readable_ids(model))
+        return data
+    ids = torch.as_tensor(data) if isinstance(data, (list, np.ndarray)) else data
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
+        what = f"{list(ids.shape)} {ids.dtype}" if isinstance(ids, Tensor) else told(data)
+        raise ValueError(f"data: expected a Corpus or ids [N,T], got {what}; symground.data.Corpus.load reads one")
+    check_length(model, ids.shape[1], "data")
+    return ids_of(ids, "data", 2, readable_ids(model))

@@ -1,0 +1,57 @@
+"""Single examples to be looked at: every layer's saliency matrix, and every head's signed row at the prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedModel
+
+from symground.analysis.probing.sentence_probes import Probes
+from symground.analysis.tracing.tracer import trace
+
+
+def saliency_maps(
+    model: PreTrainedModel, probes: Probes, tokens: Sequence[str], nouns: int = 8, contexts: int = 2
+) -> pd.DataFrame:
+    """The matched examples of the first nouns in the first contexts, as a table that can be stored.
+
+    Args:
+        model: attached, with mixers.
+        probes: of which the examples are.
+        tokens: what each id is called.
+        nouns: how many nouns.
+        contexts: how many contexts.
+
+    Returns:
+        A DataFrame, a row per example and layer: context, noun, target (its word), layer (from 0), surprisal (nats),
+        tokens (T of them, up to the prediction position), saliency (T·T numbers, |Σ_h S_h| by query, then by key) and
+        rows (H·T numbers, S_h[p, key], signed, by head); in float16.
+    """
+    chosen = probes.take_contexts(range(len(probes.contexts))[:contexts]).matched()
+    every = len(probes.nouns)
+    kept = [i for i, noun in enumerate(chosen.noun) if noun in probes.nouns[:nouns]]
+    traced = trace(model, chosen, rows=True).isel(example=kept)
+    ids, p = chosen.input_ids.numpy(), chosen.prediction.numpy()
+    rows: list[dict[str, Any]] = []
+    for i, example in enumerate(kept):
+        end = int(p[example]) + 1
+        words = [tokens[t] if t < len(tokens) else f"patch {t - len(tokens)}" for t in ids[example, :end].tolist()]
+        common = {
+            "context": chosen.context[example], "noun": chosen.noun[example],
+            "target": probes.spoken[example % every], "surprisal": float(traced.surprisal[i]), "tokens": words,
+        }  # fmt: skip
+        for j, layer in enumerate(traced.layer.values.tolist()):
+            of_heads = traced.rows[i, j].values  # [H,T]
+            of_heads = of_heads[np.isfinite(of_heads).all(-1)]
+            rows.append(
+                {
+                    **common,
+                    "layer": layer,
+                    "saliency": traced.saliency[i, j, :end, :end].values.astype(np.float16).ravel(),
+                    "rows": of_heads[:, :end].astype(np.float16).ravel(),
+                }
+            )
+    return pd.DataFrame(rows)
