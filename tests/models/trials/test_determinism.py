@@ -21,9 +21,9 @@ from symground.analysis.probing.choice import choices
 from symground.data import Corpus
 from symground.models.trials.determinism import check_deterministic
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from tests.models.test_families import FAMILIES, batch, pair
+from tests.models.attachment.test_families import FAMILIES, batch, pair
 
 #: Settings of transformers' configurations by which passes in training differ, over the families that have them.
 SETTINGS = (

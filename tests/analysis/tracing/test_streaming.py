@@ -23,7 +23,7 @@ from symground.models import create, mixers
 from symground.models.passes.activation_memory import Kept, checkpointed, frozen, offloaded
 from tests.tiny import llama
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 NAMES = ("surprisal", "saliency", "rows", "flow", "row_total", "matrix_total")
 
