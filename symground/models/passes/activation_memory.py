@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from symground.models.hooks.forward_hooks import forward_as, own_forward
 from symground.models.hooks.scopes import remembering
-from symground.models.passes.partial_forward import decoder_layers
+from symground.models.passes.layer_list import decoder_layers
 
 _LOCK = threading.RLock()
 #: Model → how many blocks hold it frozen, and the weights that want a gradient otherwise.

@@ -23,6 +23,7 @@ from symground.models.attachment.attaching import mixers
 from symground.models.hooks.forward_hooks import forward_as, hooked
 from symground.models.hooks.mixers import Replacement, Tap, head_outputs, tapped
 from symground.models.passes.kv_cache import Reader
+from symground.models.passes.layer_list import decoder_layers
 from symground.models.passes.output_projection import head_weights, output_projections
 from symground.models.trials.output_head import agree, hidden_states, readout, trial_ids
 from symground.models.trials.trying import hooked_by_others, tried
@@ -258,20 +259,6 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     gqa = q.shape[1] != k.shape[1]
     mask = None if queries in (1, keys) else valid_keys(queries, keys, True, None, None, q.device)
     return scaled_dot_product_attention(q, k, v, mask, is_causal=1 < queries == keys, scale=scale, enable_gqa=gqa)
-
-
-def decoder_layers(model: PreTrainedModel) -> tuple[list[nn.Module], dict[int, int]]:
-    """The modules that the hidden states pass one after the other, and which of them holds each mixer's layer."""
-    names = {module: name for name, module in model.named_modules()}
-    lists: dict[str, dict[int, int]] = {}
-    for mixer in mixers(model):
-        parts = names[mixer.module].split(".")
-        number = next(i for i in reversed(range(len(parts))) if parts[i].isdigit())
-        lists.setdefault(".".join(parts[:number]), {})[mixer.layer] = int(parts[number])
-    if len(lists) != 1:
-        raise ValueError(f"model: expected its layers in one list, found {len(lists)} in {type(model).__name__}")
-    ((name, at),) = lists.items()
-    return list(model.get_submodule(name).children()), at
 
 
 def replays(model: PreTrainedModel, last_only: bool = False) -> bool:

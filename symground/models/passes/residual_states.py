@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from symground.models.architectures.lstm import LSTMForCausalLM
 from symground.models.hooks.forward_hooks import hooked
 from symground.models.hooks.mixers import untapped
-from symground.models.passes.partial_forward import decoder_layers
+from symground.models.passes.layer_list import decoder_layers
 from symground.models.trials.output_head import agree, hidden_states, readout, trial_ids
 
 

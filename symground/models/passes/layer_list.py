@@ -1,0 +1,22 @@
+"""The decoder's layers one after the other, as the hidden states pass them."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from symground.models.attachment.attaching import mixers
+
+
+def decoder_layers(model: PreTrainedModel) -> tuple[list[nn.Module], dict[int, int]]:
+    """The modules that the hidden states pass one after the other, and which of them holds each mixer's layer."""
+    names = {module: name for name, module in model.named_modules()}
+    lists: dict[str, dict[int, int]] = {}
+    for mixer in mixers(model):
+        parts = names[mixer.module].split(".")
+        number = next(i for i in reversed(range(len(parts))) if parts[i].isdigit())
+        lists.setdefault(".".join(parts[:number]), {})[mixer.layer] = int(parts[number])
+    if len(lists) != 1:
+        raise ValueError(f"model: expected its layers in one list, found {len(lists)} in {type(model).__name__}")
+    ((name, at),) = lists.items()
+    return list(model.get_submodule(name).children()), at
