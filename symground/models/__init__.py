@@ -2,7 +2,8 @@
 
 from symground.models.architectures.attention import register
 from symground.models.architectures.image_tokens import set_images
-from symground.models.attachment.attaching import attach, detach, mixers
+from symground.models.attachment.attaching import attach, detach
+from symground.models.attachment.lookup import mixers
 from symground.models.hooks.mixers import Mixer, Tap
 from symground.models.loading.presets import PRESETS, create, parameter_count
 from symground.models.loading.pretrained import load, load_processor, load_tokenizer

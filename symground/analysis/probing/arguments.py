@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from symground.analysis.probing.questions import ImageQuestions
 from symground.analysis.probing.sentence_probes import Probes
 from symground.models.architectures.image_tokens import PatchEmbedding, id_limit
-from symground.models.attachment.attaching import check_model
+from symground.models.attachment.lookup import check_model
 from symground.models.trials.output_head import readout
 from symground.typed import told
 

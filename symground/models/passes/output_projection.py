@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from symground.models.attachment.attaching import mixers
+from symground.models.attachment.lookup import mixers
 from symground.models.hooks.forward_hooks import hooked
 from symground.models.hooks.mixers import Mixer, head_outputs, untapped
 from symground.models.trials.output_head import readout, trial_ids

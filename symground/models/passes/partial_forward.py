@@ -19,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import Cache, PreTrainedModel
 
 from symground import ops
-from symground.models.attachment.attaching import mixers
+from symground.models.attachment.lookup import mixers
 from symground.models.hooks.forward_hooks import forward_as, hooked
 from symground.models.hooks.mixers import Replacement, Tap, head_outputs, tapped
 from symground.models.passes.kv_cache import Reader

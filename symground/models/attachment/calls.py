@@ -1,0 +1,81 @@
+"""What an attached model makes of the arguments of a call, before its layers run."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from symground.models.architectures.attention import NAME, UNPADDED
+from symground.models.architectures.mamba2 import MambaMixer
+from symground.models.attachment.lookup import ATTACHED
+from symground.models.hooks.scopes import remember_when_checkpointing
+
+
+def hook_calls(model: PreTrainedModel) -> tuple[RemovableHandle, ...]:
+    # RoBERTa's and its kin's positions begin after the padding's, and they find them in the ids.
+    counted = any(
+        isinstance(part, nn.Embedding) and name.endswith("position_embeddings") and part.padding_idx is not None
+        for name, part in model.base_model.named_modules()
+    )
+    names = tuple(inspect.signature(model.base_model.forward).parameters)
+    derive = not counted and "position_ids" in names
+    return (
+        model.register_forward_pre_hook(_check_call, with_kwargs=True),
+        model.base_model.register_forward_pre_hook(partial(_prepare, names, derive), with_kwargs=True),
+    )
+
+
+def _check_call(module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse what a call asks that the attention which is set cannot do: matrices of ours, heads of another."""
+    asked = kwargs.get("output_attentions") or getattr(module.config, "output_attentions", False)
+    implementation = module.get_decoder().config._attn_implementation
+    if implementation in (NAME, UNPADDED):
+        if asked:
+            raise ValueError(
+                "output_attentions: symground never builds the attention matrix; use symground.trace instead"
+            )
+    elif not torch.compiler.is_compiling():
+        for mixer in getattr(module, ATTACHED, ()):
+            if not isinstance(mixer.module, MambaMixer) and not mixer.tap.idle:
+                raise ValueError(
+                    f"model: its attention was set to {implementation!r} within a block that silences or traces heads "
+                    f"of layer {mixer.layer}, and would pass the block by; leave the block first"
+                )
+
+
+def _prepare(
+    names: tuple[str, ...], derive: bool, module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """What the model is given, with the positions that its mask means. Nothing while it has another attention."""
+    remember_when_checkpointing(module)
+    implementation = module.get_decoder().config._attn_implementation
+    if implementation not in (NAME, UNPADDED):
+        return None
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
+    cache = next((given[n] for n in ("cache", "past_key_values", "cache_params") if given.get(n) is not None), None)
+    mask = given.get("attention_mask")
+    if mask is None and cache is None and isinstance(inputs, Tensor) and torch.compiler.is_compiling():
+        # While it compiles, transformers cannot tell texts packed into a row from a single one, and masks for those.
+        if implementation == NAME and "attention_mask" not in names[: len(args)]:
+            kwargs = {**kwargs, "attention_mask": inputs.new_ones(inputs.shape[:2], dtype=torch.long)}
+        return args, kwargs
+    if not isinstance(mask, Tensor) or not derive or mask.ndim != 2 or inputs is None:
+        return None
+    if given.get("position_ids") is not None or "position_ids" in names[: len(args)]:
+        return None
+    read, new = 0 if cache is None else int(cache.get_seq_length()), inputs.shape[1]
+    positions = (mask.bool().long().cumsum(-1) - 1).clamp(min=0)  # a number above 1 is a valid token too
+    # A mask may be as long as a cache of fixed size, or no longer than what is new.
+    positions = positions[:, read : read + new] if mask.shape[1] >= read + new else positions[:, -new:]
+    if hasattr(module, "get_rope_index"):  # the positions of images have three axes, which the model finds by itself
+        if read or any(given.get(name) is not None for name in ("image_grid_thw", "video_grid_thw")):
+            return None
+        positions = positions.expand(3, -1, -1)
+    return args, {**kwargs, "position_ids": positions}

@@ -1,0 +1,93 @@
+"""The mixers of a model that was made traceable, looked up where `attach` left them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from symground.models.architectures.attention import NAME
+from symground.models.architectures.mamba2 import MambaMixer
+from symground.models.hooks.mixers import Mixer
+
+#: Notes of ours on modules begin so.
+OURS = "_symground_"
+ATTACHED = f"{OURS}mixers"
+#: What is left where a model cannot be traced.
+INSTEAD = (
+    "symground.score takes the model as transformers loads it, without symground.attach or symground.load, and "
+    "docs/models.md lists those that can be traced"
+)
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no model of transformers, and say where it is when something wraps it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(model, PreTrainedModel):
+        return
+    got = f"model: expected a model of transformers (PreTrainedModel), got {type(model).__name__}"
+    if hasattr(type(model), "get_base_model"):
+        got += "; peft's wrapper holds one, with its adapters: model.get_base_model()"
+    elif hasattr(model, "_orig_mod"):
+        got += "; torch.compile's wrapper holds one: compile model.model, or what is in model._orig_mod, instead"
+    elif isinstance(getattr(model, "module", None), PreTrainedModel):
+        got += "; this wrapper holds one: model.module"
+    elif isinstance(model, str):
+        got += f"; symground.load({model!r}) loads one"
+    raise ValueError(got)
+
+
+def mixers(model: nn.Module) -> tuple[Mixer, ...]:
+    """The model's mixers, by layer; empty for an LSTM.
+
+    Raises:
+        ValueError: the model was not attached, or has been given another attention implementation or other layers
+            since.
+    """
+    check_model(model)
+    found: tuple[Mixer, ...] | None = getattr(model, ATTACHED, None)
+    if found is None:
+        raise ValueError(
+            f"model: expected one made traceable by symground.attach or symground.load, got {type(model).__name__} "
+            "without it; symground.attach(model)"
+        )
+    check_in_use(
+        model, found, "was given another attention implementation after symground.attach; attach the model again"
+    )
+    check_layers(model, found, "are no longer those that symground.attach saw; attach the model again")
+    return found
+
+
+def check_in_use(model: nn.Module, found: tuple[Mixer, ...], why: str) -> None:
+    """Refuse a model some of whose layers would silently pass a tap by."""
+    for mixer in found:
+        if isinstance(mixer.module, MambaMixer):
+            continue
+        used = getattr(mixer.module.config, "_attn_implementation", None)
+        if used != NAME:
+            raise ValueError(
+                f"model: layer {mixer.layer} of {type(model).__name__} runs its attention as {used!r}, which shows no "
+                f"heads: {type(mixer.module).__name__} {why}; {INSTEAD}"
+            )
+
+
+def check_layers(model: Any, found: tuple[Mixer, ...], why: str) -> None:
+    """Refuse a model whose mixers are others than these: a tap would act on a layer that is gone, or on another one."""
+    if found:
+        kinds = {type(mixer.module) for mixer in found}
+        there = [module for module in _parts(model.get_decoder()) if type(module) in kinds]
+        if [id(module) for module in there] != [id(mixer.module) for mixer in found]:
+            raise ValueError(f"model: the layers of {type(model).__name__} {why}")
+
+
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
+    """Modules within a module, in their order, each as often as it stands there."""
+    for part in module._modules.values():
+        if part is not None:
+            yield part
+            yield from _parts(part)

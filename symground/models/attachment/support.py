@@ -1,0 +1,87 @@
+"""Which layers of a transformers decoder mix positions by attention that we compute; the others are refused by name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from symground.models.attachment.lookup import INSTEAD
+from symground.models.hooks.mixers import Mixer
+
+#: Models that have ALiBi without a word of it in their configuration.
+_ALIBI = ("Bloom", "Mpt")
+#: Of a head, as `ops.attention` takes it.
+_WIDEST = 256
+#: Parts of a layer that mix positions, by the names that transformers gives their classes.
+_MIXES = re.compile("attention|attn|mixer|delta|recurrent|lightning|ssm|lstm|mamba|rwkv", re.IGNORECASE)
+
+
+def attention_layers(model: PreTrainedModel) -> tuple[Mixer, ...]:
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"model: {name} has an encoder and cross-attention, which symground does not support; {INSTEAD}"
+        )
+    if getattr(model.config.get_text_config(), "alibi", False) or type(model).__name__.startswith(_ALIBI):
+        raise ValueError(
+            f"model: {name} biases its scores by distance (ALiBi), which symground does not support; {INSTEAD}"
+        )
+    found = []
+    for module in model.get_decoder().modules():
+        layer = getattr(module, "layer_idx", None)
+        if not type(module).__name__.endswith("Attention") or not isinstance(layer, int):
+            continue
+        config = getattr(module, "config", None)
+        for applies, variant in _unlike(module, config):
+            if applies:
+                raise ValueError(f"model: {name} {variant}, which symground does not support; {INSTEAD}")
+        heads = getattr(module, "num_heads", None) or getattr(config, "num_attention_heads", None)
+        if config is None or not isinstance(heads, int):
+            raise ValueError(_unknown(model, [type(module).__name__]))
+        found.append(Mixer(layer, heads, module))
+    if not found:
+        raise ValueError(_unknown(model, _what_mixes(model)))
+    return tuple(sorted(found, key=lambda mixer: mixer.layer))
+
+
+def _unknown(model: PreTrainedModel, parts: Sequence[str]) -> str:
+    return (
+        f"model: the layers of {type(model).__name__} mix positions by {', '.join(parts)}: symground sees no heads "
+        "there, since this is no attention with heads, or one that takes no attention function of transformers "
+        f"(attn_implementation); {INSTEAD}"
+    )
+
+
+def _what_mixes(model: PreTrainedModel) -> list[str]:
+    """Classes of a decoder's parts that mix positions, as far as names tell; of its layers where they do not."""
+    decoder = model.get_decoder()
+    layers = [part for part in decoder.modules() if isinstance(part, nn.ModuleList) and len(part)]
+    inside = {type(part).__name__ for stack in layers for layer in stack for part in layer.modules()}
+    named = sorted(name for name in inside if _MIXES.search(name) and not name.endswith(("Layer", "Block")))
+    return (
+        named or sorted({type(layer).__name__ for stack in layers[:1] for layer in stack}) or [type(decoder).__name__]
+    )
+
+
+def _unlike(module: nn.Module, config: Any) -> Iterator[tuple[bool, str]]:
+    """Whether an attention module is unlike what `ops.attention` computes, and how."""
+    kind = type(module)
+    crosses = getattr(module, "is_cross_attention", False) or "CrossAttention" in kind.__name__
+    yield crosses, "has cross-attention"
+    yield getattr(module, "attn_logit_softcapping", None) is not None, "has capped scores (softcap)"
+    yield getattr(module, "sinks", None) is not None, "has sinks (s_aux)"
+    encodes = getattr(config, "is_decoder", True) is False
+    follows = "lets text see what follows it" + (" (is_decoder=False in its configuration)" if encodes else "")
+    yield getattr(module, "is_causal", True) is False, follows
+    keys, values = (getattr(module, size, None) for size in ("qk_head_dim", "v_head_dim"))
+    yield keys is not None and values not in (None, keys), "has values of another width than its keys (MLA)"
+    yield (getattr(module, "head_dim", None) or 0) > _WIDEST, f"has heads wider than {_WIDEST}"
+    yield kind.__name__.startswith("DiffLlama"), "has two attention matrices a head"
+    window = getattr(config, "sliding_window", None)
+    told = "sliding_window" in inspect.getsource(kind.forward)
+    yield window is not None and not told, "has a sliding window that its layers do not tell their attention function"
