@@ -15,7 +15,15 @@ from symground.models.architectures.gelu import fuse_gelu, write_out_gelu
 from symground.models.architectures.lstm import LSTMForCausalLM
 from symground.models.architectures.mamba2 import MambaMixer, give_back_mamba, mamba_mixers
 from symground.models.attachment.calls import hook_calls
-from symground.models.attachment.lookup import ATTACHED, INSTEAD, OURS, check_in_use, check_layers, check_model
+from symground.models.attachment.lookup import (
+    ATTACHED,
+    INSTEAD,
+    OURS,
+    check_in_use,
+    check_layers,
+    check_model,
+    remember,
+)
 from symground.models.attachment.support import attention_layers
 from symground.models.hooks.mixers import Mixer
 from symground.models.hooks.scopes import forget_when_checkpointing
@@ -52,7 +60,7 @@ def attach(model: M) -> M:
     check_model(model)
     again = hasattr(model, ATTACHED)
     if isinstance(model, LSTMForCausalLM):
-        object.__setattr__(model, ATTACHED, ())
+        remember(model, ())
         return model
     if not again:
         configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
@@ -68,7 +76,7 @@ def attach(model: M) -> M:
         if not again:
             object.__setattr__(model, _BEFORE, _Before(before, hook_calls(model)))
         fuse_gelu(model.get_decoder())
-        object.__setattr__(model, ATTACHED, found)
+        remember(model, found)
         if not any(parameter.is_meta for parameter in model.parameters()):
             with _in_evaluation(model):  # dropout would make the two passes of the trial differ
                 verified_readout(model)

@@ -14,7 +14,7 @@ from symground.models.hooks.mixers import Mixer
 
 #: Notes of ours on modules begin so.
 OURS = "_symground_"
-ATTACHED = f"{OURS}mixers"
+ATTACHED, _HOLDERS = f"{OURS}mixers", f"{OURS}holders"
 #: What is left where a model cannot be traced.
 INSTEAD = (
     "symground.score takes the model as transformers loads it, without symground.attach or symground.load, and "
@@ -59,8 +59,25 @@ def mixers(model: nn.Module) -> tuple[Mixer, ...]:
     check_in_use(
         model, found, "was given another attention implementation after symground.attach; attach the model again"
     )
-    check_layers(model, found, "are no longer those that symground.attach saw; attach the model again")
+    if found and not _as_attached(model):
+        check_layers(model, found, "are no longer those that symground.attach saw; attach the model again")
     return found
+
+
+def remember(model: PreTrainedModel, found: tuple[Mixer, ...]) -> None:
+    """Leave the mixers where :func:`mixers` looks for them, and with them what each module around them holds."""
+    within = {mixer.module for mixer in found}
+    parts = model.get_decoder().modules() if found else ()
+    holders = [part for part in parts if part not in within and not within.isdisjoint(part.modules())]
+    object.__setattr__(model, ATTACHED, found)
+    object.__setattr__(model, _HOLDERS, tuple((part, tuple(part._modules.values())) for part in holders))
+
+
+def _as_attached(model: Any) -> bool:
+    """Whether the decoder, and every module in it that holds a mixer, holds what it held when it was attached."""
+    holders: tuple[tuple[nn.Module, tuple[nn.Module | None, ...]], ...] = getattr(model, _HOLDERS)
+    decoder = holders[0][0]
+    return model.get_decoder() is decoder and all(tuple(part._modules.values()) == held for part, held in holders)
 
 
 def check_in_use(model: nn.Module, found: tuple[Mixer, ...], why: str) -> None:
