@@ -21,9 +21,8 @@ from symground.analysis.probing.sentence_probes import Examples, Probes
 from symground.models import Mixer, Tap, mixers
 from symground.models.hooks.mixers import Replacement, head_outputs, tapped
 from symground.models.passes.partial_forward import Replay, replays
-from symground.models.trials.batch_invariance import check_apart, stretch_of
+from symground.models.trials.batch_invariance import check_lengths, stretch_of
 from symground.models.trials.output_head import hidden_states, verified_readout
-from symground.models.trials.trying import hooked_by_others
 from symground.progress import progress
 
 METHODS = ("both", "exact", "first-order")
@@ -106,8 +105,8 @@ class _Sweep:
         memory: int | None, exact: bool,
     ) -> None:  # fmt: skip
         self.model, self.examples = model, examples
-        if hooked_by_others(model):  # heads are rows of one batch
-            check_apart(model, *[int(examples.prediction.min()) + 1] * 2)
+        shortest = int(examples.prediction.min()) + 1
+        check_lengths(model, torch.tensor([shortest, shortest]), shortest)  # heads are rows of one batch
         self.head = verified_readout(model).detached()
         self.layers = mixers(model)
         self.last_only = positions == "prediction"

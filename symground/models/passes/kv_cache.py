@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from symground.models.architectures.lstm import LSTMState
 from symground.models.hooks.mixers import untapped
-from symground.models.trials.batch_invariance import check_apart, stretch_of
+from symground.models.trials.batch_invariance import check_lengths, stretch_of
 from symground.models.trials.output_head import (
     Readout,
     agree,
@@ -24,7 +24,7 @@ from symground.models.trials.output_head import (
     trial_ids,
     verified_readout,
 )
-from symground.models.trials.trying import hooked_by_others, tried
+from symground.models.trials.trying import tried
 
 _TRIAL = 16
 
@@ -56,21 +56,22 @@ class Reader:
         self._stretch = stretch_of(model)
         self._head: Readout | None = None
         self._may_cache, self._cache_name = _caches(model)
-        # A hook may act by position, by length or on the logits: no few tokens show that it does not.
-        self._whole = hooked_by_others(model)
-        if self._whole:
-            check_apart(model, _TRIAL, _TRIAL, logits=True)
-        by_head, resumes = (False, False) if self._whole else tried(model, "reader", self._trial)
+        self._whole = False
+        by_head, resumes, self._whole = tried(model, "reader", self._trial, self._if_hooked)
         self._head = head_of(model) if by_head else None
         self._cache_name = self._cache_name if resumes else None
 
-    def _trial(self) -> tuple[bool, bool]:
-        """Whether the head makes the logits, and whether the model goes on from its cache."""
+    def _trial(self) -> tuple[bool, bool, bool]:
+        """Whether the head makes the logits, the model goes on from its cache, and all of its logits are to be made."""
         try:
             self._head = verified_readout(self._model)
         except (ValueError, AttributeError):  # or it has no part that gives final hidden states
             self._head = None
-        return self._head is not None, self._cache_name is not None and self._resumes()
+        return self._head is not None, self._cache_name is not None and self._resumes(), False
+
+    def _if_hooked(self) -> tuple[bool, bool, bool]:
+        check_lengths(self._model, torch.tensor([_TRIAL, _TRIAL]), _TRIAL, logits=True)
+        return False, False, True
 
     def read(self, ids: Tensor, state: State | None = None, keep: int = 1) -> tuple[Tensor, State]:
         """Read ``ids`` [B,T], after what ``state`` holds.

@@ -26,7 +26,7 @@ from symground.models.passes.kv_cache import Reader
 from symground.models.passes.layer_list import decoder_layers
 from symground.models.passes.output_projection import head_weights, output_projections
 from symground.models.trials.output_head import agree, hidden_states, readout, trial_ids
-from symground.models.trials.trying import hooked_by_others, tried
+from symground.models.trials.trying import tried
 from symground.ops.attention.mixing import valid_keys
 
 _Mixed = tuple[Tensor, Tensor, Tensor, float]
@@ -264,24 +264,26 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 def replays(model: PreTrainedModel, last_only: bool = False) -> bool:
     """Whether a :class:`Replay` of this model is what the model computes, by trying; says so where it is not."""
 
-    def trial() -> bool:
-        cause = _try(model, last_only)
+    def told(cause: str | None) -> bool:
         if cause is not None:
             warnings.warn(
                 f"{type(model).__name__} cannot be read again from the middle ({cause}): every change of a head is a "
                 "pass through the whole model, which is slower and gives the same numbers",
                 RuntimeWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
         return cause is None
 
-    return tried(model, f"replays{' at the last position' if last_only else ''}", trial)
+    return tried(
+        model,
+        f"replays{' at the last position' if last_only else ''}",
+        lambda: told(_try(model, last_only)),
+        lambda: told("hooks or forward functions of others act on it, which may go by position or length"),
+    )
 
 
 def _try(model: PreTrainedModel, last_only: bool) -> str | None:
     """Why a model is not what its replay says, None where it is: two texts, the first head of every layer silenced."""
-    if hooked_by_others(model):
-        return "hooks or forward functions of others act on it, which may go by position or length"
     try:
         ids = trial_ids(model, 5).to(readout(model).weight.device)
         ids = torch.cat([ids, torch.cat([ids[:, :2], ids[:, 1:4]], 1)])

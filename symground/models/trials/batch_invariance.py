@@ -40,7 +40,7 @@ def stretch_of(model: PreTrainedModel) -> Stretch | None:
     return min(found, key=lambda one: one.limit, default=None)
 
 
-def check_lengths(model: PreTrainedModel, lengths: Tensor, width: int | None = None) -> None:
+def check_lengths(model: PreTrainedModel, lengths: Tensor, width: int | None = None, *, logits: bool = False) -> None:
     """Refuse texts of these lengths [B] in one pass where they would not be read as each is alone.
 
     Where hooks or forward functions of others act on the model, two texts of the extreme lengths are tried.
@@ -49,6 +49,7 @@ def check_lengths(model: PreTrainedModel, lengths: Tensor, width: int | None = N
         model: any causal language model.
         lengths: how many tokens of each text count.
         width: how many positions of each the model takes for text; None: those that count.
+        logits: whether its logits are compared, in place of its final hidden states.
 
     Raises:
         ValueError: positions that depend on the text's length, and texts on both sides of the limit; a hook that acts
@@ -57,7 +58,7 @@ def check_lengths(model: PreTrainedModel, lengths: Tensor, width: int | None = N
     stretch = stretch_of(model)
     shortest, longest = int(lengths.min()), max(int(lengths.max()), width or 0)
     if width is not None and (shortest < longest or len(lengths) > 1) and hooked_by_others(model):
-        check_apart(model, shortest, longest)
+        _check_apart(model, shortest, longest, logits)
     if stretch is None or longest <= stretch.limit or shortest == longest:
         return
     if shortest <= stretch.limit or "dynamic" in stretch.kind:
@@ -69,7 +70,7 @@ def check_lengths(model: PreTrainedModel, lengths: Tensor, width: int | None = N
 
 
 @torch.no_grad()
-def check_apart(model: PreTrainedModel, shortest: int, longest: int, *, logits: bool = False) -> None:
+def _check_apart(model: PreTrainedModel, shortest: int, longest: int, logits: bool) -> None:
     """Refuse a model that makes of a text something else beside another one, padded on the right, than alone.
 
     Its final hidden states are compared, or its ``logits``.

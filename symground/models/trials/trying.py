@@ -29,8 +29,14 @@ _LISTS = {list, tuple, set, frozenset}
 _OF_EVERY_MODULE = set(vars(nn.Module())) - {"training"}
 
 
-def tried(model: nn.Module, name: str, trial: Callable[[], T]) -> T:
-    """What the trial of that name gives for the model as it is now."""
+def tried(model: nn.Module, name: str, trial: Callable[[], T], if_hooked: Callable[[], T] | None = None) -> T:
+    """What the trial of that name gives for the model as it is now.
+
+    With hooks or forward functions of others, which may act by position, by length or on the logits, no few tokens tell
+    what others give: ``if_hooked``, where it is given, stands for the trial.
+    """
+    if if_hooked is not None and hooked_by_others(model):
+        return if_hooked()
     state = state_of(model)
     if state is None:
         return trial()
