@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from numbers import Integral
 from typing import Any
@@ -14,10 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.causal.fills import Reference, check_fills, fills_of
-from symground.models import Mixer, Tap, mixers
-from symground.models.hooks.mixers import Replacement, tapped
+from symground.models import Mixer, mixers
 from symground.models.hooks.scopes import place
-from symground.models.trials.output_head import readout
+from symground.models.passes.gating import gated
 
 Heads = Collection[tuple[int, int]]
 
@@ -58,7 +57,7 @@ def ablate(
     """
     gates = gates_of(model, heads)
     check_fills(mode, reference)
-    return _Ablation(lambda: silenced(model, gates, fills_of(model, mode, reference), positions))
+    return _Ablation(lambda: gated(model, gates, fills_of(model, mode, reference), positions))
 
 
 def steer(model: PreTrainedModel, heads: Heads | Sequence[Heads], factor: float) -> AbstractContextManager[None]:
@@ -78,7 +77,7 @@ def steer(model: PreTrainedModel, heads: Heads | Sequence[Heads], factor: float)
     if not math.isfinite(factor):
         raise ValueError(f"factor: expected a finite number, got {factor}")
     gates = gates_of(model, heads, factor)
-    return _Ablation(lambda: silenced(model, gates))
+    return _Ablation(lambda: gated(model, gates))
 
 
 class _Ablation(AbstractContextManager[None]):
@@ -98,29 +97,6 @@ class _Ablation(AbstractContextManager[None]):
             own = [i for i, (where, _) in enumerate(self._open) if where == place()]
             _, block = self._open.pop(own[-1] if own else -1)
         return block.__exit__(*error)
-
-
-def silenced(
-    model: PreTrainedModel,
-    gates: Mapping[int, Tensor],
-    fills: Mapping[int, Tensor] | None = None,
-    positions: Tensor | None = None,
-) -> AbstractContextManager[None]:
-    """:func:`ablate` with layer → gates [H] or [B,H] (layers without are left alone) and the fills of `fills_of`."""
-    device = readout(model).weight.device
-    taps = {}
-    for mixer in mixers(model):
-        gate = gates.get(mixer.layer)
-        if gate is None or bool((gate == 1).all()):
-            continue  # nothing to silence: the layer keeps its fastest path
-        gate = gate.to(device)
-        if fills is None and positions is None:
-            taps[mixer] = Tap(gate=gate)
-        else:
-            fill = None if fills is None else fills[mixer.layer]
-            where = None if positions is None else positions.to(device)
-            taps[mixer] = Tap(replaced=(Replacement(gate, fill, where),))
-    return tapped(taps)
 
 
 def gates_of(model: PreTrainedModel, heads: Heads | Sequence[Heads], factor: float = 0.0) -> dict[int, Tensor]:

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.causal.ablation import gates_of, silenced
+from symground.analysis.causal.ablation import gates_of
 from symground.analysis.causal.fills import fills_of
 from symground.analysis.heads.selection import Piece
 from symground.analysis.probing.questions import Asked
 from symground.analysis.probing.sentence_probes import Examples
+from symground.models.passes.gating import gated
 from symground.models.trials.batch_invariance import check_lengths
 from symground.models.trials.determinism import check_deterministic
 from symground.models.trials.output_head import Readout, hidden_states, verified_readout
@@ -80,7 +81,7 @@ def behaviour(
                 with ExitStack() as stack:
                     for piece in plan:
                         where = None if piece.where is None else examples.query_masks[piece.where][part]
-                        stack.enter_context(silenced(model, gates_of(model, piece.heads[part]), fills, where))
+                        stack.enter_context(gated(model, gates_of(model, piece.heads[part]), fills, where))
                     hidden = hidden_states(model, ids, **given).to(device)  # [B,T,E]
                 at_p = hidden[torch.arange(len(ids), device=device), p]
                 target[i, part] = _numbers(head.surprisal(at_p, wanted[:, None])[:, 0])

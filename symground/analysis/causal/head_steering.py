@@ -13,8 +13,8 @@ from symground.analysis.causal.ablation import gates_of
 from symground.analysis.causal.controls import Controls
 from symground.analysis.heads.selection import pieces_of
 from symground.analysis.probing.choice import Choices, choices
+from symground.analysis.probing.fitting import check_fits
 from symground.analysis.probing.questions import Asked
-from symground.analysis.probing.scoring import check_fits
 from symground.analysis.probing.sentence_probes import Examples
 from symground.analysis.tracing.tracer import trace
 from symground.models import mixers

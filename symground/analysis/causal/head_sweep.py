@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.causal.ablation import silenced
 from symground.analysis.causal.fills import MODES, aligned, fills_of
-from symground.analysis.probing.arguments import check_asked
+from symground.analysis.probing.fitting import check_asked, check_fits
 from symground.analysis.probing.scan import MEMORY
-from symground.analysis.probing.scoring import check_fits
 from symground.analysis.probing.sentence_probes import Examples, Probes
 from symground.models import Mixer, Tap, mixers
 from symground.models.hooks.mixers import Replacement, head_outputs, tapped
+from symground.models.passes.gating import gated
 from symground.models.passes.partial_forward import Replay, replays
 from symground.models.trials.batch_invariance import check_lengths, stretch_of
 from symground.models.trials.output_head import hidden_states, verified_readout
@@ -214,7 +213,7 @@ def _whole(sweep: _Sweep, rows: Tensor) -> Iterator[Tensor]:
         for h in range(mixer.heads):
             gate = torch.ones(mixer.heads)
             gate[h] = 0
-            with silenced(sweep.model, {mixer.layer: gate}, fills, where):
+            with gated(sweep.model, {mixer.layer: gate}, fills, where):
                 effects.append(sweep.surprisal(hidden_states(sweep.model, ids)[:, -1], rows) - original)
         yield torch.stack(effects, 1)
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.checks import check_frame
-from symground.analysis.probing.arguments import check_weights
 from symground.analysis.probing.choice import choices
 from symground.analysis.probing.questions import ImageQuestions
+from symground.models.passes.inputs import check_weights
 from symground.typed import told
 
 _OVERALL = "all"

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.causal.ablation import silenced
 from symground.analysis.probing.sentence_probes import Examples
+from symground.models.passes.gating import gated
 from symground.models.trials.batch_invariance import check_lengths
 from symground.models.trials.determinism import check_deterministic
 from symground.models.trials.output_head import hidden_states, verified_readout
@@ -68,7 +68,7 @@ def choices(
         part = slice(start, min(start + batch_size, len(examples.input_ids)))
         of_part = {layer: gate if gate.ndim == 1 else gate[part] for layer, gate in (gates or {}).items()}
         ids, p, targets = (x[part].to(device) for x in (examples.input_ids, examples.prediction, examples.targets))
-        with silenced(model, of_part):
+        with gated(model, of_part):
             hidden = hidden_states(model, ids, **examples.given(part, device)).to(device)
             hidden = hidden[torch.arange(len(ids), device=device), p]
         whole = head.logits(hidden).float().log_softmax(-1)  # [B,V]

@@ -14,14 +14,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from symground.analysis.probing.arguments import check_asked, check_weights, positions_of
-from symground.analysis.probing.questions import Asked
+from symground.analysis.probing.fitting import check_asked, check_fits
 from symground.analysis.probing.scan import scan
 from symground.analysis.probing.sentence_probes import Probes
 from symground.folders import read_json, replacing, write_json
-from symground.models.architectures.image_tokens import id_limit
-from symground.models.trials.determinism import check_deterministic
-from symground.models.trials.output_head import readout
+from symground.models.passes.inputs import check_weights
 from symground.progress import progress
 
 _KEY = "_scores.json"  # readers of a folder of Parquet files pass over a leading underscore
@@ -166,20 +163,3 @@ def _fingerprint(model: PreTrainedModel) -> str:
     """Of a model's configuration and weights: other weights have other sums."""
     sums = [(name, list(p.shape), float(p.detach().sum(dtype=torch.float64))) for name, p in model.named_parameters()]
     return hashlib.sha256(json.dumps([type(model).__name__, sums]).encode()).hexdigest()
-
-
-def check_fits(model: PreTrainedModel, probes: Asked, images: bool = False) -> None:
-    """Refuse probes that the model, or an analysis without ``images``, cannot read, and a model whose dropout is on."""
-    check_weights(model)
-    check_asked(probes, images=images)
-    positions = positions_of(model)
-    tokens, context = probes.longest
-    if positions is not None and tokens > positions:
-        raise ValueError(f"probes: context {context} has {tokens} tokens, the model has {positions} positions")
-    rows, limit = readout(model).weight.shape[0], id_limit(model)
-    if probes.largest_id >= limit:
-        has = f" and its {limit - rows} patches of images" if limit > rows else ""
-        raise ValueError(
-            f"probes: id {probes.largest_id} is outside the model's vocabulary of {rows}{has}; is this its tokenizer?"
-        )
-    check_deterministic(model)

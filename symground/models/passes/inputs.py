@@ -1,4 +1,4 @@
-"""What an analysis asks of a model, of its inputs and of probes before it begins; messages say what to do."""
+"""What a pass of a model can be given: named inputs, ids and positions; messages say what to do."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from symground.analysis.probing.questions import ImageQuestions
-from symground.analysis.probing.sentence_probes import Probes
 from symground.models.architectures.image_tokens import PatchEmbedding, id_limit
 from symground.models.attachment.lookup import check_model
 from symground.models.trials.output_head import readout
-from symground.typed import told
 
-#: What a trace gives the model itself, and why nobody else may.
+#: What an analysis gives the model itself, and why nobody else may.
 _TAKEN = {
     "input_ids": "it is the second argument",
     "inputs_embeds": "saliency is of ids; give input_ids",
@@ -29,21 +26,25 @@ _TAKEN = {
 }
 
 
-def check_asked(value: Any, name: str = "probes", *, images: bool = False) -> None:
-    """Refuse what are no probes, or, without ``images``, questions about images.
+def check_weights(model: Any) -> None:
+    """Refuse what is no model of transformers, or one whose weights are not there or are no floating-point numbers.
 
     Raises:
-        ValueError: by ``name``.
+        ValueError: says which.
     """
-    if isinstance(value, ImageQuestions) and not images:
+    check_model(model)
+    weight = readout(model).weight
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        kind = weight.dtype if isinstance(weight, Tensor) else f"made by {type(model.get_output_embeddings()).__name__}"
         raise ValueError(
-            f"{name}: expected probes, got questions about images; those are for trace, intervene, monitor, steering "
-            "and answers"
+            f"model: expected a vocabulary head with floating-point weights, got {kind}; quantise all but the head "
+            "(bitsandbytes does so by default)"
         )
-    if isinstance(value, Probes) or (images and isinstance(value, ImageQuestions)):
-        return
-    made = "symground.probes(tokenizer)" + (" or symground.image_questions(processor, …)" if images else "")
-    raise ValueError(f"{name}: expected what {made} makes, got {told(value)}")
+    if all(p.is_meta for p in model.parameters()) and not any(hasattr(m, "_hf_hook") for m in model.modules()):
+        raise ValueError(
+            "model: its weights are on the meta device, which holds no numbers; load them, with from_pretrained or "
+            "load_state_dict(…, assign=True)"
+        )
 
 
 def check_inputs(model: PreTrainedModel, names: Collection[str], function: str, own: Iterable[str]) -> None:
@@ -77,27 +78,6 @@ def _nearest(name: str, known: Sequence[str]) -> str | None:
     close = get_close_matches(name, known, 1, 0.7)
     held = [x for x in known if name in x.split("_") or x in name.split("_")]
     return next(iter([*close, *held, *get_close_matches(name, known, 1, 0.5)]), None)
-
-
-def check_weights(model: Any) -> None:
-    """Refuse what is no model of transformers, or one whose weights are not there or are no floating-point numbers.
-
-    Raises:
-        ValueError: says which.
-    """
-    check_model(model)
-    weight = readout(model).weight
-    if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        kind = weight.dtype if isinstance(weight, Tensor) else f"made by {type(model.get_output_embeddings()).__name__}"
-        raise ValueError(
-            f"model: expected a vocabulary head with floating-point weights, got {kind}; quantise all but the head "
-            "(bitsandbytes does so by default)"
-        )
-    if all(p.is_meta for p in model.parameters()) and not any(hasattr(m, "_hf_hook") for m in model.modules()):
-        raise ValueError(
-            "model: its weights are on the meta device, which holds no numbers; load them, with from_pretrained or "
-            "load_state_dict(…, assign=True)"
-        )
 
 
 def check_length(model: PreTrainedModel, tokens: int, name: str) -> None:

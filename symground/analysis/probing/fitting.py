@@ -1,0 +1,49 @@
+"""Whether probes, or questions about images, are what an analysis takes, and whether the model can read them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from symground.analysis.probing.questions import Asked, ImageQuestions
+from symground.analysis.probing.sentence_probes import Probes
+from symground.models.architectures.image_tokens import id_limit
+from symground.models.passes.inputs import check_weights, positions_of
+from symground.models.trials.determinism import check_deterministic
+from symground.models.trials.output_head import readout
+from symground.typed import told
+
+
+def check_asked(value: Any, name: str = "probes", *, images: bool = False) -> None:
+    """Refuse what are no probes, or, without ``images``, questions about images.
+
+    Raises:
+        ValueError: by ``name``.
+    """
+    if isinstance(value, ImageQuestions) and not images:
+        raise ValueError(
+            f"{name}: expected probes, got questions about images; those are for trace, intervene, monitor, steering "
+            "and answers"
+        )
+    if isinstance(value, Probes) or (images and isinstance(value, ImageQuestions)):
+        return
+    made = "symground.probes(tokenizer)" + (" or symground.image_questions(processor, …)" if images else "")
+    raise ValueError(f"{name}: expected what {made} makes, got {told(value)}")
+
+
+def check_fits(model: PreTrainedModel, probes: Asked, images: bool = False) -> None:
+    """Refuse probes that the model, or an analysis without ``images``, cannot read, and a model whose dropout is on."""
+    check_weights(model)
+    check_asked(probes, images=images)
+    positions = positions_of(model)
+    tokens, context = probes.longest
+    if positions is not None and tokens > positions:
+        raise ValueError(f"probes: context {context} has {tokens} tokens, the model has {positions} positions")
+    rows, limit = readout(model).weight.shape[0], id_limit(model)
+    if probes.largest_id >= limit:
+        has = f" and its {limit - rows} patches of images" if limit > rows else ""
+        raise ValueError(
+            f"probes: id {probes.largest_id} is outside the model's vocabulary of {rows}{has}; is this its tokenizer?"
+        )
+    check_deterministic(model)
