@@ -13,7 +13,7 @@ from symground.version import VERSION
 if TYPE_CHECKING:
     from symground import ops as ops
     from symground.analysis.causal.ablation import ablate as ablate
-    from symground.analysis.causal.ablation import steer as steer
+    from symground.analysis.causal.head_steering import steer as steer
     from symground.analysis.causal.head_steering import steering as steering
     from symground.analysis.causal.head_sweep import sweep_heads as sweep_heads
     from symground.analysis.causal.intervention import intervene as intervene

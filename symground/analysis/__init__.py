@@ -1,7 +1,7 @@
 """What the study asks of a model: probes and their surprisal, saliency, heads, and what silencing them does."""
 
-from symground.analysis.causal.ablation import ablate, steer
-from symground.analysis.causal.head_steering import steering
+from symground.analysis.causal.ablation import ablate
+from symground.analysis.causal.head_steering import steer, steering
 from symground.analysis.causal.head_sweep import sweep_heads
 from symground.analysis.causal.intervention import intervene
 from symground.analysis.heads.agreement import stability

@@ -16,7 +16,7 @@ import tyro
 
 from symground.analysis import Probes, cooccurrence, gain_interval, probes
 from symground.analysis.probing.contexts import context_of
-from symground.analysis.probing.noun_images import ProbeImages
+from symground.analysis.probing.encoding import ProbeImages
 from symground.analysis.results import TABLES, Table, partial_scores, read_table
 from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import Corpus

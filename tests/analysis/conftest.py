@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 import symground as sg
 from symground.analysis import ImageQuestions
-from symground.analysis.probing.sentence_probes import Examples
+from symground.analysis.probing.examples import Examples
 from symground.data import Question, read_questions
 from symground.data.prompts import read_image
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.causal.ablation import gates_of
 from symground.analysis.causal.fills import fills_of
+from symground.analysis.causal.gates import gates_of
 from symground.analysis.heads.selection import Piece
+from symground.analysis.probing.examples import Examples
 from symground.analysis.probing.questions import Asked
-from symground.analysis.probing.sentence_probes import Examples
 from symground.models.passes.gating import gated
 from symground.models.trials.batch_invariance import check_lengths
 from symground.models.trials.determinism import check_deterministic

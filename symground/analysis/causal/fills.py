@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from symground.analysis.probing.examples import Examples
 from symground.analysis.probing.questions import Asked, ImageQuestions
-from symground.analysis.probing.sentence_probes import Examples, Probes
+from symground.analysis.probing.sentence_probes import Probes
 from symground.models import mixers
 from symground.models.hooks.mixers import device_of, head_outputs
 from symground.models.passes.inputs import check_inputs

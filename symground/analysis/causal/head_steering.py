@@ -1,27 +1,50 @@
-"""Amplifying or silencing aggregate heads while the model decides, and what that does to the grounded word."""
+"""Amplifying or silencing heads while the model decides, and what that does to the grounded word."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel
 
-from symground.analysis.causal.ablation import gates_of
 from symground.analysis.causal.controls import Controls
+from symground.analysis.causal.gates import Block, Heads, gates_of
 from symground.analysis.heads.selection import pieces_of
-from symground.analysis.probing.choice import Choices, choices
+from symground.analysis.probing.answering import Choices, choices
+from symground.analysis.probing.examples import Examples
 from symground.analysis.probing.fitting import check_fits
 from symground.analysis.probing.questions import Asked
-from symground.analysis.probing.sentence_probes import Examples
 from symground.analysis.tracing.tracer import trace
 from symground.models import mixers
+from symground.models.passes.gating import gated
 from symground.optional import require
 from symground.progress import progress
 
 FACTORS = (0.0, 0.5, 1.5, 2.0, 3.0)
+
+
+def steer(model: PreTrainedModel, heads: Heads | Sequence[Heads], factor: float) -> AbstractContextManager[None]:
+    """A context: within its block, the given heads' outputs are multiplied before the output projection.
+
+    Args:
+        model: attached.
+        heads: (layer, head) pairs for all examples, or a collection of pairs for each example of the batch.
+        factor: above 1 amplifies, 0 silences. It holds for whatever passes through the block: single passes, text
+            generation with or without a cache, traces.
+
+    Blocks add up and end as those of :func:`symground.ablate` do.
+
+    Raises:
+        ValueError: a layer or head that does not exist, a model without heads, or a factor that is not finite.
+    """
+    if not math.isfinite(factor):
+        raise ValueError(f"factor: expected a finite number, got {factor}")
+    gates = gates_of(model, heads, factor)
+    return Block(lambda: gated(model, gates))
 
 
 def steering(

@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.causal.fills import MODES, aligned, fills_of
+from symground.analysis.probing.examples import Examples
 from symground.analysis.probing.fitting import check_asked, check_fits
 from symground.analysis.probing.scan import MEMORY
-from symground.analysis.probing.sentence_probes import Examples, Probes
+from symground.analysis.probing.sentence_probes import Probes
 from symground.models import Mixer, Tap, mixers
 from symground.models.hooks.mixers import Replacement, head_outputs, tapped
 from symground.models.passes.gating import gated

@@ -17,9 +17,9 @@ from symground.analysis.causal.behaviour import Behaviour, Plan, behaviour
 from symground.analysis.causal.controls import MATCHES, Controls, enough
 from symground.analysis.causal.fills import MODES, aligned
 from symground.analysis.heads.selection import Piece, pieces_of
+from symground.analysis.probing.examples import Examples
 from symground.analysis.probing.fitting import check_asked
 from symground.analysis.probing.questions import Asked
-from symground.analysis.probing.sentence_probes import Examples
 from symground.analysis.statistics.intervals import bootstrap_interval, cohens_d, holm
 from symground.analysis.tracing.tracer import trace
 from symground.models import mixers

@@ -6,16 +6,12 @@ import numpy as np
 import xarray as xr
 
 from symground.analysis.checks import check_trace
+from symground.analysis.probing.examples import IMAGE, PATCHES
 
 HeadSet = frozenset[tuple[int, int]]
 
 #: kind → the (query group, key group) whose flow is measured.
 KINDS = {"aggregate": ("prediction", "env"), "gather": ("env", "event")}
-#: The ground of a question about an image, in place of "env" as a key group.
-IMAGE = "image"
-#: A noun that an image shows stands in several places: "env" is the last of them, this group the others. Flow from them
-#: is flow from the noun into the prediction, and flow from the rest of the image into its last patch.
-PATCHES = "patches"
 DENOMINATORS = ("row", "matrix")
 
 

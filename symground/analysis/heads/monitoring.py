@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from symground.analysis.heads.finding import HeadSet, head_shares
 from symground.analysis.heads.selection import halves
-from symground.analysis.probing.choice import choices
+from symground.analysis.probing.answering import choices
 from symground.analysis.probing.fitting import check_fits
 from symground.analysis.probing.questions import Asked
 from symground.analysis.statistics.intervals import resampled

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from symground.analysis.probing.sentence_probes import Examples, Probes
+from symground.analysis.probing.examples import Examples
+from symground.analysis.probing.sentence_probes import Probes
 from symground.data.pictures import MAX_MEGAPIXELS
 from symground.data.prompts import PARTS, Prompt, on_image, processed, prompt_text, read_image, read_prompt
 from symground.data.questions import Question

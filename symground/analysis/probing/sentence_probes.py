@@ -7,64 +7,23 @@ noun is read there.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from symground.analysis.checks import check_mapping, words_of
-from symground.analysis.heads.finding import PATCHES
 from symground.analysis.probing.contexts import Context, of_images, read_contexts
-from symground.analysis.probing.encoding import Ids, Row, StudyEncoder, encoder_of
+from symground.analysis.probing.encoding import Ids, ProbeImages, Row, StudyEncoder, encoder_of
+from symground.analysis.probing.examples import PATCHES, Examples
 from symground.analysis.probing.mismatches import pairs_of
-from symground.analysis.probing.noun_images import ProbeImages
 from symground.data import STUDY_NOUNS
 from symground.data.words import IMAGE, TIERS
 from symground.shown import as_table, as_text, some
-
-
-class Examples(NamedTuple):
-    """Rows ready for a model, of one length: each row's last id is repeated after it. N examples."""
-
-    input_ids: Tensor
-    """[N,T]"""
-    prediction: Tensor
-    """[N] p, the last context token."""
-    targets: Tensor
-    """[N] ids of the LAN nouns."""
-    context: list[int]
-    noun: list[str]
-    query_masks: dict[str, Tensor]
-    """name → [N,T]: "prediction" and "env" (the last token of the noun itself, or the last patch that shows it)."""
-    key_masks: dict[str, Tensor]
-    """name → [N,T]: "env" (the noun and its span), "event", and "patches" (the others that show it) of images."""
-    inputs: Callable[[slice], Mapping[str, Tensor]] | None = None
-    """What else the model is given, for a part of the examples: the pixels of their images, say."""
-
-    def __repr__(self) -> str:
-        count, length = self.input_ids.shape
-        return f"Examples: {count} of {length} tokens, groups {', '.join(self.key_masks) or 'none'}"
-
-    def given(self, part: slice, device: torch.device | None = None) -> dict[str, Tensor]:
-        """The further inputs of a part of the examples, on a device."""
-        found = {} if self.inputs is None else self.inputs(part)
-        return {name: value.to(device) for name, value in found.items()}
-
-    def part(self, at: slice) -> Examples:
-        """Some of the examples, in their order."""
-        first, last, _ = at.indices(len(self.input_ids))
-        whole = self.inputs
-        inputs = None if whole is None else lambda p: whole(slice(first + p.start, first + p.stop))
-        rows = slice(first, last)
-        query, key = ({name: mask[rows] for name, mask in x.items()} for x in (self.query_masks, self.key_masks))
-        return Examples(
-            self.input_ids[rows], self.prediction[rows], self.targets[rows], self.context[rows], self.noun[rows],
-            query, key, inputs,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.checks import check_mapping, check_trace, ids_of, mask_of, tensor_of
-from symground.analysis.heads.finding import PATCHES
+from symground.analysis.probing.examples import PATCHES, Examples
 from symground.analysis.probing.fitting import check_asked, check_fits
 from symground.analysis.probing.questions import Asked, ImageQuestions
-from symground.analysis.probing.sentence_probes import Examples, Probes
+from symground.analysis.probing.sentence_probes import Probes
 from symground.analysis.tracing.backward import Pass, Results, gradient_x_input, run_pass
 from symground.models import mixers
 from symground.models.passes.inputs import check_inputs, check_length, check_weights, readable_ids

@@ -16,7 +16,7 @@ from symground.analysis.causal.controls import Controls
 from symground.analysis.causal.head_steering import steering
 from symground.analysis.heads.finding import head_shares
 from symground.analysis.heads.selection import pieces_of
-from symground.analysis.probing.sentence_probes import Examples
+from symground.analysis.probing.examples import Examples
 from symground.data import Corpus
 from symground.models import create
 

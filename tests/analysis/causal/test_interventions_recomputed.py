@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 import symground as sg
 from symground.analysis.causal.behaviour import Behaviour
 from symground.analysis.heads.finding import head_shares
-from symground.analysis.probing.choice import choices
+from symground.analysis.probing.answering import choices
 from symground.analysis.probing.sentence_probes import Probes
 from symground.data import Corpus
 from symground.models import create, mixers

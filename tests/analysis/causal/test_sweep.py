@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 import symground as sg
 from symground.analysis.causal.behaviour import behaviour
 from symground.analysis.causal.head_sweep import METHODS
-from symground.analysis.probing.sentence_probes import Examples, Probes
+from symground.analysis.probing.examples import Examples
+from symground.analysis.probing.sentence_probes import Probes
 from symground.data import Corpus
 from symground.models import create, mixers
 from symground.models.architectures.lstm import LSTMForCausalLM

@@ -9,10 +9,9 @@ from scipy import stats
 from transformers import PreTrainedModel
 
 import symground as sg
-from symground.analysis.causal.ablation import steer
-from symground.analysis.causal.head_steering import steering
+from symground.analysis.causal.head_steering import steer, steering
 from symground.analysis.heads.monitoring import DETECTORS, _auroc, _bins, _told, monitor
-from symground.analysis.probing.choice import choices
+from symground.analysis.probing.answering import choices
 from symground.analysis.probing.sentence_probes import Probes
 from symground.analysis.tracing.maps import saliency_maps
 from symground.data import Corpus

@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy import stats
 
-from symground.analysis.probing.choice import Choices
+from symground.analysis.probing.answering import Choices
 
 monitor_module: Any = __import__("symground.analysis.heads.monitoring", fromlist=["monitor"])
 CONTEXTS, NOUNS, SEED = 6, 10, 2

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 import symground as sg
 from symground.analysis.causal.fills import aligned
 from symground.analysis.heads.finding import head_shares
-from symground.analysis.probing.noun_images import ProbeImages
+from symground.analysis.probing.encoding import ProbeImages
 from symground.analysis.tracing.tracer import saliency_by_region
 from symground.data import CorpusBuilder
 from symground.data.images import ImageSet, Shown

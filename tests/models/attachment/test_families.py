@@ -20,7 +20,7 @@ from transformers.models.gptj import modeling_gptj
 
 import symground
 import symground as sg
-from symground.analysis.probing.choice import choices
+from symground.analysis.probing.answering import choices
 from symground.data import Corpus
 from symground.models.architectures.attention import _is_window
 

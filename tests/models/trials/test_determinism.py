@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 import symground as sg
 from symground.analysis.causal.behaviour import behaviour
 from symground.analysis.causal.head_steering import steering
-from symground.analysis.probing.choice import choices
+from symground.analysis.probing.answering import choices
 from symground.data import Corpus
 from symground.models.trials.determinism import check_deterministic
 

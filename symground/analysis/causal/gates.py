@@ -1,0 +1,77 @@
+"""The gates of chosen heads, and the context in which they hold."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from symground.models import Mixer, mixers
+from symground.models.hooks.scopes import place
+
+Heads = Collection[tuple[int, int]]
+
+
+def gates_of(model: PreTrainedModel, heads: Heads | Sequence[Heads], factor: float = 0.0) -> dict[int, Tensor]:
+    """layer → ``factor`` for the given heads, 1 for others: [H], or [B,H] with a collection of them per example."""
+    layers = mixers(model)
+    if not layers:
+        raise ValueError(f"model: {type(model).__name__} has no heads to silence")
+    items = [_plain(item) for item in _plain(heads)]
+    per_example = bool(items) and all(isinstance(item, Collection) and not _is_pair(item) for item in items)
+    sets = items if per_example else [items]
+    gates = {mixer.layer: torch.ones(len(sets), mixer.heads) for mixer in layers}
+    for i, pairs in enumerate(sets):
+        for pair in pairs:
+            layer, head = _checked(pair, layers)
+            gates[layer][i, head] = factor
+    return gates if per_example else {layer: gate[0] for layer, gate in gates.items()}
+
+
+def _checked(pair: Any, layers: tuple[Mixer, ...]) -> tuple[int, int]:
+    if not _is_pair(pair):
+        raise ValueError(f"heads: expected (layer, head) pairs, or a collection of pairs per example; got {pair!r}")
+    shape = {mixer.layer: mixer.heads for mixer in layers}
+    layer, head = pair
+    if layer not in shape or not 0 <= head < shape[layer]:
+        raise ValueError(
+            f"heads: ({layer}, {head}) does not exist; the model has layers {min(shape)} to {max(shape)}"
+            + (f" with {shape[layer]} heads in layer {layer}" if layer in shape else "")
+        )
+    return layer, head
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and tensors as lists; an iterator, which reads once, as a list; other things as they are."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return list(value) if isinstance(value, Iterator) else value
+
+
+def _is_pair(item: object) -> bool:
+    return isinstance(item, (tuple, list)) and len(item) == 2 and all(isinstance(x, Integral) for x in item)
+
+
+class Block(AbstractContextManager[None]):
+    """A context that enters a new block each time: one object serves blocks after each other and within each other."""
+
+    def __init__(self, block: Callable[[], AbstractContextManager[None]]) -> None:
+        self._block, self._open = block, list[tuple[Any, AbstractContextManager[None]]]()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        block = self._block()
+        block.__enter__()
+        self._open.append((place(), block))
+
+    def __exit__(self, *error: Any) -> bool | None:
+        with self._lock:  # a block that was entered elsewhere is ended where nothing of one's own is open
+            own = [i for i, (where, _) in enumerate(self._open) if where == place()]
+            _, block = self._open.pop(own[-1] if own else -1)
+        return block.__exit__(*error)
