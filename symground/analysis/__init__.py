@@ -21,7 +21,8 @@ from symground.analysis.statistics.mixed_models import mixed_effects
 from symground.analysis.statistics.r2 import cooccurrence_r2
 from symground.analysis.tracing.lens import TunedLens, lens_gain
 from symground.analysis.tracing.memory import trace_memory
-from symground.analysis.tracing.tracer import saliency_by_region, trace
+from symground.analysis.tracing.regions import saliency_by_region
+from symground.analysis.tracing.tracer import trace
 
 __all__ = [
     "Context",

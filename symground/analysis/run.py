@@ -28,7 +28,8 @@ from symground.analysis.statistics.information_gain import gain, gain_by_context
 from symground.analysis.statistics.r2 import cooccurrence_r2
 from symground.analysis.tracing.lens import TunedLens, lens_gain
 from symground.analysis.tracing.maps import saliency_maps
-from symground.analysis.tracing.tracer import saliency_by_region, trace
+from symground.analysis.tracing.regions import saliency_by_region
+from symground.analysis.tracing.tracer import trace
 from symground.data import Corpus
 from symground.folders import checkpoint_steps, evenly, model_and_seed, study_of
 from symground.models import load, load_tokenizer, mixers

@@ -14,7 +14,7 @@ import symground as sg
 from symground.analysis.causal.fills import aligned
 from symground.analysis.heads.finding import head_shares
 from symground.analysis.probing.encoding import ProbeImages
-from symground.analysis.tracing.tracer import saliency_by_region
+from symground.analysis.tracing.regions import saliency_by_region
 from symground.data import CorpusBuilder
 from symground.data.images import ImageSet, Shown
 from symground.data.tokenizer import word_level_tokenizer

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import symground as sg
-from symground.analysis.tracing.tracer import saliency_by_region
+from symground.analysis.tracing.regions import saliency_by_region
 from symground.models import PRESETS, create
 from symground.models.architectures.lstm import LSTMForCausalLM
 

@@ -1,0 +1,31 @@
+"""Saliency by region of the context: what of it a model reads before the target."""
+
+from __future__ import annotations
+
+import xarray as xr
+
+from symground.analysis.checks import check_trace
+from symground.analysis.probing.examples import PATCHES
+
+
+def saliency_by_region(traced: xr.Dataset) -> xr.DataArray:
+    """Layer saliency into the prediction position by region: (layer, region), mean over examples.
+
+    Regions are the key groups and "other", the context's remaining tokens. Each is the sum of I over its keys.
+    """
+    check_trace(traced, "traced")
+    _check_saliency(traced)
+    at_p = traced.saliency.isel(query=traced.prediction)  # (example, layer, key)
+    groups = traced.key_group.values.tolist()
+    index = {name: [i] for i, name in enumerate(groups) if name != PATCHES} | {"other": [-1]}
+    if PATCHES in groups:  # all patches of the noun are the noun
+        index["env"].append(groups.index(PATCHES))
+    sums = [at_p.where(traced.group.isin(i), 0.0).sum("key") for i in index.values()]
+    by_region: xr.DataArray = xr.concat(sums, dim="region").assign_coords(region=list(index))
+    mean: xr.DataArray = by_region.mean("example").transpose("layer", "region")
+    return mean
+
+
+def _check_saliency(traced: xr.Dataset) -> None:
+    if "saliency" not in traced:
+        raise ValueError(f"trace: expected one with saliency; {traced.attrs.get('note', 'it was made without')}")

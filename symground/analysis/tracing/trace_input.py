@@ -1,0 +1,159 @@
+"""What a trace is asked for, as one record: made of ids, or of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from symground.analysis.checks import check_mapping, ids_of, mask_of, tensor_of
+from symground.analysis.probing.examples import Examples
+from symground.analysis.probing.fitting import check_asked
+from symground.models.passes.inputs import check_length, readable_ids
+from symground.models.trials.output_head import readout
+
+PREDICTION = "prediction"
+
+
+class TraceInput(NamedTuple):
+    """N examples of T tokens, of each of which one more token is predicted."""
+
+    ids: Tensor
+    """[N,T]"""
+    prediction: Tensor
+    """[N] p, the position after which the target is predicted."""
+    targets: Tensor
+    """[N]"""
+    query_names: list[str]
+    query_groups: Tensor
+    """[N,T] index of each position's query group, -1 where it is in none."""
+    key_names: list[str]
+    key_groups: Tensor
+    """[N,T] likewise."""
+    inputs: Callable[[slice], Mapping[str, Any]]
+    """Further inputs of the model for a part of the examples."""
+    lengths: Tensor
+    """[N] how many tokens of each count."""
+    width: int | None
+    """How many positions of each the model takes for text; None: those that count."""
+    labels: Mapping[str, tuple[str, list[Any]]]
+    """Further coordinates of the examples."""
+
+
+def of_examples(examples: Examples, beside: Mapping[str, Any]) -> TraceInput:
+    """Examples, which bring targets, groups and further inputs of their own: nothing may be given ``beside`` them."""
+    name = next((name for name, value in beside.items() if value is not None), None)
+    if name is not None:
+        raise ValueError(f"{name}: probes and questions bring their own; expected none beside them")
+    ids = examples.input_ids
+    return TraceInput(
+        ids,
+        examples.prediction,
+        examples.targets,
+        list(examples.query_masks),
+        _group_ids(examples.query_masks, ids),
+        list(examples.key_masks),
+        _group_ids(examples.key_masks, ids),
+        examples.given,
+        lengths=examples.prediction + 1,
+        width=ids.shape[1],  # right padding needs no mask: no token that counts comes after it
+        labels={"context": ("example", examples.context), "noun": ("example", examples.noun)},
+    )
+
+
+def of_ids(
+    model: PreTrainedModel,
+    input_ids: Any,
+    targets: Any,
+    attention_mask: Any,
+    groups: Mapping[str, Any] | None,
+    model_inputs: Mapping[str, Any],
+    batch_size: int,
+) -> TraceInput:
+    """Ids [N,T], a tensor, an array or lists, with what stands beside them; see :func:`symground.trace`."""
+    if targets is None:
+        raise ValueError("targets: expected the ids [B] to predict, got None")
+    if isinstance(input_ids, str) or not hasattr(input_ids, "__len__"):
+        check_asked(input_ids, "input_ids", images=True)
+    ids = ids_of(input_ids, "input_ids", 2, readable_ids(model))
+    check_length(model, ids.shape[1], "input_ids")
+    wanted = ids_of(targets, "targets", 1, readout(model).weight.shape[0]).to(ids.device)
+    if len(wanted) != len(ids):
+        raise ValueError(f"targets: expected shape [B] = [{len(ids)}], got {list(wanted.shape)}")
+    valid = torch.ones_like(ids, dtype=torch.bool)
+    if attention_mask is not None:
+        attention_mask = mask_of(attention_mask, "attention_mask", ids.shape).to(ids.device)
+        if not bool(attention_mask.any(-1).all()):
+            raise ValueError("attention_mask: expected at least one valid token in every example")
+        valid = attention_mask.bool()
+    position = torch.arange(ids.shape[1], device=ids.device)
+    p = (valid * position).amax(-1)
+    at_p = position == p[:, None]
+    groups = _image_group(model, ids) if groups is None else groups
+    keys = {n: _check_group(n, mask, ids) & valid for n, mask in check_mapping(groups, "groups").items()}
+    queries = {PREDICTION: at_p, **{name: mask & ~at_p for name, mask in keys.items()}}
+    inputs = _inputs_of(model_inputs, attention_mask, len(ids), batch_size)
+    return TraceInput(
+        ids,
+        p,
+        wanted,
+        list(queries),
+        _group_ids(queries, ids),
+        list(keys),
+        _group_ids(keys, ids),
+        inputs,
+        lengths=valid.sum(-1),
+        width=None if attention_mask is not None else ids.shape[1],
+        labels={},
+    )
+
+
+def _inputs_of(
+    given: Mapping[str, Any], attention_mask: Tensor | None, examples: int, batch_size: int
+) -> Callable[[slice], dict[str, Any]]:
+    """The further inputs of the model for a part of the examples."""
+    whole = {**given, **({} if attention_mask is None else {"attention_mask": attention_mask})}
+    for name, value in whole.items():
+        if isinstance(value, Tensor) and len(value) != examples and examples > batch_size:
+            raise ValueError(
+                f"{name}: expected its first dimension to be that of {examples} examples to make batches of "
+                f"{batch_size}, got shape {list(value.shape)}; a larger batch_size takes it whole"
+            )
+
+    def of_part(at: slice) -> dict[str, Any]:
+        return {
+            n: value[at] if isinstance(value, Tensor) and len(value) == examples else value
+            for n, value in whole.items()
+        }
+
+    return of_part
+
+
+def _group_ids(masks: Mapping[str, Tensor], ids: Tensor) -> Tensor:
+    """[B,T] index of the mask that holds each position, -1 where none does."""
+    if not masks:
+        return torch.full_like(ids, -1)
+    stacked = torch.stack([mask.bool() for mask in masks.values()])
+    if bool((stacked.sum(0) > 1).any()):
+        raise ValueError(f"groups: expected masks that do not overlap, got an overlap among {', '.join(masks)}")
+    return torch.where(stacked.any(0), stacked.int().argmax(0), -1)
+
+
+def _image_group(model: PreTrainedModel, ids: Tensor) -> dict[str, Tensor]:
+    """{"image": [B,T] where ids are placeholders of images}; empty for a model without such a token or ids without."""
+    token = getattr(model.config, "image_token_id", None)
+    places = None if token is None else ids == token
+    return {} if places is None or not bool(places.any()) else {"image": places}
+
+
+def _check_group(name: str, mask: Any, ids: Tensor) -> Tensor:
+    if name == PREDICTION:
+        raise ValueError(f"groups: {PREDICTION!r} is the prediction position itself; choose another name")
+    mask = tensor_of(mask, f"groups[{name!r}]")
+    if mask.shape != ids.shape:
+        raise ValueError(f"groups[{name!r}]: expected shape {list(ids.shape)}, got {list(mask.shape)}")
+    found: Tensor = mask.bool().to(ids.device)
+    return found
