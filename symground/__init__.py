@@ -12,31 +12,31 @@ from symground.version import VERSION
 
 if TYPE_CHECKING:
     from symground import ops as ops
-    from symground.analysis.causal.ablation import ablate as ablate
-    from symground.analysis.causal.head_steering import steer as steer
-    from symground.analysis.causal.head_steering import steering as steering
-    from symground.analysis.causal.head_sweep import sweep_heads as sweep_heads
-    from symground.analysis.causal.intervention import intervene as intervene
-    from symground.analysis.heads.agreement import stability as stability
-    from symground.analysis.heads.finding import find_heads as find_heads
-    from symground.analysis.heads.monitoring import monitor as monitor
-    from symground.analysis.probing.answering import answers as answers
-    from symground.analysis.probing.answering import pope_scores as pope_scores
-    from symground.analysis.probing.questions import image_questions as image_questions
-    from symground.analysis.probing.scoring import score as score
-    from symground.analysis.probing.scoring import score_to_parquet as score_to_parquet
-    from symground.analysis.probing.sentence_probes import probes as probes
-    from symground.analysis.statistics.cooccurrence_counts import cooccurrence as cooccurrence
-    from symground.analysis.statistics.information_gain import gain as gain
-    from symground.analysis.tracing.lens import TunedLens as TunedLens
-    from symground.analysis.tracing.lens import lens_gain as lens_gain
-    from symground.analysis.tracing.memory import trace_memory as trace_memory
-    from symground.analysis.tracing.tracer import trace as trace
-    from symground.models.attachment.attaching import attach as attach
-    from symground.models.attachment.attaching import detach as detach
-    from symground.models.loading.pretrained import load as load
-    from symground.models.loading.pretrained import load_processor as load_processor
-    from symground.models.loading.pretrained import load_tokenizer as load_tokenizer
+    from symground.analysis import TunedLens as TunedLens
+    from symground.analysis import ablate as ablate
+    from symground.analysis import answers as answers
+    from symground.analysis import cooccurrence as cooccurrence
+    from symground.analysis import find_heads as find_heads
+    from symground.analysis import gain as gain
+    from symground.analysis import image_questions as image_questions
+    from symground.analysis import intervene as intervene
+    from symground.analysis import lens_gain as lens_gain
+    from symground.analysis import monitor as monitor
+    from symground.analysis import pope_scores as pope_scores
+    from symground.analysis import probes as probes
+    from symground.analysis import score as score
+    from symground.analysis import score_to_parquet as score_to_parquet
+    from symground.analysis import stability as stability
+    from symground.analysis import steer as steer
+    from symground.analysis import steering as steering
+    from symground.analysis import sweep_heads as sweep_heads
+    from symground.analysis import trace as trace
+    from symground.analysis import trace_memory as trace_memory
+    from symground.models import attach as attach
+    from symground.models import detach as detach
+    from symground.models import load as load
+    from symground.models import load_processor as load_processor
+    from symground.models import load_tokenizer as load_tokenizer
     from symground.reports.page import report as report
     from symground.reports.patches import draw_patches as draw_patches
 

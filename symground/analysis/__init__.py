@@ -1,28 +1,30 @@
 """What the study asks of a model: probes and their surprisal, saliency, heads, and what silencing them does."""
 
-from symground.analysis.causal.ablation import ablate
-from symground.analysis.causal.head_steering import steer, steering
-from symground.analysis.causal.head_sweep import sweep_heads
-from symground.analysis.causal.intervention import intervene
-from symground.analysis.heads.agreement import stability
-from symground.analysis.heads.finding import find_heads, head_shares
-from symground.analysis.heads.monitoring import monitor
-from symground.analysis.heads.null_shares import share_table
-from symground.analysis.probing.answering import answers, pope_scores
-from symground.analysis.probing.contexts import Context
-from symground.analysis.probing.questions import ImageQuestions, image_questions
-from symground.analysis.probing.scoring import score, score_to_parquet
-from symground.analysis.probing.sentence_probes import Probes, probes, split_contexts
-from symground.analysis.statistics.cooccurrence_counts import cooccurrence
-from symground.analysis.statistics.curves import over_training
-from symground.analysis.statistics.emergence_step import emergence
-from symground.analysis.statistics.information_gain import gain, gain_by_context, gain_interval
-from symground.analysis.statistics.mixed_models import mixed_effects
-from symground.analysis.statistics.r2 import cooccurrence_r2
-from symground.analysis.tracing.lens import TunedLens, lens_gain
-from symground.analysis.tracing.memory import trace_memory
-from symground.analysis.tracing.regions import saliency_by_region
-from symground.analysis.tracing.tracer import trace
+from symground.analysis.causal import ablate, intervene, steer, steering, sweep_heads
+from symground.analysis.heads import find_heads, head_shares, monitor, share_table, stability
+from symground.analysis.probing import (
+    Context,
+    ImageQuestions,
+    Probes,
+    answers,
+    image_questions,
+    pope_scores,
+    probes,
+    score,
+    score_to_parquet,
+    split_contexts,
+)
+from symground.analysis.statistics import (
+    cooccurrence,
+    cooccurrence_r2,
+    emergence,
+    gain,
+    gain_by_context,
+    gain_interval,
+    mixed_effects,
+    over_training,
+)
+from symground.analysis.tracing import TunedLens, lens_gain, saliency_by_region, trace, trace_memory
 
 __all__ = [
     "Context",

@@ -13,23 +13,21 @@ from pathlib import Path
 import pandas as pd
 from transformers import PreTrainedModel
 
-from symground.analysis.causal.fills import MODES
-from symground.analysis.causal.head_steering import steering
-from symground.analysis.causal.head_sweep import sweep_heads
-from symground.analysis.causal.intervention import intervene
-from symground.analysis.heads.finding import DENOMINATORS, KINDS, head_shares
-from symground.analysis.heads.monitoring import monitor
-from symground.analysis.heads.null_shares import share_table
-from symground.analysis.heads.selection import INTERVENED, POSITIONS, SELECTIONS
-from symground.analysis.probing.scoring import score_to_parquet
-from symground.analysis.probing.sentence_probes import Probes
+from symground.analysis.causal import MODES, intervene, steering, sweep_heads
+from symground.analysis.heads import (
+    DENOMINATORS,
+    INTERVENED,
+    KINDS,
+    POSITIONS,
+    SELECTIONS,
+    head_shares,
+    monitor,
+    share_table,
+)
+from symground.analysis.probing import Probes, score_to_parquet
 from symground.analysis.results import TABLES, Table, partial_scores
-from symground.analysis.statistics.information_gain import gain, gain_by_context
-from symground.analysis.statistics.r2 import cooccurrence_r2
-from symground.analysis.tracing.lens import TunedLens, lens_gain
-from symground.analysis.tracing.maps import saliency_maps
-from symground.analysis.tracing.regions import saliency_by_region
-from symground.analysis.tracing.tracer import trace
+from symground.analysis.statistics import cooccurrence_r2, gain, gain_by_context
+from symground.analysis.tracing import TunedLens, lens_gain, saliency_by_region, saliency_maps, trace
 from symground.data import Corpus
 from symground.folders import checkpoint_steps, evenly, model_and_seed, study_of
 from symground.models import load, load_tokenizer, mixers

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from symground.analysis import Probes, gain, probes, score
-from symground.analysis.probing.contexts import context_of
+from symground.analysis.probing import context_of
 from symground.analysis.results import Table, read_table
 from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import GeneratedSettings

@@ -11,15 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from symground.analysis.causal.controls import enough
-from symground.analysis.causal.head_steering import steering
-from symground.analysis.causal.intervention import intervene
-from symground.analysis.heads.agreement import stability
-from symground.analysis.heads.monitoring import monitor
-from symground.analysis.heads.null_shares import share_table
-from symground.analysis.probing.answering import answers, pope_scores
-from symground.analysis.probing.questions import ImageQuestions, image_questions
-from symground.analysis.tracing.tracer import trace
+from symground.analysis.causal import enough, intervene, steering
+from symground.analysis.heads import monitor, share_table, stability
+from symground.analysis.probing import ImageQuestions, answers, image_questions, pope_scores
+from symground.analysis.tracing import trace
 from symground.data.pictures import MAX_MEGAPIXELS
 from symground.data.questions import read_questions
 from symground.folders import read_json, replacing, write_json

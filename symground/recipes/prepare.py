@@ -15,8 +15,7 @@ from typing import Any
 
 import tyro
 
-from symground.analysis.probing.contexts import Context, of_images, read_contexts, with_gap
-from symground.analysis.probing.sentence_probes import split_contexts
+from symground.analysis.probing import Context, of_images, read_contexts, split_contexts, with_gap
 from symground.data import (
     ChatSettings,
     Corpus,

@@ -15,8 +15,7 @@ import torch
 import tyro
 
 from symground.analysis import Probes, cooccurrence, gain_interval, probes
-from symground.analysis.probing.contexts import context_of
-from symground.analysis.probing.encoding import ProbeImages
+from symground.analysis.probing import ProbeImages, context_of
 from symground.analysis.results import TABLES, Table, partial_scores, read_table
 from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import Corpus

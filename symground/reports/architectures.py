@@ -8,9 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from symground.analysis.statistics.emergence_step import LEARNT
-from symground.analysis.statistics.information_gain import gain_interval
-from symground.analysis.statistics.intervals import holm
+from symground.analysis.statistics import LEARNT, gain_interval, holm
 from symground.reports.figures import PALETTE, figure_of, svg_of
 from symground.reports.formats import number, p_value, with_interval
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from symground.analysis.causal.controls import enough
-from symground.analysis.statistics.information_gain import gain_interval
+from symground.analysis.causal import enough
+from symground.analysis.statistics import gain_interval
 from symground.reports.figures import PALETTE, figure_of, svg_of
 from symground.reports.formats import FEW, number, with_interval
 

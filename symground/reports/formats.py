@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from symground.analysis.causal.controls import enough
+from symground.analysis.causal import enough
 
 
 def table_html(frame: pd.DataFrame) -> Markup:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from symground.analysis.causal.controls import enough
+from symground.analysis.causal import enough
 from symground.data.acquisition import age_of_acquisition
 from symground.folders import read_json, replacing
 from symground.reports.explorer import explorer

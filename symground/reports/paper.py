@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from symground.analysis.causal.controls import enough
-from symground.analysis.statistics.r2 import peak
+from symground.analysis.causal import enough
+from symground.analysis.statistics import peak
 from symground.reports.figures import MATCHED, MISMATCHED, PALETTE, band, figure_of, svg_of
 from symground.reports.formats import FEW, control_cell, corpus_size, number, p_value, signed, stars, with_interval
 from symground.reports.parts import Study, last_checkpoints

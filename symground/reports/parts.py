@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from symground.analysis import results as of_study
-from symground.analysis.statistics.curves import over_training
+from symground.analysis.statistics import over_training
 from symground.folders import model_and_seed, read_json, study_of
 from symground.reports.captions import FIGURES, TABLES
 from symground.reports.figures import svg_of

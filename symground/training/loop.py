@@ -17,7 +17,7 @@ from symground.folders import checkpoint_folder, checkpoint_steps
 from symground.heap import kept
 from symground.holding import held
 from symground.models import create, load, set_images
-from symground.models.architectures.attention import unpadded
+from symground.models.architectures import unpadded
 from symground.progress import Bar, progress
 from symground.sealed import damage, settle
 from symground.training.checkpoints import METRICS, load_resume, resume_folders, save_checkpoint, save_resume

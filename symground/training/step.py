@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from symground import ops
 from symground.data.sampler import IGNORED
 from symground.models import readout
-from symground.models.trials.output_head import hidden_states
+from symground.models.trials import hidden_states
 from symground.ops.common import extension
 from symground.training.config import Hardware, TrainSettings
 from symground.training.workers import Workers

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from symground.analysis.causal.fills import Reference, check_fills, fills_of
 from symground.analysis.causal.gates import Block, Heads, gates_of
-from symground.models.passes.gating import gated
+from symground.models.passes import gated
 
 
 def ablate(

@@ -14,13 +14,10 @@ from transformers import PreTrainedModel
 
 from symground.analysis.causal.fills import fills_of
 from symground.analysis.causal.gates import gates_of
-from symground.analysis.heads.selection import Piece
-from symground.analysis.probing.examples import Examples
-from symground.analysis.probing.questions import Asked
-from symground.models.passes.gating import gated
-from symground.models.trials.batch_invariance import check_lengths
-from symground.models.trials.determinism import check_deterministic
-from symground.models.trials.output_head import Readout, hidden_states, verified_readout
+from symground.analysis.heads import Piece
+from symground.analysis.probing import Asked, Examples
+from symground.models.passes import gated
+from symground.models.trials import Readout, check_deterministic, check_lengths, hidden_states, verified_readout
 
 Plan = Sequence[Piece]
 """What is silenced at once."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from symground.analysis.heads.finding import HeadSet
+from symground.analysis.heads import HeadSet
 
 MATCHES = (None, "layer", "norm")
 #: In more than this share of the examples there may not be fewer controls than were asked for: a comparison with them

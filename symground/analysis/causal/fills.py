@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.probing.examples import Examples
-from symground.analysis.probing.questions import Asked, ImageQuestions
-from symground.analysis.probing.sentence_probes import Probes
+from symground.analysis.probing import Asked, Examples, ImageQuestions, Probes
 from symground.models import mixers
-from symground.models.hooks.mixers import device_of, head_outputs
-from symground.models.passes.inputs import check_inputs
-from symground.models.trials.batch_invariance import check_lengths
-from symground.models.trials.determinism import check_deterministic
+from symground.models.hooks import device_of, head_outputs
+from symground.models.passes import check_inputs
+from symground.models.trials import check_deterministic, check_lengths
 from symground.typed import told
 
 Reference = Asked | Examples | Tensor | Mapping[str, Tensor]

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.models import Mixer, mixers
-from symground.models.hooks.scopes import place
+from symground.models.hooks import place
 
 Heads = Collection[tuple[int, int]]
 

@@ -13,14 +13,11 @@ from transformers import PreTrainedModel
 
 from symground.analysis.causal.controls import Controls
 from symground.analysis.causal.gates import Block, Heads, gates_of
-from symground.analysis.heads.selection import pieces_of
-from symground.analysis.probing.answering import Choices, choices
-from symground.analysis.probing.examples import Examples
-from symground.analysis.probing.fitting import check_fits
-from symground.analysis.probing.questions import Asked
-from symground.analysis.tracing.tracer import trace
+from symground.analysis.heads import pieces_of
+from symground.analysis.probing import Asked, Choices, Examples, check_fits, choices
+from symground.analysis.tracing import trace
 from symground.models import mixers
-from symground.models.passes.gating import gated
+from symground.models.passes import gated
 from symground.optional import require
 from symground.progress import progress
 

@@ -13,16 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.causal.fills import MODES, aligned, fills_of
-from symground.analysis.probing.examples import Examples
-from symground.analysis.probing.fitting import check_asked, check_fits
-from symground.analysis.probing.scan import MEMORY
-from symground.analysis.probing.sentence_probes import Probes
+from symground.analysis.probing import MEMORY, Examples, Probes, check_asked, check_fits
 from symground.models import Mixer, Tap, mixers
-from symground.models.hooks.mixers import Replacement, head_outputs, tapped
-from symground.models.passes.gating import gated
-from symground.models.passes.partial_forward import Replay, replays
-from symground.models.trials.batch_invariance import check_lengths, stretch_of
-from symground.models.trials.output_head import hidden_states, verified_readout
+from symground.models.hooks import Replacement, head_outputs, tapped
+from symground.models.passes import Replay, gated, replays
+from symground.models.trials import check_lengths, hidden_states, stretch_of, verified_readout
 from symground.progress import progress
 
 METHODS = ("both", "exact", "first-order")

@@ -16,16 +16,14 @@ from transformers import PreTrainedModel
 from symground.analysis.causal.behaviour import Behaviour, Plan, behaviour
 from symground.analysis.causal.controls import MATCHES, Controls, enough
 from symground.analysis.causal.fills import MODES, aligned
-from symground.analysis.heads.selection import Piece, pieces_of
-from symground.analysis.probing.examples import Examples
-from symground.analysis.probing.fitting import check_asked
-from symground.analysis.probing.questions import Asked
-from symground.analysis.statistics.intervals import bootstrap_interval, cohens_d, holm
-from symground.analysis.tracing.tracer import trace
+from symground.analysis.heads import Piece, pieces_of
+from symground.analysis.probing import Asked, Examples, check_asked
+from symground.analysis.statistics import bootstrap_interval, cohens_d, holm
+from symground.analysis.tracing import trace
 from symground.models import mixers
-from symground.models.hooks.mixers import head_outputs
-from symground.models.passes.inputs import check_weights
-from symground.models.trials.output_head import hidden_states, readout
+from symground.models.hooks import head_outputs
+from symground.models.passes import check_weights
+from symground.models.trials import hidden_states, readout
 from symground.progress import progress
 
 

@@ -1,1 +1,23 @@
 """Which heads gather and aggregate, how far that is more than chance, and what they tell beforehand."""
+
+from symground.analysis.heads.agreement import stability
+from symground.analysis.heads.finding import DENOMINATORS, KINDS, HeadSet, find_heads, head_shares
+from symground.analysis.heads.monitoring import monitor
+from symground.analysis.heads.null_shares import share_table
+from symground.analysis.heads.selection import INTERVENED, POSITIONS, SELECTIONS, Piece, pieces_of
+
+__all__ = [
+    "DENOMINATORS",
+    "INTERVENED",
+    "KINDS",
+    "POSITIONS",
+    "SELECTIONS",
+    "HeadSet",
+    "Piece",
+    "find_heads",
+    "head_shares",
+    "monitor",
+    "pieces_of",
+    "share_table",
+    "stability",
+]

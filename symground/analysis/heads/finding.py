@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from symground.analysis.checks import check_trace
-from symground.analysis.probing.examples import IMAGE, PATCHES
+from symground.analysis.probing import IMAGE, PATCHES
 
 HeadSet = frozenset[tuple[int, int]]
 

@@ -18,11 +18,9 @@ from transformers import PreTrainedModel
 
 from symground.analysis.heads.finding import HeadSet, head_shares
 from symground.analysis.heads.selection import halves
-from symground.analysis.probing.answering import choices
-from symground.analysis.probing.fitting import check_fits
-from symground.analysis.probing.questions import Asked
-from symground.analysis.statistics.intervals import resampled
-from symground.analysis.tracing.tracer import trace
+from symground.analysis.probing import Asked, check_fits, choices
+from symground.analysis.statistics import resampled
+from symground.analysis.tracing import trace
 from symground.models import mixers
 from symground.optional import require
 from symground.shown import as_table, as_text

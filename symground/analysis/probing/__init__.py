@@ -1,1 +1,38 @@
 """What a model is asked: sentence probes and questions about images, as token ids, and what it answers to them."""
+
+from symground.analysis.probing.answering import Choices, answers, choices, pope_scores
+from symground.analysis.probing.contexts import Context, context_of, of_images, read_contexts, with_gap
+from symground.analysis.probing.encoding import ProbeImages
+from symground.analysis.probing.examples import IMAGE, PATCHES, Examples
+from symground.analysis.probing.fitting import check_asked, check_fits
+from symground.analysis.probing.questions import Asked, ImageQuestions, image_questions
+from symground.analysis.probing.scan import MEMORY
+from symground.analysis.probing.scoring import score, score_to_parquet
+from symground.analysis.probing.sentence_probes import Probes, probes, split_contexts
+
+__all__ = [
+    "IMAGE",
+    "MEMORY",
+    "PATCHES",
+    "Asked",
+    "Choices",
+    "Context",
+    "Examples",
+    "ImageQuestions",
+    "ProbeImages",
+    "Probes",
+    "answers",
+    "check_asked",
+    "check_fits",
+    "choices",
+    "context_of",
+    "image_questions",
+    "of_images",
+    "pope_scores",
+    "probes",
+    "read_contexts",
+    "score",
+    "score_to_parquet",
+    "split_contexts",
+    "with_gap",
+]

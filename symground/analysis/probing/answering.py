@@ -15,11 +15,8 @@ from transformers import PreTrainedModel
 from symground.analysis.checks import check_frame
 from symground.analysis.probing.examples import Examples
 from symground.analysis.probing.questions import ImageQuestions
-from symground.models.passes.gating import gated
-from symground.models.passes.inputs import check_weights
-from symground.models.trials.batch_invariance import check_lengths
-from symground.models.trials.determinism import check_deterministic
-from symground.models.trials.output_head import hidden_states, verified_readout
+from symground.models.passes import check_weights, gated
+from symground.models.trials import check_deterministic, check_lengths, hidden_states, verified_readout
 from symground.typed import told
 
 _OVERALL = "all"

@@ -8,10 +8,9 @@ from transformers import PreTrainedModel
 
 from symground.analysis.probing.questions import Asked, ImageQuestions
 from symground.analysis.probing.sentence_probes import Probes
-from symground.models.architectures.image_tokens import id_limit
-from symground.models.passes.inputs import check_weights, positions_of
-from symground.models.trials.determinism import check_deterministic
-from symground.models.trials.output_head import readout
+from symground.models.architectures import id_limit
+from symground.models.passes import check_weights, positions_of
+from symground.models.trials import check_deterministic, readout
 from symground.typed import told
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.probing.sentence_probes import Probes
-from symground.models.passes.kv_cache import Reader, State
+from symground.models.passes import Reader, State
 
 #: Bytes for caches and activations: what larger batches do not make faster any more.
 MEMORY = {"cpu": 2**26, "cuda": 2**31}

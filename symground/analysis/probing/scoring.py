@@ -18,7 +18,7 @@ from symground.analysis.probing.fitting import check_asked, check_fits
 from symground.analysis.probing.scan import scan
 from symground.analysis.probing.sentence_probes import Probes
 from symground.folders import read_json, replacing, write_json
-from symground.models.passes.inputs import check_weights
+from symground.models.passes import check_weights
 from symground.progress import progress
 
 _KEY = "_scores.json"  # readers of a folder of Parquet files pass over a leading underscore

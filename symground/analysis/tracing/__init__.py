@@ -1,1 +1,9 @@
 """What happens within one pass: saliency and flow by a backward pass, and the residual stream at every depth."""
+
+from symground.analysis.tracing.lens import TunedLens, lens_gain
+from symground.analysis.tracing.maps import saliency_maps
+from symground.analysis.tracing.memory import trace_memory
+from symground.analysis.tracing.regions import saliency_by_region
+from symground.analysis.tracing.tracer import trace
+
+__all__ = ["TunedLens", "lens_gain", "saliency_by_region", "saliency_maps", "trace", "trace_memory"]

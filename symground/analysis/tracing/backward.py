@@ -19,11 +19,9 @@ from transformers import PreTrainedModel
 
 from symground.heap import returned
 from symground.models import Mixer
-from symground.models.hooks.forward_hooks import hooked
-from symground.models.hooks.mixers import Tap, device_of, tapped
-from symground.models.hooks.row_probes import RowProbe
-from symground.models.passes.activation_memory import checkpointed, frozen, offloaded
-from symground.models.trials.output_head import Readout, hidden_states
+from symground.models.hooks import RowProbe, Tap, device_of, hooked, tapped
+from symground.models.passes import checkpointed, frozen, offloaded
+from symground.models.trials import Readout, hidden_states
 
 #: Gradients of a float16 model are below its smallest numbers; they are made so many times larger, and smaller again.
 _SCALE = 2.0**10

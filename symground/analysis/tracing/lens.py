@@ -20,18 +20,13 @@ from transformers import PreTrainedModel
 
 from symground import ops
 from symground.analysis.checks import ids_of
-from symground.analysis.probing.fitting import check_fits
-from symground.analysis.probing.sentence_probes import Probes
+from symground.analysis.probing import Probes, check_fits
 from symground.data import Corpus
 from symground.data.sampler import IGNORED, RowSampler
 from symground.folders import replacing
 from symground.models import mixers
-from symground.models.passes.activation_memory import frozen
-from symground.models.passes.inputs import check_length, check_weights, readable_ids
-from symground.models.passes.residual_states import final_norm, residual_stream
-from symground.models.trials.batch_invariance import check_lengths
-from symground.models.trials.determinism import check_deterministic
-from symground.models.trials.output_head import Readout, trial_ids, verified_readout
+from symground.models.passes import check_length, check_weights, final_norm, frozen, readable_ids, residual_stream
+from symground.models.trials import Readout, check_deterministic, check_lengths, trial_ids, verified_readout
 from symground.progress import progress
 from symground.shown import as_table, as_text, some
 from symground.typed import told

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel
 
-from symground.analysis.probing.sentence_probes import Probes
+from symground.analysis.probing import Probes
 from symground.analysis.tracing.tracer import trace
 
 

@@ -9,10 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from symground.models import Tap, mixers
-from symground.models.hooks.mixers import device_of, tapped
-from symground.models.passes.activation_memory import Kept, checkpointed, frozen
-from symground.models.trials.determinism import check_deterministic
-from symground.models.trials.output_head import hidden_states, trial_ids, verified_readout
+from symground.models.hooks import device_of, tapped
+from symground.models.passes import Kept, checkpointed, frozen
+from symground.models.trials import check_deterministic, hidden_states, trial_ids, verified_readout
 
 _TRIAL = 96
 #: Of the widest part of a layer, how many tensors the way back holds at once beside what was kept.

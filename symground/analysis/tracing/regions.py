@@ -5,7 +5,7 @@ from __future__ import annotations
 import xarray as xr
 
 from symground.analysis.checks import check_trace
-from symground.analysis.probing.examples import PATCHES
+from symground.analysis.probing import PATCHES
 
 
 def saliency_by_region(traced: xr.Dataset) -> xr.DataArray:

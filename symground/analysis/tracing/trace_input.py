@@ -10,10 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.checks import check_mapping, ids_of, mask_of, tensor_of
-from symground.analysis.probing.examples import Examples
-from symground.analysis.probing.fitting import check_asked
-from symground.models.passes.inputs import check_length, readable_ids
-from symground.models.trials.output_head import readout
+from symground.analysis.probing import Examples, check_asked
+from symground.models.passes import check_length, readable_ids
+from symground.models.trials import readout
 
 PREDICTION = "prediction"
 

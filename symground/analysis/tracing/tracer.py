@@ -11,17 +11,12 @@ import xarray as xr
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.probing.examples import Examples
-from symground.analysis.probing.fitting import check_fits
-from symground.analysis.probing.questions import Asked, ImageQuestions
-from symground.analysis.probing.sentence_probes import Probes
+from symground.analysis.probing import Asked, Examples, ImageQuestions, Probes, check_fits
 from symground.analysis.tracing.backward import Pass, Results, gradient_x_input, run_pass
 from symground.analysis.tracing.trace_input import TraceInput, of_examples, of_ids
 from symground.models import Mixer, mixers
-from symground.models.passes.inputs import check_inputs, check_weights
-from symground.models.trials.batch_invariance import check_lengths
-from symground.models.trials.determinism import check_deterministic
-from symground.models.trials.output_head import verified_readout
+from symground.models.passes import check_inputs, check_weights
+from symground.models.trials import check_deterministic, check_lengths, verified_readout
 from symground.progress import progress
 
 _KEYWORDS = ("targets", "attention_mask", "groups", "saliency", "rows", "batch_size", "checkpoint", "offload")

@@ -1,1 +1,27 @@
 """Parts of models that are ours: the attention, Mamba-2's mixer, the LSTM, image tokens, GELU as one operation."""
+
+from symground.models.architectures.attention import NAME, UNPADDED, register, unpadded
+from symground.models.architectures.gelu import fuse_gelu, write_out_gelu
+from symground.models.architectures.image_tokens import PatchEmbedding, id_limit, set_images, with_images
+from symground.models.architectures.lstm import LSTMConfig, LSTMForCausalLM, LSTMState
+from symground.models.architectures.mamba2 import MambaMixer, give_back_mamba, initialize_decay, mamba_mixers
+
+__all__ = [
+    "NAME",
+    "UNPADDED",
+    "LSTMConfig",
+    "LSTMForCausalLM",
+    "LSTMState",
+    "MambaMixer",
+    "PatchEmbedding",
+    "fuse_gelu",
+    "give_back_mamba",
+    "id_limit",
+    "initialize_decay",
+    "mamba_mixers",
+    "register",
+    "set_images",
+    "unpadded",
+    "with_images",
+    "write_out_gelu",
+]

@@ -16,8 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import causal_mask_function
 
 from symground import ops
-from symground.models.hooks.mixers import check_batch, shown, tap_of
-from symground.models.hooks.row_probes import attention_row
+from symground.models.hooks import attention_row, check_batch, shown, tap_of
 from symground.ops.attention.mixing import key_range_of, valid_keys
 
 NAME = "symground"

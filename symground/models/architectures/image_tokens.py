@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from symground.models.architectures.lstm import LSTMConfig, LSTMForCausalLM
-from symground.models.trials.output_head import readout
+from symground.models.trials import readout
 
 
 class PatchEmbedding(nn.Embedding):

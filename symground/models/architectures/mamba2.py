@@ -15,8 +15,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from symground import ops
-from symground.models.hooks.mixers import Mixer, check_batch, shown, tap_of
-from symground.models.hooks.row_probes import ssd_row
+from symground.models.hooks import Mixer, check_batch, shown, ssd_row, tap_of
 from symground.ops.attention.mixing import key_range_of
 from symground.ops.mamba2.layer import step_sizes
 

@@ -1,1 +1,6 @@
 """Making a model traceable, and finding its mixers again."""
+
+from symground.models.attachment.attaching import attach, detach
+from symground.models.attachment.lookup import check_model, mixers
+
+__all__ = ["attach", "check_model", "detach", "mixers"]

@@ -10,10 +10,16 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from symground.models.architectures.attention import NAME, UNPADDED
-from symground.models.architectures.gelu import fuse_gelu, write_out_gelu
-from symground.models.architectures.lstm import LSTMForCausalLM
-from symground.models.architectures.mamba2 import MambaMixer, give_back_mamba, mamba_mixers
+from symground.models.architectures import (
+    NAME,
+    UNPADDED,
+    LSTMForCausalLM,
+    MambaMixer,
+    fuse_gelu,
+    give_back_mamba,
+    mamba_mixers,
+    write_out_gelu,
+)
 from symground.models.attachment.calls import hook_calls
 from symground.models.attachment.lookup import (
     ATTACHED,
@@ -25,9 +31,8 @@ from symground.models.attachment.lookup import (
     remember,
 )
 from symground.models.attachment.support import attention_layers
-from symground.models.hooks.mixers import Mixer
-from symground.models.hooks.scopes import forget_when_checkpointing
-from symground.models.trials.output_head import verified_readout
+from symground.models.hooks import Mixer, forget_when_checkpointing
+from symground.models.trials import verified_readout
 
 M = TypeVar("M", bound=PreTrainedModel)
 _BEFORE = f"{OURS}before"

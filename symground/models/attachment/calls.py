@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from symground.models.architectures.attention import NAME, UNPADDED
-from symground.models.architectures.mamba2 import MambaMixer
+from symground.models.architectures import NAME, UNPADDED, MambaMixer
 from symground.models.attachment.lookup import ATTACHED
-from symground.models.hooks.scopes import remember_when_checkpointing
+from symground.models.hooks import remember_when_checkpointing
 
 
 def hook_calls(model: PreTrainedModel) -> tuple[RemovableHandle, ...]:

@@ -8,9 +8,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from symground.models.architectures.attention import NAME
-from symground.models.architectures.mamba2 import MambaMixer
-from symground.models.hooks.mixers import Mixer
+from symground.models.architectures import NAME, MambaMixer
+from symground.models.hooks import Mixer
 
 #: Notes of ours on modules begin so.
 OURS = "_symground_"

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from symground.models.attachment.lookup import INSTEAD
-from symground.models.hooks.mixers import Mixer
+from symground.models.hooks import Mixer
 
 #: Models that have ALiBi without a word of it in their configuration.
 _ALIBI = ("Bloom", "Mpt")

@@ -1,1 +1,41 @@
 """What a forward pass is asked and what it shows: taps of mixers, and hooks that one thread alone sees."""
+
+from symground.models.hooks.forward_hooks import forward_as, given_forward, hooked, own_forward
+from symground.models.hooks.mixers import (
+    Mixer,
+    Replacement,
+    Tap,
+    check_batch,
+    device_of,
+    head_outputs,
+    shown,
+    tap_of,
+    tapped,
+    untapped,
+)
+from symground.models.hooks.row_probes import RowProbe, attention_row, ssd_row
+from symground.models.hooks.scopes import forget_when_checkpointing, place, remember_when_checkpointing, remembering
+
+__all__ = [
+    "Mixer",
+    "Replacement",
+    "RowProbe",
+    "Tap",
+    "attention_row",
+    "check_batch",
+    "device_of",
+    "forget_when_checkpointing",
+    "forward_as",
+    "given_forward",
+    "head_outputs",
+    "hooked",
+    "own_forward",
+    "place",
+    "remember_when_checkpointing",
+    "remembering",
+    "shown",
+    "ssd_row",
+    "tap_of",
+    "tapped",
+    "untapped",
+]

@@ -1,1 +1,6 @@
 """Models from named sizes, from folders and from the hub."""
+
+from symground.models.loading.presets import PRESETS, create, parameter_count
+from symground.models.loading.pretrained import load, load_processor, load_tokenizer
+
+__all__ = ["PRESETS", "create", "load", "load_processor", "load_tokenizer", "parameter_count"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import Mamba2Config, Mamba2ForCausalLM, PreTrainedModel
 
 from symground.folders import read_json
-from symground.models.attachment.attaching import attach
+from symground.models.attachment import attach
 
 #: Its argument → the configuration's here, with its default.
 _SIZES = {

@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Mamba2Config, Mamba2ForCausalLM, PreTrainedModel
 
-from symground.models.architectures.image_tokens import with_images
-from symground.models.architectures.lstm import LSTMConfig, LSTMForCausalLM
-from symground.models.architectures.mamba2 import initialize_decay
-from symground.models.attachment.attaching import attach
+from symground.models.architectures import LSTMConfig, LSTMForCausalLM, initialize_decay, with_images
+from symground.models.attachment import attach
 
 
 def _gpt2(layers: int, size: int, heads: int) -> GPT2Config:

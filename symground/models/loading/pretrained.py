@@ -22,9 +22,8 @@ from transformers import (
 )
 
 from symground.folders import checkpoint_folder, checkpoint_steps, images_of, is_run, read_json, runs_of, study_of
-from symground.models.architectures import lstm  # noqa: F401  (registers the architecture)
-from symground.models.architectures.image_tokens import set_images
-from symground.models.attachment.attaching import attach
+from symground.models.architectures import set_images
+from symground.models.attachment import attach
 from symground.models.loading.mamba_ssm import is_mamba_ssm, load_mamba_ssm
 from symground.optional import check_device, require
 from symground.panics import panics_named

@@ -1,1 +1,27 @@
 """Forward passes of other kinds: from a KV cache, from the middle, layer by layer, with less memory."""
+
+from symground.models.passes.activation_memory import Kept, checkpointed, frozen, offloaded
+from symground.models.passes.gating import gated
+from symground.models.passes.inputs import check_inputs, check_length, check_weights, positions_of, readable_ids
+from symground.models.passes.kv_cache import Reader, State
+from symground.models.passes.partial_forward import Replay, replays
+from symground.models.passes.residual_states import final_norm, residual_stream
+
+__all__ = [
+    "Kept",
+    "Reader",
+    "Replay",
+    "State",
+    "check_inputs",
+    "check_length",
+    "check_weights",
+    "checkpointed",
+    "final_norm",
+    "frozen",
+    "gated",
+    "offloaded",
+    "positions_of",
+    "readable_ids",
+    "replays",
+    "residual_stream",
+]

@@ -15,8 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from symground.models.hooks.forward_hooks import forward_as, own_forward
-from symground.models.hooks.scopes import remembering
+from symground.models.hooks import forward_as, own_forward, remembering
 from symground.models.passes.layer_list import decoder_layers
 
 _LOCK = threading.RLock()

@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.models.attachment.lookup import mixers
-from symground.models.hooks.mixers import Replacement, Tap, tapped
-from symground.models.trials.output_head import readout
+from symground.models.attachment import mixers
+from symground.models.hooks import Replacement, Tap, tapped
+from symground.models.trials import readout
 
 
 def gated(

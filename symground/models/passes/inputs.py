@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from symground.models.architectures.image_tokens import PatchEmbedding, id_limit
-from symground.models.attachment.lookup import check_model
-from symground.models.trials.output_head import readout
+from symground.models.architectures import PatchEmbedding, id_limit
+from symground.models.attachment import check_model
+from symground.models.trials import readout
 
 #: What an analysis gives the model itself, and why nobody else may.
 _TAKEN = {

@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.models.architectures.lstm import LSTMState
-from symground.models.hooks.mixers import untapped
-from symground.models.trials.batch_invariance import check_lengths, stretch_of
-from symground.models.trials.output_head import (
+from symground.models.architectures import LSTMState
+from symground.models.hooks import untapped
+from symground.models.trials import (
     Readout,
     agree,
+    check_lengths,
     head_of,
     readout,
+    stretch_of,
     surprisal_of,
     trial_ids,
+    tried,
     verified_readout,
 )
-from symground.models.trials.trying import tried
 
 _TRIAL = 16
 

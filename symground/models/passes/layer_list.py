@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
-from symground.models.attachment.lookup import mixers
+from symground.models.attachment import mixers
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[list[nn.Module], dict[int, int]]:

@@ -9,11 +9,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from symground.models.attachment.lookup import mixers
-from symground.models.hooks.forward_hooks import hooked
-from symground.models.hooks.mixers import Mixer, head_outputs, untapped
-from symground.models.trials.output_head import readout, trial_ids
-from symground.models.trials.trying import is_plain, tried
+from symground.models.attachment import mixers
+from symground.models.hooks import Mixer, head_outputs, hooked, untapped
+from symground.models.trials import is_plain, readout, trial_ids, tried
 
 
 def output_projections(model: PreTrainedModel) -> dict[int, nn.Module]:

@@ -19,14 +19,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import Cache, PreTrainedModel
 
 from symground import ops
-from symground.models.attachment.lookup import mixers
-from symground.models.hooks.forward_hooks import forward_as, hooked
-from symground.models.hooks.mixers import Replacement, Tap, head_outputs, tapped
+from symground.models.attachment import mixers
+from symground.models.hooks import Replacement, Tap, forward_as, head_outputs, hooked, tapped
 from symground.models.passes.kv_cache import Reader
 from symground.models.passes.layer_list import decoder_layers
 from symground.models.passes.output_projection import head_weights, output_projections
-from symground.models.trials.output_head import agree, hidden_states, readout, trial_ids
-from symground.models.trials.trying import tried
+from symground.models.trials import agree, hidden_states, readout, trial_ids, tried
 from symground.ops.attention.mixing import valid_keys
 
 _Mixed = tuple[Tensor, Tensor, Tensor, float]

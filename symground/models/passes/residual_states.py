@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from symground.models.architectures.lstm import LSTMForCausalLM
-from symground.models.hooks.forward_hooks import hooked
-from symground.models.hooks.mixers import untapped
+from symground.models.architectures import LSTMForCausalLM
+from symground.models.hooks import hooked, untapped
 from symground.models.passes.layer_list import decoder_layers
-from symground.models.trials.output_head import agree, hidden_states, readout, trial_ids
+from symground.models.trials import agree, hidden_states, readout, trial_ids
 
 
 def residual_stream(model: PreTrainedModel, input_ids: Tensor, **inputs: Any) -> Tensor:

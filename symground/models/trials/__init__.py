@@ -1,1 +1,31 @@
 """What a few tokens tell about a model: its logits head, and whether a text is read the same in every pass."""
+
+from symground.models.trials.batch_invariance import check_lengths, stretch_of
+from symground.models.trials.determinism import check_deterministic
+from symground.models.trials.output_head import (
+    Readout,
+    agree,
+    head_of,
+    hidden_states,
+    readout,
+    surprisal_of,
+    trial_ids,
+    verified_readout,
+)
+from symground.models.trials.trying import is_plain, tried
+
+__all__ = [
+    "Readout",
+    "agree",
+    "check_deterministic",
+    "check_lengths",
+    "head_of",
+    "hidden_states",
+    "is_plain",
+    "readout",
+    "stretch_of",
+    "surprisal_of",
+    "trial_ids",
+    "tried",
+    "verified_readout",
+]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.models.hooks.mixers import device_of, untapped
+from symground.models.hooks import device_of, untapped
 from symground.models.trials.output_head import agree, hidden_states, trial_ids
 from symground.models.trials.trying import hooked_by_others
 

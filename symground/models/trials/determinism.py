@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 
-from symground.models.hooks.mixers import device_of, untapped
+from symground.models.hooks import device_of, untapped
 from symground.models.trials.output_head import hidden_states, trial_ids
 from symground.models.trials.trying import hooked_by_others
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from symground import ops
-from symground.models.hooks.mixers import device_of, untapped
+from symground.models.hooks import device_of, untapped
 from symground.models.trials.trying import is_plain, tried
 
 #: Logits that are made at once where the head is more than a product.

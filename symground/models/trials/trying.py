@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as of_all_modules
 
-from symground.models.hooks.forward_hooks import given_forward
+from symground.models.hooks import given_forward
 
 T = TypeVar("T")
 _KNOWN: WeakKeyDictionary[nn.Module, dict[str, tuple[Any, Any]]] = WeakKeyDictionary()

@@ -10,9 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 
-from symground.analysis.statistics.emergence_step import emergence
-from symground.analysis.statistics.intervals import resampled
-from symground.analysis.statistics.mixed_models import mixed_effects
+from symground.analysis.statistics import emergence, mixed_effects, resampled
 from symground.data.nouns import cdi_categories
 from symground.reports.figures import MATCHED, MISMATCHED, band, colours, figure_of
 from symground.reports.formats import interval, with_interval

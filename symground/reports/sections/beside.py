@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from symground.analysis.statistics.emergence_step import emergence
-from symground.analysis.statistics.intervals import holm, paired
+from symground.analysis.statistics import emergence, holm, paired
 from symground.reports.figures import band, colours, figure_of
 from symground.reports.parts import Picture, Section, Sheet, Study, last_checkpoints
 from symground.reports.sections.causal import intervention_table

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from symground.analysis.causal.controls import enough
-from symground.analysis.statistics.intervals import holm
+from symground.analysis.causal import enough
+from symground.analysis.statistics import holm
 from symground.reports.formats import control_cell, number, signed, stars, with_interval
 from symground.reports.parts import Picture, Section, Sheet, Study
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from symground.analysis.statistics.r2 import peak
+from symground.analysis.statistics import peak
 from symground.reports.figures import colours, figure_of
 from symground.reports.parts import Picture, Section, Sheet, Study
 

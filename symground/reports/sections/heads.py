@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from symground.analysis.heads.finding import DENOMINATORS, KINDS
+from symground.analysis.heads import DENOMINATORS, KINDS
 from symground.folders import evenly
 from symground.reports.figures import colours, figure_of
 from symground.reports.parts import Picture, Section, Sheet, Study, last_checkpoints

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
-from symground.analysis.probing.examples import PATCHES
+from symground.analysis.probing import PATCHES
 from symground.reports.figures import colours, figure_of
 from symground.reports.parts import Picture, Section, Sheet, Study, last_checkpoints
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from symground.analysis.causal.controls import enough
+from symground.analysis.causal import enough
 from symground.reports.figures import colours, figure_of
 from symground.reports.formats import control_cell, number, with_interval
 from symground.reports.parts import Picture, Section, Sheet, Study, last_checkpoints
