@@ -9,7 +9,7 @@ import torch
 
 from symground.analysis.tracing.lens import _Fitter
 from symground.models import create
-from symground.models.trials.output_head import hidden_states
+from symground.models.trials import hidden_states
 
 STAGE = "tuned lens"
 FORWARD, STEP = "one forward pass", "a step of the lens"

@@ -157,7 +157,7 @@ def score_points() -> list[dict[str, Any]]:
     """A grid of probes, scored and streamed to disk, and what it leaves there."""
     import tempfile
 
-    from symground.analysis.probing.scoring import score_to_parquet
+    from symground.analysis.probing import score_to_parquet
 
     rows = []
     for preset, contexts in (("gpt2-4l", 10), ("gpt2-4l", 40), ("gpt2-12l", 10), ("gpt2-12l-768", 10)):

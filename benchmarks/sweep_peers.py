@@ -48,7 +48,7 @@ def _ours(sweep: Sweep, **options: Any) -> Run:
 
 def _batches(sweep: Sweep, model: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """(ids [B,T], targets [B]) of one length, in batches of as many rows as ours go through a layer with."""
-    from symground.analysis.probing.scan import MEMORY
+    from symground.analysis.probing import MEMORY
 
     examples = sweep.grid.probes().matched()
     lengths = examples.prediction + 1

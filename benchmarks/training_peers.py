@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from symground.heap import kept
 from symground.models import create
-from symground.models.architectures.attention import unpadded
+from symground.models.architectures import unpadded
 from symground.ops.common import extension
 from symground.training import Hardware, TrainSettings
 from symground.training.step import Trainer, optimizer_of
