@@ -5,35 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from symground.analysis.probing.contexts import Context
+from symground.analysis.probing.examples import Ids, Row
 from symground.data.images import Shown, patch_ids
 from symground.data.words import IMAGE, TIERS, env, lan, lan_tokens, speaker
 from symground.panics import panics_named
 from symground.typed import told
 
-Ids = tuple[int, ...]
-
-
-class Row(NamedTuple):
-    """One context with one noun in its slot."""
-
-    before: Ids
-    noun: Ids
-    """The noun, or an image that shows it."""
-    after: Ids
-    patches: tuple[int, ...] = ()
-    """Of an image, which of its ids show the noun."""
-    outside: int = 0
-    """How many ids stand before the first utterance."""
-
-    @property
-    def ids(self) -> Ids:
-        return self.before + self.noun + self.after
+_Rows = tuple[tuple[Row, ...], ...]
 
 
 class Encoder(Protocol):
@@ -185,9 +169,6 @@ class TextEncoder:
         if not spelling:
             raise ValueError(f"tokenizer: it gives no token for {text[start:stop]!r} in {text!r}")
         return tuple(ids), (spelling[0], spelling[-1] + 1)
-
-
-_Rows = tuple[tuple[Row, ...], ...]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Examples: rows of ids with what is predicted after each, and the groups of positions that analyses tell apart."""
+"""Rows of ids: a context with a noun in it, and examples with what is predicted after each and their groups."""
 
 from __future__ import annotations
 
@@ -8,11 +8,30 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+Ids = tuple[int, ...]
+
 #: The ground of a question about an image, in place of "env" as a key group.
 IMAGE = "image"
 #: A noun that an image shows stands in several places: "env" is the last of them, this group the others. Flow from them
 #: is flow from the noun into the prediction, and flow from the rest of the image into its last patch.
 PATCHES = "patches"
+
+
+class Row(NamedTuple):
+    """One context with one noun in its slot."""
+
+    before: Ids
+    noun: Ids
+    """The noun, or an image that shows it."""
+    after: Ids
+    patches: tuple[int, ...] = ()
+    """Of an image, which of its ids show the noun."""
+    outside: int = 0
+    """How many ids stand before the first utterance."""
+
+    @property
+    def ids(self) -> Ids:
+        return self.before + self.noun + self.after
 
 
 class Examples(NamedTuple):

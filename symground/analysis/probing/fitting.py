@@ -8,8 +8,7 @@ from transformers import PreTrainedModel
 
 from symground.analysis.probing.questions import Asked, ImageQuestions
 from symground.analysis.probing.sentence_probes import Probes
-from symground.models.architectures import id_limit
-from symground.models.passes import check_weights, positions_of
+from symground.models.passes import check_weights, id_limit, positions_of
 from symground.models.trials import check_deterministic, readout
 from symground.typed import told
 

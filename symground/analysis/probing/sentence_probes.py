@@ -18,8 +18,8 @@ from torch import Tensor
 
 from symground.analysis.checks import check_mapping, words_of
 from symground.analysis.probing.contexts import Context, of_images, read_contexts
-from symground.analysis.probing.encoding import Ids, ProbeImages, Row, StudyEncoder, encoder_of
-from symground.analysis.probing.examples import PATCHES, Examples
+from symground.analysis.probing.encoding import ProbeImages, StudyEncoder, encoder_of
+from symground.analysis.probing.examples import PATCHES, Examples, Ids, Row
 from symground.analysis.probing.mismatches import pairs_of
 from symground.data import STUDY_NOUNS
 from symground.data.words import IMAGE, TIERS

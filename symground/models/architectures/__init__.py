@@ -2,7 +2,7 @@
 
 from symground.models.architectures.attention import NAME, UNPADDED, register, unpadded
 from symground.models.architectures.gelu import fuse_gelu, write_out_gelu
-from symground.models.architectures.image_tokens import PatchEmbedding, id_limit, set_images, with_images
+from symground.models.architectures.image_tokens import PatchEmbedding, set_images, with_images
 from symground.models.architectures.lstm import LSTMConfig, LSTMForCausalLM, LSTMState
 from symground.models.architectures.mamba2 import MambaMixer, give_back_mamba, initialize_decay, mamba_mixers
 
@@ -16,7 +16,6 @@ __all__ = [
     "PatchEmbedding",
     "fuse_gelu",
     "give_back_mamba",
-    "id_limit",
     "initialize_decay",
     "mamba_mixers",
     "register",

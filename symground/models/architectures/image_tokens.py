@@ -25,7 +25,6 @@ from transformers import (
 )
 
 from symground.models.architectures.lstm import LSTMConfig, LSTMForCausalLM
-from symground.models.trials import readout
 
 
 class PatchEmbedding(nn.Embedding):
@@ -136,10 +135,3 @@ def set_images(model: PreTrainedModel, features: NDArray[Any] | Tensor) -> None:
         raise ValueError(f"features: expected [N,P,{width}], got {list(features.shape)}")
     table = torch.from_numpy(features) if isinstance(features, np.ndarray) else features
     embedding.features = table.flatten(0, 1)
-
-
-def id_limit(model: PreTrainedModel) -> int:
-    """How many ids the model can read: its words, and the patches of the images it was given."""
-    embedding = model.get_input_embeddings()
-    features = embedding.features if isinstance(embedding, PatchEmbedding) else None
-    return readout(model).weight.shape[0] + (0 if features is None else len(features))

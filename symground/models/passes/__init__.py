@@ -2,7 +2,14 @@
 
 from symground.models.passes.activation_memory import Kept, checkpointed, frozen, offloaded
 from symground.models.passes.gating import gated
-from symground.models.passes.inputs import check_inputs, check_length, check_weights, positions_of, readable_ids
+from symground.models.passes.inputs import (
+    check_inputs,
+    check_length,
+    check_weights,
+    id_limit,
+    positions_of,
+    readable_ids,
+)
 from symground.models.passes.kv_cache import Reader, State
 from symground.models.passes.partial_forward import Replay, replays
 from symground.models.passes.residual_states import final_norm, residual_stream
@@ -19,6 +26,7 @@ __all__ = [
     "final_norm",
     "frozen",
     "gated",
+    "id_limit",
     "offloaded",
     "positions_of",
     "readable_ids",

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from symground.models.architectures import PatchEmbedding, id_limit
+from symground.models.architectures import PatchEmbedding
 from symground.models.attachment import check_model
 from symground.models.trials import readout
 
@@ -106,3 +106,10 @@ def readable_ids(model: PreTrainedModel) -> int:
     if isinstance(embedding, PatchEmbedding) and embedding.features is None:
         return 2**62  # it says itself what lacks
     return max(id_limit(model), getattr(embedding, "num_embeddings", 0))
+
+
+def id_limit(model: PreTrainedModel) -> int:
+    """How many ids the model can read: its words, and the patches of the images it was given."""
+    embedding = model.get_input_embeddings()
+    features = embedding.features if isinstance(embedding, PatchEmbedding) else None
+    return readout(model).weight.shape[0] + (0 if features is None else len(features))

@@ -1,7 +1,5 @@
 """What a few tokens tell about a model: its logits head, and whether a text is read the same in every pass."""
 
-from symground.models.trials.batch_invariance import check_lengths, stretch_of
-from symground.models.trials.determinism import check_deterministic
 from symground.models.trials.output_head import (
     Readout,
     agree,
@@ -12,6 +10,7 @@ from symground.models.trials.output_head import (
     trial_ids,
     verified_readout,
 )
+from symground.models.trials.reproducibility import check_deterministic, check_lengths, stretch_of
 from symground.models.trials.trying import is_plain, tried
 
 __all__ = [

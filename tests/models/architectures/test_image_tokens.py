@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import symground as sg
 from symground.models import create, set_images
-from symground.models.architectures.image_tokens import PatchEmbedding, id_limit
+from symground.models.architectures.image_tokens import PatchEmbedding
+from symground.models.passes.inputs import id_limit
 
 WORDS, PATCHES, WIDTH = 50, 4, 8
 FEATURES = np.random.default_rng(0).standard_normal((3, PATCHES, WIDTH)).astype(np.float16)

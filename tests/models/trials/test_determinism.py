@@ -19,7 +19,7 @@ from symground.analysis.causal.behaviour import behaviour
 from symground.analysis.causal.head_steering import steering
 from symground.analysis.probing.answering import choices
 from symground.data import Corpus
-from symground.models.trials.determinism import check_deterministic
+from symground.models.trials.reproducibility import check_deterministic
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 

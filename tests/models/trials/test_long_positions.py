@@ -18,7 +18,7 @@ from symground.analysis.causal.behaviour import behaviour
 from symground.analysis.probing.answering import choices
 from symground.data import Corpus
 from symground.models.passes.kv_cache import Reader
-from symground.models.trials.batch_invariance import stretch_of
+from symground.models.trials.reproducibility import stretch_of
 
 LIMIT = 9
 
