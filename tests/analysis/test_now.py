@@ -20,7 +20,7 @@ from symground.analysis import Probes
 from symground.analysis.causal.behaviour import behaviour
 from symground.analysis.probing.answering import choices
 from symground.data import Corpus
-from symground.models.trials.trying import state_of
+from symground.models.trials.cached_trials import state_of
 
 
 class Adapter(nn.Module):

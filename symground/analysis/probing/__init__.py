@@ -4,7 +4,7 @@ from symground.analysis.probing.answering import Choices, answers, choices, pope
 from symground.analysis.probing.contexts import Context, context_of, of_images, read_contexts, with_gap
 from symground.analysis.probing.encoding import ProbeImages
 from symground.analysis.probing.examples import IMAGE, PATCHES, Examples
-from symground.analysis.probing.fitting import check_asked, check_fits
+from symground.analysis.probing.probe_checks import check_asked, check_fits
 from symground.analysis.probing.questions import Asked, ImageQuestions, image_questions
 from symground.analysis.probing.scan import MEMORY
 from symground.analysis.probing.scoring import score, score_to_parquet

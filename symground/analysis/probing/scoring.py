@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from symground.analysis.probing.fitting import check_asked, check_fits
+from symground.analysis.probing.probe_checks import check_asked, check_fits
 from symground.analysis.probing.scan import scan
 from symground.analysis.probing.sentence_probes import Probes
 from symground.folders import read_json, replacing, write_json

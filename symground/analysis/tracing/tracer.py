@@ -90,7 +90,6 @@ def trace(
     Source: Wang et al. 2023 (saliency), arXiv 2510.13796 (flow into the prediction position), Shrikumar et al. 2016
     ("Not just a black box", gradient × input).
     """
-    check_weights(model)
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     layers = mixers(model)
@@ -102,6 +101,7 @@ def trace(
         check_fits(model, input_ids, images=True)
         given = of_examples(input_ids.matched(), beside)
     else:
+        check_weights(model)
         check_deterministic(model)
         if isinstance(input_ids, Examples):
             given = of_examples(input_ids, beside)

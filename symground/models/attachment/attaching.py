@@ -20,7 +20,7 @@ from symground.models.architectures import (
     mamba_mixers,
     write_out_gelu,
 )
-from symground.models.attachment.calls import hook_calls
+from symground.models.attachment.call_arguments import hook_calls
 from symground.models.attachment.lookup import (
     ATTACHED,
     INSTEAD,

@@ -1,5 +1,6 @@
 """What a few tokens tell about a model: its logits head, and whether a text is read the same in every pass."""
 
+from symground.models.trials.cached_trials import is_plain, tried
 from symground.models.trials.output_head import (
     Readout,
     agree,
@@ -11,7 +12,6 @@ from symground.models.trials.output_head import (
     verified_readout,
 )
 from symground.models.trials.reproducibility import check_deterministic, check_lengths, stretch_of
-from symground.models.trials.trying import is_plain, tried
 
 __all__ = [
     "Readout",

@@ -19,8 +19,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 
 from symground.models.hooks import device_of, untapped
+from symground.models.trials.cached_trials import hooked_by_others
 from symground.models.trials.output_head import agree, hidden_states, trial_ids
-from symground.models.trials.trying import hooked_by_others
 
 #: Of a setting that makes passes differ in training: dropout, layerdrop, drop_path, attn_pdrop, router_jitter_noise, …
 _RANDOM = re.compile(r"drop|jitter|noise", re.IGNORECASE)

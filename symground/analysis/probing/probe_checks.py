@@ -38,8 +38,9 @@ def check_fits(model: PreTrainedModel, probes: Asked, images: bool = False) -> N
     tokens, context = probes.longest
     if positions is not None and tokens > positions:
         raise ValueError(f"probes: context {context} has {tokens} tokens, the model has {positions} positions")
-    rows, limit = readout(model).weight.shape[0], id_limit(model)
+    limit = id_limit(model)
     if probes.largest_id >= limit:
+        rows = readout(model).weight.shape[0]
         has = f" and its {limit - rows} patches of images" if limit > rows else ""
         raise ValueError(
             f"probes: id {probes.largest_id} is outside the model's vocabulary of {rows}{has}; is this its tokenizer?"
