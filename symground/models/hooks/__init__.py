@@ -1,6 +1,17 @@
 """What a forward pass is asked and what it shows: taps of mixers, and hooks that one thread alone sees."""
 
-from symground.models.hooks.forward_hooks import forward_as, given_forward, hooked, own_forward
+from symground.models.hooks.forward_hooks import (
+    forward_as,
+    given_forward,
+    hooked,
+    hooked_by_others,
+    hooks_of,
+    hooks_of_all,
+    is_ours,
+    is_plain,
+    is_trusted,
+    own_forward,
+)
 from symground.models.hooks.mixers import (
     Mixer,
     Replacement,
@@ -29,6 +40,12 @@ __all__ = [
     "given_forward",
     "head_outputs",
     "hooked",
+    "hooked_by_others",
+    "hooks_of",
+    "hooks_of_all",
+    "is_ours",
+    "is_plain",
+    "is_trusted",
     "own_forward",
     "place",
     "remember_when_checkpointing",

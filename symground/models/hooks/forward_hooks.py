@@ -1,17 +1,21 @@
-"""Other forward functions and hooks of a model's own modules for a while, for the passes of one thread."""
+"""Hooks and forward functions of modules: ours for a while, for the passes of one thread; and whether others' act."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
+from torch.nn.modules import module as of_all_modules
 
 _HERE = threading.local()
 """``forwards``: of this thread, module → what stands in for its forward function."""
 _LOCK = threading.RLock()
+#: Their code changes what a module gives only together with something that is looked at.
+_TRUSTED = ("torch", "transformers", "accelerate", "symground")
 
 
 class _StandIn:
@@ -100,3 +104,45 @@ def hooked(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module is of this very class, and nothing changes what its forward function gives."""
+    own = given_forward(module)
+    moved_only = own is None or _root(own) == "accelerate"
+    return type(module) is kind and moved_only and not hooks_of(module) and not hooks_of_all()
+
+
+def hooked_by_others(model: nn.Module) -> bool:
+    """Whether hooks or forward functions of others act on the model: what they do may depend on anything."""
+
+    def acts(what: Callable[..., Any] | None) -> bool:
+        return what is not None and not is_trusted(what)
+
+    return hooks_of_all() or any(acts(given_forward(x)) or any(map(acts, hooks_of(x))) for x in model.modules())
+
+
+def hooks_of_all() -> bool:
+    """Whether there are hooks of all modules of the process."""
+    return bool(of_all_modules._global_forward_hooks or of_all_modules._global_forward_pre_hooks)
+
+
+def hooks_of(module: nn.Module) -> list[Callable[..., Any]]:
+    """All forward hooks of a module, ours among them."""
+    # Copied at once: another thread may add or remove one meanwhile.
+    return [*list(module._forward_pre_hooks.values()), *list(module._forward_hooks.values())]
+
+
+def is_trusted(what: Any) -> bool:
+    """Whether a hook, a forward function or a class is of a package whose code we know."""
+    return _root(what) in _TRUSTED
+
+
+def is_ours(what: Any) -> bool:
+    return _root(what) == "symground"
+
+
+def _root(what: Any) -> str:
+    while isinstance(what, partial):
+        what = what.func
+    return (getattr(what, "__module__", None) or "").partition(".")[0]

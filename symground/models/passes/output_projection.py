@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from symground.models.attachment import mixers
-from symground.models.hooks import Mixer, head_outputs, hooked, untapped
-from symground.models.trials import is_plain, readout, trial_ids, tried
+from symground.models.hooks import Mixer, head_outputs, hooked, is_plain, untapped
+from symground.models.trials import readout, trial_ids, tried
 
 
 def output_projections(model: PreTrainedModel) -> dict[int, nn.Module]:

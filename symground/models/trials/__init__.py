@@ -1,6 +1,6 @@
 """What a few tokens tell about a model: its logits head, and whether a text is read the same in every pass."""
 
-from symground.models.trials.cached_trials import is_plain, tried
+from symground.models.trials.cached_trials import tried
 from symground.models.trials.output_head import (
     Readout,
     agree,
@@ -20,7 +20,6 @@ __all__ = [
     "check_lengths",
     "head_of",
     "hidden_states",
-    "is_plain",
     "readout",
     "stretch_of",
     "surprisal_of",

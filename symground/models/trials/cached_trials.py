@@ -9,21 +9,16 @@ functions or classes of others, which may hold a state of their own) nothing is 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as of_all_modules
 
-from symground.models.hooks import given_forward
+from symground.models.hooks import given_forward, hooked_by_others, hooks_of, hooks_of_all, is_ours, is_trusted
 
 T = TypeVar("T")
 _KNOWN: WeakKeyDictionary[nn.Module, dict[str, tuple[Any, Any]]] = WeakKeyDictionary()
-_OURS = "symground"
-#: Their code changes what a module gives only together with something that is looked at.
-_TRUSTED = ("torch", "transformers", "accelerate", _OURS)
 _SETTINGS = {bool, int, float, str, type(None), torch.dtype, torch.device}
 _LISTS = {list, tuple, set, frozenset}
 _OF_EVERY_MODULE = set(vars(nn.Module())) - {"training"}
@@ -47,27 +42,20 @@ def tried(model: nn.Module, name: str, trial: Callable[[], T], if_hooked: Callab
     return outcome
 
 
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module is of this very class, and nothing changes what its forward function gives."""
-    own = given_forward(module)
-    moved_only = own is None or _root(own) == "accelerate"
-    return type(module) is kind and moved_only and not _hooks(module) and not _of_all()
-
-
 @torch.no_grad()
 def state_of(model: nn.Module) -> tuple[Any, ...] | None:
     """All that the outcome of a trial may depend on; None where that cannot be told."""
-    if _of_all():
+    if hooks_of_all():
         return None
     found: list[Any] = []
     tensors: list[Tensor] = []
     configurations: dict[int, Any] = {}
     for module in model.modules():
-        kind, own, hooks = type(module), given_forward(module), _hooks(module)
-        if not _is_trusted(kind) or (own is not None and not _is_trusted(own)) or not all(map(_is_trusted, hooks)):
+        kind, own, hooks = type(module), given_forward(module), hooks_of(module)
+        if not is_trusted(kind) or (own is not None and not is_trusted(own)) or not all(map(is_trusted, hooks)):
             return None
         # By number, or what is remembered would keep the model alive.
-        found += (id(module), kind, kind.forward, id(own), *(id(f) for f in hooks if _root(f) != _OURS))
+        found += (id(module), kind, kind.forward, id(own), *(id(f) for f in hooks if not is_ours(f)))
         values = dict(vars(module))
         _add_settings(values, found)
         tensors += values["_parameters"].values()
@@ -80,35 +68,6 @@ def state_of(model: nn.Module) -> tuple[Any, ...] | None:
     found += [(id(x), x.data_ptr() if _is_there(x) else 0, _version(x), x.dtype, x.shape) for x in tensors]
     found += _numbers(tensors)
     return tuple(found)
-
-
-def hooked_by_others(model: nn.Module) -> bool:
-    """Whether hooks or forward functions of others act on the model: what they do may depend on anything."""
-
-    def acts(what: Callable[..., Any] | None) -> bool:
-        return what is not None and not _is_trusted(what)
-
-    return _of_all() or any(acts(given_forward(x)) or any(map(acts, _hooks(x))) for x in model.modules())
-
-
-def _of_all() -> bool:
-    """Whether there are hooks of all modules of the process."""
-    return bool(of_all_modules._global_forward_hooks or of_all_modules._global_forward_pre_hooks)
-
-
-def _hooks(module: nn.Module) -> list[Callable[..., Any]]:
-    # Copied at once: another thread may add or remove one meanwhile.
-    return [*list(module._forward_pre_hooks.values()), *list(module._forward_hooks.values())]
-
-
-def _is_trusted(what: Any) -> bool:
-    return _root(what) in _TRUSTED
-
-
-def _root(what: Any) -> str:
-    while isinstance(what, partial):
-        what = what.func
-    return (getattr(what, "__module__", None) or "").partition(".")[0]
 
 
 def _add_settings(values: dict[Any, Any], found: list[Any]) -> None:

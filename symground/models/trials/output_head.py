@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from symground import ops
-from symground.models.hooks import device_of, untapped
-from symground.models.trials.cached_trials import is_plain, tried
+from symground.models.hooks import device_of, is_plain, untapped
+from symground.models.trials.cached_trials import tried
 
 #: Logits that are made at once where the head is more than a product.
 _AT_ONCE = 2**24

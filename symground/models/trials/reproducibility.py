@@ -18,8 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 
-from symground.models.hooks import device_of, untapped
-from symground.models.trials.cached_trials import hooked_by_others
+from symground.models.hooks import device_of, hooked_by_others, untapped
 from symground.models.trials.output_head import agree, hidden_states, trial_ids
 
 #: Of a setting that makes passes differ in training: dropout, layerdrop, drop_path, attn_pdrop, router_jitter_noise, …
