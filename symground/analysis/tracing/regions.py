@@ -14,7 +14,8 @@ def saliency_by_region(traced: xr.Dataset) -> xr.DataArray:
     Regions are the key groups and "other", the context's remaining tokens. Each is the sum of I over its keys.
     """
     check_trace(traced, "traced")
-    _check_saliency(traced)
+    if "saliency" not in traced:
+        raise ValueError(f"trace: expected one with saliency; {traced.attrs.get('note', 'it was made without')}")
     at_p = traced.saliency.isel(query=traced.prediction)  # (example, layer, key)
     groups = traced.key_group.values.tolist()
     index = {name: [i] for i, name in enumerate(groups) if name != PATCHES} | {"other": [-1]}
@@ -24,8 +25,3 @@ def saliency_by_region(traced: xr.Dataset) -> xr.DataArray:
     by_region: xr.DataArray = xr.concat(sums, dim="region").assign_coords(region=list(index))
     mean: xr.DataArray = by_region.mean("example").transpose("layer", "region")
     return mean
-
-
-def _check_saliency(traced: xr.Dataset) -> None:
-    if "saliency" not in traced:
-        raise ValueError(f"trace: expected one with saliency; {traced.attrs.get('note', 'it was made without')}")
