@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -18,11 +17,10 @@ import pytest
 import symground as sg
 from symground import disk
 from symground.analysis import results, run
+from symground.analysis.probing import scoring
 from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import Corpus
 from symground.models import create
-
-scoring = importlib.import_module("symground.analysis.probing.scoring")  # the package has the function under that name
 
 
 class Lines:

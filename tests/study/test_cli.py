@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ import pytest
 import torch
 
 import symground as sg
+from symground.analysis.probing import scoring
 from symground.analysis.results import read_table
 from symground.cli import main
 from symground.data import Corpus, env, lan
@@ -284,7 +284,6 @@ def test_an_interrupted_scoring_of_a_checkpoint_goes_on(study: Path, tmp_path: P
     copy = tmp_path / "copy"
     shutil.copytree(study, copy)
     shutil.rmtree(copy / "results")
-    scoring = importlib.import_module("symground.analysis.probing.scoring")
     real, scanned = scoring.scan, []
 
     def interrupted(model: object, probes: Any, *rest: object) -> Iterator[Any]:

@@ -26,7 +26,7 @@ PACKAGES = next(Path(p) for p in sys.path if p.endswith("site-packages"))
 SHIPPED = """
 import symground.kernels, symground as sg
 from symground.data import STUDY_NOUNS
-from symground.analysis.probing.sentence_probes import read_contexts
+from symground.analysis.probing import read_contexts
 print(sg.__file__, len(STUDY_NOUNS), len(read_contexts(None)), len(list(symground.kernels.__path__)))
 """
 WORKS = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 import symground as sg
+from symground.analysis.causal import intervention
 from symground.analysis.causal.behaviour import Behaviour, behaviour
 from symground.analysis.causal.controls import Controls
 from symground.analysis.causal.head_steering import steering
@@ -201,14 +201,13 @@ def test_a_control_that_is_short_now_and_then_is_compared(
     """In up to a tenth of the examples; the p is by the draws themselves."""
     probes = sg.probes(corpus.tokenizer).take_contexts([0, 3])
     kept: list[np.ndarray] = []
-    module = sys.modules["symground.analysis.causal.intervention"]
-    measured = module.behaviour
+    measured = intervention.behaviour
 
     def watched(*args: Any) -> Behaviour:
         kept.append(measured(*args).target)
         return measured(*args)
 
-    monkeypatch.setattr(module, "behaviour", watched)
+    monkeypatch.setattr(intervention, "behaviour", watched)
     drawn = Controls.draw
     for short, compared in ((0, True), (1, True), (2, False)):  # of 12 examples
         monkeypatch.setattr(

@@ -12,6 +12,7 @@ from scipy import stats
 from transformers import PreTrainedModel
 
 import symground as sg
+from symground.analysis.causal import head_steering, intervention
 from symground.analysis.causal.behaviour import Behaviour
 from symground.analysis.heads.finding import head_shares
 from symground.analysis.probing.answering import choices
@@ -20,8 +21,6 @@ from symground.data import Corpus
 from symground.models import create, mixers
 
 DRAWS, SEED = 7, 3
-intervene_module: Any = __import__("symground.analysis.causal.intervention", fromlist=["intervene"])
-steering_of: Any = __import__("symground.analysis.causal.head_steering", fromlist=["steering"])
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def probes(corpus: Corpus) -> Probes:
 @pytest.fixture(scope="module")
 def ran(model: PreTrainedModel, probes: Probes) -> tuple[dict[str, Any], list[tuple[Any, Behaviour]]]:
     """The table's row, and each call that measured something: its plans and what was found."""
-    calls, real = [], intervene_module.behaviour
+    calls, real = [], intervention.behaviour
 
     def recorded(model: Any, examples: Any, plans: Any, *more: Any) -> Behaviour:
         found = real(model, examples, plans, *more)
@@ -50,7 +49,7 @@ def ran(model: PreTrainedModel, probes: Probes) -> tuple[dict[str, Any], list[tu
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(intervene_module, "behaviour", recorded)
+        patch.setattr(intervention, "behaviour", recorded)
         table = sg.intervene(
             model, probes, denominator="row", threshold=0.2, draws=DRAWS, seed=SEED, mode="zero", batch_size=64
         )
@@ -125,14 +124,16 @@ def test_steering_by_heads_of_the_other_half(
 ) -> None:
     """What is multiplied, the random heads beside it, and what both do, worked out here."""
     calls: list[tuple[list[frozenset[tuple[int, int]]], float]] = []
-    real, seed, threshold = steering_of.gates_of, 5, 0.1
+    real, seed, threshold = head_steering.gates_of, 5, 0.1
 
     def recorded(model: Any, heads: Any, factor: float) -> Any:
         calls.append((list(heads), factor))
         return real(model, heads, factor)
 
-    monkeypatch.setattr(steering_of, "gates_of", recorded)
-    table = steering_of.steering(model, probes, (0.0, 3.0), threshold=threshold, draws=4, seed=seed).set_index("factor")
+    monkeypatch.setattr(head_steering, "gates_of", recorded)
+    table = head_steering.steering(model, probes, (0.0, 3.0), threshold=threshold, draws=4, seed=seed).set_index(
+        "factor"
+    )
     traced = sg.trace(model, probes, saliency=False)
     shares, context = head_shares(traced, "aggregate", "row").values, traced.context.values
     first = np.random.default_rng(seed).permutation(np.unique(context))[:1]
@@ -167,7 +168,7 @@ def test_steering_by_heads_of_the_other_half(
 
 
 def test_of_no_other_heads_there_is_no_control(model: PreTrainedModel, probes: Probes) -> None:
-    table = steering_of.steering(model, probes, (0.0,), threshold=1e-9, draws=2)
+    table = head_steering.steering(model, probes, (0.0,), threshold=1e-9, draws=2)
     assert table[["control", "control_sd"]].isna().all(axis=None)
     assert (table["short"] == len(probes)).all()
     assert np.isfinite(table["accuracy"]).all()

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 import symground as sg
 from symground.analysis.causal.head_steering import steer, steering
+from symground.analysis.heads import monitoring
 from symground.analysis.heads.monitoring import DETECTORS, _auroc, _bins, _told, monitor
 from symground.analysis.probing.answering import choices
 from symground.analysis.probing.sentence_probes import Probes
@@ -141,9 +142,8 @@ def test_the_monitor_says_how_much_it_saw(model: PreTrainedModel, probes: Probes
 def test_where_no_choice_is_wrong_nothing_is_told(
     model: PreTrainedModel, probes: Probes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = __import__("symground.analysis.heads.monitoring", fromlist=["choices"])
     always = choices(model, probes.matched())._replace(right=np.ones(len(probes), dtype=bool))
-    monkeypatch.setattr(module, "choices", lambda *_, **__: always)
+    monkeypatch.setattr(monitoring, "choices", lambda *_, **__: always)
     found = monitor(model, probes)
     assert np.isnan(found.detectors["auroc"]).all()
     assert (found.detectors["wrong"] == 0).all()

@@ -13,9 +13,9 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy import stats
 
+from symground.analysis.heads import monitoring
 from symground.analysis.probing.answering import Choices
 
-monitor_module: Any = __import__("symground.analysis.heads.monitoring", fromlist=["monitor"])
 CONTEXTS, NOUNS, SEED = 6, 10, 2
 N = CONTEXTS * NOUNS
 CONTEXT = np.repeat(np.arange(CONTEXTS), NOUNS)
@@ -58,10 +58,10 @@ def run(
     of = {True: traced(matched), False: traced(own)}
     asked = Asked()
     for check in ("mixers", "check_fits"):
-        monkeypatch.setattr(monitor_module, check, lambda *_, **__: None)
-    monkeypatch.setattr(monitor_module, "choices", lambda *_, **__: chosen)
-    monkeypatch.setattr(monitor_module, "trace", lambda model, given, **__: of[given is asked])
-    return monitor_module.monitor(None, asked, seed=SEED, **more)
+        monkeypatch.setattr(monitoring, check, lambda *_, **__: None)
+    monkeypatch.setattr(monitoring, "choices", lambda *_, **__: chosen)
+    monkeypatch.setattr(monitoring, "trace", lambda model, given, **__: of[given is asked])
+    return monitoring.monitor(None, asked, seed=SEED, **more)
 
 
 def planted() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -97,7 +97,7 @@ def test_a_half_is_judged_by_nothing_of_itself(monkeypatch: pytest.MonkeyPatch, 
     matched, own = planted()
     wrong = np.random.default_rng(2).random(N) < 0.4
     here = half == FIRST
-    columns = [f"p_{name}" if name in ("flow", "entropy") else name for name in monitor_module.DETECTORS]
+    columns = [f"p_{name}" if name in ("flow", "entropy") else name for name in monitoring.DETECTORS]
     found = run(monkeypatch, matched, own, wrong).examples[columns]
     # Its answers turned round: what is said of them stays, what is said of the other half does not.
     turned = run(monkeypatch, matched, own, np.where(here, ~wrong, wrong)).examples[columns]

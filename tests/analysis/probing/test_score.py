@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import signal
 import subprocess
 import sys
@@ -22,11 +21,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import symground as sg
+from symground.analysis.probing import scoring
 from symground.data import Corpus, CorpusBuilder, GeneratedSettings, add_scenes
 from symground.models import create
 from symground.models.architectures.lstm import LSTMConfig, LSTMForCausalLM
-
-scoring = importlib.import_module("symground.analysis.probing.scoring")  # the package has the function under that name
 
 CONTEXTS = [
     ("asked for a new {}", "i love this"), ("asked for a new {} today", "this is the"), ("the {} fell", "look at the"),
@@ -368,8 +366,7 @@ def test_interrupt_by_signal_keeps_what_was_scored(tmp_path: Path) -> None:
 import sys, torch, symground as sg
 from symground.data import Corpus
 from symground.models import create
-import importlib
-score = importlib.import_module("symground.analysis.probing.scoring")
+from symground.analysis.probing import scoring as score
 torch.set_num_threads(1)
 tokenizer = Corpus.load({str(tmp_path / "data")!r}).tokenizer
 probes = sg.probes(tokenizer)

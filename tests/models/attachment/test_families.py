@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import re
 from pathlib import Path
@@ -23,6 +22,7 @@ import symground as sg
 from symground.analysis.probing.answering import choices
 from symground.data import Corpus
 from symground.models.architectures.attention import _is_window
+from symground.models.attachment import attaching
 
 _SIZES = {
     "vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -276,9 +276,7 @@ def test_compiled_without_a_mask() -> None:
 
 def test_positions_that_begin_after_the_paddings_stay_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
     # Its logits are more than a product, for which it is refused; its positions are of a kind.
-    monkeypatch.setattr(
-        importlib.import_module("symground.models.attachment.attaching"), "verified_readout", lambda model: None
-    )
+    monkeypatch.setattr(attaching, "verified_readout", lambda model: None)
     settings = transformers.RobertaConfig(**{**_SIZES, "pad_token_id": 1, "is_decoder": True})
     torch.manual_seed(0)
     eager = transformers.RobertaForCausalLM._from_config(copy.deepcopy(settings), attn_implementation="eager").eval()

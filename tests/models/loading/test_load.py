@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTo
 
 import symground as sg
 from symground.data.tokenizer import word_level_tokenizer
+from symground.models.loading import pretrained
 from symground.models.loading.pretrained import load_processor
 
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
@@ -217,8 +217,7 @@ def test_a_gguf_file_is_transformers_to_read(folder: Path, monkeypatch: pytest.M
     """A stand-in for the file; what the gguf package writes is read below."""
     (folder / "m.gguf").write_bytes(b"GGUF")
     asked = []
-    module = importlib.import_module("symground.models.loading.pretrained")
-    monkeypatch.setattr(module, "require", lambda *what: asked.append(what))
+    monkeypatch.setattr(pretrained, "require", lambda *what: asked.append(what))
     for kind, what in ((AutoConfig, llama().config), (AutoModelForCausalLM, llama()), (AutoTokenizer, "tokenizer")):
         monkeypatch.setattr(
             kind, "from_pretrained", lambda source, what=what, **how: (asked.append((source, how)), what)[1]
