@@ -57,8 +57,8 @@ class Reader:
         self._stretch = stretch_of(model)
         self._head: Readout | None = None
         self._may_cache, self._cache_name = _caches(model)
-        self._whole = False
-        by_head, resumes, self._whole = tried(model, "reader", self._trial, self._if_hooked)
+        self._all_logits = False
+        by_head, resumes, self._all_logits = tried(model, "reader", self._trial, self._if_hooked)
         self._head = head_of(model) if by_head else None
         self._cache_name = self._cache_name if resumes else None
 
@@ -89,7 +89,7 @@ class Reader:
             kwargs[self._cache_name] = state.cache
         given = ids if on else whole
         if self._head is None:
-            out = self._model(input_ids=given, **({} if self._whole else _keeping(self._model, keep)), **kwargs)
+            out = self._model(input_ids=given, **({} if self._all_logits else _keeping(self._model, keep)), **kwargs)
             seen = out.logits[:, -keep:]
         else:
             out = self._model.base_model(input_ids=given, **kwargs)
