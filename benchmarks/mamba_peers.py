@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from symground import ops
-from symground.ops.common.dispatch import imports
+from symground.ops.common.needs import imports
 
 Run = Callable[[], Any]
 STAGES = ("mamba2 step", "ssd", "ssd saliency")
