@@ -20,8 +20,8 @@ from symground.analysis.checks import check_mapping, words_of
 from symground.analysis.probing.contexts import Context, of_images, read_contexts
 from symground.analysis.probing.encoding import ProbeImages, StudyEncoder, encoder_of
 from symground.analysis.probing.examples import PATCHES, Examples, Ids, Row
-from symground.analysis.probing.mismatches import pairs_of
 from symground.data import STUDY_NOUNS
+from symground.data.nouns import cdi_categories
 from symground.data.words import IMAGE, TIERS
 from symground.shown import as_table, as_text, some
 
@@ -255,13 +255,52 @@ def probes(
         )
     # Of nouns that share a word each is the other's match: neither is scored against the other.
     alike = torch.tensor([[u != v and a == b for v, b in enumerate(words)] for u, a in enumerate(words)])
-    pairs = pairs_of(nouns, mismatches, seed, categories) & ~alike
+    pairs = _pairs_of(nouns, mismatches, seed, categories) & ~alike
     if images is not None and seen:
         pairs &= ~images.also_shown(nouns, len(chosen))
         without = [noun for v, noun in enumerate(nouns) if pairs[:, v].sum() < 2]
         if without:
             raise ValueError(f"images: those of all other nouns show these too, so they have no mismatch: {without}")
     return Probes(tuple(nouns), tuple(chosen), span, rows, targets, pairs, tuple(words))
+
+
+def _pairs_of(
+    nouns: Sequence[str], mismatches: str | int, seed: int = 0, categories: Mapping[str, str] | None = None
+) -> Tensor:
+    """[V,V] bool: whether ENV noun u is scored with target v. A noun is always scored with itself.
+
+    Args:
+        nouns: V of them.
+        mismatches: "all", so many other nouns at random for each target, or "category".
+        seed: of the random choice; the same in every context, so that contexts are compared alike.
+        categories: noun → category; None takes the CDI's.
+
+    Raises:
+        ValueError: a number that does not fit, nouns without a category or alone in theirs (names them).
+    """
+    count = len(nouns)
+    same = torch.eye(count, dtype=torch.bool)
+    if mismatches == "all":
+        return torch.ones(count, count, dtype=torch.bool)
+    if isinstance(mismatches, int) and not isinstance(mismatches, bool):
+        if not 1 <= mismatches < count:
+            raise ValueError(f"mismatches: expected 1 to {count - 1} of the other nouns, got {mismatches}")
+        rng = np.random.default_rng(seed)
+        for v in range(count):
+            others = np.delete(np.arange(count), v)
+            same[torch.from_numpy(rng.choice(others, mismatches, replace=False)), v] = True
+        return same
+    if mismatches != "category":
+        raise ValueError(f"mismatches: expected 'all', 'category' or how many, got {mismatches!r}")
+    known = cdi_categories() if categories is None else categories
+    without = [noun for noun in nouns if noun not in known]
+    if without:
+        raise ValueError(f"mismatches: no category is known of {', '.join(without)}; give categories")
+    of = [known[noun] for noun in nouns]
+    alone = [noun for noun, category in zip(nouns, of, strict=True) if of.count(category) == 1]
+    if alone:
+        raise ValueError(f"mismatches: no other noun has the category of {', '.join(alone)}")
+    return torch.tensor([[a == b for b in of] for a in of])
 
 
 def split_contexts(tokenizer: Any, contexts: Iterable[Context]) -> tuple[list[Context], dict[Context, list[str]]]:
