@@ -216,7 +216,7 @@ def test_logits_of_a_step_are_made_as_a_whole_up_to_a_size(
     monkeypatch.setattr(step_of.ops, "linear_cross_entropy", lambda *a, impl, **k: asked.append(impl) or whole(*a, **k))
     rows = torch.arange(24).reshape(2, 12)
     loss = step_of._Loss(gpt2, precision)
-    monkeypatch.setattr(step_of._extension, "library", None)
+    monkeypatch.setattr(step_of.extension, "library", None)
     for limit in (24 * 101, 24 * 101 - 1):
         monkeypatch.setattr(step_of, "FULL_LOGITS", limit)
         loss(rows, rows)
