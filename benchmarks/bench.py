@@ -1,4 +1,4 @@
-"""Every number to hold, beside its peers: a table, a JSON file, a picture. `symground bench` runs this.
+"""Every number to hold, beside its peers: a table, a JSON file, a picture.
 
 Each suite is a file of pytest benchmarks in a process of its own, so that one that fails or is killed costs no other;
 what a suite measured at this revision, on this machine, is not measured again.
@@ -6,6 +6,7 @@ what a suite measured at this revision, on this machine, is not measured again.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -23,6 +24,7 @@ from benchmarks import measure
 from benchmarks.bench_picture import picture
 from benchmarks.goals import GOALS, Goal, Row, machine_of, needs_cuda, rows_of
 from symground.folders import read_json, write_json
+from symground.optional import require
 from symground.training.provenance import versions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -351,3 +353,20 @@ def _compare(path: str, result: dict[str, Any], say: Say) -> None:
         say(f"slower: {line}")
     if not found:
         say(f"nothing is slower than in {path}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=(), metavar="SUITE", help=f"{', '.join(SUITES)}; all by default")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/bench"), help="folder of the results: SUITE.json, bench.*"
+    )
+    parser.add_argument("--compare", help="an older bench.json: what has become slower since is told")
+    parser.add_argument("--again", action="store_true", help="measure what is there already of this revision")
+    given = parser.parse_args(argv)
+    try:
+        require("pytest_benchmark", "benchmarks", "symground[test]")
+        return bench(given.only, given.out.resolve(), given.compare, given.again)
+    except (ValueError, ImportError) as error:
+        print(error, file=sys.stderr)
+        return 1

@@ -38,7 +38,7 @@ def rows_of(result: dict[str, Any]) -> list[Row]:
 
 
 def machine_of(result: dict[str, Any], file: Path) -> str:
-    info = result.get("machine_info") or result.get("machine")  # the latter in what `symground bench` writes
+    info = result.get("machine_info") or result.get("machine")  # the latter in what `python -m benchmarks` writes
     if info is None:  # a part of the GPU record: the part `machine` lies beside it
         beside = file.with_name("machine.json")
         info = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}

@@ -27,10 +27,12 @@ ROOT = Path(symground.__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import page_tables  # noqa: E402
+from benchmarks.__main__ import MEASUREMENTS  # noqa: E402
+from benchmarks.__main__ import main as run_benchmarks  # noqa: E402
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = ("data", "training", "analyses", "findings", "kernels", "study")
-DATA, TRAINING, ANALYSES, FINDINGS, KERNELS, STUDY, RESEARCH = (
+COMMANDS = ("data", "training", "analyses", "findings", "study")
+DATA, TRAINING, ANALYSES, FINDINGS, STUDY, RESEARCH = (
     (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in (*COMMANDS, "research")
 )
 
@@ -77,9 +79,7 @@ def test_python_of_the_readme(tmp_path: Path, llava_folder: Path, monkeypatch: p
     assert probe.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize(
-    "page", [README, DATA, TRAINING, ANALYSES, FINDINGS, KERNELS, STUDY], ids=["README", *COMMANDS]
-)
+@pytest.mark.parametrize("page", [README, DATA, TRAINING, ANALYSES, FINDINGS, STUDY], ids=["README", *COMMANDS])
 def test_commands_of_the_readme_exist(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     page = re.sub(r"```python\n.*?```\n", "", page, flags=re.S)
     blocks = "".join(re.findall(r"```\n(.*?)```", page, re.S)).replace("\\\n", " ")
@@ -90,6 +90,26 @@ def test_commands_of_the_readme_exist(page: str, capsys: pytest.CaptureFixture[s
         assert main([name, *recipe, "--help"]) == 0
         known = capsys.readouterr().out
         for option in {word for word in arguments if word.startswith("--")} - {"--help"}:
+            assert option in known, (name, option)
+
+
+def test_benchmarks_of_the_pages_exist(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    commands = [
+        line.partition("#")[0].split()[3:]
+        for page in pages
+        for block in re.findall(r"```\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+        for line in block.splitlines()
+        if line.startswith("python -m benchmarks ")
+    ]
+    assert len(commands) >= 4
+    for command in commands:
+        name = [word for word in command[:1] if word in MEASUREMENTS]
+        monkeypatch.setattr(sys, "argv", ["benchmarks", *(name or ["suites"]), "--help"])
+        with pytest.raises(SystemExit, match="^0$"):
+            run_benchmarks()
+        known = capsys.readouterr().out
+        for option in {word for word in command if word.startswith("--")}:
             assert option in known, (name, option)
 
 

@@ -1,0 +1,36 @@
+"""Every measurement of the repository: ``python -m benchmarks [NAME] …``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+#: Name → its module, whose ``main()`` reads the arguments, and what it measures.
+MEASUREMENTS = {
+    "suites": ("benchmarks.bench", "every number to hold beside its peers; this where no name is given"),
+    "plot": ("benchmarks.plot", "draws time and memory against T from a result"),
+    "scaling": ("benchmarks.scaling", "formulas of cost beside measured points"),
+    "report": ("benchmarks.report_scale", "a report of 12 layers × 12 heads, 40 checkpoints, 5 seeds"),
+    "kernels": ("benchmarks.kernel_table", "every GPU configuration, compiled without a GPU"),
+    "ops": ("benchmarks.every_op", "each op once, on tensors of awkward sizes"),
+    "gpu": ("benchmarks.gpu_record", "everything, on a CUDA machine, in nine minutes"),
+}
+
+
+def main() -> int:
+    name, *arguments = sys.argv[1:] or ["suites"]
+    if name in ("-h", "--help"):
+        print("usage: python -m benchmarks [NAME] …     (python -m benchmarks NAME --help: what it takes)\n")
+        print("\n".join(f"  {name:<10}{what}" for name, (_, what) in MEASUREMENTS.items()))
+        return 0
+    if name.startswith("-"):
+        name, arguments = "suites", sys.argv[1:]
+    if name not in MEASUREMENTS:
+        print(f"expected one of {', '.join(MEASUREMENTS)}; got {name!r}", file=sys.stderr)
+        return 2
+    sys.argv = [f"python -m benchmarks {name}", *arguments]
+    return int(importlib.import_module(MEASUREMENTS[name][0]).main() or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
