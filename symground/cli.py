@@ -1,23 +1,99 @@
-"""The command line: ``symground demo | run | data | features | train | analyze | report | sweep | bench | …``."""
+"""The command line: a list of commands, each a class of settings that runs itself, and what is said of errors."""
 
 from __future__ import annotations
 
 import codecs
 import difflib
-import inspect
 import io
 import os
 import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
-from typing import Any
+from importlib import import_module
+from typing import Any, NamedTuple
 
-from symground.commands import COMMANDS, Command, WrongUsageError, paper
+from symground.typed import WrongUsageError
 from symground.version import VERSION
+
+
+class Command(NamedTuple):
+    """Where a command stands, and what it does. Its module is imported when it is known to be the one that is meant."""
+
+    place: str
+    """MODULE:CLASS. The class is a dataclass: its fields are the options and the positional arguments, and ``run()``
+    returns the path of what was written, or an exit code."""
+    help: str
+
+
+#: As they are listed.
+GROUPS: dict[str, dict[str, Command]] = {
+    "study": {
+        "demo": Command(
+            "symground.recipes.study:Demo",
+            "Train a GPT-2 and an LSTM on the generated corpus, analyse them and write the report.",
+        ),
+        "run": Command(
+            "symground.recipes.study:Run",
+            "Corpus to report: prepare, train, analyse. Run it again to go on where it stopped. With the name of a "
+            "testbed of the study in the corpus's place (symground run paper-childes --help), all of that.",
+        ),
+        "report": Command(
+            "symground.reports.page:Report",
+            "Write the page of a study or a run from its tables, into its folder; of several, one that compares them.",
+        ),
+        "architectures": Command(
+            "symground.recipes.architectures:Architectures",
+            "Train models of one size and several architectures across several gaps, and show which learn the link.",
+        ),
+        "dials": Command(
+            "symground.recipes.dials:Dials",
+            "Turn one dial of the generated corpus (noise, gap, synonyms, unseen pairs, …) and show what is learnt.",
+        ),
+        "sweep": Command(
+            "symground.recipes.sweep:Sweep",
+            "Seeds × models × corpora, then checkpoints × analyses, side by side on this machine or a Ray cluster.",
+        ),
+    },
+    "data": {
+        "data": Command(
+            "symground.recipes.prepare:Data",
+            "Make a study's folder: tokenizer, token arrays, nouns, contexts; corpus.html shows what is in it.",
+        ),
+        "features": Command(
+            "symground.data.features:Features",
+            "Make an image set: patch embeddings by a frozen DINOv2, computed once; --visdial.images takes it.",
+        ),
+        "pope": Command(
+            "symground.recipes.pope:Pope",
+            "Yes/no questions about objects, in POPE's form, from COCO's instances, for symground heads.",
+        ),
+    },
+    "models and analysis": {
+        "train": Command("symground.recipes.study:Train", "Train one model on a study's data, into STUDY/MODEL/seedN."),
+        "analyze": Command("symground.recipes.study:Analyze", "Analyse every checkpoint of a study or of one run."),
+        "heads": Command(
+            "symground.recipes.heads:Heads",
+            "Aggregate heads of a vision-language model over image-question pairs: where they are, whether they are "
+            "stable and matter, whether their flow tells a wrong answer, and what amplifying them does.",
+        ),
+    },
+    "machine": {
+        "build": Command(
+            "symground.recipes.build:Build",
+            "Compile the C++/CUDA extension into the package's folder; everything works without it, slower.",
+        ),
+    },
+}
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
+#: What ``run`` is where its corpus is the name of a testbed.
+TESTBED = Command(
+    "symground.recipes.paper:Paper",
+    "A testbed of the study (arXiv 2510.13796) from its corpus to its results, beside the study's own figures.",
+)
 
 _HELP = ("-h", "--help")
 #: What a console that knows only ASCII is shown in their place.
@@ -70,37 +146,41 @@ def _run(argv: list[str]) -> int:
         meant = f", perhaps {near[0]}" if near else ""
         got = f"{name!r}{meant}" if name else "nothing"
         raise WrongUsageError(f"expected a command (symground --help lists them); got {got}")
-    named = COMMANDS[name]
-    if name == "run" and _is_recipe(options):
-        named = paper
-    command = named()
+    command = COMMANDS[name]
+    if name == "run" and _names_testbed(options):
+        command = TESTBED
+    settings = _class_of(command)
     _quiet()
-    given = _parsed(named, command, options, f"symground {name}")
-    written = command.do(given)
+    given, _ = _parsed(settings, options, f"symground {name}", command.help)
+    written = given.run()
     if isinstance(written, int):
         return written
     print(written)
     return 0
 
 
-def _is_recipe(options: list[str]) -> bool:
-    """Whether what is to be run is a testbed of the study: its name stands where the corpus does."""
+def _class_of(command: Command) -> Any:
+    module, _, name = command.place.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _names_testbed(options: list[str]) -> bool:
+    """Whether ``run`` is given the name of a testbed, which takes other options and checks them otherwise."""
     from symground.recipes.paper import RECIPES
 
-    at = next((i for i, option in enumerate(options) if option in RECIPES), None)
-    if not at:
-        return at == 0
-    # It may be the value of an option: what takes how many only the parser knows.
+    unchecked = type("Unchecked", (_class_of(COMMANDS["run"]),), {"__post_init__": lambda self: None})
+    asked = [option for option in options if option not in _HELP]
     try:
-        asked = [option for option in options if option not in _HELP]
-        given = _parsed(paper, paper(), asked, "symground run")
+        given, unknown = _parsed(unchecked, asked, "symground run", unknown=True)
     except WrongUsageError:
-        return not options[at - 1].startswith("--")
-    return bool(given.corpus) and given.corpus[0] in RECIPES
+        return False
+    return not RECIPES.keys().isdisjoint([*given.corpus, *unknown])
 
 
-def _parsed(named: Callable[[], Command], command: Command, options: list[str], prog: str) -> Any:
-    """The settings that the options make; SystemExit after --help.
+def _parsed(
+    settings: Any, options: list[str], prog: str, about: str = "", *, unknown: bool = False
+) -> tuple[Any, list[str]]:
+    """The settings that the options make, and with ``unknown`` what it does not know of them; SystemExit after --help.
 
     Raises:
         WrongUsageError: they make none: what is wrong with them, and what may have been meant.
@@ -110,16 +190,23 @@ def _parsed(named: Callable[[], Command], command: Command, options: list[str], 
     printed = io.StringIO()
     try:
         with redirect_stderr(printed):
-            given: Any = tyro.cli(command.settings, args=options, prog=prog, description=_about(named))
+            found: Any = tyro.cli(
+                settings,
+                args=options,
+                prog=prog,
+                description=about,
+                return_unknown_args=unknown,  # type: ignore[call-overload]
+            )
     except SystemExit as stop:
         if stop.code:
             raise WrongUsageError(
                 f"{_first_sentence(printed.getvalue())} ({prog} --help lists what there is)"
             ) from None
         raise
+    given, rest = found if unknown else (found, [])
     for option in _without_values(given, options):
         raise WrongUsageError(f"{option}: expected at least one value; got none ({prog} --help lists what there is)")
-    return given
+    return given, rest
 
 
 def _without_values(given: Any, options: Sequence[str]) -> Iterator[str]:
@@ -137,17 +224,15 @@ def _without_values(given: Any, options: Sequence[str]) -> Iterator[str]:
 def _overview() -> str:
     width = min(shutil.get_terminal_size().columns, 120)
     column = max(map(len, COMMANDS)) + 4
-    lines = ["usage: symground [-h] [--version] [--debug] COMMAND …", ""]
-    lines += [
-        textwrap.fill(_about(named), width, initial_indent=f"  {name}".ljust(column), subsequent_indent=" " * column)
-        for name, named in COMMANDS.items()
-    ]
+    lines = ["usage: symground [-h] [--version] [--debug] COMMAND …"]
+    for group, commands in GROUPS.items():
+        lines += ["", f"{group}:"]
+        lines += [
+            textwrap.fill(command.help, width, initial_indent=f"  {name}".ljust(column), subsequent_indent=" " * column)
+            for name, command in commands.items()
+        ]
     lines += ["", "symground COMMAND --help: what it takes. --debug shows the whole traceback of an error."]
     return "\n".join(lines)
-
-
-def _about(named: Callable[[], Command]) -> str:
-    return " ".join((inspect.getdoc(named) or "").split())
 
 
 def _first_sentence(printed: str) -> str:

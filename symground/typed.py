@@ -14,6 +14,10 @@ _NAMES: dict[Any, str] = {
 }  # fmt: skip
 
 
+class WrongUsageError(ValueError):
+    """Arguments on the command line that no command can be made of."""
+
+
 def told(value: Any) -> str:
     """What something is, in a few words."""
     if isinstance(value, (str, bool, int, float)):

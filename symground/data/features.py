@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -188,3 +189,20 @@ def _check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> 
 
 def _said(skipped: dict[str, str]) -> str:
     return f"{skipped['file']}: {skipped['reason']}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features(FeatureSettings):
+    """``symground features``."""
+
+    paths: tyro.conf.Positional[tuple[str, ...]]
+    """Images, folders, .zip or .tar.* archives of them."""
+    out: str
+    """Folder of the image set."""
+
+    def run(self) -> Path:
+        made = extract_features(self.paths, self.out, self)
+        print(f"{len(made):,} images of {made.patches} patches with {made.width} features", file=sys.stderr)
+        for skipped in made.description["skipped"]:
+            print(f"set aside: {skipped['file']}: {skipped['reason']}", file=sys.stderr)
+        return Path(self.out)

@@ -111,3 +111,14 @@ def _distance(study: Path) -> float:
     examples = study_probes(study).matched()
     noun = examples.query_masks["env"].int().argmax(1)
     return float((examples.prediction - noun).float().mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architectures(ArchitecturesSettings):
+    """``symground architectures``."""
+
+    out: str = "runs/architectures"
+    """Folder of the comparison: a study for each gap, the tables and the figure."""
+
+    def run(self) -> Path:
+        return compare_architectures(self.out, self)

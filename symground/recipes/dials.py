@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
+import tyro
 
 from symground.analysis import Probes, gain, probes, score
 from symground.analysis.probing import context_of
@@ -212,3 +213,18 @@ def _write(out: Path, settings: DialsSettings, studies: Mapping[Any, Path]) -> N
     write_text(out / "dial.md", text)
     write_text(out / "dial.svg", curves(table, dial))
     print(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dials(DialsSettings):
+    """``symground dials``."""
+
+    dial: tyro.conf.Positional[str] = field()  # without the default that the settings have in code
+    """gap, max_distractors, silent_scenes, talk_alone, unsupported, background, zipf, partner, synonyms, homonyms,
+    category_talk, unseen or cue; of images, size, parts, noise, clutter, position or grid. symground run --help
+    says what each does (--generated.…, --images.…)."""
+    out: str | None = None
+    """Folder of the sweep: a study for each value, the tables and the figure; runs/DIAL by default."""
+
+    def run(self) -> Path:
+        return turn_dial(self.out or f"runs/{self.dial}", self)

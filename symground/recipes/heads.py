@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import tyro
 
 from symground.analysis.causal import enough, intervene, steering
 from symground.analysis.heads import monitor, share_table, stability
@@ -275,3 +276,16 @@ _SHOWN = {
     "detectors": ["detector", "auroc", "auroc_low", "auroc_high", "brier", "wrong", "examples"],
     "steering": ["factor", "accuracy", "control", "control_sd", "p", "heads_per_example", "examples", "short"],
 }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads(HeadsSettings):
+    """``symground heads``."""
+
+    model: tyro.conf.Positional[str]
+    """A folder in Hugging Face layout with its processor, or a model's name on the hub."""
+    out: str | None = None
+    """Folder of the tables; runs/heads by default."""
+
+    def run(self) -> Path:
+        return find_model_heads(self.model, self.out or "runs/heads", self)

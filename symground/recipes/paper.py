@@ -230,3 +230,17 @@ def layers_of(models: Sequence[str]) -> dict[str, int]:
 def _sizes(study: Path, settings: SweepSettings) -> dict[str, int]:
     vocabulary = read_json(study / "data" / "statistics.json")["vocabulary"]
     return {name: parameter_count(name, vocabulary, settings.optimization.length) for name in settings.models}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper(PaperSettings):
+    """``symground run`` of a testbed."""
+
+    corpus: tyro.conf.Positional[tuple[str, ...]]
+    """'paper-childes' and paths of transcripts; 'paper-captions' or 'paper-images' and paths of dialogues, whose
+    scenes are captions or images."""
+    out: str | None = None
+    """Folder of the study; runs/ and the testbed's name by default."""
+
+    def run(self) -> Path:
+        return run_paper(self.corpus, self.out or f"runs/{self.corpus[0]}", self)

@@ -6,6 +6,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
+
 from symground.data.pope import pope_questions
 from symground.data.questions import write_questions
 
@@ -40,3 +42,16 @@ def make_questions(instances: str | Path, out: str | Path, settings: PopeSetting
     write_questions(out, questions)
     print(f"{len(questions):,} questions about {len({q.image for q in questions}):,} images", file=sys.stderr)
     return Path(out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pope(PopeSettings):
+    """``symground pope``."""
+
+    instances: tyro.conf.Positional[str]
+    """COCO's annotations: images, categories, annotations."""
+    out: str
+    """The file of questions (JSON lines)."""
+
+    def run(self) -> Path:
+        return make_questions(self.instances, self.out, self)

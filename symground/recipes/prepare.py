@@ -39,6 +39,7 @@ from symground.folders import read_json, write_json
 from symground.holding import held
 from symground.reports.corpus import corpus_page
 from symground.reports.formats import scene_share
+from symground.typed import WrongUsageError
 
 GENERATED, GENERATED_IMAGES, CHILDES, VISDIAL = "generated", "generated-images", "childes", "visdial"
 KINDS = (GENERATED, GENERATED_IMAGES, CHILDES, VISDIAL)
@@ -301,3 +302,25 @@ def _summarise(study: Path, statistics: Mapping[str, Any], nouns: Sequence[str],
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def check_named(corpus: Sequence[str]) -> None:
+    """WrongUsageError for a command without a corpus."""
+    if not corpus:
+        raise WrongUsageError("CORPUS: expected 'generated', or 'childes' or 'visdial' and paths; got nothing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(CorpusSettings):
+    """``symground data``."""
+
+    corpus: tyro.conf.Positional[tuple[str, ...]]
+    """'generated'; 'generated-images', whose scenes are images; 'childes' and .cha files, folders, .zip or .tar.*
+    archives of them; 'visdial' and .json files, folders or archives of them. Paths alone are transcripts."""
+    out: str
+    """Folder of the study."""
+
+    def run(self) -> Path:
+        check_named(self.corpus)
+        prepare(self.corpus, self.out, self)
+        return Path(self.out)

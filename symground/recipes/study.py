@@ -22,7 +22,7 @@ from symground.data import Corpus
 from symground.data.images import ImageSet, Shown
 from symground.folders import checkpoint_steps, images_of, read_json, runs_of, study_of
 from symground.models import PRESETS, load_tokenizer
-from symground.recipes.prepare import PROBE_IMAGES, CorpusSettings, prepare
+from symground.recipes.prepare import GENERATED, PROBE_IMAGES, CorpusSettings, check_named, kind_of, prepare
 from symground.reports import report
 from symground.reports.formats import control_cell, number, with_interval
 from symground.training import Hardware, Optimization, TrainSettings, train
@@ -219,3 +219,59 @@ def _summarise(study: Path) -> None:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(DemoSettings):
+    """``symground demo``."""
+
+    out: str = "runs/demo"
+    """Folder of the study."""
+
+    def run(self) -> Path:
+        return run_study([GENERATED], self.out, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(StudySettings):
+    """``symground run``."""
+
+    corpus: tyro.conf.Positional[tuple[str, ...]]
+    """'generated'; 'generated-images'; 'childes' and paths of transcripts; or 'visdial' and paths of dialogues, as
+    for data."""
+    out: str | None = None
+    """Folder of the study; runs/ and the corpus's name by default."""
+
+    def run(self) -> Path:
+        check_named(self.corpus)
+        kind, paths = kind_of(self.corpus)
+        out = self.out or f"runs/{Path(*paths[:1]).resolve().name.partition('.')[0] if paths else kind}"
+        return run_study(self.corpus, out, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(TrainSettings):
+    """``symground train``."""
+
+    study: tyro.conf.Positional[str]
+    """Folder of the study."""
+    hardware: tyro.conf.OmitArgPrefixes[Hardware] = field(default_factory=Hardware)
+    score: bool = False
+    """Score the probes at each checkpoint while training goes on, so that curves grow."""
+
+    def run(self) -> Path:
+        study = Path(self.study)
+        train_study(study, [self.model], [self.seed], self, self.hardware, score=self.score)
+        return study / self.model / f"seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Analyze:
+    """``symground analyze``."""
+
+    path: tyro.conf.Positional[str]
+    """A study's folder, or a run's."""
+    settings: tyro.conf.OmitArgPrefixes[AnalysisSettings] = field(default_factory=AnalysisSettings)
+
+    def run(self) -> Path:
+        return analyze_study(self.path, self.settings) / "results"

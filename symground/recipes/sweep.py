@@ -11,13 +11,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 import transformers
+import tyro
 
 from symground.analysis.results import read_table
 from symground.analysis.run import AnalysisSettings, analyze, checkpoints_of
 from symground.folders import checkpoint_steps, write_json, write_text
 from symground.jobs import BACKENDS, Job, run_jobs
 from symground.recipes.dials import turned, values_of
-from symground.recipes.prepare import prepare
+from symground.recipes.prepare import check_named, prepare
 from symground.recipes.study import StudySettings, study_counts, study_probes, train_study
 from symground.reports import report
 from symground.reports.dials import curves, markdown, summary
@@ -200,3 +201,17 @@ def _write(out: Path, settings: SweepSettings, studies: Mapping[str, Path]) -> N
     write_json(out / "sweep.json", {"dials": settings.dials, "rows": table.to_dict("records")})
     write_text(out / "sweep.md", markdown(table, CORPUS))
     write_text(out / "sweep.svg", curves(table, CORPUS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(SweepSettings):
+    """``symground sweep``."""
+
+    corpus: tyro.conf.Positional[tuple[str, ...]]
+    """What is trained on, as for data."""
+    out: str | None = None
+    """Folder of the sweep: a study for each corpus, the jobs and their errors; runs/sweep by default."""
+
+    def run(self) -> Path:
+        check_named(self.corpus)
+        return run_sweep(self.corpus, self.out or "runs/sweep", self)

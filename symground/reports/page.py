@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import tyro
 
 from symground.analysis.causal import enough
 from symground.data.acquisition import age_of_acquisition
+from symground.disk import make_folder
 from symground.folders import read_json, replacing
 from symground.reports.explorer import explorer
 from symground.reports.figures import write_figures
@@ -18,6 +21,7 @@ from symground.reports.formats import control_cell, corpus_size, number, with_in
 from symground.reports.parts import Section, Sheet, Study, last_checkpoints
 from symground.reports.sections import SECTIONS, behaviour, beside
 from symground.reports.template import render
+from symground.typed import WrongUsageError
 
 
 def report(
@@ -158,3 +162,26 @@ def _rows(frames: dict[str, pd.DataFrame], name: str) -> list[dict[Hashable, Any
 def _one(frames: dict[str, pd.DataFrame], name: str, **wanted: object) -> dict[Hashable, Any] | None:
     found = [row for row in _rows(frames, name) if all(row[key] == value for key, value in wanted.items())]
     return found[0] if found else None
+
+
+@dataclass(frozen=True)
+class Report:
+    """``symground report``."""
+
+    paths: tyro.conf.Positional[tuple[str, ...]]
+    """Folders of studies or of runs."""
+    out: str | None = None
+    """The file; report.html in the folder by default, for several compare.html here."""
+    figures: bool = False
+    """Also write every figure as PNG and PDF, into a folder "figures" beside the page."""
+    acquisition: str | None = None
+    """Wordbank's table of the proportion of children who say each word by month, to set emergence against."""
+
+    def run(self) -> Path:
+        if not self.paths:
+            raise WrongUsageError("PATHS: expected folders of studies or runs; got nothing")
+        if self.out is not None:  # what cannot be written is told before the work
+            if Path(self.out).is_dir():
+                raise WrongUsageError(f"out: expected a file, got the folder {self.out}")
+            make_folder(Path(self.out).parent)
+        return report(*self.paths, out=self.out, figures=self.figures, acquisition=self.acquisition)

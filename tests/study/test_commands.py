@@ -17,8 +17,7 @@ import torch
 
 from symground.analysis.results import Table
 from symground.analysis.statistics.intervals import bootstrap_interval, resampled
-from symground.cli import main
-from symground.commands import COMMANDS
+from symground.cli import COMMANDS, main
 from symground.data import Corpus
 from symground.optional import check_device, require
 from symground.recipes import study as recipe
@@ -58,7 +57,7 @@ def test_the_overview_and_the_version(capsys: pytest.CaptureFixture[str]) -> Non
     told = capsys.readouterr().out
     for name, command in COMMANDS.items():
         assert f"\n  {name} " in told
-        assert " ".join((command.__doc__ or "").split()[:4]) in told
+        assert " ".join(command.help.split()[:4]) in told
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"symground {VERSION}\n"
 
