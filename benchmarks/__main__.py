@@ -7,13 +7,13 @@ import sys
 
 #: Name → its module, whose ``main()`` reads the arguments, and what it measures.
 MEASUREMENTS = {
-    "suites": ("benchmarks.bench", "every number to hold beside its peers; this where no name is given"),
-    "plot": ("benchmarks.plot", "draws time and memory against T from a result"),
+    "suites": ("benchmarks.summary.run", "every number to hold beside its peers; this where no name is given"),
+    "plot": ("benchmarks.summary.plot", "draws time and memory against T from a result"),
     "scaling": ("benchmarks.scaling", "formulas of cost beside measured points"),
     "report": ("benchmarks.report_scale", "a report of 12 layers × 12 heads, 40 checkpoints, 5 seeds"),
-    "kernels": ("benchmarks.kernel_table", "every GPU configuration, compiled without a GPU"),
-    "ops": ("benchmarks.every_op", "each op once, on tensors of awkward sizes"),
-    "gpu": ("benchmarks.gpu_record", "everything, on a CUDA machine, in nine minutes"),
+    "kernels": ("benchmarks.kernels.table", "every GPU configuration, compiled without a GPU"),
+    "ops": ("benchmarks.gpu.every_op", "each op once, on tensors of awkward sizes"),
+    "gpu": ("benchmarks.gpu.record", "everything, on a CUDA machine, in nine minutes"),
 }
 
 

@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measure import in_turns as measured_in_turns
+from benchmarks.common.measure import in_turns as measured_in_turns
 from symground.ops.common import extension
 
 #: What could not run here, by "stage: peer", with the reason.

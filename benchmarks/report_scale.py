@@ -1,6 +1,6 @@
 """How long a report takes and how heavy it is, of a study as large as a paper's: its tables are made up.
 
-python -m benchmarks.report_scale [--seeds 5 --checkpoints 40 --layers 12 --heads 12 --nouns 100 --contexts 10]
+python -m benchmarks report [--seeds 5 --checkpoints 40 --layers 12 --heads 12 --nouns 100 --contexts 10]
 """
 
 from __future__ import annotations

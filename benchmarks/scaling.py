@@ -1,6 +1,6 @@
 """What a trace and a grid of probes cost at any size, by formulas, and how far small measured points are from them.
 
-    python -m benchmarks.scaling --out benchmarks/results/scaling.json      # six minutes on two cores
+    python -m benchmarks scaling --out benchmarks/results/scaling.json      # six minutes on two cores
 
 docs/scaling.md has the formulas in words and what they say of a 70B model and of a million checkpoints. The points here
 are of Llama's form with random weights, small; nothing of the large sizes has been run.
@@ -22,9 +22,10 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks import measure, score_peers  # noqa: E402
+from benchmarks.common import measure  # noqa: E402
+from benchmarks.common.memory import peak_in_subprocess  # noqa: E402
 from benchmarks.conftest import pytest_benchmark_update_machine_info as machine_info  # noqa: E402
-from benchmarks.memory import peak_in_subprocess  # noqa: E402
+from benchmarks.peers import score as score_peers  # noqa: E402
 
 Run = Callable[[], Any]
 

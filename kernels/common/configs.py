@@ -1,7 +1,7 @@
 """Tile sizes, warps and pipeline stages: the lookup in the tables of the kernels, which stand in the kernels' files.
 
 Explicit tables: nothing is tuned at first use. Causal, the entries compile without local-memory access in their loops
-(`benchmarks/kernel_table.py` prints registers and shared memory of each and fails where that stops being true).
+(`python -m benchmarks kernels` prints registers and shared memory of each and fails where that stops being true).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed: kernel tests")
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kernel_table.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kernels" / "table.py"
 
 
 def compiled(*arguments: str) -> subprocess.CompletedProcess[str]:

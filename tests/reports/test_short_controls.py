@@ -27,7 +27,7 @@ from symground.reports.sections.monitor import steering_figure
 
 sys.path.insert(0, str(Path(sg.__file__).resolve().parent.parent))
 
-from benchmarks import page_tables
+from tools import page_tables
 
 Made = Callable[..., Path]
 #: What controls are in these results, and no other number is, as it would be printed (or with three digits).

@@ -32,7 +32,7 @@ from symground.reports.sections import SECTIONS, behaviour
 
 sys.path.insert(0, str(Path(symground.__file__).resolve().parent.parent))
 
-from benchmarks import page_tables
+from tools import page_tables
 
 Made = Callable[..., Path]
 MODELS, RUNS = ("gpt2-4l", "mamba2-4l"), [("gpt2-4l", 0), ("gpt2-4l", 1), ("mamba2-4l", 0), ("mamba2-4l", 1)]

@@ -16,10 +16,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import bench, measure
-from benchmarks.bench_picture import picture
-from benchmarks.goals import GOALS, needs_cuda
-from benchmarks.peers import CLOSED, EAGER, SDPA, SYMGROUND
+from benchmarks.common import measure
+from benchmarks.peers.attention import CLOSED, EAGER, SDPA, SYMGROUND
+from benchmarks.summary import run as bench
+from benchmarks.summary.goals import GOALS, needs_cuda
+from benchmarks.summary.picture import picture
 
 LAYER = {"B": 4, "H": 12, "T": 1024, "D": 64, "dtype": "float32"}
 SUITE = """

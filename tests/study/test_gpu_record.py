@@ -14,7 +14,7 @@ import pytest
 import symground
 
 ROOT = Path(symground.__file__).resolve().parent.parent
-SCRIPT = ROOT / "benchmarks" / "gpu_record.py"
+SCRIPT = ROOT / "benchmarks" / "gpu" / "record.py"
 PARTS = {
     "machine",
     "gate",

@@ -15,7 +15,7 @@ import symground
 pytest.importorskip("cosmic_ray", reason="cosmic-ray is not installed: tests of the mutation tester")
 sys.path.insert(0, str(Path(symground.__file__).resolve().parent.parent))
 
-from benchmarks.mutants import ROOT, drawn, mutant, places, trial
+from tools.mutants import ROOT, drawn, mutant, places, trial
 
 TOY = """
 def larger(a: int | None, b: int = 1) -> int | None:
@@ -76,7 +76,7 @@ def test_a_mutant_of_a_kernel_is_what_the_interpreter_runs() -> None:
     # In a process of their own, which has not imported the kernels.
     code = f"""
 from pathlib import Path
-from benchmarks.mutants import trial
+from tools.mutants import trial
 path = Path({str(path)!r})
 source = path.read_text(encoding="utf-8")
 for text in (source, source.replace({before!r}, "first = 2 + tl.maximum(0, first_j")):
@@ -90,7 +90,7 @@ for text in (source, source.replace({before!r}, "first = 2 + tl.maximum(0, first
 
 
 def test_the_table_names_modules_and_tests_that_are_there() -> None:
-    for module, asked in tomllib.loads((ROOT / "benchmarks" / "mutants.toml").read_text(encoding="utf-8")).items():
+    for module, asked in tomllib.loads((ROOT / "tools" / "mutants.toml").read_text(encoding="utf-8")).items():
         assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
         for path, _, test in (name.partition("::") for name in asked if name.startswith("tests/")):
             assert (ROOT / path).exists(), (module, path)

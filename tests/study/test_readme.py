@@ -26,9 +26,9 @@ from symground.recipes.paper import RECIPES
 ROOT = Path(symground.__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import page_tables  # noqa: E402
 from benchmarks.__main__ import MEASUREMENTS  # noqa: E402
 from benchmarks.__main__ import main as run_benchmarks  # noqa: E402
+from tools import page_tables  # noqa: E402
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = ("data", "training", "analyses", "findings", "study")
@@ -150,7 +150,7 @@ def test_links_lead_somewhere() -> None:
 
 @pytest.mark.parametrize(("page", "name"), list(page_tables.TABLES))
 def test_tables_of_the_pages_are_those_of_the_results(page: str, name: str) -> None:
-    """Every figure in them is in a JSON file of the repository: python -m benchmarks.page_tables writes them anew."""
+    """Every figure in them is in a JSON file of the repository: python -m tools.page_tables writes them anew."""
     assert page_tables.table(page, name) in (ROOT / page).read_text(encoding="utf-8")
 
 

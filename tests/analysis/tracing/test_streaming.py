@@ -184,7 +184,7 @@ import json, sys
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 import symground as sg
-from benchmarks.memory import Anonymous
+from benchmarks.common.memory import Anonymous
 torch.set_num_threads(1)
 asked, examples, length = json.loads(sys.argv[1])
 config = AutoConfig.for_model(**asked, max_position_embeddings=length, bos_token_id=None, eos_token_id=None)

@@ -1,0 +1,1 @@
+"""Inputs, clocks and memory, for every measurement."""

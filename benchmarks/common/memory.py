@@ -1,0 +1,128 @@
+"""Peak memory of one run on a CPU, in a process of its own.
+
+    python -m benchmarks.common.memory benchmarks.common.memory attention '{"stage": "layer", "name": "symground", …}'
+
+The named function returns two calls: one to do first (imports, threads, compilation), and the run. What counts is the
+high-water mark of the resident set during the run above the resident set before it. Not `ru_maxrss`, where Linux allows
+better: a child inherits that from the process that started it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+Run = Callable[[], Any]
+
+
+#: Has glibc map pieces of 128 KiB or more one by one, and give them back when they are freed.
+MAPPED = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+
+
+def peak_in_subprocess(module: str, function: str, *, held: bool = False, **arguments: Any) -> dict[str, int]:
+    """{"peak_bytes", "result_bytes"} of the run that ``module.function(**arguments)`` prepares.
+
+    With ``held`` what is held at once, without the freed memory that the allocator keeps: what a formula can say.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.common.memory", module, function, json.dumps(arguments)],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, **(MAPPED if held else {})},
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip()[-2000:])
+    found: dict[str, int] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(field)
+
+
+def _before() -> int:
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory that the allocator keeps is no part of the baseline
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        return _status("VmRSS")
+    except (OSError, AttributeError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _peak() -> int:
+    try:
+        return _status("VmHWM")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Anonymous:
+    """Within the block, the most memory that the process has of its own, resident or swapped, above what it had before.
+
+    Pages of files count in the resident set, and a system that is short of memory drops them and swaps others: this
+    measure does not fall then. Looked at every millisecond.
+    """
+
+    def __enter__(self) -> Anonymous:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        self._before = self._most = _anonymous()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    @property
+    def peak(self) -> int:
+        return self._most - self._before
+
+    def _look(self) -> None:
+        while not self._over.wait(0.001):
+            self._most = max(self._most, _anonymous())
+
+
+def _anonymous() -> int:
+    return _status("RssAnon") + _status("VmSwap")
+
+
+def attention(stage: str, name: str, shape: dict[str, Any]) -> tuple[Run, Run]:
+    """One peer of `peers.py`."""
+    from benchmarks.common.inputs import Inputs, Shape
+    from benchmarks.peers.attention import find
+
+    peer, full = find(stage, name), Shape(**shape)
+    run = peer.prepare(Inputs(full))
+    # Compiled for the shape itself; else a small one does, and leaves nothing of the measured size behind.
+    return (run if peer.compiles else peer.prepare(Inputs(Shape(1, full.H, 64, full.D, full.dtype)))), run
+
+
+def main() -> None:
+    from benchmarks.common.measure import result_bytes
+
+    first, run = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(**json.loads(sys.argv[3]))
+    first()
+    before = _before()
+    result = run()
+    print(json.dumps({"peak_bytes": _peak() - before, "result_bytes": result_bytes(result)}))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main()

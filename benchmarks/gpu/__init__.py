@@ -1,0 +1,1 @@
+"""The GPU record: everything that wants a GPU, in one command."""

@@ -1,0 +1,171 @@
+"""Every op once, on small shapes, forward and backward: what the sanitizer and the determinism check run.
+
+python -m benchmarks ops            # on the GPU where there is one, else the CPU implementation
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from symground import ops
+
+
+class Problem(NamedTuple):
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    grad: Tensor
+    query_groups: Tensor
+    key_groups: Tensor
+    rows: Tensor
+    kw: dict[str, Any]
+
+
+def _problem(B: int, H: int, Hk: int, T: int, D: int, dtype: str, device: str, **kw: Any) -> Problem:
+    g = torch.Generator().manual_seed(0)
+
+    def normal(heads: int) -> Tensor:
+        return torch.randn(B, heads, T, D, generator=g).to(device, getattr(torch, dtype))
+
+    def integers(low: int, high: int, n: int) -> Tensor:
+        return torch.randint(low, high, (B, n), generator=g).to(device)
+
+    return Problem(
+        normal(H), normal(Hk), normal(Hk), normal(H), integers(-1, 3, T), integers(-1, 3, T), integers(0, T, 4), kw
+    )
+
+
+def plain(dtype: str, device: str) -> Problem:
+    return _problem(4, 12, 12, 1024, 64, dtype, device)
+
+
+def padded(dtype: str, device: str) -> Problem:
+    """Nothing a multiple of a tile: grouped heads, padding on both sides, a closed head."""
+    key_range = torch.tensor([[0, 77], [5, 60]], device=device)
+    gate = torch.tensor([1.0, 0.0, 0.5, 1.0], device=device)
+    return _problem(2, 4, 2, 77, 64, dtype, device, key_range=key_range, gate=gate)
+
+
+def windowed(dtype: str, device: str) -> Problem:
+    return _problem(1, 2, 2, 130, 128, dtype, device, window=40)
+
+
+def tiny(dtype: str, device: str) -> Problem:
+    """For the interpreter, which takes its time."""
+    return _problem(1, 2, 1, 17, 16, dtype, device)
+
+
+CASES: dict[str, Callable[[str, str], Problem]] = {"plain": plain, "padded": padded, "windowed": windowed, "tiny": tiny}
+
+
+def results(p: Problem, impl: str | None = None) -> dict[str, Tensor]:
+    """What every op gives, by name."""
+    q, k, v = (x.detach().requires_grad_() for x in (p.q, p.k, p.v))
+    B, H, T, _ = q.shape
+    kw: dict[str, Any] = {**p.kw, "impl": impl}
+    saliency_probe = torch.zeros(1, device=q.device).expand(B, T, k.shape[2]).requires_grad_()
+    flow_probe = torch.zeros(1, device=q.device).expand(B, H, 3, 3).requires_grad_()
+    out, lse = ops.attention(
+        q, k, v, saliency_probe=saliency_probe, flow_probe=flow_probe, query_groups=p.query_groups,
+        key_groups=p.key_groups, **kw,
+    )  # fmt: skip
+    grads = torch.autograd.grad(out, (q, k, v, saliency_probe, flow_probe), p.grad)
+    after = (p.q, p.k, p.v, p.grad, lse)
+    groups = (p.query_groups, p.key_groups, 3, 3)
+    flow, row_total, matrix_total = ops.attention_flow(*after, *groups, **kw)
+    chosen, chosen_total, _ = ops.attention_flow(*after, *groups, with_matrix_total=False, **kw)
+    assert matrix_total is not None
+    names = ("dq", "dk", "dv", "saliency of the probe", "flow of the probe")
+    return {
+        **_of_head(p, impl), **_gated(p), **_ssd(p, impl),
+        "out": out.detach(), "lse": lse, **dict(zip(names, grads, strict=True)),
+        "saliency": ops.attention_saliency(*after, **kw), "flow": flow, "row total": row_total,
+        "matrix total": matrix_total, "flow of chosen rows": chosen, "row total of chosen rows": chosen_total,
+        "rows": ops.attention_saliency_rows(*after, p.rows, **kw),
+    }  # fmt: skip
+
+
+def _gated(p: Problem) -> dict[str, Tensor]:
+    """One gate a head, and two masks; in whole vectors, and in rows that are neither aligned nor whole ones."""
+    B, H = p.q.shape[:2]
+    x, fill = (t.detach().transpose(1, 2)[..., 1:].requires_grad_() for t in (p.q, p.grad))
+    some = torch.tensor([0.0, 1.0, 0.3], device=x.device)
+    found = {}
+    for name, shape in (("a head", (H,)), ("two masks", (2, B, H))):
+        gate = some.repeat(2 * B * H)[: torch.Size(shape).numel()].view(shape).requires_grad_()
+        for given in (p.q.detach().transpose(1, 2), x):  # with whole vectors and without
+            out = ops.gate_heads(given, gate, fill if given is x else None)
+            found[f"gated by {name}, {given.shape[-1]} numbers"] = out.detach()
+        grads = torch.autograd.grad(out, (x, gate, fill), torch.ones_like(out))
+        found |= {f"gated by {name}: d{key}": g for key, g in zip(("x", "gate", "fill"), grads, strict=True)}
+    return found
+
+
+def _ssd(p: Problem, impl: str | None) -> dict[str, Tensor]:
+    """SSD by our own kernels on a GPU, where another package's may stand first; a window is nothing it knows."""
+    impl = impl or ("triton" if p.q.is_cuda else None)
+    batch, heads, _, size = p.q.shape
+    x, B, C, grad = (z.detach().transpose(1, 2).requires_grad_() for z in (p.q, p.k, p.v, p.grad))
+    dt = p.q[..., 0].transpose(1, 2).float().sigmoid().requires_grad_()
+    A = -torch.linspace(0.1, 2.0, heads, device=x.device).requires_grad_()
+    state = p.grad[:, :, :1].float().mT.expand(batch, heads, size, size).contiguous().requires_grad_()
+    saliency_probe = (
+        torch.zeros(1, device=x.device).expand(batch, *p.query_groups.shape[1:], x.shape[1]).requires_grad_()
+    )
+    flow_probe = torch.zeros(1, device=x.device).expand(batch, heads, 3, 3).requires_grad_()
+    groups = (p.query_groups, p.key_groups)
+    y, last = ops.ssd(
+        x, dt, A, B, C, p.kw.get("key_range"), state, saliency_probe, flow_probe, *groups, return_state=True, impl=impl
+    )
+    wanted = (x, dt, A, B, C, state, saliency_probe, flow_probe)
+    grads = torch.autograd.grad((y, last), wanted, (grad.detach(), torch.ones_like(last)))
+    after = (*(z.detach() for z in (x, dt, A, B, C)), grad.detach())
+    kw: dict[str, Any] = {"key_range": p.kw.get("key_range"), "impl": impl}
+    flow, row_total, matrix_total = ops.ssd_flow(*after, *groups, 3, 3, **kw)
+    assert matrix_total is not None
+    names = ("dx", "ddt", "dA", "dB", "dC", "dstate", "saliency of the probe", "flow of the probe")
+    found = {
+        "y": y.detach(), "state": last.detach(), **dict(zip(names, grads, strict=True)),
+        "saliency": ops.ssd_saliency(*after, **kw), "flow": flow, "row total": row_total,
+        "matrix total": matrix_total,
+    }  # fmt: skip
+    return {f"SSD: {name}": value for name, value in found.items()}
+
+
+def _of_head(p: Problem, impl: str | None) -> dict[str, Tensor]:
+    """Surprisal and the loss under a vocabulary of as many words as v has rows, plus one: no multiple of a tile."""
+    size = p.q.shape[3]
+    hidden = p.q.detach().reshape(-1, size).requires_grad_()
+    rows = p.v.detach().reshape(-1, size)
+    weight = torch.cat([rows, rows[:1] * 0.5]).requires_grad_()
+    targets = p.rows.flatten().repeat(-(-len(hidden) // p.rows.numel()))[: len(hidden)]
+    found = {}
+    for name, candidates in (("shared", p.rows[0]), ("own", torch.stack([targets, targets + 1], 1))):
+        out = ops.candidate_surprisal(hidden, weight, candidates, impl=impl)
+        found[f"surprisal of {name} candidates"] = out.detach()
+        found |= _gradients(f"surprisal of {name} candidates", out.square().sum(), hidden, weight)
+    loss = ops.linear_cross_entropy(hidden, weight, targets, ignore_index=int(targets[0]), impl=impl)
+    return {**found, "loss": loss.detach(), **_gradients("loss", loss, hidden, weight)}
+
+
+def _gradients(name: str, of: Tensor, hidden: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    dh, dw = torch.autograd.grad(of, (hidden, weight))
+    return {f"{name}: dhidden": dh, f"{name}: dweight": dw}
+
+
+def main() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for dtype in ("bfloat16", "float32"):
+        for name in ("padded", "windowed"):
+            found = results(CASES[name](dtype, device))
+            print(f"{name} {dtype}: {len(found)} results")
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

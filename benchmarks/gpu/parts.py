@@ -1,0 +1,356 @@
+"""The parts of `record.py`. Each takes a `Context`, adds to its record, and stops by itself when its time is up."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    from benchmarks.gpu.record import Record
+
+ROOT = Path(__file__).resolve().parents[2]
+NEEDS_CUDA = "needs CUDA"
+#: Characters of a process' output that are kept.
+TAIL = 3000
+
+
+class Missing(Exception):  # noqa: N818 - no error: it is what a machine lacks
+    """(name, reason) of what a part cannot do without."""
+
+
+@dataclass
+class Context:
+    record: Record
+    out: Path
+    dry: bool
+    end: float
+    data: Path | None = None
+    """A study's folder, prepared elsewhere."""
+
+    @property
+    def device(self) -> str:
+        return "cpu" if self.dry else "cuda"
+
+    @property
+    def impl(self) -> str | None:
+        """In a dry run too the kernels run, in the interpreter."""
+        return "triton" if self.dry else None
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        return ("float32",) if self.dry else ("bfloat16", "float32")
+
+    @property
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def needs_cuda(self, name: str) -> None:
+        if self.dry:
+            raise Missing(name, NEEDS_CUDA)
+
+    def check_missing(self, part: str) -> None:
+        for module in NEEDS[part]:
+            try:
+                importlib.import_module(module)
+            except Exception as error:  # a package built for another machine fails in ways of its own
+                raise Missing(module, f"does not import: {error}") from error
+
+    def write_failure(self, error: str) -> None:
+        """The part goes on; its record says that something in it went wrong."""
+        self.record.write(status="failed", errors=[*self.record.data.get("errors", []), error])
+
+    def rates(self) -> dict[str, float]:
+        """What the part `machine` measured; empty without it."""
+        try:
+            found: dict[str, float] = json.loads((self.out / "machine.json").read_text(encoding="utf-8"))["rates"]
+        except (OSError, KeyError):
+            return {}
+        return found
+
+
+# machine
+
+
+def machine(c: Context) -> None:
+    import torch
+
+    versions = {}
+    ours = ("torch", "triton", "transformers", "numpy", "xarray", "pandas")
+    for module in (*ours, "flash_attn", "mamba_ssm", "causal_conv1d"):
+        try:
+            versions[module] = importlib.import_module(module).__version__
+        except Exception as error:
+            c.record["missing"][module] = f"does not import: {error}"
+    c.record.write(versions={"python": platform.python_version(), "cuda": torch.version.cuda, **versions}, git=_git())
+    if not c.dry:
+        p = torch.cuda.get_device_properties(0)
+        c.record.write(
+            gpu=p.name, capability=[p.major, p.minor], multiprocessors=p.multi_processor_count, memory=p.total_memory,
+            driver=_output("nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,clocks.max.mem,power.limit",
+                           "--format=csv,noheader"),
+        )  # fmt: skip
+    c.record.write(rates=_rates(c))
+
+
+def _rates(c: Context) -> dict[str, float]:
+    from benchmarks.common import measure
+
+    return measure.machine_rates(c.device)
+
+
+def _git() -> dict[str, str | None]:
+    return {
+        "revision": _output("git", "rev-parse", "HEAD"),
+        "changed": _output("git", "status", "--porcelain", "--untracked-files=no"),
+    }
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+# gate
+
+
+BUILD = """
+import sys
+from symground.ops.common import build
+for make in (build.build, build.build_cuda):
+    try:
+        print("built", make().name)
+    except (FileNotFoundError, RuntimeError) as error:
+        print("missing", error)
+"""
+
+
+def gate(c: Context) -> None:
+    """Builds the extension, both its parts, which every later part then finds; then gate_heads: tests, error, speed.
+
+    A dry run builds nothing: it must leave the folder as it is.
+    """
+    if not c.dry:
+        _, output = _run(c, [sys.executable, "-W", "ignore", "-c", BUILD])
+        said = [line.partition(" ")[::2] for line in output.splitlines() if line.startswith(("built ", "missing "))]
+        lacking = [text for kind, text in said if kind == "missing"]
+        c.record.write(built=[text for kind, text in said if kind == "built"], output_tail=output[-TAIL:])
+        if len(said) != 2 or lacking:
+            reason = "; ".join(lacking) or "the build did not end"
+            raise Missing("the extension's CUDA part", reason)
+        code, output = _run(c, [*PYTEST, "tests/ops/gate/test_cuda.py"])
+        c.record.write(tests=output[-TAIL:])
+        if code != 0:
+            c.write_failure(f"tests/ops/gate/test_cuda.py ended with {code}")
+    # Not before the build: what is imported by then is not loaded again.
+    from benchmarks.gpu import timings as gpu_timings
+
+    gpu_timings.gate(c)
+
+
+# tests
+
+
+PYTEST = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-p", "no:cacheprovider"]
+
+
+def tests(c: Context) -> None:
+    """The kernels' tests, dealt to a few processes: most of their time is the compiler's, which has one core each.
+
+    In a dry run they are collected only; they run in the suite itself.
+    """
+    names = ("test_triton.py", "test_flash.py", "test_vocabulary_triton.py", "test_ssd_triton.py", "test_packages.py")
+    files = [f"tests/ops/{name}" for name in names if (ROOT / "tests/ops" / name).exists()]
+    if not files:
+        raise Missing("tests/ops/attention/test_triton.py", "no such file")
+    code, output = _run(c, [*PYTEST, "--collect-only", *files])
+    # With -q and nothing else, a line for each test; addopts may hold more quiet than that.
+    names = [line for line in output.splitlines() if "::" in line and line.startswith("tests/")]
+    c.record.write(files=files, collected=len(names), collected_only=c.dry, output_tail=output[-2000:])
+    if code != 0 or not names:
+        c.write_failure(f"pytest ended with {code} and {len(names)} tests collected")
+    elif not c.dry:
+        _run_tests(c, names, processes=max(1, min(6, (os.cpu_count() or 2) // 2)))
+
+
+def _run_tests(c: Context, names: list[str], processes: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(processes) as pool:
+        junits = [Path(folder) / f"{i}.xml" for i in range(processes)]
+        commands = [[*PYTEST, f"--junitxml={junit}", *names[i::processes]] for i, junit in enumerate(junits)]
+        done = list(pool.map(lambda command: _run(c, command), commands))
+        counts: dict[str, int] = {}
+        for (code, output), junit in zip(done, junits, strict=True):
+            of_one = _counts(junit)
+            for key, n in of_one.items():
+                counts[key] = counts.get(key, 0) + n
+            c.record.add(exit_status=code, counts=of_one, output_tail=output[-TAIL:])
+            if code not in (0, 5):  # 5: none was dealt to it
+                c.write_failure(f"pytest ended with {'its time limit' if code is None else code}")
+    c.record.write(counts=counts, not_run=len(names) - counts.get("tests", 0))
+
+
+def _counts(junit: Path) -> dict[str, int]:
+    try:
+        suites = ElementTree.parse(junit).getroot().iter("testsuite")
+    except (OSError, ElementTree.ParseError):
+        return {}
+    names = ("tests", "failures", "errors", "skipped")
+    total = dict.fromkeys(names, 0)
+    for suite in suites:
+        for name in names:
+            total[name] += int(suite.get(name, 0))
+    return total
+
+
+def _run(c: Context, command: list[str]) -> tuple[int | None, str]:
+    """(exit status, output); the status is None where the time ran out, and the output what there was by then."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        try:
+            code: int | None = subprocess.run(
+                command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, timeout=max(c.left, 1.0)
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+        log.seek(0)
+        return code, log.read()
+
+
+# sanitizer
+
+
+def sanitizer(c: Context) -> None:
+    c.needs_cuda("compute-sanitizer")
+    tool = shutil.which("compute-sanitizer") or next(
+        (str(p) for p in Path("/usr/local").glob("cuda*/bin/compute-sanitizer")), None
+    )
+    if tool is None:
+        raise Missing("compute-sanitizer", "not found on PATH or under /usr/local/cuda*")
+    # Compiled and cached without the tool first, under which compiling is slow; no caching allocator, which would put
+    # what lies beyond a tensor into memory that counts as allocated.
+    os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+    script = [sys.executable, "-m", "benchmarks.gpu.every_op"]
+    code, output = _run(c, script)
+    if code != 0:
+        raise RuntimeError(f"every_op ended with {code}: {output[-1500:]}")
+    for name in ("memcheck", "racecheck", "initcheck"):
+        start = time.monotonic()
+        code, output = _run(c, [tool, "--tool", name, "--error-exitcode", "86", *script])
+        status = {0: "clean", 86: "errors found", None: "timed out"}.get(code, f"ended with {code}")
+        c.record.add(tool=name, status=status, seconds=round(time.monotonic() - start, 1), output_tail=output[-2500:])
+        if code not in (0, None):
+            c.write_failure(f"{name}: {status}")
+        if c.left < 3:
+            break
+
+
+# determinism
+
+
+def determinism(c: Context) -> None:
+    """Bit-identical in every repeat, judged by torch.equal, which calls NaN unequal."""
+    import torch
+
+    from benchmarks.gpu.every_op import CASES, results
+
+    repeats = 2 if c.dry else 100
+    for dtype in c.dtypes:
+        for name, case in CASES.items():
+            if c.dry and name != "tiny":
+                continue
+            inputs = case(dtype, c.device)
+            first = results(inputs, c.impl)
+            different: dict[str, int] = {}
+            done = 0
+            while done < repeats and c.left > 0:
+                for key, value in results(inputs, c.impl).items():
+                    if not torch.equal(value, first[key]):
+                        different[key] = different.get(key, 0) + 1
+                done += 1
+            finite = all(bool(x.isfinite().all()) for key, x in first.items() if key != "lse")
+            c.record.add(
+                case=name, dtype=dtype, repeats=done, asked=repeats, compared=list(first), different=different,
+                finite=finite,
+            )  # fmt: skip
+            if different or not finite:
+                c.write_failure(f"{name} {dtype}: different {different}, all finite: {finite}")
+
+
+# attention, flow, surprisal, mamba, training, trace and llava
+
+
+def attention(c: Context) -> None:
+    from benchmarks.gpu import timings as gpu_timings
+
+    gpu_timings.attention(c)
+
+
+def flow(c: Context) -> None:
+    from benchmarks.gpu import timings as gpu_timings
+
+    gpu_timings.flow(c)
+
+
+def surprisal(c: Context) -> None:
+    from benchmarks.gpu import timings as gpu_timings
+
+    gpu_timings.surprisal(c)
+
+
+def mamba(c: Context) -> None:
+    from benchmarks.gpu import timings as gpu_timings
+
+    gpu_timings.mamba(c)
+
+
+def training(c: Context) -> None:
+    from benchmarks.gpu import timings as gpu_timings
+
+    gpu_timings.training(c)
+
+
+def trace(c: Context) -> None:
+    from benchmarks.gpu import timings as gpu_timings
+
+    gpu_timings.trace(c)
+
+
+def study(c: Context) -> None:
+    from benchmarks.gpu import study as gpu_study
+
+    gpu_study.study(c)
+
+
+def llava(c: Context) -> None:
+    from benchmarks.gpu import timings as gpu_timings
+
+    gpu_timings.llava(c)
+
+
+PARTS: dict[str, Callable[[Context], None]] = {
+    "machine": machine, "gate": gate, "tests": tests, "sanitizer": sanitizer, "determinism": determinism,
+    "attention": attention, "flow": flow, "surprisal": surprisal, "mamba": mamba, "training": training, "trace": trace,
+    "study": study, "llava": llava,
+}  # fmt: skip
+#: What each part imports that a bare machine may lack.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "machine": ("torch",), "gate": ("torch", "pytest"), "tests": ("pytest",), "sanitizer": (),
+    "determinism": ("torch", "triton"), "attention": ("torch", "triton"), "flow": ("torch", "triton"),
+    "surprisal": ("torch", "triton"), "mamba": ("torch", "triton", "transformers"),
+    "training": ("torch", "transformers"), "study": ("torch", "transformers"),
+    "trace": ("torch", "transformers"), "llava": ("torch", "transformers"),
+}  # fmt: skip

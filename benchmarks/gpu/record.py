@@ -1,0 +1,183 @@
+"""Everything that wants a GPU, in one command: tests, sanitizer, determinism, benchmarks; JSON, part by part.
+
+    python -m benchmarks gpu --out benchmarks/results/gpu/NAME      # under nine minutes
+    python -m benchmarks gpu --out DIR --parts machine attention --budget 200
+    python -m benchmarks gpu --out DIR --dry-run                    # tiny, on a CPU: tests this script
+
+Needs torch, triton, numpy, pytest, transformers, and neither a network nor an installation. Each part runs in a process
+of its own with a time limit and writes DIR/<part>.json, the long ones row by row, so that a cut-off run keeps what it
+had. A part that fails records its error and stops no other. Status 1 where a part failed, or without CUDA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+#: Each part's share of the time that is left when it starts, and what it leaves goes to those after it.
+SHARES = {
+    "machine": 20, "gate": 60, "tests": 150, "sanitizer": 50, "determinism": 45, "attention": 160, "flow": 40,
+    "surprisal": 40, "mamba": 45, "training": 40, "trace": 45, "study": 45, "llava": 60,
+}  # fmt: skip
+#: A part stops by itself this long before it would be stopped.
+GRACE = 5.0
+TAIL = 4000
+
+
+class Record:
+    """One part's result file, whole at every moment."""
+
+    def __init__(self, path: Path, part: str) -> None:
+        self.path, self.data = path, {"part": part, "status": "running", "missing": {}, "rows": []}
+
+    def __getitem__(self, key: str) -> Any:
+        return self.data[key]
+
+    def write(self, **values: Any) -> None:
+        self.data.update(values)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(anonymous(self.data), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.replace(self.path)
+
+    def add(self, **row: Any) -> None:
+        self["rows"].append(row)
+        self.write()
+
+
+def anonymous(value: Any) -> Any:
+    """``value`` with no host, user or folder of the machine in its strings; keys stay as they are."""
+    if isinstance(value, dict):
+        return {key: anonymous(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [anonymous(x) for x in value]
+    if not isinstance(value, str):
+        return value
+    for folder, name in ((str(ROOT), "."), (sys.prefix, "<python>"), (str(Path.home()), "~")):
+        value = value.replace(folder, name)
+    return re.sub(rf"\b{re.escape(socket.gethostname())}\b", "<host>", value)
+
+
+def run_part(part: str, arguments: argparse.Namespace, seconds: float) -> str:
+    """Run one part in a process of its own; whatever becomes of it, its file says so. Returns its status."""
+    path = arguments.out / f"{part}.json"
+    path.unlink(missing_ok=True)
+    Record(path, part).write()
+    command = [
+        sys.executable, __file__, "--out", str(arguments.out), "--budget", str(seconds), "--inside", part,
+        *(["--data", str(arguments.data)] if arguments.data else []),
+        *(["--dry-run"] if arguments.dry_run else []), *(["--break", broken] if (broken := arguments.broken) else []),
+    ]  # fmt: skip
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "SYMGROUND_AUTOTUNE": "0"}
+    environment["TRITON_INTERPRET"] = "1" if arguments.dry_run else "0"
+    if arguments.dry_run:
+        environment["OMP_NUM_THREADS"] = "1"  # nothing large enough for a second thread
+    start = time.monotonic()
+    with (arguments.out / f"{part}.log").open("w+", encoding="utf-8", errors="replace") as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code: int | None = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _end(process)
+        log.seek(0)
+        tail = log.read()[-TAIL:]
+    Path(log.name).unlink()
+    record = Record(path, part)
+    record.data = json.loads(path.read_text(encoding="utf-8"))
+    if code is None:
+        record.data["status"] = "timed out"
+    elif code != 0:
+        record.data["status"] = "failed"
+    record.data.setdefault("output_tail", tail if record["status"] in ("failed", "timed out") else "")
+    record.write(seconds=round(time.monotonic() - start, 1), limit=round(seconds, 1))
+    return str(record["status"])
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    """The part and what it started: its own session, so nobody else's."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def inside(arguments: argparse.Namespace) -> None:
+    """What the part's own process does."""
+    from benchmarks.gpu import parts as gpu_parts
+
+    record = Record(arguments.out / f"{arguments.inside}.json", arguments.inside)
+    end = time.monotonic() + arguments.budget - GRACE
+    context = gpu_parts.Context(record, arguments.out, arguments.dry_run, end, arguments.data)
+    try:
+        if arguments.broken == arguments.inside:
+            raise RuntimeError("broken on purpose")
+        context.check_missing(arguments.inside)
+        gpu_parts.PARTS[arguments.inside](context)
+    except gpu_parts.Missing as missing:
+        name, reason = missing.args
+        record["missing"][name] = reason
+        record.write(status="needs CUDA" if reason == gpu_parts.NEEDS_CUDA else "missing")
+    except Exception as error:
+        record.write(error=f"{type(error).__name__}: {error}"[:TAIL])
+        raise
+    if record["status"] == "running":
+        record.write(status="ok")
+
+
+def gpu_lacks() -> str | None:
+    """Why nothing can run here; asked in a process of its own: this one holds no GPU memory."""
+    code = "from benchmarks.common.measure import gpu_lacks; print(gpu_lacks() or '')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    return said[-1] if said else None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the result files")
+    parser.add_argument("--parts", nargs="+", choices=SHARES, default=list(SHARES))
+    parser.add_argument("--data", type=Path, help="a study's folder, prepared elsewhere, for the part `study`")
+    parser.add_argument("--budget", type=float, default=520.0, help="seconds for all parts together")
+    parser.add_argument("--dry-run", action="store_true", help="the whole machinery on a CPU, tiny, interpreted")
+    parser.add_argument("--inside", choices=SHARES, help=argparse.SUPPRESS)
+    parser.add_argument("--break", choices=SHARES, dest="broken", help=argparse.SUPPRESS)  # for the script's own test
+    arguments = parser.parse_args()
+    arguments.out = arguments.out.resolve()
+    arguments.data = arguments.data.resolve() if arguments.data else None
+    if arguments.inside:
+        inside(arguments)
+        return 0
+    if not arguments.dry_run and (lacks := gpu_lacks()):
+        print(f"gpu_record: {lacks}; --dry-run runs it on a CPU", file=sys.stderr)
+        return 1
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + arguments.budget
+    parts = [part for part in SHARES if part in arguments.parts]
+    failed = False
+    for i, part in enumerate(parts):
+        left = max(end - time.monotonic(), 0.0)
+        seconds = left * SHARES[part] / sum(SHARES[p] for p in parts[i:])
+        status = run_part(part, arguments, seconds)
+        failed |= status in ("failed", "timed out")
+        print(f"{part}: {status}", flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,352 @@
+"""Compile every shipped kernel configuration ahead of time, no GPU needed, and print what the compiler made of it.
+
+    python -m benchmarks kernels                    # all → benchmarks/results/kernels.md
+    python -m benchmarks kernels --arch sm_90 --head-size 64 --dtype bfloat16 --no-save
+
+Registers, stack and shared memory a program; local-memory instructions (LDL, STL) inside loops, which must be none; and
+which tensor-core instructions were used. Ends with status 1 where a configuration does not fit (shared memory, and on
+sm_100 tensor memory), touches local memory in a loop or leaves the tensor cores idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+os.environ["TRITON_INTERPRET"] = "0"
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+import triton  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+from triton.runtime.jit import JITFunction  # noqa: E402
+
+from symground.kernels.attention import backward, flow, forward, saliency, saliency_rows  # noqa: E402
+from symground.kernels.attention.launch import Call  # noqa: E402
+from symground.kernels.common import launch  # noqa: E402
+from symground.kernels.common.configs import Config, Tiles, shipped  # noqa: E402
+from symground.kernels.ssd import backward as ssd_backward  # noqa: E402
+from symground.kernels.ssd import forward as ssd_forward  # noqa: E402
+from symground.kernels.ssd import launch as ssd_launch  # noqa: E402
+from symground.kernels.ssd import saliency as ssd_saliency  # noqa: E402
+from symground.kernels.vocabulary import surprisal as vocabulary  # noqa: E402
+
+#: Every kernel's tiles, by its name.
+KERNELS: dict[str, Tiles] = {}
+for module in (
+    forward, backward, saliency, flow, saliency_rows, ssd_saliency, ssd_forward, ssd_backward, vocabulary,
+):  # fmt: skip
+    KERNELS |= module.TILES
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_86": GPUTarget("cuda", 86, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+#: Bytes of shared memory that one program may have.
+SHARED = {"sm_80": 166_912, "sm_86": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+#: Columns of tensor memory of a Blackwell multiprocessor: no program that asks for more can start.
+TENSOR_MEMORY = 512
+HEAD_SIZES = (32, 64, 128, 256)
+#: Kernels that read a vocabulary head, of hidden size 768.
+VOCABULARY = ("vocabulary_lse", "logits_gradient", "shared_candidates", "own_candidates")
+HIDDEN_SIZE = 768
+#: The sums of a row's attention that a kernel is given in float32, made with the configuration of that kernel.
+ROW_SUMS = {
+    f"{kernel}_sums": kernel
+    for kernel in ("dq_flow", "dkdv", "attention_saliency", "attention_flow", "attention_saliency_rows")
+}
+#: Kernels of SSD: heads of 64 with a state of the size asked.
+SSD = ("ssd_saliency", "ssd_flow", "ssd_forward", "ssd_dx", "ssd_dbdc")
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+@dataclass
+class Row:
+    """What one kernel became for one architecture."""
+
+    kernel: str
+    arch: str
+    dtype: str
+    size: int
+    config: Config
+    registers: int = 0
+    stack: int = 0
+    shared: int = 0
+    tensor_memory: int = 0
+    local_in_loop: int = 0
+    matrix: Counter[str] = field(default_factory=Counter)
+    error: str = ""
+
+    @property
+    def faults(self) -> list[str]:
+        found = [self.error] if self.error else []
+        if self.shared > SHARED[self.arch]:
+            found.append("shared memory")
+        if self.tensor_memory > TENSOR_MEMORY:
+            found.append("tensor memory")
+        if self.local_in_loop:
+            found.append("local memory in a loop")
+        if not (self.error or self.matrix or self.kernel in ("delta", "own_candidates")):
+            found.append("no tensor cores")
+        return found
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is compiled for: 8 × 12 × length, causal; with ``options`` window, padding and gate as well."""
+
+    length: int = 1024
+    options: bool = False
+
+
+def launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -> None:
+    """Call the launcher of ``kernel`` as a user's call would, on tensors without storage."""
+    kernel = ROW_SUMS.get(kernel, kernel)
+    length = problem.length
+    q, k, v, grad = (torch.empty(8, 12, length, size, dtype=dtype, device="meta") for _ in range(4))
+    lse = torch.empty(8, 12, length, device="meta")
+    groups = torch.empty(8, length, dtype=torch.int64, device="meta")
+    call = Call(q, k, v, None, True, size**-0.5, None, None)
+    if problem.options:
+        gate, bounds = lse[:, :, 0], torch.empty(8, 2, dtype=torch.int64, device="meta")
+        call = Call(q, k, v, gate, True, size**-0.5, bounds, 100)
+    if kernel == "attention_forward":
+        forward.attention_forward(call)
+    elif kernel in ("delta", "dq", "dkdv"):
+        backward.attention_backward(call, grad, q, lse, None, None, 0, 0)
+    elif kernel == "dq_flow":
+        backward.attention_backward(call, grad, q, lse, groups, groups, 2, 2)
+    elif kernel == "attention_saliency":
+        saliency.attention_saliency(call, grad, lse, signed=True)
+    elif kernel == "attention_flow":
+        flow.attention_flow(call, grad, lse, groups, groups, 2, 2, False)
+    else:
+        saliency_rows.attention_saliency_rows(call, grad, lse, torch.empty(8, 4, dtype=torch.int64, device="meta"))
+
+
+def vocabulary_launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -> None:
+    rows, entries, count = 8 * problem.length, 50257, 100
+    hidden, weight = (torch.empty(n, size, dtype=dtype, device="meta") for n in (rows, entries))
+    bias = torch.empty(entries, dtype=dtype, device="meta") if problem.options else None
+    shape = (rows, count) if kernel == "own_candidates" else (count,)
+    head = vocabulary.Head(hidden, weight, bias, torch.empty(shape, dtype=torch.int64, device="meta"))
+    lse, grad = (torch.empty(*shape, dtype=torch.float32, device="meta") for shape in ((rows,), (rows, count)))
+    if kernel == "vocabulary_lse":
+        vocabulary.log_sum_exp(head)
+    elif kernel == "logits_gradient":
+        vocabulary.gradients(head, grad, lse, True, False, False)
+    else:
+        vocabulary.surprisal(head, lse)
+
+
+def ssd_launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -> None:
+    length, heads = problem.length, 12
+    x, grad = (torch.empty(8, length, heads, 64, dtype=dtype, device="meta") for _ in range(2))
+    b, c = (torch.empty(8, length, 1, size, dtype=dtype, device="meta") for _ in range(2))
+    dt, A = torch.empty(8, length, heads, device="meta"), torch.empty(heads, device="meta")
+    ids = torch.empty(8, length, dtype=torch.int64, device="meta")
+    bounds = torch.empty(8, 2, dtype=torch.int64, device="meta") if problem.options else None
+    scan = ssd_launch.Call(x, dt, A, b, c, bounds)
+    if kernel == "ssd_saliency":
+        ssd_saliency.ssd_saliency(scan, grad, True)
+    elif kernel == "ssd_flow":
+        ssd_saliency.ssd_flow(scan, grad, ids, ids, 2, 2, False)
+    elif kernel == "ssd_forward":
+        ssd_forward.ssd_forward(scan, None)
+    else:
+        ssd_backward.ssd_backward(scan, grad, None, None)
+
+
+FUNCTIONS = {
+    "delta": "delta_kernel", "dq": "dq_kernel", "dq_flow": "dq_kernel", "dkdv": "dkdv_kernel",
+    "ssd_saliency": "attention_saliency_kernel", "ssd_flow": "attention_flow_kernel",
+    "ssd_forward": "ssd_output_kernel", **dict.fromkeys(ROW_SUMS, "attention_row_sums_kernel"),
+}  # fmt: skip
+
+
+def compiled(kernel: str, arch: str, dtype: torch.dtype, size: int, config: Config, problem: Problem) -> Any:
+    """The launcher's own arguments, specialised as the just-in-time compiler would, compiled for ``arch``."""
+    name, result = FUNCTIONS.get(kernel, f"{kernel}_kernel"), None
+
+    def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        nonlocal result
+        if self.__name__ == name and result is None:
+            result = triton.compile(*source(self, args, kwargs), target=TARGETS[arch], options=options(config))
+
+    def chosen(asked: str, *rest: Any) -> Config:
+        if asked == ROW_SUMS.get(kernel, kernel):
+            return config
+        # The chunks of SSD's backward pass are those of its forward pass.
+        return shipped(asked, *rest) if asked in SSD else Config(64, 64, 4, 1)
+
+    with (
+        mock.patch.object(JITFunction, "run", run),
+        mock.patch.object(launch, "architecture_of", return_value=arch),
+        mock.patch.object(launch, "shipped", chosen),
+    ):
+        launch_all = vocabulary_launches if kernel in VOCABULARY else ssd_launches if kernel in SSD else launches
+        launch_all(kernel, dtype, size, problem)
+    assert result is not None
+    return result
+
+
+def options(config: Config) -> dict[str, int]:
+    return {"num_warps": config.num_warps, "num_stages": config.num_stages}
+
+
+def source(function: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ASTSource]:
+    bound = dict(zip(function.arg_names, args, strict=False)) | {
+        key: value for key, value in kwargs.items() if key in function.arg_names
+    }
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(function.params):
+        value = bound[parameter.name]
+        fixed = parameter.is_constexpr or value is None
+        if fixed or (isinstance(value, int) and value == 1 and not parameter.do_not_specialize):
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = "*" + {
+                torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64",
+                torch.int32: "i32",
+            }[value.dtype]  # fmt: skip
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        else:
+            signature[parameter.name] = "i32"
+            if value % 16 == 0 and not parameter.do_not_specialize:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+    return (ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes),)
+
+
+Job = tuple[str, str, str, int, Config | None, Problem]
+
+
+def examine(job: Job) -> Row:
+    kernel, arch, dtype, size, config, problem = job
+    element = getattr(torch, dtype)
+    if config is None:
+        config = shipped(ROW_SUMS.get(kernel, kernel), KERNELS, arch, launch.block_of(size), element.itemsize)
+    row = Row(kernel, arch, dtype, size, config)
+    try:
+        result = compiled(kernel, arch, element, size, config, problem)
+    except Exception as error:
+        row.error = str(error).strip().splitlines()[-1][:80] or type(error).__name__
+        return row
+    row.shared = result.metadata.shared
+    row.tensor_memory = getattr(result.metadata, "tmem_size", None) or 0
+    if "cubin" in result.asm:
+        _read_cubin(row, result.asm["cubin"])
+    else:
+        _read_amdgcn(row, result.asm["amdgcn"])
+    return row
+
+
+def _read_cubin(row: Row, cubin: bytes) -> None:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run(
+            [TOOLS / "cuobjdump", "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout
+        sass = subprocess.run([TOOLS / "nvdisasm", "-c", file.name], check=True, capture_output=True, text=True).stdout
+    row.registers = int(re.search(r"REG:(\d+)", usage)[1])  # type: ignore[index]
+    row.stack = int(re.search(r"STACK:(\d+)", usage)[1])  # type: ignore[index]
+    lines = sass.splitlines()
+    looped = {i for start, end in loops(lines) for i in range(start, end + 1)}
+    row.local_in_loop = sum(bool(re.search(r"\b(LDL|STL)\b", lines[i])) for i in looped)
+    row.matrix = Counter(re.findall(r"\b(HGMMA|HMMA|UTCHMMA|UTCQMMA|UTCMMA)\b", sass))
+
+
+def loops(lines: list[str]) -> Iterator[tuple[int, int]]:
+    """(first, last) line of every loop: a branch back to a label, itself excepted (the trap at a kernel's end)."""
+    labels = {match[1]: i for i, line in enumerate(lines) if (match := re.match(r"^(\.L_x_\d+):", line.strip()))}
+    for i, line in enumerate(lines):
+        match = re.search(r"\bBRA(?:\.\w+)*\b.*?`\((\.L_x_\d+)\)", line)
+        if match and labels.get(match[1], i) < i - 2:
+            yield labels[match[1]], i
+
+
+def _read_amdgcn(row: Row, text: str) -> None:
+    row.registers = int(re.search(r"\.vgpr_count:\s+(\d+)", text)[1])  # type: ignore[index]
+    row.stack = int(re.search(r"\.private_segment_fixed_size:\s+(\d+)", text)[1])  # type: ignore[index]
+    row.matrix = Counter(re.findall(r"\b(v_mfma)", text))
+
+
+def jobs(arguments: argparse.Namespace) -> list[Job]:
+    config = Config(*arguments.config) if arguments.config else None
+    problem = Problem(arguments.length, arguments.all_options)
+    return [
+        (kernel, arch, dtype, size, config, problem)
+        for arch in arguments.arch
+        for dtype in arguments.dtype
+        for size in (*arguments.head_size, HIDDEN_SIZE)
+        for kernel in arguments.kernel or (*KERNELS, *ROW_SUMS)
+        if (kernel in VOCABULARY) == (size == HIDDEN_SIZE) and (kernel not in ROW_SUMS or dtype == "float32")
+    ]
+
+
+def table(rows: list[Row]) -> str:
+    head = (
+        "| kernel | architecture | dtype | D | BM×BN, warps, stages | registers | stack | shared KiB "
+        "| LDL/STL in loops | tensor cores |"
+    )
+    out = [head, "|---" * 10 + "|"]
+    for row in rows:
+        c = row.config
+        matrix = " ".join(f"{n} {name}" for name, n in sorted(row.matrix.items())) or "–"
+        out.append(
+            f"| {row.kernel} | {row.arch} | {row.dtype} | {row.size} | {c.BM}×{c.BN}, {c.num_warps}, {c.num_stages} | "
+            f"{row.registers} | {row.stack} | {row.shared / 1024:.0f} | {row.local_in_loop} | {row.error or matrix} |"
+        )
+    return "\n".join(out)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument(
+        "--dtype", nargs="+", choices=["bfloat16", "float16", "float32"], default=["bfloat16", "float32"]
+    )
+    parser.add_argument("--head-size", nargs="*", type=int, default=list(HEAD_SIZES), help="of the attention kernels")
+    parser.add_argument("--kernel", nargs="+", choices=(*KERNELS, *ROW_SUMS))
+    parser.add_argument("--config", nargs=4, type=int, metavar=("BM", "BN", "WARPS", "STAGES"), help="not the table's")
+    parser.add_argument("--length", type=int, default=1024, help="queries and keys")
+    parser.add_argument("--all-options", action="store_true", help="compile for a window, padding and a gate as well")
+    parser.add_argument("--no-save", action="store_true")
+    arguments = parser.parse_args()
+    with ProcessPoolExecutor(max(1, (os.cpu_count() or 2))) as pool:
+        rows = list(pool.map(examine, jobs(arguments)))
+    text = table(rows)
+    print(text)
+    faulty = [row for row in rows if row.faults]
+    for row in faulty:
+        print(f"{row.kernel} {row.arch} {row.dtype} D {row.size}: {', '.join(row.faults)}", file=sys.stderr)
+    if not arguments.no_save:
+        path = ROOT / "benchmarks" / "results" / "kernels.md"
+        path.write_text(
+            "Every shipped configuration, causal, 8 × 12 × 1024, and for a vocabulary 8192 rows of 768, 50257 words, "
+            f"compiled by Triton {triton.__version__} "
+            f"(`python -m benchmarks kernels`).\n\n{text}\n"
+        )
+    return 1 if faulty else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""What is timed: ours and every peer of it, one file for each suite."""

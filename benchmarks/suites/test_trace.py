@@ -1,0 +1,46 @@
+"""A whole-model trace beside its peers: 12-layer GPT-2, random weights, B2 T1024, float32; bfloat16 too on a GPU.
+
+python -m pytest benchmarks/suites/test_trace.py --benchmark-only --benchmark-json=FILE
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.common.measure import gpu_memory
+from benchmarks.common.memory import peak_in_subprocess
+from benchmarks.conftest import MISSING
+from benchmarks.peers import trace as trace_peers
+from benchmarks.peers.trace import PEERS, Model
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = ("float32", "bfloat16") if DEVICE == "cuda" else ("float32",)
+NAMES, _missing = trace_peers.available()
+MISSING.update(_missing)
+
+
+def prepared(model: Model) -> dict[str, Callable[[], Any]]:
+    return {name: PEERS[name](model) for name in NAMES}
+
+
+def memory(model: Model, name: str) -> dict[str, int]:
+    if DEVICE == "cpu":
+        return peak_in_subprocess("benchmarks.peers.trace", "in_memory", name=name, model=model.row)
+    run = PEERS[name](model)
+    run()
+    peak, result = gpu_memory(run)
+    return {"peak_bytes": peak, "result_bytes": result}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_trace(benchmark: Any, in_turns: Callable[..., None], pytestconfig: Any, dtype: str, name: str) -> None:
+    layers, T = pytestconfig.getoption("--layers"), pytestconfig.getoption("--length")
+    model = Model(dtype=dtype, device=DEVICE, layers=layers, T=T)
+    in_turns(f"trace, {layers} layers, T{T} {dtype}", name, partial(prepared, model), 5, DEVICE)
+    benchmark.extra_info |= {"stage": "trace", "peer": name, **model.row, **memory(model, name)}

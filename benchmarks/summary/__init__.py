@@ -1,0 +1,1 @@
+"""Every number to hold: run, judged, told and drawn."""
