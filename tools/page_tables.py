@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks import scaling
 from benchmarks.peers.training import GIVEN_BACK, KEPT, PEERS, SHAPES, STAGE, Shape
-from benchmarks.summary.run import amount, machine_line, ratio_of
+from benchmarks.summary.tables import amount, machine_line, ratio_of
 from symground.reports.formats import FEW, control_cell, number, stars, with_interval
 from symground.reports.sections.causal import STUDY_INTERVENTIONS
 

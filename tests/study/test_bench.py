@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.common import measure
 from benchmarks.peers.attention import CLOSED, EAGER, SDPA, SYMGROUND
 from benchmarks.summary import run as bench
+from benchmarks.summary import tables, verdict
 from benchmarks.summary.goals import GOALS, needs_cuda
 from benchmarks.summary.picture import picture
 
@@ -51,8 +52,8 @@ MACHINE = {"cpu": {"brand": "a", "cores": 2, "arch": "x"}, "threads": 2, "torch"
 def result(rows: list[dict[str, Any]] = ROWS) -> dict[str, Any]:
     missing = {"forward: flash-attn, float32": "flash_attn does not import", "loss: Liger": "does not import: no liger"}
     return {
-        "format": bench.FORMAT, "machine": MACHINE, "versions": {"symground": "0", "revision": "abc"}, "rates": {},
-        "missing": missing, "goals": [bench.judged(goal, rows, missing) for goal in GOALS], "rows": rows,
+        "format": verdict.FORMAT, "machine": MACHINE, "versions": {"symground": "0", "revision": "abc"}, "rates": {},
+        "missing": missing, "goals": [verdict.judged(goal, rows, missing) for goal in GOALS], "rows": rows,
     }  # fmt: skip
 
 
@@ -73,10 +74,10 @@ def test_every_number_is_printed_with_its_ratio_or_the_reason_why_it_is_open() -
     assert of(found, "saliency alone: faster than torch.compile of it")["reason"] == "not measured in this run"
     for goal in found["goals"]:
         assert goal["status"] == "met" or goal["reason"]
-    cells = bench.cells_of(found)
+    cells = tables.cells_of(found)
     assert cells[0][4:6] == ["5 ×", "≥ 2.5 ×"]
     assert cells[0][1] == "200 ms ± 1%"
-    text = bench.markdown(found)
+    text = tables.markdown(found)
     assert (
         "| layer with saliency: time of SDPA forward + backward | 200 ms ± 1% | SDPA | 100 ms ± 1% | 2 | ≤ 1.2 |"
         in text
@@ -86,18 +87,18 @@ def test_every_number_is_printed_with_its_ratio_or_the_reason_why_it_is_open() -
 
 
 def test_suites_of_several_revisions_each_name_theirs() -> None:
-    assert bench.machine_line(result()).endswith("symground 0 at abc")
+    assert tables.machine_line(result()).endswith("symground 0 at abc")
     same = {**result(), "revisions": {"gate": "abc", "trace": "abc"}}
-    assert bench.machine_line(same).endswith("symground 0 at abc")
+    assert tables.machine_line(same).endswith("symground 0 at abc")
     mixed = {**result(), "revisions": {"gate": "abc", "mamba": "def", "trace": "abc"}}
-    assert bench.machine_line(mixed).endswith("symground 0 at abc (gate, trace); def (mamba)")
+    assert tables.machine_line(mixed).endswith("symground 0 at abc (gate, trace); def (mamba)")
 
 
 def test_without_a_gpu_its_numbers_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     goals = [goal for goal in GOALS if needs_cuda(goal)]
     assert len(goals) >= 10
-    assert all("CUDA" in bench.judged(goal, [], {})["reason"] for goal in goals)
+    assert all("CUDA" in verdict.judged(goal, [], {})["reason"] for goal in goals)
 
 
 def test_a_gpu_older_than_the_kernels_is_told_and_passed_over(
@@ -130,23 +131,23 @@ def test_the_floor_is_what_the_machine_allows() -> None:
 
 def test_what_slowed_down_is_told() -> None:
     old, new = result(), result(copy.deepcopy(ROWS))
-    assert bench.slower(old, new) == []
+    assert verdict.slower(old, new) == []
     new["rows"][0]["seconds"] = 0.21  # within a tenth
     new["rows"][2]["seconds"] = 9.0  # a peer's
-    assert bench.slower(old, new) == []
+    assert verdict.slower(old, new) == []
     new["rows"][3]["seconds"] = 0.08
-    assert bench.slower(old, new) == ["attention: saliency, symground, B4 H12 T1024 D64 dtype float32: 50 ms → 80 ms"]
+    assert verdict.slower(old, new) == ["attention: saliency, symground, B4 H12 T1024 D64 dtype float32: 50 ms → 80 ms"]
     new["rows"][3]["iqr"] = 0.05  # as far as its quartiles are apart
-    assert bench.slower(old, new) == []
+    assert verdict.slower(old, new) == []
     # On another machine seconds say nothing: ratios do.
     rows = copy.deepcopy(ROWS)
     for each in rows:
         each["seconds"] *= 10
     elsewhere = {**result(rows), "machine": {**MACHINE, "threads": 64}}
-    assert bench.slower(old, elsewhere) == []
+    assert verdict.slower(old, elsewhere) == []
     rows[3]["seconds"] *= 2
     elsewhere = {**result(rows), "machine": {**MACHINE, "threads": 64}}
-    assert bench.slower(old, elsewhere) == [
+    assert verdict.slower(old, elsewhere) == [
         "saliency alone: faster than eager A∘(dO Vᵀ): 2 → 1 (another machine: ratios)"
     ]
 
