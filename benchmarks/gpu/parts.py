@@ -1,9 +1,8 @@
-"""The parts of `record.py`. Each takes a `Context`, adds to its record, and stops by itself when its time is up."""
+"""The parts of the GPU record that time no kernel. Each adds to its record, and stops when its time is up."""
 
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import platform
 import shutil
@@ -11,75 +10,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-if TYPE_CHECKING:
-    from benchmarks.gpu.record import Record
-
-ROOT = Path(__file__).resolve().parents[2]
-NEEDS_CUDA = "needs CUDA"
-#: Characters of a process' output that are kept.
-TAIL = 3000
-
-
-class Missing(Exception):  # noqa: N818 - no error: it is what a machine lacks
-    """(name, reason) of what a part cannot do without."""
-
-
-@dataclass
-class Context:
-    record: Record
-    out: Path
-    dry: bool
-    end: float
-    data: Path | None = None
-    """A study's folder, prepared elsewhere."""
-
-    @property
-    def device(self) -> str:
-        return "cpu" if self.dry else "cuda"
-
-    @property
-    def impl(self) -> str | None:
-        """In a dry run too the kernels run, in the interpreter."""
-        return "triton" if self.dry else None
-
-    @property
-    def dtypes(self) -> tuple[str, ...]:
-        return ("float32",) if self.dry else ("bfloat16", "float32")
-
-    @property
-    def left(self) -> float:
-        return self.end - time.monotonic()
-
-    def needs_cuda(self, name: str) -> None:
-        if self.dry:
-            raise Missing(name, NEEDS_CUDA)
-
-    def check_missing(self, part: str) -> None:
-        for module in NEEDS[part]:
-            try:
-                importlib.import_module(module)
-            except Exception as error:  # a package built for another machine fails in ways of its own
-                raise Missing(module, f"does not import: {error}") from error
-
-    def write_failure(self, error: str) -> None:
-        """The part goes on; its record says that something in it went wrong."""
-        self.record.write(status="failed", errors=[*self.record.data.get("errors", []), error])
-
-    def rates(self) -> dict[str, float]:
-        """What the part `machine` measured; empty without it."""
-        try:
-            found: dict[str, float] = json.loads((self.out / "machine.json").read_text(encoding="utf-8"))["rates"]
-        except (OSError, KeyError):
-            return {}
-        return found
-
+from benchmarks.gpu.context import ROOT, TAIL, Context, Missing
 
 # machine
 
@@ -158,9 +93,9 @@ def gate(c: Context) -> None:
         if code != 0:
             c.write_failure(f"tests/ops/gate/test_cuda.py ended with {code}")
     # Not before the build: what is imported by then is not loaded again.
-    from benchmarks.gpu import timings as gpu_timings
+    from benchmarks.gpu import timings
 
-    gpu_timings.gate(c)
+    timings.gate(c)
 
 
 # tests
@@ -288,69 +223,3 @@ def determinism(c: Context) -> None:
             )  # fmt: skip
             if different or not finite:
                 c.write_failure(f"{name} {dtype}: different {different}, all finite: {finite}")
-
-
-# attention, flow, surprisal, mamba, training, trace and llava
-
-
-def attention(c: Context) -> None:
-    from benchmarks.gpu import timings as gpu_timings
-
-    gpu_timings.attention(c)
-
-
-def flow(c: Context) -> None:
-    from benchmarks.gpu import timings as gpu_timings
-
-    gpu_timings.flow(c)
-
-
-def surprisal(c: Context) -> None:
-    from benchmarks.gpu import timings as gpu_timings
-
-    gpu_timings.surprisal(c)
-
-
-def mamba(c: Context) -> None:
-    from benchmarks.gpu import timings as gpu_timings
-
-    gpu_timings.mamba(c)
-
-
-def training(c: Context) -> None:
-    from benchmarks.gpu import timings as gpu_timings
-
-    gpu_timings.training(c)
-
-
-def trace(c: Context) -> None:
-    from benchmarks.gpu import timings as gpu_timings
-
-    gpu_timings.trace(c)
-
-
-def study(c: Context) -> None:
-    from benchmarks.gpu import study as gpu_study
-
-    gpu_study.study(c)
-
-
-def llava(c: Context) -> None:
-    from benchmarks.gpu import timings as gpu_timings
-
-    gpu_timings.llava(c)
-
-
-PARTS: dict[str, Callable[[Context], None]] = {
-    "machine": machine, "gate": gate, "tests": tests, "sanitizer": sanitizer, "determinism": determinism,
-    "attention": attention, "flow": flow, "surprisal": surprisal, "mamba": mamba, "training": training, "trace": trace,
-    "study": study, "llava": llava,
-}  # fmt: skip
-#: What each part imports that a bare machine may lack.
-NEEDS: dict[str, tuple[str, ...]] = {
-    "machine": ("torch",), "gate": ("torch", "pytest"), "tests": ("pytest",), "sanitizer": (),
-    "determinism": ("torch", "triton"), "attention": ("torch", "triton"), "flow": ("torch", "triton"),
-    "surprisal": ("torch", "triton"), "mamba": ("torch", "triton", "transformers"),
-    "training": ("torch", "transformers"), "study": ("torch", "transformers"),
-    "trace": ("torch", "transformers"), "llava": ("torch", "transformers"),
-}  # fmt: skip

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
-import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,47 +26,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.gpu.context import NEEDS_CUDA, Context, Missing, Record  # noqa: E402
+
 #: Each part's share of the time that is left when it starts, and what it leaves goes to those after it.
 SHARES = {
     "machine": 20, "gate": 60, "tests": 150, "sanitizer": 50, "determinism": 45, "attention": 160, "flow": 40,
     "surprisal": 40, "mamba": 45, "training": 40, "trace": 45, "study": 45, "llava": 60,
 }  # fmt: skip
+#: Part → the module here that has a function of its name; all others are timings.
+MODULES = {**dict.fromkeys(("machine", "gate", "tests", "sanitizer", "determinism"), "parts"), "study": "study"}
 #: A part stops by itself this long before it would be stopped.
 GRACE = 5.0
 TAIL = 4000
-
-
-class Record:
-    """One part's result file, whole at every moment."""
-
-    def __init__(self, path: Path, part: str) -> None:
-        self.path, self.data = path, {"part": part, "status": "running", "missing": {}, "rows": []}
-
-    def __getitem__(self, key: str) -> Any:
-        return self.data[key]
-
-    def write(self, **values: Any) -> None:
-        self.data.update(values)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(anonymous(self.data), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(self.path)
-
-    def add(self, **row: Any) -> None:
-        self["rows"].append(row)
-        self.write()
-
-
-def anonymous(value: Any) -> Any:
-    """``value`` with no host, user or folder of the machine in its strings; keys stay as they are."""
-    if isinstance(value, dict):
-        return {key: anonymous(x) for key, x in value.items()}
-    if isinstance(value, list | tuple):
-        return [anonymous(x) for x in value]
-    if not isinstance(value, str):
-        return value
-    for folder, name in ((str(ROOT), "."), (sys.prefix, "<python>"), (str(Path.home()), "~")):
-        value = value.replace(folder, name)
-    return re.sub(rf"\b{re.escape(socket.gethostname())}\b", "<host>", value)
 
 
 def run_part(part: str, arguments: argparse.Namespace, seconds: float) -> str:
@@ -119,20 +89,19 @@ def _end(process: subprocess.Popen[Any]) -> None:
 
 def inside(arguments: argparse.Namespace) -> None:
     """What the part's own process does."""
-    from benchmarks.gpu import parts as gpu_parts
-
     record = Record(arguments.out / f"{arguments.inside}.json", arguments.inside)
     end = time.monotonic() + arguments.budget - GRACE
-    context = gpu_parts.Context(record, arguments.out, arguments.dry_run, end, arguments.data)
+    context = Context(record, arguments.out, arguments.dry_run, end, arguments.data)
     try:
         if arguments.broken == arguments.inside:
             raise RuntimeError("broken on purpose")
         context.check_missing(arguments.inside)
-        gpu_parts.PARTS[arguments.inside](context)
-    except gpu_parts.Missing as missing:
+        module = importlib.import_module(f"benchmarks.gpu.{MODULES.get(arguments.inside, 'timings')}")
+        getattr(module, arguments.inside)(context)
+    except Missing as missing:
         name, reason = missing.args
         record["missing"][name] = reason
-        record.write(status="needs CUDA" if reason == gpu_parts.NEEDS_CUDA else "missing")
+        record.write(status="needs CUDA" if reason == NEEDS_CUDA else "missing")
     except Exception as error:
         record.write(error=f"{type(error).__name__}: {error}"[:TAIL])
         raise

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.parts import Context, Missing
+from benchmarks.gpu.context import Context, Missing
 
 #: Steps that a record has the time for: enough for rates, not for the link.
 STEPS = 300

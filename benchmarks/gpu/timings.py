@@ -12,7 +12,7 @@ import torch
 from benchmarks.common import measure
 from benchmarks.common.inputs import Inputs, Shape, constant_tokens
 from benchmarks.gpu import llava as llava_peers
-from benchmarks.gpu.parts import Context
+from benchmarks.gpu.context import Context
 from benchmarks.peers import attention as peers
 from benchmarks.peers import gate as gate_peers
 from benchmarks.peers import mamba as mamba_peers

@@ -342,8 +342,7 @@ def main() -> int:
         path = ROOT / "benchmarks" / "results" / "kernels.md"
         path.write_text(
             "Every shipped configuration, causal, 8 × 12 × 1024, and for a vocabulary 8192 rows of 768, 50257 words, "
-            f"compiled by Triton {triton.__version__} "
-            f"(`python -m benchmarks kernels`).\n\n{text}\n"
+            f"compiled by Triton {triton.__version__} (`python -m benchmarks kernels`).\n\n{text}\n"
         )
     return 1 if faulty else 0
 
