@@ -13,8 +13,8 @@ from typing import Any
 from benchmarks import scaling
 from benchmarks.peers.training import GIVEN_BACK, KEPT, PEERS, SHAPES, STAGE, Shape
 from benchmarks.summary.tables import amount, machine_line, ratio_of
+from symground.data.study import STUDY, STUDY_INTERVENTIONS
 from symground.reports.formats import FEW, control_cell, number, stars, with_interval
-from symground.reports.sections.causal import STUDY_INTERVENTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -78,7 +78,7 @@ def study() -> str:
     last = {row["model"]: row for row in sorted(found["curves"], key=lambda row: row["step"])}
     lines = ["| model | matched | mismatched | gain, 95 % over nouns | the study |", "|---|---|---|---|---|"]
     for model, row in last.items():
-        said = "no significant difference" if model.startswith("lstm") else "matched well below mismatched"
+        said = STUDY["words"]["lstm"] if model.startswith("lstm") else "matched well below mismatched"
         gain = with_interval(row["gain"], row["gain_low"], row["gain_high"])
         lines.append(f"| {model} | {number(row['matched'])} | {number(row['mismatched'])} | {gain} | {said} |")
     lines += [
@@ -88,7 +88,8 @@ def study() -> str:
     ]
     for row in STUDY_INTERVENTIONS.to_dict("records"):
         lines.append(
-            f"| the study, 12 layers | {row['step']:,.0f} | {row['heads per example']:.2f} | {row['mean layer']:.2f} | "
+            f"| the study, {STUDY['interventions']['layers']} layers | {row['step']:,.0f} | "
+            f"{row['heads per example']:.2f} | {row['mean layer']:.2f} | "
             f"{row['intervened']:.2f}*** | {row['control']:.2f} | {row['original']:.2f} |"
         )
     rows = [row for row in found["interventions"] if row["denominator"] == "row" and row["model"].startswith("gpt2")]

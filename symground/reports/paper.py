@@ -11,16 +11,15 @@ from matplotlib.axes import Axes
 
 from symground.analysis.causal import enough
 from symground.analysis.statistics import peak
+from symground.data.study import STUDY, STUDY_INTERVENTIONS
 from symground.reports.figures import MATCHED, MISMATCHED, PALETTE, band, figure_of, svg_of
 from symground.reports.formats import FEW, control_cell, corpus_size, number, p_value, signed, stars, with_interval
 from symground.reports.parts import Study, last_checkpoints
-from symground.reports.sections.causal import STUDY_INTERVENTIONS
 from symground.reports.sections.cooccurrence import usable_r2
 
-#: p below which the study calls a difference significant.
-_SIGNIFICANT = 0.001
-#: "Middle layers", 7 to 9 of 12: the part of the depth that they take up.
-MIDDLE = (6 / 12, 9 / 12)
+_MIDDLE = STUDY["middle"]
+#: The part of the depth that the study's middle layers take up.
+MIDDLE = ((_MIDDLE["first"] - 1) / _MIDDLE["layers"], _MIDDLE["last"] / _MIDDLE["layers"])
 #: How much of its peak R² has to be gone for it to have fallen; seeds and nouns move it by less.
 _FALLEN = 0.05
 #: A control does nothing that moves the surprisal by less than a tenth of what the heads do (the study's: 0.08).
@@ -144,10 +143,10 @@ def _gains(found: Tables) -> Iterator[dict[str, Any]]:
     for row in last_checkpoints(found["curves"], "model").to_dict("records"):
         lstm = row["model"].startswith("lstm")
         ours = f"gain {with_interval(row['gain'], row['gain_low'], row['gain_high'])} nats, {_p(row['p_holm'])}"
-        different = row["p_holm"] < _SIGNIFICANT and row["gain"] > 0
+        different = row["p_holm"] < STUDY["p"] and row["gain"] > 0
         yield {
             "finding": "no difference between matched and mismatched" if lstm else _GAIN,
-            "model": row["model"], "study": "no significant difference" if lstm else "p < 0.001", "ours": ours,
+            "model": row["model"], "study": STUDY["words"]["lstm"] if lstm else f"p < {STUDY['p']}", "ours": ours,
             "agrees": row["p_holm"] >= 0.05 if lstm else different, "lacking": "",
         }  # fmt: skip
 
@@ -159,7 +158,7 @@ def _findings(found: Tables) -> Iterator[dict[str, Any]]:
             continue  # of its R² the study says nothing
         yield {
             "finding": "R² on co-occurrence rises early, then falls while the gain grows", "model": row["model"],
-            "study": "rises, then falls",
+            "study": STUDY["words"]["r2"],
             "ours": f"{_r2_at(found, row['model'], row['peak_step'])} at step {row['peak_step']:,.0f}, "
             f"{_r2_at(found, row['model'], row['last_step'])} at the end",
             "agrees": row["fall"] > _FALLEN and row["peak_step"] < row["last_step"], "lacking": "",
@@ -169,11 +168,13 @@ def _findings(found: Tables) -> Iterator[dict[str, Any]]:
         most = int(part["layer"].to_numpy()[part["share"].to_numpy().argmax()])
         yield {
             "finding": "saliency from the ENV noun concentrates in middle layers", "model": model,
-            "study": "layers 7–9 of 12: half to three quarters of the depth",
+            "study": f"layers {_MIDDLE['first']}–{_MIDDLE['last']} of {_MIDDLE['layers']}: "
+            "half to three quarters of the depth",
             "ours": f"centre at {centre:.2f} of the depth; most in layer {most} of {len(part)}",
             "agrees": MIDDLE[0] <= centre <= MIDDLE[1], "lacking": "",
         }  # fmt: skip
     table = found["interventions"]
+    then, now = (STUDY_INTERVENTIONS.iloc[at] for at in (0, -1))
     for (name, denominator), part in table.groupby(["model", "denominator"], sort=False):
         rows: list[dict[Any, Any]] = part.to_dict("records")
         first, last = rows[0], rows[-1]
@@ -181,13 +182,13 @@ def _findings(found: Tables) -> Iterator[dict[str, Any]]:
         there = last["heads_per_example"] > 0
         yield {
             "finding": f"aggregate heads ({denominator}) grow in number", "model": name,
-            "study": f"{whose}2.28 → 6.71 per example",
+            "study": f"{whose}{number(then['heads per example'])} → {number(now['heads per example'])} per example",
             "ours": f"{number(first['heads_per_example'])} → {number(last['heads_per_example'])} per example",
             "agrees": last["heads_per_example"] > first["heads_per_example"], "lacking": "",
         }  # fmt: skip
         yield {
             "finding": f"they ({denominator}) sit in the middle layers", "model": name,
-            "study": f"{whose}mean layer 7.52 of 12",
+            "study": f"{whose}mean layer {number(now['mean layer'])} of {STUDY['interventions']['layers']}",
             "ours": f"mean layer {number(last['mean_layer'])}, {number(last['depth'])} of the depth",
             "agrees": MIDDLE[0] <= last["depth"] <= MIDDLE[1] if there else None, "lacking": "" if there else _NO_HEADS,
         }  # fmt: skip
@@ -196,9 +197,11 @@ def _findings(found: Tables) -> Iterator[dict[str, Any]]:
         lacking = _NO_HEADS if not there else "" if told else _NO_CONTROL
         yield {
             "finding": f"silencing them ({denominator}) raises matched surprisal, silencing others does not",
-            "model": name, "study": f"{whose}+0.85***, others −0.01",
+            "model": name,
+            "study": f"{whose}{_signed(now['intervened'] - now['original'])}***, "
+            f"others {_signed(now['control'] - now['original'])}",
             "ours": f"{_signed(effect)}{stars(last['p'])}, {f'others {_signed(control)}' if told else FEW}",
-            "agrees": None if lacking else last["p"] < _SIGNIFICANT and abs(control) < _NOTHING * effect,
+            "agrees": None if lacking else last["p"] < STUDY["p"] and abs(control) < _NOTHING * effect,
             "lacking": lacking,
         }  # fmt: skip
 
@@ -240,6 +243,8 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
         for row in found["findings"].to_dict("records")
     ]
     last = last_checkpoints(found["curves"], "model")
+    there = STUDY["interventions"]["layers"]
+    *steps, final = (f"{step // 1000}k" for step in STUDY["matched"]["steps"])
     lines += [
         "", "## Surprisal at the last checkpoint", "",
         "| model | parameters | tokens | matched | mismatched | gain [95 % over nouns] | p (Holm) | seeds |",
@@ -254,8 +259,8 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
         )
     lines += [
         "",
-        "The study's matched surprisal, its 12-layer GPT-2 at steps 1k, 5k, 10k, 15k and 20k (82 M tokens): 8.01, "
-        "6.22, 5.24, 4.88, 4.73.",
+        f"The study's matched surprisal, its 12-layer GPT-2 at steps {', '.join(steps)} and {final} (82 M tokens): "
+        f"{', '.join(map(number, STUDY['matched']['surprisal']))}.",
         "",
         "## Interventions",
         "",
@@ -263,8 +268,8 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| *the study, GPT-2 of 12 layers* | {row['step']:,.0f} | ? | {number(row['heads per example'])} | "
-        f"{number(row['mean layer'])} | {_depth(row['mean layer'], 12):.2f} | {number(row['intervened'])}*** | "
+        f"| *the study, GPT-2 of {there} layers* | {row['step']:,.0f} | ? | {number(row['heads per example'])} | "
+        f"{number(row['mean layer'])} | {_depth(row['mean layer'], there):.2f} | {number(row['intervened'])}*** | "
         f"{number(row['control'])} | {number(row['original'])} |"
         for row in STUDY_INTERVENTIONS.to_dict("records")
     ]

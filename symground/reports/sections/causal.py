@@ -7,18 +7,9 @@ import pandas as pd
 
 from symground.analysis.causal import enough
 from symground.analysis.statistics import holm
+from symground.data.study import STUDY, STUDY_INTERVENTIONS
 from symground.reports.formats import control_cell, number, signed, stars, with_interval
 from symground.reports.parts import Picture, Section, Sheet, Study
-
-#: The study's interventions: 12-layer GPT-2 on CHILDES (arXiv 2510.13796).
-STUDY_INTERVENTIONS = pd.DataFrame(
-    [
-        (5000, 2.28, 7.38, 6.51, 6.39, 6.38),
-        (10000, 5.09, 7.28, 5.86, 5.29, 5.30),
-        (20000, 6.71, 7.52, 5.62, 4.76, 4.77),
-    ],
-    columns=["step", "heads per example", "mean layer", "intervened", "control", "original"],
-)
 
 
 def causal(study: Study) -> Section:
@@ -31,7 +22,7 @@ def causal(study: Study) -> Section:
     made = study.analyze("interventions")
     parts: list[Picture | Sheet] = [
         Sheet("interventions", interventions, made, intervention_table(interventions)),
-        Sheet("study", STUDY_INTERVENTIONS, "arXiv 2510.13796"),
+        Sheet("study", STUDY_INTERVENTIONS, STUDY["source"]),
     ]
     grounds = grounds_or_matters(interventions)
     if not grounds.empty:
