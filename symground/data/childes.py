@@ -20,6 +20,7 @@ from symground.data.chat import ChatSettings, Unreadable, decode, is_utf8, main_
 from symground.data.files import LeftOut, Limits, file_names, files_in
 from symground.data.splits import share_of
 from symground.data.workers import Died, Worker, workers
+from symground.panics import ENDS
 from symground.progress import progress
 from symground.typed import check_kind
 
@@ -260,7 +261,7 @@ def _parse_one(content: bytes, settings: ChatSettings) -> _Parsed:
         transcript = parse(decode(content), settings)
     except Unreadable as error:
         return _set_aside(content, error.line, error.reason)
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+    except ENDS:
         raise
     except BaseException as error:  # a panic of a library in Rust is no Exception
         return _set_aside(content, 1, f"{type(error).__name__}: {error}")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from symground.data.images import ImageSet
 from symground.folders import images_of, read_json, write_json
-from symground.panics import panics_named
+from symground.panics import errors_named
 from symground.shown import as_table, as_text
 from symground.typed import check_path
 
@@ -81,7 +81,7 @@ class Corpus:
         place = images_of(folder)
         if place is not None:
             images, shown = ImageSet.load(place), read_json(folder / "images.json")["shown"]
-        with panics_named(f"{tokenizer / 'tokenizer.json'}: no tokenizer that can be read", others=True):
+        with errors_named(f"{tokenizer / 'tokenizer.json'}: no tokenizer that can be read"):
             words = PreTrainedTokenizerFast.from_pretrained(tokenizer)
         return Corpus(tokens, documents, starts, words, statistics, images, shown)
 

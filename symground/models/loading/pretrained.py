@@ -26,7 +26,7 @@ from symground.models.architectures import set_images
 from symground.models.attachment import attach
 from symground.models.loading.mamba_ssm import is_mamba_ssm, load_mamba_ssm
 from symground.optional import check_device, require
-from symground.panics import panics_named
+from symground.panics import errors_named, panics_named
 from symground.sealed import SUMS, damage
 
 T = TypeVar("T")
@@ -264,7 +264,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
     if here.is_dir():
         for folder in (here, study_of(here)):
             if (folder / "tokenizer.json").is_file():
-                with panics_named(f"{folder / 'tokenizer.json'}: no tokenizer that can be read", others=True):
+                with errors_named(f"{folder / 'tokenizer.json'}: no tokenizer that can be read"):
                     tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
                 return tokenizer
         if not any((here / name).is_file() for name in ("tokenizer_config.json", "tokenizer.model", "vocab.json")):
