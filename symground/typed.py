@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 _NAMES: dict[Any, str] = {
     int: "a whole number", float: "a number", bool: "True or False", str: "text", NoneType: "None", Path: "a path",
 }  # fmt: skip
+_IN_JSON: dict[Any, str] = {list: "a list", dict: "an object"}
 
 
 class WrongUsageError(ValueError):
@@ -25,6 +27,13 @@ def told(value: Any) -> str:
         return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '…'}"
     shape = getattr(value, "shape", None)
     return type(value).__name__ + (f" {list(shape)}" if isinstance(shape, tuple) and shape else "")
+
+
+def told_json(value: Any) -> str:
+    """A value as it stands in JSON, its beginning where it is long."""
+    kind = _IN_JSON.get(type(value))
+    text = f"{kind} of {len(value)}" if kind else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def check_types(settings: Any, of: type) -> None:
@@ -54,14 +63,15 @@ def check_path(value: Any, name: str) -> Path:
     return Path(value)
 
 
-def check_kind(value: Any, kind: type, name: str) -> None:
-    """Refuse what is no instance of a class.
+def check_kind(value: Any, kind: type, name: str, shown: Callable[[Any], str] = told) -> None:
+    """Refuse what is no instance of a class; true and false are no numbers.
 
     Raises:
-        ValueError: by ``name``, with the class that is expected.
+        ValueError: by ``name``, with what is expected and, as ``shown`` tells it, what came.
     """
-    if not isinstance(value, kind):
-        raise ValueError(f"{name}: expected {kind.__name__}, got {told(value)}")
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        words = {**_NAMES, **_IN_JSON}.get(kind, kind.__name__)
+        raise ValueError(f"{name}: expected {words}, got {shown(value)}")
 
 
 @cache

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-_NAMES: dict[type, str] = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
+from symground.typed import check_kind, told_json
 
 
 def parse_json(content: str | bytes) -> Any:
@@ -34,8 +34,7 @@ def typed(value: Any, kind: type, place: str) -> Any:
     Raises:
         ValueError: it is of another; ``place`` says where.
     """
-    if type(value) is not kind:
-        raise ValueError(f"{place}: expected {_NAMES[kind]}, got {shown_json(value)}")
+    check_kind(value, kind, place, told_json)
     return value
 
 
@@ -47,14 +46,7 @@ def field(entry: Any, name: str, kind: type, place: str = "") -> Any:
     """
     where = f"{place}.{name}" if place else name
     if not isinstance(entry, Mapping):
-        raise ValueError(f"{place or 'the whole'}: expected an object with {name!r}, got {shown_json(entry)}")
+        raise ValueError(f"{place or 'the whole'}: expected an object with {name!r}, got {told_json(entry)}")
     if name not in entry:
         raise ValueError(f"{place + ': ' if place else ''}has no {name!r}")
     return typed(entry[name], kind, where)
-
-
-def shown_json(value: Any) -> str:
-    """A value as it stands in JSON, its beginning where it is long."""
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, (str, int, float, bool, type(None))) else ""
-    text = text or f"{_NAMES[type(value)]} of {len(value)}"
-    return text if len(text) <= 60 else f"{text[:57]}…"
