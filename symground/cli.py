@@ -68,7 +68,7 @@ GROUPS: dict[str, dict[str, Command]] = {
             "Make an image set: patch embeddings by a frozen DINOv2, computed once; --visdial.images takes it.",
         ),
         "pope": Command(
-            "symground.recipes.pope:Pope",
+            "symground.data.pope:Pope",
             "Yes/no questions about objects, in POPE's form, from COCO's instances, for symground heads.",
         ),
     },
