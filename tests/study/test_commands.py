@@ -17,7 +17,7 @@ import torch
 
 from symground.analysis.results import Table
 from symground.analysis.statistics.intervals import bootstrap_interval, resampled
-from symground.cli import COMMANDS, main
+from symground.cli import COMMANDS, GROUPS, main
 from symground.data import Corpus
 from symground.optional import check_device, require
 from symground.recipes import study as recipe
@@ -60,6 +60,23 @@ def test_the_overview_and_the_version(capsys: pytest.CaptureFixture[str]) -> Non
         assert " ".join(command.help.split()[:4]) in told
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"symground {VERSION}\n"
+
+
+def test_the_overview_is_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    told = capsys.readouterr().out
+    for group, commands in GROUPS.items():
+        (listed,) = (part for part in told.split("\n\n") if part.startswith(f"{group}:"))
+        assert [line.split()[0] for line in listed.splitlines() if line[2:3].strip()][1:] == list(commands)
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_help_of_a_command_shows_what_it_does_and_the_defaults(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    told = capsys.readouterr().out
+    assert f"usage: symground {name}" in told
+    assert " ".join(COMMANDS[name].help.split()[:4]) in " ".join(told.split())
+    assert "(default: " in told or name == "build", "which takes nothing"
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
@@ -111,7 +128,7 @@ def test_an_option_without_its_values_is_refused(
 def test_a_recipe_is_one_where_the_corpus_stands(capsys: pytest.CaptureFixture[str]) -> None:
     of_run, of_paper = "steps: expected more than 0, got 0", "scale: expected one of study, cpu; got 'tiny'"
     assert says(["run", "generated", "--out", "paper-childes", "--steps", "0"], capsys).startswith(of_run)
-    for before in ([], ["--jobs", "2"]):
+    for before in ([], ["--jobs", "2"], ["--compile"], ["--models", "gpt2-4l", "--steps", "8"]):
         assert says(["run", *before, "paper-childes", "x", "--scale", "tiny"], capsys).startswith(of_paper)
     for arguments, option in ((["--jobs", "2", "paper-childes"], "--scale "), (["--out", "paper-childes"], "--strict")):
         assert main(["run", *arguments, "--help"]) == 0
