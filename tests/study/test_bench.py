@@ -16,6 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.__main__ import main as run_benchmarks
 from benchmarks.common import measure
 from benchmarks.peers.attention import CLOSED, EAGER, SDPA, SYMGROUND
 from benchmarks.summary import run as bench
@@ -231,6 +232,12 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["--only", "speed", "--out", str(tmp_path / "out")]) == 1
     assert "only: expected some of gate, mamba, lens" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_measurement_that_there_is_not(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "speed"])
+    assert run_benchmarks() == 2
+    assert "expected one of suites, plot, scaling, report, kernels, ops, gpu; got 'speed'" in capsys.readouterr().err
 
 
 def test_every_suite_collects() -> None:
