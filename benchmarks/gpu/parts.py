@@ -109,8 +109,11 @@ def tests(c: Context) -> None:
 
     In a dry run they are collected only; they run in the suite itself.
     """
-    names = ("test_triton.py", "test_flash.py", "test_vocabulary_triton.py", "test_ssd_triton.py", "test_packages.py")
-    files = [f"tests/ops/{name}" for name in names if (ROOT / "tests/ops" / name).exists()]
+    tests = (
+        "attention/test_triton.py", "attention/test_triton_shapes.py", "attention/test_flash.py",
+        "vocabulary/test_triton.py", "ssd/test_triton.py", "common/test_packages.py",
+    )  # fmt: skip
+    files = [f"tests/ops/{name}" for name in tests if (ROOT / "tests/ops" / name).exists()]
     if not files:
         raise Missing("tests/ops/attention/test_triton.py", "no such file")
     code, output = _run(c, [*PYTEST, "--collect-only", *files])
