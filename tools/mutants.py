@@ -55,6 +55,7 @@ _LOOKS = {
     "set_yticks", "tick_params", "annotate", "pcolormesh", "scatter", "barh", "require", "progress", "simplefilter",
 }  # fmt: skip
 _KEYWORDS_ARE_LOOKS = {"plot", "band", "zip", "dataclass"}
+_OURS = {"symground", "tests", "benchmarks", "tools", "conftest"}
 _BITS = {"RShift", "LShift", "BitOr", "BitAnd", "BitXor"}
 
 
@@ -238,7 +239,7 @@ def trial(name: str, source: str, path: Path, tests: Sequence[str], seconds: flo
 def _import_ahead(names: Sequence[str]) -> None:
     """Imports what is not ours, and may depend on nothing of ours."""
     for name in names:
-        if name not in sys.modules and name.partition(".")[0] not in ("symground", "tests", "benchmarks", "conftest"):
+        if name not in sys.modules and name.partition(".")[0] not in _OURS:
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
 
