@@ -1,4 +1,4 @@
-"""Functions on tensors: the contract, its reference and its dispatch. Needs torch and numpy only."""
+"""Functions on tensors: their checks, references and implementations. Needs only torch and numpy."""
 
 from symground.ops.attention.api import attention, attention_flow, attention_saliency, attention_saliency_rows
 from symground.ops.gate.api import gate_heads

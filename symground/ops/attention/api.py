@@ -1,4 +1,4 @@
-"""The public attention ops: what they take and give, their checks, and the choice of an implementation."""
+"""The public attention ops: their arguments, results and checks, and the choice of an implementation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from symground.ops.common import checks as check
 from symground.ops.common.dispatch import choose
 from symground.ops.common.flow import Probes, check_groups, check_probes
 
-#: By the name for ``impl``, in the order in which ``impl=None`` tries them.
+#: The implementations by their name for ``impl``, in the order in which ``impl=None`` tries them.
 IMPLEMENTATIONS = {"cpu": cpu, "flash": flash, "triton": triton, "reference": reference}
 
 
@@ -34,28 +34,28 @@ def attention(
 
     Args:
         q: queries [B,H,T,D], D from 1 to 256.
-        k, v: keys and values [B,Hk,S,D]; Hk divides H, query head h reads key head h // (H/Hk).
+        k, v: keys and values [B,Hk,S,D]. Hk divides H, and query head h uses key head h // (H/Hk).
         causal: query i sees keys j <= i + S - T (aligned bottom-right).
         scale: multiplies q kᵀ; default D ** -0.5.
-        key_range: [B,2] int, first and one-past-last valid key of each example (left or right padding); what stands in
-            other keys and values, NaN included, is not read.
+        key_range: [B,2] int, first and one-past-last valid key of each example (left or right padding). Other keys and
+            values are not read, so they may be NaN.
         window: each query sees only the last ``window`` of its causal keys; needs ``causal=True``.
         gate: [H] or [B,H]; multiplies each head's output. Gate 0 gives exactly 0.
-        saliency_probe: [B,T,S], storage of one element is enough (``torch.zeros(1).expand(B, T, S)``). Its values are
-            taken to be 0; its *gradient* is the signed saliency Σ_h S_h, with
+        saliency_probe: [B,T,S]; storage of one element is enough (``torch.zeros(1).expand(B, T, S)``). Its values are
+            taken to be 0. Its *gradient* is the signed saliency Σ_h S_h, with
             S_h[i,j] = gate_h · A_h[i,j] · ⟨dO_h[i], V_h[j]⟩.
-        flow_probe: [B,H,Gq,Gk], likewise; its gradient is the flow F_h[a,b] = Σ_{i∈a, j∈b} |S_h[i,j]|.
-        query_groups, key_groups: [B,T] and [B,S] int group ids for ``flow_probe``, -1 in no group.
-        impl: None picks by device; a named implementation is never replaced by another.
+        flow_probe: [B,H,Gq,Gk], likewise. Its gradient is the flow F_h[a,b] = Σ_{i∈a, j∈b} |S_h[i,j]|.
+        query_groups, key_groups: [B,T] and [B,S] int group ids for ``flow_probe``; -1 is in no group.
+        impl: None picks by device. A named implementation is never replaced by another.
 
     Returns:
-        out [B,H,T,D] in the dtype of q, and lse [B,H,T], the natural logarithm of the softmax's denominator, float32
-        (float64 for float64 inputs), not differentiable. A query with no valid key has output 0, gradient 0,
+        out [B,H,T,D] in the dtype of q, and lse [B,H,T], the natural logarithm of the softmax's denominator, in float32
+        (float64 for float64 inputs) and not differentiable. A query with no valid key has output 0, gradient 0,
         saliency 0 and lse -inf.
 
     Raises:
-        ValueError: a shape, dtype, device or value that does not fit, by the name of the argument.
-        NotImplementedError: a second derivative, or one in forward mode, but by ``impl="reference"``.
+        ValueError: an argument has a wrong shape, dtype, device or value; the message names it.
+        NotImplementedError: a second or forward-mode derivative was requested; only ``impl="reference"`` has them.
 
     Source: attention, Vaswani et al. 2017; the saliency, Wang et al. 2023 ("Label words are anchors"), equation 1.
     """
@@ -95,8 +95,8 @@ def attention_saliency(
         With ``signed=True`` each row sums to Σ_h ⟨dO_h[i], O_h[i]⟩.
 
     Raises:
-        ValueError: a shape, dtype, device or value that does not fit, by the name of the argument.
-        NotImplementedError: a derivative of the result, but by ``impl="reference"``.
+        ValueError: an argument has a wrong shape, dtype, device or value; the message names it.
+        NotImplementedError: a derivative of the result was requested; only ``impl="reference"`` has it.
 
     Source: Wang et al. 2023, equation 1, with ∂L/∂A_h = dO_h V_hᵀ.
     """
@@ -135,8 +135,8 @@ def attention_saliency_rows(
         [B,H,R,S] in the precision of ``lse``.
 
     Raises:
-        ValueError: a shape, dtype, device or value that does not fit, by the name of the argument.
-        NotImplementedError: a derivative of the result, but by ``impl="reference"``.
+        ValueError: an argument has a wrong shape, dtype, device or value; the message names it.
+        NotImplementedError: a derivative of the result was requested; only ``impl="reference"`` has it.
 
     Source: Wang et al. 2023, equation 1, before the sum over heads.
     """
@@ -169,25 +169,25 @@ def attention_flow(
     with_matrix_total: bool = True,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """F_h[a,b] = Σ_{i∈a, j∈b} |S_h[i,j]| with its row and matrix totals.
+    """F_h[a,b] = Σ_{i∈a, j∈b} |S_h[i,j]| and its row and matrix totals.
 
     Args:
         q, k, v, causal, scale, key_range, window, gate: as in :func:`symground.ops.attention`.
         grad_out: [B,H,T,D] gradient of L with respect to the op's output.
         lse: [B,H,T] natural-log log-sum-exp of the forward pass.
         query_groups, key_groups: [B,T] and [B,S] int; -1 is in no group, yet counts in the totals.
-        num_query_groups, num_key_groups: how many groups there are; None reads the largest id (which waits for a GPU).
-        with_matrix_total: False leaves matrix_total out (None), and with it the queries that are in no group: the
-            usual question, one prediction row, then costs O(B·H·T·D) in place of O(B·H·T²·D).
+        num_query_groups, num_key_groups: the numbers of groups. None takes them from the ids, which waits for a GPU.
+        with_matrix_total: False omits matrix_total (None) and skips the queries that are in no group. For the usual
+            single prediction row this costs O(B·H·T·D) instead of O(B·H·T²·D).
         impl: None picks by device.
 
     Returns:
-        F [B,H,Gq,Gk]; row_total [B,H,Gq], over the rows of a and all keys; matrix_total [B,H], over all rows and
-        keys. In the precision of ``lse``.
+        F [B,H,Gq,Gk]; row_total [B,H,Gq], summed over the rows of a and all keys; matrix_total [B,H], summed over all
+        rows and keys. All are in the precision of ``lse``.
 
     Raises:
-        ValueError: a shape, dtype, device or group id that does not fit, by the name of the argument.
-        NotImplementedError: a derivative of the result, but by ``impl="reference"``.
+        ValueError: an argument has a wrong shape, dtype, device or group id; the message names it.
+        NotImplementedError: a derivative of the result was requested; only ``impl="reference"`` has it.
 
     Source: the information flow S_wp, S_pq of Wang et al. 2023, section 2.2, for arbitrary groups, as sums.
     """

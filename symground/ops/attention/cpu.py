@@ -1,4 +1,4 @@
-"""The ``cpu`` implementation: PyTorch's own flash attention where nothing else is asked, else rows of tiles."""
+"""The ``cpu`` implementation: PyTorch's own flash attention if only its results are needed, else rows of tiles."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 
 def _inner() -> ModuleType:
-    """What computes saliency, flow and gradients: the C++ extension where it is built, else plain PyTorch."""
+    """The module that computes saliency, flow and gradients: the C++ extension if it is built, else plain PyTorch."""
     return cpu_tiles if extension.library is None else cpu_extension
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
-    # The flash kernel computes a closed head like any other. The extension does not, and takes the same time for an
-    # open one; but half precision it would convert, and all heads in bfloat16 are done before half of them in float32.
+    # The flash kernel also computes heads with gate 0. The extension skips them and takes the same time for the others.
+    # It would convert half precision to float32, though, and half of the heads in float32 take longer than all heads in
+    # bfloat16.
     if mixing.gate is not None and extension.library is not None and q.dtype == accumulation_dtype(q):
         return cpu_extension.forward(q, k, v, mixing)
     q, scale = with_positive_scale(q, mixing.scale_of(q))
@@ -40,9 +41,9 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, T
         given = (adjacent(x) for x in (part.q, part.k, part.v))
         o, m = _flash(*given, 0.0, part.causal, attn_mask=bias, scale=scale)
         if part.valid is not None:
-            empty = ~part.valid.any(-1)  # that kernel gives them a log-sum-exp of 0
+            empty = ~part.valid.any(-1)  # the flash kernel gives these rows a log-sum-exp of 0
             o, m = o.masked_fill(empty[..., None], 0.0), m.masked_fill(empty, float("-inf"))
-        if o.shape == q.shape:  # all there is: no need to put it together
+        if o.shape == q.shape:  # the only part: nothing to put together
             out, lse = o, m
             break
         out, lse = _unseeing(q) if out is None or lse is None else (out, lse)
@@ -52,7 +53,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, T
 
 
 class _Part(NamedTuple):
-    """A call of the flash kernel, which knows causal from the corner and a mask, but no ranges of keys."""
+    """A call of the flash kernel, which takes a mask or causal=True (aligned top-left), but no key ranges."""
 
     examples: slice
     queries: slice
@@ -64,7 +65,7 @@ class _Part(NamedTuple):
 
 
 def _parts(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Iterator[_Part]:
-    """Views wherever possible; only short examples of different ranges are copied, to go in one call."""
+    """Views wherever possible; only short examples with different key ranges are copied, to be computed in one call."""
     (batch, heads, queries, _), keys = q.shape, k.shape[2]
     together = batch if one_range(mixing.key_range) else ROW // max(1, heads * queries * keys)
     for group in groups(q, k, mixing._replace(gate=None), together):
@@ -91,7 +92,7 @@ def _backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing, saliency: bool,
     groups: Groups,
 ) -> Gradients:  # fmt: skip
-    # What aten's kernel takes: it masks before it scales.
+    # aten's backward kernel masks before it scales, so a scale must be above 0.
     scale = mixing.scale_of(q)
     plain = mixing.gate is None and mixing.key_range is None and mixing.window is None and scale > 0
     plain = plain and (not mixing.causal or q.shape[2] == k.shape[2])
@@ -99,7 +100,7 @@ def _backward(
         given = (adjacent(x) for x in (grad_out, q, k, v))
         dq, dk, dv = _flash_backward(*given, out, lse, 0.0, mixing.causal, scale=scale)
         return Gradients(dq.contiguous(), dk.contiguous(), dv.contiguous(), None, None)
-    # One pass for gradients, saliency and flow; and aten's flash would want a mask of size B·T·S.
+    # One pass gives gradients, saliency and flow, and aten's flash kernel would need a mask of size B·T·S.
     everything: Gradients = _inner().backward(q, k, v, grad_out, lse, mixing, saliency, groups)
     return everything
 

@@ -1,4 +1,4 @@
-"""Attention by the C++ extension, where it is built: the same as `cpu_tiles`, one head at a time."""
+"""Attention by the C++ extension, if it is built. It computes what `cpu_tiles` computes, one head at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from symground.ops.common.tensors import accumulation_dtype
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
-    """out, with the gate on it, and lse, of heads in float32 or float64."""
+    """out, gated, and lse, for inputs in float32 or float64."""
     out, lse = torch.zeros(q.shape, dtype=q.dtype), q.new_full(q.shape[:3], float("-inf"))
     extension.library.attention_forward(q, k, v, *_form(mixing, lse), out, lse)
     return out, lse
@@ -54,7 +54,7 @@ def backward(
     total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
     sums = None if groups.query is None else lse.new_zeros(*q.shape[:2], groups.num_query, groups.num_key)
     for at in _pieces(q, lse):
-        precise = [x[at].to(lse.dtype) for x in grads]  # the same memory, but for half precision
+        precise = [x[at].to(lse.dtype) for x in grads]  # a copy only of half precision
         extension.library.attention_backward(
             *_piece(at, q, k, v, grad_out, lse, mixing), *precise, None if total is None else total[at],
             *_ids(groups, at), None if sums is None else sums[at],
@@ -66,18 +66,18 @@ def backward(
 
 
 def _pieces(q: Tensor, lse: Tensor) -> list[slice]:
-    """The whole batch; one example at a time where q, k, v must be converted, so that only one has a copy."""
+    """The whole batch, or one example at a time if q, k and v must be converted, so that only one example is copied."""
     return [slice(None)] if q.dtype == lse.dtype else [slice(b, b + 1) for b in range(q.shape[0])]
 
 
 def _piece(at: slice, q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing) -> list[Any]:
-    """The arguments of these examples as the operators want them, in the dtype of lse."""
+    """The operators' arguments for these examples, in the dtype of lse."""
     converted = (x[at].to(lse.dtype) for x in (q, k, v, grad_out))
     return [*converted, lse[at].contiguous(), *_form(mixing.of(at), lse)]
 
 
 def _form(mixing: Mixing, lse: Tensor) -> tuple[Tensor | None, bool, float | None, Tensor | None, int | None]:
-    """The record as the operators' arguments."""
+    """The record as arguments of the operators."""
     causal, scale, key_range, window, gate = mixing
     gate = None if gate is None else gate.to(lse.dtype).contiguous()
     return gate, causal, scale, None if key_range is None else key_range.long().contiguous(), window

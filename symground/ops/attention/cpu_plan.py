@@ -1,6 +1,6 @@
-"""How the CPU cuts attention up: examples that go together, and rectangles of queries × keys for a flash kernel.
+"""How the CPU splits attention: into examples computed together, and rectangles of queries × keys for a flash kernel.
 
-So that no copy of k and v is made to hide what stands outside a range, and no mask of size B·T·S.
+This avoids copies of k and v with the padding masked out, and a mask of size B·T·S.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from torch import Tensor
 from symground.ops.attention.mixing import Mixing
 from symground.ops.common.flow import Heads
 
-ROW = 2**20  # products: while examples have fewer than this together, they go together
+ROW = 2**20  # query-key products: examples are computed together up to this many
 CHUNK = 256  # queries in a rectangle that needs a mask
 
 
 class Group(NamedTuple):
-    """Consecutive examples and heads that are computed together, and the keys [low, high) that one of them may read."""
+    """Consecutive examples and heads that are computed together, and the keys [low, high) that any of them reads."""
 
     examples: slice
     heads: Heads
-    key_heads: Heads  # those that the heads use, each by as many of them
+    key_heads: Heads  # the key heads of ``heads``; each serves equally many of them
     low: int
     high: int
-    bounds: Tensor | None  # [examples,2] where they differ in that, else None
-    first: bool  # no heads of these examples came before
+    bounds: Tensor | None  # [examples,2] the examples' key ranges if they differ, else None
+    first: bool  # the first heads of these examples
 
     def readable(self, x: Tensor) -> Tensor:
-        """The group's part of keys or values; where ranges differ, a copy with 0 where an example may not read."""
+        """The group's part of keys or values; if key ranges differ, a copy with 0 outside each example's range."""
         x = x[self.examples, self.key_heads, self.low : self.high]
         return x if self.bounds is None else x.masked_fill(self.outside()[:, None, :, None], 0.0)
 
     def outside(self, first: int | None = None, last: int | None = None) -> Tensor:
-        """[examples, keys] True at keys outside the example's own range."""
+        """[examples, keys], True at keys outside the example's own range."""
         assert self.bounds is not None
         j = torch.arange(self.low if first is None else first, self.high if last is None else last)
         return (j < self.bounds[:, :1]) | (j >= self.bounds[:, 1:])
@@ -50,7 +50,7 @@ def one_range(key_range: Tensor | None) -> bool:
 def groups(q: Tensor, k: Tensor, mixing: Mixing, together: int) -> Iterator[Group]:
     """Every example and every head whose gate is not 0.
 
-    Examples go together, at most ``together`` and at least one, where they close the same heads.
+    Consecutive examples whose gates are 0 at the same heads share a group, at most ``together`` of them.
     """
     (batch, heads), key_heads, keys = q.shape[:2], k.shape[1], k.shape[2]
     key_range, gate = mixing.key_range, mixing.gate
@@ -72,10 +72,10 @@ def groups(q: Tensor, k: Tensor, mixing: Mixing, together: int) -> Iterator[Grou
 
 
 def _open_heads(is_open: list[bool], shared: int) -> Iterator[tuple[Heads, Heads]]:
-    """Heads and their key heads: first all that share a key head with no closed one, then neighbours of one key head.
+    """Heads and their key heads: first all heads of the key heads without a gate of 0, then runs of neighbouring heads.
 
-    One after the other, heads would be products too small for many threads; and no key head comes twice at once, so
-    that what heads add to its gradient can be assigned.
+    The first group is large because single heads would be products too small for many threads. No group uses a key head
+    twice, so each can assign to that key head's gradient.
     """
     of_key = [range(start, start + shared) for start in range(0, len(is_open), shared)]
     whole = [j for j, heads in enumerate(of_key) if all(is_open[h] for h in heads)]
@@ -94,16 +94,16 @@ def _index(heads: list[int]) -> Heads:
 
 
 class Rectangle(NamedTuple):
-    """Queries and keys of which a kernel without key ranges can compute the attention."""
+    """Queries and keys whose attention a kernel without key ranges can compute."""
 
     queries: slice
     keys: slice
     causal: bool = False  # query i of the rectangle sees its keys j <= i
-    mask: Tensor | None = None  # [queries, keys] bool of the pairs that see each other
+    mask: Tensor | None = None  # [queries, keys] bool, True where the query sees the key
 
 
 def rectangles(queries: int, keys: int, mixing: Mixing, low: int, high: int) -> Iterator[Rectangle]:
-    """All pairs that see each other when keys [low, high) are valid; every query in here sees a key."""
+    """Rectangles of all pairs that see each other if keys [low, high) are valid; each query in them sees a key."""
     offset, window = keys - queries, mixing.window  # query i is at position i + offset
     if low >= high:
         return
@@ -111,14 +111,14 @@ def rectangles(queries: int, keys: int, mixing: Mixing, low: int, high: int) -> 
         yield Rectangle(slice(0, queries), slice(low, high))
         return
     start = max(0, low - offset)  # the first query that sees a key
-    stop = queries if window is None else min(queries, high - offset + window - 1)  # after the last one
+    stop = queries if window is None else min(queries, high - offset + window - 1)  # after the last such query
     if window is None:
-        if start == low - offset:  # it sees exactly one: causal from the corner
+        if start == low - offset:  # that query sees one key, so the rectangle is causal from its corner
             full = max(start, min(queries, high - offset))
             if start < full:
                 yield Rectangle(slice(start, full), slice(low, low + full - start), causal=True)
             start = full
-        full = max(start, min(queries, high - offset - 1))  # the first query that sees all
+        full = max(start, min(queries, high - offset - 1))  # the first query that sees all keys
         if full < queries:
             yield Rectangle(slice(full, queries), slice(low, high))
         stop = full

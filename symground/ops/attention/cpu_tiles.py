@@ -1,7 +1,7 @@
-"""Saliency and flow on a CPU in plain PyTorch, by rows of tiles: a tile of queries against its keys, heads at once.
+"""Saliency and flow on a CPU in plain PyTorch, by rows of tiles: a tile of queries against its keys, all heads at once.
 
-Nothing of size B·H·T·S exists: a row of tiles holds two or three [examples, H, TILE, S] products, used up before the
-next. The C++ extension does the same one head at a time (`cpu_extension.py`); this is what runs where it is not built.
+No tensor of size B·H·T·S is materialised: a row of tiles has two or three [examples, H, TILE, S] products, which are
+freed before the next row. If the C++ extension is built, it does the same one head at a time (`cpu_extension.py`).
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ TILE = 64  # queries
 
 
 class Row(NamedTuple):
-    """A row of tiles: E examples, H heads, R queries, C keys, in the dtype of lse; G = H / Hk share a key head."""
+    """A row of tiles in the dtype of lse: E examples, H heads, R queries, C keys; G = H / Hk heads share a key head."""
 
     examples: slice
     heads: Heads
     key_heads: Heads
     rows: slice
     columns: slice
-    p: Tensor  # [E,H,R,C] attention, 0 at pairs that do not see each other
+    p: Tensor  # [E,H,R,C] attention, 0 where the query does not see the key
     dp: Tensor  # [E,H,R,C] ⟨dO, V⟩, times the gate
     q: Tensor  # [E,Hk,G·R,D]
     k: Tensor  # [E,Hk,C,D]
     grad_out: Tensor  # [E,Hk,G·R,D], times the gate
-    first: bool  # no heads of these examples came before
+    first: bool  # the first heads of these examples
 
     def fold(self, x: Tensor) -> Tensor:
         """[E,H,R,C] → [E,Hk,G·R,C]"""
         return x.view(*self.q.shape[:3], x.shape[3])
 
     def sum_heads(self, s: Tensor, total: Tensor) -> None:
-        """Add Σ_h ``s`` [E,H,R,C] to ``total`` [B,T,S], 0 before the first heads, which need no sum in between."""
+        """Add Σ_h ``s`` [E,H,R,C] to ``total`` [B,T,S]. The first heads are assigned, since ``total`` is still 0."""
         at = total[self.examples, self.rows, self.columns]
         if self.first:
             torch.sum(s, 1, out=at)
@@ -49,16 +49,16 @@ class Row(NamedTuple):
 
 
 def normalize_(p: Tensor, lse: Tensor, own: bool = False) -> Tensor:
-    """Divide exp(s - lse) [...,C] of whole rows by its sum, in place, where that is 1 but for the rounding of lse.
+    """Divide p = exp(s - lse) [...,C] by its row sums, in place, where these differ from 1 only by the rounding of lse.
 
-    A large lse is rounded by more than p may be wrong. One that is not that of these keys leaves p as it is, unless it
-    is the ``own`` one of the forward pass.
+    A large lse is rounded by more than the error allowed in p. If lse is not the log-sum-exp of these keys, p stays
+    unchanged, unless lse is the forward pass's ``own``.
     """
     total = p.sum(-1)
     if own:
         rounded = total > 0
     else:
-        level = lse.abs().add_(1).mul_(32 * torch.finfo(lse.dtype).eps).clamp_(max=0.5)  # -inf has no rounding
+        level = lse.abs().add_(1).mul_(32 * torch.finfo(lse.dtype).eps).clamp_(max=0.5)  # -inf is not rounded
         rounded = (total - 1).abs_() <= level
     return p.div_(torch.where(rounded, total, 1.0)[..., None])
 
@@ -67,14 +67,14 @@ def rows_of_tiles(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, wanted: Tensor | None = None,
     own: bool = False,
 ) -> Iterator[Row]:  # fmt: skip
-    """The rows in which some query sees some key. ``wanted`` [B,T] bool leaves out those where no query is True.
+    """The rows of tiles in which some query sees some key. With ``wanted`` [B,T] bool, only those with a True query.
 
-    ``own``: ``lse`` is that of the forward pass, not handed over by a caller.
+    ``own``: ``lse`` comes from the forward pass, not from a caller.
     """
     causal, window, gate = mixing.causal, mixing.window, mixing.gate
     heads, queries, size, keys = *q.shape[1:], k.shape[2]
     offset = keys - queries  # causal is aligned bottom-right
-    # Groups of different ranges are copied: only short examples may share one.
+    # Groups whose key ranges differ are copied, so only short examples may share one.
     tall = min(queries, TILE) if one_range(mixing.key_range) else queries
     together = ROW // max(1, heads * tall * keys)
     for group in groups(q, k, mixing, together):
@@ -123,7 +123,7 @@ def saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mix
 def flow(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, groups: Groups, matrix: bool
 ) -> FlowSums:
-    """Sums of |S|. Without ``matrix`` the queries in no group are left out, and matrix_total is not to be used."""
+    """Sums of |S|. Without ``matrix``, queries in no group are skipped and matrix_total must not be used."""
     tiles = TileSums(lse, groups)
     wanted = None if matrix else groups.given[0] >= 0
     for row in rows_of_tiles(q, k, v, grad_out, lse, mixing, wanted):
@@ -134,7 +134,7 @@ def flow(
 def backward(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, saliency: bool, groups: Groups
 ) -> Gradients:
-    """The gradients of q, k and v, and in passing the saliency where ``saliency``, the flow where there are groups."""
+    """The gradients of q, k and v, with saliency if ``saliency`` and flow if there are groups, in one pass."""
     dq, dk, dv = (torch.zeros(x.shape, dtype=lse.dtype) for x in (q, k, v))
     scale = mixing.scale_of(q)
     total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
@@ -147,7 +147,7 @@ def backward(
         if tiles is not None:
             tiles.add((examples, heads), rows, columns, s.abs())
         dv[examples, key_heads, columns] += row.fold(p).mT @ row.grad_out
-        # ∂L/∂(q·k·scale) = P ∘ (dP − Σ_j P dP), and the saliency holds P ∘ dP.
+        # ∂L/∂(q·k·scale) = P ∘ (dP − Σ_j P dP), and s is P ∘ dP.
         ds = row.fold(s.addcmul_(p, s.sum(-1, keepdim=True), value=-1))
         dq[examples, heads, rows] = (ds @ row.k).mul_(scale).view(*p.shape[:3], -1)
         dk[examples, key_heads, columns] += (ds.mT @ row.q).mul_(scale)

@@ -1,7 +1,7 @@
-"""The ``flash`` implementation: somebody else's flash attention forward and backward, our saliency on its log-sum-exp.
+"""The ``flash`` implementation: another library's flash attention, and our saliency from its log-sum-exp.
 
-flash-attn where it imports, else the flash kernel inside PyTorch's scaled_dot_product_attention. Both keep a
-natural-log LSE, which is all that the saliency and flow kernels need of an attention.
+The library is flash-attn if it imports, else PyTorch with the flash kernel of scaled_dot_product_attention. Both return
+the natural-log LSE, which is all that the saliency and flow kernels need from the forward pass.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def refuses(like: Tensor) -> Exception | None:
         return ValueError(f"impl: 'flash' expected float16 or bfloat16, got {like.dtype}")
     if like.device.type != "cuda":
         return ValueError(f"impl: 'flash' expected tensors on a GPU, got {like.device}")
-    return needs.triton(like, "flash")  # of which the saliency and flow are
+    return needs.triton(like, "flash")  # which computes saliency and flow
 
 
 def suits(like: Tensor) -> bool:
-    """Not taken unasked."""
+    """False: ``impl=None`` never picks flash."""
     return False
 
 
@@ -50,7 +50,7 @@ class Flash(Protocol):
 
 
 class FlashAttn:
-    """The flash-attn package, which aligns causal bottom-right as we do and has windows."""
+    """The flash-attn package. It aligns causal masks bottom-right, as we do, and has windows."""
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, window: int | None
@@ -81,9 +81,9 @@ class FlashAttn:
 
 
 class TorchFlash:
-    """The flash kernel that scaled_dot_product_attention runs: as many queries as keys where causal, no window.
+    """The flash kernel of scaled_dot_product_attention: no window, and as many queries as keys if causal.
 
-    Its backward adds atomically unless torch.use_deterministic_algorithms(True) is set.
+    Its backward pass uses atomic additions unless torch.use_deterministic_algorithms(True) is set.
     """
 
     def forward(
@@ -104,7 +104,7 @@ class TorchFlash:
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float,
         window: int | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        unread = torch.empty(2, dtype=torch.uint64, device=q.device)  # the state of a dropout that is off
+        unread = torch.empty(2, dtype=torch.uint64, device=q.device)  # the state of dropout, which is off
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_backward(
             *(adjacent(x) for x in (grad, q, k, v)), out, lse, None, None, q.shape[2], k.shape[2], 0.0, causal,
             unread, unread, scale=scale,
@@ -123,7 +123,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, T
         raise ValueError(f"q: impl 'flash' expected a head size D that is a multiple of 8, got {q.shape[3]}")
     q, scale = with_positive_scale(q, mixing.scale_of(q))
     out, lse = flash().forward(q, k, v, mixing.causal, scale, mixing.window)
-    # Rows that see no key: these kernels say +inf.
+    # These kernels return +inf for rows that see no key.
     return _gated(out, mixing.gate).contiguous(), lse.masked_fill(lse == float("inf"), float("-inf")).contiguous()
 
 
@@ -132,13 +132,13 @@ def _backward(
     groups: Groups,
 ) -> Gradients:  # fmt: skip
     gate, scale = mixing.gate, mixing.scale_of(q)
-    if gate is not None:  # they want the output that belongs to their gradient: the head's own
+    if gate is not None:  # these kernels need the output that belongs to their gradient: the ungated one
         out = _gated(out, torch.where(gate == 0, 0.0, 1 / gate))
     finite = lse.masked_fill(lse.isneginf(), float("inf"))
     given, positive = with_positive_scale(q, scale)
     grad = _gated(grad_out, gate)
     dq, dk, dv = flash().backward(grad, given, k, v, out, finite, mixing.causal, positive, mixing.window)
-    if scale <= 0:  # what it is to the given queries, it is to q with the sign of the scale
+    if scale <= 0:  # undo what with_positive_scale did to q
         dq = -dq if scale else dq * 0
     return Gradients(dq.contiguous(), dk.contiguous(), dv.contiguous(), None, None)
 

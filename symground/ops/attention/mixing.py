@@ -1,4 +1,4 @@
-"""How queries see keys: the record that every attention op passes whole, from its public function to its kernels."""
+"""The record of how queries see keys, which every attention op passes whole from its public function to its kernels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_HEAD_SIZE = 256
 
 
 class Mixing(NamedTuple):
-    """How a query sees the keys, in the words of :func:`symground.ops.attention`, which documents each."""
+    """How a query sees the keys; :func:`symground.ops.attention` documents the fields."""
 
     causal: bool
     scale: float | None
@@ -24,7 +24,7 @@ class Mixing(NamedTuple):
     gate: Tensor | None
 
     def settled(self, q: Tensor) -> Mixing:
-        """What implementations read: the scale as a number, the gate as [B,H] in the accumulation dtype."""
+        """The record as implementations read it: the scale is a number, the gate is [B,H] in the accumulation dtype."""
         gate = None if self.gate is None else self.gate.to(accumulation_dtype(q)).expand(q.shape[:2])
         return self._replace(scale=self.scale_of(q), gate=gate)
 
@@ -32,18 +32,18 @@ class Mixing(NamedTuple):
         return float(q.shape[-1] ** -0.5 if self.scale is None else self.scale)
 
     def of(self, examples: slice) -> Mixing:
-        """A settled record of some of the examples."""
+        """The settled record of some of the examples."""
         key_range = None if self.key_range is None else self.key_range[examples]
         return self._replace(key_range=key_range, gate=None if self.gate is None else self.gate[examples])
 
     def gated(self, x: Tensor) -> Tensor:
-        """[B,H,T,D] with each head's gate on it; gate 0 gives 0 without reading x."""
+        """[B,H,T,D] multiplied by each head's gate; a gate of 0 gives 0 without reading x."""
         if self.gate is None:
             return x
         return gate_heads(x.transpose(1, 2), self.gate.to(accumulation_dtype(x)), None).transpose(1, 2)
 
     def readable(self, x: Tensor) -> Tensor:
-        """Keys or values [B,Hk,S,D] with 0 where no query may read: 0 · NaN there would be NaN."""
+        """Keys or values [B,Hk,S,D], with 0 outside the key range: 0 · NaN would be NaN there."""
         if self.key_range is None:
             return x
         j = torch.arange(x.shape[2], device=x.device)
@@ -56,7 +56,7 @@ class Mixing(NamedTuple):
 
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Mixing:
-    """The checks common to every attention op; raises ValueError naming the argument. Returns what they read."""
+    """The checks common to every attention op. Returns the checked record; raises ValueError naming the argument."""
     causal, scale, key_range, window, gate = mixing
     check.has_shape("q", q, "B,H,T,D", (None,) * 4)
     check.is_floating("q", q)
@@ -77,7 +77,7 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Mixing:
                 f"scale: expected a number that is finite in {accumulation_dtype(q)}, or None; got {scale}"
             )
     if window is not None:
-        # The last LONGEST keys are all keys, and positions less a window beyond any length would wrap.
+        # A window of LONGEST includes all keys; a larger one would overflow when subtracted from a position.
         window = min(check.integer("window", window, 1), check.LONGEST)
         if not causal:
             raise ValueError(f"window: expected an integer of at least 1, with causal=True; got {window}, causal=False")
@@ -87,7 +87,7 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Mixing:
 
 
 def check_saliency(q: Tensor, grad_out: Tensor, lse: Tensor) -> None:
-    """The checks of what every op that reads a gradient takes beside q, k and v."""
+    """The checks of the further arguments of every op that reads a gradient."""
     check.has_shape("grad_out", grad_out, "B,H,T,D", tuple(q.shape))
     check.matches("grad_out", grad_out, "q", q)
     check.has_shape("lse", lse, "B,H,T", tuple(q.shape[:3]))
@@ -105,7 +105,7 @@ def valid_keys(
 ) -> Tensor:
     """[B or 1, 1, T, S] bool: True where query i sees key j.
 
-    Causal is aligned bottom-right, j <= i + S - T; ``window`` keeps the last of those; ``key_range`` [B,2] holds each
+    Causal is aligned bottom-right, j <= i + S - T; ``window`` keeps the last of those keys; ``key_range`` [B,2] is each
     example's first and one-past-last valid key.
     """
     last = torch.arange(queries, device=device)[:, None] + (keys - queries)  # [T,1]
@@ -123,10 +123,10 @@ def key_range_of(mask: Tensor) -> Tensor:
     """[B,S] mask of the valid keys → [B,2] first and one-past-last valid key of each example.
 
     Raises:
-        ValueError: valid keys that are not contiguous.
+        ValueError: the valid keys of an example are not contiguous.
     """
     valid = mask.bool()
-    first = valid.int().argmax(-1)  # of the first True; 0 where there is none
+    first = valid.int().argmax(-1)  # the first True; 0 if there is none
     last = first + valid.sum(-1)
     positions = torch.arange(valid.shape[1], device=valid.device)
     contiguous = (positions >= first[:, None]) & (positions < last[:, None])

@@ -1,4 +1,4 @@
-"""The specification of the attention ops, in plain PyTorch: everything here materialises [B,H,T,S]."""
+"""The specification of the attention ops, in plain PyTorch. It materialises [B,H,T,S]."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, probes: Probes) -
     k, v = mixing.readable(k), mixing.readable(v)
     valid, s = mixing.valid(q, k), _scores(q, k, mixing)
     lse = s.detach().masked_fill(~valid, float("-inf")).logsumexp(-1)
-    # The lowest finite number, not -inf: a row with no valid key then has a gradient of 0 where -inf would give NaN.
+    # Masked with the lowest finite number, so that a row with no valid key has gradient 0; -inf would give NaN.
     a = torch.softmax(s.masked_fill(~valid, torch.finfo(s.dtype).min), -1) * valid
     out = product(probes.on(a), _repeat_heads(v, q.shape[1]).to(a.dtype)).to(q.dtype)
     return mixing.gated(out), lse
@@ -46,7 +46,7 @@ def attention_flow(
 
 
 def _signed_saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing) -> Tensor:
-    """S_h = A_h ∘ (dO_h V_hᵀ), times the head's gate: [B,H,T,S], signed."""
+    """S_h = gate_h · A_h ∘ (dO_h V_hᵀ): [B,H,T,S], signed."""
     k, v = mixing.readable(k), mixing.readable(v)
     s = _scores(q, k, mixing).masked_fill(~mixing.valid(q, k), float("-inf"))
     empty = lse.isneginf()[..., None]  # rows without a valid key: exp(-inf + inf) would be NaN
@@ -56,7 +56,7 @@ def _signed_saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Ten
 
 
 def _scores(q: Tensor, k: Tensor, mixing: Mixing) -> Tensor:
-    """[B,H,T,S] scaled products, in at least float32, the key heads repeated over their query heads."""
+    """[B,H,T,S] scaled products in at least float32; each key head is repeated for its query heads."""
     dtype = accumulation_dtype(q)
     return product(q.to(dtype), _repeat_heads(k, q.shape[1]).to(dtype).mT) * mixing.scale_of(q)
 

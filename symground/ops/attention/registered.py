@@ -1,7 +1,7 @@
-"""One registration for every implementation of attention: plain kernels in, differentiable ops of torch.library out.
+"""The registration shared by every implementation of attention: plain kernels become differentiable torch.library ops.
 
-An implementation brings five functions without autograd (`Kernels`). Registered, a compiled graph keeps them whole, and
-saliency and flow are the gradients of the probes.
+An implementation supplies five functions without autograd (`Kernels`). A compiled graph keeps each registered op whole,
+and saliency and flow are the gradients of the probes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from symground.ops.common.tensors import accumulation_dtype
 
 
 class Gradients(NamedTuple):
-    """What a backward pass gives; None where it was not asked."""
+    """The results of a backward pass; None for those that were not requested."""
 
     q: Tensor | None
     k: Tensor | None
@@ -29,15 +29,15 @@ class Gradients(NamedTuple):
 
 
 class Kernels(NamedTuple):
-    """What an implementation computes, of a `Mixing` that is settled.
+    """The functions of an implementation; their `Mixing` is settled.
 
     Attributes:
         forward: (q, k, v, mixing) → out, gated, and lse. The output of a head whose gate is 0 is not computed.
-        backward: (grad_out, q, k, v, out, lse, mixing, saliency, groups) → the gradients of q, k and v, and what it has
-            in passing of the saliency where ``saliency`` and of the flow where there are groups; None leaves it to the
-            functions below.
+        backward: (grad_out, q, k, v, out, lse, mixing, saliency, groups) → the gradients of q, k and v. It may also
+            give the saliency if ``saliency`` and the flow if there are groups; where it gives None, the functions
+            below compute them.
         saliency: (q, k, v, grad_out, lse, mixing, signed) → [B,T,S].
-        flow: (q, k, v, grad_out, lse, mixing, groups, matrix); without ``matrix`` matrix_total may be anything.
+        flow: (q, k, v, grad_out, lse, mixing, groups, matrix); without ``matrix``, matrix_total may be anything.
         rows: (q, k, v, grad_out, lse, mixing, rows [B,R]) → [B,H,R,S], signed.
     """
 
@@ -51,7 +51,7 @@ class Kernels(NamedTuple):
         self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing, inputs: bool,
         saliency: bool, groups: Groups,
     ) -> Gradients:  # fmt: skip
-        """Those of q, k and v where ``inputs``, the saliency where ``saliency``, the flow where there are groups."""
+        """The gradients of q, k and v if ``inputs``, the saliency if ``saliency``, the flow if there are groups."""
         found = Gradients(None, None, None, None, None)
         if inputs:
             found = self.backward(grad_out, q, k, v, out, lse, mixing, saliency, groups)
@@ -63,7 +63,7 @@ class Kernels(NamedTuple):
 
 
 class Registered(NamedTuple):
-    """The implementations of the public ops, which take their arguments checked."""
+    """The implementations of the public ops; they expect checked arguments."""
 
     attention: Callable[[Tensor, Tensor, Tensor, Mixing, Probes], tuple[Tensor, Tensor]]
     attention_saliency: Callable[..., Tensor]
@@ -98,8 +98,8 @@ def register(impl: str, kernels: Kernels, device_types: str | None = None) -> Re
 
     def run_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, probes: Probes) -> tuple[Tensor, Tensor]:
         if mixing.gate is not None and mixing.gate.requires_grad and torch.is_grad_enabled():
-            # Its gradient is ⟨dO, O⟩ of the head without its gate: the gate stays outside, every head is computed, and
-            # the gradient that reaches the op is the gated one, as S wants it.
+            # The gate's gradient is ⟨dO, O⟩ with the ungated O. So the gate is applied outside the op, every head is
+            # computed, and the op receives the gated gradient, as the definition of S requires.
             out, lse = forward(q, k, v, probes, mixing._replace(gate=None).settled(q))
             return mixing.gated(out), lse.detach()
         out, lse = forward(q, k, v, probes, mixing.settled(q))
@@ -112,7 +112,7 @@ def register(impl: str, kernels: Kernels, device_types: str | None = None) -> Re
     return Registered(run_attention, settled(saliency), lambda *args: FlowSums(*run_flow(*args)), settled(rows))
 
 
-# What the ops give where there is nothing to read: no query or no key, or no row that is asked.
+# The ops' results where there is nothing to read: no query, no key, or no row requested.
 
 
 def _nothing(q: Tensor, k: Tensor, *rest: Any) -> bool:
@@ -151,7 +151,7 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing
 def _keep(
     ctx: Any, output: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, probes: Probes, mixing: Mixing
 ) -> None:
-    # Not the probes: whatever packs saved tensors would write all of their values out.
+    # The probes are not saved: saved-tensor hooks would materialise all of their values.
     save(ctx, q, k, v, *output, mixing, probes.groups)
     ctx.dtypes = [None if probe is None else probe.dtype for probe in (probes.saliency, probes.flow)]
 

@@ -1,4 +1,4 @@
-"""The ``triton`` implementation: the kernels of `symground.kernels`, imported when the first of them runs."""
+"""The ``triton`` implementation: the kernels of `symground.kernels`, imported when the first one runs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 refuses = needs.triton
 
-#: The dq kernel sums this many groups of (queries, keys) in passing; more are summed by the flow kernel.
+#: The dq kernel also sums up to this many groups of (queries, keys); for more, the flow kernel runs.
 _FUSED_GROUPS = (64, 16)
 
 
 def _call(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Call:
-    """The record, taken apart for a launch."""
+    """The settled record as the launch's arguments."""
     from symground.kernels.attention.launch import Call
 
     return Call(q, k, v, **mixing.settled(q)._asdict())
