@@ -1,1 +1,1 @@
-"""What every family of ops uses: checks, dispatch, registration with torch.library, dtypes and layouts."""
+"""Code shared by every family of ops: checks, dispatch, registration with torch.library, dtypes and layouts."""

@@ -1,6 +1,6 @@
-"""Builds the C++/CUDA extension: one call of each compiler. setup.py reads this file too, where there may be no torch.
+"""Builds the C++/CUDA extension with one call of each compiler. setup.py reads this file too, possibly without torch.
 
-The sources see torch's stable ABI only: the result serves every Python, and every torch from 2.11 on.
+The sources use only torch's stable ABI, so the result works with every Python and with every torch from 2.11 on.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 FILE, CUDA_FILE = "_C.so", "_CUDA.so"
-VERSION = 8  # of the operators: one more with each change of what they take or promise
+VERSION = 8  # of the operators; raised with each change of their arguments or behaviour
 
 HERE = Path(__file__).resolve().parent.parent
 SOURCES = HERE.parent / "csrc"
 _ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
-# contract: a·b + c may be one instruction; no option here touches infinities or NaN.
+# -ffp-contract=fast allows fused multiply-add. No option here changes infinities or NaN.
 FLAGS = (
     "-O3 -std=c++20 -fPIC -shared -fvisibility=hidden -ffp-contract=fast -fopenmp-simd -fno-math-errno "
     f"-fno-trapping-math {_ABI}"
 )
 CUDA_FLAGS = f"-O3 -std=c++20 -DUSE_CUDA {_ABI} -Xcompiler -fPIC,-fvisibility=hidden"
-#: Where no GPU is here and SYMGROUND_CUDA_ARCHITECTURES names nothing; later GPUs take the last one's PTX.
+#: Used on a machine without a GPU if SYMGROUND_CUDA_ARCHITECTURES is unset; later GPUs use the last one's PTX.
 CUDA_ARCHITECTURES = ("80", "86", "90", "100")
 
 
 def compiler() -> list[str] | None:
-    """$CXX, or the first C++ compiler found; None where there is none."""
+    """$CXX, or the first C++ compiler found; None if there is none."""
     if os.environ.get("CXX"):
         return shlex.split(os.environ["CXX"])
     found = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
@@ -44,14 +44,14 @@ def torch_folder() -> Path | None:
 
 
 def nvcc() -> str | None:
-    """CUDA's compiler: $NVCC, on the PATH, in $CUDA_HOME or where it is installed by default; None elsewhere."""
+    """CUDA's compiler: $NVCC, on the PATH, in $CUDA_HOME or in its default folder; None if it is in none of these."""
     homes = [home for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
     places = [os.environ.get("NVCC"), "nvcc", *(f"{home}/bin/nvcc" for home in homes)]
     return next((found for place in places if place and (found := shutil.which(place))), None)
 
 
 def has_cuda(torch: Path) -> bool:
-    """Whether the torch in this folder is one for CUDA."""
+    """Whether the torch in this folder is built for CUDA."""
     return any((torch / "lib").glob("*torch_cuda.*"))
 
 
@@ -96,7 +96,7 @@ def build_cuda(folder: Path = HERE, sources: Path = SOURCES) -> Path:
 
 
 def cuda_flags(torch: Path, architectures: Sequence[str]) -> list[str]:
-    """nvcc's options, but for what it shall make: machine code of each architecture, and PTX of the last."""
+    """nvcc's options: machine code for each architecture, and PTX for the last; the caller adds the kind of output."""
     codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
     codes.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
     host = compiler() if os.environ.get("CXX") else None
@@ -105,7 +105,7 @@ def cuda_flags(torch: Path, architectures: Sequence[str]) -> list[str]:
 
 
 def cuda_architectures(command: str) -> list[str]:
-    """Those that SYMGROUND_CUDA_ARCHITECTURES names, of this machine's GPUs, or the usual ones that nvcc knows."""
+    """Those in SYMGROUND_CUDA_ARCHITECTURES, else those of this machine's GPUs, else the usual ones that nvcc knows."""
     asked = os.environ.get("SYMGROUND_CUDA_ARCHITECTURES", "").split()
     present = _printed("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader").replace(".", "").split()
     known = _printed(command, "--list-gpu-code").split()
@@ -114,7 +114,7 @@ def cuda_architectures(command: str) -> list[str]:
 
 
 def _printed(*command: str) -> str:
-    """What a command prints; nothing where there is none or it fails."""
+    """The command's output; empty if it does not exist or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
@@ -123,7 +123,7 @@ def _printed(*command: str) -> str:
 
 
 def _compile(command: list[str], flags: list[str], files: list[str], target: Path) -> Path:
-    # Beside its place first, then moved: a process that has loaded the old one keeps it whole.
+    # Built beside its target, then moved: a process that has loaded the old file keeps it whole.
     fresh = target.with_name(f"{target.name}.{os.getpid()}")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,7 +1,7 @@
-"""Argument checks shared by the ops: each failure names the argument, what was expected and what came.
+"""Argument checks shared by the ops. Each error names the argument, what was expected and what it got.
 
-Checks that return a value return it in the one form that the implementations read: ids as int64, numbers of numpy as
-Python's. No implementation compares in a narrow integer type, whose numbers would wrap.
+Checks that return a value return it in the form that the implementations expect: ids as int64, numpy's numbers as
+Python's. Implementations never compare in a narrow integer type, which could overflow.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-#: What the ops compute with. Other floating-point types (float8) are for storage: torch has no arithmetic in them.
+#: The dtypes that the ops compute with. Other floating-point types (float8) are for storage: torch has no arithmetic.
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-#: What ids may be stored in: each is read as int64, which holds every number of these but not every one of uint64.
+#: The dtypes of ids. Each is read as int64, which has every number of these dtypes but not every one of uint64.
 INTEGER = (
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32,
 )  # fmt: skip
-#: No tensor is as long as this, and sums of it with a position stay within int64.
+#: Longer than any tensor, and small enough that its sum with a position stays within int64.
 LONGEST = 2**31 - 1
 
 
@@ -32,7 +32,7 @@ def is_tensor(name: str, value: object) -> Tensor:
 
 
 def has_shape(name: str, value: Tensor, dims: str, expected: Sequence[int | None]) -> None:
-    """``dims`` is the shape in letters, for the message; None in ``expected`` matches any size."""
+    """``dims`` is the shape in letters, for the message. None in ``expected`` matches any size."""
     is_tensor(name, value)
     same_rank = value.ndim == len(expected)
     if not same_rank or any(e is not None and e != s for s, e in zip(value.shape, expected, strict=True)):
@@ -56,9 +56,9 @@ def integers(name: str, value: Tensor) -> Tensor:
 
 
 def integer(name: str, value: object, least: int | None = None) -> int:
-    """An integer of Python or numpy, of at least ``least``; True and False are none."""
+    """A Python or numpy integer of at least ``least``; True and False are not accepted."""
     wanted = "an integer" if least is None else f"an integer of at least {least}"
-    if isinstance(value, torch.SymInt):  # a size, in a graph of any length
+    if isinstance(value, torch.SymInt):  # a size, in a graph for any length
         return value  # type: ignore[return-value]
     if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
         raise ValueError(f"{name}: expected {wanted}, got {value!r} of type {type(value).__name__}")
@@ -68,7 +68,7 @@ def integer(name: str, value: object, least: int | None = None) -> int:
 
 
 def number(name: str, value: object) -> float:
-    """A finite real number of Python or numpy; True and False are none."""
+    """A finite real number of Python or numpy; True and False are not accepted."""
     if isinstance(value, (torch.SymFloat, torch.SymInt)):
         return value  # type: ignore[return-value]
     if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
@@ -77,13 +77,13 @@ def number(name: str, value: object) -> float:
         exact = float(value)
     except OverflowError:
         exact = math.inf
-    if not torch.compiler.is_compiling() and not math.isfinite(exact):  # a graph would be made for each number
+    if not torch.compiler.is_compiling() and not math.isfinite(exact):  # it would compile a graph per number
         raise ValueError(f"{name}: expected a finite number, got {value}")
     return exact
 
 
 def flag(name: str, value: object) -> bool:
-    """True or False, numpy's too."""
+    """True or False, of Python or numpy."""
     if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):
         raise ValueError(f"{name}: expected True or False, got {value!r} of type {type(value).__name__}")
     return bool(value)
@@ -100,8 +100,8 @@ def values(ok: Tensor, message: str, given: Tensor, **sizes: int | str) -> None:
     """Refuse the entries of ``given`` at which ``ok`` is False.
 
     Eager CPU tensors raise ValueError with the first such entry. On a GPU, or in a compiled graph, the check is an
-    asynchronous assertion, which neither waits for the GPU nor breaks the graph; its message is without numbers, since
-    a graph would be compiled again for each of them. Tensors on the meta device have no values to refuse.
+    asynchronous assertion, which neither waits for the GPU nor breaks the graph. Its message contains no numbers,
+    because a graph would be compiled again for each of them. Tensors on the meta device have no values to refuse.
     """
     if ok.is_meta:
         return
@@ -128,7 +128,7 @@ def key_range(value: Tensor | None, batch: int, keys: int, like_name: str, like:
 
 
 def gate(value: Tensor | None, batch: int, heads: int, like: Tensor, many: bool = False) -> None:
-    """``many`` allows [M,B,H] too, and leaves NaN to the op."""
+    """``many`` also allows [M,B,H], and leaves the check for NaN to the op."""
     if value is None:
         return
     is_floating("gate", value)
@@ -146,7 +146,7 @@ def gate(value: Tensor | None, batch: int, heads: int, like: Tensor, many: bool 
 def groups(
     name: str, value: Tensor | None, batch: int, length: int, count: int | None, like_name: str, like: Tensor
 ) -> tuple[Tensor, int]:
-    """Check group ids [B,length] (-1 is in no group): the ids as int64, and how many groups there are."""
+    """Check group ids [B,length] (-1 is in no group). Returns the ids as int64 and the number of groups."""
     value = is_tensor(name, value)
     has_shape(name, value, "B,T" if name == "query_groups" else "B,S", (batch, length))
     value = integers(name, value)

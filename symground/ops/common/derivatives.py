@@ -1,6 +1,6 @@
-"""What the references are made of where plain PyTorch has no such function, with every derivative that it would have.
+"""Functions that the references use because plain PyTorch has no function with all of their derivatives.
 
-Each is an autograd function with derivatives of any order, forward mode, and torch.func's transforms.
+Each is an autograd function that supports derivatives of any order, forward mode, and torch.func's transforms.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from symground.ops.common.tensors import without_autocast
 
 
 def differentiable(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """What applies ``function``, whose static method ``tangent`` is its derivative in forward mode.
+    """A callable that applies ``function``; its static method ``tangent`` is its forward-mode derivative.
 
-    A graph that torch.compile traces whole takes no function with a forward mode; it gets the same without one.
+    torch.compile cannot trace a function with a forward mode in a full graph, so it gets the same function without.
     """
     both = type(function.__name__, (function,), {"jvp": staticmethod(function.tangent)})  # type: ignore[attr-defined]
 
@@ -51,7 +51,7 @@ _at_zero = differentiable(_AtZero)
 
 
 def at_zero(probe: Tensor) -> Tensor:
-    """0 in the shape of a probe, with the probe's own derivative: what it holds, NaN included, is not read."""
+    """0 in the shape of a probe, with the probe's own derivative. The probe's values are not read: they may be NaN."""
     zero: Tensor = _at_zero(probe)
     return zero
 
@@ -72,7 +72,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         (x, y), (grad,) = ctx.saved_tensors, grads
         of_x, of_y = ctx.needs_input_grad
-        # A transposed y, as a weight is, gets a gradient of its own layout: another would be copied into that.
+        # The gradient of a transposed y, such as a weight, gets y's layout; otherwise autograd would copy it.
         across = y.stride(-1) > y.stride(-2)
         return (
             product(grad, y.mT).sum_to_size(x.shape) if of_x else None,
@@ -92,6 +92,6 @@ _product = differentiable(_Product)
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:
-    """x @ y of matrices, which autocast changes neither here nor on the way back."""
+    """The matrix product x @ y; autocast changes neither its forward nor its backward pass."""
     found: Tensor = _product(x, y)
     return found

@@ -1,10 +1,10 @@
-"""Choosing the implementation of an op: by device when the caller leaves it open, exactly as named otherwise.
+"""Choosing the implementation of an op: by device if the caller does not name one, else exactly the one named.
 
 An implementation is a module with these functions:
 
 - one for each op that it implements, by the op's name;
-- ``refuses``: a tensor → the exception that says why it cannot take tensors like this on this machine, or None;
-- ``suits``, where it should not always be taken unasked: the op's tensors → whether to.
+- ``refuses``: a tensor → the exception that says why it cannot use such tensors on this machine, or None;
+- ``suits``, if ``impl=None`` should not always pick it: the op's tensors → whether to pick it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def choose(
 ) -> Callable[..., Any]:
     """Return the implementation of ``op`` to run.
 
-    ``impl=None`` takes the first one in ``table`` that implements the op and suits and takes ``like``. A named one is
-    returned as named or refused; it is never replaced by another. What is returned takes a tensor first, and does the
-    same under autocast as without.
+    ``impl=None`` picks the first one in ``table`` that implements the op, suits, and does not refuse ``like``. A named
+    one is returned or refused; it is never replaced by another. The function returned takes a tensor first, and
+    autocast does not change what it does.
 
     Raises:
-        ValueError: ``op`` has no such implementation, or it takes no tensors like this.
-        RuntimeError: this machine lacks what it needs.
+        ValueError: ``op`` has no such implementation, or the implementation does not support such tensors.
+        RuntimeError: this machine lacks something that the implementation needs.
     """
     names = [name for name, module in table.items() if hasattr(module, op)]
     if impl is None:
@@ -53,9 +53,9 @@ def _suits(module: ModuleType, *given: Tensor) -> bool:
 
 
 def _without_tangents(op: str, impl: str, run: Callable[..., Any]) -> Callable[..., Any]:
-    """``run``, which refuses dual numbers: registered ops have no forward mode, and torch would take theirs for 0.
+    """``run``, which refuses dual numbers: registered ops have no forward mode, and torch would use tangents of 0.
 
-    Within another of torch.func's transforms a tensor does not tell whether it is one, and is taken for one.
+    Inside another torch.func transform it cannot be seen whether a tensor is a dual number, so it is treated as one.
     """
     within = len(torch._C._functorch.get_interpreter_stack() or ()) > 1
 

@@ -1,7 +1,7 @@
-"""The C++ extension (csrc/), where it has been built: loaded when symground.ops is imported, never compiled here.
+"""The C++ extension (csrc/), if it is built. It is loaded when symground.ops is imported, and never compiled here.
 
-``symground build`` builds it. Without it everything works and gives the same results, by the plain PyTorch of
-`attention/cpu_tiles.py` and its like; an extension that is there but cannot be used says why in a warning.
+``symground build`` builds it. Without it, plain PyTorch (`attention/cpu_tiles.py` and its like) gives the same results.
+An extension that exists but cannot be used is reported in a warning.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from symground.ops.common.build import CUDA_FILE, FILE, HERE, VERSION
 
 
 def load(path: Path, name: str = "symground_C") -> Any:
-    """The operators ``torch.ops.<name>`` of the library at ``path``, or None."""
+    """The operators ``torch.ops.<name>`` of the library at ``path``, or None if it cannot be used."""
     if not path.exists():
         return None
     try:
@@ -36,9 +36,9 @@ def load(path: Path, name: str = "symground_C") -> Any:
     return None
 
 
-#: None where the extension is not built. Read it when an op runs, not at import.
+#: None if the extension is not built. Read it when an op runs, not at import.
 library: Any = load(HERE / FILE)
-#: Not None where its part for GPUs is there too, which gives the operators of ``library`` their CUDA kernels.
+#: None without the part for GPUs, which gives the operators of ``library`` their CUDA kernels.
 cuda: Any = load(HERE / CUDA_FILE, "symground_CUDA") if library is not None and torch.version.cuda else None
 
 
@@ -47,10 +47,10 @@ def runs_on(device: torch.device) -> bool:
     return library is not None and (device.type == "cpu" or (device.type == "cuda" and cuda is not None))
 
 
-# What is built does not change while a process runs: a compiled graph takes it as a constant.
+# Whether the extension is built does not change while a process runs: a compiled graph uses it as a constant.
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def is_built() -> bool:
-    """Whether there are operators for tensors on a CPU."""
+    """Whether the extension has operators for tensors on a CPU."""
     return library is not None

@@ -1,4 +1,4 @@
-"""Probes and groups of positions: how saliency and flow are asked of a mixer, and the sums of |S| over groups."""
+"""Probes and groups of positions, which request saliency and flow from a mixer, and sums of |S| over groups."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from symground.ops.common.derivatives import at_zero, product
 
 
 class Groups(NamedTuple):
-    """Groups of query and key positions; -1 is in no group. `NO_GROUPS` asks for no flow."""
+    """Groups of query and key positions; -1 is in no group. `NO_GROUPS` requests no flow."""
 
     query: Tensor | None  # [B,T] int64
     key: Tensor | None  # [B,S] int64
@@ -21,7 +21,7 @@ class Groups(NamedTuple):
 
     @property
     def given(self) -> tuple[Tensor, Tensor]:
-        """The ids, where flow is asked."""
+        """The ids; only for groups that request flow."""
         assert self.query is not None
         assert self.key is not None
         return self.query, self.key
@@ -31,7 +31,7 @@ NO_GROUPS = Groups(None, None, 0, 0)
 
 
 class Probes(NamedTuple):
-    """What a forward pass is asked to give in its backward pass, as the gradients of two probes."""
+    """The probes of a forward pass: its backward pass gives saliency and flow as their gradients."""
 
     saliency: Tensor | None  # [B,T,S]
     flow: Tensor | None  # [B,H,Gq,Gk]
@@ -40,13 +40,13 @@ class Probes(NamedTuple):
 
     @property
     def groups(self) -> Groups:
-        """Those of the flow probe."""
+        """The groups of the flow probe."""
         if self.flow is None:
             return NO_GROUPS
         return Groups(self.query_groups, self.key_groups, *self.flow.shape[2:])
 
     def on(self, a: Tensor) -> Tensor:
-        """The mixing matrix [B,H,T,S] with the probes on it, which leave its values as they are.
+        """The mixing matrix [B,H,T,S] with the probes applied, which do not change its values.
 
         The saliency probe p enters as A·(1 + p), so that ∂L/∂p at p = 0 is Σ_h A_h ∘ ∂L/∂A_h.
         """
@@ -61,7 +61,7 @@ NO_PROBES = Probes(None, None, None, None)
 def check_probes(probes: Probes, sizes: tuple[int, int, int, int], like_name: str, like: Tensor) -> Probes:
     """Check probes of a mixer of ``sizes`` (B, H, T, S); returns them with their ids as int64.
 
-    ``like``, of the name ``like_name``, has the device that they must have.
+    They must be on the device of ``like``, whose name in messages is ``like_name``.
     """
     batch, heads, queries, keys = sizes
     saliency, flow, query_groups, key_groups = probes
@@ -79,7 +79,7 @@ def check_probes(probes: Probes, sizes: tuple[int, int, int, int], like_name: st
     num_query, num_key = flow.shape[2:]
     groups = check_groups(query_groups, key_groups, num_query, num_key, (batch, queries, keys), like_name, like)
     query_groups, key_groups = groups.given
-    # Autograd functions take no tensor twice in a compiled graph.
+    # A compiled graph does not allow an autograd function to take the same tensor twice.
     return Probes(saliency, flow, query_groups, key_groups.clone() if key_groups is query_groups else key_groups)
 
 
@@ -87,7 +87,7 @@ def check_groups(
     query: Tensor | None, key: Tensor | None, num_query: int | None, num_key: int | None, sizes: tuple[int, int, int],
     like_name: str, like: Tensor,
 ) -> Groups:  # fmt: skip
-    """Check ids of a mixer of ``sizes`` (B, T, S); a number of groups that is None is as the ids have it."""
+    """Check ids of a mixer of ``sizes`` (B, T, S). A number of groups of None is taken from the largest id."""
     batch, queries, keys = sizes
     query, num_query = check.groups("query_groups", query, batch, queries, num_query, like_name, like)
     key, num_key = check.groups("key_groups", key, batch, keys, num_key, like_name, like)
@@ -108,7 +108,7 @@ def members(groups: Tensor, count: int, dtype: torch.dtype) -> Tensor:
 
 
 def group_sums(saliency: Tensor, groups: Groups) -> FlowSums:
-    """Sums of |saliency| [B,H,T,S] over groups. A position of group -1 is in no group, and counts in the totals."""
+    """Sums of |saliency| [B,H,T,S] over groups. A position of group -1 is in no group, but counts in the totals."""
     s = saliency.abs()
     query, key = groups.given
     in_query, in_key = members(query, groups.num_query, s.dtype), members(key, groups.num_key, s.dtype)
@@ -117,7 +117,7 @@ def group_sums(saliency: Tensor, groups: Groups) -> FlowSums:
 
 
 class _FlowProbe(torch.autograd.Function):
-    """Identity on A; in backward, gives the probe the group sums of |A ∘ ∂L/∂A|, which no linear expression does."""
+    """Identity on A. The backward pass gives the probe the group sums of |A ∘ ∂L/∂A|; autograd would omit the | |."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, flow_probe: Tensor, query_groups: Tensor, key_groups: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class _FlowProbe(torch.autograd.Function):
         return grad, sums.flow.to(ctx.dtype), None, None
 
 
-#: Heads of a tensor: neighbours as a slice, which makes views; others as their numbers, which makes copies.
+#: Heads of a tensor: a slice if they are neighbours, which gives views; else their indices, which gives copies.
 Heads: TypeAlias = slice | Tensor
 
 
@@ -141,7 +141,7 @@ class TileSums:
     """Sums of |S| over groups of queries and keys, tile by tile.
 
     Attributes:
-        sums: of the tiles added so far.
+        sums: the sums over the tiles added so far.
     """
 
     def __init__(self, like: Tensor, groups: Groups) -> None:
@@ -155,7 +155,7 @@ class TileSums:
         self._query, self._key = groups.given
 
     def add(self, at: tuple[slice, Heads], rows: slice, columns: slice, s: Tensor) -> None:
-        """``s`` [E,H,R,C] is |S| of some examples and heads, queries and keys."""
+        """``s`` [E,H,R,C] is |S| for some examples and heads, queries and keys."""
         flow, row_total, matrix_total = self.sums
         in_query = members(self._query[at[0], rows], flow.shape[2], s.dtype)[:, None]
         in_key = members(self._key[at[0], columns], flow.shape[3], s.dtype)[:, None]

@@ -1,4 +1,4 @@
-"""What implementations need of tensors and of the machine: each function says why it is not there, or gives None."""
+"""Requirements of the implementations: each check returns an exception if tensors or the machine fail it, else None."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cuda_extension(like: Tensor) -> Exception | None:
 
 
 def package(impl: str, module: str, like: Tensor) -> Exception | None:
-    """Somebody else's kernels for a GPU, by the module of theirs that is imported."""
+    """For another library's GPU kernels; ``module`` is the module of it that is imported."""
     if like.device.type != "cuda":
         return ValueError(f"impl: {impl!r} expected tensors on a GPU, got {like.device}")
     if like.dtype == torch.float64:
@@ -58,7 +58,7 @@ def triton(like: Tensor, impl: str = "triton") -> Exception | None:
     return None
 
 
-# What a machine has does not change while it runs: a compiled graph takes these as constants.
+# These do not change while the process runs: a compiled graph uses them as constants.
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -68,7 +68,7 @@ def _has_cuda_part() -> bool:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def imports(module: str) -> bool:
-    """Whether a package imports; one that is installed and does not, being built for another machine, is told once."""
+    """Whether a package imports. One that is installed but fails to import is reported once in a warning."""
     return _imports(module)
 
 
@@ -95,7 +95,7 @@ def _major(index: int | None) -> int:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _interpreting() -> bool:
-    """Whether Triton was imported with TRITON_INTERPRET=1: setting it afterwards changes only half of Triton."""
+    """Whether Triton was imported with TRITON_INTERPRET=1. Setting it later changes only half of Triton."""
     from triton import language
     from triton.runtime.interpreter import InterpretedFunction
 

@@ -1,8 +1,8 @@
-"""Ops of torch.library, made one way for every family of ops.
+"""The one way in which every family of ops registers its ops with torch.library.
 
-A kernel is a plain function without autograd, and its arguments may be records: named tuples such as `Mixing`, which
-torch.library cannot take. Here, and nowhere else, a record is flattened into the arguments of a schema and put together
-again for the kernel.
+A kernel is a plain function without autograd. Its arguments may be records: named tuples such as `Mixing`, which
+torch.library does not accept. Only this module flattens a record into the arguments of a schema and rebuilds it for the
+kernel.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from symground.ops.common.tensors import without_autocast
 class Op:
     """``symground::<op>_<impl>``, called with the kernel's own arguments.
 
-    No kernel sees autocast. A registered op returns tensors only, so that a result which was not asked, None from the
-    kernel, is an empty tensor from the op. Most of these ops are derivatives themselves and have none of their own: one
-    that is asked of them is an error that names the public op, until `differentiable` gives them one.
+    Kernels run without autocast. A registered op returns only tensors, so a result that is None because it was not
+    requested becomes an empty tensor. Most of these ops are derivatives themselves and have no derivative: requesting
+    one raises an error that names the public op, unless `differentiable` has given the op one.
     """
 
     def __init__(
@@ -33,17 +33,18 @@ class Op:
 
         Args:
             kernel: the arguments of ``takes`` → a tensor, or a tuple of ``returns`` tensors and Nones.
-            takes: for each argument a piece of schema ("Tensor q"), or a class of records, whose fields are one each.
-            results: the arguments of ``takes`` → contiguous tensors, or None, of the shapes and dtypes that the kernel
-                returns, holding what is right where there is nothing to read. A compiled graph asks it for the shapes.
+            takes: a piece of schema ("Tensor q") for each argument, or a record class, each field of which is an
+                argument.
+            results: the arguments of ``takes`` → contiguous tensors, or None, with the kernel's shapes and dtypes. It
+                is the fake implementation, and also gives the results where there is nothing to read.
             returns: how many results there are.
-            device_types: "cpu" for a kernel that runs there only.
-            nothing: the arguments of ``takes`` → whether there is nothing to read: the kernel is not run then.
+            device_types: "cpu" for a kernel that runs only there.
+            nothing: the arguments of ``takes`` → whether there is nothing to read; the kernel is not run then.
         """
         pieces = [[part] if isinstance(part, str) else _schema(part) for part in takes]
         arguments = [argument for piece in pieces for argument in piece]
         ends = list(accumulate(map(len, pieces)))
-        #: Of each argument its class of records or None, and where its fields are among the schema's arguments.
+        #: For each argument, its record class or None, and the range of its fields among the schema's arguments.
         self._takes = [
             (None if isinstance(part, str) else part, end - len(piece), end)
             for part, piece, end in zip(takes, pieces, ends, strict=True)
@@ -77,16 +78,16 @@ class Op:
         return self.registered(*_flat(given))
 
     def whole(self, flat: Sequence[Any]) -> list[Any]:
-        """The arguments of the schema, put together into records."""
+        """The schema's arguments, with the records rebuilt."""
         return [flat[at] if record is None else record._make(flat[at:end]) for record, at, end in self._takes]
 
     def differentiable(self, keep: Callable[..., None], backward: Callable[..., Sequence[Any]]) -> None:
         """Give the op a derivative.
 
         Args:
-            keep: (ctx, output, *arguments); it keeps what ``backward`` wants, with `save`.
-            backward: (ctx, *gradients of the results) → a gradient or None for each argument, for a record of tensors a
-                record of them. ``ctx.needs_input_grad`` has an entry for each argument of the schema.
+            keep: (ctx, output, *arguments); it saves what ``backward`` needs, with `save`.
+            backward: (ctx, *gradients of the results) → a gradient or None for each argument; for a record of tensors,
+                a record of gradients. ``ctx.needs_input_grad`` has an entry for each argument of the schema.
         """
 
         def back(ctx: Any, *grads: Any) -> tuple[Any, ...]:
@@ -104,7 +105,7 @@ class Op:
 
 
 def save(ctx: Any, *values: Any) -> None:
-    """Keep tensors, numbers, None and records of them for the backward pass."""
+    """Save tensors, numbers, None and records of them for the backward pass."""
     flat = _flat(values)
     ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in flat))
     ctx.others = [None if isinstance(x, Tensor) else x for x in flat]
@@ -112,7 +113,7 @@ def save(ctx: Any, *values: Any) -> None:
 
 
 def saved(ctx: Any) -> list[Any]:
-    """What `save` kept, in its order."""
+    """The values that `save` saved, in order."""
     flat = iter([y if x is None else x for x, y in zip(ctx.saved_tensors, ctx.others, strict=True)])
     return [next(flat) if made is None else made._make(islice(flat, len(made._fields))) for made in ctx.records]
 

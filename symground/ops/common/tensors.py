@@ -1,4 +1,4 @@
-"""The tensors that kernels are given: their dtypes, their layouts, and no autocast."""
+"""Dtypes and layouts of the tensors that kernels receive, and running kernels without autocast."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
 def with_positive_scale(q: Tensor, scale: float) -> tuple[Tensor, float]:
     """Queries and a scale above 0 that give the same scores.
 
-    Other libraries' flash kernels mask with -inf before they scale, or take a row's maximum before: a negative scale
-    would turn that around, and 0 make NaN of it.
+    Other libraries' flash kernels mask with -inf, or take a row's maximum, before they scale. A negative scale would
+    reverse this, and 0 would give NaN.
     """
     if scale > 0:
         return q, scale
@@ -29,10 +29,10 @@ def with_positive_scale(q: Tensor, scale: float) -> tuple[Tensor, float]:
 
 
 def adjacent(x: Tensor) -> Tensor:
-    """``x`` with the numbers of a row side by side, and no row within another: a copy only where it is otherwise.
+    """``x`` with contiguous rows that do not overlap; it is copied only if they are not so already.
 
-    PyTorch's flash kernels and ours read rows by a pointer and a length, and check nothing; PyTorch's give their output
-    the order of q's strides, and write to it as if its rows were so too.
+    PyTorch's flash kernels and ours read rows by a pointer and a length, without checks. PyTorch's also give their
+    output the order of q's strides, and write to it as if its rows were contiguous.
     """
     size = x.shape[-1]
     if x.stride(-1) == 1 and all(step >= size or n == 1 for n, step in zip(x.shape[:-1], x.stride()[:-1], strict=True)):
@@ -41,14 +41,14 @@ def adjacent(x: Tensor) -> Tensor:
 
 
 def active(device_type: str) -> bool:
-    """Whether autocast would change what runs on such a device now."""
+    """Whether autocast would change operations on such a device now."""
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def without_autocast(function: F) -> F:
-    """``function``, whose first argument is a tensor or a record of tensors, with autocast off on their device.
+    """``function`` with autocast off on the device of its first argument, a tensor or a record of tensors.
 
-    Each kernel is wrapped for itself, and not what calls it: the backward pass runs under whatever is set where
+    Each kernel is wrapped, not its caller: the backward pass runs under the autocast setting in force where
     ``backward`` is called.
     """
 
