@@ -11,7 +11,7 @@ from symground.ops.common.dispatch import choose
 from symground.ops.common.tensors import accumulation_dtype
 from symground.ops.gate import cpu, cuda, reference
 
-#: By the name for ``impl``, in the order in which ``impl=None`` tries them.
+#: The implementations by their name for ``impl``, in the order in which ``impl=None`` tries them.
 IMPLEMENTATIONS = {"cpu": cpu, "cuda": cuda, "reference": reference}
 
 
@@ -19,28 +19,29 @@ def gate_heads(x: Tensor, gate: Tensor, fill: Tensor | None = None, *, impl: str
     """gate·x + (1 - gate)·fill, head by head; differentiable in x, gate and fill.
 
     Args:
-        x: [B,T,H,D] outputs of the heads, before the output projection, of any strides.
-        gate: [H] or [B,H], or M masks at once, [M,B,H]: x is not copied for them. Gate 0 gives ``fill`` exactly (x is
-            not read, so NaN in x does not leak); gate 1 gives x exactly.
-        fill: what a closed head gives, broadcasting to the result; None is 0.
-        impl: None picks by device; "cpu", "cuda" or "reference". "cpu" runs in the C++ extension where it is built,
-            else in plain PyTorch, with the same results (:func:`implementation` says which); "cuda" is the extension's.
+        x: [B,T,H,D] outputs of the heads, before the output projection, with any strides.
+        gate: [H] or [B,H], or M masks at once, [M,B,H], for which x is not copied. Gate 0 gives ``fill`` exactly (x is
+            not read, so it may be NaN); gate 1 gives x exactly.
+        fill: the output of a head with gate 0, broadcast to the result; None is 0.
+        impl: "cpu", "cuda" or "reference"; None picks by device. "cpu" uses the C++ extension if it is built, else
+            plain PyTorch with the same results (:func:`implementation` says which). "cuda" uses the extension's CUDA
+            kernel.
 
     Returns:
-        [B,T,H,D] in the dtype of x; for M masks [M,B,T,H,D]. Half precision is computed in float32 and rounded once.
+        [B,T,H,D] in the dtype of x; [M,B,T,H,D] for M masks. Half precision is computed in float32 and rounded once.
 
     Raises:
-        ValueError: a shape, dtype or device that does not fit, or NaN in ``gate``, by the name of the argument.
-        RuntimeError: ``impl="cuda"`` where the extension has no CUDA part; NaN in ``gate`` on a GPU, where it is
-            noticed later.
-        NotImplementedError: a derivative in forward mode, but by ``impl="reference"``.
+        ValueError: an argument has a wrong shape, dtype or device, or ``gate`` has NaN; the message names it.
+        RuntimeError: ``impl="cuda"`` but the extension has no CUDA part; or ``gate`` has NaN on a GPU, which is
+            detected later.
+        NotImplementedError: a forward-mode derivative was requested; only ``impl="reference"`` has it.
 
     Source: head ablation before the output projection, Michel et al. 2019 ("Are sixteen heads really better than
     one?"), section 2.2.
     """
     check.has_shape("x", x, "B,T,H,D", (None,) * 4)
     check.is_floating("x", x)
-    check.gate(check.is_tensor("gate", gate), x.shape[0], x.shape[2], x, many=True)  # its values in the op
+    check.gate(check.is_tensor("gate", gate), x.shape[0], x.shape[2], x, many=True)  # the op checks its values
     shape = torch.Size((*gate.shape[:-2], *x.shape))
     if fill is not None:
         check.is_floating("fill", fill)
@@ -56,5 +57,5 @@ def gate_heads(x: Tensor, gate: Tensor, fill: Tensor | None = None, *, impl: str
 
 
 def implementation(device: str | torch.device = "cpu") -> str:
-    """What computes :func:`gate_heads` for tensors on a device: "extension", or "plain PyTorch" where none is built."""
+    """What computes :func:`gate_heads` on a device: "extension", or "plain PyTorch" if the extension is not built."""
     return "extension" if extension.runs_on(torch.device(device)) else "plain PyTorch"

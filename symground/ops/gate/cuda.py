@@ -1,4 +1,4 @@
-"""The ``cuda`` implementation of gated heads: the extension's part for GPUs."""
+"""The ``cuda`` implementation of gated heads: the extension's CUDA kernel."""
 
 from symground.ops.common import needs
 from symground.ops.gate.registered import gate_heads

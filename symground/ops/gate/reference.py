@@ -42,7 +42,7 @@ def check_numbers(gate: Tensor) -> None:
 
 
 class _GateHeads(torch.autograd.Function):
-    """Forward picks x or fill where the gate is exactly 1 or 0; the gradient is that of the formula everywhere."""
+    """The forward pass picks x or fill where the gate is exactly 1 or 0; the gradient is the formula's everywhere."""
 
     generate_vmap_rule = True
 
@@ -77,7 +77,7 @@ _gate_heads = differentiable(_GateHeads)
 
 
 def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """For `gradients`. Only the gate's reads x and fill: without it neither is kept alive."""
+    """Save what `gradients` needs. Only the gate's gradient reads x and fill, so otherwise neither is kept alive."""
     x, gate, fill = inputs
     of_gate = ctx.needs_input_grad[1]
     ctx.save_for_backward(gate, *((x, fill) if of_gate else (None, None)))
@@ -85,9 +85,9 @@ def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def gradients(gated: Callable[..., Tensor], ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Of x, gate and fill, where they are needed; ``gated`` is `gate_heads` or its plain form.
+    """The gradients of x, gate and fill, if needed. ``gated`` is `gate_heads` or its plain form.
 
-    The first and the last are gated heads themselves, so that nothing is read of a gradient whose factor is 0.
+    Those of x and fill are computed by ``gated`` itself, which does not read a gradient whose factor is 0.
     """
     gate, x, fill = ctx.saved_tensors
     of_x, of_gate, of_fill = ctx.needs_input_grad
@@ -100,13 +100,13 @@ def gradients(gated: Callable[..., Tensor], ctx: Any, grad: Tensor) -> tuple[Ten
 
 
 def _scaled(gated: Callable[..., Tensor], grad: Tensor, factor: Tensor, shape: Sequence[int]) -> Tensor:
-    """factor · grad, summed to ``shape``. Of many masks, each is a batch of its own: `gated` reads [B,T,H,D] only."""
+    """factor · grad, summed to ``shape``. Several masks become batches, since ``gated`` reads only [B,T,H,D]."""
     batches = factor.flatten(0, 1) if factor.ndim == 3 else factor
     return gated(grad.flatten(0, -4), batches, None).view(grad.shape).sum_to_size(shape)
 
 
 def _of_gate(grad: Tensor, gate: Tensor, x: Tensor, fill: Tensor | None) -> Tensor:
-    """Σ grad · (x - fill) over what each gate spans, as the formula has it: x is read where the gate is 0 too."""
+    """Σ grad · (x - fill) over the elements of each gate. As in the formula, x is read even where the gate is 0."""
     wide = accumulation_dtype(x)
     dropped = x.to(wide) if fill is None else x.to(wide) - fill.to(wide)
     return (grad.to(wide) * dropped).sum((-3, -1)).sum_to_size(gate.shape).to(gate.dtype)

@@ -1,6 +1,6 @@
-"""Gated heads as one op of torch.library: by the C++ extension where it is built, else by plain PyTorch.
+"""Gated heads as one op of torch.library, computed by the C++ extension if it is built, else by plain PyTorch.
 
-Both give the same bits: products and sums rounded one by one, half precision computed in float32 and rounded once.
+Both give the same bits: each product and sum is rounded, and half precision is computed in float32 and rounded once.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ def run(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
     out = x.new_empty((*gate.shape[:-2], *x.shape))
     read = x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
     if fill is not None and fill.ndim and fill.shape[-1] > 1 and fill.stride(-1) not in (0, 1):
-        fill = fill.contiguous()  # at its own size: it is never expanded in memory
-    # It looks for NaN itself: another operator for that takes longer than a small x does.
+        fill = fill.contiguous()  # fill at its own size; it is never broadcast in memory
+    # The extension checks for NaN itself: a separate operator would take longer than a small x.
     if not extension.library.gate_heads(read, gate.to(accumulation_dtype(x)), fill, out):
         raise ValueError(NOT_A_NUMBER)
     return out
 
 
-# Not by custom_op, whose checks at each call take longer than a small x does.
+# custom_op is not used: its checks at each call take longer than a small x.
 _library = torch.library.Library("symground", "FRAGMENT")
 _library.define("gate_heads(Tensor x, Tensor gate, Tensor? fill) -> Tensor")
 _library.impl("gate_heads", run, "CompositeExplicitAutograd")
