@@ -1,4 +1,4 @@
-"""The public ops of Mamba-2's state-space mixing (SSD), the second mixer with heads beside softmax attention."""
+"""The public ops of Mamba-2's state-space mixing (SSD): like attention, a mixer of positions with heads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from symground.ops.common.flow import Probes, check_groups, check_probes
 from symground.ops.ssd import cpu, mamba_ssm, reference, triton
 from symground.ops.ssd.scan import Scan, check_grad, check_scan
 
-#: By the name for ``impl``, in the order in which ``impl=None`` tries them.
+#: The implementations by their name for ``impl``, in the order in which ``impl=None`` tries them.
 IMPLEMENTATIONS = {"cpu": cpu, "mamba_ssm": mamba_ssm, "triton": triton, "reference": reference}
 
 
@@ -46,30 +46,31 @@ def ssd(
     return_state: bool = False,
     impl: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """y = M x per head, M = (C Bᵀ) ∘ exp(segsum(dt·A)) · dt lower-triangular; no D skip.
+    """y = M x for each head, with M = (C Bᵀ) ∘ exp(segsum(dt·A)) · dt lower-triangular; without the D skip.
 
     Args:
         x: [B,T,H,P] inputs of the heads.
         dt: [B,T,H] step sizes, after softplus.
         A: [H] decay rates, negative.
-        B, C: [B,T,G,N]; G divides H, head h uses group h // (H/G).
-        key_range: [B,2] int, first and one-past-last valid position; others neither write to the state nor decay it,
-            and what stands there in x, B and dt, NaN included, is not read.
+        B, C: [B,T,G,N]. G divides H, and head h uses group h // (H/G).
+        key_range: [B,2] int, first and one-past-last valid position. Other positions neither write to the state nor
+            decay it, and x, B and dt are not read there, so they may be NaN.
         initial_state: [B,H,P,N] state before the first position; None is 0.
-        saliency_probe: [B,T,T], storage of one element is enough. Its values are taken to be 0; its *gradient* is the
+        saliency_probe: [B,T,T]; storage of one element is enough. Its values are taken to be 0. Its *gradient* is the
             signed saliency Σ_h S_h, S_h = M_h ∘ (dY_h x_hᵀ). The D skip and the initial state are not in M.
-        flow_probe: [B,H,Gq,Gk], likewise; its gradient is the flow F_h[a,b] = Σ_{i∈a, j∈b} |S_h[i,j]|.
-        query_groups, key_groups: [B,T] int group ids for ``flow_probe``, -1 in no group.
-        return_state: also return the state after the last position, from which another call goes on.
-        impl: None picks by device. "mamba_ssm" is that package's scan on a GPU, unasked where it imports, x is in half
-            precision and torch does not ask for deterministic algorithms; the probes' gradients are ours there too.
+        flow_probe: [B,H,Gq,Gk], likewise. Its gradient is the flow F_h[a,b] = Σ_{i∈a, j∈b} |S_h[i,j]|.
+        query_groups, key_groups: [B,T] int group ids for ``flow_probe``; -1 is in no group.
+        return_state: also return the state after the last position, with which another call can continue.
+        impl: None picks by device. "mamba_ssm" is that package's scan on a GPU. None picks it if it imports, x is in
+            half precision, and torch does not require deterministic algorithms. It uses this package's gradients of the
+            probes.
 
     Returns:
         [B,T,H,P] in the dtype of x; with ``return_state`` also the state [B,H,P,N] in at least float32.
 
     Raises:
-        ValueError: a shape, dtype, device or value that does not fit, by the name of the argument.
-        NotImplementedError: a second derivative, or one in forward mode, but by ``impl="reference"``.
+        ValueError: an argument has a wrong shape, dtype, device or value; the message names it.
+        NotImplementedError: a second or forward-mode derivative was requested; only ``impl="reference"`` has them.
 
     Source: Dao and Gu 2024 ("Transformers are SSMs"), section 6, the quadratic dual form; the saliency, Wang et al.
     2023 ("Label words are anchors"), equation 1, with M in place of the attention matrix.
@@ -108,11 +109,11 @@ def ssd_saliency(
         impl: None picks by device.
 
     Returns:
-        [B,T,T] in at least float32. The D skip, a diagonal term, and the short convolution are outside M.
+        [B,T,T] in at least float32. M includes neither the D skip, a diagonal term, nor the short convolution.
 
     Raises:
-        ValueError: a shape, dtype, device or value that does not fit, by the name of the argument.
-        NotImplementedError: a derivative of the result, but by ``impl="reference"``.
+        ValueError: an argument has a wrong shape, dtype, device or value; the message names it.
+        NotImplementedError: a derivative of the result was requested; only ``impl="reference"`` has it.
 
     Source: Wang et al. 2023, equation 1, with M of Dao and Gu 2024 in place of the attention matrix.
     """
@@ -145,17 +146,17 @@ def ssd_flow(
         x, dt, A, B, C, key_range: as in :func:`symground.ops.ssd`.
         grad_y: [B,T,H,P] gradient of L with respect to the op's output.
         query_groups, key_groups: [B,T] int; -1 is in no group, yet counts in the totals.
-        num_query_groups, num_key_groups: how many groups there are; None reads the largest id (which waits for a GPU).
-        with_matrix_total: False leaves matrix_total out (None), and with it the work on queries that are in no group.
+        num_query_groups, num_key_groups: the numbers of groups. None takes them from the ids, which waits for a GPU.
+        with_matrix_total: False omits matrix_total (None) and skips the queries that are in no group.
         impl: None picks by device.
 
     Returns:
-        F [B,H,Gq,Gk], row_total [B,H,Gq], matrix_total [B,H], as :func:`symground.ops.attention_flow`, in at least
-        float32.
+        F [B,H,Gq,Gk], row_total [B,H,Gq] and matrix_total [B,H], as in :func:`symground.ops.attention_flow`, in at
+        least float32.
 
     Raises:
-        ValueError: a shape, dtype, device or group id that does not fit, by the name of the argument.
-        NotImplementedError: a derivative of the result, but by ``impl="reference"``.
+        ValueError: an argument has a wrong shape, dtype, device or group id; the message names it.
+        NotImplementedError: a derivative of the result was requested; only ``impl="reference"`` has it.
 
     Source: Wang et al. 2023, section 2.2, with M of Dao and Gu 2024 in place of the attention matrix.
     """

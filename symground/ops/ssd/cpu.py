@@ -1,8 +1,8 @@
 """The ``cpu`` implementation of SSD: forward and backward in chunks, saliency and flow by rows of tiles.
 
-The decay of a tile of queries against earlier keys is a product, exp(L_i - L_m) · exp(L_m - L_j), m the position before
-the tile: both factors go into the operands, so that no exponential is taken pair by pair, and the heads of a group,
-which share C Bᵀ, are summed inside one matrix product. Only the tiles on the diagonal have their decay in full.
+The decay from earlier keys to a tile of queries is a product, exp(L_i - L_m) · exp(L_m - L_j), with m the position
+before the tile. Both factors are multiplied into the operands, so no exponential is computed for each pair, and one
+matrix product sums the heads of a group, which share C Bᵀ. Only tiles on the diagonal compute their decay in full.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from symground.ops.ssd.scan import Scan
 refuses = needs.cpu
 
 TILE = 64  # queries
-#: Below these exponents a weight is 0: denormal numbers would slow products down by far more than they add.
+#: Below these exponents a weight is set to 0: denormal numbers would slow the products down and add almost nothing.
 SMALLEST = {torch.float32: -80.0, torch.float64: -700.0}
 
 
@@ -47,7 +47,7 @@ class _Tile(NamedTuple):
 
 
 def _tiles(scan: Scan, grad_y: Tensor, wanted: Tensor | None = None) -> Iterator[_Tile]:
-    """Tile after tile. ``wanted`` [B,T] bool leaves out those in which no query is True."""
+    """One tile after the other; with ``wanted`` [B,T] bool, only those with a query that is True."""
     batch, length, heads, _ = scan.x.shape
     groups = scan.B.shape[2]
     together = max(1, ROW // (heads * min(length, TILE) * length))
@@ -56,7 +56,7 @@ def _tiles(scan: Scan, grad_y: Tensor, wanted: Tensor | None = None) -> Iterator
         x_, dt_, A_, b, c, _ = scan.of(at).readable()
         b, c = b.permute(0, 2, 3, 1), c.transpose(1, 2)  # [E,G,N,T], [E,G,T,N]
         grad = grad_y[at].to(x_.dtype)
-        # Exact differences over any length; what a float32 sum from the start would not give.
+        # Differences of these sums are exact over any length; those of float32 sums from the start would not be.
         total = (dt_.double() * A_.double()).cumsum(1)  # [E,T,H]
         for start in range(0, length, TILE):
             rows = slice(start, min(start + TILE, length))
@@ -112,7 +112,7 @@ def _flow(scan: Scan, grad_y: Tensor, groups: Groups, matrix: bool) -> FlowSums:
 
 
 def _inner() -> ModuleType:
-    """What computes forward and backward: the C++ extension where it is built, else plain PyTorch."""
+    """The module that computes forward and backward: the C++ extension if it is built, else plain PyTorch."""
     return cpu_chunks if extension.library is None else cpu_extension
 
 

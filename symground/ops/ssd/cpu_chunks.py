@@ -1,11 +1,11 @@
 """SSD in chunks, in plain PyTorch: forward and backward in time linear in T.
 
-Dao and Gu 2024 ("Transformers are SSMs"), section 6: within a chunk the quadratic form, between chunks the state. The
-exponents are sums within one chunk, never differences of sums from the start, so that they keep their precision over
-any length; a decay that underflows is 0, as it should be.
+Source: Dao and Gu 2024 ("Transformers are SSMs"), section 6: the quadratic form within a chunk, the state between
+chunks. The exponents are sums within one chunk, never differences of sums from the start, so they keep their precision
+over any length. A decay that underflows is 0, as it should be.
 
 Shapes: E examples, c chunks of Q positions, H heads of size P in G groups of R = H / G, state N. "By head" tensors are
-[E,c,H,Q,·]; "side by side" ones [E,c,G,Q,R·P], so that one product sums over the heads of a group.
+[E,c,H,Q,·]; "side by side" tensors are [E,c,G,Q,R·P], so that one product sums over the heads of a group.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CHUNK = 64
 
 
 class _Chunks(NamedTuple):
-    """What forward and backward both need of the inputs."""
+    """What the forward and the backward pass both compute from the inputs."""
 
     x: Tensor  # by head [E,c,H,Q,P], times dt
     side: Tensor  # x side by side [E,c,G,Q,R·P], times dt and the decay to the chunk's end
@@ -31,27 +31,27 @@ class _Chunks(NamedTuple):
     c: Tensor
     decay: Tensor  # [E,c,H,Q], Σ dt·A from the chunk's start
     mixing: Tensor  # [E,c,H,Q,Q] M without dt, of each chunk's own positions
-    within: Tensor  # [E,c,H,Q,Q] its decay alone
+    within: Tensor  # [E,c,H,Q,Q] the decay within M
     upto: Tensor  # [E,c,Q,H,1] exp of the decay from the chunk's start
     after: Tensor  # [E,c,Q,H,1] exp of the decay to the chunk's end
     whole: Tensor  # [E,c,H,1,1] exp of the decay over the chunk
 
 
 def _chunks(scan: Scan) -> _Chunks:
-    """Of inputs that are readable, whose length is a multiple of the chunk's."""
+    """From readable inputs whose length is a multiple of the chunk's."""
     x, dt, A, B, C, _ = scan
     batch, length, heads, size = x.shape
     groups, count = B.shape[2], length // min(CHUNK, length)
     split = (batch, count, length // count)
     x, dt = x.reshape(*split, heads, size), dt.reshape(*split, heads)
     b, c = (z.reshape(*split, groups, -1).transpose(2, 3) for z in (B, C))
-    # In float64: after a decay that forgets everything the difference of two float32 sums would be off by much.
+    # In float64: after a very strong decay, the difference of two float32 sums would have a large error.
     decay = (dt.double() * A.double()).cumsum(2)  # [E,c,Q,H]
     upto, after, whole = (z.to(x.dtype).exp() for z in (decay, decay[:, :, -1:] - decay, decay[:, :, -1]))
     timed = x * dt[..., None]
     decay = decay.transpose(2, 3).contiguous()
     within = (decay[..., :, None] - decay[..., None, :]).to(x.dtype).exp_()
-    # tril after exp: above the diagonal the exponent is positive, and inf · 0 would be NaN where a mask multiplies.
+    # tril after exp: exp of the positive exponents above the diagonal may be inf, and a mask would multiply it to NaN.
     within = within.tril_()
     mixing = (within.unflatten(2, (groups, -1)) * (c @ b.mT)[:, :, :, None]).flatten(2, 3)
     side = _side_by_side(timed * after[..., None], groups)
@@ -74,7 +74,7 @@ def _by_position(x: Tensor, heads: int) -> Tensor:
 
 
 def _states(of_chunk: Tensor, whole: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The state before each chunk [E,c,H,P,N], and that after the last, of what each chunk adds."""
+    """The states before each chunk [E,c,H,P,N], and the state after the last, from what each chunk adds."""
     state = torch.zeros_like(of_chunk[:, 0]) if initial is None else initial.to(of_chunk.dtype)
     before = torch.empty_like(of_chunk)
     for i in range(of_chunk.shape[1]):
@@ -84,14 +84,14 @@ def _states(of_chunk: Tensor, whole: Tensor, initial: Tensor | None) -> tuple[Te
 
 
 def _padded(*tensors: Tensor) -> list[Tensor]:
-    """With zeros at the end, to a multiple of the chunk's length."""
+    """Padded with zeros at the end to a multiple of the chunk's length."""
     length = tensors[0].shape[1]
     short = -length % CHUNK if length > CHUNK else 0
     return [pad(z, (0,) * (2 * z.ndim - 3) + (short,)) if short else z for z in tensors]
 
 
 def _in_chunks(scan: Scan) -> tuple[Scan, _Chunks]:
-    """The inputs, readable and padded, and what is made of them."""
+    """The inputs, readable and padded, and their chunks."""
     x, dt, A, B, C, _ = scan.readable()
     x, dt, B, C = _padded(x, dt, B, C)
     padded = Scan(x, dt, A, B, C, None)
@@ -99,7 +99,7 @@ def _in_chunks(scan: Scan) -> tuple[Scan, _Chunks]:
 
 
 def forward(scan: Scan, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """y [B,T,H,P] and the state after the last position; as `Kernels` describes it."""
+    """y [B,T,H,P] and the state after the last position; see `Kernels.forward`."""
     (_, length, heads, size), dtype = scan.x.shape, scan.x.dtype
     _, z = _in_chunks(scan)
     before, last = _states((z.side.mT @ z.b).flatten(2, 3).unflatten(2, (heads, size)), z.whole, initial_state)
@@ -109,7 +109,7 @@ def forward(scan: Scan, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _stacked(states: Tensor, z: _Chunks) -> Tensor:
-    """States [E,c,H,P,N] of a group's heads one above the other, [E,c,G,R·P,N]."""
+    """States [E,c,H,P,N] with the heads of a group stacked, [E,c,G,R·P,N]."""
     stacked: Tensor = states.unflatten(2, (z.b.shape[2], -1)).flatten(3, 4)
     return stacked
 
@@ -124,12 +124,12 @@ def backward(grad_y: Tensor, grad_state: Tensor | None, scan: Scan, initial_stat
     grad_y = grad_y.reshape(*z.upto.shape[:4], size)  # [E,c,Q,H,P]
     faded = _side_by_side(grad_y * z.upto, groups)
     by_head = grad_y.transpose(2, 3).contiguous()
-    # Gradients of the states, from the last chunk to the first.
+    # Gradients of the states, computed from the last chunk to the first.
     of_state = (faded.mT @ z.c).flatten(2, 3).unflatten(2, (heads, size))  # what each chunk adds
     flipped, first = _states(of_state.flip(1), z.whole.flip(1), grad_state)
     after = flipped.flip(1)  # of the state after each chunk
     above, below = _stacked(before, z), _stacked(after, z)
-    # S without its sum: what each pair of positions of a chunk adds to L, and the gradient of C Bᵀ.
+    # S_h of each chunk: what each pair of positions contributes to L. Before the decay, it is the gradient of C Bᵀ.
     of_mixing = by_head @ z.x.mT
     pairs = of_mixing * z.mixing
     of_scores = of_mixing.mul_(z.within).unflatten(2, (groups, -1)).sum(3)
@@ -137,11 +137,11 @@ def backward(grad_y: Tensor, grad_state: Tensor | None, scan: Scan, initial_stat
     of_b = of_scores.mT @ z.c + z.side @ below
     from_after = _by_position(z.b @ below.mT, heads) * z.after  # [E,c,Q,H,P]
     of_timed = (z.mixing.mT @ by_head).transpose(2, 3) + from_after
-    # The exponents, in forms that add what crosses a position and subtract nothing that was added far away.
+    # Gradients of the exponents, in forms that add the terms across a position and never subtract large sums.
     timed = x.reshape(of_timed.shape) * dt.reshape(*of_timed.shape[:4], 1)
     read = (_by_position(z.c @ above.mT, heads) * z.upto * grad_y).sum(-1)  # [E,c,Q,H]
     before_it = torch.ones_like(pairs[0, 0, 0]).triu(1)  # [Q,Q], key j before position t
-    own = (pairs @ before_it).tril_().sum(-2).transpose(2, 3)  # of queries at or after a position, the keys before it
+    own = (pairs @ before_it).tril_().sum(-2).transpose(2, 3)  # queries at or after a position, keys before it
     written = (from_after * timed).sum(-1)
     of_decay = own + read.flip(2).cumsum(2).flip(2) + pad(written[:, :, :-1], (0, 0, 1, 0)).cumsum(2)
     of_decay = of_decay + ((after * before).sum((-1, -2)) * z.whole[..., 0, 0])[:, :, None]
@@ -158,6 +158,6 @@ def backward(grad_y: Tensor, grad_state: Tensor | None, scan: Scan, initial_stat
 
 
 def _inside(key_range: Tensor, *grads: Tensor) -> list[Tensor]:
-    """[B,T,…] gradients of what is not read outside the valid positions."""
+    """[B,T,…] gradients with 0 outside the valid positions, where the inputs are not read."""
     outside = out_of_range(key_range, grads[0].shape[1])
     return [g.masked_fill(outside.view(*outside.shape, *(1,) * (g.ndim - 2)), 0) for g in grads]

@@ -1,4 +1,4 @@
-"""SSD by the C++ extension, where it is built: the same as `cpu_chunks`, with the chunks of a head in one cache."""
+"""SSD by the C++ extension, if it is built. It computes what `cpu_chunks` does, and keeps a head's chunks in cache."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def backward(grad_y: Tensor, grad_state: Tensor | None, scan: Scan, initial_stat
     x = scan.x
     (batch, _, heads, size), dtype = x.shape, accumulation_dtype(x)
     ddt, dB, dC = (x.new_empty(z.shape, dtype=dtype) for z in (scan.dt, scan.B, scan.C))
-    # dx is added to; dA is summed over the examples here, each being a thread's own there.
+    # The extension adds to dx. It gives each example its own row of dA, because each is computed by its own thread.
     dx, dA = (x.new_zeros(shape, dtype=dtype) for shape in (x.shape, (batch, heads)))
     first = x.new_empty(batch, heads, size, scan.B.shape[3], dtype=dtype)
     grad_state = None if grad_state is None else grad_state.to(dtype).contiguous()
@@ -36,7 +36,7 @@ def backward(grad_y: Tensor, grad_state: Tensor | None, scan: Scan, initial_stat
 
 
 def _inputs(scan: Scan, initial_state: Tensor | None) -> tuple[Tensor | None, ...]:
-    """In one dtype, each head's numbers side by side."""
+    """The inputs in one dtype, with contiguous heads."""
     dtype = accumulation_dtype(scan.x)
     ranges = None if scan.key_range is None else scan.key_range.long().contiguous()
     state = None if initial_state is None else initial_state.to(dtype).contiguous()
@@ -45,6 +45,6 @@ def _inputs(scan: Scan, initial_state: Tensor | None) -> tuple[Tensor | None, ..
 
 
 def _row(x: Tensor) -> Tensor:
-    """[B,T,H,P] whose heads and their numbers are side by side; a copy only where they are not."""
+    """[B,T,H,P] with H and P contiguous; copied only if they are not."""
     adjacent = x.stride(3) == 1 or x.shape[3] == 1
     return x if adjacent and (x.stride(2) == x.shape[3] or x.shape[2] == 1) else x.contiguous()

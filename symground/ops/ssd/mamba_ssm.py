@@ -1,4 +1,4 @@
-"""``impl="mamba_ssm"``: the mamba-ssm package's chunked scan forward and backward, with our saliency and flow."""
+"""``impl="mamba_ssm"``: the mamba-ssm package's chunked scan and its gradients, with our saliency and flow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from symground.ops.common.flow import Probes
 from symground.ops.ssd.scan import Scan, out_of_range
 from symground.ops.ssd.triton import probed
 
-#: Positions together, as in mamba-ssm's own Mamba-2 layer.
+#: Positions in a chunk, as in mamba-ssm's own Mamba-2 layer.
 CHUNK = 256
 
 
@@ -19,7 +19,7 @@ def refuses(like: Tensor) -> Exception | None:
 
 
 def suits(like: Tensor) -> bool:
-    """Whether to take it unasked: it multiplies float32 in TF32, and adds in no fixed order where that is allowed."""
+    """Whether ``impl=None`` may pick it: the package computes float32 in TF32, and its sums may have no fixed order."""
     return like.dtype != torch.float32 and not torch.are_deterministic_algorithms_enabled()
 
 
@@ -28,7 +28,7 @@ def ssd(scan: Scan, initial_state: Tensor | None, probes: Probes) -> tuple[Tenso
 
     x, dt, A, B, C, key_range = scan
     dt, A, B, C = dt.float(), A.float(), B.to(x.dtype), C.to(x.dtype)
-    if key_range is not None:  # it knows no padding; but where dt is 0 a position neither writes nor decays
+    if key_range is not None:  # the package has no padding; a position with dt = 0 neither writes nor decays
         outside = out_of_range(key_range, x.shape[1])[..., None]
         dt = dt.masked_fill(outside, 0)
         x, B = (z.masked_fill(outside[..., None], 0) for z in (x, B))

@@ -1,4 +1,4 @@
-"""The specification of the SSD ops, in plain PyTorch: everything here materialises M, [B,H,T,T]."""
+"""The specification of the SSD ops, in plain PyTorch. It materialises M, [B,H,T,T]."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ def _signed_saliency(scan: Scan, grad_y: Tensor) -> Tensor:
 
 
 def _mixing_matrix(scan: Scan) -> Tensor:
-    """M = (C Bᵀ) ∘ exp(segsum(dt·A)) · dt, [B,H,T,T] lower-triangular, of inputs that are readable."""
+    """M = (C Bᵀ) ∘ exp(segsum(dt·A)) · dt, [B,H,T,T] lower-triangular, from readable inputs."""
     dt, heads = scan.dt, scan.dt.shape[2]
     b, c = (z.repeat_interleave(heads // z.shape[2], dim=2).transpose(1, 2) for z in (scan.B, scan.C))  # [B,H,T,N]
     total = _decay(dt, scan.A)
     below = torch.ones(dt.shape[1], dt.shape[1], dtype=torch.bool, device=dt.device).tril(-1)
-    # Masked before exp: above the diagonal it would overflow, and its gradient be NaN; on it, where nothing decays, the
-    # gradient's two parts would cancel to noise.
+    # Masked before exp: above the diagonal exp would overflow, and its gradient would be NaN. On the diagonal there is
+    # no decay, and the two parts of its gradient would cancel to noise.
     segsum = torch.where(below, total[..., :, None] - total[..., None, :], 0.0).exp().tril()
     return product(c, b.mT) * segsum * dt.transpose(1, 2)[..., None, :]
 
 
 def _decay(dt: Tensor, A: Tensor) -> Tensor:
-    """Σ_{s<=t} dt_s A, [B,H,T]: the exponent of the decay from the start."""
+    """Σ_{s<=t} dt_s A, [B,H,T]: the exponent of the decay from the first position."""
     return (dt * A).cumsum(1).transpose(1, 2)

@@ -1,8 +1,8 @@
-"""One registration for every implementation of SSD: plain kernels in, differentiable ops of torch.library out.
+"""The registration shared by every implementation of SSD: plain kernels become differentiable torch.library ops.
 
-An implementation brings four functions without autograd (`Kernels`). Registered, a compiled graph keeps them whole. The
-probes are on the output, in an op that changes nothing in the forward pass: the gradients of SSD take time linear in T,
-saliency and flow quadratic, so that a backward pass has nothing of either in passing.
+An implementation supplies four functions without autograd (`Kernels`). A compiled graph keeps each registered op whole.
+The probes have an op of their own, which leaves the output unchanged: the gradients of SSD take time linear in T but
+saliency and flow take quadratic time, so the backward pass of SSD cannot give them at no extra cost.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from symground.ops.ssd.scan import Scan
 
 
 class Gradients(NamedTuple):
-    """Each in the dtype of its own; of the initial state None where there is none."""
+    """Each is in the dtype of its input; that of the initial state is None if there is none."""
 
     x: Tensor
     dt: Tensor
@@ -31,17 +31,17 @@ class Gradients(NamedTuple):
 
 
 class Kernels(NamedTuple):
-    """What an implementation computes.
+    """The functions of an implementation.
 
-    A position outside the scan's range counts as dt = 0, and neither x, B nor dt is read there (NaN does not leak): its
-    output is C · h all the same, h the state that it finds.
+    A position outside the scan's range counts as dt = 0, and x, B and dt are not read there, so they may be NaN. Its
+    output is nevertheless C · h, with h the state at that position.
 
     Attributes:
         forward: (scan, initial_state [B,H,P,N] or None) → y [B,T,H,P] in the dtype of x, and the state after the last
             position [B,H,P,N] in the accumulation dtype.
         backward: (grad_y, grad_state or None, scan, initial_state) → the gradients.
         saliency: (scan, grad_y, signed) → [B,T,T] in the accumulation dtype.
-        flow: (scan, grad_y, groups, matrix); without ``matrix`` matrix_total may be anything.
+        flow: (scan, grad_y, groups, matrix); without ``matrix``, matrix_total may be anything.
     """
 
     forward: Callable[[Scan, Tensor | None], tuple[Tensor, Tensor]]
@@ -51,13 +51,13 @@ class Kernels(NamedTuple):
 
 
 class Registered(NamedTuple):
-    """The implementations of the public ops, which take their arguments checked."""
+    """The implementations of the public ops; they expect checked arguments."""
 
     ssd: Callable[[Scan, Tensor | None, Probes], tuple[Tensor, Tensor]]
     ssd_saliency: Callable[[Scan, Tensor, bool], Tensor]
     ssd_flow: Callable[[Scan, Tensor, Groups, bool], FlowSums]
     probed: Callable[[Tensor, Scan, Probes], Tensor]
-    """y [B,T,H,P] with the probes on it."""
+    """y [B,T,H,P] with the probes applied."""
 
 
 def register(impl: str, kernels: Kernels, device_types: str | None = None) -> Registered:
@@ -91,7 +91,7 @@ def register(impl: str, kernels: Kernels, device_types: str | None = None) -> Re
     return Registered(run, saliency, lambda *args: FlowSums(*flow(*args)), probed)
 
 
-# What the ops give where there is nothing to read.
+# The ops' results where there is nothing to read.
 
 
 def _outputs(scan: Scan, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -123,7 +123,7 @@ def _flow(scan: Scan, grad_y: Tensor, groups: Groups, matrix: bool) -> FlowSums:
 
 def _keep(ctx: Any, output: tuple[Tensor, Tensor], scan: Scan, initial_state: Tensor | None) -> None:
     save(ctx, scan, initial_state)
-    ctx.set_materialize_grads(False)  # of the final state, which a training step does not use
+    ctx.set_materialize_grads(False)  # no zeros for the final state, which a training step does not use
 
 
 def _through(backward: Op, ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None) -> tuple[Any, Any]:
@@ -135,7 +135,7 @@ def _through(backward: Op, ctx: Any, grad_y: Tensor | None, grad_state: Tensor |
 
 
 def _keep_probes(ctx: Any, output: Tensor, y: Tensor, scan: Scan, probes: Probes) -> None:
-    # Not the probes: whatever packs saved tensors would write all of their values out.
+    # The probes are not saved: saved-tensor hooks would materialise all of their values.
     save(ctx, scan, probes.groups)
     ctx.dtypes = [None if probe is None else probe.dtype for probe in (probes.saliency, probes.flow)]
 

@@ -1,4 +1,4 @@
-"""The inputs of SSD: the one record that every SSD op passes whole, from its public function to its kernels."""
+"""The record of SSD's inputs, which every SSD op passes whole from its public function to its kernels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from symground.ops.common.tensors import accumulation_dtype
 
 
 class Scan(NamedTuple):
-    """Of any strides; dtypes may differ. Positions outside ``key_range`` are not read, and count as dt = 0."""
+    """Any strides; dtypes may differ. Positions outside ``key_range`` are not read, and count as dt = 0."""
 
     x: Tensor  # [B,T,H,P]
     dt: Tensor  # [B,T,H]
@@ -28,9 +28,9 @@ class Scan(NamedTuple):
         )
 
     def readable(self) -> Scan:
-        """The inputs in at least float32, with 0 in x, dt and B outside the valid positions, and no range.
+        """The inputs in at least float32, with x, dt and B set to 0 outside the valid positions, and without a range.
 
-        dt 0 neither writes to the state nor decays it; but 0 · NaN would be NaN.
+        A position with dt = 0 neither writes to the state nor decays it. x and B are set to 0 because 0 · NaN is NaN.
         """
         dtype = accumulation_dtype(self.x)
         x, dt, A, B, C = (z.to(dtype) for z in self[:5])
@@ -42,13 +42,13 @@ class Scan(NamedTuple):
 
 
 def out_of_range(key_range: Tensor, length: int) -> Tensor:
-    """[B,T] True at positions outside each example's valid ones."""
+    """[B,T], True at positions outside each example's range."""
     t = torch.arange(length, device=key_range.device)
     return (t < key_range[:, :1]) | (t >= key_range[:, 1:])
 
 
 def check_scan(scan: Scan) -> Scan:
-    """The checks common to the SSD ops; raises ValueError naming the argument. Returns the range as int64."""
+    """The checks common to the SSD ops. Returns the record, range as int64; raises ValueError naming the argument."""
     x, dt, A, B, C, key_range = scan
     check.has_shape("x", x, "B,T,H,P", (None,) * 4)
     check.is_floating("x", x)
@@ -68,13 +68,13 @@ def check_scan(scan: Scan) -> Scan:
         raise ValueError(f"B: expected its groups G to divide H = {heads}, got G = {B.shape[2]}")
     key_range = check.key_range(key_range, batch, length, "x", x)
     check.values(A < 0, "A: expected negative numbers (a decay)", A)
-    # Padding may hold anything; what may not be negative is what is read.
+    # Padding is not read, so dt may be negative there.
     ok = dt >= 0 if key_range is None else (dt >= 0) | out_of_range(key_range, length)[..., None]
     check.values(ok, "dt: expected numbers of at least 0 (after softplus)", dt)
     return scan._replace(key_range=key_range)
 
 
 def check_grad(x: Tensor, grad_y: Tensor) -> None:
-    """The checks of the gradient that saliency and flow read."""
+    """The checks of the gradient from which saliency and flow are computed."""
     check.has_shape("grad_y", grad_y, "B,T,H,P", tuple(x.shape))
     check.matches("grad_y", grad_y, "x", x)

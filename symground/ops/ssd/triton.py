@@ -1,4 +1,4 @@
-"""The ``triton`` implementation of SSD: the kernels of `symground.kernels`, imported when the first of them runs."""
+"""The ``triton`` implementation of SSD: the kernels of `symground.kernels`, imported when the first one runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ refuses = needs.triton
 
 
 def _call(scan: Scan) -> Call:
-    """The record, taken apart for a launch."""
+    """The record as the launch's arguments."""
     from symground.kernels.ssd.launch import Call
 
     return Call(*scan)
