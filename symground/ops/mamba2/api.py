@@ -1,4 +1,4 @@
-"""The public ops of a Mamba-2 layer: its short convolution, and all that is between its two projections."""
+"""The public ops of a Mamba-2 layer: its short convolution, and all operations between its two projections."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from symground.ops.mamba2 import causal_conv1d as causal_conv1d_package
 from symground.ops.mamba2 import cpu, reference
 from symground.ops.mamba2.layer import Layer
 
-#: By the name for ``impl``, in the order in which ``impl=None`` tries them.
+#: The implementations by their name for ``impl``, in the order in which ``impl=None`` tries them.
 IMPLEMENTATIONS = {"cpu": cpu, "causal_conv1d": causal_conv1d_package, "reference": reference}
 
 
@@ -30,15 +30,15 @@ def mamba2_inner(
     *,
     impl: str | None = None,
 ) -> Tensor:
-    """What stands between a Mamba-2 layer's input and output projection, as one op: what a training step runs.
+    """A Mamba-2 layer from its input projection's result to its output projection's input, as one op for training.
 
     Args:
-        projected: [B,T,2·W + 2·G·N + H], T at least 1, side by side z [W], x [W], B [G·N], C [G·N], dt [H], W = H·P.
+        projected: [B,T,2·W + 2·G·N + H], T at least 1: z [W], x [W], B [G·N], C [G·N] and dt [H] concatenated, W = H·P.
         conv_weight, conv_bias: [W + 2·G·N, K] and [W + 2·G·N] or None, of the convolution over x, B and C, with SiLU.
-        dt_bias, A_log, D: [H]; dt = softplus(dt + dt_bias) within ``dt_limit``, A = -exp(A_log), D the skip.
-        norm_weight: [W], of RMSNorm((y + D · x) · SiLU(z)), whose mean square is of each of G parts.
+        dt_bias, A_log, D: [H]; dt = softplus(dt + dt_bias) clamped to ``dt_limit``, A = -exp(A_log), D is the skip.
+        norm_weight: [W], of RMSNorm((y + D · x) · SiLU(z)), with one mean square for each of G parts.
         groups: G.
-        eps: of the norm.
+        eps: the norm's epsilon.
         dt_limit: the smallest and the largest dt.
         impl: None picks by device.
 
@@ -46,8 +46,8 @@ def mamba2_inner(
         [B,T,W] in the dtype of ``projected``.
 
     Raises:
-        ValueError: a shape, dtype, device or value that does not fit, by the name of the argument.
-        NotImplementedError: a second derivative, or one in forward mode, but by ``impl="reference"``.
+        ValueError: an argument has a wrong shape, dtype, device or value; the message names it.
+        NotImplementedError: a second or forward-mode derivative was requested; only ``impl="reference"`` has them.
 
     Source: Dao and Gu 2024 ("Transformers are SSMs"), section 7.
     """
@@ -110,22 +110,22 @@ def causal_conv1d(
     *,
     impl: str | None = None,
 ) -> Tensor:
-    """y[t,c] = activation(bias[c] + Σ_k weight[c,k] · x[t - (K-1) + k, c]), each channel for itself.
+    """y[t,c] = activation(bias[c] + Σ_k weight[c,k] · x[t - (K-1) + k, c]), separately for each channel.
 
     Args:
         x: [B,T,C].
-        weight: [C,K]; the last column meets the position itself.
+        weight: [C,K]; the last column multiplies the position itself.
         bias: [C] or None.
-        initial_state: [B,K-1,C], what stood before the first position; None is 0.
+        initial_state: [B,K-1,C], the positions before the first; None is 0.
         activation: "silu" or None.
-        impl: None picks by device: on a GPU "causal_conv1d", the package, where it imports and K is 2 to 4.
+        impl: None picks by device: on a GPU the package "causal_conv1d", if it imports and K is 2 to 4.
 
     Returns:
         [B,T,C] in the dtype of x.
 
     Raises:
-        ValueError: a shape, dtype, device or value that does not fit, by the name of the argument.
-        NotImplementedError: a second derivative, or one in forward mode, but by ``impl="reference"``.
+        ValueError: an argument has a wrong shape, dtype, device or value; the message names it.
+        NotImplementedError: a second or forward-mode derivative was requested; only ``impl="reference"`` has them.
 
     Source: Dao and Gu 2024 ("Transformers are SSMs"), section 7; Gu and Dao 2023 ("Mamba").
     """

@@ -1,4 +1,4 @@
-"""``impl="causal_conv1d"``: the package's CUDA kernels, which want two to four taps and rows at multiples of 8."""
+"""``impl="causal_conv1d"``: the package's CUDA kernels, which need two to four taps and rows at multiples of 8."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def causal_conv1d(
         before = None if initial_state is None else initial_state.to(x.dtype).contiguous().transpose(1, 2)
         y: Tensor = causal_conv1d_fn(x.transpose(1, 2), weight, bias, initial_states=before, activation=activation)
         return y.transpose(1, 2)
-    # Its other layout takes any number of channels, and no state: what stood before goes in front.
+    # This layout allows any number of channels but no state, so the initial state is prepended.
     whole = x if initial_state is None else torch.cat([initial_state.to(x.dtype), x], 1)
-    adjacent = whole.transpose(1, 2).clone(memory_format=torch.contiguous_format)  # for one position, strides as well
+    adjacent = whole.transpose(1, 2).clone(memory_format=torch.contiguous_format)  # for T = 1, strides too
     y = causal_conv1d_fn(adjacent, weight, bias, activation=activation)
     return y[..., -x.shape[1] :].transpose(1, 2).contiguous()

@@ -1,4 +1,4 @@
-"""The ``cpu`` implementation of the short convolution: by the C++ extension where it is built, else the reference."""
+"""The ``cpu`` implementation of the short convolution: the C++ extension if it is built, else the reference."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from symground.ops.mamba2 import reference
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, silu: bool, out: Tensor
 ) -> None:
-    """Write the convolution of x [B,T,C], whose channels are adjacent, to ``out``, likewise; by the extension."""
+    """Write the convolution of x [B,T,C] to ``out``, by the extension; both have contiguous channels."""
     taps, level, initial = _parameters(weight, bias, initial_state)
     extension.library.convolution(x, taps, level, initial, silu, out)
 
@@ -28,7 +28,7 @@ def convolve_backward(
     taps, level, initial = _parameters(weight, bias, initial_state)
     together = x.new_empty(weight.shape[1] + 1, weight.shape[0])
     extension.library.convolution_backward(grad, x, taps, level, initial, silu, dx, together)
-    # Tensors of their own: what an op returns may share no memory.
+    # Copies, because the results of an op must not share memory.
     return together[:-1].T.clone(memory_format=torch.contiguous_format), together[-1].clone()
 
 
@@ -71,7 +71,7 @@ def _in_one_dtype(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...
     return tuple(None if z is None else z.to(dtype) for z in (x, *others))
 
 
-# What the ops give where there is nothing to read.
+# The ops' results where there is nothing to read.
 
 
 def _outputs(x: Tensor, *rest: Any) -> Tensor:
@@ -108,7 +108,7 @@ def causal_conv1d(
     x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, activation: str | None
 ) -> Tensor:
     wants_state = initial_state is not None and initial_state.requires_grad and torch.is_grad_enabled()
-    if not extension.is_built() or wants_state:  # no training or analysis asks for the gradient of a state
+    if not extension.is_built() or wants_state:  # neither training nor analysis needs a state's gradient
         return reference.causal_conv1d(x, weight, bias, initial_state, activation)
     out: Tensor = _convolution(x, weight, bias, initial_state, activation is not None)
     return out

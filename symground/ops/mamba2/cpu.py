@@ -1,8 +1,8 @@
 """The ``cpu`` implementation of a Mamba-2 layer between its projections, by the C++ extension.
 
-One op keeps what the parts would each keep and copy: of a layer, only its input and y are saved for the way back, the
-convolution being cheaper to do again than to store; and the gradients of the parts are written side by side, where the
-input projection wants them. Without the extension, or in half precision, the parts run one by one.
+As one op it saves less than its parts would. It saves only its input and y for the backward pass and recomputes the
+convolution, which is cheaper than storing it. The parts' gradients are written straight into the gradient of
+``projected``. Without the extension, or in half precision, the parts run one by one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ refuses = needs.cpu
 
 
 def _forward(layer: Layer) -> tuple[Tensor, Tensor]:
-    """The layer's output and y, before the skip, both [B,T,W]."""
+    """The layer's output, and y before the skip, both [B,T,W]."""
     projected, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, groups, eps, low, high = layer
     library = extension.library
     z, xbc, dt = layer.split(projected)
@@ -115,7 +115,7 @@ def mamba2_inner(layer: Layer) -> Tensor:
             lambda xbc, weight, bias: causal_conv1d(xbc, weight, bias, None, "silu"),
             lambda x, dt, A, B, C: ssd.ssd(Scan(x, dt, A, B, C, None), None, NO_PROBES)[0],
         )
-    # Parameters are small, and the extension reads them side by side.
+    # Parameters are small, and the extension needs them contiguous.
     out: Tensor = _inner(Layer(adjacent(layer.projected), *(_contiguous(z) for z in layer[1:])))[0]
     return out
 

@@ -1,4 +1,4 @@
-"""A Mamba-2 layer between its projections: the one record of its inputs, and how they are laid out side by side."""
+"""The record of a Mamba-2 layer's inputs between its projections, and the layout of the concatenated ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from symground.ops.common.tensors import accumulation_dtype
 
 
 class Layer(NamedTuple):
-    """In the words of :func:`symground.ops.mamba2_inner`, which documents each; low and high are its ``dt_limit``."""
+    """The inputs as :func:`symground.ops.mamba2_inner` documents them; low and high are its ``dt_limit``."""
 
     projected: Tensor  # [B,T,2·W+2·G·N+H]
     conv_weight: Tensor  # [C,K], C = W+2·G·N
@@ -45,7 +45,7 @@ class Layer(NamedTuple):
 
 
 def by_parts(layer: Layer, convolve: Callable[..., Tensor], mix: Callable[..., Tensor]) -> Tensor:
-    """The layer by its parts: ``convolve`` (xbc, weight, bias) → [B,T,C]; ``mix`` (x, dt, A, B, C) → y [B,T,H,P]."""
+    """The layer step by step: ``convolve`` (xbc, weight, bias) → [B,T,C]; ``mix`` (x, dt, A, B, C) → y [B,T,H,P]."""
     z, xbc, dt = layer.split(layer.projected)
     x, b, c = layer.mixed(convolve(xbc, layer.conv_weight, layer.conv_bias))
     dt, A = (
@@ -57,13 +57,13 @@ def by_parts(layer: Layer, convolve: Callable[..., Tensor], mix: Callable[..., T
 
 
 def step_sizes(dt: Tensor, dt_bias: Tensor, dt_limit: tuple[float, float]) -> Tensor:
-    """softplus(dt + dt_bias) within the limits, in at least float32."""
+    """softplus(dt + dt_bias) clamped to the limits, in at least float32."""
     steps = softplus(dt.to(torch.promote_types(dt.dtype, torch.float32)) + dt_bias)
     return steps if tuple(dt_limit) == (0.0, float("inf")) else steps.clamp(*dt_limit)
 
 
 def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
-    """RMSNorm(y · SiLU(z)) · weight, [B,T,W], the mean square of each of ``groups`` parts; in at least float32."""
+    """RMSNorm(y · SiLU(z)) · weight, [B,T,W], with a mean square for each of ``groups`` parts, in at least float32."""
     dtype = torch.promote_types(y.dtype, torch.float32)
     v = (y.to(dtype) * silu(z.to(dtype))).unflatten(-1, (groups, -1))
     normed = v * torch.rsqrt(v.square().mean(-1, keepdim=True) + eps)
