@@ -1,4 +1,4 @@
-"""The public ops that read a vocabulary head: surprisal of candidates, of each layer's lens, and the training loss."""
+"""The public ops on a vocabulary head: surprisal of candidates, also through each layer's lens, and training loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from symground.ops.common.dispatch import choose
 from symground.ops.vocabulary import cpu, reference, triton
 from symground.ops.vocabulary.lens import Lens
 
-#: By the name for ``impl``, in the order in which ``impl=None`` tries them.
+#: The implementations by their name for ``impl``, in the order in which ``impl=None`` tries them.
 IMPLEMENTATIONS = {"cpu": cpu, "triton": triton, "reference": reference}
 
 
@@ -22,8 +22,8 @@ def candidate_surprisal(
 
     Args:
         hidden: [N,D] final hidden states, after the final norm.
-        weight: [V,D] output embedding, the dtype of hidden; D at least 1.
-        candidates: [K] shared by all rows, or [N,K], int ids in [0, V).
+        weight: [V,D] output embedding in the dtype of hidden; D at least 1.
+        candidates: [K] shared by all rows, or [N,K]; int ids in [0, V).
         bias: [V] or None.
         impl: None picks by device.
 
@@ -31,8 +31,8 @@ def candidate_surprisal(
         [N,K] surprisals in nats, float32 (float64 for float64 inputs); differentiable in hidden, weight and bias.
 
     Raises:
-        ValueError: a shape, dtype, device or id that does not fit, or no candidate, by the name of the argument.
-        NotImplementedError: a second derivative, or one in forward mode, but by ``impl="reference"``.
+        ValueError: an argument has a wrong shape, dtype, device or id, or there is no candidate; the message names it.
+        NotImplementedError: a second or forward-mode derivative was requested; only ``impl="reference"`` has them.
 
     Source: surprisal, Shannon 1948; s(w|c) = -log P(w|c) of arXiv 2510.13796.
     """
@@ -56,19 +56,19 @@ def lens_surprisal(
 
     Args:
         hidden: [L,N,D] residual streams before the final norm.
-        translators: (W [L,D,D], b [L,D]); layer l is read as h + h W_lᵀ + b_l. None is the plain logit lens.
-        norm: the model's final norm, [N,D] → [N,D], row by row, for any number of rows.
+        translators: (W [L,D,D], b [L,D]); layer l reads h + h W_lᵀ + b_l. None is the plain logit lens.
+        norm: the model's final norm, [N,D] → [N,D], applied to each row, for any number of rows.
         weight: [V,D] output embedding.
         candidates: [K] or [N,K], int ids in [0, V).
-        bias: [V], the head's.
+        bias: [V], the bias of the head, or None.
         impl: None picks by device.
 
     Returns:
         [L,N,K] surprisals in nats, float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: a shape, dtype, device or id that does not fit, by the name of the argument.
-        NotImplementedError: a second derivative, or one in forward mode, but by ``impl="reference"``.
+        ValueError: an argument has a wrong shape, dtype, device or id; the message names it.
+        NotImplementedError: a second or forward-mode derivative was requested; only ``impl="reference"`` has them.
 
     Source: tuned lens, Belrose et al. 2023, equation 6 (affine residual translators); logit lens, nostalgebraist 2020.
     """
@@ -103,22 +103,21 @@ def linear_cross_entropy(
 
     Args:
         hidden: [N,D] final hidden states.
-        weight: [V,D] output embedding, the dtype of hidden; D at least 1.
+        weight: [V,D] output embedding in the dtype of hidden; D at least 1.
         targets: [N] int ids in [0, V), or ``ignore_index``.
         bias: [V] or None.
-        ignore_index: a target of this value counts neither in the sum nor in the mean.
-        reduction: "mean" over the targets that count, or "sum". With none that count the result is 0.
+        ignore_index: targets of this value count neither in the sum nor in the mean.
+        reduction: "mean" over the targets that count, or "sum". If no target counts, the result is 0.
         impl: None picks by device.
 
     Returns:
-        A scalar in nats, float32 (float64 for float64 inputs); differentiable in hidden, weight and bias. In float32
-        and float64 its second derivatives (a gradient penalty, a Hessian) are made with all N·V logits, where they are
-        asked for.
+        A scalar in nats, float32 (float64 for float64 inputs), differentiable in hidden, weight and bias. In float32
+        and float64 it has second derivatives (for a gradient penalty or a Hessian), which materialise all N·V logits.
 
     Raises:
-        ValueError: a shape, dtype, device, id or reduction that does not fit, by the name of the argument.
-        NotImplementedError: a second derivative in half precision, or one of ``impl="triton"``; forward mode but by
-            ``impl="reference"``.
+        ValueError: an argument has a wrong shape, dtype, device, id or reduction; the message names it.
+        NotImplementedError: a second derivative was requested in half precision or of ``impl="triton"``, or a
+            forward-mode derivative of anything but ``impl="reference"``.
 
     Source: the definition of cross-entropy.
     """
@@ -138,7 +137,7 @@ def linear_cross_entropy(
 
 
 def _check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, dims: str = "N,D") -> None:
-    """``dims`` is the shape of hidden in letters: rows, or rows of each layer."""
+    """``dims`` is the shape of hidden in letters: rows, or rows for each layer."""
     check.has_shape("hidden", hidden, dims, (None,) * len(dims.split(",")))
     check.is_floating("hidden", hidden)
     if hidden.shape[-1] == 0:

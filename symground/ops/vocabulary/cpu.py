@@ -1,4 +1,4 @@
-"""The ``cpu`` implementation of surprisal: tiles of rows × vocabulary by PyTorch's own products, used up one by one."""
+"""The ``cpu`` implementation of surprisal: tiles of logits, rows × vocabulary, by PyTorch's own matrix products."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from symground.ops.vocabulary.registered import Kernels, register
 
 refuses = needs.cpu
 
-#: Rows of a tile of logits, and its numbers, 16 MiB in float32: few tiles, since threads wait for each other at the end
-#: of each; what follows the product goes row by row. Few rows take more columns.
+#: The rows and the numbers in a tile of logits (16 MiB in float32). Tiles are large because threads wait for each
+#: other at the end of each, and the steps after the product go row by row. With few rows, a tile has more columns.
 ROWS, TILE = 512, 2**22
-#: Numbers of a tile of the loss, which has whole rows: fewer rows make its products slower than its exponentials.
+#: The numbers in a tile of the loss, which has whole rows; with fewer rows its products would be the slowest step.
 LOSS_TILE = 2**23
 
 
@@ -48,7 +48,7 @@ def _of_candidates(hidden: Tensor, weight: Tensor, bias: Tensor | None, candidat
     if candidates.ndim == 1:
         torch.mm(hidden.to(dtype), weight[candidates].to(dtype).mT, out=z)
     else:
-        for _, at in _spans(len(hidden), max(1, ROWS // candidates.shape[1])):  # no more than ROWS gathered at a time
+        for _, at in _spans(len(hidden), max(1, ROWS // candidates.shape[1])):  # at most ROWS gathered at a time
             gathered = weight[candidates[at]].to(dtype)  # [rows,K,D]
             z[at] = (gathered @ hidden[at].to(dtype)[..., None])[..., 0]
     return z if bias is None else z.add_(bias.to(dtype)[candidates])
@@ -101,8 +101,8 @@ def _backward(
 def _loss(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *of: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The loss with its gradients in one go, rows of logits at a time: three products, where the way back would make
-    the logits again, and no exponential is kept."""
+    """The loss and its gradients together, a tile of rows at a time. This takes three products and stores no
+    exponentials; a separate backward pass would recompute the logits."""
     of_hidden, of_weight, of_bias = of
     asked = (targets >= 0).nonzero()[:, 0]
     if len(asked) < len(targets):
@@ -119,7 +119,7 @@ def _loss(
         z = _logits(states, weight, bias, slice(None), tile)
         of_target = z.gather(1, ids)[:, 0]
         top, total = torch.full_like(of_target, float("-inf")), torch.zeros_like(of_target)
-        # They leave the logits as they are only in the extension.
+        # The plain-PyTorch version overwrites the logits; the extension does not.
         _add_exponentials(z if extension.library is not None else z.clone(), top, total)
         lse = top + total.log()
         loss += (lse - of_target).sum()
@@ -135,21 +135,21 @@ def _loss(
 
 
 def _columns(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> int:
-    """Of a tile; where the weights must be converted, no more of them at a time than a tile's numbers."""
+    """The columns of a tile; if the weights must be converted, at most a tile's numbers of them at a time."""
     rows = min(len(hidden), ROWS)
     fitting = TILE // max(1, rows, weight.shape[1] if weight.dtype != dtype else 1)
     return max(1, min(fitting, len(weight)))
 
 
 def _asked(candidates: Tensor) -> Tensor | None:
-    """The rows that have a candidate, where some have none: the others cost nothing."""
+    """The rows that have a candidate, or None if all have one; rows without one are not computed."""
     if candidates.ndim == 1 or bool((candidates[:, 0] >= 0).all()):
         return None
     return (candidates[:, 0] >= 0).nonzero()[:, 0]
 
 
 def _tile(hidden: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
-    """Memory for one tile after the other: fresh pages for each would cost more than what is done to them."""
+    """Memory that all tiles share: new pages for each tile would take longer than the work on it."""
     return torch.empty(min(len(hidden), ROWS) * columns, dtype=dtype)
 
 
@@ -161,19 +161,19 @@ def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None, columns: slice, t
 
 
 def _add_exponentials(z: Tensor, top: Tensor, total: Tensor) -> None:
-    """Take a tile of logits, used up, into the rows' maxima and their sums of exponentials relative to those."""
+    """Update the rows' maxima and their sums of exponentials, relative to them, with a tile of logits; may change z."""
     if extension.library is not None:
         extension.library.add_exponentials(z, top, total)
         return
     higher = torch.maximum(top, z.amax(1))
-    # Where nothing is likelier than -inf so far, -inf - (-inf) would be NaN.
+    # If all logits so far are -inf, -inf - (-inf) would be NaN.
     level = higher.masked_fill(higher.isneginf(), 0.0)
     total.mul_((top - level).exp_()).add_(z.sub_(level[:, None]).exp_().sum(1))
     top.copy_(higher)
 
 
 def _scaled_exponentials(z: Tensor, level: Tensor, factor: Tensor) -> None:
-    """z becomes factor · exp(z - level), row by row."""
+    """Replace z by factor · exp(z - level), row by row."""
     if extension.library is not None:
         extension.library.scaled_exponentials(z, level, factor)
     else:

@@ -1,4 +1,4 @@
-"""A lens: what turns the residual stream after a layer into what the vocabulary head reads."""
+"""A lens, which maps the residual stream after a layer to the vocabulary head's input."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from symground.ops.common.derivatives import product
 
 
 class Lens(NamedTuple):
-    """Translators of the layers, W [L,D,D] and b [L,D], or None; and the model's final norm, [N,D] → [N,D]."""
+    """The layers' translators, W [L,D,D] and b [L,D], or None; and the model's final norm, [N,D] → [N,D]."""
 
     translators: tuple[Tensor, Tensor] | None
     norm: Callable[[Tensor], Tensor]
 
     def translated(self, hidden: Tensor) -> Tensor:
-        """h + h W_lᵀ + b_l of every layer l, [L,N,D]."""
+        """h + h W_lᵀ + b_l for every layer l, [L,N,D]."""
         if self.translators is None:
             return hidden
         w, b = self.translators
         return hidden + product(hidden, w.mT) + b[:, None]
 
     def normed(self, rows: Tensor) -> Tensor:
-        """[N,D], checked: the norm is the caller's."""
+        """[N,D]; the result is checked because the norm is the caller's."""
         normed = self.norm(rows)
         check.has_shape("norm", normed, "N,D", tuple(rows.shape))
         check.matches("norm", normed, "hidden", rows)
@@ -33,7 +33,7 @@ class Lens(NamedTuple):
 
 
 def in_one_pass(surprisal: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The lens op by an op of surprisal: all layers as one matrix of rows, in one pass over the vocabulary."""
+    """The lens op made from a surprisal op: all layers as one matrix of rows, in one pass over the vocabulary."""
 
     def run(hidden: Tensor, lens: Lens, weight: Tensor, candidates: Tensor, bias: Tensor | None) -> Tensor:
         layers, rows, size = hidden.shape

@@ -1,4 +1,4 @@
-"""The specification of the vocabulary ops, in plain PyTorch: everything here materialises the logits, [N,V]."""
+"""The specification of the vocabulary ops, in plain PyTorch. It materialises the logits, [N,V]."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""One registration for every implementation of surprisal under a vocabulary head: plain kernels in, ops out.
+"""The registration shared by every implementation of surprisal: plain kernels become torch.library ops.
 
-An implementation brings two functions without autograd (`Kernels`); none of them stores N·V numbers.
+An implementation supplies two functions without autograd (`Kernels`). Neither materialises the N·V logits.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _OF = ["bool of_hidden", "bool of_weight", "bool of_bias"]
 
 
 class Kernels(NamedTuple):
-    """What an implementation computes, for candidates int64 [K] or [N,K].
+    """The functions of an implementation, for candidates int64 [K] or [N,K].
 
-    A row whose first candidate is -1 has none: its surprisals are 0, its log-sum-exp is anything, and the gradient that
-    comes back to it must be 0.
+    A row whose first candidate is -1 has no candidates: its surprisals are 0, its log-sum-exp may be anything, and its
+    gradient in the backward pass must be 0.
 
     Attributes:
         forward: (hidden, weight, bias, candidates) → surprisal [N,K] and the log-sum-exp over the vocabulary [N], in
@@ -34,8 +34,8 @@ class Kernels(NamedTuple):
             bias, None where the bool is False. With p = softmax, ∂L/∂z[n,v] = p[n,v] · Σ_k grad[n,k] - Σ_k grad[n,k] ·
             [v = candidate k].
         loss: (hidden, weight, bias, targets [N], three bools) → the sum of the targets' surprisals, and its gradients
-            as of backward; a target of -1 is none. For inputs in the accumulation dtype; None where there is no such
-            kernel, and the loss is made of the other two.
+            as in backward; a target of -1 does not count. The inputs are in the accumulation dtype. If it is None, the
+            loss is computed by the other two.
     """
 
     forward: Callable[..., tuple[Tensor, Tensor]]
@@ -44,7 +44,7 @@ class Kernels(NamedTuple):
 
 
 class Registered(NamedTuple):
-    """The implementations of the public ops, which take their arguments checked."""
+    """The implementations of the public ops; they expect checked arguments."""
 
     candidate_surprisal: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
     lens_surprisal: Callable[..., Tensor]
@@ -91,7 +91,7 @@ def register(impl: str, kernels: Kernels, device_types: str | None = None) -> Re
     return Registered(surprisal, in_one_pass(surprisal), cross_entropy)
 
 
-# What the ops give where there is nothing to read: no row, or no vocabulary.
+# The ops' results where there is nothing to read: no row, or no vocabulary.
 
 
 def _outputs(hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,7 +129,7 @@ def _through(backward: Op, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _keep_gradients(ctx: Any, output: tuple[Tensor, ...], *inputs: Any) -> None:
-    """The loss makes its gradients in the forward pass."""
+    """Save the gradients, which the loss computes in its forward pass."""
     ctx.of = inputs[4:]
     ctx.save_for_backward(*inputs[:4], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
@@ -138,7 +138,7 @@ def _keep_gradients(ctx: Any, output: tuple[Tensor, ...], *inputs: Any) -> None:
 def _through_loss(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     *given, of_hidden, of_weight, of_bias = ctx.saved_tensors
     made = (of_hidden, of_weight, of_bias)
-    # With create_graph they may be asked for a derivative of their own, which what was made on the way lacks.
+    # With create_graph, a derivative of the gradients may be requested, but those of the forward pass have no graph.
     found = _scaled(grad, *given, *made) if torch.is_grad_enabled() else [grad * x for x in made]
     return *(x if wanted else None for x, wanted in zip(found, ctx.of, strict=True)), None, None, None, None
 
@@ -146,8 +146,8 @@ def _through_loss(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 class _Scaled(torch.autograd.Function):
     """grad times the gradients of the sum of surprisals, with the derivatives of that product.
 
-    Going back, φ is its inner product with what comes: the derivative of grad · loss in that direction, written out
-    with all logits.
+    In the backward pass, φ is the inner product of these gradients with the incoming ones. It equals the derivative of
+    grad · loss in the incoming direction, and is written out here with all logits.
     """
 
     generate_vmap_rule = True
@@ -166,7 +166,7 @@ class _Scaled(torch.autograd.Function):
     def backward(ctx: Any, *came: Tensor) -> tuple[Tensor | None, ...]:
         *given, targets = ctx.saved_tensors
         with torch.enable_grad():
-            # Views, so that the derivative is of these alone: what came may depend on them too.
+            # Views, so that only they are differentiated: the incoming gradients may depend on the inputs too.
             views: list[Any] = [x if x is None else x.view_as(x) for x in given]
             grad, hidden, weight, bias = views
             inputs = [x for x, need in zip(views, ctx.needs_input_grad, strict=False) if need]
@@ -182,7 +182,7 @@ _scaled = _Scaled.apply
 
 
 def _change_of_logits(hidden: Tensor, weight: Tensor, of_hidden: Tensor, of_weight: Tensor, of_bias: Tensor) -> Tensor:
-    """[N,V] for changes of hidden, weight and bias, each of which is empty where its gradient is not made."""
+    """The change of the logits, [N,V], for changes of hidden, weight and bias; an empty tensor is no change."""
     change = hidden.new_zeros(len(hidden), len(weight))
     if of_hidden.numel():
         change = change + product(of_hidden, weight.mT)
