@@ -1,9 +1,9 @@
-"""Attention, backward: delta, then dq, then dk and dv, each a kernel of its own that writes what nobody else writes.
+"""Attention, backward: delta, then dq, then dk and dv. Each has its own kernel, without atomic additions.
 
-Dao 2023 ("FlashAttention-2"), algorithm 2, without its atomic additions: dq goes through the keys of a tile of queries,
-dk and dv through the queries of a tile of keys. With P the attention and g a head's gate,
+Source: Dao 2023 ("FlashAttention-2"), algorithm 2, except that no two programs write to the same address. dq loops over
+the keys of a tile of queries, dk and dv over the queries of a tile of keys. With P the attention and g a head's gate,
 dS = P ∘ (g · dO Vᵀ - delta), dq = scale · dS K, dk = scale · dSᵀ Q, dv = g · Pᵀ dO.
-The dq kernel has P and dO Vᵀ in hand, and sums the flow |g · P ∘ dO Vᵀ| by groups of keys in passing.
+The dq kernel has computed P and dO Vᵀ, so it also sums the flow |g · P ∘ dO Vᵀ| by groups of keys.
 """
 
 import torch
@@ -29,8 +29,8 @@ from symground.kernels.common.tiles import (
 )
 
 #: Tiles by architecture and bytes of an element, then by the largest BLOCK_D (`common/configs.py`).
-#: float32's three-part products take many registers: heads beyond 64 have small tiles there, those beyond 128 larger
-#: ones again, being taken in chunks.
+#: float32's three-part products take many registers, so heads beyond 64 have small tiles. Heads beyond 128 have larger
+#: ones again, because their products read them in chunks.
 TILES: dict[str, Tiles] = {
     "delta": Config(32, 32, 4, 1),  # a pass over rows, bound by memory: no BN
     "dq": {
@@ -81,7 +81,7 @@ def delta_kernel(
     p_out, p_grad, p_delta, s_gb, s_gh, s_g, s_gd, H, T,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """delta[i] = ⟨dO[i], O[i]⟩, [B,H,T]; with O gated it is the gated row sum of P ∘ dP."""
+    """delta[i] = ⟨dO[i], O[i]⟩, [B,H,T]; if O is gated, delta is the gated row sum of P ∘ dP."""
     n_i = tl.cdiv(T, BM)
     i_row = (tl.program_id(0) // n_i).to(tl.int64)  # of [B,H]
     o_i = tl.program_id(0) % n_i * BM + tl.arange(0, BM)
@@ -125,7 +125,7 @@ def dq_kernel(
     HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq [B,H,T,D], contiguous; with ``FLOW`` this tile's part of the flow. Grid: query tiles, last first, × H × B."""
+    """dq [B,H,T,D], contiguous, and with ``FLOW`` the tile's part of F. Grid: query tiles, last first, × H × B."""
     n_i = tl.cdiv(T, BM)
     i_program = tl.program_id(0)
     i_i = n_i - 1 - i_program % n_i
@@ -138,7 +138,7 @@ def dq_kernel(
     low, high = load_range(p_range, i_b, S, HAS_RANGE)
     gate = load_gate(p_gate, i_b, i_h, H, HAS_GATE)
     start, full_first, full_last, end = keys_of(first_i, first_i + BM, offset, low, high, window, CAUSAL, WINDOW, BN)
-    if HAS_GATE and gate == 0.0:  # a closed head has no gradient: no loop runs
+    if HAS_GATE and gate == 0.0:  # a head with gate 0 has gradient 0: no loop runs
         start, full_first, full_last, end = 0, 0, 0, 0
     q = (p_q + i_b * s_qb + i_h * s_qh, s_q, s_qd, 0, T)
     k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_k, s_kd, low, high)
@@ -191,7 +191,7 @@ def _dkdv_through(
         b_grad = load_tile(grad, o_i, D, BLOCK_D, MASKED)  # [BM,D]
         b_lse = load_lse2(p_lse, o_i, T)
         b_delta = tl.load(p_delta + o_i, mask=o_i < T, other=0.0)
-        # Keys are the rows here: every product then has its accumulator the way dk and dv want it.
+        # Keys are the rows here, so that every product has its accumulator in the layout of dk and dv.
         b_s = product(b_k, b_q, k, q, o_j, o_i, D, BLOCK_D, CHUNK, PRECISION)  # [BN,BM]
         b_p = tl.exp2(b_s * scale - b_lse[None, :])
         if MASKED:
@@ -215,7 +215,7 @@ def dkdv_kernel(
 ):  # fmt: skip
     """dk and dv [B,Hk,S,D], contiguous. Grid: key tiles, the first (the longest) first, × Hk × B.
 
-    The query heads that share a key head are looped inside, so that nothing is added from outside.
+    The program loops over the query heads that share a key head, so no other program adds to its result.
     """
     n_j = tl.cdiv(S, BN)
     i_program = tl.program_id(0)
@@ -295,7 +295,7 @@ def attention_backward(
                 for shape in ((num_query_groups, num_key_groups), (num_query_groups,))
             ]
         grad, of_row = grad_out, delta
-        if flows:  # alone dq goes without: one factor of its row is little beside what the rounded logits cost it
+        if flows:  # dq alone needs no sums: rounded logits cost it more than this factor
             grad, of_row = normalized(call, config, lse, grad_out, delta, own=True)
         dq_kernel[(tiles * call.H * call.B,)](
             q, k, v, grad, lse, of_row, call.gate, call.key_range, dq, *groups, *parts, num_query_groups,

@@ -1,8 +1,8 @@
 """Flow between groups of positions from (q, k, v, dO, LSE): F_h[a,b] = Σ |S_h[i,j]| over i in a and j in b.
 
-One program takes a tile of queries of one head through its keys. A tile in which no query is in a group has nothing to
-add and stops at once, unless the total of the whole matrix is wanted. SSD has it from the same kernel (`ssd_flow.py`),
-its mixing chosen at compile time.
+A program loops over the keys of a tile of queries of one head. A tile without a query in a group returns at once,
+unless the matrix total is requested. SSD uses the same kernel (`ssd/saliency.py`); its mixing is a compile-time
+choice.
 """
 
 import torch
@@ -43,7 +43,7 @@ TILES: dict[str, Tiles] = {
 }  # fmt: skip
 
 
-#: Numbers in the parts that exist at any time: longer sequences are taken in chunks of query tiles.
+#: Numbers in the parts that are allocated at a time: longer sequences are processed in chunks of query tiles.
 PARTS = 2**24
 
 

@@ -1,6 +1,6 @@
 """Attention, forward: softmax(q kᵀ · scale) v by online softmax, with its log-sum-exp.
 
-Dao 2023 ("FlashAttention-2"), algorithm 1. One program takes a tile of queries of one head through its keys.
+Source: Dao 2023 ("FlashAttention-2"), algorithm 1. A program loops over the keys of a tile of queries of one head.
 """
 
 import torch
@@ -45,7 +45,7 @@ def _attend(
     MASKED: tl.constexpr, VALUES: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, D: tl.constexpr,
     BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Take the queries through keys [start, end). ``VALUES`` False leaves the output, for a closed head."""
+    """Loop over keys [start, end). Without ``VALUES`` only the log-sum-exp is computed, for a head with gate 0."""
     for j in range(start, end, BN):
         o_j = j + tl.arange(0, BN)
         b_k = load_tile(k, o_j, D, BLOCK_D, MASKED)  # [BN,D]
@@ -54,11 +54,11 @@ def _attend(
             m_seen = seen(o_i[:, None], o_j[None, :], offset, low, high, window, CAUSAL, WINDOW)
             b_s = tl.where(m_seen, b_s * scale, float("-inf"))
             b_new = tl.maximum(b_max, tl.max(b_s, 1))  # [BM], base 2
-            # A row that has seen nothing yet keeps -inf: -inf - (-inf) would be NaN.
+            # The maximum of a row that has seen no key yet stays -inf: -inf - (-inf) would be NaN.
             b_top = tl.where(b_new == float("-inf"), 0.0, b_new)
             b_p = tl.exp2(b_s - b_top[:, None])
         else:
-            # The scale is not negative here, so that it may come after the maximum: one multiply-add an exponential.
+            # The scale is not negative, so it may follow the maximum: then each exponential takes one multiply-add.
             b_new = tl.maximum(b_max, tl.max(b_s, 1) * scale)
             b_top = b_new
             b_p = tl.exp2(b_s * scale - b_top[:, None])
@@ -122,7 +122,7 @@ def attention_forward_kernel(
     b_q = load_tile(q, o_i, D, BLOCK_D, True)  # [BM,D]
     scale *= LOG2E
     if HAS_GATE and gate == 0.0:
-        # What it would have seen is still asked of its log-sum-exp; its values are never read.
+        # The log-sum-exp of a head with gate 0 is still computed; its values are never read.
         b_out, b_max, b_sum = _attend_all(
             b_q, q, k, v, o_i, first_i, scale, offset, low, high, window,
             False, CAUSAL, WINDOW, HAS_RANGE, D, BLOCK_D, CHUNK, BM, BN, PRECISION,
@@ -135,7 +135,7 @@ def attention_forward_kernel(
     m_empty = b_sum == 0.0
     b_sum = tl.where(m_empty, 1.0, b_sum)
     b_out = b_out * (gate / b_sum)[:, None]
-    if HAS_GATE:  # a closed head gives 0 whatever its sum is
+    if HAS_GATE:  # a head with gate 0 gives 0, whatever its sum
         b_out = tl.where(gate == 0.0, 0.0, b_out)
     b_lse = tl.where(m_empty, float("-inf"), (b_max + tl.log2(b_sum)) * LN2)
     row = (i_b * H + i_h) * T
@@ -146,7 +146,7 @@ def attention_forward_kernel(
 def attention_forward(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
     """out [B,H,T,D] in the dtype of q, gated, and lse [B,H,T] float32."""
     q, k, v = call.q, call.k, call.v
-    if call.scale < 0:  # a program takes a row's maximum before it scales the row
+    if call.scale < 0:  # the kernel takes a row's maximum before scaling
         q = -q
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)

@@ -1,4 +1,4 @@
-"""The arguments of an attention op in the kernels' words."""
+"""The arguments of an attention op as its kernels take them."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Call:
         sizes = (*self.q.shape[:3], self.k.shape[2])
         for name, size in zip("BHTS", sizes, strict=True):
             object.__setattr__(self, name, size)
-        for name in ("gate", "key_range"):  # both small, and read with the strides of a contiguous tensor
+        for name in ("gate", "key_range"):  # both are small, and read as contiguous tensors
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else value.contiguous())
         for name in "qkv":
             object.__setattr__(self, name, rows_adjacent(getattr(self, name)))
         if self.window is not None and self.window >= self.k.shape[2]:
-            object.__setattr__(self, "window", None)  # it leaves no key out, and its sums could pass 2³¹
+            object.__setattr__(self, "window", None)  # it excludes no key, and its sums could exceed 2³¹
 
     @property
     def group(self) -> int:
@@ -48,7 +48,7 @@ class Call:
 
     @property
     def form(self) -> dict[str, bool]:
-        """What a kernel is compiled for."""
+        """The compile-time arguments of a kernel."""
         return {
             "CAUSAL": self.causal,
             "WINDOW": self.window is not None,
@@ -68,6 +68,6 @@ class Call:
 
     @property
     def tuning_key(self) -> tuple[Any, ...]:
-        """What the best configuration may depend on, lengths by powers of two."""
+        """The properties on which the best configuration may depend, lengths by powers of two."""
         lengths = tuple(triton.next_power_of_2(n) for n in (self.B * self.H, self.T, self.S))
         return (*lengths, self.group, *self.form.values())

@@ -1,11 +1,11 @@
-"""What float32 attention, recomputed from its log-sum-exp, sums to in each row: 1 but for rounding.
+"""Row sums of float32 attention that is recomputed from its log-sum-exp: 1 but for rounding.
 
-At a logit of 1,420 float32 rounds a log-sum-exp by up to 6e-5, and its step to base 2 by as much: every weight of a row
-is wrong by one factor. Saliency, flow and the gradients of keys and values are linear in a row of dO: dO divided by the
-row's sum mends them, and the kernels that make them need not know. Half precision has no digits to lose by it.
+At a logit of 1,420 float32 rounds a log-sum-exp by up to 6e-5, and its conversion to base 2 by as much, so every weight
+of a row has the same relative error. Saliency, flow and the gradients of keys and values are linear in a row of dO, so
+dividing dO by the row's sum corrects them, without a change to their kernels. Half precision has no digits to lose.
 
-Each kernel that is given sums takes one product q kᵀ more, and a copy of dO. The backward pass has seven products
-without them (dq needs none unless it sums flow), saliency and flow alone two.
+For each kernel that uses the sums, they cost one more product q kᵀ and a copy of dO. Without them, the backward pass
+has seven products (dq needs no sums unless it sums flow), and saliency and flow have two.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from symground.kernels.attention.launch import Call
 from symground.kernels.common.configs import Config
 from symground.kernels.common.tiles import LOG2E, keys_of, load_gate, load_lse2, load_range, load_tile, product, seen
 
-#: Of 1 + |lse|: how far from 1 a row's sum is where nothing but rounding is in it, 32 units of float32's last place.
+#: As a multiple of 1 + |lse|: the most by which rounding can move a row's sum from 1, 32 units in the last place.
 ROUNDING = tl.constexpr(32 * 2.0**-23)
 
 
@@ -31,9 +31,9 @@ def attention_row_sums_kernel(
     HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """sums [B,H,R], contiguous, of queries rows [B,R], of which T is none. Grid: tiles of rows × H × B.
+    """sums [B,H,R], contiguous, of the queries in rows [B,R]; T means no query. Grid: tiles of rows × H × B.
 
-    A logit is rounded as the kernel that uses the sum rounds it, by the same tiles, CHUNK and order of operands.
+    A logit is rounded as in the kernel that uses the sum: with the same tiles, CHUNK and order of operands.
     """
     n_r = tl.cdiv(R, BM)
     i_program = tl.program_id(0)
@@ -79,10 +79,10 @@ def row_sums(
     keys_first: bool = False,
     own: bool = False,
 ) -> torch.Tensor:
-    """[B,H,R] of queries ``rows`` [B,R]; 1 where ``lse`` is not that of the keys, unless it is the ``own`` one.
+    """[B,H,R] of queries ``rows`` [B,R]; 1 if ``lse`` is not that of these keys, unless it is the ``own`` one.
 
-    ``config``, ``chunk`` and ``keys_first`` are those of the kernel that uses the sums; ``own``: lse is that of the
-    forward pass, not handed over by a caller, who may have that of more keys.
+    ``config``, ``chunk`` and ``keys_first`` are those of the kernel that uses the sums. ``own``: lse is the forward
+    pass's; an lse from a caller may be that of more keys.
     """
     sums = torch.empty(call.B, call.H, rows.shape[1], dtype=torch.float32, device=lse.device)
     attention_row_sums_kernel[(triton.cdiv(rows.shape[1], config.BM) * call.H * call.B,)](
@@ -101,9 +101,9 @@ def normalized(
     wanted: torch.Tensor | None = None,
     **how: Any,
 ) -> tuple[torch.Tensor, ...]:
-    """``of_rows``, each [B,H,T] or [B,H,T,D], divided by the sums of their rows in float32, else as they are.
+    """``of_rows``, each [B,H,T] or [B,H,T,D], divided by their row sums in float32; unchanged in half precision.
 
-    ``wanted`` [B,T] bool: the others stay as they are, and cost nothing where they fill a tile.
+    ``wanted`` [B,T] bool: other rows stay unchanged, and a tile of them costs nothing.
     """
     if call.q.dtype != torch.float32:
         return of_rows

@@ -1,8 +1,8 @@
-"""Layer saliency from (q, k, v, dO, LSE): I = |Σ_h g_h · A_h ∘ (dO_h V_hᵀ)|, tile by tile, the heads looped inside.
+"""Layer saliency from (q, k, v, dO, LSE): I = |Σ_h g_h · A_h ∘ (dO_h V_hᵀ)|, tile by tile, looping over heads inside.
 
-One program holds one tile [BM,BN] of one example, goes through the heads and stores once. No tile depends on another.
-The same kernel serves SSD (`ssd_saliency.py`): q is C, k is B, both shared by a group of heads, v is x, and the mixing
-is M, not A. Which of the two is chosen at compile time.
+A program has one tile [BM,BN] of one example, loops over the heads and stores once. No tile depends on another.
+SSD uses the same kernel (`ssd/saliency.py`): q is C and k is B, both shared by a group of heads, v is x, and M takes
+the place of A. This is chosen at compile time.
 """
 
 import torch
@@ -32,11 +32,11 @@ TILES: dict[str, Tiles] = {
 }  # fmt: skip
 
 
-#: Programs per processor below which the heads are split over several programs.
+#: With fewer programs per processor than this, the heads are split over several programs.
 WAVES = 2
 
 
-# S stays specialised: a multiple of 16 makes the stores 16 bytes wide.
+# S stays specialised: if it is a multiple of 16, stores are 16 bytes wide.
 @triton.jit(do_not_specialize=["window", "n_i", "n_j", "splits", "H", "T"])
 def attention_saliency_kernel(
     p_q, p_k, p_v, p_grad, p_rows, p_gate, p_range, p_open, p_count, p_total,
@@ -50,7 +50,7 @@ def attention_saliency_kernel(
 
     p_rows is lse [B,H,T], or SSD's decays [B,H,4,T] (`mixing` in tiles.py). q and k have heads of size D, v and dO of
     size DV.
-    p_open [B,H] lists each example's heads, those with a gate other than 0 first; p_count [B] says how many they are.
+    p_open [B,H] lists each example's heads, first those whose gate is not 0; p_count [B] is the number of these.
     """
     i_program = tl.program_id(0)
     first_j = i_program % n_j * BN
@@ -67,7 +67,7 @@ def attention_saliency_kernel(
     per_split = (count + splits - 1) // splits
     first_h = i_split.to(tl.int32) * per_split
     last_h = tl.minimum(first_h + per_split, count)
-    # A tile in which no query sees a key is written as zeros and computed never.
+    # A tile in which no query sees a key is stored as zeros without being computed.
     empty = (first_j >= high) | (first_j + BN <= low)
     if CAUSAL:
         empty = empty | (first_j > tl.minimum(first_i + BM, T) - 1 + offset)
@@ -100,7 +100,7 @@ def attention_saliency_kernel(
         if HAS_GATE:
             b_dp *= load_gate(p_gate, i_b, i_h, H, HAS_GATE)
         b_total += b_p * b_dp
-    # What a query does not see is the same for every head, so once is enough.
+    # Every head masks the same pairs, so masking the sum is enough.
     m_seen = seen(o_i[:, None], o_j[None, :], offset, low, high, window, CAUSAL, WINDOW)
     b_total = tl.where(m_seen, b_total, 0.0)
     if not SIGNED:

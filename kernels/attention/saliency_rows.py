@@ -44,7 +44,7 @@ def attention_saliency_rows_kernel(
     i_b = (i_program // n_j // n_r // H).to(tl.int64)
     offset = S - T
     o_r = i_program // n_j % n_r * BM + tl.arange(0, BM)
-    o_i = tl.load(p_rows + i_b * R + o_r, mask=o_r < R, other=T).to(tl.int32)  # T: no such query, so nothing is read
+    o_i = tl.load(p_rows + i_b * R + o_r, mask=o_r < R, other=T).to(tl.int32)  # T is no query: nothing is read
     o_j = first_j + tl.arange(0, BN)
     low, high = load_range(p_range, i_b, S, HAS_RANGE)
     gate = load_gate(p_gate, i_b, i_h, H, HAS_GATE)
