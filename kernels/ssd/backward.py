@@ -1,10 +1,10 @@
-"""SSD, backward, in chunks: the gradients of the states, then of x with what it has to do with the decay, then of B, C.
+"""SSD, backward, in chunks: the gradients of the states, then dx with its terms for the decay's gradient, then dB, dC.
 
-With E the decay within a chunk, e and f that from its start and to its end, h the state it finds and dh the gradient of
-the one it leaves: dm = dY xᵀ; ∂L/∂(x·dt) = (C Bᵀ ∘ E)ᵀ dY + f ∘ (B dhᵀ); dC = (Σ E ∘ dm · dt) B + Σ e ∘ (dY h);
-dB = (Σ E ∘ dm · dt)ᵀ C + Σ f ∘ dt ∘ (x dh), the sums over the heads of a group, which are looped inside.
-What crosses a position decays by its dt·A: the gradient of that is added up from either side of the chunk, never as a
-difference of sums over the whole length.
+E is the decay within a chunk, e the decay from its start, f the decay to its end, h the state before the chunk, and dh
+the gradient of the state after it. Then dm = dY xᵀ; ∂L/∂(x·dt) = (C Bᵀ ∘ E)ᵀ dY + f ∘ (B dhᵀ);
+dC = (Σ E ∘ dm · dt) B + Σ e ∘ (dY h); dB = (Σ E ∘ dm · dt)ᵀ C + Σ f ∘ dt ∘ (x dh). The sums are over the heads of a
+group, over which a program loops. Every term that crosses a position decays by its dt·A. The gradient of dt·A adds
+these terms from both sides of the chunk; it is never a difference of sums over the whole length.
 """
 
 import torch
@@ -46,7 +46,7 @@ def ssd_dx_kernel(
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     """dx [B,T,H,P], contiguous, and [B,H,T'] float32: own, ⟨∂L/∂(x·dt), x⟩; pairs, Σ M ∘ dm over the chunk's queries at
-    or after the position and its keys before it; written, what goes into the state. Grid: chunks × H × B.
+    or after the position and its keys before it; written, the terms from writing to the state. Grid: chunks × H × B.
     """
     i_program = tl.program_id(0)
     i_c = i_program % n_c
@@ -73,7 +73,7 @@ def ssd_dx_kernel(
         b_x = load_part(x, o_t, o_p, P)  # [BM,BP]
         b_dm = tl.dot(load_part(grad, o_t, o_p, P), tl.trans(b_x), b_dm, input_precision=PRECISION)
     b_pairs = tl.where(o_t[:, None] > o_t[None, :], b_m * b_dm * b_dt[None, :], 0.0)
-    # A product with ones, not differences of sums: a large pair that crosses nothing would leave its rounding.
+    # A product with ones, since differences of sums would keep the rounding of large pairs that do not cross.
     b_before = tl.where(o_t[:, None] < o_t[None, :], 1.0, 0.0)
     b_crossing = tl.dot(b_pairs, b_before, input_precision=SUMS)  # [BM,BM], each query's keys before each position
     tl.store(p_pairs + column, tl.sum(tl.where(o_t[:, None] >= o_t[None, :], b_crossing, 0.0), 0))
@@ -108,9 +108,9 @@ def ssd_dbdc_kernel(
     GROUP: tl.constexpr, HAS_RANGE: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dB and dC [B,T,G,N], contiguous, and read [n_n,B,H,T'] float32, each part's ⟨C, e ∘ (dY h)⟩.
+    """dB and dC [B,T,G,N], contiguous, and read [n_n,B,H,T'] float32, ⟨C, e ∘ (dY h)⟩ of each part.
 
-    Grid: parts of N × chunks × G × B; the heads of a group are looped inside.
+    Grid: parts of N × chunks × G × B; a program loops over the heads of a group.
     """
     i_program = tl.program_id(0)
     i_n = i_program % n_n
@@ -181,7 +181,7 @@ def ssd_backward(
     before = torch.nn.functional.pad(written[..., :-1], (1, 0)).cumsum(3)
     of_decay = pairs + read.flip(3).cumsum(3).flip(3) + before + inner[..., None]
     length = call.x.shape[1]
-    of_decay = of_decay.flatten(2)[:, :, :length]  # [B,H,T], of dt · A
+    of_decay = of_decay.flatten(2)[:, :, :length]  # [B,H,T], the gradient of dt · A
     dt = columns.dt[:, :, :length]
     ddt = own[:, :, :length] + of_decay * call.A.float()[:, None]
     if call.key_range is not None:
@@ -192,7 +192,7 @@ def ssd_backward(
 
 
 def _sums(x: torch.Tensor) -> str:
-    """How float32 sums of pairs are taken: as exact as the pairs themselves, which are products of what x holds."""
+    """The precision of float32 sums of pairs: that of the pairs themselves, which are products of x's elements."""
     exact = precision_of(x.new_empty(0, dtype=torch.float32))
     return "tf32" if exact == "tf32x3" and x.dtype != torch.float32 else exact
 

@@ -1,7 +1,7 @@
-"""SSD, forward, in chunks: the state that each chunk adds, the states passed on from chunk to chunk, the outputs.
+"""SSD, forward, in chunks: what each chunk adds to the state, the states before each chunk, the outputs.
 
-Dao and Gu 2024 ("Transformers are SSMs"), section 6. Three kernels, each of which writes what no other program writes;
-time linear in T. The first two serve the backward pass too, from the last chunk to the first.
+Source: Dao and Gu 2024 ("Transformers are SSMs"), section 6. There are three kernels, in time linear in T, and no two
+programs write to the same address. The backward pass uses the first two, too, from the last chunk to the first.
 """
 
 import torch
@@ -14,7 +14,7 @@ from symground.kernels.common.tiles import load_part, load_range
 from symground.kernels.ssd.launch import Call
 
 #: Tiles by architecture and bytes of an element (`common/configs.py`).
-#: BM is the length of a chunk, which the backward pass takes too; BN is the part of the state that a program holds.
+#: BM is the length of a chunk, also in the backward pass; BN is the part of the state that a program computes.
 TILES: dict[str, Tiles] = {
     "ssd_forward": {
         ("cuda", 2): Config(64, 64, 8, 1),
@@ -26,7 +26,7 @@ TILES: dict[str, Tiles] = {
 }  # fmt: skip
 
 
-#: Numbers of a state that a program passes on.
+#: Numbers of a state that one program carries from chunk to chunk.
 PASSED = 1024
 
 
@@ -39,7 +39,7 @@ def ssd_states_kernel(
 ):  # fmt: skip
     """states [B,chunks,H,P,N]: Σ over a chunk of weights[t] · x[t] ⊗ b[t]. Grid: parts of N × of P × chunks × H × B.
 
-    weights [B,H,T'] float32 are 0 where nothing is to be added.
+    weights [B,H,T'] float32 are 0 at positions that add nothing.
     """
     i_program = tl.program_id(0)
     o_n = i_program % n_n * BN + tl.arange(0, BN)
@@ -62,9 +62,9 @@ def ssd_states_kernel(
 def ssd_pass_kernel(
     p_states, p_whole, p_first, p_last, n_c, n_blocks, H, NUMBERS: tl.constexpr, BACK: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Turn what each chunk adds, states [B,chunks,H,P·N], into the state it finds; last [B,H,P·N] comes after all.
+    """Replace what each chunk adds, states [B,chunks,H,P·N], by the state before it; last [B,H,P·N] is the final state.
 
-    Grid: blocks of a state × H × B. With ``BACK`` from the last chunk to the first.
+    Grid: blocks of a state × H × B. With ``BACK`` the chunks are processed from the last to the first.
     """
     i_program = tl.program_id(0)
     o_s = i_program % n_blocks * BLOCK + tl.arange(0, BLOCK)
@@ -89,7 +89,7 @@ def chunk_decay(p_high, p_low, o_t):
     b_high = tl.load(p_high + o_t)
     b_low = tl.load(p_low + o_t)
     b_x = (b_high[:, None] - b_high[None, :]) + (b_low[:, None] - b_low[None, :])
-    # Not exp, then a mask: above the diagonal it would be inf.
+    # Masked before exp: above the diagonal exp would be inf.
     return tl.exp(tl.where(o_t[:, None] >= o_t[None, :], b_x, float("-inf")))
 
 
@@ -129,19 +129,19 @@ def ssd_output_kernel(
 
 
 def block_of_part(size: int, most: int) -> int:
-    """A power of two that a dot takes, no more than ``most``."""
+    """A power of two, large enough for a dot and at most ``most``."""
     return max(16, min(most, int(triton.next_power_of_2(size))))
 
 
 def part_of(x: torch.Tensor) -> int:
-    """Columns of heads that a program takes at a time."""
+    """Columns of a head that a program computes at a time."""
     return block_of_part(x.shape[3], CHUNK_BYTES // x.element_size())
 
 
 def added_states(
     x: torch.Tensor, b: torch.Tensor, weights: torch.Tensor, key_range: torch.Tensor | None, group: int, config: Config
 ) -> torch.Tensor:
-    """[B,chunks,H,P,N] float32: what each chunk adds to the state."""
+    """[B,chunks,H,P,N] float32: each chunk's addition to the state."""
     (batch, length, heads, size), state = x.shape, b.shape[3]
     chunks = triton.cdiv(length, config.BM)
     part, own = part_of(x), block_of_part(state, config.BN)
@@ -158,7 +158,7 @@ def added_states(
 def pass_states(
     states: torch.Tensor, whole: torch.Tensor, first: torch.Tensor | None, back: bool = False
 ) -> torch.Tensor:
-    """Turn ``states`` into what each chunk finds, in place; returns the state after all, [B,H,P,N] float32."""
+    """Replace ``states`` by the states before each chunk, in place; returns the final state, [B,H,P,N] float32."""
     batch, chunks, heads, size, state = states.shape
     last = torch.empty(batch, heads, size, state, dtype=torch.float32, device=states.device)
     first = None if first is None else first.float().contiguous()

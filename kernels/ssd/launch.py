@@ -1,4 +1,4 @@
-"""The arguments of an SSD op in the kernels' words."""
+"""The arguments of an SSD op as its kernels take them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Call:
     key_range: Tensor | None
 
     def __post_init__(self) -> None:
-        for name in "bc":  # one dtype for all that is multiplied
+        for name in "bc":  # one dtype for all operands of products
             object.__setattr__(self, name, rows_adjacent(getattr(self, name).to(self.x.dtype)))
         object.__setattr__(self, "x", rows_adjacent(self.x))
         if self.key_range is not None:
@@ -51,7 +51,7 @@ class Call:
 
     @cached_property
     def _steps(self) -> Tensor:
-        """dt [B,H,T] in float64, 0 outside the valid positions, where it is not read."""
+        """dt [B,H,T] in float64, 0 outside the valid positions, where dt is not read."""
         dt = self.dt.double().transpose(1, 2)
         if self.key_range is None:
             return dt
@@ -71,7 +71,7 @@ class Call:
         return torch.stack(parts, 2).contiguous()
 
     def columns(self, chunk: int) -> Columns:
-        """What the chunked kernels take of the decay."""
+        """The decay as the chunked kernels take it."""
         length = self.x.shape[1]
         dt = pad(self._steps, (0, -length % chunk)).unflatten(2, (-1, chunk))  # [B,H,chunks,Q]
         local = (dt * self.A.double()[:, None, None]).cumsum(3)
@@ -87,12 +87,12 @@ class Call:
 
     @property
     def in_chunks(self) -> dict[str, Any]:
-        """For the saliency kernel, which takes its rows in chunks: heads of size N against heads of size P."""
+        """For the saliency kernel, which reads rows in chunks: heads of size N for q and k, P for v and dO."""
         return {**self._head, "CHUNK": chunk_of(self.b), "CHUNK_V": chunk_of(self.x)}
 
     @property
     def in_rows(self) -> dict[str, Any]:
-        """For the flow kernel, which holds rows whole, in float32 in chunks: heads of two sizes do not fit."""
+        """For the flow kernel, which reads rows whole; in float32 in chunks, since heads of both sizes do not fit."""
         found = dict(self._head)
         for suffix, z in (("", self.b), ("_V", self.x)):
             block = block_of(z.shape[3])
@@ -107,18 +107,18 @@ class Call:
 
 @dataclass(frozen=True)
 class Columns:
-    """[B,H,T'] float32, T' the length to a multiple of the chunk's; sums are within a chunk."""
+    """[B,H,T'] float32, with T' the length padded to whole chunks; the sums are within a chunk."""
 
     high: Tensor
-    """Σ dt·A, and what float32 leaves of it:"""
+    """The float32 value of Σ dt·A; the next field is its rounding error."""
     low: Tensor
     dt: Tensor
     upto: Tensor
-    """exp of the decay from the chunk's start,"""
+    """exp of the decay from the chunk's start."""
     after: Tensor
-    """and to its end,"""
+    """exp of the decay to the chunk's end."""
     writes: Tensor
-    """and that times dt."""
+    """``after`` times dt."""
     whole: Tensor
     """[B,H,chunks] exp of the decay over a chunk."""
 

@@ -1,4 +1,4 @@
-"""Saliency and flow of SSD, S_h = M_h ∘ (dY_h x_hᵀ), by attention's kernels: C for the queries, B for the keys."""
+"""Saliency and flow of SSD, S_h = M_h ∘ (dY_h x_hᵀ), by attention's kernels, with C as queries and B as keys."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _FORM = {"CAUSAL": True, "WINDOW": False, "HAS_GATE": False, "DECAY": True}
 
 
 def _tensors(call: Call, grad_y: torch.Tensor) -> list[torch.Tensor]:
-    """q, k, v and dO [B,·,T,·] as the kernels of attention have them."""
+    """q, k, v and dO [B,·,T,·] as attention's kernels take them."""
     return [heads_first(z) for z in (call.c, call.b, call.x, rows_adjacent(grad_y))]
 
 
@@ -47,7 +47,7 @@ def ssd_saliency(call: Call, grad_y: torch.Tensor, signed: bool) -> torch.Tensor
     def run(config: Config) -> torch.Tensor:
         n_i, n_j = triton.cdiv(length, config.BM), triton.cdiv(length, config.BN)
         busy = n_i * n_j * batch / 2
-        # Splits end at groups: the heads of one share their scores.
+        # A split has whole groups, because the heads of a group share their scores.
         splits = max(1, min(heads // call.group, int(WAVES * processors(device) / max(1, busy))))
         total = torch.empty(splits, batch, length, length, dtype=torch.float32, device=device)
         strides = [stride for z in tensors for stride in z.stride()]
@@ -106,5 +106,5 @@ def ssd_flow(
 
 
 def _widest(call: Call) -> torch.Tensor:
-    """Whichever has the longer rows: what a configuration has to fit."""
+    """The tensor with the longer rows, which a configuration has to fit."""
     return max(call.x, call.b, key=lambda z: z.shape[3])
