@@ -1,7 +1,8 @@
-"""Tile sizes, warps and pipeline stages: the lookup in the tables of the kernels, which stand in the kernels' files.
+"""Tile sizes, warps and pipeline stages: the lookup in the kernels' tables, which are in the kernels' files.
 
-Explicit tables: nothing is tuned at first use. Causal, the entries compile without local-memory access in their loops
-(`python -m benchmarks kernels` prints registers and shared memory of each and fails where that stops being true).
+The tables are explicit: nothing is tuned at first use. With only a causal mask, the entries compile without
+local-memory access in their loops (`benchmarks/kernel_table.py` prints each entry's registers and shared memory, and
+checks this).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 
 
 class Config(NamedTuple):
-    """BM queries × BN keys a tile; rows × words, for a vocabulary."""
+    """BM queries × BN keys in a tile; rows × words for a vocabulary."""
 
     BM: int
     BN: int
@@ -26,17 +27,17 @@ class Config(NamedTuple):
         return self._asdict()
 
 
-#: A kernel's: (architecture, bytes of an element) → a configuration, or {largest BLOCK_D: configuration}. "cuda" serves
-#: the architectures of CUDA that have no entry. One configuration alone serves everywhere.
+#: A kernel's table: (architecture, bytes of an element) → a configuration, or {largest BLOCK_D: configuration}. "cuda"
+#: is for CUDA architectures without an entry. A configuration in place of a table is for all architectures.
 Tiles: TypeAlias = Config | Mapping[tuple[str, int], Config | Mapping[int, Config]]
 
-#: The interpreter's tiles: small, so that small inputs have many, and of two sizes, so that a mix-up shows.
+#: The interpreter's tiles: small, so that small inputs have several, and not square, so that mixed-up sizes show.
 INTERPRETER = Config(32, 16, 4, 1)
 
 
 @functools.cache
 def architecture_of(device: torch.device) -> str:
-    """The shipped architecture that a device is nearest to, or the interpreter for a CPU."""
+    """The shipped architecture nearest to a device's, or the interpreter for a CPU."""
     if device.type == "cpu":
         return "interpreter"
     if torch.version.hip:
@@ -48,7 +49,7 @@ def architecture_of(device: torch.device) -> str:
 
 
 def shipped(kernel: str, tables: Mapping[str, Tiles], architecture: str, block_d: int, element_size: int) -> Config:
-    """The entry of the kernel's table for a head of at most ``block_d``."""
+    """The table's entry for a head of at most ``block_d``."""
     if architecture == "interpreter":
         return INTERPRETER
     tiles = tables[kernel]

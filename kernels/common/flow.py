@@ -1,18 +1,18 @@
-"""Sums of |S| over groups of positions: what a program adds per tile, and what it stores of it.
+"""Sums of |S| over groups of positions: what a program adds for each tile, and stores at its end.
 
-A program holds a tile of queries. Per query it sums |S| by groups of keys; at its end it sums its queries by their
-groups and stores that as its own part. Parts are added up afterwards, in a fixed order: no atomics.
+A program has a tile of queries. For each query it sums |S| by groups of keys. At its end it sums its queries by their
+groups and stores the result as its own part. The parts are added afterwards in a fixed order, without atomics.
 """
 
 import triton
 import triton.language as tl
 
-#: Groups of keys that a program sums at most; more of them are taken in blocks.
+#: The most groups of keys that a program sums; if there are more, they are processed in blocks.
 MOST_GROUPS = 16
 
 
 def groups_of(num_key_groups: int) -> int:
-    """How many groups of keys a program is compiled for: a power of two."""
+    """The number of groups of keys that a program is compiled for, a power of two."""
     return min(MOST_GROUPS, int(triton.next_power_of_2(max(1, num_key_groups))))
 
 
@@ -21,8 +21,8 @@ def add_flow(b_flow, b_total, b_s, p_groups, first_group, o_j, last):
     """Add |S| [BM,BN] of keys o_j to the sums by group of keys [BM,GROUPS] and over all keys [BM]."""
     GROUPS: tl.constexpr = b_flow.shape[1]
     b_group = tl.load(p_groups + o_j, mask=o_j < last, other=-1).to(tl.int32) - first_group
-    # One masked sum a group, not a product with a 0/1 matrix: in float32 that takes three TF32 products, whose
-    # operands do not fit the registers beside the tile's own.
+    # One masked sum for each group. In float32 a product with a 0/1 matrix would take three TF32 products, whose
+    # operands do not fit the registers together with the tile's own.
     for b in tl.static_range(GROUPS):
         b_sum = tl.sum(tl.where((b_group == b)[None, :], b_s, 0.0), 1)  # [BM]
         b_flow = tl.where((tl.arange(0, GROUPS) == b)[None, :], b_flow + b_sum[:, None], b_flow)

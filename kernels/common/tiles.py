@@ -1,7 +1,7 @@
-"""What every kernel is made of: loading a tile, which keys a query sees, and the bounds of a loop over them.
+"""Parts of every kernel: loading a tile, which keys a query sees, and the bounds of a loop over them.
 
 Prefixes: i_ an index of this program, o_ offsets, m_ a mask, p_ a pointer, b_ a tile in registers, its shape beside it.
-A matrix in memory, [rows, D], is the tuple (pointer, stride of its rows, of its columns, first row, one past the last).
+A matrix in memory, [rows, D], is the tuple (pointer, row stride, column stride, first row, one past the last).
 """
 
 import triton
@@ -13,7 +13,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def load_tile(x, o_row, D: tl.constexpr, BLOCK_D: tl.constexpr, BOUNDED: tl.constexpr):
-    """Rows ``o_row`` of a matrix → [len(o_row), BLOCK_D]; 0 outside its rows and beyond D, not read."""
+    """Rows ``o_row`` of a matrix → [len(o_row), BLOCK_D]; outside its rows and beyond D, 0 without a read."""
     p_x, s_row, s_col, first, last = x
     o_d = tl.arange(0, BLOCK_D)
     p_tile = p_x + o_row.to(tl.int64)[:, None] * s_row + o_d[None, :] * s_col
@@ -31,7 +31,7 @@ def load_tile(x, o_row, D: tl.constexpr, BLOCK_D: tl.constexpr, BOUNDED: tl.cons
 
 @triton.jit
 def product_in_chunks(x, y, o_x, o_y, D: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr):
-    """Rows o_x of x by rows o_y of y → [len(o_x), len(o_y)], CHUNK columns at a time: neither tile need fit whole."""
+    """Rows o_x of x by rows o_y of y → [len(o_x), len(o_y)], CHUNK columns at a time: neither tile must fit whole."""
     p_x, s_x, s_xd, first_x, last_x = x
     p_y, s_y, s_yd, first_y, last_y = y
     b_xy = tl.zeros([o_x.shape[0], o_y.shape[0]], tl.float32)
@@ -46,9 +46,9 @@ def product_in_chunks(x, y, o_x, o_y, D: tl.constexpr, CHUNK: tl.constexpr, PREC
 def product(
     b_x, b_y, x, y, o_x, o_y, D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """b_x b_yᵀ, of rows o_x of x and o_y of y; with CHUNK < BLOCK_D in chunks from memory, the caches having them.
+    """b_x b_yᵀ, of rows o_x of x and o_y of y. With CHUNK < BLOCK_D it reads both in chunks again, from the caches.
 
-    The two tiles are then not used here, and one that nothing else uses is never loaded.
+    It then does not use b_x and b_y, and a tile that nothing else uses is never loaded.
     """
     if CHUNK < BLOCK_D:
         b_xy = product_in_chunks(x, y, o_x, o_y, D, CHUNK, PRECISION)
@@ -59,7 +59,7 @@ def product(
 
 @triton.jit
 def store_tile(p_x, o_row, s_row, b_x, rows, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Store [len(o_row), BLOCK_D] into rows < ``rows`` of a matrix [rows, D] whose columns are adjacent."""
+    """Store [len(o_row), BLOCK_D] into rows < ``rows`` of a matrix [rows, D] with contiguous rows."""
     o_d = tl.arange(0, BLOCK_D)
     p_tile = p_x + o_row.to(tl.int64)[:, None] * s_row + o_d[None, :]
     tl.store(p_tile, b_x.to(p_x.dtype.element_ty), mask=(o_row < rows)[:, None] & (o_d < D)[None, :])
@@ -67,7 +67,7 @@ def store_tile(p_x, o_row, s_row, b_x, rows, D: tl.constexpr, BLOCK_D: tl.conste
 
 @triton.jit
 def seen(o_i, o_j, offset, low, high, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
-    """Whether query o_i sees key o_j; the two broadcast, so that a kernel may hold either as the rows."""
+    """Whether query o_i sees key o_j. The two broadcast, so either may be the rows."""
     m_seen = (o_j >= low) & (o_j < high) & (o_i == o_i)
     if CAUSAL:
         m_seen = m_seen & (o_j <= o_i + offset)
@@ -80,8 +80,8 @@ def seen(o_i, o_j, offset, low, high, window, CAUSAL: tl.constexpr, WINDOW: tl.c
 def keys_of(first_i, last_i, offset, low, high, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BN: tl.constexpr):
     """Bounds of the keys that queries [first_i, last_i) see: start, full start, full end, end.
 
-    Start and the full bounds are multiples of BN. Within the full bounds every query sees every key, so that no mask
-    is needed; the rest of [start, end) needs one.
+    Start and the full bounds are multiples of BN. Within the full bounds every query sees every key, so no mask is
+    needed; the rest of [start, end) needs one.
     """
     first, last, full_first, full_last = low, high, low, high
     if CAUSAL:
@@ -103,7 +103,7 @@ def keys_of(first_i, last_i, offset, low, high, window, CAUSAL: tl.constexpr, WI
 def queries_of(
     first_j, last_j, offset, low, high, window, T, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BM: tl.constexpr
 ):
-    """Bounds of the queries that see any of keys [first_j, last_j), as `keys_of` gives them for the keys."""
+    """Bounds of the queries that see any of keys [first_j, last_j), as `keys_of` gives bounds of keys."""
     first, last, full_first, full_last = 0, T, 0, T
     if CAUSAL:
         first = tl.maximum(0, first_j - offset)
@@ -124,7 +124,7 @@ def queries_of(
 
 @triton.jit
 def load_range(p_range, i_b, S, HAS_RANGE: tl.constexpr):
-    """First and one-past-last valid key of example i_b; what lies outside [0, S) is cut off."""
+    """First and one-past-last valid key of example i_b, clamped to [0, S]."""
     low, high = 0, S
     if HAS_RANGE:
         low = tl.maximum(tl.load(p_range + i_b * 2).to(tl.int32), 0)
@@ -143,7 +143,7 @@ def load_gate(p_gate, i_b, i_h, H, HAS_GATE: tl.constexpr):
 
 @triton.jit
 def load_part(x, o_row, o_col, columns):
-    """Rows ``o_row`` and columns ``o_col`` of a matrix that has so many; 0 outside, not read."""
+    """Rows ``o_row`` and columns ``o_col`` of a matrix with ``columns`` columns; outside it, 0 without a read."""
     p_x, s_row, s_col, first, last = x
     m_part = ((o_row >= first) & (o_row < last))[:, None] & (o_col < columns)[None, :]
     return tl.load(p_x + o_row.to(tl.int64)[:, None] * s_row + o_col[None, :] * s_col, mask=m_part, other=0.0)
@@ -151,7 +151,7 @@ def load_part(x, o_row, o_col, columns):
 
 @triton.jit
 def load_rows(p_rows, o_i, T, DECAY: tl.constexpr):
-    """What queries o_i bring to the mixing: of softmax the log-sum-exp; of SSD their decay, in two parts."""
+    """The queries' term of the mixing: the log-sum-exp for softmax; the decay, in two parts, for SSD."""
     if DECAY:
         b_high = tl.load(p_rows + o_i, mask=o_i < T, other=0.0)
         b_low = tl.load(p_rows + T + o_i, mask=o_i < T, other=0.0)
@@ -163,16 +163,16 @@ def load_rows(p_rows, o_i, T, DECAY: tl.constexpr):
 
 @triton.jit
 def mixing(b_s, b_high, b_low, p_rows, o_j, T, S, scale, DECAY: tl.constexpr):
-    """The mixing of a tile, of its scores: A = exp2(s · scale - lse), or M = s · exp2(decay of i - decay of j).
+    """The mixing matrix's tile from its scores: A = exp2(s · scale - lse), or M = s · exp2(decay of i - decay of j).
 
-    p_rows of SSD is [4,T], base 2: the decay from the start in two parts, high and low, whose differences are exact
-    where the one of two float32 sums would not be; then the same less log2 dt, +inf where dt is 0.
+    For SSD, p_rows is [4,T] in base 2: first the decay from the start as the sum of two float32 numbers, high and low,
+    whose differences are exact where those of one float32 number are not; then this decay less log2 dt (+inf at dt 0).
     """
     if DECAY:
         b_from = tl.load(p_rows + 2 * T + o_j, mask=o_j < S, other=float("inf"))
         b_rest = tl.load(p_rows + 3 * T + o_j, mask=o_j < S, other=0.0)
         b_x = (b_high[:, None] - b_from[None, :]) + (b_low[:, None] - b_rest[None, :])
-        # Above the diagonal the exponent is positive; what it gives is masked, and must not be inf, inf · 0 being NaN.
+        # Above the diagonal the exponent is positive. The result is masked, but must not be inf: inf · 0 is NaN.
         b_mixed = b_s * tl.exp2(tl.minimum(b_x, 64.0))
     else:
         b_mixed = tl.exp2(b_s * scale - b_high[:, None])
@@ -181,6 +181,6 @@ def mixing(b_s, b_high, b_low, p_rows, o_j, T, S, scale, DECAY: tl.constexpr):
 
 @triton.jit
 def load_lse2(p_lse, o_i, T):
-    """Base-2 log-sum-exp of queries o_i, +inf where there is none: exp2(s - inf) is then 0 and never NaN."""
+    """Base-2 log-sum-exp of queries o_i; +inf if there is none, so that exp2(s - inf) is 0 and never NaN."""
     b_lse = tl.load(p_lse + o_i, mask=o_i < T, other=float("-inf"))
     return tl.where(b_lse == float("-inf"), float("inf"), b_lse * LOG2E)

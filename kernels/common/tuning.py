@@ -1,7 +1,7 @@
-"""Measured configurations, on request: SYMGROUND_AUTOTUNE=1. Off, nothing here runs.
+"""Measured configurations, on request: SYMGROUND_AUTOTUNE=1. Without it, nothing here runs.
 
-The first call of each kernel, head size and shape (lengths by powers of two) then measures the candidates and keeps the
-fastest in a JSON file (SYMGROUND_CACHE, else ~/.cache/symground), from which later processes take it.
+The first call for each kernel, head size and shape (lengths by powers of two) then measures the candidates and saves
+the fastest in a JSON file (SYMGROUND_CACHE, else ~/.cache/symground), from which later processes read it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def enabled() -> bool:
 
 
 def candidates(shipped: Config) -> Iterator[Config]:
-    """The shipped configuration first, then what differs from it by a step."""
+    """The shipped configuration first, then those that differ from it by one step."""
     yield shipped
     for BM in (32, 64, 128):
         for BN in (32, 64, 128):
@@ -39,7 +39,7 @@ def candidates(shipped: Config) -> Iterator[Config]:
 
 
 def best(kernel: str, architecture: str, key: tuple[Any, ...], shipped: Config, run: Callable[[Config], Any]) -> Config:
-    """The fastest candidate for this key: from memory, from the file, or by measuring."""
+    """The fastest candidate for this key, from memory, from the file, or by measuring."""
     name = "/".join(map(str, (kernel, architecture, torch.cuda.get_device_name(), triton.__version__, *key)))
     if name not in _known:
         _known.update({key: Config(*value) for key, value in _read().items()})
@@ -53,7 +53,7 @@ def _time(run: Callable[[Config], Any], config: Config) -> float:
     try:
         return float(do_bench(lambda: run(config), warmup=5, rep=20))
     except (TritonError, RuntimeError):
-        return float("inf")  # does not fit this device
+        return float("inf")  # it does not fit this device
 
 
 def _path() -> Path:
