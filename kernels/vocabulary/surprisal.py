@@ -1,10 +1,10 @@
-"""Surprisal under a vocabulary head, z = h wᵀ + bias, from tiles of logits that are used up where they are made.
+"""Surprisal under a vocabulary head, z = h wᵀ + bias, from tiles of logits, which are never materialised whole.
 
-The log-sum-exp of each row, its vocabulary split over programs into partial maxima and sums; what the candidates' own
-logits leave of it, in one kernel for candidates that rows share and one for their own; and, backward, ∂L/∂z for as many
-columns as a bounded buffer holds, from which matrix products give the gradients. The idea of never storing the logits:
-Wijmans et al. 2024 ("Cut your losses in large-vocabulary language models"), here without locks: nothing is added to
-what another program wrote.
+For the log-sum-exp of each row, the vocabulary is split over programs, which give partial maxima and sums. One kernel
+subtracts the logits of candidates that rows share, another those of each row's own candidates. The backward pass
+computes ∂L/∂z for as many columns as a bounded buffer holds; matrix products give the gradients from it. Source of the
+idea: Wijmans et al. 2024 ("Cut your losses in large-vocabulary language models"). Here there are no locks: no program
+adds to what another wrote.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from symground.kernels.common.configs import Config, Tiles
 from symground.kernels.common.launch import chunk_of, config_of, precision_of, processors
 from symground.kernels.common.tiles import LOG2E
 
-#: Small products, for which one tile serves everywhere.
+#: Their products are small, so one configuration serves everywhere.
 SHARED_CANDIDATES, OWN_CANDIDATES = Config(32, 32, 4, 2), Config(32, 32, 4, 1)
 
-#: Tiles, rows × words, by architecture and bytes of an element (`common/configs.py`). These kernels take rows of any
-#: length, a piece at a time: what fits one of CUDA's architectures fits all of them.
+#: Tiles, rows × words, by architecture and bytes of an element (`common/configs.py`). These kernels read rows of any
+#: length in pieces, so what fits one of CUDA's architectures fits all of them.
 TILES: dict[str, Tiles] = {
     "vocabulary_lse": {
         ("cuda", 2): Config(128, 128, 8, 3),
@@ -44,9 +44,9 @@ TILES: dict[str, Tiles] = {
 }  # fmt: skip
 
 
-#: Programs per processor, at least, over which the vocabulary is split.
+#: The vocabulary is split over at least this many programs per processor.
 WAVES = 4
-#: Of ∂L/∂z that exist at a time.
+#: The bytes of ∂L/∂z that are allocated at a time.
 BUFFER_BYTES = 64 * 2**20
 
 
@@ -81,7 +81,7 @@ def vocabulary_lse_kernel(
     HAS_BIAS: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Each row's maximum over a part of the vocabulary, and its sum of exponentials relative to that: [splits,N] each.
+    """Each row's maximum over a part of the vocabulary, and its sum of exponentials relative to it: [splits,N] each.
 
     Grid: row tiles, which read the same weights at the same time, × splits.
     """
@@ -104,7 +104,7 @@ def vocabulary_lse_kernel(
         b_z = tl.where(m_v[None, :], b_z, float("-inf"))
         b_new = tl.maximum(b_max, tl.max(b_z, 1))
         b_top = tl.where(b_new == float("-inf"), 0.0, b_new)  # -inf - (-inf) would be NaN
-        # The differences are small numbers: base 2 after them costs no accuracy, before them it would.
+        # Converting to base 2 after the subtraction costs no accuracy, since the differences are small.
         b_sum = b_sum * tl.exp2((b_max - b_top) * LOG2E) + tl.sum(tl.exp2((b_z - b_top[:, None]) * LOG2E), 1)
         b_max = b_new
     o_out = i_split.to(tl.int64) * N + first_n + o_n
@@ -167,8 +167,8 @@ def logits_gradient_kernel(
 ):  # fmt: skip
     """∂L/∂z [N,width] of the vocabulary's entries from ``first`` on.
 
-    p_row [N] holds Σ_k grad. With HAS_BOUNDS the candidates are sorted, the same for all rows, and those of the i-th
-    tile of the vocabulary are numbers p_bounds[i] to p_bounds[i + 1]. Grid: row tiles × vocabulary tiles.
+    p_row [N] is Σ_k grad. With HAS_BOUNDS all rows have the same candidates, sorted, and those of the i-th tile of the
+    vocabulary have indices p_bounds[i] to p_bounds[i + 1]. Grid: row tiles × vocabulary tiles.
     """
     n_n = tl.cdiv(N, BM)
     i_program = tl.program_id(0)
@@ -218,12 +218,12 @@ class Head:
 
     @property
     def ids(self) -> Tensor:
-        """[N,K]; where rows share their candidates, without storage of its own."""
+        """[N,K]; if rows share their candidates, a view without storage of its own."""
         return self.candidates.expand(self.N, self.K)
 
 
 def log_sum_exp(head: Head) -> Tensor:
-    """[N] float32 over the vocabulary."""
+    """The log-sum-exp over the vocabulary, [N] float32."""
     empty = torch.empty((), dtype=torch.float32, device=head.hidden.device)
 
     def run(config: Config) -> Tensor:
@@ -243,7 +243,7 @@ def log_sum_exp(head: Head) -> Tensor:
 
 
 def surprisal(head: Head, lse: Tensor) -> Tensor:
-    """[N,K] float32."""
+    """-log p of the candidates, [N,K] float32."""
     out = torch.empty(head.N, head.K, dtype=torch.float32, device=head.hidden.device)
     if not head.N:
         return out
@@ -264,7 +264,7 @@ def surprisal(head: Head, lse: Tensor) -> Tensor:
 def gradients(
     head: Head, grad: Tensor, lse: Tensor, of_hidden: bool, of_weight: bool, of_bias: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of hidden, weight and bias in their dtypes, from grad [N,K] and lse [N]; None where not wanted."""
+    """The gradients of hidden, weight and bias in their dtypes, from grad [N,K] and lse [N]; None if not requested."""
     hidden, weight, bias = head.hidden, head.weight, head.bias
     dh = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device) if of_hidden else None
     dw = torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device) if of_weight else None
@@ -281,10 +281,10 @@ def gradients(
 
 
 def _of_logits(head: Head, grad: Tensor, lse: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Columns of the vocabulary and ∂L/∂z [N,columns] in the dtype of hidden, which the next ones overwrite."""
+    """Columns of the vocabulary and their ∂L/∂z [N,columns] in the dtype of hidden; the next columns overwrite it."""
     hidden, ids, bounded = head.hidden, head.ids, head.candidates.ndim == 1
     of_row = grad.sum(1, dtype=torch.float32)
-    if bounded:  # sorted, so that a tile looks at its own candidates only
+    if bounded:  # sorted, so that a tile reads only its own candidates
         order = head.candidates.argsort(stable=True)
         grad, ids = grad[:, order], ids[:, order]
     width = max(1, BUFFER_BYTES // (head.N * hidden.element_size()))
@@ -315,7 +315,7 @@ def _of_logits(head: Head, grad: Tensor, lse: Tensor) -> Iterator[tuple[slice, T
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
-    """x y in float32, whatever is multiplied."""
+    """The product of x and y, accumulated in float32 for every dtype."""
     if x.is_cuda and x.dtype != torch.float32:
         return torch.mm(x, y, out_dtype=torch.float32)
     return x.float() @ y.float()
