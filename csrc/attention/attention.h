@@ -1,4 +1,4 @@
-// One call of an operator: its tensors, and the tiles of queries × keys that a thread takes at a time.
+// One call of an operator: its tensors, and the tiles of queries × keys that a thread processes one by one.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@ namespace symground {
 
 constexpr int64_t kTile = 128;  // queries
 
-// [B,H,T,D] of any strides.
+// [B,T,H,D] with any strides, indexed by head.
 template <class T>
 struct Heads {
   T* data;
@@ -59,8 +59,8 @@ struct Attention {
   bool open(int64_t b, int64_t h) const { return gate_of(b, h) != T(0); }
   T lse_of(int64_t b, int64_t h, int64_t i) const { return lse[(b * heads + h) * queries + i]; }
 
-  // The keys [first, last) that query i of example b sees. A key_range that was changed after its check may say what
-  // it will, and leads to none beyond the ends.
+  // The keys [first, last) that query i of example b sees. If key_range was changed after its check, its values may be
+  // anything, so they are clamped to the keys.
   int64_t first(int64_t b, int64_t i) const {
     const int64_t low = key_range ? std::max<int64_t>(0, key_range[2 * b]) : 0;
     return window ? std::max(low, i + keys - queries - window + 1) : low;
@@ -71,7 +71,7 @@ struct Attention {
   }
 };
 
-// Queries of one example, from `start` to before `stop`, and the keys [first, last) that they see together.
+// Queries [start, stop) of one example, and the keys [first, last) that any of them sees.
 template <class T>
 struct Tile {
   int64_t b, start, stop, first, last;
@@ -87,7 +87,7 @@ struct Tile {
   Matrix<T> matrix(T* data, int64_t rows) const { return {data, rows, columns(), columns(), 1}; }
   Matrix<T> matrix(T* data) const { return matrix(data, stop - start); }
 
-  // The columns [from, to) of query i, of all that the tile has.
+  // The columns [from, to) of the tile that query i sees.
   std::pair<int64_t, int64_t> seen(const Attention<T>& x, int64_t i) const {
     const int64_t from = std::clamp<int64_t>(x.first(b, i) - first, 0, columns());
     return {from, std::clamp<int64_t>(x.last(b, i) - first, from, columns())};
@@ -100,7 +100,7 @@ void scores(const Attention<T>& x, const Tile<T>& tile, int64_t h, const Matrix<
   multiply(tile.matrix(s, q.rows), q, x.k(tile.b, x.key_head(h), tile.first, tile.last).transposed(), T(1), false);
 }
 
-// That, and dp = dO vᵀ.
+// The same, and dp = dO vᵀ.
 template <class T>
 void products(
     const Attention<T>& x, const Tile<T>& tile, int64_t h, const Matrix<T>& q, const Matrix<T>& grad_out, T* s, T* dp) {

@@ -1,4 +1,4 @@
-// The gradients of q, k and v, with the saliency and the flow between groups in passing.
+// The gradients of q, k and v, with the saliency and the flow between groups computed in the same pass.
 #pragma once
 
 #include "groups.h"
@@ -15,15 +15,15 @@ struct Backward {
   const QueryOrder* order;  // of all queries, or null
 };
 
-// One thread's memory: the two products of a tile and what it adds to the total, and the sums by group.
+// One thread's memory: the two products of a tile, its term of the total, and the sums by group.
 template <class T>
 struct BackwardScratch {
   T *s, *dp, *part;
   GroupSums<T>* sums;
 };
 
-// Adds the tile's saliency of one head to total (its corner at the tile's first query and key; may be null) and its
-// sums to the groups' (may be null); s becomes A and dp becomes ∂L/∂s, before the scale.
+// Adds the tile's saliency of one head to total (from the tile's first query and key; may be null) and its sums to the
+// groups' (may be null). s becomes A, and dp becomes ∂L/∂s before the scale.
 template <class T>
 void head_of_tile(
     const Backward<T>& y, const Tile<T>& tile, int64_t index, int64_t h, const BackwardScratch<T>& mine, T* total,
@@ -49,7 +49,8 @@ void head_of_tile(
   mine.sums->tile(x, tile, h, queries, tile.stop - tile.start, [&](int64_t n, T* column) { row(queries[n], column); });
 }
 
-// What one tile adds, for the open query heads of one key head; their dk, dv and sums by group belong to this thread.
+// The terms of one tile, for the query heads of one key head whose gate is not 0. This thread owns their dk, dv and
+// sums by group.
 template <class T>
 void backward_of_tile(
     const Backward<T>& y, const Tile<T>& tile, int64_t index, int64_t key_head, const BackwardScratch<T>& mine,
@@ -73,12 +74,12 @@ T* corner(const Backward<T>& y, const Tile<T>& tile) {
   return y.total ? y.total + (tile.b * y.x.queries + tile.start) * y.x.keys + tile.first : nullptr;
 }
 
-// The heads of one example's tile are shared out, and what each thread adds to the total is summed afterwards.
+// The heads of one example's tile are split over the threads, and their terms of the total are summed afterwards.
 template <class T, class Mine>
 void backward_by_heads(const Backward<T>& y, int64_t b, int64_t workers, const Mine& mine) {
   const Attention<T>& x = y.x;
   const int64_t group = x.heads / x.key_heads;
-  std::vector<int64_t> open;  // key heads that some open query head uses
+  std::vector<int64_t> open;  // key heads of which some query head has a gate other than 0
   for (int64_t h = 0; h < x.heads; ++h) {
     if (x.open(b, h) && (open.empty() || open.back() != h / group)) open.push_back(h / group);
   }
@@ -120,7 +121,7 @@ void run_backward(const Backward<T>& y) {
     T* s = scratch.of(worker);
     return BackwardScratch<T>{s, s + area, s + 2 * area, y.groups ? &sums[worker] : nullptr};
   };
-  if (x.batch % workers == 0 || x.batch >= 4 * workers) {  // whole examples: the threads never wait for each other
+  if (x.batch % workers == 0 || x.batch >= 4 * workers) {  // whole examples: no thread waits for another
     for_each_task(x.batch, [&](int64_t b, int64_t worker) {
       for (int64_t index = 0; index < x.tiles(); ++index) {
         const Tile<T> tile(x, b, index);

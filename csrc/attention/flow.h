@@ -1,4 +1,4 @@
-// Flow between groups alone: the rows in question are copied together, so that one prediction row costs one row.
+// Flow between groups alone. The rows that are requested are gathered, so that one prediction row costs one row.
 #pragma once
 
 #include "groups.h"
@@ -6,7 +6,7 @@
 
 namespace symground {
 
-// rows of x, one head, as a matrix of their own.
+// rows of x, one head, gathered into a matrix.
 template <class T>
 Matrix<T> gathered(const Matrix<T>& x, const int32_t* rows, int64_t count, T* out) {
   for (int64_t n = 0; n < count; ++n) {
@@ -16,11 +16,11 @@ Matrix<T> gathered(const Matrix<T>& x, const int32_t* rows, int64_t count, T* ou
   return {out, count, x.columns, x.columns, 1};
 }
 
-// Adds to the sums of each example and head; these belong to the thread that takes the two.
+// Adds to the sums of each example and head; the thread that processes both owns these sums.
 template <class T>
 void run_flow(const Attention<T>& x, const Groups<T>& groups) {
   const QueryOrder order(x, groups, false);
-  std::vector<int64_t> open;  // examples and heads that have something to sum
+  std::vector<int64_t> open;  // examples and heads with something to sum
   for (int64_t task = 0; task < x.batch * x.heads; ++task) {
     if (x.open(task / x.heads, task % x.heads) && order.tiles(task / x.heads)) open.push_back(task);
   }

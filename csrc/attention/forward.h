@@ -1,4 +1,4 @@
-// Attention itself where some heads are closed: of those it does the log-sum-exp only, without their values.
+// Attention where some heads have gate 0: for these only the log-sum-exp is computed, and their values are not read.
 #pragma once
 
 #include "attention.h"
@@ -6,7 +6,7 @@
 
 namespace symground {
 
-// Writes lse [B,H,T] where a query sees a key, and out, with the gate, where the head is open besides.
+// Writes lse [B,H,T] where a query sees a key, and out, gated, where the head's gate is not 0 either.
 template <class T>
 void run_forward(const Attention<T>& x, const Heads<T>& out, T* lse) {
   const int64_t tiles = x.tiles();

@@ -1,7 +1,7 @@
 // Sums of |S| over groups of queries and groups of keys.
 //
-// The rows of one query group are added up first, key by key, so that a number costs one vector addition whatever the
-// groups are; a tile's column sums are then told apart by key group, once for each query group in the tile.
+// The rows of one query group are added first, key by key, so a number costs one vector addition whatever the groups
+// are. The column sums of a tile are then summed by key group, once for each query group in the tile.
 #pragma once
 
 #include <algorithm>
@@ -17,11 +17,11 @@ struct Groups {
   int64_t query_groups, key_groups;
   T *flow, *row_total, *matrix_total;  // [B,H,Gq,Gk] and, each or null, [B,H,Gq], [B,H]; added to
 
-  // Whether rows of this group count in what is asked.
+  // Whether rows of this group count in the requested sums.
   bool wanted(int32_t group) const { return matrix_total || (group >= 0 && group < query_groups); }
 };
 
-// The queries of each example that count, in order of position; those of one tile in order of their group.
+// The queries of each example that count, by position; within a tile, by group.
 class QueryOrder {
  public:
   template <class T>
@@ -60,8 +60,8 @@ class GroupSums {
   GroupSums(const Groups<T>& groups, int64_t keys)
       : groups_(groups), column_(keys), slots_(kChains * (groups.key_groups + 1)) {}
 
-  // Calls row(n, column) for the rows n = 0, 1, … of the tile: it shall add its |S| to column, one number for each of
-  // the tile's keys, where that is not null; then adds the column sums of each query group to the results of head h.
+  // Calls row(n, column) for the rows n = 0, 1, … of the tile. It must add its |S| to column, one number for each of
+  // the tile's keys, unless column is null. Then adds the column sums of each query group to the results of head h.
   template <class Row>
   void tile(
       const Attention<T>& x, const Tile<T>& tile, int64_t h, const int32_t* queries, int64_t rows, const Row& row) {
@@ -76,7 +76,8 @@ class GroupSums {
   }
 
  private:
-  // Neighbouring keys are often in one group, and an addition waits for the one before it at the same place.
+  // Separate sums, since neighbouring keys are often in one group, and an addition waits for the
+  // previous one at its address.
   static constexpr int64_t kChains = 4;
 
   void add(const Attention<T>& x, const Tile<T>& tile, int64_t h, int32_t query_group) {

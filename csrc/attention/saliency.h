@@ -6,13 +6,13 @@
 
 namespace symground {
 
-// Adds Σ_h S_h to total [B,T,S]. A thread owns the tiles of queries that it takes, for all heads.
+// Adds Σ_h S_h to total [B,T,S]. A thread owns the tiles of queries that it processes, for all heads.
 template <class T>
 void run_saliency(const Attention<T>& x, T* total) {
   const int64_t tiles = x.tiles(), area = x.tile_numbers();
   const Shares<T> scratch(threads(), 2 * area);
   for_each_task(x.batch * tiles, [&](int64_t task, int64_t worker) {
-    // The last queries first: they see the most keys, and the threads should end together.
+    // The last queries first: they see the most keys, and all threads should finish together.
     const Tile<T> tile(x, task / tiles, tiles - 1 - task % tiles);
     if (tile.empty()) return;
     T *s = scratch.of(worker), *dp = s + area;
