@@ -1,5 +1,5 @@
-// What an operator demands of its tensors before it reads or writes them by pointer: what does not fit is an error by
-// the tensor's name. The package's own checks come first and say more; these hold for whoever calls an operator itself.
+// An operator's checks before it accesses its tensors by pointer; an error names the tensor. The package's own checks
+// run earlier and say more; these also protect whoever calls an operator directly.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -27,8 +27,8 @@ void require(bool holds, const Parts&... parts) {
 }
 
 enum class Memory {
-  any,  // of any strides
-  rows,  // the numbers of the last dimension side by side
+  any,  // any strides
+  rows,  // contiguous in the last dimension
   contiguous
 };
 
@@ -54,7 +54,7 @@ std::string listed(const Sizes& sizes) {
   return "[" + out.str() + "]";
 }
 
-// The tensors of one call: all on the device of the first, and but for ids of its dtype.
+// The tensors of one call: all on the device of the first, and all but ids of its dtype.
 class Checked {
  public:
   Checked(const char* op, const Tensor& first)
@@ -62,7 +62,7 @@ class Checked {
 
   ScalarType type() const { return type_; }
 
-  // -1 is any size.
+  // A size of -1 matches any size.
   void operator()(
       const char* name, const Tensor& x, std::initializer_list<int64_t> sizes,
       Memory memory = Memory::contiguous) const {
@@ -75,7 +75,7 @@ class Checked {
     if (x) check(name, *x, type_, sizes, memory);
   }
 
-  // What is written to has a place for every number.
+  // A tensor that is written must have memory for every number, so it must not be expanded.
   void written(const char* name, const Tensor& x, std::initializer_list<int64_t> sizes, Memory memory) const {
     check(name, x, type_, sizes, memory);
     const auto found = x.sizes(), strides = x.strides();
@@ -95,7 +95,7 @@ class Checked {
     require(holds, op_, ": ", parts...);
   }
 
-  // float32 or float64, what the loops are compiled for.
+  // float32 or float64: the loops are compiled for these.
   void computes() const {
     const bool wide = type_ == ScalarType::Float || type_ == ScalarType::Double;
     that(wide, "expected float32 or float64, got ", name_of(type_));
@@ -124,7 +124,7 @@ class Checked {
 
   const char* op_;
   ScalarType type_;
-  int32_t device_;  // its number: the CPU's is -1, and no two kinds of devices come to one operator
+  int32_t device_;  // the device's index (-1 for the CPU); all tensors of an operator are on the same kind of device
 };
 
 }  // namespace symground

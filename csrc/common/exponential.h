@@ -1,4 +1,4 @@
-// An exponential that a compiler turns into vector instructions.
+// An exponential that compilers vectorise.
 #pragma once
 
 #include <bit>
@@ -29,7 +29,7 @@ struct Format<double> {
 
 constexpr double inverse_factorial(int k) { return k == 0 ? 1.0 : inverse_factorial(k - 1) / k; }
 
-// Σ r^k / k! by Horner's rule from term K on; |r| <= ln(2)/2, so the rest is below half a unit in the last place.
+// Σ r^k / k! by Horner's rule from term K on. As |r| <= ln(2)/2, the rest is below half a unit in the last place.
 template <class T, int K>
 INLINE T series(T r) {
   if constexpr (K == Format<T>::degree) {
@@ -39,18 +39,18 @@ INLINE T series(T r) {
   }
 }
 
-// exp(x) within 2 units in the last place: 0 where it would be (almost) subnormal, inf above the range, NaN for NaN.
+// exp(x) within 2 units in the last place; 0 instead of (almost) subnormal results, inf above the range, NaN for NaN.
 template <class T>
 INLINE T exponential(T x) {
   using F = Format<T>;
   using Bits = typename F::Bits;
   T y = x < F::lowest ? F::lowest : x;
   y = y > F::highest ? F::highest : y;
-  // Adding 1.5 · 2^mantissa leaves the nearest integer in the low bits; needs no instruction for rounding.
+  // Adding 1.5 · 2^mantissa leaves the nearest integer in the low bits, without a rounding instruction.
   const T shifted = y * F::log2e + F::to_integer;
   const T n = shifted - F::to_integer;
   const T r = (y - n * F::ln2_high) - n * F::ln2_low;
-  // 2^n as 2 · 2^(n−1): n itself may pass the largest exponent.
+  // 2^n is computed as 2 · 2^(n−1), because n itself may exceed the largest exponent.
   const Bits exponent = std::bit_cast<Bits>(shifted) - std::bit_cast<Bits>(F::to_integer);
   const T power = std::bit_cast<T>(Bits((exponent + (F::bias - 1)) << F::mantissa));
   const T result = (series<T, 0>(r) * power) * T(2);

@@ -1,4 +1,4 @@
-// Small matrices in a thread's own memory, and the threads that work on them.
+// Small matrices in a thread's own memory, and the loop that gives tasks to threads.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
@@ -16,7 +16,7 @@ namespace symground {
 
 using torch::stable::Tensor;
 
-// A strided matrix that owns nothing.
+// A strided view of a matrix.
 template <class T>
 struct Matrix {
   T* data;
@@ -34,7 +34,7 @@ struct Matrix {
   }
 };
 
-// out = alpha · x y, added to out where `add`. On one thread inside a parallel region.
+// out = alpha · x y, added to out if `add`. Runs on one thread inside a parallel region.
 template <class T>
 void multiply(const Matrix<T>& out, const Matrix<T>& x, const Matrix<T>& y, T alpha, bool add) {
   const Tensor result = out.tensor(), left = x.tensor(), right = y.tensor();
@@ -50,8 +50,8 @@ inline int64_t thread() {
   return index;
 }
 
-// Calls work(task, worker) for every task; a thread that is done takes the next one. Which thread that is differs from
-// run to run: a result must depend on its task only.
+// Calls work(task, worker) for every task; a thread that finishes takes the next one. Which thread takes a task differs
+// between runs, so a result must depend only on its task.
 template <class Work>
 void for_each_task(int64_t tasks, const Work& work) {
   std::atomic<int64_t> next = 0;
@@ -60,8 +60,8 @@ void for_each_task(int64_t tasks, const Work& work) {
   });
 }
 
-// Uninitialised memory for each thread. Every share begins at a cache line: how a matrix product rounds may depend on
-// where its operands lie, and must not depend on the thread.
+// Uninitialised memory for each thread. Every share begins at a cache line, because the rounding of a matrix product
+// may depend on its operands' alignment but must not depend on the thread.
 template <class T>
 class Shares {
  public:

@@ -1,4 +1,4 @@
-// Loops that a compiler turns into vector instructions.
+// Loops that compilers vectorise.
 
 #include "rows.h"
 
@@ -72,7 +72,7 @@ INLINE T attend(T* __restrict s, int64_t n, T scale, T lse) {
   return sum;
 }
 
-// What p is multiplied by where it sums to `sum`: 1 where lse is not that of these keys.
+// The factor that normalises p, given its sum; 1 if lse is not the log-sum-exp of these keys.
 template <class T>
 INLINE T correction(T sum, T lse) {
   const T rounding = std::min(T(0.5), 32 * std::numeric_limits<T>::epsilon() * (1 + std::abs(lse)));
@@ -95,7 +95,7 @@ INLINE void magnitude(
   for (int64_t j = 0; j < n; ++j) column[j] += factor * std::abs(s[j] * dp[j]);
 }
 
-// p becomes factor · p, and dp becomes dS, given Σ p ∘ dp; kTotal and kColumn say which of the two is there.
+// p becomes factor · p, and dp becomes dS, given Σ p ∘ dp. kTotal and kColumn say which of total and column is given.
 template <bool kTotal, bool kColumn, class T>
 INLINE void settle(
     T* __restrict s, T* __restrict dp, T* __restrict total, T* __restrict column, int64_t n, T factor, T sum, T gate) {
@@ -120,7 +120,7 @@ INLINE void gradient(
     mass += p;
     sum += p * dp[j];
   }
-  // Where one key has all the weight, d − sum is 0 but for what p, off by the rounding of lse, leaves of it.
+  // If one key has all the weight, d − sum must be 0, but the rounding of lse in p would leave a remainder.
   const T factor = mass > 0 ? 1 / mass : T(1);
   sum *= factor;
   if (total && column) {

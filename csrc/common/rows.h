@@ -1,17 +1,17 @@
-// The elementwise part of attention, its saliency and flow, and of a vocabulary's softmax, row by row. See rows.cpp.
+// The elementwise steps of attention, saliency, flow and a vocabulary's softmax, row by row. See rows.cpp.
 #pragma once
 
 #include <cstdint>
 
 namespace symground {
 
-// log Σ_j exp(s[j] · scale), −inf for no numbers; s becomes gate · softmax(s · scale), but with gate 0 anything.
+// log Σ_j exp(s[j] · scale), −inf for an empty row. s becomes gate · softmax(s · scale), or anything if gate is 0.
 float softmax_row(float* s, int64_t n, float scale, float gate);
 double softmax_row(double* s, int64_t n, double scale, double gate);
 
 // total[j] += gate · p[j] · dp[j], where p[j] = exp(s[j] · scale − lse), over all the keys that the query sees. A large
-// lse is rounded by more than p may be wrong: where the sum of p differs from 1 by no more than that rounding, p is
-// divided by it. s is overwritten.
+// lse is rounded by more than the error allowed in p. So if the sum of p differs from 1 by no more than that rounding,
+// p is divided by it. s is overwritten.
 void saliency_row(float* s, const float* dp, float* total, int64_t n, float scale, float lse, float gate);
 void saliency_row(double* s, const double* dp, double* total, int64_t n, double scale, double lse, double gate);
 
@@ -19,14 +19,14 @@ void saliency_row(double* s, const double* dp, double* total, int64_t n, double 
 void magnitude_row(float* s, const float* dp, float* column, int64_t n, float scale, float lse, float gate);
 void magnitude_row(double* s, const double* dp, double* column, int64_t n, double scale, double lse, double gate);
 
-// Both of the above (total and column may be null), and in place s becomes p, and dp becomes
-// dS = gate · p ∘ (dp − Σ p ∘ dp). Here lse is that of the forward pass, so that p always sums to 1.
+// Both of the above (total and column may be null). In place, s becomes p and dp becomes
+// dS = gate · p ∘ (dp − Σ p ∘ dp). Here lse is that of the forward pass, so p is always normalised to sum 1.
 void gradient_row(
     float* s, float* dp, float* total, float* column, int64_t n, float scale, float lse, float gate);
 void gradient_row(
     double* s, double* dp, double* total, double* column, int64_t n, double scale, double lse, double gate);
 
-// top becomes the largest of itself and s, and total, a sum of exponentials relative to top, takes those of s.
+// Updates top, the largest number so far, and total, the sum of exponentials relative to top, with the numbers of s.
 void add_exponentials_row(const float* s, int64_t n, float& top, float& total);
 void add_exponentials_row(const double* s, int64_t n, double& top, double& total);
 
