@@ -1,33 +1,33 @@
-// The gradients of SSD, chunk by chunk from the last to the first, the gradient of the state going along.
+// The gradients of SSD, chunk by chunk from the last to the first; the state's gradient is carried along.
 #pragma once
 
 #include "ssd.h"
 
 namespace symground {
 
-// Where the gradients go: dx [B,T,H,P] is added to, db and dc [B,T,G,N] are written whole, all of any strides; ddt
-// [B,T,H] and the rest are contiguous.
+// The outputs: dx [B,T,H,P] is added to, db and dc [B,T,G,N] are overwritten, all with any strides. ddt [B,T,H] and the
+// others are contiguous.
 template <class T>
 struct SSDGradients {
   Rows<T> grad_y;
   const T* grad_state;  // [B,H,P,N] or null
   Rows<T> dx;
-  T *ddt, *da;  // da [B,H] is zeroed, and summed over the examples, by the caller
+  T *ddt, *da;  // da [B,H]: the caller zeroes it and sums it over the examples
   Rows<T> db, dc;
-  T* dinitial;  // [B,H,P,N], also where there is no initial state
+  T* dinitial;  // [B,H,P,N], even if there is no initial state
 };
 
 template <class T>
 struct BackwardChunk {
   Chunk<T> own;
-  T *states;  // [chunks,W,N], the state before each
+  T *states;  // [chunks,W,N], the state before each chunk
   T *faded, *after;  // [Q,W]: dY times the decay from the start; ∂L/∂(x·dt)
   T *of_mixing, *of_scores;  // [Q,Q]
-  T *of_c;  // [Q,N] of one head
+  T *of_c;  // [Q,N] for one head
   T *read, *written, *pairs;  // [R,Q]
   T *inner;  // [R]
 
-  // Without any position there is still the state before the first.
+  // Even without positions, the state before the first is stored.
   static int64_t stored(const SSD<T>& y) { return std::max<int64_t>(1, y.chunks()); }
 
   static int64_t numbers(const SSD<T>& y, int64_t count) {
@@ -51,7 +51,7 @@ struct BackwardChunk {
   T* state(int64_t index) const { return states + index * own.wide * own.y.state; }
 };
 
-// What the state before the chunk and that after it have to do with each gradient; `dstate` is of the one after.
+// The terms of each gradient that go through the state before the chunk or after it; `dstate` is the latter's gradient.
 template <class T>
 void through_states(
     const BackwardChunk<T>& z, const T* state, const T* dstate, const Matrix<T>& db, const Matrix<T>& dc) {
@@ -59,7 +59,7 @@ void through_states(
   const SSD<T>& y = own.y;
   const int64_t n = y.state, q = y.chunk(), one = y.size * n;
   for (int64_t r = 0; r < own.share.count; ++r) {
-    // Head by head, since each one's product with C is the gradient of its decay from the chunk's start.
+    // One head at a time, since each head's product with C is the gradient of its decay from the chunk's start.
     const Matrix<T> of_head{const_cast<T*>(state) + r * one, y.size, n, n, 1};
     multiply(own.matrix(z.of_c, n), own.head(z.faded, r, own.wide), of_head, T(1), false);
     for (int64_t i = 0; i < own.rows; ++i) {
@@ -81,7 +81,7 @@ void through_states(
   }
 }
 
-// What the positions of the chunk have to do with each other.
+// The terms of each gradient between positions of the chunk.
 template <class T>
 void through_pairs(
     const BackwardChunk<T>& z, const Matrix<T>& grad_y, const Matrix<T>& db, const Matrix<T>& dc) {
@@ -98,8 +98,8 @@ void through_pairs(
       const int64_t at = i * rows;
       T pair[kChunk];
       pairs_row(z.of_mixing + at, own.mixing + at, own.within + at, z.of_scores + at, pair, i + 1);
-      // A pair decays by what its two positions have between them. What crosses a position is added up for it, not left
-      // over from sums with all that does not: a large pair elsewhere would leave its rounding.
+      // A pair decays over the positions between its two. Each position sums its own crossing pairs, since differences
+      // of sums over all pairs would keep the rounding of large pairs elsewhere.
       T crossing = 0;
       for (int64_t t = 1; t <= i; ++t) pairs[t] += crossing += pair[t - 1];
     }
@@ -109,7 +109,7 @@ void through_pairs(
   multiply(db, own.matrix(z.of_scores, rows).transposed(), own.c(), T(1), true);
 }
 
-// dx, ddt and dA of the chunk, of what the two above have left.
+// dx, ddt and dA of the chunk, from what the two functions above computed.
 template <class T>
 void settle(const BackwardChunk<T>& z, const SSDGradients<T>& out) {
   const Chunk<T>& own = z.own;
@@ -117,7 +117,7 @@ void settle(const BackwardChunk<T>& z, const SSDGradients<T>& out) {
   const int64_t q = y.chunk(), b = own.share.example;
   for (int64_t r = 0; r < own.share.count; ++r) {
     const int64_t h = own.share.first + r;
-    T* of_decay = z.read + r * q;  // ∂L/∂(dt·A): all that crosses a position, added up from either side
+    T* of_decay = z.read + r * q;  // ∂L/∂(dt·A): the terms that cross a position, added from both sides
     T sum = 0;
     for (int64_t i = own.rows - 1; i >= 0; --i) of_decay[i] = sum += of_decay[i];
     T before = z.inner[r], of_a = 0;
@@ -144,7 +144,7 @@ template <class T>
 void run_ssd_backward(const SSD<T>& y, const SSDGradients<T>& out) {
   const auto shares = shares_of(y);
   if (shares.empty()) return;
-  // Of a group's heads in several shares each has its own db and dc, which are then summed share by share.
+  // If a group's heads are in several shares, each share has its own db and dc, which are summed in order afterwards.
   const int64_t per_group = shares.size() / (y.batch * y.groups), row = 2 * y.state;
   std::vector<T> parts(shares.size() * y.length * row);  // [example,group,share,T,2·N]: db, dc
   const Shares<T> memory(threads(), BackwardChunk<T>::numbers(y, y.heads / y.groups));

@@ -1,4 +1,4 @@
-// Loops that a compiler turns into vector instructions.
+// Loops that compilers vectorise.
 
 #include "rows.h"
 
@@ -20,7 +20,7 @@ INLINE void decay(
 }
 
 template <class T>
-INLINE void scale(const T* x, T* out, int64_t n, T factor) {  // the two may be one
+INLINE void scale(const T* x, T* out, int64_t n, T factor) {  // x and out may be the same
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) out[j] = factor * x[j];
 }

@@ -1,8 +1,8 @@
 // SSD in chunks: forward and backward in time linear in T (Dao and Gu 2024, section 6).
 //
-// A thread takes some heads of one group of one example through the chunks, one after the other, their state in its
-// cache. Within a chunk the quadratic form; exponents are sums within a chunk, so that they keep their precision over
-// any length. Nothing is shared that two threads write.
+// A thread processes the chunks of some heads of one group of one example in order and keeps their state in its cache.
+// Within a chunk it uses the quadratic form. Exponents are sums within a chunk, so that they keep their precision over
+// any length. No two threads write to the same memory.
 #pragma once
 
 #include <cmath>
@@ -15,7 +15,7 @@ namespace symground {
 
 constexpr int64_t kChunk = 64;  // positions
 
-// [B,T,·,n], the numbers of a row side by side.
+// [B,T,·,n] with contiguous rows.
 template <class T>
 struct Rows {
   T* data;
@@ -62,7 +62,7 @@ struct Share {
   int64_t example, group, first, count;
 };
 
-// All heads in as many shares as keep the threads busy, and no smaller.
+// All heads, in shares as large as possible while every thread is busy.
 template <class T>
 std::vector<Share> shares_of(const SSD<T>& y) {
   const int64_t of_group = y.heads / y.groups;
@@ -79,7 +79,7 @@ std::vector<Share> shares_of(const SSD<T>& y) {
   return found;
 }
 
-// One thread's memory for the chunks of a share: Q positions, R heads of size P side by side (W = R·P), state N.
+// One thread's memory for the chunks of a share: Q positions, R heads of size P concatenated (W = R·P), state N.
 template <class T>
 struct Chunk {
   const SSD<T>& y;
@@ -87,7 +87,7 @@ struct Chunk {
   int64_t wide;
   T *scores, *within, *mixing;  // [Q,Q]
   T *timed, *side;  // [Q,W]: x · dt, and that times the decay to the chunk's end
-  T *read;  // [Q,N]: B where some of it may not be read
+  T *read;  // [Q,N]: a copy of B if some of it must not be read
   double* decay;  // [R,Q]: Σ dt·A from the chunk's start
   T* dt;  // [R,Q], 0 at positions that are not valid
   int64_t start = 0, rows = 0;
@@ -100,7 +100,7 @@ struct Chunk {
   Chunk(const SSD<T>& y_, const Share& share_, T* memory) : y(y_), share(share_), wide(share_.count * y_.size) {
     const int64_t q = y.chunk();
     const auto take = [&](int64_t n) { T* taken = memory; memory += n; return taken; };
-    decay = reinterpret_cast<double*>(take(q * share.count * sizeof(double) / sizeof(T)));  // first: aligned
+    decay = reinterpret_cast<double*>(take(q * share.count * sizeof(double) / sizeof(T)));  // first, for its alignment
     scores = take(q * q), within = take(q * q), mixing = take(q * q);
     timed = take(q * wide), side = take(q * wide);
     read = take(q * y.state);
@@ -109,7 +109,7 @@ struct Chunk {
 
   double decay_to_end(int64_t r) const { return decay[r * y.chunk() + rows - 1]; }
   Matrix<T> matrix(T* data, int64_t columns) const { return {data, rows, columns, columns, 1}; }
-  // Of what lies side by side, the head number r of the share.
+  // The r-th head of a share's concatenated heads.
   Matrix<T> head(T* data, int64_t r, int64_t stride) const { return {data + r * y.size, rows, y.size, stride, 1}; }
   Matrix<T> c() const { return {y.c.at(share.example, start, share.group), rows, y.state, y.c.position, 1}; }
   Matrix<T> states(T* data) const { return {data, wide, y.state, y.state, 1}; }
@@ -119,7 +119,7 @@ struct Chunk {
     return matrix(read, y.state);
   }
 
-  // What the chunk's own positions are: decay, dt, timed, side and B.
+  // Computes the chunk's decay, dt, timed, side and B from the inputs.
   void load(int64_t index) {
     start = index * kChunk;
     rows = std::min(kChunk, y.length - start);
@@ -158,7 +158,7 @@ struct Chunk {
     }
   }
 
-  // state of the share's heads [W,N] after the chunk, from that before it.
+  // Advances the state of the share's heads [W,N] from before the chunk to after it.
   void advance(T* state) const {
     for (int64_t r = 0; r < share.count; ++r) {
       T* own = state + r * y.size * y.state;
@@ -169,7 +169,7 @@ struct Chunk {
 
   void score() const { multiply(matrix(scores, rows), c(), b().transposed(), T(1), false); }
 
-  // M of head r, without dt, and its decay alone.
+  // M of head r without dt, and the decay within it.
   void mix(int64_t r) const {
     const double* own = decay + r * y.chunk();
     for (int64_t i = 0; i < rows; ++i) {
@@ -178,7 +178,7 @@ struct Chunk {
     }
   }
 
-  // out[i] = x[i] times the decay of head r from the chunk's start, for all of them.
+  // out[i] = x[i] times the decay of head r from the chunk's start, for all its positions.
   void fade(const T* x, int64_t stride, T* out, int64_t out_stride) const {
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t r = 0; r < share.count; ++r) {
