@@ -1,4 +1,4 @@
-// The loops of convolution.h, a block of positions at a time, so that what is read of x is read from memory once.
+// The loops of convolution.h, a block of positions at a time, so that each number of x is read from memory once.
 
 #include "convolution.h"
 
@@ -44,7 +44,7 @@ struct Convolution {
 
   int64_t blocks() const { return (length + kBlock - 1) / kBlock; }
 
-  // What tap k of position t meets; null where nothing stands.
+  // The channels that tap k of position t multiplies; null before the first position without an initial state.
   const T* met(int64_t b, int64_t t, int64_t k) const {
     const int64_t s = t + k - (taps - 1);
     if (s >= 0) return x.at(b, s);
@@ -58,7 +58,7 @@ INLINE void add_product(const T* __restrict w, const T* __restrict x, T* __restr
   for (int64_t c = 0; c < n; ++c) sum[c] += w[c] * x[c];
 }
 
-// The convolution itself at one position.
+// The convolution at one position.
 template <class T>
 INLINE void convolve(const Convolution<T>& y, int64_t b, int64_t t, T* __restrict out) {
   const int64_t n = y.channels;
@@ -83,7 +83,7 @@ INLINE void forward_block(const Convolution<T>& y, const Channels<T>& out, int64
   }
 }
 
-// g [kBlock+K-1,C] is the thread's memory; dweight [K+1,C] takes what the block adds.
+// g [kBlock+K-1,C] is the thread's memory; the block's terms are added to dweight [K+1,C].
 template <class T>
 INLINE void backward_block(
     const Convolution<T>& y, const Channels<T>& grad, const Channels<T>& dx, T* __restrict dweight, T* __restrict g,
@@ -114,7 +114,7 @@ INLINE void backward_block(
     T* into = dx.at(b, t);
     std::fill_n(into, n, T(0));
     for (int64_t k = 0; k < taps; ++k) {
-      const int64_t by = t + taps - 1 - k;  // the position whose tap k meets t
+      const int64_t by = t + taps - 1 - k;  // the position whose tap k reads t
       if (by < last) add_product(y.weight + k * n, g + (by - from) * n, into, n);
     }
   }
@@ -188,7 +188,7 @@ void run_convolution_backward(
   with_dtype(x, [&]<class T>(T) {
     const Convolution<T> y(x, weight, bias, initial, silu);
     const Channels<T> given(grad), into(dx);
-    // Each block's part is its own, and they are added in their order: the sum does not depend on the threads.
+    // Each block has its own part, and the parts are added in order, so the sum does not depend on the threads.
     const int64_t numbers = (y.taps + 1) * y.channels;
     std::vector<T> parts(y.batch * y.blocks() * numbers);
     for_each_block(y, [&](int64_t block, int64_t b, int64_t from, int64_t to) {

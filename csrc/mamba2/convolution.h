@@ -7,14 +7,14 @@
 
 namespace symground {
 
-// x and out [B,T,C] of adjacent channels, weight [K,C] contiguous, bias [C] or none, initial [B,K-1,C] contiguous or
-// none: what stands before the first position.
+// x and out [B,T,C] have contiguous channels; weight [K,C] is contiguous; bias is [C] or none; initial, the positions
+// before the first, is [B,K-1,C] contiguous or none.
 void run_convolution(
     const torch::stable::Tensor& x, const torch::stable::Tensor& weight,
     const std::optional<torch::stable::Tensor>& bias, const std::optional<torch::stable::Tensor>& initial, bool silu,
     const torch::stable::Tensor& out);
 
-// The gradients of x, of weight and bias together [K+1,C], the bias last, from grad and the same inputs.
+// From grad and the same inputs, the gradients of x and, together as [K+1,C] with the bias last, of weight and bias.
 void run_convolution_backward(
     const torch::stable::Tensor& grad, const torch::stable::Tensor& x, const torch::stable::Tensor& weight,
     const std::optional<torch::stable::Tensor>& bias, const std::optional<torch::stable::Tensor>& initial, bool silu,

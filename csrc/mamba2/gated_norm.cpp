@@ -83,7 +83,7 @@ INLINE void forward_rows(const GatedNorm<T>& g, const Wide<T>& out, int64_t begi
   }
 }
 
-// dskip [H] and dweight [W] take what these rows add; u, s, v [W] are the thread's memory.
+// The terms of these rows are added to dskip [H] and dweight [W]; u, s, v [W] are the thread's memory.
 template <class T>
 INLINE void backward_rows(
     const GatedNorm<T>& g, const Wide<T>& grad, const Wide<T>& dy, const Wide<T>& dx, const Wide<T>& dz,
@@ -106,7 +106,7 @@ INLINE void backward_rows(
     for (int64_t k = 0; k < g.groups; ++k) {
       const int64_t at = k * n;
       const T scale = T(1) / std::sqrt(mean_square(v + at, n) + g.eps);
-      T along = 0;  // mean of ∂L/∂n · n, n the normed numbers
+      T along = 0;  // mean of ∂L/∂n · n, with n the normalised numbers
 #pragma omp simd reduction(+ : along)
       for (int64_t j = at; j < at + n; ++j) along += (given[j] * g.weight[j]) * (v[j] * scale);
       along /= T(n);
@@ -204,7 +204,7 @@ void run_gated_norm_backward(
   with_dtype(y, [&]<class T>(T) {
     const GatedNorm<T> g(y, x, skip, z, weight, groups, eps);
     const Wide<T> given(grad), to_y(dy), to_x(dx), to_z(dz);
-    // Each block's part is its own, and they are added in their order: the sum does not depend on the threads.
+    // Each block has its own part, and the parts are added in order, so the sum does not depend on the threads.
     const int64_t numbers = g.heads + g.width, blocks = (g.rows + kBlock - 1) / kBlock;
     std::vector<T> parts(blocks * numbers);
     for_each_block(g.rows, [&](int64_t block, int64_t begin, int64_t end) {
