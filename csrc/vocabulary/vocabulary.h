@@ -1,4 +1,4 @@
-// A tile of logits of a vocabulary head, row by row while it is in the cache.
+// A tile of logits of a vocabulary head, processed row by row while it is in the cache.
 #pragma once
 
 #include "../common/matrix.h"
@@ -6,7 +6,7 @@
 
 namespace symground {
 
-// Calls work(row's numbers, their count, index) for every row of x [R,C] of adjacent columns.
+// Calls work(row's numbers, their count, index) for every row of x [R,C]; the rows are contiguous.
 template <class T, class Work>
 void for_each_row(const Tensor& x, const Work& work) {
   T* data = static_cast<T*>(x.data_ptr());
@@ -17,7 +17,7 @@ void for_each_row(const Tensor& x, const Work& work) {
                               });
 }
 
-// top [R] and total [R], a sum of exponentials relative to top, take each row of x.
+// Updates top [R], the largest numbers so far, and total [R], sums of exponentials relative to top, with the rows of x.
 template <class T>
 void run_add_exponentials(const Tensor& x, T* top, T* total) {
   for_each_row<T>(x, [&](const T* row, int64_t n, int64_t i) { add_exponentials_row(row, n, top[i], total[i]); });
