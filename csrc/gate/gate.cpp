@@ -1,13 +1,13 @@
-// The loops of gate.h. One pass over x and out; a closed head's x is not read, nor an open one's fill. What is too large
-// for the caches goes past them.
+// The loops of gate.h, in one pass over x and out. x is not read where the gate is 0, nor fill where it is 1. An output
+// too large for the caches is written past them.
 //
-// Products and sums are rounded one by one here, as PyTorch does it, so that both give the same bits: a fused
-// multiply-add would not.
+// Each product and sum is rounded separately, as in PyTorch, so that both give the same bits; a fused multiply-add
+// would give others.
 
 #if defined(__clang__)
 #pragma clang fp contract(off)
 #elif defined(__GNUC__)
-// Nor do copies of short rows become calls of memcpy.
+// The other option keeps copies of short rows from becoming calls of memcpy.
 #pragma GCC optimize("fp-contract=off", "no-tree-loop-distribute-patterns")
 #endif
 
@@ -35,7 +35,7 @@ struct Bfloat {
   uint16_t bits;
 };
 
-// With torch's conversions by integers, which become vector instructions where the compiler's own for _Float16 do not.
+// Uses torch's conversions by integers, because compilers vectorise these but not their own conversions of _Float16.
 struct Half {
   uint16_t bits;
 };
@@ -51,7 +51,7 @@ INLINE Wide<T> widened(T x) {
   }
 }
 
-// To the nearest, ties to even; NaN stays NaN.
+// Rounds to nearest, ties to even; NaN stays NaN.
 template <class T>
 INLINE T narrowed(Wide<T> x) {
   if constexpr (std::is_same_v<T, Bfloat>) {
@@ -100,7 +100,7 @@ INLINE void gate_row(
   }
 }
 
-// Past the caches: a line of out that is written whole need not be read first, and drives nothing else out of them.
+// Writes past the caches: a line that is written whole need not be read first, and evicts nothing else.
 INLINE void stream(const void* from, void* to, int64_t bytes) {
 #if defined(__SSE2__)
   for (int64_t j = 0; j < bytes; j += 16) {
@@ -112,7 +112,7 @@ INLINE void stream(const void* from, void* to, int64_t bytes) {
 #endif
 }
 
-// gate_row by way of a buffer in the nearest cache.
+// gate_row through a buffer in the first-level cache.
 template <class T>
 INLINE void gate_row_streamed(const T* x, const T* fill, bool one_fill, T* out, int64_t n, Wide<T> gate) {
   constexpr int64_t most = 1024;
@@ -124,16 +124,16 @@ INLINE void gate_row_streamed(const T* x, const T* fill, bool one_fill, T* out, 
   }
 }
 
-// Asks for a row ahead of its turn: where heads are passed over, no machine guesses which rows come. Beyond the end of x
-// nothing is read.
+// Prefetches a row before it is needed: where heads are skipped, processors do not predict which rows come next.
+// Nothing beyond the end of x is read.
 template <class T>
 INLINE void prefetch(const T* x, int64_t n) {
   const char* from = reinterpret_cast<const char*>(x);
   for (int64_t j = 0; j < n * int64_t(sizeof(T)); j += 64) __builtin_prefetch(from + j);
 }
 
-// Whether the row of head h is read, or one beside it: not those at `passed_over`. A gap of two rows costs less when it is
-// fetched too, since memory then gives one stream, than when it is left out.
+// Whether the row of head h, or one next to it, is read; heads with gate `passed_over` are not. Fetching a gap of two
+// rows costs less than skipping it, since memory then delivers one stream.
 template <class T>
 INLINE bool is_near(const Gate<T>& g, const Wide<T>* gate, int64_t h, Wide<T> passed_over) {
   for (int64_t i = std::max<int64_t>(0, h - 1); i < std::min(g.H, h + 2); ++i) {
@@ -142,8 +142,8 @@ INLINE bool is_near(const Gate<T>& g, const Wide<T>* gate, int64_t h, Wide<T> pa
   return false;
 }
 
-// Whether out is more than the caches hold of it until it is read, and its rows are whole vectors. What is larger than
-// an allocator keeps (glibc: 32 MiB) comes in pages that the system has just zeroed, and so in the caches.
+// Whether out is larger than what the caches keep of it until it is read, and its rows are whole vectors. Memory beyond
+// what an allocator keeps (glibc: 32 MiB) comes in pages that the system has just zeroed, which are thus in the caches.
 template <class T>
 bool streams(const Gate<T>& g) {
   const int64_t mebibytes = g.M * g.B * g.T_ * g.H * g.D * int64_t(sizeof(T)) >> 20;
@@ -151,8 +151,8 @@ bool streams(const Gate<T>& g) {
   return whole && mebibytes >= 16 && mebibytes < 32;
 }
 
-// Tokens [begin, end) of all (example, token, mask), the masks innermost: what is read of x for the first of them is in
-// the cache for the others. The rows' loops stand in here, not in a function of theirs: rows are short.
+// Tokens [begin, end) of all (example, token, mask), with the masks innermost, so that x is in the cache for all masks
+// after the first. The loops over rows are inlined by hand, because rows are short.
 template <class T>
 INLINE void gate_tokens(const Gate<T>& g, bool streamed, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {

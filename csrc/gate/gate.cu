@@ -1,7 +1,7 @@
-// gate · x + (1 − gate) · fill on a GPU: 16 bytes a load and a store, x read once however many masks there are.
+// gate · x + (1 − gate) · fill on a GPU. Each load and store has 16 bytes, and x is read once for any number of masks.
 //
-// A warp's lanes take the vectors of a row [D], a block several rows, a thread several of those: their loads are under
-// way together. What a gate of 0 or 1 drops is not read.
+// The lanes of a warp process the vectors of a row [D]; a block has several rows, and so has each thread, whose loads
+// overlap. Where the gate is 0 or 1, the dropped operand is not read.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -25,9 +25,9 @@ namespace {
 using torch::stable::Tensor;
 
 constexpr int kThreads = 256;
-constexpr int kRows = 4;  // of a thread
+constexpr int kRows = 4;  // per thread
 
-// Rounded one by one, as on a CPU: nvcc would make one fused instruction of them.
+// Rounded separately, as on a CPU; nvcc would fuse them.
 __device__ inline float product(float x, float y) { return __fmul_rn(x, y); }
 __device__ inline double product(double x, double y) { return __dmul_rn(x, y); }
 __device__ inline float sum(float x, float y) { return __fadd_rn(x, y); }
@@ -126,8 +126,8 @@ void launch_rows(const Gate<T>& g, int64_t rows, cudaStream_t stream) {
   gate_kernel<T, kVector><<<blocks, kThreads, 0, stream>>>(g, rows, lanes);
 }
 
-// From here on D is counted in vectors. 32 bits count the rows of a launch, because divisions of more are slow: where
-// there are more rows than that, each example has launches of its own.
+// From here on D counts vectors. The rows of a launch are counted in 32 bits, because longer divisions are slow; if
+// there are more rows than that, each example has its own launches.
 template <class T, int kVector>
 void launch(Gate<T> g, cudaStream_t stream) {
   const int64_t most = int64_t(1) << 30, row = g.D;
@@ -136,7 +136,7 @@ void launch(Gate<T> g, cudaStream_t stream) {
   const int64_t tokens = std::max<int64_t>(1, most / g.H);
   for (int64_t b = 0; b < g.B; ++b) {
     for (int64_t t = 0; t < g.T_; t += tokens) {
-      Gate<T> piece = g;  // whose B and T stay those of the whole, by which out is laid out
+      Gate<T> piece = g;  // keeps the whole's B and T, which give the layout of out
       piece.x += b * g.x_at.b + t * g.x_at.t;
       piece.gate += b * g.gate_at.b;
       if (g.fill) piece.fill += b * g.fill_at.b + t * g.fill_at.t;
@@ -173,14 +173,14 @@ bool run_gate(const Tensor& x, const Tensor& gate, const std::optional<Tensor>& 
 
 }  // namespace symground
 
-// Its own number: a part that was built of other sources than _C.so is not called.
+// Its own version, so that a part built from other sources than _C.so is not used.
 STABLE_TORCH_LIBRARY_FRAGMENT(symground_CUDA, m) { m.def("version() -> int"); }
 
 STABLE_TORCH_LIBRARY_IMPL(symground_CUDA, CompositeExplicitAutograd, m) {
   m.impl("version", TORCH_BOX(&symground::version));
 }
 
-// The schema is operators.cpp's.
+// operators.cpp has the schema.
 STABLE_TORCH_LIBRARY_IMPL(symground_C, CUDA, m) {
   m.impl("gate_heads", TORCH_BOX(&symground::run_gate));
 }

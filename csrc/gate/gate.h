@@ -1,4 +1,5 @@
-// gate · x + (1 − gate) · fill, head by head: what the CPU's loops (gate.cpp) and the GPU's kernel (gate.cu) are given.
+// gate · x + (1 − gate) · fill, head by head: the arguments of the CPU's loops (gate.cpp) and of the GPU's
+// kernel (gate.cu).
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -11,16 +12,16 @@
 
 namespace symground {
 
-// What numbers of type T are computed in, and the type of their gates: half precision is rounded once, at the end.
+// The type that T is computed in, and the type of its gates. Half precision is rounded once, at the end.
 template <class T>
 using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Of a tensor that is broadcast to [M,B,T,H,D]: 0 where it is the same for all, so that nothing is expanded in memory.
+// Strides of a tensor that is broadcast to [M,B,T,H,D]; 0 along broadcast dimensions, so nothing is expanded in memory.
 struct Strides {
   int64_t m, b, t, h, d;
 };
 
-// The dimensions that the tensor has are the last ones of `names`; the others, and those of size 1, have stride 0.
+// The tensor's dimensions are the last ones of `names`; the others, and those of size 1, have stride 0.
 inline Strides strides_of(const torch::stable::Tensor& x, const char* names) {
   Strides found{};
   const char* last = names + std::char_traits<char>::length(names);
@@ -37,12 +38,12 @@ inline Strides strides_of(const torch::stable::Tensor& x, const char* names) {
   return found;
 }
 
-// out [M,B,T,H,D] is contiguous; x has rows of adjacent numbers; fill has such rows too, or one number for each.
+// out [M,B,T,H,D] is contiguous; x has contiguous rows; fill has contiguous rows too, or one number for each row.
 template <class T>
 struct Gate {
   const T* x;
   const Wide<T>* gate;
-  const T* fill;  // null: nothing is added
+  const T* fill;  // null is 0
   T* out;
   int64_t M, B, T_, H, D;
   Strides x_at, gate_at, fill_at;
@@ -56,7 +57,7 @@ struct Gate {
         fill_at(fill_ ? strides_of(*fill_, "mbthd") : Strides{}) {}
 };
 
-// Whether x is broadcast to the last of `sizes`, as `strides_of` reads it.
+// Whether x broadcasts to the last of `sizes`, as `strides_of` reads it.
 inline bool broadcasts(const torch::stable::Tensor& x, std::initializer_list<int64_t> sizes) {
   const int64_t absent = int64_t(sizes.size()) - x.dim();
   bool fits = absent >= 0;
@@ -72,7 +73,7 @@ inline void check_gate(
   const int64_t masks = gate.dim() == 3 ? gate.size(0) : 1, B = x.size(0), T = x.size(1), H = x.size(2), D = x.size(3);
   const auto wide = check.type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   check.that(gate.scalar_type() == wide, "gate: expected ", name_of(wide), ", got ", name_of(gate.scalar_type()));
-  if (gate.dim() < 1 || !check.on_device(gate) || !broadcasts(gate, {masks, B, H})) {  // sizes are listed only here
+  if (gate.dim() < 1 || !check.on_device(gate) || !broadcasts(gate, {masks, B, H})) {  // lists sizes only on failure
     check.that(false, "gate: expected [M,B,H] = ", listed(std::initializer_list<int64_t>{masks, B, H}),
                " or its last dimensions, on the device of x, got ", listed(gate.sizes()));
   }
@@ -94,7 +95,7 @@ inline void check_gate(
   }
 }
 
-// run(Gate<T>) for the dtype of x; Half and Bfloat are what the CPU or the GPU has for the 16-bit ones.
+// Calls run(Gate<T>) with the dtype of x; Half and Bfloat are the CPU's or the GPU's 16-bit types.
 template <class Half, class Bfloat, class Run>
 void with_gate(
     const torch::stable::Tensor& x, const torch::stable::Tensor& gate, const std::optional<torch::stable::Tensor>& fill,
@@ -109,7 +110,7 @@ void with_gate(
   }
 }
 
-// Whether every gate is a number; else out is not written. A GPU does not wait: its kernel asserts it.
+// Returns false, without writing out, if a gate is NaN. On a GPU the kernel asserts this instead, without a wait.
 bool run_gate(
     const torch::stable::Tensor& x, const torch::stable::Tensor& gate, const std::optional<torch::stable::Tensor>& fill,
     const torch::stable::Tensor& out);
