@@ -1,11 +1,11 @@
-// The operators of symground_C: attention's saliency and flow on a CPU, alone or together with its gradients, and
-// attention itself where heads have a gate; SSD and what stands around it in a Mamba-2 layer; gates alone; and the
-// exponentials of a vocabulary's softmax. The operators of gate/gate.cu are those of the same names on a GPU.
+// The operators of symground_C: attention's saliency and flow on a CPU, alone or together with its gradients; attention
+// where heads have gates; SSD and the steps around it in a Mamba-2 layer; gates alone; and the exponentials of a
+// vocabulary's softmax. gate/gate.cu registers the same operators for a GPU.
 //
-// A thread takes a tile of queries against all the keys they see, one head after the other: products by torch's own
-// matrix multiplication (which runs on one thread inside a parallel region), the rest by the loops of common/rows.cpp while
-// the tile is in the cache. Nothing is shared that two threads write, so results do not depend on timing. A head whose
-// gate is 0 is passed over.
+// A thread processes a tile of queries against all the keys they see, one head after the other. Torch's own matrix
+// multiplication computes the products (on one thread inside a parallel region), and the loops of common/rows.cpp do
+// the rest while the tile is in the cache. No two threads write to the same memory, so results do not depend on timing.
+// A head whose gate is 0 is skipped.
 
 #include <torch/csrc/stable/library.h>
 
@@ -39,7 +39,7 @@ Groups<T> groups_of(
           static_cast<T*>(flow.data_ptr()), pointer<T>(row_total), pointer<T>(matrix_total)};
 }
 
-// `result` is of the output's shape: its gradient, or itself.
+// `result` has the output's shape: it is the output or its gradient.
 Checked checked_attention(
     const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& result, const Tensor& lse,
     const OptionalTensor& gate, const OptionalTensor& key_range, std::optional<int64_t> window) {
@@ -170,7 +170,7 @@ void ssd_backward(
   const int64_t batch = x.size(0), length = x.size(1), heads = x.size(2), size = x.size(3);
   const int64_t groups = B.size(2), state = B.size(3);
   check("grad_y", grad_y, {batch, length, heads, size}, Memory::rows);
-  // The heads of a group are one matrix.
+  // The heads of a group are read as one matrix.
   check.that(heads <= 1 || grad_y.stride(2) == size || grad_y.numel() == 0, "grad_y: expected its heads side by side");
   check("grad_state", grad_state, {batch, heads, size, state});
   check.written("dx", dx, {batch, length, heads, size}, Memory::rows);
@@ -211,15 +211,16 @@ void scaled_exponentials(const Tensor& x, const Tensor& level, const Tensor& fac
   is_double(x) ? run(0.0) : run(0.0f);
 }
 
-// The number that symground/ops/common/build.py gives; extension.py beside it uses no build of another one.
+// The number in symground/ops/common/build.py; extension.py rejects a build with another one.
 int64_t version() { return SYMGROUND_VERSION; }
 
 }  // namespace
 }  // namespace symground
 
-// All of one dtype, float32 or float64, but the groups (int32) and key_range (int64). Each operator checks its tensors
-// (checks.h); ids may be anything, and those that lead out of a tensor lead nowhere. What the operators add to is zeroed
-// by the caller: total, flow, row_total, matrix_total, dq (rows and heads without a gradient are not written), dk, dv.
+// All tensors have one dtype, float32 or float64, except the groups (int32) and key_range (int64). Each operator checks
+// its tensors (checks.h); ids may be anything, and those outside a tensor are ignored. The caller zeroes the results to
+// which operators add: total, flow, row_total, matrix_total, dk, dv, and dq (where a row or head without a gradient is
+// not written).
 STABLE_TORCH_LIBRARY_FRAGMENT(symground_C, m) {
   m.def("version() -> int");
   m.def(
