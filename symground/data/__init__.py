@@ -1,4 +1,4 @@
-"""Text to ENV/LAN sequences: generated scenes, CHAT transcripts, the word-level tokenizer and the token arrays."""
+"""Text as ENV/LAN sequences: generated scenes, CHAT transcripts, the word-level tokenizer and the token arrays."""
 
 from symground.data.builder import CorpusBuilder
 from symground.data.chat import ChatSettings

@@ -1,4 +1,4 @@
-"""When children come to say a word: the age of acquisition, from Wordbank's proportions of children by month."""
+"""The age of acquisition of words, from Wordbank's proportions of children who say them, by month."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def age_of_acquisition(path: str | Path) -> dict[str, float]:
     """word → the month at which half of the children say it, by a logistic curve over the months.
 
     Args:
-        path: a CSV with a column "definition" or "item_definition" and one for each month of age ("16", "17", …) that
-            holds the proportion of children who say the word, as Wordbank gives it. Of words that stand in it twice
-            (two senses) the earlier one counts.
+        path: a CSV with a column "definition" or "item_definition" and a column for each month of age ("16", "17", …)
+            with the proportion of children who say the word, as Wordbank exports it. If a word has two rows (for two
+            senses), the earlier age counts.
 
     Returns:
-        Months. A word whose curve does not rise is left out; one that half of the children say before the first month,
-        or after the last, has the month its curve tells.
+        Months. A word whose curve does not rise is omitted. If half of the children say a word before the first month
+        or after the last, its age is extrapolated from the curve.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a column is missing, or a proportion is none (names the line).
+        FileNotFoundError: the file does not exist.
+        ValueError: a column is missing, or a value is not a proportion (names the line).
 
     Source: Frank, Braginsky, Yurovsky and Marchman 2017, "Wordbank" (logistic curves; half of the children).
     """

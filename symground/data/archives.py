@@ -1,4 +1,4 @@
-"""Members of .zip and .tar.* archives: damage is found, and an archive that would fill the memory is refused."""
+"""Members of .zip and .tar.* archives. Damaged archives, and those that would exhaust the memory, are refused."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Self
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
-#: Endings of what may hold files too, and is not opened.
+#: Suffixes of archives that may contain such files but are not opened.
 UNKNOWN = (".7z", ".rar", ".tar.zst", ".tzst", ".tar.z", ".taz", ".tar.lz", ".tar.lzma", ".tar.lz4")
-#: And of single files that are packed.
+#: Suffixes of single compressed files, which are not opened either.
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".z", ".lzma")
-#: What reading a damaged archive, or one that is none, raises; RuntimeError: a zip file that wants a password, or one
-#: packed in a way that is not known here.
+#: The errors of reading a damaged archive or a file that is not one. RuntimeError is raised for a zip file that needs a
+#: password or has an unknown compression.
 _DAMAGE = (
     zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, struct.error, EOFError, OSError, RuntimeError,
     ValueError, IndexError, OverflowError,
@@ -30,31 +30,31 @@ _DAMAGE = (
 _PACKED: tuple[tuple[bytes, Callable[[Path], Any]], ...] = (
     (b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open),
 )  # fmt: skip
-#: Bytes that every archive may unpack to.
+#: Every archive may unpack to this many bytes.
 _ALWAYS = 64 << 20
 _CHUNK = 1 << 16
-#: Within which the records at the end of a .zip stand: a comment, and what comes before it.
+#: The records at the end of a .zip are within this many bytes of it: a comment, and the records before it.
 _TAIL = (1 << 16) + 256
 
-#: Name, bytes unpacked, and what reads it.
+#: The name, the number of unpacked bytes, and a function that reads them.
 Member = tuple[str, int, Callable[[], bytes]]
 
 
 class Refused(ValueError):  # noqa: N818 - what becomes of the archive
-    """An archive that is damaged or hostile; the message goes on from its name."""
+    """A damaged or hostile archive; the message continues a sentence that begins with its name."""
 
 
 def members(path: Path, max_ratio: int) -> Iterator[Member]:
-    """The files of an archive: those of a .zip in sorted order, those of a .tar.* in its own; each is to be read, if at
-    all, before the next is asked for.
+    """The files of an archive: of a .zip in sorted order, of a .tar.* in its own. A member can be read only before the
+    next one is requested.
 
-    A .tar must end with its mark, every header must agree with its checksum, and nothing may follow. A packed one is
-    read to its end, where its own checksum stands; a member of a .zip has one, and must agree with the directory. Only
-    the contents of a .tar that is not packed have no checksum.
+    A .tar must end with its end mark, every header must match its checksum, and nothing may follow. A compressed .tar
+    is read to its end, where its checksum is. A member of a .zip has a checksum, and must match the directory. Only the
+    contents of an uncompressed .tar have no checksum.
 
     Raises:
-        Refused: one that is damaged, is no archive, holds a link or a name that leads out of it, or unpacks to more
-            than ``max_ratio`` times its own size.
+        Refused: the archive is damaged, is no archive, has a link or a name that leads out of it, or unpacks to more
+            than ``max_ratio`` times its size.
     """
     most = max(_ALWAYS, max_ratio * path.stat().st_size)
     limit = f"{max_ratio} times its size (--max-unpack-ratio)"
@@ -83,13 +83,13 @@ def _zipped(path: Path, most: int, limit: str) -> Iterator[Member]:
             )
         for member in listed:
             _refuse_unsafe(member.filename, link=stat.S_ISLNK(member.external_attr >> 16))
-            with archive.open(member) as file:  # which compares the member's own header with the directory's
+            with archive.open(member) as file:  # compares the member's own header with the directory's
                 if not member.is_dir():
                     yield member.filename, member.file_size, partial(_content, file)
 
 
 def _entries(path: Path) -> int:
-    """How many the record at the end of a .zip says there are (4.3.16 and 4.3.14 of PKWARE's APPNOTE)."""
+    """The number of entries in the record at the end of a .zip (4.3.16 and 4.3.14 of PKWARE's APPNOTE)."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL))
         tail = file.read()
@@ -116,7 +116,7 @@ def _content(file: IO[bytes] | None) -> bytes:
 
 
 class _Header(tarfile.TarInfo):
-    """`tarfile` takes a damaged header after the first, and a missing one, for the end of the archive."""
+    """Makes damage an error: `tarfile` takes a damaged or missing header after the first for the archive's end."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
@@ -129,7 +129,7 @@ class _Header(tarfile.TarInfo):
 
 
 class _Unpacked:
-    """The bytes of a .tar, however it is packed, up to the limit."""
+    """The bytes of a .tar after decompression, up to the limit."""
 
     def __init__(self, path: Path, most: int, limit: str) -> None:
         with path.open("rb") as file:
@@ -153,7 +153,7 @@ class _Unpacked:
 
 
 def _refuse_unsafe(name: str, link: bool) -> None:
-    """Nothing is ever unpacked, but an archive that tries is no corpus."""
+    """Nothing is ever unpacked, but an archive with such a member is not a corpus."""
     inside = PurePosixPath(name.replace("\\", "/"))
     if link or inside.is_absolute() or ".." in inside.parts:
         what = "is a link" if link else "leads out of the archive"

@@ -1,4 +1,4 @@
-"""Arrays on disk that are filled in place."""
+"""Arrays on disk that are filled after their creation."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy.typing as npt
 def create(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Any:
     """A new memory-mapped .npy file of this shape.
 
-    Its room is taken at once: a full disk is an OSError here, where it would kill the process when a page of a file
-    with holes is written.
+    Its disk space is allocated at once. A full disk then raises OSError here; with a sparse file it would kill the
+    process when a page is written.
     """
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     if hasattr(os, "posix_fallocate"):

@@ -1,4 +1,4 @@
-"""Documents of text tokens become a corpus: their ids go to temporary files, the vocabulary is fixed at the end."""
+"""Builds a corpus from documents of text tokens: ids go to temporary files, and the vocabulary is fixed at the end."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ from symground.disk import put_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-#: Bytes of each growing array that stay in memory; beyond them it goes to disk.
+#: Bytes of each growing array that stay in memory; the rest goes to disk.
 _IN_MEMORY = 1 << 25
 
 
 class CorpusBuilder:
-    """Collects documents. Memory grows with the vocabulary and the number of documents, not with their length."""
+    """Collects documents. Its memory grows with the vocabulary and the number of documents, not with their length."""
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        """``folder``: where temporary files go (the system's own place by default); nothing in it stays."""
+        """``folder``: for temporary files, which are removed at the end; the system's temporary folder by default."""
         self._ids: dict[str, int] = {}  # provisional, by first appearance
         self._tokens, self._starts = _Spool(np.int32, folder), _Spool(np.int64, folder)
-        self._lengths, self._segments = array("q"), array("q")  # of each document: how many of either
+        self._lengths, self._segments = array("q"), array("q")  # per document: its tokens, its segments
         self._names: list[str] = []
         self._validation = bytearray()
-        self._counts: dict[str, NDArray[np.int64]] = {}  # of each group of documents, by provisional id
-        self._images = 0  # documents that have one
+        self._counts: dict[str, NDArray[np.int64]] = {}  # per group of documents, by provisional id
+        self._images = 0  # the number of documents with an image
         self.patches = 0
-        """Of each image, where documents have one."""
+        """Patches of each image, if documents have images."""
         self.shown: dict[str, list[int]] = {}
-        """noun → the images that show it."""
+        """noun → the indices of images that show it."""
         self.validation_images: set[int] = set()
-        """Those of documents kept from training."""
+        """Indices of the images of validation documents."""
         self.statistics: dict[str, Any] = {}
 
     def add(
         self, segments: Iterable[Sequence[str]], name: str = "", *, group: str = "", validation: bool = False,
         image: int | None = None, shown: Iterable[str] = (),
     ) -> None:  # fmt: skip
-        """Add one document, given as its utterances or scenes, each a sequence of tokens. An empty one is left out.
+        """Add one document, given as its utterances or scenes, each a sequence of tokens. Empty documents are skipped.
 
         Args:
-            segments: their beginnings are where a training row may begin.
-            name: of the document.
-            group: documents counted together (:meth:`counts_by_group`).
-            validation: whether it is kept from training.
-            image: the number of the image, in an image set of ``patches`` patches each, that the document begins with.
-            shown: nouns for what that image shows.
+            segments: a training row may begin at the beginning of each.
+            name: the document's name.
+            group: documents of a group are counted together (:meth:`counts_by_group`).
+            validation: whether the document is kept from training.
+            image: the index, in an image set of ``patches`` patches each, of the image with which the document begins.
+            shown: nouns for what this image shows.
         """
         words: dict[str, int] = {}
         tokens, starts = array("i"), array("q")
@@ -77,7 +77,7 @@ class CorpusBuilder:
             self.add_encoded(list(words), ids, begin, name, group=group, validation=validation)
 
     def _patch_ids(self, image: int) -> NDArray[np.int32]:
-        """Provisional ids of patches: below zero."""
+        """Provisional ids of patches, which are negative."""
         first = image * self.patches
         if first + self.patches >= 2**30:
             raise ValueError(f"image: a corpus names at most {2**30:,} patches, and image {image} lies beyond them")
@@ -87,7 +87,7 @@ class CorpusBuilder:
         self, words: Sequence[str], tokens: NDArray[np.int32], starts: NDArray[np.int64], name: str = "", *,
         group: str = "", validation: bool = False,
     ) -> None:  # fmt: skip
-        """Add one document whose tokens are indices into ``words``; ``starts``: where its segments begin."""
+        """Add one document whose tokens are indices into ``words``; its segments begin at ``starts``."""
         known = np.array([self._ids.setdefault(word, len(self._ids)) for word in words], np.int32)
         ids = np.where(tokens < 0, tokens, known[np.maximum(tokens, 0)])
         self._tokens.extend(ids)
@@ -103,7 +103,7 @@ class CorpusBuilder:
         np.add.at(counts, ids[ids >= 0], 1)
 
     def counts_by_group(self, lemmas: Mapping[str, str] | None = None) -> dict[str, dict[str, int]]:
-        """How often each token stands in each group of documents, words taken to their lemmas."""
+        """The count of each token in each group of documents, with words replaced by their lemmas."""
         found: dict[str, dict[str, int]] = {}
         for group, by_id in self._counts.items():
             of_group = found.setdefault(group, {})
@@ -114,7 +114,7 @@ class CorpusBuilder:
         return found
 
     def counts(self, lemmas: Mapping[str, str] | None = None) -> dict[str, int]:
-        """How often each token stands in all documents."""
+        """The count of each token in all documents."""
         found: dict[str, int] = {}
         for of_group in self.counts_by_group(lemmas).values():
             for token, count in of_group.items():
@@ -122,11 +122,11 @@ class CorpusBuilder:
         return found
 
     def tokenizer(self, min_count: int = 1, lemmas: Mapping[str, str] | None = None) -> PreTrainedTokenizerFast:
-        """The tokenizer that the corpus will have; arguments as of :meth:`write`."""
+        """The tokenizer that the corpus will have; arguments as in :meth:`write`."""
         return word_level_tokenizer(self.counts(lemmas), min_count)
 
     def build(self, min_count: int = 1, lemmas: Mapping[str, str] | None = None) -> Corpus:
-        """The corpus in memory; arguments and errors as of :meth:`write`."""
+        """The corpus in memory; arguments and errors as in :meth:`write`."""
         tokenizer, final, statistics = self._finish(min_count, lemmas)
         tokens, starts = np.empty(self._tokens.length, np.int32), np.empty(self._starts.length, np.int64)
         documents = self._fill(tokens, starts, final, len(tokenizer))
@@ -136,19 +136,19 @@ class CorpusBuilder:
         self, folder: str | Path, min_count: int = 1, lemmas: Mapping[str, str] | None = None,
         images: str | Path | None = None,
     ) -> Corpus:  # fmt: skip
-        """Write the corpus into ``folder``; what stood there before is replaced at the end only.
+        """Write the corpus into ``folder``; a corpus that is there is replaced only at the end.
 
         Args:
-            folder: as in `symground.data.corpus`.
-            min_count: tokens seen less often become [UNK].
+            folder: its layout is described in `symground.data.corpus`.
+            min_count: rarer tokens become [UNK].
             lemmas: form → lemma, for words as ENV and as LAN alike.
-            images: the folder of the image set, where documents have images.
+            images: the folder of the image set, if documents have images.
 
         Returns:
-            The corpus, memory-mapped from there.
+            The corpus, memory-mapped from ``folder``.
 
         Raises:
-            ValueError: nothing was added.
+            ValueError: no document was added.
         """
         folder = Path(folder)
         tokenizer, final, statistics = self._finish(min_count, lemmas)
@@ -176,14 +176,14 @@ class CorpusBuilder:
     def _finish(
         self, min_count: int, lemmas: Mapping[str, str] | None
     ) -> tuple[PreTrainedTokenizerFast, NDArray[np.int32], dict[str, Any]]:
-        """The tokenizer, the final id of each provisional one, the statistics."""
+        """The tokenizer, the final id of each provisional id, and the statistics."""
         if not self._tokens.length:
             raise ValueError("corpus: expected at least one token, got none (no utterance was found in the input)")
         counts = self.counts(lemmas)
         tokenizer = word_level_tokenizer(counts, min_count)
         vocabulary = tokenizer.get_vocab()
         unknown = vocabulary[UNKNOWN]
-        known = {token: n for token, n in counts.items() if token in vocabulary}  # the others became [UNK]
+        known = {token: n for token, n in counts.items() if token in vocabulary}  # other tokens became [UNK]
         final = np.array([vocabulary.get(_lemma(token, lemmas), unknown) for token in self._ids], np.int32)
         held = sum(self._validation)
         statistics = {
@@ -200,7 +200,7 @@ class CorpusBuilder:
         return tokenizer, final, statistics
 
     def _order(self) -> NDArray[np.int64]:
-        """Documents for training first, each part in the order of their coming."""
+        """The order of documents: those for training first, otherwise in the order of their addition."""
         return np.argsort(np.frombuffer(bytes(self._validation), np.uint8), kind="stable").astype(np.int64)
 
     def _fill(
@@ -208,7 +208,7 @@ class CorpusBuilder:
     ) -> NDArray[np.int64]:
         """Write tokens and starts in the final order; returns the bounds of documents.
 
-        A patch's id is its number in the image set, counted on from the vocabulary.
+        A patch's id is its index in the image set plus the size of the vocabulary.
         """
         order = self._order()
         lengths, segments = (np.frombuffer(x, np.int64) for x in (self._lengths, self._segments))
@@ -226,7 +226,7 @@ class CorpusBuilder:
 
 
 class _Spool:
-    """Numbers that go to a temporary file once they are many."""
+    """A growing array that moves to a temporary file once it is long."""
 
     def __init__(self, dtype: type[np.generic], folder: str | Path | None) -> None:
         self._dtype = np.dtype(dtype)
@@ -240,7 +240,7 @@ class _Spool:
         self.length += len(values)
 
     def pieces(self, sizes: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[Any]]]:
-        """(i, the i-th of consecutive pieces of these sizes)."""
+        """(i, the i-th piece), for consecutive pieces of these sizes."""
         self._file.seek(0)
         for i, size in enumerate(sizes.tolist()):
             yield i, np.frombuffer(self._file.read(size * self._dtype.itemsize), self._dtype)

@@ -1,7 +1,7 @@
-"""One CHAT transcript to the study's ENV/LAN sequence.
+"""Converts one CHAT transcript to the study's ENV/LAN sequence.
 
-`symground.data.speech` says which words a main tier says. What `rustling` does here is to align the %mor tier, where
-lemmas are asked for.
+`symground.data.speech` finds the spoken words of a main tier. Here, `rustling` only aligns the %mor tier, if lemmas are
+requested.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OTHER_MARKS = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")
 _TIER_CODES = re.compile(r"\$(?!\d)\S*|(?<=\S)@[\w:]+|(?<!\w)\d+(?::\d+)+(?:[.,]\d+)?|(?<!\w)\d+_\d+(?!\w)")
 #: &=laughs, &{l=laughs, [% points], [%act: points], [= a toy], [=! crying]
 _INLINE = re.compile(r"&(?:\{[ln])?=([^\s<>\[\]]+)|\[(?:%(?:(\w+):)?|=!?(?!\?))\s*([^\[\]]*)\]")
-#: Codes within codes are looked for so deep.
+#: The depth to which codes within codes are parsed.
 _NESTED = 4
 _CODE = re.compile(r"\w[\w-]*")
 _MAIN = re.compile(r"\*[^\s:*]+:")
@@ -38,17 +38,17 @@ class ChatSettings:
     """How transcripts become sequences."""
 
     env_tiers: tuple[str, ...] = ("act", "sit", "gpx")
-    """Dependent tiers that are ENV, in the order in which a turn gives them."""
+    """Dependent tiers that are ENV, in their order within a turn."""
     min_env_tiers: int = 1
-    """Transcripts with fewer such tiers are left out."""
+    """Transcripts with fewer such tiers are skipped."""
     fold_case: bool = False
     """Make all words lower-case (the study keeps case)."""
     inline_events: bool = False
     """Take inline events (&=laughs, [% points], [= a toy], [=! crying]) as ENV; the study drops them."""
     speakers: tuple[str, ...] = ()
-    """Only these speakers' turns, by their codes (CHI MOT …); all by default."""
+    """Only these speakers' turns, by their codes (CHI MOT …); default: all."""
     lemmas: str | None = None
-    """Merge the forms of a word: 'mor' by the transcripts' own %mor tiers, or a file of lines 'form TAB lemma'."""
+    """Merge the forms of a word: 'mor' uses the transcripts' own %mor tiers; else a file of lines 'form TAB lemma'."""
 
     def __post_init__(self) -> None:
         check_types(self, ChatSettings)
@@ -61,7 +61,7 @@ class ChatSettings:
 
 
 class Unreadable(ValueError):  # noqa: N818 - what becomes of the file, which is set aside
-    """A transcript that is not CHAT; ``line`` is where, from 1."""
+    """A file that is not a CHAT transcript; ``line`` is the line with the error, counted from 1."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(f"line {line}: {reason}")
@@ -70,25 +70,25 @@ class Unreadable(ValueError):  # noqa: N818 - what becomes of the file, which is
 
 @dataclass
 class Transcript:
-    """What one transcript gives."""
+    """The contents of one transcript."""
 
     turns: list[list[str]] = field(default_factory=list)
-    """Each a list of tokens."""
+    """Each turn is a list of tokens."""
     main_tiers: int = 0
-    """Utterances there are: turns, silent and other_speakers together."""
+    """The number of utterances: of turns, silent and other_speakers together."""
     silent: int = 0
-    """Those of them with no word and no event: pauses, zeros, and events that are dropped."""
+    """Utterances with no word and no event: pauses, zeros, and events that are dropped."""
     other_speakers: int = 0
     env_tiers: int = 0
     lemmas: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """(form, lemma) of words whose %mor tier aligns; empty unless asked for."""
+    """(form, lemma) of words whose %mor tier aligns; empty unless lemmas are requested."""
 
 
 def decode(content: bytes) -> str:
-    """Text of a transcript: UTF-8, with or without a byte-order mark; Latin-1 where its first line does not say @UTF8.
+    """The text of a transcript: UTF-8, with or without a byte-order mark, or Latin-1 if its first line is not @UTF8.
 
     Raises:
-        Unreadable: it says @UTF8 and is not, or is no text at all.
+        Unreadable: the first line is @UTF8 but the text is not UTF-8, or the bytes are not text at all.
     """
     try:
         text = content.decode("utf-8-sig")
@@ -111,7 +111,7 @@ def is_utf8(content: bytes) -> bool:
 
 
 def main_tiers(content: bytes) -> int:
-    """How many main tiers the bytes of a transcript hold, whether it can be read or not."""
+    """The number of main tiers in a transcript's bytes, even if it cannot be read."""
     return len(_MAIN_TIER.findall(content))
 
 
@@ -119,8 +119,8 @@ def parse(text: str, settings: ChatSettings) -> Transcript:
     """Read one transcript.
 
     Raises:
-        Unreadable: it has no @End, a line that is neither header, tier nor continuation, or a bracket without its other
-            half on a main tier.
+        Unreadable: there is no @End; a line is neither header, tier nor continuation; or a main tier has an unpaired
+            bracket.
     """
     found = Transcript()
     for utterance in _utterances(text, settings):
@@ -152,18 +152,18 @@ class _Line(NamedTuple):
 
 class _Utterance(NamedTuple):
     number: int
-    """Of its first line."""
+    """The number of its first line."""
     participant: str
     said: str
     tiers: dict[str, list[str]]
-    """Name, without %, of those that are ENV → what each tier of that name holds."""
+    """The name of each ENV tier, without % → its texts."""
 
 
 def _lines(text: str) -> Iterator[_Line]:
-    """Headers and tiers, each with what continues it, and the number of its first line.
+    """Headers and tiers, each with its continuation lines and the number of its first line.
 
     Raises:
-        Unreadable: a line that is none of these, or no @End at the end.
+        Unreadable: a line is none of these, or the text does not end with @End.
     """
     first, parts = 1, list[str]()
     for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
@@ -184,7 +184,7 @@ def _lines(text: str) -> Iterator[_Line]:
 
 
 def _utterances(text: str, settings: ChatSettings) -> Iterator[_Utterance]:
-    """Main tiers with their tiers of events."""
+    """Main tiers with the ENV tiers that belong to them."""
     utterance: _Utterance | None = None
     for number, line in _lines(text):
         tier, _, rest = line.partition(":")
@@ -199,14 +199,14 @@ def _utterances(text: str, settings: ChatSettings) -> Iterator[_Utterance]:
 
 
 def _inline_events(said: str, env_tiers: Iterable[str]) -> Iterator[str]:
-    """What is written of events on a main tier; of [%TIER: …] those whose tier is ENV."""
+    """The texts of events on a main tier; [%TIER: …] only if that tier is ENV."""
     for simple, tier, noted in _INLINE.findall(said):
         if simple or not tier or tier in env_tiers:
             yield simple.replace("_", " ").replace(":", " ") or noted
 
 
 def _lemmas(text: str, fold_case: bool) -> Counter[tuple[str, str]]:
-    """(form, lemma) of every word whose %mor tier aligns; not of clitics, compounds and derived words."""
+    """(form, lemma) of every word whose %mor tier aligns, except clitics, compounds and derived words."""
     lines = [line for _, line in _lines(normalized(text)) if line.startswith(("@", "*", "%mor:"))]
     found: Counter[tuple[str, str]] = Counter()
     for utterance in _aligned(lines):
@@ -224,7 +224,7 @@ def _lemmas(text: str, fold_case: bool) -> Counter[tuple[str, str]]:
 def _aligned(lines: Iterable[str]) -> list[Any]:
     chat = require("rustling.chat", "lemmas of CHAT transcripts")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of each %mor tier that does not align
+        warnings.simplefilter("ignore")  # one warning for each %mor tier that does not align
         utterances: list[Any] = chat.CHAT.from_strs(["\n".join(lines)], strict=False, parallel=False).utterances()
     return utterances
 
@@ -232,13 +232,13 @@ def _aligned(lines: Iterable[str]) -> list[Any]:
 def turn_tokens(participant: str, words: Iterable[str], env_texts: Iterable[str], fold_case: bool = False) -> list[str]:
     """One turn in the study's order: events before, events during, the utterance, events after.
 
-    An event starts with the speaker's token unless it carries a mark of its time (<bef>, <dur>, <aft>), which places
-    it and is dropped; unmarked events are during. Other marks (<1w-3w>, [= …], $INI, 0:31) are dropped.
+    An event begins with the speaker's token, unless it has a mark of its time (<bef>, <dur>, <aft>), which sets its
+    position and is dropped. Events without a mark are during. Other marks (<1w-3w>, [= …], $INI, 0:31) are dropped.
 
     Args:
         participant: the speaker's code.
-        words: what is said (:func:`symground.data.speech.spoken`).
-        env_texts: what each tier of events holds.
+        words: the spoken words (:func:`symground.data.speech.spoken`).
+        env_texts: the text of each tier of events.
         fold_case: make the words lower-case.
     """
     fold = str.lower if fold_case else str
@@ -255,7 +255,7 @@ def turn_tokens(participant: str, words: Iterable[str], env_texts: Iterable[str]
 
 
 def _plain(clause: str) -> str:
-    """What a tier of events says, without its codes."""
+    """The text of a tier of events without its codes."""
     if "<" in clause or "[" in clause:
         for _ in range(_NESTED):
             clause = _OTHER_MARKS.sub(" ", clause)

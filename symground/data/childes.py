@@ -1,4 +1,4 @@
-"""CHILDES: transcripts from folders and archives into a corpus, in parallel, with an account of every utterance."""
+"""CHILDES: reads transcripts from folders and archives into a corpus, in parallel, and accounts for every utterance."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from symground.panics import ENDS
 from symground.progress import progress
 from symground.typed import check_kind
 
-#: Bytes of transcripts that go to a process at once.
+#: Bytes of transcripts that a process gets at once.
 _BATCH = 1 << 20
-#: How a transcript's main tiers are accounted for; together they are all of them.
+#: The categories in which main tiers are counted; each main tier is in one.
 _FATES = ("utterances", "silent", "other_speakers", "in_left_out_files", "in_set_aside_files")
 
 
 @dataclass
 class _Parsed:
-    """One transcript as it comes back from a process: a document, or the reason why there is none."""
+    """The result for one transcript from a process: a document, or the reason why there is none."""
 
     counts: dict[str, int] = field(default_factory=dict)
     words: list[str] = field(default_factory=list)
@@ -47,31 +47,31 @@ def add_transcripts(
     builder: CorpusBuilder, paths: Sequence[str | Path], settings: ChatSettings, *, validation: float = 0.0,
     strict: bool = False, jobs: int | None = None, limits: Limits | None = None,
 ) -> dict[str, str]:  # fmt: skip
-    """Add every transcript under ``paths`` (.cha files, folders or archives of them), a document each.
+    """Add every transcript under ``paths`` (.cha files, and folders or archives of them), a document each.
 
-    A transcript that cannot be read is set aside, and named with line and reason in ``builder.statistics["chat"]``,
-    which also accounts for every utterance. So is one that ends the process that reads it, where several do. A file
-    that is reached twice, or is a copy of one of the same name, is read once; the other is named there as not read.
-    Same input, same corpus, whatever ``jobs``.
+    A transcript that cannot be read is set aside, with its line and reason in ``builder.statistics["chat"]``, which
+    also accounts for every utterance. A transcript that crashes the process reading it is set aside too, if there are
+    several processes. A file that is reached twice, or that has the name and content of another, is read once, and
+    listed there as not read. The corpus does not depend on ``jobs``.
 
     Args:
-        builder: takes the documents, grouped by the folders they come from (:func:`corpus_of`).
-        paths: read one file at a time; archives are not unpacked.
-        settings: which transcripts, which tiers, which words.
+        builder: collects the documents, grouped by corpus (:func:`corpora_of`).
+        paths: are read one file at a time; archives are not unpacked.
+        settings: which transcripts, tiers and words are read.
         validation: the share of documents kept from training, chosen by their names.
-        strict: raise for the first transcript that cannot be read instead.
-        jobs: processes; None takes as many as there are processors. The caller's script needs no guard for them.
+        strict: raise for the first transcript that cannot be read, instead of setting it aside.
+        jobs: the number of processes; None is the number of processors. The caller's script needs no main guard.
         limits: how large files may be, and whether links are followed.
 
     Returns:
         form → lemma, for the builder; empty unless ``settings.lemmas``.
 
     Raises:
-        FileNotFoundError: a path, or the file of lemmas, that does not exist.
-        ValueError: a path that is neither a transcript, a folder nor an archive; a damaged archive, or one with a
-            member that is a link or leads out of it; a file above a limit, or a link out of its folder (names the
-            option); no transcript, or none with enough ENV tiers; a file of lemmas of another form; with ``strict``, a
-            transcript that cannot be read.
+        FileNotFoundError: a path or the file of lemmas does not exist.
+        ValueError: a path is neither a transcript, a folder nor an archive; an archive is damaged, or has a member that
+            is a link or leads out of it; a file is above a limit, or a link leads out of its folder (names the option);
+            there is no transcript, or none with enough ENV tiers; the file of lemmas has another format; or with
+            ``strict``, a transcript cannot be read.
     """
     check_kind(builder, CorpusBuilder, "builder")
     check_kind(settings, ChatSettings, "settings")
@@ -99,10 +99,10 @@ def add_transcripts(
 
 
 def corpora_of(names: Iterable[str]) -> dict[str, str]:
-    """Each file's corpus: the first two folders of its name below those that all names share (Eng-NA/Brown)."""
+    """The corpus of each file: its first two folders below those that all files share (Eng-NA/Brown)."""
     folders = {name: PurePosixPath(name).parts[:-1] for name in names}
     shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*folders.values(), strict=False))
-    # The folder of a single corpus is a name, not a part that all share for nothing.
+    # If there is one corpus only, all files share its folder, but this is still the corpus's name.
     depth = min(len(list(shared)), max(0, min(map(len, folders.values()), default=0) - 1))
     return {name: "/".join(parts[depth : depth + 2]) or "." for name, parts in folders.items()}
 
@@ -111,7 +111,7 @@ def read_lemmas(path: str | Path) -> dict[str, str]:
     """form → lemma from a file of lines 'form TAB lemma'.
 
     Raises:
-        FileNotFoundError, ValueError: a file that is missing, or a line of another form (named).
+        FileNotFoundError, ValueError: the file is missing, or a line has another format (names the line).
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"lemmas: expected 'mor' or a file, {path} does not exist")
@@ -125,7 +125,7 @@ def read_lemmas(path: str | Path) -> dict[str, str]:
 
 
 class _Account:
-    """What became of every file and every utterance."""
+    """Counts what became of every file and every utterance."""
 
     def __init__(self, settings: ChatSettings, left_out: LeftOut) -> None:
         self._settings, self._left_out = settings, left_out
@@ -181,7 +181,7 @@ class _Account:
 
 
 def _once(files: Iterable[tuple[str, bytes]], left_out: LeftOut) -> Iterator[tuple[str, bytes]]:
-    """The files without those that have the name and the content of one before them."""
+    """The files, without those whose name and content equal an earlier file's."""
     seen: set[tuple[str, bytes]] = set()
     for name, content in files:
         key = (name, blake2b(content, digest_size=16).digest())
@@ -195,11 +195,11 @@ def _once(files: Iterable[tuple[str, bytes]], left_out: LeftOut) -> Iterator[tup
 def _parsed(
     files: Iterable[tuple[str, bytes]], settings: ChatSettings, jobs: int | None
 ) -> Iterator[tuple[str, _Parsed]]:
-    """(name, what it gives) in the order of the files; as many batches are under way as keep the processes busy."""
+    """(name, result) in the order of the files; enough batches are in progress to keep the processes busy."""
     batches = _batches(files)
     first = list(islice(batches, 4))
     jobs = jobs or os.cpu_count() or 1
-    if jobs == 1 or len(first) < 4:  # sooner done than a process is started
+    if jobs == 1 or len(first) < 4:  # faster than starting a process
         for batch in (*first, *batches):
             yield from zip((name for name, _ in batch), _parse_batch((batch, settings)), strict=True)
         return
@@ -223,7 +223,7 @@ def _parsed(
 
 
 def _ask(worker: Worker, batch: list[tuple[str, bytes]], settings: ChatSettings) -> list[_Parsed]:
-    """What a worker gives for a batch; where its process dies, file by file, to find the one that it died of."""
+    """A worker's results for a batch. If its process dies, files are tried one by one to find the one that kills it."""
     try:
         found: list[_Parsed] = worker.ask(_parse_batch, (batch, settings))
     except Died as died:
@@ -263,7 +263,7 @@ def _parse_one(content: bytes, settings: ChatSettings) -> _Parsed:
         return _set_aside(content, error.line, error.reason)
     except ENDS:
         raise
-    except BaseException as error:  # a panic of a library in Rust is no Exception
+    except BaseException as error:  # a Rust library's panic is no Exception
         return _set_aside(content, 1, f"{type(error).__name__}: {error}")
     latin = int(not is_utf8(content))
     tiers = {"main_tiers": transcript.main_tiers, "env_tiers": transcript.env_tiers, "latin_1": latin}
@@ -280,7 +280,7 @@ def _parse_one(content: bytes, settings: ChatSettings) -> _Parsed:
 
 
 def _most_frequent(found: Counter[tuple[str, str]]) -> dict[str, str]:
-    """form → its most frequent lemma, the first in the alphabet of several."""
+    """form → its most frequent lemma; of equally frequent ones, the first in alphabetical order."""
     best: dict[str, tuple[int, str]] = {}
     for (form, lemma), count in found.items():
         if form not in best or (-count, lemma) < best[form]:

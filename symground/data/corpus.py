@@ -1,9 +1,9 @@
 """A corpus as memory-mapped arrays of token ids.
 
-A corpus folder holds ``tokens.npy`` (int32 ids, all documents end to end), ``documents.npy`` (int64 bounds, one more
-than there are documents), ``starts.npy`` (int64 positions at which an utterance or a scene begins, where a training
-row may start), ``documents.txt`` (a name a line) and ``statistics.json``. Documents kept from training come last. Where
-documents begin with an image, ``images.json`` says where its image set lies and which images show which noun.
+A corpus folder has ``tokens.npy`` (int32 ids of all documents, concatenated), ``documents.npy`` (int64 bounds, one more
+than there are documents), ``starts.npy`` (int64 positions at which an utterance or a scene begins, and a training row
+may start), ``documents.txt`` (one name per line) and ``statistics.json``. Documents kept from training come last. If
+documents begin with an image, ``images.json`` has the path of the image set and the images that show each noun.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Corpus:
     tokenizer: PreTrainedTokenizerFast
     statistics: dict[str, Any]
     images: ImageSet | None = None
-    """What documents begin with: as many ids as an image has patches (`symground.data.images`)."""
+    """The images with which documents begin, each as many ids as it has patches (`symground.data.images`)."""
     shown: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """noun → the images that show it."""
+    """noun → the indices of images that show it."""
 
     def __repr__(self) -> str:
         return as_text("Corpus", self._shown())
@@ -62,7 +62,7 @@ class Corpus:
 
     @staticmethod
     def load(folder: str | Path, tokenizer: str | Path | None = None) -> Corpus:
-        """Load the corpus in ``folder``, its tokenizer from there or from the folder ``tokenizer``.
+        """Load the corpus in ``folder``, with its tokenizer from there or from the folder ``tokenizer``.
 
         Raises:
             FileNotFoundError: the folder, its image set or one of their files is missing.
@@ -87,21 +87,21 @@ class Corpus:
 
     @property
     def prefix(self) -> int:
-        """Ids that every document begins with: an image's."""
+        """The number of ids of the image with which every document begins."""
         return self.images.patches if self.images else 0
 
     @property
     def counts(self) -> dict[str, int]:
-        """How often each token of the vocabulary stands in the corpus."""
+        """The count of each token of the vocabulary in the corpus."""
         words = len(self.tokenizer)
         by_id = np.bincount(self.tokens[self.tokens < words] if self.images else self.tokens, minlength=words)
         return {token: int(by_id[i]) for token, i in self.tokenizer.get_vocab().items()}
 
     def part(self, split: str) -> Corpus:
-        """The documents for "train", or those for "validation"; all are for training where none were kept from it.
+        """The documents for "train" or for "validation". If none were kept from training, all are for training.
 
         Raises:
-            ValueError: another name, or a validation that has no documents.
+            ValueError: the name is another one, or the corpus has no documents for validation.
         """
         count = len(self.documents) - 1
         first = self.statistics.get("splits", {}).get("train", count)
@@ -119,14 +119,14 @@ class Corpus:
 
 
 def write_description(folder: Path, tokenizer: PreTrainedTokenizerFast, statistics: dict[str, Any]) -> None:
-    """What stands beside the arrays."""
+    """Write the files beside the arrays."""
     (folder / "statistics.json").write_text(json.dumps(statistics, indent=1, ensure_ascii=False), encoding="utf-8")
     tokenizer.save_pretrained(folder)
 
 
 def write_images(folder: Path, images: str | Path, final: Path, shown: Mapping[str, Sequence[int]]) -> None:
-    """Where the image set of a corpus is, seen from the folder that is ``final`` in the end: within its study by the
-    way there, so that a study can be moved; elsewhere by its full path."""
+    """Write where the corpus's image set is, as seen from the folder ``final``: a relative path within its study, so
+    that a study can be moved; else an absolute path."""
     place, study = Path(images).resolve(), final.resolve().parent
     where = os.path.relpath(place, final.resolve()) if place.is_relative_to(study) else str(place)
     write_json(folder / "images.json", {"folder": where, "shown": shown})

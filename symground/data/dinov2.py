@@ -1,4 +1,4 @@
-"""A frozen DINOv2 and its preparation of images: from a file's bytes to the embeddings of patches."""
+"""A frozen DINOv2 and its image preparation: from a file's bytes to the embeddings of patches."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from symground.optional import check_device, require
 
 
 class Dinov2:
-    """The model, and how it wants its images."""
+    """The model and its image preparation."""
 
     def __init__(self, source: str, grid: int | None = None, device: str | None = None) -> None:
         """
         Args:
             source: a folder, or a name on the hub.
-            grid: rows and columns to average patches to; None leaves them.
-            device: a GPU where there is one by default.
+            grid: rows and columns to average patches to; None does not average.
+            device: by default a GPU if there is one.
 
         Raises:
-            FileNotFoundError: no such model.
-            ValueError: another kind of model, a device that there is not, or a grid that does not divide its own.
+            FileNotFoundError: the model does not exist.
+            ValueError: the model is of another kind, the device is not available, or the grid does not divide the
+                model's.
         """
         transformers = require("transformers", "patch features")
         require("PIL.Image", "patch features")
@@ -55,13 +56,13 @@ class Dinov2:
         self.description = {"patches": self.patches, "width": self.width, "pixels": side}
 
     def prepared(self, content: bytes, max_megapixels: int = MAX_MEGAPIXELS) -> Tensor | str:
-        """[3,Y,X], or why the image cannot be read."""
+        """[3,Y,X], or the reason why the image cannot be read."""
         image = require("PIL.Image", "patch features")
         try:
             with open_picture(io.BytesIO(content), max_megapixels) as opened:
                 pixels: Tensor = self._prepare(np.asarray(opened.convert("RGB")))
                 return pixels
-        except image.UnidentifiedImageError:  # whose own words hold an address
+        except image.UnidentifiedImageError:  # its message has an address
             return "not an image of a kind that is known"
         except DAMAGE as error:
             return f"{type(error).__name__}: {error}"
@@ -80,15 +81,15 @@ class Dinov2:
 
 
 def _preparation(transformers: Any, source: str, config: Any) -> Any:
-    """uint8 [Y,X,3] → [3,Y,X], as the model's own preparation."""
+    """uint8 [Y,X,3] → [3,Y,X], by the model's own preparation."""
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(source)
-    except (OSError, ValueError):  # a model that brings none
+    except (OSError, ValueError):  # a model without one
         side = min(224, int(config.image_size)) // config.patch_size * config.patch_size
         processor = transformers.BitImageProcessorPil(
             size={"shortest_edge": side * 8 // 7}, crop_size={"height": side, "width": side}, resample=3,
             image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225],
         )  # fmt: skip
-    # By itself it takes a picture of 3 rows for its three colours.
+    # Without this, a picture of 3 rows is taken for channels first.
     told = {"input_data_format": "channels_last", "return_tensors": "pt"}
     return lambda image: processor(images=image, **told)["pixel_values"][0]

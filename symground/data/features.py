@@ -1,7 +1,7 @@
 """Patch embeddings of images by a frozen DINOv2, computed once for an image set.
 
-Images go through the model in batches; what is done is written down after each, so that an interrupted extraction goes
-on where it stopped. An image that cannot be read is set aside and named.
+Images go through the model in batches. Each finished batch is logged, so that an interrupted extraction resumes where
+it stopped. An image that cannot be read is set aside and listed by name.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ _LOG = "done.txt"
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """Which model looks at the images, and how finely."""
+    """The model, and how images are read."""
 
     model: str = "facebook/dinov2-base"
     """A DINOv2 of transformers: a folder, or a name on the hub."""
     grid: int | None = None
-    """Average patches to so many rows and columns; the model's own by default (16 for images of 224 pixels)."""
+    """Average patches to this many rows and columns; default: the model's own (16 for images of 224 pixels)."""
     batch_size: int = 32
-    """Images at once."""
+    """Images in a batch."""
     device: str | None = None
-    """Where the model runs; a GPU where there is one by default."""
+    """The device that the model runs on; default: a GPU if there is one."""
     strict: bool = False
-    """Stop at the first image that cannot be read; by default it is set aside and named."""
+    """Stop at the first image that cannot be read; by default it is set aside and listed."""
     max_megapixels: int = MAX_MEGAPIXELS
-    """Larger pictures are set aside, and named."""
+    """Larger pictures are set aside and listed."""
     limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -62,22 +62,22 @@ class FeatureSettings:
 
 
 def extract_features(paths: Sequence[str | Path], out: str | Path, settings: FeatureSettings) -> ImageSet:
-    """Make the image set ``out`` of the images under ``paths``, or load the one that is there.
+    """Make the image set ``out`` from the images under ``paths``, or load it if it exists.
 
     Args:
         paths: image files, folders of them, .zip or .tar.* archives.
-        out: the folder; until it is whole its name ends in ".partial".
-        settings: the model, and how finely images are seen. Images are prepared as the model's own
-            ``preprocessor_config.json`` says, or as DINOv2's authors do: the shorter side to 256 pixels for a model of
-            224, the middle cut out, ImageNet's mean and deviation.
+        out: the folder; until the image set is complete, its name ends in ".partial".
+        settings: the model, and how images are read. Images are prepared as the model's own
+            ``preprocessor_config.json`` says, or else as by DINOv2's authors: the shorter side to 256 pixels for a
+            model of 224, the middle cut out, normalised with ImageNet's mean and deviation.
 
     Returns:
         The image set: float16 [N,P,E], the model's last hidden states of its patches, without that of [CLS].
 
     Raises:
-        FileNotFoundError: a path, or the model, that does not exist.
-        ValueError: an image set of other images or another model; a model that is no DINOv2; a grid that does not
-            divide the model's; no image that can be read; with ``strict``, one that cannot.
+        FileNotFoundError: a path or the model does not exist.
+        ValueError: the image set has other images or another model; the model is no DINOv2; the grid does not divide
+            the model's; no image can be read; or with ``strict``, one cannot.
     """
     out = Path(out)
     left_out: LeftOut = []
@@ -116,7 +116,7 @@ def extract_features(paths: Sequence[str | Path], out: str | Path, settings: Fea
 def _extract(
     paths: Sequence[str | Path], names: Sequence[str], folder: Path, eye: Dinov2, settings: FeatureSettings
 ) -> list[dict[str, str]]:
-    """Fill the rows of the images that are left; returns those that were set aside."""
+    """Fill the rows of the remaining images; returns the images that were set aside."""
     logged = _logged(folder)
     row = sum(reason is None for _, reason in logged)
     shape = (len(names), eye.patches, eye.width)
@@ -127,7 +127,7 @@ def _extract(
         features = create(folder / "features.npy", np.float16, shape)
         (folder / _LOG).write_text("", encoding="utf-8")
         logged, row = [], 0
-    # Rows are in the order of coming; those of images that cannot be read are left over at the end.
+    # Rows are in the order of arrival. Images that cannot be read leave unused rows at the end.
     with (
         ThreadPoolExecutor() as pool,
         (folder / _LOG).open("a", encoding="utf-8") as log,
@@ -146,7 +146,7 @@ def _extract(
                 features[row : row + len(found)] = eye.patches_of(torch.stack(found))
                 features.flush()
                 row += len(found)
-            log.write("".join(lines))  # after the rows: what it names is there
+            log.write("".join(lines))  # after the rows, so that every logged image has its row
             log.flush()
             for _ in batch:
                 bar.advance()
@@ -154,7 +154,7 @@ def _extract(
 
 
 def _logged(folder: Path) -> list[tuple[str, str | None]]:
-    """(image, why it was set aside or None) of what is done; a line that was cut off is taken back."""
+    """(image, why it was set aside or None) for each finished image; an incomplete last line is removed."""
     path = folder / _LOG
     if not path.is_file():
         return []

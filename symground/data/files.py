@@ -1,4 +1,4 @@
-"""Files of one kind in folders and archives: one at a time, nothing unpacked, each once, none left out in silence."""
+"""Files of one kind in folders and archives: each is read once, without unpacking, and skipped ones are listed."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from symground.data.archives import SUFFIXES as ARCHIVES
 from symground.typed import check_types
 
 Suffix = str | tuple[str, ...]
-#: (name, why it is left out)
+#: (name, why it is not read)
 LeftOut = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a file that is read may ask for."""
+    """Limits on a file that is read."""
 
     max_file_mb: int = 1024
     """The largest file that is read, in MB, unpacked."""
     max_unpack_ratio: int = 100
-    """An archive unpacks to so many times its size at most, or to 64 MB."""
+    """An archive may unpack to this many times its size, or to 64 MB."""
     follow_links: bool = False
-    """Follow links that lead out of a folder; without it they are refused."""
+    """Follow links that lead out of a folder; otherwise they are refused."""
 
     def __post_init__(self) -> None:
         check_types(self, Limits)
@@ -37,14 +37,14 @@ class Limits:
 def file_names(
     paths: Iterable[str | Path], suffix: Suffix, limits: Limits | None = None, left_out: LeftOut | None = None
 ) -> list[str]:
-    """The names that :func:`files_in` gives, in its order; an archive is read through once, so that a damaged one is
-    found before anything is done.
+    """The names that :func:`files_in` gives, in its order. Archives are read through once, so that damage is found
+    before any work is done.
 
     Args:
-        paths, suffix, limits, left_out: as of :func:`files_in`.
+        paths, suffix, limits, left_out: as in :func:`files_in`.
 
     Raises:
-        As :func:`files_in`.
+        The errors of :func:`files_in`.
     """
     return [name for name, _ in _Walk(suffix, None, limits, left_out).files(paths)]
 
@@ -55,22 +55,23 @@ def files_in(
 ) -> Iterator[tuple[str, bytes]]:  # fmt: skip
     """(name, content) of every file with this ending; folders in sorted order, archives in their own.
 
-    Archives in a folder are read too, and their files named as if they lay unpacked beside them. A file or folder that
-    is reached twice (given twice, or by a link) counts once. What is no printable character of a name is escaped, so
-    that every name is one line of UTF-8.
+    Archives in a folder are read too; their files are named as if they lay unpacked beside them. A file or folder that
+    is reached twice (given twice, or through a link) counts once. Unprintable characters of a name are escaped, so
+    every name is one line of UTF-8.
 
     Args:
         paths: files, folders, .zip and .tar.* archives.
-        suffix: ".cha", say, or several; in lower case, and it is found in upper case too.
-        skip: so many at the beginning are left out, and not read.
+        suffix: such as ".cha", or several; in lower case, but upper case is found too.
+        skip: the number of files at the beginning that are not read.
         limits: how large files may be, and whether links are followed.
-        left_out: takes what has this ending, or may hold such files, and is not read, with the reason.
+        left_out: files with this suffix that are not read, and unread files that may contain some, are appended to it
+            with the reason.
 
     Raises:
-        FileNotFoundError: a path that does not exist.
-        ValueError: a path that is none of these; a damaged archive, or one with a member that is a link or whose name
-            leads out of it (names the member); a link that leads out of a folder, or a file above a limit (names the
-            option that raises it).
+        FileNotFoundError: a path does not exist.
+        ValueError: a path is none of these; an archive is damaged, or has a member that is a link or whose name leads
+            out of it (names the member); a link leads out of a folder, or a file is above a limit (names the option
+            that raises it).
     """
     for number, (name, content) in enumerate(_Walk(suffix, skip, limits, left_out).files(paths)):
         if number >= skip:
@@ -78,19 +79,19 @@ def files_in(
 
 
 def printable(name: str) -> str:
-    """The name as one line of UTF-8: bytes that are none, and characters without a print, are escaped."""
+    """The name as one line of UTF-8, with other bytes and unprintable characters escaped."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class _Walk:
     def __init__(self, suffix: Suffix, read_from: int | None, limits: Limits | None, left_out: LeftOut | None) -> None:
-        """Contents before the file of the number ``read_from``, or all where it is None, are not read."""
+        """Contents of files before number ``read_from`` are not read; if it is None, none are."""
         self._suffix = (suffix,) if isinstance(suffix, str) else suffix
         self._read_from, self._number = read_from, -1
         self._limits = limits or Limits()
         self._left_out = [] if left_out is None else left_out
-        self._seen: dict[tuple[int, int], str] = {}  # device and inode of files and folders → where they were met
+        self._seen: dict[tuple[int, int], str] = {}  # device and inode of files and folders → their first name
 
     def files(self, paths: Iterable[str | Path]) -> Iterator[tuple[str, bytes]]:
         for path in map(Path, _listed_paths(paths)):
@@ -112,7 +113,7 @@ class _Walk:
         return name.lower().endswith(self._suffix)
 
     def _is_packed_otherwise(self, name: str) -> bool:
-        """Whether it may hold files of the kind that is asked for, packed in a way that is not read here."""
+        """Whether it may contain files of the requested kind in a format that is not read here."""
         packed = tuple(suffix + how for suffix in self._suffix for how in PACKED)
         return name.lower().endswith((*UNKNOWN, *packed))
 
@@ -124,7 +125,7 @@ class _Walk:
         self._left_out.append((printable(name), reason))
 
     def _first(self, path: Path, name: str, what: str) -> bool:
-        """Whether it is met for the first time; else it is left out, by name."""
+        """Whether it is reached for the first time; otherwise it is listed as not read."""
         found = path.stat()
         identity = (found.st_dev, found.st_ino)
         if identity in self._seen:
@@ -134,7 +135,7 @@ class _Walk:
         return True
 
     def _listed(self, root: Path) -> list[Path]:
-        """The files under a folder that may be read, sorted; folders that links lead to come after all others."""
+        """The files under a folder that may be read, sorted; folders reached through links come last."""
         inside, found = os.path.realpath(root), list[Path]()
         folders, links = [root], list[Path]()
         while folders or links:

@@ -1,7 +1,7 @@
-"""The default corpus: seeded child-directed scenes with ENV and LAN, needing no download.
+"""The default corpus: seeded child-directed scenes with ENV and LAN. It needs no download.
 
-A scene acts on one to three objects (ENV), some talk that names no object comes between, then mother and child talk
-about what is there (LAN). Sentences come from fixed pools: slots of high entropy delay the link by a thousand steps.
+In a scene, someone acts on one to three objects (ENV). Some talk that names no object follows, then mother and child
+talk about the objects (LAN). Sentences come from fixed pools: slots of high entropy delay the link by a thousand steps.
 """
 
 from __future__ import annotations
@@ -40,38 +40,38 @@ DISTRACTOR_LAN_POOL = (
 
 @dataclass(frozen=True)
 class GeneratedSettings:
-    """Dials of the generated corpus."""
+    """Settings of the generated corpus."""
 
     scenes: int = 12_000
     """Scenes in the corpus, about 45 tokens each."""
     nouns: int = 60
     """Object nouns, the first of the study's 100."""
     zipf: float = 0.8
-    """Exponent of the nouns' frequencies; 0 makes all alike."""
+    """Exponent of the nouns' frequencies; at 0 all are equally frequent."""
     max_objects: int = 3
-    """A scene acts on 1 to this many objects."""
+    """Most objects in a scene; the number is drawn from 1 to this."""
     background: float = 0.0
     """Share of ENV utterances that add a noun which is never talked about."""
     max_distractors: int = 3
-    """Between acting and talking come 1 to this many utterances that name no object (0: none): the gap."""
+    """Most utterances without an object between acting and talking (the gap), drawn from 1 to this; 0: none."""
     gap: int | None = None
-    """Exactly so many such utterances, in the corpus and in its probes; None leaves it to max_distractors."""
+    """Exact number of such utterances, in the corpus and its probes; None uses max_distractors."""
     max_talk: int = 4
-    """A scene has 2 to this many utterances that name an object."""
+    """Most utterances that name an object in a scene; the number is drawn from 2 to this."""
     silent_scenes: float = 0.0
-    """Noise: share of scenes that nobody talks about."""
+    """Noise: share of scenes without talk."""
     talk_alone: float = 0.0
-    """Noise: share of scenes of which only the talk is there, and nothing that it is about."""
+    """Noise: share of scenes with talk only, without their objects."""
     cue: str = "env"
-    """The tier of the scene: 'lan' tells it in spoken words, the control that tells grounding from plain recall."""
+    """The tier of the scene; 'lan' tells it in spoken words, a control that separates grounding from plain recall."""
     partner: float = 0.0
-    """Chance that talk names the partner of an object, always the same other noun: co-occurrence without identity."""
+    """Chance that talk names an object's partner, always the same other noun: co-occurrence without identity."""
     synonyms: int = 1
-    """Words that each object has in speech (book, book2, …), used alike."""
+    """Words for each object in speech (book, book2, …), equally frequent."""
     homonyms: int = 1
-    """Objects that share one word in speech, that of the first of them."""
+    """Objects that share one word in speech, the word of the first."""
     category_talk: float = 0.0
-    """Chance that talk names an object by its category on the CDI (animals for elephant)."""
+    """Chance that talk names an object by its CDI category (animals for elephant)."""
     unseen: float = 0.0
     """Share of pairs of a noun and a sentence, of the scene or of the talk, that never occur."""
     repeat: float = 0.5
@@ -81,7 +81,7 @@ class GeneratedSettings:
     scenes_per_document: int = 50
     """Scenes in one document (a session of one family)."""
     seed: int = 0
-    """Same seed, same corpus."""
+    """The same seed gives the same corpus."""
 
     def __post_init__(self) -> None:
         check_types(self, GeneratedSettings)
@@ -112,18 +112,18 @@ class GeneratedSettings:
 
     @property
     def objects(self) -> tuple[str, ...]:
-        """What stands in scenes."""
+        """The nouns that occur in scenes."""
         return STUDY_NOUNS[: self.nouns]
 
     @property
     def spoken(self) -> dict[str, str]:
-        """noun → the first of the words it has in speech, where that is not itself."""
+        """noun → its first word in speech, if that is another word."""
         words = {noun: self.objects[i - i % self.homonyms] for i, noun in enumerate(self.objects)}
         return {noun: word for noun, word in words.items() if word != noun}
 
 
 class Utterance(NamedTuple):
-    """Words on one tier, and whose."""
+    """The words on one tier, and their speaker."""
 
     speaker: str
     tier: str
@@ -136,9 +136,9 @@ class Utterance(NamedTuple):
 
 
 def occurs(settings: GeneratedSettings, noun: str, sentence: str) -> bool:
-    """Whether the noun may stand in this sentence, of the scene or of the talk: see ``unseen``.
+    """Whether the noun may occur in this sentence, of the scene or of the talk: see ``unseen``.
 
-    The two sentences of one of the package's contexts go together: a noun has seen both or neither.
+    The two sentences of each of the package's contexts belong together: a noun occurs in both or in neither.
     """
     return share_of(f"{settings.seed} {noun} {_context_of().get(sentence, sentence)}") >= settings.unseen
 
@@ -151,17 +151,17 @@ def _context_of() -> dict[str, str]:
 
 
 def distractor(rng: random.Random) -> Utterance:
-    """One that names no object."""
+    """An utterance that names no object."""
     who = rng.choice(("CHI", "MOT"))
     acted = rng.random() < 0.3
     return Utterance(who, "env" if acted else "lan", rng.choice(DISTRACTOR_ENV_POOL if acted else DISTRACTOR_LAN_POOL))
 
 
 def add_scenes(builder: CorpusBuilder, settings: GeneratedSettings) -> None:
-    """Add the generated corpus to ``builder``, a document every ``scenes_per_document`` scenes.
+    """Add the generated corpus to ``builder``, a document for every ``scenes_per_document`` scenes.
 
     Raises:
-        ValueError: a builder or settings of another type.
+        ValueError: the builder or the settings have the wrong type.
     """
     check_kind(builder, CorpusBuilder, "builder")
     check_kind(settings, GeneratedSettings, "settings")
@@ -176,20 +176,20 @@ def add_scenes(builder: CorpusBuilder, settings: GeneratedSettings) -> None:
 
 
 class Family:
-    """Acts and talks by the dials. A dial at its default draws no random number, so that it changes nothing."""
+    """Acts and talks according to the settings. A setting at its default draws no random number: it changes nothing."""
 
     def __init__(self, settings: GeneratedSettings) -> None:
         self._settings, self._rng = settings, random.Random(settings.seed)
         self._nouns = settings.objects
         self._weights = [(rank + 1) ** -settings.zipf for rank in range(settings.nouns)]
-        # How readily each noun is talked about once it is there: decouples co-occurrence from plain frequency.
+        # How likely each noun is to be talked about when it is there: decouples co-occurrence from frequency.
         self._talk_rate = {noun: self._rng.uniform(0.25, 1.0) for noun in self._nouns}
         half = settings.nouns // 2
         self._partner = {noun: self._nouns[(i + half) % settings.nouns] for i, noun in enumerate(self._nouns)}
         self._category = cdi_categories()
 
     def scene(self) -> list[str]:
-        """What is done, then utterances that name no object, then what is said."""
+        """The acts, then utterances that name no object, then the talk."""
         silent, alone = self.noise()
         objects = self.objects()
         done = [] if alone else [token for noun in objects for token in self._acted(noun)]
@@ -197,7 +197,7 @@ class Family:
         return [*done, *between] if silent else [*done, *between, *self.talk(objects)]
 
     def noise(self) -> tuple[bool, bool]:
-        """Whether nobody talks about the next scene, and whether only its talk is there."""
+        """Whether the next scene has no talk, and whether it has only talk."""
         s = self._settings
         if not s.silent_scenes and not s.talk_alone:
             return False, False
@@ -205,7 +205,7 @@ class Family:
         return chance < s.silent_scenes, s.silent_scenes <= chance < s.silent_scenes + s.talk_alone
 
     def objects(self) -> list[str]:
-        """What is there."""
+        """The objects of the next scene."""
         some = self._rng.randint(1, self._settings.max_objects)
         return list(dict.fromkeys(self._rng.choices(self._nouns, self._weights, k=some)))
 
@@ -226,7 +226,7 @@ class Family:
         return sentence
 
     def talk(self, objects: list[str]) -> list[str]:
-        """What is said of them."""
+        """The talk about the objects."""
         s, rng = self._settings, self._rng
         tokens: list[str] = []
         topic = None

@@ -1,7 +1,7 @@
-"""Generated scenes with images: the objects are patches that show them, the talk is that of the generated corpus.
+"""Generated scenes with images: patches show the objects, and the talk is that of the generated corpus.
 
-An image is a grid of patches, each a vector of features as a frozen vision model might give it. A noun has one vector,
-which the patches of its object show with noise; nameless things stand around it.
+An image is a grid of patches, each a feature vector as from a frozen vision model. Each noun has one vector, which the
+patches of its object show with noise. Other patches may show things that have no name.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from symground.typed import check_types
 
 @dataclass(frozen=True)
 class GeneratedImagesSettings:
-    """Dials of the generated images."""
+    """Settings of the generated images."""
 
     grid: int = 4
-    """An image has so many rows and columns of patches."""
+    """Rows and columns of patches in an image."""
     width: int = 32
     """Features of a patch."""
     size: int = 1
-    """Patches that an object is spread over, side by side."""
+    """Adjacent patches that an object covers."""
     parts: int = 1
-    """Each patch of an object shows one of so many parts of its features in turn; 1: all of them."""
+    """Each patch of an object shows one of this many parts of its features, in turn; 1: all features."""
     noise: float = 0.5
-    """Standard deviation of the noise on every feature, whose own is 1."""
+    """Standard deviation of the noise on every feature; a feature itself has 1."""
     clutter: float = 0.5
-    """Share of the other patches that show something which has no name."""
+    """Share of the other patches that show something without a name."""
     position: float = 0.0
-    """Chance that an object stands at its noun's own place, so that the place tells what it is; else anywhere."""
+    """Chance that an object is at its noun's own place, which then tells what it is; else its place is random."""
 
     def __post_init__(self) -> None:
         check_types(self, GeneratedImagesSettings)
@@ -68,21 +68,21 @@ class GeneratedImagesSettings:
 def add_image_scenes(
     builder: CorpusBuilder, folder: str | Path, scenes: GeneratedSettings, images: GeneratedImagesSettings, probes: int
 ) -> tuple[dict[str, list[Shown]], int]:
-    """Add scenes to ``builder``, a document each: an image, then talk. Their images become an image set in ``folder``.
+    """Add scenes to ``builder``, a document each: an image, then talk. The images become an image set in ``folder``.
 
     Args:
-        builder: takes the documents.
-        folder: of the image set; it must not exist.
-        scenes: dials of what is there and what is said; ``scenes_per_document`` does not count.
-        images: dials of how it looks.
-        probes: so many images of each noun alone are made besides, for probing, where nouns stand anywhere. The i-th
-            images of all nouns differ in the noun and the noise only.
+        builder: collects the documents.
+        folder: the image set's; it must not exist.
+        scenes: settings of the objects and the talk; ``scenes_per_document`` is ignored.
+        images: settings of the images.
+        probes: this many further images of each noun alone are made for probing; their nouns have random places. The
+            i-th images of all nouns differ only in the noun and the noise.
 
     Returns:
-        noun → its images for probing, and an image that shows none of them.
+        noun → its images for probing; and the index of an image that shows no noun.
 
     Raises:
-        ValueError: objects that do not fit into an image, or a dial of the scenes that images have no use for.
+        ValueError: objects do not fit into an image, or the scenes have a setting that images cannot have.
     """
     _check(scenes, images)
     family, painter = Family(scenes), Painter(scenes.objects, images, scenes.seed)
@@ -96,7 +96,7 @@ def add_image_scenes(
         objects = family.objects()
         features[number] = painter.scene(number, [] if alone else objects)
         tokens = [*family.distractors(), *([] if silent else family.talk(objects))]
-        # An image that nobody talks about is not the image of a document: there is nothing to train on.
+        # An image without talk gets no document: there would be nothing to train on.
         builder.add([] if silent else [tokens], f"scene {number}", image=number, shown=[] if alone else objects)
     shown: dict[str, list[Shown]] = {noun: [] for noun in scenes.objects}
     number = scenes.scenes
@@ -126,7 +126,7 @@ def _check(scenes: GeneratedSettings, images: GeneratedImagesSettings) -> None:
 
 
 class Painter:
-    """What patches show of so many nouns. Every image has random numbers of its own."""
+    """The patches that show a given number of nouns. Every image has its own random numbers."""
 
     def __init__(self, nouns: Sequence[str], images: GeneratedImagesSettings, seed: int = 0) -> None:
         self._s, self._seed, self._nouns = images, seed, tuple(nouns)
@@ -138,11 +138,11 @@ class Painter:
         self._own_place = dict(zip(self._nouns, rng.integers(images.patches, size=count).tolist(), strict=True))
         at = np.stack(np.divmod(np.arange(images.patches), images.grid), 1)  # [P,2] row and column
         self._distance = ((at[:, None] - at[None]) ** 2).sum(-1)  # [P,P] squared
-        # A part is a run of features; the last is shorter where they do not divide.
+        # A part is a range of features; the last is shorter if the parts do not divide them.
         self._part = np.arange(images.width) * images.parts // images.width  # [E]
 
     def scene(self, number: int, objects: Sequence[str]) -> NDArray[np.float64]:
-        """[P,E] of these objects, where they may stand."""
+        """[P,E], an image of these objects at their places."""
         rng = np.random.default_rng((self._seed, 1, number))
         image, free = self._surroundings(rng), set(range(self._s.patches))
         for noun in objects:
@@ -154,7 +154,7 @@ class Painter:
         return image + self._s.noise * rng.standard_normal(image.shape)
 
     def probes(self, number: int) -> Iterator[tuple[NDArray[np.float64], tuple[int, ...]]]:
-        """([P,E], the patches that show it) of each noun alone at one and the same place."""
+        """([P,E], the patches that show it) for each noun alone, all at the same place."""
         rng = np.random.default_rng((self._seed, 2, number))
         empty = self._surroundings(rng)
         patches = self._around(int(rng.integers(self._s.patches)), set(range(self._s.patches)))

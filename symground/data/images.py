@@ -1,9 +1,9 @@
-"""Image sets as patch embeddings on disk, and how a sequence of ids names a patch.
+"""Image sets, which are patch embeddings on disk, and the ids of patches in a sequence.
 
-The folder of an image set holds ``features.npy`` (float16 [N,P,E]: images, patches of each in rows from the top left,
-features), ``images.txt`` (a name a line) and ``images.json`` (where they come from, what was set aside). Beyond a
-vocabulary of V words, id V + i·P + p is patch p of image i: to a model an image is P ids like others, which its
-embedding looks up here (`symground.models.architectures.image_tokens`).
+The folder of an image set has ``features.npy`` (float16 [N,P,E]: images, their patches row by row from the top left,
+features), ``images.txt`` (one name per line) and ``images.json`` (their source, and the images set aside). In a
+vocabulary of V words, id V + i·P + p is patch p of image i. To a model, an image is P ids like others; its embedding
+layer looks them up here (`symground.models.architectures.image_tokens`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Shown(NamedTuple):
     """An image that shows a noun."""
 
     image: int
-    """Its number in the image set."""
+    """Its index in the image set."""
     patches: tuple[int, ...] = ()
-    """Where the noun is; nothing where that is not known: then the whole image counts."""
+    """The patches that show the noun; empty if unknown, and then the whole image counts."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ImageSet:
     features: NDArray[np.float16]
     """[N,P,E]"""
     names: tuple[str, ...]
-    """Of the N images; none where they were generated."""
+    """The N images' names; empty if they were generated."""
     description: dict[str, Any]
 
     @staticmethod
@@ -47,7 +47,7 @@ class ImageSet:
 
         Raises:
             FileNotFoundError: the folder or one of its files is missing.
-            ValueError: its features are damaged, or fewer than its names.
+            ValueError: its features are damaged, or there are fewer than names.
         """
         folder = Path(folder)
         for name in ("features.npy", "images.txt", "images.json"):
@@ -55,7 +55,7 @@ class ImageSet:
                 raise FileNotFoundError(f"images: {folder} is not an image set: {folder / name} is missing")
         names = tuple((folder / "images.txt").read_text(encoding="utf-8").splitlines())
         try:
-            # Copy on write: torch warns of arrays that it may not write to.
+            # Copy on write, because torch warns about read-only arrays.
             features = np.load(folder / "features.npy", mmap_mode="c", allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
             raise ValueError(f"images: {folder / 'features.npy'}: damaged or cut short ({error})") from error
@@ -70,27 +70,28 @@ class ImageSet:
 
     @property
     def patches(self) -> int:
-        """P, of each image."""
+        """P, the patches of each image."""
         return int(self.features.shape[1])
 
     @property
     def width(self) -> int:
-        """E, features of each patch."""
+        """E, the features of each patch."""
         return int(self.features.shape[2])
 
     def numbers(self) -> dict[str, int]:
-        """Image → its number in the set, by the last run of digits in the file's name without leading zeros, as COCO
-        and VisDial name theirs (COCO_val2014_000000185565.jpg is 185565); by the name itself where there is none."""
+        """An image's key → its index in the set. The key is the last run of digits in the file's name without leading
+        zeros, as in COCO's and VisDial's names (COCO_val2014_000000185565.jpg is 185565), or the name if it has
+        none."""
         return {image_key(name): i for i, name in enumerate(self.names)}
 
 
 def image_key(name: str) -> str:
-    """What identifies an image across data sets that put it into folders of their own: see :meth:`ImageSet.numbers`."""
+    """The key that identifies an image across data sets with different folders: see :meth:`ImageSet.numbers`."""
     number = _NUMBER.search(Path(name).stem)
     return str(int(number[1])) if number else Path(name).name
 
 
 def patch_ids(images: int | Iterable[int], patches: int, vocabulary: int) -> NDArray[np.int64]:
-    """[P] ids of an image's patches, or [N,P] of several, beyond a vocabulary of so many ids."""
+    """[P] ids of an image's patches, or [N,P] of several images, after a vocabulary of this size."""
     each = np.asarray(images, dtype=np.int64)[..., None] * patches
     return vocabulary + each + np.arange(patches)

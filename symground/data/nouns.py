@@ -1,4 +1,4 @@
-"""Lists of nouns, and the study's rule for which of them a corpus can be probed with."""
+"""Lists of nouns, and the study's rule for the nouns with which a corpus can be probed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STUDY_NOUNS: tuple[str, ...] = tuple(
 
 
 _SENSE = re.compile(r"\s*\(.*?\)|\*")
-#: Categories of the CDI that hold nouns.
+#: Categories of the CDI that contain nouns.
 CDI_NOUNS = (
     "animals", "vehicles", "toys", "food_drink", "clothing", "body_parts", "household", "furniture_rooms", "outside",
     "places", "people",
@@ -25,24 +25,24 @@ CDI_NOUNS = (
 
 
 def cdi_categories() -> dict[str, str]:
-    """noun → its category on the MacArthur-Bates CDI, Words and Sentences (Wordbank)."""
+    """noun → its category in the MacArthur-Bates CDI, Words and Sentences (Wordbank)."""
     lines = (files("symground.data") / "resources" / "categories.tsv").read_text(encoding="utf-8").splitlines()
     of_line = (line.partition("\t") for line in lines[1:])
     return {noun: category for noun, _, category in of_line}
 
 
 def noun_list(source: str = "study", categories: Sequence[str] = ()) -> list[str]:
-    """Candidates for probing, in order, each once.
+    """Candidate nouns for probing, in order, without duplicates.
 
     Args:
         source: "study" (the study's 100), "cdi" (all nouns of the American English CDI that are one word), a CSV file
-            of items as Wordbank gives it, or any other file with a word a line.
-        categories: only nouns the CDI lists under these (animals, toys, …); all by default.
+            of items as Wordbank exports it, or any other file with one word per line.
+        categories: only nouns in these categories of the CDI (animals, toys, …); default: all.
 
     Raises:
-        FileNotFoundError: a file that does not exist.
-        ValueError: a CSV without a column of words or of categories, a category that is not there (lists those that
-            are), or no word left.
+        FileNotFoundError: the file does not exist.
+        ValueError: a CSV has no column of words or of categories, a category does not exist (lists those that do), or
+            no word is left.
     """
     if source in ("study", "cdi"):
         known = cdi_categories()
@@ -68,7 +68,7 @@ def noun_list(source: str = "study", categories: Sequence[str] = ()) -> list[str
 
 
 def _wordbank(path: Path) -> dict[str, str]:
-    """One-word nouns of a Wordbank item list → category: of "chicken (animal)" and "soda/pop" the first word."""
+    """Nouns of a Wordbank item list → category; only one-word items, shortened by :func:`first_word`."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
@@ -87,12 +87,12 @@ def _wordbank(path: Path) -> dict[str, str]:
 
 
 def word_column(columns: Sequence[str]) -> str | None:
-    """Which column of a table of Wordbank's holds the words."""
+    """The column of a Wordbank table that has the words."""
     return next((name for name in ("definition", "item_definition") if name in columns), None)
 
 
 def first_word(definition: str) -> str:
-    """Of Wordbank's "chicken (animal)" and "soda/pop" the first word."""
+    """The first word of Wordbank's "chicken (animal)" or "soda/pop"."""
     return _SENSE.sub("", definition).partition("/")[0].strip()
 
 
@@ -102,10 +102,10 @@ def noun_tokens(
     """noun → (its token in the scene, its token in speech).
 
     Args:
-        nouns: what stands in the scene.
-        spoken: noun → what it is called in speech, itself where it is not listed.
-        cue: "env"; "lan" where the scene is told in spoken words; or "image", where the first is no token but what
-            counts call an image that shows the noun.
+        nouns: the nouns in scenes.
+        spoken: noun → its word in speech; a noun that is not listed is its own word.
+        cue: "env"; "lan" if the scene is told in spoken words; or "image", for which the first is not a token but the
+            name under which images that show the noun are counted.
     """
     form = shown if cue == IMAGE else TIERS[cue][0]
     return {noun: (form(noun), lan((spoken or {}).get(noun, noun))) for noun in nouns}
@@ -115,16 +115,16 @@ def nouns_over_threshold(
     counts: Mapping[str, int], minimum: int = 100, nouns: Sequence[str] = STUDY_NOUNS,
     spoken: Mapping[str, str] | None = None, cue: str = "env",
 ) -> list[str]:  # fmt: skip
-    """The nouns that stand at least ``minimum`` times both as ENV and as LAN (the study's rule, there 100).
+    """The nouns that occur at least ``minimum`` times both as ENV and as LAN (the study's rule, with 100).
 
     Args:
-        counts: how often each token stands in the corpus.
-        minimum: occurrences, of each of the two forms.
+        counts: the count of each token in the corpus.
+        minimum: least count of each of the two forms.
         nouns: candidates, in the order of the result.
-        spoken, cue: as of :func:`noun_tokens`.
+        spoken, cue: as in :func:`noun_tokens`.
 
     Raises:
-        ValueError: fewer than two nouns pass (no mismatch could be formed); names the nouns that come closest.
+        ValueError: fewer than two nouns pass, so no mismatch can be formed; names the nouns that come closest.
     """
     check_kind(counts, Mapping, "counts")
     tokens = noun_tokens(nouns, spoken, cue)

@@ -1,4 +1,4 @@
-"""Opening pictures: what is damaged is said, and what would fill the memory is refused before it is decoded."""
+"""Opening pictures: damage is reported, and a picture that would exhaust the memory is refused before decoding."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import IO, Any
 
 from symground.optional import require
 
-#: What decoding a damaged image raises: Pillow has no error of its own for all of it.
+#: The errors of decoding a damaged image; Pillow has no single error for them.
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError)
-#: Millions of points of the largest picture that is decoded; Pillow warns from there.
+#: Megapixels of the largest picture that is decoded; Pillow warns from there on.
 MAX_MEGAPIXELS = 90
 _opening = threading.Lock()
 
 
 def open_picture(source: str | Path | IO[bytes], max_megapixels: int = MAX_MEGAPIXELS) -> Any:
-    """A picture of which the header alone is read; to be closed.
+    """A picture of which only the header has been read; the caller must close it.
 
     Raises:
-        ValueError: it has more than ``max_megapixels`` million points.
+        ValueError: it has more than ``max_megapixels`` million pixels.
         OSError, SyntaxError, EOFError: it is damaged.
     """
     image = require("PIL.Image", "images")
-    with _opening:  # Pillow's own limit, which is one for all threads, makes way for ours
+    with _opening:  # replaces Pillow's own limit, which all threads share
         before, image.MAX_IMAGE_PIXELS = image.MAX_IMAGE_PIXELS, None
         try:
             opened = image.open(source)

@@ -1,7 +1,7 @@
-"""POPE made of COCO's annotations: of every image as many objects asked for that are there as that are not.
+"""POPE from COCO's annotations: for each image, equally many questions about objects that are there and that are not.
 
-Li et al. 2023, "Evaluating Object Hallucination in Large Vision-Language Models", section 5. A model that answers from
-what usually goes together, and not from the image, says yes to the popular and the adversarial objects.
+Source: Li et al. 2023, "Evaluating Object Hallucination in Large Vision-Language Models", section 5. A model that
+answers from what usually occurs together, and not from the image, says yes to popular and adversarial objects.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from symground.typed import check_path
 
 STRATEGIES = ("random", "popular", "adversarial")
 
-# By sound: a unicycle, a ewe, a one-way sign; an hourglass, an x-ray, an SUV.
+# By sound: "a" for a unicycle, a ewe, a one-way sign; "an" for an hourglass, an x-ray, an SUV.
 _AN = re.compile(
     r"(?!eu|ew|one(?:s|\b)|once|u\b|ubi|ufo|uk|uni(?![dmn])|ura|uri|us[aeu]|ut[eio])[aeiou]"
     r"|hour|hon(?:est|o[ru])|heir|[fhlmnrsx]\b|suv\b",
@@ -36,37 +36,37 @@ def pope_questions(
     instances: str | Path, strategy: str = "random", images: int | None = 500, per_image: int = 6, seed: int = 0, *,
     least: int = 3,
 ) -> list[Question]:  # fmt: skip
-    """Questions "Is there a(n) X in the image?", yes and no by turns, of images drawn at random.
+    """Questions "Is there a(n) X in the image?" about randomly drawn images, with yes and no in turn.
 
-    The objects that are there are drawn at random, and those that are not
+    Objects that are in the image are drawn at random. Objects that are not are chosen by the strategy:
 
-    - "random": at random of all categories that the image does not show;
-    - "popular": the ones of them that most images of the file show;
-    - "adversarial": the ones that most often share an image of the file with a category that this image shows, the sum
-      over these. (The authors' code takes for each object that it asks for the one that goes with it most, and counts
-      in the images drawn.)
+    - "random": at random from all categories that the image does not show;
+    - "popular": those that most images of the file show;
+    - "adversarial": those that most often share an image of the file with the categories that this image shows, summed
+      over these. (The authors' code picks, for each object that is there, the object that occurs with it most, and
+      counts in the drawn images only.)
 
-    Ties go by name. Images and objects that are there depend on the seed alone, so the three strategies share them, and
-    fewer images are the first of more. A crowd (``iscrowd``) is there too. Plurals keep their article, as POPE's "a
-    skis" does.
+    Ties are broken by name. Images and their objects depend only on the seed, so the three strategies share them, and
+    fewer images are the first of more. A crowd (``iscrowd``) counts as an object. Plurals keep their article, as in
+    POPE's "a skis".
 
     Args:
-        instances: COCO's instances file, or another of its form in which all that an image shows is annotated; it is
-            read whole.
+        instances: COCO's instances file, or another of its form in which everything that an image shows is annotated;
+            the whole file is read into memory.
         strategy: how absent objects are chosen.
-        images: so many; None for all that can be asked about.
-        per_image: questions of each, an even number.
-        seed: of the draw.
-        least: images that show fewer categories are left out, as are those that show, or lack, fewer than the questions
+        images: the number of images; None is all that are suitable.
+        per_image: questions for each image, an even number.
+        seed: of the random draws.
+        least: images that show fewer categories are skipped, as are those that show, or lack, fewer than the questions
             need.
 
     Returns:
-        images × per_image questions, an image's together.
+        images × per_image questions, grouped by image.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: an unknown strategy, an odd number of questions, a file of another form (COCO's captions, say), or
-            fewer images than asked for (says how many there are).
+        FileNotFoundError: the file does not exist.
+        ValueError: the strategy is unknown, the number of questions is odd, the file has another form (such as COCO's
+            captions), or there are fewer images than requested (says how many there are).
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy: expected {', '.join(map(repr, STRATEGIES))}; got {strategy!r}")
@@ -84,7 +84,7 @@ def pope_questions(
             f"images: expected {images or 'any'} of {instances} that show at least {max(least, each)} of its "
             f"{len(categories)} categories and lack {each}, there are {len(fit)}"
         )
-    # Sorted, then shuffled: the order of the file does not matter.
+    # Sorted before shuffling, so that the order of the file does not matter.
     random.Random(seed).shuffle(fit)
     choose = _choice(strategy, shown)
     questions = []
@@ -103,7 +103,7 @@ def wording(noun: str) -> str:
     return f"Is there {'an' if _AN.match(noun) else 'a'} {noun} in the image?"
 
 
-#: (categories that an image shows, others by name, how many, draw) → so many of the others.
+#: (categories that an image shows, other categories by name, number, random) → this number of the others.
 _Choice = Callable[[Collection[str], list[str], int, random.Random], list[str]]
 
 
@@ -120,7 +120,7 @@ def _choice(strategy: str, shown: dict[str, set[str]]) -> _Choice:
 
 
 def _shown(path: Path) -> tuple[set[str], dict[str, set[str]]]:
-    """All categories; and of each image, by its file's name, those that it shows."""
+    """All categories; and for each image, by file name, the categories that it shows."""
     if not path.is_file():
         raise FileNotFoundError(f"instances: {path} does not exist")
     try:
@@ -136,7 +136,7 @@ def _shown(path: Path) -> tuple[set[str], dict[str, set[str]]]:
             category, image = field(annotation, "category_id", int, place), field(annotation, "image_id", int, place)
             if category not in categories:
                 raise ValueError(f"{place}.category_id: expected an id of the categories, got {category}")
-            # A file cut down to some of the images may have kept the annotations of all.
+            # A file reduced to some of the images may still have the annotations of all.
             if image in files:
                 shown[files[image]].add(categories[category])
     except ValueError as error:

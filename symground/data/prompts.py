@@ -1,7 +1,7 @@
-"""Questions about images as a vision-language model reads them: ids, which of them are what, and where patches lie.
+"""Questions about images as a vision-language model reads them: ids, the parts of the prompt, and places of patches.
 
-The processor's own ids say where the image stands; its chat template and its tokenizer's offsets say what the system
-prompt is, the question, and an answer that has begun.
+The processor's own ids show where the image is. Its chat template and its tokenizer's offsets show where the system
+prompt, the question, and the beginning of an answer are.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ from symground.optional import require
 from symground.panics import panics_named
 
 Span = tuple[int, int]
-#: What is found in a prompt, in the order in which it may stand there.
+#: The parts of a prompt, in the order in which they may occur.
 PARTS = ("system", "image", "question", "answer")
-#: Stands behind a question to find where a template puts it: what it says may stand elsewhere too.
+#: Put after a question to find its place in a template, because the question's own text may occur elsewhere too.
 _MARK = "\ufffc"
 
 
 class PatchMap(NamedTuple):
-    """Patches of an image that lie in a grid over a part of it."""
+    """Patches that form a grid over a part of an image."""
 
     places: NDArray[np.int64]
-    """[h,w] which of the image's tokens each is, from 0."""
+    """[h,w], the index of each patch among the image's tokens."""
     box: tuple[float, float, float, float]
-    """What of the picture they cover: left, upper, right, lower, in shares of its width and height."""
+    """The part of the picture that they cover: left, upper, right, lower, as shares of its width and height."""
 
 
 class Prompt(NamedTuple):
-    """A question about an image, T tokens, ready to be answered."""
+    """A question about an image as T tokens, ready to be answered."""
 
     ids: tuple[int, ...]
     spans: Mapping[str, tuple[int, ...]]
-    """Name of a part → the positions of its tokens; what a template adds between them is in none."""
+    """Name of a part → the positions of its tokens; tokens that a template adds between parts are in none."""
     answer: int | None
-    """The first token of the answer that was given."""
+    """The first token of the given answer."""
     maps: tuple[PatchMap, ...]
-    """Where the image's tokens lie; several where a model reads it at several scales, none where that is not known."""
+    """Where the image's tokens are: several maps if a model reads it at several scales, none if unknown."""
 
 
 def read_image(path: str | Path, max_megapixels: int = MAX_MEGAPIXELS) -> Any:
-    """A picture, RGB, as a camera held upright.
+    """A picture in RGB, rotated upright as its metadata say.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it cannot be read, or has more than ``max_megapixels`` million points (names the file).
+        FileNotFoundError: the file does not exist.
+        ValueError: it cannot be read, or has more than ``max_megapixels`` million pixels (names the file).
     """
     operations = require("PIL.ImageOps", "images")
     if not Path(path).is_file():
@@ -66,13 +66,13 @@ def read_image(path: str | Path, max_megapixels: int = MAX_MEGAPIXELS) -> Any:
 
 
 def processed(processor: Any, image: Any, text: str) -> dict[str, Tensor]:
-    """What the processor makes of one picture and one text; tensors of one row."""
+    """The processor's result for one picture and one text: tensors with one row."""
     found = processor(images=[image], text=[text], return_tensors="pt", **_special(processor, text))
     return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
 def _special(processor: Any, text: str) -> dict[str, bool]:
-    """How a text is encoded that may begin as its template has it: with what a tokenizer would put before it again."""
+    """Options to encode a text that may already begin with the special tokens that the tokenizer would add."""
     opens = getattr(processor.tokenizer, "bos_token", None)
     return {"add_special_tokens": False} if opens and text.startswith(opens) else {}
 
@@ -80,17 +80,17 @@ def _special(processor: Any, text: str) -> dict[str, bool]:
 def prompt_text(
     processor: Any, question: str, system: str | None = None, said: str | None = None, answer: str | None = None
 ) -> str:
-    """The prompt as the processor's chat template writes it, up to where an answer begins, or with its beginning.
+    """The prompt from the processor's chat template, up to the answer, or with the beginning of the answer.
 
     Args:
         processor: of a vision-language model.
         question: about the image.
-        system: what stands before all.
-        said: how the answer begins; the prompt goes on from there.
+        system: the system prompt, at the beginning.
+        said: the beginning of the answer, which the model continues.
         answer: a whole answer, after which the turn ends.
 
     Raises:
-        ValueError: a processor without a chat template.
+        ValueError: the processor has no chat template.
     """
     templates = [getattr(x, "chat_template", None) for x in (processor, processor.tokenizer)]
     if templates == [None, None]:
@@ -127,16 +127,17 @@ def read_prompt(
     """Encode a question about one picture.
 
     Args:
-        processor: a vision-language model's, with a chat template and a fast tokenizer.
+        processor: of a vision-language model, with a chat template and a fast tokenizer.
         image: a PIL image.
-        question: about it.
-        system: a system prompt; None leaves it to the template.
-        said: the beginning of an answer, which the prompt ends with.
-        answer: the answer that is expected; its first token is found.
+        question: about the image.
+        system: a system prompt; None uses the template's.
+        said: the beginning of an answer, with which the prompt ends.
+        answer: the expected answer, whose first token is found.
 
     Raises:
-        ValueError: a processor whose ids cannot be told apart: no chat template, or one that changes what is said; no
-            fast tokenizer; no or several image tokens; a tokenizer that joins the answer with what stands before it.
+        ValueError: the parts of the processor's ids cannot be found: it has no chat template, or one that changes the
+            texts; no fast tokenizer; no image token or several; or a tokenizer that joins the answer to the text before
+            it.
     """
     text = prompt_text(processor, question, system, said)
     short, offsets = _tokens(processor, text)
@@ -157,7 +158,7 @@ def read_prompt(
         raise ValueError(f"processor: {type(processor).__name__} leaves no token of the image (id {wanted}) in the ids")
 
     def positions(first: int, last: int) -> tuple[int, ...]:
-        """Of the characters [first, last) of the text."""
+        """The positions of the tokens of characters [first, last) of the text."""
         shift = len(ids) - len(short)
         found = [i for i, (a, b) in enumerate(offsets) if a < last and b > first and b > a and i != at[0]]
         return tuple(i + shift if i > at[0] else i for i in found)
@@ -167,9 +168,9 @@ def read_prompt(
         raise ValueError(f"processor: its chat template does not keep the question {question!r} as it is")
     spans = {"image": patches, "question": positions(asked, asked + len(question))}
     begins = min(patches[0], *spans["question"])
-    spans["system"] = tuple(range(begins))  # with whatever opens the text: many models rest their attention there
+    spans["system"] = tuple(range(begins))  # with any opening token, on which many models rest their attention
     if said is not None:
-        kept = said if text.endswith(said) else said.rstrip()  # many templates cut off what is blank at the end
+        kept = said if text.endswith(said) else said.rstrip()  # many templates strip trailing blanks
         if not text.endswith(kept):
             raise ValueError(f"processor: its chat template does not keep the beginning {said!r} of an answer as it is")
         spans["answer"] = positions(len(text) - len(kept), len(text))
@@ -179,7 +180,7 @@ def read_prompt(
 
 
 def _tokens(processor: Any, text: str) -> tuple[list[int], list[Span]]:
-    """Ids and offsets, without what closes a text."""
+    """Ids and offsets, without tokens that close the text."""
     tokenizer = processor.tokenizer
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"processor: expected a fast tokenizer, got {type(tokenizer).__name__}")
@@ -210,7 +211,7 @@ def _first_token(
 
 
 def patch_maps(processor: Any, image: Any, made: Mapping[str, Tensor], count: int) -> tuple[PatchMap, ...]:
-    """Where the ``count`` tokens of an image lie in it; none where the processor has a form that is not known here."""
+    """Where the ``count`` tokens of an image are in it; none if the processor has an unknown form."""
     whole = (0.0, 0.0, 1.0, 1.0)
     if "image_grid_thw" in made:  # Qwen-VL: merged patches of the whole picture
         merge = int(getattr(processor.image_processor, "merge_size", 1))
@@ -233,12 +234,12 @@ def patch_maps(processor: Any, image: Any, made: Mapping[str, Tensor], count: in
     side = math.isqrt(tokens or 0) if patch is None else pixels.shape[-1] // patch
     size = (image.height, image.width)
     best = select_best_resolution(size, processor.image_processor.image_grid_pinpoints)
-    # How much of the padding goes is a matter of rounding, and the processor's own.
+    # The amount of padding removed depends on the processor's own rounding.
     unpadded, h = processor._get_unpadded_features(*size, side, side, *(n // pixels.shape[-1] for n in best))
     if count != side * side + unpadded + h:
         return ()
     once = _grid(0, side, side, whole)
-    if not unpadded:  # so long and thin that its tiles are all padding
+    if not unpadded:  # so long and thin that all its tiles are padding
         return (once,)
     w = unpadded // h
     return once, _grid(side * side, h, w, whole, row=w + 1)
@@ -249,7 +250,7 @@ def _grid(first: int, h: int, w: int, box: tuple[float, float, float, float], ro
 
 
 def _cut(image_processor: Any, image: Any) -> tuple[float, float, float, float]:
-    """What a model sees of a picture that is padded to a square, resized and cut to its middle, where it is."""
+    """The part of a picture that a model sees after padding to a square, resizing and cropping, as shares."""
 
     def length(name: str, side: str) -> float | None:
         size = getattr(image_processor, name, None)
@@ -273,12 +274,12 @@ def _cut(image_processor: Any, image: Any) -> tuple[float, float, float, float]:
 
 
 def on_image(maps: tuple[PatchMap, ...], values: Tensor | NDArray[Any], height: int, width: int) -> NDArray[np.float64]:
-    """[height,width] what each point of a picture gets of the ``values`` [patches]: each patch's, spread over its area.
+    """[height,width], the ``values`` [patches] on a picture's pixels: each patch's value is spread over its area.
 
-    The sum stays what it is, but for patches of what was put around the picture.
+    The sum is preserved, except for patches of the padding around the picture.
 
     Raises:
-        ValueError: no maps.
+        ValueError: there are no maps.
     """
     if not maps:
         raise ValueError("maps: where this model's image tokens lie in the picture is not known")
@@ -291,7 +292,7 @@ def on_image(maps: tuple[PatchMap, ...], values: Tensor | NDArray[Any], height: 
 
 
 def _shares(points: int, patches: int, first: float, last: float) -> NDArray[np.float64]:
-    """[points,patches] how much of each of the patches, which lie between two ends, each of the points takes."""
+    """[points,patches], the share of each patch, between two ends, that each pixel gets."""
     edges, ends = np.linspace(0, 1, points + 1), np.linspace(first, last, patches + 1)
     common = np.minimum(edges[1:, None], ends[1:]) - np.maximum(edges[:-1, None], ends[:-1])
     taken: NDArray[np.float64] = common.clip(0) * patches / (last - first)

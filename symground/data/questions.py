@@ -1,7 +1,7 @@
-"""Questions about images with the answer expected: POPE's files, and any rows of image, question and answer.
+"""Questions about images with their expected answers: POPE's files, or any rows of image, question and answer.
 
-POPE's form is that of Li et al. 2023, "Evaluating Object Hallucination in Large Vision-Language Models": a JSON object
-a line with question_id, image, text ("Is there a dog in the image?") and label ("yes", "no").
+POPE's form is that of Li et al. 2023, "Evaluating Object Hallucination in Large Vision-Language Models": one JSON
+object per line with question_id, image, text ("Is there a dog in the image?") and label ("yes", "no").
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from symground.data.json_input import parse_json
 from symground.folders import replacing
 from symground.typed import check_kind, check_path
 
-# What stands behind the question, as "Answer in one word." does in files made for one model, does not matter.
+# Text after the question does not matter, such as "Answer in one word." in files made for one model.
 _WORDING = re.compile(r"\s*is there an? (.+?) in the image\?", re.IGNORECASE)
 
 
@@ -27,18 +27,18 @@ class Question:
     """A question about an image.
 
     Raises:
-        ValueError: a field without text, or an answer that is not as it would be read from a file.
+        ValueError: a field is not text or is empty, or the answer is not in the form in which a file would give it.
     """
 
     image: str
     """File name or path."""
     text: str
     answer: str
-    """In lower case where it is "yes" or "no"; other words as they are."""
+    """In lower case if it is "yes" or "no"; otherwise unchanged."""
     about: str | None = None
-    """The object asked for; None where that is unknown."""
+    """The object in question; None if unknown."""
     kind: str = ""
-    """How the object was chosen: POPE's "random", "popular", "adversarial"; or whatever groups the questions."""
+    """How the object was chosen (POPE's "random", "popular", "adversarial"), or another group of questions."""
 
     def __post_init__(self) -> None:
         named = {"image": self.image, "text": self.text, "answer": self.answer}
@@ -52,22 +52,22 @@ class Question:
 
 
 def read_questions(path: str | Path, images: str | Path | None = None, *, anywhere: bool = False) -> list[Question]:
-    """The questions of a file: JSON lines, as POPE's of COCO, or a JSON list, as POPE's of A-OKVQA and GQA.
+    """The questions of a file: JSON lines, as in POPE's for COCO, or a JSON list, as in POPE's for A-OKVQA and GQA.
 
-    A row has image; text or question; label or answer; and may have object or about, and kind or category: of two that
-    mean the same the first is read. Without either of object and about, ``about`` is the X of "Is there a(n) X in the
-    image?" where the text begins so.
+    A row has image; text or question; label or answer; and may have object or about, and kind or category. If it has
+    both names of a field, the first is read. If it has neither object nor about, ``about`` is the X of "Is there a(n) X
+    in the image?" if the text begins so.
 
     Args:
         path: of the file.
-        images: the folder that the images are in. Without it an image that lies beside the file, under its relative
-            name, gets that path, and the others keep their names.
+        images: the folder of the images. Without it, an image found beside the file under its relative name gets that
+            path, and the others keep their names.
         anywhere: allow images whose names lead out of the folder (../).
 
     Raises:
-        FileNotFoundError: no such file or folder, or images that are not in the folder (says how many).
-        ValueError: a row without a field, or with one of another form (names the file and the line, or the entry of a
-            list), an image whose name leads out of the folder, or no rows at all.
+        FileNotFoundError: the file or the folder does not exist, or images are not in the folder (says how many).
+        ValueError: a row lacks a field or has one of another form (names the file and the line, or the entry of a
+            list), an image's name leads out of the folder, or there are no rows.
     """
     path = check_path(path, "path")
     if not path.is_file():
@@ -89,11 +89,11 @@ def read_questions(path: str | Path, images: str | Path | None = None, *, anywhe
 
 
 def write_questions(path: str | Path, questions: Iterable[Question]) -> None:
-    """Write POPE's JSON lines, with "object" and "category" beside its own fields: :func:`read_questions` gives equal
-    questions, but for images found beside the file. They are numbered from 1, as POPE's are.
+    """Write POPE's JSON lines, with "object" and "category" in addition to its own fields, numbered from 1 as in POPE.
+    :func:`read_questions` gives equal questions, except for images found beside the file.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no questions.
     """
     path = check_path(path, "path")
     questions = list(questions)
@@ -114,7 +114,7 @@ def write_questions(path: str | Path, questions: Iterable[Question]) -> None:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place to name in an error, row)."""
+    """(place for an error message, row)."""
     try:
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -126,7 +126,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
             raise ValueError(f"path: {path}: {error}") from None
         yield from ((f"entry {number}", row) for number, row in enumerate(listed, 1))
         return
-    # Not splitlines: JSON's strings may hold what Unicode calls a line's end.
+    # Not splitlines, which also splits at line ends of Unicode that may occur within a JSON string.
     for number, line in enumerate(content.split("\n"), 1):
         if line.strip():
             try:
@@ -153,7 +153,7 @@ def _question(row: Any) -> Question:
 
 
 def _field(row: dict[str, Any], *names: str, optional: bool = False) -> str:
-    """The first of these fields that the row has; "" where it has none, or a null, and may."""
+    """The first of these fields that the row has; "" if it has none, or a null, and ``optional``."""
     name = next((name for name in names if name in row), None)
     value = None if name is None else row[name]
     if value is None and optional:
@@ -172,14 +172,14 @@ def _as_answer(answer: str) -> str:
 
 def _beside(path: Path, names: Iterable[str]) -> dict[str, str]:
     paths = {name: name if os.path.isabs(name) else str(path.parent / name) for name in names}
-    # os.path.isfile also says no to what can be no name at all.
+    # os.path.isfile is also False for names that cannot be paths at all.
     return {name: candidate if os.path.isfile(candidate) else name for name, candidate in paths.items()}
 
 
 def _inside(folder: Path, names: Iterable[str]) -> dict[str, str]:
     if not folder.is_dir():
         raise FileNotFoundError(f"images: expected a folder, {folder} is none")
-    # A path from the root led to where the images once were.
+    # An absolute path is where the image was when the file was written.
     paths = {name: str(folder / (Path(name).name if os.path.isabs(name) else name)) for name in names}
     missing = [name for name, candidate in paths.items() if not os.path.isfile(candidate)]
     if missing:

@@ -1,4 +1,4 @@
-"""Which rows a step trains on: a function of the seed and the step alone, so that resuming needs no state."""
+"""The rows on which a step trains: they depend only on the seed and the step, so resuming needs no state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class RowSampler:
-    """Rows that start where an utterance or a scene starts and end with the row or the document."""
+    """Draws rows that begin where an utterance or a scene begins, and end at the row's length or the document's end."""
 
     tokens: NDArray[np.int32]
     documents: NDArray[np.int64]
@@ -26,11 +26,11 @@ class RowSampler:
     seed: int
     padding: int
     prefix: int = 0
-    """Tokens that every document begins with and every row too: an image. They are no targets."""
+    """Tokens with which every document and every row begins: an image. They are no targets."""
 
     @staticmethod
     def of(corpus: Corpus, batch_size: int, length: int, seed: int) -> RowSampler:
-        """Of a corpus, padded as its tokenizer pads."""
+        """A sampler of a corpus, with its tokenizer's padding."""
         padding = corpus.tokenizer.pad_token_id
         return RowSampler(
             corpus.tokens, corpus.documents, corpus.starts, batch_size, length, seed, padding, corpus.prefix
@@ -39,7 +39,7 @@ class RowSampler:
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """(input_ids, targets), both [batch_size, length] int64, of this step.
 
-        Targets are the next tokens; -100 past the document's end, where the inputs are padding.
+        Targets are the next tokens; -100 after the document's end, where the inputs are padding.
         """
         rng = np.random.default_rng((self.seed, step))
         starts = self.starts[rng.integers(len(self.starts), size=self.batch_size)]
@@ -53,6 +53,6 @@ class RowSampler:
             inputs[row, : self.prefix] = self.tokens[begin : begin + self.prefix]
             inputs[row, self.prefix : self.prefix + min(len(text), room)] = text[:room]
             targets[row, self.prefix : self.prefix + len(text) - 1] = text[1:]
-            if self.prefix:  # the last patch is where the first word is due
+            if self.prefix:  # the first word is predicted at the last patch
                 targets[row, self.prefix - 1] = text[0]
         return torch.from_numpy(inputs), torch.from_numpy(targets)

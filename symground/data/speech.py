@@ -1,10 +1,10 @@
-"""The words that a CHAT main tier says: what becomes of each of CHAT's codes and marks.
+"""The spoken words of a CHAT main tier, after interpreting each of CHAT's codes and marks.
 
-After the CHAT manual (https://talkbank.org/0info/manuals/CHAT.html), chapters on words, utterances, scoped symbols and
-CA. ``docs/chat.md`` lists every mark with an example, and a test reads that list.
+Source: the CHAT manual (https://talkbank.org/0info/manuals/CHAT.html), chapters on words, utterances, scoped symbols
+and CA. ``docs/chat.md`` lists every mark with an example, and a test reads that list.
 
-Three steps: time bullets and the marks that stand within words go; codes in brackets act on what stands before them;
-what is left of each item is its words. Which kinds of items are speech is decided in :func:`_said` alone.
+There are three steps: time bullets and marks within words are removed; codes in brackets act on the items before them;
+the words of each remaining item are read. Only :func:`_said` decides which kinds of items are speech.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from symground.data.words import UNKNOWN, normalized, words_in
 
-#: Prosody, overlap and other marks of CHAT's CA style that may stand within a word, which they do not divide.
+#: Prosody, overlap and other marks of CHAT's CA style; they may occur within a word and do not divide it.
 _WITHIN = (
     "\u2191\u2193"  # ↑ ↓ shift to high, to low pitch
     "\u21d7\u2197\u2192\u2198\u21d8"  # ⇗ ↗ → ↘ ⇘ contours
@@ -33,27 +33,27 @@ _WITHIN = (
     "\u2039\u203a\u3014\u3015"  # ‹ › 〔 〕 phonological groups, sign groups
 )
 _TABLE: dict[int, str | None] = dict.fromkeys(map(ord, _WITHIN))
-_TABLE |= {code: None for code in range(32) if chr(code) not in "\t\n\r\x15"}  # underlining, and others without a print
-#: An overlap's number (⌈2); Ϋ and Ἡ, which mark yawning and laughing where they are no letters of a Greek word.
+_TABLE |= {code: None for code in range(32) if chr(code) not in "\t\n\r\x15"}  # underlining, and other unprintable ones
+#: An overlap's number (⌈2); Ϋ and Ἡ, which mark yawning and laughing unless they are letters of a Greek word.
 _NUMBERED = re.compile("(?<=[\u2308\u2309\u230a\u230b])[2-9]")
 _GREEK = "\u0370-\u03ff\u1f00-\u1fff"
 _LETTER_MARKS = re.compile(f"(?<![{_GREEK}])[\u03ab\u1f29]+(?![{_GREEK}])")
-#: ↫r-r-r↫rabbit: a repeated segment between two of them.
+#: ↫r-r-r↫rabbit: a repeated segment between two of these marks.
 _REPEATED = re.compile("\u21ab[^\\s\u21ab]*\u21ab|\u21ab")
-#: (be)cause, o:h, ka^lo: what was not said, lengthening, a pause between syllables.
+#: (be)cause, o:h, ka^lo: an omitted part, lengthening, a pause between syllables.
 _INSIDE = dict.fromkeys(map(ord, "():^"))
 _BULLET = re.compile(r'[\x15•](?:%\w+:"[^"\x15]*")?[\d_.\-]+[\x15•]?|\x15[^\x15\s<>\[\]]*\x15|[\x15•]')
 #: (.) (..) (1.5) (2:30.5)
 _PAUSE = re.compile(r"\([\d.:]+\)")
-#: Where +< is the linker that opens an utterance, < opens no group.
+#: In the linker +<, which may begin an utterance, < begins no group.
 _PIECE = re.compile(r"(?<![^\s<])\+<|\[[^\[\]]*\]|[\[\]<>]|[^\s\[\]<>]+")
 _RETRACED = frozenset(("/", "//", "///", "/?", "/-", "e"))
-#: Unintelligible speech, speech transcribed on a %pho tier alone, speech that was not transcribed; xx and yy are older.
+#: Unintelligible speech, speech transcribed on a %pho tier only, untranscribed speech; xx and yy are older forms.
 UNINTELLIGIBLE = frozenset(("xxx", "yyy", "www", "xx", "yy"))
-#: Fillers, fragments and events (&-uh, &+fr, &=laughs); 0, an utterance without speech, and 0word, a word left out;
-#: pauses of the older manuals (#long). Punctuation may stand before them.
+#: Fillers, fragments and events (&-uh, &+fr, &=laughs); 0, an utterance without speech, and 0word, an omitted word;
+#: pauses of older manuals (#long). Punctuation may precede them.
 _NOT_SAID = re.compile(r"[^\w&#]*(?:[&#]|0+(?!\d))")
-#: What follows a word without a space: its special form or part of speech, or an event.
+#: What may follow a word without a space: its special form or part of speech, or an event.
 _FORM = re.compile(r"[@$].*|&[-=+~*{}].*")
 _LETTER = re.compile(r"\w")
 
@@ -61,11 +61,11 @@ _Item = list[str]
 
 
 class Unpaired(ValueError):  # noqa: N818 - what is wrong with the line
-    """A bracket without its other half."""
+    """An unpaired bracket."""
 
 
 def unmarked(text: str) -> str:
-    """The text without time bullets and without the marks of CA style, which do not divide the word they stand in."""
+    """The text without time bullets, and without the marks of CA style, which do not divide words."""
     if "\x15" in text or "•" in text:
         text = _BULLET.sub(" ", text)
     if not text.isascii():
@@ -75,29 +75,29 @@ def unmarked(text: str) -> str:
 
 
 def spoken(text: str) -> list[str]:
-    """The words of a main tier, what stands after its colon; unintelligible ones are [UNK].
+    """The words of a main tier's text, after its colon; unintelligible ones are [UNK].
 
-    The time this takes is linear in the length of the text.
+    This takes time linear in the length of the text.
 
     Raises:
-        Unpaired: a bracket without its other half, so that code cannot be told from speech (says which).
+        Unpaired: a bracket is unpaired, so that codes cannot be told from speech (says which).
     """
     items = _items(_PAUSE.sub(" ", unmarked(text)))
     return [UNKNOWN if word in UNINTELLIGIBLE else word for item in items for part in item for word in _said(part)]
 
 
 def form_of(part: str) -> str | None:
-    """The word of one item between spaces, where it is exactly one."""
+    """The word of one item between spaces, if it has exactly one."""
     words = list(_said(unmarked(part)))
     return words[0] if len(words) == 1 else None
 
 
 def _items(text: str) -> list[_Item]:
-    """The groups <…> and single items of a line, after the codes that drop or replace the one before them."""
+    """The groups <…> and single items of a line, after applying the codes that drop or replace the item before them."""
     if not any(bracket in text for bracket in "[]<>"):
         return [[part] for part in text.split()]
     groups: list[list[_Item]] = [[]]
-    nested = 0  # brackets within brackets: all of it is code
+    nested = 0  # depth of brackets within brackets, which are all code
     for piece in _PIECE.findall(text):
         if nested or piece in ("[", "]"):
             nested += {"[": 1, "]": -1}.get(piece, 0)
@@ -112,7 +112,7 @@ def _items(text: str) -> list[_Item]:
             groups[-1].append([part for item in inner for part in item])
         elif piece[0] == "[":
             _apply(piece[1:-1], groups[-1])
-        elif _LETTER.search(piece):  # codes act on words, not on punctuation between
+        elif _LETTER.search(piece):  # codes act on words, not on punctuation in between
             groups[-1].append([piece])
     if nested or len(groups) > 1:
         raise Unpaired(f"{'[' if nested else '<'} stands without {']' if nested else '>'} after it")
@@ -120,7 +120,7 @@ def _items(text: str) -> list[_Item]:
 
 
 def _apply(code: str, items: list[_Item]) -> None:
-    """What a code in brackets does to the item before it."""
+    """Apply a code in brackets to the item before it."""
     replacement = code[1:].split() if code.startswith(":") and not code.startswith("::") else []
     if items and (replacement or code.strip() in _RETRACED):
         items[-1] = replacement

@@ -1,4 +1,4 @@
-"""Which documents are kept from training: a matter of their names, so that neither order nor others change it."""
+"""The choice of documents kept from training. It depends on names only, not on the order or on other documents."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import hashlib
 
 
 def share_of(name: str) -> float:
-    """A number from 0 to below 1 that depends on the name alone; names below the wanted share are kept apart."""
+    """A number from 0 to below 1 that depends only on the name; below the validation share it is kept from training."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big") / 2**32

@@ -1,7 +1,7 @@
-"""Stand-ins for the images of dialogues: patches that show what the caption names, where no photographs are at hand.
+"""Stand-ins for the images of dialogues: patches that show what the caption names, for use without the photographs.
 
-What they keep of the real thing is the form: a grid of patch embeddings in the caption's place, none of them a word.
-What they lack is all that a photograph shows beside its nouns, and all doubt about what it shows.
+Like the real ones, they are a grid of patch embeddings in the caption's place, and none of them is a word. Unlike
+photographs, they show nothing but the caption's nouns, and there is no doubt about what they show.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ def stand_in_images(
     paths: Sequence[str | Path], out: str | Path, nouns: Sequence[str], dialogs: DialogSettings,
     settings: GeneratedImagesSettings,
 ) -> ImageSet:  # fmt: skip
-    """Make the image set ``out`` with an image for each dialogue, in which the nouns of its caption stand.
+    """Make the image set ``out`` with an image for each dialogue that shows the nouns of its caption.
 
     Args:
-        paths: of dialogues, as for :func:`symground.data.add_dialogues`.
-        out: the folder; an image set that is there is loaded, and made again by removing it.
-        nouns: what can be shown. Of a caption with more of them than an image has room for, the first are.
-        dialogs: where captions come from, and whether case counts.
-        settings: how an image looks.
+        paths: of dialogues, as in :func:`symground.data.add_dialogues`.
+        out: the folder; an image set that exists is loaded (remove it to make it again).
+        nouns: the nouns that can be shown. If a caption has more of them than fit into an image, the first are shown.
+        dialogs: the source of captions, and whether case matters.
+        settings: of the images.
 
     Returns:
         The image set: float16 [N,P,E].
 
     Raises:
-        FileNotFoundError: a path that does not exist.
-        ValueError: no dialogue with an image's name under ``paths``, or no noun.
+        FileNotFoundError: a path does not exist.
+        ValueError: no dialogue under ``paths`` names its image, or there is no noun.
     """
     out = Path(out)
     if out.is_dir():
@@ -58,7 +58,7 @@ def stand_in_images(
         raise ValueError(f"paths: no dialogue that names its image in {', '.join(map(str, paths))}")
     painter = Painter(nouns, settings)
     partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a making that was cut off
+    shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted run
     partial.mkdir(parents=True)
     features = create(partial / "features.npy", np.float16, (len(shown), settings.patches, settings.width))
     for number, of_image in enumerate(shown.values()):

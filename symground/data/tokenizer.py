@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def word_level_tokenizer(counts: Mapping[str, int], min_count: int = 1) -> PreTrainedTokenizerFast:
-    """One id per token that stands ``min_count`` times or more, most frequent first; [UNK] is 0 and [PAD] is 1.
+    """One id for each token that occurs at least ``min_count`` times, most frequent first; [UNK] is 0 and [PAD] is 1.
 
     Ties are broken by the token's text, so that the same counts give the same ids. Text is split at white space.
     """

@@ -1,6 +1,6 @@
-"""Visual Dialog: the caption's words, or the image's patches, are ENV, the turns LAN.
+"""Visual Dialog: the caption's words, or the image's patches, are ENV; the turns are LAN.
 
-Two forms of file are read: VisDial's own v1.0 (questions and answers by index into pools), with its captions inside or
+Two forms of file are read: VisDial's own v1.0 (questions and answers are indices into pools), with captions inside or
 in a COCO captions file; and a plain list of dialogues, each the caption followed by ten "question? answer".
 """
 
@@ -22,7 +22,7 @@ from symground.data.words import env_tokens, lan_tokens, speaker, words_in
 from symground.progress import progress
 from symground.typed import check_kind, check_types
 
-#: Who speaks: the caption, who asks, who answers.
+#: The speakers: of the caption, of questions, of answers.
 CAPTION, QUESTION, ANSWER = "CAP", "QUE", "ANS"
 
 
@@ -31,13 +31,13 @@ class DialogSettings:
     """How dialogues become sequences."""
 
     captions: str | None = None
-    """COCO captions JSON, for dialogues without a caption of their own; of several the first by id is taken."""
+    """COCO captions JSON, for dialogues without their own caption; of an image's captions, the first by id is used."""
     rounds: int | None = None
-    """At most so many question-answer turns of each dialogue."""
+    """Most question-answer turns of a dialogue that are used."""
     images: str | None = None
-    """Image set (symground features) whose patches stand in the caption's place; without it captions are ENV."""
+    """Image set (symground features) whose patches replace the caption; without it captions are ENV."""
     fold_case: bool = True
-    """Make all words lower-case, as VisDial's are."""
+    """Make all words lower-case, as in VisDial."""
 
     def __post_init__(self) -> None:
         check_types(self, DialogSettings)
@@ -53,7 +53,7 @@ class Dialogue(NamedTuple):
     turns: tuple[tuple[str, str], ...]
 
     def segments(self, settings: DialogSettings) -> list[list[str]]:
-        """The caption, where no image stands in its place, then each question with its answer."""
+        """The caption, unless an image replaces it, then each question with its answer."""
         fold = str.lower if settings.fold_case else str
         found = [] if settings.images else [[speaker(CAPTION), *env_tokens(fold(self.caption))]]
         for question, answer in self.turns[: settings.rounds]:
@@ -68,22 +68,23 @@ def add_dialogues(
 ) -> None:  # fmt: skip
     """Add every dialogue of the JSON files under ``paths`` (files, folders, archives), a document each.
 
-    A dialogue without a field or with one of another type, or a file of another form, is set aside and named with the
-    place and the reason in ``builder.statistics["visdial"]``; a file that is reached twice is read once; a dialogue
-    whose image is not in the image set is counted there. Each file is read whole.
+    A dialogue that lacks a field or has one of another type, or a file of another form, is set aside and listed with
+    its place and the reason in ``builder.statistics["visdial"]``. Dialogues whose image is not in the image set are
+    counted there. A file that is reached twice is read once. Each file is read whole.
 
     Args:
-        builder: takes the documents, named FILE#NUMBER.
+        builder: collects the documents, named FILE#NUMBER.
         paths: of JSON files.
         settings: how dialogues become sequences.
         validation: the share of dialogues kept from training, chosen by their images.
-        strict: raise for the first that cannot be read instead.
-        nouns: an image shows those of them that its caption names.
+        strict: raise for the first dialogue that cannot be read, instead of setting it aside.
+        nouns: an image shows those of these nouns that its caption names.
         limits: how large files may be, and whether links are followed.
 
     Raises:
-        FileNotFoundError: a path that does not exist, or no image set where one is named.
-        ValueError: a path of another kind, no dialogue in any of them; with ``strict``, one that cannot be read.
+        FileNotFoundError: a path or the image set does not exist.
+        ValueError: a path is of another kind, there is no dialogue in any of them, or with ``strict``, one cannot be
+            read.
     """
     check_kind(builder, CorpusBuilder, "builder")
     check_kind(settings, DialogSettings, "settings")
@@ -121,7 +122,7 @@ def add_dialogues(
                     counts["dialogues_set_aside"] += 1
                     set_aside(f"{name}#{number}", str(error))
                     continue
-                # By the image, whatever its file is called here: one of training shows in no dialogue kept from it.
+                # By the image's key, not its file's name, so that no image of training is in a dialogue for validation.
                 key = image_key(dialogue.image) if dialogue.image else f"{name}#{number}"
                 held = share_of(key) < validation
                 group, image, shown = PurePosixPath(name).name, None, set[str]()
@@ -159,8 +160,8 @@ def dialogues(path: str | Path, captions: Mapping[int, str] | None = None) -> It
     """The dialogues of one JSON file.
 
     Raises:
-        FileNotFoundError: it does not exist.
-        ValueError: it is not JSON, of neither form, or a dialogue lacks a field (says which).
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not JSON, has neither form, or a dialogue lacks a field (says which).
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"paths: {path} does not exist")
@@ -179,7 +180,7 @@ def _read_entries(path: str | Path) -> Iterable[Any]:
 
 
 def readable_dialogues(paths: Sequence[str | Path], captions: Mapping[int, str] | None = None) -> Iterator[Dialogue]:
-    """Those dialogues under ``paths`` that :func:`add_dialogues` does not set aside, in its order."""
+    """The dialogues under ``paths`` that :func:`add_dialogues` does not set aside, in its order."""
     for _, content in files_in(paths, ".json"):
         try:
             entries = list(_entries(parse_json(content)))
@@ -194,7 +195,7 @@ def coco_captions(path: str | Path) -> dict[int, str]:
     """Image id → its first caption by annotation id, from a COCO captions file.
 
     Raises:
-        FileNotFoundError, ValueError: a file that is missing, not JSON or without the fields (says which).
+        FileNotFoundError, ValueError: the file is missing, is not JSON, or lacks a field (says which).
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"captions: {path} does not exist")
@@ -217,7 +218,7 @@ def coco_captions(path: str | Path) -> dict[int, str]:
 
 
 class _Pooled(NamedTuple):
-    """A dialogue of VisDial's own form, with the pools its indices point into."""
+    """A dialogue of VisDial's own form, with the pools for its indices."""
 
     entry: Any
     questions: Sequence[Any]
@@ -261,7 +262,7 @@ def _pooled(entry: _Pooled, captions: Mapping[int, str]) -> Dialogue:
     for number, turn in enumerate(field(dialogue, "dialog", list)):
         place = f"dialog[{number}]"
         asked = _at(questions, field(turn, "question", int, place), "questions")
-        if "answer" in turn:  # the last question of a test dialogue has no answer yet
+        if "answer" in turn:  # the last question of a test dialogue has no answer
             turns.append((asked, _at(answers, field(turn, "answer", int, place), "answers")))
     return _checked(Dialogue(str(image), caption, tuple(turns)))
 

@@ -1,6 +1,6 @@
-"""How a word becomes a token: ``book:<ENV>`` on an environment tier, ``book:<LAN>`` in speech.
+"""The tokens of words: ``book:<ENV>`` on an environment tier, ``book:<LAN>`` in speech.
 
-The two are different entries of the vocabulary, so a link between them can only be learnt.
+These are different entries of the vocabulary, so a link between them can only be learnt.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from functools import lru_cache
 
 UNKNOWN, PADDING = "[UNK]", "[PAD]"
 
-#: A run of word characters, with one inner apostrophe at most; punctuation is dropped (arXiv 2510.13796).
+#: A run of word characters with at most one inner apostrophe; punctuation is dropped (arXiv 2510.13796).
 WORD = re.compile(r"\w+(?:'\w+)?")
-#: Zero-width joiners stand within words of Persian, Hindi and others.
+#: Zero-width joiners occur within words of Persian, Hindi and other languages.
 _JOINERS = "\u200c\u200d"
-#: The typographic apostrophe is an apostrophe; a soft hyphen is no character of the word.
+#: The typographic apostrophe becomes an apostrophe; a soft hyphen is removed.
 _PLAIN = {0x2019: "'", 0xAD: None}
 
 
 def normalized(text: str) -> str:
-    """The text in Unicode's form NFC, with plain apostrophes and without soft hyphens: one spelling, one word."""
+    """The text in Unicode's form NFC, with plain apostrophes and without soft hyphens: one spelling for each word."""
     return text if text.isascii() else unicodedata.normalize("NFC", text).translate(_PLAIN)
 
 
@@ -46,7 +46,7 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 @lru_cache(maxsize=1024)
 def _pattern_with(marks: str) -> re.Pattern[str]:
-    """``re`` has no class of combining marks, so those of the text at hand are named."""
+    """The pattern of words with these marks, which must be listed because ``re`` has no class of combining marks."""
     inner = rf"[\w{re.escape(marks)}]"
     return re.compile(rf"\w{inner}*(?:'\w{inner}*)?")
 
@@ -72,18 +72,18 @@ def lan_tokens(text: str) -> list[str]:
 
 
 def shown(word: str) -> str:
-    """What an image shows, in counts; no token of the vocabulary: in a sequence an image is patches."""
+    """The name under which counts list what an image shows; it is no token, since in a sequence an image is patches."""
     return f"{word}:<IMG>"
 
 
-#: What a tier's words become.
+#: tier → its functions from words to tokens.
 TIERS = {"env": (env, env_tokens), "lan": (lan, lan_tokens)}
-#: The cue that is no tier: an image.
+#: The cue that is not a tier: an image.
 IMAGE = "image"
 
 
 def base_of(token: str) -> str | None:
-    """The word of an ENV or LAN token; None for every other token."""
+    """The word of an ENV or LAN token; None for other tokens."""
     word, mark, form = token.rpartition(":")
     return word if mark and form in ("<ENV>", "<LAN>") else None
 

@@ -1,7 +1,7 @@
-"""Processes that work for this one, and whose death is the end of one piece of work and not of all.
+"""Processes that work for this one; if one dies, only its current piece of work fails.
 
-A process of `concurrent.futures` imports the caller's script again, which must guard against that, and takes all that
-is under way with it when it dies. These import nothing of the caller's, and are started again.
+A process of `concurrent.futures` imports the caller's script again, so the script needs a main guard, and if the
+process dies, all work in progress fails. These processes import nothing of the caller's, and are started again.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class Died(Exception):  # noqa: N818 - what became of the process
 
 
 class Worker:
-    """One process, started when it is first asked, and again after it died."""
+    """One process. It is started at the first request, and again after it died."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, function: Callable[[Any], Any], argument: Any) -> Any:
-        """What a function of a module's top level gives for an argument, both of which can be pickled.
+        """The result of a function at a module's top level for an argument; both must be picklable.
 
         Raises:
             Died: the process ended before it answered.
@@ -51,7 +51,7 @@ class Worker:
     def close(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            process.communicate()  # it ends with its input
+            process.communicate()  # it ends when its input is closed
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", _COMMAND.format(path=ascii(sys.path))]
@@ -65,7 +65,7 @@ class Worker:
 
 @contextmanager
 def workers(count: int) -> Iterator[SimpleQueue[Worker]]:
-    """So many workers, each to be taken by one thread at a time and put back; they end with the block."""
+    """This many workers. A thread takes one from the queue and puts it back; they end with the block."""
     every = [Worker() for _ in range(count)]
     free: SimpleQueue[Worker] = SimpleQueue()
     for worker in every:
@@ -78,8 +78,8 @@ def workers(count: int) -> Iterator[SimpleQueue[Worker]]:
 
 
 def serve() -> None:
-    """Answer what comes in, until no more does. What a library prints goes to the errors, not among the answers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to act on
+    """Answer requests until there are no more. Output that libraries print goes to stderr, not among the answers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent handles it
     with os.fdopen(os.dup(1), "wb") as answers:
         os.dup2(2, 1)
         answers.write(b"\n")
