@@ -39,7 +39,7 @@ class Dinov2:
         except OSError as error:
             said = str(error).strip().splitlines()[0]
             raise FileNotFoundError(
-                f"model: {source} is no model's folder and not to be had from the hub ({said})"
+                f"model: {source} is no model's folder and could not be loaded from the hub ({said})"
             ) from None
         if config.model_type not in ("dinov2", "dinov2_with_registers"):
             raise ValueError(f"model: expected a DINOv2, {source} is a {config.model_type}")

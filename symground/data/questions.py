@@ -133,7 +133,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
                 row = parse_json(line)
             except ValueError as error:
                 raise ValueError(
-                    f"path: {path}, line {number}: expected JSON lines or a JSON list, this is no JSON ({error})"
+                    f"path: {path}, line {number}: expected JSON lines or a JSON list, got no JSON ({error})"
                 ) from None
             yield f"line {number}", row
 

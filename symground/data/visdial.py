@@ -152,7 +152,7 @@ def add_dialogues(
         raise ValueError(f"paths: no dialogue could be read{first or ', the files hold none'}")
     if counts["dialogues"] == counts["dialogues_set_aside"] + counts["dialogues_without_image"]:
         raise ValueError(
-            f"images: {settings.images} has no image of these dialogues (they go by the number in its name)"
+            f"images: {settings.images} has no image of these dialogues (they are matched by the number in its name)"
         )
 
 

@@ -58,7 +58,7 @@ class Worker:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert process.stdout is not None
         if process.stdout.read(1) != b"\n":
-            raise OSError(f"a process to read with could not be started (exit code {process.wait()})")
+            raise OSError(f"a worker process could not be started (exit code {process.wait()})")
         self._process = process
         return process
 
