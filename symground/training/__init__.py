@@ -1,4 +1,4 @@
-"""Next-token training from scratch, with checkpoints dense early."""
+"""Next-token training from scratch, with many early checkpoints."""
 
 from symground.training.config import Hardware, Optimization, TrainSettings
 from symground.training.loop import train

@@ -1,4 +1,4 @@
-"""Checkpoints and resume states on disk, each a sealed folder; nothing is pickled."""
+"""Checkpoints and resume states on disk. Each is a sealed folder, and nothing is pickled."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from symground.folders import checkpoint_folder
 from symground.sealed import damage, discard, sealed
 from symground.training.metrics import lines_until
 
-_KEEP = 2  # resume states: the last, and one before it should the last be damaged
+_KEEP = 2  # resume states: the last, and the one before it in case the last is damaged
 _RESUME = re.compile(r"step-(\d{8})$")
 _STATE = "state.safetensors"
 METRICS = "metrics.jsonl"
 
 
 def save_checkpoint(run: Path, step: int, model: PreTrainedModel) -> None:
-    """Save the model in Hugging Face layout at ``step``; a whole checkpoint that is already there is left."""
+    """Save the model in Hugging Face layout at ``step``, unless there is an undamaged checkpoint already."""
     folder = checkpoint_folder(run, step)
     if folder.is_dir() and damage(folder) is None:
         return
@@ -34,16 +34,16 @@ def save_checkpoint(run: Path, step: int, model: PreTrainedModel) -> None:
 
 
 def save_resume(run: Path, step: int, model: PreTrainedModel, optimizer: Optimizer, metrics: str) -> None:
-    """Save what training needs to go on from ``step``: weights, optimizer moments, every device's random state.
+    """Save what is needed to resume after ``step``: weights, optimizer moments, every device's random state.
 
-    The learning rate and the rows of a step are functions of its number and need no state.
+    The learning rate and the rows of a step are functions of its number, so they need no state.
 
     Args:
         run: the run's folder.
-        step: that was done last.
-        model: its weights.
-        optimizer: its moments.
-        metrics: what was told up to the step, which is saved too: metrics.jsonl may be lost.
+        step: the last finished step.
+        model: its weights are saved.
+        optimizer: its moments are saved.
+        metrics: the lines of metrics.jsonl up to the step; they are saved too, since that file may be lost.
     """
     tensors = {f"model.{name}": value for name, value in _weights(model).items()}
     for i, moments in optimizer.state_dict()["state"].items():
@@ -57,15 +57,15 @@ def save_resume(run: Path, step: int, model: PreTrainedModel, optimizer: Optimiz
 
 
 class Resumed(NamedTuple):
-    """Where training goes on."""
+    """The state from which training resumes."""
 
     step: int
     metrics: list[str]
-    """The lines of metrics.jsonl up to it."""
+    """The lines of metrics.jsonl up to the step."""
 
 
 def load_resume(run: Path, model: PreTrainedModel, optimizer: Optimizer) -> Resumed:
-    """Load the newest resume state that is whole into model and optimizer; step 0 when there is none."""
+    """Load the newest undamaged resume state into model and optimizer; step 0 if there is none."""
     for folder in reversed(resume_folders(run)):
         wrong = damage(folder, told=True)
         if wrong is not None:
@@ -89,7 +89,7 @@ def load_resume(run: Path, model: PreTrainedModel, optimizer: Optimizer) -> Resu
         match = _RESUME.search(folder.name)
         assert match is not None
         step = int(match[1])
-        # A state that an older version saved has no metrics of its own.
+        # A state saved by an older version has no metrics.
         told = folder / METRICS if (folder / METRICS).is_file() else run / METRICS
         return Resumed(step, lines_until(told, step))
     return Resumed(0, [])
@@ -110,7 +110,7 @@ def _random_states() -> dict[str, Tensor]:
 
 
 def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The state dict with each shared tensor once, as safetensors requires."""
+    """The state dict, with each shared tensor once as safetensors requires."""
     seen: set[int] = set()
     kept = {}
     for name, value in model.state_dict().items():

@@ -1,4 +1,4 @@
-"""The settings of training: what the command line offers, what config.json records."""
+"""The settings of training, for the command line and config.json."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Optimization:
-    """How a model is trained, whichever it is."""
+    """Settings of training for any model."""
 
     steps: int = 1000
     """Optimizer steps."""
@@ -28,17 +28,17 @@ class Optimization:
     warmup: int = 50
     """Steps of linear warm-up."""
     decay: str = "cosine"
-    """How the rate falls after it to a tenth of its peak: "cosine", "linear", or not at all ("constant")."""
+    """How the rate falls after warm-up to a tenth of its peak: "cosine" or "linear"; "constant" does not fall."""
     weight_decay: float = 0.01
-    """AdamW's, on matrices only."""
+    """AdamW's weight decay, on matrices only."""
     beta2: float = 0.99
     """AdamW's second-moment decay."""
     clip: float = 1.0
-    """Largest norm of the gradient."""
+    """Gradients with a larger norm are clipped to this norm."""
     precision: str = "float32"
-    """"float32", or "bfloat16": products in it by autocast, weights and their updates in float32."""
+    """Precision: "float32", or "bfloat16" by autocast, with weights and their updates in float32."""
     checkpoints: str = "0,25,50,75,100,every 50"
-    """Steps at which to save: numbers, 'every N', and '…' between two numbers for doubling. The last step always is."""
+    """Steps to save: numbers, 'every N', and '…' between two numbers for doubling; the last step is always saved."""
 
     def __post_init__(self) -> None:
         check_types(self, Optimization)
@@ -62,19 +62,19 @@ class Optimization:
         return self.batch_size * self.length
 
     def of_model(self, model: str, learning_rates: Mapping[str, float]) -> Optimization:
-        """These settings at the peak rate of ``model``'s family; ``learning_rates``: by the preset's beginning."""
+        """These settings with the peak rate of ``model``'s family, from ``learning_rates``: preset prefix → rate."""
         rates = [rate for family, rate in learning_rates.items() if model.startswith(family)]
         return replace(self, learning_rate=rates[0]) if rates else self
 
 
 @dataclass(frozen=True)
 class TrainSettings(Optimization):
-    """One run. The same settings on the same corpus give the same weights."""
+    """The settings of a run. The same settings and corpus give the same weights."""
 
     model: str = "gpt2-4l"
-    """Preset of the architecture and its size."""
+    """Preset: the architecture and its size."""
     seed: int = 0
-    """Of the initial weights and of the order of the rows."""
+    """Seed of the initial weights and of the order of rows."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,20 +85,20 @@ class TrainSettings(Optimization):
 
 @dataclass(frozen=True)
 class Hardware:
-    """On what a run is trained, and what it tells: no part of what makes it this run."""
+    """Where and how a run is trained and logged. These settings do not define the run."""
 
     device: str | None = None
-    """"cpu", "cuda"; a GPU where there is one by default, and under torchrun one for each process."""
+    """"cpu" or "cuda"; default: a GPU if there is one, and under torchrun one for each process."""
     accumulate: int = 1
-    """Parts that each process takes its rows in, one after the other, where all at once do not fit."""
+    """Parts into which each process splits its rows of a step, if they do not fit in memory at once."""
     compile: bool = False
-    """Compile the model with torch.compile: minutes at first, faster steps then."""
+    """Compile the model with torch.compile: it takes minutes at first, then steps are faster."""
     deterministic: bool = False
-    """Only algorithms that give the same bits again on the same GPU; on a CPU they do anyway."""
+    """Use only algorithms that give the same bits again on the same GPU; on a CPU they always do."""
     resume_every: float = 120.0
-    """Seconds after which the state is saved again that a killed run goes on from. One asked to end saves it too."""
+    """Seconds between saves of the state from which a killed run resumes; a stopped run saves it too."""
     tensorboard: bool = False
-    """Also write the metrics for TensorBoard, into RUN/tensorboard."""
+    """Also write the metrics for TensorBoard, to RUN/tensorboard."""
 
     def __post_init__(self) -> None:
         check_types(self, Hardware)

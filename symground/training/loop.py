@@ -1,4 +1,4 @@
-"""Next-token training from random weights, with checkpoints dense early; goes on where it was stopped, to the bit."""
+"""Next-token training from random weights, with many early checkpoints; it resumes to the bit where it stopped."""
 
 from __future__ import annotations
 
@@ -41,34 +41,34 @@ def train(
     trackers: Sequence[Tracker] = (),
     at_checkpoint: Callable[[Path, int], None] | None = None,
 ) -> PreTrainedModel:
-    """Train one model into the folder ``run``, or go on with a training that was interrupted there.
+    """Train one model into the folder ``run``, or resume an interrupted training there.
 
     Writes ``config.json`` (settings, fingerprint of the corpus, versions, hardware), ``metrics.jsonl`` (step, loss in
     nats per token, learning_rate, gradient_norm, tokens, seconds, tokens_per_second and, on a GPU, utilisation: the
     share of its peak), ``checkpoints/step-NNNNNNNN/`` at the steps of the schedule, and resume states. A finished run
-    is left as it is; one whose learning rate stays (``decay="constant"``) goes on when more steps are asked for. Under
-    torchrun every process calls this; the first one writes.
+    is left unchanged, except that a run with a constant learning rate (``decay="constant"``) continues if more steps
+    are requested. Under torchrun every process calls this, and the first one writes.
 
     Args:
-        corpus: its documents for training.
-        settings: the run.
-        run: its folder; of several machines, one that all of them see.
-        hardware: on what; None takes the defaults.
-        trackers: take the metrics too.
-        at_checkpoint: (run, step) → after a checkpoint is on the disk, in the first process.
+        corpus: its training documents are used.
+        settings: of the run.
+        run: its folder; with several machines, one that all of them can access.
+        hardware: where and how to train; None uses the defaults.
+        trackers: receive the metrics too.
+        at_checkpoint: (run, step) → called in the first process once a checkpoint is on disk.
 
     Returns:
-        The trained model, attached.
+        The trained model, attached (:func:`symground.attach`).
 
     Raises:
-        ValueError: the folder holds a run of other settings (says which differ), the loss or its gradient is not finite
-            (names the step; earlier checkpoints stay), rows that cannot be shared among the processes, or a corpus
-            without a row to train on.
+        ValueError: the folder has a run with other settings (says which differ), the loss or its gradient is not finite
+            (names the step; earlier checkpoints stay), the rows cannot be split evenly over the processes, or the
+            corpus has no row to train on.
         BlockingIOError: another process trains in this folder (says which).
-        ImportError: TensorBoard's files are asked for, and its package is not installed.
+        ImportError: TensorBoard's files are requested, but its package is not installed.
         OSError: the disk is full; what was saved stays.
-        SystemExit, KeyboardInterrupt: SIGTERM or Ctrl-C came; the state is saved after the step, and the same call goes
-            on from there. A second one ends it at once.
+        SystemExit, KeyboardInterrupt: SIGTERM or Ctrl-C was received. The state is saved after the step, and the same
+            call resumes from there. A second signal stops it at once.
     """
     run, hardware = Path(run), hardware or Hardware()
     _check_rows(corpus, settings)
@@ -78,7 +78,7 @@ def train(
         stack.enter_context(kept(found.device.type == "cpu"))
         _check_shares(settings, hardware, found)
         if hardware.tensorboard:
-            tensorboard()  # what is not installed is told before anything is written
+            tensorboard()  # report a missing package before anything is written
         if found.first:
             stack.enter_context(held(run, "trains"))
             claim(run, corpus, settings, hardware, found.device)
@@ -122,7 +122,7 @@ class _Run:
             self._metrics = Metrics(run / METRICS, told, flops, self._workers.device)
             if self._hardware.tensorboard:
                 self._trackers.append(TensorBoard(run, done))
-        if done in save_at:  # at the beginning, and where a disk has spoilt the one that was there
+        if done in save_at:  # at the beginning, and if a checkpoint is damaged
             self._checkpoint(done)
         with ExitStack() as stack:
             stack.enter_context(unpadded(self._model))
@@ -138,13 +138,13 @@ class _Run:
                 step = before + 1
                 self._note(result, step)
                 looks = step % _LOG_EVERY == 0 or step in save_at
-                # Workers must end at one step: they ask each other where they meet anyway.
+                # Workers must stop at the same step, so they compare at steps where they communicate anyway.
                 stops = (looks or self._workers.world == 1) and self._workers.stops()
                 if looks:
                     self._log(result, step, rate, bar)
                 if step in save_at:
                     self._checkpoint(step)
-                # Only a run whose rate stays can be made longer.
+                # Only a run with a constant rate can be extended.
                 last = step == settings.steps
                 due = stops or time.monotonic() - saved >= self._hardware.resume_every
                 if settings.decay == "constant" if last else due:
@@ -160,7 +160,7 @@ class _Run:
         return self._model
 
     def _note(self, result: Done, step: int) -> None:
-        """Remember the first step that went wrong, without waiting for a GPU."""
+        """Record the first step with a number that is not finite, without waiting for a GPU."""
         fine = result.loss.isfinite() & result.norm.isfinite()
         self._first_wrong = self._first_wrong.minimum(torch.where(fine, _NEVER, step))
 
@@ -173,7 +173,7 @@ class _Run:
             )
 
     def _log(self, result: Done, step: int, rate: float, bar: Bar | None) -> None:
-        """Tell of a step, once neither it nor one before it went wrong."""
+        """Log a step, once neither it nor any before it had a number that is not finite."""
         loss = float(self._workers.sum(result.loss.clone()))
         self._check()
         if self._workers.first:
@@ -196,7 +196,7 @@ class _Run:
             save_resume(self._run, step, self._model, self._trainer.optimizer, self._metrics.text)
 
     def _name_damaged(self, done: int) -> None:
-        """Say which checkpoints a disk has spoilt; those that training comes by again are written again."""
+        """Report damaged checkpoints; those at later steps are written again when training reaches them."""
         for step in checkpoint_steps(self._run) if self._workers.first else ():
             wrong = damage(checkpoint_folder(self._run, step))
             if wrong is not None:

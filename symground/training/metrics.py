@@ -1,4 +1,4 @@
-"""What training tells while it runs: metrics.jsonl, and whoever else wants to know."""
+"""The metrics of a training in progress: metrics.jsonl, and other trackers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from symground.disk import append, sync, write_text
 from symground.optional import require
 
-#: Dense bfloat16 products of a GPU by its name, FLOP/s (its maker's data sheet).
+#: Peak dense bfloat16 FLOP/s of GPUs by name, from their makers' data sheets.
 PEAK = {
     "H200": 989e12, "H100": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12, "A40": 149.7e12,
     "A6000": 154.8e12, "L40S": 362e12, "L4": 121e12, "4090": 165.2e12, "3090": 71e12, "V100": 125e12, "T4": 65e12,
@@ -23,19 +23,19 @@ PEAK = {
 
 
 class Tracker(Protocol):
-    """Takes the metrics of a step."""
+    """Receives the metrics of each step."""
 
     def __call__(self, metrics: Mapping[str, float]) -> None:
-        """``metrics``: step, and what is told of it."""
+        """``metrics``: the step and its metrics by name."""
         ...
 
 
 class TensorBoard:
-    """Writes the metrics for TensorBoard into RUN/tensorboard.
+    """Writes the metrics for TensorBoard, to RUN/tensorboard.
 
     Args:
         run: the run's folder.
-        done: the step that training goes on from: what was written of later ones is shown no more.
+        done: the step from which training resumes; metrics of later steps, written before, are hidden.
     """
 
     def __init__(self, run: Path, done: int) -> None:
@@ -49,18 +49,18 @@ class TensorBoard:
 
 
 def tensorboard() -> Any:
-    """torch's writer of TensorBoard's files; ImportError where the package is missing."""
+    """torch's writer of TensorBoard's files; ImportError if the package is missing."""
     return require("torch.utils.tensorboard", "TensorBoard's files", "tensorboard")
 
 
 class Metrics:
-    """A line of JSON for a step in metrics.jsonl, each step once.
+    """Writes metrics.jsonl: one line of JSON for each step.
 
     Args:
-        path: the file. It is written whole at first, with what was told up to the step that training goes on from.
-        told: its lines up to that step.
+        path: the file. It is first rewritten with the lines up to the step from which training resumes.
+        told: these lines.
         flops_per_token: of a forward and a backward pass.
-        device: that trains.
+        device: the device that trains.
     """
 
     def __init__(self, path: Path, told: Iterable[str], flops_per_token: float, device: torch.device) -> None:
@@ -73,11 +73,11 @@ class Metrics:
 
     @property
     def text(self) -> str:
-        """All that was told, as the file has it."""
+        """All lines, as in the file."""
         return "".join(f"{line}\n" for line in self._lines)
 
     def write(self, step: int, loss: float, rate: float, norm: float, tokens: int, trackers: Iterable[Tracker]) -> str:
-        """Write down a step; returns what to say of it."""
+        """Write the line of a step; returns a text for the progress bar."""
         seconds = round(self._before + time.perf_counter() - self._since, 3)
         speed = (tokens - self._last[1]) / max(seconds - self._last[0], 1e-3)
         self._last = (seconds, tokens)
@@ -96,7 +96,7 @@ class Metrics:
         return said
 
     def sync(self) -> None:
-        """Have all that was told on the disk, in a file that may have been removed since."""
+        """Sync all lines to disk, to a new file if it was removed."""
         if self._path.exists():
             sync(self._path)
         else:
@@ -104,7 +104,7 @@ class Metrics:
 
 
 def lines_until(path: Path, step: int) -> list[str]:
-    """The lines of a metrics.jsonl that tell of steps up to ``step``; a line that was cut off is none."""
+    """The lines of a metrics.jsonl for steps up to ``step``; an incomplete last line is skipped."""
     if not path.is_file():
         return []
     whole = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
@@ -112,17 +112,17 @@ def lines_until(path: Path, step: int) -> list[str]:
 
 
 def peak_of(device: torch.device) -> float | None:
-    """FLOP/s of a GPU at best; None where it is not known, and for a CPU."""
+    """A GPU's peak FLOP/s; None if unknown, and for a CPU."""
     if device.type != "cuda":
         return None
-    words = re.split(r"[ -]", torch.cuda.get_device_name(device))  # whole: L40 is no L4
+    words = re.split(r"[ -]", torch.cuda.get_device_name(device))  # whole words: an L40 is not an L4
     return next((PEAK[word] for word in words if word in PEAK), None)
 
 
 def flops_per_token(model: PreTrainedModel, length: int) -> float:
-    """Of a forward and a backward pass: 6 for each weight, and 12·layers·width·length for attention's products.
+    """FLOPs of a forward and a backward pass: 6 for each weight, and 12·layers·width·length for attention's products.
 
-    Source: Chowdhery et al. 2022 (PaLM), appendix B; positions are no product and do not count.
+    Source: Chowdhery et al. 2022 (PaLM), appendix B. Position embeddings are not multiplied, so they do not count.
     """
     config = model.config.get_text_config()
     weights = sum(p.numel() for name, p in model.named_parameters() if not name.endswith("wpe.weight"))

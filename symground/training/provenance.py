@@ -1,4 +1,4 @@
-"""What a run was made with and from: enough to make it again, and to know that a folder holds this run."""
+"""The inputs and versions of a run: enough to reproduce it, and to check that a folder has this run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from symground.version import VERSION
 
 
 def identity(corpus: Corpus, settings: TrainSettings) -> dict[str, Any]:
-    """What makes a run this run: its settings, and the tokens it is trained on."""
+    """What identifies a run: its settings, and the tokens on which it is trained."""
     digest = hashlib.sha256(corpus.tokens.tobytes()).hexdigest()
     fingerprint: dict[str, Any] = {"tokens": len(corpus.tokens), "sha256": digest}
     if corpus.images is not None:
@@ -30,14 +30,14 @@ def identity(corpus: Corpus, settings: TrainSettings) -> dict[str, Any]:
 
 
 def claim(run: Path, corpus: Corpus, settings: TrainSettings, hardware: Hardware, device: torch.device) -> None:
-    """Write the run's config.json, or check that the one there is of the same run, or of a longer one.
+    """Write the run's config.json, or check that an existing one is of the same run, or of a longer one.
 
     Raises:
-        ValueError: the folder holds another run (says what differs), or one whose config.json is damaged.
+        ValueError: the folder has another run (says what differs), or its config.json is damaged.
     """
     wanted, path = identity(corpus, settings), run / "config.json"
     make_folder(run / "checkpoints")
-    for folder in (run, run.parent, run.parent.parent):  # a process may have been killed when it had just made them
+    for folder in (run, run.parent, run.parent.parent):  # a process may have been killed just after making them
         sync(folder)
     there = _there(run)
     if there is None:
@@ -49,7 +49,7 @@ def claim(run: Path, corpus: Corpus, settings: TrainSettings, hardware: Hardware
 
 
 def _there(run: Path) -> dict[str, Any] | None:
-    """What the run's config.json says; None where there is none, or where it is damaged and nothing was trained yet."""
+    """The run's config.json; None if there is none, or if it is damaged but nothing was trained yet."""
     path = run / "config.json"
     if not path.exists():
         return None
@@ -69,9 +69,9 @@ def _there(run: Path) -> dict[str, Any] | None:
 
 
 def check_same(run: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse a run of other settings, or of another corpus. One whose rate does not fall may be made longer."""
+    """Refuse a run with other settings or another corpus; a run with a constant rate may be extended."""
     known = TrainSettings()
-    # Settings younger than the run stand where they did.
+    # Settings that were added after the run was trained have their defaults.
     found = {**found, "settings": {**asdict(known), **found.get("settings", {})}}
     before, now = found["settings"], wanted["settings"]
     longer = now["steps"] > before["steps"]
@@ -99,7 +99,7 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]
 
 
 def versions() -> dict[str, str | None]:
-    """Of what computes, and the revision of this package where it is a checkout."""
+    """Versions of the software that computes, and this package's revision if it is a checkout."""
     return {
         "symground": VERSION, "revision": _revision(), "python": platform.python_version(),
         "torch": torch.__version__, "transformers": transformers.__version__,
@@ -112,7 +112,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
 
 
 def _revision() -> str | None:
-    """The commit of the package's own repository, "+" where it was changed since; None outside one."""
+    """The commit of the package's own repository, with "+" if it has changes; None without a repository."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

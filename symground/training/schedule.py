@@ -1,4 +1,4 @@
-"""When to save a checkpoint, and how large the learning rate is."""
+"""The steps at which checkpoints are saved, and the learning rate at each step."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ DECAYS = ("cosine", "linear", "constant")
 
 
 def checkpoint_schedule(text: str, steps: int) -> list[int]:
-    """The steps named by ``text``, up to ``steps``, which is always the last.
+    """The steps given by ``text``, up to ``steps``, which is always the last.
 
     ``"0,1,2,4,…,64,every 100"`` is 0, 1, 2, 4, 8, 16, 32, 64 and every multiple of 100. ``...`` is ``…``.
 
     Raises:
-        ValueError: text that does not parse; names the part.
+        ValueError: the text cannot be parsed; names the part.
     """
     found = {steps}
     parts = [part.strip() for part in text.replace("...", "…").split(",")]
@@ -42,7 +42,7 @@ def _number(parts: list[str], i: int, text: str) -> int:
 
 
 def learning_rate(step: int, peak: float, warmup: int, steps: int, decay: str = "cosine") -> float:
-    """Linear warm-up to ``peak``, then down to a tenth of it at ``steps``, along a cosine or a line; or no further."""
+    """Linear warm-up to ``peak``, then down to a tenth of it at ``steps``, along a cosine or a line, or constant."""
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))

@@ -1,4 +1,4 @@
-"""One step: the gradient of the mean next-token loss over a step's rows, whoever holds which of them, and AdamW."""
+"""One step: the gradient of the mean next-token loss over a step's rows, split over the workers, then AdamW."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from symground.ops.common import extension
 from symground.training.config import Hardware, TrainSettings
 from symground.training.workers import Workers
 
-#: Numbers (256 MiB in float32) up to which the logits of a step are made as a whole.
+#: Up to this many numbers (256 MiB in float32), the logits of a step are materialised.
 FULL_LOGITS = 2**26
 
 
 class Done(NamedTuple):
-    """What a step did."""
+    """The results of a step."""
 
     loss: Tensor
-    """Mean over the tokens of all rows, nats, before the update."""
+    """Mean over the tokens of all rows, in nats, before the update."""
     norm: Tensor
-    """Of the gradient, before it is clipped."""
+    """Norm of the gradient before clipping."""
 
 
 class _Loss(nn.Module):
-    """A model and its loss in one: what is wrapped and compiled."""
+    """A model together with its loss, for the distributed wrapper and for torch.compile."""
 
     def __init__(self, model: PreTrainedModel, precision: str) -> None:
         super().__init__()
@@ -42,17 +42,17 @@ class _Loss(nn.Module):
         self._half = precision == "bfloat16"
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """ids and next ids [B,T] → the sum of the surprisals in nats."""
+        """ids and next ids [B,T] → the sum of surprisals in nats."""
         head = readout(self.model)
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self._half):
-            # Padding stands at the end, where nothing that counts sees it.
+            # Padding is at the end, where no position that counts sees it.
             hidden = hidden_states(self.model, inputs).flatten(0, 1)  # [B·T,E]
         weight, bias = head.weight, head.bias
         if self._half:
             hidden, weight = hidden.bfloat16(), weight.bfloat16()
             bias = None if bias is None else bias.bfloat16()
-        # Full logits make three products where the op that never stores them makes four: faster, while they are small.
-        # In float32 the C++ extension makes three as well, and stores none.
+        # With materialised logits the loss takes three products, without them four, so small logits are materialised.
+        # In float32 the C++ extension takes three without materialising them.
         extended = weight.device.type == "cpu" and not self._half and extension.library is not None
         small = not extended and targets.numel() * weight.shape[0] <= FULL_LOGITS
         return ops.linear_cross_entropy(
@@ -76,7 +76,7 @@ class Trainer:
         self._loss = loss
 
     def step(self, inputs: Tensor, targets: Tensor, rate: float) -> Done:
-        """Train on a step's rows, [B,T] both, of which each worker takes its share."""
+        """Train on a step's rows, both [B,T]; each worker takes its share of them."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
@@ -87,7 +87,7 @@ class Trainer:
         )  # fmt: skip
         for number, (ids, next_ids) in enumerate(parts):
             with self._apart(number + 1 < len(parts)):
-                # The wrapper takes the mean over workers of what is to be a sum.
+                # The wrapper takes the mean over workers, but a sum is needed.
                 loss = self._loss(ids, next_ids) * (self._workers.world / count)
                 loss.backward()
             total += loss.detach()
@@ -97,13 +97,13 @@ class Trainer:
 
     @contextmanager
     def _apart(self, more: bool) -> Iterator[None]:
-        """Gradients of a part that is not the last stay with the worker."""
+        """Do not exchange gradients between workers, except after a step's last part."""
         with self._loss.no_sync() if more and isinstance(self._loss, DistributedDataParallel) else nullcontext():
             yield
 
 
 def optimizer_of(model: PreTrainedModel, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW, with weight decay on matrices and none on biases and norms."""
+    """AdamW, with weight decay on matrices but not on biases and norms."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
@@ -114,11 +114,11 @@ def optimizer_of(model: PreTrainedModel, settings: TrainSettings) -> torch.optim
 
 @contextmanager
 def deterministic(on: bool) -> Iterator[None]:
-    """Within the block, only algorithms that repeat themselves to the bit; those that cannot raise RuntimeError."""
+    """Within the block, use only algorithms that repeat to the bit; others raise RuntimeError."""
     if not on:
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's library is first used
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first use of cuBLAS
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:

@@ -1,4 +1,4 @@
-"""The processes that train one model together: those of torchrun, or this one alone."""
+"""The processes that train one model together: torchrun's, or only this one."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ from symground.optional import check_device
 
 @dataclass
 class Workers:
-    """One of them."""
+    """One of these processes."""
 
     rank: int
     world: int
     device: torch.device
     asked: int = 0
-    """The signal that asked this one to end; 0 where none did."""
+    """The signal that told this process to stop; 0 if there was none."""
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this process writes the files."""
         return self.rank == 0
 
     def share(self, rows: Tensor, accumulate: int = 1) -> list[Tensor]:
-        """This one's rows of a step's [B,…], in as many parts as gradients are accumulated over, on its device."""
+        """This worker's rows of a step's [B,…], on its device, split into the parts of gradient accumulation."""
         own = rows.chunk(self.world)[self.rank].to(self.device, non_blocking=True)
         return list(own.chunk(accumulate))
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over all; every one of them must ask."""
+        """The sum over all workers; every worker must call it."""
         if self.world > 1:
             distributed.all_reduce(value)
         return value
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all workers are here."""
         if self.world > 1:
             distributed.barrier()
 
     def stops(self) -> bool:
-        """Whether any of them was asked to end; every one of them must ask."""
+        """Whether any worker was told to stop; every worker must call it."""
         return bool(self.sum(torch.tensor(float(self.asked > 0), device=self.device)) > 0)
 
     def end(self) -> NoReturn:
-        """As the signal asked."""
+        """Raise as the signal would."""
         if self.asked == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + signal.SIGTERM)
@@ -61,13 +61,13 @@ class Workers:
 
 @contextmanager
 def workers(device: str | None) -> Iterator[Workers]:
-    """This process among the workers, for the block: SIGTERM and Ctrl-C make :meth:`Workers.stops` true.
+    """This process among the workers, for the block; SIGTERM and Ctrl-C make :meth:`Workers.stops` true.
 
     Args:
-        device: where each trains; None takes a GPU where there is one, of several the one of torchrun's local rank.
+        device: of each worker; None uses a GPU if there is one, and of several the one of torchrun's local rank.
 
     Raises:
-        ValueError: a device that there is not.
+        ValueError: the device is not available.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -91,9 +91,9 @@ def workers(device: str | None) -> Iterator[Workers]:
 
 
 def _noting_signals(found: Workers) -> dict[int, Any]:
-    """Have SIGTERM and SIGINT noted, the second time obeyed; returns what they did before."""
+    """Record the first SIGTERM or SIGINT and obey the second; returns the previous handlers."""
     if threading.current_thread() is not threading.main_thread():
-        return {}  # where signals cannot be handled
+        return {}  # signals cannot be handled here
     before: dict[int, Any] = {}
 
     def note(number: int, _: FrameType | None) -> None:
