@@ -1,6 +1,6 @@
 """symground: how symbol grounding emerges in language models, at flash-attention cost.
 
-``from symground import ops`` needs torch and numpy only; every other name below loads its room on first use.
+``from symground import ops`` needs only torch and numpy; every other name below imports its module on first use.
 """
 
 from __future__ import annotations
@@ -76,4 +76,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)  # what is offered; the modules beneath are imported by their names
+    return sorted(__all__)  # the public names; submodules are imported by their names

@@ -1,7 +1,7 @@
-"""What the package changes on a disk: files and folders that a crash of the process or of the machine leaves whole.
+"""Changes of files and folders on disk, which a crash of the process or of the machine leaves either old or new.
 
-A name that is not synced may be lost in a power cut, and a file that is renamed before its content is synced may come
-back empty. So every function here syncs what it has changed, content before name, before it returns. All of it goes
+A name that is not synced may be lost in a power cut, and a file that is renamed before its content is synced may be
+empty afterwards. So every function here syncs its changes, content before name, before it returns. All changes go
 through ``os``, where the tests let each call in turn fail.
 """
 
@@ -20,12 +20,12 @@ OLD = ".old"
 
 
 def sync(path: Path) -> None:
-    """Have the content of a file, or the names in a folder, on the disk.
+    """Sync the content of a file, or the names in a folder, to disk.
 
-    A folder that may not be opened, or whose file system syncs no folders, is left to the system.
+    A folder that must not be opened, or whose file system cannot sync folders, is left to the system.
 
     Raises:
-        OSError: the disk is full, or does not write.
+        OSError: the disk is full or cannot be written.
     """
     folder = path.is_dir()
     try:
@@ -44,7 +44,7 @@ def sync(path: Path) -> None:
 
 
 def sync_all(folder: Path) -> None:
-    """Have everything in a folder on the disk; what is removed meanwhile needs not be."""
+    """Sync everything in a folder to disk, except what is removed meanwhile."""
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):
             sync(path)
@@ -52,9 +52,9 @@ def sync_all(folder: Path) -> None:
 
 
 def put_folder(partial: Path, to: Path) -> None:
-    """Give a folder that was filled under another name its own, once all of it is on the disk.
+    """Rename a folder that was filled under another name, once its contents are on disk.
 
-    What has the name makes room first, comes back when that fails, and goes when it is done.
+    A folder that has the name already is moved aside first. It is moved back if this fails, and removed if not.
     """
     sync_all(partial)
     old = partial.with_name(partial.name + OLD)
@@ -72,23 +72,23 @@ def put_folder(partial: Path, to: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it that are missing."""
+    """Make a folder and its missing parents."""
     if path.is_dir():
         return
     make_folder(path.parent)
-    with suppress(FileExistsError):  # which another process has made since
+    with suppress(FileExistsError):  # another process may have made it since
         os.mkdir(path)
     sync(path.parent)
 
 
 def rename(path: Path, to: Path) -> None:
-    """Give a file or a folder another name in its folder; a file that has it already is replaced."""
+    """Rename a file or a folder within its folder; a file that has the name already is replaced."""
     os.replace(path, to)
     sync(to.parent)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it; nothing where there is neither."""
+    """Remove a file, or a folder with its contents; nothing if it does not exist."""
     try:
         if path.is_dir() and not path.is_symlink():
             for inside in sorted(path.iterdir()):
@@ -101,27 +101,27 @@ def remove(path: Path) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Put text at the end of a file. It is not synced: :func:`sync` does that when it must not be lost."""
+    """Append text to a file. It is not synced; :func:`sync` does that where it must not be lost."""
     _write(path, os.O_APPEND, text.encode())
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole: a reader never sees half of it, whatever stops this."""
+    """Write a file atomically: a reader never sees half of it, wherever this stops."""
     with replacing(path) as partial:
         _write(partial, os.O_TRUNC, text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole."""
+    """Write JSON atomically."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to; it takes that place when the block ends without an error.
+    """A temporary path beside ``path`` to write to; it replaces ``path`` when the block ends without an error.
 
-    Folders above it are made. A reader never sees half a file, and one that reads a folder of tables passes over a name
-    that begins so. What was there stays until the new file is on the disk.
+    Missing parents are made. A reader never sees half a file, and readers of a folder of tables skip such temporary
+    names. The old file stays until the new one is on disk.
     """
     make_folder(path.parent)
     partial = path.with_name(f"_{path.name}.partial")
@@ -139,13 +139,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def share(path: Path, mode: int) -> None:
-    """Let those read a file that something else has written who may read a new file of ours.
+    """Give a file written by another library the permissions of our own new files.
 
-    safetensors writes files that nobody but their owner may read, whatever the umask.
+    safetensors writes files that only their owner may read, whatever the umask.
 
     Args:
         path: the file.
-        mode: of a file that was made here, as ``st_mode`` has it.
+        mode: ``st_mode`` of a file that was made here.
     """
     if path.stat().st_mode != mode:
         os.chmod(path, stat.S_IMODE(mode))

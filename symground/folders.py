@@ -1,4 +1,4 @@
-"""The layout of a study and its runs on disk: names only, no reading of models or data.
+"""The layout of a study and its runs on disk. Only names: neither models nor data are read.
 
 STUDY/                        config.json, tokenizer.json, data/, results/*.parquet, report.html
 STUDY/images/                 the image set of a study whose scenes are images; or data/images.json says where it is
@@ -25,7 +25,7 @@ def checkpoint_folder(run: str | Path, step: int) -> Path:
 
 
 def checkpoint_steps(run: str | Path) -> list[int]:
-    """Steps of the run's finished checkpoints, in order."""
+    """The steps of the run's finished checkpoints, in order."""
     found = (_STEP.search(str(path)) for path in (Path(run) / "checkpoints").glob("step-*") if path.is_dir())
     return sorted(int(match[1]) for match in found if match)
 
@@ -35,7 +35,7 @@ def is_run(folder: str | Path) -> bool:
 
 
 def runs_of(study: str | Path) -> list[Path]:
-    """The runs of a study, or the run itself when ``study`` is one.
+    """The runs of a study, or the run itself if ``study`` is one.
 
     Raises:
         FileNotFoundError: the folder does not exist, or is neither a study nor a run.
@@ -58,7 +58,7 @@ def study_of(run: str | Path) -> Path:
 
 
 def model_and_seed(run: str | Path) -> tuple[str, int]:
-    """MODEL and N of a run's folder STUDY/MODEL/seedN; ValueError when it is named otherwise."""
+    """MODEL and N of a run's folder STUDY/MODEL/seedN; ValueError if it has another form."""
     run = Path(run).resolve()
     if not re.fullmatch(r"seed\d+", run.name):
         raise ValueError(f"{run}: expected a run's folder to be STUDY/MODEL/seedN")
@@ -66,23 +66,23 @@ def model_and_seed(run: str | Path) -> tuple[str, int]:
 
 
 def images_of(data: str | Path) -> Path | None:
-    """The image set that a study's data folder names; None where it has none."""
+    """The image set that a study's data folder names; None if it names none."""
     named = Path(data) / "images.json"
     return Path(data) / str(read_json(named)["folder"]) if named.is_file() else None
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; FileNotFoundError or ValueError names the file."""
+    """Read JSON; raises FileNotFoundError or ValueError naming the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deep
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deeply
         raise ValueError(f"{path}: not JSON ({error})") from None
 
 
 def evenly(steps: Sequence[int], most: int) -> list[int]:
-    """So many of the steps at most, evenly spread, the first and the last among them; none of none."""
+    """At most this many of the steps, evenly spread, including the first and the last; empty if there are none."""
     if not steps:
         return []
     return sorted({steps[round(i * (len(steps) - 1) / max(1, most - 1))] for i in range(most)})

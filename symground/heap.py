@@ -1,6 +1,6 @@
-"""What becomes of memory that is freed, on a CPU: it stays with the process, or goes back at once.
+"""Whether the process keeps freed memory on a CPU, or returns it to the system at once.
 
-Does nothing where malloc is not glibc's.
+Does nothing if malloc is not glibc's.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-# glibc's malloc.h
+# From glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _RETURNED = {_TRIM_THRESHOLD: 2**17, _MMAP_THRESHOLD: 2**17, _MMAP_MAX: 2**16}
 _KEPT = {_TRIM_THRESHOLD: 2**30, _MMAP_THRESHOLD: 2**30}
-#: Where glibc's own thresholds end up in a process that frees large pieces.
+#: The values that glibc's own thresholds reach in a process that frees large pieces.
 _GROWN = {_TRIM_THRESHOLD: 2**26, _MMAP_THRESHOLD: 2**25, _MMAP_MAX: 2**16}
 _LOCK = threading.Lock()
-#: What the blocks ask that have begun and not ended, in the order of their beginnings: malloc is one for all threads.
+#: The options of the active blocks, in order of their start; malloc has one setting for all threads.
 _ASKED: list[Mapping[int, int]] = []
 
 
 @contextmanager
 def kept(on: bool = True) -> Iterator[None]:
-    """Within the block, memory that is freed stays with the process; afterwards it goes back to the system.
+    """Within the block, the process keeps freed memory; afterwards it returns it to the system.
 
-    A step frees what the next one takes again. Large pieces are otherwise given back each time, and their pages come
-    anew, zeroed: a third of the time of a small GPT-2's step.
+    A step frees memory that the next one allocates again. Otherwise large pieces are returned each time, and their
+    pages are zeroed again on allocation, which takes a third of the time of a small GPT-2's step.
     """
     with _asked(_KEPT, on):
         yield
@@ -36,10 +36,10 @@ def kept(on: bool = True) -> Iterator[None]:
 
 @contextmanager
 def returned(on: bool = True) -> Iterator[None]:
-    """Within the block, large pieces go back to the system as soon as they are freed.
+    """Within the block, large pieces are returned to the system as soon as they are freed.
 
-    Otherwise pieces of up to 32 MiB come from one heap, which can only shrink from its end: a pass that holds 0.3 GiB
-    at once was seen to keep 1.4.
+    Otherwise pieces of up to 32 MiB come from one heap, which can shrink only from its end: a pass that uses at most
+    0.3 GiB at once was seen to keep 1.4 GiB.
     """
     with _asked(_RETURNED, on):
         yield
@@ -47,7 +47,7 @@ def returned(on: bool = True) -> Iterator[None]:
 
 @contextmanager
 def _asked(options: Mapping[int, int], on: bool) -> Iterator[None]:
-    """Of blocks that overlap, in one thread or in several, the one that began last and has not ended is heard."""
+    """If blocks overlap, in one thread or in several, the options of the last active one to start apply."""
     libc = _glibc() if on else None
     if libc is None:
         yield
@@ -66,7 +66,7 @@ def _asked(options: Mapping[int, int], on: bool) -> Iterator[None]:
 def _set(libc: Any) -> None:
     options = _ASKED[-1] if _ASKED else _GROWN
     taken = {option: libc.mallopt(option, value) for option, value in options.items()}
-    if options is _KEPT and not taken[_MMAP_THRESHOLD]:  # an older glibc takes 32 MiB at most
+    if options is _KEPT and not taken[_MMAP_THRESHOLD]:  # an older glibc allows at most 32 MiB
         libc.mallopt(_MMAP_MAX, 0)
     if options is not _KEPT:
         libc.malloc_trim(0)

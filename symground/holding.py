@@ -1,4 +1,4 @@
-"""One process at a time in a folder: a lock that ends with its holder, and says who that is."""
+"""A lock on a folder for one process at a time. It ends with its holder, and names the holder."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ LOCK = "lock"
 
 @contextmanager
 def held(folder: Path, doing: str) -> Iterator[None]:
-    """Hold ``folder`` for this process while the block runs. A process that dies, however it does, holds it no more.
+    """Hold a lock on ``folder`` while the block runs. If the process dies in any way, the lock is released.
 
-    Where the file system has no locks, that is said, and nobody is refused.
+    If the file system has no locks, this is printed, and no process is refused.
 
     Args:
-        folder: what is held; it is made where it is missing.
-        doing: what this process does there, for who comes second: "trains".
+        folder: is locked; it is made if missing.
+        doing: what this process does there, for the message to a second process: "trains".
 
     Raises:
-        BlockingIOError: another process holds it (says which, since when, and what it does).
+        BlockingIOError: another process holds the lock (says which, since when, and what it does).
     """
     make_folder(folder)
     handle = _locked(folder, doing)
     try:
         yield
     finally:
-        with suppress(OSError):  # the folder may be gone
+        with suppress(OSError):  # the folder may have been removed
             os.unlink(folder / LOCK)
         os.close(handle)
 
@@ -53,7 +53,7 @@ def _locked(folder: Path, doing: str) -> int:
             raise BlockingIOError(
                 f"{folder} is held by {said}; start this again when that one has ended, or end it"
             ) from None
-        except OSError as error:  # some file systems of clusters have no locks
+        except OSError as error:  # some clusters' file systems have no locks
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
                 os.close(handle)
                 raise
@@ -63,7 +63,7 @@ def _locked(folder: Path, doing: str) -> int:
                 break
         except FileNotFoundError:
             pass
-        os.close(handle)  # the holder before removed this file when it ended: the name is another file's now
+        os.close(handle)  # the last holder removed this file: another has its name
     os.ftruncate(handle, 0)
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     record = {"process": os.getpid(), "machine": socket.gethostname(), "since": since, "doing": doing}
@@ -76,4 +76,4 @@ def _holder(record: bytes) -> str:
         told = json.loads(record)
         return f"process {told['process']} on {told['machine']}, which {told['doing']} there since {told['since']}"
     except (ValueError, KeyError, TypeError):
-        return "another process"  # which has not said yet who it is
+        return "another process"  # the holder has not written its name yet

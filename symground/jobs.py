@@ -1,4 +1,4 @@
-"""Many jobs side by side: processes of this machine, or of a Ray cluster. One that fails, or dies, stops no other."""
+"""Parallel jobs in processes of this machine or of a Ray cluster. A job that fails or dies does not stop the others."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _POLL = 0.5  # seconds
 
 
 def run_jobs(jobs: Mapping[str, Job], records: Path, workers: int = 1, backend: str = "processes") -> dict[str, str]:
-    """Do every job, and write down what became of it as it ends: ``records``/NAME.json, with its error if it has one.
+    """Run every job, and record each result when it ends: ``records``/NAME.json, with the error if it failed.
 
-    A job is told to be done again where it is done already, and must see that for itself. One whose process dies is
-    tried once more, alone.
+    Finished jobs are run again, so a job must check itself whether it is finished. A job whose process dies is tried
+    once more in a process of its own.
 
     Args:
-        jobs: name → job, which pickles.
-        records: a folder that all workers see.
-        workers: how many at once; with one, and processes, all run in this process.
-        backend: "processes", or "ray": the cluster that RAY_ADDRESS names, else one on this machine.
+        jobs: name → job, which must be picklable.
+        records: a folder that all workers can access.
+        workers: the number of jobs at once; with 1 and "processes", all run in this process.
+        backend: "processes", or "ray": the cluster in RAY_ADDRESS, else a new one on this machine.
 
     Returns:
-        The failed ones: name → error.
+        The failed jobs: name → error.
 
     Raises:
-        BlockingIOError: another process does jobs with these records now (says which).
+        BlockingIOError: another process runs jobs with these records (says which).
     """
     with held(records, "does jobs"):
         return _all(jobs, records, workers, backend)
@@ -59,7 +59,7 @@ def _all(jobs: Mapping[str, Job], records: Path, workers: int, backend: str) -> 
             left = [name for name in jobs if _status(files[name]) is None]
             if not lost and not left:
                 break
-            for name in lost:  # any of them may have been the one that died: each has a process of its own now
+            for name in lost:  # any of them may have killed the process, so each gets its own now
                 files[name].unlink()
                 alone = _together({name: jobs[name]}, files, 2)
                 if _status(files[name]) in (None, "started"):
@@ -69,13 +69,13 @@ def _all(jobs: Mapping[str, Job], records: Path, workers: int, backend: str) -> 
 
 
 def _together(jobs: Mapping[str, Job], files: Mapping[str, Path], workers: int) -> str | None:
-    """Run jobs in the processes of joblib's backend; returns what went wrong with the processes themselves."""
+    """Run jobs in the processes of joblib's backend; returns the error of the processes themselves, if any."""
     joblib = require("joblib", "jobs side by side", "joblib")
     try:
         joblib.Parallel(n_jobs=workers, batch_size=1)(
             joblib.delayed(_do)(name, job, files[name]) for name, job in jobs.items()
         )
-    except Exception as error:  # of a kind of their own in each backend
+    except Exception as error:  # each backend has its own kind
         return " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return None
 
@@ -106,7 +106,7 @@ def _failed(files: Mapping[str, Path]) -> dict[str, str]:
 
 
 def _slug(name: str) -> str:
-    """A file's name for a job's: no two jobs share one."""
+    """A file name for a job's name; different names give different file names."""
     return f"{re.sub(r'[^A-Za-z0-9.]+', '-', name).strip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
@@ -131,7 +131,7 @@ def _backend(backend: str) -> Iterator[None]:
 
 @contextmanager
 def _telling(files: Mapping[str, Path]) -> Iterator[None]:
-    """While the block runs, say of each job how it ended."""
+    """While the block runs, report how each job ended."""
     told: set[str] = set()
     over = threading.Event()
 

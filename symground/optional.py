@@ -1,4 +1,4 @@
-"""What a machine may lack: the parts a room needs, with a sentence about what to install, and devices."""
+"""Optional packages and devices: errors say what is missing and how to install it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 
 def require(module: str, purpose: str, install: str = "symground") -> Any:
-    """Import ``module``, or raise ImportError saying what it is for, what is missing, and what installs it.
+    """Import ``module``, or raise ImportError saying what needs it, what is missing, and how to install it.
 
-    What is missing may be a package that ``module`` itself imports.
+    The missing package may be one that ``module`` itself imports.
     """
     try:
         found: ModuleType = importlib.import_module(module)
@@ -23,10 +23,10 @@ def require(module: str, purpose: str, install: str = "symground") -> Any:
 
 
 def check_device(device: Any) -> None:
-    """Refuse a device that torch does not know, or that this machine or this build of torch has not.
+    """Refuse a device that torch does not know, or that this machine or this build of torch does not have.
 
     Raises:
-        ValueError: says what there is.
+        ValueError: the device is not available; says which are.
     """
     torch = require("torch", "devices", "torch")
     here = {"cpu": 1}

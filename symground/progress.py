@@ -15,7 +15,7 @@ _PLAIN_EVERY = 30.0  # seconds between plain lines
 
 
 class _Display:
-    """The one live display of the terminal: a bar inside another's block is a second line of it."""
+    """The terminal's only live display; a nested bar is a second line of it."""
 
     shown: Any = None
     bars = 0
@@ -23,14 +23,14 @@ class _Display:
 
 
 class Bar:
-    """Counts steps of one task."""
+    """Counts the steps of one task."""
 
     def __init__(self, label: str, total: int, done: int, quick: bool) -> None:
         self._label, self._total, self._done, self._note = label, total, done, ""
         self._since, self._begun = time.monotonic(), done
         self._last = self._since
         self._live = sys.stderr.isatty()
-        # On a terminal a bar within another is a second line; elsewhere it speaks only where it takes long.
+        # A nested bar is a second line on a terminal; elsewhere it prints only if it takes long.
         with _Display.lock:
             self._inner = quick or _Display.bars > 0
             _Display.bars += 1
@@ -44,7 +44,7 @@ class Bar:
                 self._task = _Display.shown.add_task(label, total=total, completed=done, note="")
 
     def note(self, text: str) -> None:
-        """Text beside the bar."""
+        """Show a text beside the bar."""
         self._note = text
 
     def advance(self) -> None:
@@ -57,7 +57,7 @@ class Bar:
             print(f"{self._label}: {self._done}/{self._total} {', '.join(said)}".rstrip(), file=sys.stderr, flush=True)
 
     def _left(self) -> str:
-        """How long the rest takes at this pace; nothing at the end."""
+        """The remaining time at this pace; empty at the end."""
         done, left = self._done - self._begun, self._total - self._done
         if not done or left <= 0:
             return ""
@@ -77,9 +77,9 @@ class Bar:
 
 @contextmanager
 def progress(label: str, total: int, done: int = 0, quick: bool = False) -> Iterator[Bar]:
-    """Show the progress of a task of ``total`` steps, of which ``done`` are behind it, while the block runs.
+    """Show the progress of a task of ``total`` steps, of which ``done`` are finished, while the block runs.
 
-    One that is mostly ``quick`` speaks in plain lines only where it is not.
+    A ``quick`` task prints plain lines only if it takes long.
     """
     bar = Bar(label, total, done, quick)
     try:

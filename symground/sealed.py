@@ -1,7 +1,7 @@
-"""Folders that are written whole: under another name, with checksums, synced to disk, and only then renamed.
+"""Folders that are written atomically: under a temporary name, with checksums, synced to disk, and then renamed.
 
-Whatever stops a process between two writes, a folder of the final name holds all it should; what a disk does to it
-later is found by its checksums.
+Wherever a process stops between two writes, a folder with its final name is complete. Later damage on the disk is
+detected by the checksums.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _PARTIAL = "partial-"
 
 @contextmanager
 def sealed(folder: Path) -> Iterator[Path]:
-    """A new folder to write files into; it becomes ``folder``, in the place of what is there, when the block ends well.
+    """A new folder to write files into; it replaces ``folder`` when the block ends without an error.
 
     Raises:
-        OSError: the disk is full, or cannot be written; what was there stays.
+        OSError: the disk is full or cannot be written; the old folder stays.
     """
     partial = folder.with_name(_PARTIAL + folder.name)
     remove(partial)
@@ -42,7 +42,7 @@ def sealed(folder: Path) -> Iterator[Path]:
 
 
 def discard(folder: Path) -> None:
-    """Remove a sealed folder: whatever stops this, no half of it is left under its name."""
+    """Remove a sealed folder; wherever this stops, no half of it remains under its name."""
     gone = folder.with_name(_PARTIAL + folder.name)
     remove(gone)
     rename(folder, gone)
@@ -50,9 +50,9 @@ def discard(folder: Path) -> None:
 
 
 def settle(parent: Path) -> None:
-    """Clear what processes that were killed left among the sealed folders of ``parent``. No other may write there now.
+    """Clean up after killed processes among the sealed folders of ``parent``, while no other process writes there.
 
-    A folder that was making room for a new one gets its name back; what was half written or half removed goes.
+    A folder that was moved aside for a new one gets its name back; half-written and half-removed folders are removed.
     """
     if not parent.is_dir():
         return
@@ -65,11 +65,11 @@ def settle(parent: Path) -> None:
 
 
 def damage(folder: Path, *, told: bool = False) -> str | None:
-    """What is wrong with a sealed folder; None where nothing is.
+    """What is wrong with a sealed folder; None if nothing is.
 
     Args:
-        folder: as :func:`sealed` made it, or one of somebody else.
-        told: whether it must have checksums; otherwise nothing is known to be wrong with one that has none.
+        folder: made by :func:`sealed`, or by another program.
+        told: whether it must have checksums; otherwise a folder without them counts as undamaged.
     """
     if not (folder / SUMS).is_file():
         return f"{SUMS} is missing" if told else None

@@ -1,4 +1,4 @@
-"""How objects show themselves: a few lines in a terminal, a small table in a notebook."""
+"""The display of objects: a few lines in a terminal, a small table in a notebook."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _WIDEST = 100
 
 
 def as_text(name: str, rows: Mapping[str, object]) -> str:
-    """The name, and a line for each row."""
+    """The name, then one line for each row."""
     wide = max(map(len, rows), default=0)
     return "\n".join([name, *(f"  {key:<{wide}}  {_short(value)}" for key, value in rows.items())])
 
 
 def as_table(name: str, rows: Mapping[str, object]) -> str:
-    """The same as an HTML table; every word is escaped."""
+    """The same as an HTML table, with all text escaped."""
     left = 'style="text-align:left"'
     cells = "".join(
         f"<tr><th {left}>{escape(key)}</th><td {left}>{escape(_short(value))}</td></tr>" for key, value in rows.items()
@@ -24,7 +24,7 @@ def as_table(name: str, rows: Mapping[str, object]) -> str:
 
 
 def some(words: Sequence[object], most: int = 6) -> str:
-    """The first of them, and how many there are."""
+    """The first words, and the number of all."""
     listed = ", ".join(map(str, words[:most]))
     return listed if len(words) <= most else f"{listed}, … ({len(words)})"
 
