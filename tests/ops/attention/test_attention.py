@@ -52,7 +52,7 @@ every_impl = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 
 
 def by_hand(case: Case) -> tuple[Tensor, Tensor, Tensor]:
-    """(output, lse, S [B,H,T,S]) with loops over positions, the definitions word for word."""
+    """(output, lse, S [B,H,T,S]) by loops over positions, exactly as defined."""
     q, k, v, grad_out, kw = case
     batch, heads, t, size = q.shape
     s = k.shape[2]
@@ -159,7 +159,7 @@ def test_row_identity(impl: str, case: Case) -> None:
 @every_impl
 @given(cases())
 def test_gradients_are_autograds(impl: str, case: Case) -> None:
-    """Gradients of q, k, v equal those through the loop above's matrix; empty rows give 0, never NaN."""
+    """Gradients of q, k, v equal autograd's through the matrix of `by_hand`; empty rows give 0, never NaN."""
     leaves = [x.clone().requires_grad_() for x in (case.q, case.k, case.v)]
     out, _ = ops.attention(*leaves, **case.kw, impl=impl)
     got = torch.autograd.grad((out * case.grad_out).sum(), leaves, materialize_grads=True)
@@ -213,7 +213,7 @@ def test_half_precision_accumulates_in_float32(dtype: torch.dtype) -> None:
 @every_impl
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_within_twice_eagers_error(dtype: torch.dtype, impl: str) -> None:
-    """Judged as FlashAttention judges itself: against float64, beside eager at the same precision."""
+    """By FlashAttention's criterion: the error against float64, compared with eager's at the same precision."""
     torch.manual_seed(0)
     q, k, v, grad = (torch.randn(2, 2, 40, 16).to(dtype) for _ in range(4))
 

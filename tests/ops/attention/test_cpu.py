@@ -1,4 +1,4 @@
-"""The CPU implementation's two insides, the C++ extension and plain PyTorch, against the reference; and the build."""
+"""The CPU implementation's two versions, the C++ extension and plain PyTorch, against the reference; and the build."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from symground.ops.common.flow import NO_GROUPS, Groups
 
 @contextmanager
 def using(inner: str, threads: int = 1) -> Iterator[None]:
-    """With the extension or without it, on so many threads."""
+    """Use the extension or plain PyTorch, with this many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -42,7 +42,7 @@ both = pytest.mark.parametrize("inner", ["plain", pytest.param("extension", mark
 
 
 def some_groups(q: Tensor, k: Tensor) -> Groups:
-    """Runs of keys and every fourth query, one of the four in no group."""
+    """Groups of consecutive keys, and every fourth query, of which one in four is in no group."""
     of_query, of_key = (torch.arange(x.shape[2]).expand(x.shape[0], -1) for x in (q, k))
     return Groups(of_query % 4 - 1, of_key // 60 - 1, 3, max(1, (k.shape[2] - 1) // 60))
 
@@ -57,7 +57,7 @@ NAMES = (
 def everything(
     impl: str, q: Tensor, k: Tensor, v: Tensor, grad: Tensor, groups: Groups | None = None, **kw: Any
 ) -> list[Tensor]:
-    """What NAMES says; flow and saliency by the probes and by their ops."""
+    """The results in NAMES, with flow and saliency both by the probes and by their ops."""
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
     groups = some_groups(q, k) if groups is None else groups
     batch, heads, queries, _ = q.shape
@@ -107,7 +107,7 @@ def test_agrees_with_the_reference_across_tiles_and_threads(
     of_query, of_key = (
         torch.randint(-1, n, (batch, length), generator=g) for n, length in ((num_query, t), (num_key, s))
     )
-    if seed % 7 == 0:  # the usual question
+    if seed % 7 == 0:  # the usual request
         of_query = torch.where(torch.arange(t) == t - 1, of_query[:, -1:], -1)
     kw["groups"] = (of_query, of_key, num_query, num_key)
     expected = everything("reference", q, k, v, grad, **kw)
@@ -121,7 +121,7 @@ def test_agrees_with_the_reference_across_tiles_and_threads(
 @pytest.mark.parametrize("gate", [None, torch.tensor([1.0, 0.5])])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_rounds_only_what_comes_in_and_goes_out(inner: str, dtype: torch.dtype, gate: Tensor | None) -> None:
-    """Products and sums are in float32, at least: what is off is a rounding of the largest number or two."""
+    """Products and sums are in at least float32: the error is a rounding or two of the largest number."""
     torch.manual_seed(0)
     q, k, v, grad = (torch.randn(2, 2, 200, 16).to(dtype) for _ in range(4))
     exact = everything("reference", *(x.double() for x in (q, k, v, grad)), gate=gate)
@@ -154,7 +154,7 @@ def test_what_stands_outside_the_key_range_is_not_read(inner: str) -> None:
 @pytest.mark.parametrize("queries", [512, 300])
 @pytest.mark.parametrize("window", [None, 40])
 def test_padding_costs_no_mask_and_no_copy(inner: str, queries: int, window: int | None) -> None:
-    """Nothing that the forward or the backward makes is larger than one example's keys: no mask, no copy."""
+    """No tensor that the forward or the backward pass makes is larger than one example's keys: no mask, no copy."""
     torch.manual_seed(0)
     q, grad = (torch.randn(3, 4, queries, 128) for _ in range(2))
     k, v = (torch.randn(3, 4, 512, 128) for _ in range(2))
@@ -168,7 +168,7 @@ def test_padding_costs_no_mask_and_no_copy(inner: str, queries: int, window: int
             made.extend(x for x in (result if isinstance(result, (tuple, list)) else (result,)) if torch.is_tensor(x))
             return result
 
-    with using(inner), Watch():  # inside a registered op a mode sees nothing, so not through ops.attention
+    with using(inner), Watch():  # a dispatch mode sees nothing inside a registered op, so not through ops.attention
         out, lse = cpu._forward(q, k, v, mixing)
         gradients = cpu._backward(grad, q, k, v, out, lse, mixing, False, NO_GROUPS)
     known = [q, k, v, grad, out, *(x for x in gradients if x is not None)]
@@ -181,11 +181,11 @@ def test_padding_costs_no_mask_and_no_copy(inner: str, queries: int, window: int
 @pytest.mark.parametrize("key_heads", [4, 2])
 @pytest.mark.parametrize("key_range", [None, torch.tensor([[0, 150], [3, 140]])])
 def test_a_closed_head_is_not_read(inner: str, key_heads: int, key_range: Tensor | None) -> None:
-    """NaN in it reaches nothing; but its log-sum-exp is still that of its queries and keys."""
+    """NaN in a head with gate 0 does not spread, but its log-sum-exp is still computed from its queries and keys."""
     torch.manual_seed(0)
     q, grad = (torch.randn(2, 4, 150, 4) for _ in range(2))
     k, v = (torch.randn(2, key_heads, 150, 4) for _ in range(2))
-    gate = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.5, 0.0, 1.0, 0.0]])  # with 2 key heads, example 0 closes one of them
+    gate = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.5, 0.0, 1.0, 0.0]])  # with 2 key heads, example 0 needs only one
     closed = gate == 0
     of_key = closed.view(2, key_heads, -1).all(-1)
     grad_, v_ = grad.clone(), v.clone()
@@ -193,7 +193,7 @@ def test_a_closed_head_is_not_read(inner: str, key_heads: int, key_range: Tensor
     with using(inner, 2):
         clean = dict(zip(NAMES, everything("cpu", q, k, v, grad, gate=gate, key_range=key_range), strict=True))
         dirty = dict(zip(NAMES, everything("cpu", q, k, v_, grad_, gate=gate, key_range=key_range), strict=True))
-        # Nor are its queries and keys read once there is a log-sum-exp: what is computed all the same would be NaN.
+        # With a log-sum-exp given, its queries and keys are not read either: anything computed from them would be NaN.
         q_, k_ = q.clone(), k.clone()
         q_[closed], k_[of_key] = float("nan"), float("nan")
         mixing = Mixing(causal=True, scale=0.5, key_range=key_range, window=None, gate=gate)
@@ -237,7 +237,7 @@ def test_any_strides(inner: str) -> None:
     packed = torch.randn(2, 6, 70, 3, 4, dtype=torch.float64)
     strided = [packed.transpose(1, 3)[:, :, :, i].transpose(2, 3)[..., :3, :].mT for i in (0, 2, 5)]
     q, k, v = strided
-    grad = torch.ones((), dtype=torch.float64).expand(q.shape)  # as .sum().backward() gives it
+    grad = torch.ones((), dtype=torch.float64).expand(q.shape)  # as .sum().backward() gives
     gate = torch.tensor([1.0, 0.5, 0.0])
     with using(inner, 2):
         got = everything("cpu", q, k, v, grad, gate=gate)
@@ -258,7 +258,7 @@ def test_repeats_are_identical(inner: str) -> None:
 
 @built
 def test_flow_does_not_depend_on_how_the_heads_are_shared_out() -> None:
-    """Each head's sums belong to one thread. (On a single one torch may multiply in another way.)"""
+    """Each head's sums belong to one thread. (With a single thread, torch may multiply in a different way.)"""
     torch.manual_seed(0)
     q, k, v, grad = (torch.randn(3, 4, 300, 8) for _ in range(4))
     found = []
@@ -273,7 +273,7 @@ def test_flow_does_not_depend_on_how_the_heads_are_shared_out() -> None:
 @built
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_exponential(dtype: torch.dtype) -> None:
-    """With q = x and everything else 1 or 0 the saliency is exp(x)."""
+    """With q = x and all other inputs 1 or 0, the saliency is exp(x)."""
     x = torch.linspace(-86, 88, 20001, dtype=torch.float64).to(dtype)
     if dtype == torch.float64:
         x = x * 8

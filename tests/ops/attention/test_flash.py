@@ -1,7 +1,7 @@
-"""``impl="flash"``: the plumbing around a flash attention that is somebody else's.
+"""``impl="flash"``: the code around another library's flash attention.
 
-On a GPU the real one runs. Elsewhere PyTorch's CPU flash attention stands in for it behind the same two functions, so
-that layouts, gates and the saliency on its log-sum-exp are tested, and the GPU kernels are not.
+On a GPU the real one runs. Elsewhere PyTorch's CPU flash attention takes its place behind the same two functions. This
+tests layouts, gates and the saliency from its log-sum-exp, but not the GPU kernels.
 """
 
 from __future__ import annotations

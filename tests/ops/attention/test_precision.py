@@ -1,4 +1,4 @@
-"""Float32 at logits of any size: no result of an attention op is twice as far from float64 as eager attention's."""
+"""Float32 at logits of any size: the error of every result is at most twice eager attention's, against float64."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Problem:
         self.groups = torch.randint(-1, 2, (2, t), generator=g), torch.randint(-1, 3, (2, s), generator=g)
 
     def eager(self, dtype: torch.dtype, gate: Tensor | None, seen: Tensor, sign: float) -> dict[str, Tensor]:
-        """What somebody who keeps every matrix has in this precision."""
+        """The results of materialised attention in this precision."""
         q, k, v, grad = (x.to(dtype) for x in self.tensors)
         q, k, v = (x.requires_grad_() for x in (q, k, v))
         share = q.shape[1] // k.shape[1]
@@ -99,7 +99,7 @@ def assert_no_worse_than_eager(x: Problem, impl: str, gated: bool, causal: bool,
     for name, got in x.ours(impl, gate, causal, sign).items():
         wanted = exact[name].double()
         ours, theirs = ((y.double() - wanted).abs().mean().item() for y in (got, eager[name]))
-        # Where one key has all the weight eager's differences are exactly 0; a rounding of their terms is allowed.
+        # If one key has all the weight, eager's differences are exactly 0; the rounding of their terms is allowed.
         unit = torch.finfo(torch.float32).eps * max(wanted.abs().mean().item(), terms if name in ("dq", "dk") else 0.0)
         assert ours <= 2 * theirs + unit, f"{name}: {ours:.2g}, of eager {theirs:.2g}"
 
@@ -120,7 +120,7 @@ def test_large_logits_cost_no_more_than_they_cost_eager(
 
 
 @interpreted
-@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # in what a mask leaves out
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # in masked elements
 @pytest.mark.parametrize(
     ("largest", "lengths", "heads", "size", "gated", "causal", "sign"),
     [
@@ -141,7 +141,7 @@ def test_large_logits_cost_the_triton_kernels_no_more_than_they_cost_eager(
 
 @pytest.mark.parametrize("inner", [*INNER, pytest.param("triton", marks=interpreted)])
 def test_a_log_sum_exp_over_more_keys_is_taken_as_it_is(inner: str) -> None:
-    """Keys in two parts, each with the log-sum-exp of all of them, have the saliency of the whole."""
+    """Keys in two parts, each with the log-sum-exp of all keys, give the saliency of the whole."""
     impl = "triton" if inner == "triton" else "cpu"
     q, k, v, grad = (x.float() for x in Problem(3, 30.0, (50, 64), (2, 2), 8).tensors)
     _, lse = ops.attention(q, k, v, causal=False)
@@ -151,7 +151,7 @@ def test_a_log_sum_exp_over_more_keys_is_taken_as_it_is(inner: str) -> None:
             ops.attention_saliency(q, k[:, :, at], v[:, :, at], grad, lse, True, causal=False, impl=impl)
             for at in (slice(0, 20), slice(20, 64))
         ]
-    rounding = 32 * torch.finfo(torch.float32).eps * (1 + lse.abs().max().item())  # what counts as that of lse
+    rounding = 32 * torch.finfo(torch.float32).eps * (1 + lse.abs().max().item())  # as in normalize_
     torch.testing.assert_close(torch.cat(parts, -1), whole, rtol=rounding, atol=1e-6)
 
 
@@ -166,7 +166,7 @@ def test_any_scale(
     inner: str, scale: float, seed: int, lengths: tuple[int, int], padded: bool, gated: bool, window: int | None,
     dtype: torch.dtype,
 ) -> None:  # fmt: skip
-    """0 and below too: what masks leave out has no weight whatever the scale makes of it."""
+    """Scales of 0 and below too: masked pairs have no weight at any scale."""
     q, k, v, grad = (x.to(dtype) for x in Problem(seed, 4.0, lengths, (2, 1), 8).tensors)
     kw: dict[str, Any] = {"scale": scale, "window": window, "gate": torch.tensor([0.5, 1.0]) if gated else None}
     kw["key_range"] = torch.tensor([[0, 20], [2, 17]]) if padded else None

@@ -1,6 +1,6 @@
-"""The Triton kernels against the reference in float64: on a GPU where there is one, else in Triton's interpreter.
+"""The Triton kernels against the reference in float64: on a GPU if there is one, else in Triton's interpreter.
 
-Runs without the rest of the suite too: python -m pytest tests/ops/attention/test_triton.py --noconftest
+It also runs without the rest of the suite: python -m pytest tests/ops/attention/test_triton.py --noconftest
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NAMES = ("out", "lse", "dq", "dk", "dv", "saliency", "flow probe", "I", "F", "ro
 
 @pytest.fixture(autouse=True)
 def fresh_memory_is_nan() -> Iterator[None]:
-    """What a kernel does not write shows as NaN."""
+    """Fill fresh memory with NaN, so that numbers a kernel does not write are found."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.empty(3).isnan().all()
@@ -59,7 +59,7 @@ class Inputs:
         self.rows = torch.randint(0, T, (B, 5), generator=g).to(DEVICE)
 
     def rounded(self, dtype: torch.dtype) -> Inputs:
-        """Still float64, with the values that ``dtype`` has for them: no result is judged by its inputs' rounding."""
+        """In float64, but rounded to ``dtype``, so that errors do not include the rounding of the inputs."""
         for name in ("q", "k", "v", "grad"):
             setattr(self, name, getattr(self, name).to(dtype).double())
         return self
@@ -85,7 +85,7 @@ class Inputs:
 
 
 def eager(x: Inputs, dtype: torch.dtype, kw: dict[str, Any]) -> list[Tensor]:
-    """The same results as a user of eager PyTorch would have them in this precision: what errors are judged by."""
+    """The same results from eager PyTorch in this precision, whose errors are the standard."""
     q, k, v = (y.to(dtype).detach().requires_grad_() for y in (x.q, x.k, x.v))
     (_, H, T, D), S = q.shape, k.shape[2]
     valid = valid_keys(T, S, kw.get("causal", True), kw.get("key_range"), kw.get("window"), q.device)
@@ -141,7 +141,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "causal": {},
     "full": {"causal": False, "scale": -0.3},
     "window": {"window": 9},
-    "gate": {"gate": torch.tensor(0.4)},  # of every other head; the rest are closed
+    "gate": {"gate": torch.tensor(0.4)},  # for every other head; the others have gate 0
 }
 
 
@@ -156,7 +156,7 @@ def test_every_result_is_as_good_as_eagers(shape: tuple[int, ...], options: str,
 
 
 def test_heads_that_share_keys_read_their_own() -> None:
-    """Two key heads for six query heads, in two examples: a head's number taken modulo gives other keys."""
+    """Two key heads for six query heads, in two examples: taking the head's number modulo would give other keys."""
     assert_as_good_as_eager(Inputs(2, 6, 2, 17, 20, 16), torch.float32, {"window": 9})
 
 
@@ -172,7 +172,7 @@ def test_large_heads(size: int, dtype: torch.dtype) -> None:
     ids=str,
 )
 def test_float32_heads_beyond_128_columns_with_every_option(size: int, options: dict[str, Any]) -> None:
-    """Products take them in chunks; the last has 1, 8 or 32 columns. One of a key head's two query heads is closed."""
+    """Products read these heads in chunks, of which the last has 1, 8 or 32 columns. One head in two has gate 0."""
     gate = torch.tensor([0.5, 0.0], device=DEVICE)
     kw = {"key_range": key_range((0, 30), (5, 37)), "gate": gate, **options}
     assert_as_good_as_eager(Inputs(2, 2, 1, 34, 37, size), torch.float32, kw)
@@ -204,7 +204,7 @@ def test_what_is_masked_or_closed_is_not_read() -> None:
     closed = x.everything("triton", torch.float32, kw)
     for name, a, b, c in zip(NAMES, clean, masked, closed, strict=True):
         assert torch.equal(a, b), name
-        if name != "lse":  # what the closed head would have seen is still asked of its log-sum-exp
+        if name != "lse":  # the lse of a head with gate 0 is still computed
             assert torch.equal(a, c), name
 
 
@@ -226,7 +226,7 @@ def test_any_strides() -> None:
     for inputs in ((q, k, v), (q.contiguous(), k.contiguous(), v.contiguous())):
         leaves = [x.detach().requires_grad_() for x in inputs]
         out, lse = ops.attention(*leaves, impl="triton")
-        out.sum().backward()  # its gradient is one number, expanded
+        out.sum().backward()  # the gradient is one number, expanded
         ones = torch.ones((), device=DEVICE).expand_as(q)
         saliency = ops.attention_saliency(*inputs, ones, lse, impl="triton")
         results.append((out, *(x.grad for x in leaves), saliency))

@@ -1,4 +1,4 @@
-"""The Triton kernels on shapes that Hypothesis draws, in float32 against the reference in float64."""
+"""The Triton kernels on shapes drawn by Hypothesis, in float32 against the reference in float64."""
 
 from __future__ import annotations
 

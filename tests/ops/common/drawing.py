@@ -1,4 +1,4 @@
-"""Random choices for one case of a test: sizes, dtypes, layouts, ids and ranges, from a seed."""
+"""Random choices for one case of a test: sizes, dtypes, layouts, ids and ranges, all from a seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LAYOUTS = ("contiguous", "transposed", "permuted", "strided", "expanded", "slice
 
 
 class Draw:
-    """Random choices of one case."""
+    """The random choices of one case."""
 
     def __init__(self, seed: int, zeros: float, layouts: bool, dtype: torch.dtype | None, wide: bool) -> None:
         self.rng, self.generator = random.Random(seed), torch.Generator().manual_seed(seed)
@@ -29,11 +29,11 @@ class Draw:
         return make() if self.rng.random() < 0.5 else None
 
     def size(self, most: int, least: int = 1) -> int:
-        """``least`` to ``most``, and 0 now and then where ``zeros``."""
+        """A size from ``least`` to ``most``, and sometimes 0 if ``zeros``."""
         return 0 if self.rng.random() < self.zeros else self.rng.randint(least, most)
 
     def length(self) -> int:
-        """Of a sequence: short, or across the tiles and chunks of 64 and 128."""
+        """The length of a sequence: short, or across the tiles and chunks of 64 and 128."""
         return self.size(9) if self.wide or self.rng.random() < 0.7 else self.rng.choice((63, 64, 65, 130))
 
     def normal(
@@ -43,14 +43,14 @@ class Draw:
         return self.laid((x if by is None else by(x)).to(dtype or self.dtype))
 
     def other(self) -> torch.dtype:
-        """For an argument that may be of another dtype."""
+        """A dtype for an argument that may differ from the others."""
         return self.one(self.dtype, self.dtype, torch.float32)
 
     def laid(self, x: Tensor, layout: str | None = None) -> Tensor:
         return laid_out(x, layout or self.one(*LAYOUTS), self.rng) if self.layouts else x
 
     def ids(self, low: int, high: int, *shape: int) -> Tensor:
-        """Integers in [low, high), in a dtype that holds them and no more than it must."""
+        """Integers in [low, high), in a dtype just large enough."""
         fitting = [d for d in IDS if torch.iinfo(d).min <= low and high - 1 <= torch.iinfo(d).max]
         x = torch.randint(low, max(high, low + 1), shape, generator=self.generator)
         return self.laid(x.to(self.one(*fitting)), self.one("contiguous", "transposed", "strided", "expanded"))
@@ -69,7 +69,7 @@ class Draw:
 
 
 def laid_out(x: Tensor, layout: str, rng: random.Random) -> Tensor:
-    """``x`` in another layout; its values change in an expanded or an overlapping one, where some are one."""
+    """``x`` in another layout; an expanded or overlapping layout changes its values, since some share memory."""
     if layout == "contiguous" or x.ndim == 0:
         return x
     if layout == "transposed":
@@ -92,7 +92,7 @@ def laid_out(x: Tensor, layout: str, rng: random.Random) -> Tensor:
         view = out[tuple(slice(2, 2 + n) for n in x.shape)]
         view.copy_(x)
         return view
-    if layout == "overlapping":  # rows that begin within the row before
+    if layout == "overlapping":  # rows begin within the row before
         if x.ndim < 2 or x.numel() == 0:
             return x
         return x.flatten().as_strided(x.shape, [*(1 for _ in x.shape)])

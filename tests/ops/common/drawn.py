@@ -1,7 +1,7 @@
-"""A table of all public ops: valid arguments of each, drawn from a seed in every size, dtype and layout.
+"""A table of all public ops, with valid arguments for each, drawn from a seed in all sizes, dtypes and layouts.
 
-`draw(op, seed)` gives a `Case`; `call` calls the op by an implementation; `expected` gives the oracle's results and
-gradients in float64. A test of a kind of fault is a loop over this table.
+`draw(op, seed)` gives a `Case`; `call` calls the op with an implementation; `expected` gives the oracle's results and
+gradients in float64. A test of one kind of fault is a loop over this table.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.ops.common.drawing import Draw
 from tests.ops.common.oracles import ORACLES, Found, flow_of, norm
 
 OPS = tuple(ORACLES)
-#: The ops whose results have gradients; those of the others are gradients themselves.
+#: The ops whose results have gradients; the other ops compute gradients themselves.
 DIFFERENTIABLE = (
     "attention", "ssd", "candidate_surprisal", "linear_cross_entropy", "lens_surprisal", "causal_conv1d",
     "mamba2_inner", "gate_heads",
@@ -32,9 +32,9 @@ IMPLEMENTATIONS = ("reference", "cpu", "plain")
 class Case(NamedTuple):
     op: str
     given: dict[str, Any]
-    """Arguments of the op by name; of the lens, the translators' two tensors by names of their own."""
+    """Arguments of the op by name; the lens's two translator tensors have names of their own."""
     leaves: tuple[str, ...]
-    """The floating tensors that have a gradient, probes included."""
+    """The floating-point tensors that have a gradient, including probes."""
 
     def __repr__(self) -> str:
         def short(x: Any) -> str:
@@ -56,7 +56,7 @@ def draw(
 ) -> Case:
     """A valid call.
 
-    ``zeros``: how often a size is 0; ``wide``: for Triton's interpreter, heads of at least 16 and few positions.
+    ``zeros``: how often a size is 0. ``wide``: heads of at least 16 and few positions, for Triton's interpreter.
     """
     return _DRAW[op](Draw(seed, zeros, layouts, dtype, wide))
 
@@ -269,7 +269,7 @@ def _floating(x: Any) -> bool:
 
 @contextmanager
 def implementation(name: str) -> Iterator[str]:
-    """The ``impl`` to pass: "plain" is "cpu" where the extension is not built."""
+    """The ``impl`` to pass; "plain" is "cpu" without the extension."""
     with patch.object(extension, "library", None) if name == "plain" else nullcontext():
         yield "cpu" if name == "plain" else name
 
@@ -285,7 +285,7 @@ def call(case: Case, impl: str | None, **replaced: Any) -> tuple[Tensor | None, 
 
 
 def came(case: Case, results: tuple[Tensor | None, ...], seed: int) -> tuple[Tensor, ...]:
-    """Gradients that come back to the results that have one, in layouts of their own."""
+    """Incoming gradients of the results that have one, each in its own layout."""
     d = Draw(seed, 0.0, True, torch.float64, False)
     return tuple(
         d.laid(d.normal(*x.shape).to(x.dtype)) for x in results[: 2 if case.op == "ssd" else 1] if x is not None
@@ -293,7 +293,7 @@ def came(case: Case, results: tuple[Tensor | None, ...], seed: int) -> tuple[Ten
 
 
 def exactly(case: Case) -> dict[str, Any]:
-    """The arguments in float64, probes as 0, each a leaf of its own."""
+    """The arguments in float64, with probes of 0, each a separate leaf."""
     z = {n: x.detach().double().clone() if _floating(x) else x for n, x in case.given.items()}
     for name in ("saliency_probe", "flow_probe"):
         if z.get(name) is not None:
@@ -304,7 +304,7 @@ def exactly(case: Case) -> dict[str, Any]:
 
 
 def expected(case: Case, grads: tuple[Tensor, ...]) -> tuple[tuple[Tensor | None, ...], tuple[Tensor, ...]]:
-    """The oracle's results and gradients of the leaves, in float64."""
+    """The oracle's results, and its gradients of the leaves, in float64."""
     z = exactly(case)
     found: Found = ORACLES[case.op](z)
     total = sum(((x * g.double()).sum() for x, g in zip(found.results, grads, strict=False)), torch.zeros(()))
@@ -322,16 +322,16 @@ def expected(case: Case, grads: tuple[Tensor, ...]) -> tuple[tuple[Tensor | None
 
 
 def leaves_of(case: Case) -> dict[str, Tensor]:
-    """The differentiable arguments, in their layouts, each requiring its gradient."""
+    """The differentiable arguments in their layouts, with requires_grad set."""
     return {n: case.given[n].detach().requires_grad_() for n in case.leaves}
 
 
-#: How far from the oracle, in units of 1 + the largest number: sums of up to 130 terms, rounded once or a few times.
+#: Allowed error, as a multiple of 1 + the largest number: for sums of up to 130 terms, rounded once or a few times.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 def close(got: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a result is the oracle's, as far as a computation in ``dtype`` can tell; infinities must be the same."""
+    """Whether a result equals the oracle's within the precision of ``dtype``; infinities must be the same."""
     if got.shape != wanted.shape:
         return False
     got, wanted = got.detach().double(), wanted.detach().double()

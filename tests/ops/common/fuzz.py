@@ -1,7 +1,7 @@
-"""One configuration of the fuzz, from its number alone: an op, its arguments, an implementation, autocast, a way back.
+"""A configuration of the fuzz from its number: an op, arguments, an implementation, autocast, and a kind of derivative.
 
-`python -m tests.ops.common.fuzz 0 10000` runs the long form; each finding is printed with its number, and
-`python -m tests.ops.common.fuzz 4711` makes that one again.
+`python -m tests.ops.common.fuzz 0 10000` runs many; each failure is printed with its number, and
+`python -m tests.ops.common.fuzz 4711` repeats that one.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ MODES = ("backward", "backward", "backward", "no grad", "inference", "second", "
 
 
 class WrongError(Exception):
-    """A result that is not the oracle's."""
+    """A result differs from the oracle's."""
 
 
 def configuration(number: int) -> str | None:
-    """Run configuration ``number``: what is wrong with it, or None."""
+    """Run configuration ``number``; returns its error, or None."""
     rng = random.Random(number)
     op, impl = rng.choice(OPS), rng.choice(IMPLEMENTATIONS)
     mode = rng.choice(MODES if op in DIFFERENTIABLE else ("no grad", "inference", "leaves"))
@@ -56,7 +56,7 @@ def configuration(number: int) -> str | None:
 
 
 def _autocast(case: Case, rng: random.Random) -> torch.dtype | None:
-    """To a dtype that is not the other half precision: torch itself cannot go back through a split or a stack there."""
+    """A dtype for autocast, but never the other half precision, where torch's own backward pass of a split fails."""
     halves = {x.dtype for x in case.given.values() if isinstance(x, Tensor) and x.dtype in HALF} or set(HALF)
     return rng.choice((None, *sorted(halves, key=str)))
 
@@ -64,10 +64,10 @@ def _autocast(case: Case, rng: random.Random) -> torch.dtype | None:
 def check(
     case: Case, impl: str, mode: str = "backward", autocast: torch.dtype | None = None, on_the_way_back: bool = False
 ) -> None:
-    """Hold a case to its oracle: results, and gradients or the derivative in forward mode.
+    """Compare a case with its oracle: results, and gradients or the forward-mode derivative.
 
     Raises:
-        WrongError: they are not the oracle's.
+        WrongError: they differ.
     """
     dtype = _lowest(case)
     around = torch.autocast("cpu", autocast) if autocast is not None else nullcontext()
@@ -104,9 +104,9 @@ def _second(
     case: Case, impl: str, found: dict[str, Tensor], leaves: dict[str, Tensor], grads: tuple[Tensor, ...],
     dtype: torch.dtype,
 ) -> None:  # fmt: skip
-    """The gradient of Σ g² over the leaves' gradients g, as the oracle gives it, or a refusal that names the op."""
+    """The gradient of Σ g² over the leaves' gradients g equals the oracle's, or is refused with the op's name."""
     names = [n for n in leaves if "probe" not in n]
-    if len(names) < len(leaves):  # what a probe's gradient depends on is not asked
+    if len(names) < len(leaves):  # the gradient of a probe has no derivative in this test
         return
     try:
         penalty = sum(found[n].double().square().sum() for n in names)
@@ -126,11 +126,11 @@ def _second(
 
 
 def _forward_mode(case: Case, impl: str, dtype: torch.dtype) -> None:
-    """The directional derivative, as the gradients give it, or a refusal."""
+    """The directional derivative agrees with the gradients, or is refused."""
     names = [n for n in case.leaves if n != "flow_probe"]
     if "flow_probe" in case.leaves or not names:
         return
-    given = [case.given[n].detach().clone(memory_format=torch.contiguous_format) for n in names]  # torch wants that
+    given = [case.given[n].detach().clone(memory_format=torch.contiguous_format) for n in names]  # torch requires it
     tangents = [torch.ones_like(x) for x in given]
 
     def run(*leaves: Tensor) -> tuple[Any, ...]:
@@ -153,7 +153,7 @@ def _forward_mode(case: Case, impl: str, dtype: torch.dtype) -> None:
 
 
 def _lowest(case: Case) -> torch.dtype:
-    """The coarsest dtype among the arguments, which decides how far rounding goes."""
+    """The coarsest dtype among the arguments, which determines the rounding error."""
     dtypes = {x.dtype for x in case.given.values() if isinstance(x, Tensor) and x.is_floating_point()}
     return max(dtypes, key=lambda d: torch.finfo(d).eps)
 
@@ -169,10 +169,10 @@ def _compare(what: str, got: tuple[Any, ...], wanted: tuple[Any, ...], dtype: to
 
 
 def main(first: int, last: int) -> int:
-    """Run configurations [first, last), print what is wrong, and return how many are."""
+    """Run configurations [first, last), print their errors, and return how many failed."""
     found = 0
     for number in range(first, last):
-        print(number, file=sys.stderr, end="\r")  # where a kernel ends the process, this is what did
+        print(number, file=sys.stderr, end="\r")  # the last one printed is that of a fault
         wrong = configuration(number)
         if wrong is not None:
             found += 1

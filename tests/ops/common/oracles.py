@@ -1,7 +1,8 @@
-"""Every op once more, in float64 and plain PyTorch with its matrices written out: what the implementations are held to.
+"""Every op again, in float64 and plain PyTorch with materialised matrices: the oracle for the implementations.
 
-Nothing here is the package's. A function takes the arguments of the op by name and returns its results, differentiable
-in each floating argument; `matrix` of what it returns is A or M [B,H,T,S], on which a flow probe sits.
+Nothing here is imported from the package. A function takes the arguments of the op by name and returns its results,
+differentiable in each floating-point argument; `matrix` of its result is A or M [B,H,T,S], to which a flow probe
+applies.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def cross_entropy(z: dict[str, Any]) -> Found:
 
 
 def norm(x: Tensor) -> Tensor:
-    """The final norm of the lens's model: products, so that autocast would show."""
+    """The final norm of the lens's model; it has products, so that an effect of autocast would show."""
     return x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt()
 
 

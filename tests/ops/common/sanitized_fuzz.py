@@ -1,10 +1,10 @@
-"""A fuzz of the C++ extension under sanitizers: what makes it read or write beyond its tensors ends the process.
+"""A fuzz of the C++ extension under sanitizers: a read or write outside of its tensors ends the process.
 
-Every configuration comes from its number alone. Half of them call the public ops with tensors of any layout, sizes from
-0, key ranges that change before the way back, and one to four threads; fresh memory is NaN, and no result may be. The
-other half call an operator of the extension itself with one tensor that does not fit: an error or a result, no more.
+Every configuration is made from its number. Half of them call the public ops with tensors of any layout, sizes from 0,
+key ranges that change before the backward pass, and one to four threads; fresh memory is NaN, and no result may be. The
+other half call an operator of the extension directly with an unsuitable tensor: it must give an error or a result.
 
-`python -m tests.ops.common.sanitized_fuzz 0 10000` builds the extension with the sanitizers and runs the long form.
+`python -m tests.ops.common.sanitized_fuzz 0 10000` builds the extension with the sanitizers and runs many.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LENGTHS = (1, 2, 3, 7, 63, 64, 65, 127, 128, 130, 200)
 
 
 class Draw:
-    """What a configuration draws from, and the tensors that it makes."""
+    """The random choices and the tensors of a configuration."""
 
     def __init__(self, number: int, zeros: float) -> None:
         self.rng, self.zeros = random.Random(number), zeros
@@ -46,7 +46,7 @@ class Draw:
         return torch.randint(low, max(low + 1, high), shape, dtype=dtype)
 
     def laid_out(self, x: Tensor) -> Tensor:
-        """The same numbers in other places: transposed, strided, a part of something larger, or one for all."""
+        """The same numbers in another layout: transposed, strided, part of a larger tensor, or expanded."""
         kind = self.one("contiguous", "contiguous", "transposed", "strided", "part", "expanded")
         if not x.ndim or kind == "contiguous":
             return x
@@ -65,14 +65,14 @@ class Draw:
 
 
 def backward(draw: Draw, *results: Tensor) -> None:
-    """From a gradient of any layout, where one is asked for."""
+    """Run the backward pass from a gradient of any layout, if there is a graph."""
     wanted = [x for x in results if x.requires_grad]
     if wanted:
         torch.autograd.backward(wanted, [draw.laid_out(torch.randn_like(x)) for x in wanted])
 
 
 def with_gradients(draw: Draw, out: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    """A result, and the gradients of those leaves that want one."""
+    """A result, and the gradients of the leaves that require one."""
     backward(draw, out)
     return [out, *(z.grad for z in leaves if z.grad is not None)]
 
@@ -105,7 +105,7 @@ def attention(draw: Draw, ops: Any) -> list[Tensor]:
     after = [x.detach() for x in (q, k, v, draw.laid_out(torch.randn_like(out)), lse)]
     form = {name: value.clone() if isinstance(value, Tensor) else value for name, value in kw.items()}
     changed = "key_range" in kw and draw.one(True, False)
-    if changed:  # behind autograd's back
+    if changed:  # in place, unknown to autograd
         kw["key_range"].numpy()[:] = draw.ids(-3 * keys - 1, 3 * keys + 2, batch, 2).numpy()
     try:
         backward(draw, out)
@@ -196,7 +196,7 @@ def vocabulary(draw: Draw, ops: Any) -> list[Tensor]:
 
 
 def good_calls(draw: Draw) -> dict[str, list[Any]]:
-    """Arguments that fit, for every operator of the extension, all contiguous and each in memory of its own."""
+    """Suitable arguments for every operator of the extension, all contiguous, each with its own memory."""
     dtype = draw.one(F32, F64)
     B, Hk, T, S, D, G, K = draw.one(1, 2), draw.one(1, 2), draw.one(1, 5, 70), draw.one(1, 6, 130), draw.one(1, 4), 2, 3
     H = Hk * draw.one(1, 2)
@@ -247,7 +247,7 @@ def good_calls(draw: Draw) -> dict[str, list[Any]]:
 
 
 def spoiled(draw: Draw, x: Tensor) -> Tensor:
-    """A tensor in the place of x that an operator may not take for it."""
+    """A tensor that an operator must not accept in place of x."""
     kind = draw.one("shorter", "empty", "dtype", "strided", "expanded", "more", "fewer", "transposed", "longer")
     along = draw.rng.randrange(x.ndim) if x.ndim else 0
     if kind == "shorter":
@@ -268,7 +268,7 @@ def spoiled(draw: Draw, x: Tensor) -> Tensor:
 
 
 def raw(draw: Draw, operators: Any) -> str:
-    """Call one operator with one, sometimes two of its tensors spoiled; its name."""
+    """Call an operator with one or two of its tensors spoiled; returns its name."""
     calls = good_calls(draw)
     name = draw.one(*calls)
     arguments = calls[name]
@@ -288,7 +288,7 @@ PUBLIC = (attention, attention, ssd, inner, convolution, gates, vocabulary)
 
 
 def configuration(number: int, ops: Any, operators: Any) -> str:
-    """Run one; what it was. Raises where a result is wrong; a fault in C++ ends the process."""
+    """Run one and return what it was. Raises if a result is wrong; a fault in C++ ends the process."""
     draw = Draw(number, random.Random(number).choice((0.0, 0.0, 0.05, 0.2)))
     torch.set_num_threads(draw.one(1, 2, 3, 4))
     if number % 2:
@@ -297,7 +297,7 @@ def configuration(number: int, ops: Any, operators: Any) -> str:
     try:
         results = family(draw, ops)
     except Exception as error:
-        # What the package refuses is for its own tests; here it may be empty, or a range that is upside down.
+        # The package's refusals have tests of their own; here sizes may be 0, and a range may be reversed.
         if draw.zeros or "key_range" in str(error):
             return f"{family.__name__} refused"
         raise
@@ -307,7 +307,7 @@ def configuration(number: int, ops: Any, operators: Any) -> str:
 
 
 def inside(folder: Path, first: int, count: int) -> None:
-    """The run itself, in a process that has the sanitizers; the extension of ``folder`` takes its place beforehand."""
+    """The run itself, in a process with the sanitizers, which loads the extension in ``folder`` instead."""
     import importlib.util
 
     import symground
@@ -329,7 +329,7 @@ def inside(folder: Path, first: int, count: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     ran: Counter[str] = Counter()
     for number in range(first, first + count):
-        print(number, file=sys.stderr, flush=True)  # the last one is that of the fault
+        print(number, file=sys.stderr, flush=True)  # after a fault, the last number printed is its configuration
         ran[configuration(number, ops, torch.ops.symground_C)] += 1
     print(*(f"{what}: {times}" for what, times in sorted(ran.items())), sep="\n")
 

@@ -1,4 +1,4 @@
-"""A graph that torch.compile makes with dynamic=True is one for all lengths, forward and back."""
+"""torch.compile with dynamic=True makes one graph for all lengths, forward and backward."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from symground import ops
 
-LENGTHS = (5, 6, 9, 17, 33, 40, 64, 65, 70, 130)  # more than torch compiles a function again
+LENGTHS = (5, 6, 9, 17, 33, 40, 64, 65, 70, 130)  # more than the number of times torch recompiles a function
 
 
 def qkv(length: int) -> dict[str, Tensor]:
@@ -75,7 +75,7 @@ def test_one_graph_for_all_lengths(what: str) -> None:
     compiled, graphs = torch.compile(run, fullgraph=True, dynamic=True, backend=counter), set()
     for length in LENGTHS:
         given = inputs(length)
-        if "lse" not in given:  # else it is a derivative itself
+        if "lse" not in given:  # the others compute derivatives themselves
             given = {n: x.requires_grad_() if x.is_floating_point() else x for n, x in given.items()}
         of = []
         for call in (run, compiled):
@@ -86,4 +86,4 @@ def test_one_graph_for_all_lengths(what: str) -> None:
         for a, b in zip(*of, strict=True):
             torch.testing.assert_close(a, b)
         graphs.add(counter.frame_count)
-    assert len(graphs) == 1  # what the first length took, none after it
+    assert len(graphs) == 1  # one graph of the first length serves all

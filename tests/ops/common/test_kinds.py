@@ -1,4 +1,4 @@
-"""Kinds of fault, each over the table of all ops: layouts, autocast, derivatives of every mode, ids, numbers, sizes."""
+"""Kinds of fault, each tested for all ops: layouts, autocast, derivatives of every mode, ids, numbers, sizes."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ every_op = pytest.mark.parametrize("op", OPS)
 every_impl = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 differentiable_op = pytest.mark.parametrize("op", DIFFERENTIABLE)
 F32, F64 = torch.float32, torch.float64
-#: Arguments of each op whose entries are positions, ids or counts.
+#: The arguments of each op that contain positions, ids or counts.
 IDS = ("key_range", "rows", "query_groups", "key_groups", "candidates", "targets")
 
 
 def results(case: Case, impl: str, autocast: torch.dtype | None, back: bool) -> list[Tensor]:
-    """Results and gradients, with autocast around the call, and on the way back too where ``back``."""
+    """Results and gradients, with autocast around the call, and if ``back`` around the backward pass too."""
     leaves = leaves_of(case)
     with implementation(impl) as name:
         with torch.autocast("cpu", autocast, enabled=autocast is not None):
@@ -51,11 +51,11 @@ def results(case: Case, impl: str, autocast: torch.dtype | None, back: bool) -> 
 @every_impl
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout_of_any_argument(op: str, impl: str, layout: str) -> None:
-    """Each floating argument in that layout, the others in drawn ones, gradients that come back included."""
+    """Each floating-point argument in this layout, and the others and the incoming gradients in random ones."""
     for seed in range(2):
         case = draw(op, seed, dtype=F32 if seed else F64)
         rng = random.Random(seed)
-        kept = ("lse", "saliency_probe", "flow_probe", *IDS)  # lse belongs to q and k, and is laid out as it is drawn
+        kept = ("lse", "saliency_probe", "flow_probe", *IDS)  # lse belongs to q and k, so it keeps its layout
         given = {
             n: laid_out(x, layout, rng) if isinstance(x, Tensor) and n not in kept else x for n, x in case.given.items()
         }
@@ -85,7 +85,7 @@ def test_second_derivatives_are_right_or_refused(op: str, impl: str) -> None:
 @pytest.mark.parametrize("impl", ["reference", "cpu", "plain"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_the_loss_has_second_derivatives(impl: str, reduction: str) -> None:
-    """A gradient penalty, and a Hessian, beside F.cross_entropy's; a third derivative too."""
+    """A gradient penalty and a Hessian equal those of F.cross_entropy; a third derivative too."""
     torch.manual_seed(0)
     hidden, weight, bias = (torch.randn(s, dtype=F64) for s in ((4, 3), (6, 3), (6,)))
     targets = torch.tensor([5, -100, 0, 2])
@@ -125,7 +125,7 @@ def test_forward_mode_is_right_or_refused(op: str, impl: str) -> None:
 @every_op
 @pytest.mark.parametrize("impl", ["cpu", "plain"])
 def test_no_tangent_is_dropped(op: str, impl: str) -> None:
-    """A dual number in any one floating argument, by forward_ad and by torch.func.jvp, nested too."""
+    """With a dual number in any one floating-point argument, by forward_ad and by torch.func.jvp, also nested."""
     case = draw(op, 7, dtype=F64, layouts=False)
     floating = [
         n for n, x in case.given.items() if isinstance(x, Tensor) and x.is_floating_point() and "probe" not in n
@@ -161,7 +161,7 @@ def test_torch_func_gives_the_gradients_or_refuses(op: str, impl: str) -> None:
         with implementation(impl) as name:
             try:
                 found = torch.func.grad(lambda *z, total=total: total(*z, name=name), tuple(range(len(given))))(*given)
-            except RuntimeError as refusal:  # torch's own, of every op of torch.library
+            except RuntimeError as refusal:  # torch's own, for every op of torch.library
                 refused = str(refusal)
                 assert impl != "reference"
                 assert "functorch transforms" in refused
@@ -182,7 +182,7 @@ def test_torch_func_gives_the_gradients_or_refuses(op: str, impl: str) -> None:
 @every_op
 @every_impl
 def test_ids_of_every_integer_dtype(op: str, impl: str) -> None:
-    """What a dtype holds means what the same numbers mean in int64: nothing wraps, nothing is refused for its dtype."""
+    """Numbers mean the same in every dtype as in int64: nothing overflows, and no integer dtype is refused."""
     for seed in range(3):
         case = draw(op, seed, dtype=F64, layouts=False)
         names = [n for n in IDS if case.given.get(n) is not None]
@@ -209,7 +209,7 @@ def test_narrow_ids_do_not_wrap(impl: str) -> None:
     with implementation(impl) as name:
         for of in (ops.linear_cross_entropy, ops.candidate_surprisal):
             assert torch.equal(of(hidden, weight, narrow, impl=name), of(hidden, weight, wide, impl=name))
-        right = F.cross_entropy(hidden @ weight.T, wide)  # 156 is -100 in eight bits, and is not ignored
+        right = F.cross_entropy(hidden @ weight.T, wide)  # 156 is -100 in eight bits, but is not ignored
         torch.testing.assert_close(ops.linear_cross_entropy(hidden, weight, narrow, impl=name), right)
         with pytest.raises(ValueError, match=r"targets: expected ids in \[0, V\) or ignore_index.*got -2"):
             ops.linear_cross_entropy(hidden, weight, torch.tensor([-2, 0, 0], dtype=torch.int8), impl=name)
@@ -230,7 +230,7 @@ def test_tensors_without_data_give_tensors_without_data(op: str) -> None:
 @every_impl
 @pytest.mark.parametrize("op", ["attention", "ssd"])
 def test_a_probe_is_taken_to_be_zero(op: str, impl: str) -> None:
-    """Whatever it holds: NaN and infinities too."""
+    """Whatever its values, NaN and infinities included."""
     seed = next(s for s in range(100) if {"saliency_probe", "flow_probe"} <= set(draw(op, s, layouts=False).leaves))
     case = draw(op, seed, dtype=F64, layouts=False)
     probes = [n for n in case.leaves if "probe" in n]
@@ -246,6 +246,6 @@ def test_a_probe_is_taken_to_be_zero(op: str, impl: str) -> None:
 @every_op
 @every_impl
 def test_sizes_of_zero(op: str, impl: str) -> None:
-    """Any of them: the empty result of the right shape, and gradients of 0."""
+    """Any size may be 0: the result is empty with the right shape, and gradients are 0."""
     for seed in range(8):
         check(draw(op, seed, zeros=0.5), impl, "backward" if op in DIFFERENTIABLE else "no grad")

@@ -1,4 +1,4 @@
-"""Bad arguments of every op: each is refused by its name, and nothing that fits is."""
+"""Bad arguments of every op: each is refused with its name, and good arguments are not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NUMBERS = {
 @every_op
 def test_a_tensor_that_does_not_fit_is_named(op: str) -> None:
     case = draw(op, 3, dtype=F32, layouts=False)
-    names = ("translators", *case.given)  # where the others no longer fit this one, another is named
+    names = ("translators", *case.given)  # if the others no longer fit this one, the error may name another
     for n, x in case.given.items():
         if not isinstance(x, Tensor):
             continue

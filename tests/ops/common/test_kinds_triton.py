@@ -1,4 +1,4 @@
-"""The kinds of fault of test_kinds.py in the Triton kernels, in its interpreter: few and small, since that is slow."""
+"""The kinds of fault of test_kinds.py in the Triton kernels; few and small cases, since the interpreter is slow."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""mamba-ssm and causal-conv1d: what symground does where they import, where they do not, and around them.
+"""mamba-ssm and causal-conv1d: symground with these packages and without them, and the code around them.
 
-On a GPU the packages themselves run in the tests of the models. Here stand-ins of the same functions take their place:
-layouts, padding, states and probes are tested, their kernels are not.
+On a GPU the tests of the models run the packages themselves. Here stand-ins with the same functions take their place.
+This tests layouts, padding, states and probes, but not the packages' kernels.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def stand_in_scan(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int, *, initial_states: Tensor | None,
     return_final_states: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """As the package's: no padding, B and C in the dtype of x."""
+    """Like the package's: no padding, and B and C in the dtype of x."""
     assert (chunk_size, return_final_states) == (256, True)
     assert B.dtype == C.dtype == x.dtype
     assert dt.dtype == A.dtype == torch.float32
@@ -50,7 +50,7 @@ def stand_in_convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, initial_states: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """As the package's: [B,C,T], with the conditions its CUDA code checks."""
+    """Like the package's: [B,C,T], with the checks of its CUDA code."""
     taps = weight.shape[1]
     assert 2 <= taps <= 4
     assert x.stride(2) == 1 or x.stride(1) == 1
@@ -70,7 +70,7 @@ def stand_in_convolution(
 
 @pytest.fixture
 def packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Modules of the packages' names, and a dispatcher that takes a CPU for a GPU."""
+    """Install the stand-ins under the packages' names, with a dispatch that takes a CPU for a GPU."""
     names = ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.triton", "mamba_ssm.ops.triton.ssd_combined", "causal_conv1d")
     made = {name: ModuleType(name) for name in names}
     made["mamba_ssm.ops.triton.ssd_combined"].mamba_chunk_scan_combined = stand_in_scan  # type: ignore[attr-defined]
@@ -194,13 +194,13 @@ def test_one_that_is_installed_and_does_not_import_is_told_once(
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert isinstance(causal_conv1d.refuses(on_a_gpu(torch.float32)), RuntimeError)
-            # One that is not there at all is nothing to be told of.
+            # A package that is not installed is not reported.
             assert isinstance(mamba_ssm.refuses(on_a_gpu(torch.float32)), RuntimeError)
     finally:
         needs._imports.cache_clear()
 
 
-#: What a GPU's packages do to a CPU: one imports and cannot run, the others do not import.
+#: GPU packages on a CPU: one imports but cannot run, the others do not import.
 BROKEN = {
     "mamba_ssm": """
 def run(*args, **kwargs):
@@ -242,4 +242,4 @@ def test_a_model_on_a_cpu_does_not_touch_them(tmp_path: Path) -> None:
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "a GPU's kernel was called" in done.stdout  # in transformers' own Mamba-2, which this is about
+    assert "a GPU's kernel was called" in done.stdout  # by transformers' own Mamba-2, the reason for this test

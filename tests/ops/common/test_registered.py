@@ -1,4 +1,4 @@
-"""What registration promises of every implementation: whole graphs, valid schemas, and bounded memory."""
+"""Properties that registration gives every implementation: full graphs, valid schemas, and bounded memory."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_surprisal_compiles_without_a_graph_break(impl: str) -> None:
 
 
 class Watch(TorchDispatchMode):
-    """Counts the numbers in the largest tensor made, and in all that live beside the given ones at the worst moment."""
+    """Counts the numbers in the largest tensor made, and the peak of all that live beside the given ones."""
 
     def __init__(self, *given: Tensor) -> None:
         super().__init__()
@@ -157,8 +157,8 @@ class Watch(TorchDispatchMode):
 @registered_impl
 @pytest.mark.parametrize("padded", [False, True])
 def test_kernels_keep_no_attention_matrix_and_no_copies(impl: str, padded: bool) -> None:
-    """Within the registered ops, where a dispatch mode around them does not see: what lives beside the inputs is
-    outputs, gradients, LSE and delta, [B,T,S], and rows of tiles."""
+    """Runs the registered ops' kernels directly, since a dispatch mode around the ops sees nothing. Beside the inputs
+    there may be outputs, gradients, LSE and delta, [B,T,S], and rows of tiles."""
     kernels = {"cpu": cpu.kernels, "triton": triton.kernels}[impl]
     batch, heads, length, size = 1, 8, 256, 16
     inputs = [torch.randn(batch, heads, length, size) for _ in range(4)]
@@ -171,14 +171,14 @@ def test_kernels_keep_no_attention_matrix_and_no_copies(impl: str, padded: bool)
         kept = [out, lse, *kernels.gradients(grad, q, k, v, out, lse, mixing, True, True, NO_GROUPS)]
     assert len(kept) == 7
     assert watch.largest <= max(3 * 64 * heads * length, one)
-    # out and three gradients; [B,T,S]; LSE and delta; rows of tiles on a CPU, for Triton's float32 kernels dO divided
-    # by the sums of its rows' attention.
+    # The output and three gradients; [B,T,S]; LSE and delta. Beside these: rows of tiles on a CPU; for Triton's float32
+    # kernels, dO divided by its row sums.
     beside = 4 * 64 * heads * length if impl == "cpu" else one
     assert watch.peak <= 4 * one + batch * length**2 + 4 * row + beside
 
 
 def test_surprisal_keeps_no_row_of_the_vocabulary() -> None:
-    """Forward and backward, beside inputs and gradients: tiles of logits, never N·V."""
+    """Forward and backward pass, beside inputs and gradients: tiles of logits, never all N·V."""
     torch.manual_seed(0)
     rows, size, vocabulary, tile = 3000, 16, 9000, 2**18
     inputs = [torch.randn(rows, size), torch.randn(vocabulary, size), torch.randn(vocabulary)]
@@ -194,7 +194,7 @@ def test_surprisal_keeps_no_row_of_the_vocabulary() -> None:
 
 
 def test_memory_of_a_whole_pass_under_checkpointing_and_over_micro_batches() -> None:
-    """Measured by the operating system, in a process of its own: below half an attention matrix; eager keeps four."""
+    """Measured by the operating system in a separate process: below half an attention matrix; eager keeps four."""
     code = """
 import resource, torch
 from torch.utils.checkpoint import checkpoint
@@ -216,5 +216,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     matrix = 16 * 2048 * 2048 * 4 / 1024  # KiB
-    # The saliency, its sum over micro-batches and its gradient on the way are three [T,S]: 3/16 of the matrix.
+    # The saliency, its sum over micro-batches, and its gradient are three [T,S]: 3/16 of the matrix.
     assert int(done.stdout) < 0.4 * matrix

@@ -13,7 +13,7 @@ from symground.ops.common import build
 
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1 -DEACH_MACHINE="
 
-#: Takes the extension's place before symground.ops is imported, which would load the one in its folder.
+#: Replaces the extension before symground.ops is imported, which would load the one in its own folder.
 PROGRAM = """
 import sys, importlib.util
 from pathlib import Path
@@ -129,7 +129,7 @@ needs_sanitizers = pytest.mark.skipif(
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """This Python with the sanitizers."""
+    """Run this Python with the sanitizers."""
     libraries = f"{library('libasan.so')} {library('libubsan.so')}"
     options = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1", "LD_PRELOAD": libraries}
     return subprocess.run(
@@ -138,7 +138,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def fuzzed(folder: Path, first: int, count: int) -> subprocess.CompletedProcess[str]:
-    """So many configurations of `sanitized_fuzz.py`, of the extension in ``folder``."""
+    """Run this many configurations of `sanitized_fuzz.py` with the extension in ``folder``."""
     return run(str(Path(__file__).with_name("sanitized_fuzz.py")), "--inside", str(folder), str(first), str(count))
 
 
@@ -172,7 +172,7 @@ def declared() -> set[str]:
 @needs_sanitizers
 @pytest.mark.slow
 def test_a_fuzz_of_every_operator_is_clean(sanitized: Path) -> None:
-    """Any layout, size, thread count and misfit; the long form: `python -m tests.ops.common.sanitized_fuzz 0 10000`."""
+    """Any layout, size, thread count and bad tensor; many: `python -m tests.ops.common.sanitized_fuzz 0 10000`."""
     done = fuzzed(sanitized, 0, 600)
     assert done.returncode == 0, done.stderr[-6000:]
     names = {line.partition(":")[0] for line in done.stdout.splitlines()}
@@ -183,7 +183,7 @@ def test_a_fuzz_of_every_operator_is_clean(sanitized: Path) -> None:
 @needs_sanitizers
 @pytest.mark.slow
 def test_a_fault_is_found(tmp_path: Path) -> None:
-    """One number too many is written: what the tests above would say of such code."""
+    """A write one number beyond the end is reported, as the tests above need."""
     (tmp_path / "fault.cpp").write_text("""
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>

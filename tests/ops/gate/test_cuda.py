@@ -1,4 +1,4 @@
-"""The CUDA part of the extension: what nvcc makes of it without a GPU, and its results on one."""
+"""The CUDA part of the extension: nvcc's machine code, without a GPU, and its results on a GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def tool(name: str) -> str | None:
-    """One of CUDA's, from the path or, as Triton brings them, from there."""
+    """A tool of CUDA's, from the PATH or from Triton's package."""
     try:
         import triton
     except ImportError:
@@ -104,7 +104,7 @@ def gates(*shape: int) -> torch.Tensor:
 def test_gives_the_bits_of_plain_pytorch_on_a_gpu(dtype: torch.dtype, size: int) -> None:
     torch.manual_seed(0)
     long = torch.randn(2, 4, 77, size + 1, device="cuda").to(dtype)
-    for x in (long[..., :size].contiguous().transpose(1, 2), long[..., 1:].transpose(1, 2)):  # the second: not aligned
+    for x in (long[..., :size].contiguous().transpose(1, 2), long[..., 1:].transpose(1, 2)):  # the second is unaligned
         for gate in (gates(4), gates(2, 4), gates(3, 2, 4)):
             for shape in (None, (), (size,), (4, 1), (77, 1, size), (2, 77, 4, size)):
                 fill = None if shape is None else torch.randn(shape, device="cuda").to(dtype)

@@ -1,5 +1,6 @@
-"""The CUDA kernel of gated heads run by the CPU, block by block and thread by thread: its indices, its pieces, what it
-reads and writes. Its threads share nothing, so their order does not matter. What a GPU makes of it stays open.
+"""The CUDA kernel of gated heads, run on the CPU block by block and thread by thread, which tests its indices, its
+launches, and what it reads and writes. Its threads share nothing, so their order does not matter. Nothing here runs on
+a GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import pytest
 
 from symground.ops.common import build
 
-#: What nvcc knows and a C++ compiler does not, and the calls that need a GPU. Each text stands in the source once.
+#: Replacements for nvcc's own headers and for calls that need a GPU. Each text occurs once in the source.
 REPLACED = {
     "#include <cuda_runtime.h>\n": """#include <cuda_runtime.h>
 #define __launch_bounds__(threads)
@@ -70,7 +71,7 @@ print(compared)
 @pytest.mark.skipif(build.nvcc() is None or build.compiler() is None, reason="no nvcc, whose headers this needs")
 @pytest.mark.parametrize("rows", ["1L << 30", "6"])
 def test_gives_the_bits_of_plain_pytorch(tmp_path: Path, rows: str) -> None:
-    """In one launch, and in pieces of so many rows as if there were more of them than 32 bits count."""
+    """In one launch, and in launches of few rows, as if there were more rows than 32 bits can count."""
     command, nvcc, torch = build.compiler(), build.nvcc(), build.torch_folder()
     assert command
     assert nvcc

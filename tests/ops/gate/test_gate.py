@@ -1,4 +1,4 @@
-"""Head gates: the formula, its exact ends, its gradient; by the extension and by plain PyTorch."""
+"""Head gates: the formula, exact results at gates 0 and 1, gradients; by the extension and by plain PyTorch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from symground.ops.gate import api, reference
 
 @contextmanager
 def using(inner: str) -> Iterator[None]:
-    """With the extension or without it."""
+    """Use the extension or plain PyTorch."""
     with patch.object(extension, "library", extension.library if inner == "extension" else None):
         yield
 
@@ -30,7 +30,7 @@ IMPLS = ("reference", "cpu")
 
 
 def gates(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Some closed, some open, some between, some beyond."""
+    """Gates of 0, of 1, between them, and outside [0, 1]."""
     some = torch.tensor([0.0, 1.0, 0.5, 0.3, -0.7, 1.9], dtype=dtype)
     return some[torch.randint(6, shape)]
 
@@ -76,7 +76,7 @@ def test_both_give_the_same_bits(data: st.DataObject) -> None:
     shape = [] if name == "number" else [sizes[c] for c in name.strip("[]").split(",") if c in sizes]
     fill = None if name == "none" else torch.randn(shape).to(dtype)
     if fill is not None and fill.ndim > 1 and data.draw(st.booleans()):
-        fill = fill.mT.contiguous().mT  # the same numbers, columns no longer adjacent
+        fill = fill.mT.contiguous().mT  # the same numbers, columns not contiguous
     found = []
     for inner in ("plain", "extension"):
         with using(inner):
@@ -91,7 +91,7 @@ def test_both_give_the_same_bits(data: st.DataObject) -> None:
 def test_half_precision_rounds_once(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x, fill = (torch.randn(2, 3, 4, 5).to(dtype) for _ in range(2))
-    gate = torch.rand(2, 4)  # in float32, and not rounded to the dtype of x either
+    gate = torch.rand(2, 4)  # in float32, not rounded to the dtype of x
     exact = reference.plain(x.double(), gate.double(), fill.double())
     spacing = torch.finfo(dtype).eps * exact.abs().clamp(min=torch.finfo(dtype).tiny)
     assert bool(((ops.gate_heads(x, gate, fill).double() - exact).abs() <= 0.51 * spacing + 1e-6).all())
@@ -282,7 +282,7 @@ def test_it_says_what_runs(inner: str) -> None:
 @pytest.mark.parametrize("fill", ["none", "number", "[D]"])
 def test_what_is_too_large_for_the_caches_gets_the_same_bits(dtype: torch.dtype, fill: str) -> None:
     torch.manual_seed(0)
-    D = 2056  # more than a buffer holds, twice and a rest
+    D = 2056  # more than two buffers
     T = 2**24 // dtype.itemsize // (3 * D) + 1
     x = torch.randn(1, T, 3, D).to(dtype)
     filled = {"none": None, "number": torch.tensor(0.3).to(dtype), "[D]": torch.randn(D).to(dtype)}[fill]

@@ -1,4 +1,4 @@
-"""The short convolution, and a Mamba-2 layer between its projections, against float64 and against their parts."""
+"""The short convolution, and a Mamba-2 layer between its projections, against float64 and against the separate ops."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_half_precision_and_one_set_of_bits() -> None:
     exact = ops.mamba2_inner(**{k: v.double() if isinstance(v, Tensor) else v for k, v in z.items()})
     torch.testing.assert_close(ops.mamba2_inner(**z).double(), exact, rtol=1e-4, atol=1e-5)
     half = ops.mamba2_inner(**{**z, "projected": z["projected"].bfloat16()})
-    assert half.dtype == torch.bfloat16  # that of projected, whatever its weight is
+    assert half.dtype == torch.bfloat16  # the dtype of projected, for any dtype of the weights
     torch.testing.assert_close(half.double(), exact, rtol=0.1, atol=0.1)
     for a, b in zip(gradients(z, "cpu"), gradients(z, "cpu"), strict=True):
         assert torch.equal(a, b)

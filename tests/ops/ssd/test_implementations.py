@@ -30,7 +30,7 @@ NAN = float("nan")
     ],
 )
 def _inner(request: Any) -> Any:
-    """Both ways of the CPU; in plain PyTorch with chunks and tiles of 4, so that short inputs have several."""
+    """Both versions on the CPU; plain PyTorch with chunks and tiles of 4, so that short inputs have several."""
     patch = pytest.MonkeyPatch()
     patch.setattr(cpu, "TILE", 4)
     if request.param == "plain PyTorch":
@@ -42,7 +42,7 @@ def _inner(request: Any) -> Any:
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
-    """Inputs in float64, perhaps a range of valid positions, NaN outside it, and perhaps an initial state."""
+    """Inputs in float64, some with a range of valid positions and NaN outside it, some with an initial state."""
     batch, length = draw(st.integers(1, 3)), draw(st.sampled_from([1, 3, 4, 5, 8, 13, 64, 65, 130]))
     groups, repeat = draw(st.sampled_from([(1, 1), (1, 3), (2, 2), (3, 1)]))
     size, state = draw(st.integers(1, 5)), draw(st.integers(1, 5))
@@ -70,7 +70,7 @@ def problems(draw: st.DrawFn) -> tuple[dict[str, Tensor], Tensor | None, Tensor 
 
 
 def gradients(z: dict[str, Tensor], key_range: Tensor | None, initial: Tensor | None, impl: str) -> list[Tensor]:
-    """y, the final state, and the gradients of everything, of a loss that uses both."""
+    """y, the final state, and all gradients of a loss that uses both."""
     leaves = [w.clone().requires_grad_() for w in (*z.values(), *(() if initial is None else (initial,)))]
     y, state = ops.ssd(*leaves[:5], key_range, leaves[5] if initial is not None else None, return_state=True, impl=impl)
     g = torch.Generator().manual_seed(0)
@@ -167,7 +167,7 @@ def many(length: int, decay: float, dtype: torch.dtype = torch.float32) -> dict[
 
 @pytest.mark.parametrize("decay", [1e-4, 1.0, 50.0, 1e4])
 def test_any_decay_over_a_long_text_keeps_float32_accuracy(decay: float) -> None:
-    """The exponent's sum from the start reaches 5e6: float32 differences of it would be off by whole numbers."""
+    """The sum of exponents from the start reaches 5e6: differences of float32 sums would be off by whole numbers."""
     length = 520
     z = many(length, decay)
     exact = {name: w.double() for name, w in z.items()}

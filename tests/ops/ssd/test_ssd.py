@@ -63,7 +63,7 @@ def test_initial_state_and_padding(z: Inputs, data: st.DataObject) -> None:
 def test_saliency_is_the_gradient_through_the_mixing_matrix(z: Inputs) -> None:
     x, grad = z["x"], torch.randn_like(z["x"])
     batch, t, heads, _ = x.shape
-    # M column by column: the op is linear in x, so M[:, j] is its answer to a unit at j.
+    # M column by column: the op is linear in x, so M[:, j] is its output for a unit at j.
     m = torch.zeros(batch, heads, t, t, dtype=torch.float64)
     for j in range(t):
         unit = torch.zeros(batch, t, heads, 1, dtype=torch.float64)

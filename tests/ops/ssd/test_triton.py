@@ -1,6 +1,6 @@
-"""SSD's Triton kernels against the reference in float64: on a GPU where there is one, else in Triton's interpreter.
+"""SSD's Triton kernels against the reference in float64: on a GPU if there is one, else in Triton's interpreter.
 
-Runs without the rest of the suite too: python -m pytest tests/ops/ssd/test_triton.py --noconftest
+It also runs without the rest of the suite: python -m pytest tests/ops/ssd/test_triton.py --noconftest
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NAN = float("nan")
 
 @pytest.fixture(autouse=True)
 def fresh_memory_is_nan() -> Iterator[None]:
-    """What a kernel does not write shows as NaN."""
+    """Fill fresh memory with NaN, so that numbers a kernel does not write are found."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.empty(3).isnan().all()
@@ -41,7 +41,7 @@ def fresh_memory_is_nan() -> Iterator[None]:
 
 
 class Inputs:
-    """One random problem, in float64 on the device; what is multiplied has values that ``dtype`` has too."""
+    """One random problem in float64 on the device; operands of products are rounded to ``dtype``."""
 
     COUNTS = (3, 4)
 
@@ -90,7 +90,7 @@ class Inputs:
 
 
 def assert_close(x: Inputs, factor: float = 1.0) -> None:
-    """Within what products of operands rounded to the dtype may lose, relative to the largest of each result."""
+    """Within the rounding of products with operands in the dtype, relative to the largest number of each result."""
     for name, ours, wanted in zip(
         NAMES, x.everything("triton", x.dtype), x.everything("reference", torch.float64), strict=True
     ):
@@ -129,7 +129,7 @@ def test_any_decay(decay: float) -> None:
 
 
 def test_a_long_decay_keeps_the_precision_of_its_differences() -> None:
-    """After steps that forget everything, slow ones: float32 sums of them all would be off by a tenth."""
+    """Slow steps after very strong decay: a float32 sum over all of them would be off by a tenth."""
     x = Inputs(1, 96, 2, 8, 1, 8, torch.float32)
     x.dt[:, :20], x.dt[:, 20:] = 500.0, 0.01
     x.a[:] = -100.0

@@ -1,6 +1,6 @@
-"""The vocabulary kernels against the reference in float64: on a GPU where there is one, else in Triton's interpreter.
+"""The vocabulary kernels against the reference in float64: on a GPU if there is one, else in Triton's interpreter.
 
-Runs without the rest of the suite too: python -m pytest tests/ops/vocabulary/test_triton.py --noconftest
+It also runs without the rest of the suite: python -m pytest tests/ops/vocabulary/test_triton.py --noconftest
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]
 
 @pytest.fixture(autouse=True)
 def fresh_memory_is_nan() -> Iterator[None]:
-    """What a kernel does not write shows as NaN."""
+    """Fill fresh memory with NaN, so that numbers a kernel does not write are found."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.empty(3).isnan().all()
@@ -38,7 +38,7 @@ def fresh_memory_is_nan() -> Iterator[None]:
 
 
 class Inputs:
-    """One random problem, its numbers those that ``dtype`` has for them, in float64 on the device."""
+    """One random problem, rounded to ``dtype``, in float64 on the device."""
 
     def __init__(self, N: int, D: int, V: int, K: int, shared: bool, bias: bool, dtype: torch.dtype) -> None:
         g = torch.Generator().manual_seed(N + D + V + K)
@@ -58,7 +58,7 @@ class Inputs:
         return [out.detach(), *torch.autograd.grad(out, leaves, self.grad.to(out.dtype))]
 
     def eager(self, dtype: torch.dtype) -> list[Tensor]:
-        """As a user of eager PyTorch would have them in this precision: what errors are judged by."""
+        """The same results from eager PyTorch in this precision, whose errors are the standard."""
         leaves = [x.to(dtype).requires_grad_() for x in (self.hidden, self.weight, self.bias) if x is not None]
         z = torch.nn.functional.linear(*leaves)
         out = -torch.log_softmax(z, -1).gather(1, self.candidates.expand(len(z), -1))
@@ -98,7 +98,7 @@ def test_probabilities_sum_to_one(dtype: torch.dtype) -> None:
 
 
 def test_gradients_by_pieces_of_the_vocabulary() -> None:
-    """A buffer that holds a tile or two gives what one for everything gives."""
+    """A buffer for one or two tiles gives the same as one for everything."""
     for shared in (True, False):
         x = Inputs(37, 32, 150, 9, shared, True, torch.float32)
         whole = x.everything("triton", torch.float32)
@@ -131,7 +131,7 @@ def test_any_strides() -> None:
 
 
 def test_a_word_that_cannot_be_said() -> None:
-    """A bias of -inf: infinite surprisal, no NaN elsewhere, also where a whole tile is impossible."""
+    """A bias of -inf gives infinite surprisal and no NaN elsewhere, even if a whole tile is impossible."""
     x = Inputs(4, 16, 100, 1, True, True, torch.float32)
     assert x.bias is not None
     bias = x.bias.float()
@@ -158,7 +158,7 @@ def test_cross_entropy_leaves_out_what_is_ignored(reduction: str) -> None:
 
 
 def test_a_row_without_a_candidate_has_a_surprisal_of_0() -> None:
-    """As `Kernels` promises; its neighbours have their own."""
+    """As `Kernels` documents; the other rows are unaffected."""
     x = Inputs(40, 32, 60, 1, False, True, torch.float32)
     hidden, weight, bias = (y.float() for y in (x.hidden, x.weight, x.bias) if y is not None)
     candidates = x.candidates.clone()

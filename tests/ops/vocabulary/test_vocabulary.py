@@ -33,7 +33,7 @@ def test_candidate_surprisal(
     leaves = [x.requires_grad_() for x in (hidden, weight, bias) if x is not None]
     full = -torch.log_softmax(torch.nn.functional.linear(hidden, weight, bias), -1)
     expected = full.gather(1, candidates.expand(n, k))
-    with patch.multiple(cpu, ROWS=rows, TILE=rows * columns):  # several tiles, and a narrower last one
+    with patch.multiple(cpu, ROWS=rows, TILE=rows * columns):  # several tiles, the last one narrower
         got = ops.candidate_surprisal(hidden, weight, candidates, bias, impl=impl)
         everything = ops.candidate_surprisal(hidden, weight, torch.arange(v), bias, impl=impl)
         gradients = torch.autograd.grad(got, leaves, upstream)
@@ -46,7 +46,7 @@ def test_candidate_surprisal(
 @both
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_gives_float32(impl: str, dtype: torch.dtype) -> None:
-    """Accumulated in float32: only the inputs and the gradients are rounded."""
+    """Accumulated in float32; only the inputs and the gradients are rounded."""
     torch.manual_seed(0)
     hidden, weight = (torch.randn(n, 8).to(dtype).requires_grad_() for n in (4, 50))
     got = ops.candidate_surprisal(hidden, weight, torch.arange(50), impl=impl)
@@ -83,7 +83,7 @@ def test_gradcheck(impl: str) -> None:
 def test_cross_entropy_with_its_gradients_in_one_go(
     extended: bool, n: int, d: int, v: int, with_bias: bool, tile: int, of: tuple[bool, bool, bool], seed: int
 ) -> None:
-    """Whichever of them want a gradient, and however many rows a tile has."""
+    """For any of them requiring a gradient, and for any number of rows in a tile."""
     if extended and extension.library is None:
         pytest.skip("no C++ extension: symground build")
     g = torch.Generator().manual_seed(seed)
@@ -121,7 +121,7 @@ def test_cross_entropy_is_torchs(impl: str) -> None:
 
 
 def test_ignored_rows_cost_nothing_on_a_cpu() -> None:
-    """They are not even read."""
+    """These rows are not even read."""
     torch.manual_seed(0)
     hidden, weight = (torch.randn(n, 4, requires_grad=True) for n in (6, 9))
     dirty = hidden.detach().clone()
@@ -135,7 +135,7 @@ def test_ignored_rows_cost_nothing_on_a_cpu() -> None:
 
 @both
 def test_a_word_that_cannot_be_said(impl: str) -> None:
-    """A bias of -inf: infinite surprisal, and nothing else is disturbed."""
+    """A bias of -inf gives infinite surprisal, and other results are unaffected."""
     torch.manual_seed(0)
     hidden, weight, bias = torch.randn(3, 4), torch.randn(9, 4), torch.zeros(9)
     bias[:5] = float("-inf")
