@@ -1,6 +1,6 @@
-"""The kernels as a GPU would get them: compiled ahead of time, which needs no GPU.
+"""The kernels as a GPU would run them: compiled ahead of time, which needs no GPU.
 
-In a process of its own: here Triton is in its interpreter.
+It happens in a separate process, because in this one Triton runs in its interpreter.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def test_shipped_configurations_fit_and_touch_no_local_memory_in_a_loop(arch: st
 
 @pytest.mark.slow
 def test_products_in_chunks_touch_no_local_memory_in_a_loop() -> None:
-    """The backward pass of the widest float32 heads wants more registers than anything else here."""
+    """The backward pass of the widest float32 heads needs more registers than any other kernel."""
     kernels = ("dq", "dq_flow", "dkdv")
     result = compiled("--arch", "sm_80", "--head-size", "200", "256", "--dtype", "float32", "--kernel", *kernels)
     assert result.returncode == 0, result.stderr
@@ -42,7 +42,7 @@ def test_products_in_chunks_touch_no_local_memory_in_a_loop() -> None:
 
 @pytest.mark.slow
 def test_every_option_compiles() -> None:
-    """Window, padding and gate at once, and lengths of 1, which the compiler takes for constants."""
+    """Window, padding and gate together, and lengths of 1, which the compiler specialises."""
     result = compiled("--arch", "sm_90", "--head-size", "80", "--dtype", "float16", "--all-options", "--length", "1")
     assert result.returncode == 0, result.stderr
 

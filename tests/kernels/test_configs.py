@@ -1,4 +1,4 @@
-"""The tables of shipped configurations answer for everything that an op lets through."""
+"""The tables of shipped configurations have an entry for everything that an op allows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDER = Path(next(iter(symground.kernels.__path__)))
 
 
 def tables() -> dict[str, Tiles]:
-    """Of all kernels, each from its own file."""
+    """The tables of all kernels, each from its own file."""
     found: dict[str, Tiles] = {}
     for file in sorted(FOLDER.glob("*/*.py")):
         module = importlib.import_module(f"symground.kernels.{file.parent.name}.{file.stem}")

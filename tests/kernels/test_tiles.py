@@ -1,4 +1,4 @@
-"""The bounds of a kernel's loop over keys or queries, against counting pair by pair."""
+"""The bounds of a kernel's loop over keys or queries, against a count of every pair."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def bounds_kernel(
     p_cases, p_found, KEYS: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr,
     STEP: tl.constexpr,
 ):  # fmt: skip
-    """Row i of found [N,4]: the bounds of case i, (first, offset, low, high, window, T)."""
+    """Row i of the result [N,4]: the bounds of case i, (first, offset, low, high, window, T)."""
     p_case = p_cases + tl.program_id(0) * 6
     first, offset = tl.load(p_case), tl.load(p_case + 1)
     low, high = tl.load(p_case + 2), tl.load(p_case + 3)
@@ -47,7 +47,7 @@ def seen(T: int, S: int, low: int, high: int, window: int | None, causal: bool) 
 
 
 def cases(windows: bool) -> list[tuple[int, int, int, int, int]]:
-    """(T, S, low, high, window): every window about two tiles long beside long texts, so that each edge is met."""
+    """(T, S, low, high, window), with every window of about two tiles and long texts, so that each edge occurs."""
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(40):
@@ -80,12 +80,12 @@ def test_a_loop_meets_every_pair_and_masks_where_it_must(causal: bool, windows: 
         taken = np.zeros(pairs.shape[1], dtype=bool)
         for at in steps:
             taken[at] = True
-            if full_first <= at.start < full_last:  # no mask here: whole tiles, each pair of which is seen
+            if full_first <= at.start < full_last:  # without a mask: whole tiles in which each pair is seen
                 assert pairs[:, at].shape[1] == step, case
                 assert pairs[:, at].all(), case
         assert start % step == full_first % step == full_last % step == 0, case
         assert not pairs[:, ~taken].any(), case
         full = [at for at in range(0, pairs.shape[1] - step + 1, step) if pairs[:, at : at + step].all()]
-        if len(pairs) == tile:  # each whole tile that needs no mask goes without one, where there are several
+        if len(pairs) == tile:  # with several tiles, every whole tile that needs no mask has none
             unmasked = [at.start for at in steps if full_first <= at.start < full_last]
             assert set(full) == set(unmasked), case

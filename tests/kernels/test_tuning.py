@@ -1,4 +1,4 @@
-"""Tuning on request, with the timer replaced: nothing here depends on how fast anything is."""
+"""Tuning on request, with the timer replaced, so that nothing depends on how fast anything is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FASTEST = Config(64, 32, 4, 2)
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Config]:
-    """The configurations measured, in a cache folder of its own; FASTEST is the fastest."""
+    """The configurations measured, in a temporary cache folder; FASTEST is the fastest."""
     times: list[Config] = []
 
     def time(run: object, config: Config) -> float:
