@@ -171,7 +171,7 @@ void ssd_backward(
   const int64_t groups = B.size(2), state = B.size(3);
   check("grad_y", grad_y, {batch, length, heads, size}, Memory::rows);
   // The heads of a group are read as one matrix.
-  check.that(heads <= 1 || grad_y.stride(2) == size || grad_y.numel() == 0, "grad_y: expected its heads side by side");
+  check.that(heads <= 1 || grad_y.stride(2) == size || grad_y.numel() == 0, "grad_y: expected contiguous heads");
   check("grad_state", grad_state, {batch, heads, size, state});
   check.written("dx", dx, {batch, length, heads, size}, Memory::rows);
   check("ddt", ddt, {batch, length, heads});

@@ -113,7 +113,7 @@ class Checked {
     }
     if (memory == Memory::contiguous) that(x.is_contiguous(), name, ": expected a contiguous tensor");
     if (memory == Memory::rows) {
-      that(adjacent(x), name, ": expected the numbers of its last dimension side by side");
+      that(adjacent(x), name, ": expected a contiguous last dimension");
     }
   }
 

@@ -86,7 +86,7 @@ inline void check_gate(
                  listed(fill->sizes()));
     }
     const bool rows = fill->dim() == 0 || fill->sizes().back() <= 1 || fill->strides().back() <= 1;
-    check.that(rows, "fill: expected the numbers of its last dimension side by side, or one for all");
+    check.that(rows, "fill: expected a contiguous last dimension, or one number for all of it");
   }
   if (gate.dim() == 3) {
     check("out", out, {masks, B, T, H, D});
