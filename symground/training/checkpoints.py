@@ -69,7 +69,7 @@ def load_resume(run: Path, model: PreTrainedModel, optimizer: Optimizer) -> Resu
     for folder in reversed(resume_folders(run)):
         wrong = damage(folder, told=True)
         if wrong is not None:
-            print(f"{folder} is damaged ({wrong}); the state before it is taken", file=sys.stderr)
+            print(f"{folder} is damaged ({wrong}); the state before it is used", file=sys.stderr)
             continue
         tensors = load_file(folder / _STATE)
         model.load_state_dict(

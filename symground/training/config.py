@@ -51,7 +51,7 @@ class Optimization:
         if self.warmup < 0:
             raise ValueError(f"warmup: expected at least 0, got {self.warmup}")
         if self.length < 2:
-            raise ValueError(f"length: expected at least 2 (a row holds its own targets), got {self.length}")
+            raise ValueError(f"length: expected at least 2 (a row contains its own targets), got {self.length}")
         for name, known in (("decay", DECAYS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}; got {getattr(self, name)!r}")

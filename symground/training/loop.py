@@ -153,7 +153,7 @@ class _Run:
                 if bar is not None:
                     bar.advance()
                 if stops and not last:
-                    self._say(f"{run}: stopped at step {step} as it was asked to; the same command goes on from there")
+                    self._say(f"{run}: stopped at step {step} by a signal; the same command resumes from there")
                     self._workers.end()
         self._workers.wait()
         self._model.eval()
@@ -200,7 +200,7 @@ class _Run:
         for step in checkpoint_steps(self._run) if self._workers.first else ():
             wrong = damage(checkpoint_folder(self._run, step))
             if wrong is not None:
-                what = "it is written again" if step >= done else "training does not come by it again"
+                what = "it is written again" if step >= done else "training does not reach that step again"
                 self._say(f"{checkpoint_folder(self._run, step)} is damaged ({wrong}); {what}")
 
     def _say(self, text: str) -> None:
@@ -220,7 +220,7 @@ def _check_rows(corpus: Corpus, settings: TrainSettings) -> None:
     largest = int(corpus.tokens.max())
     if largest >= limit:
         raise ValueError(
-            f"corpus: id {largest} is outside its tokenizer's vocabulary of {limit}; is it of another corpus?"
+            f"corpus: id {largest} is outside its tokenizer's vocabulary of {limit}; is it for another corpus?"
         )
 
 

@@ -63,7 +63,7 @@ def _there(run: Path) -> dict[str, Any] | None:
     if not any((run / "checkpoints").glob("step-*")) and not any((run / "resume").glob("step-*")):
         return None
     raise ValueError(
-        f"{wrong}; so it cannot be told whether what is in {run} was trained with these settings. Remove the file to "
+        f"{wrong}; so it is unknown whether what is in {run} was trained with these settings. Remove the file to "
         "have it taken for theirs, or remove the folder."
     )
 
