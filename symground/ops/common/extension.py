@@ -25,7 +25,7 @@ def load(path: Path, name: str = "symground_C") -> Any:
         found = operators.version()
         if found == VERSION:
             return operators
-        cause = f"it is version {found} of the sources, the package wants {VERSION}"
+        cause = f"it is version {found} of the sources, the package expects {VERSION}"
     except (OSError, RuntimeError, AttributeError) as error:
         cause = " ".join(str(error.__cause__ or error).split())
     warnings.warn(

@@ -80,7 +80,7 @@ def _imports(module: str) -> bool:
         package = module.partition(".")[0]
         if importlib.util.find_spec(package) is not None:
             warnings.warn(
-                f"{package} is installed but does not import here ({type(error).__name__}: {error}): going on without",
+                f"{package} is installed but does not import here ({type(error).__name__}: {error}); it is not used",
                 RuntimeWarning,
                 stacklevel=2,
             )
