@@ -50,14 +50,12 @@ def _locked(folder: Path, doing: str) -> int:
         except BlockingIOError:
             said = _holder(os.pread(handle, 4096, 0))
             os.close(handle)
-            raise BlockingIOError(
-                f"{folder} is held by {said}; start this again when that one has ended, or end it"
-            ) from None
+            raise BlockingIOError(f"{folder} is held by {said}; wait until that process ends, or end it") from None
         except OSError as error:  # some clusters' file systems have no locks
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
                 os.close(handle)
                 raise
-            print(f"{folder}: this file system has no locks; no other process may be started there", file=sys.stderr)
+            print(f"{folder}: this file system has no locks; do not start another process there", file=sys.stderr)
         try:
             if os.stat(path).st_ino == os.fstat(handle).st_ino:
                 break
