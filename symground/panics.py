@@ -1,4 +1,4 @@
-"""Panics of libraries written in Rust: their exception is not a subclass of Exception, so callers do not catch it."""
+"""Panics of libraries that are written in Rust: their exception is no Exception, and ends who does not expect it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,7 @@ def errors_named(what: str) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def panics_named(what: str, others: bool = False) -> Iterator[None]:
-    """Within the block, a panic becomes a ValueError whose message begins with ``what``.
-
-    Args:
-        what: the failed action and its object.
-        others: convert the library's other errors too, except OSError.
-
-    Raises:
-        ValueError: a library panicked.
-    """
+def _named(what: str, left: tuple[type[BaseException], ...]) -> Iterator[None]:
     try:
         yield
     except left:

@@ -1,4 +1,4 @@
-"""Type checks of settings, paths and objects, with errors that describe the wrong value."""
+"""What was given in place of what is wanted: settings, paths and objects of another type, told by their names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class WrongUsageError(ValueError):
 
 
 def told(value: Any) -> str:
-    """A short description of a value."""
+    """What something is, in a few words."""
     if isinstance(value, (str, bool, int, float)):
         text = repr(value)
         return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '…'}"
@@ -37,14 +37,14 @@ def told_json(value: Any) -> str:
 
 
 def check_types(settings: Any, of: type) -> None:
-    """Refuse a dataclass field whose value does not have its annotated type; only plain types are checked.
+    """Refuse a field of a dataclass that is not what its annotation says; only plain types are looked at.
 
     Args:
         settings: the instance.
         of: the dataclass whose fields are checked, which may be one that the instance's class extends.
 
     Raises:
-        ValueError: names the field, what was expected and what it got.
+        ValueError: names the field, what was expected and what came.
     """
     for name, kind in _fields(of).items():
         value = getattr(settings, name)
@@ -53,21 +53,21 @@ def check_types(settings: Any, of: type) -> None:
 
 
 def check_path(value: Any, name: str) -> Path:
-    """``value`` as a path.
+    """A path.
 
     Raises:
-        ValueError: it is not a path; ``name`` is the argument's name.
+        ValueError: something else, by ``name``.
     """
     if not isinstance(value, (str, Path)):
         raise ValueError(f"{name}: expected a path, got {told(value)}")
     return Path(value)
 
 
-def check_kind(value: Any, kind: type, name: str) -> None:
-    """Refuse a value that is not an instance of a class.
+def check_kind(value: Any, kind: type, name: str, shown: Callable[[Any], str] = told) -> None:
+    """Refuse what is no instance of a class; true and false are no numbers.
 
     Raises:
-        ValueError: names the argument ``name`` and the expected class.
+        ValueError: by ``name``, with what is expected and, as ``shown`` tells it, what came.
     """
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         words = {**_NAMES, **_IN_JSON}.get(kind, kind.__name__)
