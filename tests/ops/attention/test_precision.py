@@ -13,7 +13,7 @@ from torch import Tensor
 
 from symground import ops
 from symground.ops.common import extension
-from symground.ops.common.needs import imports  # noqa: E402
+from symground.ops.common.needs import imports
 
 built = pytest.mark.skipif(extension.library is None, reason="the C++ extension is not built: symground build")
 interpreted = pytest.mark.skipif(
