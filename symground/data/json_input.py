@@ -1,4 +1,4 @@
-"""JSON from others: what cannot be read, and a field of another type, is named with its place and what was expected."""
+"""JSON from other sources: errors name the place of what cannot be read, or of a wrong type, and what was expected."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from symground.typed import check_kind, told_json
 
 
 def parse_json(content: str | bytes) -> Any:
-    """What a JSON text holds.
+    """The contents of a JSON text.
 
     Raises:
-        ValueError: it is no JSON (says where), or nested more deeply than Python reads, some 1,000 levels. No file that
-            is read here needs more than ten, so no option raises that.
+        ValueError: it is not JSON (says where), or nested more deeply than Python reads, some 1,000 levels. No file
+            that is read here needs more than ten, so no option raises this limit.
     """
     try:
         return json.loads(content)
@@ -29,10 +29,10 @@ def parse_json(content: str | bytes) -> Any:
 
 
 def typed(value: Any, kind: type, place: str) -> Any:
-    """The value, where it is of this kind: str, int (not true or false), list or dict.
+    """The value, if it has this type: str, int (not true or false), list or dict.
 
     Raises:
-        ValueError: it is of another; ``place`` says where.
+        ValueError: it has another type; ``place`` says where.
     """
     check_kind(value, kind, place, told_json)
     return value
@@ -42,7 +42,7 @@ def field(entry: Any, name: str, kind: type, place: str = "") -> Any:
     """The field of an object.
 
     Raises:
-        ValueError: ``entry`` is no object, has no such field, or one of another kind.
+        ValueError: ``entry`` is not an object, has no such field, or the field has another type.
     """
     where = f"{place}.{name}" if place else name
     if not isinstance(entry, Mapping):

@@ -155,23 +155,23 @@ def _pairs(content: Any, name: str, key: str, value: str) -> Iterator[tuple[int,
 
 @dataclass(frozen=True, kw_only=True)
 class PopeSettings:
-    """Which questions."""
+    """Settings of the questions."""
 
     strategy: tuple[str, ...] = STRATEGIES
-    """How the objects that are not there are chosen; of several, the same images and the same objects that are."""
+    """How absent objects are chosen; all strategies share the images and the objects that are in them."""
     images: int | None = 500
-    """So many images, at random."""
+    """Number of images, drawn at random."""
     per_image: int = 6
-    """Questions of each, half of them of what is there."""
+    """Questions for each image, half of them about objects that are there."""
     seed: int = 0
-    """Of the choice."""
+    """Seed of the random draws."""
 
 
 def make_questions(instances: str | Path, out: str | Path, settings: PopeSettings) -> Path:
-    """Write the questions of all strategies into one file, each with its strategy as category.
+    """Write the questions of all strategies to one file, with the strategy as their category.
 
     Raises:
-        ValueError: what :func:`pope_questions` refuses, or no strategy.
+        ValueError: an error of :func:`pope_questions`, or there is no strategy.
     """
     if not settings.strategy:
         raise ValueError("strategy: expected at least one of random, popular, adversarial; got none")
