@@ -1,21 +1,21 @@
-"""Panics of libraries that are written in Rust: their exception is no Exception, and ends who does not expect it."""
+"""Panics of libraries written in Rust: their exception is not a subclass of Exception, so callers do not catch it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-#: What ends a program or a generator: no Exception either, and no panic.
+#: Exceptions that end a program or a generator. They are not subclasses of Exception either, but no panics.
 ENDS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 def panics_named(what: str) -> AbstractContextManager[None]:
-    """Within the block a panic becomes a ValueError that begins with ``what``: what was done, and to what."""
+    """Within the block, a panic becomes a ValueError that begins with ``what``: the failed action and its object."""
     return _named(what, (Exception, *ENDS))
 
 
 def errors_named(what: str) -> AbstractContextManager[None]:
-    """Within the block a panic, and all else that a library raises but an OSError, becomes such a ValueError."""
+    """Within the block, a panic or any other error of a library, except OSError, becomes such a ValueError."""
     return _named(what, (OSError, *ENDS))
 
 

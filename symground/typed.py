@@ -1,4 +1,4 @@
-"""What was given in place of what is wanted: settings, paths and objects of another type, told by their names."""
+"""Type checks of settings, paths and objects, with errors that describe the wrong value."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _IN_JSON: dict[Any, str] = {list: "a list", dict: "an object"}
 
 
 class WrongUsageError(ValueError):
-    """Arguments on the command line that no command can be made of."""
+    """Command-line arguments that are not a valid command."""
 
 
 def told(value: Any) -> str:
-    """What something is, in a few words."""
+    """A short description of a value."""
     if isinstance(value, (str, bool, int, float)):
         text = repr(value)
         return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '…'}"
@@ -30,21 +30,21 @@ def told(value: Any) -> str:
 
 
 def told_json(value: Any) -> str:
-    """A value as it stands in JSON, its beginning where it is long."""
+    """A value as JSON, shortened if it is long."""
     kind = _IN_JSON.get(type(value))
     text = f"{kind} of {len(value)}" if kind else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def check_types(settings: Any, of: type) -> None:
-    """Refuse a field of a dataclass that is not what its annotation says; only plain types are looked at.
+    """Refuse a dataclass field whose value does not have its annotated type; only plain types are checked.
 
     Args:
         settings: the instance.
         of: the dataclass whose fields are checked, which may be one that the instance's class extends.
 
     Raises:
-        ValueError: names the field, what was expected and what came.
+        ValueError: names the field, what was expected and what it got.
     """
     for name, kind in _fields(of).items():
         value = getattr(settings, name)
@@ -53,10 +53,10 @@ def check_types(settings: Any, of: type) -> None:
 
 
 def check_path(value: Any, name: str) -> Path:
-    """A path.
+    """``value`` as a path.
 
     Raises:
-        ValueError: something else, by ``name``.
+        ValueError: it is not a path; ``name`` is the argument's name.
     """
     if not isinstance(value, (str, Path)):
         raise ValueError(f"{name}: expected a path, got {told(value)}")
@@ -64,10 +64,10 @@ def check_path(value: Any, name: str) -> Path:
 
 
 def check_kind(value: Any, kind: type, name: str, shown: Callable[[Any], str] = told) -> None:
-    """Refuse what is no instance of a class; true and false are no numbers.
+    """Refuse a value that is not an instance of a class; true and false are not accepted as numbers.
 
     Raises:
-        ValueError: by ``name``, with what is expected and, as ``shown`` tells it, what came.
+        ValueError: names the argument ``name``, the expected type, and the value as ``shown`` describes it.
     """
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         words = {**_NAMES, **_IN_JSON}.get(kind, kind.__name__)
