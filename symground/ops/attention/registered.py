@@ -94,7 +94,7 @@ def register(impl: str, kernels: Kernels, device_types: str | None = None) -> Re
         "attention_saliency_rows", kernels.rows, [*after, "Tensor rows"], _rows,
         nothing=lambda q, k, *rest: _nothing(q, k) or rest[-1].numel() == 0,
     )  # fmt: skip
-    forward.differentiable(_keep, lambda ctx, grad_out, _: _through(backward, ctx, grad_out))
+    forward.differentiable(_keep, lambda ctx, needs, grad_out, _: _through(backward, ctx, needs, grad_out))
 
     def run_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, probes: Probes) -> tuple[Tensor, Tensor]:
         if mixing.gate is not None and mixing.gate.requires_grad and torch.is_grad_enabled():
@@ -156,13 +156,13 @@ def _keep(
     ctx.dtypes = [None if probe is None else probe.dtype for probe in (probes.saliency, probes.flow)]
 
 
-def _through(backward: Op, ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
+def _through(backward: Op, ctx: Any, needs: list[Any], grad_out: Tensor) -> tuple[Any, ...]:
     *given, groups = saved(ctx)
-    of_q, of_k, of_v, saliency, flow, *_ = ctx.needs_input_grad
-    inputs = of_q or of_k or of_v
-    found = Gradients(*backward(grad_out, *given, inputs, saliency, groups if flow else NO_GROUPS))
+    of_q, of_k, of_v, of, _ = needs
+    groups = groups if of.flow else NO_GROUPS
+    found = Gradients(*backward(grad_out, *given, of_q or of_k or of_v, of.saliency, groups))
     of_saliency, of_flow = (
-        x.to(dtype) if asked and x is not None else None
-        for x, asked, dtype in zip(found[3:], (saliency, flow), ctx.dtypes, strict=True)
+        x.to(dtype) if needed and x is not None else None
+        for x, needed, dtype in zip(found[3:], of, ctx.dtypes, strict=False)
     )
-    return *(found[:3] if inputs else (None,) * 3), Probes(of_saliency, of_flow, None, None), None
+    return found.q, found.k, found.v, Probes(of_saliency, of_flow, None, None), None

@@ -86,18 +86,21 @@ class Op:
 
         Args:
             keep: (ctx, output, *arguments); it saves what ``backward`` needs, with `save`.
-            backward: (ctx, *gradients of the results) → a gradient or None for each argument; for a record of tensors,
-                a record of gradients. ``ctx.needs_input_grad`` has an entry for each argument of the schema.
+            backward: (ctx, needs, *gradients of the results) → a gradient or None for each argument, for a record of
+                tensors a record of gradients; those that are not needed are dropped. ``needs`` is whether the gradient
+                of each argument is needed, for a record a record of bools.
         """
 
         def back(ctx: Any, *grads: Any) -> tuple[Any, ...]:
             found: list[Any] = []
-            for (record, at, end), grad in zip(self._takes, backward(ctx, *grads), strict=True):
+            for (record, at, end), grad in zip(
+                self._takes, backward(ctx, self.whole(ctx.needs_input_grad), *grads), strict=True
+            ):
                 if record is None:
                     found.append(grad)
                 else:
                     found += [None] * (end - at) if grad is None else grad
-            return tuple(found)
+            return tuple(x if needed else None for x, needed in zip(found, ctx.needs_input_grad, strict=True))
 
         self.registered.register_autograd(
             back, setup_context=lambda ctx, inputs, output: keep(ctx, output, *self.whole(inputs))

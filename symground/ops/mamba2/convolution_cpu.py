@@ -95,13 +95,10 @@ _gradients = Op(
 )  # fmt: skip
 
 
-def _through(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    found = _gradients(grad, *saved(ctx))
-    need = ctx.needs_input_grad[:3]
-    return *(g if wanted else None for g, wanted in zip(found, need, strict=True)), None, None
-
-
-_convolution.differentiable(lambda ctx, output, *inputs: save(ctx, *inputs), _through)
+_convolution.differentiable(
+    lambda ctx, output, *inputs: save(ctx, *inputs),
+    lambda ctx, needs, grad: (*_gradients(grad, *saved(ctx)), None, None),
+)
 
 
 def causal_conv1d(

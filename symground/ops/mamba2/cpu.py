@@ -98,13 +98,9 @@ def _keep(ctx: Any, output: tuple[Tensor, Tensor], layer: Layer) -> None:
     ctx.mark_non_differentiable(output[1])
 
 
-def _through(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any]:
-    found = _inner_backward(grad, *saved(ctx))
-    need = ctx.needs_input_grad[:7]
-    return ((*(g if wanted else None for g, wanted in zip(found, need, strict=True)), None, None, None, None),)
-
-
-_inner.differentiable(_keep, _through)
+_inner.differentiable(
+    _keep, lambda ctx, needs, grad, _: ((*_inner_backward(grad, *saved(ctx)), None, None, None, None),)
+)
 
 
 def mamba2_inner(layer: Layer) -> Tensor:

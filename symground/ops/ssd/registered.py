@@ -79,8 +79,8 @@ def register(impl: str, kernels: Kernels, device_types: str | None = None) -> Re
     probed = op(
         "ssd_probed", lambda y, *_: y.clone(), ["Tensor y", Scan, Probes], lambda y, *_: torch.empty_like(y), 1, None
     )
-    forward.differentiable(_keep, lambda ctx, *grads: _through(backward, ctx, *grads))
-    probed.differentiable(_keep_probes, lambda ctx, grad_y: _through_probes(saliency, flow, ctx, grad_y))
+    forward.differentiable(_keep, lambda ctx, needs, *grads: _through(backward, ctx, *grads))
+    probed.differentiable(_keep_probes, lambda ctx, needs, grad_y: _through_probes(saliency, flow, ctx, needs, grad_y))
 
     def run(scan: Scan, initial_state: Tensor | None, probes: Probes) -> tuple[Tensor, Tensor]:
         y, state = forward(scan, initial_state)
@@ -128,10 +128,9 @@ def _keep(ctx: Any, output: tuple[Tensor, Tensor], scan: Scan, initial_state: Te
 
 def _through(backward: Op, ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None) -> tuple[Any, Any]:
     scan, initial_state = saved(ctx)
-    found = backward(torch.zeros_like(scan.x) if grad_y is None else grad_y, grad_state, scan, initial_state)
-    *of_scan, _, of_state = ctx.needs_input_grad
-    inputs = (x if wanted else None for x, wanted in zip(found[:5], of_scan, strict=True))
-    return (*inputs, None), found[5] if of_state else None
+    grad_y = torch.zeros_like(scan.x) if grad_y is None else grad_y
+    *of_scan, of_state = backward(grad_y, grad_state, scan, initial_state)
+    return (*of_scan, None), of_state
 
 
 def _keep_probes(ctx: Any, output: Tensor, y: Tensor, scan: Scan, probes: Probes) -> None:
@@ -140,9 +139,9 @@ def _keep_probes(ctx: Any, output: Tensor, y: Tensor, scan: Scan, probes: Probes
     ctx.dtypes = [None if probe is None else probe.dtype for probe in (probes.saliency, probes.flow)]
 
 
-def _through_probes(saliency: Op, flow: Op, ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
+def _through_probes(saliency: Op, flow: Op, ctx: Any, needs: list[Any], grad_y: Tensor) -> tuple[Any, ...]:
     scan, groups = saved(ctx)
-    *_, of_saliency, of_flow, _query_groups, _key_groups = ctx.needs_input_grad
-    total = saliency(scan, grad_y, True).to(ctx.dtypes[0]) if of_saliency else None
-    sums = flow(scan, grad_y, groups, False)[0].to(ctx.dtypes[1]) if of_flow else None
+    _, _, of = needs
+    total = saliency(scan, grad_y, True).to(ctx.dtypes[0]) if of.saliency else None
+    sums = flow(scan, grad_y, groups, False)[0].to(ctx.dtypes[1]) if of.flow else None
     return grad_y, None, Probes(total, sums, None, None)

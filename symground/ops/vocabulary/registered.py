@@ -66,11 +66,11 @@ def register(impl: str, kernels: Kernels, device_types: str | None = None) -> Re
         ["Tensor grad", *_HEAD, "Tensor candidates", "Tensor lse", *_OF], _gradients, 3,
         lambda _grad, hidden, weight, *rest: not (len(hidden) and len(weight)),
     )  # fmt: skip
-    forward.differentiable(_keep, lambda ctx, grad, _: _through(backward, ctx, grad))
+    forward.differentiable(_keep, lambda ctx, needs, grad, _: _through(backward, ctx, needs, grad))
     loss = None
     if kernels.loss is not None:
         loss = op("linear_cross_entropy", kernels.loss, [*_HEAD, "Tensor targets", *_OF], _loss, 4)
-        loss.differentiable(_keep_gradients, lambda ctx, grad, *_: _through_loss(ctx, grad))
+        loss.differentiable(_keep_gradients, lambda ctx, needs, grad, *_: _through_loss(ctx, grad))
 
     def surprisal(hidden: Tensor, weight: Tensor, candidates: Tensor, bias: Tensor | None) -> Tensor:
         out: Tensor = forward(hidden, weight, bias, candidates)[0]
@@ -122,10 +122,8 @@ def _keep(ctx: Any, output: tuple[Tensor, Tensor], *inputs: Any) -> None:
     ctx.mark_non_differentiable(output[1])
 
 
-def _through(backward: Op, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    need = ctx.needs_input_grad[:3]
-    found = backward(grad, *ctx.saved_tensors, *need)
-    return *(x if wanted else None for x, wanted in zip(found, need, strict=True)), None
+def _through(backward: Op, ctx: Any, needs: list[bool], grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *backward(grad, *ctx.saved_tensors, *needs[:3]), None
 
 
 def _keep_gradients(ctx: Any, output: tuple[Tensor, ...], *inputs: Any) -> None:
