@@ -10,8 +10,9 @@ from symground.ops.common import checks as check
 from symground.ops.common.dispatch import choose
 from symground.ops.common.flow import Probes, check_groups, check_probes
 
-#: The implementations by their name for ``impl``, in the order in which ``impl=None`` tries them.
-IMPLEMENTATIONS = {"cpu": cpu, "flash": flash, "triton": triton, "reference": reference}
+#: The implementations by their name for ``impl``, in the order in which ``impl=None`` tries them. ``reference`` takes
+#: any tensor, so what comes after it runs only if it is named.
+IMPLEMENTATIONS = {"cpu": cpu, "triton": triton, "reference": reference, "flash": flash}
 
 
 def attention(

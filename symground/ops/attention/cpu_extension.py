@@ -78,9 +78,9 @@ def _piece(at: slice, q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Te
 
 def _form(mixing: Mixing, lse: Tensor) -> tuple[Tensor | None, bool, float | None, Tensor | None, int | None]:
     """The record as arguments of the operators."""
-    causal, scale, key_range, window, gate = mixing
-    gate = None if gate is None else gate.to(lse.dtype).contiguous()
-    return gate, causal, scale, None if key_range is None else key_range.long().contiguous(), window
+    gate = None if mixing.gate is None else mixing.gate.to(lse.dtype).contiguous()
+    key_range = None if mixing.key_range is None else mixing.key_range.long().contiguous()
+    return gate, mixing.causal, mixing.scale, key_range, mixing.window
 
 
 def _ids(groups: Groups, at: slice) -> list[Tensor | None]:

@@ -27,11 +27,6 @@ def refuses(like: Tensor) -> Exception | None:
     return needs.triton(like, "flash")  # which computes saliency and flow
 
 
-def suits(like: Tensor) -> bool:
-    """False: ``impl=None`` never picks flash."""
-    return False
-
-
 class Flash(Protocol):
     """A flash attention on q [B,H,T,D] and k, v [B,Hk,S,D]."""
 

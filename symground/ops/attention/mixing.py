@@ -17,11 +17,11 @@ MAX_HEAD_SIZE = 256
 class Mixing(NamedTuple):
     """How a query sees the keys; :func:`symground.ops.attention` documents the fields."""
 
-    causal: bool
-    scale: float | None
-    key_range: Tensor | None
-    window: int | None
-    gate: Tensor | None
+    causal: bool = True
+    scale: float | None = None
+    key_range: Tensor | None = None
+    window: int | None = None
+    gate: Tensor | None = None
 
     def settled(self, q: Tensor) -> Mixing:
         """The record as implementations read it: the scale is a number, the gate is [B,H] in the accumulation dtype."""
@@ -57,7 +57,6 @@ class Mixing(NamedTuple):
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Mixing:
     """The checks common to every attention op. Returns the checked record; raises ValueError naming the argument."""
-    causal, scale, key_range, window, gate = mixing
     check.has_shape("q", q, "B,H,T,D", (None,) * 4)
     check.is_floating("q", q)
     batch, heads, _, size = q.shape
@@ -69,7 +68,7 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Mixing:
         raise ValueError(f"k: expected Hk to divide H = {heads}, got Hk = {k.shape[1]}")
     if not 1 <= size <= MAX_HEAD_SIZE:
         raise ValueError(f"q: expected a head size D from 1 to {MAX_HEAD_SIZE}, got {size}")
-    causal = check.flag("causal", causal)
+    causal, scale, window = check.flag("causal", mixing.causal), mixing.scale, mixing.window
     if scale is not None:
         scale = check.number("scale", scale)
         if abs(scale) > torch.finfo(accumulation_dtype(q)).max:
@@ -81,9 +80,9 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Mixing:
         window = min(check.integer("window", window, 1), check.LONGEST)
         if not causal:
             raise ValueError(f"window: expected an integer of at least 1, with causal=True; got {window}, causal=False")
-    key_range = check.key_range(key_range, batch, k.shape[2], "q", q)
-    check.gate(gate, batch, heads, q)
-    return Mixing(causal, scale, key_range, window, gate)
+    key_range = check.key_range(mixing.key_range, batch, k.shape[2], "q", q)
+    check.gate(mixing.gate, batch, heads, q)
+    return mixing._replace(causal=causal, scale=scale, key_range=key_range, window=window)
 
 
 def check_saliency(q: Tensor, grad_out: Tensor, lse: Tensor) -> None:

@@ -78,5 +78,5 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing
     return out.to(lse.dtype)
 
 
-kernels = Kernels(_forward, _backward, _saliency, _flow, _rows)
+kernels = Kernels(forward=_forward, backward=_backward, saliency=_saliency, flow=_flow, rows=_rows)
 attention, attention_saliency, attention_flow, attention_saliency_rows = register("triton", kernels)

@@ -126,5 +126,5 @@ def _backward(grad_y: Tensor, grad_state: Tensor | None, scan: Scan, initial_sta
     return found
 
 
-kernels = Kernels(_forward, _backward, _saliency, _flow)
+kernels = Kernels(forward=_forward, backward=_backward, saliency=_saliency, flow=_flow)
 ssd, ssd_saliency, ssd_flow, _ = register("cpu", kernels, "cpu")

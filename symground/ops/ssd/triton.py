@@ -58,4 +58,5 @@ def _flow(scan: Scan, grad_y: Tensor, groups: Groups, matrix: bool) -> FlowSums:
     return FlowSums(*sums)
 
 
-ssd, ssd_saliency, ssd_flow, probed = register("triton", Kernels(_forward, _backward, _saliency, _flow))
+kernels = Kernels(forward=_forward, backward=_backward, saliency=_saliency, flow=_flow)
+ssd, ssd_saliency, ssd_flow, probed = register("triton", kernels)

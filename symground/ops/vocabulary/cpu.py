@@ -185,5 +185,5 @@ def _spans(length: int, step: int) -> Iterator[tuple[int, slice]]:
         yield start, slice(start, min(start + step, length))
 
 
-kernels = Kernels(_forward, _backward, _loss)
+kernels = Kernels(forward=_forward, backward=_backward, loss=_loss)
 candidate_surprisal, lens_surprisal, linear_cross_entropy = register("cpu", kernels, "cpu")

@@ -31,4 +31,5 @@ def _backward(
     return found
 
 
-candidate_surprisal, lens_surprisal, linear_cross_entropy = register("triton", Kernels(_forward, _backward))
+kernels = Kernels(forward=_forward, backward=_backward)
+candidate_surprisal, lens_surprisal, linear_cross_entropy = register("triton", kernels)
