@@ -18,11 +18,11 @@ class Call:
     q: Tensor
     k: Tensor
     v: Tensor
-    gate: Tensor | None
     causal: bool
     scale: float
     key_range: Tensor | None
     window: int | None
+    gate: Tensor | None
 
     B: int = field(init=False)
     H: int = field(init=False)

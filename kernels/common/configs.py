@@ -1,7 +1,7 @@
 """Tile sizes, warps and pipeline stages: the lookup in the kernels' tables, which are in the kernels' files.
 
 The tables are explicit: nothing is tuned at first use. With only a causal mask, the entries compile without
-local-memory access in their loops (`benchmarks/kernel_table.py` prints each entry's registers and shared memory, and
+local-memory access in their loops (`python -m benchmarks kernels` prints each entry's registers and shared memory, and
 checks this).
 """
 
