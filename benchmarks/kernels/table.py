@@ -122,10 +122,10 @@ def launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -> No
     q, k, v, grad = (torch.empty(8, 12, length, size, dtype=dtype, device="meta") for _ in range(4))
     lse = torch.empty(8, 12, length, device="meta")
     groups = torch.empty(8, length, dtype=torch.int64, device="meta")
-    call = Call(q, k, v, None, True, size**-0.5, None, None)
+    call = Call(q, k, v, causal=True, scale=size**-0.5, key_range=None, window=None, gate=None)
     if problem.options:
         gate, bounds = lse[:, :, 0], torch.empty(8, 2, dtype=torch.int64, device="meta")
-        call = Call(q, k, v, gate, True, size**-0.5, bounds, 100)
+        call = Call(q, k, v, causal=True, scale=size**-0.5, key_range=bounds, window=100, gate=gate)
     if kernel == "attention_forward":
         forward.attention_forward(call)
     elif kernel in ("delta", "dq", "dkdv"):
@@ -338,7 +338,10 @@ def main() -> int:
     faulty = [row for row in rows if row.faults]
     for row in faulty:
         print(f"{row.kernel} {row.arch} {row.dtype} D {row.size}: {', '.join(row.faults)}", file=sys.stderr)
-    if not arguments.no_save:
+    whole = not (arguments.kernel or arguments.config or arguments.all_options) and all(
+        getattr(arguments, name) == parser.get_default(name) for name in ("arch", "dtype", "head_size", "length")
+    )
+    if whole and not arguments.no_save:  # the page is of every shipped configuration
         path = ROOT / "benchmarks" / "results" / "kernels.md"
         path.write_text(
             "Every shipped configuration, causal, 8 × 12 × 1024, and for a vocabulary 8192 rows of 768, 50257 words, "
