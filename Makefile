@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h) symground/ops/common/build.py
 
-.PHONY: demo test lint clean
+.PHONY: demo check test lint clean
 
 demo: $(VENV)/demo.stamp $(VENV)/build.stamp
 	$(BIN)/symground demo
@@ -17,6 +17,11 @@ demo: $(VENV)/demo.stamp $(VENV)/build.stamp
 # A process a core, each with one thread (tests/conftest.py); a file's tests stay together, and so do what they share.
 test: $(VENV)/test.stamp $(VENV)/build.stamp
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
+# What a change is tried with before `make test`: lint, and the tests that are quick and train nothing.
+check: lint $(VENV)/build.stamp
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -q -m "not slow and not trains" \
+		tests/ops tests/kernels tests/data tests/models tests/analysis
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
