@@ -57,7 +57,11 @@ def families(folder):
     """symground/kernels and symground/csrc, symlinks to folders without an __init__.py (their READMEs say why)."""
     return [
         f"symground.{folder}",
-        *(f"symground.{folder}.{path.name}" for path in sorted(Path(folder).iterdir()) if path.is_dir()),
+        *(
+            f"symground.{folder}.{path.name}"
+            for path in sorted(Path(folder).iterdir())
+            if path.is_dir() and path.name.isalnum()
+        ),
     ]
 
 
