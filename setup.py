@@ -54,12 +54,12 @@ def package_root():
 
 
 def families(folder):
-    """symground/kernels and symground/csrc, symlinks to folders without an __init__.py (their READMEs say why)."""
+    """Folders of symground/kernels and symground/csrc, which have no __init__.py (their READMEs say why)."""
     return [
         f"symground.{folder}",
         *(
             f"symground.{folder}.{path.name}"
-            for path in sorted(Path(folder).iterdir())
+            for path in sorted((Path("symground") / folder).iterdir())
             if path.is_dir() and path.name.isalnum()
         ),
     ]

@@ -312,7 +312,7 @@ def inside(folder: Path, first: int, count: int) -> None:
 
     import symground
 
-    path = Path(symground.__file__).parent / "ops" / "_build.py"
+    path = Path(symground.__file__).parent / "ops" / "common" / "build.py"
     spec = importlib.util.spec_from_file_location("symground.ops.common.build", path)
     assert spec is not None
     assert spec.loader is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from symground.ops.common import build
+from symground.ops.common import build as builder
 
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1 -DEACH_MACHINE="
 
@@ -19,7 +19,7 @@ import sys, importlib.util
 from pathlib import Path
 folder = Path(sys.argv[1])
 import symground
-path = Path(symground.__file__).parent / "ops" / "build.py"
+path = Path(symground.__file__).parent / "ops" / "common" / "build.py"
 spec = importlib.util.spec_from_file_location("symground.ops.common.build", path)
 build = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(build)
@@ -116,7 +116,7 @@ print(*sorted(called))
 
 
 def library(name: str) -> str | None:
-    command = build.compiler()
+    command = builder.compiler()
     if command is None:
         return None
     found = subprocess.run([*command, f"-print-file-name={name}"], capture_output=True, text=True, check=False).stdout
@@ -142,11 +142,11 @@ def fuzzed(folder: Path, first: int, count: int) -> subprocess.CompletedProcess[
     return run(str(Path(__file__).with_name("sanitized_fuzz.py")), "--inside", str(folder), str(first), str(count))
 
 
-def build(folder: Path, sources: Path = build.SOURCES) -> None:
+def build(folder: Path, sources: Path = builder.SOURCES) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CXX", f"{' '.join(build.compiler() or [])} {FLAGS}")
-        patch.setattr(build, "FLAGS", build.FLAGS.replace("-O3", "-O1"))
-        build.build(folder, sources)
+        patch.setenv("CXX", f"{' '.join(builder.compiler() or [])} {FLAGS}")
+        patch.setattr(builder, "FLAGS", builder.FLAGS.replace("-O3", "-O1"))
+        builder.build(folder, sources)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_every_operator_is_clean(sanitized: Path) -> None:
 
 
 def declared() -> set[str]:
-    code = (build.SOURCES / "operators.cpp").read_text(encoding="utf-8")
+    code = (builder.SOURCES / "operators.cpp").read_text(encoding="utf-8")
     return {line.split('"')[1] for line in code.splitlines() if "m.impl(" in line} - {"version"}
 
 
