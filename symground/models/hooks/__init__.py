@@ -1,4 +1,4 @@
-"""What a forward pass is asked and what it shows: taps of mixers, and hooks that one thread alone sees."""
+"""Taps, by which an analysis reads or changes heads in a forward pass, and hooks that act in one thread only."""
 
 from symground.models.hooks.forward_hooks import (
     forward_as,

@@ -1,4 +1,4 @@
-"""Hooks and forward functions of modules: ours for a while, for the passes of one thread; and whether others' act."""
+"""Temporary hooks and forward functions that act in one thread only, and tests for those of other code."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import nn
 from torch.nn.modules import module as of_all_modules
 
 _HERE = threading.local()
-"""``forwards``: of this thread, module → what stands in for its forward function."""
+"""``forwards``: module → the function that replaces its forward function in this thread."""
 _LOCK = threading.RLock()
-#: Their code changes what a module gives only together with something that is looked at.
+#: Packages whose code changes a module's output only together with something that ``state_of`` compares.
 _TRUSTED = ("torch", "transformers", "accelerate", "symground")
 
 
 class _StandIn:
-    """A module's forward function while any thread has another one: each thread calls its own."""
+    """Dispatches a module's forward function to the calling thread's replacement, else to the module's own."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.own, self.users = module, vars(module).get("forward"), 0
@@ -30,25 +30,25 @@ class _StandIn:
 
 
 def given_forward(module: nn.Module) -> Callable[..., Any] | None:
-    """The forward function that a module has beside its class's, without what stands in for it; None: it has none."""
+    """The module's instance-level forward function, without our stand-in, or None."""
     own = vars(module).get("forward")
     return own.own if isinstance(own, _StandIn) else own
 
 
 def own_forward(module: nn.Module) -> Callable[..., Any]:
-    """The forward function of a module without what stands in for it."""
+    """The forward function of a module, without our stand-in."""
     own = given_forward(module)
     return type(module).forward.__get__(module) if own is None else own
 
 
 @contextmanager
 def forward_as(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Other forward functions of these very modules in this thread's passes within the block; no class is touched."""
+    """Within the block, this thread's passes call these forward functions of the modules; no class is changed."""
     before: Mapping[nn.Module, Callable[..., Any]] = getattr(_HERE, "forwards", {})
     placed: list[_StandIn] = []
     try:
         for module in forwards:
-            placed.append(_placed(module))  # noqa: PERF401 - those that are placed are taken back whatever happens
+            placed.append(_placed(module))  # noqa: PERF401 - stand-ins already placed are removed after an error
         _HERE.forwards = {**before, **forwards}
         yield
     finally:
@@ -70,7 +70,7 @@ def _taken(stand_in: _StandIn) -> None:
     with _LOCK:
         stand_in.users -= 1
         module = stand_in.module
-        if stand_in.users or vars(module).get("forward") is not stand_in:  # it has been given another one meanwhile
+        if stand_in.users or vars(module).get("forward") is not stand_in:  # another function was set meanwhile
             return
         if stand_in.own is not None:
             object.__setattr__(module, "forward", stand_in.own)
@@ -82,12 +82,12 @@ def _taken(stand_in: _StandIn) -> None:
 def hooked(
     *hooks: tuple[nn.Module, Callable[..., Any]], before: bool = False, with_kwargs: bool = False
 ) -> Iterator[None]:
-    """Forward hooks of modules within the block, for the passes of this thread alone.
+    """Within the block, forward hooks of modules act on the passes of this thread only.
 
     Args:
-        hooks: modules, and what is called as ``register_forward_hook`` calls it, or ``register_forward_pre_hook``.
-        before: whether they are called before the module runs.
-        with_kwargs: whether they are given the keyword arguments of the call.
+        hooks: modules, each with a hook as ``register_forward_hook`` or ``register_forward_pre_hook`` expects it.
+        before: whether the hooks run before the module.
+        with_kwargs: whether the hooks receive the keyword arguments of the call.
     """
     here = threading.local()
     here.mine = True
@@ -107,14 +107,14 @@ def hooked(
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module is of this very class, and nothing changes what its forward function gives."""
+    """Whether a module is exactly of this class, and no hook or forward function changes its output."""
     own = given_forward(module)
     moved_only = own is None or _root(own) == "accelerate"
     return type(module) is kind and moved_only and not hooks_of(module) and not hooks_of_all()
 
 
 def hooked_by_others(model: nn.Module) -> bool:
-    """Whether hooks or forward functions of others act on the model: what they do may depend on anything."""
+    """Whether hooks or forward functions of other code act on the model; they may depend on anything."""
 
     def acts(what: Callable[..., Any] | None) -> bool:
         return what is not None and not is_trusted(what)
@@ -123,18 +123,18 @@ def hooked_by_others(model: nn.Module) -> bool:
 
 
 def hooks_of_all() -> bool:
-    """Whether there are hooks of all modules of the process."""
+    """Whether there are global hooks, which act on every module of the process."""
     return bool(of_all_modules._global_forward_hooks or of_all_modules._global_forward_pre_hooks)
 
 
 def hooks_of(module: nn.Module) -> list[Callable[..., Any]]:
-    """All forward hooks of a module, ours among them."""
-    # Copied at once: another thread may add or remove one meanwhile.
+    """All forward hooks of a module, including ours."""
+    # The hooks are copied first, because another thread may add or remove one meanwhile.
     return [*list(module._forward_pre_hooks.values()), *list(module._forward_hooks.values())]
 
 
 def is_trusted(what: Any) -> bool:
-    """Whether a hook, a forward function or a class is of a package whose code we know."""
+    """Whether a hook, a forward function or a class belongs to a package whose code we know."""
     return _root(what) in _TRUSTED
 
 

@@ -1,8 +1,8 @@
-"""Mixers with heads: what the analyses see of a layer, whatever the architecture.
+"""Mixers with heads: the same view of a layer for every architecture.
 
-A mixer is a module that mixes positions with one matrix per head. What an analysis asks of it (probes, gates) is a
-`Tap`, which the mixer's forward reads; nothing of the model is touched. A tap is asked for by a block, and the taps of
-several blocks are composed in the order in which the blocks were entered (`symground.models.hooks.scopes`).
+A mixer is a module that mixes positions with one matrix per head. An analysis requests probes and gates of a mixer in
+a `Tap`. The mixer's forward pass reads the tap; the model itself is not changed. A ``with`` block sets a tap, and the
+taps of several blocks are composed in the order in which the blocks were entered (`symground.models.hooks.scopes`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from symground import ops
 from symground.models.hooks.row_probes import RowProbe
 from symground.models.hooks.scopes import Entry, asked_of
 
-#: Of these a mixer can serve one at a time.
+#: A mixer accepts each of these from one block at a time.
 _ONCE = ("saliency_probe", "flow_probe", "query_groups", "key_groups", "rows", "mix")
 
 
@@ -33,11 +33,11 @@ class Replacement:
     fill: Tensor | None = None
     """Broadcasts to [B,T,H,D]; None is 0."""
     positions: Tensor | None = None
-    """[T] or [B,T] bool: where; None is everywhere."""
+    """[T] or [B,T] bool, True at the positions that are replaced; None is all."""
 
     def of(self, x: Tensor) -> Tensor:
         """x [B,T,H,D] with the heads replaced."""
-        # A model may be spread over devices.
+        # The layers of a model may be on several devices.
         gate, fill = self.gate.to(x.device), None if self.fill is None else self.fill.to(x.device)
         replaced = ops.gate_heads(x, gate, fill)
         if self.positions is None:
@@ -51,7 +51,7 @@ class Replacement:
 
 @dataclass(frozen=True)
 class Tap:
-    """What is asked of one mixer in the next forward passes; see :func:`symground.ops.attention` for the shapes."""
+    """The requests to one mixer in the next forward passes; see :func:`symground.ops.attention` for the shapes."""
 
     gate: Tensor | None = None
     saliency_probe: Tensor | None = None
@@ -59,16 +59,16 @@ class Tap:
     query_groups: Tensor | None = None
     key_groups: Tensor | None = None
     replaced: tuple[Replacement, ...] = ()
-    """Applied one after the other, after the gate."""
+    """The replacements, applied in order, after the gate."""
     rows: RowProbe | None = None
     mix: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None = None
-    """(q, k, v [B,H or Hk,T,D], scale) → the heads' outputs [B,H,T,D], in place of the attention (attention only)."""
+    """(q, k, v [B,H or Hk,T,D], scale) → the heads' outputs [B,H,T,D]; replaces the attention (attention only)."""
     observe: tuple[Callable[[Tensor], None], ...] = ()
-    """Each sees the heads' outputs [B,T,H,D] as the output projection, or Mamba-2's gated norm, gets them."""
+    """Each is called with the heads' outputs [B,T,H,D], the input of the output projection or Mamba-2's gated norm."""
 
     @property
     def plain(self) -> bool:
-        """Whether any attention will do: nothing is asked of the mixing itself."""
+        """Whether any attention implementation suffices: the tap has no gate, saliency probe or flow probe."""
         return self.gate is None and self.saliency_probe is None and self.flow_probe is None
 
     @property
@@ -76,10 +76,10 @@ class Tap:
         return self.plain and not self.replaced and not self.observe and self.rows is None and self.mix is None
 
     def then(self, later: Tap) -> Tap:
-        """What both ask, ``later`` after this one.
+        """Both taps as one, with ``later`` applied after this one.
 
         Raises:
-            ValueError: both ask for what a mixer can serve once, or are for other numbers of examples.
+            ValueError: both set a field that a mixer accepts once, or their numbers of examples differ.
         """
         gate, replaced = self.gate, self.replaced
         if later.gate is not None:
@@ -87,9 +87,9 @@ class Tap:
                 raise ValueError(
                     f"heads: silenced in {len(later.gate)} examples each its own, within a block for {len(gate)}"
                 )
-            if replaced:  # what stands in for a head is silenced too
+            if replaced:  # the replacement of a head is silenced too
                 replaced = (*replaced, Replacement(later.gate))
-            else:  # then the op need not compute those heads at all
+            else:  # the op then skips those heads
                 gate = later.gate if gate is None else gate * later.gate
         once = {}
         for name in _ONCE:
@@ -116,24 +116,24 @@ class Mixer:
         return tap_of(self.module)
 
     def tapped(self, **changes: Any) -> AbstractContextManager[None]:
-        """A block in which the mixer is asked for a `Tap` of these fields, beside what other blocks ask."""
+        """A block in which the mixer has a `Tap` of these fields, in addition to the taps of other blocks."""
         return tapped({self: Tap(**changes)})
 
 
 def tapped(taps: Mapping[Mixer, Tap]) -> AbstractContextManager[None]:
-    """A block in which these mixers are asked for these taps, beside what other blocks ask."""
+    """A block in which these mixers have these taps, in addition to the taps of other blocks."""
     return Entry({mixer.module: tap for mixer, tap in taps.items()})
 
 
 def check_batch(tap: Tap, examples: int) -> None:
-    """Refuse a pass of another number of examples than those that the gates are for."""
+    """Refuse a pass whose number of examples differs from that of the gates."""
     for gate in (tap.gate, *(replacement.gate for replacement in tap.replaced)):
         if gate is not None and gate.ndim == 2 and len(gate) != examples:
             raise ValueError(f"heads: silenced in {len(gate)} examples each its own, this pass has {examples} examples")
 
 
 def shown(tap: Tap, heads: Tensor) -> Tensor:
-    """Outputs of the heads [B,T,H,D] as the tap wants them to go on, and seen by it; its ``gate`` is not applied."""
+    """Apply the tap's replacements to the heads' outputs [B,T,H,D], and call its observers; the gate is not applied."""
     for replacement in tap.replaced:
         heads = replacement.of(heads)
     for observe in tap.observe:
@@ -142,7 +142,7 @@ def shown(tap: Tap, heads: Tensor) -> Tensor:
 
 
 def tap_of(module: nn.Module) -> Tap:
-    """What the open blocks ask of a mixer's module, as this thread sees them."""
+    """The composed tap of a mixer's module, from the open blocks that this thread sees."""
     tap = IDLE
     for asked in asked_of(module):
         tap = asked if tap is IDLE else tap.then(asked)
@@ -150,7 +150,7 @@ def tap_of(module: nn.Module) -> Tap:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module computes, also where its weights are brought from elsewhere for each pass (accelerate)."""
+    """The device on which a module computes, even if accelerate loads its weights there for each pass."""
     for parameter in module.parameters():
         if not parameter.is_meta:
             return parameter.device
@@ -162,13 +162,13 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def untapped() -> AbstractContextManager[None]:
-    """A block in which nothing that was asked before counts: how a model is tried out, whatever is asked meanwhile."""
+    """A block that hides the taps of all outer blocks; trials run in it."""
     return Entry({}, hides=True)
 
 
 @contextmanager
 def head_outputs(layers: tuple[Mixer, ...]) -> Iterator[dict[int, Tensor]]:
-    """A dictionary that the forward pass within the block fills: layer → outputs of its heads [B,T,H,D]."""
+    """A dictionary, layer → outputs of its heads [B,T,H,D], that a forward pass within the block fills."""
     found: dict[int, Tensor] = {}
     with tapped({mixer: Tap(observe=(partial(found.__setitem__, mixer.layer),)) for mixer in layers}):
         yield found

@@ -1,7 +1,6 @@
-"""The signed saliency of single rows, head by head, as the gradient of a probe like the others.
+"""The signed saliency of single rows for each head, as the gradient of a probe.
 
-One row of the mixing matrix is cheap to have: it is made once more, beside whatever kernel mixes, and takes the probe
-in at its position.
+One row of the mixing matrix is cheap, so it is recomputed beside the kernel. The probe acts on this row only.
 """
 
 from __future__ import annotations
@@ -16,19 +15,19 @@ from symground.ops.ssd.scan import Scan
 
 
 class RowProbe(NamedTuple):
-    """Zeros that a mixer adds to one row of its heads' matrices."""
+    """A probe of zeros: the mixer multiplies row p of each head's matrix by 1 + probe."""
 
     probe: Tensor
-    """[B,H,S]; its gradient is S_h[p, j], signed."""
+    """[B,H,S]; its gradient is the signed S_h[p, j]."""
     position: Tensor
-    """[B] p, among the queries."""
+    """[B] p, an index of the queries."""
 
 
 def attention_row(
     rows: RowProbe, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, key_range: Tensor | None,
     window: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """[B,H,T,D] of zeros, whose gradient reaches the probe: Σ_j A[p,j] · probe[j] · v[j] at p.
+    """Zeros [B,H,T,D], at p the sum Σ_j A[p,j] · probe[j] · v[j], through which the gradient reaches the probe.
 
     q [B,H,T,D]; k and v [B,Hk,S,D]; ``scale``, ``causal``, ``key_range`` and ``window`` as for
     :func:`symground.ops.attention`.
@@ -37,7 +36,7 @@ def attention_row(
     each, key_heads = torch.arange(batch, device=q.device), k.shape[1]
     with torch.no_grad():
         seen = valid_keys(queries, k.shape[2], causal, key_range, window, q.device).expand(batch, 1, -1, -1)
-        at_p = q[each, :, rows.position].unflatten(1, (key_heads, -1))  # [B,Hk,H/Hk,D]: no copies of k and v
+        at_p = q[each, :, rows.position].unflatten(1, (key_heads, -1))  # [B,Hk,H/Hk,D]; k and v are not copied
         scores = torch.einsum("bkgd,bksd->bkgs", at_p.float(), k.float()).flatten(1, 2) * scale  # [B,H,S]
         scores = scores.masked_fill(~seen[each, :, rows.position], float("-inf"))
         weights = scores.softmax(-1).nan_to_num(0.0)  # a row that sees no key is 0
@@ -49,9 +48,9 @@ def attention_row(
 def ssd_row(
     rows: RowProbe, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, key_range: Tensor | None
 ) -> Tensor:  # fmt: skip
-    """[B,T,H,P] of zeros, as above with M[p,j] = (C_p · B_j) · exp(Σ_{j<s<=p} dt_s A) · dt_j of Mamba-2.
+    """Zeros [B,T,H,P], as in `attention_row`, with Mamba-2's M[p,j] = (C_p · B_j) · exp(Σ_{j<s<=p} dt_s A) · dt_j.
 
-    Shapes as for :func:`symground.ops.ssd`.
+    The shapes are those of :func:`symground.ops.ssd`.
     """
     batch, length, heads, _ = x.shape
     dtype = x.dtype
@@ -68,7 +67,7 @@ def ssd_row(
 
 
 def _at(rows: RowProbe, mixed: Tensor, axis: int, length: int) -> Tensor:
-    """[B,H,D] put at each example's position of a new axis."""
+    """Place [B,H,D] at each example's position along a new axis."""
     at = torch.arange(length, device=mixed.device) == rows.position[:, None]  # [B,T]
     placed = at.to(mixed.dtype)[:, None, :, None] * mixed[:, :, None]  # [B,H,T,D]
     return placed if axis == 2 else placed.transpose(1, 2)

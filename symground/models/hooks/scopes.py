@@ -1,8 +1,8 @@
-"""What ``with`` blocks ask of modules: by thread, in the order in which the blocks were entered.
+"""The requests of ``with`` blocks to modules, for each thread, in the order in which the blocks were entered.
 
-A block has an entry of its own, which ends with it, whoever ends it and in whatever order. Passes of the thread that
-entered the block see the entry; passes of other threads do not. Where a block is entered in an asyncio task, that task
-sees the entry, and so do the tasks that it starts meanwhile.
+Each block has an `Entry`. It ends with the block, whichever thread ends it and in whatever order. Passes of the thread
+that entered the block see the entry; passes of other threads do not. If a block is entered in an asyncio task, that
+task sees the entry, and so do the tasks that it starts meanwhile.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ R = TypeVar("R")
 
 
 class Entry(AbstractContextManager[None]):
-    """A block's entry: what it asks of which modules. It is entered once."""
+    """A block's requests to modules. An entry is entered once."""
 
     def __init__(self, asks: Mapping[nn.Module, Any], hides: bool = False) -> None:
         self.asks: Mapping[nn.Module, Any] | None = asks
         """None when the block has ended."""
         self.hides = hides
-        """Whether nothing that was asked before counts within the block."""
+        """Whether the block hides the requests of the blocks around it."""
         self.in_task = False
 
     def __enter__(self) -> None:
@@ -43,25 +43,26 @@ class Entry(AbstractContextManager[None]):
             here.open = tuple(e for e in (*here.open, self) if e.asks is not None)
 
     def __exit__(self, *error: Any) -> None:
-        # Re-entrant: a collector may end a generator's block while another one begins here.
+        # The lock is re-entrant: the garbage collector may end a generator's block while another block begins here.
         with _LOCK:
             self.asks = None
             _OPEN.discard(self)
             self._owner.open = tuple(e for e in self._owner.open if e.asks is not None)
             if not self._owner.open and getattr(_HERE, "entries", None) is self._owner:
-                del _HERE.entries  # compiled graphs of a thread that asks nothing are all the same graph
+                del _HERE.entries  # threads without open blocks then share one compiled graph
             if self.in_task:
                 _INSIDE.set(tuple(e for e in _INSIDE.get() if e.asks is not None))
 
 
 class _Entries:
-    """Of one thread."""
+    """The open entries of one thread."""
 
     def __init__(self, *entries: Entry) -> None:
         self.open: tuple[Entry, ...] = entries
 
 
-# torch.compile guards what it reads of a threading.local, in the thread that calls; it cannot read a ContextVar.
+# torch.compile guards the attributes of a threading.local that it reads, in the calling thread. It cannot read a
+# ContextVar.
 _HERE = threading.local()
 _INSIDE: ContextVar[tuple[Entry, ...]] = ContextVar("symground_inside", default=())
 _LOCK = threading.RLock()
@@ -70,7 +71,7 @@ _OPEN: set[Entry] = set()
 
 
 def place() -> tuple[int, Any]:
-    """The thread, and the asyncio task or None, for which a block that is entered now would hold."""
+    """The thread, and the asyncio task or None, to which a block entered now would apply."""
     return threading.get_ident(), _task()
 
 
@@ -82,7 +83,7 @@ def _task() -> Any:
 
 
 def asked_of(module: nn.Module) -> tuple[Any, ...]:
-    """What the open blocks ask of a module, as this thread (and task) sees them, in the order of entry."""
+    """The requests to a module of the open blocks that this thread (and task) sees, in the order of entry."""
     here: _Entries | None = getattr(_HERE, "entries", None)
     if here is None:
         if not torch.compiler.is_compiling():
@@ -101,9 +102,9 @@ def asked_of(module: nn.Module) -> tuple[Any, ...]:
 
 
 def _check_known(module: nn.Module) -> None:
-    """Refuse a pass on the way back, in a thread of autograd's, that may have been asked something on the way there.
+    """Refuse a recompute in one of autograd's threads if the module may have had requests in the forward pass.
 
-    `remembering` tells it what; torch.utils.checkpoint by itself does not.
+    `remembering` binds a recompute to those requests; torch.utils.checkpoint alone does not.
     """
     if not _OPEN or torch._C._current_graph_task_id() == -1:
         return
@@ -121,9 +122,9 @@ def _inside(entry: Entry) -> bool:
 
 
 def remembering(function: Callable[..., R]) -> Callable[..., R]:
-    """``function`` as it is now: what is asked now is asked whenever it runs, in whatever thread, and nothing else.
+    """``function``, bound to the blocks that are open now, in whatever thread it later runs.
 
-    For what runs again on the way back: it must do what it did on the way there.
+    Activation checkpointing needs this: the recompute of a layer must equal its forward pass.
     """
     here: _Entries | None = getattr(_HERE, "entries", None)
     seen = () if here is None else here.open
@@ -137,7 +138,7 @@ def remembering(function: Callable[..., R]) -> Callable[..., R]:
 
 
 class _Remembering:
-    """A function that checkpoints, such that what it runs again is asked what it was asked the first time."""
+    """A checkpointing function whose recompute sees the same blocks as the forward pass."""
 
     def __init__(self, checkpoint: Callable[..., Any]) -> None:
         self.checkpoint = checkpoint
@@ -147,9 +148,9 @@ class _Remembering:
 
 
 def remember_when_checkpointing(model: nn.Module) -> None:
-    """Have transformers' activation checkpointing of a model, where it is on, run layers again as they ran.
+    """If transformers' activation checkpointing is on, make it recompute layers under the blocks of the forward pass.
 
-    On the way back they run in another thread (with a GPU), or when the blocks that asked something have ended.
+    Without this, the recompute may see other blocks: on a GPU it runs in another thread, and the blocks may have ended.
     """
     if not model.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return
@@ -160,7 +161,7 @@ def remember_when_checkpointing(model: nn.Module) -> None:
 
 
 def forget_when_checkpointing(model: nn.Module) -> None:
-    """Give a model its own checkpointing function back."""
+    """Restore a model's own checkpointing function."""
     for module in model.modules():
         function = vars(module).get("_gradient_checkpointing_func")
         if isinstance(function, _Remembering):
