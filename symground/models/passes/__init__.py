@@ -1,4 +1,4 @@
-"""Forward passes of other kinds: from a KV cache, from the middle, layer by layer, with less memory."""
+"""Special forward passes: from a key-value cache, from a middle layer, layer by layer, and with less memory."""
 
 from symground.models.passes.activation_memory import Kept, checkpointed, frozen, offloaded
 from symground.models.passes.gating import gated

@@ -1,4 +1,4 @@
-"""What a backward pass keeps in memory, and two ways to keep less: reading layers again, and host memory."""
+"""The activations saved for the backward pass, and two ways to save memory: recompute and host memory."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from symground.models.hooks import forward_as, own_forward, remembering
 from symground.models.passes.layer_list import decoder_layers
 
 _LOCK = threading.RLock()
-#: Model → how many blocks hold it frozen, and the weights that want a gradient otherwise.
+#: Model → the number of blocks that hold it frozen, and the weights that require a gradient outside of them.
 _FROZEN: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Parameter]]] = WeakKeyDictionary()
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Within the block no weight wants a gradient: what only such gradients would read is not kept.
+    """Within the block no weight requires a gradient, so activations that only weight gradients need are not saved.
 
-    Of blocks that overlap, in one thread or in several, the first freezes and the last to end gives back. A weight has
-    one such mark for all threads: nobody trains the model meanwhile.
+    If blocks overlap, in one thread or in several, the first to begin freezes the weights and the last to end restores
+    them. ``requires_grad`` is shared by all threads, so the model must not be trained meanwhile.
     """
     with _LOCK:
         blocks, learning = _FROZEN.get(model, (0, []))
@@ -51,10 +51,10 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def checkpointed(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block each decoder layer keeps its input alone and runs again on the way back, in any mode.
+    """Within the block each decoder layer saves only its input and is recomputed in the backward pass, in any mode.
 
     Raises:
-        ValueError: a model whose layers are not in one list.
+        ValueError: the model's layers are not in one list.
     """
     layers, _ = decoder_layers(model)
     with forward_as({layer: partial(_kept_thin, own_forward(layer)) for layer in layers}):
@@ -67,7 +67,7 @@ def _kept_thin(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 @contextmanager
 def offloaded(model: nn.Module) -> Iterator[None]:
-    """Within the block what is kept for the way back goes to host memory until then; weights stay where they are."""
+    """Within the block saved activations move to host memory until the backward pass; weights stay in place."""
     weights = {_storage(parameter) for parameter in model.parameters()}
 
     def pack(x: Tensor) -> tuple[torch.device, Tensor]:
@@ -85,7 +85,7 @@ def offloaded(model: nn.Module) -> Iterator[None]:
 
 
 class Kept:
-    """Bytes of what was kept for the way back within a ``with`` block, each storage once, weights and views free."""
+    """Bytes saved for the backward pass within a ``with`` block. Each storage counts once; weights do not count."""
 
     def __init__(self, model: nn.Module) -> None:
         self.bytes = 0
@@ -96,7 +96,7 @@ class Kept:
     def _pack(self, x: Tensor) -> Tensor:
         if _storage(x) not in self._known:
             self._known.add(_storage(x))
-            self._held.append(x)  # or its place could be given to another
+            self._held.append(x)  # so that its address is not reused
             self.bytes += x.untyped_storage().nbytes()
         return x
 

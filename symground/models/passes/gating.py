@@ -1,4 +1,4 @@
-"""Passes with heads gated: their outputs are multiplied, or replaced, before the output projection."""
+"""Passes in which the outputs of heads are scaled or replaced before the output projection."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def gated(
     fills: Mapping[int, Tensor] | None = None,
     positions: Tensor | None = None,
 ) -> AbstractContextManager[None]:
-    """A block in whose passes each head's output is gate · output + (1 - gate) · fill, before the output projection.
+    """Within the block each head's output is gate · output + (1 - gate) · fill, before the output projection.
 
     Args:
         model: attached.
-        gates: layer → [H] or [B,H]; layers without are left alone.
+        gates: layer → [H] or [B,H]; layers without a gate are unchanged.
         fills: layer → [H,D] or [B,T,H,D]; None is 0.
-        positions: [T] or [B,T] bool: where; None is everywhere.
+        positions: [T] or [B,T] bool, True at the positions that are gated; None is all.
     """
     device = readout(model).weight.device
     taps = {}
     for mixer in mixers(model):
         gate = gates.get(mixer.layer)
         if gate is None or bool((gate == 1).all()):
-            continue  # nothing to silence: the layer keeps its fastest path
+            continue  # no head is silenced, so the layer keeps its fastest implementation
         gate = gate.to(device)
         if fills is None and positions is None:
             taps[mixer] = Tap(gate=gate)

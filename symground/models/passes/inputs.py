@@ -1,4 +1,4 @@
-"""What a pass of a model can be given: named inputs, ids and positions; messages say what to do."""
+"""Checks of the inputs of a pass: names, ids and positions. Each error says what to do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from symground.models.architectures import PatchEmbedding
 from symground.models.attachment import check_model
 from symground.models.trials import readout
 
-#: What an analysis gives the model itself, and why nobody else may.
+#: Inputs that the analysis itself passes to the model, and why a caller may not pass them.
 _TAKEN = {
     "input_ids": "it is the second argument",
     "inputs_embeds": "saliency is of ids; give input_ids",
@@ -27,10 +27,10 @@ _TAKEN = {
 
 
 def check_weights(model: Any) -> None:
-    """Refuse what is no model of transformers, or one whose weights are not there or are no floating-point numbers.
+    """Check that the model is one of transformers, with weights that are loaded and a floating-point vocabulary head.
 
     Raises:
-        ValueError: says which.
+        ValueError: it is not; the message says which of these fails.
     """
     check_model(model)
     weight = readout(model).weight
@@ -48,19 +48,19 @@ def check_weights(model: Any) -> None:
 
 
 def check_inputs(model: PreTrainedModel, names: Collection[str], function: str, own: Iterable[str]) -> None:
-    """Refuse further inputs that are no named parameters of the model's forward: transformers swallows any keyword.
+    """Refuse inputs that the model's forward does not name, because transformers ignores unknown keywords silently.
 
     Args:
-        model: any.
-        names: of the inputs.
-        function: that was called.
-        own: its own keywords, of which one may have been meant.
+        model: any model of transformers.
+        names: the names of the inputs.
+        function: the name of the function that was called, for the message.
+        own: the keywords of that function, to suggest one.
 
     Raises:
-        TypeError: names the keyword and the nearest that there is.
-        ValueError: an input that is named otherwise, or that the function gives itself.
+        TypeError: an unknown keyword; the message suggests the nearest known one.
+        ValueError: an input that has another name here, or that the function passes itself.
     """
-    base = getattr(model.base_model, "_orig_mod", model.base_model)  # within torch.compile's wrapper
+    base = getattr(model.base_model, "_orig_mod", model.base_model)  # if torch.compile wraps the model
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     known = [name for name, x in inspect.signature(base.forward).parameters.items() if x.kind in kinds]
     for name in names:
@@ -81,10 +81,10 @@ def _nearest(name: str, known: Sequence[str]) -> str | None:
 
 
 def check_length(model: PreTrainedModel, tokens: int, name: str) -> None:
-    """Refuse texts longer than the positions that a model has learnt; others can be gone beyond.
+    """Refuse texts longer than a model's table of learnt positions; other kinds of positions have no such limit.
 
     Raises:
-        ValueError: by ``name``.
+        ValueError: the text is too long; the message begins with ``name``.
     """
     most = positions_of(model)
     tables = [m for m in model.base_model.modules() if isinstance(m, nn.Embedding)]
@@ -94,22 +94,22 @@ def check_length(model: PreTrainedModel, tokens: int, name: str) -> None:
 
 
 def positions_of(model: PreTrainedModel) -> int | None:
-    """How many positions a model's configuration says it has."""
+    """The number of positions in a model's configuration, or None."""
     text = model.config.get_text_config()
     found: int | None = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
     return found
 
 
 def readable_ids(model: PreTrainedModel) -> int:
-    """How many ids a model can be given."""
+    """The number of ids that the embedding accepts."""
     embedding = model.get_input_embeddings()
     if isinstance(embedding, PatchEmbedding) and embedding.features is None:
-        return 2**62  # it says itself what lacks
+        return 2**62  # its own error says what is missing
     return max(id_limit(model), getattr(embedding, "num_embeddings", 0))
 
 
 def id_limit(model: PreTrainedModel) -> int:
-    """How many ids the model can read: its words, and the patches of the images it was given."""
+    """The number of ids that have a meaning: the words, and the patches of the images that were set."""
     embedding = model.get_input_embeddings()
     features = embedding.features if isinstance(embedding, PatchEmbedding) else None
     return readout(model).weight.shape[0] + (0 if features is None else len(features))

@@ -1,4 +1,4 @@
-"""Reading a causal language model piece by piece: what it has read is a state, which many continuations share."""
+"""Forward passes over a text in pieces. The state after a prefix is kept, and many continuations share it."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ _TRIAL = 16
 
 @dataclass(frozen=True)
 class State:
-    """What a model has read, for B rows."""
+    """A model's state after a prefix, for B rows."""
 
     ids: Tensor
     """[B,T]"""
     cache: Any
-    """The model's own cache of it; None where the model keeps none that can be gone on from."""
+    """The model's own cache of the prefix; None if the model has no cache from which it can continue."""
 
     def select(self, rows: Tensor) -> State:
-        """The state of ``rows`` [N], which may repeat, as N rows; this one stays as it is."""
+        """A new state of N rows, the ``rows`` [N] of this one, which may repeat; this one is unchanged."""
         return State(self.ids[rows.to(self.ids.device)], None if self.cache is None else _selected(self.cache, rows))
 
 
 class Reader:
-    """Surprisal of what may come next, for any causal language model of transformers, or one of ours.
+    """Surprisal of candidates for the next token, for any causal language model of transformers or of symground.
 
-    Final hidden states and the head give it without the vocabulary's rows; where a model's logits are more than their
-    product (scaled, capped), or hooks of others act on it, its own logits do.
+    It is computed from final hidden states and the vocabulary head, without [N,V] logits. If the model's logits are not
+    that product (scaled, capped), or hooks of other code act on the model, its own logits are used.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -63,10 +63,10 @@ class Reader:
         self._cache_name = self._cache_name if resumes else None
 
     def _trial(self) -> tuple[bool, bool, bool]:
-        """Whether the head makes the logits, the model goes on from its cache, and all of its logits are to be made."""
+        """Whether the head computes the logits, the model can continue from its cache, and all logits are needed."""
         try:
             self._head = verified_readout(self._model)
-        except (ValueError, AttributeError):  # or it has no part that gives final hidden states
+        except (ValueError, AttributeError):  # or no part of it returns final hidden states
             self._head = None
         return self._head is not None, self._cache_name is not None and self._resumes(), False
 
@@ -75,10 +75,10 @@ class Reader:
         return False, False, True
 
     def read(self, ids: Tensor, state: State | None = None, keep: int = 1) -> tuple[Tensor, State]:
-        """Read ``ids`` [B,T], after what ``state`` holds.
+        """Run the model on ``ids`` [B,T], after the prefix of ``state``.
 
         Returns:
-            What :meth:`surprisal` takes, for the last ``keep`` positions [B,keep,·], and the state after all of them.
+            The input of :meth:`surprisal` for the last ``keep`` positions [B,keep,·], and the state after all ids.
         """
         ids = ids.to(self.device)
         whole = ids if state is None else torch.cat([state.ids, ids], 1)
@@ -103,24 +103,24 @@ class Reader:
         return seen, State(whole, cache)
 
     def goes_on_to(self, length: int) -> bool:
-        """Whether the model goes on from what it has read to a text of so many tokens; else all of it is read again."""
+        """Whether the model continues from its cache up to this length; otherwise the whole text is recomputed."""
         return self._cache_name is not None and (self._stretch is None or length <= self._stretch.limit)
 
     @property
     def width(self) -> int:
-        """Numbers that are seen of a position: the hidden size, or the vocabulary."""
+        """The last dimension of what `read` returns: the hidden size, or the size of the vocabulary."""
         weight = readout(self._model).weight
         return weight.shape[1 if self._head is not None else 0]
 
     def surprisal(self, seen: Tensor, candidates: Tensor) -> Tensor:
-        """Surprisal [N,K] in nats, at least float32, of candidates [K] or [N,K] after what was seen [N,·]."""
+        """Surprisal [N,K] in nats, at least float32, of candidates [K] or [N,K], from rows ``seen`` [N,·] of `read`."""
         candidates = candidates.to(self.device)
         if self._head is not None:
             return self._head.surprisal(seen, candidates)
         return surprisal_of(seen, candidates.expand(len(seen), -1))
 
     def _resumes(self) -> bool:
-        """Whether reading in two pieces is reading in one, by trying; says so where it is not."""
+        """Whether a text in two pieces has the hidden states of one pass, by a trial; warns if it does not."""
         ids = trial_ids(self._model, 5)
         try:
             with torch.no_grad(), untapped():
@@ -128,7 +128,7 @@ class Reader:
                 _, state = self.read(ids[:, :2])
                 pieces, _ = self.read(ids[:, 2:], state.select(torch.tensor([0])), keep=3)
             resumes, cause = agree(pieces, whole), "its hidden states are others"
-        except Exception as error:  # a cache of a form that is not known here fails in ways of its own
+        except Exception as error:  # an unknown form of cache may raise any error
             resumes, cause = False, f"{type(error).__name__}: {error}"
         if not resumes:
             warnings.warn(
@@ -141,7 +141,7 @@ class Reader:
 
 
 def _caches(model: PreTrainedModel) -> tuple[bool, str | None]:
-    """Whether the model can be asked to cache, and what its cache is called, as an argument and in its output."""
+    """Whether the model accepts ``use_cache``, and the name of its cache, as an argument and in its output."""
     parameters = inspect.signature(model.base_model.forward).parameters
     if "use_cache" not in parameters:
         return False, None
@@ -153,12 +153,12 @@ def _is_empty(cache: Any) -> bool:
 
 
 def _keeping(model: PreTrainedModel, keep: int) -> dict[str, int]:
-    """Logits of the last positions only, where the model can leave out the others."""
+    """The argument that limits the logits to the last positions, if the model has it."""
     return {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 def _selected(cache: Any, rows: Tensor) -> Any:
-    """Rows of a cache; a layer's tensors are replaced, not written to, so that a shallow copy leaves the original."""
+    """Rows of a cache. `reorder_cache` replaces a layer's tensors, so a shallow copy leaves the original unchanged."""
     if isinstance(cache, LSTMState):
         return cache.select(rows)
     chosen = copy.copy(cache)

@@ -1,4 +1,4 @@
-"""The decoder's layers one after the other, as the hidden states pass them."""
+"""The decoder's layers, in the order in which the hidden states pass them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from symground.models.attachment import mixers
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[list[nn.Module], dict[int, int]]:
-    """The modules that the hidden states pass one after the other, and which of them holds each mixer's layer."""
+    """The layers in the order of the forward pass, and a dictionary: number of a mixer's layer → index among them."""
     names = {module: name for name, module in model.named_modules()}
     lists: dict[str, dict[int, int]] = {}
     for mixer in mixers(model):

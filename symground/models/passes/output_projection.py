@@ -1,4 +1,4 @@
-"""Where heads go: the output projection of a mixer, found by watching it run, and what each head adds to a layer."""
+"""The output projection of a mixer, located in a forward pass, and each head's contribution to its layer's output."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from symground.models.trials import readout, trial_ids, tried
 
 
 def output_projections(model: PreTrainedModel) -> dict[int, nn.Module]:
-    """layer → the module that takes its heads' outputs side by side, [B,T,H·D] → [B,T,E].
+    """layer → its output projection, the module whose input is its heads' outputs side by side, [B,T,H·D] → [B,T,E].
 
-    Found by running a few tokens.
+    The modules are located in a forward pass of a few tokens.
 
     Raises:
-        ValueError: a layer whose heads do not go straight into a module of its mixer.
+        ValueError: in some layer, the heads' outputs are not the input of a module of the mixer.
     """
     layers = mixers(model)
     return tried(model, "projections", lambda: _located(model, layers))
@@ -52,11 +52,11 @@ def _located(model: PreTrainedModel, layers: tuple[Mixer, ...]) -> dict[int, nn.
 
 
 def head_weights(model: PreTrainedModel, layer: int, projection: nn.Module | None = None) -> Tensor:
-    """What the output projection of a layer, which is looked for where it is not given, does with each head: [H,D,E].
+    """The weight of a layer's output projection by head [H,D,E]; with ``projection`` None, the module is located first.
 
     Raises:
-        ValueError: as :func:`output_projections`, or a projection that is neither Linear nor GPT-2's transposed one,
-            or that a hook or a forward function of another makes more.
+        ValueError: as :func:`output_projections`; the projection is neither Linear nor GPT-2's transposed one; or a
+            hook or a forward function of other code changes its output.
     """
     projection = output_projections(model)[layer] if projection is None else projection
     if not any(is_plain(projection, kind) for kind in (nn.Linear, Conv1D)):
@@ -71,8 +71,8 @@ def head_weights(model: PreTrainedModel, layer: int, projection: nn.Module | Non
 
 
 def contributions(model: PreTrainedModel, layer: int, outputs: Tensor) -> Tensor:
-    """What each head adds to its layer's output [...,H,E], from the ``outputs`` [...,H,D] of the heads.
+    """Each head's contribution to its layer's output [...,H,E], from the ``outputs`` [...,H,D] of the heads.
 
-    Their sum over heads, with the projection's bias, is what the mixer gives.
+    Their sum over heads plus the projection's bias is the mixer's output.
     """
     return torch.einsum("...hd,hde->...he", outputs, head_weights(model, layer))

@@ -1,7 +1,7 @@
-"""Reading a batch again from the middle: what lies below a change is computed once, however many changes there are.
+"""A forward pass from a middle layer: the layers below a change are computed once for any number of changes.
 
-The layers are called one by one with the arguments that the model gave them; in the last one only the last position
-goes on. Whether that is what the model itself computes is tried first.
+Each layer is called with the arguments that the model passed to it. The last layer is computed at the last position
+only. A trial first checks that the result is that of the model itself.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _Mixed = tuple[Tensor, Tensor, Tensor, float]
 
 
 class _Call(NamedTuple):
-    """How the model called a layer."""
+    """The arguments of the model's call of a layer, without the hidden states."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     in_tuple: bool
-    """Whether it gives a tuple, or the hidden states alone."""
+    """Whether the layer returns a tuple, or the hidden states alone."""
 
 
 @dataclass
 class _Piece:
-    """Some positions of some rows, as the model read them: what went into each layer, and what its mixer made of it."""
+    """The record of a forward pass over some positions of some rows: each layer's input and its mixer's output."""
 
     rows: int
     positions: slice
@@ -49,26 +49,25 @@ class _Piece:
     calls: dict[int, _Call] = field(default_factory=dict)
     mixed: dict[int, Tensor] = field(default_factory=dict)
     heads: dict[int, Tensor] = field(default_factory=dict)
-    """By layer of the mixer [rows,T,H,D], and so is ``mixed`` [rows,T,E]; the others by place in the list of layers."""
+    """Layer of the mixer → [rows,T,H,D]; ``mixed`` likewise [rows,T,E]. The others have indices of the layer list."""
 
     def of(self, fill: Tensor) -> Tensor:
-        """A fill [H,D] or [B,T,H,D] for this piece."""
+        """The part of a fill [H,D] or [B,T,H,D] that belongs to this piece."""
         return fill if fill.ndim == 2 else fill[: self.rows, self.positions]
 
 
 class _Reached(Exception):  # noqa: N818 - no error
-    """A layer has come to its attention; nothing after it is wanted."""
+    """A layer has reached its attention, and the rest of it is not needed."""
 
     def __init__(self, *mixed: Any) -> None:
         self.mixed: _Mixed = mixed
 
 
 class Replay:
-    """A batch ``ids`` [B,T] that an attached model has read, to be read again with heads of one layer silenced.
+    """A recorded forward pass of an attached model over ``ids`` [B,T], from which heads of one layer can be silenced.
 
-    With ``last_only`` they are silent at the last position alone; the others stay as they were, and their keys and
-    values with them. ``shared`` says how many tokens at the beginning are the same in all rows: these are read as one
-    row, also again.
+    With ``last_only``, a head is silenced at the last position only, and earlier keys and values are reused. The first
+    ``shared`` tokens are the same in all rows, so the recording computes them once, as one row.
     """
 
     def __init__(self, model: PreTrainedModel, ids: Tensor, last_only: bool = False, shared: int = 0) -> None:
@@ -103,12 +102,12 @@ class Replay:
             self.final = reader.read(ids[:, cut:], state)[0][:, -1]
 
     def silenced(self, layer: int, heads: slice, fill: Tensor | None = None) -> Tensor:
-        """Final hidden states [M,B,E] at the last position, each of M heads of a layer silenced alone.
+        """Final hidden states [M,B,E] at the last position, with each of M heads of a layer silenced alone.
 
         Args:
-            layer: the mixer's.
-            heads: which.
-            fill: [H,D] or [B,T,H,D], what stands in for them; None is 0. Of the shared beginning, row 0 counts.
+            layer: the number of the mixer's layer.
+            heads: the M heads.
+            fill: [H,D] or [B,T,H,D], which replaces their outputs; None is 0. In the shared tokens, row 0 is used.
         """
         weights = head_weights(self._model, layer, self._projections[layer])[heads]  # [M,D,E]
         mixed = []
@@ -130,14 +129,14 @@ class Replay:
         return final
 
     def _rows(self, i: int, many: int) -> list[Tensor]:
-        """What went into a layer, for each of so many changes: [M·B,T,E] for each piece."""
+        """The input of a layer [M·B,T,E], repeated for M = ``many`` changes, for each piece."""
         return [piece.hidden[i].expand(many, -1, -1, -1).flatten(0, 1) for piece in self._pieces]
 
-    # The first reading.
+    # The recorded pass.
 
     @contextmanager
     def _recorded(self, rows: int, positions: slice, past: bool = False) -> Iterator[None]:
-        """The pass within the block becomes a piece; with ``past``, what stands before it is kept."""
+        """Record the pass within the block as a piece; with ``past``, also the keys and values before it."""
         piece = _Piece(rows, positions)
         with ExitStack() as stack:
             each = enumerate(self._layers)
@@ -155,10 +154,10 @@ class Replay:
         self._past[i] = k[:, :, :-1], v[:, :, :-1]
         return _attend(q, k, v, scale)
 
-    # Reading again.
+    # The passes from a middle layer.
 
     def _through(self, i: int, hidden: list[Tensor]) -> list[Tensor]:
-        """A layer, piece after piece; each sees those before it."""
+        """Run a layer on each piece in turn; each piece attends to those before it."""
         if i not in self._mixers:
             return [self._call(i, *of_piece) for of_piece in zip(self._pieces, hidden, strict=True)]
         before: list[tuple[Tensor, Tensor]] = []
@@ -173,7 +172,7 @@ class Replay:
         return _attend(q, *_after(before, k, v), scale)
 
     def _read_off(self, i: int, hidden: list[Tensor]) -> Tensor:
-        """The last layer: the keys and values of all positions, and all the rest at the last position only."""
+        """Run the last layer: keys and values at all positions, everything else at the last position only."""
         if self._past or i not in self._mixers:
             return self._through(i, hidden)[-1][:, -1:]
         before: list[tuple[Tensor, Tensor]] = []
@@ -189,7 +188,7 @@ class Replay:
         return self._given(i, self._pieces[-1], hidden[-1][:, -1:], mixed)
 
     def _given(self, i: int, piece: _Piece, hidden: Tensor, mixed: Tensor) -> Tensor:
-        """A layer whose mixer gives ``mixed`` without running."""
+        """Run a layer whose mixer returns ``mixed`` without being computed."""
         with forward_as({self._mixers[i].module: lambda *_, **__: (mixed, None)}):
             return self._call(i, piece, hidden)
 
@@ -200,7 +199,7 @@ class Replay:
         return given
 
     def _end(self, hidden: Tensor) -> Tensor:
-        """What follows the layers, by the model itself: it reads one token a row, with layers that do nothing."""
+        """Run what follows the layers: the model reads one token per row, and its layers pass hidden states through."""
 
         def give(i: int, out: Tensor) -> Any:
             return (out,) if self._pieces[-1].calls[i].in_tuple else out
@@ -227,7 +226,7 @@ def _record_mixed(piece: _Piece, layer: int, _module: nn.Module, _args: tuple[An
 
 
 def _after(before: list[tuple[Tensor, Tensor]], k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """All keys and values up to these ones, kept for those that follow. Rows before are M, here M·B."""
+    """All keys and values up to this piece, appended to ``before``. Earlier pieces may have M rows, this one M·B."""
     if before:
         past_k, past_v = (x.repeat_interleave(len(k) // len(x), 0) for x in before[-1])
         k, v = torch.cat([past_k, k], 2), torch.cat([past_v, v], 2)
@@ -236,7 +235,7 @@ def _after(before: list[tuple[Tensor, Tensor]], k: Tensor, v: Tensor) -> tuple[T
 
 
 def _beside(past_k: Tensor, past_v: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """[M·B,H,1,D]: each sees itself and the past keys and values [B,Hk,T,D], which are not copied M times."""
+    """Outputs [M·B,H,1,D] of attention to the past keys and values [B,Hk,T,D], not copied M times, and to itself."""
     batch, group = past_k.shape[0], q.shape[1] // k.shape[1]
     queries = q[:, :, 0].unflatten(0, (-1, batch)).permute(1, 2, 0, 3)  # [B,H,M,D]
     out, lse = ops.attention(queries, past_k, past_v, causal=False, scale=scale)
@@ -252,7 +251,7 @@ def _stop(q: Tensor, k: Tensor, v: Tensor, scale: float) -> NoReturn:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Causal attention of the last positions, q [B,H,T,D], to all of k and v [B,Hk,S,D]."""
+    """Causal attention from the last T positions, q [B,H,T,D], to all of k and v [B,Hk,S,D]."""
     queries, keys = q.shape[2], k.shape[2]
     gqa = q.shape[1] != k.shape[1]
     mask = None if queries in (1, keys) else valid_keys(queries, keys, True, None, None, q.device)
@@ -260,7 +259,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def replays(model: PreTrainedModel, last_only: bool = False) -> bool:
-    """Whether a :class:`Replay` of this model is what the model computes, by trying; says so where it is not."""
+    """Whether a :class:`Replay` of this model equals the model's own pass, by a trial; warns if it does not."""
 
     def told(cause: str | None) -> bool:
         if cause is not None:
@@ -281,7 +280,7 @@ def replays(model: PreTrainedModel, last_only: bool = False) -> bool:
 
 
 def _try(model: PreTrainedModel, last_only: bool) -> str | None:
-    """Why a model is not what its replay says, None where it is: two texts, the first head of every layer silenced."""
+    """Why a replay differs from the model, or None. The trial silences the first head of every layer in two texts."""
     try:
         ids = trial_ids(model, 5).to(readout(model).weight.device)
         ids = torch.cat([ids, torch.cat([ids[:, :2], ids[:, 1:4]], 1)])
@@ -295,6 +294,6 @@ def _try(model: PreTrainedModel, last_only: bool) -> str | None:
                 for replay in found:
                     if not agree(replay.silenced(mixer.layer, slice(0, 1))[0], expected):
                         return f"silencing a head of layer {mixer.layer} gives something else"
-    except Exception as error:  # models fail in ways of their own
+    except Exception as error:  # a model may raise any error
         return f"{type(error).__name__}: {error}"
     return None

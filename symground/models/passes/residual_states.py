@@ -1,4 +1,4 @@
-"""The residual stream of a causal language model: what each layer is given, and what the final norm is given."""
+"""The residual stream of a causal language model: the input of each layer and of the final norm."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from symground.models.trials import agree, hidden_states, readout, trial_ids
 
 
 def residual_stream(model: PreTrainedModel, input_ids: Tensor, **inputs: Any) -> Tensor:
-    """[L+1,B,T,D]: what each of L layers is given, and after them what the final norm is given.
+    """The input of each of L layers, and after them the input of the final norm, [L+1,B,T,D].
 
-    An LSTM has no residual stream; what stands for it is the embedding, and each layer's hidden states.
+    An LSTM has no residual stream; for it, these are the embeddings and each layer's hidden states.
 
     Args:
         model: attached.
@@ -27,7 +27,7 @@ def residual_stream(model: PreTrainedModel, input_ids: Tensor, **inputs: Any) ->
         inputs: further inputs of the model.
 
     Raises:
-        ValueError: a model whose layers are not in one list.
+        ValueError: the model's layers are not in one list.
     """
     if isinstance(model, LSTMForCausalLM):
         return _of_lstm(model, input_ids)
@@ -47,10 +47,10 @@ def residual_stream(model: PreTrainedModel, input_ids: Tensor, **inputs: Any) ->
 
 
 def final_norm(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """What makes the model's final hidden states of the last layer's output; found by trying, as the model is now.
+    """The function from the last layer's output to the final hidden states, located in the model as it is now.
 
     Raises:
-        ValueError: no module of the model does.
+        ValueError: no module of the model is this function.
     """
     if isinstance(model, LSTMForCausalLM):
         norm: nn.Module = model.model.norm
@@ -67,8 +67,8 @@ def final_norm(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     with torch.no_grad(), untapped(), hooked(*((module, given) for module in outside), before=True):
         ids = trial_ids(model, 3).to(readout(model).weight.device)
         last, expected = residual_stream(model, ids)[-1], hidden_states(model, ids)
-        # A norm of the embeddings may give the same as long as nothing has been learnt: those that were given what
-        # the last layer made come first.
+        # In an untrained model, a norm of the embeddings may compute the same function. So the modules whose input
+        # was the last layer's output come first.
         at_the_end = [module for module, x in called if x.shape == last.shape and torch.equal(x, last)]
         for module in (nn.Identity(), *dict.fromkeys((*at_the_end, *(module for module, _ in called)))):
             try:
