@@ -1,4 +1,4 @@
-"""Parts of models that are ours: the attention, Mamba-2's mixer, the LSTM, image tokens, GELU as one operation."""
+"""Parts of models that symground implements: attention, Mamba-2's mixer, the LSTM, image tokens and fused GELU."""
 
 from symground.models.architectures.attention import NAME, UNPADDED, register, unpadded
 from symground.models.architectures.gelu import fuse_gelu, write_out_gelu

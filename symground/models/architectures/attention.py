@@ -1,6 +1,6 @@
 """``attn_implementation="symground"`` for transformers: its attention function and its mask function.
 
-Both are needed: with the attention function alone transformers builds no mask and padding is silently ignored.
+Both are needed. With the attention function alone, transformers builds no mask, and padding is silently ignored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NAME = "symground"
 UNPADDED = "symground-unpadded"
 #: Attention variants that change the scores in a way `ops.attention` has no argument for.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
-#: What is added to a score to hide its key: beside any score that is not hidden its weight is 0 exactly.
+#: A score with at most this added is hidden: its attention weight is exactly 0 if any key is visible.
 _HIDES = -1e4
 
 
@@ -38,15 +38,15 @@ def key_range_mask(
     device: torch.device | str = "cpu",
     **kwargs: Any,
 ) -> Tensor | None:
-    """The mask as key ranges [B,1,1+W,2]: first and one-past-last valid key of each example; None when all are valid.
+    """The mask as key ranges [B,1,1+W,2]: first and one-past-last valid key of each example; None if all are valid.
 
-    With a cache of fixed size the last dimension is 3, the third number being how many of its keys are in use. Four
-    dimensions, since transformers passes such a mask on as it is; int64, which no other mask is. W is a sliding window
-    that hides keys from a query, else 0, and says which window the layer has to tell the attention function; where all
-    keys are valid and there is a window, the last dimension is 0. The numbers of one example are stored once.
+    The mask has four dimensions because transformers passes such a mask on unchanged, and int64 tells it from others.
+    W is the sliding window, or 0 if none hides a key; the layer must pass the same window to the attention function.
+    With a key-value cache of fixed size, the last dimension is 3, and the third number is how many keys are in use. If
+    all keys are valid and there is a window, the last dimension is 0. The numbers of an example are stored once.
 
     Raises:
-        ValueError: a mask that is not causal, with or without a window, with padding on one side or both.
+        ValueError: the mask is not causal, with or without a window, with padding at the ends only.
     """
     window = None
     if mask_function is not causal_mask_function:
@@ -70,12 +70,12 @@ def key_range_mask(
 
 
 def _is_window(mask_function: Any, window: int, queries: int, keys: int) -> bool:
-    """Whether a mask is that of the last ``window`` keys of each query, tried around its two edges."""
+    """Whether each query sees exactly its last ``window`` keys, by a trial around the two edges of the mask."""
     at = torch.arange(min(max(queries, keys), 64) + 1)
     query, key = (at + window)[:, None], torch.cat([at + window, at])[None]
     try:
         found = mask_function(torch.tensor(0), torch.tensor(0), query, key)
-    except Exception:  # one that looks into the batch, say
+    except Exception:  # for example, a mask function that indexes the batch
         return False
     expected = (key <= query) & (key > query - window)
     return isinstance(found, Tensor) and torch.equal(found.expand_as(expected), expected)
@@ -91,19 +91,19 @@ def attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one layer [B,H,T,D] → [B,T,H,D], through `ops.attention` with what the layer's tap asks.
+    """Attention of one layer [B,H,T,D] → [B,T,H,D], by `ops.attention` with the probes and gate of the layer's tap.
 
-    Where the tap asks nothing of the mixing and every key is valid, or attention dropout is on, it runs through
-    scaled_dot_product_attention, which gives the same output.
+    If the tap has no probe or gate, and every key is valid or attention dropout is on, it is computed by
+    scaled_dot_product_attention, whose output is the same.
 
     Raises:
-        ValueError: an attention variant that symground does not support, by its name.
+        ValueError: an attention variant that symground does not support; the message names it.
     """
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
             raise ValueError(f"{type(module).__name__}: symground's attention does not support {name}")
     device = query.device.type
-    if torch.is_autocast_enabled(device):  # as it casts what scaled_dot_product_attention is given
+    if torch.is_autocast_enabled(device):  # cast as for scaled_dot_product_attention
         query, key, value = (_lowered(x, torch.get_autocast_dtype(device)) for x in (query, key, value))
         with torch.autocast(device, enabled=False):
             return attention_forward(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
@@ -112,7 +112,8 @@ def attention_forward(
     window = None if window is None or window >= key.shape[2] else int(window)
     key_range, in_use = _ranges(module, attention_mask, query, key, causal, window)
     if in_use is not None and (query.shape[2] > 1 or window is not None):
-        # Causal is aligned to the last key. A single query sees what the range says, and no GPU is waited for.
+        # A causal mask is aligned to the last key, so unused keys are cut off. A single query needs only the range,
+        # which does not wait for the GPU.
         key, value = (x[:, :, : int(in_use)] for x in (key, value))
         window = None if window is None or window >= key.shape[2] else window
     tap = tap_of(module)
@@ -150,22 +151,21 @@ def attention_forward(
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         added = attention_row(tap.rows, query, key, value, scale, causal, key_range, window)
         out = out + (added if tap.gate is None else ops.gate_heads(added.transpose(1, 2), tap.gate).transpose(1, 2))
-    return shown(tap, out.transpose(1, 2)).contiguous(), None  # some models go on by view
+    return shown(tap, out.transpose(1, 2)).contiguous(), None  # some models call view on it
 
 
 def _lowered(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """What autocast makes of an argument."""
+    """The argument as autocast casts it."""
     return x if x.dtype == torch.float64 else x.to(dtype)
 
 
 def _ranges(
     module: nn.Module, mask: Tensor | None, query: Tensor, key: Tensor, causal: bool, window: int | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """A layer's mask as key ranges [B,2], and of a cache of fixed size how many keys are in use.
+    """A layer's mask as key ranges [B,2], and the number of keys in use if the key-value cache has a fixed size.
 
     Raises:
-        ValueError: a mask that was made for another window than the layer tells, or one that symground does not
-            support.
+        ValueError: the mask has another window than the layer passes, or symground does not support the mask.
     """
     if mask is not None and not _is_key_range(mask):
         return _range_of_pairs(mask, query, key, causal, window), None
@@ -186,7 +186,7 @@ def _ranges(
 
 
 def _is_key_range(mask: Tensor) -> bool:
-    """Whether a mask is one that `key_range_mask` made."""
+    """Whether a mask has the form that `key_range_mask` returns."""
     return mask.dtype == torch.int64 and mask.ndim == 4 and mask.shape[1] == 1 and mask.shape[3] in (0, 2, 3)
 
 
@@ -194,8 +194,7 @@ def _range_of_pairs(mask: Tensor, query: Tensor, key: Tensor, causal: bool, wind
     """A mask of all pairs [B or 1,H or 1,T,S], bool or added to the scores, as key ranges [B,2].
 
     Raises:
-        ValueError: one that biases scores, or that is more than causal, with this layer's window, with padding at the
-            ends.
+        ValueError: the mask biases scores, or is not causal with this layer's window and padding at the ends.
     """
     queries, keys = query.shape[2], key.shape[2]
     floats = mask.is_floating_point()
@@ -212,11 +211,11 @@ def _range_of_pairs(mask: Tensor, query: Tensor, key: Tensor, causal: bool, wind
             f"(hidden) for each pair, got {biased:g}; model.set_attn_implementation('sdpa') computes it untraced"
         )
     each = torch.arange(keys, device=mask.device)
-    # Of each key, the last query that has it in its window: no padding of the text before it.
+    # The last query whose window contains each key. If even this query does not see a key, the key is padding.
     last = (each + (keys if window is None else window) - 1).clamp(max=keys - 1) - (keys - queries)
     valid = seen[:, 0, last.clamp(min=0), each] & (last >= 0)  # [B,S]
     expected = valid_keys(queries, keys, causal, None, window, mask.device) & valid[:, None, None]
-    rows = valid[:, None, keys - queries :, None]  # what padding sees counts nowhere
+    rows = valid[:, None, keys - queries :, None]  # the rows of padding are not compared
     if not bool(((seen == expected) | ~rows).all()):
         wanted = "causal masks" if window is None else f"causal masks with this layer's window of {window} keys and"
         raise ValueError(
@@ -227,18 +226,18 @@ def _range_of_pairs(mask: Tensor, query: Tensor, key: Tensor, causal: bool, wind
 
 
 def register() -> None:
-    """Make ``attn_implementation="symground"`` known to transformers. Safe to call more than once."""
+    """Register ``attn_implementation="symground"`` with transformers. It may be called more than once."""
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, key_range_mask)
-    # Without a mask function of its own transformers builds no mask for it, and has nothing to find out about one.
+    # This name has no mask function, so transformers neither builds nor inspects a mask.
     AttentionInterface.register(UNPADDED, attention_forward)
 
 
 @contextmanager
 def unpadded(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block the model takes its rows as causal and whole: no mask is made, and torch.compile sees none.
+    """Within the block each row is one causal text without padding: no mask is built, and torch.compile sees none.
 
-    While it compiles, transformers cannot tell several texts packed into a row from one, and masks for the former.
+    Under torch.compile, transformers cannot tell whether a row packs several texts, and builds a mask for that case.
     """
     if model.config._attn_implementation != NAME:
         yield

@@ -1,7 +1,6 @@
-"""GELU's tanh form, which transformers writes out for GPT-2, GPT-J, Phi and others, as the one operation it is.
+"""GELU's tanh form as one operation. transformers writes it out in eight for GPT-2, GPT-J, Phi and others.
 
-Written out it is eight operations, and four tensors of a layer's widest part are kept for the way back; as one
-operation it keeps one.
+The eight operations save four tensors of a layer's widest part for the backward pass; the one operation saves one.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ _WRITTEN_OUT = (AccurateGELUActivation, FastGELUActivation, NewGELUActivation)
 
 
 def fuse_gelu(model: nn.Module) -> None:
-    """Have the activations of ``model`` that are written out run as one operation; their numbers differ by rounding."""
+    """Replace the written-out activations of ``model`` by one operation; outputs differ by rounding only."""
     for module in model.modules():
         if type(module) in _WRITTEN_OUT and "forward" not in vars(module):
             object.__setattr__(module, "forward", partial(gelu, approximate="tanh"))
 
 
 def write_out_gelu(model: nn.Module) -> None:
-    """The activations of ``model`` as :func:`fuse_gelu` found them."""
+    """Restore the activations of ``model`` that :func:`fuse_gelu` replaced."""
     for module in model.modules():
         if type(module) in _WRITTEN_OUT and getattr(vars(module).get("forward"), "func", None) is gelu:
             object.__delattr__(module, "forward")

@@ -1,8 +1,8 @@
 """Language models that read images: ids beyond the vocabulary are patches, embedded by a learnt projection.
 
-An image is a prefix of P ids (`symground.data.images`), so that whatever takes ids takes images too: training, scoring
-with shared beginnings, traces, interventions, sweeps, generation. The frozen features of the patches are no part of the
-model's weights; :func:`set_images` gives it those that its ids mean.
+An image is a prefix of P ids (`symground.data.images`), so every function that accepts ids accepts images: training,
+scoring with shared prefixes, traces, interventions, sweeps and generation. The frozen features of the patches are not
+part of the model's weights; :func:`set_images` sets them.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from symground.models.architectures.lstm import LSTMConfig, LSTMForCausalLM
 
 
 class PatchEmbedding(nn.Embedding):
-    """Word embeddings [V,D], and beyond them the projections of patch features."""
+    """Word embeddings [V,D], followed by the projections of patch features."""
 
     def __init__(self, words: nn.Embedding, width: int) -> None:
         super().__init__(words.num_embeddings, words.embedding_dim, words.padding_idx, _weight=words.weight)
         self.projection = nn.Linear(width, words.embedding_dim)
         self.features: Tensor | None = None
-        """[N·P,E], in host memory, perhaps a file's; what a batch needs of it goes to its device."""
+        """[N·P,E] in host memory, possibly memory-mapped; only the rows of a batch are copied to its device."""
 
     def forward(self, input: Tensor) -> Tensor:
         """ids [B,T] → [B,T,D].
 
         Raises:
-            ValueError: an id beyond the vocabulary where there are no images.
+            ValueError: an id is beyond the vocabulary, and no images are set.
         """
         if self.features is None:
             if bool((input >= self.num_embeddings).any()):
@@ -51,14 +51,14 @@ class PatchEmbedding(nn.Embedding):
             return super().forward(input)
         is_patch = input >= self.num_embeddings
         words = super().forward(input.masked_fill(is_patch, 0))
-        # All positions are looked up: picking the patches out would make a GPU wait for their number.
+        # All positions are looked up: selecting the patches would wait for the GPU to count them.
         at = (input - self.num_embeddings).clamp(min=0).to(self.features.device)
         patches: Tensor = self.projection(self.features[at].to(words.device, words.dtype))
         return torch.where(is_patch[..., None], patches, words)
 
 
 class _ReadsImages:
-    """Gives a causal language model the embedding of patches, of ``config.image_width`` features."""
+    """Adds to a causal language model an embedding of patches with ``config.image_width`` features."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)  # type: ignore[call-arg]
@@ -104,28 +104,28 @@ for _config, _model in _MODELS.values():
 
 
 def with_images(config: PreTrainedConfig, image_width: int) -> PreTrainedModel:
-    """A new model of this configuration that reads patches of so many features."""
+    """A new model of this configuration that reads patches of ``image_width`` features."""
     config_class, model_class = _MODELS[type(config)]
     settings = {name: value for name, value in config.to_dict().items() if name not in ("model_type", "architectures")}
     settings["image_width"] = image_width
     model = model_class(config_class(**settings))
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, PatchEmbedding)
-    with torch.no_grad():  # a patch with features of variance 1 is as long as a word
+    with torch.no_grad():  # a patch with features of variance 1 then has the norm of a word
         embedding.projection.weight.mul_(image_width**-0.5)
         embedding.projection.bias.zero_()
     return model
 
 
 def set_images(model: PreTrainedModel, features: NDArray[Any] | Tensor) -> None:
-    """Tell ``model`` what the ids beyond its vocabulary show.
+    """Set the patch features of the ids beyond the vocabulary.
 
     Args:
-        model: one that reads images.
-        features: [N,P,E], perhaps memory-mapped; id V + i·P + p is patch p of image i. It is not copied.
+        model: a model that reads images.
+        features: [N,P,E], possibly memory-mapped; id V + i·P + p is patch p of image i. They are not copied.
 
     Raises:
-        ValueError: a model that reads none, features of another shape or width.
+        ValueError: the model reads no images, or the features have another shape or width.
     """
     embedding = model.get_input_embeddings()
     if not isinstance(embedding, PatchEmbedding):

@@ -13,7 +13,7 @@ from transformers.utils.generic import ModelOutput
 
 
 class LSTMState(NamedTuple):
-    """What the LSTM has read, for B rows."""
+    """The LSTM's state after a prefix, for B rows."""
 
     hidden: Tensor
     """[layers,B,D]"""
@@ -28,14 +28,14 @@ class LSTMState(NamedTuple):
 
 @dataclass
 class LSTMOutput(ModelOutput):
-    """Final hidden states [B,T,D], and the state after them where it was asked for."""
+    """Final hidden states [B,T,D], and the state after them if ``use_cache`` was set."""
 
     last_hidden_state: Tensor | None = None
     cache: LSTMState | None = None
 
 
 class LSTMConfig(PretrainedConfig):
-    """Sizes of the LSTM; the input and output embeddings are one matrix."""
+    """Sizes of the LSTM; the input and output embeddings are tied."""
 
     model_type = "symground-lstm"
 
@@ -98,9 +98,9 @@ class LSTMModel(LSTMPreTrainedModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> LSTMOutput:
-        """input_ids [B,T] → last_hidden_state [B,T,D], from the state given or from zero.
+        """input_ids [B,T] → last_hidden_state [B,T,D], from the state ``cache`` or from zero.
 
-        Padding, left or right, does not enter the state.
+        Left and right padding do not change the state.
         """
         embedded = self.embedding(input_ids)  # [B,T,D]
         if attention_mask is None or bool(attention_mask.all()):
@@ -108,7 +108,7 @@ class LSTMModel(LSTMPreTrainedModel):
             return LSTMOutput(self.norm(out), LSTMState(*state) if use_cache else None)
         if use_cache or cache is not None:
             raise ValueError("cache: the LSTM goes on from its state in rows without padding only")
-        # Valid tokens are rolled to the front, so that the state starts at the first of them, and rolled back after.
+        # Valid tokens are rolled to the front, so that the state starts at the first one. The output is rolled back.
         length = input_ids.shape[1]
         first = attention_mask.bool().int().argmax(-1)  # [B]
         index = (torch.arange(length, device=input_ids.device) + first[:, None]) % length
@@ -117,7 +117,7 @@ class LSTMModel(LSTMPreTrainedModel):
         return LSTMOutput(self.norm(rolled.take_along_dim(back[..., None], 1)))
 
     def _recurred(self, embedded: Tensor, state: LSTMState | None = None) -> Any:
-        """The LSTM's outputs [B,T,D] and its state, in its weights' type: a CPU has no LSTM of mixed types."""
+        """The LSTM's outputs [B,T,D] and state, in the dtype of its weights: on a CPU, dtypes cannot be mixed."""
         with torch.autocast(embedded.device.type, enabled=False):
             return self.lstm(embedded.to(self.norm.weight.dtype), state)
 
@@ -155,7 +155,7 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        return {"input_ids": input_ids, "attention_mask": attention_mask}  # no cache: the state is computed anew
+        return {"input_ids": input_ids, "attention_mask": attention_mask}  # no cache: the state is recomputed
 
 
 AutoConfig.register(LSTMConfig.model_type, LSTMConfig)

@@ -1,8 +1,8 @@
-"""Mamba-2's mixer on our ops, for the Mamba-2 of transformers: same weights, same cache, and it shows its heads.
+"""Mamba-2's mixer computed by symground's ops, with the weights and cache of transformers, and with heads to trace.
 
-A head's output is gated with its D skip, before the gated norm. That norm couples heads: what they add to the layer is
-no sum over heads. What mixes positions by a matrix per head is SSD alone: the D skip is its diagonal's, and the short
-convolution, which mixes up to four neighbours before it, is outside the matrix.
+A head's output is gated together with its D skip, before the gated norm. That norm couples the heads, so the layer's
+output is not a sum over heads. Only SSD mixes positions by a matrix per head. The matrix contains neither the D skip, a
+diagonal term, nor the short convolution before SSD, which mixes up to four neighbours.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from symground.ops.mamba2.layer import step_sizes
 
 
 class MambaMixer(Mamba2Mixer):
-    """transformers' mixer computed by `ops.causal_conv1d` and `ops.ssd`, reading its `Tap`.
+    """transformers' mixer, computed by `ops.causal_conv1d` and `ops.ssd` with the probes and gate of its `Tap`.
 
-    No kernel of another package runs where it cannot: the ops pick by what imports and by the tensors' device.
+    The ops choose an implementation that is installed and supports the tensors' device.
     """
 
     def forward(
@@ -34,7 +34,7 @@ class MambaMixer(Mamba2Mixer):
         **kwargs: Any,
     ) -> Tensor:
         """hidden_states [B,T,E] → [B,T,E]; attention_mask [B,T] of these positions, or None."""
-        cache = kwargs.get("cache_params", cache)  # its name in transformers before 5.24
+        cache = kwargs.get("cache_params", cache)  # the argument's name in transformers before 5.24
         tap = tap_of(self)
         heads, groups, state_size = self.num_heads, self.n_groups, self.ssm_state_size
         if tap.mix is not None:
@@ -51,8 +51,8 @@ class MambaMixer(Mamba2Mixer):
         check_batch(tap, len(hidden_states))
         key_range = None if attention_mask is None else key_range_of(attention_mask)
         z, xbc, dt = self.in_proj(hidden_states).split([self.intermediate_size, self.conv_dim, heads], -1)
-        if attention_mask is not None:  # or the convolution would carry padding into the text
-            xbc = xbc * attention_mask[..., None].bool()  # a number above 1 is a valid token too
+        if attention_mask is not None:  # otherwise the convolution would mix padding into the text
+            xbc = xbc * attention_mask[..., None].bool()  # a number above 1 marks a valid token too
         before = None
         if cache is not None:
             before = self._remember(cache, xbc, key_range)
@@ -64,7 +64,7 @@ class MambaMixer(Mamba2Mixer):
         dt = step_sizes(dt, self.dt_bias, (low, high))
         state = None if cache is None else cache.get_recurrent_state(self.layer_idx)
         if state is not None and torch.is_grad_enabled():
-            state = state.clone()  # the cache is written in place, the way back reads what was there
+            state = state.clone()  # the cache is overwritten in place, and the backward pass needs the old state
         a, b, c = -self.A_log.float().exp(), b.unflatten(-1, (groups, -1)), c.unflatten(-1, (groups, -1))
         y, state = ops.ssd(
             x, dt, a, b, c, key_range, state, tap.saliency_probe, tap.flow_probe, tap.query_groups, tap.key_groups,
@@ -80,7 +80,7 @@ class MambaMixer(Mamba2Mixer):
         return out
 
     def _remember(self, cache: Cache, xbc: Tensor, key_range: Tensor | None) -> Tensor:
-        """[B,K-1,C] what stood before these positions; the cache keeps each example's last K."""
+        """The K-1 inputs before these positions [B,K-1,C]; the cache keeps each example's last K."""
         taps = self.conv_kernel_size
         before = cache.get_conv_state(self.layer_idx)
         if before is None:
@@ -88,15 +88,15 @@ class MambaMixer(Mamba2Mixer):
         columns = torch.cat([before.to(xbc.dtype), xbc.transpose(1, 2)], -1)  # [B,C,K+T]
         if key_range is None:
             last = columns[..., -taps:]
-        else:  # padding at the end is not remembered
+        else:  # right padding is not cached
             at = key_range[:, 1:] + torch.arange(taps, device=xbc.device)  # [B,K]
             last = columns.take_along_dim(at[:, None], -1)
         cache.update_conv_state(last, self.layer_idx, conv_kernel_size=taps)
-        return columns[..., 1:taps].transpose(1, 2)  # a copy: the cache has just written over its own
+        return columns[..., 1:taps].transpose(1, 2)  # a copy, because the cache was just overwritten
 
 
 def mamba_mixers(model: PreTrainedModel) -> tuple[Mixer, ...]:
-    """The Mamba-2 mixers of a model, made ours in place: their class alone changes, no weight and no other instance."""
+    """The Mamba-2 mixers of a model, whose class is changed to `MambaMixer` in place; the weights do not change."""
     found = []
     for module in model.modules():
         if isinstance(module, Mamba2Mixer):
@@ -111,7 +111,7 @@ def mamba_mixers(model: PreTrainedModel) -> tuple[Mixer, ...]:
 
 
 def give_back_mamba(model: nn.Module) -> None:
-    """The Mamba-2 mixers of a model as :func:`mamba_mixers` found them."""
+    """Restore the class of the Mamba-2 mixers that :func:`mamba_mixers` changed."""
     for module in model.modules():
         if type(module) is MambaMixer:
             object.__setattr__(module, "__class__", Mamba2Mixer)
