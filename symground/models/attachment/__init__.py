@@ -1,4 +1,4 @@
-"""Making a model traceable, and finding its mixers again."""
+"""Attach makes a model traceable in place; lookup returns its mixers."""
 
 from symground.models.attachment.attaching import attach, detach
 from symground.models.attachment.lookup import check_model, mixers

@@ -1,4 +1,4 @@
-"""Making a model traceable, in place."""
+"""Attach and detach: a model is made traceable in place, and restored."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _BEFORE = f"{OURS}before"
 
 
 class _Before(NamedTuple):
-    """What `detach` gives back, beside what is told by its class."""
+    """What `detach` restores, apart from the modules that it recognises by their class."""
 
     configs: tuple[tuple[PreTrainedConfig, str | None], ...]
     """Each configuration and its attention implementation."""
@@ -49,18 +49,18 @@ class _Before(NamedTuple):
 def attach(model: M) -> M:
     """Make a Hugging Face causal language model traceable in place, and return it.
 
-    Its attention becomes ``symground``; of a vision-language model that of its text decoder, while the vision tower
-    keeps its own. Where a mask [B,S] is given without ``position_ids`` they are derived from the mask, so that a padded
-    batch equals its single rows. A GELU that is written out in several operations becomes one. Mamba-2's mixers become
-    `MambaMixer`. An LSTM is accepted and has no mixers. Attaching twice is attaching once.
-    Checkpoints of an attached model are those of the model it was. :func:`symground.detach` undoes it.
+    The attention implementation becomes ``symground``. In a vision-language model, only the text decoder changes, and
+    the vision tower keeps its own. If a mask [B,S] is passed without ``position_ids``, they are derived from the mask,
+    so that a padded batch equals its single rows. A GELU that is written out in several operations becomes one.
+    Mamba-2's mixers become `MambaMixer`. An LSTM is accepted and has no mixers. Attaching twice equals attaching once.
+    Checkpoints of an attached model equal those of the original. :func:`symground.detach` restores the model.
 
-    Two tokens go through the model, to see that its logits are its head's product with its last hidden states, unless
-    weights of it are on the meta device (then a trace sees to it).
+    A trial of a few tokens checks that logits = vocabulary head × last hidden states. If weights are on the meta
+    device, the first trace checks it.
 
     Raises:
-        ValueError: not a Hugging Face model, or one whose attention heads cannot be located, or with an attention or
-            logits that symground does not support (by its name). The model is then as it was.
+        ValueError: the model is not one of Hugging Face, its attention heads cannot be located, or symground does not
+            support its attention or its logits (the message names them). The model is then unchanged.
     """
     check_model(model)
     again = hasattr(model, ATTACHED)
@@ -83,7 +83,7 @@ def attach(model: M) -> M:
         fuse_gelu(model.get_decoder())
         remember(model, found)
         if not any(parameter.is_meta for parameter in model.parameters()):
-            with _in_evaluation(model):  # dropout would make the two passes of the trial differ
+            with _in_evaluation(model):  # with dropout, the trial's two passes would differ
                 verified_readout(model)
     except Exception:
         if not again:
@@ -104,14 +104,14 @@ def _in_evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def detach(model: M) -> M:
-    """Give a model back as it was before :func:`symground.attach`, in place, and return it.
+    """Restore a model in place to its state before :func:`symground.attach`, and return it.
 
-    Its attention implementation, its activations and Mamba-2's mixers are its own again, and no hook or note of
-    symground's is left; its outputs are what they were, to the bit. An attention implementation that was chosen after
-    attaching stays. A model that is not attached stays as it is.
+    Its attention implementation, activations and Mamba-2 mixers are restored, and no hook or attribute of symground's
+    is left. Its outputs equal those before attaching to the bit. An attention implementation that was set after
+    attaching is kept. A model that is not attached is unchanged.
 
     Raises:
-        ValueError: not a Hugging Face model, or one within a block of :func:`symground.ablate` and its kind.
+        ValueError: the model is not one of Hugging Face, or is in a block such as :func:`symground.ablate`.
     """
     check_model(model)
     if any(not mixer.tap.idle for mixer in getattr(model, ATTACHED, ())):
@@ -133,7 +133,7 @@ def detach(model: M) -> M:
 
 
 def _of_decoder(model: PreTrainedModel) -> str | dict[str, str]:
-    """What to set, so that a vision tower keeps the attention it has."""
+    """The attention implementation to set, for the text decoder only if the model has a vision tower."""
     text = model.get_decoder().config
     for name in model.config.sub_configs:
         if getattr(model.config, name, None) is text:

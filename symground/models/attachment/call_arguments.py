@@ -1,4 +1,4 @@
-"""What an attached model makes of the arguments of a call, before its layers run."""
+"""Hooks that check and complete the arguments of an attached model's call before its layers run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from symground.models.hooks import remember_when_checkpointing
 
 
 def hook_calls(model: PreTrainedModel) -> tuple[RemovableHandle, ...]:
-    # RoBERTa's and its kin's positions begin after the padding's, and they find them in the ids.
+    # RoBERTa and similar models number positions from after the padding id, and derive them from the ids.
     counted = any(
         isinstance(part, nn.Embedding) and name.endswith("position_embeddings") and part.padding_idx is not None
         for name, part in model.base_model.named_modules()
@@ -31,7 +31,7 @@ def hook_calls(model: PreTrainedModel) -> tuple[RemovableHandle, ...]:
 
 
 def _check_call(module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse what a call asks that the attention which is set cannot do: matrices of ours, heads of another."""
+    """Refuse ``output_attentions=True`` under our attention implementation, and a tap under another one."""
     asked = kwargs.get("output_attentions") or getattr(module.config, "output_attentions", False)
     implementation = module.get_decoder().config._attn_implementation
     if implementation in (NAME, UNPADDED):
@@ -51,7 +51,7 @@ def _check_call(module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str
 def _prepare(
     names: tuple[str, ...], derive: bool, module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """What the model is given, with the positions that its mask means. Nothing while it has another attention."""
+    """The call's arguments with the positions of its mask; None, for no change, under another implementation."""
     remember_when_checkpointing(module)
     implementation = module.get_decoder().config._attn_implementation
     if implementation not in (NAME, UNPADDED):
@@ -61,7 +61,7 @@ def _prepare(
     cache = next((given[n] for n in ("cache", "past_key_values", "cache_params") if given.get(n) is not None), None)
     mask = given.get("attention_mask")
     if mask is None and cache is None and isinstance(inputs, Tensor) and torch.compiler.is_compiling():
-        # While it compiles, transformers cannot tell texts packed into a row from a single one, and masks for those.
+        # Under torch.compile, transformers cannot tell whether a row packs several texts, and builds a mask for them.
         if implementation == NAME and "attention_mask" not in names[: len(args)]:
             kwargs = {**kwargs, "attention_mask": inputs.new_ones(inputs.shape[:2], dtype=torch.long)}
         return args, kwargs
@@ -70,10 +70,10 @@ def _prepare(
     if given.get("position_ids") is not None or "position_ids" in names[: len(args)]:
         return None
     read, new = 0 if cache is None else int(cache.get_seq_length()), inputs.shape[1]
-    positions = (mask.bool().long().cumsum(-1) - 1).clamp(min=0)  # a number above 1 is a valid token too
-    # A mask may be as long as a cache of fixed size, or no longer than what is new.
+    positions = (mask.bool().long().cumsum(-1) - 1).clamp(min=0)  # a number above 1 marks a valid token too
+    # A mask may be as long as a key-value cache of fixed size, or only as long as the new tokens.
     positions = positions[:, read : read + new] if mask.shape[1] >= read + new else positions[:, -new:]
-    if hasattr(module, "get_rope_index"):  # the positions of images have three axes, which the model finds by itself
+    if hasattr(module, "get_rope_index"):  # image positions have three axes; the model computes them
         if read or any(given.get(name) is not None for name in ("image_grid_thw", "video_grid_thw")):
             return None
         positions = positions.expand(3, -1, -1)

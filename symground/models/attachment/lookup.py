@@ -1,4 +1,4 @@
-"""The mixers of a model that was made traceable, looked up where `attach` left them."""
+"""The mixers of an attached model, which `attach` stores on it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 from symground.models.architectures import NAME, MambaMixer
 from symground.models.hooks import Mixer
 
-#: Notes of ours on modules begin so.
+#: The prefix of attributes that symground sets on modules.
 OURS = "_symground_"
 ATTACHED, _HOLDERS = f"{OURS}mixers", f"{OURS}holders"
-#: What is left where a model cannot be traced.
+#: What a user can do if a model cannot be traced.
 INSTEAD = (
     "symground.score takes the model as transformers loads it, without symground.attach or symground.load, and "
     "docs/models.md lists those that can be traced"
@@ -22,10 +22,10 @@ INSTEAD = (
 
 
 def check_model(model: Any) -> None:
-    """Refuse what is no model of transformers, and say where it is when something wraps it.
+    """Refuse an object that is not a model of transformers; if it wraps one, the message says how to get it.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the object is not a model of transformers.
     """
     if isinstance(model, PreTrainedModel):
         return
@@ -42,11 +42,10 @@ def check_model(model: Any) -> None:
 
 
 def mixers(model: nn.Module) -> tuple[Mixer, ...]:
-    """The model's mixers, by layer; empty for an LSTM.
+    """The model's mixers, ordered by layer; empty for an LSTM.
 
     Raises:
-        ValueError: the model was not attached, or has been given another attention implementation or other layers
-            since.
+        ValueError: the model is not attached, or its attention implementation or layers changed after attaching.
     """
     check_model(model)
     found: tuple[Mixer, ...] | None = getattr(model, ATTACHED, None)
@@ -64,7 +63,7 @@ def mixers(model: nn.Module) -> tuple[Mixer, ...]:
 
 
 def remember(model: PreTrainedModel, found: tuple[Mixer, ...]) -> None:
-    """Leave the mixers where :func:`mixers` looks for them, and with them what each module around them holds."""
+    """Store the mixers on the model for :func:`mixers`, with the children of each module that contains a mixer."""
     within = {mixer.module for mixer in found}
     parts = model.get_decoder().modules() if found else ()
     holders = [part for part in parts if part not in within and not within.isdisjoint(part.modules())]
@@ -73,14 +72,14 @@ def remember(model: PreTrainedModel, found: tuple[Mixer, ...]) -> None:
 
 
 def _as_attached(model: Any) -> bool:
-    """Whether the decoder, and every module in it that holds a mixer, holds what it held when it was attached."""
+    """Whether the decoder is still the same, and each module that contains a mixer still has the same children."""
     holders: tuple[tuple[nn.Module, tuple[nn.Module | None, ...]], ...] = getattr(model, _HOLDERS)
     decoder = holders[0][0]
     return model.get_decoder() is decoder and all(tuple(part._modules.values()) == held for part, held in holders)
 
 
 def check_in_use(model: nn.Module, found: tuple[Mixer, ...], why: str) -> None:
-    """Refuse a model some of whose layers would silently pass a tap by."""
+    """Refuse a model with a layer that would ignore its tap."""
     for mixer in found:
         if isinstance(mixer.module, MambaMixer):
             continue
@@ -93,7 +92,7 @@ def check_in_use(model: nn.Module, found: tuple[Mixer, ...], why: str) -> None:
 
 
 def check_layers(model: Any, found: tuple[Mixer, ...], why: str) -> None:
-    """Refuse a model whose mixers are others than these: a tap would act on a layer that is gone, or on another one."""
+    """Refuse a model with other mixers than these: a tap would act on a layer that was removed or moved."""
     if found:
         kinds = {type(mixer.module) for mixer in found}
         there = [module for module in _parts(model.get_decoder()) if type(module) in kinds]
@@ -102,7 +101,7 @@ def check_layers(model: Any, found: tuple[Mixer, ...], why: str) -> None:
 
 
 def _parts(module: nn.Module) -> Iterator[nn.Module]:
-    """Modules within a module, in their order, each as often as it stands there."""
+    """All modules within a module, in order; a module that occurs twice is yielded twice."""
     for part in module._modules.values():
         if part is not None:
             yield part

@@ -1,4 +1,4 @@
-"""Which layers of a transformers decoder mix positions by attention that we compute; the others are refused by name."""
+"""The layers of a transformers decoder whose attention symground can compute; other kinds are refused by name."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from symground.models.attachment.lookup import INSTEAD
 from symground.models.hooks import Mixer
 
-#: Models that have ALiBi without a word of it in their configuration.
+#: Models with ALiBi whose configuration does not mention it.
 _ALIBI = ("Bloom", "Mpt")
-#: Of a head, as `ops.attention` takes it.
+#: The largest head dimension that `ops.attention` accepts.
 _WIDEST = 256
-#: Parts of a layer that mix positions, by the names that transformers gives their classes.
+#: Matches the class names of transformers' modules that mix positions.
 _MIXES = re.compile("attention|attn|mixer|delta|recurrent|lightning|ssm|lstm|mamba|rwkv", re.IGNORECASE)
 
 
@@ -58,7 +58,7 @@ def _unknown(model: PreTrainedModel, parts: Sequence[str]) -> str:
 
 
 def _what_mixes(model: PreTrainedModel) -> list[str]:
-    """Classes of a decoder's parts that mix positions, as far as names tell; of its layers where they do not."""
+    """Class names of the modules that mix positions, judged by name; if none matches, those of the layers."""
     decoder = model.get_decoder()
     layers = [part for part in decoder.modules() if isinstance(part, nn.ModuleList) and len(part)]
     inside = {type(part).__name__ for stack in layers for layer in stack for part in layer.modules()}
@@ -69,7 +69,7 @@ def _what_mixes(model: PreTrainedModel) -> list[str]:
 
 
 def _unlike(module: nn.Module, config: Any) -> Iterator[tuple[bool, str]]:
-    """Whether an attention module is unlike what `ops.attention` computes, and how."""
+    """For each difference from `ops.attention`: whether the attention module has it, and its name."""
     kind = type(module)
     crosses = getattr(module, "is_cross_attention", False) or "CrossAttention" in kind.__name__
     yield crosses, "has cross-attention"
