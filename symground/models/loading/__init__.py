@@ -1,4 +1,4 @@
-"""Models from named sizes, from folders and from the hub."""
+"""Models of named sizes, and models loaded from folders and from the hub."""
 
 from symground.models.loading.presets import PRESETS, create, parameter_count
 from symground.models.loading.pretrained import load, load_processor, load_tokenizer

@@ -1,6 +1,6 @@
-"""Weights of Mamba-2 to and from the mamba-ssm package, whose `MambaLMHeadModel` has the same layers by other names.
+"""Mamba-2 weights to and from the mamba-ssm package. Its `MambaLMHeadModel` has the same layers under other names.
 
-Nothing of that package is imported: it needs a GPU, its weights do not.
+The package is not imported, because it needs a GPU; its weights do not.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from transformers import Mamba2Config, Mamba2ForCausalLM, PreTrainedModel
 from symground.folders import read_json
 from symground.models.attachment import attach
 
-#: Its argument → the configuration's here, with its default.
+#: Argument of mamba-ssm → (argument of transformers' configuration, default of mamba-ssm).
 _SIZES = {
     "d_state": ("state_size", 128), "d_conv": ("conv_kernel", 4), "expand": ("expand", 2), "headdim": ("head_dim", 64),
     "ngroups": ("n_groups", 1), "bias": ("use_bias", False), "conv_bias": ("use_conv_bias", True),
     "chunk_size": ("chunk_size", 256), "dt_limit": ("time_step_limit", (0.0, float("inf"))),
 }  # fmt: skip
-#: What its layers may be and those of transformers are not, and the value that they share.
+#: Options of mamba-ssm that transformers lacks → the only value that both support.
 _ONLY = {"rmsnorm": True, "norm_before_gate": False, "D_has_hdim": False, "d_ssm": None}
-#: What has no bearing on a model that is loaded.
+#: Options that do not affect a loaded model.
 _INITIAL = {"layer", "A_init_range", "dt_min", "dt_max", "dt_init_floor", "conv_init", "use_mem_eff_path"}
 _EMBEDDING, _OURS = "backbone.embedding.weight", "backbone.embeddings.weight"
 
 
 def is_mamba_ssm(folder: Path) -> bool:
-    """Whether a folder holds a model as mamba-ssm saves it."""
+    """Whether a folder contains a model that mamba-ssm saved."""
     path = folder / "config.json"
     return path.is_file() and "ssm_cfg" in read_json(path)
 
 
 def load_mamba_ssm(folder: str | Path) -> Mamba2ForCausalLM:
-    """The model in a folder that mamba-ssm saved (config.json, and model.safetensors or pytorch_model.bin), attached.
+    """The attached model that mamba-ssm saved in a folder: config.json, and model.safetensors or pytorch_model.bin.
 
     Raises:
-        FileNotFoundError: no weights there.
+        FileNotFoundError: the folder has no weights.
         ValueError: as :func:`from_mamba_ssm`.
     """
     folder = Path(folder)
@@ -54,11 +54,11 @@ def load_mamba_ssm(folder: str | Path) -> Mamba2ForCausalLM:
 
 
 def from_mamba_ssm(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> Mamba2ForCausalLM:
-    """The Mamba-2 that ``MambaLMHeadModel(MambaConfig(**config))`` with these weights is, attached.
+    """The attached Mamba-2 equal to ``MambaLMHeadModel(MambaConfig(**config))`` with these weights.
 
     Raises:
-        ValueError: a configuration of another architecture (Mamba-1, attention or MLP layers in between, LayerNorm), or
-            weights that do not belong to it.
+        ValueError: the configuration has another architecture (Mamba-1, attention or MLP layers, LayerNorm), or the
+            weights do not belong to it.
     """
     mixer = dict(config.get("ssm_cfg") or {})
     if mixer.get("layer") != "Mamba2":
@@ -79,7 +79,7 @@ def from_mamba_ssm(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> 
     if _EMBEDDING not in weights:
         raise ValueError(f"weights: expected {_EMBEDDING}, got {', '.join(sorted(weights)[:3])}, …")
     found = Mamba2Config(
-        vocab_size=len(weights[_EMBEDDING]),  # its own are padded to a multiple
+        vocab_size=len(weights[_EMBEDDING]),  # mamba-ssm pads the vocabulary to a multiple
         hidden_size=config["d_model"],
         num_hidden_layers=config["n_layer"],
         num_heads=int(sizes["expand"]) * config["d_model"] // int(sizes["head_dim"]),
@@ -103,7 +103,7 @@ def to_mamba_ssm(model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, A
     """The weights and the configuration for ``MambaLMHeadModel(MambaConfig(**config)).load_state_dict(weights)``.
 
     Raises:
-        ValueError: not a Mamba-2, or one whose activation or norm mamba-ssm does not have.
+        ValueError: the model is not a Mamba-2, or mamba-ssm does not have its activation or norm.
     """
     if not isinstance(model, Mamba2ForCausalLM):
         raise ValueError(f"model: expected a Mamba2ForCausalLM, got {type(model).__name__}")

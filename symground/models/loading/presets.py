@@ -1,4 +1,4 @@
-"""Named sizes of the study's architectures, and small ones for a CPU."""
+"""Named sizes of the study's architectures, and smaller sizes for a CPU."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from symground.models.attachment import attach
 
 
 def _gpt2(layers: int, size: int, heads: int) -> GPT2Config:
-    # Dropout 0: analysis needs it, and one pass over a large corpus does not overfit. The initial deviation of half
-    # 1/√fan_in let the link emerge earlier than GPT-2's 0.02 at small widths.
+    # Dropout is 0 because the analyses need it, and one pass over a large corpus does not overfit. At small widths, an
+    # initial standard deviation of half 1/√fan_in let the link emerge earlier than GPT-2's 0.02.
     return GPT2Config(
         n_layer=layers, n_embd=size, n_head=heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        activation_function="gelu_pytorch_tanh",  # GPT-2's own, as one operation
+        activation_function="gelu_pytorch_tanh",  # GPT-2's GELU as one operation
         initializer_range=0.5 * size**-0.5, bos_token_id=None, eos_token_id=None, use_cache=False,
     )  # fmt: skip
 
@@ -29,8 +29,8 @@ def _mamba2(layers: int, size: int, heads: int, state: int, steps: tuple[float, 
     )  # fmt: skip
 
 
-#: Decay rates -A of a new Mamba-2. The published 1 to 16, with steps of 0.001 to 0.1, forget and learn too slowly for
-#: short texts: no link in 1,300 steps where slow decay and long steps had it in 800.
+#: Decay rates -A of a new Mamba-2. The published rates of 1 to 16, with dt of 0.001 to 0.1, forget and learn too slowly
+#: for short texts: they learnt no link in 1,300 steps, whereas slow decay and long dt learnt it in 800.
 _DECAY = {"small": (0.02, 1.0), "published": (1.0, 16.0)}
 
 _FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
@@ -39,7 +39,7 @@ _FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
     "lstm": (LSTMConfig, LSTMForCausalLM),
 }
 
-#: name → configuration without a vocabulary. "-768" are the study's widths (GPT-2's default), the others fit a CPU.
+#: name → configuration without a vocabulary. "-768" is the study's width (GPT-2's default); other sizes fit a CPU.
 PRESETS: dict[str, GPT2Config | Mamba2Config | LSTMConfig] = {
     "gpt2-4l": _gpt2(4, 128, 4),
     "gpt2-12l": _gpt2(12, 128, 4),
@@ -70,14 +70,14 @@ def create(
 
     Args:
         preset: a name in `PRESETS`.
-        vocab_size: ids in the vocabulary.
-        seed: of the initial weights; torch's global generator is left as it was.
+        vocab_size: the number of ids in the vocabulary.
+        seed: the seed of the initial weights; the state of torch's global generator does not change.
         positions: the longest sequence (Transformers only).
         pad_token_id: the vocabulary's padding id.
-        image_width: features of a patch, for a model that reads images; None for text only.
+        image_width: the number of features of a patch, for a model that reads images; None for text only.
 
     Raises:
-        ValueError: an unknown preset (lists those there are), or a vocabulary of fewer than two.
+        ValueError: the preset is unknown (the message lists all), or the vocabulary has fewer than two ids.
     """
     if preset not in PRESETS:
         raise ValueError(f"model: expected one of {', '.join(PRESETS)}; got {preset!r}")
@@ -98,5 +98,5 @@ def create(
 
 
 def parameter_count(preset: str, vocab_size: int, positions: int = 1024) -> int:
-    """Parameters of the named size, tied ones once; arguments and errors as of `create`."""
+    """The number of parameters of the named size, with tied ones counted once; arguments and errors as in `create`."""
     return sum(p.numel() for p in create(preset, vocab_size, positions=positions).parameters())

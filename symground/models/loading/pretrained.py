@@ -1,4 +1,4 @@
-"""Loading a run's checkpoint, or any Hugging Face model, ready to be traced."""
+"""Loads a run's checkpoint, or any Hugging Face model, and attaches it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from symground.panics import errors_named, panics_named
 from symground.sealed import SUMS, damage
 
 T = TypeVar("T")
-#: As the hub has them; some are of no owner.
+#: The form of a model's name on the hub; some have no owner.
 _ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".json")
-#: Attention that comes with torch or with symground: a configuration may name a repository of kernels instead.
+#: Attention implementations of torch and symground. A configuration may instead name a repository of kernels.
 _AT_HAND = (None, "eager", "sdpa", "flex_attention", "symground")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "half": torch.float16, "fp32": torch.float32,
            "float": torch.float32, "fp64": torch.float64, "double": torch.float64}  # fmt: skip
@@ -48,30 +48,31 @@ def load(
     device_map: Any = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Load a model, attach it, and set it to evaluation; a run's is given the images of its study.
+    """Load a model, attach it, and set it to evaluation mode. For a run, the images of its study are set as well.
 
-    A causal language model, or one that reads images and text (LLaVA, Qwen-VL, …), whose text decoder is attached.
+    The model may be a causal language model, or a vision-language model (LLaVA, Qwen-VL, …), whose text decoder is
+    attached.
 
     Args:
-        path: a run's folder, a folder in Hugging Face layout or as the mamba-ssm package saves its Mamba-2, a .gguf
-            file (with the gguf package), or a model's name on the hub, with its owner or, as "gpt2", without. What
-            exists here is what is meant.
-        step: which checkpoint of the run; None takes its last.
-        device: where to put it; None leaves it on the CPU.
-        dtype: of the weights, such as "bfloat16" ("bf16"), or "auto"; None leaves it to transformers.
-        device_map: spreads the layers over devices and host memory ("auto", or what accelerate takes), in place of
+        path: a run's folder, a folder in Hugging Face layout or a Mamba-2 that the mamba-ssm package saved, a .gguf
+            file (with the gguf package), or a model's name on the hub, with or without an owner ("gpt2"). A local path
+            takes precedence over a hub name.
+        step: the step of the run's checkpoint; None is the last.
+        device: the device of the model; None leaves it on the CPU.
+        dtype: the dtype of the weights, such as "bfloat16" ("bf16"), or "auto"; None leaves it to transformers.
+        device_map: spreads the layers over devices and host memory ("auto", or a map for accelerate), in place of
             ``device``; needs the accelerate package.
-        trust_remote_code: run the code that comes with the model, where it has any. Nothing asks for it, and an
-            attention kernel that the model's configuration names is not fetched.
+        trust_remote_code: run the code that comes with the model, if it has any. There is no prompt, and an attention
+            kernel that the model's configuration names is not fetched.
 
     Raises:
-        FileNotFoundError: a run without checkpoints, a study whose images are gone, or what neither exists here nor on
-            the hub.
-        ValueError: a study (names its runs), a step that the run has no checkpoint of (lists those it has), a ``step``
-            for something that is not a run, weights that are damaged (names the file) or elsewhere than in the folder,
-            a dtype of no floating-point numbers, a device that this machine has not, a model that needs code of its
-            own, or one that cannot be attached, or both a ``device`` and a ``device_map``.
-        ImportError: a ``device_map`` without accelerate, a .gguf file without gguf.
+        FileNotFoundError: the run has no checkpoints, the study's images are missing, or the path exists neither
+            locally nor on the hub.
+        ValueError: the path is a study (the message lists its runs), the run has no checkpoint at ``step`` (the message
+            lists the steps), ``step`` is set for something that is not a run, weights are damaged (the message names
+            the file) or outside of the folder, the dtype is not floating-point, this machine does not have the device,
+            the model needs its own code or cannot be attached, or both ``device`` and ``device_map`` are set.
+        ImportError: ``device_map`` without accelerate, or a .gguf file without gguf.
     """
     if device is not None and device_map is not None:
         raise ValueError("device_map: it says where everything is; expected no device beside it")
@@ -126,13 +127,13 @@ def load(
 
 
 def _pretrained(source: str | Path, trust: bool, how: dict[str, Any]) -> PreTrainedModel:
-    """What transformers loads, without following what its files name elsewhere."""
+    """The model as transformers loads it, without fetching the kernels that its configuration names."""
     place, where = _source(source)
     config = AutoConfig.from_pretrained(place, trust_remote_code=trust, **where)
-    if where and hasattr(transformers, "GgufConfig"):  # or newer versions fetch a kernel, and keep weights packed
+    if where and hasattr(transformers, "GgufConfig"):  # otherwise newer versions fetch a kernel and keep weights packed
         how = {**how, "quantization_config": transformers.GgufConfig(dequantize=True)}
     _keep_to(config)
-    # One with a vision tower is none of the causal language models.
+    # A model with a vision tower is not among the causal language models.
     sees = hasattr(config, "vision_config") and type(config) in AutoModelForImageTextToText._model_mapping
     kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     model: PreTrainedModel = kind.from_pretrained(place, config=config, trust_remote_code=trust, **where, **how)
@@ -140,7 +141,7 @@ def _pretrained(source: str | Path, trust: bool, how: dict[str, Any]) -> PreTrai
 
 
 def _source(path: str | Path) -> tuple[str | Path, dict[str, str]]:
-    """What transformers takes for a path: of a .gguf file its folder, and its name."""
+    """The arguments of transformers for a path; for a .gguf file, they are its folder and its name."""
     file = Path(path)
     if file.suffix.lower() != ".gguf" or not file.is_file():
         return path, {}
@@ -149,7 +150,7 @@ def _source(path: str | Path) -> tuple[str | Path, dict[str, str]]:
 
 
 def _keep_to(config: PreTrainedConfig) -> None:
-    """Have a configuration, and those within it, name no attention but such as is at hand."""
+    """Remove attention implementations outside `_AT_HAND` from a configuration and its sub-configurations."""
     if config._attn_implementation not in _AT_HAND:
         config._attn_implementation_internal = None
     for name in config.sub_configs:
@@ -170,7 +171,7 @@ def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype | None:
 
 
 def _check_model_folder(folder: Path) -> None:
-    """Refuse a folder that holds no model, or whose files name weights outside of it."""
+    """Refuse a folder that contains no model, or whose files name weights outside of it."""
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is neither a run nor a model: it has no config.json")
     config = read_json(folder / "config.json")
@@ -202,7 +203,7 @@ def _check_path(path: Any) -> None:
 
 
 def _check_there(path: str | Path) -> None:
-    """Refuse what is neither there nor may be a name on the hub."""
+    """Refuse a path that does not exist and cannot be a name on the hub."""
     _check_path(path)
     file = Path(path)
     if file.is_file() and file.suffix.lower() != ".gguf":
@@ -213,7 +214,7 @@ def _check_there(path: str | Path) -> None:
 
 
 def _from_hub(path: str | Path, get: Callable[[], T]) -> T:
-    """What ``get`` gives; where it is asked of the hub in vain, the error says that nothing is here either."""
+    """Call ``get``. If the hub has no such model, the error says that no local path exists either."""
     try:
         with panics_named(f"{path}: a file there that cannot be read"):
             return get()
@@ -226,20 +227,20 @@ def _from_hub(path: str | Path, get: Callable[[], T]) -> T:
 
 
 def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
-    """The processor of a vision-language model: a folder, or a model's name on the hub.
+    """The processor of a vision-language model.
 
     Args:
-        path: the folder or the name.
-        trust_remote_code: run the code that comes with it, where it has any.
+        path: a folder, or a model's name on the hub.
+        trust_remote_code: run the code that comes with it, if it has any.
 
     Raises:
-        FileNotFoundError: what neither exists here nor on the hub.
-        ValueError: what is there is no processor of images and text.
+        FileNotFoundError: the path exists neither locally nor on the hub.
+        ValueError: the path has no processor of images and text.
     """
     _check_there(path)
     try:
         processor = _from_hub(path, lambda: AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code))
-    except (OSError, ValueError) as error:  # what a folder lacks of one, if not a hub that does not answer
+    except (OSError, ValueError) as error:  # the folder lacks files of a processor, or the hub does not answer
         if not Path(path).is_dir():
             raise
         raise ValueError(f"{path}: expected a processor of images and text; {error}") from error
@@ -252,11 +253,11 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
     """The tokenizer of a study, of a run in it, of a model's folder, of a .gguf file, or of a name on the hub.
 
     Args:
-        path: the folder, the file or the name. What exists here is what is meant.
-        trust_remote_code: run the code that comes with it, where it has any.
+        path: the folder, the file or the name. A local path takes precedence over a hub name.
+        trust_remote_code: run the code that comes with it, if it has any.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no tokenizer at the path.
         ImportError: a .gguf file without the gguf package.
     """
     _check_path(path)
