@@ -1,4 +1,4 @@
-"""What a few tokens tell about a model: its logits head, and whether a text is read the same in every pass."""
+"""Tests of a model on a few tokens: its vocabulary head, and whether each pass over a text has the same result."""
 
 from symground.models.trials.cached_trials import tried
 from symground.models.trials.output_head import (

@@ -1,9 +1,9 @@
-"""Trials: what is found out about a model by running it, and for how long that is believed.
+"""Trials test a property of a model by a forward pass, and their outcomes are cached.
 
-An outcome holds while nothing that it may depend on has changed: which modules there are, of which classes, their
-settings, hooks and forward functions, and each weight (which tensor it is, how often it was written to, and one of its
-numbers, since a change through ``.data`` is not counted). Where something could change unseen (hooks, forward
-functions or classes of others, which may hold a state of their own) nothing is believed, and every call tries again.
+An outcome is valid until something that it may depend on changes: the modules, their classes, settings, hooks and
+forward functions, and each weight (the tensor, its version, and its first number, because the version does not count
+changes through ``.data``). Hooks, forward functions and classes of other code may have a state that changes unnoticed.
+If a model has any, nothing is cached, and every call runs the trial again.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _OF_EVERY_MODULE = set(vars(nn.Module())) - {"training"}
 
 
 def tried(model: nn.Module, name: str, trial: Callable[[], T], if_hooked: Callable[[], T] | None = None) -> T:
-    """What the trial of that name gives for the model as it is now.
+    """The outcome of the trial ``name`` for the model as it is now.
 
-    With hooks or forward functions of others, which may act by position, by length or on the logits, no few tokens tell
-    what others give: ``if_hooked``, where it is given, stands for the trial.
+    A few tokens do not show what hooks or forward functions of other code do to other positions, lengths or logits. If
+    the model has any, ``if_hooked``, unless it is None, is called in place of the trial.
     """
     if if_hooked is not None and hooked_by_others(model):
         return if_hooked()
@@ -44,7 +44,7 @@ def tried(model: nn.Module, name: str, trial: Callable[[], T], if_hooked: Callab
 
 @torch.no_grad()
 def state_of(model: nn.Module) -> tuple[Any, ...] | None:
-    """All that the outcome of a trial may depend on; None where that cannot be told."""
+    """All that the outcome of a trial may depend on, or None if that is not known."""
     if hooks_of_all():
         return None
     found: list[Any] = []
@@ -54,7 +54,7 @@ def state_of(model: nn.Module) -> tuple[Any, ...] | None:
         kind, own, hooks = type(module), given_forward(module), hooks_of(module)
         if not is_trusted(kind) or (own is not None and not is_trusted(own)) or not all(map(is_trusted, hooks)):
             return None
-        # By number, or what is remembered would keep the model alive.
+        # Ids are compared, because references in the cache would keep the model alive.
         found += (id(module), kind, kind.forward, id(own), *(id(f) for f in hooks if not is_ours(f)))
         values = dict(vars(module))
         _add_settings(values, found)
@@ -71,7 +71,7 @@ def state_of(model: nn.Module) -> tuple[Any, ...] | None:
 
 
 def _add_settings(values: dict[Any, Any], found: list[Any]) -> None:
-    """Names and values of plain settings, those within lists and dictionaries too."""
+    """Add names and values of plain settings, including those within lists and dictionaries."""
     for name, value in values.items():
         kind = type(value)
         if kind in _SETTINGS:
@@ -94,10 +94,10 @@ def _version(x: Tensor) -> int:
 
 
 def _numbers(tensors: list[Tensor]) -> list[float]:
-    """The first of each tensor."""
+    """The first number of each tensor."""
     alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for x in tensors:
         if _is_there(x) and x.numel():
             alike.setdefault((x.device, x.dtype), []).append(x.as_strided((1,), (1,), x.storage_offset()))
-    # All of a device at once, since a GPU is waited for.
+    # The numbers of a device are read at once, because each read waits for the GPU.
     return [number for first in alike.values() for number in torch.cat(first).double().nan_to_num(0.0).tolist()]

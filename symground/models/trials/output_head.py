@@ -13,7 +13,7 @@ from symground import ops
 from symground.models.hooks import device_of, is_plain, untapped
 from symground.models.trials.cached_trials import tried
 
-#: Logits that are made at once where the head is more than a product.
+#: The most logits that are computed at once if the head is not a plain product.
 _AT_ONCE = 2**24
 
 
@@ -26,11 +26,11 @@ class Readout:
     bias: Tensor | None
     """[V] or None"""
     module: nn.Module | None = None
-    """What gives the logits where they are more than hidden · weightᵀ + bias (an adapter, a hook, a weight that is
-    elsewhere between passes); None where the product is all."""
+    """The module that computes the logits if they are not hidden · weightᵀ + bias (an adapter, a hook, an offloaded
+    weight); None if they are that product."""
 
     def detached(self) -> Readout:
-        """For passes back that ask for no gradient of the head's weights."""
+        """The head with detached weights, for backward passes that need no gradient of them."""
         return replace(self, weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -42,12 +42,12 @@ class Readout:
         return logits
 
     def _as_read(self, hidden: Tensor) -> Tensor:
-        """Hidden states in the head's precision, where a model keeps its residual stream in float32: Mamba's do."""
+        """Hidden states in the head's dtype, because some models (Mamba) keep the residual stream in float32."""
         half = self.weight.dtype in (torch.float16, torch.bfloat16)
         return hidden.to(self.weight.dtype) if half and hidden.dtype == torch.float32 else hidden
 
     def surprisal(self, hidden: Tensor, candidates: Tensor) -> Tensor:
-        """Surprisal [N,K] in nats, at least float32, of candidates [K] or [N,K] after what is seen [N,D]."""
+        """Surprisal [N,K] in nats, at least float32, of candidates [K] or [N,K] by final hidden states [N,D]."""
         if self.module is None:
             return ops.candidate_surprisal(self._as_read(hidden), self.weight, candidates, self.bias)
         rows = max(1, _AT_ONCE // self.weight.shape[0])
@@ -63,7 +63,7 @@ def surprisal_of(logits: Tensor, candidates: Tensor) -> Tensor:
 
 
 def readout(model: PreTrainedModel) -> Readout:
-    """The head of ``model``; ValueError when it has none."""
+    """The vocabulary head of ``model``; raises ValueError if it has none."""
     head = model.get_output_embeddings()
     if head is None or not hasattr(head, "weight"):
         raise ValueError(f"model: expected a causal language model with a vocabulary head, got {type(model).__name__}")
@@ -71,21 +71,21 @@ def readout(model: PreTrainedModel) -> Readout:
 
 
 def head_of(model: PreTrainedModel) -> Readout:
-    """The head of ``model``, by its module where it is more than a product."""
+    """The head of ``model``, with its module if it is not a plain product."""
     head, module = readout(model), model.get_output_embeddings()
     return head if is_plain(module, nn.Linear) and not head.weight.is_meta else replace(head, module=module)
 
 
 def verified_readout(model: PreTrainedModel) -> Readout:
-    """The head of ``model``, once it is known that its logits are what the head makes of its last hidden states.
+    """The head of ``model``, after a check that logits = vocabulary head × last hidden states.
 
-    Tried on a few tokens, for the model as it is now.
+    The check is a trial on a few tokens, for the model as it is now.
 
     Raises:
         ValueError: the model scales, caps or transforms its logits, or has no head.
     """
     head = head_of(model)
-    # A cap bends small logits too little to be seen in half precision.
+    # A cap changes small logits too little to be noticed in half precision.
     capped = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     if capped or not tried(model, "readout", lambda: _is_all(model, head)):
         raise ValueError(
@@ -97,34 +97,34 @@ def verified_readout(model: PreTrainedModel) -> Readout:
 
 @torch.no_grad()
 def _is_all(model: PreTrainedModel, head: Readout) -> bool:
-    """Whether the head makes the model's logits of its last hidden states."""
+    """Whether the head computes the model's logits from its last hidden states."""
     with untapped():
         ids = trial_ids(model, 4).to(device_of(model))
         expected, hidden = model(input_ids=ids).logits[0], hidden_states(model, ids)[0]
-        # As rows, which is how it is used: what a hook of the head does may depend on the position.
+        # The head is called on rows, as in use, because a hook of the head may depend on the position.
         found = head.logits(hidden if head.weight.is_meta else hidden.to(head.weight.device)).to(expected.device)
-    # Each logit counts, or one word's bias would be lost among those of a large vocabulary.
+    # Each logit is compared: the norm over a large vocabulary would not show one word's bias.
     return agree(found, expected) and not bool((found - expected).abs().max() > 1e-2 * expected.abs().max())
 
 
 def trial_ids(model: PreTrainedModel, count: int) -> Tensor:
-    """[1,count] ids to try a model with: two ordinary ones in turn, since transformers warns of padding ids."""
+    """Ids [1,count] for a trial: two ordinary ids in turn, because transformers warns about padding ids."""
     config = model.config.get_text_config()
     special = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")]
-    # What stands for an image wants one.
+    # An image token needs an image.
     special += [value for name, value in vars(model.config).items() if name.endswith(("_token_id", "_token_index"))]
     plain = [i for i in range(min(readout(model).weight.shape[0], len(special) + 2)) if i not in special] or [0]
     return torch.tensor([[plain[i % 2 % len(plain)] for i in range(count)]])
 
 
 def agree(found: Tensor, expected: Tensor) -> bool:
-    """Whether two ways to the same numbers differ by rounding only; numbers that are NaN in both agree."""
+    """Whether two results differ by rounding only; NaN anywhere counts as agreement."""
     exact = expected.dtype in (torch.float32, torch.float64) and torch.get_float32_matmul_precision() == "highest"
     tolerance = 1e-5 if exact else 2e-2
     return not bool((found - expected).norm() > tolerance * expected.norm())
 
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, **inputs: Any) -> Tensor:
-    """Final hidden states [B,T,D], after the final norm, without the head's V-wide product."""
+    """Final hidden states [B,T,D], after the final norm; logits are not computed."""
     hidden: Tensor = model.base_model(input_ids=input_ids, **inputs).last_hidden_state
     return hidden

@@ -1,9 +1,9 @@
-"""Whether what a model makes of a text depends on the text alone: not on chance, and not on the rest of the batch.
+"""Whether a model's output for a text depends on the text alone: not on chance, and not on the rest of the batch.
 
-Chance is dropout and its kin, as modules or within a forward function. The rest of the batch counts where rotary
-positions depend on how long a text is: LongRoPE (arXiv 2402.13753) and the dynamic NTK form. The longest text of a pass
-decides how all of its positions are turned. So a text that grows beyond a limit is another text from its beginning on,
-and texts of several lengths in one pass are not what each is alone. Hooks may do anything.
+Chance is dropout and similar noise, as modules or within a forward function. The rest of the batch matters if rotary
+positions depend on the length of the text: LongRoPE (arXiv 2402.13753) and dynamic NTK. The longest text of a pass
+then decides the rotation of all positions. So a text that grows beyond a limit changes from its beginning on, and
+a text in a batch with longer ones differs from the text alone. Hooks may do anything.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from transformers import PreTrainedModel
 from symground.models.hooks import device_of, hooked_by_others, untapped
 from symground.models.trials.output_head import agree, hidden_states, trial_ids
 
-#: Of a setting that makes passes differ in training: dropout, layerdrop, drop_path, attn_pdrop, router_jitter_noise, …
+#: Settings that make training passes random: dropout, layerdrop, drop_path, attn_pdrop, router_jitter_noise, …
 _RANDOM = re.compile(r"drop|jitter|noise", re.IGNORECASE)
 _TRIAL = 16
 
 
 def check_deterministic(model: PreTrainedModel) -> None:
-    """Refuse a model of which two passes over the same text would differ, or whose texts in a batch are not apart.
+    """Refuse a model if two passes over the same text would differ, or if texts in a batch affect each other.
 
-    In evaluation two passes are compared where hooks of others act on the model, and nothing else is done. In training
-    a module that drops is refused, and a part with a setting above 0 by the name of dropout or noise, such as is read
-    within a forward function; then two passes are compared.
+    In evaluation mode, two passes are compared only if hooks of other code act on the model. In training mode, an
+    active dropout module is refused, and so is a module attribute named dropout or noise that is above 0. Otherwise
+    two passes are compared.
 
     Raises:
-        ValueError: names what makes the difference, and where it is.
+        ValueError: the message names what makes the difference, and where it is.
     """
     if not any(module.training for module in model.modules()):
         if hooked_by_others(model) and not _twice_the_same(model):
@@ -69,7 +69,7 @@ def _differs(module: nn.Module) -> Iterator[str]:
 
 
 def _twice_the_same(model: PreTrainedModel) -> bool:
-    """By trying, with two states of the generators, on a few tokens."""
+    """Whether two passes over a few tokens, with two seeds, are equal."""
     settings: dict[str, Any] = vars(model.config.get_text_config())
     named = any(_RANDOM.search(n) and isinstance(x, float) and x > 0 for n, x in settings.items())
     found: list[Tensor] = []
@@ -80,9 +80,9 @@ def _twice_the_same(model: PreTrainedModel) -> bool:
             before = _generator_state(ids.device)
             found.append(hidden_states(model, ids))
             drawn = not torch.equal(before, _generator_state(ids.device))
-    # What is dropped now and then may be dropped in neither: then what was drawn and is named counts.
+    # Rare dropout may drop nothing in both passes. Then random draws together with a dropout setting count.
     first, second = found
-    same = torch.allclose(first, second, rtol=0.0, atol=0.0, equal_nan=True)  # NaN is no matter of chance
+    same = torch.allclose(first, second, rtol=0.0, atol=0.0, equal_nan=True)  # NaN does not count as a difference
     return same and not (named and drawn)
 
 
@@ -93,15 +93,15 @@ def _generator_state(device: torch.device) -> Tensor:
 class Stretch(NamedTuple):
     kind: str
     limit: int
-    """The most tokens of a text whose positions are as they were learnt."""
+    """The largest number of tokens for which positions are as in training."""
 
 
 def stretch_of(model: PreTrainedModel) -> Stretch | None:
-    """How a model's rotary positions depend on the length of the text; None where they do not."""
+    """How a model's rotary positions depend on the length of the text; None if they do not."""
     config = model.config.get_text_config()
     settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     found = []
-    for part in (settings, *settings.values()):  # some models have them by the kind of layer
+    for part in (settings, *settings.values()):  # some models have settings for each kind of layer
         if not isinstance(part, dict):
             continue
         kind = str(part.get("rope_type") or part.get("type") or "")
@@ -113,19 +113,19 @@ def stretch_of(model: PreTrainedModel) -> Stretch | None:
 
 
 def check_lengths(model: PreTrainedModel, lengths: Tensor, width: int | None = None, *, logits: bool = False) -> None:
-    """Refuse texts of these lengths [B] in one pass where they would not be read as each is alone.
+    """Refuse texts of these lengths [B] in one pass if a text's result would differ from that of the text alone.
 
-    Where hooks or forward functions of others act on the model, two texts of the extreme lengths are tried.
+    If hooks or forward functions of other code act on the model, a trial runs two texts of the extreme lengths.
 
     Args:
         model: any causal language model.
-        lengths: how many tokens of each text count.
-        width: how many positions of each the model takes for text; None: those that count.
-        logits: whether its logits are compared, in place of its final hidden states.
+        lengths: the number of valid tokens of each text.
+        width: the number of positions that the model sees as text, padding included; None: the valid ones.
+        logits: compare the logits, in place of the final hidden states.
 
     Raises:
-        ValueError: positions that depend on the text's length, and texts on both sides of the limit; a hook that acts
-            on a text by what else is in the pass, padding included.
+        ValueError: positions depend on the text's length, and texts lie on both sides of the limit; or a hook's effect
+            on a text depends on the rest of the pass, padding included.
     """
     stretch = stretch_of(model)
     shortest, longest = int(lengths.min()), max(int(lengths.max()), width or 0)
@@ -143,12 +143,12 @@ def check_lengths(model: PreTrainedModel, lengths: Tensor, width: int | None = N
 
 @torch.no_grad()
 def _check_apart(model: PreTrainedModel, shortest: int, longest: int, logits: bool) -> None:
-    """Refuse a model that makes of a text something else beside another one, padded on the right, than alone.
+    """Refuse a model whose result for a right-padded text beside another one differs from that of the text alone.
 
-    Its final hidden states are compared, or its ``logits``.
+    The final hidden states are compared, or the ``logits``.
 
     Raises:
-        ValueError: it does, by trying.
+        ValueError: the trial shows a difference.
     """
     ids = trial_ids(model, longest + 1).to(device_of(model))
     rows = torch.cat([ids[:, :-1], ids[:, 1:]])
