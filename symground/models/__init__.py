@@ -1,4 +1,4 @@
-"""Modules that show their heads: presets, loading, and making a model traceable."""
+"""Models whose heads can be traced: presets, loading, and attaching."""
 
 from symground.models.architectures import register, set_images
 from symground.models.attachment import attach, detach, mixers
@@ -6,7 +6,7 @@ from symground.models.hooks import Mixer, Tap
 from symground.models.loading import PRESETS, create, load, load_processor, load_tokenizer, parameter_count
 from symground.models.trials import Readout, readout
 
-register()  # so that a model can be loaded with attn_implementation="symground" too
+register()  # a model can then also be loaded with attn_implementation="symground"
 
 __all__ = [
     "PRESETS",
