@@ -1,4 +1,4 @@
-"""GELU's tanh form in an attached model: the same numbers, and less that is kept for the way back."""
+"""GELU's tanh form in an attached model: the same numbers, and fewer tensors saved for the backward pass."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_numbers_and_gradients_are_those_of_the_model(activation: str) -> None:
     found, expected = ([] for _ in range(2))
     for each, into in ((ours, found), (theirs, expected)):
         with torch.no_grad():
-            each.transformer.h[0].mlp.c_fc.weight.mul_(30)  # far into the curve, where forms of GELU differ
+            each.transformer.h[0].mlp.c_fc.weight.mul_(30)  # inputs so large that forms of GELU differ
         loss = each(ids, labels=ids).loss
         into += [loss.detach(), *torch.autograd.grad(loss, [*each.parameters()])]
     # The constant of "gelu_fast" has ten digits.
@@ -36,7 +36,7 @@ def test_numbers_and_gradients_are_those_of_the_model(activation: str) -> None:
 
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu_fast", "gelu_accurate"])
 def test_a_token_keeps_what_one_operation_keeps(activation: str) -> None:
-    """Of width E: two norms' inputs, q, k, v, what attention gives, and one tensor of 4·E."""
+    """The tensors are two norms' inputs, q, k, v and attention's output, each of width E, and one of width 4·E."""
     kept = sg.trace_memory(sg.attach(model(activation)), 20).kept
     of_one = sg.trace_memory(sg.attach(model("gelu_pytorch_tanh")), 20).kept
     assert kept == of_one

@@ -1,4 +1,4 @@
-"""A transformers GPT-2 under ``attn_implementation="symground"``: same numbers, padding that does not leak."""
+"""A transformers GPT-2 under ``attn_implementation="symground"``: same numbers, and padding does not leak."""
 
 from __future__ import annotations
 

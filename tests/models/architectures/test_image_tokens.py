@@ -1,4 +1,4 @@
-"""Models that read images: patches enter as projections of their features, in every architecture."""
+"""Models that read images: in every architecture, patches are embedded as projections of their features."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_patches_enter_as_projections_of_their_features(model: PreTrainedModel) 
     found = embedding(IDS)
     torch.testing.assert_close(found[0, 4:], embedding.weight[IDS[0, 4:]])
     torch.testing.assert_close(found[0, :4], embedding.projection(torch.from_numpy(FEATURES[2]).float()))
-    # What words alone are is what they are to a model without images.
+    # Words alone are embedded as in a model without images.
     assert torch.equal(embedding(IDS[:, 4:]), torch.nn.functional.embedding(IDS[:, 4:], embedding.weight))
     assert id_limit(model) == WORDS + 3 * PATCHES
 
@@ -66,7 +66,7 @@ def test_generates_words_after_an_image(model: PreTrainedModel) -> None:
     out = model.generate(input_ids=IDS, max_new_tokens=3, do_sample=False)
     assert torch.equal(out[:, :8], IDS)
     assert (out[:, 8:] < WORDS).all()
-    # Greedy words are those of the whole text read at once.
+    # Greedy decoding gives the same words as one forward pass over the whole text.
     assert torch.equal(out[0, 8:], model(input_ids=out).logits[0, 7:-1].argmax(-1))
 
 

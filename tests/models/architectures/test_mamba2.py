@@ -1,4 +1,4 @@
-"""Mamba-2 of transformers on our ops: the same logits, gradients, cache and checkpoints, and heads that show."""
+"""Mamba-2 of transformers on our ops: the same logits, gradients, cache and checkpoints, and heads to trace."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def configuration(**changes: Any) -> Mamba2Config:
 
 
 def pair(**changes: Any) -> tuple[Any, Any]:
-    """transformers' own model and ours, of the same weights."""
+    """transformers' own model and ours, with the same weights."""
     torch.manual_seed(0)
     theirs = Mamba2ForCausalLM(configuration(**changes)).eval()
     return theirs, sg.attach(copy.deepcopy(theirs))
 
 
 IDS = torch.randint(5, 101, (3, 21), generator=torch.Generator().manual_seed(0))
-#: What transformers calls the cache: "cache" from 5.24 on.
+#: The name of transformers' cache argument: "cache" from 5.24 on.
 CACHE = next(n for n in ("cache", "cache_params") if n in inspect.signature(Mamba2ForCausalLM.forward).parameters)
 
 
@@ -135,7 +135,7 @@ def test_activation_checkpointing_and_training_mode() -> None:
 
 
 def test_a_heads_whole_output_is_gated_before_the_norm() -> None:
-    """By hand: the head's y and skip are set to 0 where the norm takes them."""
+    """The oracle sets the head's y and D skip to 0 in the input of the norm."""
     theirs, ours = pair()
     norm = theirs.backbone.layers[1].mixer.norm
     handle = norm.register_forward_pre_hook(lambda _, args: (_without_head(args[0], 3), *args[1:]))
@@ -166,7 +166,7 @@ def _with_head(y: Tensor, head: int, other: Tensor) -> Tensor:
 
 
 def test_trace_is_the_gradient_through_the_mixing_matrix() -> None:
-    """The last layer's saliency and flow, of the inputs of its SSD and the gradient that reaches its output."""
+    """The last layer's saliency and flow are computed from the inputs of its SSD and the gradient of its output."""
     _, ours = pair()
     targets = torch.tensor([7, 8, 9])
     groups = {"first": torch.arange(21).expand(3, -1) < 3}
@@ -185,7 +185,7 @@ def test_trace_is_the_gradient_through_the_mixing_matrix() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops, "ssd", spy)
         layer = mixers(ours)[1]
-        with layer.tapped(gate=torch.ones(8)):  # the way of a tapped layer
+        with layer.tapped(gate=torch.ones(8)):  # a tapped layer calls ops.ssd
             logits = ours(IDS, use_cache=False).logits[:, -1]
     (-logits.log_softmax(-1).gather(1, targets[:, None])).sum().backward()
     saliency = ops.ssd_saliency(*seen["inputs"], seen["y"].grad)
@@ -243,7 +243,7 @@ def __getattr__(name):
 
 @pytest.mark.parametrize("stub", STUBS.values(), ids=STUBS.keys())
 def test_packages_for_a_gpu_do_not_touch_a_model_on_the_cpu(tmp_path: Path, stub: str) -> None:
-    """transformers' own Mamba-2 takes mamba_ssm's functions on a CPU too, wherever it imports, and fails in them."""
+    """transformers' own Mamba-2 calls mamba_ssm's functions on a CPU too if it is installed, and fails in them."""
     for package in ("mamba_ssm", "causal_conv1d", "flash_attn"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text(stub)
@@ -273,7 +273,7 @@ def test_packages_for_a_gpu_do_not_touch_a_model_on_the_cpu(tmp_path: Path, stub
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", ["Mamba", "FalconMamba", "Mamba2"])
 def test_half_precision_beside_a_residual_stream_in_float32(kind: str, dtype: torch.dtype, corpus: Corpus) -> None:
-    """As transformers keeps it; the head then reads its hidden states in its own precision."""
+    """transformers keeps the residual stream in float32; the head casts hidden states to its own dtype."""
     torch.manual_seed(0)
     more = {"num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 8} if kind == "Mamba2" else {}
     config = getattr(transformers, f"{kind}Config")(

@@ -1,4 +1,4 @@
-"""What attaching means and does not: masks of every form, going back, and what is refused says what to do."""
+"""Attaching: masks of every form, detaching, and refusals that say what to do."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def ids(count: int = 2, seed: int = 1) -> Tensor:
 
 
 def sdpa(model: PreTrainedModel, mask: Tensor | None, **inputs: Any) -> Tensor:
-    """Logits of the same weights under the attention that transformers chooses."""
+    """Logits of the same weights under the attention implementation that transformers chooses."""
     twin = type(model)(copy.deepcopy(model.config))
     twin.load_state_dict(model.state_dict())
     twin.set_attn_implementation("sdpa")
@@ -81,7 +81,7 @@ def sdpa(model: PreTrainedModel, mask: Tensor | None, **inputs: Any) -> Tensor:
 
 
 def causal(window: int | None = None, left: int = 0, right: int = 0) -> Tensor:
-    """[2,1,T,T] bool: the first example is padded."""
+    """A causal mask [2,1,T,T] of bools; the first example is padded."""
     i, j = torch.arange(T)[:, None], torch.arange(T)
     seen = (j <= i) & (j > i - (window or T))
     return torch.stack([seen & (j >= left) & (j < T - right), seen])[:, None]
@@ -145,7 +145,7 @@ def test_a_mask_of_all_pairs_that_is_more_is_refused_and_eager_gets_it(mask: Ten
     model = sg.attach(llama())
     with pytest.raises(ValueError, match=f"attention_mask: .*{why}"):
         model(ids(), attention_mask=mask)
-    if mask.is_floating_point():  # nothing of ours acts while another attention is set
+    if mask.is_floating_point():  # symground does not act while another attention implementation is set
         expected = sdpa(model, mask)
         model.set_attn_implementation("sdpa")
         with torch.no_grad():
@@ -153,21 +153,21 @@ def test_a_mask_of_all_pairs_that_is_more_is_refused_and_eager_gets_it(mask: Ten
 
 
 def test_a_mask_without_the_layers_window_is_refused() -> None:
-    """SDPA would look beyond the window."""
+    """SDPA would attend beyond the window."""
     with pytest.raises(ValueError, match="supports causal masks with this layer's window of 4 keys and with padding"):
         sg.attach(mistral(4))(ids(), attention_mask=causal())
 
 
 @pytest.mark.parametrize("build", [llama, gpt2, mistral, mamba2, lstm])
 def test_numbers_above_1_are_valid_tokens(build: Callable[[], PreTrainedModel]) -> None:
-    """A packing collator's, say; transformers reads such a mask as bool."""
+    """A packing collator makes such masks; transformers reads them as bool."""
     model = sg.attach(build())
     mask = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 3, 3], [1] * 4 + [2] * 5])
     with torch.no_grad():
         found, expected = (model(ids(), attention_mask=m).logits for m in (mask, mask.bool().long()))
         assert torch.equal(found, expected)
         positional = model.base_model(ids(), mask)[0] if isinstance(model, LlamaForCausalLM) else None
-    if positional is not None:  # the same when the mask is no keyword
+    if positional is not None:  # the result is the same if the mask is a positional argument
         torch.testing.assert_close(model.lm_head(positional), expected)
     with pytest.raises(ValueError, match=r"attention_mask: expected 0 and 1 .* got 2"):
         sg.trace(model, ids(), torch.tensor([5, 7]), mask)
@@ -289,7 +289,7 @@ def test_what_is_refused_is_left_as_it_was_and_said_what_to_do_with(name: str) -
         before = model(ids()).logits
     with pytest.raises(ValueError, match=f"model: .*{why}") as refusal:
         sg.attach(model)
-    if "logits" not in why:  # what has no logits of its own is refused by the lens as well
+    if "logits" not in why:  # the lens also refuses a model whose logits are not the head's product
         assert "symground.score takes the model as transformers loads it" in str(refusal.value)
     with torch.no_grad():
         assert torch.equal(model(ids()).logits, before)
@@ -301,7 +301,7 @@ def test_what_is_refused_is_left_as_it_was_and_said_what_to_do_with(name: str) -
 
 @pytest.mark.parametrize("window", [3, 20])
 def test_without_attaching_a_window_that_is_not_told_is_refused(window: int) -> None:
-    """PhiMoE's masks have a window, of which its layers tell nothing."""
+    """PhiMoE's masks have a window that its layers do not pass to the attention function."""
     sizes = {**_SIZES, "num_key_value_heads": 2, "num_local_experts": 2, "sliding_window": window}
     model = transformers.PhimoeForCausalLM(transformers.PhimoeConfig(**sizes, attn_implementation="symground")).eval()
     if window < T:
@@ -316,7 +316,7 @@ def test_without_attaching_a_window_that_is_not_told_is_refused(window: int) -> 
 
 
 def test_without_attaching_a_window_that_only_the_layers_tell_is_refused() -> None:
-    """OLMoE's layers tell of a window that its masks do not have."""
+    """OLMoE's layers pass a window that its masks do not have."""
     sizes = {**_SIZES, "num_key_value_heads": 2, "num_experts": 2, "num_experts_per_tok": 1}
     model = transformers.OlmoeForCausalLM(transformers.OlmoeConfig(**sizes, attn_implementation="symground")).eval()
     model.config.sliding_window = 3
@@ -342,7 +342,7 @@ def test_under_autocast_models_without_attention_run_too() -> None:
 
 
 def test_a_model_may_be_attached_while_it_is_trained() -> None:
-    """As it comes from its class: in training mode, with dropout."""
+    """A new model is in training mode, with dropout."""
     sizes = {"vocab_size": 101, "n_positions": 32, "n_embd": 24, "n_layer": 2, "n_head": 2}
     model = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(**sizes, bos_token_id=None, eos_token_id=None, resid_pdrop=0.5)
@@ -356,7 +356,7 @@ def test_a_model_may_be_attached_while_it_is_trained() -> None:
 
 
 def stack_of(model: Any) -> tuple[nn.Module, str]:
-    """Where a decoder keeps its layers."""
+    """The module that contains a decoder's list of layers, and the list's name."""
     decoder = model.base_model
     name = next(name for name, part in decoder.named_children() if isinstance(part, nn.ModuleList))
     return decoder, name
@@ -382,7 +382,7 @@ def layers_of(order: Callable[[list[nn.Module]], list[nn.Module]]) -> Callable[[
     return change
 
 
-#: What somebody does to the layers of an attached model; whether it can be attached again.
+#: name → (a change to the layers of an attached model, whether the model can be attached again)
 NEW_LAYERS: dict[str, tuple[Callable[[Any], None], bool]] = {
     "another layer": (another_layer, True),
     "another mixer": (another_mixer, True),
@@ -432,4 +432,4 @@ def test_another_attention_within_a_block_is_refused_and_not_passed_by(make: Cal
         model.set_attn_implementation("sdpa")
         with pytest.raises(ValueError, match="its attention was set to 'sdpa' within a block that silences"):
             model(ids())
-    model(ids())  # after the block it is a model like any other
+    model(ids())  # after the block the model runs as usual

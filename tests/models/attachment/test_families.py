@@ -1,4 +1,4 @@
-"""Decoders of transformers, tiny and with random weights: which can be traced, and which are refused by name."""
+"""Tiny decoders of transformers with random weights: which can be traced, and which are refused by name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SIZES = {
     "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None,
 }  # fmt: skip
 _GROUPED = {"num_key_value_heads": 2}
-#: name → (prefix of transformers' classes, prefix of the configuration's, what it is beyond the sizes)
+#: name → (prefix of transformers' classes, prefix of the configuration's class, settings beyond the sizes)
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "GPT-NeoX (Pythia)": ("GPTNeoX", "GPTNeoX", {}),
     "Llama": ("Llama", "Llama", _GROUPED),
@@ -71,14 +71,14 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "DiffLlama": ("DiffLlama", "DiffLlama", _GROUPED, "has two attention matrices a head"),
     "Falcon with ALiBi": ("Falcon", "Falcon", {"alibi": True}, r"biases its scores by distance \(ALiBi\)"),
 }  # fmt: skip
-# Before transformers 5.24 its attention took no attention function.
+# Before transformers 5.24, GPT-J's attention called no attention function.
 if hasattr(modeling_gptj, "ALL_ATTENTION_FUNCTIONS"):
     FAMILIES["GPT-J"] = REFUSED.pop("GPT-J")[:3]
 TARGETS = torch.tensor([5, 7])
 
 
 def pair(model: str, config: str, more: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """The model as transformers' eager attention runs it, and its twin to attach."""
+    """The model under transformers' eager attention, and a copy to attach."""
     settings = getattr(transformers, f"{config}Config")(**{**_SIZES, **more})
     kind = getattr(transformers, f"{model}ForCausalLM")
     torch.manual_seed(0)
@@ -92,7 +92,7 @@ def pair(model: str, config: str, more: dict[str, Any]) -> tuple[PreTrainedModel
 
 
 def batch(side: str) -> tuple[Tensor, Tensor]:
-    """ids and mask [2,9]; the first row has three tokens of padding."""
+    """The ids and the mask [2,9]; the first row has three tokens of padding."""
     torch.manual_seed(1)
     ids, mask = torch.randint(1, 101, (2, 9)), torch.ones(2, 9, dtype=torch.long)
     mask[0, : 3 if side == "left" else None] = 0
@@ -127,7 +127,7 @@ def test_logits_and_saliency_are_eagers(models: tuple[PreTrainedModel, PreTraine
     signed = torch.stack([(a * g) for a, g in zip(out.attentions, gradients, strict=True)], 1).detach()  # [B,L,H,T,T]
     traced = sg.trace(ours, ids, TARGETS, mask, rows=True)
     np.testing.assert_allclose(traced.surprisal, surprisal.detach(), atol=1e-4, rtol=1e-4)
-    seen = valid[:, None, :, None].numpy()  # rows of padding mean nothing
+    seen = valid[:, None, :, None].numpy()  # rows of padding are not compared
     np.testing.assert_allclose(traced.saliency * seen, signed.sum(2).abs().numpy() * seen, atol=1e-5, rtol=1e-3)
     rows = torch.stack([signed[i, :, :, p[i]] for i in range(2)])
     np.testing.assert_allclose(traced.rows, rows, atol=1e-5, rtol=1e-3)
@@ -145,7 +145,7 @@ def test_a_padded_batch_is_its_single_rows(models: tuple[PreTrainedModel, PreTra
 def test_generation_is_eagers_and_with_a_head_silenced_step_by_step(
     models: tuple[PreTrainedModel, PreTrainedModel],
 ) -> None:
-    """With the cache beyond the window."""
+    """The key-value cache grows beyond the window."""
     eager, ours = models
     ids, mask = batch("left")
     made = [m.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False) for m in (eager, ours)]
@@ -162,7 +162,7 @@ def test_generation_is_eagers_and_with_a_head_silenced_step_by_step(
 def test_under_autocast_it_is_no_further_off_than_eager(
     models: tuple[PreTrainedModel, PreTrainedModel], dtype: torch.dtype
 ) -> None:
-    """Rotary positions give float32 queries and keys beside values of the lower type. float32 eager is the truth."""
+    """Rotary positions give float32 queries and keys, but values of the lower dtype. The oracle is float32 eager."""
     eager, ours = models
     exact, theirs, found = [], [], []
     for side in ("left", "right"):
@@ -183,7 +183,7 @@ def test_under_autocast_it_is_no_further_off_than_eager(
     for i, name in enumerate(("surprisal", "saliency", "rows")):
         of = [np.concatenate([np.asarray(x[j]).ravel() for j in (i, i + 3)]) for x in (found, theirs, exact)]
         off = [np.linalg.norm(x - of[2]) / np.linalg.norm(of[2]) for x in of[:2]]
-        # Of so few numbers the error that falls to either is chance to a half unit in the last place.
+        # With so few numbers, either error may vary by chance by half a unit in the last place.
         assert off[0] < 2 * off[1] + torch.finfo(dtype).eps / 2, name
 
 
@@ -225,9 +225,9 @@ def test_gradients_are_eagers_with_and_without_checkpointing(models: tuple[PreTr
 
 
 def test_a_cache_of_fixed_size(models: tuple[PreTrainedModel, PreTrainedModel]) -> None:
-    """Its keys are more than have been read: in the prompt, in padding and in what is generated."""
+    """The cache has more keys than tokens, in the prompt, in padding and in generation."""
     eager, ours = models
-    if not eager._can_compile_fullgraph:  # transformers gives it no such cache
+    if not eager._can_compile_fullgraph:  # transformers has no such cache for it
         return
     ids, mask = batch("left")
     how = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "cache_implementation": "static",
@@ -240,7 +240,7 @@ def test_a_cache_of_fixed_size(models: tuple[PreTrainedModel, PreTrainedModel]) 
 
 @pytest.mark.parametrize("fixed", [False, True])
 def test_a_mask_longer_than_what_has_been_read(models: tuple[PreTrainedModel, PreTrainedModel], fixed: bool) -> None:
-    """As long as the cache will be: the positions are those of the tokens that are given."""
+    """The mask is as long as the cache will be, and positions are those of the tokens in the call."""
     eager, ours = models
     if fixed and not _takes_positions(eager):  # eager refuses such a mask itself
         return
@@ -261,7 +261,7 @@ def test_a_mask_longer_than_what_has_been_read(models: tuple[PreTrainedModel, Pr
 
 
 def test_compiled_without_a_mask() -> None:
-    """transformers then masks for texts packed into one row."""
+    """Under torch.compile, transformers alone would build a mask for texts packed into one row."""
     eager, ours = pair(*FAMILIES["Llama"])
     sg.attach(ours)
     ids, _ = batch("left")
@@ -275,7 +275,7 @@ def test_compiled_without_a_mask() -> None:
 
 
 def test_positions_that_begin_after_the_paddings_stay_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Its logits are more than a product, for which it is refused; its positions are of a kind.
+    # RoBERTa is refused for its logits, so that check is disabled; the test is about its positions.
     monkeypatch.setattr(attaching, "verified_readout", lambda model: None)
     settings = transformers.RobertaConfig(**{**_SIZES, "pad_token_id": 1, "is_decoder": True})
     torch.manual_seed(0)
@@ -306,7 +306,7 @@ def test_which_masks_are_windows() -> None:
 
 
 def test_scores_and_sweeps_keep_to_the_window(corpus: Corpus) -> None:
-    """Contexts are longer than it: what reads them piece by piece, or from the middle, must not forget it."""
+    """Contexts are longer than the window, also in passes from a cache and from a middle layer."""
     size = {"vocab_size": len(corpus.tokenizer)}
     eager, ours = pair("Mistral", "Mistral", {**_GROUPED, **size, "sliding_window": 3})
     probes = sg.probes(corpus.tokenizer).take_contexts([0, 5])
@@ -314,7 +314,7 @@ def test_scores_and_sweeps_keep_to_the_window(corpus: Corpus) -> None:
     sg.attach(ours)
     np.testing.assert_allclose(sg.score(ours, probes)["surprisal"], expected["surprisal"], atol=1e-4)
     wide = sg.attach(pair("Mistral", "Mistral", {**_GROUPED, **size, "sliding_window": 64})[1])
-    assert abs(sg.score(wide, probes)["surprisal"] - expected["surprisal"]).max() > 1e-2  # it is felt
+    assert abs(sg.score(wide, probes)["surprisal"] - expected["surprisal"]).max() > 1e-2  # the window has an effect
     with pytest.warns(RuntimeWarning, match="cannot be read again from the middle"):
         swept = sg.sweep_heads(ours, probes, per_example=True)
     examples = probes.matched()
@@ -329,6 +329,6 @@ def test_the_documented_families_are_the_tested_ones() -> None:
     page = (Path(symground.__file__).resolve().parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
     parts = re.split(r"^## ", page, flags=re.M)
     decoders, _seeing, refused = (re.findall(r"^\| ([^|-]+[^|]*?) \|", part, re.M)[1:] for part in parts[:3])
-    elsewhere = {"GPT-2", "Mamba-2", "LSTM (symground's)", "GPT-J"}  # tests of their own, and one by its version
+    elsewhere = {"GPT-2", "Mamba-2", "LSTM (symground's)", "GPT-J"}  # tested elsewhere; GPT-J depends on the version
     assert set(decoders) - elsewhere == set(FAMILIES) - {"GPT-J"}
     assert set(refused) >= set(REFUSED) - {"GPT-J"}

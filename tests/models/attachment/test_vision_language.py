@@ -1,4 +1,4 @@
-"""Vision-language models of transformers, tiny and with random weights: their text decoders against eager attention."""
+"""Tiny vision-language models of transformers with random weights: their text decoders against eager attention."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def _grid() -> dict[str, Tensor]:
 
 class Family(NamedTuple):
     kind: str
-    """Prefix of transformers' classes."""
+    """The prefix of transformers' classes."""
     config: Callable[[], dict[str, Any]]
     images: Callable[[], dict[str, Tensor]]
-    """Two."""
+    """The inputs of two images."""
     tokens: int
-    """Of each."""
+    """The number of tokens of each image."""
 
 
 FAMILIES = {
@@ -158,7 +158,7 @@ TARGETS = torch.tensor([5, 7])
 
 
 def pair(family: Family) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """The model as transformers' eager attention runs it, and its twin to attach."""
+    """The model under transformers' eager attention, and a copy to attach."""
     config = getattr(transformers, f"{family.kind}Config")(**family.config())
     kind = getattr(transformers, f"{family.kind}ForConditionalGeneration")
     torch.manual_seed(0)
@@ -172,7 +172,7 @@ def pair(family: Family) -> tuple[PreTrainedModel, PreTrainedModel]:
 
 
 def batch(family: Family, side: str | None) -> dict[str, Tensor]:
-    """Two questions, each with an image; of the first two tokens are padding."""
+    """Two questions, each with an image; the first has two tokens of padding if ``side`` is set."""
     torch.manual_seed(1)
     ids = torch.randint(1, 90, (2, family.tokens + 8))
     mask = torch.ones_like(ids)
@@ -191,7 +191,7 @@ def batch(family: Family, side: str | None) -> dict[str, Tensor]:
 
 
 def places(model: PreTrainedModel, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Eager is told where its tokens stand; Qwen's models find it out by themselves."""
+    """The positions for eager attention; Qwen's models compute their own."""
     if hasattr(model.base_model, "get_rope_index"):
         return {}
     return {"position_ids": (given["attention_mask"].cumsum(-1) - 1).clamp(min=0)}
@@ -217,11 +217,11 @@ def test_logits_and_saliency_are_eagers(family: Family, side: str) -> None:
     signed = torch.stack([(a * g) for a, g in zip(out.attentions, gradients, strict=True)], 1).detach()  # [B,L,H,T,T]
     traced = sg.trace(ours, targets=TARGETS, rows=True, **given)
     np.testing.assert_allclose(traced.surprisal, surprisal.detach(), atol=1e-4, rtol=1e-4)
-    seen = valid[:, None, :, None].numpy()  # rows of padding mean nothing
+    seen = valid[:, None, :, None].numpy()  # rows of padding are not compared
     np.testing.assert_allclose(traced.saliency * seen, signed.sum(2).abs().numpy() * seen, atol=1e-5, rtol=1e-3)
     rows = torch.stack([signed[i, :, :, p[i]] for i in range(2)])
     np.testing.assert_allclose(traced.rows, rows, atol=1e-5, rtol=1e-3)
-    # Without groups of one's own the image is one.
+    # Without groups, the image is the only group.
     assert traced.key_group.values.tolist() == ["image"]
     image = (given["input_ids"] == IMAGE)[:, None, None]
     flow = traced.flow.sel(query_group="prediction", key_group="image")
@@ -260,7 +260,7 @@ def test_a_batch_is_its_single_examples(family: Family) -> None:
     both = sg.trace(ours, targets=TARGETS, **given)
     one = sg.trace(ours, targets=TARGETS[:1], **first)
     np.testing.assert_allclose(both.saliency[0, :, 2:, 2:], one.saliency[0], atol=1e-5, rtol=1e-3)
-    if images == 1:  # several passes over what has a row for each example
+    if images == 1:  # inputs with one row per example can be split into passes
         apart = sg.trace(ours, targets=TARGETS, batch_size=1, **given)
         np.testing.assert_allclose(apart.flow, both.flow, atol=1e-5, rtol=1e-3)
     else:
@@ -295,7 +295,7 @@ def test_checkpointing_and_half_precision_give_the_same(family: Family) -> None:
     again = sg.trace(ours, targets=TARGETS, rows=True, checkpoint=True, **given)
     for name in ("surprisal", "saliency", "rows", "flow", "matrix_total"):
         np.testing.assert_allclose(again[name], plain[name], atol=1e-6, rtol=1e-4, err_msg=name)
-    # Judged by the error of the same model in eager attention at the same precision.
+    # The bound is the error of the same model under eager attention at the same precision.
     half = {n: v.bfloat16() if v.is_floating_point() else v for n, v in given.items()}
     exact = plain.surprisal.values
     ours.bfloat16(), eager.bfloat16()
@@ -308,7 +308,7 @@ def test_checkpointing_and_half_precision_give_the_same(family: Family) -> None:
 
 
 def test_loaded_with_our_attention_by_its_name(tmp_path: Path) -> None:
-    """Then the tower has it too, and gives the same."""
+    """The vision tower then has this attention too, and its output is the same."""
     eager, _ = pair(FAMILIES["LLaVA-1.5"])
     eager.save_pretrained(tmp_path)
     ours = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=NAME).eval()
@@ -329,7 +329,7 @@ def test_others_are_refused_by_name(name: str) -> None:
 
 
 def test_gemma3s_images_that_see_each_other_are_refused() -> None:
-    """As its processor asks; without token_type_ids it is causal, and eager's is too."""
+    """Its processor passes token_type_ids; without them, attention is causal, under eager too."""
     config = transformers.Gemma3Config(
         text_config=transformers.Gemma3TextConfig(**_TEXT, head_dim=8), vision_config=_siglip(),
         image_token_index=IMAGE, mm_tokens_per_image=4,

@@ -1,4 +1,4 @@
-"""Blocks in any order and in any threads: each pass sees the blocks of its own thread, and no other."""
+"""Blocks in any order and in any thread: each pass sees the blocks of its own thread, and no others."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ from tests.tiny import llama
 
 IDS = torch.randint(2, 101, (2, 6), generator=torch.Generator().manual_seed(0))
 KINDS = ("zero", "mean", "resample", "steer", "positions", "generator", "observe")
-#: What stands in for a layer's heads [B,T,H,D]: (layer, what becomes of them).
+#: (layer, its heads' outputs [B,T,H,D]) → the changed outputs.
 Change = Callable[[int, Tensor], Tensor]
 
 
 @dataclass
 class Opened:
-    """A block that is open, and what it does by the oracle."""
+    """An open block, and its effect according to the oracle."""
 
     thread: int
     end: Callable[[], None]
     change: Change | None
     seen: dict[int, Tensor] = field(default_factory=dict)
-    """What an observing block has been shown."""
+    """The heads' outputs that an observing block received."""
 
 
 class Oracle:
-    """The same model without anything of ours, with plain hooks before its output projections."""
+    """The same model without symground, with plain hooks before its output projections."""
 
     def __init__(self, model: GPT2LMHeadModel) -> None:
         self.model = GPT2LMHeadModel._from_config(copy.deepcopy(model.config), attn_implementation="eager").eval()
         self.model.load_state_dict(model.state_dict())
 
     def run(self, changes: list[Change], ids: Tensor = IDS) -> tuple[Tensor, dict[int, Tensor]]:
-        """Logits, and the heads' outputs as they go on."""
+        """The logits, and the heads' outputs after the changes."""
         outputs: dict[int, Tensor] = {}
 
         def before(layer: int, _: Any, args: tuple[Tensor]) -> tuple[Tensor]:
@@ -89,7 +89,7 @@ def multiplied(pair: tuple[int, int], factor: float) -> Change:
 
 
 def opened(model: GPT2LMHeadModel, oracle: Oracle, kind: str, draw: random.Random, before: list[Opened]) -> Opened:
-    """A block of a kind, entered in the thread that calls; ``before`` are those that are open here."""
+    """Enter a block of this kind in the calling thread; ``before`` are the blocks that are open there."""
     pair = draw.randrange(3), draw.randrange(3)
     changes = [one.change for one in before if one.change is not None]
     thread = threading.get_ident()
@@ -131,7 +131,7 @@ def state(model: PreTrainedModel) -> list[Any]:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_blocks_in_any_order_over_threads(gpt2: GPT2LMHeadModel, seed: int) -> None:
-    """After every step each thread's logits are those of the oracle with exactly the blocks open there."""
+    """After every step, each thread's logits are those of the oracle with exactly the blocks that are open there."""
     draw, oracle = random.Random(seed), Oracle(gpt2)
     before, untouched = gpt2(IDS).logits, state(gpt2)
     with ExitStack() as stack:
@@ -157,7 +157,7 @@ def test_blocks_in_any_order_over_threads(gpt2: GPT2LMHeadModel, seed: int) -> N
             if sum(map(len, open_in)) and draw.random() < 0.45:
                 owner = draw.choice([i for i in range(3) if open_in[i]])
                 ended = open_in[owner].pop(draw.randrange(len(open_in[owner])))
-                threads[at].submit(ended.end).result()  # perhaps in another thread than that which entered it
+                threads[at].submit(ended.end).result()  # possibly not the thread that entered it
             else:
                 kind = draw.choice(KINDS)
                 made = threads[at].submit(opened, gpt2, oracle, kind, draw, list(open_in[at])).result()
@@ -180,9 +180,9 @@ def test_one_object_serves_several_threads(gpt2: GPT2LMHeadModel) -> None:
             assert torch.equal(other.submit(lambda: gpt2(IDS).logits).result(), plain)
             other.submit(silent.__enter__).result()
             assert torch.equal(other.submit(lambda: gpt2(IDS).logits).result(), silenced)
-        assert torch.equal(gpt2(IDS).logits, plain)  # its own block has ended, not the other's
+        assert torch.equal(gpt2(IDS).logits, plain)  # this thread's block has ended, the other thread's has not
         assert torch.equal(other.submit(lambda: gpt2(IDS).logits).result(), silenced)
-        silent.__exit__(None, None, None)  # what is left of it was entered elsewhere
+        silent.__exit__(None, None, None)  # ends the block that the other thread entered
         assert torch.equal(other.submit(lambda: gpt2(IDS).logits).result(), plain)
 
 
@@ -215,7 +215,7 @@ def test_tasks_see_their_own_blocks_and_those_they_were_started_in(gpt2: GPT2LMH
             child = asyncio.create_task(within(second, later := asyncio.Event(), asyncio.Event()))
             await asyncio.sleep(0)
         later.set()
-        assert torch.equal(await child, two)  # the block that it was started in has ended
+        assert torch.equal(await child, two)  # the block in which the task started has ended
 
     asyncio.run(run())
     with first:
@@ -230,7 +230,7 @@ async def run_within(model: GPT2LMHeadModel, expected: Tensor) -> None:
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("where", ["within", "after", "in another", "in a thread"])
 def test_what_runs_again_on_the_way_back_is_asked_what_it_was_asked_before(reentrant: bool, where: str) -> None:
-    """A GPU's way back runs in threads of its own."""
+    """On a GPU, the backward pass runs in threads of its own."""
 
     def gradient(checkpointing: bool, asked: list[tuple[int, int]]) -> Tensor:
         model = llama().train()
@@ -257,7 +257,7 @@ def test_what_runs_again_on_the_way_back_is_asked_what_it_was_asked_before(reent
 
 
 def test_layers_checkpointed_by_hand_are_refused_where_it_is_not_known_what_they_were_asked() -> None:
-    """A thread that Python did not start, as autograd's on a GPU."""
+    """The backward pass runs in a thread that Python did not start, like autograd's on a GPU."""
     model, found = llama().train(), list[str]()
     done = threading.Event()
 
@@ -276,7 +276,7 @@ def test_layers_checkpointed_by_hand_are_refused_where_it_is_not_known_what_they
         done.set()
 
     with sg.ablate(model, [(1, 0)]):
-        loss().backward()  # within the block and its thread
+        loss().backward()  # in the block and in its thread
         _thread.start_new_thread(backward, (loss(),))
         assert done.wait(60)
     assert len(found) == 1
@@ -330,7 +330,7 @@ def test_compiled_in_one_graph_and_never_stale() -> None:
     for heads in pairs:
         with sg.ablate(model, heads):
             check()
-    assert count.frame_count == made  # the same question is the same graph
+    assert count.frame_count == made  # equal requests share one graph
     first, second = sg.ablate(model, [(1, 0)]), sg.ablate(model, [(1, 0)], "mean", IDS)
     first.__enter__()
     second.__enter__()

@@ -1,4 +1,4 @@
-"""What a path means to load, and what a folder that one was sent may not do. The hub is a stand-in."""
+"""How `load` resolves a path, and what a folder from elsewhere may not do. The hub is a stub."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """The names that the hub is asked for; it has "gpt2", "owner/name" and nothing else. The cwd is a folder."""
+    """The names requested from a hub that has only "gpt2" and "owner/name"; the working directory is "here"."""
     asked: list[str] = []
 
     def answer(what: Any) -> Any:
@@ -60,7 +60,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         monkeypatch.setattr(kind, "from_pretrained", answer(what))
     monkeypatch.setattr(AutoProcessor, "from_pretrained", answer(object))
     (tmp_path / "here" / "owner").mkdir(parents=True)
-    (tmp_path / "tokenizer.json").write_text("{}")  # two folders above a name that is no folder
+    (tmp_path / "tokenizer.json").write_text("{}")  # two folders above "owner/name", which is not a folder
     monkeypatch.chdir(tmp_path / "here")
     return asked
 
@@ -164,7 +164,7 @@ def test_code_that_comes_with_a_model_runs_where_it_is_trusted_alone(
     config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
     config["model_type"] = "llama" if known else "symground-test-own"
     (folder / "config.json").write_text(json.dumps(config))
-    if known:  # transformers' own class reads it
+    if known:  # transformers loads it with its own class
         assert type(sg.load(folder)) is LlamaForCausalLM
     else:
         with pytest.raises(ValueError, match="trust_remote_code=True"):
@@ -214,7 +214,7 @@ def test_an_index_of_several_files_is_followed(folder: Path) -> None:
 
 
 def test_a_gguf_file_is_transformers_to_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for the file; what the gguf package writes is read below."""
+    """The file is a stub; the next test reads a file that the gguf package wrote."""
     (folder / "m.gguf").write_bytes(b"GGUF")
     asked = []
     monkeypatch.setattr(pretrained, "require", lambda *what: asked.append(what))
@@ -228,7 +228,7 @@ def test_a_gguf_file_is_transformers_to_read(folder: Path, monkeypatch: pytest.M
     assert [how["gguf_file"] for _, how in calls] == ["m.gguf"] * 3
     model = calls[1][1]
     assert model["dtype"] == torch.bfloat16
-    if hasattr(transformers, "GgufConfig"):  # no kernel is fetched, and there are weights to trace through
+    if hasattr(transformers, "GgufConfig"):  # no kernel is fetched, and the weights are floating-point
         assert model["quantization_config"].dequantize
     monkeypatch.undo()
     if transformers.utils.is_gguf_available():
@@ -255,7 +255,7 @@ def test_a_gguf_file(tmp_path: Path) -> None:
         layer, _, within = part.partition(".")
         theirs = f"blk.{layer}.{names[within]}" if layer.isdigit() else names[part]
         rows = weight
-        if within in ("self_attn.q_proj", "self_attn.k_proj"):  # llama.cpp's order of what rotary positions turn
+        if within in ("self_attn.q_proj", "self_attn.k_proj"):  # llama.cpp orders the rotated pairs differently
             rows = weight.view(-1, 2, 4, 16).transpose(1, 2).reshape(weight.shape)
         writer.add_tensor(f"{theirs}.weight", rows.contiguous().numpy())
     writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
@@ -274,7 +274,7 @@ def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path: Path, content: str |
 
 
 def test_a_panic_of_a_library_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rust's panics are no Exception in Python; an interrupt stays one."""
+    """In Python, a Rust panic is not an Exception. KeyboardInterrupt is still raised as it is."""
     panic = type("PanicException", (BaseException,), {})
     for raised, expected in ((panic("index out of bounds"), ValueError), (KeyboardInterrupt(), KeyboardInterrupt)):
         for kind in (transformers.PreTrainedTokenizerFast, AutoTokenizer, AutoProcessor):

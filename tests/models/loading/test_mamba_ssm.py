@@ -1,4 +1,4 @@
-"""Weights of Mamba-2 to and from the mamba-ssm package's form."""
+"""Mamba-2 weights converted to and from the mamba-ssm package's format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from symground.models.loading.mamba_ssm import from_mamba_ssm, to_mamba_ssm
 
 IDS = torch.randint(5, 96, (2, 11), generator=torch.Generator().manual_seed(0))
 
-#: As the package writes it for a small Mamba-2 of two layers.
+#: The package's configuration of a small Mamba-2 with two layers.
 CONFIG: dict[str, Any] = {
     "d_model": 16, "d_intermediate": 0, "n_layer": 2, "vocab_size": 90, "attn_layer_idx": [], "attn_cfg": {},
     "ssm_cfg": {"layer": "Mamba2", "d_state": 8, "headdim": 4}, "rms_norm": True, "residual_in_fp32": True,
@@ -26,7 +26,7 @@ CONFIG: dict[str, Any] = {
 
 
 def weights(config: dict[str, Any] = CONFIG) -> dict[str, torch.Tensor]:
-    """By the package's names and shapes: W = 32, C = 32 + 2·8, H = 8."""
+    """Weights with the package's names and shapes: W = 32, C = 32 + 2·8, H = 8."""
     g = torch.Generator().manual_seed(1)
     shapes = {"backbone.embedding.weight": (96, 16), "backbone.norm_f.weight": (16,), "lm_head.weight": (96, 16)}
     for i in range(config["n_layer"]):

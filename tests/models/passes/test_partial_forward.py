@@ -1,4 +1,4 @@
-"""Output projections, what each head adds, and reading again from the middle, over architectures of transformers."""
+"""Output projections, contributions of heads, and passes from a middle layer, in architectures of transformers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
         return found
     torch.manual_seed(0)
     made = AutoModelForCausalLM.from_config(CONFIGS[request.param])
-    with torch.no_grad():  # the usual deviation of 0.02 would leave the heads next to nothing to do
+    with torch.no_grad():  # with the usual deviation of 0.02, heads would have almost no effect
         for weight in made.parameters():
             weight.mul_(4 if weight.ndim > 1 else 1)
     return sg.attach(made.eval())
@@ -65,7 +65,7 @@ def test_the_contributions_of_all_heads_sum_to_the_layers_output(model: PreTrain
         mixer.module.register_forward_hook(lambda module, args, out, i=mixer.layer: given.__setitem__(i, out[0]))
     with head_outputs(mixers(model)) as heads:
         model(some_ids())
-    mixed = dict(given)  # finding the projections runs the model again
+    mixed = dict(given)  # locating the projections runs the model again
     for layer, outputs in heads.items():
         bias = getattr(output_projections(model)[layer], "bias", None)
         total = contributions(model, layer, outputs).sum(2)
@@ -121,7 +121,7 @@ def test_a_model_that_is_more_than_its_layers_is_told(gpt2: GPT2LMHeadModel) -> 
     last.mlp.register_forward_hook(lambda module, args, out: out + kept[0][: len(out), -out.shape[1] :].mean(1, True))
     with pytest.warns(RuntimeWarning, match="cannot be read again from the middle"):
         assert not replays(gpt2)
-    assert not replays(gpt2)  # and says so once
+    assert not replays(gpt2)  # the warning is given once
 
 
 def test_a_head_that_does_not_go_into_a_projection_is_told(gpt2: GPT2LMHeadModel) -> None:

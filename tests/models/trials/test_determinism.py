@@ -1,4 +1,4 @@
-"""Dropout and its kin: refused by name by every analysis wherever two passes would differ, and nowhere else."""
+"""Dropout and similar noise: every analysis refuses it by name if two passes would differ, and only then."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from tests.models.attachment.test_families import FAMILIES, batch, pair
 
-#: Settings of transformers' configurations by which passes in training differ, over the families that have them.
+#: Settings of transformers' configurations, in various families, that make training passes differ.
 SETTINGS = (
     "attention_dropout", "hidden_dropout", "dropout", "activation_dropout", "layerdrop", "resid_pdrop", "embd_pdrop",
     "attn_pdrop", "residual_dropout", "embedding_dropout", "router_jitter_noise",
@@ -44,7 +44,7 @@ def build(family: str, **settings: float) -> PreTrainedModel:
 
 
 def is_random(model: PreTrainedModel) -> bool:
-    """By many passes."""
+    """Whether many passes differ."""
     ids, _ = batch("left")
     with torch.no_grad():
         first = model(ids).logits
@@ -70,7 +70,7 @@ def test_training_without_dropout_is_taken(family: str) -> None:
 
 
 class Inside(nn.Module):
-    """A part that makes passes differ without a word of it."""
+    """A module that makes passes differ without a setting that says so."""
 
     def __init__(self, change: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Rotary positions that depend on the text's length: each text is read as it is alone, or refused."""
+"""Rotary positions that depend on the text's length: each text has the result of the text alone, or is refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIMIT = 9
 
 
 def build(kind: str, vocabulary: int, limit: int = LIMIT) -> PreTrainedModel:
-    """A Phi-3 with LongRoPE, or a Llama with dynamic NTK, whose positions were learnt up to a limit."""
+    """A Phi-3 with LongRoPE, or a Llama with dynamic NTK, with ``limit`` as the trained length."""
     sizes: dict[str, Any] = {
         "vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 4, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None,
@@ -47,7 +47,7 @@ def build(kind: str, vocabulary: int, limit: int = LIMIT) -> PreTrainedModel:
 
 @torch.no_grad()
 def alone(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """[V] surprisal after a text, by a model that has read nothing before: the dynamic form remembers what it read."""
+    """Surprisal [V] after a text, by a fresh copy, because dynamic NTK remembers the longest text before."""
     return -copy.deepcopy(model)(ids[None], use_cache=False).logits[0, -1].log_softmax(-1)
 
 
@@ -100,11 +100,11 @@ def matched_alone(model: PreTrainedModel, probes: Probes) -> np.ndarray:
 
 
 def test_scores_and_sweeps_are_of_each_text_alone(corpus: Corpus, probes: Probes) -> None:
-    """LongRoPE; a text longer than what a dynamic model was made for is refused as before."""
+    """This tests LongRoPE; texts beyond the trained length of a dynamic NTK model are refused."""
     model = build("longrope", len(corpus.tokenizer), limit_within(probes))
     expected = matched_alone(model, probes)
     other = matched_alone(build("longrope", len(corpus.tokenizer), 60), probes)
-    assert abs(expected - other).max() > 0.05  # it is felt
+    assert abs(expected - other).max() > 0.05  # the limit has an effect
     scores = sg.score(model, probes)
     found = scores[scores.env == scores.target]["surprisal"]
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -156,7 +156,7 @@ def test_analyses_that_pad_refuse_what_is_on_both_sides(corpus: Corpus, probes: 
             function()
     short = sg.attach(build("longrope", len(corpus.tokenizer), 60))
     np.testing.assert_allclose(sg.trace(short, probes).surprisal, matched_alone(short, probes), atol=1e-4)
-    beyond = sg.attach(build("longrope", len(corpus.tokenizer), lengths(probes)[0] - 1))  # all of them
+    beyond = sg.attach(build("longrope", len(corpus.tokenizer), lengths(probes)[0] - 1))  # all are longer
     np.testing.assert_allclose(sg.trace(beyond, probes).surprisal, matched_alone(beyond, probes), atol=1e-4)
 
 
