@@ -76,8 +76,7 @@ setup(
     packages=find_packages(include=["symground", "symground.*"]) + families("kernels") + families("csrc"),
     package_data={
         "symground": ["py.typed"],
-        "symground.csrc": ["README.md", "*.cpp"],
-        "symground.csrc.*": ["*.cpp", "*.cu", "*.h"],
+        **{name: ["README.md", "*.cpp", "*.cu", "*.h"] for name in families("csrc")},
         "symground.data": ["resources/*"],
         "symground.kernels": ["README.md"],
         "symground.reports": ["*.html.jinja", "*.css", "*.js"],
