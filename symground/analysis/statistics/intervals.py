@@ -1,4 +1,4 @@
-"""The statistics of the tables: intervals, effect sizes, and p-values of several tests, by scipy and statsmodels."""
+"""The statistics of the tables: intervals, effect sizes, and p-values of several tests, by scipy and numpy."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-
-from symground.optional import require
 
 Values = NDArray[np.float64]
 _RESAMPLES, _PERMUTATIONS = 2000, 9999
@@ -62,8 +60,8 @@ def holm(p: Values) -> Values:
     """
     corrected, made = np.full(len(p), np.nan), ~np.isnan(p)
     if made.any():
-        tests = require("statsmodels.stats.multitest", "corrected p-values")
-        corrected[made] = tests.multipletests(p[made], method="holm")[1]
+        order = np.flatnonzero(made)[np.argsort(p[made])]
+        corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1.0)
     return corrected
 
 
