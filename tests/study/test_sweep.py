@@ -19,7 +19,7 @@ from symground.training import Optimization
 TINY = SweepSettings(
     models=("lstm-1l", "gpt2-4l"), seeds=2, dials=("gap=0,2",), generated=GeneratedSettings(scenes=1500, nouns=8),
     optimization=Optimization(steps=3, batch_size=2, length=48, checkpoints="0,1"), checkpoints_per_job=2,
-    analysis=AnalysisSettings(draws=2, intervene_contexts=1, spans=(0,)),
+    analysis=AnalysisSettings(draws=2, intervene_contexts=1, spans=(0,), lens_fit=2),
 )  # fmt: skip
 
 
