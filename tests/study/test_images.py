@@ -150,6 +150,7 @@ def test_every_analysis_of_a_study(tmp_path: Path) -> None:
     arguments = ["run", "generated-images", "--out", study, "--steps", "2", "--batch-size", "2", "--length", "48"]
     arguments += ["--generated.scenes", "1500", "--generated.nouns", "6", "--images.grid", "3", "--checkpoints", "0"]
     arguments += ["--models", "gpt2-4l", "mamba2-4l", "lstm-1l", "--draws", "2", "--intervene-contexts", "1"]
+    arguments += ["--lens-fit", "2"]
     assert main([*arguments, "--threads", "1"]) == 0
     for name in ("surprisal", "gain", "r2"):
         assert set(read_table(study, name)["model"]) == {"gpt2-4l", "mamba2-4l", "lstm-1l"}
