@@ -34,6 +34,9 @@ settings.load_profile("symground")
 # What a test starts is no worker of this run: pytest-benchmark measures nothing in one.
 os.environ.pop("PYTEST_XDIST_WORKER", None)
 
+# No test cuts the power: what was written need not reach the disk before the next line. Milliseconds each, thousands.
+os.fsync = lambda _: None
+
 # The models are tiny: a second thread gains nothing, and on a busy machine each waits for the other.
 torch.set_num_threads(1)
 
