@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,19 +154,35 @@ def test_what_slowed_down_is_told() -> None:
     ]
 
 
-@pytest.fixture
-def suites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def suites_in(folder: Path, patch: pytest.MonkeyPatch) -> Path:
     """Three suites of no work: one that is whole, one with a failure, one whose process dies."""
     files = {}
-    (tmp_path / "conftest.py").write_text("from benchmarks.conftest import *\n")
+    (folder / "conftest.py").write_text("from benchmarks.conftest import *\n")
     dies = f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})"
     for name, what in {"whole": GOOD, "partly": "assert False", "dies": dies}.items():
-        files[name] = tmp_path / f"test_{name}.py"
+        files[name] = folder / f"test_{name}.py"
         files[name].write_text(SUITE.format(layer=LAYER, what=what))
-    monkeypatch.setattr(bench, "SUITES", {name: str(file) for name, file in files.items()})
-    monkeypatch.setattr(measure, "machine_rates", lambda device: {"copy_bytes": 1e10, "float32_flops": 1e11})
-    monkeypatch.setattr(bench, "versions", lambda: {"symground": "0", "revision": "abc"})
-    return tmp_path
+    patch.setattr(bench, "SUITES", {name: str(file) for name, file in files.items()})
+    patch.setattr(measure, "machine_rates", lambda device: {"copy_bytes": 1e10, "float32_flops": 1e11})
+    patch.setattr(bench, "versions", lambda: {"symground": "0", "revision": "abc"})
+    # A suite's process loads the one plugin that it needs: all that are installed take a second.
+    patch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    patch.setenv("PYTEST_PLUGINS", "pytest_benchmark.plugin")
+    return folder
+
+
+@pytest.fixture
+def suites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return suites_in(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of the whole suite, for tests that only read them."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = suites_in(tmp_path_factory.mktemp("measured"), patch)
+        assert bench.bench(["whole"], folder / "out", None, False) == 0
+    return folder / "out"
 
 
 def test_a_suite_that_fails_or_dies_stops_no_other(suites: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,8 +236,9 @@ def test_an_interrupted_run_says_so_and_keeps_what_it_had(
     ],
 )
 def test_an_older_result_that_cannot_be_compared_is_skipped(
-    suites: Path, capsys: pytest.CaptureFixture[str], content: str | None, said: str
+    suites: Path, measured: Path, capsys: pytest.CaptureFixture[str], content: str | None, said: str
 ) -> None:
+    shutil.copytree(measured, suites / "out")
     old = suites / "old.json"
     if content is not None:
         old.write_text(content)
