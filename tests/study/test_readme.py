@@ -39,7 +39,10 @@ DATA, TRAINING, ANALYSES, FINDINGS, STUDY, RESEARCH = (
 def test_python_of_the_readme(tmp_path: Path, llava_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = ["--generated.scenes", "600", "--generated.nouns", "4", "--models", "gpt2-4l", "--steps", "8"]
-    assert main(["demo", *arguments, "--batch-size", "2", "--draws", "1", "--intervene-contexts", "1"]) == 0
+    assert (
+        main(["demo", *arguments, "--batch-size", "2", "--draws", "1", "--intervene-contexts", "1", "--lens-fit", "2"])
+        == 0
+    )
     q = torch.randn(1, 2, 5, 4, requires_grad=True)
     names: dict[str, Any] = {
         "B": 1, "T": 5, "S": 5, "q": q, "k": q, "v": q, "loss": lambda out: out.square().sum(),
