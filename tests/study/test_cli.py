@@ -27,9 +27,11 @@ from symground.cli import main
 from symground.data import Corpus, env, lan
 from symground.folders import checkpoint_steps
 
+#: These tests read which tables are written, and need neither many contexts nor a lens that fits well.
+FEW = ["--intervene-contexts", "1", "--lens-fit", "2"]
 TINY = [
     "--generated.scenes", "600", "--generated.nouns", "4", "--models", "gpt2-4l", "lstm-1l", "--steps", "6",
-    "--batch-size", "4", "--length", "24", "--checkpoints", "0,3", "--draws", "2", "--intervene-contexts", "1",
+    "--batch-size", "4", "--length", "24", "--checkpoints", "0,3", "--draws", "2", *FEW,
 ]  # fmt: skip
 
 
@@ -117,7 +119,7 @@ def test_stage_by_stage_is_the_same(study: Path, tmp_path: Path, capsys: pytest.
 
 def test_what_is_there_is_redone_on_request_only(study: Path, tmp_path: Path) -> None:
     shutil.copytree(study, tmp_path / "s")
-    again = ["analyze", str(tmp_path / "s" / "gpt2-4l" / "seed0"), "--draws", "3", "--intervene-contexts", "1"]
+    again = ["analyze", str(tmp_path / "s" / "gpt2-4l" / "seed0"), "--draws", "3", *FEW]
     assert main(again) == 0
     assert set(read_table(tmp_path / "s", "interventions")["draws"]) == {2}
     assert main([*again, "--again"]) == 0
@@ -348,7 +350,7 @@ def test_env_and_lan_counts_of_a_real_run(real_data: Path, tmp_path: Path) -> No
     out = tmp_path / "real"
     source = str(real_data / "childes" / "sample_raw")
     arguments = ["--steps", "4", "--batch-size", "2", "--length", "32", "--checkpoints", "0", "--draws", "1"]
-    assert main(["run", source, "--out", str(out), *arguments, "--intervene-contexts", "1"]) == 0
+    assert main(["run", source, "--out", str(out), *arguments, *FEW]) == 0
     config = json.loads((out / "config.json").read_text())
     assert len(config["nouns"]) == 8
     counts = Corpus.load(out / "data", out).counts
