@@ -15,7 +15,9 @@ from symground.data import DialogSettings
 from symground.data.generated_images import GeneratedImagesSettings
 from symground.data.stand_ins import stand_in_images
 from symground.folders import read_json
+from symground.recipes import paper
 from symground.recipes.paper import PaperSettings, run_paper, sweep_settings
+from symground.recipes.sweep import SweepSettings
 from symground.reports.paper import MIDDLE, markdown, tables
 from symground.reports.parts import Study
 
@@ -58,6 +60,18 @@ TINY = PaperSettings(scale="cpu", models=("gpt2-4l", "lstm-1l"), seeds=2, steps=
 LEAST = replace(TINY, models=("gpt2-4l",), seeds=1)
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few draws of random heads and a lens of two steps: these tests read what is written, not how exact it is."""
+
+    def settings(recipe: str, asked: PaperSettings) -> SweepSettings:
+        whole = sweep_settings(recipe, asked)
+        return replace(whole, analysis=replace(whole.analysis, draws=4, lens_fit=2))
+
+    monkeypatch.setattr(paper, "sweep_settings", settings)
+
+
+@pytest.mark.usefixtures("quick")
 def test_transcripts_to_the_studys_results(transcripts: Path, tmp_path: Path) -> None:
     page = run_paper(["paper-childes", str(transcripts)], tmp_path / "out", TINY)
     study = tmp_path / "out"
@@ -83,6 +97,7 @@ def test_transcripts_to_the_studys_results(transcripts: Path, tmp_path: Path) ->
     assert {p: p.stat().st_mtime_ns for p in study.rglob("*.safetensors")} == before
 
 
+@pytest.mark.usefixtures("quick")
 def test_no_word_of_the_corpus_but_its_nouns(transcripts: Path, tmp_path: Path) -> None:
     (transcripts / "more.cha").write_text(transcript("book").replace("look at", "gloopy"), encoding="utf-8")
     run_paper(["paper-childes", str(transcripts)], tmp_path / "out", LEAST)
@@ -91,6 +106,7 @@ def test_no_word_of_the_corpus_but_its_nouns(transcripts: Path, tmp_path: Path) 
     assert not any("gloopy" in text or "more.cha" in text or str(tmp_path) in text for text in written)
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("recipe", ["paper-captions", "paper-images"])
 def test_dialogues(dialogues: Path, tmp_path: Path, recipe: str) -> None:
     run_paper([recipe, str(dialogues)], tmp_path / "out", LEAST)
