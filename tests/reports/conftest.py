@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import symground as sg
 from symground.analysis.statistics.information_gain import gain_by_context
 from symground.folders import write_json
 
@@ -114,6 +115,12 @@ def results(
 def made(tmp_path: Path) -> Made:
     """Makes a study's results in a folder of a name."""
     return lambda name="study", **more: results(tmp_path / name, **more)
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a study of the default tables, rendered once for the tests that only read it."""
+    return sg.report(results(tmp_path_factory.mktemp("rendered") / "study"))
 
 
 #: Columns that say what a row is of; all others are values.

@@ -33,7 +33,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def opened(browser: Any, made: Made) -> Iterator[Callable[..., Any]]:
+def opened(browser: Any, rendered: Path) -> Iterator[Callable[..., Any]]:
     """Opens a study's page; what the browser complains of, or asks the network for, is in the page's ``complaints``."""
     contexts = []
 
@@ -44,7 +44,7 @@ def opened(browser: Any, made: Made) -> Iterator[Callable[..., Any]]:
         page.complaints = []
         page.on("console", lambda message: page.complaints.append(message.text))
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        file = path or sg.report(made())
+        file = path or rendered
         page.on("request", lambda asked: asked.url.startswith(("file:", "data:")) or page.complaints.append(asked.url))
         page.goto(file.as_uri())
         return page

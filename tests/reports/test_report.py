@@ -34,10 +34,9 @@ def downloads(page: str) -> dict[str, pd.DataFrame]:
     return {name: pd.read_csv(io.BytesIO(base64.b64decode(text))) for name, text in found}
 
 
-def test_every_question_stands_there_with_figures_tables_and_commands(made: Made) -> None:
-    path = sg.report(made())
-    page = text_of(path)
-    assert path.name == "report.html"
+def test_every_question_stands_there_with_figures_tables_and_commands(rendered: Path) -> None:
+    page = text_of(rendered)
+    assert rendered.name == "report.html"
     assert all(question in page for question in QUESTIONS)
     assert "Not there" not in page
     assert page.count("<figure") == page.count("<figcaption") == page.count('class="made"')
@@ -55,16 +54,16 @@ def test_commands_name_the_path_that_was_given(made: Made, tmp_path: Path, monke
     assert str(tmp_path) not in text_of(sg.report(study))  # a machine's own paths stay there
 
 
-def test_the_page_needs_nothing_else(made: Made) -> None:
-    page = text_of(sg.report(made()))
+def test_the_page_needs_nothing_else(rendered: Path) -> None:
+    page = text_of(rendered)
     assert "default-src 'none'" in page
     assert not re.search(r'(?:src|href)="(?!#|data:)', re.sub(r"<svg.*?</svg>", "", page, flags=re.S))
     assert "@import" not in page
 
 
-def test_downloads_are_the_tables(made: Made) -> None:
-    study = made()
-    found = downloads(text_of(sg.report(study)))
+def test_downloads_are_the_tables(rendered: Path) -> None:
+    study = rendered.parent
+    found = downloads(text_of(rendered))
     assert {"final", "training", "nouns", "emergence", "mixed", "r2", "r2-peak", "saliency", "lens", "head-counts",
             "stability", "shares", "strongest", "flow-effect", "interventions", "grounds", "monitor",
             "steering"} <= set(found)  # fmt: skip
@@ -78,10 +77,9 @@ def test_downloads_are_the_tables(made: Made) -> None:
     assert (peak["peak"], peak["fall"]) == (0.5, 0.0)
 
 
-def test_same_tables_same_bytes(made: Made) -> None:
-    study = made()
-    page = sg.report(study).read_bytes()
-    assert sg.report(study).read_bytes() == page
+def test_same_tables_same_bytes(rendered: Path) -> None:
+    page = rendered.read_bytes()
+    assert sg.report(rendered.parent).read_bytes() == page
 
 
 def test_what_is_not_there_is_said_with_its_command(made: Made) -> None:
