@@ -20,6 +20,8 @@ from symground.recipes.architectures import ArchitecturesSettings, compare_archi
 from symground.reports.architectures import learnt_at, markdown, over_training
 from symground.training import Optimization
 
+pytestmark = pytest.mark.trains
+
 TINY = ArchitecturesSettings(
     models=("gpt2-4l", "lstm-4l"), gaps=(0, 2), seeds=2, generated=GeneratedSettings(scenes=600, nouns=4),
     optimization=Optimization(steps=4, batch_size=4, length=24, checkpoints="0,2"),

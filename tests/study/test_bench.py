@@ -185,6 +185,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+@pytest.mark.slow
 def test_a_suite_that_fails_or_dies_stops_no_other(suites: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = suites / "out"
     assert bench.bench((), out, None, False) == 1

@@ -27,6 +27,8 @@ from symground.cli import main
 from symground.data import Corpus, env, lan
 from symground.folders import checkpoint_steps
 
+pytestmark = pytest.mark.trains
+
 #: These tests read which tables are written, and need neither many contexts nor a lens that fits well.
 FEW = ["--intervene-contexts", "1", "--lens-fit", "2"]
 TINY = [
@@ -319,6 +321,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_finished_and_the_same_command_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "cut"
     arguments = [a if a != "6" else "40" for a in TINY] + ["--models", "lstm-1l", "--checkpoints", "every 1"]

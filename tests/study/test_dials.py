@@ -20,6 +20,8 @@ from symground.recipes.dials import IMAGE_VALUES, VALUES, DialsSettings, control
 from symground.reports.dials import markdown, summary
 from symground.training import Optimization
 
+pytestmark = pytest.mark.trains
+
 TINY = DialsSettings(
     models=("lstm-1l",), seeds=1, generated=GeneratedSettings(scenes=1500, nouns=8),
     optimization=Optimization(steps=2, batch_size=2, length=24, checkpoints="0"),

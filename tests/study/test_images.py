@@ -24,6 +24,8 @@ from symground.recipes import CorpusSettings, prepare
 from symground.recipes.study import study_counts, study_images, study_probes
 from symground.training import TrainSettings, train
 
+pytestmark = pytest.mark.trains
+
 GENERATED = CorpusSettings(
     generated=GeneratedSettings(scenes=1500, nouns=6), images=GeneratedImagesSettings(grid=3, width=8),
     min_noun_count=20,

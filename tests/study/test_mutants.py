@@ -67,6 +67,7 @@ def test_a_mutant_is_noticed_where_a_test_reads_it(
         assert ("toy_of_mutants" in imported) == here
 
 
+@pytest.mark.slow
 def test_a_mutant_of_a_kernel_is_what_the_interpreter_runs() -> None:
     pytest.importorskip("triton", reason="Triton is not installed: kernel tests")
     path = ROOT / "symground" / "kernels" / "common" / "tiles.py"

@@ -21,6 +21,8 @@ from symground.recipes.sweep import SweepSettings
 from symground.reports.paper import MIDDLE, markdown, tables
 from symground.reports.parts import Study
 
+pytestmark = pytest.mark.trains
+
 NOUNS = ("book", "ball", "dog")
 HEADER = "@UTF8\n@Begin\n@Participants:\tCHI Target_Child, MOT Mother\n"
 
@@ -71,6 +73,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paper, "sweep_settings", settings)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_transcripts_to_the_studys_results(transcripts: Path, tmp_path: Path) -> None:
     page = run_paper(["paper-childes", str(transcripts)], tmp_path / "out", TINY)

@@ -14,6 +14,8 @@ from symground.data import ChatSettings, Corpus, DialogSettings
 from symground.folders import read_json
 from symground.recipes import CorpusSettings, prepare
 
+pytestmark = pytest.mark.trains
+
 HEADER = "@UTF8\n@Begin\n@Participants:\tCHI Target_Child, MOT Mother\n"
 NOUNS = ("book", "ball", "dog")
 

@@ -36,6 +36,7 @@ DATA, TRAINING, ANALYSES, FINDINGS, STUDY, RESEARCH = (
 )
 
 
+@pytest.mark.slow
 def test_python_of_the_readme(tmp_path: Path, llava_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = ["--generated.scenes", "600", "--generated.nouns", "4", "--models", "gpt2-4l", "--steps", "8"]

@@ -16,6 +16,8 @@ from symground.recipes import sweep as recipe
 from symground.recipes.sweep import SweepSettings, run_sweep
 from symground.training import Optimization
 
+pytestmark = pytest.mark.trains
+
 TINY = SweepSettings(
     models=("lstm-1l", "gpt2-4l"), seeds=2, dials=("gap=0,2",), generated=GeneratedSettings(scenes=1500, nouns=8),
     optimization=Optimization(steps=3, batch_size=2, length=48, checkpoints="0,1"), checkpoints_per_job=2,
@@ -33,6 +35,7 @@ def written(out: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in kinds}
 
 
+@pytest.mark.slow
 def test_every_combination_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = run_sweep(["generated"], tmp_path / "out", replace(TINY, jobs=2))
     found = jobs_of(out)
