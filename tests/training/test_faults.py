@@ -27,6 +27,8 @@ from symground.sealed import SUMS, damage, discard, sealed, settle
 from symground.training import Hardware, TrainSettings, loop, train
 from symground.training.checkpoints import resume_folders
 
+pytestmark = pytest.mark.trains
+
 CALLS = ("write", "fsync", "replace", "mkdir", "unlink", "rmdir", "chmod")
 #: path → content, None of a folder
 State = dict[str, bytes | None]

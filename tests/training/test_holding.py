@@ -24,6 +24,8 @@ from symground.jobs import run_jobs
 from symground.training import Hardware, TrainSettings, train
 from symground.training.checkpoints import resume_folders
 
+pytestmark = pytest.mark.trains
+
 TINY = TrainSettings(model="lstm-1l", steps=4, batch_size=2, length=12, warmup=2, checkpoints="0,2", decay="constant")
 
 

@@ -20,6 +20,8 @@ from symground.sealed import damage, sealed
 from symground.training import Hardware, Optimization
 from symground.training.checkpoints import resume_folders
 
+pytestmark = pytest.mark.trains
+
 SETTINGS = Optimization(steps=24, batch_size=2, length=12, warmup=2, checkpoints="0,every 3")
 #: A state after every step: most of the time something is being written.
 OFTEN = Hardware(resume_every=0, device="cpu")
@@ -53,6 +55,7 @@ def until(condition: Any, process: ForkServerProcess) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_to_the_same_bits(
     processes: ForkServerContext, study: Path, tmp_path: Path
 ) -> None:

@@ -21,6 +21,8 @@ from symground.folders import checkpoint_folder
 from symground.models import create
 from symground.training import Hardware, TrainSettings, loop, train
 
+pytestmark = pytest.mark.trains
+
 SETTINGS = TrainSettings(
     model="gpt2-4l", steps=10, batch_size=4, length=40, learning_rate=3e-3, warmup=3, weight_decay=0.4, beta2=0.95,
     clip=1.5, checkpoints="0,1,5", seed=3,

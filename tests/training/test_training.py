@@ -28,6 +28,8 @@ from symground.training.checkpoints import resume_folders
 from symground.training.schedule import checkpoint_schedule, learning_rate
 from symground.training.step import Done, Trainer
 
+pytestmark = pytest.mark.trains
+
 TINY = TrainSettings(model="lstm-1l", steps=12, batch_size=4, length=16, checkpoints="0,4,8")
 
 

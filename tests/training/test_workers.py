@@ -17,6 +17,8 @@ from symground.data import Corpus
 from symground.folders import checkpoint_folder
 from symground.training import Hardware, TrainSettings, train
 
+pytestmark = pytest.mark.trains
+
 SETTINGS = TrainSettings(model="gpt2-4l", steps=12, batch_size=8, length=16, checkpoints="0", warmup=2)
 
 
