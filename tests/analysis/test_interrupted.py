@@ -95,6 +95,7 @@ def test_scores_are_written_once(corpus: Corpus, tmp_path: Path, killed: bool) -
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True])
 def test_tables_of_one_analysis_are_all_there(
     corpus: Corpus, tmp_path: Path, killed: bool, monkeypatch: pytest.MonkeyPatch
