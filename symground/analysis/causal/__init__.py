@@ -1,4 +1,4 @@
-"""What heads do: they are silenced, amplified or patched, and the model is asked again."""
+"""What heads do: they are silenced, amplified or patched, and the model's behaviour is measured again."""
 
 from symground.analysis.causal.ablation import ablate
 from symground.analysis.causal.controls import enough

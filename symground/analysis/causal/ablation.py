@@ -1,4 +1,4 @@
-"""Silencing heads: a context manager that leaves the model as it found it."""
+"""Silencing heads within a context manager, which does not change the model itself."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ def ablate(
     *,
     positions: Tensor | None = None,
 ) -> AbstractContextManager[None]:
-    """A context: within its block, the given heads' outputs are replaced before the output projection.
+    """A context manager: within its block, the outputs of the given heads are replaced before the output projection.
 
     Args:
         model: attached.
         heads: (layer, head) pairs for all examples, or a collection of pairs for each example of the batch.
-        mode: what replaces them: "zero", the study's; "mean", the head's mean output over the reference; "resample",
-            its output at the same position of the reference, which then has the shape of the batch.
+        mode: what replaces them. "zero" is the study's; "mean" is the head's mean output over the reference; "resample"
+            is its output at the same position of the reference, which must then have the shape of the batch.
         reference: for "mean" and "resample": ids [N,T], a mapping of model inputs (``input_ids`` and perhaps
-            ``attention_mask``), or probes: the mean over their matched examples, or what their matched examples
-            resample from the mismatched ones. Read when the block is entered, as the model is then.
-        positions: [T] or [B,T] bool, of the forward passes in the block: silence at these positions only.
+            ``attention_mask``), or probes. With probes, "mean" averages over their matched examples, and "resample"
+            reads their mismatched examples. The model reads the reference when the block is entered.
+        positions: [T] or [B,T] bool; the forward passes in the block silence the heads at these positions only.
 
-    Blocks add up, each after those that were entered before it, in whatever order they end; what a block asks ends with
-    it, after an exception too. A context can be entered again. The block holds for the passes of the thread that
-    entered it (in asyncio: of the task, and of those that it starts meanwhile). A trace within the block carries the
-    gates. In text generation with a cache, only the new tokens pass through the block: use no ``positions`` and no
-    "resample" there.
+    Nested blocks add up. Each applies after those that were entered before it, in whatever order they end. A block ends
+    after an exception too, and a context manager can be entered again. A block affects the forward passes of the thread
+    that entered it (in asyncio: of the task, and of tasks that it starts within the block). A trace within the block
+    includes the gates. In text generation with a cache, only the new tokens pass through the block: use no
+    ``positions`` and no "resample" there.
 
     Raises:
         ValueError: a layer or head that does not exist, a model without heads, an unknown mode, a reference that does
-            not fit. Forward passes within the block are refused where their batch has another size than the sets,
-            where positions have another shape, or what is resampled.
+            not fit. A forward pass within the block also raises it if the batch size differs from the number of head
+            sets, or if the shape of the positions or of the resampled outputs differs from that of the batch.
 
     Source: arXiv 2510.13796 (outputs of the identified heads set to zero); Wang et al. 2023, "Interpretability in the
     wild" (mean ablation); Chan et al. 2022, "Causal scrubbing" (resampling).

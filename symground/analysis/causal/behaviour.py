@@ -1,4 +1,4 @@
-"""What a model does with examples while heads are silenced: the surprisal of the target, and of the context itself."""
+"""Surprisal of the target, and of the context itself, while heads are silenced."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from symground.models.passes import gated
 from symground.models.trials import Readout, check_deterministic, check_lengths, hidden_states, verified_readout
 
 Plan = Sequence[Piece]
-"""What is silenced at once."""
+"""The heads that are silenced at the same time."""
 
 
 class Behaviour(NamedTuple):
-    """Of M plans and N examples."""
+    """Surprisals for M plans and N examples."""
 
     target: NDArray[np.float64]
     """[M,N] surprisal of the target, nats."""
     context: NDArray[np.float64]
-    """[M,N] mean surprisal of the context's tokens, each after those before it, nats; NaN where there is one only."""
+    """[M,N] mean surprisal of the context's tokens, each given those before it, nats; NaN for a context of one."""
 
 
 @torch.no_grad()
@@ -69,7 +69,7 @@ def behaviour(
             assert isinstance(reference, Examples)
             fills = fills_of(model, mode, reference.part(part))
         p, wanted = (x[part].to(device) for x in (examples.prediction, examples.targets))
-        untouched: int | None = None  # a plan that silences nothing here, whose numbers serve all such
+        untouched: int | None = None  # the first plan that silences nothing here; later ones reuse its numbers
         for i, plan in enumerate(plans):
             nothing = not any(own for piece in plan for own in piece.heads[part])
             if nothing and untouched is not None:
@@ -89,9 +89,9 @@ def behaviour(
 
 
 def _of_context(head: Readout, hidden: Tensor, ids: Tensor, p: Tensor, words: Tensor | None) -> Tensor:
-    """[B] mean surprisal of the words from the second token to that at p; patches of images are none.
+    """[B] mean surprisal of the words from the second token to that at p; patches of images do not count.
 
-    ``words`` [B,T] tells them where a patch's id is one of the vocabulary.
+    ``words`` [B,T] marks the words of models whose patches have ids of the vocabulary.
     """
     counts = torch.arange(1, ids.shape[1], device=ids.device) <= p[:, None]  # [B,T-1]
     counts &= (ids < head.weight.shape[0] if words is None else words)[:, 1:]

@@ -1,4 +1,4 @@
-"""Control heads: as many as were selected in an example, drawn from those that were not."""
+"""Control heads: for each example as many heads as were selected, drawn from those that were not."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from symground.analysis.heads import HeadSet
 
 MATCHES = (None, "layer", "norm")
-#: In more than this share of the examples there may not be fewer controls than were asked for: a comparison with them
-#: would be one with fewer heads than were silenced, and often with the same ones in every draw.
+#: The largest share of examples that may have fewer controls than selected heads. With more, the controls would silence
+#: fewer heads than the intervention, and often the same ones in every draw.
 SHORT = 0.1
-#: A control's output is at most so many times as long as the selected head's, and at least 1 / so many times.
+#: The norm of a control's output is at most this factor times that of the selected head, and at least 1 / this factor.
 NORM_RATIO = 1.25
 
 Pair = tuple[int, int]
@@ -26,10 +26,10 @@ class Controls:
     Args:
         heads: every (layer, head) of the model.
         selected: the heads of each example.
-        taken: heads of each example that are no controls either; ``selected`` are not in any case.
-        match: None, from all layers; "layer", from the selected head's own layer; "norm", whose output is about as long
-            (within a factor of `NORM_RATIO`) in that example.
-        norms: for "norm": each head's in each example [N, len(heads)].
+        taken: further heads of each example that cannot be controls; ``selected`` never can.
+        match: None draws from all layers; "layer" from the selected head's own layer; "norm" from heads whose output
+            in that example has about the same norm (within a factor of `NORM_RATIO`).
+        norms: for "norm": the norm of each head's output in each example [N, len(heads)].
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Controls:
             self._norm = [dict(zip(heads, of_example, strict=True)) for of_example in norms.tolist()]
 
     def draw(self, rng: np.random.Generator) -> tuple[list[HeadSet], list[bool]]:
-        """For each example its control heads, and whether they are fewer than its selected ones."""
+        """The control heads of each example, and whether they are fewer than its selected heads."""
         drawn = [self._example(rng, i) for i in range(len(self._selected))]
         return drawn, [len(own) < len(heads) for own, heads in zip(drawn, self._selected, strict=True)]
 
@@ -68,7 +68,7 @@ class Controls:
         return self._alike(rng, i)
 
     def _alike(self, rng: np.random.Generator, i: int) -> HeadSet:
-        """One after the other in random order, so that no selected head has the first choice in every draw."""
+        """Controls for one selected head after the other, in random order: none has the first choice in every draw."""
         norm, own = self._norm[i], sorted(self._selected[i])
         chosen: set[Pair] = set()
         for at in rng.permutation(len(own)):
@@ -78,12 +78,11 @@ class Controls:
 
 
 def enough(short: float | None, examples: float = 1.0) -> bool:
-    """Whether controls can be compared with: at most the share `SHORT` of the examples lacked some.
+    """Whether there were enough controls for a comparison: at most the share `SHORT` of the examples lacked some.
 
     Args:
-        short: in how many of the examples there were fewer controls than were asked for; None or NaN, not known, counts
-            as few.
-        examples: how many there are; 1 where ``short`` is a share of them.
+        short: the number of examples with fewer controls than selected heads. Unknown (None or NaN) counts as enough.
+        examples: the number of examples; 1 if ``short`` is a share of them.
     """
     return short is None or not short > SHORT * examples
 

@@ -1,4 +1,4 @@
-"""What stands in for a silenced head: its mean over a reference, or what it gives in a paired text."""
+"""Replacements for the output of a silenced head: its mean over a reference, or its output in a paired text."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _BATCH = 64
 
 
 def fills_of(model: PreTrainedModel, mode: str, reference: Reference | None) -> dict[int, Tensor] | None:
-    """What replaces the outputs of each layer's heads: None for zeros, else layer → [H,D] or [B,T,H,D].
+    """The replacements for the outputs of each layer's heads: None for zeros, else layer → [H,D] or [B,T,H,D].
 
     Args:
         model: attached.
-        mode: "zero"; "mean", of each head's output over all valid positions of all reference rows; "resample", each
-            head's outputs in the reference rows, position by position.
-        reference: ids [N,T], or a mapping of model inputs with ``input_ids`` and perhaps ``attention_mask``; examples;
-            or probes, whose matched examples give the mean and whose mismatched ones are those to resample from.
+        mode: "zero"; "mean", the mean of each head's output over all valid positions of all reference rows; or
+            "resample", each head's output in the reference rows, position by position.
+        reference: ids [N,T]; a mapping of model inputs with ``input_ids`` and perhaps ``attention_mask``; examples; or
+            probes. "mean" reads the probes' matched examples, "resample" their mismatched ones.
 
     Raises:
-        ValueError: an unknown mode, a reference that it does not take or lacks, or (resample) mismatched examples of
-            other lengths than the matched ones.
+        ValueError: an unknown mode, a missing or unexpected reference, or (resample) mismatched examples whose lengths
+            differ from those of the matched ones.
     """
     check_fills(mode, reference)
     if reference is None:
@@ -66,7 +66,7 @@ def fills_of(model: PreTrainedModel, mode: str, reference: Reference | None) -> 
 
 
 def check_fills(mode: str, reference: Reference | None) -> None:
-    """Refuse a mode that there is not, and a reference that it does not take or lacks."""
+    """Refuse an unknown mode, and a reference that the mode lacks or does not take."""
     if mode not in MODES:
         raise ValueError(f"mode: expected {', '.join(map(repr, MODES[:-1]))} or {MODES[-1]!r}, got {mode!r}")
     if mode == "zero" and reference is not None:
@@ -78,7 +78,7 @@ def check_fills(mode: str, reference: Reference | None) -> None:
 
 
 def aligned(matched: Examples, mismatched: Examples) -> None:
-    """Refuse pairs whose positions do not correspond: nothing could be resampled from one into the other."""
+    """Refuse pairs whose positions do not correspond: outputs of one could not be resampled into the other."""
     if matched.input_ids.shape == mismatched.input_ids.shape:
         ground, other = (x.query_masks.get("env", x.key_masks.get("image")) for x in (matched, mismatched))
         assert ground is not None
@@ -96,12 +96,12 @@ class _Rows(NamedTuple):
     ids: Tensor
     """[N,T]"""
     valid: Tensor
-    """[N,T] bool: the positions that count."""
+    """[N,T] bool: the positions that are averaged."""
     given: Callable[[slice], Mapping[str, Tensor]]
-    """What else the model is given with a part of them."""
+    """Further inputs of the model for a part of the rows."""
 
     def lengths(self) -> tuple[Tensor, int | None]:
-        """How many tokens of each row count, and how many of each the model takes for text (None: those that count)."""
+        """The valid tokens of each row, and the length that the model reads as text (None: the valid tokens)."""
         masked = "attention_mask" in self.given(slice(0, 1))
         return self.valid.sum(-1), None if masked else self.ids.shape[1]
 

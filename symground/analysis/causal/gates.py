@@ -1,4 +1,4 @@
-"""The gates of chosen heads, and the context in which they hold."""
+"""The gates of chosen heads, and the context manager that applies them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _checked(pair: Any, layers: tuple[Mixer, ...]) -> tuple[int, int]:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays and tensors as lists; an iterator, which reads once, as a list; other things as they are."""
+    """Arrays and tensors as lists; an iterator as a list, since it can be read only once; other values unchanged."""
     if hasattr(value, "tolist"):
         return value.tolist()
     return list(value) if isinstance(value, Iterator) else value
@@ -59,7 +59,7 @@ def _is_pair(item: object) -> bool:
 
 
 class Block(AbstractContextManager[None]):
-    """A context that enters a new block each time: one object serves blocks after each other and within each other."""
+    """A context manager that opens a new block at each entry, so one object serves successive and nested blocks."""
 
     def __init__(self, block: Callable[[], AbstractContextManager[None]]) -> None:
         self._block, self._open = block, list[tuple[Any, AbstractContextManager[None]]]()
@@ -71,7 +71,7 @@ class Block(AbstractContextManager[None]):
         self._open.append((place(), block))
 
     def __exit__(self, *error: Any) -> bool | None:
-        with self._lock:  # a block that was entered elsewhere is ended where nothing of one's own is open
+        with self._lock:  # a thread without an open block of its own ends the last block of another thread
             own = [i for i, (where, _) in enumerate(self._open) if where == place()]
             _, block = self._open.pop(own[-1] if own else -1)
         return block.__exit__(*error)

@@ -1,4 +1,4 @@
-"""Amplifying or silencing heads while the model decides, and what that does to the grounded word."""
+"""Amplifying or silencing heads while the model chooses a word, and the effect on the grounded word."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ FACTORS = (0.0, 0.5, 1.5, 2.0, 3.0)
 
 
 def steer(model: PreTrainedModel, heads: Heads | Sequence[Heads], factor: float) -> AbstractContextManager[None]:
-    """A context: within its block, the given heads' outputs are multiplied before the output projection.
+    """A context manager: within its block, the given heads' outputs are multiplied before the output projection.
 
     Args:
         model: attached.
         heads: (layer, head) pairs for all examples, or a collection of pairs for each example of the batch.
-        factor: above 1 amplifies, 0 silences. It holds for whatever passes through the block: single passes, text
+        factor: above 1 amplifies, 0 silences. It applies to every pass within the block: single forward passes, text
             generation with or without a cache, traces.
 
-    Blocks add up and end as those of :func:`symground.ablate` do.
+    Blocks combine and end as those of :func:`symground.ablate` do.
 
     Raises:
         ValueError: a layer or head that does not exist, a model without heads, or a factor that is not finite.
@@ -57,29 +57,34 @@ def steering(
     batch_size: int = 64,
     checkpoint: bool = False,
 ) -> pd.DataFrame:
-    """How often the model's choice is what is in the scene, its aggregate heads' outputs multiplied by a factor.
+    """How often the model chooses the word in the scene, with the outputs of aggregate heads multiplied by a factor.
 
-    The heads of each half of the contexts are those that the other half shows (``selection="held-out"`` of
-    :func:`symground.intervene`), so that nothing is chosen by what it is measured on.
+    The heads for each half of the contexts are selected on the other half (``selection="held-out"`` of
+    :func:`symground.intervene`), so no head is selected on the examples that it is measured on.
 
     Args:
         model: attached, in evaluation.
-        probes: their matched examples; at least two contexts.
-        factors: what the heads' outputs are multiplied with; 0 silences, above 1 amplifies.
-        among: what the model chooses from: "targets", the words that are asked for, or the whole "vocabulary".
+        probes: their matched examples are used; at least two contexts.
+        factors: factors for the heads' outputs; 0 silences, above 1 amplifies.
+        among: the words that the model chooses from: "targets", the target words, or the whole "vocabulary".
         denominator: of the shares of flow.
         threshold: the smallest mean share.
-        draws: of as many random other heads, multiplied likewise.
+        draws: random draws of as many other heads, whose outputs are multiplied by the same factor.
         seed: of the halves and of the draws.
         batch_size: examples per pass.
         checkpoint: as for :func:`symground.trace`.
 
     Returns:
-        A DataFrame, a row per factor, 1 (the model as it is) among them: factor; accuracy, the share of examples whose
-        likeliest word is in the scene; control and control_sd, the same with random heads, mean and standard deviation
-        over draws, NaN where there was no other head to draw in any example; short, the examples in which, in the worst
-        draw, there were fewer controls than heads; p, McNemar's exact test against the model as it is; surprisal, of
-        the word in the scene (nats); heads_per_example, examples, contexts, nouns, draws, among, denominator.
+        A DataFrame with a row per factor; factor 1 is the unchanged model. Its columns:
+
+        - factor;
+        - accuracy: the share of examples whose likeliest word is in the scene;
+        - control, control_sd: accuracy with random heads, mean and standard deviation over draws; NaN if no example
+          has another head to draw;
+        - short: the number of examples with fewer controls than heads in the worst draw;
+        - p: McNemar's exact test against the unchanged model;
+        - surprisal: of the word in the scene, nats;
+        - heads_per_example, examples, contexts, nouns, draws, among, denominator.
 
     Raises:
         ValueError: no factor, fewer than one draw or two contexts, or what trace refuses.

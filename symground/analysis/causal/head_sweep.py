@@ -1,4 +1,4 @@
-"""Every head alone: what silencing it does to the surprisal of the matched probes, exactly and to first order."""
+"""The effect of silencing each head alone on the surprisal of the matched probes, exactly and to first order."""
 
 from __future__ import annotations
 
@@ -36,29 +36,29 @@ def sweep_heads(
 ) -> xr.DataArray:
     """The effect of silencing each head alone: the rise of the matched examples' mean surprisal, in nats.
 
-    Exact, the layers below a head run once, all heads of a layer go through those above it together, as rows of one
-    batch, what examples begin with in common goes through once a head, and the last layer computes what is read only,
-    the prediction position. The first-order estimate takes one
-    forward and one backward pass for all heads: −⟨O_h − fill, ∂L/∂O_h⟩.
+    The exact method runs the layers below a head once. It then runs the layers above with all heads of the layer as one
+    batch. A prefix that examples share runs once per head. The last layer computes only the prediction position. The
+    first-order estimate −⟨O_h − fill, ∂L/∂O_h⟩ needs one forward and one backward pass for all heads.
 
     Args:
         model: attached, in evaluation.
         probes: their matched examples are used.
         method: "exact"; "first-order"; or "both".
-        positions: "all", or "prediction": silent at the prediction position only.
+        positions: "all", or "prediction": the head is silenced at the prediction position only.
         mode: "zero"; "mean" over the examples; or "resample", the head's output in the example's mismatched context.
         per_example: keep a value for each example.
-        memory: bytes that a layer's activations may take, about; batches are cut to it, and the first-order pass, which
-            keeps all layers', takes four times as much. None: 64 MiB on a CPU, 2 GiB on a GPU.
+        memory: approximate bytes that a layer's activations may take; it limits the size of batches. The first-order
+            pass, which keeps the activations of all layers, takes four times as much. None: 64 MiB on a CPU, 2 GiB on
+            a GPU.
 
     Returns:
-        Effects (layer, head), or (example, layer, head) with the coordinates context and noun; layers and heads count
-        from 0, and a layer with fewer heads than others has NaN there. By both methods, the values are the exact ones,
-        ``first_order`` is a further coordinate of the same shape, and ``attrs["correlation"]`` is Pearson's between the
-        two over the heads.
+        Effects (layer, head), or (example, layer, head) with the coordinates context and noun. Layers and heads count
+        from 0; a layer with fewer heads than others has NaN for the missing ones. With both methods, the values are the
+        exact ones, ``first_order`` is a further coordinate of the same shape, and ``attrs["correlation"]`` is Pearson's
+        correlation of the two over the heads.
 
     Raises:
-        ValueError: an unknown method, positions or mode, a model without heads, or with heads silenced meanwhile.
+        ValueError: an unknown method, positions or mode, a model without heads, or one whose heads are being silenced.
 
     Source: Michel et al. 2019 (each head removed in turn); Molchanov et al. 2017, "Pruning convolutional neural
     networks" (the first-order estimate).
@@ -93,7 +93,7 @@ def sweep_heads(
 
 
 class _Sweep:
-    """What the batches of a sweep share."""
+    """The state that the batches of a sweep share."""
 
     def __init__(
         self, model: PreTrainedModel, probes: Probes, examples: Examples, positions: str, mode: str,
@@ -101,7 +101,7 @@ class _Sweep:
     ) -> None:  # fmt: skip
         self.model, self.examples = model, examples
         shortest = int(examples.prediction.min()) + 1
-        check_lengths(model, torch.tensor([shortest, shortest]), shortest)  # heads are rows of one batch
+        check_lengths(model, torch.tensor([shortest, shortest]), shortest)  # heads of a layer form one batch
         self.head = verified_readout(model).detached()
         self.layers = mixers(model)
         self.last_only = positions == "prediction"
@@ -114,7 +114,7 @@ class _Sweep:
             aligned(examples, self._others)
 
     def replayed(self, rows: Tensor) -> bool:
-        """Whether these examples, of one length, are read again from the middle."""
+        """Whether a partial forward pass is used for these examples of one length."""
         length = int(self.examples.prediction[rows[0]]) + 1
         goes_on = self._stretch is None or length <= self._stretch.limit
         return self._replays and (goes_on or not self.last_only)
@@ -124,9 +124,9 @@ class _Sweep:
         return self.head.weight.device
 
     def batches(self, method: str) -> Iterator[Tensor]:
-        """Numbers of examples of one length, so many that all heads of a layer fit as further rows.
+        """Indices of examples of one length; batches leave room for all heads of a layer as further rows.
 
-        Examples stand context by context: those of a batch mostly begin alike.
+        Exact batches hold examples of one context, which mostly share a prefix.
         """
         lengths, contexts = self.examples.prediction + 1, torch.tensor(self.examples.context)
         most = max(mixer.heads for mixer in self.layers)
@@ -136,12 +136,12 @@ class _Sweep:
                 rows = alike.nonzero()[:, 0]
                 if method == "exact":
                     step = max(1, self.fitting(self.again(rows)) // most)
-                else:  # every layer's activations are kept for the way back
+                else:  # the activations of every layer are kept for the backward pass
                     step = max(1, 4 * self.fitting(length) // (2 * len(self.layers)))
                 yield from rows.chunk(-(-len(rows) // step))
 
     def shared(self, rows: Tensor) -> int:
-        """How many tokens these examples begin with in common, and with them those that heads are resampled from."""
+        """The length of the prefix shared by these examples and by those that heads are resampled from."""
         length = int(self.examples.prediction[rows[0]]) + 1
         ids = self.examples.input_ids[rows, :length]
         if self._others is not None:
@@ -149,12 +149,12 @@ class _Sweep:
         return int((ids == ids[:1]).all(0).int().cumprod(0).sum())
 
     def again(self, rows: Tensor) -> int:
-        """How many positions of each of these examples are computed for each head."""
+        """The number of positions of each of these examples that are computed for each head."""
         length = int(self.examples.prediction[rows[0]]) + 1
         return 1 if self.last_only else max(1, length - self.shared(rows))
 
     def fitting(self, length: int) -> int:
-        """How many rows of a length fit; a layer makes about sixteen tensors of its width on the way."""
+        """The number of rows of a length that fit in memory; a layer computes about sixteen tensors of its width."""
         width = self.head.weight.shape[1] * self.head.weight.element_size()
         memory = self._memory or MEMORY.get(self.device.type, MEMORY["cpu"])
         return max(1, memory // (16 * width * length))
@@ -164,7 +164,7 @@ class _Sweep:
         return self.examples.input_ids[rows, : int(self.examples.prediction[rows[0]]) + 1].to(self.device)
 
     def fills(self, rows: Tensor) -> Mapping[int, Tensor] | None:
-        """layer → what stands in for its heads, [H,D] or [B,T,H,D]."""
+        """layer → the replacements for its heads' outputs, [H,D] or [B,T,H,D]."""
         if self._others is None:
             return self._mean
         with torch.no_grad(), head_outputs(self.layers) as found:
@@ -200,7 +200,7 @@ def _replayed(sweep: _Sweep, rows: Tensor) -> Iterator[Tensor]:
 
 
 def _whole(sweep: _Sweep, rows: Tensor) -> Iterator[Tensor]:
-    """Through the whole model for every head, where it cannot be read again from the middle."""
+    """A full forward pass for every head, for models that do not support a partial one."""
     ids, fills = sweep.ids(rows), sweep.fills(rows)
     where = _last(ids) if sweep.last_only else None
     original = sweep.surprisal(hidden_states(sweep.model, ids)[:, -1], rows)
@@ -215,7 +215,7 @@ def _whole(sweep: _Sweep, rows: Tensor) -> Iterator[Tensor]:
 
 
 def _first_order(sweep: _Sweep, rows: Tensor) -> Iterator[Tensor]:
-    """For each layer −∂L/∂g at g = 1, where each head gives g · O + (1 − g) · fill."""
+    """For each layer −∂L/∂g at g = 1; the output of each head is g · O + (1 − g) · fill."""
     ids, fills = sweep.ids(rows), sweep.fills(rows)
     where = _last(ids) if sweep.last_only else None
     gates = [torch.ones(len(rows), mixer.heads, device=sweep.device, requires_grad=True) for mixer in sweep.layers]

@@ -1,4 +1,4 @@
-"""The study's causal table: silence the heads found in each example, and as many random others."""
+"""The study's causal table: the effect of silencing the heads found in each example, and as many random others."""
 
 from __future__ import annotations
 
@@ -45,47 +45,50 @@ def intervene(
 ) -> pd.DataFrame:
     """Silence heads in each example and compare with as many random control heads.
 
-    The study reads the surprisal of the matched target. Beside it stand what tells "this head grounds" from "this head
-    matters": the surprisal of the same target in a mismatched context, the gain between the two, and the surprisal of
-    the context's own tokens.
+    The study reports the surprisal of the matched target. Three further measures separate heads that ground the word
+    from heads that matter to any word: the surprisal of the same target in a mismatched context, the gain between the
+    two, and the surprisal of the context's own tokens.
 
     Args:
         model: attached, in evaluation.
-        probes: their matched examples are used; and for each of them one mismatched, its ENV noun drawn at random. Of
-            questions about images, whose ground is the image, the mismatched one has another picture.
+        probes: their matched examples are used, and one mismatched example for each, whose ENV noun is drawn at random.
+            Questions about images are grounded in the image, so their mismatched examples have another picture.
         kind: "aggregate", "gather", "both" together, or several of these.
         denominator: "row", "matrix", or several; see :func:`symground.find_heads`.
-        selection: "example", the heads found in the example itself, as the study; "held-out", one set for each half of
-            the contexts, of the heads whose mean share in the other half reaches the threshold; or several.
+        selection: "example", the heads found in the example itself (the study's); "held-out", one set for each half of
+            the contexts: the heads whose mean share in the other half reaches the threshold; or several.
         threshold: the smallest share of flow.
-        positions: "all", or "own": each kind silent only where it is defined, gather heads at the ENV noun, aggregate
-            heads at the prediction position.
-        mode: "zero", the study's; "mean" over the matched examples; "resample", what the head gives in the other
-            context of the pair, of the matched and the mismatched one.
-        match: None, controls from all layers; "layer", from each selected head's own; "norm", whose outputs in the
-            example are as long within a factor of 1.25.
+        positions: "all", or "own": each kind is silenced only at its own position, gather heads at the ENV noun,
+            aggregate heads at the prediction position.
+        mode: "zero" (the study's); "mean" over the matched examples; or "resample": a head's output in a matched
+            example is replaced by that in its mismatched one, and the reverse.
+        match: None draws controls from all layers; "layer" from each selected head's own layer; "norm" from heads whose
+            output in the example has the same norm within a factor of 1.25.
         draws: how often the controls are drawn from the example's unselected heads.
         seed: of the controls, of the halves and of the mismatched contexts.
-        batch_size: examples per forward pass; of the trace at most 64.
+        batch_size: examples per forward pass; the trace takes at most 64.
         checkpoint: as for :func:`symground.trace`.
 
     Returns:
-        A DataFrame, a row per selection, kind and denominator:
+        A DataFrame with a row per selection, kind and denominator. Its columns:
 
-        - kind, denominator; heads_per_example; mean_layer (of the selected heads, layers from 0);
-        - original, intervened, control (the mean over draws), control_sd (over draws): mean matched surprisals, nats;
-        - p (paired t-test over examples, intervened against original; NaN when nothing was selected), p_holm (corrected
-          for the rows of this table), p_random ((1 + draws whose mean surprisal is not below the intervened one) /
-          (1 + draws); NaN where ``short`` is more than a tenth of the examples, since such controls do too little);
-        - effect (intervened - original, nats) and Cohen's d of it over examples, with their bootstrap intervals
-          (95 %, resampling examples): effect_low, effect_high, d_low, d_high;
-        - mismatched_*, gain_* (mismatched - matched) and context_* (mean surprisal of the tokens before the target,
-          nats): each original, intervened, control; gain_p (paired t-test over nouns, each its mean over contexts, of
-          the gain silenced against original). Heads with much flow are more than random ones to any word, and p and
-          p_random fall for them in models that have learnt no link; gain_p asks for the link;
-        - selection, positions, mode, match, span, examples, draws; short (examples in which, in the worst draw, there
-          were fewer controls than selected heads, for want of others: the control then silences those there are; where
-          there is none in any example, all columns of the control are NaN).
+        - kind, denominator; heads_per_example; mean_layer: the mean layer of the selected heads, from 0;
+        - original, intervened, control: mean matched surprisals, nats; the control is the mean over draws and
+          control_sd its standard deviation;
+        - p: paired t-test over examples, intervened against original; NaN if no head was selected;
+        - p_holm: p corrected for the rows of this table;
+        - p_random: (1 + draws whose mean surprisal is not below the intervened one) / (1 + draws); NaN if ``short`` is
+          more than a tenth of the examples, since such controls silence too few heads;
+        - effect: intervened - original, nats; d: its Cohen's d over examples; effect_low, effect_high, d_low, d_high:
+          their bootstrap intervals (95 %, resampling examples);
+        - mismatched_*, gain_* (mismatched - matched), context_* (mean surprisal of the tokens before the target), nats:
+          each original, intervened, control;
+        - gain_p: paired t-test of the gain over nouns (each its mean over contexts), intervened against original. Heads
+          with much flow matter to any word, so p and p_random are small even in models without the link. gain_p tests
+          the link;
+        - selection, positions, mode, match, span, examples, draws;
+        - short: the number of examples that have fewer controls than selected heads in the worst draw. The control then
+          silences the heads that remain. If no example has a control, all columns of the control are NaN.
 
     Raises:
         ValueError: fewer than one draw, an unknown word, or what trace, find_heads and ablate refuse.
@@ -136,7 +139,7 @@ def intervene(
 
 
 class _Measure:
-    """What plans do to the matched and to the mismatched examples."""
+    """Measures the matched and the mismatched examples under each plan."""
 
     def __init__(self, model: PreTrainedModel, probes: Asked, mode: str, seed: int, batch_size: int) -> None:
         self.matched, self.mismatched = probes.matched(), probes.mismatched(seed)
@@ -165,7 +168,7 @@ def _controls(
     draws: int,
     seed: int,
 ) -> tuple[list[Plan], int]:
-    """So many draws of control heads for each piece of a plan, and how many examples lack some in the worst draw."""
+    """``draws`` plans of control heads for a plan, and the number of examples that lack some in the worst draw."""
     everything = [(mixer.layer, head) for mixer in mixers(model) for head in range(mixer.heads)]
     selected = [frozenset().union(*of_example) for of_example in zip(*(piece.heads for piece in plan), strict=True)]
     sources = [Controls(everything, piece.heads, selected, match, norms) for piece in plan]
@@ -180,7 +183,7 @@ def _controls(
 
 
 def _drawn(controls: Sequence[Plan], short: int) -> tuple[bool, float]:
-    """Whether there is a control head in any example of any draw, and the share of examples that lack some."""
+    """Whether any example of any draw has a control head, and the share of examples that lack some."""
     there = any(own for plan in controls for piece in plan for own in piece.heads)
     return there, short / len(controls[0][0].heads)
 
@@ -197,9 +200,9 @@ def _compared(
     original: tuple[Behaviour, Behaviour], found: tuple[Behaviour, Behaviour], noun: Sequence[str], seed: int,
     selected: bool, drawn: tuple[bool, float],
 ) -> dict[str, float]:  # fmt: skip
-    """The columns that compare the original (one plan) with what was found (the heads, then the draws).
+    """The columns that compare the original (one plan) with the interventions (the heads, then the draws).
 
-    ``drawn`` tells whether any control was, and the share of examples that are short of some.
+    ``drawn`` is (whether any control was drawn, the share of examples that lack some).
     """
     before, matched = original[0].target[0], found[0].target
     after, of_draws = matched[0], matched[1:].mean(1)
@@ -242,7 +245,7 @@ def _compared(
 
 
 def _norms(model: PreTrainedModel, examples: Examples, batch_size: int) -> NDArray[np.float64]:
-    """[N, heads of all layers] mean length of each head's output over the context's positions."""
+    """[N, heads of all layers] mean norm of each head's output over the context's positions."""
     device, layers = readout(model).weight.device, mixers(model)
     parts = []
     for start in range(0, len(examples.input_ids), batch_size):
