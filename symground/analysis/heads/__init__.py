@@ -1,4 +1,4 @@
-"""Which heads gather and aggregate, how far that is more than chance, and what they tell beforehand."""
+"""Gather and aggregate heads: which they are, how far they exceed chance, and what they predict about the output."""
 
 from symground.analysis.heads.agreement import stability
 from symground.analysis.heads.finding import DENOMINATORS, KINDS, HeadSet, find_heads, head_shares

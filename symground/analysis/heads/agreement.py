@@ -1,4 +1,4 @@
-"""Are the heads found in one half of the examples those found in the other?"""
+"""Stability of the selected heads: agreement between halves of the contexts and between examples."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from scipy import stats
 from symground.analysis.checks import check_trace
 from symground.analysis.heads.finding import DENOMINATORS, head_shares, kinds_of
 
-#: Of so many examples at most every pair is compared.
+#: The largest number of examples of which every pair is compared.
 _COMPARED = 200
 
 
 def stability(traced: xr.Dataset, threshold: float = 0.30, draws: int = 200, seed: int = 0) -> pd.DataFrame:
-    """How far the heads of a kind are the same from half to half of the contexts, and from example to example.
+    """How far the heads of a kind agree between halves of the contexts, and between examples.
 
     Args:
         traced: from :func:`symground.trace`, of probes or questions about images, with several contexts.
@@ -27,11 +27,16 @@ def stability(traced: xr.Dataset, threshold: float = 0.30, draws: int = 200, see
         seed: of the halves.
 
     Returns:
-        A DataFrame, a row per kind and denominator: rank, Spearman's correlation between the halves of the heads' mean
-        shares, over all heads, with rank_low and rank_high (95 % of the draws); overlap, the Jaccard overlap of the
-        sets whose mean share reaches the threshold, with its ends, NaN where neither half has one; between, the mean
-        overlap of two examples' own sets; heads, in the set of all examples; heads_per_example; examples, contexts,
-        draws.
+        A DataFrame with a row per kind and denominator. Its columns:
+
+        - kind, denominator;
+        - rank: Spearman's correlation of the mean shares of all heads in the two halves; rank_low, rank_high: 95 % of
+          the draws;
+        - overlap: the Jaccard overlap of the heads whose mean share reaches the threshold; overlap_low, overlap_high:
+          95 % of the draws; NaN if neither half has such a head;
+        - between: the mean overlap of the head sets of two examples;
+        - heads: the number of heads whose mean share over all examples reaches the threshold;
+        - heads_per_example, examples, contexts, draws.
 
     Raises:
         ValueError: fewer than two contexts, or fewer than one draw.
@@ -49,9 +54,9 @@ def stability(traced: xr.Dataset, threshold: float = 0.30, draws: int = 200, see
     halves = [
         np.isin(traced.context.values, rng.permutation(contexts)[: len(contexts) // 2]) for _ in range(draws)
     ]  # fmt: skip
-    # At random: in a file of questions every so manieth is of one kind.
+    # At random, since a file of questions may alternate regularly between kinds.
     compared = rng.permutation(traced.sizes["example"])[:_COMPARED]
-    there = np.isfinite(traced.matrix_total.isel(example=0).values).ravel()  # not the heads of a wider layer
+    there = np.isfinite(traced.matrix_total.isel(example=0).values).ravel()  # NaN: heads that only wider layers have
     rows = []
     for kind in kinds_of(traced):
         for denominator in DENOMINATORS:

@@ -23,15 +23,16 @@ def find_heads(
     Args:
         trace: from :func:`symground.trace`, with the groups "env" and, for gather heads, "event".
         kind: "aggregate", flow from the ENV noun's span into the prediction position, or "gather", flow from the rest
-            of the ENV utterance into the noun. Of a noun that an image shows: from all its patches into the prediction
-            position, and from the patches before the last of them into that one. In a vision-language model: from the
-            whole image into the prediction position.
+            of the ENV utterance into the noun. If an image shows the noun, "aggregate" is the flow from all patches
+            that show it into the prediction position, and "gather" the flow into the last such patch from the patches
+            before it. In a vision-language model, "aggregate" is the flow from the whole image into the prediction
+            position.
         threshold: the smallest share.
-        denominator: "row", of all flow into that position (or group of them); "matrix", of all the head's flow. The
-            study leaves open which; report both.
+        denominator: "row" divides by all flow into that position (or group of positions), "matrix" by all flow of the
+            head. The study does not say which it uses; report both.
 
     Returns:
-        For each example, a frozen set of (layer, head), both from 0.
+        A frozen set of (layer, head) for each example, both from 0.
 
     Raises:
         ValueError: an unknown kind or denominator, a threshold outside (0, 1], a trace without the groups.
@@ -66,7 +67,7 @@ def _groups_of(kind: str, trace: xr.Dataset) -> tuple[str, str]:
 
 
 def head_shares(trace: xr.Dataset, kind: str = "aggregate", denominator: str = "row") -> xr.DataArray:
-    """Each head's share of flow (example, layer, head), 0 where the head has no flow; see :func:`find_heads`."""
+    """Each head's share of flow (example, layer, head), 0 for a head without flow; see :func:`find_heads`."""
     check_trace(trace)
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}; got {kind!r}")

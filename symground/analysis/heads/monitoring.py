@@ -1,6 +1,7 @@
-"""Is the model about to name something that is not in the scene? The flow of its aggregate heads as a detector.
+"""Detecting that the model is about to name something that is not in the scene, by the flow of its aggregate heads.
 
-Beside it stand the probability of the model's choice and the entropy of its distribution, which need no look inside.
+For comparison, two detectors read only the output: the probability of the model's choice and the entropy of its
+distribution.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from symground.optional import require
 from symground.shown import as_table, as_text
 
 Values = NDArray[np.float64]
-#: Detector → the columns it looks at.
+#: Detector → the columns that it reads.
 DETECTORS = {
     "flow": ("flow",),
     "max probability": ("probability",),
@@ -38,7 +39,7 @@ _BINS = 10
 
 
 class Monitored(NamedTuple):
-    """What the detectors saw, and how well they tell."""
+    """The scores of the detectors, and how well they separate wrong from right choices."""
 
     examples: pd.DataFrame
     """context, noun, wrong (bool), flow, probability, entropy, half, and each detector's probability of wrong."""
@@ -75,17 +76,17 @@ def monitor(
     batch_size: int = 64,
     checkpoint: bool = False,
 ) -> Monitored:
-    """Tell the examples whose likeliest word is not in the scene from the others, on contexts nothing was fitted to.
+    """Detect the examples whose likeliest word is not in the scene, on contexts that nothing was fitted to.
 
-    The contexts are halved. Of each half's examples the other half chooses the heads (those whose mean share of flow
-    from the ENV noun reaches the threshold, or the one whose share is largest) and fits the logistic curve that makes
-    a probability of what a detector sees. Flow is that of the model's own choice, since at decoding time no target is
-    known: the mean of the heads' shares.
+    The contexts are split into halves. The heads for one half are selected on the other: those whose mean share of flow
+    from the ENV noun reaches the threshold, or else the one with the largest share. The logistic curve from a
+    detector's score to a probability is fitted on the other half too. The score "flow" is the mean share of the
+    selected heads. It is traced from the model's own choice, since no target is known when a model generates.
 
     Args:
         model: attached, with mixers, in evaluation.
-        probes: their matched examples; at least two contexts.
-        among: what the model chooses from: "targets", the words that are asked for, or the whole "vocabulary".
+        probes: their matched examples are used; at least two contexts.
+        among: the words that the model chooses from: "targets", the target words, or the whole "vocabulary".
         denominator: of the shares, "row" or "matrix".
         threshold: the smallest mean share.
         seed: of the halves and the intervals.
@@ -93,11 +94,15 @@ def monitor(
         checkpoint: as for :func:`symground.trace`.
 
     Returns:
-        examples, detectors and calibration. detectors has a row per detector: detector; auroc, the chance that of a
-        wrong and a right choice the detector suspects the wrong one, with auroc_low and auroc_high (bootstrap over
-        examples, percentiles, 95 %); brier, the mean squared error of the probabilities, and brier_base, that of the
-        share of wrong ones alone; ece, the expected calibration error in ten bins; wrong, examples, contexts, nouns,
-        heads (how many, mean of the halves); note, "" or why the numbers are NaN: all choices are right, or all wrong.
+        examples, detectors and calibration. detectors has a row per detector, with the columns
+
+        - detector;
+        - auroc: the probability that the detector scores a wrong choice above a right one; auroc_low, auroc_high: its
+          bootstrap interval over examples (percentiles, 95 %);
+        - brier: the mean squared error of the probabilities; brier_base: that of the constant share of wrong choices;
+        - ece: the expected calibration error in ten bins;
+        - wrong, examples, contexts, nouns; heads: the number of selected heads, mean of the halves;
+        - note: "", or why the numbers are NaN (all choices are right, or all are wrong).
 
     Raises:
         ValueError: fewer than two contexts, an unknown word, or what trace refuses.
@@ -143,7 +148,7 @@ def _strongest(shares: xr.DataArray, threshold: float) -> HeadSet:
     chosen = mean >= threshold
     if not bool(chosen.any()):
         chosen = mean == mean.max()
-    return frozenset((int(i), int(j)) for i, j in zip(*np.nonzero(chosen.values), strict=True))  # places, not numbers
+    return frozenset((int(i), int(j)) for i, j in zip(*np.nonzero(chosen.values), strict=True))  # indices, not labels
 
 
 def _mean_share(shares: xr.DataArray, heads: HeadSet) -> Values:
@@ -152,7 +157,7 @@ def _mean_share(shares: xr.DataArray, heads: HeadSet) -> Values:
 
 
 def _predicted(table: pd.DataFrame, columns: Sequence[str]) -> Values:
-    """[N] probability of a wrong choice, of each half by a curve that the other half gave."""
+    """[N] probability of a wrong choice; the curve for each half is fitted on the other."""
     models = require("statsmodels.api", "calibration")
     predicted, values = np.full(len(table), np.nan), table[list(columns)].to_numpy(float)
     wrong, half = table["wrong"].to_numpy(float), table["half"].to_numpy()
@@ -161,17 +166,17 @@ def _predicted(table: pd.DataFrame, columns: Sequence[str]) -> Values:
         if np.ptp(wrong[other]) == 0:
             predicted[there] = wrong[other].mean()
             continue
-        # In units of the other half too: nothing of this half is known but what is asked about.
+        # Standardised by the other half too, so that nothing is fitted on this half.
         centre, spread = values[other].mean(0), values[other].std(0)
         seen = models.add_constant((values - centre) / np.where(spread > 0, spread, 1.0), has_constant="add")
-        # A little shrinkage: where a detector parts the two without error, the curve would be infinitely steep.
+        # A little shrinkage: if a detector separates the classes without error, the curve would be infinitely steep.
         fitted = models.Logit(wrong[other], seen[other]).fit_regularized(alpha=0.1, disp=0)
         predicted[there] = fitted.predict(seen[there])
     return predicted
 
 
 def _why(wrong: NDArray[np.bool_], among: str) -> str:
-    """Why no detector can be judged, "" where they can be."""
+    """Why no detector can be evaluated, or "" if they can be."""
     if wrong.any() and not wrong.all():
         return ""
     what = "wrong" if wrong.any() else "right"
@@ -199,7 +204,7 @@ def _told(predicted: Values, wrong: NDArray[np.bool_], seed: int) -> dict[str, f
 
 
 def _auroc(rows: Values) -> Values:
-    """[M,n,2] (what a detector says, whether it is so) → [M,1], by ranks as Mann and Whitney's U."""
+    """AUROC [M,1] of [M,n,2] (a detector's score, 1 for a wrong choice), by ranks as Mann and Whitney's U."""
     ranks, so = stats.rankdata(rows[..., 0], axis=1), rows[..., 1]
     ones = so.sum(1)
     zeros = so.shape[1] - ones

@@ -1,4 +1,4 @@
-"""How large a head's share of flow is where there is nothing to find: what a threshold of 30 % is to be judged by."""
+"""The null of a head's share of flow: its share in mismatched examples. The threshold of 30 % is judged by it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ _COLUMNS = [
 def share_table(matched: xr.Dataset, mismatched: xr.Dataset, threshold: float = 0.30) -> pd.DataFrame:
     """Each head's share of flow in matched examples, and in the same examples with another ENV noun (or image).
 
-    A mismatched scene says nothing of the target: what flows from its noun is what a head takes from any ENV noun that
-    stands there, grounded or not.
+    A mismatched scene does not predict the target. The flow from its noun is what a head takes from any ENV noun at
+    that position, grounded or not.
 
     Args:
         matched: a trace of the matched examples.
-        mismatched: of as many mismatched ones, paired with them (`Probes.mismatched`).
-        threshold: the share that makes a head an aggregate or gather head.
+        mismatched: a trace of the mismatched examples that are paired with them (`Probes.mismatched`).
+        threshold: the smallest share of an aggregate or gather head.
 
     Returns:
-        A DataFrame, a row per kind, denominator, layer and head (from 0): share and null, means over examples of the
-        two; null_95, the share that 5 % of the mismatched examples pass; selected and null_selected, in how many of the
-        examples the head reaches the threshold, as shares of them; examples.
+        A DataFrame with a row per kind, denominator, layer and head (from 0). Its columns:
+
+        - kind, denominator, layer, head;
+        - share, null: mean shares over the matched and over the mismatched examples;
+        - null_95: the 95th percentile of the share over the mismatched examples;
+        - selected, null_selected: the share of the examples in which the head reaches the threshold;
+        - examples.
 
     Raises:
         ValueError: traces of different examples, or without flow.
@@ -45,6 +49,6 @@ def share_table(matched: xr.Dataset, mismatched: xr.Dataset, threshold: float = 
                 "null_selected": (null >= threshold).mean("example"),
             }  # fmt: skip
             frame = pd.DataFrame({name: np.asarray(values).ravel() for name, values in columns.items()})
-            there = np.isfinite(matched.matrix_total.isel(example=0).values).ravel()  # not the heads of a wider layer
+            there = np.isfinite(matched.matrix_total.isel(example=0).values).ravel()  # NaN: heads of wider layers
             parts.append(frame[there].assign(kind=kind, denominator=denominator, examples=ours.sizes["example"]))
     return pd.DataFrame(pd.concat(parts, ignore_index=True), columns=_COLUMNS)

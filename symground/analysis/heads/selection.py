@@ -1,4 +1,4 @@
-"""Which heads are silenced in which example: those found in it, or those that the other half of the contexts shows."""
+"""The heads to silence in each example: those found in it, or those found in the other half of the contexts."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from numpy.typing import NDArray
 
 from symground.analysis.heads.finding import KINDS, HeadSet, find_heads, head_shares
 
-#: "both" are the gather heads and the aggregate heads of an example.
+#: "both" is the union of the gather heads and the aggregate heads of an example.
 INTERVENED = (*KINDS, "both")
 SELECTIONS = ("example", "held-out")
 POSITIONS = ("all", "own")
 
 
 class Piece(NamedTuple):
-    """Heads of each example that are silenced at the same positions."""
+    """The heads of each example, and the positions at which they are silenced."""
 
     heads: Sequence[HeadSet]
     where: str | None
-    """A query group of the examples; None is everywhere."""
+    """A query group of the examples; None silences at all positions."""
 
 
 def pieces_of(
     traced: xr.Dataset, kind: str, denominator: str, threshold: float, selection: str, positions: str, seed: int
 ) -> list[Piece]:
-    """The heads of a kind in each example of a trace of probes, by where they are silenced.
+    """The heads of a kind in each example of a trace of probes, by the positions at which they are silenced.
 
     Args:
-        traced: from :func:`symground.trace`, of probes.
+        traced: from :func:`symground.trace` of probes.
         kind: "aggregate", "gather" or "both".
         denominator: as for :func:`symground.find_heads`.
         threshold: the smallest share of flow.
-        selection: "example", by the example's own flow, as the study; "held-out", one set for all examples of half of
-            the contexts: the heads whose mean share over the examples of the other half reaches the threshold.
-        positions: "all"; or "own", where a kind is defined: gather heads at the ENV noun, aggregate heads at the
+        selection: "example" selects by the example's own flow (the study's). "held-out" selects one set for all
+            examples of a half of the contexts: the heads whose mean share over the other half reaches the threshold.
+        positions: "all"; or "own", each kind at its own position: gather heads at the ENV noun, aggregate heads at the
             prediction position.
         seed: of the halves.
 
     Raises:
-        ValueError: an unknown word, or fewer than two contexts to make halves of.
+        ValueError: an unknown word, or fewer than two contexts, which cannot be split.
     """
     for name, value, known in (
         ("kind", kind, INTERVENED),
@@ -62,7 +62,7 @@ def pieces_of(
 
 
 def halves(traced: xr.Dataset, seed: int) -> NDArray[np.bool_]:
-    """[examples] whether an example's context is of the first half of them, at random.
+    """[examples] bool: whether the example's context is in the first of two random halves.
 
     Raises:
         ValueError: fewer than two contexts.
