@@ -1,4 +1,4 @@
-"""What the study asks of a model: probes and their surprisal, saliency, heads, and what silencing them does."""
+"""The analyses of the study: probes and their surprisal, saliency, heads, and the effect of silencing them."""
 
 from symground.analysis.causal import ablate, intervene, steer, steering, sweep_heads
 from symground.analysis.heads import find_heads, head_shares, monitor, share_table, stability

@@ -1,4 +1,4 @@
-"""What was given in place of what is wanted: messages that name the argument, what was expected and what came."""
+"""Argument checks of the analyses. Each error names the argument, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from symground.typed import told
 
 
 def words_of(value: Any, name: str) -> list[str]:
-    """Words as a list; one string is no list of its letters.
+    """Words as a list; a single string is refused.
 
     Raises:
-        ValueError: by ``name``.
+        ValueError: names ``name``.
     """
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise ValueError(f"{name}: expected a list of words, such as ['dog', 'cat']; got {told(value)}")
@@ -33,7 +33,7 @@ def tensor_of(value: Any, name: str) -> Tensor:
     """A tensor, an array or nested lists as a tensor.
 
     Raises:
-        ValueError: by ``name``.
+        ValueError: names ``name``.
     """
     if isinstance(value, Tensor):
         return value
@@ -46,10 +46,10 @@ def tensor_of(value: Any, name: str) -> Tensor:
 
 
 def ids_of(value: Any, name: str, ndim: int, limit: int) -> Tensor:
-    """Token ids as an int64 tensor of so many dimensions, each from 0 to below ``limit``.
+    """Token ids as an int64 tensor of ``ndim`` dimensions; each id is at least 0 and below ``limit``.
 
     Raises:
-        ValueError: by ``name``.
+        ValueError: names ``name``.
     """
     ids = tensor_of(value, name)
     shape = "[B,T]" if ndim == 2 else "[B]"
@@ -73,7 +73,7 @@ def mask_of(value: Any, name: str, shape: torch.Size) -> Tensor:
     """A mask [B,T] of 0 and 1.
 
     Raises:
-        ValueError: by ``name``.
+        ValueError: names ``name``.
     """
     mask = tensor_of(value, name)
     if mask.shape != shape:
@@ -88,10 +88,10 @@ def mask_of(value: Any, name: str, shape: torch.Size) -> Tensor:
 
 
 def check_frame(value: Any, name: str, columns: Iterable[str], made: str) -> None:
-    """Refuse what is no DataFrame with these columns, such as ``made`` gives.
+    """Refuse anything but a DataFrame with these columns, such as ``made`` returns.
 
     Raises:
-        ValueError: by ``name``.
+        ValueError: names ``name``.
     """
     if not isinstance(value, pd.DataFrame):
         raise ValueError(f"{name}: expected a DataFrame as {made} gives it, got {told(value)}")
@@ -100,15 +100,15 @@ def check_frame(value: Any, name: str, columns: Iterable[str], made: str) -> Non
             raise ValueError(f"{name}: expected a column {column!r} as {made} gives it, got {list(value.columns)}")
 
 
-#: What a trace holds, of which a Dataset of another origin has nothing.
+#: Variables of a trace; a Dataset without any of them is not a trace.
 _TRACED = {"surprisal", "saliency", "flow", "rows", "input_x_gradient"}
 
 
 def check_trace(value: Any, name: str = "trace") -> None:
-    """Refuse what no trace gave.
+    """Refuse anything but the result of a trace.
 
     Raises:
-        ValueError: by ``name``.
+        ValueError: names ``name``.
     """
     if not isinstance(value, xr.Dataset) or not _TRACED & set(value.data_vars):
         raise ValueError(f"{name}: expected what symground.trace(model, …) gives, got {told(value)}")
@@ -118,7 +118,7 @@ def check_mapping(value: Any, name: str) -> Mapping[str, Any]:
     """A mapping from names.
 
     Raises:
-        ValueError: by ``name``.
+        ValueError: names ``name``.
     """
     if not isinstance(value, Mapping):
         raise ValueError(f"{name}: expected a mapping from names, got {told(value)}")

@@ -1,4 +1,4 @@
-"""Result tables: tidy Parquet files of a study, every row with its model, seed and step."""
+"""Result tables: tidy Parquet files of a study, in which every row has its model, seed and step."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def results_folder(study: str | Path) -> Path:
 
 
 def partial_scores(study: str | Path, model: str, seed: int, step: str = "*", probes: str = "*") -> list[Path]:
-    """Folders of scores of checkpoints whose analysis was interrupted; with a step and probes, the one of that name."""
+    """The folders of scores of interrupted analyses; with a step and probes, the folder of that name."""
     folder = results_folder(study) / "partial"
     name = f"{model}-seed{seed}-step{step}-{probes}"
     return sorted(folder.glob(name)) if "*" in name else [folder / name]
 
 
 def read_table(study: str | Path, name: str, **only: Collection[str] | Collection[int]) -> pd.DataFrame:
-    """The table ``name`` of a study; empty when that analysis has not been run.
+    """The table ``name`` of a study; it is empty if that analysis has not been run.
 
     Args:
         study: its folder.
         name: of the table.
-        only: column → the values wanted; rows with others are not even read.
+        only: column → the values to select; other rows are not read from disk.
     """
     filters = [(column, "in", list(values)) for column, values in only.items()]
     return _read(results_folder(study) / f"{name}.parquet", filters=filters or None)
@@ -44,7 +44,7 @@ def read_table(study: str | Path, name: str, **only: Collection[str] | Collectio
 def _read(path: Path, columns: list[str] | None = None, filters: list[Any] | None = None) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame(columns=KEYS)
-    # Opened here and once: by its name it would be opened twice, and another process may put a new table between.
+    # Opened once here: pandas opens a path twice, and another process may replace the table in between.
     with path.open("rb") as file:
         return pd.read_parquet(file, columns=columns, filters=filters)
 
@@ -54,7 +54,7 @@ def _keys(frame: pd.DataFrame) -> set[tuple[str, int, int]]:
 
 
 class Table:
-    """One table being filled: rows of a (model, seed, step) replace those that were there before."""
+    """A table that is being filled: new rows of a (model, seed, step) replace the old ones."""
 
     def __init__(self, study: str | Path, name: str) -> None:
         self._path = results_folder(study) / f"{name}.parquet"
@@ -66,7 +66,7 @@ class Table:
         return (model, seed, step) in self._keys
 
     def add(self, frame: pd.DataFrame, model: str, seed: int, step: int) -> None:
-        """Put ``frame``, which may be empty, in the place of the rows of (model, seed, step)."""
+        """Replace the rows of (model, seed, step) by ``frame``, which may be empty."""
         self._replaced.append((model, seed, step))
         if len(frame):
             keys = pd.DataFrame({"model": model, "seed": seed, "step": step}, index=frame.index)
@@ -77,7 +77,7 @@ class Table:
         self._replaced += [key for key in self._keys if key[:2] == (model, seed)]
 
     def save(self) -> None:
-        """Write the table under a temporary name, then rename; what another process saved meanwhile stays."""
+        """Write the table under a temporary name, then rename it; rows saved by another process meanwhile are kept."""
         if not self._replaced:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)

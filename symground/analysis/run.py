@@ -1,4 +1,4 @@
-"""Every analysis over the checkpoints of one run, into the study's result tables."""
+"""Runs every analysis over the checkpoints of one run, and saves the study's result tables."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from symground.models import load, load_tokenizer, mixers
 from symground.progress import progress
 
 _LENSES = 5  # checkpoints
-_SAVE_EVERY = 20.0  # seconds: what an interrupted analysis may lose
+_SAVE_EVERY = 20.0  # seconds of work that an interrupted analysis may lose
 
 
 @dataclass(frozen=True)
@@ -45,41 +45,41 @@ class AnalysisSettings:
     """"surprisal" (tables surprisal, contexts, gain, r2), "saliency" (saliency, heads, shares, maps), "lens",
     "interventions", "sweep", "monitor" (monitor, calibration, steering; it needs two contexts)."""
     window: int = 512
-    """Largest distance in tokens of a co-occurrence."""
+    """Largest distance of a co-occurrence in tokens."""
     threshold: float = 0.30
-    """Smallest share of flow that makes an aggregate or gather head."""
+    """Smallest share of flow of an aggregate or gather head."""
     draws: int = 100
     """Random control draws per intervention."""
     spans: tuple[int, ...] = (0, 1)
-    """Interventions count so many tokens after the ENV noun as the noun; one table row for each."""
+    """Numbers of tokens after the ENV noun that interventions count as the noun; each has its own table rows."""
     saliency_steps: tuple[int, ...] = ()
     """Checkpoints at which saliency and heads are measured; all by default."""
     lens_steps: tuple[int, ...] = ()
-    """Checkpoints to fit the tuned lens at; five by default, evenly spread, the last among them."""
+    """Checkpoints at which the tuned lens is fitted; by default five, evenly spread, with the last one."""
     lens_fit: int = 100
-    """Steps of fitting a lens."""
+    """Steps of Adam to fit a lens."""
     map_nouns: int = 8
-    """Of so many nouns single examples are kept, for the report's saliency maps."""
+    """Number of nouns whose single examples are kept for the report's saliency maps."""
     map_contexts: int = 2
-    """In so many contexts."""
+    """Number of contexts of these examples."""
     intervene_steps: tuple[int, ...] = ()
-    """Checkpoints to intervene at, to sweep, and to monitor; the last by default."""
+    """Checkpoints at which to intervene, sweep and monitor; the last by default."""
     intervene_contexts: int | None = None
-    """Use only the first so many contexts for interventions, the sweep and steering; all by default."""
+    """Number of contexts, from the first, for interventions, the sweep and steering; all by default."""
     kinds: tuple[str, ...] = tuple(KINDS)
-    """Heads to silence: "aggregate", "gather", or "both" of them together."""
+    """Heads to silence: "aggregate", "gather", or "both" together."""
     selection: tuple[str, ...] = ("example",)
-    """Silence the heads found in the "example" itself, "held-out" ones found in the other half of the contexts, or each
-    in rows of their own."""
+    """Silence the heads found in the "example" itself, or "held-out" ones found in the other half of the contexts; each
+    value has its own table rows."""
     positions: tuple[str, ...] = ("all",)
-    """Silence heads everywhere, or only where their kind is defined ("own"), or each in rows of their own."""
+    """Silence heads at "all" positions, or at the position of their kind ("own"); each value has its own table rows."""
     mode: tuple[str, ...] = ("zero",)
-    """What stands in for a silenced head: "zero", "mean" or "resample", or several, each in rows of its own; the
-    sweep takes the first."""
+    """Replacement for a silenced head: "zero", "mean" or "resample"; each value has its own table rows, and the sweep
+    takes the first."""
     match: str = "none"
-    """Control heads from everywhere ("none"), from the same "layer", or with an output as long ("norm")."""
+    """Control heads from all layers ("none"), from the same "layer", or with an output of about the same "norm"."""
     again: bool = False
-    """Redo what the tables already have (after a change of these settings, say)."""
+    """Repeat analyses that the tables already have (after a change of these settings, for example)."""
 
     def __post_init__(self) -> None:
         for name in self.what:
@@ -112,21 +112,21 @@ def analyze(
     settings: AnalysisSettings,
     only: Collection[int] | None = None,
 ) -> int:
-    """Analyse every checkpoint of ``run`` and add to the study's tables; what a table already has is not redone.
+    """Analyse every checkpoint of ``run`` and fill the study's tables; rows that a table has are not recomputed.
 
     Args:
         run: the run's folder.
-        probes: scored at every checkpoint.
+        probes: they are scored at every checkpoint.
         counts: from :func:`symground.cooccurrence`.
         settings: what to measure.
-        only: at these checkpoints; None for all.
+        only: analyse these checkpoints only; None for all.
 
     Returns:
-        How many (checkpoint, analysis) pairs were already there and left.
+        The number of (checkpoint, analysis) pairs that were skipped because the tables already have them.
 
     Raises:
-        FileNotFoundError: a run without a checkpoint.
-        ValueError: a step that the settings name and the run has no checkpoint of.
+        FileNotFoundError: the run has no checkpoint.
+        ValueError: the settings name a step at which the run has no checkpoint.
     """
     study, (model_name, seed), steps = study_of(run), model_and_seed(run), checkpoint_steps(run)
     if not steps:
@@ -164,10 +164,10 @@ def analyze(
 
 
 def _save(tables: dict[str, Table], scored: list[Path]) -> None:
-    """Save the tables; the scores that are in them now need no folder of their own any more.
+    """Save the tables, and remove the folders of the scores that they now have.
 
-    A table that says that an analysis was done is saved after those that the analysis filled besides: whatever stops
-    this, what is missing from one of them is analysed again.
+    The last table of an analysis marks it as done. It is saved after the others, so an analysis that was interrupted is
+    repeated.
     """
     for name in sorted(tables, key=_DECIDES.__contains__):
         tables[name].save()
@@ -177,7 +177,7 @@ def _save(tables: dict[str, Table], scored: list[Path]) -> None:
 
 
 def checkpoints_of(what: str, steps: Sequence[int], settings: AnalysisSettings) -> list[int]:
-    """Those of a run's checkpoints at which something is measured."""
+    """The checkpoints of a run at which the analysis ``what`` is due."""
     if what == "surprisal":
         return list(steps)
     if what == "saliency":
@@ -189,7 +189,7 @@ def checkpoints_of(what: str, steps: Sequence[int], settings: AnalysisSettings) 
 
 @dataclass
 class _Checkpoint:
-    """One checkpoint and what is asked of it; its model is loaded when the first analysis wants it."""
+    """One checkpoint with the settings of its analyses; the model is loaded when an analysis first needs it."""
 
     run: Path
     step: int
@@ -204,14 +204,14 @@ class _Checkpoint:
 
     @cached_property
     def scores(self) -> Path:
-        """Where the surprisals are while they are scored."""
+        """The folder of the surprisals while they are scored."""
         name, seed = model_and_seed(self.run)
         (folder,) = partial_scores(self.study, name, seed, str(self.step), self.probes.fingerprint()[:12])
         return folder
 
     @property
     def used(self) -> Probes:
-        """Those of interventions and sweeps."""
+        """The probes of interventions and sweeps."""
         return self.probes.take_contexts(range(len(self.probes.contexts))[: self.settings.intervene_contexts])
 
 
@@ -288,7 +288,7 @@ def _interventions(at: _Checkpoint) -> _Frames:
         )
         for span, positions, mode in product(settings.spans, settings.positions, settings.mode)
     ]
-    # Corrected where the whole table is seen: over all its checkpoints, not over one of them.
+    # The report corrects the p-values over all checkpoints of the table, not over one of them.
     return {"interventions": pd.concat(rows, ignore_index=True).drop(columns="p_holm")}
 
 
@@ -307,7 +307,7 @@ def _monitor(at: _Checkpoint) -> _Frames:
     return {"monitor": detected.detectors, "calibration": detected.calibration, "steering": steered}
 
 
-#: What is measured → whether it needs heads, the table that tells that it was done (written last), what measures it.
+#: Analysis → (whether it needs heads, its last table, which marks it as done, the function that runs it).
 _ANALYSES: dict[str, tuple[bool, str, Callable[[_Checkpoint], _Frames]]] = {
     "surprisal": (False, "r2", _behaviour),
     "saliency": (True, "saliency", _where),
