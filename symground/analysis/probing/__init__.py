@@ -1,4 +1,4 @@
-"""What a model is asked: sentence probes and questions about images, as token ids, and what it answers to them."""
+"""Sentence probes and questions about images as token ids, and the model's surprisal and answers."""
 
 from symground.analysis.probing.answering import Choices, answers, choices, pope_scores
 from symground.analysis.probing.contexts import Context, context_of, of_images, read_contexts, with_gap

@@ -1,4 +1,4 @@
-"""What a model is about to name, and its answers to questions about images by POPE's measures of hallucination."""
+"""The word that a model is about to name, its answers to questions about images, and POPE's hallucination measures."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ AMONG = ("targets", "vocabulary")
 
 
 class Choices(NamedTuple):
-    """Of N examples."""
+    """The likeliest words after N examples."""
 
     ids: NDArray[np.int64]
     """[N] the likeliest word."""
     right: NDArray[np.bool_]
-    """[N] whether it is the example's target, what is in the scene."""
+    """[N] whether it is the example's target, which is the word in the scene."""
     probability: NDArray[np.float64]
-    """[N] of the likeliest word."""
+    """[N] probability of the likeliest word."""
     entropy: NDArray[np.float64]
-    """[N] of the distribution, nats."""
+    """[N] entropy of the distribution, nats."""
     surprisal: NDArray[np.float64]
-    """[N] of the target, in the whole vocabulary, nats."""
+    """[N] surprisal of the target in the whole vocabulary, nats."""
 
 
 @torch.no_grad()
@@ -46,13 +46,13 @@ def choices(
     gates: Mapping[int, Tensor] | None = None,
     batch_size: int = 256,
 ) -> Choices:
-    """What the model would say after each example.
+    """The likeliest word after each example.
 
     Args:
         model: attached, in evaluation.
         examples: N of them.
-        among: "targets", the words that the examples ask for: the choice is a naming; or "vocabulary".
-        gates: layer → [H] or [N,H], what the heads' outputs are multiplied with.
+        among: the words to choose from: "targets", all target words of the examples, or the whole "vocabulary".
+        gates: layer → [H] or [N,H] factors for the heads' outputs.
         batch_size: examples per pass.
 
     Raises:
@@ -90,21 +90,24 @@ def answers(
     gates: Mapping[int, Tensor] | None = None,
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """The likeliest of the answers that are asked for, by its first token, question by question.
+    """The model's answer to each question: the likeliest of all the questions' answers, by its first token.
 
     Args:
         model: attached, in evaluation.
         questions: from :func:`symground.image_questions`.
-        gates: layer → [H] or [N,H], what the heads' outputs are multiplied with.
+        gates: layer → [H] or [N,H] factors for the heads' outputs.
         batch_size: questions per pass.
 
     Returns:
-        A DataFrame: image, text, about, kind, answer (the right one), said, right (bool), probability (of what is
-        said, among the answers), entropy (among them, nats) and surprisal (of the right one in the whole vocabulary,
-        nats).
+        A DataFrame with a row per question. Its columns:
+
+        - image, text, about, kind, answer (the correct one): of the question;
+        - said: the model's answer; right (bool): whether it is correct;
+        - probability, entropy (nats): of the model's answer, and of the distribution, among the answers;
+        - surprisal: of the correct answer in the whole vocabulary, nats.
 
     Raises:
-        ValueError: questions that all have the same answer: there is nothing to choose from.
+        ValueError: the questions all have the same answer, so there is no choice.
     """
     check_weights(model)
     if not isinstance(questions, ImageQuestions):
@@ -132,12 +135,13 @@ def pope_scores(table: pd.DataFrame) -> pd.DataFrame:
     """POPE's measures of yes/no answers.
 
     Args:
-        table: with columns answer and said ("yes" or "no"), and perhaps kind.
+        table: with the columns answer and said ("yes" or "no"), and perhaps kind.
 
     Returns:
-        A DataFrame, a row per kind and one for "all" (where there are several kinds, or questions without one): kind,
-        questions, accuracy, precision, recall and f1 of "yes", yes_ratio (how often yes is said), hallucinated (how
-        often of what is not there). NaN where there is nothing to divide by.
+        A DataFrame with a row per kind, and a row "all" if there are several kinds or questions without one. Its
+        columns: kind; questions, their number; accuracy; precision, recall and f1 of "yes"; yes_ratio, the share of
+        questions that the model answers with yes; hallucinated, that share among questions whose answer is no. A
+        ratio whose denominator is 0 is NaN.
 
     Raises:
         ValueError: answers other than yes and no.

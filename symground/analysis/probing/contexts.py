@@ -1,4 +1,4 @@
-"""The sentence pairs of a probe, from the package, from a file or from the caller."""
+"""The sentence pairs of probes, from the package, from a file or from the caller."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ SLOT = "{}"
 
 
 class Context(NamedTuple):
-    """One sentence pair; ``{}`` in the ENV sentence is the noun."""
+    """One sentence pair; ``{}`` in the ENV sentence is the slot for the noun."""
 
     env: str
     lan: str
     between: tuple[Utterance, ...] = ()
-    """What is done and said between the two."""
+    """The utterances between the two."""
     speakers: tuple[str, str] = ("CHI", "CHI")
-    """Of the ENV sentence and of the LAN words."""
+    """The speakers of the ENV sentence and of the LAN words."""
     cue: str = "env"
-    """The tier of the first sentence: "lan" makes it a spoken one, the noun as LAN, the control for plain recall;
-    "image" puts an image of the noun in its place, and only the LAN words count."""
+    """The tier of the first sentence. "lan" makes it and its noun spoken, the control for plain recall. "image"
+    replaces it by an image of the noun, and only the LAN words are used."""
 
     def around(self) -> tuple[str, str]:
         """The ENV sentence before and after the noun."""
@@ -37,21 +37,21 @@ class Context(NamedTuple):
 
 
 def context_of(values: Sequence[Any]) -> Context:
-    """From what JSON holds of a context: its parts in order, at least two; ``between`` of (speaker, tier, text)."""
+    """A context from JSON values: its parts in order, at least two; ``between`` holds (speaker, tier, text)."""
     found = Context(*values)
     first, second = found.speakers
     return found._replace(between=tuple(Utterance(*u) for u in found.between), speakers=(first, second))
 
 
 def of_images(contexts: Iterable[Context]) -> list[Context]:
-    """The contexts with an image in the place of the ENV sentence; those that are the same without it once."""
+    """The contexts with an image in place of the ENV sentence; contexts that are then equal are kept once."""
     return list(dict.fromkeys(context._replace(env=SLOT, cue=IMAGE) for context in contexts))
 
 
 def with_gap(contexts: Iterable[Context], gap: int, seed: int = 0) -> list[Context]:
-    """The contexts with so many of the generated corpus' utterances that name no object between their two sentences.
+    """The contexts with ``gap`` utterances of the generated corpus, which name no object, between their two sentences.
 
-    A model that was trained with a gap is asked across the same gap, or its probes would be texts of another kind.
+    A model that was trained with a gap is probed across the same gap, so that its probes resemble its training text.
     """
     found = []
     for number, context in enumerate(contexts):
@@ -63,11 +63,12 @@ def with_gap(contexts: Iterable[Context], gap: int, seed: int = 0) -> list[Conte
 def read_contexts(contexts: Iterable[Sequence[Any]] | str | Path | None) -> list[Context]:
     """Contexts from pairs, from a JSON file (a list of {"env", "lan"}, or {"env": […], "lan": […]}), or the package's.
 
-    More parts are possible: "between", a list of (speaker, "env" or "lan", text); "speakers", the two of the ENV
+    Further parts are optional: "between", a list of (speaker, "env" or "lan", text); "speakers", those of the ENV
     sentence and of the LAN words; "cue", the tier of the first sentence.
 
     Raises:
-        FileNotFoundError, ValueError: a file that is missing or has another form, a context without exactly one ``{}``.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file has another form, or a context does not have exactly one ``{}``.
     """
     source = "contexts"
     if contexts is None:
@@ -100,7 +101,7 @@ def read_contexts(contexts: Iterable[Sequence[Any]] | str | Path | None) -> list
 
 
 def _items(loaded: Any, source: str) -> list[Any]:
-    """An object for each context."""
+    """A JSON object for each context."""
     if isinstance(loaded, dict) and all(isinstance(loaded.get(name), list) for name in ("env", "lan")):
         if len(loaded["env"]) != len(loaded["lan"]):
             raise ValueError(
@@ -116,7 +117,7 @@ def _items(loaded: Any, source: str) -> list[Any]:
 
 
 def _checked(item: Any) -> Context:
-    """Of one context's parts, each of its type and form."""
+    """A context from a JSON object, with the type and form of each part checked."""
     if not isinstance(item, dict):
         raise ValueError(f'expected {{"env": …, "lan": …}}, got {told(item)}')
     for name in ("env", "lan"):

@@ -1,4 +1,4 @@
-"""Probes as token ids: in the words of the study, in plain text, or with an image in place of the noun."""
+"""Probes as token ids: in the study's vocabulary, in plain text, or with an image in place of the noun."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ class Encoder(Protocol):
     """Turns words into ids."""
 
     def missing(self, contexts: Iterable[Context], nouns: Iterable[str], spoken: Iterable[str]) -> set[str]:
-        """The words that the vocabulary lacks: of contexts, of nouns in them, of nouns that are spoken."""
+        """The words that the vocabulary lacks, among contexts, nouns in their slots, and spoken nouns."""
         ...
 
     def row(self, context: Context, noun: str) -> Row: ...
 
     def target(self, context: Context, noun: str, word: str) -> Ids:
-        """What ``word`` is after that context, one id or several."""
+        """The ids of ``word`` after that context, one or several."""
         ...
 
 
 def encoder_of(tokenizer: Any, separator: str = ". ", joint: str | None = None) -> Encoder:
-    """The study's form where the vocabulary has words of its kinds, else plain text.
+    """An encoder of the study's form if the vocabulary has ENV or LAN words, else one of plain text.
 
     Raises:
-        ValueError: no tokenizer, a slow one, or a ``joint`` where words are tokens.
+        ValueError: no tokenizer, a slow one, or a ``joint`` for a vocabulary whose tokens are words.
     """
     if not hasattr(tokenizer, "get_vocab"):
         hint = ""
@@ -56,7 +56,7 @@ def encoder_of(tokenizer: Any, separator: str = ". ", joint: str | None = None) 
 
 
 class StudyEncoder:
-    """A speaker + the ENV sentence + a speaker + the LAN words, one id a word (arXiv 2510.13796: both are <CHI>)."""
+    """Speaker + ENV sentence + speaker + LAN words, one id per word (arXiv 2510.13796: both speakers are <CHI>)."""
 
     def __init__(self, vocabulary: Mapping[str, int]) -> None:
         self._vocabulary = vocabulary
@@ -70,7 +70,7 @@ class StudyEncoder:
         return {token for token in asked if token not in self._vocabulary}
 
     def row(self, context: Context, noun: str) -> Row:
-        """An image is put in by who has it: its row has words after the noun only."""
+        """The row of a context; if its cue is an image, it has only the words after it, and `ProbeImages` fills it."""
         before, after = self._around(context)
         if context.cue == IMAGE:
             return Row((), (), self._ids(after))
@@ -94,7 +94,7 @@ class StudyEncoder:
 
 
 class TextEncoder:
-    """The ENV sentence, a separator and the LAN words as plain text, for tokenizers whose words are of several ids."""
+    """ENV sentence, separator and LAN words as plain text, for tokenizers that may split words into several ids."""
 
     def __init__(self, tokenizer: Any, separator: str, joint: str | None = None) -> None:
         if not getattr(tokenizer, "is_fast", False):
@@ -113,7 +113,7 @@ class TextEncoder:
         with panics_named("tokenizer: it fails on a word of the nouns or contexts"):
             found = self._tokenizer(sorted(words), add_special_tokens=False, return_offsets_mapping=True)
         encoded = zip(sorted(words), found["input_ids"], found["offset_mapping"], strict=True)
-        # The token for unknown words may be written in a context: in many vocabularies it opens a text too.
+        # A context may contain the token for unknown words as text, since in many vocabularies it also opens a text.
         return {
             word
             for word, ids, places in encoded
@@ -141,24 +141,24 @@ class TextEncoder:
         )
 
     def _joined(self, context: Context) -> tuple[str, str]:
-        """The LAN words, and what stands between them and the target: one space, where nothing else is wanted."""
+        """The LAN words, and the text between them and the target: by default one space."""
         joint = self._joint
         if joint is None:
             joint = "" if context.lan.endswith(("\n", "\t")) else " "
         return context.lan.rstrip(" ") if joint.startswith(" ") else context.lan, joint
 
     def _place(self, context: Context, noun: str) -> tuple[int, int]:
-        """Of the noun and the space before it, which is a token of its own where a tokenizer knows no such word."""
+        """The range of the noun and the space before it, which some tokenizers encode as a token of its own."""
         before = context.around()[0]
         return len(before.rstrip(" ")), len(before) + len(noun)
 
     def _encode(self, text: str, start: int, stop: int) -> tuple[Ids, tuple[int, int]]:
-        """Ids, without what closes a text, and the first and one-past-last of those that spell [start, stop)."""
+        """Ids without closing special tokens, and the first and one-past-last index of those spelling [start, stop)."""
         opens = getattr(self._tokenizer, "bos_token", None)
         with panics_named(f"tokenizer: it fails on {text!r}"):
             encoded = self._tokenizer(
                 text,
-                add_special_tokens=not (opens and text.startswith(opens)),  # what is written is not put before it again
+                add_special_tokens=not (opens and text.startswith(opens)),  # not a second time
                 return_offsets_mapping=True,
                 return_special_tokens_mask=True,
             )
@@ -173,27 +173,27 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class ProbeImages:
-    """Images of nouns, of an image set."""
+    """Images of nouns, from an image set."""
 
     patches: int
-    """Of each image."""
+    """Number of patches of an image."""
     of: Mapping[str, Sequence[Shown]]
     """noun → images that show it."""
     shown: Mapping[str, Collection[int]] = field(default_factory=dict)
-    """noun → all images that are known to show it, those of other nouns among them."""
+    """noun → all images that are known to show it, including those of other nouns."""
     empty: int | None = None
-    """An image that shows none of the nouns, where there is one."""
+    """An image that shows none of the nouns, or None."""
 
     def chosen(self, noun: str, context: int) -> Shown:
-        """The image of a noun in the context of this number."""
+        """The image of a noun in the context with this number."""
         of_noun = self.of[noun]
         return of_noun[context % len(of_noun)]
 
     def put_into(self, rows: _Rows, contexts: Sequence[Context], nouns: Sequence[str], vocabulary: int) -> _Rows:
-        """The rows with the image of their noun where their context shows one, the empty image before all others.
+        """The rows with images: that of their noun if the context has the cue "image", else the empty one before them.
 
         Raises:
-            ValueError: a noun without images, or a patch that its image does not have.
+            ValueError: a noun without images, or a patch outside its image.
         """
         self._check(contexts, nouns)
 
@@ -215,7 +215,7 @@ class ProbeImages:
         return tuple(found)
 
     def also_shown(self, nouns: Sequence[str], contexts: int) -> Tensor:
-        """[V,V] bool: whether an image of noun u, in one of so many contexts, is known to show the other noun v."""
+        """[V,V] bool: whether an image of noun u in one of the contexts is known to show another noun v too."""
         known = [set(self.shown.get(noun, ())) for noun in nouns]
         used = [{self.chosen(noun, c).image for c in range(contexts)} for noun in nouns]
         return torch.tensor(

@@ -1,4 +1,4 @@
-"""Rows of ids: a context with a noun in it, and examples with what is predicted after each and their groups."""
+"""Rows of ids (a context with a noun in it), and examples with their targets and groups of positions."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 Ids = tuple[int, ...]
 
-#: The ground of a question about an image, in place of "env" as a key group.
+#: The key group of the image in questions about images, which replaces "env".
 IMAGE = "image"
-#: A noun that an image shows stands in several places: "env" is the last of them, this group the others. Flow from them
-#: is flow from the noun into the prediction, and flow from the rest of the image into its last patch.
+#: If an image shows the noun, several patches may show it: "env" is the last of them, this group the others. Flow from
+#: this group into the prediction counts as flow from the noun, and flow from it into "env" as flow from the rest.
 PATCHES = "patches"
 
 
@@ -25,9 +25,9 @@ class Row(NamedTuple):
     """The noun, or an image that shows it."""
     after: Ids
     patches: tuple[int, ...] = ()
-    """Of an image, which of its ids show the noun."""
+    """The indices of the image's ids that show the noun."""
     outside: int = 0
-    """How many ids stand before the first utterance."""
+    """Number of ids before the first utterance."""
 
     @property
     def ids(self) -> Ids:
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """Rows ready for a model, of one length: each row's last id is repeated after it. N examples."""
+    """N examples: rows padded to one length by repeating their last id."""
 
     input_ids: Tensor
     """[N,T]"""
@@ -46,11 +46,11 @@ class Examples(NamedTuple):
     context: list[int]
     noun: list[str]
     query_masks: dict[str, Tensor]
-    """name → [N,T]: "prediction" and "env" (the last token of the noun itself, or the last patch that shows it)."""
+    """name → [N,T]: "prediction" and "env" (the last token of the noun, or the last patch that shows it)."""
     key_masks: dict[str, Tensor]
-    """name → [N,T]: "env" (the noun and its span), "event", and "patches" (the others that show it) of images."""
+    """name → [N,T]: "env" (the noun and its span), "event", and for images "patches" (the others that show it)."""
     inputs: Callable[[slice], Mapping[str, Tensor]] | None = None
-    """What else the model is given, for a part of the examples: the pixels of their images, say."""
+    """Further inputs of the model for a part of the examples, such as the pixels of their images."""
 
     def __repr__(self) -> str:
         count, length = self.input_ids.shape
@@ -62,7 +62,7 @@ class Examples(NamedTuple):
         return {name: value.to(device) for name, value in found.items()}
 
     def part(self, at: slice) -> Examples:
-        """Some of the examples, in their order."""
+        """A slice of the examples."""
         first, last, _ = at.indices(len(self.input_ids))
         whole = self.inputs
         inputs = None if whole is None else lambda p: whole(slice(first + p.start, first + p.stop))

@@ -1,4 +1,4 @@
-"""Whether probes, or questions about images, are what an analysis takes, and whether the model can read them."""
+"""Checks that an analysis takes the given probes or questions about images, and that the model can read them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from symground.typed import told
 
 
 def check_asked(value: Any, name: str = "probes", *, images: bool = False) -> None:
-    """Refuse what are no probes, or, without ``images``, questions about images.
+    """Refuse anything but probes or, with ``images``, questions about images.
 
     Raises:
-        ValueError: by ``name``.
+        ValueError: names ``name``.
     """
     if isinstance(value, ImageQuestions) and not images:
         raise ValueError(
@@ -31,7 +31,7 @@ def check_asked(value: Any, name: str = "probes", *, images: bool = False) -> No
 
 
 def check_fits(model: PreTrainedModel, probes: Asked, images: bool = False) -> None:
-    """Refuse probes that the model, or an analysis without ``images``, cannot read, and a model whose dropout is on."""
+    """Refuse probes that the model cannot read, a model with dropout on, and questions unless ``images`` is True."""
     check_weights(model)
     check_asked(probes, images=images)
     positions = positions_of(model)

@@ -1,7 +1,7 @@
-"""Questions about images as examples for every analysis: what a vision-language model is about to answer, and why.
+"""Questions about images as examples for analyses of what a vision-language model is about to answer.
 
-They stand where probes stand: `trace`, `find_heads`, `intervene`, `monitor` and `steering` take them. The ground is the
-image: matched is a question with its own picture, mismatched the same with another.
+`trace`, `find_heads`, `intervene`, `monitor` and `steering` take them in place of probes. The answer is grounded in the
+image: a matched example is a question with its own picture, a mismatched one the same question with another.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from symground.data.questions import Question
 from symground.shown import as_table, as_text, some
 from symground.typed import told
 
-#: How answers are said where nothing else is given.
+#: The default wording of answers.
 SAID = {"yes": "Yes", "no": "No"}
 _PER_TOKEN = ("attention_mask", "input_ids")
 
@@ -41,11 +41,11 @@ class ImageQuestions:
     instruction: str
     say: Mapping[str, str]
     said: str | None = None
-    """How the answers begin."""
+    """The beginning of the answers, which the prompt contains."""
     max_megapixels: int = MAX_MEGAPIXELS
-    """No picture has more million points."""
+    """The largest size of a picture in million pixels."""
     span: int = 0
-    """As of probes: there is no other ground than the image's own tokens."""
+    """As for probes; always 0, since the answer is grounded in the image's own tokens."""
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -68,17 +68,17 @@ class ImageQuestions:
 
     @property
     def contexts(self) -> tuple[str, ...]:
-        """The pictures, each once."""
+        """The paths of the pictures, without duplicates."""
         return tuple(dict.fromkeys(question.image for question in self.questions))
 
     @property
     def nouns(self) -> tuple[str, ...]:
-        """What is asked for, each once: objects, or answers where objects are not known."""
+        """The objects of the questions (the answer if the object is unknown), without duplicates."""
         return tuple(dict.fromkeys(map(_about, self.questions)))
 
     @property
     def longest(self) -> tuple[int, int]:
-        """(tokens of the longest prompt, its number)."""
+        """(number of tokens of the longest prompt, its index)."""
         return max((len(prompt.ids), i) for i, prompt in enumerate(self.prompts))
 
     @property
@@ -101,18 +101,18 @@ class ImageQuestions:
         return read_image(question.image, self.max_megapixels)
 
     def on_picture(self, i: int, values: Tensor | NDArray[Any]) -> NDArray[np.float64]:
-        """What each point of a question's picture gets of the values of its tokens: a heat map.
+        """A heat map: the values of a question's image tokens, spread over the pixels of its picture.
 
         Args:
-            i: number of the question.
-            values: [T] of a traced example's keys, such as its layers' saliency at the prediction,
+            i: index of the question.
+            values: [T] values of a traced example's keys, such as its layers' saliency at the prediction position,
                 ``abs(traced.rows.sum("head")).sum("layer")[i]``.
 
         Returns:
-            [height,width] of the picture; each patch's value spread over its area, so that sums stay what they are.
+            [height,width] of the picture. Each patch's value is spread over its area, which preserves the sum.
 
         Raises:
-            ValueError: a model whose image tokens lie in no grid that is known here.
+            ValueError: the arrangement of the model's image tokens is not known.
         """
         picture, prompt = self.picture(i), self.prompts[i]
         of_tokens = values if isinstance(values, Tensor) else np.asarray(values)
@@ -123,10 +123,10 @@ class ImageQuestions:
         return self._examples(self.questions, self.prompts)
 
     def mismatched(self, seed: int = 0) -> Examples:
-        """Each question with another's picture, at random.
+        """Each question with a random picture of another question.
 
         Raises:
-            ValueError: there is one picture only.
+            ValueError: all questions have the same picture.
         """
         if len(self.contexts) < 2:
             raise ValueError("questions: a mismatched example takes another picture, and all questions have the same")
@@ -138,7 +138,7 @@ class ImageQuestions:
         return self._examples(swapped, self._read(swapped))
 
     def _read(self, questions: Sequence[Question]) -> tuple[Prompt, ...]:
-        """Prompts of questions, as those that are asked here are read."""
+        """The prompts of questions, with the processor and settings of this set."""
         return tuple(
             read_prompt(
                 self.processor, self._picture_of(question), question.text + self.instruction, system=self.system,
@@ -153,7 +153,7 @@ class ImageQuestions:
         masks = {name: torch.zeros_like(ids, dtype=torch.bool) for name in PARTS}
         for i, prompt in enumerate(prompts):
             ids[i, : len(prompt.ids)] = torch.tensor(prompt.ids)
-            ids[i, len(prompt.ids) :] = prompt.ids[-1]  # as of probes
+            ids[i, len(prompt.ids) :] = prompt.ids[-1]  # as for probes
             for name, places in prompt.spans.items():
                 masks[name][i, list(places)] = True
         at_p = torch.arange(ids.shape[1]) == lengths - 1
@@ -168,11 +168,11 @@ class ImageQuestions:
 
 
 Asked: TypeAlias = Probes | ImageQuestions
-"""What an analysis of examples takes."""
+"""The inputs that an analysis of examples takes."""
 
 
 class _Pixels:
-    """What the model is given besides ids, made when it is wanted: pictures of a whole set fit no memory."""
+    """Further inputs of the model, computed on demand, since the pictures of a whole set do not fit in memory."""
 
     def __init__(self, owner: ImageQuestions, questions: tuple[Question, ...], length: int) -> None:
         self._owner, self._questions, self._length = owner, questions, length
@@ -192,7 +192,7 @@ class _Pixels:
 
 
 def _together(rows: Sequence[Mapping[str, Tensor]], length: int) -> dict[str, Tensor]:
-    """Rows of one example each as those of one batch: per token padded at the end, pictures one after the other."""
+    """Inputs of single examples as one batch: per-token inputs are padded at the end, pictures are concatenated."""
     found = {}
     for name in rows[0]:
         if name in _PER_TOKEN:
@@ -200,7 +200,7 @@ def _together(rows: Sequence[Mapping[str, Tensor]], length: int) -> dict[str, Te
         parts = [row[name] for row in rows]
         if all(part.shape == row["input_ids"].shape for part, row in zip(parts, rows, strict=True)):
             parts = [pad(part, (0, length - part.shape[1])) for part in parts]
-        elif len({part.shape[1:] for part in parts}) > 1:  # as many tiles for each picture as the most have
+        elif len({part.shape[1:] for part in parts}) > 1:  # every picture gets the largest number of tiles
             most = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
             parts = [
                 pad(p, [x for n, m in zip(reversed(p.shape[1:]), reversed(most), strict=True) for x in (0, m - n)])
@@ -224,25 +224,25 @@ def image_questions(
     said: str | None = None,
     max_megapixels: int = MAX_MEGAPIXELS,
 ) -> ImageQuestions:
-    """Questions about images, encoded as a model's processor and its chat template have it.
+    """Questions about images, encoded by a model's processor and its chat template.
 
-    What is predicted is the first token of the answer, right after the prompt. Key groups of its examples are "system"
-    (all that stands before image and question, the token that opens a text too), "image" (its placeholders), "question"
-    and, where there is one, "answer" (the beginning of it); "prediction" and "question" are query groups.
+    The target is the first token of the answer, right after the prompt. The key groups of the examples are "system"
+    (everything before image and question, including a token that opens the text), "image" (its placeholders),
+    "question" and, with ``said``, "answer" (its beginning). The query groups are "prediction" and "question".
 
     Args:
         processor: of a vision-language model, with a chat template and a fast tokenizer.
-        questions: whose images are paths; see :func:`symground.data.read_questions`.
+        questions: questions whose images are paths; see :func:`symground.data.read_questions`.
         system: a system prompt; None leaves it to the template.
-        instruction: what stands after each question, such as "\\nAnswer with yes or no.".
-        say: answer → how it is said; None takes "Yes" and "No" for yes and no, and other answers as they are.
-        said: how each answer begins, such as "The answer is"; the prompt ends with it.
-        max_megapixels: a picture of more million points is refused before it is unpacked.
+        instruction: text after each question, such as "\\nAnswer with yes or no.".
+        say: answer → its wording; None uses "Yes" and "No" for yes and no, and leaves other answers unchanged.
+        said: the beginning of each answer, such as "The answer is"; the prompt ends with it.
+        max_megapixels: a larger picture, in million pixels, is refused before it is decompressed.
 
     Raises:
-        FileNotFoundError: a picture that does not exist.
-        ValueError: no questions, a picture that cannot be read or is too large, a processor whose ids cannot be told
-            apart, or answers that begin with the same token.
+        FileNotFoundError: a picture does not exist.
+        ValueError: no questions, a picture that cannot be read or is too large, a processor whose ids of image and text
+            cannot be distinguished, or different answers that begin with the same token.
     """
     if not hasattr(processor, "tokenizer"):
         raise ValueError(

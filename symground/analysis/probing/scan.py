@@ -1,7 +1,7 @@
-"""Going through the probes with a model: each context once, what contexts begin with once, in batches that fit.
+"""Scoring all probes with a model: shared prefixes run once, in batches that fit in memory.
 
-Contexts that begin alike are neighbours; the state after what stands before their ENV nouns is read once, and every row
-goes on from it. Rows of a batch have one length: nothing is padded.
+Contexts with the same prefix are grouped. The forward pass over the prefix, up to the ENV noun, runs once, and every
+row continues from its cache. The rows of a batch have one length, so nothing is padded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from symground.analysis.probing.sentence_probes import Probes
 from symground.models.passes import Reader, State
 
-#: Bytes for caches and activations: what larger batches do not make faster any more.
+#: Bytes for caches and activations, from which on larger batches are not faster.
 MEMORY = {"cpu": 2**26, "cuda": 2**31}
 _Table = NDArray[np.float32]
 
@@ -26,7 +26,7 @@ _Table = NDArray[np.float32]
 def scan(
     model: PreTrainedModel, probes: Probes, memory: int | None = None, batch_size: int | None = None
 ) -> Iterator[tuple[int, _Table]]:
-    """(context, surprisals [ENV nouns, targets] in nats) as contexts are done; NaN at pairs that are not asked."""
+    """(context, surprisals [ENV nouns, targets] in nats) as contexts are done; NaN for pairs that are not scored."""
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     reader = Reader(model)
@@ -44,22 +44,22 @@ def _length(probes: Probes, context: int) -> int:
 
 
 class _Fitting(Protocol):
-    """How many rows of a length fit, where so many positions of each are kept to score."""
+    """The number of rows of a length that fit in memory if ``kept`` positions of each are kept for scoring."""
 
     def __call__(self, length: int, kept: int = 1) -> int: ...
 
 
 def _fitting(model: PreTrainedModel, width: int, memory: int) -> _Fitting:
-    """By an estimate of a model's caches and activations, and of what is seen: ``width`` numbers a position."""
+    """An estimate from a model's caches and activations, and from ``width`` numbers at each scored position."""
     config = model.config.get_text_config()
     layers, size = getattr(config, "num_hidden_layers", 12), getattr(config, "hidden_size", 1024)
-    # A key and a value in each layer, and what a layer makes on the way: four times the width, and six tensors more.
+    # A key and a value in each layer, and a layer's activations: one of four times the width and six of the width.
     each = (2 * layers + 10) * size * next(model.parameters()).element_size()
     return lambda length, kept=1: max(1, memory // (length * each + kept * width * 8))
 
 
 def _beginning_alike(probes: Probes, fitting: _Fitting) -> Iterator[list[int]]:
-    """Contexts whose beginnings go in one batch; those with the same beginning are never parted."""
+    """Contexts whose prefixes form one batch; contexts with the same prefix are never separated."""
     beginnings = [of_context[0].before for of_context in probes.rows]
     found: list[int] = []
     for c in sorted(range(len(beginnings)), key=lambda c: (len(beginnings[c]), beginnings[c], _length(probes, c))):
@@ -76,7 +76,7 @@ _Begun = tuple[State | None, dict[int, int]]
 
 
 def _begin(reader: Reader, probes: Probes, contexts: list[int]) -> _Begun:
-    """The state after each distinct beginning, and which of its rows is whose."""
+    """The state after each distinct prefix, and the index of each context's prefix."""
     of = {c: probes.rows[c][0].before for c in contexts}
     distinct = list(dict.fromkeys(of.values()))
     state = None
@@ -87,7 +87,7 @@ def _begin(reader: Reader, probes: Probes, contexts: list[int]) -> _Begun:
 
 
 class _Group:
-    """Some contexts that begin alike, with every noun."""
+    """Some contexts whose prefixes were read together, with every noun."""
 
     def __init__(self, reader: Reader, probes: Probes, contexts: list[int], begun: _Begun, fitting: _Fitting) -> None:
         self._reader, self._probes, self._contexts = reader, probes, contexts
@@ -111,7 +111,7 @@ class _Group:
                     yield c, tables.pop(c)
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
-        """(context, ENV noun) of rows of one length."""
+        """Batches of (context, ENV noun) whose rows have one length."""
         rows = self._probes.rows
         items = [(c, u) for c in self._contexts for u in range(len(self._probes.nouns))]
         for length in sorted({len(rows[c][u].ids) for c, u in items}):
@@ -132,7 +132,7 @@ class _Group:
         return values
 
     def _add_rest(self, values: _Table, asked: NDArray[np.bool_], state: State, count: int) -> None:
-        """Add the tokens after the first, each after those before it, of targets that are so many tokens."""
+        """Add the surprisal of the tokens after the first, for targets of ``count`` tokens."""
         rows, targets = asked.nonzero()
         step = self._fitting(state.ids.shape[1] + count, count - 1)
         for start in range(0, len(rows), step):

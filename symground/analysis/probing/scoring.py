@@ -21,32 +21,32 @@ from symground.folders import read_json, replacing, write_json
 from symground.models.passes import check_weights
 from symground.progress import progress
 
-_KEY = "_scores.json"  # readers of a folder of Parquet files pass over a leading underscore
+_KEY = "_scores.json"  # readers of a folder of Parquet files ignore names with a leading underscore
 _PARTS = "part-*.parquet"
-_FLUSH_SECONDS, _FLUSH_ROWS = 10.0, 2**16  # what an interruption may lose; what is held in memory, about
+_FLUSH_SECONDS, _FLUSH_ROWS = 10.0, 2**16  # work that an interruption may lose; rows held in memory
 
 
 def score(
     model: PreTrainedModel, probes: Probes, *, memory: int | None = None, batch_size: int | None = None
 ) -> pd.DataFrame:
-    """Score the probes. One pass over each context with each ENV noun serves all targets, and what contexts begin with
-    in common is read once.
+    """Score the probes. One forward pass over each context with each ENV noun scores all targets, and a prefix that
+    contexts share runs once.
 
     Args:
         model: any causal language model of transformers, or one of ours.
         probes: from :func:`symground.probes`.
-        memory: bytes that the model's caches and activations may take, about; batches are cut to it. None: 64 MiB on a
-            CPU, which more does not make faster, and 2 GiB on a GPU.
-        batch_size: rows per pass instead.
+        memory: approximate bytes that the model's caches and activations may take; it limits the size of batches. None:
+            64 MiB on a CPU, where more is not faster, and 2 GiB on a GPU.
+        batch_size: rows per pass, in place of ``memory``.
 
     Returns:
-        A DataFrame, context by context: context (its number), env, target (nouns), surprisal (nats, computed in
-        float32 or wider whatever the model's dtype). A score depends on neither batch size nor padding: a batch's rows
-        have one length.
+        A DataFrame, context by context: context (its index), env, target (nouns), surprisal (nats, computed in
+        float32 or wider whatever the model's dtype). The rows of a batch have one length, so a score does not depend on
+        padding or batch size.
 
     Raises:
         ValueError: a context longer than the model's positions, an id outside its vocabulary, dropout that is on, or a
-            surprisal that is not a number (names the context and the model).
+            surprisal that is NaN (the message names the context and the model).
     """
     tables = {c: _table(probes, c, values) for c, values in _scores(model, probes, memory, batch_size)}
     return pd.concat([tables[c] for c in sorted(tables)], ignore_index=True)
@@ -62,8 +62,8 @@ def score_to_parquet(
 ) -> Path:
     """Score the probes into a folder of Parquet files, which ``pandas.read_parquet(path)`` reads as one table.
 
-    Memory does not grow with the number of contexts. Whatever stops it, what was scored is kept; the same call goes on
-    from there, and scores nothing twice.
+    Memory does not grow with the number of contexts. If the call is interrupted, the scores so far are kept; the same
+    call resumes from them and repeats none.
 
     Args:
         model: as for :func:`symground.score`.
@@ -76,8 +76,8 @@ def score_to_parquet(
         ``path``.
 
     Raises:
-        ValueError: what :func:`symground.score` refuses, or a folder that holds other things, or scores of another
-            model or of other probes.
+        ValueError: what :func:`symground.score` refuses, or a folder with other files, or with scores of another model
+            or of other probes.
     """
     check_weights(model)
     check_asked(probes)
@@ -97,7 +97,7 @@ def score_to_parquet(
                 _write(part, held)
                 held, part, since = [], _next_part(folder), time.monotonic()
     finally:
-        # What is stopped between the writing of a part and the next one writes that part again, and not another.
+        # After an interruption between _write and _next_part, the same part is written again, not a further one.
         _write(part, held)
     return folder
 
@@ -105,7 +105,7 @@ def score_to_parquet(
 def _scores(
     model: PreTrainedModel, probes: Probes, memory: int | None, batch_size: int | None, names: list[int] | None = None
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """(context, surprisals [ENV nouns, targets], NaN at pairs that are not asked) as they are done."""
+    """(context, surprisals [ENV nouns, targets], NaN for pairs that are not scored) as they are done."""
     check_fits(model, probes)
     with progress("score", len(probes.contexts)) as bar:
         for c, values in scan(model, probes, memory, batch_size):
@@ -128,7 +128,7 @@ def _table(probes: Probes, context: int, values: NDArray[np.float32]) -> pd.Data
 
 
 def _done(folder: Path, key: dict[str, str]) -> set[int]:
-    """The contexts whose scores are in the folder."""
+    """The contexts whose scores the folder has."""
     if not folder.exists() or not any(folder.iterdir()):
         return set()
     if not (folder / _KEY).is_file():
@@ -143,7 +143,7 @@ def _done(folder: Path, key: dict[str, str]) -> set[int]:
 def _contexts(part: Path) -> list[int]:
     try:
         return pd.read_parquet(part, columns=["context"])["context"].unique().tolist()
-    except Exception as error:  # pyarrow has many kinds
+    except Exception as error:  # pyarrow raises many types
         raise ValueError(f"path: {part} is damaged ({error}); remove it, and its contexts are scored again") from error
 
 
@@ -153,13 +153,13 @@ def _next_part(folder: Path) -> Path:
 
 
 def _write(part: Path, tables: list[pd.DataFrame]) -> None:
-    """A file of scores, under a temporary name first: a reader never sees half of it."""
+    """Write a file of scores under a temporary name first, so that a reader never sees half of it."""
     if tables:
         with replacing(part) as partial:
             pd.concat(tables, ignore_index=True).to_parquet(partial, index=False)
 
 
 def _fingerprint(model: PreTrainedModel) -> str:
-    """Of a model's configuration and weights: other weights have other sums."""
+    """A hash of the model's class and of the sums of its weights, which differ for other weights."""
     sums = [(name, list(p.shape), float(p.detach().sum(dtype=torch.float64))) for name, p in model.named_parameters()]
     return hashlib.sha256(json.dumps([type(model).__name__, sums]).encode()).hexdigest()

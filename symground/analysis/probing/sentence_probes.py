@@ -1,7 +1,7 @@
-"""Probes: sentence pairs in which an ENV noun stands and a LAN noun is to be predicted.
+"""Probes: sentence pairs with an ENV noun in the first, after which a LAN noun is predicted.
 
-A context is an ENV sentence with a slot for the noun, then LAN words up to where a noun is due; the surprisal of that
-noun is read there.
+A context is an ENV sentence with a slot for the noun, then LAN words up to the position where a noun is due. The
+surprisal of that noun is read at this position.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Probes:
     rows: tuple[tuple[Row, ...], ...]
     """[contexts][ENV nouns]"""
     targets: tuple[Ids, ...]
-    """What each target noun is after any context: one id or several."""
+    """The ids of each target noun after any context, one or several."""
     pairs: Tensor
-    """[ENV nouns, target nouns] bool: which are scored."""
+    """[ENV nouns, target nouns] bool: the pairs that are scored."""
     spoken: tuple[str, ...]
-    """What each noun is called in speech: the words of ``targets``."""
+    """The spoken word of each noun, whose ids are ``targets``."""
 
     def __len__(self) -> int:
         return len(self.contexts) * len(self.nouns)
@@ -67,7 +67,7 @@ class Probes:
 
     @property
     def longest(self) -> tuple[int, int]:
-        """(tokens of the longest context with its target but for the last token, that context's number)."""
+        """(the most tokens that a forward pass reads, i.e. context and target without its last token; its context)."""
         most = max(map(len, self.targets)) - 1
         return max((len(row.ids) + most, c) for c, rows in enumerate(self.rows) for row in rows)
 
@@ -76,7 +76,7 @@ class Probes:
         return max(max(map(max, self.targets)), *(max(row.ids) for rows in self.rows for row in rows))
 
     def fingerprint(self) -> str:
-        """Of what is scored, so that scores of other probes are not taken for these."""
+        """A hash of everything that is scored, so that scores of other probes are not mistaken for these."""
         content = hashlib.sha256(repr((self.nouns, self.contexts, self.targets, self.pairs.tolist())).encode())
         for of_context in self.rows:
             content.update(repr([row.ids for row in of_context]).encode())
@@ -95,16 +95,16 @@ class Probes:
         )  # fmt: skip
 
     def matched(self) -> Examples:
-        """Every context with every noun both as ENV and as target; context by context.
+        """Every context with every noun, as both ENV noun and target; context by context.
 
         Raises:
-            ValueError: a target of several tokens: an example predicts one.
+            ValueError: a target of several tokens, since an example predicts one.
         """
         nouns = range(len(self.nouns))
         return self._examples([list(nouns) for _ in self.contexts])
 
     def mismatched(self, seed: int = 0) -> Examples:
-        """The examples of :meth:`matched`, each with another ENV noun, at random from those its target is scored with.
+        """The examples of :meth:`matched`, each with a random other ENV noun that its target is scored with.
 
         Raises:
             ValueError: a target of several tokens.
@@ -114,7 +114,7 @@ class Probes:
         return self._examples([[int(rng.choice(of_noun)) for of_noun in others] for _ in self.contexts])
 
     def _examples(self, env: Sequence[Sequence[int]]) -> Examples:
-        """Every context with every target noun, where ``env`` [contexts][targets] says which ENV noun stands there."""
+        """Every context with every target noun; ``env`` [contexts][targets] is the index of the noun in the slot."""
         several = [noun for noun, ids in zip(self.nouns, self.targets, strict=True) if len(ids) > 1]
         if several:
             kept = len(self.nouns) - len(several)
@@ -132,14 +132,14 @@ class Probes:
         others = torch.zeros_like(ids, dtype=torch.bool)
         for i, (row, place) in enumerate(zip(rows, places, strict=True)):
             ids[i, : len(row.ids)] = torch.tensor(row.ids)
-            ids[i, len(row.ids) :] = row.ids[-1]  # no token that counts comes after; of padding transformers warns
+            ids[i, len(row.ids) :] = row.ids[-1]  # after p; transformers warns of padding ids
             others[i, list(place[2])] = True
         position = torch.arange(ids.shape[1])
         query = {"prediction": position == lengths - 1, "env": position == last}
         noun = (position >= starts) & (position <= last + self.span)
         key = {
             "env": noun,
-            # The ENV utterance is the first.
+            # The ENV utterance is the first one.
             "event": (position >= outside) & (position < last) & ~noun & ~others,
         }
         if bool(others.any()):
@@ -151,7 +151,7 @@ class Probes:
 
 
 def _places(row: Row) -> tuple[int, int, tuple[int, ...]]:
-    """Where the noun begins, where its last token is, and the other patches that show it."""
+    """The first and the last position of the noun, and those of the other patches that show it."""
     first = len(row.before)
     if not row.patches:
         return first, first + len(row.noun) - 1, ()
@@ -176,39 +176,39 @@ def probes(
 ) -> Probes:
     """Build the probes of a vocabulary.
 
-    A vocabulary with ENV words gets the study's form: ``<CHI>``, the ENV sentence, ``<CHI>``, the LAN words. Any other
-    gets plain text: the ENV sentence, ``separator``, the LAN words. A word may be several tokens; its surprisal is then
-    their sum, each after those before it.
+    With a vocabulary of ENV words, probes have the study's form: ``<CHI>``, the ENV sentence, ``<CHI>``, the LAN words.
+    With any other, they are plain text: the ENV sentence, ``separator``, the LAN words. A word may be several tokens;
+    its surprisal is then the sum of theirs, each given those before it.
 
     Args:
         tokenizer: one that a study saved, or any fast tokenizer of transformers.
-        nouns: the nouns, each both ENV noun and target; None takes those of the study's 100 that the vocabulary holds
-            in both forms.
+        nouns: the nouns, each both ENV noun and target; None takes those of the study's 100 that the vocabulary has in
+            both forms.
         contexts: pairs (ENV sentence with ``{}`` for the noun, LAN words up to the noun), or a JSON file of them;
             None takes the ten that come with the package.
-        span: how many tokens after the ENV noun count as the noun when flow from it is measured.
-        spoken: noun → what it is called in speech where that is another word: a synonym, its category. A noun that is
-            called as the target is no mismatch of it.
-        cue: "lan" tells the first sentence in spoken words, the noun as LAN too: what is measured is recall of a word
-            at the same distance, the control for grounding. "image" puts images in its place. None leaves it to each
+        span: number of tokens after the ENV noun that count as the noun when flow from it is measured.
+        spoken: noun → its spoken word, if that is another word (a synonym, its category). Two nouns with the same
+            spoken word are not mismatches of each other.
+        cue: the tier of the first sentence. "lan" makes it and its noun spoken, which measures recall of a word at the
+            same distance, the control for grounding. "image" replaces it by an image. None keeps the cue of each
             context, "env" by default.
-        images: for contexts with the cue "image": matched and mismatched probes differ in the image alone. The i-th
-            context takes the i-th image of each noun, from the first again where there are fewer. A noun that another's
-            images show too is no mismatch of theirs. A context with another cue begins with their empty image, where
-            they have one: a model that has read no text without an image is asked for none.
-        mismatches: the ENV nouns that each target is scored with besides itself: "all" the others, so many at random,
-            or those of its "category".
+        images: for contexts with the cue "image", whose matched and mismatched probes differ only in the image. The
+            i-th context takes the i-th image of each noun, and starts again from the first if there are fewer. A target
+            that an ENV noun's images also show is not scored as its mismatch. A context with another cue begins with
+            the empty image, if there is one, since the model has read no text without an image.
+        mismatches: the other ENV nouns that each target is scored with: "all", a number of random ones, or those of its
+            "category".
         seed: of the random mismatches.
         categories: noun → category; None takes the MacArthur-Bates CDI's.
         separator: between the two sentences of plain text.
-        joint: between the LAN words and the target in plain text: "" where the target follows at once, as after a chat
-            template's "assistant" token or in a script without spaces. None is one space, whether the LAN words end in
-            one or not, and nothing where they end in a line break or a tab.
+        joint: between the LAN words and the target in plain text: "" if the target follows at once, as after a chat
+            template's "assistant" token or in a script without spaces. None is one space, whether or not the LAN words
+            end in one, and nothing if they end in a line break or a tab.
 
     Raises:
-        ValueError: a word that is not in the vocabulary (all are named), fewer than two nouns, a context twice
-            or without ``{}``, a span or mismatches that do not fit, a noun without images or mismatches where contexts
-            show it, or a tokenizer that joins a target with what stands before it.
+        ValueError: words that are not in the vocabulary (the message names all), fewer than two nouns, a duplicate
+            context or one without ``{}``, a span or mismatches that do not fit, a noun without images or mismatches in
+            contexts with images, or a tokenizer that joins a target with the text before it.
     """
     encoder = encoder_of(tokenizer, separator, joint)
     nouns = None if nouns is None else words_of(nouns, "nouns")
@@ -253,7 +253,7 @@ def probes(
         raise ValueError(
             f"spoken: expected at least two different words, so that there are mismatches; got {words[0]!r}"
         )
-    # Of nouns that share a word each is the other's match: neither is scored against the other.
+    # Nouns that share a spoken word match each other, so neither is scored as the other's mismatch.
     alike = torch.tensor([[u != v and a == b for v, b in enumerate(words)] for u, a in enumerate(words)])
     pairs = _pairs_of(nouns, mismatches, seed, categories) & ~alike
     if images is not None and seen:
@@ -271,12 +271,12 @@ def _pairs_of(
 
     Args:
         nouns: V of them.
-        mismatches: "all", so many other nouns at random for each target, or "category".
-        seed: of the random choice; the same in every context, so that contexts are compared alike.
+        mismatches: "all", a number of random other nouns for each target, or "category".
+        seed: of the random choice, which is the same in every context, so that contexts are comparable.
         categories: noun → category; None takes the CDI's.
 
     Raises:
-        ValueError: a number that does not fit, nouns without a category or alone in theirs (names them).
+        ValueError: a number that does not fit, or nouns without a category or alone in theirs (the message names them).
     """
     count = len(nouns)
     same = torch.eye(count, dtype=torch.bool)
@@ -304,7 +304,7 @@ def _pairs_of(
 
 
 def split_contexts(tokenizer: Any, contexts: Iterable[Context]) -> tuple[list[Context], dict[Context, list[str]]]:
-    """The contexts whose words are all in the vocabulary, and the others with the words they lack."""
+    """The contexts whose words are all in the vocabulary, and the others with their missing words."""
     encoder = encoder_of(tokenizer)
     lacking = {context: sorted(encoder.missing([context], (), ())) for context in contexts}
     return [c for c, words in lacking.items() if not words], {c: words for c, words in lacking.items() if words}
