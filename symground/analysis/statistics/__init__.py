@@ -1,4 +1,4 @@
-"""From tables of scores and gains to intervals, tests, mixed models and curves; no model is run."""
+"""Intervals, tests, mixed models and curves, computed from tables of scores and gains; no language model is run."""
 
 from symground.analysis.statistics.cooccurrence_counts import cooccurrence
 from symground.analysis.statistics.curves import over_training

@@ -1,4 +1,4 @@
-"""How often a noun on an ENV tier and a noun in speech stand near each other in the training text."""
+"""Co-occurrence counts of nouns on an ENV tier with nouns in speech in the training text."""
 
 from __future__ import annotations
 
@@ -27,17 +27,20 @@ def cooccurrence(
 
     Args:
         corpus: token ids with document bounds.
-        nouns: counted in both forms.
+        nouns: nouns to count in both forms.
         window: the largest distance, in tokens, in either direction (the study gives none; 512 is its sequence length).
-        spoken: noun → what it is called in speech, itself where it is not listed.
-        cue: "lan" counts the noun in the scene as a spoken word too; a word is not counted with itself. "image" counts
-            images that the corpus says show the noun, each at its last patch.
+        spoken: noun → its spoken word; a noun that is not listed is its own.
+        cue: "lan" counts the noun in the scene as a spoken word too; a position is not paired with itself. "image"
+            counts the images that show the noun according to the corpus, each at its last patch.
 
     Returns:
-        A DataFrame, a row per (env, lan) pair of nouns: env, lan; count, pairs of positions; env_count and lan_count,
-        how often each of the two stands in the corpus; pmi, the pointwise mutual information in nats,
-        log P(v, w) / (P(v) P(w)), where P(v, w) is the share of all pairs of positions within the window and P(v) that
-        of all positions; -inf where the two never meet. How far pmi is from 0 is what frequency does not explain.
+        A DataFrame with a row per (env, lan) pair of nouns. Its columns:
+
+        - env, lan;
+        - count: the number of pairs of positions; env_count, lan_count: how often each of the two occurs;
+        - pmi: the pointwise mutual information log P(v, w) / (P(v) P(w)) in nats, with P(v, w) the share of all pairs
+          of positions within the window and P(v) the share of all positions; -inf if the two never co-occur. It
+          measures co-occurrence beyond what frequency explains.
 
     Raises:
         ValueError: a noun that is not in the vocabulary, or a window below 1.
@@ -58,7 +61,7 @@ def cooccurrence(
     if missing:
         raise ValueError(f"nouns: not in the corpus's vocabulary: {', '.join(missing)}")
     document = np.searchsorted(corpus.documents, np.arange(len(corpus.tokens)), side="right")
-    # Documents are moved apart by more than the window, so that no pair is counted across their bound.
+    # The positions of documents are shifted apart by more than the window, so that no pair crosses a boundary.
     place = np.arange(len(corpus.tokens)) + document * (window + 1)
     by_id = _positions(corpus.tokens, sorted(vocabulary[token] for token in tokens), place)
     at = {token: by_id[vocabulary[token]] for token in tokens}
@@ -80,7 +83,7 @@ def cooccurrence(
 
 
 def _images(corpus: Corpus, names: Mapping[str, str], place: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    """What counts call an image of a noun → where those that show it end, sorted."""
+    """The token of a noun's images in the counts → the sorted last positions of the images that show the noun."""
     patch = np.asarray(corpus.tokens) - len(corpus.tokenizer)
     ends = np.flatnonzero((patch >= 0) & (patch % corpus.prefix == corpus.prefix - 1))
     image = patch[ends] // corpus.prefix
@@ -88,13 +91,13 @@ def _images(corpus: Corpus, names: Mapping[str, str], place: NDArray[np.int64]) 
 
 
 def _pairs_within(lengths: NDArray[np.int64], window: int) -> int:
-    """Ordered pairs of different positions of one document that are no more than ``window`` apart."""
-    reach = np.minimum(window, lengths).astype(object)  # of Python's integers: squares of lengths
+    """The number of ordered pairs of different positions of one document that are at most ``window`` apart."""
+    reach = np.minimum(window, lengths).astype(object)  # Python's integers: squares of lengths may overflow
     return int((reach * (2 * lengths.astype(object) - reach - 1)).sum())
 
 
 def _positions(tokens: NDArray[np.int32], ids: list[int], place: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
-    """Where each id stands, sorted."""
+    """id → its sorted positions."""
     wanted = np.flatnonzero(np.isin(tokens, ids))
     found = np.asarray(tokens)[wanted]
     return {i: place[wanted[found == i]] for i in ids}

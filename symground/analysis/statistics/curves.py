@@ -13,18 +13,22 @@ MEASURES = ("matched", "mismatched", "gain")
 
 
 def over_training(gains: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """A row per model and checkpoint.
+    """Mean surprisals and gain of each model and checkpoint.
 
     Args:
         gains: the results' table "gain": model, seed, step, target, matched, mismatched, gain (nats).
-        seed: of bootstrap and permutations.
+        seed: of the bootstrap and of the permutations.
 
     Returns:
-        model, step; matched, mismatched, gain (nats), means over nouns and seeds, each with three kinds of ends:
-        NAME_low and NAME_high, 95 % over nouns (BCa, each noun its mean over seeds), and NAME_seed_low and
-        NAME_seed_high, 95 % over seeds (Student's t; NaN for one seed). p and p_permutation: paired t-test and paired
-        permutation test of the gain over nouns, the unit that is not the same twice; p_holm: p corrected for the
-        model's checkpoints; d: Cohen's; nouns, seeds: how many.
+        A DataFrame with a row per model and checkpoint. Its columns:
+
+        - model, step;
+        - matched, mismatched, gain: means over nouns and seeds, nats;
+        - NAME_low, NAME_high for each of these three: 95 % interval over nouns (BCa, each noun its mean over seeds);
+        - NAME_seed_low, NAME_seed_high: 95 % interval over seeds (Student's t; NaN for one seed);
+        - p, p_permutation: paired t-test and paired permutation test of the gain over nouns, which are the independent
+          units; p_holm: p corrected for the model's checkpoints; d: Cohen's d;
+        - nouns, seeds: their numbers.
     """
     rows = []
     for (model, step), frame in gains.groupby(["model", "step"], sort=True):

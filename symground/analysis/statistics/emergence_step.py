@@ -1,4 +1,4 @@
-"""When the link appears: for each noun, category and model, the step from which its gain stays above a threshold."""
+"""The emergence step of the link for each noun, category and model: from it on the gain stays above a threshold."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from symground.analysis.statistics.intervals import bootstrap
 from symground.data.nouns import cdi_categories
 
-#: Gain in nats from which a link counts as learnt.
+#: Gain in nats above which a link counts as learnt.
 LEARNT = 1.0
 _RESAMPLES = 1000
 
@@ -23,24 +23,27 @@ def emergence(
     seed: int = 0,
     categories: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
-    """The step at which the gain passes ``threshold`` for good, between checkpoints by a line.
+    """The step from which the gain stays above ``threshold``, interpolated linearly between checkpoints.
 
     Args:
-        gains: the results' table "contexts": model, seed, step, context, target, gain (nats); of scores,
-            :func:`symground.analysis.gain_by_context` makes it.
+        gains: the results' table "contexts": model, seed, step, context, target, gain (nats).
+            :func:`symground.analysis.gain_by_context` computes it from scores.
         threshold: of the gain, nats.
         level: of the intervals.
         seed: of the bootstrap.
         categories: noun → category; None takes the MacArthur-Bates CDI's.
 
     Returns:
-        A DataFrame, a row per model and unit: model; level, "noun", "category" or "model"; unit, its name; step, the
-        emergence step, infinite where the gain does not stay above the threshold until the end, and low and high, its
-        bootstrap interval (percentiles): of a noun over its contexts and seeds, of a category or model over its nouns;
-        of one context or noun alone NaN; count, how many of those; seeds.
+        A DataFrame with a row per model and unit. Its columns:
+
+        - model; level: "noun", "category" or "model"; unit: its name;
+        - step: the emergence step, infinite if the gain does not stay above the threshold until the end;
+        - low, high: its bootstrap interval (percentiles), over contexts and seeds for a noun, over nouns for a category
+          or model; NaN if there is only one of them;
+        - count: the number of curves that are resampled; seeds.
 
     Raises:
-        ValueError: a column is missing, or runs of a model that have not the same checkpoints.
+        ValueError: a column is missing, or the runs of a model do not have the same checkpoints.
     """
     for column in ("model", "seed", "step", "context", "target", "gain"):
         if column not in gains:
@@ -82,12 +85,12 @@ def _cube(gains: pd.DataFrame, model: str) -> tuple[NDArray[np.float64], NDArray
 
 
 def _passes(curve: NDArray[np.float64], steps: NDArray[np.float64], threshold: float) -> float:
-    """The step from which on a curve [steps] stays above the threshold."""
+    """The step from which a curve [steps] stays above the threshold."""
     return float(_all_pass(curve[None], steps, threshold)[0])
 
 
 def _all_pass(curves: NDArray[np.float64], steps: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
-    """[M] of curves [M,steps]."""
+    """The steps [M] from which curves [M,steps] stay above the threshold."""
     below = curves <= threshold
     last = np.where(below.any(1), curves.shape[1] - 1 - below[:, ::-1].argmax(1), -1)  # the last checkpoint below
     found = np.full(len(curves), np.inf)
@@ -102,7 +105,7 @@ def _all_pass(curves: NDArray[np.float64], steps: NDArray[np.float64], threshold
 def _interval(
     curves: NDArray[np.float64], steps: NDArray[np.float64], threshold: float, level: float, seed: int
 ) -> tuple[float, float]:
-    """Of the mean of curves [n,steps], over which of them there are."""
+    """The bootstrap interval of the emergence step of the mean of curves [n,steps], resampling curves."""
     if len(curves) < 2:
         return np.nan, np.nan
 
@@ -115,7 +118,7 @@ def _interval(
             np.arange(len(curves)), passes, n_resamples=_RESAMPLES, method="percentile", vectorized=True,
             rng=np.random.default_rng(seed),
         ).bootstrap_distribution  # fmt: skip
-    # Of the resamples themselves, since some never pass: percentiles between a step and never are never.
-    tail = round(100 * (1 - level) / 2, 9)  # 2.5 and not a bit more, which would be the next resample
+    # Percentiles are values of resamples, since some are infinite: interpolation towards infinity is infinite.
+    tail = round(100 * (1 - level) / 2, 9)  # exactly 2.5: a rounding error above it would take the next resample
     low, high = np.percentile(found, [tail, 100 - tail], method="inverted_cdf")
     return float(low), float(high)

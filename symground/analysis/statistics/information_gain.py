@@ -1,4 +1,4 @@
-"""Grounding information gain: how much a matching ENV noun lowers the surprisal of its word."""
+"""Grounding information gain: the reduction of a word's surprisal by its matching ENV noun."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def gain(scores: pd.DataFrame, level: float = 0.95, seed: int = 0) -> pd.DataFra
         seed: of the bootstrap.
 
     Returns:
-        A DataFrame, a row per target: target, matched, mismatched (mean surprisals, nats), gain (nats), and for each of
-        the three its bootstrap interval (BCa, resampling contexts), matched_low, matched_high and so on; NaN where
-        there is one context only.
+        A DataFrame with a row per target: target; matched and mismatched, mean surprisals in nats; gain, nats; and the
+        bootstrap interval of each of the three (BCa, resampling contexts), matched_low, matched_high and so on. The
+        intervals are NaN if there is only one context.
 
     Raises:
         ValueError: a column is missing, or a target has no matched or no mismatched score.
@@ -43,7 +43,7 @@ def gain(scores: pd.DataFrame, level: float = 0.95, seed: int = 0) -> pd.DataFra
     matched, mismatched = _by_context(scores, is_match), _by_context(scores, ~is_match)
     for name, by_context in (("matched", matched), ("mismatched", mismatched), ("gain", mismatched - matched)):
         by_context = by_context.loc[table.index]
-        # Targets that were scored in the same contexts, mostly all of them, go through one bootstrap together.
+        # Targets that were scored in the same contexts (mostly all targets) share one bootstrap.
         for _, alike in by_context.groupby(by_context.isna().apply(tuple, axis=1)):
             low, high = bootstrap_interval(alike.dropna(axis=1).to_numpy(dtype=float), level, seed)
             table.loc[alike.index, f"{name}_low"], table.loc[alike.index, f"{name}_high"] = low, high
@@ -51,13 +51,14 @@ def gain(scores: pd.DataFrame, level: float = 0.95, seed: int = 0) -> pd.DataFra
 
 
 def gain_by_context(scores: pd.DataFrame) -> pd.DataFrame:
-    """Matched and mismatched surprisal and their difference, a row per target and context.
+    """Matched and mismatched surprisal and their difference for each target and context.
 
     Args:
-        scores: as for :func:`gain`, and perhaps model, seed and step, which stay.
+        scores: as for :func:`gain`; optional columns model, seed and step are kept.
 
     Returns:
-        Those of model, seed and step that there are, context, target, matched, mismatched, gain (nats).
+        A DataFrame with a row per target and context: model, seed and step if ``scores`` has them, context, target,
+        matched, mismatched, gain (nats).
 
     Raises:
         ValueError: a column is missing.
@@ -75,7 +76,7 @@ def _check_columns(scores: pd.DataFrame) -> None:
 
 
 def _by_context(scores: pd.DataFrame, chosen: pd.Series) -> pd.DataFrame:
-    """Mean surprisal, a row per target and a column per context."""
+    """Mean surprisal with a row per target and a column per context."""
     return scores[chosen].pivot_table("surprisal", "target", "context", aggfunc="mean")
 
 

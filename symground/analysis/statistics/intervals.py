@@ -1,4 +1,4 @@
-"""The statistics of the tables: intervals, effect sizes, and p-values of several tests, by scipy and numpy."""
+"""Intervals, effect sizes, tests and corrected p-values for the tables, by scipy and statsmodels."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _RESAMPLES, _PERMUTATIONS = 2000, 9999
 def bootstrap_interval(
     values: Values, level: float = 0.95, seed: int = 0, statistic: Callable[..., Any] = np.mean
 ) -> tuple[Values, Values]:
-    """Bootstrap interval (BCa) of a statistic of each row [rows,n]: low and high [rows], by default of the mean.
+    """Bootstrap interval (BCa) of a statistic (by default the mean) of each row [rows,n]: low and high [rows].
 
-    NaN for n < 2, and where the resamples of so few numbers leave nothing to tell; the statistic twice where all
-    numbers of a row are equal.
+    The interval is NaN for n < 2, and if BCa is undefined for so few numbers. If all numbers of a row are equal, both
+    ends are the statistic.
 
     Source: Efron 1987, "Better bootstrap confidence intervals".
     """
@@ -39,22 +39,22 @@ def bootstrap_interval(
 
 
 def bootstrap(values: NDArray[Any], statistic: Callable[..., Any], **how: Any) -> Any:
-    """scipy's bootstrap of one sample, without its warning of resamples that are all alike: what becomes of an interval
-    then, the functions that print one say themselves."""
+    """scipy's bootstrap of one sample, without its warning about identical resamples. Callers say what the interval
+    then is."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         return stats.bootstrap((values,), statistic, **how)
 
 
 def cohens_d(differences: Values, axis: int = -1) -> Any:
-    """Mean over standard deviation of paired differences (Cohen 1988's d_z); NaN where they do not differ."""
+    """Mean over standard deviation of paired differences (Cohen 1988's d_z); NaN if all differences are equal."""
     deviation = np.std(differences, axis=axis, ddof=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(deviation > 0, np.mean(differences, axis=axis) / deviation, np.nan)
 
 
 def holm(p: Values) -> Values:
-    """p-values of several tests, corrected for their number; NaN, a test that was not made, stays NaN and counts not.
+    """p-values of several tests, corrected for their number. NaN (a test that was not run) is kept and not counted.
 
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
     """
@@ -66,12 +66,12 @@ def holm(p: Values) -> Values:
 
 
 def paired(differences: Values, seed: int = 0) -> dict[str, float]:
-    """Tests of whether paired differences [n] are 0 in the mean.
+    """Tests of whether the mean of paired differences [n] is 0.
 
     Returns:
-        mean; low and high, its bootstrap interval (BCa, 95 %); p, of the paired t-test; p_permutation, two-sided, signs
-        flipped at random (all of them, where there are few); d, Cohen's; n. NaN for p, p_permutation and d where n < 2
-        or nothing differs.
+        mean; low and high, its bootstrap interval (BCa, 95 %); p, of the paired t-test; p_permutation, two-sided, by
+        random sign flips (all of them if there are few); d, Cohen's d; n. p, p_permutation and d are NaN if n < 2 or
+        all differences are equal.
 
     Source: scipy's ttest_1samp and permutation_test; Cohen 1988 (d_z); Efron 1987 (BCa).
     """
@@ -95,9 +95,9 @@ def paired(differences: Values, seed: int = 0) -> dict[str, float]:
 
 
 def over_few(values: Values, level: float = 0.95) -> tuple[float, float, float]:
-    """(mean, low, high) of a handful of runs, by Student's t; NaN for the interval of one.
+    """(mean, low, high) of a few runs, by Student's t; the interval of a single run is NaN.
 
-    A bootstrap of five numbers is too narrow.
+    A bootstrap interval of five numbers would be too narrow.
     """
     values = np.asarray(values, dtype=float)
     mean = float(values.mean())
@@ -113,7 +113,7 @@ def over_few(values: Values, level: float = 0.95) -> tuple[float, float, float]:
 def resampled(
     values: Values, statistic: Callable[[Values], Values], level: float = 0.95, seed: int | None = 0
 ) -> tuple[Values, Values]:
-    """Bootstrap interval (percentiles) of several statistics of the rows of a table at once.
+    """Bootstrap intervals (percentiles) of several statistics of a table at once, resampling its rows.
 
     Args:
         values: [n,c].
@@ -122,7 +122,7 @@ def resampled(
         seed: of the resamples; None for no interval.
 
     Returns:
-        low, high [s]: NaN without a seed, and where a statistic of a resample is.
+        low, high [s]: NaN without a seed, and for a statistic that is NaN in a resample.
 
     Source: Efron 1979, "Bootstrap methods: another look at the jackknife".
     """

@@ -1,4 +1,4 @@
-"""The effect of the scene in a mixed-effects model: nouns, contexts and seeds vary, and are a sample of many."""
+"""The effect of the scene in a mixed-effects model, with nouns, contexts and seeds as random effects."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ _VARYING = ("target", "context", "seed")
 def mixed_effects(gains: pd.DataFrame) -> dict[str, Any]:
     """The mean gain of one model and checkpoint, with crossed random intercepts of nouns, contexts and seeds.
 
-    gain ~ 1 + (1 | target) + (1 | context) + (1 | seed), fitted by restricted maximum likelihood; gain is that of a
-    noun in a context: its mean mismatched surprisal minus its matched one.
+    gain ~ 1 + (1 | target) + (1 | context) + (1 | seed) is fitted by restricted maximum likelihood. gain is the mean
+    mismatched surprisal of a noun in a context minus its matched one.
 
     Args:
-        gains: of the results' table "contexts", one model and step: seed, context, target, gain (nats).
+        gains: one model and step of the results' table "contexts": seed, context, target, gain (nats).
 
     Returns:
-        gain, the fixed effect in nats; low, high, 95 %; se; p, of Wald's test; sd_target, sd_context, sd_seed and
-        sd_rest, standard deviations of the random effects and what is left, NaN where there is one only; targets,
-        contexts, seeds: how many; converged. NaN and not converged where gains vary too little for a fit.
+        gain, the fixed effect in nats; low and high, its 95 % interval; se; p, of Wald's test; sd_target, sd_context
+        and sd_seed, the standard deviations of the random effects, NaN if there is only one level; sd_rest, that of
+        the residuals; targets, contexts and seeds, their numbers; converged. If the gains vary too little for a fit,
+        the numbers are NaN and converged is False.
 
     Raises:
         ValueError: a column is missing, or fewer than two nouns.
@@ -40,16 +41,16 @@ def mixed_effects(gains: pd.DataFrame) -> dict[str, Any]:
         raise ValueError(f"gains: expected at least two nouns, got {counts['target']}")
     models = require("statsmodels.formula.api", "mixed-effects models")
     varying = [name for name in _VARYING if counts[name] > 1]
-    # Crossed effects in statsmodels: one group that holds everything, each effect a component of its variance.
+    # Crossed effects in statsmodels: one group contains everything, and each effect is a component of its variance.
     model = models.mixedlm(
         "gain ~ 1", gains, groups=np.zeros(len(gains)), re_formula="0",
         vc_formula={name: f"0 + C({name})" for name in varying},
     )  # fmt: skip
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns where a variance is 0, which is an answer
+        warnings.simplefilter("ignore")  # it warns of a variance of 0, which is a valid result
         try:
             fitted = model.fit(reml=True, method=["lbfgs", "powell"])
-        except np.linalg.LinAlgError:  # where gains hardly vary its information matrix may be singular
+        except np.linalg.LinAlgError:  # the information matrix may be singular if gains hardly vary
             numbers = ("gain", "low", "high", "se", "p", *(f"sd_{name}" for name in _VARYING), "sd_rest")
             sizes = {f"{name}s": count for name, count in counts.items()}
             return {**dict.fromkeys(numbers, np.nan), **sizes, "converged": False}
@@ -57,7 +58,7 @@ def mixed_effects(gains: pd.DataFrame) -> dict[str, Any]:
     found = {"gain": float(fitted.params["Intercept"]), "low": float(low), "high": float(high)}
     found |= {"se": float(fitted.bse["Intercept"]), "p": float(fitted.pvalues["Intercept"])}
     spread = dict.fromkeys(_VARYING, np.nan)
-    # Its components stand in the order of their names.
+    # fitted.vcomp is in the order of these names.
     spread |= {name: float(np.sqrt(v)) for name, v in zip(model.exog_vc.names, fitted.vcomp, strict=True)}
     return {
         **found, **{f"sd_{name}": value for name, value in spread.items()}, "sd_rest": float(np.sqrt(fitted.scale)),

@@ -1,4 +1,4 @@
-"""Does co-occurrence explain the gain?"""
+"""How much of the gain co-occurrence explains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LEVEL = 0.95
 
 
 def cooccurrence_r2(gains: pd.DataFrame, counts: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """How much of the variance of G(v) over nouns a least-squares line on their co-occurrence explains, in-sample.
+    """The share of the variance of G(v) over nouns that a least-squares line on co-occurrence explains, in-sample.
 
     Args:
         gains: from :func:`symground.gain`.
@@ -23,13 +23,18 @@ def cooccurrence_r2(gains: pd.DataFrame, counts: pd.DataFrame, seed: int = 0) ->
         seed: of the bootstrap.
 
     Returns:
-        One row. r2 and slope (nats per unit of the logarithm), of a line on log(1 + count of v:<ENV> with v:<LAN>);
-        pmi_r2 and pmi_slope, of a line on their pointwise mutual information, over the pmi_nouns that ever meet;
-        partial_r2, the share of what frequency leaves that the count explains: of the variance of G(v) given
-        log(1 + how often v:<ENV> stands) and log(1 + how often v:<LAN> does). r2, slope and partial_r2 with their
-        bootstrap intervals over nouns (percentiles, 95 %): r2_low, r2_high and so on. nouns, how many; mean_gain.
-        All of them are NaN while the mean gain is not above 0, where they mean nothing, and where all counts are alike
-        or nouns too few.
+        A DataFrame with one row. Its columns:
+
+        - r2, slope (nats per unit of the logarithm): of a line on log(1 + count of v:<ENV> with v:<LAN>);
+        - pmi_r2, pmi_slope: of a line on their pointwise mutual information; pmi_nouns: the number of nouns in it,
+          which are those that co-occur at least once;
+        - partial_r2: of the variance that log(1 + count of v:<ENV>) and log(1 + count of v:<LAN>) leave unexplained,
+          the share that the co-occurrence count explains;
+        - r2_low, r2_high and so on for r2, slope and partial_r2: bootstrap intervals over nouns (percentiles, 95 %);
+        - nouns: their number; mean_gain.
+
+        The statistics are NaN if the mean gain is not above 0, since they would mean nothing, if all counts are equal,
+        or if there are too few nouns.
 
     Raises:
         ValueError: a noun without a count.
@@ -65,7 +70,7 @@ def cooccurrence_r2(gains: pd.DataFrame, counts: pd.DataFrame, seed: int = 0) ->
 
 
 def _line(x: _Values, y: _Values, seed: int | None) -> tuple[float, ...]:
-    """(R², low, high, slope, low, high) of y [n] on x [n,1]; without a seed no intervals."""
+    """(R², low, high, slope, low, high) of y [n] on x [n,1]; without a seed the intervals are NaN."""
     if len(y) < 3 or np.ptp(x) == 0:
         return (np.nan,) * 6
     values = np.concatenate([x, y[:, None]], 1)
@@ -94,7 +99,7 @@ def _partial(x: _Values, others: _Values, y: _Values, seed: int) -> tuple[float,
 
 
 def _fit(x: _Values, y: _Values) -> tuple[_Values, _Values]:
-    """R² [M] and coefficients [M,k] of ordinary least squares with an intercept, M at once: x [M,n,k], y [M,n]."""
+    """R² [M] and coefficients [M,k] of M ordinary least-squares fits with an intercept: x [M,n,k], y [M,n]."""
     x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
     coefficients = np.einsum("mkn,mn->mk", np.linalg.pinv(x), y)
     left = y - np.einsum("mnk,mk->mn", x, coefficients)
@@ -103,14 +108,14 @@ def _fit(x: _Values, y: _Values) -> tuple[_Values, _Values]:
 
 
 def peak(r2: pd.DataFrame) -> pd.DataFrame:
-    """Where R² is largest and what becomes of it: a row per model.
+    """The checkpoint at which R² is largest, and its fall until the last checkpoint.
 
     Args:
-        r2: the results' table "r2": model, seed, step, r2 and slope, where the gain is above 0.
+        r2: the results' table "r2": model, seed, step, r2, slope and nouns; rows whose r2 is NaN are ignored.
 
     Returns:
-        model; peak_step, and peak, the largest mean of R² over seeds, with the slope there; last_step, last and
-        last_slope, at the last checkpoint; fall, the peak minus the last; nouns, seeds.
+        A DataFrame with a row per model: model; peak_step, peak and slope at the largest mean of R² over seeds;
+        last_step, last and last_slope at the last checkpoint; fall, the peak minus the last; nouns, seeds.
     """
     rows = []
     for model, of_model in r2.groupby("model", sort=True):
