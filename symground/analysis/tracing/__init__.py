@@ -1,4 +1,4 @@
-"""What happens within one pass: saliency and flow by a backward pass, and the residual stream at every depth."""
+"""Saliency and flow from one backward pass, and lenses on the residual stream at every depth."""
 
 from symground.analysis.tracing.lens import TunedLens, lens_gain
 from symground.analysis.tracing.maps import saliency_maps

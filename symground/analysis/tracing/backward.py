@@ -1,7 +1,7 @@
-"""One pass of a trace, forward and back: each layer's result leaves as soon as the way back has made it.
+"""One forward and backward pass of a trace: each layer's result moves to host memory once it is computed.
 
-The gradient of a probe is taken when the engine accumulates it, reduced into arrays of the host, and dropped. So a
-device holds what any backward pass holds, and one layer's result.
+A hook takes the gradient of a probe when autograd accumulates it, reduces it into arrays in host memory, and drops it.
+A device therefore holds what any backward pass holds, and the result of one layer.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from symground.models.hooks import RowProbe, Tap, device_of, hooked, tapped
 from symground.models.passes import checkpointed, frozen, offloaded
 from symground.models.trials import Readout, hidden_states
 
-#: Gradients of a float16 model are below its smallest numbers; they are made so many times larger, and smaller again.
+#: Loss scale of float16 models, whose gradients would underflow; results are divided by it.
 _SCALE = 2.0**10
-#: Layers × positions × width from which a pass, of 200 MB then, gives back what it frees; smaller ones are faster.
+#: Layers × positions × width from which a pass (then about 200 MB) returns freed memory to the system; below it, passes
+#: are faster without.
 _LARGE = 2**22
 
 
 class Pass(NamedTuple):
-    """What is read in one pass: B examples."""
+    """The inputs of one pass, B examples."""
 
     ids: Tensor
     """[B,T]"""
@@ -47,7 +48,7 @@ class Pass(NamedTuple):
 
 
 class Results:
-    """Of N examples and L layers, in host memory, filled pass by pass and layer by layer."""
+    """Results for N examples and L layers in host memory, filled pass by pass and layer by layer."""
 
     def __init__(
         self, layers: tuple[Mixer, ...], examples: int, length: int, groups: tuple[int, int], saliency: bool, rows: bool
@@ -61,7 +62,7 @@ class Results:
 
         self.surprisal = np.empty(examples, np.float32)
         self.saliency = numbers(length, length) if saliency else None
-        self.rows = numbers(heads, length, fill=np.nan) if rows else None  # NaN where a layer has fewer heads
+        self.rows = numbers(heads, length, fill=np.nan) if rows else None  # NaN for heads that a layer lacks
         self.flow = numbers(heads, num_query, num_key, fill=np.nan)
         self.row_total = numbers(heads, num_query, fill=np.nan)
         self.matrix_total = numbers(heads, fill=np.nan)
@@ -71,7 +72,7 @@ class Results:
 
 
 class _Probes:
-    """Leaves of no storage, each emptied when its gradient is there."""
+    """Saliency, flow and row probes: leaf tensors with storage for one number, whose gradients are taken by hooks."""
 
     def __init__(self, results: Results, at: slice, scale: float) -> None:
         self.leaves: list[Tensor] = []
@@ -87,7 +88,7 @@ class _Probes:
         return leaf
 
     def clear(self) -> None:
-        """A leaf holds its hook, and that all of this: a circle that no collector sees."""
+        """Break the reference cycle leaf → hook → self → leaf, which the garbage collector does not see."""
         self.leaves.clear()
 
     def _take(self, kind: str, layer: int, leaf: Tensor) -> None:
@@ -97,7 +98,7 @@ class _Probes:
         getattr(self, f"_{kind}")(layer, grad)
 
     def _put(self, into: NDArray[np.float32], grad: Tensor) -> Tensor:
-        """Into its place, from whatever device: no copy beside it."""
+        """Copy a gradient from its device into the results, without a further copy."""
         place = torch.from_numpy(into)
         place.copy_(grad)
         return place if self._scale == 1 else place.div_(self._scale)
@@ -139,7 +140,7 @@ def run_pass(
         ValueError: a surprisal or a flow that is not finite, or layers that the gradient does not reach.
     """
     (count, length), (num_query, num_key) = batch.ids.shape, results.groups
-    # One group more on each side takes the positions that are in none, so that the totals are sums of the flow.
+    # One further group on each side contains the positions that are in no group, so the totals are sums of the flow.
     rest = (
         torch.where(batch.query_groups < 0, num_query, batch.query_groups),
         torch.where(batch.key_groups < 0, num_key, batch.key_groups),
@@ -175,11 +176,11 @@ def run_pass(
             surprisal = surprisal_at(model, head, batch)
         check_finite(surprisal, half)
         results.surprisal[at] = surprisal.detach().float().cpu().numpy()
-        # Within the block: where layers run again on the way back they must see the same taps.
+        # Within the block, since layers that are recomputed in the backward pass must see the same taps.
         wanted = len(probes.leaves)
         if surprisal.requires_grad:
             total = surprisal.sum() * (_SCALE if half else 1.0)
-            with torch.autocast(kind, enabled=False):  # the way back has the types of the way there
+            with torch.autocast(kind, enabled=False):  # the backward pass keeps the dtypes of the forward pass
                 torch.autograd.backward(total, inputs=probes.leaves)
     if probes.reached < wanted:
         raise ValueError(
@@ -191,10 +192,10 @@ def run_pass(
 
 
 def gradient_x_input(model: PreTrainedModel, head: Readout, batch: Pass) -> dict[str, NDArray[np.float32]]:
-    """Surprisal [B] and gradient × input [B,T], as the gradient of a probe too: embeddings enter as e · (1 + probe)."""
+    """Surprisal [B] and gradient × input [B,T], the gradient of a probe: embeddings enter as e · (1 + probe)."""
     probe = torch.zeros(batch.ids.shape, device=head.weight.device, dtype=head.weight.dtype, requires_grad=True)
     hook = model.get_input_embeddings(), lambda _, args, out: out * (1 + probe)[..., None]
-    # cuDNN has no way back through an LSTM in evaluation.
+    # cuDNN has no backward pass for an LSTM in evaluation mode.
     with hooked(hook), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         surprisal = surprisal_at(model, head, batch)
         (grad,) = torch.autograd.grad(surprisal.sum(), probe)
@@ -208,12 +209,12 @@ def surprisal_at(model: PreTrainedModel, head: Readout, batch: Pass) -> Tensor:
     inputs = {n: value.to(device) if isinstance(value, Tensor) else value for n, value in batch.inputs.items()}
     hidden = hidden_states(model, batch.ids.to(device), **{"use_cache": False, **inputs})
     at_p = hidden[torch.arange(len(hidden), device=hidden.device), batch.prediction.to(hidden.device)]  # [B,D]
-    place = at_p.device if head.weight.is_meta else head.weight.device  # it may live elsewhere between its passes
+    place = at_p.device if head.weight.is_meta else head.weight.device  # offloaded weights are on meta between passes
     return head.surprisal(at_p.to(place), batch.targets.to(place)[:, None])[:, 0]
 
 
 def check_finite(surprisal: Tensor, half: bool) -> None:
-    """Refuse numbers that mean nothing, before anything is traced back from them."""
+    """Refuse a surprisal that is not finite, before the backward pass."""
     if not bool(surprisal.isfinite().all()):
         first = int((~surprisal.isfinite()).nonzero()[0])
         raise ValueError(f"model: the surprisal of example {first} of a batch is not finite{_hint(half)}")

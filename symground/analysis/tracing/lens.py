@@ -1,4 +1,4 @@
-"""Reading a model at every depth: the tuned lens, and the plain logit lens beside it."""
+"""Predictions of a model at every depth: the tuned lens and the plain logit lens."""
 
 from __future__ import annotations
 
@@ -34,10 +34,9 @@ from symground.typed import told
 
 @dataclass(frozen=True)
 class TunedLens:
-    """An affine translator for each depth of a model: h is read as h + h Wᵀ + b, by the final norm and the head.
+    """An affine translator for each depth of a model: the final norm and the vocabulary head read h + h Wᵀ + b.
 
-    Depth d is what d layers have made of the embedding; translators are of the depths 0 to L - 1, since at depth L the
-    model reads itself.
+    Depth d is the residual stream after d layers. Depths 0 to L - 1 have translators; depth L is the model's output.
     """
 
     weight: Tensor
@@ -45,7 +44,7 @@ class TunedLens:
     bias: Tensor
     """[L,D]"""
     divergence: tuple[tuple[float, ...], ...] = ()
-    """Mean KL of each depth to the final distribution in nats: before the fit, and over its last tenth."""
+    """Mean KL divergence of each depth to the final distribution, nats: before the fit, and over its last tenth."""
 
     def __repr__(self) -> str:
         return as_text("TunedLens", self._shown())
@@ -76,20 +75,20 @@ class TunedLens:
     ) -> TunedLens:
         """Fit the translators to the model's own final distribution; the model is not changed.
 
-        Every step reads its rows once, and fits all depths on the same positions of them, chosen at random.
+        Every step runs one forward pass over its rows, and fits all depths on the same randomly chosen positions.
 
         Args:
-            model: attached, in evaluation; of any architecture with a residual stream, or an LSTM, whose layers' hidden
+            model: attached, in evaluation; any architecture with a residual stream, or an LSTM, whose layers' hidden
                 states are read.
-            data: a corpus, of whose training part rows are drawn; or ids [N,T].
-            steps: of Adam.
-            batch_size: rows a step.
-            length: tokens a row, of a corpus; fewer where the model has fewer positions.
-            share: of a step's positions that are fitted. Depths × vocabulary makes a position dearer to fit than to
-                read, and neighbours tell much the same.
-            learning_rate: at its peak; it goes down to 0 in a line.
-            warmup: share of the steps in which it rises.
-            weight_decay: of the translators' weights, towards the identity.
+            data: a corpus, whose training part rows are drawn from; or ids [N,T].
+            steps: steps of Adam.
+            batch_size: rows per step.
+            length: tokens per row of a corpus; fewer if the model has fewer positions.
+            share: share of a step's positions that are fitted. A position costs more to fit (depths × vocabulary) than
+                to read, and neighbouring positions are similar.
+            learning_rate: the peak learning rate, which then decays linearly to 0.
+            warmup: share of the steps in which the learning rate rises.
+            weight_decay: of the translators' weights, which pulls them towards the identity.
             seed: of the rows and of the positions.
 
         Raises:
@@ -128,11 +127,11 @@ class TunedLens:
 
     @staticmethod
     def load(path: str | Path, device: str | torch.device = "cpu") -> TunedLens:
-        """Read a lens that was saved.
+        """Read a saved lens.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file holds something else.
+            FileNotFoundError: the file does not exist.
+            ValueError: the file is not a tuned lens.
         """
         path = Path(path)
         if not path.is_file():
@@ -146,7 +145,7 @@ class TunedLens:
 
 
 class _Fitter:
-    """The translators of a model while they are fitted."""
+    """The translators of a model during the fit."""
 
     def __init__(self, model: PreTrainedModel, weight_decay: float) -> None:
         self._model, self._head, self._norm = model, verified_readout(model), final_norm(model)
@@ -160,7 +159,7 @@ class _Fitter:
         self._optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
 
     def step(self, ids: Tensor, counts: Tensor, share: float, generator: torch.Generator, rate: float) -> Tensor:
-        """Fit to rows [B,T], of which the positions ``counts`` count; returns each depth's KL before it, [L]."""
+        """One step on rows [B,T] at positions drawn from the mask ``counts``; returns each depth's KL before, [L]."""
         weight, bias = self.translators
         with torch.no_grad():
             stream = residual_stream(self._model, ids.to(weight.device))  # [L+1,B,T,D]
@@ -170,7 +169,7 @@ class _Fitter:
             group["lr"] = rate
         self._optimizer.zero_grad()
         divergence = []
-        for d in range(len(weight)):  # one after the other, so that one depth's logits stand at a time
+        for d in range(len(weight)):  # one by one, so that the logits of only one depth are in memory
             found = self._read(h[d] + functional.linear(h[d], weight[d], bias[d]))
             kl = functional.kl_div(found, final, reduction="sum", log_target=True) / h.shape[1]
             kl.backward()
@@ -179,7 +178,7 @@ class _Fitter:
         return torch.stack(divergence).cpu()
 
     def _read(self, h: Tensor) -> Tensor:
-        """[n,V] logarithms of probabilities."""
+        """[n,V] log-probabilities."""
         return self._head.logits(self._norm(h)).float().log_softmax(-1)
 
 
@@ -196,11 +195,11 @@ def lens_gain(
         batch_size: contexts per pass.
 
     Returns:
-        A DataFrame: depth (layers passed, 0 is the embedding; at the last the model reads itself), target, matched,
-        mismatched, gain (nats, means over contexts).
+        A DataFrame with a row per depth and target: depth (number of layers; 0 is the embedding, the last is the
+        model's output), target, matched, mismatched, gain (nats, means over contexts).
 
     Raises:
-        ValueError: a lens of a model of another size, and what :func:`symground.trace` refuses of probes.
+        ValueError: a lens of a model of another size, or probes that :func:`symground.trace` refuses.
 
     Source: Belrose et al. 2023 (tuned lens); nostalgebraist 2020 (logit lens).
     """
@@ -265,7 +264,7 @@ def _gains(surprisal: NDArray[np.float64], probes: Probes) -> pd.DataFrame:
 
 
 def _some(counts: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Some of the positions [B,T] that count, as indices into them all."""
+    """Indices of a random share of the positions marked in ``counts`` [B,T], flattened."""
     there = counts.flatten().nonzero()[:, 0]
     wanted = max(1, round(share * len(there)))
     return there[torch.randperm(len(there), generator=generator)[:wanted]]
@@ -274,7 +273,7 @@ def _some(counts: Tensor, share: float, generator: torch.Generator) -> Tensor:
 def _batches(
     model: PreTrainedModel, data: Corpus | Tensor, batch_size: int, length: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of ids and which of their positions count, [B,T] both."""
+    """Rows of ids and the mask of their positions to fit, both [B,T]."""
     if isinstance(data, Corpus):
         most = getattr(model.config, "max_position_embeddings", None) or length
         sampler = RowSampler.of(data.part("train"), batch_size, min(length, most), seed)
@@ -290,7 +289,7 @@ def _batches(
 
 
 def _checked(model: PreTrainedModel, data: Any) -> Corpus | Tensor:
-    """A corpus, or ids [N,T], that the model can read."""
+    """A corpus or ids [N,T], checked to be readable by the model."""
     if isinstance(data, Corpus):
         ids_of(np.asarray(data.tokens).max(initial=0, keepdims=True), "data", 1, readable_ids(model))
         return data

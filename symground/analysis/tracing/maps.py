@@ -1,4 +1,4 @@
-"""Single examples to be looked at: every layer's saliency matrix, and every head's signed row at the prediction."""
+"""Saliency maps of single examples: every layer's matrix, and every head's signed row at the prediction position."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from symground.analysis.tracing.tracer import trace
 def saliency_maps(
     model: PreTrainedModel, probes: Probes, tokens: Sequence[str], nouns: int = 8, contexts: int = 2
 ) -> pd.DataFrame:
-    """The matched examples of the first nouns in the first contexts, as a table that can be stored.
+    """Saliency maps of the matched examples of the first nouns in the first contexts, as a table for storage.
 
     Args:
         model: attached, with mixers.
-        probes: of which the examples are.
-        tokens: what each id is called.
-        nouns: how many nouns.
-        contexts: how many contexts.
+        probes: their matched examples are traced.
+        tokens: the token of each id.
+        nouns: number of nouns.
+        contexts: number of contexts.
 
     Returns:
-        A DataFrame, a row per example and layer: context, noun, target (its word), layer (from 0), surprisal (nats),
-        tokens (T of them, up to the prediction position), saliency (T·T numbers, |Σ_h S_h| by query, then by key) and
-        rows (H·T numbers, S_h[p, key], signed, by head); in float16.
+        A DataFrame with a row per example and layer. Its columns:
+
+        - context, noun, target (the noun's word), layer (from 0), surprisal (nats);
+        - tokens: T of them, up to the prediction position;
+        - saliency: T·T numbers, |Σ_h S_h| by query, then by key, float16;
+        - rows: H·T numbers, signed S_h[p, key] by head, float16.
     """
     chosen = probes.take_contexts(range(len(probes.contexts))[:contexts]).matched()
     every = len(probes.nouns)

@@ -1,4 +1,4 @@
-"""How much memory a trace wants, before it is asked for: a formula whose two constants are read off short passes."""
+"""Estimate of the memory of a trace: a formula whose two constants are measured in short forward passes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from symground.models.passes import Kept, checkpointed, frozen
 from symground.models.trials import check_deterministic, hidden_states, trial_ids, verified_readout
 
 _TRIAL = 96
-#: Of the widest part of a layer, how many tensors the way back holds at once beside what was kept.
+#: Number of tensors of a layer's widest size that the backward pass holds at once beside the kept activations.
 _WORKING = 3
 
 
 class TraceMemory(NamedTuple):
-    """Bytes above the model's own."""
+    """Bytes beyond the model's own."""
 
     kept: int
-    """By the forward pass for the way back: grows with B·T."""
+    """Activations that the forward pass keeps for the backward pass; proportional to B·T."""
     layer: int
-    """What is there of one layer at a time: its saliency B·T², its gradients, and with ``checkpoint`` all it keeps."""
+    """Tensors of one layer at a time: its saliency B·T², its gradients, and with ``checkpoint`` its activations."""
     results: int
-    """In host memory: the matrices of all layers and examples."""
+    """The matrices of all layers and examples in host memory."""
     of_pass: int
-    """Of these, those of one pass."""
+    """The part of ``results`` that belongs to one pass."""
 
     @property
     def device(self) -> int:
@@ -37,9 +37,9 @@ class TraceMemory(NamedTuple):
 
     @property
     def cpu(self) -> int:
-        """The peak where the model is in host memory too: layer by layer, what was kept goes and results come.
+        """The peak with the model in host memory: in the backward pass, each layer frees activations and adds results.
 
-        A pass of less than about 200 MB may hold half as much again: the C library keeps what is freed.
+        A pass of less than about 200 MB may take up to half as much again, since the C library keeps freed memory.
         """
         return self.layer + self.results - self.of_pass + max(self.of_pass, self.kept)
 
@@ -55,21 +55,21 @@ def trace_memory(
     checkpoint: bool = False,
     offload: bool = False,
 ) -> TraceMemory:
-    """What :func:`symground.trace` of so many tokens will take above the model itself.
+    """The memory that :func:`symground.trace` needs for examples of ``length`` tokens, beyond the model itself.
 
-    With a, the bytes that a token makes the layers keep, L layers of width E, and M the widest part of a layer:
+    With a the bytes that the layers keep per token, L layers of width E, and M the width of a layer's widest tensor:
 
         kept = B·T·a, with ``checkpoint`` about B·T·(L + 1)·E, with ``offload`` 0
         layer = B·T²·4 (with ``saliency``) + 3·B·T·M, with ``checkpoint`` + B·T·a / L
         results = N·L·T²·4 (with ``saliency``) + N·L·H·T·4 (with ``rows``)
         the peak on a GPU = kept + layer; on a CPU, of one pass, max(kept, results) + layer
 
-    a, and what stands in place of (L + 1)·E, are read off the model itself, in two passes over a few tokens of text. A
-    vision tower is not counted: it runs before, and nothing of it is kept.
+    a and the bytes for (L + 1)·E are measured on the model, in forward passes over a few tokens of text. A vision tower
+    is not counted: it runs before the layers, and none of its activations are kept.
 
     Args:
         model: attached.
-        length: T, tokens of an example, image tokens among them.
+        length: T, tokens of an example, including image tokens.
         batch_size: B, examples of a pass.
         examples: N; ``batch_size`` by default.
         saliency: as for the trace.
@@ -96,7 +96,7 @@ def trace_memory(
 
 
 def _kept_a_token(model: PreTrainedModel, checkpoint: bool) -> float:
-    """Bytes: the slope between two short passes, without what is there once."""
+    """Bytes kept per token: the slope between two short passes, which cancels constant terms."""
     text = model.config.get_text_config()
     most = min(_TRIAL, getattr(text, "max_position_embeddings", None) or _TRIAL)
     lengths, found = (max(1, most // 3), most), []
@@ -116,7 +116,7 @@ def _kept_a_token(model: PreTrainedModel, checkpoint: bool) -> float:
 
 
 def _widest(model: PreTrainedModel) -> int:
-    """Columns of the widest product within a layer."""
+    """The largest dimension of the weight matrices within a layer."""
     sizes = [
         max(p.shape)
         for name, p in model.get_decoder().named_parameters()

@@ -1,4 +1,4 @@
-"""Saliency by region of the context: what of it a model reads before the target."""
+"""Saliency by region of the context: the parts that a model reads to predict the target."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from symground.analysis.probing import PATCHES
 def saliency_by_region(traced: xr.Dataset) -> xr.DataArray:
     """Layer saliency into the prediction position by region: (layer, region), mean over examples.
 
-    Regions are the key groups and "other", the context's remaining tokens. Each is the sum of I over its keys.
+    Regions are the key groups and "other", the context's remaining tokens. The value of a region is the sum of I over
+    its keys.
     """
     check_trace(traced, "traced")
     if "saliency" not in traced:
@@ -19,7 +20,7 @@ def saliency_by_region(traced: xr.Dataset) -> xr.DataArray:
     at_p = traced.saliency.isel(query=traced.prediction)  # (example, layer, key)
     groups = traced.key_group.values.tolist()
     index = {name: [i] for i, name in enumerate(groups) if name != PATCHES} | {"other": [-1]}
-    if PATCHES in groups:  # all patches of the noun are the noun
+    if PATCHES in groups:  # all patches that show the noun count as the noun
         index["env"].append(groups.index(PATCHES))
     sums = [at_p.where(traced.group.isin(i), 0.0).sum("key") for i in index.values()]
     by_region: xr.DataArray = xr.concat(sums, dim="region").assign_coords(region=list(index))

@@ -1,4 +1,4 @@
-"""What a trace is asked for, as one record: made of ids, or of examples."""
+"""The inputs of a trace as one record, built from ids or from examples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PREDICTION = "prediction"
 
 
 class TraceInput(NamedTuple):
-    """N examples of T tokens, of each of which one more token is predicted."""
+    """N examples of T tokens, each with one target token."""
 
     ids: Tensor
     """[N,T]"""
@@ -28,22 +28,22 @@ class TraceInput(NamedTuple):
     """[N]"""
     query_names: list[str]
     query_groups: Tensor
-    """[N,T] index of each position's query group, -1 where it is in none."""
+    """[N,T] index of each position's query group; -1 is in no group."""
     key_names: list[str]
     key_groups: Tensor
-    """[N,T] likewise."""
+    """[N,T] index of each position's key group; -1 is in no group."""
     inputs: Callable[[slice], Mapping[str, Any]]
     """Further inputs of the model for a part of the examples."""
     lengths: Tensor
-    """[N] how many tokens of each count."""
+    """[N] number of valid tokens of each."""
     width: int | None
-    """How many positions of each the model takes for text; None: those that count."""
+    """Number of positions that the model reads as text; None: the valid tokens."""
     labels: Mapping[str, tuple[str, list[Any]]]
     """Further coordinates of the examples."""
 
 
 def of_examples(examples: Examples, beside: Mapping[str, Any]) -> TraceInput:
-    """Examples, which bring targets, groups and further inputs of their own: nothing may be given ``beside`` them."""
+    """The inputs of examples, which have their own targets, groups and model inputs; ``beside`` must be all None."""
     name = next((name for name, value in beside.items() if value is not None), None)
     if name is not None:
         raise ValueError(f"{name}: probes and questions bring their own; expected none beside them")
@@ -58,7 +58,7 @@ def of_examples(examples: Examples, beside: Mapping[str, Any]) -> TraceInput:
         _group_ids(examples.key_masks, ids),
         examples.given,
         lengths=examples.prediction + 1,
-        width=ids.shape[1],  # right padding needs no mask: no token that counts comes after it
+        width=ids.shape[1],  # right padding needs no mask, since no valid token comes after it
         labels={"context": ("example", examples.context), "noun": ("example", examples.noun)},
     )
 
@@ -72,7 +72,7 @@ def of_ids(
     model_inputs: Mapping[str, Any],
     batch_size: int,
 ) -> TraceInput:
-    """Ids [N,T], a tensor, an array or lists, with what stands beside them; see :func:`symground.trace`."""
+    """The inputs of ids [N,T] (a tensor, an array or lists) with their arguments; see :func:`symground.trace`."""
     if targets is None:
         raise ValueError("targets: expected the ids [B] to predict, got None")
     if isinstance(input_ids, str) or not hasattr(input_ids, "__len__"):
@@ -132,7 +132,7 @@ def _inputs_of(
 
 
 def _group_ids(masks: Mapping[str, Tensor], ids: Tensor) -> Tensor:
-    """[B,T] index of the mask that holds each position, -1 where none does."""
+    """[B,T] index of the mask that contains each position; -1 if none does."""
     if not masks:
         return torch.full_like(ids, -1)
     stacked = torch.stack([mask.bool() for mask in masks.values()])
@@ -142,7 +142,7 @@ def _group_ids(masks: Mapping[str, Tensor], ids: Tensor) -> Tensor:
 
 
 def _image_group(model: PreTrainedModel, ids: Tensor) -> dict[str, Tensor]:
-    """{"image": [B,T] where ids are placeholders of images}; empty for a model without such a token or ids without."""
+    """{"image": [B,T] mask of the placeholders of images}; empty if the model or the ids have no such token."""
     token = getattr(model.config, "image_token_id", None)
     places = None if token is None else ids == token
     return {} if places is None or not bool(places.any()) else {"image": places}

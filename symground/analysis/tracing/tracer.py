@@ -48,42 +48,48 @@ def trace(
     """Trace the surprisal of ``targets`` back through every head.
 
     The loss is the sum over examples of the surprisal at p, each example's last valid token, so examples stay
-    independent. Saliency and flow are gradients of zero-storage probes, and each layer's leave for host memory when the
-    backward pass has made them: a device holds the backward pass and one layer's result
-    (:func:`symground.trace_memory` says how much that is).
+    independent. Saliency and flow are gradients of probes without storage. Each layer's gradients move to host memory
+    once the backward pass has computed them, so a device holds the backward pass and the result of one layer
+    (:func:`symground.trace_memory` estimates this memory).
 
     Args:
-        model: attached (:func:`symground.attach`) and in evaluation, or with an attention dropout of 0.
+        model: attached (:func:`symground.attach`), and in evaluation or with an attention dropout of 0.
         input_ids: [B,T], a tensor, an array or lists; or examples of probes, which have their own targets and groups;
-            or probes, or questions about images, for their matched examples.
+            or probes or questions about images, whose matched examples are traced.
         targets: [B] ids predicted at p.
         attention_mask: [B,T], 1 for valid tokens, padding at the ends; None: all valid.
-        groups: name → [B,T] bool masks that do not overlap. All are key groups; as query groups they come after
-            "prediction", which is p alone (taken out of any other query group). None: "image", the placeholders of
-            images in a vision-language model's ids; else no key groups, so the flow is empty, while the totals stand.
+        groups: name → [B,T] bool masks that do not overlap. Every group is a key group and a query group. "prediction"
+            is a further query group, the first: p alone, which is removed from the others. With None, the placeholders
+            of images in a vision-language model's ids are the group "image"; without images there is no key group, the
+            flow is empty, and only the totals are computed.
         saliency: also return the [example, layer, query, key] matrices; False saves their memory.
         rows: also return every head's own signed saliency at p.
         batch_size: examples per pass.
-        checkpoint: keep only what each layer is given, and run it once more on the way back.
-        offload: what is kept waits in host memory (with models on a GPU).
-        model_inputs: further inputs of the model, named parameters of its base model's forward, as a processor gives
-            them; of several batches tensors have B as their first dimension.
+        checkpoint: keep only the input of each layer, and recompute the layer in the backward pass.
+        offload: keep activations in host memory between the passes (for models on a GPU).
+        model_inputs: further inputs of the model as a processor returns them, by the parameter names of its base
+            model's forward. If there are several batches, tensors have B as their first dimension.
 
     Returns:
-        A Dataset with named coordinates: surprisal (example), nats; saliency (example, layer, query, key), |Σ_h S_h|;
-        flow (example, layer, head, query_group, key_group) of |S_h|; row_total (example, layer, head, query_group);
-        matrix_total (example, layer, head); with ``rows``, rows (example, layer, head, key), S_h[p, key], signed;
-        group (example, key), the key group's index or -1; and the coordinate prediction (example). Layers and heads
-        count from 0. A layer with fewer heads than others has NaN there.
+        A Dataset with named coordinates. Layers and heads count from 0; a layer with fewer heads than others has NaN
+        for the missing ones. Its variables:
 
-        An LSTM mixes positions by no matrix and has neither saliency nor flow. What it has is input_x_gradient
-        (example, key), the gradient × input of each position's embedding, Σ_d e[d] · ∂L/∂e[d], signed, nats; its
-        ``attrs`` say so.
+        - surprisal (example), nats;
+        - saliency (example, layer, query, key): |Σ_h S_h|, with ``saliency``;
+        - flow (example, layer, head, query_group, key_group): sums of |S_h|;
+        - row_total (example, layer, head, query_group), matrix_total (example, layer, head): sums over all keys, and
+          over all queries and keys;
+        - rows (example, layer, head, key): S_h[p, key], signed, with ``rows``;
+        - group (example, key): index of the key group, or -1;
+        - the coordinate prediction (example): p.
+
+        An LSTM mixes positions without a matrix, so it has neither saliency nor flow. Its Dataset has input_x_gradient
+        (example, key) in their place: gradient × input of each position's embedding, Σ_d e[d] · ∂L/∂e[d], signed, nats.
+        A note in ``attrs`` says so.
 
     Raises:
         ValueError: shapes that do not fit, ids outside the vocabulary, overlapping groups, a cache, a model with
-            dropout on, without weights, or with a surprisal or a flow that is not finite, as a float16 model's that
-            overflows.
+            dropout on or without weights, or a surprisal or flow that is not finite (if a float16 model overflows).
         TypeError: a keyword that is neither one of these nor an input of the model.
         RuntimeError: called inside torch.inference_mode().
 
@@ -120,7 +126,7 @@ def _trace(
     checkpoint: bool,
     offload: bool,
 ) -> xr.Dataset:
-    """Trace what is given, so many examples a pass."""
+    """Trace the input in batches of ``batch_size`` examples."""
     count, length = given.ids.shape
     results = Results(layers, count, length, (len(given.query_names), len(given.key_names)), saliency, rows)
     head, parts = verified_readout(model), []
