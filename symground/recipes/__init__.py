@@ -1,4 +1,4 @@
-"""From a corpus to a report: what the command line runs."""
+"""The studies and comparisons that the command line runs, from a corpus to a report."""
 
 from symground.recipes.prepare import CorpusSettings, prepare
 from symground.recipes.study import DemoSettings, StudySettings, analyze_study, run_study, train_study

@@ -1,4 +1,4 @@
-"""Which architectures learn the link, and across which gap: models of one size on the same tokens, several seeds."""
+"""A comparison of architectures across gaps: models of one size on the same tokens, with several seeds."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from symground.reports.architectures import gains_over_gaps, markdown, over_trai
 
 @dataclass(frozen=True)
 class ArchitecturesSettings(CompareSettings):
-    """What is compared."""
+    """The architectures and gaps to compare."""
 
     models: tuple[str, ...] = ("gpt2-4l", "mamba2-4l", "lstm-4l", "lstm-1l-304")
-    """Presets, of one size."""
+    """Presets of one size."""
     gaps: tuple[int, ...] = (0, 4, 12)
-    """Utterances that name no object between the scene and the talk of it, in the corpora and in their probes."""
+    """Numbers of utterances without an object between a scene and the talk about it, in corpora and probes."""
     tolerance: float = 0.10
-    """The largest difference in parameters, as a share of the smallest model's."""
+    """Largest difference in parameters, as a share of the smallest model's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,13 +40,13 @@ class ArchitecturesSettings(CompareSettings):
 
 
 def compare_architectures(out: str | Path, settings: ArchitecturesSettings) -> Path:
-    """Train and score every model at every gap with every seed; returns the folder, with its tables and figure.
+    """Train and score every model at every gap with every seed; returns the folder with the tables and the figure.
 
-    A folder OUT/gap-N is a study like any other. What is finished there is not done again.
+    Each folder OUT/gap-N is a study like any other. Runs that are finished in it are not repeated.
 
     Raises:
         ValueError: models of different sizes, or a folder of another comparison.
-        RuntimeError: some run failed (each is named with its error); the others are done and in the tables.
+        RuntimeError: some runs failed (the message has each with its error); the others are in the tables.
     """
     out = Path(out)
     studies = {gap: out / f"gap-{gap}" for gap in settings.gaps}
@@ -118,7 +118,7 @@ class Architectures(ArchitecturesSettings):
     """``symground architectures``."""
 
     out: str = "runs/architectures"
-    """Folder of the comparison: a study for each gap, the tables and the figure."""
+    """Folder of the comparison, with a study for each gap, the tables and the figure."""
 
     def run(self) -> Path:
         return compare_architectures(self.out, self)

@@ -1,4 +1,4 @@
-"""The C++/CUDA extension, from the command line."""
+"""The command that builds the C++/CUDA extension."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models beside each other on several generated corpora: the runs, side by side, and what they gave."""
+"""Comparisons of models on several generated corpora: parallel runs and their collected tables."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _WHAT = AnalysisSettings(what=("surprisal",))
 
 @dataclass(frozen=True)
 class CompareSettings:
-    """Which models, on how much of which corpus."""
+    """The models, the corpus and the training of a comparison."""
 
     models: tuple[str, ...] = ("gpt2-4l",)
-    """Presets."""
+    """Presets to train."""
     seeds: int = 3
     """Runs of each model on each corpus, with the seeds 0, 1, …"""
     optimization: tyro.conf.OmitArgPrefixes[Optimization] = field(
         default_factory=lambda: Optimization(steps=1200, batch_size=8, length=128, checkpoints="0,every 100")
     )
     learning_rates: dict[str, float] = field(default_factory=lambda: {"gpt2": 1e-3, "mamba2": 2e-3, "lstm": 3e-3})
-    """Peak rates by the beginning of the preset's name; --learning-rate for all others."""
+    """Peak rates by the beginning of the preset's name; others use --learning-rate."""
     generated: GeneratedSettings = field(default_factory=GeneratedSettings)
     jobs: int = 1
-    """Runs side by side, each a process with --threads threads."""
+    """Number of runs in parallel, each a process with --threads threads."""
     backend: str = "processes"
-    """Where they run: "processes" of this machine, or "ray", a cluster whose machines all see the folder."""
+    """Where runs execute: "processes" of this machine, or "ray", a cluster whose machines share the folder."""
     threads: int = 1
     """CPU threads of each run."""
 
@@ -61,7 +61,7 @@ class CompareSettings:
         return self.optimization.of_model(model, self.learning_rates)
 
     def asked(self, own: type[CompareSettings]) -> dict[str, Any]:
-        """The settings of the comparison ``own`` as JSON, without what a subclass says of where it is written."""
+        """The settings of the comparison class ``own`` as JSON, without the fields of subclasses such as ``out``."""
         return {f.name: asdict(self)[f.name] for f in fields(own)}
 
 
@@ -69,14 +69,14 @@ def run_all(
     settings: CompareSettings, studies: Mapping[Any, Path], name: str, records: Path,
     also: Callable[[Path, str, int], None] | None = None,
 ) -> list[str]:  # fmt: skip
-    """Train and score every model with every seed on every study; the failed runs are returned, named with their error.
+    """Train and score every model with every seed on every study; returns the failed runs with their errors.
 
     Args:
-        settings: what is compared.
-        studies: value → the folder of its study; what is finished there is not done again.
-        name: what the values are values of.
-        records: folder in which it is written down what became of each run.
-        also: (study, model, seed) → after a run is scored; None for nothing more.
+        settings: the settings of the comparison.
+        studies: value → the folder of its study; runs that are finished in it are not repeated.
+        name: of the quantity that has these values.
+        records: folder for a record of each run's outcome.
+        also: called with (study, model, seed) after a run is scored; None for no call.
     """
     runs = [(value, model, seed) for seed in range(settings.seeds) for value in studies for model in settings.models]
     jobs = {
@@ -90,7 +90,7 @@ def run_all(
 
 
 def collected(settings: CompareSettings, studies: Mapping[Any, Path], name: str, table: str = "gain") -> pd.DataFrame:
-    """A table's rows of what was asked for and is there, with the value in the column ``name``."""
+    """The rows of a table in all studies, for the settings' models and seeds, with the value in column ``name``."""
     tables = []
     for value, study in studies.items():
         rows = read_table(study, table)
@@ -101,7 +101,7 @@ def collected(settings: CompareSettings, studies: Mapping[Any, Path], name: str,
 
 
 def checkpoints(settings: CompareSettings, studies: Mapping[Any, Path]) -> dict[str, list[int]]:
-    """RUN → its finished checkpoints, for the record."""
+    """STUDY/MODEL/seedN → the steps of its finished checkpoints, for the record."""
     runs = ((study, model, seed) for study in studies.values() for model in settings.models
             for seed in range(settings.seeds))  # fmt: skip
     return {

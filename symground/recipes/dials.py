@@ -1,8 +1,8 @@
-"""One dial of the generated corpus, or of its images, turned: the same model on each value, and what it learns there.
+"""Turns one dial of the generated corpus or of its images: the same model is trained on each value.
 
-Beside the gain, two controls are scored at every checkpoint. Recall: a noun that was *said* before, at the distance of
-one sentence, against another noun that was said: what attention retrieves without any ground. And where the dial is
-that of categories, the gain of the category's own word.
+Besides the gain, two controls are scored at every checkpoint. Recall is the gain of a noun that was *said* one sentence
+before over another noun that was said, which needs no grounding. If the corpus talks in categories, the second control
+is the gain of the category's own word.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from symground.recipes.prepare import GENERATED, GENERATED_IMAGES, CorpusSetting
 from symground.recipes.study import study_images, study_probes
 from symground.reports.dials import curves, markdown, silenced_heads, silenced_markdown, summary
 
-#: What a sweep of each dial goes through.
+#: The default values of each dial.
 VALUES: dict[str, tuple[Any, ...]] = {
     "gap": (0, 4, 12), "max_distractors": (0, 3, 8), "silent_scenes": (0.0, 0.3, 0.6), "talk_alone": (0.0, 0.3, 0.6),
     "unsupported": (0.0, 0.2, 0.5), "background": (0.0, 0.5, 1.0), "zipf": (0.0, 0.8, 1.5),
@@ -44,7 +44,7 @@ IMAGE_VALUES: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 SCENES = ("words", "images")
 _OF_IMAGES = {of.name for of in fields(GeneratedImagesSettings)}
-#: Sentences of the generated talk, one of which a noun is said in before it is due in the other.
+#: Pairs of sentences of the generated talk: a noun is said in the first and due at the end of the second.
 RECALL = (
     ("look at the {}", "what's that a"), ("where is the {}", "give me the"), ("I like the {}", "do you want the"),
     ("here is your {}", "can you find the"), ("is it a {}", "that's a"),
@@ -55,18 +55,18 @@ _INTERVENE = AnalysisSettings(what=("interventions",), spans=(0,), intervene_con
 
 @dataclass(frozen=True)
 class DialsSettings(CompareSettings):
-    """Which dial is turned, and how far."""
+    """The dial and its values."""
 
     dial: str = "gap"
-    """One of the generated corpus: gap, max_distractors, silent_scenes, talk_alone, unsupported, background, zipf,
-    partner, synonyms, homonyms, category_talk, unseen or cue; or of its images: size, parts, noise, clutter, position
-    or grid."""
+    """A dial of the generated corpus (gap, max_distractors, silent_scenes, talk_alone, unsupported, background, zipf,
+    partner, synonyms, homonyms, category_talk, unseen or cue) or of its images (size, parts, noise, clutter, position
+    or grid)."""
     values: tuple[str, ...] = ()
-    """What it is set to, one corpus each; three values of the package's choice by default."""
+    """Values of the dial, one corpus each; the package's default values otherwise."""
     seeds: int = field(default=2)
     """Runs of each model on each corpus, with the seeds 0, 1, …"""
     scenes: str = "words"
-    """What shows the scene: "words", or "images", as always where the dial is one of images."""
+    """Form of the scenes: "words" or "images"; always images if the dial is one of images."""
     images: GeneratedImagesSettings = field(default_factory=GeneratedImagesSettings)
     interventions: bool = False
     """Also silence gather and aggregate heads at the last checkpoint."""
@@ -81,11 +81,11 @@ class DialsSettings(CompareSettings):
 
     @property
     def kind(self) -> str:
-        """Of the corpora."""
+        """The kind of the corpora."""
         return GENERATED_IMAGES if self.dial in _OF_IMAGES or self.scenes == "images" else GENERATED
 
     def corpora(self) -> dict[Any, CorpusSettings]:
-        """value → the settings of its corpus; ValueError for a value that the dial does not take."""
+        """value → the settings of its corpus; raises ValueError for a value that the dial does not take."""
         chosen = values_of(self.dial, self.values)
         made = CorpusSettings(generated=self.generated, images=self.images)
         return {value: turned(made, self.dial, value) for value in chosen}
@@ -95,10 +95,10 @@ C = TypeVar("C", bound=CorpusSettings)
 
 
 def values_of(dial: str, texts: Sequence[str]) -> list[Any]:
-    """The values of a dial that are written so; those of the package's choice where none are.
+    """The values of a dial from their texts; the package's default values if there are no texts.
 
     Raises:
-        ValueError: a dial that there is not, or a text that is no value of its kind.
+        ValueError: an unknown dial, or a text that is not a value of its type.
     """
     usual = (VALUES | IMAGE_VALUES).get(dial, ())
     known = {**asdict(GeneratedSettings()), **asdict(GeneratedImagesSettings())}
@@ -113,7 +113,7 @@ def values_of(dial: str, texts: Sequence[str]) -> list[Any]:
 
 
 def turned(settings: C, dial: str, value: Any) -> C:
-    """The settings with a dial at a value; ValueError for one that it does not take."""
+    """The settings with a dial set to a value; raises ValueError for a value that it does not take."""
     room = "images" if dial in _OF_IMAGES else "generated"
     return replace(settings, **{room: replace(getattr(settings, room), **{dial: value})})
 
@@ -121,11 +121,11 @@ def turned(settings: C, dial: str, value: Any) -> C:
 def turn_dial(out: str | Path, settings: DialsSettings) -> Path:
     """Train and score every model on every value of the dial with every seed; returns the folder of tables and figure.
 
-    A folder OUT/DIAL-VALUE is a study like any other. What is finished there is not done again.
+    Each folder OUT/DIAL-VALUE is a study like any other. Runs that are finished in it are not repeated.
 
     Raises:
         ValueError: a folder of another comparison.
-        RuntimeError: some run failed (each is named with its error); the others are done and in the tables.
+        RuntimeError: some runs failed (the message has each with its error); the others are in the tables.
     """
     out = Path(out)
     studies = {value: out / f"{settings.dial}-{value}" for value in settings.corpora()}
@@ -142,7 +142,7 @@ def turn_dial(out: str | Path, settings: DialsSettings) -> Path:
 
 
 def _also(study: Path, model: str, seed: int, *, interventions: bool) -> None:
-    """What is done with a run that is trained and scored: controls, and interventions where they are asked for."""
+    """Score the controls of a run after its own scores, and run interventions if they are requested."""
     run, asked = study / model / f"seed{seed}", control_probes(study)
     if interventions:
         analyze(run, study_probes(study), pd.DataFrame(), _INTERVENE)
@@ -156,7 +156,7 @@ def _also(study: Path, model: str, seed: int, *, interventions: bool) -> None:
 
 
 def control_probes(study: Path) -> dict[str, Probes]:
-    """What is scored beside a study's own probes: "recall", and "category" where the corpus talks in categories."""
+    """The probes of a study's controls: "recall", and "category" if the corpus talks in categories."""
     config, tokenizer = read_json(study / "config.json"), load_tokenizer(study)
     settings = GeneratedSettings(**config["generated"])
     said = [noun for noun in config["nouns"] if noun not in settings.spoken]
@@ -172,7 +172,7 @@ def control_probes(study: Path) -> dict[str, Probes]:
 
 
 def _of_unseen(study: Path) -> pd.DataFrame:
-    """Gain over pairs of a noun and a context that never occurred, and over the others: kind, model, seed, step, …"""
+    """The gain over pairs of noun and context that never occurred, and over the others: kind, model, seed, step, …"""
     config = read_json(study / "config.json")
     settings = GeneratedSettings(**config["generated"])
     scores = read_table(study, "surprisal")
@@ -219,12 +219,12 @@ def _write(out: Path, settings: DialsSettings, studies: Mapping[Any, Path]) -> N
 class Dials(DialsSettings):
     """``symground dials``."""
 
-    dial: tyro.conf.Positional[str] = field()  # without the default that the settings have in code
+    dial: tyro.conf.Positional[str] = field()  # required here; the settings have a default
     """gap, max_distractors, silent_scenes, talk_alone, unsupported, background, zipf, partner, synonyms, homonyms,
-    category_talk, unseen or cue; of images, size, parts, noise, clutter, position or grid. symground run --help
-    says what each does (--generated.…, --images.…)."""
+    category_talk, unseen or cue; for images size, parts, noise, clutter, position or grid. symground run --help
+    describes each (--generated.…, --images.…)."""
     out: str | None = None
-    """Folder of the sweep: a study for each value, the tables and the figure; runs/DIAL by default."""
+    """Folder of the sweep, with a study for each value, the tables and the figure; runs/DIAL by default."""
 
     def run(self) -> Path:
         return turn_dial(self.out or f"runs/{self.dial}", self)

@@ -1,4 +1,4 @@
-"""Aggregate heads of a vision-language model over a set of image-question pairs: found, tested, put to use."""
+"""Aggregate heads of a vision-language model over image-question pairs: search, causal test, and use as a detector."""
 
 from __future__ import annotations
 
@@ -27,44 +27,44 @@ from symground.reports.patches import draw_patches
 
 @dataclass(frozen=True, kw_only=True)
 class HeadsSettings:
-    """What is asked of the model."""
+    """The questions, and the analyses of the model on them."""
 
     pairs: str
     """Questions about images: POPE's JSON lines, or rows with image, question and answer."""
     images: str | None = None
-    """Folder of the images; beside the questions by default."""
+    """Folder of the images; by default the folder of the questions."""
     anywhere: bool = False
     """Allow images whose names lead out of that folder (../)."""
     max_megapixels: int = MAX_MEGAPIXELS
-    """A picture of more million points is refused."""
+    """Largest size of a picture in million pixels; larger ones are refused."""
     limit: int | None = None
-    """Only so many questions, the first ones."""
+    """Number of questions to read, from the first; all by default."""
     system: str | None = None
     """A system prompt; the chat template's own by default."""
     instruction: str = ""
-    """What stands after each question, such as " Answer with yes or no."."""
+    """Text after each question, such as " Answer with yes or no."."""
     threshold: float = 0.30
-    """The smallest share of flow from the image into the prediction that makes an aggregate head."""
+    """Smallest share of flow from the image into the prediction of an aggregate head."""
     checked: int | None = 200
-    """So many questions for the causal check and for amplification, which pass the model once for each draw."""
+    """Number of questions for interventions and amplification, which need a forward pass for each draw."""
     draws: int = 100
     """Draws of random control heads."""
     factors: tuple[float, ...] = (0.0, 1.5, 2.0, 3.0)
-    """What the outputs of the aggregate heads are multiplied with."""
+    """Factors by which the outputs of the aggregate heads are multiplied."""
     pictures: int = 0
-    """Draw the saliency of so many questions over their pictures."""
+    """Number of questions whose saliency is drawn over their pictures."""
     seed: int = 0
-    """Of halves, controls and mismatched pictures."""
+    """Seed of halves, controls and mismatched pictures."""
     batch_size: int = 8
     """Questions per pass."""
     checkpoint: bool = False
-    """Keep only what each layer is given, and run it again on the way back: less memory, a third slower."""
+    """Keep only each layer's input, and recompute the layer in the backward pass: less memory, a third slower."""
     dtype: str | None = None
-    """Of the weights, such as bfloat16; as they are stored by default."""
+    """Dtype of the weights, such as bfloat16; as stored by default."""
     device: str | None = None
-    """Where the model is put: cuda, cpu."""
+    """Device of the model: cuda or cpu."""
     device_map: str | None = None
-    """"auto" spreads the model over all there is; needs accelerate."""
+    """"auto" spreads the model over all devices; needs accelerate."""
 
     def __post_init__(self) -> None:
         least = {"max_megapixels": 1, "limit": 1, "checked": 1, "draws": 1, "pictures": 0, "batch_size": 1}
@@ -77,21 +77,22 @@ class HeadsSettings:
             raise ValueError("factors: expected at least one, got none")
 
 
-#: What does not change a result.
+#: Settings that do not change a result.
 _HOW = ("anywhere", "batch_size", "checkpoint", "device", "device_map", "max_megapixels", "pictures")
 
 
 def find_model_heads(model: str, out: str | Path, settings: HeadsSettings) -> Path:
-    """Write the tables of a model and a set of questions into ``out``; what is there already is not done again.
+    """Write the tables of a model and a set of questions into ``out``; existing tables are not recomputed.
 
-    Tables (Parquet): answers (a row per question), pope (for yes/no answers), heads (every head's share of flow from
-    the image, beside the same questions with other pictures), stability, flow (of the aggregate heads, a row per
-    question), detectors and calibration (is the answer wrong?), interventions, steering; pictures as PNG. Prints a
-    summary.
+    The tables are Parquet files: answers (a row per question); pope (for yes/no answers); heads (every head's share of
+    flow from the image, and its null in the same questions with other pictures); stability; flow (of the aggregate
+    heads, a row per question); detectors and calibration (of wrong answers); interventions; steering. Pictures are PNG
+    files. A summary is printed.
 
     Raises:
-        ValueError: a device that there is not; a folder of other things, or with tables of another model, other
-            questions or other settings; questions about one picture, or with one answer, only; what the parts refuse.
+        ValueError: a device that does not exist; a folder with other files, or with tables of another model, other
+            questions or other settings; questions that all have one picture or one answer; and whatever an analysis
+            refuses.
     """
     folder = Path(out)
     if settings.device is not None:
@@ -102,7 +103,7 @@ def find_model_heads(model: str, out: str | Path, settings: HeadsSettings) -> Pa
     if not {"model", "pairs"} <= known.keys() and folder.exists() and any(folder.iterdir()):
         raise ValueError(f"out: {folder} holds other things; choose another folder")
     other = [name for name in key if known.get(name) != key[name]]
-    if other and any(folder.glob("*.parquet")):  # what failed before its first table may be put right
+    if other and any(folder.glob("*.parquet")):  # settings may change if no table is there yet
         raise ValueError(f"out: {folder} holds results with another {', '.join(other)}; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", key)
@@ -117,7 +118,7 @@ def find_model_heads(model: str, out: str | Path, settings: HeadsSettings) -> Pa
 
 
 class _Study:
-    """The model is loaded when a table is wanted that is not there."""
+    """The analyses of one model; it is loaded when the first missing table needs it."""
 
     def __init__(self, path: str, folder: Path, settings: HeadsSettings) -> None:
         self._path, self._folder, self._settings = path, folder, settings
@@ -130,7 +131,7 @@ class _Study:
     def _model(self) -> tuple[Any, ImageQuestions]:
         if self._loaded is None:
             s = self._settings
-            # What may be refused comes first: weights take long.
+            # Checks come first, since loading weights takes long.
             questions = read_questions(s.pairs, s.images, anywhere=s.anywhere)[: s.limit]
             asked = image_questions(
                 load_processor(self._path), questions, system=s.system, instruction=s.instruction,
@@ -158,7 +159,7 @@ class _Study:
                 table.to_parquet(partial, index=False)
 
     def _some(self) -> ImageQuestions:
-        """Those of the causal check."""
+        """The questions of interventions and amplification."""
         _, questions = self._model
         return _first(questions, self._settings.checked)
 
@@ -227,12 +228,12 @@ def _first(questions: ImageQuestions, count: int | None) -> ImageQuestions:
 
 
 def _three_digits(value: float) -> str:
-    """Without a minus before a zero."""
+    """A number with three digits, without a minus before a zero."""
     return f"{round(value, 3) + 0.0:.3f}"
 
 
 def summary(folder: Path) -> str:
-    """What the tables say, in lines."""
+    """A summary of the tables as text."""
     read = {path.stem: pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))}
     lines: list[str] = []
     for name, title in _TITLES.items():
@@ -248,7 +249,7 @@ def summary(folder: Path) -> str:
 
 
 def _compared(table: pd.DataFrame) -> pd.DataFrame:
-    """A table without what random heads did in rows where there were too few to draw from."""
+    """A table whose control columns are NaN in rows with too few control heads."""
     rows = table[["short", "examples"]].itertuples(index=False)
     few = [not enough(short, examples) for short, examples in rows]
     shown = table.copy()

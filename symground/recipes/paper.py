@@ -1,4 +1,4 @@
-"""The study itself, testbed by testbed: from its corpus to its results, set beside the study's own figures."""
+"""The study itself, testbed by testbed: from its corpus to its results, compared with the study's own figures."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ _WHAT = ("surprisal", "saliency", "lens", "interventions")
 
 @dataclass(frozen=True)
 class PaperSettings:
-    """How much of the study is done, and where it runs."""
+    """The scale of the study, and where it runs."""
 
     scale: str | None = None
-    """"study": sizes as in the study, for a GPU; "cpu": small ones, about an hour on two cores. "study" by default
-    where there is a GPU."""
+    """"study": sizes as in the study, for a GPU; "cpu": small sizes, about an hour on two cores. The default is "study"
+    if there is a GPU."""
     models: tuple[str, ...] = ()
     """Presets; by default GPT-2 of 4, 12 and 18 layers, Mamba-2 of 4 and 12, an LSTM of 4, of the scale's width."""
     seeds: int | None = None
-    """Runs of each model, with the seeds 0, 1, …; 5 as in the study, 2 at the scale of a CPU."""
+    """Runs of each model, with the seeds 0, 1, …; by default 5 as in the study, or 2 at the scale "cpu"."""
     images: str | None = None
-    """Image set (symground features) of the dialogues of paper-images; stand-ins by default, patches that show the
-    nouns of the caption and nothing else."""
+    """Image set (symground features) for the dialogues of paper-images; by default generated stand-ins, whose patches
+    show only the nouns of the caption."""
     steps: int | None = None
-    """Steps of training; the scale's by default. Checkpoints and interventions keep their places in it."""
+    """Steps of training; the scale's by default. Checkpoints and interventions keep their relative positions."""
     jobs: int = 1
-    """Runs side by side, each a process with --threads threads (one by default)."""
+    """Number of runs in parallel, each a process with --threads threads (one by default)."""
     threads: int | None = None
     """CPU threads of each run."""
     backend: str = "processes"
-    """Where they run: "processes" of this machine, or "ray", a cluster whose machines all see the folder."""
+    """Where runs execute: "processes" of this machine, or "ray", a cluster whose machines share the folder."""
     hardware: tyro.conf.OmitArgPrefixes[Hardware] = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
@@ -70,10 +70,10 @@ class PaperSettings:
 
 
 def sweep_settings(recipe: str, settings: PaperSettings) -> SweepSettings:
-    """Everything that a recipe trains and measures, at the scale that is asked for.
+    """Everything that a recipe trains and measures, at the scale of the settings.
 
     Raises:
-        ValueError: no such recipe, or no scale where there is no GPU.
+        ValueError: an unknown recipe, or no scale on a machine without a GPU.
     """
     if recipe not in RECIPES:
         raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}; got {recipe!r}")
@@ -93,13 +93,13 @@ def sweep_settings(recipe: str, settings: PaperSettings) -> SweepSettings:
     )  # fmt: skip
 
 
-#: Of stand-ins; the study's DINOv2 gives 256 patches of an image.
+#: The sizes of stand-ins, which have fewer patches than the 256 of the study's DINOv2.
 _STAND_INS = GeneratedImagesSettings(grid=4, size=2)
 
 
 def _of_study(steps: int | None) -> SweepSettings:
-    """As in arXiv 2510.13796 and its authors' public repositories, which say so of GPT-2 only: Mamba-2 and the LSTM are
-    trained alike. Weight decay is this package's."""
+    """The settings of arXiv 2510.13796 and its authors' public repositories. These describe the training of GPT-2 only;
+    Mamba-2 and the LSTM use the same settings. Weight decay is this package's."""
     steps = steps or 20_000
     return SweepSettings(
         models=("gpt2-4l-768", "gpt2-12l-768", "gpt2-18l-768", "mamba2-4l-768", "mamba2-12l-768", "lstm-4l-768"),
@@ -131,28 +131,28 @@ def _on_cpu(steps: int, learning_rate: float) -> SweepSettings:
 
 
 def _childes_on_cpu(steps: int | None) -> SweepSettings:
-    """Little text has to show the link, soon: that which has most of its scenes, of words that are not rare, at a high
-    rate."""
+    """Settings that show the link with little text and few steps: transcripts with many scenes, words that are not
+    rare, and a high learning rate."""
     chosen = _on_cpu(steps or 1500, 4e-3)
     return replace(chosen, chat=ChatSettings(min_env_tiers=150), min_word_count=20)
 
 
 def _dialogues_on_cpu(steps: int | None) -> SweepSettings:
-    """VisDial's validation set, 2,064 dialogues, has few of the nouns a hundred times, and is read many times over;
-    its later turns say little of what the caption names."""
+    """Settings for VisDial's validation set. Few nouns occur a hundred times in its 2,064 dialogues, so the threshold
+    is lower, and training runs over many epochs. Later turns say little about the caption's nouns, so they are cut."""
     chosen = replace(_on_cpu(steps or 3000, 2e-3), models=("gpt2-4l", "mamba2-4l", "lstm-4l"))
     return replace(chosen, visdial=DialogSettings(rounds=4), nouns="cdi", min_noun_count=20)
 
 
 def _checkpoints(steps: int, parts: int) -> str:
-    """Evenly over training, and denser before the first of them; where the analyses look too."""
+    """Steps of checkpoints: evenly over training, two more before the first, and those of the analyses."""
     first = steps / parts
     at = {0, round(first / 4), round(first / 2), *(round(first * i) for i in range(1, parts + 1))}
     return ",".join(map(str, sorted(at | {*_table_steps(steps), *_tenths(steps)})))
 
 
 def _table_steps(steps: int) -> tuple[int, ...]:
-    """Where the study's table stands: at a quarter, half and all of the training (5,000, 10,000 and 20,000 steps)."""
+    """The steps of the study's table: a quarter, half and all of the training (5,000, 10,000 and 20,000 steps)."""
     return (steps // 4, steps // 2, steps)
 
 
@@ -161,19 +161,20 @@ def _tenths(steps: int) -> tuple[int, ...]:
 
 
 def run_paper(corpus: Sequence[str], out: str | Path, settings: PaperSettings) -> Path:
-    """Prepare, train, analyse and report; returns the study's report. The same call again does what is left.
+    """Prepare, train, analyse and report; returns the path of the report. Repeating the call resumes the work.
 
-    ``out`` is a study like any other. Beside its report stand ``paper.md``, the study's results and ours with what
-    agrees, ``paper.json``, all of its numbers, and ``paper-*.svg``; no word of the corpus is in them but its nouns.
+    ``out`` is a study like any other. Besides its report it has ``paper.md``, which compares the study's results with
+    ours, ``paper.json`` with all numbers, and ``paper-*.svg``. Of the corpus's words they contain only the nouns.
 
     Args:
-        corpus: a name in `RECIPES`, and paths of what it is made from.
+        corpus: a name in `RECIPES`, then the paths of its data.
         out: the study's folder.
-        settings: how much of it.
+        settings: the scale and where to run.
 
     Raises:
-        ValueError: no such recipe, or one without paths; no scale where there is no GPU; a folder of another study.
-        RuntimeError: some job failed (each is named with its error); the others are done and in the tables.
+        ValueError: an unknown recipe, or one without paths; no scale on a machine without a GPU; a folder of another
+            study.
+        RuntimeError: some jobs failed (the message has each with its error); the others are in the tables.
     """
     recipe, *paths = corpus
     if not paths:
@@ -219,7 +220,7 @@ def _write(study: Path, recipe: str, settings: SweepSettings) -> None:
 
 
 def _revisions(study: Path) -> list[str]:
-    """Of this package, that the runs were trained at."""
+    """The revisions of this package with which the runs were trained."""
     found = (read_json(run / "config.json")["versions"]["revision"] for run in runs_of(study))
     return sorted({str(revision) for revision in found})
 

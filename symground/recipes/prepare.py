@@ -1,4 +1,4 @@
-"""A study's folder from a corpus: tokenizer, token arrays, nouns, contexts, and the page that shows what is in it."""
+"""Builds a study's folder from a corpus: tokenizer, token arrays, nouns, contexts, and a page about the corpus."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ PROBE_IMAGES = "probe_images.json"
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """From what is given to token arrays."""
+    """The settings of a corpus and of its nouns and contexts."""
 
     chat: tyro.conf.OmitArgPrefixes[ChatSettings] = field(default_factory=ChatSettings)
     visdial: DialogSettings = field(default_factory=DialogSettings)
@@ -57,19 +57,19 @@ class CorpusSettings:
     min_word_count: int = 5
     """Rarer tokens become [UNK] (not in the generated corpus)."""
     validation: float = 0.01
-    """Share of documents kept from training (not of the generated corpus)."""
+    """Share of documents held out from training (not in the generated corpus)."""
     nouns: str = "study"
-    """Nouns to probe: 'study' (the study's 100), 'cdi', a Wordbank item list (.csv), or a file with a word a line."""
+    """Nouns to probe: 'study' (the study's 100), 'cdi', a Wordbank item list (.csv), or a file with a word per line."""
     noun_categories: tuple[str, ...] = ()
-    """Only nouns under these headings of the CDI (animals toys …)."""
+    """Use only nouns in these categories of the CDI (animals toys …)."""
     min_noun_count: int = 100
-    """A noun is probed that stands this often both as ENV and as LAN (the study's rule)."""
+    """Smallest count of a probed noun, both as ENV and as LAN (the study's rule)."""
     contexts: str | None = None
-    """JSON file of sentence pairs; the ten of the package for this kind of corpus by default."""
+    """JSON file of sentence pairs; by default the package's ten for this kind of corpus."""
     strict: bool = False
-    """Stop at the first file that cannot be read; by default it is set aside and named."""
+    """Stop at the first file that cannot be read; by default such files are skipped and listed."""
     jobs: int | None = None
-    """Processes that read transcripts; as many as there are processors by default."""
+    """Number of processes that read transcripts; by default the number of processors."""
     limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -82,15 +82,15 @@ class CorpusSettings:
             raise ValueError(f"jobs: expected at least 1, got {self.jobs}")
 
 
-#: What a setting was before there was one, for folders that do not name it.
+#: The values of settings that are younger than some studies, for folders whose config.json lacks them.
 _BEFORE: dict[str, Any] = {"validation": 0.0, "nouns_from": "study", "noun_categories": []}
 
 
 def kind_of(corpus: Sequence[str]) -> tuple[str, list[str]]:
-    """(kind, paths) of what stands on the command line; paths alone are transcripts.
+    """(kind, paths) of a corpus on the command line; paths alone are transcripts.
 
     Raises:
-        ValueError: a kind without paths, or a generated corpus with some.
+        ValueError: a kind without paths, or a generated corpus with paths.
     """
     kind, paths = (corpus[0], list(corpus[1:])) if corpus and corpus[0] in KINDS else (CHILDES, list(corpus))
     if _is_generated(kind) == bool(paths):
@@ -104,15 +104,15 @@ def _is_generated(kind: str) -> bool:
 
 
 def prepare(corpus: Sequence[str], out: str | Path, settings: CorpusSettings) -> Corpus:
-    """Make a study's folder from ``corpus`` (a kind and its paths), or load the one that is there.
+    """Build a study's folder from ``corpus`` (a kind and its paths), or load the existing one.
 
-    Writes ``data/`` (see `symground.data.corpus`), ``tokenizer.json``, ``corpus.html`` and, last, ``config.json``; of
+    Writes ``data/`` (see `symground.data.corpus`), ``tokenizer.json``, ``corpus.html`` and, last, ``config.json``; for
     generated scenes with images also the image set ``images/``.
 
     Raises:
-        BlockingIOError: another process prepares this study now (says which).
-        ValueError: the folder holds a study of another corpus, no noun passes the threshold, or no context's words are
-            all in the vocabulary.
+        BlockingIOError: another process is preparing this study (the message says which).
+        ValueError: the folder has a study of another corpus, no noun reaches the threshold, or every context has a word
+            that the vocabulary lacks.
     """
     study = Path(out)
     kind, paths = kind_of(corpus)
@@ -120,10 +120,10 @@ def prepare(corpus: Sequence[str], out: str | Path, settings: CorpusSettings) ->
     if not (study / "config.json").is_file():
         try:
             with held(study, "prepares the corpus"):
-                if not (study / "config.json").is_file():  # which the holder before has made
+                if not (study / "config.json").is_file():  # the previous holder may have built it
                     return _made_or_nothing(study, kind, paths, settings, wanted)
         finally:
-            with suppress(OSError):  # only an empty folder goes
+            with suppress(OSError):  # removes only an empty folder
                 study.rmdir()
     _check_same(study, wanted)
     return Corpus.load(study / "data", study)
@@ -153,7 +153,7 @@ def _made(study: Path, kind: str, paths: Sequence[str], settings: CorpusSettings
     vocabulary = tokenizer.get_vocab()
     seen_images = {"images": {shown(noun): len(images) for noun, images in builder.shown.items()}}
     everything = builder.counts_by_group(lemmas) | (seen_images if cue == IMAGE else {})
-    # A corpus without enough of any noun is refused before its vocabulary is looked at.
+    # A corpus in which no noun is frequent enough is refused before its vocabulary is checked.
     nouns_over_threshold(_total(everything), settings.min_noun_count, list(candidates), spoken, cue)
     counts = {
         group: {token: n for token, n in of_group.items() if token in vocabulary or group == "images"}  # others: [UNK]
@@ -172,7 +172,7 @@ def _made(study: Path, kind: str, paths: Sequence[str], settings: CorpusSettings
         probed = seen or {noun: probe_images(builder, noun, len(kept)) for noun in nouns}
         write_json(study / "data" / PROBE_IMAGES, {"of": {noun: probed[noun] for noun in nouns}, "empty": empty})
     corpus_page(study, built.statistics, counts, noun_tokens(nouns, spoken, cue), settings.min_noun_count)
-    # Last, once all else is on the disk: a folder with a config.json is a study whose data is whole.
+    # Written last, after everything else is on the disk: a folder with a config.json is a complete study.
     sync_all(study)
     asked = {} if _is_generated(kind) else {"asked": {"nouns": len(candidates), "contexts": len(contexts)}}
     write_json(study / "config.json", {**wanted, **asked, "nouns": nouns, "spoken": spoken, "contexts": kept})
@@ -181,7 +181,7 @@ def _made(study: Path, kind: str, paths: Sequence[str], settings: CorpusSettings
 
 
 def probe_images(builder: CorpusBuilder, noun: str, count: int) -> list[Shown]:
-    """So many images of a noun to probe it with, those kept from training first, in an order of chance."""
+    """``count`` images to probe a noun with, in random order, those held out from training first."""
     among = dict.fromkeys(builder.shown[noun])
     order = sorted(among, key=lambda i: (i not in builder.validation_images, share_of(f"{noun} {i}")))
     return [Shown(image) for image in order[:count]]
@@ -195,7 +195,7 @@ def _total(counts: Mapping[str, Mapping[str, int]]) -> Counter[str]:
 
 
 def _wanted(kind: str, corpus: Sequence[str], settings: CorpusSettings) -> dict[str, Any]:
-    """What config.json says of where the corpus comes from."""
+    """The entries of config.json that identify the corpus."""
     wanted: dict[str, Any] = {
         "corpus": list(corpus), "min_noun_count": settings.min_noun_count, "contexts_file": settings.contexts,
         "nouns_from": settings.nouns, "noun_categories": settings.noun_categories,
@@ -207,7 +207,7 @@ def _wanted(kind: str, corpus: Sequence[str], settings: CorpusSettings) -> dict[
         own = {"chat": settings.chat} if kind == CHILDES else {"visdial": settings.visdial}
         wanted |= {name: asdict(value) for name, value in own.items()}
         wanted |= {"min_word_count": settings.min_word_count, "validation": settings.validation}
-    loaded: dict[str, Any] = json.loads(json.dumps(wanted))  # as config.json holds it: its tuples are lists
+    loaded: dict[str, Any] = json.loads(json.dumps(wanted))  # as in config.json, where tuples are lists
     return loaded
 
 
@@ -218,7 +218,7 @@ def _check_same(study: Path, wanted: Mapping[str, Any]) -> None:
         "visdial": DialogSettings(),
     }  # fmt: skip
     for name, settings in known.items():
-        if isinstance(found.get(name), dict):  # settings younger than the study stand where they did
+        if isinstance(found.get(name), dict):  # settings younger than the study have their defaults
             found[name] = {**json.loads(json.dumps(asdict(settings))), **found[name]}
     differing = [
         f"{name} is {found.get(name)!r} there, {value!r} here"
@@ -233,13 +233,13 @@ def _fill(
     builder: CorpusBuilder, kind: str, paths: Sequence[str], settings: CorpusSettings, study: Path,
     nouns: Sequence[str], contexts: int,
 ) -> tuple[dict[str, str], dict[str, list[Shown]], int | None]:  # fmt: skip
-    """Put the documents into the builder; returns form → lemma, and what images were made to probe with: noun → those
-    that show it, and one that shows none."""
+    """Add the documents to the builder; returns form → lemma, and the images generated for probes: noun → images that
+    show it, and an image that shows none."""
     if kind == GENERATED:
         add_scenes(builder, settings.generated)
         return {}, {}, None
     if kind == GENERATED_IMAGES:
-        shutil.rmtree(study / "images", ignore_errors=True)  # of a making that was cut off
+        shutil.rmtree(study / "images", ignore_errors=True)  # left by an interruption
         return {}, *add_image_scenes(builder, study / "images", settings.generated, settings.images, contexts)
     validation, strict = settings.validation, settings.strict
     if kind == VISDIAL:
@@ -271,7 +271,7 @@ def _folds(kind: str, settings: CorpusSettings) -> bool:
 
 
 def _adapted(context: Context, fold: bool, lemmas: Mapping[str, str]) -> Context:
-    """The context in the words of a corpus whose words were folded or merged."""
+    """The context with its words case-folded and lemmatised as those of the corpus."""
     between = tuple(u._replace(text=_words(u.text, fold, lemmas)) for u in context.between)
     before, after = (_words(part, fold, lemmas) for part in context.around())
     return context._replace(env=f"{before}{{}}{after}", lan=_words(context.lan, fold, lemmas), between=between)
@@ -305,7 +305,7 @@ def _say(text: str) -> None:
 
 
 def check_named(corpus: Sequence[str]) -> None:
-    """WrongUsageError for a command without a corpus."""
+    """Raise WrongUsageError for a command without a corpus."""
     if not corpus:
         raise WrongUsageError("CORPUS: expected 'generated', or 'childes' or 'visdial' and paths; got nothing")
 

@@ -1,4 +1,4 @@
-"""A study: corpus, models × seeds, analyses, report. Each stage goes on from what is already there."""
+"""A study: corpus, models × seeds, analyses, report. Each stage resumes from what is finished."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from symground.training import Hardware, Optimization, TrainSettings, train
 
 @dataclass(frozen=True)
 class StudySettings(CorpusSettings):
-    """Everything a study depends on."""
+    """All settings of a study."""
 
     optimization: tyro.conf.OmitArgPrefixes[Optimization] = field(
         default_factory=lambda: Optimization(length=128, learning_rate=2e-3)
     )
     learning_rates: dict[str, float] = field(default_factory=dict)
-    """Peak rates by the beginning of the preset's name (gpt2 1e-3 lstm 3e-3); --learning-rate for all others."""
+    """Peak rates by the beginning of the preset's name (gpt2 1e-3 lstm 3e-3); others use --learning-rate."""
     hardware: tyro.conf.OmitArgPrefixes[Hardware] = field(default_factory=Hardware)
     score_while_training: bool = False
-    """Score the probes at each checkpoint while training goes on, so that curves grow."""
+    """Score the probes at each checkpoint during training, so that the report's curves grow."""
     models: tuple[str, ...] = ("gpt2-4l",)
     """Presets to train."""
     seeds: int = 1
@@ -61,14 +61,14 @@ class StudySettings(CorpusSettings):
 
 @dataclass(frozen=True)
 class DemoSettings(StudySettings):
-    """The demonstration: a 4-layer GPT-2 and a 4-layer LSTM on the generated corpus, minutes on two cores."""
+    """The demonstration: a 4-layer GPT-2 and a 4-layer LSTM on the generated corpus, in minutes on two cores."""
 
     optimization: tyro.conf.OmitArgPrefixes[Optimization] = field(default_factory=lambda: Optimization(steps=800))
     models: tuple[str, ...] = ("gpt2-4l", "lstm-4l")
     """Presets to train."""
-    # So small a model trains no faster on two threads, and half as fast when something else keeps a core busy.
+    # A model this small trains no faster on two threads, and half as fast if another process keeps a core busy.
     threads: int | None = 1
-    """CPU threads; PyTorch's own choice when None."""
+    """CPU threads; PyTorch's own choice if None."""
     analysis: tyro.conf.OmitArgPrefixes[AnalysisSettings] = field(
         default_factory=lambda: AnalysisSettings(intervene_contexts=3, lens_fit=50)
     )
@@ -93,16 +93,16 @@ def train_study(
     study: Path, models: Sequence[str], seeds: Sequence[int], optimization: Optimization,
     hardware: Hardware | None = None, *, score: bool = False,
 ) -> None:  # fmt: skip
-    """Train every model with every seed; finished runs are left, interrupted ones go on.
+    """Train every model with every seed; finished runs are skipped, interrupted ones resume.
 
-    With ``score``, each checkpoint's probes are scored into the study's tables as soon as it is there.
+    With ``score``, the probes are scored into the study's tables at each checkpoint, once it is saved.
     """
     corpus = Corpus.load(study / "data", study).part("train")
     for model in models:
         for seed in seeds:
             settings = TrainSettings(**_shared(optimization), model=model, seed=seed)
             run = study / model / f"seed{seed}"
-            # A new run: what the tables hold is of one that was removed. Of torchrun's processes one sees to it.
+            # Rows in the tables belong to a removed run of the same name. Only rank 0 of torchrun drops them.
             if not (run / "config.json").exists() and int(os.environ.get("RANK", 0)) == 0:
                 _forget(study, model, seed)
             train(corpus, settings, run, hardware, at_checkpoint=_scored(study) if score else None)
@@ -134,7 +134,7 @@ def _forget(study: Path, model: str, seed: int) -> None:
 
 
 def study_probes(study: Path) -> Probes:
-    """The probes that a study's config.json names."""
+    """The probes of a study, from its config.json."""
     config = read_json(study / "config.json")
     if "nouns" not in config:
         raise ValueError(f"{study} is not a study: its config.json names no nouns")
@@ -145,7 +145,7 @@ def study_probes(study: Path) -> Probes:
 
 
 def study_images(study: Path) -> ProbeImages | None:
-    """What a study shows of its nouns; None where it tells it in words."""
+    """The probe images of a study's nouns; None if its scenes are words."""
     data = study / "data"
     place = images_of(data)
     if place is None:
@@ -156,7 +156,7 @@ def study_images(study: Path) -> ProbeImages | None:
 
 
 def study_counts(study: Path, asked: Probes, window: int) -> pd.DataFrame:
-    """How often what the probes ask for stands together in the documents for training."""
+    """Co-occurrence counts of the probes' nouns in the training documents."""
     corpus = Corpus.load(study / "data", study).part("train")
     spoken = dict(zip(asked.nouns, asked.spoken, strict=True))
     return cooccurrence(corpus, asked.nouns, window, spoken=spoken, cue=asked.contexts[0].cue)
@@ -165,11 +165,11 @@ def study_counts(study: Path, asked: Probes, window: int) -> pd.DataFrame:
 def analyze_study(path: str | Path, settings: AnalysisSettings) -> Path:
     """Analyse every run of a study, or one run of it; returns the study's folder.
 
-    A run that cannot be analysed stops no other. One that has no checkpoint yet is named and passed over.
+    If a run cannot be analysed, the others still are. A run without a checkpoint is reported and skipped.
 
     Raises:
-        FileNotFoundError: no study and no run, or none that has a checkpoint.
-        ValueError: some run cannot be analysed (each is named with its error); the others are, and in the tables.
+        FileNotFoundError: the path is neither a study nor a run, or no run has a checkpoint.
+        ValueError: some runs cannot be analysed (the message has each with its error); the others are in the tables.
     """
     runs = runs_of(path)
     trained = [run for run in runs if checkpoint_steps(run)]
@@ -237,8 +237,8 @@ class Run(StudySettings):
     """``symground run``."""
 
     corpus: tyro.conf.Positional[tuple[str, ...]]
-    """'generated'; 'generated-images'; 'childes' and paths of transcripts; or 'visdial' and paths of dialogues, as
-    for data."""
+    """'generated'; 'generated-images'; 'childes' and paths of transcripts; or 'visdial' and paths of dialogues, as for
+    data."""
     out: str | None = None
     """Folder of the study; runs/ and the corpus's name by default."""
 
@@ -257,7 +257,7 @@ class Train(TrainSettings):
     """Folder of the study."""
     hardware: tyro.conf.OmitArgPrefixes[Hardware] = field(default_factory=Hardware)
     score: bool = False
-    """Score the probes at each checkpoint while training goes on, so that curves grow."""
+    """Score the probes at each checkpoint during training, so that the report's curves grow."""
 
     def run(self) -> Path:
         study = Path(self.study)
@@ -270,7 +270,7 @@ class Analyze:
     """``symground analyze``."""
 
     path: tyro.conf.Positional[str]
-    """A study's folder, or a run's."""
+    """Folder of a study or of a run."""
     settings: tyro.conf.OmitArgPrefixes[AnalysisSettings] = field(default_factory=AnalysisSettings)
 
     def run(self) -> Path:

@@ -1,4 +1,4 @@
-"""Seeds × models × corpora, then checkpoints × analyses: every pair a job, side by side on one machine or a cluster."""
+"""Sweeps: seeds × models × corpora, then checkpoints × analyses, as parallel jobs on one machine or a cluster."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from symground.reports.dials import curves, markdown, summary
 from symground.training import Hardware, Optimization
 
 CORPUS = "corpus"
-#: Analyses that take little of a checkpoint: several checkpoints to a job.
+#: Analyses that are quick, so that one job runs them on several checkpoints.
 _QUICK = ("surprisal", "saliency")
 
 
 @dataclass(frozen=True)
 class SweepSettings(StudySettings):
-    """What is varied, and where it runs."""
+    """The combinations of a sweep, and where it runs."""
 
     seeds: int = field(default=3)
     """Runs of each model on each corpus, with the seeds 0, 1, …"""
     dials: tuple[str, ...] = ()
-    """Dials of a generated corpus and their values, as gap=0,4,12: a study for each combination."""
+    """Dials of a generated corpus and their values, such as gap=0,4,12; each combination is a study."""
     jobs: int = 1
-    """Jobs side by side, each a process with --threads threads (one by default)."""
+    """Number of jobs in parallel, each a process with --threads threads (one by default)."""
     backend: str = "processes"
-    """Where they run: "processes" of this machine, or "ray", a cluster whose machines all see the folder."""
+    """Where jobs execute: "processes" of this machine, or "ray", a cluster whose machines share the folder."""
     checkpoints_per_job: int = 10
-    """How many checkpoints of a run one job analyses."""
+    """Number of checkpoints of a run that one job analyses."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,7 +57,7 @@ class SweepSettings(StudySettings):
         """name → the settings of its study.
 
         Raises:
-            ValueError: a dial that there is not, one twice, or a value that it does not take.
+            ValueError: an unknown dial, a duplicate one, or a value that it does not take.
         """
         if not self.dials:
             return {CORPUS: self}
@@ -80,17 +80,17 @@ class SweepSettings(StudySettings):
 def run_sweep(corpus: Sequence[str], out: str | Path, settings: SweepSettings) -> Path:
     """Prepare, train, analyse and report every combination; returns the folder.
 
-    OUT/NAME is a study like any other, OUT/jobs says what became of every job, and OUT/sweep.md, .json and .svg show
-    the gain of all of them. The same call again does what is left.
+    Each OUT/NAME is a study like any other, OUT/jobs has a record of every job's outcome, and OUT/sweep.md, .json and
+    .svg show the gain of all studies. Repeating the call resumes the work.
 
     Args:
         corpus: as for :func:`symground.recipes.prepare.prepare`.
         out: the folder.
-        settings: what is varied.
+        settings: the combinations.
 
     Raises:
-        ValueError: dials of a corpus that has none.
-        RuntimeError: some job failed (each is named with its error); the others are done and in the tables.
+        ValueError: dials for a corpus that has none.
+        RuntimeError: some jobs failed (the message has each with its error); the others are in the tables.
     """
     out = Path(out).resolve()
     studies = {name: out / name for name in settings.studies()}
@@ -108,12 +108,12 @@ def run_sweep(corpus: Sequence[str], out: str | Path, settings: SweepSettings) -
 
 
 def train_and_analyze(settings: SweepSettings, studies: Mapping[str, Path], records: Path) -> dict[str, str]:
-    """Every run of every study, then every analysis of every checkpoint; what is done already is left.
+    """Train every run of every study, then run every analysis of every checkpoint; finished work is skipped.
 
     Args:
-        settings: what is trained and analysed.
-        studies: name → the folder of a study, prepared.
-        records: the folder in which it is written down what became of each job.
+        settings: of training and analyses.
+        studies: name → the folder of a prepared study.
+        records: folder for a record of each job's outcome.
 
     Returns:
         The jobs that failed: name → error.
@@ -123,14 +123,14 @@ def train_and_analyze(settings: SweepSettings, studies: Mapping[str, Path], reco
 
 
 def raise_failed(failed: Mapping[str, str]) -> None:
-    """RuntimeError that names each failed job with its error; nothing where there is none."""
+    """Raise a RuntimeError that names each failed job with its error, if there is one."""
     if failed:
         listed = "; ".join(f"{job}: {error}" for job, error in failed.items())
         raise RuntimeError(f"{len(failed)} of the jobs failed, the others are done: {listed}")
 
 
 def _runs(settings: SweepSettings, studies: Mapping[str, Path]) -> Iterator[tuple[str, Path, str, int]]:
-    """(name, study, model, seed); every model with one seed before any has a second."""
+    """(name, study, model, seed); all models have one seed before any has a second."""
     for seed in range(settings.seeds):
         for name, study in studies.items():
             for model in settings.models:
@@ -188,7 +188,7 @@ def _quietly(threads: int) -> None:
 
 
 def _write(out: Path, settings: SweepSettings, studies: Mapping[str, Path]) -> None:
-    """The gain of everything that is there, side by side."""
+    """Write the gain of all studies that have one as a table and a figure."""
     tables = {}
     for kind in ("gain", "r2"):
         found = [read_table(study, kind).assign(**{CORPUS: name}) for name, study in studies.items()]
@@ -208,9 +208,9 @@ class Sweep(SweepSettings):
     """``symground sweep``."""
 
     corpus: tyro.conf.Positional[tuple[str, ...]]
-    """What is trained on, as for data."""
+    """The training corpus, as for data."""
     out: str | None = None
-    """Folder of the sweep: a study for each corpus, the jobs and their errors; runs/sweep by default."""
+    """Folder of the sweep, with a study for each corpus, the jobs and their errors; runs/sweep by default."""
 
     def run(self) -> Path:
         check_named(self.corpus)
