@@ -1,4 +1,4 @@
-"""Silencing heads: what stands in for them, where, and that the model is left as it was."""
+"""Silencing heads: the replacements, their positions, and that the model is unchanged afterwards."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_only_at_the_given_positions(gpt2: GPT2LMHeadModel, ids: torch.Tensor) -
 
 def test_the_inner_block_comes_after_the_outer(gpt2: GPT2LMHeadModel, ids: torch.Tensor) -> None:
     with sg.ablate(gpt2, [(1, 0)]), sg.ablate(gpt2, [(1, 0)], "resample", ids):
-        inner = outputs(gpt2, ids)[1]  # resampled from itself, as it is within the outer block: silent
+        inner = outputs(gpt2, ids)[1]  # resampled from itself within the outer block, where it is silenced
     assert not inner[:, :, 0].any()
     with sg.ablate(gpt2, [(1, 0)], "resample", ids.flip(0)), sg.ablate(gpt2, [(1, 0)]):
         assert not outputs(gpt2, ids)[1][:, :, 0].any()
@@ -198,7 +198,7 @@ def test_a_trace_within_carries_the_gates(gpt2: GPT2LMHeadModel, ids: torch.Tens
         traced = sg.trace(gpt2, ids, targets, groups=groups)
     silent = traced.flow.sel(layer=1, head=0)
     assert float(silent.sel(query_group="env").max()) == 0
-    assert (float(silent.sel(query_group="prediction").max()) > 0) == (mode == "mean")  # there it still speaks
+    assert (float(silent.sel(query_group="prediction").max()) > 0) == (mode == "mean")  # a mean is not silent
     assert float(traced.flow.sel(layer=1, head=1).min()) > 0
 
 

@@ -1,4 +1,4 @@
-"""Control heads: as many, at random, from those that were not selected; matched by layer or by the output's length."""
+"""Control heads: as many random unselected heads as were selected, matched by layer or by the norm of their output."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_by_layer_each_layer_gives_as_many() -> None:
     assert set(drawn) == {frozenset({(0, 2), (0, 3), (2, head)}) for head in range(3)}
     assert short == {False}
     drawn, short = draws(Controls(HEADS, [OWN | {(0, 2)}], [OWN], "layer"), 9)
-    assert {len(heads) for heads in drawn} == {2}  # one left in layer 0, and one for layer 2
+    assert {len(heads) for heads in drawn} == {2}  # one remains in layer 0, and one is drawn in layer 2
     assert short == {True}
 
 

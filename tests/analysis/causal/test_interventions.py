@@ -1,4 +1,4 @@
-"""The causal table: heads silenced in each example, compared with random controls."""
+"""The causal table compares silencing the heads of each example with silencing random controls."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_nothing_selected_changes_nothing(corpus: Corpus, model: PreTrainedModel
 
 
 def surprisals(model: PreTrainedModel, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-    """Target and context, text by text from log_softmax."""
+    """Surprisals of target and context, text by text from log_softmax."""
     target, context = [], []
     for ids, p, wanted in zip(examples.input_ids, examples.prediction.tolist(), examples.targets, strict=True):
         with torch.no_grad():
@@ -151,7 +151,7 @@ def test_heads_of_one_half_are_silenced_in_the_other(corpus: Corpus, model: PreT
         mean = shares.sel(example=np.isin(traced.context.values, others)).mean("example").values
         expected = frozenset(zip(*(axis.tolist() for axis in np.nonzero(mean >= 0.1)), strict=True))
         halves += all(of_context[c] == {expected} for c in half)
-    assert halves >= 2  # one is of the other, and the other of the one
+    assert halves >= 2  # both halves use the heads of the other
     with pytest.raises(ValueError, match="'held-out' needs two contexts"):
         sg.intervene(model, probes.take_contexts([0]), selection="held-out", draws=1)
 
@@ -181,7 +181,7 @@ def test_silent_where_they_are_defined(corpus: Corpus, model: PreTrainedModel) -
 def test_controls_that_cannot_be_drawn_are_no_comparison(
     corpus: Corpus, model: PreTrainedModel, match: str | None
 ) -> None:
-    """Every head is selected: nothing is left to draw from."""
+    """Every head is selected, so no control can be drawn."""
     probes = sg.probes(corpus.tokenizer).take_contexts([0, 3])
     row = sg.intervene(model, probes, threshold=1e-9, denominator="row", match=match, draws=20).iloc[0]
     assert row["heads_per_example"] > 10
@@ -198,7 +198,7 @@ def test_controls_that_cannot_be_drawn_are_no_comparison(
 def test_a_control_that_is_short_now_and_then_is_compared(
     corpus: Corpus, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In up to a tenth of the examples; the p is by the draws themselves."""
+    """Controls may be short in up to a tenth of the examples; p_random is counted from the draws."""
     probes = sg.probes(corpus.tokenizer).take_contexts([0, 3])
     kept: list[np.ndarray] = []
     measured = intervention.behaviour
@@ -216,7 +216,7 @@ def test_a_control_that_is_short_now_and_then_is_compared(
         kept.clear()
         row = sg.intervene(model, probes, threshold=0.2, denominator="row", draws=5).iloc[0]
         assert row["short"] == short
-        means = kept[2].mean(1)  # after those of the original: the heads, then the draws
+        means = kept[2].mean(1)  # calls 0 and 1 are the original; plan 0 is the heads, the others are the draws
         expected = (1 + (means[1:] >= means[0]).sum()) / 6
         assert row["p_random"] == pytest.approx(expected) if compared else np.isnan(row["p_random"])
         assert row["control"] == pytest.approx(means[1:].mean())

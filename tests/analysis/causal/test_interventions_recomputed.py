@@ -1,4 +1,4 @@
-"""The causal table's numbers against those that are worked out here from what every draw did."""
+"""The causal table's numbers against numbers that are recomputed here from the surprisals of every draw."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def probes(corpus: Corpus) -> Probes:
 
 @pytest.fixture(scope="module")
 def ran(model: PreTrainedModel, probes: Probes) -> tuple[dict[str, Any], list[tuple[Any, Behaviour]]]:
-    """The table's row, and each call that measured something: its plans and what was found."""
+    """The table's row, and the plans and the result of each call of ``behaviour``."""
     calls, real = [], intervention.behaviour
 
     def recorded(model: Any, examples: Any, plans: Any, *more: Any) -> Behaviour:
@@ -110,7 +110,7 @@ def test_columns_are_those_of_the_draws(ran: Any, probes: Probes) -> None:
 
 
 def test_short_is_of_the_worst_draw(model: PreTrainedModel, probes: Probes) -> None:
-    """With a threshold that most heads reach there are too few others in most examples; how many is counted here."""
+    """At a threshold that most heads reach, most examples have too few other heads; they are counted here."""
     row = sg.intervene(model, probes, denominator="row", threshold=0.02, draws=2).iloc[0]
     selected = sg.find_heads(sg.trace(model, probes), threshold=0.02)
     heads = sum(mixer.heads for mixer in mixers(model))
@@ -122,7 +122,7 @@ def test_short_is_of_the_worst_draw(model: PreTrainedModel, probes: Probes) -> N
 def test_steering_by_heads_of_the_other_half(
     model: PreTrainedModel, probes: Probes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is multiplied, the random heads beside it, and what both do, worked out here."""
+    """The steered heads, the random heads and the effects of both are recomputed here."""
     calls: list[tuple[list[frozenset[tuple[int, int]]], float]] = []
     real, seed, threshold = head_steering.gates_of, 5, 0.1
 

@@ -1,4 +1,4 @@
-"""What heads do with questions about images: found, silenced, watched and amplified, against single passes of eager."""
+"""Heads of questions about images are found, silenced, monitored and amplified, against single passes of eager."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_context_is_the_words_and_no_placeholder(twins: Any, asked: ImageQue
 
 
 def held_out(traced: Any, threshold: float, seed: int, at_least_one: bool) -> list[list[Head]]:
-    """Of each example the heads that the other half of the pictures shows."""
+    """The heads of each example that are selected on the other half of the pictures."""
     half, shares = halves(traced, seed), head_shares(traced).values
     sets = {}
     for here in (True, False):
@@ -139,7 +139,7 @@ def test_answers_are_the_likelier_of_those_asked_for(twins: Any, asked: ImageQue
         assert table["probability"][i] == pytest.approx(probability, abs=1e-5)
         assert table["entropy"][i] == pytest.approx(entropy, abs=1e-5)
         assert table["surprisal"][i] == pytest.approx(own.surprisals[-1, asked.prompts[i].answer].item(), abs=1e-5)
-    # Heads of each question's own, and of all.
+    # Gates for each question, and gates for all questions.
     gates = {1: torch.ones(len(asked), 4)}
     gates[1][::2, 3] = 0
     changed = sg.answers(twins.ours, asked, gates, batch_size=4)

@@ -1,4 +1,4 @@
-"""Sweeping all heads: the exact effects are those of one ablation after the other, the estimate is their slope."""
+"""Sweeping all heads: the exact effects equal single ablations, the first-order estimate is the slope of the gate."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def probes(corpus: Corpus) -> Probes:
 @pytest.fixture
 def model(corpus: Corpus) -> PreTrainedModel:
     found = create("gpt2-4l", len(corpus.tokenizer), positions=32)
-    with torch.no_grad():  # heads that matter
+    with torch.no_grad():  # heads with a large effect
         for weight in found.parameters():
             weight.mul_(3 if weight.ndim > 1 else 1)
     return found.eval()
@@ -100,7 +100,7 @@ def test_first_order_is_the_slope_at_the_open_gate(
             fill = None if fills is None else fills[layer]
             with mixer.tapped(replaced=(Replacement(gates, fill, where),)):
                 at.append(surprisal(model, examples))
-        slope = (at[0] - at[1]) / (2 * step)  # of a gate that closes
+        slope = (at[0] - at[1]) / (2 * step)  # of a closing gate
         np.testing.assert_allclose(estimate.sel(layer=layer, head=head).values, slope, rtol=1e-3, atol=1e-4)
 
 
