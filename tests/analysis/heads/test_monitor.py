@@ -1,4 +1,4 @@
-"""Choices, steering and the monitor's statistics against what is worked by hand."""
+"""Choices, steering and the monitor's statistics against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_steering_multiplies_the_heads_outputs(model: PreTrainedModel, probes: P
         silent = model(ids).logits
     with sg.ablate(model, [(1, 2)]):
         torch.testing.assert_close(model(ids).logits, silent)
-    # Twice the head is its projection's rows twice.
+    # Doubling the head equals doubling its rows of the output projection.
     size = 128 // 4
     weight = model.transformer.h[1].attn.c_proj.weight
     with steer(model, [(1, 2)], 2.0):

@@ -1,4 +1,4 @@
-"""The monitor fits nothing on the half that it is judged on: heads and curves are planted in one half at a time."""
+"""The monitor fits nothing on the half that it is evaluated on: heads and curves are planted in one half at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FIRST = np.isin(CONTEXT, np.random.default_rng(SEED).permutation(CONTEXTS)[: CON
 
 
 def traced(shares: NDArray[np.float64]) -> xr.Dataset:
-    """Of examples whose two heads [N,2] take such shares of the row from the ENV noun."""
+    """A trace of N examples; [N,2] are the shares of the row that its two heads take from the ENV noun."""
     flow = shares[:, None, :]
     return xr.Dataset(
         {
@@ -37,7 +37,7 @@ def traced(shares: NDArray[np.float64]) -> xr.Dataset:
 
 
 class Asked:
-    """As much of probes as the monitor asks for."""
+    """The part of the probes' interface that the monitor uses."""
 
     contexts, nouns = range(CONTEXTS), range(NOUNS)
 
@@ -65,7 +65,7 @@ def run(
 
 
 def planted() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Head 0 is an aggregate head in the first half only, head 1 in the other; shares of the own choice differ."""
+    """Head 0 is an aggregate head in the first half only, head 1 in the other; shares for the model's choice differ."""
     matched = np.stack([np.where(FIRST, 0.9, 0.0), np.where(FIRST, 0.0, 0.8)], 1)
     rng = np.random.default_rng(1)
     return matched, rng.random((N, 2))
@@ -78,16 +78,16 @@ def test_heads_are_those_of_the_other_half(monkeypatch: pytest.MonkeyPatch) -> N
     np.testing.assert_allclose(found.examples["flow"], np.where(FIRST, own[:, 1], own[:, 0]))
     assert found.examples["half"].tolist() == FIRST.astype(int).tolist()
     assert (found.detectors["heads"] == 1).all()
-    # Where no head of the other half reaches the threshold it is its strongest.
+    # If no head of the other half reaches the threshold, its strongest head is used.
     weak = run(monkeypatch, matched / 9, own, wrong)
     np.testing.assert_allclose(weak.examples["flow"], found.examples["flow"])
-    # Both heads of the one half, one of the other: their mean.
+    # One half uses the mean of both heads, the other uses one head.
     both = matched.copy()
     both[FIRST] = 0.5
     found = run(monkeypatch, both, own, wrong)
     np.testing.assert_allclose(found.examples["flow"], np.where(FIRST, own[:, 1], own.mean(1)))
     assert (found.detectors["heads"] == 1.5).all()
-    # By the matrix a share is half as large here.
+    # The share of the matrix is half as large here.
     of_matrix = run(monkeypatch, matched, own, wrong, denominator="matrix")
     np.testing.assert_allclose(of_matrix.examples["flow"], np.where(FIRST, own[:, 1], own[:, 0]) / 2)
 
@@ -99,16 +99,16 @@ def test_a_half_is_judged_by_nothing_of_itself(monkeypatch: pytest.MonkeyPatch, 
     here = half == FIRST
     columns = [f"p_{name}" if name in ("flow", "entropy") else name for name in monitoring.DETECTORS]
     found = run(monkeypatch, matched, own, wrong).examples[columns]
-    # Its answers turned round: what is said of them stays, what is said of the other half does not.
+    # Inverting the answers of this half changes the predictions for the other half only.
     turned = run(monkeypatch, matched, own, np.where(here, ~wrong, wrong)).examples[columns]
     np.testing.assert_allclose(turned[here], found[here])
     assert (abs(turned[~here] - found[~here]).max() > 0.01).all()
-    # Its heads' shares in matched examples, by which the other half's heads are chosen.
+    # The shares of this half in matched examples select only the heads of the other half.
     swapped = matched.copy()
     swapped[here] = swapped[here][:, ::-1]
     flow = run(monkeypatch, swapped, own, wrong).examples["flow"].to_numpy()
     np.testing.assert_allclose(flow[here], np.where(FIRST, own[:, 1], own[:, 0])[here])
-    # One example's flow moves what is said of it, and of no other of its half.
+    # The flow of one example changes its own prediction, and no other in its half.
     one = int(np.flatnonzero(here)[3])
     moved = own.copy()
     moved[one] += 5.0
@@ -120,7 +120,7 @@ def test_a_half_is_judged_by_nothing_of_itself(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_curves_and_figures_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each detector's probabilities by statsmodels from the other half, and what is told of them."""
+    """Each detector's probabilities are fitted by statsmodels on the other half, and their statistics recomputed."""
     matched, own = planted()
     wrong = np.random.default_rng(2).random(N) < 0.4
     found = run(monkeypatch, matched, own, wrong)

@@ -10,7 +10,7 @@ from symground.analysis.heads.null_shares import share_table
 
 
 def traced(shares: list[list[float]], gather: float = 0.5) -> xr.Dataset:
-    """A trace of one layer whose heads [examples][heads] take such shares of a row from the ENV noun."""
+    """A trace of one layer whose heads take ``shares`` [examples][heads] of a row from the ENV noun."""
     values = np.array(shares)[:, None]  # [N,1,H]
     flow = np.zeros((*values.shape, 2, 2))
     flow[..., 0, 0], flow[..., 1, 1] = values, gather

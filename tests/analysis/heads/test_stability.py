@@ -1,4 +1,4 @@
-"""Stability of heads from half to half of the contexts and from example to example, by hand."""
+"""Stability of heads between halves of the contexts and between examples, against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import symground as sg
 
 
 def traced(shares: ArrayLike, contexts: Sequence[int], others: float = 1.0) -> xr.Dataset:
-    """Examples whose heads (layers × heads) have these shares of flow into the prediction, in rows that are 1 and
-    matrices that are 1 + ``others``; a head of NaN is none."""
+    """A trace of examples whose heads (layers × heads) have these shares of flow into the prediction. Row totals are 1,
+    matrix totals 1 + ``others``. NaN marks a head that does not exist."""
     flow = np.asarray(shares, dtype=np.float32)
     there = np.where(np.isnan(flow), np.nan, 1.0)
     return xr.Dataset(
@@ -46,25 +46,25 @@ def test_two_contexts_by_hand() -> None:
     assert (row["heads"], row["heads_per_example"]) == (1, 2.0)
     assert (matrix["heads"], matrix["heads_per_example"]) == (0, 0.0)
     assert (table[["examples", "contexts", "draws"]] == [2, 2, 4]).all(axis=None)
-    # At a threshold that half of the flow reaches, the matrices have a head each.
+    # At this threshold each example has one head by the share of the matrix, which is half that of the row.
     low = sg.stability(traced(shares, [0, 1]), threshold=0.25).iloc[1]
     assert (low["overlap"], low["heads"], low["heads_per_example"]) == (1.0, 1, 1.0)
 
 
 def test_contexts_are_halved_and_not_examples() -> None:
-    """Each half's mean is over all examples of its contexts; examples of a context stay together."""
+    """The mean of a half is over all examples of its contexts; examples of a context are not separated."""
     shares = [[[0.6, 0.0]], [[0.2, 0.2]], [[0.0, 0.6]], [[0.0, 0.3]]]
     row = sg.stability(traced(shares, [5, 5, 7, 7]), draws=3).iloc[0]
     assert row["rank"] == pytest.approx(-1)  # 0.4 0.1 and 0 0.45
     assert row["overlap"] == 0
-    # Sets {a}, {}, {b}, {b}: of six pairs one has the same heads, the others none in common.
+    # Sets {a}, {}, {b}, {b}: one of the six pairs has the same heads, the others have none in common.
     assert row["between"] == pytest.approx(np.mean([0, 0, 0, 0, 0, 1]))
     assert (row["heads"], row["heads_per_example"]) == (0, 3 / 4)
     assert (row["examples"], row["contexts"]) == (4, 2)
 
 
 def test_means_and_ends_are_over_the_draws() -> None:
-    """Of three contexts one is set against the two others, each as likely."""
+    """One of the three contexts is compared with the two others; each is equally likely."""
     shares = [[[0.9, 0.0, 0.1]], [[0.9, 0.2, 0.0]], [[0.0, 0.35, 0.7]]]
     row = sg.stability(traced(shares, [0, 1, 2]), draws=600).iloc[0]
     # 0 against 1, 2: 3 1 2 and 3 1 2; 1 against 0, 2: 3 2 1 and 3 1 2; 2 against 0, 1: 1 2 3 and 3 2 1.
@@ -76,7 +76,7 @@ def test_means_and_ends_are_over_the_draws() -> None:
 
 
 def test_heads_that_a_layer_lacks_are_none() -> None:
-    """A layer with fewer heads than the widest has NaN there, which is no head without flow."""
+    """NaN marks heads that a layer lacks; they do not count as heads without flow."""
     shares = [[[0.5, 0.4, 0.3], [0.2, 0.1, np.nan]], [[0.1, 0.2, 0.3], [0.4, 0.5, np.nan]]]
     assert sg.stability(traced(shares, [0, 1]), draws=2)["rank"].tolist() == pytest.approx([-1, -1])
 
@@ -89,7 +89,7 @@ def test_where_all_heads_are_alike_there_is_no_rank() -> None:
 
 
 def test_of_many_examples_some_are_compared_whatever_their_order() -> None:
-    """Questions that are asked in turn: every second, every fourth, … is of one kind."""
+    """Questions may alternate regularly, so that every second or fourth is of one kind."""
     shares = np.zeros((4 * 300, 1, 2))
     shares[::2, 0, 0] = shares[1::2, 0, 1] = 0.8
     row = sg.stability(traced(shares, [i // 4 for i in range(4 * 300)]), draws=2).iloc[0]
