@@ -1,4 +1,4 @@
-"""What is answered, and POPE's measures of it: by hand, by counting, and where there is nothing to divide by."""
+"""Answers and POPE's measures of them: by hand, by counting, and with denominators of 0."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_by_hand() -> None:
     found = sg.pope_scores(table("yyyynnnn", "yyynynyn", "aabbaabb"))
     assert found.columns.tolist() == ["kind", *MEASURES]
     assert found["kind"].tolist() == ["a", "b", "all"]
-    # a: yes yes to what is there; yes no to what is not. b: yes no; yes no.
+    # a: yes, yes if the object is there; yes, no if it is not. b: yes, no; yes, no.
     np.testing.assert_allclose(found[MEASURES].iloc[0], [4, 3 / 4, 2 / 3, 1, 4 / 5, 3 / 4, 1 / 2])
     np.testing.assert_allclose(found[MEASURES].iloc[1], [4, 1 / 2, 1 / 2, 1 / 2, 1 / 2, 1 / 2, 1 / 2])
     np.testing.assert_allclose(found[MEASURES].iloc[2], [8, 5 / 8, 3 / 5, 3 / 4, 2 / 3, 5 / 8, 1 / 2])
@@ -49,7 +49,7 @@ def test_one_kind_or_none_is_one_row() -> None:
     )
 )
 def test_no_question_is_dropped(rows: list[tuple[str, str, object]]) -> None:
-    """Whatever kinds there are, of which some may have none: all questions are in the row "all", or in the only one."""
+    """All questions are in the row "all", or in the only row, whatever their kinds, and even if some have no kind."""
     asked = table("".join(a for a, _, _ in rows), "".join(s for _, s, _ in rows)).assign(kind=[k for _, _, k in rows])
     found = sg.pope_scores(asked).set_index("kind")
     kinds = {kind for _, _, kind in rows if kind in ("a", "b")}
@@ -66,9 +66,9 @@ def test_no_question_is_dropped(rows: list[tuple[str, str, object]]) -> None:
     [
         ("yynn", "nnnn", [4, 0.5, np.nan, 0, 0, 0, 0]),  # never says yes
         ("yynn", "nnyy", [4, 0, 0, 0, 0, 0.5, 1]),  # always wrong
-        ("nn", "nn", [2, 1, np.nan, np.nan, np.nan, 0, 0]),  # nothing there, nothing seen
-        ("nn", "yn", [2, 0.5, 0, np.nan, 0, 0.5, 0.5]),  # nothing there
-        ("yy", "yn", [2, 0.5, 1, 0.5, 2 / 3, 0.5, np.nan]),  # all there
+        ("nn", "nn", [2, 1, np.nan, np.nan, np.nan, 0, 0]),  # no object there, none named
+        ("nn", "yn", [2, 0.5, 0, np.nan, 0, 0.5, 0.5]),  # no object there
+        ("yy", "yn", [2, 0.5, 1, 0.5, 2 / 3, 0.5, np.nan]),  # all objects there
     ],
 )
 def test_where_there_is_nothing_to_divide_by(answers: str, said: str, expected: list[float]) -> None:
@@ -108,7 +108,7 @@ def test_of_several_answers_the_likeliest_is_said(llava_folder: Path) -> None:
     assert (answered["probability"] >= 1 / 4).all()
     assert (answered["entropy"] <= np.log(4) + 1e-6).all()
     assert (answered["kind"] == "").all()
-    # The answers asked for are those of the questions given: of two of them one is said.
+    # The candidates are the answers of the given questions, so two questions have two candidates.
     two = sg.answers(model, asked.take([0, 1]))
     assert {*two["said"]} <= {"zebra", "boat"}
     np.testing.assert_allclose(two["surprisal"], answered["surprisal"][:2], rtol=1e-5)

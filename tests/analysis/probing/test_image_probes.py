@@ -1,4 +1,4 @@
-"""Probes whose ENV noun is an image: only the image differs, its patches are the noun's, recall is asked without it."""
+"""Probes whose ENV noun is an image: they differ only in the image, its patches are the noun, recall has no image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOKENIZER = word_level_tokenizer(dict.fromkeys([f"{w}:<LAN>" for w in (*NOUNS, "
     "book:<ENV>": 1
 })  # fmt: skip
 V = len(TOKENIZER)
-#: Image 3·i + n shows noun n; it is at two patches, in the same place for all nouns of a context.
+#: Image 3·i + n shows noun n at two patches, which are the same for all nouns of a context.
 IMAGES = ProbeImages(
     PATCHES, {noun: [Shown(n, (1, 2)), Shown(3 + n, (0, 3))] for n, noun in enumerate(NOUNS)},
     {noun: [n, 3 + n] for n, noun in enumerate(NOUNS)}, empty=6,
@@ -60,7 +60,7 @@ def test_matched_and_mismatched_differ_in_the_image_alone() -> None:
         assert other in [ids_of(IMAGES.of[n][context].image) for n in NOUNS]
     assert torch.equal(matched.input_ids[:, PATCHES:], mismatched.input_ids[:, PATCHES:])
     assert torch.equal(matched.targets, mismatched.targets)
-    aligned(matched, mismatched)  # heads can be resampled: the noun is at the same place
+    aligned(matched, mismatched)  # heads can be resampled, since the noun is at the same position
 
 
 def test_the_patches_of_a_noun_are_the_noun_and_the_rest_of_the_image_its_event() -> None:
@@ -72,7 +72,7 @@ def test_the_patches_of_a_noun_are_the_noun_and_the_rest_of_the_image_its_event(
     assert where == {"env": [3], "event": [1, 2], "patches": [0]}
     wider = sg.probes(TOKENIZER, NOUNS, CONTEXTS, images=IMAGES, span=1).matched()
     assert wider.key_masks["env"][3].nonzero().flatten().tolist() == [3, 4]
-    # Where nothing is known of the place, the whole image is the noun.
+    # If the patches that show the noun are unknown, the whole image counts as the noun.
     unknown = ProbeImages(PATCHES, {noun: [Shown(n)] for n, noun in enumerate(NOUNS)})
     examples = sg.probes(TOKENIZER, NOUNS, CONTEXTS, images=unknown).matched()
     where = {name: mask[0].nonzero().flatten().tolist() for name, mask in examples.key_masks.items()}
@@ -105,7 +105,7 @@ def test_flow_from_all_patches_of_the_noun_is_flow_from_the_noun(model: PreTrain
     np.testing.assert_allclose(head_shares(traced, "gather", "matrix"), expected, rtol=1e-5)
     regions = saliency_by_region(traced)
     assert regions.region.values.tolist() == ["env", "event", "other"]
-    # The noun's region is all its patches: of the first example 1 and 2.
+    # The noun's region is all its patches, which are 1 and 2 in the first example.
     one = sg.trace(model, probes.take_contexts([0]))
     noun = one.saliency.isel(query=one.prediction[0].item(), key=[1, 2]).sum("key").mean("example")
     np.testing.assert_allclose(saliency_by_region(one).sel(region="env").values, noun.values, rtol=1e-5)
@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_refused(model: PreTrainedModel) -> None:
     wrong = {**IMAGES.of, "dog": [Shown(2, (4,))]}
     with pytest.raises(ValueError, match="images: expected patches 0 to 3 of 'dog', got 4"):
         sg.probes(TOKENIZER, NOUNS, CONTEXTS, images=ProbeImages(PATCHES, wrong))
-    of_two = replace(IMAGES, shown={**IMAGES.shown, "book": [0, 3, 1, 4]})  # those of the dog are left to it
+    of_two = replace(IMAGES, shown={**IMAGES.shown, "book": [0, 3, 1, 4]})  # the images of the dog do not show a book
     assert sg.probes(TOKENIZER, NOUNS, CONTEXTS, images=of_two).pairs[:, 0].tolist() == [True, False, True]
     of_all = replace(IMAGES, shown={**IMAGES.shown, "book": range(6)})
     with pytest.raises(ValueError, match=r"images: .* they have no mismatch: \['book'\]"):

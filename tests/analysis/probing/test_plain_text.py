@@ -1,4 +1,4 @@
-"""Probes of plain text: what is scored is the text that was asked for, to the space."""
+"""Probes of plain text: the scored text is exactly the requested one, including spaces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OPENS = "<|endoftext|>"
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """GPT-2's form: byte-level, and what opens a text is what stands for unknown words too."""
+    """A tokenizer like GPT-2's: it is byte-level, and the token that opens a text also replaces unknown words."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -54,7 +54,7 @@ def model(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
 def test_what_is_scored_is_the_text_that_was_asked_for(
     tokenizer: PreTrainedTokenizerFast, model: GPT2LMHeadModel, opened: str, lan: str, joint: str | None, between: str
 ) -> None:
-    """The oracle spells the text out and reads it whole."""
+    """The oracle writes the text out and scores it in one pass."""
     probes = sg.probes(tokenizer, NOUNS, [(f"{opened}There was a {{}} here", lan)], joint=joint)
     scores = sg.score(model, probes).set_index(["env", "target"])["surprisal"]
     for env in NOUNS:
@@ -122,7 +122,7 @@ def test_a_studys_words_are_joined_by_nothing(corpus: object) -> None:
 def test_examples_of_probes_end_in_no_padding_that_transformers_warns_of(
     tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Rows of several lengths, of every model that has such a token."""
+    """Rows have several lengths, and the model has a padding token."""
     contexts = [("There was a {}", "She fed the"), ("He saw it and then there was a {} here", "She saw the")]
     probes = sg.probes(tokenizer, NOUNS[:3], contexts)
     torch.manual_seed(0)

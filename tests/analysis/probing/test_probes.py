@@ -143,7 +143,7 @@ def test_what_comes_between_stands_between(corpus: Corpus) -> None:
     assert words[3:-4] == between
     assert sum(word.startswith("<") for word in between) == 2
     assert not any(word.rpartition(":")[0] in probes.nouns for word in between)
-    # The same context has the same gap each time, another has its own.
+    # A context always has the same gap; another context has another.
     assert with_gap([Context("takes {}", "what's that a")], 2) == contexts[:1]
     assert contexts[0].between != contexts[1].between
 
@@ -162,7 +162,7 @@ def test_a_gap_from_a_file_and_back(tmp_path: Path) -> None:
 
 WRONG = (None, True, 1, 1.5, float("inf"), "", [], [1, 2], ["a"], {}, {"ka": 1}, 10**30)
 WHOLE = {"env": "takes {}", "lan": "the", "between": [["MOT", "lan", "a b"]], "speakers": ["MOT", "CHI"], "cue": "env"}
-#: A place in a file of contexts, the words of its error, and what is right there all the same.
+#: A place in a file of contexts → how to fill it, the words of its error, and values of WRONG that are valid there.
 PLACES: dict[str, tuple[Callable[[Any], Any], str, list[Any]]] = {
     "file": (lambda x: x, "(expected a list of|expected at least one context|context 1: expected)", []),
     "context": (lambda x: [WHOLE, x], 'context 2: (expected {"env"|has no .env)', []),
@@ -225,7 +225,7 @@ def test_a_noun_may_be_called_otherwise(corpus: Corpus, model: PreTrainedModel) 
     assert probes.spoken == ("ball", "ball", "hand")
     assert [corpus.tokenizer.decode(ids) for ids in probes.targets] == ["ball:<LAN>", "ball:<LAN>", "hand:<LAN>"]
     assert probes.rows == plain.rows
-    # Book and ball share a word: neither is a mismatch of the other.
+    # Book and ball share a spoken word, so neither is a mismatch of the other.
     assert probes.pairs.tolist() == [[True, False, True], [False, True, True], [True, True, True]]
     scores = sg.score(model, probes)
     assert len(scores) == 7
@@ -238,7 +238,7 @@ def test_a_noun_may_be_called_otherwise(corpus: Corpus, model: PreTrainedModel) 
 
 
 def test_a_tokenizer_that_panics_names_the_text() -> None:
-    """Rust's panics are no Exception in Python: this expression gives up on a long word."""
+    """Rust's panics are not Exceptions in Python; this regular expression panics on a long word."""
     model = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     model.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=model)

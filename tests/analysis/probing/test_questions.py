@@ -1,4 +1,4 @@
-"""Questions about images as examples: against a twin in eager attention that is given one picture at a time."""
+"""Questions about images as examples, against a twin with eager attention that reads one picture at a time."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_how_many_go_together_changes_nothing(twins: Any, asked: ImageQuestions)
     np.testing.assert_allclose(again.flow, whole.flow, atol=1e-5, rtol=1e-4)
     alone = sg.trace(twins.ours, some.take([1]))
     np.testing.assert_allclose(alone.flow[0], whole.flow[1], atol=1e-5, rtol=1e-4)
-    # A part of the examples is given its own pictures.
+    # A part of the examples has its own pictures.
     examples = some.matched()
     part = sg.trace(twins.ours, examples.part(slice(2, 5)), batch_size=2)
     np.testing.assert_allclose(part.surprisal, whole.surprisal[2:], atol=1e-5, rtol=1e-4)
@@ -117,7 +117,7 @@ def test_a_system_prompt_and_an_instruction_are_part_of_it(twins: Any, pairs: li
 
 
 def test_an_answer_that_has_begun_is_a_group_and_goes_on(twins: Any, pairs: list[Question]) -> None:
-    """The prediction is the last token of the beginning; with another picture it is the same text."""
+    """The prediction position is the last token of the beginning; with another picture the text is the same."""
     processor = twins.processor
     asked = sg.image_questions(processor, pairs[:3], said="Yes No", say={"yes": "Yes", "no": "No"})
     examples = asked.matched()
@@ -149,9 +149,9 @@ def test_mismatched_pictures_differ_and_are_drawn_again_alike(twins: Any, asked:
     matched, mismatched = asked.matched(), asked.mismatched(3)
     assert torch.equal(matched.targets, mismatched.targets)
     assert matched.noun == mismatched.noun
-    assert torch.equal(matched.input_ids, mismatched.input_ids)  # of LLaVA the placeholders are as many
+    assert torch.equal(matched.input_ids, mismatched.input_ids)  # LLaVA has equally many placeholders for every picture
     aligned(matched, mismatched)
-    assert mismatched.context == matched.context  # whose picture it stands in for
+    assert mismatched.context == matched.context  # the context of the replaced picture
     own, others, again, further = (
         [twins.picture_of(asked, examples, i) for i in range(len(asked))]
         for examples in (matched, mismatched, asked.mismatched(3), asked.mismatched(4))
@@ -248,7 +248,7 @@ OTHERS = {
 
 @pytest.fixture(params=OTHERS, scope="module")
 def others(request: pytest.FixtureRequest, make_twins: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Models whose pictures are as many tokens, of as many tiles, as their shape asks for."""
+    """Models whose numbers of image tokens and tiles depend on the shape of the picture."""
     folder = tmp_path_factory.mktemp("shapes")
     asked = []
     for i, shape in enumerate([(16, 32), (20, 30), (24, 18), (16, 31), (40, 40), (12, 24)]):

@@ -1,4 +1,4 @@
-"""Scoring: any causal language model, each context once, and what was done is kept."""
+"""Scoring: any causal language model, each context once, and finished scores are kept."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NOUNS = ["book", "ball", "notebook", "ice cream", "bookshelf"]
 
 @pytest.fixture(scope="module")
 def subwords() -> PreTrainedTokenizerFast:
-    """A byte-level BPE in which some nouns are one token and some are several."""
+    """A byte-level BPE in which some nouns are one token and others are several."""
     text = [f"{a.replace('{}', 'book')} {b} ball book ball" for a, b in CONTEXTS]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -48,7 +48,7 @@ def subwords() -> PreTrainedTokenizerFast:
 
 
 def tiny(name: str, vocabulary: int) -> PreTrainedModel:
-    """A random model of an architecture, its weights large enough that all words differ."""
+    """A random model of an architecture, with weights large enough that all words differ."""
     torch.manual_seed(0)
     common = {
         "vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.3,
@@ -66,7 +66,7 @@ def tiny(name: str, vocabulary: int) -> PreTrainedModel:
         "Gemma2": {**grouped, "sliding_window": 4},  # caps its logits
         "Cohere": grouped,  # scales its logits
         "Mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 16, "n_groups": 1, "chunk_size": 4},
-        "Rwkv": {"context_length": 64},  # has no cache of a form that is known here
+        "Rwkv": {"context_length": 64},  # its cache has an unknown form
     }
     config = getattr(transformers, f"{name}Config")(**common, **settings[name])
     return getattr(transformers, f"{name}ForCausalLM" if name != "GPT2" else "GPT2LMHeadModel")(config).eval()
@@ -77,7 +77,7 @@ ARCHITECTURES = ["GPT2", "GPTNeoX", "Llama", "Mistral", "Gemma2", "Cohere", "Mam
 
 @torch.no_grad()
 def one_by_one(model: PreTrainedModel, tokenizer: Any, scores: pd.DataFrame) -> np.ndarray:
-    """The surprisal of every row, from the logits of its own text alone."""
+    """The surprisal of every row from the logits of its text in a pass of its own."""
     found = []
     for row in scores.itertuples():
         before, after = CONTEXTS[row.context]
@@ -106,7 +106,7 @@ def test_any_causal_model_and_words_of_several_tokens(name: str, subwords: PreTr
 
 
 def test_padding_side_and_neighbours_do_not_matter(subwords: PreTrainedTokenizerFast) -> None:
-    """A score equals that of the row in a padded batch, whichever side, with a mask; and other nouns change nothing."""
+    """A score equals that of the row in a batch padded on either side, with a mask; other nouns do not change it."""
     model = sg.attach(tiny("GPT2", len(subwords)))
     probes = sg.probes(subwords, NOUNS, CONTEXTS)
     scores = sg.score(model, probes)
@@ -143,7 +143,7 @@ def test_agrees_with_minicons(subwords: PreTrainedTokenizerFast) -> None:
 
 
 def test_half_precision_models_are_scored_in_float32(subwords: PreTrainedTokenizerFast) -> None:
-    """Of bfloat16 hidden states and weights, the log-sum-exp is that of their exact product."""
+    """The log-sum-exp is that of the exact product of bfloat16 hidden states and weights."""
     probes = sg.probes(subwords, NOUNS, CONTEXTS)
     model = tiny("GPT2", len(subwords)).bfloat16()
     scores = sg.score(model, probes)
@@ -152,7 +152,7 @@ def test_half_precision_models_are_scored_in_float32(subwords: PreTrainedTokeniz
         with torch.no_grad():
             hidden = model.transformer(ids).last_hidden_state[0, -1].double()
         log_p = (hidden @ model.lm_head.weight.double().T).log_softmax(-1)
-        # Read in two pieces the hidden state rounds otherwise: bfloat16 has 8 bits.
+        # The hidden state of a text read in two pieces is rounded differently: bfloat16 has 8 bits.
         assert row.surprisal == pytest.approx(-log_p[probes.targets[0][0]].item(), abs=0.5)
     cohere = tiny("Cohere", len(subwords)).bfloat16()
     values = sg.score(cohere, probes)["surprisal"]
@@ -161,7 +161,7 @@ def test_half_precision_models_are_scored_in_float32(subwords: PreTrainedTokeniz
 
 
 class Count:
-    """Tokens that went through the model's own layers, without a hook, for which the model would be tried each time."""
+    """Counts the tokens that the model's layers read, without a hook, since a hook would cause a trial each time."""
 
     def __init__(self, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
         self.shapes: list[tuple[int, ...]] = []
@@ -187,7 +187,7 @@ def test_each_context_and_each_beginning_is_read_once(
     probes = sg.probes(corpus.tokenizer, contexts=contexts)
     model = create("gpt2-4l", len(corpus.tokenizer), positions=32).eval()
     count = Count(model, monkeypatch)
-    sg.score(model, probes)  # the model has been tried
+    sg.score(model, probes)  # the model's trial is cached now
     count.shapes.clear()
     sg.score(model, probes, batch_size=batch_size)
     beginnings = {rows[0].before for rows in probes.rows}
@@ -302,7 +302,7 @@ def test_a_damaged_part_is_named_and_a_missing_one_is_scored_again(corpus: Corpu
 
 
 def test_a_model_that_stops_caching_is_read_as_a_whole(subwords: PreTrainedTokenizerFast) -> None:
-    """Its states would be empty, and its scores wrong."""
+    """Its caches would be empty, and its scores wrong."""
     model = tiny("GPT2", len(subwords))
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -317,7 +317,7 @@ def test_a_model_that_stops_caching_is_read_as_a_whole(subwords: PreTrainedToken
 
 
 def test_nan_is_named_and_what_came_before_is_kept(corpus: Corpus, tmp_path: Path) -> None:
-    """NaN from the third context on."""
+    """The scores are NaN from the third context on."""
     model = create("gpt2-4l", len(corpus.tokenizer), positions=32).eval()
     model.save_pretrained(tmp_path / "step-00000200")
     model = sg.load(tmp_path / "step-00000200")
@@ -348,7 +348,7 @@ def test_a_tokenizer_must_tell_where_tokens_stand_and_part_words(subwords: PreTr
     letters = Tokenizer(models.BPE(unk_token="?"))
     letters.train_from_iterator(
         ["the book a ball"] * 9, trainers.BpeTrainer(vocab_size=60, special_tokens=["?"], show_progress=False)
-    )  # no words: it joins across spaces
+    )  # tokens are not words: they may cross spaces
     joined = PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="?")
     with pytest.raises(ValueError, match="tokenizer: it joins"):
         sg.probes(joined, ["book", "ball"], [("a {} a", "the")])
@@ -358,7 +358,7 @@ def test_a_tokenizer_must_tell_where_tokens_stand_and_part_words(subwords: PreTr
 
 @pytest.mark.slow
 def test_interrupt_by_signal_keeps_what_was_scored(tmp_path: Path) -> None:
-    """SIGINT in the middle of a long scoring: the folder is readable and holds whole contexts."""
+    """After SIGINT in the middle of a long scoring, the folder is readable and has complete contexts."""
     builder = CorpusBuilder()
     add_scenes(builder, GeneratedSettings(scenes=1000, nouns=6))
     builder.write(tmp_path / "data")
@@ -381,7 +381,7 @@ sg.score_to_parquet(model, probes, {str(tmp_path / "scores")!r})
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Who runs the tests in the background has interrupts ignored, and children inherit that.
+        # Interrupts are ignored in tests that run in the background, and child processes inherit this.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
