@@ -1,4 +1,4 @@
-"""Co-occurrence against counting by hand, and R² against a worked case."""
+"""Co-occurrence against counting by hand, and R² against a case computed by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORDS = [env("a"), env("b"), lan("a"), lan("b"), "<CHI>"]
 @given(st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=12), min_size=1, max_size=4), st.integers(1, 6))
 def test_counts_pairs_within_the_window_of_one_document(documents: list[list[str]], window: int) -> None:
     builder = CorpusBuilder()
-    for document in [*documents, WORDS[:1], WORDS[1:2], WORDS[2:3], WORDS[3:4]]:  # so that every word is there
+    for document in [*documents, WORDS[:1], WORDS[1:2], WORDS[2:3], WORDS[3:4]]:  # so that every word occurs
         builder.add([document])
     table = sg.cooccurrence(builder.build(), ["a", "b"], window).set_index(["env", "lan"])
     got = table["count"]
@@ -43,7 +43,7 @@ def test_counts_pairs_within_the_window_of_one_document(documents: list[list[str
                 independent = flat.count(env(v)) * flat.count(lan(w)) / len(flat) ** 2
                 assert table.loc[(v, w), "pmi"] == pytest.approx(np.log(expected / pairs / independent))
             else:
-                assert not table.loc[(v, w), "pmi"] > -np.inf  # NaN where no two positions are that near
+                assert not table.loc[(v, w), "pmi"] > -np.inf  # NaN if no two positions are that near
 
 
 def test_unknown_nouns_and_windows_are_named(corpus: Corpus) -> None:

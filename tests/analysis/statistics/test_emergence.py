@@ -1,4 +1,4 @@
-"""When the link appears, against curves worked by hand."""
+"""The emergence step of the link, against curves computed by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STEPS = (0, 10, 20, 40)
 
 
 def scores(gains: dict[str, list[list[float]]], seeds: int = 1) -> pd.DataFrame:
-    """noun → a curve of gains per context; matched surprisal is 1, mismatched 1 + gain."""
+    """Scores from noun → a curve of gains per context; matched surprisal is 1, mismatched 1 + gain."""
     nouns = list(gains)
     rows = [
         ("m", seed, step, c, env, noun, 1.0 if env == noun else 1.0 + curve[i])
@@ -41,7 +41,7 @@ def test_by_hand() -> None:
     ).set_index("unit")  # fmt: skip
     assert found.loc[["dog", "cat", "ball", "book"], "step"].tolist() == [15.0, 24.0, 0.0, np.inf]
     assert found.loc["dog", ["low", "high", "count", "seeds"]].tolist() == [15.0, 15.0, 2, 1]
-    # The mean of the four: 1, 1.25, 1.5, 2.75 … is above 1 from the second checkpoint on: 0 gain 1.125 at 0.
+    # The mean of the four curves is above 1 at every checkpoint.
     means = np.mean([[0, 0.5, 1.5, 3], [2, 0, 0, 5], [2.5] * 4, [0, 2, 2, 1]], axis=0)
     assert (means > 1).all()
     assert found.loc["m", "step"] == 0.0

@@ -1,4 +1,4 @@
-"""Paired tests, regressions and mixed models against hand-worked cases and a second library."""
+"""Paired tests, regressions and mixed models against cases computed by hand and a second library."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from symground.analysis.statistics.r2 import cooccurrence_r2, peak
 
 def test_paired_by_hand() -> None:
     found = paired(np.array([1.0, 2.0, 3.0, 4.0]))
-    # t = 2.5 / (1.291 / 2) = 3.873 with 3 degrees of freedom; signs: the two of 16 that are all alike.
+    # t = 2.5 / (1.291 / 2) = 3.873 with 3 degrees of freedom. In 2 of the 16 permutations all signs are equal.
     assert found["p"] == pytest.approx(2 * stats.t.sf(2.5 / (np.std([1, 2, 3, 4], ddof=1) / 2), 3))
     assert found["p_permutation"] == pytest.approx(2 / 16)
     assert found["d"] == pytest.approx(2.5 / np.std([1, 2, 3, 4], ddof=1))
@@ -84,7 +84,7 @@ def test_r2_is_statsmodels() -> None:
 
 
 def test_partial_r2_tells_counts_from_frequency() -> None:
-    """A gain that follows how often a noun is said has a high R² on counts, and none once frequency is controlled."""
+    """A gain that follows a noun's frequency has a high R² on counts, and no partial R² given frequency."""
     rng = np.random.default_rng(0)
     scene, speech = rng.integers(100, 3000, 60), rng.integers(100, 3000, 60)
     together = (speech * rng.uniform(0.8, 1.25, 60)).astype(int)
@@ -140,7 +140,7 @@ def gains_of(rng: np.random.Generator, mean: float, nouns: int, contexts: int, s
 
 
 def test_mixed_effects_of_a_balanced_design_by_analysis_of_variance() -> None:
-    """Crossed and balanced: the variances by REML are those of mean squares, and the mean's error follows."""
+    """In a crossed, balanced design the REML variances follow from mean squares, and so does the error of the mean."""
     table = gains_of(np.random.default_rng(0), 2.0, 20, 8)
     found = mixed_effects(table)
     values = table.pivot(index="target", columns="context", values="gain").to_numpy()
@@ -160,7 +160,7 @@ def test_mixed_effects_of_a_balanced_design_by_analysis_of_variance() -> None:
 
 def test_mixed_effects_find_no_effect_where_there_is_none() -> None:
     found = [mixed_effects(gains_of(np.random.default_rng(i), 0.0, 15, 6, 3)) for i in range(20)]
-    assert sum(row["p"] < 0.05 for row in found) <= 4  # 1 is due; few seeds and contexts make Wald's test a bit free
+    assert sum(row["p"] < 0.05 for row in found) <= 4  # 1 is expected; Wald's test is liberal with few groups
     assert mixed_effects(gains_of(np.random.default_rng(0), 3.0, 15, 6, 3))["p"] < 1e-6
     with pytest.raises(ValueError, match="at least two nouns"):
         mixed_effects(gains_of(np.random.default_rng(0), 0.0, 1, 6))

@@ -1,4 +1,4 @@
-"""Intervals, effect sizes and corrected p-values against hand-worked cases."""
+"""Intervals, effect sizes and corrected p-values against cases computed by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from symground.analysis.statistics.intervals import bootstrap_interval, cohens_d
 
 
 def test_holm_by_hand() -> None:
-    # Sorted 0.01, 0.02, 0.03, 0.9: times 4, 3, 2, 1, none below the one before it.
+    # Sorted 0.01, 0.02, 0.03, 0.9 are multiplied by 4, 3, 2, 1; none may be below the one before it.
     np.testing.assert_allclose(holm(np.array([0.03, 0.01, 0.9, 0.02])), [0.06, 0.04, 0.9, 0.06])
     np.testing.assert_allclose(holm(np.array([0.6, np.nan, 0.7])), [1.0, np.nan, 1.0])
     assert np.isnan(holm(np.array([np.nan]))).all()

@@ -1,4 +1,4 @@
-"""Every interval, p and count of the statistics, recomputed here from its resamples: values in place of bounds."""
+"""Every interval, p and count of the statistics is recomputed here from its resamples, and compared by value."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def bca(values: Values, level: float = 0.95, seed: int = 0, statistic: Any = np.
 def percentiles(
     count: int, of_rows: Callable[[NDArray[np.int64]], float], resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """Of a statistic of rows that are drawn with replacement, one resample after the other."""
+    """Percentiles of a statistic of rows drawn with replacement, one resample after the other."""
     drawn = np.random.default_rng(seed).integers(0, count, (resamples, count))
     low, high = np.percentile([of_rows(rows) for rows in drawn], [50 * (1 - level), 50 * (1 + level)])
     return float(low), float(high)
@@ -53,7 +53,7 @@ def test_bootstrap_intervals(level: float, seed: int) -> None:
         low, high = bootstrap_interval(rows, level, seed, statistic)
         for i, row in enumerate(rows):
             assert (low[i], high[i]) == pytest.approx(bca(row, level, seed, statistic))
-    # Equal numbers among others: each row by itself.
+    # A row of equal numbers does not affect the other rows.
     mixed = np.stack([rows[0], np.full(11, 7.0), rows[1]])
     low, high = bootstrap_interval(mixed, level, seed)
     assert (low[1], high[1]) == (7.0, 7.0)
@@ -89,7 +89,7 @@ def test_paired(count: int) -> None:
     assert found["p_permutation"] == pytest.approx(np.mean(abs(flips) >= abs(x.mean()) - 1e-12))
     assert (found["mean"], found["d"], found["n"]) == pytest.approx((x.mean(), x.mean() / x.std(ddof=1), count))
     assert (found["low"], found["high"]) == pytest.approx(bca(x, seed=2), nan_ok=True)
-    # Both directions count.
+    # The test is two-sided.
     assert paired(-x, seed=2)["p_permutation"] == pytest.approx(found["p_permutation"])
     assert np.isnan([v for k, v in paired(np.array([])).items() if k != "n"]).all()
 
@@ -105,7 +105,7 @@ def test_holm_of_many() -> None:
 
 
 def eighths(x: Values) -> Values:
-    """Numbers whose sums are exact: BCa counts resamples whose mean is the sample's, and rounding would tell."""
+    """Numbers whose sums are exact, since BCa counts resamples whose mean equals the sample's."""
     return np.round(8 * x) / 8
 
 
@@ -118,7 +118,7 @@ def scores(contexts: int, nouns: str = "abcde", seed: int = 0) -> pd.DataFrame:
 @pytest.mark.parametrize(("level", "seed"), [(0.95, 0), (0.7, 5)])
 def test_gains_and_their_intervals_over_contexts(level: float, seed: int) -> None:
     table = scores(7)
-    table = table[~((table["target"] == "c") & (table["context"] > 4))]  # a noun that was asked for in fewer contexts
+    table = table[~((table["target"] == "c") & (table["context"] > 4))]  # a noun that was scored in fewer contexts
     found = sg.gain(table, level, seed).set_index("target")
     for noun in "abcde":
         contexts = range(5 if noun == "c" else 7)
@@ -178,7 +178,7 @@ def test_over_training_of_several_models_checkpoints_and_seeds() -> None:
 
 
 def fit(x: Values, y: Values) -> tuple[float, Values]:
-    """R² and coefficients by the normal equations' solution of numpy."""
+    """R² and coefficients by numpy's solution of the normal equations."""
     design = np.column_stack([np.ones(len(y)), x])
     coefficients, *_ = np.linalg.lstsq(design, y, rcond=None)
     left = y - design @ coefficients
@@ -193,7 +193,7 @@ def test_r2_and_its_intervals() -> None:
     pmi = rng.normal(0, 1, 14)
     pmi[2] = -np.inf
     counts = pd.DataFrame({"env": nouns, "lan": nouns, "count": together, "env_count": scene, "lan_count": speech})
-    counts = pd.concat([counts.assign(pmi=pmi), counts.assign(env="other", pmi=9.0)])  # pairs of two nouns are not own
+    counts = pd.concat([counts.assign(pmi=pmi), counts.assign(env="other", pmi=9.0)])  # pairs of two nouns are ignored
     y = 1 + 0.3 * np.log1p(together) + rng.normal(0, 0.4, 14)
     order = rng.permutation(14)
     (row,) = cooccurrence_r2(
@@ -271,7 +271,7 @@ def crossing(curve: Values, steps: Values, threshold: float) -> float:
 
 @pytest.mark.parametrize(("level", "seed", "threshold"), [(0.95, 0, 1.0), (0.6, 2, 0.7)])
 def test_emergence_of_several_seeds(level: float, seed: int, threshold: float) -> None:
-    """Each seed and context has its own curve; some never pass, and a noun is not asked for in a context."""
+    """Each seed and context has its own curve; some never pass, and one noun is not scored in one context."""
     rng = np.random.default_rng(8)
     steps = np.array([3.0, 10.0, 30.0, 31.0, 70.0])
     kinds = {"dog": "x", "cat": "x", "cup": "x", "car": "y", "box": "y"}
@@ -304,7 +304,7 @@ def test_emergence_of_several_seeds(level: float, seed: int, threshold: float) -
 def test_a_curve_that_touches_the_threshold_is_not_above_it() -> None:
     rows = [("m", 0, t, 0, v, g) for v in "ab" for t, g in ((0, 0.0), (10, 1.0), (20, 2.0))]
     table = pd.DataFrame(rows, columns=["model", "seed", "step", "context", "target", "gain"])
-    assert set(emergence(table, categories={})["step"]) == {10.0}  # where it leaves it
+    assert set(emergence(table, categories={})["step"]) == {10.0}  # the step at which the curve leaves the threshold
     assert set(emergence(table[table["step"] < 20], categories={})["step"]) == {np.inf}
     assert set(emergence(table[table["step"] > 0], categories={})["step"]) == {10.0}
     assert emergence(table, categories={})["unit"].tolist() == ["a", "b", "other", "m"]
