@@ -42,7 +42,7 @@ def test_the_stream_is_transformers_hidden_states(gpt2: PreTrainedModel) -> None
             expected = each(ids, output_hidden_states=True).hidden_states
             found = residual_stream(each, ids)
         torch.testing.assert_close(found[:-1], torch.stack(expected[:-1]))
-        torch.testing.assert_close(final_norm(each)(found[-1]), expected[-1])  # its last is after the norm
+        torch.testing.assert_close(final_norm(each)(found[-1]), expected[-1])  # the last hidden state is after the norm
 
 
 def test_the_norm_of_the_last_is_what_the_head_reads(model: PreTrainedModel) -> None:
@@ -79,7 +79,7 @@ def test_the_divergence_is_the_kl_to_the_final_distribution(gpt2: PreTrainedMode
 
 
 def test_a_lens_can_undo_what_is_affine() -> None:
-    """The last layer of this model is affine in the residual stream: its translator comes to stand for it."""
+    """The last layer of this model is affine in the residual stream, so its translator converges to it."""
     torch.manual_seed(0)
     model = llama()
 

@@ -1,4 +1,4 @@
-"""Traces layer by layer: what is held meanwhile, what is read again, and how much memory it takes in all."""
+"""Traces layer by layer: the tensors held, the layers recomputed, and the total memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def own_forwards(model: PreTrainedModel) -> dict[str, Any]:
-    """Of the modules that have a forward function of their own."""
+    """The forward functions of modules that have one of their own."""
     return {name: vars(module)["forward"] for name, module in model.named_modules() if "forward" in vars(module)}
 
 
@@ -85,7 +85,7 @@ def test_a_layers_result_is_gone_before_the_next_one_is_made(
 
 
 def test_results_are_gone_with_the_trace(gpt2: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Probes, hooks and results in a circle that no collector sees would stay for the life of the process."""
+    """A reference cycle of probes, hooks and results is not seen by the garbage collector and would never be freed."""
     made: list[Any] = []
     begun = backward.Results.__init__
 
@@ -141,7 +141,7 @@ def test_an_error_on_the_way_leaves_the_model_as_it_was(gpt2: GPT2LMHeadModel, m
 
 
 def test_half_precision_is_traced_without_underflow_and_overflow_is_named(gpt2: GPT2LMHeadModel) -> None:
-    """Gradients of a confident model are smaller than float16's smallest numbers: made as they are, they cost 0.017."""
+    """Gradients of a confident model underflow in float16; without loss scaling the error would be 0.017."""
     ids, targets, mask = batch()
     with torch.no_grad():
         gpt2.transformer.ln_f.weight.mul_(8)
@@ -149,7 +149,7 @@ def test_half_precision_is_traced_without_underflow_and_overflow_is_named(gpt2: 
     exact = sg.trace(gpt2, ids, targets, mask)
     assert exact.surprisal[0] < 1e-5
     half = sg.trace(gpt2.half(), ids, targets, mask)
-    # One part in a thousand of the weights makes more of a surprisal that is nearly 0: shares are what must hold.
+    # Rounding the weights by 1/1000 changes a surprisal near 0 by more than that, so shares are compared.
     shares = [x.matrix_total / x.matrix_total.sum(("layer", "head")) for x in (exact, half)]
     assert float(abs(shares[0] - shares[1]).max()) < 0.005
     with torch.no_grad():
@@ -201,7 +201,7 @@ for checkpoint in (False, True):
         found.append([how, held.peak, told.cpu])
 print(json.dumps(found))
 """
-#: A long text in a narrow model, and several texts in the shape of SmolLM2-135M: examples, length, settings.
+#: (examples, length, settings) of a long text in a narrow model, and of several texts in a model like SmolLM2-135M.
 SHAPES = {
     "gpt2": (1, 4096, {"model_type": "gpt2", "vocab_size": 101, "n_embd": 128, "n_layer": 12, "n_head": 4}),
     "smollm2": (4, 128, {
@@ -215,7 +215,7 @@ SHAPES = {
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_memory_is_what_the_formula_says(shape: str) -> None:
-    """In a process of its own, with the C library's allocator as a user has it."""
+    """The measurement runs in its own process, with the C library's allocator in its default state."""
     examples, length, config = SHAPES[shape]
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, json.dumps([config, examples, length])], cwd=ROOT, capture_output=True,
@@ -223,14 +223,14 @@ def test_memory_is_what_the_formula_says(shape: str) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     for how, measured, told in json.loads(done.stdout.strip().splitlines()[-1]):
-        # The formula is never much too low. On a busy machine a peak may last less than from one look to the next.
+        # The formula is never much too low. On a busy machine a short peak may fall between two samples.
         assert 0.87 * measured < told < 1.5 * measured, how
         if shape == "gpt2":
-            assert measured < 2 * 12 * 4 * length**2  # the matrices of all layers, made and handed over
+            assert measured < 2 * 12 * 4 * length**2  # the matrices of all layers, twice
 
 
 def test_the_formula_by_hand(gpt2: GPT2LMHeadModel) -> None:
-    """24 columns, 3 layers and heads, float32."""
+    """The model has 24 columns, 3 layers and heads, and float32 weights."""
     plain, thin = (sg.trace_memory(gpt2, 20, 2, checkpoint=c) for c in (False, True))
     assert thin.kept == 2 * 20 * (4 * 24 + 2) * 4  # inputs of the layers and of the final norm, and its two numbers
     assert plain.results == thin.results == 2 * 3 * 20 * 20 * 4
@@ -251,7 +251,7 @@ def test_an_lstm_has_no_such_memory(lstm: PreTrainedModel) -> None:
 
 
 def test_layers_over_devices_and_from_disk(tmp_path: Path) -> None:
-    """Weights that are brought for each pass: as accelerate spreads a model that fits no device."""
+    """Weights are loaded for each pass, as accelerate does for a model that does not fit on a device."""
     accelerate = pytest.importorskip("accelerate", reason="needs the accelerate package")
     torch.manual_seed(0)
     config = GPT2Config(

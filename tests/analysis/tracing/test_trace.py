@@ -20,7 +20,7 @@ LENGTHS = (3, 7, 5)
 
 
 def batch(side: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """ids, mask, targets, p"""
+    """(ids, mask, targets, p)"""
     torch.manual_seed(1)
     ids, mask = torch.full((3, 7), 1), torch.zeros(3, 7, dtype=torch.long)
     for i, n in enumerate(LENGTHS):
@@ -55,7 +55,7 @@ def test_is_eagers_gradient_times_attention(gpt2: GPT2LMHeadModel, side: str, ch
         gpt2.gradient_checkpointing_enable()
         gpt2.train()
     traced = sg.trace(gpt2, ids, targets, mask, groups, rows=True, batch_size=2)
-    valid = mask.bool()[:, None, :, None]  # rows of padding queries mean nothing
+    valid = mask.bool()[:, None, :, None]  # rows of padding queries are undefined
     torch.testing.assert_close(
         torch.from_numpy(traced.surprisal.values).double(), surprisal.detach(), atol=1e-4, rtol=1e-4
     )
@@ -81,7 +81,7 @@ def test_is_eagers_gradient_times_attention(gpt2: GPT2LMHeadModel, side: str, ch
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("gated", [False, True])
 def test_rows_of_heads_add_up_to_the_layers_saliency(preset: str, side: str, gated: bool) -> None:
-    """Their signed sum is the layer's, their absolute sum the flow's, in a padded batch and with a head silenced."""
+    """Signed rows sum to the layer's row and absolute rows to the flow, in a padded batch and with a head silenced."""
     ids, mask, targets, p = batch(side)
     torch.manual_seed(0)
     model = create(preset, 101).eval()
@@ -201,7 +201,7 @@ def test_find_heads_by_hand() -> None:
     assert sg.find_heads(traced, denominator="matrix") == (frozenset(), frozenset())
     assert sg.find_heads(traced, threshold=0.15, denominator="matrix") == (frozenset({(4, 0)}), frozenset())
     assert sg.find_heads(traced, kind="gather") == (frozenset(), frozenset({(4, 1)}))
-    assert sg.find_heads(traced * 0) == (frozenset(), frozenset())  # no flow at all: no share, not NaN
+    assert sg.find_heads(traced * 0) == (frozenset(), frozenset())  # without flow the share is 0, not NaN
     with pytest.raises(ValueError, match="gather heads need the key_group 'event'"):
         sg.find_heads(traced.sel(key_group=["env"]), kind="gather")
     with pytest.raises(ValueError, match="expected one of aggregate, gather; got 'copy'"):
