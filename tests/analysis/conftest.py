@@ -1,4 +1,4 @@
-"""A tiny LLaVA and its twin in eager attention, which is given one picture at a time: what questions are held to."""
+"""A tiny LLaVA and its twin with eager attention, which reads one picture at a time: the oracle of image questions."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ Head = tuple[int, int]
 
 
 class One(NamedTuple):
-    """One pass over one question."""
+    """The result of one pass over one question."""
 
     ids: Tensor
     """[T]"""
     surprisals: Tensor
-    """[T,V] after each token."""
+    """[T,V] surprisals after each token."""
     signed: Tensor
     """[L,H,T,T] saliency of the answer's surprisal."""
 
 
 @dataclass(frozen=True)
 class Twins:
-    """A model of ours and the same in eager attention; what follows is of the latter."""
+    """A model under our attention and the same with eager attention; the methods use the latter."""
 
     ours: PreTrainedModel
     eager: PreTrainedModel
@@ -45,7 +45,7 @@ class Twins:
 
     @staticmethod
     def given(asked: ImageQuestions, i: int, picture: str | None = None) -> dict[str, Tensor]:
-        """What the processor makes of one question, as anyone would call it."""
+        """The inputs for one question from a plain call of the processor."""
         question = asked.questions[i]
         content = [{"type": "image"}, {"type": "text", "text": question.text + asked.instruction}]
         messages = [{"role": "user", "content": content}]
@@ -55,7 +55,7 @@ class Twins:
         return dict(asked.processor(images=read_image(picture or question.image), text=text, return_tensors="pt"))
 
     def picture_of(self, asked: ImageQuestions, examples: Examples, i: int) -> str:
-        """Which picture an example is given, by its pixels."""
+        """The picture of an example, found by its pixels."""
         pixels = examples.given(slice(i, i + 1))["pixel_values"]
         found = []
         for path in asked.contexts:
@@ -74,7 +74,7 @@ class Twins:
 
     @contextmanager
     def _heads_are(self, change: Callable[[Head, Tensor], Tensor]) -> Iterator[None]:
-        """Within the block each head's output [T,D] of a single row is what ``change`` makes of it."""
+        """Within the block, ``change`` replaces each head's output [T,D] of a single row."""
         heads = self.eager.config.get_text_config().num_attention_heads
 
         def hook(layer: int) -> Callable[[Any, tuple[Tensor]], Any]:
@@ -105,7 +105,7 @@ class Twins:
 
     @torch.no_grad()
     def scores(self, inputs: Mapping[str, Tensor], changed: Mapping[Head, Any] | None = None) -> Tensor:
-        """[T,V] surprisals, where heads are multiplied with a number or replaced with a tensor."""
+        """[T,V] surprisals, with heads multiplied by a number or replaced by a tensor."""
 
         def change(head: Head, x: Tensor) -> Tensor:
             how = (changed or {}).get(head, 1.0)
@@ -120,13 +120,13 @@ class Twins:
         return {head: torch.cat([x[head] for x in each]).mean(0) for head in each[0]}
 
     def of_context(self, ids: Tensor, found: Tensor) -> float:
-        """Mean surprisal of the words, each after what stands before it."""
+        """Mean surprisal of the words, each given the tokens before it."""
         image = self.processor.image_token_id
         return float(np.mean([found[t - 1, ids[t]].item() for t in range(1, len(ids)) if ids[t] != image]))
 
     @staticmethod
     def chosen(asked: ImageQuestions, found: Tensor) -> tuple[int, float, float]:
-        """The likelier answer, its probability among them, and their entropy."""
+        """The likeliest answer, its probability among the answers, and their entropy."""
         ids = sorted({prompt.answer for prompt in asked.prompts if prompt.answer is not None})
         among = (-found[-1, ids]).softmax(-1)
         return ids[int(among.argmax())], float(among.max()), float(-(among * among.log()).sum())
@@ -146,7 +146,7 @@ def twins(llava_folder: Path) -> Twins:
 
 @pytest.fixture(scope="session")
 def pairs(llava_folder: Path) -> list[Question]:
-    """Of six pictures and of several lengths, an image's not all together."""
+    """Questions of several lengths about six pictures; those about one picture are not adjacent."""
     found = read_questions(llava_folder / "questions.json")
     longer = [replace(q, text=f"Look again. {q.text}") for q in found[1::5]]
     return [*found[::3], *longer]
@@ -159,6 +159,6 @@ def asked(twins: Twins, pairs: list[Question]) -> ImageQuestions:
 
 @pytest.fixture(scope="session")
 def passes(twins: Twins, asked: ImageQuestions) -> list[One]:
-    """Eager's of each question."""
+    """A pass of the eager model over each question."""
     targets = asked.matched().targets.tolist()
     return [twins.one(twins.given(asked, i), target) for i, target in enumerate(targets)]

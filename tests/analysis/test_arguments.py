@@ -1,4 +1,4 @@
-"""What is given in place of what is wanted: each message names the argument, what was expected and what came."""
+"""Errors about wrong arguments: each message names the argument, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IDS, TARGETS = torch.tensor([[5, 6, 7], [8, 9, 10]]), torch.tensor([3, 4])
 
 @pytest.fixture(scope="module")
 def own(corpus: Corpus) -> SimpleNamespace:
-    """Things that are right, each in its own place."""
+    """Valid arguments by name."""
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=len(corpus.tokenizer), n_positions=32, n_embd=24, n_layer=2, n_head=3, attn_pdrop=0.0,
@@ -41,7 +41,7 @@ def own(corpus: Corpus) -> SimpleNamespace:
     )  # fmt: skip
 
 
-#: (function, arguments by name of what is right or in place, what the message says)
+#: (function, its arguments, as values or as names of valid ones in ``own``, the message)
 # ruff: noqa: E501
 WRONG: list[tuple[str, list[Any], str]] = [
     ("probes", ["'gpt2'"], r"tokenizer: expected one of transformers, got str 'gpt2'; symground.load_tokenizer\('gpt2'\)"),
@@ -137,7 +137,7 @@ def test_a_wrong_argument_is_named_with_what_was_expected_and_what_came(
     assert not list(tmp_path.iterdir())
 
 
-#: (function, its arguments, the numbers at the ends of what is taken, those just outside them)
+#: (function, its arguments, a keyword, the numbers at the ends of its range, those just outside)
 BOUNDS: list[tuple[str, str, str, list[float], list[float]]] = [
     ("steering", "model, probes, [2.0]", "draws", [1], [0]),
     ("intervene", "model, probes", "draws", [1], [0]),
@@ -192,7 +192,7 @@ def test_a_misspelt_keyword_is_refused_with_the_nearest(own: SimpleNamespace, na
 
 
 def test_every_keyword_of_the_models_forward_is_taken_or_refused_by_name(own: SimpleNamespace) -> None:
-    """No third way: what a trace takes changes it as it changes the model, or it says why it takes none."""
+    """A keyword changes a trace as it changes the model, or the trace refuses it and says why."""
     names = [n for n, x in inspect.signature(own.model.base_model.forward).parameters.items() if x.kind < 4]
     caches = {"past_key_values", "cache"}
     assert {"inputs_embeds", "position_ids"} <= set(names)
@@ -283,7 +283,7 @@ def test_models_that_have_no_numbers_to_trace(own: SimpleNamespace) -> None:
 
 
 def test_a_wrapper_says_where_the_model_is(own: SimpleNamespace) -> None:
-    """peft's, as it behaves: it passes on every attribute of what it holds."""
+    """The wrapper behaves like peft's: it forwards every attribute of the model that it wraps."""
 
     class Wrapper(torch.nn.Module):
         def __init__(self, model: torch.nn.Module) -> None:

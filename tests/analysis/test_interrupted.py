@@ -1,4 +1,4 @@
-"""Whatever line an analysis is stopped at, by an interrupt or by a kill, the same call goes on to the same tables."""
+"""If an analysis is stopped at any line, by an interrupt or by a kill, repeating the call completes the same tables."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from symground.models import create
 
 
 class Lines:
-    """Counts the lines of some files that are run, and stops at one of them.
+    """Records the executed lines of some files, and interrupts at one of them.
 
-    ``killed``: at every line after it too, so that nothing is tidied and nothing is saved any more.
+    With ``killed``, every later line is interrupted too, so that nothing is cleaned up or saved.
     """
 
     def __init__(self, files: tuple[ModuleType, ...], stop: int | None = None, killed: bool = False) -> None:
@@ -57,7 +57,7 @@ class Lines:
 
 
 def stops(what: Callable[[], object], files: tuple[ModuleType, ...]) -> list[int]:
-    """Where to stop: at every line the first and the last time that it is run."""
+    """The places to stop: each line at its first and at its last execution."""
     lines = Lines(files)
     lines.run(what)
     first = {line: i for i, line in reversed(list(enumerate(lines.seen)))}
@@ -100,7 +100,7 @@ def test_scores_are_written_once(corpus: Corpus, tmp_path: Path, killed: bool) -
 def test_tables_of_one_analysis_are_all_there(
     corpus: Corpus, tmp_path: Path, killed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What tells that a checkpoint was analysed is written after all that the analysis found there."""
+    """The table that marks a checkpoint as analysed is written after the other tables of the analysis."""
     tables = {name: tuple(analysis.split()) for name, analysis in (
         ("surprisal", "contexts gain r2"), ("saliency", "saliency heads"),
     )}  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is measured is what the model gives now, whatever was done to it since it was measured last."""
+"""Measurements are of the model as it is now, whatever was changed since the last measurement."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from symground.models.trials.cached_trials import state_of
 
 
 class Adapter(nn.Module):
-    """A layer with a product of low rank beside it, in the form of PEFT's: it has the layer's weight as its own."""
+    """A linear layer plus a low-rank product, like PEFT's adapters: its ``weight`` is that of the layer."""
 
     def __init__(self, base: nn.Linear, begun: bool) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Doubled(nn.Module):
 
 
 def by_position(x: Any) -> Any:
-    """Not the same for a text in two pieces as for the whole."""
+    """A change that differs between a text in two pieces and the whole text."""
     hidden = x[0] if isinstance(x, tuple) else x
     hidden = hidden * (1 + 0.2 * torch.arange(hidden.shape[1]))[:, None]
     return (hidden, *x[1:]) if isinstance(x, tuple) else hidden
@@ -147,13 +147,13 @@ def probes(corpus: Corpus) -> Probes:
 
 @torch.no_grad()
 def own_surprisal(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """[B,V] after each row, from the model's own logits, each row alone."""
+    """[B,V] surprisals after each row, from the model's own logits in a pass of its own."""
     rows = [model(row[None], use_cache=False).logits[0, -1].float() for row in ids]
     return -torch.stack(rows).log_softmax(-1)
 
 
 def measured(model: PreTrainedModel, probes: Probes) -> Iterator[tuple[str, Any, Any]]:
-    """What is measured, what it is, and what it has to be."""
+    """(name, measured, expected) of each measurement."""
     for name, (found, expected) in measures(model, probes).items():
         if isinstance(found, ValueError):
             raise found
@@ -161,7 +161,7 @@ def measured(model: PreTrainedModel, probes: Probes) -> Iterator[tuple[str, Any,
 
 
 def measures(model: PreTrainedModel, probes: Probes) -> dict[str, tuple[Any, Any]]:
-    """What is measured, what it is or why it is refused, and what it has to be."""
+    """name → (measured or its ValueError, expected)."""
     examples = probes.matched()
     contexts = [row[: p + 1] for row, p in zip(examples.input_ids, examples.prediction.tolist(), strict=True)]
 
@@ -264,7 +264,7 @@ def bias_of_a_word(_model: nn.Module, _args: Any, out: Any) -> Any:
     return out
 
 
-#: Hooks that act by position, length or batch: what a few tokens, a cache or rows of the head do not show.
+#: Hooks that act by position, length or batch, which a trial of a few tokens, a cache or rows of the head do not show.
 PLACED: dict[str, Callable[[PreTrainedModel], Any]] = {
     f"{change.__name__} {where}": lambda m, at=at, change=change: at(m).register_forward_hook(by_place(change))
     for where, at in {"of a layer": on_layer, "of the head": lambda m: m.lm_head}.items()
@@ -312,7 +312,7 @@ def test_an_adapter_that_does_nothing_yet_is_not_believed_to_do_nothing(model: P
 
 
 def test_the_gradient_goes_through_what_the_head_is_now(model: PreTrainedModel, probes: Probes) -> None:
-    """An adapter turns the direction that a trace goes back from."""
+    """An adapter changes the direction from which the backward pass of a trace starts."""
     merged = copy.deepcopy(model)
     sg.trace(model, probes)
     adapt(model)
@@ -352,7 +352,7 @@ def test_a_model_left_alone_is_tried_once(
     ids = probes.matched()
     sg.trace(model, ids)
     monkeypatch.setattr(type(model.model), "forward", counted)
-    sg.trace(model, ids)  # another forward function of a class is another model
+    sg.trace(model, ids)  # another forward function of the class repeats the trial
     passes.clear()
     sg.trace(model, ids)
     assert len(passes) == 1
@@ -361,7 +361,7 @@ def test_a_model_left_alone_is_tried_once(
     passes.clear()
     sg.trace(model, ids)
     sg.trace(model, ids)
-    assert len(passes) == 2 * 7  # itself, and trials of chance, of texts beside others and of the head, two each
+    assert len(passes) == 2 * 7  # one trace, and trials of randomness, batching and the head of two passes each
     handle.remove()
 
 

@@ -1,4 +1,4 @@
-"""A model in which one known head copies ENV to LAN, and models in which nothing does: what is found in each."""
+"""The analyses find the one known head of a model that copies ENV to LAN, and nothing in models without such a head."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WIDTH, _HEADS = 512, 4
 
 
 def planted(corpus: Corpus, probes: Probes, strength: float = 1.0) -> PreTrainedModel:
-    """Tokens are unit vectors; one head finds the ENV noun from everywhere and writes the LAN noun's vector."""
+    """Tokens are unit vectors; one head attends from all positions to the ENV noun and writes the LAN noun's vector."""
     torch.manual_seed(0)
     vocabulary = corpus.tokenizer.get_vocab()
     config = GPT2Config(
@@ -78,7 +78,7 @@ def test_detection_finds_the_head(copier: PreTrainedModel, probes: Probes) -> No
     shares = share_table(traced, trace(copier, probes.mismatched(), saliency=False))
     best = shares[(shares["kind"] == "aggregate") & (shares["denominator"] == "row")].nlargest(1, "share")
     assert best[["layer", "head"]].to_numpy().tolist() == [[LAYER, HEAD]]
-    # Its row at the prediction: from the noun, and what lowers the surprisal is negative.
+    # The head's row at the prediction comes from the noun; it lowers the surprisal, so it is negative.
     rows = traced.rows.sel(layer=LAYER, head=HEAD)
     at_noun = (rows * (traced.group == 0)).sum("key")
     assert (at_noun < 0).all()
@@ -102,7 +102,7 @@ def test_the_sweep_and_the_intervention_find_it(copier: PreTrainedModel, probes:
 
 def test_the_lens_reads_it_from_its_layer_on(copier: PreTrainedModel, probes: Probes) -> None:
     by_depth = lens_gain(copier, probes).groupby("depth")["gain"].mean()
-    assert abs(by_depth[: LAYER + 1]).max() < 0.1  # what goes into its layer and what lies below
+    assert abs(by_depth[: LAYER + 1]).max() < 0.1  # the input of its layer, and depths below
     assert by_depth[LAYER + 1 :].min() > 3
 
 
@@ -117,7 +117,7 @@ def test_steering_turns_it_up_and_down(corpus: Corpus, probes: Probes) -> None:
 
 
 def test_flow_tells_where_the_head_did_not_look(corpus: Corpus, probes: Probes) -> None:
-    """The head looks at half of the nouns only: of the others the model names something else, and there is no flow."""
+    """The head attends to half of the nouns only. For the others there is no flow, and the model names another word."""
     model = planted(corpus, probes)
     vocabulary = corpus.tokenizer.get_vocab()
     attention = model.transformer.h[LAYER].attn
@@ -132,7 +132,7 @@ def test_flow_tells_where_the_head_did_not_look(corpus: Corpus, probes: Probes) 
 
 
 def test_where_there_is_nothing_nothing_is_found(corpus: Corpus, probes: Probes) -> None:
-    """100 models with random weights: false positives at about the level of the tests, and no gain that lasts."""
+    """100 random models have false positives at about the level of the tests, and no lasting gain."""
     of_tests, of_heads = [], []
     few = probes.take_contexts(range(4))
     config = GPT2Config(
@@ -148,7 +148,7 @@ def test_where_there_is_nothing_nothing_is_found(corpus: Corpus, probes: Probes)
         of_tests.append(over_training(frame)[["p", "p_permutation"]].iloc[0].to_numpy(float))
         table = sg.intervene(model, few, "aggregate", denominator="row", draws=1, seed=seed)
         of_heads.append(table["gain_p"].iloc[0])
-    # Of 100 at 5 %: 12 or more come up once in two hundred times.
+    # With 100 tests at 5 %, the probability of 12 or more false positives is below 1 in 200.
     assert (np.array(of_tests) < 0.05).sum(0).max() < 12
     assert np.isfinite(of_heads).all()
     assert (np.array(of_heads) < 0.05).sum() < 12

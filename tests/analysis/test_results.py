@@ -1,4 +1,4 @@
-"""Result tables: rows of a run's step are replaced whole, and nothing another process saved is lost."""
+"""Result tables: the rows of a run's step are replaced as a whole, and rows saved by another process are kept."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_run_is_dropped_and_the_others_stay(tmp_path: Path) -> None:
 
 
 def test_a_table_can_be_read_while_another_is_put_in_its_place(tmp_path: Path) -> None:
-    """A reader that opened the file twice would find two files, the footer of one and the pages of the other."""
+    """A reader that opened the file twice could read the footer of one table and the pages of another."""
     stop, failed = threading.Event(), []
 
     def write() -> None:

@@ -1,4 +1,4 @@
-"""What holds of every table of an analysis: its order is its own, and so are its defaults."""
+"""Properties of every table of an analysis: its order does not depend on its input's, and its defaults are fixed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def runs() -> pd.DataFrame:
     keys = [(m, s, t) for m in ("mamba2", "gpt2") for s in (1, 0) for t in (20, 0, 10)]
     rows = [(*key, c, u, v) for key in keys for c in (1, 0, 2) for u in NOUNS for v in NOUNS]
     table = pd.DataFrame(rows, columns=["model", "seed", "step", "context", "env", "target"])
-    # Of numbers whose sums are exact, so that the order of a sum tells nothing.
+    # The sums of these numbers are exact, so that they do not depend on the order.
     return table.assign(surprisal=np.random.default_rng(0).integers(1, 400, len(table)) / 64)
 
 
@@ -50,7 +50,7 @@ def with_r2() -> pd.DataFrame:
 def of_counts(gains: pd.DataFrame) -> pd.DataFrame:
     counts = pd.DataFrame({"env": NOUNS, "lan": NOUNS, "count": [1, 5, 2, 9], "pmi": [0.5, 0.1, 0.7, 0.2]})
     found = cooccurrence_r2(gains, counts)
-    return found[["r2", "slope", "pmi_r2", "pmi_slope", "mean_gain"]]  # intervals: a resample is of rows
+    return found[["r2", "slope", "pmi_r2", "pmi_slope", "mean_gain"]]  # intervals resample rows
 
 
 TABLES: dict[str, tuple[Callable[[], pd.DataFrame], Callable[[pd.DataFrame], pd.DataFrame], list[str]]] = {
@@ -101,7 +101,7 @@ def functions() -> dict[str, Callable[..., Any]]:
     ],
 )  # fmt: skip
 def test_a_parameter_has_the_same_default_in_all_functions(parameter: str, values: set[object]) -> None:
-    """Threshold: of a head's share of flow, or of a gain in nats; draws: each analysis has its own."""
+    """A threshold is of a head's share of flow or of a gain in nats; draws differ between analyses."""
     found = {
         name: inspect.signature(function).parameters[parameter].default
         for name, function in functions().items() if parameter in inspect.signature(function).parameters

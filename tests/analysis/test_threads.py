@@ -1,4 +1,4 @@
-"""Every analysis in several threads at once, on one model: each gives what it gives alone."""
+"""Every analysis in several threads at once on one model returns what it returns alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def model(request: pytest.FixtureRequest, corpus: Corpus) -> PreTrainedModel:
 
 @pytest.fixture(autouse=True)
 def often() -> Iterator[None]:
-    """Threads change as often as they can."""
+    """Switch threads as often as possible."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     yield
