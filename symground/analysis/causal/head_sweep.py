@@ -126,7 +126,7 @@ class _Sweep:
     def batches(self, method: str) -> Iterator[Tensor]:
         """Indices of examples of one length; batches leave room for all heads of a layer as further rows.
 
-        Exact batches hold examples of one context, which mostly share a prefix.
+        The examples of an exact batch have one context, so they mostly share a prefix.
         """
         lengths, contexts = self.examples.prediction + 1, torch.tensor(self.examples.context)
         most = max(mixer.heads for mixer in self.layers)
