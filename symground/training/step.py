@@ -53,7 +53,7 @@ class _Loss(nn.Module):
             bias = None if bias is None else bias.bfloat16()
         # With materialised logits the loss takes three products, without them four, so small logits are materialised.
         # In float32 the C++ extension takes three without materialising them.
-        extended = weight.device.type == "cpu" and not self._half and extension.library is not None
+        extended = weight.device.type == "cpu" and not self._half and extension.is_built()
         small = not extended and targets.numel() * weight.shape[0] <= FULL_LOGITS
         return ops.linear_cross_entropy(
             hidden, weight, targets.flatten(), bias, reduction="sum", impl="reference" if small else None

@@ -25,14 +25,14 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 def _inner() -> ModuleType:
     """The module that computes saliency, flow and gradients: the C++ extension if it is built, else plain PyTorch."""
-    return cpu_tiles if extension.library is None else cpu_extension
+    return cpu_extension if extension.is_built() else cpu_tiles
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
     # The flash kernel also computes heads with gate 0. The extension skips them and takes the same time for the others.
     # It would convert half precision to float32, though, and half of the heads in float32 take longer than all heads in
     # bfloat16.
-    if mixing.gate is not None and extension.library is not None and q.dtype == accumulation_dtype(q):
+    if mixing.gate is not None and extension.is_built() and q.dtype == accumulation_dtype(q):
         return cpu_extension.forward(q, k, v, mixing)
     q, scale = with_positive_scale(q, mixing.scale_of(q))
     out = lse = None

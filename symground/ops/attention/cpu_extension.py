@@ -35,15 +35,13 @@ def flow(
 ) -> FlowSums:
     """As `cpu_tiles.flow`."""
     exact = lse.to(accumulation_dtype(lse))
-    heads = exact.shape[:2]
-    sums = exact.new_zeros(*heads, groups.num_query, groups.num_key)
-    row_total, matrix_total = exact.new_zeros(*heads, groups.num_query), exact.new_zeros(heads)
+    sums = FlowSums.zeros(exact, exact.shape[:2], groups)
     for at in _pieces(q, exact):
         extension.library.attention_flow(
-            *_piece(at, q, k, v, grad_out, exact, mixing), *_ids(groups, at), sums[at], row_total[at],
-            matrix_total[at] if matrix else None,
+            *_piece(at, q, k, v, grad_out, exact, mixing), *_ids(groups, at), sums.flow[at], sums.row_total[at],
+            sums.matrix_total[at] if matrix else None,
         )  # fmt: skip
-    return FlowSums(sums.to(lse.dtype), row_total.to(lse.dtype), matrix_total.to(lse.dtype))
+    return FlowSums(*(x.to(lse.dtype) for x in sums))
 
 
 def backward(

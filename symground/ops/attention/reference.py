@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from symground.ops.attention.mixing import Mixing, per_head
+from symground.ops.common import needs
 from symground.ops.common.derivatives import product
 from symground.ops.common.flow import FlowSums, Groups, Probes, group_sums
 from symground.ops.common.tensors import accumulation_dtype
 
-
-def refuses(like: Tensor) -> Exception | None:
-    return None
+refuses = needs.nothing
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, probes: Probes) -> tuple[Tensor, Tensor]:

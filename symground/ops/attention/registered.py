@@ -140,8 +140,7 @@ def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mi
 def _flow(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, groups: Groups, matrix: bool
 ) -> FlowSums:
-    heads, (num_query, num_key) = q.shape[:2], groups[2:]
-    return FlowSums(lse.new_zeros(*heads, num_query, num_key), lse.new_zeros(*heads, num_query), lse.new_zeros(heads))
+    return FlowSums.zeros(lse, q.shape[:2], groups)
 
 
 def _rows(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, rows: Tensor) -> Tensor:
@@ -153,7 +152,7 @@ def _keep(
 ) -> None:
     # The probes are not saved: saved-tensor hooks would materialise all of their values.
     save(ctx, q, k, v, *output, mixing, probes.groups)
-    ctx.dtypes = [None if probe is None else probe.dtype for probe in (probes.saliency, probes.flow)]
+    ctx.dtypes = probes.dtypes
 
 
 def _through(backward: Op, ctx: Any, needs: list[Any], grad_out: Tensor) -> tuple[Any, ...]:

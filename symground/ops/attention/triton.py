@@ -25,7 +25,7 @@ def _call(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Call:
     """The settled record as the launch's arguments."""
     from symground.kernels.attention.launch import Call
 
-    return Call(q, k, v, **mixing.settled(q)._asdict())
+    return Call(q, k, v, **mixing._asdict())
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ cuda: Any = load(HERE / CUDA_FILE, "symground_CUDA") if library is not None and 
 
 def runs_on(device: torch.device) -> bool:
     """Whether the extension has operators for tensors on ``device``."""
-    return library is not None and (device.type == "cpu" or (device.type == "cuda" and cuda is not None))
+    return is_built() and (device.type == "cpu" or (device.type == "cuda" and cuda is not None))
 
 
 # Whether the extension is built does not change while a process runs: a compiled graph uses it as a constant.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -37,6 +38,12 @@ class Probes(NamedTuple):
     flow: Tensor | None  # [B,H,Gq,Gk]
     query_groups: Tensor | None  # [B,T]
     key_groups: Tensor | None  # [B,S]
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype | None, torch.dtype | None]:
+        """The dtypes that the gradients of the saliency and the flow probe must have."""
+        saliency, flow = (None if probe is None else probe.dtype for probe in (self.saliency, self.flow))
+        return saliency, flow
 
     @property
     def groups(self) -> Groups:
@@ -101,6 +108,12 @@ class FlowSums(NamedTuple):
     row_total: Tensor  # [B,H,Gq], over all keys
     matrix_total: Tensor  # [B,H], over all queries and keys
 
+    @classmethod
+    def zeros(cls, like: Tensor, heads: Sequence[int], groups: Groups) -> FlowSums:
+        """Sums of nothing, in the dtype of ``like``; ``heads`` is (B, H)."""
+        counts = groups.num_query, groups.num_key
+        return cls(like.new_zeros(*heads, *counts), like.new_zeros(*heads, counts[0]), like.new_zeros(*heads))
+
 
 def members(groups: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     """[B,T] group ids → [B,count,T], 1 where the position is in the group."""
@@ -146,12 +159,7 @@ class TileSums:
 
     def __init__(self, like: Tensor, groups: Groups) -> None:
         """``like`` [B,H,...] has the precision of the sums."""
-        heads = like.shape[:2]
-        self.sums = FlowSums(
-            like.new_zeros(*heads, groups.num_query, groups.num_key),
-            like.new_zeros(*heads, groups.num_query),
-            like.new_zeros(heads),
-        )
+        self.sums = FlowSums.zeros(like, like.shape[:2], groups)
         self._query, self._key = groups.given
 
     def add(self, at: tuple[slice, Heads], rows: slice, columns: slice, s: Tensor) -> None:

@@ -12,6 +12,10 @@ from torch import Tensor
 from symground.ops.common import extension
 
 
+def nothing(like: Tensor) -> Exception | None:
+    return None
+
+
 def cpu(like: Tensor) -> Exception | None:
     if like.device.type != "cpu":
         return ValueError(f"impl: 'cpu' expected tensors on the CPU, got {like.device}")

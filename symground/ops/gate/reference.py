@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from symground.ops.common import checks as check
+from symground.ops.common import needs
 from symground.ops.common.derivatives import differentiable
 from symground.ops.common.tensors import accumulation_dtype
 
 NOT_A_NUMBER = "gate: expected numbers, got NaN"
 
 
-def refuses(like: Tensor) -> Exception | None:
-    return None
+refuses = needs.nothing
 
 
 def gate_heads(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:

@@ -113,7 +113,7 @@ def _flow(scan: Scan, grad_y: Tensor, groups: Groups, matrix: bool) -> FlowSums:
 
 def _inner() -> ModuleType:
     """The module that computes forward and backward: the C++ extension if it is built, else plain PyTorch."""
-    return cpu_chunks if extension.library is None else cpu_extension
+    return cpu_extension if extension.is_built() else cpu_chunks
 
 
 def _forward(scan: Scan, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:

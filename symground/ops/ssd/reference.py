@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from symground.ops.common import needs
 from symground.ops.common.derivatives import product
 from symground.ops.common.flow import FlowSums, Groups, Probes, group_sums
 from symground.ops.ssd.scan import Scan
 
-
-def refuses(like: Tensor) -> Exception | None:
-    return None
+refuses = needs.nothing
 
 
 def ssd(scan: Scan, initial_state: Tensor | None, probes: Probes) -> tuple[Tensor, Tensor]:

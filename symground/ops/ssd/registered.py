@@ -112,13 +112,8 @@ def _saliency(scan: Scan, grad_y: Tensor, signed: bool) -> Tensor:
 
 
 def _flow(scan: Scan, grad_y: Tensor, groups: Groups, matrix: bool) -> FlowSums:
-    heads = (scan.x.shape[0], scan.x.shape[2])
     like = scan.x.new_zeros((), dtype=accumulation_dtype(scan.x))
-    return FlowSums(
-        like.new_zeros(*heads, groups.num_query, groups.num_key),
-        like.new_zeros(*heads, groups.num_query),
-        like.new_zeros(heads),
-    )
+    return FlowSums.zeros(like, (scan.x.shape[0], scan.x.shape[2]), groups)
 
 
 def _keep(ctx: Any, output: tuple[Tensor, Tensor], scan: Scan, initial_state: Tensor | None) -> None:
@@ -136,7 +131,7 @@ def _through(backward: Op, ctx: Any, grad_y: Tensor | None, grad_state: Tensor |
 def _keep_probes(ctx: Any, output: Tensor, y: Tensor, scan: Scan, probes: Probes) -> None:
     # The probes are not saved: saved-tensor hooks would materialise all of their values.
     save(ctx, scan, probes.groups)
-    ctx.dtypes = [None if probe is None else probe.dtype for probe in (probes.saliency, probes.flow)]
+    ctx.dtypes = probes.dtypes
 
 
 def _through_probes(saliency: Op, flow: Op, ctx: Any, needs: list[Any], grad_y: Tensor) -> tuple[Any, ...]:

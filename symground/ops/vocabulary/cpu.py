@@ -120,7 +120,7 @@ def _loss(
         of_target = z.gather(1, ids)[:, 0]
         top, total = torch.full_like(of_target, float("-inf")), torch.zeros_like(of_target)
         # The plain-PyTorch version overwrites the logits; the extension does not.
-        _add_exponentials(z if extension.library is not None else z.clone(), top, total)
+        _add_exponentials(z if extension.is_built() else z.clone(), top, total)
         lse = top + total.log()
         loss += (lse - of_target).sum()
         _scaled_exponentials(z, lse, torch.ones_like(lse))
@@ -162,7 +162,7 @@ def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None, columns: slice, t
 
 def _add_exponentials(z: Tensor, top: Tensor, total: Tensor) -> None:
     """Update the rows' maxima and their sums of exponentials, relative to them, with a tile of logits; may change z."""
-    if extension.library is not None:
+    if extension.is_built():
         extension.library.add_exponentials(z, top, total)
         return
     higher = torch.maximum(top, z.amax(1))
@@ -174,7 +174,7 @@ def _add_exponentials(z: Tensor, top: Tensor, total: Tensor) -> None:
 
 def _scaled_exponentials(z: Tensor, level: Tensor, factor: Tensor) -> None:
     """Replace z by factor · exp(z - level), row by row."""
-    if extension.library is not None:
+    if extension.is_built():
         extension.library.scaled_exponentials(z, level, factor)
     else:
         z.sub_(level[:, None]).exp_().mul_(factor[:, None])

@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from symground.ops.common import needs
 from symground.ops.common.derivatives import product
 from symground.ops.common.tensors import accumulation_dtype
 from symground.ops.vocabulary.lens import Lens
 
-
-def refuses(like: Tensor) -> Exception | None:
-    return None
+refuses = needs.nothing
 
 
 def candidate_surprisal(hidden: Tensor, weight: Tensor, candidates: Tensor, bias: Tensor | None) -> Tensor:
