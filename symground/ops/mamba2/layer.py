@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu, softplus
 
+from symground.ops.common.flow import NO_PROBES
 from symground.ops.common.tensors import accumulation_dtype
+from symground.ops.ssd.scan import Scan
 
 
 class Layer(NamedTuple):
@@ -44,15 +46,14 @@ class Layer(NamedTuple):
         return x.unflatten(-1, (heads, -1)), b.unflatten(-1, (self.groups, -1)), c.unflatten(-1, (self.groups, -1))
 
 
-def by_parts(layer: Layer, convolve: Callable[..., Tensor], mix: Callable[..., Tensor]) -> Tensor:
-    """The layer step by step: ``convolve`` (xbc, weight, bias) → [B,T,C]; ``mix`` (x, dt, A, B, C) → y [B,T,H,P]."""
+def by_parts(layer: Layer, convolve: Callable[..., Tensor], mix: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
+    """The layer step by step, by an implementation's ``causal_conv1d`` and ``ssd``."""
     z, xbc, dt = layer.split(layer.projected)
-    x, b, c = layer.mixed(convolve(xbc, layer.conv_weight, layer.conv_bias))
-    dt, A = (
-        step_sizes(dt, layer.dt_bias, (layer.low, layer.high)),
-        -layer.A_log.to(accumulation_dtype(layer.A_log)).exp(),
-    )
-    y = mix(x, dt, A, b, c) + layer.D.to(x.dtype)[:, None] * x
+    x, b, c = layer.mixed(convolve(xbc, layer.conv_weight, layer.conv_bias, None, "silu"))
+    steps = step_sizes(dt, layer.dt_bias, (layer.low, layer.high))
+    A = -layer.A_log.to(accumulation_dtype(layer.A_log)).exp()
+    y, _ = mix(Scan(x, steps, A, b, c, None), None, NO_PROBES)
+    y = y + layer.D.to(x.dtype)[:, None] * x
     return gated_norm(y.flatten(2), z, layer.norm_weight, layer.groups, layer.eps).to(layer.projected.dtype)
 
 

@@ -6,23 +6,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from symground.ops.common.flow import NO_PROBES
+from symground.ops.common import needs
 from symground.ops.common.tensors import accumulation_dtype
 from symground.ops.mamba2.layer import Layer, by_parts
-from symground.ops.ssd import reference as ssd
-from symground.ops.ssd.scan import Scan
+from symground.ops.ssd.reference import ssd
 
-
-def refuses(like: Tensor) -> Exception | None:
-    return None
+refuses = needs.nothing
 
 
 def mamba2_inner(layer: Layer) -> Tensor:
-    return by_parts(
-        layer,
-        lambda xbc, weight, bias: causal_conv1d(xbc, weight, bias, None, "silu"),
-        lambda x, dt, A, B, C: ssd.ssd(Scan(x, dt, A, B, C, None), None, NO_PROBES)[0],
-    )
+    return by_parts(layer, causal_conv1d, ssd)
 
 
 def causal_conv1d(
