@@ -296,20 +296,20 @@ def attention_backward(
             ]
         grad, of_row = grad_out, delta
         if flows:  # dq alone needs no sums: rounded logits cost it more than this factor
-            grad, of_row = normalized(call, config, lse, grad_out, delta, own=True)
+            grad, of_row = normalized(call, config, lse, grad_out, delta, from_forward=True)
         dq_kernel[(tiles * call.H * call.B,)](
             q, k, v, grad, lse, of_row, call.gate, call.key_range, dq, *groups, *parts, num_query_groups,
             num_key_groups, *strides, *grad.stride(), *sizes, FLOW=flows, GROUPS=groups_of(num_key_groups),
-            GROUP=call.group, **call.form, **call.head, **config.kwargs,
+            GROUP=call.group, **call.masks, **call.head, **config.kwargs,
         )  # fmt: skip
         return parts[0]
 
     def run_dkdv(config: Config) -> None:
         grid = (triton.cdiv(call.S, config.BN) * call.H // call.group * call.B,)
-        grad, of_row = normalized(call, config, lse, grad_out, delta, keys_first=True, own=True)
+        grad, of_row = normalized(call, config, lse, grad_out, delta, keys_first=True, from_forward=True)
         dkdv_kernel[grid](
             q, k, v, grad, lse, of_row, call.gate, call.key_range, dk, dv, *strides, *grad.stride(), *sizes,
-            GROUP=call.group, **call.form, **call.head, **config.kwargs,
+            GROUP=call.group, **call.masks, **call.head, **config.kwargs,
         )  # fmt: skip
 
     run_delta(config_of("delta", TILES, q, call.tuning_key, run_delta))

@@ -172,7 +172,7 @@ def attention_flow(
             attention_flow_kernel[(n_i * call.H * call.B, blocks)](
                 q, k, v, grad, lse, call.gate, call.key_range, *groups, *parts, num_query_groups, num_key_groups,
                 *q.stride(), *k.stride(), *v.stride(), *grad.stride(), call.scale, call.window or 0, first, n_i,
-                call.H, call.T, call.S, MATRIX=matrix, GROUPS=of_program, GROUP=call.group, **call.form, DECAY=False,
+                call.H, call.T, call.S, MATRIX=matrix, GROUPS=of_program, GROUP=call.group, **call.masks, DECAY=False,
                 **call.head, DV=call.head["D"], BLOCK_DV=call.head["BLOCK_D"], CHUNK_V=call.head["CHUNK"],
                 **config.kwargs,
             )  # fmt: skip

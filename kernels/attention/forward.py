@@ -155,7 +155,7 @@ def attention_forward(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
         grid = (triton.cdiv(call.T, config.BM) * call.H * call.B,)
         attention_forward_kernel[grid](
             q, k, v, call.gate, call.key_range, out, lse, *q.stride(), *k.stride(), *v.stride(),
-            abs(call.scale), call.window or 0, call.H, call.T, call.S, GROUP=call.group, **call.form,
+            abs(call.scale), call.window or 0, call.H, call.T, call.S, GROUP=call.group, **call.masks,
             **call.head, **config.kwargs,
         )  # fmt: skip
 

@@ -47,8 +47,8 @@ class Call:
         return self.H // self.k.shape[1]
 
     @property
-    def form(self) -> dict[str, bool]:
-        """The compile-time arguments of a kernel."""
+    def masks(self) -> dict[str, bool]:
+        """Which masks there are, as compile-time arguments of a kernel."""
         return {
             "CAUSAL": self.causal,
             "WINDOW": self.window is not None,
@@ -70,4 +70,4 @@ class Call:
     def tuning_key(self) -> tuple[Any, ...]:
         """The properties on which the best configuration may depend, lengths by powers of two."""
         lengths = tuple(triton.next_power_of_2(n) for n in (self.B * self.H, self.T, self.S))
-        return (*lengths, self.group, *self.form.values())
+        return (*lengths, self.group, *self.masks.values())

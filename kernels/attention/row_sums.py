@@ -27,9 +27,9 @@ def attention_row_sums_kernel(
     p_q, p_k, p_lse, p_gate, p_range, p_rows, p_sums,
     s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd,
     scale, window, R, H, T, S,
-    OWN: tl.constexpr, KEYS_FIRST: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
-    HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    FROM_FORWARD: tl.constexpr, KEYS_FIRST: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr, HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    CHUNK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """sums [B,H,R], contiguous, of the queries in rows [B,R]; T means no query. Grid: tiles of rows × H × B.
 
@@ -64,7 +64,7 @@ def attention_row_sums_kernel(
         m_seen = seen(o_i[:, None], o_j[None, :], offset, low, high, window, CAUSAL, WINDOW)
         b_sum += tl.sum(tl.where(m_seen, b_p, 0.0), 1)
     b_level = tl.minimum(ROUNDING * (1.0 + tl.abs(b_lse)), 0.5)
-    m_rounded = b_sum > 0.0 if OWN else tl.abs(b_sum - 1.0) <= b_level
+    m_rounded = b_sum > 0.0 if FROM_FORWARD else tl.abs(b_sum - 1.0) <= b_level
     b_sum = tl.where(m_rounded, b_sum, 1.0)
     tl.store(p_sums + (i_b * H + i_h) * R + o_r, b_sum, mask=o_r < R)
 
@@ -77,18 +77,18 @@ def row_sums(
     *,
     chunk: int | None = None,
     keys_first: bool = False,
-    own: bool = False,
+    from_forward: bool = False,
 ) -> torch.Tensor:
-    """[B,H,R] of queries ``rows`` [B,R]; 1 if ``lse`` is not that of these keys, unless it is the ``own`` one.
+    """[B,H,R] of queries ``rows`` [B,R]; 1 if ``lse`` is not that of these keys, unless ``from_forward``.
 
-    ``config``, ``chunk`` and ``keys_first`` are those of the kernel that uses the sums. ``own``: lse is the forward
-    pass's; an lse from a caller may be that of more keys.
+    ``config``, ``chunk`` and ``keys_first`` are those of the kernel that uses the sums. ``from_forward``: lse comes
+    from the forward pass; an lse from a caller may be that of more keys.
     """
     sums = torch.empty(call.B, call.H, rows.shape[1], dtype=torch.float32, device=lse.device)
     attention_row_sums_kernel[(triton.cdiv(rows.shape[1], config.BM) * call.H * call.B,)](
         call.q, call.k, lse, call.gate, call.key_range, rows, sums, *call.q.stride(), *call.k.stride(), call.scale,
-        call.window or 0, rows.shape[1], call.H, call.T, call.S, OWN=own, KEYS_FIRST=keys_first, GROUP=call.group,
-        **call.form, **call.head | {"CHUNK": chunk or call.head["CHUNK"]}, **config.kwargs,
+        call.window or 0, rows.shape[1], call.H, call.T, call.S, FROM_FORWARD=from_forward, KEYS_FIRST=keys_first,
+        GROUP=call.group, **call.masks, **call.head | {"CHUNK": chunk or call.head["CHUNK"]}, **config.kwargs,
     )  # fmt: skip
     return sums
 

@@ -121,7 +121,7 @@ def attention_saliency(call: Call, grad_out: torch.Tensor, lse: torch.Tensor, si
 
     def run(config: Config) -> torch.Tensor:
         n_i, n_j = triton.cdiv(call.T, config.BM), triton.cdiv(call.S, config.BN)
-        busy = n_i * n_j * call.B / (2 if call.form["CAUSAL"] else 1)
+        busy = n_i * n_j * call.B / (2 if call.masks["CAUSAL"] else 1)
         splits = max(1, min(call.H, int(WAVES * processors(q.device) / max(1, busy))))
         (grad,) = normalized(call, config, lse, grad_out, chunk=chunk_of(q))
         total = torch.empty(splits, call.B, call.T, call.S, dtype=torch.float32, device=q.device)
@@ -129,7 +129,7 @@ def attention_saliency(call: Call, grad_out: torch.Tensor, lse: torch.Tensor, si
             q, k, v, grad, lse, call.gate, call.key_range, heads, count, total,
             *q.stride(), *k.stride(), *v.stride(), *grad.stride(), *total.stride()[:3],
             call.scale, call.window or 0, n_i, n_j, splits, call.H, call.T, call.S, SIGNED=signed or splits > 1,
-            GROUP=call.group, **call.form, DECAY=False, D=call.head["D"], CHUNK=chunk_of(q), DV=call.head["D"],
+            GROUP=call.group, **call.masks, DECAY=False, D=call.head["D"], CHUNK=chunk_of(q), DV=call.head["D"],
             CHUNK_V=chunk_of(v), PRECISION=call.head["PRECISION"], **config.kwargs,
         )  # fmt: skip
         if splits == 1:

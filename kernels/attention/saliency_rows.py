@@ -80,7 +80,7 @@ def attention_saliency_rows(call: Call, grad_out: torch.Tensor, lse: torch.Tenso
         attention_saliency_rows_kernel[grid](
             q, k, v, grad_out, lse, call.gate, call.key_range, rows, out,
             *q.stride(), *k.stride(), *v.stride(), *grad_out.stride(), call.S,
-            call.scale, call.window or 0, rows.shape[1], n_j, call.H, call.T, call.S, GROUP=call.group, **call.form,
+            call.scale, call.window or 0, rows.shape[1], n_j, call.H, call.T, call.S, GROUP=call.group, **call.masks,
             **call.head, **config.kwargs,
         )  # fmt: skip
         if q.dtype == torch.float32:

@@ -31,7 +31,7 @@ TILES: dict[str, Tiles] = {
 }  # fmt: skip
 
 
-_FORM = {"CAUSAL": True, "WINDOW": False, "HAS_GATE": False, "DECAY": True}
+_MASKS = {"CAUSAL": True, "WINDOW": False, "HAS_GATE": False, "DECAY": True}
 
 
 def _tensors(call: Call, grad_y: torch.Tensor) -> list[torch.Tensor]:
@@ -53,7 +53,7 @@ def ssd_saliency(call: Call, grad_y: torch.Tensor, signed: bool) -> torch.Tensor
         strides = [stride for z in tensors for stride in z.stride()]
         attention_saliency_kernel[(n_i * n_j * splits * batch,)](
             *tensors, call.decays, None, call.key_range, None, None, total, *strides, *total.stride()[:3], 1.0, 0,
-            n_i, n_j, splits, heads, length, length, SIGNED=signed or splits > 1, GROUP=call.group, **_FORM,
+            n_i, n_j, splits, heads, length, length, SIGNED=signed or splits > 1, GROUP=call.group, **_MASKS,
             HAS_RANGE=call.key_range is not None, **call.in_chunks, **config.kwargs,
         )  # fmt: skip
         if splits == 1:
@@ -96,7 +96,7 @@ def ssd_flow(
             attention_flow_kernel[(n_i * heads * batch, blocks)](
                 *tensors, call.decays, None, call.key_range, *groups, *parts, num_query_groups, num_key_groups,
                 *strides, 1.0, 0, first, n_i, heads, length, length, MATRIX=matrix, GROUPS=of_program,
-                GROUP=call.group, **_FORM, HAS_RANGE=call.key_range is not None, **call.in_rows, **config.kwargs,
+                GROUP=call.group, **_MASKS, HAS_RANGE=call.key_range is not None, **call.in_rows, **config.kwargs,
             )  # fmt: skip
             for total, part in zip(sums[: 2 + matrix], parts, strict=False):
                 total += part.sum(2)

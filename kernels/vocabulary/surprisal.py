@@ -204,7 +204,7 @@ class Head:
         self.hidden, self.weight, self.candidates = hidden, weight, candidates
         self.bias = None if bias is None else bias.contiguous()
         (self.N, self.D), self.V, self.K = hidden.shape, weight.shape[0], candidates.shape[-1]
-        self.form: dict[str, Any] = {
+        self.constants: dict[str, Any] = {
             "HAS_BIAS": bias is not None,
             "D": self.D,
             "CHUNK": chunk_of(hidden),
@@ -233,7 +233,7 @@ def log_sum_exp(head: Head) -> Tensor:
         top, total = (empty.new_empty(splits, head.N) for _ in range(2))
         vocabulary_lse_kernel[(tiles * splits,)](
             head.hidden, head.weight, head.bias, top, total, *head.strides, head.N, head.V, splits,
-            **head.form, PRECISION=head.precision, **config.kwargs,
+            **head.constants, PRECISION=head.precision, **config.kwargs,
         )  # fmt: skip
         highest = top.amax(0)
         level = highest.masked_fill(highest.isneginf(), 0.0)
@@ -251,12 +251,12 @@ def surprisal(head: Head, lse: Tensor) -> Tensor:
     if head.candidates.ndim == 1:
         config = SHARED_CANDIDATES
         shared_candidates_kernel[(triton.cdiv(head.N, config.BM) * triton.cdiv(head.K, config.BN),)](
-            *leading, head.N, head.K, **head.form, PRECISION=head.precision, **config.kwargs
+            *leading, head.N, head.K, **head.constants, PRECISION=head.precision, **config.kwargs
         )
     else:
         config = OWN_CANDIDATES
         own_candidates_kernel[(triton.cdiv(head.N, config.BM) * head.K,)](
-            *leading, *head.candidates.stride(), head.N, head.K, **head.form, **config.kwargs
+            *leading, *head.candidates.stride(), head.N, head.K, **head.constants, **config.kwargs
         )
     return out
 
@@ -303,7 +303,7 @@ def _of_logits(head: Head, grad: Tensor, lse: Tensor) -> Iterator[tuple[slice, T
         logits_gradient_kernel[(triton.cdiv(head.N, config.BM) * triton.cdiv(here, config.BN),)](
             hidden, head.weight, head.bias, lse, of_row, grad, ids, bounds, buffer,
             *head.strides, *grad.stride(), *ids.stride(), buffer.stride(0), first, here, head.N, head.V, head.K,
-            HAS_BOUNDS=bounded, **head.form, PRECISION=head.precision, **config.kwargs,
+            HAS_BOUNDS=bounded, **head.constants, PRECISION=head.precision, **config.kwargs,
         )  # fmt: skip
         return buffer[:, :here]
 

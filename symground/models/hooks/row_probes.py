@@ -56,7 +56,7 @@ def ssd_row(
     dtype = x.dtype
     each = torch.arange(batch, device=x.device)
     with torch.no_grad():
-        x, dt, A, B, C, _ = Scan(x, dt, A, B, C, key_range).readable()
+        x, dt, A, B, C, _ = Scan(x, dt, A, B, C, key_range).without_padding()
         b, c = (z.repeat_interleave(heads // z.shape[2], 2) for z in (B, C))  # [B,T,H,N]
         total = (dt * A).cumsum(1)  # [B,T,H]
         past = torch.arange(length, device=x.device) <= rows.position[:, None]  # [B,T]

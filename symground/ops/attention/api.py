@@ -12,7 +12,7 @@ from symground.ops.common.flow import Probes, check_groups, check_probes
 
 #: The implementations by their name for ``impl``, in the order in which ``impl=None`` tries them. ``reference`` takes
 #: any tensor, so what comes after it runs only if it is named.
-IMPLEMENTATIONS = {"cpu": cpu, "triton": triton, "reference": reference, "flash": flash}
+IMPLEMENTATIONS = {"cpu": cpu.ops, "triton": triton.ops, "reference": reference, "flash": flash.ops}
 
 
 def attention(

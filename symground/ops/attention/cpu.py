@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from symground.ops.attention import cpu_extension, cpu_tiles
+from symground.ops.attention.autograd import Backend, Gradients, register
 from symground.ops.attention.cpu_plan import ROW, Group, groups, one_range, rectangles
 from symground.ops.attention.mixing import Mixing
-from symground.ops.attention.registered import Gradients, Kernels, register
 from symground.ops.common import extension, needs
 from symground.ops.common.flow import FlowSums, Groups
-from symground.ops.common.tensors import accumulation_dtype, adjacent, with_positive_scale
+from symground.ops.common.tensors import accumulation_dtype, adjacent, padding, with_positive_scale
 
 refuses = needs.cpu
 
@@ -43,7 +43,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, T
         if part.valid is not None:
             empty = ~part.valid.any(-1)  # the flash kernel gives these rows a log-sum-exp of 0
             o, m = o.masked_fill(empty[..., None], 0.0), m.masked_fill(empty, float("-inf"))
-        if o.shape == q.shape:  # the only part: nothing to put together
+        if o.shape == q.shape:  # the only part: nothing to put max_examples
             out, lse = o, m
             break
         out, lse = _unseeing(q) if out is None or lse is None else (out, lse)
@@ -67,12 +67,12 @@ class _Part(NamedTuple):
 def _parts(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Iterator[_Part]:
     """Views wherever possible; only short examples with different key ranges are copied, to be computed in one call."""
     (batch, heads, queries, _), keys = q.shape, k.shape[2]
-    together = batch if one_range(mixing.key_range) else ROW // max(1, heads * queries * keys)
-    for group in groups(q, k, mixing._replace(gate=None), together):
+    max_examples = batch if one_range(mixing.key_range) else ROW // max(1, heads * queries * keys)
+    for group in groups(q, k, mixing._replace(gate=None), max_examples):
         at, low, high, bounds = group.examples, group.low, group.high, group.bounds
         if bounds is not None:
             valid = mixing._replace(key_range=bounds).valid(q, k)[..., low:high]
-            yield _Part(at, slice(0, queries), q[at], group.readable(k), group.readable(v), False, valid)
+            yield _Part(at, slice(0, queries), q[at], group.without_padding(k), group.without_padding(v), False, valid)
             continue
         for rows, columns, from_corner, mask in rectangles(queries, keys, mixing, low, high):
             part = (q[at, :, rows], k[at, :, columns], v[at, :, columns])
@@ -111,9 +111,9 @@ def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mi
 
 
 def _flow(
-    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, groups: Groups, matrix: bool
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, groups: Groups, matrix_total: bool
 ) -> FlowSums:
-    sums: FlowSums = _inner().flow(q, k, v, grad_out, lse, mixing, groups, matrix)
+    sums: FlowSums = _inner().flow(q, k, v, grad_out, lse, mixing, groups, matrix_total)
     return sums
 
 
@@ -127,12 +127,12 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing
     chosen_q, chosen_grad = (x.take_along_dim(at[..., None], 2).to(lse.dtype) for x in (q, grad_out))  # [B,H,R,D]
     chosen_grad = mixing.gated(chosen_grad)
     out = lse.new_zeros(batch, heads, count, keys)
-    together = batch if one_range(mixing.key_range) else ROW // max(1, heads * count * keys)
-    for group in groups(q, k, mixing, together):
+    max_examples = batch if one_range(mixing.key_range) else ROW // max(1, heads * count * keys)
+    for group in groups(q, k, mixing, max_examples):
         here = group.examples, group.heads
 
         def product(x: Tensor, y: Tensor, group: Group = group) -> Tensor:
-            x, y = x[group.examples, group.heads], group.readable(y).to(lse.dtype)  # [·,Hk,C,D]
+            x, y = x[group.examples, group.heads], group.without_padding(y).to(lse.dtype)  # [·,Hk,C,D]
             folded = x.reshape(*y.shape[:2], -1, size)  # [·,Hk,H/Hk·R,D]
             return (folded @ y.mT).view(*x.shape[:3], y.shape[2])
 
@@ -142,11 +142,11 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing
         if mixing.window is not None:
             unseen |= j <= upto - mixing.window
         if group.bounds is not None:
-            unseen |= group.outside()[:, None]
+            unseen |= padding(group.bounds, group.high, group.low)[:, None]
         cpu_tiles.normalize_(s.exp_().masked_fill_(unseen[:, None], 0.0), of_row[here][..., 0])
         out[*here, :, group.low : group.high] = s.mul_(product(chosen_grad, v))
     return out
 
 
-kernels = Kernels(forward=_forward, backward=_backward, saliency=_saliency, flow=_flow, rows=_rows)
-attention, attention_saliency, attention_flow, attention_saliency_rows = register("cpu", kernels, "cpu")
+backend = Backend(forward=_forward, backward=_backward, saliency=_saliency, flow=_flow, rows=_rows)
+ops = register("cpu", backend, refuses, "cpu")

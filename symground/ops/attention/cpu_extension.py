@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from symground.ops.attention.autograd import Gradients
 from symground.ops.attention.mixing import Mixing
-from symground.ops.attention.registered import Gradients
 from symground.ops.common import extension
 from symground.ops.common.flow import FlowSums, Groups
 from symground.ops.common.tensors import accumulation_dtype
@@ -17,7 +17,7 @@ from symground.ops.common.tensors import accumulation_dtype
 def forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
     """out, gated, and lse, for inputs in float32 or float64."""
     out, lse = torch.zeros(q.shape, dtype=q.dtype), q.new_full(q.shape[:3], float("-inf"))
-    extension.library.attention_forward(q, k, v, *_form(mixing, lse), out, lse)
+    extension.library.attention_forward(q, k, v, *_record_arguments(mixing, lse), out, lse)
     return out, lse
 
 
@@ -31,7 +31,7 @@ def saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mix
 
 
 def flow(
-    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, groups: Groups, matrix: bool
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, groups: Groups, matrix_total: bool
 ) -> FlowSums:
     """As `cpu_tiles.flow`."""
     exact = lse.to(accumulation_dtype(lse))
@@ -39,7 +39,7 @@ def flow(
     for at in _pieces(q, exact):
         extension.library.attention_flow(
             *_piece(at, q, k, v, grad_out, exact, mixing), *_ids(groups, at), sums.flow[at], sums.row_total[at],
-            sums.matrix_total[at] if matrix else None,
+            sums.matrix_total[at] if matrix_total else None,
         )  # fmt: skip
     return FlowSums(*(x.to(lse.dtype) for x in sums))
 
@@ -71,10 +71,12 @@ def _pieces(q: Tensor, lse: Tensor) -> list[slice]:
 def _piece(at: slice, q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing) -> list[Any]:
     """The operators' arguments for these examples, in the dtype of lse."""
     converted = (x[at].to(lse.dtype) for x in (q, k, v, grad_out))
-    return [*converted, lse[at].contiguous(), *_form(mixing.of(at), lse)]
+    return [*converted, lse[at].contiguous(), *_record_arguments(mixing.of(at), lse)]
 
 
-def _form(mixing: Mixing, lse: Tensor) -> tuple[Tensor | None, bool, float | None, Tensor | None, int | None]:
+def _record_arguments(
+    mixing: Mixing, lse: Tensor
+) -> tuple[Tensor | None, bool, float | None, Tensor | None, int | None]:
     """The record as arguments of the operators."""
     gate = None if mixing.gate is None else mixing.gate.to(lse.dtype).contiguous()
     key_range = None if mixing.key_range is None else mixing.key_range.long().contiguous()

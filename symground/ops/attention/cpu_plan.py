@@ -14,6 +14,7 @@ from torch import Tensor
 
 from symground.ops.attention.mixing import Mixing
 from symground.ops.common.flow import Heads
+from symground.ops.common.tensors import padding
 
 ROW = 2**20  # query-key products: examples are computed together up to this many
 CHUNK = 256  # queries in a rectangle that needs a mask
@@ -30,16 +31,12 @@ class Group(NamedTuple):
     bounds: Tensor | None  # [examples,2] the examples' key ranges if they differ, else None
     first: bool  # the first heads of these examples
 
-    def readable(self, x: Tensor) -> Tensor:
+    def without_padding(self, x: Tensor) -> Tensor:
         """The group's part of keys or values; if key ranges differ, a copy with 0 outside each example's range."""
         x = x[self.examples, self.key_heads, self.low : self.high]
-        return x if self.bounds is None else x.masked_fill(self.outside()[:, None, :, None], 0.0)
-
-    def outside(self, first: int | None = None, last: int | None = None) -> Tensor:
-        """[examples, keys], True at keys outside the example's own range."""
-        assert self.bounds is not None
-        j = torch.arange(self.low if first is None else first, self.high if last is None else last)
-        return (j < self.bounds[:, :1]) | (j >= self.bounds[:, 1:])
+        if self.bounds is None:
+            return x
+        return x.masked_fill(padding(self.bounds, self.high, self.low)[:, None, :, None], 0.0)
 
 
 def one_range(key_range: Tensor | None) -> bool:
@@ -47,10 +44,10 @@ def one_range(key_range: Tensor | None) -> bool:
     return key_range is None or bool((key_range == key_range[:1]).all())
 
 
-def groups(q: Tensor, k: Tensor, mixing: Mixing, together: int) -> Iterator[Group]:
+def groups(q: Tensor, k: Tensor, mixing: Mixing, max_examples: int) -> Iterator[Group]:
     """Every example and every head whose gate is not 0.
 
-    Consecutive examples whose gates are 0 at the same heads share a group, at most ``together`` of them.
+    Consecutive examples whose gates are 0 at the same heads share a group, at most ``max_examples`` of them.
     """
     (batch, heads), key_heads, keys = q.shape[:2], k.shape[1], k.shape[2]
     key_range, gate = mixing.key_range, mixing.gate
@@ -58,7 +55,7 @@ def groups(q: Tensor, k: Tensor, mixing: Mixing, together: int) -> Iterator[Grou
     start = 0
     while start < batch:
         stop = start + 1
-        while stop < min(start + together, batch) and is_open[stop] == is_open[start]:
+        while stop < min(start + max_examples, batch) and is_open[stop] == is_open[start]:
             stop += 1
         low, high, bounds = 0, keys, None
         if key_range is not None:

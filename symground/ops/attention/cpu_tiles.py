@@ -1,7 +1,7 @@
-"""Saliency and flow on a CPU in plain PyTorch, by rows of tiles: a tile of queries against its keys, all heads at once.
+"""Saliency and flow on a CPU in plain PyTorch, by tiles of queries, each against all keys it sees, all heads at once.
 
-No tensor of size B·H·T·S is materialised: a row of tiles has two or three [examples, H, TILE, S] products, which are
-freed before the next row. If the C++ extension is built, it does the same one head at a time (`cpu_extension.py`).
+No tensor of size B·H·T·S is materialised: a tile has two or three [examples, H, TILE, S] products, which are
+freed before the next tile. If the C++ extension is built, it does the same one head at a time (`cpu_extension.py`).
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from symground.ops.attention.autograd import Gradients
 from symground.ops.attention.cpu_plan import ROW, groups, one_range
 from symground.ops.attention.mixing import Mixing, per_head
-from symground.ops.attention.registered import Gradients
 from symground.ops.common.flow import FlowSums, Groups, Heads, TileSums
+from symground.ops.common.tensors import padding
 
 TILE = 64  # queries
 
 
-class Row(NamedTuple):
-    """A row of tiles in the dtype of lse: E examples, H heads, R queries, C keys; G = H / Hk heads share a key head."""
+class QueryTile(NamedTuple):
+    """A tile of queries and the keys they see, in the dtype of lse.
+
+    E examples, H heads, R queries, C keys; G = H / Hk heads share a key head.
+    """
 
     examples: slice
     heads: Heads
@@ -48,14 +52,14 @@ class Row(NamedTuple):
             at += s.sum(1)
 
 
-def normalize_(p: Tensor, lse: Tensor, own: bool = False) -> Tensor:
+def normalize_(p: Tensor, lse: Tensor, from_forward: bool = False) -> Tensor:
     """Divide p = exp(s - lse) [...,C] by its row sums, in place, where these differ from 1 only by the rounding of lse.
 
     A large lse is rounded by more than the error allowed in p. If lse is not the log-sum-exp of these keys, p stays
-    unchanged, unless lse is the forward pass's ``own``.
+    unchanged, unless lse is known to come from the forward pass.
     """
     total = p.sum(-1)
-    if own:
+    if from_forward:
         rounded = total > 0
     else:
         level = lse.abs().add_(1).mul_(32 * torch.finfo(lse.dtype).eps).clamp_(max=0.5)  # -inf is not rounded
@@ -63,23 +67,23 @@ def normalize_(p: Tensor, lse: Tensor, own: bool = False) -> Tensor:
     return p.div_(torch.where(rounded, total, 1.0)[..., None])
 
 
-def rows_of_tiles(
+def query_tiles(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, wanted: Tensor | None = None,
-    own: bool = False,
-) -> Iterator[Row]:  # fmt: skip
-    """The rows of tiles in which some query sees some key. With ``wanted`` [B,T] bool, only those with a True query.
+    from_forward: bool = False,
+) -> Iterator[QueryTile]:  # fmt: skip
+    """The tiles in which some query sees some key. With ``wanted`` [B,T] bool, only those with a True query.
 
-    ``own``: ``lse`` comes from the forward pass, not from a caller.
+    ``from_forward``: ``lse`` comes from the forward pass, not from a caller.
     """
     causal, window, gate = mixing.causal, mixing.window, mixing.gate
     heads, queries, size, keys = *q.shape[1:], k.shape[2]
     offset = keys - queries  # causal is aligned bottom-right
     # Groups whose key ranges differ are copied, so only short examples may share one.
     tall = min(queries, TILE) if one_range(mixing.key_range) else queries
-    together = ROW // max(1, heads * tall * keys)
-    for group in groups(q, k, mixing, together):
+    max_examples = ROW // max(1, heads * tall * keys)
+    for group in groups(q, k, mixing, max_examples):
         examples, heads_, key_heads, low, high, bounds, begins = group
-        k_, v_ = group.readable(k), group.readable(v)  # keys [low, high)
+        k_, v_ = group.without_padding(k), group.without_padding(v)  # keys [low, high)
         for start in range(0, queries, TILE):
             stop = min(start + TILE, queries)
             rows = slice(start, stop)
@@ -106,28 +110,28 @@ def rows_of_tiles(
             if window is not None and first < stop + offset - window:
                 p.masked_fill_(j <= i - window, 0.0)
             if bounds is not None:
-                p.masked_fill_(group.outside(first, last)[:, None, None], 0.0)
-            normalize_(p, lse[examples, heads_, rows], own)
+                p.masked_fill_(padding(bounds, last, first)[:, None, None], 0.0)
+            normalize_(p, lse[examples, heads_, rows], from_forward)
             dp = (grad @ v_row.mT).view(shape)
-            yield Row(examples, heads_, key_heads, rows, columns, p, dp, q_row, k_row, grad, begins)
+            yield QueryTile(examples, heads_, key_heads, rows, columns, p, dp, q_row, k_row, grad, begins)
 
 
 def saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing) -> Tensor:
     """Σ_h S_h [B,T,S], signed."""
     total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2])
-    for row in rows_of_tiles(q, k, v, grad_out, lse, mixing):
-        row.sum_heads(row.dp.mul_(row.p), total)
+    for tile in query_tiles(q, k, v, grad_out, lse, mixing):
+        tile.sum_heads(tile.dp.mul_(tile.p), total)
     return total
 
 
 def flow(
-    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, groups: Groups, matrix: bool
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, groups: Groups, matrix_total: bool
 ) -> FlowSums:
-    """Sums of |S|. Without ``matrix``, queries in no group are skipped and matrix_total must not be used."""
+    """Sums of |S|. Without ``matrix_total``, queries in no group are skipped and matrix_total must not be used."""
     tiles = TileSums(lse, groups)
-    wanted = None if matrix else groups.given[0] >= 0
-    for row in rows_of_tiles(q, k, v, grad_out, lse, mixing, wanted):
-        tiles.add((row.examples, row.heads), row.rows, row.columns, row.dp.mul_(row.p).abs_())
+    wanted = None if matrix_total else groups.given[0] >= 0
+    for tile in query_tiles(q, k, v, grad_out, lse, mixing, wanted):
+        tiles.add((tile.examples, tile.heads), tile.rows, tile.columns, tile.dp.mul_(tile.p).abs_())
     return tiles.sums
 
 
@@ -139,16 +143,16 @@ def backward(
     scale = mixing.scale_of(q)
     total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
     tiles = None if groups.query is None else TileSums(lse, groups)
-    for row in rows_of_tiles(q, k, v, grad_out, lse, mixing, own=True):
-        examples, heads, key_heads, rows, columns, p, s = row[:7]
+    for tile in query_tiles(q, k, v, grad_out, lse, mixing, from_forward=True):
+        examples, heads, key_heads, rows, columns, p, s = tile[:7]
         s.mul_(p)
         if total is not None:
-            row.sum_heads(s, total)
+            tile.sum_heads(s, total)
         if tiles is not None:
             tiles.add((examples, heads), rows, columns, s.abs())
-        dv[examples, key_heads, columns] += row.fold(p).mT @ row.grad_out
+        dv[examples, key_heads, columns] += tile.fold(p).mT @ tile.grad_out
         # ∂L/∂(q·k·scale) = P ∘ (dP − Σ_j P dP), and s is P ∘ dP.
-        ds = row.fold(s.addcmul_(p, s.sum(-1, keepdim=True), value=-1))
-        dq[examples, heads, rows] = (ds @ row.k).mul_(scale).view(*p.shape[:3], -1)
-        dk[examples, key_heads, columns] += (ds.mT @ row.q).mul_(scale)
+        ds = tile.fold(s.addcmul_(p, s.sum(-1, keepdim=True), value=-1))
+        dq[examples, heads, rows] = (ds @ tile.k).mul_(scale).view(*p.shape[:3], -1)
+        dk[examples, key_heads, columns] += (ds.mT @ tile.q).mul_(scale)
     return Gradients(dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), total, None if tiles is None else tiles.sums.flow)

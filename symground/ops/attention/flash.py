@@ -11,9 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from symground.ops.attention.mixing import Mixing, per_head
-from symground.ops.attention.registered import Gradients, register
-from symground.ops.attention.triton import kernels as triton_kernels
+from symground.ops.attention.autograd import Gradients, register
+from symground.ops.attention.mixing import Mixing
+from symground.ops.attention.triton import backend as triton_backend
 from symground.ops.common import needs
 from symground.ops.common.flow import Groups
 from symground.ops.common.tensors import adjacent, with_positive_scale
@@ -119,7 +119,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, T
     q, scale = with_positive_scale(q, mixing.scale_of(q))
     out, lse = flash().forward(q, k, v, mixing.causal, scale, mixing.window)
     # These kernels return +inf for rows that see no key.
-    return _gated(out, mixing.gate).contiguous(), lse.masked_fill(lse == float("inf"), float("-inf")).contiguous()
+    return mixing.gated(out).contiguous(), lse.masked_fill(lse == float("inf"), float("-inf")).contiguous()
 
 
 def _backward(
@@ -128,19 +128,15 @@ def _backward(
 ) -> Gradients:  # fmt: skip
     gate, scale = mixing.gate, mixing.scale_of(q)
     if gate is not None:  # these kernels need the output that belongs to their gradient: the ungated one
-        out = _gated(out, torch.where(gate == 0, 0.0, 1 / gate))
+        out = mixing._replace(gate=torch.where(gate == 0, 0.0, 1 / gate)).gated(out)
     finite = lse.masked_fill(lse.isneginf(), float("inf"))
     given, positive = with_positive_scale(q, scale)
-    grad = _gated(grad_out, gate)
+    grad = mixing.gated(grad_out)
     dq, dk, dv = flash().backward(grad, given, k, v, out, finite, mixing.causal, positive, mixing.window)
     if scale <= 0:  # undo what with_positive_scale did to q
         dq = -dq if scale else dq * 0
     return Gradients(dq.contiguous(), dk.contiguous(), dv.contiguous(), None, None)
 
 
-def _gated(x: Tensor, gate: Tensor | None) -> Tensor:
-    return x if gate is None else torch.where(per_head(gate) == 0, 0.0, x * per_head(gate)).to(x.dtype)
-
-
-kernels = triton_kernels._replace(forward=_forward, backward=_backward)
-attention, attention_saliency, attention_flow, attention_saliency_rows = register("flash", kernels)
+backend = triton_backend._replace(forward=_forward, backward=_backward)
+ops = register("flash", backend, refuses)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from symground.ops.common import checks as check
-from symground.ops.common.tensors import accumulation_dtype
+from symground.ops.common.tensors import accumulation_dtype, padding
 from symground.ops.gate.reference import gate_heads
 
 MAX_HEAD_SIZE = 256
@@ -23,7 +23,7 @@ class Mixing(NamedTuple):
     window: int | None = None
     gate: Tensor | None = None
 
-    def settled(self, q: Tensor) -> Mixing:
+    def resolved(self, q: Tensor) -> Mixing:
         """The record as implementations read it: the scale is a number, the gate is [B,H] in the accumulation dtype."""
         gate = None if self.gate is None else self.gate.to(accumulation_dtype(q)).expand(q.shape[:2])
         return self._replace(scale=self.scale_of(q), gate=gate)
@@ -32,7 +32,7 @@ class Mixing(NamedTuple):
         return float(q.shape[-1] ** -0.5 if self.scale is None else self.scale)
 
     def of(self, examples: slice) -> Mixing:
-        """The settled record of some of the examples."""
+        """The resolved record of some of the examples."""
         key_range = None if self.key_range is None else self.key_range[examples]
         return self._replace(key_range=key_range, gate=None if self.gate is None else self.gate[examples])
 
@@ -42,13 +42,11 @@ class Mixing(NamedTuple):
             return x
         return gate_heads(x.transpose(1, 2), self.gate.to(accumulation_dtype(x)), None).transpose(1, 2)
 
-    def readable(self, x: Tensor) -> Tensor:
-        """Keys or values [B,Hk,S,D], with 0 outside the key range: 0 · NaN would be NaN there."""
+    def without_padding(self, x: Tensor) -> Tensor:
+        """Keys or values [B,Hk,S,D], with padding set to 0: 0 · NaN would be NaN there."""
         if self.key_range is None:
             return x
-        j = torch.arange(x.shape[2], device=x.device)
-        outside = (j < self.key_range[:, :1]) | (j >= self.key_range[:, 1:])  # [B,S]
-        return x.masked_fill(outside[:, None, :, None], 0.0)
+        return x.masked_fill(padding(self.key_range, x.shape[2])[:, None, :, None], 0.0)
 
     def valid(self, q: Tensor, k: Tensor) -> Tensor:
         """[B or 1, 1, T, S] bool: True where query i sees key j."""

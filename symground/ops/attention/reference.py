@@ -15,7 +15,7 @@ refuses = needs.nothing
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, probes: Probes) -> tuple[Tensor, Tensor]:
-    k, v = mixing.readable(k), mixing.readable(v)
+    k, v = mixing.without_padding(k), mixing.without_padding(v)
     valid, s = mixing.valid(q, k), _scores(q, k, mixing)
     lse = s.detach().masked_fill(~valid, float("-inf")).logsumexp(-1)
     # Masked with the lowest finite number, so that a row with no valid key has gradient 0; -inf would give NaN.
@@ -39,14 +39,14 @@ def attention_saliency_rows(
 
 
 def attention_flow(
-    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, groups: Groups, matrix: bool
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, groups: Groups, matrix_total: bool
 ) -> FlowSums:
     return group_sums(_signed_saliency(q, k, v, grad_out, lse, mixing).to(lse.dtype), groups)
 
 
 def _signed_saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing) -> Tensor:
     """S_h = gate_h · A_h ∘ (dO_h V_hᵀ): [B,H,T,S], signed."""
-    k, v = mixing.readable(k), mixing.readable(v)
+    k, v = mixing.without_padding(k), mixing.without_padding(v)
     s = _scores(q, k, mixing).masked_fill(~mixing.valid(q, k), float("-inf"))
     empty = lse.isneginf()[..., None]  # rows without a valid key: exp(-inf + inf) would be NaN
     a = torch.exp(s - lse[..., None].masked_fill(empty, 0.0))

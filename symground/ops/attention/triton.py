@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from symground.ops.attention.autograd import Backend, Gradients, register
 from symground.ops.attention.mixing import Mixing
-from symground.ops.attention.registered import Gradients, Kernels, register
 from symground.ops.common import needs
 from symground.ops.common.flow import NO_GROUPS, FlowSums, Groups
 
@@ -22,7 +22,7 @@ _FUSED_GROUPS = (64, 16)
 
 
 def _call(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Call:
-    """The settled record as the launch's arguments."""
+    """The resolved record as the launch's arguments."""
     from symground.kernels.attention.launch import Call
 
     return Call(q, k, v, **mixing._asdict())
@@ -59,13 +59,13 @@ def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mi
 
 
 def _flow(
-    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, groups: Groups, matrix: bool
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, groups: Groups, matrix_total: bool
 ) -> FlowSums:
     from symground.kernels.attention.flow import attention_flow
 
     with torch.cuda.device_of(q):
         sums = attention_flow(
-            _call(q, k, v, mixing), grad_out, lse.float(), *groups.given, groups.num_query, groups.num_key, matrix
+            _call(q, k, v, mixing), grad_out, lse.float(), *groups.given, groups.num_query, groups.num_key, matrix_total
         )
     return FlowSums(*(x.to(lse.dtype) for x in sums))
 
@@ -78,5 +78,5 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing
     return out.to(lse.dtype)
 
 
-kernels = Kernels(forward=_forward, backward=_backward, saliency=_saliency, flow=_flow, rows=_rows)
-attention, attention_saliency, attention_flow, attention_saliency_rows = register("triton", kernels)
+backend = Backend(forward=_forward, backward=_backward, saliency=_saliency, flow=_flow, rows=_rows)
+ops = register("triton", backend, refuses)

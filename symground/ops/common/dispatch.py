@@ -1,6 +1,6 @@
 """Choosing the implementation of an op: by device if the caller does not name one, else exactly the one named.
 
-An implementation is a module with these functions:
+An implementation is a module, or the `Ops` of one (`attention/autograd.py` and its like), with these functions:
 
 - one for each op that it implements, by the op's name;
 - ``refuses``: a tensor → the exception that says why it cannot use such tensors on this machine, or None;
@@ -10,7 +10,6 @@ An implementation is a module with these functions:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,9 +19,7 @@ from torch.autograd import forward_ad
 from symground.ops.common.tensors import active, without_autocast
 
 
-def choose(
-    op: str, table: Mapping[str, ModuleType], impl: str | None, like: Tensor, *others: Tensor
-) -> Callable[..., Any]:
+def choose(op: str, table: Mapping[str, Any], impl: str | None, like: Tensor, *others: Tensor) -> Callable[..., Any]:
     """Return the implementation of ``op`` to run.
 
     ``impl=None`` picks the first one in ``table`` that implements the op, suits, and does not refuse ``like``. A named
@@ -33,7 +30,7 @@ def choose(
         ValueError: ``op`` has no such implementation, or the implementation does not support such tensors.
         RuntimeError: this machine lacks something that the implementation needs.
     """
-    names = [name for name, module in table.items() if hasattr(module, op)]
+    names = [name for name, ops in table.items() if hasattr(ops, op)]
     if impl is None:
         impl = next(name for name in names if _suits(table[name], like, *others) and table[name].refuses(like) is None)
     elif not isinstance(impl, str) or impl not in names:
@@ -48,8 +45,8 @@ def choose(
     return without_autocast(run) if active(like.device.type) else run
 
 
-def _suits(module: ModuleType, *given: Tensor) -> bool:
-    return not hasattr(module, "suits") or bool(module.suits(*given))
+def _suits(ops: Any, *given: Tensor) -> bool:
+    return not hasattr(ops, "suits") or bool(ops.suits(*given))
 
 
 def _without_tangents(op: str, impl: str, run: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ kernel.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate
 from typing import Any, get_type_hints
 
 import torch
@@ -27,7 +27,7 @@ class Op:
 
     def __init__(
         self, op: str, impl: str, kernel: Callable[..., Any], takes: Sequence[Any], results: Callable[..., Any],
-        *, returns: int = 1, device_types: str | None = None, nothing: Callable[..., bool] | None = None,
+        *, returns: int = 1, device_types: str | None = None, is_empty: Callable[..., bool] | None = None,
     ) -> None:  # fmt: skip
         """Register a kernel.
 
@@ -39,31 +39,33 @@ class Op:
                 is the fake implementation, and also gives the results where there is nothing to read.
             returns: how many results there are.
             device_types: "cpu" for a kernel that runs only there.
-            nothing: the arguments of ``takes`` → whether there is nothing to read; the kernel is not run then.
+            is_empty: the arguments of ``takes`` → whether there is nothing to read; the kernel is not run then.
         """
         pieces = [[part] if isinstance(part, str) else _schema(part) for part in takes]
         arguments = [argument for piece in pieces for argument in piece]
         ends = list(accumulate(map(len, pieces)))
-        #: For each argument, its record class or None, and the range of its fields among the schema's arguments.
-        self._takes = [
-            (None if isinstance(part, str) else part, end - len(piece), end)
-            for part, piece, end in zip(takes, pieces, ends, strict=True)
-        ]
+        #: The records from the last to the first: its place among the arguments, its class, and the range of its fields
+        #: among the schema's arguments.
+        self._records = [
+            (place, part, end - len(piece), end)
+            for place, (part, piece, end) in enumerate(zip(takes, pieces, ends, strict=True))
+            if not isinstance(part, str)
+        ][::-1]
         of = "Tensor" if returns == 1 else f"({', '.join(['Tensor'] * returns)})"
 
         def run(*flat: Any) -> Any:
             given = self.whole(flat)
-            empty = nothing is not None and nothing(*given)
-            return _tensors((results if empty else kernel)(*given), flat[0])
+            run_kernel = is_empty is None or not is_empty(*given)
+            return _tensors((kernel if run_kernel else results)(*given), flat[0])
 
         def fake(*flat: Any) -> Any:
             return _tensors(results(*self.whole(flat)), flat[0])
 
-        self.registered: Any = torch.library.custom_op(
+        self.handle: Any = torch.library.custom_op(
             f"symground::{op}_{impl}", without_autocast(run), mutates_args=(), device_types=device_types,
             schema=f"({', '.join(arguments)}) -> {of}",
         )  # fmt: skip
-        self.registered.register_fake(fake)
+        self.handle.register_fake(fake)
         public = op.removesuffix("_backward").removesuffix("_probed")
         order = "second derivative" if op.endswith("_backward") else "derivative"
 
@@ -72,14 +74,20 @@ class Op:
                 f"ops.{public}: impl {impl!r} has no {order}; impl='reference', which is plain PyTorch, has it"
             )
 
-        self.registered.register_autograd(refuse)
+        self.handle.register_autograd(refuse)
 
     def __call__(self, *given: Any) -> Any:
-        return self.registered(*_flat(given))
+        flat = list(given)
+        for place, *_ in self._records:
+            flat[place : place + 1] = flat[place]
+        return self.handle(*flat)
 
     def whole(self, flat: Sequence[Any]) -> list[Any]:
         """The schema's arguments, with the records rebuilt."""
-        return [flat[at] if record is None else record._make(flat[at:end]) for record, at, end in self._takes]
+        given = list(flat)
+        for _, record, at, end in self._records:
+            given[at:end] = [record(*given[at:end])]
+        return given
 
     def differentiable(self, keep: Callable[..., None], backward: Callable[..., Sequence[Any]]) -> None:
         """Give the op a derivative.
@@ -92,33 +100,45 @@ class Op:
         """
 
         def back(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-            found: list[Any] = []
-            for (record, at, end), grad in zip(
-                self._takes, backward(ctx, self.whole(ctx.needs_input_grad), *grads), strict=True
-            ):
-                if record is None:
-                    found.append(grad)
-                else:
-                    found += [None] * (end - at) if grad is None else grad
+            found = list(backward(ctx, self.whole(ctx.needs_input_grad), *grads))
+            for place, _, at, end in self._records:
+                found[place : place + 1] = [None] * (end - at) if found[place] is None else found[place]
             return tuple(x if needed else None for x, needed in zip(found, ctx.needs_input_grad, strict=True))
 
-        self.registered.register_autograd(
+        self.handle.register_autograd(
             back, setup_context=lambda ctx, inputs, output: keep(ctx, output, *self.whole(inputs))
         )
 
 
 def save(ctx: Any, *values: Any) -> None:
     """Save tensors, numbers, None and records of them for the backward pass."""
-    flat = _flat(values)
-    ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in flat))
-    ctx.others = [None if isinstance(x, Tensor) else x for x in flat]
-    ctx.records = [type(value) if isinstance(value, tuple) else None for value in values]
+    tensors: list[Tensor] = []
+
+    def taken(value: Any) -> Any:
+        """``value`` with each tensor replaced by `_SAVED`."""
+        if isinstance(value, Tensor):
+            tensors.append(value)
+            return _SAVED
+        return type(value)(*map(taken, value)) if isinstance(value, tuple) else value
+
+    ctx.others = [taken(value) for value in values]
+    ctx.save_for_backward(*tensors)
 
 
 def saved(ctx: Any) -> list[Any]:
     """The values that `save` saved, in order."""
-    flat = iter([y if x is None else x for x, y in zip(ctx.saved_tensors, ctx.others, strict=True)])
-    return [next(flat) if made is None else made._make(islice(flat, len(made._fields))) for made in ctx.records]
+    tensors = iter(ctx.saved_tensors)
+
+    def given(value: Any) -> Any:
+        if value is _SAVED:
+            return next(tensors)
+        return type(value)(*map(given, value)) if isinstance(value, tuple) else value
+
+    return [given(value) for value in ctx.others]
+
+
+#: Stands for a tensor that torch saves.
+_SAVED = object()
 
 
 #: The type of a record's field → its type in a schema.
@@ -130,16 +150,6 @@ _TYPES: dict[Any, str] = {
 
 def _schema(record: Any) -> list[str]:
     return [f"{_TYPES[of]} {name}" for name, of in get_type_hints(record).items()]
-
-
-def _flat(values: Sequence[Any]) -> list[Any]:
-    flat: list[Any] = []
-    for value in values:
-        if isinstance(value, tuple):
-            flat += value
-        else:
-            flat.append(value)
-    return flat
 
 
 def _tensors(found: Any, like: Tensor) -> Any:

@@ -40,6 +40,12 @@ def adjacent(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
+def padding(key_range: Tensor, stop: int, start: int = 0) -> Tensor:
+    """[B, stop - start] bool: True at the positions from start to stop that are outside each example's range [B,2]."""
+    j = torch.arange(start, stop, device=key_range.device)
+    return (j < key_range[:, :1]) | (j >= key_range[:, 1:])
+
+
 def active(device_type: str) -> bool:
     """Whether autocast would change operations on such a device now."""
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)

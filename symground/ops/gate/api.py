@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from symground.ops.common import checks as check
-from symground.ops.common import extension
 from symground.ops.common.dispatch import choose
+from symground.ops.common.extension import runs_on
 from symground.ops.common.tensors import accumulation_dtype
-from symground.ops.gate import cpu, cuda, reference
+from symground.ops.gate import extension, reference
 
 #: The implementations by their name for ``impl``, in the order in which ``impl=None`` tries them.
-IMPLEMENTATIONS = {"cpu": cpu, "cuda": cuda, "reference": reference}
+IMPLEMENTATIONS = {"cpu": extension.cpu, "cuda": extension.cuda, "reference": reference}
 
 
 def gate_heads(x: Tensor, gate: Tensor, fill: Tensor | None = None, *, impl: str | None = None) -> Tensor:
@@ -58,4 +58,4 @@ def gate_heads(x: Tensor, gate: Tensor, fill: Tensor | None = None, *, impl: str
 
 def implementation(device: str | torch.device = "cpu") -> str:
     """What computes :func:`gate_heads` on a device: "extension", or "plain PyTorch" if the extension is not built."""
-    return "extension" if extension.runs_on(torch.device(device)) else "plain PyTorch"
+    return "extension" if runs_on(torch.device(device)) else "plain PyTorch"

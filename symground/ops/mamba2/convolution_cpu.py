@@ -87,11 +87,11 @@ def _zeros(
 
 _TAKES = ["Tensor x", "Tensor weight", "Tensor? bias", "Tensor? initial_state", "bool silu"]
 _convolution = Op(
-    "causal_conv1d", "cpu", _forward, _TAKES, _outputs, device_types="cpu", nothing=lambda x, *rest: x.numel() == 0
+    "causal_conv1d", "cpu", _forward, _TAKES, _outputs, device_types="cpu", is_empty=lambda x, *rest: x.numel() == 0
 )
 _gradients = Op(
     "causal_conv1d_backward", "cpu", _backward, ["Tensor grad", *_TAKES], _zeros, returns=3, device_types="cpu",
-    nothing=lambda grad, *rest: grad.numel() == 0,
+    is_empty=lambda grad, *rest: grad.numel() == 0,
 )  # fmt: skip
 
 

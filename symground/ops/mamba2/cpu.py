@@ -18,7 +18,7 @@ from symground.ops.common.register import Op, save, saved
 from symground.ops.common.tensors import adjacent
 from symground.ops.mamba2.convolution_cpu import causal_conv1d, convolve, convolve_backward
 from symground.ops.mamba2.layer import Layer, by_parts
-from symground.ops.ssd.cpu import ssd
+from symground.ops.ssd.cpu import ops as ssd_ops
 
 __all__ = ["causal_conv1d", "mamba2_inner", "refuses"]
 
@@ -104,7 +104,7 @@ _inner.differentiable(
 def mamba2_inner(layer: Layer) -> Tensor:
     dtypes = {z.dtype for z in layer.tensors if z is not None}
     if not extension.is_built() or dtypes not in ({torch.float32}, {torch.float64}) or layer.projected.shape[0] == 0:
-        return by_parts(layer, causal_conv1d, ssd)
+        return by_parts(layer, causal_conv1d, ssd_ops.ssd)
     # Parameters are small, and the extension needs them contiguous.
     out: Tensor = _inner(Layer(adjacent(layer.projected), *(_contiguous(z) for z in layer[1:])))[0]
     return out

@@ -13,7 +13,7 @@ from symground.ops.ssd import cpu, mamba_ssm, reference, triton
 from symground.ops.ssd.scan import Scan, check_grad, check_scan
 
 #: The implementations by their name for ``impl``, in the order in which ``impl=None`` tries them.
-IMPLEMENTATIONS = {"cpu": cpu, "mamba_ssm": mamba_ssm, "triton": triton, "reference": reference}
+IMPLEMENTATIONS = {"cpu": cpu.ops, "mamba_ssm": mamba_ssm, "triton": triton.ops, "reference": reference}
 
 
 @overload

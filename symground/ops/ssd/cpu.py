@@ -19,7 +19,7 @@ from symground.ops.common import extension, needs
 from symground.ops.common.flow import FlowSums, Groups, TileSums
 from symground.ops.common.tensors import accumulation_dtype
 from symground.ops.ssd import cpu_chunks, cpu_extension
-from symground.ops.ssd.registered import Gradients, Kernels, register
+from symground.ops.ssd.autograd import Backend, Gradients, register
 from symground.ops.ssd.scan import Scan
 
 refuses = needs.cpu
@@ -42,7 +42,7 @@ class _Tile(NamedTuple):
     """[E,R,H,P] dY times the decay since the position before the tile."""
     keys: Tensor
     """[E,before,H,P] x times dt and the decay up to that position."""
-    own: Tensor
+    diagonal: Tensor
     """[E,H,R,R] S of the tile's own keys, signed."""
 
 
@@ -50,10 +50,10 @@ def _tiles(scan: Scan, grad_y: Tensor, wanted: Tensor | None = None) -> Iterator
     """One tile after the other; with ``wanted`` [B,T] bool, only those with a query that is True."""
     batch, length, heads, _ = scan.x.shape
     groups = scan.B.shape[2]
-    together = max(1, ROW // (heads * min(length, TILE) * length))
-    for first in range(0, batch, together):
-        at = slice(first, min(first + together, batch))
-        x_, dt_, A_, b, c, _ = scan.of(at).readable()
+    max_examples = max(1, ROW // (heads * min(length, TILE) * length))
+    for first in range(0, batch, max_examples):
+        at = slice(first, min(first + max_examples, batch))
+        x_, dt_, A_, b, c, _ = scan.of(at).without_padding()
         b, c = b.permute(0, 2, 3, 1), c.transpose(1, 2)  # [E,G,N,T], [E,G,T,N]
         grad = grad_y[at].to(x_.dtype)
         # Differences of these sums are exact over any length; those of float32 sums from the start would not be.
@@ -68,12 +68,12 @@ def _tiles(scan: Scan, grad_y: Tensor, wanted: Tensor | None = None) -> Iterator
             since = _weight(total[:, rows] - last, x_.dtype)
             upto = _weight(last - total[:, before], x_.dtype) * dt_[:, before]
             pair = total[:, rows].transpose(1, 2)  # [E,H,R]
-            own = _weight(pair[..., :, None] - pair[..., None, :], x_.dtype).tril_()
-            own *= dt_[:, rows].transpose(1, 2)[..., None, :]
-            own *= grad[:, rows].transpose(1, 2) @ x_[:, rows].permute(0, 2, 3, 1)
-            own.unflatten(1, (groups, -1)).mul_(scores[:, :, None, :, start:])
+            diagonal = _weight(pair[..., :, None] - pair[..., None, :], x_.dtype).tril_()
+            diagonal *= dt_[:, rows].transpose(1, 2)[..., None, :]
+            diagonal *= grad[:, rows].transpose(1, 2) @ x_[:, rows].permute(0, 2, 3, 1)
+            diagonal.unflatten(1, (groups, -1)).mul_(scores[:, :, None, :, start:])
             yield _Tile(
-                at, rows, before, scores, grad[:, rows] * since[..., None], x_[:, before] * upto[..., None], own
+                at, rows, before, scores, grad[:, rows] * since[..., None], x_[:, before] * upto[..., None], diagonal
             )
 
 
@@ -89,7 +89,7 @@ def _saliency(scan: Scan, grad_y: Tensor, signed: bool) -> Tensor:
         if total is None:
             total = tile.scores.new_zeros(batch, length, length)
         out = total[tile.examples, tile.rows]
-        out[..., tile.rows] = tile.own.sum(1)
+        out[..., tile.rows] = tile.diagonal.sum(1)
         if tile.rows.start:
             grad, keys = (z.unflatten(2, (groups, -1)).flatten(3).transpose(1, 2) for z in (tile.grad, tile.keys))
             product = (grad @ keys.mT).mul_(tile.scores[..., : tile.rows.start])  # [E,G,R,before]
@@ -98,12 +98,12 @@ def _saliency(scan: Scan, grad_y: Tensor, signed: bool) -> Tensor:
     return total if signed else total.abs_()
 
 
-def _flow(scan: Scan, grad_y: Tensor, groups: Groups, matrix: bool) -> FlowSums:
+def _flow(scan: Scan, grad_y: Tensor, groups: Groups, matrix_total: bool) -> FlowSums:
     x = scan.x
     tiles = TileSums(torch.empty(x.shape[0], x.shape[2], dtype=accumulation_dtype(x)), groups)
-    for tile in _tiles(scan, grad_y, None if matrix else groups.given[0] >= 0):
+    for tile in _tiles(scan, grad_y, None if matrix_total else groups.given[0] >= 0):
         at = (tile.examples, slice(None))
-        tiles.add(at, tile.rows, tile.rows, tile.own.abs_())
+        tiles.add(at, tile.rows, tile.rows, tile.diagonal.abs_())
         if tile.rows.start:
             product = tile.grad.transpose(1, 2) @ tile.keys.permute(0, 2, 3, 1)  # [E,H,R,before]
             product.unflatten(1, (scan.B.shape[2], -1)).mul_(tile.scores[:, :, None, :, : tile.rows.start])
@@ -126,5 +126,5 @@ def _backward(grad_y: Tensor, grad_state: Tensor | None, scan: Scan, initial_sta
     return found
 
 
-kernels = Kernels(forward=_forward, backward=_backward, saliency=_saliency, flow=_flow)
-ssd, ssd_saliency, ssd_flow, _ = register("cpu", kernels, "cpu")
+backend = Backend(forward=_forward, backward=_backward, saliency=_saliency, flow=_flow)
+ops = register("cpu", backend, refuses, "cpu")

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from symground.ops.ssd.registered import Gradients
-from symground.ops.ssd.scan import Scan, out_of_range
+from symground.ops.common.tensors import padding
+from symground.ops.ssd.autograd import Gradients
+from symground.ops.ssd.scan import Scan
 
 CHUNK = 64
 
@@ -38,7 +39,7 @@ class _Chunks(NamedTuple):
 
 
 def _chunks(scan: Scan) -> _Chunks:
-    """From readable inputs whose length is a multiple of the chunk's."""
+    """From inputs without padding, whose length is a multiple of the chunk's."""
     x, dt, A, B, C, _ = scan
     batch, length, heads, size = x.shape
     groups, count = B.shape[2], length // min(CHUNK, length)
@@ -91,15 +92,15 @@ def _padded(*tensors: Tensor) -> list[Tensor]:
 
 
 def _in_chunks(scan: Scan) -> tuple[Scan, _Chunks]:
-    """The inputs, readable and padded, and their chunks."""
-    x, dt, A, B, C, _ = scan.readable()
+    """The inputs, with padding set to 0 and the length padded, and their chunks."""
+    x, dt, A, B, C, _ = scan.without_padding()
     x, dt, B, C = _padded(x, dt, B, C)
     padded = Scan(x, dt, A, B, C, None)
     return padded, _chunks(padded)
 
 
 def forward(scan: Scan, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """y [B,T,H,P] and the state after the last position; see `Kernels.forward`."""
+    """y [B,T,H,P] and the state after the last position; see `Backend.forward`."""
     (_, length, heads, size), dtype = scan.x.shape, scan.x.dtype
     _, z = _in_chunks(scan)
     before, last = _states((z.side.mT @ z.b).flatten(2, 3).unflatten(2, (heads, size)), z.whole, initial_state)
@@ -159,5 +160,5 @@ def backward(grad_y: Tensor, grad_state: Tensor | None, scan: Scan, initial_stat
 
 def _inside(key_range: Tensor, *grads: Tensor) -> list[Tensor]:
     """[B,T,…] gradients with 0 outside the valid positions, where the inputs are not read."""
-    outside = out_of_range(key_range, grads[0].shape[1])
+    outside = padding(key_range, grads[0].shape[1])
     return [g.masked_fill(outside.view(*outside.shape, *(1,) * (g.ndim - 2)), 0) for g in grads]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from symground.ops.common import extension
 from symground.ops.common.tensors import accumulation_dtype
-from symground.ops.ssd.registered import Gradients
+from symground.ops.ssd.autograd import Gradients
 from symground.ops.ssd.scan import Scan
 
 

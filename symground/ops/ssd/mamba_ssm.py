@@ -7,8 +7,9 @@ from torch import Tensor
 
 from symground.ops.common import needs
 from symground.ops.common.flow import Probes
-from symground.ops.ssd.scan import Scan, out_of_range
-from symground.ops.ssd.triton import probed
+from symground.ops.common.tensors import padding
+from symground.ops.ssd.scan import Scan
+from symground.ops.ssd.triton import ops as triton_ops
 
 #: Positions in a chunk, as in mamba-ssm's own Mamba-2 layer.
 CHUNK = 256
@@ -29,12 +30,12 @@ def ssd(scan: Scan, initial_state: Tensor | None, probes: Probes) -> tuple[Tenso
     x, dt, A, B, C, key_range = scan
     dt, A, B, C = dt.float(), A.float(), B.to(x.dtype), C.to(x.dtype)
     if key_range is not None:  # the package has no padding; a position with dt = 0 neither writes nor decays
-        outside = out_of_range(key_range, x.shape[1])[..., None]
+        outside = padding(key_range, x.shape[1])[..., None]
         dt = dt.masked_fill(outside, 0)
         x, B = (z.masked_fill(outside[..., None], 0) for z in (x, B))
     y, state = mamba_chunk_scan_combined(
         x, dt, A, B, C, chunk_size=CHUNK, initial_states=initial_state, return_final_states=True
     )
     if probes.saliency is not None or probes.flow is not None:
-        y = probed(y, scan, probes)
+        y = triton_ops.probed(y, scan, probes)
     return y, state.float()

@@ -15,7 +15,7 @@ refuses = needs.nothing
 
 def ssd(scan: Scan, initial_state: Tensor | None, probes: Probes) -> tuple[Tensor, Tensor]:
     out_dtype, heads = scan.x.dtype, scan.x.shape[2]
-    scan = scan.readable()
+    scan = scan.without_padding()
     dt, A = scan.dt, scan.A
     x = scan.x.transpose(1, 2)  # [B,H,T,P]
     y = product(probes.on(_mixing_matrix(scan)), x)
@@ -35,19 +35,19 @@ def ssd_saliency(scan: Scan, grad_y: Tensor, signed: bool) -> Tensor:
     return total if signed else total.abs()
 
 
-def ssd_flow(scan: Scan, grad_y: Tensor, groups: Groups, matrix: bool) -> FlowSums:
+def ssd_flow(scan: Scan, grad_y: Tensor, groups: Groups, matrix_total: bool) -> FlowSums:
     return group_sums(_signed_saliency(scan, grad_y), groups)
 
 
 def _signed_saliency(scan: Scan, grad_y: Tensor) -> Tensor:
     """S_h = M_h ∘ (dY_h x_hᵀ): [B,H,T,T], signed."""
-    scan = scan.readable()
+    scan = scan.without_padding()
     x = scan.x
     return _mixing_matrix(scan) * product(grad_y.to(x.dtype).transpose(1, 2), x.permute(0, 2, 3, 1))
 
 
 def _mixing_matrix(scan: Scan) -> Tensor:
-    """M = (C Bᵀ) ∘ exp(segsum(dt·A)) · dt, [B,H,T,T] lower-triangular, from readable inputs."""
+    """M = (C Bᵀ) ∘ exp(segsum(dt·A)) · dt, [B,H,T,T] lower-triangular, from inputs without padding."""
     dt, heads = scan.dt, scan.dt.shape[2]
     b, c = (z.repeat_interleave(heads // z.shape[2], dim=2).transpose(1, 2) for z in (scan.B, scan.C))  # [B,H,T,N]
     total = _decay(dt, scan.A)

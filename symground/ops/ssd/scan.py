@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from symground.ops.common import checks as check
-from symground.ops.common.tensors import accumulation_dtype
+from symground.ops.common.tensors import accumulation_dtype, padding
 
 
 class Scan(NamedTuple):
@@ -27,7 +26,7 @@ class Scan(NamedTuple):
             x[examples], dt[examples], A, B[examples], C[examples], None if key_range is None else key_range[examples]
         )
 
-    def readable(self) -> Scan:
+    def without_padding(self) -> Scan:
         """The inputs in at least float32, with x, dt and B set to 0 outside the valid positions, and without a range.
 
         A position with dt = 0 neither writes to the state nor decays it. x and B are set to 0 because 0 · NaN is NaN.
@@ -35,16 +34,10 @@ class Scan(NamedTuple):
         dtype = accumulation_dtype(self.x)
         x, dt, A, B, C = (z.to(dtype) for z in self[:5])
         if self.key_range is not None:
-            outside = out_of_range(self.key_range, x.shape[1])[..., None]  # [B,T,1]
+            outside = padding(self.key_range, x.shape[1])[..., None]  # [B,T,1]
             x, B = (z.masked_fill(outside[..., None], 0) for z in (x, B))
             dt = dt.masked_fill(outside, 0)
         return Scan(x, dt, A, B, C, None)
-
-
-def out_of_range(key_range: Tensor, length: int) -> Tensor:
-    """[B,T], True at positions outside each example's range."""
-    t = torch.arange(length, device=key_range.device)
-    return (t < key_range[:, :1]) | (t >= key_range[:, 1:])
 
 
 def check_scan(scan: Scan) -> Scan:
@@ -69,7 +62,7 @@ def check_scan(scan: Scan) -> Scan:
     key_range = check.key_range(key_range, batch, length, "x", x)
     check.values(A < 0, "A: expected negative numbers (a decay)", A)
     # Padding is not read, so dt may be negative there.
-    ok = dt >= 0 if key_range is None else (dt >= 0) | out_of_range(key_range, length)[..., None]
+    ok = dt >= 0 if key_range is None else (dt >= 0) | padding(key_range, length)[..., None]
     check.values(ok, "dt: expected numbers of at least 0 (after softplus)", dt)
     return scan._replace(key_range=key_range)
 

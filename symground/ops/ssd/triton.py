@@ -9,7 +9,7 @@ from torch import Tensor
 
 from symground.ops.common import needs
 from symground.ops.common.flow import FlowSums, Groups
-from symground.ops.ssd.registered import Gradients, Kernels, register
+from symground.ops.ssd.autograd import Backend, Gradients, register
 from symground.ops.ssd.scan import Scan
 
 if TYPE_CHECKING:
@@ -50,13 +50,13 @@ def _saliency(scan: Scan, grad_y: Tensor, signed: bool) -> Tensor:
     return total
 
 
-def _flow(scan: Scan, grad_y: Tensor, groups: Groups, matrix: bool) -> FlowSums:
+def _flow(scan: Scan, grad_y: Tensor, groups: Groups, matrix_total: bool) -> FlowSums:
     from symground.kernels.ssd.saliency import ssd_flow
 
     with torch.cuda.device_of(scan.x):
-        sums = ssd_flow(_call(scan), grad_y, *groups.given, groups.num_query, groups.num_key, matrix)
+        sums = ssd_flow(_call(scan), grad_y, *groups.given, groups.num_query, groups.num_key, matrix_total)
     return FlowSums(*sums)
 
 
-kernels = Kernels(forward=_forward, backward=_backward, saliency=_saliency, flow=_flow)
-ssd, ssd_saliency, ssd_flow, probed = register("triton", kernels)
+backend = Backend(forward=_forward, backward=_backward, saliency=_saliency, flow=_flow)
+ops = register("triton", backend, refuses)

@@ -1,5 +1,5 @@
 """Ops on a vocabulary head: the surprisal of candidates, also through each layer's lens, and the training loss.
 
 `api.py` has the public functions, `reference.py` the specification. `cpu.py` and `triton.py` are implementations, which
-`registered.py` registers with torch.library. Neither of them materialises the logits, [N,V].
+`autograd.py` makes differentiable. Neither of them materialises the logits, [N,V].
 """

@@ -12,7 +12,7 @@ from symground.ops.vocabulary import cpu, reference, triton
 from symground.ops.vocabulary.lens import Lens
 
 #: The implementations by their name for ``impl``, in the order in which ``impl=None`` tries them.
-IMPLEMENTATIONS = {"cpu": cpu, "triton": triton, "reference": reference}
+IMPLEMENTATIONS = {"cpu": cpu.ops, "triton": triton.ops, "reference": reference}
 
 
 def candidate_surprisal(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from symground.ops.common import extension, needs
 from symground.ops.common.tensors import accumulation_dtype
-from symground.ops.vocabulary.registered import Kernels, register
+from symground.ops.vocabulary.autograd import Backend, register
 
 refuses = needs.cpu
 
@@ -185,5 +185,5 @@ def _spans(length: int, step: int) -> Iterator[tuple[int, slice]]:
         yield start, slice(start, min(start + step, length))
 
 
-kernels = Kernels(forward=_forward, backward=_backward, loss=_loss)
-candidate_surprisal, lens_surprisal, linear_cross_entropy = register("cpu", kernels, "cpu")
+backend = Backend(forward=_forward, backward=_backward, loss=_loss)
+ops = register("cpu", backend, refuses, "cpu")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from symground.ops.common import needs
-from symground.ops.vocabulary.registered import Kernels, register
+from symground.ops.vocabulary.autograd import Backend, register
 
 refuses = needs.triton
 
@@ -31,5 +31,5 @@ def _backward(
     return found
 
 
-kernels = Kernels(forward=_forward, backward=_backward)
-candidate_surprisal, lens_surprisal, linear_cross_entropy = register("triton", kernels)
+backend = Backend(forward=_forward, backward=_backward)
+ops = register("triton", backend, refuses)

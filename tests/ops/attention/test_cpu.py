@@ -199,7 +199,7 @@ def test_a_closed_head_is_not_read(inner: str, key_heads: int, key_range: Tensor
         mixing = Mixing(causal=True, scale=0.5, key_range=key_range, window=None, gate=gate)
         groups = some_groups(q, k)
         after = (q_, k_, v_, grad_, clean["lse"], mixing)
-        kernels = cpu.kernels
+        kernels = cpu.backend
         others = {
             "saliency": kernels.saliency(*after, True),
             "flow": kernels.flow(*after, groups, True)[0],

@@ -159,7 +159,7 @@ class Watch(TorchDispatchMode):
 def test_kernels_keep_no_attention_matrix_and_no_copies(impl: str, padded: bool) -> None:
     """Runs the registered ops' kernels directly, since a dispatch mode around the ops sees nothing. Beside the inputs
     there may be outputs, gradients, LSE and delta, [B,T,S], and rows of tiles."""
-    kernels = {"cpu": cpu.kernels, "triton": triton.kernels}[impl]
+    kernels = {"cpu": cpu.backend, "triton": triton.backend}[impl]
     batch, heads, length, size = 1, 8, 256, 16
     inputs = [torch.randn(batch, heads, length, size) for _ in range(4)]
     bounds = torch.tensor([[5, 250]]) if padded else None
@@ -185,8 +185,8 @@ def test_surprisal_keeps_no_row_of_the_vocabulary() -> None:
     for candidates in (torch.arange(100), torch.randint(vocabulary, (rows, 2))):
         grad = torch.randn(rows, candidates.shape[-1])
         with patch.object(vocabulary_cpu, "TILE", tile), Watch(*inputs, candidates, grad) as watch:
-            out, lse = vocabulary_cpu.kernels.forward(*inputs, candidates)
-            kept = [out, lse, *vocabulary_cpu.kernels.backward(grad, *inputs, candidates, lse, True, True, True)]
+            out, lse = vocabulary_cpu.backend.forward(*inputs, candidates)
+            kept = [out, lse, *vocabulary_cpu.backend.backward(grad, *inputs, candidates, lse, True, True, True)]
         assert len(kept) == 5
         assert watch.largest <= max(tile, grad.numel())
         given = sum(x.numel() for x in (*inputs, *kept[:2]))

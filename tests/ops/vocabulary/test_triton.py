@@ -158,7 +158,7 @@ def test_cross_entropy_leaves_out_what_is_ignored(reduction: str) -> None:
 
 
 def test_a_row_without_a_candidate_has_a_surprisal_of_0() -> None:
-    """As `Kernels` documents; the other rows are unaffected."""
+    """As `Backend` documents; the other rows are unaffected."""
     x = Inputs(40, 32, 60, 1, False, True, torch.float32)
     hidden, weight, bias = (y.float() for y in (x.hidden, x.weight, x.bias) if y is not None)
     candidates = x.candidates.clone()

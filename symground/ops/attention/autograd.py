@@ -1,7 +1,7 @@
-"""The registration shared by every implementation of attention: plain kernels become differentiable torch.library ops.
+"""Autograd of the attention ops, which every implementation shares.
 
-An implementation supplies five functions without autograd (`Kernels`). A compiled graph keeps each registered op whole,
-and saliency and flow are the gradients of the probes.
+An implementation supplies five functions without derivatives (`Backend`); `register` makes differentiable ops of
+torch.library from them. A compiled graph keeps each of these ops whole. Saliency and flow are gradients of the probes.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Gradients(NamedTuple):
     flow: Tensor | None  # [B,H,Gq,Gk]
 
 
-class Kernels(NamedTuple):
-    """The functions of an implementation; their `Mixing` is settled.
+class Backend(NamedTuple):
+    """The functions of an implementation; their `Mixing` is resolved.
 
     Attributes:
         forward: (q, k, v, mixing) → out, gated, and lse. The output of a head whose gate is 0 is not computed.
@@ -37,7 +37,8 @@ class Kernels(NamedTuple):
             give the saliency if ``saliency`` and the flow if there are groups; where it gives None, the functions
             below compute them.
         saliency: (q, k, v, grad_out, lse, mixing, signed) → [B,T,S].
-        flow: (q, k, v, grad_out, lse, mixing, groups, matrix); without ``matrix``, matrix_total may be anything.
+        flow: (q, k, v, grad_out, lse, mixing, groups, matrix_total); if ``matrix_total`` is False, that sum
+            may be anything.
         rows: (q, k, v, grad_out, lse, mixing, rows [B,R]) → [B,H,R,S], signed.
     """
 
@@ -48,12 +49,12 @@ class Kernels(NamedTuple):
     rows: Callable[..., Tensor]
 
     def gradients(
-        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing, inputs: bool,
+        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing, of_qkv: bool,
         saliency: bool, groups: Groups,
     ) -> Gradients:  # fmt: skip
-        """The gradients of q, k and v if ``inputs``, the saliency if ``saliency``, the flow if there are groups."""
+        """The gradients of q, k and v if ``of_qkv``, the saliency if ``saliency``, the flow if there are groups."""
         found = Gradients(None, None, None, None, None)
-        if inputs:
+        if of_qkv:
             found = self.backward(grad_out, q, k, v, out, lse, mixing, saliency, groups)
         if saliency and found.saliency is None:
             found = found._replace(saliency=self.saliency(q, k, v, grad_out, lse, mixing, True))
@@ -62,37 +63,40 @@ class Kernels(NamedTuple):
         return found
 
 
-class Registered(NamedTuple):
-    """The implementations of the public ops; they expect checked arguments."""
+class Ops(NamedTuple):
+    """An implementation of the public ops, which expects checked arguments."""
 
     attention: Callable[[Tensor, Tensor, Tensor, Mixing, Probes], tuple[Tensor, Tensor]]
     attention_saliency: Callable[..., Tensor]
-    attention_flow: Callable[..., FlowSums]
     attention_saliency_rows: Callable[..., Tensor]
+    attention_flow: Callable[..., FlowSums]
+    refuses: Callable[[Tensor], Exception | None]
 
 
-def register(impl: str, kernels: Kernels, device_types: str | None = None) -> Registered:
-    """Register ``kernels`` as ``symground::attention_<impl>`` and its companions."""
+def register(
+    impl: str, backend: Backend, refuses: Callable[[Tensor], Exception | None], device_types: str | None = None
+) -> Ops:
+    """Register ``backend`` as ``symground::attention_<impl>`` and its companions."""
 
     def op(
         name: str, kernel: Callable[..., Any], takes: list[Any], results: Callable[..., Any], returns: int = 1,
-        nothing: Callable[..., bool] = _nothing,
+        is_empty: Callable[..., bool] = _is_empty,
     ) -> Op:  # fmt: skip
-        return Op(name, impl, kernel, takes, results, returns=returns, device_types=device_types, nothing=nothing)
+        return Op(name, impl, kernel, takes, results, returns=returns, device_types=device_types, is_empty=is_empty)
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, probes: Probes, mixing: Mixing) -> tuple[Tensor, Tensor]:
-        return kernels.forward(q, k, v, mixing)
+        return backend.forward(q, k, v, mixing)
 
-    inputs = ["Tensor q", "Tensor k", "Tensor v"]
-    after = [*inputs, "Tensor grad_out", "Tensor lse", Mixing]
-    forward = op("attention", kernel, [*inputs, Probes, Mixing], _outputs, 2)
-    taken = ["Tensor grad_out", *inputs, "Tensor out", "Tensor lse", Mixing, "bool inputs", "bool saliency", Groups]
-    backward = op("attention_backward", kernels.gradients, taken, _gradients, 5, lambda _, q, k, *rest: _nothing(q, k))
-    saliency = op("attention_saliency", kernels.saliency, [*after, "bool signed"], _saliency)
-    flow = op("attention_flow", kernels.flow, [*after, Groups, "bool matrix"], _flow, 3)
+    qkv = ["Tensor q", "Tensor k", "Tensor v"]
+    after = [*qkv, "Tensor grad_out", "Tensor lse", Mixing]
+    forward = op("attention", kernel, [*qkv, Probes, Mixing], _outputs, 2)
+    taken = ["Tensor grad_out", *qkv, "Tensor out", "Tensor lse", Mixing, "bool of_qkv", "bool saliency", Groups]
+    backward = op("attention_backward", backend.gradients, taken, _gradients, 5, lambda _, q, k, *rest: _is_empty(q, k))
+    saliency = op("attention_saliency", backend.saliency, [*after, "bool signed"], _saliency)
+    flow = op("attention_flow", backend.flow, [*after, Groups, "bool matrix_total"], _flow, 3)
     rows = op(
-        "attention_saliency_rows", kernels.rows, [*after, "Tensor rows"], _rows,
-        nothing=lambda q, k, *rest: _nothing(q, k) or rest[-1].numel() == 0,
+        "attention_saliency_rows", backend.rows, [*after, "Tensor rows"], _rows,
+        is_empty=lambda q, k, *rest: _is_empty(q, k) or rest[-1].numel() == 0,
     )  # fmt: skip
     forward.differentiable(_keep, lambda ctx, needs, grad_out, _: _through(backward, ctx, needs, grad_out))
 
@@ -100,22 +104,28 @@ def register(impl: str, kernels: Kernels, device_types: str | None = None) -> Re
         if mixing.gate is not None and mixing.gate.requires_grad and torch.is_grad_enabled():
             # The gate's gradient is ⟨dO, O⟩ with the ungated O. So the gate is applied outside the op, every head is
             # computed, and the op receives the gated gradient, as the definition of S requires.
-            out, lse = forward(q, k, v, probes, mixing._replace(gate=None).settled(q))
+            out, lse = forward(q, k, v, probes, mixing._replace(gate=None).resolved(q))
             return mixing.gated(out), lse.detach()
-        out, lse = forward(q, k, v, probes, mixing.settled(q))
+        out, lse = forward(q, k, v, probes, mixing.resolved(q))
         return out, lse.detach()
 
-    def settled(run: Op) -> Callable[..., Any]:
-        return lambda q, k, v, grad_out, lse, mixing, *rest: run(q, k, v, grad_out, lse, mixing.settled(q), *rest)
+    def resolved(run: Op) -> Callable[..., Any]:
+        return lambda q, k, v, grad_out, lse, mixing, *rest: run(q, k, v, grad_out, lse, mixing.resolved(q), *rest)
 
-    run_flow = settled(flow)
-    return Registered(run_attention, settled(saliency), lambda *args: FlowSums(*run_flow(*args)), settled(rows))
+    run_flow = resolved(flow)
+    return Ops(
+        attention=run_attention,
+        attention_saliency=resolved(saliency),
+        attention_saliency_rows=resolved(rows),
+        attention_flow=lambda *args: FlowSums(*run_flow(*args)),
+        refuses=refuses,
+    )
 
 
 # The ops' results where there is nothing to read: no query, no key, or no row requested.
 
 
-def _nothing(q: Tensor, k: Tensor, *rest: Any) -> bool:
+def _is_empty(q: Tensor, k: Tensor, *rest: Any) -> bool:
     return q.numel() == 0 or k.numel() == 0
 
 
@@ -124,10 +134,10 @@ def _outputs(q: Tensor, k: Tensor, v: Tensor, probes: Probes, mixing: Mixing) ->
 
 
 def _gradients(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing, inputs: bool,
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing, of_qkv: bool,
     saliency: bool, groups: Groups,
 ) -> Gradients:  # fmt: skip
-    dq, dk, dv = (x.new_zeros(x.shape) if inputs else None for x in (q, k, v))
+    dq, dk, dv = (x.new_zeros(x.shape) if of_qkv else None for x in (q, k, v))
     total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
     flow = None if groups.query is None else lse.new_zeros(*q.shape[:2], groups.num_query, groups.num_key)
     return Gradients(dq, dk, dv, total, flow)
@@ -138,7 +148,7 @@ def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mi
 
 
 def _flow(
-    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, groups: Groups, matrix: bool
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, groups: Groups, matrix_total: bool
 ) -> FlowSums:
     return FlowSums.zeros(lse, q.shape[:2], groups)
 

@@ -1,14 +1,18 @@
-"""Gated heads as one op of torch.library, computed by the C++ extension if it is built, else by plain PyTorch.
+"""The ``cpu`` and ``cuda`` implementations of gated heads: one op of torch.library, computed by the C++ extension.
 
-Both give the same bits: each product and sum is rounded, and half precision is computed in float32 and rounded once.
+Without the extension, plain PyTorch computes it on a CPU. Both give the same bits: each product and sum is rounded, and
+half precision is computed in float32 and rounded once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
-from symground.ops.common import extension
+from symground.ops.common import extension, needs
 from symground.ops.common.tensors import accumulation_dtype
 from symground.ops.gate.reference import NOT_A_NUMBER, check_numbers, gradients, plain, save
 
@@ -42,3 +46,14 @@ def _(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
 torch.library.register_autograd(
     "symground::gate_heads", lambda ctx, grad: gradients(gate_heads, ctx, grad), setup_context=save
 )
+
+
+class Ops(NamedTuple):
+    """An implementation of the public op, which expects checked arguments."""
+
+    gate_heads: Callable[..., Any]
+    refuses: Callable[[Tensor], Exception | None]
+
+
+cpu = Ops(gate_heads, needs.cpu)
+cuda = Ops(gate_heads, needs.cuda_extension)

@@ -1,6 +1,7 @@
-"""The registration shared by every implementation of SSD: plain kernels become differentiable torch.library ops.
+"""Autograd of the SSD ops, which every implementation shares.
 
-An implementation supplies four functions without autograd (`Kernels`). A compiled graph keeps each registered op whole.
+An implementation supplies four functions without derivatives (`Backend`); `register` makes differentiable ops of
+torch.library from them. A compiled graph keeps each of these ops whole.
 The probes have an op of their own, which leaves the output unchanged: the gradients of SSD take time linear in T but
 saliency and flow take quadratic time, so the backward pass of SSD cannot give them at no extra cost.
 """
@@ -30,7 +31,7 @@ class Gradients(NamedTuple):
     initial_state: Tensor | None
 
 
-class Kernels(NamedTuple):
+class Backend(NamedTuple):
     """The functions of an implementation.
 
     A position outside the scan's range counts as dt = 0, and x, B and dt are not read there, so they may be NaN. Its
@@ -41,7 +42,7 @@ class Kernels(NamedTuple):
             position [B,H,P,N] in the accumulation dtype.
         backward: (grad_y, grad_state or None, scan, initial_state) → the gradients.
         saliency: (scan, grad_y, signed) → [B,T,T] in the accumulation dtype.
-        flow: (scan, grad_y, groups, matrix); without ``matrix``, matrix_total may be anything.
+        flow: (scan, grad_y, groups, matrix_total); if ``matrix_total`` is False, that sum may be anything.
     """
 
     forward: Callable[[Scan, Tensor | None], tuple[Tensor, Tensor]]
@@ -50,32 +51,35 @@ class Kernels(NamedTuple):
     flow: Callable[[Scan, Tensor, Groups, bool], FlowSums]
 
 
-class Registered(NamedTuple):
-    """The implementations of the public ops; they expect checked arguments."""
+class Ops(NamedTuple):
+    """An implementation of the public ops, which expects checked arguments."""
 
     ssd: Callable[[Scan, Tensor | None, Probes], tuple[Tensor, Tensor]]
     ssd_saliency: Callable[[Scan, Tensor, bool], Tensor]
     ssd_flow: Callable[[Scan, Tensor, Groups, bool], FlowSums]
     probed: Callable[[Tensor, Scan, Probes], Tensor]
     """y [B,T,H,P] with the probes applied."""
+    refuses: Callable[[Tensor], Exception | None]
 
 
-def register(impl: str, kernels: Kernels, device_types: str | None = None) -> Registered:
-    """Register ``kernels`` as ``symground::ssd_<impl>`` and its companions."""
+def register(
+    impl: str, backend: Backend, refuses: Callable[[Tensor], Exception | None], device_types: str | None = None
+) -> Ops:
+    """Register ``backend`` as ``symground::ssd_<impl>`` and its companions."""
 
     def op(
         name: str, kernel: Callable[..., Any], takes: list[Any], results: Callable[..., Any], returns: int = 1,
-        nothing: Callable[..., bool] | None = lambda scan, *rest: scan.x.numel() == 0,
+        is_empty: Callable[..., bool] | None = lambda scan, *rest: scan.x.numel() == 0,
     ) -> Op:  # fmt: skip
-        return Op(name, impl, kernel, takes, results, returns=returns, device_types=device_types, nothing=nothing)
+        return Op(name, impl, kernel, takes, results, returns=returns, device_types=device_types, is_empty=is_empty)
 
-    forward = op("ssd", kernels.forward, [Scan, "Tensor? initial_state"], _outputs, 2)
+    forward = op("ssd", backend.forward, [Scan, "Tensor? initial_state"], _outputs, 2)
     backward = op(
-        "ssd_backward", kernels.backward, ["Tensor grad_y", "Tensor? grad_state", Scan, "Tensor? initial_state"],
+        "ssd_backward", backend.backward, ["Tensor grad_y", "Tensor? grad_state", Scan, "Tensor? initial_state"],
         _gradients, 6, lambda _grad_y, _grad_state, scan, *rest: scan.x.numel() == 0,
     )  # fmt: skip
-    saliency = op("ssd_saliency", kernels.saliency, [Scan, "Tensor grad_y", "bool signed"], _saliency)
-    flow = op("ssd_flow", kernels.flow, [Scan, "Tensor grad_y", Groups, "bool matrix"], _flow, 3)
+    saliency = op("ssd_saliency", backend.saliency, [Scan, "Tensor grad_y", "bool signed"], _saliency)
+    flow = op("ssd_flow", backend.flow, [Scan, "Tensor grad_y", Groups, "bool matrix_total"], _flow, 3)
     probed = op(
         "ssd_probed", lambda y, *_: y.clone(), ["Tensor y", Scan, Probes], lambda y, *_: torch.empty_like(y), 1, None
     )
@@ -88,7 +92,13 @@ def register(impl: str, kernels: Kernels, device_types: str | None = None) -> Re
             y = probed(y, scan, probes)
         return y, state
 
-    return Registered(run, saliency, lambda *args: FlowSums(*flow(*args)), probed)
+    return Ops(
+        ssd=run,
+        ssd_saliency=saliency,
+        ssd_flow=lambda *args: FlowSums(*flow(*args)),
+        probed=probed,
+        refuses=refuses,
+    )
 
 
 # The ops' results where there is nothing to read.
@@ -111,7 +121,7 @@ def _saliency(scan: Scan, grad_y: Tensor, signed: bool) -> Tensor:
     return x.new_zeros(x.shape[0], x.shape[1], x.shape[1], dtype=accumulation_dtype(x))
 
 
-def _flow(scan: Scan, grad_y: Tensor, groups: Groups, matrix: bool) -> FlowSums:
+def _flow(scan: Scan, grad_y: Tensor, groups: Groups, matrix_total: bool) -> FlowSums:
     like = scan.x.new_zeros((), dtype=accumulation_dtype(scan.x))
     return FlowSums.zeros(like, (scan.x.shape[0], scan.x.shape[2]), groups)
 

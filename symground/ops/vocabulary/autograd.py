@@ -1,6 +1,7 @@
-"""The registration shared by every implementation of surprisal: plain kernels become torch.library ops.
+"""Autograd of the ops on a vocabulary head, which every implementation shares.
 
-An implementation supplies two functions without autograd (`Kernels`). Neither materialises the N·V logits.
+An implementation supplies two or three functions without derivatives (`Backend`); `register` makes differentiable ops
+of torch.library from them. None of them materialises the N·V logits.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _HEAD = ["Tensor hidden", "Tensor weight", "Tensor? bias"]
 _OF = ["bool of_hidden", "bool of_weight", "bool of_bias"]
 
 
-class Kernels(NamedTuple):
+class Backend(NamedTuple):
     """The functions of an implementation, for candidates int64 [K] or [N,K].
 
     A row whose first candidate is -1 has no candidates: its surprisals are 0, its log-sum-exp may be anything, and its
@@ -43,33 +44,36 @@ class Kernels(NamedTuple):
     loss: Callable[..., tuple[Tensor | None, ...]] | None = None
 
 
-class Registered(NamedTuple):
-    """The implementations of the public ops; they expect checked arguments."""
+class Ops(NamedTuple):
+    """An implementation of the public ops, which expects checked arguments."""
 
     candidate_surprisal: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
     lens_surprisal: Callable[..., Tensor]
     linear_cross_entropy: Callable[[Tensor, Tensor, Tensor, Tensor | None, int, str], Tensor]
+    refuses: Callable[[Tensor], Exception | None]
 
 
-def register(impl: str, kernels: Kernels, device_types: str | None = None) -> Registered:
-    """Register ``kernels`` as ``symground::candidate_surprisal_<impl>`` and its companions."""
+def register(
+    impl: str, backend: Backend, refuses: Callable[[Tensor], Exception | None], device_types: str | None = None
+) -> Ops:
+    """Register ``backend`` as ``symground::candidate_surprisal_<impl>`` and its companions."""
 
     def op(
         name: str, kernel: Callable[..., Any], takes: list[str], results: Callable[..., Any], returns: int,
-        nothing: Callable[..., bool] = lambda hidden, weight, *rest: not (len(hidden) and len(weight)),
+        is_empty: Callable[..., bool] = lambda hidden, weight, *rest: not (len(hidden) and len(weight)),
     ) -> Op:  # fmt: skip
-        return Op(name, impl, kernel, takes, results, returns=returns, device_types=device_types, nothing=nothing)
+        return Op(name, impl, kernel, takes, results, returns=returns, device_types=device_types, is_empty=is_empty)
 
-    forward = op("candidate_surprisal", kernels.forward, [*_HEAD, "Tensor candidates"], _outputs, 2)
+    forward = op("candidate_surprisal", backend.forward, [*_HEAD, "Tensor candidates"], _outputs, 2)
     backward = op(
-        "candidate_surprisal_backward", kernels.backward,
+        "candidate_surprisal_backward", backend.backward,
         ["Tensor grad", *_HEAD, "Tensor candidates", "Tensor lse", *_OF], _gradients, 3,
         lambda _grad, hidden, weight, *rest: not (len(hidden) and len(weight)),
     )  # fmt: skip
     forward.differentiable(_keep, lambda ctx, needs, grad, _: _through(backward, ctx, needs, grad))
     loss = None
-    if kernels.loss is not None:
-        loss = op("linear_cross_entropy", kernels.loss, [*_HEAD, "Tensor targets", *_OF], _loss, 4)
+    if backend.loss is not None:
+        loss = op("linear_cross_entropy", backend.loss, [*_HEAD, "Tensor targets", *_OF], _loss, 4)
         loss.differentiable(_keep_gradients, lambda ctx, needs, grad, *_: _through_loss(ctx, grad))
 
     def surprisal(hidden: Tensor, weight: Tensor, candidates: Tensor, bias: Tensor | None) -> Tensor:
@@ -88,7 +92,12 @@ def register(impl: str, kernels: Kernels, device_types: str | None = None) -> Re
         total = torch.where(kept, surprisal(hidden, weight, asked[:, None], bias)[:, 0], 0.0).sum()
         return total if reduction == "sum" else total / kept.sum().clamp(min=1)
 
-    return Registered(surprisal, in_one_pass(surprisal), cross_entropy)
+    return Ops(
+        candidate_surprisal=surprisal,
+        lens_surprisal=in_one_pass(surprisal),
+        linear_cross_entropy=cross_entropy,
+        refuses=refuses,
+    )
 
 
 # The ops' results where there is nothing to read: no row, or no vocabulary.
