@@ -3,7 +3,8 @@
     python tools/house.py                               # rooms, circles, functions
     python tools/house.py --tree PATH                   # of another checkout, such as the one before a change
     python tools/house.py way ops.attention q           # the files and functions that a parameter passes
-    python tools/house.py way ops.attention q triton    # of a table of implementations only that entry
+    python tools/house.py way ops.attention q triton    # of a table, or of keyword arguments, only that entry
+    python tools/house.py way ops.attention q triton forward
 
 A room is a folder under symground/, or kernels/, benchmarks/, tools/, tests/. An arrow is a pair of modules of which
 one imports the other, at its top or in a function. The way follows names and calls, not values: what is made from the
@@ -17,9 +18,10 @@ import argparse
 import ast
 import statistics
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOMS = ("symground", "kernels", "benchmarks", "tools", "tests")
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -140,8 +142,8 @@ class House:
 class Way:
     """The functions that a parameter passes, by file, in the order of first entry."""
 
-    def __init__(self, house: House, entry: str | None = None) -> None:
-        self.house, self.entry = house, entry
+    def __init__(self, house: House, *entries: str) -> None:
+        self.house, self.entries = house, entries
         self.passed: dict[Path, dict[str, None]] = {}
         self.seen: set[tuple[int, frozenset[str]]] = set()
 
@@ -183,18 +185,23 @@ class Way:
             if maker and isinstance(maker[1], FUNCTION):
                 self.passed.setdefault(maker[0].path, {})[maker[1].name] = None
             texts = tuple(x.value for x in node.args if isinstance(x, ast.Constant) and isinstance(x.value, str))
-            for value in (*node.args, *(word.value for word in node.keywords)):
+            named = self._chosen({word.arg: word.value for word in node.keywords})
+            for value in (*node.args, *named):
                 yield from self._called(where, value, local, deep + 1, *texts)
         elif isinstance(node, ast.Dict):
             entries = {getattr(key, "value", place): value
                        for place, (key, value) in enumerate(zip(node.keys, node.values, strict=True))}  # fmt: skip
-            for value in [entries[self.entry]] if self.entry in entries else entries.values():
+            for value in self._chosen(entries):
                 yield from self._called(where, value, {}, deep + 1, *texts)
         elif name in self.house.modules:
             for text in texts:
                 yield from self._called(self.house.modules[name], ast.Name(text), {}, deep + 1)
         elif isinstance(node, (ast.Attribute, ast.Subscript, ast.Starred)):
             yield from self._called(where, node.value, local, deep + 1, *texts)
+
+    def _chosen(self, entries: Mapping[Any, ast.expr]) -> Iterable[ast.expr]:
+        """The values of the entries that were asked for; all, if none of them is there."""
+        return [entries[name] for name in self.entries if name in entries] or entries.values()
 
 
 def _targets_of(node: ast.Assign | ast.AnnAssign | ast.NamedExpr) -> set[str]:
@@ -225,7 +232,7 @@ def _parameters(function: Function, call: ast.Call, given: list[ast.expr], skip:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tree", type=Path, default=Path(__file__).resolve().parents[1], help="a checkout; this one")
-    parser.add_argument("way", nargs="*", metavar="way FUNCTION PARAMETER [ENTRY]")
+    parser.add_argument("way", nargs="*", metavar="way FUNCTION PARAMETER [ENTRY …]")
     asked = parser.parse_args()
     house = House(asked.tree)
     if not asked.way:
@@ -233,8 +240,8 @@ def main() -> int:
         found = house.circles()
         print(f"\ncircles: {len(found)}", *(f"  {', '.join(circle)}" for circle in found), sep="\n")
         return 0
-    if len(asked.way) not in (3, 4) or asked.way[0] != "way":
-        parser.error(f"expected nothing, or: way FUNCTION PARAMETER [ENTRY]; got {' '.join(asked.way)}")
+    if len(asked.way) < 3 or asked.way[0] != "way":
+        parser.error(f"expected nothing, or: way FUNCTION PARAMETER [ENTRY …]; got {' '.join(asked.way)}")
     start = house.find(f"symground.{asked.way[1]}")
     if start is None or not isinstance(start[1], FUNCTION):
         parser.error(f"expected a function of symground, such as ops.attention; got {asked.way[1]}")

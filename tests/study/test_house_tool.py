@@ -18,7 +18,10 @@ FILES = {
         from symground.ops import checks
         from symground.ops.fast import fast
 
-        IMPLEMENTATIONS = {"plain": lambda x, by: x * by, "fast": fast, "slow": checks.slow}
+        def made(forward, back):
+            return forward
+
+        IMPLEMENTATIONS = {"plain": lambda x, by: x * by, "fast": fast, "slow": made(forward=fast, back=checks.slow)}
 
         def double(x, by=2):
             checks.number(by)
@@ -74,10 +77,10 @@ def test_rooms_arrows_circles_and_functions(toy: Path) -> None:
     head, *lines, _, circles, circle = said(toy)
     rooms = {line.split()[0]: line.split()[1:] for line in lines}
     # files, in a folder, arrows inside and out, functions, median, of at most 6, private, used once, fmt: skip
-    assert rooms["ops"] == ["5", "5", "5", "1", "7", "2", "100%", "2", "1", "1"]
+    assert rooms["ops"] == ["5", "5", "5", "1", "8", "2", "100%", "2", "1", "1"]
     assert rooms["kernels"] == ["1", "1", "0", "0", "1", "2", "100%", "0", "0", "0"]
     assert rooms["tests"] == ["1", "1", "0", "1", "0", "0", "0%", "0", "0", "0"]
-    assert rooms["all"][:5] == ["8", "5", "7", "0", "8"]
+    assert rooms["all"][:5] == ["8", "5", "7", "0", "9"]
     assert head.split()[:2] == ["room", "files"]
     assert circles == "circles: 1"
     assert circle.strip() == "symground.ops.fast, symground.ops.made"
@@ -90,8 +93,13 @@ def test_the_way_of_a_parameter(toy: Path) -> None:
         "  symground/ops/fast.py: fast",
         "  kernels/times.py: times",
     ]
+    assert said(toy, "way", "ops.double", "x", "slow", "back") == [
+        "ops.double x: 2 files, 4 functions",
+        "  symground/ops/api.py: double, choose, made",
+        "  symground/ops/checks.py: slow",
+    ]
     way = said(toy, "way", "ops.double", "by")
-    assert way[0] == "ops.double by: 4 files, 7 functions"
+    assert way[0] == "ops.double by: 4 files, 8 functions"
     assert way[2] == "  symground/ops/checks.py: number, _is, slow"
 
 
