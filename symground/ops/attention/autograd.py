@@ -14,7 +14,7 @@ from torch import Tensor
 
 from symground.ops.attention.mixing import Mixing
 from symground.ops.common.flow import NO_GROUPS, FlowSums, Groups, Probes
-from symground.ops.common.register import Op, save, saved
+from symground.ops.common.register import Derivative, Op, save, saved
 from symground.ops.common.tensors import accumulation_dtype
 
 
@@ -73,32 +73,33 @@ class Ops(NamedTuple):
     refuses: Callable[[Tensor], Exception | None]
 
 
-def register(
-    impl: str, backend: Backend, refuses: Callable[[Tensor], Exception | None], device_types: str | None = None
-) -> Ops:
+def register(impl: str, backend: Backend, refuses: Callable[[Tensor], Exception | None], cpu_only: bool = False) -> Ops:
     """Register ``backend`` as ``symground::attention_<impl>`` and its companions."""
 
     def op(
         name: str, kernel: Callable[..., Any], takes: list[Any], results: Callable[..., Any], returns: int = 1,
-        is_empty: Callable[..., bool] = _is_empty,
+        is_empty: Callable[..., bool] = _is_empty, derivative: Derivative | None = None,
     ) -> Op:  # fmt: skip
-        return Op(name, impl, kernel, takes, results, returns=returns, device_types=device_types, is_empty=is_empty)
+        return Op(
+            name, impl, kernel, takes, results, returns=returns, cpu_only=cpu_only, is_empty=is_empty,
+            derivative=derivative,
+        )  # fmt: skip
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, probes: Probes, mixing: Mixing) -> tuple[Tensor, Tensor]:
         return backend.forward(q, k, v, mixing)
 
     qkv = ["Tensor q", "Tensor k", "Tensor v"]
     after = [*qkv, "Tensor grad_out", "Tensor lse", Mixing]
-    forward = op("attention", kernel, [*qkv, Probes, Mixing], _outputs, 2)
     taken = ["Tensor grad_out", *qkv, "Tensor out", "Tensor lse", Mixing, "bool of_qkv", "bool saliency", Groups]
     backward = op("attention_backward", backend.gradients, taken, _gradients, 5, lambda _, q, k, *rest: _is_empty(q, k))
+    derivative = Derivative(_keep, lambda ctx, needs, grad_out, _: _through(backward, ctx, needs, grad_out))
+    forward = op("attention", kernel, [*qkv, Probes, Mixing], _outputs, 2, derivative=derivative)
     saliency = op("attention_saliency", backend.saliency, [*after, "bool signed"], _saliency)
     flow = op("attention_flow", backend.flow, [*after, Groups, "bool matrix_total"], _flow, 3)
     rows = op(
         "attention_saliency_rows", backend.rows, [*after, "Tensor rows"], _rows,
         is_empty=lambda q, k, *rest: _is_empty(q, k) or rest[-1].numel() == 0,
     )  # fmt: skip
-    forward.differentiable(_keep, lambda ctx, needs, grad_out, _: _through(backward, ctx, needs, grad_out))
 
     def run_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, probes: Probes) -> tuple[Tensor, Tensor]:
         if mixing.gate is not None and mixing.gate.requires_grad and torch.is_grad_enabled():
@@ -170,8 +171,6 @@ def _through(backward: Op, ctx: Any, needs: list[Any], grad_out: Tensor) -> tupl
     of_q, of_k, of_v, of, _ = needs
     groups = groups if of.flow else NO_GROUPS
     found = Gradients(*backward(grad_out, *given, of_q or of_k or of_v, of.saliency, groups))
-    of_saliency, of_flow = (
-        x.to(dtype) if needed and x is not None else None
-        for x, needed, dtype in zip(found[3:], of, ctx.dtypes, strict=False)
-    )
+    of_saliency = found.saliency.to(ctx.dtypes[0]) if of.saliency and found.saliency is not None else None
+    of_flow = found.flow.to(ctx.dtypes[1]) if of.flow and found.flow is not None else None
     return found.q, found.k, found.v, Probes(of_saliency, of_flow, None, None), None

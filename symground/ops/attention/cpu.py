@@ -68,7 +68,8 @@ def _parts(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Iterator[_Part]:
     """Views wherever possible; only short examples with different key ranges are copied, to be computed in one call."""
     (batch, heads, queries, _), keys = q.shape, k.shape[2]
     max_examples = batch if one_range(mixing.key_range) else ROW // max(1, heads * queries * keys)
-    for group in groups(q, k, mixing._replace(gate=None), max_examples):
+    every_head = mixing if mixing.gate is None else mixing._replace(gate=None)
+    for group in groups(q, k, every_head, max_examples):
         at, low, high, bounds = group.examples, group.low, group.high, group.bounds
         if bounds is not None:
             valid = mixing._replace(key_range=bounds).valid(q, k)[..., low:high]
@@ -149,4 +150,4 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing
 
 
 backend = Backend(forward=_forward, backward=_backward, saliency=_saliency, flow=_flow, rows=_rows)
-ops = register("cpu", backend, refuses, "cpu")
+ops = register("cpu", backend, refuses, cpu_only=True)

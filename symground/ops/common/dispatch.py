@@ -30,15 +30,18 @@ def choose(op: str, table: Mapping[str, Any], impl: str | None, like: Tensor, *o
         ValueError: ``op`` has no such implementation, or the implementation does not support such tensors.
         RuntimeError: this machine lacks something that the implementation needs.
     """
-    names = [name for name, ops in table.items() if hasattr(ops, op)]
     if impl is None:
-        impl = next(name for name in names if _suits(table[name], like, *others) and table[name].refuses(like) is None)
-    elif not isinstance(impl, str) or impl not in names:
-        raise ValueError(f"impl: ops.{op} has {', '.join(map(repr, sorted(names)))}; got {impl!r}")
+        for impl, ops in table.items():
+            if hasattr(ops, op) and _suits(ops, like, *others) and ops.refuses(like) is None:
+                break
+    elif not isinstance(impl, str) or not hasattr(table.get(impl), op):
+        names = sorted(name for name, ops in table.items() if hasattr(ops, op))
+        raise ValueError(f"impl: ops.{op} has {', '.join(map(repr, names))}; got {impl!r}")
     else:
         refusal = table[impl].refuses(like)
         if refusal is not None:
             raise refusal
+    assert impl is not None  # the reference implements every op and refuses nothing
     run: Callable[..., Any] = getattr(table[impl], op)
     if forward_ad._current_level >= 0 and impl != "reference":
         run = _without_tangents(op, impl, run)

@@ -42,8 +42,8 @@ class Probes(NamedTuple):
     @property
     def dtypes(self) -> tuple[torch.dtype | None, torch.dtype | None]:
         """The dtypes that the gradients of the saliency and the flow probe must have."""
-        saliency, flow = (None if probe is None else probe.dtype for probe in (self.saliency, self.flow))
-        return saliency, flow
+        saliency, flow = self.saliency, self.flow
+        return None if saliency is None else saliency.dtype, None if flow is None else flow.dtype
 
     @property
     def groups(self) -> Groups:

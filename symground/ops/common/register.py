@@ -9,12 +9,43 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
 
 from symground.ops.common.tensors import without_autocast
+
+_library = torch.library.Library("symground", "FRAGMENT")
+
+
+def define(
+    name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any], backward: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None, *, cpu_only: bool = False,
+) -> Any:  # fmt: skip
+    """``torch.ops.symground.<name>``, differentiable, and opaque to torch.compile.
+
+    ``torch.library.custom_op`` would do the same, but its checks at each call take longer than a small op.
+    """
+    _library.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, run, "CPU" if cpu_only else "CompositeExplicitAutograd")
+    torch.library.register_fake(f"symground::{name}", fake, lib=_library)
+    torch.library.register_autograd(f"symground::{name}", backward, setup_context=setup_context, lib=_library)
+    return getattr(torch.ops.symground, name).default
+
+
+class Derivative(NamedTuple):
+    """The derivative of an `Op`.
+
+    Attributes:
+        keep: (ctx, output, *arguments); it saves what ``backward`` needs, with `save`.
+        backward: (ctx, needs, *gradients of the results) → a gradient or None for each argument, for a record of
+            tensors a record of gradients; those that are not needed are dropped. ``needs`` is whether the gradient of
+            each argument is needed, for a record a record of bools.
+    """
+
+    keep: Callable[..., None]
+    backward: Callable[..., Sequence[Any]]
 
 
 class Op:
@@ -22,12 +53,13 @@ class Op:
 
     Kernels run without autocast. A registered op returns only tensors, so a result that is None because it was not
     requested becomes an empty tensor. Most of these ops are derivatives themselves and have no derivative: requesting
-    one raises an error that names the public op, unless `differentiable` has given the op one.
+    one raises an error that names the public op.
     """
 
     def __init__(
         self, op: str, impl: str, kernel: Callable[..., Any], takes: Sequence[Any], results: Callable[..., Any],
-        *, returns: int = 1, device_types: str | None = None, is_empty: Callable[..., bool] | None = None,
+        *, returns: int = 1, cpu_only: bool = False, is_empty: Callable[..., bool] | None = None,
+        derivative: Derivative | None = None,
     ) -> None:  # fmt: skip
         """Register a kernel.
 
@@ -38,8 +70,9 @@ class Op:
             results: the arguments of ``takes`` → contiguous tensors, or None, with the kernel's shapes and dtypes. It
                 is the fake implementation, and also gives the results where there is nothing to read.
             returns: how many results there are.
-            device_types: "cpu" for a kernel that runs only there.
+            cpu_only: whether the kernel runs on CPU tensors only.
             is_empty: the arguments of ``takes`` → whether there is nothing to read; the kernel is not run then.
+            derivative: None refuses derivatives.
         """
         pieces = [[part] if isinstance(part, str) else _schema(part) for part in takes]
         arguments = [argument for piece in pieces for argument in piece]
@@ -61,26 +94,32 @@ class Op:
         def fake(*flat: Any) -> Any:
             return _tensors(results(*self.whole(flat)), flat[0])
 
-        self.handle: Any = torch.library.custom_op(
-            f"symground::{op}_{impl}", without_autocast(run), mutates_args=(), device_types=device_types,
-            schema=f"({', '.join(arguments)}) -> {of}",
+        def back(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+            if derivative is None:
+                order = "second derivative" if op.endswith("_backward") else "derivative"
+                raise NotImplementedError(
+                    f"ops.{op.removesuffix('_backward').removesuffix('_probed')}: impl {impl!r} has no {order}; "
+                    "impl='reference', which is plain PyTorch, has it"
+                )
+            found = list(derivative.backward(ctx, self.whole(ctx.needs_input_grad), *grads))
+            for place, _, at, end in self._records:
+                found[place : place + 1] = [None] * (end - at) if found[place] is None else found[place]
+            return tuple(x if needed else None for x, needed in zip(found, ctx.needs_input_grad, strict=True))
+
+        def keep(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
+            assert derivative is not None
+            derivative.keep(ctx, output, *self.whole(inputs))
+
+        self._handle = define(
+            f"{op}_{impl}", f"({', '.join(arguments)}) -> {of}", without_autocast(run), fake, back,
+            None if derivative is None else keep, cpu_only=cpu_only,
         )  # fmt: skip
-        self.handle.register_fake(fake)
-        public = op.removesuffix("_backward").removesuffix("_probed")
-        order = "second derivative" if op.endswith("_backward") else "derivative"
-
-        def refuse(ctx: Any, *grads: Any) -> Any:
-            raise NotImplementedError(
-                f"ops.{public}: impl {impl!r} has no {order}; impl='reference', which is plain PyTorch, has it"
-            )
-
-        self.handle.register_autograd(refuse)
 
     def __call__(self, *given: Any) -> Any:
         flat = list(given)
         for place, *_ in self._records:
             flat[place : place + 1] = flat[place]
-        return self.handle(*flat)
+        return self._handle(*flat)
 
     def whole(self, flat: Sequence[Any]) -> list[Any]:
         """The schema's arguments, with the records rebuilt."""
@@ -89,56 +128,35 @@ class Op:
             given[at:end] = [record(*given[at:end])]
         return given
 
-    def differentiable(self, keep: Callable[..., None], backward: Callable[..., Sequence[Any]]) -> None:
-        """Give the op a derivative.
 
-        Args:
-            keep: (ctx, output, *arguments); it saves what ``backward`` needs, with `save`.
-            backward: (ctx, needs, *gradients of the results) → a gradient or None for each argument, for a record of
-                tensors a record of gradients; those that are not needed are dropped. ``needs`` is whether the gradient
-                of each argument is needed, for a record a record of bools.
-        """
-
-        def back(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-            found = list(backward(ctx, self.whole(ctx.needs_input_grad), *grads))
-            for place, _, at, end in self._records:
-                found[place : place + 1] = [None] * (end - at) if found[place] is None else found[place]
-            return tuple(x if needed else None for x, needed in zip(found, ctx.needs_input_grad, strict=True))
-
-        self.handle.register_autograd(
-            back, setup_context=lambda ctx, inputs, output: keep(ctx, output, *self.whole(inputs))
-        )
+#: Stands for a tensor that torch saves.
+_SAVED = object()
 
 
 def save(ctx: Any, *values: Any) -> None:
     """Save tensors, numbers, None and records of them for the backward pass."""
-    tensors: list[Tensor] = []
-
-    def taken(value: Any) -> Any:
-        """``value`` with each tensor replaced by `_SAVED`."""
-        if isinstance(value, Tensor):
-            tensors.append(value)
-            return _SAVED
-        return type(value)(*map(taken, value)) if isinstance(value, tuple) else value
-
-    ctx.others = [taken(value) for value in values]
+    tensors, flat, records = [], [], []
+    for place, value in enumerate(values):
+        if isinstance(value, tuple):
+            records.append((place, type(value)))
+        for x in value if isinstance(value, tuple) else (value,):
+            if x is not None and isinstance(x, Tensor):
+                tensors.append(x)
+                flat.append(_SAVED)
+            else:
+                flat.append(x)
     ctx.save_for_backward(*tensors)
+    ctx.flat, ctx.records = flat, records
 
 
 def saved(ctx: Any) -> list[Any]:
     """The values that `save` saved, in order."""
     tensors = iter(ctx.saved_tensors)
-
-    def given(value: Any) -> Any:
-        if value is _SAVED:
-            return next(tensors)
-        return type(value)(*map(given, value)) if isinstance(value, tuple) else value
-
-    return [given(value) for value in ctx.others]
-
-
-#: Stands for a tensor that torch saves.
-_SAVED = object()
+    values = [next(tensors) if x is _SAVED else x for x in ctx.flat]
+    for place, record in ctx.records:
+        end = place + len(record._fields)
+        values[place:end] = [record(*values[place:end])]
+    return values
 
 
 #: The type of a record's field → its type in a schema.

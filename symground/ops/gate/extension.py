@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from symground.ops.common import extension, needs
+from symground.ops.common.register import define
 from symground.ops.common.tensors import accumulation_dtype
 from symground.ops.gate.reference import NOT_A_NUMBER, check_numbers, gradients, plain, save
 
@@ -31,20 +31,13 @@ def run(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
     return out
 
 
-# custom_op is not used: its checks at each call take longer than a small x.
-_library = torch.library.Library("symground", "FRAGMENT")
-_library.define("gate_heads(Tensor x, Tensor gate, Tensor? fill) -> Tensor")
-_library.impl("gate_heads", run, "CompositeExplicitAutograd")
-gate_heads = torch.ops.symground.gate_heads.default
-
-
-@torch.library.register_fake("symground::gate_heads")  # type: ignore[untyped-decorator]
-def _(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
-    return x.new_empty((*gate.shape[:-2], *x.shape))
-
-
-torch.library.register_autograd(
-    "symground::gate_heads", lambda ctx, grad: gradients(gate_heads, ctx, grad), setup_context=save
+gate_heads: Any = define(
+    "gate_heads",
+    "(Tensor x, Tensor gate, Tensor? fill) -> Tensor",
+    run,
+    lambda x, gate, fill: x.new_empty((*gate.shape[:-2], *x.shape)),
+    lambda ctx, grad: gradients(gate_heads, ctx, grad),
+    save,
 )
 
 

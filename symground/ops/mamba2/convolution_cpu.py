@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from symground.ops.common import extension
-from symground.ops.common.register import Op, save, saved
+from symground.ops.common.register import Derivative, Op, save, saved
 from symground.ops.common.tensors import accumulation_dtype, adjacent
 from symground.ops.mamba2 import reference
 
@@ -86,19 +86,17 @@ def _zeros(
 
 
 _TAKES = ["Tensor x", "Tensor weight", "Tensor? bias", "Tensor? initial_state", "bool silu"]
-_convolution = Op(
-    "causal_conv1d", "cpu", _forward, _TAKES, _outputs, device_types="cpu", is_empty=lambda x, *rest: x.numel() == 0
-)
 _gradients = Op(
-    "causal_conv1d_backward", "cpu", _backward, ["Tensor grad", *_TAKES], _zeros, returns=3, device_types="cpu",
+    "causal_conv1d_backward", "cpu", _backward, ["Tensor grad", *_TAKES], _zeros, returns=3, cpu_only=True,
     is_empty=lambda grad, *rest: grad.numel() == 0,
 )  # fmt: skip
-
-
-_convolution.differentiable(
-    lambda ctx, output, *inputs: save(ctx, *inputs),
-    lambda ctx, needs, grad: (*_gradients(grad, *saved(ctx)), None, None),
-)
+_convolution = Op(
+    "causal_conv1d", "cpu", _forward, _TAKES, _outputs, cpu_only=True, is_empty=lambda x, *rest: x.numel() == 0,
+    derivative=Derivative(
+        lambda ctx, output, *inputs: save(ctx, *inputs),
+        lambda ctx, needs, grad: (*_gradients(grad, *saved(ctx)), None, None),
+    ),
+)  # fmt: skip
 
 
 def causal_conv1d(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from symground.ops.common import extension, needs
-from symground.ops.common.register import Op, save, saved
+from symground.ops.common.register import Derivative, Op, save, saved
 from symground.ops.common.tensors import adjacent
 from symground.ops.mamba2.convolution_cpu import causal_conv1d, convolve, convolve_backward
 from symground.ops.mamba2.layer import Layer, by_parts
@@ -84,21 +84,20 @@ def _gradients(grad: Tensor, y: Tensor, layer: Layer) -> tuple[Tensor, ...]:
     return *zeros[:2], conv_weight.new_zeros(conv_weight.shape[0]), *zeros[2:]
 
 
-_inner = Op("mamba2_inner", "cpu", _forward, [Layer], _outputs, returns=2, device_types="cpu")
-_inner_backward = Op(
-    "mamba2_inner_backward", "cpu", _backward, ["Tensor grad", "Tensor y", Layer], _gradients, returns=7,
-    device_types="cpu",
-)  # fmt: skip
-
-
 def _keep(ctx: Any, output: tuple[Tensor, Tensor], layer: Layer) -> None:
     save(ctx, output[1], layer)
     ctx.mark_non_differentiable(output[1])
 
 
-_inner.differentiable(
-    _keep, lambda ctx, needs, grad, _: ((*_inner_backward(grad, *saved(ctx)), None, None, None, None),)
-)
+_inner_backward = Op(
+    "mamba2_inner_backward", "cpu", _backward, ["Tensor grad", "Tensor y", Layer], _gradients, returns=7, cpu_only=True,
+)  # fmt: skip
+_inner = Op(
+    "mamba2_inner", "cpu", _forward, [Layer], _outputs, returns=2, cpu_only=True,
+    derivative=Derivative(
+        _keep, lambda ctx, needs, grad, _: ((*_inner_backward(grad, *saved(ctx)), None, None, None, None),)
+    ),
+)  # fmt: skip
 
 
 def mamba2_inner(layer: Layer) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from symground.ops.common.flow import FlowSums, Groups, Probes
-from symground.ops.common.register import Op, save, saved
+from symground.ops.common.register import Derivative, Op, save, saved
 from symground.ops.common.tensors import accumulation_dtype
 from symground.ops.ssd.scan import Scan
 
@@ -62,29 +62,33 @@ class Ops(NamedTuple):
     refuses: Callable[[Tensor], Exception | None]
 
 
-def register(
-    impl: str, backend: Backend, refuses: Callable[[Tensor], Exception | None], device_types: str | None = None
-) -> Ops:
+def register(impl: str, backend: Backend, refuses: Callable[[Tensor], Exception | None], cpu_only: bool = False) -> Ops:
     """Register ``backend`` as ``symground::ssd_<impl>`` and its companions."""
 
     def op(
         name: str, kernel: Callable[..., Any], takes: list[Any], results: Callable[..., Any], returns: int = 1,
         is_empty: Callable[..., bool] | None = lambda scan, *rest: scan.x.numel() == 0,
+        derivative: Derivative | None = None,
     ) -> Op:  # fmt: skip
-        return Op(name, impl, kernel, takes, results, returns=returns, device_types=device_types, is_empty=is_empty)
+        return Op(
+            name, impl, kernel, takes, results, returns=returns, cpu_only=cpu_only, is_empty=is_empty,
+            derivative=derivative,
+        )  # fmt: skip
 
-    forward = op("ssd", backend.forward, [Scan, "Tensor? initial_state"], _outputs, 2)
     backward = op(
         "ssd_backward", backend.backward, ["Tensor grad_y", "Tensor? grad_state", Scan, "Tensor? initial_state"],
         _gradients, 6, lambda _grad_y, _grad_state, scan, *rest: scan.x.numel() == 0,
     )  # fmt: skip
+    forward = op(
+        "ssd", backend.forward, [Scan, "Tensor? initial_state"], _outputs, 2,
+        derivative=Derivative(_keep, lambda ctx, needs, *grads: _through(backward, ctx, *grads)),
+    )  # fmt: skip
     saliency = op("ssd_saliency", backend.saliency, [Scan, "Tensor grad_y", "bool signed"], _saliency)
     flow = op("ssd_flow", backend.flow, [Scan, "Tensor grad_y", Groups, "bool matrix_total"], _flow, 3)
     probed = op(
-        "ssd_probed", lambda y, *_: y.clone(), ["Tensor y", Scan, Probes], lambda y, *_: torch.empty_like(y), 1, None
-    )
-    forward.differentiable(_keep, lambda ctx, needs, *grads: _through(backward, ctx, *grads))
-    probed.differentiable(_keep_probes, lambda ctx, needs, grad_y: _through_probes(saliency, flow, ctx, needs, grad_y))
+        "ssd_probed", lambda y, *_: y.clone(), ["Tensor y", Scan, Probes], lambda y, *_: torch.empty_like(y), 1, None,
+        Derivative(_keep_probes, lambda ctx, needs, grad_y: _through_probes(saliency, flow, ctx, needs, grad_y)),
+    )  # fmt: skip
 
     def run(scan: Scan, initial_state: Tensor | None, probes: Probes) -> tuple[Tensor, Tensor]:
         y, state = forward(scan, initial_state)

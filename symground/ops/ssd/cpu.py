@@ -127,4 +127,4 @@ def _backward(grad_y: Tensor, grad_state: Tensor | None, scan: Scan, initial_sta
 
 
 backend = Backend(forward=_forward, backward=_backward, saliency=_saliency, flow=_flow)
-ops = register("cpu", backend, refuses, "cpu")
+ops = register("cpu", backend, refuses, cpu_only=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from symground.ops.common.derivatives import product
-from symground.ops.common.register import Op
+from symground.ops.common.register import Derivative, Op
 from symground.ops.common.tensors import accumulation_dtype
 from symground.ops.vocabulary.lens import in_one_pass
 from symground.ops.vocabulary.reference import logits
@@ -53,28 +53,34 @@ class Ops(NamedTuple):
     refuses: Callable[[Tensor], Exception | None]
 
 
-def register(
-    impl: str, backend: Backend, refuses: Callable[[Tensor], Exception | None], device_types: str | None = None
-) -> Ops:
+def register(impl: str, backend: Backend, refuses: Callable[[Tensor], Exception | None], cpu_only: bool = False) -> Ops:
     """Register ``backend`` as ``symground::candidate_surprisal_<impl>`` and its companions."""
 
     def op(
         name: str, kernel: Callable[..., Any], takes: list[str], results: Callable[..., Any], returns: int,
         is_empty: Callable[..., bool] = lambda hidden, weight, *rest: not (len(hidden) and len(weight)),
+        derivative: Derivative | None = None,
     ) -> Op:  # fmt: skip
-        return Op(name, impl, kernel, takes, results, returns=returns, device_types=device_types, is_empty=is_empty)
+        return Op(
+            name, impl, kernel, takes, results, returns=returns, cpu_only=cpu_only, is_empty=is_empty,
+            derivative=derivative,
+        )  # fmt: skip
 
-    forward = op("candidate_surprisal", backend.forward, [*_HEAD, "Tensor candidates"], _outputs, 2)
     backward = op(
         "candidate_surprisal_backward", backend.backward,
         ["Tensor grad", *_HEAD, "Tensor candidates", "Tensor lse", *_OF], _gradients, 3,
         lambda _grad, hidden, weight, *rest: not (len(hidden) and len(weight)),
     )  # fmt: skip
-    forward.differentiable(_keep, lambda ctx, needs, grad, _: _through(backward, ctx, needs, grad))
+    forward = op(
+        "candidate_surprisal", backend.forward, [*_HEAD, "Tensor candidates"], _outputs, 2,
+        derivative=Derivative(_keep, lambda ctx, needs, grad, _: _through(backward, ctx, needs, grad)),
+    )  # fmt: skip
     loss = None
     if backend.loss is not None:
-        loss = op("linear_cross_entropy", backend.loss, [*_HEAD, "Tensor targets", *_OF], _loss, 4)
-        loss.differentiable(_keep_gradients, lambda ctx, needs, grad, *_: _through_loss(ctx, grad))
+        loss = op(
+            "linear_cross_entropy", backend.loss, [*_HEAD, "Tensor targets", *_OF], _loss, 4,
+            derivative=Derivative(_keep_gradients, lambda ctx, needs, grad, *_: _through_loss(ctx, grad)),
+        )  # fmt: skip
 
     def surprisal(hidden: Tensor, weight: Tensor, candidates: Tensor, bias: Tensor | None) -> Tensor:
         out: Tensor = forward(hidden, weight, bias, candidates)[0]

@@ -186,4 +186,4 @@ def _spans(length: int, step: int) -> Iterator[tuple[int, slice]]:
 
 
 backend = Backend(forward=_forward, backward=_backward, loss=_loss)
-ops = register("cpu", backend, refuses, "cpu")
+ops = register("cpu", backend, refuses, cpu_only=True)
