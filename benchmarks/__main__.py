@@ -9,6 +9,7 @@ import sys
 MEASUREMENTS = {
     "suites": ("benchmarks.summary.run", "every number to hold beside its peers; this where no name is given"),
     "plot": ("benchmarks.summary.plot", "draws time and memory against T from a result"),
+    "before-after": ("benchmarks.before_after", "what calls cost in an earlier checkout and in this one, in turns"),
     "scaling": ("benchmarks.scaling", "formulas of cost beside measured points"),
     "report": ("benchmarks.report_scale", "a report of 12 layers × 12 heads, 40 checkpoints, 5 seeds"),
     "kernels": ("benchmarks.kernels.table", "every GPU configuration, compiled without a GPU"),
@@ -21,7 +22,7 @@ def main() -> int:
     name, *arguments = sys.argv[1:] or ["suites"]
     if name in ("-h", "--help"):
         print("usage: python -m benchmarks [NAME] …     (python -m benchmarks NAME --help: what it takes)\n")
-        print("\n".join(f"  {name:<10}{what}" for name, (_, what) in MEASUREMENTS.items()))
+        print("\n".join(f"  {name:<14}{what}" for name, (_, what) in MEASUREMENTS.items()))
         return 0
     if name.startswith("-"):
         name, arguments = "suites", sys.argv[1:]
