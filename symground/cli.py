@@ -64,11 +64,11 @@ GROUPS: dict[str, dict[str, Command]] = {
             "Make a study's folder: tokenizer, token arrays, nouns, contexts; corpus.html shows what is in it.",
         ),
         "features": Command(
-            "symground.data.features:Features",
+            "symground.data.vision:Features",
             "Make an image set: patch embeddings by a frozen DINOv2, computed once; --visdial.images takes it.",
         ),
         "pope": Command(
-            "symground.data.pope:Pope",
+            "symground.data.questions:Pope",
             "Yes/no questions about objects, in POPE's form, from COCO's instances, for symground heads.",
         ),
     },

@@ -1,7 +1,7 @@
 """Do the tests notice? Mutants of a module, each tried against the tests that should notice it.
 
     pip install -e .[dev]
-    python -m tools.mutants symground.analysis.statistics.r2 symground.data.chat --count 8   # of each, at random
+    python -m tools.mutants symground.analysis.statistics.r2 symground.data.childes.chat --count 8  # of each
     python -m tools.mutants                                                 # of every module of mutants.toml
     python -m tools.mutants symground.analysis.statistics.r2 --survivors   # those that no test noticed, once more
 

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks import scaling
 from benchmarks.peers.training import GIVEN_BACK, KEPT, PEERS, SHAPES, STAGE, Shape
 from benchmarks.summary.tables import amount, machine_line, ratio_of
-from symground.data.study import STUDY, STUDY_INTERVENTIONS
+from symground.data.study_figures import STUDY, STUDY_INTERVENTIONS
 from symground.reports.formats import FEW, control_cell, number, stars, with_interval
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,7 +21,7 @@ import xarray as xr
 
 import symground as sg
 from symground.data import Question, read_questions
-from symground.data.prompts import on_image
+from symground.data.vision import on_image
 from tools import photos
 
 #: Pixels of a cell where it is shown, not read.

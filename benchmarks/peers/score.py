@@ -43,7 +43,7 @@ class Grid:
         """The study's kind: a word is a token, in the scene another than in speech."""
         from symground.analysis.probing import read_contexts
         from symground.data import STUDY_NOUNS, env, lan, speaker
-        from symground.data.tokenizer import word_level_tokenizer
+        from symground.data.sequences import word_level_tokenizer
         from symground.data.words import env_tokens, lan_tokens
 
         tokens = {speaker("CHI")} | {form(noun) for noun in STUDY_NOUNS for form in (env, lan)}

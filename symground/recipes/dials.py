@@ -21,9 +21,8 @@ from symground.analysis.probing import context_of
 from symground.analysis.results import Table, read_table
 from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import GeneratedSettings
-from symground.data.generated import occurs
-from symground.data.generated_images import GeneratedImagesSettings
-from symground.data.nouns import cdi_categories
+from symground.data.generated import GeneratedImagesSettings, occurs
+from symground.data.words import cdi_categories
 from symground.folders import checkpoint_steps, read_json, write_json, write_text
 from symground.models import load, load_tokenizer
 from symground.recipes.compare import CompareSettings, checkpoints, collected, run_all

@@ -16,8 +16,8 @@ from symground.analysis.causal import enough, intervene, steering
 from symground.analysis.heads import monitor, share_table, stability
 from symground.analysis.probing import ImageQuestions, answers, image_questions, pope_scores
 from symground.analysis.tracing import trace
-from symground.data.pictures import MAX_MEGAPIXELS
 from symground.data.questions import read_questions
+from symground.data.vision import MAX_MEGAPIXELS
 from symground.folders import read_json, replacing, write_json
 from symground.models import load, load_processor
 from symground.optional import check_device

@@ -12,9 +12,9 @@ import tyro
 from symground.analysis.results import read_table
 from symground.analysis.run import AnalysisSettings
 from symground.data import ChatSettings, DialogSettings, noun_list
-from symground.data.generated_images import GeneratedImagesSettings
-from symground.data.images import ImageSet
-from symground.data.stand_ins import stand_in_images
+from symground.data.generated import GeneratedImagesSettings
+from symground.data.sequences import ImageSet
+from symground.data.visdial import stand_in_images
 from symground.folders import read_json, runs_of, write_json, write_text
 from symground.models import PRESETS, parameter_count
 from symground.recipes.prepare import CHILDES, VISDIAL, prepare

@@ -29,11 +29,9 @@ from symground.data import (
     nouns_over_threshold,
 )
 from symground.data.files import Limits
-from symground.data.generated_images import GeneratedImagesSettings, add_image_scenes
-from symground.data.images import Shown
-from symground.data.nouns import noun_tokens
-from symground.data.splits import share_of
-from symground.data.words import IMAGE, normalized, replace_words, shown
+from symground.data.generated import GeneratedImagesSettings, add_image_scenes
+from symground.data.sequences import Shown, share_of
+from symground.data.words import IMAGE, normalized, noun_tokens, replace_words, shown
 from symground.disk import sync_all
 from symground.folders import read_json, write_json
 from symground.holding import held
@@ -106,8 +104,8 @@ def _is_generated(kind: str) -> bool:
 def prepare(corpus: Sequence[str], out: str | Path, settings: CorpusSettings) -> Corpus:
     """Build a study's folder from ``corpus`` (a kind and its paths), or load the existing one.
 
-    Writes ``data/`` (see `symground.data.corpus`), ``tokenizer.json``, ``corpus.html`` and, last, ``config.json``; for
-    generated scenes with images also the image set ``images/``.
+    Writes ``data/`` (see `symground.data.sequences.corpus`), ``tokenizer.json``, ``corpus.html`` and, last,
+    ``config.json``; for generated scenes with images also the image set ``images/``.
 
     Raises:
         BlockingIOError: another process is preparing this study (the message says which).

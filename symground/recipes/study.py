@@ -19,7 +19,7 @@ from symground.analysis.probing import ProbeImages, context_of
 from symground.analysis.results import TABLES, Table, partial_scores, read_table
 from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import Corpus
-from symground.data.images import ImageSet, Shown
+from symground.data.sequences import ImageSet, Shown
 from symground.folders import checkpoint_steps, images_of, read_json, runs_of, study_of
 from symground.models import PRESETS, load_tokenizer
 from symground.recipes.prepare import GENERATED, PROBE_IMAGES, CorpusSettings, check_named, kind_of, prepare

@@ -12,7 +12,7 @@ import pandas as pd
 import tyro
 
 from symground.analysis.causal import enough
-from symground.data.acquisition import age_of_acquisition
+from symground.data.words import age_of_acquisition
 from symground.disk import make_folder
 from symground.folders import read_json, replacing
 from symground.reports.explorer import explorer

@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from symground.data.corpus import Corpus
-from symground.data.sampler import RowSampler
+from symground.data.sequences import Corpus, RowSampler
 from symground.folders import checkpoint_folder, checkpoint_steps
 from symground.heap import kept
 from symground.holding import held

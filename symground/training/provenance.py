@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 
-from symground.data.corpus import Corpus
+from symground.data.sequences import Corpus
 from symground.disk import make_folder, sync, write_json
 from symground.folders import read_json
 from symground.training.config import Hardware, TrainSettings

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from symground import ops
-from symground.data.sampler import IGNORED
+from symground.data.sequences import IGNORED
 from symground.models import readout
 from symground.models.trials import hidden_states
 from symground.ops.common import extension

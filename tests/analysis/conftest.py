@@ -19,7 +19,7 @@ import symground as sg
 from symground.analysis import ImageQuestions
 from symground.analysis.probing.examples import Examples
 from symground.data import Question, read_questions
-from symground.data.prompts import read_image
+from symground.data.vision import read_image
 
 Head = tuple[int, int]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from symground.data.acquisition import age_of_acquisition
+from symground.data.words import age_of_acquisition
 
 
 def written(path: Path, *lines: str) -> Path:

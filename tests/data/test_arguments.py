@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from symground import data
-from symground.data import generated_images
 from symground.data.files import Limits
+from symground.data.generated import GeneratedImagesSettings
 from symground.training import Hardware, Optimization, TrainSettings
 from symground.typed import told
 
@@ -23,7 +23,7 @@ FIRST = {
     "write_questions": "path",
 }  # fmt: skip
 SETTINGS = (
-    data.ChatSettings, data.DialogSettings, data.GeneratedSettings, generated_images.GeneratedImagesSettings, Limits,
+    data.ChatSettings, data.DialogSettings, data.GeneratedSettings, GeneratedImagesSettings, Limits,
     Optimization, TrainSettings, Hardware,
 )  # fmt: skip
 

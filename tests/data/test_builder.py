@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from symground.data import Corpus, CorpusBuilder
-from symground.data import builder as module
+from symground.data.sequences import builder as module
 
 WORDS = st.sampled_from(["<CHI>", "book:<ENV>", "book:<LAN>", "books:<LAN>", "a:<LAN>", "x:<ENV>"])
 DOCUMENT = st.tuples(st.lists(st.lists(WORDS, max_size=4), max_size=4), st.booleans())

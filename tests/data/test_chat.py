@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from symground.data import ChatSettings
-from symground.data.chat import Transcript, Unreadable, decode, parse, turn_tokens
+from symground.data.childes.chat import Transcript, Unreadable, decode, parse, turn_tokens
 
 HEADER = "@UTF8\n@Begin\n@Participants:\tCHI Target_Child, MOT Mother\n"
 

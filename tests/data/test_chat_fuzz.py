@@ -15,8 +15,8 @@ from contextlib import suppress
 import pytest
 
 from symground.data import ChatSettings
-from symground.data.chat import Unreadable, parse
-from symground.data.speech import spoken
+from symground.data.childes.chat import Unreadable, parse
+from symground.data.childes.main_tier import spoken
 from symground.data.words import UNKNOWN, WORD
 
 LINES = int(os.environ.get("SYMGROUND_CHAT_LINES", "3000"))

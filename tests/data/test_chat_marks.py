@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from symground.data import ChatSettings
-from symground.data.chat import parse
-from symground.data.speech import spoken
+from symground.data.childes.chat import parse
+from symground.data.childes.main_tier import spoken
 from symground.data.words import base_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "chat.md").read_text(encoding="utf-8")
@@ -53,9 +53,9 @@ def test_what_has_no_print_divides_no_word(beside: str) -> None:
 
 
 def test_the_page_names_every_mark_of_the_code() -> None:
-    from symground.data import speech
+    from symground.data.childes import main_tier
 
-    marks = {chr(code) for code in speech._TABLE if code > 32} | set("Ϋ\u1f29↫^:@$&#")
+    marks = {chr(code) for code in main_tier._TABLE if code > 32} | set("Ϋ\u1f29↫^:@$&#")
     written = "".join(row[1] for row in ROWS)
     assert marks <= set(written)
     assert len(ROWS) > 60

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from symground.data import ChatSettings, Corpus, CorpusBuilder, add_transcripts, noun_list, nouns_over_threshold
-from symground.data.childes import _FATES, corpora_of, read_lemmas
+from symground.data.childes.transcripts import _FATES, corpora_of, read_lemmas
 
 HEADER = "@UTF8\n@Begin\n@Participants:\tCHI Target_Child, MOT Mother\n"
 GOOD = HEADER + "*MOT:\tlook .\n%act:\tsits\n*CHI:\t0 .\n@End\n"
@@ -64,11 +64,11 @@ def test_every_utterance_and_file_is_accounted_for(tmp_path: Path) -> None:
 
 
 def test_one_process_or_several_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from symground.data import childes
+    from symground.data.childes import transcripts
 
     write(tmp_path / "in", **{f"{c}__{i:02}": GOOD.replace("look", f"word{i}") for c in "AB" for i in range(12)})
     write(tmp_path / "in", B__broken="*")
-    monkeypatch.setattr(childes, "_BATCH", 300)
+    monkeypatch.setattr(transcripts, "_BATCH", 300)
     folders = []
     for jobs in (1, 3):
         builder, chat = read(tmp_path / "in", validation=0.3, jobs=jobs)
@@ -205,7 +205,7 @@ DEATHS = {
 def test_a_transcript_that_ends_its_reader_is_set_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str, jobs: int
 ) -> None:
-    from symground.data import childes
+    from symground.data.childes import transcripts
 
     code, reason = DEATHS[death]
     library = tmp_path / "library" / "rustling"
@@ -218,14 +218,14 @@ def test_a_transcript_that_ends_its_reader_is_set_aside(
     monkeypatch.syspath_prepend(library.parent)
     for name in ("rustling", "rustling.chat"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setattr(childes, "_BATCH", 200)
+    monkeypatch.setattr(transcripts, "_BATCH", 200)
     write(tmp_path / "in", **{f"a{i:02}": GOOD for i in range(12)})
     write(tmp_path / "in", a05=GOOD.replace("look", "deadly"))
     builder, chat = read(tmp_path / "in", ChatSettings(lemmas="mor"), jobs=jobs)
     assert [(s["file"], s["line"]) for s in chat["skipped"]] == [("a05.cha", 1)]
     assert re.match(reason, chat["skipped"][0]["reason"])
     assert (chat["files"], chat["files_kept"], chat["files_set_aside"]) == (12, 11, 1)
-    assert chat["main_tiers"] == 24 == sum(chat[fate] for fate in childes._FATES)
+    assert chat["main_tiers"] == 24 == sum(chat[fate] for fate in transcripts._FATES)
     assert chat["in_set_aside_files"] == 2
     assert builder.counts()["look:<LAN>"] == 11
 
@@ -234,8 +234,9 @@ def test_a_script_needs_no_guard(tmp_path: Path) -> None:
     write(tmp_path / "in", **{f"a{i}": GOOD for i in range(8)})
     script = tmp_path / "script.py"
     script.write_text(
-        "from symground.data import ChatSettings, CorpusBuilder, add_transcripts, childes\n"
-        "childes._BATCH = 100\nbuilder = CorpusBuilder()\nprint('once')\n"
+        "from symground.data import ChatSettings, CorpusBuilder, add_transcripts\n"
+        "from symground.data.childes import transcripts\n"
+        "transcripts._BATCH = 100\nbuilder = CorpusBuilder()\nprint('once')\n"
         f"add_transcripts(builder, [{str(tmp_path / 'in')!r}], ChatSettings(), jobs=2)\n"
         "print(builder.statistics['chat']['files_kept'])\n"
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from symground.data import Corpus, CorpusBuilder
-from symground.data.corpus import ARRAYS
+from symground.data.sequences.corpus import ARRAYS
 
 
 class Runs:

@@ -14,9 +14,9 @@ from PIL import Image
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model, GPT2Config
 
 from symground.cli import main
-from symground.data.dinov2 import Dinov2
-from symground.data.features import FeatureSettings, extract_features
-from symground.data.images import ImageSet
+from symground.data.sequences import ImageSet
+from symground.data.vision import FeatureSettings, extract_features
+from symground.data.vision.dinov2 import Dinov2
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from symground.data import archives
-from symground.data.files import Limits, file_names, files_in
+from symground.data.files import Limits, archives, file_names, files_in
 
 FILES = {"a/1.cha": b"one", "a/2.cha": b"two", "b.txt": b"no", "c/d/3.cha": b""}
 

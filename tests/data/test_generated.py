@@ -10,7 +10,7 @@ import pytest
 
 from symground.data import Corpus, CorpusBuilder, GeneratedSettings, add_scenes, nouns_over_threshold
 from symground.data.generated import occurs
-from symground.data.nouns import STUDY_NOUNS
+from symground.data.words import STUDY_NOUNS
 
 
 def build(**changes: object) -> Corpus:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from symground.data import Corpus, CorpusBuilder, GeneratedSettings
-from symground.data.generated_images import GeneratedImagesSettings, add_image_scenes
-from symground.data.images import ImageSet, Shown, image_key, patch_ids
+from symground.data.generated import GeneratedImagesSettings, add_image_scenes
+from symground.data.sequences import ImageSet, Shown, image_key, patch_ids
 from symground.folders import write_json
 
 SCENES = GeneratedSettings(scenes=80, nouns=6)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from symground.data.pope import STRATEGIES, pope_questions, wording
 from symground.data.questions import read_questions, write_questions
+from symground.data.questions.pope import STRATEGIES, pope_questions, wording
 
 # What an image shows. By images: person 5, cup 4, dog 3, cat 3, bed 2, car 2, apple 1, oven 1, zebra 0.
 SHOWN = {

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from torch.nn.functional import avg_pool2d
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
-from symground.data.prompts import (
+from symground.data.vision.prompts import (
     PatchMap,
     Prompt,
     on_image,

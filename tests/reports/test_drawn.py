@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from symground.analysis.results import read_table
-from symground.data.nouns import cdi_categories
+from symground.data.words import cdi_categories
 from symground.reports.parts import Picture, Study
 from symground.reports.sections import SECTIONS
 from symground.reports.sections.behaviour import emergence_figure, gain_curves, surprisal_curves

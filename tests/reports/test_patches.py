@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from symground.data.prompts import PatchMap, on_image
+from symground.data.vision import PatchMap, on_image
 from symground.reports import draw_patches
 
 HEIGHT, WIDTH = 24, 36

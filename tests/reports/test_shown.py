@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from symground.analysis.results import read_table
-from symground.data.nouns import cdi_categories
+from symground.data.words import cdi_categories
 from symground.reports.parts import Section, Sheet, Study
 from symground.reports.sections import SECTIONS, behaviour, beside
 

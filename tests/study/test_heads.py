@@ -370,7 +370,7 @@ def test_other_answers_have_no_pope_table(
 def test_where_patches_lie_in_no_grid_pictures_are_refused_first(
     llava_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("symground.data.prompts.patch_maps", lambda *_: ())
+    monkeypatch.setattr("symground.data.vision.prompts.patch_maps", lambda *_: ())
     assert run(llava_folder, tmp_path / "out", "--pictures", "1") == 1
     assert "pictures: where this model's image tokens lie in a picture is not known" in capsys.readouterr().err
     assert names(tmp_path / "out") == ["config.json"]

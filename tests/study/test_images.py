@@ -16,9 +16,8 @@ import symground as sg
 from symground.analysis.results import read_table
 from symground.cli import main
 from symground.data import Corpus, DialogSettings, GeneratedSettings
-from symground.data.generated_images import GeneratedImagesSettings
-from symground.data.images import ImageSet
-from symground.data.sampler import IGNORED, RowSampler
+from symground.data.generated import GeneratedImagesSettings
+from symground.data.sequences import IGNORED, ImageSet, RowSampler
 from symground.folders import read_json, write_json
 from symground.recipes import CorpusSettings, prepare
 from symground.recipes.study import study_counts, study_images, study_probes

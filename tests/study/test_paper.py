@@ -12,8 +12,8 @@ import torch
 
 from symground.cli import main
 from symground.data import DialogSettings
-from symground.data.generated_images import GeneratedImagesSettings
-from symground.data.stand_ins import stand_in_images
+from symground.data.generated import GeneratedImagesSettings
+from symground.data.visdial import stand_in_images
 from symground.folders import read_json
 from symground.recipes import paper
 from symground.recipes.paper import PaperSettings, run_paper, sweep_settings

@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import GPT2LMHeadModel
 
 from symground.data import Corpus
-from symground.data.sampler import RowSampler
+from symground.data.sequences import RowSampler
 from symground.folders import checkpoint_folder
 from symground.models import create
 from symground.training import Hardware, TrainSettings, loop, train

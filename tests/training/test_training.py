@@ -19,7 +19,7 @@ from transformers import GPT2LMHeadModel
 import symground as sg
 from symground import heap
 from symground.data import Corpus
-from symground.data.sampler import RowSampler
+from symground.data.sequences import RowSampler
 from symground.folders import checkpoint_folder, checkpoint_steps
 from symground.heap import kept, returned
 from symground.training import Hardware, TrainSettings, train

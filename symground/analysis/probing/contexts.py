@@ -9,8 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from symground.data.files import parse_json
 from symground.data.generated import Utterance, distractor
-from symground.data.json_input import parse_json
 from symground.data.words import IMAGE, TIERS, WORD
 from symground.typed import told
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from symground.analysis.probing.contexts import Context
 from symground.analysis.probing.examples import Ids, Row
-from symground.data.images import Shown, patch_ids
+from symground.data.sequences import Shown, patch_ids
 from symground.data.words import IMAGE, TIERS, env, lan, lan_tokens, speaker
 from symground.panics import panics_named
 from symground.typed import told

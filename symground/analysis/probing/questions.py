@@ -19,9 +19,17 @@ from torch.nn.functional import pad
 
 from symground.analysis.probing.examples import Examples
 from symground.analysis.probing.sentence_probes import Probes
-from symground.data.pictures import MAX_MEGAPIXELS
-from symground.data.prompts import PARTS, Prompt, on_image, processed, prompt_text, read_image, read_prompt
 from symground.data.questions import Question
+from symground.data.vision import (
+    MAX_MEGAPIXELS,
+    PARTS,
+    Prompt,
+    on_image,
+    processed,
+    prompt_text,
+    read_image,
+    read_prompt,
+)
 from symground.shown import as_table, as_text, some
 from symground.typed import told
 

@@ -21,8 +21,7 @@ from symground.analysis.probing.contexts import Context, of_images, read_context
 from symground.analysis.probing.encoding import ProbeImages, StudyEncoder, encoder_of
 from symground.analysis.probing.examples import PATCHES, Examples, Ids, Row
 from symground.data import STUDY_NOUNS
-from symground.data.nouns import cdi_categories
-from symground.data.words import IMAGE, TIERS
+from symground.data.words import IMAGE, TIERS, cdi_categories
 from symground.shown import as_table, as_text, some
 
 

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from symground.analysis.checks import words_of
 from symground.data import Corpus
-from symground.data.nouns import noun_tokens
-from symground.data.words import IMAGE
+from symground.data.words import IMAGE, noun_tokens
 from symground.typed import told
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from symground.analysis.statistics.intervals import bootstrap
-from symground.data.nouns import cdi_categories
+from symground.data.words import cdi_categories
 
 #: Gain in nats above which a link counts as learnt.
 LEARNT = 1.0

@@ -22,7 +22,7 @@ from symground import ops
 from symground.analysis.checks import ids_of
 from symground.analysis.probing import Probes, check_fits
 from symground.data import Corpus
-from symground.data.sampler import IGNORED, RowSampler
+from symground.data.sequences import IGNORED, RowSampler
 from symground.folders import replacing
 from symground.models import mixers
 from symground.models.passes import check_length, check_weights, final_norm, frozen, readable_ids, residual_stream

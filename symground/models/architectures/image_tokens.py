@@ -1,8 +1,8 @@
 """Language models that read images: ids beyond the vocabulary are patches, embedded by a learnt projection.
 
-An image is a prefix of P ids (`symground.data.images`), so every function that accepts ids accepts images: training,
-scoring with shared prefixes, traces, interventions, sweeps and generation. The frozen features of the patches are not
-part of the model's weights; :func:`set_images` sets them.
+An image is a prefix of P ids (`symground.data.sequences.image_set`), so every function that accepts ids accepts images:
+training, scoring with shared prefixes, traces, interventions, sweeps and generation. The frozen features of the patches
+are not part of the model's weights; :func:`set_images` sets them.
 """
 
 from __future__ import annotations

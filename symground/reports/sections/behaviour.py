@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from symground.analysis.statistics import emergence, mixed_effects, resampled
-from symground.data.nouns import cdi_categories
+from symground.data.words import cdi_categories
 from symground.reports.figures import MATCHED, MISMATCHED, band, colours, figure_of
 from symground.reports.formats import interval, with_interval
 from symground.reports.parts import Picture, Section, Sheet, Study, last_checkpoints
@@ -128,7 +128,7 @@ def acquisition(emerged: pd.DataFrame, ages: Mapping[str, float]) -> pd.DataFram
 
     Args:
         emerged: from :func:`symground.analysis.emergence`.
-        ages: noun → months, from :func:`symground.data.acquisition.age_of_acquisition`.
+        ages: noun → months, from :func:`symground.data.words.age_of_acquisition`.
     """
     rows = []
     for model, frame in emerged[emerged["level"] == "noun"].groupby("model", sort=True):

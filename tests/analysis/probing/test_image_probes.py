@@ -16,8 +16,7 @@ from symground.analysis.heads.finding import head_shares
 from symground.analysis.probing.encoding import ProbeImages
 from symground.analysis.tracing.regions import saliency_by_region
 from symground.data import CorpusBuilder
-from symground.data.images import ImageSet, Shown
-from symground.data.tokenizer import word_level_tokenizer
+from symground.data.sequences import ImageSet, Shown, word_level_tokenizer
 from symground.models import create, set_images
 
 NOUNS = ["book", "ball", "dog"]

@@ -18,7 +18,8 @@ from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFa
 import symground as sg
 from symground.analysis import gain_interval
 from symground.analysis.probing.contexts import Context, context_of, read_contexts, with_gap
-from symground.data import Corpus, prompts
+from symground.data import Corpus
+from symground.data.vision import prompts
 from symground.models import create
 
 

@@ -18,7 +18,7 @@ from symground.analysis import ImageQuestions, head_shares, share_table
 from symground.analysis.causal.behaviour import behaviour
 from symground.analysis.causal.fills import aligned
 from symground.data import Question
-from symground.data.prompts import processed, prompt_text, read_image
+from symground.data.vision import processed, prompt_text, read_image
 
 
 def test_surprisal_rows_and_flow_are_eagers_one_by_one(twins: Any, asked: ImageQuestions, passes: list[Any]) -> None:

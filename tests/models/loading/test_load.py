@@ -13,7 +13,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import symground as sg
-from symground.data.tokenizer import word_level_tokenizer
+from symground.data.sequences import word_level_tokenizer
 from symground.models.loading import pretrained
 from symground.models.loading.pretrained import load_processor
 

@@ -21,11 +21,10 @@ import torch
 import tyro
 from torch import Tensor
 
-from symground.data.arrays import create
-from symground.data.dinov2 import Dinov2
-from symground.data.files import LeftOut, Limits, file_names, files_in
-from symground.data.images import ImageSet
-from symground.data.pictures import MAX_MEGAPIXELS
+from symground.data.files import LeftOut, Limits, create, file_names, files_in
+from symground.data.sequences import ImageSet
+from symground.data.vision.decoding import MAX_MEGAPIXELS
+from symground.data.vision.dinov2 import Dinov2
 from symground.disk import put_folder
 from symground.folders import read_json, write_json
 from symground.progress import progress

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from symground.data.json_input import parse_json
+from symground.data.files import parse_json
 from symground.folders import replacing
 from symground.typed import check_kind, check_path
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from symground.data.arrays import create
-from symground.data.corpus import Corpus, write_description, write_images
-from symground.data.tokenizer import word_level_tokenizer
+from symground.data.files import create
+from symground.data.sequences.corpus import Corpus, write_description, write_images
+from symground.data.sequences.tokenizer import word_level_tokenizer
 from symground.data.words import UNKNOWN, base_of, with_base
 from symground.disk import put_folder
 
@@ -139,7 +139,7 @@ class CorpusBuilder:
         """Write the corpus into ``folder``; a corpus that is there is replaced only at the end.
 
         Args:
-            folder: its layout is described in `symground.data.corpus`.
+            folder: its layout is described in `symground.data.sequences.corpus`.
             min_count: rarer tokens become [UNK].
             lemmas: form → lemma, for words as ENV and as LAN alike.
             images: the folder of the image set, if documents have images.

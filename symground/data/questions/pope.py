@@ -18,8 +18,8 @@ from typing import Any
 
 import tyro
 
-from symground.data.json_input import field, parse_json
-from symground.data.questions import Question, write_questions
+from symground.data.files import field, parse_json
+from symground.data.questions.question_files import Question, write_questions
 from symground.typed import check_path
 
 STRATEGIES = ("random", "popular", "adversarial")

@@ -13,11 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from symground.data.builder import CorpusBuilder
-from symground.data.files import LeftOut, Limits, file_names, files_in
-from symground.data.images import ImageSet, image_key
-from symground.data.json_input import field, parse_json, typed
-from symground.data.splits import share_of
+from symground.data.files import LeftOut, Limits, field, file_names, files_in, parse_json, typed
+from symground.data.sequences import CorpusBuilder, ImageSet, image_key, share_of
 from symground.data.words import env_tokens, lan_tokens, speaker, words_in
 from symground.progress import progress
 from symground.typed import check_kind, check_types

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from symground.data.archives import PACKED, UNKNOWN, Refused, members
-from symground.data.archives import SUFFIXES as ARCHIVES
+from symground.data.files.archives import PACKED, UNKNOWN, Refused, members
+from symground.data.files.archives import SUFFIXES as ARCHIVES
 from symground.typed import check_types
 
 Suffix = str | tuple[str, ...]

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any
 
-_COMMAND = "import sys; sys.path[:] = {path}; from symground.data.workers import serve; serve()"
+_COMMAND = "import sys; sys.path[:] = {path}; from symground.data.childes.workers import serve; serve()"
 
 
 class Died(Exception):  # noqa: N818 - what became of the process

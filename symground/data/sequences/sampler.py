@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from symground.data.corpus import Corpus
+from symground.data.sequences.corpus import Corpus
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IGNORED = -100
 
@@ -41,6 +43,8 @@ class RowSampler:
 
         Targets are the next tokens; -100 after the document's end, where the inputs are padding.
         """
+        import torch  # here, so that processes that only read text do not load it
+
         rng = np.random.default_rng((self.seed, step))
         starts = self.starts[rng.integers(len(self.starts), size=self.batch_size)]
         document = np.searchsorted(self.documents, starts, side="right")

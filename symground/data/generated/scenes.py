@@ -14,10 +14,8 @@ from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
-from symground.data.builder import CorpusBuilder
-from symground.data.nouns import STUDY_NOUNS, cdi_categories
-from symground.data.splits import share_of
-from symground.data.words import TIERS, env_tokens, lan_tokens, speaker
+from symground.data.sequences import CorpusBuilder, share_of
+from symground.data.words import STUDY_NOUNS, TIERS, cdi_categories, env_tokens, lan_tokens, speaker
 from symground.typed import check_kind, check_types
 
 ENV_POOL = (

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from symground.data.images import ImageSet
+from symground.data.sequences.image_set import ImageSet
 from symground.folders import images_of, read_json, write_json
 from symground.panics import errors_named
 from symground.shown import as_table, as_text
@@ -40,7 +40,7 @@ class Corpus:
     tokenizer: PreTrainedTokenizerFast
     statistics: dict[str, Any]
     images: ImageSet | None = None
-    """The images with which documents begin, each as many ids as it has patches (`symground.data.images`)."""
+    """The images with which documents begin, each as many ids as it has patches (`image_set.py`)."""
     shown: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """noun → the indices of images that show it."""
 

@@ -1,7 +1,7 @@
 """Converts one CHAT transcript to the study's ENV/LAN sequence.
 
-`symground.data.speech` finds the spoken words of a main tier. Here, `rustling` only aligns the %mor tier, if lemmas are
-requested.
+`symground.data.childes.main_tier` finds the spoken words of a main tier. Here, `rustling` only aligns the %mor tier, if
+lemmas are requested.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from symground.data.speech import UNINTELLIGIBLE, Unpaired, form_of, spoken, unmarked
+from symground.data.childes.main_tier import UNINTELLIGIBLE, Unpaired, form_of, spoken, unmarked
 from symground.data.words import UNKNOWN, WORD, env_tokens, lan, normalized, speaker
 from symground.optional import require
 from symground.typed import check_types

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from symground.data.pictures import DAMAGE, MAX_MEGAPIXELS, open_picture
+from symground.data.vision.decoding import DAMAGE, MAX_MEGAPIXELS, open_picture
 from symground.optional import check_device, require
 
 

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from symground.data.builder import CorpusBuilder
-from symground.data.chat import ChatSettings, Unreadable, decode, is_utf8, main_tiers, parse
+from symground.data.childes.chat import ChatSettings, Unreadable, decode, is_utf8, main_tiers, parse
+from symground.data.childes.workers import Died, Worker, workers
 from symground.data.files import LeftOut, Limits, file_names, files_in
-from symground.data.splits import share_of
-from symground.data.workers import Died, Worker, workers
+from symground.data.sequences import CorpusBuilder, share_of
 from symground.panics import ENDS
 from symground.progress import progress
 from symground.typed import check_kind

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from symground.data.words import IMAGE, TIERS, lan, shown
+from symground.data.words.tokens import IMAGE, TIERS, lan, shown
 from symground.typed import check_kind, check_path
 
 STUDY_NOUNS: tuple[str, ...] = tuple(

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from symground.data.arrays import create
-from symground.data.builder import CorpusBuilder
-from symground.data.generated import Family, GeneratedSettings
-from symground.data.images import Shown
+from symground.data.files import create
+from symground.data.generated.scenes import Family, GeneratedSettings
+from symground.data.sequences import CorpusBuilder, Shown
 from symground.disk import put_folder
 from symground.folders import write_json
 from symground.typed import check_types

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from symground.data.pictures import DAMAGE, MAX_MEGAPIXELS, open_picture
+from symground.data.vision.decoding import DAMAGE, MAX_MEGAPIXELS, open_picture
 from symground.optional import require
 from symground.panics import panics_named
 

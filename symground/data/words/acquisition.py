@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from symground.data.nouns import first_word, word_column
+from symground.data.words.nouns import first_word, word_column
 from symground.optional import require
 
 _MONTH = re.compile(r"\d{1,2}")
