@@ -1,6 +1,6 @@
 """Drawn lines of CHAT: nothing crashes, the account holds, and neither code nor mark becomes a word.
 
-``SYMGROUND_CHAT_LINES=100000 python -m pytest tests/data/test_chat_fuzz.py`` is the long form.
+``SYMGROUND_CHAT_LINES=100000 python -m pytest tests/data/childes/test_chat_fuzz.py`` is the long form.
 """
 
 from __future__ import annotations

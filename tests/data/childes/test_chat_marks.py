@@ -13,7 +13,7 @@ from symground.data.childes.chat import parse
 from symground.data.childes.main_tier import spoken
 from symground.data.words import base_of
 
-PAGE = (Path(__file__).parents[2] / "docs" / "chat.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "chat.md").read_text(encoding="utf-8")
 
 
 def rows() -> Iterator[tuple[str, str, str]]:
