@@ -16,7 +16,7 @@ import numpy as np
 from symground.data.files import create
 from symground.data.generated import GeneratedImagesSettings, Painter
 from symground.data.sequences import ImageSet
-from symground.data.visdial.documents import DialogSettings, coco_captions, readable_dialogues
+from symground.data.visdial.dialogue_files import DialogSettings, coco_captions, readable_dialogues
 from symground.data.words import words_in
 from symground.disk import put_folder
 from symground.folders import write_json

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from symground.data import CorpusBuilder, DialogSettings, add_dialogues
-from symground.data.visdial.documents import Dialogue, coco_captions, dialogues
+from symground.data.visdial.dialogue_files import Dialogue, coco_captions, dialogues
 
 PLAIN = [
     {"img": "a.jpg", "dialog": ["A dog on a bed", "is it big? yes, it is", "what color? Brown"]},
