@@ -36,3 +36,20 @@ def open_picture(source: str | Path | IO[bytes], max_megapixels: int = MAX_MEGAP
             f"{width:,} × {height:,} points are more than the limit of {max_megapixels} million (max_megapixels)"
         )
     return opened
+
+
+def read_image(path: str | Path, max_megapixels: int = MAX_MEGAPIXELS) -> Any:
+    """A picture in RGB, rotated upright as its metadata say.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it cannot be read, or has more than ``max_megapixels`` million pixels (names the file).
+    """
+    operations = require("PIL.ImageOps", "images")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"image: {path} does not exist")
+    try:
+        with open_picture(path, max_megapixels) as opened:
+            return operations.exif_transpose(opened).convert("RGB")
+    except DAMAGE as error:
+        raise ValueError(f"image: {path} cannot be read ({error})") from error
