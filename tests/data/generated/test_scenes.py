@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from symground.data import Corpus, CorpusBuilder, GeneratedSettings, add_scenes, nouns_over_threshold
+from symground.data import Corpus, CorpusBuilder, GeneratedSettings, add_scenes
 from symground.data.generated import occurs
 from symground.data.words import STUDY_NOUNS
 
@@ -71,15 +71,6 @@ def test_dials() -> None:
 def test_dials_out_of_range_are_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"^{name}: expected"):
         GeneratedSettings(**{name: value})  # type: ignore[arg-type]
-
-
-def test_threshold_names_the_closest() -> None:
-    counts = {"box:<ENV>": 7, "box:<LAN>": 9, "book:<ENV>": 3, "book:<LAN>": 3}
-    assert nouns_over_threshold(counts, 3) == ["box", "book"]
-    with pytest.raises(ValueError, match=r"no noun stands at least 10 times .* box \(7\), book \(3\)"):
-        nouns_over_threshold(counts, 10)
-    with pytest.raises(ValueError, match="only 'box' stands at least 5 times"):
-        nouns_over_threshold(counts, 5)
 
 
 def test_an_empty_corpus_is_refused() -> None:

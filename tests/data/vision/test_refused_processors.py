@@ -1,4 +1,4 @@
-"""Processors and chat templates with which the parts of a prompt cannot be found are refused, and the error says why."""
+"""Processors and chat templates that hide the parts of a prompt: each is refused, and the error says why."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from symground.data import STUDY_NOUNS, noun_list
+from symground.data import STUDY_NOUNS, noun_list, nouns_over_threshold
 
 
 def test_the_studys_and_the_cdis() -> None:
@@ -45,6 +45,15 @@ def test_bad_input_is_named() -> None:
         noun_list("nowhere")
     with pytest.raises(ValueError, match=r"noun_categories: expected some of animals, .*; got beasts"):
         noun_list("cdi", ["beasts"])
+
+
+def test_threshold_names_the_closest() -> None:
+    counts = {"box:<ENV>": 7, "box:<LAN>": 9, "book:<ENV>": 3, "book:<LAN>": 3}
+    assert nouns_over_threshold(counts, 3) == ["box", "book"]
+    with pytest.raises(ValueError, match=r"no noun stands at least 10 times .* box \(7\), book \(3\)"):
+        nouns_over_threshold(counts, 10)
+    with pytest.raises(ValueError, match="only 'box' stands at least 5 times"):
+        nouns_over_threshold(counts, 5)
 
 
 @pytest.mark.real_data
