@@ -237,7 +237,7 @@ def test_every_other_failure_is_one_line_and_exits_with_1(
     (tmp_path / "bad.tar.xz").write_bytes(b"nothing")
     one_line(["run", str(tmp_path / "bad.tar.xz"), *out], "bad.tar.xz is damaged or not an archive")
     (tmp_path / "a.cha").write_text("@Begin\n*MOT:\tlook .\n%act:\tsits\n@End\n")
-    one_line(["run", str(tmp_path / "a.cha"), *out], "no noun stands at least 100 times", "--min-noun-count")
+    one_line(["run", str(tmp_path / "a.cha"), *out], "expected two that occur at least 100 times", "--min-noun-count")
     one_line(["analyze", str(tmp_path / "empty")], "neither a study nor a run")
     one_line(["report", str(tmp_path / "empty")], "is not a study")
     one_line(["train", str(tmp_path / "empty")], "is not a corpus folder")

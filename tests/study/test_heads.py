@@ -336,7 +336,7 @@ def test_pairs_without_their_images_are_refused(
     assert run(llava_folder, tmp_path / "out", "--images", str(tmp_path / "images"), pairs=alone) == 1
     assert f"images: 6 of 6 are not in {tmp_path / 'images'}" in capsys.readouterr().err
     assert run(llava_folder, tmp_path / "out", "--images", str(tmp_path / "gone"), pairs=alone) == 1
-    assert f"images: expected a folder, {tmp_path / 'gone'} is none" in capsys.readouterr().err
+    assert f"images: expected a folder, got {tmp_path / 'gone'}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("keep", "same"), [(slice(0, 4), "picture"), (slice(0, None, 2), "answer")])

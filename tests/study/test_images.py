@@ -65,7 +65,7 @@ def test_generated_scenes(tmp_path: Path) -> None:
 
 
 def test_a_study_that_could_not_be_made_leaves_no_images(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nouns: no noun stands at least 9999999 times"):
+    with pytest.raises(ValueError, match="nouns: expected two that occur at least 9999999 times"):
         prepare(["generated-images"], tmp_path / "study", replace(GENERATED, min_noun_count=9_999_999))
     assert not (tmp_path / "study").exists()
     assert prepare(["generated-images"], tmp_path / "study", GENERATED).images is not None

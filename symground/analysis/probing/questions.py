@@ -150,7 +150,7 @@ class ImageQuestions:
         return tuple(
             read_prompt(
                 self.processor, self._picture_of(question), question.text + self.instruction, system=self.system,
-                said=self.said, answer=self.say.get(question.answer, question.answer),
+                answer_prefix=self.said, answer=self.say.get(question.answer, question.answer),
             )
             for question in questions
         )  # fmt: skip

@@ -55,9 +55,9 @@ class ChatSettings:
         if self.min_env_tiers < 0:
             raise ValueError(f"min_env_tiers: expected at least 0, got {self.min_env_tiers}")
         for name, such in (("env_tiers", ("act", "sit")), ("speakers", ("CHI", "MOT"))):
-            given = getattr(self, name)
-            if not all(map(_CODE.fullmatch, given)):
-                raise ValueError(f"{name}: expected codes without their marks, such as {such}, got {given!r}")
+            codes = getattr(self, name)
+            if not all(map(_CODE.fullmatch, codes)):
+                raise ValueError(f"{name}: expected codes without their marks, such as {such}, got {codes!r}")
 
 
 class Unreadable(ValueError):  # noqa: N818 - what becomes of the file, which is set aside
@@ -98,7 +98,7 @@ def decode(content: bytes) -> str:
             raise Unreadable(line, f"byte 0x{byte:02x} is not UTF-8, which its first line declares") from None
         text = content.decode("latin-1")
     if "\x00" in text:
-        raise Unreadable(text.count("\n", 0, text.index("\x00")) + 1, "holds a NUL, so it is no text")
+        raise Unreadable(text.count("\n", 0, text.index("\x00")) + 1, "contains a NUL character, so it is not text")
     return text
 
 
@@ -130,9 +130,9 @@ def parse(text: str, settings: ChatSettings) -> Transcript:
             continue
         env_texts = [" ".join(utterance.tiers[t]) for t in settings.env_tiers if t in utterance.tiers]
         found.env_tiers += len(env_texts)
-        events = _inline_events(utterance.said, settings.env_tiers) if settings.inline_events else ()
+        events = _inline_events(utterance.main_tier, settings.env_tiers) if settings.inline_events else ()
         try:
-            words = spoken(utterance.said)
+            words = spoken(utterance.main_tier)
         except Unpaired as error:
             raise Unreadable(utterance.number, str(error)) from None
         turn = turn_tokens(utterance.participant, words, [*env_texts, *events], settings.fold_case)
@@ -154,7 +154,7 @@ class _Utterance(NamedTuple):
     number: int
     """The number of its first line."""
     participant: str
-    said: str
+    main_tier: str
     tiers: dict[str, list[str]]
     """The name of each ENV tier, without % → its texts."""
 
@@ -176,7 +176,7 @@ def _lines(text: str) -> Iterator[_Line]:
             if line.startswith("*") and not _MAIN.match(line):
                 raise Unreadable(number, "expected a speaker's code and a colon after *")
         elif line.strip():
-            raise Unreadable(number, "is neither a header, a tier nor the continuation of one")
+            raise Unreadable(number, "expected a header, a tier or the continuation of one")
     last = _Line(first, " ".join(parts))
     if last.text.strip() != "@End":
         raise Unreadable(last.number, "the transcript ends here, without @End")
@@ -198,11 +198,11 @@ def _utterances(text: str, settings: ChatSettings) -> Iterator[_Utterance]:
         yield utterance
 
 
-def _inline_events(said: str, env_tiers: Iterable[str]) -> Iterator[str]:
+def _inline_events(main_tier: str, env_tiers: Iterable[str]) -> Iterator[str]:
     """The texts of events on a main tier; [%TIER: …] only if that tier is ENV."""
-    for simple, tier, noted in _INLINE.findall(said):
+    for simple, tier, note in _INLINE.findall(main_tier):
         if simple or not tier or tier in env_tiers:
-            yield simple.replace("_", " ").replace(":", " ") or noted
+            yield simple.replace("_", " ").replace(":", " ") or note
 
 
 def _lemmas(text: str, fold_case: bool) -> Counter[tuple[str, str]]:
@@ -249,8 +249,8 @@ def turn_tokens(participant: str, words: Iterable[str], env_texts: Iterable[str]
             tokens = list(map(_known, env_tokens(fold(_plain(clause)))))
             if tokens:
                 events[(time or "dur").lower()] += tokens if time else [speaker(participant), *tokens]
-    said = [word if word == UNKNOWN else lan(fold(word)) for word in words]
-    utterance = [speaker(participant), *said] if said else []
+    speech = [word if word == UNKNOWN else lan(fold(word)) for word in words]
+    utterance = [speaker(participant), *speech] if speech else []
     return [*events["bef"], *events["dur"], *utterance, *events["aft"]]
 
 

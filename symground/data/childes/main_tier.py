@@ -4,7 +4,7 @@ Source: the CHAT manual (https://talkbank.org/0info/manuals/CHAT.html), chapters
 and CA. ``docs/chat.md`` lists every mark with an example, and a test reads that list.
 
 There are three steps: time bullets and marks within words are removed; codes in brackets act on the items before them;
-the words of each remaining item are read. Only :func:`_said` decides which kinds of items are speech.
+the words of each remaining item are read. Only :func:`_words_of` decides which kinds of items are speech.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _RETRACED = frozenset(("/", "//", "///", "/?", "/-", "e"))
 UNINTELLIGIBLE = frozenset(("xxx", "yyy", "www", "xx", "yy"))
 #: Fillers, fragments and events (&-uh, &+fr, &=laughs); 0, an utterance without speech, and 0word, an omitted word;
 #: pauses of older manuals (#long). Punctuation may precede them.
-_NOT_SAID = re.compile(r"[^\w&#]*(?:[&#]|0+(?!\d))")
+_NO_SPEECH = re.compile(r"[^\w&#]*(?:[&#]|0+(?!\d))")
 #: What may follow a word without a space: its special form or part of speech, or an event.
 _FORM = re.compile(r"[@$].*|&[-=+~*{}].*")
 _LETTER = re.compile(r"\w")
@@ -83,12 +83,12 @@ def spoken(text: str) -> list[str]:
         Unpaired: a bracket is unpaired, so that codes cannot be told from speech (says which).
     """
     items = _items(_PAUSE.sub(" ", unmarked(text)))
-    return [UNKNOWN if word in UNINTELLIGIBLE else word for item in items for part in item for word in _said(part)]
+    return [UNKNOWN if word in UNINTELLIGIBLE else word for item in items for part in item for word in _words_of(part)]
 
 
 def form_of(part: str) -> str | None:
     """The word of one item between spaces, if it has exactly one."""
-    words = list(_said(unmarked(part)))
+    words = list(_words_of(unmarked(part)))
     return words[0] if len(words) == 1 else None
 
 
@@ -102,12 +102,12 @@ def _items(text: str) -> list[_Item]:
         if nested or piece in ("[", "]"):
             nested += {"[": 1, "]": -1}.get(piece, 0)
             if nested < 0:
-                raise Unpaired("] stands without [ before it")
+                raise Unpaired("] has no [ before it")
         elif piece == "<":
             groups.append([])
         elif piece == ">":
             if len(groups) == 1:
-                raise Unpaired("> stands without < before it")
+                raise Unpaired("> has no < before it")
             inner = groups.pop()
             groups[-1].append([part for item in inner for part in item])
         elif piece[0] == "[":
@@ -115,7 +115,7 @@ def _items(text: str) -> list[_Item]:
         elif _LETTER.search(piece):  # codes act on words, not on punctuation in between
             groups[-1].append([piece])
     if nested or len(groups) > 1:
-        raise Unpaired(f"{'[' if nested else '<'} stands without {']' if nested else '>'} after it")
+        raise Unpaired(f"{'[' if nested else '<'} has no {']' if nested else '>'} after it")
     return groups[0]
 
 
@@ -126,10 +126,10 @@ def _apply(code: str, items: list[_Item]) -> None:
         items[-1] = replacement
 
 
-def _said(part: str) -> Iterable[str]:
+def _words_of(part: str) -> Iterable[str]:
     """The words of one item between spaces."""
     if part.isascii() and part.isalpha():
         return (part,)
-    if _NOT_SAID.match(part):
+    if _NO_SPEECH.match(part):
         return ()
     return words_in(_FORM.sub("", part).translate(_INSIDE))

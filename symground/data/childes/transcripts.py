@@ -26,7 +26,7 @@ from symground.typed import check_kind
 #: Bytes of transcripts that a process gets at once.
 _BATCH = 1 << 20
 #: The categories in which main tiers are counted; each main tier is in one.
-_FATES = ("utterances", "silent", "other_speakers", "in_left_out_files", "in_set_aside_files")
+_OUTCOMES = ("utterances", "silent", "other_speakers", "in_left_out_files", "in_set_aside_files")
 
 
 @dataclass
@@ -83,7 +83,7 @@ def add_transcripts(
     account = _Account(settings, left_out)
     merged: Counter[tuple[str, str]] = Counter()
     with progress("transcripts", len(names), quick=True) as bar:
-        for name, parsed in _parsed(_once(files_in(paths, ".cha", limits=limits), left_out), settings, jobs):
+        for name, parsed in _results(_without_copies(files_in(paths, ".cha", limits=limits), left_out), settings, jobs):
             account.add(corpora[name], name, parsed, strict)
             if parsed.tokens is not None and parsed.starts is not None:
                 builder.add_encoded(
@@ -148,7 +148,7 @@ class _Account:
             "files_set_aside",
             "latin_1",
             "main_tiers",
-            *_FATES,
+            *_OUTCOMES,
             "env_tiers",
         )
         total: Counter[str] = Counter()
@@ -179,7 +179,7 @@ class _Account:
             )
 
 
-def _once(files: Iterable[tuple[str, bytes]], left_out: LeftOut) -> Iterator[tuple[str, bytes]]:
+def _without_copies(files: Iterable[tuple[str, bytes]], left_out: LeftOut) -> Iterator[tuple[str, bytes]]:
     """The files, without those whose name and content equal an earlier file's."""
     seen: set[tuple[str, bytes]] = set()
     for name, content in files:
@@ -191,7 +191,7 @@ def _once(files: Iterable[tuple[str, bytes]], left_out: LeftOut) -> Iterator[tup
             yield name, content
 
 
-def _parsed(
+def _results(
     files: Iterable[tuple[str, bytes]], settings: ChatSettings, jobs: int | None
 ) -> Iterator[tuple[str, _Parsed]]:
     """(name, result) in the order of the files; enough batches are in progress to keep the processes busy."""
@@ -205,7 +205,7 @@ def _parsed(
     with workers(jobs) as free, ThreadPoolExecutor(jobs) as threads:
         waiting: deque[tuple[list[str], Future[list[_Parsed]]]] = deque()
 
-        def elsewhere(batch: list[tuple[str, bytes]]) -> list[_Parsed]:
+        def in_a_worker(batch: list[tuple[str, bytes]]) -> list[_Parsed]:
             worker = free.get()
             try:
                 return _ask(worker, batch, settings)
@@ -213,7 +213,7 @@ def _parsed(
                 free.put(worker)
 
         for batch in (b for part in (first, batches) for b in part):
-            waiting.append(([name for name, _ in batch], threads.submit(elsewhere, batch)))
+            waiting.append(([name for name, _ in batch], threads.submit(in_a_worker, batch)))
             if len(waiting) > 2 * jobs:
                 names, future = waiting.popleft()
                 yield from zip(names, future.result(), strict=True)
@@ -245,8 +245,8 @@ def _batches(files: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, byt
         yield batch
 
 
-def _parse_batch(asked: tuple[list[tuple[str, bytes]], ChatSettings]) -> list[_Parsed]:
-    batch, settings = asked
+def _parse_batch(request: tuple[list[tuple[str, bytes]], ChatSettings]) -> list[_Parsed]:
+    batch, settings = request
     return [_parse_one(content, settings) for _, content in batch]
 
 
@@ -271,9 +271,9 @@ def _parse_one(content: bytes, settings: ChatSettings) -> _Parsed:
     words: dict[str, int] = {}
     tokens = [words.setdefault(token, len(words)) for turn in transcript.turns for token in turn]
     lengths = [len(turn) for turn in transcript.turns]
-    fates = {"utterances": len(lengths), "silent": transcript.silent, "other_speakers": transcript.other_speakers}
+    outcomes = {"utterances": len(lengths), "silent": transcript.silent, "other_speakers": transcript.other_speakers}
     return _Parsed(
-        {**tiers, **fates, "files_kept": 1}, list(words), np.array(tokens, np.int32),
+        {**tiers, **outcomes, "files_kept": 1}, list(words), np.array(tokens, np.int32),
         np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64), transcript.lemmas,
     )  # fmt: skip
 

@@ -78,9 +78,7 @@ def _zipped(path: Path, most: int, limit: str) -> Iterator[Member]:
         if sum(member.file_size for member in listed) > most:
             raise Refused(f"is refused: it unpacks to more than {limit}")
         if len(listed) != _entries(path):
-            raise Refused(
-                f"is damaged: its directory has {_entries(path):,} entries, of which {len(listed):,} are found"
-            )
+            raise Refused(f"is damaged: its directory has {_entries(path):,} entries, but {len(listed):,} are found")
         for member in listed:
             _refuse_unsafe(member.filename, link=stat.S_ISLNK(member.external_attr >> 16))
             with archive.open(member) as file:  # compares the member's own header with the directory's
@@ -107,7 +105,7 @@ def _tarred(path: Path, most: int, limit: str) -> Iterator[Member]:
                 yield member.name, member.size, partial(_content, stream.extractfile(member))
         while rest := stream.fileobj.read(_CHUNK):
             if rest.strip(b"\0"):
-                raise Refused("is damaged: it goes on after the mark of its end")
+                raise Refused("is damaged: its end mark is followed by other data")
 
 
 def _content(file: IO[bytes] | None) -> bytes:
@@ -157,4 +155,4 @@ def _refuse_unsafe(name: str, link: bool) -> None:
     inside = PurePosixPath(name.replace("\\", "/"))
     if link or inside.is_absolute() or ".." in inside.parts:
         what = "is a link" if link else "leads out of the archive"
-        raise Refused(f"is refused, its member {name!r} {what}")
+        raise Refused(f"is refused: its member {name!r} {what}")

@@ -28,7 +28,7 @@ def parse_json(content: str | bytes) -> Any:
         raise ValueError(f"not JSON ({error})") from None
 
 
-def typed(value: Any, kind: type, place: str) -> Any:
+def json_typed(value: Any, kind: type, place: str) -> Any:
     """The value, if it has this type: str, int (not true or false), list or dict.
 
     Raises:
@@ -38,7 +38,7 @@ def typed(value: Any, kind: type, place: str) -> Any:
     return value
 
 
-def field(entry: Any, name: str, kind: type, place: str = "") -> Any:
+def json_field(entry: Any, name: str, kind: type, place: str = "") -> Any:
     """The field of an object.
 
     Raises:
@@ -46,7 +46,7 @@ def field(entry: Any, name: str, kind: type, place: str = "") -> Any:
     """
     where = f"{place}.{name}" if place else name
     if not isinstance(entry, Mapping):
-        raise ValueError(f"{place or 'the whole'}: expected an object with {name!r}, got {told_json(entry)}")
+        raise ValueError(f"{place or 'the JSON'}: expected an object with {name!r}, got {told_json(entry)}")
     if name not in entry:
         raise ValueError(f"{place + ': ' if place else ''}has no {name!r}")
-    return typed(entry[name], kind, where)
+    return json_typed(entry[name], kind, where)

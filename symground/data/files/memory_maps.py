@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-def create(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Any:
+def create_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Any:
     """A new memory-mapped .npy file of this shape.
 
     Its disk space is allocated at once. A full disk then raises OSError here; with a sparse file it would kill the

@@ -155,7 +155,10 @@ class _Walk:
                     self._check_link(path, inside)
                     found.append(path)
                 elif self._is_packed_otherwise(path.name):
-                    self._leave_out(path.relative_to(root).as_posix(), f"is not opened: {_READ}")
+                    self._leave_out(
+                        path.relative_to(root).as_posix(),
+                        f"is not opened; archives that are end in {', '.join(ARCHIVES)}",
+                    )
         return sorted(found)
 
     def _entries(self, folder: Path) -> list[Path]:
@@ -173,7 +176,7 @@ class _Walk:
 
     def _file(self, path: Path, name: str) -> Iterator[tuple[str, bytes]]:
         if not path.is_file():
-            self._leave_out(name, "is no file, or a link to nothing")
+            self._leave_out(name, "is not a file, or is a broken link")
         elif not os.access(path, os.R_OK):
             self._leave_out(name, "cannot be read (Permission denied)")
         elif self._first(path, name, "file"):
@@ -201,17 +204,14 @@ class _Walk:
             raise ValueError(f"paths: {name} has {size / 2**20:,.0f} MB, above {limit}")
 
 
-_READ = f"of archives {', '.join(ARCHIVES)} are"
-
-
 def _listed_paths(paths: Iterable[str | Path]) -> list[str | Path]:
-    given: list[str | Path] = []
+    listed: list[str | Path] = []
     for path in paths if isinstance(paths, Iterable) and not isinstance(paths, (str, Mapping)) else [None]:
         if not isinstance(path, (str, Path)):
             got = paths if path is None else path
             raise ValueError(f"paths: expected a list of paths, got {type(got).__name__} {str(got)[:60]!r}")
-        given.append(path)
-    return given
+        listed.append(path)
+    return listed
 
 
 def _is_archive(name: str) -> bool:

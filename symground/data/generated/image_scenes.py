@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from symground.data.files import create
+from symground.data.files import create_array
 from symground.data.generated.scenes import Family, GeneratedSettings
 from symground.data.sequences import CorpusBuilder, Shown
 from symground.disk import put_folder
@@ -88,7 +88,7 @@ def add_image_scenes(
     partial = Path(folder).with_name(Path(folder).name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     count = scenes.scenes + probes * scenes.nouns + 1
-    features = create(partial / "features.npy", np.float16, (count, images.patches, images.width))
+    features = create_array(partial / "features.npy", np.float16, (count, images.patches, images.width))
     builder.patches = images.patches
     for number in range(scenes.scenes):
         silent, alone = family.noise()
@@ -128,7 +128,7 @@ class Painter:
     """The patches that show a given number of nouns. Every image has its own random numbers."""
 
     def __init__(self, nouns: Sequence[str], images: GeneratedImagesSettings, seed: int = 0) -> None:
-        self._s, self._seed, self._nouns = images, seed, tuple(nouns)
+        self._settings, self._seed, self._nouns = images, seed, tuple(nouns)
         rng, count = np.random.default_rng((seed, 0)), len(self._nouns)
         self._code: Mapping[str, NDArray[np.float64]] = dict(
             zip(self._nouns, rng.standard_normal((count, images.width)), strict=True)
@@ -143,34 +143,34 @@ class Painter:
     def scene(self, number: int, objects: Sequence[str]) -> NDArray[np.float64]:
         """[P,E], an image of these objects at their places."""
         rng = np.random.default_rng((self._seed, 1, number))
-        image, free = self._surroundings(rng), set(range(self._s.patches))
+        image, free = self._surroundings(rng), set(range(self._settings.patches))
         for noun in objects:
-            own = self._s.position > 0 and rng.random() < self._s.position
-            centre = self._own_place[noun] if own else int(rng.integers(self._s.patches))
+            own = self._settings.position > 0 and rng.random() < self._settings.position
+            centre = self._own_place[noun] if own else int(rng.integers(self._settings.patches))
             patches = self._around(centre, free)
             self._show(image, noun, patches)
             free -= set(patches)
-        return image + self._s.noise * rng.standard_normal(image.shape)
+        return image + self._settings.noise * rng.standard_normal(image.shape)
 
     def probes(self, number: int) -> Iterator[tuple[NDArray[np.float64], tuple[int, ...]]]:
         """([P,E], the patches that show it) for each noun alone, all at the same place."""
         rng = np.random.default_rng((self._seed, 2, number))
         empty = self._surroundings(rng)
-        patches = self._around(int(rng.integers(self._s.patches)), set(range(self._s.patches)))
+        patches = self._around(int(rng.integers(self._settings.patches)), set(range(self._settings.patches)))
         for noun in self._nouns:
             image = empty.copy()
             self._show(image, noun, patches)
-            yield image + self._s.noise * rng.standard_normal(image.shape), patches
+            yield image + self._settings.noise * rng.standard_normal(image.shape), patches
 
     def _surroundings(self, rng: np.random.Generator) -> NDArray[np.float64]:
-        there = rng.random(self._s.patches) < self._s.clutter
-        return self._nameless[rng.integers(len(self._nameless), size=self._s.patches)] * there[:, None]
+        cluttered = rng.random(self._settings.patches) < self._settings.clutter
+        return self._nameless[rng.integers(len(self._nameless), size=self._settings.patches)] * cluttered[:, None]
 
     def _around(self, centre: int, free: set[int]) -> tuple[int, ...]:
         """The free patches nearest to the centre, in order."""
         nearest = sorted(free, key=lambda p: (self._distance[centre, p], p))
-        return tuple(sorted(nearest[: self._s.size]))
+        return tuple(sorted(nearest[: self._settings.size]))
 
     def _show(self, image: NDArray[np.float64], noun: str, patches: Sequence[int]) -> None:
         for k, patch in enumerate(patches):
-            image[patch] = self._code[noun] * (self._part == k % self._s.parts)
+            image[patch] = self._code[noun] * (self._part == k % self._settings.parts)

@@ -98,7 +98,9 @@ class GeneratedSettings:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
         if self.silent_scenes + self.talk_alone > 1:
-            raise ValueError(f"talk_alone: expected at most what silent_scenes leaves, got {self.talk_alone}")
+            raise ValueError(
+                f"talk_alone: expected at most 1 - silent_scenes = {1 - self.silent_scenes:g}, got {self.talk_alone}"
+            )
         if not 0 <= self.unseen <= 0.5:
             raise ValueError(f"unseen: expected a share from 0 to 0.5, got {self.unseen}")
         if not math.isfinite(self.zipf):
@@ -106,7 +108,9 @@ class GeneratedSettings:
         if self.cue not in TIERS:
             raise ValueError(f"cue: expected 'env' or 'lan', got {self.cue!r}")
         if -(-self.nouns // self.homonyms) < 2:
-            raise ValueError(f"homonyms: expected at least two words for {self.nouns} nouns, got {self.homonyms}")
+            raise ValueError(
+                f"homonyms: expected at most {self.nouns - 1}, so that two words are left, got {self.homonyms}"
+            )
 
     @property
     def objects(self) -> tuple[str, ...]:

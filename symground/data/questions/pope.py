@@ -18,7 +18,7 @@ from typing import Any
 
 import tyro
 
-from symground.data.files import field, parse_json
+from symground.data.files import json_field, parse_json
 from symground.data.questions.question_files import Question, write_questions
 from symground.typed import check_path
 
@@ -78,23 +78,24 @@ def pope_questions(
         raise ValueError(f"least: expected at least 1, got {least}")
     categories, shown = _shown(check_path(instances, "instances"))
     each = per_image // 2
-    fit = sorted(name for name, there in shown.items() if max(least, each) <= len(there) <= len(categories) - each)
-    if len(fit) < (images or 1):
+    enough = range(max(least, each), len(categories) - each + 1)
+    suitable = sorted(name for name, present in shown.items() if len(present) in enough)
+    if len(suitable) < (images or 1):
         raise ValueError(
             f"images: expected {images or 'any'} of {instances} that show at least {max(least, each)} of its "
-            f"{len(categories)} categories and lack {each}, there are {len(fit)}"
+            f"{len(categories)} categories and lack {each}, got {len(suitable)}"
         )
     # Sorted before shuffling, so that the order of the file does not matter.
-    random.Random(seed).shuffle(fit)
+    random.Random(seed).shuffle(suitable)
     choose = _choice(strategy, shown)
     questions = []
-    for image in fit[:images]:
+    for image in suitable[:images]:
         draw = random.Random(f"{seed} {image}")
         present = draw.sample(sorted(shown[image]), each)
         absent = choose(shown[image], sorted(categories - shown[image]), each, draw)
-        for there, missing in zip(present, absent, strict=True):
-            questions.append(Question(image, wording(there), "yes", there, strategy))
-            questions.append(Question(image, wording(missing), "no", missing, strategy))
+        for yes, no in zip(present, absent, strict=True):
+            questions.append(Question(image, wording(yes), "yes", yes, strategy))
+            questions.append(Question(image, wording(no), "no", no, strategy))
     return questions
 
 
@@ -109,13 +110,13 @@ _Choice = Callable[[Collection[str], list[str], int, random.Random], list[str]]
 
 def _choice(strategy: str, shown: dict[str, set[str]]) -> _Choice:
     if strategy == "random":
-        return lambda there, others, count, draw: draw.sample(others, count)
+        return lambda present, others, count, draw: draw.sample(others, count)
     if strategy == "popular":
-        frequency = Counter(category for there in shown.values() for category in there)
-        return lambda there, others, count, draw: sorted(others, key=lambda other: -frequency[other])[:count]
-    together = Counter(pair for there in shown.values() for pair in permutations(there, 2))
-    return lambda there, others, count, draw: sorted(
-        others, key=lambda other: -sum(together[category, other] for category in there)
+        frequency = Counter(category for present in shown.values() for category in present)
+        return lambda present, others, count, draw: sorted(others, key=lambda other: -frequency[other])[:count]
+    together = Counter(pair for present in shown.values() for pair in permutations(present, 2))
+    return lambda present, others, count, draw: sorted(
+        others, key=lambda other: -sum(together[category, other] for category in present)
     )[:count]
 
 
@@ -131,9 +132,10 @@ def _shown(path: Path) -> tuple[set[str], dict[str, set[str]]]:
         categories = dict(_pairs(content, "categories", "id", "name"))
         files = dict(_pairs(content, "images", "id", "file_name"))
         shown: dict[str, set[str]] = {name: set() for name in files.values()}
-        for number, annotation in enumerate(field(content, "annotations", list)):
+        for number, annotation in enumerate(json_field(content, "annotations", list)):
             place = f"annotations[{number}]"
-            category, image = field(annotation, "category_id", int, place), field(annotation, "image_id", int, place)
+            category = json_field(annotation, "category_id", int, place)
+            image = json_field(annotation, "image_id", int, place)
             if category not in categories:
                 raise ValueError(f"{place}.category_id: expected an id of the categories, got {category}")
             # A file reduced to some of the images may still have the annotations of all.
@@ -148,9 +150,9 @@ def _shown(path: Path) -> tuple[set[str], dict[str, set[str]]]:
 
 
 def _pairs(content: Any, name: str, key: str, value: str) -> Iterator[tuple[int, str]]:
-    for number, entry in enumerate(field(content, name, list)):
+    for number, entry in enumerate(json_field(content, name, list)):
         place = f"{name}[{number}]"
-        yield field(entry, key, int, place), field(entry, value, str, place)
+        yield json_field(entry, key, int, place), json_field(entry, value, str, place)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -178,7 +178,7 @@ def _beside(path: Path, names: Iterable[str]) -> dict[str, str]:
 
 def _inside(folder: Path, names: Iterable[str]) -> dict[str, str]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"images: expected a folder, {folder} is none")
+        raise FileNotFoundError(f"images: expected a folder, got {folder}")
     # An absolute path is where the image was when the file was written.
     paths = {name: str(folder / (Path(name).name if os.path.isabs(name) else name)) for name in names}
     missing = [name for name, candidate in paths.items() if not os.path.isfile(candidate)]

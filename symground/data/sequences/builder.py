@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from symground.data.files import create
+from symground.data.files import create_array
 from symground.data.sequences.corpus import Corpus, write_description, write_images
 from symground.data.sequences.tokenizer import word_level_tokenizer
 from symground.data.words import UNKNOWN, base_of, with_base
@@ -80,7 +80,9 @@ class CorpusBuilder:
         """Provisional ids of patches, which are negative."""
         first = image * self.patches
         if first + self.patches >= 2**30:
-            raise ValueError(f"image: a corpus names at most {2**30:,} patches, and image {image} lies beyond them")
+            raise ValueError(
+                f"image: expected at most {2**30:,} patches in a corpus, got image {image} of {self.patches} patches"
+            )
         return (-1 - first - np.arange(self.patches)).astype(np.int32)
 
     def add_encoded(
@@ -156,8 +158,8 @@ class CorpusBuilder:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            tokens = create(partial / "tokens.npy", np.int32, (self._tokens.length,))
-            starts = create(partial / "starts.npy", np.int64, (self._starts.length,))
+            tokens = create_array(partial / "tokens.npy", np.int32, (self._tokens.length,))
+            starts = create_array(partial / "starts.npy", np.int64, (self._starts.length,))
             np.save(partial / "documents.npy", self._fill(tokens, starts, final, len(tokenizer)))
             for mapped in (tokens, starts):
                 mapped.flush()
@@ -185,7 +187,7 @@ class CorpusBuilder:
         unknown = vocabulary[UNKNOWN]
         known = {token: n for token, n in counts.items() if token in vocabulary}  # other tokens became [UNK]
         final = np.array([vocabulary.get(_lemma(token, lemmas), unknown) for token in self._ids], np.int32)
-        held = sum(self._validation)
+        validation = sum(self._validation)
         statistics = {
             "tokens": self._tokens.length,
             "env_tokens": sum(n for token, n in known.items() if token.endswith(":<ENV>")),
@@ -194,7 +196,7 @@ class CorpusBuilder:
             "documents": len(self._lengths),
             "vocabulary": len(vocabulary),
             **({"documents_with_image": self._images, "patches": self.patches} if self._images else {}),
-            **({"splits": {"train": len(self._lengths) - held, "validation": held}} if held else {}),
+            **({"splits": {"train": len(self._lengths) - validation, "validation": validation}} if validation else {}),
             **self.statistics,
         }
         return tokenizer, final, statistics

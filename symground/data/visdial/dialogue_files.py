@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from symground.data.files import field, files_in, parse_json, typed
+from symground.data.files import files_in, json_field, json_typed, parse_json
 from symground.data.words import env_tokens, lan_tokens, speaker, words_in
 from symground.typed import check_types
 
@@ -51,8 +51,8 @@ class Dialogue(NamedTuple):
         fold = str.lower if settings.fold_case else str
         found = [] if settings.images else [[speaker(CAPTION), *env_tokens(fold(self.caption))]]
         for question, answer in self.turns[: settings.rounds]:
-            asked, said = lan_tokens(fold(question)), lan_tokens(fold(answer))
-            found.append([speaker(QUESTION), *asked, speaker(ANSWER), *said])
+            question_tokens, answer_tokens = lan_tokens(fold(question)), lan_tokens(fold(answer))
+            found.append([speaker(QUESTION), *question_tokens, speaker(ANSWER), *answer_tokens])
         return found
 
 
@@ -105,10 +105,10 @@ def coco_captions(path: str | Path) -> dict[int, str]:
         raise ValueError(f"captions: {path} is {error}") from None
     try:
         found: dict[int, tuple[int, str]] = {}
-        for number, entry in enumerate(field(content, "annotations", list)):
+        for number, entry in enumerate(json_field(content, "annotations", list)):
             place = f"annotations[{number}]"
-            image, of_annotation = field(entry, "image_id", int, place), field(entry, "id", int, place)
-            caption = of_annotation, field(entry, "caption", str, place)
+            image, of_annotation = json_field(entry, "image_id", int, place), json_field(entry, "id", int, place)
+            caption = of_annotation, json_field(entry, "caption", str, place)
             found[image] = min(found.get(image, caption), caption, key=lambda of: of[0])
     except ValueError as error:
         raise ValueError(
@@ -136,8 +136,9 @@ def entries_of(file: bytes) -> Iterable[Any]:
         return content
     if not isinstance(content, dict) or "data" not in content:
         raise ValueError("expected a list of dialogues, or VisDial's data with dialogs, questions and answers")
-    pools = [field(field(content, "data", dict), name, list, "data") for name in ("dialogs", "questions", "answers")]
-    return [_Pooled(entry, *pools[1:]) for entry in pools[0]]
+    data = json_field(content, "data", dict)
+    entries, *pools = (json_field(data, name, list, "data") for name in ("dialogs", "questions", "answers"))
+    return [_Pooled(entry, *pools) for entry in entries]
 
 
 def dialogue_of(entry: Any, captions: Mapping[int, str]) -> Dialogue:
@@ -150,38 +151,38 @@ def dialogue_of(entry: Any, captions: Mapping[int, str]) -> Dialogue:
 
 
 def _plain(entry: Any) -> Dialogue:
-    parts = field(entry, "dialog", list)
+    parts = json_field(entry, "dialog", list)
     if not parts:
         raise ValueError("dialog: expected a caption and turns, got an empty list")
-    caption, *turns = (typed(part, str, f"dialog[{number}]") for number, part in enumerate(parts))
+    caption, *turns = (json_typed(part, str, f"dialog[{number}]") for number, part in enumerate(parts))
     split = []
     for turn in turns:
         question, mark, answer = turn.partition("?")
         if not mark:
             raise ValueError(f"has a turn without a question mark: {turn!r}")
         split.append((question, answer))
-    return _checked(Dialogue(field(entry, "img", str) if "img" in entry else "", caption, tuple(split)))
+    return _checked(Dialogue(json_field(entry, "img", str) if "img" in entry else "", caption, tuple(split)))
 
 
 def _pooled(entry: _Pooled, captions: Mapping[int, str]) -> Dialogue:
     dialogue, questions, answers = entry
-    image = field(dialogue, "image_id", int)
-    caption = field(dialogue, "caption", str) if "caption" in dialogue else captions.get(image)
+    image = json_field(dialogue, "image_id", int)
+    caption = json_field(dialogue, "caption", str) if "caption" in dialogue else captions.get(image)
     if caption is None:
         raise ValueError(f"has no caption, and no COCO caption of image {image} was given (--visdial.captions)")
     turns = []
-    for number, turn in enumerate(field(dialogue, "dialog", list)):
+    for number, turn in enumerate(json_field(dialogue, "dialog", list)):
         place = f"dialog[{number}]"
-        asked = _at(questions, field(turn, "question", int, place), "questions")
+        question = _at(questions, json_field(turn, "question", int, place), "questions")
         if "answer" in turn:  # the last question of a test dialogue has no answer
-            turns.append((asked, _at(answers, field(turn, "answer", int, place), "answers")))
+            turns.append((question, _at(answers, json_field(turn, "answer", int, place), "answers")))
     return _checked(Dialogue(str(image), caption, tuple(turns)))
 
 
 def _at(pool: Sequence[Any], index: int, name: str) -> str:
     if not 0 <= index < len(pool):
-        raise ValueError(f"has an index outside its pool of {len(pool)}: {index!r}")
-    found: str = typed(pool[index], str, f"data.{name}[{index}]")
+        raise ValueError(f"{name}: expected an index into a pool of {len(pool)}, got {index}")
+    found: str = json_typed(pool[index], str, f"data.{name}[{index}]")
     return found
 
 

@@ -77,7 +77,7 @@ def add_dialogues(
                     continue
                 # By the image's key, not its file's name, so that no image of training is in a dialogue for validation.
                 key = image_key(dialogue.image) if dialogue.image else f"{name}#{number}"
-                held = share_of(key) < validation
+                kept = share_of(key) < validation
                 group, image, shown = PurePosixPath(name).name, None, set[str]()
                 if numbers is not None:
                     image = numbers.get(image_key(dialogue.image))
@@ -86,7 +86,7 @@ def add_dialogues(
                         continue
                     shown = nouns.intersection(words_in(fold(dialogue.caption)))
                 builder.add(
-                    dialogue.segments(settings), f"{name}#{number}", group=group, validation=held, image=image,
+                    dialogue.segments(settings), f"{name}#{number}", group=group, validation=kept, image=image,
                     shown=sorted(shown),
                 )  # fmt: skip
                 counts["turns"] += len(dialogue.turns[: settings.rounds])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from symground.data.files import create
+from symground.data.files import create_array
 from symground.data.generated import GeneratedImagesSettings, Painter
 from symground.data.sequences import ImageSet
 from symground.data.visdial.dialogue_files import DialogSettings, coco_captions, readable_dialogues
@@ -60,7 +60,7 @@ def stand_in_images(
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted run
     partial.mkdir(parents=True)
-    features = create(partial / "features.npy", np.float16, (len(shown), settings.patches, settings.width))
+    features = create_array(partial / "features.npy", np.float16, (len(shown), settings.patches, settings.width))
     for number, of_image in enumerate(shown.values()):
         features[number] = painter.scene(number, of_image)
     features.flush()

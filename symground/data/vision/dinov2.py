@@ -37,12 +37,12 @@ class Dinov2:
         try:
             config = transformers.AutoConfig.from_pretrained(source)
         except OSError as error:
-            said = str(error).strip().splitlines()[0]
+            reason = str(error).strip().splitlines()[0]
             raise FileNotFoundError(
-                f"model: {source} is no model's folder and could not be loaded from the hub ({said})"
+                f"model: expected a model's folder or its name on the hub, got {source} ({reason})"
             ) from None
         if config.model_type not in ("dinov2", "dinov2_with_registers"):
-            raise ValueError(f"model: expected a DINOv2, {source} is a {config.model_type}")
+            raise ValueError(f"model: expected a DINOv2, got a {config.model_type} ({source})")
         self._model = transformers.AutoModel.from_pretrained(source).eval().requires_grad_(False).to(self._device)
         self._prepare = _preparation(transformers, source, config)
         side = self._prepare(np.zeros((8, 8, 3), np.uint8)).shape[-1]
@@ -63,7 +63,7 @@ class Dinov2:
                 pixels: Tensor = self._prepare(np.asarray(opened.convert("RGB")))
                 return pixels
         except image.UnidentifiedImageError:  # its message has an address
-            return "not an image of a kind that is known"
+            return "not an image of a known format"
         except DAMAGE as error:
             return f"{type(error).__name__}: {error}"
 
@@ -91,5 +91,5 @@ def _preparation(transformers: Any, source: str, config: Any) -> Any:
             image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225],
         )  # fmt: skip
     # Without this, a picture of 3 rows is taken for channels first.
-    told = {"input_data_format": "channels_last", "return_tensors": "pt"}
-    return lambda image: processor(images=image, **told)["pixel_values"][0]
+    options = {"input_data_format": "channels_last", "return_tensors": "pt"}
+    return lambda image: processor(images=image, **options)["pixel_values"][0]

@@ -21,7 +21,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from symground.data.files import LeftOut, Limits, create, file_names, files_in
+from symground.data.files import LeftOut, Limits, create_array, file_names, files_in
 from symground.data.sequences import ImageSet
 from symground.data.vision.decoding import MAX_MEGAPIXELS
 from symground.data.vision.dinov2 import Dinov2
@@ -83,47 +83,47 @@ def extract_features(paths: Sequence[str | Path], out: str | Path, settings: Fea
     names = file_names(paths, SUFFIXES, settings.limits, left_out)
     if not names:
         raise ValueError(f"paths: no image ({', '.join(SUFFIXES)}) in {', '.join(map(str, paths))}")
-    wanted = {
+    requested = {
         "model": settings.model, "grid": settings.grid,
         "names": hashlib.sha256("\n".join(names).encode()).hexdigest(),
     }  # fmt: skip
     if (out / "images.json").is_file():
-        _check_same(out, read_json(out / "images.json"), wanted)
+        _check_same(out, read_json(out / "images.json"), requested)
         return ImageSet.load(out)
     if out.exists():
-        raise ValueError(f"out: {out} holds other things than an image set; choose another folder")
+        raise ValueError(f"out: expected an image set or a new folder, got {out}, which holds other files")
     partial = out.with_name(out.name + ".partial")
     if (partial / "images.json").is_file():
-        _check_same(partial, read_json(partial / "images.json"), wanted)
+        _check_same(partial, read_json(partial / "images.json"), requested)
     else:
         shutil.rmtree(partial, ignore_errors=True)
-    eye = Dinov2(settings.model, settings.grid, settings.device)
+    model = Dinov2(settings.model, settings.grid, settings.device)
     partial.mkdir(parents=True, exist_ok=True)
-    write_json(partial / "images.json", wanted)
-    skipped = _extract(paths, names, partial, eye, settings)
+    write_json(partial / "images.json", requested)
+    skipped = _extract(paths, names, partial, model, settings)
     skipped += [{"file": name, "reason": f"not read, it {why}"} for name, why in left_out]
     done = [name for name, reason in _logged(partial) if reason is None]
     if not done:
-        raise ValueError(f"paths: none of {len(names)} images could be read; the first, {_said(skipped[0])}")
+        raise ValueError(f"paths: none of {len(names)} images could be read; the first, {_as_text(skipped[0])}")
     (partial / "images.txt").write_text("".join(f"{name}\n" for name in done), encoding="utf-8")
-    write_json(partial / "images.json", {**wanted, **eye.description, "skipped": skipped})
+    write_json(partial / "images.json", {**requested, **model.description, "skipped": skipped})
     (partial / _LOG).unlink()
     put_folder(partial, out)
     return ImageSet.load(out)
 
 
 def _extract(
-    paths: Sequence[str | Path], names: Sequence[str], folder: Path, eye: Dinov2, settings: FeatureSettings
+    paths: Sequence[str | Path], names: Sequence[str], folder: Path, model: Dinov2, settings: FeatureSettings
 ) -> list[dict[str, str]]:
     """Fill the rows of the remaining images; returns the images that were set aside."""
     logged = _logged(folder)
     row = sum(reason is None for _, reason in logged)
-    shape = (len(names), eye.patches, eye.width)
-    there = (folder / "features.npy").is_file() and bool(logged)
-    if there:
+    shape = (len(names), model.patches, model.width)
+    resumed = (folder / "features.npy").is_file() and bool(logged)
+    if resumed:
         features = np.lib.format.open_memmap(folder / "features.npy", "r+")
     else:
-        features = create(folder / "features.npy", np.float16, shape)
+        features = create_array(folder / "features.npy", np.float16, shape)
         (folder / _LOG).write_text("", encoding="utf-8")
         logged, row = [], 0
     # Rows are in the order of arrival. Images that cannot be read leave unused rows at the end.
@@ -133,16 +133,16 @@ def _extract(
         progress("features", len(names), len(logged)) as bar,
     ):
         for batch in _batches(paths, settings, len(logged)):
-            pixels = list(pool.map(lambda named: eye.prepared(named[1], settings.max_megapixels), batch))
+            pixels = list(pool.map(lambda named: model.prepared(named[1], settings.max_megapixels), batch))
             found = [x for x in pixels if isinstance(x, Tensor)]
             lines = []
             for (name, _), x in zip(batch, pixels, strict=True):
                 reason = None if isinstance(x, Tensor) else x
                 if reason is not None and settings.strict:
-                    raise ValueError(f"paths: {_said({'file': name, 'reason': reason})}")
+                    raise ValueError(f"paths: {_as_text({'file': name, 'reason': reason})}")
                 lines.append(json.dumps([name, reason]) + "\n")
             if found:
-                features[row : row + len(found)] = eye.patches_of(torch.stack(found))
+                features[row : row + len(found)] = model.patches_of(torch.stack(found))
                 features.flush()
                 row += len(found)
             log.write("".join(lines))  # after the rows, so that every logged image has its row
@@ -175,18 +175,17 @@ def _batches(paths: Sequence[str | Path], settings: FeatureSettings, done: int) 
         yield batch
 
 
-def _check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    says = {"model": "model", "grid": "grid", "names": "images"}
+def _check_same(folder: Path, found: dict[str, Any], requested: dict[str, Any]) -> None:
     differing = [
-        f"other {says[key]}" if key == "names" else f"{key} is {found.get(key)!r} there, {value!r} here"
-        for key, value in wanted.items()
+        "other images" if key == "names" else f"{key}: expected {value!r}, got {found.get(key)!r}"
+        for key, value in requested.items()
         if found.get(key) != value
     ]
     if differing:
-        raise ValueError(f"out: {folder} holds another image set: {'; '.join(differing)}. Choose another folder.")
+        raise ValueError(f"out: {folder} holds another image set ({'; '.join(differing)}); choose another folder")
 
 
-def _said(skipped: dict[str, str]) -> str:
+def _as_text(skipped: dict[str, str]) -> str:
     return f"{skipped['file']}: {skipped['reason']}"
 
 

@@ -21,14 +21,14 @@ class PatchMap(NamedTuple):
     """The part of the picture that they cover: left, upper, right, lower, as shares of its width and height."""
 
 
-def patch_maps(processor: Any, image: Any, made: Mapping[str, Tensor], count: int) -> tuple[PatchMap, ...]:
+def patch_maps(processor: Any, image: Any, inputs: Mapping[str, Tensor], count: int) -> tuple[PatchMap, ...]:
     """Where the ``count`` tokens of an image are in it; none if the processor has an unknown form."""
     whole = (0.0, 0.0, 1.0, 1.0)
-    if "image_grid_thw" in made:  # Qwen-VL: merged patches of the whole picture
+    if "image_grid_thw" in inputs:  # Qwen-VL: merged patches of the whole picture
         merge = int(getattr(processor.image_processor, "merge_size", 1))
-        _, h, w = made["image_grid_thw"][0].tolist()
+        _, h, w = inputs["image_grid_thw"][0].tolist()
         return (_grid(0, h // merge, w // merge, whole),) if count == h * w // merge**2 else ()
-    pixels, sizes = made["pixel_values"], made.get("image_sizes")
+    pixels, sizes = inputs["pixel_values"], inputs.get("image_sizes")
     if sizes is None:
         side = math.isqrt(count)
         one = pixels.ndim == 4 and len(pixels) == 1 and side * side == count
@@ -93,7 +93,9 @@ def on_image(maps: tuple[PatchMap, ...], values: Tensor | NDArray[Any], height: 
         ValueError: there are no maps.
     """
     if not maps:
-        raise ValueError("maps: where this model's image tokens lie in the picture is not known")
+        raise ValueError(
+            "maps: expected at least one, got none: it is unknown where this model's image tokens lie in the picture"
+        )
     of_token = np.asarray(values.detach().double().cpu() if isinstance(values, torch.Tensor) else values, dtype=float)
     total = np.zeros((height, width))
     for places, (left, upper, right, lower) in maps:

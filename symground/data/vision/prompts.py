@@ -46,15 +46,16 @@ def _special(processor: Any, text: str) -> dict[str, bool]:
 
 
 def prompt_text(
-    processor: Any, question: str, system: str | None = None, said: str | None = None, answer: str | None = None
-) -> str:
+    processor: Any, question: str, system: str | None = None, answer_prefix: str | None = None,
+    answer: str | None = None,
+) -> str:  # fmt: skip
     """The prompt from the processor's chat template, up to the answer, or with the beginning of the answer.
 
     Args:
         processor: of a vision-language model.
         question: about the image.
         system: the system prompt, at the beginning.
-        said: the beginning of the answer, which the model continues.
+        answer_prefix: the beginning of the answer, which the model continues.
         answer: a whole answer, after which the turn ends.
 
     Raises:
@@ -70,7 +71,7 @@ def prompt_text(
     messages = [turn("user", {"type": "image"}, {"type": "text", "text": question})]
     if system is not None:
         messages.insert(0, turn("system", {"type": "text", "text": system}))
-    begun = said if answer is None else answer
+    begun = answer_prefix if answer is None else answer
     if begun is not None:
         messages.append(turn("assistant", {"type": "text", "text": begun}))
     how: dict[str, Any] = {
@@ -84,14 +85,9 @@ def prompt_text(
 
 
 def read_prompt(
-    processor: Any,
-    image: Any,
-    question: str,
-    *,
-    system: str | None = None,
-    said: str | None = None,
+    processor: Any, image: Any, question: str, *, system: str | None = None, answer_prefix: str | None = None,
     answer: str | None = None,
-) -> Prompt:
+) -> Prompt:  # fmt: skip
     """Encode a question about one picture.
 
     Args:
@@ -99,7 +95,7 @@ def read_prompt(
         image: a PIL image.
         question: about the image.
         system: a system prompt; None uses the template's.
-        said: the beginning of an answer, with which the prompt ends.
+        answer_prefix: the beginning of an answer, with which the prompt ends.
         answer: the expected answer, whose first token is found.
 
     Raises:
@@ -107,44 +103,50 @@ def read_prompt(
             texts; no fast tokenizer; no image token or several; or a tokenizer that joins the answer to the text before
             it.
     """
-    text = prompt_text(processor, question, system, said)
-    short, offsets = _tokens(processor, text)
-    wanted = getattr(processor, "image_token_id", None)
-    at = [i for i, token in enumerate(short) if token == wanted]
-    if len(at) != 1:
-        raise ValueError(f"processor: expected one image token (id {wanted}) in {text!r}, found {len(at)}")
-    made = processed(processor, image, text)
-    ids = made["input_ids"][0].tolist()
-    after = len(short) - at[0] - 1
+    text = prompt_text(processor, question, system, answer_prefix)
+    text_ids, offsets = _tokens(processor, text)
+    image_token = getattr(processor, "image_token_id", None)
+    places = [i for i, token in enumerate(text_ids) if token == image_token]
+    if len(places) != 1:
+        raise ValueError(f"processor: expected one image token (id {image_token}) in {text!r}, got {len(places)}")
+    at = places[0]
+    inputs = processed(processor, image, text)
+    ids = inputs["input_ids"][0].tolist()
+    after = len(text_ids) - at - 1
     end = len(ids) - after
-    if ids[: at[0]] != short[: at[0]] or ids[end:] != short[at[0] + 1 :]:
+    if ids[:at] != text_ids[:at] or ids[end:] != text_ids[at + 1 :]:
         raise ValueError(
-            f"processor: the ids of {type(processor).__name__} are not those of its tokenizer around the image"
+            f"processor: expected {type(processor).__name__} to keep its tokenizer's ids before and after the image"
         )
-    patches = tuple(i for i in range(at[0], end) if ids[i] == wanted)
+    patches = tuple(i for i in range(at, end) if ids[i] == image_token)
     if not patches:
-        raise ValueError(f"processor: {type(processor).__name__} leaves no token of the image (id {wanted}) in the ids")
+        raise ValueError(
+            f"processor: expected image tokens (id {image_token}) in the ids of {type(processor).__name__}, got none"
+        )
 
     def positions(first: int, last: int) -> tuple[int, ...]:
         """The positions of the tokens of characters [first, last) of the text."""
-        shift = len(ids) - len(short)
-        found = [i for i, (a, b) in enumerate(offsets) if a < last and b > first and b > a and i != at[0]]
-        return tuple(i + shift if i > at[0] else i for i in found)
+        shift = len(ids) - len(text_ids)
+        found = [i for i, (a, b) in enumerate(offsets) if a < last and b > first and b > a and i != at]
+        return tuple(i + shift if i > at else i for i in found)
 
-    asked = prompt_text(processor, question + _MARK, system, said).find(_MARK) - len(question)
-    if asked < 0 or text[asked : asked + len(question)] != question:
+    start = prompt_text(processor, question + _MARK, system, answer_prefix).find(_MARK) - len(question)
+    if start < 0 or text[start : start + len(question)] != question:
         raise ValueError(f"processor: its chat template does not keep the question {question!r} as it is")
-    spans = {"image": patches, "question": positions(asked, asked + len(question))}
+    spans = {"image": patches, "question": positions(start, start + len(question))}
     begins = min(patches[0], *spans["question"])
     spans["system"] = tuple(range(begins))  # with any opening token, on which many models rest their attention
-    if said is not None:
-        kept = said if text.endswith(said) else said.rstrip()  # many templates strip trailing blanks
+    if answer_prefix is not None:
+        # Many templates strip trailing blanks.
+        kept = answer_prefix if text.endswith(answer_prefix) else answer_prefix.rstrip()
         if not text.endswith(kept):
-            raise ValueError(f"processor: its chat template does not keep the beginning {said!r} of an answer as it is")
+            raise ValueError(
+                f"processor: its chat template does not keep the beginning {answer_prefix!r} of an answer as it is"
+            )
         spans["answer"] = positions(len(text) - len(kept), len(text))
-    first = None if answer is None else _first_token(processor, question, system, said, answer, text, short)
+    first = None if answer is None else _first_token(processor, question, system, answer_prefix, answer, text, text_ids)
     ordered = {name: spans[name] for name in PARTS if name in spans}
-    return Prompt(tuple(ids), ordered, first, patch_maps(processor, image, made, len(patches)))
+    return Prompt(tuple(ids), ordered, first, patch_maps(processor, image, inputs, len(patches)))
 
 
 def _tokens(processor: Any, text: str) -> tuple[list[int], list[Span]]:
@@ -158,21 +160,23 @@ def _tokens(processor: Any, text: str) -> tuple[list[int], list[Span]]:
 
 
 def _first_token(
-    processor: Any, question: str, system: str | None, said: str | None, answer: str, text: str, short: list[int]
-) -> int:
-    if said is not None:
-        answered = prompt_text(processor, question, system, f"{said.rstrip()} {answer}")
+    processor: Any, question: str, system: str | None, answer_prefix: str | None, answer: str, text: str,
+    text_ids: list[int],
+) -> int:  # fmt: skip
+    """The first token of the answer, given the prompt's text and its ids."""
+    if answer_prefix is not None:
+        with_answer = prompt_text(processor, question, system, f"{answer_prefix.rstrip()} {answer}")
     else:
-        answered = prompt_text(processor, question, system, answer=answer)
-    if not (answered.startswith(text) and answered[len(text) :].lstrip().startswith(answer.strip())):
+        with_answer = prompt_text(processor, question, system, answer=answer)
+    if not (with_answer.startswith(text) and with_answer[len(text) :].lstrip().startswith(answer.strip())):
         raise ValueError(
-            f"processor: with the answer {answer!r} its chat template makes {answered!r}, which does not go on with it "
-            f"from {text!r}"
+            f"processor: expected a chat template that continues {text!r} with the answer {answer!r}, "
+            f"got {with_answer!r}"
         )
-    whole, _ = _tokens(processor, answered)
-    if whole[: len(short)] != short or len(whole) <= len(short):
+    whole, _ = _tokens(processor, with_answer)
+    if whole[: len(text_ids)] != text_ids or len(whole) <= len(text_ids):
         raise ValueError(
-            f"processor: its tokenizer joins the answer {answer!r} with what stands before it, so that it has no first "
+            f"processor: its tokenizer joins the answer {answer!r} to the text before it, so the answer has no first "
             "token of its own"
         )
-    return whole[len(short)]
+    return whole[len(text_ids)]

@@ -65,9 +65,9 @@ def age_of_acquisition(path: str | Path) -> dict[str, float]:
 
 def _half(months: NDArray[np.float64], share: NDArray[np.float64]) -> float | None:
     models = require("statsmodels.api", "ages of acquisition")
-    there = ~np.isnan(share)
-    if there.sum() < 2 or np.ptp(share[there]) == 0:
+    measured = ~np.isnan(share)
+    if measured.sum() < 2 or np.ptp(share[measured]) == 0:
         return None
-    fitted = models.GLM(share[there], models.add_constant(months[there]), family=models.families.Binomial()).fit()
+    fitted = models.GLM(share[measured], models.add_constant(months[measured]), family=models.families.Binomial()).fit()
     level, slope = fitted.params
     return float(-level / slope) if slope > 0 else None

@@ -59,11 +59,11 @@ def noun_list(source: str = "study", categories: Sequence[str] = ()) -> list[str
             words = list(dict.fromkeys(path.read_text(encoding="utf-8").split()))
     absent = set(categories) - set(known.values())
     if absent:
-        there = ", ".join(sorted(set(known.values())))
-        raise ValueError(f"noun_categories: expected some of {there}; got {', '.join(sorted(absent))}")
+        known_categories = ", ".join(sorted(set(known.values())))
+        raise ValueError(f"noun_categories: expected some of {known_categories}; got {', '.join(sorted(absent))}")
     found = [word for word in words if not categories or known.get(word) in categories]
     if not found:
-        raise ValueError(f"nouns: {source} has no word in {', '.join(categories) or 'it'}")
+        raise ValueError(f"nouns: expected words of {', '.join(categories) or 'any kind'} in {source}, got none")
     return found
 
 
@@ -131,11 +131,10 @@ def nouns_over_threshold(
     smaller = {noun: min(counts.get(token, 0) for token in both) for noun, both in tokens.items()}
     passed = [noun for noun in nouns if smaller[noun] >= minimum]
     if len(passed) < 2:
-        closest = sorted(nouns, key=lambda n: -smaller[n])[:5]
-        listing = ", ".join(f"{n} ({smaller[n]})" for n in closest)
-        found = "no noun stands" if not passed else f"only {passed[0]!r} stands"
+        closest = ", ".join(f"{noun} ({smaller[noun]})" for noun in sorted(nouns, key=lambda n: -smaller[n])[:5])
         raise ValueError(
-            f"nouns: {found} at least {minimum} times both as ENV and as LAN, and probes need two; the closest, with "
-            f"the smaller of their two counts: {listing}. Lower the threshold (--min-noun-count) or give more text."
+            f"nouns: expected two that occur at least {minimum} times both as ENV and as LAN, "
+            f"got {f'only {passed[0]!r}' if passed else 'none'}; the closest, with the smaller of their two counts: "
+            f"{closest}. Lower the threshold (--min-noun-count) or give more text."
         )
     return passed

@@ -123,7 +123,7 @@ def test_an_answer_that_has_begun_is_a_group_and_goes_on(twins: Any, pairs: list
     examples = asked.matched()
     assert "answer" in examples.key_masks
     for i, question in enumerate(asked.questions):
-        text = prompt_text(processor, question.text, said="Yes No")
+        text = prompt_text(processor, question.text, answer_prefix="Yes No")
         expected = processed(processor, read_image(question.image), text)
         length = expected["input_ids"].shape[1]
         assert examples.input_ids[i, :length].tolist() == expected["input_ids"][0].tolist()
@@ -335,7 +335,7 @@ def test_what_cannot_be_asked_is_refused(twins: Any, pairs: list[Question], aske
     with pytest.raises(ValueError, match="two contexts"):
         sg.steering(twins.ours, alone)
     unknown = replace(asked, prompts=tuple(prompt._replace(maps=()) for prompt in asked.prompts))
-    with pytest.raises(ValueError, match="maps: where this model's image tokens lie in the picture is not known"):
+    with pytest.raises(ValueError, match="maps: .*it is unknown where this model's image tokens lie in the picture"):
         unknown.on_picture(0, np.zeros(60))
 
 

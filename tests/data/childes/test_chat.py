@@ -127,7 +127,7 @@ def test_encodings() -> None:
     for prefix in (b"", b"\xef\xbb\xbf"):
         with pytest.raises(Unreadable, match="line 3: byte 0xe9 is not UTF-8, which its first line declares"):
             decode(prefix + text.encode("latin-1"))
-    with pytest.raises(Unreadable, match="line 2: holds a NUL"):
+    with pytest.raises(Unreadable, match="line 2: contains a NUL"):
         decode(b"@UTF8\n\x00")
 
 
@@ -137,13 +137,13 @@ def test_encodings() -> None:
         (HEADER + "*MOT:\tlook .\n", "line 4: the transcript ends here, without @End"),
         (HEADER + "*MOT:\tlook .\n@End\n*MOT:\tmore .\n", "line 6: the transcript ends here, without @End"),
         (HEADER + "*MOT look .\n@End\n", "line 4: expected a speaker's code and a colon after \\*"),
-        (HEADER + "lost words\n@End\n", "line 4: is neither a header, a tier nor the continuation of one"),
+        (HEADER + "lost words\n@End\n", "line 4: expected a header, a tier or the continuation of one"),
         ("", "line 1: the transcript ends here"),
-        (HEADER + "*MOT:\tka .\n*CHI:\t]\n@End\n", r"line 5: \] stands without \[ before it"),
-        (HEADER + "*MOT:\tka <<< lo\n@End\n", "line 4: < stands without > after it"),
-        (HEADER + "*MOT:\tka > lo\n@End\n", "line 4: > stands without < before it"),
-        (HEADER + "*MOT:\tka [= lo\n@End\n", r"line 4: \[ stands without \] after it"),
-        (HEADER + "*MOT:\tka [[x 2] lo\n@End\n", r"line 4: \[ stands without \] after it"),
+        (HEADER + "*MOT:\tka .\n*CHI:\t]\n@End\n", r"line 5: \] has no \[ before it"),
+        (HEADER + "*MOT:\tka <<< lo\n@End\n", "line 4: < has no > after it"),
+        (HEADER + "*MOT:\tka > lo\n@End\n", "line 4: > has no < before it"),
+        (HEADER + "*MOT:\tka [= lo\n@End\n", r"line 4: \[ has no \] after it"),
+        (HEADER + "*MOT:\tka [[x 2] lo\n@End\n", r"line 4: \[ has no \] after it"),
     ],
 )
 def test_what_is_no_transcript_is_said_with_its_line(text: str, message: str) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from symground.data import ChatSettings, Corpus, CorpusBuilder, add_transcripts, noun_list, nouns_over_threshold
-from symground.data.childes.transcripts import _FATES, corpora_of, read_lemmas
+from symground.data.childes.transcripts import _OUTCOMES, corpora_of, read_lemmas
 
 HEADER = "@UTF8\n@Begin\n@Participants:\tCHI Target_Child, MOT Mother\n"
 GOOD = HEADER + "*MOT:\tlook .\n%act:\tsits\n*CHI:\t0 .\n@End\n"
@@ -48,7 +48,7 @@ def test_every_utterance_and_file_is_accounted_for(tmp_path: Path) -> None:
     files = {name: chat[name] for name in ("files", "files_kept", "files_left_out", "files_set_aside", "latin_1")}
     assert files == {"files": 6, "files_kept": 3, "files_left_out": 1, "files_set_aside": 2, "latin_1": 1}
     assert chat["main_tiers"] == 12
-    assert [chat[fate] for fate in _FATES] == [3, 3, 0, 2, 4]
+    assert [chat[fate] for fate in _OUTCOMES] == [3, 3, 0, 2, 4]
     assert chat["skipped"] == [
         {"file": "B/Wells/bytes.cha", "line": 4, "reason": "byte 0xe9 is not UTF-8, which its first line declares"},
         {"file": "B/Wells/cut.cha", "line": 6, "reason": "the transcript ends here, without @End"},
@@ -176,7 +176,7 @@ def test_the_whole_archive_is_accounted_for(real_data: Path, tmp_path: Path) -> 
     corpus = builder.write(tmp_path / "corpus", 5)
     chat = corpus.statistics["chat"]
     assert (chat["files"], chat["files_set_aside"]) == (3570, 0)
-    assert chat["main_tiers"] == sum(chat[name] for name in _FATES) == 2_167_845
+    assert chat["main_tiers"] == sum(chat[name] for name in _OUTCOMES) == 2_167_845
     assert 890_000 < corpus.statistics["env_tokens"] < 920_000
     assert 95 <= len(nouns_over_threshold(corpus.counts, 100, noun_list("cdi"))) <= 105
     assert len(chat["corpora"]) == 43
@@ -225,7 +225,7 @@ def test_a_transcript_that_ends_its_reader_is_set_aside(
     assert [(s["file"], s["line"]) for s in chat["skipped"]] == [("a05.cha", 1)]
     assert re.match(reason, chat["skipped"][0]["reason"])
     assert (chat["files"], chat["files_kept"], chat["files_set_aside"]) == (12, 11, 1)
-    assert chat["main_tiers"] == 24 == sum(chat[fate] for fate in transcripts._FATES)
+    assert chat["main_tiers"] == 24 == sum(chat[fate] for fate in transcripts._OUTCOMES)
     assert chat["in_set_aside_files"] == 2
     assert builder.counts()["look:<LAN>"] == 11
 
@@ -280,7 +280,7 @@ def test_every_utterance_of_every_file_is_in_one_account(
         with suppress(ValueError):  # where none is kept the account is there all the same
             add_transcripts(builder, [folder, folder], settings, jobs=1)
     chat = builder.statistics["chat"]
-    fates = [key for key in chat if key in _FATES]
+    fates = [key for key in chat if key in _OUTCOMES]
     assert chat["files"] == there == chat["files_kept"] + chat["files_left_out"] + chat["files_set_aside"]
     assert chat["main_tiers"] == tiers == sum(chat[fate] for fate in fates)
     assert {key: sum(of[key] for of in chat["corpora"].values()) for key in fates} == {key: chat[key] for key in fates}

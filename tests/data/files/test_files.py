@@ -74,7 +74,7 @@ def test_a_damaged_archive_is_found_before_anything_is_read(tmp_path: Path, name
 def test_a_member_that_leads_out_is_refused(tmp_path: Path, name: str, make: object) -> None:
     path = tmp_path / ("a.zip" if make is as_zip else "a.tar.gz")
     make(path, {"good.cha": b"x", name: b"y"})  # type: ignore[operator]
-    with pytest.raises(ValueError, match=r"is refused, its member .* leads out of the archive"):
+    with pytest.raises(ValueError, match=r"is refused: its member .* leads out of the archive"):
         list(files_in([path], ".cha"))
 
 
@@ -148,7 +148,7 @@ def test_a_truncation_is_found(tmp_path: Path, end: str) -> None:
 def test_a_tar_that_goes_on_after_its_end_is_refused(tmp_path: Path) -> None:
     path = as_tar(tmp_path / "a.tar")
     path.write_bytes(path.read_bytes() * 2)
-    with pytest.raises(ValueError, match=r"a\.tar is damaged: it goes on after the mark of its end"):
+    with pytest.raises(ValueError, match=r"a\.tar is damaged: its end mark is followed by other data"):
         file_names([path], ".cha")
 
 
@@ -228,7 +228,7 @@ def test_what_is_reached_twice_is_read_once_and_named(tmp_path: Path) -> None:
     )
     reasons = {Path(name).name: reason for name, reason in left_out}
     assert set(reasons) == {"again", "loop", "nothing.cha", "same.cha", "folder", "a", "2.cha", "a.zip"}
-    assert reasons["nothing.cha"] == "is no file, or a link to nothing"
+    assert reasons["nothing.cha"] == "is not a file, or is a broken link"
     assert reasons["2.cha"] == "is the same file as a/2.cha, which is read"
     assert reasons["a"].startswith("is the same folder as ")
 
@@ -278,7 +278,7 @@ def test_what_is_packed_in_another_way_is_named_and_not_left_out_in_silence(tmp_
     (unpacked, reason), (inside, why) = left_out
     assert (inside, unpacked) == (f"b.zip: deep/{name}", f"in/{name}")
     assert why == "is an archive within an archive, which is not opened"
-    assert reason.startswith("is not opened: of archives .zip, .tar")
+    assert reason.startswith("is not opened; archives that are end in .zip, .tar")
     with pytest.raises(ValueError, match=r"paths: expected a folder, a .cha file, or an archive \(.zip, .tar"):
         file_names([tmp_path / "in" / name], ".cha")
 

@@ -135,7 +135,7 @@ def test_noise_is_talk_without_a_scene_and_scenes_without_talk(silent: float, al
 
 def test_noise_has_no_more_than_all_scenes() -> None:
     GeneratedSettings(silent_scenes=0.25, talk_alone=0.75)
-    with pytest.raises(ValueError, match="talk_alone: expected at most what silent_scenes leaves, got 0.8"):
+    with pytest.raises(ValueError, match="talk_alone: expected at most 1 - silent_scenes = 0.7, got 0.8"):
         GeneratedSettings(silent_scenes=0.3, talk_alone=0.8)
 
 
@@ -170,7 +170,7 @@ def test_synonyms_homonyms_and_categories() -> None:
     categories, _ = scenes_of(category_talk=1.0)
     assert not any(nouns_in(scene, "LAN") for scene in categories)
     assert any("toys:<LAN>" in scene for scene in categories)
-    with pytest.raises(ValueError, match="homonyms: expected at least two words for 8 nouns, got 8"):
+    with pytest.raises(ValueError, match="homonyms: expected at most 7, so that two words are left, got 8"):
         GeneratedSettings(nouns=8, homonyms=8)
     assert len(set(GeneratedSettings(nouns=8, homonyms=4).spoken.values()) | {STUDY_NOUNS[0]}) == 2
     for homonyms in (5, 7):  # the last word has fewer objects

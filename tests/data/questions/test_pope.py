@@ -195,9 +195,9 @@ def test_articles_go_by_sound(article: str, nouns: str) -> None:
         ({"per_image": 0}, "per_image: expected an even number, at least 2, got 0"),
         ({"images": 0}, "images: expected at least 1, or None for all, got 0"),
         ({"least": 0}, "least: expected at least 1, got 0"),
-        ({"images": 5}, r"images: expected 5 of .* that show at least 3 of its 9 categories and lack 3, there are 4"),
-        ({"images": None, "least": 5}, "images: expected any of .* that show at least 5 .* there are 0"),
-        ({"images": 2, "per_image": 8}, "that show at least 4 of its 9 categories and lack 4, there are 1"),
+        ({"images": 5}, r"images: expected 5 of .* that show at least 3 of its 9 categories and lack 3, got 4"),
+        ({"images": None, "least": 5}, "images: expected any of .* that show at least 5 .* got 0"),
+        ({"images": 2, "per_image": 8}, "that show at least 4 of its 9 categories and lack 4, got 1"),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused(instances: Path, settings: dict[str, Any], message: str) -> None:
@@ -217,9 +217,9 @@ def test_a_file_of_another_form_is_refused(tmp_path: Path) -> None:
         (captions, r"has no 'categories'; expected COCO's instances: .*a captions file"),
         ({**captions, "categories": []}, r"annotations\[0\]: has no 'category_id'; expected"),
         (unknown, r"annotations\[3\]\.category_id: expected an id of the categories, got 999"),
-        ([captions], "the whole: expected an object with 'categories', got a list of 1"),
+        ([captions], "the JSON: expected an object with 'categories', got a list of 1"),
         ({"images": 1, "annotations": [], "categories": []}, "images: expected a list, got 1"),
-        ("", "the whole: expected an object with 'categories', got \"\""),
+        ("", "the JSON: expected an object with 'categories', got \"\""),
     ):
         with pytest.raises(ValueError, match=rf"instances: .*captions\.json: {message}"):
             pope_questions(save(path, content))

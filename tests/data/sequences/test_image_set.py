@@ -54,6 +54,8 @@ def test_a_damaged_image_set_is_refused(tmp_path: Path) -> None:
 def test_more_patches_than_ids_can_name_are_refused() -> None:
     builder = CorpusBuilder()
     builder.patches = 4
-    with pytest.raises(ValueError, match=r"image: a corpus names at most 1,073,741,824 patches, and image 268435455"):
+    with pytest.raises(
+        ValueError, match=r"image: expected at most 1,073,741,824 patches in a corpus, got image 268435455"
+    ):
         builder.add([["a"]], image=2**28 - 1)
     builder.add([["a"]], image=2**28 - 2)

@@ -100,7 +100,7 @@ def test_captions_come_from_coco(tmp_path: Path) -> None:
         ({"dialog": ["a dog"]}, "has no turns"),
         ({"dialog": ["...", "is it? no"]}, "has a caption without words"),
         ({"dialog": 3}, "dialog: expected a list, got 3"),
-        ("text", "the whole: expected an object with 'dialog', got \"text\""),
+        ("text", "the JSON: expected an object with 'dialog', got \"text\""),
         ({"dialog": []}, "dialog: expected a caption and turns, got an empty list"),
     ],
 )
@@ -111,7 +111,7 @@ def test_a_dialogue_that_cannot_be_read_is_set_aside(tmp_path: Path, entry: Any,
     assert statistics["dialogues_set_aside"] == 1
     assert statistics["skipped"][0]["file"] == "plain.json#1"
     assert statistics["skipped"][0]["reason"].startswith(reason)
-    with pytest.raises(ValueError, match=r"plain\.json#1: (has|dialog: expected|the whole: expected)"):
+    with pytest.raises(ValueError, match=r"plain\.json#1: (has|dialog: expected|the JSON: expected)"):
         add_dialogues(CorpusBuilder(), [path], DialogSettings(), strict=True)
 
 
@@ -131,7 +131,7 @@ def test_a_file_of_another_form_is_set_aside(tmp_path: Path) -> None:
 def test_an_index_outside_its_pool_is_named(tmp_path: Path) -> None:
     content = json.loads(json.dumps(OFFICIAL))
     content["data"]["dialogs"][0]["dialog"][1]["answer"] = 9
-    with pytest.raises(ValueError, match=r"official\.json#0: has an index outside its pool of 2: 9"):
+    with pytest.raises(ValueError, match=r"official\.json#0: answers: expected an index into a pool of 2, got 9"):
         list(dialogues(save(tmp_path / "official.json", content)))
 
 

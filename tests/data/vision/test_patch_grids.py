@@ -203,5 +203,7 @@ def test_where_tokens_lie_in_no_known_grid_there_is_no_map(llava_processor: Any)
         assert patch_maps(llava_processor, picture, {"pixel_values": torch.zeros(pixels)}, count) == ()
     grid = {"image_grid_thw": torch.tensor([[2, 4, 4]])}  # two pictures in time
     assert patch_maps(SimpleNamespace(image_processor=SimpleNamespace(merge_size=2)), picture, grid, 8) == ()
-    with pytest.raises(ValueError, match="maps: where this model's image tokens lie in the picture is not known"):
+    with pytest.raises(
+        ValueError, match="maps: expected at least one, got none: it is unknown where this model's image tokens lie"
+    ):
         on_image((), np.zeros(16), 4, 4)

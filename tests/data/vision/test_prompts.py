@@ -43,7 +43,7 @@ def test_every_part_is_where_its_text_is(processor: Any, form: str, system: str 
 @pytest.mark.parametrize("said", ["The image", "Yes", "The image shows "])
 def test_an_answer_that_has_begun_ends_the_prompt(processor: Any, said: str) -> None:
     picture = noise(20, 30)
-    prompt = read_prompt(processor, picture, TEXT, said=said, system=SYSTEM)
+    prompt = read_prompt(processor, picture, TEXT, answer_prefix=said, system=SYSTEM)
     assert list(prompt.spans) == ["system", "image", "question", "answer"]
     assert said_by(processor, prompt, "answer").strip() == said.strip()
     assert said_by(processor, prompt, "question") == TEXT
@@ -55,7 +55,7 @@ def test_an_answer_that_has_begun_ends_the_prompt(processor: Any, said: str) -> 
 
 def test_what_comes_after_an_answer_that_has_begun(llava_processor: Any) -> None:
     decode = llava_processor.tokenizer.decode
-    prompt = read_prompt(llava_processor, noise(16, 16), TEXT, said="A", answer="zebra")
+    prompt = read_prompt(llava_processor, noise(16, 16), TEXT, answer_prefix="A", answer="zebra")
     assert decode([prompt.answer]) == " zebra"
     prompt = read_prompt(llava_processor, noise(16, 16), TEXT, answer="zebra")
     assert decode([prompt.answer]) == " zebra"
@@ -63,7 +63,7 @@ def test_what_comes_after_an_answer_that_has_begun(llava_processor: Any) -> None
 
 @pytest.mark.parametrize("question", ["A", "ASSISTANT", "user", "Yes", "zebra", " a ", SYSTEM])
 def test_a_question_is_found_though_its_words_stand_elsewhere_too(processor: Any, form: str, question: str) -> None:
-    prompt = read_prompt(processor, noise(16, 16), question, said="Yes zebra", system=SYSTEM)
+    prompt = read_prompt(processor, noise(16, 16), question, answer_prefix="Yes zebra", system=SYSTEM)
     assert said_by(processor, prompt, "question").strip() == question.strip()
     assert min(prompt.spans["question"]) > max(prompt.spans["image"])
     assert max(prompt.spans["question"]) < min(prompt.spans["answer"])
@@ -95,10 +95,10 @@ def with_bos(processor: Any) -> Any:
 def test_what_opens_a_text_stands_there_once(llava_processor: Any) -> None:
     """By the tokenizer or by the template, and it counts to what stands before the image."""
     tokenizer = with_bos(llava_processor)
-    plain = read_prompt(llava_processor, noise(16, 16), TEXT, answer="No", said="Yes")
+    plain = read_prompt(llava_processor, noise(16, 16), TEXT, answer="No", answer_prefix="Yes")
     for template in (llava_processor.chat_template, "{{ bos_token }}" + llava_processor.chat_template):
         processor = again(llava_processor, tokenizer, template)
-        prompt = read_prompt(processor, noise(16, 16), TEXT, answer="No", said="Yes")
+        prompt = read_prompt(processor, noise(16, 16), TEXT, answer="No", answer_prefix="Yes")
         assert prompt.ids == (tokenizer.bos_token_id, *plain.ids)
         assert prompt.spans["system"][0] == 0
         assert {n: tuple(i - 1 for i in s) for n, s in prompt.spans.items() if n != "system"} == {

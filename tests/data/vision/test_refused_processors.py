@@ -29,8 +29,8 @@ QUESTION, ANSWER = "{{ messages[0]['content'][1]['text'] }}", "{{ messages[-1]['
 @pytest.mark.parametrize(
     ("message", "template"),
     [
-        (r"processor: expected one image token \(id 2\) in 'Is .*', found 0", QUESTION),
-        (r"processor: expected one image token \(id 2\) .*, found 2", "<image><image>"),
+        (r"processor: expected one image token \(id 2\) in 'Is .*', got 0", QUESTION),
+        (r"processor: expected one image token \(id 2\) .*, got 2", "<image><image>"),
         (
             r"processor: its chat template does not keep the question 'Is there a zebra in the image\?' as it is",
             "<image>{{ messages[0]['content'][1]['text'] | upper }}",
@@ -38,11 +38,11 @@ QUESTION, ANSWER = "{{ messages[0]['content'][1]['text'] }}", "{{ messages[-1]['
         ("does not keep the question", "<image> What is there?"),
         ("does not keep the question", "<image>{{ messages[0]['content'][1]['text'] | replace('a', '') }}"),
         (
-            "processor: with the answer 'Yes' its chat template makes .*, which does not go on with it from ",
+            "processor: expected a chat template that continues '.*' with the answer 'Yes', got '",
             f"<image>{QUESTION} A: {{% if add_generation_prompt %}}<think>{{% else %}}{ANSWER}{{% endif %}}",
         ),
         (  # there is no place to answer at
-            r"its chat template makes .*, which does not go on with it from '<image>Is there a zebra in the image\?'",
+            r"a chat template that continues '<image>Is there a zebra in the image\?' with the answer 'Yes', got '",
             f"<image>{QUESTION}{{% if not add_generation_prompt %}} A: {ANSWER}{{% endif %}}",
         ),
     ],
@@ -61,7 +61,7 @@ def test_processors_whose_ids_cannot_be_told_apart_are_refused(llava_processor: 
     slow = again(llava_processor, transformers.ByT5Tokenizer())
     with pytest.raises(ValueError, match="processor: expected a fast tokenizer, got ByT5Tokenizer"):
         read_prompt(slow, picture, TEXT)
-    with pytest.raises(ValueError, match="processor: its tokenizer joins the answer 'Yes' with what stands before it"):
+    with pytest.raises(ValueError, match="processor: its tokenizer joins the answer 'Yes' to the text before it"):
         read_prompt(again(llava_processor, joined()), picture, TEXT, answer="Yes")
     nameless = again(llava_processor)
     nameless.image_token_id = None
@@ -74,7 +74,7 @@ def test_processors_whose_ids_cannot_be_told_apart_are_refused(llava_processor: 
     with pytest.raises(
         ValueError, match="final message does not appear|does not keep the beginning 'Yes' of an answer"
     ):
-        read_prompt(trimming, picture, TEXT, said="Yes")
+        read_prompt(trimming, picture, TEXT, answer_prefix="Yes")
 
 
 class Changed:
@@ -93,7 +93,9 @@ class Changed:
 
 def test_ids_that_are_not_the_tokenizers_are_refused(llava_processor: Any) -> None:
     for change in (lambda ids: ids[:, 1:], lambda ids: ids[:, :-1], lambda ids: torch.cat([ids, ids[:, -1:]], 1)):
-        with pytest.raises(ValueError, match="processor: the ids of Changed are not those of its tokenizer around"):
+        with pytest.raises(
+            ValueError, match="processor: expected Changed to keep its tokenizer's ids before and after the image"
+        ):
             read_prompt(Changed(llava_processor, change), noise(16, 16), TEXT)
-    with pytest.raises(ValueError, match=r"processor: Changed leaves no token of the image \(id 2\) in the ids"):
+    with pytest.raises(ValueError, match=r"processor: expected image tokens \(id 2\) in the ids of Changed, got none"):
         read_prompt(Changed(llava_processor, lambda ids: ids.masked_fill(ids == 2, 7)), noise(16, 16), TEXT)
