@@ -1,4 +1,4 @@
-"""Wrong arguments of the public functions of `symground.data`, and of settings: each is named, with what came."""
+"""Wrong arguments of the public functions of `symground.data`, and of settings: each is refused by its name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from symground.training import Hardware, Optimization, TrainSettings
 from symground.typed import told
 
 WRONG: tuple[Any, ...] = (3, None, 1.5, [3], {"a": 1}, b"x", object())
-#: Function → the argument that its message names, where it is given nothing that it could take.
+#: Function → the argument that its message names if all are of a wrong type.
 FIRST = {
     "add_dialogues": "builder", "add_scenes": "builder", "add_transcripts": "builder", "noun_list": "nouns",
     "nouns_over_threshold": "counts", "pope_questions": "instances", "read_questions": "path",
@@ -30,7 +30,7 @@ SETTINGS = (
 
 def test_every_public_function_is_tried() -> None:
     functions = {name for name in data.__all__ if inspect.isfunction(getattr(data, name))}
-    assert functions - {"env", "lan", "speaker"} == FIRST.keys()  # those spell words
+    assert functions - {"env", "lan", "speaker"} == FIRST.keys()  # these make tokens of words
 
 
 @pytest.mark.parametrize("name", FIRST)
@@ -64,8 +64,8 @@ def test_later_arguments_are_named(tmp_path: Path, value: Any) -> None:
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings.__name__)
-def test_every_field_of_settings_at_every_wrong_type(settings: Any) -> None:
-    """A value of the type of the default is right, whole numbers are numbers, and what may be None may be None."""
+def test_every_field_of_settings_refuses_every_wrong_type(settings: Any) -> None:
+    """Right are only values of the field's type, an integer for a float, and None for an optional field."""
     tried = 0
     for field in fields(settings):
         assert field.default is not MISSING
@@ -85,8 +85,8 @@ def test_every_field_of_settings_at_every_wrong_type(settings: Any) -> None:
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings.__name__)
-def test_settings_have_no_nan(settings: Any) -> None:
-    """A norm may be clipped nowhere, and a state saved never."""
+def test_settings_refuse_nan_and_infinity(settings: Any) -> None:
+    """But ``clip`` and ``resume_every`` may be infinite: then no norm is clipped, and no state is saved."""
     for field in fields(settings):
         if str(field.type) == "float":
             for value in (float("nan"), float("inf"), -float("inf")):

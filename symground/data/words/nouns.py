@@ -131,10 +131,11 @@ def nouns_over_threshold(
     smaller = {noun: min(counts.get(token, 0) for token in both) for noun, both in tokens.items()}
     passed = [noun for noun in nouns if smaller[noun] >= minimum]
     if len(passed) < 2:
-        closest = ", ".join(f"{noun} ({smaller[noun]})" for noun in sorted(nouns, key=lambda n: -smaller[n])[:5])
+        closest = sorted(nouns, key=lambda n: -smaller[n])[:5]
+        listing = ", ".join(f"{n} ({smaller[n]})" for n in closest)
         raise ValueError(
             f"nouns: expected two that occur at least {minimum} times both as ENV and as LAN, "
             f"got {f'only {passed[0]!r}' if passed else 'none'}; the closest, with the smaller of their two counts: "
-            f"{closest}. Lower the threshold (--min-noun-count) or give more text."
+            f"{listing}. Lower the threshold (--min-noun-count) or give more text."
         )
     return passed

@@ -1,4 +1,4 @@
-"""One CHAT transcript to the study's sequence: every convention, on hand-made transcripts."""
+"""One CHAT transcript as the study's sequence: every convention, on hand-made transcripts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def turns(body: str, **settings: object) -> list[str]:
     return [" ".join(turn) for turn in read(body, **settings).turns]
 
 
-def test_a_turn_is_before_during_utterance_after() -> None:
+def test_a_turn_is_events_before_and_during_then_the_utterance_then_events_after() -> None:
     body = "*MOT:\tlook a doggie !\n%act:\t<aft> CHI laughs <bef> MOT sits\n"
     body += "%gpx:\tpoints to dog\n%sit:\t<dur> noise outside\n"
     assert turns(body) == [
@@ -59,7 +59,7 @@ def test_two_tiers_of_one_name_are_both_kept() -> None:
     ]
 
 
-def test_a_turn_that_only_carries_env_has_no_utterance() -> None:
+def test_a_turn_of_events_alone_has_no_utterance() -> None:
     assert turns("*CHI:\t0 .\n%act:\tthrows ball\n") == ["<CHI> throws:<ENV> ball:<ENV>"]
     assert turns("*CHI:\t0 .\n") == []
 
@@ -92,7 +92,7 @@ def test_inline_events_are_dropped_or_are_env() -> None:
     assert turns("*CHI:\t&=laughs .\n", inline_events=True) == ["<CHI> laughs:<ENV>"]
 
 
-def test_only_the_speakers_asked_for() -> None:
+def test_only_the_requested_speakers() -> None:
     body = "*MOT:\tlook .\n%act:\tsits\n*CHI:\tball .\n"
     found = read(body, speakers=("CHI",))
     assert [" ".join(turn) for turn in found.turns] == ["<CHI> ball:<LAN>"]
@@ -108,7 +108,7 @@ def test_lemmas_come_from_tiers_that_align() -> None:
     assert turns(body, lemmas="mor") == turns(body)
 
 
-def test_headers_in_mid_file_and_blank_lines_change_nothing() -> None:
+def test_headers_between_utterances_and_blank_lines_change_nothing() -> None:
     body = "*MOT:\tlook .\n@G:\tbooks\n\n*CHI:\tball .\n@Comment:\t*MOT: is not one\n%act:\tsits\n"
     assert turns(body)[0] == "<MOT> look:<LAN>"
     assert read(body).main_tiers == 2
@@ -146,7 +146,7 @@ def test_encodings() -> None:
         (HEADER + "*MOT:\tka [[x 2] lo\n@End\n", r"line 4: \[ has no \] after it"),
     ],
 )
-def test_what_is_no_transcript_is_said_with_its_line(text: str, message: str) -> None:
+def test_a_text_that_is_not_a_transcript_is_refused_with_its_line(text: str, message: str) -> None:
     with pytest.raises(Unreadable, match=message):
         parse(text, ChatSettings())
 
@@ -161,12 +161,12 @@ TIERS = st.sampled_from(["*MOT:\t", "*CHI:\t", "%act:\t", "%sit:\t", "%com:\t", 
 
 
 @given(st.lists(st.tuples(TIERS, st.lists(PIECES, max_size=8)), max_size=8), st.booleans())
-def test_no_utterance_is_lost_whatever_stands_in_it(lines: list[tuple[str, list[str]]], inline: bool) -> None:
+def test_no_utterance_is_lost_whatever_it_contains(lines: list[tuple[str, list[str]]], inline: bool) -> None:
     body = "".join(f"{tier}{' '.join(pieces)}\n" for tier, pieces in lines)
     settings = ChatSettings(inline_events=inline, lemmas="mor")
     try:
         found = parse(f"{HEADER}{body}@End\n", settings)
-    except Unreadable:  # said, not lost
+    except Unreadable:  # with its line, and the whole file is set aside
         return
     assert found.main_tiers == sum(tier.startswith("*") for tier, _ in lines)
     assert found.main_tiers == len(found.turns) + found.silent + found.other_speakers
@@ -195,7 +195,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     ]
     + [("min_env_tiers", value) for value in (-1, "x", None, 1.5)],
 )
-def test_settings_of_another_kind_are_refused_by_name(name: str, value: object) -> None:
-    """A string would be read as the tiers of its letters."""
+def test_settings_of_a_wrong_type_are_refused(name: str, value: object) -> None:
+    """Otherwise each letter of a string would count as a tier."""
     with pytest.raises(ValueError, match=f"^{name}: expected "):
         ChatSettings(**{name: value})  # type: ignore[arg-type]

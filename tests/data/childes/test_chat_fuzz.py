@@ -1,4 +1,4 @@
-"""Drawn lines of CHAT: nothing crashes, the account holds, and neither code nor mark becomes a word.
+"""Drawn lines of CHAT: nothing crashes, every utterance is counted, and neither code nor mark becomes a word.
 
 ``SYMGROUND_CHAT_LINES=100000 python -m pytest tests/data/childes/test_chat_fuzz.py`` is the long form.
 """
@@ -20,7 +20,7 @@ from symground.data.childes.main_tier import spoken
 from symground.data.words import UNKNOWN, WORD
 
 LINES = int(os.environ.get("SYMGROUND_CHAT_LINES", "3000"))
-#: Speech has no q, and codes have nothing but q, so that a word tells where it comes from.
+#: Speech has no q, and q is the only letter of codes, so each word shows which of them it is from.
 SPEECH = (
     "ka",
     "lo",
@@ -39,14 +39,14 @@ SPEECH = (
     "www",
 )
 MARKS = (*":^≠↑↓⇗↗→↘⇘∞≈≋≡∙⌈⌉⌊⌋∆∇⁎⁇°◉▁▔☺♋∬∮§∾↻ˈˌː‹›〔〕Ϋ", "⌈2", "⌉9", "\x02\x01", "\xad", "↫q-q↫")
-#: They may stand without a space on either side.
+#: Codes that need no space on either side.
 CODES = (
     "[/]", "[//]", "[///]", "[/?]", "[/-]", "[e]", "[x 3]", "[x3]", "[= q]", "[=q]", "[=! q]", "[=? q q]", "[% q]",
     "[%q]", "[%qqq: q]", "[$QQQ]", "[+ qq]", "[- qqq]", "[*]", "[* q]", "[?]", "[!]", "[!!]", "[>]", "[<1]", "[^ q]",
     "[^c]", "[# q]", "[:: q]", "[= q [q] q]", "\x1512_34\x15", "\x15%qqq:\"q q\"_1_2\x15", "(.)", "(..)", "(1.5)",
     "(2:30.5)", "(.5)", "“", "”", "\"", ",", "!", "‡", "„",
 )  # fmt: skip
-#: They stand between spaces.
+#: Codes that need a space on both sides.
 ALONE = (
     "&-q", "&q", "&+q", "&~q", "&*QQQ:q", "&=q", "&=q:q_q", "&{l=q", "&}l=q", "0", "0q", "0*q", "#", "#q", "##1_5",
     "+...", "+/.", "+//?", "+\"/.", "+\"", "+^", "+,", "++", "+<", ".", "?", "\x1556_78", "\x15",
@@ -56,7 +56,7 @@ TIER = ("<bef>", "<aft>", "<dur>", "<1w-3w>", "<$=1>", "[= q]", "$QQQ", "$QQQ:QQ
 
 
 def word(rng: random.Random, suffixes: Sequence[str] = SUFFIXES) -> str:
-    """A word with marks before, within and behind it."""
+    """A word with marks before, within and after it."""
     text = rng.choice(SPEECH)
     if text in ("xxx", "yyy", "www"):
         return text
@@ -87,7 +87,7 @@ def tier(rng: random.Random) -> str:
     )
 
 
-def test_drawn_lines() -> None:
+def test_words_of_drawn_lines_are_speech() -> None:
     rng = random.Random(LINES)
     left = LINES
     while left > 0:
@@ -110,8 +110,8 @@ def test_drawn_lines() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_drawn_characters(seed: int) -> None:
-    """Any characters at all are read, or refused with their line; and words occur in the line."""
+def test_drawn_characters_are_read_or_refused(seed: int) -> None:
+    """Any characters are read, or refused with their line; and every word occurs in its line."""
     rng = random.Random(seed)
     alphabet = "ka lo'<>[]():^&@$%*+-=/0123.,!?\x15\t↫⌈\u0303“"
     for _ in range(LINES // 3):
@@ -133,7 +133,7 @@ HOSTILE = ("<", "[", "]", ">", "‹", "<bef", "[= ", "\x15", "\x15x", "•%a:\""
 
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_time_is_linear(piece: str) -> None:
-    """A hundred thousand characters of one kind: what is not linear takes minutes."""
+    """A hundred thousand characters of one kind: quadratic time would be minutes."""
     line = piece * (100_000 // len(piece))
     for text in (f"*MOT:\t{line}\n", f"*MOT:\tka\n%act:\t{line}\n"):
         with suppress(Unreadable):

@@ -1,4 +1,4 @@
-"""Every row of docs/chat.md: what becomes of a CHAT mark, read from the page itself."""
+"""Every row of docs/chat.md, read from the page itself: what a CHAT mark becomes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_row_of_the_page(column: str, written: str, becomes: str) -> None:
 
 
 @pytest.mark.parametrize("beside", ["cup", "café"])
-def test_what_has_no_print_divides_no_word(beside: str) -> None:
+def test_unprintable_characters_do_not_divide_words(beside: str) -> None:
     for code in set(range(32)) - set(map(ord, "\t\n\r\x15")):
         assert spoken(f"wo{chr(code)}rd {beside}") == ["word", beside], code
 

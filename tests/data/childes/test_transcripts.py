@@ -1,4 +1,4 @@
-"""Transcripts into a corpus: the account of every utterance, what is set aside, the same bytes however it is read."""
+"""Transcripts as a corpus: counts of every utterance, files set aside, and several processes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_every_utterance_and_file_is_accounted_for(tmp_path: Path) -> None:
         read(tmp_path, strict=True)
 
 
-def test_one_process_or_several_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_corpus_does_not_depend_on_the_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from symground.data.childes import transcripts
 
     write(tmp_path / "in", **{f"{c}__{i:02}": GOOD.replace("look", f"word{i}") for c in "AB" for i in range(12)})
@@ -81,7 +81,7 @@ def test_one_process_or_several_the_same_bytes(tmp_path: Path, monkeypatch: pyte
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
 
 
-def test_validation_is_a_matter_of_the_name(tmp_path: Path) -> None:
+def test_documents_for_validation_are_chosen_by_name(tmp_path: Path) -> None:
     write(tmp_path, **{f"a{i:02}": GOOD.replace("look", f"word{i}") for i in range(40)})
     held = []
     for chosen in (range(40), range(0, 40, 2)):
@@ -120,7 +120,7 @@ def test_lemmas_merge_both_forms(tmp_path: Path) -> None:
         read(tmp_path, ChatSettings(lemmas="nowhere"))
 
 
-def test_corpora_are_the_first_two_folders_below_what_all_share() -> None:
+def test_a_corpus_is_the_first_two_folders_below_the_shared_ones() -> None:
     def names(*given: str) -> list[str]:
         return list(corpora_of(given).values())
 
@@ -134,7 +134,7 @@ def test_corpora_are_the_first_two_folders_below_what_all_share() -> None:
     assert names("Brown/1.cha", "Brown/2.cha") == ["Brown", "Brown"]
 
 
-def test_bad_input_is_named(tmp_path: Path) -> None:
+def test_bad_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no \.cha file in"):
         read(tmp_path)
     write(tmp_path, a=HEADER + "*MOT:\tlook .\n@End\n")
@@ -185,7 +185,7 @@ def test_the_whole_archive_is_accounted_for(real_data: Path, tmp_path: Path) -> 
     assert again.documents[-1] == len(again.tokens) == corpus.statistics["tokens"]
 
 
-# What becomes of files that end the process, or the library, that reads them.
+# Files that crash the library or the process that reads them.
 
 DEATHS = {
     "panic": (
@@ -202,7 +202,7 @@ DEATHS = {
 @pytest.mark.parametrize(
     ("death", "jobs"), [("panic", 1), ("memory", 1), ("depth", 1), ("panic", 2), ("exit", 2), ("kill", 2)]
 )
-def test_a_transcript_that_ends_its_reader_is_set_aside(
+def test_a_transcript_that_crashes_its_reader_is_set_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str, jobs: int
 ) -> None:
     from symground.data.childes import transcripts
@@ -230,7 +230,7 @@ def test_a_transcript_that_ends_its_reader_is_set_aside(
     assert builder.counts()["look:<LAN>"] == 11
 
 
-def test_a_script_needs_no_guard(tmp_path: Path) -> None:
+def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
     write(tmp_path / "in", **{f"a{i}": GOOD for i in range(8)})
     script = tmp_path / "script.py"
     script.write_text(
@@ -244,7 +244,7 @@ def test_a_script_needs_no_guard(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "once\n8\n", "")
 
 
-# One account: its parts sum to the whole.
+# Every file and every utterance is in one count.
 
 BODIES = (
     "*MOT:\tka .\n%act:\tlo\n",
@@ -263,25 +263,25 @@ FAULTS = ("", "", "", "no tier\n", "*MOT:\t[ ka\n", "*MOT\n", "\x00", "*MOT:\tka
     ),
     st.sampled_from([(), ("CHI",)]), st.integers(0, 2),
 )  # fmt: skip
-def test_every_utterance_of_every_file_is_in_one_account(
+def test_every_utterance_of_every_file_is_counted_once(
     files: list[tuple[list[str], str, bool]], speakers: tuple[str, ...], least: int
 ) -> None:
     builder = CorpusBuilder()
     with tempfile.TemporaryDirectory() as folder:
-        there, tiers = 0, 0
+        written, tiers = 0, 0
         for i, (bodies, fault, twice) in enumerate(files):
             content = f"{HEADER}{''.join(bodies)}{fault}@End\n".encode(errors="surrogateescape")
             for name in (f"{i}.cha", f"copy/{i}.cha")[: 1 + twice]:
                 Path(folder, name).parent.mkdir(exist_ok=True)
                 Path(folder, name).write_bytes(content)
-            there += 1 + twice
+            written += 1 + twice
             tiers += (1 + twice) * sum(line.startswith(b"*") for line in content.splitlines())
         settings = ChatSettings(speakers=speakers, min_env_tiers=least)
-        with suppress(ValueError):  # where none is kept the account is there all the same
+        with suppress(ValueError):  # raised if no file is kept; the counts are complete
             add_transcripts(builder, [folder, folder], settings, jobs=1)
     chat = builder.statistics["chat"]
     fates = [key for key in chat if key in _OUTCOMES]
-    assert chat["files"] == there == chat["files_kept"] + chat["files_left_out"] + chat["files_set_aside"]
+    assert chat["files"] == written == chat["files_kept"] + chat["files_left_out"] + chat["files_set_aside"]
     assert chat["main_tiers"] == tiers == sum(chat[fate] for fate in fates)
     assert {key: sum(of[key] for of in chat["corpora"].values()) for key in fates} == {key: chat[key] for key in fates}
     assert chat["files_not_read"] == 1
@@ -302,7 +302,7 @@ def test_a_copy_of_a_folder_and_an_archive_of_it_count_once(tmp_path: Path) -> N
     assert builder.counts()["look:<LAN>"] == 2
 
 
-def test_the_counts_of_the_page_are_those_of_the_corpus(tmp_path: Path) -> None:
+def test_token_counts_in_the_statistics_are_those_of_the_corpus(tmp_path: Path) -> None:
     body = "*MOT:\tka ka ka lo xxx .\n%act:\tmi mi su\n"
     write(tmp_path, a=f"{HEADER}{body}@End\n")
     builder, _ = read(tmp_path)

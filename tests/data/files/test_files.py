@@ -1,4 +1,4 @@
-"""Files in folders and archives: the same content by every way, and archives that are damaged or hostile."""
+"""Files in folders and archives: the same content from each, and archives that are damaged or hostile."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def as_tar(path: Path, files: dict[str, bytes] = FILES) -> Path:
     return path
 
 
-def test_every_way_gives_the_same(tmp_path: Path) -> None:
+def test_folders_and_archives_give_the_same_files(tmp_path: Path) -> None:
     wanted = [(name, content) for name, content in FILES.items() if name.endswith(".cha")]
     sources = [as_folder(tmp_path / "folder"), as_zip(tmp_path / "a.zip")]
     sources += [as_tar(tmp_path / f"a.tar{end}") for end in ("", ".gz", ".bz2", ".xz")]
@@ -50,7 +50,7 @@ def test_every_way_gives_the_same(tmp_path: Path) -> None:
     assert list(files_in([one], ".cha")) == [("1.cha", b"one")]
 
 
-def test_what_is_not_there_or_of_another_kind_is_named(tmp_path: Path) -> None:
+def test_missing_paths_and_other_kinds_of_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         file_names([tmp_path / "nowhere"], ".cha")
     (tmp_path / "notes.txt").write_text("x")
@@ -71,7 +71,7 @@ def test_a_damaged_archive_is_found_before_anything_is_read(tmp_path: Path, name
 
 @pytest.mark.parametrize("name", ["../evil.cha", "/etc/evil.cha", "a/../../evil.cha", "..\\evil.cha", "../readme.txt"])
 @pytest.mark.parametrize("make", [as_zip, as_tar])
-def test_a_member_that_leads_out_is_refused(tmp_path: Path, name: str, make: object) -> None:
+def test_a_member_that_leads_out_of_the_archive_is_refused(tmp_path: Path, name: str, make: object) -> None:
     path = tmp_path / ("a.zip" if make is as_zip else "a.tar.gz")
     make(path, {"good.cha": b"x", name: b"y"})  # type: ignore[operator]
     with pytest.raises(ValueError, match=r"is refused: its member .* leads out of the archive"):
@@ -92,7 +92,7 @@ def test_a_link_is_refused(tmp_path: Path) -> None:
             file_names([tmp_path / name], ".cha")
 
 
-# Damage: whatever is flipped or cut off, an archive is refused, or all its members are as they were.
+# Damage: after a flipped bit or a truncation, an archive is refused, or all its members are unchanged.
 
 LARGE = {f"{'ab'[i % 2]}/{i}.cha": (f"{i} ka lo\n" * (i * 7)).encode() for i in range(1, 6)} | {
     "readme.txt": b"mi" * 40
@@ -107,7 +107,7 @@ def whole(folder: Path, end: str) -> tuple[bytes, list[tuple[str, bytes]]]:
 
 
 def read_or_refused(path: Path, content: bytes, wanted: list[tuple[str, bytes]]) -> str:
-    """ "same" or "refused"; fails where members are lost or changed in silence."""
+    """ "same" or "refused"; fails if members are lost or changed without an error."""
     path.write_bytes(content)
     try:
         found = sorted(files_in([path], ".cha"))
@@ -118,7 +118,7 @@ def read_or_refused(path: Path, content: bytes, wanted: list[tuple[str, bytes]])
 
 
 def contents_of(tar: bytes) -> set[int]:
-    """The bytes of a tar that no checksum covers: what its files hold."""
+    """The positions of a tar that no checksum covers: the contents of its files."""
     with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
         return {i for m in archive for i in range(m.offset_data, m.offset_data + m.size)}
 
@@ -145,14 +145,14 @@ def test_a_truncation_is_found(tmp_path: Path, end: str) -> None:
     assert ends[0] == ends[1] == ends[len(content) // 512 // 2 * 512] == "refused"
 
 
-def test_a_tar_that_goes_on_after_its_end_is_refused(tmp_path: Path) -> None:
+def test_data_after_the_end_of_a_tar_is_refused(tmp_path: Path) -> None:
     path = as_tar(tmp_path / "a.tar")
     path.write_bytes(path.read_bytes() * 2)
     with pytest.raises(ValueError, match=r"a\.tar is damaged: its end mark is followed by other data"):
         file_names([path], ".cha")
 
 
-# Bounds: each has an option that raises it.
+# Limits: an option raises each.
 
 
 @pytest.mark.parametrize("end", [".zip", ".tar.gz", ".tar.xz"])
@@ -205,10 +205,10 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, what: str) -> None:
     assert found == {"folder": ["link/1.cha", "link/2.cha"], "file": ["l.cha"], "archive": ["z.cha"]}[what]
 
 
-# Nothing is passed over in silence, and nothing counts twice.
+# Every file that is not read is listed, and no file counts twice.
 
 
-def test_what_is_reached_twice_is_read_once_and_named(tmp_path: Path) -> None:
+def test_files_reached_twice_are_read_once_and_listed(tmp_path: Path) -> None:
     root = as_folder(tmp_path / "folder")
     (root / "again").symlink_to(root / "a")
     (root / "loop").symlink_to(root)
@@ -268,7 +268,7 @@ def test_short_endings_of_packed_archives_are_read(tmp_path: Path, end: str) -> 
 @pytest.mark.parametrize(
     "name", ["a.7z", "a.RAR", "a.tar.zst", "a.tar.Z", "a.tar.lz", "a.cha.gz", "a.CHA.bz2", "a.cha.xz", "a.cha.zst"]
 )
-def test_what_is_packed_in_another_way_is_named_and_not_left_out_in_silence(tmp_path: Path, name: str) -> None:
+def test_unsupported_archives_are_listed(tmp_path: Path, name: str) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / name).write_bytes(b"x")
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:

@@ -28,7 +28,7 @@ def rows(corpus: Corpus) -> list[np.ndarray]:
     return [corpus.tokens[a:b] for a, b in zip(corpus.documents[:-1], corpus.documents[1:], strict=True)]
 
 
-def test_a_document_is_an_image_and_the_talk_of_it(tmp_path: Path) -> None:
+def test_a_document_is_an_image_and_then_talk(tmp_path: Path) -> None:
     corpus, _, _ = make(tmp_path)
     words = len(corpus.tokenizer)
     assert corpus.images is not None
@@ -37,12 +37,12 @@ def test_a_document_is_an_image_and_the_talk_of_it(tmp_path: Path) -> None:
     for number, document in enumerate(rows(corpus)):
         assert np.array_equal(document[:9], patch_ids(number, 9, words))
         assert (document[9:] < words).all()
-    # A training row may begin where the talk does, never within an image.
+    # A training row may begin with the talk, never within an image.
     assert np.array_equal(corpus.starts, corpus.documents[:-1] + 9)
     assert sum(corpus.counts.values()) == len(corpus.tokens) - 80 * 9
 
 
-def test_patches_show_the_objects_that_the_corpus_says_they_show(tmp_path: Path) -> None:
+def test_patches_show_the_objects_that_the_corpus_lists(tmp_path: Path) -> None:
     corpus, shown, empty = make(tmp_path, unsupported=0.0)
     assert corpus.images is not None
     codes = {}
@@ -60,7 +60,7 @@ def test_patches_show_the_objects_that_the_corpus_says_they_show(tmp_path: Path)
         seen = {noun for noun, code in codes.items() if (features == code).all(-1).any()}
         assert seen == {noun for noun, images in corpus.shown.items() if number in images}
         said = {token.partition(":")[0] for token in corpus.tokenizer.convert_ids_to_tokens(document[9:].tolist())}
-        assert said & set(codes) <= seen  # of what is not there nobody talks
+        assert said & set(codes) <= seen  # talk names only objects in the image
 
 
 def test_the_images_of_a_context_differ_in_the_noun_alone(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_same_seed_same_images(tmp_path: Path) -> None:
     assert (tmp_path / "a/images/features.npy").read_bytes() != (tmp_path / "c/images/features.npy").read_bytes()
 
 
-def test_dials_of_images(tmp_path: Path) -> None:
+def test_settings_of_images(tmp_path: Path) -> None:
     whole, of_whole, _ = make(tmp_path / "whole", replace(IMAGES, size=4), max_objects=2)
     parts, of_parts, _ = make(tmp_path / "parts", replace(IMAGES, size=4, parts=2), max_objects=2)
     assert whole.images is not None
@@ -108,9 +108,9 @@ def test_dials_of_images(tmp_path: Path) -> None:
     assert noisy.images.features[empty].astype(float).std() == pytest.approx(2.0, rel=0.1)
 
 
-def test_noise_of_the_scenes(tmp_path: Path) -> None:
+def test_scenes_without_talk_and_talk_without_objects(tmp_path: Path) -> None:
     silent, _, _ = make(tmp_path / "silent", silent_scenes=0.5)
-    assert len(rows(silent)) < 60  # what nobody talks about is no document
+    assert len(rows(silent)) < 60  # a scene without talk gives no document
     alone, _, _ = make(tmp_path / "alone", talk_alone=1.0)
     assert alone.images is not None
     assert not alone.shown
@@ -122,12 +122,12 @@ def test_noise_of_the_scenes(tmp_path: Path) -> None:
     ("name", "value"),
     [("grid", 0), ("size", 17), ("size", 0), ("parts", 2), ("noise", -1.0), ("clutter", 1.5), ("position", -0.1)],
 )
-def test_a_dial_out_of_range_is_refused(name: str, value: float) -> None:
+def test_a_setting_out_of_range_is_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name}: expected"):
         GeneratedImagesSettings(**{name: value})  # type: ignore[arg-type]
 
 
-def test_what_images_have_no_use_for_is_refused(tmp_path: Path) -> None:
+def test_settings_that_images_cannot_have_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cue: expected 'env' where scenes are images, got 'lan'"):
         make(tmp_path, cue="lan")
     with pytest.raises(ValueError, match=r"background: expected 0\.0 where scenes are images"):

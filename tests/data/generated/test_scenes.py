@@ -1,4 +1,4 @@
-"""The generated corpus and the corpus on disk."""
+"""The generated corpus: its settings, and the corpus on disk."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_documents_and_starts_bound_the_tokens(corpus: Corpus) -> None:
     assert set(corpus.documents[:-1]) <= set(corpus.starts)
 
 
-def test_saves_and_loads_the_same(tmp_path: Path) -> None:
+def test_a_saved_corpus_is_loaded_unchanged(tmp_path: Path) -> None:
     builder = CorpusBuilder()
     add_scenes(builder, GeneratedSettings(scenes=120, nouns=8))
     corpus = builder.write(tmp_path / "corpus")
@@ -57,7 +57,7 @@ def test_saves_and_loads_the_same(tmp_path: Path) -> None:
         Corpus.load(tmp_path / "corpus")
 
 
-def test_dials() -> None:
+def test_background_and_zipf() -> None:
     background = build(background=1.0).counts
     assert background["near:<ENV>"] + background["by:<ENV>"] > 0
     assert "near:<ENV>" not in build().counts
@@ -68,7 +68,7 @@ def test_dials() -> None:
 @pytest.mark.parametrize(
     ("name", "value"), [("nouns", 1), ("nouns", 101), ("scenes", 0), ("repeat", 1.5), ("max_talk", 1)]
 )
-def test_dials_out_of_range_are_named(name: str, value: float) -> None:
+def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"^{name}: expected"):
         GeneratedSettings(**{name: value})  # type: ignore[arg-type]
 
@@ -79,7 +79,7 @@ def test_an_empty_corpus_is_refused() -> None:
 
 
 def utterances(tokens: list[str]) -> list[list[str]]:
-    """Split where a speaker begins."""
+    """Tokens split before each speaker."""
     found: list[list[str]] = []
     for token in tokens:
         if token.startswith("<"):
@@ -89,7 +89,7 @@ def utterances(tokens: list[str]) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("gap", [0, 3])
-def test_the_gap_is_so_many_utterances_that_name_no_object(gap: int) -> None:
+def test_a_gap_is_that_many_utterances_without_an_object(gap: int) -> None:
     settings = GeneratedSettings(scenes=1, nouns=8, max_objects=1, gap=gap)
     for seed in range(20):
         builder = CorpusBuilder()
@@ -100,8 +100,8 @@ def test_the_gap_is_so_many_utterances_that_name_no_object(gap: int) -> None:
         assert named == [True] + [False] * gap + [True] * (len(scene) - 1 - gap)
 
 
-def test_a_corpus_without_the_dial_is_the_one_it_always_was() -> None:
-    """Its hash: the results in the repository come from it."""
+def test_the_default_corpus_has_not_changed() -> None:
+    """The results in the repository are from the corpus with this hash."""
     built = build()
     digest = hashlib.sha256(np.ascontiguousarray(built.tokens, dtype=np.int64).tobytes()).hexdigest()
     assert digest == "835d8d8286172596980bdd3ecc01c77e8075f7a1e27f59eecaff46c4edf6d788"
@@ -125,7 +125,7 @@ def nouns_in(scene: list[str], tier: str) -> set[str]:
 
 @pytest.mark.parametrize(("silent", "alone"), [(0.3, 0.2), (0.3, 0.0), (0.0, 0.2), (0.4, 0.6), (1.0, 0.0), (0.0, 0.0)])
 def test_noise_is_talk_without_a_scene_and_scenes_without_talk(silent: float, alone: float) -> None:
-    """Either dial alone, and both."""
+    """Each setting alone, and both."""
     found, _ = scenes_of(silent_scenes=silent, talk_alone=alone, scenes=2000)
     unsaid = sum(not nouns_in(scene, "LAN") for scene in found) / len(found)
     unseen = sum(not nouns_in(scene, "ENV") for scene in found) / len(found)
@@ -133,7 +133,7 @@ def test_noise_is_talk_without_a_scene_and_scenes_without_talk(silent: float, al
     assert unseen == pytest.approx(alone, abs=0.04)
 
 
-def test_noise_has_no_more_than_all_scenes() -> None:
+def test_shares_of_noise_sum_to_at_most_1() -> None:
     GeneratedSettings(silent_scenes=0.25, talk_alone=0.75)
     with pytest.raises(ValueError, match="talk_alone: expected at most 1 - silent_scenes = 0.7, got 0.8"):
         GeneratedSettings(silent_scenes=0.3, talk_alone=0.8)
@@ -143,7 +143,7 @@ def test_a_spoken_scene_has_no_env_word_and_the_same_distances() -> None:
     plain, spoken = scenes_of()[0], scenes_of(cue="lan")[0]
     assert [len(scene) for scene in plain] == [len(scene) for scene in spoken]
     as_lan = [[token.replace(":<ENV>", ":<LAN>") for token in scene] for scene in plain]
-    # But for distractors, which are acted in either.
+    # Except for distractors, which may be ENV in both.
     differing = {(a, b) for x, y in zip(as_lan, spoken, strict=True) for a, b in zip(x, y, strict=True) if a != b}
     assert all(b == a.replace(":<LAN>", ":<ENV>") for a, b in differing)
     assert not any(nouns_in(scene, "ENV") for scene in spoken)
@@ -151,7 +151,7 @@ def test_a_spoken_scene_has_no_env_word_and_the_same_distances() -> None:
         GeneratedSettings(cue="x")
 
 
-def test_a_partner_is_named_instead() -> None:
+def test_talk_names_the_partner_of_an_object() -> None:
     found, settings = scenes_of(partner=1.0, unsupported=0.0, repeat=0.0)
     half = settings.nouns // 2
     partner = {noun: STUDY_NOUNS[:8][(i + half) % 8] for i, noun in enumerate(STUDY_NOUNS[:8])}
@@ -190,12 +190,12 @@ def test_unseen_pairs_never_occur_and_others_do() -> None:
     for acted, said in contexts:
         for noun in STUDY_NOUNS[:8]:
             may = occurs(settings, noun, acted)
-            assert may == occurs(settings, noun, said)  # the two of a context go together
+            assert may == occurs(settings, noun, said)  # the two sentences of a context belong together
             held += not may
             assert any(acted.format(noun) in scene for scene in text["env"]) == may
             assert any(said.format(noun) in scene for scene in text["lan"]) == may
     assert 0 < held < 20
-    for share in (0.0, 0.1, 0.5):  # about so many of all pairs
+    for share in (0.0, 0.1, 0.5):  # this share of all pairs
         settings = GeneratedSettings(unseen=share)
         left_out = [not occurs(settings, noun, f"sentence {i} {{}}") for noun in STUDY_NOUNS for i in range(30)]
         assert np.mean(left_out) == pytest.approx(share, abs=0.05)

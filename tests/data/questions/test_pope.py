@@ -1,4 +1,4 @@
-"""POPE made of COCO's annotations: which objects are asked for, by hand; what no file may change; what is refused."""
+"""POPE from COCO's annotations: objects worked out by hand, properties that hold for any file, and bad input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from symground.data.questions import read_questions, write_questions
 from symground.data.questions.pope import STRATEGIES, pope_questions, wording
 
-# What an image shows. By images: person 5, cup 4, dog 3, cat 3, bed 2, car 2, apple 1, oven 1, zebra 0.
+# Image → its objects. Images with each: person 5, cup 4, dog 3, cat 3, bed 2, car 2, apple 1, oven 1, zebra 0.
 SHOWN = {
     "1.jpg": ["person", "dog", "car"],
     "2.jpg": ["person", "dog", "cup"],
@@ -57,13 +57,13 @@ def absent(instances: Path, strategy: str, image: str, **settings: Any) -> list[
 
 
 def test_popular_objects_are_those_of_most_images(instances: Path) -> None:
-    # Of two that as many images show, the first by name.
+    # Ties are broken by name.
     assert absent(instances, "popular", "1.jpg") == ["cup", "cat", "bed"]
     assert absent(instances, "popular", "8.jpg") == ["person", "cat", "bed"]
     assert absent(instances, "popular", "3.jpg") == ["cat", "dog", "bed"]
 
 
-def test_adversarial_objects_are_those_that_go_with_what_is_there(instances: Path) -> None:
+def test_adversarial_objects_are_those_that_cooccur_most_with_the_images_own(instances: Path) -> None:
     # 8.jpg: person with dog, cup, car 2 + 3 + 1; then apple and oven, each with cup 1; nothing else with any.
     assert absent(instances, "adversarial", "8.jpg") == ["person", "apple", "oven"]
     # 1.jpg: cup with person, dog, car 3 + 2 + 1; cat with person 1, as apple and oven.
@@ -78,18 +78,18 @@ def test_random_objects_are_any_that_are_absent(instances: Path) -> None:
     assert len({tuple(three) for three in seen}) > 30
 
 
-def test_images_that_show_too_few_are_left_out(instances: Path) -> None:
-    def asked(**settings: Any) -> set[str]:
+def test_images_that_show_too_few_categories_are_left_out(instances: Path) -> None:
+    def images_of(**settings: Any) -> set[str]:
         return {question.image for question in pope_questions(instances, images=None, **settings)}
 
-    assert asked() == {"1.jpg", "2.jpg", "3.jpg", "8.jpg"}
-    assert asked(per_image=2) == {"1.jpg", "2.jpg", "3.jpg", "8.jpg"}
-    assert asked(least=4) == {"3.jpg"}
-    assert asked(per_image=8) == {"3.jpg"}
-    assert asked(per_image=4, least=1) == set(SHOWN)
+    assert images_of() == {"1.jpg", "2.jpg", "3.jpg", "8.jpg"}
+    assert images_of(per_image=2) == {"1.jpg", "2.jpg", "3.jpg", "8.jpg"}
+    assert images_of(least=4) == {"3.jpg"}
+    assert images_of(per_image=8) == {"3.jpg"}
+    assert images_of(per_image=4, least=1) == set(SHOWN)
 
 
-def test_images_that_lack_too_few_are_left_out(tmp_path: Path) -> None:
+def test_images_that_lack_too_few_categories_are_left_out(tmp_path: Path) -> None:
     shown = {"1.jpg": ["a", "b", "c", "d"], "2.jpg": ["a", "b", "c"]}
     path = save(tmp_path / "i.json", coco(shown, ["a", "b", "c", "d", "e"]))
     assert {question.image for question in pope_questions(path, images=None, per_image=4)} == {"2.jpg"}
@@ -107,7 +107,7 @@ def test_strategies_share_images_and_objects_and_fewer_are_the_first_of_more(ins
     assert len(orders) > 3
 
 
-def test_crowds_are_there_too(tmp_path: Path, instances: Path) -> None:
+def test_crowds_count_as_objects(tmp_path: Path, instances: Path) -> None:
     path = save(tmp_path / "crowd.json", coco(SHOWN, CATEGORIES, crowd=True))
     assert pope_questions(path, images=None) == pope_questions(instances, images=None)
 
@@ -117,7 +117,7 @@ def test_annotations_of_images_that_are_not_listed_do_not_count(tmp_path: Path) 
     del content["images"][0]
     path = save(tmp_path / "cut.json", content)
     assert absent(path, "adversarial", "8.jpg") == ["person", "apple", "oven"]
-    # With the bed of 0.jpg it would come before the cat.
+    # If 0.jpg counted, bed would come before cat.
     assert absent(path, "popular", "1.jpg") == ["cup", "cat", "bed"]
     assert "0.jpg" not in {question.image for question in pope_questions(path, images=None, per_image=2, least=1)}
 
@@ -133,7 +133,7 @@ def scenes(draw: st.DrawFn) -> tuple[dict[str, list[str]], list[str]]:
     scenes=scenes(), strategy=st.sampled_from(STRATEGIES), per_image=st.sampled_from([2, 4, 6]),
     least=st.integers(1, 4), seed=st.integers(0, 5), shuffle=st.randoms(use_true_random=False),
 )  # fmt: skip
-def test_answers_are_right_balanced_and_the_files_order_does_not_matter(
+def test_answers_are_right_and_balanced_and_do_not_depend_on_the_files_order(
     tmp_path_factory: pytest.TempPathFactory, scenes: tuple[dict[str, list[str]], list[str]], strategy: str,
     per_image: int, least: int, seed: int, shuffle: random.Random,
 ) -> None:  # fmt: skip
@@ -159,7 +159,7 @@ def test_answers_are_right_balanced_and_the_files_order_does_not_matter(
     assert pope_questions(path, strategy, None, per_image, seed, least=least) == questions
 
 
-def test_the_words_say_what_is_asked_for(tmp_path: Path, instances: Path) -> None:
+def test_the_text_names_the_object(tmp_path: Path, instances: Path) -> None:
     questions = pope_questions(instances, images=None)
     assert {"Is there an oven in the image?", "Is there a dog in the image?"} <= {
         question.text for question in questions
@@ -200,7 +200,7 @@ def test_articles_go_by_sound(article: str, nouns: str) -> None:
         ({"images": 2, "per_image": 8}, "that show at least 4 of its 9 categories and lack 4, got 1"),
     ],
 )
-def test_what_cannot_be_asked_for_is_refused(instances: Path, settings: dict[str, Any], message: str) -> None:
+def test_settings_that_cannot_be_met_are_refused(instances: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pope_questions(instances, **settings)
 
@@ -229,7 +229,7 @@ def test_a_file_of_another_form_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [None, True, 1.5, float("inf"), "ka", [], [1], {}, {"ka": 1}])
-def test_a_field_of_a_wrong_type_is_named(tmp_path: Path, value: object) -> None:
+def test_a_field_of_a_wrong_type_is_refused_by_name(tmp_path: Path, value: object) -> None:
     right = {"id": int, "name": str, "file_name": str, "image_id": int, "category_id": int}
     for part in ("categories", "images", "annotations"):
         for name in (None, *right):

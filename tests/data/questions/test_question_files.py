@@ -1,4 +1,4 @@
-"""Questions about images: POPE's files and other rows, where the images are, what an error says, the way back."""
+"""Files of questions about images: POPE's and other rows, the paths of the images, errors, and writing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_popes_files_are_lines_or_a_list(tmp_path: Path) -> None:
     saved = tmp_path / "windows.json"
     saved.write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n".join(json.dumps(entry).encode() for entry in POPE) + b"\r\n")
     assert read_questions(saved) == READ
-    # A line's end to Unicode, not to JSON.
+    # The end of a line in Unicode, but not in JSON.
     saved.write_text(json.dumps(row(text="Who?\u2028Where?"), ensure_ascii=False), encoding="utf-8")
     assert read_questions(saved)[0].text == "Who?\u2028Where?"
 
@@ -55,15 +55,15 @@ def test_popes_files_are_lines_or_a_list(tmp_path: Path) -> None:
         (row(about="dog", category="colour"), Question("a.jpg", "What is it?", "a dog", "dog", "colour")),
         (row(object=None, category=None), Question("a.jpg", "What is it?", "a dog")),
         (row(object=" "), Question("a.jpg", "What is it?", "a dog")),
-        # Both names: the first counts.
+        # If a row has both names of a field, the first counts.
         (row(question="Who?", answer="cat", object="dog", about="cat", kind="x", category="y"),
          Question("a.jpg", "What is it?", "a dog", "dog", "x")),
-        # An object that is named, though as unknown, is not guessed from the words.
+        # An object that is null is not read from the text either.
         (row(text="Is there a cat in the image?", object=None),
          Question("a.jpg", "Is there a cat in the image?", "a dog")),
     ],
 )  # fmt: skip
-def test_rows_of_other_names(tmp_path: Path, fields: dict[str, Any], expected: Question) -> None:
+def test_other_names_of_fields(tmp_path: Path, fields: dict[str, Any], expected: Question) -> None:
     assert read_questions(lines(tmp_path / "q.jsonl", fields)) == [expected]
 
 
@@ -80,7 +80,7 @@ def test_rows_of_other_names(tmp_path: Path, fields: dict[str, Any], expected: Q
         ("Are there dogs in the image?", None),
     ],
 )
-def test_the_object_comes_from_popes_wording(tmp_path: Path, text: str, about: str | None) -> None:
+def test_the_object_is_read_from_popes_wording(tmp_path: Path, text: str, about: str | None) -> None:
     assert read_questions(lines(tmp_path / "q.jsonl", row(text=text)))[0].about == about
 
 
@@ -133,7 +133,7 @@ def test_images_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (["a.jpg", "Who?", "yes"], "expected an object with image, text and label, got list"),
     ],
 )
-def test_a_row_that_cannot_be_read_is_named(tmp_path: Path, bad: Any, reason: str) -> None:
+def test_a_bad_row_is_refused_with_its_line(tmp_path: Path, bad: Any, reason: str) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text(f"{json.dumps(row())}\n\n{json.dumps(bad)}\n")
     with pytest.raises(ValueError, match=rf"path: .*q\.jsonl, line 3: {reason}"):
@@ -146,7 +146,7 @@ def test_a_row_that_cannot_be_read_is_named(tmp_path: Path, bad: Any, reason: st
 @pytest.mark.parametrize(
     "name", ["image", "text", "question", "label", "answer", "object", "about", "kind", "category"]
 )
-def test_every_field_of_a_row_at_every_wrong_type(tmp_path: Path, name: str) -> None:
+def test_every_field_of_a_row_refuses_every_wrong_type(tmp_path: Path, name: str) -> None:
     optional = name in ("object", "about", "kind", "category")
     others = {x: y for x, y in row().items() if x != {"question": "text", "answer": "label"}.get(name)}
     for value in (None, True, 1, 1.5, float("inf"), "", [], [1, 2], ["ka"], {}, {"ka": 1}, 10**30):
@@ -158,7 +158,7 @@ def test_every_field_of_a_row_at_every_wrong_type(tmp_path: Path, name: str) -> 
                 read_questions(path)
 
 
-def test_a_file_of_another_form(tmp_path: Path) -> None:
+def test_a_file_of_another_form_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "q.json"
     with pytest.raises(FileNotFoundError, match=r"path: .*q\.json does not exist"):
         read_questions(path)
@@ -189,7 +189,7 @@ def test_a_file_of_another_form(tmp_path: Path) -> None:
         ({"answer": "a dog "}, "answer: expected 'a dog', got 'a dog '"),
     ],
 )
-def test_a_question_that_no_file_would_give(fields: dict[str, Any], message: str) -> None:
+def test_a_question_with_bad_fields_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Question(**{"image": "a.jpg", "text": "Who?", "answer": "yes", **fields})
 
@@ -206,7 +206,7 @@ QUESTIONS = st.builds(
 
 
 @given(questions=st.lists(QUESTIONS, min_size=1, max_size=6))
-def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, questions: list[Question]) -> None:
+def test_written_questions_are_read_back(tmp_path_factory: pytest.TempPathFactory, questions: list[Question]) -> None:
     path = tmp_path_factory.getbasetemp() / "written" / "q.json"
     write_questions(path, iter(questions))
     assert read_questions(path) == questions

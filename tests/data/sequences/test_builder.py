@@ -1,4 +1,4 @@
-"""The builder: what goes in comes out, on disk and in memory alike, and nothing half-written stays."""
+"""The builder: a corpus on disk or in memory has the documents added, and a failed write leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ DOCUMENT = st.tuples(st.lists(st.lists(WORDS, max_size=4), max_size=4), st.boole
 
 def filled(documents: list[tuple[list[list[str]], bool]], folder: Path | None = None) -> CorpusBuilder:
     made = CorpusBuilder(folder)
-    for i, (segments, held) in enumerate(documents):
-        made.add(segments, f"d{i}", group="even" if i % 2 == 0 else "odd", validation=held)
+    for i, (segments, validation) in enumerate(documents):
+        made.add(segments, f"d{i}", group="even" if i % 2 == 0 else "odd", validation=validation)
     return made
 
 
 @given(st.lists(DOCUMENT, min_size=1, max_size=6), st.integers(1, 3), st.booleans(), st.sampled_from([1, 7, 1 << 20]))
-def test_what_goes_in_comes_out(
+def test_a_corpus_has_the_documents_added(
     tmp_path_factory: pytest.TempPathFactory, documents: list[tuple[list[list[str]], bool]], least: int, merge: bool,
     in_memory: int,
 ) -> None:  # fmt: skip
@@ -34,14 +34,14 @@ def test_what_goes_in_comes_out(
         patch.setattr(module, "_IN_MEMORY", in_memory)
         made = filled(documents)
         folder = tmp_path_factory.mktemp("corpus") / "c"
-        stored, held = made.write(folder, least, lemmas), made.build(least, lemmas)
-    # Those for training first, each part in its order; words by their lemma; rare ones unknown.
+        stored, in_memory_corpus = made.write(folder, least, lemmas), made.build(least, lemmas)
+    # Documents for training come first, otherwise in order; words become their lemmas, and rare tokens [UNK].
     ordered = [d for d in documents if not d[1]] + [d for d in documents if d[1]]
     flat = [[t for s in segments for t in s] for segments, _ in ordered]
     flat = [["book:<LAN>" if merge and t == "books:<LAN>" else t for t in tokens] for tokens in flat]
     counts = {t: sum(tokens.count(t) for tokens in flat) for t in {t for tokens in flat for t in tokens}}
     wanted = [t if counts[t] >= least else "[UNK]" for tokens in flat for t in tokens]
-    for corpus in (stored, held, Corpus.load(folder)):
+    for corpus in (stored, in_memory_corpus, Corpus.load(folder)):
         assert corpus.tokenizer.decode(corpus.tokens) == " ".join(wanted)
         assert corpus.documents.tolist() == np.cumsum([0, *map(len, flat)]).tolist()
         starts = [sum(map(len, flat[:i])) + sum(map(len, segments[:j])) for i, (segments, _) in enumerate(ordered)
@@ -54,7 +54,7 @@ def test_what_goes_in_comes_out(
     assert {t: sum(g.get(t, 0) for g in by_group.values()) for t in counts} == counts
 
 
-def test_parts_are_the_documents_for_training_and_the_others() -> None:
+def test_parts_are_the_documents_for_training_and_for_validation() -> None:
     corpus = filled([([["a:<LAN>", "x:<ENV>"]], False), ([["book:<LAN>"], ["a:<LAN>"]], True)]).build()
     train, late = corpus.part("train"), corpus.part("validation")
     assert [corpus.tokenizer.decode(part.tokens) for part in (train, late)] == ["a:<LAN> x:<ENV>", "book:<LAN> a:<LAN>"]
@@ -68,7 +68,7 @@ def test_parts_are_the_documents_for_training_and_the_others() -> None:
         whole.part("test")
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_earlier_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = filled([([["a:<LAN>"]], False)]).write(tmp_path / "c")
 
     def full(*_: object) -> None:
@@ -81,7 +81,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
     assert Corpus.load(tmp_path / "c").tokenizer.get_vocab() == first.tokenizer.get_vocab()
 
 
-def test_long_documents_do_not_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_documents_move_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_IN_MEMORY", 1 << 12)
     made = CorpusBuilder(tmp_path)
     for i in range(50):
@@ -90,6 +90,6 @@ def test_long_documents_do_not_stay_in_memory(tmp_path: Path, monkeypatch: pytes
     assert made.build().statistics["tokens"] == 50_000
 
 
-def test_nothing_added_is_said() -> None:
+def test_a_builder_without_documents_is_refused() -> None:
     with pytest.raises(ValueError, match="corpus: expected at least one token, got none"):
         CorpusBuilder().build()

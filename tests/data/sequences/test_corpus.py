@@ -1,4 +1,4 @@
-"""What a corpus folder may hold: arrays, and nothing that runs."""
+"""Loading a corpus folder, in which nothing is executed; and the parts of a corpus."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from symground.data.sequences.corpus import ARRAYS
 
 
 class Runs:
-    """Leaves a file behind where it is unpickled."""
+    """Makes a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,7 +37,7 @@ def test_a_pickle_in_place_of_an_array_is_refused_and_not_run(study: Path, name:
     assert mark.exists(), "the test's own pickle runs"
 
 
-def test_a_part_is_its_documents_counted_from_its_own_beginning() -> None:
+def test_positions_in_a_part_count_from_its_first_token() -> None:
     builder = CorpusBuilder()
     documents = [[["a"]], [["b", "c"], ["d"]], [["a"], ["b", "d", "c"], ["a", "a"]]]
     for i, document in enumerate(documents):
@@ -56,7 +56,7 @@ def test_a_part_is_its_documents_counted_from_its_own_beginning() -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"model": 3}'])
-def test_a_tokenizer_that_cannot_be_read_is_named(study: Path, content: str) -> None:
+def test_a_damaged_tokenizer_is_refused(study: Path, content: str) -> None:
     (study / "tokenizer.json").write_text(content)
     with pytest.raises(ValueError, match=r"tokenizer\.json: no tokenizer that can be read"):
         Corpus.load(study / "data", study)

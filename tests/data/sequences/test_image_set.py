@@ -15,7 +15,7 @@ from symground.folders import write_json
 
 
 @given(st.integers(1, 9), st.integers(0, 1000), st.integers(2, 500))
-def test_ids_of_patches_follow_the_vocabulary_and_no_two_are_alike(patches: int, image: int, vocabulary: int) -> None:
+def test_ids_of_patches_follow_the_vocabulary_and_are_unique(patches: int, image: int, vocabulary: int) -> None:
     both = patch_ids([image, image + 1], patches, vocabulary)
     assert both.shape == (2, patches)
     assert both.min() == vocabulary + image * patches
@@ -30,7 +30,7 @@ def test_ids_of_patches_follow_the_vocabulary_and_no_two_are_alike(patches: int,
         ("VisualDialog_val2018/VisualDialog_val2018_000000254080.jpg", "254080"), ("folder9/cat.jpg", "cat.jpg"),
     ],
 )  # fmt: skip
-def test_an_image_goes_by_the_number_in_its_name(name: str, key: str) -> None:
+def test_the_key_of_an_image_is_the_last_number_in_its_name(name: str, key: str) -> None:
     assert image_key(name) == key
 
 
@@ -51,7 +51,7 @@ def test_a_damaged_image_set_is_refused(tmp_path: Path) -> None:
         ImageSet.load(folder)
 
 
-def test_more_patches_than_ids_can_name_are_refused() -> None:
+def test_too_many_patches_are_refused() -> None:
     builder = CorpusBuilder()
     builder.patches = 4
     with pytest.raises(

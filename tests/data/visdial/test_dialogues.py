@@ -1,4 +1,4 @@
-"""Visual Dialog with captions: both forms of file, what is set aside, captions from COCO."""
+"""Visual Dialog with captions: both forms of file, dialogues that are set aside, captions from COCO."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_settings_and_archives(tmp_path: Path) -> None:
         DialogSettings(rounds=0)
 
 
-def test_captions_come_from_coco(tmp_path: Path) -> None:
+def test_captions_from_coco(tmp_path: Path) -> None:
     del OFFICIAL["data"]["dialogs"][0]["caption"]
     try:
         path = save(tmp_path / "official.json", OFFICIAL)
@@ -128,20 +128,20 @@ def test_a_file_of_another_form_is_set_aside(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_an_index_outside_its_pool_is_named(tmp_path: Path) -> None:
+def test_an_index_outside_its_pool_is_refused(tmp_path: Path) -> None:
     content = json.loads(json.dumps(OFFICIAL))
     content["data"]["dialogs"][0]["dialog"][1]["answer"] = 9
     with pytest.raises(ValueError, match=r"official\.json#0: answers: expected an index into a pool of 2, got 9"):
         list(dialogues(save(tmp_path / "official.json", content)))
 
 
-# Every field of every file, at every wrong type: set aside with its place and what was expected.
+# A field of any wrong type: the dialogue is set aside, with the field's place and what was expected.
 
 WRONG = (None, True, 1, 1.5, float("inf"), "ka", [], [1, 2], {}, {"ka": 1}, 10**30, -1)
 
 
 def places(content: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to every value within a JSON content."""
+    """The path to every value in a JSON value."""
     if at:
         yield at
     entries = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
@@ -158,8 +158,8 @@ def changed(content: Any, at: tuple[Any, ...], value: Any) -> Any:
     return copy
 
 
-def kept_or_named(read: Callable[[], Any], known: str) -> str:
-    """What is said of an input that is refused, which names the file; "" where it is read."""
+def read_or_refused(read: Callable[[], Any], known: str) -> str:
+    """The error of an input that is refused, which has the text `known`; "" if the input is read."""
     try:
         read()
     except ValueError as error:
@@ -173,7 +173,7 @@ UNREAD = {"version", "split", "answer_options", "info", "iscrowd"}
 
 
 @pytest.mark.parametrize("form", ["plain", "official"])
-def test_a_field_of_a_wrong_type_is_named(tmp_path: Path, form: str) -> None:
+def test_a_field_of_a_wrong_type_is_set_aside(tmp_path: Path, form: str) -> None:
     content = {"plain": PLAIN, "official": OFFICIAL}[form]
     path = tmp_path / f"{form}.json"
     for at in places(content):
@@ -198,19 +198,19 @@ COCO = {
 }
 
 
-def test_a_caption_of_a_wrong_type_is_named(tmp_path: Path) -> None:
+def test_a_caption_of_a_wrong_type_is_refused(tmp_path: Path) -> None:
     for at in places(COCO):
         for value in WRONG:
             path = save(tmp_path / "c.json", changed(COCO, at, value))
-            said = kept_or_named(partial(coco_captions, path), "captions: ")
+            error = read_or_refused(partial(coco_captions, path), "captions: ")
             right = {"id": int, "image_id": int, "caption": str, "annotations": list}.get(at[-1], dict)
-            assert "info" in at or type(value) is right or "expected" in said, (at, value)
+            assert "info" in at or type(value) is right or "expected" in error, (at, value)
 
 
 @pytest.mark.parametrize(
     "content", ["[" * 100_000, '{"a":' * 100_000, "{", b"\xff", "[NaN", "1" * 5000, "", '{"data": 1}', "null", "[null]"]
 )
-def test_what_is_no_such_json_is_named(tmp_path: Path, content: str | bytes) -> None:
+def test_invalid_json_is_refused_by_name(tmp_path: Path, content: str | bytes) -> None:
     path = tmp_path / "d.json"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     for read_it, known in ((coco_captions, "captions: "), (lambda p: list(dialogues(p)), "paths: "), (read, "paths: ")):
@@ -219,7 +219,7 @@ def test_what_is_no_such_json_is_named(tmp_path: Path, content: str | bytes) -> 
         assert "d.json" in str(raised.value)
 
 
-def test_an_image_is_in_training_or_in_validation_whatever_its_file_is_called(tmp_path: Path) -> None:
+def test_an_image_is_in_training_or_in_validation_whatever_its_name(tmp_path: Path) -> None:
     names = ("{n}.jpg", "val2018/VisualDialog_val2018_{n:012d}.jpg", "COCO_train2014_{n:012d}.png", "{n:06d}")
     for i, name in enumerate(names):
         dialogs = [{"img": name.format(n=n), "dialog": [f"i{n}", "big? yes"]} for n in range(1, 41)]
@@ -246,6 +246,6 @@ def test_real_dialogues(real_data: Path) -> None:
     fifty = list(dialogues(official))
     assert len(fifty) == 50
     by_caption = {d.caption: d for d in found}
-    # The same dialogues in the two forms, but for the question mark.
+    # The same dialogues in the two forms, apart from the question mark.
     for dialogue in fifty[:10]:
         assert by_caption[dialogue.caption].turns == tuple((q, f" {a}") for q, a in dialogue.turns)

@@ -16,7 +16,7 @@ def noise(height: int, width: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8))
 
 
-def again(
+def llava_with(
     processor: Any, tokenizer: Any = None, template: str | None = None, **more: Any
 ) -> transformers.LlavaProcessor:
     """The LLaVA processor with another tokenizer or template."""

@@ -12,7 +12,7 @@ from symground.data.vision import read_image
 from tests.data.vision.inputs import noise
 
 
-def test_a_picture_that_is_not_there_or_none_is_named(tmp_path: Path) -> None:
+def test_missing_and_damaged_pictures_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"image: .*gone\.png does not exist"):
         read_image(tmp_path / "gone.png")
     with pytest.raises(FileNotFoundError, match="does not exist"):

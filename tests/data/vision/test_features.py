@@ -1,4 +1,4 @@
-"""Patch features by a DINOv2 with random weights: the model's own numbers, resumed, with what cannot be read aside."""
+"""Patch features by a DINOv2 with random weights: the model's own numbers, resuming, and images that are set aside."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from symground.data.vision.dinov2 import Dinov2
 
 @pytest.fixture(scope="module")
 def dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny one of 4 × 4 patches, without a preparation of its own."""
+    """The folder of a tiny model of 4 × 4 patches, without a preparation of its own."""
     torch.manual_seed(0)
     config = Dinov2Config(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=56, patch_size=14
@@ -50,7 +50,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def expected(content: bytes, folder: Path) -> torch.Tensor:
-    """What transformers gives: DINOv2's preparation at the size of this model, hidden states of the patches."""
+    """[P,E] by transformers: hidden states of the patches after DINOv2's preparation at this model's size."""
     prepare = BitImageProcessorPil(
         size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}, resample=3,
         image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225],
@@ -82,7 +82,7 @@ def test_a_coarser_grid_is_the_mean_of_its_patches(photos: Path, dinov2: Path, t
     torch.testing.assert_close(torch.from_numpy(images.features[0]).float(), coarse, atol=2e-3, rtol=2e-3)
 
 
-def test_the_preparation_that_a_model_brings_is_taken(photos: Path, dinov2: Path, tmp_path: Path) -> None:
+def test_a_models_own_preparation_is_used(photos: Path, dinov2: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
     Dinov2Model.from_pretrained(dinov2).save_pretrained(own)
     BitImageProcessorPil(
@@ -91,19 +91,19 @@ def test_the_preparation_that_a_model_brings_is_taken(photos: Path, dinov2: Path
     assert Dinov2(str(own)).patches == 4
 
 
-def test_an_extraction_goes_on_where_it_stopped(
+def test_an_extraction_resumes_where_it_stopped(
     photos: Path, dinov2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = FeatureSettings(str(dinov2), batch_size=2)
     whole = extract_features([photos], tmp_path / "whole", settings)
     own = Dinov2.patches_of
-    looked: list[int] = []
+    batches: list[int] = []
 
-    def fails_on_the_third(eye: Dinov2, pixels: torch.Tensor) -> np.ndarray:
-        looked.append(len(pixels))
-        if len(looked) == 3:
+    def fails_on_the_third(model: Dinov2, pixels: torch.Tensor) -> np.ndarray:
+        batches.append(len(pixels))
+        if len(batches) == 3:
             raise KeyboardInterrupt
-        return own(eye, pixels)
+        return own(model, pixels)
 
     monkeypatch.setattr(Dinov2, "patches_of", fails_on_the_third)
     with pytest.raises(KeyboardInterrupt):
@@ -111,20 +111,20 @@ def test_an_extraction_goes_on_where_it_stopped(
     assert not (tmp_path / "out").exists()
     log = tmp_path / "out.partial" / "done.txt"
     log.write_text(log.read_text() + '["cut o')
-    # Other images, or another model, are another image set, and what is done of this one stays.
+    # Another grid makes another image set, and the finished rows of this one stay.
     with pytest.raises(ValueError, match=r"holds another image set \(grid: expected 2, got None\)"):
         extract_features([photos], tmp_path / "out", FeatureSettings(str(dinov2), grid=2))
     extract_features([photos], tmp_path / "out", settings)
-    assert looked == [2, 2, 2, 2]
+    assert batches == [2, 2, 2, 2]
     assert (tmp_path / "out/features.npy").read_bytes() == (tmp_path / "whole/features.npy").read_bytes()
     assert extract_features([photos], tmp_path / "out", settings).names == whole.names
-    assert looked == [2, 2, 2, 2]
+    assert batches == [2, 2, 2, 2]
     (photos / "new.png").write_bytes(photo(9))
     with pytest.raises(ValueError, match=r"holds another image set \(other images\)"):
         extract_features([photos], tmp_path / "out", settings)
 
 
-def test_images_that_cannot_be_read_are_set_aside(photos: Path, dinov2: Path, tmp_path: Path) -> None:
+def test_unreadable_images_are_set_aside(photos: Path, dinov2: Path, tmp_path: Path) -> None:
     (photos / "001.png").write_bytes(photo(1)[:500])
     (photos / "002.png").write_text("no image at all")
     settings = FeatureSettings(str(dinov2), batch_size=4)
@@ -144,7 +144,7 @@ def test_images_that_cannot_be_read_are_set_aside(photos: Path, dinov2: Path, tm
 
 
 @pytest.mark.parametrize("kind", ["bmp", "gif", "tiff", "ppm", "jpeg", "webp", "png"])
-def test_pictures_of_every_kind_are_read(tmp_path: Path, dinov2: Path, kind: str) -> None:
+def test_pictures_of_every_format_are_read(tmp_path: Path, dinov2: Path, kind: str) -> None:
     endings = {"jpeg": ["jpg", "jpe", "JFIF", "jpeg"], "tiff": ["tif", "TIFF"]}.get(kind, [kind])
     (tmp_path / "in").mkdir()
     with Image.open(io.BytesIO(photo(0))) as picture:
@@ -155,8 +155,8 @@ def test_pictures_of_every_kind_are_read(tmp_path: Path, dinov2: Path, kind: str
 
 
 @pytest.mark.parametrize("size", [(1, 1), (40, 1), (40, 3), (3, 40), (1, 40)], ids=str)
-def test_a_picture_as_high_as_it_has_colours_is_not_taken_for_its_channels(dinov2: Path, size: tuple[int, int]) -> None:
-    """A picture of one colour is that colour everywhere."""
+def test_a_picture_of_three_rows_is_not_read_as_channels_first(dinov2: Path, size: tuple[int, int]) -> None:
+    """A picture of one colour, of 1 or 3 rows or columns, keeps its colour everywhere."""
     stream, colour = io.BytesIO(), (200, 10, 90)
     Image.new("RGB", size, colour).save(stream, "png")
     found = Dinov2(str(dinov2)).prepared(stream.getvalue())
@@ -165,7 +165,7 @@ def test_a_picture_as_high_as_it_has_colours_is_not_taken_for_its_channels(dinov
     np.testing.assert_allclose(found, np.broadcast_to(expected[:, None, None], found.shape), atol=1e-5)
 
 
-def test_archives(photos: Path, dinov2: Path, tmp_path: Path) -> None:
+def test_an_archive_gives_the_same_features_as_its_folder(photos: Path, dinov2: Path, tmp_path: Path) -> None:
     packed = tmp_path / "photos.zip"
     with zipfile.ZipFile(packed, "w") as archive:
         for path in sorted(photos.rglob("*")):
@@ -177,7 +177,7 @@ def test_archives(photos: Path, dinov2: Path, tmp_path: Path) -> None:
     assert (tmp_path / "zipped/features.npy").read_bytes() == (tmp_path / "folder/features.npy").read_bytes()
 
 
-def test_what_cannot_be_used_is_refused(photos: Path, dinov2: Path, tmp_path: Path) -> None:
+def test_bad_arguments_are_refused(photos: Path, dinov2: Path, tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match="model: expected a model's folder or its name on the hub, got .*nothing "
     ):
@@ -202,15 +202,15 @@ def test_the_command(photos: Path, dinov2: Path, tmp_path: Path, capsys: pytest.
     (photos / "002.png").write_text("no image at all")
     out = tmp_path / "out"
     assert main(["features", str(photos), "--out", str(out), "--model", str(dinov2), "--grid", "1"]) == 0
-    said = capsys.readouterr()
-    assert "5 images of 1 patches with 16 features" in said.err
-    assert "set aside: 002.png: not an image" in said.err
-    assert said.out.strip() == str(out)
+    printed = capsys.readouterr()
+    assert "5 images of 1 patches with 16 features" in printed.err
+    assert "set aside: 002.png: not an image" in printed.err
+    assert printed.out.strip() == str(out)
     assert len(ImageSet.load(out)) == 5
     assert json.loads((out / "images.json").read_text())["grid"] == 1
 
 
-def test_photographs_of_coco(real_data: Path, dinov2: Path, tmp_path: Path) -> None:
+def test_real_photographs_of_coco(real_data: Path, dinov2: Path, tmp_path: Path) -> None:
     images = extract_features([real_data / "coco" / "images"], tmp_path / "out", FeatureSettings(str(dinov2)))
     assert len(images) == 12
     captions = json.loads((real_data / "coco" / "images" / "captions.json").read_text())

@@ -17,7 +17,7 @@ from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
 from symground.data.vision import PatchMap, on_image, processed, prompt_text, read_prompt
 from symground.data.vision.patch_grids import patch_maps
-from tests.data.vision.inputs import TEXT, again, noise
+from tests.data.vision.inputs import TEXT, llava_with, noise
 
 
 def box_of(processor: Any, height: int, width: int) -> tuple[float, float, float, float]:
@@ -35,52 +35,52 @@ def test_the_box_is_the_part_of_a_picture_that_the_model_sees(llava_processor: A
     def seen(kind: Any, height: int, width: int, **how: Any) -> tuple[float, float, float, float]:
         sides = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}, **how}
         return box_of(
-            again(SimpleNamespace(**{**vars(llava_processor), "image_processor": kind(**sides)})), height, width
+            llava_with(SimpleNamespace(**{**vars(llava_processor), "image_processor": kind(**sides)})), height, width
         )
 
-    # Resized to more than is cut out.
+    # Resized to more than the crop.
     assert seen(kinds[0], 20, 30, size={"shortest_edge": 20}) == pytest.approx((7 / 30, 0.1, 23 / 30, 0.9))
-    # Resized whole, whatever its shape.
+    # Resized to a square without a crop.
     for how in ({"do_center_crop": False}, {}):
         assert seen(kinds[0], 20, 30, size={"height": 16, "width": 16}, **how) == (0, 0, 1, 1)
     assert seen(kinds[0], 20, 40, do_resize=False) == pytest.approx((0.3, 0.1, 0.7, 0.9))
-    # Padded to a square first.
+    # Padded to a square before resizing.
     assert seen(kinds[1], 20, 30) == pytest.approx((1 / 6, 0, 5 / 6, 1))
     assert seen(kinds[1], 20, 30, do_pad=True) == pytest.approx((0, -1 / 4, 1, 5 / 4))
     assert seen(kinds[1], 30, 20, do_pad=True) == pytest.approx((-1 / 4, 0, 5 / 4, 1))
 
 
-def packed(processor: Any, given: dict[str, torch.Tensor], patches: torch.Tensor, end: float) -> torch.Tensor:
-    """LLaVA-NeXT's own order of what its patches [tiles,16,1] show, with a number at the end of each row."""
+def packed(processor: Any, inputs: dict[str, torch.Tensor], patches: torch.Tensor, end: float) -> torch.Tensor:
+    """The values of patches [tiles,16,1] in LLaVA-NeXT's own order, with the number ``end`` at the end of each row."""
     config = transformers.LlavaNextConfig(image_grid_pinpoints=processor.image_processor.image_grid_pinpoints)
     config.vision_config.image_size, config.vision_config.patch_size = 16, 4
     model = SimpleNamespace(config=config)
     found, _ = LlavaNextModel.pack_image_features(
-        model, [patches], given["image_sizes"], "default", torch.tensor([end])
+        model, [patches], inputs["image_sizes"], "default", torch.tensor([end])
     )
     return found[0].flatten()
 
 
 def brightness(processor: Any, form: str, picture: Image.Image) -> torch.Tensor:
-    """Of each of the image's tokens, as the model is given it."""
-    given = processed(processor, picture, prompt_text(processor, TEXT))
-    pixels = given["pixel_values"]
+    """[tokens], the brightness of each of the image's tokens in the pixels that the model gets."""
+    inputs = processed(processor, picture, prompt_text(processor, TEXT))
+    pixels = inputs["pixel_values"]
     if form == "qwen":
         return pixels.reshape(len(pixels) // 4, -1).mean(1)
     patches = avg_pool2d(pixels.reshape(-1, 3, 16, 16).mean(1, keepdim=True), 4).reshape(-1, 16, 1)
     if form == "llava":
         return patches.flatten()
-    return packed(processor, given, patches, 1e3)
+    return packed(processor, inputs, patches, 1e3)
 
 
 @pytest.mark.parametrize("size", [(40, 40), (40, 60), (64, 40), (32, 96), (90, 40)])
 @pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)])
-def test_what_is_bright_to_the_model_is_bright_in_the_picture(
+def test_patches_lie_on_the_part_of_the_picture_that_they_show(
     processor: Any, form: str, size: tuple[int, int], corner: tuple[int, int]
 ) -> None:
     height, width = size
     least = min(size)
-    top, left = (height - least) // 2, (width - least) // 2  # of what LLaVA's crop leaves
+    top, left = (height - least) // 2, (width - least) // 2  # of the square that LLaVA's crop leaves
     pixels = np.zeros((height, width, 3), dtype=np.uint8)
     half = least // 2
     y, x = top + corner[0] * half, left + corner[1] * half
@@ -101,7 +101,7 @@ def test_what_is_bright_to_the_model_is_bright_in_the_picture(
         assert set(range(len(values))) - set(used.tolist()) == set(np.nonzero(values.numpy() > 900)[0].tolist())
 
 
-def test_a_patch_lies_on_its_own_points(llava_processor: Any) -> None:
+def test_the_value_of_a_patch_is_spread_over_its_pixels(llava_processor: Any) -> None:
     prompt = read_prompt(llava_processor, noise(20, 30), TEXT)
     values = np.zeros(16)
     values[1 * 4 + 2] = 50  # second row, third column, of patches 5 points wide from the fifth column on
@@ -113,7 +113,7 @@ def test_a_patch_lies_on_its_own_points(llava_processor: Any) -> None:
         on_image(prompt.maps, torch.tensor(values, requires_grad=True), 20, 30), expected, atol=1e-12
     )
     np.testing.assert_allclose(on_image(prompt.maps, torch.tensor(values).bfloat16(), 20, 30), expected, atol=1e-12)
-    # In a larger drawing of the same picture too.
+    # Also on a larger copy of the picture.
     np.testing.assert_allclose(
         on_image(prompt.maps, values, 40, 60), np.kron(expected, np.ones((2, 2))) / 4, atol=1e-12
     )
@@ -137,7 +137,7 @@ def test_two_maps_add_up(next_processor: Any) -> None:
     height=st.integers(1, 40), width=st.integers(1, 40), h=st.integers(1, 9), w=st.integers(1, 9),
     cut=st.tuples(*[st.floats(0, 0.4)] * 4), seed=st.integers(0, 9),
 )  # fmt: skip
-def test_sums_stay_what_they_are(
+def test_the_sum_of_values_is_preserved(
     height: int, width: int, h: int, w: int, cut: tuple[float, float, float, float], seed: int
 ) -> None:
     places = np.random.default_rng(seed).permutation(h * w).reshape(h, w)
@@ -150,7 +150,7 @@ def test_sums_stay_what_they_are(
 
 
 @given(height=st.integers(4, 200), width=st.integers(4, 200))
-def test_nexts_rows_are_as_long_as_the_model_has_them(next_processor: Any, height: int, width: int) -> None:
+def test_rows_of_llava_next_are_as_long_as_in_the_model(next_processor: Any, height: int, width: int) -> None:
     picture = Image.new("RGB", (width, height))
     made = processed(next_processor, picture, prompt_text(next_processor, TEXT))
     count = int((made["input_ids"] == next_processor.image_token_id).sum())
@@ -165,7 +165,7 @@ def test_nexts_rows_are_as_long_as_the_model_has_them(next_processor: Any, heigh
 
 
 def onevision(tokens: int = 16) -> Any:
-    """What is asked of LLaVA-OneVision's processor, which wants one for videos."""
+    """The parts of LLaVA-OneVision's processor that are used; the whole needs a processor of videos."""
 
     class Processor(SimpleNamespace):
         _get_unpadded_features = transformers.LlavaOnevisionProcessor._get_unpadded_features
@@ -177,7 +177,7 @@ def onevision(tokens: int = 16) -> Any:
     )  # fmt: skip
 
 
-def test_onevisions_maps_are_those_of_next_and_shrink_where_there_would_be_too_many() -> None:
+def test_onevision_has_the_maps_of_llava_next_and_shrinks_those_with_too_many_patches() -> None:
     picture = Image.new("RGB", (32, 32))
     made = {"pixel_values": torch.zeros(1, 5, 3, 16, 16), "image_sizes": torch.tensor([[32, 32]])}
     coarse, fine = patch_maps(onevision(), picture, made, 16 + 8 * 9)
@@ -197,7 +197,7 @@ def test_pixtrals_map_is_the_whole_picture_in_its_shape() -> None:
     assert (found.places.tolist(), found.box) == ([[0, 1], [2, 3], [4, 5]], (0, 0, 1, 1))
 
 
-def test_where_tokens_lie_in_no_known_grid_there_is_no_map(llava_processor: Any) -> None:
+def test_an_unknown_grid_has_no_map(llava_processor: Any) -> None:
     picture = noise(16, 16)
     for pixels, count in (((1, 3, 16, 16), 15), ((2, 3, 16, 16), 16), ((1, 2, 3, 16, 16), 16)):
         assert patch_maps(llava_processor, picture, {"pixel_values": torch.zeros(pixels)}, count) == ()

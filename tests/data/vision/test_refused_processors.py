@@ -10,11 +10,11 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from symground.data.vision import read_prompt
-from tests.data.vision.inputs import TEXT, again, noise
+from tests.data.vision.inputs import TEXT, llava_with, noise
 
 
 def joined() -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer to which words are nothing: what often stands together is one token."""
+    """A tokenizer that ignores word boundaries: a frequent sequence of characters is one token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -41,33 +41,33 @@ QUESTION, ANSWER = "{{ messages[0]['content'][1]['text'] }}", "{{ messages[-1]['
             "processor: expected a chat template that continues '.*' with the answer 'Yes', got '",
             f"<image>{QUESTION} A: {{% if add_generation_prompt %}}<think>{{% else %}}{ANSWER}{{% endif %}}",
         ),
-        (  # there is no place to answer at
+        (  # the template has no place for an answer
             r"a chat template that continues '<image>Is there a zebra in the image\?' with the answer 'Yes', got '",
             f"<image>{QUESTION}{{% if not add_generation_prompt %}} A: {ANSWER}{{% endif %}}",
         ),
     ],
 )
-def test_templates_that_hide_what_is_sought_are_refused(llava_processor: Any, message: str, template: str) -> None:
+def test_templates_that_hide_a_part_are_refused(llava_processor: Any, message: str, template: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_prompt(again(llava_processor, template=template), noise(16, 16), TEXT, answer="Yes")
+        read_prompt(llava_with(llava_processor, template=template), noise(16, 16), TEXT, answer="Yes")
 
 
-def test_processors_whose_ids_cannot_be_told_apart_are_refused(llava_processor: Any) -> None:
+def test_processors_whose_ids_cannot_be_divided_into_parts_are_refused(llava_processor: Any) -> None:
     picture = noise(16, 16)
-    bare = again(llava_processor)
+    bare = llava_with(llava_processor)
     bare.chat_template = None
     with pytest.raises(ValueError, match="processor: LlavaProcessor has no chat template; set processor.chat_template"):
         read_prompt(bare, picture, TEXT)
-    slow = again(llava_processor, transformers.ByT5Tokenizer())
+    slow = llava_with(llava_processor, transformers.ByT5Tokenizer())
     with pytest.raises(ValueError, match="processor: expected a fast tokenizer, got ByT5Tokenizer"):
         read_prompt(slow, picture, TEXT)
     with pytest.raises(ValueError, match="processor: its tokenizer joins the answer 'Yes' to the text before it"):
-        read_prompt(again(llava_processor, joined()), picture, TEXT, answer="Yes")
-    nameless = again(llava_processor)
+        read_prompt(llava_with(llava_processor, joined()), picture, TEXT, answer="Yes")
+    nameless = llava_with(llava_processor)
     nameless.image_token_id = None
     with pytest.raises(ValueError, match=r"processor: expected one image token \(id None\)"):
         read_prompt(nameless, picture, TEXT)
-    trimming = again(
+    trimming = llava_with(
         llava_processor,
         template="<image>{{ messages[0]['content'][1]['text'] }}\nA: {{ messages[-1]['content'][0]['text'] | lower }}",
     )
@@ -86,8 +86,8 @@ class Changed:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._processor, name)
 
-    def __call__(self, **given: Any) -> Any:
-        found = self._processor(**given)
+    def __call__(self, **inputs: Any) -> Any:
+        found = self._processor(**inputs)
         return {**found, "input_ids": self._change(found["input_ids"])}
 
 

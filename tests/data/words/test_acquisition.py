@@ -19,7 +19,7 @@ def logistic(half: float, slope: float, months: range) -> str:
     return ",".join(f"{1 / (1 + np.exp(-slope * (month - half))):.9f}" for month in months)
 
 
-def test_half_of_the_children(tmp_path: Path) -> None:
+def test_the_age_at_which_half_of_the_children_say_a_word(tmp_path: Path) -> None:
     months = range(16, 31)
     head = "definition,category," + ",".join(map(str, months))
     path = written(
@@ -39,16 +39,14 @@ def test_half_of_the_children(tmp_path: Path) -> None:
     ("shares", "age"),
     [((), None), ((0.25,), None), ((0.25, 0.75), 18.0), ((0.5, 0.5), None), ((0.75, 0.25), None)], ids=str
 )  # fmt: skip
-def test_two_ages_tell_when_half_of_the_children_know_a_word(
-    tmp_path: Path, shares: tuple[float, ...], age: float | None
-) -> None:
-    """A proportion of 0.25 at 16 months and of 0.75 at 20: half in the middle. Empty cells tell nothing."""
+def test_two_months_are_enough_for_an_age(tmp_path: Path, shares: tuple[float, ...], age: float | None) -> None:
+    """A proportion of 0.25 at 16 months and of 0.75 at 20: half at 18. An empty cell is no measurement."""
     cells = [*map(str, shares), "", ""][:2]
     found = age_of_acquisition(written(tmp_path / "a.csv", "definition,16,20", f"ball,{','.join(cells)}"))
     assert found == ({} if age is None else {"ball": pytest.approx(age, abs=1e-6)})
 
 
-def test_bad_tables(tmp_path: Path) -> None:
+def test_bad_tables_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         age_of_acquisition(tmp_path / "none.csv")
     with pytest.raises(ValueError, match="expected the columns 'definition'"):
@@ -65,14 +63,14 @@ def test_bad_tables(tmp_path: Path) -> None:
 def test_a_proportion_is_from_0_to_1(tmp_path: Path, share: str, taken: bool) -> None:
     path = written(tmp_path / "a.csv", "definition,16,17,18,19", f"ball,{share},0.3,0.6,0.9")
     if taken:
-        assert set(age_of_acquisition(path)) <= {"ball"}  # children that unlearn it have no age
+        assert set(age_of_acquisition(path)) <= {"ball"}  # a falling curve gives no age
     else:
         with pytest.raises(ValueError, match="line 2: expected proportions from 0 to 1"):
             age_of_acquisition(path)
 
 
 @pytest.mark.real_data
-def test_wordbanks_own(real_data: Path) -> None:
+def test_real_proportions_of_wordbank(real_data: Path) -> None:
     found = age_of_acquisition(real_data / "wordbank" / "child_american_english_proportions.csv")
     assert len(found) > 600
     assert found["ball"] < found["dog"] < found["elephant"] < found["camera"]

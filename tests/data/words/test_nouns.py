@@ -9,7 +9,7 @@ import pytest
 from symground.data import STUDY_NOUNS, noun_list, nouns_over_threshold
 
 
-def test_the_studys_and_the_cdis() -> None:
+def test_lists_of_the_study_and_of_the_cdi() -> None:
     assert noun_list() == list(STUDY_NOUNS)
     assert len(noun_list("cdi")) == 343
     assert noun_list("study", ["toys"]) == ["book", "ball", "toy", "doll", "puzzle", "block", "pencil", "game"]
@@ -40,14 +40,14 @@ def test_a_file_of_words(tmp_path: Path) -> None:
         noun_list(str(path), ["vehicles"])
 
 
-def test_bad_input_is_named() -> None:
+def test_bad_input_is_refused() -> None:
     with pytest.raises(FileNotFoundError, match="nouns: expected 'study', 'cdi' or a file, nowhere does not exist"):
         noun_list("nowhere")
     with pytest.raises(ValueError, match=r"noun_categories: expected some of animals, .*; got beasts"):
         noun_list("cdi", ["beasts"])
 
 
-def test_threshold_names_the_closest() -> None:
+def test_the_error_of_the_threshold_lists_the_closest_nouns() -> None:
     counts = {"box:<ENV>": 7, "box:<LAN>": 9, "book:<ENV>": 3, "book:<LAN>": 3}
     assert nouns_over_threshold(counts, 3) == ["box", "book"]
     with pytest.raises(

@@ -22,7 +22,7 @@ def test_letters_with_their_marks_are_one_word(words: list[str]) -> None:
 
 
 @given(st.text(st.characters(codec="latin-1")))
-def test_where_no_marks_stand_the_pattern_is_the_studys(text: str) -> None:
+def test_without_combining_marks_the_pattern_is_the_studys(text: str) -> None:
     assert words_in(text) == WORD.findall(unicodedata.normalize("NFC", text).replace("\xad", ""))
 
 
