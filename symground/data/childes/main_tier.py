@@ -80,7 +80,7 @@ def spoken(text: str) -> list[str]:
     This takes time linear in the length of the text.
 
     Raises:
-        Unpaired: a bracket is unpaired, so that codes cannot be told from speech (says which).
+        Unpaired: a bracket is unpaired, so that codes cannot be distinguished from speech (says which).
     """
     items = _items(_PAUSE.sub(" ", unmarked(text)))
     return [UNKNOWN if word in UNINTELLIGIBLE else word for item in items for part in item for word in _words_of(part)]

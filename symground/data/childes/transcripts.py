@@ -124,7 +124,7 @@ def read_lemmas(path: str | Path) -> dict[str, str]:
 
 
 class _Account:
-    """Counts what became of every file and every utterance."""
+    """Counts every file and every utterance by its outcome."""
 
     def __init__(self, settings: ChatSettings, left_out: LeftOut) -> None:
         self._settings, self._left_out = settings, left_out

@@ -1,4 +1,4 @@
-"""Files from elsewhere, read without trust: folders, archives, JSON; and arrays on disk that are filled in place."""
+"""Reading files of any origin safely: folders, archives, JSON; and arrays on disk that are filled in place."""
 
 from symground.data.files.json_input import json_field, json_typed, parse_json
 from symground.data.files.memory_maps import create_array

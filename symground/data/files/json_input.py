@@ -1,4 +1,4 @@
-"""JSON from other sources: errors name the place of what cannot be read, or of a wrong type, and what was expected."""
+"""JSON from other sources: an error names the place of a damage or a wrong type, and what was expected."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class GeneratedImagesSettings:
     clutter: float = 0.5
     """Share of the other patches that show something without a name."""
     position: float = 0.0
-    """Chance that an object is at its noun's own place, which then tells what it is; else its place is random."""
+    """Chance that an object is at its noun's own place, which then identifies it; else its place is random."""
 
     def __post_init__(self) -> None:
         check_types(self, GeneratedImagesSettings)

@@ -61,7 +61,7 @@ class GeneratedSettings:
     talk_alone: float = 0.0
     """Noise: share of scenes with talk only, without their objects."""
     cue: str = "env"
-    """The tier of the scene; 'lan' tells it in spoken words, a control that separates grounding from plain recall."""
+    """The tier of the scene; 'lan' puts it into spoken words, a control that separates grounding from plain recall."""
     partner: float = 0.0
     """Chance that talk names an object's partner, always the same other noun: co-occurrence without identity."""
     synonyms: int = 1

@@ -1,7 +1,7 @@
 """Stand-ins for the images of dialogues: patches that show what the caption names, for use without the photographs.
 
-Like the real ones, they are a grid of patch embeddings in the caption's place, and none of them is a word. Unlike
-photographs, they show nothing but the caption's nouns, and there is no doubt about what they show.
+Like the features of photographs, they are a grid of patch embeddings in the caption's place, and no patch is a word.
+Unlike photographs, they show nothing but the caption's nouns.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def noun_tokens(
     Args:
         nouns: the nouns in scenes.
         spoken: noun → its word in speech; a noun that is not listed is its own word.
-        cue: "env"; "lan" if the scene is told in spoken words; or "image", for which the first is not a token but the
+        cue: "env"; "lan" if the scene is in spoken words; or "image", for which the first is not a token but the
             name under which images that show the noun are counted.
     """
     form = shown if cue == IMAGE else TIERS[cue][0]
