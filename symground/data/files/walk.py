@@ -157,7 +157,7 @@ class _Walk:
                 elif self._is_packed_otherwise(path.name):
                     self._leave_out(
                         path.relative_to(root).as_posix(),
-                        f"is not opened; archives that are end in {', '.join(ARCHIVES)}",
+                        f"is packed in an unsupported format (supported: {', '.join(ARCHIVES)})",
                     )
         return sorted(found)
 

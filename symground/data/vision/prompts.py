@@ -46,9 +46,12 @@ def _special(processor: Any, text: str) -> dict[str, bool]:
 
 
 def prompt_text(
-    processor: Any, question: str, system: str | None = None, answer_prefix: str | None = None,
+    processor: Any,
+    question: str,
+    system: str | None = None,
+    answer_prefix: str | None = None,
     answer: str | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """The prompt from the processor's chat template, up to the answer, or with the beginning of the answer.
 
     Args:
@@ -85,9 +88,14 @@ def prompt_text(
 
 
 def read_prompt(
-    processor: Any, image: Any, question: str, *, system: str | None = None, answer_prefix: str | None = None,
+    processor: Any,
+    image: Any,
+    question: str,
+    *,
+    system: str | None = None,
+    answer_prefix: str | None = None,
     answer: str | None = None,
-) -> Prompt:  # fmt: skip
+) -> Prompt:
     """Encode a question about one picture.
 
     Args:
@@ -160,9 +168,14 @@ def _tokens(processor: Any, text: str) -> tuple[list[int], list[Span]]:
 
 
 def _first_token(
-    processor: Any, question: str, system: str | None, answer_prefix: str | None, answer: str, text: str,
+    processor: Any,
+    question: str,
+    system: str | None,
+    answer_prefix: str | None,
+    answer: str,
+    text: str,
     text_ids: list[int],
-) -> int:  # fmt: skip
+) -> int:
     """The first token of the answer, given the prompt's text and its ids."""
     if answer_prefix is not None:
         with_answer = prompt_text(processor, question, system, f"{answer_prefix.rstrip()} {answer}")

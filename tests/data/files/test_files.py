@@ -278,7 +278,7 @@ def test_unsupported_archives_are_listed(tmp_path: Path, name: str) -> None:
     (unpacked, reason), (inside, why) = left_out
     assert (inside, unpacked) == (f"b.zip: deep/{name}", f"in/{name}")
     assert why == "is an archive within an archive, which is not opened"
-    assert reason.startswith("is not opened; archives that are end in .zip, .tar")
+    assert reason.startswith("is packed in an unsupported format (supported: .zip, .tar")
     with pytest.raises(ValueError, match=r"paths: expected a folder, a .cha file, or an archive \(.zip, .tar"):
         file_names([tmp_path / "in" / name], ".cha")
 
