@@ -1,8 +1,8 @@
 """Text as ENV/LAN sequences: generated scenes, CHAT transcripts, the word-level tokenizer and the token arrays."""
 
 from symground.data.childes import ChatSettings, add_transcripts
-from symground.data.generated import GeneratedSettings, add_scenes
 from symground.data.questions import Question, pope_questions, read_questions, write_questions
+from symground.data.scenes import GeneratedSettings, add_scenes
 from symground.data.sequences import Corpus, CorpusBuilder
 from symground.data.visdial import DialogSettings, add_dialogues
 from symground.data.words import STUDY_NOUNS, env, lan, noun_list, nouns_over_threshold, speaker

@@ -21,7 +21,7 @@ from symground.analysis.probing import context_of
 from symground.analysis.results import Table, read_table
 from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import GeneratedSettings
-from symground.data.generated import GeneratedImagesSettings, occurs
+from symground.data.scenes import GeneratedImagesSettings, occurs
 from symground.data.words import cdi_categories
 from symground.folders import checkpoint_steps, read_json, write_json, write_text
 from symground.models import load, load_tokenizer

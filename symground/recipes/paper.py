@@ -12,7 +12,7 @@ import tyro
 from symground.analysis.results import read_table
 from symground.analysis.run import AnalysisSettings
 from symground.data import ChatSettings, DialogSettings, noun_list
-from symground.data.generated import GeneratedImagesSettings
+from symground.data.scenes import GeneratedImagesSettings
 from symground.data.sequences import ImageSet
 from symground.data.visdial import stand_in_images
 from symground.folders import read_json, runs_of, write_json, write_text

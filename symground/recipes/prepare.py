@@ -29,7 +29,7 @@ from symground.data import (
     nouns_over_threshold,
 )
 from symground.data.files import Limits
-from symground.data.generated import GeneratedImagesSettings, add_image_scenes
+from symground.data.scenes import GeneratedImagesSettings, add_image_scenes
 from symground.data.sequences import Shown, share_of
 from symground.data.words import IMAGE, normalized, noun_tokens, replace_words, shown
 from symground.disk import sync_all

@@ -11,7 +11,7 @@ import pytest
 
 from symground import data
 from symground.data.files import Limits
-from symground.data.generated import GeneratedImagesSettings
+from symground.data.scenes import GeneratedImagesSettings
 from symground.training import Hardware, Optimization, TrainSettings
 from symground.typed import told
 

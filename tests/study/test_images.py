@@ -16,7 +16,7 @@ import symground as sg
 from symground.analysis.results import read_table
 from symground.cli import main
 from symground.data import Corpus, DialogSettings, GeneratedSettings
-from symground.data.generated import GeneratedImagesSettings
+from symground.data.scenes import GeneratedImagesSettings
 from symground.data.sequences import IGNORED, ImageSet, RowSampler
 from symground.folders import read_json, write_json
 from symground.recipes import CorpusSettings, prepare

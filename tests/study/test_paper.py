@@ -12,7 +12,7 @@ import torch
 
 from symground.cli import main
 from symground.data import DialogSettings
-from symground.data.generated import GeneratedImagesSettings
+from symground.data.scenes import GeneratedImagesSettings
 from symground.data.visdial import stand_in_images
 from symground.folders import read_json
 from symground.recipes import paper

@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 import symground
 from symground.cli import main
 from symground.data import GeneratedSettings
-from symground.data.generated import GeneratedImagesSettings
+from symground.data.scenes import GeneratedImagesSettings
 from symground.recipes.dials import IMAGE_VALUES, VALUES
 from symground.recipes.paper import RECIPES
 

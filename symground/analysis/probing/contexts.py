@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from symground.data.files import parse_json
-from symground.data.generated import Utterance, distractor
+from symground.data.scenes import Utterance, distractor
 from symground.data.words import IMAGE, TIERS, WORD
 from symground.typed import told
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from symground.data.files import create_array
-from symground.data.generated import GeneratedImagesSettings, Painter
+from symground.data.scenes import GeneratedImagesSettings, Painter
 from symground.data.sequences import ImageSet
 from symground.data.visdial.dialogue_files import DialogSettings, coco_captions, readable_dialogues
 from symground.data.words import words_in

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from symground.data import Corpus, CorpusBuilder, GeneratedSettings, add_scenes
-from symground.data.generated import occurs
+from symground.data.scenes import occurs
 from symground.data.words import STUDY_NOUNS
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from symground.data.files import create_array
-from symground.data.generated.scenes import Family, GeneratedSettings
+from symground.data.scenes.word_scenes import Family, GeneratedSettings
 from symground.data.sequences import CorpusBuilder, Shown
 from symground.disk import put_folder
 from symground.folders import write_json

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from symground.data import Corpus, CorpusBuilder, GeneratedSettings
-from symground.data.generated import GeneratedImagesSettings, add_image_scenes
+from symground.data.scenes import GeneratedImagesSettings, add_image_scenes
 from symground.data.sequences import Shown, patch_ids
 
 SCENES = GeneratedSettings(scenes=80, nouns=6)
