@@ -237,7 +237,7 @@ def turn_tokens(participant: str, words: Iterable[str], env_texts: Iterable[str]
 
     Args:
         participant: the speaker's code.
-        words: the spoken words (:func:`symground.data.speech.spoken`).
+        words: the spoken words (:func:`symground.data.childes.main_tier.spoken`).
         env_texts: the text of each tier of events.
         fold_case: make the words lower-case.
     """
