@@ -1,4 +1,4 @@
-"""Text as ENV/LAN sequences: generated scenes, CHAT transcripts, the word-level tokenizer and the token arrays."""
+"""Text and images as sequences of ENV and LAN tokens: transcripts, dialogues, generated scenes, image questions."""
 
 from symground.data.childes import ChatSettings, add_transcripts
 from symground.data.questions import Question, pope_questions, read_questions, write_questions
