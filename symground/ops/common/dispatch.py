@@ -31,9 +31,11 @@ def choose(op: str, table: Mapping[str, Any], impl: str | None, like: Tensor, *o
         RuntimeError: this machine lacks something that the implementation needs.
     """
     if impl is None:
-        for impl, ops in table.items():
-            if hasattr(ops, op) and _suits(ops, like, *others) and ops.refuses(like) is None:
-                break
+        impl = next(
+            name
+            for name, ops in table.items()
+            if hasattr(ops, op) and _suits(ops, like, *others) and ops.refuses(like) is None
+        )
     elif not isinstance(impl, str) or not hasattr(table.get(impl), op):
         names = sorted(name for name, ops in table.items() if hasattr(ops, op))
         raise ValueError(f"impl: ops.{op} has {', '.join(map(repr, names))}; got {impl!r}")
@@ -41,7 +43,6 @@ def choose(op: str, table: Mapping[str, Any], impl: str | None, like: Tensor, *o
         refusal = table[impl].refuses(like)
         if refusal is not None:
             raise refusal
-    assert impl is not None  # the reference implements every op and refuses nothing
     run: Callable[..., Any] = getattr(table[impl], op)
     if forward_ad._current_level >= 0 and impl != "reference":
         run = _without_tangents(op, impl, run)
