@@ -28,7 +28,7 @@ from symground.kernels.common.tiles import (
     store_tile,
 )
 
-#: Tiles by architecture and bytes of an element, then by the largest BLOCK_D (`common/configs.py`).
+#: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
 #: float32's three-part products take many registers, so heads beyond 64 have small tiles. Heads beyond 128 have larger
 #: ones again, because their products read them in chunks.
 TILES: dict[str, Tiles] = {
@@ -78,7 +78,7 @@ TILES: dict[str, Tiles] = {
 
 @triton.jit(do_not_specialize=["H", "T"])
 def delta_kernel(
-    p_out, p_grad, p_delta, s_gb, s_gh, s_g, s_gd, H, T,
+    p_out, p_grad, p_delta, s_gb, s_gh, s_gt, s_gd, H, T,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """delta[i] = ⟨dO[i], O[i]⟩, [B,H,T]; if O is gated, delta is the gated row sum of P ∘ dP."""
@@ -86,7 +86,7 @@ def delta_kernel(
     i_row = (tl.program_id(0) // n_i).to(tl.int64)  # of [B,H]
     o_i = tl.program_id(0) % n_i * BM + tl.arange(0, BM)
     b_out = load_tile((p_out + i_row * T * D, D, 1, 0, T), o_i, D, BLOCK_D, True)
-    b_grad = load_tile((p_grad + i_row // H * s_gb + i_row % H * s_gh, s_g, s_gd, 0, T), o_i, D, BLOCK_D, True)
+    b_grad = load_tile((p_grad + i_row // H * s_gb + i_row % H * s_gh, s_gt, s_gd, 0, T), o_i, D, BLOCK_D, True)
     b_delta = tl.sum(b_out.to(tl.float32) * b_grad.to(tl.float32), 1)
     tl.store(p_delta + i_row * T + o_i, b_delta, mask=o_i < T)
 
@@ -119,7 +119,7 @@ def _dq_through(
 def dq_kernel(
     p_q, p_k, p_v, p_grad, p_lse, p_delta, p_gate, p_range, p_dq,
     p_query_groups, p_key_groups, p_flow, p_row_total, num_query_groups, num_key_groups,
-    s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd, s_gb, s_gh, s_g, s_gd,
+    s_qb, s_qh, s_qt, s_qd, s_kb, s_kh, s_kt, s_kd, s_vb, s_vh, s_vt, s_vd, s_gb, s_gh, s_gt, s_gd,
     scale, window, H, T, S,
     FLOW: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
@@ -140,10 +140,10 @@ def dq_kernel(
     start, full_first, full_last, end = keys_of(first_i, first_i + BM, offset, low, high, window, CAUSAL, WINDOW, BN)
     if HAS_GATE and gate == 0.0:  # a head with gate 0 has gradient 0: no loop runs
         start, full_first, full_last, end = 0, 0, 0, 0
-    q = (p_q + i_b * s_qb + i_h * s_qh, s_q, s_qd, 0, T)
-    k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_k, s_kd, low, high)
-    v = (p_v + i_b * s_vb + i_h // GROUP * s_vh, s_v, s_vd, low, high)
-    grad = (p_grad + i_b * s_gb + i_h * s_gh, s_g, s_gd, 0, T)
+    q = (p_q + i_b * s_qb + i_h * s_qh, s_qt, s_qd, 0, T)
+    k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_kt, s_kd, low, high)
+    v = (p_v + i_b * s_vb + i_h // GROUP * s_vh, s_vt, s_vd, low, high)
+    grad = (p_grad + i_b * s_gb + i_h * s_gh, s_gt, s_gd, 0, T)
     b_q = load_tile(q, o_i, D, BLOCK_D, True)  # [BM,D]
     b_grad = load_tile(grad, o_i, D, BLOCK_D, True)  # [BM,D]
     b_lse = load_lse2(p_lse + row, o_i, T)
@@ -207,7 +207,7 @@ def _dkdv_through(
 @triton.jit(do_not_specialize=["window", "H", "T", "S"])
 def dkdv_kernel(
     p_q, p_k, p_v, p_grad, p_lse, p_delta, p_gate, p_range, p_dk, p_dv,
-    s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd, s_gb, s_gh, s_g, s_gd,
+    s_qb, s_qh, s_qt, s_qd, s_kb, s_kh, s_kt, s_kd, s_vb, s_vh, s_vt, s_vd, s_gb, s_gh, s_gt, s_gd,
     scale, window, H, T, S,
     GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -225,8 +225,8 @@ def dkdv_kernel(
     offset = S - T
     o_j = first_j + tl.arange(0, BN)
     low, high = load_range(p_range, i_b, S, HAS_RANGE)
-    k = (p_k + i_b * s_kb + i_k * s_kh, s_k, s_kd, low, high)
-    v = (p_v + i_b * s_vb + i_k * s_vh, s_v, s_vd, low, high)
+    k = (p_k + i_b * s_kb + i_k * s_kh, s_kt, s_kd, low, high)
+    v = (p_v + i_b * s_vb + i_k * s_vh, s_vt, s_vd, low, high)
     b_k = load_tile(k, o_j, D, BLOCK_D, True)  # [BN,D]
     b_v = load_tile(v, o_j, D, BLOCK_D, True)  # [BN,D]
     b_dk = tl.zeros([BN, BLOCK_D], tl.float32)
@@ -238,8 +238,8 @@ def dkdv_kernel(
         gate = load_gate(p_gate, i_b, i_h, H, HAS_GATE)
         if HAS_GATE and gate == 0.0:
             start, full_first, full_last, end = 0, 0, 0, 0
-        q = (p_q + i_b * s_qb + i_h * s_qh, s_q, s_qd, 0, T)
-        grad = (p_grad + i_b * s_gb + i_h * s_gh, s_g, s_gd, 0, T)
+        q = (p_q + i_b * s_qb + i_h * s_qh, s_qt, s_qd, 0, T)
+        grad = (p_grad + i_b * s_gb + i_h * s_gh, s_gt, s_gd, 0, T)
         row = (i_b * H + i_h) * T
         b_dk, b_dv = _dkdv_through(
             b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse + row, p_delta + row, start, full_first, o_j, gate,

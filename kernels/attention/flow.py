@@ -26,7 +26,7 @@ from symground.kernels.common.tiles import (
     seen,
 )
 
-#: Tiles by architecture and bytes of an element, then by the largest BLOCK_D (`common/configs.py`).
+#: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
 TILES: dict[str, Tiles] = {
     "attention_flow": {
         ("sm_80", 2): {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 32, 4, 2)},
@@ -74,7 +74,7 @@ def _flow_through(
 def attention_flow_kernel(
     p_q, p_k, p_v, p_grad, p_rows, p_gate, p_range, p_query_groups, p_key_groups, p_flow, p_row_total, p_matrix_total,
     num_query_groups, num_key_groups,
-    s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd, s_gb, s_gh, s_g, s_gd,
+    s_qb, s_qh, s_qt, s_qd, s_kb, s_kh, s_kt, s_kd, s_vb, s_vh, s_vt, s_vd, s_gb, s_gh, s_gt, s_gd,
     scale, window, first_tile, n_i, H, T, S,
     MATRIX: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr, DECAY: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -104,10 +104,10 @@ def attention_flow_kernel(
     p_key_groups += i_b * S
     i_q = i_h // GROUP if DECAY else i_h
     i_v = i_h if DECAY else i_h // GROUP
-    q = (p_q + i_b * s_qb + i_q * s_qh, s_q, s_qd, 0, T)
-    k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_k, s_kd, low, high)
-    v = (p_v + i_b * s_vb + i_v * s_vh, s_v, s_vd, low, high)
-    grad = (p_grad + i_b * s_gb + i_h * s_gh, s_g, s_gd, 0, T)
+    q = (p_q + i_b * s_qb + i_q * s_qh, s_qt, s_qd, 0, T)
+    k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_kt, s_kd, low, high)
+    v = (p_v + i_b * s_vb + i_v * s_vh, s_vt, s_vd, low, high)
+    grad = (p_grad + i_b * s_gb + i_h * s_gh, s_gt, s_gd, 0, T)
     b_q = load_tile(q, o_i, D, BLOCK_D, True)  # [BM,D]
     b_grad = load_tile(grad, o_i, DV, BLOCK_DV, True)  # [BM,DV]
     p_rows += (i_b * H + i_h) * T * (4 if DECAY else 1)

@@ -22,7 +22,7 @@ from symground.kernels.common.tiles import (
     store_tile,
 )
 
-#: Tiles by architecture and bytes of an element, then by the largest BLOCK_D (`common/configs.py`).
+#: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
 TILES: dict[str, Tiles] = {
     "attention_forward": {
         ("sm_80", 2): {64: Config(128, 128, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 64, 8, 2)},
@@ -99,7 +99,7 @@ def _attend_all(
 @triton.jit(do_not_specialize=["window", "H", "T", "S"])
 def attention_forward_kernel(
     p_q, p_k, p_v, p_gate, p_range, p_out, p_lse,
-    s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd,
+    s_qb, s_qh, s_qt, s_qd, s_kb, s_kh, s_kt, s_kd, s_vb, s_vh, s_vt, s_vd,
     scale, window, H, T, S,
     GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -116,9 +116,9 @@ def attention_forward_kernel(
     o_i = first_i + tl.arange(0, BM)
     low, high = load_range(p_range, i_b, S, HAS_RANGE)
     gate = load_gate(p_gate, i_b, i_h, H, HAS_GATE)
-    q = (p_q + i_b * s_qb + i_h.to(tl.int64) * s_qh, s_q, s_qd, 0, T)
-    k = (p_k + i_b * s_kb + (i_h // GROUP).to(tl.int64) * s_kh, s_k, s_kd, low, high)
-    v = (p_v + i_b * s_vb + (i_h // GROUP).to(tl.int64) * s_vh, s_v, s_vd, low, high)
+    q = (p_q + i_b * s_qb + i_h.to(tl.int64) * s_qh, s_qt, s_qd, 0, T)
+    k = (p_k + i_b * s_kb + (i_h // GROUP).to(tl.int64) * s_kh, s_kt, s_kd, low, high)
+    v = (p_v + i_b * s_vb + (i_h // GROUP).to(tl.int64) * s_vh, s_vt, s_vd, low, high)
     b_q = load_tile(q, o_i, D, BLOCK_D, True)  # [BM,D]
     scale *= LOG2E
     if HAS_GATE and gate == 0.0:

@@ -25,7 +25,7 @@ ROUNDING = tl.constexpr(32 * 2.0**-23)
 @triton.jit(do_not_specialize=["window", "R", "H", "T", "S"])
 def attention_row_sums_kernel(
     p_q, p_k, p_lse, p_gate, p_range, p_rows, p_sums,
-    s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd,
+    s_qb, s_qh, s_qt, s_qd, s_kb, s_kh, s_kt, s_kd,
     scale, window, R, H, T, S,
     FROM_FORWARD: tl.constexpr, KEYS_FIRST: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr, HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -48,8 +48,8 @@ def attention_row_sums_kernel(
     start, _, _, end = keys_of(first_i, last_i, offset, low, high, window, CAUSAL, WINDOW, BN)
     if (last_i == 0) | (load_gate(p_gate, i_b, i_h, H, HAS_GATE) == 0.0):
         start, end = 0, 0
-    q = (p_q + i_b * s_qb + i_h * s_qh, s_q, s_qd, 0, T)
-    k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_k, s_kd, low, high)
+    q = (p_q + i_b * s_qb + i_h * s_qh, s_qt, s_qd, 0, T)
+    k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_kt, s_kd, low, high)
     b_q = load_tile(q, o_i, D, BLOCK_D, True)  # [BM,D]
     b_lse = load_lse2(p_lse + (i_b * H + i_h) * T, o_i, T)
     b_sum = tl.zeros([BM], tl.float32)

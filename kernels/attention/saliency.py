@@ -15,7 +15,7 @@ from symground.kernels.common.configs import Config, Tiles
 from symground.kernels.common.launch import chunk_of, config_of, processors, rows_adjacent
 from symground.kernels.common.tiles import LOG2E, load_gate, load_range, load_rows, mixing, product_in_chunks, seen
 
-#: Tiles by architecture and bytes of an element, then by the largest BLOCK_D (`common/configs.py`).
+#: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
 TILES: dict[str, Tiles] = {
     "attention_saliency": {
         ("sm_80", 2): {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(64, 64, 8, 2)},
@@ -40,7 +40,7 @@ WAVES = 2
 @triton.jit(do_not_specialize=["window", "n_i", "n_j", "splits", "H", "T"])
 def attention_saliency_kernel(
     p_q, p_k, p_v, p_grad, p_rows, p_gate, p_range, p_open, p_count, p_total,
-    s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd, s_gb, s_gh, s_g, s_gd, s_ts, s_tb, s_t,
+    s_qb, s_qh, s_qt, s_qd, s_kb, s_kh, s_kt, s_kd, s_vb, s_vh, s_vt, s_vd, s_gb, s_gh, s_gt, s_gd, s_ts, s_tb, s_tt,
     scale, window, n_i, n_j, splits, H, T, S,
     SIGNED: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, HAS_RANGE: tl.constexpr,
     HAS_GATE: tl.constexpr, DECAY: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr, DV: tl.constexpr,
@@ -84,10 +84,10 @@ def attention_saliency_kernel(
             i_h = tl.load(p_open + i_b * H + n).to(tl.int64)
         i_q = i_h // GROUP if DECAY else i_h
         i_v = i_h if DECAY else i_h // GROUP
-        q = (p_q + i_b * s_qb + i_q * s_qh, s_q, s_qd, 0, T)
-        k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_k, s_kd, low, high)
-        v = (p_v + i_b * s_vb + i_v * s_vh, s_v, s_vd, low, high)
-        grad = (p_grad + i_b * s_gb + i_h * s_gh, s_g, s_gd, 0, T)
+        q = (p_q + i_b * s_qb + i_q * s_qh, s_qt, s_qd, 0, T)
+        k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_kt, s_kd, low, high)
+        v = (p_v + i_b * s_vb + i_v * s_vh, s_vt, s_vd, low, high)
+        grad = (p_grad + i_b * s_gb + i_h * s_gh, s_gt, s_gd, 0, T)
         p_own = p_rows + (i_b * H + i_h) * T * (4 if DECAY else 1)
         b_high, b_low = load_rows(p_own, o_i, T, DECAY)
         if DECAY:  # the heads of a group share C Bᵀ
@@ -105,7 +105,7 @@ def attention_saliency_kernel(
     b_total = tl.where(m_seen, b_total, 0.0)
     if not SIGNED:
         b_total = tl.abs(b_total)
-    p_tile = p_total + i_split * s_ts + i_b * s_tb + o_i.to(tl.int64)[:, None] * s_t + o_j[None, :]
+    p_tile = p_total + i_split * s_ts + i_b * s_tb + o_i.to(tl.int64)[:, None] * s_tt + o_j[None, :]
     tl.store(p_tile, b_total, mask=(o_i < T)[:, None] & (o_j < S)[None, :])
 
 

@@ -10,7 +10,7 @@ from symground.kernels.common.configs import Config, Tiles
 from symground.kernels.common.launch import config_of, rows_adjacent
 from symground.kernels.common.tiles import LOG2E, load_gate, load_range, load_tile, product, seen
 
-#: Tiles by architecture and bytes of an element, then by the largest BLOCK_D (`common/configs.py`).
+#: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
 TILES: dict[str, Tiles] = {
     "attention_saliency_rows": {
         ("sm_80", 2): {64: Config(64, 128, 8, 1), 128: Config(64, 128, 8, 1), 256: Config(64, 128, 8, 1)},
@@ -30,7 +30,7 @@ TILES: dict[str, Tiles] = {
 @triton.jit(do_not_specialize=["window", "R", "n_j", "H", "T"])
 def attention_saliency_rows_kernel(
     p_q, p_k, p_v, p_grad, p_lse, p_gate, p_range, p_rows, p_out,
-    s_qb, s_qh, s_q, s_qd, s_kb, s_kh, s_k, s_kd, s_vb, s_vh, s_v, s_vd, s_gb, s_gh, s_g, s_gd, s_o,
+    s_qb, s_qh, s_qt, s_qd, s_kb, s_kh, s_kt, s_kd, s_vb, s_vh, s_vt, s_vd, s_gb, s_gh, s_gt, s_gd, s_o,
     scale, window, R, n_j, H, T, S,
     GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -51,15 +51,15 @@ def attention_saliency_rows_kernel(
     m_seen = seen(o_i[:, None], o_j[None, :], offset, low, high, window, CAUSAL, WINDOW)
     b_s = tl.zeros([BM, BN], tl.float32)
     if (tl.max(m_seen.to(tl.int32)) > 0) & (gate != 0.0):
-        q = (p_q + i_b * s_qb + i_h * s_qh, s_q, s_qd, 0, T)
-        k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_k, s_kd, low, high)
+        q = (p_q + i_b * s_qb + i_h * s_qh, s_qt, s_qd, 0, T)
+        k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_kt, s_kd, low, high)
         b_q = load_tile(q, o_i, D, BLOCK_D, True)  # [BM,D]
         b_k = load_tile(k, o_j, D, BLOCK_D, True)  # [BN,D]
         b_lse = tl.load(p_lse + (i_b * H + i_h) * T + o_i, mask=(o_i >= 0) & (o_i < T), other=float("inf")) * LOG2E
         b_s = product(b_q, b_k, q, k, o_i, o_j, D, BLOCK_D, CHUNK, PRECISION)  # [BM,BN]
         b_p = tl.exp2(b_s * (scale * LOG2E) - b_lse[:, None])
-        grad = (p_grad + i_b * s_gb + i_h * s_gh, s_g, s_gd, 0, T)
-        v = (p_v + i_b * s_vb + i_h // GROUP * s_vh, s_v, s_vd, low, high)
+        grad = (p_grad + i_b * s_gb + i_h * s_gh, s_gt, s_gd, 0, T)
+        v = (p_v + i_b * s_vb + i_h // GROUP * s_vh, s_vt, s_vd, low, high)
         b_grad = load_tile(grad, o_i, D, BLOCK_D, True)  # [BM,D]
         b_v = load_tile(v, o_j, D, BLOCK_D, True)  # [BN,D]
         b_dp = product(b_grad, b_v, grad, v, o_i, o_j, D, BLOCK_D, CHUNK, PRECISION) * gate  # [BM,BN]

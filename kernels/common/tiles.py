@@ -1,6 +1,7 @@
 """Parts of every kernel: loading a tile, which keys a query sees, and the bounds of a loop over them.
 
-Prefixes: i_ an index of this program, o_ offsets, m_ a mask, p_ a pointer, b_ a tile in registers, its shape beside it.
+Prefixes: p_ a pointer; s_ a stride, of q [B,H,T,D] s_qb, s_qh, s_qt and s_qd; i_ an index of this program; n_ a number
+of programs; o_ offsets of a tile's rows or columns; m_ a mask; b_ a tile in registers, with its shape beside it.
 A matrix in memory, [rows, D], is the tuple (pointer, row stride, column stride, first row, one past the last).
 """
 

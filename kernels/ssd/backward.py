@@ -18,7 +18,7 @@ from symground.kernels.ssd.forward import TILES as FORWARD_TILES
 from symground.kernels.ssd.forward import added_states, block_of_part, chunk_decay, part_of, pass_states
 from symground.kernels.ssd.launch import Call, Columns
 
-#: Tiles by architecture and bytes of an element (`common/configs.py`).
+#: Config(BM, BN, warps, stages) by architecture and bytes of an element (`common/configs.py`).
 TILES: dict[str, Tiles] = {
     "ssd_dx": {
         ("cuda", 2): Config(64, 64, 8, 1),

@@ -12,7 +12,7 @@ from symground.kernels.common.flow import groups_of
 from symground.kernels.common.launch import config_of, processors, rows_adjacent
 from symground.kernels.ssd.launch import Call, heads_first
 
-#: Tiles by architecture and bytes of an element (`common/configs.py`).
+#: Config(BM, BN, warps, stages) by architecture and bytes of an element (`common/configs.py`).
 TILES: dict[str, Tiles] = {
     "ssd_saliency": {
         ("cuda", 2): Config(64, 64, 8, 1),

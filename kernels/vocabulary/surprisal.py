@@ -24,7 +24,7 @@ from symground.kernels.common.tiles import LOG2E
 #: Their products are small, so one configuration serves everywhere.
 SHARED_CANDIDATES, OWN_CANDIDATES = Config(32, 32, 4, 2), Config(32, 32, 4, 1)
 
-#: Tiles, rows × words, by architecture and bytes of an element (`common/configs.py`). These kernels read rows of any
+#: Config(rows, words, warps, stages) by architecture and element size (`common/configs.py`). They read rows of any
 #: length in pieces, so what fits one of CUDA's architectures fits all of them.
 TILES: dict[str, Tiles] = {
     "vocabulary_lse": {
