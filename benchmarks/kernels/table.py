@@ -38,7 +38,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 from symground.kernels.attention import backward, flow, forward, saliency, saliency_rows  # noqa: E402
 from symground.kernels.attention.launch import Call  # noqa: E402
 from symground.kernels.common import launch  # noqa: E402
-from symground.kernels.common.configs import Config, Tiles, shipped  # noqa: E402
+from symground.kernels.common.configs import Config, shipped, tables  # noqa: E402
 from symground.kernels.ssd import backward as ssd_backward  # noqa: E402
 from symground.kernels.ssd import forward as ssd_forward  # noqa: E402
 from symground.kernels.ssd import launch as ssd_launch  # noqa: E402
@@ -46,11 +46,7 @@ from symground.kernels.ssd import saliency as ssd_saliency  # noqa: E402
 from symground.kernels.vocabulary import surprisal as vocabulary  # noqa: E402
 
 #: Every kernel's tiles, by its name.
-KERNELS: dict[str, Tiles] = {}
-for module in (
-    forward, backward, saliency, flow, saliency_rows, ssd_saliency, ssd_forward, ssd_backward, vocabulary,
-):  # fmt: skip
-    KERNELS |= module.TILES
+KERNELS = tables()
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_86": GPUTarget("cuda", 86, 32),
@@ -126,18 +122,18 @@ def launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -> No
     if problem.options:
         gate, bounds = lse[:, :, 0], torch.empty(8, 2, dtype=torch.int64, device="meta")
         call = Call(q, k, v, causal=True, scale=size**-0.5, key_range=bounds, window=100, gate=gate)
-    if kernel == "attention_forward":
-        forward.attention_forward(call)
-    elif kernel in ("delta", "dq", "dkdv"):
-        backward.attention_backward(call, grad, q, lse, None, None, 0, 0)
-    elif kernel == "dq_flow":
-        backward.attention_backward(call, grad, q, lse, groups, groups, 2, 2)
-    elif kernel == "attention_saliency":
-        saliency.attention_saliency(call, grad, lse, signed=True)
-    elif kernel == "attention_flow":
-        flow.attention_flow(call, grad, lse, groups, groups, 2, 2, False)
-    else:
-        saliency_rows.attention_saliency_rows(call, grad, lse, torch.empty(8, 4, dtype=torch.int64, device="meta"))
+    rows = torch.empty(8, 4, dtype=torch.int64, device="meta")
+    runs = {
+        "attention_forward": lambda: forward.attention_forward(call),
+        **dict.fromkeys(
+            ("delta", "dq", "dkdv"), lambda: backward.attention_backward(call, grad, q, lse, None, None, 0, 0)
+        ),
+        "dq_flow": lambda: backward.attention_backward(call, grad, q, lse, groups, groups, 2, 2),
+        "attention_saliency": lambda: saliency.attention_saliency(call, grad, lse, signed=True),
+        "attention_flow": lambda: flow.attention_flow(call, grad, lse, groups, groups, 2, 2, False),
+        "attention_saliency_rows": lambda: saliency_rows.attention_saliency_rows(call, grad, lse, rows),
+    }
+    runs[kernel]()
 
 
 def vocabulary_launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -> None:
@@ -147,12 +143,12 @@ def vocabulary_launches(kernel: str, dtype: torch.dtype, size: int, problem: Pro
     shape = (rows, count) if kernel == "own_candidates" else (count,)
     head = vocabulary.Head(hidden, weight, bias, torch.empty(shape, dtype=torch.int64, device="meta"))
     lse, grad = (torch.empty(*shape, dtype=torch.float32, device="meta") for shape in ((rows,), (rows, count)))
-    if kernel == "vocabulary_lse":
-        vocabulary.log_sum_exp(head)
-    elif kernel == "logits_gradient":
-        vocabulary.gradients(head, grad, lse, True, False, False)
-    else:
-        vocabulary.surprisal(head, lse)
+    runs = {
+        "vocabulary_lse": lambda: vocabulary.log_sum_exp(head),
+        "logits_gradient": lambda: vocabulary.gradients(head, grad, lse, True, False, False),
+        **dict.fromkeys(("shared_candidates", "own_candidates"), lambda: vocabulary.surprisal(head, lse)),
+    }
+    runs[kernel]()
 
 
 def ssd_launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -> None:
@@ -163,14 +159,13 @@ def ssd_launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -
     ids = torch.empty(8, length, dtype=torch.int64, device="meta")
     bounds = torch.empty(8, 2, dtype=torch.int64, device="meta") if problem.options else None
     scan = ssd_launch.Call(x, dt, A, b, c, bounds)
-    if kernel == "ssd_saliency":
-        ssd_saliency.ssd_saliency(scan, grad, True)
-    elif kernel == "ssd_flow":
-        ssd_saliency.ssd_flow(scan, grad, ids, ids, 2, 2, False)
-    elif kernel == "ssd_forward":
-        ssd_forward.ssd_forward(scan, None)
-    else:
-        ssd_backward.ssd_backward(scan, grad, None, None)
+    runs = {
+        "ssd_saliency": lambda: ssd_saliency.ssd_saliency(scan, grad, True),
+        "ssd_flow": lambda: ssd_saliency.ssd_flow(scan, grad, ids, ids, 2, 2, False),
+        "ssd_forward": lambda: ssd_forward.ssd_forward(scan, None),
+        **dict.fromkeys(("ssd_dx", "ssd_dbdc"), lambda: ssd_backward.ssd_backward(scan, grad, None, None)),
+    }
+    runs[kernel]()
 
 
 FUNCTIONS = {

@@ -8,7 +8,9 @@ checks this).
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -46,6 +48,15 @@ def architecture_of(device: torch.device) -> str:
     if capability in ((8, 6), (8, 9)) or capability[0] == 12:
         return "sm_86"
     return {8: "sm_80", 9: "sm_90"}.get(capability[0], "sm_100")
+
+
+def tables() -> dict[str, Tiles]:
+    """The tables of all kernels by the kernels' names, from every file beside this folder."""
+    found: dict[str, Tiles] = {}
+    for file in sorted(Path(__file__).parents[1].glob("*/*.py")):
+        module = importlib.import_module(f"symground.kernels.{file.parent.name}.{file.stem}")
+        found |= getattr(module, "TILES", {})
+    return found
 
 
 def shipped(kernel: str, tables: Mapping[str, Tiles], architecture: str, block_d: int, element_size: int) -> Config:
