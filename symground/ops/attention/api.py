@@ -59,6 +59,12 @@ def attention(
         NotImplementedError: a second or forward-mode derivative was requested; only ``impl="reference"`` has them.
 
     Source: attention, Vaswani et al. 2017; the saliency, Wang et al. 2023 ("Label words are anchors"), equation 1.
+
+    Example:
+        >>> q, k, v = (torch.randn(1, 2, 5, 8) for _ in range(3))
+        >>> out, lse = ops.attention(q, k, v, causal=False)
+        >>> torch.allclose(out, torch.softmax(q @ k.mT / 8**0.5, -1) @ v, atol=1e-5)
+        True
     """
     mixing = check_attention(q, k, v, Mixing(causal, scale, key_range, window, gate))
     given = Probes(saliency_probe, flow_probe, query_groups, key_groups)
@@ -100,6 +106,14 @@ def attention_saliency(
         NotImplementedError: a derivative of the result was requested; only ``impl="reference"`` has it.
 
     Source: Wang et al. 2023, equation 1, with ∂L/∂A_h = dO_h V_hᵀ.
+
+    Example:
+        >>> q, k, v, grad_out = (torch.randn(1, 2, 5, 8) for _ in range(4))
+        >>> _, lse = ops.attention(q, k, v, causal=False)
+        >>> found = ops.attention_saliency(q, k, v, grad_out, lse, causal=False)
+        >>> by_hand = (torch.softmax(q @ k.mT / 8**0.5, -1) * (grad_out @ v.mT)).sum(1).abs()
+        >>> torch.allclose(found, by_hand, atol=1e-5)
+        True
     """
     mixing = check_attention(q, k, v, Mixing(causal, scale, key_range, window, gate))
     check_saliency(q, grad_out, lse)
@@ -140,6 +154,14 @@ def attention_saliency_rows(
         NotImplementedError: a derivative of the result was requested; only ``impl="reference"`` has it.
 
     Source: Wang et al. 2023, equation 1, before the sum over heads.
+
+    Example:
+        >>> q, k, v, grad_out = (torch.randn(1, 2, 5, 8) for _ in range(4))
+        >>> _, lse = ops.attention(q, k, v, causal=False)
+        >>> found = ops.attention_saliency_rows(q, k, v, grad_out, lse, torch.tensor([[4]]), causal=False)
+        >>> by_hand = torch.softmax(q @ k.mT / 8**0.5, -1) * (grad_out @ v.mT)
+        >>> torch.allclose(found, by_hand[:, :, [4]], atol=1e-5)
+        True
     """
     mixing = check_attention(q, k, v, Mixing(causal, scale, key_range, window, gate))
     check_saliency(q, grad_out, lse)
@@ -191,6 +213,15 @@ def attention_flow(
         NotImplementedError: a derivative of the result was requested; only ``impl="reference"`` has it.
 
     Source: the information flow S_wp, S_pq of Wang et al. 2023, section 2.2, for arbitrary groups, as sums.
+
+    Example:
+        >>> q, k, v, grad_out = (torch.randn(1, 2, 5, 8) for _ in range(4))
+        >>> ids = torch.tensor([[0, 0, 1, 1, -1]])
+        >>> _, lse = ops.attention(q, k, v, causal=False)
+        >>> flow, row_total, matrix_total = ops.attention_flow(q, k, v, grad_out, lse, ids, ids, causal=False)
+        >>> by_hand = (torch.softmax(q @ k.mT / 8**0.5, -1) * (grad_out @ v.mT)).abs()
+        >>> torch.allclose(flow[:, :, 0, 1], by_hand[:, :, :2, 2:4].sum((-1, -2)), atol=1e-5)
+        True
     """
     mixing = check_attention(q, k, v, Mixing(causal, scale, key_range, window, gate))
     check_saliency(q, grad_out, lse)

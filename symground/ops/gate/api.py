@@ -38,6 +38,12 @@ def gate_heads(x: Tensor, gate: Tensor, fill: Tensor | None = None, *, impl: str
 
     Source: head ablation before the output projection, Michel et al. 2019 ("Are sixteen heads really better than
     one?"), section 2.2.
+
+    Example:
+        >>> x, gate, fill = torch.randn(1, 5, 2, 8), torch.tensor([0.0, 0.5]), torch.randn(8)
+        >>> by_hand = gate[:, None] * x + (1 - gate[:, None]) * fill
+        >>> torch.allclose(ops.gate_heads(x, gate, fill), by_hand, atol=1e-6)
+        True
     """
     check.has_shape("x", x, "B,T,H,D", (None,) * 4)
     check.is_floating("x", x)

@@ -50,6 +50,12 @@ def mamba2_inner(
         NotImplementedError: a second or forward-mode derivative was requested; only ``impl="reference"`` has them.
 
     Source: Dao and Gu 2024 ("Transformers are SSMs"), section 7.
+
+    Example:
+        >>> projected, heads = torch.randn(1, 5, 2 * 8 + 2 * 4 + 2), torch.randn(2)  # W = 8, G·N = 4, H = 2
+        >>> conv_weight, norm_weight = torch.randn(8 + 2 * 4, 3), torch.ones(8)
+        >>> ops.mamba2_inner(projected, conv_weight, None, heads, heads, heads, norm_weight).shape
+        torch.Size([1, 5, 8])
     """
     check.has_shape("projected", projected, "B,T,2·W+2·G·N+H", (None,) * 3)
     check.is_floating("projected", projected)
@@ -128,6 +134,13 @@ def causal_conv1d(
         NotImplementedError: a second or forward-mode derivative was requested; only ``impl="reference"`` has them.
 
     Source: Dao and Gu 2024 ("Transformers are SSMs"), section 7; Gu and Dao 2023 ("Mamba").
+
+    Example:
+        >>> x, weight = torch.randn(1, 5, 8), torch.randn(8, 3)
+        >>> padded = torch.nn.functional.pad(x.mT, (2, 0))
+        >>> by_hand = torch.nn.functional.conv1d(padded, weight[:, None], groups=8).mT
+        >>> torch.allclose(ops.causal_conv1d(x, weight, activation=None), by_hand, atol=1e-5)
+        True
     """
     check.has_shape("x", x, "B,T,C", (None,) * 3)
     check.is_floating("x", x)

@@ -74,6 +74,17 @@ def ssd(
 
     Source: Dao and Gu 2024 ("Transformers are SSMs"), section 6, the quadratic dual form; the saliency, Wang et al.
     2023 ("Label words are anchors"), equation 1, with M in place of the attention matrix.
+
+    Example:
+        >>> x, dt, A = torch.randn(1, 5, 2, 8), torch.rand(1, 5, 2), -torch.rand(2)
+        >>> B, C = torch.randn(1, 5, 1, 4), torch.randn(1, 5, 1, 4)
+        >>> state, ys = torch.zeros(1, 2, 8, 4), []
+        >>> for t in range(5):
+        ...     written = (dt[:, t, :, None] * x[:, t])[..., None] * B[:, t, :, None]
+        ...     state = torch.exp(dt[:, t] * A)[..., None, None] * state + written
+        ...     ys.append((state * C[:, t, :, None]).sum(-1))
+        >>> torch.allclose(ops.ssd(x, dt, A, B, C), torch.stack(ys, 1), atol=1e-5)
+        True
     """
     scan = check_scan(Scan(x, dt, A, B, C, key_range))
     batch, length, heads, size = x.shape
@@ -116,6 +127,13 @@ def ssd_saliency(
         NotImplementedError: a derivative of the result was requested; only ``impl="reference"`` has it.
 
     Source: Wang et al. 2023, equation 1, with M of Dao and Gu 2024 in place of the attention matrix.
+
+    Example:
+        >>> x, dt, A, grad_y = torch.randn(1, 5, 2, 8), torch.rand(1, 5, 2), -torch.rand(2), torch.randn(1, 5, 2, 8)
+        >>> B, C = torch.randn(1, 5, 1, 4), torch.randn(1, 5, 1, 4)
+        >>> signed = ops.ssd_saliency(x, dt, A, B, C, grad_y, signed=True)
+        >>> torch.allclose(signed.sum(-1), (grad_y * ops.ssd(x, dt, A, B, C)).sum((-1, -2)), atol=1e-4)
+        True
     """
     scan = check_scan(Scan(x, dt, A, B, C, key_range))
     check_grad(x, grad_y)
@@ -159,6 +177,15 @@ def ssd_flow(
         NotImplementedError: a derivative of the result was requested; only ``impl="reference"`` has it.
 
     Source: Wang et al. 2023, section 2.2, with M of Dao and Gu 2024 in place of the attention matrix.
+
+    Example:
+        >>> x, dt, A, grad_y = torch.randn(1, 5, 1, 8), torch.rand(1, 5, 1), -torch.rand(1), torch.randn(1, 5, 1, 8)
+        >>> B, C = torch.randn(1, 5, 1, 4), torch.randn(1, 5, 1, 4)
+        >>> ids = torch.tensor([[0, 0, 1, 1, -1]])
+        >>> flow, row_total, matrix_total = ops.ssd_flow(x, dt, A, B, C, grad_y, ids, ids)
+        >>> of_one_head = ops.ssd_saliency(x, dt, A, B, C, grad_y)
+        >>> torch.allclose(flow[:, 0, 1, 0], of_one_head[:, 2:4, :2].sum((-1, -2)), atol=1e-5)
+        True
     """
     scan = check_scan(Scan(x, dt, A, B, C, key_range))
     check_grad(x, grad_y)

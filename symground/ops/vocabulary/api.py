@@ -35,6 +35,12 @@ def candidate_surprisal(
         NotImplementedError: a second or forward-mode derivative was requested; only ``impl="reference"`` has them.
 
     Source: surprisal, Shannon 1948; s(w|c) = -log P(w|c) of arXiv 2510.13796.
+
+    Example:
+        >>> hidden, weight, candidates = torch.randn(3, 8), torch.randn(20, 8), torch.tensor([4, 7])
+        >>> by_hand = -torch.log_softmax(hidden @ weight.T, -1)[:, candidates]
+        >>> torch.allclose(ops.candidate_surprisal(hidden, weight, candidates), by_hand, atol=1e-5)
+        True
     """
     _check_head(hidden, weight, bias)
     candidates = _check_candidates(candidates, hidden.shape[0], hidden, weight.shape[0])
@@ -71,6 +77,14 @@ def lens_surprisal(
         NotImplementedError: a second or forward-mode derivative was requested; only ``impl="reference"`` has them.
 
     Source: tuned lens, Belrose et al. 2023, equation 6 (affine residual translators); logit lens, nostalgebraist 2020.
+
+    Example:
+        >>> hidden, weight, candidates = torch.randn(2, 3, 8), torch.randn(20, 8), torch.tensor([4, 7])
+        >>> W, b, norm = torch.randn(2, 8, 8), torch.randn(2, 8), torch.nn.LayerNorm(8)
+        >>> translated = hidden + hidden @ W.mT + b[:, None]
+        >>> by_hand = -torch.log_softmax(norm(translated) @ weight.T, -1)[..., candidates]
+        >>> torch.allclose(ops.lens_surprisal(hidden, (W, b), norm, weight, candidates), by_hand, atol=1e-4)
+        True
     """
     _check_head(hidden, weight, bias, "L,N,D")
     layers, rows, size = hidden.shape
@@ -120,6 +134,12 @@ def linear_cross_entropy(
             forward-mode derivative of anything but ``impl="reference"``.
 
     Source: the definition of cross-entropy.
+
+    Example:
+        >>> hidden, weight, targets = torch.randn(3, 8), torch.randn(20, 8), torch.tensor([4, -100, 7])
+        >>> by_hand = torch.nn.functional.cross_entropy(hidden @ weight.T, targets)
+        >>> torch.allclose(ops.linear_cross_entropy(hidden, weight, targets), by_hand, atol=1e-5)
+        True
     """
     _check_head(hidden, weight, bias)
     check.has_shape("targets", targets, "N", (hidden.shape[0],))
