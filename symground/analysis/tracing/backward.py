@@ -71,7 +71,7 @@ class Results:
         return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
 
 
-class _Probes:
+class _Leaves:
     """Saliency, flow and row probes: leaf tensors with storage for one number, whose gradients are taken by hooks."""
 
     def __init__(self, results: Results, at: slice, scale: float) -> None:
@@ -148,7 +148,7 @@ def run_pass(
     kind = device_of(model).type
     lowered = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
     half = torch.float16 in (head.weight.dtype, lowered)
-    probes = _Probes(results, at, _SCALE if half else 1.0)
+    probes = _Leaves(results, at, _SCALE if half else 1.0)
     with ExitStack() as stack, torch.enable_grad():
         stack.callback(probes.clear)
         stack.enter_context(frozen(model))

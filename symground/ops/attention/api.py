@@ -8,7 +8,8 @@ from symground.ops.attention import cpu, flash, reference, triton
 from symground.ops.attention.mixing import Mixing, check_attention, check_saliency
 from symground.ops.common import checks as check
 from symground.ops.common.dispatch import choose
-from symground.ops.common.flow import Probes, check_groups, check_probes
+from symground.ops.common.flow import check_groups
+from symground.ops.common.probes import GradientProbes, check_probes
 
 #: The implementations by their name for ``impl``, in the order in which ``impl=None`` tries them. ``reference`` takes
 #: any tensor, so what comes after it runs only if it is named.
@@ -67,7 +68,7 @@ def attention(
         True
     """
     mixing = check_attention(q, k, v, Mixing(causal, scale, key_range, window, gate))
-    given = Probes(saliency_probe, flow_probe, query_groups, key_groups)
+    given = GradientProbes(saliency_probe, flow_probe, query_groups, key_groups)
     probes = check_probes(given, (*q.shape[:3], k.shape[2]), "q", q)
     out, lse = choose("attention", IMPLEMENTATIONS, impl, q)(q, k, v, mixing, probes)
     return out, lse

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from symground.ops.attention.mixing import Mixing
-from symground.ops.common.flow import NO_GROUPS, FlowSums, Groups, Probes
+from symground.ops.common.flow import NO_GROUPS, FlowSums, Groups
+from symground.ops.common.probes import GradientProbes
 from symground.ops.common.register import Derivative, Op, save, saved
 from symground.ops.common.tensors import accumulation_dtype
 
@@ -66,7 +67,7 @@ class Backend(NamedTuple):
 class Ops(NamedTuple):
     """An implementation of the public ops, which expects checked arguments."""
 
-    attention: Callable[[Tensor, Tensor, Tensor, Mixing, Probes], tuple[Tensor, Tensor]]
+    attention: Callable[[Tensor, Tensor, Tensor, Mixing, GradientProbes], tuple[Tensor, Tensor]]
     attention_saliency: Callable[..., Tensor]
     attention_saliency_rows: Callable[..., Tensor]
     attention_flow: Callable[..., FlowSums]
@@ -85,7 +86,7 @@ def register(impl: str, backend: Backend, refuses: Callable[[Tensor], Exception 
             derivative=derivative,
         )  # fmt: skip
 
-    def kernel(q: Tensor, k: Tensor, v: Tensor, probes: Probes, mixing: Mixing) -> tuple[Tensor, Tensor]:
+    def kernel(q: Tensor, k: Tensor, v: Tensor, probes: GradientProbes, mixing: Mixing) -> tuple[Tensor, Tensor]:
         return backend.forward(q, k, v, mixing)
 
     qkv = ["Tensor q", "Tensor k", "Tensor v"]
@@ -93,7 +94,7 @@ def register(impl: str, backend: Backend, refuses: Callable[[Tensor], Exception 
     taken = ["Tensor grad_out", *qkv, "Tensor out", "Tensor lse", Mixing, "bool of_qkv", "bool saliency", Groups]
     backward = op("attention_backward", backend.gradients, taken, _gradients, 5, lambda _, q, k, *rest: _is_empty(q, k))
     derivative = Derivative(_keep, lambda ctx, needs, grad_out, _: _through(backward, ctx, needs, grad_out))
-    forward = op("attention", kernel, [*qkv, Probes, Mixing], _outputs, 2, derivative=derivative)
+    forward = op("attention", kernel, [*qkv, GradientProbes, Mixing], _outputs, 2, derivative=derivative)
     saliency = op("attention_saliency", backend.saliency, [*after, "bool signed"], _saliency)
     flow = op("attention_flow", backend.flow, [*after, Groups, "bool matrix_total"], _flow, 3)
     rows = op(
@@ -101,7 +102,7 @@ def register(impl: str, backend: Backend, refuses: Callable[[Tensor], Exception 
         is_empty=lambda q, k, *rest: _is_empty(q, k) or rest[-1].numel() == 0,
     )  # fmt: skip
 
-    def run_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, probes: Probes) -> tuple[Tensor, Tensor]:
+    def run_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, probes: GradientProbes) -> tuple[Tensor, Tensor]:
         if mixing.gate is not None and mixing.gate.requires_grad and torch.is_grad_enabled():
             # The gate's gradient is ⟨dO, O⟩ with the ungated O. So the gate is applied outside the op, every head is
             # computed, and the op receives the gated gradient, as the definition of S requires.
@@ -130,7 +131,7 @@ def _is_empty(q: Tensor, k: Tensor, *rest: Any) -> bool:
     return q.numel() == 0 or k.numel() == 0
 
 
-def _outputs(q: Tensor, k: Tensor, v: Tensor, probes: Probes, mixing: Mixing) -> tuple[Tensor, Tensor]:
+def _outputs(q: Tensor, k: Tensor, v: Tensor, probes: GradientProbes, mixing: Mixing) -> tuple[Tensor, Tensor]:
     return q.new_zeros(q.shape), q.new_full(q.shape[:3], float("-inf"), dtype=accumulation_dtype(q))
 
 
@@ -159,7 +160,7 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing
 
 
 def _keep(
-    ctx: Any, output: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, probes: Probes, mixing: Mixing
+    ctx: Any, output: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, probes: GradientProbes, mixing: Mixing
 ) -> None:
     # The probes are not saved: saved-tensor hooks would materialise all of their values.
     save(ctx, q, k, v, *output, mixing, probes.groups)
@@ -173,4 +174,4 @@ def _through(backward: Op, ctx: Any, needs: list[Any], grad_out: Tensor) -> tupl
     found = Gradients(*backward(grad_out, *given, of_q or of_k or of_v, of.saliency, groups))
     of_saliency = found.saliency.to(ctx.dtypes[0]) if of.saliency and found.saliency is not None else None
     of_flow = found.flow.to(ctx.dtypes[1]) if of.flow and found.flow is not None else None
-    return found.q, found.k, found.v, Probes(of_saliency, of_flow, None, None), None
+    return found.q, found.k, found.v, GradientProbes(of_saliency, of_flow, None, None), None

@@ -8,13 +8,14 @@ from torch import Tensor
 from symground.ops.attention.mixing import Mixing, per_head
 from symground.ops.common import needs
 from symground.ops.common.derivatives import product
-from symground.ops.common.flow import FlowSums, Groups, Probes, group_sums
+from symground.ops.common.flow import FlowSums, Groups, group_sums
+from symground.ops.common.probes import GradientProbes
 from symground.ops.common.tensors import accumulation_dtype
 
 refuses = needs.nothing
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, probes: Probes) -> tuple[Tensor, Tensor]:
+def attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, probes: GradientProbes) -> tuple[Tensor, Tensor]:
     k, v = mixing.without_padding(k), mixing.without_padding(v)
     valid, s = mixing.valid(q, k), _scores(q, k, mixing)
     lse = s.detach().masked_fill(~valid, float("-inf")).logsumexp(-1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu, softplus
 
-from symground.ops.common.flow import NO_PROBES
+from symground.ops.common.probes import NO_PROBES
 from symground.ops.common.tensors import accumulation_dtype
 from symground.ops.ssd.scan import Scan
 

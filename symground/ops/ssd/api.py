@@ -8,7 +8,8 @@ from torch import Tensor
 
 from symground.ops.common import checks as check
 from symground.ops.common.dispatch import choose
-from symground.ops.common.flow import Probes, check_groups, check_probes
+from symground.ops.common.flow import check_groups
+from symground.ops.common.probes import GradientProbes, check_probes
 from symground.ops.ssd import cpu, mamba_ssm, reference, triton
 from symground.ops.ssd.scan import Scan, check_grad, check_scan
 
@@ -92,7 +93,7 @@ def ssd(
         check.has_shape("initial_state", initial_state, "B,H,P,N", (batch, heads, size, B.shape[3]))
         check.is_floating("initial_state", initial_state)
         check.matches("initial_state", initial_state, "x", x, dtype=False)
-    given = Probes(saliency_probe, flow_probe, query_groups, key_groups)
+    given = GradientProbes(saliency_probe, flow_probe, query_groups, key_groups)
     probes = check_probes(given, (batch, heads, length, length), "x", x)
     return_state = check.flag("return_state", return_state)
     y, state = choose("ssd", IMPLEMENTATIONS, impl, x)(scan, initial_state, probes)

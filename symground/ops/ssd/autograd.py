@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from symground.ops.common.flow import FlowSums, Groups, Probes
+from symground.ops.common.flow import FlowSums, Groups
+from symground.ops.common.probes import GradientProbes
 from symground.ops.common.register import Derivative, Op, save, saved
 from symground.ops.common.tensors import accumulation_dtype
 from symground.ops.ssd.scan import Scan
@@ -54,10 +55,10 @@ class Backend(NamedTuple):
 class Ops(NamedTuple):
     """An implementation of the public ops, which expects checked arguments."""
 
-    ssd: Callable[[Scan, Tensor | None, Probes], tuple[Tensor, Tensor]]
+    ssd: Callable[[Scan, Tensor | None, GradientProbes], tuple[Tensor, Tensor]]
     ssd_saliency: Callable[[Scan, Tensor, bool], Tensor]
     ssd_flow: Callable[[Scan, Tensor, Groups, bool], FlowSums]
-    probed: Callable[[Tensor, Scan, Probes], Tensor]
+    probed: Callable[[Tensor, Scan, GradientProbes], Tensor]
     """y [B,T,H,P] with the probes applied."""
     refuses: Callable[[Tensor], Exception | None]
 
@@ -86,11 +87,12 @@ def register(impl: str, backend: Backend, refuses: Callable[[Tensor], Exception 
     saliency = op("ssd_saliency", backend.saliency, [Scan, "Tensor grad_y", "bool signed"], _saliency)
     flow = op("ssd_flow", backend.flow, [Scan, "Tensor grad_y", Groups, "bool matrix_total"], _flow, 3)
     probed = op(
-        "ssd_probed", lambda y, *_: y.clone(), ["Tensor y", Scan, Probes], lambda y, *_: torch.empty_like(y), 1, None,
+        "ssd_probed", lambda y, *_: y.clone(), ["Tensor y", Scan, GradientProbes], lambda y, *_: torch.empty_like(y),
+        1, None,
         Derivative(_keep_probes, lambda ctx, needs, grad_y: _through_probes(saliency, flow, ctx, needs, grad_y)),
     )  # fmt: skip
 
-    def run(scan: Scan, initial_state: Tensor | None, probes: Probes) -> tuple[Tensor, Tensor]:
+    def run(scan: Scan, initial_state: Tensor | None, probes: GradientProbes) -> tuple[Tensor, Tensor]:
         y, state = forward(scan, initial_state)
         if probes.saliency is not None or probes.flow is not None:
             y = probed(y, scan, probes)
@@ -142,7 +144,7 @@ def _through(backward: Op, ctx: Any, grad_y: Tensor | None, grad_state: Tensor |
     return (*of_scan, None), of_state
 
 
-def _keep_probes(ctx: Any, output: Tensor, y: Tensor, scan: Scan, probes: Probes) -> None:
+def _keep_probes(ctx: Any, output: Tensor, y: Tensor, scan: Scan, probes: GradientProbes) -> None:
     # The probes are not saved: saved-tensor hooks would materialise all of their values.
     save(ctx, scan, probes.groups)
     ctx.dtypes = probes.dtypes
@@ -153,4 +155,4 @@ def _through_probes(saliency: Op, flow: Op, ctx: Any, needs: list[Any], grad_y: 
     _, _, of = needs
     total = saliency(scan, grad_y, True).to(ctx.dtypes[0]) if of.saliency else None
     sums = flow(scan, grad_y, groups, False)[0].to(ctx.dtypes[1]) if of.flow else None
-    return grad_y, None, Probes(total, sums, None, None)
+    return grad_y, None, GradientProbes(total, sums, None, None)

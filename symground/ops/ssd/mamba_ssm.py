@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from symground.ops.common import needs
-from symground.ops.common.flow import Probes
+from symground.ops.common.probes import GradientProbes
 from symground.ops.common.tensors import padding
 from symground.ops.ssd.scan import Scan
 from symground.ops.ssd.triton import ops as triton_ops
@@ -24,7 +24,7 @@ def suits(like: Tensor) -> bool:
     return like.dtype != torch.float32 and not torch.are_deterministic_algorithms_enabled()
 
 
-def ssd(scan: Scan, initial_state: Tensor | None, probes: Probes) -> tuple[Tensor, Tensor]:
+def ssd(scan: Scan, initial_state: Tensor | None, probes: GradientProbes) -> tuple[Tensor, Tensor]:
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     x, dt, A, B, C, key_range = scan

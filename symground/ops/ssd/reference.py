@@ -7,13 +7,14 @@ from torch import Tensor
 
 from symground.ops.common import needs
 from symground.ops.common.derivatives import product
-from symground.ops.common.flow import FlowSums, Groups, Probes, group_sums
+from symground.ops.common.flow import FlowSums, Groups, group_sums
+from symground.ops.common.probes import GradientProbes
 from symground.ops.ssd.scan import Scan
 
 refuses = needs.nothing
 
 
-def ssd(scan: Scan, initial_state: Tensor | None, probes: Probes) -> tuple[Tensor, Tensor]:
+def ssd(scan: Scan, initial_state: Tensor | None, probes: GradientProbes) -> tuple[Tensor, Tensor]:
     out_dtype, heads = scan.x.dtype, scan.x.shape[2]
     scan = scan.without_padding()
     dt, A = scan.dt, scan.A
