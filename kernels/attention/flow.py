@@ -19,7 +19,7 @@ from symground.kernels.common.tiles import (
     keys_of,
     load_gate,
     load_range,
-    load_rows,
+    load_terms,
     load_tile,
     mixing,
     product,
@@ -49,7 +49,7 @@ PARTS = 2**24
 
 @triton.jit
 def _flow_through(
-    b_flow, b_total, b_q, b_grad, b_high, b_low, q, k, v, grad, p_rows, p_groups, first_group, start, end, o_i, gate,
+    b_flow, b_total, b_q, b_grad, b_high, b_low, q, k, v, grad, p_terms, p_groups, first_group, start, end, o_i, gate,
     scale, offset, low, high, window, T, S,
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, DECAY: tl.constexpr, D: tl.constexpr,
     BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr, CHUNK_V: tl.constexpr,
@@ -60,7 +60,7 @@ def _flow_through(
         b_k = load_tile(k, o_j, D, BLOCK_D, MASKED)  # [BN,D]
         b_v = load_tile(v, o_j, DV, BLOCK_DV, MASKED)  # [BN,DV]
         b_s = product(b_q, b_k, q, k, o_i, o_j, D, BLOCK_D, CHUNK, PRECISION)  # [BM,BN]
-        b_p = mixing(b_s, b_high, b_low, p_rows, o_j, T, S, scale, DECAY)
+        b_p = mixing(b_s, b_high, b_low, p_terms, o_j, T, S, scale, DECAY)
         b_dp = product(b_grad, b_v, grad, v, o_i, o_j, DV, BLOCK_DV, CHUNK_V, PRECISION) * gate  # [BM,BN]
         b_s = tl.abs(b_p * b_dp)
         if MASKED:
@@ -72,7 +72,7 @@ def _flow_through(
 
 @triton.jit(do_not_specialize=["num_query_groups", "num_key_groups", "window", "first_tile", "n_i", "H", "T", "S"])
 def attention_flow_kernel(
-    p_q, p_k, p_v, p_grad, p_rows, p_gate, p_range, p_query_groups, p_key_groups, p_flow, p_row_total, p_matrix_total,
+    p_q, p_k, p_v, p_grad, p_terms, p_gate, p_range, p_query_groups, p_key_groups, p_flow, p_row_total, p_matrix_total,
     num_query_groups, num_key_groups,
     s_qb, s_qh, s_qt, s_qd, s_kb, s_kh, s_kt, s_kd, s_vb, s_vh, s_vt, s_vd, s_gb, s_gh, s_gt, s_gd,
     scale, window, first_tile, n_i, H, T, S,
@@ -83,7 +83,7 @@ def attention_flow_kernel(
 ):  # fmt: skip
     """Parts [B,H,n_i,Gq,Gk], [B,H,n_i,Gq], [B,H,n_i]. Grid: (n_i query tiles from first_tile × H × B, key blocks).
 
-    p_rows, D and DV as in `attention_saliency_kernel`.
+    p_terms, D and DV as in `attention_saliency_kernel`.
     """
     i_program = tl.program_id(0)
     i_h = (i_program // n_i % H).to(tl.int64)
@@ -110,24 +110,24 @@ def attention_flow_kernel(
     grad = (p_grad + i_b * s_gb + i_h * s_gh, s_gt, s_gd, 0, T)
     b_q = load_tile(q, o_i, D, BLOCK_D, True)  # [BM,D]
     b_grad = load_tile(grad, o_i, DV, BLOCK_DV, True)  # [BM,DV]
-    p_rows += (i_b * H + i_h) * T * (4 if DECAY else 1)
-    b_high, b_low = load_rows(p_rows, o_i, T, DECAY)
+    p_terms += (i_b * H + i_h) * T * (4 if DECAY else 1)
+    b_high, b_low = load_terms(p_terms, o_i, T, DECAY)
     b_flow = tl.zeros([BM, GROUPS], tl.float32)
     b_total = tl.zeros([BM], tl.float32)
     scale *= LOG2E
     if HAS_RANGE or WINDOW:
         b_flow, b_total = _flow_through(
-            b_flow, b_total, b_q, b_grad, b_high, b_low, q, k, v, grad, p_rows, p_key_groups, first_group,
+            b_flow, b_total, b_q, b_grad, b_high, b_low, q, k, v, grad, p_terms, p_key_groups, first_group,
             start, full_first, o_i, gate, scale, offset, low, high, window, T, S, True, CAUSAL, WINDOW, DECAY,
             D, BLOCK_D, CHUNK, DV, BLOCK_DV, CHUNK_V, BN, PRECISION,
         )  # fmt: skip
     b_flow, b_total = _flow_through(
-        b_flow, b_total, b_q, b_grad, b_high, b_low, q, k, v, grad, p_rows, p_key_groups, first_group,
+        b_flow, b_total, b_q, b_grad, b_high, b_low, q, k, v, grad, p_terms, p_key_groups, first_group,
         full_first, full_last, o_i, gate, scale, offset, low, high, window, T, S, False, CAUSAL, WINDOW, DECAY,
         D, BLOCK_D, CHUNK, DV, BLOCK_DV, CHUNK_V, BN, PRECISION,
     )  # fmt: skip
     b_flow, b_total = _flow_through(
-        b_flow, b_total, b_q, b_grad, b_high, b_low, q, k, v, grad, p_rows, p_key_groups, first_group,
+        b_flow, b_total, b_q, b_grad, b_high, b_low, q, k, v, grad, p_terms, p_key_groups, first_group,
         full_last, end, o_i, gate, scale, offset, low, high, window, T, S, True, CAUSAL, WINDOW, DECAY,
         D, BLOCK_D, CHUNK, DV, BLOCK_DV, CHUNK_V, BN, PRECISION,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from symground.kernels.attention.launch import Call
 from symground.kernels.attention.row_sums import normalized
 from symground.kernels.common.configs import Config, Tiles
 from symground.kernels.common.launch import chunk_of, config_of, processors, rows_adjacent
-from symground.kernels.common.tiles import LOG2E, load_gate, load_range, load_rows, mixing, product_in_chunks, seen
+from symground.kernels.common.tiles import LOG2E, load_gate, load_range, load_terms, mixing, product_in_chunks, seen
 
 #: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
 TILES: dict[str, Tiles] = {
@@ -39,7 +39,7 @@ WAVES = 2
 # S stays specialised: if it is a multiple of 16, stores are 16 bytes wide.
 @triton.jit(do_not_specialize=["window", "n_i", "n_j", "splits", "H", "T"])
 def attention_saliency_kernel(
-    p_q, p_k, p_v, p_grad, p_rows, p_gate, p_range, p_open, p_count, p_total,
+    p_q, p_k, p_v, p_grad, p_terms, p_gate, p_range, p_open, p_count, p_total,
     s_qb, s_qh, s_qt, s_qd, s_kb, s_kh, s_kt, s_kd, s_vb, s_vh, s_vt, s_vd, s_gb, s_gh, s_gt, s_gd, s_ts, s_tb, s_tt,
     scale, window, n_i, n_j, splits, H, T, S,
     SIGNED: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, HAS_RANGE: tl.constexpr,
@@ -48,7 +48,7 @@ def attention_saliency_kernel(
 ):  # fmt: skip
     """total [splits,B,T,S]. Grid: key tiles × query tiles × splits of the heads × B.
 
-    p_rows is lse [B,H,T], or SSD's decays [B,H,4,T] (`mixing` in tiles.py). q and k have heads of size D, v and dO of
+    p_terms is lse [B,H,T], or SSD's decays [B,H,4,T] (`mixing` in tiles.py). q and k have heads of size D, v and dO of
     size DV.
     p_open [B,H] lists each example's heads, first those whose gate is not 0; p_count [B] is the number of these.
     """
@@ -88,14 +88,14 @@ def attention_saliency_kernel(
         k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_kt, s_kd, low, high)
         v = (p_v + i_b * s_vb + i_v * s_vh, s_vt, s_vd, low, high)
         grad = (p_grad + i_b * s_gb + i_h * s_gh, s_gt, s_gd, 0, T)
-        p_own = p_rows + (i_b * H + i_h) * T * (4 if DECAY else 1)
-        b_high, b_low = load_rows(p_own, o_i, T, DECAY)
+        p_head_terms = p_terms + (i_b * H + i_h) * T * (4 if DECAY else 1)
+        b_high, b_low = load_terms(p_head_terms, o_i, T, DECAY)
         if DECAY:  # the heads of a group share C Bᵀ
             if (n == first_h) | (n % GROUP == 0):
                 b_s = product_in_chunks(q, k, o_i, o_j, D, CHUNK, PRECISION)  # [BM,BN]
         else:
             b_s = product_in_chunks(q, k, o_i, o_j, D, CHUNK, PRECISION)  # [BM,BN]
-        b_p = mixing(b_s, b_high, b_low, p_own, o_j, T, S, scale, DECAY)
+        b_p = mixing(b_s, b_high, b_low, p_head_terms, o_j, T, S, scale, DECAY)
         b_dp = product_in_chunks(grad, v, o_i, o_j, DV, CHUNK_V, PRECISION)  # [BM,BN]
         if HAS_GATE:
             b_dp *= load_gate(p_gate, i_b, i_h, H, HAS_GATE)

@@ -151,27 +151,27 @@ def load_part(x, o_row, o_col, columns):
 
 
 @triton.jit
-def load_rows(p_rows, o_i, T, DECAY: tl.constexpr):
+def load_terms(p_terms, o_i, T, DECAY: tl.constexpr):
     """The queries' term of the mixing: the log-sum-exp for softmax; the decay, in two parts, for SSD."""
     if DECAY:
-        b_high = tl.load(p_rows + o_i, mask=o_i < T, other=0.0)
-        b_low = tl.load(p_rows + T + o_i, mask=o_i < T, other=0.0)
+        b_high = tl.load(p_terms + o_i, mask=o_i < T, other=0.0)
+        b_low = tl.load(p_terms + T + o_i, mask=o_i < T, other=0.0)
     else:
-        b_high = load_lse2(p_rows, o_i, T)
+        b_high = load_lse2(p_terms, o_i, T)
         b_low = b_high
     return b_high, b_low
 
 
 @triton.jit
-def mixing(b_s, b_high, b_low, p_rows, o_j, T, S, scale, DECAY: tl.constexpr):
+def mixing(b_s, b_high, b_low, p_terms, o_j, T, S, scale, DECAY: tl.constexpr):
     """The mixing matrix's tile from its scores: A = exp2(s · scale - lse), or M = s · exp2(decay of i - decay of j).
 
-    For SSD, p_rows is [4,T] in base 2: first the decay from the start as the sum of two float32 numbers, high and low,
+    For SSD, p_terms is [4,T] in base 2: first the decay from the start as the sum of two float32 numbers, high and low,
     whose differences are exact where those of one float32 number are not; then this decay less log2 dt (+inf at dt 0).
     """
     if DECAY:
-        b_from = tl.load(p_rows + 2 * T + o_j, mask=o_j < S, other=float("inf"))
-        b_rest = tl.load(p_rows + 3 * T + o_j, mask=o_j < S, other=0.0)
+        b_from = tl.load(p_terms + 2 * T + o_j, mask=o_j < S, other=float("inf"))
+        b_rest = tl.load(p_terms + 3 * T + o_j, mask=o_j < S, other=0.0)
         b_x = (b_high[:, None] - b_from[None, :]) + (b_low[:, None] - b_rest[None, :])
         # Above the diagonal the exponent is positive. The result is masked, but must not be inf: inf · 0 is NaN.
         b_mixed = b_s * tl.exp2(tl.minimum(b_x, 64.0))
