@@ -169,7 +169,7 @@ def run_pass(
                 flow_probe=probes.add("flow", i, device, count, heads, num_query + 1, num_key + 1),
                 query_groups=rest[0].to(device),
                 key_groups=rest[1].to(device),
-                rows=row,
+                row_probe=row,
             )
         stack.enter_context(tapped(taps))
         with offloaded(model) if offload else nullcontext():

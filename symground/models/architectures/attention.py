@@ -147,9 +147,9 @@ def attention_forward(
             query_groups=tap.query_groups,
             key_groups=tap.key_groups,
         )
-    if tap.rows is not None:
+    if tap.row_probe is not None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        added = attention_row(tap.rows, query, key, value, scale, causal, key_range, window)
+        added = attention_row(tap.row_probe, query, key, value, scale, causal, key_range, window)
         out = out + (added if tap.gate is None else ops.gate_heads(added.transpose(1, 2), tap.gate).transpose(1, 2))
     return shown(tap, out.transpose(1, 2)).contiguous(), None  # some models call view on it
 

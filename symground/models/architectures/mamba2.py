@@ -72,8 +72,8 @@ class MambaMixer(Mamba2Mixer):
         )  # fmt: skip
         if cache is not None:
             cache.update_recurrent_state(state, layer_idx=self.layer_idx)
-        if tap.rows is not None:
-            y = y + ssd_row(tap.rows, x, dt, a, b, c, key_range)
+        if tap.row_probe is not None:
+            y = y + ssd_row(tap.row_probe, x, dt, a, b, c, key_range)
         y = y + self.D.to(y.dtype)[:, None] * x  # [B,T,H,P]
         y = shown(tap, y if tap.gate is None else ops.gate_heads(y, tap.gate))
         out: Tensor = self.out_proj(self.norm(y.flatten(2), z).to(hidden_states.dtype))

@@ -21,7 +21,7 @@ from symground.models.hooks.row_probes import RowProbe
 from symground.models.hooks.scopes import Entry, asked_of
 
 #: A mixer accepts each of these from one block at a time.
-_ONCE = ("saliency_probe", "flow_probe", "query_groups", "key_groups", "rows", "mix")
+_ONCE = ("saliency_probe", "flow_probe", "query_groups", "key_groups", "row_probe", "mix")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Tap:
     key_groups: Tensor | None = None
     replaced: tuple[Replacement, ...] = ()
     """The replacements, applied in order, after the gate."""
-    rows: RowProbe | None = None
+    row_probe: RowProbe | None = None
     mix: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None = None
     """(q, k, v [B,H or Hk,T,D], scale) → the heads' outputs [B,H,T,D]; replaces the attention (attention only)."""
     observe: tuple[Callable[[Tensor], None], ...] = ()
@@ -73,7 +73,7 @@ class Tap:
 
     @property
     def idle(self) -> bool:
-        return self.plain and not self.replaced and not self.observe and self.rows is None and self.mix is None
+        return self.plain and not self.replaced and not self.observe and self.row_probe is None and self.mix is None
 
     def then(self, later: Tap) -> Tap:
         """Both taps as one, with ``later`` applied after this one.

@@ -24,7 +24,7 @@ class RowProbe(NamedTuple):
 
 
 def attention_row(
-    rows: RowProbe, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, key_range: Tensor | None,
+    row: RowProbe, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, key_range: Tensor | None,
     window: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Zeros [B,H,T,D], at p the sum Σ_j A[p,j] · probe[j] · v[j], through which the gradient reaches the probe.
@@ -36,17 +36,17 @@ def attention_row(
     each, key_heads = torch.arange(batch, device=q.device), k.shape[1]
     with torch.no_grad():
         seen = valid_keys(queries, k.shape[2], causal, key_range, window, q.device).expand(batch, 1, -1, -1)
-        at_p = q[each, :, rows.position].unflatten(1, (key_heads, -1))  # [B,Hk,H/Hk,D]; k and v are not copied
+        at_p = q[each, :, row.position].unflatten(1, (key_heads, -1))  # [B,Hk,H/Hk,D]; k and v are not copied
         scores = torch.einsum("bkgd,bksd->bkgs", at_p.float(), k.float()).flatten(1, 2) * scale  # [B,H,S]
-        scores = scores.masked_fill(~seen[each, :, rows.position], float("-inf"))
+        scores = scores.masked_fill(~seen[each, :, row.position], float("-inf"))
         weights = scores.softmax(-1).nan_to_num(0.0)  # a row that sees no key is 0
-    probed = (weights * rows.probe).to(v.dtype).unflatten(1, (key_heads, -1))
+    probed = (weights * row.probe).to(v.dtype).unflatten(1, (key_heads, -1))
     mixed = torch.einsum("bkgs,bksd->bkgd", probed, v.detach()).flatten(1, 2)  # [B,H,D]
-    return _at(rows, mixed, 2, queries)
+    return _at(row, mixed, 2, queries)
 
 
 def ssd_row(
-    rows: RowProbe, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, key_range: Tensor | None
+    row: RowProbe, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, key_range: Tensor | None
 ) -> Tensor:  # fmt: skip
     """Zeros [B,T,H,P], as in `attention_row`, with Mamba-2's M[p,j] = (C_p · B_j) · exp(Σ_{j<s<=p} dt_s A) · dt_j.
 
@@ -59,15 +59,15 @@ def ssd_row(
         x, dt, A, B, C, _ = Scan(x, dt, A, B, C, key_range).without_padding()
         b, c = (z.repeat_interleave(heads // z.shape[2], 2) for z in (B, C))  # [B,T,H,N]
         total = (dt * A).cumsum(1)  # [B,T,H]
-        past = torch.arange(length, device=x.device) <= rows.position[:, None]  # [B,T]
-        decay = (total[each, rows.position][:, None] - total).masked_fill(~past[..., None], float("-inf")).exp()
-        weights = torch.einsum("bhn,bthn->bth", c[each, rows.position], b) * decay * dt
-    mixed = torch.einsum("bht,bthp->bhp", weights.transpose(1, 2) * rows.probe, x)
-    return _at(rows, mixed.to(dtype), 1, length)
+        past = torch.arange(length, device=x.device) <= row.position[:, None]  # [B,T]
+        decay = (total[each, row.position][:, None] - total).masked_fill(~past[..., None], float("-inf")).exp()
+        weights = torch.einsum("bhn,bthn->bth", c[each, row.position], b) * decay * dt
+    mixed = torch.einsum("bht,bthp->bhp", weights.transpose(1, 2) * row.probe, x)
+    return _at(row, mixed.to(dtype), 1, length)
 
 
-def _at(rows: RowProbe, mixed: Tensor, axis: int, length: int) -> Tensor:
+def _at(row: RowProbe, mixed: Tensor, axis: int, length: int) -> Tensor:
     """Place [B,H,D] at each example's position along a new axis."""
-    at = torch.arange(length, device=mixed.device) == rows.position[:, None]  # [B,T]
+    at = torch.arange(length, device=mixed.device) == row.position[:, None]  # [B,T]
     placed = at.to(mixed.dtype)[:, None, :, None] * mixed[:, :, None]  # [B,H,T,D]
     return placed if axis == 2 else placed.transpose(1, 2)

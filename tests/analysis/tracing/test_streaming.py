@@ -65,7 +65,7 @@ def test_a_layers_result_is_gone_before_the_next_one_is_made(
 ) -> None:
     seen: list[Any] = []
     most = 0
-    taken = backward._Probes._take
+    taken = backward._Leaves._take
 
     def watched(self: Any, kind: str, layer: int, leaf: Tensor) -> None:
         nonlocal most
@@ -77,7 +77,7 @@ def test_a_layers_result_is_gone_before_the_next_one_is_made(
         taken(self, kind, layer, leaf)
         assert leaf.grad is None
 
-    monkeypatch.setattr(backward._Probes, "_take", watched)
+    monkeypatch.setattr(backward._Leaves, "_take", watched)
     ids, targets, mask = batch()
     sg.trace(gpt2, ids, targets, mask)
     assert len(seen) == len(mixers(gpt2)) == 3
@@ -132,7 +132,7 @@ def test_what_is_on_a_cpu_and_weights_are_not_moved(monkeypatch: pytest.MonkeyPa
 def test_an_error_on_the_way_leaves_the_model_as_it_was(gpt2: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch) -> None:
     ids, targets, mask = batch()
     before = own_forwards(gpt2)
-    monkeypatch.setattr(backward._Probes, "_saliency", lambda *_: 1 / 0)
+    monkeypatch.setattr(backward._Leaves, "_saliency", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         sg.trace(gpt2, ids, targets, mask, checkpoint=True)
     assert all(p.requires_grad and p.grad is None for p in gpt2.parameters())
