@@ -10,6 +10,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,10 @@ import symground as sg
 from symground.data import Corpus, CorpusBuilder, GeneratedSettings, Question, add_scenes, write_questions
 from symground.folders import write_json
 from symground.models.architectures.lstm import LSTMConfig, LSTMForCausalLM
+from tests.interpreter import quicken
+
+if find_spec("triton"):
+    quicken()
 
 # Examples are drawn from a fixed seed and take as long as they take: a test never fails for being slow.
 settings.register_profile(
