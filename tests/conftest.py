@@ -10,6 +10,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# No test needs the hub. Without a network, each name that is looked up there would be tried again for 20 seconds.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 from importlib.util import find_spec
 from pathlib import Path
 
