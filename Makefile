@@ -18,9 +18,10 @@ demo: $(VENV)/demo.stamp $(VENV)/build.stamp
 test: $(VENV)/test.stamp $(VENV)/build.stamp
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-# What a change is tried with before `make test`: lint, and the tests that are quick and train nothing.
+# What a change is tried with before `make test`: lint, and the tests that are quick and train nothing, with fewer draws.
 check: lint $(VENV)/build.stamp
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -q -m "not slow and not trains" \
+	SYMGROUND_FUZZ=300 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -q \
+		-m "not slow and not trains" --hypothesis-profile quick \
 		tests/ops tests/kernels tests/data tests/models tests/analysis
 
 lint: $(VENV)/test.stamp

@@ -38,6 +38,7 @@ settings.register_profile(
     "symground", deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("symground")
+settings.register_profile("quick", max_examples=10)  # --hypothesis-profile quick, as `make check` has it
 
 # What a test starts is no worker of this run: pytest-benchmark measures nothing in one.
 os.environ.pop("PYTEST_XDIST_WORKER", None)

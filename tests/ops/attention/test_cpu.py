@@ -292,6 +292,7 @@ def test_exponential(dtype: torch.dtype) -> None:
     torch.testing.assert_close(exponential(special), expected, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 def test_builds_where_a_compiler_is(tmp_path: Path) -> None:
     path = build.build(tmp_path)

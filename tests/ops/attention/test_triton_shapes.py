@@ -16,7 +16,7 @@ from symground import ops
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@settings(max_examples=25)
+@settings(max_examples=min(25, settings().max_examples))  # the interpreter is slow
 @given(
     st.integers(1, 2), st.integers(1, 2), st.integers(1, 2), st.integers(1, 70), st.integers(1, 70),
     st.sampled_from((1, 5, 16, 40)), st.booleans(), st.none() | st.integers(1, 80), st.booleans(),
