@@ -6,6 +6,7 @@ gradients in float64. A test of one kind of fault is a loop over this table.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -27,6 +28,11 @@ DIFFERENTIABLE = (
     "mamba2_inner", "gate_heads",
 )  # fmt: skip
 IMPLEMENTATIONS = ("reference", "cpu", "plain")
+
+
+def implementations(op: str) -> list[str]:
+    """The names that ``impl`` takes for an op, from its family's table."""
+    return [name for name, of in sys.modules[getattr(ops, op).__module__].IMPLEMENTATIONS.items() if hasattr(of, op)]
 
 
 class Case(NamedTuple):

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from symground import ops
+from tests.ops.common.drawn import DIFFERENTIABLE, OPS
 
 LENGTHS = (5, 6, 9, 17, 33, 40, 64, 65, 70, 130)  # more than the number of times torch recompiles a function
 
@@ -46,36 +47,61 @@ def head(length: int) -> dict[str, Tensor]:
     return {"hidden": torch.randn(length, 8), "weight": torch.randn(20, 8)}
 
 
+def scanned(length: int) -> dict[str, Tensor]:
+    return {**scan(length), "grad_y": torch.randn(2, length, 2, 4)}
+
+
+#: By the name of the op: what is called, and its tensors for a length.
 CALLS: dict[str, tuple[Callable[..., Any], Callable[[int], dict[str, Tensor]]]] = {
     "attention": (ops.attention, lambda n: {**qkv(n), **bounds(n), **probe(n)}),
-    "rows": (
+    "attention_saliency": (ops.attention_saliency, lambda n: {**after(n), **bounds(n)}),
+    "attention_saliency_rows": (
         ops.attention_saliency_rows,
         lambda n: {**after(n), **bounds(n), "rows": torch.tensor([[0, n - 1], [1, 2]])},
     ),
-    "flow": (
+    "attention_flow": (
         lambda **z: ops.attention_flow(num_query_groups=2, num_key_groups=2, **z),
         lambda n: {**after(n), **groups(n), **bounds(n)},
     ),
     "ssd": (ops.ssd, lambda n: {**scan(n), **bounds(n)}),
-    "loss": (ops.linear_cross_entropy, lambda n: {**head(n), "targets": torch.randint(20, (n,))}),
+    "ssd_saliency": (ops.ssd_saliency, lambda n: {**scanned(n), **bounds(n)}),
+    "ssd_flow": (
+        lambda **z: ops.ssd_flow(num_query_groups=2, num_key_groups=2, **z),
+        lambda n: {**scanned(n), **groups(n), **bounds(n)},
+    ),
+    "candidate_surprisal": (ops.candidate_surprisal, lambda n: {**head(n), "candidates": torch.randint(20, (n, 3))}),
+    "linear_cross_entropy": (ops.linear_cross_entropy, lambda n: {**head(n), "targets": torch.randint(20, (n,))}),
+    "lens_surprisal": (
+        lambda hidden, **z: ops.lens_surprisal(hidden[None], None, torch.tanh, **z),
+        lambda n: {**head(n), "candidates": torch.randint(20, (3,))},
+    ),
+    "causal_conv1d": (ops.causal_conv1d, lambda n: {"x": torch.randn(2, n, 6), "weight": torch.randn(6, 4)}),
+    "mamba2_inner": (
+        lambda **z: ops.mamba2_inner(groups=1, eps=1e-5, **z),
+        lambda n: {
+            "projected": torch.randn(2, n, 8 + 14 + 2), "conv_weight": torch.randn(14, 4), "conv_bias": torch.randn(14),
+            "dt_bias": torch.randn(2), "A_log": torch.randn(2), "D": torch.randn(2), "norm_weight": torch.randn(8),
+        },
+    ),
+    "gate_heads": (ops.gate_heads, lambda n: {"x": torch.randn(2, n, 3, 4), "gate": torch.rand(3)}),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", CALLS)
-def test_one_graph_for_all_lengths(what: str) -> None:
+@pytest.mark.parametrize("op", OPS)
+def test_one_graph_for_all_lengths(op: str) -> None:
     torch.manual_seed(0)
     torch._dynamo.reset()
-    op, inputs = CALLS[what]
+    public, inputs = CALLS[op]
     counter = CompileCounterWithBackend("aot_eager")
 
     def run(given: dict[str, Tensor]) -> tuple[Tensor | None, ...]:
-        found = op(**given, impl="cpu")
+        found = public(**given, impl="cpu")
         return found if isinstance(found, tuple) else (found,)
 
     compiled, graphs = torch.compile(run, fullgraph=True, dynamic=True, backend=counter), set()
     for length in LENGTHS:
         given = inputs(length)
-        if "lse" not in given:  # the others compute derivatives themselves
+        if op in DIFFERENTIABLE:
             given = {n: x.requires_grad_() if x.is_floating_point() else x for n, x in given.items()}
         of = []
         for call in (run, compiled):

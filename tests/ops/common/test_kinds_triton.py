@@ -10,14 +10,10 @@ import torch
 if not find_spec("triton"):
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from tests.ops.common.drawn import DIFFERENTIABLE, draw
+from tests.ops.common.drawn import DIFFERENTIABLE, OPS, draw, implementations
 from tests.ops.common.fuzz import check
 
-OPS = (
-    "attention", "attention_saliency", "attention_saliency_rows", "attention_flow", "ssd", "ssd_saliency", "ssd_flow",
-    "candidate_surprisal", "linear_cross_entropy", "lens_surprisal",
-)  # fmt: skip
-every_op = pytest.mark.parametrize("op", OPS)
+every_op = pytest.mark.parametrize("op", [op for op in OPS if "triton" in implementations(op)])
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="its interpreter is off where there is a GPU")
 
 
