@@ -63,16 +63,16 @@ def mixers(model: nn.Module) -> tuple[Mixer, ...]:
 
 
 def remember(model: PreTrainedModel, found: tuple[Mixer, ...]) -> None:
-    """Store the mixers on the model for :func:`mixers`, with the children of each module that contains a mixer."""
-    within = {mixer.module for mixer in found}
+    """Store the mixers on the model for :func:`mixers`, with the children of every other module."""
+    within = {part for mixer in found for part in mixer.module.modules()}
     parts = model.get_decoder().modules() if found else ()
-    holders = [part for part in parts if part not in within and not within.isdisjoint(part.modules())]
+    holders = [part for part in parts if part not in within]
     object.__setattr__(model, ATTACHED, found)
     object.__setattr__(model, _HOLDERS, tuple((part, tuple(part._modules.values())) for part in holders))
 
 
 def _as_attached(model: Any) -> bool:
-    """Whether the decoder is still the same, and each module that contains a mixer still has the same children."""
+    """Whether the decoder is still the same, and each of its modules still has the same children."""
     holders: tuple[tuple[nn.Module, tuple[nn.Module | None, ...]], ...] = getattr(model, _HOLDERS)
     decoder = holders[0][0]
     return model.get_decoder() is decoder and all(tuple(part._modules.values()) == held for part, held in holders)

@@ -42,6 +42,15 @@ def layers_of(order: Callable[[list[nn.Module]], list[nn.Module]]) -> Callable[[
     return change
 
 
+def one_more_inside_a_module_without(model: Any) -> None:
+    """A mixer put into a module of a layer that held none."""
+    decoder, name = stack_of(model)
+    layer = getattr(decoder, name)[1]
+    mixer = next(part for part in layer.children() if hasattr(part, "layer_idx"))
+    without = next(part for part in layer.children() if part is not mixer)
+    without.add_module("further", copy.deepcopy(mixer))
+
+
 #: name → (a change to the layers of an attached model, whether the model can be attached again)
 NEW_LAYERS: dict[str, tuple[Callable[[Any], None], bool]] = {
     "another layer": (another_layer, True),
@@ -50,6 +59,7 @@ NEW_LAYERS: dict[str, tuple[Callable[[Any], None], bool]] = {
     "the last pruned": (layers_of(lambda layers: layers[:-1]), True),
     "one more": (layers_of(lambda layers: [*layers, copy.deepcopy(layers[-1])]), False),
     "one twice": (layers_of(lambda layers: [layers[0], *layers]), False),
+    "one more, inside a module without": (one_more_inside_a_module_without, False),
     "turned round": (layers_of(lambda layers: layers[::-1]), False),
 }
 
