@@ -1,4 +1,4 @@
-"""Tables and figures, and the page that holds them."""
+"""Tables and figures, and the page that shows them."""
 
 from symground.reports.page import report
 from symground.reports.patches import draw_patches

@@ -1,4 +1,4 @@
-"""Architectures beside each other: gain over training, and the gap at which each gives up."""
+"""A comparison of architectures: gain over training for each gap between scene and talk."""
 
 from __future__ import annotations
 
@@ -17,14 +17,19 @@ def over_training(gains: pd.DataFrame, by: str) -> pd.DataFrame:
     """A row per value of the column ``by``, model and checkpoint.
 
     Args:
-        gains: by, model, seed, step, target, matched, mismatched, gain (nats); each noun's over its contexts.
-        by: what differs between the corpora, "gap" say.
+        gains: by, model, seed, step, target, matched, mismatched, gain (nats): a noun's means over its contexts.
+        by: the column of the quantity that differs between the corpora, such as "gap".
 
     Returns:
-        by, model, step; matched, mismatched, gain: means over nouns and seeds; gain_low, gain_high: 95 % bootstrap
-        interval over nouns, each its mean over seeds; p: paired t-test over nouns of matched against mismatched
-        surprisal, each noun its mean over seeds; p_holm: corrected for all rows of the table; p_seeds: one-sample
-        t-test of the seeds' mean gains against 0, NaN for one seed; seed_gains: those means; nouns, seeds: how many.
+        A DataFrame. Its columns:
+
+        - by, model, step;
+        - matched, mismatched, gain: means over nouns and seeds;
+        - gain_low, gain_high: 95 % bootstrap interval over nouns, each noun's mean over seeds;
+        - p: paired t-test over nouns of matched against mismatched surprisal, each noun's mean over seeds;
+        - p_holm: p, corrected over all rows of the table;
+        - p_seeds: one-sample t-test of the seeds' mean gains against 0, NaN for one seed;
+        - seed_gains: the seeds' mean gains; nouns, seeds: their numbers.
     """
     rows = []
     for (value, model, step), frame in gains.groupby([by, "model", "step"], sort=True):
@@ -48,7 +53,7 @@ def over_training(gains: pd.DataFrame, by: str) -> pd.DataFrame:
 
 
 def learnt_at(training: pd.DataFrame, gap: int, model: str) -> int | None:
-    """The first checkpoint from which on every seed's gain is above `LEARNT`; None where there is none."""
+    """The first checkpoint from which on every seed's gain is above `LEARNT`; None if there is none."""
     of_model = training[(training["gap"] == gap) & (training["model"] == model)].sort_values("step")
     found = None
     for step, of_seeds in zip(of_model["step"], of_model["seed_gains"], strict=True):
@@ -58,16 +63,16 @@ def learnt_at(training: pd.DataFrame, gap: int, model: str) -> int | None:
 
 
 def markdown(training: pd.DataFrame, parameters: Mapping[str, int], distances: Mapping[int, float]) -> str:
-    """The summary, gaps against models, and under it every checkpoint."""
+    """A table of the last checkpoints, models by gaps, and a table of all checkpoints for each gap."""
     gaps, models = sorted(training["gap"].unique()), [m for m in parameters if (training["model"] == m).any()]
     heads = [f"gap {gap} ({distances[gap]:.0f} tokens)" for gap in gaps]
     most = training.to_dict("records")[0]
     seeds, each = ("one seed", "") if most["seeds"] == 1 else (f"mean of {most['seeds']} seeds", " in every seed")
     lines = [
         f"Gain at the last checkpoint (nats; 95 % interval over {most['nouns']} nouns, {seeds}), "
-        f"and the step from which it stays above {LEARNT:g}{each}, or how many seeds end there. A gap: so many "
-        "utterances that name no object between scene and talk, in the corpus and in the probes; beside it the mean "
-        "distance from the ENV noun to the prediction.",
+        f"and the step from which it stays above {LEARNT:g}{each}, or else the number of seeds that end above it. The "
+        "gap is the number of utterances without an object between a scene and the talk about it, in the corpus and in "
+        "the probes. In brackets is the mean distance from the ENV noun to the prediction.",
         "",
         f"| model | parameters | {' | '.join(heads)} |",
         "|---|---|" + "---|" * len(gaps),
@@ -79,7 +84,7 @@ def markdown(training: pd.DataFrame, parameters: Mapping[str, int], distances: M
         lines += ["", f"### {head[0].upper()}{head[1:]}", "", *_checkpoints(training[training["gap"] == gap], models)]
     lines += [
         "",
-        "p: paired t-test over nouns (matched against mismatched surprisal, each noun its mean over contexts and "
+        "p: paired t-test over nouns of matched against mismatched surprisal (each noun's mean over contexts and "
         "seeds), Holm-corrected over all rows of these tables.",
         "",
     ]
@@ -114,7 +119,7 @@ def _checkpoints(of_gap: pd.DataFrame, models: list[str]) -> list[str]:
 
 
 def gains_over_gaps(training: pd.DataFrame) -> str:
-    """Gain over tokens, a panel per gap and a line per model, thin lines its seeds; as SVG text."""
+    """Gain against training tokens as SVG: a panel per gap, a line per model, and a thin line for each seed."""
     gaps, models = sorted(training["gap"].unique()), sorted(training["model"].unique())
     figure = figure_of(3.4 * len(gaps) + 1.0, 3.1)
     panels = figure.subplots(1, len(gaps), sharey=True, squeeze=False)[0]

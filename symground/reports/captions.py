@@ -1,150 +1,196 @@
-"""The words under the report's figures and above its tables."""
+"""The captions of the report: below its figures and above its tables."""
 
 from __future__ import annotations
 
 FIGURES = {
-    "surprisal": "Matched and mismatched surprisal over training, mean over nouns; bands are {bands}.",
-    "gain": "Grounding information gain over training; bands are {bands}.",
+    "surprisal": (
+        "Surprisal of a spoken noun (vertical, nats, mean over nouns) at each training step (horizontal), a panel for "
+        "each model. Matched: the scene has the same noun. Mismatched: it has another noun. The bands are {bands}."
+    ),
+    "gain": (
+        "Grounding information gain (vertical: mismatched minus matched surprisal, nats, mean over nouns) at each "
+        "training step (horizontal), a line for each model. The bands are {bands}."
+    ),
     "emergence": (
-        "Emergence step of each noun (points), and of the mean of its CDI category with the interval over its "
-        "nouns (bars). What never passes is not drawn."
+        "The training step from which the gain stays above 1 nat (horizontal). Each row is a category of nouns from "
+        "the CDI, a checklist of early words. Each point is a noun. The vertical mark is the step of the category's "
+        "mean gain, and the bar is its 95 % bootstrap interval over the category's nouns. A noun or category whose "
+        "gain does not stay above 1 nat is not drawn."
     ),
     "r2": (
-        "R² of a noun's gain on the logarithm of how often it stands both in the scene and in speech nearby, "
-        "mean over seeds, with its 95 % bootstrap interval over nouns. ▲ rising slope, ▼ falling slope. Drawn "
-        "only where the mean gain is above 0 by its 95 % interval; elsewhere it means nothing."
+        "How much of the gain co-occurrence explains: R² (vertical) at each training step (horizontal). At each step, "
+        "the nouns' gains are regressed on the logarithm of their co-occurrence counts: how often a noun is in the "
+        "scene and in the speech nearby. The lines are means over seeds, and the bands are 95 % bootstrap intervals "
+        "over nouns. ▲ marks a rising slope, ▼ a falling one. A step is drawn only if the 95 % interval of the mean "
+        "gain is above 0; without a gain, R² means nothing."
     ),
     "partial-r2": (
-        "The same once frequency is controlled: what the count explains of the variance that log frequency in "
-        "the scene and in speech leaves."
+        "How much of the gain co-occurrence explains beyond frequency: partial R² (vertical) at each training step "
+        "(horizontal). The logarithms of a noun's frequencies in the scene and in speech leave a part of the gain's "
+        "variance unexplained; partial R² is the share of this part that the co-occurrence count explains. Lines, "
+        "bands and the steps drawn are those of R²."
     ),
     "saliency": (
-        "Layer saliency |Σₕ Aₕ ∘ ∂L/∂Aₕ| from the ENV noun into the prediction position, mean over matched "
-        "examples and seeds, in nats. Layers count from 0."
+        "Layer saliency from the ENV noun (the noun in the scene) into the prediction position, at each training step "
+        "(horizontal) and layer (vertical, from 0). The colour is |Σₕ Aₕ ∘ ∂L/∂Aₕ| in nats: attention weights times "
+        "the gradient of the surprisal L on them, summed over heads h. It is a mean over matched examples and seeds."
     ),
     "saliency-regions": (
-        "The same at the last checkpoint, from the ENV noun, from the rest of its utterance, and from the "
-        "rest of the context."
+        "Layer saliency into the prediction position (vertical, nats) by layer (horizontal, from 0) at the last "
+        "checkpoint. The lines are the regions that it comes from: the ENV noun, the rest of its utterance, and the "
+        "rest of the context. It is a mean over matched examples and seeds."
     ),
     "lens": (
-        "Gain read at each depth over training, by the tuned lens (an affine translator per depth, fitted to "
-        "the model's own final distribution) and by the plain logit lens. Depth counts the layers passed: 0 "
-        "is the embedding, at the last the model reads itself."
+        "Gain that a lens reads (colour, nats) at each training step (horizontal) and depth (vertical). Depth is the "
+        "number of layers passed: 0 is the embedding, and the largest depth is the model's own output. The tuned lens "
+        "has an affine translator for each depth, fitted to the model's final distribution; the logit lens has none."
     ),
     "head-counts": (
-        "Heads per example over training, mean over examples and seeds; solid by the share of the row, dashed "
-        "by the share of the head's whole matrix."
+        "Number of heads per example (vertical) at each training step (horizontal), mean over examples and seeds. "
+        "Solid lines count heads by their share of the row, dashed lines by their share of the whole matrix."
     ),
     "shares": (
-        "Each head's mean share of flow in matched examples against the same examples with another ENV noun, "
-        "at the last checkpoint, one seed; dashed: 30 %. Heads on the diagonal take from the ENV noun "
-        "whatever it is: their share does not tell a grounded noun from another, and what they do must be "
-        "asked of the interventions."
+        "Each point is a head at the last checkpoint of one seed. It compares the head's mean share of flow in matched "
+        "examples (vertical) with its share in the same examples with another ENV noun (horizontal). The dashed lines "
+        "are the threshold of 30 %. A head on the diagonal reads the ENV noun whichever noun it is, so its share is no "
+        "evidence of grounding; the interventions are the test."
     ),
     "flow-effect": (
-        "Does flow tell what a head does? Each head's mean aggregate share of the row against its effect when "
-        "it alone is silenced; dashed: 30 %."
+        "Does a head's flow predict its effect? Each point is a head. It compares the surprisal that silencing this "
+        "head alone adds (vertical, nats) with the head's mean share of the row from the ENV noun (horizontal). The "
+        "dashed line is the threshold of 30 %."
     ),
     "calibration": (
-        "How often the choice was wrong against how often the detector said it would be, in tenths; larger "
-        "points are more examples. One seed."
+        "How often the choice was wrong (vertical) against how often the detector predicted that it would be "
+        "(horizontal), in ten bins; a calibrated detector is on the diagonal. Larger points have more examples. The "
+        "figure shows the last checkpoint of one seed."
     ),
     "steering": (
-        "How often the model's choice is what is in the scene, with the aggregate heads' outputs multiplied "
-        "by a factor; dashed: as many random heads, where there were enough to draw from."
+        "How often the model chooses the noun that is in the scene (vertical) when the outputs of the aggregate heads "
+        "are multiplied by a factor (horizontal), at the last checkpoint, mean over seeds. Dashed: as many random "
+        "heads are multiplied instead, if there were enough to draw from."
     ),
-    "beside-gains": "Gain over training; bands are 95 % intervals over seeds where there are several, else over nouns.",
+    "beside-gains": (
+        "Grounding information gain (vertical, nats, mean over nouns) at each training step (horizontal), a line for "
+        "each study and model. The bands are 95 % intervals, over seeds if there are several and over nouns otherwise."
+    ),
 }
 
 TABLES = {
     "final": (
-        "The last checkpoint of each model. Intervals and tests are over nouns, each noun its mean over "
-        "contexts and seeds; p is the paired t-test's, Holm-corrected over the model's checkpoints, beside it "
-        "the paired permutation test's; d is Cohen's."
+        "The last checkpoint of each model, in nats. Intervals are 95 %; those over nouns, and the tests, take each "
+        "noun's mean over contexts and seeds. p is from a paired t-test, Holm-corrected over the model's checkpoints. "
+        "permutation p is from a paired permutation test. d is Cohen's d."
     ),
     "nouns": (
-        "Grounding information gain G(v) of each noun at the last checkpoint, mean over seeds, with its 95 % "
-        "interval over contexts (of one seed; the mean of theirs, of several)."
+        "Grounding information gain of each noun at the last checkpoint, in nats, mean over seeds. low and high are "
+        "its 95 % interval over contexts, computed for each seed and averaged over seeds."
     ),
-    "training": "Every checkpoint. low and high: 95 % over nouns; in the download, over seeds too.",
+    "training": (
+        "All checkpoints, in nats. The brackets are 95 % intervals over nouns; the download also has those over seeds. "
+        "p is Holm-corrected over the model's checkpoints."
+    ),
     "emergence": (
-        "The step from which the gain stays above 1 nat, between checkpoints by a line; intervals "
-        "resample nouns (of a noun, in the download, its contexts and seeds)."
+        "The training step from which the gain stays above 1 nat, interpolated linearly between checkpoints. low and "
+        "high are a 95 % bootstrap interval over nouns. The download also has single nouns, with intervals over their "
+        "contexts and seeds."
     ),
     "mixed": (
-        "The gain at the last checkpoint in a mixed-effects model with crossed random intercepts of nouns, "
-        "contexts and seeds (REML): what is left of it where all three are a sample of many. sd: of the "
-        "random effects, nats."
+        "The gain at the last checkpoint (nats) in a mixed-effects model with crossed random intercepts of nouns, "
+        "contexts and seeds (REML). This is the gain that remains if all three are samples of larger populations. sd "
+        "is the standard deviation of a random effect, in nats."
     ),
     "acquisition": (
-        "Do words that children say earlier emerge earlier? Spearman's correlation over nouns of the "
-        "emergence step with the age of acquisition (Wordbank); nouns that never emerge rank last; the "
-        "interval resamples nouns."
+        "Do the words that children say earlier emerge earlier? Spearman's correlation over nouns of the emergence "
+        "step with the age of acquisition (Wordbank). Nouns that never emerge have the last rank. The 95 % interval "
+        "is a bootstrap over nouns."
     ),
-    "r2-peak": "Where R² is largest, and what is left of it at the end; slope in nats per unit of the logarithm.",
-    "r2": "Every checkpoint. pmi: of a line on pointwise mutual information; partial: frequency controlled.",
-    "saliency": "Every checkpoint, layer and region, mean over examples, nats.",
+    "r2-peak": (
+        "The step at which R² is largest, R² at this step and at the last one, and their difference (fall). slope is "
+        "in nats per unit of the logarithm."
+    ),
+    "r2": (
+        "All checkpoints. R² is of the regression on log co-occurrence, with its 95 % interval over nouns. PMI R² is "
+        "of the regression on pointwise mutual information. partial R² controls for both frequencies."
+    ),
+    "saliency": "Layer saliency into the prediction position by region: all checkpoints, mean over examples, nats.",
     "lens": (
-        "Matched and mismatched surprisal read at each depth, mean over nouns and seeds, and the 95 % "
-        "interval of the gain over nouns."
+        "Matched and mismatched surprisal that a lens reads at each depth (nats), mean over nouns and seeds. low and "
+        "high are the 95 % interval of the gain over nouns."
     ),
-    "head-counts": "Heads per example and their mean layer (from 0).",
+    "head-counts": "Number of heads per example, and their mean layer (from 0).",
     "common-heads": (
-        "Heads found in most examples at the last checkpoint, by the share of the row: in how many of the "
-        "examples, and their mean share over all of them."
+        "The heads found in most examples at the last checkpoint, by their share of the row: the share of the examples "
+        "in which a head is found, and its mean share of flow over all examples."
     ),
     "stability": (
-        "Are they the same heads? Jaccard's overlap of the sets of two examples at the last checkpoint, mean "
-        "over pairs; of an example's set at the last checkpoint and at the one before. Over seeds heads have "
-        "no names in common: their number and mean layer have."
+        "Are they the same heads? Overlaps are Jaccard indices of two sets of heads: of two examples at the last "
+        "checkpoint (mean over pairs), and of one example at the last two checkpoints. Heads of different seeds do not "
+        "correspond, so over seeds only their number and mean layer are compared."
     ),
     "shares": (
-        "Each head's share and its null, mismatched examples: means, the share that 5 % of those pass, and in "
-        "how many of the examples it reaches the threshold."
+        "Each head's share of flow, and its null: the share in mismatched examples. The columns are both means, the "
+        "share that 5 % of the mismatched examples exceed, and how often each of the two reaches the threshold of 30 %."
     ),
     "strongest": (
-        "What silencing one head alone adds to the matched surprisal (nats): the heads with the largest "
-        "effect at the last checkpoint, and the first-order estimate −⟨Oₕ, ∂L/∂Oₕ⟩ of the same effect. All "
-        "heads are in the download."
+        "The surprisal that silencing one head alone adds to matched examples (nats), and its first-order estimate "
+        "−⟨Oₕ, ∂L/∂Oₕ⟩. These are the heads with the largest effects at the last checkpoint; the download has all "
+        "heads."
     ),
     "flow-effect": (
-        "Spearman's correlation over all heads of share and effect, and how much of the effects above 0 is of "
-        "the heads whose mean share reaches 30 %."
+        "Spearman's correlation of share and effect over all heads. Named heads are those whose mean share reaches "
+        "30 %; “share of the effect” is their part of the sum of all positive effects."
     ),
     "interventions": (
-        "Mean surprisal (nats) of matched probes with each example's own heads silenced, with as many random "
-        "other heads silenced (mean ± standard deviation over draws), and untouched. *** p < 0.001, paired "
-        "over examples against the original, corrected for the rows of the run (Holm). “Span” is how many "
-        "tokens after the ENV noun count as it. “Too few controls” counts examples with fewer heads left to "
-        "draw from than selected ones; where they are more than a tenth there is no comparison."
+        "Surprisal of matched examples (mean, nats) if each example's own heads are silenced (intervened), if as many "
+        "random other heads are silenced (control: mean ± standard deviation over draws), and if none is (original). "
+        "*** p < 0.001, ** p < 0.01, * p < 0.05 for intervened against original, paired over examples, corrected over "
+        "the rows of a run (Holm). “Span” is the number of tokens after the ENV noun that count as part of it. “Too "
+        "few controls” is the number of examples with fewer heads to draw from than were silenced; if these are more "
+        "than a tenth, the random heads are not compared."
     ),
-    "study": "The study's own table: 12-layer GPT-2 on CHILDES (arXiv 2510.13796; each intervened value has ***).",
+    "study": (
+        "The same table as published for a 12-layer GPT-2 on CHILDES (arXiv 2510.13796). There, each intervened value "
+        "has ***."
+    ),
     "grounds": (
-        "Do these heads ground, or do they only matter? What silencing them adds to the surprisal (nats) of "
-        "the noun after its own scene (matched) and after another (mismatched), to the gain between the two, "
-        "and to the surprisal of the rest of the context; in brackets what the same number of random heads "
-        "adds, where there were enough to draw from. Heads that ground take away gain and leave the rest as it "
-        "was; p of gain: paired t-test over nouns. d is Cohen's d of the matched surprisal over examples, with "
-        "its 95 % interval."
+        "Do these heads ground the noun, or do they matter for any word? The columns are changes by silencing them, in "
+        "nats: of the noun's surprisal after its own scene (matched) and after another (mismatched), of the gain, and "
+        "of the surprisal of the rest of the context. The brackets have the changes by as many random heads, if there "
+        "were enough to draw from. Heads that ground lower the gain and leave the rest of the context as it was. p of "
+        "gain is from a paired t-test over nouns. d is Cohen's d of the matched surprisal over examples, with its 95 % "
+        "interval."
     ),
     "monitor": (
-        "Is the model about to name something that is not in the scene? AUROC of each detector [95 %, "
-        "bootstrap over examples]; the Brier score of its probabilities beside that of the bare share of "
-        "wrong choices; the expected calibration error. Flow: the mean share of the aggregate heads when the "
-        "model's own choice is traced. Heads and curves come from the other half of the contexts."
+        "Can it be detected that the model is about to name something that is not in the scene? AUROC has a 95 % "
+        "bootstrap interval over examples. Brier is the score of the detector's probabilities; “Brier of the share” "
+        "is that of a constant probability, the share of wrong choices. The flow detector is the aggregate heads' mean "
+        "share of flow, traced from the model's own choice. Heads and calibration come from the other half of the "
+        "contexts."
     ),
     "steering": (
-        "The same with McNemar's exact test against the model as it is (factor 1). Heads of a half of the "
-        "contexts are those that the other half shows. “Too few controls” counts examples with fewer other "
-        "heads to draw from; where they are more than a tenth there is no comparison."
+        "The data of the figure. p is from McNemar's exact test against the unchanged model (factor 1). The heads for "
+        "one half of the contexts are found on the other half. “Too few controls” is the number of examples with fewer "
+        "other heads to draw from than were multiplied; if these are more than a tenth, the random heads are not "
+        "compared."
     ),
-    "beside-last": "The last checkpoint of each.",
-    "beside-differences": (
-        "The gain at the last checkpoint in the first study minus that in another, of the nouns that both "
-        "have (each its mean over contexts and seeds), model by model, or of the two models where each study "
-        "has one: mean, bootstrap interval (BCa), paired t-test (Holm over these rows), permutation test, "
+    "beside-last": (
+        "The last checkpoint of each model, in nats. gain low and high are the 95 % interval over nouns, gain seed low "
+        "and high over seeds. p is from a paired t-test over nouns, Holm-corrected over the model's checkpoints. d is "
         "Cohen's d."
     ),
-    "beside-emergence": "The step from which the gain stays above 1 nat. Nouns and categories are in the download.",
-    "beside-interventions": "Heads silenced, in the study's form.",
+    "beside-differences": (
+        "The gain in the first study minus the gain in another, at their last checkpoints, over the nouns that both "
+        "have (each noun's mean over contexts and seeds). Models are compared by name; if each study has only one "
+        "model, these two are compared. low and high are a BCa bootstrap interval (95 %). p is from a paired t-test, "
+        "Holm-corrected over these rows. permutation p is from a paired permutation test. d is Cohen's d."
+    ),
+    "beside-emergence": (
+        "The training step from which a model's mean gain stays above 1 nat, with its 95 % bootstrap interval over "
+        "nouns. The download also has nouns and categories."
+    ),
+    "beside-interventions": (
+        "Surprisal of matched examples (mean, nats) if each example's own heads are silenced (intervened), if as many "
+        "random heads are silenced (control), and if none is (original)."
+    ),
 }

@@ -1,4 +1,4 @@
-"""What is in a corpus: one self-contained HTML page beside it."""
+"""A page about a corpus: one self-contained HTML file in the study's folder."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from symground.folders import replacing
 from symground.reports.figures import MATCHED, MISMATCHED, CountFormatter, figure_of, svg_of, words_are_no_formulas
 from symground.reports.template import render
 
-#: What the account of transcripts calls its counts, in the order of the page.
+#: Counts of utterances in the statistics of transcripts → their labels, in the order of the page.
 _FATES = {
-    "main_tiers": "utterances in all",
-    "utterances": "in the corpus, with a word or an event",
-    "silent": "with neither: pauses, zeros, dropped events",
-    "other_speakers": "of speakers who were not asked for",
-    "in_left_out_files": "in files with too few ENV tiers, or no turn",
+    "main_tiers": "all utterances",
+    "utterances": "in the corpus: utterances with a word or an event",
+    "silent": "without either: pauses, zeros, dropped events",
+    "other_speakers": "by speakers that were not selected",
+    "in_left_out_files": "in files with too few ENV tiers, or without a turn",
     "in_set_aside_files": "in files that were set aside",
 }
 
 _FILES = {
-    "files": "files in all",
+    "files": "all files",
     "files_kept": "files in the corpus",
-    "files_left_out": "files with too few ENV tiers, or no turn",
-    "files_set_aside": "files set aside, below",
+    "files_left_out": "files with too few ENV tiers, or without a turn",
+    "files_set_aside": "files set aside (listed below)",
     "latin_1": "files read as Latin-1",
-    "files_not_read": "others that were not read (copies, links to what is read), below",
+    "files_not_read": "files not read: copies, or links to files that were read (listed below)",
 }
 
 
@@ -46,10 +46,10 @@ def corpus_page(
 
     Args:
         study: the folder.
-        statistics: as in the corpus's ``statistics.json``.
-        counts: how often each token stands, by group of documents.
-        nouns: those that are probed → (their token in the scene, their token in speech).
-        minimum: how often each stands at least, as ENV and as LAN.
+        statistics: the content of the corpus's ``statistics.json``.
+        counts: group of documents → token → its count.
+        nouns: probed noun → (its token in the scene, its token in speech).
+        minimum: the smallest count of a probed noun, as ENV and as LAN.
     """
     study = Path(study)
     chat, visdial, generated = (statistics.get(name) for name in ("chat", "visdial", "generated"))
@@ -107,7 +107,7 @@ def _corpora(
 
 
 def _forms(words: Mapping[str, int]) -> tuple[int, int]:
-    """ENV words, LAN words."""
+    """(number of ENV words, number of LAN words)"""
     scene, speech = (sum(n for token, n in words.items() if token.endswith(form("")[1:])) for form in (env, lan))
     return scene, speech
 
@@ -159,7 +159,7 @@ def _scatter(table: pd.DataFrame, minimum: int) -> str:
 
 
 def _only_apart(figure: Figure, names: Sequence[Text]) -> None:
-    """Remove the names that would lie over one before them."""
+    """Remove each name that would overlap an earlier one."""
     with words_are_no_formulas(figure):
         figure.draw_without_rendering()
     kept: list[Bbox] = []

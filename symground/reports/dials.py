@@ -1,4 +1,4 @@
-"""A dial of the generated corpus: gain and its controls over training, a row or a line for each value."""
+"""A dial of the generated corpus: gain and its controls over training, for each value of the dial."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from symground.analysis.statistics import gain_interval
 from symground.reports.figures import PALETTE, figure_of, svg_of
 from symground.reports.formats import FEW, number, with_interval
 
-#: What is told of, in the order of the table, and what a column of it means.
+#: Kind of gain → its heading, in the order of the table.
 KINDS = {
     "grounding": "gain", "recall": "recall of a spoken word", "seen": "gain, pairs that occurred",
     "unseen": "gain, pairs that never occurred", "category": "gain of the category's word",
@@ -19,17 +19,21 @@ KINDS = {
 
 
 def summary(gains: pd.DataFrame, r2: pd.DataFrame, dial: str) -> pd.DataFrame:
-    """A row per kind, value of the dial, model and checkpoint.
+    """A table with a row per kind, value of the dial, model and checkpoint.
 
     Args:
         gains: kind, the dial's column, model, seed, step, target, matched, mismatched, gain (nats).
         r2: the dial's column, model, seed, step, r2, slope.
-        dial: its name.
+        dial: the name of the dial.
 
     Returns:
-        kind, the dial's column, model, step; matched, mismatched, gain: means over nouns and seeds; gain_low and
-        gain_high: 95 % bootstrap interval over nouns, each its mean over seeds; seed_gains; nouns, seeds; r2: mean over
-        seeds of the R² on co-occurrence, of "grounding" only, None where there is none.
+        A DataFrame. Its columns:
+
+        - kind, the dial's column, model, step;
+        - matched, mismatched, gain: means over nouns and seeds;
+        - gain_low, gain_high: 95 % bootstrap interval over nouns, each noun's mean over seeds;
+        - seed_gains: the seeds' mean gains; nouns, seeds: their numbers;
+        - r2: R² on co-occurrence, mean over seeds; for the kind "grounding" only, None if there is none.
     """
     rows = []
     means = r2.groupby([dial, "model", "step"])["r2"].mean().to_dict() if len(r2) else {}
@@ -52,7 +56,7 @@ def summary(gains: pd.DataFrame, r2: pd.DataFrame, dial: str) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame, dial: str) -> str:
-    """The last checkpoint of every value, and under it the whole course."""
+    """A table of the last checkpoints, and a table of all checkpoints."""
     kinds = [kind for kind in KINDS if (table["kind"] == kind).any()]
     heads = [KINDS[kind] for kind in kinds]
     lines = [
@@ -85,13 +89,15 @@ def silenced_heads(interventions: pd.DataFrame, dial: str) -> pd.DataFrame:
     """Interventions at the last checkpoint: a row per kind of heads, denominator, value of the dial and model.
 
     Args:
-        interventions: the table of the studies, with the dial's column.
-        dial: its name.
+        interventions: the studies' table, with the dial's column.
+        dial: the name of the dial.
 
     Returns:
-        kind, denominator, the dial's column, model, step, seeds; heads_per_example, original, intervened, control:
-        means over seeds, surprisals in nats; short: in what share of the examples there were too few heads to draw
-        from, the largest of the seeds'.
+        A DataFrame. Its columns:
+
+        - kind, denominator, the dial's column, model, step, seeds;
+        - heads_per_example, original, intervened, control: means over seeds, surprisals in nats;
+        - short: the share of the examples with too few heads to draw from, the largest over seeds.
     """
     keys = ["kind", "denominator", dial, "model", "step"]
     values = ["heads_per_example", "original", "intervened", "control"]
@@ -100,12 +106,12 @@ def silenced_heads(interventions: pd.DataFrame, dial: str) -> pd.DataFrame:
 
 
 def silenced_markdown(table: pd.DataFrame, dial: str) -> str:
-    """The table of :func:`silenced_heads`; nothing of an empty one."""
+    """The table of :func:`silenced_heads` as text; empty if the table is."""
     if table.empty:
         return ""
     lines = [
         "",
-        "Silenced heads at the last checkpoint: surprisal of the matched probes (nats), mean over seeds.",
+        "Surprisal of matched probes (nats, mean over seeds) with heads silenced at the last checkpoint.",
         "",
         f"| model | {dial} | heads | denominator | per example | original | silenced | random heads |",
         "|---|---|---|---|---|---|---|---|",
@@ -125,7 +131,7 @@ def _last(part: pd.DataFrame) -> str:
 
 
 def curves(table: pd.DataFrame, dial: str) -> str:
-    """Gain over tokens, a panel per model and kind and a line per value, thin lines its seeds; as SVG text."""
+    """Gain against training tokens as SVG: a panel per model and kind, a line per value, a thin line for each seed."""
     models = sorted(table["model"].unique())
     kinds = [kind for kind in KINDS if (table["kind"] == kind).any()]
     figure = figure_of(3.3 * len(kinds) + 1.0, 2.9 * len(models))

@@ -1,5 +1,5 @@
 "use strict";
-// The explorer: pick a model, a word, a context, a checkpoint and a layer; tables and a small chart are drawn anew.
+// The explorer: pick a model, a word, a context, a checkpoint and a layer. Each pick redraws the tables and the chart.
 (() => {
   const source = document.getElementById("maps");
   if (!source) return;
@@ -23,7 +23,7 @@
   const matching = () => run().examples.map((e, i) => [e, i]).filter(([e]) => e.noun === pick.noun.value);
   const bare = (token) => token.replace(/:<(ENV|LAN)>$/, "").replace(/^<(\w+)>$/, "$1:");
 
-  // Colours are mixed by the page, so that they are right in the light and in the dark.
+  // The browser mixes the colours, so that they fit light and dark mode.
   const shade = (share, mark) => `color-mix(in srgb, var(--${mark}) ${Math.round(100 * Math.min(1, Math.abs(share)))}%, transparent)`;
   const cell = (value, share, mark) => {
     const made = element("td", value);
@@ -79,7 +79,7 @@
     const words = example.tokens.map(bare);
     const n = words.length;
     if (!found.saliency) {
-      byId("explorer-told").textContent = "This checkpoint has no map of this example.";
+      byId("explorer-told").textContent = "There is no map of this example at this checkpoint.";
       for (const place of ["map-saliency", "map-heads", "map-grid"]) byId(place).replaceChildren();
       return curve(r, example, step);
     }
@@ -91,7 +91,7 @@
     const triangle = (n * (n + 1)) / 2;
     const scale = found.scales[layer];
     const head = [["", ""], ...words.map((w, i) => [w, example.tokens[i]])];
-    table("map-saliency", `Saliency of layer ${r.layers[layer]}: from each token (column) into each position (row), nats; largest ${scale}`, head,
+    table("map-saliency", `Layer ${r.layers[layer]}: saliency from each token (column) into each position (row), in nats. The largest is ${scale}.`, head,
       words.map((w, i) => [w, words.map((_, j) => {
         if (j > i) return element("td", "", { class: "void" });
         const share = saliency[layer * triangle + (i * (i + 1)) / 2 + j] / 255;
@@ -102,7 +102,7 @@
     const offsets = [0];
     r.heads.forEach((h) => offsets.push(offsets[offsets.length - 1] + h * n));
     const signed = (l, h, j) => rows[offsets[l] + h * n + j] / 127;
-    table("map-heads", `Heads of layer ${r.layers[layer]}: signed saliency at the prediction position, by token, nats; largest ${found.row_scales[layer]}`, head,
+    table("map-heads", `Layer ${r.layers[layer]}: signed saliency from each token (column) into the prediction position, by head (row), in nats. The largest absolute value is ${found.row_scales[layer]}.`, head,
       Array.from({ length: r.heads[layer] }, (_, h) => [`head ${h}`, words.map((_, j) => {
         const share = signed(layer, h, j);
         return cell(small(share * found.row_scales[layer]), share, share < 0 ? "cold" : "warm");
@@ -111,7 +111,7 @@
     if (at >= 0) {
       const most = Math.max(...r.heads);
       const largest = Math.max(...found.row_scales) || 1;
-      table("map-grid", `All heads: signed saliency from “${words[at]}” in the scene into the prediction, nats`,
+      table("map-grid", `All layers (rows) and heads (columns): signed saliency from “${words[at]}” in the scene into the prediction position, in nats.`,
         [["", ""], ...Array.from({ length: most }, (_, h) => [`head ${h}`, ""])],
         r.layers.map((name, l) => [`layer ${name}`, Array.from({ length: r.heads[l] }, (_, h) => {
           const value = signed(l, h, at) * found.row_scales[l];
@@ -139,7 +139,7 @@
     const x = (s) => left + ((width - left - 12) * s) / x1;
     const y = (v) => height - bottom - ((height - bottom - top) * Math.max(0, v)) / y1;
     const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
-    svg.append(make("title", {}, `Surprisal of “${example.target}” over training, mean over contexts and seeds: matched ends at ${c.matched.at(-1)}, mismatched at ${c.mismatched.at(-1)} nats`));
+    svg.append(make("title", {}, `Surprisal of “${example.target}” over training, mean over contexts and seeds. At the last checkpoint it is ${c.matched.at(-1)} nats matched and ${c.mismatched.at(-1)} nats mismatched.`));
     for (let v = 0; v <= y1; v += y1 > 8 ? 4 : y1 > 3 ? 2 : 1) {
       svg.append(make("line", { x1: left, x2: width - 12, y1: y(v), y2: y(v), class: "rule" }), make("text", { x: left - 6, y: y(v) + 4, "text-anchor": "end" }, String(v)));
     }
@@ -151,7 +151,7 @@
       svg.append(make("text", { x: width - 14, y: y(c[name].at(-1)) - 6, "text-anchor": "end", class: mark }, name));
     }
     svg.append(make("line", { x1: x(step), x2: x(step), y1: top, y2: height - bottom, class: "now" }));
-    place.append(element("p", `Surprisal of “${example.target}” over training (nats), with 95 % intervals over contexts; the line is the step that is shown.`, { class: "note" }), svg);
+    place.append(element("p", `Surprisal of “${example.target}” (vertical, nats) at each training step (horizontal), mean over contexts and seeds. The bands are 95 % intervals over contexts. The dashed line is the step that is shown above.`, { class: "note" }), svg);
   }
 
   pick.model.addEventListener("change", words);

@@ -1,4 +1,4 @@
-"""The data behind the page's explorer: single examples at every checkpoint, small enough to travel in the page."""
+"""The data of the page's explorer: single examples at each checkpoint, compact enough to be part of the page."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 from symground.folders import evenly
 from symground.reports.parts import Study
 
-#: Bytes of maps in a page; of more, fewer checkpoints are shown, evenly spread.
+#: Largest size of the maps in a page, in bytes. If they are larger, fewer checkpoints are shown, evenly spread.
 BUDGET = 5 * 2**20
-_LONGEST = 64  # tokens of an example that can be looked at
+_LONGEST = 64  # tokens; longer examples are not shown
 
 
 def explorer(study: Study) -> Markup | None:
-    """The maps of each model's first seed as JSON to stand in a script element, None where there are none.
+    """The maps of each model's first seed as JSON for a script element; None if there are none.
 
     {runs: [{model, seed, layers, heads, steps, examples: [{noun, context, target, tokens}], maps: {step: [{surprisal,
-    saliency, scales, rows, row_scales}]}, curves: {noun: {step, matched, mismatched and their ends}}}]}. saliency is
-    each layer's lower triangle in bytes, scaled by its largest number; rows are the heads', in signed bytes, likewise.
+    saliency, scales, rows, row_scales}]}, curves: {noun: {step, matched, mismatched, the ends of their intervals}}}]}
+
+    saliency has each layer's lower triangle as bytes, scaled by its largest number. rows has the heads' rows as signed
+    bytes, scaled in the same way.
     """
     maps, gains = study.results["maps"], study.results["gain"]
     if maps.empty:
@@ -41,7 +43,7 @@ def explorer(study: Study) -> Markup | None:
 
 
 def _script(value: Any) -> Markup:
-    """JSON that no word in it can end: < and its kin stand as escapes."""
+    """JSON in which <, > and & are escaped, so that no word in it can end the script element."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
@@ -98,7 +100,7 @@ def _bytes(parts: list[NDArray[np.float32]], dtype: type[np.generic]) -> str:
 
 
 def _curves(gains: pd.DataFrame) -> dict[str, dict[str, list[float | None]]]:
-    """noun → its surprisals over training, means over seeds, with the ends of their intervals over contexts."""
+    """noun → its surprisals over training, mean over seeds, with the ends of their intervals over contexts."""
     columns = ["matched", "matched_low", "matched_high", "mismatched", "mismatched_low", "mismatched_high"]
     mean = gains.reindex(columns=["target", "step", *columns]).groupby(["target", "step"])[columns].mean().round(3)
     found = {}

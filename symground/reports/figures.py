@@ -1,4 +1,4 @@
-"""How figures look, in the page and on paper."""
+"""The style of figures, and how they are written: as SVG in the page, and as PNG and PDF."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _STYLE = {
 
 
 def figure_of(width: float, height: float) -> Figure:
-    """An empty figure, in inches, in the report's style."""
+    """An empty figure of a size in inches, in the report's style."""
     matplotlib.rcParams.update(_STYLE)  # type: ignore[arg-type]
     return Figure(figsize=(width, height), layout="constrained")
 
 
 class CountFormatter(LogFormatter):
-    """Counts on a logarithmic axis in digits: what matplotlib writes there by itself is a formula."""
+    """Counts on a logarithmic axis in digits; matplotlib's own labels are formulas (10³)."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:,.0f}" if super().__call__(x, pos) else ""
@@ -53,17 +53,18 @@ class CountFormatter(LogFormatter):
 
 @contextmanager
 def words_are_no_formulas(figure: Figure) -> Iterator[None]:
-    """Within the block no text of the figure is read as mathematics: words and names may hold dollars."""
+    """Within the block, no text of the figure is parsed as mathematics, since words and names may have dollar signs."""
     for text in figure.findobj(Text):
         text.set_parse_math(False)
-    with matplotlib.rc_context({"text.parse_math": False}):  # of texts that are made when it is drawn
+    with matplotlib.rc_context({"text.parse_math": False}):  # for texts that are created while it is drawn
         yield
 
 
 def svg_of(figure: Figure, name: str = "") -> str:
-    """The figure as SVG to stand inside a page: its colours become the page's, in the light and in the dark.
+    """The figure as SVG.
 
-    With a name, the identifiers inside are its own, so that several figures can stand in one page.
+    With a name, the SVG is for a page: its colours are the page's, in light and dark mode, and its identifiers begin
+    with the name, so that one page can have several figures.
     """
     text = io.StringIO()
     with words_are_no_formulas(figure):
@@ -74,14 +75,14 @@ def svg_of(figure: Figure, name: str = "") -> str:
     svg = svg.replace(INK, "currentColor").replace(GRID, "var(--line)")
     for i, colour in enumerate(PALETTE):
         svg = svg.replace(colour, f"var(--c{i})")
-    # Text has no colour of its own: it would be black.
+    # Without this, text would be black in dark mode too.
     svg = svg.replace("<svg ", '<svg fill="currentColor" ', 1)
     svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    return re.sub(r'^(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)  # the page's, by the width
+    return re.sub(r'^(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)  # the page scales it by its width
 
 
 def write_figures(figures: Iterable[tuple[str, Figure]], folder: Path) -> list[Path]:
-    """Each figure as PNG (300 dots an inch) and PDF."""
+    """Write each figure as PNG (300 dots per inch) and PDF; returns the paths."""
     written = []
     for name, figure in figures:
         for kind, more in (("png", {"dpi": 300}), ("pdf", {"metadata": {"CreationDate": None}})):
@@ -93,12 +94,12 @@ def write_figures(figures: Iterable[tuple[str, Figure]], folder: Path) -> list[P
 
 
 def colours() -> Iterator[str]:
-    """As many as there are models, over and over: a line beyond them would not be drawn."""
+    """The palette's colours, repeated without end, since there may be more lines than colours."""
     return cycle(PALETTE)
 
 
 def band(axes: Axes, x: ArrayLike, frame: pd.DataFrame, name: str, colour: str, label: str) -> None:
-    """A line of the column ``name`` with its 95 % interval: over seeds where there are several, else over nouns."""
+    """Draw the column ``name`` as a line with its 95 % interval, over seeds if there are several, else over nouns."""
     seeds = f"{name}_seed_low"
     ends = ("seed_low", "seed_high") if seeds in frame and frame[seeds].notna().any() else ("low", "high")
     low, high = (frame[f"{name}_{end}"].fillna(frame[name]) for end in ends)

@@ -1,4 +1,4 @@
-"""Numbers and tables as people read them."""
+"""Numbers and tables as text: for the page, for downloads and for the terminal."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from symground.analysis.causal import enough
 
 
 def table_html(frame: pd.DataFrame) -> Markup:
-    """A table for the page: numbers as people read them, every word escaped."""
+    """A table as HTML: numbers are rounded, and every word is escaped."""
     shown = pd.DataFrame({column: frame[column].map(_reader(str(column))) for column in frame.columns})
     html = shown.to_html(index=False, border=0, na_rep="–", escape=True)
     return Markup(html.replace("<th>", '<th scope="col">'))
 
 
-#: What a spreadsheet takes for the beginning of a formula, in the wide forms of East Asian keyboards too.
+#: Characters at which a spreadsheet begins a formula, with their wide forms on East Asian keyboards.
 _FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
 def csv_of(frame: pd.DataFrame) -> str:
-    """A table as CSV. A cell of text that a spreadsheet would run as a formula begins with an apostrophe instead.
+    """A table as CSV. A text that a spreadsheet would run as a formula gets an apostrophe before it.
 
-    Numbers stay as they are, negative ones too. Source: OWASP, "CSV Injection".
+    Numbers are unchanged, also negative ones. Source: OWASP, "CSV Injection".
     """
     texts = frame.select_dtypes(exclude=["number", "bool"])
     safe = frame.assign(**{str(name): texts[name].map(_harmless) for name in texts})
@@ -65,27 +65,27 @@ def _number(value: float, probability: bool) -> str:
 
 
 def number(value: float, digits: int = 2) -> str:
-    """Two decimals, or so many, and no minus before a zero; a dash where there is no number."""
+    """A number with ``digits`` decimals, without a minus before a zero; a dash for NaN."""
     return "–" if np.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def signed(value: float) -> str:
-    """With its sign, two decimals, and no minus before a zero."""
+    """A number with its sign and two decimals, without a minus before a zero; a dash for NaN."""
     return "–" if np.isnan(value) else f"{round(value, 2) + 0.0:+.2f}"
 
 
 def with_deviation(mean: float, deviation: float, digits: int = 2) -> str:
-    """A mean and its standard deviation; the mean alone where there is no deviation, a dash without a mean."""
+    """A mean ± its standard deviation; the mean alone if the deviation is NaN, a dash if the mean is."""
     shown = number(mean, digits)
     return shown if np.isnan(mean) or np.isnan(deviation) else f"{shown} ± {number(deviation, digits)}"
 
 
-#: What stands where a comparison would, of controls that were drawn from too few heads.
+#: Shown in place of a control that was drawn from too few heads for a comparison.
 FEW = "too few others"
 
 
 def control_cell(row: Mapping[Any, Any], digits: int = 2) -> str:
-    """What random heads did in a row with the columns control, control_sd, short and examples."""
+    """The control of a row with the columns control, control_sd, short and examples."""
     if not enough(row["short"], row["examples"]):
         return FEW
     return with_deviation(row["control"], row["control_sd"], digits)
@@ -96,7 +96,7 @@ def p_value(p: float) -> str:
 
 
 def stars(p: float) -> str:
-    """As the study marks significance."""
+    """*** for p < 0.001, ** for p < 0.01, * for p < 0.05, as in the study."""
     return "***" if p < 0.001 else "**" if p < 0.01 else "*" if p < 0.05 else ""
 
 
@@ -109,12 +109,12 @@ def with_interval(mean: float, low: float, high: float) -> str:
 
 
 def scene_share(statistics: Mapping[str, Any]) -> float:
-    """Of a corpus's tokens (its statistics.json), the part that tells or shows the scene: ENV words and patches."""
+    """The share of a corpus's tokens that belong to scenes: ENV words and patches (from its statistics.json)."""
     patches = statistics.get("documents_with_image", 0) * statistics.get("patches", 0)
     return float((statistics["env_tokens"] + patches) / statistics["tokens"])
 
 
 def corpus_size(statistics: Mapping[str, Any]) -> str:
-    """Tokens and the scene's share of them, in words."""
+    """The number of tokens and the scenes' share of them, as text."""
     of_scene = "patches of images" if statistics.get("documents_with_image") else "ENV"
     return f"{statistics['tokens']:,} tokens, {scene_share(statistics):.0%} of them {of_scene}"

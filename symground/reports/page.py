@@ -31,21 +31,23 @@ def report(
     figures: bool = False,
     acquisition: str | Path | None = None,
 ) -> Path:
-    """Write the page of a study or a run from its result tables, or one that compares several; return its path.
+    """Write the page of a study or a run from its result tables, or a page that compares several; returns its path.
 
-    It needs no network and no other file. What has not been analysed yet is named in it, with the command that does.
-    Every word of the corpus is escaped.
+    The page needs no network and no other file. If an analysis has not been run, the page says so and gives the command
+    that runs it. Every word of the corpus is escaped.
 
     Args:
-        path: a study's folder, or a run's.
-        others: more of them, to stand beside the first.
-        out: the file; ``report.html`` in the folder by default, and for a comparison ``compare.html`` in this one.
-        figures: also write each figure as PNG (300 dots an inch) and PDF, into a folder ``figures`` beside the file.
-        acquisition: Wordbank's table of the proportion of children who say a word by month, to set emergence against.
+        path: the folder of a study or a run.
+        others: more such folders, to compare with the first.
+        out: the file. The default is ``report.html`` in the folder, and for a comparison ``compare.html`` in the
+            current folder.
+        figures: also write each figure as PNG (300 dots per inch) and PDF, into a folder ``figures`` beside the file.
+        acquisition: Wordbank's table of the proportion of children who say each word, by month. Emergence steps are
+            compared with the age of acquisition.
 
     Raises:
-        FileNotFoundError: a folder is neither a study nor a run, or has no results yet; no such table.
-        ValueError: no path, or the table of children has not the columns that it should.
+        FileNotFoundError: a folder is neither a study nor a run, or has no results yet; or there is no such table.
+        ValueError: a path is not one, or Wordbank's table lacks a column.
     """
     for each in (path, *others):
         if not isinstance(each, (str, Path)):
@@ -80,7 +82,7 @@ def report(
 
 
 def summary(path: str | Path) -> list[str]:
-    """What the page of a study says first, a sentence per finding and model."""
+    """The summary at the top of a study's page: a sentence per finding and model."""
     study = Study.read(path)
     return _summary(study, [behaviour(study, None), *(section(study) for section in SECTIONS)])
 
@@ -98,10 +100,10 @@ def _lead(study: Study) -> str:
     lacking = ""
     if isinstance(asked, dict):
         lacking = "".join(
-            f" {asked[name] - len(there)} of the {asked[name]} {name} that were asked for {why}."
+            f" {asked[name] - len(there)} of the {asked[name]} requested {name} {why}."
             for name, there, why in (
-                ("nouns", nouns, "stand too seldom in the corpus to be probed"),
-                ("contexts", contexts, "have words that its vocabulary lacks"),
+                ("nouns", nouns, "are too rare in the corpus to be probed"),
+                ("contexts", contexts, "have words that are not in its vocabulary"),
             )
             if asked[name] > len(there)
         )
@@ -110,24 +112,24 @@ def _lead(study: Study) -> str:
 
 
 def _summary(study: Study, sections: Sequence[Section]) -> list[str]:
-    """What a reader takes away, a line per finding and model; nothing that a table below does not say."""
+    """A sentence per finding and model; all of its numbers are in the tables of the page."""
     frames = {part.name: part.frame for section in sections for part in section.parts if isinstance(part, Sheet)}
     lines = []
     for row in _rows(frames, "final"):
         gain = with_interval(row["gain"], row["gain_low"], row["gain_high"])
         emerged = _one(frames, "emergence", model=row["model"], level="model")
         when = "" if emerged is None else (
-            f"; above 1 nat for good from step {emerged['step']:,.0f}" if np.isfinite(emerged["step"])
-            else "; it does not stay above 1 nat"
+            f" The gain stays above 1 nat from step {emerged['step']:,.0f} on." if np.isfinite(emerged["step"])
+            else " The gain does not stay above 1 nat."
         )  # fmt: skip
         seeds = f"{row['seeds']} seed{'s' if row['seeds'] > 1 else ''}"
         lines.append(
-            f"{row['model']}: the scene is worth {gain} nats of the noun's surprisal at step {row['step']:,} "
-            f"({row['nouns']} nouns, {seeds}){when}."
+            f"{row['model']}: at step {row['step']:,}, a noun's surprisal is {gain} nats lower if the scene has this "
+            f"noun than if it has another ({row['nouns']} nouns, {seeds}).{when}"
         )
     lines += [
-        f"{row['model']}: co-occurrence explains {row['peak']:.0%} of the variance of the gain at its peak "
-        f"(step {row['peak_step']:,.0f}) and {row['last']:.0%} at the end."
+        f"{row['model']}: co-occurrence explains at most {row['peak']:.0%} of the gain's variance over nouns "
+        f"(step {row['peak_step']:,.0f}), and {row['last']:.0%} at the last checkpoint."
         for row in _rows(frames, "r2-peak")
         if pd.notna(row["peak"])
     ]
@@ -136,18 +138,18 @@ def _summary(study: Study, sections: Sequence[Section]) -> list[str]:
         chosen = table[(table["kind"] == "aggregate") & (table["denominator"] == "row")]
         last = last_checkpoints(chosen)
         lines += [
-            f"{row['model']}, seed {row['seed']}: each example's own aggregate heads silenced take the matched "
-            f"surprisal from {number(row['original'])} to {number(row['intervened'])}{_beside_random(row)}."
+            f"{row['model']}, seed {row['seed']}: silencing each example's own aggregate heads changes the matched "
+            f"surprisal from {number(row['original'])} to {number(row['intervened'])} nats{_beside_random(row)}."
             for row in last.drop_duplicates(["model", "seed"]).to_dict("records")
         ]
     return lines
 
 
 def _beside_random(row: Mapping[Any, Any]) -> str:
-    """What goes on the sentence about silenced heads."""
+    """The end of the sentence about silenced heads."""
     if not enough(row["short"], row["examples"]):
-        return f"; in {row['short']} of {row['examples']} examples too few other heads are left to compare them with"
-    return f", as many random heads to {control_cell(row)}"
+        return f"; in {row['short']} of {row['examples']} examples too few other heads are left for a comparison"
+    return f", and silencing as many random heads to {control_cell(row)}"
 
 
 def _rows(frames: dict[str, pd.DataFrame], name: str) -> list[dict[Hashable, Any]]:
@@ -171,16 +173,16 @@ class Report:
     paths: tyro.conf.Positional[tuple[str, ...]]
     """Folders of studies or of runs."""
     out: str | None = None
-    """The file; report.html in the folder by default, for several compare.html here."""
+    """The file; by default report.html in the folder, or compare.html in the current folder for several paths."""
     figures: bool = False
     """Also write every figure as PNG and PDF, into a folder "figures" beside the page."""
     acquisition: str | None = None
-    """Wordbank's table of the proportion of children who say each word by month, to set emergence against."""
+    """Wordbank's table of the proportion of children who say each word, by month; emergence is compared with it."""
 
     def run(self) -> Path:
         if not self.paths:
             raise WrongUsageError("PATHS: expected folders of studies or runs; got nothing")
-        if self.out is not None:  # what cannot be written is told before the work
+        if self.out is not None:  # refuse a wrong path before the work begins
             if Path(self.out).is_dir():
                 raise WrongUsageError(f"out: expected a file, got the folder {self.out}")
             make_folder(Path(self.out).parent)

@@ -1,4 +1,4 @@
-"""The study's results and ours: five tables, and what of the study's findings they agree with."""
+"""The results of the published study beside ours, finding by finding."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from symground.reports.parts import Study, last_checkpoints
 from symground.reports.sections.cooccurrence import usable_r2
 
 _MIDDLE = STUDY["middle"]
-#: The part of the depth that the study's middle layers take up.
+#: The study's middle layers, as a part of the depth from 0 to 1.
 MIDDLE = ((_MIDDLE["first"] - 1) / _MIDDLE["layers"], _MIDDLE["last"] / _MIDDLE["layers"])
-#: How much of its peak R² has to be gone for it to have fallen; seeds and nouns move it by less.
+#: The smallest fall of R² from its peak that counts; differences between seeds and nouns are smaller.
 _FALLEN = 0.05
-#: A control does nothing that moves the surprisal by less than a tenth of what the heads do (the study's: 0.08).
+#: A control has no effect if it changes the surprisal by less than this share of the heads' effect (the study: 0.08).
 _NOTHING = 0.1
 
 _GAIN = "matched falls below mismatched"
@@ -31,20 +31,23 @@ Tables = dict[str, pd.DataFrame]
 
 
 def tables(study: Study, models: Sequence[str], layers: Mapping[str, int]) -> Tables:
-    """The results of a study as the study tells them.
+    """The results of a study in the form of the published ones.
 
     Args:
-        study: with its tables.
-        models: in the order of the tables.
-        layers: of each model.
+        study: a study with its tables.
+        models: its models, in the order of the tables.
+        layers: model → its number of layers.
 
     Returns:
-        curves (`symground.analysis.over_training`), r2 and r2_peak, layers (saliency from the ENV noun into the
-        prediction by layer, at each checkpoint, with its share of all layers), heads (aggregate heads per example and
-        their mean layer), interventions (a row per model, step and denominator, over its seeds), findings (each of the
-        study's, its figure, ours, whether they agree, and what is lacking where that cannot be judged and ``agrees`` is
-        None: a gain, which it presupposes, or other heads to compare with).
-        Empty where an analysis was not run.
+        name → table; a table is empty if its analysis was not run.
+
+        - curves: the table of `symground.analysis.over_training`;
+        - r2, and r2_peak: its peak and its last value;
+        - layers: saliency from the ENV noun into the prediction, by layer and checkpoint, and its share of all layers;
+        - heads: aggregate heads per example and their mean layer;
+        - interventions: a row per model, step and denominator, over seeds;
+        - findings: the published findings, their figures and ours; agrees: whether they agree, None if that cannot be
+          judged; lacking: what is missing then (a gain, heads, or other heads to compare with).
     """
     curves = _ordered(study.training, models)
     usable = usable_r2(study)
@@ -100,15 +103,15 @@ def _heads(study: Study, layers: Mapping[str, int]) -> pd.DataFrame:
 
 
 def _depth(layer: Any, layers: Any) -> Any:
-    """Where the middle of a layer (from 1) is, from 0 below the first to 1 above the last; numbers or columns."""
+    """The depth of the middle of a layer (from 1): 0 is below the first layer, 1 above the last. Numbers or columns."""
     return (layer - 0.5) / layers
 
 
 def _interventions(table: pd.DataFrame, layers: Mapping[str, int]) -> pd.DataFrame:
-    """A row per model, step and denominator: means over seeds; p: the largest of the seeds' p.
+    """A row per model, step and denominator, with means over seeds.
 
-    control_sd is of one seed's draws, the mean of the seeds'. short is the share of the examples in which too few other
-    heads were left to draw from, the largest of the seeds'.
+    p is the largest of the seeds' p. control_sd is the standard deviation over draws, mean over seeds. short is the
+    share of the examples with too few other heads to draw from, the largest over seeds.
     """
     columns = [
         "model", "step", "denominator", "heads_per_example", "mean_layer", "depth", "intervened", "control",
@@ -137,7 +140,7 @@ def _judged(found: Tables) -> pd.DataFrame:
 
 
 def _gains(found: Tables) -> Iterator[dict[str, Any]]:
-    """The study's first finding, which the others presuppose, model by model."""
+    """The study's first finding, which the others presuppose, for each model."""
     for row in last_checkpoints(found["curves"], "model").to_dict("records"):
         lstm = row["model"].startswith("lstm")
         ours = f"gain {with_interval(row['gain'], row['gain_low'], row['gain_high'])} nats, {_p(row['p_holm'])}"
@@ -150,10 +153,10 @@ def _gains(found: Tables) -> Iterator[dict[str, Any]]:
 
 
 def _findings(found: Tables) -> Iterator[dict[str, Any]]:
-    """Its other findings, one by one and model by model."""
+    """The study's other findings, for each model."""
     for row in found["r2_peak"].dropna(subset="peak").to_dict("records"):
         if row["model"].startswith("lstm"):
-            continue  # of its R² the study says nothing
+            continue  # the study does not report the R² of an LSTM
         yield {
             "finding": "R² on co-occurrence rises early, then falls while the gain grows", "model": row["model"],
             "study": STUDY["words"]["r2"],
@@ -185,7 +188,7 @@ def _findings(found: Tables) -> Iterator[dict[str, Any]]:
             "agrees": last["heads_per_example"] > first["heads_per_example"], "lacking": "",
         }  # fmt: skip
         yield {
-            "finding": f"they ({denominator}) sit in the middle layers", "model": name,
+            "finding": f"they ({denominator}) are in the middle layers", "model": name,
             "study": f"{whose}mean layer {number(now['mean layer'])} of {STUDY['interventions']['layers']}",
             "ours": f"mean layer {number(last['mean_layer'])}, {number(last['depth'])} of the depth",
             "agrees": MIDDLE[0] <= last["depth"] <= MIDDLE[1] if there else None, "lacking": "" if there else _NO_HEADS,
@@ -220,19 +223,19 @@ def _p(value: float) -> str:
 
 
 def markdown(found: Tables, about: Mapping[str, Any]) -> str:
-    """The tables as text: what a reader compares with the study."""
+    """The tables as Markdown, beside the published numbers."""
     corpus, tokens = about["corpus"], about["tokens_per_step"]
     lines = [
         f"# {about['recipe']}: the study's results and ours",
         "",
         f"{corpus_size(corpus)}; vocabulary {corpus['vocabulary']:,}; {about['nouns']} nouns × "
-        f"{about['contexts']} contexts. Training reads them {about['steps'] * tokens / corpus['tokens']:.1f} times. "
-        "Layers count from 1; surprisal in nats.",
+        f"{about['contexts']} contexts. Training reads the corpus "
+        f"{about['steps'] * tokens / corpus['tokens']:.1f} times. Layers count from 1. Surprisal is in nats.",
         *_cautions(about),
         "",
         "## What agrees",
         "",
-        "| the study found | model | there | here | |",
+        "| finding of the study | model | the study | here | |",
         "|---|---|---|---|---|",
     ]
     lines += [
@@ -279,9 +282,10 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
     ]
     lines += [
         "",
-        "*** p < 0.001, ** p < 0.01, * p < 0.05, paired over examples, the largest of the seeds' p; control: as many "
-        f"random other heads, ± the deviation over draws; “{FEW}” where more than a tenth of a seed's examples had "
-        "fewer left to draw from than were silenced. Whether the study counts layers from 0 or 1 is not known.",
+        "*** p < 0.001, ** p < 0.01, * p < 0.05: the largest p over seeds of a test paired over examples. The control "
+        f"silences as many random other heads (± standard deviation over draws). It says “{FEW}” if more than a tenth "
+        "of a seed's examples had fewer heads left to draw from than were silenced. The study does not say whether its "
+        "layers count from 0 or 1.",
         "",
         "## The report's summary",
         "",
@@ -291,20 +295,20 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
 
 
 def _cautions(about: Mapping[str, Any]) -> list[str]:
-    """What so small a corpus cannot show."""
+    """The limits of what a small corpus, or images of this kind, can show."""
     said = []
     if about["corpus"].get("documents_with_image"):
         images, patches = about["corpus"]["documents_with_image"], about["corpus"]["patches"]
         of = "patch embeddings of photographs"
         if about.get("stand_ins"):
             of = (
-                "stand-ins: patches that show the nouns of the caption and nothing else, so that this is a test of the "
-                "link from patches to words and not of seeing"
+                "stand-ins: patches that show the nouns of the caption and nothing else. They test the link from "
+                "patches to words, and not vision"
             )
         said.append(f"Scenes are {images:,} images of {patches} patches each, {of}.")
     if about["steps"] * about["tokens_per_step"] > 2 * about["corpus"]["tokens"]:
         said.append(
-            "A corpus that is read several times over is partly learnt by heart: a gain shows that the link is there, "
-            "and its absence does not show that it could not be learnt."
+            "A corpus that is read several times is partly memorised. A gain still shows that the link was learnt, but "
+            "no gain does not show that it cannot be learnt."
         )
     return ["", " ".join(said)] if said else []

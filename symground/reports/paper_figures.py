@@ -1,4 +1,4 @@
-"""The figures of a testbed of the study: curves, R² and layers, a panel for each model."""
+"""The figures of a testbed of the study: surprisal curves, R² and saliency by layer, a panel for each model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _curves(curves: pd.DataFrame, tokens: int) -> str:
         part = curves[curves["model"] == model]
         x = part["step"] * tokens / 1e6
         for name, colour in (("matched", MATCHED), ("mismatched", MISMATCHED)):
-            over_nouns = part.drop(columns=[c for c in part if "_seed_" in str(c)])  # of seeds, too few
+            over_nouns = part.drop(columns=[c for c in part if "_seed_" in str(c)])  # too few seeds for intervals
             band(axes, x, over_nouns, name, colour, name)
     figure.axes[0].legend(fontsize=8)
     return svg_of(figure)

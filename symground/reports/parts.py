@@ -1,4 +1,4 @@
-"""What a report is made of: sections of figures and tables, each with its caption and the command that made it."""
+"""The parts of a report: sections with figures and tables, each with its caption and the command that made it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Picture:
     """A figure."""
 
     name: str
-    """Of its file, and in the page."""
+    """Its name in the page and in `FIGURES`, and the name of its file."""
     figure: Figure
     command: str
     words: Mapping[str, object] = field(default_factory=dict)
-    """That its caption leaves open."""
+    """The values of the fields of its caption."""
 
     @property
     def caption(self) -> str:
@@ -38,7 +38,7 @@ class Picture:
 
     @property
     def wide(self) -> bool:
-        """Whether it is too wide to be read at the width of a phone."""
+        """Whether it is too wide for the screen of a phone."""
         return bool(self.figure.get_figwidth() > 6)
 
     @property
@@ -48,14 +48,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table, shown and to be downloaded."""
+    """A table, which can also be downloaded."""
 
     name: str
     frame: pd.DataFrame
-    """As it is downloaded, all of it and unrounded."""
+    """The table for the download: all rows, unrounded."""
     command: str
     shown: pd.DataFrame | None = None
-    """As it stands in the page, where that is another."""
+    """The table for the page; None if it is the same."""
 
     @property
     def caption(self) -> str:
@@ -71,21 +71,21 @@ class Sheet:
 
     @property
     def csv(self) -> str:
-        """As an address that holds the file."""
+        """The table as a data: URL of a CSV file."""
         text = csv_of(self.frame).encode()
         return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text).decode()}"
 
 
 @dataclass(frozen=True)
 class Section:
-    """One question and what answers it."""
+    """A question, and the figures and tables that answer it."""
 
     name: str
     title: str
     text: str
     parts: Sequence[Picture | Sheet]
     missing: Sequence[str] = ()
-    """What would stand here too, and how it is made."""
+    """Results that have not been computed, each with the command that computes it."""
 
     @property
     def pictures(self) -> list[Picture]:
@@ -93,7 +93,7 @@ class Section:
 
 
 class Results:
-    """A study's tables, or those rows of them that are of one run; each is read when it is first asked for."""
+    """The tables of a study, or their rows of one run. Each table is read when it is first used."""
 
     def __init__(self, folder: Path, run: tuple[str, int] | None) -> None:
         self._folder, self._tables = folder, dict[str, pd.DataFrame]()
@@ -105,28 +105,28 @@ class Results:
         return self._tables[name]
 
     def at(self, name: str, steps: Sequence[int]) -> pd.DataFrame:
-        """A long table at some checkpoints."""
+        """The rows of a table at some checkpoints."""
         return of_study.read_table(self._folder, name, **self._only, step=steps)
 
 
-#: Tables with a row for each score or each head of an example: none of them is read as a whole.
+#: Tables with a row for each score or for each head of an example. They are too large to be read as a whole.
 _LONG = ("surprisal", "heads")
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study's results, or those of one run of it."""
+    """The results of a study, or of one run of it."""
 
     folder: Path
     name: str
     config: Mapping[str, object]
     results: Results = field(repr=False)
     place: str
-    """As commands name it: by the path that was given, or by its name where that was a path from the root."""
+    """Its path in the commands of the page: the path that was given, or the name if that path is absolute."""
 
     @staticmethod
     def read(path: str | Path) -> Study:
-        """Of a study's folder or a run's.
+        """Read the folder of a study or of a run.
 
         Raises:
             FileNotFoundError: the folder is neither, or none of its tables exists yet.
@@ -146,7 +146,7 @@ class Study:
 
     @cached_property
     def training(self) -> pd.DataFrame:
-        """The gain over training, with its intervals and tests: made once, whichever sections ask for it."""
+        """The gain over training, with its intervals and tests; computed once for all sections."""
         return over_training(self.results["gain"])
 
     def analyze(self, what: str) -> str:
@@ -154,7 +154,7 @@ class Study:
         return f"symground analyze {self.place} --what {what}"
 
     def lacking(self, **analyses: str) -> list[str]:
-        """Of table → what it shows, those that are not there, in words."""
+        """Texts for the missing tables among ``analyses`` (table → what it shows), each with its command."""
         return [
             f"{text} ({self.analyze(_MADE_BY.get(name, name))})"
             for name, text in analyses.items()
@@ -169,5 +169,5 @@ _MADE_BY = {
 
 
 def last_checkpoints(frame: pd.DataFrame, *of: str) -> pd.DataFrame:
-    """The rows of each run's last checkpoint, or of the last one of what the columns ``of`` tell apart."""
+    """The rows of each run's last checkpoint, or of the last checkpoint of each group by the columns ``of``."""
     return frame[frame["step"] == frame.groupby(list(of) or ["model", "seed"])["step"].transform("max")]

@@ -1,4 +1,4 @@
-"""Saliency over the patches of a picture, drawn over it."""
+"""Saliency over the patches of an image, drawn over the image."""
 
 from __future__ import annotations
 
@@ -12,28 +12,31 @@ from numpy.typing import ArrayLike, NDArray
 
 from symground.reports.figures import figure_of
 
-#: Of the strongest point: what is weaker is see-through.
+#: Opacity at no saliency and at the largest; in between it grows with the saliency.
 _FAINT, _STRONG = 0.15, 0.85
 _ROUNDING = 1e-6
-_LETTERS = 12  # an inch
+_LETTERS = 12  # per inch of a title
 
 
 def draw_patches(
     picture: Any, heats: Sequence[ArrayLike], titles: Sequence[str] = (), *, smooth: bool = True, width: float = 3.2
 ) -> Figure:
-    """The picture, and beside it once for each heat the same with the heat over it.
+    """The picture, and beside it a copy for each heat map with this map over it.
 
     Args:
         picture: a PIL image, or an array [height,width,3] of 0 to 255.
-        heats: each [height,width], not negative, as of
-            :meth:`symground.analysis.ImageQuestions.on_picture`; each on a scale of its own.
-        titles: what stands over each heat, in lines that fit.
-        smooth: blend patches into each other, by a blur of half a patch's side; False shows them as they are.
-        width: of each picture, inches.
+        heats: heat maps [height,width] of numbers that are not negative, such as those of
+            :meth:`symground.analysis.ImageQuestions.on_picture`. Each has its own colour scale.
+        titles: a title for each heat map; long ones are broken into lines.
+        smooth: blur the map by half a patch's side, so that patches blend; False shows them unchanged.
+        width: of each picture, in inches.
+
+    Returns:
+        A matplotlib figure.
 
     Raises:
-        ValueError: a picture of another shape, a heat of another shape than the picture's, or with negative or no
-            finite numbers.
+        ValueError: the picture has another shape, or a heat map has another shape than the picture, or negative numbers
+            or numbers that are not finite.
     """
     shown = np.asarray(picture.convert("RGB") if hasattr(picture, "convert") else picture)
     if shown.ndim != 3 or shown.shape[-1] != 3:
@@ -52,7 +55,7 @@ def draw_patches(
     for axis in axes:
         axis.axis("off")
     for axis, title in zip(axes, named, strict=False):
-        axis.set_title(title, fontsize=10, parse_math=False)  # a question may speak of dollars
+        axis.set_title(title, fontsize=10, parse_math=False)  # a question may have dollar signs
     axes[0].imshow(shown)
     for axis, heat in zip(axes[1:], arrays, strict=True):
         axis.imshow(shown.mean(-1), cmap="gray", vmin=0, vmax=255)
@@ -60,7 +63,7 @@ def draw_patches(
         most = heat.max()
         level = heat / most if most > 0 else heat
         axis.imshow(level, cmap="inferno", vmin=0, vmax=1, alpha=np.clip(_FAINT + level, 0, _STRONG))
-    figure.draw_without_rendering()  # the room that titles need is known once they are drawn
+    figure.draw_without_rendering()  # the layout needs the size of the titles, which is known once they are drawn
     return figure
 
 
@@ -72,7 +75,7 @@ def _blurred(heat: NDArray[np.float64]) -> NDArray[np.float64]:
     from scipy.ndimage import gaussian_filter
 
     changes = np.flatnonzero((abs(np.diff(heat, axis=1)) > _ROUNDING * heat.max()).any(0))
-    # A point that lies in two patches changes on both of its sides.
+    # A pixel that belongs to two patches changes on both of its sides.
     steps = np.diff(changes[np.diff(changes, prepend=-2) > 1])
     patch = float(np.median(steps)) if len(steps) else 0.0
     blurred: NDArray[np.float64] = gaussian_filter(heat, patch / 2)

@@ -1,4 +1,4 @@
-"""Pages from templates: everything that is put in is escaped unless it is marked as HTML."""
+"""Pages from templates. Every value is escaped unless it is marked as HTML."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from symground.reports.formats import table_html
 
 
 def render(template: str, **values: Any) -> str:
-    """The page; the filter ``table`` makes a DataFrame an HTML table, escaped, numbers as people read them."""
+    """The page of a template. The filter ``table`` turns a DataFrame into an HTML table."""
     environment = Environment(
         loader=PackageLoader("symground.reports", "."),
         autoescape=select_autoescape(["html", "jinja"]),

@@ -20,8 +20,8 @@ from symground.reports import explorer
 
 Made = Callable[..., Path]
 QUESTIONS = (
-    "Does the word follow from the scene?", "Is it co-occurrence?", "Where?", "Which heads?", "Do they matter?",
-    "Can they warn, and can they be turned up?", "One example at a time",
+    "Does the word follow from the scene?", "Is it co-occurrence?", "In which layers?", "Which heads?",
+    "Do these heads matter?", "Do they detect wrong choices, and does amplifying them help?", "One example at a time",
 )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def test_every_question_stands_there_with_figures_tables_and_commands(rendered: 
     page = text_of(rendered)
     assert rendered.name == "report.html"
     assert all(question in page for question in QUESTIONS)
-    assert "Not there" not in page
+    assert "Missing:" not in page
     assert page.count("<figure") == page.count("<figcaption") == page.count('class="made"')
     assert page.count("<svg") >= 12
     assert "symground analyze study --what lens" in page
@@ -91,7 +91,7 @@ def test_what_is_not_there_is_said_with_its_command(made: Made) -> None:
     for what in ("surprisal", "lens", "saliency", "interventions", "monitor", "sweep"):
         assert f"symground analyze study --what {what}" in page
     assert "there is one seed only" in page
-    assert page.count("Not there") == 6
+    assert page.count("Missing:") == 6
     assert "<script" not in page
     for name in ("gain", "contexts", "surprisal", "saliency", "heads"):
         (study / "results" / f"{name}.parquet").unlink()
@@ -115,8 +115,8 @@ def test_fewer_nouns_than_were_asked_for(made: Made) -> None:
     config = json.loads((study / "config.json").read_text()) | {"asked": {"nouns": 9, "contexts": 3}}
     (study / "config.json").write_text(json.dumps(config))
     page = text_of(sg.report(study))
-    assert "6 nouns × 3 contexts. 3 of the 9 nouns that were asked for stand too seldom in the corpus" in page
-    assert "contexts that were asked for" not in page
+    assert "6 nouns × 3 contexts. 3 of the 9 requested nouns are too rare in the corpus" in page
+    assert "requested contexts" not in page
 
 
 def test_results_of_an_older_version(made: Made) -> None:
@@ -129,7 +129,7 @@ def test_results_of_an_older_version(made: Made) -> None:
     assert "these results are of an older version" in page
     assert "figure-r2" in page
     (study / "results" / "contexts.parquet").unlink()
-    assert "want the gain of each context (symground analyze study --what surprisal)" in text_of(sg.report(study))
+    assert "need the gain of each context (symground analyze study --what surprisal)" in text_of(sg.report(study))
 
 
 def test_words_of_the_corpus_cannot_break_out(made: Made) -> None:

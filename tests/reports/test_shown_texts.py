@@ -82,29 +82,29 @@ def test_the_summary(study: Path, tmp_path: Path) -> None:
             emergence_step(contexts, model),
         )
         expected.append(
-            f"{model}: the scene is worth {gain} nats of the noun's surprisal at step 400 (6 nouns, 2 seeds); "
-            f"above 1 nat for good from step {step:,.0f}."
+            f"{model}: at step 400, a noun's surprisal is {gain} nats lower if the scene has this noun than if it has "
+            f"another (6 nouns, 2 seeds). The gain stays above 1 nat from step {step:,.0f} on."
         )
     for model in MODELS:
         curve = {step: of(r2, model=model, step=step)["r2"].mean() for step in (100, 200, 400)}
         top = max(curve, key=lambda step: curve[step])
         expected.append(
-            f"{model}: co-occurrence explains {100 * curve[top]:.0f}% of the variance of the gain at its peak "
-            f"(step {top}) and {100 * curve[400]:.0f}% at the end."
+            f"{model}: co-occurrence explains at most {100 * curve[top]:.0f}% of the gain's variance over nouns "
+            f"(step {top}), and {100 * curve[400]:.0f}% at the last checkpoint."
         )
     for model, seed in RUNS:
         (row,) = of(silenced, model=model, seed=seed, step=400, kind="aggregate", denominator="row").to_dict("records")
         expected.append(
-            f"{model}, seed {seed}: each example's own aggregate heads silenced take the matched surprisal from "
-            f"{row['original']:.2f} to {row['intervened']:.2f}, as many random heads to {row['control']:.2f} ± "
-            f"{row['control_sd']:.2f}."
+            f"{model}, seed {seed}: silencing each example's own aggregate heads changes the matched surprisal from "
+            f"{row['original']:.2f} to {row['intervened']:.2f} nats, and silencing as many random heads to "
+            f"{row['control']:.2f} ± {row['control_sd']:.2f}."
         )
     assert summary(study) == expected
 
 
 def test_a_model_that_never_passes_is_said_to(made: Made) -> None:
     study = made(seeds=1, shift=-9.0)
-    assert summary(study)[0].endswith("(6 nouns, 1 seed); it does not stay above 1 nat.")
+    assert summary(study)[0].endswith("(6 nouns, 1 seed). The gain does not stay above 1 nat.")
 
 
 def test_the_lead(made: Made) -> None:
@@ -113,9 +113,8 @@ def test_the_lead(made: Made) -> None:
     write_json(study / "config.json", config)
     write_json(study / "data" / "statistics.json", {"tokens": 12345, "env_tokens": 2469, "vocabulary": 6789})
     assert _lead(Study.read(study)) == (
-        "12,345 tokens, 20% of them ENV; vocabulary 6,789; 6 nouns × 3 contexts. 5 of the 11 nouns that were asked for "
-        "stand too seldom in the corpus to be probed. 4 of the 7 contexts that were asked for have words that its "
-        "vocabulary lacks."
+        "12,345 tokens, 20% of them ENV; vocabulary 6,789; 6 nouns × 3 contexts. 5 of the 11 requested nouns are too "
+        "rare in the corpus to be probed. 4 of the 7 requested contexts have words that are not in its vocabulary."
     )
     write_json(study / "data" / "statistics.json", {
         "tokens": 1000, "env_tokens": 100, "vocabulary": 6, "documents_with_image": 50, "patches": 4,
@@ -131,8 +130,8 @@ def test_captions_say_which_intervals_and_which_levels(study: Path, made: Made) 
         read = Study.read(folder)
         parts = behaviour(read).parts + [part for section in SECTIONS for part in section(read).parts]
         captions = {(type(part).__name__, part.name): part.caption for part in parts}
-        assert captions["Picture", "surprisal"].endswith(f"bands are {bands}.")
-        assert captions["Picture", "gain"].endswith(f"bands are {bands}.")
+        assert captions["Picture", "surprisal"].endswith(f"The bands are {bands}.")
+        assert captions["Picture", "gain"].endswith(f"The bands are {bands}.")
         assert {name for kind, name in captions if kind == "Sheet"} <= TABLES.keys()
         assert {name for kind, name in captions if kind == "Picture"} <= FIGURES.keys()
     assert all(text in TABLES["interventions"] for text in ("*** p < 0.001", "(Holm)", "more than a tenth"))
@@ -195,8 +194,8 @@ def test_the_paper(study: Path) -> None:
     }  # fmt: skip
     lines = markdown(found, about).splitlines()
     assert lines[2] == (
-        "1,000 tokens, 37% of them ENV; vocabulary 4,321; 6 nouns × 2 contexts. Training reads them 25.6 times. Layers "
-        "count from 1; surprisal in nats."
+        "1,000 tokens, 37% of them ENV; vocabulary 4,321; 6 nouns × 2 contexts. Training reads the corpus 25.6 times. "
+        "Layers count from 1. Surprisal is in nats."
     )
     assert lines[-2:] == ["- one", "- two"]
     gains, silenced = read_table(study, "gain"), read_table(study, "interventions")

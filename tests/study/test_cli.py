@@ -384,5 +384,5 @@ def test_a_report_of_interventions_that_measured_less(study: Path, tmp_path: Pat
     path = tmp_path / "s" / "results" / "interventions.parquet"
     pd.read_parquet(path).iloc[:, :12].assign(span=0, examples=4, draws=2, short=0).to_parquet(path)
     page = sg.report(tmp_path / "s").read_text(encoding="utf-8")
-    assert "Do they matter?" in page
+    assert "Do these heads matter?" in page
     assert "do they only matter?" not in page

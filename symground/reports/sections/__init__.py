@@ -1,4 +1,4 @@
-"""The report's sections, in the order of the page; each is made of a study's results."""
+"""The sections of the report. Each is made from the results of a study."""
 
 from symground.reports.sections.behaviour import behaviour
 from symground.reports.sections.beside import beside
@@ -8,7 +8,7 @@ from symground.reports.sections.heads import heads
 from symground.reports.sections.layers import layers
 from symground.reports.sections.monitor import monitor
 
-#: After behaviour, which is given ages of acquisition too.
+#: In the order of the page, after behaviour, which also takes ages of acquisition.
 SECTIONS = (cooccurrence, layers, heads, causal, monitor)
 
 __all__ = ["SECTIONS", "behaviour", "beside"]

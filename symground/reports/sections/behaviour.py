@@ -1,4 +1,4 @@
-"""Does the word follow from the scene, and from when on?"""
+"""Does the scene lower the surprisal of its word, and from which step on?"""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def behaviour(study: Study, ages: Mapping[str, float] | None = None) -> Section:
     gains, contexts = study.results["gain"], study.results["contexts"]
     title = "Does the word follow from the scene?"
     text = (
-        "Surprisal of a spoken noun when the same noun stood in the scene (matched) and when another did (mismatched), "
-        "in nats. The gain is their difference."
+        "Surprisal of a spoken noun, in nats, if the scene has the same noun (matched) and if it has another one "
+        "(mismatched). The grounding information gain, or gain, is mismatched minus matched surprisal."
     )
     if gains.empty:
         return Section("behaviour", title, text, (), study.lacking(gain="matched and mismatched surprisal"))
@@ -32,7 +32,7 @@ def behaviour(study: Study, ages: Mapping[str, float] | None = None) -> Section:
     over = f"95 % intervals over {seeds} seeds (Student's t)" if seeds > 1 else "95 % intervals over nouns (BCa)"
     bands = {"bands": over}
     emerged, missing = _emerged(contexts)
-    missing += study.lacking(contexts="emergence steps and mixed-effects models, which want the gain of each context")
+    missing += study.lacking(contexts="emergence steps and mixed-effects models, which need the gain of each context")
     parts: list[Picture | Sheet] = [
         Sheet("final", _final(training), made, _final_shown(training)),
         Picture("surprisal", surprisal_curves(training), made, bands),
@@ -155,7 +155,7 @@ def acquisition(emerged: pd.DataFrame, ages: Mapping[str, float]) -> pd.DataFram
 
 
 def _correlation(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[M,n,2] → [M,1], of ranks taken anew in each resample."""
+    """[M,n,2] → [M,1]: correlations of ranks, which are computed again in each resample."""
     x, y = stats.rankdata(rows[..., 0], axis=1), stats.rankdata(rows[..., 1], axis=1)
     x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -164,7 +164,7 @@ def _correlation(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def surprisal_curves(training: pd.DataFrame) -> Figure:
-    """Matched and mismatched surprisal over training, a panel per model, of `over_training`'s table."""
+    """Matched and mismatched surprisal over training, a panel per model, from the table of `over_training`."""
     models = sorted(training["model"].unique())
     figure = figure_of(3.2 * len(models) + 1.2, 3.1)
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
@@ -192,7 +192,7 @@ def gain_curves(training: pd.DataFrame) -> Figure:
 
 
 def emergence_figure(emerged: pd.DataFrame) -> Figure:
-    """A point per noun, a row per category with the step of its mean; a panel per model in which any emerges."""
+    """A point per noun, and a row per category with its mean's step; a panel per model in which a noun emerges."""
     known = cdi_categories()
     nouns = emerged[(emerged["level"] == "noun") & np.isfinite(emerged["step"])]
     nouns = nouns.assign(category=[known.get(noun, "other") for noun in nouns["unit"]])

@@ -1,4 +1,4 @@
-"""Studies or runs beside each other."""
+"""Studies or runs side by side."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from symground.reports.sections.causal import intervention_table
 
 
 def beside(studies: Sequence[Study]) -> Section:
-    """Gain over training of all of them, and how the first differs from each of the others."""
+    """The gain over training of all studies, and the difference of the first study from each other one."""
     made = "symground report " + " ".join(study.place for study in studies)
     names = [study.name for study in studies]
     if len(set(names)) < len(names):
         names = [f"{name} ({i + 1})" for i, name in enumerate(names)]
-    title, text = "What differs?", "The gain of every model of every study; steps are each run's own."
+    title = "What differs?"
+    text = "The gain of every model of every study. A step may be another number of tokens in another study."
     missing = [
         f"{name}: the gain ({study.analyze('surprisal')})"
         for name, study in zip(names, studies, strict=True)
@@ -96,7 +97,7 @@ def _by_noun(gains: pd.DataFrame) -> dict[str, pd.Series]:
 
 
 def gains_figure(training: pd.DataFrame) -> Figure:
-    """Gain over training: a colour per study and model."""
+    """Gain over training, a colour per study and model."""
     figure = figure_of(6.4, 3.6)
     axes = figure.subplots()
     groups = training.groupby(["study", "model"], sort=False)

@@ -1,4 +1,4 @@
-"""Do the heads matter?"""
+"""Do the selected heads matter?"""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from symground.reports.parts import Picture, Section, Sheet, Study
 
 
 def causal(study: Study) -> Section:
-    """The causal table, beside the study's own."""
+    """The causal table, beside the published one."""
     interventions = study.results["interventions"]
-    title = "Do they matter?"
-    text = "Silencing is the test: what the heads carry is gone when they are, and not when as many others are."
+    title = "Do these heads matter?"
+    text = (
+        "Silencing a head removes what it carries. If the selected heads carry the link, silencing them raises the "
+        "noun's surprisal, and silencing as many random heads does not."
+    )
     if interventions.empty:
         return Section("causal", title, text, (), study.lacking(interventions="interventions"))
     made = study.analyze("interventions")
@@ -31,15 +34,15 @@ def causal(study: Study) -> Section:
 
 
 def _corrected(interventions: pd.DataFrame) -> pd.Series:
-    """Holm-corrected p over all rows of a run: its checkpoints, kinds, denominators and spans."""
+    """p, Holm-corrected over all rows of a run: its checkpoints, kinds, denominators and spans."""
     by_run = interventions.groupby(["model", "seed"])["p"]
     return by_run.transform(lambda p: holm(p.to_numpy(dtype=float)))
 
 
 def intervention_table(interventions: pd.DataFrame) -> pd.DataFrame:
-    """The interventions in the study's form; *** p < 0.001, ** p < 0.01, * p < 0.05, paired over examples.
+    """The interventions in the form of the published table.
 
-    p is corrected for the rows of a run (Holm).
+    *** p < 0.001, ** p < 0.01, * p < 0.05, paired over examples, corrected over the rows of a run (Holm).
     """
     if interventions.empty:
         return pd.DataFrame()
@@ -64,15 +67,15 @@ def intervention_table(interventions: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-#: Column of the results → what it is called in the report.
+#: Prefix of the results' columns → name of the measure in the report.
 _MEASURES = {"": "matched", "mismatched_": "mismatched", "gain_": "gain", "context_": "rest of the context"}
 
 
 def grounds_or_matters(interventions: pd.DataFrame) -> pd.DataFrame:
-    """What silencing changes beside the matched surprisal: of each measure its change, and random heads' change of it.
+    """How silencing changes each measure, and how silencing as many random heads changes it.
 
-    The latter is NaN where there were too few heads to draw from. Empty where the results are of a version that did not
-    measure it.
+    The latter is NaN if there were too few heads to draw from. The table is empty if an older version made the results,
+    which did not measure this.
     """
     if "gain_intervened" not in interventions:
         return pd.DataFrame()
@@ -111,7 +114,7 @@ _USUAL = {"selection": "example", "positions": "all", "instead": "zero"}
 
 
 def grounds_shown(grounds: pd.DataFrame) -> pd.DataFrame:
-    """The table of :func:`grounds_or_matters` as it stands in the page: random heads' changes in brackets."""
+    """The table of :func:`grounds_or_matters` for the page, with random heads' changes in brackets."""
     shown = {}
     for name in map(str, grounds):
         if name in _MEASURES.values():

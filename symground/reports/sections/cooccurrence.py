@@ -1,4 +1,4 @@
-"""Is it co-occurrence?"""
+"""Does co-occurrence explain the gain?"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def cooccurrence(study: Study) -> Section:
     """R² over training, with and without frequency."""
     r2, gains = study.results["r2"], study.results["gain"]
     title = "Is it co-occurrence?"
-    text = "If the gain were a matter of which words stand near each other, its R² on their counts would stay high."
+    text = "If co-occurrence alone explained the gain, R² of the gain on co-occurrence counts would stay high."
     if r2.empty or gains.empty:
         return Section("cooccurrence", title, text, (), study.lacking(r2="R²", gain="the gain"))
     made = study.analyze("surprisal")
@@ -36,13 +36,13 @@ def cooccurrence(study: Study) -> Section:
 
 
 def usable_r2(study: Study) -> pd.DataFrame:
-    """The results' table "r2" where it means something: where the mean gain is above 0 by its interval over nouns."""
+    """The rows of the results' table "r2" that can be interpreted: the mean gain's interval over nouns is above 0."""
     r2, above = study.results["r2"], _above(study.training)
     return r2[[above.get((m, s), False) for m, s in zip(r2["model"], r2["step"], strict=True)]]
 
 
 def _above(training: pd.DataFrame) -> dict[tuple[str, int], bool]:
-    """(model, step) → whether the gain is above 0 by its interval over nouns."""
+    """(model, step) → whether the gain's interval over nouns is above 0."""
     keys = zip(training["model"], training["step"], strict=True)
     return dict(zip(keys, (training["gain_low"].fillna(0) > 0).tolist(), strict=True))
 
@@ -54,7 +54,7 @@ def _shown(r2: pd.DataFrame) -> pd.DataFrame:
 
 
 def r2_curves(r2: pd.DataFrame, column: str) -> Figure:
-    """R², or another column of that table, over training."""
+    """R², or another column of the table "r2", over training."""
     figure = figure_of(5.2, 3.1)
     axes = figure.subplots()
     for model, colour in zip(sorted(r2["model"].unique()), colours(), strict=False):

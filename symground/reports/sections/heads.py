@@ -1,4 +1,4 @@
-"""Which heads, and are they the same ones everywhere?"""
+"""Which heads are selected, and are they the same in every example?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COMPARED = 200  # examples: pairs of them are counted
 
 
 def heads(study: Study) -> Section:
-    """Counts, stability, the null of the shares, and what flow says of effects."""
+    """Counts of heads, their stability, the null of their shares, and how well flow predicts effects."""
     shares, swept = study.results["shares"], study.results["sweep"]
     parts: list[Picture | Sheet] = []
     if not shares.empty:
@@ -43,9 +43,10 @@ def heads(study: Study) -> Section:
                 Sheet("flow-effect", explained(both), made),
             ]
     text = (
-        "Aggregate: at least 30 % of the flow is from the ENV noun into the prediction position. Gather: from the rest "
-        "of the ENV utterance into the noun. The share is of the row, or of the head's whole matrix. Layers and heads "
-        "count from 0."
+        "Flow is the absolute saliency |A ∘ ∂L/∂A| of a head, summed over positions. An aggregate head has at least "
+        "30 % of its flow from the ENV noun into the prediction position. A gather head has at least 30 % of its flow "
+        "from the rest of the ENV utterance into the ENV noun. The share is of all flow into the same position (row), "
+        "or of all flow of the head (matrix). Layers and heads count from 0."
     )
     missing = study.lacking(shares="heads, and their shares in mismatched examples", sweep="every head alone")
     return Section("heads", "Which heads?", text, parts, missing)
@@ -77,7 +78,7 @@ def head_counts(shares: pd.DataFrame) -> pd.DataFrame:
 
 
 def common_heads(shares: pd.DataFrame, most: int = 12) -> pd.DataFrame:
-    """At each run's last checkpoint, the heads that are found in most examples, by the share of the row."""
+    """The heads found in most examples at each run's last checkpoint, by the share of the row."""
     last = last_checkpoints(shares)
     chosen = last[(last["denominator"] == "row") & (last["selected"] > 0)]
     keys = ["model", "seed", "kind"]
@@ -93,7 +94,7 @@ def _at_some(counts: pd.DataFrame) -> pd.DataFrame:
 
 
 def strongest_heads(swept: pd.DataFrame, most: int = 8) -> pd.DataFrame:
-    """The heads of each run's last swept checkpoint that matter most alone, and how well the estimate tells them."""
+    """The heads with the largest effects at each run's last swept checkpoint, and how well the estimate fits them."""
     last = last_checkpoints(swept)
     columns = {"effect": "effect, nats", "first_order": "first-order estimate"}
     table = last.sort_values("effect", ascending=False, kind="stable").groupby(["model", "seed"]).head(most)
@@ -108,7 +109,7 @@ def stability(found: pd.DataFrame, examples: int) -> pd.DataFrame:
 
     Args:
         found: the results' table "heads".
-        examples: how many there are; one without a head counts as an empty set, and two such as no pair.
+        examples: their number. An example without a head has an empty set; a pair of two empty sets does not count.
     """
     rows = []
     last = last_checkpoints(found)
@@ -172,7 +173,7 @@ def _shares_shown(shares: pd.DataFrame) -> pd.DataFrame:
 
 
 def flow_and_effect(shares: pd.DataFrame, swept: pd.DataFrame) -> pd.DataFrame:
-    """Each head's mean aggregate share of the row beside its effect alone, at checkpoints that have both."""
+    """Each head's mean aggregate share of the row and its effect when silenced alone, if a checkpoint has both."""
     if shares.empty or swept.empty:
         return pd.DataFrame()
     own = shares[(shares["kind"] == "aggregate") & (shares["denominator"] == "row")]
@@ -182,7 +183,7 @@ def flow_and_effect(shares: pd.DataFrame, swept: pd.DataFrame) -> pd.DataFrame:
 
 
 def explained(both: pd.DataFrame, threshold: float = _THRESHOLD) -> pd.DataFrame:
-    """How well flow tells effects: a row per run of :func:`flow_and_effect`'s table."""
+    """How well flow predicts effects: a row per run in the table of :func:`flow_and_effect`."""
     rows = []
     for (model, seed, step), frame in both.groupby(["model", "seed", "step"], sort=True):
         alike = np.ptp(frame["share"]) == 0 or np.ptp(frame["effect"]) == 0
@@ -224,7 +225,7 @@ def counts_figure(counts: pd.DataFrame) -> Figure:
 
 
 def shares_figure(shares: pd.DataFrame) -> Figure:
-    """Mean shares in matched against mismatched examples, a point per head; a panel per model, of its first seed."""
+    """Mean shares in matched against mismatched examples, a point per head; a panel per model, its first seed only."""
     last = last_checkpoints(shares)
     rows = last[last["denominator"] == "row"]
     models = sorted(rows["model"].unique())

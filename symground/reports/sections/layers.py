@@ -1,4 +1,4 @@
-"""Where, in the layers?"""
+"""Which layers carry the link?"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CALLED = {"env": "ENV noun", "event": "rest of its utterance", "other": "rest o
 
 
 def layers(study: Study) -> Section:
-    """Saliency into the prediction, and what can be read at each depth."""
+    """Saliency into the prediction position by layer, and the gain that lenses read at each depth."""
     saliency, lens = study.results["saliency"], study.results["lens"]
     parts: list[Picture | Sheet] = []
     if not saliency.empty:
@@ -33,9 +33,12 @@ def layers(study: Study) -> Section:
             Picture("lens", lens_figure(table), made),
             Sheet("lens", table, made),
         ]
-    text = "Which layers carry the link: where its gradient flows, and from which depth on the word can be read."
+    text = (
+        "Saliency shows through which layers the gradient flows from the word back to the scene. Lenses show from "
+        "which depth on the word can be read."
+    )
     missing = study.lacking(saliency="layer saliency", lens="the tuned lens")
-    return Section("layers", "Where?", text, parts, missing)
+    return Section("layers", "In which layers?", text, parts, missing)
 
 
 def saliency_layers(saliency: pd.DataFrame) -> Figure:

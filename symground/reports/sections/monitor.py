@@ -1,4 +1,4 @@
-"""Can the heads warn, and can they be turned up?"""
+"""Can the heads detect wrong choices, and does amplifying them help?"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from symground.reports.parts import Picture, Section, Sheet, Study, last_checkpo
 def monitor(study: Study) -> Section:
     """Detectors of ungrounded choices, and steering."""
     detectors, calibration, steering = (study.results[name] for name in ("monitor", "calibration", "steering"))
-    if "short" not in steering:  # an older version did not count it
+    if "short" not in steering:  # results of an older version
         steering = steering.assign(short=np.nan)
     made = study.analyze("monitor")
     parts: list[Picture | Sheet] = []
@@ -29,12 +29,12 @@ def monitor(study: Study) -> Section:
             Sheet("steering", steering, made, _steering_shown(steering)),
         ]
     text = (
-        "Aggregate heads as a reliability monitor: their flow as a warning, beside the probability of the choice and "
-        "the entropy, which need no look inside; and their outputs amplified or silenced while the model decides."
+        "The flow of the aggregate heads is used to detect a wrong choice. Two detectors that read only the model's "
+        "output are compared with it: the probability of the choice and the entropy. Then the heads' outputs are "
+        "amplified or silenced while the model decides."
     )
-    return Section(
-        "monitor", "Can they warn, and can they be turned up?", text, parts, study.lacking(monitor="the monitor")
-    )
+    title = "Do they detect wrong choices, and does amplifying them help?"
+    return Section("monitor", title, text, parts, study.lacking(monitor="the monitor"))
 
 
 def _detectors_shown(detectors: pd.DataFrame) -> pd.DataFrame:
@@ -60,7 +60,7 @@ def _steering_shown(steering: pd.DataFrame) -> pd.DataFrame:
 
 
 def calibration_figure(calibration: pd.DataFrame) -> Figure:
-    """Observed against predicted shares of wrong choices, a panel per model, of its first seed and last checkpoint."""
+    """Observed against predicted shares of wrong choices; a panel per model, its first seed and last checkpoint."""
     models = sorted(calibration["model"].unique())
     figure = figure_of(3.4 * len(models) + 0.6, 3.2)
     panels = figure.subplots(1, len(models), squeeze=False)[0]
