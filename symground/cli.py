@@ -1,4 +1,4 @@
-"""The command line: a list of commands, each a class of settings that runs itself, and what is said of errors."""
+"""The command line: a list of commands, each a class of settings that runs itself, and the reports of errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from symground.version import VERSION
 
 
 class Command(NamedTuple):
-    """Where a command stands, and what it does. Its module is imported when it is known to be the one that is meant."""
+    """The class of a command, and its help. Its module is imported only when the command is run."""
 
     place: str
     """MODULE:CLASS. The class is a dataclass: its fields are the options and the positional arguments, and ``run()``
@@ -29,7 +29,7 @@ class Command(NamedTuple):
     help: str
 
 
-#: As they are listed.
+#: Group → its commands, in the order of the help.
 GROUPS: dict[str, dict[str, Command]] = {
     "study": {
         "demo": Command(
@@ -38,38 +38,41 @@ GROUPS: dict[str, dict[str, Command]] = {
         ),
         "run": Command(
             "symground.recipes.study:Run",
-            "Corpus to report: prepare, train, analyse. Run it again to go on where it stopped. With the name of a "
-            "testbed of the study in the corpus's place (symground run paper-childes --help), all of that.",
+            "Prepare a corpus, train, analyse and write the report. The same command resumes an interrupted run. "
+            "With the name of a testbed in place of the corpus (symground run paper-childes --help), it runs this "
+            "testbed of the study.",
         ),
         "report": Command(
             "symground.reports.page:Report",
-            "Write the page of a study or a run from its tables, into its folder; of several, one that compares them.",
+            "Write the page of a study or a run from its tables; with several paths, a page that compares them.",
         ),
         "architectures": Command(
             "symground.recipes.architectures:Architectures",
-            "Train models of one size and several architectures across several gaps, and show which learn the link.",
+            "Train several architectures of one size at several gaps between scene and talk, and compare their gains.",
         ),
         "dials": Command(
             "symground.recipes.dials:Dials",
-            "Turn one dial of the generated corpus (noise, gap, synonyms, unseen pairs, …) and show what is learnt.",
+            "Train models at several values of one dial of the generated corpus (noise, gap, synonyms, …), and compare "
+            "their gains.",
         ),
         "sweep": Command(
             "symground.recipes.sweep:Sweep",
-            "Seeds × models × corpora, then checkpoints × analyses, side by side on this machine or a Ray cluster.",
+            "Train every combination of seeds, models and corpora and analyse their checkpoints, in parallel on this "
+            "machine or on a Ray cluster.",
         ),
     },
     "data": {
         "data": Command(
             "symground.recipes.prepare:Data",
-            "Make a study's folder: tokenizer, token arrays, nouns, contexts; corpus.html shows what is in it.",
+            "Make the folder of a study: tokenizer, token arrays, nouns and contexts, and a page about the corpus.",
         ),
         "features": Command(
             "symground.data.vision:Features",
-            "Make an image set: patch embeddings by a frozen DINOv2, computed once; --visdial.images takes it.",
+            "Compute the patch embeddings of images with a frozen DINOv2, as an image set for --visdial.images.",
         ),
         "pope": Command(
             "symground.data.questions:Pope",
-            "Yes/no questions about objects, in POPE's form, from COCO's instances, for symground heads.",
+            "Make yes/no questions about objects in POPE's form from COCO's instances, for symground heads.",
         ),
     },
     "models and analysis": {
@@ -77,26 +80,26 @@ GROUPS: dict[str, dict[str, Command]] = {
         "analyze": Command("symground.recipes.study:Analyze", "Analyse every checkpoint of a study or of one run."),
         "heads": Command(
             "symground.recipes.heads:Heads",
-            "Aggregate heads of a vision-language model over image-question pairs: where they are, whether they are "
-            "stable and matter, whether their flow tells a wrong answer, and what amplifying them does.",
+            "Find the aggregate heads of a vision-language model over image-question pairs, and test whether they are "
+            "stable, whether they matter, whether their flow detects wrong answers, and what amplifying them does.",
         ),
     },
     "machine": {
         "build": Command(
             "symground.recipes.build:Build",
-            "Compile the C++/CUDA extension into the package's folder; everything works without it, slower.",
+            "Compile the C++/CUDA extension into the package's folder. Without it everything works, but more slowly.",
         ),
     },
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
-#: What ``run`` is where its corpus is the name of a testbed.
+#: The command ``run`` if its corpus is the name of a testbed.
 TESTBED = Command(
     "symground.recipes.paper:Paper",
-    "A testbed of the study (arXiv 2510.13796) from its corpus to its results, beside the study's own figures.",
+    "Run a testbed of the study (arXiv 2510.13796) from its corpus to its results, and compare them with the study's.",
 )
 
 _HELP = ("-h", "--help")
-#: What a console that knows only ASCII is shown in their place.
+#: Character → its replacement on a console that has only ASCII.
 _PLAIN = {
     "…": "...", "→": "->", "×": "x", "±": "+/-", "≤": "<=", "≥": ">=", "·": "*", "–": "-", "—": "-", "²": "^2",
     "▲": "^", "▼": "v", "│": "|", "─": "-", "╭": "+", "╮": "+", "╰": "+", "╯": "+",
@@ -104,16 +107,16 @@ _PLAIN = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 when it failed or was interrupted, 2 for wrong usage."""
+    """Run one command; returns the exit code: 0, or 1 if it failed or was interrupted, or 2 for wrong usage."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
     _show_on_any_console()
     try:
         code = _run(argv)
-        sys.stdout.flush()  # here, where it is known what to do when nobody reads it
+        sys.stdout.flush()  # a closed pipe raises its error here, where it is handled
     except KeyboardInterrupt:
-        _say("interrupted; what was finished is kept, and the same command goes on from there")
+        _say("interrupted; finished work is kept, and the same command resumes from there")
         return 1
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
@@ -165,7 +168,7 @@ def _class_of(command: Command) -> Any:
 
 
 def _names_testbed(options: list[str]) -> bool:
-    """Whether ``run`` is given the name of a testbed, which takes other options and checks them otherwise."""
+    """Whether the corpus of ``run`` is the name of a testbed, which has other options."""
     from symground.recipes.paper import RECIPES
 
     unchecked = type("Unchecked", (_class_of(COMMANDS["run"]),), {"__post_init__": lambda self: None})
@@ -180,10 +183,11 @@ def _names_testbed(options: list[str]) -> bool:
 def _parsed(
     settings: Any, options: list[str], prog: str, about: str = "", *, unknown: bool = False
 ) -> tuple[Any, list[str]]:
-    """The settings that the options make, and with ``unknown`` what it does not know of them; SystemExit after --help.
+    """Parse the options: (settings, unknown options). Unknown options are an error unless ``unknown``.
 
     Raises:
-        WrongUsageError: they make none: what is wrong with them, and what may have been meant.
+        WrongUsageError: the options are wrong; says why, and suggests similar ones.
+        SystemExit: --help was among them, and the help has been printed.
     """
     import tyro
 
@@ -199,24 +203,22 @@ def _parsed(
             )
     except SystemExit as stop:
         if stop.code:
-            raise WrongUsageError(
-                f"{_first_sentence(printed.getvalue())} ({prog} --help lists what there is)"
-            ) from None
+            raise WrongUsageError(f"{_first_sentence(printed.getvalue())} ({prog} --help lists the options)") from None
         raise
     given, rest = found if unknown else (found, [])
     for option in _without_values(given, options):
-        raise WrongUsageError(f"{option}: expected at least one value; got none ({prog} --help lists what there is)")
+        raise WrongUsageError(f"{option}: expected at least one value; got none ({prog} --help lists the options)")
     return given, rest
 
 
 def _without_values(given: Any, options: Sequence[str]) -> Iterator[str]:
-    """Options that take several values and were given none, which is not what leaving them out means."""
+    """Options for several values that are written without one, which differs from leaving them out."""
     for part in fields(given):
         value = getattr(given, part.name)
         if is_dataclass(value):
             yield from _without_values(value, options)
         elif isinstance(value, (tuple, dict)) and not value:
-            # As --generated.some-name, or without the prefix.
+            # Written as --generated.some-name, or without the prefix.
             written = rf"--([\w-]+\.)*{part.name.replace('_', '[-_]')}"
             yield from (option for option in options if re.fullmatch(written, option))
 
@@ -231,12 +233,12 @@ def _overview() -> str:
             textwrap.fill(command.help, width, initial_indent=f"  {name}".ljust(column), subsequent_indent=" " * column)
             for name, command in commands.items()
         ]
-    lines += ["", "symground COMMAND --help: what it takes. --debug shows the whole traceback of an error."]
+    lines += ["", "symground COMMAND --help lists the options of a command. --debug shows the traceback of an error."]
     return "\n".join(lines)
 
 
 def _first_sentence(printed: str) -> str:
-    """What tyro says first, without its frame or its title, and the options that it takes to have been meant."""
+    """The first sentence of tyro's error without its frame and title, and the options that tyro suggests."""
     lines = [line.strip(" │") for line in printed.splitlines() if not line.startswith(("╭", "╰"))]
     sections = re.split(r"\n[-─]{3,}\n", "\n".join(lines))
     first = 0 if "╭" in printed or len(sections) == 1 else 1
@@ -257,7 +259,7 @@ def _likeness(a: str, b: str) -> float:
 
 
 def _quiet() -> None:
-    """transformers reports every file it writes, and warns of padding that no token which counts can see."""
+    """Silence transformers, which reports every file it writes and warns about harmless padding."""
     if "transformers" in sys.modules:
         from transformers.utils import logging
 
@@ -270,7 +272,7 @@ def _say(text: str) -> None:
 
 
 def _show_on_any_console() -> None:
-    """Let no character that the console has not end the program."""
+    """Replace characters that the console cannot show; otherwise they would raise an error."""
     codecs.register_error("symground", _replaced)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "backslashreplace"):

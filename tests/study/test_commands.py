@@ -102,7 +102,7 @@ def test_a_mistyped_option_is_told_which_was_meant(
     told = says(arguments, capsys)
     assert told.startswith("Unrecognized options: ")
     assert f"perhaps {meant}" in told
-    assert f"(symground {arguments[0]} --help lists what there is)" in told
+    assert f"(symground {arguments[0]} --help lists the options)" in told
 
 
 def test_a_dial_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,7 +169,7 @@ def test_a_device_that_there_is_not(corpus: Corpus, tmp_path: Path, device: str)
         return
     with pytest.raises(ValueError, match=rf"^device: expected 'cpu'.*; got '{device}'") as caught:
         train(corpus, TINY, tmp_path / "run", Hardware(device=device))
-    assert ("CUDA cannot be used here" in str(caught.value)) == (device.startswith("cuda") and device != "cpu:1")
+    assert ("CUDA is not available" in str(caught.value)) == (device.startswith("cuda") and device != "cpu:1")
     assert not (tmp_path / "run").exists()
 
 
