@@ -101,10 +101,10 @@ def find_model_heads(model: str, out: str | Path, settings: HeadsSettings) -> Pa
     key = {"model": str(model), **{n: x for n, x in asked.items() if n not in _HOW}, "factors": list(settings.factors)}
     known = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if not {"model", "pairs"} <= known.keys() and folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"out: {folder} holds other things; choose another folder")
+        raise ValueError(f"out: {folder} has other files; choose another folder")
     other = [name for name in key if known.get(name) != key[name]]
     if other and any(folder.glob("*.parquet")):  # settings may change if no table is there yet
-        raise ValueError(f"out: {folder} holds results with another {', '.join(other)}; choose another folder")
+        raise ValueError(f"out: {folder} has results with another {', '.join(other)}; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", key)
     study = _Study(model, folder, settings)
@@ -140,9 +140,9 @@ class _Study:
             some = _first(asked, s.checked)
             for name, found in (("picture", some.contexts), ("answer", {q.answer for q in some.questions})):
                 if len(found) < 2:
-                    raise ValueError(f"pairs: the {len(some)} questions that are checked all have the same {name}")
+                    raise ValueError(f"pairs: all of the {len(some)} checked questions have the same {name}")
             if s.pictures and not all(prompt.maps for prompt in _first(asked, s.pictures).prompts):
-                raise ValueError("pictures: where this model's image tokens lie in a picture is not known")
+                raise ValueError("pictures: the position of this model's image tokens in a picture is unknown")
             self._loaded = load(self._path, device=s.device, dtype=s.dtype, device_map=s.device_map), asked
         return self._loaded
 
@@ -260,12 +260,12 @@ def _compared(table: pd.DataFrame) -> pd.DataFrame:
 
 
 _TITLES = {
-    "pope": "Answers, as POPE judges them",
-    "heads": "Heads with the largest share of flow from the image into the prediction (null: another picture)",
+    "pope": "Answers, judged as in POPE",
+    "heads": "Heads with the largest share of flow from the image into the prediction (null: with another picture)",
     "stability": "Are they the same heads in both halves of the pictures?",
-    "interventions": "Surprisal of the right answer with aggregate heads silenced, and with as many random ones (nats)",
-    "detectors": "Is the answer wrong? AUROC of what could tell",
-    "steering": "How often the answer is right with the heads' outputs multiplied",
+    "interventions": "Surprisal of the right answer (nats) with aggregate heads silenced, and with as many random ones",
+    "detectors": "Is the answer wrong? AUROC of the detectors",
+    "steering": "How often the answer is right if the heads' outputs are multiplied",
 }
 _SHOWN = {
     "heads": ["layer", "head", "share", "null", "selected", "null_selected", "examples"],

@@ -70,7 +70,7 @@ class PaperSettings:
 
 
 def sweep_settings(recipe: str, settings: PaperSettings) -> SweepSettings:
-    """Everything that a recipe trains and measures, at the scale of the settings.
+    """The settings of everything that a recipe trains and measures, at the scale of ``settings``.
 
     Raises:
         ValueError: an unknown recipe, or no scale on a machine without a GPU.
@@ -80,8 +80,8 @@ def sweep_settings(recipe: str, settings: PaperSettings) -> SweepSettings:
     scale = settings.scale or (STUDY if torch.cuda.is_available() else None)
     if scale is None:
         raise ValueError(
-            "scale: the study's sizes want a GPU (a 12-layer run takes some 6e16 operations) and there is none: "
-            "--scale cpu for small ones, or --scale study all the same"
+            "scale: the study's sizes need a GPU (a 12-layer run takes some 6e16 operations), and there is none. "
+            "Use --scale cpu for small sizes, or --scale study to train the large ones on this CPU"
         )
     if scale == STUDY:
         whole = _of_study(settings.steps)

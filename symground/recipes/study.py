@@ -175,7 +175,7 @@ def analyze_study(path: str | Path, settings: AnalysisSettings) -> Path:
     trained = [run for run in runs if checkpoint_steps(run)]
     if not trained:
         raise FileNotFoundError(
-            f"{path}: {', '.join(map(str, runs))} has no checkpoint yet; symground train makes some"
+            f"{path}: {', '.join(map(str, runs))} has no checkpoint yet; symground train writes checkpoints"
         )
     study = study_of(runs[0])
     asked = study_probes(study)
@@ -183,7 +183,7 @@ def analyze_study(path: str | Path, settings: AnalysisSettings) -> Path:
     failed: dict[Path, Exception] = {}
     for run in runs:
         if run not in trained:
-            _say(f"{run} has no checkpoint yet and is passed over")
+            _say(f"{run} has no checkpoint yet and is skipped")
             continue
         try:
             left = analyze(run, asked, counts, settings)
@@ -194,11 +194,11 @@ def analyze_study(path: str | Path, settings: AnalysisSettings) -> Path:
             _say(f"{run} could not be analysed: {error}")
             continue
         if left:
-            _say(f"{run}: {left} analyses of checkpoints were there already and stay; --again redoes them")
+            _say(f"{run}: {left} analyses of checkpoints already exist and are kept; --again repeats them")
     _summarise(study)
     if failed:
         listed = "; ".join(f"{run}: {error}" for run, error in failed.items())
-        raise ValueError(f"{len(failed)} of {len(trained)} runs could not be analysed, the others are: {listed}")
+        raise ValueError(f"{len(failed)} of {len(trained)} runs could not be analysed, the others were: {listed}")
     return study
 
 

@@ -161,8 +161,8 @@ def test_a_run_that_cannot_be_analysed_stops_no_other(
     file.write_bytes(file.read_bytes()[:700])
     command = ["analyze", str(out), "--what", "surprisal"]
     told = fails(command, capsys)
-    assert f"{empty} has no checkpoint yet and is passed over" in told
-    assert "symground: 1 of 3 runs could not be analysed, the others are: " in told.splitlines()[-1]
+    assert f"{empty} has no checkpoint yet and is skipped" in told
+    assert "symground: 1 of 3 runs could not be analysed, the others were: " in told.splitlines()[-1]
     assert "seed2/checkpoints/step-00000003: damaged" in told.splitlines()[-1]
     gains = read_table(out, "gain")
     found = set(gains[["model", "seed", "step"]].itertuples(index=False, name=None))
@@ -174,7 +174,7 @@ def test_a_run_that_cannot_be_analysed_stops_no_other(
     assert main(["report", str(out)]) == 0
     for one in (out / "gpt2-4l" / "seed0", out / "lstm-1l"):
         shutil.rmtree(one)
-    assert "seed1 has no checkpoint yet; symground train makes some" in fails(command, capsys)
+    assert "seed1 has no checkpoint yet; symground train writes checkpoints" in fails(command, capsys)
     with pytest.raises(FileNotFoundError, match="seed1 has no checkpoint yet"):
         sg.load(empty)
 

@@ -106,12 +106,12 @@ def test_the_tables_are_what_the_functions_give(done: Path, llava_folder: Folder
 def test_the_summary_names_what_it_should(done: Path) -> None:
     said = recipe.summary(done)
     titles = [
-        "Answers, as POPE judges them",
+        "Answers, judged as in POPE",
         "Heads with the largest share of flow from the image into the prediction",
         "Are they the same heads in both halves of the pictures?",
-        "Surprisal of the right answer with aggregate heads silenced, and with as many random ones (nats)",
-        "Is the answer wrong? AUROC of what could tell",
-        "How often the answer is right with the heads' outputs multiplied",
+        "Surprisal of the right answer (nats) with aggregate heads silenced, and with as many random ones",
+        "Is the answer wrong? AUROC of the detectors",
+        "How often the answer is right if the heads' outputs are multiplied",
     ]
     places = [said.index(title) for title in titles]
     assert places == sorted(places)
@@ -163,7 +163,7 @@ def test_a_second_run_does_nothing_anew(
     assert before == {path: path.stat().st_mtime_ns for path in before}
     printed = capsys.readouterr()
     assert printed.out.strip() == str(done)
-    assert "AUROC of what could tell" in printed.err
+    assert "AUROC of the detectors" in printed.err
 
 
 def test_a_folder_may_be_moved(
@@ -214,7 +214,7 @@ def test_it_goes_on_after_an_interruption(
         interrupted.__name__ = broken
         patched.setattr(recipe._Study, broken, interrupted)
         assert run(llava_folder, out) == 1
-    assert "what was finished is kept" in capsys.readouterr().err
+    assert "finished work is kept" in capsys.readouterr().err
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
     assert before
     assert run(llava_folder, out) == 0
@@ -238,14 +238,14 @@ def test_other_settings_are_refused_by_name(
 ) -> None:
     assert run(llava_folder, done, option, value) == 1
     said = capsys.readouterr().err
-    assert f"out: {done} holds results with another {named}; choose another folder" in said
+    assert f"out: {done} has results with another {named}; choose another folder" in said
 
 
 def test_another_model_or_other_questions_are_refused(
     done: Path, llava_folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(llava_folder, done, pairs=llava_folder / "others.json", model=llava_folder) == 1
-    assert f"out: {done} holds results with another model, pairs; choose another" in capsys.readouterr().err
+    assert f"out: {done} has results with another model, pairs; choose another" in capsys.readouterr().err
     assert read_json(done / "config.json")["model"] == str(llava_folder / "model")
 
 
@@ -254,14 +254,14 @@ def test_a_folder_with_other_things_is_refused(
 ) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     assert run(llava_folder, tmp_path) == 1
-    assert f"out: {tmp_path} holds other things; choose another folder" in capsys.readouterr().err
+    assert f"out: {tmp_path} has other files; choose another folder" in capsys.readouterr().err
     assert names(tmp_path) == ["notes.txt"]
     # A model's own folder has a config.json too.
     model = tmp_path / "model"
     shutil.copytree(llava_folder / "model", model)
     before = (model / "config.json").read_text()
     assert run(llava_folder, model, model=model) == 1
-    assert f"out: {model} holds other things; choose another folder" in capsys.readouterr().err
+    assert f"out: {model} has other files; choose another folder" in capsys.readouterr().err
     assert (model / "config.json").read_text() == before
 
 
@@ -348,7 +348,7 @@ def test_questions_that_ask_one_thing_only_are_refused(
     write_questions(tmp_path / "few.json", kept)
     assert run(llava_folder, tmp_path / "out", pairs=tmp_path / "few.json") == 1
     said = capsys.readouterr().err
-    assert re.search(rf"pairs: the \d+ questions that are checked all have the same {same}", said)
+    assert re.search(rf"pairs: all of the \d+ checked questions have the same {same}", said)
     assert names(tmp_path / "out") == ["config.json"]
 
 
@@ -372,7 +372,7 @@ def test_where_patches_lie_in_no_grid_pictures_are_refused_first(
 ) -> None:
     monkeypatch.setattr("symground.data.vision.prompts.patch_maps", lambda *_: ())
     assert run(llava_folder, tmp_path / "out", "--pictures", "1") == 1
-    assert "pictures: where this model's image tokens lie in a picture is not known" in capsys.readouterr().err
+    assert "pictures: the position of this model's image tokens in a picture is unknown" in capsys.readouterr().err
     assert names(tmp_path / "out") == ["config.json"]
 
 

@@ -142,7 +142,7 @@ def test_other_images_are_another_run(tmp_path: Path) -> None:
     train(corpus, TRAIN, tmp_path / "study" / "gpt2-4l" / "seed0")
     assert corpus.images is not None
     other = replace(corpus, images=replace(corpus.images, description={"model": "another"}))
-    with pytest.raises(ValueError, match="holds a run of other settings: corpus images is"):
+    with pytest.raises(ValueError, match="has a run with other settings: corpus images is"):
         train(other, TRAIN, tmp_path / "study" / "gpt2-4l" / "seed0")
 
 

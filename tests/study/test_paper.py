@@ -166,7 +166,7 @@ def test_the_studys_sizes() -> None:
 def test_bad_input(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for arguments, said in (
-        (["paper-childes", "x.cha"], "scale: the study's sizes want a GPU"),
+        (["paper-childes", "x.cha"], "scale: the study's sizes need a GPU"),
         (["paper-childes", "x.cha", "--scale", "tiny"], "scale: expected one of study, cpu; got 'tiny'"),
         (["paper-childes", "x.cha", "--scale", "cpu", "--models", "gpt5"], "models: expected some of gpt2-4l"),
         (["paper-childes", "x.cha", "--scale", "cpu", "--steps", "2"], "steps: expected at least 4, got 2"),
