@@ -61,11 +61,11 @@ def train(
 
     Raises:
         ValueError: the folder has a run with other settings (says which differ), the loss or its gradient is not finite
-            (names the step; earlier checkpoints stay), the rows cannot be split evenly over the processes, or the
+            (names the step; earlier checkpoints are kept), the rows cannot be split evenly over the processes, or the
             corpus has no row to train on.
         BlockingIOError: another process trains in this folder (says which).
         ImportError: TensorBoard's files are requested, but its package is not installed.
-        OSError: the disk is full; what was saved stays.
+        OSError: the disk is full; all that was saved is kept.
         SystemExit, KeyboardInterrupt: SIGTERM or Ctrl-C was received. The state is saved after the step, and the same
             call resumes from there. A second signal stops it at once.
     """
@@ -113,7 +113,7 @@ class _Run:
         settings, run = self._settings, self._run
         done, told = load_resume(run, self._model, self._trainer.optimizer)
         if done == 0 and resume_folders(run):
-            self._say(f"{run}: no resume state is whole; training starts from step 0 again")
+            self._say(f"{run}: all resume states are damaged; training starts from step 0 again")
         self._name_damaged(done)
         save_at = set(checkpoint_schedule(settings.checkpoints, settings.steps))
         if self._workers.first:
@@ -167,7 +167,7 @@ class _Run:
         wrong = int(self._first_wrong)
         if wrong < _NEVER:
             raise ValueError(
-                f"{self._run}: the loss or its gradient is not finite at step {wrong}; earlier checkpoints stay. A "
+                f"{self._run}: the loss or its gradient is not finite at step {wrong}; earlier checkpoints are kept. A "
                 "lower learning rate or more steps of warm-up may help."
             )
 
@@ -219,7 +219,7 @@ def _check_rows(corpus: Corpus, settings: TrainSettings) -> None:
     largest = int(corpus.tokens.max())
     if largest >= limit:
         raise ValueError(
-            f"corpus: id {largest} is outside its tokenizer's vocabulary of {limit}; is it for another corpus?"
+            f"corpus: id {largest} is outside its tokenizer's vocabulary of {limit}; is it that of another corpus?"
         )
 
 

@@ -63,8 +63,8 @@ def _there(run: Path) -> dict[str, Any] | None:
     if not any((run / "checkpoints").glob("step-*")) and not any((run / "resume").glob("step-*")):
         return None
     raise ValueError(
-        f"{wrong}; so it is unknown whether what is in {run} was trained with these settings. Remove the file to "
-        "have it taken for theirs, or remove the folder."
+        f"{wrong}; so it is unknown with which settings the run in {run} was trained. If they were the present ones, "
+        "remove the file; otherwise remove the folder."
     )
 
 
@@ -83,10 +83,10 @@ def check_same(run: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None
     why = ""
     if longer and len(differing) == 1 and differing[0].startswith("steps is "):
         why = (
-            f" A run of {now['steps']} steps is another from its beginning: the learning rate falls over all of them "
-            f"(decay {now['decay']}). Only one with --decay constant can be made longer."
+            f" A run of {now['steps']} steps differs from the first step on, because the learning rate falls over all "
+            f"steps (decay {now['decay']}). Only a run with --decay constant can be extended."
         )
-    raise ValueError(f"{run} holds a run of other settings: {'; '.join(differing)}.{why} Choose another folder.")
+    raise ValueError(f"{run} has a run with other settings: {'; '.join(differing)}.{why} Choose another folder.")
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:

@@ -86,7 +86,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
         text = f"{step_of_state} is damaged (state.safetensors has another checksum"
         assert (number < damaged) == (text in said)
     assert (damaged > 0) == ("step-00000008 is damaged (model.safetensors has another" in said)
-    assert (damaged == 2) == ("no resume state is whole; training starts from step 0 again" in said)
+    assert (damaged == 2) == ("all resume states are damaged; training starts from step 0 again" in said)
     assert weights(checkpoint_folder(tmp_path / "cut", 12)) == weights(checkpoint_folder(tmp_path / "whole", 12))
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
@@ -137,7 +137,9 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_and_names_the_step(
         return done._replace(**{what: torch.tensor(float("nan"))}) if len(calls) == 6 else done
 
     monkeypatch.setattr(Trainer, "step", wrong)
-    with pytest.raises(ValueError, match="the loss or its gradient is not finite at step 6; earlier checkpoints stay"):
+    with pytest.raises(
+        ValueError, match="the loss or its gradient is not finite at step 6; earlier checkpoints are kept"
+    ):
         train(corpus, TINY, tmp_path, Hardware(resume_every=1e9))
     assert checkpoint_steps(tmp_path) == [0, 4]
     assert not (tmp_path / "resume").exists()

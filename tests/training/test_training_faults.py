@@ -153,7 +153,7 @@ def test_a_damaged_config_stops_only_what_was_trained(
         (run / "config.json").write_text(content, encoding="utf-8", errors="surrogateescape")
     train(corpus, SETTINGS, fresh, OFTEN)
     assert read_json(fresh / "config.json")["settings"]["steps"] == 4
-    with pytest.raises(ValueError, match=r"config\.json: .*Remove the file to have it taken for theirs"):
+    with pytest.raises(ValueError, match=r"config\.json: .*If they were the present ones, remove the file"):
         train(corpus, SETTINGS, trained, OFTEN)
     (trained / "config.json").unlink()
     train(corpus, SETTINGS, trained, OFTEN)
