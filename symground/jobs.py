@@ -39,7 +39,7 @@ def run_jobs(jobs: Mapping[str, Job], records: Path, workers: int = 1, backend: 
     Raises:
         BlockingIOError: another process runs jobs with these records (says which).
     """
-    with held(records, "does jobs"):
+    with held(records, "runs jobs"):
         return _all(jobs, records, workers, backend)
 
 

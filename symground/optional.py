@@ -17,7 +17,7 @@ def require(module: str, purpose: str, install: str = "symground") -> Any:
     except ImportError as error:
         package = ((isinstance(error, ModuleNotFoundError) and error.name) or module).partition(".")[0]
         raise ImportError(
-            f"{purpose} need the package {package}, which does not import here ({error}); pip install '{install}'"
+            f"{purpose} need the package {package}, which cannot be imported ({error}); pip install '{install}'"
         ) from error
     return found
 
@@ -39,6 +39,6 @@ def check_device(device: Any) -> None:
     if asked is not None and (asked.index or 0) < here.get(asked.type, 0):
         return
     known = ["cpu", *(f"{kind}:{i}" for kind, count in here.items() if kind != "cpu" for i in range(count))]
-    built = "" if torch.version.cuda else ": this build of torch is one for CPUs"
-    lacks = f" (CUDA cannot be used here{built})" if str(device).startswith("cuda") and "cuda" not in here else ""
+    built = "" if torch.version.cuda else ": this build of torch is for CPUs only"
+    lacks = f" (CUDA is not available{built})" if str(device).startswith("cuda") and "cuda" not in here else ""
     raise ValueError(f"device: expected {' or '.join(map(repr, known))}; got {device!r}{lacks}")

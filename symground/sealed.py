@@ -78,7 +78,7 @@ def damage(folder: Path, *, told: bool = False) -> str | None:
     except ValueError:
         sums = None
     if not isinstance(sums, dict):
-        return f"{SUMS} is none"
+        return f"{SUMS} has no checksums"
     for name, wanted in sums.items():
         if not (folder / name).is_file():
             return f"{name} is missing"

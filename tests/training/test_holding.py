@@ -83,7 +83,7 @@ def test_two_trainings_and_two_rounds_of_jobs_in_one_folder(corpus: Corpus, tmp_
         with pytest.raises(BlockingIOError, match=f"held by process {os.getpid()} on"):
             train(corpus, TINY, tmp_path / "run")
         assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK], "nothing was touched"
-    with held(tmp_path / "jobs", "does jobs"), pytest.raises(BlockingIOError, match="which does jobs there"):
+    with held(tmp_path / "jobs", "runs jobs"), pytest.raises(BlockingIOError, match="which runs jobs there"):
         run_jobs({}, tmp_path / "jobs")
     train(corpus, TINY, tmp_path / "run")
     assert not (tmp_path / "run" / LOCK).exists()
@@ -119,7 +119,7 @@ def test_a_run_whose_rate_falls_cannot_be_made_longer_and_is_told_why(
 ) -> None:
     train(corpus, replace(TINY, decay=decay), tmp_path / "run")
     with pytest.raises(
-        ValueError, match=rf"steps is 4 there, 7 here\. .*rate falls over all of them \(decay {decay}\)"
+        ValueError, match=rf"steps is 4 there, 7 here\. .*rate falls over all steps \(decay {decay}\)"
     ):
         train(corpus, replace(TINY, decay=decay, steps=7), tmp_path / "run")
     with pytest.raises(ValueError, match=r"steps is 4 there, 7 here; length is 12 there, 13 here\. Choose"):

@@ -145,7 +145,7 @@ def test_a_sealed_folder_knows_what_it_held(folder: Path) -> None:
     (folder / "a").unlink()
     assert damage(folder) == "a is missing"
     (folder / "checksums.json").write_text("{")
-    assert damage(folder) == "checksums.json is none"
+    assert damage(folder) == "checksums.json has no checksums"
     (folder / "checksums.json").unlink()
     assert damage(folder) is None  # nothing can be told
 
