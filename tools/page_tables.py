@@ -1,4 +1,4 @@
-"""Tables of the README and the docs, from the result files in this repository and from formulas.
+"""Tables of the README and the docs, made from the result files in this repository and from formulas.
 
 python -m tools.page_tables      # writes them into their pages, between their marks
 """
@@ -19,7 +19,7 @@ from symground.reports.formats import FEW, control_cell, number, stars, with_int
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
-#: Of the numbers to hold, those of the design that a CPU can show, and what they are called in the README.
+#: Goal that a CPU can show → its label in the README; an empty label means the one before.
 _SHOWN = {
     "layer with saliency: faster than eager": "attention layer, forward + backward + saliency (B4 H12 T1024 D64)",
     "layer with saliency: time of SDPA forward + backward": "",
@@ -49,31 +49,36 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def bench() -> str:
-    """What it costs."""
+    """Time and memory of symground and its peers."""
     result = _read("bench-cpu.json")
     goals = {goal["goal"]: goal for goal in result["goals"]}
-    lines = ["| | ours | peer | theirs | ratio | goal |", "|---|---|---|---|---|---|"]
+    lines = ["| | ours | peer | theirs | theirs / ours | goal |", "|---|---|---|---|---|---|"]
     for text, called in _SHOWN.items():
         goal = goals[text]
-        bound = f"{'≥' if goal['at_least'] else '≤'} {ratio_of(goal, goal['bound'])}"
         mark = "" if goal["status"] == "met" else ", open"
         lines.append(
             f"| {called} | {amount(goal['of'], goal)} | {goal['to']['peer']} | {amount(goal['to'], goal)} | "
-            f"{ratio_of(goal, goal['ratio'])} | {bound}{mark} |"
+            f"{_of_ours(goal, goal['ratio'])} | ≥ {_of_ours(goal, goal['bound'])}{mark} |"
         )
     measured = [goal for goal in result["goals"] if goal["ratio"] is not None]
     met = sum(goal["status"] == "met" for goal in measured)
     lines += [
         "",
-        f"{machine_line(result)}. Medians ± interquartile range, peers in turns in one process; memory is the peak "
-        f"above the inputs. {met} of the {len(measured)} goals that this machine can judge are met, "
-        f"{len(result['goals']) - len(measured)} want a GPU or a peer that is not here.",
+        f"{machine_line(result)}. Times are medians ± the interquartile range; symground and its peers run in turns in "
+        "one process. Memory is the peak above the inputs. theirs / ours is above 1 if symground is faster or takes "
+        f"less memory. Of all goals, {len(measured)} can be judged on this machine, and {met} of these are met; "
+        f"{len(result['goals']) - len(measured)} need a GPU or a peer that is not installed here.",
     ]
     return "\n".join(lines)
 
 
+def _of_ours(goal: dict[str, Any], ratio: float) -> str:
+    """Theirs over ours: the ratio of a speed-up, and one over the ratio of a fraction."""
+    return ratio_of(goal | {"at_least": True}, ratio if goal["at_least"] else 1 / ratio)
+
+
 def study() -> str:
-    """What agrees with the study."""
+    """The results beside the study's."""
     found = _read("paper-childes/paper.json")
     last = {row["model"]: row for row in sorted(found["curves"], key=lambda row: row["step"])}
     lines = ["| model | matched | mismatched | gain, 95 % over nouns | the study |", "|---|---|---|---|---|"]
@@ -103,14 +108,14 @@ def study() -> str:
     return "\n".join(lines)
 
 
-#: At a bfloat16 rate that is 40 % of what an H100 promises.
+#: FLOP/s: 40 % of an H100's nominal bfloat16 rate.
 _RATE = 4e14
 
 
 def large() -> str:
-    """What a trace of a 70B model would cost."""
+    """The estimated cost of a trace of a 70B model."""
     lines = [
-        "| T | checkpointing | PFLOP | seconds of one GPU's work | GB beside the weights | eager's matrices, TB |",
+        "| T | checkpointing | PFLOP | seconds on one GPU | GB beside the weights | eager's matrices, TB |",
         "|---|---|---|---|---|---|",
     ]
     model = scaling.LLAMA_70B
@@ -127,11 +132,11 @@ def large() -> str:
 
 
 def traces() -> str:
-    """Traces of small models beside the formula."""
+    """Measured traces of small models beside the formula."""
     result = _read("scaling.json")
     lines = [
-        "| layers | width | B | T | checkpointing | GFLOP | seconds | GFLOP/s | formula, MB | held, MB | ratio | "
-        "peak, MB |",
+        "| layers | width | B | T | checkpointing | GFLOP | seconds | GFLOP/s | formula, MB | held, MB | "
+        "held / formula | peak, MB |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
@@ -145,10 +150,11 @@ def traces() -> str:
 
 
 def grids() -> str:
-    """Small grids of probes beside the formula."""
+    """Measured small grids of probes beside the formula."""
     result = _read("scaling.json")
     lines = [
-        "| model | contexts × nouns | tokens after the beginning | GFLOP | seconds | GFLOP/s | bytes on disk, a pair |",
+        "| model | contexts × nouns | tokens after the shared beginning | GFLOP | seconds | GFLOP/s | "
+        "bytes on disk per pair |",
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
@@ -162,16 +168,16 @@ def grids() -> str:
 def _measured_on(result: dict[str, Any]) -> str:
     info, rates = result["machine_info"], result["rates"]
     return (
-        f"{info['cpu']['brand']}, {info['threads']} threads, torch {info['torch']}, products of matrices at "
+        f"{info['cpu']['brand']}, {info['threads']} threads, torch {info['torch']}, matrix products at "
         f"{rates['float32_flops'] / 1e9:.0f} GFLOP/s, copies at {rates['copy_bytes'] / 1e9:.1f} GB/s."
     )
 
 
 def childes() -> str:
-    """One model over its training on all of the transcripts that have a scene."""
+    """One model over its training on all transcripts with a scene."""
     found = _read("childes-report.json")
     r2 = {row["step"]: row.get("r2") for row in found["r2"]}
-    of_step = 24 * 128  # --batch-size and the length of a row, as the page's command has them
+    of_step = 24 * 128  # --batch-size and --length of the command on the page
     rows = found["training"]
     shown = {
         "step": [f"{row['step']}" for row in rows],
@@ -185,18 +191,19 @@ def childes() -> str:
     lines.insert(1, "|---" * (len(rows) + 1) + "|")
     of_row = {"kind": "aggregate", "denominator": "row"}
     (silenced,) = (row for row in found["interventions"] if of_row.items() <= row.items())
-    many = f"{silenced['heads_per_example']:.1f} of 16, by the row; three of the contexts"
     random = control_cell(silenced)
-    beside = random if random == FEW else f"as many random heads to {random}"
+    beside = f"; there are {random} for a comparison" if random == FEW else f", and as many random heads to {random}"
     return "\n".join([
         *lines, "",
-        f"Silencing each example's own aggregate heads ({many}) takes {number(silenced['original'])} to "
-        f"{number(silenced['intervened'])} nats, {beside}.",
+        f"Silencing each example's own aggregate heads changes the matched surprisal from "
+        f"{number(silenced['original'])} to {number(silenced['intervened'])} nats{beside}. These are "
+        f"{silenced['heads_per_example']:.1f} of the 16 heads per example, selected by their share of the row, in "
+        "three of the contexts.",
     ])  # fmt: skip
 
 
 def training() -> str:
-    """A step of training beside its peers', and what it costs to keep its states."""
+    """The time of a training step beside its peers', and of saving checkpoints and resume states."""
     rows: list[dict[str, Any]] = _read("bench-cpu.json")["rows"]
 
     def row(stage: str, peer: str, shape: Shape) -> dict[str, Any]:
@@ -212,11 +219,12 @@ def training() -> str:
     kept, back = (row("memory between steps", name, SHAPES[0])["seconds_a_step"] for name in (KEPT, GIVEN_BACK))
     lines += [
         "",
-        "Memory that is freed stays with the process while symground trains. Where full logits are made, malloc would "
-        f"otherwise give it back after each step, and a step takes {back * 1e3:.0f} ms instead of {kept * 1e3:.0f}; "
-        "with the extension it makes no difference.",
+        "While symground trains, the process keeps freed memory. Otherwise malloc returns full logits to the system "
+        f"after each step that materialises them, and such a step takes {back * 1e3:.0f} ms instead of "
+        f"{kept * 1e3:.0f}. With the extension it makes no difference.",
         "",
-        "| synced to disk | a checkpoint | of the training | a state | of the training |",
+        "| synced to disk | a checkpoint | all checkpoints, of the training time | a resume state | "
+        "all states, of the training time |",
         "|---|---|---|---|---|",
     ]
     for width, shape in ((widths[0], SHAPES[0]), (widths[2], SHAPES[2])):
@@ -230,8 +238,8 @@ def training() -> str:
     plan = row("checkpoints", "step", SHAPES[0])  # the same for every shape
     return "\n".join([
         *lines, "",
-        f"Of the training: {plan['checkpoints']} checkpoints (`{plan['schedule']}`) of {plan['steps']:,} steps, and a "
-        f"state every {plan['seconds_between_states']:.0f} seconds.",
+        f"This training has {plan['steps']:,} steps, {plan['checkpoints']} checkpoints (`{plan['schedule']}`), and a "
+        f"resume state every {plan['seconds_between_states']:.0f} seconds.",
     ])  # fmt: skip
 
 
@@ -246,7 +254,7 @@ TABLES = {(page, name): make for page, tables in PAGES.items() for name, make in
 
 
 def table(page: str, name: str) -> str:
-    """With its marks."""
+    """A table with its marks."""
     return f"<!-- {name}: python -m tools.page_tables -->\n{TABLES[page, name]()}\n<!-- end of {name} -->"
 
 
