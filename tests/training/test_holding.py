@@ -118,9 +118,7 @@ def test_a_run_whose_rate_falls_cannot_be_made_longer_and_is_told_why(
     corpus: Corpus, tmp_path: Path, decay: str
 ) -> None:
     train(corpus, replace(TINY, decay=decay), tmp_path / "run")
-    with pytest.raises(
-        ValueError, match=rf"steps is 4 there, 7 here\. .*rate falls over all steps \(decay {decay}\)"
-    ):
+    with pytest.raises(ValueError, match=rf"steps is 4 there, 7 here\. .*rate falls over all steps \(decay {decay}\)"):
         train(corpus, replace(TINY, decay=decay, steps=7), tmp_path / "run")
     with pytest.raises(ValueError, match=r"steps is 4 there, 7 here; length is 12 there, 13 here\. Choose"):
         train(corpus, replace(TINY, decay=decay, steps=7, length=13), tmp_path / "run")
