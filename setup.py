@@ -79,7 +79,7 @@ setup(
         **{name: ["README.md", "*.cpp", "*.cu", "*.h"] for name in families("csrc")},
         "symground.data": ["resources/*"],
         "symground.kernels": ["README.md"],
-        "symground.reports": ["*.html.jinja", "*.css", "*.js"],
+        "symground.reports.pages": ["*.html.jinja", "*.css", "*.js"],
     },
     ext_modules=[Extension(name, [], optional=True) for name in buildable],
     cmdclass={"build_ext": BuildExtension},

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from symground.models import load as load
     from symground.models import load_processor as load_processor
     from symground.models import load_tokenizer as load_tokenizer
-    from symground.reports.page import report as report
+    from symground.reports.pages.study import report as report
     from symground.reports.patches import draw_patches as draw_patches
 
 __version__ = VERSION

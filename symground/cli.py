@@ -43,7 +43,7 @@ GROUPS: dict[str, dict[str, Command]] = {
             "testbed of the study.",
         ),
         "report": Command(
-            "symground.reports.page:Report",
+            "symground.reports.pages.study:Report",
             "Write the page of a study or a run from its tables; with several paths, a page that compares them.",
         ),
         "architectures": Command(

@@ -17,7 +17,7 @@ from symground.models import parameter_count
 from symground.recipes.compare import CompareSettings, checkpoints, collected, run_all
 from symground.recipes.prepare import GENERATED, CorpusSettings, prepare
 from symground.recipes.study import study_probes
-from symground.reports.architectures import gains_over_gaps, markdown, over_training
+from symground.reports.comparisons.architectures import gains_over_gaps, markdown, over_training
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from symground.models import load, load_tokenizer
 from symground.recipes.compare import CompareSettings, checkpoints, collected, run_all
 from symground.recipes.prepare import GENERATED, GENERATED_IMAGES, CorpusSettings, prepare
 from symground.recipes.study import study_images, study_probes
-from symground.reports.dials import curves, markdown, silenced_heads, silenced_markdown, summary
+from symground.reports.comparisons.dials import curves, markdown, silenced_heads, silenced_markdown, summary
 
 #: The default values of each dial.
 VALUES: dict[str, tuple[Any, ...]] = {

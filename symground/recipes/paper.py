@@ -21,10 +21,10 @@ from symground.recipes.prepare import CHILDES, VISDIAL, prepare
 from symground.recipes.study import study_probes
 from symground.recipes.sweep import SweepSettings, raise_failed, train_and_analyze
 from symground.reports import report
-from symground.reports.page import summary
-from symground.reports.paper import markdown, tables
-from symground.reports.paper_figures import figures
-from symground.reports.parts import Study
+from symground.reports.comparisons.paper import markdown, tables
+from symground.reports.comparisons.paper_figures import figures
+from symground.reports.pages.study import summary
+from symground.reports.sections.parts import Study
 from symground.training import Hardware, Optimization
 from symground.training.provenance import versions
 

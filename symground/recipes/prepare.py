@@ -35,8 +35,8 @@ from symground.data.words import IMAGE, normalized, noun_tokens, replace_words, 
 from symground.disk import sync_all
 from symground.folders import read_json, write_json
 from symground.holding import held
-from symground.reports.corpus import corpus_page
 from symground.reports.formats import scene_share
+from symground.reports.pages.corpus import corpus_page
 from symground.typed import WrongUsageError
 
 GENERATED, GENERATED_IMAGES, CHILDES, VISDIAL = "generated", "generated-images", "childes", "visdial"

@@ -21,7 +21,7 @@ from symground.recipes.dials import turned, values_of
 from symground.recipes.prepare import check_named, prepare
 from symground.recipes.study import StudySettings, study_counts, study_probes, train_study
 from symground.reports import report
-from symground.reports.dials import curves, markdown, summary
+from symground.reports.comparisons.dials import curves, markdown, summary
 from symground.training import Hardware, Optimization
 
 CORPUS = "corpus"

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 
 from symground.analysis.results import read_table
 from symground.data.words import cdi_categories
-from symground.reports.parts import Picture, Study
 from symground.reports.sections import SECTIONS
 from symground.reports.sections.behaviour import emergence_figure, gain_curves, surprisal_curves
 from symground.reports.sections.beside import beside, gains_figure
@@ -21,6 +20,7 @@ from symground.reports.sections.cooccurrence import _above, r2_curves
 from symground.reports.sections.heads import counts_figure, flow_figure, shares_figure
 from symground.reports.sections.layers import lens_figure, lens_table, saliency_layers, saliency_regions
 from symground.reports.sections.monitor import calibration_figure, steering_figure
+from symground.reports.sections.parts import Picture, Study
 
 #: Of the sections after behaviour.
 PICTURES = {

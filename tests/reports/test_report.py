@@ -16,7 +16,7 @@ import pytest
 import symground as sg
 from symground.analysis.results import read_table
 from symground.cli import main
-from symground.reports import explorer
+from symground.reports.pages import explorer
 
 Made = Callable[..., Path]
 QUESTIONS = (

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from symground.reports.formats import table_html
-from symground.reports.parts import Sheet
 from symground.reports.sections.behaviour import acquisition
 from symground.reports.sections.heads import explained, flow_and_effect, stability
+from symground.reports.sections.parts import Sheet
 
 
 def heads(*rows: tuple[int, int, int, int, int]) -> pd.DataFrame:

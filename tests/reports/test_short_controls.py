@@ -17,13 +17,13 @@ from symground.analysis.causal.controls import enough
 from symground.analysis.results import read_table
 from symground.recipes import heads as recipe_of_heads
 from symground.recipes.study import _summarise
-from symground.reports import parts
-from symground.reports.dials import silenced_heads, silenced_markdown
+from symground.reports.comparisons.dials import silenced_heads, silenced_markdown
+from symground.reports.comparisons.paper import markdown, tables
 from symground.reports.formats import FEW
-from symground.reports.paper import markdown, tables
-from symground.reports.parts import Study
+from symground.reports.sections import parts
 from symground.reports.sections.causal import grounds_or_matters
 from symground.reports.sections.monitor import steering_figure
+from symground.reports.sections.parts import Study
 
 sys.path.insert(0, str(Path(sg.__file__).resolve().parent.parent))
 

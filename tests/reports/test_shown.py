@@ -18,8 +18,8 @@ from scipy import stats
 
 from symground.analysis.results import read_table
 from symground.data.words import cdi_categories
-from symground.reports.parts import Section, Sheet, Study
 from symground.reports.sections import SECTIONS, behaviour, beside
+from symground.reports.sections.parts import Section, Sheet, Study
 
 Row = dict[str, Any]
 Values = NDArray[np.float64]

@@ -21,14 +21,14 @@ from symground.analysis.results import read_table
 from symground.folders import read_json, write_json
 from symground.recipes import heads as recipe_of_heads
 from symground.recipes.study import _summarise
-from symground.reports.captions import FIGURES, TABLES
-from symground.reports.dials import markdown as dials_markdown
-from symground.reports.dials import silenced_heads, silenced_markdown
-from symground.reports.dials import summary as dials_summary
-from symground.reports.page import _lead, summary
-from symground.reports.paper import markdown, tables
-from symground.reports.parts import Study
+from symground.reports.comparisons.dials import markdown as dials_markdown
+from symground.reports.comparisons.dials import silenced_heads, silenced_markdown
+from symground.reports.comparisons.dials import summary as dials_summary
+from symground.reports.comparisons.paper import markdown, tables
+from symground.reports.pages.study import _lead, summary
 from symground.reports.sections import SECTIONS, behaviour
+from symground.reports.sections.captions import FIGURES, TABLES
+from symground.reports.sections.parts import Study
 
 sys.path.insert(0, str(Path(symground.__file__).resolve().parent.parent))
 

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 import symground as sg
 from symground.analysis.results import read_table
 from symground.data import env, lan
-from symground.reports.architectures import gains_over_gaps
-from symground.reports.corpus import _scatter, corpus_page
-from symground.reports.dials import curves
+from symground.reports.comparisons.architectures import gains_over_gaps
+from symground.reports.comparisons.dials import curves
 from symground.reports.figures import CountFormatter, figure_of, svg_of, write_figures
 from symground.reports.formats import csv_of
+from symground.reports.pages.corpus import _scatter, corpus_page
 
 Made = Callable[..., Path]
 FORMULAS = (
@@ -94,7 +94,7 @@ def corpus_of(folder: Path, words: list[str]) -> str:
 def test_the_corpus_page_has_the_policy_of_the_report(
     tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("symground.reports.parts.svg_of", lambda *_: "<svg></svg>")
+    monkeypatch.setattr("symground.reports.sections.parts.svg_of", lambda *_: "<svg></svg>")
     evil = "<script>alert(1)</script>"
     page, report = corpus_of(tmp_path, ["ball", NO_FORMULA, evil]), sg.report(made(steps=(0, 400))).read_text()
     policies = [re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text) for text in (page, report)]

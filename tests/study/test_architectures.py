@@ -17,7 +17,7 @@ from symground.cli import main
 from symground.data import GeneratedSettings
 from symground.recipes import compare
 from symground.recipes.architectures import ArchitecturesSettings, compare_architectures
-from symground.reports.architectures import learnt_at, markdown, over_training
+from symground.reports.comparisons.architectures import learnt_at, markdown, over_training
 from symground.training import Optimization
 
 pytestmark = pytest.mark.trains

@@ -16,7 +16,7 @@ from symground.data import GeneratedSettings
 from symground.data.scenes import GeneratedImagesSettings, occurs
 from symground.folders import read_json
 from symground.recipes.dials import IMAGE_VALUES, VALUES, DialsSettings, control_probes, turn_dial
-from symground.reports.dials import markdown, summary
+from symground.reports.comparisons.dials import markdown, summary
 from symground.training import Optimization
 
 pytestmark = pytest.mark.trains

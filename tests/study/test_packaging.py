@@ -140,7 +140,7 @@ def test_builds_in_isolation_without_torch_and_the_wheel_is_whole(tmp_path: Path
     assert (nouns, contexts, kernels) == ("100", "10", "1")
     shipped = {str(p.relative_to(next((tmp_path / "venv").rglob("symground")))) for p in Path(where).parent.rglob("*")}
     ours = {str(path.relative_to(source / "symground")) for path in files_in(source / "symground")}
-    assert {"py.typed", "reports/explorer.js", "kernels/attention/forward.py", "csrc/gate/gate.cpp"} <= ours
+    assert {"py.typed", "reports/pages/explorer.js", "kernels/attention/forward.py", "csrc/gate/gate.cpp"} <= ours
     assert ours <= shipped, "every file of the package, also what it can be built of later"
     assert not any(name.endswith(".so") for name in shipped)
     far = tmp_path / "far"
@@ -148,7 +148,7 @@ def test_builds_in_isolation_without_torch_and_the_wheel_is_whole(tmp_path: Path
     done = environment.run("symground", *STUDY, cwd=far, HOME=str(far), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     page = (far / "runs" / "generated" / "report.html").read_text(encoding="utf-8")
-    script = (source / "symground" / "reports" / "explorer.js").read_text(encoding="utf-8")
+    script = (source / "symground" / "reports" / "pages" / "explorer.js").read_text(encoding="utf-8")
     assert script.strip().splitlines()[-1] in page
 
 

@@ -18,8 +18,8 @@ from symground.folders import read_json
 from symground.recipes import paper
 from symground.recipes.paper import PaperSettings, run_paper, sweep_settings
 from symground.recipes.sweep import SweepSettings
-from symground.reports.paper import MIDDLE, markdown, tables
-from symground.reports.parts import Study
+from symground.reports.comparisons.paper import MIDDLE, markdown, tables
+from symground.reports.sections.parts import Study
 
 pytestmark = pytest.mark.trains
 

@@ -14,7 +14,7 @@ from symground.analysis.statistics import emergence, mixed_effects, resampled
 from symground.data.words import cdi_categories
 from symground.reports.figures import MATCHED, MISMATCHED, band, colours, figure_of
 from symground.reports.formats import interval, with_interval
-from symground.reports.parts import Picture, Section, Sheet, Study, last_checkpoints
+from symground.reports.sections.parts import Picture, Section, Sheet, Study, last_checkpoints
 
 
 def behaviour(study: Study, ages: Mapping[str, float] | None = None) -> Section:

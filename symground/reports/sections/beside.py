@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from symground.analysis.statistics import emergence, holm, paired
 from symground.reports.figures import band, colours, figure_of
-from symground.reports.parts import Picture, Section, Sheet, Study, last_checkpoints
 from symground.reports.sections.causal import intervention_table
+from symground.reports.sections.parts import Picture, Section, Sheet, Study, last_checkpoints
 
 
 def beside(studies: Sequence[Study]) -> Section:

@@ -9,7 +9,7 @@ from symground.analysis.causal import enough
 from symground.analysis.statistics import holm
 from symground.data.study_figures import STUDY, STUDY_INTERVENTIONS
 from symground.reports.formats import control_cell, number, signed, stars, with_interval
-from symground.reports.parts import Picture, Section, Sheet, Study
+from symground.reports.sections.parts import Picture, Section, Sheet, Study
 
 
 def causal(study: Study) -> Section:

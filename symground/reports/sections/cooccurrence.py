@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from symground.analysis.statistics import peak
 from symground.reports.figures import colours, figure_of
-from symground.reports.parts import Picture, Section, Sheet, Study
+from symground.reports.sections.parts import Picture, Section, Sheet, Study
 
 
 def cooccurrence(study: Study) -> Section:

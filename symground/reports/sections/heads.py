@@ -13,7 +13,7 @@ from scipy import stats
 from symground.analysis.heads import DENOMINATORS, KINDS
 from symground.folders import evenly
 from symground.reports.figures import colours, figure_of
-from symground.reports.parts import Picture, Section, Sheet, Study, last_checkpoints
+from symground.reports.sections.parts import Picture, Section, Sheet, Study, last_checkpoints
 
 _THRESHOLD = 0.30
 _COMPARED = 200  # examples: pairs of them are counted

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from symground.analysis.probing import PATCHES
 from symground.reports.figures import colours, figure_of
-from symground.reports.parts import Picture, Section, Sheet, Study, last_checkpoints
+from symground.reports.sections.parts import Picture, Section, Sheet, Study, last_checkpoints
 
 _CALLED = {"env": "ENV noun", "event": "rest of its utterance", "other": "rest of the context", PATCHES: "patches"}
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from symground.analysis.causal import enough
 from symground.reports.figures import colours, figure_of
 from symground.reports.formats import control_cell, number, with_interval
-from symground.reports.parts import Picture, Section, Sheet, Study, last_checkpoints
+from symground.reports.sections.parts import Picture, Section, Sheet, Study, last_checkpoints
 
 
 def monitor(study: Study) -> Section:

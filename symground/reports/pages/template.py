@@ -12,7 +12,7 @@ from symground.reports.formats import table_html
 def render(template: str, **values: Any) -> str:
     """The page of a template. The filter ``table`` turns a DataFrame into an HTML table."""
     environment = Environment(
-        loader=PackageLoader("symground.reports", "."),
+        loader=PackageLoader("symground.reports.pages", "."),
         autoescape=select_autoescape(["html", "jinja"]),
         trim_blocks=True,
     )

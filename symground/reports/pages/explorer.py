@@ -12,7 +12,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from symground.folders import evenly
-from symground.reports.parts import Study
+from symground.reports.sections.parts import Study
 
 #: Largest size of the maps in a page, in bytes. If they are larger, fewer checkpoints are shown, evenly spread.
 BUDGET = 5 * 2**20

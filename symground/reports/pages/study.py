@@ -15,12 +15,12 @@ from symground.analysis.causal import enough
 from symground.data.words import age_of_acquisition
 from symground.disk import make_folder
 from symground.folders import read_json, replacing
-from symground.reports.explorer import explorer
 from symground.reports.figures import write_figures
 from symground.reports.formats import control_cell, corpus_size, number, with_interval
-from symground.reports.parts import Section, Sheet, Study, last_checkpoints
+from symground.reports.pages.explorer import explorer
+from symground.reports.pages.template import render
 from symground.reports.sections import SECTIONS, behaviour, beside
-from symground.reports.template import render
+from symground.reports.sections.parts import Section, Sheet, Study, last_checkpoints
 from symground.typed import WrongUsageError
 
 
@@ -70,7 +70,7 @@ def report(
             sections = [s if s.name != "heads" else _with(s, missing) for s in sections]
         file = Path(out or Path(path) / "report.html")
     page = render(
-        "page.html.jinja", name=" · ".join(study.name for study in studies), heading=heading, lead=lead,
+        "study.html.jinja", name=" · ".join(study.name for study in studies), heading=heading, lead=lead,
         summary=summary, sections=sections, maps=maps, studies=studies,
     )  # fmt: skip
     if figures:

@@ -12,8 +12,8 @@ from symground.analysis.causal import enough
 from symground.analysis.statistics import peak
 from symground.data.study_figures import STUDY, STUDY_INTERVENTIONS
 from symground.reports.formats import FEW, control_cell, corpus_size, number, p_value, signed, stars, with_interval
-from symground.reports.parts import Study, last_checkpoints
 from symground.reports.sections.cooccurrence import usable_r2
+from symground.reports.sections.parts import Study, last_checkpoints
 
 _MIDDLE = STUDY["middle"]
 #: The study's middle layers, as a part of the depth from 0 to 1.

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from symground.reports.comparisons.paper import MIDDLE, Tables
 from symground.reports.figures import MATCHED, MISMATCHED, PALETTE, band, figure_of, svg_of
-from symground.reports.paper import MIDDLE, Tables
-from symground.reports.parts import last_checkpoints
+from symground.reports.sections.parts import last_checkpoints
 
 
 def figures(found: Tables, tokens: int) -> dict[str, str]:
