@@ -24,7 +24,7 @@ from symground.reports import report
 from symground.reports.comparisons.paper import markdown, tables
 from symground.reports.comparisons.paper_figures import figures
 from symground.reports.pages.study import summary
-from symground.reports.sections.parts import Study
+from symground.reports.sections.parts import StudyResults
 from symground.training import Hardware, Optimization
 from symground.training.provenance import versions
 
@@ -199,7 +199,7 @@ def _with_images(whole: SweepSettings, paths: Sequence[str], study: Path, images
 
 
 def _write(study: Path, recipe: str, settings: SweepSettings) -> None:
-    read, asked = Study.read(study), study_probes(study)
+    read, asked = StudyResults.read(study), study_probes(study)
     tokens = settings.optimization.tokens_per_step
     found = tables(read, settings.models, layers_of(settings.models))
     about = {

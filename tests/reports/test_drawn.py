@@ -20,7 +20,7 @@ from symground.reports.sections.cooccurrence import _above, r2_curves
 from symground.reports.sections.heads import counts_figure, flow_figure, shares_figure
 from symground.reports.sections.layers import lens_figure, lens_table, saliency_layers, saliency_regions
 from symground.reports.sections.monitor import calibration_figure, steering_figure
-from symground.reports.sections.parts import Picture, Study
+from symground.reports.sections.parts import FigurePart, StudyResults
 
 #: Of the sections after behaviour.
 PICTURES = {
@@ -32,8 +32,8 @@ Points = list[tuple[float, float]]
 
 
 @pytest.fixture(scope="module")
-def study(distinct_study: Path) -> Study:
-    return Study.read(distinct_study)
+def study(distinct_study: Path) -> StudyResults:
+    return StudyResults.read(distinct_study)
 
 
 def drawn(figure: Figure, marker: str | None = None) -> dict[tuple[str, str], Points]:
@@ -53,7 +53,7 @@ def same(points: Points, frame: pd.DataFrame, x: str, y: str) -> None:
     assert points == [pytest.approx(pair) for pair in frame[[x, y]].to_numpy(float).tolist()]
 
 
-def test_behaviour_over_training(study: Study) -> None:
+def test_behaviour_over_training(study: StudyResults) -> None:
     training = study.training
     curves, gains, beside = map(
         drawn, (surprisal_curves(training), gain_curves(training), gains_figure(training.assign(study="s")))
@@ -67,7 +67,7 @@ def test_behaviour_over_training(study: Study) -> None:
     assert len(curves) == 4
 
 
-def test_thirty_models_are_thirty_lines(study: Study) -> None:
+def test_thirty_models_are_thirty_lines(study: StudyResults) -> None:
     one = study.training[study.training["model"] == MODELS[0]]
     training = pd.concat([one.assign(model=f"m{i}") for i in range(30)])
     assert {f"m{i}" for i in range(30)} <= {label for _, label in drawn(gain_curves(training))}
@@ -107,7 +107,7 @@ def test_r2_is_the_mean_over_seeds(distinct_study: Path, column: str) -> None:
         assert points == [pytest.approx(pair) for pair in expected]
 
 
-def test_r2_means_something_where_the_gain_is_above_0_by_its_interval(study: Study) -> None:
+def test_r2_means_something_where_the_gain_is_above_0_by_its_interval(study: StudyResults) -> None:
     training = study.training.assign(gain_low=0.1)
     training.loc[(training["model"] == MODELS[0]) & (training["step"] == 100), "gain_low"] = np.nan  # of one noun
     training.loc[(training["model"] == MODELS[1]) & (training["step"] == 200), "gain_low"] = 0.0
@@ -116,7 +116,7 @@ def test_r2_means_something_where_the_gain_is_above_0_by_its_interval(study: Stu
     assert len(above) == 6
 
 
-def test_layers(study: Study) -> None:
+def test_layers(study: StudyResults) -> None:
     saliency = study.results["saliency"]
     found = drawn(saliency_regions(saliency))
     last = saliency[saliency["step"] == 400]
@@ -146,7 +146,7 @@ def test_layers(study: Study) -> None:
         np.testing.assert_allclose(np.ravel(values), part["gain"])
 
 
-def test_heads(study: Study) -> None:
+def test_heads(study: StudyResults) -> None:
     shares = study.results["shares"]
     last = shares[(shares["step"] == 400) & (shares["denominator"] == "row") & (shares["seed"] == 0)]
     found = drawn(shares_figure(shares))
@@ -175,7 +175,7 @@ def test_heads(study: Study) -> None:
                 assert list(line.get_xdata()) == [0, 5]
 
 
-def test_monitor_and_steering(study: Study) -> None:
+def test_monitor_and_steering(study: StudyResults) -> None:
     calibration = study.results["calibration"]
     found = drawn(calibration_figure(calibration))
     for model in MODELS:
@@ -192,13 +192,13 @@ def test_monitor_and_steering(study: Study) -> None:
         same(found["", str(2 * i + 1)], mean, "factor", "control")
 
 
-def test_studies_of_one_name_are_numbered(study: Study) -> None:
+def test_studies_of_one_name_are_numbered(study: StudyResults) -> None:
     without = replace(study, results={"gain": pd.DataFrame()})
     assert [text.partition(":")[0] for text in beside([without, without]).missing] == ["study (1)", "study (2)"]
 
 
-def test_every_figure_is_in_the_page_and_what_lacks_is_said(study: Study) -> None:
+def test_every_figure_is_in_the_page_and_what_lacks_is_said(study: StudyResults) -> None:
     found = [section(study) for section in SECTIONS]
-    names = {part.name for section in found for part in section.parts if isinstance(part, Picture)}
+    names = {part.name for section in found for part in section.parts if isinstance(part, FigurePart)}
     assert names == PICTURES
     assert not [text for section in found for text in section.missing]

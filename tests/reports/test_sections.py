@@ -9,7 +9,7 @@ import pytest
 from symground.reports.formats import table_html
 from symground.reports.sections.behaviour import acquisition
 from symground.reports.sections.heads import explained, flow_and_effect, stability
-from symground.reports.sections.parts import Sheet
+from symground.reports.sections.parts import TablePart
 
 
 def heads(*rows: tuple[int, int, int, int, int]) -> pd.DataFrame:
@@ -72,5 +72,5 @@ def test_numbers_as_people_read_them() -> None:
 def test_a_table_of_more_than_fourteen_rows_has_a_box_of_its_own(rows: int, tall: bool) -> None:
     """By what the page shows, where that is another table than the one to be downloaded."""
     short, frame = pd.DataFrame({"x": [1]}), pd.DataFrame({"x": range(rows)})
-    assert Sheet("gain", frame, "").tall is tall
-    assert Sheet("gain", short, "", frame).tall is tall
+    assert TablePart("gain", frame, "").tall is tall
+    assert TablePart("gain", short, "", frame).tall is tall

@@ -23,7 +23,7 @@ from symground.reports.formats import FEW
 from symground.reports.sections import parts
 from symground.reports.sections.causal import grounds_or_matters
 from symground.reports.sections.monitor import steering_figure
-from symground.reports.sections.parts import Study
+from symground.reports.sections.parts import StudyResults
 
 sys.path.insert(0, str(Path(sg.__file__).resolve().parent.parent))
 
@@ -100,7 +100,7 @@ def test_on_the_terminal(
 
 
 def papers(study: Path, layers: int = 3) -> str:
-    found = tables(Study.read(study), ["gpt2-4l"], {"gpt2-4l": layers})
+    found = tables(StudyResults.read(study), ["gpt2-4l"], {"gpt2-4l": layers})
     corpus = {"tokens": 10, "env_tokens": 5, "vocabulary": 3}
     return markdown(found, {
         "recipe": "x", "corpus": corpus, "nouns": 8, "contexts": 1, "tokens_per_step": 8, "steps": 30,

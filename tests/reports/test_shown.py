@@ -19,7 +19,7 @@ from scipy import stats
 from symground.analysis.results import read_table
 from symground.data.words import cdi_categories
 from symground.reports.sections import SECTIONS, behaviour, beside
-from symground.reports.sections.parts import Section, Sheet, Study
+from symground.reports.sections.parts import Section, StudyResults, TablePart
 
 Row = dict[str, Any]
 Values = NDArray[np.float64]
@@ -51,8 +51,8 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def study(distinct_study: Path) -> Study:
-    return Study.read(distinct_study)
+def study(distinct_study: Path) -> StudyResults:
+    return StudyResults.read(distinct_study)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def table(distinct_study: Path) -> Callable[[str], pd.DataFrame]:
 class Sheets:
     """The tables of the page by their names; a section is made when one of its tables is asked for."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: StudyResults) -> None:
         self._sections = [lambda: behaviour(study, AGES), *(partial(section, study) for section in SECTIONS)]
         self._found: dict[int, dict[str, list[dict[str, str]]]] = {}
 
@@ -72,7 +72,7 @@ class Sheets:
         (number,) = (i for i, names in enumerate(NAMES) if name in names)
         if number not in self._found:
             section: Section = self._sections[number]()
-            parts = [part for part in section.parts if isinstance(part, Sheet)]
+            parts = [part for part in section.parts if isinstance(part, TablePart)]
             assert [part.name for part in parts] == list(NAMES[number])
             self._found[number] = {part.name: Reader(str(part.html)).rows for part in parts}
         return self._found[number][name]
@@ -87,7 +87,7 @@ NAMES = (
 
 
 @pytest.fixture(scope="module")
-def sheets(study: Study) -> Sheets:
+def sheets(study: StudyResults) -> Sheets:
     return Sheets(study)
 
 
@@ -477,10 +477,10 @@ def test_the_monitor_and_steering(sheets: Any, table: Any) -> None:
     ])  # fmt: skip
 
 
-def test_studies_beside_each_other(study: Study, made: Callable[..., Path], table: Any) -> None:
+def test_studies_beside_each_other(study: StudyResults, made: Callable[..., Path], table: Any) -> None:
     other = made("other", models=("mamba2-4l", "gpt2-4l"), steps=(0, 300), noise=4)
-    section = beside([study, Study.read(other)])
-    found = {part.name: Reader(str(part.html)).rows for part in section.parts if isinstance(part, Sheet)}
+    section = beside([study, StudyResults.read(other)])
+    found = {part.name: Reader(str(part.html)).rows for part in section.parts if isinstance(part, TablePart)}
     folders = {"study": (table("gain"), LAST, 2), "other": (read_table(other, "gain"), 300, 2)}
     last = []
     for name, (gains, step, seeds) in folders.items():

@@ -28,7 +28,7 @@ from symground.reports.comparisons.paper import markdown, tables
 from symground.reports.pages.study import _lead, summary
 from symground.reports.sections import SECTIONS, behaviour
 from symground.reports.sections.captions import FIGURES, TABLES
-from symground.reports.sections.parts import Study
+from symground.reports.sections.parts import StudyResults
 
 sys.path.insert(0, str(Path(symground.__file__).resolve().parent.parent))
 
@@ -112,14 +112,14 @@ def test_the_lead(made: Made) -> None:
     config = read_json(study / "config.json") | {"asked": {"nouns": 11, "contexts": 7}}
     write_json(study / "config.json", config)
     write_json(study / "data" / "statistics.json", {"tokens": 12345, "env_tokens": 2469, "vocabulary": 6789})
-    assert _lead(Study.read(study)) == (
+    assert _lead(StudyResults.read(study)) == (
         "12,345 tokens, 20% of them ENV; vocabulary 6,789; 6 nouns × 3 contexts. 5 of the 11 requested nouns are too "
         "rare in the corpus to be probed. 4 of the 7 requested contexts have words that are not in its vocabulary."
     )
     write_json(study / "data" / "statistics.json", {
         "tokens": 1000, "env_tokens": 100, "vocabulary": 6, "documents_with_image": 50, "patches": 4,
     })  # fmt: skip
-    assert _lead(Study.read(study)).startswith("1,000 tokens, 30% of them patches of images; vocabulary 6; ")
+    assert _lead(StudyResults.read(study)).startswith("1,000 tokens, 30% of them patches of images; vocabulary 6; ")
 
 
 def test_captions_say_which_intervals_and_which_levels(study: Path, made: Made) -> None:
@@ -127,13 +127,13 @@ def test_captions_say_which_intervals_and_which_levels(study: Path, made: Made) 
         (study, "95 % intervals over 2 seeds (Student's t)"),
         (made(seeds=1), "95 % intervals over nouns (BCa)"),
     ):
-        read = Study.read(folder)
+        read = StudyResults.read(folder)
         parts = behaviour(read).parts + [part for section in SECTIONS for part in section(read).parts]
         captions = {(type(part).__name__, part.name): part.caption for part in parts}
-        assert captions["Picture", "surprisal"].endswith(f"The bands are {bands}.")
-        assert captions["Picture", "gain"].endswith(f"The bands are {bands}.")
-        assert {name for kind, name in captions if kind == "Sheet"} <= TABLES.keys()
-        assert {name for kind, name in captions if kind == "Picture"} <= FIGURES.keys()
+        assert captions["FigurePart", "surprisal"].endswith(f"The bands are {bands}.")
+        assert captions["FigurePart", "gain"].endswith(f"The bands are {bands}.")
+        assert {name for kind, name in captions if kind == "TablePart"} <= TABLES.keys()
+        assert {name for kind, name in captions if kind == "FigurePart"} <= FIGURES.keys()
     assert all(text in TABLES["interventions"] for text in ("*** p < 0.001", "(Holm)", "more than a tenth"))
     assert "30 %" in FIGURES["shares"]
     assert "Holm-corrected over the model's checkpoints" in TABLES["final"]
@@ -186,7 +186,7 @@ def test_the_terminal_of_heads(study: Path, tmp_path: Path) -> None:
 
 def test_the_paper(study: Path) -> None:
     layers = {"mamba2-4l": 3, "gpt2-4l": 3}  # in another order than the tables' own
-    found = tables(Study.read(study), list(layers), layers)
+    found = tables(StudyResults.read(study), list(layers), layers)
     about = {
         "recipe": "paper-x", "corpus": {"tokens": 1000, "env_tokens": 370, "vocabulary": 4321}, "nouns": 6,
         "contexts": 2, "tokens_per_step": 64, "steps": 400, "summary": ["one", "two"],
@@ -232,7 +232,7 @@ def test_the_paper(study: Path) -> None:
 
 
 def test_the_papers_layers_and_heads(study: Path) -> None:
-    found = tables(Study.read(study), ["gpt2-4l"], {"gpt2-4l": 3})
+    found = tables(StudyResults.read(study), ["gpt2-4l"], {"gpt2-4l": 3})
     saliency, heads = read_table(study, "saliency"), read_table(study, "heads")
     for step in (100, 200, 400):
         values = [

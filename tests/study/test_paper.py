@@ -19,7 +19,7 @@ from symground.recipes import paper
 from symground.recipes.paper import PaperSettings, run_paper, sweep_settings
 from symground.recipes.sweep import SweepSettings
 from symground.reports.comparisons.paper import MIDDLE, markdown, tables
-from symground.reports.sections.parts import Study
+from symground.reports.sections.parts import StudyResults
 
 pytestmark = pytest.mark.trains
 
@@ -227,7 +227,7 @@ def test_what_agrees_is_judged_by_its_numbers() -> None:
                 for step, count in ((10, 1.0), (30, 2.0 if link else 0.5))
             ]
         )  # fmt: skip
-        study = Study(
+        study = StudyResults(
             Path("x"), "x", {},
             Results(gain=gain, r2=r2, saliency=saliency, heads=heads, interventions=interventions),  # type: ignore[arg-type]
             "x",

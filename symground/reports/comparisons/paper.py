@@ -13,7 +13,7 @@ from symground.analysis.statistics import peak
 from symground.data.study_figures import STUDY, STUDY_INTERVENTIONS
 from symground.reports.formats import FEW, control_cell, corpus_size, number, p_value, signed, stars, with_interval
 from symground.reports.sections.cooccurrence import usable_r2
-from symground.reports.sections.parts import Study, last_checkpoints
+from symground.reports.sections.parts import StudyResults, last_checkpoints
 
 _MIDDLE = STUDY["middle"]
 #: The study's middle layers, as a part of the depth from 0 to 1.
@@ -30,7 +30,7 @@ _NO_GAIN, _NO_HEADS, _NO_CONTROL = (f"no {what} to judge it by" for what in ("ga
 Tables = dict[str, pd.DataFrame]
 
 
-def tables(study: Study, models: Sequence[str], layers: Mapping[str, int]) -> Tables:
+def tables(study: StudyResults, models: Sequence[str], layers: Mapping[str, int]) -> Tables:
     """The results of a study in the form of the published ones.
 
     Args:
@@ -86,7 +86,7 @@ def _layers(saliency: pd.DataFrame, layers: Mapping[str, int]) -> pd.DataFrame:
     return mean.assign(share=mean["saliency"] / total)[["model", "step", "layer", "saliency", "share", "seeds"]]
 
 
-def _heads(study: Study, layers: Mapping[str, int]) -> pd.DataFrame:
+def _heads(study: StudyResults, layers: Mapping[str, int]) -> pd.DataFrame:
     """model, step, denominator, aggregate heads per example, their mean layer (from 1) and depth, seeds."""
     columns = ["model", "step", "denominator", "heads_per_example", "mean_layer", "depth", "seeds"]
     saliency = study.results["saliency"]

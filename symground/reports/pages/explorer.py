@@ -12,14 +12,14 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from symground.folders import evenly
-from symground.reports.sections.parts import Study
+from symground.reports.sections.parts import StudyResults
 
 #: Largest size of the maps in a page, in bytes. If they are larger, fewer checkpoints are shown, evenly spread.
 BUDGET = 5 * 2**20
 _LONGEST = 64  # tokens; longer examples are not shown
 
 
-def explorer(study: Study) -> Markup | None:
+def explorer(study: StudyResults) -> Markup | None:
     """The maps of each model's first seed as JSON for a script element; None if there are none.
 
     {runs: [{model, seed, layers, heads, steps, examples: [{noun, context, target, tokens}], maps: {step: [{surprisal,

@@ -20,7 +20,7 @@ from symground.reports.formats import control_cell, corpus_size, number, with_in
 from symground.reports.pages.explorer import explorer
 from symground.reports.pages.template import render
 from symground.reports.sections import SECTIONS, behaviour, beside
-from symground.reports.sections.parts import Section, Sheet, Study, last_checkpoints
+from symground.reports.sections.parts import Section, StudyResults, TablePart, last_checkpoints
 from symground.typed import WrongUsageError
 
 
@@ -53,7 +53,7 @@ def report(
         if not isinstance(each, (str, Path)):
             raise ValueError(f"path: expected the folder of a study or a run, got {type(each).__name__}")
     ages = None if acquisition is None else age_of_acquisition(acquisition)
-    studies = [Study.read(each) for each in (path, *others)]
+    studies = [StudyResults.read(each) for each in (path, *others)]
     if others:
         sections = [beside(studies)]
         heading, lead = "Symbol grounding, side by side", " · ".join(study.name for study in studies)
@@ -74,7 +74,7 @@ def report(
         summary=summary, sections=sections, maps=maps, studies=studies,
     )  # fmt: skip
     if figures:
-        drawn = [(picture.name, picture.figure) for section in sections for picture in section.pictures]
+        drawn = [(part.name, part.figure) for section in sections for part in section.figures]
         write_figures(drawn, file.parent / "figures")
     with replacing(file) as partial:
         partial.write_text(page, encoding="utf-8")
@@ -83,7 +83,7 @@ def report(
 
 def summary(path: str | Path) -> list[str]:
     """The summary at the top of a study's page: a sentence per finding and model."""
-    study = Study.read(path)
+    study = StudyResults.read(path)
     return _summary(study, [behaviour(study, None), *(section(study) for section in SECTIONS)])
 
 
@@ -91,7 +91,7 @@ def _with(section: Section, missing: Sequence[str]) -> Section:
     return Section(section.name, section.title, section.text, section.parts, [*section.missing, *missing])
 
 
-def _lead(study: Study) -> str:
+def _lead(study: StudyResults) -> str:
     statistics = read_json(study.folder / "data" / "statistics.json")
     nouns, contexts = study.config["nouns"], study.config["contexts"]
     assert isinstance(nouns, list)
@@ -111,9 +111,9 @@ def _lead(study: Study) -> str:
     return f"{size}; {len(nouns)} nouns × {len(contexts)} contexts.{lacking}"
 
 
-def _summary(study: Study, sections: Sequence[Section]) -> list[str]:
+def _summary(study: StudyResults, sections: Sequence[Section]) -> list[str]:
     """A sentence per finding and model; all of its numbers are in the tables of the page."""
-    frames = {part.name: part.frame for section in sections for part in section.parts if isinstance(part, Sheet)}
+    frames = {part.name: part.frame for section in sections for part in section.parts if isinstance(part, TablePart)}
     lines = []
     for row in _rows(frames, "final"):
         gain = with_interval(row["gain"], row["gain_low"], row["gain_high"])

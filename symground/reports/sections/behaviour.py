@@ -14,10 +14,10 @@ from symground.analysis.statistics import emergence, mixed_effects, resampled
 from symground.data.words import cdi_categories
 from symground.reports.figures import MATCHED, MISMATCHED, band, colours, figure_of
 from symground.reports.formats import interval, with_interval
-from symground.reports.sections.parts import Picture, Section, Sheet, Study, last_checkpoints
+from symground.reports.sections.parts import FigurePart, Section, StudyResults, TablePart, last_checkpoints
 
 
-def behaviour(study: Study, ages: Mapping[str, float] | None = None) -> Section:
+def behaviour(study: StudyResults, ages: Mapping[str, float] | None = None) -> Section:
     """Curves, emergence steps, and their tests."""
     gains, contexts = study.results["gain"], study.results["contexts"]
     title = "Does the word follow from the scene?"
@@ -33,26 +33,26 @@ def behaviour(study: Study, ages: Mapping[str, float] | None = None) -> Section:
     bands = {"bands": over}
     emerged, missing = _emerged(contexts)
     missing += study.lacking(contexts="emergence steps and mixed-effects models, which need the gain of each context")
-    parts: list[Picture | Sheet] = [
-        Sheet("final", _final(training), made, _final_shown(training)),
-        Picture("surprisal", surprisal_curves(training), made, bands),
-        Picture("gain", gain_curves(training), made, bands),
+    parts: list[FigurePart | TablePart] = [
+        TablePart("final", _final(training), made, _final_shown(training)),
+        FigurePart("surprisal", surprisal_curves(training), made, bands),
+        FigurePart("gain", gain_curves(training), made, bands),
     ]
     if emerged is not None:
         wholes = emerged[emerged["level"] != "noun"]
-        parts.append(Sheet("emergence", emerged, made, _emergence_shown(wholes)))
+        parts.append(TablePart("emergence", emerged, made, _emergence_shown(wholes)))
         if np.isfinite(emerged.loc[emerged["level"] == "noun", "step"]).any():
-            parts.append(Picture("emergence", emergence_figure(emerged), made))
+            parts.append(FigurePart("emergence", emergence_figure(emerged), made))
         if ages:
             found = acquisition(emerged, ages)
             if len(found):
-                parts.append(Sheet("acquisition", found, made))
+                parts.append(TablePart("acquisition", found, made))
     last = last_checkpoints(gains)
-    parts.append(Sheet("nouns", _nouns(last, emerged), made))
+    parts.append(TablePart("nouns", _nouns(last, emerged), made))
     mixed = _mixed(contexts)
     if len(mixed):
-        parts.append(Sheet("mixed", mixed, made))
-    parts.append(Sheet("training", training, made, _training_shown(training)))
+        parts.append(TablePart("mixed", mixed, made))
+    parts.append(TablePart("training", training, made, _training_shown(training)))
     if seeds == 1:
         missing = [*missing, "intervals over seeds: there is one seed only"]
     return Section("behaviour", title, text, parts, missing)

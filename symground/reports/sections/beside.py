@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from symground.analysis.statistics import emergence, holm, paired
 from symground.reports.figures import band, colours, figure_of
 from symground.reports.sections.causal import intervention_table
-from symground.reports.sections.parts import Picture, Section, Sheet, Study, last_checkpoints
+from symground.reports.sections.parts import FigurePart, Section, StudyResults, TablePart, last_checkpoints
 
 
-def beside(studies: Sequence[Study]) -> Section:
+def beside(studies: Sequence[StudyResults]) -> Section:
     """The gain over training of all studies, and the difference of the first study from each other one."""
     made = "symground report " + " ".join(study.place for study in studies)
     names = [study.name for study in studies]
@@ -35,9 +35,9 @@ def beside(studies: Sequence[Study]) -> Section:
     last = last_checkpoints(training, "study", "model")
     columns = ["study", "model", "step", "matched", "mismatched", "gain", "gain_low", "gain_high", "gain_seed_low",
                "gain_seed_high", "p_holm", "d", "nouns", "seeds"]  # fmt: skip
-    parts: list[Picture | Sheet] = [
-        Picture("beside-gains", gains_figure(training), made),
-        Sheet(
+    parts: list[FigurePart | TablePart] = [
+        FigurePart("beside-gains", gains_figure(training), made),
+        TablePart(
             "beside-last",
             last[columns],
             made,
@@ -46,7 +46,7 @@ def beside(studies: Sequence[Study]) -> Section:
     ]
     differences = _differences(there)
     if len(differences):
-        parts.append(Sheet("beside-differences", differences, made))
+        parts.append(TablePart("beside-differences", differences, made))
     emerged = []
     for name, study in there:
         missing += [f"{name}: {text}" for text in study.lacking(contexts="emergence steps")]
@@ -59,7 +59,7 @@ def beside(studies: Sequence[Study]) -> Section:
     if emerged:
         table = pd.concat(emerged, ignore_index=True)
         wholes = table[table["level"] == "model"][["study", "model", "step", "low", "high", "count", "seeds"]]
-        parts.append(Sheet("beside-emergence", table, made, wholes.rename(columns={"count": "nouns"}).round()))
+        parts.append(TablePart("beside-emergence", table, made, wholes.rename(columns={"count": "nouns"}).round()))
     tables = [
         intervention_table(study.results["interventions"]).assign(study=name)
         for name, study in there
@@ -67,11 +67,11 @@ def beside(studies: Sequence[Study]) -> Section:
     ]
     if tables:
         table = pd.concat(tables, ignore_index=True)
-        parts.append(Sheet("beside-interventions", table[["study", *[c for c in table if c != "study"]]], made))
+        parts.append(TablePart("beside-interventions", table[["study", *[c for c in table if c != "study"]]], made))
     return Section("beside", title, text, parts, missing)
 
 
-def _differences(studies: Sequence[tuple[str, Study]]) -> pd.DataFrame:
+def _differences(studies: Sequence[tuple[str, StudyResults]]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     first, *others = [(name, _by_noun(study.results["gain"])) for name, study in studies]
     for name, gains in others:

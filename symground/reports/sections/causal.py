@@ -9,10 +9,10 @@ from symground.analysis.causal import enough
 from symground.analysis.statistics import holm
 from symground.data.study_figures import STUDY, STUDY_INTERVENTIONS
 from symground.reports.formats import control_cell, number, signed, stars, with_interval
-from symground.reports.sections.parts import Picture, Section, Sheet, Study
+from symground.reports.sections.parts import FigurePart, Section, StudyResults, TablePart
 
 
-def causal(study: Study) -> Section:
+def causal(study: StudyResults) -> Section:
     """The causal table, beside the published one."""
     interventions = study.results["interventions"]
     title = "Do these heads matter?"
@@ -23,13 +23,13 @@ def causal(study: Study) -> Section:
     if interventions.empty:
         return Section("causal", title, text, (), study.lacking(interventions="interventions"))
     made = study.analyze("interventions")
-    parts: list[Picture | Sheet] = [
-        Sheet("interventions", interventions, made, intervention_table(interventions)),
-        Sheet("study", STUDY_INTERVENTIONS, STUDY["source"]),
+    parts: list[FigurePart | TablePart] = [
+        TablePart("interventions", interventions, made, intervention_table(interventions)),
+        TablePart("study", STUDY_INTERVENTIONS, STUDY["source"]),
     ]
     grounds = grounds_or_matters(interventions)
     if not grounds.empty:
-        parts.append(Sheet("grounds", grounds, made, grounds_shown(grounds)))
+        parts.append(TablePart("grounds", grounds, made, grounds_shown(grounds)))
     return Section("causal", title, text, parts)
 
 

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 
 from symground.analysis.statistics import peak
 from symground.reports.figures import colours, figure_of
-from symground.reports.sections.parts import Picture, Section, Sheet, Study
+from symground.reports.sections.parts import FigurePart, Section, StudyResults, TablePart
 
 
-def cooccurrence(study: Study) -> Section:
+def cooccurrence(study: StudyResults) -> Section:
     """R² over training, with and without frequency."""
     r2, gains = study.results["r2"], study.results["gain"]
     title = "Is it co-occurrence?"
@@ -20,22 +20,22 @@ def cooccurrence(study: Study) -> Section:
         return Section("cooccurrence", title, text, (), study.lacking(r2="R²", gain="the gain"))
     made = study.analyze("surprisal")
     usable = usable_r2(study)
-    parts: list[Picture | Sheet] = [
-        Picture("r2", r2_curves(usable, "r2"), made),
+    parts: list[FigurePart | TablePart] = [
+        FigurePart("r2", r2_curves(usable, "r2"), made),
     ]
     missing = []
     if "partial_r2" in r2:
-        parts.append(Picture("partial-r2", r2_curves(usable, "partial_r2"), made))
+        parts.append(FigurePart("partial-r2", r2_curves(usable, "partial_r2"), made))
     else:
         missing.append(f"intervals, PMI and partial R²: these results are of an older version ({made} --again)")
     parts += [
-        Sheet("r2-peak", peak(usable), made),
-        Sheet("r2", r2, made, _shown(r2)),
+        TablePart("r2-peak", peak(usable), made),
+        TablePart("r2", r2, made, _shown(r2)),
     ]
     return Section("cooccurrence", title, text, parts, missing)
 
 
-def usable_r2(study: Study) -> pd.DataFrame:
+def usable_r2(study: StudyResults) -> pd.DataFrame:
     """The rows of the results' table "r2" that can be interpreted: the mean gain's interval over nouns is above 0."""
     r2, above = study.results["r2"], _above(study.training)
     return r2[[above.get((m, s), False) for m, s in zip(r2["model"], r2["step"], strict=True)]]

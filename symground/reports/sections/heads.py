@@ -13,34 +13,34 @@ from scipy import stats
 from symground.analysis.heads import DENOMINATORS, KINDS
 from symground.folders import evenly
 from symground.reports.figures import colours, figure_of
-from symground.reports.sections.parts import Picture, Section, Sheet, Study, last_checkpoints
+from symground.reports.sections.parts import FigurePart, Section, StudyResults, TablePart, last_checkpoints
 
 _THRESHOLD = 0.30
 _COMPARED = 200  # examples: pairs of them are counted
 
 
-def heads(study: Study) -> Section:
+def heads(study: StudyResults) -> Section:
     """Counts of heads, their stability, the null of their shares, and how well flow predicts effects."""
     shares, swept = study.results["shares"], study.results["sweep"]
-    parts: list[Picture | Sheet] = []
+    parts: list[FigurePart | TablePart] = []
     if not shares.empty:
         made, counts = study.analyze("saliency"), head_counts(shares)
         parts += [
-            Picture("head-counts", counts_figure(counts), made),
-            Sheet("head-counts", counts, made, _at_some(counts)),
-            Sheet("common-heads", common_heads(shares), made),
-            Sheet("stability", stability(_of_last_two(study), _examples(study)), made),
-            Picture("shares", shares_figure(shares), made),
-            Sheet("shares", last_checkpoints(shares), made, _shares_shown(shares)),
+            FigurePart("head-counts", counts_figure(counts), made),
+            TablePart("head-counts", counts, made, _at_some(counts)),
+            TablePart("common-heads", common_heads(shares), made),
+            TablePart("stability", stability(_of_last_two(study), _examples(study)), made),
+            FigurePart("shares", shares_figure(shares), made),
+            TablePart("shares", last_checkpoints(shares), made, _shares_shown(shares)),
         ]
     if not swept.empty:
         made = study.analyze("sweep")
-        parts.append(Sheet("strongest", swept, made, strongest_heads(swept)))
+        parts.append(TablePart("strongest", swept, made, strongest_heads(swept)))
         both = flow_and_effect(shares, swept)
         if len(both):
             parts += [
-                Picture("flow-effect", flow_figure(both), made),
-                Sheet("flow-effect", explained(both), made),
+                FigurePart("flow-effect", flow_figure(both), made),
+                TablePart("flow-effect", explained(both), made),
             ]
     text = (
         "Flow is the absolute saliency |A ∘ ∂L/∂A| of a head, summed over positions. An aggregate head has at least "
@@ -52,14 +52,14 @@ def heads(study: Study) -> Section:
     return Section("heads", "Which heads?", text, parts, missing)
 
 
-def _examples(study: Study) -> int:
+def _examples(study: StudyResults) -> int:
     nouns, contexts = study.config["nouns"], study.config["contexts"]
     assert isinstance(nouns, list)
     assert isinstance(contexts, list)
     return len(nouns) * len(contexts)
 
 
-def _of_last_two(study: Study) -> pd.DataFrame:
+def _of_last_two(study: StudyResults) -> pd.DataFrame:
     """The heads of each run's last two checkpoints."""
     steps = study.results["shares"][["model", "seed", "step"]].drop_duplicates()
     kept = steps.sort_values("step").groupby(["model", "seed"]).tail(2)

@@ -10,28 +10,28 @@ from matplotlib.figure import Figure
 
 from symground.analysis.probing import PATCHES
 from symground.reports.figures import colours, figure_of
-from symground.reports.sections.parts import Picture, Section, Sheet, Study, last_checkpoints
+from symground.reports.sections.parts import FigurePart, Section, StudyResults, TablePart, last_checkpoints
 
 _CALLED = {"env": "ENV noun", "event": "rest of its utterance", "other": "rest of the context", PATCHES: "patches"}
 
 
-def layers(study: Study) -> Section:
+def layers(study: StudyResults) -> Section:
     """Saliency into the prediction position by layer, and the gain that lenses read at each depth."""
     saliency, lens = study.results["saliency"], study.results["lens"]
-    parts: list[Picture | Sheet] = []
+    parts: list[FigurePart | TablePart] = []
     if not saliency.empty:
         made = study.analyze("saliency")
         parts += [
-            Picture("saliency", saliency_layers(saliency), made),
-            Picture("saliency-regions", saliency_regions(saliency), made),
-            Sheet("saliency", saliency, made),
+            FigurePart("saliency", saliency_layers(saliency), made),
+            FigurePart("saliency-regions", saliency_regions(saliency), made),
+            TablePart("saliency", saliency, made),
         ]
     if not lens.empty:
         made = study.analyze("lens")
         table = lens_table(lens)
         parts += [
-            Picture("lens", lens_figure(table), made),
-            Sheet("lens", table, made),
+            FigurePart("lens", lens_figure(table), made),
+            TablePart("lens", table, made),
         ]
     text = (
         "Saliency shows through which layers the gradient flows from the word back to the scene. Lenses show from "

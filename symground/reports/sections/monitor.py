@@ -9,24 +9,24 @@ from matplotlib.figure import Figure
 from symground.analysis.causal import enough
 from symground.reports.figures import colours, figure_of
 from symground.reports.formats import control_cell, number, with_interval
-from symground.reports.sections.parts import Picture, Section, Sheet, Study, last_checkpoints
+from symground.reports.sections.parts import FigurePart, Section, StudyResults, TablePart, last_checkpoints
 
 
-def monitor(study: Study) -> Section:
+def monitor(study: StudyResults) -> Section:
     """Detectors of ungrounded choices, and steering."""
     detectors, calibration, steering = (study.results[name] for name in ("monitor", "calibration", "steering"))
     if "short" not in steering:  # results of an older version
         steering = steering.assign(short=np.nan)
     made = study.analyze("monitor")
-    parts: list[Picture | Sheet] = []
+    parts: list[FigurePart | TablePart] = []
     if not detectors.empty:
-        parts.append(Sheet("monitor", detectors, made, _detectors_shown(detectors)))
+        parts.append(TablePart("monitor", detectors, made, _detectors_shown(detectors)))
     if not calibration.empty:
-        parts.append(Picture("calibration", calibration_figure(calibration), made))
+        parts.append(FigurePart("calibration", calibration_figure(calibration), made))
     if not steering.empty:
         parts += [
-            Picture("steering", steering_figure(steering), made),
-            Sheet("steering", steering, made, _steering_shown(steering)),
+            FigurePart("steering", steering_figure(steering), made),
+            TablePart("steering", steering, made, _steering_shown(steering)),
         ]
     text = (
         "The flow of the aggregate heads is used to detect a wrong choice. Two detectors that read only the model's "

@@ -22,7 +22,7 @@ from symground.reports.sections.captions import FIGURES, TABLES
 
 
 @dataclass(frozen=True)
-class Picture:
+class FigurePart:
     """A figure."""
 
     name: str
@@ -47,7 +47,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class TablePart:
     """A table, which can also be downloaded."""
 
     name: str
@@ -83,13 +83,13 @@ class Section:
     name: str
     title: str
     text: str
-    parts: Sequence[Picture | Sheet]
+    parts: Sequence[FigurePart | TablePart]
     missing: Sequence[str] = ()
     """Results that have not been computed, each with the command that computes it."""
 
     @property
-    def pictures(self) -> list[Picture]:
-        return [part for part in self.parts if isinstance(part, Picture)]
+    def figures(self) -> list[FigurePart]:
+        return [part for part in self.parts if isinstance(part, FigurePart)]
 
 
 class Results:
@@ -114,7 +114,7 @@ _LONG = ("surprisal", "heads")
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyResults:
     """The results of a study, or of one run of it."""
 
     folder: Path
@@ -125,7 +125,7 @@ class Study:
     """Its path in the commands of the page: the path that was given, or the name if that path is absolute."""
 
     @staticmethod
-    def read(path: str | Path) -> Study:
+    def read(path: str | Path) -> StudyResults:
         """Read the folder of a study or of a run.
 
         Raises:
@@ -142,7 +142,7 @@ class Study:
             raise FileNotFoundError(f"{path} has no results yet; run: symground analyze {path}")
         name = folder.name if run is None else f"{folder.name}/{run[0]}/seed{run[1]}"
         place = name if path.is_absolute() else path.as_posix()
-        return Study(folder, name, read_json(folder / "config.json"), results, place)
+        return StudyResults(folder, name, read_json(folder / "config.json"), results, place)
 
     @cached_property
     def training(self) -> pd.DataFrame:
