@@ -143,14 +143,14 @@ def analyze(
         try:
             for step in steps:
                 checkpoint = _Checkpoint(Path(run), step, study, probes, counts, settings)
-                for name, (of_heads, last, analysis) in _ANALYSES.items():
+                for name, (needs_heads, last_table, analysis) in _ANALYSES.items():
                     if step not in due.get(name, ()):
                         continue
-                    if tables[last].has(model_name, seed, step) and not settings.again:
+                    if tables[last_table].has(model_name, seed, step) and not settings.again:
                         left += 1
-                    elif not of_heads or mixers(checkpoint.model):
+                    elif not needs_heads or mixers(checkpoint.model):
                         frames = analysis(checkpoint)
-                        for table in sorted(frames, key=_DECIDES.__contains__):
+                        for table in sorted(frames, key=_LAST_TABLES.__contains__):
                             tables[table].add(frames[table], model_name, seed, step)
                         if name == "surprisal":
                             scored.append(checkpoint.scores)
@@ -169,7 +169,7 @@ def _save(tables: dict[str, Table], scored: list[Path]) -> None:
     The last table of an analysis marks it as done. It is saved after the others, so an analysis that was interrupted is
     repeated.
     """
-    for name in sorted(tables, key=_DECIDES.__contains__):
+    for name in sorted(tables, key=_LAST_TABLES.__contains__):
         tables[name].save()
     for folder in scored:
         shutil.rmtree(folder, ignore_errors=True)
@@ -316,4 +316,4 @@ _ANALYSES: dict[str, tuple[bool, str, Callable[[_Checkpoint], _Frames]]] = {
     "sweep": (True, "sweep", _sweep),
     "monitor": (True, "monitor", _monitor),
 }
-_DECIDES = frozenset(last for _, last, _ in _ANALYSES.values())
+_LAST_TABLES = frozenset(last for _, last, _ in _ANALYSES.values())
