@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from symground.data import STUDY_NOUNS
-from symground.folders import write_json
+from symground.files import write_json
 from symground.reports import report
 
 

@@ -16,7 +16,7 @@ from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from symground.typed import WrongUsageError
+from symground.errors import WrongUsageError
 from symground.version import VERSION
 
 

@@ -26,7 +26,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import symground as sg
 from symground.data import Corpus, CorpusBuilder, GeneratedSettings, Question, add_scenes, write_questions
-from symground.folders import write_json
+from symground.files import write_json
 from symground.models.architectures.lstm import LSTMConfig, LSTMForCausalLM
 from tests.interpreter import quicken
 

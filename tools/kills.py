@@ -19,9 +19,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from symground.data import CorpusBuilder, GeneratedSettings, add_scenes
-from symground.folders import checkpoint_steps, write_json
+from symground.files import checkpoint_steps, damage, write_json
 from symground.recipes import train_study
-from symground.sealed import damage
 from symground.training import Hardware, Optimization
 
 MODEL = "gpt2-4l"

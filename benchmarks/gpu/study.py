@@ -61,7 +61,7 @@ def _train(c: Context, folder: Path, place: Path) -> Path:
 def _analyse(c: Context, folder: Path, run: Path) -> None:
     import symground as sg
     from symground.analysis.probing import context_of
-    from symground.folders import read_json
+    from symground.files import read_json
 
     config = read_json(folder / "config.json")
     model = sg.load(run).to(c.device)

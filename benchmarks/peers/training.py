@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from symground.heap import kept
 from symground.models import create
 from symground.models.architectures import unpadded
 from symground.ops.common import extension
+from symground.running import keep_freed_memory
 from symground.training import Hardware, TrainSettings
 from symground.training.step import Trainer, optimizer_of
 from symground.training.workers import Workers
@@ -108,7 +108,7 @@ class Small(nn.Module):
 
 def prepared(shape: Shape, device: str) -> dict[str, Run]:
     """Peer → a step. On a CPU all of them keep their memory, as symground's loop does and theirs would not."""
-    _LIFELONG.enter_context(kept(device == "cpu"))
+    _LIFELONG.enter_context(keep_freed_memory(device == "cpu"))
     return {name: prepare(name, shape, device) for name in PEERS}
 
 
@@ -159,7 +159,7 @@ def seconds_alone(shape: Shape, keep: bool, rounds: int = 9) -> list[float]:
     trainer = Trainer(model, shape.settings, Hardware(device="cpu"), Workers(0, 1, torch.device("cpu")))
     inputs, targets = batch(shape)
     seconds = []
-    with unpadded(model), kept(keep):
+    with unpadded(model), keep_freed_memory(keep):
         for _ in range(rounds + 2):
             since = time.perf_counter()
             float(trainer.step(inputs, targets, 1e-4).loss)

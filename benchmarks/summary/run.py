@@ -23,8 +23,8 @@ from benchmarks.common import measure
 from benchmarks.summary.picture import picture
 from benchmarks.summary.tables import machine_line, markdown, terminal
 from benchmarks.summary.verdict import collected, slower
-from symground.folders import read_json, write_json
-from symground.optional import require
+from symground.errors import require
+from symground.files import read_json, write_json
 from symground.training.provenance import versions
 
 ROOT = Path(__file__).resolve().parents[2]

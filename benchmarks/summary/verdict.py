@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.common import measure
 from benchmarks.summary.goals import GOALS, Goal, Row, needs_cuda, rows_of
 from benchmarks.summary.tables import MEASURED, called, time_of
-from symground.folders import read_json
+from symground.files import read_json
 from symground.training.provenance import versions
 
 FORMAT = 1

@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from symground.typed import told
+from symground.errors import told
 
 
 def words_of(value: Any, name: str) -> list[str]:

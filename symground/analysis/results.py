@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from symground.folders import replacing
+from symground.files import replacing
 
 TABLES = (
     "surprisal", "contexts", "gain", "r2", "saliency", "heads", "shares", "maps", "lens", "interventions", "sweep",

@@ -29,9 +29,9 @@ from symground.analysis.results import TABLES, Table, partial_scores
 from symground.analysis.statistics import cooccurrence_r2, gain, gain_by_context
 from symground.analysis.tracing import TunedLens, lens_gain, saliency_by_region, saliency_maps, trace
 from symground.data import Corpus
-from symground.folders import checkpoint_steps, evenly, model_and_seed, study_of
+from symground.files import checkpoint_steps, evenly, model_and_seed, study_of
 from symground.models import load, load_tokenizer, mixers
-from symground.progress import progress
+from symground.running import progress
 
 _LENSES = 5  # checkpoints
 _SAVE_EVERY = 20.0  # seconds of work that an interrupted analysis may lose

@@ -12,7 +12,7 @@ import transformers
 
 import symground
 from symground.data import Corpus
-from symground.folders import write_json, write_text
+from symground.files import write_json, write_text
 from symground.models import parameter_count
 from symground.recipes.compare import CompareSettings, checkpoints, collected, run_all
 from symground.recipes.prepare import GENERATED, CorpusSettings, prepare

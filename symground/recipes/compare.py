@@ -16,10 +16,10 @@ import tyro
 from symground.analysis.results import read_table
 from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import GeneratedSettings
-from symground.folders import checkpoint_steps
-from symground.jobs import BACKENDS, run_jobs
+from symground.files import checkpoint_steps
 from symground.models import PRESETS
 from symground.recipes.study import study_counts, study_probes, train_study
+from symground.running import BACKENDS, run_jobs
 from symground.training import Optimization
 
 _WHAT = AnalysisSettings(what=("surprisal",))

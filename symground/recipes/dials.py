@@ -23,7 +23,7 @@ from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import GeneratedSettings
 from symground.data.scenes import GeneratedImagesSettings, occurs
 from symground.data.words import cdi_categories
-from symground.folders import checkpoint_steps, read_json, write_json, write_text
+from symground.files import checkpoint_steps, read_json, write_json, write_text
 from symground.models import load, load_tokenizer
 from symground.recipes.compare import CompareSettings, checkpoints, collected, run_all
 from symground.recipes.prepare import GENERATED, GENERATED_IMAGES, CorpusSettings, prepare

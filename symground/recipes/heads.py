@@ -18,11 +18,11 @@ from symground.analysis.probing import ImageQuestions, answers, image_questions,
 from symground.analysis.tracing import trace
 from symground.data.questions import read_questions
 from symground.data.vision import MAX_MEGAPIXELS
-from symground.folders import read_json, replacing, write_json
+from symground.errors import check_device
+from symground.files import read_json, replacing, write_json
 from symground.models import load, load_processor
-from symground.optional import check_device
-from symground.progress import progress
 from symground.reports.patches import draw_patches
+from symground.running import progress
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from symground.data import ChatSettings, DialogSettings, noun_list
 from symground.data.scenes import GeneratedImagesSettings
 from symground.data.sequences import ImageSet
 from symground.data.visdial import stand_in_images
-from symground.folders import read_json, runs_of, write_json, write_text
+from symground.files import read_json, runs_of, write_json, write_text
 from symground.models import PRESETS, parameter_count
 from symground.recipes.prepare import CHILDES, VISDIAL, prepare
 from symground.recipes.study import study_probes

@@ -32,12 +32,10 @@ from symground.data.files import Limits
 from symground.data.scenes import GeneratedImagesSettings, add_image_scenes
 from symground.data.sequences import Shown, share_of
 from symground.data.words import IMAGE, normalized, noun_tokens, replace_words, shown
-from symground.disk import sync_all
-from symground.folders import read_json, write_json
-from symground.holding import held
+from symground.errors import WrongUsageError
+from symground.files import held, read_json, sync_all, write_json
 from symground.reports.formats import scene_share
 from symground.reports.pages.corpus import corpus_page
-from symground.typed import WrongUsageError
 
 GENERATED, GENERATED_IMAGES, CHILDES, VISDIAL = "generated", "generated-images", "childes", "visdial"
 KINDS = (GENERATED, GENERATED_IMAGES, CHILDES, VISDIAL)

@@ -20,7 +20,7 @@ from symground.analysis.results import TABLES, Table, partial_scores, read_table
 from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import Corpus
 from symground.data.sequences import ImageSet, Shown
-from symground.folders import checkpoint_steps, images_of, read_json, runs_of, study_of
+from symground.files import checkpoint_steps, images_of, read_json, runs_of, study_of
 from symground.models import PRESETS, load_tokenizer
 from symground.recipes.prepare import GENERATED, PROBE_IMAGES, CorpusSettings, check_named, kind_of, prepare
 from symground.reports import report

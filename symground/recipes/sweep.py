@@ -15,13 +15,13 @@ import tyro
 
 from symground.analysis.results import read_table
 from symground.analysis.run import AnalysisSettings, analyze, checkpoints_of
-from symground.folders import checkpoint_steps, write_json, write_text
-from symground.jobs import BACKENDS, Job, run_jobs
+from symground.files import checkpoint_steps, write_json, write_text
 from symground.recipes.dials import turned, values_of
 from symground.recipes.prepare import check_named, prepare
 from symground.recipes.study import StudySettings, study_counts, study_probes, train_study
 from symground.reports import report
 from symground.reports.comparisons.dials import curves, markdown, summary
+from symground.running import BACKENDS, Job, run_jobs
 from symground.training import Hardware, Optimization
 
 CORPUS = "corpus"

@@ -18,7 +18,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter
 from numpy.typing import ArrayLike
 
-from symground.folders import replacing
+from symground.files import replacing
 
 MATCHED, MISMATCHED = "#0b6e8a", "#b4532a"
 PALETTE = ("#0b6e8a", "#b4532a", "#5a7d2a", "#7a4fa3", "#8a6d0b", "#5b6b7a")

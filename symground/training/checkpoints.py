@@ -13,9 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from symground.disk import write_text
-from symground.folders import checkpoint_folder
-from symground.sealed import damage, discard, sealed
+from symground.files import checkpoint_folder, damage, discard, sealed, write_text
 from symground.training.metrics import lines_until
 
 _KEEP = 2  # resume states: the last, and the one before it in case the last is damaged
@@ -67,7 +65,7 @@ class Resumed(NamedTuple):
 def load_resume(run: Path, model: PreTrainedModel, optimizer: Optimizer) -> Resumed:
     """Load the newest undamaged resume state into model and optimizer; step 0 if there is none."""
     for folder in reversed(resume_folders(run)):
-        wrong = damage(folder, told=True)
+        wrong = damage(folder, required=True)
         if wrong is not None:
             print(f"{folder} is damaged ({wrong}); the state before it is used", file=sys.stderr)
             continue

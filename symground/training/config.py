@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from symground.errors import check_types
 from symground.models import PRESETS
 from symground.training.schedule import DECAYS, checkpoint_schedule
-from symground.typed import check_types
 
 PRECISIONS = ("float32", "bfloat16")
 

@@ -12,13 +12,10 @@ import torch
 from transformers import PreTrainedModel
 
 from symground.data.sequences import Corpus, RowSampler
-from symground.folders import checkpoint_folder, checkpoint_steps
-from symground.heap import kept
-from symground.holding import held
+from symground.files import checkpoint_folder, checkpoint_steps, damage, held, settle
 from symground.models import create, load, set_images
 from symground.models.architectures import unpadded
-from symground.progress import Bar, progress
-from symground.sealed import damage, settle
+from symground.running import Bar, keep_freed_memory, progress
 from symground.training.checkpoints import METRICS, load_resume, resume_folders, save_checkpoint, save_resume
 from symground.training.config import Hardware, TrainSettings
 from symground.training.metrics import Metrics, TensorBoard, Tracker, flops_per_token, tensorboard
@@ -74,7 +71,7 @@ def train(
     with ExitStack() as stack:
         found = stack.enter_context(workers(hardware.device))
         stack.enter_context(deterministic(hardware.deterministic))
-        stack.enter_context(kept(found.device.type == "cpu"))
+        stack.enter_context(keep_freed_memory(found.device.type == "cpu"))
         _check_shares(settings, hardware, found)
         if hardware.tensorboard:
             tensorboard()  # report a missing package before anything is written

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel
 
-from symground.disk import append, sync, write_text
-from symground.optional import require
+from symground.errors import require
+from symground.files import append, sync, write_text
 
 #: Peak dense bfloat16 FLOP/s of GPUs by name, from their makers' data sheets.
 PEAK = {

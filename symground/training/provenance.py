@@ -14,8 +14,7 @@ import torch
 import transformers
 
 from symground.data.sequences import Corpus
-from symground.disk import make_folder, sync, write_json
-from symground.folders import read_json
+from symground.files import make_folder, read_json, sync, write_json
 from symground.training.config import Hardware, TrainSettings
 from symground.version import VERSION
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, distributed
 
-from symground.optional import check_device
+from symground.errors import check_device
 
 
 @dataclass

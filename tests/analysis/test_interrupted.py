@@ -15,11 +15,11 @@ import pandas as pd
 import pytest
 
 import symground as sg
-from symground import disk
 from symground.analysis import results, run
 from symground.analysis.probing import scoring
 from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import Corpus
+from symground.files import disk
 from symground.models import create
 
 

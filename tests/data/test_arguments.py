@@ -12,8 +12,8 @@ import pytest
 from symground import data
 from symground.data.files import Limits
 from symground.data.scenes import GeneratedImagesSettings
+from symground.errors import told
 from symground.training import Hardware, Optimization, TrainSettings
-from symground.typed import told
 
 WRONG: tuple[Any, ...] = (3, None, 1.5, [3], {"a": 1}, b"x", object())
 #: Function → the argument that its message names if all are of a wrong type.

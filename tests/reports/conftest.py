@@ -11,7 +11,7 @@ import pytest
 
 import symground as sg
 from symground.analysis.statistics.information_gain import gain_by_context
-from symground.folders import write_json
+from symground.files import write_json
 
 NOUNS = ("ball", "dog", "book", "cup", "shoe", "car")
 Made = Callable[..., Path]

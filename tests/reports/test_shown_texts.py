@@ -18,7 +18,7 @@ from scipy import stats
 
 import symground
 from symground.analysis.results import read_table
-from symground.folders import read_json, write_json
+from symground.files import read_json, write_json
 from symground.recipes import heads as recipe_of_heads
 from symground.recipes.study import _summarise
 from symground.reports.comparisons.dials import markdown as dials_markdown

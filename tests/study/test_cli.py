@@ -25,7 +25,7 @@ from symground.analysis.probing import scoring
 from symground.analysis.results import read_table
 from symground.cli import main
 from symground.data import Corpus, env, lan
-from symground.folders import checkpoint_steps
+from symground.files import checkpoint_steps
 
 pytestmark = pytest.mark.trains
 

@@ -19,7 +19,7 @@ from symground.analysis.results import Table
 from symground.analysis.statistics.intervals import bootstrap_interval, resampled
 from symground.cli import COMMANDS, GROUPS, main
 from symground.data import Corpus
-from symground.optional import check_device, require
+from symground.errors import check_device, require
 from symground.recipes import study as recipe
 from symground.recipes.heads import summary
 from symground.training import Hardware, TrainSettings, train

@@ -14,7 +14,7 @@ from symground.analysis.results import read_table
 from symground.cli import main
 from symground.data import GeneratedSettings
 from symground.data.scenes import GeneratedImagesSettings, occurs
-from symground.folders import read_json
+from symground.files import read_json
 from symground.recipes.dials import IMAGE_VALUES, VALUES, DialsSettings, control_probes, turn_dial
 from symground.reports.comparisons.dials import markdown, summary
 from symground.training import Optimization

@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 import symground as sg
 from symground.cli import main
 from symground.data import Question, read_questions, write_questions
-from symground.folders import read_json
+from symground.files import read_json
 from symground.models import load_processor, mixers
 from symground.recipes import heads as recipe
 from symground.reports.figures import figure_of

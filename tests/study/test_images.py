@@ -18,7 +18,7 @@ from symground.cli import main
 from symground.data import Corpus, DialogSettings, GeneratedSettings
 from symground.data.scenes import GeneratedImagesSettings
 from symground.data.sequences import IGNORED, ImageSet, RowSampler
-from symground.folders import read_json, write_json
+from symground.files import read_json, write_json
 from symground.recipes import CorpusSettings, prepare
 from symground.recipes.study import study_counts, study_images, study_probes
 from symground.training import TrainSettings, train

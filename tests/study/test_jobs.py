@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from symground.jobs import run_jobs
+from symground.running import run_jobs
 
 
 @pytest.fixture(scope="module")

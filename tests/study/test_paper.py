@@ -14,7 +14,7 @@ from symground.cli import main
 from symground.data import DialogSettings
 from symground.data.scenes import GeneratedImagesSettings
 from symground.data.visdial import stand_in_images
-from symground.folders import read_json
+from symground.files import read_json
 from symground.recipes import paper
 from symground.recipes.paper import PaperSettings, run_paper, sweep_settings
 from symground.recipes.sweep import SweepSettings

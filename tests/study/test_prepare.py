@@ -11,7 +11,7 @@ import pytest
 
 from symground.cli import main
 from symground.data import ChatSettings, Corpus, DialogSettings
-from symground.folders import read_json
+from symground.files import read_json
 from symground.recipes import CorpusSettings, prepare
 
 pytestmark = pytest.mark.trains

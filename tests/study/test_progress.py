@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from symground.progress import progress
+from symground.running import progress
 
 CODE = """
-from symground.progress import progress
+from symground.running import progress
 for _ in range(2):
     with progress("outer", 2) as outer:
         for _ in range(2):
@@ -36,7 +36,7 @@ def test_plain_lines_tell_how_long_the_rest_takes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr("symground.progress.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("symground.running.progress_bar.time.monotonic", lambda: clock[0])
     with progress("count", 200, done=100) as bar:
         for _ in range(10):
             clock[0] += 40.0

@@ -1,7 +1,8 @@
 """A disk that fails at a call, and all states that a kill or a power cut may leave.
 
-A disk is what :mod:`symground.disk` calls of the operating system. The worst of a power cut is computed: a file has
-the content that was synced last, and a folder either the names that were synced last, or those that it has now.
+The tests follow the calls of :mod:`symground.files.disk` to the operating system. They compute the worst that a power
+cut may leave: a file has the content that was synced last, and a folder has the names that were synced last or its
+present ones.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from symground import disk
+from symground.files import disk
 
 CALLS = ("write", "fsync", "replace", "mkdir", "unlink", "rmdir", "chmod")
 #: path → content, None of a folder
@@ -39,7 +40,7 @@ def laid_out(state: State, root: Path) -> Path:
 
 
 class Watched:
-    """``os`` for symground.disk: before each call that changes something, ``before`` is told its name and arguments."""
+    """``os`` for symground.files.disk: calls ``before(name, arguments)`` before each call that changes something."""
 
     def __init__(self, before: Callable[[str, tuple[Any, ...]], None]) -> None:
         self._before = before

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from symground.folders import read_json, write_json
-from symground.sealed import damage, discard, sealed, settle
+from symground.files import damage, discard, read_json, sealed, settle, write_json
 from tests.training.disk_faults import Cuts, calls_of, failing_at, is_full, laid_out, watched
 
 
 def whole(folder: Path, letter: str) -> bool:
-    return damage(folder, told=True) is None and (folder / "a").read_text() == letter and (folder / "b").exists()
+    return damage(folder, required=True) is None and (folder / "a").read_text() == letter and (folder / "b").exists()
 
 
 def seal(folder: Path, letter: str) -> None:

@@ -17,10 +17,9 @@ import torch
 
 from symground.analysis.tracing.lens import TunedLens
 from symground.data import Corpus
-from symground.disk import remove
-from symground.folders import checkpoint_folder, checkpoint_steps, read_json, replacing
-from symground.holding import LOCK, held
-from symground.jobs import run_jobs
+from symground.files import checkpoint_folder, checkpoint_steps, held, read_json, remove, replacing
+from symground.files.folder_lock import LOCK
+from symground.running import run_jobs
 from symground.training import Hardware, TrainSettings, train
 from symground.training.checkpoints import resume_folders
 
@@ -32,7 +31,7 @@ TINY = TrainSettings(model="lstm-1l", steps=4, batch_size=2, length=12, warmup=2
 HOLDS = """
 import sys
 from pathlib import Path
-from symground.holding import held
+from symground.files import held
 with held(Path(sys.argv[1]), "trains"):
     print("held", flush=True)
     sys.stdin.readline()

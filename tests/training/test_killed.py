@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from symground.folders import checkpoint_folder, checkpoint_steps
+from symground.files import checkpoint_folder, checkpoint_steps, damage, sealed
 from symground.recipes import train_study
-from symground.sealed import damage, sealed
 from symground.training import Hardware, Optimization
 from symground.training.checkpoints import resume_folders
 

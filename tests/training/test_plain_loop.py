@@ -17,7 +17,7 @@ from transformers import GPT2LMHeadModel
 
 from symground.data import Corpus
 from symground.data.sequences import RowSampler
-from symground.folders import checkpoint_folder
+from symground.files import checkpoint_folder
 from symground.models import create
 from symground.training import Hardware, TrainSettings, loop, train
 

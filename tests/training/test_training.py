@@ -17,11 +17,10 @@ from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
 import symground as sg
-from symground import heap
 from symground.data import Corpus
 from symground.data.sequences import RowSampler
-from symground.folders import checkpoint_folder, checkpoint_steps
-from symground.heap import kept, returned
+from symground.files import checkpoint_folder, checkpoint_steps
+from symground.running import free_memory, keep_freed_memory, return_freed_memory
 from symground.training import Hardware, TrainSettings, train
 from symground.training import step as step_of
 from symground.training.checkpoints import resume_folders
@@ -278,7 +277,7 @@ def test_kept_memory_is_given_back_afterwards() -> None:
         return int(Path("/proc/self/statm").read_text().split()[1])
 
     before, pages = resident(), 100 * 2**20 // 4096
-    with kept():
+    with keep_freed_memory():
         held = [torch.ones(2**22) for _ in range(8)]  # 128 MiB
         del held
         inside = resident()
@@ -298,8 +297,8 @@ def test_freed_memory_goes_where_the_last_block_says_that_has_not_ended(monkeypa
 
         def malloc_trim(self, _: int) -> None: ...
 
-    monkeypatch.setattr(heap, "_glibc", Libc)
-    sizes = {kept: 2**30, returned: 2**17}
+    monkeypatch.setattr(free_memory, "_glibc", Libc)
+    sizes = {keep_freed_memory: 2**30, return_freed_memory: 2**17}
     for first, second in itertools.product(sizes, sizes):
         a, b = first(), second()
         a.__enter__()
@@ -313,5 +312,5 @@ def test_freed_memory_goes_where_the_last_block_says_that_has_not_ended(monkeypa
             with second():
                 pass
             assert told[mapped_from] == sizes[first]
-    with kept(on=False), returned(on=False):
+    with keep_freed_memory(on=False), return_freed_memory(on=False):
         assert told[mapped_from] == 2**25

@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from symground import disk
 from symground.data import Corpus
-from symground.folders import checkpoint_folder, read_json
+from symground.files import SUMS, checkpoint_folder, damage, disk, read_json
 from symground.models.architectures.lstm import LSTMConfig, LSTMForCausalLM
-from symground.sealed import SUMS, damage
 from symground.training import Hardware, TrainSettings, loop, train
 from symground.training.checkpoints import resume_folders
 from tests.training.disk_faults import Cuts, Watched, calls_of, failing_at, laid_out, state_of, watched
@@ -46,7 +44,7 @@ def check_named(run: Path) -> None:
     """Whatever has its final name is whole."""
     for kind in ("checkpoints", "resume"):
         for folder in (run / kind).glob("step-*"):
-            assert damage(folder, told=True) is None, folder
+            assert damage(folder, required=True) is None, folder
 
 
 @pytest.fixture
@@ -76,7 +74,7 @@ def test_a_training_that_is_cut_off_anywhere_goes_on_to_the_same_bits(
         run = laid_out(state, tmp_path / f"cut{number}") / name
         check_named(run)
         for folder in promised:
-            assert damage(tmp_path / f"cut{number}" / folder, told=True) is None, (
+            assert damage(tmp_path / f"cut{number}" / folder, required=True) is None, (
                 "a checkpoint that was told of is lost"
             )
         with watched(asleep):
@@ -102,7 +100,7 @@ def test_a_training_that_meets_an_error_anywhere_keeps_what_was_saved_and_goes_o
             )  # fmt: skip
         check_named(run)
         for folder in told:
-            assert damage(folder, told=True) is None
+            assert damage(folder, required=True) is None
         with watched(asleep):
             train(corpus, settings, run, OFTEN)
         assert outcome(run) == expected, at
@@ -137,7 +135,10 @@ def test_a_state_without_checksums_is_passed_over(
     if spoilt != "missing":
         (newest / SUMS).write_text({"not JSON": "{", "a list": "[]"}[spoilt])
     train(corpus, SETTINGS, tmp_path, OFTEN)
-    assert f"{newest} is damaged ({SUMS} is {'missing' if spoilt == 'missing' else 'none'})" in capsys.readouterr().err
+    assert (
+        f"{newest} is damaged ({SUMS} {'is missing' if spoilt == 'missing' else 'has no checksums'})"
+        in capsys.readouterr().err
+    )
     assert outcome(tmp_path) == expected
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from symground.data import Corpus
-from symground.folders import checkpoint_folder
+from symground.files import checkpoint_folder
 from symground.training import Hardware, TrainSettings, train
 
 pytestmark = pytest.mark.trains

@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.probing import Asked, Examples, ImageQuestions, Probes
+from symground.errors import told
 from symground.models import mixers
 from symground.models.hooks import device_of, head_outputs
 from symground.models.passes import check_inputs
 from symground.models.trials import check_deterministic, check_lengths
-from symground.typed import told
 
 Reference = Asked | Examples | Tensor | Mapping[str, Tensor]
 MODES = ("zero", "mean", "resample")

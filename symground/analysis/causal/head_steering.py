@@ -16,10 +16,10 @@ from symground.analysis.causal.gates import Block, Heads, gates_of
 from symground.analysis.heads import pieces_of
 from symground.analysis.probing import Asked, Choices, Examples, check_fits, choices
 from symground.analysis.tracing import trace
+from symground.errors import require
 from symground.models import mixers
 from symground.models.passes import gated
-from symground.optional import require
-from symground.progress import progress
+from symground.running import progress
 
 FACTORS = (0.0, 0.5, 1.5, 2.0, 3.0)
 

@@ -18,7 +18,7 @@ from symground.models import Mixer, Tap, mixers
 from symground.models.hooks import Replacement, head_outputs, tapped
 from symground.models.passes import Replay, gated, replays
 from symground.models.trials import check_lengths, hidden_states, stretch_of, verified_readout
-from symground.progress import progress
+from symground.running import progress
 
 METHODS = ("both", "exact", "first-order")
 WHERE = ("all", "prediction")

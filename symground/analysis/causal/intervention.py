@@ -24,7 +24,7 @@ from symground.models import mixers
 from symground.models.hooks import head_outputs
 from symground.models.passes import check_weights
 from symground.models.trials import hidden_states, readout
-from symground.progress import progress
+from symground.running import progress
 
 
 def intervene(

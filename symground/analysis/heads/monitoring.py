@@ -22,9 +22,9 @@ from symground.analysis.heads.selection import halves
 from symground.analysis.probing import Asked, check_fits, choices
 from symground.analysis.statistics import resampled
 from symground.analysis.tracing import trace
+from symground.display import as_table, as_text
+from symground.errors import require
 from symground.models import mixers
-from symground.optional import require
-from symground.shown import as_table, as_text
 
 Values = NDArray[np.float64]
 #: Detector → the columns that it reads.

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from symground.analysis.checks import check_frame
 from symground.analysis.probing.examples import Examples
 from symground.analysis.probing.questions import ImageQuestions
+from symground.errors import told
 from symground.models.passes import check_weights, gated
 from symground.models.trials import check_deterministic, check_lengths, hidden_states, verified_readout
-from symground.typed import told
 
 _OVERALL = "all"
 AMONG = ("targets", "vocabulary")

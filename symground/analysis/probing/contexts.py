@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from symground.data.files import parse_json
 from symground.data.scenes import Utterance, distractor
 from symground.data.words import IMAGE, TIERS, WORD
-from symground.typed import told
+from symground.errors import told
 
 SLOT = "{}"
 

@@ -14,8 +14,7 @@ from symground.analysis.probing.contexts import Context
 from symground.analysis.probing.examples import Ids, Row
 from symground.data.sequences import Shown, patch_ids
 from symground.data.words import IMAGE, TIERS, env, lan, lan_tokens, speaker
-from symground.panics import panics_named
-from symground.typed import told
+from symground.errors import panics_named, told
 
 _Rows = tuple[tuple[Row, ...], ...]
 

@@ -30,8 +30,8 @@ from symground.data.vision import (
     read_image,
     read_prompt,
 )
-from symground.shown import as_table, as_text, some
-from symground.typed import told
+from symground.display import as_table, as_text, some
+from symground.errors import told
 
 #: The default wording of answers.
 SAID = {"yes": "Yes", "no": "No"}

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from symground.analysis.probing.probe_checks import check_asked, check_fits
 from symground.analysis.probing.scan import scan
 from symground.analysis.probing.sentence_probes import Probes
-from symground.folders import read_json, replacing, write_json
+from symground.files import read_json, replacing, write_json
 from symground.models.passes import check_weights
-from symground.progress import progress
+from symground.running import progress
 
 _KEY = "_scores.json"  # readers of a folder of Parquet files ignore names with a leading underscore
 _PARTS = "part-*.parquet"

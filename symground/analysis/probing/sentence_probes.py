@@ -22,7 +22,7 @@ from symground.analysis.probing.encoding import ProbeImages, StudyEncoder, encod
 from symground.analysis.probing.examples import PATCHES, Examples, Ids, Row
 from symground.data import STUDY_NOUNS
 from symground.data.words import IMAGE, TIERS, cdi_categories
-from symground.shown import as_table, as_text, some
+from symground.display import as_table, as_text, some
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from symground.analysis.checks import words_of
 from symground.data import Corpus
 from symground.data.words import IMAGE, noun_tokens
-from symground.typed import told
+from symground.errors import told
 
 
 def cooccurrence(

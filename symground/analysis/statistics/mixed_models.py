@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from symground.optional import require
+from symground.errors import require
 
 _VARYING = ("target", "context", "seed")
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.heap import returned
 from symground.models import Mixer
 from symground.models.hooks import RowProbe, Tap, device_of, hooked, tapped
 from symground.models.passes import checkpointed, frozen, offloaded
 from symground.models.trials import Readout, hidden_states
+from symground.running import return_freed_memory
 
 #: Loss scale of float16 models, whose gradients would underflow; results are divided by it.
 _SCALE = 2.0**10
@@ -154,7 +154,7 @@ def run_pass(
         stack.enter_context(frozen(model))
         width = head.weight.shape[-1]
         large = count * length * len(layers) * width >= _LARGE
-        stack.enter_context(returned(kind == "cpu" and (large or checkpoint)))
+        stack.enter_context(return_freed_memory(kind == "cpu" and (large or checkpoint)))
         if checkpoint:
             stack.enter_context(checkpointed(model))
         taps = {}

@@ -23,13 +23,13 @@ from symground.analysis.checks import ids_of
 from symground.analysis.probing import Probes, check_fits
 from symground.data import Corpus
 from symground.data.sequences import IGNORED, RowSampler
-from symground.folders import replacing
+from symground.display import as_table, as_text, some
+from symground.errors import told
+from symground.files import replacing
 from symground.models import mixers
 from symground.models.passes import check_length, check_weights, final_norm, frozen, readable_ids, residual_stream
 from symground.models.trials import Readout, check_deterministic, check_lengths, trial_ids, verified_readout
-from symground.progress import progress
-from symground.shown import as_table, as_text, some
-from symground.typed import told
+from symground.running import progress
 
 
 @dataclass(frozen=True)

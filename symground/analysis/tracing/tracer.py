@@ -17,7 +17,7 @@ from symground.analysis.tracing.trace_input import TraceInput, of_examples, of_i
 from symground.models import Mixer, mixers
 from symground.models.passes import check_inputs, check_weights
 from symground.models.trials import check_deterministic, check_lengths, verified_readout
-from symground.progress import progress
+from symground.running import progress
 
 _KEYWORDS = ("targets", "attention_mask", "groups", "saliency", "rows", "batch_size", "checkpoint", "offload")
 _DIMS = {

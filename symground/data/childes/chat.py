@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 from symground.data.childes.main_tier import UNINTELLIGIBLE, Unpaired, form_of, spoken, unmarked
 from symground.data.words import UNKNOWN, WORD, env_tokens, lan, normalized, speaker
-from symground.optional import require
-from symground.typed import check_types
+from symground.errors import check_types, require
 
 #: <bef>, <aft>, and written out: <before>, <after>
 _TIMING = re.compile(r"<\s*(bef|dur|aft)(?:ore|ing|er)?\b[^<>]*>", re.IGNORECASE)

@@ -19,9 +19,8 @@ from symground.data.childes.chat import ChatSettings, Unreadable, decode, is_utf
 from symground.data.childes.workers import Died, Worker, workers
 from symground.data.files import LeftOut, Limits, file_names, files_in
 from symground.data.sequences import CorpusBuilder, share_of
-from symground.panics import ENDS
-from symground.progress import progress
-from symground.typed import check_kind
+from symground.errors import ENDS, check_kind
+from symground.running import progress
 
 #: Bytes of transcripts that a process gets at once.
 _BATCH = 1 << 20

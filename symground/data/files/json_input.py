@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from symground.typed import check_kind, told_json
+from symground.errors import check_kind, told_json
 
 
 def parse_json(content: str | bytes) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from symground.data.files.archives import PACKED, UNKNOWN, Refused, members
 from symground.data.files.archives import SUFFIXES as ARCHIVES
-from symground.typed import check_types
+from symground.errors import check_types
 
 Suffix = str | tuple[str, ...]
 #: (name, why it is not read)

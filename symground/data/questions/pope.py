@@ -20,7 +20,7 @@ import tyro
 
 from symground.data.files import json_field, parse_json
 from symground.data.questions.question_files import Question, write_questions
-from symground.typed import check_path
+from symground.errors import check_path
 
 STRATEGIES = ("random", "popular", "adversarial")
 

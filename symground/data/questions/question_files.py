@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from symground.data.files import parse_json
-from symground.folders import replacing
-from symground.typed import check_kind, check_path
+from symground.errors import check_kind, check_path
+from symground.files import replacing
 
 # Text after the question does not matter, such as "Answer in one word." in files made for one model.
 _WORDING = re.compile(r"\s*is there an? (.+?) in the image\?", re.IGNORECASE)

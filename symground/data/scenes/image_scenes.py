@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from symground.data.files import create_array
 from symground.data.scenes.word_scenes import Family, GeneratedSettings
 from symground.data.sequences import CorpusBuilder, Shown
-from symground.disk import put_folder
-from symground.folders import write_json
-from symground.typed import check_types
+from symground.errors import check_types
+from symground.files import put_folder, write_json
 
 
 @dataclass(frozen=True)

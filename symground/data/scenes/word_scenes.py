@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from symground.data.sequences import CorpusBuilder, share_of
 from symground.data.words import STUDY_NOUNS, TIERS, cdi_categories, env_tokens, lan_tokens, speaker
-from symground.typed import check_kind, check_types
+from symground.errors import check_kind, check_types
 
 ENV_POOL = (
     "picks up {}", "points to {}", "holds {} out to MOT", "reaches for {}", "plays with {}", "looks at {}",

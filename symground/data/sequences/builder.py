@@ -16,7 +16,7 @@ from symground.data.files import create_array
 from symground.data.sequences.corpus import Corpus, write_description, write_images
 from symground.data.sequences.tokenizer import word_level_tokenizer
 from symground.data.words import UNKNOWN, base_of, with_base
-from symground.disk import put_folder
+from symground.files import put_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

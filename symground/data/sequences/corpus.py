@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from symground.data.sequences.image_set import ImageSet
-from symground.folders import images_of, read_json, write_json
-from symground.panics import errors_named
-from symground.shown import as_table, as_text
-from symground.typed import check_path
+from symground.display import as_table, as_text
+from symground.errors import check_path, errors_named
+from symground.files import images_of, read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from symground.folders import read_json
+from symground.files import read_json
 
 _NUMBER = re.compile(r"(\d+)\D*$")
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from symground.data.files import files_in, json_field, json_typed, parse_json
 from symground.data.words import env_tokens, lan_tokens, speaker, words_in
-from symground.typed import check_types
+from symground.errors import check_types
 
 #: The speakers: of the caption, of questions, of answers.
 CAPTION, QUESTION, ANSWER = "CAP", "QUE", "ANS"

@@ -11,8 +11,8 @@ from symground.data.files import LeftOut, Limits, file_names, files_in
 from symground.data.sequences import CorpusBuilder, ImageSet, image_key, share_of
 from symground.data.visdial.dialogue_files import DialogSettings, coco_captions, dialogue_of, entries_of
 from symground.data.words import words_in
-from symground.progress import progress
-from symground.typed import check_kind
+from symground.errors import check_kind
+from symground.running import progress
 
 
 def add_dialogues(

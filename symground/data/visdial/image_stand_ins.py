@@ -18,8 +18,7 @@ from symground.data.scenes import GeneratedImagesSettings, Painter
 from symground.data.sequences import ImageSet
 from symground.data.visdial.dialogue_files import DialogSettings, coco_captions, readable_dialogues
 from symground.data.words import words_in
-from symground.disk import put_folder
-from symground.folders import write_json
+from symground.files import put_folder, write_json
 
 
 def stand_in_images(

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from typing import IO, Any
 
-from symground.optional import require
+from symground.errors import require
 
 #: The errors of decoding a damaged image; Pillow has no single error for them.
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError)

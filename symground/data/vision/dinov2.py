@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from symground.data.vision.decoding import DAMAGE, MAX_MEGAPIXELS, open_picture
-from symground.optional import check_device, require
+from symground.errors import check_device, require
 
 
 class Dinov2:

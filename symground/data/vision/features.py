@@ -25,9 +25,8 @@ from symground.data.files import LeftOut, Limits, create_array, file_names, file
 from symground.data.sequences import ImageSet
 from symground.data.vision.decoding import MAX_MEGAPIXELS
 from symground.data.vision.dinov2 import Dinov2
-from symground.disk import put_folder
-from symground.folders import read_json, write_json
-from symground.progress import progress
+from symground.files import put_folder, read_json, write_json
+from symground.running import progress
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from symground.data.vision.patch_grids import PatchMap, patch_maps
-from symground.panics import panics_named
+from symground.errors import panics_named
 
 Span = tuple[int, int]
 #: The parts of a prompt, in the order in which they may occur.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from symground.data.words.nouns import first_word, word_column
-from symground.optional import require
+from symground.errors import require
 
 _MONTH = re.compile(r"\d{1,2}")
 

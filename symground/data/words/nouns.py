@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from symground.data.words.tokens import IMAGE, TIERS, lan, shown
-from symground.typed import check_kind, check_path
+from symground.errors import check_kind, check_path
 
 STUDY_NOUNS: tuple[str, ...] = tuple(
     (files("symground.data") / "resources" / "nouns.txt").read_text(encoding="utf-8").split()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Mamba2Config, Mamba2ForCausalLM, PreTrainedModel
 
-from symground.folders import read_json
+from symground.files import read_json
 from symground.models.attachment import attach
 
 #: Argument of mamba-ssm → (argument of transformers' configuration, default of mamba-ssm).

@@ -21,13 +21,21 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from symground.folders import checkpoint_folder, checkpoint_steps, images_of, is_run, read_json, runs_of, study_of
+from symground.errors import check_device, errors_named, panics_named, require
+from symground.files import (
+    SUMS,
+    checkpoint_folder,
+    checkpoint_steps,
+    damage,
+    images_of,
+    is_run,
+    read_json,
+    runs_of,
+    study_of,
+)
 from symground.models.architectures import set_images
 from symground.models.attachment import attach
 from symground.models.loading.mamba_ssm import is_mamba_ssm, load_mamba_ssm
-from symground.optional import check_device, require
-from symground.panics import errors_named, panics_named
-from symground.sealed import SUMS, damage
 
 T = TypeVar("T")
 #: The form of a model's name on the hub; some have no owner.

@@ -14,7 +14,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from symground.data import env, lan
-from symground.folders import replacing
+from symground.files import replacing
 from symground.reports.figures import MATCHED, MISMATCHED, CountFormatter, figure_of, svg_of, words_are_no_formulas
 from symground.reports.pages.template import render
 

@@ -11,7 +11,7 @@ import pandas as pd
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from symground.folders import evenly
+from symground.files import evenly
 from symground.reports.sections.parts import StudyResults
 
 #: Largest size of the maps in a page, in bytes. If they are larger, fewer checkpoints are shown, evenly spread.

@@ -13,15 +13,14 @@ import tyro
 
 from symground.analysis.causal import enough
 from symground.data.words import age_of_acquisition
-from symground.disk import make_folder
-from symground.folders import read_json, replacing
+from symground.errors import WrongUsageError
+from symground.files import make_folder, read_json, replacing
 from symground.reports.figures import write_figures
 from symground.reports.formats import control_cell, corpus_size, number, with_interval
 from symground.reports.pages.explorer import explorer
 from symground.reports.pages.template import render
 from symground.reports.sections import SECTIONS, behaviour, beside
 from symground.reports.sections.parts import Section, StudyResults, TablePart, last_checkpoints
-from symground.typed import WrongUsageError
 
 
 def report(

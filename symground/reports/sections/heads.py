@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from symground.analysis.heads import DENOMINATORS, KINDS
-from symground.folders import evenly
+from symground.files import evenly
 from symground.reports.figures import colours, figure_of
 from symground.reports.sections.parts import FigurePart, Section, StudyResults, TablePart, last_checkpoints
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from symground.analysis import results as of_study
 from symground.analysis.statistics import over_training
-from symground.folders import model_and_seed, read_json, study_of
+from symground.files import model_and_seed, read_json, study_of
 from symground.reports.figures import svg_of
 from symground.reports.formats import csv_of, table_html
 from symground.reports.sections.captions import FIGURES, TABLES

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from symground.data import CorpusBuilder
 from symground.data.sequences import ImageSet, image_key, patch_ids
-from symground.folders import write_json
+from symground.files import write_json
 
 
 @given(st.integers(1, 9), st.integers(0, 1000), st.integers(2, 500))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from symground.disk import make_folder
+from symground.files.disk import make_folder
 
 LOCK = "lock"
 
@@ -48,9 +48,9 @@ def _locked(folder: Path, doing: str) -> int:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            said = _holder(os.pread(handle, 4096, 0))
+            holder = _holder(os.pread(handle, 4096, 0))
             os.close(handle)
-            raise BlockingIOError(f"{folder} is held by {said}; wait until that process ends, or end it") from None
+            raise BlockingIOError(f"{folder} is held by {holder}; wait until that process ends, or end it") from None
         except OSError as error:  # some clusters' file systems have no locks
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
                 os.close(handle)
@@ -71,7 +71,7 @@ def _locked(folder: Path, doing: str) -> int:
 
 def _holder(record: bytes) -> str:
     try:
-        told = json.loads(record)
-        return f"process {told['process']} on {told['machine']}, which {told['doing']} there since {told['since']}"
+        at = json.loads(record)
+        return f"process {at['process']} on {at['machine']}, which {at['doing']} there since {at['since']}"
     except (ValueError, KeyError, TypeError):
         return "another process"  # the holder has not written its name yet

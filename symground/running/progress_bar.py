@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from symground.optional import require
+from symground.errors import require
 
 _PLAIN_EVERY = 30.0  # seconds between plain lines
 

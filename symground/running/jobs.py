@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from symground.folders import read_json, write_json
-from symground.holding import held
-from symground.optional import require
+from symground.errors import require
+from symground.files import held, read_json, write_json
 
 Job = Callable[[], None]
 BACKENDS = ("processes", "ray")
@@ -86,8 +85,8 @@ def _do(name: str, job: Job, file: Path) -> None:
     try:
         job()
     except Exception as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        _write(file, name, "failed", error=said, seconds=round(time.monotonic() - since, 1))
+        text = " ".join(str(error).split()) or type(error).__name__
+        _write(file, name, "failed", error=text, seconds=round(time.monotonic() - since, 1))
     else:
         _write(file, name, "done", seconds=round(time.monotonic() - since, 1))
 

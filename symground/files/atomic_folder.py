@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from symground.disk import OLD, make_folder, put_folder, remove, rename, share, write_json
-from symground.folders import read_json
+from symground.files.disk import OLD, make_folder, put_folder, read_json, remove, rename, share, write_json
 
 SUMS = "checksums.json"
 _PARTIAL = "partial-"
@@ -64,15 +63,15 @@ def settle(parent: Path) -> None:
             remove(path)
 
 
-def damage(folder: Path, *, told: bool = False) -> str | None:
+def damage(folder: Path, *, required: bool = False) -> str | None:
     """What is wrong with a sealed folder; None if nothing is.
 
     Args:
         folder: made by :func:`sealed`, or by another program.
-        told: whether it must have checksums; otherwise a folder without them counts as undamaged.
+        required: whether it must have checksums; otherwise a folder without them counts as undamaged.
     """
     if not (folder / SUMS).is_file():
-        return f"{SUMS} is missing" if told else None
+        return f"{SUMS} is missing" if required else None
     try:
         sums = read_json(folder / SUMS)
     except ValueError:

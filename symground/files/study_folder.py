@@ -7,15 +7,11 @@ STUDY/MODEL/seedN/            config.json, metrics.jsonl, checkpoints/step-00002
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from symground.disk import replacing as replacing
-from symground.disk import write_json as write_json
-from symground.disk import write_text as write_text
+from symground.files.disk import read_json
 
 _STEP = re.compile(r"step-(\d{8})$")
 
@@ -69,16 +65,6 @@ def images_of(data: str | Path) -> Path | None:
     """The image set that a study's data folder names; None if it names none."""
     named = Path(data) / "images.json"
     return Path(data) / str(read_json(named)["folder"]) if named.is_file() else None
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON; raises FileNotFoundError or ValueError naming the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deeply
-        raise ValueError(f"{path}: not JSON ({error})") from None
 
 
 def evenly(steps: Sequence[int], most: int) -> list[int]:

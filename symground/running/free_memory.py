@@ -24,7 +24,7 @@ _ASKED: list[Mapping[int, int]] = []
 
 
 @contextmanager
-def kept(on: bool = True) -> Iterator[None]:
+def keep_freed_memory(on: bool = True) -> Iterator[None]:
     """Within the block, the process keeps freed memory; afterwards it returns it to the system.
 
     A step frees memory that the next one allocates again. Otherwise large pieces are returned each time, and their
@@ -35,7 +35,7 @@ def kept(on: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def returned(on: bool = True) -> Iterator[None]:
+def return_freed_memory(on: bool = True) -> Iterator[None]:
     """Within the block, large pieces are returned to the system as soon as they are freed.
 
     Otherwise pieces of up to 32 MiB come from one heap, which can shrink only from its end: a pass that uses at most

@@ -1,0 +1,10 @@
+"""Checks whose errors say what is wrong: types, missing packages and devices, and errors of Rust libraries."""
+
+from symground.errors.missing import check_device, require
+from symground.errors.rust import ENDS, errors_named, panics_named
+from symground.errors.types import WrongUsageError, check_kind, check_path, check_types, told, told_json
+
+__all__ = [
+    "ENDS", "WrongUsageError", "check_device", "check_kind", "check_path", "check_types", "errors_named",
+    "panics_named", "require", "told", "told_json",
+]  # fmt: skip
