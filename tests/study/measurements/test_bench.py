@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from benchmarks.__main__ import main as run_benchmarks
 from benchmarks.common import measure
@@ -256,12 +256,15 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_measurement_that_there_is_not(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmarks", "speed"])
     assert run_benchmarks() == 2
-    assert "expected one of suites, plot, scaling, report, kernels, ops, gpu; got 'speed'" in capsys.readouterr().err
+    assert (
+        "expected one of suites, plot, before-after, scaling, report, kernels, ops, gpu; got 'speed'"
+        in capsys.readouterr().err
+    )
 
 
 def test_every_suite_collects() -> None:
     """Every file that a suite names is there and holds benchmarks."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *bench.SUITES.values(), "--collect-only", "-q", "-p", "no:cacheprovider"],
         cwd=root, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)},
