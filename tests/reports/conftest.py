@@ -171,6 +171,6 @@ def distinct(folder: Path) -> Path:
     return study
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def distinct_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return distinct(tmp_path_factory.mktemp("distinct") / "study")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -13,37 +12,14 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import symground as sg
 from symground.cli import main
 from symground.data import Question, read_questions, write_questions
-from symground.files import read_json
 from symground.models import load_processor, mixers
 from symground.recipes import heads as recipe
 from symground.reports.figures import figure_of
-
-FEW = ["--draws", "2", "--checked", "8", "--factors", "0", "2", "--threshold", "0.4"]
-TABLES = [
-    "answers", "calibration", "detectors", "flow", "heads", "interventions", "pope", "stability", "steering",
-]  # fmt: skip
-Folder = Path
-
-
-def run(folder: Folder, out: Path, *more: str, pairs: Path | None = None, model: Path | None = None) -> int:
-    questions = pairs or folder / "questions.json"
-    return main(["heads", str(model or folder / "model"), "--pairs", str(questions), "--out", str(out), *FEW, *more])
-
-
-def names(out: Path) -> list[str]:
-    return sorted(path.name for path in out.iterdir())
-
-
-@pytest.fixture(scope="module")
-def done(llava_folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("heads") / "out"
-    assert run(llava_folder, out, "--pictures", "2") == 0
-    return out
+from tests.study.recipes.heads_command import FEW, TABLES, Folder, names, run
 
 
 def refuse_to_load(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,133 +201,6 @@ def test_it_goes_on_after_an_interruption(
         )
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "named"),
-    [
-        ("--threshold", "0.2", "threshold"), ("--draws", "3", "draws"), ("--checked", "9", "checked"),
-        ("--factors", "3", "factors"), ("--seed", "1", "seed"), ("--limit", "4", "limit"),
-        ("--instruction", " Say.", "instruction"), ("--system", "Look.", "system"), ("--dtype", "bfloat16", "dtype"),
-    ],
-)  # fmt: skip
-def test_other_settings_are_refused_by_name(
-    done: Path, llava_folder: Folder, capsys: pytest.CaptureFixture[str], option: str, value: str, named: str
-) -> None:
-    assert run(llava_folder, done, option, value) == 1
-    said = capsys.readouterr().err
-    assert f"out: {done} has results with another {named}; choose another folder" in said
-
-
-def test_another_model_or_other_questions_are_refused(
-    done: Path, llava_folder: Folder, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(llava_folder, done, pairs=llava_folder / "others.json", model=llava_folder) == 1
-    assert f"out: {done} has results with another model, pairs; choose another" in capsys.readouterr().err
-    assert read_json(done / "config.json")["model"] == str(llava_folder / "model")
-
-
-def test_a_folder_with_other_things_is_refused(
-    llava_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    assert run(llava_folder, tmp_path) == 1
-    assert f"out: {tmp_path} has other files; choose another folder" in capsys.readouterr().err
-    assert names(tmp_path) == ["notes.txt"]
-    # A model's own folder has a config.json too.
-    model = tmp_path / "model"
-    shutil.copytree(llava_folder / "model", model)
-    before = (model / "config.json").read_text()
-    assert run(llava_folder, model, model=model) == 1
-    assert f"out: {model} has other files; choose another folder" in capsys.readouterr().err
-    assert (model / "config.json").read_text() == before
-
-
-def test_what_failed_before_its_first_table_may_be_put_right(
-    llava_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    assert run(llava_folder, out, pairs=tmp_path / "mistyped.json") == 1
-    assert f"path: {tmp_path / 'mistyped.json'} does not exist" in capsys.readouterr().err
-
-    def stop(*_: Any, **__: Any) -> None:
-        raise ValueError("far enough")
-
-    monkeypatch.setattr(recipe, "answers", stop)
-    assert run(llava_folder, out) == 1
-    assert capsys.readouterr().err.endswith("symground: far enough\n")
-    assert read_json(out / "config.json")["pairs"] == str(llava_folder / "questions.json")
-
-
-@pytest.mark.parametrize(
-    ("message", "more"),
-    [
-        ("draws: expected at least 1, got 0", ["--draws", "0"]),
-        ("checked: expected at least 1, got -1", ["--checked", "-1"]),
-        ("limit: expected at least 1, got 0", ["--limit", "0"]),
-        ("pictures: expected at least 0, got -2", ["--pictures", "-2"]),
-        ("batch_size: expected at least 1, got 0", ["--batch-size", "0"]),
-        ("threshold: expected a share in (0, 1], got 30.0", ["--threshold", "30"]),
-        ("factors: expected at least one, got none", ["--factors"]),
-    ],
-)
-def test_settings_that_cannot_be_are_refused_at_once(
-    llava_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str], message: str, more: list[str]
-) -> None:
-    assert run(llava_folder, tmp_path / "out", *more) in (1, 2)
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_model_of_text_alone_is_refused(
-    llava_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = tmp_path / "gpt2"
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(llava_folder / "model")
-    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=24, n_layer=1, n_head=3)
-    GPT2LMHeadModel(config).save_pretrained(text)
-    assert type(sg.load(text)) is GPT2LMHeadModel
-    for lacking in (True, False):  # a tokenizer; then one that says that it goes with a processor
-        assert run(llava_folder, tmp_path / "out", model=text) == 1
-        assert f"symground: {text}: expected a processor of images and text" in capsys.readouterr().err
-        with pytest.raises(ValueError, match="expected a processor of images and text"):
-            load_processor(text)
-        if lacking:
-            tokenizer.save_pretrained(text)
-    plain = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, pad_token="<pad>")
-    plain.save_pretrained(text)
-    with pytest.raises(ValueError, match=r"expected a processor of images and text, got \w+$"):
-        load_processor(text)
-    gone = tmp_path / "gone"
-    assert run(llava_folder, tmp_path / "out", model=gone) == 1
-    assert f"symground: {gone} does not exist, and is no model's name on the hub" in capsys.readouterr().err
-
-
-def test_pairs_without_their_images_are_refused(
-    llava_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    alone = tmp_path / "questions.json"
-    shutil.copy(llava_folder / "questions.json", alone)
-    assert run(llava_folder, tmp_path / "out", pairs=alone) == 1
-    assert "image: 24 of 24 do not exist, such as 0.png" in capsys.readouterr().err
-    (tmp_path / "images").mkdir()
-    assert run(llava_folder, tmp_path / "out", "--images", str(tmp_path / "images"), pairs=alone) == 1
-    assert f"images: 6 of 6 are not in {tmp_path / 'images'}" in capsys.readouterr().err
-    assert run(llava_folder, tmp_path / "out", "--images", str(tmp_path / "gone"), pairs=alone) == 1
-    assert f"images: expected a folder, got {tmp_path / 'gone'}" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("keep", "same"), [(slice(0, 4), "picture"), (slice(0, None, 2), "answer")])
-def test_questions_that_ask_one_thing_only_are_refused(
-    llava_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str], keep: slice, same: str
-) -> None:
-    asked = read_questions(llava_folder / "questions.json")
-    kept = asked[keep] if same == "picture" else [question for question in asked if question.answer == "yes"]
-    write_questions(tmp_path / "few.json", kept)
-    assert run(llava_folder, tmp_path / "out", pairs=tmp_path / "few.json") == 1
-    said = capsys.readouterr().err
-    assert re.search(rf"pairs: all of the \d+ checked questions have the same {same}", said)
-    assert names(tmp_path / "out") == ["config.json"]
-
-
 def test_other_answers_have_no_pope_table(
     llava_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -367,15 +216,6 @@ def test_other_answers_have_no_pope_table(
     assert "How often the answer is right" in printed
 
 
-def test_where_patches_lie_in_no_grid_pictures_are_refused_first(
-    llava_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("symground.data.vision.prompts.patch_maps", lambda *_: ())
-    assert run(llava_folder, tmp_path / "out", "--pictures", "1") == 1
-    assert "pictures: the position of this model's image tokens in a picture is unknown" in capsys.readouterr().err
-    assert names(tmp_path / "out") == ["config.json"]
-
-
 def test_a_folder_of_a_vision_language_model_is_loaded_attached(llava_folder: Folder) -> None:
     model = sg.load(llava_folder / "model")
     assert type(model).__name__ == "LlavaForConditionalGeneration"
@@ -388,69 +228,3 @@ def test_a_folder_of_a_vision_language_model_is_loaded_attached(llava_folder: Fo
     assert (type(processor).__name__, processor.patch_size) == ("LlavaProcessor", 4)
     with pytest.raises(ValueError, match="device_map: it says where everything is; expected no device beside it"):
         sg.load(llava_folder / "model", device="cpu", device_map="auto")
-
-
-SHOWN = {
-    "1.jpg": ["person", "dog", "car"], "2.jpg": ["person", "dog", "cup"], "3.jpg": ["cat", "bed", "cup"],
-    "4.jpg": ["person", "cat", "bed"],
-}  # fmt: skip
-
-
-@pytest.fixture
-def instances(tmp_path: Path) -> Path:
-    categories = sorted({name for there in SHOWN.values() for name in there} | {"zebra", "boat"})
-    content = {
-        "images": [{"id": i, "file_name": name} for i, name in enumerate(SHOWN)],
-        "annotations": [
-            {"image_id": i, "category_id": categories.index(name)}
-            for i, there in enumerate(SHOWN.values())
-            for name in there
-        ],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(categories)],
-    }
-    (tmp_path / "instances.json").write_text(json.dumps(content))
-    return tmp_path / "instances.json"
-
-
-def test_pope_writes_questions_of_all_strategies(
-    instances: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "new" / "pope.json"
-    assert main(["pope", str(instances), "--out", str(out), "--images", "3", "--per-image", "4"]) == 0
-    printed = capsys.readouterr()
-    assert printed.out.strip() == str(out)
-    assert "36 questions about 3 images" in printed.err
-    found = read_questions(out)
-    assert [question.kind for question in found] == ["random"] * 12 + ["popular"] * 12 + ["adversarial"] * 12
-    for question in found:
-        assert (question.about in SHOWN[question.image]) == (question.answer == "yes")
-    images = [{q.image for q in found if q.kind == kind} for kind in ("random", "popular", "adversarial")]
-    assert images[0] == images[1] == images[2]
-    assert main(["pope", str(instances), "--out", str(out), "--images", "None", "--per-image", "2", "--strategy",
-                 "popular"]) == 0  # fmt: skip
-    assert len(read_questions(out)) == 8
-
-
-@pytest.mark.parametrize(
-    ("message", "more"),
-    [
-        ("strategy: expected 'random', 'popular', 'adversarial'; got 'likely'", ["--strategy", "likely"]),
-        ("per_image: expected an even number, at least 2, got 3", ["--per-image", "3"]),
-        ("images: expected 500 of ", []),
-    ],
-)
-def test_pope_refuses_by_name(
-    instances: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], message: str, more: list[str]
-) -> None:
-    assert main(["pope", str(instances), "--out", str(tmp_path / "pope.json"), *more]) == 1
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "pope.json").exists()
-
-
-def test_what_pope_writes_is_what_heads_reads(llava_folder: Folder, instances: Path, tmp_path: Path) -> None:
-    pairs = tmp_path / "pope.json"
-    assert main(["pope", str(instances), "--out", str(pairs), "--images", "4", "--per-image", "2"]) == 0
-    for i, name in enumerate(SHOWN):
-        shutil.copy(llava_folder / f"{i}.png", tmp_path / name)
-    assert run(llava_folder, tmp_path / "out", "--limit", "16", pairs=pairs) == 0
-    assert pd.read_parquet(tmp_path / "out" / "pope.parquet")["kind"].tolist() == ["popular", "random", "all"]
