@@ -1,1 +1,1 @@
-"""Measurements. A package, so that no installed package of this name is taken for it."""
+"""Measurements. This is a package, so that an installed package named benchmarks is not imported in its place."""

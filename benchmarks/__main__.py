@@ -1,27 +1,27 @@
-"""Every measurement of the repository: ``python -m benchmarks [NAME] …``."""
+"""The measurements of the repository: ``python -m benchmarks [NAME] …``."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-#: Name → its module, whose ``main()`` reads the arguments, and what it measures.
+#: Name → (its module, whose ``main()`` parses the arguments; what it measures).
 MEASUREMENTS = {
-    "suites": ("benchmarks.summary.run", "every number to hold beside its peers; this where no name is given"),
-    "plot": ("benchmarks.summary.plot", "draws time and memory against T from a result"),
-    "before-after": ("benchmarks.before_after", "what calls cost in an earlier checkout and in this one, in turns"),
-    "scaling": ("benchmarks.scaling", "formulas of cost beside measured points"),
-    "report": ("benchmarks.report_scale", "a report of 12 layers × 12 heads, 40 checkpoints, 5 seeds"),
-    "kernels": ("benchmarks.kernels.table", "every GPU configuration, compiled without a GPU"),
-    "ops": ("benchmarks.gpu.every_op", "each op once, on tensors of awkward sizes"),
-    "gpu": ("benchmarks.gpu.record", "everything, on a CUDA machine, in nine minutes"),
+    "suites": ("benchmarks.summary.run", "every goal beside its peers; the default if no name is given"),
+    "plot": ("benchmarks.summary.plot", "draws time and memory against T from a result file"),
+    "before-after": ("benchmarks.before_after", "times calls of an earlier checkout and of this one, in turns"),
+    "scaling": ("benchmarks.scaling", "compares the formulas of cost with measured points"),
+    "report": ("benchmarks.report_scale", "writes a report of 12 layers × 12 heads, 40 checkpoints, 5 seeds"),
+    "kernels": ("benchmarks.kernels.table", "compiles every GPU configuration without a GPU"),
+    "ops": ("benchmarks.gpu.every_op", "runs each op once, on tensors of awkward sizes"),
+    "gpu": ("benchmarks.gpu.record", "measures everything on a CUDA machine, in nine minutes"),
 }
 
 
 def main() -> int:
     name, *arguments = sys.argv[1:] or ["suites"]
     if name in ("-h", "--help"):
-        print("usage: python -m benchmarks [NAME] …     (python -m benchmarks NAME --help: what it takes)\n")
+        print("usage: python -m benchmarks [NAME] …     (python -m benchmarks NAME --help lists its options)\n")
         print("\n".join(f"  {name:<14}{what}" for name, (_, what) in MEASUREMENTS.items()))
         return 0
     if name.startswith("-"):

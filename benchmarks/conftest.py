@@ -1,4 +1,4 @@
-"""Rounds that peers share, and what every result file says of the machine: processor and versions, no host name."""
+"""Timing in rounds that peers share, and the machine in result files: its processor and versions, without host name."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common.measure import in_turns as measured_in_turns
 from symground.ops.common import extension
 
-#: What could not run here, by "stage: peer", with the reason.
+#: "stage: peer" that cannot run on this machine → the reason.
 MISSING: dict[str, str] = {}
 
 
 def pytest_addoption(parser: Any) -> None:
-    parser.addoption("--complete", action="store_true", help="also compiled peers and memory at every length")
-    parser.addoption("--layers", type=int, default=12, help="of the traced GPT-2; 12 is the one the goals are for")
-    parser.addoption("--length", type=int, default=1024, help="of the traced examples")
+    parser.addoption("--complete", action="store_true", help="also measure compiled peers, and memory at every length")
+    parser.addoption("--layers", type=int, default=12, help="layers of the traced GPT-2; the goals are for 12")
+    parser.addoption("--length", type=int, default=1024, help="tokens of the traced examples")
 
 
 class Replay:
-    """A timer whose differences are durations that were measured before.
+    """A timer for pytest-benchmark that replays durations which have been measured already.
 
-    pytest-benchmark would run all rounds of one peer, then all of the next; we time the peers in turn, round by round,
-    and hand it the durations.
+    pytest-benchmark would run all rounds of one peer and then all rounds of the next. Here the peers are timed in
+    turns, round by round, and pytest-benchmark gets the durations.
     """
 
     __name__ = "measured in turns"
@@ -50,7 +50,7 @@ REPLAY = Replay()
 
 @pytest.fixture
 def in_turns(benchmark: Any) -> Callable[..., None]:
-    """``in_turns(key, name, runs, rounds, device)``: times all of ``runs()`` once per key; reports the one named."""
+    """``in_turns(key, name, runs, rounds, device)``: times all of ``runs()`` once per key, and reports ``name``."""
 
     def report(key: str, name: str, runs: Callable[[], dict[str, Callable[[], Any]]], rounds: int, device: str) -> None:
         if _Measured.key != key:
@@ -63,7 +63,7 @@ def in_turns(benchmark: Any) -> Callable[..., None]:
 
 
 class _Measured:
-    """The latest set of peers, and no more than that: each holds its inputs."""
+    """The latest set of peers. Earlier sets are not kept, since each holds its inputs."""
 
     key = ""
     seconds: dict[str, list[float]] = {}  # noqa: RUF012
@@ -81,7 +81,7 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
     machine_info["python"] = platform.python_version()
     machine_info["torch"] = torch.__version__
     machine_info["threads"] = torch.get_num_threads()
-    machine_info["extension"] = extension.library is not None  # without it the CPU figures are plain PyTorch's
+    machine_info["extension"] = extension.library is not None  # without it, CPU results are those of plain PyTorch
     machine_info["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
@@ -90,4 +90,4 @@ def pytest_benchmark_update_json(config: Any, benchmarks: Any, output_json: dict
     output_json["missing"] = MISSING
     for entry in output_json["benchmarks"]:
         entry["stats"].pop("data", None)
-        entry.pop("params", None)  # holds addresses of objects
+        entry.pop("params", None)  # it has addresses of objects

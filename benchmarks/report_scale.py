@@ -1,4 +1,4 @@
-"""How long a report takes and how heavy it is, of a study as large as a paper's: its tables are made up.
+"""Time, memory and file size of the report of a study as large as a paper's. The study's tables are made up.
 
 python -m benchmarks report [--seeds 5 --checkpoints 40 --layers 12 --heads 12 --nouns 100 --contexts 10]
 """
@@ -22,7 +22,7 @@ from symground.reports import report
 
 
 def main() -> None:
-    """Make the tables, write the report, and print what it took."""
+    """Make the tables, write the report, and print its time, memory and size."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("seeds", 5), ("checkpoints", 40), ("layers", 12), ("heads", 12), ("nouns", 100)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def made(study: Path, asked: argparse.Namespace) -> Path:
-    """A folder with the tables of one model's runs."""
+    """Make a study's folder with the tables of one model's runs; returns it."""
     rng = np.random.default_rng(0)
     nouns, contexts = list(STUDY_NOUNS[: asked.nouns]), range(asked.contexts)
     (study / "data").mkdir(parents=True)

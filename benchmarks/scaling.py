@@ -1,9 +1,9 @@
-"""What a trace and a grid of probes cost at any size, by formulas, and how far small measured points are from them.
+"""The cost of a trace and of a grid of probes at any size by formulas, and small measured points beside them.
 
     python -m benchmarks scaling --out benchmarks/results/scaling.json      # six minutes on two cores
 
-docs/scaling.md has the formulas in words and what they say of a 70B model and of a million checkpoints. The points here
-are of Llama's form with random weights, small; nothing of the large sizes has been run.
+docs/scaling.md explains the formulas and applies them to a 70B model and to a million checkpoints. The measured points
+are small models of Llama's form with random weights. The large sizes have not been run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Run = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Llama:
-    """A decoder of Llama's form: L layers of width E, H query and Hk key heads of size D, M wide inside."""
+    """A decoder of Llama's form: L layers of width E, H query and Hk key heads of size D, MLPs of width M."""
 
     L: int
     E: int
@@ -45,7 +45,7 @@ class Llama:
 
     @property
     def matrices(self) -> int:
-        """Weights in the layers' matrices."""
+        """The number of weights in the layers' matrices."""
         return self.L * (2 * self.E * self.H * self.D + 2 * self.E * self.Hk * self.D + 3 * self.E * self.M)
 
     @property
@@ -54,24 +54,25 @@ class Llama:
 
     @property
     def kept_a_token(self) -> int:
-        """Bytes that a token makes the layers keep for the way back, weights frozen: what the norms and products were
-        given whose results depend on more than a product."""
+        """Bytes per token that the layers keep for the backward pass with frozen weights: the inputs of the norms, of
+        attention, and of the gated product in the MLP."""
         numbers = self.L * (2 * self.E + 2 * self.H * self.D + 2 * self.Hk * self.D + 3 * self.M)
         return numbers * self.bytes_a_number + 4 * self.L * self.H
 
 
 def trace_flops(m: Llama, B: int, T: int, checkpoint: bool = False) -> float:
-    """Forward, and backward to the activations alone: the weights are frozen. Saliency shares the backward's products.
+    """FLOPs of a forward pass, and of a backward pass to the activations only, since the weights are frozen. Saliency
+    shares the products of the backward pass.
 
-    A product of weights takes 2 operations a weight and token, once on each way; one of T × T × D takes T²·D, its
-    causal half: two forward, five backward.
+    A product with weights takes 2 operations per weight and token, in the forward and in the backward pass. A product
+    of T × T × D takes T²·D (its causal half); there are two in the forward and five in the backward pass.
     """
     again = 1 if checkpoint else 0
     return (4 + 2 * again) * m.matrices * B * T + (7 + 2 * again) * float(B) * m.L * m.H * m.D * T * T
 
 
 def trace_bytes(m: Llama, B: int, T: int, *, checkpoint: bool = False, saliency: bool = True) -> dict[str, float]:
-    """Of a device, beside the weights (docs/models.md)."""
+    """The memory of a trace on a device, by part (docs/models.md)."""
     tokens, size = B * T, m.bytes_a_number
     kept = tokens * ((m.L + 1) * m.E * size if checkpoint else m.kept_a_token)
     layer = 3 * tokens * m.M * size + (4.0 * tokens * T if saliency else 0) + (
@@ -81,18 +82,18 @@ def trace_bytes(m: Llama, B: int, T: int, *, checkpoint: bool = False, saliency:
 
 
 def eager_bytes(m: Llama, B: int, T: int) -> float:
-    """Of the attention matrices that eager attention keeps: scores before and after the softmax, of every layer."""
+    """Bytes of the attention matrices that eager attention keeps: each layer's scores before and after the softmax."""
     return 2.0 * B * m.L * m.H * T * T * m.bytes_a_number
 
 
 def grid_flops(weights: int, width: int, vocabulary: int, contexts: int, nouns: int, tokens: float) -> float:
-    """One pass over each context with each noun in its scene (``tokens`` that are not shared), then every target's
-    surprisal at its end."""
+    """FLOPs of one pass over each context with each noun in its scene, of which ``tokens`` are not shared, and of the
+    surprisal of every target at its end."""
     passes = contexts * nouns
     return 2.0 * passes * (tokens * weights + width * vocabulary)
 
 
-#: The shape of Llama-3-70B, bfloat16.
+#: The shape of Llama-3-70B in bfloat16.
 LLAMA_70B = Llama(80, 8192, 64, 8, 128, 28672, 128256, bytes_a_number=2)
 
 
@@ -108,7 +109,7 @@ POINTS = (
 
 
 def tracing(shape: dict[str, int], B: int, T: int, checkpoint: bool) -> tuple[Run, Run]:
-    """For `memory.py`: a small trace first, then the one asked."""
+    """For `memory.py`: (a small trace to run first, the measured trace)."""
     return _trace(Llama(1, 32, 2, 1, 16, 64, 50), 1, 16, checkpoint), _trace(Llama(**shape), B, T, checkpoint)
 
 
@@ -155,7 +156,7 @@ def trace_points() -> list[dict[str, Any]]:
 
 
 def score_points() -> list[dict[str, Any]]:
-    """A grid of probes, scored and streamed to disk, and what it leaves there."""
+    """Time of scoring grids of probes and streaming them to disk, and the bytes on disk."""
     import tempfile
 
     from symground.analysis.probing import score_to_parquet
@@ -166,7 +167,7 @@ def score_points() -> list[dict[str, Any]]:
         model, probes = grid.model(attached=True), grid.probes()
         config = model.config
         examples = probes.matched()
-        # What stands before the noun of the scene is read once for all of them.
+        # The tokens before the noun of the scene are read once for all nouns.
         before = examples.key_masks["env"].int().argmax(-1)
         tokens = float((examples.prediction + 1 - before).float().mean())
         weights = 12 * config.n_layer * config.n_embd**2

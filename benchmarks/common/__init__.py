@@ -1,1 +1,1 @@
-"""Inputs, clocks and memory, for every measurement."""
+"""Inputs, timers and memory measurement, shared by all measurements."""

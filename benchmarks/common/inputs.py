@@ -1,4 +1,4 @@
-"""One layer's attention problem: what every peer of a measurement is given."""
+"""The attention problem of one layer, which every peer of a measurement gets."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ class Inputs:
 
     @cached_property
     def future(self) -> Tensor:
-        """[T,T], True where a query must not look."""
+        """[T,T], True at the keys that a query must not see."""
         return torch.ones(self.shape.T, self.shape.T, dtype=torch.bool, device=self.device).triu(1)
 
     def without_grads(self) -> None:
-        """So that no run adds to the gradients of the one before."""
+        """Drop the gradients, so that no run adds to those of an earlier one."""
         for x in self.leaves:
             x.grad = None
 

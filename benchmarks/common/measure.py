@@ -1,4 +1,4 @@
-"""Time and memory of a run, and the least that the hardware allows."""
+"""Time and memory of a run, and the shortest time that the hardware allows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Run = Callable[[], Any]
 def in_turns(runs: Mapping[str, Run], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
     """Seconds of every run in every round, after one round that does not count.
 
-    Round by round and not run by run: a noisy moment then hits all peers, and the ratios hold.
+    All runs are timed once per round, so that a noisy moment affects all peers and their ratios stay right.
     """
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(rounds + 1):
@@ -47,7 +47,7 @@ def seconds(run: Run, device: str = "cpu") -> float:
 
 
 def gpu_lacks() -> str | None:
-    """Why nothing here can be measured on a GPU; None where it can."""
+    """Why nothing can be measured on a GPU on this machine; None if it can."""
     if not torch.cuda.is_available():
         return "no CUDA device here"
     major, minor = torch.cuda.get_device_capability()
@@ -57,14 +57,14 @@ def gpu_lacks() -> str | None:
 
 
 def _cold() -> None:
-    """Nothing of the inputs in the level-2 cache, whichever run came before; and the queue is not empty when the first
-    event is recorded, so that no launch is waited for."""
+    """Empty the level-2 cache of the inputs. This also fills the queue before the first event is recorded, so that the
+    time of a launch is not measured."""
     size = 4 * torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
     torch.empty(size, dtype=torch.uint8, device="cuda").zero_()
 
 
 def gpu_seconds(run: Run, milliseconds: float = 30.0) -> float:
-    """Median, the level-2 cache flushed before each repeat."""
+    """The median time; the level-2 cache is flushed before each repeat."""
     from triton.testing import do_bench
 
     return float(do_bench(run, warmup=milliseconds / 3, rep=milliseconds, return_mode="median")) / 1e3
@@ -82,7 +82,7 @@ def gpu_memory(run: Run) -> tuple[int, int]:
 
 
 def result_bytes(result: Any) -> int:
-    """What a run hands over, which no implementation can do without."""
+    """Bytes of the tensors that a run returns, which every implementation needs."""
     if isinstance(result, Tensor):
         return result.numel() * result.element_size()
     if isinstance(result, tuple):
@@ -95,12 +95,12 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
-#: Products of T×T×D (the causal half of them is done) that a stage needs.
+#: Stage → the number of products of T×T×D that it needs, each with its causal half only.
 PRODUCTS = {"forward": 2, "backward": 5, "layer": 7, "saliency": 2, "flow": 2, "rows": 2}
 
 
 def work(stage: str, shape: Shape) -> tuple[float, float]:
-    """(floating-point operations, bytes to and from memory) that no implementation can go below."""
+    """The smallest possible (floating-point operations, bytes to and from memory) of a stage."""
     B, H, T, D = shape.B, shape.H, shape.T, shape.D
     size = shape.element.itemsize
     tensor, saliency = B * H * T * D * size, 4 * B * T * T
@@ -119,12 +119,12 @@ def work(stage: str, shape: Shape) -> tuple[float, float]:
 
 
 def floor_seconds(stage: str, shape: Shape, rates: Mapping[str, float]) -> float | None:
-    """The roofline: ``rates`` in bytes/s and operations/s, measured on this machine."""
+    """The roofline of a stage: the time that this machine's measured ``rates`` (bytes/s, operations/s) allow."""
     return _roofline(*work(stage, shape), shape.dtype, rates)
 
 
 def _roofline(flops: float, moved: float, dtype: str, rates: Mapping[str, float]) -> float | None:
-    """On a GPU float32 products are three of TF32; a CPU has the rate of float32 itself."""
+    """The roofline. On a GPU a float32 product counts as three of TF32; a CPU has its own float32 rate."""
     if not rates:
         return None
     half = dtype in ("bfloat16", "float16")
@@ -137,14 +137,14 @@ def _float32_rate(rates: Mapping[str, float]) -> float:
 
 
 def floor_of(row: Mapping[str, Any], rates: Mapping[str, float]) -> float | None:
-    """The roofline of what a row of a result file measured; None for what is more than a kernel."""
+    """The roofline of a row of a result file; None if the row measures more than a kernel."""
     stage, dtype = row.get("stage"), row.get("dtype", "float32")
     if stage in PRODUCTS and "D" in row:
         return floor_seconds(stage, Shape(row["B"], row["H"], row["T"], row["D"], dtype), rates)
     size = 2 if dtype in ("bfloat16", "float16") else 4
     if stage in ("surprisal", "loss"):
         N, D, V = row["N"], row["D"], row["V"]
-        products = {"surprisal": 1, "loss": 3}[stage]  # the logits; and one each for the two gradients
+        products = {"surprisal": 1, "loss": 3}[stage]  # one for the logits, and one for each of the two gradients
         moved = size * (N * D + V * D) * (1 if stage == "surprisal" else 2)
         return _roofline(2.0 * products * N * V * D, moved, dtype, rates)
     if stage == "gate":
@@ -159,7 +159,7 @@ def floor_of(row: Mapping[str, Any], rates: Mapping[str, float]) -> float | None
 
 
 def machine_rates(device: str) -> dict[str, float]:
-    """Bytes/s of a copy (read and written), operations/s of matrix products: the best of several."""
+    """Bytes/s of a copy (read and written) and operations/s of matrix products, each the best of several runs."""
     size, n = (1 << 30, 8192) if device == "cuda" else (1 << 28, 2048)
     x = torch.empty(2, size, dtype=torch.uint8, device=device).zero_()
     rates = {"copy_bytes": 2 * size / _best(partial(x[1].copy_, x[0]), device)}

@@ -1,10 +1,10 @@
-"""Peak memory of one run on a CPU, in a process of its own.
+"""Peak memory of one run on a CPU, in a separate process.
 
     python -m benchmarks.common.memory benchmarks.common.memory attention '{"stage": "layer", "name": "symground", …}'
 
-The named function returns two calls: one to do first (imports, threads, compilation), and the run. What counts is the
-high-water mark of the resident set during the run above the resident set before it. Not `ru_maxrss`, where Linux allows
-better: a child inherits that from the process that started it.
+The named function returns two callables: one to call first (imports, threads, compilation), and the run. The result is
+the high-water mark of the resident set during the run minus the resident set before it. `ru_maxrss` is used only where
+Linux offers nothing better, because a child inherits it from the process that started it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[[], Any]
 
 
-#: Has glibc map pieces of 128 KiB or more one by one, and give them back when they are freed.
+#: Makes glibc map pieces of 128 KiB or more one by one, and return them to the system when they are freed.
 MAPPED = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 
 
 def peak_in_subprocess(module: str, function: str, *, held: bool = False, **arguments: Any) -> dict[str, int]:
     """{"peak_bytes", "result_bytes"} of the run that ``module.function(**arguments)`` prepares.
 
-    With ``held`` what is held at once, without the freed memory that the allocator keeps: what a formula can say.
+    With ``held``, freed memory that the allocator keeps does not count. This is what a formula can predict.
     """
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.common.memory", module, function, json.dumps(arguments)],
@@ -55,8 +55,8 @@ def _status(field: str) -> int:
 def _before() -> int:
     gc.collect()
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # freed memory that the allocator keeps is no part of the baseline
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        ctypes.CDLL(None).malloc_trim(0)  # the baseline has no freed memory that the allocator keeps
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
         return _status("VmRSS")
     except (OSError, AttributeError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -70,10 +70,10 @@ def _peak() -> int:
 
 
 class Anonymous:
-    """Within the block, the most memory that the process has of its own, resident or swapped, above what it had before.
+    """The process's largest anonymous memory, resident or swapped, within the block, minus that before it.
 
-    Pages of files count in the resident set, and a system that is short of memory drops them and swaps others: this
-    measure does not fall then. Looked at every millisecond.
+    The resident set also counts pages of files; if memory is short, the system drops these and swaps other pages. This
+    measure does not change then. It is read every millisecond.
     """
 
     def __enter__(self) -> Anonymous:
@@ -103,13 +103,13 @@ def _anonymous() -> int:
 
 
 def attention(stage: str, name: str, shape: dict[str, Any]) -> tuple[Run, Run]:
-    """One peer of `peers.py`."""
+    """One peer of `peers/attention.py`: (a run to do first, the measured run)."""
     from benchmarks.common.inputs import Inputs, Shape
     from benchmarks.peers.attention import find
 
     peer, full = find(stage, name), Shape(**shape)
     run = peer.prepare(Inputs(full))
-    # Compiled for the shape itself; else a small one does, and leaves nothing of the measured size behind.
+    # A compiled peer compiles for the measured shape. Others first run a small shape, which leaves little memory.
     return (run if peer.compiles else peer.prepare(Inputs(Shape(1, full.H, 64, full.D, full.dtype)))), run
 
 

@@ -1,1 +1,1 @@
-"""Every number to hold: run, judged, told and drawn."""
+"""The goals: the suites are run, judged, shown and drawn."""

@@ -1,4 +1,4 @@
-"""The numbers to hold, and what a result file says of them."""
+"""The goals, and the ratios that a result file has for them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 def rows_of(result: dict[str, Any]) -> list[Row]:
-    """One row a peer, stage and shape, from a pytest-benchmark file, a part of the GPU record or a bench.json."""
+    """A row per peer, stage and shape, from a pytest-benchmark file, a part of the GPU record or a bench.json."""
     if "benchmarks" in result:
         rows = [
             {**b["extra_info"], "seconds": b["stats"]["median"], "iqr": b["stats"]["iqr"],
@@ -37,7 +37,7 @@ def rows_of(result: dict[str, Any]) -> list[Row]:
 
 def machine_of(result: dict[str, Any], file: Path) -> str:
     info = result.get("machine_info") or result.get("machine")  # the latter in what `python -m benchmarks` writes
-    if info is None:  # a part of the GPU record: the part `machine` lies beside it
+    if info is None:  # a part of the GPU record: the file of the part `machine` is beside it
         beside = file.with_name("machine.json")
         info = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
         return f"{info.get('gpu') or 'a CPU, dry run'}, torch {info.get('versions', {}).get('torch')}"
@@ -48,7 +48,7 @@ def machine_of(result: dict[str, Any], file: Path) -> str:
 
 @dataclass(frozen=True)
 class Goal:
-    """``of`` (stage, peer, quantity) against ``to``: a speed-up of at least, or a fraction of at most, ``bound``."""
+    """``of`` (stage, peer) against ``to``: a speed-up of at least ``bound``, or a fraction of at most ``bound``."""
 
     text: str
     where: dict[str, Any]
@@ -58,7 +58,7 @@ class Goal:
     quantity: str = "seconds"
     faster: bool = False
     why: str = ""
-    """What keeps it from being held, where that is known."""
+    """Why the goal is not met, if that is known."""
 
     def measured(self, rows: list[Row]) -> float | None:
         ours, theirs = (self._value(rows, *which) for which in (self.of, self.to))
@@ -71,11 +71,11 @@ class Goal:
         return statistics.median(found) if found else None
 
     def row(self, rows: list[Row], stage: str, peer: str) -> Row | None:
-        """One side as it was measured."""
+        """The measured row of one side; None if there is none."""
         return next(iter(self._rows(rows, stage, peer)), None)
 
     def _rows(self, rows: list[Row], stage: str, peer: str) -> list[Row]:
-        # A peer may stand twice, again beside the compiled ones.
+        # A peer may be measured twice, the second time beside the compiled ones.
         return [
             row
             for row in rows
@@ -125,7 +125,7 @@ def training_goals() -> Iterator[Goal]:
 
 
 def gate_goals() -> Iterator[Goal]:
-    """On a CPU, against each way of plain PyTorch."""
+    """The goals of gate_heads on a CPU, against each way of plain PyTorch."""
     shape = {"B": 8, "T": 1024, "H": 12, "D": 64, "mixed": True, "dtype": "float32"}
     for what, where in (("", {}), (", filled", {"filled": True}), (", 12 masks", {"M": 12})):
         for name in (gate_peers.EAGER, gate_peers.FORMULA, gate_peers.COMPILED, gate_peers.COMPILED_FORMULA):
@@ -209,7 +209,7 @@ GOALS: tuple[Goal, ...] = (
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: the goals that these rows can judge."""
+    """The goals that these rows can judge, as Markdown."""
     lines = ["| goal | bound | measured | |", "|---|---|---|---|"]
     form: Callable[[Goal, float], str] = lambda goal, x: f"{x:.3g} ×" if goal.faster else f"{x:.3g}"  # noqa: E731
     for goal in GOALS:

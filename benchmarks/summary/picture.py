@@ -1,4 +1,4 @@
-"""The numbers to hold as one picture: how far each measured ratio is beyond its goal."""
+"""The goals as one picture: each measured ratio as a multiple of its goal."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from symground.reports.figures import PALETTE, figure_of, svg_of
 
 
 def beyond(goal: dict[str, Any]) -> float | None:
-    """Times the goal: 1 and above holds it."""
+    """The ratio as a multiple of its goal, at least 1 if the goal is met; None if it was not measured."""
     if not goal["ratio"]:
         return None
     return float(goal["ratio"] / goal["bound"] if goal["at_least"] else goal["bound"] / goal["ratio"])
 
 
 def picture(goals: list[dict[str, Any]], title: str) -> str:
-    """SVG text: a point per measured goal on a logarithmic axis, in the order of the table."""
+    """The picture as SVG: a point per measured goal on a logarithmic axis, in the order of the table."""
     shown = [(goal, x) for goal in goals if (x := beyond(goal)) is not None]
     figure = figure_of(9.0, 0.9 + 0.24 * max(1, len(shown)))
     axes = figure.subplots()
@@ -34,6 +34,6 @@ def picture(goals: list[dict[str, Any]], title: str) -> str:
         ticks = [t for t in (0.25, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= t <= high]
         axes.set_xticks(ticks, [f"{t:g} ×" for t in ticks])
         axes.minorticks_off()
-    axes.set_xlabel("times the goal (beyond the line it holds)")
+    axes.set_xlabel("multiple of the goal (met from 1 × on)")
     figure.suptitle(fill(title, 120), fontsize=8, x=0.01, ha="left")
     return svg_of(figure)

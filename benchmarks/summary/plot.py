@@ -1,4 +1,4 @@
-"""One picture of a result file, time and memory relative to SDPA against T; and its goals, as markdown on the terminal.
+"""A picture of a result file: time and memory relative to SDPA against T. Its goals are printed as Markdown.
 
 python -m benchmarks plot benchmarks/results/bench-cpu.json --out attention.svg
 python -m benchmarks plot RESULT.json --dtype bfloat16 --out picture.png
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.peers.attention import COMPILED_EAGER, EAGER, FLASH, FLASH_ATTN, FLEX, NO_SALIENCY, SDPA, SYMGROUND
 from benchmarks.summary.goals import Row, machine_of, rows_of, table
 
-#: Okabe and Ito's colours, which the colour-blind can tell apart; ours is the strongest.
+#: Okabe and Ito's colours, which colour-blind readers can distinguish; ours is the strongest.
 COLOURS = {
     SYMGROUND: "#D55E00", NO_SALIENCY: "#E69F00", EAGER: "#000000", COMPILED_EAGER: "#7F7F7F", SDPA: "#0072B2",
     FLASH: "#56B4E9", FLASH_ATTN: "#009E73", FLEX: "#CC79A7", "SDPA cuDNN": "#B2A300",
@@ -29,7 +29,7 @@ QUANTITIES = {"seconds": "time", "peak_bytes": "peak memory"}
 
 
 def lines_of(rows: list[Row], quantity: str, tokens: int = 4096) -> dict[str, list[tuple[int, float]]]:
-    """peer → (T, value over SDPA's), at a constant number of tokens."""
+    """peer → [(T, its value divided by SDPA's)], at a constant number of tokens."""
     at: dict[tuple[str, int], float] = {}
     for row in rows:
         if row["stage"] == "layer" and row.get(quantity) and row["B"] * row["T"] == tokens:
@@ -80,7 +80,7 @@ def draw(rows: list[Row], title: str, out: Path) -> None:
 
 
 def _label(axis: Any, lines: dict[str, list[tuple[int, float]]]) -> None:
-    """Each line's name at its right end, moved apart where ends lie close together."""
+    """Write each line's name at its right end; names of ends that are close together are moved apart."""
     ends = sorted(((points[-1][1], points[-1][0], peer) for peer, points in lines.items()))
     if not ends:
         return
@@ -105,7 +105,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("result", type=Path)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--out", type=Path, help="a .svg or .png; beside the result where left out")
+    parser.add_argument("--out", type=Path, help="a .svg or .png file; beside the result by default")
     parser.add_argument("--table", action="store_true", help="print the goals and draw nothing")
     arguments = parser.parse_args()
     result = json.loads(arguments.result.read_text(encoding="utf-8"))

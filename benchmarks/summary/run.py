@@ -1,7 +1,7 @@
-"""Every number to hold, beside its peers: a table, a JSON file, a picture.
+"""Every goal beside its peers: a table, a JSON file and a picture.
 
-Each suite is a file of pytest benchmarks in a process of its own, so that one that fails or is killed costs no other;
-what a suite measured at this revision, on this machine, is not measured again.
+Each suite is a file of pytest benchmarks in a separate process, so that a suite that fails or is killed does not stop
+the others. A suite that was measured at this revision on this machine is not measured again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Say = Callable[[str], None]
 
 
 def run_suites(names: Sequence[str], out: Path, again: bool, say: Say) -> Iterator[tuple[str, str]]:
-    """Measure what is not there yet, into OUT/SUITE.json; (suite, what became of it), each as it ends."""
+    """Measure the suites that are missing, into OUT/SUITE.json; yields (suite, its outcome) when each ends."""
     out.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(names, 1):
         file = out / f"{name}.json"
@@ -51,7 +51,7 @@ def run_suites(names: Sequence[str], out: Path, again: bool, say: Say) -> Iterat
 
 
 def _run(suite: str, file: Path) -> str:
-    """One suite in a process of its own; a file that was there is replaced at the end only."""
+    """Run one suite in a separate process; returns its outcome. An existing file is replaced only at the end."""
     with tempfile.TemporaryDirectory() as folder:
         measured = Path(folder) / "measured.json"
         command = [
@@ -74,7 +74,7 @@ def _run(suite: str, file: Path) -> str:
 
 
 def _without_gpu() -> dict[str, str]:
-    """Where a GPU is too old for the kernels, the processor is measured."""
+    """Environment variables that hide a GPU which is too old for the kernels, so that the CPU is measured."""
     return {"CUDA_VISIBLE_DEVICES": ""} if torch.cuda.is_available() and measure.gpu_lacks() else {}
 
 
@@ -92,10 +92,10 @@ def _is_there(file: Path) -> bool:
 
 
 def bench(only: Sequence[str], out: Path, compare: str | None, again: bool) -> int:
-    """Measure, print, write OUT/bench.json, bench.md and bench.svg; 0 where every suite ran whole.
+    """Measure, print, and write OUT/bench.json, bench.md and bench.svg; returns 0 if every suite was measured whole.
 
     Raises:
-        ValueError: a suite that there is not.
+        ValueError: an unknown suite.
     """
     unknown = [name for name in only if name not in SUITES]
     if unknown:
@@ -149,8 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/bench"), help="folder of the results: SUITE.json, bench.*"
     )
-    parser.add_argument("--compare", help="an older bench.json: what has become slower since is told")
-    parser.add_argument("--again", action="store_true", help="measure what is there already of this revision")
+    parser.add_argument("--compare", help="an older bench.json; print what is slower now")
+    parser.add_argument("--again", action="store_true", help="measure again what was measured at this revision")
     given = parser.parse_args(argv)
     try:
         require("pytest_benchmark", "benchmarks", "symground[test]")

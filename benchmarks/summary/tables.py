@@ -1,4 +1,4 @@
-"""The numbers to hold as tables: for the terminal, and for a page with all that was measured."""
+"""The goals as tables: for the terminal, and for a page with all measurements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 
 from benchmarks.summary.goals import Row, machine_of
 
-#: Of a row, what was measured; all else says of what.
+#: The fields of a row that are measured; the others describe the measurement.
 MEASURED = {
     "seconds", "iqr", "rounds", "peak_bytes", "result_bytes", "floor_seconds", "seconds_a_pair", "seconds_a_step",
     "pairs",
@@ -17,7 +17,7 @@ MEASURED = {
 
 
 def shape_of(row: Row) -> str:
-    """All of what a row is a measurement of."""
+    """The fields of a row that describe its shape, as text."""
     of = {name: value for name, value in row.items() if name not in MEASURED | {"suite", "stage", "peer", "device"}}
     return " ".join(f"{name}{value}" if len(name) == 1 else f"{name} {value}" for name, value in of.items())
 
@@ -34,14 +34,14 @@ def time_of(seconds: float) -> str:
 
 
 def ratio_of(goal: dict[str, Any], value: float | None) -> str:
-    """A ratio or bound of a goal: a speed-up carries its ×."""
+    """A ratio or bound of a goal as text; a speed-up ends with ×."""
     if value is None:
         return "–"
     return (f"{value:,.0f}" if value >= 100 else f"{value:.3g}") + (" ×" if goal["at_least"] else "")
 
 
 def amount(side: dict[str, Any], goal: dict[str, Any]) -> str:
-    """What was measured on one side, with its spread."""
+    """The measured time or memory of one side, with its spread."""
     value = side.get(goal["quantity"])
     if value is None:
         return "–"
@@ -52,7 +52,7 @@ def amount(side: dict[str, Any], goal: dict[str, Any]) -> str:
 
 
 def terminal(result: dict[str, Any]) -> Table:
-    """The numbers to hold as a table for the terminal."""
+    """The goals as a table for the terminal."""
     table = Table(title=machine_line(result), title_justify="left", expand=False)
     for name in ("number to hold", "ours", "peer", "theirs", "ratio", "goal", "of the floor", ""):
         table.add_column(name, overflow="fold")
@@ -78,23 +78,29 @@ def cells_of(result: dict[str, Any]) -> list[list[str]]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The same for a page, with the peers that are missing."""
+    """The goals as a page, with all measurements and the missing peers."""
     lines = [
         machine_line(result), "",
-        "Times are medians ± the interquartile range; memory is the peak above the inputs. Of the floor: the time that "
-        "the machine's measured copy and product rates allow, over ours.", "",
+        "Times are medians ± the interquartile range. Memory is the peak above the inputs. A ratio with × is a "
+        "speed-up (theirs / ours), a ratio without × is a fraction (ours / theirs). “Of the floor” is the shortest "
+        "time that the machine's measured rates of copies and products allow, divided by ours.", "",
         "| number to hold | ours | peer | theirs | ratio | goal | of the floor | |",
         "|---|---|---|---|---|---|---|---|",
         *(f"| {' | '.join(cells)} |" for cells in cells_of(result)),
     ]  # fmt: skip
-    lines += ["", "## All that was measured", *_everything(result["rows"])]
+    lines += ["", "## All measurements", *_everything(result["rows"])]
     if result["missing"]:
-        lines += ["", "## Missing here", "", *(f"- {name}: {reason}" for name, reason in result["missing"].items())]
+        lines += [
+            "",
+            "## Missing on this machine",
+            "",
+            *(f"- {name}: {reason}" for name, reason in result["missing"].items()),
+        ]
     return "\n".join([*lines, ""])
 
 
 def _everything(rows: list[Row]) -> list[str]:
-    """A table for each stage and shape: peers, the quickest first."""
+    """A table for each stage and shape, with the fastest peer first."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(f"{row['suite']}: {row['stage']}, {shape_of(row)}", []).append(row)
@@ -115,7 +121,7 @@ def machine_line(result: dict[str, Any]) -> str:
     machine, of = result["machine"], result["versions"]
     if not machine:
         return "nothing was measured"
-    suites: dict[str, list[str]] = {}  # of each revision; those that were there already may be of an earlier one
+    suites: dict[str, list[str]] = {}  # revision → its suites; some may have been measured at an earlier revision
     for suite, revision in result.get("revisions", {}).items() or [("", of.get("revision"))]:
         suites.setdefault((revision or "unknown")[:10], []).append(suite)
     several = len(suites) > 1

@@ -1,4 +1,4 @@
-"""What the suites measured, what it says of the numbers to hold, and what has become slower."""
+"""The measurements of all suites, the goals judged by them, and what is slower than in an older result."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from symground.files import read_json
 from symground.training.provenance import versions
 
 FORMAT = 1
-#: A run is slower than an older one from here on, and only beyond the spread of both.
+#: From this ratio of times on, a run is slower than an older one, if the difference exceeds the spread of both.
 SLOWER = 1.10
 _SAME = ("cpu", "gpu", "threads", "torch", "extension")
 
 
 def collected(names: Iterable[str], out: Path, rates: dict[str, float]) -> dict[str, Any]:
-    """Everything that the suites in ``out`` measured, and what it says of the numbers to hold."""
+    """The content of bench.json: all measurements of the suites in ``out``, and the goals judged by them."""
     rows: list[Row] = []
     missing: dict[str, str] = {}
     machine: dict[str, Any] = {}
@@ -44,7 +44,7 @@ def collected(names: Iterable[str], out: Path, rates: dict[str, float]) -> dict[
 
 
 def judged(goal: Goal, rows: list[Row], missing: dict[str, str]) -> dict[str, Any]:
-    """One number to hold: what was measured on either side, the ratio, whether it holds, and if not why not."""
+    """A goal with the measurements of both sides, their ratio, whether the goal is met, and if not, why."""
     ours, theirs = (goal.row(rows, *side) for side in (goal.of, goal.to))
     ratio = goal.measured(rows)
     found: dict[str, Any] = {
@@ -74,13 +74,13 @@ def _why_not(goal: Goal, missing: dict[str, str]) -> str:
 
 
 def slower(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What of ours has become slower, in words.
+    """Our measurements that are slower in ``new`` than in ``old``, as text.
 
-    On the same machine by its time, where it grew by a tenth and beyond the spread of both; elsewhere by its ratio to
-    its peers.
+    On the same machine times are compared: a time is slower if it grew by a tenth and by more than the spread of both.
+    On another machine the ratios to the peers are compared.
 
     Raises:
-        ValueError: ``old`` is of another format.
+        ValueError: ``old`` has another format.
     """
     if old.get("format") != FORMAT:
         raise ValueError(f"expected a file of format {FORMAT}, got {old.get('format')}")
