@@ -1,1 +1,1 @@
-"""The GPU record: everything that wants a GPU, in one command."""
+"""The GPU record: everything that needs a GPU, in one command."""

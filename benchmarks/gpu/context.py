@@ -1,4 +1,4 @@
-"""What every part of the GPU record is given: its result file, its time, and what the machine lacks."""
+"""The context of each part of the GPU record: its result file, its time limit, and what is missing on the machine."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDS_CUDA = "needs CUDA"
-#: Characters of a process' output that are kept.
+#: The number of characters of a process's output that are kept.
 TAIL = 3000
-#: What each part imports that a bare machine may lack.
+#: Part → the packages that it imports and that may be missing.
 NEEDS: dict[str, tuple[str, ...]] = {
     "machine": ("torch",), "gate": ("torch", "pytest"), "tests": ("pytest",), "sanitizer": (),
     "determinism": ("torch", "triton"), "attention": ("torch", "triton"), "flow": ("torch", "triton"),
@@ -27,7 +27,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
 
 
 class Record:
-    """One part's result file, whole at every moment."""
+    """The result file of one part. It is replaced atomically, so it is always complete."""
 
     def __init__(self, path: Path, part: str) -> None:
         self.path, self.data = path, {"part": part, "status": "running", "missing": {}, "rows": []}
@@ -47,7 +47,7 @@ class Record:
 
 
 def anonymous(value: Any) -> Any:
-    """``value`` with no host, user or folder of the machine in its strings; keys stay as they are."""
+    """``value`` without the machine's host, user and folders in its strings; keys are unchanged."""
     if isinstance(value, dict):
         return {key: anonymous(x) for key, x in value.items()}
     if isinstance(value, list | tuple):
@@ -59,8 +59,8 @@ def anonymous(value: Any) -> Any:
     return re.sub(rf"\b{re.escape(socket.gethostname())}\b", "<host>", value)
 
 
-class Missing(Exception):  # noqa: N818 - no error: it is what a machine lacks
-    """(name, reason) of what a part cannot do without."""
+class Missing(Exception):  # noqa: N818 - not an error of the part
+    """(name, reason) of something that a part needs and that is missing."""
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Context:
     dry: bool
     end: float
     data: Path | None = None
-    """A study's folder, prepared elsewhere."""
+    """The folder of a study that was prepared on another machine."""
 
     @property
     def device(self) -> str:
@@ -78,7 +78,7 @@ class Context:
 
     @property
     def impl(self) -> str | None:
-        """In a dry run too the kernels run, in the interpreter."""
+        """The implementation. A dry run also runs the Triton kernels, in the interpreter."""
         return "triton" if self.dry else None
 
     @property
@@ -97,15 +97,15 @@ class Context:
         for module in NEEDS[part]:
             try:
                 importlib.import_module(module)
-            except Exception as error:  # a package built for another machine fails in ways of its own
+            except Exception as error:  # a package built for another machine may raise any error
                 raise Missing(module, f"does not import: {error}") from error
 
     def write_failure(self, error: str) -> None:
-        """The part goes on; its record says that something in it went wrong."""
+        """Record an error; the part continues."""
         self.record.write(status="failed", errors=[*self.record.data.get("errors", []), error])
 
     def rates(self) -> dict[str, float]:
-        """What the part `machine` measured; empty without it."""
+        """The rates that the part `machine` measured; empty if it did not run."""
         try:
             found: dict[str, float] = json.loads((self.out / "machine.json").read_text(encoding="utf-8"))["rates"]
         except (OSError, KeyError):

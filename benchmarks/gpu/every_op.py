@@ -1,6 +1,6 @@
-"""Every op once, on small shapes, forward and backward: what the sanitizer and the determinism check run.
+"""Every op once, on small shapes, forward and backward; the sanitizer and the determinism check run this.
 
-python -m benchmarks ops            # on the GPU where there is one, else the CPU implementation
+python -m benchmarks ops            # on the GPU if there is one, else the CPU implementation
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def plain(dtype: str, device: str) -> Problem:
 
 
 def padded(dtype: str, device: str) -> Problem:
-    """Nothing a multiple of a tile: grouped heads, padding on both sides, a closed head."""
+    """Sizes that are no multiples of a tile, with grouped heads, padding on both sides and a closed head."""
     key_range = torch.tensor([[0, 77], [5, 60]], device=device)
     gate = torch.tensor([1.0, 0.0, 0.5, 1.0], device=device)
     return _problem(2, 4, 2, 77, 64, dtype, device, key_range=key_range, gate=gate)
@@ -55,7 +55,7 @@ def windowed(dtype: str, device: str) -> Problem:
 
 
 def tiny(dtype: str, device: str) -> Problem:
-    """For the interpreter, which takes its time."""
+    """A small problem for the interpreter, which is slow."""
     return _problem(1, 2, 1, 17, 16, dtype, device)
 
 
@@ -63,7 +63,7 @@ CASES: dict[str, Callable[[str, str], Problem]] = {"plain": plain, "padded": pad
 
 
 def results(p: Problem, impl: str | None = None) -> dict[str, Tensor]:
-    """What every op gives, by name."""
+    """name → a result, for every op."""
     q, k, v = (x.detach().requires_grad_() for x in (p.q, p.k, p.v))
     B, H, T, _ = q.shape
     kw: dict[str, Any] = {**p.kw, "impl": impl}
@@ -90,14 +90,14 @@ def results(p: Problem, impl: str | None = None) -> dict[str, Tensor]:
 
 
 def _gated(p: Problem) -> dict[str, Tensor]:
-    """One gate a head, and two masks; in whole vectors, and in rows that are neither aligned nor whole ones."""
+    """gate_heads with one gate per head and with two masks, on aligned rows of whole vectors and on others."""
     B, H = p.q.shape[:2]
     x, fill = (t.detach().transpose(1, 2)[..., 1:].requires_grad_() for t in (p.q, p.grad))
     some = torch.tensor([0.0, 1.0, 0.3], device=x.device)
     found = {}
     for name, shape in (("a head", (H,)), ("two masks", (2, B, H))):
         gate = some.repeat(2 * B * H)[: torch.Size(shape).numel()].view(shape).requires_grad_()
-        for given in (p.q.detach().transpose(1, 2), x):  # with whole vectors and without
+        for given in (p.q.detach().transpose(1, 2), x):  # the rows of x are not aligned
             out = ops.gate_heads(given, gate, fill if given is x else None)
             found[f"gated by {name}, {given.shape[-1]} numbers"] = out.detach()
         grads = torch.autograd.grad(out, (x, gate, fill), torch.ones_like(out))
@@ -106,7 +106,7 @@ def _gated(p: Problem) -> dict[str, Tensor]:
 
 
 def _ssd(p: Problem, impl: str | None) -> dict[str, Tensor]:
-    """SSD by our own kernels on a GPU, where another package's may stand first; a window is nothing it knows."""
+    """SSD, on a GPU by symground's kernels even if another package comes first. It has no window."""
     impl = impl or ("triton" if p.q.is_cuda else None)
     batch, heads, _, size = p.q.shape
     x, B, C, grad = (z.detach().transpose(1, 2).requires_grad_() for z in (p.q, p.k, p.v, p.grad))
@@ -137,7 +137,7 @@ def _ssd(p: Problem, impl: str | None) -> dict[str, Tensor]:
 
 
 def _of_head(p: Problem, impl: str | None) -> dict[str, Tensor]:
-    """Surprisal and the loss under a vocabulary of as many words as v has rows, plus one: no multiple of a tile."""
+    """Surprisal and the loss with a vocabulary of v's rows and one more word, which is no multiple of a tile."""
     size = p.q.shape[3]
     hidden = p.q.detach().reshape(-1, size).requires_grad_()
     rows = p.v.detach().reshape(-1, size)

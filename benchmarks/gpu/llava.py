@@ -1,6 +1,6 @@
-"""A trace of LLaVA-1.5-7B's shape and its peers: random weights, one image of 576 tokens, text up to T tokens.
+"""A trace in the shape of LLaVA-1.5-7B and its peers: one image of 576 tokens, and text up to T tokens.
 
-Surprisal of one token after the last. Random weights cost what learnt ones cost.
+The trace is of the surprisal of the token after the last. The weights are random; learnt weights take the same time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MATRICES_CHECKPOINTED = "sg.trace, all matrices, activation checkpointing"
 
 @dataclass(frozen=True)
 class Model:
-    """LLaVA-1.5-7B's: CLIP ViT-L/14 at 336 pixels, Vicuna-7B."""
+    """The shape of LLaVA-1.5-7B: CLIP ViT-L/14 at 336 pixels, and Vicuna-7B."""
 
     T: int = 8192
     layers: int = 32
@@ -72,7 +72,7 @@ class Model:
 
 
 class Inputs:
-    """The model and its batch, which all peers share: two models of this size fit no device."""
+    """The model and its batch. All peers share them, since no device has memory for two models of this size."""
 
     def __init__(self, m: Model) -> None:
         self.m, self.model = m, m.build()
@@ -91,7 +91,7 @@ def _trace(x: Inputs, **how: Any) -> Run:
 
 
 def _frozen(x: Inputs) -> Run:
-    """Forward and backward to the embeddings, nothing of which is kept: what a trace cannot do without."""
+    """Forward and backward pass to the embeddings without a result, which every trace needs."""
 
     def run() -> Tensor:
         model = x.as_implemented("sdpa")

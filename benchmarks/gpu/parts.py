@@ -1,4 +1,4 @@
-"""The parts of the GPU record that time no kernel. Each adds to its record, and stops when its time is up."""
+"""The parts of the GPU record that do not time kernels. Each adds to its record, and stops when its time is over."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ for make in (build.build, build.build_cuda):
 
 
 def gate(c: Context) -> None:
-    """Builds the extension, both its parts, which every later part then finds; then gate_heads: tests, error, speed.
+    """Build both parts of the extension for all later parts; then measure gate_heads: tests, error, speed.
 
-    A dry run builds nothing: it must leave the folder as it is.
+    A dry run builds nothing, because it must not change the folder.
     """
     if not c.dry:
         _, output = _run(c, [sys.executable, "-W", "ignore", "-c", BUILD])
@@ -92,7 +92,7 @@ def gate(c: Context) -> None:
         c.record.write(tests=output[-TAIL:])
         if code != 0:
             c.write_failure(f"tests/ops/gate/test_cuda.py ended with {code}")
-    # Not before the build: what is imported by then is not loaded again.
+    # Imported after the build, because an extension that is imported already is not loaded again.
     from benchmarks.gpu import timings
 
     timings.gate(c)
@@ -105,9 +105,9 @@ PYTEST = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-p", "no:cachep
 
 
 def tests(c: Context) -> None:
-    """The kernels' tests, dealt to a few processes: most of their time is the compiler's, which has one core each.
+    """Run the kernels' tests in a few processes, because most of their time is compilation on one core.
 
-    In a dry run they are collected only; they run in the suite itself.
+    A dry run only collects them; the suite itself runs them.
     """
     tests = (
         "attention/test_triton.py", "attention/test_triton_shapes.py", "attention/test_flash.py",
@@ -117,7 +117,7 @@ def tests(c: Context) -> None:
     if not files:
         raise Missing("tests/ops/attention/test_triton.py", "no such file")
     code, output = _run(c, [*PYTEST, "--collect-only", *files])
-    # With -q and nothing else, a line for each test; addopts may hold more quiet than that.
+    # -q prints a line for each test.
     names = [line for line in output.splitlines() if "::" in line and line.startswith("tests/")]
     c.record.write(files=files, collected=len(names), collected_only=c.dry, output_tail=output[-2000:])
     if code != 0 or not names:
@@ -137,7 +137,7 @@ def _run_tests(c: Context, names: list[str], processes: int) -> None:
             for key, n in of_one.items():
                 counts[key] = counts.get(key, 0) + n
             c.record.add(exit_status=code, counts=of_one, output_tail=output[-TAIL:])
-            if code not in (0, 5):  # 5: none was dealt to it
+            if code not in (0, 5):  # 5: this process got no tests
                 c.write_failure(f"pytest ended with {'its time limit' if code is None else code}")
     c.record.write(counts=counts, not_run=len(names) - counts.get("tests", 0))
 
@@ -156,7 +156,7 @@ def _counts(junit: Path) -> dict[str, int]:
 
 
 def _run(c: Context, command: list[str]) -> tuple[int | None, str]:
-    """(exit status, output); the status is None where the time ran out, and the output what there was by then."""
+    """(exit status, output); the status is None if the time ran out, and then the output is incomplete."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         try:
             code: int | None = subprocess.run(
@@ -178,8 +178,8 @@ def sanitizer(c: Context) -> None:
     )
     if tool is None:
         raise Missing("compute-sanitizer", "not found on PATH or under /usr/local/cuda*")
-    # Compiled and cached without the tool first, under which compiling is slow; no caching allocator, which would put
-    # what lies beyond a tensor into memory that counts as allocated.
+    # The kernels are compiled and cached first, because compiling under the tool is slow. The caching allocator is off,
+    # because with it the memory beyond a tensor would count as allocated.
     os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     script = [sys.executable, "-m", "benchmarks.gpu.every_op"]
     code, output = _run(c, script)
@@ -200,7 +200,7 @@ def sanitizer(c: Context) -> None:
 
 
 def determinism(c: Context) -> None:
-    """Bit-identical in every repeat, judged by torch.equal, which calls NaN unequal."""
+    """Check that every repeat gives the same bits, by torch.equal, for which NaN is not equal to NaN."""
     import torch
 
     from benchmarks.gpu.every_op import CASES, results

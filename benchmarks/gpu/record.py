@@ -1,12 +1,13 @@
-"""Everything that wants a GPU, in one command: tests, sanitizer, determinism, benchmarks; JSON, part by part.
+"""Everything that needs a GPU, in one command: tests, sanitizer, determinism and benchmarks, each as a JSON file.
 
     python -m benchmarks gpu --out benchmarks/results/gpu/NAME      # under nine minutes
     python -m benchmarks gpu --out DIR --parts machine attention --budget 200
-    python -m benchmarks gpu --out DIR --dry-run                    # tiny, on a CPU: tests this script
+    python -m benchmarks gpu --out DIR --dry-run                    # a tiny run on a CPU, which tests this script
 
-Needs torch, triton, numpy, pytest, transformers, and neither a network nor an installation. Each part runs in a process
-of its own with a time limit and writes DIR/<part>.json, the long ones row by row, so that a cut-off run keeps what it
-had. A part that fails records its error and stops no other. Status 1 where a part failed, or without CUDA.
+It needs torch, triton, numpy, pytest and transformers, but no network and no installation. Each part runs in a separate
+process with a time limit and writes DIR/<part>.json. Long parts write row by row, so that a run that is cut off keeps
+its rows. A part that fails records its error and does not stop the others. The exit status is 1 if a part failed, or
+without CUDA.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.gpu.context import NEEDS_CUDA, Context, Missing, Record  # noqa: E402
 
-#: Each part's share of the time that is left when it starts, and what it leaves goes to those after it.
+#: Part → its share of the time that is left when it starts. Time that it does not use goes to the later parts.
 SHARES = {
     "machine": 20, "gate": 60, "tests": 150, "sanitizer": 50, "determinism": 45, "attention": 160, "flow": 40,
     "surprisal": 40, "mamba": 45, "training": 40, "trace": 45, "study": 45, "llava": 60,
 }  # fmt: skip
-#: Part → the module here that has a function of its name; all others are timings.
+#: Part → the module of this folder with a function of its name; the other parts are in timings.
 MODULES = {**dict.fromkeys(("machine", "gate", "tests", "sanitizer", "determinism"), "parts"), "study": "study"}
-#: A part stops by itself this long before it would be stopped.
+#: Seconds before its time limit at which a part stops by itself.
 GRACE = 5.0
 TAIL = 4000
 
 
 def run_part(part: str, arguments: argparse.Namespace, seconds: float) -> str:
-    """Run one part in a process of its own; whatever becomes of it, its file says so. Returns its status."""
+    """Run one part in a separate process; returns its status, which is also in its file."""
     path = arguments.out / f"{part}.json"
     path.unlink(missing_ok=True)
     Record(path, part).write()
@@ -54,7 +55,7 @@ def run_part(part: str, arguments: argparse.Namespace, seconds: float) -> str:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "SYMGROUND_AUTOTUNE": "0"}
     environment["TRITON_INTERPRET"] = "1" if arguments.dry_run else "0"
     if arguments.dry_run:
-        environment["OMP_NUM_THREADS"] = "1"  # nothing large enough for a second thread
+        environment["OMP_NUM_THREADS"] = "1"  # a dry run is too small for a second thread
     start = time.monotonic()
     with (arguments.out / f"{part}.log").open("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(
@@ -81,14 +82,14 @@ def run_part(part: str, arguments: argparse.Namespace, seconds: float) -> str:
 
 
 def _end(process: subprocess.Popen[Any]) -> None:
-    """The part and what it started: its own session, so nobody else's."""
+    """Kill the part and the processes that it started; it has its own session."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def inside(arguments: argparse.Namespace) -> None:
-    """What the part's own process does."""
+    """Run the part, in its own process."""
     record = Record(arguments.out / f"{arguments.inside}.json", arguments.inside)
     end = time.monotonic() + arguments.budget - GRACE
     context = Context(record, arguments.out, arguments.dry_run, end, arguments.data)
@@ -110,7 +111,7 @@ def inside(arguments: argparse.Namespace) -> None:
 
 
 def gpu_lacks() -> str | None:
-    """Why nothing can run here; asked in a process of its own: this one holds no GPU memory."""
+    """Why nothing can run on this machine; checked in a separate process, so that this one holds no GPU memory."""
     code = "from benchmarks.common.measure import gpu_lacks; print(gpu_lacks() or '')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
@@ -121,9 +122,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the result files")
     parser.add_argument("--parts", nargs="+", choices=SHARES, default=list(SHARES))
-    parser.add_argument("--data", type=Path, help="a study's folder, prepared elsewhere, for the part `study`")
+    parser.add_argument(
+        "--data", type=Path, help="folder of a study that was prepared on another machine, for the part `study`"
+    )
     parser.add_argument("--budget", type=float, default=520.0, help="seconds for all parts together")
-    parser.add_argument("--dry-run", action="store_true", help="the whole machinery on a CPU, tiny, interpreted")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="run everything on a CPU, on tiny inputs, with interpreted kernels"
+    )
     parser.add_argument("--inside", choices=SHARES, help=argparse.SUPPRESS)
     parser.add_argument("--break", choices=SHARES, dest="broken", help=argparse.SUPPRESS)  # for the script's own test
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The trainer and the analyses on a GPU, on arrays prepared elsewhere: a part of the GPU record."""
+"""The trainer and the analyses on a GPU, on a study prepared on another machine: a part of the GPU record."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 from benchmarks.gpu.context import Context, Missing
 
-#: Steps that a record has the time for: enough for rates, not for the link.
+#: Steps of training: enough to measure rates, but not to learn the link.
 STEPS = 300
 
 
 def study(c: Context) -> None:
-    """Train the study's 12-layer GPT-2 for some steps as the study does, then score, trace and intervene.
+    """Train the study's 12-layer GPT-2 for some steps with the study's settings, then score, trace and intervene.
 
-    The arrays are those of a study's folder that `symground data` or `symground run` made elsewhere (``--data``).
+    ``--data`` is the folder of a study that `symground data` or `symground run` made on another machine.
     """
     with tempfile.TemporaryDirectory() as place:
         folder = _generated(Path(place)) if c.dry else c.data
         if folder is None:
-            raise Missing("study", "no arrays: --data FOLDER of a study prepared elsewhere")
+            raise Missing("study", "no data: give --data FOLDER of a study prepared on another machine")
         _train_and_analyse(c, folder, Path(place))
 
 
@@ -82,7 +82,7 @@ def _analyse(c: Context, folder: Path, run: Path) -> None:
 
 
 def _generated(place: Path) -> Path:
-    """For a dry run: a small generated corpus, prepared as elsewhere."""
+    """A small study of a generated corpus, for a dry run."""
     from symground.data import GeneratedSettings
     from symground.recipes import CorpusSettings, prepare
 

@@ -1,4 +1,4 @@
-"""Time, memory and distance from the hardware's floor: the parts of the GPU record that measure them."""
+"""The parts of the GPU record that measure time, memory and the distance from the roofline."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from benchmarks.peers.attention import Peer
 from symground import ops
 
 Run = Callable[[], Any]
-#: Peers are timed in turns, this many times over, and each row is the median: clocks drift.
+#: Peers are timed in turns this many times, because clock rates drift; each row has the median.
 PASSES = 3
-#: The interpreter takes its time.
+#: A shape for the interpreter, which is slow.
 TINY = Shape(1, 1, 17, 16)
 STAGES = ("forward", "backward", "layer", "saliency", "rows")
 
@@ -52,9 +52,9 @@ def _brief(error: Exception) -> str:
 
 
 def timed(c: Context, prepared: dict[str, Callable[[], Run]], label: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A row per peer: its median time over passes in turns and its memory, or its error. One peer's failure is its own.
+    """A row per peer: its median time over passes in turns, and its memory, or its error. Other peers still run then.
 
-    Where the time runs out between two passes, the passes that were made count.
+    If the time runs out between two passes, the finished passes count.
     """
     runs: dict[str, Run] = {}
     rows: dict[str, dict[str, Any]] = {}
@@ -81,18 +81,18 @@ def timed(c: Context, prepared: dict[str, Callable[[], Run]], label: dict[str, A
         if seconds.get(name):
             row |= {"seconds": measure.median(seconds[name]), "passes": len(seconds[name])}
         if "error" in row and name.startswith(("symground", "sg.")):
-            c.write_failure(f"{label}, {name}: {row['error']}")  # a peer may lack memory; ours must run
+            c.write_failure(f"{label}, {name}: {row['error']}")  # a peer may run out of memory; symground must not
         yield row
 
 
 def measured(c: Context, stages: tuple[str, ...], shape: Shape, compiles: bool) -> None:
-    """All peers of the stages at one shape, a row each, written as they come."""
+    """Measure all peers of the stages at one shape; each row is written at once."""
     rates = c.rates()
     for stage in stages:
         chosen, missing = peers.available((stage,), shape, c.device, compiles)
         c.record["missing"].update({f"{name}, {shape.dtype}": reason for name, reason in missing.items()})
         if compiles:
-            # The denominators again, in the same turns.
+            # Measure the peers of the goals again in the same turns.
             chosen += [p for p in peers.PEERS if p.stage == stage and p.name in (peers.SYMGROUND, peers.SDPA)]
         inputs = Inputs(shape, c.device, c.impl)
         prepared = {p.name: _prepared(p, inputs) for p in chosen}
@@ -116,7 +116,7 @@ def _achieved(row: dict[str, Any], stage: str, shape: Shape, rates: dict[str, fl
 
 
 def attention(c: Context) -> None:
-    """The goals' shapes first, then the other lengths; compiled peers by the same order; until the time is up."""
+    """Measure the goals' shapes first and then other lengths, then compiled peers likewise, until the time is over."""
     lengths = (1024, 4096, 2048, 512, 256, 128)
     goals = [Shape(8, 12, T, 64, "bfloat16") for T in (1024, 4096)]
     half = [constant_tokens(T, "bfloat16") for T in lengths]
@@ -138,7 +138,7 @@ def attention(c: Context) -> None:
 
 
 def _errors(c: Context) -> None:
-    """Saliency against float64, beside the error of the same formula in eager at the same precision."""
+    """Measure the error of saliency against float64, beside that of the eager formula at the same precision."""
     for dtype in c.dtypes:
         x = Inputs(Shape(2, 12, 1024, 64, dtype), c.device, c.impl)
         exact = peers.closed_form(*(t.double() for t in x.detached), x.future, x.scale).double()
@@ -151,7 +151,7 @@ def _errors(c: Context) -> None:
 
 
 def gate(c: Context) -> None:
-    """gate_heads beside a copy of x, which moves as many bytes where no gate is 0 or 1; then where a third is each."""
+    """Measure gate_heads beside a copy of x, which moves as many bytes if no gate is 0 or 1; then with mixed gates."""
     from symground.ops.gate.api import implementation
 
     c.record.write(implementation=implementation(c.device))
@@ -180,7 +180,7 @@ def gate(c: Context) -> None:
 
 
 def flow(c: Context) -> None:
-    """Flow of 3 groups fused in the backward, against the flow kernel alone, with all rows grouped and with one."""
+    """Measure flow of 3 groups fused into the backward pass, and by the flow kernel with all rows and with one row."""
     shapes = [Shape(8, 12, T, 64, dtype) for dtype in c.dtypes for T in (1024, 4096)]
     if c.dry:
         shapes = [TINY]
@@ -203,7 +203,7 @@ def flow(c: Context) -> None:
 
 
 def surprisal(c: Context) -> None:
-    """Surprisal of shared candidates, and the training loss; the error of the first against float64."""
+    """Measure the surprisal of shared candidates, with its error against float64, and the training loss."""
     rates = c.rates()
     for dtype in c.dtypes:
         shape = surprisal_peers.Shape(33, 16, 70, 5, dtype) if c.dry else surprisal_peers.Shape(dtype=dtype)
@@ -225,7 +225,7 @@ def surprisal(c: Context) -> None:
 
 
 def _surprisal_error(c: Context, shape: surprisal_peers.Shape) -> None:
-    """Against float64, beside the error of full logits in eager at the same precision."""
+    """Measure the error against float64, beside that of full logits in eager PyTorch at the same precision."""
     x = surprisal_peers.Inputs(shape, c.device, c.impl)
     exact = surprisal_peers.full_surprisal(x.hidden.detach().double(), x.weight.detach().double(), x.candidates)
     errors = {
@@ -236,7 +236,7 @@ def _surprisal_error(c: Context, shape: surprisal_peers.Shape) -> None:
 
 
 def mamba(c: Context) -> None:
-    """SSD and the saliency of a layer of the study's width, their error against float64; then a training step."""
+    """Measure SSD and saliency in a layer of the study's width, with errors against float64, and a training step."""
     shapes = {
         stage: [mamba_peers.Shape(8, T, 24, 64, 1, 128, dtype=dtype) for dtype in c.dtypes for T in (1024, 4096)]
         for stage in ("ssd", "ssd saliency")
@@ -270,7 +270,7 @@ def _mamba_error(c: Context, stage: str, shape: mamba_peers.Shape) -> float:
 
 
 def training(c: Context) -> None:
-    """A step of the study's GPT-2, 12 layers of width 768, beside its peers."""
+    """Measure a training step of the study's GPT-2, 12 layers of width 768, beside its peers."""
     shapes = [training_peers.Shape("gpt2-12l-768", 32, 512, 12_714, precision) for precision in c.dtypes]
     if c.dry:
         shapes = [training_peers.Shape("gpt2-4l", 2, 8, 50)]
@@ -286,7 +286,7 @@ def training(c: Context) -> None:
 
 
 def trace(c: Context) -> None:
-    """12-layer GPT-2, random weights, B2 T1024."""
+    """Measure a trace of a 12-layer GPT-2 with random weights, B2 T1024, beside its peers."""
     names, missing = trace_peers.available()
     c.record["missing"].update(missing)
     for dtype in c.dtypes:
@@ -300,7 +300,7 @@ def trace(c: Context) -> None:
 
 
 def llava(c: Context) -> None:
-    """LLaVA-1.5-7B's shape, random weights, one example: 576 image tokens, text up to T. Eager needs B·H·T² a layer."""
+    """Measure a trace in the shape of LLaVA-1.5-7B with one example. Eager attention needs B·H·T² numbers per layer."""
     _, missing = trace_peers.available()
     c.record["missing"].update(missing)
     names = [n for n in llava_peers.PEERS if not (missing and n.startswith("sg."))]

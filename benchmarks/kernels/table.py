@@ -1,11 +1,11 @@
-"""Compile every shipped kernel configuration ahead of time, no GPU needed, and print what the compiler made of it.
+"""Compile every shipped kernel configuration ahead of time, without a GPU, and print the resources that it uses.
 
     python -m benchmarks kernels                    # all → benchmarks/results/kernels.md
     python -m benchmarks kernels --arch sm_90 --head-size 64 --dtype bfloat16 --no-save
 
-Registers, stack and shared memory a program; local-memory instructions (LDL, STL) inside loops, which must be none; and
-which tensor-core instructions were used. Ends with status 1 where a configuration does not fit (shared memory, and on
-sm_100 tensor memory), touches local memory in a loop or leaves the tensor cores idle.
+The table has each program's registers, stack and shared memory, its local-memory instructions (LDL, STL) inside loops,
+and its tensor-core instructions. The exit status is 1 if a configuration does not fit into shared memory (on sm_100
+also tensor memory), touches local memory in a loop, or does not use the tensor cores.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from symground.kernels.ssd import launch as ssd_launch  # noqa: E402
 from symground.kernels.ssd import saliency as ssd_saliency  # noqa: E402
 from symground.kernels.vocabulary import surprisal as vocabulary  # noqa: E402
 
-#: Every kernel's tiles, by its name.
+#: Kernel → its tiles.
 KERNELS = tables()
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -56,25 +56,25 @@ TARGETS = {
 }
 #: Bytes of shared memory that one program may have.
 SHARED = {"sm_80": 166_912, "sm_86": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
-#: Columns of tensor memory of a Blackwell multiprocessor: no program that asks for more can start.
+#: Columns of tensor memory of a Blackwell multiprocessor; a program that needs more cannot start.
 TENSOR_MEMORY = 512
 HEAD_SIZES = (32, 64, 128, 256)
 #: Kernels that read a vocabulary head, of hidden size 768.
 VOCABULARY = ("vocabulary_lse", "logits_gradient", "shared_candidates", "own_candidates")
 HIDDEN_SIZE = 768
-#: The sums of a row's attention that a kernel is given in float32, made with the configuration of that kernel.
+#: Kernel of row sums → the kernel that reads them in float32, whose configuration it uses.
 ROW_SUMS = {
     f"{kernel}_sums": kernel
     for kernel in ("dq_flow", "dkdv", "attention_saliency", "attention_flow", "attention_saliency_rows")
 }
-#: Kernels of SSD: heads of 64 with a state of the size asked.
+#: Kernels of SSD, with heads of 64; the head size is that of the state.
 SSD = ("ssd_saliency", "ssd_flow", "ssd_forward", "ssd_dx", "ssd_dbdc")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 @dataclass
 class Row:
-    """What one kernel became for one architecture."""
+    """The resources of one kernel, compiled for one architecture."""
 
     kernel: str
     arch: str
@@ -105,7 +105,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is compiled for: 8 × 12 × length, causal; with ``options`` window, padding and gate as well."""
+    """The problem: 8 × 12 × length, causal; with ``options`` also a window, padding and a gate."""
 
     length: int = 1024
     options: bool = False
@@ -176,7 +176,7 @@ FUNCTIONS = {
 
 
 def compiled(kernel: str, arch: str, dtype: torch.dtype, size: int, config: Config, problem: Problem) -> Any:
-    """The launcher's own arguments, specialised as the just-in-time compiler would, compiled for ``arch``."""
+    """The kernel compiled for ``arch``, with the launcher's arguments specialised as by the just-in-time compiler."""
     name, result = FUNCTIONS.get(kernel, f"{kernel}_kernel"), None
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -270,7 +270,7 @@ def _read_cubin(row: Row, cubin: bytes) -> None:
 
 
 def loops(lines: list[str]) -> Iterator[tuple[int, int]]:
-    """(first, last) line of every loop: a branch back to a label, itself excepted (the trap at a kernel's end)."""
+    """(first, last) line of every loop: a branch back to a label, except the branch to itself at a kernel's end."""
     labels = {match[1]: i for i, line in enumerate(lines) if (match := re.match(r"^(\.L_x_\d+):", line.strip()))}
     for i, line in enumerate(lines):
         match = re.search(r"\bBRA(?:\.\w+)*\b.*?`\((\.L_x_\d+)\)", line)
@@ -321,9 +321,15 @@ def main() -> int:
     )
     parser.add_argument("--head-size", nargs="*", type=int, default=list(HEAD_SIZES), help="of the attention kernels")
     parser.add_argument("--kernel", nargs="+", choices=(*KERNELS, *ROW_SUMS))
-    parser.add_argument("--config", nargs=4, type=int, metavar=("BM", "BN", "WARPS", "STAGES"), help="not the table's")
+    parser.add_argument(
+        "--config",
+        nargs=4,
+        type=int,
+        metavar=("BM", "BN", "WARPS", "STAGES"),
+        help="compile this configuration instead of the table's",
+    )
     parser.add_argument("--length", type=int, default=1024, help="queries and keys")
-    parser.add_argument("--all-options", action="store_true", help="compile for a window, padding and a gate as well")
+    parser.add_argument("--all-options", action="store_true", help="also compile for a window, padding and a gate")
     parser.add_argument("--no-save", action="store_true")
     arguments = parser.parse_args()
     with ProcessPoolExecutor(max(1, (os.cpu_count() or 2))) as pool:

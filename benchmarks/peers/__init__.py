@@ -1,1 +1,1 @@
-"""What is timed: ours and every peer of it, one file for each suite."""
+"""The runs that are timed: symground's and those of its peers, a file for each suite."""

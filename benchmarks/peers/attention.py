@@ -1,7 +1,8 @@
-"""The peers of a measurement: ways to compute the same stage of one attention layer, each over the same `Inputs`.
+"""Peers of one attention layer: several ways to compute the same stage from the same `Inputs`.
 
-Stages: `forward` and `backward` of attention; `layer`, forward + backward + saliency (peers without saliency are its
-floor); `saliency` and `flow` alone, from (q, k, v, dO, LSE); `rows`, the saliency of four queries head by head.
+The stages are `forward` and `backward` of attention; `layer`, which is forward + backward + saliency (peers without
+saliency are its floor); `saliency` and `flow` alone, from (q, k, v, dO, LSE); and `rows`, the saliency of four queries
+for each head.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ NO_SALIENCY = "symground, no saliency"
 
 
 class Peer(NamedTuple):
-    """``prepare(inputs)`` does what is not measured and returns what is."""
+    """``prepare(inputs)`` does the preparation, which is not measured, and returns the run, which is."""
 
     stage: str
     name: str
@@ -38,7 +39,7 @@ class Peer(NamedTuple):
     lacks: Callable[[Shape, str], str | None] = lambda shape, device: None
 
 
-# What the peers compute in plain PyTorch.
+# The formulas in plain PyTorch.
 
 
 def matrix(q: Tensor, k: Tensor, future: Tensor, scale: float) -> Tensor:
@@ -59,7 +60,7 @@ def closed_form(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, future: Tensor, s
     return gradient_times_attention(matrix(q, k, future, scale), grad @ v.mT)
 
 
-# Preparations: from inputs to the run that is measured.
+# Preparations: from the inputs to the measured run.
 
 
 def _eager(x: Inputs, compiled: bool = False) -> Run:
@@ -132,7 +133,7 @@ def _flash_attn(x: Inputs) -> Attention:
     from flash_attn import flash_attn_func
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        # It wants [B,T,H,D] and takes strides, so that the transposed views cost nothing.
+        # It expects [B,T,H,D] with any strides, so that the transposed views cost nothing.
         return flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), causal=True).transpose(1, 2)
 
     return run
@@ -164,7 +165,7 @@ def _through_probe(x: Inputs, impl: str | None = None) -> Run:
 
 
 def _backward_with(x: Inputs, flow: bool) -> Run:
-    """The backward alone, with flow or saliency in it."""
+    """The backward pass alone, with flow or saliency."""
     probe = x.flow_probe() if flow else x.saliency_probe()
     kw = {"flow_probe": probe, "query_groups": x.groups, "key_groups": x.groups} if flow else {"saliency_probe": probe}
     out, _ = ops.attention(x.q, x.k, x.v, impl=x.impl, **kw)
@@ -188,7 +189,7 @@ def _rows(x: Inputs) -> Run:
     return partial(ops.attention_saliency_rows, *x.detached, x.lse, x.rows, impl=x.impl)
 
 
-# What a peer cannot do, in words for the result file.
+# Reasons for the result file why a peer cannot run.
 
 
 def _needs_cuda(shape: Shape, device: str) -> str | None:
@@ -222,7 +223,7 @@ ATTENTIONS: list[tuple[str, Callable[[Inputs], Attention], bool, Callable[[Shape
 
 
 def _named(stage: str, name: str) -> str:
-    """In the stage `layer`, symground's name is for the run that gives saliency."""
+    """The peer's name; in the stage `layer`, "symground" is the run with saliency."""
     return NO_SALIENCY if (stage, name) == ("layer", SYMGROUND) else name
 
 
@@ -252,7 +253,7 @@ PEERS: list[Peer] = [
 def available(
     stages: tuple[str, ...], shape: Shape, device: str, compiles: bool | None = None
 ) -> tuple[list[Peer], dict[str, str]]:
-    """The peers that can run, and for each that cannot the reason, by ``stage: name``."""
+    """The peers that can run, and "stage: name" → the reason for those that cannot."""
     chosen, missing = [], {}
     for peer in _of(stages, compiles):
         reason = peer.lacks(shape, device)

@@ -19,7 +19,7 @@ COPY = "copy of x"
 
 @dataclass(frozen=True)
 class Shape:
-    """x [B,T,H,D] under M masks (0: a gate [B,H]), closed heads given 0 or, where ``filled``, rows of their own."""
+    """x [B,T,H,D] with M masks (0: one gate [B,H]). Closed heads become 0, or rows of ``fill`` if ``filled``."""
 
     B: int = 8
     T: int = 1024
@@ -28,7 +28,7 @@ class Shape:
     M: int = 0
     filled: bool = False
     mixed: bool = True
-    """A third of the gates 0 and a third 1; else all between, so that every byte of x is read."""
+    """Whether a third of the gates are 0 and a third 1. Otherwise none is, so that every byte of x is read."""
     dtype: str = "float32"
 
     def __str__(self) -> str:
@@ -92,7 +92,7 @@ PEERS: dict[str, Callable[[Inputs], Run]] = {
 
 
 def names(shape: Shape, compiles: bool = True) -> Iterator[str]:
-    """The copy reads and writes what a gate without fill does, and is no peer elsewhere."""
+    """The names of the peers. A copy is one only without masks and fill, where it moves as many bytes."""
     for name in PEERS:
         if (name != COPY or not (shape.M or shape.filled)) and (compiles or "compile" not in name):
             yield name

@@ -20,7 +20,7 @@ SHAPES = (("gpt2-12l-768", 4, 256, 12_714, 0.125), ("gpt2-4l", 16, 128, 12_714, 
 def runs(
     preset: str, rows: int, tokens: int, vocabulary: int, share: float, device: str
 ) -> dict[str, Callable[[], Any]]:
-    """The two sides, on the same ids."""
+    """The step and the forward pass, on the same ids."""
     model = create(preset, vocabulary, positions=tokens).to(device).eval()
     ids = torch.randint(2, vocabulary, (rows, tokens), generator=torch.Generator().manual_seed(0))
     counts, chosen = torch.ones_like(ids, dtype=torch.bool), torch.Generator().manual_seed(0)

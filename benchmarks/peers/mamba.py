@@ -1,4 +1,4 @@
-"""Mamba-2 and its peers: a training step beside transformers' own, and the saliency of a layer beside its matrix."""
+"""Mamba-2 and its peers: a training step beside transformers', and a layer's saliency beside a materialised matrix."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MATERIALISED, COMPILED = "materialised M", "torch.compile of materialised M"
 
 @dataclass(frozen=True)
 class Shape:
-    """A layer with H heads of size P, G groups of state N; a model of ``layers`` such layers, of width H·P/2."""
+    """A layer with H heads of size P and G groups of state N, or a model of ``layers`` such layers of width H·P/2."""
 
     B: int = 4
     T: int = 512
@@ -56,7 +56,7 @@ class Shape:
 def _model(shape: Shape, chunk: int) -> Any:
     from transformers import Mamba2Config, Mamba2ForCausalLM
 
-    logging.getLogger("transformers").setLevel(logging.ERROR)  # it says that it runs in plain PyTorch
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # it warns that it runs in plain PyTorch
     torch.manual_seed(0)
     config = Mamba2Config(
         vocab_size=shape.vocabulary, hidden_size=shape.H * shape.P // 2, num_hidden_layers=shape.layers,
@@ -128,7 +128,7 @@ def _scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
 def materialised(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, grad: Tensor, future: Tensor
 ) -> Tensor:  # fmt: skip
-    """|Σ_h M_h ∘ (dY_h x_hᵀ)| [B,T,T], of M as a tensor; C Bᵀ once for each group."""
+    """|Σ_h M_h ∘ (dY_h x_hᵀ)| [B,T,T] with M as a tensor, and C Bᵀ once for each group."""
     total = (dt * A).cumsum(1).transpose(1, 2)
     decay = (total[..., :, None] - total[..., None, :]).masked_fill(future, float("-inf")).exp()
     scores = (C.transpose(1, 2) @ B.permute(0, 2, 3, 1)).float()  # [B,G,T,T]
@@ -165,7 +165,7 @@ _STEPS: dict[str, Callable[[Shape, str], Run]] = {
 
 
 def names(stage: str, device: str = "cpu", compiles: bool = True) -> list[str]:
-    """Those that run on the device."""
+    """The names of the peers that run on the device."""
     found = list(_STEPS if stage == "mamba2 step" else _SSD[stage])
     lacking = set() if compiles else {COMPILED}
     if device == "cpu":
@@ -176,14 +176,14 @@ def names(stage: str, device: str = "cpu", compiles: bool = True) -> list[str]:
 
 
 def missing(device: str) -> dict[str, str]:
-    """Peers that cannot run here, with the reason."""
+    """The peers that cannot run on this machine → the reason."""
     if device == "cpu":
         return {f"ssd: {MAMBA_SSM}": "needs CUDA"}
     return {} if imports("mamba_ssm.ops.triton.ssd_combined") else {f"ssd: {MAMBA_SSM}": "mamba_ssm does not import"}
 
 
 def problem(stage: str, shape: Shape, device: str = "cpu", impl: str | None = None) -> Any:
-    """What the peers of a stage share."""
+    """The inputs that the peers of a stage share."""
     return (shape, device) if stage == "mamba2 step" else Inputs(shape, device, impl)
 
 
@@ -197,7 +197,7 @@ def prepared(stage: str, shape: Shape, device: str = "cpu") -> dict[str, Run]:
 
 
 def in_memory(stage: str, name: str, shape: dict[str, Any]) -> tuple[Run, Run]:
-    """For `memory.py`: a small problem first, which leaves nothing of the measured size behind, then the one asked."""
+    """For `memory.py`: (a small problem to run first, which leaves little memory behind; the measured one)."""
     full = Shape(**shape)
     small = Shape(1, 64, full.H, full.P, full.G, full.N, 1, full.vocabulary, full.dtype)
     if stage == "mamba2 step":

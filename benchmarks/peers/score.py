@@ -1,6 +1,6 @@
 """The study's grid of probes and its peers: 100 ENV nouns × 100 targets × 10 contexts on a GPT-2 of random weights.
 
-Peers that would take minutes or hours score a part of the grid, drawn at random; every row says of how many pairs.
+Peers that would take minutes or hours score a random part of the grid; each row has its number of pairs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 Run = Callable[[], Any]
 SYMGROUND, STREAMED = "sg.score", "sg.score_to_parquet"
 ONE_BY_ONE, MINICONS, BATCHED = "one forward per (context, pair)", "minicons, batches of 100", "all logits of a batch"
-#: Pairs that a peer scores in a round.
+#: Peer → the number of pairs that it scores in a round.
 PART = {ONE_BY_ONE: 100, MINICONS: 1000}
 
 
@@ -40,7 +40,7 @@ class Grid:
         return self.contexts * self.nouns**2
 
     def tokenizer(self) -> Any:
-        """The study's kind: a word is a token, in the scene another than in speech."""
+        """A tokenizer as in the study: a word is one token, with different ids in the scene and in speech."""
         from symground.analysis.probing import read_contexts
         from symground.data import STUDY_NOUNS, env, lan, speaker
         from symground.data.sequences import word_level_tokenizer
@@ -73,7 +73,7 @@ class Grid:
 
 
 def _part(grid: Grid, count: int) -> list[tuple[int, int, int]]:
-    """(context, ENV noun, target noun), drawn once."""
+    """(context, ENV noun, target noun) of ``count`` pairs, drawn without replacement."""
     everything = list(product(range(grid.contexts), range(grid.nouns), range(grid.nouns)))
     return random.Random(0).sample(everything, min(count, len(everything)))
 
@@ -110,7 +110,7 @@ def _one_by_one(grid: Grid) -> Run:
 
 
 def _batched(grid: Grid) -> Run:
-    """What a careful user writes: a batch per context, all targets read from its logits."""
+    """The code of a careful user: a batch per context, with all targets read from its logits."""
     model, probes = grid.model(attached=False), grid.probes()
     batches = [torch.tensor([row.ids for row in rows], device=grid.device) for rows in probes.rows]
     targets = torch.tensor([ids[0] for ids in probes.targets], device=grid.device)
@@ -149,7 +149,7 @@ PEERS: dict[str, Callable[[Grid], Run]] = {
 
 
 def available() -> tuple[list[str], dict[str, str]]:
-    """The peers that can run here, and for each other one the reason."""
+    """The peers that can run on this machine, and the others → the reason."""
     try:
         importlib.import_module("minicons.scorer")
     except Exception as error:  # a package built for another machine fails in ways of its own
@@ -158,11 +158,11 @@ def available() -> tuple[list[str], dict[str, str]]:
 
 
 def scored(name: str, grid: Grid) -> int:
-    """Pairs that a round of this peer scores."""
+    """The number of pairs that this peer scores in a round."""
     return min(PART.get(name, grid.pairs), grid.pairs)
 
 
 def in_memory(name: str, grid: dict[str, Any]) -> tuple[Run, Run]:
-    """For `memory.py`. The first run is of one context and few nouns."""
+    """For `memory.py`: (a grid of one context and few nouns to run first, the measured grid)."""
     full = Grid(**grid)
     return PEERS[name](Grid(**{**grid, "contexts": 1, "nouns": 4})), PEERS[name](full)

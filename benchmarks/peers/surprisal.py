@@ -1,5 +1,5 @@
-"""Surprisal under a vocabulary head and its peers: `surprisal` of K shared candidates, forward alone; `loss`, the
-training loss of one target a row, forward and backward.
+"""Surprisal under a vocabulary head and its peers. The stage `surprisal` is the forward pass for K shared candidates.
+The stage `loss` is the training loss for one target per row, forward and backward.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Shape:
         return asdict(self)
 
     def flops(self, stage: str) -> float:
-        """Of the products that no implementation can do without: logits; and two more for the gradients."""
+        """FLOPs of the products that every implementation needs: the logits, and for the loss two gradients."""
         return {"surprisal": 2, "loss": 6}[stage] * float(self.N) * self.V * self.D
 
 
@@ -60,7 +60,7 @@ class Inputs:
 
 
 def logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """[N,V] in at least float32, as transformers' losses take them."""
+    """Logits [N,V] in at least float32, as in the losses of transformers."""
     z = hidden @ weight.T
     return z.to(torch.promote_types(z.dtype, torch.float32))
 
@@ -127,13 +127,13 @@ _MODULES = {LIGER: "liger_kernel.transformers.functional", CCE: "cut_cross_entro
 
 
 def available(stage: str, dtype: str, device: str, compiles: bool = True) -> tuple[list[str], dict[str, str]]:
-    """The peers that can run, and for each other one the reason."""
+    """The peers that can run, and the others → the reason."""
     names, missing = [], {}
     for name in PEERS:
         reason = None
         if name in _MODULES:
             if stage != "loss":
-                continue  # they have no such function
+                continue  # it has no such function
             reason = "needs CUDA" if device != "cuda" else _import_error(_MODULES[name])
             if reason is None and dtype == "float32" and name != LIGER:
                 reason = "takes half precision only"
@@ -155,7 +155,7 @@ def _import_error(module: str) -> str | None:
 
 
 def in_memory(stage: str, name: str, shape: dict[str, Any]) -> tuple[Run, Run]:
-    """For `memory.py`. Compiled for the shape itself; else a small first run leaves nothing of the size behind."""
+    """For `memory.py`: (a run to do first, the measured run). The first one is small, unless the peer compiles."""
     full = Shape(**shape)
     run = PEERS[name](Inputs(full), stage)
     small = Inputs(Shape(16, full.D, 64, 4, full.dtype))

@@ -1,4 +1,4 @@
-"""The effect of every head of a 12-layer GPT-2 of random weights over the matched probes, and how others measure it."""
+"""The effect of every head of a 12-layer GPT-2 with random weights over the matched probes, and its peers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Sweep:
     preset: str = "gpt2-12l-768"
     vocabulary: int = 9000
     peer_heads: int = 6
-    """Heads that a peer silences in a round: each costs it the same."""
+    """The number of heads that a peer silences in a round; each takes the same time."""
     device: str = "cpu"
 
     @property
@@ -47,7 +47,7 @@ def _ours(sweep: Sweep, **options: Any) -> Run:
 
 
 def _batches(sweep: Sweep, model: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """(ids [B,T], targets [B]) of one length, in batches of as many rows as ours go through a layer with."""
+    """(ids [B,T], targets [B]) in batches of one length, with as many rows as symground's own batches."""
     from symground.analysis.probing import MEMORY
 
     examples = sweep.grid.probes().matched()
@@ -93,7 +93,7 @@ def _lens(sweep: Sweep) -> Run:
     plain, tokenizer = sweep.grid.model(attached=False), sweep.grid.tokenizer()
     layers, heads = plain.config.n_layer, plain.config.n_head
     batches = list(_batches(sweep, plain))
-    with tempfile.TemporaryDirectory() as folder:  # it wants the configuration from a folder or a hub
+    with tempfile.TemporaryDirectory() as folder:  # it reads the configuration from a folder or a hub
         plain.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         model = TransformerBridge.boot_transformers(folder, hf_model=plain, tokenizer=tokenizer, device=sweep.device)
@@ -126,14 +126,14 @@ PEERS: dict[str, Callable[[Sweep], Run]] = {
 
 
 def pairs(name: str, sweep: Sweep) -> int:
-    """How many (head, example) pairs a peer does in a round."""
+    """The number of (head, example) pairs of a peer in a round."""
     model = sweep.grid.model(attached=False)
     heads = sweep.peer_heads if name in (HOOKED, LENS) else model.config.n_layer * model.config.n_head
     return heads * sweep.contexts * sweep.nouns
 
 
 def available() -> tuple[list[str], dict[str, str]]:
-    """The peers that run here, and the others with the reason."""
+    """The peers that can run on this machine, and the others → the reason."""
     try:
         importlib.import_module("transformer_lens.model_bridge")
     except Exception as error:

@@ -1,6 +1,6 @@
-"""A whole-model trace and its peers: GPT-2 with random weights, surprisal of one token after each example's last.
+"""A whole-model trace and its peers: a GPT-2 with random weights, and the surprisal of the token after each example.
 
-Every peer computes the logits of the last position only, so that none pays for a vocabulary it does not read.
+Every peer computes the logits of the last position only, so that none computes logits that it does not read.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _eager(m: Model) -> Run:
 
 
 def _frozen(m: Model) -> Run:
-    """Forward and backward to the embeddings: what a trace cannot do without."""
+    """Forward and backward pass to the embeddings, which every trace needs."""
     model, (ids, targets) = m.build("sdpa").requires_grad_(False), m.batch()
 
     def run() -> Tensor:
@@ -96,7 +96,7 @@ def _trace(m: Model, checkpoint: bool = False) -> Run:
 
 
 def _saliency_only(m: Model) -> Run:
-    """The saliency probes alone, in torch and transformers alone: what runs where xarray and pandas are missing."""
+    """The saliency probes with torch and transformers only, for machines without xarray and pandas."""
     from symground.models import mixers
 
     model, (ids, targets) = _attached(m).requires_grad_(False), m.batch()
@@ -123,7 +123,7 @@ PEERS: dict[str, Callable[[Model], Run]] = {
 
 
 def available() -> tuple[list[str], dict[str, str]]:
-    """The peers that can run here, and for each other one the reason."""
+    """The peers that can run on this machine, and the others → the reason."""
     import importlib
 
     names, missing = list(PEERS), {}
@@ -137,7 +137,7 @@ def available() -> tuple[list[str], dict[str, str]]:
 
 
 def in_memory(name: str, model: dict[str, Any]) -> tuple[Run, Run]:
-    """For `memory.py`. The first run is of one layer and few tokens, in a model of its own that is gone after it."""
+    """For `memory.py`: (one layer and few tokens to run first, in another model; the measured trace)."""
     m = Model(**model)
     small = Model(m.B, 16, 1, 2, 16, 101, m.dtype, m.device)
     return PEERS[name](small), PEERS[name](m)

@@ -1,4 +1,4 @@
-"""A training step of a GPT-2 and its peers: transformers' own in the same loop, and a model written for this.
+"""A training step of a GPT-2 and its peers: transformers' model in the same loop, and a model written for this purpose.
 
 The peers have the same sizes and start from weights as large; rows, loss, clipping and AdamW are the same.
 """
@@ -41,7 +41,7 @@ class Shape:
     B: int = 24
     T: int = 128
     vocabulary: int = 12_714
-    """That of Eng-NA and Eng-UK."""
+    """Words of the vocabulary; the default is that of Eng-NA and Eng-UK."""
     precision: str = "float32"
 
     def __str__(self) -> str:
@@ -88,7 +88,7 @@ class Block(nn.Module):
 
 
 class Small(nn.Module):
-    """A GPT-2 as nanoGPT writes one: fused queries, keys and values, SDPA, one matrix of words at both ends."""
+    """A GPT-2 in the style of nanoGPT: fused queries, keys and values, SDPA, and tied embeddings."""
 
     def __init__(self, vocabulary: int, positions: int, width: int, layers: int, heads: int) -> None:
         super().__init__()
@@ -107,13 +107,13 @@ class Small(nn.Module):
 
 
 def prepared(shape: Shape, device: str) -> dict[str, Run]:
-    """Peer → a step. On a CPU all of them keep their memory, as symground's loop does and theirs would not."""
+    """Returns a training step of the peer. On a CPU freed memory is kept for all peers, as symground's loop does."""
     _LIFELONG.enter_context(keep_freed_memory(device == "cpu"))
     return {name: prepare(name, shape, device) for name in PEERS}
 
 
 def prepare(name: str, shape: Shape, device: str) -> Run:
-    """A step of the peer of this name."""
+    """A training step of the peer of this name."""
     if name in (SYMGROUND, COMPILED):
         return _ours(shape, Hardware(device=device, compile=name == COMPILED))
     hugging = create(shape.model, shape.vocabulary, positions=shape.T)
@@ -154,7 +154,7 @@ def _theirs(model: nn.Module, logits_of: Callable[[Tensor], Tensor], shape: Shap
 
 
 def seconds_alone(shape: Shape, keep: bool, rounds: int = 9) -> list[float]:
-    """Of steps of symground's in this process, with memory kept between them or given back."""
+    """Seconds per step of symground in this process, with freed memory kept between steps or returned."""
     model = create(shape.model, shape.vocabulary, positions=shape.T).train()
     trainer = Trainer(model, shape.settings, Hardware(device="cpu"), Workers(0, 1, torch.device("cpu")))
     inputs, targets = batch(shape)
@@ -168,6 +168,6 @@ def seconds_alone(shape: Shape, keep: bool, rounds: int = 9) -> list[float]:
 
 
 if __name__ == "__main__":
-    extension.library = None  # which keeps no logits, the one thing that is large
+    extension.library = None  # with it, no logits are materialised, and nothing large would be freed
     torch.set_num_threads(int(sys.argv[2]))
     print(seconds_alone(SHAPES[0], sys.argv[1] == KEPT))

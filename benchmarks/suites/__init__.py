@@ -1,1 +1,1 @@
-"""Suites of pytest-benchmark, one for each thing that is timed beside its peers."""
+"""Suites of pytest-benchmark, one for each subject that is timed beside its peers."""

@@ -2,8 +2,8 @@
 
     python -m pytest benchmarks/suites/test_attention.py --benchmark-only --benchmark-json=FILE
 
-`--complete` adds the compiled peers and the memory at every length (without it: compiled at T 1024, memory at 1024 and
-4096); `-k "T1024-float32"` keeps one shape. What a machine cannot run stands in the file under "missing".
+Compiled peers are measured at T 1024, and memory at T 1024 and 4096; `--complete` measures both at every length.
+`-k "T1024-float32"` selects one shape. The file lists what the machine cannot run under "missing".
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.peers.attention import STAGES, Peer, available
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
-#: Attention's own forward and backward are PyTorch's on a CPU: there is nothing to compare.
+#: On a CPU, attention's forward and backward pass are PyTorch's own, so they are not compared.
 COMPARED = STAGES if DEVICE == "cuda" else ("layer", "saliency", "flow", "rows")
 SHAPES = [constant_tokens(T) for T in LENGTHS]
 if DEVICE == "cuda":

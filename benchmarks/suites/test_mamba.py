@@ -1,4 +1,4 @@
-"""Mamba-2: a training step beside transformers' (4 layers of width 256, B4 T512), SSD alone, the saliency of a layer.
+"""Mamba-2: a training step beside transformers' (4 layers of width 256, B4 T512), SSD alone, and a layer's saliency.
 
 python -m pytest benchmarks/suites/test_mamba.py --benchmark-only --benchmark-json=FILE
 """
@@ -18,7 +18,7 @@ from benchmarks.conftest import MISSING
 from benchmarks.peers.mamba import STAGES, Shape, missing, names, prepared
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-#: The saliency's is a layer of the study's width, 768, at T 1024.
+#: Saliency is measured on a layer of the study's width, 768, at T 1024.
 SHAPES = {"mamba2 step": Shape(), "ssd": Shape(), "ssd saliency": Shape(B=2, T=1024, H=24, N=128)}
 
 

@@ -1,4 +1,4 @@
-"""The grid of 100 × 100 nouns × 10 contexts beside its peers; and memory against the number of contexts.
+"""The grid of 100 × 100 nouns × 10 contexts beside its peers, and memory against the number of contexts.
 
 python -m pytest benchmarks/suites/test_score.py --benchmark-only --benchmark-json=FILE
 """

@@ -1,4 +1,4 @@
-"""The effect of all 144 heads of a 12-layer GPT-2 over 256 probes beside one hooked forward pass a head. Takes a while.
+"""The effect of all 144 heads of a 12-layer GPT-2 over 256 probes, beside one hooked forward pass per head. It is slow.
 
 python -m pytest benchmarks/suites/test_sweep.py --benchmark-only --benchmark-json=FILE
 """

@@ -1,4 +1,4 @@
-"""A whole-model trace beside its peers: 12-layer GPT-2, random weights, B2 T1024, float32; bfloat16 too on a GPU.
+"""A whole-model trace beside its peers: 12-layer GPT-2, random weights, B2 T1024, float32, and on a GPU bfloat16 too.
 
 python -m pytest benchmarks/suites/test_trace.py --benchmark-only --benchmark-json=FILE
 """

@@ -1,4 +1,4 @@
-"""A training step beside transformers' GPT-2 in the same loop and beside a nanoGPT-style one; what checkpoints cost.
+"""A training step beside transformers' GPT-2 and a nanoGPT-style one in the same loop, and the cost of checkpoints.
 
 python -m pytest benchmarks/suites/test_training.py --benchmark-only --benchmark-json=FILE
 """
@@ -37,21 +37,21 @@ from symground.training.step import Trainer
 from symground.training.workers import Workers
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-#: The study's steps, dense early.
+#: The study's checkpoints, dense at the beginning.
 DENSE, STEPS = "0,1,2,4,…,512,every 500", 20_000
 
 
 @pytest.mark.parametrize("name", PEERS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_training_step(benchmark: Any, in_turns: Callable[..., None], shape: Shape, name: str) -> None:
-    rounds = 61 if shape.vocabulary < 1000 else 9  # the shortest steps swing by a quarter
+    rounds = 61 if shape.vocabulary < 1000 else 9  # the shortest steps vary by a quarter
     in_turns(f"{STAGE}, {shape}", name, partial(prepared, shape, DEVICE), rounds, DEVICE)
     benchmark.extra_info |= {"stage": STAGE, "peer": name, "device": DEVICE, **shape.row}
 
 
 @pytest.mark.parametrize("name", [KEPT, GIVEN_BACK])
 def test_memory_between_steps(benchmark: Any, in_turns: Callable[..., None], name: str) -> None:
-    """In processes of their own: what malloc does is the process's."""
+    """In separate processes, since malloc's settings are those of the process."""
     if DEVICE != "cpu":
         pytest.skip("memory between steps is a matter of CPUs")
 
@@ -67,14 +67,14 @@ def test_memory_between_steps(benchmark: Any, in_turns: Callable[..., None], nam
 @pytest.mark.parametrize("what", ["step", "checkpoint", "state"])
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2]], ids=str)
 def test_checkpoints(benchmark: Any, in_turns: Callable[..., None], shape: Shape, what: str, tmp_path: Path) -> None:
-    """A checkpoint and a state that training goes on from, synced to disk, beside the step."""
+    """A checkpoint and a resume state, synced to disk, beside the training step."""
 
     def runs() -> dict[str, Callable[[], Any]]:
         model = create(shape.model, shape.vocabulary, positions=shape.T).to(DEVICE).train()
         trainer = Trainer(model, shape.settings, Hardware(device=DEVICE), Workers(0, 1, torch.device(DEVICE)))
         inputs, targets = batch(shape)
         number = itertools.count()
-        trainer.step(inputs, targets, 1e-4)  # so that there is a state
+        trainer.step(inputs, targets, 1e-4)  # so that the optimizer has a state
         return {
             "step": lambda: float(trainer.step(inputs, targets, 1e-4).loss),
             "checkpoint": lambda: save_checkpoint(tmp_path, next(number), model),
