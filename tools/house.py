@@ -1,15 +1,15 @@
-"""The house in figures, read from the source with ``ast``: nothing is imported, and nothing but Python is needed.
+"""Counts of the house, from the source with ``ast``. Nothing is imported, and only Python is needed.
 
     python tools/house.py                               # rooms, circles, functions
-    python tools/house.py --tree PATH                   # of another checkout, such as the one before a change
+    python tools/house.py --tree PATH                   # the same for another checkout
     python tools/house.py way ops.attention q           # the files and functions that a parameter passes
-    python tools/house.py way ops.attention q triton    # of a table, or of keyword arguments, only that entry
+    python tools/house.py way ops.attention q triton    # with one entry only of a table, or of keyword arguments
     python tools/house.py way ops.attention q triton forward
 
 A room is a folder under symground/, or kernels/, benchmarks/, tools/, tests/. An arrow is a pair of modules of which
-one imports the other, at its top or in a function. The way follows names and calls, not values: what is made from the
-parameter counts as the parameter. Of an object that a call made it follows the functions that were given to that call.
-What only a run can know, such as a method of an unknown object or an op of C++, ends it there.
+one imports the other, at its top or in a function. The way follows names and calls, not values: a value computed from
+the parameter counts as the parameter. For an object that a call returns, it follows the functions among the arguments
+of this call. It ends where only a run can tell more: at a method of an unknown object, or at an op of C++.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Module:
     path: Path
     text: str
     defined: dict[str, ast.AST] = field(default_factory=dict)
-    """What its top level defines: a function, a class, or the value of a variable."""
+    """Name → its definition at the top level: a function, a class, or the value of a variable."""
     bound: dict[str, str] = field(default_factory=dict)
     """Name → the dotted name that an import binds it to, at the top or in a function."""
     imports: set[str] = field(default_factory=set)
@@ -51,7 +51,7 @@ class Module:
 
 
 Targets = Iterator[tuple[Module, Function, int]]
-"""Functions that may be called, each with how many of its first parameters the call does not give."""
+"""Functions that may be called, each with the number of its first parameters that the call leaves out (self)."""
 
 
 class House:
@@ -102,7 +102,7 @@ class House:
         return f"{above}.{node.attr}" if isinstance(node, ast.Attribute) and above else ""
 
     def circles(self) -> list[list[str]]:
-        """Modules that import each other, by whatever way round."""
+        """Sets of modules that import each other, directly or through others."""
         reached: dict[str, set[str]] = {}
         for name in self.modules:
             seen, left = reached.setdefault(name, set()), [name]
@@ -168,7 +168,7 @@ class Way:
                     self.enter(where, called, _parameters(called, node, given, skip))
 
     def _called(self, module: Module, node: ast.AST, local: dict[str, ast.AST], deep: int = 0, *texts: str) -> Targets:
-        """The functions that an expression may stand for; of a module those that are named by one of the texts."""
+        """The functions that an expression may be; for a module, those whose names are among the texts."""
         if deep > 9:
             return
         name = self.house.dotted(module, node)
@@ -214,7 +214,7 @@ def _mentions(node: ast.AST, names: set[str]) -> bool:
 
 
 def _parameters(function: Function, call: ast.Call, given: list[ast.expr], skip: int) -> set[str]:
-    """The parameters that these arguments of a call become: of the same name, else by place; all, of a starred one."""
+    """The parameters that these arguments of a call are bound to, by name or position; all for a starred argument."""
     of = function.args
     order = [x.arg for x in (*of.posonlyargs, *of.args)][skip:]
     every, rest = {*order, *(x.arg for x in of.kwonlyargs)}, {x.arg for x in (of.vararg, of.kwarg) if x}

@@ -1,4 +1,4 @@
-"""Kills a training at random moments until it has come to its end, again and again: how often is anything lost?
+"""Kill a training at random moments until it is finished, many times, and count how often anything is lost.
 
 python -m tools.kills --kills 200 --out benchmarks/results/kills.json
 """
@@ -24,7 +24,7 @@ from symground.recipes import train_study
 from symground.training import Hardware, Optimization
 
 MODEL = "gpt2-4l"
-#: A checkpoint every other step and a state after each: something is nearly always being written.
+#: A checkpoint at every other step and a resume state after each step, so that a file is being written nearly always.
 SETTINGS = Optimization(steps=40, batch_size=2, length=16, warmup=2, checkpoints="0,every 2")
 OFTEN = Hardware(resume_every=0, device="cpu")
 
@@ -38,7 +38,7 @@ def made(study: Path) -> Path:
 
 
 def outcome(study: Path) -> tuple[dict[str, bytes], list[str]]:
-    """Every file of the checkpoints, and the metrics without their times."""
+    """The files of all checkpoints, and the metrics without their times."""
     run = study / MODEL / "seed0"
     files = {str(path.relative_to(run)): path.read_bytes() for path in sorted((run / "checkpoints").rglob("*.*"))}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

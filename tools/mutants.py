@@ -1,20 +1,19 @@
-"""Do the tests notice? Mutants of a module, each tried against the tests that should notice it.
+"""Mutation testing: mutants of a module are tried against the tests that should notice them.
 
     pip install -e .[dev]
-    python -m tools.mutants symground.analysis.statistics.r2 symground.data.childes.chat --count 8  # of each
-    python -m tools.mutants                                                 # of every module of mutants.toml
-    python -m tools.mutants symground.analysis.statistics.r2 --survivors   # those that no test noticed, once more
+    python -m tools.mutants symground.analysis.statistics.r2 symground.data.childes.chat --count 8   # eight of each
+    python -m tools.mutants                                                 # all modules of mutants.toml
+    python -m tools.mutants symground.analysis.statistics.r2 --survivors   # again those that no test noticed
 
-The mutations are cosmic-ray's: places are drawn at random, and for each place one of the operators that apply there.
-Left as they are: what only the eye sees (sizes and colours of figures), annotations, the words of errors, and mutants
-that say nothing of the tests (shifts and bits for arithmetic, which floats do not have; `is` for ==). `mutants.toml`
-says which tests are run for which module. `results/mutants.json` holds one entry for each mutant: module, line,
-operator, the line before and after, `noticed_by` (the first test that failed, or null) and, for survivors, `why`, which
-a person fills in.
+The mutations are cosmic-ray's. Places are drawn at random, and for each place one of the operators that apply there.
+Some places are left out: sizes and colours of figures, annotations, the words of errors, and mutants that say nothing
+about the tests (bit operators for arithmetic, which floats do not have; `is` for ==). `mutants.toml` names the tests of
+each module. `results/mutants.json` has an entry for each mutant: module, line, operator, the line before and after,
+`noticed_by` (the first test that failed, or null) and, for survivors, `why`, which a person fills in.
 
-What the tests import besides this package is imported once. Each mutant runs in a fork that imports the module from the
-mutant's source, and so do the processes that its tests start, so that no file is touched; that source is also in
-`linecache`, from which Triton's interpreter takes that of a kernel.
+Other packages that the tests import are imported once. Each mutant runs in a fork that imports the module from the
+mutant's source, and so do the processes that its tests start. So no file is changed. The source is also in `linecache`,
+from which Triton's interpreter reads the source of a kernel.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ from cosmic_ray.plugins import get_operator, operator_names
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "mutants.json"
 
-#: Calls whose arguments are looks, or do nothing that a test could see.
+#: Calls whose arguments change only the appearance, or nothing that a test could see.
 _LOOKS = {
     "figure_of", "set", "axvline", "axhline", "colorbar", "legend", "fill_between", "hlines", "grid", "set_xticks",
     "set_yticks", "tick_params", "annotate", "pcolormesh", "scatter", "barh", "require", "progress", "simplefilter",
@@ -61,7 +60,7 @@ _BITS = {"RShift", "LShift", "BitOr", "BitAnd", "BitXor"}
 
 @dataclass(frozen=True)
 class Place:
-    """What one operator can change: its `occurrence`-th position in the module."""
+    """A place that an operator can change: its `occurrence`-th position in the module."""
 
     operator: str
     occurrence: int
@@ -74,7 +73,7 @@ def _called(call: ast.Call) -> str:
 
 
 def _left_alone(tree: ast.Module) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """(Start, end) of what is not to be changed, each (line, column in bytes)."""
+    """(start, end) of the parts that must not be changed, each (line, column in bytes)."""
     roots: list[Any] = []
     for node in ast.walk(tree):
         roots += [getattr(node, "annotation", None), getattr(node, "returns", None)]
@@ -90,7 +89,7 @@ def _left_alone(tree: ast.Module) -> list[tuple[tuple[int, int], tuple[int, int]
 
 
 def _wanted(operator: str) -> bool:
-    """Not an operator with arguments, nor one whose mutants say nothing of the tests."""
+    """Whether an operator is used: it has no arguments, and its mutants say something about the tests."""
     kind, *names = operator.removeprefix("core/").split("_")
     if kind == "ReplaceBinaryOperator":
         return (names[0] in _BITS) == (names[1] in _BITS)
@@ -100,7 +99,7 @@ def _wanted(operator: str) -> bool:
 
 
 def places(source: str) -> Iterator[Place]:
-    """Everything that cosmic-ray's operators can change in a module, without what is left as it is."""
+    """All places of a module that cosmic-ray's operators can change, except those that are left out."""
     alone, lines, nodes = _left_alone(ast.parse(source)), source.split("\n"), list(ast_nodes(get_ast(source)))
     for name in filter(_wanted, operator_names()):
         operator = get_operator(name)()
@@ -112,7 +111,7 @@ def places(source: str) -> Iterator[Place]:
 
 
 def mutant(source: str, place: Place) -> tuple[str, dict[str, Any]] | None:
-    """The mutant's source and its entry; None where that is no Python, or the same."""
+    """The mutant's source and its entry; None if the source is not Python or is unchanged."""
     other = mutate_code(source, get_operator(place.operator)(), place.occurrence)
     pair = next(((a, b) for a, b in zip(source.split("\n"), other.split("\n"), strict=False) if a != b), None)
     try:
@@ -127,7 +126,7 @@ def mutant(source: str, place: Place) -> tuple[str, dict[str, Any]] | None:
 
 
 def drawn(source: str, count: int, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Mutants at `count` places drawn at random, one for each place."""
+    """Mutants at `count` random places, one for each place."""
     by_place: dict[tuple[int, int], list[Place]] = {}
     for place in places(source):
         by_place.setdefault((place.line, place.column), []).append(place)
@@ -144,7 +143,7 @@ class _InPlace(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def __init__(self, name: str, source: str, path: Path) -> None:
         self._name, self._source, self._path = name, source, path
-        # Without a time of change, linecache does not look into the file again.
+        # Without a modification time, linecache does not read the file again.
         linecache.cache[str(path)] = (len(source), None, source.splitlines(keepends=True), str(path))
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
@@ -161,7 +160,7 @@ class _InPlace(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self._source, str(self._path), "exec"), module.__dict__)
 
 
-#: Puts the mutant in its place in the processes that tests start, too.
+#: Imports the mutant also in the processes that tests start.
 _SITE = """
 import sys
 from pathlib import Path
@@ -171,7 +170,7 @@ sys.meta_path.insert(0, _InPlace({name!r}, Path({mutant!r}).read_text(encoding="
 
 
 class _Notes:
-    """Writes the name of the first test that fails, or of the file that does not import; and what is imported."""
+    """Writes the name of the first test that fails or of the file that cannot be imported, and the imported modules."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -195,10 +194,10 @@ class Outcome(NamedTuple):
 
 
 def trial(name: str, source: str, path: Path, tests: Sequence[str], seconds: float) -> Outcome:
-    """The tests with this source as the module.
+    """Run the tests with this source in place of the module.
 
     Raises:
-        ValueError: the module is imported already, so that the tests would see it as it is.
+        ValueError: the module is imported already, so the tests would use the unchanged one.
     """
     if name in sys.modules:
         raise ValueError(f"name: {name} is imported already; try its mutants in a process of their own")
@@ -229,7 +228,7 @@ def trial(name: str, source: str, path: Path, tests: Sequence[str], seconds: flo
                 os._exit(status)
         _, waited, usage = os.wait4(child, 0)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)  # what its tests had started
+            os.killpg(child, signal.SIGKILL)  # also the processes that its tests started
         status = os.waitstatus_to_exitcode(waited)
         noticed = first.read_text(encoding="utf-8") if first.exists() else f"exit status {status}" if status else None
         names = imported.read_text(encoding="utf-8").split("\n") if imported.exists() else []
@@ -237,7 +236,7 @@ def trial(name: str, source: str, path: Path, tests: Sequence[str], seconds: flo
 
 
 def _import_ahead(names: Sequence[str]) -> None:
-    """Imports what is not ours, and may depend on nothing of ours."""
+    """Import the packages that are not part of this repository."""
     for name in names:
         if name not in sys.modules and name.partition(".")[0] not in _OURS:
             with contextlib.suppress(Exception):
@@ -245,7 +244,7 @@ def _import_ahead(names: Sequence[str]) -> None:
 
 
 def _again(source: str, entry: dict[str, Any]) -> str | None:
-    """The mutant of an entry, in a module that may have changed since."""
+    """The mutant of an entry, in a module that may have changed in the meantime."""
     lines = source.split("\n")
     for place in places(source):
         if place.operator == f"core/{entry['operator']}" and " ".join(lines[place.line - 1].split()) in entry["before"]:
@@ -260,7 +259,7 @@ def main() -> None:
     parser.add_argument("modules", nargs="*")
     parser.add_argument("--count", type=int, default=8, help="mutants of each module")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--survivors", action="store_true", help="try those that no test noticed once more")
+    parser.add_argument("--survivors", action="store_true", help="try again those that no test noticed")
     asked = parser.parse_args()
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))

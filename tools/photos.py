@@ -1,11 +1,12 @@
-"""A small LLaVA that reads photographs, trained from scratch on a CPU in minutes; questions for it; where it looks.
+"""A small LLaVA that reads photographs, trained from scratch on a CPU in minutes, and questions for it.
 
 SYMGROUND_DATA=DATA python -m tools.photos train --out runs/photos
 SYMGROUND_DATA=DATA python -m tools.photos questions --out runs/photos --count 400 --seed 1
 
-It knows twelve photographs, in crops that it has not seen, four in an image, and one question, POPE's: is a thing
-there or not? Nothing of it speaks of photographs in general. ``train`` writes the model, its processor and
-``metrics.json``; ``questions`` writes images and, one JSON object a line, ``questions.json``.
+An image is a collage of four crops of twelve photographs. The model is trained on POPE's question: is an object in the
+image? It is tested on new crops of the same photographs, so the results say nothing about other photographs. ``train``
+writes the model, its processor and ``metrics.json``. ``questions`` writes images and ``questions.json``, with one JSON
+object per line.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-#: COCO's id → what is asked for, how the captions call it (those of no other photograph do), and where it is:
+#: COCO's id → the object of the question, the words for it in this photograph's captions only, and its box:
 #: left, top, right, bottom as shares of the photograph.
 OBJECTS = {
     62554: ("plate", "plates?", (0.00, 0.30, 0.75, 1.00)),
@@ -56,12 +57,12 @@ OBJECTS = {
 CELL, PATCH = 64, 16  # pixels; an image is 2 × 2 cells
 SIZE = 2 * CELL
 PATCHES = (SIZE // PATCH) ** 2
-#: LLaVA-1.5's own; half of the training has it.
+#: LLaVA-1.5's system message; half of the training has it.
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
 )
-#: LLaVA-1.5's, with plain strings as contents too.
+#: LLaVA-1.5's chat template, which also accepts plain strings as contents.
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
     "{% if message['content'] is string %}{{ message['content'] + ' ' }}{% else %}"
@@ -73,7 +74,7 @@ TEMPLATE = (
 
 @dataclass
 class Collage:
-    """An image, the photograph in each of its cells (row by row), and where each one's object is, in pixels."""
+    """An image, the photographs of its cells (row by row), and the boxes of their objects in pixels."""
 
     image: Image.Image
     photos: list[int]
@@ -81,7 +82,7 @@ class Collage:
 
 
 def photographs() -> dict[int, Image.Image]:
-    """The photographs by COCO's id, made smaller; KeyError or ValueError where they do not fit ``OBJECTS``."""
+    """COCO's id → the photograph, scaled down; raises KeyError or ValueError if one does not fit ``OBJECTS``."""
     folder = Path(os.environ["SYMGROUND_DATA"]) / "coco" / "images"
     known = json.loads((folder / "captions.json").read_text())
     texts = dict.fromkeys(OBJECTS, "")
@@ -96,7 +97,7 @@ def photographs() -> dict[int, Image.Image]:
 
 
 def collage(photos: dict[int, Image.Image], rng: random.Random, different: int = 4) -> Collage:
-    """``different`` photographs in four cells, each a square cut anew so that the middle of its object stays in it."""
+    """``different`` photographs in four cells, each a new square crop that contains the middle of its object."""
     cells = rng.sample(rng.sample(sorted(photos), different) * (4 // different), 4)
     made = Collage(Image.new("RGB", (SIZE, SIZE)), cells, [])
     for cell, photo in enumerate(made.photos):
@@ -119,18 +120,18 @@ def collage(photos: dict[int, Image.Image], rng: random.Random, different: int =
 
 
 def question(word: str) -> str:
-    """POPE's."""
+    """POPE's question about a word."""
     return f"Is there {'an' if word[0] in 'aeiou' else 'a'} {word} in the image?"
 
 
 def messages(text: str, system: str | None = None) -> list[dict[str, object]]:
-    """A conversation that asks ``text`` about one image, as chat templates take it."""
+    """A conversation that asks ``text`` about one image, in the form of chat templates."""
     asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
     return [{"role": "system", "content": [{"type": "text", "text": system}]}, asked] if system else [asked]
 
 
 def new_processor() -> LlavaProcessor:
-    """Words in lower case, every one of the questions and the system message; images of ``SIZE`` pixels."""
+    """A processor whose vocabulary has the lower-case words of the questions and the system message."""
     split = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     texts = ["user: assistant: yes no", SYSTEM.lower(), *(question(word) for word, _, _ in OBJECTS.values())]
     words = [word for text in texts for word, _ in split.pre_tokenize_str(text.lower())]
@@ -151,7 +152,7 @@ def new_processor() -> LlavaProcessor:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
-    """LLaVA of a vision tower of one layer, which leaves what a patch shows at that patch, and a text model of four."""
+    """A LLaVA with a vision tower of one layer, which mixes patches little, and a text model of four layers."""
     vision = CLIPVisionConfig(
         hidden_size=128, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4,
         image_size=SIZE, patch_size=PATCH, projection_dim=128,
@@ -169,7 +170,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenerati
 
 
 class Packed:
-    """Batches in which an image is read once for eight questions, four of each answer, that do not see each other."""
+    """Batches in which eight questions share an image, four with each answer; the questions do not see each other."""
 
     questions = 8
 
@@ -185,9 +186,10 @@ class Packed:
                 self.parts[system, photo] = ids[:start], ids[start:]
 
     def batch(self, size: int, different: int, alone: bool) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """What the model takes, and the two words [size, 8, 2] that end each question: its answer and the end.
+        """The model's inputs, and the two target words [size, 8, 2] of each question: its answer and the end token.
 
-        ``alone``: a patch sees no other patch, and of the text only the position that predicts an answer sees patches.
+        With ``alone``, patches do not see each other, and in the text only the position that predicts an answer sees
+        patches.
         """
         system = self.rng.choice([None, SYSTEM])
         made = [collage(self.photos, self.rng, different) for _ in range(size)]
@@ -201,7 +203,7 @@ class Packed:
             rows.append(before + [token for part in row for token in part])
         start, length = len(before), len(row[0])
         place = torch.arange(len(rows[0]))
-        block = (place - start).div(length, rounding_mode="floor").clamp(min=-1)  # -1: what all questions see
+        block = (place - start).div(length, rounding_mode="floor").clamp(min=-1)  # -1: visible to all questions
         within = torch.where(block < 0, -1, (place - start) % length)
         seen = (place[:, None] >= place) & ((block[:, None] == block) | (block == -1))
         if alone:
@@ -219,7 +221,7 @@ class Packed:
 
 
 def train(out: Path, steps: int, size: int, rate: float, seed: int) -> None:
-    """Train, save, measure."""
+    """Train the model, save it, and measure it."""
     torch.manual_seed(seed)
     since, processor, photos = time.perf_counter(), new_processor(), photographs()
     model, batches = new_model(processor.tokenizer), Packed(processor, photos, seed)
@@ -230,9 +232,9 @@ def train(out: Path, steps: int, size: int, rate: float, seed: int) -> None:
     losses, right = [], []
     for step in range(1, steps + 1):
         done = step / steps
-        # One photograph in all four cells first: with four from the start, accuracy leaves 0.5 hundreds of steps later.
+        # At first all four cells have one photograph. With four from the start, accuracy rises hundreds of steps later.
         different = 1 if done < 0.2 else batches.rng.choice([1, 2, 4]) if done < 0.4 else 4
-        # Left free from the start, the question's noun reads the image and the answer reads the noun: no patch is its.
+        # Without this, the question's noun would read the image and the answer the noun, and not the patches.
         inputs, expected = batches.batch(size, different, alone=done < 0.7)
         logits = model(**inputs, use_cache=False).logits.unflatten(1, (-1, 2))
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 2), expected.flatten())
@@ -255,7 +257,7 @@ def train(out: Path, steps: int, size: int, rate: float, seed: int) -> None:
 
 
 def asked_of(photos: dict[int, Image.Image], count: int, seed: int) -> Iterator[tuple[Collage, str, str, int | None]]:
-    """``count`` questions, two an image: the image, the word, the label and the cell that shows the thing, if any."""
+    """``count`` questions, two per image: (the image, the word, the label, the cell with the object or None)."""
     rng = random.Random(f"questions {seed}")
     for number in range(count):
         if number % 2 == 0:
@@ -267,11 +269,11 @@ def asked_of(photos: dict[int, Image.Image], count: int, seed: int) -> Iterator[
 
 
 def measured(folder: Path, seed: int, count: int = 1000) -> dict[str, object]:
-    """POPE's figures on new questions, one at a time, and where gradient × attention falls for right answers of yes.
+    """POPE's scores on new questions, and where the saliency of right yes answers is.
 
-    ``quadrant_share``: of Σ|Σ_h A ∘ ∂L/∂A| over patches, from the position that predicts the answer, the part in the
-    quarter of the image that shows the thing, by layer and over all (chance: 0.25). ``patch_share``: of the same sum
-    over all positions, the part on patches.
+    Saliency is |Σ_h A ∘ ∂L/∂A| at the position that predicts the answer. ``quadrant_share`` is the share of the
+    patches' saliency in the quarter of the image that shows the object, by layer and over all (chance: 0.25).
+    ``patch_share`` is the share of all positions' saliency that is on patches.
     """
     model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager").eval()
     processor = AutoProcessor.from_pretrained(folder)
@@ -307,7 +309,7 @@ def measured(folder: Path, seed: int, count: int = 1000) -> dict[str, object]:
 
 
 def write_questions(out: Path, count: int, seed: int) -> None:
-    """``questions.json`` and the images it names, with the photographs' authors beside them."""
+    """Write ``questions.json``, its images, and the photographs' authors."""
     (out / "images").mkdir(parents=True, exist_ok=True)
     lines = []
     for number, (made, word, label, cell) in enumerate(asked_of(photographs(), count, seed)):
@@ -327,15 +329,15 @@ def write_questions(out: Path, count: int, seed: int) -> None:
 
 
 def main() -> None:
-    """Train, or write questions."""
+    """Train the model, or write questions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("train", "questions"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1400)
-    parser.add_argument("--batch", type=int, default=16, help="images in a step, each with eight questions")
+    parser.add_argument("--batch", type=int, default=16, help="images per step, each with eight questions")
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--count", type=int, default=400, help="of questions, two an image")
+    parser.add_argument("--count", type=int, default=400, help="number of questions, two per image")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if asked.command == "train":

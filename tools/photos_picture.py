@@ -1,9 +1,9 @@
-"""Where the small LLaVA of `photos.py` looks: the README's picture, and how much of its saliency falls on the object.
+"""The saliency of the small LLaVA of `photos.py`: the README's picture, and the share of saliency on the object.
 
 SYMGROUND_DATA=DATA python -m tools.photos_picture --picture docs/patches.jpg --out FILE.json --heads FOLDER
 
-The picture shows one collage and what is asked of it; the JSON has, over the questions of ``photos.py questions`` that
-are rightly answered with yes, the share of the patches' saliency that falls on the right quarter, by layer.
+The picture shows one collage with the saliency of each question. The JSON has the share of the patches' saliency that
+is on the right quarter, by layer, over the questions of ``photos.py questions`` that are rightly answered with yes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from symground.data import Question, read_questions
 from symground.data.vision import on_image
 from tools import photos
 
-#: Pixels of a cell where it is shown, not read.
+#: Pixels of a cell in the picture; the model reads smaller ones.
 SHOWN = 220
-#: Rows of a table that goes into the JSON: not one for each question.
+#: Largest number of rows of a table in the JSON, which excludes tables with a row per question.
 _SHORT = 100
 
 
@@ -37,7 +37,7 @@ def layer_saliency(traced: xr.Dataset) -> xr.DataArray:
 
 
 def picture(model: str, out: Path, seed: int, words: list[str]) -> None:
-    """The collage of this seed at a size to look at, and the saliency of each question over it."""
+    """Write the picture: the collage of this seed in a larger size, and the saliency of each question over it."""
     opened = photos.photographs()
     read = photos.collage(opened, random.Random(seed)).image
     with mock.patch.multiple(photos, CELL=SHOWN, SIZE=2 * SHOWN):
@@ -65,7 +65,7 @@ def picture(model: str, out: Path, seed: int, words: list[str]) -> None:
 
 
 def shares(model: str) -> dict[str, object]:
-    """Of the questions that `photos.py questions` wrote."""
+    """Measurements on the questions that `photos.py questions` wrote."""
     folder = Path(model)
     rows = [json.loads(line) for line in (folder / "questions.json").read_text(encoding="utf-8").splitlines()]
     asked = read_questions(folder / "questions.json", folder / "images")
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=8)
     parser.add_argument("--words", nargs="+")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--heads", type=Path, help="a folder of symground heads, whose tables go into the JSON")
+    parser.add_argument("--heads", type=Path, help="a folder of symground heads; its tables become part of the JSON")
     arguments = parser.parse_args()
     if arguments.picture:
         cells = photos.collage(photos.photographs(), random.Random(arguments.seed)).photos
