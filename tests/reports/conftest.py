@@ -1,4 +1,4 @@
-"""A study's results made by hand: as a long run leaves them, in a moment."""
+"""Result tables of a study, made by hand in a moment in the form of a long run's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def results(
     steps: Sequence[int] = (0, 100, 200, 400), contexts: int = 3, layers: int = 3, heads: int = 2, shift: float = 0.0,
     noise: int = 0,
 ) -> Path:  # fmt: skip
-    """Every table of a study; the gain of noun i passes 1 between the second checkpoint and the last."""
+    """Write all tables of a study. The gain of each noun passes 1 between the second checkpoint and the last."""
     rng = np.random.default_rng(noise)
     (folder / "data").mkdir(parents=True)
     (folder / "results").mkdir()
@@ -113,17 +113,17 @@ def results(
 
 @pytest.fixture
 def made(tmp_path: Path) -> Made:
-    """Makes a study's results in a folder of a name."""
+    """Makes a study's results in a folder of the given name."""
     return lambda name="study", **more: results(tmp_path / name, **more)
 
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of a study of the default tables, rendered once for the tests that only read it."""
+    """The page of a study with the default tables, rendered once for the tests that only read it."""
     return sg.report(results(tmp_path_factory.mktemp("rendered") / "study"))
 
 
-#: Columns that say what a row is of; all others are values.
+#: Columns that identify a row; all others are values.
 KEYS = (
     "model", "seed", "step", "context", "env", "target", "layer", "region", "example", "kind", "denominator", "head",
     "noun", "tokens", "saliency", "rows", "lens", "depth", "detector", "factor", "bin", "selection", "positions",
@@ -135,14 +135,14 @@ _COUNTS = ("examples", "contexts", "nouns", "draws", "short", "wrong", "count")
 def distinct(folder: Path) -> Path:
     """A study of two models, two seeds and three checkpoints in which no two values are equal.
 
-    Ends of intervals lie on their sides of a value, p is anything from 1e-6 up, counts are whole numbers.
+    An interval contains its value, p is at least 1e-6, and counts are whole numbers.
     """
     study = results(folder, models=("gpt2-4l", "mamba2-4l"), steps=(100, 200, 400), contexts=2)
     rng = np.random.default_rng(5)
     for path in sorted((study / "results").glob("*.parquet")):
         table = pd.read_parquet(path)
         if path.stem in ("surprisal", "contexts", "maps", "heads"):
-            continue  # of noise already, or sets of heads
+            continue  # these have noise already, or are sets of heads
         if path.stem == "interventions":
             other = table.assign(kind="gather", denominator="matrix", span=1, selection="held-out", mode="mean")
             table = pd.concat([table, table.assign(step=200), other], ignore_index=True)
@@ -156,16 +156,16 @@ def distinct(folder: Path) -> Path:
             elif name in ("matched", "mismatched", "gain", "control", "original", "intervened", "slope", "d"):
                 drawn = drawn * 9 + (1 if name != "slope" else -5)
             table[name] = drawn
-        if path.stem == "gain":  # with a trend, so that there is something to test
+        if path.stem == "gain":  # with a trend, so that tests have an effect to find
             table["gain"] = table["step"] / 100 + rng.normal(0, 0.4, len(table))
-            # Of numbers whose sums are exact: BCa counts resamples whose mean is the sample's, and rounding would tell.
+            # Sums of these numbers are exact. BCa counts resamples with the sample's mean, so rounding would change it.
             for name in ("matched", "mismatched", "gain"):
                 table[name] = (64 * table[name]).round() / 64
-        for name in values:  # the ends where they belong
+        for name in values:  # each end on its side of the value
             for end, sign in (("_low", -1), ("_high", 1)):
                 if name.endswith(end) and name.removesuffix(end) in table:
                     table[name] = table[name.removesuffix(end)] + sign * rng.uniform(0.1, 0.9, len(table))
-        if "examples" in table:  # a run's checkpoint has so many in all of its rows
+        if "examples" in table:  # all rows of a run's checkpoint have the same number
             table["examples"] = table.groupby(["model", "seed", "step"])["examples"].transform("first")
         table.to_parquet(path)
     return study

@@ -1,4 +1,4 @@
-"""What each figure draws, against the table that it is drawn from, in which no two values are equal."""
+"""The points of each figure, against the table that it draws, in which no two values are equal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from symground.reports.sections.layers import lens_figure, lens_table, saliency_
 from symground.reports.sections.monitor import calibration_figure, steering_figure
 from symground.reports.sections.parts import FigurePart, StudyResults
 
-#: Of the sections after behaviour.
+#: The figures of the sections after behaviour.
 PICTURES = {
     "r2", "partial-r2", "saliency", "saliency-regions", "lens", "head-counts", "shares", "flow-effect", "calibration",
     "steering",
@@ -37,7 +37,7 @@ def study(distinct_study: Path) -> StudyResults:
 
 
 def drawn(figure: Figure, marker: str | None = None) -> dict[tuple[str, str], Points]:
-    """(panel's title, line's label) → its points; of lines with this marker only, where one is named."""
+    """(panel's title, line's label) → the line's points; with ``marker``, only of lines that have it."""
     found = {}
     for axes in figure.axes:
         for i, line in enumerate(axes.lines):

@@ -1,4 +1,4 @@
-"""How numbers are written, each function by hand at the places where it changes."""
+"""Numbers as text: each function at the values where its form changes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from symground.reports.formats import (
 
 NAN = np.nan
 CONTROL = {"control": 1.234, "control_sd": 0.567, "short": 1, "examples": 10}
-#: (function, its arguments, what it writes)
+#: (function, its arguments, its text)
 WRITTEN: list[tuple[Callable[..., Any], tuple[Any, ...], Any]] = [
     (number, (1.256,), "1.26"), (number, (-0.004,), "0.00"), (number, (1.256, 1), "1.3"), (number, (NAN,), "–"),
     (signed, (1.256,), "+1.26"), (signed, (-1.2,), "-1.20"), (signed, (-0.004,), "+0.00"), (signed, (NAN,), "–"),

@@ -1,6 +1,6 @@
-"""The page in a real browser: it loads without an error, the pickers work, tables download, nothing sticks out.
+"""The page in a real browser: it loads without an error, the pickers work, tables download, and nothing overflows.
 
-Needs Playwright and a Chromium (Debian's: ``apt-get install chromium``; or CHROMIUM names one); skips by name without.
+The tests need Playwright and a Chromium (``apt-get install chromium``, or a path in CHROMIUM), and are skipped without.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any, rendered: Path) -> Iterator[Callable[..., Any]]:
-    """Opens a study's page; what the browser complains of, or asks the network for, is in the page's ``complaints``."""
+    """Opens a study's page. Its ``complaints`` are the browser's errors and the requests to the network."""
     contexts = []
 
     def open_(width: int = 1000, path: Path | None = None, **more: Any) -> Any:
@@ -106,7 +106,7 @@ def test_by_keyboard_alone(opened: Callable[..., Any]) -> None:
     page.locator("#pick-noun").focus()
     page.keyboard.press("ArrowDown")
     assert "“dog”" in page.locator("#explorer-told").inner_text()
-    # Whatever scrolls can be reached, and every control has a name.
+    # Every scrolling region can be focused, and every control has a name.
     wrong = {
         ".scroll": "e.tabIndex !== 0 || !e.ariaLabel",
         "select, input": "!e.labels.length",

@@ -1,4 +1,4 @@
-"""Heat over a picture: what is drawn, as arrays."""
+"""Heat maps over a picture: the arrays that are drawn."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_picture_and_a_panel_for_each_heat() -> None:
         level, alpha = level_and_alpha(figure, 1 + i)
         np.testing.assert_allclose(level, heat / heat.max())  # on a scale of its own
         assert figure.axes[1 + i].images[1].get_clim() == (0, 1)
-        # What is stronger is less see-through.
+        # Stronger heat is more opaque.
         order = np.argsort(level, axis=None)
         assert (np.diff(alpha.ravel()[order]) >= 0).all()
         assert 0 < alpha.min() < alpha.max() < 1
@@ -88,7 +88,7 @@ def test_no_heat_is_the_picture_alone() -> None:
 
 @pytest.mark.parametrize("shape", [(4, 6), (3, 5), (8, 12)])
 def test_patches_blend_over_half_a_patch(shape: tuple[int, int]) -> None:
-    """Of sides that are whole numbers of points or not; nothing is lost at the borders."""
+    """Sides of patches are whole numbers of pixels or not. Nothing is lost at the borders."""
     heat = heat_of(np.random.default_rng(1).random(shape) + 0.1)
     level, _ = level_and_alpha(draw_patches(PICTURE, [heat]))
     assert level.max() == pytest.approx(1)
@@ -99,7 +99,7 @@ def test_patches_blend_over_half_a_patch(shape: tuple[int, int]) -> None:
 
 
 def blurred(heat: NDArray[np.float64], deviation: float) -> NDArray[np.float64]:
-    """By the definition: what a normal curve of this deviation takes, the picture mirrored at its borders."""
+    """A Gaussian blur by its definition, with the picture mirrored at its borders."""
     mirrored = np.pad(heat, 40, mode="symmetric")
     far = np.arange(-40, 41)
     curve = np.exp(-(far**2) / (2 * deviation**2))

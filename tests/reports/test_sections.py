@@ -1,4 +1,4 @@
-"""What sections compute, by hand."""
+"""Values that sections compute, against values by hand."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_numbers_as_people_read_them() -> None:
 
 @pytest.mark.parametrize(("rows", "tall"), [(0, False), (14, False), (15, True)])
 def test_a_table_of_more_than_fourteen_rows_has_a_box_of_its_own(rows: int, tall: bool) -> None:
-    """By what the page shows, where that is another table than the one to be downloaded."""
+    """A table is tall by the rows on the page, not by those of the download."""
     short, frame = pd.DataFrame({"x": [1]}), pd.DataFrame({"x": range(rows)})
     assert TablePart("gain", frame, "").tall is tall
     assert TablePart("gain", short, "", frame).tall is tall

@@ -1,4 +1,4 @@
-"""Controls that could not be drawn as asked are compared with nowhere: page, terminal, paper.md, dials and README."""
+"""If too few controls could be drawn, no place compares with them: page, terminal, paper.md, dials and README."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ sys.path.insert(0, str(Path(sg.__file__).resolve().parent.parent))
 from tools import page_tables
 
 Made = Callable[..., Path]
-#: What controls are in these results, and no other number is, as it would be printed (or with three digits).
+#: The control's value and deviation in these results. No other number is printed in the same way.
 CONTROL, DEVIATION = 7.77, 0.88
 SHORT = ((18, False), (0, False), (19, True), (180, True))
 
 
 def results_of(made: Made, short: int) -> Path:
-    """A study whose controls are `CONTROL`, and were short in so many of 180 examples."""
+    """A study whose controls are `CONTROL`, with too few heads to draw from in ``short`` of 180 examples."""
     study = made(steps=(0, 400))
     for name in ("interventions", "steering"):
         table = read_table(study, name).assign(short=short, examples=180, control_sd=DEVIATION)
@@ -49,7 +49,7 @@ def results_of(made: Made, short: int) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The figures are not what is read here, and they take long."""
+    """Draw no figures: these tests do not read them, and they are slow."""
     monkeypatch.setattr(parts, "svg_of", lambda *_: "<svg></svg>")
 
 
@@ -76,7 +76,7 @@ def test_in_the_page(made: Made, tmp_path: Path, short: int, withheld: bool) -> 
     assert (f"({change})</td>" in page) != withheld  # of "grounds"
     grounds = grounds_or_matters(read_table(study, "interventions"))
     assert grounds["matched, random heads"].isna().all() == withheld
-    # A figure draws them where there were enough.
+    # The figure draws controls if there were enough.
     (axes,) = steering_figure(read_table(study, "steering")).axes
     (line,) = (line for line in axes.lines if line.get_linestyle() == "--")
     assert np.isnan(np.asarray(line.get_ydata(), float)).all() == withheld
@@ -112,7 +112,7 @@ def papers(study: Path, layers: int = 3) -> str:
 def test_in_the_paper(made: Made, short: int, withheld: bool) -> None:
     study = results_of(made, short)
     table = read_table(study, "interventions")
-    # The runs' largest share decides: the other seed has enough.
+    # The largest share over runs decides, although the other seed has enough.
     table.loc[table["seed"] == 1, "short"] = 0
     table.to_parquet(study / "results" / "interventions.parquet")
     text = papers(study)

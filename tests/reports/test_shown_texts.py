@@ -1,4 +1,4 @@
-"""Every number of the sentences: the page's head and summary, captions, the terminal, paper.md and dials."""
+"""The numbers in sentences: the page's lead and summary, captions, the terminal, paper.md and dials."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def mean_over_nouns(frame: pd.DataFrame, column: str) -> np.ndarray:
 
 
 def with_ends(values: np.ndarray) -> str:
-    """Mean and BCa interval."""
+    """The mean and its BCa interval, as text."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of few values scipy doubts the interval
+        warnings.simplefilter("ignore")  # scipy warns about the interval of few values
         found = stats.bootstrap((values,), np.mean, n_resamples=2000, rng=np.random.default_rng(0)).confidence_interval
     return f"{values.mean():.2f} [{found.low:.2f}, {found.high:.2f}]"
 
@@ -62,7 +62,7 @@ def study(distinct_study: Path) -> Path:
 
 
 def emergence_step(contexts: pd.DataFrame, model: str) -> float:
-    """Of a curve that rises through 1 once: where a line from the checkpoint before to the one after is 1."""
+    """The step at which a curve that passes 1 once is 1, on the line between the two checkpoints."""
     part = of(contexts, model=model)
     steps = sorted(set(part["step"]))
     curve = [of(part, step=step)["gain"].mean() for step in steps]
@@ -157,7 +157,7 @@ def test_the_terminal(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_terminal_of_heads(study: Path, tmp_path: Path) -> None:
-    """Every cell of the tables that are told, found by its column."""
+    """Every cell of the printed tables, found by its column."""
     tables_of = {"interventions": "Surprisal of the right answer", "steering": "How often the answer is right",
                  "detectors": "Is the answer wrong?", "heads": "Heads with the largest share"}  # fmt: skip
     for name in tables_of:

@@ -1,4 +1,4 @@
-"""What a corpus, a folder or a file calls things runs nowhere: in no spreadsheet, no page and no figure."""
+"""Names from a corpus, a folder or a file are never run as code: in no spreadsheet, no page and no figure."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_no_cell_begins_a_formula(words: list[str]) -> None:
     for text in (*(row[0] for row in table[1:]), table[0][1]):
         number = re.fullmatch(r"[+-]?\d*\.?\d*(e[+-]?\d+)?", text, re.I)
         assert not text or text[0] not in "=+-@\t\r\n＝＋－＠" or number
-    # Nothing else is changed, and what was put before a word can be taken off again.
+    # Nothing else is changed, and the apostrophe can be removed again.
     assert [row[0].removeprefix("'") for row in table[1:]] == [word.removeprefix("'") for word in words]
 
 
@@ -71,7 +71,7 @@ def test_tables_of_the_page_are_downloaded_so(made: Made) -> None:
 
 def corpus_of(folder: Path, words: list[str]) -> str:
     nouns = {word: (env(word), lan(word)) for word in words}
-    # Far from each other: of names that would lie over each other one is shown.
+    # The points are far apart, since of overlapping names only one is shown.
     of_corpus = {form(w): n * 2**i for i, w in enumerate(words) for form, n in ((env, 10), (lan, 3000))}
     counts = dict.fromkeys(words, of_corpus)
     counted = ("main_tiers", "utterances", "silent", "other_speakers", "in_left_out_files", "in_set_aside_files")
@@ -103,7 +103,7 @@ def test_the_corpus_page_has_the_policy_of_the_report(
     assert [part for part in of_report if not part.startswith("script-src")] == of_corpus
     assert of_corpus[0] == "default-src 'none'"
     assert "script-src 'unsafe-inline'" in of_report  # the explorer's
-    # Before everything that it is to hold for.
+    # The policy comes before everything that it applies to.
     assert page.index("Content-Security-Policy") < page.index("<style>")
     assert "<script" not in page
 
@@ -121,7 +121,7 @@ def test_words_are_no_formulas_in_the_corpus_page(tmp_path: Path) -> None:
 
 
 def test_names_of_the_corpus_page_do_not_lie_over_each_other(tmp_path: Path) -> None:
-    """The first of those at one place is shown, and the table has all of them."""
+    """Of names at one place the first is shown, and the table has all of them."""
     rows = [("ball", 10, 3000), ("book", 10, 3000), ("box", 800, 90), ("bed", 801, 90)]
     drawn = _scatter(pd.DataFrame(rows, columns=["noun", "as ENV", "as LAN"]), 5)
     assert [name for name, *_ in rows if f">{name}</text>" in drawn] == ["ball", "box"]

@@ -1,4 +1,4 @@
-"""Jobs side by side: on processes and on a local Ray, with jobs that fail and jobs that die."""
+"""Parallel jobs in processes and on a local Ray, with jobs that fail and jobs that die."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from symground.running import run_jobs
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[None]:
-    """A local one, so small that it fits anywhere."""
+    """A small local Ray."""
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
     yield
@@ -41,7 +41,7 @@ def fail(path: Path) -> None:
 
 
 def die(path: Path, times: int) -> None:
-    """Kills its own process so many times."""
+    """A job that kills its own process ``times`` times."""
     before = int(path.read_text()) if path.exists() else 0
     path.write_text(str(before + 1))
     if before < times:
@@ -72,7 +72,7 @@ def test_a_failure_is_recorded_and_stops_no_other(
     said = capfd.readouterr().err
     assert "6/6" in said
     assert "fail, always: failed: the data is wrong" in said
-    # A second call does every job again: what is done they see for themselves.
+    # A second call runs every job again, since a job must check itself whether it is finished.
     assert run_jobs({"fail, always": partial(write, tmp_path / "x")}, tmp_path / "jobs", **where) == {}  # type: ignore[arg-type]
     assert records(tmp_path / "jobs")["fail, always"]["status"] == "done"
 

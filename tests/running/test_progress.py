@@ -1,4 +1,4 @@
-"""Progress: one live display on a terminal, plain lines elsewhere."""
+"""Progress bars: one live display on a terminal, and plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How objects show themselves: in a few lines, with what they hold, escaped in a notebook."""
+"""The display of objects: a few lines with their contents, and escaped HTML in a notebook."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_many_of_them_stay_a_few_lines(corpus: Corpus) -> None:
 
 
 def test_monitor_says_why_there_is_nothing_to_tell(corpus: Corpus) -> None:
-    """Of a model that always says the same word, some choices are right; of one noun's probes, all or none."""
+    """If a model always says the same word, some choices are right; with probes of one noun, all or none are."""
     torch.manual_seed(0)
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -23,12 +23,12 @@ def study(distinct_study: Path) -> StudyResults:
 
 @pytest.fixture(scope="session")
 def table(distinct_study: Path) -> Callable[[str], pd.DataFrame]:
-    """The results as they lie in their files."""
+    """The results, read from their files."""
     return lambda name: read_table(distinct_study, name)
 
 
 class PageTables:
-    """The tables of the page by their names; a section is made when one of its tables is asked for."""
+    """The tables of the page by name. A section is made when one of its tables is first read."""
 
     def __init__(self, study: StudyResults) -> None:
         self._sections = [lambda: behaviour(study, AGES), *(partial(section, study) for section in SECTIONS)]
@@ -44,7 +44,7 @@ class PageTables:
         return self._found[number][name]
 
 
-#: Of each section, in its order.
+#: The tables of each section, in their order.
 NAMES = (
     ("final", "emergence", "acquisition", "nouns", "mixed", "training"), ("r2-peak", "r2"), ("saliency", "lens"),
     ("head-counts", "common-heads", "stability", "shares", "strongest", "flow-effect"),

@@ -1,4 +1,4 @@
-"""Statistics recomputed by their formulas from the results, with an implementation of their own."""
+"""Statistics recomputed from the results by their formulas, in an independent implementation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AGES = {"ball": 12.0, "dog": 14.0, "book": 19.0, "cup": 13.0, "shoe": 17.0, "car
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Sorted and multiplied with how many are left, none below the one before."""
+    """Holm's correction: p in ascending order, times the number of those left, and never below the one before."""
     found, before = [0.0] * len(p), 0.0
     for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
         before = found[i] = min(1.0, max(before, p[i] * (len(p) - rank)))
@@ -29,7 +29,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def bca(values: Values) -> tuple[float, float]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of few values scipy doubts the interval
+        warnings.simplefilter("ignore")  # scipy warns about the interval of few values
         found = stats.bootstrap((values,), np.mean, n_resamples=2000, rng=np.random.default_rng(0)).confidence_interval
     return float(found.low), float(found.high)
 
@@ -41,15 +41,15 @@ def of(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
 
 
 def means(frame: pd.DataFrame, unit: str, column: str) -> Values:
-    """Of each noun, or of each seed."""
+    """The column's mean for each noun, or for each seed."""
     return np.array([of(frame, **{unit: value})[column].to_numpy().mean() for value in sorted(set(frame[unit]))])
 
 
 def told_of(gains: pd.DataFrame, model: str) -> dict[int, Row]:
-    """Of each checkpoint of a model: the paired t-test over nouns, and corrected."""
+    """Step → the paired t-test over nouns at this checkpoint of a model, with p corrected over checkpoints."""
     steps = sorted(set(of(gains, model=model)["step"]))
     by_noun = [means(of(gains, model=model, step=step), "target", "gain") for step in steps]
-    # t of the differences of the pairs, by its formula.
+    # t of the paired differences, by its formula.
     t = [x.mean() / (x.std(ddof=1) / np.sqrt(len(x))) for x in by_noun]
     p = [float(2 * stats.t.sf(abs(value), len(x) - 1)) for value, x in zip(t, by_noun, strict=True)]
     return {
@@ -64,7 +64,7 @@ def over_seeds(values: Values) -> tuple[float, float]:
 
 
 def passes(curve: Values, steps: Values) -> float:
-    """Walked along from the end."""
+    """The step from which a curve stays above 1, found from the end."""
     found = np.inf
     for i in range(len(curve) - 1, -1, -1):
         if curve[i] <= 1:
@@ -78,7 +78,7 @@ def passes(curve: Values, steps: Values) -> float:
 
 
 def emergence_of(contexts: pd.DataFrame, model: str, whole: bool = False) -> tuple[dict[str, float], list[Row]]:
-    """Noun → its step; the rows of the model and its categories."""
+    """(noun → its step, the rows of the model and its categories)"""
     part = of(contexts, model=model)
     steps = np.array(sorted(set(part["step"])), float)
     nouns = sorted(set(part["target"]))

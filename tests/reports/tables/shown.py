@@ -1,4 +1,4 @@
-"""Tables of the page as a browser shows them, and numbers as the page writes them, written here once more."""
+"""Tables of the page as a browser shows them, and an independent implementation of numbers as the page writes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 
 class Reader(HTMLParser):
-    """The rows of a table of the page, column → what stands in the cell."""
+    """The rows of a table of the page: column → the cell's text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

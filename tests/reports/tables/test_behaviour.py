@@ -1,4 +1,4 @@
-"""Every number of every table of the page, against one worked out here from results no two of which are equal."""
+"""The numbers of the tables on gain and emergence, each against one recomputed from the results."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_nouns(sheets: Any, table: Any) -> None:
 
 
 def test_mixed_effects(sheets: Any, table: Any) -> None:
-    """Its numbers are tested by themselves: here, that each stands under its name, of the model and the last step."""
+    """Other tests check the numbers. This one checks that each is under its name, for the model and its last step."""
     from symground.analysis.statistics.mixed_models import mixed_effects
 
     rows = []

@@ -1,4 +1,4 @@
-"""The command line's own part: what it imports, how it answers what it cannot understand, and where it is shown."""
+"""The command line itself: its imports, its answers to wrong usage, and its output on any console."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_mistyped_option_is_told_which_was_meant(
 
 
 def test_a_dial_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without one, the settings' own default would train for an hour."""
+    """A dial is required, because the settings' default would train for an hour."""
     assert says(["dials"], capsys).startswith("Missing from symground dials: ")
 
 

@@ -145,7 +145,7 @@ def test_a_checkpoint_that_gives_nan_is_named_and_scores_are_kept(
     (changed / "checksums.json").unlink()
     assert main(["analyze", str(run), "--what", "surprisal", "--again"]) == 1
     assert re.search(r"step-00000003 gives NaN for '\w+' after context \d+ \(", capsys.readouterr().err)
-    # What went before it is redone, what comes after it is as it was.
+    # Earlier checkpoints were analysed again, and the rows of later ones are unchanged.
     for name in ("surprisal", "gain"):
         pd.testing.assert_frame_equal(read_table(copy, name), read_table(study, name), rtol=1e-5)
 
@@ -198,7 +198,7 @@ def test_ctrl_c_keeps_what_was_finished_and_the_same_command_goes_on(tmp_path: P
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        # Who runs the tests in the background has interrupts ignored, and children inherit that.
+        # A shell ignores interrupts of background processes, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for(lambda: len(checkpoint_steps(run)) >= 2)

@@ -6,7 +6,7 @@ import pytest
 
 from symground.cli import main
 
-#: These tests read which tables are written, and need neither many contexts nor a lens that fits well.
+#: These tests read which tables are written. They need neither many contexts nor a well fitted lens.
 FEW = ["--intervene-contexts", "1", "--lens-fit", "2"]
 
 

@@ -1,4 +1,4 @@
-"""The benchmark suite's own logic: what is printed, kept, skipped and compared. It measures nothing here."""
+"""The logic of the benchmark suite: what it prints, keeps, skips and compares. Nothing is measured."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_what_slowed_down_is_told() -> None:
     assert verdict.slower(old, new) == ["attention: saliency, symground, B4 H12 T1024 D64 dtype float32: 50 ms → 80 ms"]
     new["rows"][3]["iqr"] = 0.05  # as far as its quartiles are apart
     assert verdict.slower(old, new) == []
-    # On another machine seconds say nothing: ratios do.
+    # On another machine only ratios are compared.
     rows = copy.deepcopy(ROWS)
     for each in rows:
         each["seconds"] *= 10
@@ -155,7 +155,7 @@ def test_what_slowed_down_is_told() -> None:
 
 
 def suites_in(folder: Path, patch: pytest.MonkeyPatch) -> Path:
-    """Three suites of no work: one that is whole, one with a failure, one whose process dies."""
+    """Three trivial suites: one passes, one has a failure, and the process of one dies."""
     files = {}
     (folder / "conftest.py").write_text("from benchmarks.conftest import *\n")
     dies = f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})"
@@ -165,7 +165,7 @@ def suites_in(folder: Path, patch: pytest.MonkeyPatch) -> Path:
     patch.setattr(bench, "SUITES", {name: str(file) for name, file in files.items()})
     patch.setattr(measure, "machine_rates", lambda device: {"copy_bytes": 1e10, "float32_flops": 1e11})
     patch.setattr(bench, "versions", lambda: {"symground": "0", "revision": "abc"})
-    # A suite's process loads the one plugin that it needs: all that are installed take a second.
+    # A suite's process loads only the plugin that it needs, since all installed plugins take a second.
     patch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     patch.setenv("PYTEST_PLUGINS", "pytest_benchmark.plugin")
     return folder
@@ -200,7 +200,7 @@ def test_a_suite_that_fails_or_dies_stops_no_other(suites: Path, capsys: pytest.
     assert found["suites"]["whole"] == "measured"
     assert (out / "bench.md").is_file()
     assert (out / "bench.svg").read_text().startswith("<svg")
-    # Again: what is whole is there already, the others are tried once more.
+    # A second run keeps the whole suite and repeats the others.
     before = (out / "whole.json").stat().st_mtime_ns
     assert bench.bench((), out, str(out / "bench.json"), False) == 1
     assert "whole: there already" in capsys.readouterr().err
@@ -263,7 +263,7 @@ def test_a_measurement_that_there_is_not(monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_every_suite_collects() -> None:
-    """Every file that a suite names is there and holds benchmarks."""
+    """The file of each suite exists and has benchmarks."""
     root = Path(__file__).resolve().parents[3]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *bench.SUITES.values(), "--collect-only", "-q", "-p", "no:cacheprovider"],

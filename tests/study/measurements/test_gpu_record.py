@@ -1,4 +1,4 @@
-"""The GPU record's machinery, on a CPU: every part leaves its file, and none stops another."""
+"""The GPU record on a CPU: every part writes its file, and a failing part does not stop the others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PARTS = {
 
 
 def record(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # From elsewhere, by its path alone: neither installed nor on the path.
+    # The script is run by its path from another folder; it is neither installed nor on Python's path.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
         [sys.executable, str(SCRIPT), "--out", str(out), *arguments], cwd=out, env=environment, capture_output=True,

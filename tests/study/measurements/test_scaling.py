@@ -1,4 +1,4 @@
-"""The cost formulas of docs/scaling.md against models that are there."""
+"""The cost formulas of docs/scaling.md against real models."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_memory_is_that_of_the_model_itself(shape: scaling.Llama, checkpoint: bo
 
 
 def test_operations_by_hand() -> None:
-    """One layer, head and column of everything, two tokens: 7 weights, seven products of T × T × 1, half of them."""
+    """A model with sizes of 1 and two tokens has 7 weights, and the causal half of seven products of T × T × 1."""
     one = scaling.Llama(1, 1, 1, 1, 1, 1, 1)
     assert one.matrices == 2 + 2 + 3
     assert scaling.trace_flops(one, 1, 2) == 2 * 7 * 2 + 2 * 7 * 2 + 7 * 2 * 2

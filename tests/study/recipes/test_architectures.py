@@ -1,4 +1,4 @@
-"""Architectures beside each other: the recipe on tiny corpora, its statistics by hand, its answers to bad input."""
+"""The comparison of architectures: the recipe on tiny corpora, its statistics by hand, and bad input."""
 
 from __future__ import annotations
 

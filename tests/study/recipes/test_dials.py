@@ -1,4 +1,4 @@
-"""Dials of the generated corpus, turned: every one of them on tiny corpora, the controls, the tables."""
+"""The dials of the generated corpus: each of them on tiny corpora, the controls and the tables."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def test_pictures_are_pngs_that_say_what_was_said(
     with Image.open(done / "picture-0000.png") as opened:
         assert opened.format == "PNG"
         assert min(opened.size) > 100
-    # One picture is the question's own: what was said is not what is chosen among one answer.
+    # Each picture is that of its question, with the model's choice among all answers.
     found = pd.read_parquet(done / "answers.parquet")
     drawn = []
     draw = recipe.draw_patches
@@ -134,7 +134,7 @@ def test_a_second_run_does_nothing_anew(
 ) -> None:
     refuse_to_load(monkeypatch)
     before = {path: path.stat().st_mtime_ns for path in done.iterdir() if path.suffix in (".parquet", ".png")}
-    # How it is run makes no other result.
+    # Settings of the machine do not change the results, so they are not compared.
     assert run(llava_folder, done, "--pictures", "2", "--batch-size", "3", "--checkpoint") == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}
     printed = capsys.readouterr()
@@ -180,7 +180,7 @@ def test_it_goes_on_after_an_interruption(
     done: Path, llava_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Between two parts: what was done stays as it is, and in the end the tables are those of one run."""
+    """After an interruption between two parts, finished tables are kept, and in the end all are those of one run."""
     out = tmp_path / "out"
 
     def interrupted(self: Any) -> None:

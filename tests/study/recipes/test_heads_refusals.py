@@ -49,7 +49,7 @@ def test_a_folder_with_other_things_is_refused(
     assert run(llava_folder, tmp_path) == 1
     assert f"out: {tmp_path} has other files; choose another folder" in capsys.readouterr().err
     assert names(tmp_path) == ["notes.txt"]
-    # A model's own folder has a config.json too.
+    # The folder of a model also has a config.json.
     model = tmp_path / "model"
     shutil.copytree(llava_folder / "model", model)
     before = (model / "config.json").read_text()

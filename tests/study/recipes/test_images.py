@@ -1,4 +1,4 @@
-"""Studies whose scenes are images: generated, and dialogues with the patches of theirs."""
+"""Studies whose scenes are images: generated ones, and dialogues with patches of their images."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_generated_scenes(tmp_path: Path) -> None:
     assert f"<td>{own['env_count'].iloc[0]}</td>" in page
     assert "13,500 patches of 1,500 images" in page
     assert "<td>clutter</td>" in page
-    # The same again is loaded; another dial is another study.
+    # The same settings load the study; another dial is another study.
     before = (study / "images" / "features.npy").stat().st_mtime_ns
     prepare(["generated-images"], study, GENERATED)
     assert (study / "images" / "features.npy").stat().st_mtime_ns == before
@@ -84,7 +84,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch:
 def test_rows_begin_with_the_image_and_words_are_what_is_learnt(tmp_path: Path) -> None:
     corpus = prepare(["generated-images"], tmp_path / "study", GENERATED)
     words = len(corpus.tokenizer)
-    # As if every document had a second place to begin at.
+    # Give every document a second place at which a row may begin.
     starts = np.sort(np.concatenate([corpus.starts, corpus.starts + 4]))
     sampler = RowSampler(corpus.tokens, corpus.documents, starts, 64, 16, 0, 1, corpus.prefix)
     inputs, targets = sampler.batch(0)
@@ -94,7 +94,7 @@ def test_rows_begin_with_the_image_and_words_are_what_is_learnt(tmp_path: Path) 
         (document,) = np.flatnonzero(corpus.tokens[corpus.documents[:-1]] == int(row[0]))
         text = corpus.tokens[corpus.documents[document] + 9 : corpus.documents[document + 1]].tolist()
         of_begin = {begin: text[begin : begin + 8] for begin in (0, 4)}
-        # The last patch is where the first word is due; no patch is ever due.
+        # The last patch predicts the first word; a patch is never a target.
         (begin,) = {b for b, some in of_begin.items() if wanted[8:].tolist() == (some + [IGNORED] * 8)[:8]}
         assert wanted[:8].tolist() == [IGNORED] * 8
         assert row[9:].tolist() == (of_begin[begin] + [1] * 8)[:7]
@@ -113,7 +113,7 @@ def test_training_and_loading(tmp_path: Path) -> None:
     scores = sg.score(loaded, asked)
     assert np.array_equal(scores["surprisal"], sg.score(trained, asked)["surprisal"])
     assert np.isfinite(scores["surprisal"]).all()
-    # A study takes its images along; without them nothing is scored against others.
+    # A moved study has its images with it; without them the model is refused.
     moved = tmp_path / "elsewhere"
     shutil.move(study, moved)
     assert np.array_equal(sg.score(sg.load(moved / "gpt2-4l/seed0"), asked)["surprisal"], scores["surprisal"])
@@ -208,7 +208,7 @@ def test_dialogues_with_images(visdial: Path, image_set: Path, tmp_path: Path) -
         assert "<ENV>" not in text
         assert "<CAP>" not in text
     assert len(corpus.starts) == 24 * len(TURNS)  # rows may begin at any turn, after the image
-    # Captions say what is seen.
+    # The caption names the objects of its image.
     assert set(corpus.shown["ball"]) == {1, 3, 5, 7, 9, 11}
     assert set(corpus.shown["book"]) == set(corpus.shown["dog"]) == {0, 2, 4, 6, 8, 10}
     config = read_json(study / "config.json")
@@ -216,11 +216,11 @@ def test_dialogues_with_images(visdial: Path, image_set: Path, tmp_path: Path) -
     asked = study_probes(study)
     nouns = list(asked.nouns)
     book, dog, ball = (nouns.index(noun) for noun in ("book", "dog", "ball"))
-    # Every image of a book shows a dog: neither is a mismatch of the other.
+    # Every image of a book also shows a dog, so neither is a mismatch of the other.
     assert not asked.pairs[book, dog]
     assert not asked.pairs[dog, book]
     assert asked.pairs[ball, dog]
-    # Images kept from training come first.
+    # Images that are held out from training come first.
     images = study_images(study)
     assert images is not None
     held = corpus.part("validation").tokens

@@ -1,4 +1,4 @@
-"""The study's own testbeds: from a corpus to tables that stand beside the study's figures."""
+"""The testbeds of the study: from a corpus to tables beside the published figures."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ LEAST = replace(TINY, models=("gpt2-4l",), seeds=1)
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few draws of random heads and a lens of two steps: these tests read what is written, not how exact it is."""
+    """Few draws of random heads and a lens of two steps, since these tests do not check the accuracy of the numbers."""
 
     def settings(recipe: str, asked: PaperSettings) -> SweepSettings:
         whole = sweep_settings(recipe, asked)
@@ -93,7 +93,7 @@ def test_transcripts_to_the_studys_results(transcripts: Path, tmp_path: Path) ->
     assert "| gpt2-4l | 4 | row |" in text
     for name in ("curves", "r2", "layers"):
         assert (study / f"paper-{name}.svg").read_text(encoding="utf-8").startswith("<svg")
-    # The same again redoes nothing; what is written goes nowhere else than the study.
+    # A second call repeats nothing, and all files are in the study's folder.
     before = {p: p.stat().st_mtime_ns for p in study.rglob("*.safetensors")}
     assert before
     run_paper(["paper-childes", str(transcripts)], study, TINY)
@@ -183,7 +183,7 @@ def test_bad_input(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyte
 
 
 def test_what_agrees_is_judged_by_its_numbers() -> None:
-    """Made-up results: all that the study found, its gain and nothing else, and no gain to judge the rest by."""
+    """Three made-up results: one has all findings of the study, one only its gain, and one has no gain."""
 
     class Results(dict[str, pd.DataFrame]):
         def at(self, name: str, steps: list[int]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""A study's folder from real forms of corpora: what is written, what its page shows, what is refused."""
+"""A study's folder from corpora in their real forms: its files, its page, and refusals."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_transcripts(childes: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {path.name for path in study.iterdir()} == {
         "config.json", "corpus.html", "data", "tokenizer.json", "tokenizer_config.json"
     }  # fmt: skip
-    # Paths alone are transcripts; the same folder again is loaded, another corpus is refused.
+    # Paths without a kind are transcripts. The same corpus loads the existing folder; another corpus is refused.
     assert prepare(["childes", str(childes)], study, SETTINGS).tokens.tolist() == corpus.tokens.tolist()
     with pytest.raises(ValueError, match="holds another study: corpus is .* there, .* here"):
         prepare([str(childes)], study, SETTINGS)

@@ -1,4 +1,4 @@
-"""Sweeps: every combination trained and analysed once, in processes; what fails is recorded, what is done is left."""
+"""Sweeps: each combination is trained and analysed once, in processes; failures are recorded, finished work is kept."""
 
 from __future__ import annotations
 

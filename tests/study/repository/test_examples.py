@@ -1,4 +1,4 @@
-"""The page of examples: every block of it runs, one after the other, with tiny models in place of one's own."""
+"""The page of examples: all blocks run in order, with tiny models in place of the user's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ELSEWHERE = "TransformerLens"
 
 
 def words() -> transformers.PreTrainedTokenizerFast:
-    """The words of the page's texts are a token each, with the space before them."""
+    """A tokenizer in which each word of the page's texts is one token, with the space before it."""
     text = "The dog saw the cat and the horse. She saw a park fed There was outside He liked it in dog cat horse the"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -60,7 +60,7 @@ def names(
 
 @pytest.mark.parametrize("title", [title for title in EXAMPLES if title != ELSEWHERE])
 def test_runs(title: str, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the order of the page: later blocks use what earlier ones made."""
+    """The blocks run in the order of the page, since later blocks use names of earlier ones."""
     monkeypatch.chdir(names["_folder"])
     with mpl.rc_context():
         exec(EXAMPLES[title], names)
@@ -68,13 +68,13 @@ def test_runs(title: str, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 
 def test_transformer_lens(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformer_lens.model_bridge", reason="needs transformer_lens 4", exc_type=ImportError)
-    # It silences the logger of transformers when it is imported.
+    # Its import silences the logger of transformers.
     monkeypatch.setattr(logging.getLogger("transformers"), "level", logging.getLogger("transformers").level)
     exec(EXAMPLES[ELSEWHERE], dict(names))
 
 
 def test_they_show_what_they_say(names: dict[str, Any]) -> None:
-    """After the page has run: what its names hold."""
+    """The values of the page's names after it has run."""
     assert "loss" in names, "the page ran before"
     assert names["traced"].rows.dims == ("example", "layer", "head", "key")
     assert abs(names["probe"].grad[0, -1]).sum() > 0

@@ -1,4 +1,4 @@
-"""The house: which room may know which, and what an import costs."""
+"""The house: which room may import which, and the weight of an import."""
 
 from __future__ import annotations
 
@@ -99,6 +99,6 @@ def test_whatever_is_to_last_gets_its_name_in_one_place() -> None:
                 continue
             of_os = isinstance(node.func.value, ast.Name) and node.func.value.id in ("os", "shutil")
             renames = of_os and node.func.attr in ("rename", "replace", "renames", "move")
-            # Of a path, not of a table's columns or an array.
+            # The rename of a path, not of a table's columns.
             renames |= node.func.attr == "rename" and len(node.args) == 1 and not isinstance(node.args[0], ast.Constant)
             assert not renames, f"{file}:{node.lineno}"

@@ -1,4 +1,4 @@
-"""The ops serve attention that is not ours: a plain PyTorch module, and TransformerLens through its own hooks."""
+"""The ops in other attention code: a plain PyTorch module, and TransformerLens through its own hooks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BATCH, LENGTH, LAYERS = 2, 12, 2
 
 
 class Attention(nn.Module):
-    """Anybody's layer: its own projections, and one call where softmax(q kᵀ) v stood."""
+    """A user's layer with its own projections, and one call in place of softmax(q kᵀ) v."""
 
     def __init__(self, width: int = 32, heads: int = 4) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def test_the_probe_of_a_plain_module_holds_gradient_times_attention() -> None:
     assert layer(x).equal(out)  # a layer that is not asked computes the same
 
 
-# What reaches TransformerLens' scores: of a model with rotary positions, q and k after they are rotated.
+# The hooks of TransformerLens' q and k at the scores; with rotary positions, those after the rotation.
 KINDS = {
     "native": ("q", "k", "v"),  # standard positions, attention only, grouped heads, a scale of its own
     "gpt2": ("q", "k", "v"),
@@ -62,7 +62,7 @@ SCALE = {"native": 1 / 2.0, "gpt2": None, "llama": None}  # TransformerLens divi
 
 @pytest.fixture
 def lens() -> ModuleType:
-    """TransformerLens 4; it silences the logger of transformers when it is imported, which is undone."""
+    """TransformerLens 4. Its import silences the logger of transformers, which is undone here."""
     logger = logging.getLogger("transformers")
     level = logger.level
     module = pytest.importorskip(
@@ -83,7 +83,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def bridge(lens: ModuleType, kind: str) -> Any:
-    """A tiny TransformerBridge with random weights, sharp enough to attend unevenly; nothing is downloaded."""
+    """A tiny TransformerBridge with random weights, large enough for uneven attention; nothing is downloaded."""
     from transformer_lens import TransformerBridgeConfig
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
@@ -107,7 +107,7 @@ def bridge(lens: ModuleType, kind: str) -> Any:
             num_key_value_heads=2, max_position_embeddings=16, initializer_range=0.3,
         )  # fmt: skip
         hf = LlamaForCausalLM(llama)
-    # As boot_transformers(hf_model=hf), which without a tokenizer asks the Hub for one.
+    # As boot_transformers(hf_model=hf), which would request a tokenizer from the hub.
     return build_bridge_from_module(hf.eval(), type(hf).__name__, hf_config=hf.config)
 
 

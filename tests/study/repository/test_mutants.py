@@ -1,4 +1,4 @@
-"""The tester of the tests: each mutant is one change, and what no test reads survives."""
+"""Mutation testing: each mutant is one change, and a change that no test reads survives."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_every_mutant_is_one_change_of_what_counts() -> None:
 def test_a_mutant_is_noticed_where_a_test_reads_it(
     tmp_path: Path, before: str, after: str, noticed: bool, here: bool
 ) -> None:
-    """In the test's own process, and in one that it starts."""
+    """The module is read in the test's own process, or in a process that the test starts."""
     test = tmp_path / "test_toy.py"
     other_process = f"subprocess.run([sys.executable, '-c', {ASKED!r}], check=True)"
     call = ASKED if here else f"import subprocess, sys; {other_process}"
@@ -74,7 +74,7 @@ def test_a_mutant_of_a_kernel_is_what_the_interpreter_runs() -> None:
     source = path.read_text(encoding="utf-8")
     before = "first = tl.maximum(0, first_j"
     assert before in source
-    # In a process of their own, which has not imported the kernels.
+    # A separate process, which has not imported the kernels.
     code = f"""
 from pathlib import Path
 from tools.mutants import trial

@@ -1,5 +1,5 @@
-"""Installing: every way ends with a package that works, and says what it lacks of the extension. Nothing here downloads
-more than the build's own requirements.
+"""Installation: every way gives a package that works and reports missing parts of the extension. The tests download
+only the requirements of the build.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import symground
 from symground.ops.common import build
 
 ROOT = Path(symground.__file__).resolve().parent.parent
-#: Where this environment keeps torch and the rest.
+#: The folder of this environment's packages, such as torch.
 PACKAGES = next(Path(p) for p in sys.path if p.endswith("site-packages"))
 
 SHIPPED = """
@@ -47,7 +47,7 @@ def copy_of_sources(folder: Path) -> Path:
     return folder
 
 
-#: Package → its first version without a hole that is known, of what is asked for in pyproject.toml.
+#: Dependency in pyproject.toml → its first version without a known security hole.
 SAFE = {
     "filelock": "3.20.3",  # CVE-2025-68146, CVE-2026-22701: symlinks in the place of lock files
     "jinja2": "3.1.6",  # CVE-2025-27516: out of the sandbox
@@ -77,13 +77,13 @@ def test_no_dependency_may_be_of_a_version_with_a_known_hole() -> None:
 
 
 class Environment:
-    """A fresh virtual environment that sees this one's packages, but none of its commands and no compiler."""
+    """A fresh virtual environment that has this one's packages, but none of its commands and no compiler."""
 
     def __init__(self, folder: Path, **variables: str) -> None:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
         self.bin = folder / "bin"
         (self.site,) = folder.glob("lib/python*/site-packages")
-        # Without what an editable install of this package put there: the folder is only looked into.
+        # This adds the folder but does not read its .pth files, so this package's editable install is not found.
         (self.site / "packages.pth").write_text(f"{PACKAGES}\n", encoding="utf-8")
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CXX", "NVCC", "CUDA_HOME", "PATH")}
         self.variables = {**kept, "PATH": str(self.bin), **variables}
@@ -101,14 +101,14 @@ class Environment:
         return done.stdout + done.stderr
 
     def works(self) -> tuple[str, str]:
-        """Where the package is, and what runs gate_heads; nothing may be said on the way."""
+        """The package's path, and the implementation of gate_heads; nothing else may be printed."""
         done = self.run("python", "-W", "error::RuntimeWarning", "-c", WORKS)
         assert done.returncode == 0, done.stderr
         where, implementation = done.stdout.strip().split(" ", 1)
         return where, implementation
 
 
-#: To a page with everything on it that is drawn from a template.
+#: Code that writes a page from all templates.
 STUDY = [
     "run", "generated", "--generated.scenes", "600", "--generated.nouns", "4", "--models", "gpt2-4l", "--steps", "2",
     "--batch-size", "2", "--length", "24", "--checkpoints", "0", "--what", "surprisal", "saliency",
@@ -116,14 +116,14 @@ STUDY = [
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Of a package, through its links to folders."""
+    """The files of a package, also behind its symlinks to folders."""
     found = [path for path in folder.iterdir() if path.name != "__pycache__"]
     return [file for path in found for file in (files_in(path) if path.is_dir() else [path])]
 
 
 @pytest.mark.slow
 def test_builds_in_isolation_without_torch_and_the_wheel_is_whole(tmp_path: Path) -> None:
-    """A wheel built by an isolated build, put into a fresh virtual environment that sees this one's torch."""
+    """A wheel from an isolated build is installed in a fresh virtual environment that has this one's torch."""
     source = tmp_path / "source"
     copy_of_sources(source)
     built = subprocess.run(
@@ -153,7 +153,7 @@ def test_builds_in_isolation_without_torch_and_the_wheel_is_whole(tmp_path: Path
 
 
 def types_seen(environment: Environment, cwd: Path) -> str:
-    """What mypy, as it comes, sees of sg.load in a user's file."""
+    """The type of sg.load that mypy with its defaults sees in a user's file."""
     (environment.site / "packages.pth").unlink()  # it would read all of torch
     (cwd / "mine.py").write_text("import symground as sg\n\nreveal_type(sg.load)\n", encoding="utf-8")
     command = ["-m", "mypy", "--python-executable", str(environment.bin / "python"), "--ignore-missing-imports"]
@@ -166,7 +166,7 @@ def types_seen(environment: Environment, cwd: Path) -> str:
 
 
 def others_found(environment: Environment, source: Path, cwd: Path) -> str:
-    """Which other folders of the repository can be imported by their names."""
+    """The other folders of the repository that can be imported by their names."""
     names = sorted(path.name for path in source.iterdir() if path.is_dir() and path.name.isidentifier())
     assert "kernels" in names
     found = f"(n for n in {names} if n != 'symground' and '{source}' in str(importlib.util.find_spec(n)))"
@@ -175,7 +175,7 @@ def others_found(environment: Environment, source: Path, cwd: Path) -> str:
 
 @pytest.mark.slow
 def test_installs_in_isolation_without_torch_and_without_a_compiler(tmp_path: Path) -> None:
-    # A clone has the package's name, and Python started in the folder above it must not take the clone for the package.
+    # A clone has the package's name, and Python started in the folder above must not import the clone as the package.
     source, environment = copy_of_sources(tmp_path / "symground"), Environment(tmp_path / "venv")
     environment.install("-e", str(source))
     where, inside = environment.works()
@@ -208,7 +208,7 @@ def test_beside_torch_it_is_built_and_a_compiler_that_fails_only_warns(tmp_path:
     failing = environment.run("symground", "build", CXX=str(broken))
     assert failing.returncode == 1
     assert "gate.cpp:1: error: what is this" in failing.stderr
-    # The compiler there is, without the half minute that it takes to optimise.
+    # The installed compiler without optimisation, which would take half a minute.
     quick = tmp_path / "quick"
     quick.write_text(f'#!/bin/sh\nexec {" ".join(build.compiler() or [])} "$@" -O0\n', encoding="utf-8")
     quick.chmod(0o755)
@@ -229,7 +229,7 @@ def test_beside_torch_it_is_built_and_a_compiler_that_fails_only_warns(tmp_path:
 
 @pytest.mark.slow
 def test_the_cuda_part_is_built_and_kept_where_nvcc_and_a_torch_for_cuda_are(tmp_path: Path) -> None:
-    """By compilers that write what they are asked for and nothing in it: what is installed, and where."""
+    """Which files are installed and where, with fake compilers that write empty files."""
     source, environment = copy_of_sources(tmp_path / "source"), Environment(tmp_path / "venv")
     stub = tmp_path / "stub"
     stub.write_text('#!/bin/sh\nfor last; do :; done\n: > "$last"\n', encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The README's code runs as it stands."""
+"""The code, commands, links and tables of the README and the docs are right."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_commands_of_the_readme_exist(page: str, capsys: pytest.CaptureFixture[s
 
 
 def test_benchmarks_of_the_pages_exist() -> None:
-    """By their source: to import the kernels' table would take Triton out of its interpreter."""
+    """They are checked by their source, since importing the kernels' table would take Triton out of its interpreter."""
     pages = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     commands = [
         line.partition("#")[0].split()[3:]
@@ -115,7 +115,7 @@ def test_benchmarks_of_the_pages_exist() -> None:
 
 
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
-#: What a reader of the README brings along.
+#: Names that a reader of the README already has.
 OWN = {"B", "T", "S", "q", "k", "v", "loss"}
 MODULES = {"torch", "sg", "ops", "np", "pd"}
 
@@ -132,7 +132,7 @@ def names_of(block: str) -> tuple[set[str], set[str]]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_python_of_a_page_imports_what_it_uses(page: str) -> None:
-    """The README's blocks each for itself; those of other pages go on from each other."""
+    """The README's blocks are independent; a block of another page may use names of earlier ones."""
     known: set[str] = set()
     for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S):
         wanted, imported = names_of(block)
@@ -150,7 +150,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_files_that_the_pages_name_are_there() -> None:
-    """By their path from the root, from the package, or from the page's folder; words in capitals are placeholders."""
+    """Paths are from the root, from the package or from the page's folder; words in capitals are placeholders."""
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
     found = 0
     for page in pages:
@@ -166,7 +166,7 @@ def test_files_that_the_pages_name_are_there() -> None:
 
 @pytest.mark.parametrize(("page", "name"), list(page_tables.TABLES))
 def test_tables_of_the_pages_are_those_of_the_results(page: str, name: str) -> None:
-    """Every figure in them is in a JSON file of the repository: python -m tools.page_tables writes them anew."""
+    """All their numbers are in JSON files of the repository; python -m tools.page_tables writes the tables."""
     assert page_tables.table(page, name) in (ROOT / page).read_text(encoding="utf-8")
 
 
