@@ -19,7 +19,7 @@ import pytest
 from symground.files import disk
 
 CALLS = ("write", "fsync", "replace", "mkdir", "unlink", "rmdir", "chmod")
-#: path → content, None of a folder
+#: path → content; None for a folder
 State = dict[str, bytes | None]
 
 
@@ -68,7 +68,7 @@ def watched(watch: Watched) -> Iterator[None]:
 
 
 class Cuts:
-    """All states of a folder that a kill or a power cut may leave while something is done in it."""
+    """All states of a folder that a kill or a power cut may leave during an action in it."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -86,7 +86,7 @@ class Cuts:
         return watch
 
     def worst(self) -> State:
-        """What a power cut would leave now: names and content as they were synced last."""
+        """The state that a power cut would leave now: the names and contents that were synced last."""
         return dict(self._durable(self._number(self._root), ""))
 
     def _number(self, path: Path | int) -> int:
@@ -155,7 +155,7 @@ def failing_at(number: int) -> Watched:
 
 
 def is_full(what: Callable[[], object]) -> bool:
-    """Whether it ends with the error of a full disk."""
+    """Whether the action raises the error of a full disk."""
     try:
         what()
     except OSError as error:

@@ -43,7 +43,7 @@ def test_a_sealed_folder_is_whole_or_the_old_one_whatever_stops_its_change(
             if not is_full(lambda: change(root / name)):  # noqa: B023
                 break
         count += 1
-        # An error leaves the old one, or is of what comes after the new one is in its place.
+        # An error leaves the old folder, or it comes after the new folder has its name.
         if change is seal_again:
             assert whole(root / name, "x") or whole(root / name, "y"), number
         else:

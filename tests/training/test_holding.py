@@ -1,4 +1,4 @@
-"""A run's folder: one process at a time, a run that is made longer, and who may read what it holds."""
+"""A run's folder: one process at a time, longer runs, and the permissions of its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that are killed, asked to end, or run out of disk: nothing is lost, and what comes out is the same."""
+"""Processes that are killed, stopped by a signal, or fill the disk: nothing is lost, and the results are the same."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from symground.training.checkpoints import resume_folders
 pytestmark = pytest.mark.trains
 
 SETTINGS = Optimization(steps=24, batch_size=2, length=12, warmup=2, checkpoints="0,every 3")
-#: A state after every step: most of the time something is being written.
+#: A resume state after every step, so that a file is being written most of the time.
 OFTEN = Hardware(resume_every=0, device="cpu")
 
 
@@ -74,7 +74,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(
         process.kill()
         process.join()
         kills += process.exitcode == -signal.SIGKILL
-        # Whatever the moment: what has a final name is whole.
+        # At any moment, every folder with a final name is complete.
         for folder in (*(run / "checkpoints").glob("step-*"), *(run / "resume").glob("step-*")):
             assert damage(folder) is None
             assert (folder / "checksums.json").is_file()

@@ -1,4 +1,4 @@
-"""What training tells of its speed, by hand."""
+"""The metrics of training on its speed, against values by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CUDA = torch.device("cuda")
 def test_speed_is_of_the_tokens_and_the_time_since_the_last_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peak: float | None
 ) -> None:
-    """A run goes on from what was told: after 10 s and 300 tokens."""
+    """A run resumes from its metrics, here after 10 s and 300 tokens."""
     times = iter([100.0, 102.5, 106.5])
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(times))
     monkeypatch.setattr(metrics, "peak_of", lambda device: peak)

@@ -1,4 +1,4 @@
-"""Training against a loop of plain PyTorch: transformers' own model, AdamW and the rate written out, in float64."""
+"""Training against a loop in plain PyTorch and float64: transformers' model, with AdamW and the rate written out."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ SETTINGS = TrainSettings(
 
 @pytest.fixture
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """AdamW divides by the gradient's size: what float32 rounds in a gradient of nearly 0 would be all of a step."""
+    """AdamW divides by the gradient's size, so float32's rounding of a gradient near 0 would become a whole step."""
     monkeypatch.setattr(loop, "create", lambda *a, **k: create(*a, **k).double())
 
 
 def rate_at(step: int, settings: TrainSettings) -> float:
-    """Of the step after ``step`` others, as the documentation of the settings says."""
+    """The learning rate after ``step`` steps, by the documentation of the settings."""
     if step < settings.warmup:
         return settings.learning_rate * (step + 1) / settings.warmup
     share = (step - settings.warmup) / (settings.steps - settings.warmup)
@@ -45,7 +45,7 @@ def rate_at(step: int, settings: TrainSettings) -> float:
 
 
 def plain(corpus: Corpus, settings: TrainSettings, start: Path) -> tuple[dict[int, dict[str, Tensor]], list[Any]]:
-    """Weights after each step, from those in ``start``, and (loss, norm of the gradient, rate) of each."""
+    """Weights after each step, starting from ``start``, and each step's (loss, norm of the gradient, rate)."""
     config = create(settings.model, len(corpus.tokenizer), settings.seed, positions=settings.length).config
     config._attn_implementation = "eager"
     model = GPT2LMHeadModel(config).double().train()
@@ -96,7 +96,7 @@ def test_one_step_and_ten_are_those_of_a_plain_loop(
         loss, norm, rate = told[line["step"] - 1]
         assert (line["loss"], line["gradient_norm"], line["learning_rate"]) == pytest.approx((loss, norm, rate), 1e-6)
         assert line["tokens"] == line["step"] * settings.tokens_per_step
-    # The case is one in which each part of a step shows.
+    # In this case each part of a step matters.
     norms = [norm for _, norm, _ in told]
     assert (min(norms) < settings.clip < max(norms)) == ("clip" not in changes)
     rows = RowSampler.of(corpus, settings.batch_size, settings.length, settings.seed)

@@ -1,4 +1,4 @@
-"""Training: seeded, resumable, and careful with what is already there."""
+"""Training is seeded and resumable, and does not overwrite other runs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_two_runs_of_one_seed_are_alike_to_the_bit(corpus: Corpus, tmp_path: Pat
 def test_an_interrupted_run_goes_on_to_the_same_weights(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From the newest state that is whole; where none of the two is, from the beginning."""
+    """Training resumes from the newest undamaged state, or from the beginning if both are damaged."""
     settings, often = replace(TINY, model="gpt2-4l"), Hardware(resume_every=0)
     train(corpus, settings, tmp_path / "whole")
     step = Trainer.step
@@ -253,7 +253,7 @@ def test_a_run_says_how_to_make_it_again(corpus: Corpus, tmp_path: Path) -> None
     assert config["hardware"]["threads"] == torch.get_num_threads()
     assert config["versions"]["torch"] == torch.__version__
     assert set(config["versions"]) == {"symground", "revision", "python", "torch", "transformers"}
-    # Hardware is no part of the run; a setting that is younger than the run stands where it did.
+    # Hardware does not define the run. A setting that is younger than the run has its default.
     train(corpus, TINY, tmp_path, Hardware(resume_every=7))
     del config["settings"]["precision"]
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -286,7 +286,7 @@ def test_kept_memory_is_given_back_afterwards() -> None:
 
 
 def test_freed_memory_goes_where_the_last_block_says_that_has_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In every order of two blocks; what glibc was last told of the size from which a piece is mapped."""
+    """In every order of two blocks, against the last threshold for mapped pieces that glibc was given."""
     told: dict[int, int] = {}
     mapped_from = -3  # M_MMAP_THRESHOLD
 

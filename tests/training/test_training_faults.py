@@ -23,7 +23,7 @@ OFTEN = Hardware(resume_every=0, device="cpu")
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model of few numbers, so that states of the disk are small."""
+    """A small model, so that states of the disk are small."""
 
     def create(_: str, vocabulary: int, seed: int, **__: object) -> LSTMForCausalLM:
         torch.manual_seed(seed)
@@ -34,14 +34,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def outcome(run: Path) -> tuple[dict[str, bytes], list[dict[str, float]]]:
-    """All files of the checkpoints, and the metrics without their times."""
+    """The files of all checkpoints, and the metrics without their times."""
     files = {str(path.relative_to(run)): path.read_bytes() for path in sorted((run / "checkpoints").rglob("*.*"))}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return files, [{name: line[name] for name in line if "second" not in name} for line in lines]
 
 
 def check_named(run: Path) -> None:
-    """Whatever has its final name is whole."""
+    """Every folder with a final name is complete."""
     for kind in ("checkpoints", "resume"):
         for folder in (run / kind).glob("step-*"):
             assert damage(folder, required=True) is None, folder
@@ -49,7 +49,7 @@ def check_named(run: Path) -> None:
 
 @pytest.fixture
 def asleep() -> Watched:
-    """A disk that is not waited for."""
+    """Do not wait for the disk."""
     watch = Watched(lambda *_: None)
     watch.__dict__["fsync"] = lambda _: None
     return watch
@@ -107,7 +107,7 @@ def test_a_training_that_meets_an_error_anywhere_keeps_what_was_saved_and_goes_o
 
 
 def test_a_resumed_training_does_not_lose_its_history(corpus: Corpus, tmp_path: Path, small: None) -> None:
-    """Neither when metrics.jsonl is removed, nor when it is cut short."""
+    """Nothing is lost if metrics.jsonl is removed or truncated."""
     train(corpus, SETTINGS, tmp_path / "whole", OFTEN)
     expected = outcome(tmp_path / "whole")
     for content in (None, "", '{"step": 1, "lo'):

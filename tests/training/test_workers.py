@@ -1,4 +1,4 @@
-"""Several processes train one model: the same rows, the same losses; one that dies takes the others with it."""
+"""Several processes train one model with the same rows and losses as one process; if one dies, the others end."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_two_processes_train_as_one(study: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     for name, weight in others.items():
         torch.testing.assert_close(ours[name], weight, rtol=1e-3, atol=1e-4)
-    # One speaks, one writes: every step stands once.
+    # Only the first process writes and prints, so each step is there once.
     assert [json.loads(line)["step"] for line in (together / "metrics.jsonl").read_text().splitlines()] == [10, 12]
     assert done.stdout.count(str(study / "gpt2-4l" / "seed0")) >= 1
     assert (
