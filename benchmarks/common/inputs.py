@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.common.problem import Problem
 from symground import ops
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(Problem):
     """A causal self-attention: B examples, H heads, T positions, heads of size D."""
 
     B: int
@@ -24,15 +24,6 @@ class Shape:
 
     def __str__(self) -> str:
         return f"B{self.B} H{self.H} T{self.T} D{self.D} {self.dtype}"
-
-    @property
-    def row(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @property
-    def element(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
 
 
 def constant_tokens(T: int, dtype: str = "float32", H: int = 12, D: int = 64, tokens: int = 4096) -> Shape:

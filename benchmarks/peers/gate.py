@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.common.problem import Problem
 from symground import ops
 
 Run = Callable[[], Any]
@@ -18,7 +19,7 @@ COPY = "copy of x"
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(Problem):
     """x [B,T,H,D] with M masks (0: one gate [B,H]). Closed heads become 0, or rows of ``fill`` if ``filled``."""
 
     B: int = 8
@@ -37,15 +38,11 @@ class Shape:
             f"B{self.B} T{self.T} H{self.H} D{self.D}{masks} {self.dtype}{fill}{'' if self.mixed else ', all between'}"
         )
 
-    @property
-    def row(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 class Inputs:
     def __init__(self, shape: Shape, device: str = "cpu") -> None:
         g = torch.Generator().manual_seed(0)
-        element = getattr(torch, shape.dtype)
+        element = shape.element
         size = (shape.B, shape.T, shape.H, shape.D)
         self.x = torch.randn(size, generator=g).to(device, element)
         self.fill = torch.randn(size, generator=g).to(device, element) if shape.filled else None

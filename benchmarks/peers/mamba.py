@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.common.problem import Problem
 from symground import ops
 from symground.ops.common.needs import imports
 
@@ -24,7 +25,7 @@ MATERIALISED, COMPILED = "materialised M", "torch.compile of materialised M"
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(Problem):
     """A layer with H heads of size P and G groups of state N, or a model of ``layers`` such layers of width H·P/2."""
 
     B: int = 4
@@ -39,15 +40,6 @@ class Shape:
 
     def __str__(self) -> str:
         return f"B{self.B} T{self.T} H{self.H} P{self.P} G{self.G} N{self.N} {self.dtype}"
-
-    @property
-    def row(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @property
-    def element(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
 
 
 # A training step: forward, loss, backward, AdamW.

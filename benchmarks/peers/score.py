@@ -9,12 +9,14 @@ import importlib
 import random
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from benchmarks.common.problem import Problem
 
 Run = Callable[[], Any]
 SYMGROUND, STREAMED = "sg.score", "sg.score_to_parquet"
@@ -24,16 +26,12 @@ PART = {ONE_BY_ONE: 100, MINICONS: 1000}
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(Problem):
     contexts: int = 10
     nouns: int = 100
     preset: str = "gpt2-4l"
     vocabulary: int = 9000
     device: str = "cpu"
-
-    @property
-    def row(self) -> dict[str, Any]:
-        return asdict(self)
 
     @property
     def pairs(self) -> int:

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.common.problem import Problem
 from symground import ops
 
 Run = Callable[[], Any]
@@ -22,7 +23,7 @@ LIGER, CCE, CCE_EXACT = "Liger", "cut-cross-entropy", "cut-cross-entropy, no fil
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(Problem):
     """N rows of size D, V words, K candidates."""
 
     N: int = 8192
@@ -34,10 +35,6 @@ class Shape:
     def __str__(self) -> str:
         return f"N{self.N} D{self.D} V{self.V} K{self.K} {self.dtype}"
 
-    @property
-    def row(self) -> dict[str, Any]:
-        return asdict(self)
-
     def flops(self, stage: str) -> float:
         """FLOPs of the products that every implementation needs: the logits, and for the loss two gradients."""
         return {"surprisal": 2, "loss": 6}[stage] * float(self.N) * self.V * self.D
@@ -48,7 +45,7 @@ class Inputs:
 
     def __init__(self, shape: Shape, device: str = "cpu", impl: str | None = None) -> None:
         g = torch.Generator().manual_seed(0)
-        dtype = getattr(torch, shape.dtype)
+        dtype = shape.element
         self.shape, self.impl = shape, impl
         self.hidden = torch.randn(shape.N, shape.D, generator=g).to(device, dtype).requires_grad_()
         self.weight = (torch.randn(shape.V, shape.D, generator=g) * 0.05).to(device, dtype).requires_grad_()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.common.problem import Problem
 from benchmarks.peers.score import Grid
 
 Run = Callable[[], Any]
@@ -21,7 +22,7 @@ HOOKED, LENS = "one hooked forward a head", "TransformerLens, one hooked forward
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Problem):
     contexts: int = 8
     nouns: int = 32
     preset: str = "gpt2-12l-768"
@@ -29,10 +30,6 @@ class Sweep:
     peer_heads: int = 6
     """The number of heads that a peer silences in a round; each takes the same time."""
     device: str = "cpu"
-
-    @property
-    def row(self) -> dict[str, Any]:
-        return asdict(self)
 
     @property
     def grid(self) -> Grid:

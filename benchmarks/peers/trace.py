@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from benchmarks.common.problem import Problem
 
 Run = Callable[[], Any]
 EAGER, FROZEN = "Hugging Face eager + autograd.grad on attentions", "SDPA pass, frozen weights"
@@ -20,7 +22,7 @@ SALIENCY_ONLY = "symground, saliency only"
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Problem):
     """GPT-2's shape. The batch is B × T tokens."""
 
     B: int = 2
@@ -32,10 +34,6 @@ class Model:
     dtype: str = "float32"
     device: str = "cpu"
 
-    @property
-    def row(self) -> dict[str, Any]:
-        return asdict(self)
-
     def build(self, attention: str) -> Any:
         from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -45,7 +43,7 @@ class Model:
             attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0, use_cache=False, bos_token_id=None, eos_token_id=None,
         )  # fmt: skip
         model = GPT2LMHeadModel._from_config(config, attn_implementation=attention)
-        return model.to(self.device, getattr(torch, self.dtype)).eval()
+        return model.to(self.device, self.element).eval()
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """ids [B,T] and targets [B]"""

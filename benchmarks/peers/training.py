@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.common.problem import Problem
 from symground.models import create
 from symground.models.architectures import unpadded
 from symground.ops.common import extension
@@ -34,7 +35,7 @@ PEERS = (SYMGROUND, COMPILED, TRANSFORMERS, NANOGPT)
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(Problem):
     """A preset, and the rows of a step."""
 
     model: str = "gpt2-4l"
@@ -47,10 +48,6 @@ class Shape:
     def __str__(self) -> str:
         half = "" if self.precision == "float32" else f" {self.precision}"
         return f"{self.model} B{self.B} T{self.T} V{self.vocabulary}{half}"
-
-    @property
-    def row(self) -> dict[str, Any]:
-        return asdict(self)
 
     @property
     def settings(self) -> TrainSettings:
