@@ -6,22 +6,14 @@ tests layouts, gates and the saliency from its log-sum-exp, but not the GPU kern
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
 
-CUDA = torch.cuda.is_available()
-if not CUDA:
-    os.environ["TRITON_INTERPRET"] = "1"
-pytest.importorskip("triton", reason="Triton is not installed: kernel tests")
-
-from symground import ops  # noqa: E402
-from symground.ops.attention import flash  # noqa: E402
-from symground.ops.attention.api import IMPLEMENTATIONS  # noqa: E402
-
-DEVICE = "cuda" if CUDA else "cpu"
+from symground import ops
+from symground.ops.attention import flash
+from symground.ops.attention.api import IMPLEMENTATIONS
+from tests.ops.common.triton_device import CUDA, DEVICE
 
 
 class StandIn:

@@ -5,37 +5,18 @@ It also runs without the rest of the suite: python -m pytest tests/ops/attention
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-CUDA = torch.cuda.is_available()
-if not CUDA:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
-pytest.importorskip("triton", reason="Triton is not installed: kernel tests")
+from symground import ops
+from symground.ops.attention.mixing import valid_keys
+from symground.ops.common import needs
+from tests.ops.common.triton_device import CUDA, DEVICE, DTYPES, fresh_memory_is_nan  # noqa: F401
 
-from symground import ops  # noqa: E402
-from symground.ops.attention.mixing import valid_keys  # noqa: E402
-from symground.ops.common import needs  # noqa: E402
-
-DEVICE = "cuda" if CUDA else "cpu"
-#: The interpreter multiplies bfloat16 wrongly.
-DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]
 NAMES = ("out", "lse", "dq", "dk", "dv", "saliency", "flow probe", "I", "F", "row total", "matrix total", "rows")
-
-
-@pytest.fixture(autouse=True)
-def fresh_memory_is_nan() -> Iterator[None]:
-    """Fill fresh memory with NaN, so that numbers a kernel does not write are found."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(before)
 
 
 class Inputs:

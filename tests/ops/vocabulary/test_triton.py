@@ -5,36 +5,19 @@ It also runs without the rest of the suite: python -m pytest tests/ops/vocabular
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
-CUDA = torch.cuda.is_available()
-if not CUDA:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
-pytest.importorskip("triton", reason="Triton is not installed: kernel tests")
+from tests.ops.common.triton_device import CUDA, DEVICE, DTYPES, fresh_memory_is_nan  # noqa: F401
 
-from symground import ops  # noqa: E402
-from symground.kernels.vocabulary import surprisal as vocabulary  # noqa: E402
-from symground.ops.vocabulary import triton  # noqa: E402
+# isort: split
 
-DEVICE = "cuda" if CUDA else "cpu"
-#: The interpreter multiplies bfloat16 wrongly.
-DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]
-
-
-@pytest.fixture(autouse=True)
-def fresh_memory_is_nan() -> Iterator[None]:
-    """Fill fresh memory with NaN, so that numbers a kernel does not write are found."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(before)
+from symground import ops
+from symground.kernels.vocabulary import surprisal as vocabulary
+from symground.ops.vocabulary import triton
 
 
 class Inputs:
