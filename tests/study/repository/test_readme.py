@@ -149,21 +149,6 @@ def test_links_lead_somewhere() -> None:
             assert not link or (page.parent / link).exists(), (page.name, link)
 
 
-def test_files_that_the_pages_name_are_there() -> None:
-    """Paths are from the root, from the package or from the page's folder; words in capitals are placeholders."""
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
-    found = 0
-    for page in pages:
-        text = page.read_text(encoding="utf-8")
-        for path in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|h|cpp|cu|toml|md))(?:::\w+)?`", text):
-            if any(part.isupper() for part in path.replace(".", "/").split("/")) or path.startswith("runs/"):
-                continue
-            places = (ROOT, ROOT / "symground", page.parent)
-            assert any((place / path).exists() for place in places), (page.name, path)
-            found += 1
-    assert found > 80
-
-
 @pytest.mark.parametrize(("page", "name"), list(page_tables.TABLES))
 def test_tables_of_the_pages_are_those_of_the_results(page: str, name: str) -> None:
     """All their numbers are in JSON files of the repository; python -m tools.page_tables writes the tables."""
