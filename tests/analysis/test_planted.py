@@ -25,9 +25,10 @@ def planted(corpus: Corpus, probes: Probes, strength: float = 1.0) -> PreTrained
     """Tokens are unit vectors; one head attends from all positions to the ENV noun and writes the LAN noun's vector."""
     torch.manual_seed(0)
     vocabulary = corpus.tokenizer.get_vocab()
+    # One neuron in an MLP, since the MLPs will add nothing.
     config = GPT2Config(
-        vocab_size=len(corpus.tokenizer), n_positions=32, n_embd=_WIDTH, n_layer=3, n_head=_HEADS, resid_pdrop=0.0,
-        embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None, pad_token_id=1,
+        vocab_size=len(corpus.tokenizer), n_positions=32, n_embd=_WIDTH, n_inner=1, n_layer=3, n_head=_HEADS,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None, pad_token_id=1,
     )  # fmt: skip
     model = GPT2LMHeadModel(config).eval()
     size = _WIDTH // _HEADS
