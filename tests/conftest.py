@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny corpus, a tiny GPT-2 and a tiny LSTM, and the real corpora where they are at hand."""
+"""Shared fixtures: a tiny corpus, a tiny GPT-2 and a tiny LSTM, and the real corpora if they are there."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ settings.register_profile(
 settings.load_profile("symground")
 settings.register_profile("quick", max_examples=10)  # --hypothesis-profile quick, as `make check` has it
 
-# What a test starts is no worker of this run: pytest-benchmark measures nothing in one.
+# A process that a test starts is not a worker of this run. pytest-benchmark measures nothing in a worker.
 os.environ.pop("PYTEST_XDIST_WORKER", None)
 
-# No test cuts the power: what was written need not reach the disk before the next line. Milliseconds each, thousands.
+# No test cuts the power, so written data need not reach the disk. Each of thousands of calls takes milliseconds.
 os.fsync = lambda _: None
 
-# The models are tiny: a second thread gains nothing, and on a busy machine each waits for the other.
+# The models are tiny. A second thread gains nothing, and on a busy machine each thread waits for the other.
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of the real corpora; skips, by name, where SYMGROUND_DATA is not set."""
+    """The folder of the real corpora. The test is skipped if SYMGROUND_DATA is not set."""
     folder = os.environ.get("SYMGROUND_DATA")
     if not folder:
         pytest.skip("SYMGROUND_DATA is not set: real-data test")
@@ -68,7 +68,7 @@ def corpus() -> Corpus:
 
 @pytest.fixture
 def gpt2() -> GPT2LMHeadModel:
-    """A tiny attached GPT-2 with random weights, in evaluation."""
+    """A tiny attached GPT-2 with random weights, in evaluation mode."""
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=101, n_positions=32, n_embd=24, n_layer=3, n_head=3, initializer_range=0.3,
@@ -85,7 +85,7 @@ def lstm() -> LSTMForCausalLM:
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
-    """The folder of a study with a tiny corpus, to train on."""
+    """The folder of a study with a tiny corpus to train on."""
     builder = CorpusBuilder()
     add_scenes(builder, GeneratedSettings(scenes=60, nouns=4))
     builder.write(tmp_path / "study" / "data").tokenizer.save_pretrained(tmp_path / "study")
@@ -93,7 +93,7 @@ def study(tmp_path: Path) -> Path:
     return tmp_path / "study"
 
 
-#: In LLaVA-1.5's form: a picture first, a space after each turn, the answer's turn may be gone on with.
+#: LLaVA-1.5's form: the picture comes first, a space follows each turn, and the answer's turn may be continued.
 LLAVA_TEMPLATE = (
     "{% for m in messages %}{{ m['role'].upper() + ': ' if m['role'] != 'system' }}"
     "{% for part in m['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
@@ -112,7 +112,7 @@ OBJECTS = ("zebra", "boat", "clock", "umbrella")
 
 
 def bpe(*special: str) -> transformers.PreTrainedTokenizerFast:
-    """Byte-level: a word and the space before it are one token."""
+    """A byte-level BPE in which a word and the space before it are one token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -124,7 +124,7 @@ def bpe(*special: str) -> transformers.PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def llava_processor() -> transformers.LlavaProcessor:
-    """Of 16 patches, 4 × 4, of the square in the middle of a picture."""
+    """LLaVA-1.5's: 4 × 4 patches of the square in the middle of a picture."""
     sides = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
     return transformers.LlavaProcessor(
         transformers.CLIPImageProcessor(**sides), bpe("<image>"), patch_size=4, chat_template=LLAVA_TEMPLATE,
@@ -134,7 +134,7 @@ def llava_processor() -> transformers.LlavaProcessor:
 
 @pytest.fixture(scope="session")
 def next_processor() -> transformers.LlavaNextProcessor:
-    """LLaVA-NeXT's: the whole picture in 4 × 4 patches, then up to 2 × 2 tiles of as many, without their padding."""
+    """LLaVA-NeXT's: 4 × 4 patches of the whole picture, then of up to 2 × 2 tiles, without their padding."""
     image_processor = transformers.LlavaNextImageProcessor(
         size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16},
         image_grid_pinpoints=[[16, 32], [32, 16], [32, 32]],
@@ -146,7 +146,7 @@ def next_processor() -> transformers.LlavaNextProcessor:
 
 
 class QwenProcessor(transformers.Qwen2VLProcessor):
-    """Qwen2-VL's without its part for videos, which wants torchvision."""
+    """Qwen2-VL's without its part for videos, which needs torchvision."""
 
     def __init__(self, image_processor: object, tokenizer: object, chat_template: str | None = None) -> None:
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
@@ -158,7 +158,7 @@ class QwenProcessor(transformers.Qwen2VLProcessor):
 
 @pytest.fixture(scope="session")
 def qwen_processor() -> QwenProcessor:
-    """Qwen2-VL's: pictures in their own shape, four patches of 4 × 4 points a token."""
+    """Qwen2-VL's: pictures in their own shape. A token is four patches of 4 × 4 pixels."""
     special = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
     image_processor = transformers.Qwen2VLImageProcessor(
         patch_size=4, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 64, "longest_edge": 4096}
