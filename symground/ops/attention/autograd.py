@@ -86,7 +86,9 @@ def register(impl: str, backend: Backend, refuses: Callable[[Tensor], Exception 
             derivative=derivative,
         )  # fmt: skip
 
-    def kernel(q: Tensor, k: Tensor, v: Tensor, probes: GradientProbes, mixing: Mixing) -> tuple[Tensor, Tensor]:
+    def without_probes(
+        q: Tensor, k: Tensor, v: Tensor, probes: GradientProbes, mixing: Mixing
+    ) -> tuple[Tensor, Tensor]:
         return backend.forward(q, k, v, mixing)
 
     qkv = ["Tensor q", "Tensor k", "Tensor v"]
@@ -94,7 +96,7 @@ def register(impl: str, backend: Backend, refuses: Callable[[Tensor], Exception 
     taken = ["Tensor grad_out", *qkv, "Tensor out", "Tensor lse", Mixing, "bool of_qkv", "bool saliency", Groups]
     backward = op("attention_backward", backend.gradients, taken, _gradients, 5, lambda _, q, k, *rest: _is_empty(q, k))
     derivative = Derivative(_keep, lambda ctx, needs, grad_out, _: _through(backward, ctx, needs, grad_out))
-    forward = op("attention", kernel, [*qkv, GradientProbes, Mixing], _outputs, 2, derivative=derivative)
+    forward = op("attention", without_probes, [*qkv, GradientProbes, Mixing], _outputs, 2, derivative=derivative)
     saliency = op("attention_saliency", backend.saliency, [*after, "bool signed"], _saliency)
     flow = op("attention_flow", backend.flow, [*after, Groups, "bool matrix_total"], _flow, 3)
     rows = op(
@@ -102,7 +104,7 @@ def register(impl: str, backend: Backend, refuses: Callable[[Tensor], Exception 
         is_empty=lambda q, k, *rest: _is_empty(q, k) or rest[-1].numel() == 0,
     )  # fmt: skip
 
-    def run_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, probes: GradientProbes) -> tuple[Tensor, Tensor]:
+    def attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, probes: GradientProbes) -> tuple[Tensor, Tensor]:
         if mixing.gate is not None and mixing.gate.requires_grad and torch.is_grad_enabled():
             # The gate's gradient is ⟨dO, O⟩ with the ungated O. So the gate is applied outside the op, every head is
             # computed, and the op receives the gated gradient, as the definition of S requires.
@@ -116,7 +118,7 @@ def register(impl: str, backend: Backend, refuses: Callable[[Tensor], Exception 
 
     run_flow = resolved(flow)
     return Ops(
-        attention=run_attention,
+        attention=attention,
         attention_saliency=resolved(saliency),
         attention_saliency_rows=resolved(rows),
         attention_flow=lambda *args: FlowSums(*run_flow(*args)),

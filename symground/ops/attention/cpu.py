@@ -95,8 +95,7 @@ def _backward(
 ) -> Gradients:  # fmt: skip
     # aten's backward kernel masks before it scales, so a scale must be above 0.
     scale = mixing.scale_of(q)
-    plain = mixing.gate is None and mixing.key_range is None and mixing.window is None and scale > 0
-    plain = plain and (not mixing.causal or q.shape[2] == k.shape[2])
+    plain = mixing.only_causal and scale > 0 and (not mixing.causal or q.shape[2] == k.shape[2])
     if plain and not saliency and groups.query is None:
         given = (adjacent(x) for x in (grad_out, q, k, v))
         dq, dk, dv = _flash_backward(*given, out, lse, 0.0, mixing.causal, scale=scale)

@@ -28,6 +28,11 @@ class Mixing(NamedTuple):
         gate = None if self.gate is None else self.gate.to(accumulation_dtype(q)).expand(q.shape[:2])
         return self._replace(scale=self.scale_of(q), gate=gate)
 
+    @property
+    def only_causal(self) -> bool:
+        """Whether nothing is set but ``causal`` and ``scale``; what further fields may say counts here unasked."""
+        return all(field is None for field in self[2:])
+
     def scale_of(self, q: Tensor) -> float:
         return float(q.shape[-1] ** -0.5 if self.scale is None else self.scale)
 

@@ -16,7 +16,7 @@ from torch.nn.functional import softplus
 from symground.ops.common import extension, needs
 from symground.ops.common.register import Derivative, Op, save, saved
 from symground.ops.common.tensors import adjacent
-from symground.ops.mamba2.convolution_cpu import causal_conv1d, convolve, convolve_backward
+from symground.ops.mamba2.cpu_convolution import causal_conv1d, convolve, convolve_backward
 from symground.ops.mamba2.layer import Layer, by_parts
 from symground.ops.ssd.cpu import ops as ssd_ops
 
