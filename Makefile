@@ -9,7 +9,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h) symground/ops/common/build.py
 
-.PHONY: demo check test lint clean
+.PHONY: setup demo check test lint clean
+
+setup: $(VENV)/test.stamp $(VENV)/build.stamp
 
 demo: $(VENV)/demo.stamp $(VENV)/build.stamp
 	$(BIN)/symground demo
