@@ -17,13 +17,9 @@ import triton
 from triton.errors import TritonError
 from triton.testing import do_bench
 
-from symground.kernels.common.configs import Config
+from symground.kernels.common.launch import Config
 
 _known: dict[str, Config] = {}
-
-
-def enabled() -> bool:
-    return os.environ.get("SYMGROUND_AUTOTUNE") == "1"
 
 
 def candidates(shipped: Config) -> Iterator[Config]:

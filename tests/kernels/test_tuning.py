@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed: kernel tests")
 
 from symground.kernels.common import tuning
-from symground.kernels.common.configs import Config
+from symground.kernels.common.launch import Config, tunes
 
 SHIPPED = Config(128, 64, 8, 3)
 FASTEST = Config(64, 32, 4, 2)
@@ -55,4 +55,4 @@ def test_a_broken_cache_is_measured_again(measured: list[Config], tmp_path: Path
 
 def test_tuning_is_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SYMGROUND_AUTOTUNE", raising=False)
-    assert not tuning.enabled()
+    assert not tunes()
