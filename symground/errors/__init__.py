@@ -2,9 +2,26 @@
 
 from symground.errors.missing import check_device, require
 from symground.errors.rust import ENDS, errors_named, panics_named
-from symground.errors.types import WrongUsageError, check_kind, check_path, check_types, told, told_json
+from symground.errors.types import (
+    WrongUsageError,
+    check_kind,
+    check_path,
+    check_types,
+    choice,
+    flag,
+    integer,
+    is_flag,
+    is_integer,
+    is_list,
+    is_number,
+    number,
+    several,
+    told,
+    told_json,
+)
 
 __all__ = [
-    "ENDS", "WrongUsageError", "check_device", "check_kind", "check_path", "check_types", "errors_named",
-    "panics_named", "require", "told", "told_json",
+    "ENDS", "WrongUsageError", "check_device", "check_kind", "check_path", "check_types", "choice", "errors_named",
+    "flag", "integer", "is_flag", "is_integer", "is_list", "is_number", "number", "panics_named", "require",
+    "several", "told", "told_json",
 ]  # fmt: skip

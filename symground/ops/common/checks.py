@@ -6,12 +6,13 @@ Python's. Implementations never compare in a narrow integer type, which could ov
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from symground import errors
+from symground.errors import flag as flag
 
 #: The dtypes that the ops compute with. Other floating-point types (float8) are for storage: torch has no arithmetic.
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -56,37 +57,17 @@ def integers(name: str, value: Tensor) -> Tensor:
 
 
 def integer(name: str, value: object, least: int | None = None) -> int:
-    """A Python or numpy integer of at least ``least``; True and False are not accepted."""
-    wanted = "an integer" if least is None else f"an integer of at least {least}"
-    if isinstance(value, torch.SymInt):  # a size, in a graph for any length
-        return value  # type: ignore[return-value]
-    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
-        raise ValueError(f"{name}: expected {wanted}, got {value!r} of type {type(value).__name__}")
-    if least is not None and value < least:
-        raise ValueError(f"{name}: expected {wanted}, got {value}")
-    return int(value)
+    """As of `symground.errors`; a size in a graph for any length is returned as it is."""
+    return value if isinstance(value, torch.SymInt) else errors.integer(name, value, least)  # type: ignore[return-value]
 
 
 def number(name: str, value: object) -> float:
-    """A finite real number of Python or numpy; True and False are not accepted."""
+    """As of `symground.errors`; in a graph it is not compared, since each number would compile a graph of its own."""
     if isinstance(value, (torch.SymFloat, torch.SymInt)):
         return value  # type: ignore[return-value]
-    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
-        raise ValueError(f"{name}: expected a number, got {value!r} of type {type(value).__name__}")
-    try:
-        exact = float(value)
-    except OverflowError:
-        exact = math.inf
-    if not torch.compiler.is_compiling() and not math.isfinite(exact):  # it would compile a graph per number
-        raise ValueError(f"{name}: expected a finite number, got {value}")
-    return exact
-
-
-def flag(name: str, value: object) -> bool:
-    """True or False, of Python or numpy."""
-    if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):
-        raise ValueError(f"{name}: expected True or False, got {value!r} of type {type(value).__name__}")
-    return bool(value)
+    if torch.compiler.is_compiling() and errors.is_number(value):
+        return float(value)  # type: ignore[arg-type]
+    return errors.number(name, value)
 
 
 def matches(name: str, value: Tensor, other_name: str, other: Tensor, *, dtype: bool = True) -> None:
