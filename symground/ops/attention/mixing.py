@@ -82,7 +82,7 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Mixing:
         # A window of LONGEST includes all keys; a larger one would overflow when subtracted from a position.
         window = min(check.integer("window", window, 1), check.LONGEST)
         if not causal:
-            raise ValueError(f"window: expected an integer of at least 1, with causal=True; got {window}, causal=False")
+            raise ValueError("window: needs causal=True, got causal=False")
     key_range = check.key_range(mixing.key_range, batch, k.shape[2], "q", q)
     check.gate(mixing.gate, batch, heads, q)
     return mixing._replace(causal=causal, scale=scale, key_range=key_range, window=window)

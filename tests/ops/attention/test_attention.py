@@ -300,7 +300,7 @@ BAD = {
     "key_range": {"key_range": torch.tensor([[0, 6], [0, 5]])},
     "key_range: expected an integer": {"key_range": torch.zeros(2, 2)},
     "window": {"window": 0},
-    "window: expected an integer of at least 1, with causal=True": {"window": 2, "causal": False},
+    "window: needs causal=True, got causal=False": {"window": 2, "causal": False},
     "gate": {"gate": torch.ones(3)},
     "gate: expected numbers, got NaN": {"gate": torch.tensor([1.0, float("nan")])},
     "impl": {"impl": "nonsense"},
