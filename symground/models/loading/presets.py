@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Mamba2Config, Mamba2ForCausalLM, PreTrainedModel
 
+from symground.errors import choice, integer
 from symground.models.architectures import LSTMConfig, LSTMForCausalLM, initialize_decay, with_images
 from symground.models.attachment import attach
 
@@ -79,10 +80,10 @@ def create(
     Raises:
         ValueError: the preset is unknown (the message lists all), or the vocabulary has fewer than two ids.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"model: expected one of {', '.join(PRESETS)}; got {preset!r}")
-    if vocab_size < 2:
-        raise ValueError(f"vocab_size: expected at least 2, got {vocab_size}")
+    choice("preset", preset, PRESETS)
+    vocab_size, seed = integer("vocab_size", vocab_size, 2), integer("seed", seed)
+    positions, pad_token_id = integer("positions", positions, 1), integer("pad_token_id", pad_token_id)
+    image_width = None if image_width is None else integer("image_width", image_width, 1)
     settings = {**PRESETS[preset].to_dict(), "vocab_size": vocab_size, "pad_token_id": pad_token_id}
     with torch.random.fork_rng():
         torch.manual_seed(seed)

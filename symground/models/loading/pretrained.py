@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from symground.errors import check_device, errors_named, panics_named, require
+from symground.errors import check_device, errors_named, flag, integer, panics_named, require
 from symground.files import (
     SUMS,
     checkpoint_folder,
@@ -82,6 +82,8 @@ def load(
             the model needs its own code or cannot be attached, or both ``device`` and ``device_map`` are set.
         ImportError: ``device_map`` without accelerate, or a .gguf file without gguf.
     """
+    step = None if step is None else integer("step", step, 0)
+    flag("trust_remote_code", trust_remote_code)
     if device is not None and device_map is not None:
         raise ValueError("device_map: it says where everything is; expected no device beside it")
     if device_map is not None:
@@ -245,6 +247,7 @@ def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:
         FileNotFoundError: the path exists neither locally nor on the hub.
         ValueError: the path has no processor of images and text.
     """
+    flag("trust_remote_code", trust_remote_code)
     _check_there(path)
     try:
         processor = _from_hub(path, lambda: AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code))
@@ -269,6 +272,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
         ImportError: a .gguf file without the gguf package.
     """
     _check_path(path)
+    flag("trust_remote_code", trust_remote_code)
     here = Path(path)
     if here.is_dir():
         for folder in (here, study_of(here)):
