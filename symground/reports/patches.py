@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
+from symground.errors import flag, number
 from symground.reports.figures import figure_of
 
 #: Opacity at no saliency and at the largest; in between it grows with the saliency.
@@ -38,6 +39,7 @@ def draw_patches(
         ValueError: the picture has another shape, or a heat map has another shape than the picture, or negative numbers
             or numbers that are not finite.
     """
+    smooth, width = flag("smooth", smooth), number("width", width, "(0, inf)")
     shown = np.asarray(picture.convert("RGB") if hasattr(picture, "convert") else picture)
     if shown.ndim != 3 or shown.shape[-1] != 3:
         got = f"shape {list(shown.shape)}" if shown.ndim else f"{type(picture).__name__} {picture!r:.60}"

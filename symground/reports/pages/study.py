@@ -13,7 +13,7 @@ import tyro
 
 from symground.analysis.causal import enough
 from symground.data.words import age_of_acquisition
-from symground.errors import WrongUsageError
+from symground.errors import WrongUsageError, check_path, flag
 from symground.files import make_folder, read_json, replacing
 from symground.reports.figures import write_figures
 from symground.reports.formats import control_cell, corpus_size, number, with_interval
@@ -51,6 +51,10 @@ def report(
     for each in (path, *others):
         if not isinstance(each, (str, Path)):
             raise ValueError(f"path: expected the folder of a study or a run, got {type(each).__name__}")
+    figures = flag("figures", figures)
+    for name, file_name in (("out", out), ("acquisition", acquisition)):
+        if file_name is not None:
+            check_path(file_name, name)
     ages = None if acquisition is None else age_of_acquisition(acquisition)
     studies = [StudyResults.read(each) for each in (path, *others)]
     if others:
