@@ -1,4 +1,7 @@
-"""A tiny LLaVA and its twin with eager attention, which reads one picture at a time: the oracle of image questions."""
+"""Valid arguments of the analyses; and a tiny LLaVA and its twin with eager attention.
+
+The twin reads one picture at a time. It is the oracle of image questions.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +17,12 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import symground as sg
 from symground.analysis import ImageQuestions
 from symground.analysis.probing.examples import Examples
-from symground.data import Question, read_questions
+from symground.data import Corpus, Question, read_questions
 from symground.data.vision import read_image
 
 Head = tuple[int, int]
@@ -162,3 +166,23 @@ def passes(twins: Twins, asked: ImageQuestions) -> list[One]:
     """A pass of the eager model over each question."""
     targets = asked.matched().targets.tolist()
     return [twins.one(twins.given(asked, i), target) for i, target in enumerate(targets)]
+
+
+@pytest.fixture(scope="module")
+def own(corpus: Corpus) -> SimpleNamespace:
+    """Valid arguments by name."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(corpus.tokenizer), n_positions=32, n_embd=24, n_layer=2, n_head=3, attn_pdrop=0.0,
+        resid_pdrop=0.0, embd_pdrop=0.0, bos_token_id=None, eos_token_id=None, pad_token_id=1,
+    )  # fmt: skip
+    plain = GPT2LMHeadModel(config).eval()
+    model = sg.attach(GPT2LMHeadModel(config)).eval()
+    probes = sg.probes(corpus.tokenizer).take_contexts([0, 1])
+    scores = sg.score(model, probes)
+    few = sg.probes(corpus.tokenizer, ["book", "ball"]).take_contexts([0, 1])
+    return SimpleNamespace(
+        model=model, plain=plain, probes=probes, scores=scores, trace=sg.trace(model, probes), corpus=corpus,
+        tokenizer=corpus.tokenizer, texts=["a text"], ids=torch.tensor([[5, 6, 7], [8, 9, 10]]), config=config,
+        few=few, few_traced=sg.trace(model, few),
+    )  # fmt: skip

@@ -16,29 +16,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import symground as sg
 from symground import analysis
-from symground.data import Corpus, Question
+from symground.data import Question
 
 IDS, TARGETS = torch.tensor([[5, 6, 7], [8, 9, 10]]), torch.tensor([3, 4])
-
-
-@pytest.fixture(scope="module")
-def own(corpus: Corpus) -> SimpleNamespace:
-    """Valid arguments by name."""
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=len(corpus.tokenizer), n_positions=32, n_embd=24, n_layer=2, n_head=3, attn_pdrop=0.0,
-        resid_pdrop=0.0, embd_pdrop=0.0, bos_token_id=None, eos_token_id=None, pad_token_id=1,
-    )  # fmt: skip
-    plain = GPT2LMHeadModel(config).eval()
-    model = sg.attach(GPT2LMHeadModel(config)).eval()
-    probes = sg.probes(corpus.tokenizer).take_contexts([0, 1])
-    scores = sg.score(model, probes)
-    few = sg.probes(corpus.tokenizer, ["book", "ball"]).take_contexts([0, 1])
-    return SimpleNamespace(
-        model=model, plain=plain, probes=probes, scores=scores, trace=sg.trace(model, probes), corpus=corpus,
-        tokenizer=corpus.tokenizer, texts=["a text"], ids=IDS, config=config,
-        few=few, few_traced=sg.trace(model, few),
-    )  # fmt: skip
 
 
 #: (function, its arguments, as values or as names of valid ones in ``own``, the message)
@@ -81,7 +61,7 @@ WRONG: list[tuple[str, list[Any], str]] = [
     ("monitor", ["probes", "model"], "model: expected a model"),
     ("steering", ["model", "trace"], "probes: expected what .* got Dataset"),
     ("steering", ["probes", "model"], "model: expected a model"),
-    ("steering", ["model", "probes", "2.0"], "factors"),
+    ("steering", ["model", "probes", "2.0"], "factors: expected a list of at least one number, got float 2.0"),
     ("lens_gain", ["model", "ids"], "probes: expected what .* got Tensor"),
     ("lens_gain", ["model", "probes", "model"], "lens: expected a TunedLens, or None .* got GPT2LMHeadModel"),
     ("TunedLens.fit", ["tokenizer", "corpus"], "model: expected a model"),
@@ -245,7 +225,7 @@ def test_ids_in_any_form(own: SimpleNamespace) -> None:
         ({"groups": [IDS == 5]}, "groups: expected a mapping from names, got list"),
         ({"groups": {"a": "x"}}, r"groups\['a'\]: expected a tensor"),
         ({"groups": {"a": IDS[0] == 5}}, r"groups\['a'\]: expected shape \[2, 3\], got \[3\]"),
-        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size: expected an integer of at least 1, got 0"),
         ({"past_key_values": object()}, "past_key_values: symground.trace takes none: a text is traced whole"),
         ({"use_cache": True}, "use_cache: symground.trace takes none"),
     ],

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from symground.analysis.heads import HeadSet
+from symground.errors import choice
 
 MATCHES = (None, "layer", "norm")
 #: The largest share of examples that may have fewer controls than selected heads. With more, the controls would silence
@@ -40,9 +41,7 @@ class Controls:
         match: str | None = None,
         norms: NDArray[np.float64] | None = None,
     ) -> None:
-        if match not in MATCHES:
-            raise ValueError(f"match: expected None, 'layer' or 'norm', got {match!r}")
-        self._match, self._selected = match, selected
+        self._match, self._selected = choice("match", match, MATCHES), selected
         self._rest = [[h for h in heads if h not in t and h not in s] for s, t in zip(selected, taken, strict=True)]
         self._norm: list[dict[Pair, float]] = []
         if match == "norm":

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.probing import Asked, Examples, ImageQuestions, Probes
-from symground.errors import told
+from symground.errors import choice, told
 from symground.models import mixers
 from symground.models.hooks import device_of, head_outputs
 from symground.models.passes import check_inputs
@@ -67,8 +67,7 @@ def fills_of(model: PreTrainedModel, mode: str, reference: Reference | None) -> 
 
 def check_fills(mode: str, reference: Reference | None) -> None:
     """Refuse an unknown mode, and a reference that the mode lacks or does not take."""
-    if mode not in MODES:
-        raise ValueError(f"mode: expected {', '.join(map(repr, MODES[:-1]))} or {MODES[-1]!r}, got {mode!r}")
+    choice("mode", mode, MODES)
     if mode == "zero" and reference is not None:
         raise ValueError("reference: mode 'zero' takes none")
     if mode != "zero":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -13,10 +12,10 @@ from transformers import PreTrainedModel
 
 from symground.analysis.causal.controls import Controls
 from symground.analysis.causal.gates import Block, Heads, gates_of
-from symground.analysis.heads import pieces_of
-from symground.analysis.probing import Asked, Choices, Examples, check_fits, choices
+from symground.analysis.heads import DENOMINATORS, pieces_of
+from symground.analysis.probing import AMONG, Asked, Choices, Examples, check_fits, choices
 from symground.analysis.tracing import trace
-from symground.errors import require
+from symground.errors import choice, flag, integer, is_list, number, require, told
 from symground.models import mixers
 from symground.models.passes import gated
 from symground.running import progress
@@ -38,9 +37,7 @@ def steer(model: PreTrainedModel, heads: Heads | Sequence[Heads], factor: float)
     Raises:
         ValueError: a layer or head that does not exist, a model without heads, or a factor that is not finite.
     """
-    if not math.isfinite(factor):
-        raise ValueError(f"factor: expected a finite number, got {factor}")
-    gates = gates_of(model, heads, factor)
+    gates = gates_of(model, heads, number("factor", factor))
     return Block(lambda: gated(model, gates))
 
 
@@ -93,8 +90,14 @@ def steering(
     """
     mixers(model)
     check_fits(model, probes, images=True)
-    if isinstance(factors, (int, float)) or not len(factors) or draws < 1:
-        raise ValueError(f"factors, draws: expected at least one factor and one draw, got {factors} and {draws}")
+    if not is_list(factors) or not len(factors):
+        got = list(factors) if is_list(factors) else told(factors)
+        raise ValueError(f"factors: expected a list of at least one number, got {got}")
+    wanted = sorted({1.0, *(number("factors", factor) for factor in factors)})
+    among, denominator = choice("among", among, AMONG), choice("denominator", denominator, DENOMINATORS)
+    threshold, draws = number("threshold", threshold, "(0, 1]"), integer("draws", draws, 1)
+    seed, batch_size = integer("seed", seed, 0), integer("batch_size", batch_size, 1)
+    checkpoint = flag("checkpoint", checkpoint)
     examples = probes.matched()
     traced = trace(model, probes, saliency=False, batch_size=batch_size, checkpoint=checkpoint)
     (piece,) = pieces_of(traced, "aggregate", denominator, threshold, "held-out", "all", seed)
@@ -102,7 +105,6 @@ def steering(
     random, rng = Controls(everything, piece.heads, piece.heads), np.random.default_rng(seed)
     before = choices(model, examples, among, batch_size=batch_size)
     rows: list[dict[str, Any]] = []
-    wanted = sorted({1.0, *map(float, factors)})
     with progress("steering", len(wanted)) as bar:
         for factor in wanted:
             drawn, short = zip(*(random.draw(rng) for _ in range(draws)), strict=True)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from symground.analysis.causal.fills import MODES, aligned, fills_of
 from symground.analysis.probing import MEMORY, Examples, Probes, check_asked, check_fits
+from symground.errors import choice, flag, integer
 from symground.models import Mixer, Tap, mixers
 from symground.models.hooks import Replacement, head_outputs, tapped
 from symground.models.passes import Replay, gated, replays
@@ -64,8 +65,8 @@ def sweep_heads(
     networks" (the first-order estimate).
     """
     for name, value, known in (("method", method, METHODS), ("positions", positions, WHERE), ("mode", mode, MODES)):
-        if value not in known:
-            raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}; got {value!r}")
+        choice(name, value, known)
+    per_example, memory = flag("per_example", per_example), None if memory is None else integer("memory", memory, 1)
     layers = mixers(model)
     check_asked(probes)
     if not layers:

@@ -16,10 +16,11 @@ from transformers import PreTrainedModel
 from symground.analysis.causal.behaviour import Behaviour, Plan, behaviour
 from symground.analysis.causal.controls import MATCHES, Controls, enough
 from symground.analysis.causal.fills import MODES, aligned
-from symground.analysis.heads import Piece, pieces_of
+from symground.analysis.heads import DENOMINATORS, INTERVENED, POSITIONS, SELECTIONS, Piece, pieces_of
 from symground.analysis.probing import Asked, Examples, check_asked
 from symground.analysis.statistics import bootstrap_interval, cohens_d, holm
 from symground.analysis.tracing import trace
+from symground.errors import choice, flag, integer, number, several
 from symground.models import mixers
 from symground.models.hooks import head_outputs
 from symground.models.passes import check_weights
@@ -98,15 +99,16 @@ def intervene(
     """
     check_weights(model)
     check_asked(probes, images=True)
-    if draws < 1:
-        raise ValueError(f"draws: expected at least 1, got {draws}")
-    for name, value, known in (("mode", mode, MODES), ("match", match, MATCHES)):
-        if value not in known:
-            raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}; got {value!r}")
+    kinds, denominators = several("kind", kind, INTERVENED), several("denominator", denominator, DENOMINATORS)
+    selections, threshold = several("selection", selection, SELECTIONS), number("threshold", threshold, "(0, 1]")
+    for name, value, known in (("positions", positions, POSITIONS), ("mode", mode, MODES), ("match", match, MATCHES)):
+        choice(name, value, known)
+    draws, seed = integer("draws", draws, 1), integer("seed", seed, 0)
+    batch_size, checkpoint = integer("batch_size", batch_size, 1), flag("checkpoint", checkpoint)
     traced = trace(model, probes, saliency=False, batch_size=min(batch_size, 64), checkpoint=checkpoint)
     chosen = [
         (s, k, d, pieces_of(traced, k, d, threshold, s, positions, seed))
-        for s, k, d in product(_several(selection), _several(kind), _several(denominator))
+        for s, k, d in product(selections, kinds, denominators)
     ]
     measure = _Measure(model, probes, mode, seed, batch_size)
     norms = _norms(model, measure.matched, batch_size) if match == "norm" else None
@@ -257,7 +259,3 @@ def _norms(model: PreTrainedModel, examples: Examples, batch_size: int) -> NDArr
         lengths = torch.cat([found[mixer.layer].double().norm(dim=-1) for mixer in layers], -1)  # [B,T,heads]
         parts.append((lengths * valid[..., None]).sum(1) / valid.sum(1, keepdim=True))
     return torch.cat(parts).cpu().numpy()
-
-
-def _several(value: str | Sequence[str]) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)

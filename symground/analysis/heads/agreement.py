@@ -12,6 +12,7 @@ from scipy import stats
 
 from symground.analysis.checks import check_trace
 from symground.analysis.heads.finding import DENOMINATORS, head_shares, kinds_of
+from symground.errors import integer, number
 
 #: The largest number of examples of which every pair is compared.
 _COMPARED = 200
@@ -42,14 +43,16 @@ def stability(traced: xr.Dataset, threshold: float = 0.30, draws: int = 200, see
         ValueError: fewer than two contexts, or fewer than one draw.
     """
     check_trace(traced, "traced")
+    threshold = number("threshold", threshold, "(0, 1]")
+    draws, seed = integer("draws", draws, 1), integer("seed", seed, 0)
     if "context" not in traced.coords or "flow" not in traced:
         raise ValueError(
             "traced: expected a trace of probes or of questions about images, with the flow of heads; of ids alone "
             "nothing tells their contexts"
         )
     contexts = np.unique(traced.context.values)
-    if len(contexts) < 2 or draws < 1:
-        raise ValueError(f"traced, draws: expected two contexts and a draw, got {len(contexts)} and {draws}")
+    if len(contexts) < 2:
+        raise ValueError(f"traced: expected at least two contexts, got {len(contexts)}")
     rng = np.random.default_rng(seed)
     halves = [
         np.isin(traced.context.values, rng.permutation(contexts)[: len(contexts) // 2]) for _ in range(draws)

@@ -7,6 +7,7 @@ import xarray as xr
 
 from symground.analysis.checks import check_trace
 from symground.analysis.probing import IMAGE, PATCHES
+from symground.errors import choice, number
 
 HeadSet = frozenset[tuple[int, int]]
 
@@ -40,8 +41,7 @@ def find_heads(
     Source: arXiv 2510.13796 (30 % of the saliency flow), after Bick et al. 2025 (gather and aggregate heads).
     """
     check_trace(trace)
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold: expected a share in (0, 1], got {threshold}")
+    threshold = number("threshold", threshold, "(0, 1]")
     shares = head_shares(trace, kind, denominator)
     layers = trace.layer.values
     return tuple(
@@ -69,10 +69,8 @@ def _groups_of(kind: str, trace: xr.Dataset) -> tuple[str, str]:
 def head_shares(trace: xr.Dataset, kind: str = "aggregate", denominator: str = "row") -> xr.DataArray:
     """Each head's share of flow (example, layer, head), 0 for a head without flow; see :func:`find_heads`."""
     check_trace(trace)
-    if kind not in KINDS:
-        raise ValueError(f"kind: expected one of {', '.join(KINDS)}; got {kind!r}")
-    if denominator not in DENOMINATORS:
-        raise ValueError(f"denominator: expected one of {', '.join(DENOMINATORS)}; got {denominator!r}")
+    choice("kind", kind, KINDS)
+    choice("denominator", denominator, DENOMINATORS)
     if "flow" not in trace:
         raise ValueError(f"trace: expected one with the flow of heads; {trace.attrs.get('note', 'it has none')}")
     query, key = _groups_of(kind, trace)

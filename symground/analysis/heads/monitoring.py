@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from scipy import stats
 from transformers import PreTrainedModel
 
-from symground.analysis.heads.finding import HeadSet, head_shares
+from symground.analysis.heads.finding import DENOMINATORS, HeadSet, head_shares
 from symground.analysis.heads.selection import halves
-from symground.analysis.probing import Asked, check_fits, choices
+from symground.analysis.probing import AMONG, Asked, check_fits, choices
 from symground.analysis.statistics import resampled
 from symground.analysis.tracing import trace
 from symground.display import as_table, as_text
-from symground.errors import require
+from symground.errors import choice, flag, integer, number, require
 from symground.models import mixers
 
 Values = NDArray[np.float64]
@@ -111,6 +111,9 @@ def monitor(
     """
     mixers(model)
     check_fits(model, probes, images=True)
+    among, denominator = choice("among", among, AMONG), choice("denominator", denominator, DENOMINATORS)
+    threshold, seed = number("threshold", threshold, "(0, 1]"), integer("seed", seed, 0)
+    batch_size, checkpoint = integer("batch_size", batch_size, 1), flag("checkpoint", checkpoint)
     examples = probes.matched()
     found = choices(model, examples, among, batch_size=batch_size)
     matched, own = (

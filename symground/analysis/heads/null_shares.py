@@ -7,6 +7,7 @@ import pandas as pd
 import xarray as xr
 
 from symground.analysis.heads.finding import DENOMINATORS, head_shares, kinds_of
+from symground.errors import number
 
 _COLUMNS = [
     "kind", "denominator", "layer", "head", "share", "null", "null_95", "selected", "null_selected", "examples",
@@ -36,6 +37,7 @@ def share_table(matched: xr.Dataset, mismatched: xr.Dataset, threshold: float = 
     Raises:
         ValueError: traces of different examples, or without flow.
     """
+    threshold = number("threshold", threshold, "(0, 1]")
     if matched.sizes["example"] != mismatched.sizes["example"]:
         raise ValueError(f"mismatched: expected {matched.sizes['example']} examples, got {mismatched.sizes['example']}")
     parts = []

@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from symground.analysis.heads.finding import KINDS, HeadSet, find_heads, head_shares
+from symground.errors import choice
 
 #: "both" is the union of the gather heads and the aggregate heads of an example.
 INTERVENED = (*KINDS, "both")
@@ -49,8 +50,7 @@ def pieces_of(
         ("selection", selection, SELECTIONS),
         ("positions", positions, POSITIONS),
     ):
-        if value not in known:
-            raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}; got {value!r}")
+        choice(name, value, known)
     kinds = ("gather", "aggregate") if kind == "both" else (kind,)
     if selection == "example":
         found: list[Sequence[HeadSet]] = [find_heads(traced, k, threshold, denominator) for k in kinds]

@@ -1,6 +1,6 @@
 """Sentence probes and questions about images as token ids, and the model's surprisal and answers."""
 
-from symground.analysis.probing.answering import Choices, answers, choices, pope_scores
+from symground.analysis.probing.answering import AMONG, Choices, answers, choices, pope_scores
 from symground.analysis.probing.contexts import Context, context_of, of_images, read_contexts, with_gap
 from symground.analysis.probing.encoding import ProbeImages
 from symground.analysis.probing.examples import IMAGE, PATCHES, Examples
@@ -11,6 +11,7 @@ from symground.analysis.probing.scoring import score, score_to_parquet
 from symground.analysis.probing.sentence_probes import Probes, probes, split_contexts
 
 __all__ = [
+    "AMONG",
     "IMAGE",
     "MEMORY",
     "PATCHES",

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from symground.analysis.checks import check_frame
 from symground.analysis.probing.examples import Examples
 from symground.analysis.probing.questions import ImageQuestions
-from symground.errors import told
+from symground.errors import choice, integer, told
 from symground.models.passes import check_weights, gated
 from symground.models.trials import check_deterministic, check_lengths, hidden_states, verified_readout
 
@@ -59,8 +59,7 @@ def choices(
         ValueError: an unknown ``among``, a model whose passes differ (dropout), or texts that it cannot read in one
             batch.
     """
-    if among not in AMONG:
-        raise ValueError(f"among: expected one of {', '.join(AMONG)}; got {among!r}")
+    choice("among", among, AMONG)
     check_deterministic(model)
     check_lengths(model, examples.prediction + 1, examples.input_ids.shape[1])
     head = verified_readout(model)
@@ -114,6 +113,7 @@ def answers(
         raise ValueError(
             f"questions: expected what symground.image_questions(processor, …) makes, got {told(questions)}"
         )
+    batch_size = integer("batch_size", batch_size, 1)
     asked = {question.answer for question in questions.questions}
     if len(asked) < 2:
         raise ValueError(f"questions: expected two answers to choose from, all of these have {asked.pop()!r}")

@@ -82,7 +82,7 @@ def read_contexts(contexts: Iterable[Sequence[Any]] | str | Path | None) -> list
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
     else:
-        given = list(contexts) if isinstance(contexts, Iterable) else [contexts]
+        given = list(contexts) if isinstance(contexts, Iterable) and getattr(contexts, "ndim", 1) != 0 else [contexts]
         wrong = next((x for x in given if isinstance(x, str) or not isinstance(x, Sequence) or len(x) < 2), None)
         if wrong is not None:
             raise ValueError(

@@ -14,7 +14,7 @@ from symground.analysis.probing.contexts import Context
 from symground.analysis.probing.examples import Ids, Row
 from symground.data.sequences import Shown, patch_ids
 from symground.data.words import IMAGE, TIERS, env, lan, lan_tokens, speaker
-from symground.errors import panics_named, told
+from symground.errors import check_kind, panics_named, told
 
 _Rows = tuple[tuple[Row, ...], ...]
 
@@ -47,6 +47,9 @@ def encoder_of(tokenizer: Any, separator: str = ". ", joint: str | None = None) 
             hint = f"; symground.load_tokenizer({str(tokenizer)!r}) loads one"
         raise ValueError(f"tokenizer: expected one of transformers, got {told(tokenizer)}{hint}")
     vocabulary: Mapping[str, int] = tokenizer.get_vocab()
+    check_kind(separator, str, "separator")
+    if joint is not None:
+        check_kind(joint, str, "joint")
     if any(token.endswith((env(""), lan(""))) for token in vocabulary):
         if joint is not None:
             raise ValueError("joint: the words of a study's vocabulary are tokens, with nothing between them")

@@ -31,7 +31,7 @@ from symground.data.vision import (
     read_prompt,
 )
 from symground.display import as_table, as_text, some
-from symground.errors import told
+from symground.errors import check_kind, integer, told
 
 #: The default wording of answers.
 SAID = {"yes": "Yes", "no": "No"}
@@ -102,7 +102,7 @@ class ImageQuestions:
 
     def picture(self, i: int) -> Any:
         """The picture of question ``i``, a PIL image."""
-        return self._picture_of(self.questions[i])
+        return self._picture_of(self.questions[integer("i", i, -len(self), len(self) - 1)])
 
     def _picture_of(self, question: Question) -> Any:
         """The picture of a question, a PIL image."""
@@ -138,7 +138,7 @@ class ImageQuestions:
         """
         if len(self.contexts) < 2:
             raise ValueError("questions: a mismatched example takes another picture, and all questions have the same")
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(integer("seed", seed, 0))
         swapped = []
         for question in self.questions:
             others = [image for image in self.contexts if image != question.image]
@@ -269,6 +269,10 @@ def image_questions(
     missing = [question.image for question in questions if not Path(question.image).is_file()]
     if missing:
         raise FileNotFoundError(f"image: {len(missing)} of {len(questions)} do not exist, such as {missing[0]}")
+    for name, text in (("system", system), ("instruction", instruction), ("said", said)):
+        if text is not None or name == "instruction":
+            check_kind(text, str, name)
+    max_megapixels = integer("max_megapixels", max_megapixels, 1)
     say = SAID if say is None else say
     asked = ImageQuestions(tuple(questions), (), processor, system, instruction, say, said, max_megapixels)
     prompts = asked._read(questions)

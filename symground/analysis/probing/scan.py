@@ -27,8 +27,6 @@ def scan(
     model: PreTrainedModel, probes: Probes, memory: int | None = None, batch_size: int | None = None
 ) -> Iterator[tuple[int, _Table]]:
     """(context, surprisals [ENV nouns, targets] in nats) as contexts are done; NaN for pairs that are not scored."""
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     reader = Reader(model)
     memory = memory or MEMORY.get(reader.device.type, MEMORY["cpu"])
     fitting = _fitting(model, reader.width, memory) if batch_size is None else lambda length, kept=1: batch_size

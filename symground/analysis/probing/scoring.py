@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from symground.analysis.probing.probe_checks import check_asked, check_fits
 from symground.analysis.probing.scan import scan
 from symground.analysis.probing.sentence_probes import Probes
+from symground.errors import check_path, integer
 from symground.files import read_json, replacing, write_json
 from symground.models.passes import check_weights
 from symground.running import progress
@@ -48,6 +49,7 @@ def score(
         ValueError: a context longer than the model's positions, an id outside its vocabulary, dropout that is on, or a
             surprisal that is NaN (the message names the context and the model).
     """
+    _check_sizes(memory, batch_size)
     tables = {c: _table(probes, c, values) for c, values in _scores(model, probes, memory, batch_size)}
     return pd.concat([tables[c] for c in sorted(tables)], ignore_index=True)
 
@@ -81,7 +83,8 @@ def score_to_parquet(
     """
     check_weights(model)
     check_asked(probes)
-    folder = Path(path)
+    _check_sizes(memory, batch_size)
+    folder = check_path(path, "path")
     key = {"probes": probes.fingerprint(), "model": _fingerprint(model)}
     done = _done(folder, key)
     write_json(folder / _KEY, key)
@@ -100,6 +103,12 @@ def score_to_parquet(
         # After an interruption between _write and _next_part, the same part is written again, not a further one.
         _write(part, held)
     return folder
+
+
+def _check_sizes(memory: int | None, batch_size: int | None) -> None:
+    for name, value in (("memory", memory), ("batch_size", batch_size)):
+        if value is not None:
+            integer(name, value, 1)
 
 
 def _scores(

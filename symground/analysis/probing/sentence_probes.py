@@ -23,6 +23,7 @@ from symground.analysis.probing.examples import PATCHES, Examples, Ids, Row
 from symground.data import STUDY_NOUNS
 from symground.data.words import IMAGE, TIERS, cdi_categories
 from symground.display import as_table, as_text, some
+from symground.errors import choice, integer, is_integer, told
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Probes:
         Raises:
             ValueError: a target of several tokens.
         """
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(integer("seed", seed, 0))
         others = [[u for u in self.pairs[:, v].nonzero()[:, 0].tolist() if u != v] for v in range(len(self.nouns))]
         return self._examples([[int(rng.choice(of_noun)) for of_noun in others] for _ in self.contexts])
 
@@ -211,11 +212,11 @@ def probes(
     """
     encoder = encoder_of(tokenizer, separator, joint)
     nouns = None if nouns is None else words_of(nouns, "nouns")
+    seed = integer("seed", seed, 0)
     spoken = check_mapping({} if spoken is None else spoken, "spoken")
     chosen = read_contexts(contexts)
     if cue is not None:
-        if cue not in (*TIERS, IMAGE):
-            raise ValueError(f"cue: expected 'env', 'lan' or 'image', got {cue!r}")
+        choice("cue", cue, (*TIERS, IMAGE))
         chosen = of_images(chosen) if cue == IMAGE else [context._replace(cue=cue) for context in chosen]
     seen = any(context.cue == IMAGE for context in chosen)
     if seen and images is None:
@@ -279,18 +280,17 @@ def _pairs_of(
     """
     count = len(nouns)
     same = torch.eye(count, dtype=torch.bool)
-    if mismatches == "all":
+    if isinstance(mismatches, str) and mismatches == "all":
         return torch.ones(count, count, dtype=torch.bool)
-    if isinstance(mismatches, int) and not isinstance(mismatches, bool):
-        if not 1 <= mismatches < count:
-            raise ValueError(f"mismatches: expected 1 to {count - 1} of the other nouns, got {mismatches}")
+    if is_integer(mismatches):
+        mismatches = integer("mismatches", mismatches, 1, count - 1)
         rng = np.random.default_rng(seed)
         for v in range(count):
             others = np.delete(np.arange(count), v)
             same[torch.from_numpy(rng.choice(others, mismatches, replace=False)), v] = True
         return same
-    if mismatches != "category":
-        raise ValueError(f"mismatches: expected 'all', 'category' or how many, got {mismatches!r}")
+    if not isinstance(mismatches, str) or mismatches != "category":
+        raise ValueError(f"mismatches: expected 'all', 'category' or an integer, got {told(mismatches)}")
     known = cdi_categories() if categories is None else categories
     without = [noun for noun in nouns if noun not in known]
     if without:
@@ -311,5 +311,4 @@ def split_contexts(tokenizer: Any, contexts: Iterable[Context]) -> tuple[list[Co
 
 def _check_span(span: int, rows: Sequence[Sequence[Row]]) -> None:
     room = min(len(row.after) for of_context in rows for row in of_context)
-    if not 0 <= span < room:
-        raise ValueError(f"span: expected 0 to {room - 1} (the prediction position stays outside), got {span}")
+    integer("span", span, 0, room - 1)  # the prediction position stays outside

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from symground.analysis.checks import words_of
 from symground.data import Corpus
-from symground.data.words import IMAGE, noun_tokens
-from symground.errors import told
+from symground.data.words import IMAGE, TIERS, noun_tokens
+from symground.errors import choice, integer, told
 
 
 def cooccurrence(
@@ -49,8 +49,7 @@ def cooccurrence(
     if not isinstance(corpus, Corpus):
         raise ValueError(f"corpus: expected a symground.data.Corpus (Corpus.load reads one), got {told(corpus)}")
     nouns = words_of(nouns, "nouns")
-    if window < 1:
-        raise ValueError(f"window: expected at least 1 token, got {window}")
+    window, cue = integer("window", window, 1), choice("cue", cue, (*TIERS, IMAGE))
     vocabulary = corpus.tokenizer.get_vocab()
     of = noun_tokens(nouns, spoken, cue)
     if cue == IMAGE and corpus.images is None:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from symground.analysis.statistics.intervals import bootstrap_interval, holm, over_few, paired
+from symground.errors import integer
 
 MEASURES = ("matched", "mismatched", "gain")
 
@@ -30,6 +31,7 @@ def over_training(gains: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
           units; p_holm: p corrected for the model's checkpoints; d: Cohen's d;
         - nouns, seeds: their numbers.
     """
+    seed = integer("seed", seed, 0)
     rows = []
     for (model, step), frame in gains.groupby(["model", "step"], sort=True):
         by_noun, by_seed = (frame.groupby(unit)[list(MEASURES)].mean() for unit in ("target", "seed"))

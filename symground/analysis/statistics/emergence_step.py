@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from symground.analysis.statistics.intervals import bootstrap
 from symground.data.words import cdi_categories
+from symground.errors import integer, number
 
 #: Gain in nats above which a link counts as learnt.
 LEARNT = 1.0
@@ -45,6 +46,7 @@ def emergence(
     Raises:
         ValueError: a column is missing, or the runs of a model do not have the same checkpoints.
     """
+    threshold, level, seed = number("threshold", threshold), number("level", level, "(0, 1)"), integer("seed", seed, 0)
     for column in ("model", "seed", "step", "context", "target", "gain"):
         if column not in gains:
             raise ValueError(f"gains: expected a column {column!r}, got {list(gains.columns)}")

@@ -6,6 +6,7 @@ import pandas as pd
 
 from symground.analysis.checks import check_frame
 from symground.analysis.statistics.intervals import bootstrap_interval
+from symground.errors import integer, number
 
 
 def gain(scores: pd.DataFrame, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
@@ -27,6 +28,7 @@ def gain(scores: pd.DataFrame, level: float = 0.95, seed: int = 0) -> pd.DataFra
     Source: arXiv 2510.13796, the grounding information gain; Efron 1987 (BCa).
     """
     _check_columns(scores)
+    level, seed = number("level", level, "(0, 1)"), integer("seed", seed, 0)
     if scores["surprisal"].isna().any():
         raise ValueError(f"scores: {int(scores['surprisal'].isna().sum())} surprisals are NaN")
     is_match = scores["env"] == scores["target"]
@@ -86,6 +88,7 @@ def gain_interval(gains: pd.DataFrame, level: float = 0.95, seed: int = 0) -> tu
     The interval of a single noun is its gain.
     """
     check_frame(gains, "gains", ("gain",), "symground.gain(scores)")
+    level, seed = number("level", level, "(0, 1)"), integer("seed", seed, 0)
     values = gains["gain"].to_numpy(dtype=float)
     mean = float(values.mean())
     if len(values) < 2:

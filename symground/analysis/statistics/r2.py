@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from symground.analysis.statistics.intervals import resampled
+from symground.errors import integer
 
 _Values = NDArray[np.float64]
 _LEVEL = 0.95
@@ -41,6 +42,7 @@ def cooccurrence_r2(gains: pd.DataFrame, counts: pd.DataFrame, seed: int = 0) ->
 
     Source: arXiv 2510.13796, R² of the gain against co-occurrence statistics; Cohen 1988 (partial R²).
     """
+    seed = integer("seed", seed, 0)
     own = counts[counts["env"] == counts["lan"]].set_index("env")
     missing = [noun for noun in gains["target"] if noun not in own.index]
     if missing:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
@@ -24,7 +24,7 @@ from symground.analysis.probing import Probes, check_fits
 from symground.data import Corpus
 from symground.data.sequences import IGNORED, RowSampler
 from symground.display import as_table, as_text, some
-from symground.errors import told
+from symground.errors import check_device, check_path, integer, number, told
 from symground.files import replacing
 from symground.models import mixers
 from symground.models.passes import check_length, check_weights, final_norm, frozen, readable_ids, residual_stream
@@ -98,12 +98,11 @@ class TunedLens:
         """
         check_weights(model)
         mixers(model)
-        for name, value in (("steps", steps), ("batch_size", batch_size), ("length", length)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
-        for name, part in (("share", share), ("warmup", warmup)):
-            if not 0 < part <= 1:
-                raise ValueError(f"{name}: expected a share in (0, 1], got {part}")
+        steps, batch_size = integer("steps", steps, 1), integer("batch_size", batch_size, 1)
+        length, seed = integer("length", length, 1), integer("seed", seed, 0)
+        share, warmup = number("share", share, "(0, 1]"), number("warmup", warmup, "(0, 1]")
+        learning_rate = number("learning_rate", learning_rate, "[0, inf)")
+        weight_decay = number("weight_decay", weight_decay, "[0, inf)")
         check_deterministic(model)
         data = _checked(model, data)
         batches, chosen = _batches(model, data, batch_size, length, seed), torch.Generator().manual_seed(seed)
@@ -119,7 +118,7 @@ class TunedLens:
 
     def save(self, path: str | Path) -> Path:
         """Write the lens as one safetensors file."""
-        path = Path(path)
+        path = check_path(path, "path")
         tensors = {"weight": self.weight.contiguous().cpu(), "bias": self.bias.contiguous().cpu()}
         with replacing(path) as partial:
             save_file(tensors, partial, {"symground": "tuned lens", "divergence": json.dumps(self.divergence)})
@@ -133,15 +132,20 @@ class TunedLens:
             FileNotFoundError: the file does not exist.
             ValueError: the file is not a tuned lens.
         """
-        path = Path(path)
+        path = check_path(path, "path")
+        check_device(device)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
-        with safe_open(path, "pt", device=str(device)) as file:
-            told = file.metadata() or {}
-            if told.get("symground") != "tuned lens":
-                raise ValueError(f"{path}: expected a tuned lens, found {', '.join(file.keys())}")
-            divergence = tuple(map(tuple, json.loads(told["divergence"])))
-            return TunedLens(file.get_tensor("weight"), file.get_tensor("bias"), divergence)
+        try:
+            with safe_open(path, "pt", device=str(device)) as file:
+                about = file.metadata() or {}
+                if about.get("symground") == "tuned lens":
+                    divergence = tuple(map(tuple, json.loads(about["divergence"])))
+                    return TunedLens(file.get_tensor("weight"), file.get_tensor("bias"), divergence)
+                found = ", ".join(file.keys()) or "no tensors"
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(f"{path}: expected a tuned lens, got a file that cannot be read ({error})") from error
+        raise ValueError(f"{path}: expected a tuned lens, got {found}")
 
 
 class _Fitter:
@@ -207,6 +211,7 @@ def lens_gain(
     mixers(model)
     if lens is not None and not isinstance(lens, TunedLens):
         raise ValueError(f"lens: expected a TunedLens, or None for the plain logit lens, got {told(lens)}")
+    batch_size = integer("batch_size", batch_size, 1)
     rows = probes.matched()  # every context with every ENV noun
     check_lengths(model, rows.prediction + 1, rows.input_ids.shape[1])
     head, norm = verified_readout(model), final_norm(model)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
+from symground.errors import flag, integer
 from symground.models import Tap, mixers
 from symground.models.hooks import device_of, tapped
 from symground.models.passes import Kept, checkpointed, frozen
@@ -80,11 +81,15 @@ def trace_memory(
     Raises:
         ValueError: a model without mixers, or what trace refuses.
     """
+    length, batch_size = integer("length", length, 1), integer("batch_size", batch_size, 1)
+    examples = batch_size if examples is None else integer("examples", examples, 1)
+    saliency, rows = flag("saliency", saliency), flag("rows", rows)
+    checkpoint, offload = flag("checkpoint", checkpoint), flag("offload", offload)
     layers = mixers(model)
     if not layers:
         raise ValueError(f"model: {type(model).__name__} mixes positions by no matrix; its trace has no saliency")
     check_deterministic(model)
-    count, size = examples or batch_size, verified_readout(model).weight.element_size()
+    size = verified_readout(model).weight.element_size()
     tokens = batch_size * length
     whole = _kept_a_token(model, False) * tokens
     kept = 0.0 if offload else (_kept_a_token(model, True) * tokens if checkpoint else whole)
@@ -92,7 +97,7 @@ def trace_memory(
     layer += _WORKING * tokens * _widest(model) * size + (whole / len(layers) if checkpoint else 0.0)
     heads = max(mixer.heads for mixer in layers)
     of_example = 4 * len(layers) * length * ((length if saliency else 0) + (heads if rows else 0))
-    return TraceMemory(round(kept), round(layer), count * of_example, min(count, batch_size) * of_example)
+    return TraceMemory(round(kept), round(layer), examples * of_example, min(examples, batch_size) * of_example)
 
 
 def _kept_a_token(model: PreTrainedModel, checkpoint: bool) -> float:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from symground.analysis.probing import Asked, Examples, ImageQuestions, Probes, check_fits
 from symground.analysis.tracing.backward import Pass, Results, gradient_x_input, run_pass
 from symground.analysis.tracing.trace_input import TraceInput, of_examples, of_ids
+from symground.errors import flag, integer
 from symground.models import Mixer, mixers
 from symground.models.passes import check_inputs, check_weights
 from symground.models.trials import check_deterministic, check_lengths, verified_readout
@@ -96,8 +97,9 @@ def trace(
     Source: Wang et al. 2023 (saliency), arXiv 2510.13796 (flow into the prediction position), Shrikumar et al. 2016
     ("Not just a black box", gradient × input).
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    batch_size = integer("batch_size", batch_size, 1)
+    saliency, rows = flag("saliency", saliency), flag("rows", rows)
+    checkpoint, offload = flag("checkpoint", checkpoint), flag("offload", offload)
     layers = mixers(model)
     check_inputs(model, model_inputs, "symground.trace", _KEYWORDS)
     if torch.is_inference_mode_enabled():

@@ -109,7 +109,7 @@ def test_heads_that_do_not_exist_are_named_and_the_model_left_as_it_was(
     with pytest.raises(ValueError, match=message), sg.ablate(gpt2, heads):  # type: ignore[arg-type]
         pass
     with (
-        pytest.raises(ValueError, match="mode: expected 'zero', 'mean' or 'resample', got 'median'"),
+        pytest.raises(ValueError, match="mode: expected one of 'zero', 'mean', 'resample'; got 'median'"),
         sg.ablate(gpt2, [], mode="median"),
     ):
         pass

@@ -64,5 +64,5 @@ def test_nothing_selected_nothing_drawn() -> None:
         drawn, short = draws(Controls(HEADS, [frozenset()], [OWN], match, np.ones((1, 16))), 2)
         assert set(drawn) == {frozenset()}
         assert short == {False}
-    with pytest.raises(ValueError, match="match: expected None, 'layer' or 'norm', got 'size'"):
+    with pytest.raises(ValueError, match="match: expected one of None, 'layer', 'norm'; got 'size'"):
         Controls(HEADS, [OWN], [OWN], "size")

@@ -225,7 +225,7 @@ def test_a_control_that_is_short_now_and_then_is_compared(
 @pytest.mark.parametrize(
     ("message", "options"),
     [
-        ("draws: expected at least 1, got 0", {"draws": 0}),
+        ("draws: expected an integer of at least 1, got 0", {"draws": 0}),
         ("mode: expected one of 'zero', 'mean', 'resample'; got 'median'", {"mode": "median"}),
         ("match: expected one of None, 'layer', 'norm'; got 'size'", {"match": "size"}),
         ("kind: expected one of 'aggregate', 'gather', 'both'; got 'other'", {"kind": "other"}),

@@ -69,7 +69,7 @@ def test_choices_are_the_logits(model: PreTrainedModel, probes: Probes) -> None:
         np.testing.assert_allclose(found.entropy, stats.entropy(p.numpy(), axis=1), rtol=1e-3)
         own = -at_p.log_softmax(-1).gather(1, examples.targets[:, None])[:, 0]
         np.testing.assert_allclose(found.surprisal, own, rtol=1e-4)
-    with pytest.raises(ValueError, match="among: expected one of targets, vocabulary; got 'verbs'"):
+    with pytest.raises(ValueError, match="among: expected one of 'targets', 'vocabulary'; got 'verbs'"):
         choices(model, examples, "verbs")
 
 
@@ -118,7 +118,7 @@ def test_steering_is_choices_within_steer(model: PreTrainedModel, probes: Probes
     assert np.isnan(one["p"])
     assert one["surprisal"] == pytest.approx(before.surprisal.mean())
     assert found["examples"].tolist() == [len(probes)] * 3
-    with pytest.raises(ValueError, match="at least one factor and one draw"):
+    with pytest.raises(ValueError, match="factors: expected a list of at least one number"):
         steering(model, probes, (), draws=1)
     with pytest.raises(ValueError, match="two contexts"):
         steering(model, probes.take_contexts([0]))

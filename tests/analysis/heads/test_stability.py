@@ -134,7 +134,7 @@ def test_one_draw_is_enough() -> None:
 
 def test_one_context_or_no_draw_is_refused() -> None:
     data = traced(np.full((3, 1, 2), 0.5), [4, 4, 4])
-    with pytest.raises(ValueError, match="traced, draws: expected two contexts and a draw, got 1 and 200"):
+    with pytest.raises(ValueError, match="traced: expected at least two contexts, got 1"):
         sg.stability(data)
-    with pytest.raises(ValueError, match="got 2 and 0"):
+    with pytest.raises(ValueError, match="draws: expected an integer of at least 1, got 0"):
         sg.stability(traced(np.full((2, 1, 2), 0.5), [0, 1]), draws=0)

@@ -54,7 +54,7 @@ def test_missing_words_are_all_named(corpus: Corpus) -> None:
         sg.probes(corpus.tokenizer, ["book"])
     with pytest.raises(ValueError, match="contexts: expected each context once, got Context"):
         sg.probes(corpus.tokenizer, contexts=[("takes {}", "a"), ("puts {}", "a"), ("takes {}", "a")])
-    with pytest.raises(ValueError, match="span: expected 0 to"):
+    with pytest.raises(ValueError, match="span: expected an integer from 0 to"):
         sg.probes(corpus.tokenizer, span=99)
 
 
@@ -215,7 +215,7 @@ def test_a_spoken_cue_is_the_control_for_recall(corpus: Corpus) -> None:
     assert probes.contexts[0].cue == "lan"
     assert probes.matched().key_masks["env"][0].nonzero().flatten().tolist() == [4]
     assert context_of(json.loads(json.dumps(probes.contexts[0]))) == probes.contexts[0]
-    with pytest.raises(ValueError, match="cue: expected 'env', 'lan' or 'image', got 'both'"):
+    with pytest.raises(ValueError, match="cue: expected one of 'env', 'lan', 'image'; got 'both'"):
         sg.probes(corpus.tokenizer, cue="both")
 
 

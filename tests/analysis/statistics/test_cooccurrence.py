@@ -49,7 +49,7 @@ def test_counts_pairs_within_the_window_of_one_document(documents: list[list[str
 def test_unknown_nouns_and_windows_are_named(corpus: Corpus) -> None:
     with pytest.raises(ValueError, match="unicorn:<ENV>, unicorn:<LAN>"):
         sg.cooccurrence(corpus, ["book", "unicorn"])
-    with pytest.raises(ValueError, match="window: expected at least 1 token, got 0"):
+    with pytest.raises(ValueError, match="window: expected an integer of at least 1, got 0"):
         sg.cooccurrence(corpus, ["book"], 0)
 
 

@@ -145,5 +145,5 @@ def test_bad_input(gpt2: PreTrainedModel, corpus: Corpus, tmp_path: Path) -> Non
     with pytest.raises(FileNotFoundError, match="no such file"):
         TunedLens.load(tmp_path / "none.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="expected a tuned lens, found x"):
+    with pytest.raises(ValueError, match="expected a tuned lens, got x"):
         TunedLens.load(tmp_path / "other.safetensors")

@@ -204,9 +204,9 @@ def test_find_heads_by_hand() -> None:
     assert sg.find_heads(traced * 0) == (frozenset(), frozenset())  # without flow the share is 0, not NaN
     with pytest.raises(ValueError, match="gather heads need the key_group 'event'"):
         sg.find_heads(traced.sel(key_group=["env"]), kind="gather")
-    with pytest.raises(ValueError, match="expected one of aggregate, gather; got 'copy'"):
+    with pytest.raises(ValueError, match="expected one of 'aggregate', 'gather'; got 'copy'"):
         sg.find_heads(traced, kind="copy")
-    with pytest.raises(ValueError, match="expected one of row, matrix; got 'column'"):
+    with pytest.raises(ValueError, match="expected one of 'row', 'matrix'; got 'column'"):
         sg.find_heads(traced, denominator="column")
-    with pytest.raises(ValueError, match=r"share in \(0, 1\], got 30"):
+    with pytest.raises(ValueError, match=r"number in \(0, 1\], got 30"):
         sg.find_heads(traced, threshold=30)
