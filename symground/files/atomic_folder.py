@@ -75,8 +75,6 @@ def damage(folder: Path, *, required: bool = False) -> str | None:
     try:
         sums = read_json(folder / SUMS)
     except ValueError:
-        sums = None
-    if not isinstance(sums, dict):
         return f"{SUMS} has no checksums"
     for name, wanted in sums.items():
         if not (folder / name).is_file():

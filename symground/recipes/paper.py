@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -202,7 +203,7 @@ def _write(study: Path, recipe: str, settings: SweepSettings) -> None:
     read, asked = StudyResults.read(study), study_probes(study)
     tokens = settings.optimization.tokens_per_step
     found = tables(read, settings.models, layers_of(settings.models))
-    about = {
+    about: dict[str, Any] = {
         "recipe": recipe, "corpus": read_json(study / "data" / "statistics.json"), "sizes": _sizes(study, settings),
         "nouns": len(asked.nouns), "contexts": len(asked.contexts),
         "tokens_per_step": tokens, "steps": settings.optimization.steps, "settings": asdict(settings),

@@ -54,7 +54,7 @@ def _there(run: Path) -> dict[str, Any] | None:
         return None
     try:
         found = read_json(path)
-        if isinstance(found, dict) and isinstance(found.get("settings"), dict):
+        if isinstance(found.get("settings"), dict):
             return found
         wrong = f"{path}: expected the settings of a run, got {str(found)[:100]!r}"
     except ValueError as error:

@@ -71,7 +71,7 @@ def test_a_sealed_folder_is_whole_or_the_old_one_whatever_stops_its_change(
 @pytest.mark.parametrize("text", ["new", ""])
 def test_a_file_is_the_old_one_or_the_new_one_whatever_stops_its_change(tmp_path: Path, text: str) -> None:
     def change(root: Path) -> None:
-        write_json(root / "deep" / "er" / "a.json", [text])
+        write_json(root / "deep" / "er" / "a.json", {"is": text})
 
     number = calls_of(lambda: change(tmp_path / "counted"))
     assert number >= 6
@@ -80,26 +80,26 @@ def test_a_file_is_the_old_one_or_the_new_one_whatever_stops_its_change(tmp_path
             root = tmp_path / f"{old}{at}"
             file = root / "deep" / "er" / "a.json"
             if old is not None:
-                write_json(file, [old])
+                write_json(file, {"is": old})
             with watched(failing_at(at)):
                 assert is_full(lambda: change(root)), at  # noqa: B023
             if old is not None or file.exists():
-                assert read_json(file) in ([old], [text])
+                assert read_json(file) in ({"is": old}, {"is": text})
                 assert [path.name for path in file.parent.iterdir()] == ["a.json"]
         root = tmp_path / f"{old}cut"
         root.mkdir()
         if old is not None:
             change_old = root / "deep" / "er" / "a.json"
-            write_json(change_old, [old])
+            write_json(change_old, {"is": old})
         cuts = Cuts(root)
         for path in (root / "deep", root / "deep" / "er", root / "deep" / "er" / "a.json"):
             if path.exists():
                 cuts._synced(path)
         with watched(cuts.watch()):
             change(root)
-        assert read_json(root / "deep" / "er" / "a.json") == [text]
+        assert read_json(root / "deep" / "er" / "a.json") == {"is": text}
         for at, (state, _) in enumerate(cuts.found.values()):
             left = laid_out(state, tmp_path / f"{old}cut{at}") / "deep" / "er" / "a.json"
             if old is not None or left.exists():
-                assert read_json(left) in ([old], [text])
-        assert json.loads(cuts.worst()["deep/er/a.json"] or b"") == [text], "what was written is not on the disk"
+                assert read_json(left) in ({"is": old}, {"is": text})
+        assert json.loads(cuts.worst()["deep/er/a.json"] or b"") == {"is": text}, "what was written is not on the disk"

@@ -185,7 +185,7 @@ def _check_model_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is neither a run nor a model: it has no config.json")
     config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or not {"model_type", "ssm_cfg", "auto_map", "architectures"} & set(config):
+    if not {"model_type", "ssm_cfg", "auto_map", "architectures"} & set(config):
         try:
             runs = ", ".join(map(str, runs_of(folder)))
         except FileNotFoundError:
@@ -194,8 +194,7 @@ def _check_model_folder(folder: Path) -> None:
             ) from None
         raise ValueError(f"{folder} is a study; symground.load takes one of its runs: {runs}")
     for index in sorted(folder.glob("*.index.json")):
-        found = read_json(index)
-        weights = found.get("weight_map") if isinstance(found, dict) else None
+        weights = read_json(index).get("weight_map")
         if not isinstance(weights, dict):
             raise ValueError(f"{index}: expected a weight_map from weights to files")
         for name in sorted(set(map(str, weights.values()))):
