@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from symground.data.words.nouns import first_word, word_column
+from symground.data.words.nouns import first_word, text_of, word_column
 from symground.errors import require
 
 _MONTH = re.compile(r"\d{1,2}")
@@ -36,7 +37,7 @@ def age_of_acquisition(path: str | Path) -> dict[str, float]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with io.StringIO(text_of(path), newline="") as file:
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
         word = word_column(columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -56,7 +57,7 @@ def noun_list(source: str = "study", categories: Sequence[str] = ()) -> list[str
             words = list(known)
         else:
             known = cdi_categories()
-            words = list(dict.fromkeys(path.read_text(encoding="utf-8").split()))
+            words = list(dict.fromkeys(text_of(path).split()))
     absent = set(categories) - set(known.values())
     if absent:
         known_categories = ", ".join(sorted(set(known.values())))
@@ -67,9 +68,17 @@ def noun_list(source: str = "study", categories: Sequence[str] = ()) -> list[str
     return found
 
 
+def text_of(path: Path) -> str:
+    """A file's text, without a byte order mark; ValueError names a file that is not UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error})") from None
+
+
 def _wordbank(path: Path) -> dict[str, str]:
     """Nouns of a Wordbank item list → category; only one-word items, shortened by :func:`first_word`."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with io.StringIO(text_of(path), newline="") as file:
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
         word = word_column(columns)
