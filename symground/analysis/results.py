@@ -46,7 +46,15 @@ def _read(path: Path, columns: list[str] | None = None, filters: list[Any] | Non
         return pd.DataFrame(columns=KEYS)
     # Opened once here: pandas opens a path twice, and another process may replace the table in between.
     with path.open("rb") as file:
-        return pd.read_parquet(file, columns=columns, filters=filters)
+        try:
+            frame = pd.read_parquet(file, columns=columns, filters=filters)
+        except Exception as error:  # pyarrow raises many types
+            raise ValueError(
+                f"{path}: expected a table of results, got a file that cannot be read ({error})"
+            ) from error
+    if not set(KEYS) <= set(frame.columns):
+        raise ValueError(f"{path}: expected the columns {', '.join(KEYS)}, got {', '.join(map(str, frame.columns))}")
+    return frame
 
 
 def _keys(frame: pd.DataFrame) -> set[tuple[str, int, int]]:

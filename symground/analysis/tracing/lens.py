@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
@@ -24,7 +24,7 @@ from symground.analysis.probing import Probes, check_fits
 from symground.data import Corpus
 from symground.data.sequences import IGNORED, RowSampler
 from symground.display import as_table, as_text, some
-from symground.errors import check_device, check_path, integer, number, told
+from symground.errors import check_device, check_path, errors_named, integer, number, told
 from symground.files import replacing
 from symground.models import mixers
 from symground.models.passes import check_length, check_weights, final_norm, frozen, readable_ids, residual_stream
@@ -136,15 +136,13 @@ class TunedLens:
         check_device(device)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
-        try:
-            with safe_open(path, "pt", device=str(device)) as file:
-                about = file.metadata() or {}
-                if about.get("symground") == "tuned lens":
-                    divergence = tuple(map(tuple, json.loads(about["divergence"])))
-                    return TunedLens(file.get_tensor("weight"), file.get_tensor("bias"), divergence)
-                found = ", ".join(file.keys()) or "no tensors"
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(f"{path}: expected a tuned lens, got a file that cannot be read ({error})") from error
+        unread = errors_named(f"{path}: expected a tuned lens, got a file that cannot be read")
+        with unread, safe_open(path, "pt", device=str(device)) as file:
+            about = file.metadata() or {}
+            if about.get("symground") == "tuned lens":
+                divergence = tuple(map(tuple, json.loads(about["divergence"])))
+                return TunedLens(file.get_tensor("weight"), file.get_tensor("bias"), divergence)
+            found = ", ".join(file.keys()) or "no tensors"
         raise ValueError(f"{path}: expected a tuned lens, got {found}")
 
 
