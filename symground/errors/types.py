@@ -134,20 +134,21 @@ def _got(value: Any) -> str:
     return str(value) if is_number(value) else told(value)
 
 
-def check_types(settings: Any, of: type) -> None:
-    """Refuse a dataclass field whose value does not have its annotated type; only plain types are checked.
+def check_types(settings: Any) -> None:
+    """Refuse a field of a dataclass's instance whose value does not have its annotated type.
 
-    Args:
-        settings: the instance.
-        of: the dataclass whose fields are checked, which may be one that the instance's class extends.
+    A number of numpy becomes Python's, so that the settings can be written as JSON.
 
     Raises:
         ValueError: names the field, what was expected and what it got.
     """
+    of: type = type(settings)
     for name, kind in _fields(of).items():
         value = getattr(settings, name)
         if not _is(value, kind):
             raise ValueError(f"{name}: expected {_words(kind)}, got {told(value)}")
+        if (is_flag(value) or is_number(value)) and hasattr(value, "item"):
+            object.__setattr__(settings, name, value.item())
 
 
 def check_path(value: Any, name: str) -> Path:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from symground.errors import check_types
+from symground.errors import check_types, choice, integer, number
 from symground.models import PRESETS
 from symground.training.schedule import DECAYS, checkpoint_schedule
 
@@ -41,20 +40,15 @@ class Optimization:
     """Steps to save: numbers, 'every N', and '…' between two numbers for doubling; the last step is always saved."""
 
     def __post_init__(self) -> None:
-        check_types(self, Optimization)
-        for name in ("steps", "batch_size", "length", "learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
-        for name, most in (("learning_rate", math.inf), ("weight_decay", math.inf), ("beta2", 1)):
-            if not 0 <= getattr(self, name) < most:
-                raise ValueError(f"{name}: expected a number from 0 to below {most}, got {getattr(self, name)}")
-        if self.warmup < 0:
-            raise ValueError(f"warmup: expected at least 0, got {self.warmup}")
-        if self.length < 2:
-            raise ValueError(f"length: expected at least 2 (a row contains its own targets), got {self.length}")
-        for name, known in (("decay", DECAYS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: expected one of {', '.join(known)}; got {getattr(self, name)!r}")
+        check_types(self)
+        for name, least in (("steps", 1), ("batch_size", 1), ("length", 2), ("warmup", 0)):
+            integer(name, getattr(self, name), least)  # a row of 2 tokens has one target
+        for name, within in (
+            ("learning_rate", "(0, inf)"), ("clip", "(0, inf]"), ("weight_decay", "[0, inf)"), ("beta2", "[0, 1)"),
+        ):  # fmt: skip
+            number(name, getattr(self, name), within)
+        choice("decay", self.decay, DECAYS)
+        choice("precision", self.precision, PRECISIONS)
         checkpoint_schedule(self.checkpoints, self.steps)
 
     @property
@@ -78,9 +72,8 @@ class TrainSettings(Optimization):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_types(self, TrainSettings)
-        if self.model not in PRESETS:
-            raise ValueError(f"model: expected one of {', '.join(PRESETS)}; got {self.model!r}")
+        choice("model", self.model, PRESETS)
+        integer("seed", self.seed, 0)
 
 
 @dataclass(frozen=True)
@@ -101,7 +94,6 @@ class Hardware:
     """Also write the metrics for TensorBoard, to RUN/tensorboard."""
 
     def __post_init__(self) -> None:
-        check_types(self, Hardware)
-        for name, low in (("accumulate", 1), ("resume_every", 0)):
-            if not getattr(self, name) >= low:
-                raise ValueError(f"{name}: expected at least {low}, got {getattr(self, name)}")
+        check_types(self)
+        integer("accumulate", self.accumulate, 1)
+        number("resume_every", self.resume_every, "[0, inf]")

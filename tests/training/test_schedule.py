@@ -46,13 +46,13 @@ def test_ways_of_decay(decay: str, half: float, end: float) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"decay": "steep"}, "decay: expected one of cosine, linear, constant; got 'steep'"),
-        ({"precision": "float16"}, "precision: expected one of float32, bfloat16; got 'float16'"),
-        ({"steps": 0}, "steps: expected more than 0, got 0"),
+        ({"decay": "steep"}, "decay: expected one of 'cosine', 'linear', 'constant'; got 'steep'"),
+        ({"precision": "float16"}, "precision: expected one of 'float32', 'bfloat16'; got 'float16'"),
+        ({"steps": 0}, "steps: expected an integer of at least 1, got 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainSettings(**changes)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="accumulate: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="accumulate: expected an integer of at least 1, got 0"):
         Hardware(accumulate=0)

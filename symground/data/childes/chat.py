@@ -50,7 +50,7 @@ class ChatSettings:
     """Merge the forms of a word: 'mor' uses the transcripts' own %mor tiers; else a file of lines 'form TAB lemma'."""
 
     def __post_init__(self) -> None:
-        check_types(self, ChatSettings)
+        check_types(self)
         if self.min_env_tiers < 0:
             raise ValueError(f"min_env_tiers: expected at least 0, got {self.min_env_tiers}")
         for name, such in (("env_tiers", ("act", "sit")), ("speakers", ("CHI", "MOT"))):

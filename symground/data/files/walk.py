@@ -28,7 +28,7 @@ class Limits:
     """Follow links that lead out of a folder; otherwise they are refused."""
 
     def __post_init__(self) -> None:
-        check_types(self, Limits)
+        check_types(self)
         for name in ("max_file_mb", "max_unpack_ratio"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")

@@ -20,7 +20,7 @@ import tyro
 
 from symground.data.files import json_field, parse_json
 from symground.data.questions.question_files import Question, write_questions
-from symground.errors import check_path
+from symground.errors import check_path, check_types, choice, integer, several
 
 STRATEGIES = ("random", "popular", "adversarial")
 
@@ -68,14 +68,9 @@ def pope_questions(
         ValueError: the strategy is unknown, the number of questions is odd, the file has another form (such as COCO's
             captions), or there are fewer images than requested (says how many there are).
     """
-    if strategy not in STRATEGIES:
-        raise ValueError(f"strategy: expected {', '.join(map(repr, STRATEGIES))}; got {strategy!r}")
-    if per_image < 2 or per_image % 2:
-        raise ValueError(f"per_image: expected an even number, at least 2, got {per_image}")
-    if images is not None and images < 1:
-        raise ValueError(f"images: expected at least 1, or None for all, got {images}")
-    if least < 1:
-        raise ValueError(f"least: expected at least 1, got {least}")
+    choice("strategy", strategy, STRATEGIES)
+    _check_numbers(images, per_image, seed)
+    integer("least", least, 1)
     categories, shown = _shown(check_path(instances, "instances"))
     each = per_image // 2
     enough = range(max(least, each), len(categories) - each + 1)
@@ -97,6 +92,14 @@ def pope_questions(
             questions.append(Question(image, wording(yes), "yes", yes, strategy))
             questions.append(Question(image, wording(no), "no", no, strategy))
     return questions
+
+
+def _check_numbers(images: int | None, per_image: int, seed: int) -> None:
+    if images is not None:
+        integer("images", images, 1)
+    if integer("per_image", per_image) < 2 or per_image % 2:
+        raise ValueError(f"per_image: expected an even number, at least 2, got {per_image}")
+    integer("seed", seed, 0)
 
 
 def wording(noun: str) -> str:
@@ -168,6 +171,11 @@ class PopeSettings:
     seed: int = 0
     """Seed of the random draws."""
 
+    def __post_init__(self) -> None:
+        check_types(self)
+        several("strategy", self.strategy, STRATEGIES)
+        _check_numbers(self.images, self.per_image, self.seed)
+
 
 def make_questions(instances: str | Path, out: str | Path, settings: PopeSettings) -> Path:
     """Write the questions of all strategies to one file, with the strategy as their category.
@@ -175,8 +183,6 @@ def make_questions(instances: str | Path, out: str | Path, settings: PopeSetting
     Raises:
         ValueError: an error of :func:`pope_questions`, or there is no strategy.
     """
-    if not settings.strategy:
-        raise ValueError("strategy: expected at least one of random, popular, adversarial; got none")
     questions = [
         question
         for strategy in settings.strategy

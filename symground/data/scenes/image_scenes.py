@@ -41,7 +41,7 @@ class GeneratedImagesSettings:
     """Chance that an object is at its noun's own place, which then identifies it; else its place is random."""
 
     def __post_init__(self) -> None:
-        check_types(self, GeneratedImagesSettings)
+        check_types(self)
         for name in ("grid", "width", "size", "parts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")

@@ -82,7 +82,7 @@ class GeneratedSettings:
     """The same seed gives the same corpus."""
 
     def __post_init__(self) -> None:
-        check_types(self, GeneratedSettings)
+        check_types(self)
         smallest = {
             "scenes": 1, "nouns": 2, "max_objects": 1, "max_distractors": 0, "max_talk": 2, "scenes_per_document": 1,
             "synonyms": 1, "homonyms": 1,

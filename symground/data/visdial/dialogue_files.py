@@ -34,7 +34,7 @@ class DialogSettings:
     """Make all words lower-case, as in VisDial."""
 
     def __post_init__(self) -> None:
-        check_types(self, DialogSettings)
+        check_types(self)
         if self.rounds is not None and self.rounds < 1:
             raise ValueError(f"rounds: expected at least 1, got {self.rounds}")
 

@@ -25,6 +25,7 @@ from symground.data.files import LeftOut, Limits, create_array, file_names, file
 from symground.data.sequences import ImageSet
 from symground.data.vision.decoding import MAX_MEGAPIXELS
 from symground.data.vision.dinov2 import Dinov2
+from symground.errors import check_types, integer
 from symground.files import put_folder, read_json, write_json
 from symground.running import progress
 
@@ -53,10 +54,10 @@ class FeatureSettings:
     limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
-        if self.grid is not None and self.grid < 1:
-            raise ValueError(f"grid: expected at least 1, got {self.grid}")
+        check_types(self)
+        for name in ("batch_size", "grid", "max_megapixels"):
+            if getattr(self, name) is not None:
+                integer(name, getattr(self, name), 1)
 
 
 def extract_features(paths: Sequence[str | Path], out: str | Path, settings: FeatureSettings) -> ImageSet:

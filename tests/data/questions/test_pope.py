@@ -190,11 +190,11 @@ def test_articles_go_by_sound(article: str, nouns: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"strategy": "hard"}, "strategy: expected 'random', 'popular', 'adversarial'; got 'hard'"),
+        ({"strategy": "hard"}, "strategy: expected one of 'random', 'popular', 'adversarial'; got 'hard'"),
         ({"per_image": 5}, "per_image: expected an even number, at least 2, got 5"),
         ({"per_image": 0}, "per_image: expected an even number, at least 2, got 0"),
-        ({"images": 0}, "images: expected at least 1, or None for all, got 0"),
-        ({"least": 0}, "least: expected at least 1, got 0"),
+        ({"images": 0}, "images: expected an integer of at least 1, got 0"),
+        ({"least": 0}, "least: expected an integer of at least 1, got 0"),
         ({"images": 5}, r"images: expected 5 of .* that show at least 3 of its 9 categories and lack 3, got 4"),
         ({"images": None, "least": 5}, "images: expected any of .* that show at least 5 .* got 0"),
         ({"images": 2, "per_image": 8}, "that show at least 4 of its 9 categories and lack 4, got 1"),
