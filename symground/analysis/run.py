@@ -29,6 +29,7 @@ from symground.analysis.results import TABLES, Table, partial_scores
 from symground.analysis.statistics import cooccurrence_r2, gain, gain_by_context
 from symground.analysis.tracing import TunedLens, lens_gain, saliency_by_region, saliency_maps, trace
 from symground.data import Corpus
+from symground.errors import check_types, choice, integer, number, several
 from symground.files import checkpoint_steps, evenly, model_and_seed, study_of
 from symground.models import load, load_tokenizer, mixers
 from symground.running import progress
@@ -82,27 +83,23 @@ class AnalysisSettings:
     """Repeat analyses that the tables already have (after a change of these settings, for example)."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in self.what:
-            if name not in _ANALYSES:
-                raise ValueError(f"what: expected some of {', '.join(_ANALYSES)}; got {name!r}")
-        if not self.spans or min(self.spans) < 0:
-            raise ValueError(f"spans: expected numbers of at least 0, got {self.spans}")
-        for name, values, known in (
-            ("selection", self.selection, SELECTIONS),
-            ("kinds", self.kinds, INTERVENED),
-            ("positions", self.positions, POSITIONS),
-            ("mode", self.mode, MODES),
-            ("match", (self.match,), ("none", "layer", "norm")),
-        ):
-            if not values or not set(values) <= set(known):
-                raise ValueError(f"{name}: expected {' or '.join(map(repr, known))}, got {values}")
-        for name in ("window", "draws", "lens_fit", "map_nouns", "map_contexts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.intervene_contexts is not None and self.intervene_contexts < 1:
-            raise ValueError(f"intervene_contexts: expected at least 1, got {self.intervene_contexts}")
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold: expected a share in (0, 1], got {self.threshold}")
+            choice("what", name, _ANALYSES)
+        if not self.spans:
+            raise ValueError("spans: expected at least one number, got none")
+        for name in ("spans", "saliency_steps", "lens_steps", "intervene_steps"):
+            for value in getattr(self, name):
+                integer(name, value, 0)
+        for name, known in (
+            ("selection", SELECTIONS), ("kinds", INTERVENED), ("positions", POSITIONS), ("mode", MODES),
+        ):  # fmt: skip
+            several(name, getattr(self, name), known)
+        choice("match", self.match, ("none", "layer", "norm"))
+        for name in ("window", "draws", "lens_fit", "map_nouns", "map_contexts", "intervene_contexts"):
+            if getattr(self, name) is not None:
+                integer(name, getattr(self, name), 1)
+        number("threshold", self.threshold, "(0, 1]")
 
 
 def analyze(
