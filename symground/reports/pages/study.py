@@ -13,7 +13,7 @@ import tyro
 
 from symground.analysis.causal import enough
 from symground.data.words import age_of_acquisition
-from symground.errors import WrongUsageError, check_path, flag
+from symground.errors import WrongUsageError, check_path, check_types, flag
 from symground.files import make_folder, read_json, replacing
 from symground.reports.figures import write_figures
 from symground.reports.formats import control_cell, corpus_size, number, with_interval
@@ -181,6 +181,9 @@ class Report:
     """Also write every figure as PNG and PDF, into a folder "figures" beside the page."""
     acquisition: str | None = None
     """Wordbank's table of the proportion of children who say each word, by month; emergence is compared with it."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
     def run(self) -> Path:
         if not self.paths:
