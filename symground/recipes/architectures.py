@@ -12,6 +12,7 @@ import transformers
 
 import symground
 from symground.data import Corpus
+from symground.errors import number
 from symground.files import write_json, write_text
 from symground.models import parameter_count
 from symground.recipes.compare import CompareSettings, checkpoints, collected, run_all
@@ -35,8 +36,7 @@ class ArchitecturesSettings(CompareSettings):
         super().__post_init__()
         if not self.gaps or min(self.gaps) < 0 or len(set(self.gaps)) < len(self.gaps):
             raise ValueError(f"gaps: expected different numbers of at least 0, got {self.gaps}")
-        if self.tolerance < 0:
-            raise ValueError(f"tolerance: expected at least 0, got {self.tolerance}")
+        number("tolerance", self.tolerance, "[0, inf]")
 
 
 def compare_architectures(out: str | Path, settings: ArchitecturesSettings) -> Path:

@@ -16,6 +16,7 @@ import tyro
 from symground.analysis.results import read_table
 from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import GeneratedSettings
+from symground.errors import check_types, choice, integer, several
 from symground.files import checkpoint_steps
 from symground.models import PRESETS
 from symground.recipes.study import study_counts, study_probes, train_study
@@ -47,15 +48,13 @@ class CompareSettings:
     """CPU threads of each run."""
 
     def __post_init__(self) -> None:
-        for name, values, known in (("models", self.models, PRESETS), ("learning_rates", self.learning_rates, None)):
-            if not values or (known is not None and not set(values) <= set(known)):
-                expected = "at least one" if known is None else f"some of {', '.join(known)}"
-                raise ValueError(f"{name}: expected {expected}; got {values}")
-        if self.backend not in BACKENDS:
-            raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}; got {self.backend!r}")
+        check_types(self)
+        several("models", self.models, PRESETS)
+        if not self.learning_rates:
+            raise ValueError("learning_rates: expected at least one; got none")
+        choice("backend", self.backend, BACKENDS)
         for name in ("seeds", "jobs", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+            integer(name, getattr(self, name), 1)
 
     def optimization_of(self, model: str) -> Optimization:
         return self.optimization.of_model(model, self.learning_rates)

@@ -23,6 +23,7 @@ from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import GeneratedSettings
 from symground.data.scenes import GeneratedImagesSettings, occurs
 from symground.data.words import cdi_categories
+from symground.errors import choice
 from symground.files import checkpoint_steps, read_json, write_json, write_text
 from symground.models import load, load_tokenizer
 from symground.recipes.compare import CompareSettings, checkpoints, collected, run_all
@@ -72,8 +73,7 @@ class DialsSettings(CompareSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scenes not in SCENES:
-            raise ValueError(f"scenes: expected 'words' or 'images', got {self.scenes!r}")
+        choice("scenes", self.scenes, SCENES)
         if len(set(self.values)) < len(self.values):
             raise ValueError(f"values: expected different ones, got {self.values}")
         self.corpora()

@@ -18,7 +18,7 @@ from symground.analysis.probing import ImageQuestions, answers, image_questions,
 from symground.analysis.tracing import trace
 from symground.data.questions import read_questions
 from symground.data.vision import MAX_MEGAPIXELS
-from symground.errors import check_device
+from symground.errors import check_device, check_types, integer, number
 from symground.files import read_json, replacing, write_json
 from symground.models import load, load_processor
 from symground.reports.patches import draw_patches
@@ -67,14 +67,18 @@ class HeadsSettings:
     """"auto" spreads the model over all devices; needs accelerate."""
 
     def __post_init__(self) -> None:
-        least = {"max_megapixels": 1, "limit": 1, "checked": 1, "draws": 1, "pictures": 0, "batch_size": 1}
-        for name, value in ((name, getattr(self, name)) for name in least):
-            if value is not None and value < least[name]:
-                raise ValueError(f"{name}: expected at least {least[name]}, got {value}")
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold: expected a share in (0, 1], got {self.threshold}")
+        check_types(self)
+        least = {
+            "max_megapixels": 1, "limit": 1, "checked": 1, "draws": 1, "pictures": 0, "batch_size": 1, "seed": 0,
+        }  # fmt: skip
+        for name in least:
+            if getattr(self, name) is not None:
+                integer(name, getattr(self, name), least[name])
+        number("threshold", self.threshold, "(0, 1]")
         if not self.factors:
             raise ValueError("factors: expected at least one, got none")
+        for factor in self.factors:
+            number("factors", factor)
 
 
 #: Settings that do not change a result.

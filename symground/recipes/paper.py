@@ -16,6 +16,7 @@ from symground.data import ChatSettings, DialogSettings, noun_list
 from symground.data.scenes import GeneratedImagesSettings
 from symground.data.sequences import ImageSet
 from symground.data.visdial import stand_in_images
+from symground.errors import check_types, choice, integer
 from symground.files import read_json, runs_of, write_json, write_text
 from symground.models import PRESETS, parameter_count
 from symground.recipes.prepare import CHILDES, VISDIAL, prepare
@@ -26,6 +27,7 @@ from symground.reports.comparisons.paper import markdown, tables
 from symground.reports.comparisons.paper_figures import figures
 from symground.reports.pages.study import summary
 from symground.reports.sections.parts import StudyResults
+from symground.running import BACKENDS
 from symground.training import Hardware, Optimization
 from symground.training.provenance import versions
 
@@ -62,12 +64,15 @@ class PaperSettings:
     hardware: tyro.conf.OmitArgPrefixes[Hardware] = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
-        if self.scale is not None and self.scale not in SCALES:
-            raise ValueError(f"scale: expected one of {', '.join(SCALES)}; got {self.scale!r}")
-        if not set(self.models) <= set(PRESETS):
-            raise ValueError(f"models: expected some of {', '.join(PRESETS)}; got {self.models}")
-        if self.steps is not None and self.steps < 4:
-            raise ValueError(f"steps: expected at least 4, got {self.steps}")
+        check_types(self)
+        if self.scale is not None:
+            choice("scale", self.scale, SCALES)
+        for model in self.models:
+            choice("models", model, PRESETS)
+        choice("backend", self.backend, BACKENDS)
+        for name, least in (("steps", 4), ("seeds", 1), ("threads", 1), ("jobs", 1)):
+            if getattr(self, name) is not None:
+                integer(name, getattr(self, name), least)
 
 
 def sweep_settings(recipe: str, settings: PaperSettings) -> SweepSettings:
@@ -76,8 +81,7 @@ def sweep_settings(recipe: str, settings: PaperSettings) -> SweepSettings:
     Raises:
         ValueError: an unknown recipe, or no scale on a machine without a GPU.
     """
-    if recipe not in RECIPES:
-        raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}; got {recipe!r}")
+    choice("recipe", recipe, RECIPES)
     scale = settings.scale or (STUDY if torch.cuda.is_available() else None)
     if scale is None:
         raise ValueError(

@@ -32,7 +32,7 @@ from symground.data.files import Limits
 from symground.data.scenes import GeneratedImagesSettings, add_image_scenes
 from symground.data.sequences import Shown, share_of
 from symground.data.words import IMAGE, normalized, noun_tokens, replace_words, shown
-from symground.errors import WrongUsageError
+from symground.errors import WrongUsageError, check_types, integer, number
 from symground.files import held, read_json, sync_all, write_json
 from symground.reports.formats import scene_share
 from symground.reports.pages.corpus import corpus_page
@@ -69,13 +69,11 @@ class CorpusSettings:
     limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        for name in ("min_word_count", "min_noun_count"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not 0 <= self.validation < 1:
-            raise ValueError(f"validation: expected a share from 0 to below 1, got {self.validation}")
-        if self.jobs is not None and self.jobs < 1:
-            raise ValueError(f"jobs: expected at least 1, got {self.jobs}")
+        check_types(self)
+        for name in ("min_word_count", "min_noun_count", "jobs"):
+            if getattr(self, name) is not None:
+                integer(name, getattr(self, name), 1)
+        number("validation", self.validation, "[0, 1)")
 
 
 #: The values of settings that are younger than some studies, for folders whose config.json lacks them.

@@ -20,6 +20,7 @@ from symground.analysis.results import TABLES, Table, partial_scores, read_table
 from symground.analysis.run import AnalysisSettings, analyze
 from symground.data import Corpus
 from symground.data.sequences import ImageSet, Shown
+from symground.errors import check_types, choice, integer
 from symground.files import checkpoint_steps, images_of, read_json, runs_of, study_of
 from symground.models import PRESETS, load_tokenizer
 from symground.recipes.prepare import GENERATED, PROBE_IMAGES, CorpusSettings, check_named, kind_of, prepare
@@ -51,12 +52,10 @@ class StudySettings(CorpusSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for model in self.models:
-            if model not in PRESETS:
-                raise ValueError(f"models: expected some of {', '.join(PRESETS)}; got {model!r}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads: expected at least 1, got {self.threads}")
-        if self.seeds < 1:
-            raise ValueError(f"seeds: expected at least 1, got {self.seeds}")
+            choice("models", model, PRESETS)
+        if self.threads is not None:
+            integer("threads", self.threads, 1)
+        integer("seeds", self.seeds, 1)
 
 
 @dataclass(frozen=True)
@@ -272,6 +271,9 @@ class Analyze:
     path: tyro.conf.Positional[str]
     """Folder of a study or of a run."""
     settings: tyro.conf.OmitArgPrefixes[AnalysisSettings] = field(default_factory=AnalysisSettings)
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
     def run(self) -> Path:
         return analyze_study(self.path, self.settings) / "results"

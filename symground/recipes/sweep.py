@@ -15,6 +15,7 @@ import tyro
 
 from symground.analysis.results import read_table
 from symground.analysis.run import AnalysisSettings, analyze, checkpoints_of
+from symground.errors import choice, integer
 from symground.files import checkpoint_steps, write_json, write_text
 from symground.recipes.dials import turned, values_of
 from symground.recipes.prepare import check_named, prepare
@@ -46,11 +47,9 @@ class SweepSettings(StudySettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.backend not in BACKENDS:
-            raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}; got {self.backend!r}")
+        choice("backend", self.backend, BACKENDS)
         for name in ("jobs", "checkpoints_per_job"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+            integer(name, getattr(self, name), 1)
         self.studies()
 
     def studies(self) -> dict[str, SweepSettings]:

@@ -89,5 +89,5 @@ def test_presets_are_seeded_and_leave_the_global_generator_alone(preset: str) ->
 
 
 def test_unknown_preset_lists_those_there_are() -> None:
-    with pytest.raises(ValueError, match=r"expected one of gpt2-4l, .*; got 'gpt5'"):
+    with pytest.raises(ValueError, match=r"preset: expected one of 'gpt2-4l', .*; got 'gpt5'"):
         create("gpt5", 50)

@@ -126,7 +126,10 @@ def test_an_option_without_its_values_is_refused(
 
 
 def test_a_recipe_is_one_where_the_corpus_stands(capsys: pytest.CaptureFixture[str]) -> None:
-    of_run, of_paper = "steps: expected more than 0, got 0", "scale: expected one of study, cpu; got 'tiny'"
+    of_run, of_paper = (
+        "steps: expected an integer of at least 1, got 0",
+        "scale: expected one of 'study', 'cpu'; got 'tiny'",
+    )
     assert says(["run", "generated", "--out", "paper-childes", "--steps", "0"], capsys).startswith(of_run)
     for before in ([], ["--jobs", "2"], ["--compile"], ["--models", "gpt2-4l", "--steps", "8"]):
         assert says(["run", *before, "paper-childes", "x", "--scale", "tiny"], capsys).startswith(of_paper)

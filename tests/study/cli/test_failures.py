@@ -78,8 +78,8 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
         message = fails(arguments, capsys, 2)
         assert message.startswith("symground: checkpoints: expected numbers, 'every N' or")
         assert len(message.splitlines()) == 1
-    assert "expected one of gpt2-4l" in fails(["train", "x", "--model", "gpt5"], capsys, 2)
-    assert "spans: expected numbers of at least 0" in fails(["analyze", "x", "--spans"], capsys, 2)
+    assert "expected one of 'gpt2-4l'" in fails(["train", "x", "--model", "gpt5"], capsys, 2)
+    assert "spans: expected at least one number" in fails(["analyze", "x", "--spans"], capsys, 2)
     assert "CORPUS: expected" in fails(["run"], capsys, 2)
 
 

@@ -143,13 +143,13 @@ def test_models_of_different_sizes_are_refused_before_anything_is_trained(tmp_pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"models": ("gpt5",)}, "models: expected some of gpt2-4l, .*; got"),
-        ({"models": ()}, "models: expected some of"),
+        ({"models": ("gpt5",)}, "models: expected one of 'gpt2-4l', .*; got 'gpt5'"),
+        ({"models": ()}, "models: expected at least one of"),
         ({"gaps": (0, 0)}, r"gaps: expected different numbers of at least 0, got \(0, 0\)"),
         ({"gaps": (-1,)}, "gaps: expected different numbers"),
-        ({"seeds": 0}, "seeds: expected at least 1, got 0"),
-        ({"jobs": 0}, "jobs: expected at least 1, got 0"),
-        ({"tolerance": -0.1}, "tolerance: expected at least 0, got -0.1"),
+        ({"seeds": 0}, "seeds: expected an integer of at least 1, got 0"),
+        ({"jobs": 0}, "jobs: expected an integer of at least 1, got 0"),
+        ({"tolerance": -0.1}, r"tolerance: expected a number in \[0, inf\], got -0.1"),
     ],
 )
 def test_bad_settings_are_named(changes: dict[str, Any], message: str) -> None:

@@ -63,7 +63,7 @@ def test_a_dial_of_images_is_turned_with_interventions(tmp_path: Path) -> None:
 def test_other_dials_turn_for_images_too() -> None:
     assert replace(TINY, dial="zipf").kind == "generated"
     assert replace(TINY, dial="zipf", scenes="images").kind == "generated-images"
-    with pytest.raises(ValueError, match="scenes: expected 'words' or 'images', got 'films'"):
+    with pytest.raises(ValueError, match="scenes: expected one of 'words', 'images'; got 'films'"):
         replace(TINY, scenes="films")
 
 

@@ -77,12 +77,12 @@ def test_what_failed_before_its_first_table_may_be_put_right(
 @pytest.mark.parametrize(
     ("message", "more"),
     [
-        ("draws: expected at least 1, got 0", ["--draws", "0"]),
-        ("checked: expected at least 1, got -1", ["--checked", "-1"]),
-        ("limit: expected at least 1, got 0", ["--limit", "0"]),
-        ("pictures: expected at least 0, got -2", ["--pictures", "-2"]),
-        ("batch_size: expected at least 1, got 0", ["--batch-size", "0"]),
-        ("threshold: expected a share in (0, 1], got 30.0", ["--threshold", "30"]),
+        ("draws: expected an integer of at least 1, got 0", ["--draws", "0"]),
+        ("checked: expected an integer of at least 1, got -1", ["--checked", "-1"]),
+        ("limit: expected an integer of at least 1, got 0", ["--limit", "0"]),
+        ("pictures: expected an integer of at least 0, got -2", ["--pictures", "-2"]),
+        ("batch_size: expected an integer of at least 1, got 0", ["--batch-size", "0"]),
+        ("threshold: expected a number in (0, 1], got 30.0", ["--threshold", "30"]),
         ("factors: expected at least one, got none", ["--factors"]),
     ],
 )

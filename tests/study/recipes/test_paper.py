@@ -167,16 +167,19 @@ def test_bad_input(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyte
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for arguments, said in (
         (["paper-childes", "x.cha"], "scale: the study's sizes need a GPU"),
-        (["paper-childes", "x.cha", "--scale", "tiny"], "scale: expected one of study, cpu; got 'tiny'"),
-        (["paper-childes", "x.cha", "--scale", "cpu", "--models", "gpt5"], "models: expected some of gpt2-4l"),
-        (["paper-childes", "x.cha", "--scale", "cpu", "--steps", "2"], "steps: expected at least 4, got 2"),
+        (["paper-childes", "x.cha", "--scale", "tiny"], "scale: expected one of 'study', 'cpu'; got 'tiny'"),
+        (["paper-childes", "x.cha", "--scale", "cpu", "--models", "gpt5"], "models: expected one of 'gpt2-4l'"),
+        (
+            ["paper-childes", "x.cha", "--scale", "cpu", "--steps", "2"],
+            "steps: expected an integer of at least 4, got 2",
+        ),
         (["paper-childes", "--scale", "cpu"], "corpus: expected paths after 'paper-childes', got none"),
         (["paper-childes", str(tmp_path / "none.cha"), "--scale", "cpu"], "none.cha does not exist"),
     ):
         assert main(["run", *arguments, "--out", str(tmp_path / "out")]) != 0
         assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match="recipe: expected one of paper-childes, .*; got 'paper-films'"):
+    with pytest.raises(ValueError, match="recipe: expected one of 'paper-childes', .*; got 'paper-films'"):
         sweep_settings("paper-films", PaperSettings(scale="cpu"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert sweep_settings("paper-childes", PaperSettings()).models[0] == "gpt2-4l-768"

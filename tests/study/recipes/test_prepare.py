@@ -120,9 +120,9 @@ def test_what_cannot_become_a_study_leaves_nothing(childes: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"validation": 1.0}, "validation: expected a share from 0 to below 1, got 1.0"),
-        ({"jobs": 0}, "jobs: expected at least 1, got 0"),
-        ({"min_word_count": 0}, "min_word_count: expected at least 1, got 0"),
+        ({"validation": 1.0}, r"validation: expected a number in \[0, 1\), got 1.0"),
+        ({"jobs": 0}, "jobs: expected an integer of at least 1, got 0"),
+        ({"min_word_count": 0}, "min_word_count: expected an integer of at least 1, got 0"),
     ],
 )
 def test_bad_settings_are_named(changes: dict[str, Any], message: str) -> None:
