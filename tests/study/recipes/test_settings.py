@@ -74,9 +74,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return type(value) in (int, float, np.int64) and not math.isnan(value)
     if get_origin(kind) is tuple:
         return isinstance(value, list) and _fits(value[0], get_args(kind)[0])
-    return {int: (int, np.int64), str: (str,), bool: (bool,), NoneType: (NoneType,)}.get(kind, ()).__contains__(
-        type(value)
-    )
+    return type(value) in {int: (int, np.int64), str: (str,), bool: (bool,), NoneType: (NoneType,)}.get(kind, ())
 
 
 def _made(name: str, **given: Any) -> Any:
