@@ -63,6 +63,36 @@ def test_later_arguments_are_named(tmp_path: Path, value: Any) -> None:
         data.write_questions(tmp_path / "q.jsonl", [value])
 
 
+#: Function → what comes before its numbers, flags and words.
+BEFORE: dict[str, tuple[Any, ...]] = {
+    "add_dialogues": (data.CorpusBuilder(), ["x"], data.DialogSettings()),
+    "add_transcripts": (data.CorpusBuilder(), ["x"], data.ChatSettings()),
+    "nouns_over_threshold": ({},), "pope_questions": ("x",), "read_questions": ("x",),
+}  # fmt: skip
+#: A number or a word → values out of its range.
+BEYOND: dict[str, tuple[Any, ...]] = {
+    "validation": (-0.1, 1.0), "jobs": (0,), "minimum": (-1,), "cue": ("other",), "strategy": ("other",),
+    "images": (0,), "per_image": (0, 3), "seed": (-1,), "least": (0,),
+}  # fmt: skip
+SCALARS = [
+    (name, parameter.name, str(parameter.annotation))
+    for name in FIRST
+    for parameter in list(inspect.signature(getattr(data, name)).parameters.values())[1:]
+    if parameter.annotation in ("int", "int | None", "float", "bool", "str")
+]
+
+
+@pytest.mark.parametrize(("name", "parameter", "kind"), SCALARS)
+def test_every_scalar_is_named(name: str, parameter: str, kind: str) -> None:
+    kinds = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}[kind.partition(" |")[0]]
+    wrong = [x for x in (*WRONG, True, "x") if type(x) not in kinds and (x is not None or "None" not in kind)]
+    if kind != "bool":
+        wrong += [float("nan"), *BEYOND[parameter]]
+    for value in wrong:
+        with pytest.raises(ValueError, match=rf"^{parameter}: expected .*got "):
+            getattr(data, name)(*BEFORE[name], **{parameter: value})
+
+
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings.__name__)
 def test_every_field_of_settings_refuses_every_wrong_type(settings: Any) -> None:
     """Right are only values of the field's type, an integer for a float, and None for an optional field."""

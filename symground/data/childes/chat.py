@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from symground.data.childes.main_tier import UNINTELLIGIBLE, Unpaired, form_of, spoken, unmarked
 from symground.data.words import UNKNOWN, WORD, env_tokens, lan, normalized, speaker
-from symground.errors import check_types, require
+from symground.errors import check_types, integer, require
 
 #: <bef>, <aft>, and written out: <before>, <after>
 _TIMING = re.compile(r"<\s*(bef|dur|aft)(?:ore|ing|er)?\b[^<>]*>", re.IGNORECASE)
@@ -51,8 +51,7 @@ class ChatSettings:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.min_env_tiers < 0:
-            raise ValueError(f"min_env_tiers: expected at least 0, got {self.min_env_tiers}")
+        integer("min_env_tiers", self.min_env_tiers, 0)
         for name, such in (("env_tiers", ("act", "sit")), ("speakers", ("CHI", "MOT"))):
             codes = getattr(self, name)
             if not all(map(_CODE.fullmatch, codes)):

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from symground import errors
 from symground.data.childes.chat import ChatSettings, Unreadable, decode, is_utf8, main_tiers, parse
 from symground.data.childes.workers import Died, Worker, workers
 from symground.data.files import LeftOut, Limits, file_names, files_in
 from symground.data.sequences import CorpusBuilder, share_of
-from symground.errors import ENDS, check_kind
+from symground.errors import ENDS, check_kind, flag, integer
 from symground.running import progress
 
 #: Bytes of transcripts that a process gets at once.
@@ -73,8 +74,8 @@ def add_transcripts(
     """
     check_kind(builder, CorpusBuilder, "builder")
     check_kind(settings, ChatSettings, "settings")
-    if not 0 <= validation < 1:
-        raise ValueError(f"validation: expected a share from 0 to below 1, got {validation}")
+    validation, strict = errors.number("validation", validation, "[0, 1)"), flag("strict", strict)
+    jobs = None if jobs is None else integer("jobs", jobs, 1)
     lemmas = {} if settings.lemmas in (None, "mor") else read_lemmas(settings.lemmas or "")
     left_out: LeftOut = []
     names = file_names(paths, ".cha", limits, left_out)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from symground.data.files.archives import PACKED, UNKNOWN, Refused, members
 from symground.data.files.archives import SUFFIXES as ARCHIVES
-from symground.errors import check_types
+from symground.errors import check_types, integer
 
 Suffix = str | tuple[str, ...]
 #: (name, why it is not read)
@@ -30,8 +30,7 @@ class Limits:
     def __post_init__(self) -> None:
         check_types(self)
         for name in ("max_file_mb", "max_unpack_ratio"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+            integer(name, getattr(self, name), 1)
 
 
 def file_names(

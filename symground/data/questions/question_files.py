@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from symground.data.files import parse_json
-from symground.errors import check_kind, check_path
+from symground.errors import check_kind, check_path, flag
 from symground.files import replacing
 
 # Text after the question does not matter, such as "Answer in one word." in files made for one model.
@@ -69,7 +69,7 @@ def read_questions(path: str | Path, images: str | Path | None = None, *, anywhe
         ValueError: a row lacks a field or has one of another form (names the file and the line, or the entry of a
             list), an image's name leads out of the folder, or there are no rows.
     """
-    path = check_path(path, "path")
+    path, anywhere = check_path(path, "path"), flag("anywhere", anywhere)
     if not path.is_file():
         raise FileNotFoundError(f"path: {path} does not exist")
     questions = []
@@ -84,7 +84,7 @@ def read_questions(path: str | Path, images: str | Path | None = None, *, anywhe
     if not questions:
         raise ValueError(f"path: no question in {path}")
     names = [question.image for question in questions]
-    found = _beside(path, names) if images is None else _inside(Path(images), names)
+    found = _beside(path, names) if images is None else _inside(check_path(images, "images"), names)
     return [replace(question, image=found[question.image]) for question in questions]
 
 

@@ -6,7 +6,6 @@ patches of its object show with noise. Other patches may show things that have n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from symground import errors
 from symground.data.files import create_array
 from symground.data.scenes.word_scenes import Family, GeneratedSettings
 from symground.data.sequences import CorpusBuilder, Shown
-from symground.errors import check_types
+from symground.errors import check_types, integer
 from symground.files import put_folder, write_json
 
 
@@ -43,8 +43,7 @@ class GeneratedImagesSettings:
     def __post_init__(self) -> None:
         check_types(self)
         for name in ("grid", "width", "size", "parts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+            integer(name, getattr(self, name), 1)
         if self.size > self.grid**2:
             raise ValueError(f"size: expected at most the {self.grid**2} patches of an image, got {self.size}")
         if not self.parts <= min(self.size, self.width):
@@ -53,10 +52,8 @@ class GeneratedImagesSettings:
                 f"got {self.parts}"
             )
         for name in ("clutter", "position"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
-        if not 0 <= self.noise < math.inf:
-            raise ValueError(f"noise: expected a number of at least 0, got {self.noise}")
+            errors.number(name, getattr(self, name), "[0, 1]")
+        errors.number("noise", self.noise, "[0, inf)")
 
     @property
     def patches(self) -> int:

@@ -7,7 +7,6 @@ talk about the objects (LAN). Sentences come from fixed pools: slots of high ent
 from __future__ import annotations
 
 import json
-import math
 import random
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -16,7 +15,7 @@ from typing import NamedTuple
 
 from symground.data.sequences import CorpusBuilder, share_of
 from symground.data.words import STUDY_NOUNS, TIERS, cdi_categories, env_tokens, lan_tokens, speaker
-from symground.errors import check_kind, check_types
+from symground.errors import check_kind, check_types, choice, integer, number
 
 ENV_POOL = (
     "picks up {}", "points to {}", "holds {} out to MOT", "reaches for {}", "plays with {}", "looks at {}",
@@ -84,29 +83,23 @@ class GeneratedSettings:
     def __post_init__(self) -> None:
         check_types(self)
         smallest = {
-            "scenes": 1, "nouns": 2, "max_objects": 1, "max_distractors": 0, "max_talk": 2, "scenes_per_document": 1,
+            "scenes": 1, "max_objects": 1, "max_distractors": 0, "max_talk": 2, "scenes_per_document": 1,
             "synonyms": 1, "homonyms": 1,
         }  # fmt: skip
         for name, low in smallest.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name}: expected at least {low}, got {getattr(self, name)}")
-        if self.gap is not None and self.gap < 0:
-            raise ValueError(f"gap: expected at least 0, got {self.gap}")
-        if self.nouns > len(STUDY_NOUNS):
-            raise ValueError(f"nouns: expected at most {len(STUDY_NOUNS)}, got {self.nouns}")
+            integer(name, getattr(self, name), low)
+        if self.gap is not None:
+            integer("gap", self.gap, 0)
+        integer("nouns", self.nouns, 2, len(STUDY_NOUNS))
         for name in ("background", "repeat", "unsupported", "silent_scenes", "talk_alone", "partner", "category_talk"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
+            number(name, getattr(self, name), "[0, 1]")
         if self.silent_scenes + self.talk_alone > 1:
             raise ValueError(
                 f"talk_alone: expected at most 1 - silent_scenes = {1 - self.silent_scenes:g}, got {self.talk_alone}"
             )
-        if not 0 <= self.unseen <= 0.5:
-            raise ValueError(f"unseen: expected a share from 0 to 0.5, got {self.unseen}")
-        if not math.isfinite(self.zipf):
-            raise ValueError(f"zipf: expected a number, got {self.zipf}")
-        if self.cue not in TIERS:
-            raise ValueError(f"cue: expected 'env' or 'lan', got {self.cue!r}")
+        number("unseen", self.unseen, "[0, 0.5]")
+        number("zipf", self.zipf)
+        choice("cue", self.cue, TIERS)
         if -(-self.nouns // self.homonyms) < 2:
             raise ValueError(
                 f"homonyms: expected at most {self.nouns - 1}, so that two words are left, got {self.homonyms}"

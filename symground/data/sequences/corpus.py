@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from symground.data.sequences.image_set import ImageSet
 from symground.display import as_table, as_text
-from symground.errors import check_path, errors_named
+from symground.errors import check_path, choice, errors_named
 from symground.files import images_of, read_json, write_json
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Corpus:
             if not path.is_file():
                 raise FileNotFoundError(f"{folder} is not a corpus folder: {path} is missing")
         tokens, documents, starts = map(_load_array, needed[:3])
-        statistics = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
+        statistics = read_json(folder / "statistics.json")
         images, shown = None, {}
         place = images_of(folder)
         if place is not None:
@@ -104,8 +104,7 @@ class Corpus:
         """
         count = len(self.documents) - 1
         first = self.statistics.get("splits", {}).get("train", count)
-        if split not in ("train", "validation"):
-            raise ValueError(f"split: expected 'train' or 'validation', got {split!r}")
+        choice("split", split, ("train", "validation"))
         if split == "validation" and first == count:
             raise ValueError("split: no document of this corpus was kept for validation (--validation)")
         low, high = (0, first) if split == "train" else (first, count)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from symground.data.files import files_in, json_field, json_typed, parse_json
 from symground.data.words import env_tokens, lan_tokens, speaker, words_in
-from symground.errors import check_types
+from symground.errors import check_types, integer
 
 #: The speakers: of the caption, of questions, of answers.
 CAPTION, QUESTION, ANSWER = "CAP", "QUE", "ANS"
@@ -35,8 +35,8 @@ class DialogSettings:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.rounds is not None and self.rounds < 1:
-            raise ValueError(f"rounds: expected at least 1, got {self.rounds}")
+        if self.rounds is not None:
+            integer("rounds", self.rounds, 1)
 
 
 class Dialogue(NamedTuple):

@@ -7,11 +7,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 
+from symground import errors
 from symground.data.files import LeftOut, Limits, file_names, files_in
 from symground.data.sequences import CorpusBuilder, ImageSet, image_key, share_of
 from symground.data.visdial.dialogue_files import DialogSettings, coco_captions, dialogue_of, entries_of
 from symground.data.words import words_in
-from symground.errors import check_kind
+from symground.errors import check_kind, flag
 from symground.running import progress
 
 
@@ -41,8 +42,7 @@ def add_dialogues(
     """
     check_kind(builder, CorpusBuilder, "builder")
     check_kind(settings, DialogSettings, "settings")
-    if not 0 <= validation < 1:
-        raise ValueError(f"validation: expected a share from 0 to below 1, got {validation}")
+    validation, strict = errors.number("validation", validation, "[0, 1)"), flag("strict", strict)
     captions = {} if settings.captions is None else coco_captions(settings.captions)
     image_set = None if settings.images is None else ImageSet.load(settings.images)
     numbers = None if image_set is None else image_set.numbers()

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from symground.data.words.tokens import IMAGE, TIERS, lan, shown
-from symground.errors import check_kind, check_path
+from symground.errors import check_kind, check_path, choice, integer
 
 STUDY_NOUNS: tuple[str, ...] = tuple(
     (files("symground.data") / "resources" / "nouns.txt").read_text(encoding="utf-8").split()
@@ -136,6 +136,7 @@ def nouns_over_threshold(
         ValueError: fewer than two nouns pass, so no mismatch can be formed; names the nouns that come closest.
     """
     check_kind(counts, Mapping, "counts")
+    minimum, cue = integer("minimum", minimum, 0), choice("cue", cue, (*TIERS, IMAGE))
     tokens = noun_tokens(nouns, spoken, cue)
     smaller = {noun: min(counts.get(token, 0) for token in both) for noun, both in tokens.items()}
     passed = [noun for noun in nouns if smaller[noun] >= minimum]

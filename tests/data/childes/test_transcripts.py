@@ -146,9 +146,9 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"1 could not be read, the first: b\.cha, line 1: expected a speaker's code"):
         read(tmp_path)
     for share in (-0.1, 1.0):
-        with pytest.raises(ValueError, match="validation: expected a share from 0 to below 1"):
+        with pytest.raises(ValueError, match=r"validation: expected a number in \[0, 1\)"):
             read(tmp_path, validation=share)
-    with pytest.raises(ValueError, match="min_env_tiers: expected at least 0, got -1"):
+    with pytest.raises(ValueError, match="min_env_tiers: expected an integer of at least 0, got -1"):
         ChatSettings(min_env_tiers=-1)
 
 

@@ -185,7 +185,7 @@ def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=rf"{name} has 3 MB, above the limit of 2 MB \(--max-file-mb\)"):
             file_names([path], ".cha", Limits(max_file_mb=2))
         assert len(file_names([path], ".cha")) == 1
-    with pytest.raises(ValueError, match="max_file_mb: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_file_mb: expected an integer of at least 1, got 0"):
         Limits(max_file_mb=0)
 
 

@@ -105,7 +105,7 @@ def test_the_default_corpus_has_not_changed() -> None:
     built = build()
     digest = hashlib.sha256(np.ascontiguousarray(built.tokens, dtype=np.int64).tobytes()).hexdigest()
     assert digest == "835d8d8286172596980bdd3ecc01c77e8075f7a1e27f59eecaff46c4edf6d788"
-    with pytest.raises(ValueError, match="gap: expected at least 0, got -1"):
+    with pytest.raises(ValueError, match="gap: expected an integer of at least 0, got -1"):
         GeneratedSettings(gap=-1)
 
 
@@ -147,7 +147,7 @@ def test_a_spoken_scene_has_no_env_word_and_the_same_distances() -> None:
     differing = {(a, b) for x, y in zip(as_lan, spoken, strict=True) for a, b in zip(x, y, strict=True) if a != b}
     assert all(b == a.replace(":<LAN>", ":<ENV>") for a, b in differing)
     assert not any(nouns_in(scene, "ENV") for scene in spoken)
-    with pytest.raises(ValueError, match="cue: expected 'env' or 'lan', got 'x'"):
+    with pytest.raises(ValueError, match="cue: expected one of 'env', 'lan'; got 'x'"):
         GeneratedSettings(cue="x")
 
 
@@ -199,5 +199,5 @@ def test_unseen_pairs_never_occur_and_others_do() -> None:
         settings = GeneratedSettings(unseen=share)
         left_out = [not occurs(settings, noun, f"sentence {i} {{}}") for noun in STUDY_NOUNS for i in range(30)]
         assert np.mean(left_out) == pytest.approx(share, abs=0.05)
-    with pytest.raises(ValueError, match="unseen: expected a share from 0 to 0.5, got 0.9"):
+    with pytest.raises(ValueError, match=r"unseen: expected a number in \[0, 0.5\], got 0.9"):
         GeneratedSettings(unseen=0.9)

@@ -64,7 +64,7 @@ def test_parts_are_the_documents_for_training_and_for_validation() -> None:
     assert whole.part("train").tokens.tolist() == whole.tokens.tolist()
     with pytest.raises(ValueError, match="no document of this corpus was kept for validation"):
         whole.part("validation")
-    with pytest.raises(ValueError, match="split: expected 'train' or 'validation', got 'test'"):
+    with pytest.raises(ValueError, match="split: expected one of 'train', 'validation'; got 'test'"):
         whole.part("test")
 
 

@@ -51,7 +51,7 @@ def test_positions_in_a_part_count_from_its_first_token() -> None:
         assert part.documents.tolist() == bounds.tolist()
         segments = [len(segment) for document in of_split for segment in document]
         assert part.starts.tolist() == np.cumsum([0, *segments[:-1]]).tolist()
-    with pytest.raises(ValueError, match="split: expected 'train' or 'validation', got 'test'"):
+    with pytest.raises(ValueError, match="split: expected one of 'train', 'validation'; got 'test'"):
         corpus.part("test")
 
 

@@ -68,7 +68,7 @@ def test_settings_and_archives(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.write(path, "x/plain.json")
     assert read(tmp_path / "a.zip")[0] == read(path)[0]
-    with pytest.raises(ValueError, match="rounds: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="rounds: expected an integer of at least 1, got 0"):
         DialogSettings(rounds=0)
 
 

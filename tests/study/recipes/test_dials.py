@@ -130,7 +130,7 @@ def test_the_summary_by_hand() -> None:
     [
         ({"dial": "volume"}, "dial: expected one of gap, .*; got 'volume'"),
         ({"dial": "gap", "values": ("many",)}, "values: expected int for gap, got"),
-        ({"dial": "unseen", "values": ("0.9",)}, "unseen: expected a share from 0 to 0.5"),
+        ({"dial": "unseen", "values": ("0.9",)}, r"unseen: expected a number in \[0, 0.5\]"),
         ({"dial": "gap", "values": ("1", "1")}, "values: expected different ones"),
     ],
 )

@@ -93,7 +93,7 @@ def test_a_training_that_fails_is_told_and_the_others_are_analysed(
         (("colour=red",), "dial: expected one of gap, .*; got 'colour'"),
         (("gap=wide",), r"values: expected int for gap, got \('wide',\)"),
         (("zipf=0.5,x",), "values: expected float for zipf"),
-        (("cue=both",), "cue: expected 'env' or 'lan', got 'both'"),
+        (("cue=both",), "cue: expected one of 'env', 'lan'; got 'both'"),
     ],
 )
 def test_dials_that_do_not_parse_are_refused(dials: tuple[str, ...], message: str) -> None:
