@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from symground import errors
+from symground.errors import choice as choice
 from symground.errors import flag as flag
 
 #: The dtypes that the ops compute with. Other floating-point types (float8) are for storage: torch has no arithmetic.

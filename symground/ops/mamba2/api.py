@@ -156,8 +156,7 @@ def causal_conv1d(
         if value is not None:
             check.is_floating(name, value)
             check.matches(name, value, "x", x, dtype=False)
-    if activation not in ("silu", None):
-        raise ValueError(f"activation: expected 'silu' or None, got {activation!r}")
+    check.choice("activation", activation, ("silu", None))
     run = choose("causal_conv1d", IMPLEMENTATIONS, impl, x, weight)
     y: Tensor = run(x, weight, bias, initial_state, activation)
     return y

@@ -145,8 +145,7 @@ def linear_cross_entropy(
     check.has_shape("targets", targets, "N", (hidden.shape[0],))
     targets = check.integers("targets", targets)
     check.matches("targets", targets, "hidden", hidden, dtype=False)
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
+    check.choice("reduction", reduction, ("mean", "sum"))
     ignore_index = check.integer("ignore_index", ignore_index)
     known = (targets == ignore_index) | ((targets >= 0) & (targets < weight.shape[0]))
     sizes = {"V": weight.shape[0], "ignore_index": ignore_index}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any
 
@@ -21,6 +22,7 @@ NUMBERS = {
     "causal": "True or False", "signed": "True or False", "with_matrix_total": "True or False",
     "return_state": "True or False",
 }  # fmt: skip
+WORDS = ("impl", "activation", "reduction")
 
 
 @every_op
@@ -56,6 +58,28 @@ def test_a_number_that_does_not_fit_is_named(op: str) -> None:
             more = {"causal": True} if n == "window" else {}
             with pytest.raises(ValueError, match=rf"^{n}: expected {kind.replace('a number', 'a (finite )?number')}"):
                 call(case, "cpu", **{n: value}, **more)
+
+
+def test_every_number_flag_and_word_is_tried() -> None:
+    """``dt_limit`` is tried in tests/ops/mamba2."""
+    kinds = ("int", "int | None", "float", "float | None", "bool", "str", "str | None")
+    found = {
+        parameter.name
+        for op in OPS
+        for parameter in inspect.signature(getattr(ops, op)).parameters.values()
+        if parameter.annotation in kinds
+    }
+    assert found == NUMBERS.keys() | set(WORDS)
+
+
+@every_op
+def test_a_word_that_does_not_fit_is_named(op: str) -> None:
+    case = draw(op, 3, dtype=F32, layouts=False)
+    for n in WORDS:
+        if n in inspect.signature(getattr(ops, op)).parameters:
+            for value in ("other", "", 3, True, [case.given.get(n)], b"cpu", torch.tensor(1), np.array(["a", "b"])):
+                with pytest.raises(ValueError, match=rf"^{n}: .*got "):
+                    call(case, **{"impl": "cpu", n: value})
 
 
 @every_op
