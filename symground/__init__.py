@@ -1,6 +1,7 @@
 """symground: how symbol grounding emerges in language models, at flash-attention cost.
 
 ``from symground import ops`` needs only torch and numpy; every other name below imports its module on first use.
+An argument of a wrong type or out of its range raises a ValueError that begins with its name.
 """
 
 from __future__ import annotations
