@@ -7,6 +7,7 @@ torch.library from them. A compiled graph keeps each of these ops whole. Salienc
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -76,15 +77,7 @@ class Ops(NamedTuple):
 
 def register(impl: str, backend: Backend, refuses: Callable[[Tensor], Exception | None], cpu_only: bool = False) -> Ops:
     """Register ``backend`` as ``symground::attention_<impl>`` and its companions."""
-
-    def op(
-        name: str, kernel: Callable[..., Any], takes: list[Any], results: Callable[..., Any], returns: int = 1,
-        is_empty: Callable[..., bool] = _is_empty, derivative: Derivative | None = None,
-    ) -> Op:  # fmt: skip
-        return Op(
-            name, impl, kernel, takes, results, returns=returns, cpu_only=cpu_only, is_empty=is_empty,
-            derivative=derivative,
-        )  # fmt: skip
+    op = partial(Op, impl=impl, cpu_only=cpu_only, is_empty=_is_empty)
 
     def without_probes(
         q: Tensor, k: Tensor, v: Tensor, probes: GradientProbes, mixing: Mixing
@@ -94,11 +87,16 @@ def register(impl: str, backend: Backend, refuses: Callable[[Tensor], Exception 
     qkv = ["Tensor q", "Tensor k", "Tensor v"]
     after = [*qkv, "Tensor grad_out", "Tensor lse", Mixing]
     taken = ["Tensor grad_out", *qkv, "Tensor out", "Tensor lse", Mixing, "bool of_qkv", "bool saliency", Groups]
-    backward = op("attention_backward", backend.gradients, taken, _gradients, 5, lambda _, q, k, *rest: _is_empty(q, k))
+    backward = op(
+        "attention_backward", backend.gradients, taken, _gradients, returns=5,
+        is_empty=lambda _, q, k, *rest: _is_empty(q, k),
+    )  # fmt: skip
     derivative = Derivative(_keep, lambda ctx, needs, grad_out, _: _through(backward, ctx, needs, grad_out))
-    forward = op("attention", without_probes, [*qkv, GradientProbes, Mixing], _outputs, 2, derivative=derivative)
+    forward = op(
+        "attention", without_probes, [*qkv, GradientProbes, Mixing], _outputs, returns=2, derivative=derivative
+    )
     saliency = op("attention_saliency", backend.saliency, [*after, "bool signed"], _saliency)
-    flow = op("attention_flow", backend.flow, [*after, Groups, "bool matrix_total"], _flow, 3)
+    flow = op("attention_flow", backend.flow, [*after, Groups, "bool matrix_total"], _flow, returns=3)
     rows = op(
         "attention_saliency_rows", backend.rows, [*after, "Tensor rows"], _rows,
         is_empty=lambda q, k, *rest: _is_empty(q, k) or rest[-1].numel() == 0,

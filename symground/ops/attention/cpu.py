@@ -43,7 +43,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, T
         if part.valid is not None:
             empty = ~part.valid.any(-1)  # the flash kernel gives these rows a log-sum-exp of 0
             o, m = o.masked_fill(empty[..., None], 0.0), m.masked_fill(empty, float("-inf"))
-        if o.shape == q.shape:  # the only part: nothing to put max_examples
+        if o.shape == q.shape:  # the only part: nothing to put together
             out, lse = o, m
             break
         out, lse = _unseeing(q) if out is None or lse is None else (out, lse)

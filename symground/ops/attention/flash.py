@@ -17,6 +17,7 @@ from symground.ops.attention.triton import backend as triton_backend
 from symground.ops.common import needs
 from symground.ops.common.flow import Groups
 from symground.ops.common.tensors import adjacent, with_positive_scale
+from symground.ops.gate.reference import plain
 
 
 def refuses(like: Tensor) -> Exception | None:
@@ -119,7 +120,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, T
     q, scale = with_positive_scale(q, mixing.scale_of(q))
     out, lse = flash().forward(q, k, v, mixing.causal, scale, mixing.window)
     # These kernels return +inf for rows that see no key.
-    return mixing.gated(out).contiguous(), lse.masked_fill(lse == float("inf"), float("-inf")).contiguous()
+    return _gated(out, mixing.gate).contiguous(), lse.masked_fill(lse == float("inf"), float("-inf")).contiguous()
 
 
 def _backward(
@@ -128,14 +129,19 @@ def _backward(
 ) -> Gradients:  # fmt: skip
     gate, scale = mixing.gate, mixing.scale_of(q)
     if gate is not None:  # these kernels need the output that belongs to their gradient: the ungated one
-        out = mixing._replace(gate=torch.where(gate == 0, 0.0, 1 / gate)).gated(out)
+        out = _gated(out, torch.where(gate == 0, 0.0, 1 / gate))
     finite = lse.masked_fill(lse.isneginf(), float("inf"))
     given, positive = with_positive_scale(q, scale)
-    grad = mixing.gated(grad_out)
+    grad = _gated(grad_out, gate)
     dq, dk, dv = flash().backward(grad, given, k, v, out, finite, mixing.causal, positive, mixing.window)
     if scale <= 0:  # undo what with_positive_scale did to q
         dq = -dq if scale else dq * 0
     return Gradients(dq.contiguous(), dk.contiguous(), dv.contiguous(), None, None)
+
+
+def _gated(x: Tensor, gate: Tensor | None) -> Tensor:
+    """x [B,H,T,D] times a gate that is checked already."""
+    return x if gate is None else plain(x.transpose(1, 2), gate, None).transpose(1, 2)
 
 
 backend = triton_backend._replace(forward=_forward, backward=_backward)

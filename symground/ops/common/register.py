@@ -16,7 +16,8 @@ from torch import Tensor
 
 from symground.ops.common.tensors import without_autocast
 
-_library = torch.library.Library("symground", "FRAGMENT")
+#: The library of each op, so that an op can be defined again when its module is imported again.
+_libraries: dict[str, torch.library.Library] = {}
 
 
 def define(
@@ -27,10 +28,14 @@ def define(
 
     ``torch.library.custom_op`` would do the same, but its checks at each call take longer than a small op.
     """
-    _library.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, run, "CPU" if cpu_only else "CompositeExplicitAutograd")
-    torch.library.register_fake(f"symground::{name}", fake, lib=_library)
-    torch.library.register_autograd(f"symground::{name}", backward, setup_context=setup_context, lib=_library)
+    if name in _libraries:
+        _libraries.pop(name)._destroy()
+    library = _libraries[name] = torch.library.Library("symground", "FRAGMENT")
+    library.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    # Without disable, torch.compile traces into the kernel of an op that is called from a frame that it skips.
+    library.impl(name, torch.compiler.disable(run), "CPU" if cpu_only else "CompositeExplicitAutograd")
+    torch.library.register_fake(f"symground::{name}", fake, lib=library)
+    torch.library.register_autograd(f"symground::{name}", backward, setup_context=setup_context, lib=library)
     return getattr(torch.ops.symground, name).default
 
 
@@ -57,8 +62,8 @@ class Op:
     """
 
     def __init__(
-        self, op: str, impl: str, kernel: Callable[..., Any], takes: Sequence[Any], results: Callable[..., Any],
-        *, returns: int = 1, cpu_only: bool = False, is_empty: Callable[..., bool] | None = None,
+        self, op: str, kernel: Callable[..., Any], takes: Sequence[Any], results: Callable[..., Any], *, impl: str,
+        returns: int = 1, cpu_only: bool = False, is_empty: Callable[..., bool] | None = None,
         derivative: Derivative | None = None,
     ) -> None:  # fmt: skip
         """Register a kernel.

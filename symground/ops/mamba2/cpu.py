@@ -90,10 +90,11 @@ def _keep(ctx: Any, output: tuple[Tensor, Tensor], layer: Layer) -> None:
 
 
 _inner_backward = Op(
-    "mamba2_inner_backward", "cpu", _backward, ["Tensor grad", "Tensor y", Layer], _gradients, returns=7, cpu_only=True,
+    "mamba2_inner_backward", _backward, ["Tensor grad", "Tensor y", Layer], _gradients, impl="cpu", returns=7,
+    cpu_only=True,
 )  # fmt: skip
 _inner = Op(
-    "mamba2_inner", "cpu", _forward, [Layer], _outputs, returns=2, cpu_only=True,
+    "mamba2_inner", _forward, [Layer], _outputs, returns=2, impl="cpu", cpu_only=True,
     derivative=Derivative(
         _keep, lambda ctx, needs, grad, _: ((*_inner_backward(grad, *saved(ctx)), None, None, None, None),)
     ),

@@ -87,11 +87,11 @@ def _zeros(
 
 _TAKES = ["Tensor x", "Tensor weight", "Tensor? bias", "Tensor? initial_state", "bool silu"]
 _gradients = Op(
-    "causal_conv1d_backward", "cpu", _backward, ["Tensor grad", *_TAKES], _zeros, returns=3, cpu_only=True,
+    "causal_conv1d_backward", _backward, ["Tensor grad", *_TAKES], _zeros, returns=3, impl="cpu", cpu_only=True,
     is_empty=lambda grad, *rest: grad.numel() == 0,
 )  # fmt: skip
 _convolution = Op(
-    "causal_conv1d", "cpu", _forward, _TAKES, _outputs, cpu_only=True, is_empty=lambda x, *rest: x.numel() == 0,
+    "causal_conv1d", _forward, _TAKES, _outputs, impl="cpu", cpu_only=True, is_empty=lambda x, *rest: x.numel() == 0,
     derivative=Derivative(
         lambda ctx, output, *inputs: save(ctx, *inputs),
         lambda ctx, needs, grad: (*_gradients(grad, *saved(ctx)), None, None),

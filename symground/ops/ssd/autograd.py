@@ -9,6 +9,7 @@ saliency and flow take quadratic time, so the backward pass of SSD cannot give t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -65,31 +66,28 @@ class Ops(NamedTuple):
 
 def register(impl: str, backend: Backend, refuses: Callable[[Tensor], Exception | None], cpu_only: bool = False) -> Ops:
     """Register ``backend`` as ``symground::ssd_<impl>`` and its companions."""
-
-    def op(
-        name: str, kernel: Callable[..., Any], takes: list[Any], results: Callable[..., Any], returns: int = 1,
-        is_empty: Callable[..., bool] | None = lambda scan, *rest: scan.x.numel() == 0,
-        derivative: Derivative | None = None,
-    ) -> Op:  # fmt: skip
-        return Op(
-            name, impl, kernel, takes, results, returns=returns, cpu_only=cpu_only, is_empty=is_empty,
-            derivative=derivative,
-        )  # fmt: skip
+    op = partial(Op, impl=impl, cpu_only=cpu_only)
 
     backward = op(
         "ssd_backward", backend.backward, ["Tensor grad_y", "Tensor? grad_state", Scan, "Tensor? initial_state"],
-        _gradients, 6, lambda _grad_y, _grad_state, scan, *rest: scan.x.numel() == 0,
+        _gradients, returns=6, is_empty=lambda _grad_y, _grad_state, scan, *rest: _is_empty(scan),
     )  # fmt: skip
     forward = op(
-        "ssd", backend.forward, [Scan, "Tensor? initial_state"], _outputs, 2,
+        "ssd", backend.forward, [Scan, "Tensor? initial_state"], _outputs, returns=2, is_empty=_is_empty,
         derivative=Derivative(_keep, lambda ctx, needs, *grads: _through(backward, ctx, *grads)),
     )  # fmt: skip
-    saliency = op("ssd_saliency", backend.saliency, [Scan, "Tensor grad_y", "bool signed"], _saliency)
-    flow = op("ssd_flow", backend.flow, [Scan, "Tensor grad_y", Groups, "bool matrix_total"], _flow, 3)
+    saliency = op(
+        "ssd_saliency", backend.saliency, [Scan, "Tensor grad_y", "bool signed"], _saliency, is_empty=_is_empty
+    )
+    flow = op(
+        "ssd_flow", backend.flow, [Scan, "Tensor grad_y", Groups, "bool matrix_total"], _flow, returns=3,
+        is_empty=_is_empty,
+    )  # fmt: skip
     probed = op(
         "ssd_probed", lambda y, *_: y.clone(), ["Tensor y", Scan, GradientProbes], lambda y, *_: torch.empty_like(y),
-        1, None,
-        Derivative(_keep_probes, lambda ctx, needs, grad_y: _through_probes(saliency, flow, ctx, needs, grad_y)),
+        derivative=Derivative(
+            _keep_probes, lambda ctx, needs, grad_y: _through_probes(saliency, flow, ctx, needs, grad_y)
+        ),
     )  # fmt: skip
 
     def run(scan: Scan, initial_state: Tensor | None, probes: GradientProbes) -> tuple[Tensor, Tensor]:
@@ -108,6 +106,10 @@ def register(impl: str, backend: Backend, refuses: Callable[[Tensor], Exception 
 
 
 # The ops' results where there is nothing to read.
+
+
+def _is_empty(scan: Scan, *rest: Any) -> bool:
+    return scan.x.numel() == 0
 
 
 def _outputs(scan: Scan, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ of torch.library from them. None of them materialises the N·V logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -55,30 +56,21 @@ class Ops(NamedTuple):
 
 def register(impl: str, backend: Backend, refuses: Callable[[Tensor], Exception | None], cpu_only: bool = False) -> Ops:
     """Register ``backend`` as ``symground::candidate_surprisal_<impl>`` and its companions."""
-
-    def op(
-        name: str, kernel: Callable[..., Any], takes: list[str], results: Callable[..., Any], returns: int,
-        is_empty: Callable[..., bool] = lambda hidden, weight, *rest: not (len(hidden) and len(weight)),
-        derivative: Derivative | None = None,
-    ) -> Op:  # fmt: skip
-        return Op(
-            name, impl, kernel, takes, results, returns=returns, cpu_only=cpu_only, is_empty=is_empty,
-            derivative=derivative,
-        )  # fmt: skip
+    op = partial(Op, impl=impl, cpu_only=cpu_only, is_empty=_is_empty)
 
     backward = op(
         "candidate_surprisal_backward", backend.backward,
-        ["Tensor grad", *_HEAD, "Tensor candidates", "Tensor lse", *_OF], _gradients, 3,
-        lambda _grad, hidden, weight, *rest: not (len(hidden) and len(weight)),
+        ["Tensor grad", *_HEAD, "Tensor candidates", "Tensor lse", *_OF], _gradients, returns=3,
+        is_empty=lambda _grad, *rest: _is_empty(*rest),
     )  # fmt: skip
     forward = op(
-        "candidate_surprisal", backend.forward, [*_HEAD, "Tensor candidates"], _outputs, 2,
+        "candidate_surprisal", backend.forward, [*_HEAD, "Tensor candidates"], _outputs, returns=2,
         derivative=Derivative(_keep, lambda ctx, needs, grad, _: _through(backward, ctx, needs, grad)),
     )  # fmt: skip
     loss = None
     if backend.loss is not None:
         loss = op(
-            "linear_cross_entropy", backend.loss, [*_HEAD, "Tensor targets", *_OF], _loss, 4,
+            "linear_cross_entropy", backend.loss, [*_HEAD, "Tensor targets", *_OF], _loss, returns=4,
             derivative=Derivative(_keep_gradients, lambda ctx, needs, grad, *_: _through_loss(ctx, grad)),
         )  # fmt: skip
 
@@ -107,6 +99,10 @@ def register(impl: str, backend: Backend, refuses: Callable[[Tensor], Exception 
 
 
 # The ops' results where there is nothing to read: no row, or no vocabulary.
+
+
+def _is_empty(hidden: Tensor, weight: Tensor, *rest: Any) -> bool:
+    return not (len(hidden) and len(weight))
 
 
 def _outputs(hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from symground import ops
 from symground.ops.attention import cpu, triton
 from symground.ops.attention.mixing import Mixing
 from symground.ops.common.flow import NO_GROUPS
+from symground.ops.common.register import define
 from symground.ops.vocabulary import cpu as vocabulary_cpu
 
 registered_impl = pytest.mark.parametrize(
@@ -55,6 +56,38 @@ def test_compiles_without_a_graph_break(impl: str) -> None:
     flow(probes[0]).backward()
     torch.compile(flow, fullgraph=True, backend="aot_eager")(probes[1]).backward()
     torch.testing.assert_close(probes[0].grad, probes[1].grad)
+
+
+def test_a_kernel_is_not_compiled_where_its_op_is_called_from_a_frame_that_is_skipped() -> None:
+    torch.manual_seed(0)
+    q, k, v, grad = (torch.randn(2, 4, 9, 8) for _ in range(4))
+    _, lse = ops.attention(q, k, v)
+    arguments = (q, k, v, grad, lse, True, 8**-0.5, None, None, None, torch.tensor([[4], [3]]))
+
+    def run() -> Tensor:
+        for _ in range(1):  # a graph break within a loop: the frame runs as it is, and those below it are compiled
+            torch._dynamo.graph_break()
+            found: Tensor = torch.ops.symground.attention_saliency_rows_cpu(*arguments)
+        return found
+
+    graphs: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+        graphs.append(graph.code)
+        return graph.forward
+
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(run, backend=backend)(), run())
+    assert not graphs
+
+
+def test_an_op_can_be_defined_again() -> None:
+    """As when a module is imported again after its import was interrupted, in a notebook for example."""
+    for factor in (2.0, 3.0):
+        op = define(
+            "defined_twice", "(Tensor x) -> Tensor", lambda x, by=factor: x * by, torch.empty_like, lambda ctx, g: g
+        )
+        assert float(op(torch.ones(()))) == factor
 
 
 @registered_impl
