@@ -1,4 +1,4 @@
-"""The files of the package that a call enters, in order, and how often control passes between them.
+"""The files of the package that a call enters, in order, and how often the next call is in another file.
 
     python tools/entered.py trace                       # sg.trace of a GPT-2 of two layers with random weights
     python tools/entered.py attention triton            # ops.attention by an implementation, here in the interpreter
@@ -18,7 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # behind PYTHONPATH
+if "PYTHONPATH" not in os.environ:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 if "triton" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
@@ -73,7 +74,7 @@ def main() -> None:
     for text, these in (("all", calls), ("above ops", above)):
         files, functions = dict.fromkeys(path for path, _ in these), dict.fromkeys(these)
         passes = sum(a[0] != b[0] for a, b in pairwise(these))
-        print(f"{text}: {len(files)} files, {len(functions)} functions, control passes between files {passes} times")
+        print(f"{text}: {len(files)} files, {len(functions)} functions, the next call in another file {passes} times")
     print(*(f"  {path}" for path in dict.fromkeys(path for path, _ in calls)), sep="\n")
 
 
