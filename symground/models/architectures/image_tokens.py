@@ -46,7 +46,7 @@ class PatchEmbedding(nn.Embedding):
             if bool((input >= self.num_embeddings).any()):
                 raise ValueError(
                     f"input_ids: id {int(input.max())} is a patch beyond the vocabulary of {self.num_embeddings}, and "
-                    "the model has no images; symground.models.set_images(model, features) gives it some"
+                    "the model has no images; symground.models.set_images(model, features) sets them"
                 )
             return super().forward(input)
         is_patch = input >= self.num_embeddings

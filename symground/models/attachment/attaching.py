@@ -77,7 +77,7 @@ def attach(model: M) -> M:
             model.set_attn_implementation(_of_decoder(model))
         check_in_use(model, found, "takes no attention function of transformers")
         _check_numbers(model, found)
-        check_layers(model, found, "do not stand in the order of their numbers (layer_idx)")
+        check_layers(model, found, "are not in the order of their numbers (layer_idx)")
         if not again:
             object.__setattr__(model, _BEFORE, _Before(before, hook_calls(model)))
         fuse_gelu(model.get_decoder())

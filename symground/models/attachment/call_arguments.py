@@ -44,7 +44,7 @@ def _check_call(module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str
             if not isinstance(mixer.module, MambaMixer) and not mixer.tap.idle:
                 raise ValueError(
                     f"model: its attention was set to {implementation!r} within a block that silences or traces heads "
-                    f"of layer {mixer.layer}, and would pass the block by; leave the block first"
+                    f"of layer {mixer.layer}, and would ignore the block; leave the block first"
                 )
 
 

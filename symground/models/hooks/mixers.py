@@ -85,7 +85,8 @@ class Tap:
         if later.gate is not None:
             if gate is not None and gate.ndim == later.gate.ndim == 2 and len(gate) != len(later.gate):
                 raise ValueError(
-                    f"heads: silenced in {len(later.gate)} examples each its own, within a block for {len(gate)}"
+                    f"heads: each of {len(later.gate)} examples has its own silenced heads, within a block for "
+                    f"{len(gate)}"
                 )
             if replaced:  # the replacement of a head is silenced too
                 replaced = (*replaced, Replacement(later.gate))
@@ -95,7 +96,7 @@ class Tap:
         for name in _ONCE:
             ours, theirs = getattr(self, name), getattr(later, name)
             if ours is not None and theirs is not None:
-                raise ValueError(f"model: a layer is asked for two of {name} at once; one block at a time may ask")
+                raise ValueError(f"model: two blocks set {name} of one layer; only one may")
             once[name] = theirs if ours is None else ours
         return Tap(gate=gate, replaced=(*replaced, *later.replaced), observe=(*self.observe, *later.observe), **once)
 
@@ -129,7 +130,9 @@ def check_batch(tap: Tap, examples: int) -> None:
     """Refuse a pass whose number of examples differs from that of the gates."""
     for gate in (tap.gate, *(replacement.gate for replacement in tap.replaced)):
         if gate is not None and gate.ndim == 2 and len(gate) != examples:
-            raise ValueError(f"heads: silenced in {len(gate)} examples each its own, this pass has {examples} examples")
+            raise ValueError(
+                f"heads: each of {len(gate)} examples has its own silenced heads; this pass has {examples} examples"
+            )
 
 
 def shown(tap: Tap, heads: Tensor) -> Tensor:

@@ -111,8 +111,8 @@ def _check_known(module: nn.Module) -> None:
     foreign = isinstance(threading.current_thread(), threading._DummyThread)
     if foreign and any(module in (entry.asks or ()) for entry in tuple(_OPEN)):
         raise ValueError(
-            "model: a layer runs again on the way back, in a thread of autograd's own, where it is not known what was "
-            "asked of it; use model.gradient_checkpointing_enable() in place of torch.utils.checkpoint"
+            "model: a layer is recomputed in the backward pass, in one of autograd's threads, which does not see the "
+            "open blocks; use model.gradient_checkpointing_enable() in place of torch.utils.checkpoint"
         )
 
 

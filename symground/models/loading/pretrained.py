@@ -85,7 +85,7 @@ def load(
     step = None if step is None else integer("step", step, 0)
     flag("trust_remote_code", trust_remote_code)
     if device is not None and device_map is not None:
-        raise ValueError("device_map: it says where everything is; expected no device beside it")
+        raise ValueError(f"device: device_map already places the weights; expected no device, got {device}")
     if device_map is not None:
         require("accelerate", "models spread over devices", "symground[spread]")
     if device is not None:

@@ -56,12 +56,16 @@ def head_weights(model: PreTrainedModel, layer: int, projection: nn.Module | Non
 
     Raises:
         ValueError: as :func:`output_projections`; the projection is neither Linear nor GPT-2's transposed one; or a
-            hook or a forward function of other code changes its output.
+            hook or a forward function of another library changes its output.
     """
     projection = output_projections(model)[layer] if projection is None else projection
     if not any(is_plain(projection, kind) for kind in (nn.Linear, Conv1D)):
         kind = type(projection)
-        added = " with something added" if kind in (nn.Linear, Conv1D) else f" of {kind.__module__}"
+        added = (
+            " changed by a hook or another forward function"
+            if kind in (nn.Linear, Conv1D)
+            else f" of {kind.__module__}"
+        )
         raise ValueError(f"model: the output projection of layer {layer} is a {kind.__name__}{added}")
     weight: Tensor = projection.weight  # type: ignore[assignment]
     heads = next(mixer.heads for mixer in mixers(model) if mixer.layer == layer)

@@ -42,7 +42,7 @@ def test_a_set_per_example(gpt2: GPT2LMHeadModel, ids: torch.Tensor) -> None:
     sets = [frozenset({(0, 1), (2, 2)}), frozenset(), [(1, 0)]]
     with sg.ablate(gpt2, sets):
         got = gpt2(ids).logits
-        with pytest.raises(ValueError, match="heads: silenced in 3 examples each its own, this pass has 2"):
+        with pytest.raises(ValueError, match="heads: each of 3 examples has its own silenced heads; this pass has 2"):
             gpt2(ids[:2])
     for i, pairs in enumerate(sets):
         torch.testing.assert_close(got[i], without(gpt2, list(pairs), ids[i : i + 1])[0], atol=1e-5, rtol=1e-5)

@@ -160,7 +160,9 @@ def test_heads_of_each_question_are_silenced_and_amplified_in_it(twins: Any, ask
     for block, factor in ((sg.ablate(twins.ours, sets), 0.0), (sg.steer(twins.ours, sets, 3.0), 3.0)):
         with block:
             traced = sg.trace(twins.ours, some)
-            with pytest.raises(ValueError, match="heads: silenced in 3 examples each its own, this pass has 2"):
+            with pytest.raises(
+                ValueError, match="heads: each of 3 examples has its own silenced heads; this pass has 2"
+            ):
                 sg.trace(twins.ours, some, batch_size=2)
         for i, own in enumerate(sets):
             expected = twins.scores(twins.given(some, i), dict.fromkeys(own, factor))[-1, targets[i]]

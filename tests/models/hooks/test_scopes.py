@@ -135,7 +135,7 @@ def test_layers_checkpointed_by_hand_are_refused_where_it_is_not_known_what_they
         _thread.start_new_thread(backward, (loss(),))
         assert done.wait(60)
     assert len(found) == 1
-    assert "it is not known what was asked of it; use model.gradient_checkpointing_enable()" in found[0]
+    assert "which does not see the open blocks; use model.gradient_checkpointing_enable()" in found[0]
     done.clear()
     _thread.start_new_thread(backward, (loss(),))
     assert done.wait(60)
@@ -222,9 +222,9 @@ def test_what_can_be_asked_once_is_refused_twice(gpt2: GPT2LMHeadModel) -> None:
     two = ExitStack()
     for probe in probes:
         two.enter_context(mixer.tapped(saliency_probe=probe))
-    with two, pytest.raises(ValueError, match="model: a layer is asked for two of saliency_probe at once"):
+    with two, pytest.raises(ValueError, match="model: two blocks set saliency_probe of one layer"):
         gpt2(IDS)
-    message = "heads: silenced in 3 examples each its own, within a block for 2"
+    message = "heads: each of 3 examples has its own silenced heads, within a block for 2"
     with sg.ablate(gpt2, [[(1, 0)], []]), sg.ablate(gpt2, [[(1, 1)], [], []]), pytest.raises(ValueError, match=message):
         gpt2(IDS)
     gpt2(IDS)

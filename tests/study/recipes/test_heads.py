@@ -226,5 +226,5 @@ def test_a_folder_of_a_vision_language_model_is_loaded_attached(llava_folder: Fo
     assert len(mixers(half)) == 2
     processor = load_processor(llava_folder / "model")
     assert (type(processor).__name__, processor.patch_size) == ("LlavaProcessor", 4)
-    with pytest.raises(ValueError, match="device_map: it says where everything is; expected no device beside it"):
+    with pytest.raises(ValueError, match="device: device_map already places the weights; expected no device, got cpu"):
         sg.load(llava_folder / "model", device="cpu", device_map="auto")
