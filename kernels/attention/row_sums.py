@@ -1,8 +1,8 @@
-"""Row sums of float32 attention that is recomputed from its log-sum-exp: 1 but for rounding.
+"""Row sums of float32 attention that is recomputed from its log-sum-exp, which are 1 up to rounding.
 
 At a logit of 1,420 float32 rounds a log-sum-exp by up to 6e-5, and its conversion to base 2 by as much, so every weight
 of a row has the same relative error. Saliency, flow and the gradients of keys and values are linear in a row of dO, so
-dividing dO by the row's sum corrects them, without a change to their kernels. Half precision has no digits to lose.
+dividing dO by the row's sum corrects them, without a change to their kernels. Half precision needs no correction.
 
 For each kernel that uses the sums, they cost one more product q kᵀ and a copy of dO. Without them, the backward pass
 has seven products (dq needs no sums unless it sums flow), and saliency and flow have two.

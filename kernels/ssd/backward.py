@@ -3,8 +3,8 @@
 E is the decay within a chunk, e the decay from its start, f the decay to its end, h the state before the chunk, and dh
 the gradient of the state after it. Then dm = dY xᵀ; ∂L/∂(x·dt) = (C Bᵀ ∘ E)ᵀ dY + f ∘ (B dhᵀ);
 dC = (Σ E ∘ dm · dt) B + Σ e ∘ (dY h); dB = (Σ E ∘ dm · dt)ᵀ C + Σ f ∘ dt ∘ (x dh). The sums are over the heads of a
-group, over which a program loops. Every term that crosses a position decays by its dt·A. The gradient of dt·A adds
-these terms from both sides of the chunk; it is never a difference of sums over the whole length.
+group, over which a program loops. The decay at position t multiplies every product of a query at or after t and a key
+before t. The gradient of its dt·A is the sum of these terms, never a difference of sums over the whole length.
 """
 
 import torch
@@ -44,8 +44,11 @@ def ssd_dx_kernel(
     GROUP: tl.constexpr, HAS_RANGE: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
-    """dx [B,T,H,P], contiguous, and [B,H,T'] float32: own, ⟨∂L/∂(x·dt), x⟩; pairs, Σ M ∘ dm over the chunk's queries at
-    or after the position and its keys before it; written, the terms from writing to the state. Grid: chunks × H × B.
+    """dx [B,T,H,P], contiguous, and three [B,H,T'] float32. Grid: chunks × H × B.
+
+    own: ⟨∂L/∂(x·dt), x⟩.
+    pairs: Σ M ∘ dm over the chunk's queries at or after the position and its keys before it.
+    written: the terms from writing to the state.
     """
     i_program = tl.program_id(0)
     i_c = i_program % n_c
@@ -72,7 +75,8 @@ def ssd_dx_kernel(
         b_x = load_part(x, o_t, o_p, P)  # [BM,BP]
         b_dm = tl.dot(load_part(grad, o_t, o_p, P), tl.trans(b_x), b_dm, input_precision=PRECISION)
     b_pairs = tl.where(o_t[:, None] > o_t[None, :], b_m * b_dm * b_dt[None, :], 0.0)
-    # A product with ones, since differences of sums would keep the rounding of large pairs that do not cross.
+    # A product with ones sums only the pairs that cross; a difference of prefix sums would keep the rounding of the
+    # others.
     b_before = tl.where(o_t[:, None] < o_t[None, :], 1.0, 0.0)
     b_crossing = tl.dot(b_pairs, b_before, input_precision=SUMS)  # [BM,BM], each query's keys before each position
     tl.store(p_pairs + column, tl.sum(tl.where(o_t[:, None] >= o_t[None, :], b_crossing, 0.0), 0))
