@@ -123,7 +123,7 @@ def _printed(*command: str) -> str:
 
 
 def _compile(command: list[str], flags: list[str], files: list[str], target: Path) -> Path:
-    # Built beside its target, then moved: a process that has loaded the old file keeps it whole.
+    # Built beside its target, then moved: a process that has loaded the old file keeps its own copy.
     fresh = target.with_name(f"{target.name}.{os.getpid()}")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:

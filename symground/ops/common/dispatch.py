@@ -56,7 +56,7 @@ def _suits(ops: Any, *given: Tensor) -> bool:
 def _without_tangents(op: str, impl: str, run: Callable[..., Any]) -> Callable[..., Any]:
     """``run``, which refuses dual numbers: registered ops have no forward mode, and torch would use tangents of 0.
 
-    Inside another torch.func transform it cannot be seen whether a tensor is a dual number, so it is treated as one.
+    Inside another torch.func transform a tensor does not show whether it is a dual number, so it is treated as one.
     """
     within = len(torch._C._functorch.get_interpreter_stack() or ()) > 1
 

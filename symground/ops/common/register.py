@@ -134,7 +134,7 @@ class Op:
         return given
 
 
-#: Stands for a tensor that torch saves.
+#: The place of a tensor that torch saves.
 _SAVED = object()
 
 

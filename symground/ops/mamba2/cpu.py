@@ -1,6 +1,6 @@
 """The ``cpu`` implementation of a Mamba-2 layer between its projections, by the C++ extension.
 
-As one op it saves less than its parts would. It saves only its input and y for the backward pass and recomputes the
+As one op it keeps fewer tensors for the backward pass than its parts would: only its input and y. It recomputes the
 convolution, which is cheaper than storing it. The parts' gradients are written straight into the gradient of
 ``projected``. Without the extension, or in half precision, the parts run one by one.
 """
