@@ -50,7 +50,7 @@ class Dinov2:
         self._registers = getattr(config, "num_register_tokens", 0)
         self._grid = grid or self._side
         if self._side % self._grid:
-            raise ValueError(f"grid: expected a divisor of the model's {self._side} rows, got {self._grid}")
+            raise ValueError(f"grid: expected a divisor of {self._side}, the model's rows of patches; got {self._grid}")
         self.width = int(config.hidden_size)
         self.patches = self._grid**2
         self.description = {"patches": self.patches, "width": self.width, "pixels": side}
@@ -62,7 +62,7 @@ class Dinov2:
             with open_picture(io.BytesIO(content), max_megapixels) as opened:
                 pixels: Tensor = self._prepare(np.asarray(opened.convert("RGB")))
                 return pixels
-        except image.UnidentifiedImageError:  # its message has an address
+        except image.UnidentifiedImageError:  # its message has a memory address
             return "not an image of a known format"
         except DAMAGE as error:
             return f"{type(error).__name__}: {error}"

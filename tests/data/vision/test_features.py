@@ -185,7 +185,7 @@ def test_bad_arguments_are_refused(photos: Path, dinov2: Path, tmp_path: Path) -
     GPT2Config().save_pretrained(tmp_path / "gpt2")
     with pytest.raises(ValueError, match="model: expected a DINOv2, got a gpt2 "):
         extract_features([photos], tmp_path / "out", FeatureSettings(str(tmp_path / "gpt2")))
-    with pytest.raises(ValueError, match="grid: expected a divisor of the model's 4 rows, got 3"):
+    with pytest.raises(ValueError, match="grid: expected a divisor of 4, the model's rows of patches; got 3"):
         extract_features([photos], tmp_path / "out", FeatureSettings(str(dinov2), grid=3))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"paths: no image \(\.jpg, .*\) in "):
