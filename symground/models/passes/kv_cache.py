@@ -63,7 +63,7 @@ class Reader:
         self._cache_name = self._cache_name if resumes else None
 
     def _trial(self) -> tuple[bool, bool, bool]:
-        """Whether the head computes the logits, the model can continue from its cache, and all logits are needed."""
+        """Whether the vocabulary head gives the logits, the model resumes from its cache, and all logits are needed."""
         try:
             self._head = verified_readout(self._model)
         except (ValueError, AttributeError):  # or no part of it returns final hidden states

@@ -13,7 +13,7 @@ from symground import ops
 from symground.models.hooks import device_of, is_plain, untapped
 from symground.models.trials.cached_trials import tried
 
-#: The most logits that are computed at once if the head is not a plain product.
+#: The most logits that are computed at once if the vocabulary head is not a plain product.
 _AT_ONCE = 2**24
 
 
@@ -30,7 +30,7 @@ class Readout:
     weight); None if they are that product."""
 
     def detached(self) -> Readout:
-        """The head with detached weights, for backward passes that need no gradient of them."""
+        """The vocabulary head with detached weights, for backward passes that need no gradient of them."""
         return replace(self, weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -71,18 +71,18 @@ def readout(model: PreTrainedModel) -> Readout:
 
 
 def head_of(model: PreTrainedModel) -> Readout:
-    """The head of ``model``, with its module if it is not a plain product."""
+    """The vocabulary head of ``model``, with its module if it is not a plain product."""
     head, module = readout(model), model.get_output_embeddings()
     return head if is_plain(module, nn.Linear) and not head.weight.is_meta else replace(head, module=module)
 
 
 def verified_readout(model: PreTrainedModel) -> Readout:
-    """The head of ``model``, after a check that logits = vocabulary head × last hidden states.
+    """The vocabulary head of ``model``, after a check that logits = vocabulary head × last hidden states.
 
     The check is a trial on a few tokens, for the model as it is now.
 
     Raises:
-        ValueError: the model scales, caps or transforms its logits, or has no head.
+        ValueError: the model scales, caps or transforms its logits, or has no vocabulary head.
     """
     head = head_of(model)
     # A cap changes small logits too little to be noticed in half precision.
@@ -97,7 +97,7 @@ def verified_readout(model: PreTrainedModel) -> Readout:
 
 @torch.no_grad()
 def _is_all(model: PreTrainedModel, head: Readout) -> bool:
-    """Whether the head computes the model's logits from its last hidden states."""
+    """Whether the vocabulary head computes the model's logits from its last hidden states."""
     with untapped():
         ids = trial_ids(model, 4).to(device_of(model))
         expected, hidden = model(input_ids=ids).logits[0], hidden_states(model, ids)[0]
