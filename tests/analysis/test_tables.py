@@ -64,7 +64,7 @@ TABLES: dict[str, tuple[Callable[[], pd.DataFrame], Callable[[pd.DataFrame], pd.
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_the_order_of_the_rows_that_come_tells_nothing(name: str) -> None:
+def test_row_order_does_not_matter(name: str) -> None:
     make, table_of, keys = TABLES[name]
     given = make()
     found = table_of(given)

@@ -57,7 +57,7 @@ def ran(model: PreTrainedModel, probes: Probes) -> tuple[dict[str, Any], list[tu
     return row, calls
 
 
-def test_every_draw_is_another(ran: Any) -> None:
+def test_draws_differ(ran: Any) -> None:
     _, calls = ran
     assert [len(plans) for plans, _ in calls] == [1, 1, 1 + DRAWS, 1 + DRAWS]
     for plans, _ in calls[2:]:
@@ -109,7 +109,7 @@ def test_columns_are_those_of_the_draws(ran: Any, probes: Probes) -> None:
     assert (row["short"], row["draws"], row["examples"], row["span"]) == (0, DRAWS, n, 0)
 
 
-def test_short_is_of_the_worst_draw(model: PreTrainedModel, probes: Probes) -> None:
+def test_short_counts_examples_with_too_few_controls(model: PreTrainedModel, probes: Probes) -> None:
     """At a threshold that most heads reach, most examples have too few other heads; they are counted here."""
     row = sg.intervene(model, probes, denominator="row", threshold=0.02, draws=2).iloc[0]
     selected = sg.find_heads(sg.trace(model, probes), threshold=0.02)
