@@ -237,7 +237,7 @@ def test_what_cannot_be_traced_is_named(own: SimpleNamespace, changes: dict[str,
 
 def test_nothing_beside_probes_is_passed_over(own: SimpleNamespace) -> None:
     for name, value in (("targets", TARGETS), ("attention_mask", IDS > 0), ("groups", {}), ("position_ids", IDS)):
-        with pytest.raises(ValueError, match=f"{name}: probes and questions bring their own"):
+        with pytest.raises(ValueError, match=f"{name}: probes and questions contain their own {name}; leave it out"):
             sg.trace(own.model, own.probes, **{name: value})
 
 

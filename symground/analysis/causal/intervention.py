@@ -92,7 +92,8 @@ def intervene(
           silences the heads that remain. If no example has a control, all columns of the control are NaN.
 
     Raises:
-        ValueError: fewer than one draw, an unknown word, or what trace, find_heads and ablate refuse.
+        ValueError: fewer than one draw, an unknown value of kind, selection, positions, mode or match, or what trace,
+            find_heads and ablate refuse.
 
     Source: arXiv 2510.13796, the intervention table; held-out selection after Kriegeskorte et al. 2009 ("Circular
     analysis in systems neuroscience"); p_random after Phipson and Smyth 2010.

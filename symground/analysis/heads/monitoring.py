@@ -105,7 +105,7 @@ def monitor(
         - note: "", or why the numbers are NaN (all choices are right, or all are wrong).
 
     Raises:
-        ValueError: fewer than two contexts, an unknown word, or what trace refuses.
+        ValueError: fewer than two contexts, an unknown value of among, or what trace refuses.
 
     Source: Hanley and McNeil 1982 (AUROC), Brier 1950, Naeini et al. 2015 (ECE).
     """
@@ -123,9 +123,9 @@ def monitor(
     half = halves(matched, seed)
     shares = [head_shares(traced, "aggregate", denominator) for traced in (matched, own)]
     flow, heads = np.empty(len(half)), []
-    for here in (True, False):
-        of_half = _strongest(shares[0][half != here], threshold)
-        flow[half == here] = _mean_share(shares[1][half == here], of_half)
+    for first in (True, False):
+        of_half = _strongest(shares[0][half != first], threshold)
+        flow[half == first] = _mean_share(shares[1][half == first], of_half)
         heads.append(len(of_half))
     table = pd.DataFrame(
         {
@@ -136,7 +136,7 @@ def monitor(
     rows, bins = [], []
     for name, columns in DETECTORS.items():
         table[name if name not in table else f"p_{name}"] = predicted = _predicted(table, list(columns))
-        rows.append({"detector": name, **_told(predicted, table["wrong"].to_numpy(), seed)})
+        rows.append({"detector": name, **_scores(predicted, table["wrong"].to_numpy(), seed)})
         bins.append(_bins(predicted, table["wrong"].to_numpy()).assign(detector=name))
     counts: dict[str, Any] = {
         "wrong": int(table["wrong"].sum()), "examples": len(table), "contexts": len(probes.contexts),
@@ -164,17 +164,17 @@ def _predicted(table: pd.DataFrame, columns: Sequence[str]) -> Values:
     models = require("statsmodels.api", "calibration")
     predicted, values = np.full(len(table), np.nan), table[list(columns)].to_numpy(float)
     wrong, half = table["wrong"].to_numpy(float), table["half"].to_numpy()
-    for here in (0, 1):
-        there, other = half == here, half != here
-        if np.ptp(wrong[other]) == 0:
-            predicted[there] = wrong[other].mean()
+    for one in (0, 1):
+        to_predict, to_fit = half == one, half != one
+        if np.ptp(wrong[to_fit]) == 0:
+            predicted[to_predict] = wrong[to_fit].mean()
             continue
         # Standardised by the other half too, so that nothing is fitted on this half.
-        centre, spread = values[other].mean(0), values[other].std(0)
+        centre, spread = values[to_fit].mean(0), values[to_fit].std(0)
         seen = models.add_constant((values - centre) / np.where(spread > 0, spread, 1.0), has_constant="add")
         # A little shrinkage: if a detector separates the classes without error, the curve would be infinitely steep.
-        fitted = models.Logit(wrong[other], seen[other]).fit_regularized(alpha=0.1, disp=0)
-        predicted[there] = fitted.predict(seen[there])
+        fitted = models.Logit(wrong[to_fit], seen[to_fit]).fit_regularized(alpha=0.1, disp=0)
+        predicted[to_predict] = fitted.predict(seen[to_predict])
     return predicted
 
 
@@ -183,15 +183,11 @@ def _why(wrong: NDArray[np.bool_], among: str) -> str:
     if wrong.any() and not wrong.all():
         return ""
     what = "wrong" if wrong.any() else "right"
-    hint = (
-        '; among="targets" asks for a choice of the words that are asked for'
-        if among != "targets" and wrong.any()
-        else ""
-    )
+    hint = '; among="targets" chooses among the target words' if among != "targets" and wrong.any() else ""
     return f"NaN: all {len(wrong)} choices are {what}, so there are none to tell apart{hint}"
 
 
-def _told(predicted: Values, wrong: NDArray[np.bool_], seed: int) -> dict[str, float]:
+def _scores(predicted: Values, wrong: NDArray[np.bool_], seed: int) -> dict[str, float]:
     names = ("auroc", "auroc_low", "auroc_high", "brier", "brier_base", "ece")
     if wrong.all() or not wrong.any():
         return dict.fromkeys(names, np.nan)
@@ -208,11 +204,11 @@ def _told(predicted: Values, wrong: NDArray[np.bool_], seed: int) -> dict[str, f
 
 def _auroc(rows: Values) -> Values:
     """AUROC [M,1] of [M,n,2] (a detector's score, 1 for a wrong choice), by ranks as Mann and Whitney's U."""
-    ranks, so = stats.rankdata(rows[..., 0], axis=1), rows[..., 1]
-    ones = so.sum(1)
-    zeros = so.shape[1] - ones
+    ranks, wrong = stats.rankdata(rows[..., 0], axis=1), rows[..., 1]
+    ones = wrong.sum(1)
+    zeros = wrong.shape[1] - ones
     with np.errstate(invalid="ignore", divide="ignore"):
-        share: Values = ((ranks * so).sum(1) - ones * (ones + 1) / 2) / (ones * zeros)
+        share: Values = ((ranks * wrong).sum(1) - ones * (ones + 1) / 2) / (ones * zeros)
     return share[:, None]
 
 

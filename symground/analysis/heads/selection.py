@@ -43,7 +43,7 @@ def pieces_of(
         seed: of the halves.
 
     Raises:
-        ValueError: an unknown word, or fewer than two contexts, which cannot be split.
+        ValueError: an unknown value of kind, selection or positions; or fewer than two contexts, which cannot be split.
     """
     for name, value, known in (
         ("kind", kind, INTERVENED),

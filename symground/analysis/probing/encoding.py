@@ -101,7 +101,7 @@ class TextEncoder:
     def __init__(self, tokenizer: Any, separator: str, joint: str | None = None) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(
-                f"tokenizer: expected a fast one, which tells where a token stands; got {type(tokenizer).__name__}"
+                f"tokenizer: expected a fast one, which tells where a token is; got {type(tokenizer).__name__}"
             )
         self._tokenizer, self._separator, self._joint = tokenizer, separator, joint
 
@@ -131,7 +131,7 @@ class TextEncoder:
         ids, (first, last) = self._encode(f"{text}{joint}{word}", len(text), len(text) + len(joint) + len(word))
         if ids[:first] != self.row(context, noun).ids or last != len(ids):
             raise ValueError(
-                f"tokenizer: it joins {word!r} with what stands before it, so it has no surprisal of its own after "
+                f"tokenizer: it joins {word!r} with the text before it, so it has no surprisal of its own after "
                 f"{text!r}"
             )
         return ids[first:last]

@@ -243,7 +243,7 @@ def probes(
         rows = images.put_into(rows, chosen, nouns, len(tokenizer))
     for context, of_context in zip(chosen, rows, strict=True):
         if len({row.before for row in of_context}) > 1:
-            raise ValueError(f"tokenizer: it joins the noun with what stands before it in {context}")
+            raise ValueError(f"tokenizer: it joins the noun with the text before it in {context}")
     _check_span(span, rows)
     targets = tuple(encoder.target(chosen[0], nouns[0], word) for word in words)
     for context in chosen[1:]:

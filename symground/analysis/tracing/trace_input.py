@@ -46,7 +46,7 @@ def of_examples(examples: Examples, beside: Mapping[str, Any]) -> TraceInput:
     """The inputs of examples, which have their own targets, groups and model inputs; ``beside`` must be all None."""
     name = next((name for name, value in beside.items() if value is not None), None)
     if name is not None:
-        raise ValueError(f"{name}: probes and questions bring their own; expected none beside them")
+        raise ValueError(f"{name}: probes and questions contain their own {name}; leave it out")
     ids = examples.input_ids
     return TraceInput(
         ids,

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 import symground as sg
 from symground.analysis.causal.head_steering import steer, steering
 from symground.analysis.heads import monitoring
-from symground.analysis.heads.monitoring import DETECTORS, _auroc, _bins, _told, monitor
+from symground.analysis.heads.monitoring import DETECTORS, _auroc, _bins, _scores, monitor
 from symground.analysis.probing.answering import choices
 from symground.analysis.probing.sentence_probes import Probes
 from symground.analysis.tracing.maps import saliency_maps
@@ -47,7 +47,7 @@ def test_calibration_by_hand() -> None:
     bins = _bins(predicted, wrong)
     assert bins[["bin", "count"]].to_numpy().tolist() == [[0, 2], [1, 1], [9, 2]]
     np.testing.assert_allclose(bins["observed"], [0.5, 0.0, 1.0])
-    told = _told(predicted, wrong, 0)
+    told = _scores(predicted, wrong, 0)
     assert told["ece"] == pytest.approx((2 * abs(0.05 - 0.5) + abs(0.15 - 0) + 2 * abs(0.975 - 1)) / 5)
     assert told["brier"] == pytest.approx(np.mean([0.05**2, 0.95**2, 0.15**2, 0.05**2, 0]))
     assert told["brier_base"] == pytest.approx(0.6 * 0.4)
