@@ -82,7 +82,7 @@ class HeadsSettings:
 
 
 #: Settings that do not change a result.
-_HOW = ("anywhere", "batch_size", "checkpoint", "device", "device_map", "max_megapixels", "pictures")
+_NOT_RESULTS = ("anywhere", "batch_size", "checkpoint", "device", "device_map", "max_megapixels", "pictures")
 
 
 def find_model_heads(model: str, out: str | Path, settings: HeadsSettings) -> Path:
@@ -102,7 +102,11 @@ def find_model_heads(model: str, out: str | Path, settings: HeadsSettings) -> Pa
     if settings.device is not None:
         check_device(settings.device)
     asked = {field.name: getattr(settings, field.name) for field in fields(HeadsSettings)}
-    key = {"model": str(model), **{n: x for n, x in asked.items() if n not in _HOW}, "factors": list(settings.factors)}
+    key = {
+        "model": str(model),
+        **{n: x for n, x in asked.items() if n not in _NOT_RESULTS},
+        "factors": list(settings.factors),
+    }
     known = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if not {"model", "pairs"} <= known.keys() and folder.exists() and any(folder.iterdir()):
         raise ValueError(f"out: {folder} has other files; choose another folder")
@@ -162,7 +166,7 @@ class _Study:
             with replacing(self._folder / f"{name}.parquet") as partial:
                 table.to_parquet(partial, index=False)
 
-    def _some(self) -> ImageQuestions:
+    def _checked(self) -> ImageQuestions:
         """The questions of interventions and amplification."""
         _, questions = self._model
         return _first(questions, self._settings.checked)
@@ -198,8 +202,8 @@ class _Study:
         if self._missing("interventions"):
             s = self._settings
             table = intervene(
-                self._model[0], self._some(), selection=("example", "held-out"), threshold=s.threshold, draws=s.draws,
-                seed=s.seed, **self._how,
+                self._model[0], self._checked(), selection=("example", "held-out"), threshold=s.threshold,
+                draws=s.draws, seed=s.seed, **self._how,
             )  # fmt: skip
             self._write(interventions=table)
 
@@ -207,7 +211,8 @@ class _Study:
         if self._missing("steering"):
             s = self._settings
             table = steering(
-                self._model[0], self._some(), s.factors, threshold=s.threshold, draws=s.draws, seed=s.seed, **self._how
+                self._model[0], self._checked(), s.factors, threshold=s.threshold, draws=s.draws, seed=s.seed,
+                **self._how,
             )  # fmt: skip
             self._write(steering=table)
 
