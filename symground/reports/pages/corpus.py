@@ -19,10 +19,10 @@ from symground.reports.figures import MATCHED, MISMATCHED, CountFormatter, figur
 from symground.reports.pages.template import render
 
 #: Counts of utterances in the statistics of transcripts → their labels, in the order of the page.
-_FATES = {
+_UTTERANCES = {
     "main_tiers": "all utterances",
     "utterances": "in the corpus: utterances with a word or an event",
-    "silent": "without either: pauses, zeros, dropped events",
+    "silent": "without a word or an event: pauses, zeros, dropped events",
     "other_speakers": "by speakers that were not selected",
     "in_left_out_files": "in files with too few ENV tiers, or without a turn",
     "in_set_aside_files": "in files that were set aside",
@@ -79,7 +79,7 @@ def corpus_page(
 
 def _account(chat: Mapping[str, Any] | None, visdial: Mapping[str, Any] | None) -> pd.DataFrame | None:
     if chat:
-        counted = {text: chat[key] for key, text in (_FATES | _FILES).items()}
+        counted = {text: chat[key] for key, text in (_UTTERANCES | _FILES).items()}
     elif visdial:
         counted = {key.replace("_", " "): n for key, n in visdial.items() if isinstance(n, int)}
     else:

@@ -130,7 +130,8 @@ TABLES = {
     ),
     "shares": (
         "Each head's share of flow, and its null: the share in mismatched examples. The columns are both means, the "
-        "share that 5 % of the mismatched examples exceed, and how often each of the two reaches the threshold of 30 %."
+        "95th percentile of the null (the share that 5 % of the mismatched examples exceed), and how often each of the "
+        "two reaches the threshold of 30 %."
     ),
     "strongest": (
         "The surprisal that silencing one head alone adds to matched examples (nats), and its first-order estimate "
@@ -151,7 +152,7 @@ TABLES = {
     ),
     "study": (
         "The same table as published for a 12-layer GPT-2 on CHILDES (arXiv 2510.13796). There, each intervened value "
-        "has ***."
+        "is significant at p < 0.001."
     ),
     "grounds": (
         "Do these heads ground the noun, or do they matter for any word? The columns are changes by silencing them, in "
@@ -163,10 +164,10 @@ TABLES = {
     ),
     "monitor": (
         "Can it be detected that the model is about to name something that is not in the scene? AUROC has a 95 % "
-        "bootstrap interval over examples. Brier is the score of the detector's probabilities; “Brier of the share” "
-        "is that of a constant probability, the share of wrong choices. The flow detector is the aggregate heads' mean "
-        "share of flow, traced from the model's own choice. Heads and calibration come from the other half of the "
-        "contexts."
+        "bootstrap interval over examples. Brier is the score of the detector's probabilities; “Brier of a constant” "
+        "is that of one probability for all examples, the share of wrong choices. The flow detector is the aggregate "
+        "heads' mean share of flow, traced from the model's own choice. Heads and calibration come from the other half "
+        "of the contexts."
     ),
     "steering": (
         "The data of the figure. p is from McNemar's exact test against the unchanged model (factor 1). The heads for "
@@ -175,9 +176,9 @@ TABLES = {
         "compared."
     ),
     "beside-last": (
-        "The last checkpoint of each model, in nats. gain low and high are the 95 % interval over nouns, gain seed low "
-        "and high over seeds. p is from a paired t-test over nouns, Holm-corrected over the model's checkpoints. d is "
-        "Cohen's d."
+        "The last checkpoint of each model, in nats. gain low and high are the 95 % interval over nouns; gain seed "
+        "low and high are that over seeds. p is from a paired t-test over nouns, Holm-corrected over the model's "
+        "checkpoints. d is Cohen's d."
     ),
     "beside-differences": (
         "The gain in the first study minus the gain in another, at their last checkpoints, over the nouns that both "

@@ -41,7 +41,7 @@ def _detectors_shown(detectors: pd.DataFrame) -> pd.DataFrame:
     columns = zip(detectors["auroc"], detectors["auroc_low"], detectors["auroc_high"], strict=True)
     auroc = [with_interval(*of_row) for of_row in columns]
     shown = detectors[["model", "seed", "step", "detector"]].assign(AUROC=auroc)
-    rest = {"brier": "Brier", "brier_base": "Brier of the share", "ece": "calibration error", "wrong": "wrong"}
+    rest = {"brier": "Brier", "brier_base": "Brier of a constant", "ece": "calibration error", "wrong": "wrong"}
     for name, called in rest.items():
         shown[called] = detectors[name] if name == "wrong" else [number(value, 3) for value in detectors[name]]
     return shown.assign(**{name: detectors[name] for name in ("examples", "contexts", "nouns", "heads")})

@@ -56,7 +56,7 @@ def test_the_monitor_and_steering(sheets: Any, table: Any) -> None:
         {
             "model": row["model"], "seed": row["seed"], "step": row["step"], "detector": row["detector"],
             "AUROC": f"{row['auroc']:.2f} {ends(row['auroc_low'], row['auroc_high'])}", "Brier": three(row["brier"]),
-            "Brier of the share": three(row["brier_base"]), "calibration error": three(row["ece"]),
+            "Brier of a constant": three(row["brier_base"]), "calibration error": three(row["ece"]),
             "wrong": row["wrong"], "examples": row["examples"], "contexts": row["contexts"], "nouns": row["nouns"],
             "heads": two(row["heads"]),
         }
