@@ -12,9 +12,9 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args
 
 from symground.errors import WrongUsageError
 from symground.version import VERSION
@@ -200,6 +200,7 @@ def _parsed(
                 prog=prog,
                 description=about,
                 return_unknown_args=unknown,  # type: ignore[call-overload]
+                registry=_help_of_fields(),
             )
     except SystemExit as stop:
         if stop.code:
@@ -209,6 +210,50 @@ def _parsed(
     for option in _without_values(given, options):
         raise WrongUsageError(f"{option}: expected at least one value; got none ({prog} --help lists the options)")
     return given, rest
+
+
+def _help_of_fields() -> Any:
+    """tyro's rules for settings, with plainer help: docstrings without line breaks, no empty defaults, and the names of
+    positional arguments in place of their types."""
+    import tyro
+    from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+
+    registry = ConstructorRegistry()
+    within: list[StructTypeInfo] = []
+    positional = get_args(tyro.conf.Positional[str])[1]
+
+    def of_field(field: StructFieldSpec) -> StructFieldSpec:
+        kind, *marks = get_args(field.type) if hasattr(field.type, "__metadata__") else (field.type,)
+        if is_dataclass(kind):
+            return field
+        name = "PATH" if field.name == "paths" else field.name.upper()
+        shown = tyro.conf.arg(
+            metavar=None if positional not in marks else f"{name} …" if get_args(kind) else name,
+            help_behavior_hint=lambda default: f"(default: {default})" if default else "",
+        )
+        return replace(
+            field,
+            type=Annotated[field.type, shown],  # type: ignore[arg-type]
+            helptext=lambda: _one_line(field.helptext),
+        )
+
+    @registry.struct_rule
+    def of_settings(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if within or not is_dataclass(info.type):
+            return None
+        within.append(info)  # the rules of tyro itself apply next
+        try:
+            found = ConstructorRegistry.get_struct_spec(info)
+        finally:
+            within.clear()
+        assert isinstance(found, StructConstructorSpec)
+        return replace(found, fields=tuple(map(of_field, found.fields)))
+
+    return registry
+
+
+def _one_line(text: Any) -> str:
+    return " ".join(((text() if callable(text) else text) or "").split())
 
 
 def _without_values(given: Any, options: Sequence[str]) -> Iterator[str]:

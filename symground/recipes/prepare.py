@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -46,7 +46,9 @@ PROBE_IMAGES = "probe_images.json"
 class CorpusSettings:
     """The settings of a corpus and of its nouns and contexts."""
 
-    chat: tyro.conf.OmitArgPrefixes[ChatSettings] = field(default_factory=ChatSettings)
+    chat: Annotated[tyro.conf.OmitArgPrefixes[ChatSettings], tyro.conf.arg(name="transcript")] = field(
+        default_factory=ChatSettings
+    )
     visdial: DialogSettings = field(default_factory=DialogSettings)
     generated: GeneratedSettings = field(default_factory=GeneratedSettings)
     images: GeneratedImagesSettings = field(default_factory=GeneratedImagesSettings)
@@ -66,7 +68,7 @@ class CorpusSettings:
     """Stop at the first file that cannot be read; by default such files are skipped and listed."""
     jobs: int | None = None
     """Number of processes that read transcripts; by default the number of processors."""
-    limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
+    limits: Annotated[tyro.conf.OmitArgPrefixes[Limits], tyro.conf.arg(name="file")] = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         check_types(self)

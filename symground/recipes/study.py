@@ -270,10 +270,10 @@ class Analyze:
 
     path: tyro.conf.Positional[str]
     """Folder of a study or of a run."""
-    settings: tyro.conf.OmitArgPrefixes[AnalysisSettings] = field(default_factory=AnalysisSettings)
+    analysis: tyro.conf.OmitArgPrefixes[AnalysisSettings] = field(default_factory=AnalysisSettings)
 
     def __post_init__(self) -> None:
         check_types(self)
 
     def run(self) -> Path:
-        return analyze_study(self.path, self.settings) / "results"
+        return analyze_study(self.path, self.analysis) / "results"

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ class FeatureSettings:
     """Stop at the first image that cannot be read; by default it is set aside and listed."""
     max_megapixels: int = MAX_MEGAPIXELS
     """Larger pictures are set aside and listed."""
-    limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
+    limits: Annotated[tyro.conf.OmitArgPrefixes[Limits], tyro.conf.arg(name="file")] = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         check_types(self)

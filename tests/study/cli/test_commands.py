@@ -77,6 +77,21 @@ def test_help_of_a_command_shows_what_it_does_and_the_defaults(name: str, capsys
     assert f"usage: symground {name}" in told
     assert " ".join(COMMANDS[name].help.split()[:4]) in " ".join(told.split())
     assert "(default: " in told or name == "build", "which takes nothing"
+    assert "(default: )" not in told
+
+
+@pytest.mark.parametrize(("name", "shown"), [("run", "CORPUS …"), ("report", "PATH …"), ("train", "STUDY")])
+def test_help_names_positional_arguments(name: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    assert f" {shown}  " in capsys.readouterr().out
+
+
+def test_help_does_not_keep_the_line_breaks_of_docstrings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    assert main(["analyze", "--help"]) == 0
+    assert 'shares, maps), "lens", "interventions", "sweep", ' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
