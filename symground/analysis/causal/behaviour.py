@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 
 from symground.analysis.causal.fills import fills_of
 from symground.analysis.causal.gates import gates_of
-from symground.analysis.heads import Piece
+from symground.analysis.heads import SilencedHeads
 from symground.analysis.probing import Asked, Examples
 from symground.models.passes import gated
 from symground.models.trials import Readout, check_deterministic, check_lengths, hidden_states, verified_readout
 
-Plan = Sequence[Piece]
+Plan = Sequence[SilencedHeads]
 """The heads that are silenced at the same time."""
 
 
@@ -47,7 +47,7 @@ def behaviour(
     Args:
         model: attached.
         examples: N of them.
-        plans: M of them; each is pieces with N head sets.
+        plans: M of them; each is a sequence of SilencedHeads with N head sets.
         mode: as for :func:`symground.ablate`.
         reference: for "mean", probes; for "resample", the examples that are paired with these.
         batch_size: examples per forward pass.
@@ -71,14 +71,14 @@ def behaviour(
         p, wanted = (x[part].to(device) for x in (examples.prediction, examples.targets))
         untouched: int | None = None  # the first plan that silences nothing here; later ones reuse its numbers
         for i, plan in enumerate(plans):
-            nothing = not any(own for piece in plan for own in piece.heads[part])
+            nothing = not any(own for silenced in plan for own in silenced.heads[part])
             if nothing and untouched is not None:
                 target[i, part], context[i, part] = target[untouched, part], context[untouched, part]
             else:
                 with ExitStack() as stack:
-                    for piece in plan:
-                        where = None if piece.where is None else examples.query_masks[piece.where][part]
-                        stack.enter_context(gated(model, gates_of(model, piece.heads[part]), fills, where))
+                    for silenced in plan:
+                        where = None if silenced.where is None else examples.query_masks[silenced.where][part]
+                        stack.enter_context(gated(model, gates_of(model, silenced.heads[part]), fills, where))
                     hidden = hidden_states(model, ids, **given).to(device)  # [B,T,E]
                 at_p = hidden[torch.arange(len(ids), device=device), p]
                 target[i, part] = _numbers(head.surprisal(at_p, wanted[:, None])[:, 0])

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from symground.analysis.causal.controls import Controls
 from symground.analysis.causal.gates import Block, Heads, gates_of
-from symground.analysis.heads import DENOMINATORS, pieces_of
+from symground.analysis.heads import DENOMINATORS, silenced_heads
 from symground.analysis.probing import AMONG, Asked, Choices, Examples, check_fits, choices
 from symground.analysis.tracing import trace
 from symground.errors import choice, flag, integer, is_list, number, require, told
@@ -100,17 +100,17 @@ def steering(
     checkpoint = flag("checkpoint", checkpoint)
     examples = probes.matched()
     traced = trace(model, probes, saliency=False, batch_size=batch_size, checkpoint=checkpoint)
-    (piece,) = pieces_of(traced, "aggregate", denominator, threshold, "held-out", "all", seed)
+    (silenced,) = silenced_heads(traced, "aggregate", denominator, threshold, "held-out", "all", seed)
     everything = [(mixer.layer, head) for mixer in mixers(model) for head in range(mixer.heads)]
-    random, rng = Controls(everything, piece.heads, piece.heads), np.random.default_rng(seed)
+    random, rng = Controls(everything, silenced.heads, silenced.heads), np.random.default_rng(seed)
     before = choices(model, examples, among, batch_size=batch_size)
     rows: list[dict[str, Any]] = []
     with progress("steering", len(wanted)) as bar:
         for factor in wanted:
             drawn, short = zip(*(random.draw(rng) for _ in range(draws)), strict=True)
-            ours = _steered(model, examples, among, piece.heads, factor, batch_size)
+            ours = _steered(model, examples, among, silenced.heads, factor, batch_size)
             controls = [_steered(model, examples, among, h, factor, batch_size).right.mean() for h in drawn]
-            if any(piece.heads) and not any(own for heads in drawn for own in heads):
+            if any(silenced.heads) and not any(own for heads in drawn for own in heads):
                 controls = [np.nan] * draws
             rows.append(
                 {
@@ -122,7 +122,7 @@ def steering(
             )  # fmt: skip
             bar.advance()
     counts: dict[str, Any] = {
-        "heads_per_example": sum(map(len, piece.heads)) / len(piece.heads), "examples": len(examples.input_ids),
+        "heads_per_example": sum(map(len, silenced.heads)) / len(silenced.heads), "examples": len(examples.input_ids),
         "contexts": len(probes.contexts), "nouns": len(probes.nouns), "draws": draws, "among": among,
         "denominator": denominator,
     }  # fmt: skip

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from symground.analysis.causal.behaviour import Behaviour, Plan, behaviour
 from symground.analysis.causal.controls import MATCHES, Controls, enough
 from symground.analysis.causal.fills import MODES, aligned
-from symground.analysis.heads import DENOMINATORS, INTERVENED, POSITIONS, SELECTIONS, Piece, pieces_of
+from symground.analysis.heads import DENOMINATORS, INTERVENED, POSITIONS, SELECTIONS, SilencedHeads, silenced_heads
 from symground.analysis.probing import Asked, Examples, check_asked
 from symground.analysis.statistics import bootstrap_interval, cohens_d, holm
 from symground.analysis.tracing import trace
@@ -108,7 +108,7 @@ def intervene(
     batch_size, checkpoint = integer("batch_size", batch_size, 1), flag("checkpoint", checkpoint)
     traced = trace(model, probes, saliency=False, batch_size=min(batch_size, 64), checkpoint=checkpoint)
     chosen = [
-        (s, k, d, pieces_of(traced, k, d, threshold, s, positions, seed))
+        (s, k, d, silenced_heads(traced, k, d, threshold, s, positions, seed))
         for s, k, d in product(selections, kinds, denominators)
     ]
     measure = _Measure(model, probes, mode, seed, batch_size)
@@ -119,7 +119,7 @@ def intervene(
         for s, k, d, plan in chosen:
             controls, short = _controls(model, plan, match, norms, draws, seed)
             found = measure([plan, *controls], bar.advance)
-            selected = any(own for piece in plan for own in piece.heads)
+            selected = any(own for silenced in plan for own in silenced.heads)
             rows.append(
                 {
                     "kind": k,
@@ -173,26 +173,28 @@ def _controls(
 ) -> tuple[list[Plan], int]:
     """``draws`` plans of control heads for a plan, and the number of examples that lack some in the worst draw."""
     everything = [(mixer.layer, head) for mixer in mixers(model) for head in range(mixer.heads)]
-    selected = [frozenset().union(*of_example) for of_example in zip(*(piece.heads for piece in plan), strict=True)]
-    sources = [Controls(everything, piece.heads, selected, match, norms) for piece in plan]
+    selected = [
+        frozenset().union(*of_example) for of_example in zip(*(silenced.heads for silenced in plan), strict=True)
+    ]
+    sources = [Controls(everything, silenced.heads, selected, match, norms) for silenced in plan]
     rng = np.random.default_rng(seed)
     plans: list[Plan] = []
     worst = 0
     for _ in range(draws):
         drawn = [source.draw(rng) for source in sources]
-        plans.append([Piece(heads, piece.where) for (heads, _), piece in zip(drawn, plan, strict=True)])
+        plans.append([SilencedHeads(heads, silenced.where) for (heads, _), silenced in zip(drawn, plan, strict=True)])
         worst = max(worst, sum(map(any, zip(*(short for _, short in drawn), strict=True))))
     return plans, worst
 
 
 def _drawn(controls: Sequence[Plan], short: int) -> tuple[bool, float]:
     """Whether any example of any draw has a control head, and the share of examples that lack some."""
-    there = any(own for plan in controls for piece in plan for own in piece.heads)
+    there = any(own for plan in controls for silenced in plan for own in silenced.heads)
     return there, short / len(controls[0][0].heads)
 
 
 def _layers(plan: Plan, examples: int) -> dict[str, float]:
-    layers = [layer for piece in plan for own in piece.heads for layer, _ in own]
+    layers = [layer for silenced in plan for own in silenced.heads for layer, _ in own]
     return {
         "heads_per_example": len(layers) / examples,
         "mean_layer": float(np.mean(layers)) if layers else np.nan,

@@ -4,7 +4,7 @@ from symground.analysis.heads.agreement import stability
 from symground.analysis.heads.finding import DENOMINATORS, KINDS, HeadSet, find_heads, head_shares
 from symground.analysis.heads.monitoring import monitor
 from symground.analysis.heads.null_shares import share_table
-from symground.analysis.heads.selection import INTERVENED, POSITIONS, SELECTIONS, Piece, pieces_of
+from symground.analysis.heads.selection import INTERVENED, POSITIONS, SELECTIONS, SilencedHeads, silenced_heads
 
 __all__ = [
     "DENOMINATORS",
@@ -13,11 +13,11 @@ __all__ = [
     "POSITIONS",
     "SELECTIONS",
     "HeadSet",
-    "Piece",
+    "SilencedHeads",
     "find_heads",
     "head_shares",
     "monitor",
-    "pieces_of",
     "share_table",
+    "silenced_heads",
     "stability",
 ]

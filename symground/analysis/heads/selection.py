@@ -18,7 +18,7 @@ SELECTIONS = ("example", "held-out")
 POSITIONS = ("all", "own")
 
 
-class Piece(NamedTuple):
+class SilencedHeads(NamedTuple):
     """The heads of each example, and the positions at which they are silenced."""
 
     heads: Sequence[HeadSet]
@@ -26,9 +26,9 @@ class Piece(NamedTuple):
     """A query group of the examples; None silences at all positions."""
 
 
-def pieces_of(
+def silenced_heads(
     traced: xr.Dataset, kind: str, denominator: str, threshold: float, selection: str, positions: str, seed: int
-) -> list[Piece]:
+) -> list[SilencedHeads]:
     """The heads of a kind in each example of a trace of probes, by the positions at which they are silenced.
 
     Args:
@@ -57,8 +57,8 @@ def pieces_of(
     else:
         found = [_held_out(traced, k, threshold, denominator, seed) for k in kinds]
     if positions == "own":
-        return [Piece(sets, KINDS[k][0]) for k, sets in zip(kinds, found, strict=True)]
-    return [Piece([frozenset().union(*of_example) for of_example in zip(*found, strict=True)], None)]
+        return [SilencedHeads(sets, KINDS[k][0]) for k, sets in zip(kinds, found, strict=True)]
+    return [SilencedHeads([frozenset().union(*of_example) for of_example in zip(*found, strict=True)], None)]
 
 
 def halves(traced: xr.Dataset, seed: int) -> NDArray[np.bool_]:

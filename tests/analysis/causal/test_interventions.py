@@ -15,7 +15,7 @@ from symground.analysis.causal.behaviour import Behaviour, behaviour
 from symground.analysis.causal.controls import Controls
 from symground.analysis.causal.head_steering import steering
 from symground.analysis.heads.finding import head_shares
-from symground.analysis.heads.selection import pieces_of
+from symground.analysis.heads.selection import silenced_heads
 from symground.analysis.probing.examples import Examples
 from symground.data import Corpus
 from symground.models import create
@@ -139,9 +139,9 @@ def test_the_rows_share_one_correction(corpus: Corpus, model: PreTrainedModel) -
 def test_heads_of_one_half_are_silenced_in_the_other(corpus: Corpus, model: PreTrainedModel) -> None:
     probes = sg.probes(corpus.tokenizer).take_contexts([0, 1, 2, 3])
     traced = sg.trace(model, probes)
-    (piece,) = pieces_of(traced, "aggregate", "row", 0.1, "held-out", "all", seed=1)
-    assert piece.where is None
-    of_context = {context: {own for own, c in zip(piece.heads, traced.context.values, strict=True) if c == context}
+    (silenced,) = silenced_heads(traced, "aggregate", "row", 0.1, "held-out", "all", seed=1)
+    assert silenced.where is None
+    of_context = {context: {own for own, c in zip(silenced.heads, traced.context.values, strict=True) if c == context}
                   for context in range(4)}  # fmt: skip
     assert all(len(sets) == 1 for sets in of_context.values())
     shares = head_shares(traced)

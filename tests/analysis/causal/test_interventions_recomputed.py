@@ -62,10 +62,10 @@ def test_draws_differ(ran: Any) -> None:
     assert [len(plans) for plans, _ in calls] == [1, 1, 1 + DRAWS, 1 + DRAWS]
     for plans, _ in calls[2:]:
         (own,), *drawn = plans
-        assert len({tuple(piece.heads) for (piece,) in drawn}) == DRAWS
-        for (piece,) in drawn:
-            assert [len(heads) for heads in piece.heads] == [len(heads) for heads in own.heads]
-            assert not any(heads & mine for heads, mine in zip(piece.heads, own.heads, strict=True))
+        assert len({tuple(silenced.heads) for (silenced,) in drawn}) == DRAWS
+        for (silenced,) in drawn:
+            assert [len(heads) for heads in silenced.heads] == [len(heads) for heads in own.heads]
+            assert not any(heads & mine for heads, mine in zip(silenced.heads, own.heads, strict=True))
     assert calls[2][0] is calls[3][0]  # the same heads in the mismatched contexts
 
 
