@@ -88,8 +88,8 @@ def load_resume(run: Path, model: PreTrainedModel, optimizer: Optimizer) -> Resu
         assert match is not None
         step = int(match[1])
         # A state saved by an older version has no metrics.
-        told = folder / METRICS if (folder / METRICS).is_file() else run / METRICS
-        return Resumed(step, lines_until(told, step))
+        metrics = folder / METRICS if (folder / METRICS).is_file() else run / METRICS
+        return Resumed(step, lines_until(metrics, step))
     return Resumed(0, [])
 
 

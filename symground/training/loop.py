@@ -108,14 +108,14 @@ class _Run:
 
     def trained(self) -> PreTrainedModel:
         settings, run = self._settings, self._run
-        done, told = load_resume(run, self._model, self._trainer.optimizer)
+        done, lines = load_resume(run, self._model, self._trainer.optimizer)
         if done == 0 and resume_folders(run):
             self._say(f"{run}: all resume states are damaged; training starts from step 0 again")
         self._name_damaged(done)
         save_at = set(checkpoint_schedule(settings.checkpoints, settings.steps))
         if self._workers.first:
             flops = flops_per_token(self._model, settings.length)
-            self._metrics = Metrics(run / METRICS, told, flops, self._workers.device)
+            self._metrics = Metrics(run / METRICS, lines, flops, self._workers.device)
             if self._hardware.tensorboard:
                 self._trackers.append(TensorBoard(run, done))
         if done in save_at:  # at the beginning, and if a checkpoint is damaged

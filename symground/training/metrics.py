@@ -58,13 +58,13 @@ class Metrics:
 
     Args:
         path: the file. It is first rewritten with the lines up to the step from which training resumes.
-        told: these lines.
+        earlier: these lines.
         flops_per_token: of a forward and a backward pass.
         device: the device that trains.
     """
 
-    def __init__(self, path: Path, told: Iterable[str], flops_per_token: float, device: torch.device) -> None:
-        self._path, self._lines = path, list(told)
+    def __init__(self, path: Path, earlier: Iterable[str], flops_per_token: float, device: torch.device) -> None:
+        self._path, self._lines = path, list(earlier)
         self._flops, self._peak = flops_per_token, peak_of(device)
         last = json.loads(self._lines[-1]) if self._lines else {"seconds": 0.0, "tokens": 0}
         self._before, self._since = last["seconds"], time.perf_counter()
