@@ -131,15 +131,15 @@ def _backend(backend: str) -> Iterator[None]:
 @contextmanager
 def _telling(files: Mapping[str, Path]) -> Iterator[None]:
     """While the block runs, report how each job ended."""
-    told: set[str] = set()
+    reported: set[str] = set()
     over = threading.Event()
 
     def tell() -> None:
-        for name in _ended(files, told):
-            told.add(name)
+        for name in _ended(files, reported):
+            reported.add(name)
             record = read_json(files[name])
             why = f": {record['error']}" if record["status"] == "failed" else ""
-            print(f"{len(told)}/{len(files)} {name}: {record['status']}{why}", file=sys.stderr, flush=True)
+            print(f"{len(reported)}/{len(files)} {name}: {record['status']}{why}", file=sys.stderr, flush=True)
 
     def watch() -> None:
         while not over.wait(_POLL):
@@ -155,5 +155,5 @@ def _telling(files: Mapping[str, Path]) -> Iterator[None]:
         tell()
 
 
-def _ended(files: Mapping[str, Path], told: Iterable[str]) -> list[str]:
-    return [name for name in files if name not in told and _status(files[name]) in ("done", "failed")]
+def _ended(files: Mapping[str, Path], reported: Iterable[str]) -> list[str]:
+    return [name for name in files if name not in reported and _status(files[name]) in ("done", "failed")]
