@@ -172,10 +172,10 @@ def _ranges(
     made = getattr(getattr(module, "config", None), "_attn_implementation", None) != UNPADDED
     meant = 0 if mask is None else mask.shape[2] - 1
     if made and meant != (window or 0):
-        has, told = (f"a sliding window of {w} keys" if w else "no sliding window" for w in (meant, window))
+        in_mask, in_layer = (f"a sliding window of {w} keys" if w else "no sliding window" for w in (meant, window))
         raise ValueError(
-            f"model: its attention mask has {has}, and {type(module).__name__} tells the attention function of {told}; "
-            "symground does not support this model: model.set_attn_implementation('sdpa')"
+            f"model: its attention mask has {in_mask}, and {type(module).__name__} tells the attention function of "
+            f"{in_layer}; symground does not support this model: model.set_attn_implementation('sdpa')"
         )
     if mask is None or not mask.shape[3]:
         return None, None

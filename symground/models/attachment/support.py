@@ -83,5 +83,8 @@ def _unlike(module: nn.Module, config: Any) -> Iterator[tuple[bool, str]]:
     yield (getattr(module, "head_dim", None) or 0) > _WIDEST, f"has heads wider than {_WIDEST}"
     yield kind.__name__.startswith("DiffLlama"), "has two attention matrices a head"
     window = getattr(config, "sliding_window", None)
-    told = "sliding_window" in inspect.getsource(kind.forward)
-    yield window is not None and not told, "has a sliding window that its layers do not tell their attention function"
+    passes_window = "sliding_window" in inspect.getsource(kind.forward)
+    yield (
+        window is not None and not passes_window,
+        "has a sliding window that its layers do not tell their attention function",
+    )

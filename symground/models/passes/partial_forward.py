@@ -261,7 +261,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 def replays(model: PreTrainedModel, last_only: bool = False) -> bool:
     """Whether a :class:`Replay` of this model equals the model's own pass, by a trial; warns if it does not."""
 
-    def told(cause: str | None) -> bool:
+    def replayed(cause: str | None) -> bool:
         if cause is not None:
             warnings.warn(
                 f"{type(model).__name__} cannot be read again from the middle ({cause}): every change of a head is a "
@@ -274,8 +274,8 @@ def replays(model: PreTrainedModel, last_only: bool = False) -> bool:
     return tried(
         model,
         f"replays{' at the last position' if last_only else ''}",
-        lambda: told(_try(model, last_only)),
-        lambda: told("hooks or forward functions of others act on it, which may go by position or length"),
+        lambda: replayed(_try(model, last_only)),
+        lambda: replayed("hooks or forward functions of others act on it, which may go by position or length"),
     )
 
 
