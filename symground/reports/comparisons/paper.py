@@ -194,14 +194,14 @@ def _findings(found: Tables) -> Iterator[dict[str, Any]]:
             "agrees": MIDDLE[0] <= last["depth"] <= MIDDLE[1] if there else None, "lacking": "" if there else _NO_HEADS,
         }  # fmt: skip
         effect, control = last["intervened"] - last["original"], last["control"] - last["original"]
-        told = enough(last["short"]) and not np.isnan(control)
-        lacking = _NO_HEADS if not there else "" if told else _NO_CONTROL
+        enough_controls = enough(last["short"]) and not np.isnan(control)
+        lacking = _NO_HEADS if not there else "" if enough_controls else _NO_CONTROL
         yield {
             "finding": f"silencing them ({denominator}) raises matched surprisal, silencing others does not",
             "model": name,
             "study": f"{whose}{_signed(now['intervened'] - now['original'])}***, "
             f"others {_signed(now['control'] - now['original'])}",
-            "ours": f"{_signed(effect)}{stars(last['p'])}, {f'others {_signed(control)}' if told else FEW}",
+            "ours": f"{_signed(effect)}{stars(last['p'])}, {f'others {_signed(control)}' if enough_controls else FEW}",
             "agrees": None if lacking else last["p"] < STUDY["p"] and abs(control) < _NOTHING * effect,
             "lacking": lacking,
         }  # fmt: skip

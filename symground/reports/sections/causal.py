@@ -81,12 +81,14 @@ def grounds_or_matters(interventions: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame()
     rows = interventions.dropna(subset="gain_intervened")
     chosen = {"selection": rows["selection"], "positions": rows["positions"], "instead": rows["mode"]}
-    told = [enough(short, examples) for short, examples in zip(rows["short"], rows["examples"], strict=True)]
+    enough_controls = [enough(short, examples) for short, examples in zip(rows["short"], rows["examples"], strict=True)]
     changes = {}
     for prefix, name in _MEASURES.items():
         before = rows[f"{prefix}original"]
         changes[name] = rows[f"{prefix}intervened"] - before
-        changes[f"{name}, random heads"] = (rows[f"{prefix}control"] - before).where(np.array(told, dtype=bool))
+        changes[f"{name}, random heads"] = (rows[f"{prefix}control"] - before).where(
+            np.array(enough_controls, dtype=bool)
+        )
     return pd.DataFrame(
         {
             "model": rows["model"],

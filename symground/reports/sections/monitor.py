@@ -83,8 +83,10 @@ def calibration_figure(calibration: pd.DataFrame) -> Figure:
 def steering_figure(steering: pd.DataFrame) -> Figure:
     """Accuracy against the factor, mean over seeds, at the last checkpoint."""
     last = last_checkpoints(steering)
-    told = [enough(short, examples) for short, examples in last[["short", "examples"]].itertuples(index=False)]
-    last = last.assign(control=last["control"].where(np.array(told, dtype=bool)))
+    enough_controls = [
+        enough(short, examples) for short, examples in last[["short", "examples"]].itertuples(index=False)
+    ]
+    last = last.assign(control=last["control"].where(np.array(enough_controls, dtype=bool)))
     figure = figure_of(5.2, 3.1)
     axes = figure.subplots()
     for (model, frame), colour in zip(last.groupby("model", sort=True), colours(), strict=False):
