@@ -269,5 +269,5 @@ def test_layers_over_devices_and_from_disk(tmp_path: Path) -> None:
         found = sg.trace(other, ids, targets, mask, rows=True, **how)
         for name in NAMES:
             np.testing.assert_allclose(found[name], expected[name], atol=1e-6, rtol=1e-4, err_msg=name)
-    with pytest.raises(ValueError, match="device_map: .* no device beside it"):
+    with pytest.raises(ValueError, match="device: device_map .* expected no device, got"):
         sg.load(tmp_path / "model", device="cpu", device_map="auto")
