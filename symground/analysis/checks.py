@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from symground.errors import told
+from symground.errors import described
 
 
 def words_of(value: Any, name: str) -> list[str]:
@@ -21,11 +21,11 @@ def words_of(value: Any, name: str) -> list[str]:
         ValueError: names ``name``.
     """
     if isinstance(value, str) or not isinstance(value, Iterable):
-        raise ValueError(f"{name}: expected a list of words, such as ['dog', 'cat']; got {told(value)}")
+        raise ValueError(f"{name}: expected a list of words, such as ['dog', 'cat']; got {described(value)}")
     words = list(value)
     wrong = [word for word in words if not isinstance(word, str) or not word.strip()]
     if wrong:
-        raise ValueError(f"{name}: expected words, got {told(wrong[0])}")
+        raise ValueError(f"{name}: expected words, got {described(wrong[0])}")
     return words
 
 
@@ -42,7 +42,7 @@ def tensor_of(value: Any, name: str) -> Tensor:
             return torch.as_tensor(np.asarray(value))
         except (ValueError, TypeError):
             pass
-    raise ValueError(f"{name}: expected a tensor, an array or lists of numbers of one length, got {told(value)}")
+    raise ValueError(f"{name}: expected a tensor, an array or lists of numbers of one length, got {described(value)}")
 
 
 def ids_of(value: Any, name: str, ndim: int, limit: int) -> Tensor:
@@ -94,7 +94,7 @@ def check_frame(value: Any, name: str, columns: Iterable[str], made: str) -> Non
         ValueError: names ``name``.
     """
     if not isinstance(value, pd.DataFrame):
-        raise ValueError(f"{name}: expected a DataFrame as {made} gives it, got {told(value)}")
+        raise ValueError(f"{name}: expected a DataFrame as {made} gives it, got {described(value)}")
     for column in columns:
         if column not in value:
             raise ValueError(f"{name}: expected a column {column!r} as {made} gives it, got {list(value.columns)}")
@@ -111,7 +111,7 @@ def check_trace(value: Any, name: str = "trace") -> None:
         ValueError: names ``name``.
     """
     if not isinstance(value, xr.Dataset) or not _TRACED & set(value.data_vars):
-        raise ValueError(f"{name}: expected what symground.trace(model, …) gives, got {told(value)}")
+        raise ValueError(f"{name}: expected what symground.trace(model, …) gives, got {described(value)}")
 
 
 def check_mapping(value: Any, name: str) -> Mapping[str, Any]:
@@ -121,5 +121,5 @@ def check_mapping(value: Any, name: str) -> Mapping[str, Any]:
         ValueError: names ``name``.
     """
     if not isinstance(value, Mapping):
-        raise ValueError(f"{name}: expected a mapping from names, got {told(value)}")
+        raise ValueError(f"{name}: expected a mapping from names, got {described(value)}")
     return value

@@ -8,6 +8,8 @@ from symground.errors.types import (
     check_path,
     check_types,
     choice,
+    described,
+    described_json,
     flag,
     integer,
     is_flag,
@@ -16,12 +18,10 @@ from symground.errors.types import (
     is_number,
     number,
     several,
-    told,
-    told_json,
 )
 
 __all__ = [
-    "ENDS", "WrongUsageError", "check_device", "check_kind", "check_path", "check_types", "choice", "errors_named",
-    "flag", "integer", "is_flag", "is_integer", "is_list", "is_number", "number", "panics_named", "require",
-    "several", "told", "told_json",
+    "ENDS", "WrongUsageError", "check_device", "check_kind", "check_path", "check_types", "choice", "described",
+    "described_json", "errors_named", "flag", "integer", "is_flag", "is_integer", "is_list", "is_number", "number",
+    "panics_named", "require", "several",
 ]  # fmt: skip

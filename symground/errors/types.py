@@ -21,7 +21,7 @@ class WrongUsageError(ValueError):
     """Command-line arguments that are not a valid command."""
 
 
-def told(value: Any) -> str:
+def described(value: Any) -> str:
     """A short description of a value."""
     if isinstance(value, (str, bool, int, float)):
         text = repr(value)
@@ -30,7 +30,7 @@ def told(value: Any) -> str:
     return type(value).__name__ + (f" {list(shape)}" if isinstance(shape, tuple) and shape else "")
 
 
-def told_json(value: Any) -> str:
+def described_json(value: Any) -> str:
     """A value as JSON, shortened if it is long."""
     kind = _IN_JSON.get(type(value))
     text = f"{kind} of {len(value)}" if kind else json.dumps(value, ensure_ascii=False)
@@ -131,7 +131,7 @@ def _got(value: Any) -> str:
     """A wrong argument in a message: numbers and words as they are written, others by their types."""
     if isinstance(value, str) or value is None:
         return repr(value)
-    return str(value) if is_number(value) else told(value)
+    return str(value) if is_number(value) else described(value)
 
 
 def check_types(settings: Any) -> None:
@@ -146,7 +146,7 @@ def check_types(settings: Any) -> None:
     for name, kind in _fields(of).items():
         value = getattr(settings, name)
         if not _is(value, kind):
-            raise ValueError(f"{name}: expected {_words(kind)}, got {told(value)}")
+            raise ValueError(f"{name}: expected {_words(kind)}, got {described(value)}")
         if (is_flag(value) or is_number(value)) and hasattr(value, "item"):
             object.__setattr__(settings, name, value.item())
 
@@ -158,11 +158,11 @@ def check_path(value: Any, name: str) -> Path:
         ValueError: it is not a path; ``name`` is the argument's name.
     """
     if not isinstance(value, (str, Path)):
-        raise ValueError(f"{name}: expected a path, got {told(value)}")
+        raise ValueError(f"{name}: expected a path, got {described(value)}")
     return Path(value)
 
 
-def check_kind(value: Any, kind: type, name: str, shown: Callable[[Any], str] = told) -> None:
+def check_kind(value: Any, kind: type, name: str, shown: Callable[[Any], str] = described) -> None:
     """Refuse a value that is not an instance of a class; true and false are not accepted as numbers.
 
     Raises:

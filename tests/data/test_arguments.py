@@ -12,7 +12,7 @@ import pytest
 from symground import data
 from symground.data.files import Limits
 from symground.data.scenes import GeneratedImagesSettings
-from symground.errors import told
+from symground.errors import described
 from symground.training import Hardware, Optimization, TrainSettings
 
 WRONG: tuple[Any, ...] = (3, None, 1.5, [3], {"a": 1}, b"x", object())
@@ -59,7 +59,7 @@ def test_later_arguments_are_named(tmp_path: Path, value: Any) -> None:
         data.add_scenes(builder, value)
     with pytest.raises(ValueError, match="^folder: expected a path, got "):
         data.Corpus.load(value)
-    with pytest.raises(ValueError, match=f"^questions: expected Question, got {told(value)[:20]}"):
+    with pytest.raises(ValueError, match=f"^questions: expected Question, got {described(value)[:20]}"):
         data.write_questions(tmp_path / "q.jsonl", [value])
 
 

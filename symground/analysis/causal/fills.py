@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.probing import Asked, Examples, ImageQuestions, Probes
-from symground.errors import choice, told
+from symground.errors import choice, described
 from symground.models import mixers
 from symground.models.hooks import device_of, head_outputs
 from symground.models.passes import check_inputs
@@ -117,7 +117,7 @@ def _rows(reference: Reference, mode: str) -> _Rows:
         valid = torch.arange(reference.input_ids.shape[1]) <= reference.prediction[:, None]
         return _Rows(reference.input_ids, valid, reference.given)
     if not isinstance(reference, (Tensor, Mapping)):
-        raise ValueError(f"reference: expected ids [N,T], model inputs, examples or probes, got {told(reference)}")
+        raise ValueError(f"reference: expected ids [N,T], model inputs, examples or probes, got {described(reference)}")
     inputs: dict[str, Any] = {"input_ids": reference} if isinstance(reference, Tensor) else dict(reference)
     ids = inputs.pop("input_ids", None)
     if ids is None or ids.ndim != 2:

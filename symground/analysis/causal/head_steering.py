@@ -15,7 +15,7 @@ from symground.analysis.causal.gates import Block, Heads, gates_of
 from symground.analysis.heads import DENOMINATORS, silenced_heads
 from symground.analysis.probing import AMONG, Asked, Choices, Examples, check_fits, choices
 from symground.analysis.tracing import trace
-from symground.errors import choice, flag, integer, is_list, number, require, told
+from symground.errors import choice, described, flag, integer, is_list, number, require
 from symground.models import mixers
 from symground.models.passes import gated
 from symground.running import progress
@@ -91,7 +91,7 @@ def steering(
     mixers(model)
     check_fits(model, probes, images=True)
     if not is_list(factors) or not len(factors):
-        got = list(factors) if is_list(factors) else told(factors)
+        got = list(factors) if is_list(factors) else described(factors)
         raise ValueError(f"factors: expected a list of at least one number, got {got}")
     wanted = sorted({1.0, *(number("factors", factor) for factor in factors)})
     among, denominator = choice("among", among, AMONG), choice("denominator", denominator, DENOMINATORS)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from symground.analysis.checks import check_frame
 from symground.analysis.probing.examples import Examples
 from symground.analysis.probing.questions import ImageQuestions
-from symground.errors import choice, integer, told
+from symground.errors import choice, described, integer
 from symground.models.passes import check_weights, gated
 from symground.models.trials import check_deterministic, check_lengths, hidden_states, verified_readout
 
@@ -111,7 +111,7 @@ def answers(
     check_weights(model)
     if not isinstance(questions, ImageQuestions):
         raise ValueError(
-            f"questions: expected what symground.image_questions(processor, …) makes, got {told(questions)}"
+            f"questions: expected what symground.image_questions(processor, …) makes, got {described(questions)}"
         )
     batch_size = integer("batch_size", batch_size, 1)
     asked = {question.answer for question in questions.questions}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from symground.data.files import parse_json
 from symground.data.scenes import Utterance, distractor
 from symground.data.words import IMAGE, TIERS, WORD
-from symground.errors import told
+from symground.errors import described
 
 SLOT = "{}"
 
@@ -86,7 +86,7 @@ def read_contexts(contexts: Iterable[Sequence[Any]] | str | Path | None) -> list
         wrong = next((x for x in given if isinstance(x, str) or not isinstance(x, Sequence) or len(x) < 2), None)
         if wrong is not None:
             raise ValueError(
-                f"contexts: expected pairs (ENV sentence with {SLOT}, LAN words up to the noun), got {told(wrong)}"
+                f"contexts: expected pairs (ENV sentence with {SLOT}, LAN words up to the noun), got {described(wrong)}"
             )
         loaded = [dict(zip(Context._fields, pair, strict=False)) for pair in given]
     if not loaded:
@@ -111,7 +111,8 @@ def _items(loaded: Any, source: str) -> list[Any]:
         return [{"env": env, "lan": lan} for env, lan in zip(loaded["env"], loaded["lan"], strict=True)]
     if not isinstance(loaded, list):
         raise ValueError(
-            f'{source}: expected a list of {{"env": …, "lan": …}} or {{"env": […], "lan": […]}}, got {told(loaded)}'
+            f'{source}: expected a list of {{"env": …, "lan": …}} or {{"env": […], "lan": […]}}, got '
+            f"{described(loaded)}"
         )
     return loaded
 
@@ -119,26 +120,26 @@ def _items(loaded: Any, source: str) -> list[Any]:
 def _checked(item: Any) -> Context:
     """A context from a JSON object, with the type and form of each part checked."""
     if not isinstance(item, dict):
-        raise ValueError(f'expected {{"env": …, "lan": …}}, got {told(item)}')
+        raise ValueError(f'expected {{"env": …, "lan": …}}, got {described(item)}')
     for name in ("env", "lan"):
         if name not in item:
             raise ValueError(f"has no {name!r}")
     parts: dict[str, Any] = {name: item.get(name, Context._field_defaults.get(name)) for name in Context._fields}
     for name in ("env", "lan"):
         if not isinstance(parts[name], str):
-            raise ValueError(f"{name}: expected text, got {told(parts[name])}")
+            raise ValueError(f"{name}: expected text, got {described(parts[name])}")
     for name, form, size in (("between", "(speaker, 'env' or 'lan', text)", 3), ("speakers", "two speakers", 2)):
         rows = parts[name] if name == "between" else [parts[name]]
         if not _is_list(rows):
-            raise ValueError(f"{name}: expected a list of {form}, got {told(rows)}")
+            raise ValueError(f"{name}: expected a list of {form}, got {described(rows)}")
         for row in rows:
             if not (_is_list(row) and len(row) == size and all(isinstance(x, str) for x in row)):
-                raise ValueError(f"{name}: expected {form}, got {told(row)}")
+                raise ValueError(f"{name}: expected {form}, got {described(row)}")
     context = context_of(list(parts.values()))
     if context.env.count(SLOT) != 1 or SLOT in context.lan or not WORD.search(context.lan):
         raise ValueError(f"expected one {SLOT} in the ENV sentence and words in the LAN part; got {context}")
     if context.cue not in (*TIERS, IMAGE):
-        raise ValueError(f"cue: expected 'env', 'lan' or 'image', got {told(context.cue)}")
+        raise ValueError(f"cue: expected 'env', 'lan' or 'image', got {described(context.cue)}")
     for utterance in context.between:
         if utterance.tier not in ("env", "lan") or SLOT in utterance.text:
             raise ValueError(f"between: expected (speaker, 'env' or 'lan', text) without {SLOT}, got {utterance}")

@@ -14,7 +14,7 @@ from symground.analysis.probing.contexts import Context
 from symground.analysis.probing.examples import Ids, Row
 from symground.data.sequences import Shown, patch_ids
 from symground.data.words import IMAGE, TIERS, env, lan, lan_tokens, speaker
-from symground.errors import check_kind, panics_named, told
+from symground.errors import check_kind, described, panics_named
 
 _Rows = tuple[tuple[Row, ...], ...]
 
@@ -45,7 +45,7 @@ def encoder_of(tokenizer: Any, separator: str = ". ", joint: str | None = None) 
             hint = "; this processor holds one: processor.tokenizer"
         elif isinstance(tokenizer, (str, Path)):
             hint = f"; symground.load_tokenizer({str(tokenizer)!r}) loads one"
-        raise ValueError(f"tokenizer: expected one of transformers, got {told(tokenizer)}{hint}")
+        raise ValueError(f"tokenizer: expected one of transformers, got {described(tokenizer)}{hint}")
     vocabulary: Mapping[str, int] = tokenizer.get_vocab()
     check_kind(separator, str, "separator")
     if joint is not None:

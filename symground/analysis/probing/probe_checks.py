@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from symground.analysis.probing.questions import Asked, ImageQuestions
 from symground.analysis.probing.sentence_probes import Probes
-from symground.errors import told
+from symground.errors import described
 from symground.models.passes import check_weights, id_limit, positions_of
 from symground.models.trials import check_deterministic, readout
 
@@ -27,7 +27,7 @@ def check_asked(value: Any, name: str = "probes", *, images: bool = False) -> No
     if isinstance(value, Probes) or (images and isinstance(value, ImageQuestions)):
         return
     made = "symground.probes(tokenizer)" + (" or symground.image_questions(processor, …)" if images else "")
-    raise ValueError(f"{name}: expected what {made} makes, got {told(value)}")
+    raise ValueError(f"{name}: expected what {made} makes, got {described(value)}")
 
 
 def check_fits(model: PreTrainedModel, probes: Asked, images: bool = False) -> None:

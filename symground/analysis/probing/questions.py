@@ -31,7 +31,7 @@ from symground.data.vision import (
     read_prompt,
 )
 from symground.display import as_table, as_text, some
-from symground.errors import check_kind, integer, told
+from symground.errors import check_kind, described, integer
 
 #: The default wording of answers.
 SAID = {"yes": "Yes", "no": "No"}
@@ -255,14 +255,14 @@ def image_questions(
     if not hasattr(processor, "tokenizer"):
         raise ValueError(
             "processor: expected a vision-language model's, as symground.load_processor gives it, got "
-            f"{told(processor)}"
+            f"{described(processor)}"
         )
     questions = list(questions) if isinstance(questions, Iterable) and not isinstance(questions, str) else [questions]
     wrong = next((question for question in questions if not isinstance(question, Question)), None)
     if wrong is not None:
         raise ValueError(
-            f"questions: expected those that symground.data.read_questions gives, got {told(wrong)}; one by hand is "
-            "symground.data.Question(image, text, answer)"
+            f"questions: expected those that symground.data.read_questions gives, got {described(wrong)}; one by "
+            "hand is symground.data.Question(image, text, answer)"
         )
     if not questions:
         raise ValueError("questions: expected at least one, got none")

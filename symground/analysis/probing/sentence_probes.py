@@ -23,7 +23,7 @@ from symground.analysis.probing.examples import PATCHES, Examples, Ids, Row
 from symground.data import STUDY_NOUNS
 from symground.data.words import IMAGE, TIERS, cdi_categories
 from symground.display import as_table, as_text, some
-from symground.errors import choice, integer, is_integer, told
+from symground.errors import choice, described, integer, is_integer
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,7 @@ def _pairs_of(
             same[torch.from_numpy(rng.choice(others, mismatches, replace=False)), v] = True
         return same
     if not isinstance(mismatches, str) or mismatches != "category":
-        raise ValueError(f"mismatches: expected 'all', 'category' or an integer, got {told(mismatches)}")
+        raise ValueError(f"mismatches: expected 'all', 'category' or an integer, got {described(mismatches)}")
     known = cdi_categories() if categories is None else categories
     without = [noun for noun in nouns if noun not in known]
     if without:

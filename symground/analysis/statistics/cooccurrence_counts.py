@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from symground.analysis.checks import words_of
 from symground.data import Corpus
 from symground.data.words import IMAGE, TIERS, noun_tokens
-from symground.errors import choice, integer, told
+from symground.errors import choice, described, integer
 
 
 def cooccurrence(
@@ -47,7 +47,7 @@ def cooccurrence(
     Source: pointwise mutual information as in Church and Hanks 1990, in windows of either direction.
     """
     if not isinstance(corpus, Corpus):
-        raise ValueError(f"corpus: expected a symground.data.Corpus (Corpus.load reads one), got {told(corpus)}")
+        raise ValueError(f"corpus: expected a symground.data.Corpus (Corpus.load reads one), got {described(corpus)}")
     nouns = words_of(nouns, "nouns")
     window, cue = integer("window", window, 1), choice("cue", cue, (*TIERS, IMAGE))
     vocabulary = corpus.tokenizer.get_vocab()

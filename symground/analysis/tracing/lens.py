@@ -24,7 +24,7 @@ from symground.analysis.probing import Probes, check_fits
 from symground.data import Corpus
 from symground.data.sequences import IGNORED, RowSampler
 from symground.display import as_table, as_text, some
-from symground.errors import check_device, check_path, errors_named, integer, number, told
+from symground.errors import check_device, check_path, described, errors_named, integer, number
 from symground.files import replacing
 from symground.models import mixers
 from symground.models.passes import check_length, check_weights, final_norm, frozen, readable_ids, residual_stream
@@ -208,7 +208,7 @@ def lens_gain(
     check_fits(model, probes)
     mixers(model)
     if lens is not None and not isinstance(lens, TunedLens):
-        raise ValueError(f"lens: expected a TunedLens, or None for the plain logit lens, got {told(lens)}")
+        raise ValueError(f"lens: expected a TunedLens, or None for the plain logit lens, got {described(lens)}")
     batch_size = integer("batch_size", batch_size, 1)
     rows = probes.matched()  # every context with every ENV noun
     check_lengths(model, rows.prediction + 1, rows.input_ids.shape[1])
@@ -298,7 +298,7 @@ def _checked(model: PreTrainedModel, data: Any) -> Corpus | Tensor:
         return data
     ids = torch.as_tensor(data) if isinstance(data, (list, np.ndarray)) else data
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
-        what = f"{list(ids.shape)} {ids.dtype}" if isinstance(ids, Tensor) else told(data)
+        what = f"{list(ids.shape)} {ids.dtype}" if isinstance(ids, Tensor) else described(data)
         raise ValueError(f"data: expected a Corpus or ids [N,T], got {what}; symground.data.Corpus.load reads one")
     check_length(model, ids.shape[1], "data")
     return ids_of(ids, "data", 2, readable_ids(model))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from symground.errors import check_kind, told_json
+from symground.errors import check_kind, described_json
 
 
 def parse_json(content: str | bytes) -> Any:
@@ -34,7 +34,7 @@ def json_typed(value: Any, kind: type, place: str) -> Any:
     Raises:
         ValueError: it has another type; ``place`` says where.
     """
-    check_kind(value, kind, place, told_json)
+    check_kind(value, kind, place, described_json)
     return value
 
 
@@ -46,7 +46,7 @@ def json_field(entry: Any, name: str, kind: type, place: str = "") -> Any:
     """
     where = f"{place}.{name}" if place else name
     if not isinstance(entry, Mapping):
-        raise ValueError(f"{place or 'the JSON'}: expected an object with {name!r}, got {told_json(entry)}")
+        raise ValueError(f"{place or 'the JSON'}: expected an object with {name!r}, got {described_json(entry)}")
     if name not in entry:
         raise ValueError(f"{place + ': ' if place else ''}has no {name!r}")
     return json_typed(entry[name], kind, where)
