@@ -38,7 +38,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 from symground.kernels.attention import backward, flow, forward, saliency, saliency_rows  # noqa: E402
 from symground.kernels.attention.launch import Call  # noqa: E402
 from symground.kernels.common import launch  # noqa: E402
-from symground.kernels.common.launch import Config, shipped, tables  # noqa: E402
+from symground.kernels.common.configs import Config, shipped, tables  # noqa: E402
 from symground.kernels.ssd import backward as ssd_backward  # noqa: E402
 from symground.kernels.ssd import forward as ssd_forward  # noqa: E402
 from symground.kernels.ssd import launch as ssd_launch  # noqa: E402

@@ -12,8 +12,9 @@ import triton.language as tl
 
 from symground.kernels.attention.launch import Call
 from symground.kernels.attention.row_sums import normalized
+from symground.kernels.common.configs import Config, Tiles
 from symground.kernels.common.flow import add_flow, groups_of, store_flow
-from symground.kernels.common.launch import Config, Tiles, config_of, rows_adjacent
+from symground.kernels.common.launch import config_of, rows_adjacent
 from symground.kernels.common.tiles import (
     LOG2E,
     keys_of,
@@ -27,7 +28,7 @@ from symground.kernels.common.tiles import (
     store_tile,
 )
 
-#: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/launch.py`).
+#: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
 #: float32's three-part products take many registers, so heads beyond 64 have small tiles. Heads beyond 128 have larger
 #: ones again, because their products read them in chunks.
 TILES: dict[str, Tiles] = {

@@ -11,8 +11,9 @@ import triton.language as tl
 
 from symground.kernels.attention.launch import Call
 from symground.kernels.attention.row_sums import normalized
+from symground.kernels.common.configs import Config, Tiles
 from symground.kernels.common.flow import add_flow, groups_of, store_flow
-from symground.kernels.common.launch import Config, Tiles, config_of, rows_adjacent
+from symground.kernels.common.launch import config_of, rows_adjacent
 from symground.kernels.common.tiles import (
     LOG2E,
     keys_of,
@@ -25,7 +26,7 @@ from symground.kernels.common.tiles import (
     seen,
 )
 
-#: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/launch.py`).
+#: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
 TILES: dict[str, Tiles] = {
     "attention_flow": {
         ("sm_80", 2): {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 32, 4, 2)},

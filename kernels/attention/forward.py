@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 
 from symground.kernels.attention.launch import Call
-from symground.kernels.common.launch import Config, Tiles, config_of
+from symground.kernels.common.configs import Config, Tiles
+from symground.kernels.common.launch import config_of
 from symground.kernels.common.tiles import (
     LN2,
     LOG2E,
@@ -21,7 +22,7 @@ from symground.kernels.common.tiles import (
     store_tile,
 )
 
-#: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/launch.py`).
+#: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
 TILES: dict[str, Tiles] = {
     "attention_forward": {
         ("sm_80", 2): {64: Config(128, 128, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 64, 8, 2)},

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from symground.kernels.attention.launch import Call
-from symground.kernels.common.launch import Config
+from symground.kernels.common.configs import Config
 from symground.kernels.common.tiles import LOG2E, keys_of, load_gate, load_lse2, load_range, load_tile, product, seen
 
 #: As a multiple of 1 + |lse|: the most by which rounding can move a row's sum from 1, 32 units in the last place.

@@ -11,10 +11,11 @@ import triton.language as tl
 
 from symground.kernels.attention.launch import Call
 from symground.kernels.attention.row_sums import normalized
-from symground.kernels.common.launch import Config, Tiles, chunk_of, config_of, processors, rows_adjacent
+from symground.kernels.common.configs import Config, Tiles
+from symground.kernels.common.launch import chunk_of, config_of, processors, rows_adjacent
 from symground.kernels.common.tiles import LOG2E, load_gate, load_range, load_terms, mixing, product_in_chunks, seen
 
-#: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/launch.py`).
+#: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
 TILES: dict[str, Tiles] = {
     "attention_saliency": {
         ("sm_80", 2): {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(64, 64, 8, 2)},

@@ -6,10 +6,11 @@ import triton.language as tl
 
 from symground.kernels.attention.launch import Call
 from symground.kernels.attention.row_sums import row_sums
-from symground.kernels.common.launch import Config, Tiles, config_of, rows_adjacent
+from symground.kernels.common.configs import Config, Tiles
+from symground.kernels.common.launch import config_of, rows_adjacent
 from symground.kernels.common.tiles import LOG2E, load_gate, load_range, load_tile, product, seen
 
-#: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/launch.py`).
+#: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
 TILES: dict[str, Tiles] = {
     "attention_saliency_rows": {
         ("sm_80", 2): {64: Config(64, 128, 8, 1), 128: Config(64, 128, 8, 1), 256: Config(64, 128, 8, 1)},

@@ -1,81 +1,22 @@
-"""What every launcher needs: rows in the layout that kernels take, and the configuration to launch with.
-
-The tables of configurations are in the kernels' files, `TILES`. They are explicit: nothing is tuned at first use. With
-only a causal mask, the entries compile without local-memory access in their loops (`python -m benchmarks kernels`
-prints each entry's registers and shared memory, and checks this).
-"""
+"""Parts of every launcher: rows in the layout that kernels take, and the configuration to launch with."""
 
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from symground.kernels.common.configs import Config, Tiles, architecture_of, shipped
+
 #: Bytes of a row per step of a product that reads its rows in chunks.
 CHUNK_BYTES = 128
 #: The widest float32 rows of which two tiles, each in its TF32 parts, fit the registers.
 WHOLE = 128
-
-
-class Config(NamedTuple):
-    """BM queries × BN keys in a tile; rows × words for a vocabulary."""
-
-    BM: int
-    BN: int
-    num_warps: int
-    num_stages: int
-
-    @property
-    def kwargs(self) -> dict[str, Any]:
-        return self._asdict()
-
-
-#: A kernel's table: (architecture, bytes of an element) → a configuration, or {largest BLOCK_D: configuration}. "cuda"
-#: is for CUDA architectures without an entry. A configuration in place of a table is for all architectures.
-Tiles: TypeAlias = Config | Mapping[tuple[str, int], Config | Mapping[int, Config]]
-
-#: The interpreter's tiles: small, so that small inputs have several, and not square, so that mixed-up sizes show.
-INTERPRETER = Config(32, 16, 4, 1)
-
-
-@functools.cache
-def architecture_of(device: torch.device) -> str:
-    """The shipped architecture nearest to a device's, or the interpreter for a CPU."""
-    if device.type == "cpu":
-        return "interpreter"
-    if torch.version.hip:
-        return "gfx942"
-    capability = torch.cuda.get_device_capability(device)
-    if capability in ((8, 6), (8, 9)) or capability[0] == 12:
-        return "sm_86"
-    return {8: "sm_80", 9: "sm_90"}.get(capability[0], "sm_100")
-
-
-def tables() -> dict[str, Tiles]:
-    """The tables of all kernels by the kernels' names, from every file beside this folder."""
-    found: dict[str, Tiles] = {}
-    for file in sorted(Path(__file__).parents[1].glob("*/*.py")):
-        module = importlib.import_module(f"symground.kernels.{file.parent.name}.{file.stem}")
-        found |= getattr(module, "TILES", {})
-    return found
-
-
-def shipped(kernel: str, tables: Mapping[str, Tiles], architecture: str, block_d: int, element_size: int) -> Config:
-    """The table's entry for a head of at most ``block_d``."""
-    if architecture == "interpreter":
-        return INTERPRETER
-    tiles = tables[kernel]
-    if isinstance(tiles, Config):
-        return tiles
-    found = tiles.get((architecture, element_size)) or tiles["cuda", element_size]
-    return found if isinstance(found, Config) else found[min(size for size in found if size >= block_d)]
 
 
 def rows_adjacent(x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import triton
 from triton.errors import TritonError
 from triton.testing import do_bench
 
-from symground.kernels.common.launch import Config
+from symground.kernels.common.configs import Config
 
 _known: dict[str, Config] = {}
 

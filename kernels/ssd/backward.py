@@ -11,13 +11,14 @@ import torch
 import triton
 import triton.language as tl
 
-from symground.kernels.common.launch import Config, Tiles, config_of, precision_of, rows_adjacent
+from symground.kernels.common.configs import Config, Tiles
+from symground.kernels.common.launch import config_of, precision_of, rows_adjacent
 from symground.kernels.common.tiles import load_part, load_range
 from symground.kernels.ssd.forward import TILES as FORWARD_TILES
 from symground.kernels.ssd.forward import added_states, block_of_part, chunk_decay, part_of, pass_states
 from symground.kernels.ssd.launch import Call, Columns
 
-#: Config(BM, BN, warps, stages) by architecture and bytes of an element (`common/launch.py`).
+#: Config(BM, BN, warps, stages) by architecture and bytes of an element (`common/configs.py`).
 TILES: dict[str, Tiles] = {
     "ssd_dx": {
         ("cuda", 2): Config(64, 64, 8, 1),

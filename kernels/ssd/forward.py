@@ -8,11 +8,12 @@ import torch
 import triton
 import triton.language as tl
 
-from symground.kernels.common.launch import CHUNK_BYTES, Config, Tiles, config_of, precision_of
+from symground.kernels.common.configs import Config, Tiles
+from symground.kernels.common.launch import CHUNK_BYTES, config_of, precision_of
 from symground.kernels.common.tiles import load_part, load_range
 from symground.kernels.ssd.launch import Call
 
-#: Config(BM, BN, warps, stages) by architecture and bytes of an element (`common/launch.py`).
+#: Config(BM, BN, warps, stages) by architecture and bytes of an element (`common/configs.py`).
 #: BM is the length of a chunk, also in the backward pass; BN is the part of the state that a program computes.
 TILES: dict[str, Tiles] = {
     "ssd_forward": {

@@ -7,11 +7,12 @@ import triton
 
 from symground.kernels.attention.flow import PARTS, attention_flow_kernel
 from symground.kernels.attention.saliency import WAVES, attention_saliency_kernel
+from symground.kernels.common.configs import Config, Tiles
 from symground.kernels.common.flow import groups_of
-from symground.kernels.common.launch import Config, Tiles, config_of, processors, rows_adjacent
+from symground.kernels.common.launch import config_of, processors, rows_adjacent
 from symground.kernels.ssd.launch import Call, heads_first
 
-#: Config(BM, BN, warps, stages) by architecture and bytes of an element (`common/launch.py`).
+#: Config(BM, BN, warps, stages) by architecture and bytes of an element (`common/configs.py`).
 TILES: dict[str, Tiles] = {
     "ssd_saliency": {
         ("cuda", 2): Config(64, 64, 8, 1),

@@ -17,13 +17,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from symground.kernels.common.launch import Config, Tiles, chunk_of, config_of, precision_of, processors
+from symground.kernels.common.configs import Config, Tiles
+from symground.kernels.common.launch import chunk_of, config_of, precision_of, processors
 from symground.kernels.common.tiles import LOG2E
 
 #: Their products are small, so one configuration serves everywhere.
 SHARED_CANDIDATES, OWN_CANDIDATES = Config(32, 32, 4, 2), Config(32, 32, 4, 1)
 
-#: Config(rows, words, warps, stages) by architecture and element size (`common/launch.py`). They read rows of any
+#: Config(rows, words, warps, stages) by architecture and element size (`common/configs.py`). They read rows of any
 #: length in pieces, so what fits one of CUDA's architectures fits all of them.
 TILES: dict[str, Tiles] = {
     "vocabulary_lse": {

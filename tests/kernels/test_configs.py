@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed: kernel tests")
 
 import symground.kernels
-from symground.kernels.common.launch import Tiles, shipped
+from symground.kernels.common.configs import Tiles, shipped
 
 FOLDER = Path(next(iter(symground.kernels.__path__)))
 

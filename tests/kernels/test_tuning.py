@@ -10,7 +10,8 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed: kernel tests")
 
 from symground.kernels.common import tuning
-from symground.kernels.common.launch import Config, tunes
+from symground.kernels.common.configs import Config
+from symground.kernels.common.launch import tunes
 
 SHIPPED = Config(128, 64, 8, 3)
 FASTEST = Config(64, 32, 4, 2)

@@ -1,0 +1,70 @@
+"""Tile sizes, warps and pipeline stages: the lookup in the kernels' tables, which are in the kernels' files.
+
+The tables are explicit: nothing is tuned at first use. With only a causal mask, the entries compile without
+local-memory access in their loops (`python -m benchmarks kernels` prints each entry's registers and shared memory, and
+checks this).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+
+
+class Config(NamedTuple):
+    """BM queries × BN keys in a tile; rows × words for a vocabulary."""
+
+    BM: int
+    BN: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        return self._asdict()
+
+
+#: A kernel's table: (architecture, bytes of an element) → a configuration, or {largest BLOCK_D: configuration}. "cuda"
+#: is for CUDA architectures without an entry. A configuration in place of a table is for all architectures.
+Tiles: TypeAlias = Config | Mapping[tuple[str, int], Config | Mapping[int, Config]]
+
+#: The interpreter's tiles: small, so that small inputs have several, and not square, so that mixed-up sizes show.
+INTERPRETER = Config(32, 16, 4, 1)
+
+
+@functools.cache
+def architecture_of(device: torch.device) -> str:
+    """The shipped architecture nearest to a device's, or the interpreter for a CPU."""
+    if device.type == "cpu":
+        return "interpreter"
+    if torch.version.hip:
+        return "gfx942"
+    capability = torch.cuda.get_device_capability(device)
+    if capability in ((8, 6), (8, 9)) or capability[0] == 12:
+        return "sm_86"
+    return {8: "sm_80", 9: "sm_90"}.get(capability[0], "sm_100")
+
+
+def tables() -> dict[str, Tiles]:
+    """The tables of all kernels by the kernels' names, from every file beside this folder."""
+    found: dict[str, Tiles] = {}
+    for file in sorted(Path(__file__).parents[1].glob("*/*.py")):
+        module = importlib.import_module(f"symground.kernels.{file.parent.name}.{file.stem}")
+        found |= getattr(module, "TILES", {})
+    return found
+
+
+def shipped(kernel: str, tables: Mapping[str, Tiles], architecture: str, block_d: int, element_size: int) -> Config:
+    """The table's entry for a head of at most ``block_d``."""
+    if architecture == "interpreter":
+        return INTERPRETER
+    tiles = tables[kernel]
+    if isinstance(tiles, Config):
+        return tiles
+    found = tiles.get((architecture, element_size)) or tiles["cuda", element_size]
+    return found if isinstance(found, Config) else found[min(size for size in found if size >= block_d)]
