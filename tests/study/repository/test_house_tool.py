@@ -103,6 +103,12 @@ def test_the_way_of_a_parameter(toy: Path) -> None:
     assert way[2] == "  symground/ops/checks.py: number, _is, slow"
 
 
+def test_no_module_of_the_repository_imports_itself_by_a_circle() -> None:
+    """Kernels, benchmarks, tools and tests too, which import-linter does not see; imports in functions count."""
+    done = subprocess.run([sys.executable, "-I", str(TOOL)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "circles: 0"
+
+
 def test_bad_input(toy: Path) -> None:
     command = [sys.executable, str(TOOL), "--tree", str(toy), "way", "ops.nothing", "x"]
     done = subprocess.run(command, capture_output=True, text=True)
