@@ -132,6 +132,7 @@ def test_flow_tells_where_the_head_did_not_look(corpus: Corpus, probes: Probes) 
     assert found.examples.groupby("wrong")["flow"].mean().diff().iloc[-1] < -0.3
 
 
+@pytest.mark.slow
 def test_where_there_is_nothing_nothing_is_found(corpus: Corpus, probes: Probes) -> None:
     """100 random models have false positives at about the level of the tests, and no lasting gain."""
     of_tests, of_heads = [], []

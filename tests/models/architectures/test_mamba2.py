@@ -241,6 +241,7 @@ def __getattr__(name):
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stub", STUBS.values(), ids=STUBS.keys())
 def test_packages_for_a_gpu_do_not_touch_a_model_on_the_cpu(tmp_path: Path, stub: str) -> None:
     """transformers' own Mamba-2 calls mamba_ssm's functions on a CPU too if it is installed, and fails in them."""

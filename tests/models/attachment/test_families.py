@@ -260,6 +260,7 @@ def test_a_mask_longer_than_what_has_been_read(models: tuple[PreTrainedModel, Pr
     torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_compiled_without_a_mask() -> None:
     """Under torch.compile, transformers alone would build a mask for texts packed into one row."""
     eager, ours = pair(*FAMILIES["Llama"])

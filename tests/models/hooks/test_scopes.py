@@ -160,6 +160,7 @@ def test_a_traces_layers_run_again_as_they_ran(monkeypatch: pytest.MonkeyPatch) 
     )
 
 
+@pytest.mark.slow
 def test_compiled_in_one_graph_and_never_stale() -> None:
     model, count = llama(), CompileCounter()
     torch._dynamo.reset()

@@ -230,6 +230,7 @@ except RuntimeError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_model_on_a_cpu_does_not_touch_them(tmp_path: Path) -> None:
     for name, code in BROKEN.items():
         (tmp_path / name).mkdir()

@@ -187,6 +187,7 @@ class Watch(TorchDispatchMode):
         self.alive -= size
 
 
+@pytest.mark.slow
 @registered_impl
 @pytest.mark.parametrize("padded", [False, True])
 def test_kernels_keep_no_attention_matrix_and_no_copies(impl: str, padded: bool) -> None:

@@ -128,6 +128,7 @@ def test_strides_and_types_of_every_kind() -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
 
 
+@pytest.mark.slow
 def test_repeats_to_the_bit() -> None:
     x = Inputs(2, 70, 4, 20, 2, 17, torch.float32)
     first = x.everything("triton", torch.float32)
