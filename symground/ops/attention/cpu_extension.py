@@ -71,7 +71,7 @@ def _pieces(q: Tensor, lse: Tensor) -> list[slice]:
 def _piece(at: slice, q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing) -> list[Any]:
     """The operators' arguments for these examples, in the dtype of lse."""
     converted = (x[at].to(lse.dtype) for x in (q, k, v, grad_out))
-    return [*converted, lse[at].contiguous(), *_record_arguments(mixing.of(at), lse)]
+    return [*converted, lse[at].contiguous(), *_record_arguments(mixing if at == slice(None) else mixing.of(at), lse)]
 
 
 def _record_arguments(
