@@ -67,11 +67,11 @@ class _Part(NamedTuple):
 def _parts(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Iterator[_Part]:
     """Views wherever possible; only short examples with different key ranges are copied, to be computed in one call."""
     (batch, heads, queries, _), keys = q.shape, k.shape[2]
-    if mixing.key_range is None and mixing.window is None and (not mixing.causal or queries == keys):
+    every_head = mixing if mixing.gate is None else mixing._replace(gate=None)
+    if every_head.only_causal and (not mixing.causal or queries == keys):
         yield _Part(slice(None), slice(None), q, k, v, mixing.causal, None)  # the usual call, without planning it
         return
     max_examples = batch if one_range(mixing.key_range) else ROW // max(1, heads * queries * keys)
-    every_head = mixing if mixing.gate is None else mixing._replace(gate=None)
     for group in groups(q, k, every_head, max_examples):
         at, low, high, bounds = group.examples, group.low, group.high, group.bounds
         if bounds is not None:
