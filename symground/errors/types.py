@@ -60,7 +60,7 @@ def number(name: str, value: Any, within: str = "(-inf, inf)") -> float:
     Raises:
         ValueError: names the argument, what was expected and what it got.
     """
-    low, high = map(float, within[1:-1].split(","))
+    low, high = _ends(within)
     try:
         exact = float(value) if is_number(value) else math.nan
     except OverflowError:
@@ -69,6 +69,12 @@ def number(name: str, value: Any, within: str = "(-inf, inf)") -> float:
         wanted = "a finite number" if within == "(-inf, inf)" else f"a number in {within}"
         raise ValueError(f"{name}: expected {wanted}, got {_got(value)}")
     return exact
+
+
+@cache
+def _ends(interval: str) -> tuple[float, float]:
+    low, high = map(float, interval[1:-1].split(","))
+    return low, high
 
 
 def flag(name: str, value: Any) -> bool:
