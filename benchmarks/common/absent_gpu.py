@@ -103,9 +103,9 @@ class _Driver:
     binary_ext = "cubin"
 
     def __init__(self, device: Device, launch: Callable[[Launch], None]) -> None:
-        self._device = device
+        self._device, self.launch = device, launch
         self.utils = self
-        self.launcher_cls = lambda source, metadata: _Launcher(source, metadata, launch)
+        self.launcher_cls = _Launcher
 
     def get_current_device(self) -> Device:
         return self._device  # kernels are cached by it, so those of two architectures are kept apart
@@ -129,13 +129,15 @@ class _Driver:
 
 
 class _Launcher:
-    def __init__(self, source: Any, metadata: Any, launch: Callable[[Launch], None]) -> None:
+    """A compiled kernel keeps its launcher, also for later blocks, so it asks the active driver what to do."""
+
+    def __init__(self, source: Any, metadata: Any) -> None:
         self._types = [*source.signature.items()]
-        self._warps, self._launch = metadata.num_warps, launch
+        self._warps = metadata.num_warps
 
     def __call__(self, x: int, y: int, z: int, stream: int, function: Function, *rest: Any) -> None:
         values = rest[-len(self._types) :]
         arguments = {
             name: (of, value) for (name, of), value in zip(self._types, values, strict=True) if of != "constexpr"
         }
-        self._launch(Launch(function, self._warps, (x, y, z), arguments))
+        triton.runtime.driver.active.launch(Launch(function, self._warps, (x, y, z), arguments))

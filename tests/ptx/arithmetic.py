@@ -30,6 +30,16 @@ def _flushed(function: Callable[..., Array]) -> Callable[..., Array]:
     return lambda *xs: flush(function(*map(flush, xs)))
 
 
+def _larger(x: Array, y: Array) -> Array:
+    """The one that is a number, if one is NaN; +0 is larger than -0."""
+    both_zero = (x == 0) & (y == 0)
+    return np.where(both_zero, x + y, np.fmax(x, y))  # -0 + 0 is 0
+
+
+def _smaller(x: Array, y: Array) -> Array:
+    return -_larger(-x, -y)
+
+
 def _fma(x: Array, y: Array, z: Array) -> Array:
     """One rounding, to float32: the product of two float32 numbers is exact in float64."""
     return (x.astype(np.float64) * y + z).astype(np.float32)
@@ -103,6 +113,18 @@ def _extract(x: Array, start: Array, length: Array) -> Array:
     return field.astype(x.dtype)
 
 
+def _permute(x: Array, y: Array, which: Array) -> Array:
+    """prmt: each of four digits of ``which`` picks one of eight bytes, or with 8 added its sign, eight times."""
+    both = x.astype(np.uint64) | (y.astype(np.uint64) << np.uint64(32))
+    found = np.zeros(np.broadcast_shapes(x.shape, y.shape, which.shape), np.uint32)
+    for i in range(4):
+        digit = (which >> np.uint32(4 * i)) & np.uint32(15)
+        byte = (both >> (np.uint64(8) * (digit & np.uint32(7)).astype(np.uint64))).astype(np.uint32) & np.uint32(255)
+        sign = np.where(byte > 127, np.uint32(255), np.uint32(0))
+        found |= np.where(digit > 7, sign, byte) << np.uint32(8 * i)
+    return found
+
+
 def _high(x: Array, y: Array) -> Array:
     """The upper 32 bits of a product."""
     return ((x.astype(np.int64) * y.astype(np.int64)) >> np.int64(32)).astype(x.dtype)
@@ -127,7 +149,12 @@ def _entries() -> dict[str, Elementwise]:
 
     for name, function in (("add", np.add), ("sub", np.subtract), ("mul", np.multiply)):
         same(name, "f32", 2, function)
-    for name, count, function in (("neg", 1, np.negative), ("abs", 1, np.abs), ("max", 2, np.fmax), ("min", 2, np.fmin)):
+    for name, count, function in (
+        ("neg", 1, np.negative),
+        ("abs", 1, np.abs),
+        ("max", 2, _larger),
+        ("min", 2, _smaller),
+    ):
         same(name, "f32", count, function)
     same("div", "f32", 2, np.divide, full="div.full.f32")
     same("fma", "f32", 3, _fma, full="fma.rn.f32")
@@ -138,7 +165,7 @@ def _entries() -> dict[str, Elementwise]:
     for of in ("s32", "s64"):
         for name, count, function in (
             ("add", 2, np.add), ("sub", 2, np.subtract), ("neg", 1, np.negative), ("max", 2, np.maximum),
-            ("min", 2, np.minimum), ("div", 2, _divide), ("rem", 2, _remainder),
+            ("min", 2, np.minimum),
         ):  # fmt: skip
             same(name, of, count, function)
         for name, function in (("max", np.maximum), ("min", np.minimum)):  # not below 0
@@ -146,6 +173,8 @@ def _entries() -> dict[str, Elementwise]:
         same("mul", of, 2, np.multiply, full=f"mul.lo.{of}")
         same("mad", of, 3, lambda x, y, z: x * y + z, full=f"mad.lo.{of}")
         table[f"shr.{of}"] = Elementwise(of, (of, "u32"), _shift(left=False))
+    same("div", "s32", 2, _divide)
+    same("rem", "s32", 2, _remainder)
     for of in ("u16", "u32", "u64"):
         table[f"shr.{of}"] = Elementwise(of, (of, "u32"), _shift(left=False))
     for of in ("b16", "b32", "b64"):
@@ -153,6 +182,7 @@ def _entries() -> dict[str, Elementwise]:
         for name, function in (("and", np.bitwise_and), ("or", np.bitwise_or), ("xor", np.bitwise_xor)):
             same(name, of, 2, function)
         same("not", of, 1, np.invert)
+    same("prmt", "b32", 3, _permute)
     for name, function in (("and", np.logical_and), ("or", np.logical_or), ("xor", np.logical_xor)):
         same(name, "pred", 2, function)
     same("not", "pred", 1, np.logical_not)

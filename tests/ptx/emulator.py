@@ -10,9 +10,10 @@ interpreter, so this happens in a process of its own (`worker.py`).
 from __future__ import annotations
 
 import functools
+import math
 import os
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,10 +49,12 @@ class Emulator:
             processors: of the GPU that launchers see; few, so that small inputs are not split to the last.
         """
         self.architecture, self.processors = architecture, processors
-        #: (kernel, its constants) → launches; opcode → how often a program ran it.
+        #: Kernel → launches, kernel → programs of these, opcode → how often a program ran it.
         self.launches: Counter[str] = Counter()
+        self.programs: Counter[str] = Counter()
         self.opcodes: Counter[str] = Counter()
-        self.binaries: set[bytes] = set()
+        #: The compiled kernels, by name: a kernel is compiled anew for other constants, types and tiles.
+        self.compiled: dict[str, set[bytes]] = defaultdict(set)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -84,7 +87,8 @@ class Emulator:
         values += [0] * (len(names) - len(values))  # Triton's scratch memory, which these kernels do not ask for
         parameters = {name: (of, value) for (of, name), value in zip(names, values, strict=True)}
         self.launches[function.name] += 1
-        self.binaries.add(function.binary)
+        self.programs[function.name] += math.prod(launch.grid)
+        self.compiled[function.name].add(function.binary)
         memory = GlobalMemory(tensors, fresh.unset)
         program.launch(launch.grid, 32 * launch.warps, function.shared, parameters, memory, self.opcodes)
 
@@ -111,7 +115,11 @@ class _Fresh(TorchDispatchMode):
         kwargs = kwargs or {}
         if function.namespace == "symground":  # straight to its kernel, whose calls are seen here
             with self:
-                return function.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **kwargs)
+                found = function.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **kwargs)
+            if not function._schema.name.endswith("_triton"):  # C++ writes its results unseen
+                for x in found if isinstance(found, tuple) else (found,):
+                    self._unset.pop(x.untyped_storage().data_ptr(), None)
+            return found
         written = [
             value
             for argument, value in zip(function._schema.arguments, args, strict=False)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -172,7 +171,9 @@ class Kernel:
         self._steps = [self._decoded(x, decoder) for x in program.instructions]
         self._registers = len(decoder.places)
         #: The smallest access to shared memory.
-        self._unit = 2 if any("shared.b16" in x.opcode and "ldmatrix" not in x.opcode for x in program.instructions) else 4
+        self._unit = (
+            2 if any("shared.b16" in x.opcode and "ldmatrix" not in x.opcode for x in program.instructions) else 4
+        )
 
     @staticmethod
     def _decoded(instruction: Instruction, decoder: Decoder) -> _Step:

@@ -13,7 +13,7 @@ import numpy as np
 
 from tests.ptx.arithmetic import from_bf16
 from tests.ptx.machine import Block, Decoder, Run, opcode
-from tests.ptx.memory import Array, Fault
+from tests.ptx.memory import Array, Fault, of_warp
 from tests.ptx.program import Instruction, Operand, Vector
 
 
@@ -62,14 +62,17 @@ def _load_matrices(instruction: Instruction, decoder: Decoder) -> Run:
     """Matrices of 8 × 8 halves. Thread 8 i + r gives the address of row r of matrix i."""
     to, at = instruction.operands
     registers = to.parts if isinstance(to, Vector) else (to,)
-    address, writes, trans = decoder.address(at, "u32"), [decoder.writer(x) for x in registers], "trans" in instruction.opcode
+    address, writes, trans = (
+        decoder.address(at, "u32"),
+        [decoder.writer(x) for x in registers],
+        "trans" in instruction.opcode,
+    )
 
     def run(block: Block, mask: Array | None) -> None:
         _whole(block, mask)
-        # The rows of matrix i are at threads 8 i to 8 i + 7 of each warp. The whole warp receives, and so reads, them.
         giving = block.lane < 8 * len(registers)
-        nobody = np.full(int(giving.sum()), -1, np.int32)
-        read = block.shared.read(address(block)[giving], 16, nobody)
+        # Not the thread that gives the address, but its whole warp reads the row.
+        read = block.shared.read(address(block)[giving], 16, of_warp(block.warp[giving]))
         matrices = np.ascontiguousarray(read).view(np.uint16).reshape(-1, len(registers), 8, 8)
         if trans:
             matrices = matrices.swapaxes(2, 3)
@@ -86,7 +89,11 @@ def _store_matrices(instruction: Instruction, decoder: Decoder) -> Run:
     """The reverse of ldmatrix."""
     at, of = instruction.operands
     registers = of.parts if isinstance(of, Vector) else (of,)
-    address, reads, trans = decoder.address(at, "u32"), [decoder.reader(x, "b32") for x in registers], "trans" in instruction.opcode
+    address, reads, trans = (
+        decoder.address(at, "u32"),
+        [decoder.reader(x, "b32") for x in registers],
+        "trans" in instruction.opcode,
+    )
 
     def run(block: Block, mask: Array | None) -> None:
         _whole(block, mask)
@@ -95,9 +102,8 @@ def _store_matrices(instruction: Instruction, decoder: Decoder) -> Run:
         matrices = np.ascontiguousarray(pairs).view(np.uint16)  # [warps,matrices,8,8]
         if trans:
             matrices = np.ascontiguousarray(matrices.swapaxes(2, 3))
-        # Other threads of the warp than the one that gives the address write too.
-        nobody = np.full(int(giving.sum()), -2, np.int32)
-        block.shared.write(address(block)[giving], matrices.view(np.uint8).reshape(-1, 16), nobody)
+        rows = matrices.view(np.uint8).reshape(-1, 16)
+        block.shared.write(address(block)[giving], rows, of_warp(block.warp[giving]))
 
     return run
 
@@ -130,7 +136,7 @@ def fragment(kind: str, warps: int, columns: int = 8) -> Array:
 
 def stacked(reads: list[Any], block: Block) -> Array:
     """Registers → [registers,threads]."""
-    return np.stack([np.broadcast_to(read(block), block.threads) for read in reads])
+    return np.array([x if x.ndim else np.full(block.threads, x) for x in (read(block) for read in reads)])
 
 
 def numbers(bits: Array, of: str) -> Array:

@@ -137,6 +137,20 @@ def _word(address: Array, element: int, count: int) -> Array:
     return word
 
 
+def of_warp(warp: Array) -> Array:
+    """The reader or writer that stands for all threads of a warp."""
+    code: Array = -1 - warp.astype(np.int32)
+    return code
+
+
+_ANYONE = -(1 << 20)
+
+
+def _warp(who: Array) -> Array:
+    """The warp of a reader or writer: a thread, the threads of a warp, or anyone."""
+    return np.where(who >= 0, who // 32, np.where(who == _ANYONE, -1, -1 - who))
+
+
 class SharedMemory:
     """The shared memory of one program, and the order that barriers and waits give to accesses.
 
@@ -150,7 +164,8 @@ class SharedMemory:
         count = -(-size // unit)
         self.size, self._unit = size, unit
         self.data = np.full(count * unit, 0xFF, np.uint8)
-        self._now, self._barrier, self._fence = 1, 0, 0
+        # Everything up to the barrier is ordered against everything after; up to the warp's, within each warp.
+        self._now, self._barrier, self._warp_barrier, self._fence = 1, 0, 0, 0
         self._written = np.zeros(count, np.int64)  # when; 0 is never
         self._writer = np.zeros(count, np.int32)
         self._read = np.zeros(count, np.int64)
@@ -160,39 +175,38 @@ class SharedMemory:
         self._groups: list[list[tuple[Array, Array, Array, Array]]] = [[]]
 
     def barrier(self) -> None:
-        """Order everything before against everything after."""
-        self._now += 1
-        self._barrier = self._now
+        self._barrier = self._tick()
+
+    def warp_barrier(self) -> None:
+        self._warp_barrier = self._tick()
 
     def proxy_fence(self) -> None:
         """Show what was written to the asynchronous proxy, by which wgmma reads."""
-        self._now += 1
-        self._fence = self._now
+        self._fence = self._tick()
 
-    def read(self, address: Array, size: int, thread: Array) -> Array:
-        """``size`` bytes from each address, by the thread beside it → [len(address), size]."""
-        units = self._units(address, size)
+    def read(self, address: Array, size: int, who: Array) -> Array:
+        """``size`` bytes from each address, by the thread or warp beside it → [len(address), size]."""
+        units, who = self._units(address, size), who[:, None]
         self._check_read(units)
-        written, writer = self._written[units], self._writer[units]
-        if ((written > self._barrier) & (writer != thread[:, None])).any():
+        if self._unordered(self._written[units], self._writer[units], who).any():
             raise Fault("race: reads what another thread has written since the last barrier")
-        earlier = (self._read[units] > self._barrier) & (self._reader[units] != thread[:, None])
-        self._now += 1
-        self._read[units] = self._now
-        self._reader[units] = np.broadcast_to(thread[:, None], units.shape)
-        # Where threads share a place, it has several readers.
-        shared = earlier | (self._reader[units] != thread[:, None])
+        recent = self._read[units] > self._barrier
+        readers = np.where(recent, _together(self._reader[units], who), who) if recent.any() else who
+        self._read[units], self._reader[units] = self._tick(), readers
+        # Of several threads that share a place in this access, one is noted so far.
+        shared = self._reader[units] != readers
         if shared.any():
-            self._reader[units[shared]] = _SEVERAL
+            at = units[shared]
+            joined = _together(self._reader[at], np.broadcast_to(readers, units.shape)[shared])
+            np.minimum.at(self._reader, at, joined)  # anyone is less than any warp, and a warp than any thread
         found: Array = self.data[address[:, None] + np.arange(size)]
         return found
 
-    def write(self, address: Array, values: Array, thread: Array) -> None:
-        """``values`` [len(address), bytes] as uint8."""
+    def write(self, address: Array, values: Array, who: Array) -> None:
+        """``values`` [len(address), bytes] as uint8, by the thread or warp beside them."""
         units = self._units(address, values.shape[1])
-        self._check_write(units, thread)
-        self._now += 1
-        self._written[units], self._writer[units] = self._now, thread[:, None]
+        self._check_write(units, who[:, None])
+        self._written[units], self._writer[units] = self._tick(), who[:, None]
         places = address[:, None] + np.arange(values.shape[1])
         self.data[places] = values
         if (self.data[places] != values).any():
@@ -201,7 +215,7 @@ class SharedMemory:
     def start_copy(self, address: Array, values: Array, thread: Array) -> None:
         """cp.async: ``values`` arrive when the group is waited for."""
         units = self._units(address, values.shape[1])
-        self._check_write(units, thread)
+        self._check_write(units, thread[:, None])
         self._copied[units] = True
         self.data[address[:, None] + np.arange(values.shape[1])] = 0xFF
         self._groups[-1].append((address, values, units, thread))
@@ -211,12 +225,12 @@ class SharedMemory:
 
     def wait_copies(self, pending: int) -> None:
         """Wait until at most ``pending`` committed groups have not arrived."""
-        self._now += 1
+        now = self._tick()
         while len(self._groups) - 1 > pending:
             for address, values, units, thread in self._groups.pop(0):
                 self.data[address[:, None] + np.arange(values.shape[1])] = values
                 self._copied[units] = False
-                self._written[units], self._writer[units] = self._now, thread[:, None]
+                self._written[units], self._writer[units] = now, thread[:, None]
 
     def start_product(self, address: Array) -> Array:
         """wgmma: it reads the units at ``address``, of any shape, until `end_product` is given what this returns."""
@@ -232,9 +246,12 @@ class SharedMemory:
         return units
 
     def end_product(self, units: Array) -> None:
-        self._now += 1
         self._multiplied[units] -= 1
-        self._read[units], self._reader[units] = self._now, _SEVERAL
+        self._read[units], self._reader[units] = self._tick(), _ANYONE
+
+    def _tick(self) -> int:
+        self._now += 1
+        return self._now
 
     def _units(self, address: Array, size: int) -> Array:
         if ((address < 0) | (address + size > self.size)).any():
@@ -244,19 +261,32 @@ class SharedMemory:
         units: Array = (address // self._unit)[:, None] + np.arange(size // self._unit)
         return units
 
+    def _unordered(self, when: Array, by: Array, who: Array) -> Array:
+        """Whether nothing orders an access in the past, by another thread, against one of ``who`` now."""
+        recent = (when > self._barrier) & (by != who)
+        if not recent.any():
+            return recent
+        in_warp = (_warp(by) == _warp(who)) & (when <= self._warp_barrier)
+        return recent & ~in_warp
+
     def _check_read(self, units: Array) -> None:
         if self._copied[units].any():
             raise Fault("race: reads shared memory before the copy to it has been waited for")
         if (self._written[units] == 0).any():
             raise Fault("reads shared memory that nothing has written")
 
-    def _check_write(self, units: Array, thread: Array) -> None:
+    def _check_write(self, units: Array, who: Array) -> None:
         if self._copied[units].any():
             raise Fault("race: writes shared memory before the copy to it has been waited for")
         if self._multiplied[units].any():
             raise Fault("race: writes shared memory that a wgmma reads, before the wgmma has been waited for")
-        by_other = self._writer[units] != thread[:, None]
-        if ((self._written[units] > self._barrier) & by_other).any():
+        if self._unordered(self._written[units], self._writer[units], who).any():
             raise Fault("race: writes what another thread has written since the last barrier")
-        if ((self._read[units] > self._barrier) & (self._reader[units] != thread[:, None])).any():
+        if self._unordered(self._read[units], self._reader[units], who).any():
             raise Fault("race: writes what another thread has read since the last barrier")
+
+
+def _together(one: Array, other: Array) -> Array:
+    """Who stands for two readers."""
+    joined: Array = np.where(one == other, one, np.where(_warp(one) == _warp(other), of_warp(_warp(one)), _ANYONE))
+    return joined

@@ -161,8 +161,8 @@ def _operand(text: str) -> Operand:
         return Special(text)
     if re.fullmatch(r"0f[0-9a-fA-F]{8}", text):
         return Constant(int(text[2:], 16))
-    if re.fullmatch(r"-?(0x[0-9a-fA-F]+|\d+)", text):
-        return Constant(int(text, 0))
+    if re.fullmatch(r"-?(0x[0-9a-fA-F]+|\d+)U?", text):
+        return Constant(int(text.rstrip("U"), 0))
     if text == "global_smem":
         return Constant(0)
     return Name(text)

@@ -44,6 +44,15 @@ def _barrier(instruction: Instruction, decoder: Decoder) -> Run:
     return run
 
 
+@opcode("bar.warp.sync")
+def _warp_barrier(instruction: Instruction, decoder: Decoder) -> Run:
+    def run(block: Block, mask: Array | None) -> None:
+        if _all_or_none(block, mask):
+            block.shared.warp_barrier()
+
+    return run
+
+
 @opcode("fence.proxy.async.shared::cta")
 def _proxy_fence(instruction: Instruction, decoder: Decoder) -> Run:
     def run(block: Block, mask: Array | None) -> None:
@@ -93,10 +102,11 @@ def _spread(
     return spread
 
 
-_ELEMENTS = [f"{vector}{of}" for vector in ("", "v2.", "v4.") for of in ("b16", "b32", "b64", "s32")]
+#: How loads and stores name what they move.
+ELEMENTS = [f"{vector}{of}" for vector in ("", "v2.", "v4.") for of in ("b16", "b32", "b64", "s32")]
 
 
-@opcode(*(f"ld.{space}.{element}" for space in ("global", "shared") for element in _ELEMENTS))
+@opcode(*(f"ld.{space}.{element}" for space in ("global", "shared") for element in ELEMENTS))
 def _load(instruction: Instruction, decoder: Decoder) -> Run:
     to, at = instruction.operands
     is_global, of = "global" in instruction.opcode, instruction.opcode.rpartition(".")[2]
@@ -120,7 +130,7 @@ def _load(instruction: Instruction, decoder: Decoder) -> Run:
     return run
 
 
-@opcode(*(f"st.{space}.{element}" for space in ("global", "shared") for element in _ELEMENTS if "s32" not in element))
+@opcode(*(f"st.{space}.{element}" for space in ("global", "shared") for element in ELEMENTS if "s32" not in element))
 def _store(instruction: Instruction, decoder: Decoder) -> Run:
     at, of = instruction.operands
     is_global, element = "global" in instruction.opcode, instruction.opcode.rpartition(".")[2]

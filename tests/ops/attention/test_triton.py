@@ -14,7 +14,7 @@ from torch import Tensor
 from symground import ops
 from symground.ops.attention.mixing import valid_keys
 from symground.ops.common import needs
-from tests.ops.common.triton_device import CUDA, DEVICE, DTYPES, fresh_memory_is_nan  # noqa: F401
+from tests.ops.common.triton_device import CUDA, DEVICE, DTYPES, INTERPRETED, fresh_memory_is_nan  # noqa: F401
 
 NAMES = ("out", "lse", "dq", "dk", "dv", "saliency", "flow probe", "I", "F", "row total", "matrix total", "rows")
 
@@ -118,6 +118,10 @@ SHAPES = [  # B, H, Hk, T, S, D
     (2, 2, 1, 1, 1, 16),
     (1, 2, 2, 1, 37, 64),
 ]
+if not INTERPRETED:  # the interpreter's tiles are small, and so are the shapes that cross their edges
+    SHAPES += [(1, 2, 1, 200, 200, 64), (1, 2, 2, 150, 290, 64), (1, 1, 1, 290, 150, 128), (2, 2, 1, 129, 257, 80)]
+#: The lengths of other tests are multiplied by it.
+LONGER = 1 if INTERPRETED else 4
 OPTIONS: dict[str, dict[str, Any]] = {
     "causal": {},
     "full": {"causal": False, "scale": -0.3},
@@ -144,7 +148,7 @@ def test_heads_that_share_keys_read_their_own() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [128, 200, 256])
 def test_large_heads(size: int, dtype: torch.dtype) -> None:
-    assert_as_good_as_eager(Inputs(1, 1, 1, 33, 33, size), dtype, {})
+    assert_as_good_as_eager(Inputs(1, 1, 1, 33 * LONGER, 33 * LONGER, size), dtype, {})
 
 
 @pytest.mark.parametrize(
@@ -162,8 +166,8 @@ def test_float32_heads_beyond_128_columns_with_every_option(size: int, options: 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("window", [None, 9])
 def test_padding_on_either_side_and_examples_with_no_valid_key(window: int | None, dtype: torch.dtype) -> None:
-    x = Inputs(4, 1, 1, 50, 50, 24)
-    bounds = key_range((0, 31), (18, 50), (20, 20), (3, 44))
+    x = Inputs(4, 1, 1, 50 * LONGER, 50 * LONGER, 24)
+    bounds = key_range((0, 31), (18, 50), (20, 20), (3, 44)) * LONGER
     assert_as_good_as_eager(x, dtype, {"key_range": bounds, "window": window})
 
 
@@ -274,7 +278,7 @@ def test_more_than_two_to_the_31_pairs() -> None:
     )
 
 
-@pytest.mark.skipif(CUDA, reason="on a GPU Triton takes these")
+@pytest.mark.skipif(not INTERPRETED, reason="on a GPU Triton takes these")
 def test_what_the_interpreter_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     q = torch.zeros(1, 1, 4, 16)
     with pytest.raises(ValueError, match="impl: Triton's interpreter multiplies bfloat16 wrongly"):

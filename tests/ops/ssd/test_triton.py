@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from symground import ops
-from tests.ops.common.triton_device import CUDA, DEVICE, DTYPES, fresh_memory_is_nan  # noqa: F401
+from tests.ops.common.triton_device import CUDA, DEVICE, DTYPES, INTERPRETED, fresh_memory_is_nan  # noqa: F401
 
 NAMES = (
     "y", "state", "dx", "ddt", "dA", "dB", "dC", "dinitial", "saliency probe", "flow probe", "I", "F", "row total",
@@ -91,6 +91,8 @@ SHAPES = [
     (1, 129, 2, 32, 1, 40),
     (1, 40, 6, 80, 2, 5),
 ]
+if not INTERPRETED:
+    SHAPES += [(1, 200, 2, 64, 1, 64), (1, 150, 2, 64, 1, 128)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

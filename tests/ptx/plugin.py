@@ -1,0 +1,41 @@
+"""A plugin of pytest: the tests of the Triton kernels, on compiled kernels that the emulator runs.
+
+    SYMGROUND_EMULATE=sm_90 python -m pytest -p tests.ptx.plugin tests/ops/attention/test_triton.py
+
+SYMGROUND_EMULATE_COUNTS=FILE writes what was run to a JSON file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before anything imports Triton.
+os.environ["TRITON_INTERPRET"] = "0"
+os.environ.setdefault("SYMGROUND_EMULATE", "sm_80")
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+import pytest
+
+from tests.ptx.emulator import Emulator
+
+emulator = Emulator(os.environ["SYMGROUND_EMULATE"])
+
+
+@pytest.fixture(autouse=True)
+def emulated() -> Iterator[None]:
+    with emulator.running():
+        yield
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if "SYMGROUND_EMULATE_COUNTS" in os.environ:
+        kernels = {
+            name: {"compiled": len(emulator.compiled[name]), "launches": count, "programs": emulator.programs[name]}
+            for name, count in sorted(emulator.launches.items())
+        }
+        opcodes = dict(sorted(emulator.opcodes.items()))
+        found = {"architecture": emulator.architecture, "kernels": kernels, "instructions": opcodes}
+        Path(os.environ["SYMGROUND_EMULATE_COUNTS"]).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
