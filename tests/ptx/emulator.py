@@ -30,7 +30,7 @@ from triton.backends.nvidia.compiler import CUDABackend
 from benchmarks.common.absent_gpu import Launch, absent_gpu
 from tests.ptx import arithmetic, matrix, transfer, wgmma  # noqa: F401  # they enter their opcodes
 from tests.ptx.machine import Kernel
-from tests.ptx.memory import Array, Fault, GlobalMemory
+from tests.ptx.memory import Array, FaultError, GlobalMemory
 from tests.ptx.program import parse
 
 
@@ -60,7 +60,7 @@ class Emulator:
     def running(self) -> Iterator[None]:
         """
         Raises:
-            Fault: a kernel does what it must not do (`memory.py`), or PyTorch reads what no kernel has written.
+            FaultError: a kernel does what it must not do (`memory.py`), or PyTorch reads what no kernel has written.
             NotImplementedError: a kernel has an instruction that the emulator does not know.
         """
         fresh = _Fresh()
@@ -151,7 +151,7 @@ class _Fresh(TorchDispatchMode):
             (*x.shape, size), (*(step * size for step in x.stride()), 1), x.storage_offset() * size
         )
         if seen.any():
-            raise Fault(f"{name} reads memory that nothing has written, of shape {tuple(x.shape)}")
+            raise FaultError(f"{name} reads memory that nothing has written, of shape {tuple(x.shape)}")
 
 
 _LOOKS_ONLY = ("aten::detach", "aten::alias", "aten::sym_size", "aten::zeros_like", "aten::ones_like")

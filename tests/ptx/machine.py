@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from tests.ptx.memory import Array, Fault, GlobalMemory, SharedMemory
+from tests.ptx.memory import Array, FaultError, GlobalMemory, SharedMemory
 from tests.ptx.program import Address, Constant, Instruction, Name, Operand, Program, Register, Special
 
 #: The bits of a register, by its width.
@@ -83,7 +83,7 @@ class Decoder:
         def read(block: Block) -> Array:
             value = block.registers[place]
             if value is None:
-                raise Fault(f"reads {operand.name}, which nothing has written or a wgmma is writing")
+                raise FaultError(f"reads {operand.name}, which nothing has written or a wgmma is writing")
             if narrow is not None:
                 value = value.astype(narrow)
             found: Array = value.view(to)
@@ -195,7 +195,7 @@ class Kernel:
             count: how often each opcode has run is added to it.
 
         Raises:
-            Fault: the message names the kernel, the program, the instruction and the line of its source.
+            FaultError: the message names the kernel, the program, the instruction and the line of its source.
         """
         with np.errstate(all="ignore"):
             for z, y, x in np.ndindex(grid[::-1]):
@@ -216,9 +216,9 @@ class Kernel:
                     assert mask is not None
                     mask = ~mask if step.negated else mask
                 onward = step.run(block, mask)
-            except Fault as fault:
+            except FaultError as fault:
                 name = f"{self.program.name}, program {block.index} of {block.grid}"
-                raise Fault(f"{name}: {step.instruction.opcode} ({step.instruction.source}) {fault}") from None
+                raise FaultError(f"{name}: {step.instruction.opcode} ({step.instruction.source}) {fault}") from None
             place = place + 1 if onward is None else onward
         if count is not None:
             for step, times in zip(self._steps, passed, strict=True):

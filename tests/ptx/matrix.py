@@ -13,14 +13,14 @@ import numpy as np
 
 from tests.ptx.arithmetic import from_bf16
 from tests.ptx.machine import Block, Decoder, Run, opcode
-from tests.ptx.memory import Array, Fault, of_warp
+from tests.ptx.memory import Array, FaultError, of_warp
 from tests.ptx.program import Instruction, Operand, Vector
 
 
 def _whole(block: Block, mask: Array | None) -> None:
     """A warp's instruction is for all of its threads."""
     if mask is not None and not mask.all():
-        raise Fault("is run by a part of the threads")
+        raise FaultError("is run by a part of the threads")
 
 
 @opcode("shfl.sync.bfly.b32", "shfl.sync.idx.b32")

@@ -1,7 +1,7 @@
 """Global and shared memory, and what must not happen in them.
 
 Both keep, beside the data, who has written and read what. An access that a GPU would carry out without a word, with
-luck even with the right result, is a `Fault` here.
+luck even with the right result, is a `FaultError` here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Array = NDArray[Any]
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
-class Fault(Exception):
+class FaultError(Exception):
     """What a kernel must not do."""
 
 
@@ -75,7 +75,7 @@ class GlobalMemory:
         self._check_set(address, element * count, region)
         writer = self._writer[units]
         if ((writer != 0) & (writer != program)).any():
-            raise Fault("reads what another program of the launch has written")
+            raise FaultError("reads what another program of the launch has written")
         reader = self._reader[units]
         self._reader[units] = np.where((reader == 0) | (reader == program), program, _SEVERAL)
         found: Array = _WORDS[element][_word(address, element, count)]
@@ -86,9 +86,9 @@ class GlobalMemory:
         element, count = values.dtype.itemsize, values.shape[1]
         units, region = self._units(address, element * count)
         if self._writer[units].any() or np.unique(units).size < units.size:
-            raise Fault("writes what has been written in this launch")
+            raise FaultError("writes what has been written in this launch")
         if ((reader := self._reader[units]) != 0).any() and (reader != program).any():
-            raise Fault("writes what another program of the launch has read")
+            raise FaultError("writes what another program of the launch has read")
         self._writer[units] = program
         for place in np.unique(region):
             unset = self._unset[place]
@@ -102,15 +102,15 @@ class GlobalMemory:
         region = np.searchsorted(self._starts, address, "right") - 1
         inside = (region >= 0) & (address + size <= self._ends[region])
         if not inside.all():
-            raise Fault(f"touches memory of no argument, at {_where(address, inside, self._starts, self._ends)}")
+            raise FaultError(f"touches memory of no argument, at {_where(address, inside, self._starts, self._ends)}")
         if (address % size).any():
-            raise Fault(f"is not aligned to its {size} bytes")
+            raise FaultError(f"is not aligned to its {size} bytes")
         if size < self._unit:
-            raise Fault(f"touches {size} bytes, less than an element")
+            raise FaultError(f"touches {size} bytes, less than an element")
         first = (address - self._starts[region]) // self._unit + self._first[region]
         units = first[:, None] + np.arange(size // self._unit)
         if not self._owned[units].all():
-            raise Fault("touches elements between those of the arguments")
+            raise FaultError("touches elements between those of the arguments")
         return units, region
 
     def _check_set(self, address: Array, size: int, region: Array) -> None:
@@ -119,17 +119,15 @@ class GlobalMemory:
             if unset is not None:
                 first = (address[region == place] - self._starts[place])[:, None]
                 if unset[first + np.arange(size)].any():
-                    raise Fault("reads memory that nothing has written")
+                    raise FaultError("reads memory that nothing has written")
 
 
 def _where(address: Array, inside: Array, starts: Array, ends: Array) -> str:
-    at = int(address[~inside][0])
-    distance, edge = min(
-        (abs(at - int(x)), f"{abs(at - int(x))} bytes from {name}")
-        for xs, name in ((starts, "the start of one"), (ends, "the end of one"))
-        for x in xs
-    ) if len(starts) else (0, "an address where there are none")  # fmt: skip
-    return f"{edge} ({int((~inside).sum())} threads)"
+    """How far the first address outside lies from the nearest argument, and how many there are."""
+    at, outside = int(address[~inside][0]), int((~inside).sum())
+    edges = [(abs(at - int(x)), name) for xs, name in ((starts, "start"), (ends, "end")) for x in xs]
+    distance, name = min(edges, default=(0, "start"))
+    return f"{distance} bytes from the {name} of one ({outside} threads)"
 
 
 def _word(address: Array, element: int, count: int) -> Array:
@@ -189,7 +187,7 @@ class SharedMemory:
         units, who = self._units(address, size), who[:, None]
         self._check_read(units)
         if self._unordered(self._written[units], self._writer[units], who).any():
-            raise Fault("race: reads what another thread has written since the last barrier")
+            raise FaultError("race: reads what another thread has written since the last barrier")
         recent = self._read[units] > self._barrier
         readers = np.where(recent, _together(self._reader[units], who), who) if recent.any() else who
         self._read[units], self._reader[units] = self._tick(), readers
@@ -210,7 +208,7 @@ class SharedMemory:
         places = address[:, None] + np.arange(values.shape[1])
         self.data[places] = values
         if (self.data[places] != values).any():
-            raise Fault("race: two threads write different values to one place")
+            raise FaultError("race: two threads write different values to one place")
 
     def start_copy(self, address: Array, values: Array, thread: Array) -> None:
         """cp.async: ``values`` arrive when the group is waited for."""
@@ -235,13 +233,13 @@ class SharedMemory:
     def start_product(self, address: Array) -> Array:
         """wgmma: it reads the units at ``address``, of any shape, until `end_product` is given what this returns."""
         if ((address < 0) | (address >= self.size)).any():
-            raise Fault(f"touches shared memory beyond its {self.size} bytes")
+            raise FaultError(f"touches shared memory beyond its {self.size} bytes")
         units = np.unique(address // self._unit)
         self._check_read(units)
         if (self._written[units] > self._barrier).any():
-            raise Fault("race: a wgmma reads what has been written since the last barrier")
+            raise FaultError("race: a wgmma reads what has been written since the last barrier")
         if (self._written[units] > self._fence).any():
-            raise Fault("a wgmma reads what has been written since the last fence.proxy.async")
+            raise FaultError("a wgmma reads what has been written since the last fence.proxy.async")
         self._multiplied[units] += 1
         return units
 
@@ -255,9 +253,9 @@ class SharedMemory:
 
     def _units(self, address: Array, size: int) -> Array:
         if ((address < 0) | (address + size > self.size)).any():
-            raise Fault(f"touches shared memory beyond its {self.size} bytes")
+            raise FaultError(f"touches shared memory beyond its {self.size} bytes")
         if (address % size).any():
-            raise Fault(f"is not aligned to its {size} bytes")
+            raise FaultError(f"is not aligned to its {size} bytes")
         units: Array = (address // self._unit)[:, None] + np.arange(size // self._unit)
         return units
 
@@ -271,19 +269,19 @@ class SharedMemory:
 
     def _check_read(self, units: Array) -> None:
         if self._copied[units].any():
-            raise Fault("race: reads shared memory before the copy to it has been waited for")
+            raise FaultError("race: reads shared memory before the copy to it has been waited for")
         if (self._written[units] == 0).any():
-            raise Fault("reads shared memory that nothing has written")
+            raise FaultError("reads shared memory that nothing has written")
 
     def _check_write(self, units: Array, who: Array) -> None:
         if self._copied[units].any():
-            raise Fault("race: writes shared memory before the copy to it has been waited for")
+            raise FaultError("race: writes shared memory before the copy to it has been waited for")
         if self._multiplied[units].any():
-            raise Fault("race: writes shared memory that a wgmma reads, before the wgmma has been waited for")
+            raise FaultError("race: writes shared memory that a wgmma reads, before the wgmma has been waited for")
         if self._unordered(self._written[units], self._writer[units], who).any():
-            raise Fault("race: writes what another thread has written since the last barrier")
+            raise FaultError("race: writes what another thread has written since the last barrier")
         if self._unordered(self._read[units], self._reader[units], who).any():
-            raise Fault("race: writes what another thread has read since the last barrier")
+            raise FaultError("race: writes what another thread has read since the last barrier")
 
 
 def _together(one: Array, other: Array) -> Array:

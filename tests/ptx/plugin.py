@@ -30,12 +30,22 @@ def emulated() -> Iterator[None]:
         yield
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
+_passed: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and report.passed:
+        _passed.append(report.nodeid)
+
+
+def pytest_sessionfinish() -> None:
     if "SYMGROUND_EMULATE_COUNTS" in os.environ:
         kernels = {
             name: {"compiled": len(emulator.compiled[name]), "launches": count, "programs": emulator.programs[name]}
             for name, count in sorted(emulator.launches.items())
         }
         opcodes = dict(sorted(emulator.opcodes.items()))
-        found = {"architecture": emulator.architecture, "kernels": kernels, "instructions": opcodes}
+        found = {
+            "architecture": emulator.architecture, "tests": len(_passed), "kernels": kernels, "instructions": opcodes,
+        }  # fmt: skip
         Path(os.environ["SYMGROUND_EMULATE_COUNTS"]).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

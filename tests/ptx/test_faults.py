@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.ptx.assembled import each, run
-from tests.ptx.memory import Fault
+from tests.ptx.memory import FaultError
 from tests.ptx.test_matrix import copied, descriptor, in_shared, numbers, vector
 
 # Global memory.
@@ -26,7 +26,7 @@ def test_beyond_a_tensor() -> None:
         load("+-4"),
         f"{load('+4').replace('ld.global.b32 %r1,', 'st.global.b32')}".replace("];", "], %r100;"),
     ):
-        with pytest.raises(Fault, match=r"touches memory of no argument, at \d+ bytes from"):
+        with pytest.raises(FaultError, match=r"touches memory of no argument, at \d+ bytes from"):
             run(body, x)
 
 
@@ -34,20 +34,20 @@ def test_a_mask_keeps_threads_from_it() -> None:
     x = torch.zeros(20, dtype=torch.int32)
     guarded = load().replace("ld.global", "setp.lt.u32 %p1, %r100, 20;\n@%p1 ld.global")
     run(guarded, x)
-    with pytest.raises(Fault, match="touches memory of no argument"):
+    with pytest.raises(FaultError, match="touches memory of no argument"):
         run(guarded.replace("%r100, 20", "%r100, 21"), x)
 
 
 def test_between_the_elements_of_a_view() -> None:
     x = torch.zeros(64, dtype=torch.int32)
     run(load().replace("%r100, 4,", "%r100, 8,"), x[::2])
-    with pytest.raises(Fault, match="touches elements between those of the arguments"):
+    with pytest.raises(FaultError, match="touches elements between those of the arguments"):
         run(load(), x[::2])
 
 
 def test_an_access_that_is_not_aligned() -> None:
     x = torch.zeros(64, dtype=torch.int32)
-    with pytest.raises(Fault, match="is not aligned to its 8 bytes"):
+    with pytest.raises(FaultError, match="is not aligned to its 8 bytes"):
         run(load(element="v2.b32"), x)
 
 
@@ -58,7 +58,7 @@ def test_an_index_that_overflows_32_bits() -> None:
     rows = "setp.lt.u32 %p1, %r100, 4;\n{}\n@%p1 ld.global.b16 %rs1, [%rd3];"
     run(rows.format("mul.wide.u32 %rd1, %r100, 1073741824;\nshl.b64 %rd2, %rd1, 1;\nadd.s64 %rd3, %rd100, %rd2;"), x)
     wrong = "mul.lo.s32 %r1, %r100, 1073741824;\nmul.wide.s32 %rd2, %r1, 2;\nadd.s64 %rd3, %rd100, %rd2;"
-    with pytest.raises(Fault, match="touches memory of no argument"):
+    with pytest.raises(FaultError, match="touches memory of no argument"):
         run(rows.format(wrong), x)
 
 
@@ -66,7 +66,7 @@ def test_memory_that_nothing_has_written() -> None:
     x, unset = torch.zeros(32, dtype=torch.int32), np.zeros(128, np.bool_)
     run(load(), x, unset=(unset,))
     unset[77] = True
-    with pytest.raises(Fault, match="reads memory that nothing has written"):
+    with pytest.raises(FaultError, match="reads memory that nothing has written"):
         run(load(), x, unset=(unset,))
     store = f"{each(4, 0, '%rd1')}\nst.global.b32 [%rd1], %r100;\n"
     run(store + load(), x, unset=(unset,))
@@ -75,18 +75,23 @@ def test_memory_that_nothing_has_written() -> None:
 
 def test_two_writers() -> None:
     x = torch.zeros(64, dtype=torch.int32)
-    store = f"{each(4, 0, '%rd1')}\nmov.u32 %r1, %ctaid.x;\nmad.wide.u32 %rd2, %r1, {{}}, %rd1;\nst.global.b32 [%rd2], %r100;"
+    store = f"""
+        {each(4, 0, "%rd1")}
+        mov.u32 %r1, %ctaid.x;
+        mad.wide.u32 %rd2, %r1, {{}}, %rd1;
+        st.global.b32 [%rd2], %r100;
+    """
     run(store.format(128), x, grid=(2, 1, 1))
-    with pytest.raises(Fault, match="program .1, 0, 0. of .2, 1, 1.: .*writes what has been written in this launch"):
+    with pytest.raises(FaultError, match="program .1, 0, 0. of .2, 1, 1.: .*writes what has been written"):
         run(store.format(124), x, grid=(2, 1, 1))
-    with pytest.raises(Fault, match="writes what has been written in this launch"):
+    with pytest.raises(FaultError, match="writes what has been written in this launch"):
         run("st.global.b32 [%rd100], %r100;", x)
 
 
 @pytest.mark.parametrize("reader", [0, 1])
 def test_a_program_that_reads_what_another_writes(reader: int) -> None:
     x = torch.zeros(1, dtype=torch.int32)
-    with pytest.raises(Fault, match="another program of the launch has"):
+    with pytest.raises(FaultError, match="another program of the launch has"):
         run(
             f"""
             mov.u32 %r1, %ctaid.x;
@@ -102,7 +107,7 @@ def test_a_program_that_reads_what_another_writes(reader: int) -> None:
 
 
 def test_a_register_that_nothing_has_written() -> None:
-    with pytest.raises(Fault, match=r"add.s32 .* reads %r2, which nothing has written"):
+    with pytest.raises(FaultError, match=r"add.s32 .* reads %r2, which nothing has written"):
         run("add.s32 %r1, %r2, 1;")
 
 
@@ -110,7 +115,7 @@ def test_a_register_that_nothing_has_written() -> None:
     "instruction", ["bra $L__x", "ret", "bar.sync 0", "bar.warp.sync -1", "fence.proxy.async.shared::cta"]
 )
 def test_what_all_threads_do_together(instruction: str) -> None:
-    with pytest.raises(Fault, match="is divergent"):
+    with pytest.raises(FaultError, match="is divergent"):
         run(f"setp.lt.u32 %p1, %r100, 3;\n@%p1 {instruction};\n$L__x:\nmov.b32 %r1, 0;")
 
 
@@ -133,7 +138,7 @@ def test_a_barrier_is_missing(after: str, what: str) -> None:
             if barrier == "bar.sync 0;" or (barrier and bit == 4):
                 run(body, threads=64, shared=256)
             else:
-                with pytest.raises(Fault, match=f"race: {what} since the last barrier"):
+                with pytest.raises(FaultError, match=f"race: {what} since the last barrier"):
                     run(body, threads=64, shared=256)
 
 
@@ -144,33 +149,45 @@ def test_what_was_read_is_overwritten(bit: int, barrier: str) -> None:
     if barrier == "bar.sync 0;" or (barrier and bit == 4):
         run(body, threads=64, shared=256)
     else:
-        with pytest.raises(Fault, match="race: writes what another thread has read since the last barrier"):
+        with pytest.raises(FaultError, match="race: writes what another thread has read since the last barrier"):
             run(body, threads=64, shared=256)
 
 
 def test_readers_of_several_warps_are_all_kept_in_mind() -> None:
     """All threads read word 0, warp 1 last; that warp writes it after a barrier of the warp alone."""
-    body = f"{WRITE}\nbar.sync 0;\nmov.b32 %r4, 0;\nld.shared.b32 %r5, [%r4];\nbar.warp.sync -1;\nsetp.eq.b32 %p1, %r100, 32;\n@%p1 st.shared.b32 [%r4], %r5;"
-    with pytest.raises(Fault, match="race: writes what another thread has read"):
+    body = f"""{WRITE}
+        bar.sync 0;
+        mov.b32 %r4, 0;
+        ld.shared.b32 %r5, [%r4];
+        bar.warp.sync -1;
+        setp.eq.b32 %p1, %r100, 32;
+        @%p1 st.shared.b32 [%r4], %r5;
+    """
+    with pytest.raises(FaultError, match="race: writes what another thread has read"):
         run(body, threads=64, shared=256)
 
 
 def test_two_threads_write_different_values() -> None:
-    with pytest.raises(Fault, match="two threads write different values to one place"):
+    with pytest.raises(FaultError, match="two threads write different values to one place"):
         run("mov.b32 %r1, 0;\nst.shared.b32 [%r1], %r100;", shared=4)
     run("mov.b32 %r1, 0;\nst.shared.b32 [%r1], %r1;", shared=4)
 
 
 def test_shared_memory_ends_and_begins_unwritten() -> None:
-    with pytest.raises(Fault, match="touches shared memory beyond its 124 bytes"):
+    with pytest.raises(FaultError, match="touches shared memory beyond its 124 bytes"):
         run(WRITE, shared=124)
-    with pytest.raises(Fault, match="reads shared memory that nothing has written"):
+    with pytest.raises(FaultError, match="reads shared memory that nothing has written"):
         run("shl.b32 %r1, %r100, 2;\nld.shared.b32 %r3, [%r1];", shared=128)
 
 
 # Copies.
 
-COPY = "shl.b32 %r1, %r100, 4;\nmad.wide.u32 %rd1, %r100, 16, %rd100;\ncp.async.cg.shared.global [%r1], [%rd1], 16, 16;\ncp.async.commit_group;"
+COPY = """
+    shl.b32 %r1, %r100, 4;
+    mad.wide.u32 %rd1, %r100, 16, %rd100;
+    cp.async.cg.shared.global [%r1], [%rd1], 16, 16;
+    cp.async.commit_group;
+"""
 USE = "xor.b32 %r2, %r1, {};\nld.shared.b32 %r3, [%r2];"
 
 
@@ -192,7 +209,7 @@ def test_copies_are_waited_for(between: str, bit: int, fault: str | None) -> Non
     if fault is None:
         run(body, x, shared=512)
     else:
-        with pytest.raises(Fault, match=fault):
+        with pytest.raises(FaultError, match=fault):
             run(body, x, shared=512)
 
 
@@ -200,10 +217,10 @@ def test_a_copy_writes() -> None:
     """It may not reach what another thread has just read, nor may another thread write where it arrives."""
     x = torch.zeros(128, dtype=torch.int32)
     first = f"{COPY}\ncp.async.wait_group 0;\nbar.sync 0;\n{USE.format(16)}\n"
-    with pytest.raises(Fault, match="writes what another thread has read since the last barrier"):
+    with pytest.raises(FaultError, match="writes what another thread has read since the last barrier"):
         run(first + COPY, x, shared=512)
     run(f"{first}\nbar.sync 0;\n{COPY}", x, shared=512)
-    with pytest.raises(Fault, match="writes shared memory before the copy to it has been waited for"):
+    with pytest.raises(FaultError, match="writes shared memory before the copy to it has been waited for"):
         run(f"{COPY}\nst.shared.b32 [%r1], %r100;", x, shared=512)
 
 
@@ -217,10 +234,13 @@ FILL = (
 )
 SYNC = "bar.sync 0;\nfence.proxy.async.shared::cta;\n"
 FENCE = "wgmma.fence.sync.aligned;\n"
-PRODUCT = (
-    f"mov.b64 %rd9, {descriptor(0, LEADING, STRIDE, 32)};\nmov.pred %p9, -1;\n"
-    f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {vector('r', 4, 20)}, {vector('r', 4, 10)}, %rd9, %p9, 1, 1, 0;\n"
-)
+READY = FILL + SYNC + FENCE
+PRODUCT = f"""
+    mov.b64 %rd9, {descriptor(0, LEADING, STRIDE, 32)};
+    mov.pred %p9, -1;
+    wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16
+        {vector("r", 4, 20)}, {vector("r", 4, 10)}, %rd9, %p9, 1, 1, 0;
+"""
 COMMIT, WAIT = "wgmma.commit_group.sync.aligned;\n", "wgmma.wait_group.sync.aligned 0;\n"
 READ_RESULT = "add.f32 %r30, %r20, %r21;\n"
 OVERWRITE = "mov.b32 %r1, 0;\nst.shared.b32 [%r1], %r1;\n"
@@ -229,38 +249,38 @@ OVERWRITE = "mov.b32 %r1, 0;\nst.shared.b32 [%r1], %r1;\n"
 @pytest.mark.parametrize(
     ("body", "fault"),
     [
-        (FILL + SYNC + FENCE + PRODUCT + COMMIT + WAIT + READ_RESULT, None),
-        (FILL + SYNC + FENCE + PRODUCT + PRODUCT + COMMIT + WAIT + READ_RESULT, None),  # the second adds to the first
-        (FILL + SYNC + FENCE + PRODUCT + COMMIT + FENCE + PRODUCT + COMMIT + WAIT + READ_RESULT, None),
+        (READY + PRODUCT + COMMIT + WAIT + READ_RESULT, None),
+        (READY + PRODUCT + PRODUCT + COMMIT + WAIT + READ_RESULT, None),  # the second adds to the first
+        (READY + PRODUCT + COMMIT + FENCE + PRODUCT + COMMIT + WAIT + READ_RESULT, None),
         (FILL + "fence.proxy.async.shared::cta;\nbar.sync 0;\n" + FENCE + PRODUCT + COMMIT + WAIT, None),
         (FILL + "bar.sync 0;\n" + FENCE + PRODUCT, "written since the last fence.proxy.async"),
         (FILL + "fence.proxy.async.shared::cta;\n" + FENCE + PRODUCT, "written since the last barrier"),
         (FILL + SYNC + PRODUCT, "has no wgmma.fence before it"),
         (FILL + SYNC + FENCE + "mov.b32 %r11, 1;\n" + PRODUCT, "reads registers that have been written since"),
         (FILL + SYNC + FENCE + "mov.b32 %r22, 1;\n" + PRODUCT, "adds to registers that have been written since"),
-        (FILL + SYNC + FENCE + PRODUCT + COMMIT + READ_RESULT, "reads %r20, which nothing has written or a wgmma is"),
-        (FILL + SYNC + FENCE + PRODUCT + COMMIT + WAIT.replace("0", "1") + READ_RESULT, "reads %r20"),
-        (FILL + SYNC + FENCE + PRODUCT + COMMIT + "mov.b32 %r11, 1;\n" + WAIT, "reads registers which have been written"),
-        (FILL + SYNC + FENCE + PRODUCT + COMMIT + "mov.b32 %r20, 1;\n" + WAIT, "results' registers have been written"),
-        (FILL + SYNC + FENCE + PRODUCT + COMMIT + "bar.sync 0;\n" + OVERWRITE, "that a wgmma reads, before the wgmma"),
-        (FILL + SYNC + FENCE + PRODUCT + COMMIT + WAIT + OVERWRITE, "another thread has read since the last barrier"),
-        (FILL + SYNC + FENCE + PRODUCT + COMMIT + WAIT + "bar.sync 0;\n" + OVERWRITE, None),
+        (READY + PRODUCT + COMMIT + READ_RESULT, "reads %r20, which nothing has written or a wgmma is"),
+        (READY + PRODUCT + COMMIT + WAIT.replace("0", "1") + READ_RESULT, "reads %r20"),
+        (READY + PRODUCT + COMMIT + "mov.b32 %r11, 1;\n" + WAIT, "reads registers which have been written"),
+        (READY + PRODUCT + COMMIT + "mov.b32 %r20, 1;\n" + WAIT, "results' registers have been written"),
+        (READY + PRODUCT + COMMIT + "bar.sync 0;\n" + OVERWRITE, "that a wgmma reads, before the wgmma"),
+        (READY + PRODUCT + COMMIT + WAIT + OVERWRITE, "another thread has read since the last barrier"),
+        (READY + PRODUCT + COMMIT + WAIT + "bar.sync 0;\n" + OVERWRITE, None),
     ],
 )  # fmt: skip
 def test_the_order_of_wgmma(body: str, fault: str | None) -> None:
     if fault is None:
         run(body, B_LAID, threads=128, shared=SIZE)
     else:
-        with pytest.raises(Fault, match=fault):
+        with pytest.raises(FaultError, match=fault):
             run(body, B_LAID, threads=128, shared=SIZE)
 
 
 def test_descriptors_and_their_memory() -> None:
     outside = PRODUCT.replace(str(descriptor(0, LEADING, STRIDE, 32)), str(descriptor(64, LEADING, STRIDE, 32)))
-    with pytest.raises(Fault, match=f"touches shared memory beyond its {SIZE} bytes"):
+    with pytest.raises(FaultError, match=f"touches shared memory beyond its {SIZE} bytes"):
         run(FILL + SYNC + FENCE + outside, B_LAID, threads=128, shared=SIZE)
     differ = PRODUCT.replace("mov.pred", "cvt.u64.u32 %rd8, %r100;\nadd.s64 %rd9, %rd9, %rd8;\nmov.pred")
-    with pytest.raises(Fault, match="descriptors that differ within a warpgroup"):
+    with pytest.raises(FaultError, match="descriptors that differ within a warpgroup"):
         run(FILL + SYNC + FENCE + differ, B_LAID, threads=128, shared=SIZE)
 
 

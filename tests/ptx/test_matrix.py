@@ -1,4 +1,4 @@
-"""ldmatrix, stmatrix, mma and wgmma against products by hand, with the layouts of the PTX ISA written out by element."""
+"""ldmatrix, stmatrix, mma and wgmma against products by hand, with the ISA's layouts written out by element."""
 
 from __future__ import annotations
 
@@ -157,14 +157,13 @@ def descriptor(start: int, leading: int, stride: int, swizzle: int) -> int:
 
 def copied(tensor: int, at: int, size: int) -> str:
     """Copy a tensor to shared memory, 16 bytes a thread at a time."""
-    lines = [f"shl.b32 %r1, %r100, 4;\n{each(16, tensor, '%rd1')}"]
-    for i in range(0, size, 2048):
-        lines.append(
-            f"setp.lt.u32 %p1, %r100, {(size - i) // 16};\n"
-            f"@%p1 ld.global.v4.b32 {{%r2, %r3, %r4, %r5}}, [%rd1+{i}];\n"
-            f"@%p1 st.shared.v4.b32 [%r1+{at + i}], {{%r2, %r3, %r4, %r5}};"
-        )
-    return "\n".join(lines)
+    address = f"shl.b32 %r1, %r100, 4;\n{each(16, tensor, '%rd1')}\n"
+    return address + "\n".join(
+        f"setp.lt.u32 %p1, %r100, {(size - i) // 16};\n"
+        f"@%p1 ld.global.v4.b32 {{%r2, %r3, %r4, %r5}}, [%rd1+{i}];\n"
+        f"@%p1 st.shared.v4.b32 [%r1+{at + i}], {{%r2, %r3, %r4, %r5}};"
+        for i in range(0, size, 2048)
+    )
 
 
 def multiplied(

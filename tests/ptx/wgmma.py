@@ -14,7 +14,7 @@ import numpy as np
 
 from tests.ptx.machine import Block, Decoder, Run, opcode
 from tests.ptx.matrix import fragment, numbers, stacked
-from tests.ptx.memory import Array, Fault
+from tests.ptx.memory import Array, FaultError
 from tests.ptx.program import Constant, Instruction, Operand, Vector
 
 
@@ -71,11 +71,11 @@ def _wait(instruction: Instruction, decoder: Decoder) -> Run:
             for units in group.units:
                 block.shared.end_product(units)
             if any(block.registers[place] is not array for place, array in group.operands):
-                raise Fault("waits for a wgmma that reads registers which have been written meanwhile")
+                raise FaultError("waits for a wgmma that reads registers which have been written meanwhile")
             later = set().union(*(x.results for x in products.groups))
             for place in group.results - later:
                 if block.registers[place] is not None:
-                    raise Fault("waits for a wgmma whose results' registers have been written meanwhile")
+                    raise FaultError("waits for a wgmma whose results' registers have been written meanwhile")
                 block.registers[place] = products.results.pop(place)
 
     return run
@@ -132,7 +132,7 @@ def _product(instruction: Instruction, decoder: Decoder) -> Run:
         """[warpgroups,rows,k]: the descriptor is the same for all threads of a warpgroup."""
         each = np.broadcast_to(descriptor, block.threads).reshape(-1, 128)
         if (each != each[:, :1]).any():
-            raise Fault("has descriptors that differ within a warpgroup")
+            raise FaultError("has descriptors that differ within a warpgroup")
         address = np.stack([_addresses(int(x), rows, k, size, trans) for x in each[:, 0]])
         group.units.append(block.shared.start_product(address))
         bits = block.shared.data[address[..., None] + np.arange(size)]
@@ -141,11 +141,11 @@ def _product(instruction: Instruction, decoder: Decoder) -> Run:
     def run(block: Block, mask: Array | None) -> None:
         products = _state(block)
         if products.fenced is None:
-            raise Fault("has no wgmma.fence before it")
+            raise FaultError("has no wgmma.fence before it")
         group, groups = products.groups[-1], block.threads // 128
         for place in names:
             if block.registers[place] is not products.fenced[place]:
-                raise Fault("reads registers that have been written since the last wgmma.fence")
+                raise FaultError("reads registers that have been written since the last wgmma.fence")
         group.operands += [(place, array) for place in names if (array := block.registers[place]) is not None]
         if a_descriptor is None:
             bits = stacked(a_bits, block)
@@ -173,11 +173,11 @@ def _accumulator(block: Block, products: _Products, place: int) -> Array:
     """A register to which the product is added: one that an earlier product is writing, or one before the fence."""
     if place in products.results:
         if block.registers[place] is not None:
-            raise Fault("adds to registers that have been written while a wgmma was writing them")
+            raise FaultError("adds to registers that have been written while a wgmma was writing them")
         return products.results[place]
     value = block.registers[place]
     if value is None or products.fenced is None or value is not products.fenced[place]:
-        raise Fault("adds to registers that have been written since the last wgmma.fence")
+        raise FaultError("adds to registers that have been written since the last wgmma.fence")
     return value
 
 
