@@ -162,6 +162,12 @@ class _Step:
     instruction: Instruction
 
 
+def _shared_bytes(instruction: Instruction) -> int:
+    """Bytes of an element that a load from or a store to shared memory moves, at most 4."""
+    moves = instruction.opcode.startswith(("ld.shared", "st.shared"))
+    return min(4, int(instruction.opcode.rpartition(".")[2][1:]) // 8) if moves else 4
+
+
 class Kernel:
     """A decoded program, which can be launched."""
 
@@ -170,10 +176,8 @@ class Kernel:
         self.program = program
         self._steps = [self._decoded(x, decoder) for x in program.instructions]
         self._registers = len(decoder.places)
-        #: The smallest access to shared memory.
-        self._unit = (
-            2 if any("shared.b16" in x.opcode and "ldmatrix" not in x.opcode for x in program.instructions) else 4
-        )
+        #: Bytes of the smallest access to shared memory.
+        self._unit = min(map(_shared_bytes, program.instructions), default=4)
 
     @staticmethod
     def _decoded(instruction: Instruction, decoder: Decoder) -> _Step:

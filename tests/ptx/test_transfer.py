@@ -39,6 +39,23 @@ def test_what_is_stored_is_loaded(space: str, element: str) -> None:
     assert torch.equal(out, given)
 
 
+def test_a_byte_in_shared_memory() -> None:
+    """The lowest eight bits of a register, beside those of other threads."""
+    out = torch.zeros(32, dtype=torch.int16)
+    run(
+        f"""
+        {each(2, 0, "%rd1")}
+        add.s32 %r1, %r100, 250;
+        cvt.u16.u32 %rs1, %r1;
+        st.shared.b8 [%r100], %rs1;
+        ld.shared.b8 %rs2, [%r100];
+        st.global.b16 [%rd1], %rs2;
+        """,
+        out, shared=32,
+    )  # fmt: skip
+    assert out.tolist() == [(i + 250) % 256 for i in range(32)]
+
+
 @pytest.mark.parametrize("space", ["global", "shared"])
 @pytest.mark.parametrize("vector", ["", "v2.", "v4."])
 def test_a_signed_load_extends_the_sign(space: str, vector: str) -> None:

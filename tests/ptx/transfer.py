@@ -106,7 +106,7 @@ def _spread(
 ELEMENTS = [f"{vector}{of}" for vector in ("", "v2.", "v4.") for of in ("b16", "b32", "b64", "s32")]
 
 
-@opcode(*(f"ld.{space}.{element}" for space in ("global", "shared") for element in ELEMENTS))
+@opcode("ld.shared.b8", *(f"ld.{space}.{element}" for space in ("global", "shared") for element in ELEMENTS))
 def _load(instruction: Instruction, decoder: Decoder) -> Run:
     to, at = instruction.operands
     is_global, of = "global" in instruction.opcode, instruction.opcode.rpartition(".")[2]
@@ -130,7 +130,7 @@ def _load(instruction: Instruction, decoder: Decoder) -> Run:
     return run
 
 
-@opcode(*(f"st.{space}.{element}" for space in ("global", "shared") for element in ELEMENTS if "s32" not in element))
+@opcode("st.shared.b8", *(f"st.{space}.{x}" for space in ("global", "shared") for x in ELEMENTS if "s32" not in x))
 def _store(instruction: Instruction, decoder: Decoder) -> Run:
     at, of = instruction.operands
     is_global, element = "global" in instruction.opcode, instruction.opcode.rpartition(".")[2]
