@@ -78,7 +78,7 @@ class Decoder:
             return lambda block: block.special(operand.name).view(to)  # type: ignore[union-attr]
         assert isinstance(operand, Register), operand
         place, size = self.place(operand), np.dtype(to).itemsize
-        narrow = BITS[8 * size] if to is not np.bool_ and size < np.dtype(BITS[operand.width]).itemsize else None
+        narrow = np.dtype(f"u{size}") if to is not np.bool_ and size < np.dtype(BITS[operand.width]).itemsize else None
 
         def read(block: Block) -> Array:
             value = block.registers[place]
