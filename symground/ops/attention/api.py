@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from symground.ops.attention import cpu, flash, reference, triton
+from symground.ops.attention import cpu, flash, reference, torch, triton
 from symground.ops.attention.mixing import Mixing, check_attention, check_saliency
 from symground.ops.common import checks as check
 from symground.ops.common.dispatch import choose
 from symground.ops.common.flow import check_groups
 from symground.ops.common.probes import GradientProbes, check_probes
 
-#: The implementations by their name for ``impl``, in the order in which ``impl=None`` tries them. ``reference`` takes
-#: any tensor, so what comes after it runs only if it is named.
-IMPLEMENTATIONS = {"cpu": cpu.ops, "triton": triton.ops, "reference": reference, "flash": flash.ops}
+#: The implementations by their name for ``impl``, in the order in which ``impl=None`` tries them. ``torch`` takes any
+#: tensor, so what comes after it runs only if it is named.
+IMPLEMENTATIONS = {"cpu": cpu.ops, "triton": triton.ops, "torch": torch.ops, "reference": reference, "flash": flash.ops}
 
 
 def attention(
