@@ -1,6 +1,6 @@
 """The C++ extension (csrc/), if it is built. It is loaded when symground.ops is imported, and never compiled here.
 
-``symground build`` builds it. Without it, plain PyTorch (`attention/cpu_tiles.py` and its like) gives the same results.
+``symground build`` builds it. Without it, plain PyTorch (`attention/tiles.py` and its like) gives the same results.
 An extension that exists but cannot be used is reported in a warning.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from symground.ops.common.build import CUDA_FILE, FILE, HERE, VERSION
+from symground.ops.common.disabled import DISABLED
 
 
 def load(path: Path, name: str = "symground_C") -> Any:
@@ -36,10 +37,12 @@ def load(path: Path, name: str = "symground_C") -> Any:
     return None
 
 
-#: None if the extension is not built. Read it when an op runs, not at import.
-library: Any = load(HERE / FILE)
+#: None if the extension is not built, or switched off. Read it when an op runs, not at import.
+library: Any = None if "extension" in DISABLED else load(HERE / FILE)
 #: None without the part for GPUs, which gives the operators of ``library`` their CUDA kernels.
-cuda: Any = load(HERE / CUDA_FILE, "symground_CUDA") if library is not None and torch.version.cuda else None
+cuda: Any = None
+if library is not None and torch.version.cuda and "cuda" not in DISABLED:
+    cuda = load(HERE / CUDA_FILE, "symground_CUDA")
 
 
 def runs_on(device: torch.device) -> bool:
