@@ -107,6 +107,12 @@ def _imports(module: str) -> bool:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def capability(index: int | None) -> tuple[int, int]:
+    """The compute capability of a GPU; a tensor's device has an index, for which it is asked once."""
+    return torch.cuda.get_device_capability() if index is None else _capability(index)
+
+
+@cache
+def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
