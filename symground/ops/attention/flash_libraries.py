@@ -125,9 +125,10 @@ def _sequences(q: Tensor, k: Tensor, mixing: Mixing) -> Iterator[tuple[bool, dic
 
 def _lengths(of_queries: list[Tensor], of_keys: list[Tensor], queries: int, keys: int) -> dict[str, Any]:
     """From where each sequence of an example begins, in its queries and in its keys; the last ends with the example."""
+    # For a bound of one query the package takes every sequence to have exactly one.
     return {
         "cu_seqlens_q": _cumulative(of_queries, queries), "cu_seqlens_k": _cumulative(of_keys, keys),
-        "max_seqlen_q": queries, "max_seqlen_k": keys,
+        "max_seqlen_q": max(queries, 2), "max_seqlen_k": keys,
     }  # fmt: skip
 
 

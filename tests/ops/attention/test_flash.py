@@ -128,6 +128,7 @@ def stand_in_varlen(
     assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
     assert len(cu_seqlens_q) == len(cu_seqlens_k)
     assert (int(cu_seqlens_q[-1]), int(cu_seqlens_k[-1])) == (len(q), len(k))
+    assert max_seqlen_q > 1, "else the package takes every sequence to have one query"
     assert (dropout_p, softcap, window_size_right) == (0.0, 0.0, 0 if causal else -1)
     outs, levels = [], []
     for a, b, c, d in zip(
