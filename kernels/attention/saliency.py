@@ -65,7 +65,7 @@ def attention_saliency_kernel(
     if HAS_GATE:
         count = tl.load(p_count + i_b).to(tl.int32)
     per_split = (count + splits - 1) // splits
-    first_h = i_split.to(tl.int32) * per_split
+    first_h = (i_split * per_split).to(tl.int32)
     last_h = tl.minimum(first_h + per_split, count)
     # A tile in which no query sees a key is stored as zeros without being computed.
     empty = (first_j >= high) | (first_j + BN <= low)

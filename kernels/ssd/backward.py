@@ -112,7 +112,7 @@ def ssd_dbdc_kernel(
     GROUP: tl.constexpr, HAS_RANGE: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dB and dC [B,T,G,N], contiguous, and read [n_n,B,H,T'] float32, ⟨C, e ∘ (dY h)⟩ of each part.
+    """dB and dC [B,T,G,N], contiguous, and read [B,H,n_n,T'] float32, ⟨C, e ∘ (dY h)⟩ of each part.
 
     Grid: parts of N × chunks × G × B; a program loops over the heads of a group.
     """
@@ -121,7 +121,6 @@ def ssd_dbdc_kernel(
     i_c = i_program // n_n % n_c
     i_g = (i_program // n_n // n_c % (H // GROUP)).to(tl.int64)
     i_b = (i_program // n_n // n_c // (H // GROUP)).to(tl.int64)
-    n_b = tl.num_programs(0) // (n_n * n_c * (H // GROUP))
     low, high = load_range(p_range, i_b, T, HAS_RANGE)
     o_t = i_c * BM + tl.arange(0, BM)
     o_n = i_n * BN + tl.arange(0, BN)
@@ -153,7 +152,8 @@ def ssd_dbdc_kernel(
         b_read *= tl.load(p_upto + column + o_t)[:, None]
         b_dc += b_read
         b_db += b_written * tl.load(p_writes + column + o_t)[:, None]
-        tl.store(p_read + i_n * n_b * H * n_c * BM + column + o_t, tl.sum(b_read * b_c.to(tl.float32), 1))
+        p_part = p_read + ((i_b * H + i_h) * n_n + i_n) * n_c * BM
+        tl.store(p_part + o_t, tl.sum(b_read * b_c.to(tl.float32), 1))
     b_scores = b_scores.to(b_b.dtype)
     b_dc = tl.dot(b_scores, b_b, b_dc, input_precision=PRECISION)
     b_db = tl.dot(tl.trans(b_scores), b_c, b_db, input_precision=PRECISION)
@@ -230,7 +230,7 @@ def _dbdc(
     def run(config: Config) -> torch.Tensor:
         part, own = part_of(call.x), block_of_part(state, config.BN)
         n_n = triton.cdiv(state, own)
-        read = torch.empty(n_n, *columns.dt.shape, dtype=torch.float32, device=call.x.device)
+        read = torch.empty(batch, heads, n_n, columns.dt.shape[2], dtype=torch.float32, device=call.x.device)
         ssd_dbdc_kernel[(n_n * after.shape[1] * groups * batch,)](
             call.x, call.b, call.c, grad_y, states, after, columns.high, columns.low, columns.dt, columns.upto,
             columns.writes, call.key_range, db, dc, read, *call.x.stride(), *call.b.stride(), *call.c.stride(),
@@ -241,4 +241,4 @@ def _dbdc(
         return read
 
     read = run(config_of("ssd_dbdc", TILES, call.b, call.tuning_key, run))
-    return db, dc, read.sum(0)
+    return db, dc, read.sum(2)
