@@ -13,6 +13,7 @@ import triton.language as tl
 
 from symground.kernels.common.configs import Config, Tiles
 from symground.kernels.common.launch import config_of, precision_of, rows_adjacent
+from symground.kernels.common.prefix_sums import prefix_sums
 from symground.kernels.common.tiles import load_part, load_range
 from symground.kernels.ssd.forward import TILES as FORWARD_TILES
 from symground.kernels.ssd.forward import added_states, block_of_part, chunk_decay, part_of, pass_states
@@ -182,8 +183,8 @@ def ssd_backward(
     db, dc, read = _dbdc(call, grad_y, states, after, columns, states_config.BM)
     inner = (states * after).sum((-1, -2)).transpose(1, 2) * columns.whole  # [B,H,chunks]
     pairs, read, written = (z.unflatten(2, (-1, states_config.BM)) for z in (pairs, read, written))
-    before = torch.nn.functional.pad(written[..., :-1], (1, 0)).cumsum(3)
-    of_decay = pairs + read.flip(3).cumsum(3).flip(3) + before + inner[..., None]
+    before = prefix_sums(torch.nn.functional.pad(written[..., :-1], (1, 0)))
+    of_decay = pairs + prefix_sums(read, back=True) + before + inner[..., None]
     length = call.x.shape[1]
     of_decay = of_decay.flatten(2)[:, :, :length]  # [B,H,T], the gradient of dt · A
     dt = columns.dt[:, :, :length]
