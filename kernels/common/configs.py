@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+
+# The tables are checked with multiply-adds fused. Triton reads this when it compiles a kernel; a version that changes
+# its default warns where it is not set.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 
 class Config(NamedTuple):
