@@ -2,6 +2,7 @@
 
     python -m benchmarks kernels                    # all → benchmarks/results/kernels.md
     python -m benchmarks kernels --arch sm_90 --head-size 64 --dtype bfloat16 --no-save
+    PYTHONPATH=FOLDER python -m benchmarks kernels  # under the Triton of pip install --target FOLDER triton==3.6.0
 
 The table has each program's registers, stack and shared memory, its local-memory instructions (LDL, STL) inside loops,
 and its tensor-core instructions. The exit status is 1 if a configuration does not fit into shared memory (on sm_100
@@ -21,7 +22,6 @@ from typing import Any
 from unittest import mock
 
 os.environ["TRITON_INTERPRET"] = "0"
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
@@ -33,6 +33,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 from benchmarks.kernels.machine_code import of_amdgcn, of_cubin  # noqa: E402
 from benchmarks.kernels.offsets import narrow_products  # noqa: E402
+from benchmarks.kernels.page import updated  # noqa: E402
 from symground.kernels.attention import backward, flow, forward, saliency, saliency_rows  # noqa: E402
 from symground.kernels.attention.launch import Call  # noqa: E402
 from symground.kernels.common import launch  # noqa: E402
@@ -307,7 +308,9 @@ def main() -> int:
     )
     parser.add_argument("--length", type=int, default=1024, help="queries and keys")
     parser.add_argument(
-        "--all-options", action="store_true", help="also compile for a window, padding, a gate, a bias and rows with gaps"
+        "--all-options",
+        action="store_true",
+        help="compile for a window, padding, a gate, a bias and rows with gaps too",
     )
     parser.add_argument("--no-save", action="store_true")
     arguments = parser.parse_args()
@@ -323,10 +326,7 @@ def main() -> int:
     )
     if whole and not arguments.no_save:  # the page is of every shipped configuration
         path = ROOT / "benchmarks" / "results" / "kernels.md"
-        path.write_text(
-            "Every shipped configuration, causal, 8 × 12 × 1024, and for a vocabulary 8192 rows of 768, 50257 words, "
-            f"compiled by Triton {triton.__version__} (`python -m benchmarks kernels`).\n\n{text}\n"
-        )
+        path.write_text(updated(path.read_text(), text, triton.__version__, bool(faulty)))
     return 1 if faulty else 0
 
 
