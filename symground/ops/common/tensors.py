@@ -70,6 +70,17 @@ def padding(key_range: Tensor, stop: int, start: int = 0) -> Tensor:
     return (j < key_range[:, :1]) | (j >= key_range[:, 1:])
 
 
+def prefix_sums(x: Tensor, dim: int) -> Tensor:
+    """``x.cumsum(dim)``; by doubling steps if algorithms must be deterministic, which a GPU's cumsum refuses."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return x.cumsum(dim)
+    x, step = x.movedim(dim, -1), 1
+    while step < x.shape[-1]:
+        x = torch.cat([x[..., :step], x[..., step:] + x[..., :-step]], -1)
+        step *= 2
+    return x.movedim(-1, dim)
+
+
 def active(device_type: str) -> bool:
     """Whether autocast would change operations on such a device now."""
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
