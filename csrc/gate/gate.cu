@@ -165,7 +165,7 @@ bool run_gate(const Tensor& x, const Tensor& gate, const std::optional<Tensor>& 
   const auto device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   with_gate<__half, __nv_bfloat16>(
       x, gate, fill, out, [&](const auto& g) { run(g, static_cast<cudaStream_t>(stream)); });
   return true;

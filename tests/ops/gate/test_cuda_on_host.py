@@ -34,7 +34,7 @@ static double __dadd_rn(double x, double y) { return x + y; }
     "const cudaError_t error = cudaGetLastError();": "const cudaError_t error = cudaSuccess;",
     "cudaGetErrorString(error)": '""',
     "const torch::stable::accelerator::DeviceGuard guard(device);": "(void)device;",
-    "STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));": "",
+    "TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));": "",
     "STABLE_TORCH_LIBRARY_IMPL(symground_C, CUDA, m) {": """STABLE_TORCH_LIBRARY_FRAGMENT(on_host, m) {
   m.def("gate_heads(Tensor x, Tensor gate, Tensor? fill, Tensor(a!) out) -> bool");
 }
