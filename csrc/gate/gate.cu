@@ -157,8 +157,6 @@ void run(const Gate<T>& g, cudaStream_t stream) {
   STD_TORCH_CHECK(error == cudaSuccess, "gate_heads: ", cudaGetErrorString(error));
 }
 
-int64_t version() { return SYMGROUND_VERSION; }
-
 }  // namespace
 
 bool run_gate(const Tensor& x, const Tensor& gate, const std::optional<Tensor>& fill, const Tensor& out) {
@@ -172,13 +170,6 @@ bool run_gate(const Tensor& x, const Tensor& gate, const std::optional<Tensor>& 
 }
 
 }  // namespace symground
-
-// Its own version, so that a part built from other sources than _C.so is not used.
-STABLE_TORCH_LIBRARY_FRAGMENT(symground_CUDA, m) { m.def("version() -> int"); }
-
-STABLE_TORCH_LIBRARY_IMPL(symground_CUDA, CompositeExplicitAutograd, m) {
-  m.impl("version", TORCH_BOX(&symground::version));
-}
 
 // operators.cpp has the schema.
 STABLE_TORCH_LIBRARY_IMPL(symground_C, CUDA, m) {
