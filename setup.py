@@ -69,7 +69,7 @@ CPU, CUDA = "symground.ops._C", "symground.ops._CUDA"
 torch = builder.torch_folder()
 # One of each file: an editable install copies what an extension names, and nothing that lies beside it.
 buildable = [CPU] if torch is not None and builder.compiler() is not None else []
-buildable += [CUDA] if buildable and builder.nvcc() is not None and builder.has_cuda(torch) else []
+buildable += [CUDA] if buildable and builder.nvcc() is not None and builder.torch_cuda(torch) else []
 
 setup(
     package_dir={"": package_root()},

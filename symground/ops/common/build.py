@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -50,9 +51,12 @@ def nvcc() -> str | None:
     return next((found for place in places if place and (found := shutil.which(place))), None)
 
 
-def has_cuda(torch: Path) -> bool:
-    """Whether the torch in this folder is built for CUDA."""
-    return any((torch / "lib").glob("*torch_cuda.*"))
+def torch_cuda(torch: Path) -> str | None:
+    """The CUDA that the torch in this folder is built for, such as "13.0", without importing it; None for none."""
+    file = torch / "version.py"
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    found = re.search(r"^cuda\b.*= *['\"](\d+\.\d+)", text, re.MULTILINE)
+    return found[1] if found else None
 
 
 def build(folder: Path = HERE, sources: Path = SOURCES) -> Path:
@@ -80,19 +84,32 @@ def build_cuda(folder: Path = HERE, sources: Path = SOURCES) -> Path:
 
     Raises:
         FileNotFoundError: no nvcc, no torch for CUDA, or no sources.
-        RuntimeError: nvcc failed; the message has its first error.
+        RuntimeError: nvcc is of another CUDA than torch, or it failed; the message has its first error.
     """
     files = sorted(sources.rglob("*.cu"))
     command, torch = nvcc(), torch_folder()
     if not files:
         raise FileNotFoundError(f"the CUDA part: expected sources in {sources}, found none")
-    if torch is None or not has_cuda(torch):
+    cuda = None if torch is None else torch_cuda(torch)
+    if torch is None or cuda is None:
         raise FileNotFoundError("the CUDA part: no torch for CUDA is installed in this Python")
     if command is None:
         raise FileNotFoundError("the CUDA part: no nvcc found (on the PATH, in CUDA_HOME, or as NVCC)")
+    _check_same_cuda(command, cuda)
     libraries = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-ltorch_cuda"]
     flags = cuda_flags(torch, cuda_architectures(command))
     return _compile([command], flags, ["-shared", *map(str, files), *libraries], folder / CUDA_FILE)
+
+
+def _check_same_cuda(command: str, cuda: str) -> None:
+    """Refuse an nvcc of another major version than torch's CUDA: only within one do runtimes and drivers fit."""
+    found, major = re.search(r"release (\d+)\.\d+", _printed(command, "--version")), cuda.partition(".")[0]
+    if found is None or found[1] != major:
+        got = "one that does not tell its release" if found is None else found[0]
+        raise RuntimeError(
+            f"the CUDA part: expected nvcc of CUDA {major}, as torch is built for {cuda}; got {got} ({command}). Set "
+            f"CUDA_HOME to a toolkit of CUDA {major}, NVCC to its nvcc, or install torch for the CUDA that is here"
+        )
 
 
 def cuda_flags(torch: Path, architectures: Sequence[str]) -> list[str]:

@@ -59,25 +59,6 @@ def test_compiles_without_spills_and_moves_16_bytes_at_a_time(tmp_path: Path, ar
         assert "STL" not in body, f"{name}: local memory"
 
 
-def test_what_the_cuda_part_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FileNotFoundError, match="expected sources in"):
-        build.build_cuda(tmp_path, sources=tmp_path)
-    monkeypatch.setattr(build, "has_cuda", lambda folder: False)
-    with pytest.raises(FileNotFoundError, match="no torch for CUDA is installed"):
-        build.build_cuda(tmp_path)
-    monkeypatch.setattr(build, "has_cuda", lambda folder: True)
-    monkeypatch.setattr(build, "nvcc", lambda: None)
-    with pytest.raises(FileNotFoundError, match="no nvcc found"):
-        build.build_cuda(tmp_path)
-    broken = tmp_path / "nvcc"
-    broken.write_text("#!/bin/sh\necho 'gate.cu(1): error: what is this' >&2\nexit 2\n")
-    broken.chmod(0o755)
-    monkeypatch.setattr(build, "nvcc", lambda: str(broken))
-    with pytest.raises(RuntimeError, match=r"failed: gate\.cu\(1\): error: what is this"):
-        build.build_cuda(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["nvcc"]
-
-
 def test_architectures_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYMGROUND_CUDA_ARCHITECTURES", "80 90")
     assert build.cuda_architectures("no-such-nvcc") == ["80", "90"]
