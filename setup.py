@@ -28,7 +28,7 @@ class BuildExtension(build_ext):
         make = builder.build_cuda if ext.name == CUDA else builder.build
         try:
             make(Path(self.get_ext_fullpath(ext.name)).parent)
-        except (FileNotFoundError, RuntimeError) as error:
+        except (FileNotFoundError, RuntimeError, ValueError) as error:
             raise CompileError(str(error)) from error  # which `optional` turns into a warning
 
     def get_ext_filename(self, fullname):

@@ -26,8 +26,14 @@ FLAGS = (
     f"-fno-trapping-math {_ABI}"
 )
 CUDA_FLAGS = f"-O3 -std=c++20 -DUSE_CUDA {_ABI} -Xcompiler -fPIC,-fvisibility=hidden"
-#: Used on a machine without a GPU if SYMGROUND_CUDA_ARCHITECTURES is unset; later GPUs use the last one's PTX.
+#: Used on a machine without a GPU if TORCH_CUDA_ARCH_LIST is unset; later GPUs use the last one's PTX.
 CUDA_ARCHITECTURES = ("80", "86", "90", "100")
+#: What torch.utils.cpp_extension lets TORCH_CUDA_ARCH_LIST name.
+NAMED_ARCHITECTURES = {
+    "Volta": "7.0+PTX", "Volta+Tegra": "7.2", "Turing": "7.5+PTX", "Ampere": "8.0;8.6+PTX", "Ampere+Tegra": "8.7",
+    "Ada": "8.9+PTX", "Hopper": "9.0+PTX", "Blackwell": "10.0;10.3;12.0;12.1+PTX", "Blackwell+Tegra": "11.0",
+    "Rubin": "10.7+PTX",
+}  # fmt: skip
 
 
 def compiler() -> list[str] | None:
@@ -85,6 +91,7 @@ def build_cuda(folder: Path = HERE, sources: Path = SOURCES) -> Path:
     Raises:
         FileNotFoundError: no nvcc, no torch for CUDA, or no sources.
         RuntimeError: nvcc is of another CUDA than torch, or it failed; the message has its first error.
+        ValueError: TORCH_CUDA_ARCH_LIST names what is no architecture, or one that this nvcc does not know.
     """
     files = sorted(sources.rglob("*.cu"))
     command, torch = nvcc(), torch_folder()
@@ -113,21 +120,56 @@ def _check_same_cuda(command: str, cuda: str) -> None:
 
 
 def cuda_flags(torch: Path, architectures: Sequence[str]) -> list[str]:
-    """nvcc's options: machine code for each architecture, and PTX for the last; the caller adds the kind of output."""
-    codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
-    codes.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
+    """nvcc's options for :func:`cuda_architectures`; the caller adds the kind of output."""
+    codes = []
+    for architecture in architectures:
+        number, _, ptx = architecture.partition("+")
+        codes += [f"-gencode=arch=compute_{number},code={kind}_{number}" for kind in ("sm", "compute")[: 1 + bool(ptx)]]
     host = compiler() if os.environ.get("CXX") else None
     by = ["-ccbin", host[0]] if host else []
     return [*CUDA_FLAGS.split(), *codes, *by, f"-DSYMGROUND_VERSION={VERSION}", f"-I{torch / 'include'}"]
 
 
 def cuda_architectures(command: str) -> list[str]:
-    """Those in SYMGROUND_CUDA_ARCHITECTURES, else those of this machine's GPUs, else the usual ones that nvcc knows."""
-    asked = os.environ.get("SYMGROUND_CUDA_ARCHITECTURES", "").split()
-    present = _printed("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader").replace(".", "").split()
-    known = _printed(command, "--list-gpu-code").split()
-    usual = [name for name in CUDA_ARCHITECTURES if f"sm_{name}" in known] or list(CUDA_ARCHITECTURES)
-    return asked or sorted(set(present), key=int) or usual
+    """What ``command``, an nvcc, is to compile for, such as ["80", "90+PTX"].
+
+    These are the architectures of TORCH_CUDA_ARCH_LIST, which is read as torch reads it ("8.0;9.0+PTX", "Hopper"); the
+    dot may be left out. If it is unset or "native", they are those of this machine's GPUs, else the usual ones that
+    nvcc knows. PTX of the last is then added, for later GPUs.
+
+    Raises:
+        ValueError: TORCH_CUDA_ARCH_LIST has something else, or what this nvcc does not know.
+    """
+    known = re.findall(r"sm_(\w+)", _printed(command, "--list-gpu-code"))
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip(" ;")
+    if asked not in ("", "native"):
+        return _asked_for(asked, known)
+    present = _printed("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+    numbers = sorted({major + minor for major, minor in re.findall(r"^(\d+)\.(\d)$", present, re.MULTILINE)}, key=int)
+    found = [number for number in numbers if number in known or not known]
+    usual = [name for name in CUDA_ARCHITECTURES if name in known] or list(CUDA_ARCHITECTURES)
+    *others, last = found or usual
+    return [*others, f"{last}+PTX"]
+
+
+def _asked_for(asked: str, known: Sequence[str]) -> list[str]:
+    """The architectures that a list in TORCH_CUDA_ARCH_LIST asks for, each once."""
+    words = [word for name in re.findall(r"[^ ;]+", asked) for word in NAMED_ARCHITECTURES.get(name, name).split(";")]
+    architectures = []
+    for word in words:
+        found = re.fullmatch(r"(\d+)\.?(\d)(a?)(\+PTX)?", word)
+        if found is None:
+            raise ValueError(
+                "TORCH_CUDA_ARCH_LIST: expected architectures such as '8.0;9.0+PTX' or '80 90', "
+                f"{', '.join(NAMED_ARCHITECTURES)} or native; got {word!r} in {asked!r}"
+            )
+        if known and found[1] + found[2] not in known:
+            raise ValueError(
+                f"TORCH_CUDA_ARCH_LIST: expected architectures that this nvcc knows, {', '.join(known)}; got {word!r} "
+                f"in {asked!r}"
+            )
+        architectures.append("".join(part or "" for part in found.groups()))
+    return list(dict.fromkeys(architectures))
 
 
 def _printed(*command: str) -> str:

@@ -139,3 +139,87 @@ def test_the_cuda_part_tells_what_it_was_built_from(tmp_path: Path) -> None:
     found = re.search(r"release (\d+)", said.stdout)
     assert found
     assert done.stdout.split() == [str(build.VERSION), found[1]]
+
+
+def codes(architectures: list[str]) -> list[str]:
+    return sorted(flag for flag in build.cuda_flags(Path("torch"), architectures) if flag.startswith("-gencode"))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["9.0", "8.0;9.0+PTX", "8.0 9.0", "8.0 8.6;9.0a", "10.0+PTX", "Hopper", "Ampere", "Ampere+Tegra", "8.0;Hopper"],
+)
+def test_an_architecture_list_means_what_it_means_to_torch(
+    asked: str, given: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = given("13.0")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    assert codes(build.cuda_architectures(command)) == cpp_extension._get_cuda_arch_flags()
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("90", ["90"]),
+        ("80 90+PTX", ["80", "90+PTX"]),
+        ("8.0;90", ["80", "90"]),
+        ("120;12.1", ["120", "121"]),
+        ("8.0;80 8.0", ["80"]),
+        (" 8.0 ; 9.0; ", ["80", "90"]),
+        ("Blackwell", ["100", "103", "120", "121+PTX"]),
+    ],
+)
+def test_the_dot_may_be_left_out(
+    asked: str, expected: list[str], given: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = given("13.0")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    assert build.cuda_architectures(command) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "word"),
+    [
+        ("8.0;nine", "nine"), ("8.0,9.0", "8.0,9.0"), ("sm_90", "sm_90"), ("9", "9"), ("hopper", "hopper"),
+        ("9.0+ptx", "9.0+ptx"), ("8.0;9.0b", "9.0b"), ("Hopper+PTX", "Hopper+PTX"), ("native;8.0", "native"),
+    ],
+)  # fmt: skip
+def test_what_is_no_architecture_is_refused(
+    asked: str, word: str, tmp_path: Path, given: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given("13.0")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    said = f"Hopper, .* or native; got {re.escape(repr(word))} in {re.escape(repr(asked))}"
+    with pytest.raises(ValueError, match=f"TORCH_CUDA_ARCH_LIST: expected architectures such as .*{said}"):
+        build.build_cuda(tmp_path / "out")
+
+
+@pytest.mark.parametrize("word", ["7.0", "70", "13.0", "9.1+PTX"])
+def test_an_architecture_that_nvcc_does_not_know_is_refused(
+    word: str, tmp_path: Path, given: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given("13.0")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", f"8.0;{word}")
+    with pytest.raises(ValueError, match=f"that this nvcc knows, 75, 80, .*; got {re.escape(repr(word))} in '8.0;"):
+        build.build_cuda(tmp_path / "out")
+
+
+@pytest.mark.parametrize("unset", [None, "", "native"])
+@pytest.mark.parametrize(
+    ("present", "expected"),
+    [
+        ("9.0\n8.0\n9.0\n", ["80", "90+PTX"]),
+        ("8.9\n12.0\n", ["89", "120+PTX"]),
+        ("13.0\n", ["80", "86", "90", "100+PTX"]),  # later than this nvcc: PTX is what it can have
+        ("[N/A]\n", ["80", "86", "90", "100+PTX"]),
+        ("", ["80", "86", "90", "100+PTX"]),
+    ],
+)
+def test_unset_it_is_this_machines_gpus_or_the_usual(
+    unset: str | None, present: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    if unset is not None:
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", unset)
+    monkeypatch.setattr(build, "_printed", lambda *command: present if "nvidia-smi" in command else KNOWN)
+    assert build.cuda_architectures("nvcc") == expected

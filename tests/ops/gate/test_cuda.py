@@ -59,19 +59,6 @@ def test_compiles_without_spills_and_moves_16_bytes_at_a_time(tmp_path: Path, ar
         assert "STL" not in body, f"{name}: local memory"
 
 
-def test_architectures_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SYMGROUND_CUDA_ARCHITECTURES", "80 90")
-    assert build.cuda_architectures("no-such-nvcc") == ["80", "90"]
-    flags = build.cuda_flags(Path("torch"), ["80", "90"])
-    assert "-gencode=arch=compute_80,code=sm_80" in flags
-    assert "-gencode=arch=compute_90,code=compute_90" in flags, "PTX for later GPUs"
-    monkeypatch.delenv("SYMGROUND_CUDA_ARCHITECTURES")
-    monkeypatch.setattr(build, "_printed", lambda *command: "9.0\n8.0\n9.0\n" if "nvidia-smi" in command else "")
-    assert build.cuda_architectures("no-such-nvcc") == ["80", "90"]
-    monkeypatch.setattr(build, "_printed", lambda *command: "")
-    assert build.cuda_architectures("no-such-nvcc") == list(build.CUDA_ARCHITECTURES)
-
-
 on_gpu = pytest.mark.skipif(extension.cuda is None, reason="no CUDA part of the extension: symground build, on a GPU")
 
 
