@@ -83,7 +83,13 @@ def prefix_sums(x: Tensor, dim: int) -> Tensor:
 
 def active(device_type: str) -> bool:
     """Whether autocast would change operations on such a device now."""
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return _has_autocast(device_type) and torch.is_autocast_enabled(device_type)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_autocast(device_type: str) -> bool:
+    """A constant of a compiled graph: torch 2.11 cannot trace the question."""
+    return torch.amp.is_autocast_available(device_type)
 
 
 def without_autocast(function: F) -> F:
