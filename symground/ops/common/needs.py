@@ -39,7 +39,8 @@ def package(impl: str, module: str, like: Tensor) -> Exception | None:
         return ValueError(f"impl: {impl!r} expected float32, float16 or bfloat16, got {like.dtype}")
     if not imports(module):
         name = impl.replace("_", "-")
-        return RuntimeError(f"impl: {impl!r} needs {name}, which does not import here (pip install {name})")
+        install = f"pip install --no-build-isolation {name}"  # its build wants the torch that is installed
+        return RuntimeError(f"impl: {impl!r} needs {name}, which does not import here ({install})")
     return None
 
 
