@@ -4,7 +4,7 @@
     python -m benchmarks launch-cost --before benchmarks/results/launch-cost.json   # what has changed since
 
 Where the shapes are small, a GPU waits for the host. So the numbers are a thread's processor time, in microseconds.
-Kernels are specialised and looked up for sm_90 by Triton itself, and then not launched (`common/absent_gpu.py`). PyTorch's
+Kernels are specialised for sm_90 and looked up as on a GPU, and then not launched (`common/absent_gpu.py`). PyTorch's
 attention is that of its CPU, at one position: its checks, dispatch, autograd and allocations are those of a GPU, and
 there is next to nothing to compute. Neither side has the time of the driver's launches, of which each has its own.
 
@@ -39,6 +39,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 from benchmarks.common.absent_gpu import absent_gpu  # noqa: E402
 from benchmarks.conftest import pytest_benchmark_update_machine_info as machine_info  # noqa: E402
+from benchmarks.scaling import processor  # noqa: E402
 from symground import ops  # noqa: E402
 from symground.ops.attention import api as attention  # noqa: E402
 from symground.ops.attention import autograd as attention_autograd  # noqa: E402
@@ -159,7 +160,7 @@ def stage(name: str, api: ModuleType | None) -> Iterator[str]:
     """Within the block, ops of ``api`` run in this stage with the implementation of the name that is yielded."""
     with ExitStack() as stack:
         if name == "without Triton":
-            stack.enter_context(mock.patch.object(JITFunction, "run", lambda *_, **__: None))
+            stack.enter_context(mock.patch.object(JITFunction, "run", return_value=None))
         if name in ("ready results", "checks") and api is not None:
             autograd, implementation = FAMILIES[api]
             ready = type(implementation.backend)(*map(_ready, implementation.backend))
@@ -272,10 +273,10 @@ def main() -> int:
         rows = rows_of(measure(arguments.rounds, arguments.calls))
     print(table(rows, before))
     if arguments.out:
-        machine: dict[str, Any] = {}
+        machine: dict[str, Any] = {"cpu": processor()}
         machine_info(None, machine)
-        versions = {"torch": torch.__version__, "triton": triton.__version__}
-        arguments.out.write_text(json.dumps({"machine": machine, **versions, "rows": rows}, indent=1) + "\n")
+        found = {"machine_info": machine, "triton": triton.__version__, "rows": rows}
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
