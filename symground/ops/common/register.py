@@ -1,4 +1,8 @@
-"""The one way in which every family of ops registers its ops with torch.library.
+"""The one way in which every family of ops registers its ops with torch.library, and calls them.
+
+An eager call on plain tensors goes straight to the kernel, or to a function of autograd around it: the dispatcher would
+do the same, but converts each argument four times on the way, which takes longer than a small op. Whatever else listens
+to ops (a graph that is traced, a mode, a transform, a subclass) finds them at the dispatcher.
 
 A kernel is a plain function without autograd. Its arguments may be records: named tuples such as `Mixing`, which
 torch.library does not accept. Only this module flattens a record into the arguments of a schema and rebuilds it for the
@@ -8,11 +12,21 @@ kernel.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from itertools import accumulate
+from operator import or_
 from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
+from torch._C import (
+    DispatchKey,
+    DispatchKeySet,
+    _dispatch_keys,
+    _dispatch_tls_local_exclude_set,
+    _dispatch_tls_local_include_set,
+)
+from torch.autograd import forward_ad
 
 from symground.ops.common.tensors import without_autocast
 
@@ -24,7 +38,7 @@ def define(
     name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any], backward: Callable[..., Any],
     setup_context: Callable[..., None] | None = None, *, cpu_only: bool = False,
 ) -> Any:  # fmt: skip
-    """``torch.ops.symground.<name>``, differentiable, and opaque to torch.compile.
+    """``torch.ops.symground.<name>``, differentiable, and opaque to torch.compile; a function that calls it.
 
     ``torch.library.custom_op`` would do the same, but its checks at each call take longer than a small op.
     """
@@ -36,7 +50,54 @@ def define(
     library.impl(name, torch.compiler.disable(run), "CPU" if cpu_only else "CompositeExplicitAutograd")
     torch.library.register_fake(f"symground::{name}", fake, lib=library)
     torch.library.register_autograd(f"symground::{name}", backward, setup_context=setup_context, lib=library)
-    return getattr(torch.ops.symground, name).default
+    registered = getattr(torch.ops.symground, name).default
+
+    def forward(ctx: Any, *given: Any) -> Any:
+        found = run(*given)
+        if setup_context is not None:
+            setup_context(ctx, given, found)
+        return found
+
+    of_autograd = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function: Any = type(name, (torch.autograd.Function,), of_autograd)
+
+    def call(*given: Any) -> Any:
+        if torch.compiler.is_compiling() or not _only_autograd_listens(given):
+            return registered(*given)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*given):
+            return function.apply(*given)
+        return run(*given)
+
+    return call
+
+
+def _keys(*names: str) -> int:
+    """The bits of some of the dispatcher's keys."""
+    return reduce(or_, (DispatchKeySet(getattr(DispatchKey, name)).raw_repr() for name in names))
+
+
+#: The keys of plain tensors, at which nothing but autograd has anything to do with our ops.
+_PLAIN = _keys("CPU", "CUDA", "ADInplaceOrView", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA")
+#: What a thread adds to every tensor's keys where no mode, transform or tracer is active.
+_ADDED = _keys("BackendSelect", "ADInplaceOrView")
+#: What it removes where autograd has already been passed, as in a kernel of another library that calls us.
+_PASSED = _keys("AutogradCPU") & ~_keys("CPU")
+
+
+def _only_autograd_listens(given: Sequence[Any]) -> bool:
+    """Whether the dispatcher would call autograd and the kernel with these arguments, and nothing else."""
+    keys = 0
+    for x in given:
+        if isinstance(x, Tensor):
+            keys |= _dispatch_keys(x).raw_repr()
+    return not (
+        keys & ~_PLAIN
+        or _dispatch_tls_local_include_set().raw_repr() & ~_ADDED
+        or _dispatch_tls_local_exclude_set().raw_repr() & _PASSED
+        or torch._C._len_torch_function_stack()
+        or forward_ad._current_level >= 0
+        or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None
+    )
 
 
 class Derivative(NamedTuple):
