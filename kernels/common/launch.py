@@ -95,7 +95,7 @@ def launch(
 
 
 def cdiv(size: int, of: int) -> int:
-    """How many parts of at most ``of`` make up ``size``; triton.cdiv takes 2 µs."""
+    """``size`` divided by ``of``, rounded up; triton.cdiv takes 2 µs."""
     return -(-size // of)
 
 
