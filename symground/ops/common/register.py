@@ -91,7 +91,8 @@ _PLAIN = _keys("CPU", "CUDA", "ADInplaceOrView", "AutogradCPU", "AutogradCUDA", 
 _ADDED = _keys("BackendSelect", "ADInplaceOrView")
 #: What it removes where autocast is off.
 _AUTOCAST = _keys("AutocastCPU", "AutocastCUDA")
-#: What it removes where autograd has already been passed, as in a kernel of another library that calls us.
+#: What it removes where autograd has already been passed, as in a kernel of another library that calls us, and in
+#: inference mode, where no gradient is enabled.
 _PASSED = _keys("AutogradCPU") & ~_keys("CPU")
 
 
@@ -105,7 +106,7 @@ def _only_autograd_listens(given: Sequence[Any]) -> bool:
     return not (
         keys & ~_PLAIN
         or _dispatch_tls_local_include_set().raw_repr() & ~_ADDED
-        or removed & _PASSED
+        or (removed & _PASSED and torch.is_grad_enabled())
         or ~removed & _AUTOCAST
         or torch._C._len_torch_function_stack()
         or forward_ad._current_level >= 0
