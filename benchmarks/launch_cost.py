@@ -35,12 +35,12 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import torch  # noqa: E402
 import triton  # noqa: E402
 from torch import Tensor  # noqa: E402
-from triton.runtime.jit import JITFunction  # noqa: E402
 
 from benchmarks.common.absent_gpu import absent_gpu  # noqa: E402
 from benchmarks.conftest import pytest_benchmark_update_machine_info as machine_info  # noqa: E402
 from benchmarks.scaling import processor  # noqa: E402
 from symground import ops  # noqa: E402
+from symground.kernels.common.launch import Launch  # noqa: E402
 from symground.ops.attention import api as attention  # noqa: E402
 from symground.ops.attention import autograd as attention_autograd  # noqa: E402
 from symground.ops.attention import triton as attention_triton  # noqa: E402
@@ -160,7 +160,7 @@ def stage(name: str, api: ModuleType | None) -> Iterator[str]:
     """Within the block, ops of ``api`` run in this stage with the implementation of the name that is yielded."""
     with ExitStack() as stack:
         if name == "without Triton":
-            stack.enter_context(mock.patch.object(JITFunction, "run", return_value=None))
+            stack.enter_context(mock.patch.object(Launch, "__call__", _launch_nothing))
         if name in ("ready results", "checks") and api is not None:
             autograd, implementation = FAMILIES[api]
             ready = type(implementation.backend)(*map(_ready, implementation.backend))
@@ -177,6 +177,9 @@ def stage(name: str, api: ModuleType | None) -> Iterator[str]:
             yield "ready"
         else:
             yield "triton"
+
+
+def _launch_nothing(launch: Launch, *tensors: Tensor | None) -> None: ...
 
 
 def _ready(function: Any) -> Any:
