@@ -104,6 +104,9 @@ def test_what_is_remembered_is_bounded() -> None:
             launching.remembered(key)["x"] = key
             assert launching.remembered(key) == {"x": key}
             assert len(launching._remembered) <= 3
+        for value in range(10):
+            launching.remembered("one key")[value] = value
+            assert len(launching.remembered("one key")) <= 3
 
 
 @pytest.mark.parametrize(("size", "of"), [(0, 3), (1, 3), (3, 3), (4, 3), (2**40, 7)])
