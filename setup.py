@@ -28,7 +28,7 @@ class BuildExtension(build_ext):
         make = builder.build_cuda if ext.name == CUDA else builder.build
         try:
             make(Path(self.get_ext_fullpath(ext.name)).parent)
-        except (FileNotFoundError, RuntimeError) as error:
+        except (FileNotFoundError, RuntimeError, ValueError) as error:
             raise CompileError(str(error)) from error  # which `optional` turns into a warning
 
     def get_ext_filename(self, fullname):
@@ -69,7 +69,7 @@ CPU, CUDA = "symground.ops._C", "symground.ops._CUDA"
 torch = builder.torch_folder()
 # One of each file: an editable install copies what an extension names, and nothing that lies beside it.
 buildable = [CPU] if torch is not None and builder.compiler() is not None else []
-buildable += [CUDA] if buildable and builder.nvcc() is not None and builder.has_cuda(torch) else []
+buildable += [CUDA] if buildable and builder.nvcc() is not None and builder.torch_cuda(torch) else []
 
 setup(
     package_dir={"": package_root()},

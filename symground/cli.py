@@ -85,6 +85,11 @@ GROUPS: dict[str, dict[str, Command]] = {
         ),
     },
     "machine": {
+        "check": Command(
+            "symground.machine.command:Check",
+            "Try every implementation of every op that can run on this machine, and say what is right, what is not and "
+            "how to go on without it, what would be picked, and how fast a layer is. It takes about a minute.",
+        ),
         "build": Command(
             "symground.recipes.build:Build",
             "Compile the C++/CUDA extension into the package's folder. Without it everything works, but more slowly.",

@@ -77,9 +77,9 @@ class Context:
         return "cpu" if self.dry else "cuda"
 
     @property
-    def impl(self) -> str | None:
-        """The implementation. A dry run also runs the Triton kernels, in the interpreter."""
-        return "triton" if self.dry else None
+    def impl(self) -> str:
+        """The implementation: our kernels, also where flash attention would come first; a dry run interprets them."""
+        return "triton"
 
     @property
     def dtypes(self) -> tuple[str, ...]:

@@ -63,7 +63,8 @@ CASES: dict[str, Callable[[str, str], Problem]] = {"plain": plain, "padded": pad
 
 
 def results(p: Problem, impl: str | None = None) -> dict[str, Tensor]:
-    """name → a result, for every op."""
+    """name → a result, for every op; on a GPU by symground's kernels even if another library comes first."""
+    impl = impl or ("triton" if p.q.is_cuda else None)
     q, k, v = (x.detach().requires_grad_() for x in (p.q, p.k, p.v))
     B, H, T, _ = q.shape
     kw: dict[str, Any] = {**p.kw, "impl": impl}
@@ -106,8 +107,7 @@ def _gated(p: Problem) -> dict[str, Tensor]:
 
 
 def _ssd(p: Problem, impl: str | None) -> dict[str, Tensor]:
-    """SSD, on a GPU by symground's kernels even if another package comes first. It has no window."""
-    impl = impl or ("triton" if p.q.is_cuda else None)
+    """SSD, which has no window."""
     batch, heads, _, size = p.q.shape
     x, B, C, grad = (z.detach().transpose(1, 2).requires_grad_() for z in (p.q, p.k, p.v, p.grad))
     dt = p.q[..., 0].transpose(1, 2).float().sigmoid().requires_grad_()

@@ -2,22 +2,19 @@
 
     python -m benchmarks kernels                    # all → benchmarks/results/kernels.md
     python -m benchmarks kernels --arch sm_90 --head-size 64 --dtype bfloat16 --no-save
+    PYTHONPATH=FOLDER python -m benchmarks kernels  # under the Triton of pip install --target FOLDER triton==3.6.0
 
 The table has each program's registers, stack and shared memory, its local-memory instructions (LDL, STL) inside loops,
 and its tensor-core instructions. The exit status is 1 if a configuration does not fit into shared memory (on sm_100
-also tensor memory), touches local memory in a loop, or does not use the tensor cores.
+also tensor memory), touches local memory in a loop, does not use the tensor cores, or computes an offset in 32 bits.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
-import subprocess
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +22,6 @@ from typing import Any
 from unittest import mock
 
 os.environ["TRITON_INTERPRET"] = "0"
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
@@ -35,6 +31,9 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
+from benchmarks.kernels.machine_code import of_amdgcn, of_cubin  # noqa: E402
+from benchmarks.kernels.offsets import narrow_products  # noqa: E402
+from benchmarks.kernels.page import updated  # noqa: E402
 from symground.kernels.attention import backward, flow, forward, saliency, saliency_rows  # noqa: E402
 from symground.kernels.attention.launch import Call  # noqa: E402
 from symground.kernels.common import launch  # noqa: E402
@@ -68,8 +67,13 @@ ROW_SUMS = {
     for kernel in ("dq_flow", "dkdv", "attention_saliency", "attention_flow", "attention_saliency_rows")
 }
 #: Kernels of SSD, with heads of 64; the head size is that of the state.
-SSD = ("ssd_saliency", "ssd_flow", "ssd_forward", "ssd_dx", "ssd_dbdc")
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+SSD = ("ssd_saliency", "ssd_flow", "ssd_forward", "ssd_dx", "ssd_dbdc", "ssd_states", "ssd_pass", "prefix_sums")
+#: Kernel → the kernel whose configuration it has.
+SHARING = {**ROW_SUMS, "ssd_states": "ssd_forward"}
+#: Kernels without a table.
+FIXED = {"ssd_pass": Config(1, ssd_forward.PASSED, 4, 3), "prefix_sums": Config(16, 64, 4, 3)}
+ALL = (*KERNELS, *SHARING, *FIXED)
+NO_PRODUCT = ("delta", "own_candidates", *FIXED)
 
 
 @dataclass
@@ -87,6 +91,7 @@ class Row:
     tensor_memory: int = 0
     local_in_loop: int = 0
     matrix: Counter[str] = field(default_factory=Counter)
+    narrow: list[str] = field(default_factory=list)
     error: str = ""
 
     @property
@@ -98,7 +103,9 @@ class Row:
             found.append("tensor memory")
         if self.local_in_loop:
             found.append("local memory in a loop")
-        if not (self.error or self.matrix or self.kernel in ("delta", "own_candidates")):
+        if self.narrow:
+            found.append(f"a 32-bit product, {self.narrow[0]}")
+        if not (self.error or self.matrix or self.kernel in NO_PRODUCT):
             found.append("no tensor cores")
         return found
 
@@ -139,6 +146,8 @@ def launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -> No
 def vocabulary_launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -> None:
     rows, entries, count = 8 * problem.length, 50257, 100
     hidden, weight = (torch.empty(n, size, dtype=dtype, device="meta") for n in (rows, entries))
+    if problem.options:
+        hidden, weight = (torch.empty(*x.shape, 2, dtype=dtype, device="meta")[..., 0] for x in (hidden, weight))
     bias = torch.empty(entries, dtype=dtype, device="meta") if problem.options else None
     shape = (rows, count) if kernel == "own_candidates" else (count,)
     head = vocabulary.Head(hidden, weight, bias, torch.empty(shape, dtype=torch.int64, device="meta"))
@@ -162,7 +171,9 @@ def ssd_launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -
     runs = {
         "ssd_saliency": lambda: ssd_saliency.ssd_saliency(scan, grad, True),
         "ssd_flow": lambda: ssd_saliency.ssd_flow(scan, grad, ids, ids, 2, 2, False),
-        "ssd_forward": lambda: ssd_forward.ssd_forward(scan, None),
+        **dict.fromkeys(
+            ("ssd_forward", "ssd_states", "ssd_pass", "prefix_sums"), lambda: ssd_forward.ssd_forward(scan, None)
+        ),
         **dict.fromkeys(("ssd_dx", "ssd_dbdc"), lambda: ssd_backward.ssd_backward(scan, grad, None, None)),
     }
     runs[kernel]()
@@ -182,10 +193,11 @@ def compiled(kernel: str, arch: str, dtype: torch.dtype, size: int, config: Conf
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         nonlocal result
         if self.__name__ == name and result is None:
-            result = triton.compile(*source(self, args, kwargs), target=TARGETS[arch], options=options(config))
+            options = {name: kwargs[name] for name in ("num_warps", "num_stages") if name in kwargs}
+            result = triton.compile(*source(self, args, kwargs), target=TARGETS[arch], options=options)
 
     def chosen(asked: str, *rest: Any) -> Config:
-        if asked == ROW_SUMS.get(kernel, kernel):
+        if asked == SHARING.get(kernel, kernel):
             return config
         # The chunks of SSD's backward pass are those of its forward pass.
         return shipped(asked, *rest) if asked in SSD else Config(64, 64, 4, 1)
@@ -202,10 +214,6 @@ def compiled(kernel: str, arch: str, dtype: torch.dtype, size: int, config: Conf
     return result
 
 
-def options(config: Config) -> dict[str, int]:
-    return {"num_warps": config.num_warps, "num_stages": config.num_stages}
-
-
 def source(function: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ASTSource]:
     bound = dict(zip(function.arg_names, args, strict=False)) | {
         key: value for key, value in kwargs.items() if key in function.arg_names
@@ -219,7 +227,7 @@ def source(function: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any])
         elif isinstance(value, torch.Tensor):
             signature[parameter.name] = "*" + {
                 torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64",
-                torch.int32: "i32",
+                torch.int32: "i32", torch.float64: "fp64",
             }[value.dtype]  # fmt: skip
             attributes[(i,)] = [["tt.divisibility", 16]]
         elif isinstance(value, float):
@@ -238,7 +246,8 @@ def examine(job: Job) -> Row:
     kernel, arch, dtype, size, config, problem = job
     element = getattr(torch, dtype)
     if config is None:
-        config = shipped(ROW_SUMS.get(kernel, kernel), KERNELS, arch, launch.block_of(size), element.itemsize)
+        name, block = SHARING.get(kernel, kernel), launch.block_of(size)
+        config = FIXED.get(kernel) or shipped(name, KERNELS, arch, block, element.itemsize)
     row = Row(kernel, arch, dtype, size, config)
     try:
         result = compiled(kernel, arch, element, size, config, problem)
@@ -247,42 +256,10 @@ def examine(job: Job) -> Row:
         return row
     row.shared = result.metadata.shared
     row.tensor_memory = getattr(result.metadata, "tmem_size", None) or 0
-    if "cubin" in result.asm:
-        _read_cubin(row, result.asm["cubin"])
-    else:
-        _read_amdgcn(row, result.asm["amdgcn"])
+    found = of_cubin(result.asm["cubin"]) if "cubin" in result.asm else of_amdgcn(result.asm["amdgcn"])
+    row.registers, row.stack, row.local_in_loop, row.matrix = found
+    row.narrow = narrow_products(result.asm["ttir"])
     return row
-
-
-def _read_cubin(row: Row, cubin: bytes) -> None:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = subprocess.run(
-            [TOOLS / "cuobjdump", "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
-        ).stdout
-        sass = subprocess.run([TOOLS / "nvdisasm", "-c", file.name], check=True, capture_output=True, text=True).stdout
-    row.registers = int(re.search(r"REG:(\d+)", usage)[1])  # type: ignore[index]
-    row.stack = int(re.search(r"STACK:(\d+)", usage)[1])  # type: ignore[index]
-    lines = sass.splitlines()
-    looped = {i for start, end in loops(lines) for i in range(start, end + 1)}
-    row.local_in_loop = sum(bool(re.search(r"\b(LDL|STL)\b", lines[i])) for i in looped)
-    row.matrix = Counter(re.findall(r"\b(HGMMA|HMMA|UTCHMMA|UTCQMMA|UTCMMA)\b", sass))
-
-
-def loops(lines: list[str]) -> Iterator[tuple[int, int]]:
-    """(first, last) line of every loop: a branch back to a label, except the branch to itself at a kernel's end."""
-    labels = {match[1]: i for i, line in enumerate(lines) if (match := re.match(r"^(\.L_x_\d+):", line.strip()))}
-    for i, line in enumerate(lines):
-        match = re.search(r"\bBRA(?:\.\w+)*\b.*?`\((\.L_x_\d+)\)", line)
-        if match and labels.get(match[1], i) < i - 2:
-            yield labels[match[1]], i
-
-
-def _read_amdgcn(row: Row, text: str) -> None:
-    row.registers = int(re.search(r"\.vgpr_count:\s+(\d+)", text)[1])  # type: ignore[index]
-    row.stack = int(re.search(r"\.private_segment_fixed_size:\s+(\d+)", text)[1])  # type: ignore[index]
-    row.matrix = Counter(re.findall(r"\b(v_mfma)", text))
 
 
 def jobs(arguments: argparse.Namespace) -> list[Job]:
@@ -293,8 +270,9 @@ def jobs(arguments: argparse.Namespace) -> list[Job]:
         for arch in arguments.arch
         for dtype in arguments.dtype
         for size in (*arguments.head_size, HIDDEN_SIZE)
-        for kernel in arguments.kernel or (*KERNELS, *ROW_SUMS)
-        if (kernel in VOCABULARY) == (size == HIDDEN_SIZE) and (kernel not in ROW_SUMS or dtype == "float32")
+        for kernel in arguments.kernel or ALL
+        if (kernel in VOCABULARY) == (size == HIDDEN_SIZE)
+        if dtype == "float32" or kernel not in (*ROW_SUMS, *FIXED)
     ]
 
 
@@ -321,7 +299,7 @@ def main() -> int:
         "--dtype", nargs="+", choices=["bfloat16", "float16", "float32"], default=["bfloat16", "float32"]
     )
     parser.add_argument("--head-size", nargs="*", type=int, default=list(HEAD_SIZES), help="of the attention kernels")
-    parser.add_argument("--kernel", nargs="+", choices=(*KERNELS, *ROW_SUMS))
+    parser.add_argument("--kernel", nargs="+", choices=ALL)
     parser.add_argument(
         "--config",
         nargs=4,
@@ -330,7 +308,11 @@ def main() -> int:
         help="compile this configuration instead of the table's",
     )
     parser.add_argument("--length", type=int, default=1024, help="queries and keys")
-    parser.add_argument("--all-options", action="store_true", help="also compile for a window, padding and a gate")
+    parser.add_argument(
+        "--all-options",
+        action="store_true",
+        help="compile for a window, padding, a gate, a bias and rows with gaps too",
+    )
     parser.add_argument("--no-save", action="store_true")
     arguments = parser.parse_args()
     with ProcessPoolExecutor(max(1, (os.cpu_count() or 2))) as pool:
@@ -345,10 +327,7 @@ def main() -> int:
     )
     if whole and not arguments.no_save:  # the page is of every shipped configuration
         path = ROOT / "benchmarks" / "results" / "kernels.md"
-        path.write_text(
-            "Every shipped configuration, causal, 8 × 12 × 1024, and for a vocabulary 8192 rows of 768, 50257 words, "
-            f"compiled by Triton {triton.__version__} (`python -m benchmarks kernels`).\n\n{text}\n"
-        )
+        path.write_text(updated(path.read_text(), text, triton.__version__, bool(faulty)))
     return 1 if faulty else 0
 
 

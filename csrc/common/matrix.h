@@ -28,7 +28,7 @@ struct Matrix {
     const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
     AtenTensorHandle handle = nullptr;
     const auto dtype = std::is_same_v<T, float> ? aoti_torch_dtype_float32() : aoti_torch_dtype_float64();
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
+    TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
         data, 2, sizes, strides, 0, dtype, aoti_torch_device_type_cpu(), 0, &handle));
     return Tensor(handle);
   }
@@ -38,7 +38,7 @@ struct Matrix {
 template <class T>
 void multiply(const Matrix<T>& out, const Matrix<T>& x, const Matrix<T>& y, T alpha, bool add) {
   const Tensor result = out.tensor(), left = x.tensor(), right = y.tensor();
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch_cpu_addmm_out(result.get(), result.get(), left.get(), right.get(), add ? 1.0 : 0.0, alpha));
 }
 
@@ -46,7 +46,7 @@ inline int64_t threads() { return torch::stable::get_num_threads(); }
 
 inline int64_t thread() {
   uint32_t index = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_thread_idx(&index));
+  TORCH_ERROR_CODE_CHECK(torch_get_thread_idx(&index));
   return index;
 }
 

@@ -157,28 +157,19 @@ void run(const Gate<T>& g, cudaStream_t stream) {
   STD_TORCH_CHECK(error == cudaSuccess, "gate_heads: ", cudaGetErrorString(error));
 }
 
-int64_t version() { return SYMGROUND_VERSION; }
-
 }  // namespace
 
 bool run_gate(const Tensor& x, const Tensor& gate, const std::optional<Tensor>& fill, const Tensor& out) {
   const auto device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   with_gate<__half, __nv_bfloat16>(
       x, gate, fill, out, [&](const auto& g) { run(g, static_cast<cudaStream_t>(stream)); });
   return true;
 }
 
 }  // namespace symground
-
-// Its own version, so that a part built from other sources than _C.so is not used.
-STABLE_TORCH_LIBRARY_FRAGMENT(symground_CUDA, m) { m.def("version() -> int"); }
-
-STABLE_TORCH_LIBRARY_IMPL(symground_CUDA, CompositeExplicitAutograd, m) {
-  m.impl("version", TORCH_BOX(&symground::version));
-}
 
 // operators.cpp has the schema.
 STABLE_TORCH_LIBRARY_IMPL(symground_C, CUDA, m) {

@@ -31,14 +31,16 @@ from symground.kernels.common.tiles import (
 #: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
 #: float32's three-part products take many registers, so heads beyond 64 have small tiles. Heads beyond 128 have larger
 #: ones again, because their products read them in chunks.
+#: dkdv has keys as a tile's rows. On sm_90 heads beyond 128 have 32, too few for wgmma: with 64 keys, 16 queries and 8
+#: warps, 2 stages touch local memory in the loop under Triton 3.9, and 3 or 4 do so under 3.6.
 TILES: dict[str, Tiles] = {
     "delta": Config(32, 32, 4, 1),  # a pass over rows, bound by memory: no BN
     "dq": {
         ("sm_80", 2): {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 64, 8, 2)},
         ("sm_80", 4): {64: Config(32, 32, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(32, 32, 8, 1)},
-        ("sm_86", 2): {64: Config(64, 64, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(32, 32, 4, 1)},
+        ("sm_86", 2): {64: Config(64, 64, 4, 3), 128: Config(64, 32, 4, 1), 256: Config(32, 32, 4, 2)},
         ("sm_86", 4): {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 32, 8, 1)},
-        ("sm_90", 2): {64: Config(128, 128, 8, 2), 128: Config(128, 128, 8, 2), 256: Config(64, 64, 4, 2)},
+        ("sm_90", 2): {64: Config(128, 128, 8, 2), 128: Config(128, 128, 8, 2), 256: Config(128, 32, 8, 2)},
         ("sm_90", 4): {64: Config(128, 64, 8, 3), 128: Config(16, 16, 4, 1), 256: Config(32, 32, 8, 1)},
         ("sm_100", 2): {64: Config(128, 128, 8, 2), 128: Config(128, 128, 8, 2), 256: Config(64, 64, 4, 2)},
         ("sm_100", 4): {64: Config(64, 64, 8, 2), 128: Config(16, 16, 4, 1), 256: Config(64, 16, 8, 1)},
@@ -48,9 +50,9 @@ TILES: dict[str, Tiles] = {
     "dq_flow": {
         ("sm_80", 2): {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 64, 8, 1)},
         ("sm_80", 4): {64: Config(32, 32, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(32, 32, 8, 1)},
-        ("sm_86", 2): {64: Config(64, 64, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(32, 32, 4, 1)},
+        ("sm_86", 2): {64: Config(64, 64, 4, 3), 128: Config(64, 32, 4, 1), 256: Config(32, 32, 4, 2)},
         ("sm_86", 4): {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 32, 4, 1)},
-        ("sm_90", 2): {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(32, 32, 4, 2)},
+        ("sm_90", 2): {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(128, 16, 8, 2)},
         ("sm_90", 4): {64: Config(64, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(32, 32, 8, 1)},
         ("sm_100", 2): {256: Config(64, 64, 8, 2)},
         ("sm_100", 4): {64: Config(64, 64, 8, 1), 128: Config(16, 16, 4, 1), 256: Config(64, 16, 8, 1)},
@@ -61,7 +63,7 @@ TILES: dict[str, Tiles] = {
         ("sm_80", 2): {64: Config(64, 128, 8, 3), 128: Config(32, 64, 4, 2), 256: Config(64, 64, 8, 2)},
         ("sm_80", 4): {
             32: Config(16, 32, 4, 1), 64: Config(32, 32, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 8, 1)},
-        ("sm_86", 2): {64: Config(64, 128, 8, 2), 128: Config(64, 32, 4, 1), 256: Config(32, 32, 4, 1)},
+        ("sm_86", 2): {64: Config(64, 128, 8, 3), 128: Config(64, 32, 4, 2), 256: Config(32, 32, 4, 1)},
         ("sm_86", 4): {
             32: Config(32, 64, 4, 2), 64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 8, 1)},
         ("sm_90", 2): {64: Config(64, 128, 8, 3), 128: Config(32, 128, 8, 2), 256: Config(32, 32, 4, 1)},

@@ -64,7 +64,8 @@ def attention_row_sums_kernel(
         b_p = tl.exp2(b_s * (scale * LOG2E) - b_lse[:, None])
         m_seen = seen(o_i[:, None], o_j[None, :], offset, low, high, window, CAUSAL, WINDOW)
         b_sum += tl.sum(tl.where(m_seen, b_p, 0.0), 1)
-    b_level = tl.minimum(ROUNDING * (1.0 + tl.abs(b_lse)), 0.5)
+    # The constant stands last: with it first, Triton 3.8's interpreter makes a constant of the product.
+    b_level = tl.minimum((1.0 + tl.abs(b_lse)) * ROUNDING, 0.5)
     m_rounded = b_sum > 0.0 if FROM_FORWARD else tl.abs(b_sum - 1.0) <= b_level
     b_sum = tl.where(m_rounded, b_sum, 1.0)
     tl.store(p_sums + (i_b * H + i_h) * R + o_r, b_sum, mask=o_r < R)

@@ -20,7 +20,7 @@ TILES: dict[str, Tiles] = {
     "attention_saliency": {
         ("sm_80", 2): {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(64, 64, 8, 2)},
         ("sm_80", 4): {64: Config(64, 32, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(128, 32, 8, 1)},
-        ("sm_86", 2): {64: Config(64, 64, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(32, 32, 4, 1)},
+        ("sm_86", 2): {64: Config(64, 64, 4, 2), 128: Config(64, 32, 4, 2), 256: Config(32, 32, 4, 1)},
         ("sm_86", 4): {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 64, 8, 1)},
         ("sm_90", 2): {64: Config(128, 128, 8, 2), 128: Config(128, 64, 8, 2), 256: Config(64, 64, 8, 1)},
         ("sm_90", 4): {64: Config(128, 64, 8, 2), 128: Config(64, 64, 8, 2), 256: Config(64, 32, 8, 1)},
@@ -65,7 +65,7 @@ def attention_saliency_kernel(
     if HAS_GATE:
         count = tl.load(p_count + i_b).to(tl.int32)
     per_split = (count + splits - 1) // splits
-    first_h = i_split.to(tl.int32) * per_split
+    first_h = (i_split * per_split).to(tl.int32)
     last_h = tl.minimum(first_h + per_split, count)
     # A tile in which no query sees a key is stored as zeros without being computed.
     empty = (first_j >= high) | (first_j + BN <= low)

@@ -3,17 +3,25 @@
 The tables are explicit: nothing is tuned at first use. With only a causal mask, the entries compile without
 local-memory access in their loops (`python -m benchmarks kernels` prints each entry's registers and shared memory, and
 checks this).
+
+On sm_86, whose multiprocessors have 100 KiB, half-precision attention has the most stages, up to 3, with which two
+programs fit there; where one stage admits only one program, it has 2 or 3 if they keep it out of local memory.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+
+# The tables are checked with multiply-adds fused. Triton reads this when it compiles a kernel; a version that changes
+# its default warns where it is not set.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 
 class Config(NamedTuple):

@@ -170,8 +170,9 @@ def mixing(b_s, b_high, b_low, p_terms, o_j, T, S, scale, DECAY: tl.constexpr):
     whose differences are exact where those of one float32 number are not; then this decay less log2 dt (+inf at dt 0).
     """
     if DECAY:
-        b_from = tl.load(p_terms + 2 * T + o_j, mask=o_j < S, other=float("inf"))
-        b_rest = tl.load(p_terms + 3 * T + o_j, mask=o_j < S, other=0.0)
+        p_from = p_terms + 2 * tl.cast(T, tl.int64)
+        b_from = tl.load(p_from + o_j, mask=o_j < S, other=float("inf"))
+        b_rest = tl.load(p_from + T + o_j, mask=o_j < S, other=0.0)
         b_x = (b_high[:, None] - b_from[None, :]) + (b_low[:, None] - b_rest[None, :])
         # Above the diagonal the exponent is positive. The result is masked, but must not be inf: inf · 0 is NaN.
         b_mixed = b_s * tl.exp2(tl.minimum(b_x, 64.0))

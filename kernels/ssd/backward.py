@@ -13,6 +13,7 @@ import triton.language as tl
 
 from symground.kernels.common.configs import Config, Tiles
 from symground.kernels.common.launch import cdiv, config_of, launch, precision_of, rows_adjacent
+from symground.kernels.common.prefix_sums import prefix_sums
 from symground.kernels.common.tiles import load_part, load_range
 from symground.kernels.ssd.forward import TILES as FORWARD_TILES
 from symground.kernels.ssd.forward import added_states, block_of_part, chunk_decay, part_of, pass_states
@@ -112,7 +113,7 @@ def ssd_dbdc_kernel(
     GROUP: tl.constexpr, HAS_RANGE: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dB and dC [B,T,G,N], contiguous, and read [n_n,B,H,T'] float32, ⟨C, e ∘ (dY h)⟩ of each part.
+    """dB and dC [B,T,G,N], contiguous, and read [B,H,n_n,T'] float32, ⟨C, e ∘ (dY h)⟩ of each part.
 
     Grid: parts of N × chunks × G × B; a program loops over the heads of a group.
     """
@@ -121,7 +122,6 @@ def ssd_dbdc_kernel(
     i_c = i_program // n_n % n_c
     i_g = (i_program // n_n // n_c % (H // GROUP)).to(tl.int64)
     i_b = (i_program // n_n // n_c // (H // GROUP)).to(tl.int64)
-    n_b = tl.num_programs(0) // (n_n * n_c * (H // GROUP))
     low, high = load_range(p_range, i_b, T, HAS_RANGE)
     o_t = i_c * BM + tl.arange(0, BM)
     o_n = i_n * BN + tl.arange(0, BN)
@@ -153,7 +153,8 @@ def ssd_dbdc_kernel(
         b_read *= tl.load(p_upto + column + o_t)[:, None]
         b_dc += b_read
         b_db += b_written * tl.load(p_writes + column + o_t)[:, None]
-        tl.store(p_read + i_n * n_b * H * n_c * BM + column + o_t, tl.sum(b_read * b_c.to(tl.float32), 1))
+        p_part = p_read + ((i_b * H + i_h) * n_n + i_n) * n_c * BM
+        tl.store(p_part + o_t, tl.sum(b_read * b_c.to(tl.float32), 1))
     b_scores = b_scores.to(b_b.dtype)
     b_dc = tl.dot(b_scores, b_b, b_dc, input_precision=PRECISION)
     b_db = tl.dot(tl.trans(b_scores), b_c, b_db, input_precision=PRECISION)
@@ -182,8 +183,8 @@ def ssd_backward(
     db, dc, read = _dbdc(call, grad_y, states, after, columns, states_config.BM)
     inner = (states * after).sum((-1, -2)).transpose(1, 2) * columns.whole  # [B,H,chunks]
     pairs, read, written = (z.unflatten(2, (-1, states_config.BM)) for z in (pairs, read, written))
-    before = torch.nn.functional.pad(written[..., :-1], (1, 0)).cumsum(3)
-    of_decay = pairs + read.flip(3).cumsum(3).flip(3) + before + inner[..., None]
+    before = prefix_sums(torch.nn.functional.pad(written[..., :-1], (1, 0)))
+    of_decay = pairs + prefix_sums(read, back=True) + before + inner[..., None]
     length = call.x.shape[1]
     of_decay = of_decay.flatten(2)[:, :, :length]  # [B,H,T], the gradient of dt · A
     dt = columns.dt[:, :, :length]
@@ -234,7 +235,7 @@ def _dbdc(
     def run(config: Config) -> torch.Tensor:
         part, own = part_of(call.x), block_of_part(state, config.BN)
         n_n = cdiv(state, own)
-        read = torch.empty(n_n, *columns.dt.shape, dtype=torch.float32, device=call.x.device)
+        read = torch.empty(batch, heads, n_n, columns.dt.shape[2], dtype=torch.float32, device=call.x.device)
         tensors = (
             call.x, call.b, call.c, grad_y, states, after, columns.high, columns.low, columns.dt, columns.upto,
             columns.writes, call.key_range, db, dc, read,
@@ -249,4 +250,4 @@ def _dbdc(
         return read
 
     read = run(config_of("ssd_dbdc", TILES, call.b, call, run))
-    return db, dc, read.sum(0)
+    return db, dc, read.sum(2)

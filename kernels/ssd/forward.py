@@ -54,7 +54,7 @@ def ssd_states_kernel(
     b_weights = tl.load(p_weights + (i_b * H + i_h) * n_c * BM + o_t)
     b_x = (b_x * b_weights[:, None]).to(b_b.dtype)
     b_state = tl.dot(tl.trans(b_x), b_b, input_precision=PRECISION)  # [BP,BN]
-    p_tile = p_states + ((i_b * n_c + i_c) * H + i_h) * P * N + o_p[:, None] * N + o_n[None, :]
+    p_tile = p_states + ((i_b * n_c + i_c) * H + i_h) * P * N + o_p.to(tl.int64)[:, None] * N + o_n[None, :]
     tl.store(p_tile, b_state, mask=(o_p < P)[:, None] & (o_n < N)[None, :])
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from symground.kernels.common.launch import block_of, chunk_of, power_of_2, precision_of, rows_adjacent
+from symground.kernels.common.prefix_sums import prefix_sums
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Call:
     @cached_property
     def decays(self) -> Tensor:
         """[B,H,4,T] for `mixing` in tiles.py: Σ dt·A and Σ dt·A - log dt, base 2, each as a sum of two float32."""
-        total = (self._steps * self.A.double()[:, None]).cumsum(2) / math.log(2)
+        total = prefix_sums(self._steps * self.A.double()[:, None]) / math.log(2)
         less = total - self._steps.log2()  # +inf where dt is 0
         parts = []
         for exact in (total, less):
@@ -73,7 +74,7 @@ class Call:
         """The decay as the chunked kernels take it."""
         length = self.x.shape[1]
         dt = pad(self._steps, (0, -length % chunk)).unflatten(2, (-1, chunk))  # [B,H,chunks,Q]
-        local = (dt * self.A.double()[:, None, None]).cumsum(3)
+        local = prefix_sums(dt * self.A.double()[:, None, None])
         high = local.float()
         low = (local - high.double()).float()
         upto, after, whole = local.exp(), (local[..., -1:] - local).exp(), local[..., -1].exp()

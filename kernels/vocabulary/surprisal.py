@@ -58,17 +58,16 @@ def logits_tile(
 ):  # fmt: skip
     """[BM,BN] logits of the rows p_h + o_n · s_h and p_w + o_v · s_w, CHUNK features at a time; 0 where masked."""
     b_z = tl.zeros([BM, BN], tl.float32)
-    p_h_tile = p_h + o_n[:, None] * s_h
-    p_w_tile = p_w + o_v[:, None] * s_w
+    p_h_tile = p_h + o_n.to(tl.int64)[:, None] * s_h
+    p_w_tile = p_w + o_v.to(tl.int64)[:, None] * s_w
     for c in range(0, D, CHUNK):
-        o_d = c + tl.arange(0, CHUNK)
+        o_d = (c + tl.arange(0, CHUNK)).to(tl.int64)[None, :]
         if D % CHUNK:
-            m_d = (o_d < D)[None, :]
-            b_h = tl.load(p_h_tile + o_d[None, :] * s_hd, mask=m_n[:, None] & m_d, other=0.0)  # [BM,CHUNK]
-            b_w = tl.load(p_w_tile + o_d[None, :] * s_wd, mask=m_v[:, None] & m_d, other=0.0)  # [BN,CHUNK]
+            b_h = tl.load(p_h_tile + o_d * s_hd, mask=m_n[:, None] & (o_d < D), other=0.0)  # [BM,CHUNK]
+            b_w = tl.load(p_w_tile + o_d * s_wd, mask=m_v[:, None] & (o_d < D), other=0.0)  # [BN,CHUNK]
         else:
-            b_h = tl.load(p_h_tile + o_d[None, :] * s_hd, mask=m_n[:, None], other=0.0)
-            b_w = tl.load(p_w_tile + o_d[None, :] * s_wd, mask=m_v[:, None], other=0.0)
+            b_h = tl.load(p_h_tile + o_d * s_hd, mask=m_n[:, None], other=0.0)
+            b_w = tl.load(p_w_tile + o_d * s_wd, mask=m_v[:, None], other=0.0)
         b_z = tl.dot(b_h, tl.trans(b_w), b_z, input_precision=PRECISION)
     if HAS_BIAS:
         b_z += tl.load(p_bias + o_v, mask=m_v, other=0.0).to(tl.float32)[None, :]
@@ -90,9 +89,9 @@ def vocabulary_lse_kernel(
     first_n = i_program % n_n * BM
     o_n, o_v = tl.arange(0, BM), tl.arange(0, BN)
     m_n = first_n + o_n < N
-    i_split = i_program // n_n
+    i_split = (i_program // n_n).to(tl.int64)
     per_split = tl.cdiv(tl.cdiv(V, BN), splits) * BN
-    first = i_split * per_split
+    first = (i_split * per_split).to(tl.int32)
     b_max = tl.full([BM], float("-inf"), tl.float32)
     b_sum = tl.zeros([BM], tl.float32)
     for v in range(first, tl.minimum(first + per_split, V), BN):
@@ -107,7 +106,7 @@ def vocabulary_lse_kernel(
         # Converting to base 2 after the subtraction costs no accuracy, since the differences are small.
         b_sum = b_sum * tl.exp2((b_max - b_top) * LOG2E) + tl.sum(tl.exp2((b_z - b_top[:, None]) * LOG2E), 1)
         b_max = b_new
-    o_out = i_split.to(tl.int64) * N + first_n + o_n
+    o_out = i_split * N + first_n + o_n
     tl.store(p_max + o_out, b_max, mask=m_n)
     tl.store(p_sum + o_out, b_sum, mask=m_n)
 
@@ -125,9 +124,7 @@ def shared_candidates_kernel(
     o_k = i_program // n_n * BN + tl.arange(0, BN)
     m_n, m_k = o_n < N, o_k < K
     o_v = tl.load(p_ids + o_k, mask=m_k, other=0)
-    b_z = logits_tile(
-        p_h, p_w, p_bias, o_n.to(tl.int64), o_v, m_n, m_k, s_h, s_hd, s_w, s_wd, D, CHUNK, BM, BN, HAS_BIAS, PRECISION
-    )
+    b_z = logits_tile(p_h, p_w, p_bias, o_n, o_v, m_n, m_k, s_h, s_hd, s_w, s_wd, D, CHUNK, BM, BN, HAS_BIAS, PRECISION)
     b_lse = tl.load(p_lse + o_n, mask=m_n, other=0.0)
     o_out = o_n.to(tl.int64)[:, None] * K + o_k[None, :]
     tl.store(p_out + o_out, b_lse[:, None] - b_z, mask=m_n[:, None] & m_k[None, :])
@@ -147,10 +144,10 @@ def own_candidates_kernel(
     m_n = b_ids >= 0
     b_z = tl.zeros([BM], tl.float32)
     for c in range(0, D, CHUNK):
-        o_d = c + tl.arange(0, CHUNK)
-        m_tile = m_n[:, None] & (o_d < D)[None, :]
-        b_h = tl.load(p_h + o_n.to(tl.int64)[:, None] * s_h + o_d[None, :] * s_hd, mask=m_tile, other=0.0)
-        b_w = tl.load(p_w + b_ids.to(tl.int64)[:, None] * s_w + o_d[None, :] * s_wd, mask=m_tile, other=0.0)
+        o_d = (c + tl.arange(0, CHUNK)).to(tl.int64)[None, :]
+        m_tile = m_n[:, None] & (o_d < D)
+        b_h = tl.load(p_h + o_n.to(tl.int64)[:, None] * s_h + o_d * s_hd, mask=m_tile, other=0.0)
+        b_w = tl.load(p_w + b_ids.to(tl.int64)[:, None] * s_w + o_d * s_wd, mask=m_tile, other=0.0)
         b_z += tl.sum(b_h.to(tl.float32) * b_w.to(tl.float32), 1)
     if HAS_BIAS:
         b_z += tl.load(p_bias + b_ids, mask=m_n, other=0.0).to(tl.float32)

@@ -1,6 +1,7 @@
 """Functions on tensors: their checks, references and implementations. Needs only torch and numpy."""
 
 from symground.ops.attention.api import attention, attention_flow, attention_saliency, attention_saliency_rows
+from symground.ops.explain import explain
 from symground.ops.gate.api import gate_heads
 from symground.ops.mamba2.api import causal_conv1d, mamba2_inner
 from symground.ops.ssd.api import ssd, ssd_flow, ssd_saliency
@@ -13,6 +14,7 @@ __all__ = [
     "attention_saliency_rows",
     "candidate_surprisal",
     "causal_conv1d",
+    "explain",
     "gate_heads",
     "lens_surprisal",
     "linear_cross_entropy",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +44,16 @@ def test_every_kernel_has_a_configuration_for_every_head_size_and_dtype(architec
             for element_size in (2, 4):
                 config = shipped(kernel, kernels, architecture, block_d, element_size)
                 assert min(config.BM, config.BN) >= 16
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "True"), ("0", "False"), ("1", "True")])
+def test_multiply_adds_are_fused_unless_the_user_says_otherwise(given: str | None, used: str) -> None:
+    """As in the table of resources, and without Triton's warning that its default will change."""
+    environment = {**os.environ, "TRITON_DEFAULT_FP_FUSION": given or ""}
+    if given is None:
+        del environment["TRITON_DEFAULT_FP_FUSION"]
+    program = "import triton, symground.kernels.common.configs; print(triton.knobs.language.default_fp_fusion)"
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True
+    )
+    assert result.stdout.strip() == used

@@ -23,21 +23,24 @@ def _whole(block: Block, mask: Array | None) -> None:
         raise FaultError("is run by a part of the threads")
 
 
-@opcode("shfl.sync.bfly.b32", "shfl.sync.idx.b32")
+@opcode("shfl.sync.bfly.b32", "shfl.sync.idx.b32", "shfl.sync.up.b32")
 def _shuffle(instruction: Instruction, decoder: Decoder) -> Run:
     to, *operands = instruction.operands
     read, by, clamp, _ = [decoder.reader(x, "u32") for x in operands]
-    write, flipped = decoder.writer(to), "bfly" in instruction.opcode
+    write, mode = decoder.writer(to), instruction.opcode.split(".")[2]
 
     def run(block: Block, mask: Array | None) -> None:
         _whole(block, mask)
         segment, limit = (clamp(block) >> np.uint32(8)) & np.uint32(31), clamp(block) & np.uint32(31)
         lane, b = block.lane.astype(np.uint32), by(block) & np.uint32(31)
-        last = (lane & segment) | (limit & ~segment)
-        of = lane ^ b if flipped else (lane & segment) | (b & ~segment)
-        of = np.where(of <= last, of, lane)
+        last = ((lane & segment) | (limit & ~segment)).astype(np.int64)
+        if mode == "up":
+            of = lane.astype(np.int64) - b
+        else:
+            of = (lane ^ b if mode == "bfly" else (lane & segment) | (b & ~segment)).astype(np.int64)
+        of = np.where(of >= last if mode == "up" else of <= last, of, lane)
         value = np.broadcast_to(read(block), block.threads)
-        write(block, value[block.warp * 32 + of.astype(np.int64)], None)
+        write(block, value[block.warp * 32 + of], None)
 
     return run
 

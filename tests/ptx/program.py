@@ -159,7 +159,7 @@ def _operand(text: str) -> Operand:
         return Register(text, _WIDTHS[register[1]])
     if text.startswith("%"):
         return Special(text)
-    if re.fullmatch(r"0f[0-9a-fA-F]{8}", text):
+    if re.fullmatch(r"0f[0-9a-fA-F]{8}|0d[0-9a-fA-F]{16}", text):
         return Constant(int(text[2:], 16))
     if re.fullmatch(r"-?(0x[0-9a-fA-F]+|\d+)U?", text):
         return Constant(int(text.rstrip("U"), 0))

@@ -171,6 +171,7 @@ def test_two_threads_write_different_values() -> None:
     with pytest.raises(FaultError, match="two threads write different values to one place"):
         run("mov.b32 %r1, 0;\nst.shared.b32 [%r1], %r100;", shared=4)
     run("mov.b32 %r1, 0;\nst.shared.b32 [%r1], %r1;", shared=4)
+    run("mov.b32 %r1, 0;\nst.shared::cta.b32 [%r1], %r1;", shared=4)
 
 
 def test_shared_memory_ends_and_begins_unwritten() -> None:

@@ -159,10 +159,10 @@ def test_a_loop_and_the_numbers_of_the_program() -> None:
 
 
 @pytest.mark.parametrize("by", [1, 2, 16, 31])
-@pytest.mark.parametrize("mode", ["bfly", "idx"])
-@pytest.mark.parametrize("clamp", [31, 0x1C03])
+@pytest.mark.parametrize("mode", ["bfly", "idx", "up"])
+@pytest.mark.parametrize("clamp", [31, 0x1C03, 0, 0x1C00])
 def test_shuffles(mode: str, by: int, clamp: int) -> None:
-    """A clamp of 0x1C03 keeps shuffles within groups of 4 threads."""
+    """A clamp of 0x1C03, or upwards 0x1C00, keeps shuffles within groups of 4 threads."""
     given, out = torch.randint(0, 1000, (64,), dtype=torch.int32), torch.zeros(64, dtype=torch.int32)
     run(
         f"""
@@ -177,8 +177,9 @@ def test_shuffles(mode: str, by: int, clamp: int) -> None:
     for thread, got in enumerate(out.tolist()):
         lane, segment, limit = thread % 32, clamp >> 8 & 31, clamp & 31
         last = lane & segment | limit & ~segment
-        of = lane ^ by if mode == "bfly" else lane & segment | by & ~segment
-        assert got == given[thread - lane + (of if of <= last else lane)]
+        of = {"bfly": lane ^ by, "idx": lane & segment | by & ~segment, "up": lane - by}[mode]
+        there = of >= last if mode == "up" else of <= last
+        assert got == given[thread - lane + (of if there else lane)]
 
 
 @pytest.mark.parametrize("name", ["max", "min", "add"])

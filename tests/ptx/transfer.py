@@ -130,7 +130,11 @@ def _load(instruction: Instruction, decoder: Decoder) -> Run:
     return run
 
 
-@opcode("st.shared.b8", *(f"st.{space}.{x}" for space in ("global", "shared") for x in ELEMENTS if "s32" not in x))
+@opcode(
+    "st.shared.b8",
+    "st.shared::cta.b32",
+    *(f"st.{space}.{x}" for space in ("global", "shared") for x in ELEMENTS if "s32" not in x),
+)
 def _store(instruction: Instruction, decoder: Decoder) -> Run:
     at, of = instruction.operands
     is_global, element = "global" in instruction.opcode, instruction.opcode.rpartition(".")[2]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from symground.ops.attention.mixing import valid_keys
+from symground.ops.common.tensors import prefix_sums
 from symground.ops.ssd.scan import Scan
 
 
@@ -58,7 +59,7 @@ def ssd_row(
     with torch.no_grad():
         x, dt, A, B, C, _ = Scan(x, dt, A, B, C, key_range).without_padding()
         b, c = (z.repeat_interleave(heads // z.shape[2], 2) for z in (B, C))  # [B,T,H,N]
-        total = (dt * A).cumsum(1)  # [B,T,H]
+        total = prefix_sums(dt * A, 1)  # [B,T,H]
         past = torch.arange(length, device=x.device) <= row.position[:, None]  # [B,T]
         decay = (total[each, row.position][:, None] - total).masked_fill(~past[..., None], float("-inf")).exp()
         weights = torch.einsum("bhn,bthn->bth", c[each, row.position], b) * decay * dt

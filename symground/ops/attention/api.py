@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from symground.ops.attention import cpu, flash, reference, triton
+from symground.ops.attention import cpu, flash, reference, torch, triton
 from symground.ops.attention.mixing import Mixing, check_attention, check_saliency
 from symground.ops.common import checks as check
 from symground.ops.common.dispatch import choose
 from symground.ops.common.flow import check_groups
 from symground.ops.common.probes import GradientProbes, check_probes
 
-#: The implementations by their name for ``impl``, in the order in which ``impl=None`` tries them. ``reference`` takes
-#: any tensor, so what comes after it runs only if it is named.
-IMPLEMENTATIONS = {"cpu": cpu.ops, "triton": triton.ops, "reference": reference, "flash": flash.ops}
+#: The implementations by their name for ``impl``, in the order in which ``impl=None`` tries them. ``torch`` takes any
+#: tensor, so what comes after it runs only if it is named.
+IMPLEMENTATIONS = {
+    "cpu": cpu.ops, "flash": flash.ops, "triton": triton.ops, "torch": torch.ops, "reference": reference,
+}  # fmt: skip
 
 
 def attention(
@@ -48,7 +50,8 @@ def attention(
             S_h[i,j] = gate_h · A_h[i,j] · ⟨dO_h[i], V_h[j]⟩.
         flow_probe: [B,H,Gq,Gk], likewise. Its gradient is the flow F_h[a,b] = Σ_{i∈a, j∈b} |S_h[i,j]|.
         query_groups, key_groups: [B,T] and [B,S] int group ids for ``flow_probe``; -1 is in no group.
-        impl: None picks by device. A named implementation is never replaced by another.
+        impl: None picks by device and by what is asked for (:func:`symground.ops.explain` says what, and why). A named
+            implementation is never replaced by another.
 
     Returns:
         out [B,H,T,D] in the dtype of q, and lse [B,H,T], the natural logarithm of the softmax's denominator, in float32
@@ -70,7 +73,7 @@ def attention(
     mixing = check_attention(q, k, v, Mixing(causal, scale, key_range, window, gate))
     given = GradientProbes(saliency_probe, flow_probe, query_groups, key_groups)
     probes = check_probes(given, (*q.shape[:3], k.shape[2]), "q", q)
-    out, lse = choose("attention", IMPLEMENTATIONS, impl, q)(q, k, v, mixing, probes)
+    out, lse = choose("attention", IMPLEMENTATIONS, impl, q, k, mixing)(q, k, v, mixing, probes)
     return out, lse
 
 

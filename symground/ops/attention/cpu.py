@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from symground.ops.attention import cpu_extension, cpu_tiles
+from symground.ops.attention import cpu_extension, tiles
 from symground.ops.attention.autograd import Backend, Gradients, register
-from symground.ops.attention.cpu_plan import ROW, Group, groups, one_range, rectangles
 from symground.ops.attention.mixing import Mixing
+from symground.ops.attention.plan import ROW, groups, one_range, rectangles
 from symground.ops.common import extension, needs
 from symground.ops.common.flow import FlowSums, Groups
-from symground.ops.common.tensors import accumulation_dtype, adjacent, padding, with_positive_scale
+from symground.ops.common.tensors import accumulation_dtype, adjacent, with_positive_scale
 
 refuses = needs.cpu
 
@@ -23,9 +22,8 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def _inner() -> ModuleType:
-    """The module that computes saliency, flow and gradients: the C++ extension if it is built, else plain PyTorch."""
-    return cpu_extension if extension.is_built() else cpu_tiles
+#: `tiles` with this last argument follow the values of key ranges and gates, which a CPU reads without waiting.
+_READS = True
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
@@ -104,51 +102,29 @@ def _backward(
         dq, dk, dv = _flash_backward(*given, out, lse, 0.0, mixing.causal, scale=scale)
         return Gradients(dq.contiguous(), dk.contiguous(), dv.contiguous(), None, None)
     # One pass gives gradients, saliency and flow, and aten's flash kernel would need a mask of size B·T·S.
-    everything: Gradients = _inner().backward(q, k, v, grad_out, lse, mixing, saliency, groups)
-    return everything
+    if extension.is_built():
+        return cpu_extension.backward(q, k, v, grad_out, lse, mixing, saliency, groups)
+    return tiles.backward(q, k, v, grad_out, lse, mixing, saliency, groups, _READS)
 
 
 def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, signed: bool) -> Tensor:
-    total: Tensor = _inner().saliency(q, k, v, grad_out, lse, mixing)
+    if extension.is_built():
+        total = cpu_extension.saliency(q, k, v, grad_out, lse, mixing)
+    else:
+        total = tiles.saliency(q, k, v, grad_out, lse, mixing, _READS)
     return total if signed else total.abs_()
 
 
 def _flow(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, groups: Groups, matrix_total: bool
 ) -> FlowSums:
-    sums: FlowSums = _inner().flow(q, k, v, grad_out, lse, mixing, groups, matrix_total)
-    return sums
+    if extension.is_built():
+        return cpu_extension.flow(q, k, v, grad_out, lse, mixing, groups, matrix_total)
+    return tiles.flow(q, k, v, grad_out, lse, mixing, groups, matrix_total, _READS)
 
 
 def _rows(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, rows: Tensor) -> Tensor:
-    """S of the chosen queries only: [B,H,R,S]."""
-    (batch, heads, queries, size), keys, count = q.shape, k.shape[2], rows.shape[1]
-    at = rows.long()[:, None, :]  # [B,1,R]
-    last = at[:, 0, :, None] + (keys - queries)  # [B,R,1]
-    of_row = lse.take_along_dim(at, 2)[..., None]
-    of_row = of_row.masked_fill(of_row.isneginf(), 0.0)  # rows without a key: -inf + inf would be NaN
-    chosen_q, chosen_grad = (x.take_along_dim(at[..., None], 2).to(lse.dtype) for x in (q, grad_out))  # [B,H,R,D]
-    chosen_grad = mixing.gated(chosen_grad)
-    out = lse.new_zeros(batch, heads, count, keys)
-    max_examples = batch if one_range(mixing.key_range) else ROW // max(1, heads * count * keys)
-    for group in groups(q, k, mixing, max_examples):
-        here = group.examples, group.heads
-
-        def product(x: Tensor, y: Tensor, group: Group = group) -> Tensor:
-            x, y = x[group.examples, group.heads], group.without_padding(y).to(lse.dtype)  # [·,Hk,C,D]
-            folded = x.reshape(*y.shape[:2], -1, size)  # [·,Hk,H/Hk·R,D]
-            return (folded @ y.mT).view(*x.shape[:3], y.shape[2])
-
-        s = product(chosen_q, k).mul_(mixing.scale_of(q)).sub_(of_row[here])
-        j, upto = torch.arange(group.low, group.high), last[group.examples]
-        unseen = (j > upto) if mixing.causal else torch.zeros_like(j > upto)
-        if mixing.window is not None:
-            unseen |= j <= upto - mixing.window
-        if group.bounds is not None:
-            unseen |= padding(group.bounds, group.high, group.low)[:, None]
-        cpu_tiles.normalize_(s.exp_().masked_fill_(unseen[:, None], 0.0), of_row[here][..., 0])
-        out[*here, :, group.low : group.high] = s.mul_(product(chosen_grad, v))
-    return out
+    return tiles.of_rows(q, k, v, grad_out, lse, mixing, rows, _READS)
 
 
 backend = Backend(forward=_forward, backward=_backward, saliency=_saliency, flow=_flow, rows=_rows)

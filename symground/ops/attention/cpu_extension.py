@@ -1,4 +1,4 @@
-"""Attention by the C++ extension, if it is built. It computes what `cpu_tiles` computes, one head at a time."""
+"""Attention by the C++ extension, if it is built. It computes what `tiles` computes, one head at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, Te
 
 
 def saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing) -> Tensor:
-    """As `cpu_tiles.saliency`."""
+    """As `tiles.saliency`."""
     exact = lse.to(accumulation_dtype(lse))
     total = exact.new_zeros(q.shape[0], q.shape[2], k.shape[2])
     for at in _pieces(q, exact):
@@ -33,7 +33,7 @@ def saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mix
 def flow(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, groups: Groups, matrix_total: bool
 ) -> FlowSums:
-    """As `cpu_tiles.flow`."""
+    """As `tiles.flow`."""
     exact = lse.to(accumulation_dtype(lse))
     sums = FlowSums.zeros(exact, exact.shape[:2], groups)
     for at in _pieces(q, exact):
@@ -47,7 +47,7 @@ def flow(
 def backward(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, saliency: bool, groups: Groups
 ) -> Gradients:
-    """As `cpu_tiles.backward`."""
+    """As `tiles.backward`."""
     dq, dk, dv = grads = [torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v)]
     total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
     sums = None if groups.query is None else lse.new_zeros(*q.shape[:2], groups.num_query, groups.num_key)

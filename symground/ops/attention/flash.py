@@ -1,23 +1,31 @@
 """The ``flash`` implementation: another library's flash attention, and our saliency from its log-sum-exp.
 
-The library is flash-attn if it imports, else PyTorch with the flash kernel of scaled_dot_product_attention. Both return
-the natural-log LSE, which is all that the saliency and flow kernels need from the forward pass.
+The library is flash-attn if it imports, else PyTorch with the flash kernel of scaled_dot_product_attention
+(`flash_libraries.py`). Both return the natural-log LSE, which is all that saliency and flow need from the forward pass.
+These are Triton's, or plain PyTorch's where Triton does not run.
+
+``impl=None`` takes it on a GPU where the library takes the call, with exceptions that `declines` names.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from symground.ops.attention.autograd import Gradients, register
+from symground.ops.attention.autograd import Backend, Gradients, register
+from symground.ops.attention.flash_libraries import Flash, FlashAttn, TorchFlash
 from symground.ops.attention.mixing import Mixing
+from symground.ops.attention.torch import backend as torch_backend
 from symground.ops.attention.triton import backend as triton_backend
-from symground.ops.common import needs
-from symground.ops.common.flow import Groups
-from symground.ops.common.tensors import adjacent, with_positive_scale
+from symground.ops.common import disabled, needs
+from symground.ops.common.flow import FlowSums, Groups
+from symground.ops.common.tensors import with_positive_scale
 from symground.ops.gate.reference import plain
+
+#: The oldest flash-attn whose functions have these arguments.
+_OLDEST = (2, 7)
 
 
 def refuses(like: Tensor) -> Exception | None:
@@ -25,100 +33,45 @@ def refuses(like: Tensor) -> Exception | None:
         return ValueError(f"impl: 'flash' expected float16 or bfloat16, got {like.dtype}")
     if like.device.type != "cuda":
         return ValueError(f"impl: 'flash' expected tensors on a GPU, got {like.device}")
-    return needs.triton(like, "flash")  # which computes saliency and flow
+    if isinstance(flash(), TorchFlash) and not needs.flash_in_torch():
+        return RuntimeError("impl: 'flash' needs flash-attn, or a torch that was built with flash attention")
+    return None if torch.version.hip else needs.before_ampere("flash", like.device.index)
 
 
-class Flash(Protocol):
-    """A flash attention on q [B,H,T,D] and k, v [B,Hk,S,D]."""
-
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, window: int | None
-    ) -> tuple[Tensor, Tensor]:
-        """out [B,H,T,D] and lse [B,H,T]."""
-        ...
-
-    def backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float,
-        window: int | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """dq, dk, dv."""
-        ...
+def declines(q: Tensor, k: Tensor | None = None, mixing: Mixing | None = None) -> str | None:
+    """Why ``impl=None`` does not pick it, or None. Ops that take no mixing here are not attention itself."""
+    if k is None or mixing is None:
+        return "the other ops of attention are Triton's or PyTorch's, of which it has none of its own"
+    if torch.are_deterministic_algorithms_enabled():
+        return "deterministic algorithms are required, and its backward pass adds in any order unless it is slowed down"
+    if mixing.gate is not None:
+        return "gate: it computes silenced heads, which Triton skips"
+    if not torch.backends.cuda.flash_sdp_enabled():
+        return "torch.backends.cuda.enable_flash_sdp(False) was called"
+    if torch.version.hip:
+        return "its library on ROCm has not been tried with this package"
+    return lacks(q, k, mixing)
 
 
-class FlashAttn:
-    """The flash-attn package. It aligns causal masks bottom-right, as we do, and has windows."""
-
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, window: int | None
-    ) -> tuple[Tensor, Tensor]:
-        from flash_attn.flash_attn_interface import _flash_attn_forward
-
-        out, lse, *_ = _flash_attn_forward(
-            *(adjacent(x).transpose(1, 2) for x in (q, k, v)), dropout_p=0.0, softmax_scale=scale, causal=causal,
-            window_size_left=-1 if window is None else window - 1, window_size_right=0 if causal else -1, softcap=0.0,
-            alibi_slopes=None, return_softmax=False,
-        )  # fmt: skip
-        return out.transpose(1, 2), lse
-
-    def backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float,
-        window: int | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        from flash_attn.flash_attn_interface import _flash_attn_backward
-
-        given = [adjacent(x).transpose(1, 2) for x in (grad, q, k, v, out)]
-        dq, dk, dv = (torch.empty_like(x) for x in given[1:4])
-        _flash_attn_backward(
-            *given, lse, dq, dk, dv, dropout_p=0.0, softmax_scale=scale, causal=causal,
-            window_size_left=-1 if window is None else window - 1, window_size_right=0 if causal else -1, softcap=0.0,
-            alibi_slopes=None, deterministic=True,
-        )  # fmt: skip
-        return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
-
-
-class TorchFlash:
-    """The flash kernel of scaled_dot_product_attention: no window, and as many queries as keys if causal.
-
-    Its backward pass uses atomic additions unless torch.use_deterministic_algorithms(True) is set.
-    """
-
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, window: int | None
-    ) -> tuple[Tensor, Tensor]:
-        if window is not None:
-            raise ValueError("window: impl 'flash' takes one with the flash-attn package only, which does not import")
-        if causal and q.shape[2] != k.shape[2]:
-            raise ValueError(
-                f"k: impl 'flash' without the flash-attn package expected S = T = {q.shape[2]} where causal, got "
-                f"S = {k.shape[2]}"
-            )
-        given = [adjacent(x) for x in (q, k, v)]
-        out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(*given, 0.0, causal, scale=scale)
-        return out, lse
-
-    def backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float,
-        window: int | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        unread = torch.empty(2, dtype=torch.uint64, device=q.device)  # the state of dropout, which is off
-        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_backward(
-            *(adjacent(x) for x in (grad, q, k, v)), out, lse, None, None, q.shape[2], k.shape[2], 0.0, causal,
-            unread, unread, scale=scale,
-        )  # fmt: skip
-        return dq, dk, dv
+def lacks(q: Tensor, k: Tensor, mixing: Mixing) -> str | None:
+    """What of a call the library does not take, or None."""
+    widest = 256 if needs.capability(q.device.index) in ((8, 0), (9, 0), (10, 0)) else 192
+    if q.shape[3] % 8 or q.shape[3] > widest:
+        return f"q: impl 'flash' expected a head size D that is a multiple of 8, up to {widest} here, got {q.shape[3]}"
+    return flash().lacks(q, k, mixing)
 
 
 def flash() -> Flash:
-    return FlashAttn() if needs.imports("flash_attn.flash_attn_interface") else TorchFlash()
+    usable = "flash_attn" not in disabled.DISABLED and needs.imports("flash_attn.flash_attn_interface")
+    return FlashAttn() if usable and needs.version("flash-attn") >= _OLDEST else TorchFlash()
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
-    if mixing.key_range is not None:
-        raise ValueError("key_range: impl 'flash' expected None, since these kernels take no padding; got a tensor")
-    if q.shape[3] % 8:
-        raise ValueError(f"q: impl 'flash' expected a head size D that is a multiple of 8, got {q.shape[3]}")
+    lacking = lacks(q, k, mixing)
+    if lacking is not None:
+        raise ValueError(lacking)
     q, scale = with_positive_scale(q, mixing.scale_of(q))
-    out, lse = flash().forward(q, k, v, mixing.causal, scale, mixing.window)
+    out, lse = flash().forward(q, k, v, mixing._replace(scale=scale))
     # These kernels return +inf for rows that see no key.
     return _gated(out, mixing.gate).contiguous(), lse.masked_fill(lse == float("inf"), float("-inf")).contiguous()
 
@@ -133,7 +86,7 @@ def _backward(
     finite = lse.masked_fill(lse.isneginf(), float("inf"))
     given, positive = with_positive_scale(q, scale)
     grad = _gated(grad_out, gate)
-    dq, dk, dv = flash().backward(grad, given, k, v, out, finite, mixing.causal, positive, mixing.window)
+    dq, dk, dv = flash().backward(grad, given, k, v, out, finite, mixing._replace(scale=positive))
     if scale <= 0:  # undo what with_positive_scale did to q
         dq = -dq if scale else dq * 0
     return Gradients(dq.contiguous(), dk.contiguous(), dv.contiguous(), None, None)
@@ -144,5 +97,22 @@ def _gated(x: Tensor, gate: Tensor | None) -> Tensor:
     return x if gate is None else plain(x.transpose(1, 2), gate, None).transpose(1, 2)
 
 
-backend = triton_backend._replace(forward=_forward, backward=_backward)
-ops = register("flash", backend, refuses)
+def _others(like: Tensor) -> Backend:
+    """What computes saliency and flow."""
+    return triton_backend if needs.triton(like) is None else torch_backend
+
+
+def _saliency(q: Tensor, *rest: Any) -> Tensor:
+    return _others(q).saliency(q, *rest)
+
+
+def _flow(q: Tensor, *rest: Any) -> FlowSums:
+    return _others(q).flow(q, *rest)
+
+
+def _rows(q: Tensor, *rest: Any) -> Tensor:
+    return _others(q).rows(q, *rest)
+
+
+backend = Backend(forward=_forward, backward=_backward, saliency=_saliency, flow=_flow, rows=_rows)
+ops = register("flash", backend, refuses, declines=declines)

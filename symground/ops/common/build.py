@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -25,8 +26,14 @@ FLAGS = (
     f"-fno-trapping-math {_ABI}"
 )
 CUDA_FLAGS = f"-O3 -std=c++20 -DUSE_CUDA {_ABI} -Xcompiler -fPIC,-fvisibility=hidden"
-#: Used on a machine without a GPU if SYMGROUND_CUDA_ARCHITECTURES is unset; later GPUs use the last one's PTX.
+#: Used on a machine without a GPU if TORCH_CUDA_ARCH_LIST is unset; later GPUs use the last one's PTX.
 CUDA_ARCHITECTURES = ("80", "86", "90", "100")
+#: What torch.utils.cpp_extension lets TORCH_CUDA_ARCH_LIST name.
+NAMED_ARCHITECTURES = {
+    "Volta": "7.0+PTX", "Volta+Tegra": "7.2", "Turing": "7.5+PTX", "Ampere": "8.0;8.6+PTX", "Ampere+Tegra": "8.7",
+    "Ada": "8.9+PTX", "Hopper": "9.0+PTX", "Blackwell": "10.0;10.3;12.0;12.1+PTX", "Blackwell+Tegra": "11.0",
+    "Rubin": "10.7+PTX",
+}  # fmt: skip
 
 
 def compiler() -> list[str] | None:
@@ -50,9 +57,12 @@ def nvcc() -> str | None:
     return next((found for place in places if place and (found := shutil.which(place))), None)
 
 
-def has_cuda(torch: Path) -> bool:
-    """Whether the torch in this folder is built for CUDA."""
-    return any((torch / "lib").glob("*torch_cuda.*"))
+def torch_cuda(torch: Path) -> str | None:
+    """The CUDA that the torch in this folder is built for, such as "13.0", without importing it; None for none."""
+    file = torch / "version.py"
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    found = re.search(r"^cuda\b.*= *['\"](\d+\.\d+)", text, re.MULTILINE)
+    return found[1] if found else None
 
 
 def build(folder: Path = HERE, sources: Path = SOURCES) -> Path:
@@ -80,37 +90,86 @@ def build_cuda(folder: Path = HERE, sources: Path = SOURCES) -> Path:
 
     Raises:
         FileNotFoundError: no nvcc, no torch for CUDA, or no sources.
-        RuntimeError: nvcc failed; the message has its first error.
+        RuntimeError: nvcc is of another CUDA than torch, or it failed; the message has its first error.
+        ValueError: TORCH_CUDA_ARCH_LIST names what is no architecture, or one that this nvcc does not know.
     """
     files = sorted(sources.rglob("*.cu"))
     command, torch = nvcc(), torch_folder()
     if not files:
         raise FileNotFoundError(f"the CUDA part: expected sources in {sources}, found none")
-    if torch is None or not has_cuda(torch):
+    cuda = None if torch is None else torch_cuda(torch)
+    if torch is None or cuda is None:
         raise FileNotFoundError("the CUDA part: no torch for CUDA is installed in this Python")
     if command is None:
         raise FileNotFoundError("the CUDA part: no nvcc found (on the PATH, in CUDA_HOME, or as NVCC)")
+    _check_same_cuda(command, cuda)
     libraries = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-ltorch_cuda"]
     flags = cuda_flags(torch, cuda_architectures(command))
     return _compile([command], flags, ["-shared", *map(str, files), *libraries], folder / CUDA_FILE)
 
 
+def _check_same_cuda(command: str, cuda: str) -> None:
+    """Refuse an nvcc of another major version than torch's CUDA: only within one do runtimes and drivers fit."""
+    found, major = re.search(r"release (\d+)\.\d+", _printed(command, "--version")), cuda.partition(".")[0]
+    if found is None or found[1] != major:
+        got = "one that does not tell its release" if found is None else found[0]
+        raise RuntimeError(
+            f"the CUDA part: expected nvcc of CUDA {major}, as torch is built for {cuda}; got {got} ({command}). Set "
+            f"CUDA_HOME to a toolkit of CUDA {major}, NVCC to its nvcc, or install torch for the CUDA that is here"
+        )
+
+
 def cuda_flags(torch: Path, architectures: Sequence[str]) -> list[str]:
-    """nvcc's options: machine code for each architecture, and PTX for the last; the caller adds the kind of output."""
-    codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
-    codes.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
+    """nvcc's options for :func:`cuda_architectures`; the caller adds the kind of output."""
+    codes = []
+    for architecture in architectures:
+        number, _, ptx = architecture.partition("+")
+        codes += [f"-gencode=arch=compute_{number},code={kind}_{number}" for kind in ("sm", "compute")[: 1 + bool(ptx)]]
     host = compiler() if os.environ.get("CXX") else None
     by = ["-ccbin", host[0]] if host else []
     return [*CUDA_FLAGS.split(), *codes, *by, f"-DSYMGROUND_VERSION={VERSION}", f"-I{torch / 'include'}"]
 
 
 def cuda_architectures(command: str) -> list[str]:
-    """Those in SYMGROUND_CUDA_ARCHITECTURES, else those of this machine's GPUs, else the usual ones that nvcc knows."""
-    asked = os.environ.get("SYMGROUND_CUDA_ARCHITECTURES", "").split()
-    present = _printed("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader").replace(".", "").split()
-    known = _printed(command, "--list-gpu-code").split()
-    usual = [name for name in CUDA_ARCHITECTURES if f"sm_{name}" in known] or list(CUDA_ARCHITECTURES)
-    return asked or sorted(set(present), key=int) or usual
+    """What ``command``, an nvcc, is to compile for, such as ["80", "90+PTX"].
+
+    These are the architectures of TORCH_CUDA_ARCH_LIST, which is read as torch reads it ("8.0;9.0+PTX", "Hopper"); the
+    dot may be left out. If it is unset or "native", they are those of this machine's GPUs, else the usual ones that
+    nvcc knows. PTX of the last is then added, for later GPUs.
+
+    Raises:
+        ValueError: TORCH_CUDA_ARCH_LIST has something else, or what this nvcc does not know.
+    """
+    known = re.findall(r"sm_(\w+)", _printed(command, "--list-gpu-code"))
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip(" ;")
+    if asked not in ("", "native"):
+        return _asked_for(asked, known)
+    present = _printed("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+    numbers = sorted({major + minor for major, minor in re.findall(r"^(\d+)\.(\d)$", present, re.MULTILINE)}, key=int)
+    found = [number for number in numbers if number in known or not known]
+    usual = [name for name in CUDA_ARCHITECTURES if name in known] or list(CUDA_ARCHITECTURES)
+    *others, last = found or usual
+    return [*others, f"{last}+PTX"]
+
+
+def _asked_for(asked: str, known: Sequence[str]) -> list[str]:
+    """The architectures that a list in TORCH_CUDA_ARCH_LIST asks for, each once."""
+    words = [word for name in re.findall(r"[^ ;]+", asked) for word in NAMED_ARCHITECTURES.get(name, name).split(";")]
+    architectures = []
+    for word in words:
+        found = re.fullmatch(r"(\d+)\.?(\d)(a?)(\+PTX)?", word)
+        if found is None:
+            raise ValueError(
+                "TORCH_CUDA_ARCH_LIST: expected architectures such as '8.0;9.0+PTX' or '80 90', "
+                f"{', '.join(NAMED_ARCHITECTURES)} or native; got {word!r} in {asked!r}"
+            )
+        if known and found[1] + found[2] not in known:
+            raise ValueError(
+                f"TORCH_CUDA_ARCH_LIST: expected architectures that this nvcc knows, {', '.join(known)}; got {word!r} "
+                f"in {asked!r}"
+            )
+        architectures.append("".join(part or "" for part in found.groups()))
+    return list(dict.fromkeys(architectures))
 
 
 def _printed(*command: str) -> str:

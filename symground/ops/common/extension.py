@@ -1,6 +1,6 @@
 """The C++ extension (csrc/), if it is built. It is loaded when symground.ops is imported, and never compiled here.
 
-``symground build`` builds it. Without it, plain PyTorch (`attention/cpu_tiles.py` and its like) gives the same results.
+``symground build`` builds it. Without it, plain PyTorch (`attention/tiles.py` and its like) gives the same results.
 An extension that exists but cannot be used is reported in a warning.
 """
 
@@ -13,19 +13,26 @@ from typing import Any
 import torch
 
 from symground.ops.common.build import CUDA_FILE, FILE, HERE, VERSION
+from symground.ops.common.disabled import DISABLED
 
 
-def load(path: Path, name: str = "symground_C") -> Any:
-    """The operators ``torch.ops.<name>`` of the library at ``path``, or None if it cannot be used."""
+def load(path: Path, name: str = "symground_C", cuda: str | None = None) -> Any:
+    """The operators ``torch.ops.<name>`` of the library at ``path``, or None if it cannot be used.
+
+    ``cuda`` is torch's CUDA, such as "13.0", for a library that was built with one.
+    """
     if not path.exists():
         return None
     try:
         torch.ops.load_library(path)
         operators = getattr(torch.ops, name)
         found = operators.version()
-        if found == VERSION:
+        if found != VERSION:
+            cause = f"it is version {found} of the sources, the package expects {VERSION}"
+        elif cuda is not None and operators.cuda() != int(cuda.partition(".")[0]):
+            cause = f"it is built for CUDA {operators.cuda()}, and torch for CUDA {cuda}"
+        else:
             return operators
-        cause = f"it is version {found} of the sources, the package expects {VERSION}"
     except (OSError, RuntimeError, AttributeError) as error:
         cause = " ".join(str(error.__cause__ or error).split())
     warnings.warn(
@@ -36,10 +43,12 @@ def load(path: Path, name: str = "symground_C") -> Any:
     return None
 
 
-#: None if the extension is not built. Read it when an op runs, not at import.
-library: Any = load(HERE / FILE)
+#: None if the extension is not built, or switched off. Read it when an op runs, not at import.
+library: Any = None if "extension" in DISABLED else load(HERE / FILE)
 #: None without the part for GPUs, which gives the operators of ``library`` their CUDA kernels.
-cuda: Any = load(HERE / CUDA_FILE, "symground_CUDA") if library is not None and torch.version.cuda else None
+cuda: Any = None
+if library is not None and torch.version.cuda and "cuda" not in DISABLED:
+    cuda = load(HERE / CUDA_FILE, "symground_CUDA", torch.version.cuda)
 
 
 def runs_on(device: torch.device) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import warnings
 from functools import cache
@@ -9,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from symground.ops.common import extension
+from symground.ops.common import disabled, extension
 
 
 def nothing(like: Tensor) -> Exception | None:
@@ -38,18 +39,21 @@ def package(impl: str, module: str, like: Tensor) -> Exception | None:
         return ValueError(f"impl: {impl!r} expected float32, float16 or bfloat16, got {like.dtype}")
     if not imports(module):
         name = impl.replace("_", "-")
-        return RuntimeError(f"impl: {impl!r} needs {name}, which does not import here (pip install {name})")
+        install = f"pip install --no-build-isolation {name}"  # its build wants the torch that is installed
+        return RuntimeError(f"impl: {impl!r} needs {name}, which does not import here ({install})")
     return None
 
 
-def triton(like: Tensor, impl: str = "triton") -> Exception | None:
-    device, dtype = like.device.type, like.dtype
+def triton(like: Tensor) -> Exception | None:
+    device, dtype, impl = like.device.type, like.dtype, "triton"
+    if impl in disabled.DISABLED:
+        return disabled.refusal(impl)
     if dtype == torch.float64:
         return ValueError(f"impl: {impl!r} expected float32, float16 or bfloat16, got {dtype}")
     if device not in ("cpu", "cuda"):
         return ValueError(f"impl: {impl!r} expected tensors on a GPU, got {like.device}")
-    if device == "cuda" and not torch.version.hip and _major(like.device.index) < 8:
-        return RuntimeError(f"impl: {impl!r} needs a GPU of compute capability 8.0 or later")
+    if device == "cuda" and not torch.version.hip and (old := before_ampere(impl, like.device.index)):
+        return old
     if not imports("triton"):
         return RuntimeError(f"impl: {impl!r} needs Triton, which does not import here (pip install triton)")
     if device == "cpu" and not _interpreting():
@@ -60,6 +64,16 @@ def triton(like: Tensor, impl: str = "triton") -> Exception | None:
     if device == "cpu" and dtype == torch.bfloat16:
         return ValueError("impl: Triton's interpreter multiplies bfloat16 wrongly; expected float32 or float16")
     return None
+
+
+def before_ampere(impl: str, index: int | None) -> Exception | None:
+    """For kernels that need a GPU of compute capability 8.0."""
+    major, minor = capability(index)
+    if major >= 8:
+        return None
+    return RuntimeError(
+        f"impl: {impl!r} needs a GPU of compute capability 8.0 or later, got {major}.{minor}; impl='torch' runs there"
+    )
 
 
 # These do not change while the process runs: a compiled graph uses them as constants.
@@ -93,8 +107,35 @@ def _imports(module: str) -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _major(index: int | None) -> int:
-    return torch.cuda.get_device_capability(index)[0]
+def capability(index: int | None) -> tuple[int, int]:
+    """The compute capability of a GPU; a tensor's device has an index, for which it is asked once."""
+    return torch.cuda.get_device_capability() if index is None else _capability(index)
+
+
+@cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def flash_in_torch() -> bool:
+    """Whether this torch was built with a flash kernel for GPUs."""
+    return torch.backends.cuda.is_flash_attention_available()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def version(package: str) -> tuple[int, ...]:
+    """The version of an installed package, its first two numbers; (0, 0) if it says none."""
+    return _version(package)
+
+
+@cache
+def _version(package: str) -> tuple[int, ...]:
+    try:
+        numbers = importlib.metadata.version(package).split(".")[:2]
+        return tuple(map(int, numbers))
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return (0, 0)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

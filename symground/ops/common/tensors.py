@@ -17,6 +17,30 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def finest(x: Tensor) -> Tensor:
+    """``x`` in float64, or in float32 on a device that has no float64."""
+    kind = x.device.type
+    lacks = kind == "mps" or (kind == "xpu" and not torch.xpu.get_device_properties(x.device).has_fp64)
+    return x.float() if lacks else x.double()
+
+
+def running_sum(x: Tensor, dim: int) -> Tensor:
+    """The cumulative sum, in a fixed order where deterministic algorithms are required: torch's has none on a GPU."""
+    if x.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
+        return x.cumsum(dim)
+    return by_doubling(x, dim)
+
+
+def by_doubling(x: Tensor, dim: int) -> Tensor:
+    """The cumulative sum in log2(length) additions of the whole tensor."""
+    step, length = 1, x.shape[dim]
+    while step < length:
+        later = x.narrow(dim, step, length - step) + x.narrow(dim, 0, length - step)
+        x = torch.cat([x.narrow(dim, 0, step), later], dim)
+        step *= 2
+    return x
+
+
 def with_positive_scale(q: Tensor, scale: float) -> tuple[Tensor, float]:
     """Queries and a scale above 0 that give the same scores.
 
@@ -46,9 +70,26 @@ def padding(key_range: Tensor, stop: int, start: int = 0) -> Tensor:
     return (j < key_range[:, :1]) | (j >= key_range[:, 1:])
 
 
+def prefix_sums(x: Tensor, dim: int) -> Tensor:
+    """``x.cumsum(dim)``; by doubling steps if algorithms must be deterministic, which a GPU's cumsum refuses."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return x.cumsum(dim)
+    x, step = x.movedim(dim, -1), 1
+    while step < x.shape[-1]:
+        x = torch.cat([x[..., :step], x[..., step:] + x[..., :-step]], -1)
+        step *= 2
+    return x.movedim(-1, dim)
+
+
 def active(device_type: str) -> bool:
     """Whether autocast would change operations on such a device now."""
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return _has_autocast(device_type) and torch.is_autocast_enabled(device_type)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_autocast(device_type: str) -> bool:
+    """A constant of a compiled graph: torch 2.11 cannot trace the question."""
+    return torch.amp.is_autocast_available(device_type)
 
 
 def without_autocast(function: F) -> F:

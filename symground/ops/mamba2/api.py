@@ -8,12 +8,11 @@ from torch import Tensor
 
 from symground.ops.common import checks as check
 from symground.ops.common.dispatch import choose
-from symground.ops.mamba2 import causal_conv1d as causal_conv1d_package
-from symground.ops.mamba2 import cpu, reference
+from symground.ops.mamba2 import parts, reference
 from symground.ops.mamba2.layer import Layer
 
 #: The implementations by their name for ``impl``, in the order in which ``impl=None`` tries them.
-IMPLEMENTATIONS = {"cpu": cpu, "causal_conv1d": causal_conv1d_package, "reference": reference}
+IMPLEMENTATIONS = {**parts.CONVOLUTIONS, "parts": parts, "reference": reference}
 
 
 def mamba2_inner(

@@ -12,8 +12,11 @@ def refuses(like: Tensor) -> Exception | None:
     return needs.package("causal_conv1d", "causal_conv1d", like)
 
 
-def suits(x: Tensor, weight: Tensor) -> bool:
-    return 2 <= weight.shape[1] <= 4
+def declines(x: Tensor, weight: Tensor) -> str | None:
+    """What the package does not take, or None."""
+    if 2 <= weight.shape[1] <= 4:
+        return None
+    return f"weight: impl 'causal_conv1d' expected K of 2 to 4 columns, got {weight.shape[1]}"
 
 
 def causal_conv1d(
@@ -21,8 +24,9 @@ def causal_conv1d(
 ) -> Tensor:
     from causal_conv1d import causal_conv1d_fn
 
-    if not suits(x, weight):
-        raise ValueError(f"weight: impl 'causal_conv1d' expected K of 2 to 4 columns, got {weight.shape[1]}")
+    lacks = declines(x, weight)
+    if lacks is not None:
+        raise ValueError(lacks)
     bias = None if bias is None else bias.to(weight.dtype)
     channels_last = x.stride(2) == 1 and x.shape[1] > 1 and not any(n % 8 for n in (x.shape[2], *x.stride()[:2]))
     if channels_last:

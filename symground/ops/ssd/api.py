@@ -10,11 +10,14 @@ from symground.ops.common import checks as check
 from symground.ops.common.dispatch import choose
 from symground.ops.common.flow import check_groups
 from symground.ops.common.probes import GradientProbes, check_probes
-from symground.ops.ssd import cpu, mamba_ssm, reference, triton
+from symground.ops.ssd import cpu, mamba_ssm, reference, torch, triton
 from symground.ops.ssd.scan import Scan, check_grad, check_scan
 
-#: The implementations by their name for ``impl``, in the order in which ``impl=None`` tries them.
-IMPLEMENTATIONS = {"cpu": cpu.ops, "mamba_ssm": mamba_ssm, "triton": triton.ops, "reference": reference}
+#: The implementations by their name for ``impl``, in the order in which ``impl=None`` tries them. ``torch`` takes any
+#: tensor, so what comes after it runs only if it is named.
+IMPLEMENTATIONS = {
+    "cpu": cpu.ops, "mamba_ssm": mamba_ssm, "triton": triton.ops, "torch": torch.ops, "reference": reference,
+}  # fmt: skip
 
 
 @overload

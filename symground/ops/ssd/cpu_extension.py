@@ -1,4 +1,4 @@
-"""SSD by the C++ extension, if it is built. It computes what `cpu_chunks` does, and keeps a head's chunks in cache."""
+"""SSD by the C++ extension, if it is built. It computes what `chunks` does, and keeps a head's chunks in cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from symground.ops.ssd.scan import Scan
 
 
 def forward(scan: Scan, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """As `cpu_chunks.forward`."""
+    """As `chunks.forward`."""
     x = scan.x
     (batch, _, heads, size), dtype = x.shape, accumulation_dtype(x)
     y, state = x.new_empty(x.shape, dtype=dtype), x.new_empty(batch, heads, size, scan.B.shape[3], dtype=dtype)
@@ -20,7 +20,7 @@ def forward(scan: Scan, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def backward(grad_y: Tensor, grad_state: Tensor | None, scan: Scan, initial_state: Tensor | None) -> Gradients:
-    """As `cpu_chunks.backward`."""
+    """As `chunks.backward`."""
     x = scan.x
     (batch, _, heads, size), dtype = x.shape, accumulation_dtype(x)
     ddt, dB, dC = (x.new_empty(z.shape, dtype=dtype) for z in (scan.dt, scan.B, scan.C))

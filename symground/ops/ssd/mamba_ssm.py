@@ -9,6 +9,7 @@ from symground.ops.common import needs
 from symground.ops.common.probes import GradientProbes
 from symground.ops.common.tensors import padding
 from symground.ops.ssd.scan import Scan
+from symground.ops.ssd.torch import ops as torch_ops
 from symground.ops.ssd.triton import ops as triton_ops
 
 #: Positions in a chunk, as in mamba-ssm's own Mamba-2 layer.
@@ -19,9 +20,13 @@ def refuses(like: Tensor) -> Exception | None:
     return needs.package("mamba_ssm", "mamba_ssm.ops.triton.ssd_combined", like)
 
 
-def suits(like: Tensor) -> bool:
-    """Whether ``impl=None`` may pick it: the package computes float32 in TF32, and its sums may have no fixed order."""
-    return like.dtype != torch.float32 and not torch.are_deterministic_algorithms_enabled()
+def declines(like: Tensor) -> str | None:
+    """Why ``impl=None`` does not pick it, or None."""
+    if like.dtype == torch.float32:
+        return "x: mamba-ssm computes float32 in TF32"
+    if torch.are_deterministic_algorithms_enabled():
+        return "deterministic algorithms are required, and the sums of mamba-ssm may have no fixed order"
+    return None
 
 
 def ssd(scan: Scan, initial_state: Tensor | None, probes: GradientProbes) -> tuple[Tensor, Tensor]:
@@ -37,5 +42,5 @@ def ssd(scan: Scan, initial_state: Tensor | None, probes: GradientProbes) -> tup
         x, dt, A, B, C, chunk_size=CHUNK, initial_states=initial_state, return_final_states=True
     )
     if probes.saliency is not None or probes.flow is not None:
-        y = triton_ops.probed(y, scan, probes)
+        y = (triton_ops if needs.triton(x) is None else torch_ops).probed(y, scan, probes)
     return y, state.float()

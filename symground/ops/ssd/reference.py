@@ -9,6 +9,7 @@ from symground.ops.common import needs
 from symground.ops.common.derivatives import product
 from symground.ops.common.flow import FlowSums, Groups, group_sums
 from symground.ops.common.probes import GradientProbes
+from symground.ops.common.tensors import prefix_sums
 from symground.ops.ssd.scan import Scan
 
 refuses = needs.nothing
@@ -61,4 +62,4 @@ def _mixing_matrix(scan: Scan) -> Tensor:
 
 def _decay(dt: Tensor, A: Tensor) -> Tensor:
     """Σ_{s<=t} dt_s A, [B,H,T]: the exponent of the decay from the first position."""
-    return (dt * A).cumsum(1).transpose(1, 2)
+    return prefix_sums(dt * A, 1).transpose(1, 2)

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from symground.ops.common import checks as check
 from symground.ops.common.dispatch import choose
-from symground.ops.vocabulary import cpu, reference, triton
+from symground.ops.vocabulary import cpu, reference, torch, triton
 from symground.ops.vocabulary.lens import Lens
 
-#: The implementations by their name for ``impl``, in the order in which ``impl=None`` tries them.
-IMPLEMENTATIONS = {"cpu": cpu.ops, "triton": triton.ops, "reference": reference}
+#: The implementations by their name for ``impl``, in the order in which ``impl=None`` tries them. ``torch`` takes any
+#: tensor, so what comes after it runs only if it is named.
+IMPLEMENTATIONS = {"cpu": cpu.ops, "triton": triton.ops, "torch": torch.ops, "reference": reference}
 
 
 def candidate_surprisal(

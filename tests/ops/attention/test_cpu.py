@@ -1,4 +1,6 @@
-"""The CPU implementation's two versions, the C++ extension and plain PyTorch, against the reference; and the build."""
+"""The implementations by tiles against the reference: the CPU's two versions, the C++ extension and plain PyTorch, and
+``torch``, which has the same tiles and reads no value; and the build.
+"""
 
 from __future__ import annotations
 
@@ -20,25 +22,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from symground import ops
 from symground.ops.attention import cpu
+from symground.ops.attention import torch as torch_impl
 from symground.ops.attention.mixing import Mixing
 from symground.ops.common import build, extension
 from symground.ops.common.flow import NO_GROUPS, Groups
 
 
 @contextmanager
-def using(inner: str, threads: int = 1) -> Iterator[None]:
-    """Use the extension or plain PyTorch, with this many threads."""
+def using(inner: str, threads: int = 1) -> Iterator[str]:
+    """The ``impl`` that is the extension, plain PyTorch or ``torch``, with this many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with patch.object(extension, "library", extension.library if inner == "extension" else None):
-            yield
+            yield "torch" if inner == "torch" else "cpu"
     finally:
         torch.set_num_threads(before)
 
 
 built = pytest.mark.skipif(extension.library is None, reason="the C++ extension is not built: symground build")
 both = pytest.mark.parametrize("inner", ["plain", pytest.param("extension", marks=built)])
+every = pytest.mark.parametrize("inner", ["plain", pytest.param("extension", marks=built), "torch"])
 
 
 def some_groups(q: Tensor, k: Tensor) -> Groups:
@@ -83,7 +87,7 @@ def lse_like(q: Tensor) -> Tensor:
     return torch.zeros(1, dtype=torch.promote_types(q.dtype, torch.float32))
 
 
-@both
+@every
 @given(
     st.integers(1, 5), st.integers(1, 300), st.integers(1, 300), st.booleans(), st.integers(1, 400),
     st.sampled_from(((4, 4), (4, 2), (3, 1))), st.integers(1, 3), st.sampled_from((0, 1, 3, 40, 300)),
@@ -111,13 +115,13 @@ def test_agrees_with_the_reference_across_tiles_and_threads(
         of_query = torch.where(torch.arange(t) == t - 1, of_query[:, -1:], -1)
     kw["groups"] = (of_query, of_key, num_query, num_key)
     expected = everything("reference", q, k, v, grad, **kw)
-    with using(inner, threads):
-        got = everything("cpu", q, k, v, grad, **kw)
+    with using(inner, threads) as impl:
+        got = everything(impl, q, k, v, grad, **kw)
     for name, a, b in zip(NAMES, got, expected, strict=True):
         torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@both
+@every
 @pytest.mark.parametrize("gate", [None, torch.tensor([1.0, 0.5])])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_rounds_only_what_comes_in_and_goes_out(inner: str, dtype: torch.dtype, gate: Tensor | None) -> None:
@@ -125,8 +129,8 @@ def test_rounds_only_what_comes_in_and_goes_out(inner: str, dtype: torch.dtype, 
     torch.manual_seed(0)
     q, k, v, grad = (torch.randn(2, 2, 200, 16).to(dtype) for _ in range(4))
     exact = everything("reference", *(x.double() for x in (q, k, v, grad)), gate=gate)
-    with using(inner, 2):
-        got = everything("cpu", q, k, v, grad, gate=gate)
+    with using(inner, 2) as impl:
+        got = everything(impl, q, k, v, grad, gate=gate)
     like_inputs = {"out", "dq", "dk", "dv", "dq beside flow"}
     assert [x.dtype for x in got] == [dtype if name in like_inputs else torch.float32 for name in NAMES]
     for ours, wanted in zip(got, exact, strict=True):
@@ -134,7 +138,7 @@ def test_rounds_only_what_comes_in_and_goes_out(inner: str, dtype: torch.dtype, 
         assert (ours.double() - wanted).abs().max() <= units * torch.finfo(dtype).eps * wanted.abs().max()
 
 
-@both
+@every
 def test_what_stands_outside_the_key_range_is_not_read(inner: str) -> None:
     torch.manual_seed(0)
     q, k, v, grad = (torch.randn(3, 2, 150, 4) for _ in range(4))
@@ -143,9 +147,9 @@ def test_what_stands_outside_the_key_range_is_not_read(inner: str) -> None:
     for b, (low, high) in enumerate(key_range.tolist()):
         for x in (dirty_k, dirty_v):
             x[b, :, :low], x[b, :, high:] = float("nan"), float("inf")
-    with using(inner, 2):
-        clean = everything("cpu", q, k, v, grad, key_range=key_range)
-        dirty = everything("cpu", q, dirty_k, dirty_v, grad, key_range=key_range)
+    with using(inner, 2) as impl:
+        clean = everything(impl, q, k, v, grad, key_range=key_range)
+        dirty = everything(impl, q, dirty_k, dirty_v, grad, key_range=key_range)
     for a, b in zip(clean, dirty, strict=True):
         assert torch.equal(a, b)
 
@@ -177,7 +181,7 @@ def test_padding_costs_no_mask_and_no_copy(inner: str, queries: int, window: int
     assert largest <= k.nbytes // 3 < 4 * 3 * queries * 512  # one example's keys; additive mask
 
 
-@both
+@every
 @pytest.mark.parametrize("key_heads", [4, 2])
 @pytest.mark.parametrize("key_range", [None, torch.tensor([[0, 150], [3, 140]])])
 def test_a_closed_head_is_not_read(inner: str, key_heads: int, key_range: Tensor | None) -> None:
@@ -190,16 +194,16 @@ def test_a_closed_head_is_not_read(inner: str, key_heads: int, key_range: Tensor
     of_key = closed.view(2, key_heads, -1).all(-1)
     grad_, v_ = grad.clone(), v.clone()
     grad_[closed], v_[of_key] = float("nan"), float("inf")
-    with using(inner, 2):
-        clean = dict(zip(NAMES, everything("cpu", q, k, v, grad, gate=gate, key_range=key_range), strict=True))
-        dirty = dict(zip(NAMES, everything("cpu", q, k, v_, grad_, gate=gate, key_range=key_range), strict=True))
+    with using(inner, 2) as impl:
+        clean = dict(zip(NAMES, everything(impl, q, k, v, grad, gate=gate, key_range=key_range), strict=True))
+        dirty = dict(zip(NAMES, everything(impl, q, k, v_, grad_, gate=gate, key_range=key_range), strict=True))
         # With a log-sum-exp given, its queries and keys are not read either: anything computed from them would be NaN.
         q_, k_ = q.clone(), k.clone()
         q_[closed], k_[of_key] = float("nan"), float("nan")
         mixing = Mixing(causal=True, scale=0.5, key_range=key_range, window=None, gate=gate)
         groups = some_groups(q, k)
         after = (q_, k_, v_, grad_, clean["lse"], mixing)
-        kernels = cpu.backend
+        kernels = {"cpu": cpu.backend, "torch": torch_impl.backend}[impl]
         others = {
             "saliency": kernels.saliency(*after, True),
             "flow": kernels.flow(*after, groups, True)[0],
@@ -217,21 +221,21 @@ def test_a_closed_head_is_not_read(inner: str, key_heads: int, key_range: Tensor
     torch.testing.assert_close(clean["lse"], open_lse)
 
 
-@both
+@every
 def test_a_coarse_log_sum_exp_gives_a_coarse_saliency(inner: str) -> None:
     torch.manual_seed(0)
     q, k, v, grad = (torch.randn(2, 2, 9, 4) for _ in range(4))
     _, lse = ops.attention(q, k, v)
     exact = ops.attention_saliency(q, k, v, grad, lse)
-    with using(inner):
-        got = ops.attention_saliency(q, k, v, grad, lse.bfloat16(), impl="cpu")
-        wide = ops.attention_saliency(q, k, v, grad, lse.double(), impl="cpu")
+    with using(inner) as impl:
+        got = ops.attention_saliency(q, k, v, grad, lse.bfloat16(), impl=impl)
+        wide = ops.attention_saliency(q, k, v, grad, lse.double(), impl=impl)
     assert (got.dtype, wide.dtype) == (torch.bfloat16, torch.float64)
     torch.testing.assert_close(got.float(), exact, atol=0.1, rtol=0.1)
     torch.testing.assert_close(wide.float(), exact)
 
 
-@both
+@every
 def test_any_strides(inner: str) -> None:
     torch.manual_seed(0)
     packed = torch.randn(2, 6, 70, 3, 4, dtype=torch.float64)
@@ -239,21 +243,21 @@ def test_any_strides(inner: str) -> None:
     q, k, v = strided
     grad = torch.ones((), dtype=torch.float64).expand(q.shape)  # as .sum().backward() gives
     gate = torch.tensor([1.0, 0.5, 0.0])
-    with using(inner, 2):
-        got = everything("cpu", q, k, v, grad, gate=gate)
+    with using(inner, 2) as impl:
+        got = everything(impl, q, k, v, grad, gate=gate)
     expected = everything("reference", *(x.contiguous() for x in (q, k, v, grad)), gate=gate)
     for name, a, b in zip(NAMES, got, expected, strict=True):
         torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@both
+@every
 def test_repeats_are_identical(inner: str) -> None:
     torch.manual_seed(0)
     q, k, v, grad = (torch.randn(3, 4, 200, 8) for _ in range(4))
-    with using(inner, 2):
-        first = everything("cpu", q, k, v, grad)
+    with using(inner, 2) as impl:
+        first = everything(impl, q, k, v, grad)
         for _ in range(5):
-            assert all(map(torch.equal, everything("cpu", q, k, v, grad), first))
+            assert all(map(torch.equal, everything(impl, q, k, v, grad), first))
 
 
 @built

@@ -6,29 +6,41 @@ tests layouts, gates and the saliency from its log-sum-exp, but not the GPU kern
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+from typing import Any
+
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from symground import ops
 from symground.ops.attention import flash
 from symground.ops.attention.api import IMPLEMENTATIONS
+from symground.ops.attention.flash_libraries import FlashAttn, TorchFlash
+from symground.ops.attention.mixing import Mixing
+from symground.ops.common import needs
+from symground.ops.common.tensors import padding
 from tests.ops.common.triton_device import CUDA, DEVICE
 
 
 class StandIn:
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, window: int | None
-    ) -> tuple[Tensor, Tensor]:
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+    def lacks(self, q: Tensor, k: Tensor, mixing: Mixing) -> str | None:
+        return TorchFlash().lacks(q, k, mixing)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, mixing.causal, scale=mixing.scale
+        )
         return out, lse
 
     def backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float,
-        window: int | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing
+    ) -> tuple[Tensor, Tensor, Tensor]:
         grads: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, q, k, v, out, lse, 0.0, causal, scale=scale
+            grad, q, k, v, out, lse, 0.0, mixing.causal, scale=mixing.scale
         )
         return grads
 
@@ -37,6 +49,7 @@ class StandIn:
 def runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     if not CUDA:
         monkeypatch.setattr(flash, "flash", StandIn)
+        monkeypatch.setattr(needs, "capability", lambda index: (9, 0))
         monkeypatch.setitem(IMPLEMENTATIONS, "flash", flash.ops._replace(refuses=lambda like: None))
 
 
@@ -65,18 +78,19 @@ def test_flash_gives_what_the_reference_gives(gated: bool) -> None:
 @pytest.mark.usefixtures("runs_here")
 def test_what_flash_does_not_take_is_named() -> None:
     q = torch.zeros(1, 1, 4, 16, device=DEVICE, dtype=torch.float16)
-    with pytest.raises(ValueError, match="key_range: impl 'flash' expected None"):
+    with pytest.raises(ValueError, match="key_range: impl 'flash' without the flash-attn package expected None"):
         ops.attention(q, q, q, key_range=torch.tensor([[0, 4]], device=DEVICE), impl="flash")
-    with pytest.raises(ValueError, match="q: impl 'flash' expected a head size D that is a multiple of 8, got 12"):
+    with pytest.raises(
+        ValueError, match="q: impl 'flash' expected a head size D that is a multiple of 8, up to 256 here, got 12"
+    ):
         ops.attention(q[..., :12], q[..., :12], q[..., :12], impl="flash")
 
 
 def test_pytorchs_own_flash_names_what_it_lacks() -> None:
-    q = torch.zeros(1, 1, 4, 16)
-    with pytest.raises(ValueError, match="window: impl 'flash' takes one with the flash-attn package only"):
-        flash.TorchFlash().forward(q, q, q, True, 1.0, 3)
-    with pytest.raises(ValueError, match="k: impl 'flash' without the flash-attn package expected S = T = 2"):
-        flash.TorchFlash().forward(q[:, :, :2], q, q, True, 1.0, None)
+    q, own = torch.zeros(1, 1, 4, 16), TorchFlash()
+    assert "window: impl 'flash' without" in str(own.lacks(q, q, Mixing(window=3)))
+    assert "expected S = T = 2 where causal, got S = 4" in str(own.lacks(q[:, :, :2], q, Mixing()))
+    assert own.lacks(q[:, :, :2], q, Mixing(causal=False)) is own.lacks(q, q, Mixing()) is None
 
 
 @pytest.mark.skipif(CUDA, reason="on a GPU flash runs")
@@ -86,3 +100,96 @@ def test_flash_is_refused_where_it_cannot_run() -> None:
         ops.attention(q, q, q, impl="flash")
     with pytest.raises(ValueError, match="impl: 'flash' expected tensors on a GPU, got cpu"):
         ops.attention(q.half(), q.half(), q.half(), impl="flash")
+
+
+# The flash-attn package, of which the functions have a stand-in with their arguments, in plain PyTorch.
+
+
+def one_sequence(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, before: int) -> tuple[Tensor, Tensor]:
+    """[T,H,D] and [S,Hk,D] → out and lse [H,T]; a mask aligned bottom-right, as in flash-attn from 2.1 on."""
+    shared = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(shared, 1) for x in (k, v))
+    s = torch.einsum("thd,shd->hts", q, k) * scale
+    i, j = torch.arange(len(q))[:, None] + len(k) - len(q), torch.arange(len(k))
+    seen = (j <= i) if causal else torch.ones_like(j <= i)
+    if before >= 0:
+        seen &= j >= i - before
+    s = s.masked_fill(~seen, float("-inf"))
+    lse = s.logsumexp(-1) if len(k) else s.new_full(s.shape[:2], float("-inf"))
+    p = (s - lse.masked_fill(lse.isneginf(), 0.0)[..., None]).exp()
+    return torch.einsum("hts,shd->thd", p, v), lse.masked_fill(lse.isneginf(), float("inf"))
+
+
+def stand_in_varlen(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int, max_seqlen_k: int,
+    dropout_p: float, softmax_scale: float, causal: bool, window_size_left: int, window_size_right: int,
+    softcap: float, alibi_slopes: None,
+) -> tuple[Tensor, Tensor, None, None]:  # fmt: skip
+    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+    assert len(cu_seqlens_q) == len(cu_seqlens_k)
+    assert (int(cu_seqlens_q[-1]), int(cu_seqlens_k[-1])) == (len(q), len(k))
+    assert max_seqlen_q > 1, "else the package takes every sequence to have one query"
+    assert (dropout_p, softcap, window_size_right) == (0.0, 0.0, 0 if causal else -1)
+    outs, levels = [], []
+    for a, b, c, d in zip(
+        cu_seqlens_q[:-1].tolist(), cu_seqlens_q[1:].tolist(), cu_seqlens_k[:-1].tolist(), cu_seqlens_k[1:].tolist(),
+        strict=True,
+    ):  # fmt: skip
+        assert 0 <= b - a <= max_seqlen_q
+        assert 0 <= d - c <= max_seqlen_k
+        out, lse = one_sequence(q[a:b], k[c:d], v[c:d], causal, softmax_scale, window_size_left)
+        outs.append(out)
+        levels.append(lse)
+    return torch.cat(outs), torch.cat(levels, 1), None, None
+
+
+def stand_in_varlen_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, dq: Tensor, dk: Tensor, dv: Tensor,
+    *, deterministic: bool, **kw: Any,
+) -> None:  # fmt: skip
+    assert softmax_lse.shape == (q.shape[1], len(q))
+    assert not deterministic
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        found = stand_in_varlen(*leaves, **kw)[0]
+    grads = torch.autograd.grad(found, leaves, dout, materialize_grads=True)
+    for x, grad in zip((dq, dk, dv), grads, strict=True):
+        x.copy_(grad)
+
+
+@pytest.fixture
+def flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("flash_attn.flash_attn_interface")
+    module._flash_attn_forward = module._flash_attn_backward = None  # type: ignore[attr-defined]
+    module._flash_attn_varlen_forward = stand_in_varlen  # type: ignore[attr-defined]
+    module._flash_attn_varlen_backward = stand_in_varlen_backward  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
+    monkeypatch.setitem(sys.modules, "flash_attn.flash_attn_interface", module)
+
+
+@pytest.mark.usefixtures("flash_attn")
+@given(
+    st.integers(1, 9), st.integers(1, 9), st.booleans(), st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    min_size=1, max_size=3), st.booleans(),
+)  # fmt: skip
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_padding_as_sequences_of_different_lengths(
+    queries: int, keys: int, causal: bool, ranges: list[tuple[int, int]], grouped: bool
+) -> None:
+    """Left, right and on both sides, with queries after the last key, T ≠ S, empty ranges, and NaN in the padding."""
+    torch.manual_seed(0)
+    bounds = torch.tensor([sorted((min(a, keys), min(b, keys))) for a, b in ranges])
+    q, grad = (torch.randn(len(bounds), 4, queries, 3, dtype=torch.float64) for _ in range(2))
+    k, v = (torch.randn(len(bounds), 2 if grouped else 4, keys, 3, dtype=torch.float64) for _ in range(2))
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    right, right_lse = ops.attention(*leaves, causal=causal, key_range=bounds, scale=0.7, impl="reference")
+    wanted = torch.autograd.grad(right, leaves, grad, materialize_grads=True)
+    q, k, v = (x.detach().clone() for x in leaves)
+    outside = padding(bounds, keys)[:, None, :, None].expand_as(k)
+    k[outside], v[outside] = float("nan"), float("inf")
+    mixing = Mixing(causal, 0.7, bounds)
+    out, lse = FlashAttn().forward(q, k, v, mixing)
+    torch.testing.assert_close(out, right.detach())
+    torch.testing.assert_close(lse, right_lse.masked_fill(right_lse.isneginf(), float("inf")))
+    for found, of in zip(FlashAttn().backward(grad, q, k, v, out, lse, mixing), wanted, strict=True):
+        torch.testing.assert_close(found, of)

@@ -22,7 +22,9 @@ interpreted = pytest.mark.skipif(
     torch.cuda.is_available() or not imports("triton"),
     reason="needs Triton in its interpreter: no GPU, Triton installed",
 )
-INNER = ["plain", pytest.param("extension", marks=built)]
+INNER = ["plain", pytest.param("extension", marks=built), "torch"]
+#: Version → ``impl``; the others are versions of "cpu".
+IMPL = {"torch": "torch", "triton": "triton"}
 LARGEST = (1.0, 20.0, 150.0, 457.0, 1420.0, 1500.0)
 
 
@@ -130,7 +132,7 @@ def test_large_logits_cost_no_more_than_they_cost_eager(
     with patch.object(extension, "library", extension.library if inner == "extension" else None):
         batch = max(2, 128 // (heads[0] * lengths[0]))  # the errors of a few rows differ by chance
         problems = [Problem(seed + i, largest, lengths, heads, size, batch) for i in range(8)]
-        assert_no_worse_than_eager(problems, "cpu", gated, causal, sign)
+        assert_no_worse_than_eager(problems, IMPL.get(inner, "cpu"), gated, causal, sign)
 
 
 @interpreted
@@ -156,7 +158,7 @@ def test_large_logits_cost_the_triton_kernels_no_more_than_they_cost_eager(
 @pytest.mark.parametrize("inner", [*INNER, pytest.param("triton", marks=interpreted)])
 def test_a_log_sum_exp_over_more_keys_is_taken_as_it_is(inner: str) -> None:
     """Keys in two parts, each with the log-sum-exp of all keys, give the saliency of the whole."""
-    impl = "triton" if inner == "triton" else "cpu"
+    impl = IMPL.get(inner, "cpu")
     q, k, v, grad = (x.float() for x in Problem(3, 30.0, (50, 64), (2, 2), 8).tensors)
     _, lse = ops.attention(q, k, v, causal=False)
     whole = ops.attention_saliency(q, k, v, grad, lse, True, causal=False, impl="reference")
@@ -186,7 +188,7 @@ def test_any_scale(
     kw["key_range"] = torch.tensor([[0, 20], [2, 17]]) if padded else None
     found = []
     with patch.object(extension, "library", extension.library if inner == "extension" else None):
-        for impl, as_ in (("cpu", dtype), ("reference", torch.float64)):
+        for impl, as_ in ((IMPL.get(inner, "cpu"), dtype), ("reference", torch.float64)):
             leaves = [x.to(as_).requires_grad_() for x in (q, k, v)]
             out, lse = ops.attention(*leaves, **kw, impl=impl)
             found.append([out.detach(), lse, *torch.autograd.grad(out, leaves, grad.to(as_))])

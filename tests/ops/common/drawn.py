@@ -27,12 +27,16 @@ DIFFERENTIABLE = (
     "attention", "ssd", "candidate_surprisal", "linear_cross_entropy", "lens_surprisal", "causal_conv1d",
     "mamba2_inner", "gate_heads",
 )  # fmt: skip
-IMPLEMENTATIONS = ("reference", "cpu", "plain")
 
 
 def implementations(op: str) -> list[str]:
     """The names that ``impl`` takes for an op, from its family's table."""
     return [name for name, of in sys.modules[getattr(ops, op).__module__].IMPLEMENTATIONS.items() if hasattr(of, op)]
+
+
+def on_a_cpu(op: str) -> list[str]:
+    """Those that run on any CPU; "plain" is "cpu" without the extension."""
+    return [name for name in ("reference", "cpu", "plain", "torch", "parts") if name in (*implementations(op), "plain")]
 
 
 class Case(NamedTuple):

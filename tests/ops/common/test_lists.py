@@ -19,7 +19,8 @@ FURTHER = ("", "_backward", "_probed")
 
 
 def test_every_op_is_drawn_and_has_an_oracle() -> None:
-    assert {draw(op, 0).op for op in ops.__all__} == set(OPS) == set(ops.__all__)
+    public = set(ops.__all__) - {"explain"}  # which asks about the others
+    assert {draw(op, 0).op for op in public} == set(OPS) == public
 
 
 def registered() -> set[str]:

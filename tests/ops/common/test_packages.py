@@ -134,7 +134,7 @@ def on_a_gpu(dtype: torch.dtype) -> Any:
 def test_where_a_package_imports_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     present: set[str] = set()
     monkeypatch.setattr(needs, "imports", lambda module: module.partition(".")[0] in present)
-    monkeypatch.setattr(needs, "_major", lambda index: 9)
+    monkeypatch.setattr(needs, "capability", lambda index: (9, 0))
 
     def taken(op: str, table: Any, dtype: torch.dtype, *others: torch.Tensor) -> str:
         run = choose(op, table, None, on_a_gpu(dtype), *others)
@@ -146,23 +146,23 @@ def test_where_a_package_imports_it_is_taken(monkeypatch: pytest.MonkeyPatch) ->
     def convolution(dtype: torch.dtype) -> str:
         return taken("causal_conv1d", CONVOLUTIONS, dtype, torch.ones(3, 4))
 
-    assert scan(torch.bfloat16) == convolution(torch.bfloat16) == "reference"
+    assert (scan(torch.bfloat16), convolution(torch.bfloat16)) == ("torch", "reference")
     present.add("triton")
     assert scan(torch.bfloat16) == "triton"
     present.update({"mamba_ssm", "causal_conv1d"})
     assert scan(torch.bfloat16) == "mamba_ssm"
     with monkeypatch.context() as unasked:
-        unasked.setattr(mamba_ssm, "suits", lambda like: False)
+        unasked.setattr(mamba_ssm, "declines", lambda like: "not today")
         assert scan(torch.bfloat16) == "triton"
-    assert scan(F64) == "reference"
+    assert scan(F64) == "torch"
     assert convolution(torch.float32) == "causal_conv1d"
 
 
 def test_mamba_ssm_is_left_where_its_numbers_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert mamba_ssm.suits(torch.zeros(1, dtype=torch.bfloat16))
-    assert not mamba_ssm.suits(torch.zeros(1))
+    assert mamba_ssm.declines(torch.zeros(1, dtype=torch.bfloat16)) is None
+    assert "TF32" in str(mamba_ssm.declines(torch.zeros(1)))
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert not mamba_ssm.suits(torch.zeros(1, dtype=torch.bfloat16))
+    assert "deterministic" in str(mamba_ssm.declines(torch.zeros(1, dtype=torch.bfloat16)))
 
 
 @pytest.mark.parametrize(

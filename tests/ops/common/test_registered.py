@@ -20,6 +20,7 @@ from symground.ops.attention.mixing import Mixing
 from symground.ops.common.flow import NO_GROUPS
 from symground.ops.common.register import define
 from symground.ops.vocabulary import cpu as vocabulary_cpu
+from symground.ops.vocabulary import tiles as vocabulary_tiles
 
 registered_impl = pytest.mark.parametrize(
     "impl",
@@ -218,7 +219,7 @@ def test_surprisal_keeps_no_row_of_the_vocabulary() -> None:
     inputs = [torch.randn(rows, size), torch.randn(vocabulary, size), torch.randn(vocabulary)]
     for candidates in (torch.arange(100), torch.randint(vocabulary, (rows, 2))):
         grad = torch.randn(rows, candidates.shape[-1])
-        with patch.object(vocabulary_cpu, "TILE", tile), Watch(*inputs, candidates, grad) as watch:
+        with patch.object(vocabulary_tiles, "TILE", tile), Watch(*inputs, candidates, grad) as watch:
             out, lse = vocabulary_cpu.backend.forward(*inputs, candidates)
             kept = [out, lse, *vocabulary_cpu.backend.backward(grad, *inputs, candidates, lse, True, True, True)]
         assert len(kept) == 5

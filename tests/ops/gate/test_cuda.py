@@ -59,39 +59,10 @@ def test_compiles_without_spills_and_moves_16_bytes_at_a_time(tmp_path: Path, ar
         assert "STL" not in body, f"{name}: local memory"
 
 
-def test_what_the_cuda_part_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FileNotFoundError, match="expected sources in"):
-        build.build_cuda(tmp_path, sources=tmp_path)
-    monkeypatch.setattr(build, "has_cuda", lambda folder: False)
-    with pytest.raises(FileNotFoundError, match="no torch for CUDA is installed"):
-        build.build_cuda(tmp_path)
-    monkeypatch.setattr(build, "has_cuda", lambda folder: True)
-    monkeypatch.setattr(build, "nvcc", lambda: None)
-    with pytest.raises(FileNotFoundError, match="no nvcc found"):
-        build.build_cuda(tmp_path)
-    broken = tmp_path / "nvcc"
-    broken.write_text("#!/bin/sh\necho 'gate.cu(1): error: what is this' >&2\nexit 2\n")
-    broken.chmod(0o755)
-    monkeypatch.setattr(build, "nvcc", lambda: str(broken))
-    with pytest.raises(RuntimeError, match=r"failed: gate\.cu\(1\): error: what is this"):
-        build.build_cuda(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["nvcc"]
-
-
-def test_architectures_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SYMGROUND_CUDA_ARCHITECTURES", "80 90")
-    assert build.cuda_architectures("no-such-nvcc") == ["80", "90"]
-    flags = build.cuda_flags(Path("torch"), ["80", "90"])
-    assert "-gencode=arch=compute_80,code=sm_80" in flags
-    assert "-gencode=arch=compute_90,code=compute_90" in flags, "PTX for later GPUs"
-    monkeypatch.delenv("SYMGROUND_CUDA_ARCHITECTURES")
-    monkeypatch.setattr(build, "_printed", lambda *command: "9.0\n8.0\n9.0\n" if "nvidia-smi" in command else "")
-    assert build.cuda_architectures("no-such-nvcc") == ["80", "90"]
-    monkeypatch.setattr(build, "_printed", lambda *command: "")
-    assert build.cuda_architectures("no-such-nvcc") == list(build.CUDA_ARCHITECTURES)
-
-
-on_gpu = pytest.mark.skipif(extension.cuda is None, reason="no CUDA part of the extension: symground build, on a GPU")
+# A torch for CUDA loads the CUDA part where no GPU or no driver is, too.
+on_gpu = pytest.mark.skipif(
+    extension.cuda is None or not torch.cuda.is_available(), reason="needs the extension's CUDA part and a GPU"
+)
 
 
 def gates(*shape: int) -> torch.Tensor:

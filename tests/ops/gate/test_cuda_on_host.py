@@ -5,7 +5,6 @@ a GPU.
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from symground.ops.common import build
+from tests.ops.common.host import compiled_for_the_host
 
 #: Replacements for nvcc's own headers and for calls that need a GPU. Each text occurs once in the source.
 REPLACED = {
@@ -34,7 +34,7 @@ static double __dadd_rn(double x, double y) { return x + y; }
     "const cudaError_t error = cudaGetLastError();": "const cudaError_t error = cudaSuccess;",
     "cudaGetErrorString(error)": '""',
     "const torch::stable::accelerator::DeviceGuard guard(device);": "(void)device;",
-    "STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));": "",
+    "TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));": "",
     "STABLE_TORCH_LIBRARY_IMPL(symground_C, CUDA, m) {": """STABLE_TORCH_LIBRARY_FRAGMENT(on_host, m) {
   m.def("gate_heads(Tensor x, Tensor gate, Tensor? fill, Tensor(a!) out) -> bool");
 }
@@ -72,39 +72,11 @@ print(compared)
 @pytest.mark.parametrize("rows", ["1L << 30", "6"])
 def test_gives_the_bits_of_plain_pytorch(tmp_path: Path, rows: str) -> None:
     """In one launch, and in launches of few rows, as if there were more rows than 32 bits can count."""
-    command, nvcc, torch = build.compiler(), build.nvcc(), build.torch_folder()
-    assert command
-    assert nvcc
-    assert torch
-    printed = subprocess.run([nvcc, "-E", "-x", "cu", "-v", "-"], input="", capture_output=True, text=True, check=False)
-    found = re.search(r'"-I([^"]+)"', printed.stderr)
-    assert found, printed.stderr
     source = (build.SOURCES / "gate" / "gate.cu").read_text(encoding="utf-8")
     for text, replacement in REPLACED.items():
         assert source.count(text) == 1, text
         source = source.replace(text, replacement)
-    (tmp_path / "gate.cpp").write_text(source, encoding="utf-8")
-    library = tmp_path / "on_host.so"
-    flags = ["-O1", "-std=c++20", "-fPIC", "-shared", "-ffp-contract=off", build._ABI, "-DSYMGROUND_VERSION=0"]
-    paths = [
-        f"-I{torch / 'include'}",
-        f"-I{build.SOURCES / 'gate'}",
-        f"-I{found[1]}",
-        f"-L{torch / 'lib'}",
-        "-ltorch_cpu",
-    ]
-    compiling = [
-        *command,
-        *flags,
-        f"-DROWS={rows}",
-        "-DUSE_CUDA",
-        str(tmp_path / "gate.cpp"),
-        *paths,
-        "-o",
-        str(library),
-    ]
-    done = subprocess.run(compiling, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    library = compiled_for_the_host(source, tmp_path, f"-DROWS={rows}")
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(library)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == 4 * 6 * 2 * 3 * 7

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from symground import ops
 from symground.ops.common import extension
-from symground.ops.ssd import cpu, cpu_chunks
+from symground.ops.ssd import chunks, cpu, tiles
 
 NAN = float("nan")
 
@@ -32,10 +32,10 @@ NAN = float("nan")
 def _inner(request: Any) -> Any:
     """Both versions on the CPU; plain PyTorch with chunks and tiles of 4, so that short inputs have several."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(cpu, "TILE", 4)
+    patch.setattr(tiles, "TILE", 4)
     if request.param == "plain PyTorch":
-        patch.setattr(cpu_chunks, "CHUNK", 4)
-        patch.setattr(cpu, "_inner", lambda: cpu_chunks)
+        patch.setattr(chunks, "CHUNK", 4)
+        patch.setattr(cpu, "_inner", lambda: chunks)
     yield
     patch.undo()
 
@@ -92,13 +92,13 @@ def on(threads: int) -> Iterator[None]:
 @given(problems(), st.sampled_from([1, 3]))
 def test_equals_the_reference_with_all_gradients(problem: Any, threads: int) -> None:
     z, key_range, initial = problem
-    with on(threads):
-        found = gradients(z, key_range, initial, "cpu")
     expected = gradients(z, key_range, initial, "reference")
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
-        assert b.isfinite().all()
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    for impl in IMPLS[:-1]:
+        with on(threads):
+            found = gradients(z, key_range, initial, impl)
+        for a, b in zip(found, expected, strict=True):
+            assert b.isfinite().all()
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 @given(problems(), st.integers(0, 2))
@@ -107,16 +107,18 @@ def test_saliency_and_flow_equal_the_reference(problem: Any, groups: int) -> Non
     grad = torch.randn_like(z["x"]).nan_to_num()
     ids = torch.randint(-1, max(groups, 1), z["x"].shape[:2])
     for signed in (True, False):
-        a, b = (ops.ssd_saliency(**z, grad_y=grad, signed=signed, key_range=key_range, impl=i) for i in IMPLS)
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+        *found, right = (ops.ssd_saliency(**z, grad_y=grad, signed=signed, key_range=key_range, impl=i) for i in IMPLS)
+        for x in found:
+            torch.testing.assert_close(x, right, rtol=1e-9, atol=1e-12)
     for matrix in (True, False):
-        a, b = (ops.ssd_flow(**z, grad_y=grad, query_groups=ids, key_groups=ids, num_query_groups=groups,
+        *found, right = (ops.ssd_flow(**z, grad_y=grad, query_groups=ids, key_groups=ids, num_query_groups=groups,
                              num_key_groups=groups, key_range=key_range, with_matrix_total=matrix, impl=i)
-                for i in IMPLS) if groups else (((),) * 2)  # fmt: skip
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+                for i in IMPLS) if groups else ((),)  # fmt: skip
+        for x in found:
+            torch.testing.assert_close(x, right, rtol=1e-9, atol=1e-12)
 
 
-IMPLS = ("cpu", "reference")
+IMPLS = ("cpu", "torch", "reference")
 
 
 @given(problems())

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from symground import ops
 from symground.ops.common import extension
-from symground.ops.vocabulary import cpu
+from symground.ops.vocabulary import tiles
 
-both = pytest.mark.parametrize("impl", ["reference", "cpu"])
+every_impl = pytest.mark.parametrize("impl", ["reference", "cpu", "torch"])
 
 
-@both
+@every_impl
 @given(
     st.integers(0, 9), st.integers(1, 5), st.integers(1, 12), st.integers(1, 4), st.booleans(), st.booleans(),
     st.integers(1, 5), st.integers(1, 5), st.integers(0, 10**6),
@@ -33,7 +33,7 @@ def test_candidate_surprisal(
     leaves = [x.requires_grad_() for x in (hidden, weight, bias) if x is not None]
     full = -torch.log_softmax(torch.nn.functional.linear(hidden, weight, bias), -1)
     expected = full.gather(1, candidates.expand(n, k))
-    with patch.multiple(cpu, ROWS=rows, TILE=rows * columns):  # several tiles, the last one narrower
+    with patch.multiple(tiles, ROWS=rows, TILE=rows * columns):  # several tiles, the last one narrower
         got = ops.candidate_surprisal(hidden, weight, candidates, bias, impl=impl)
         everything = ops.candidate_surprisal(hidden, weight, torch.arange(v), bias, impl=impl)
         gradients = torch.autograd.grad(got, leaves, upstream)
@@ -43,7 +43,7 @@ def test_candidate_surprisal(
         torch.testing.assert_close(ours, autograds)
 
 
-@both
+@every_impl
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_gives_float32(impl: str, dtype: torch.dtype) -> None:
     """Accumulated in float32; only the inputs and the gradients are rounded."""
@@ -61,7 +61,7 @@ def test_half_precision_gives_float32(impl: str, dtype: torch.dtype) -> None:
         assert (ours - wanted).abs().max() <= torch.finfo(dtype).eps * wanted.abs().max()
 
 
-@both
+@every_impl
 def test_gradcheck(impl: str) -> None:
     torch.manual_seed(0)
     leaves = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((3, 2), (5, 2), (5,))]
@@ -93,7 +93,7 @@ def test_cross_entropy_with_its_gradients_in_one_go(
     bias = bias if with_bias else None
     leaves = [x for x in (hidden, weight, bias) if x is not None and x.requires_grad]
     library = extension.library if extended else None
-    with patch.object(cpu, "LOSS_TILE", tile), patch.object(extension, "library", library):
+    with patch.object(tiles, "LOSS_TILE", tile), patch.object(extension, "library", library):
         got = ops.linear_cross_entropy(hidden, weight, targets, bias, -1, "sum", impl="cpu")
         found = torch.autograd.grad(3 * got, leaves) if leaves and n else ()
     expected = ops.linear_cross_entropy(hidden, weight, targets, bias, -1, "sum", impl="reference")
@@ -103,7 +103,7 @@ def test_cross_entropy_with_its_gradients_in_one_go(
         torch.testing.assert_close(ours, exact)
 
 
-@both
+@every_impl
 def test_cross_entropy_is_torchs(impl: str) -> None:
     torch.manual_seed(0)
     hidden, weight = (torch.randn(n, 4, requires_grad=True) for n in (6, 9))
@@ -133,20 +133,20 @@ def test_ignored_rows_cost_nothing_on_a_cpu() -> None:
     assert all(x.isfinite().all() for x in gradients)
 
 
-@both
+@every_impl
 def test_a_word_that_cannot_be_said(impl: str) -> None:
     """A bias of -inf gives infinite surprisal, and other results are unaffected."""
     torch.manual_seed(0)
     hidden, weight, bias = torch.randn(3, 4), torch.randn(9, 4), torch.zeros(9)
     bias[:5] = float("-inf")
-    with patch.multiple(cpu, TILE=6):
+    with patch.multiple(tiles, TILE=6):
         got = ops.candidate_surprisal(hidden, weight, torch.tensor([1, 6]), bias, impl=impl)
     assert got[:, 0].isposinf().all()
     rest = ops.candidate_surprisal(hidden, weight[5:], torch.tensor([1]), impl="reference")
     torch.testing.assert_close(got[:, 1:], rest)
 
 
-@both
+@every_impl
 def test_any_strides_and_any_integers(impl: str) -> None:
     torch.manual_seed(0)
     hidden, weight = torch.randn(6, 4), torch.randn(9, 4)
@@ -158,7 +158,7 @@ def test_any_strides_and_any_integers(impl: str) -> None:
         torch.testing.assert_close(ops.candidate_surprisal(*strided, ids, impl=impl), expected)
 
 
-@both
+@every_impl
 def test_lens_scores_layers_as_one_by_one(impl: str) -> None:
     torch.manual_seed(0)
     hidden, weight = torch.randn(3, 4, 5, dtype=torch.float64), torch.randn(11, 5, dtype=torch.float64)

@@ -222,7 +222,7 @@ def test_beside_torch_it_is_built_and_a_compiler_that_fails_only_warns(tmp_path:
     assert built.stdout.split()[0] == str(ops / build.FILE)
     torch = build.torch_folder()
     assert torch is not None
-    if not build.has_cuda(torch):
+    if build.torch_cuda(torch) is None:
         assert "the CUDA part: no torch for CUDA is installed in this Python" in built.stderr
     assert environment.works()[1] == "extension"
 
@@ -232,15 +232,16 @@ def test_the_cuda_part_is_built_and_kept_where_nvcc_and_a_torch_for_cuda_are(tmp
     """Which files are installed and where, with fake compilers that write empty files."""
     source, environment = copy_of_sources(tmp_path / "source"), Environment(tmp_path / "venv")
     stub = tmp_path / "stub"
-    stub.write_text('#!/bin/sh\nfor last; do :; done\n: > "$last"\n', encoding="utf-8")
+    told = 'case "$1" in --*) echo "release 13.0"; exit;; esac'  # what nvcc --version says
+    stub.write_text(f'#!/bin/sh\n{told}\nfor last; do :; done\n: > "$last"\n', encoding="utf-8")
     stub.chmod(0o755)
-    (tmp_path / "torch" / "lib").mkdir(parents=True)
+    (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").touch()
     compilers = {"CXX": str(stub), "NVCC": str(stub), "PYTHONPATH": str(tmp_path)}
     for present in ([build.FILE], [build.CUDA_FILE, build.FILE]):
         environment.install("--no-build-isolation", "--no-index", "-e", str(source), **compilers)
         assert sorted(file.name for file in (source / "symground" / "ops").glob("*.so*")) == sorted(present)
-        (tmp_path / "torch" / "lib" / "libtorch_cuda.so").touch()  # for the second round
+        (tmp_path / "torch" / "version.py").write_text("cuda = '13.0'\n", encoding="utf-8")  # for the second round
 
 
 SAME = """

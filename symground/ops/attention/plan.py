@@ -1,6 +1,8 @@
-"""How the CPU splits attention: into examples computed together, and rectangles of queries × keys for a flash kernel.
+"""How attention is split: into examples computed together, and on a CPU into rectangles of queries × keys.
 
-This avoids copies of k and v with the padding masked out, and a mask of size B·T·S.
+On a CPU the split follows the values of the key ranges and gates: padding and closed heads cost nothing, and no copy of
+k and v is made. Elsewhere reading a value would wait for the device, so that the split follows the shapes alone, and
+padding and closed heads are masked.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from symground.ops.common.flow import Heads
 from symground.ops.common.tensors import padding
 
 ROW = 2**20  # query-key products: examples are computed together up to this many
+UNREAD = 2**24  # the same where values are not read: a device other than a CPU needs larger operations to be busy
 CHUNK = 256  # queries in a rectangle that needs a mask
 
 
@@ -28,15 +31,26 @@ class Group(NamedTuple):
     key_heads: Heads  # the key heads of ``heads``; each serves equally many of them
     low: int
     high: int
-    bounds: Tensor | None  # [examples,2] the examples' key ranges if they differ, else None
+    bounds: Tensor | None  # [examples,2] the examples' key ranges if they differ or are not read, else None
     first: bool  # the first heads of these examples
+    closed: Tensor | None = None  # [examples,H] bool, heads with gate 0 that are among ``heads``; else None
 
     def without_padding(self, x: Tensor) -> Tensor:
-        """The group's part of keys or values; if key ranges differ, a copy with 0 outside each example's range."""
+        """The group's part of keys or values; a copy with 0 outside ``bounds`` and in closed heads, if it has these."""
         x = x[self.examples, self.key_heads, self.low : self.high]
-        if self.bounds is None:
+        if self.closed is not None:
+            closed = self.closed.unflatten(1, (x.shape[1], -1)).all(-1)
+            x = x.masked_fill(closed[..., None, None], 0.0)
+        if self.bounds is not None:
+            x = x.masked_fill(padding(self.bounds, self.high, self.low)[:, None, :, None], 0.0)
+        return x
+
+    def of_queries(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        """The group's part of [B,H,T,…]; a copy with 0 in closed heads, if it has these."""
+        x = x[self.examples, self.heads, rows]
+        if self.closed is None:
             return x
-        return x.masked_fill(padding(self.bounds, self.high, self.low)[:, None, :, None], 0.0)
+        return x.masked_fill(self.closed.view(*self.closed.shape, *(1,) * (x.ndim - 2)), 0.0)
 
 
 def one_range(key_range: Tensor | None) -> bool:
@@ -44,8 +58,18 @@ def one_range(key_range: Tensor | None) -> bool:
     return key_range is None or bool((key_range == key_range[:1]).all())
 
 
+def unread(q: Tensor, k: Tensor, mixing: Mixing, tall: int) -> Iterator[Group]:
+    """Every example and head, by the shapes alone; ``tall`` queries are computed at once."""
+    (batch, heads), keys, gate = q.shape[:2], k.shape[2], mixing.gate
+    step = max(1, UNREAD // max(1, heads * tall * keys))
+    for start in range(0, batch, step):
+        at = slice(start, min(start + step, batch))
+        bounds = None if mixing.key_range is None else mixing.key_range[at]
+        yield Group(at, slice(None), slice(None), 0, keys, bounds, True, None if gate is None else gate[at] == 0)
+
+
 def groups(q: Tensor, k: Tensor, mixing: Mixing, max_examples: int) -> Iterator[Group]:
-    """Every example and every head whose gate is not 0.
+    """Every example and every head whose gate is not 0, by the values of the gates and key ranges.
 
     Consecutive examples whose gates are 0 at the same heads share a group, at most ``max_examples`` of them.
     """

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from symground.ops.common.tensors import padding
+from symground.ops.common.tensors import finest, padding, running_sum
 from symground.ops.ssd.autograd import Gradients
 from symground.ops.ssd.scan import Scan
 
@@ -46,8 +46,8 @@ def _chunks(scan: Scan) -> _Chunks:
     split = (batch, count, length // count)
     x, dt = x.reshape(*split, heads, size), dt.reshape(*split, heads)
     b, c = (z.reshape(*split, groups, -1).transpose(2, 3) for z in (B, C))
-    # In float64: after a very strong decay, the difference of two float32 sums would have a large error.
-    decay = (dt.double() * A.double()).cumsum(2)  # [E,c,Q,H]
+    # Not in float32: after a very strong decay, the difference of two of its sums would have a large error.
+    decay = running_sum(finest(dt) * finest(A), 2)  # [E,c,Q,H]
     upto, after, whole = (z.to(x.dtype).exp() for z in (decay, decay[:, :, -1:] - decay, decay[:, :, -1]))
     timed = x * dt[..., None]
     decay = decay.transpose(2, 3).contiguous()
@@ -144,7 +144,8 @@ def backward(grad_y: Tensor, grad_state: Tensor | None, scan: Scan, initial_stat
     before_it = torch.ones_like(pairs[0, 0, 0]).triu(1)  # [Q,Q], key j before position t
     own = (pairs @ before_it).tril_().sum(-2).transpose(2, 3)  # queries at or after a position, keys before it
     written = (from_after * timed).sum(-1)
-    of_decay = own + read.flip(2).cumsum(2).flip(2) + pad(written[:, :, :-1], (0, 0, 1, 0)).cumsum(2)
+    written = running_sum(pad(written[:, :, :-1], (0, 0, 1, 0)), 2)
+    of_decay = own + running_sum(read.flip(2), 2).flip(2) + written
     of_decay = of_decay + ((after * before).sum((-1, -2)) * z.whole[..., 0, 0])[:, :, None]
     of_decay = of_decay.flatten(1, 2)[:, :length]
     of_timed = of_timed.flatten(1, 2)[:, :length]

@@ -1,0 +1,1 @@
+"""Forecasts of kernels' speed from their machine code, without a GPU."""

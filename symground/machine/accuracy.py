@@ -1,0 +1,150 @@
+"""An implementation against the reference in float64, beside the reference in the same dtype; and twenty repeats."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from symground import ops
+from symground.machine.cases import Case, cases
+from symground.machine.finding import Finding
+from symground.ops.common import build, extension
+
+REPEATS = 20
+#: Implementations whose results are to repeat to the bit. The others are packages, which do not promise it.
+_REPEAT = ("cpu", "flash", "triton", "torch", "cuda")
+#: An error is allowed up to this many of eager's, or up to this many roundings of the largest number.
+_OF_EAGER, _ROUNDINGS = 4, 8
+
+
+def has(op: str, impl: str) -> bool:
+    """Whether an op has an implementation of this name."""
+    table = sys.modules[getattr(ops, op).__module__].IMPLEMENTATIONS
+    return hasattr(table.get(impl), op)
+
+
+#: Part → the module that must import.
+_MODULES = {
+    "triton": "triton", "flash_attn": "flash_attn.flash_attn_interface", "causal_conv1d": "causal_conv1d",
+    "mamba_ssm": "mamba_ssm.ops.triton.ssd_combined",
+}  # fmt: skip
+
+
+def lacking(part: str) -> tuple[str, str] | None:
+    """The status of a part without which there is nothing to compare, and why; None if it is there."""
+    files = {"extension": (build.FILE, extension.library), "cuda": (build.CUDA_FILE, extension.cuda)}
+    if part in files:
+        name, library = files[part]
+        if library is not None:
+            return None
+        if (build.HERE / name).exists():
+            return "wrong", f"{build.HERE / name} does not load; a build for this torch may: symground build"
+        return "absent", "it is not built: symground build"
+    module = _MODULES.get(part)
+    if module is None:
+        return None
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        return "absent", "it is not installed"
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        return "wrong", f"it is installed and does not import ({type(error).__name__}: {error})"
+    return None
+
+
+def compared(impl: str, device: str, dtype: torch.dtype) -> Iterator[Finding | str]:
+    """Before each case its name, so that it is known if the process ends; then what was found."""
+    for case in cases():
+        if has(case.op, impl):
+            name = f"{case.op} ({case.form})"
+            yield name
+            yield _compared(case, name, impl, device, dtype)
+
+
+def _compared(case: Case, name: str, impl: str, device: str, dtype: torch.dtype) -> Finding:
+    worst = Finding(impl, device, "right", "", name, str(dtype).removeprefix("torch."), error=0.0, eager=0.0)
+    exact = _results(case, "reference", "cpu", dtype, torch.float64)
+    with _as_promised(impl):
+        try:
+            found = _results(case, impl, device, dtype, dtype)
+        except (ValueError, RuntimeError) as refusal:
+            said = str(refusal)
+            if f"impl '{impl}'" in said or f"impl: '{impl}'" in said:  # refused by us, not by a kernel
+                return worst._replace(status="absent", said=said, error=None, eager=None)
+            raise
+        repeats = impl not in _REPEAT or all(
+            all(torch.equal(a, b) for a, b in zip(_results(case, impl, device, dtype, dtype).values(), found.values(),
+                                                  strict=True))
+            for _ in range(REPEATS)
+        )  # fmt: skip
+    eager = _results(case, "reference", device, dtype, dtype)
+    for key, right in exact.items():
+        error, of_eager = _error(found[key], right), _error(eager[key], right)
+        if not error <= _OF_EAGER * of_eager + _ROUNDINGS * torch.finfo(dtype).eps:
+            said = f"{key} is off by {error:.2g} of its largest number; plain PyTorch by {of_eager:.2g}"
+            return worst._replace(status="wrong", said=said, error=error, eager=of_eager)
+        if error > (worst.error or 0.0):
+            worst = worst._replace(error=error, eager=of_eager)
+    if not repeats:
+        return worst._replace(status="wrong", said=f"{REPEATS} repeats do not give the same bits")
+    return worst
+
+
+@contextmanager
+def _as_promised(impl: str) -> Iterator[None]:
+    """Flash attention repeats to the bit where deterministic algorithms are required."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(before or impl == "flash")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _results(case: Case, impl: str, device: str, rounded: torch.dtype, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Results and gradients by name, of inputs that are rounded and then given in ``dtype``."""
+    wide = torch.promote_types(dtype, torch.float32)
+
+    def placed(name: str, x: Any) -> Any:
+        if isinstance(x, tuple):  # a probe
+            return torch.zeros(1, dtype=wide, device=device).expand(x).requires_grad_()
+        if not isinstance(x, Tensor):
+            return x
+        return x.to(device) if not x.is_floating_point() else x.to(device, wide)
+
+    given = {
+        n: (x.float().to(wide) if n == "lse" else x.to(rounded).to(dtype)).to(device) for n, x in case.floats.items()
+    }
+    for name in case.leaves:
+        given[name] = given[name].requires_grad_()
+    others = {n: placed(n, x) for n, x in case.others.items()}
+    of = {**{n: given[n] for n in case.leaves}, **{n: x for n, x in others.items() if n.endswith("_probe")}}
+    out = getattr(ops, case.op)(**given, **others, impl=impl)
+    results = {f"result {i}": x for i, x in enumerate(out if isinstance(out, tuple) else (out,)) if x is not None}
+    outputs = [x for x in results.values() if x.requires_grad]
+    if outputs and of:
+        drawn = torch.Generator().manual_seed(1)
+        grads = [
+            torch.randn(x.shape, dtype=torch.float64, generator=drawn).to(rounded).to(x.dtype).to(device)
+            for x in outputs
+        ]
+        found = torch.autograd.grad(outputs, list(of.values()), grads, materialize_grads=True)
+        results |= {f"gradient of {n}": x for n, x in zip(of, found, strict=True)}
+    return {n: x.detach() for n, x in results.items()}
+
+
+def _error(found: Tensor, right: Tensor) -> float:
+    """The largest difference as a part of the largest number; NaN counts as infinitely wrong."""
+    found, right = found.double().cpu(), right.double()
+    off = torch.where(found == right, 0.0, (found - right).abs()).nan_to_num(nan=math.inf)
+    finite = right[right.isfinite()]
+    largest = float(finite.abs().max()) if finite.numel() else 0.0
+    return float(off.max()) / (largest or 1.0) if off.numel() else 0.0

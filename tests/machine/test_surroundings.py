@@ -1,0 +1,89 @@
+"""What is said of a driver and of CUDA's libraries that are not here, and of a stub that is."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from symground.machine.surroundings import Driver, doubled, of_driver, versions
+
+GOOD = Driver("/usr/lib/libcuda.so.550", "", 0, (12, 4))
+
+
+@pytest.mark.parametrize(
+    ("driver", "wanted", "available", "status", "said"),
+    [
+        (GOOD, "12.8", True, "right", "CUDA 12.4 at /usr/lib/libcuda.so.550"),
+        (GOOD, None, False, "absent", "this torch is not built for CUDA"),
+        (Driver(None, "cannot open shared object file", 0, (0, 0)), "13.0", False, "absent", "install its driver"),
+        (GOOD, "13.0", False, "wrong", "too old: it serves CUDA 12.4 at .*, and this torch is built for CUDA 13.0"),
+        (
+            GOOD._replace(path="/usr/cuda/stubs/libcuda.so"),
+            "12.8",
+            False,
+            "wrong",
+            "out of LD_LIBRARY_PATH",
+        ),
+        (GOOD._replace(result=34), "12.8", False, "wrong", "a stub"),
+        (GOOD._replace(result=100), "12.8", False, "absent", "finds no GPU"),
+        (GOOD._replace(result=803), "12.8", False, "wrong", "cuInit gives error 803"),
+        (GOOD, "12.8", False, "wrong", "torch finds no GPU, although the driver does"),
+    ],
+)
+def test_a_driver_and_what_to_do(driver: Driver, wanted: str | None, available: bool, status: str, said: str) -> None:
+    found = of_driver(driver, wanted, available)
+    assert found.status == status
+    assert re.search(said, found.said)
+    assert status == "right" or "everything runs on the CPU" in found.said
+
+
+def test_gpus_that_the_user_hides_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "(CUDA_VISIBLE_DEVICES is '')" in of_driver(GOOD._replace(result=100), "12.8", False).said
+
+
+MAPS = """
+7f00-7f01 r-xp 00000000 08:01 1 {a}/libcudart.so.12
+7f01-7f02 r--p 00000000 08:01 1 {a}/libcudart.so.12
+7f02-7f03 r-xp 00000000 08:01 2 {b}
+7f03-7f04 r-xp 00000000 08:01 3 /opt/libcublas.so.12
+7f04-7f05 r-xp 00000000 08:01 4 /opt/libcublasLt.so.12
+7f05-7f06 rw-p 00000000 00:00 0
+"""
+
+
+def test_two_cuda_libraries_are_named() -> None:
+    assert not list(doubled(MAPS.format(a="/opt/cuda", b="/opt/cuda/libcudart.so.12")))
+    (found,) = doubled(MAPS.format(a="/opt/cuda", b="/home/me/libcudart.so.11.8"))
+    assert found.status == "wrong"
+    assert "2 of libcudart: /home/me/libcudart.so.11.8, /opt/cuda/libcudart.so.12" in found.said
+
+
+STUB = """
+int cuInit(unsigned flags) { return 34; }
+int cuDriverGetVersion(int* version) { *version = 13010; return 0; }
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("cc") is None, reason="needs a C compiler on Linux")
+def test_a_stub_on_the_path_of_libraries_is_found(tmp_path: Path) -> None:
+    (tmp_path / "stubs").mkdir()
+    library = tmp_path / "stubs" / "libcuda.so.1"
+    (tmp_path / "stub.c").write_text(STUB)
+    subprocess.run(["cc", "-shared", "-fPIC", str(tmp_path / "stub.c"), "-o", str(library)], check=True)
+    code = "from symground.machine.surroundings import *; print(of_driver(driver(), '13.0', False))"
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(library.parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert f"a stub for building, {library}" in done.stdout
+
+
+def test_the_versions_of_everything_are_there() -> None:
+    found = versions()
+    assert {"symground", "python", "torch", "triton", "torch is built for", "C++ extension"} <= found.keys()
+    assert all(found.values())
