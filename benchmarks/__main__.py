@@ -14,6 +14,7 @@ MEASUREMENTS = {
     "report": ("benchmarks.report_scale", "writes a report of 12 layers × 12 heads, 40 checkpoints, 5 seeds"),
     "kernels": ("benchmarks.kernels.table", "compiles every GPU configuration without a GPU"),
     "forecast": ("benchmarks.forecast.forecast", "forecasts speed on A100 and H100 from machine code"),
+    "launch-cost": ("benchmarks.launch_cost", "what a call costs the host, without a GPU, beside PyTorch's attention"),
     "ops": ("benchmarks.gpu.every_op", "runs each op once, on tensors of awkward sizes"),
     "gpu": ("benchmarks.gpu.record", "measures everything on a CUDA machine, in nine minutes"),
 }

@@ -197,7 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the JSON file")
     arguments = parser.parse_args()
-    machine: dict[str, Any] = {"cpu": _cpu()}
+    machine: dict[str, Any] = {"cpu": processor()}
     machine_info(None, machine)
     from symground.training.provenance import versions
 
@@ -209,7 +209,7 @@ def main() -> None:
     print(f"→ {arguments.out}", file=sys.stderr)
 
 
-def _cpu() -> dict[str, Any]:
+def processor() -> dict[str, Any]:
     import cpuinfo
 
     known = cpuinfo.get_cpu_info()

@@ -123,7 +123,7 @@ class _Driver:
         return {"max_shared_mem": self._device.shared, "multiprocessor_count": self._device.processors, "warpSize": 32}
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: Any) -> tuple[Any, ...]:
-        return (None, Function(name, binary, shared), 0, 0, 1024)
+        return (name, Function(name, binary, shared), 0, 0, 1024)  # a module, so that it is loaded once
 
     def unload_module(self, module: Any) -> None: ...
 
@@ -136,8 +136,11 @@ class _Launcher:
         self._warps = metadata.num_warps
 
     def __call__(self, x: int, y: int, z: int, stream: int, function: Function, *rest: Any) -> None:
+        launch = triton.runtime.driver.active.launch
+        if launch is nowhere:
+            return
         values = rest[-len(self._types) :]
         arguments = {
             name: (of, value) for (name, of), value in zip(self._types, values, strict=True) if of != "constexpr"
         }
-        triton.runtime.driver.active.launch(Launch(function, self._warps, (x, y, z), arguments))
+        launch(Launch(function, self._warps, (x, y, z), arguments))

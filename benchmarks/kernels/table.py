@@ -206,6 +206,7 @@ def compiled(kernel: str, arch: str, dtype: torch.dtype, size: int, config: Conf
         mock.patch.object(JITFunction, "run", run),
         mock.patch.object(launch, "architecture_of", return_value=arch),
         mock.patch.object(launch, "shipped", chosen),
+        mock.patch.object(triton.runtime.driver, "_active", mock.Mock()),  # there is no device to ask for
     ):
         launch_all = vocabulary_launches if kernel in VOCABULARY else ssd_launches if kernel in SSD else launches
         launch_all(kernel, dtype, size, problem)

@@ -14,7 +14,7 @@ from symground.kernels.attention.launch import Call
 from symground.kernels.attention.row_sums import normalized
 from symground.kernels.common.configs import Config, Tiles
 from symground.kernels.common.flow import add_flow, groups_of, store_flow
-from symground.kernels.common.launch import config_of, rows_adjacent
+from symground.kernels.common.launch import Launch, cdiv, config_of, rows_adjacent
 from symground.kernels.common.tiles import (
     LOG2E,
     keys_of,
@@ -273,23 +273,23 @@ def attention_backward(
     """dq, dk, dv contiguous in the dtype of q, and with groups F [B,H,Gq,Gk] float32 (at most 16 groups of keys)."""
     q, k, v = call.q, call.k, call.v
     grad_out, out, lse = rows_adjacent(grad_out), out.contiguous(), lse.contiguous()
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     if not q.numel() or not k.numel():
         none = None if query_groups is None else q.new_zeros(*q.shape[:2], num_query_groups, num_key_groups)
         return dq.zero_(), dk.zero_(), dv.zero_(), none
     delta = torch.empty_like(lse)
-    strides = (*q.stride(), *k.stride(), *v.stride())
-    sizes = (call.scale, call.window or 0, call.H, call.T, call.S)
     flows = query_groups is not None
     groups = [None if x is None else x.contiguous() for x in (query_groups, key_groups)]
 
     def run_delta(config: Config) -> None:
-        grid = (triton.cdiv(call.T, config.BM) * call.H * call.B,)
-        head = {name: call.head[name] for name in ("D", "BLOCK_D")}
-        delta_kernel[grid](out, grad_out, delta, *grad_out.stride(), call.H, call.T, **head, **config.kwargs)
+        def prepared() -> Launch:
+            grid, numbers = (cdiv(call.T, config.BM) * call.H * call.B,), (*grad_out.stride(), call.H, call.T)
+            return Launch(delta_kernel, grid, numbers, D=call.D, BLOCK_D=call.fixed["BLOCK_D"], **config.kwargs)
+
+        call.once(("delta", config, grad_out.stride()), prepared)(out, grad_out, delta)
 
     def run_dq(config: Config) -> torch.Tensor | None:
-        tiles = triton.cdiv(call.T, config.BM)
+        tiles = cdiv(call.T, config.BM)
         parts: list[torch.Tensor | None] = [None, None]
         if flows:
             parts = [
@@ -299,22 +299,29 @@ def attention_backward(
         grad, of_row = grad_out, delta
         if flows:  # dq alone needs no sums: rounded logits cost it more than this factor
             grad, of_row = normalized(call, config, lse, grad_out, delta, from_forward=True)
-        dq_kernel[(tiles * call.H * call.B,)](
-            q, k, v, grad, lse, of_row, call.gate, call.key_range, dq, *groups, *parts, num_query_groups,
-            num_key_groups, *strides, *grad.stride(), *sizes, FLOW=flows, GROUPS=groups_of(num_key_groups),
-            GROUP=call.group, **call.masks, **call.head, **config.kwargs,
-        )  # fmt: skip
+
+        def prepared() -> Launch:
+            return Launch(
+                dq_kernel, (tiles * call.H * call.B,),
+                (num_query_groups, num_key_groups, *call.strides, *grad.stride(), *call.sizes), FLOW=flows,
+                GROUPS=groups_of(num_key_groups), **call.fixed, **config.kwargs,
+            )  # fmt: skip
+
+        launch = call.once(("dq", config, grad.stride(), flows, num_query_groups, num_key_groups), prepared)
+        launch(q, k, v, grad, lse, of_row, call.gate, call.key_range, dq, *groups, *parts)
         return parts[0]
 
     def run_dkdv(config: Config) -> None:
-        grid = (triton.cdiv(call.S, config.BN) * call.H // call.group * call.B,)
         grad, of_row = normalized(call, config, lse, grad_out, delta, keys_first=True, from_forward=True)
-        dkdv_kernel[grid](
-            q, k, v, grad, lse, of_row, call.gate, call.key_range, dk, dv, *strides, *grad.stride(), *sizes,
-            GROUP=call.group, **call.masks, **call.head, **config.kwargs,
-        )  # fmt: skip
 
-    run_delta(config_of("delta", TILES, q, call.tuning_key, run_delta))
-    parts = run_dq(config_of("dq_flow" if flows else "dq", TILES, q, call.tuning_key, run_dq))
-    run_dkdv(config_of("dkdv", TILES, q, call.tuning_key, run_dkdv))
+        def prepared() -> Launch:
+            grid, numbers = (cdiv(call.S, config.BN) * call.Hk * call.B,), (*call.strides, *grad.stride(), *call.sizes)
+            return Launch(dkdv_kernel, grid, numbers, **call.fixed, **config.kwargs)
+
+        launch = call.once(("dkdv", config, grad.stride()), prepared)
+        launch(q, k, v, grad, lse, of_row, call.gate, call.key_range, dk, dv)
+
+    run_delta(config_of("delta", TILES, q, call, run_delta))
+    parts = run_dq(config_of("dq_flow" if flows else "dq", TILES, q, call, run_dq))
+    run_dkdv(config_of("dkdv", TILES, q, call, run_dkdv))
     return dq, dk, dv, None if parts is None else parts.sum(2)

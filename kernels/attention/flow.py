@@ -5,6 +5,8 @@ unless the matrix total is requested. SSD uses the same kernel (`ssd/saliency.py
 choice.
 """
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
@@ -13,7 +15,7 @@ from symground.kernels.attention.launch import Call
 from symground.kernels.attention.row_sums import normalized
 from symground.kernels.common.configs import Config, Tiles
 from symground.kernels.common.flow import add_flow, groups_of, store_flow
-from symground.kernels.common.launch import config_of, rows_adjacent
+from symground.kernels.common.launch import Launch, cdiv, config_of, rows_adjacent
 from symground.kernels.common.tiles import (
     LOG2E,
     keys_of,
@@ -155,31 +157,35 @@ def attention_flow(
     groups = (query_groups.contiguous(), key_groups.contiguous())
     grad_out, lse = rows_adjacent(grad_out), lse.contiguous()
     of_program = groups_of(num_key_groups)
-    blocks = max(1, triton.cdiv(num_key_groups, of_program))
+    blocks = max(1, cdiv(num_key_groups, of_program))
     of_tile = call.B * call.H * max(1, num_query_groups * num_key_groups)
 
     def zeros(*shape: int) -> torch.Tensor:
         return torch.zeros(*heads, *shape, dtype=torch.float32, device=q.device)
 
+    def prepared(config: Config, of_grad: tuple[int, ...], first: int, n_i: int) -> Launch:
+        counts, sizes = (num_query_groups, num_key_groups), (*call.sizes[:2], first, n_i, *call.sizes[2:])
+        return Launch(
+            attention_flow_kernel, (n_i * call.H * call.B, blocks), (*counts, *call.strides, *of_grad, *sizes),
+            MATRIX=matrix, GROUPS=of_program, DECAY=False, **call.fixed, DV=call.fixed["D"],
+            BLOCK_DV=call.fixed["BLOCK_D"], CHUNK_V=call.fixed["CHUNK"], **config.kwargs,
+        )  # fmt: skip
+
     def run(config: Config) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         sums = (zeros(num_query_groups, num_key_groups), zeros(num_query_groups), zeros())
-        tiles = triton.cdiv(call.T, config.BM)
+        tiles = cdiv(call.T, config.BM)
         (grad,) = normalized(call, config, lse, grad_out, wanted=None if matrix else groups[0] >= 0)
         together = max(1, min(tiles, PARTS // of_tile))
         for first in range(0, tiles, together):
             n_i = min(together, tiles - first)
             parts = [torch.empty(*heads, n_i, *x.shape[2:], dtype=torch.float32, device=q.device) for x in sums]
-            attention_flow_kernel[(n_i * call.H * call.B, blocks)](
-                q, k, v, grad, lse, call.gate, call.key_range, *groups, *parts, num_query_groups, num_key_groups,
-                *q.stride(), *k.stride(), *v.stride(), *grad.stride(), call.scale, call.window or 0, first, n_i,
-                call.H, call.T, call.S, MATRIX=matrix, GROUPS=of_program, GROUP=call.group, **call.masks, DECAY=False,
-                **call.head, DV=call.head["D"], BLOCK_DV=call.head["BLOCK_D"], CHUNK_V=call.head["CHUNK"],
-                **config.kwargs,
-            )  # fmt: skip
+            key = ("flow", config, num_query_groups, num_key_groups, grad.stride(), first, n_i, matrix)
+            launch = call.once(key, partial(prepared, config, grad.stride(), first, n_i))
+            launch(q, k, v, grad, lse, call.gate, call.key_range, *groups, *parts)
             for total, part in zip(sums[: 2 + matrix], parts, strict=False):
                 total += part.sum(2)
         return sums
 
     if not q.numel() or not call.S:
         return zeros(num_query_groups, num_key_groups), zeros(num_query_groups), zeros()
-    return run(config_of("attention_flow", TILES, q, call.tuning_key, run))
+    return run(config_of("attention_flow", TILES, q, call, run))

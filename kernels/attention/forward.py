@@ -9,7 +9,7 @@ import triton.language as tl
 
 from symground.kernels.attention.launch import Call
 from symground.kernels.common.configs import Config, Tiles
-from symground.kernels.common.launch import config_of
+from symground.kernels.common.launch import Launch, cdiv, config_of
 from symground.kernels.common.tiles import (
     LN2,
     LOG2E,
@@ -148,17 +148,17 @@ def attention_forward(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
     q, k, v = call.q, call.k, call.v
     if call.scale < 0:  # the kernel takes a row's maximum before scaling
         q = -q
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = torch.empty((call.B, call.H, call.T), dtype=torch.float32, device=q.device)
 
     def run(config: Config) -> None:
-        grid = (triton.cdiv(call.T, config.BM) * call.H * call.B,)
-        attention_forward_kernel[grid](
-            q, k, v, call.gate, call.key_range, out, lse, *q.stride(), *k.stride(), *v.stride(),
-            abs(call.scale), call.window or 0, call.H, call.T, call.S, GROUP=call.group, **call.masks,
-            **call.head, **config.kwargs,
-        )  # fmt: skip
+        def prepared() -> Launch:
+            grid = (cdiv(call.T, config.BM) * call.H * call.B,)
+            numbers = (*q.stride(), *call.strides[4:], abs(call.scale), *call.sizes[1:])
+            return Launch(attention_forward_kernel, grid, numbers, **call.fixed, **config.kwargs)
+
+        call.once(("forward", config, q.stride()), prepared)(q, k, v, call.gate, call.key_range, out, lse)
 
     if out.numel():
-        run(config_of("attention_forward", TILES, q, call.tuning_key, run))
+        run(config_of("attention_forward", TILES, q, call, run))
     return out, lse

@@ -2,72 +2,75 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
-import triton
 from torch import Tensor
 
-from symground.kernels.common.launch import block_of, chunk_of, precision_of, rows_adjacent, too_wide
+from symground.kernels.common.launch import (
+    block_of,
+    chunk_of,
+    power_of_2,
+    precision_of,
+    remembered,
+    rows_adjacent,
+    too_wide,
+)
 
 
-@dataclass(frozen=True)
 class Call:
-    """One call of an attention op: q [B,H,T,D], k and v [B,Hk,S,D], gate [B,H], key_range [B,2]."""
+    """One call of an attention op: q [B,H,T,D], k and v [B,Hk,S,D], gate [B,H], key_range [B,2].
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    causal: bool
-    scale: float
-    key_range: Tensor | None
-    window: int | None
-    gate: Tensor | None
+    Attributes:
+        fixed: what every kernel of attention is compiled for: the heads that share a key head, the masks that there
+            are, and how a row of a head is read.
+        strides: those of q, k and v.
+        sizes: the numbers that every kernel takes last: scale, window, H, T, S.
+    """
 
-    B: int = field(init=False)
-    H: int = field(init=False)
-    T: int = field(init=False)
-    S: int = field(init=False)
+    def __init__(
+        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, key_range: Tensor | None,
+        window: int | None, gate: Tensor | None,
+    ) -> None:  # fmt: skip
+        self.q, self.k, self.v = q, k, v = rows_adjacent(q), rows_adjacent(k), rows_adjacent(v)
+        self.B, self.H, self.T, self.D = q.shape
+        _, self.Hk, self.S, _ = k.shape
+        self.causal, self.scale = causal, scale
+        # Both are small, and read as contiguous tensors.
+        self.key_range = None if key_range is None else key_range.contiguous()
+        self.gate = None if gate is None else gate.contiguous()
+        # A window of S excludes no key, and its sums could exceed 2³¹.
+        self.window = None if window is None or window >= self.S else window
+        self.strides = (*q.stride(), *k.stride(), *v.stride())
+        self.sizes = (scale, self.window or 0, self.H, self.T, self.S)
+        masks = (causal, self.window is not None, key_range is not None, gate is not None)
+        self._remembered = remembered(self.B, self.Hk, self.D, self.strides, self.sizes, masks, q.dtype, q.device)
+        self.fixed = self.once("fixed", lambda: self._fixed(*masks))
 
-    def __post_init__(self) -> None:
-        sizes = (*self.q.shape[:3], self.k.shape[2])
-        for name, size in zip("BHTS", sizes, strict=True):
-            object.__setattr__(self, name, size)
-        for name in ("gate", "key_range"):  # both are small, and read as contiguous tensors
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else value.contiguous())
-        for name in "qkv":
-            object.__setattr__(self, name, rows_adjacent(getattr(self, name)))
-        if self.window is not None and self.window >= self.k.shape[2]:
-            object.__setattr__(self, "window", None)  # it excludes no key, and its sums could exceed 2³¹
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What ``make`` made at the first call of this shape; ``key`` has all else on which it depends."""
+        found = self._remembered.get(key)
+        if found is None:
+            found = self._remembered[key] = make()
+        return found
 
-    @property
-    def group(self) -> int:
-        """Query heads per key head."""
-        return self.H // self.k.shape[1]
-
-    @property
-    def masks(self) -> dict[str, bool]:
-        """Which masks there are, as compile-time arguments of a kernel."""
+    def _fixed(self, causal: bool, window: bool, has_range: bool, has_gate: bool) -> dict[str, Any]:
+        block = block_of(self.D)
         return {
-            "CAUSAL": self.causal,
-            "WINDOW": self.window is not None,
-            "HAS_RANGE": self.key_range is not None,
-            "HAS_GATE": self.gate is not None,
-        }
-
-    @property
-    def head(self) -> dict[str, Any]:
-        size = self.q.shape[3]
-        return {
-            "D": size,
-            "BLOCK_D": block_of(size),
-            "CHUNK": chunk_of(self.q) if too_wide(self.q) else block_of(size),
+            "GROUP": self.H // self.Hk,
+            "CAUSAL": causal,
+            "WINDOW": window,
+            "HAS_RANGE": has_range,
+            "HAS_GATE": has_gate,
+            "D": self.D,
+            "BLOCK_D": block,
+            "CHUNK": chunk_of(self.q) if too_wide(self.q) else block,
             "PRECISION": precision_of(self.q),
         }
 
     @property
     def tuning_key(self) -> tuple[Any, ...]:
         """The properties on which the best configuration may depend, lengths by powers of two."""
-        lengths = tuple(triton.next_power_of_2(n) for n in (self.B * self.H, self.T, self.S))
-        return (*lengths, self.group, *self.masks.values())
+        lengths = tuple(map(power_of_2, (self.B * self.H, self.T, self.S)))
+        masks = tuple(self.fixed[name] for name in ("CAUSAL", "WINDOW", "HAS_RANGE", "HAS_GATE"))
+        return (*lengths, self.fixed["GROUP"], *masks)

@@ -16,6 +16,7 @@ import triton.language as tl
 
 from symground.kernels.attention.launch import Call
 from symground.kernels.common.configs import Config
+from symground.kernels.common.launch import Launch, cdiv
 from symground.kernels.common.tiles import LOG2E, keys_of, load_gate, load_lse2, load_range, load_tile, product, seen
 
 #: As a multiple of 1 + |lse|: the most by which rounding can move a row's sum from 1, 32 units in the last place.
@@ -86,11 +87,18 @@ def row_sums(
     from the forward pass; an lse from a caller may be that of more keys.
     """
     sums = torch.empty(call.B, call.H, rows.shape[1], dtype=torch.float32, device=lse.device)
-    attention_row_sums_kernel[(triton.cdiv(rows.shape[1], config.BM) * call.H * call.B,)](
-        call.q, call.k, lse, call.gate, call.key_range, rows, sums, *call.q.stride(), *call.k.stride(), call.scale,
-        call.window or 0, rows.shape[1], call.H, call.T, call.S, FROM_FORWARD=from_forward, KEYS_FIRST=keys_first,
-        GROUP=call.group, **call.masks, **call.head | {"CHUNK": chunk or call.head["CHUNK"]}, **config.kwargs,
-    )  # fmt: skip
+    R = rows.shape[1]
+
+    def prepared() -> Launch:
+        fixed = {**call.fixed, "CHUNK": chunk or call.fixed["CHUNK"], **config.kwargs}
+        return Launch(
+            attention_row_sums_kernel, (cdiv(R, config.BM) * call.H * call.B,),
+            (*call.strides[:8], *call.sizes[:2], R, *call.sizes[2:]), FROM_FORWARD=from_forward, KEYS_FIRST=keys_first,
+            **fixed,
+        )  # fmt: skip
+
+    launch = call.once(("row_sums", config, R, chunk, keys_first, from_forward), prepared)
+    launch(call.q, call.k, lse, call.gate, call.key_range, rows, sums)
     return sums
 
 

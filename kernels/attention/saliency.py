@@ -12,7 +12,7 @@ import triton.language as tl
 from symground.kernels.attention.launch import Call
 from symground.kernels.attention.row_sums import normalized
 from symground.kernels.common.configs import Config, Tiles
-from symground.kernels.common.launch import chunk_of, config_of, processors, rows_adjacent
+from symground.kernels.common.launch import Launch, cdiv, chunk_of, config_of, processors, rows_adjacent
 from symground.kernels.common.tiles import LOG2E, load_gate, load_range, load_terms, mixing, product_in_chunks, seen
 
 #: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
@@ -120,23 +120,30 @@ def attention_saliency(call: Call, grad_out: torch.Tensor, lse: torch.Tensor, si
         count = (~closed).sum(1, dtype=torch.int32)
 
     def run(config: Config) -> torch.Tensor:
-        n_i, n_j = triton.cdiv(call.T, config.BM), triton.cdiv(call.S, config.BN)
-        busy = n_i * n_j * call.B / (2 if call.masks["CAUSAL"] else 1)
+        n_i, n_j = cdiv(call.T, config.BM), cdiv(call.S, config.BN)
+        busy = n_i * n_j * call.B / (2 if call.causal else 1)
         splits = max(1, min(call.H, int(WAVES * processors(q.device) / max(1, busy))))
         (grad,) = normalized(call, config, lse, grad_out, chunk=chunk_of(q))
-        total = torch.empty(splits, call.B, call.T, call.S, dtype=torch.float32, device=q.device)
-        attention_saliency_kernel[(n_i * n_j * splits * call.B,)](
-            q, k, v, grad, lse, call.gate, call.key_range, heads, count, total,
-            *q.stride(), *k.stride(), *v.stride(), *grad.stride(), *total.stride()[:3],
-            call.scale, call.window or 0, n_i, n_j, splits, call.H, call.T, call.S, SIGNED=signed or splits > 1,
-            GROUP=call.group, **call.masks, DECAY=False, D=call.head["D"], CHUNK=chunk_of(q), DV=call.head["D"],
-            CHUNK_V=chunk_of(v), PRECISION=call.head["PRECISION"], **config.kwargs,
-        )  # fmt: skip
+        of_heads = () if splits == 1 else (splits,)
+        total = torch.empty((*of_heads, call.B, call.T, call.S), dtype=torch.float32, device=q.device)
+
+        def prepared() -> Launch:
+            fixed = {**call.fixed, "CHUNK": chunk_of(q), "DV": call.D, "CHUNK_V": chunk_of(v), **config.kwargs}
+            del fixed["BLOCK_D"]  # rows are read in chunks, never whole
+            of_total = (call.B * call.T * call.S, call.T * call.S, call.S)
+            numbers = (*grad.stride(), *of_total, *call.sizes[:2], n_i, n_j, splits, *call.sizes[2:])
+            return Launch(
+                attention_saliency_kernel, (n_i * n_j * splits * call.B,), (*call.strides, *numbers),
+                SIGNED=signed or splits > 1, DECAY=False, **fixed,
+            )  # fmt: skip
+
+        launch = call.once(("saliency", config, grad.stride(), splits, signed), prepared)
+        launch(q, k, v, grad, lse, call.gate, call.key_range, heads, count, total)
         if splits == 1:
-            return total[0]
+            return total
         total = total.sum(0)
         return total if signed else total.abs_()
 
     if not call.B * call.H * call.T * call.S:
         return torch.zeros(call.B, call.T, call.S, dtype=torch.float32, device=q.device)
-    return run(config_of("attention_saliency", TILES, q, call.tuning_key, run))
+    return run(config_of("attention_saliency", TILES, q, call, run))

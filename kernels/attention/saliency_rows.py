@@ -7,7 +7,7 @@ import triton.language as tl
 from symground.kernels.attention.launch import Call
 from symground.kernels.attention.row_sums import row_sums
 from symground.kernels.common.configs import Config, Tiles
-from symground.kernels.common.launch import config_of, rows_adjacent
+from symground.kernels.common.launch import Launch, cdiv, config_of, rows_adjacent
 from symground.kernels.common.tiles import LOG2E, load_gate, load_range, load_tile, product, seen
 
 #: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
@@ -70,22 +70,22 @@ def attention_saliency_rows_kernel(
 
 def attention_saliency_rows(call: Call, grad_out: torch.Tensor, lse: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """[B,H,R,S] float32."""
-    q, k, v = call.q, call.k, call.v
-    out = torch.empty(call.B, call.H, rows.shape[1], call.S, dtype=torch.float32, device=q.device)
+    q, k, v, R = call.q, call.k, call.v, rows.shape[1]
+    out = torch.empty((call.B, call.H, R, call.S), dtype=torch.float32, device=q.device)
     grad_out, rows, lse = rows_adjacent(grad_out), rows.contiguous(), lse.contiguous()
 
     def run(config: Config) -> None:
-        n_j = triton.cdiv(call.S, config.BN)
-        grid = (n_j * triton.cdiv(rows.shape[1], config.BM) * call.H * call.B,)
-        attention_saliency_rows_kernel[grid](
-            q, k, v, grad_out, lse, call.gate, call.key_range, rows, out,
-            *q.stride(), *k.stride(), *v.stride(), *grad_out.stride(), call.S,
-            call.scale, call.window or 0, rows.shape[1], n_j, call.H, call.T, call.S, GROUP=call.group, **call.masks,
-            **call.head, **config.kwargs,
-        )  # fmt: skip
+        def prepared() -> Launch:
+            n_j = cdiv(call.S, config.BN)
+            grid = (n_j * cdiv(R, config.BM) * call.H * call.B,)
+            numbers = (*call.strides, *grad_out.stride(), call.S, *call.sizes[:2], R, n_j, *call.sizes[2:])
+            return Launch(attention_saliency_rows_kernel, grid, numbers, **call.fixed, **config.kwargs)
+
+        launch = call.once(("saliency_rows", config, R, grad_out.stride()), prepared)
+        launch(q, k, v, grad_out, lse, call.gate, call.key_range, rows, out)
         if q.dtype == torch.float32:
             out.div_(row_sums(call, config, lse, rows)[..., None])
 
     if out.numel():
-        run(config_of("attention_saliency_rows", TILES, q, call.tuning_key, run))
+        run(config_of("attention_saliency_rows", TILES, q, call, run))
     return out

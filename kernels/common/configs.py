@@ -34,7 +34,7 @@ class Config(NamedTuple):
 
     @property
     def kwargs(self) -> dict[str, Any]:
-        return self._asdict()
+        return {"BM": self.BM, "BN": self.BN, "num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
 #: A kernel's table: (architecture, bytes of an element) → a configuration, or {largest BLOCK_D: configuration}. "cuda"
@@ -67,12 +67,12 @@ def tables() -> dict[str, Tiles]:
     return found
 
 
-def shipped(kernel: str, tables: Mapping[str, Tiles], architecture: str, block_d: int, element_size: int) -> Config:
-    """The table's entry for a head of at most ``block_d``."""
+def shipped(kernel: str, tables: Mapping[str, Tiles], architecture: str, size: int, element_size: int) -> Config:
+    """The table's entry for heads of this size."""
     if architecture == "interpreter":
         return INTERPRETER
     tiles = tables[kernel]
     if isinstance(tiles, Config):
         return tiles
     found = tiles.get((architecture, element_size)) or tiles["cuda", element_size]
-    return found if isinstance(found, Config) else found[min(size for size in found if size >= block_d)]
+    return found if isinstance(found, Config) else found[min(most for most in found if most >= size)]

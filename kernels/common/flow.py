@@ -7,13 +7,15 @@ groups and stores the result as its own part. The parts are added afterwards in 
 import triton
 import triton.language as tl
 
+from symground.kernels.common.launch import power_of_2
+
 #: The most groups of keys that a program sums; if there are more, they are processed in blocks.
 MOST_GROUPS = 16
 
 
 def groups_of(num_key_groups: int) -> int:
     """The number of groups of keys that a program is compiled for, a power of two."""
-    return min(MOST_GROUPS, int(triton.next_power_of_2(max(1, num_key_groups))))
+    return min(MOST_GROUPS, power_of_2(num_key_groups))
 
 
 @triton.jit

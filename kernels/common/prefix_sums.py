@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from symground.kernels.common.launch import cdiv, launch, power_of_2
+
 #: Numbers of a tile; a row that is longer is summed tile by tile.
 TILE = 1024
 
@@ -31,8 +33,8 @@ def prefix_sums(x: torch.Tensor, back: bool = False) -> torch.Tensor:
     sums = torch.empty_like(x)
     length = x.shape[-1]
     if x.numel():
-        BN = min(TILE, int(triton.next_power_of_2(length)))
+        BN = min(TILE, power_of_2(length))
         BM = max(1, TILE // BN)
         rows = x.numel() // length
-        prefix_sums_kernel[(triton.cdiv(rows, BM),)](x, sums, rows, length, BACK=back, BM=BM, BN=BN, num_warps=4)
+        launch(prefix_sums_kernel, (cdiv(rows, BM),), (x, sums), (rows, length), BACK=back, BM=BM, BN=BN, num_warps=4)
     return sums

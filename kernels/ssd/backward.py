@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from symground.kernels.common.configs import Config, Tiles
-from symground.kernels.common.launch import config_of, precision_of, rows_adjacent
+from symground.kernels.common.launch import cdiv, config_of, launch, precision_of, rows_adjacent
 from symground.kernels.common.prefix_sums import prefix_sums
 from symground.kernels.common.tiles import load_part, load_range
 from symground.kernels.ssd.forward import TILES as FORWARD_TILES
@@ -169,7 +169,7 @@ def ssd_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """dx, dB, dC in the dtype of x; ddt [B,T,H], dA [H] and the initial state's [B,H,P,N] in float32."""
     grad_y = rows_adjacent(grad_y)
-    states_config = config_of("ssd_forward", FORWARD_TILES, call.b, call.tuning_key, lambda config: run_states(config))
+    states_config = config_of("ssd_forward", FORWARD_TILES, call.b, call, lambda config: run_states(config))
 
     def run_states(config: Config) -> tuple[Columns, torch.Tensor, torch.Tensor, torch.Tensor]:
         columns = call.columns(config.BM)
@@ -211,14 +211,18 @@ def _dx(
 
     def run(config: Config) -> None:
         part, own = part_of(call.x), block_of_part(state, config.BN)
-        ssd_dx_kernel[(after.shape[1] * heads * batch,)](
+        tensors = (
             call.x, call.b, call.c, grad_y, after, columns.high, columns.low, columns.dt, columns.after, call.key_range,
-            dx, *sums, *call.x.stride(), *call.b.stride(), *call.c.stride(), *grad_y.stride(), length, after.shape[1],
-            heads, GROUP=call.group, HAS_RANGE=call.key_range is not None, P=size, N=state, BP=part,
+            dx, *sums,
+        )  # fmt: skip
+        strides = (*call.x.stride(), *call.b.stride(), *call.c.stride(), *grad_y.stride())
+        launch(
+            ssd_dx_kernel, (after.shape[1] * heads * batch,), tensors, (*strides, length, after.shape[1], heads),
+            GROUP=call.group, HAS_RANGE=call.key_range is not None, P=size, N=state, BP=part,
             PRECISION=precision_of(call.x), SUMS=_sums(call.x), **{**config.kwargs, "BM": chunk, "BN": own},
         )  # fmt: skip
 
-    run(config_of("ssd_dx", TILES, call.b, call.tuning_key, run))
+    run(config_of("ssd_dx", TILES, call.b, call, run))
     return dx, *sums
 
 
@@ -230,16 +234,20 @@ def _dbdc(
 
     def run(config: Config) -> torch.Tensor:
         part, own = part_of(call.x), block_of_part(state, config.BN)
-        n_n = triton.cdiv(state, own)
+        n_n = cdiv(state, own)
         read = torch.empty(batch, heads, n_n, columns.dt.shape[2], dtype=torch.float32, device=call.x.device)
-        ssd_dbdc_kernel[(n_n * after.shape[1] * groups * batch,)](
+        tensors = (
             call.x, call.b, call.c, grad_y, states, after, columns.high, columns.low, columns.dt, columns.upto,
-            columns.writes, call.key_range, db, dc, read, *call.x.stride(), *call.b.stride(), *call.c.stride(),
-            *grad_y.stride(), length, after.shape[1], n_n, heads, GROUP=call.group,
+            columns.writes, call.key_range, db, dc, read,
+        )  # fmt: skip
+        strides = (*call.x.stride(), *call.b.stride(), *call.c.stride(), *grad_y.stride())
+        launch(
+            ssd_dbdc_kernel, (n_n * after.shape[1] * groups * batch,), tensors,
+            (*strides, length, after.shape[1], n_n, heads), GROUP=call.group,
             HAS_RANGE=call.key_range is not None, P=size, N=state, BP=part, PRECISION=precision_of(call.x),
             **{**config.kwargs, "BM": chunk, "BN": own},
         )  # fmt: skip
         return read
 
-    read = run(config_of("ssd_dbdc", TILES, call.b, call.tuning_key, run))
+    read = run(config_of("ssd_dbdc", TILES, call.b, call, run))
     return db, dc, read.sum(2)

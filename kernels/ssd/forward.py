@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from symground.kernels.common.configs import Config, Tiles
-from symground.kernels.common.launch import CHUNK_BYTES, config_of, precision_of
+from symground.kernels.common.launch import CHUNK_BYTES, cdiv, config_of, launch, power_of_2, precision_of
 from symground.kernels.common.tiles import load_part, load_range
 from symground.kernels.ssd.launch import Call
 
@@ -130,7 +130,7 @@ def ssd_output_kernel(
 
 def block_of_part(size: int, most: int) -> int:
     """A power of two, large enough for a dot and at most ``most``."""
-    return max(16, min(most, int(triton.next_power_of_2(size))))
+    return max(16, min(most, power_of_2(size)))
 
 
 def part_of(x: torch.Tensor) -> int:
@@ -143,14 +143,14 @@ def added_states(
 ) -> torch.Tensor:
     """[B,chunks,H,P,N] float32: each chunk's addition to the state."""
     (batch, length, heads, size), state = x.shape, b.shape[3]
-    chunks = triton.cdiv(length, config.BM)
+    chunks = cdiv(length, config.BM)
     part, own = part_of(x), block_of_part(state, config.BN)
-    n_p, n_n = triton.cdiv(size, part), triton.cdiv(state, own)
+    n_p, n_n = cdiv(size, part), cdiv(state, own)
     states = torch.empty(batch, chunks, heads, size, state, dtype=torch.float32, device=x.device)
-    ssd_states_kernel[(n_n * n_p * chunks * heads * batch,)](
-        x, b, weights, key_range, states, *x.stride(), *b.stride(), length, chunks, n_p, n_n, heads, GROUP=group,
-        HAS_RANGE=key_range is not None, P=size, N=state, BP=part, PRECISION=precision_of(x),
-        **{**config.kwargs, "BN": own},
+    launch(
+        ssd_states_kernel, (n_n * n_p * chunks * heads * batch,), (x, b, weights, key_range, states),
+        (*x.stride(), *b.stride(), length, chunks, n_p, n_n, heads), GROUP=group, HAS_RANGE=key_range is not None,
+        P=size, N=state, BP=part, PRECISION=precision_of(x), **{**config.kwargs, "BN": own},
     )  # fmt: skip
     return states
 
@@ -162,10 +162,11 @@ def pass_states(
     batch, chunks, heads, size, state = states.shape
     last = torch.empty(batch, heads, size, state, dtype=torch.float32, device=states.device)
     first = None if first is None else first.float().contiguous()
-    blocks = triton.cdiv(size * state, PASSED)
-    ssd_pass_kernel[(blocks * heads * batch,)](
-        states, whole, first, last, chunks, blocks, heads, NUMBERS=size * state, BACK=back, BLOCK=PASSED, num_warps=4
-    )
+    blocks = cdiv(size * state, PASSED)
+    launch(
+        ssd_pass_kernel, (blocks * heads * batch,), (states, whole, first, last), (chunks, blocks, heads),
+        NUMBERS=size * state, BACK=back, BLOCK=PASSED, num_warps=4,
+    )  # fmt: skip
     return last
 
 
@@ -179,13 +180,16 @@ def ssd_forward(call: Call, initial_state: torch.Tensor | None) -> tuple[torch.T
         states = added_states(call.x, call.b, columns.writes, call.key_range, call.group, config)
         last = pass_states(states, columns.whole, initial_state)
         part, own = part_of(call.x), block_of_part(state, config.BN)
-        chunks, n_p = states.shape[1], triton.cdiv(size, part)
-        ssd_output_kernel[(n_p * chunks * heads * batch,)](
+        chunks, n_p = states.shape[1], cdiv(size, part)
+        tensors = (
             call.x, call.b, call.c, states, columns.high, columns.low, columns.dt, columns.upto, call.key_range, y,
-            *call.x.stride(), *call.b.stride(), *call.c.stride(), length, chunks, n_p, heads, GROUP=call.group,
+        )  # fmt: skip
+        launch(
+            ssd_output_kernel, (n_p * chunks * heads * batch,), tensors,
+            (*call.x.stride(), *call.b.stride(), *call.c.stride(), length, chunks, n_p, heads), GROUP=call.group,
             HAS_RANGE=call.key_range is not None, P=size, N=state, BP=part, PRECISION=precision_of(call.x),
             **{**config.kwargs, "BN": own},
         )  # fmt: skip
         return last
 
-    return y, run(config_of("ssd_forward", TILES, call.b, call.tuning_key, run))
+    return y, run(config_of("ssd_forward", TILES, call.b, call, run))

@@ -8,11 +8,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from torch.nn.functional import pad
 
-from symground.kernels.common.launch import block_of, chunk_of, precision_of, rows_adjacent
+from symground.kernels.common.launch import block_of, chunk_of, power_of_2, precision_of, rows_adjacent
 from symground.kernels.common.prefix_sums import prefix_sums
 
 
@@ -48,7 +47,7 @@ class Call:
     @property
     def tuning_key(self) -> tuple[Any, ...]:
         batch, length, heads, size, groups, state = self.sizes
-        return (batch * heads, triton.next_power_of_2(length), size, groups, state, self.key_range is not None)
+        return (batch * heads, power_of_2(length), size, groups, state, self.key_range is not None)
 
     @cached_property
     def _steps(self) -> Tensor:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-import triton
 
 from symground.kernels.attention.flow import PARTS, attention_flow_kernel
 from symground.kernels.attention.saliency import WAVES, attention_saliency_kernel
 from symground.kernels.common.configs import Config, Tiles
 from symground.kernels.common.flow import groups_of
-from symground.kernels.common.launch import config_of, processors, rows_adjacent
+from symground.kernels.common.launch import cdiv, config_of, launch, processors, rows_adjacent
 from symground.kernels.ssd.launch import Call, heads_first
 
 #: Config(BM, BN, warps, stages) by architecture and bytes of an element (`common/configs.py`).
@@ -45,15 +44,17 @@ def ssd_saliency(call: Call, grad_y: torch.Tensor, signed: bool) -> torch.Tensor
     device = call.x.device
 
     def run(config: Config) -> torch.Tensor:
-        n_i, n_j = triton.cdiv(length, config.BM), triton.cdiv(length, config.BN)
+        n_i, n_j = cdiv(length, config.BM), cdiv(length, config.BN)
         busy = n_i * n_j * batch / 2
         # A split has whole groups, because the heads of a group share their scores.
         splits = max(1, min(heads // call.group, int(WAVES * processors(device) / max(1, busy))))
         total = torch.empty(splits, batch, length, length, dtype=torch.float32, device=device)
         strides = [stride for z in tensors for stride in z.stride()]
-        attention_saliency_kernel[(n_i * n_j * splits * batch,)](
-            *tensors, call.decays, None, call.key_range, None, None, total, *strides, *total.stride()[:3], 1.0, 0,
-            n_i, n_j, splits, heads, length, length, SIGNED=signed or splits > 1, GROUP=call.group, **_MASKS,
+        launch(
+            attention_saliency_kernel, (n_i * n_j * splits * batch,),
+            (*tensors, call.decays, None, call.key_range, None, None, total),
+            (*strides, *total.stride()[:3], 1.0, 0, n_i, n_j, splits, heads, length, length),
+            SIGNED=signed or splits > 1, GROUP=call.group, **_MASKS,
             HAS_RANGE=call.key_range is not None, **call.in_chunks, **config.kwargs,
         )  # fmt: skip
         if splits == 1:
@@ -61,7 +62,7 @@ def ssd_saliency(call: Call, grad_y: torch.Tensor, signed: bool) -> torch.Tensor
         total = total.sum(0)
         return total if signed else total.abs_()
 
-    return run(config_of("ssd_saliency", TILES, _widest(call), call.tuning_key, run))
+    return run(config_of("ssd_saliency", TILES, _widest(call), call, run))
 
 
 def ssd_flow(
@@ -77,7 +78,7 @@ def ssd_flow(
     tensors, (batch, length, heads, *_) = _tensors(call, grad_y), call.sizes
     groups = (query_groups.contiguous(), key_groups.contiguous())
     of_program = groups_of(num_key_groups)
-    blocks = max(1, triton.cdiv(num_key_groups, of_program))
+    blocks = max(1, cdiv(num_key_groups, of_program))
     of_tile = batch * heads * max(1, num_query_groups * num_key_groups)
     shapes = ((num_query_groups, num_key_groups), (num_query_groups,), ())
     strides = [stride for z in tensors for stride in z.stride()]
@@ -88,21 +89,23 @@ def ssd_flow(
 
     def run(config: Config) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         sums = [numbers(0.0, *shape) for shape in shapes]
-        tiles = triton.cdiv(length, config.BM)
+        tiles = cdiv(length, config.BM)
         together = max(1, min(tiles, PARTS // of_tile))
         for first in range(0, tiles, together):
             n_i = min(together, tiles - first)
             parts = [numbers(None, n_i, *shape) for shape in shapes]
-            attention_flow_kernel[(n_i * heads * batch, blocks)](
-                *tensors, call.decays, None, call.key_range, *groups, *parts, num_query_groups, num_key_groups,
-                *strides, 1.0, 0, first, n_i, heads, length, length, MATRIX=matrix, GROUPS=of_program,
+            launch(
+                attention_flow_kernel, (n_i * heads * batch, blocks),
+                (*tensors, call.decays, None, call.key_range, *groups, *parts),
+                (num_query_groups, num_key_groups, *strides, 1.0, 0, first, n_i, heads, length, length), MATRIX=matrix,
+                GROUPS=of_program,
                 GROUP=call.group, **_MASKS, HAS_RANGE=call.key_range is not None, **call.in_rows, **config.kwargs,
             )  # fmt: skip
             for total, part in zip(sums[: 2 + matrix], parts, strict=False):
                 total += part.sum(2)
         return sums[0], sums[1], sums[2]
 
-    return run(config_of("ssd_flow", TILES, _widest(call), call.tuning_key, run))
+    return run(config_of("ssd_flow", TILES, _widest(call), call, run))
 
 
 def _widest(call: Call) -> torch.Tensor:

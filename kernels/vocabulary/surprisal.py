@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from symground.kernels.common.configs import Config, Tiles
-from symground.kernels.common.launch import chunk_of, config_of, precision_of, processors
+from symground.kernels.common.launch import cdiv, chunk_of, config_of, launch, power_of_2, precision_of, processors
 from symground.kernels.common.tiles import LOG2E
 
 #: Their products are small, so one configuration serves everywhere.
@@ -211,7 +211,7 @@ class Head:
 
     @property
     def tuning_key(self) -> tuple[int, ...]:
-        return triton.next_power_of_2(self.N), triton.next_power_of_2(self.V), self.D
+        return power_of_2(self.N), power_of_2(self.V), self.D
 
     @property
     def ids(self) -> Tensor:
@@ -224,19 +224,19 @@ def log_sum_exp(head: Head) -> Tensor:
     empty = torch.empty((), dtype=torch.float32, device=head.hidden.device)
 
     def run(config: Config) -> Tensor:
-        tiles = triton.cdiv(head.N, config.BM)
-        splits = triton.cdiv(WAVES * processors(head.hidden.device), tiles)
-        splits = max(1, min(splits, triton.cdiv(head.V, config.BN)))
+        tiles = cdiv(head.N, config.BM)
+        splits = cdiv(WAVES * processors(head.hidden.device), tiles)
+        splits = max(1, min(splits, cdiv(head.V, config.BN)))
         top, total = (empty.new_empty(splits, head.N) for _ in range(2))
-        vocabulary_lse_kernel[(tiles * splits,)](
-            head.hidden, head.weight, head.bias, top, total, *head.strides, head.N, head.V, splits,
-            **head.constants, PRECISION=head.precision, **config.kwargs,
+        launch(
+            vocabulary_lse_kernel, (tiles * splits,), (head.hidden, head.weight, head.bias, top, total),
+            (*head.strides, head.N, head.V, splits), **head.constants, PRECISION=head.precision, **config.kwargs,
         )  # fmt: skip
         highest = top.amax(0)
         level = highest.masked_fill(highest.isneginf(), 0.0)
         return level + ((top - level).exp() * total).sum(0).log()
 
-    return run(config_of("vocabulary_lse", TILES, head.hidden, head.tuning_key, run)) if head.N else empty.new_empty(0)
+    return run(config_of("vocabulary_lse", TILES, head.hidden, head, run)) if head.N else empty.new_empty(0)
 
 
 def surprisal(head: Head, lse: Tensor) -> Tensor:
@@ -244,17 +244,19 @@ def surprisal(head: Head, lse: Tensor) -> Tensor:
     out = torch.empty(head.N, head.K, dtype=torch.float32, device=head.hidden.device)
     if not head.N:
         return out
-    leading = (head.hidden, head.weight, head.bias, head.candidates, lse, out, *head.strides)
+    tensors = (head.hidden, head.weight, head.bias, head.candidates, lse, out)
     if head.candidates.ndim == 1:
         config = SHARED_CANDIDATES
-        shared_candidates_kernel[(triton.cdiv(head.N, config.BM) * triton.cdiv(head.K, config.BN),)](
-            *leading, head.N, head.K, **head.constants, PRECISION=head.precision, **config.kwargs
-        )
+        launch(
+            shared_candidates_kernel, (cdiv(head.N, config.BM) * cdiv(head.K, config.BN),), tensors,
+            (*head.strides, head.N, head.K), **head.constants, PRECISION=head.precision, **config.kwargs,
+        )  # fmt: skip
     else:
         config = OWN_CANDIDATES
-        own_candidates_kernel[(triton.cdiv(head.N, config.BM) * head.K,)](
-            *leading, *head.candidates.stride(), head.N, head.K, **head.constants, **config.kwargs
-        )
+        launch(
+            own_candidates_kernel, (cdiv(head.N, config.BM) * head.K,), tensors,
+            (*head.strides, *head.candidates.stride(), head.N, head.K), **head.constants, **config.kwargs,
+        )  # fmt: skip
     return out
 
 
@@ -294,17 +296,19 @@ def _of_logits(head: Head, grad: Tensor, lse: Tensor) -> Iterator[tuple[slice, T
             buffer = torch.empty(head.N, tiles * config.BN, dtype=hidden.dtype, device=hidden.device)
         bounds = None
         if bounded:
-            starts = torch.arange(triton.cdiv(head.V, config.BN) + 1, device=hidden.device) * config.BN
+            starts = torch.arange(cdiv(head.V, config.BN) + 1, device=hidden.device) * config.BN
             bounds = torch.searchsorted(ids[0], starts).int()
         here = min(buffer.shape[1], head.V - first)
-        logits_gradient_kernel[(triton.cdiv(head.N, config.BM) * triton.cdiv(here, config.BN),)](
-            hidden, head.weight, head.bias, lse, of_row, grad, ids, bounds, buffer,
-            *head.strides, *grad.stride(), *ids.stride(), buffer.stride(0), first, here, head.N, head.V, head.K,
-            HAS_BOUNDS=bounded, **head.constants, PRECISION=head.precision, **config.kwargs,
+        strides = (*head.strides, *grad.stride(), *ids.stride(), buffer.stride(0))
+        launch(
+            logits_gradient_kernel, (cdiv(head.N, config.BM) * cdiv(here, config.BN),),
+            (hidden, head.weight, head.bias, lse, of_row, grad, ids, bounds, buffer),
+            (*strides, first, here, head.N, head.V, head.K), HAS_BOUNDS=bounded, **head.constants,
+            PRECISION=head.precision, **config.kwargs,
         )  # fmt: skip
         return buffer[:, :here]
 
-    config, first = config_of("logits_gradient", TILES, hidden, head.tuning_key, run), 0
+    config, first = config_of("logits_gradient", TILES, hidden, head, run), 0
     while first < head.V:
         dz = run(config, first)
         yield slice(first, first + dz.shape[1]), dz

@@ -170,6 +170,7 @@ def _keep(
     # The probes are not saved: saved-tensor hooks would materialise all of their values.
     save(ctx, q, k, v, *output, mixing, probes.groups)
     ctx.dtypes = probes.dtypes
+    ctx.set_materialize_grads(False)  # no zeros for the log-sum-exp, which has no gradient
 
 
 def _through(backward: Op, ctx: Any, needs: list[Any], grad_out: Tensor) -> tuple[Any, ...]:

@@ -41,13 +41,14 @@ def _backward(
     groups: Groups,
 ) -> Gradients:  # fmt: skip
     from symground.kernels.attention.backward import attention_backward
+    from symground.kernels.attention.saliency import attention_saliency
 
     fused = groups.num_query <= _FUSED_GROUPS[0] and groups.num_key <= _FUSED_GROUPS[1]
     with torch.cuda.device_of(q):
-        dq, dk, dv, flow = attention_backward(
-            _call(q, k, v, mixing), grad_out, out, lse, *(groups if fused else NO_GROUPS)
-        )
-    return Gradients(dq, dk, dv, None, flow)
+        call = _call(q, k, v, mixing)
+        dq, dk, dv, flow = attention_backward(call, grad_out, out, lse, *(groups if fused else NO_GROUPS))
+        total = attention_saliency(call, grad_out, lse, True) if saliency else None
+    return Gradients(dq, dk, dv, total, flow)
 
 
 def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, signed: bool) -> Tensor:

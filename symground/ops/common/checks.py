@@ -35,11 +35,15 @@ def is_tensor(name: str, value: object) -> Tensor:
 
 def has_shape(name: str, value: Tensor, dims: str, expected: Sequence[int | None]) -> None:
     """``dims`` is the shape in letters, for the message. None in ``expected`` matches any size."""
-    is_tensor(name, value)
-    same_rank = value.ndim == len(expected)
-    if not same_rank or any(e is not None and e != s for s, e in zip(value.shape, expected, strict=True)):
+    shape = is_tensor(name, value).shape
+    same = len(shape) == len(expected)
+    if same:
+        for size, wanted in zip(shape, expected, strict=True):  # a generator would take as long as all other checks
+            if wanted is not None and wanted != size:
+                same = False
+    if not same:
         sizes = ", ".join("any" if e is None else str(e) for e in expected)
-        raise ValueError(f"{name}: expected shape [{dims}] = [{sizes}], got {list(value.shape)}")
+        raise ValueError(f"{name}: expected shape [{dims}] = [{sizes}], got {list(shape)}")
 
 
 def is_floating(name: str, value: Tensor) -> None:

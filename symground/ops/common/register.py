@@ -1,4 +1,8 @@
-"""The one way in which every family of ops registers its ops with torch.library.
+"""The one way in which every family of ops registers its ops with torch.library, and calls them.
+
+An eager call on plain tensors goes straight to the kernel, or to a function of autograd around it: the dispatcher would
+do the same, but converts each argument four times on the way, which takes longer than a small op. Whatever else listens
+to ops (a graph that is traced, a mode, a transform, a subclass) finds them at the dispatcher.
 
 A kernel is a plain function without autograd. Its arguments may be records: named tuples such as `Mixing`, which
 torch.library does not accept. Only this module flattens a record into the arguments of a schema and rebuilds it for the
@@ -8,11 +12,21 @@ kernel.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from itertools import accumulate
+from operator import or_
 from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
+from torch._C import (
+    DispatchKey,
+    DispatchKeySet,
+    _dispatch_keys,
+    _dispatch_tls_local_exclude_set,
+    _dispatch_tls_local_include_set,
+)
+from torch.autograd import forward_ad
 
 from symground.ops.common.tensors import without_autocast
 
@@ -24,19 +38,80 @@ def define(
     name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any], backward: Callable[..., Any],
     setup_context: Callable[..., None] | None = None, *, cpu_only: bool = False,
 ) -> Any:  # fmt: skip
-    """``torch.ops.symground.<name>``, differentiable, and opaque to torch.compile.
+    """``torch.ops.symground.<name>``, differentiable, and opaque to torch.compile; a function that calls it.
 
-    ``torch.library.custom_op`` would do the same, but its checks at each call take longer than a small op.
+    ``torch.library.custom_op`` would do the same, but its checks at each call take longer than a small op. ``run`` is a
+    kernel, which runs without autocast. A registered op returns only tensors, so a result that is None becomes an empty
+    tensor, except in an eager call that no gradient needs.
     """
     if name in _libraries:
         _libraries.pop(name)._destroy()
     library = _libraries[name] = torch.library.Library("symground", "FRAGMENT")
     library.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+
+    def kernel(*given: Any) -> Any:
+        return _tensors(run(*given), given[0])
+
     # Without disable, torch.compile traces into the kernel of an op that is called from a frame that it skips.
-    library.impl(name, torch.compiler.disable(run), "CPU" if cpu_only else "CompositeExplicitAutograd")
+    opaque = torch.compiler.disable(without_autocast(kernel))
+    library.impl(name, opaque, "CPU" if cpu_only else "CompositeExplicitAutograd")
     torch.library.register_fake(f"symground::{name}", fake, lib=library)
     torch.library.register_autograd(f"symground::{name}", backward, setup_context=setup_context, lib=library)
-    return getattr(torch.ops.symground, name).default
+    registered = getattr(torch.ops.symground, name).default
+
+    def forward(ctx: Any, *given: Any) -> Any:
+        found = kernel(*given)
+        if setup_context is not None:
+            setup_context(ctx, given, found)
+        return found
+
+    of_autograd = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function = type(name, (torch.autograd.Function,), of_autograd)
+    # Without the part of Function.apply that is for torch.func: where a transform is active, it is not called.
+    apply: Any = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+
+    def call(*given: Any) -> Any:
+        if torch.compiler.is_compiling() or not _only_autograd_listens(given):
+            return registered(*given)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*given):
+            return apply(*given)
+        return run(*given)
+
+    return call
+
+
+def _keys(*names: str) -> int:
+    """The bits of some of the dispatcher's keys."""
+    return reduce(or_, (DispatchKeySet(getattr(DispatchKey, name)).raw_repr() for name in names))
+
+
+#: The keys of plain tensors, at which nothing but autograd has anything to do with our ops.
+_PLAIN = _keys("CPU", "CUDA", "ADInplaceOrView", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA")
+#: What a thread adds to every tensor's keys where no mode, transform or tracer is active.
+_ADDED = _keys("BackendSelect", "ADInplaceOrView")
+#: What it removes where autocast is off.
+_AUTOCAST = _keys("AutocastCPU", "AutocastCUDA")
+#: What it removes where autograd has already been passed, as in a kernel of another library that calls us, and in
+#: inference mode, where no gradient is enabled.
+_PASSED = _keys("AutogradCPU") & ~_keys("CPU")
+
+
+def _only_autograd_listens(given: Sequence[Any]) -> bool:
+    """Whether the dispatcher would call autograd and the kernel with these arguments, and nothing else."""
+    keys = 0
+    for x in given:
+        if isinstance(x, Tensor):
+            keys |= _dispatch_keys(x).raw_repr()
+    removed = _dispatch_tls_local_exclude_set().raw_repr()
+    return not (
+        keys & ~_PLAIN
+        or _dispatch_tls_local_include_set().raw_repr() & ~_ADDED
+        or (removed & _PASSED and torch.is_grad_enabled())
+        or ~removed & _AUTOCAST
+        or torch._C._len_torch_function_stack()
+        or forward_ad._current_level >= 0
+        or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None
+    )
 
 
 class Derivative(NamedTuple):
@@ -56,9 +131,8 @@ class Derivative(NamedTuple):
 class Op:
     """``symground::<op>_<impl>``, called with the kernel's own arguments.
 
-    Kernels run without autocast. A registered op returns only tensors, so a result that is None because it was not
-    requested becomes an empty tensor. Most of these ops are derivatives themselves and have no derivative: requesting
-    one raises an error that names the public op.
+    A result may be None because it was not requested. Most of these ops are derivatives themselves and have no
+    derivative: requesting one raises an error that names the public op.
     """
 
     def __init__(
@@ -94,7 +168,7 @@ class Op:
         def run(*flat: Any) -> Any:
             given = self.whole(flat)
             run_kernel = is_empty is None or not is_empty(*given)
-            return _tensors((kernel if run_kernel else results)(*given), flat[0])
+            return (kernel if run_kernel else results)(*given)
 
         def fake(*flat: Any) -> Any:
             return _tensors(results(*self.whole(flat)), flat[0])
@@ -116,7 +190,7 @@ class Op:
             derivative.keep(ctx, output, *self.whole(inputs))
 
         self._handle = define(
-            f"{op}_{impl}", f"({', '.join(arguments)}) -> {of}", without_autocast(run), fake, back,
+            f"{op}_{impl}", f"({', '.join(arguments)}) -> {of}", run, fake, back,
             None if derivative is None else keep, cpu_only=cpu_only,
         )  # fmt: skip
 
@@ -130,7 +204,7 @@ class Op:
         """The schema's arguments, with the records rebuilt."""
         given = list(flat)
         for _, record, at, end in self._records:
-            given[at:end] = [record(*given[at:end])]
+            given[at:end] = [record._make(given[at:end])]
         return given
 
 
@@ -140,18 +214,15 @@ _SAVED = object()
 
 def save(ctx: Any, *values: Any) -> None:
     """Save tensors, numbers, None and records of them for the backward pass."""
-    tensors, flat, records = [], [], []
-    for place, value in enumerate(values):
+    flat: list[Any] = []
+    for value in values:
         if isinstance(value, tuple):
-            records.append((place, type(value)))
-        for x in value if isinstance(value, tuple) else (value,):
-            if x is not None and isinstance(x, Tensor):
-                tensors.append(x)
-                flat.append(_SAVED)
-            else:
-                flat.append(x)
-    ctx.save_for_backward(*tensors)
-    ctx.flat, ctx.records = flat, records
+            flat += value
+        else:
+            flat.append(value)
+    ctx.save_for_backward(*[x for x in flat if isinstance(x, Tensor)])
+    ctx.flat = [_SAVED if isinstance(x, Tensor) else x for x in flat]
+    ctx.records = [(place, type(value)) for place, value in enumerate(values) if isinstance(value, tuple)]
 
 
 def saved(ctx: Any) -> list[Any]:
@@ -160,7 +231,7 @@ def saved(ctx: Any) -> list[Any]:
     values = [next(tensors) if x is _SAVED else x for x in ctx.flat]
     for place, record in ctx.records:
         end = place + len(record._fields)
-        values[place:end] = [record(*values[place:end])]
+        values[place:end] = [record._make(values[place:end])]
     return values
 
 
