@@ -156,6 +156,7 @@ def _entries() -> dict[str, Elementwise]:
         ("min", 2, _smaller),
     ):
         same(name, "f32", count, function)
+    same("add", "f64", 2, np.add)
     same("div", "f32", 2, np.divide, full="div.full.f32")
     same("fma", "f32", 3, _fma, full="fma.rn.f32")
     same("fma", "f32", 3, _flushed(_fma), full="fma.rn.ftz.f32")
@@ -203,7 +204,7 @@ def _entries() -> dict[str, Elementwise]:
         for of in types:
             for name, function in comparisons.items():
                 table[f"setp.{name}.{of}"] = Elementwise("pred", (of, of), function)
-    for of in ("b16", "b32", "b64", "f32"):
+    for of in ("b16", "b32", "b64", "f32", "f64"):
         table[f"selp.{of}"] = Elementwise(of, (of, of, "pred"), lambda x, y, which: np.where(which, x, y))
     for of in ("b16", "b32", "b64", "u16", "u32", "u64", "pred"):
         same("mov", of, 1, lambda x: x)

@@ -93,9 +93,9 @@ class Decoder:
 
     def writer(self, operand: Operand) -> Callable[[Block, Array, Array | None], None]:
         """Write values of the register's own size, [threads] or []."""
-        assert isinstance(operand, Register), operand
-        if operand.name == "_":
+        if operand == Name("_"):  # the result is dropped
             return lambda block, value, mask: None
+        assert isinstance(operand, Register), operand
         place, bits = self.place(operand), BITS[operand.width]
 
         def write(block: Block, value: Array, mask: Array | None) -> None:
@@ -181,7 +181,7 @@ class Kernel:
 
     @staticmethod
     def _decoded(instruction: Instruction, decoder: Decoder) -> _Step:
-        decode = OPCODES.get(instruction.opcode)
+        decode = OPCODES.get(instruction.opcode.replace("shared::cta", "shared"))  # two names of one thing
         if decode is None:
             raise NotImplementedError(f"the emulator has no {instruction.opcode} ({instruction.source})")
         guard = None if instruction.guard is None else decoder.place(instruction.guard)

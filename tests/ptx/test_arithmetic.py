@@ -38,7 +38,7 @@ def single(x: float) -> float:
 
 
 def as_float(x: int, of: str = "f32") -> float:
-    found: float = struct.unpack({"f32": "f", "f16": "e"}[of], x.to_bytes(width_of(of) // 8, "little"))[0]
+    found: float = struct.unpack({"f64": "d", "f32": "f", "f16": "e"}[of], x.to_bytes(width_of(of) // 8, "little"))[0]
     return found
 
 
@@ -46,7 +46,7 @@ def float_bits(x: float, of: str = "f32") -> int:
     if of == "bf16":
         return nearest(float_bits(single(x)), 16)
     try:
-        return int.from_bytes(struct.pack({"f32": "f", "f16": "e"}[of], x), "little")
+        return int.from_bytes(struct.pack({"f64": "d", "f32": "f", "f16": "e"}[of], x), "little")
     except OverflowError:
         return {"f32": 0x7F800000, "f16": 0x7C00}[of] | (1 << (width_of(of) - 1) if x < 0 else 0)
 
@@ -117,6 +117,8 @@ def expected(opcode: str, types: tuple[str, ...], xs: tuple[int, ...]) -> int:
         return xs[0] if xs[2] & 1 else xs[1]
     if name == "cvt":
         return converted(rest, xs)
+    if of == "f64":
+        return float_bits(FLOATS[name](*(as_float(x, of) for x in xs)), of)
     if of == "f32":
         ftz = flushed if "ftz" in rest else lambda x: x
         return float_bits(ftz(single(FLOATS[name](*(ftz(as_float(x)) for x in xs)))))
@@ -181,7 +183,7 @@ def values(of: str, place: int, opcode: str) -> list[int]:
             88.5,
             -130.0,
         )
-        some = [float_bits(x, "f16" if of == "f16" else "f32") for x in numbers]
+        some = [float_bits(x, of if of in ("f16", "f64") else "f32") for x in numbers]
         return [x for x in some if name != "ex2" or as_float(x) == as_float(x)]
     edges = [0, 1, 2, 7, -1, -2, 1 << (width - 1), (1 << (width - 1)) - 1]
     return [*edges, *(rng.getrandbits(width) for _ in range(4))]

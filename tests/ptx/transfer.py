@@ -53,7 +53,7 @@ def _warp_barrier(instruction: Instruction, decoder: Decoder) -> Run:
     return run
 
 
-@opcode("fence.proxy.async.shared::cta")
+@opcode("fence.proxy.async.shared")
 def _proxy_fence(instruction: Instruction, decoder: Decoder) -> Run:
     def run(block: Block, mask: Array | None) -> None:
         if _all_or_none(block, mask):
@@ -130,11 +130,7 @@ def _load(instruction: Instruction, decoder: Decoder) -> Run:
     return run
 
 
-@opcode(
-    "st.shared.b8",
-    "st.shared::cta.b32",
-    *(f"st.{space}.{x}" for space in ("global", "shared") for x in ELEMENTS if "s32" not in x),
-)
+@opcode("st.shared.b8", *(f"st.{space}.{x}" for space in ("global", "shared") for x in ELEMENTS if "s32" not in x))
 def _store(instruction: Instruction, decoder: Decoder) -> Run:
     at, of = instruction.operands
     is_global, element = "global" in instruction.opcode, instruction.opcode.rpartition(".")[2]
