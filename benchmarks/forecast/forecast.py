@@ -30,7 +30,7 @@ from typing import Any
 from benchmarks.forecast import calibration
 from benchmarks.forecast.instructions import Loop, matrix_loops
 from benchmarks.forecast.multiprocessor import PROCESSORS, bounds, cycles, operations
-from benchmarks.kernels import table
+from benchmarks.kernels import machine_code, table
 
 import torch  # isort: skip
 
@@ -121,7 +121,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [table.TOOLS / "cuobjdump", "--dump-resource-usage", file.name]
+        command = [machine_code.TOOLS / "cuobjdump", "--dump-resource-usage", file.name]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return tuple(int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK"))  # type: ignore[return-value,index]
 

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from typing import NamedTuple
 
-from benchmarks.kernels.table import TOOLS
+from benchmarks.kernels.machine_code import TOOLS
 
 
 class Instruction(NamedTuple):
