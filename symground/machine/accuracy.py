@@ -87,8 +87,8 @@ def _compared(case: Case, name: str, impl: str, device: str, dtype: torch.dtype)
         )  # fmt: skip
     eager = _results(case, "reference", device, dtype, dtype)
     for key, right in exact.items():
-        error, of_eager = _error(found[key], right), _error(eager[key], right)
-        if not error <= _OF_EAGER * of_eager + _ROUNDINGS * torch.finfo(dtype).eps:
+        error, of_eager = error_of(found[key], right), error_of(eager[key], right)
+        if not error <= allowed(of_eager, dtype):
             said = f"{key} is off by {error:.2g} of its largest number; plain PyTorch by {of_eager:.2g}"
             return worst._replace(status="wrong", said=said, error=error, eager=of_eager)
         if error > (worst.error or 0.0):
@@ -141,7 +141,12 @@ def _results(case: Case, impl: str, device: str, rounded: torch.dtype, dtype: to
     return {n: x.detach() for n, x in results.items()}
 
 
-def _error(found: Tensor, right: Tensor) -> float:
+def allowed(of_eager: float, dtype: torch.dtype) -> float:
+    """The largest error that is no fault, where eager's is ``of_eager``."""
+    return _OF_EAGER * of_eager + _ROUNDINGS * torch.finfo(dtype).eps
+
+
+def error_of(found: Tensor, right: Tensor) -> float:
     """The largest difference as a part of the largest number; NaN counts as infinitely wrong."""
     found, right = found.double().cpu(), right.double()
     off = torch.where(found == right, 0.0, (found - right).abs()).nan_to_num(nan=math.inf)
