@@ -95,7 +95,7 @@ if not INTERPRETED:
     SHAPES += [(1, 200, 2, 64, 1, 64), (1, 150, 2, 64, 1, 128)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_the_reference(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     assert_close(Inputs(*shape, dtype=dtype))

@@ -54,7 +54,7 @@ SHAPES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -71,7 +71,7 @@ def test_as_good_as_eager(shape: tuple[int, int, int, int], shared: bool, bias: 
         assert error <= 2 * eagers + slack, (name, error, eagers)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_probabilities_sum_to_one(dtype: torch.dtype) -> None:
     x = Inputs(20, 48, 200, 1, True, True, dtype)
     hidden, weight, bias = (y.to(dtype) for y in (x.hidden, x.weight, x.bias) if y is not None)
