@@ -24,6 +24,17 @@ class Problem(NamedTuple):
     rows: Tensor
     kw: dict[str, Any]
 
+    def double(self) -> Problem:
+        """The same numbers in float64."""
+        kw = {n: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for n, x in self.kw.items()}
+        q, k, v, grad = (x.double() for x in self[:4])
+        return self._replace(q=q, k=k, v=v, grad=grad, kw=kw)
+
+    @property
+    def wide(self) -> torch.dtype:
+        """The dtype of probes, steps and states."""
+        return torch.promote_types(self.q.dtype, torch.float32)
+
 
 def _problem(B: int, H: int, Hk: int, T: int, D: int, dtype: str, device: str, **kw: Any) -> Problem:
     g = torch.Generator().manual_seed(0)
@@ -68,8 +79,9 @@ def results(p: Problem, impl: str | None = None) -> dict[str, Tensor]:
     q, k, v = (x.detach().requires_grad_() for x in (p.q, p.k, p.v))
     B, H, T, _ = q.shape
     kw: dict[str, Any] = {**p.kw, "impl": impl}
-    saliency_probe = torch.zeros(1, device=q.device).expand(B, T, k.shape[2]).requires_grad_()
-    flow_probe = torch.zeros(1, device=q.device).expand(B, H, 3, 3).requires_grad_()
+    zero = torch.zeros(1, dtype=p.wide, device=q.device)
+    saliency_probe = zero.expand(B, T, k.shape[2]).requires_grad_()
+    flow_probe = zero.expand(B, H, 3, 3).requires_grad_()
     out, lse = ops.attention(
         q, k, v, saliency_probe=saliency_probe, flow_probe=flow_probe, query_groups=p.query_groups,
         key_groups=p.key_groups, **kw,
@@ -82,7 +94,7 @@ def results(p: Problem, impl: str | None = None) -> dict[str, Tensor]:
     assert matrix_total is not None
     names = ("dq", "dk", "dv", "saliency of the probe", "flow of the probe")
     return {
-        **_of_head(p, impl), **_gated(p), **_ssd(p, impl),
+        **_of_head(p, impl), **_gated(p, "reference" if impl == "reference" else None), **_ssd(p, impl),
         "out": out.detach(), "lse": lse, **dict(zip(names, grads, strict=True)),
         "saliency": ops.attention_saliency(*after, **kw), "flow": flow, "row total": row_total,
         "matrix total": matrix_total, "flow of chosen rows": chosen, "row total of chosen rows": chosen_total,
@@ -90,16 +102,16 @@ def results(p: Problem, impl: str | None = None) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
-def _gated(p: Problem) -> dict[str, Tensor]:
+def _gated(p: Problem, impl: str | None) -> dict[str, Tensor]:
     """gate_heads with one gate per head and with two masks, on aligned rows of whole vectors and on others."""
     B, H = p.q.shape[:2]
     x, fill = (t.detach().transpose(1, 2)[..., 1:].requires_grad_() for t in (p.q, p.grad))
-    some = torch.tensor([0.0, 1.0, 0.3], device=x.device)
+    some = torch.tensor([0.0, 1.0, 0.3], device=x.device).to(p.wide)
     found = {}
     for name, shape in (("a head", (H,)), ("two masks", (2, B, H))):
         gate = some.repeat(2 * B * H)[: torch.Size(shape).numel()].view(shape).requires_grad_()
         for given in (p.q.detach().transpose(1, 2), x):  # the rows of x are not aligned
-            out = ops.gate_heads(given, gate, fill if given is x else None)
+            out = ops.gate_heads(given, gate, fill if given is x else None, impl=impl)
             found[f"gated by {name}, {given.shape[-1]} numbers"] = out.detach()
         grads = torch.autograd.grad(out, (x, gate, fill), torch.ones_like(out))
         found |= {f"gated by {name}: d{key}": g for key, g in zip(("x", "gate", "fill"), grads, strict=True)}
@@ -110,13 +122,12 @@ def _ssd(p: Problem, impl: str | None) -> dict[str, Tensor]:
     """SSD, which has no window."""
     batch, heads, _, size = p.q.shape
     x, B, C, grad = (z.detach().transpose(1, 2).requires_grad_() for z in (p.q, p.k, p.v, p.grad))
-    dt = p.q[..., 0].transpose(1, 2).float().sigmoid().requires_grad_()
-    A = -torch.linspace(0.1, 2.0, heads, device=x.device).requires_grad_()
-    state = p.grad[:, :, :1].float().mT.expand(batch, heads, size, size).contiguous().requires_grad_()
-    saliency_probe = (
-        torch.zeros(1, device=x.device).expand(batch, *p.query_groups.shape[1:], x.shape[1]).requires_grad_()
-    )
-    flow_probe = torch.zeros(1, device=x.device).expand(batch, heads, 3, 3).requires_grad_()
+    dt = p.q[..., 0].transpose(1, 2).float().sigmoid().to(p.wide).requires_grad_()
+    A = -torch.linspace(0.1, 2.0, heads, device=x.device).to(p.wide).requires_grad_()
+    state = p.grad[:, :, :1].to(p.wide).mT.expand(batch, heads, size, size).contiguous().requires_grad_()
+    zero = torch.zeros(1, dtype=p.wide, device=x.device)
+    saliency_probe = zero.expand(batch, x.shape[1], x.shape[1]).requires_grad_()
+    flow_probe = zero.expand(batch, heads, 3, 3).requires_grad_()
     groups = (p.query_groups, p.key_groups)
     y, last = ops.ssd(
         x, dt, A, B, C, p.kw.get("key_range"), state, saliency_probe, flow_probe, *groups, return_state=True, impl=impl
