@@ -225,7 +225,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 2)
     arguments = parser.parse_args()
     if arguments.beside:
-        return beside(arguments.beside)
+        return beside(arguments.beside, jobs=arguments.jobs)
     kernels = arguments.kernel or [k for k in (*table.KERNELS, *table.ROW_SUMS) if k not in WITHOUT]
     jobs: list[Job] = [
         (kernel, architecture, dtype, size, config)
@@ -274,22 +274,27 @@ def _print_candidates(rows: list[Forecast]) -> None:
                 print(f"  {place:>3}. {x.config} {x.speed:.0f} TFLOP/s, {x.programs} programs, {x.limit}{mark}")
 
 
-def beside(folder: Path) -> int:
-    """Print each measured configuration of a record beside its forecast."""
-    saved = json.loads((RESULTS / "forecast.json").read_text(encoding="utf-8"))
-    measured: list[dict[str, Any]] = json.loads((folder / "tiles.json").read_text(encoding="utf-8"))["tiles"]
+def beside(folder: Path, results: Path = RESULTS, jobs: int = 1) -> int:
+    """Print each row of a record's part `tiles` beside its forecast, which is made now if it is not a shipped one's."""
+    saved = json.loads((results / "forecast.json").read_text(encoding="utf-8"))
+    measured: list[dict[str, Any]] = json.loads((folder / "tiles.json").read_text(encoding="utf-8"))["rows"]
     expected = {
-        (x["kernel"], x["architecture"], x["dtype"], x["size"], *x["config"]): x for x in saved["configurations"]
+        (x["kernel"], x["architecture"], x["dtype"], x["size"], Config(*x["config"])): x["speed"]
+        for x in saved["configurations"]
     }
-    print("| kernel | dtype | D | BM×BN, warps, stages | expected TFLOP/s | measured |")
-    print("|---" * 6 + "|")
-    for x in measured:
-        found = expected.get((x["kernel"], x["architecture"], x["dtype"], x["size"], *x["config"]))
-        factor = saved["factors"].get(x["architecture"], [1.0])[0]
+    asked = [(x["kernel"], x["architecture"], x["dtype"], x["size"], Config(*x["config"])) for x in measured]
+    missing = [job for job in dict.fromkeys(asked) if job not in expected and job[1] in PROCESSORS]
+    with ProcessPoolExecutor(jobs) as pool:
+        expected |= {job: found.speed for job, found in zip(missing, pool.map(forecast, missing), strict=True)}
+    print("| kernel | dtype | D | T | BM×BN, warps, stages | expected TFLOP/s | measured |")
+    print("|---" * 7 + "|")
+    for x, job in zip(measured, asked, strict=True):
+        factor, simulated = saved["factors"].get(x["architecture"], [1.0])[0], expected.get(job)
         m, n, warps, stages = x["config"]
-        speed = f"{factor * found['speed']:.0f}" if found else "–"
-        tiles = f"{m}×{n}, {warps}, {stages}"
-        print(f"| {x['kernel']} | {x['dtype']} | {x['size']} | {tiles} | {speed} | {x['speed']:.0f} |")
+        speed = f"{factor * simulated:.0f}" if simulated else "–"
+        found = f"{x['speed']:.0f}" if "speed" in x else x["error"].splitlines()[0]
+        tiles = f"{m}×{n}, {warps}, {stages}{' (shipped)' if x['shipped'] else ''}"
+        print(f"| {x['kernel']} | {x['dtype']} | {x['size']} | {x['T']} | {tiles} | {speed} | {found} |")
     return 0
 
 
