@@ -19,10 +19,12 @@ TAIL = 3000
 #: Part → the packages that it imports and that may be missing.
 NEEDS: dict[str, tuple[str, ...]] = {
     "machine": ("torch",), "gate": ("torch", "pytest"), "tests": ("pytest",), "sanitizer": (),
-    "determinism": ("torch", "triton"), "attention": ("torch", "triton"), "flow": ("torch", "triton"),
-    "surprisal": ("torch", "triton"), "mamba": ("torch", "triton", "transformers"),
-    "training": ("torch", "transformers"), "study": ("torch", "transformers"),
-    "trace": ("torch", "transformers"), "llava": ("torch", "transformers"),
+    **dict.fromkeys(
+        ("compilation", "correctness", "attention", "graphs", "tiles", "flow", "surprisal", "lengths"),
+        ("torch", "triton"),
+    ),
+    "mamba": ("torch", "triton", "transformers"),
+    **dict.fromkeys(("training", "study", "trace", "llava"), ("torch", "transformers")),
 }  # fmt: skip
 
 

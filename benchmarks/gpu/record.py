@@ -1,13 +1,13 @@
-"""Everything that needs a GPU, in one command: tests, sanitizer, determinism and benchmarks, each as a JSON file.
+"""Everything that needs a GPU, in one command: errors, sanitizer, benchmarks and tests, each as a JSON file.
 
     python -m benchmarks gpu --out benchmarks/results/gpu/NAME      # under nine minutes
     python -m benchmarks gpu --out DIR --parts machine attention --budget 200
     python -m benchmarks gpu --out DIR --dry-run                    # a tiny run on a CPU, which tests this script
 
-It needs torch, triton, numpy, pytest and transformers, but no network and no installation. Each part runs in a separate
-process with a time limit and writes DIR/<part>.json. Long parts write row by row, so that a run that is cut off keeps
-its rows. A part that fails records its error and does not stop the others. The exit status is 1 if a part failed, or
-without CUDA.
+It needs torch, triton, numpy, pytest and transformers, but no network, no compiler and no installation. Each part runs
+in a separate process with a time limit and writes DIR/<part>.json; the first parts have their time for certain. Long
+parts write row by row, so that a run that is cut off keeps its rows. A part that fails records its error and does not
+stop the others. The exit status is 1 if a part failed, or without CUDA.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,22 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.gpu.context import NEEDS_CUDA, Context, Missing, Record  # noqa: E402
 
+#: Part → its seconds, of those parts that a run of eight minutes has for certain. Each may take twice as
+#: many, or a quarter of what is left, if enough is left for those after it.
+CERTAIN = {
+    "machine": 20, "compilation": 80, "correctness": 50, "attention": 80, "graphs": 30, "tiles": 50, "flow": 25,
+    "sanitizer": 60, "gate": 25,
+}  # fmt: skip
 #: Part → its share of the time that is left when it starts. Time that it does not use goes to the later parts.
 SHARES = {
-    "machine": 20, "gate": 60, "tests": 150, "sanitizer": 50, "determinism": 45, "attention": 160, "flow": 40,
-    "surprisal": 40, "mamba": 45, "training": 40, "trace": 45, "study": 45, "llava": 60,
+    "surprisal": 30, "mamba": 35, "tests": 60, "trace": 30, "training": 30, "study": 30, "llava": 30, "lengths": 60,
 }  # fmt: skip
+PARTS = (*CERTAIN, *SHARES)
 #: Part → the module of this folder with a function of its name; the other parts are in timings.
-MODULES = {**dict.fromkeys(("machine", "gate", "tests", "sanitizer", "determinism"), "parts"), "study": "study"}
+MODULES = {
+    **dict.fromkeys(("machine", "gate", "tests", "sanitizer"), "parts"),
+    **{part: part for part in ("compilation", "correctness", "graphs", "tiles", "study")},
+}
 #: Seconds before its time limit at which a part stops by itself.
 GRACE = 5.0
 TAIL = 4000
@@ -110,6 +120,15 @@ def inside(arguments: argparse.Namespace) -> None:
         record.write(status="ok")
 
 
+def limit(left: float, parts: Sequence[str]) -> float:
+    """Seconds for the first of these parts, if ``left`` are left for all of them."""
+    part, later = parts[0], parts[1:]
+    if part in CERTAIN:
+        most = max(2.0 * CERTAIN[part], left / 4)
+        return max(min(most, left - sum(CERTAIN.get(p, 0) for p in later)), 0.0)
+    return max(left, 0.0) * SHARES[part] / sum(SHARES[p] for p in parts)
+
+
 def gpu_lacks() -> str | None:
     """Why nothing can run on this machine; checked in a separate process, so that this one holds no GPU memory."""
     code = "from benchmarks.common.measure import gpu_lacks; print(gpu_lacks() or '')"
@@ -121,33 +140,31 @@ def gpu_lacks() -> str | None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the result files")
-    parser.add_argument("--parts", nargs="+", choices=SHARES, default=list(SHARES))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument(
         "--data", type=Path, help="folder of a study that was prepared on another machine, for the part `study`"
     )
-    parser.add_argument("--budget", type=float, default=520.0, help="seconds for all parts together")
+    parser.add_argument("--budget", type=float, default=540.0, help="seconds for all parts together")
     parser.add_argument(
         "--dry-run", action="store_true", help="run everything on a CPU, on tiny inputs, with interpreted kernels"
     )
-    parser.add_argument("--inside", choices=SHARES, help=argparse.SUPPRESS)
-    parser.add_argument("--break", choices=SHARES, dest="broken", help=argparse.SUPPRESS)  # for the script's own test
+    parser.add_argument("--inside", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--break", choices=PARTS, dest="broken", help=argparse.SUPPRESS)  # for the script's own test
     arguments = parser.parse_args()
     arguments.out = arguments.out.resolve()
     arguments.data = arguments.data.resolve() if arguments.data else None
     if arguments.inside:
         inside(arguments)
         return 0
+    end = time.monotonic() + arguments.budget
     if not arguments.dry_run and (lacks := gpu_lacks()):
         print(f"gpu_record: {lacks}; --dry-run runs it on a CPU", file=sys.stderr)
         return 1
     arguments.out.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + arguments.budget
-    parts = [part for part in SHARES if part in arguments.parts]
+    parts = [part for part in PARTS if part in arguments.parts]
     failed = False
     for i, part in enumerate(parts):
-        left = max(end - time.monotonic(), 0.0)
-        seconds = left * SHARES[part] / sum(SHARES[p] for p in parts[i:])
-        status = run_part(part, arguments, seconds)
+        status = run_part(part, arguments, limit(end - time.monotonic(), parts[i:]))
         failed |= status in ("failed", "timed out")
         print(f"{part}: {status}", flush=True)
     return int(failed)

@@ -116,25 +116,38 @@ def _achieved(row: dict[str, Any], stage: str, shape: Shape, rates: dict[str, fl
 
 
 def attention(c: Context) -> None:
-    """Measure the goals' shapes first and then other lengths, then compiled peers likewise, until the time is over."""
+    """Measure the goals' shapes, the longer one first, then the errors at the shorter one."""
+    shapes = [Shape(8, 12, T, 64, dtype) for dtype in c.dtypes for T in (4096, 1024)]
+    if c.dry:
+        shapes = [TINY]
+        c.record["missing"].update({f"{p.stage}: {p.name}": "not in a dry run" for p in peers.PEERS if p.compiles})
+    _all_measured(c, [(shape, False) for shape in shapes], STAGES)
+    if not c.dry and c.left > 0:
+        _errors(c)
+
+
+def lengths(c: Context) -> None:
+    """Measure compiled peers at the goals' shapes, then other lengths, until the time is over."""
     lengths = (1024, 4096, 2048, 512, 256, 128)
     goals = [Shape(8, 12, T, 64, "bfloat16") for T in (1024, 4096)]
     half = [constant_tokens(T, "bfloat16") for T in lengths]
     full = [constant_tokens(T) for T in lengths]
     jobs = [
-        *((s, False) for s in goals), *((s, True) for s in goals), *((s, False) for s in half),
-        *((s, False) for s in full), (full[0], True), *((s, True) for s in half), *((s, True) for s in full[1:]),
+        *((s, True) for s in goals), *((s, False) for s in half), *((s, False) for s in full), (full[0], True),
+        *((s, True) for s in half), *((s, True) for s in full[1:]),
     ]  # fmt: skip
     if c.dry:
-        jobs = [(TINY, False)]
-        c.record["missing"].update({f"{p.stage}: {p.name}": "not in a dry run" for p in peers.PEERS if p.compiles})
+        _all_measured(c, [(TINY, False)], ("forward",))
     else:
-        _errors(c)
+        _all_measured(c, jobs, STAGES)
+
+
+def _all_measured(c: Context, jobs: list[tuple[Shape, bool]], stages: tuple[str, ...]) -> None:
     for i, (shape, compiles) in enumerate(jobs):
         if c.left < 0:
             c.record.write(not_reached=[f"{s}{', compiled peers' if compiled else ''}" for s, compiled in jobs[i:]])
             return
-        measured(c, STAGES, shape, compiles)
+        measured(c, stages, shape, compiles)
 
 
 def _errors(c: Context) -> None:
@@ -181,7 +194,7 @@ def gate(c: Context) -> None:
 
 def flow(c: Context) -> None:
     """Measure flow of 3 groups fused into the backward pass, and by the flow kernel with all rows and with one row."""
-    shapes = [Shape(8, 12, T, 64, dtype) for dtype in c.dtypes for T in (1024, 4096)]
+    shapes = [Shape(8, 12, T, 64, dtype) for dtype in c.dtypes for T in (4096, 1024)]
     if c.dry:
         shapes = [TINY]
     rates = c.rates()

@@ -12,24 +12,11 @@ from typing import Any
 import pytest
 
 import symground
+from benchmarks.gpu.record import CERTAIN, SHARES, limit
 
 ROOT = Path(symground.__file__).resolve().parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu" / "record.py"
-PARTS = {
-    "machine",
-    "gate",
-    "tests",
-    "sanitizer",
-    "determinism",
-    "attention",
-    "flow",
-    "surprisal",
-    "mamba",
-    "training",
-    "trace",
-    "study",
-    "llava",
-}
+PARTS = (*CERTAIN, *SHARES)
 
 
 def record(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -50,7 +37,7 @@ def test_every_part_leaves_its_file_and_a_failing_one_stops_no_other(tmp_path: P
     pytest.importorskip("triton", reason="Triton is not installed: its interpreter runs the record's kernels")
     done = record(tmp_path, "--dry-run", "--break", "machine", "--budget", "1200")
     found = parts(tmp_path)
-    assert set(found) == PARTS
+    assert set(found) == set(PARTS)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json"}
     assert [row["stage"] for row in found["study"]["rows"]] == ["training on arrays", "score", "trace", "intervene"]
     assert all(row["value"] > 0 for row in found["study"]["rows"][2:])
@@ -59,9 +46,15 @@ def test_every_part_leaves_its_file_and_a_failing_one_stops_no_other(tmp_path: P
     assert "broken on purpose" in found["machine"]["error"]
     assert "broken on purpose" in found["machine"]["output_tail"]
     assert found["sanitizer"]["status"] == "needs CUDA"
-    for name in PARTS - {"machine", "sanitizer"}:
+    for name in set(PARTS) - {"machine", "sanitizer"}:
         assert found[name]["status"] == "ok", found[name]
-    assert all(row["different"] == {} for row in found["determinism"]["rows"])
+    errors, repeats = found["correctness"]["rows"]
+    assert errors["wrong"] == {}
+    assert set(errors["errors"]) == set(repeats["compared"])
+    assert repeats["different"] == {}
+    assert any(name.startswith("SSD") for name in repeats["compared"])
+    assert all(row["equal"] for row in found["graphs"]["rows"])
+    assert all(row["relative_error"] < 1e-5 for row in found["tiles"]["rows"])
     assert found["tests"]["collected"] > 0
     stages = {row["stage"] for row in found["attention"]["rows"] if row["peer"] == "symground"}
     assert stages == {"forward", "backward", "layer", "saliency", "rows"}
@@ -74,11 +67,80 @@ def test_every_part_leaves_its_file_and_a_failing_one_stops_no_other(tmp_path: P
     of_mamba = [row for row in found["mamba"]["rows"] if row["peer"] == "symground"]
     assert {row["stage"] for row in of_mamba} == {"ssd", "ssd saliency", "mamba2 step"}
     assert all(row["relative_error"] < 1e-5 for row in of_mamba if row["stage"] != "mamba2 step")
-    assert any(name.startswith("SSD") for name in found["determinism"]["rows"][0]["compared"])
     assert {row["peer"] for row in found["trace"]["rows"]} >= {"sg.trace", "symground, saliency only"}
     assert {row["peer"] for row in found["llava"]["rows"]} >= {"sg.trace, rows and flow"}
     assert not any("error" in row for part in found.values() for row in part["rows"])
     assert str(ROOT) not in json.dumps(found)
+
+
+@pytest.mark.slow
+def test_every_row_of_tiles_stands_beside_its_forecast(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed: its interpreter runs the record's kernels")
+    assert record(tmp_path, "--dry-run", "--parts", "tiles", "--budget", "600").returncode == 0
+    rows = parts(tmp_path)["tiles"]["rows"]
+    known = next(row for row in rows if row["kernel"] == "dkdv" and not row["shipped"])
+    forecast = {"factors": {"interpreter": [0.5, 0.4, 0.6]}, "configurations": [{**known, "speed": 600.0}]}
+    (tmp_path / "forecast.json").write_text(json.dumps(forecast), encoding="utf-8")
+    del rows[-1]["speed"]
+    (tmp_path / "tiles.json").write_text(json.dumps({"rows": [*rows[:-1], {**rows[-1], "error": "too large"}]}))
+    code = "from pathlib import Path; from benchmarks.forecast.forecast import beside; beside(Path('.'), Path('.'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
+    assert [line[0] for line in lines] == [row["kernel"] for row in rows]
+    m, n, warps, stages = known["config"]
+    assert [line[4] for line in lines if line[5] == "300"] == [f"{m}×{n}, {warps}, {stages}"]
+    assert lines[-1][6] == "too large"
+
+
+def test_the_first_parts_have_their_time_however_long_each_of_them_takes() -> None:
+    left, rest = 480.0, list(PARTS)
+    while rest[0] in CERTAIN:
+        given = limit(left, rest)
+        assert given >= CERTAIN[rest.pop(0)]
+        left -= given
+    assert left >= 0
+
+
+def test_time_that_a_part_does_not_use_goes_to_the_later_ones() -> None:
+    parts = list(PARTS)
+    assert limit(500.0, parts[parts.index("surprisal") :]) > limit(100.0, parts[parts.index("surprisal") :])
+    assert limit(60.0, parts[-1:]) == 60
+
+
+def test_a_candidate_that_cannot_be_launched_is_a_row_that_says_so() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed: its interpreter runs the record's kernels")
+    code = """
+import json
+from benchmarks.common.inputs import Inputs
+from benchmarks.gpu import tiles
+
+def seconds(run):
+    run()
+    if run.args[0].BM == 64:
+        raise RuntimeError("out of resource: shared memory")
+    return 2.0
+
+x = Inputs(tiles.SMALL, "cpu", "triton")
+print(json.dumps([list(tiles.rows("attention_saliency", x, seconds)), tiles.operations("attention_saliency", x.shape)]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    rows, operations = json.loads(done.stdout)
+    assert [row["shipped"] for row in rows] == [True, False, False, False]
+    for row in rows:
+        if row["config"][0] == 64:
+            assert "out of resource" in row["error"]
+            assert "speed" not in row
+        else:
+            assert row["speed"] == operations / 2.0 / 1e12
+            assert row["relative_error"] < 1e-6
+    # Two products of 40 × 40 × 16 for each of two heads, their causal halves, each float32 as three parts.
+    assert operations == 3 * 2 * 2 * (2 * 40 * 40 * 16) / 2
 
 
 def test_a_part_whose_time_is_up_leaves_its_file(tmp_path: Path) -> None:
