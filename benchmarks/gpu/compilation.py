@@ -1,6 +1,6 @@
 """Compiling every kernel that later parts launch, in several processes at once: a part of the GPU record.
 
-    python -m benchmarks.gpu.compilation "padded bfloat16"      # one job, in this process
+    python -m benchmarks.gpu.compilation "padded ssd bfloat16"  # one job, in this process
 
 Triton compiles a kernel on one core and keeps it on disk, from where the later parts read it.
 """
@@ -23,7 +23,7 @@ Job = Callable[[str], object]
 
 def compilation(c: Context) -> None:
     names = list(jobs(c.dry))
-    with ThreadPoolExecutor(1 if c.dry else max(1, min(12, (os.cpu_count() or 2) - 2))) as pool:
+    with ThreadPoolExecutor(1 if c.dry else max(1, min(16, (os.cpu_count() or 2) - 1))) as pool:
         rows = pool.map(partial(_one, c), names)
         for row in rows:
             c.record.add(**row)
@@ -49,16 +49,16 @@ def _one(c: Context, name: str) -> dict[str, object]:
 def jobs(dry: bool) -> dict[str, Job]:
     """Name → what is run on a device, the longest first. Each one launches what a later part does."""
     from benchmarks.gpu import tiles
-    from benchmarks.gpu.every_op import CASES
+    from benchmarks.gpu.every_op import ON_GPU
 
     if dry:
         return {"tiles of attention_saliency": partial(_tiles, "attention_saliency", tiles.SMALL)}
     found: dict[str, Job] = {}
-    for case in CASES:
-        for dtype in ("float32", "bfloat16"):
-            found[f"{case} {dtype}"] = partial(_ops, case, dtype)
-    for dtype in ("bfloat16", "float32"):
+    for dtype in ("float32", "bfloat16"):
         found[f"attention {dtype}"] = partial(_attention, dtype)
+        for case in ON_GPU:
+            for family in ("attention", "ssd", "vocabulary"):
+                found[f"{case} {family} {dtype}"] = partial(_ops, case, family, dtype)
     for kernel in tiles.CANDIDATES:
         found[f"tiles of {kernel}"] = partial(_tiles, kernel, tiles.shape_of(1024))
     for dtype in ("float32", "bfloat16"):
@@ -67,10 +67,10 @@ def jobs(dry: bool) -> dict[str, Job]:
     return found
 
 
-def _ops(case: str, dtype: str, device: str) -> None:
+def _ops(case: str, family: str, dtype: str, device: str) -> None:
     from benchmarks.gpu.every_op import CASES, results
 
-    results(CASES[case](dtype, device), "triton")
+    results(CASES[case](dtype, device), "triton", [family])
 
 
 def _attention(dtype: str, device: str) -> None:

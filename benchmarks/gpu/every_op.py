@@ -5,7 +5,7 @@ python -m benchmarks ops            # on the GPU if there is one, else the CPU i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -70,12 +70,22 @@ def tiny(dtype: str, device: str) -> Problem:
     return _problem(1, 2, 1, 17, 16, dtype, device)
 
 
+#: Name → a problem of a dtype on a device; those of a GPU, and all.
+ON_GPU = ("plain", "padded", "windowed")
 CASES: dict[str, Callable[[str, str], Problem]] = {"plain": plain, "padded": padded, "windowed": windowed, "tiny": tiny}
 
 
-def results(p: Problem, impl: str | None = None) -> dict[str, Tensor]:
+def results(p: Problem, impl: str | None = None, families: Collection[str] | None = None) -> dict[str, Tensor]:
     """name → a result, for every op; on a GPU by symground's kernels even if another library comes first."""
     impl = impl or ("triton" if p.q.is_cuda else None)
+    found: dict[str, Tensor] = {}
+    for family, of_family in FAMILIES.items():
+        if families is None or family in families:
+            found |= of_family(p, impl)
+    return found
+
+
+def _attention(p: Problem, impl: str | None) -> dict[str, Tensor]:
     q, k, v = (x.detach().requires_grad_() for x in (p.q, p.k, p.v))
     B, H, T, _ = q.shape
     kw: dict[str, Any] = {**p.kw, "impl": impl}
@@ -94,7 +104,6 @@ def results(p: Problem, impl: str | None = None) -> dict[str, Tensor]:
     assert matrix_total is not None
     names = ("dq", "dk", "dv", "saliency of the probe", "flow of the probe")
     return {
-        **_of_head(p, impl), **_gated(p, "reference" if impl == "reference" else None), **_ssd(p, impl),
         "out": out.detach(), "lse": lse, **dict(zip(names, grads, strict=True)),
         "saliency": ops.attention_saliency(*after, **kw), "flow": flow, "row total": row_total,
         "matrix total": matrix_total, "flow of chosen rows": chosen, "row total of chosen rows": chosen_total,
@@ -104,6 +113,7 @@ def results(p: Problem, impl: str | None = None) -> dict[str, Tensor]:
 
 def _gated(p: Problem, impl: str | None) -> dict[str, Tensor]:
     """gate_heads with one gate per head and with two masks, on aligned rows of whole vectors and on others."""
+    impl = impl if impl == "reference" else None  # it has no Triton kernel
     B, H = p.q.shape[:2]
     x, fill = (t.detach().transpose(1, 2)[..., 1:].requires_grad_() for t in (p.q, p.grad))
     some = torch.tensor([0.0, 1.0, 0.3], device=x.device).to(p.wide)
@@ -166,6 +176,9 @@ def _of_head(p: Problem, impl: str | None) -> dict[str, Tensor]:
 def _gradients(name: str, of: Tensor, hidden: Tensor, weight: Tensor) -> dict[str, Tensor]:
     dh, dw = torch.autograd.grad(of, (hidden, weight))
     return {f"{name}: dhidden": dh, f"{name}: dweight": dw}
+
+
+FAMILIES = {"attention": _attention, "vocabulary": _of_head, "gate": _gated, "ssd": _ssd}
 
 
 def main() -> None:
