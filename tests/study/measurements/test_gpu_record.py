@@ -58,6 +58,7 @@ def test_every_part_leaves_its_file_and_a_failing_one_stops_no_other(tmp_path: P
     assert found["tests"]["collected"] > 0
     stages = {row["stage"] for row in found["attention"]["rows"] if row["peer"] == "symground"}
     assert stages == {"forward", "backward", "layer", "saliency", "rows"}
+    assert "runs" in found["attention"]["picked"]["float32"]
     assert "layer: FlexAttention" in found["attention"]["missing"]
     assert found["gate"]["implementation"] in ("extension", "plain PyTorch")
     assert {row["peer"] for row in found["gate"]["rows"]} >= {"symground", "copy of x"}
