@@ -1,6 +1,6 @@
 """The speed of every shipped configuration on an A100 and an H100, forecast from its machine code without a GPU.
 
-    python -m benchmarks forecast                                # all → benchmarks/results/forecast.md and .json
+    python -m benchmarks forecast                                # all → benchmarks/results
     python -m benchmarks forecast --kernel dq --size 64 --candidates   # other tiles than the shipped ones, best first
     python -m benchmarks forecast --beside benchmarks/results/gpu/NAME  # a record's measurements beside the forecasts
 
