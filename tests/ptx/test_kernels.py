@@ -22,12 +22,12 @@ CHOSEN = {
     "sm_80": [
         "tests/ptx/planted.py",
         f"tests/ops/attention/test_triton.py::{EQUAL}[(1, 2, 2, 150, 290, 64)-window-torch.bfloat16]",
-        "tests/ops/ssd/test_triton.py::test_equals_the_reference[shape6-dtype2]",
+        "tests/ops/ssd/test_triton.py::test_equals_the_reference[shape6-torch.bfloat16]",
     ],
     "sm_90": [
         "tests/ptx/planted.py",
         f"tests/ops/attention/test_triton.py::{EQUAL}[(1, 2, 1, 200, 200, 64)-gate-torch.bfloat16]",
-        "tests/ops/vocabulary/test_triton.py::test_as_good_as_eager[(150, 96, 300, 40)-True-True-dtype2]",
+        "tests/ops/vocabulary/test_triton.py::test_as_good_as_eager[(150, 96, 300, 40)-True-True-torch.bfloat16]",
     ],
 }
 
