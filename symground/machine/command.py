@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from symground.errors import check_types
 from symground.machine.finding import Finding
 from symground.machine.parts import VARIABLE, Part, accuracy_parts, run
 
@@ -21,6 +22,9 @@ class Check:
 
     json: bool = False
     """Print everything as JSON, for the report of a fault."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
     def run(self) -> int:
         """Print what was found. Returns 1 if something is wrong, else 0."""

@@ -190,7 +190,7 @@ def test_one_that_is_installed_and_does_not_import_is_told_once(
     try:
         with pytest.warns(RuntimeWarning, match=r"installed but does not import here \(OSError: libcudart"):
             refused = causal_conv1d.refuses(on_a_gpu(torch.float32))
-        assert "pip install causal-conv1d" in str(refused)
+        assert "pip install --no-build-isolation causal-conv1d" in str(refused)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert isinstance(causal_conv1d.refuses(on_a_gpu(torch.float32)), RuntimeError)
