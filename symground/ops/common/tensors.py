@@ -25,10 +25,13 @@ def finest(x: Tensor) -> Tensor:
 
 
 def running_sum(x: Tensor, dim: int) -> Tensor:
-    """The cumulative sum, in a fixed order where deterministic algorithms are required: torch's has none on a GPU."""
-    if x.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
-        return x.cumsum(dim)
-    return by_doubling(x, dim)
+    """`prefix_sums`, but on a CPU, where torch's sum has a fixed order, always torch's."""
+    return x.cumsum(dim) if x.device.type == "cpu" else prefix_sums(x, dim)
+
+
+def prefix_sums(x: Tensor, dim: int) -> Tensor:
+    """``x.cumsum(dim)``; by doubling steps if algorithms must be deterministic, which a GPU's cumsum refuses."""
+    return by_doubling(x, dim) if torch.are_deterministic_algorithms_enabled() else x.cumsum(dim)
 
 
 def by_doubling(x: Tensor, dim: int) -> Tensor:
@@ -68,17 +71,6 @@ def padding(key_range: Tensor, stop: int, start: int = 0) -> Tensor:
     """[B, stop - start] bool: True at the positions from start to stop that are outside each example's range [B,2]."""
     j = torch.arange(start, stop, device=key_range.device)
     return (j < key_range[:, :1]) | (j >= key_range[:, 1:])
-
-
-def prefix_sums(x: Tensor, dim: int) -> Tensor:
-    """``x.cumsum(dim)``; by doubling steps if algorithms must be deterministic, which a GPU's cumsum refuses."""
-    if not torch.are_deterministic_algorithms_enabled():
-        return x.cumsum(dim)
-    x, step = x.movedim(dim, -1), 1
-    while step < x.shape[-1]:
-        x = torch.cat([x[..., :step], x[..., step:] + x[..., :-step]], -1)
-        step *= 2
-    return x.movedim(-1, dim)
 
 
 def active(device_type: str) -> bool:
