@@ -7,6 +7,7 @@ and rounded once to float32; a GPU keeps fewer bits while it sums.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from tests.ptx.arithmetic import from_bf16
 from tests.ptx.machine import Block, Decoder, Run, opcode
 from tests.ptx.memory import Array, FaultError, of_warp
-from tests.ptx.program import Instruction, Operand, Vector
+from tests.ptx.program import Instruction, Operand, parts_of
 
 
 def _whole(block: Block, mask: Array | None) -> None:
@@ -59,24 +60,34 @@ def _reduce(instruction: Instruction, decoder: Decoder) -> Run:
     return run
 
 
-@opcode(*(f"ldmatrix.sync.aligned.m8n8.{count}.{trans}shared.b16"
-          for count in ("x1", "x2", "x4") for trans in ("", "trans.")))  # fmt: skip
+_MATRICES = [f"m8n8.{count}.{trans}shared.b16" for count in ("x1", "x2", "x4") for trans in ("", "trans.")]
+
+
+def _rows(at: Operand, count: int, decoder: Decoder) -> Callable[[Block, Array | None], tuple[Array, Array]]:
+    """The addresses of the rows of ``count`` matrices of 8 × 8 halves, and who touches them.
+
+    Thread 8 i + r gives the address of row r of matrix i. Not that thread, but its whole warp touches the row.
+    """
+    address = decoder.address(at, "u32")
+
+    def rows(block: Block, mask: Array | None) -> tuple[Array, Array]:
+        _whole(block, mask)
+        giving = block.lane < 8 * count
+        return address(block)[giving], of_warp(block.warp[giving])
+
+    return rows
+
+
+@opcode(*(f"ldmatrix.sync.aligned.{x}" for x in _MATRICES))
 def _load_matrices(instruction: Instruction, decoder: Decoder) -> Run:
-    """Matrices of 8 × 8 halves. Thread 8 i + r gives the address of row r of matrix i."""
     to, at = instruction.operands
-    registers = to.parts if isinstance(to, Vector) else (to,)
-    address, writes, trans = (
-        decoder.address(at, "u32"),
-        [decoder.writer(x) for x in registers],
-        "trans" in instruction.opcode,
-    )
+    writes, trans = [decoder.writer(x) for x in parts_of(to)], "trans" in instruction.opcode
+    rows = _rows(at, len(writes), decoder)
 
     def run(block: Block, mask: Array | None) -> None:
-        _whole(block, mask)
-        giving = block.lane < 8 * len(registers)
-        # Not the thread that gives the address, but its whole warp reads the row.
-        read = block.shared.read(address(block)[giving], 16, of_warp(block.warp[giving]))
-        matrices = np.ascontiguousarray(read).view(np.uint16).reshape(-1, len(registers), 8, 8)
+        address, warp = rows(block, mask)
+        read = block.shared.read(address, 16, warp)
+        matrices = np.ascontiguousarray(read).view(np.uint16).reshape(-1, len(writes), 8, 8)
         if trans:
             matrices = matrices.swapaxes(2, 3)
         pairs = np.ascontiguousarray(matrices).view(np.uint32)  # [warps,matrices,8,4], a pair for each thread
@@ -86,27 +97,20 @@ def _load_matrices(instruction: Instruction, decoder: Decoder) -> Run:
     return run
 
 
-@opcode(*(f"stmatrix.sync.aligned.m8n8.{count}.{trans}shared.b16"
-          for count in ("x1", "x2", "x4") for trans in ("", "trans.")))  # fmt: skip
+@opcode(*(f"stmatrix.sync.aligned.{x}" for x in _MATRICES))
 def _store_matrices(instruction: Instruction, decoder: Decoder) -> Run:
     """The reverse of ldmatrix."""
     at, of = instruction.operands
-    registers = of.parts if isinstance(of, Vector) else (of,)
-    address, reads, trans = (
-        decoder.address(at, "u32"),
-        [decoder.reader(x, "b32") for x in registers],
-        "trans" in instruction.opcode,
-    )
+    reads, trans = [decoder.reader(x, "b32") for x in parts_of(of)], "trans" in instruction.opcode
+    rows = _rows(at, len(reads), decoder)
 
     def run(block: Block, mask: Array | None) -> None:
-        _whole(block, mask)
-        giving = block.lane < 8 * len(registers)
-        pairs = stacked(reads, block).reshape(len(registers), -1, 8, 4).swapaxes(0, 1)
+        address, warp = rows(block, mask)
+        pairs = stacked(reads, block).reshape(len(reads), -1, 8, 4).swapaxes(0, 1)
         matrices = np.ascontiguousarray(pairs).view(np.uint16)  # [warps,matrices,8,8]
         if trans:
             matrices = np.ascontiguousarray(matrices.swapaxes(2, 3))
-        rows = matrices.view(np.uint8).reshape(-1, 16)
-        block.shared.write(address(block)[giving], rows, of_warp(block.warp[giving]))
+        block.shared.write(address, matrices.view(np.uint8).reshape(-1, 16), warp)
 
     return run
 
@@ -157,8 +161,8 @@ def _multiply(instruction: Instruction, decoder: Decoder) -> Run:
     of = instruction.opcode.split(".")[-2]
     narrow = of != "tf32"
     d, *operands = instruction.operands
-    writes = [decoder.writer(x) for x in _registers(d)]
-    reads = [[decoder.reader(x, "b32") for x in _registers(operand)] for operand in operands]
+    writes = [decoder.writer(x) for x in parts_of(d)]
+    reads = [[decoder.reader(x, "b32") for x in parts_of(operand)] for operand in operands]
 
     def run(block: Block, mask: Array | None) -> None:
         _whole(block, mask)
@@ -176,8 +180,3 @@ def _multiply(instruction: Instruction, decoder: Decoder) -> Run:
             write(block, column, None)
 
     return run
-
-
-def _registers(operand: Operand) -> tuple[Operand, ...]:
-    assert isinstance(operand, Vector)
-    return operand.parts

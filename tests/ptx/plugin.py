@@ -15,7 +15,6 @@ from pathlib import Path
 # Before anything imports Triton.
 os.environ["TRITON_INTERPRET"] = "0"
 os.environ.setdefault("SYMGROUND_EMULATE", "sm_80")
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import pytest
 

@@ -52,6 +52,11 @@ class Vector(NamedTuple):
 Operand: TypeAlias = Register | Constant | Special | Address | Name | Vector
 
 
+def parts_of(operand: Operand) -> tuple[Operand, ...]:
+    """The registers of a vector, or the one operand."""
+    return operand.parts if isinstance(operand, Vector) else (operand,)
+
+
 class Instruction(NamedTuple):
     """One instruction: ``@guard opcode operands``, and where it stands."""
 

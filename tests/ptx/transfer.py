@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from tests.ptx.machine import END, TYPES, Block, Decoder, Run, opcode
-from tests.ptx.memory import Array, FaultError
-from tests.ptx.program import Constant, Instruction, Name, Operand, Vector
+from tests.ptx.memory import Array, FaultError, SharedMemory
+from tests.ptx.program import Constant, Instruction, Name, parts_of
 
 
 def _chosen(mask: Array | None, *of: Array) -> tuple[Array, ...]:
@@ -35,29 +35,14 @@ def _return(instruction: Instruction, decoder: Decoder) -> Run:
     return lambda block, mask: END if _all_or_none(block, mask) else None
 
 
-@opcode("bar.sync")
-def _barrier(instruction: Instruction, decoder: Decoder) -> Run:
+@opcode("bar.sync", "bar.warp.sync", "fence.proxy.async.shared")
+def _order(instruction: Instruction, decoder: Decoder) -> Run:
+    barriers = {"bar.sync": SharedMemory.barrier, "bar.warp.sync": SharedMemory.warp_barrier}
+    order = barriers.get(instruction.opcode, SharedMemory.proxy_fence)
+
     def run(block: Block, mask: Array | None) -> None:
         if _all_or_none(block, mask):
-            block.shared.barrier()
-
-    return run
-
-
-@opcode("bar.warp.sync")
-def _warp_barrier(instruction: Instruction, decoder: Decoder) -> Run:
-    def run(block: Block, mask: Array | None) -> None:
-        if _all_or_none(block, mask):
-            block.shared.warp_barrier()
-
-    return run
-
-
-@opcode("fence.proxy.async.shared")
-def _proxy_fence(instruction: Instruction, decoder: Decoder) -> Run:
-    def run(block: Block, mask: Array | None) -> None:
-        if _all_or_none(block, mask):
-            block.shared.proxy_fence()
+            order(block.shared)
 
     return run
 
@@ -76,10 +61,6 @@ def _parameter(instruction: Instruction, decoder: Decoder) -> Run:
         write(block, read.astype(np.int64).astype(wide) if of == "s32" else read.astype(wide), mask)
 
     return run
-
-
-def _vector(operand: Operand) -> tuple[Operand, ...]:
-    return operand.parts if isinstance(operand, Vector) else (operand,)
 
 
 def _spread(
@@ -111,7 +92,7 @@ def _load(instruction: Instruction, decoder: Decoder) -> Run:
     to, at = instruction.operands
     is_global, of = "global" in instruction.opcode, instruction.opcode.rpartition(".")[2]
     address = decoder.address(at, "u64" if is_global else "u32")
-    registers, size = _vector(to), int(of[1:]) // 8
+    registers, size = parts_of(to), int(of[1:]) // 8
     widths = [register.width for register in registers]  # type: ignore[union-attr]
     spread = _spread([decoder.writer(x) for x in registers], of[0] == "s", widths)
 
@@ -135,7 +116,7 @@ def _store(instruction: Instruction, decoder: Decoder) -> Run:
     at, of = instruction.operands
     is_global, element = "global" in instruction.opcode, instruction.opcode.rpartition(".")[2]
     address = decoder.address(at, "u64" if is_global else "u32")
-    reads = [decoder.reader(x, element) for x in _vector(of)]
+    reads = [decoder.reader(x, element) for x in parts_of(of)]
 
     def run(block: Block, mask: Array | None) -> None:
         if mask is not None and not mask.any():

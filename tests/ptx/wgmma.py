@@ -15,7 +15,7 @@ import numpy as np
 from tests.ptx.machine import Block, Decoder, Run, opcode
 from tests.ptx.matrix import fragment, numbers, stacked
 from tests.ptx.memory import Array, FaultError
-from tests.ptx.program import Constant, Instruction, Operand, Vector
+from tests.ptx.program import Constant, Instruction, Vector, parts_of
 
 
 @dataclass
@@ -120,7 +120,7 @@ def _product(instruction: Instruction, decoder: Decoder) -> Run:
     d, a, b, adds, scale_a, scale_b, *transposed = instruction.operands
     if {scale_a, scale_b} != {Constant(1)}:
         raise NotImplementedError("a negated operand of wgmma")
-    results = [decoder.place(x) for x in _registers(d)]
+    results = [decoder.place(x) for x in parts_of(d)]
     names = [decoder.place(x) for x in a.parts] if isinstance(a, Vector) else []
     a_bits = [decoder.reader(x, "b32") for x in a.parts] if isinstance(a, Vector) else []
     a_descriptor = None if isinstance(a, Vector) else decoder.reader(a, "u64")
@@ -179,11 +179,6 @@ def _accumulator(block: Block, products: _Products, place: int) -> Array:
     if value is None or products.fenced is None or value is not products.fenced[place]:
         raise FaultError("adds to registers that have been written since the last wgmma.fence")
     return value
-
-
-def _registers(operand: Operand) -> tuple[Operand, ...]:
-    assert isinstance(operand, Vector)
-    return operand.parts
 
 
 #: Every width that the instruction has.
