@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.ops.common.kernels import below
+
 #: What torch documents to raise → aten's operators.
 REFUSED: dict[str, tuple[str, ...]] = {
     "torch.nn.AvgPool3d": ("avg_pool3d_backward",),
@@ -57,5 +59,5 @@ class Deterministic(TorchDispatchMode):
             raise AssertionError(f"{func} has no deterministic implementation on a GPU")
         if space == "symground":  # its kernel is Python, called with this mode on
             with self:
-                return func.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **(kwargs or {}))
+                return below(func, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

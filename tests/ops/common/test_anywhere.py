@@ -20,15 +20,16 @@ from symground.ops.common.tensors import by_doubling, running_sum
 from symground.ops.vocabulary import tiles as vocabulary
 from tests.ops.common.drawn import DIFFERENTIABLE, OPS, draw, implementations
 from tests.ops.common.fuzz import check
+from tests.ops.common.kernels import below
 from tests.ops.common.test_lists import Calls
 
 every_op = pytest.mark.parametrize("op", [op for op in OPS if "torch" in implementations(op)])
 
 
-def below(function: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """The results of an op's kernel itself, whatever the device of the arguments."""
+def results_below(function: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """The results of an op's kernel itself."""
     with torch.no_grad():
-        found = function.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *arguments)
+        found = below(function, *arguments)
     return found if isinstance(found, tuple) else (found,)
 
 
@@ -45,8 +46,8 @@ def test_no_value_is_read(op: str, seed: int) -> None:
     assert calls.found
 
     for name, (function, arguments) in calls.found.items():
-        real = below(function, arguments)
-        for a, b in zip(below(function, tuple(map(to_meta, arguments))), real, strict=True):
+        real = results_below(function, arguments)
+        for a, b in zip(results_below(function, tuple(map(to_meta, arguments))), real, strict=True):
             assert a.is_meta
             assert (a.shape, a.dtype) == (b.shape, b.dtype), name
 
@@ -82,7 +83,7 @@ def test_deterministic_algorithms_refuse_no_operation(op: str) -> None:
     try:
         with Operations() as made:
             for function, arguments in calls.found.values():
-                below(function, tuple(map(to_meta, arguments)))
+                results_below(function, tuple(map(to_meta, arguments)))
     finally:
         torch.use_deterministic_algorithms(False)
     assert made.names
@@ -134,6 +135,6 @@ def test_memory_is_bounded() -> None:
     assert len(calls.found) >= 10
     for name, (function, arguments) in calls.found.items():
         with small[0], small[1], small[2], Operations() as made:
-            found = below(function, arguments)
+            found = results_below(function, arguments)
         known = max(x.numel() for x in (*arguments, *found) if isinstance(x, Tensor))
         assert made.largest <= max(known, bound[name.split("_")[0]]), name
