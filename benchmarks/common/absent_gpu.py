@@ -16,6 +16,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
+from symground.kernels.common.configs import tables
 from symground.ops.attention import api as attention
 from symground.ops.common import needs
 from symground.ops.ssd import api as ssd
@@ -74,7 +75,7 @@ def absent_gpu(
     """
     device = DEVICES[architecture]
     count = device.processors if processors is None else processors
-    before = triton.runtime.driver.active if triton.runtime.driver._active else None
+    before = triton.runtime.driver._active
     with ExitStack() as stack:
         for api in (attention, ssd, vocabulary):
             there = api.IMPLEMENTATIONS["triton"]._replace(refuses=needs.nothing)
@@ -91,8 +92,6 @@ def absent_gpu(
 
 
 def _kernel_modules() -> list[Any]:
-    from symground.kernels.common.configs import tables
-
     tables()  # it imports every file of kernels
     return [module for name, module in [*sys.modules.items()] if name.startswith("symground.kernels.")]
 
