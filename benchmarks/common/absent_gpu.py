@@ -16,28 +16,12 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
+from benchmarks.common.devices import DEVICES, Device
 from symground.kernels.common.configs import tables
 from symground.ops.attention import api as attention
 from symground.ops.common import needs
 from symground.ops.ssd import api as ssd
 from symground.ops.vocabulary import api as vocabulary
-
-
-class Device(NamedTuple):
-    """What Triton and the launchers ask of a GPU."""
-
-    capability: int
-    processors: int
-    #: Bytes of shared memory that one program may have.
-    shared: int
-
-
-DEVICES = {
-    "sm_80": Device(80, 108, 166_912),
-    "sm_86": Device(86, 84, 101_376),
-    "sm_90": Device(90, 132, 232_448),
-    "sm_100": Device(100, 148, 232_448),
-}
 
 
 class Function(NamedTuple):

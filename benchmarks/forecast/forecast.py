@@ -16,11 +16,8 @@ import argparse
 import json
 import math
 import os
-import re
 import statistics
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -30,11 +27,12 @@ from typing import Any
 from benchmarks.forecast import calibration
 from benchmarks.forecast.instructions import Loop, matrix_loops
 from benchmarks.forecast.multiprocessor import PROCESSORS, bounds, cycles, operations
-from benchmarks.kernels import machine_code, table
+from benchmarks.kernels import table
+from benchmarks.kernels.machine_code import of_cubin
 
 import torch  # isort: skip
 
-from symground.kernels.common.configs import Config, shipped  # isort: skip
+from symground.kernels.common.configs import Config  # isort: skip
 
 RESULTS = table.ROOT / "benchmarks" / "results"
 SIZES = (64, 128, 256)
@@ -85,9 +83,7 @@ Job = tuple[str, str, str, int, "Config | None"]
 def forecast(job: Job) -> Forecast:
     kernel, architecture, dtype, size, config = job
     element = getattr(torch, dtype)
-    if config is None:
-        block = table.launch.block_of(size)
-        config = shipped(table.ROW_SUMS.get(kernel, kernel), table.KERNELS, architecture, block, element.itemsize)
+    config = config or table.shipped_for(kernel, architecture, element, size)
     found = Forecast(kernel, architecture, dtype, size, tuple(config))
     try:
         compiled = table.compiled(kernel, architecture, element, size, config, table.Problem())
@@ -95,35 +91,26 @@ def forecast(job: Job) -> Forecast:
         found.error = str(error).strip().splitlines()[-1][:80] or type(error).__name__
         return found
     found.shared = compiled.metadata.shared / 1024
-    found.registers, stack = _resources(compiled.asm["cubin"])
+    resources = of_cubin(compiled.asm["cubin"])
+    found.registers = resources.registers
     processor, warps = PROCESSORS[architecture], config.num_warps
-    if compiled.metadata.shared > processor.shared:
+    if compiled.metadata.shared > processor.device.shared:
         found.error = "shared memory"
         return found
     by_registers = processor.registers // (-(-found.registers // 8) * 8 * 32 * warps)
-    by_shared = processor.shared // (compiled.metadata.shared + 1024)
+    by_shared = processor.device.shared // (compiled.metadata.shared + 1024)
     found.programs = max(1, min(by_registers, by_shared, processor.warps // warps))
     loop = _main(matrix_loops(compiled.asm["cubin"]))
     if loop is None:
         found.error = "no loop of products"
         return found
-    found.spills = stack > 0 and any(x.base in ("LDL", "STL") for x in loop)
+    found.spills = resources.stack > 0 and any(x.base in ("LDL", "STL") for x in loop)
     found.bounds = bounds(loop, warps, processor)
     found.simulated = cycles(loop, warps, found.programs, processor) / found.programs
     found.cache = _bytes(loop) * warps / processor.cache
     work = sum(map(operations, loop)) * warps
-    found.speed = work / found.turn * processor.count * processor.clock / 1e12
+    found.speed = work / found.turn * processor.device.processors * processor.clock / 1e12
     return found
-
-
-def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers of a thread, and bytes of its stack."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [machine_code.TOOLS / "cuobjdump", "--dump-resource-usage", file.name]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return tuple(int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK"))  # type: ignore[return-value,index]
 
 
 def _main(loops: list[Loop]) -> Loop | None:
@@ -264,8 +251,7 @@ def main() -> int:
 def _print_candidates(rows: list[Forecast]) -> None:
     for key in dict.fromkeys((x.kernel, x.architecture, x.dtype, x.size) for x in rows):
         kernel, architecture, dtype, size = key
-        element = getattr(torch, dtype).itemsize
-        now = shipped(kernel, table.KERNELS, architecture, table.launch.block_of(size), element)
+        now = table.shipped_for(kernel, architecture, getattr(torch, dtype), size)
         of = [x for x in rows if (x.kernel, x.architecture, x.dtype, x.size) == key and x.speed and not x.spills]
         print(f"{kernel} {architecture} {dtype} D {size}")
         for place, x in enumerate(sorted(of, key=lambda x: -x.speed), 1):

@@ -8,11 +8,9 @@ instruction sets when its result, or its reading of operands, is done, and which
 from __future__ import annotations
 
 import re
-import subprocess
-import tempfile
 from typing import NamedTuple
 
-from benchmarks.kernels.machine_code import TOOLS
+from benchmarks.kernels.machine_code import printed
 
 
 class Instruction(NamedTuple):
@@ -49,9 +47,7 @@ def matrix_loops(cubin: bytes) -> list[Loop]:
         if x.base == "BRA" and (target := re.search(r"`\((\.L_x_\d+)\)", x.operands)) and labels[target[1]] < i - 2
     ]
     found = [(first, last) for first, last in loops if any(is_matrix(x) for x in code[first:last])]
-    inner = [
-        a for a in found if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in found)
-    ]  # fmt: skip
+    inner = [a for a in found if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in found)]
     return [code[first : last + 1] for first, last in inner]
 
 
@@ -60,15 +56,10 @@ def is_matrix(x: Instruction) -> bool:
 
 
 def _read(cubin: bytes) -> tuple[list[Instruction], dict[str, int]]:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [TOOLS / "nvdisasm", "-c", "-hex", file.name]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     code: list[Instruction] = []
     labels: dict[str, int] = {}
     whole = None
-    for line in map(str.strip, text.splitlines()):
+    for line in map(str.strip, printed(cubin, "nvdisasm", "-c", "-hex").splitlines()):
         if label := _LABEL.match(line):
             labels[label[1]] = len(code)
         elif found := _LINE.match(line):

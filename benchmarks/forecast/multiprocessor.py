@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from benchmarks.common.devices import DEVICES, Device
 from benchmarks.forecast.instructions import Instruction, Loop
 
 
@@ -20,7 +21,7 @@ class Processor(NamedTuple):
     """A GPU, as far as its speed in a loop goes."""
 
     name: str
-    count: int
+    device: Device
     #: Hz, while its tensor cores work.
     clock: float
     #: Floating-point operations of 16-bit products a cycle and multiprocessor; of TF32 half as many.
@@ -30,15 +31,14 @@ class Processor(NamedTuple):
     #: Bytes a cycle from the level-2 cache to one multiprocessor.
     cache: float
     registers: int
-    shared: int
     warps: int
 
 
 #: The cache's rates: A100's whitepaper has 5,120 bytes a cycle for all. H100's is measured: Luo et al. 2024
 #: ("Benchmarking and dissecting the Nvidia Hopper GPU architecture").
 PROCESSORS = {
-    "sm_80": Processor("A100 SXM", 108, 1.41e9, 2048, 2, 5120 / 108, 65536, 163 * 1024, 64),
-    "sm_90": Processor("H100 SXM", 132, 1.755e9, 4096, 1, 24.0, 65536, 227 * 1024, 64),
+    "sm_80": Processor("A100 SXM", DEVICES["sm_80"], 1.41e9, 2048, 2, 5120 / 108, 65536, 64),
+    "sm_90": Processor("H100 SXM", DEVICES["sm_90"], 1.755e9, 4096, 1, 24.0, 65536, 64),
 }
 
 _ALU, _MUFU = 2, 8

@@ -24,14 +24,16 @@ class Resources(NamedTuple):
     matrix: Counter[str]
 
 
-def of_cubin(cubin: bytes) -> Resources:
+def printed(cubin: bytes, tool: str, *flags: str) -> str:
+    """What one of CUDA's tools prints of a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = subprocess.run(
-            [TOOLS / "cuobjdump", "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
-        ).stdout
-        sass = subprocess.run([TOOLS / "nvdisasm", "-c", file.name], check=True, capture_output=True, text=True).stdout
+        return subprocess.run([TOOLS / tool, *flags, file.name], check=True, capture_output=True, text=True).stdout
+
+
+def of_cubin(cubin: bytes) -> Resources:
+    usage, sass = printed(cubin, "cuobjdump", "--dump-resource-usage"), printed(cubin, "nvdisasm", "-c")
     lines = sass.splitlines()
     looped = {i for start, end in _loops(lines) for i in range(start, end + 1)}
     return Resources(

@@ -31,6 +31,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
+from benchmarks.common.devices import DEVICES  # noqa: E402
 from benchmarks.kernels.machine_code import of_amdgcn, of_cubin  # noqa: E402
 from benchmarks.kernels.offsets import narrow_products  # noqa: E402
 from benchmarks.kernels.page import updated  # noqa: E402
@@ -46,15 +47,10 @@ from symground.kernels.vocabulary import surprisal as vocabulary  # noqa: E402
 
 #: Kernel → its tiles.
 KERNELS = tables()
-TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_86": GPUTarget("cuda", 86, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "sm_100": GPUTarget("cuda", 100, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-}
+TARGETS = {name: GPUTarget("cuda", device.capability, 32) for name, device in DEVICES.items()}
+TARGETS["gfx942"] = GPUTarget("hip", "gfx942", 64)
 #: Bytes of shared memory that one program may have.
-SHARED = {"sm_80": 166_912, "sm_86": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+SHARED = {name: device.shared for name, device in DEVICES.items()} | {"gfx942": 65_536}
 #: Columns of tensor memory of a Blackwell multiprocessor; a program that needs more cannot start.
 TENSOR_MEMORY = 512
 HEAD_SIZES = (32, 64, 128, 256)
@@ -243,12 +239,16 @@ def source(function: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any])
 Job = tuple[str, str, str, int, Config | None, Problem]
 
 
+def shipped_for(kernel: str, arch: str, dtype: torch.dtype, size: int) -> Config:
+    """The configuration with which ``kernel`` is launched."""
+    name = SHARING.get(kernel, kernel)
+    return FIXED.get(kernel) or shipped(name, KERNELS, arch, launch.block_of(size), dtype.itemsize)
+
+
 def examine(job: Job) -> Row:
     kernel, arch, dtype, size, config, problem = job
     element = getattr(torch, dtype)
-    if config is None:
-        name, block = SHARING.get(kernel, kernel), launch.block_of(size)
-        config = FIXED.get(kernel) or shipped(name, KERNELS, arch, block, element.itemsize)
+    config = config or shipped_for(kernel, arch, element, size)
     row = Row(kernel, arch, dtype, size, config)
     try:
         result = compiled(kernel, arch, element, size, config, problem)

@@ -42,11 +42,11 @@ def test_multiply_adds_are_twice_as_fast_on_an_h100() -> None:
 def test_products_run_at_the_peak_of_the_tensor_cores() -> None:
     """312 and 989 TFLOP/s at the clocks of the data sheets; the simulator has the clock under load for H100."""
     mma = [*[instruction("HMMA.16816.F32.BF16")] * 64, BRANCH]
-    speed = sum(map(operations, mma)) * 8 * A100.count * A100.clock / cycles(mma, 8, 1, A100)
+    speed = sum(map(operations, mma)) * 8 * A100.device.processors * A100.clock / cycles(mma, 8, 1, A100)
     assert speed == pytest.approx(312e12, rel=0.02)
     wait = instruction("WARPGROUP.DEPBAR.LE")
     wgmma = [*[instruction("HGMMA.64x256x16.F32.BF16", "R24, gdesc[UR8], R24")] * 8, wait, BRANCH]
-    speed = sum(map(operations, wgmma)) * 8 * H100.count * H100.clock / cycles(wgmma, 8, 1, H100)
+    speed = sum(map(operations, wgmma)) * 8 * H100.device.processors * H100.clock / cycles(wgmma, 8, 1, H100)
     assert speed == pytest.approx(989e12 * H100.clock / 1.83e9, rel=0.02)
 
 
