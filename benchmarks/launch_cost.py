@@ -1,6 +1,6 @@
 """What a call of each op costs the host, without a GPU: everything up to a launch, beside PyTorch's attention.
 
-    python -m benchmarks launch-cost --out benchmarks/results/launch-cost.json      # three minutes
+    python -m benchmarks launch-cost --out benchmarks/results/launch-cost.json      # half a minute
     python -m benchmarks launch-cost --before benchmarks/results/launch-cost.json   # what has changed since
 
 Where the shapes are small, a GPU waits for the host. So the numbers are a thread's processor time, in microseconds.
