@@ -11,6 +11,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ class Cuts:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._numbers: dict[int, int] = {}  # of an inode; a new file may be given the inode of one that is gone
+        self._numbers: dict[int, int] = {}  # of the inodes that are there
+        self._next = count()  # a number of its own: the disk gives a new file the inode of a folder that is gone
         self._content: dict[int, bytes] = {}
         self._names: dict[int, dict[str, int]] = {}
         self._folders: set[int] = set()
@@ -89,10 +91,14 @@ class Cuts:
         """The state that a power cut would leave now: the names and contents that were synced last."""
         return dict(self._durable(self._number(self._root), ""))
 
-    def _number(self, path: Path | int) -> int:
-        return self._numbers.setdefault(os.stat(path).st_ino, len(self._numbers) + 1000 * len(self._content))
+    def _number(self, path: Path) -> int:
+        inode = os.stat(path).st_ino
+        if inode not in self._numbers:
+            self._numbers[inode] = next(self._next)
+        return self._numbers[inode]
 
     def _forget(self, path: Path) -> None:
+        """Let the inode of ``path``, which is about to go, be another's."""
         if path.exists():
             self._numbers.pop(path.stat().st_ino, None)
 
@@ -117,6 +123,8 @@ class Cuts:
             self._keep(state)
         else:
             self._keep(state_of(self._root))
+            if name in ("unlink", "rmdir", "replace"):
+                self._forget(Path(arguments[-1]))
 
     def _after(self, name: str, arguments: tuple[Any, ...]) -> None:
         if name == "fsync":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from symground.files import damage, discard, read_json, sealed, settle, write_json
+from symground.files import damage, discard, disk, read_json, sealed, settle, write_json
 from tests.training.disk_faults import Cuts, calls_of, failing_at, is_full, laid_out, watched
 
 
@@ -103,3 +103,13 @@ def test_a_file_is_the_old_one_or_the_new_one_whatever_stops_its_change(tmp_path
             if old is not None or left.exists():
                 assert read_json(left) in ({"is": old}, {"is": text})
         assert json.loads(cuts.worst()["deep/er/a.json"] or b"") == {"is": text}, "what was written is not on the disk"
+
+
+def test_a_file_that_is_given_the_inode_of_a_folder_that_is_gone_is_a_file(tmp_path: Path) -> None:
+    """ext4 gives a new file the inode that was freed last, so the states of a cut go by a number of their own."""
+    cuts = Cuts(tmp_path)
+    with watched(cuts.watch()):
+        disk.make_folder(tmp_path / "folder")
+        disk.remove(tmp_path / "folder")
+        disk.write_text(tmp_path / "file", "text")
+    assert cuts.worst() == {"file": b"text"}
