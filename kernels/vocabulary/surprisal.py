@@ -70,7 +70,9 @@ def logits_tile(
             b_w = tl.load(p_w_tile + o_d * s_wd, mask=m_v[:, None], other=0.0)
         b_z = tl.dot(b_h, tl.trans(b_w), b_z, input_precision=PRECISION)
     if HAS_BIAS:
-        b_z += tl.load(p_bias + o_v, mask=m_v, other=0.0).to(tl.float32)[None, :]
+        # Not an addition: Triton makes that the start of a single product, and for sm_90 its PTX then writes registers
+        # between wgmma.fence and wgmma, which PTX forbids (ptxas 13.4 repairs it).
+        b_z -= -tl.load(p_bias + o_v, mask=m_v, other=0.0).to(tl.float32)[None, :]
     return b_z
 
 
@@ -142,13 +144,16 @@ def own_candidates_kernel(
     i_k = (i_program // n_n).to(tl.int64)
     b_ids = tl.load(p_ids + o_n.to(tl.int64) * s_in + i_k * s_ik, mask=o_n < N, other=-1)
     m_n = b_ids >= 0
-    b_z = tl.zeros([BM], tl.float32)
+    b_terms = tl.zeros([BM, CHUNK], tl.float32)
     for c in range(0, D, CHUNK):
         o_d = (c + tl.arange(0, CHUNK)).to(tl.int64)[None, :]
         m_tile = m_n[:, None] & (o_d < D)
         b_h = tl.load(p_h + o_n.to(tl.int64)[:, None] * s_h + o_d * s_hd, mask=m_tile, other=0.0)
         b_w = tl.load(p_w + b_ids.to(tl.int64)[:, None] * s_w + o_d * s_wd, mask=m_tile, other=0.0)
-        b_z += tl.sum(b_h.to(tl.float32) * b_w.to(tl.float32), 1)
+        b_terms += b_h.to(tl.float32) * b_w.to(tl.float32)
+    # Not a sum of products: each thread would round its own product once, in a multiply-add, and the others' twice. The
+    # threads that hold one logit would then differ in its last bit, and any of them may be the one that is stored.
+    b_z = tl.sum(b_terms, 1)
     if HAS_BIAS:
         b_z += tl.load(p_bias + b_ids, mask=m_n, other=0.0).to(tl.float32)
     b_out = tl.where(m_n, tl.load(p_lse + o_n, mask=m_n, other=0.0) - b_z, 0.0)

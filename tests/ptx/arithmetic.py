@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import permutations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -163,17 +164,18 @@ def _entries() -> dict[str, Elementwise]:
     same("ex2", "f32", 1, np.exp2, full="ex2.approx.f32")
     same("ex2", "f32", 1, _flushed(np.exp2), full="ex2.approx.ftz.f32")
 
-    for of in ("s32", "s64"):
+    for of in ("s16", "s32", "s64"):
         for name, count, function in (
             ("add", 2, np.add), ("sub", 2, np.subtract), ("neg", 1, np.negative), ("max", 2, np.maximum),
             ("min", 2, np.minimum),
         ):  # fmt: skip
             same(name, of, count, function)
-        for name, function in (("max", np.maximum), ("min", np.minimum)):  # not below 0
-            same(name, of, 2, lambda x, y, f=function: np.maximum(f(x, y), 0), full=f"{name}.relu.{of}")
         same("mul", of, 2, np.multiply, full=f"mul.lo.{of}")
         same("mad", of, 3, lambda x, y, z: x * y + z, full=f"mad.lo.{of}")
         table[f"shr.{of}"] = Elementwise(of, (of, "u32"), _shift(left=False))
+    for of in ("s32", "s64"):
+        for name, function in (("max", np.maximum), ("min", np.minimum)):  # not below 0
+            same(name, of, 2, lambda x, y, f=function: np.maximum(f(x, y), 0), full=f"{name}.relu.{of}")
     same("div", "s32", 2, _divide)
     same("rem", "s32", 2, _remainder)
     for of in ("u16", "u32", "u64"):
@@ -209,10 +211,11 @@ def _entries() -> dict[str, Elementwise]:
     for of in ("b16", "b32", "b64", "u16", "u32", "u64", "pred"):
         same("mov", of, 1, lambda x: x)
 
-    for to, of in (
-        ("u16", "u32"), ("u32", "u16"), ("u32", "u64"), ("u64", "u32"), ("s64", "s32"), ("s32", "s64"), ("s32", "s16"),
-    ):  # fmt: skip
-        table[f"cvt.{to}.{of}"] = Elementwise(to, (of,), _to(np.dtype(f"{to[0].replace('s', 'i')}{int(to[1:]) // 8}")))
+    for kind, numpys in (("u", "u"), ("s", "i")):
+        for to, of in permutations((16, 32, 64), 2):
+            table[f"cvt.{kind}{to}.{kind}{of}"] = Elementwise(
+                f"{kind}{to}", (f"{kind}{of}",), _to(np.dtype(f"{numpys}{to // 8}"))
+            )
     for of in ("s32", "u32", "s64"):
         table[f"cvt.rn.f32.{of}"] = Elementwise("f32", (of,), _to(np.float32))
     table["cvt.f32.f16"] = Elementwise("f32", ("f16",), _to(np.float32))
