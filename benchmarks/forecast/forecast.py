@@ -4,10 +4,11 @@
     python -m benchmarks forecast --kernel dq --size 64 --candidates   # other tiles than the shipped ones, best first
     python -m benchmarks forecast --beside benchmarks/results/gpu/NAME  # a record's measurements beside the forecasts
 
-A turn is one pass through the loop that holds a kernel's products, without a mask. Its cycles are simulated
-(`multiprocessor.py`) with as many programs beside each other as fit, and not less than the level-2 cache needs for the
-bytes that it reads. What the simulator says of published kernels (`calibration.py`) gives the factor that turns
-simulated into expected speed, and its spread. The simulator flatters small tiles.
+A turn is one pass through the loop that holds a kernel's products, without a mask, or through a whole kernel that has
+no such loop. Its cycles are simulated (`multiprocessor.py`) with as many programs beside each other as fit, and not
+less than the level-2 cache needs for the bytes that it reads. What the simulator says of published kernels
+(`calibration.py`) gives the factor that turns simulated into expected speed, and its spread. The simulator flatters
+small tiles.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from symground.kernels.common.configs import Config  # isort: skip
 
 RESULTS = table.ROOT / "benchmarks" / "results"
 SIZES = (64, 128, 256)
-#: Kernels without a loop of products.
+#: Kernels without products.
 WITHOUT = ("delta", "own_candidates")
 
 
@@ -102,7 +103,7 @@ def forecast(job: Job) -> Forecast:
     found.programs = max(1, min(by_registers, by_shared, processor.warps // warps))
     loop = _main(matrix_loops(compiled.asm["cubin"]))
     if loop is None:
-        found.error = "no loop of products"
+        found.error = "no products"
         return found
     found.spills = resources.stack > 0 and any(x.base in ("LDL", "STL") for x in loop)
     found.bounds = bounds(loop, warps, processor)
@@ -161,9 +162,9 @@ def page(rows: list[Forecast], pairs: dict[str, list[tuple[calibration.Published
     lines = [
         "# Forecast speed of the shipped configurations", "",
         "From machine code alone; **nothing here was measured by us.** `python -m benchmarks forecast` writes this",
-        "page. Cycles are those of one program's turn of its main loop: what each pipe needs by itself, and the",
-        "simulation with all programs that run beside each other. The speed counts the products that the kernel",
-        "computes.", "",
+        "page. Cycles are those of one program's turn of its main loop, or of its whole code if it has no loop of",
+        "products: what each pipe needs by itself, and the simulation with all programs that run beside each other. The",
+        "speed counts the products that the kernel computes.", "",
         "## Calibration", "",
         "| GPU | kernels | D | simulated TFLOP/s | published | ratio | source |", "|---" * 7 + "|",
     ]  # fmt: skip

@@ -39,7 +39,10 @@ _UPPER = re.compile(r"/\*\s*0x([0-9a-f]+)\s*\*/")
 
 
 def matrix_loops(cubin: bytes) -> list[Loop]:
-    """The innermost loops with matrix instructions, from their first instruction to the branch back."""
+    """The innermost loops with matrix instructions, from their first instruction to the branch back.
+
+    The whole kernel, if it has such instructions and they are in no loop.
+    """
     code, labels = _read(cubin)
     loops = [
         (labels[target[1]], i)
@@ -47,6 +50,8 @@ def matrix_loops(cubin: bytes) -> list[Loop]:
         if x.base == "BRA" and (target := re.search(r"`\((\.L_x_\d+)\)", x.operands)) and labels[target[1]] < i - 2
     ]
     found = [(first, last) for first, last in loops if any(is_matrix(x) for x in code[first:last])]
+    if not found:
+        return [code] if any(map(is_matrix, code)) else []
     inner = [a for a in found if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in found)]
     return [code[first : last + 1] for first, last in inner]
 

@@ -68,16 +68,22 @@ def test_all_warps_of_a_program_meet_at_a_barrier() -> None:
 
 @pytest.mark.slow
 def test_a_kernels_loop_has_the_products_of_its_tile() -> None:
-    """The forward pass multiplies tiles of 128 × 64 and 64 × 128 (queries, keys, head size 64) twice in a turn."""
+    """The forward pass multiplies tiles of 128 × 64 and 64 × 128 (queries, keys, head size 64) twice in a turn.
+
+    So do saliency's rows, of 64 × 128, but a program has one turn, and no loop.
+    """
     code = """
 import torch
 from benchmarks.forecast import forecast
 from benchmarks.forecast.instructions import matrix_loops
 from benchmarks.forecast.multiprocessor import operations
 from symground.kernels.common.configs import Config
-for arch, warps in (("sm_80", 4), ("sm_90", 4)):
-    config = Config(128, 64, warps, 2)
-    compiled = forecast.table.compiled("attention_forward", arch, torch.bfloat16, 64, config, forecast.table.Problem())
+for kernel, arch, config in (
+    ("attention_forward", "sm_80", Config(128, 64, 4, 2)), ("attention_forward", "sm_90", Config(128, 64, 4, 2)),
+    ("attention_saliency_rows", "sm_90", Config(64, 128, 4, 1)),
+):
+    warps = config.num_warps
+    compiled = forecast.table.compiled(kernel, arch, torch.bfloat16, 64, config, forecast.table.Problem())
     loop = forecast._main(matrix_loops(compiled.asm["cubin"]))
     print(sum(map(operations, loop)) * warps, sum(x.base == "MUFU" for x in loop))
 """
@@ -86,7 +92,8 @@ for arch, warps in (("sm_80", 4), ("sm_90", 4)):
         env={**os.environ, "TRITON_INTERPRET": "0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for line in done.stdout.splitlines():
-        found, exponentials = map(int, line.split())
+    *forward, rows = ([*map(int, line.split())] for line in done.stdout.splitlines())
+    assert rows[0] == 4 * 128 * 64 * 64
+    for found, exponentials in forward:
         assert found == 4 * 128 * 64 * 64
         assert exponentials == 128 * 64 // 128 + 4  # a thread's elements of the tile, and the fades of its four rows
