@@ -114,6 +114,8 @@ class _Fresh(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if types:  # tensors of a kind of their own, which have no memory or wrap others
+            return function(*args, **kwargs)
         if function.namespace == "symground":  # straight to its kernel, whose calls are seen here
             with self:
                 found = below(function, *args, **kwargs)
