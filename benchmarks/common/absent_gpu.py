@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.common.devices import DEVICES, Device
-from symground.kernels.common.configs import tables
+from symground.kernels.common.configs import Config, tables
 from symground.ops.attention import api as attention
 from symground.ops.common import needs
 from symground.ops.ssd import api as ssd
@@ -38,6 +38,8 @@ class Launch(NamedTuple):
 
     function: Function
     warps: int
+    #: Its tile and the pipeline's stages; None for a kernel without a tile.
+    config: Config | None
     grid: tuple[int, int, int]
     #: Parameter → (its type as Triton writes it, such as ``*bf16``, and the value).
     arguments: dict[str, tuple[str, Any]]
@@ -117,6 +119,9 @@ class _Launcher:
     def __init__(self, source: Any, metadata: Any) -> None:
         self._types = [*source.signature.items()]
         self._warps = metadata.num_warps
+        constants = {name: source.constants.get((place,)) for place, name in enumerate(source.fn.arg_names)}
+        tile = constants.get("BM"), constants.get("BN")
+        self._config = None if None in tile else Config(*tile, metadata.num_warps, metadata.num_stages)
 
     def __call__(self, x: int, y: int, z: int, stream: int, function: Function, *rest: Any) -> None:
         launch = triton.runtime.driver.active.launch
@@ -126,4 +131,4 @@ class _Launcher:
         arguments = {
             name: (of, value) for (name, of), value in zip(self._types, values, strict=True) if of != "constexpr"
         }
-        launch(Launch(function, self._warps, (x, y, z), arguments))
+        launch(Launch(function, self._warps, self._config, (x, y, z), arguments))

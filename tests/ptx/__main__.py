@@ -21,6 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"
 ARCHITECTURES = ("sm_80", "sm_90")
+#: What is counted of a kernel.
+COUNTS = ("compiled", "launches", "programs")
 FILES = {
     "attention": "tests/ops/attention/test_triton.py",
     "shapes": "tests/ops/attention/test_triton_shapes.py",
@@ -61,25 +63,29 @@ def table() -> str:
     kernels: dict[tuple[str, str], Counter[str]] = {}
     tests: Counter[str] = Counter()
     opcodes: dict[str, Counter[str]] = {}
+    tiles: dict[tuple[str, str], set[tuple[str | int, ...]]] = {}
     for file in sorted(RESULTS.glob("*.json")):
         found = json.loads(file.read_text(encoding="utf-8"))
         tests[found["architecture"]] += found["tests"]
         opcodes.setdefault(found["architecture"], Counter()).update(found["instructions"])
-        for name, counts in found["kernels"].items():
-            kernels.setdefault((name, found["architecture"]), Counter()).update(counts)
+        for name, of in found["kernels"].items():
+            key = name, found["architecture"]
+            kernels.setdefault(key, Counter()).update({count: of[count] for count in COUNTS})
+            tiles.setdefault(key, set()).update(map(tuple, of["tiles"]))
     lines = ["# Compiled kernels that have run on the emulator", ""]
     for architecture, count in tests.items():
         ran = [of for (_, on), of in kernels.items() if on == architecture]
-        total = {key: sum(of[key] for of in ran) for key in ("compiled", "launches", "programs")}
+        total = {key: sum(of[key] for of in ran) for key in COUNTS}
         lines.append(
             f"{architecture}: {count} tests passed; {len(ran)} kernels, compiled {total['compiled']} times, "
             f"{total['launches']:,} launches of {total['programs']:,} programs, "
             f"{opcodes[architecture].total():,} instructions of {len(opcodes[architecture])} kinds. No faults.\n"
         )
-    lines += ["| kernel | architecture | compiled for | launches | programs |", "|---" * 5 + "|"]
+    lines += ["| kernel | architecture | compiled for | tiles | launches | programs |", "|---" * 6 + "|"]
     lines += [
-        f"| {name.removesuffix('_kernel')} | {on} | {of['compiled']} | {of['launches']:,} | {of['programs']:,} |"
-        for (name, on), of in sorted(kernels.items())
+        f"| {key[0].removesuffix('_kernel')} | {key[1]} | {of['compiled']} | {len(tiles[key])} | {of['launches']:,} | "
+        f"{of['programs']:,} |"
+        for key, of in sorted(kernels.items())
     ]
     return "\n".join([*lines, "", "Written by `python -m tests.ptx --table`."]) + "\n"
 

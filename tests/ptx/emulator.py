@@ -56,6 +56,8 @@ class Emulator:
         self.opcodes: Counter[str] = Counter()
         #: The compiled kernels, by name: a kernel is compiled anew for other constants, types and tiles.
         self.compiled: dict[str, set[bytes]] = defaultdict(set)
+        #: The tiles that ran, by name: (type of the first tensor, as Triton writes it; BM, BN, warps, stages).
+        self.tiles: dict[str, set[tuple[str, int, int, int, int]]] = defaultdict(set)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -90,6 +92,9 @@ class Emulator:
         self.launches[function.name] += 1
         self.programs[function.name] += math.prod(launch.grid)
         self.compiled[function.name].add(function.binary)
+        if launch.config is not None:
+            first = next(of for of, _ in launch.arguments.values() if of.startswith("*"))
+            self.tiles[function.name].add((first[1:], *launch.config))
         memory = GlobalMemory(tensors, fresh.unset)
         program.launch(launch.grid, 32 * launch.warps, function.shared, parameters, memory, self.opcodes)
 

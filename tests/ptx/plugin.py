@@ -40,9 +40,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_sessionfinish() -> None:
     if "SYMGROUND_EMULATE_COUNTS" in os.environ:
         kernels = {
-            name: {"compiled": len(emulator.compiled[name]), "launches": count, "programs": emulator.programs[name]}
+            name: {
+                "compiled": len(emulator.compiled[name]), "launches": count, "programs": emulator.programs[name],
+                "tiles": [list(x) for x in sorted(emulator.tiles[name])],
+            }
             for name, count in sorted(emulator.launches.items())
-        }
+        }  # fmt: skip
         opcodes = dict(sorted(emulator.opcodes.items()))
         found = {
             "architecture": emulator.architecture, "tests": len(_passed), "kernels": kernels, "instructions": opcodes,
