@@ -24,12 +24,12 @@ from symground.kernels.common.configs import Config, architecture_of, shipped, t
 
 #: Kernel → the tiles to try beside the shipped ones, for bfloat16 heads of 64 on sm_90.
 CANDIDATES: dict[str, tuple[Config, ...]] = {
-    "attention_forward": (Config(128, 64, 8, 2), Config(128, 32, 4, 3), Config(128, 128, 4, 3)),
-    "dq": (Config(128, 64, 4, 3), Config(128, 64, 8, 3), Config(128, 32, 4, 3)),
-    "dkdv": (Config(32, 64, 4, 2), Config(32, 64, 4, 3), Config(32, 128, 4, 3)),
-    "dq_flow": (Config(128, 32, 4, 3), Config(64, 64, 4, 2), Config(128, 32, 8, 3)),
+    "attention_forward": (Config(128, 128, 8, 3), Config(128, 32, 4, 2), Config(128, 128, 4, 3)),
+    "dq": (Config(128, 128, 8, 2), Config(128, 64, 8, 3), Config(128, 32, 4, 3)),
+    "dkdv": (Config(64, 128, 8, 3), Config(32, 64, 4, 3), Config(32, 128, 4, 3)),
+    "dq_flow": (Config(128, 64, 8, 3), Config(128, 32, 4, 3), Config(64, 64, 4, 2)),
     "attention_saliency": (Config(128, 64, 8, 2), Config(64, 128, 8, 3), Config(64, 64, 4, 3)),
-    "attention_flow": (Config(128, 64, 4, 3), Config(128, 32, 4, 3), Config(64, 64, 4, 3)),
+    "attention_flow": (Config(128, 64, 8, 3), Config(128, 32, 4, 2), Config(64, 64, 4, 3)),
 }
 #: Kernel → (stage, peer) of a run that launches it.
 RUNS = {

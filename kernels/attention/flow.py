@@ -31,13 +31,13 @@ from symground.kernels.common.tiles import (
 #: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
 TILES: dict[str, Tiles] = {
     "attention_flow": {
-        ("sm_80", 2): {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 32, 4, 2)},
+        ("sm_80", 2): {64: Config(128, 32, 4, 3), 128: Config(128, 32, 8, 2), 256: Config(64, 32, 4, 2)},
         ("sm_80", 4): {
             32: Config(64, 32, 4, 2), 64: Config(64, 16, 4, 2), 128: Config(32, 16, 4, 1), 256: Config(32, 64, 8, 1)},
         ("sm_86", 2): {64: Config(64, 64, 4, 2), 128: Config(64, 32, 4, 1), 256: Config(64, 32, 4, 2)},
         ("sm_86", 4): {
             32: Config(64, 32, 4, 2), 64: Config(64, 16, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 64, 8, 1)},
-        ("sm_90", 2): {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 64, 4, 2)},
+        ("sm_90", 2): {64: Config(128, 64, 4, 3), 128: Config(128, 32, 8, 2), 256: Config(64, 64, 4, 2)},
         ("sm_90", 4): {64: Config(128, 64, 8, 3), 128: Config(64, 32, 4, 2), 256: Config(32, 64, 8, 1)},
         ("sm_100", 2): {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 64, 4, 2)},
         ("sm_100", 4): {64: Config(64, 64, 8, 2), 128: Config(32, 16, 4, 1), 256: Config(32, 64, 8, 1)},

@@ -25,7 +25,7 @@ from symground.kernels.common.tiles import (
 #: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
 TILES: dict[str, Tiles] = {
     "attention_forward": {
-        ("sm_80", 2): {64: Config(128, 64, 4, 3), 128: Config(128, 64, 8, 3), 256: Config(64, 64, 8, 2)},
+        ("sm_80", 2): {64: Config(128, 64, 4, 3), 128: Config(128, 32, 4, 2), 256: Config(64, 64, 8, 2)},
         ("sm_80", 4): {64: Config(128, 32, 8, 2), 128: Config(16, 16, 4, 1), 256: Config(32, 16, 8, 1)},
         ("sm_86", 2): {64: Config(64, 64, 4, 3), 128: Config(64, 32, 4, 2), 256: Config(32, 32, 4, 1)},
         ("sm_86", 4): {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(32, 32, 8, 1)},
