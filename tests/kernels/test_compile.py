@@ -59,7 +59,7 @@ def test_a_configuration_that_spills_is_reported() -> None:
 def test_a_configuration_beyond_tensor_memory_is_reported() -> None:
     result = compiled(
         "--arch", "sm_100", "--head-size", "256", "--dtype", "float32", "--kernel", "attention_saliency",
-        "--config", "64", "32", "4", "1",
+        "--config", "128", "64", "4", "1",
     )  # fmt: skip
     assert result.returncode == 1
     assert "tensor memory" in result.stderr
