@@ -17,6 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.common.devices import DEVICES, Device
+from symground.kernels.common import launch as launches
 from symground.kernels.common.configs import Config, tables
 from symground.ops.attention import api as attention
 from symground.ops.common import needs
@@ -66,6 +67,7 @@ def absent_gpu(
         for api in (attention, ssd, vocabulary):
             there = api.IMPLEMENTATIONS["triton"]._replace(refuses=needs.nothing)
             stack.enter_context(mock.patch.dict(api.IMPLEMENTATIONS, {"triton": there}))
+        stack.enter_context(mock.patch.dict(launches._remembered, clear=True))  # it knows one architecture of a device
         for module in _kernel_modules():
             for name, value in (("architecture_of", architecture), ("processors", count)):
                 if hasattr(module, name):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -202,6 +203,7 @@ def compiled(kernel: str, arch: str, dtype: torch.dtype, size: int, config: Conf
     with (
         mock.patch.object(JITFunction, "run", run),
         mock.patch.object(launch, "architecture_of", return_value=arch),
+        mock.patch.dict(launch._remembered, clear=True),  # it knows one architecture of a device
         mock.patch.object(launch, "shipped", chosen),
         mock.patch.object(triton.runtime.driver, "_active", mock.Mock()),  # there is no device to ask for
     ):
@@ -253,7 +255,8 @@ def examine(job: Job) -> Row:
     try:
         result = compiled(kernel, arch, element, size, config, problem)
     except Exception as error:
-        row.error = str(error).strip().splitlines()[-1][:80] or type(error).__name__
+        words = [line for line in str(error).splitlines() if re.search(r"\w", line)]  # not a caret below the source
+        row.error = words[-1].strip()[:80] if words else type(error).__name__
         return row
     row.shared = result.metadata.shared
     row.tensor_memory = getattr(result.metadata, "tmem_size", None) or 0

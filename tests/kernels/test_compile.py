@@ -63,3 +63,19 @@ def test_a_configuration_beyond_tensor_memory_is_reported() -> None:
     )  # fmt: skip
     assert result.returncode == 1
     assert "tensor memory" in result.stderr
+
+
+def test_architectures_that_share_a_process_share_nothing() -> None:
+    """AMD's multiply float32 directly, CUDA's as three products of TF32."""
+    code = (
+        "from benchmarks.kernels import table\n"
+        "for arch in ('sm_90', 'gfx942', 'sm_90'):\n"
+        "    row = table.examine(('attention_saliency', arch, 'float32', 32, None, table.Problem()))\n"
+        "    print(arch, *row.matrix, row.error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=SCRIPT.parents[2], check=True,
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+    )  # fmt: skip
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines == [["sm_90", "HGMMA"], ["gfx942", "v_mfma"], ["sm_90", "HGMMA"]]
