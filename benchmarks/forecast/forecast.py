@@ -163,8 +163,8 @@ def page(rows: list[Forecast], pairs: dict[str, list[tuple[calibration.Published
         "# Forecast speed of the shipped configurations", "",
         "From machine code alone; **nothing here was measured by us.** `python -m benchmarks forecast` writes this",
         "page. Cycles are those of one program's turn of its main loop, or of its whole code if it has no loop of",
-        "products: what each pipe needs by itself, and the simulation with all programs that run beside each other. The",
-        "speed counts the products that the kernel computes.", "",
+        "products: what each pipe needs by itself, and the simulation with all programs that run beside each other.",
+        "The speed counts the products that the kernel computes.", "",
         "## Calibration", "",
         "| GPU | kernels | D | simulated TFLOP/s | published | ratio | source |", "|---" * 7 + "|",
     ]  # fmt: skip
