@@ -273,5 +273,5 @@ def _decode_move(instruction: Instruction, decoder: Decoder) -> Run:
     return _decode(instruction, decoder)
 
 
-opcode(*(name for name in ELEMENTWISE if name not in ("mov.b32", "mov.b64")))(_decode)
-opcode("mov.b32", "mov.b64")(_decode_move)
+opcode(*(name for name in ELEMENTWISE if name not in ("mov.b32", "mov.b64")), alone=True)(_decode)
+opcode("mov.b32", "mov.b64", alone=True)(_decode_move)

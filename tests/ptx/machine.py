@@ -1,7 +1,8 @@
 """One program (thread block) of a launch: its threads take each instruction together.
 
 Lockstep is one of the orders in which a GPU may run them. That the others give the same is what the checks of
-`memory.py` are for: without a race, the order between two barriers does not matter.
+`memory.py` are for: without a race, the order between two barriers does not matter. Where a part of the threads branch
+ahead, they wait there for the others, which meanwhile do nothing that threads do together.
 """
 
 from __future__ import annotations
@@ -43,6 +44,33 @@ class Block:
         #: None: never written, or being written by a wgmma.
         self.registers: list[Array | None] = [None] * registers
         self.products: Any = None  # the state of wgmma, made by its first instruction
+        self.place = 0
+        #: The threads that run, None for all; and place → the threads that have branched to it and wait there.
+        self.active: Array | None = None
+        self._waiting: dict[int, Array] = {}
+
+    def branch(self, target: int, mask: Array | None) -> int | None:
+        """The threads of ``mask``, or all that are active (None), branch. It returns where to go on."""
+        active = np.ones(self.threads, np.bool_) if self.active is None else self.active
+        taken = active if mask is None else mask & active
+        if not taken.any():
+            return None
+        if self.active is None and taken.all():
+            return target
+        if target <= self.place:
+            raise FaultError("is divergent: some threads of the program go back and others do not")
+        self._waiting[target] = taken | self._waiting.get(target, taken)
+        self.active = active & ~taken
+        return None if self.active.any() else self.meet(min(self._waiting))
+
+    def meet(self, place: int) -> int:
+        """Threads that wait at the place go on with those that have come there."""
+        waiting = self._waiting.pop(place, None)
+        if waiting is not None and self.active is not None:
+            self.active = self.active | waiting
+            if self.active.all():
+                self.active = None
+        return place
 
     def special(self, name: str) -> Array:
         if name == "%tid.x":
@@ -138,17 +166,22 @@ def _unset(bits: Any, threads: int) -> Array:
     return np.ones(threads, np.bool_) if bits is np.bool_ else np.full(threads, np.iinfo(bits).max, bits)
 
 
-#: The start of an opcode → what makes its `Run`. The longest start that fits counts.
+#: Opcode → what makes its `Run`.
 OPCODES: dict[str, Callable[[Instruction, Decoder], Run]] = {}
+#: The opcodes that a thread runs for itself, also where others have branched ahead.
+ALONE: set[str] = set()
 
 
-def opcode(*names: str) -> Callable[[Callable[[Instruction, Decoder], Run]], Callable[[Instruction, Decoder], Run]]:
-    """Enter a function into `OPCODES`."""
+def opcode(
+    *names: str, alone: bool = False
+) -> Callable[[Callable[[Instruction, Decoder], Run]], Callable[[Instruction, Decoder], Run]]:
+    """Enter a function into `OPCODES`, and its names into `ALONE`."""
 
     def enter(decode: Callable[[Instruction, Decoder], Run]) -> Callable[[Instruction, Decoder], Run]:
         for name in names:
             assert name not in OPCODES, name
             OPCODES[name] = decode
+        ALONE.update(names if alone else ())
         return decode
 
     return enter
@@ -160,6 +193,7 @@ class _Step:
     guard: int | None
     negated: bool
     instruction: Instruction
+    alone: bool
 
 
 def _shared_bytes(instruction: Instruction) -> int:
@@ -181,11 +215,12 @@ class Kernel:
 
     @staticmethod
     def _decoded(instruction: Instruction, decoder: Decoder) -> _Step:
-        decode = OPCODES.get(instruction.opcode.replace("shared::cta", "shared"))  # two names of one thing
+        name = instruction.opcode.replace("shared::cta", "shared")  # two names of one thing
+        decode = OPCODES.get(name)
         if decode is None:
             raise NotImplementedError(f"the emulator has no {instruction.opcode} ({instruction.source})")
         guard = None if instruction.guard is None else decoder.place(instruction.guard)
-        return _Step(decode(instruction, decoder), guard, instruction.negated, instruction)
+        return _Step(decode(instruction, decoder), guard, instruction.negated, instruction, name in ALONE)
 
     def launch(
         self, grid: tuple[int, int, int], threads: int, shared: int, parameters: dict[str, tuple[str, Any]],
@@ -213,12 +248,19 @@ class Kernel:
         while place != END:
             step = self._steps[place]
             passed[place] += 1
+            block.place = place
             try:
                 mask = None
                 if step.guard is not None:
                     mask = block.registers[step.guard]
                     assert mask is not None
                     mask = ~mask if step.negated else mask
+                if block.active is not None:
+                    block.meet(place)
+                if block.active is not None:
+                    if not step.alone:
+                        raise FaultError("is divergent: some threads of the program do it and others do not")
+                    mask = block.active if mask is None else mask & block.active
                 onward = step.run(block, mask)
             except FaultError as fault:
                 name = f"{self.program.name}, program {block.index} of {block.grid}"

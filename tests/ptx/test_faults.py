@@ -111,12 +111,25 @@ def test_a_register_that_nothing_has_written() -> None:
         run("add.s32 %r1, %r2, 1;")
 
 
-@pytest.mark.parametrize(
-    "instruction", ["bra $L__x", "ret", "bar.sync 0", "bar.warp.sync -1", "fence.proxy.async.shared::cta"]
-)
+TOGETHER = ["ret", "bar.sync 0", "bar.warp.sync -1", "fence.proxy.async.shared::cta", "cp.async.commit_group"]
+
+
+@pytest.mark.parametrize("instruction", TOGETHER[:-1])
 def test_what_all_threads_do_together(instruction: str) -> None:
     with pytest.raises(FaultError, match="is divergent"):
-        run(f"setp.lt.u32 %p1, %r100, 3;\n@%p1 {instruction};\n$L__x:\nmov.b32 %r1, 0;")
+        run(f"setp.lt.u32 %p1, %r100, 3;\n@%p1 {instruction};\nmov.b32 %r1, 0;")
+
+
+@pytest.mark.parametrize("instruction", [*TOGETHER, "shfl.sync.idx.b32 %r2, %r1, 0, 31, -1"])
+def test_what_no_thread_does_while_others_have_branched_ahead(instruction: str) -> None:
+    with pytest.raises(FaultError, match="is divergent"):
+        run(f"mov.b32 %r1, 0;\nsetp.lt.u32 %p1, %r100, 3;\n@%p1 bra $L__x;\n{instruction};\n$L__x:\nmov.b32 %r1, 0;")
+    run(f"mov.b32 %r1, 0;\nsetp.lt.u32 %p1, %r100, 3;\n@%p1 bra $L__x;\n$L__x:\n{instruction};\nmov.b32 %r1, 0;")
+
+
+def test_threads_go_back_together() -> None:
+    with pytest.raises(FaultError, match="is divergent: some threads of the program go back"):
+        run("$L__x:\nsetp.lt.u32 %p1, %r100, 3;\n@%p1 bra $L__x;")
 
 
 # Shared memory: thread t writes or reads word t, or that of another thread.

@@ -158,6 +158,35 @@ def test_a_loop_and_the_numbers_of_the_program() -> None:
     assert out.tolist() == [4 * (10 * x + y) for y in range(3) for x in range(2)]
 
 
+def test_threads_that_branch_ahead_meet_the_others_again() -> None:
+    """An if and an else, of which the else has an if of its own."""
+    out = torch.zeros(64, dtype=torch.int32)
+    run(
+        f"""
+        {each(4, 0, "%rd1")}
+        setp.lt.u32 %p1, %r100, 10;
+        setp.lt.u32 %p2, %r100, 40;
+        mov.b32 %r1, 1;
+        @%p1 bra $L__then;
+        mov.b32 %r1, 5;
+        @!%p2 bra $L__inner;
+        add.s32 %r1, %r1, 20;
+        $L__inner:
+        add.s32 %r1, %r1, 300;
+        bra $L__end;
+        $L__then:
+        st.global.b32 [%rd1], %r1;
+        add.s32 %r1, %r1, 7;
+        $L__end:
+        bar.sync 0;
+        add.s32 %r1, %r1, 1000;
+        @!%p1 st.global.b32 [%rd1], %r1;
+        """,
+        out, threads=64,
+    )  # fmt: skip
+    assert out.tolist() == [1] * 10 + [1325] * 30 + [1305] * 24
+
+
 @pytest.mark.parametrize("by", [1, 2, 16, 31])
 @pytest.mark.parametrize("mode", ["bfly", "idx", "up"])
 @pytest.mark.parametrize("clamp", [31, 0x1C03, 0, 0x1C00])

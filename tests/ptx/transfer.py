@@ -24,10 +24,10 @@ def _all_or_none(block: Block, mask: Array | None) -> bool:
     return False
 
 
-@opcode("bra", "bra.uni")
+@opcode("bra", "bra.uni", alone=True)
 def _branch(instruction: Instruction, decoder: Decoder) -> Run:
     target = decoder.label(instruction.operands[0])
-    return lambda block, mask: target if _all_or_none(block, mask) else None
+    return lambda block, mask: block.branch(target, mask)
 
 
 @opcode("ret", "exit")
@@ -47,7 +47,7 @@ def _order(instruction: Instruction, decoder: Decoder) -> Run:
     return run
 
 
-@opcode("ld.param.b32", "ld.param.b64", "ld.param.s32")
+@opcode("ld.param.b32", "ld.param.b64", "ld.param.s32", alone=True)
 def _parameter(instruction: Instruction, decoder: Decoder) -> Run:
     to, name = instruction.operands
     assert isinstance(name, Name)
@@ -87,7 +87,9 @@ def _spread(
 ELEMENTS = [f"{vector}{of}" for vector in ("", "v2.", "v4.") for of in ("b16", "b32", "b64", "s32")]
 
 
-@opcode("ld.shared.b8", *(f"ld.{space}.{element}" for space in ("global", "shared") for element in ELEMENTS))
+@opcode(
+    "ld.shared.b8", *(f"ld.{space}.{element}" for space in ("global", "shared") for element in ELEMENTS), alone=True
+)
 def _load(instruction: Instruction, decoder: Decoder) -> Run:
     to, at = instruction.operands
     is_global, of = "global" in instruction.opcode, instruction.opcode.rpartition(".")[2]
@@ -111,7 +113,11 @@ def _load(instruction: Instruction, decoder: Decoder) -> Run:
     return run
 
 
-@opcode("st.shared.b8", *(f"st.{space}.{x}" for space in ("global", "shared") for x in ELEMENTS if "s32" not in x))
+@opcode(
+    "st.shared.b8",
+    *(f"st.{space}.{x}" for space in ("global", "shared") for x in ELEMENTS if "s32" not in x),
+    alone=True,
+)
 def _store(instruction: Instruction, decoder: Decoder) -> Run:
     at, of = instruction.operands
     is_global, element = "global" in instruction.opcode, instruction.opcode.rpartition(".")[2]

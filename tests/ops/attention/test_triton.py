@@ -14,7 +14,14 @@ from torch import Tensor
 from symground import ops
 from symground.ops.attention.mixing import valid_keys
 from symground.ops.common import needs
-from tests.ops.common.triton_device import CUDA, DEVICE, DTYPES, INTERPRETED, fresh_memory_is_nan  # noqa: F401
+from tests.ops.common.triton_device import (  # noqa: F401
+    CUDA,
+    DEVICE,
+    DTYPES,
+    EMULATED,
+    INTERPRETED,
+    fresh_memory_is_nan,
+)
 
 NAMES = ("out", "lse", "dq", "dk", "dv", "saliency", "flow probe", "I", "F", "row total", "matrix total", "rows")
 
@@ -306,6 +313,7 @@ def test_what_the_interpreter_cannot_do_is_refused(monkeypatch: pytest.MonkeyPat
         ops.attention(q, q, q, impl="triton")
 
 
+@pytest.mark.skipif(EMULATED is not None, reason="the emulator takes every tensor for a GPU's")
 def test_float64_is_refused() -> None:
     q = torch.zeros(1, 1, 4, 16, dtype=torch.float64, device=DEVICE)
     with pytest.raises(ValueError, match="impl: 'triton' expected float32, float16 or bfloat16, got torch.float64"):
