@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tests.ptx.machine import Block, Decoder, Run, opcode
-from tests.ptx.memory import Array
+from tests.ptx.memory import Array, FaultError
 from tests.ptx.program import Instruction, Vector
 
 
@@ -94,7 +94,7 @@ def _shift(left: bool) -> Callable[[Array, Array], Array]:
 
 
 def _divide(x: Array, y: Array) -> Array:
-    """Towards 0. What a division by 0 gives is not specified; here it is all ones."""
+    """Towards 0. What a division by 0 gives is not specified; a thread that runs one is at fault."""
     wide = np.abs(x.astype(np.int64)) // np.maximum(np.abs(y.astype(np.int64)), 1)
     signed = wide * np.sign(x).astype(np.int64) * np.sign(y).astype(np.int64)
     return np.where(y == 0, -1, signed).astype(x.dtype)
@@ -244,7 +244,13 @@ def _decode(instruction: Instruction, decoder: Decoder) -> Run:
     def run(block: Block, mask: Array | None) -> None:
         write(block, function(*[read(block) for read in reads]), mask)
 
-    return run
+    def run_division(block: Block, mask: Array | None) -> None:
+        none = reads[1](block) == 0
+        if (none if mask is None else none & mask).any():
+            raise FaultError("divides by 0")
+        run(block, mask)
+
+    return run_division if instruction.opcode.startswith(("div.s", "div.u", "rem.")) else run
 
 
 def _decode_move(instruction: Instruction, decoder: Decoder) -> Run:

@@ -100,10 +100,7 @@ class Emulator:
 
 
 class _Fresh(TorchDispatchMode):
-    """Memory that was allocated in this block, and which of its bytes have been written.
-
-    torch writes whole tensors; kernels tell each byte.
-    """
+    """Memory that was allocated in this block, and which of its bytes torch or a kernel has written."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,24 +138,32 @@ class _Fresh(TorchDispatchMode):
                         self._check(x, name)
         found = function(*args, **kwargs)
         for x in written:
-            self._unset.pop(x.untyped_storage().data_ptr(), None)
+            self._write(x)
         if name.startswith(("aten::empty", "aten::new_empty")) and isinstance(found, Tensor) and found.numel():
             storage = found.untyped_storage()
             torch.empty(0, dtype=torch.uint8).set_(storage).fill_(0xFF)  # NaN in every type
             self._unset[storage.data_ptr()] = (StorageWeakRef(storage), np.ones(storage.nbytes(), np.bool_))
-        elif isinstance(found, Tensor) and not function.is_view:
+        elif isinstance(found, Tensor) and not function.is_view and not any(found is x for x in written):
             self._unset.pop(found.untyped_storage().data_ptr(), None)
         return found
 
-    def _check(self, x: Tensor, name: str) -> None:
+    def _bytes(self, x: Tensor) -> Tensor | None:
+        """For each byte of the tensor itself whether nothing has written it, [*x.shape, bytes]; None if all are."""
         unset = self.unset(x)
         if unset is None or not x.numel():
-            return
+            return None
         size = x.element_size()
-        seen = torch.from_numpy(unset).as_strided(
-            (*x.shape, size), (*(step * size for step in x.stride()), 1), x.storage_offset() * size
-        )
-        if seen.any():
+        strides = (*(step * size for step in x.stride()), 1)
+        return torch.from_numpy(unset).as_strided((*x.shape, size), strides, x.storage_offset() * size)
+
+    def _write(self, x: Tensor) -> None:
+        unset = self._bytes(x)
+        if unset is not None:
+            unset.fill_(False)
+
+    def _check(self, x: Tensor, name: str) -> None:
+        unset = self._bytes(x)
+        if unset is not None and unset.any():
             raise FaultError(f"{name} reads memory that nothing has written, of shape {tuple(x.shape)}")
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from tests.ptx.memory import Array, FaultError, GlobalMemory, SharedMemory
+from tests.ptx.memory import Access, Array, FaultError, GlobalMemory, SharedMemory
 from tests.ptx.program import Address, Constant, Instruction, Name, Operand, Program, Register, Special
 
 #: The bits of a register, by its width.
@@ -48,6 +48,10 @@ class Block:
         #: The threads that run, None for all; and place → the threads that have branched to it and wait there.
         self.active: Array | None = None
         self._waiting: dict[int, Array] = {}
+
+    def access(self, thread: Array) -> Access:
+        """These threads of the program, for global memory."""
+        return Access(self.number, thread, self.shared.last_barrier)
 
     def branch(self, target: int, mask: Array | None) -> int | None:
         """The threads of ``mask``, or all that are active (None), branch. It returns where to go on."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,11 +31,20 @@ _WORDS = {size: _PROCESS.view(of) for size, of in _UNSIGNED.items()}
 _SEVERAL = -1
 
 
+class Access(NamedTuple):
+    """Who touches global memory: a program of the launch, its threads [n], and the number of its last barrier."""
+
+    program: int
+    thread: Array
+    barrier: int
+
+
 class GlobalMemory:
     """The tensors that one launch may touch. Each element of them, and nothing between or around them.
 
     Several programs may read one element, and one program may write it once. No program may read an element that
-    another one writes in this launch, because nothing orders them.
+    another one writes in this launch, because nothing orders them; nor may a thread touch what another thread of its
+    program touches, if one of them writes and no barrier is between.
     """
 
     def __init__(self, tensors: Iterable[Tensor], unset: Callable[[Tensor], Array | None] = lambda _: None) -> None:
@@ -57,6 +66,8 @@ class GlobalMemory:
         # Pages of zeros are not backed by memory before they are written, so that sparse tensors stay sparse.
         total = int(counts.sum())
         self._owned, self._writer, self._reader = (np.zeros(total, of) for of in (np.bool_, np.int32, np.int32))
+        #: Of the last writer and reader: the thread, or `_SEVERAL`, and the last barrier before.
+        self._writers, self._readers = ((np.zeros(total, np.int16), np.zeros(total, np.int32)) for _ in range(2))
         self._unset = [unset(storages[start]) for start in self._starts]
         for x in views:
             self._own(x)
@@ -69,27 +80,41 @@ class GlobalMemory:
             (*x.shape, units), (*(step * units for step in x.stride()), 1), x.storage_offset() * units
         ).fill_(True)
 
-    def load(self, address: Array, element: int, count: int, program: int) -> Array:
+    def load(self, address: Array, element: int, count: int, by: Access) -> Array:
         """``count`` adjacent elements from each address → [len(address), count]."""
         units, region = self._units(address, element * count)
         self._check_set(address, element * count, region)
-        writer = self._writer[units]
+        writer, (program, thread, barrier) = self._writer[units], by
         if ((writer != 0) & (writer != program)).any():
             raise FaultError("reads what another program of the launch has written")
+        thread = np.broadcast_to(thread[:, None], units.shape)
+        if ((writer != 0) & _unordered(self._writers, units, thread, barrier)).any():
+            raise FaultError("race: reads what another thread has written since the last barrier")
         reader = self._reader[units]
         self._reader[units] = np.where((reader == 0) | (reader == program), program, _SEVERAL)
+        others = (reader == program) & _unordered(self._readers, units, thread, barrier)
+        readers, barriers = self._readers
+        readers[units], barriers[units] = np.where(others, _SEVERAL, thread), barrier
+        together = readers[units] != thread  # another thread of this access, or of one before
+        readers[units[together]] = _SEVERAL
         found: Array = _WORDS[element][_word(address, element, count)]
         return found
 
-    def store(self, address: Array, values: Array, program: int) -> None:
+    def store(self, address: Array, values: Array, by: Access) -> None:
         """``values`` [len(address), count], adjacent from each address."""
         element, count = values.dtype.itemsize, values.shape[1]
+        program, thread, barrier = by
         units, region = self._units(address, element * count)
         if self._writer[units].any() or np.unique(units).size < units.size:
             raise FaultError("writes what has been written in this launch")
         if ((reader := self._reader[units]) != 0).any() and (reader != program).any():
             raise FaultError("writes what another program of the launch has read")
+        thread = np.broadcast_to(thread[:, None], units.shape)
+        if ((reader != 0) & _unordered(self._readers, units, thread, barrier)).any():
+            raise FaultError("race: writes what another thread has read since the last barrier")
         self._writer[units] = program
+        writers, barriers = self._writers
+        writers[units], barriers[units] = thread, barrier
         for place in np.unique(region):
             unset = self._unset[place]
             if unset is not None:
@@ -120,6 +145,13 @@ class GlobalMemory:
                 first = (address[region == place] - self._starts[place])[:, None]
                 if unset[first + np.arange(size)].any():
                     raise FaultError("reads memory that nothing has written")
+
+
+def _unordered(last: tuple[Array, Array], units: Array, thread: Array, barrier: int) -> Array:
+    """Whether another thread than these was the last, since the program's last barrier."""
+    threads, barriers = last
+    found: Array = (threads[units] != thread) & (barriers[units] == barrier)
+    return found
 
 
 def _where(address: Array, inside: Array, starts: Array, ends: Array) -> str:
@@ -171,6 +203,11 @@ class SharedMemory:
         self._copied = np.zeros(count, np.bool_)
         self._multiplied = np.zeros(count, np.int16)
         self._groups: list[list[tuple[Array, Array, Array, Array]]] = [[]]
+
+    @property
+    def last_barrier(self) -> int:
+        """A number that each barrier changes."""
+        return self._barrier
 
     def barrier(self) -> None:
         self._barrier = self._tick()

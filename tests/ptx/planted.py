@@ -5,7 +5,7 @@ They are compiled, so they run where the emulator does: `test_kernels.py` starts
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -57,6 +57,19 @@ def test_an_offset_overflows_32_bits(tmp_path: Path) -> None:
     assert copied(x).tolist() == [0, 1, 2, 3]
     with pytest.raises(FaultError, match="touches memory of no argument"):
         copied(x, wide=False)
+
+
+@pytest.mark.parametrize(
+    "write", [lambda x: x.zero_(), lambda x: x.copy_(torch.ones(128)), lambda x: x.add_(x.fill_(1))]
+)
+def test_memory_of_which_a_part_is_written(write: Callable[[torch.Tensor], object]) -> None:
+    x = torch.empty(256)
+    write(x[:128])
+    assert copied(x[:128]).isfinite().all()
+    with pytest.raises(FaultError, match="reads memory that nothing has written"):
+        copied(x)
+    with pytest.raises(FaultError, match="sum reads memory that nothing has written"):
+        x.sum()
 
 
 def attention() -> torch.Tensor:

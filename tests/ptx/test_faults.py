@@ -103,7 +103,39 @@ def test_a_program_that_reads_what_another_writes(reader: int) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("first", ["st", "ld"])
+def test_threads_that_touch_one_element_have_a_barrier_between(first: str) -> None:
+    """Each thread touches its own element, and then, if it reads or writes, the one of thread ``1 - thread``."""
+    x = torch.zeros(2, dtype=torch.int32)
+    own, other = "[%rd1]", "[%rd2]"
+    store, load_, barrier = "st.global.b32 {}, %r100;", "ld.global.b32 %r2, {};", "bar.sync 0;"
+    before, after = (store, load_) if first == "st" else (load_, store)
+    addresses = f"{each(4, 0, '%rd1')}\nxor.b32 %r1, %r100, 1;\nmad.wide.u32 %rd2, %r1, 4, %rd100;"
+    run("\n".join([addresses, before.format(own), after.format(own)]), x, threads=2)
+    run("\n".join([addresses, before.format(own), barrier, after.format(other)]), x, threads=2)
+    with pytest.raises(FaultError, match="race: .* another thread has .* since the last barrier"):
+        run("\n".join([addresses, before.format(own), after.format(other)]), x, threads=2)
+
+
+def test_an_element_that_several_threads_have_read() -> None:
+    """Then none of them may write it, not the one that has read it last either."""
+    x = torch.zeros(2, dtype=torch.int32)
+    for thread in (0, 1):
+        write = f"setp.eq.b32 %p1, %r100, {thread};\n@%p1 st.global.b32 [%rd100], %r100;"
+        with pytest.raises(FaultError, match="race: writes what another thread has read"):
+            run(f"ld.global.b32 %r2, [%rd100];\n{write}", x, threads=2)
+        run(f"ld.global.b32 %r2, [%rd100];\nbar.sync 0;\n{write}", x, threads=2)
+
+
 # Registers and branches.
+
+
+@pytest.mark.parametrize("instruction", ["div.s32", "rem.s32"])
+def test_a_division_by_0(instruction: str) -> None:
+    divide = f"mov.b32 %r1, 7;\nsetp.eq.b32 %p1, %r100, 0;\n{{}} {instruction} %r2, %r1, %r100;"
+    run(divide.format("@!%p1"))
+    with pytest.raises(FaultError, match="divides by 0"):
+        run(divide.format(""))
 
 
 def test_a_register_that_nothing_has_written() -> None:

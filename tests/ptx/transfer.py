@@ -104,7 +104,7 @@ def _load(instruction: Instruction, decoder: Decoder) -> Run:
             return
         where, thread = _chosen(mask, address(block), block.thread)
         if is_global:
-            found = block.memory.load(where, size, len(registers), block.number)
+            found = block.memory.load(where, size, len(registers), block.access(thread))
         else:
             read = block.shared.read(where, size * len(registers), thread)
             found = np.ascontiguousarray(read).view(f"u{size}")
@@ -130,7 +130,7 @@ def _store(instruction: Instruction, decoder: Decoder) -> Run:
         values = np.stack([np.broadcast_to(read(block), block.threads) for read in reads], 1)
         where, values, thread = _chosen(mask, address(block), values, block.thread)
         if is_global:
-            block.memory.store(where, values, block.number)
+            block.memory.store(where, values, block.access(thread))
         else:
             block.shared.write(where, np.ascontiguousarray(values).view(np.uint8), thread)
 
@@ -152,7 +152,8 @@ def _copy(instruction: Instruction, decoder: Decoder) -> Run:
             raise NotImplementedError("cp.async of a part of its bytes")
         values, some = np.zeros((len(where), bytes_), np.uint8), read > 0
         if some.any():
-            found = block.memory.load(source[some], min(bytes_, 4), bytes_ // min(bytes_, 4), block.number)
+            by, element = block.access(thread[some]), min(bytes_, 4)
+            found = block.memory.load(source[some], element, bytes_ // element, by)
             values[some] = np.ascontiguousarray(found).view(np.uint8)
         if len(where):
             block.shared.start_copy(where, values, thread)
