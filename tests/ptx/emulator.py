@@ -35,7 +35,7 @@ from tests.ptx.memory import Array, FaultError, GlobalMemory
 from tests.ptx.program import parse
 
 
-@functools.cache
+@functools.lru_cache(64)  # a decoded kernel is tens of thousands of objects
 def kernel(ptx: bytes) -> Kernel:
     return Kernel(parse(ptx.decode()))
 
