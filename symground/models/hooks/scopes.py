@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from symground.ops.common.compiled import opaque
+
 R = TypeVar("R")
 
 
@@ -116,7 +118,7 @@ def _check_known(module: nn.Module) -> None:
         )
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@opaque
 def _inside(entry: Entry) -> bool:
     return any(entry is one for one in _INSIDE.get())
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from symground.ops.common.build import CUDA_FILE, FILE, HERE, VERSION
+from symground.ops.common.compiled import constant
 from symground.ops.common.disabled import DISABLED
 
 
@@ -59,7 +60,7 @@ def runs_on(device: torch.device) -> bool:
 # Whether the extension is built does not change while a process runs: a compiled graph uses it as a constant.
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def is_built() -> bool:
     """Whether the extension has operators for tensors on a CPU."""
     return library is not None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from symground.ops.common import disabled, extension
+from symground.ops.common.compiled import constant
 
 
 def nothing(like: Tensor) -> Exception | None:
@@ -39,8 +40,8 @@ def package(impl: str, module: str, like: Tensor) -> Exception | None:
         return ValueError(f"impl: {impl!r} expected float32, float16 or bfloat16, got {like.dtype}")
     if not imports(module):
         name = impl.replace("_", "-")
-        install = f"pip install --no-build-isolation {name}"  # its build wants the torch that is installed
-        return RuntimeError(f"impl: {impl!r} needs {name}, which does not import here ({install})")
+        # Its build wants the torch that is installed.
+        return _lacking(impl, name, module, f"pip install --no-build-isolation {name}")
     return None
 
 
@@ -55,7 +56,7 @@ def triton(like: Tensor) -> Exception | None:
     if device == "cuda" and not torch.version.hip and (old := before_ampere(impl, like.device.index)):
         return old
     if not imports("triton"):
-        return RuntimeError(f"impl: {impl!r} needs Triton, which does not import here (pip install triton)")
+        return _lacking(impl, "Triton", "triton", "pip install triton")
     if device == "cpu" and not _interpreting():
         return RuntimeError(
             "impl: 'triton' expected tensors on a GPU, got cpu; on a CPU it runs in Triton's interpreter, with "
@@ -64,6 +65,12 @@ def triton(like: Tensor) -> Exception | None:
     if device == "cpu" and dtype == torch.bfloat16:
         return ValueError("impl: Triton's interpreter multiplies bfloat16 wrongly; expected float32 or float16")
     return None
+
+
+def _lacking(impl: str, name: str, module: str, install: str) -> Exception:
+    broken = _broken(module)
+    why = f"which is installed but does not import here: {broken}" if broken else f"which is not installed ({install})"
+    return RuntimeError(f"impl: {impl!r} needs {name}, {why}")
 
 
 def before_ampere(impl: str, index: int | None) -> Exception | None:
@@ -79,12 +86,12 @@ def before_ampere(impl: str, index: int | None) -> Exception | None:
 # These do not change while the process runs: a compiled graph uses them as constants.
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def _has_cuda_part() -> bool:
     return extension.runs_on(torch.device("cuda"))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def imports(module: str) -> bool:
     """Whether a package imports. One that is installed but fails to import is reported once in a warning."""
     return _imports(module)
@@ -92,21 +99,31 @@ def imports(module: str) -> bool:
 
 @cache
 def _imports(module: str) -> bool:
+    broken = import_error(module)
+    if broken:
+        package = module.partition(".")[0]
+        message = f"{package} is installed but does not import here ({broken}); it is not used"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return broken is None
+
+
+@constant
+def _broken(module: str) -> str | None:
+    return import_error(module)
+
+
+@cache
+def import_error(module: str) -> str | None:
+    """Why a package does not import: its error on one line, or "" if it is not installed. None if it imports."""
     try:
         importlib.import_module(module)
     except Exception as error:
-        package = module.partition(".")[0]
-        if importlib.util.find_spec(package) is not None:
-            warnings.warn(
-                f"{package} is installed but does not import here ({type(error).__name__}: {error}); it is not used",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        return False
-    return True
+        installed = importlib.util.find_spec(module.partition(".")[0]) is not None
+        return f"{type(error).__name__}: {' '.join(str(error).split())}" if installed else ""
+    return None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def capability(index: int | None) -> tuple[int, int]:
     """The compute capability of a GPU; a tensor's device has an index, for which it is asked once."""
     return torch.cuda.get_device_capability() if index is None else _capability(index)
@@ -117,13 +134,13 @@ def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def flash_in_torch() -> bool:
     """Whether this torch was built with a flash kernel for GPUs."""
     return torch.backends.cuda.is_flash_attention_available()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def version(package: str) -> tuple[int, ...]:
     """The version of an installed package, its first two numbers; (0, 0) if it says none."""
     return _version(package)
@@ -138,7 +155,7 @@ def _version(package: str) -> tuple[int, ...]:
         return (0, 0)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def _interpreting() -> bool:
     """Whether Triton was imported with TRITON_INTERPRET=1. Setting it later changes only half of Triton."""
     from triton import language

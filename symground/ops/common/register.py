@@ -28,6 +28,7 @@ from torch._C import (
 )
 from torch.autograd import forward_ad
 
+from symground.ops.common.compiled import opaque
 from symground.ops.common.tensors import without_autocast
 
 #: The library of each op, so that an op can be defined again when its module is imported again.
@@ -52,9 +53,9 @@ def define(
     def kernel(*given: Any) -> Any:
         return _tensors(run(*given), given[0])
 
-    # Without disable, torch.compile traces into the kernel of an op that is called from a frame that it skips.
-    opaque = torch.compiler.disable(without_autocast(kernel))
-    library.impl(name, opaque, "CPU" if cpu_only else "CompositeExplicitAutograd")
+    # Else torch.compile traces into the kernel of an op that is called from a frame that it skips.
+    hidden = opaque(without_autocast(kernel))
+    library.impl(name, hidden, "CPU" if cpu_only else "CompositeExplicitAutograd")
     torch.library.register_fake(f"symground::{name}", fake, lib=library)
     torch.library.register_autograd(f"symground::{name}", backward, setup_context=setup_context, lib=library)
     registered = getattr(torch.ops.symground, name).default

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from symground.ops.common.compiled import constant
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -78,7 +80,7 @@ def active(device_type: str) -> bool:
     return _has_autocast(device_type) and torch.is_autocast_enabled(device_type)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def _has_autocast(device_type: str) -> bool:
     """A constant of a compiled graph: torch 2.11 cannot trace the question."""
     return torch.amp.is_autocast_available(device_type)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,6 +147,43 @@ print(extension.library is None, ops.explain(*[torch.ones(1, 1, 2, 4)] * 3).impl
     environment = {**os.environ, "SYMGROUND_DISABLE": "extension,cpu,triton"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "torch"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "raise RuntimeError('LLVM broke\\nsecond line')",
+        "raise OSError('libtriton.so: cannot open shared object file')",
+        "raise AttributeError('of another version')",
+        "raise ImportError('no libtriton')",
+        "1 / 0",
+        "",  # there, and empty
+    ],
+)
+def test_a_triton_that_does_not_import_leaves_every_op_its_other_implementations(fault: str, tmp_path: Path) -> None:
+    """torch imports Triton with its compiler, of which the ops ask a mark."""
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").write_text(fault)
+    code = """
+import torch
+from symground import ops
+from symground.ops.common import needs
+from symground.ops.attention.api import IMPLEMENTATIONS
+q = torch.randn(1, 1, 5, 4, requires_grad=True)
+for impl in ("cpu", "torch", "reference"):
+    probe = torch.zeros(1, 5, 5, requires_grad=True)
+    ops.attention(q, q, q, saliency_probe=probe, impl=impl)[0].sum().backward()
+    assert bool(probe.grad.any())
+with torch.autocast("cpu"):
+    ops.attention(q, q, q)
+print(needs._lacking("triton", "Triton", "triton", "pip install triton"))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    if fault:
+        assert "needs Triton, which is installed but does not import here" in done.stdout
+        assert "pip install" not in done.stdout
 
 
 @pytest.mark.parametrize("op", OPS)
