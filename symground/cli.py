@@ -91,7 +91,7 @@ GROUPS: dict[str, dict[str, Command]] = {
             "how to go on without it, what would be picked, and how fast a layer is. It takes about a minute.",
         ),
         "build": Command(
-            "symground.recipes.build:Build",
+            "symground.machine.building:Build",
             "Compile the C++/CUDA extension into the package's folder. Without it everything works, but more slowly.",
         ),
     },

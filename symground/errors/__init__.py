@@ -1,6 +1,7 @@
-"""Checks whose errors say what is wrong: types, missing packages and devices, and errors of Rust libraries."""
+"""Checks whose errors say what is wrong: types, missing packages and devices, what is switched off, Rust libraries."""
 
-from symground.errors.missing import check_device, require
+from symground.errors.disable import DISABLE, SWITCHES, switched_off
+from symground.errors.missing import check_device, import_error, require
 from symground.errors.rust import ENDS, errors_named, panics_named
 from symground.errors.types import (
     WrongUsageError,
@@ -21,7 +22,7 @@ from symground.errors.types import (
 )
 
 __all__ = [
-    "ENDS", "WrongUsageError", "check_device", "check_kind", "check_path", "check_types", "choice", "described",
-    "described_json", "errors_named", "flag", "integer", "is_flag", "is_integer", "is_list", "is_number", "number",
-    "panics_named", "require", "several",
+    "DISABLE", "ENDS", "SWITCHES", "WrongUsageError", "check_device", "check_kind", "check_path", "check_types",
+    "choice", "described", "described_json", "errors_named", "flag", "import_error", "integer", "is_flag", "is_integer",
+    "is_list", "is_number", "number", "panics_named", "require", "several", "switched_off",
 ]  # fmt: skip

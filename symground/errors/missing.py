@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +22,17 @@ def require(module: str, purpose: str, install: str = "symground") -> Any:
             f"{purpose} need the package {package}, which cannot be imported ({error}); pip install '{install}'"
         ) from error
     return found
+
+
+@cache
+def import_error(module: str) -> str | None:
+    """Why a package does not import: its error on one line, or "" if it is not installed. None if it imports."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        installed = importlib.util.find_spec(module.partition(".")[0]) is not None
+        return f"{type(error).__name__}: {' '.join(str(error).split())}" if installed else ""
+    return None
 
 
 def check_device(device: Any) -> None:

@@ -1,6 +1,7 @@
 """What this machine can run: ``symground check`` tries every implementation of every op, each part in its own process.
 
-`command.py` prints what the parts find, and `parts.py` runs them. `child.py` is the process of one part. In it,
-`surroundings.py` finds versions and faults of drivers, `accuracy.py` compares an implementation with the reference on
-the calls of `cases.py`, and `speed.py` times one layer.
+`command.py` runs the parts one step after the other, `parts.py` in a process each, and `printed.py` has the lines for
+a reader. `child.py` is the process of one part. In it, `loading.py` loads packages and the extension,
+`surroundings.py` finds faults of drivers, `accuracy.py` compares an implementation with the reference on the calls of
+`cases.py`, and `speed.py` times one layer. `building.py` is ``symground build``.
 """

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import math
 import sys
 from collections.abc import Iterator
@@ -15,8 +13,7 @@ from torch import Tensor
 
 from symground import ops
 from symground.machine.cases import Case, cases
-from symground.machine.finding import Finding
-from symground.ops.common import build, extension
+from symground.machine.finding import Finding, said_by
 
 REPEATS = 20
 #: Implementations whose results are to repeat to the bit. The others are packages, which do not promise it.
@@ -31,46 +28,30 @@ def has(op: str, impl: str) -> bool:
     return hasattr(table.get(impl), op)
 
 
-#: Part → the module that must import.
-_MODULES = {
-    "triton": "triton", "flash_attn": "flash_attn.flash_attn_interface", "causal_conv1d": "causal_conv1d",
-    "mamba_ssm": "mamba_ssm.ops.triton.ssd_combined",
-}  # fmt: skip
+def names(impl: str) -> Iterator[str]:
+    """The calls that are compared, in each dtype."""
+    return (_name(case) for case in cases() if has(case.op, impl))
 
 
-def lacking(part: str) -> tuple[str, str] | None:
-    """The status of a part without which there is nothing to compare, and why; None if it is there."""
-    files = {"extension": (build.FILE, extension.library), "cuda": (build.CUDA_FILE, extension.cuda)}
-    if part in files:
-        name, library = files[part]
-        if library is not None:
-            return None
-        if (build.HERE / name).exists():
-            return "wrong", f"{build.HERE / name} does not load; a build for this torch may: symground build"
-        return "absent", "it is not built: symground build"
-    module = _MODULES.get(part)
-    if module is None:
-        return None
-    if importlib.util.find_spec(module.partition(".")[0]) is None:
-        return "absent", "it is not installed"
-    try:
-        importlib.import_module(module)
-    except Exception as error:
-        return "wrong", f"it is installed and does not import ({type(error).__name__}: {error})"
-    return None
+def _name(case: Case) -> str:
+    return f"{case.op} ({case.form})"
 
 
-def compared(impl: str, device: str, dtype: torch.dtype) -> Iterator[Finding | str]:
-    """Before each case its name, so that it is known if the process ends; then what was found."""
+def compared(impl: str, device: str, dtype: torch.dtype) -> Iterator[Finding | dict[str, Any]]:
+    """Before each case its name and dtype, so that both are known if the process ends; then what was found."""
+    kind = str(dtype).removeprefix("torch.")
     for case in cases():
         if has(case.op, impl):
-            name = f"{case.op} ({case.form})"
-            yield name
-            yield _compared(case, name, impl, device, dtype)
+            yield {"begins": (_name(case), kind)}
+            try:
+                yield _compared(case, impl, device, dtype)
+            except Exception as error:  # the next case may run all the same
+                yield Finding(impl, device, "wrong", said_by(error), _name(case), kind)
 
 
-def _compared(case: Case, name: str, impl: str, device: str, dtype: torch.dtype) -> Finding:
-    worst = Finding(impl, device, "right", "", name, str(dtype).removeprefix("torch."), error=0.0, eager=0.0)
+def _compared(case: Case, impl: str, device: str, dtype: torch.dtype) -> Finding:
+    kind = str(dtype).removeprefix("torch.")
+    worst = Finding(impl, device, "right", "", _name(case), kind, error=0.0, eager=0.0)
     exact = _results(case, "reference", "cpu", dtype, torch.float64)
     with _as_promised(impl):
         try:
@@ -102,11 +83,14 @@ def _compared(case: Case, name: str, impl: str, device: str, dtype: torch.dtype)
 def _as_promised(impl: str) -> Iterator[None]:
     """Flash attention repeats to the bit where deterministic algorithms are required."""
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(before or impl == "flash")
+    if impl != "flash" or before:  # the setting is left alone, since torch imports its compiler to change it
+        yield
+        return
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(False)
 
 
 def _results(case: Case, impl: str, device: str, rounded: torch.dtype, dtype: torch.dtype) -> dict[str, Tensor]:

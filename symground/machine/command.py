@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import textwrap
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from symground.errors import check_types
+from symground.errors import DISABLE, check_types, switched_off
 from symground.machine.finding import Finding
-from symground.machine.parts import VARIABLE, Part, accuracy_parts, run
-
-_WIDTH = 120
+from symground.machine.parts import LOADED, LOADED_ON_A_GPU, Part, accuracy_parts, finding, run
+from symground.machine.printed import lines
+from symground.machine.surroundings import versions
 
 
 @dataclass(frozen=True)
@@ -21,85 +22,98 @@ class Check:
     """``symground check``."""
 
     json: bool = False
-    """Print everything as JSON, for the report of a fault."""
+    """Print everything as JSON, for the report of a fault. Numbers that JSON lacks are the strings inf and nan."""
 
     def __post_init__(self) -> None:
         check_types(self)
 
     def run(self) -> int:
         """Print what was found. Returns 1 if something is wrong, else 0."""
-        ((faults, about),) = run([Part("Python and torch", what="surroundings")], 1)
-        findings = list(faults)
-        if about:  # else torch does not import
-            device = about["device"]
-            places = ["cpu", *([device] if device else [])]
-            tried = run(accuracy_parts(device), min(os.cpu_count() or 1, 8))
-            findings += [finding for found, _ in tried for finding in found]
-            # One after the other, on a machine that is otherwise idle.
-            last = run([Part(what, place, what=what) for what in ("picked", "time") for place in places], 1)
-            findings += [finding for found, _ in last for finding in found]
-        wrong = [finding for finding in findings if finding.status == "wrong"]
+        found = _Found(quiet=self.json)
+        found.look()
         if self.json:
-            print(json.dumps({**about, VARIABLE: os.environ.get(VARIABLE), "findings": [f._asdict() for f in findings]},
-                             indent=1))  # fmt: skip
+            about = {"versions": found.versions, "device": found.device, DISABLE: os.environ.get(DISABLE)}
+            print(json.dumps({**about, "findings": [_jsonable(f._asdict()) for f in found.findings]},
+                             indent=1, allow_nan=False))  # fmt: skip
         else:
-            print("\n".join(_told(about, findings)))
-        return 1 if wrong else 0
+            print("\n".join(lines(found.versions, found.findings)))
+        return int(found.has_wrong())
 
 
-def _told(about: dict[str, Any], findings: list[Finding]) -> Iterator[str]:
-    """The lines for a reader."""
-    versions = about.get("versions", {})
-    width = max(map(len, versions), default=0) + 2
-    yield from (f"{name:<{width}}{version}" for name, version in versions.items())
-    compared = [f for f in findings if f.op and f.part not in ("picked", "time")]
-    others = [f for f in findings if not f.op]
-    yield from ("", "against the reference, with plain PyTorch's error beside it:")
-    yield from _accuracy(compared, [f for f in others if f.part not in ("driver", "CUDA libraries")])
-    for part, title in (("picked", "what impl=None picks:"), ("time", "time of one layer:")):
-        lines = [f for f in findings if f.part == part and f.op]
-        if lines:
-            yield from ("", title)
-            names = [f"  {f.device}, {f.dtype}, {f.op}" for f in lines]
-            wide = max(map(len, names)) + 2
-            yield from (f"{name:<{wide}}{f.said}" for name, f in zip(names, lines, strict=True))
-    yield ""
-    for finding in others:
-        if finding.part in ("driver", "CUDA libraries"):
-            yield from _wrapped(f"{finding.status}: {finding.part}: {finding.said}")
-    wrong = [f for f in findings if f.status == "wrong"]
-    for finding in wrong:
-        if finding.part not in ("driver", "CUDA libraries"):
-            where = ", ".join(filter(None, (finding.device, finding.dtype, finding.op)))
-            yield from _wrapped(f"wrong: {finding.part} ({where}): {finding.said}. {_without(finding.part)}")
-    yield f"{len(wrong)} wrong" if wrong else "all that can run here is right"
+class _Found:
+    """What is found, step by step; a step that fails leaves out those that need it."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.versions, self.findings = versions(), list[Finding]()
+        self.device: str | None = None
+        self._progress = None if quiet else sys.stderr
+        self._without: list[str] = []
+        """What ends the process that loads it."""
+
+    def has_wrong(self) -> bool:
+        return any(found.status == "wrong" for found in self.findings)
+
+    def look(self) -> None:
+        try:
+            switched_off(os.environ.get(DISABLE, ""))
+        except ValueError as error:  # symground.ops would not import
+            self.findings.append(Finding(DISABLE, "cpu", "wrong", str(error).removeprefix(f"{DISABLE}: ")))
+            return
+        # Without the extension, which is loaded below: a damaged file would end the process.
+        about = self._run([Part("Python and torch", what="torch", without=("extension",))], 1)
+        if "versions" not in about:
+            self._loads([part for part in LOADED if part.name == "triton"])  # torch imports it
+            return
+        self.versions |= about["versions"]
+        loaded = self._loads(LOADED)
+        about = self._run([Part("driver", "cuda", what="driver")], 1)  # a process of its own: a driver may end it
+        self.device = about.get("device")
+        self.versions |= about.get("gpus", {})
+        if self.device == "cuda":
+            loaded |= self._loads(LOADED_ON_A_GPU)
+        parts = accuracy_parts(self.device)
+        self._run([part for part in parts if loaded.get(part.name, "right") == "right"], min(os.cpu_count() or 1, 8))
+        here = {part.name for part in parts}
+        for name in dict.fromkeys(part.name for part in accuracy_parts("cuda") if part.name not in here):
+            if loaded.get(name, "right") == "right":
+                self.findings.append(finding(Part(name, "cuda"), "absent", "it runs on a GPU, and none is here"))
+        places = ["cpu", *([self.device] if self.device else [])]
+        # One after the other, on a machine that is otherwise idle.
+        self._run([Part(what, place, what=what) for what in ("picked", "time") for place in places], 1)
+
+    def _run(self, parts: Iterable[Part], at_once: int) -> dict[str, Any]:
+        """Keep the findings of parts; returns their further lines."""
+        about: dict[str, Any] = {}
+        for found, more in run(parts, at_once, self._without, self._progress):
+            self.findings += found
+            about |= more
+        return about
+
+    def _loads(self, parts: Sequence[Part]) -> dict[str, str]:
+        """Name → status of what is loaded. What loads is no finding: its calls are."""
+        status, at_once = {}, min(os.cpu_count() or 1, 4)
+        for part, (found, _) in zip(parts, run(parts, at_once, self._without, self._progress), strict=True):
+            last = found[-1]  # how its process ended, if it did so early
+            status[part.name] = last.status
+            if last.status != "right":
+                self.findings.append(last)
+            if last.more:
+                self._without.append(part.name)
+            version = part.name.replace("_", "-")
+            if last.status == "wrong" and version in self.versions:
+                self.versions[version] += ", does not import"
+            if part.name == "extension":
+                states = {"right": "built", "absent": last.said, "wrong": "built, does not load"}
+                self.versions["C++ extension"] = states[last.status]
+            elif part.name == "cuda" and last.status == "right":
+                self.versions["C++ extension"] += ", with its part for GPUs"
+        return status
 
 
-def _accuracy(compared: list[Finding], parts: Iterable[Finding]) -> Iterator[str]:
-    """A line for each implementation and dtype: its worst error; then the parts that did not run."""
-    groups: dict[tuple[str, str, str], list[Finding]] = {}
-    for finding in compared:
-        groups.setdefault((finding.device, finding.part, finding.dtype), []).append(finding)
-    for (device, part, dtype), found in groups.items():
-        ran = [f for f in found if f.error is not None]
-        wrong = sum(f.status == "wrong" for f in found)
-        name = f"  {device}, {part}, {dtype}"
-        if not ran:
-            yield f"{name:<32}{'wrong' if wrong else 'absent: ' + found[0].said}"
-            continue
-        worst = max(ran, key=lambda f: f.error or 0.0)
-        count = f"{len(ran) - wrong} of {len(found)} calls right"
-        yield f"{name:<32}{count:<24}{worst.error:.1e}, PyTorch's {worst.eager:.1e}, in {worst.op}"
-    for finding in parts:
-        yield from _wrapped(f"  {finding.device}, {finding.part}: {finding.status}: {finding.said}")
-
-
-def _without(part: str) -> str:
-    """How to go on without a part."""
-    if part in ("Python and torch", "picked", "time"):
-        return "See the lines above"
-    return f"To go on without it: {VARIABLE}={part}"
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, subsequent_indent="    ")
+def _jsonable(x: Any) -> Any:
+    """``x`` with strings for the numbers that JSON lacks."""
+    if isinstance(x, dict):
+        return {key: _jsonable(value) for key, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_jsonable(value) for value in x]
+    return str(x) if isinstance(x, float) and not math.isfinite(x) else x

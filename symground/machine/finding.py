@@ -12,7 +12,7 @@ class Finding(NamedTuple):
     """The implementation, or what else was looked at."""
     device: str
     status: str
-    """"right", "wrong", or "absent": it cannot run here, which is no fault."""
+    """"right", "wrong", "absent": it cannot run here, which is no fault; or "untried": its process ended before it."""
     said: str
     op: str = ""
     dtype: str = ""
@@ -22,3 +22,16 @@ class Finding(NamedTuple):
     """The same of the reference in the dtype, which is plain PyTorch."""
     more: dict[str, Any] = {}  # noqa: RUF012
     """Further numbers, by name."""
+
+
+def said_by(error: BaseException) -> str:
+    """The type of an error, and the first line of its message; what follows it is advice, or a trace.
+
+    A compiler's first line may be a place, which ends with a colon. The last line then says what is wrong there.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    first, last = lines[0], lines[-1]
+    text = f"{first} {last}" if first.endswith(":") and len(lines) > 1 else first
+    return f"{type(error).__name__}: {text}"

@@ -10,7 +10,8 @@ import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from symground.machine.finding import Finding
 from symground.version import VERSION
@@ -26,9 +27,9 @@ class Driver(NamedTuple):
     """NVIDIA's driver, as a program finds it."""
 
     path: str | None  # of libcuda; None if it does not load
-    said: str  # by the loader, if it does not load
+    said: str  # by the loader, if it does not load or lacks a function
     result: int  # of cuInit
-    version: tuple[int, int]  # the newest CUDA that it serves
+    version: tuple[int, int] | None  # the newest CUDA that it serves; None if it does not tell
 
 
 def driver() -> Driver:
@@ -37,17 +38,19 @@ def driver() -> Driver:
     try:
         library = ctypes.CDLL(name)
     except OSError as error:
-        return Driver(None, str(error), 0, (0, 0))
-    number = ctypes.c_int(0)
-    result = int(library.cuInit(0))
-    library.cuDriverGetVersion(ctypes.byref(number))
+        return Driver(None, str(error), 0, None)
     path = next((line.split()[-1] for line in _maps().splitlines() if "/libcuda.so" in line), name)
-    return Driver(path, "", result, (number.value // 1000, number.value % 1000 // 10))
+    number = ctypes.c_int(0)
+    try:
+        result = int(library.cuInit(0))
+        told = library.cuDriverGetVersion(ctypes.byref(number)) == 0 and number.value > 0
+    except AttributeError as error:
+        return Driver(path, str(error), 0, None)
+    return Driver(path, "", result, (number.value // 1000, number.value % 1000 // 10) if told else None)
 
 
 def of_driver(found: Driver, wanted: str | None, available: bool) -> Finding:
     """What is wrong with the driver for a torch built for CUDA ``wanted``, or that nothing is; and what to do."""
-    say = f"CUDA {found.version[0]}.{found.version[1]} at {found.path}"
     if wanted is None:
         return _driver("absent", f"this torch is not built for CUDA, so {_WITHOUT}")
     if found.path is None:
@@ -56,12 +59,20 @@ def of_driver(found: Driver, wanted: str | None, available: bool) -> Finding:
             f"no driver ({found.said}), so {_WITHOUT}. On a machine with an NVIDIA GPU: install its driver; in a "
             "container: start it with --gpus all",
         )
+    if found.said:
+        return _driver(
+            "wrong",
+            f"{found.path} is no whole driver ({found.said}), so {_WITHOUT}: install the driver again, or take the "
+            "folder of this file out of LD_LIBRARY_PATH",
+        )
     if "/stubs/" in found.path or found.result == _STUB:
         return _driver(
             "wrong",
             f"libcuda is a stub for building, {found.path}, so {_WITHOUT}: take its folder out of LD_LIBRARY_PATH",
         )
-    if found.version[0] < int(wanted.split(".")[0]):
+    serves = "a CUDA that it does not tell" if found.version is None else "CUDA {}.{}".format(*found.version)
+    say = f"{serves} at {found.path}"
+    if found.version is not None and found.version[0] < int(wanted.split(".")[0]):
         return _driver(
             "wrong",
             f"the driver is too old: it serves {say}, and this torch is built for CUDA {wanted}, so {_WITHOUT}: update "
@@ -99,35 +110,42 @@ def doubled(maps: str) -> Iterator[Finding]:
 
 
 def versions() -> dict[str, str]:
-    """Name → version, of everything that a report of a fault should name."""
-    import torch
-
-    from symground.ops.common import extension
-
+    """Name → version, of everything that a report of a fault should name. Nothing is imported for it."""
     found = {"symground": VERSION, "python": platform.python_version(), "system": platform.platform()}
+    found["cores"] = str(os.cpu_count())
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
-    found["torch is built for"] = f"CUDA {torch.version.cuda}" if torch.version.cuda else (
-        f"ROCm {torch.version.hip}" if torch.version.hip else "CPUs"
-    )  # fmt: skip
-    parts = [name for name, part in (("CPU", extension.library), ("CUDA", extension.cuda)) if part is not None]
-    found["C++ extension"] = f"its part for {' and '.join(parts)}" if parts else "not built, or switched off"
-    found["cores"] = str(os.cpu_count())
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            p = torch.cuda.get_device_properties(i)
-            found[f"cuda:{i}"] = f"{p.name}, compute capability {p.major}.{p.minor}, {p.total_memory >> 30} GiB"
     return found
+
+
+def built_for(torch: ModuleType) -> str:
+    """What ``torch`` is built for."""
+    cuda, hip = torch.version.cuda, torch.version.hip
+    return f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "CPUs"
+
+
+def gpus() -> dict[str, Any]:
+    """The accelerator that torch finds here, or None, and the versions of CUDA's."""
+    import torch
+
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    found = {}
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        p = torch.cuda.get_device_properties(i)
+        found[f"cuda:{i}"] = f"{p.name}, compute capability {p.major}.{p.minor}, {p.total_memory >> 30} GiB"
+    return {"device": None if here is None else here.type, "gpus": found}
 
 
 def faults() -> list[Finding]:
     """Of the driver and of CUDA's libraries, in a process that has loaded what our GPU ops load."""
     import torch
 
-    for module in ("triton", "flash_attn", "mamba_ssm", "causal_conv1d"):
+    from symground.ops.common.disabled import DISABLED
+
+    for module in {"triton", "flash_attn", "mamba_ssm", "causal_conv1d"} - DISABLED:
         try:
             importlib.import_module(module)
         except Exception:  # the part that needs it says so
@@ -135,7 +153,7 @@ def faults() -> list[Finding]:
     if torch.version.hip:
         return []
     wanted = torch.version.cuda
-    at = driver() if wanted else Driver(None, "", 0, (0, 0))
+    at = driver() if wanted else Driver(None, "", 0, None)
     return [of_driver(at, wanted, torch.cuda.is_available()), *doubled(_maps())]
 
 

@@ -3,69 +3,162 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from symground import ops
-from symground.machine import command, parts
+from symground.errors import SWITCHES
+from symground.machine import parts
 from symground.machine.accuracy import has
 from symground.machine.cases import cases
-from symground.machine.command import Check
-from symground.machine.finding import Finding
+from symground.machine.finding import Finding, said_by
 from symground.machine.parts import Part, accuracy_parts, run_one
-from symground.ops.common import disabled
 from tests.ops.common.drawn import OPS, implementations
 
-#: Run by Python when the process of a part starts.
+#: Run by Python when the process of a part starts. The first of two calls has the fault.
 PLANT = """
 import os
 import random
+import sys
 import torch
 from symground.machine import accuracy, cases
 from symground.ops.vocabulary import tiles
-accuracy.cases = lambda: (c for c in cases.cases() if c.form == "by row")
+form = ""
+def two():
+    global form
+    for case in cases.cases():
+        if case.op == "candidate_surprisal":
+            form = case.form
+            yield case
+accuracy.cases = two
 right = tiles._of_candidates
 def planted(*given):
-    {fault}
+    if form == "shared":
+        {fault}
+    return right(*given)
 tiles._of_candidates = planted
 """
+#: Fault → what is said of the call, and whether the process goes on.
 FAULTS = {
-    "return right(*given) * 1.5": "result 0 is off by 0",
-    "return right(*given) + 3e-6 * random.random()": "20 repeats do not give the same bits",
-    'raise RuntimeError("an illegal memory access")': (
-        "RuntimeError: an illegal memory access in candidate_surprisal (by row)"
+    "return right(*given) * 1.5": ("result 0 is off by 0", True),
+    "return right(*given) * float('nan')": ("result 0 is off by inf", True),
+    "return right(*given) + 3e-6 * random.random()": ("20 repeats do not give the same bits", True),
+    "raise RuntimeError('CUDA error: misaligned address\\nCompile with `TORCH_USE_CUDA_DSA`')": (
+        "RuntimeError: CUDA error: misaligned address",
+        True,
     ),
-    "os.abort()": "its process was ended by SIGABRT in candidate_surprisal (by row)",
-    "import time; time.sleep(1000)": "it did not end within 45 seconds in candidate_surprisal (by row)",
-    "return right(*given)": "",
+    "{}['a key']": ("KeyError: 'a key'", True),
+    "os.abort()": ("its process was ended by SIGABRT", False),
+    "os.kill(os.getpid(), 40)": ("its process was ended by signal 40", False),
+    "os._exit(0)": ("its process ended early, with exit code 0", False),
+    "sys.exit(0)": ("its process ended early, with exit code 0", False),
+    "os._exit(3)": ("exit code 3", False),
+    "import time; time.sleep(1000)": ("it said nothing for 45 seconds", False),
+    "return right(*given)": ("", True),
 }
 TORCH = Part("torch", "cpu", impl="torch", dtypes=("float32",))
+TWO = TORCH._replace(dtypes=("float32", "float64"))
+CALLS = [(f"candidate_surprisal ({form})", dtype) for dtype in ("float32", "float64") for form in ("shared", "by row")]
+
+
+def plant(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=":")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sitecustomize.py").write_text(PLANT.format(fault=fault))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+def test_a_planted_fault_is_found_and_every_call_has_its_line(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, goes_on = FAULTS[fault]
+    plant(PLANT.replace("{fault}", fault), tmp_path, monkeypatch)
     monkeypatch.setattr(parts, "PATIENCE", 45 if "sleep" in fault else 300)
-    (found,), _ = run_one(TORCH, 1)
-    assert found.status == ("wrong" if FAULTS[fault] else "right")
-    assert FAULTS[fault] in found.said
-    assert found.part == "torch"
+    found, _ = run_one(TWO, 1)
+    assert [(f.op, f.dtype) for f in found] == CALLS
+    assert found[0].status == ("wrong" if said else "right")
+    assert found[0].said.startswith(said)
+    if goes_on:
+        assert [f.status for f in found if "by row" in f.op] == ["right", "right"]
+    else:
+        assert [f.status for f in found[1:]] == ["untried"] * 3
+    assert {f.part for f in found} == {"torch"}
 
 
-def test_a_part_that_is_switched_off_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SYMGROUND_DISABLE", "flash, torch")
-    monkeypatch.setattr(parts.subprocess, "run", None)
-    ((found,), _) = run_one(TORCH, 1)
-    assert (found.status, found.said) == ("absent", "switched off by SYMGROUND_DISABLE")
+BEGINS = ['{"plan": ["a", "b"]}', '{"begins": ["a", "float32"]}']
+A_RIGHT = [*BEGINS, json.dumps({"finding": Finding("torch", "cpu", "right", "", "a", "float32", 0.0, 0.0)._asdict()})]
+ALL = [*A_RIGHT, A_RIGHT[-1].replace('"a"', '"b"')]
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "calls"),
+    [
+        ([*ALL, '{"ended": true}'], 0, ["right", "right"]),
+        (ALL, 0, ["right", "right", "wrong"]),
+        ([*A_RIGHT, '{"ended": true}'], 0, ["right", "wrong", "untried"]),
+        (A_RIGHT, 0, ["right", "wrong", "untried"]),
+        (BEGINS, 0, ["wrong", "untried"]),
+        ([], 0, ["wrong"]),
+        (["what a library prints", "17", *A_RIGHT], -9, ["right", "wrong", "untried"]),
+        (A_RIGHT, None, ["right", "wrong", "untried"]),
+        ([*ALL, '{"ended": true}'], -11, ["right", "right", "wrong"]),
+    ],
+)
+def test_what_a_process_did_is_compared_with_what_it_was_to_do(
+    lines: list[str], code: int | None, calls: list[str]
+) -> None:
+    found, _ = parts._found(TORCH, parts._read(TORCH, lines), code, "")
+    assert [f.status for f in found] == calls
+
+
+@pytest.mark.parametrize("number", range(1, 65))
+def test_every_signal_is_told(number: int) -> None:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    assert parts._ending(-number, "Traceback\n") == f"its process was ended by {name}"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("CUDA error: x\nFor debugging consider\nCompile with `TORCH_USE_CUDA_DSA`\n"), "CUDA error: x"),
+        (RuntimeError("\n\n  first  \nsecond"), "first"),
+        (RuntimeError("at 3:4:\n  x = tl.dot(a)\n  ^\nmissing b"), "at 3:4: missing b"),
+        (RuntimeError("only:"), "only:"),
+    ],
+)
+def test_of_an_error_the_line_is_shown_that_says_what_happened(error: Exception, said: str) -> None:
+    assert said_by(error) == f"RuntimeError: {said}"
+    assert said_by(AssertionError()) == "AssertionError"
+
+
+def test_of_a_traceback_the_first_line_of_the_message_is_shown() -> None:
+    errors = "a warning\nTraceback (most recent call last):\n  File 'x'\n    f()\nOSError: no libcudart\nCompile with\n"
+    assert parts._ending(1, errors) == "OSError: no libcudart"
+    assert parts._ending(3, "") == "exit code 3"
+
+
+@pytest.mark.parametrize(
+    ("off", "said"),
+    [
+        ("flash, torch", "switched off by SYMGROUND_DISABLE"),
+        ("cpu", "it serves 'cpu', which is switched off by SYMGROUND_DISABLE"),
+    ],
+)
+def test_a_part_that_is_switched_off_is_not_run(off: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYMGROUND_DISABLE", off)
+    monkeypatch.setattr(parts, "_output", None)
+    part = TORCH if "torch" in off else Part("extension", impl="cpu")
+    ((found,), _) = run_one(part, 1)
+    assert (found.status, found.said) == ("absent", said)
 
 
 def test_what_is_not_installed_is_no_fault() -> None:
-    (found,), _ = run_one(Part("mamba_ssm", "cpu", impl="mamba_ssm", dtypes=("bfloat16",)), 1)
+    (found,), _ = run_one(Part("mamba_ssm", what="loads", package="mamba_ssm"), 1)
     assert (found.status, found.said) == ("absent", "it is not installed")
 
 
@@ -73,63 +166,8 @@ def test_every_implementation_and_every_op_has_its_part() -> None:
     """All but `parts` of Mamba-2, whose steps are those of others."""
     names = {name for op in OPS for name in implementations(op)} - {"reference", "parts"}
     assert {part.impl for part in accuracy_parts("cuda")} == names
-    assert {part.name for part in accuracy_parts("cuda")} == set(disabled.NAMES)
+    assert {part.name for part in accuracy_parts("cuda")} == set(SWITCHES)
     assert {part.name for part in accuracy_parts(None)} == {"extension", "cpu", "torch"}
     assert {case.op for case in cases()} == set(OPS) == set(ops.__all__) - {"explain"}
-    assert parts.VARIABLE == disabled.VARIABLE
     assert has("ssd", "mamba_ssm")
     assert not has("attention", "mamba_ssm")
-
-
-RIGHT = Finding("torch", "cpu", "right", "", "attention (causal)", "float32", 1e-6, 2e-6)
-WRONG = RIGHT._replace(part="triton", device="cuda", status="wrong", said="dq is off by 0.3", error=0.3)
-
-
-@pytest.mark.parametrize("as_json", [False, True])
-@pytest.mark.parametrize("wrong", [False, True])
-def test_the_command_says_what_is_wrong_and_ends_with_it(
-    as_json: bool, wrong: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    about = {"versions": {"torch": "2.11"}, "device": "cuda"}
-
-    def run(asked: Any, at_once: int) -> Any:
-        for part in asked:
-            if part.what == "surroundings":
-                yield [Finding("driver", "cuda", "right", "CUDA 13.0")], about
-            elif part.what == "accuracy":
-                yield [WRONG if wrong and part.name == "triton" else RIGHT], {}
-            else:
-                yield [Finding(part.what, part.device, "right", "triton", "attention", "bfloat16")], {}
-
-    monkeypatch.setattr(command, "run", run)
-    assert Check(json=as_json).run() == int(wrong)
-    told = capsys.readouterr().out
-    if as_json:
-        given = json.loads(told)
-        assert given["versions"] == {"torch": "2.11"}
-        assert {f["status"] for f in given["findings"]} == {"right", *(["wrong"] if wrong else [])}
-    else:
-        assert "all that can run here is right" in told or wrong
-        said = "wrong: triton (cuda, float32, attention (causal)): dq is off by 0.3. To go on without it:"
-        assert (said in told) == ("SYMGROUND_DISABLE=triton" in told) == wrong
-
-
-def test_a_torch_that_does_not_import_is_told(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "torch").mkdir()
-    (tmp_path / "torch" / "__init__.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
-    assert Check().run() == 1
-    assert "wrong: Python and torch (cpu): OSError: libcudart.so.12: cannot open" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_this_machine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """All but the comparisons of dtypes other than float32."""
-    monkeypatch.setattr(command, "accuracy_parts", lambda device: [TORCH])
-    assert Check(json=True).run() == 0, capsys.readouterr().out
-    findings = json.loads(capsys.readouterr().out)["findings"]
-    assert {f["part"] for f in findings} >= {"driver", "torch", "picked", "time"}
-    assert all(f["status"] == "right" for f in findings if f["part"] == "torch")
-    assert torch.cuda.is_available() or all(f["said"] == "cpu" for f in findings if f["part"] == "picked")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -10,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from symground.machine.surroundings import Driver, doubled, of_driver, versions
+from symground.machine.parts import Part, run_one
+from symground.machine.surroundings import Driver, built_for, doubled, of_driver, versions
 
 GOOD = Driver("/usr/lib/libcuda.so.550", "", 0, (12, 4))
 
@@ -21,7 +22,7 @@ GOOD = Driver("/usr/lib/libcuda.so.550", "", 0, (12, 4))
     [
         (GOOD, "12.8", True, "right", "CUDA 12.4 at /usr/lib/libcuda.so.550"),
         (GOOD, None, False, "absent", "this torch is not built for CUDA"),
-        (Driver(None, "cannot open shared object file", 0, (0, 0)), "13.0", False, "absent", "install its driver"),
+        (Driver(None, "cannot open shared object file", 0, None), "13.0", False, "absent", "install its driver"),
         (GOOD, "13.0", False, "wrong", "too old: it serves CUDA 12.4 at .*, and this torch is built for CUDA 13.0"),
         (
             GOOD._replace(path="/usr/cuda/stubs/libcuda.so"),
@@ -33,6 +34,15 @@ GOOD = Driver("/usr/lib/libcuda.so.550", "", 0, (12, 4))
         (GOOD._replace(result=34), "12.8", False, "wrong", "a stub"),
         (GOOD._replace(result=100), "12.8", False, "absent", "finds no GPU"),
         (GOOD._replace(result=803), "12.8", False, "wrong", "cuInit gives error 803"),
+        (
+            GOOD._replace(result=999, version=None),
+            "12.8",
+            False,
+            "wrong",
+            "error 999 [(]a CUDA that it does not",
+        ),
+        (GOOD._replace(version=None), "12.8", True, "right", "a CUDA that it does not tell at"),
+        (GOOD._replace(said="undefined symbol: cuInit"), "12.8", False, "wrong", "no whole driver .undefined symbol"),
         (GOOD, "12.8", False, "wrong", "torch finds no GPU, although the driver does"),
     ],
 )
@@ -65,25 +75,46 @@ def test_two_cuda_libraries_are_named() -> None:
     assert "2 of libcudart: /home/me/libcudart.so.11.8, /opt/cuda/libcudart.so.12" in found.said
 
 
-STUB = """
-int cuInit(unsigned flags) { return 34; }
-int cuDriverGetVersion(int* version) { *version = 13010; return 0; }
-"""
+VERSION = "int cuDriverGetVersion(int* version) { *version = 13010; return 0; }"
+#: What a libcuda does → what is said of it.
+DRIVERS = {
+    "int cuInit(unsigned flags) { return 34; }" + VERSION: "libcuda is a stub for building, ",
+    "int cuInit(unsigned flags) { return 100; }" + VERSION: "the driver finds no GPU",
+    "int cuInit(unsigned flags) { return 999; } int cuDriverGetVersion(int* version) { return 999; }": (
+        "cuInit gives error 999 (a CUDA that it does not tell at "
+    ),
+    "int cuInit(unsigned flags) { return 0; }": "undefined symbol: cuDriverGetVersion",
+    VERSION: "undefined symbol: cuInit",
+    "#include <stdlib.h>\nint cuInit(unsigned flags) { abort(); }" + VERSION: (
+        "its process was ended by SIGABRT when the driver was asked, so everything runs on the CPU"
+    ),
+    "#include <stdlib.h>\nint cuInit(unsigned flags) { exit(0); }"
+    + VERSION: "its process ended early, with exit code 0",
+}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or shutil.which("cc") is None, reason="needs a C compiler on Linux")
-def test_a_stub_on_the_path_of_libraries_is_found(tmp_path: Path) -> None:
-    (tmp_path / "stubs").mkdir()
-    library = tmp_path / "stubs" / "libcuda.so.1"
-    (tmp_path / "stub.c").write_text(STUB)
-    subprocess.run(["cc", "-shared", "-fPIC", str(tmp_path / "stub.c"), "-o", str(library)], check=True)
-    code = "from symground.machine.surroundings import *; print(of_driver(driver(), '13.0', False))"
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(library.parent)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert f"a stub for building, {library}" in done.stdout
+@pytest.mark.parametrize("code", DRIVERS)
+def test_a_driver_that_fails_is_named(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "stubs" if "34" in code else tmp_path
+    folder.mkdir(exist_ok=True)
+    (tmp_path / "driver.c").write_text(code)
+    library = folder / "libcuda.so.1"
+    subprocess.run(["cc", "-shared", "-fPIC", str(tmp_path / "driver.c"), "-o", str(library)], check=True)
+    (tmp_path / "sitecustomize.py").write_text("import torch; torch.version.cuda = '13.0'")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(folder))
+    (found,), about = run_one(Part("driver", "cuda", what="driver"), 1)
+    assert found.part == "driver"
+    assert found.status == ("absent" if "100" in code else "wrong")
+    assert DRIVERS[code] in found.said
+    assert "everything runs on the CPU" in found.said
+    assert about.get("device") is None
 
 
 def test_the_versions_of_everything_are_there() -> None:
     found = versions()
-    assert {"symground", "python", "torch", "triton", "torch is built for", "C++ extension"} <= found.keys()
+    assert {"symground", "python", "torch", "triton", "cores"} <= found.keys()
     assert all(found.values())
+    assert built_for(torch).startswith(("CPUs", "CUDA", "ROCm"))

@@ -17,31 +17,36 @@ from symground.ops.common.compiled import constant
 from symground.ops.common.disabled import DISABLED
 
 
-def load(path: Path, name: str = "symground_C", cuda: str | None = None) -> Any:
-    """The operators ``torch.ops.<name>`` of the library at ``path``, or None if it cannot be used.
+def attempt(path: Path, name: str = "symground_C", cuda: str | None = None) -> tuple[Any, str]:
+    """The operators ``torch.ops.<name>`` of the library at ``path``, or None and why it cannot be used.
 
     ``cuda`` is torch's CUDA, such as "13.0", for a library that was built with one.
     """
-    if not path.exists():
-        return None
     try:
         torch.ops.load_library(path)
         operators = getattr(torch.ops, name)
         found = operators.version()
         if found != VERSION:
-            cause = f"it is version {found} of the sources, the package expects {VERSION}"
-        elif cuda is not None and operators.cuda() != int(cuda.partition(".")[0]):
-            cause = f"it is built for CUDA {operators.cuda()}, and torch for CUDA {cuda}"
-        else:
-            return operators
+            return None, f"it is version {found} of the sources, the package expects {VERSION}"
+        if cuda is not None and operators.cuda() != int(cuda.partition(".")[0]):
+            return None, f"it is built for CUDA {operators.cuda()}, and torch for CUDA {cuda}"
     except (OSError, RuntimeError, AttributeError) as error:
-        cause = " ".join(str(error.__cause__ or error).split())
-    warnings.warn(
-        f"{path} is not used, plain PyTorch is (slower, same results): {cause}. To rebuild: symground build",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-    return None
+        return None, " ".join(str(error.__cause__ or error).split())
+    return operators, ""
+
+
+def load(path: Path, name: str = "symground_C", cuda: str | None = None) -> Any:
+    """The operators of `attempt`, or None. A file that is there and cannot be used is reported in a warning."""
+    if not path.exists():
+        return None
+    operators, cause = attempt(path, name, cuda)
+    if operators is None:
+        warnings.warn(
+            f"{path} is not used, plain PyTorch is (slower, same results): {cause}. To rebuild: symground build",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return operators
 
 
 #: None if the extension is not built, or switched off. Read it when an op runs, not at import.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import warnings
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from symground.errors import import_error
 from symground.ops.common import disabled, extension
 from symground.ops.common.compiled import constant
 
@@ -110,17 +110,6 @@ def _imports(module: str) -> bool:
 @constant
 def _broken(module: str) -> str | None:
     return import_error(module)
-
-
-@cache
-def import_error(module: str) -> str | None:
-    """Why a package does not import: its error on one line, or "" if it is not installed. None if it imports."""
-    try:
-        importlib.import_module(module)
-    except Exception as error:
-        installed = importlib.util.find_spec(module.partition(".")[0]) is not None
-        return f"{type(error).__name__}: {' '.join(str(error).split())}" if installed else ""
-    return None
 
 
 @constant

@@ -14,6 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from symground import ops
+from symground.errors import SWITCHES, switched_off
 from symground.ops.common import checks, disabled, dispatch, needs
 from tests.ops.common.drawn import OPS, call, draw, implementations
 
@@ -131,13 +132,13 @@ def test_what_is_switched_off_is_not_picked_and_refused_by_name(
 def test_the_names_that_can_be_switched_off_are_those_of_the_implementations() -> None:
     """But for `reference` and `parts`, which are what is left."""
     known = {name for op in OPS for name in implementations(op)} - {"reference", "parts"}
-    assert set(disabled.NAMES) == known | {"extension", "flash_attn"}
+    assert set(SWITCHES) == known | {"extension", "flash_attn"}
 
 
 def test_the_variable_is_read_and_its_mistakes_are_named() -> None:
-    assert disabled.read("triton, flash,") == {"triton", "flash"}
+    assert switched_off("triton, flash,") == ["triton", "flash"]
     with pytest.raises(ValueError, match=r"SYMGROUND_DISABLE: expected names among cpu, .*; got 'Triton'"):
-        disabled.read("Triton")
+        switched_off("Triton")
     code = """
 import torch
 from symground import ops

@@ -25,6 +25,7 @@ pytest.importorskip("triton", reason="Triton is not installed: the probes' kerne
 
 
 from symground import ops
+from symground.errors import import_error
 from symground.ops.common import needs
 from symground.ops.common.dispatch import choose
 from symground.ops.mamba2 import causal_conv1d
@@ -183,7 +184,7 @@ SMALL = (torch.ones(1, 2, 1, 1), torch.ones(1, 2, 1), -torch.ones(1), torch.ones
 def forget() -> None:
     """What was asked of packages."""
     needs._imports.cache_clear()
-    needs.import_error.cache_clear()
+    import_error.cache_clear()
 
 
 def test_one_that_is_installed_and_does_not_import_is_told_once(
