@@ -76,7 +76,7 @@ class _Found:
         here = {part.name for part in parts}
         for name in dict.fromkeys(part.name for part in accuracy_parts("cuda") if part.name not in here):
             if loaded.get(name, "right") == "right":
-                self.findings.append(finding(Part(name, "cuda"), "absent", "it runs on a GPU, and none is here"))
+                self.findings.append(finding(Part(name, "cuda"), "absent", "it runs on a GPU, and torch finds none"))
         places = ["cpu", *([self.device] if self.device else [])]
         # One after the other, on a machine that is otherwise idle.
         self._run([Part(what, place, what=what) for what in ("picked", "time") for place in places], 1)
