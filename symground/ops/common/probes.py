@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from symground.ops.common import checks as check
-from symground.ops.common.derivatives import at_zero
+from symground.ops.common.derivatives import at_zero, differentiable
 from symground.ops.common.flow import NO_GROUPS, Groups, check_groups, group_sums
 
 
@@ -40,9 +40,11 @@ class GradientProbes(NamedTuple):
         """
         if self.saliency is not None:
             a = a * (1 + at_zero(self.saliency)[:, None])
-        return a if self.flow is None else _FlowProbe.apply(a, self.flow, self.query_groups, self.key_groups)
+        return a if self.flow is None else _flow_probe(a, self.flow, self.query_groups, self.key_groups)
 
 
+#: Its gradient is not the derivative of anything, so that there is no tangent that would agree with it.
+NO_TANGENT = "flow_probe: no implementation has a derivative in forward mode of a flow probe; its gradient is flow"
 NO_PROBES = GradientProbes(None, None, None, None)
 
 
@@ -78,11 +80,18 @@ def check_probes(
 class _FlowProbe(torch.autograd.Function):
     """Identity on A. The backward pass gives the probe the group sums of |A ∘ ∂L/∂A|; autograd would omit the | |."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, a: Tensor, flow_probe: Tensor, query_groups: Tensor, key_groups: Tensor) -> Tensor:
-        ctx.save_for_backward(a, query_groups, key_groups)
-        ctx.counts, ctx.dtype = flow_probe.shape[2:], flow_probe.dtype
+    def forward(a: Tensor, flow_probe: Tensor, query_groups: Tensor, key_groups: Tensor) -> Tensor:
         return a.view_as(a)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.set_materialize_grads(False)  # else `tangent` gets zeros for a probe without one
+        a, flow_probe, *groups = inputs
+        ctx.save_for_backward(a, *groups)
+        ctx.counts, ctx.dtype = flow_probe.shape[2:], flow_probe.dtype
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -90,3 +99,12 @@ class _FlowProbe(torch.autograd.Function):
         a, query_groups, key_groups = ctx.saved_tensors
         sums = group_sums(a * grad, Groups(query_groups, key_groups, *ctx.counts))
         return grad, sums.flow.to(ctx.dtype), None, None
+
+    @staticmethod
+    def tangent(ctx: Any, of_a: Tensor, of_probe: Tensor | None, *of_groups: None) -> Tensor:
+        if of_probe is not None:
+            raise NotImplementedError(NO_TANGENT)
+        return of_a.view_as(of_a)
+
+
+_flow_probe = differentiable(_FlowProbe)
