@@ -73,12 +73,13 @@ class Ops(NamedTuple):
     attention_saliency_rows: Callable[..., Tensor]
     attention_flow: Callable[..., FlowSums]
     refuses: Callable[[Tensor], Exception | None]
+    lacks: Callable[..., str | None] | None = None
     declines: Callable[..., str | None] | None = None
 
 
 def register(
     impl: str, backend: Backend, refuses: Callable[[Tensor], Exception | None], cpu_only: bool = False,
-    declines: Callable[..., str | None] | None = None,
+    lacks: Callable[..., str | None] | None = None, declines: Callable[..., str | None] | None = None,
 ) -> Ops:  # fmt: skip
     """Register ``backend`` as ``symground::attention_<impl>`` and its companions."""
     op = partial(Op, impl=impl, cpu_only=cpu_only, is_empty=_is_empty)
@@ -125,6 +126,7 @@ def register(
         attention_saliency_rows=resolved(rows),
         attention_flow=lambda *args: FlowSums(*run_flow(*args)),
         refuses=refuses,
+        lacks=lacks,
         declines=declines,
     )
 

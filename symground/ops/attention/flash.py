@@ -41,20 +41,20 @@ def refuses(like: Tensor) -> Exception | None:
 def declines(q: Tensor, k: Tensor | None = None, mixing: Mixing | None = None) -> str | None:
     """Why ``impl=None`` does not pick it, or None. Ops that take no mixing here are not attention itself."""
     if k is None or mixing is None:
-        return "the other ops of attention are Triton's or PyTorch's, of which it has none of its own"
+        return "its library computes attention alone; for this op it would run what 'triton' or 'torch' runs"
     if torch.are_deterministic_algorithms_enabled():
         return "deterministic algorithms are required, and its backward pass adds in any order unless it is slowed down"
     if mixing.gate is not None:
         return "gate: it computes silenced heads, which Triton skips"
     if not torch.backends.cuda.flash_sdp_enabled():
         return "torch.backends.cuda.enable_flash_sdp(False) was called"
-    if torch.version.hip:
-        return "its library on ROCm has not been tried with this package"
-    return lacks(q, k, mixing)
+    return "its library on ROCm has not been tried with this package" if torch.version.hip else None
 
 
-def lacks(q: Tensor, k: Tensor, mixing: Mixing) -> str | None:
+def lacks(q: Tensor, k: Tensor | None = None, mixing: Mixing | None = None) -> str | None:
     """What of a call the library does not take, or None."""
+    if k is None or mixing is None:
+        return None
     widest = 256 if needs.capability(q.device.index) in ((8, 0), (9, 0), (10, 0)) else 192
     if q.shape[3] % 8 or q.shape[3] > widest:
         return f"q: impl 'flash' expected a head size D that is a multiple of 8, up to {widest} here, got {q.shape[3]}"
@@ -67,9 +67,6 @@ def flash() -> Flash:
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
-    lacking = lacks(q, k, mixing)
-    if lacking is not None:
-        raise ValueError(lacking)
     q, scale = with_positive_scale(q, mixing.scale_of(q))
     out, lse = flash().forward(q, k, v, mixing._replace(scale=scale))
     # These kernels return +inf for rows that see no key.
@@ -115,4 +112,4 @@ def _rows(q: Tensor, *rest: Any) -> Tensor:
 
 
 backend = Backend(forward=_forward, backward=_backward, saliency=_saliency, flow=_flow, rows=_rows)
-ops = register("flash", backend, refuses, declines=declines)
+ops = register("flash", backend, refuses, lacks=lacks, declines=declines)

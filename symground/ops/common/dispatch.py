@@ -4,20 +4,22 @@ An implementation is a module, or the `Ops` of one (`attention/autograd.py` and 
 
 - one for each op that it implements, by the op's name;
 - ``refuses``: a tensor → the exception that says why it cannot use such tensors on this machine, or None;
-- ``declines``, if ``impl=None`` should not always pick it: the op's arguments → why not, or None.
+- ``lacks``, if it does not take every call with such tensors: the op's arguments → what it does not take, or None;
+- ``declines``, if ``impl=None`` should not always pick it: the op's arguments → why not, or None;
+- ``checks``, if it checks values while it computes: the op's arguments → nothing, or the exception that it would raise.
 
 `Question` in place of the name asks what would run; `symground.ops.explain` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from symground.ops.common.differentiated import any_taken, no_derivative, refusing_derivatives
 from symground.ops.common.disabled import DISABLED, refusal
 from symground.ops.common.tensors import active, without_autocast
 
@@ -41,87 +43,79 @@ def choose(
 ) -> Callable[..., Any]:
     """Return the implementation of ``op`` to run.
 
-    ``impl=None`` picks the first one in ``table`` that implements the op, is not switched off, does not refuse ``like``
-    and does not decline ``like`` and ``others``. A named one is returned or refused; it is never replaced by another.
-    The function returned takes a tensor first, and autocast does not change what it does.
+    ``impl=None`` picks the first one in ``table`` that implements the op, is not switched off, does not refuse
+    ``like``, and neither lacks nor declines ``like`` and ``others``. A named one is returned or refused; it is never
+    replaced by another. The function returned takes a tensor first, and autocast does not change what it does. For a
+    `Question` it raises the `Answer`.
 
     Raises:
         ValueError: ``op`` has no such implementation, or the implementation does not support such tensors.
         RuntimeError: this machine lacks something that the implementation needs.
     """
+    having = {name: ops for name, ops in table.items() if hasattr(ops, op)}
+    if isinstance(impl, Question):
+        _check_name(op, having, impl.impl)
+        return partial(_answer, op, having, impl.impl, (like, *others))
+    _check_name(op, having, impl)
     if impl is None:
-        impl = next(
-            name for name, ops in table.items() if hasattr(ops, op) and _objection(name, ops, like, *others) is None
-        )
-    elif isinstance(impl, Question):
-        raise _answer(op, table, impl.impl, like, *others)
-    elif not isinstance(impl, str) or not hasattr(table.get(impl), op):
-        names = sorted(name for name, ops in table.items() if hasattr(ops, op))
-        raise ValueError(f"impl: ops.{op} has {', '.join(map(repr, names))}; got {impl!r}")
+        impl = next(name for name, ops in having.items() if _objection(name, ops, like, *others) is None)
     else:
-        refused = _refusal(impl, table[impl], like)
+        refused = _refusal(impl, having[impl], like, *others)
         if refused is not None:
             raise refused
-    run: Callable[..., Any] = getattr(table[impl], op)
-    if forward_ad._current_level >= 0 and impl != "reference":
-        run = _without_tangents(op, impl, run)
+    run: Callable[..., Any] = getattr(having[impl], op)
+    if any_taken():
+        run = refusing_derivatives(op, impl, run)
     return without_autocast(run) if active(like.device.type) else run
 
 
-def _refusal(name: str, ops: Any, like: Tensor) -> Exception | None:
+def _check_name(op: str, having: Mapping[str, Any], impl: object) -> None:
+    if impl is not None and (not isinstance(impl, str) or impl not in having):
+        raise ValueError(f"impl: ops.{op} has {', '.join(map(repr, sorted(having)))}; got {impl!r}")
+
+
+def _refusal(name: str, ops: Any, like: Tensor, *others: Any) -> Exception | None:
+    """Why the implementation cannot run, even if it is named, or None."""
     refused: Exception | None = refusal(name) if name in DISABLED else ops.refuses(like)
+    if refused is None and (lacks := getattr(ops, "lacks", None)) is not None:
+        lacking = lacks(like, *others)
+        refused = None if lacking is None else ValueError(lacking)
     return refused
 
 
 def _objection(name: str, ops: Any, like: Tensor, *others: Any) -> Exception | str | None:
     """Why ``impl=None`` passes the implementation over, or None."""
     declines = getattr(ops, "declines", None)
-    return _refusal(name, ops, like) or (declines(like, *others) if declines is not None else None)
+    return _refusal(name, ops, like, *others) or (declines(like, *others) if declines is not None else None)
 
 
-def _answer(op: str, table: Mapping[str, Any], impl: str | None, like: Tensor, *others: Any) -> Answer:
-    """The answer to a `Question`: what `choose` would do, and its reasons."""
-    having = {name: ops for name, ops in table.items() if hasattr(ops, op)}
+def _answer(op: str, having: Mapping[str, Any], impl: str | None, by: tuple[Any, ...], *given: Any) -> Any:
+    """Raise the answer to a `Question`: what `choose` does by ``by``, and its choice with ``given``."""
     if impl is not None:
-        try:
-            choose(op, table, impl, like, *others)
-        except (ValueError, RuntimeError) as error:
-            return Answer(op, None, {impl: str(error)})
-        return Answer(op, impl, {impl: "it is named, and runs here"})
-    chosen, reasons = None, {}
+        refused = _refusal(impl, having[impl], *by) or no_derivative(op, impl, given)
+        if refused is not None:
+            raise Answer(op, None, {impl: str(refused)})
+        _check_values(having[impl], given)
+        raise Answer(op, impl, {impl: "it is named, and runs here"})
+    picked, runs, reasons = None, None, {}
     for name, ops in having.items():
-        objection = _objection(name, ops, like, *others)
+        objection, refused = _objection(name, ops, *by), no_derivative(op, name, given)
         if objection is not None:
             reasons[name] = str(objection)
-        elif chosen is None:
-            chosen, reasons[name] = name, "the first that takes these tensors here"
+        elif picked is None:
+            picked = name
+            runs = name if refused is None else None
+            reasons[name] = "the first that takes these tensors here" + ("" if refused is None else f", but {refused}")
+        elif refused is None:
+            reasons[name] = f"it would take them, and comes after {picked!r}"
         else:
-            reasons[name] = f"it would take them, and comes after {chosen!r}"
-    return Answer(op, chosen, reasons)
+            reasons[name] = str(refused)
+    if runs is not None:
+        _check_values(having[runs], given)
+    raise Answer(op, runs, reasons)
 
 
-def _without_tangents(op: str, impl: str, run: Callable[..., Any]) -> Callable[..., Any]:
-    """``run``, which refuses dual numbers: registered ops have no forward mode, and torch would use tangents of 0.
-
-    Inside another torch.func transform a tensor does not show whether it is a dual number, so it is treated as one.
-    """
-    within = len(torch._C._functorch.get_interpreter_stack() or ()) > 1
-
-    def guarded(*args: Any) -> Any:
-        for x in _tensors(args):
-            if within or forward_ad.unpack_dual(x).tangent is not None:
-                raise NotImplementedError(
-                    f"ops.{op}: impl {impl!r} has no derivative in forward mode (torch.func.jvp, jacfwd, hessian, "
-                    "forward_ad); impl='reference', which is plain PyTorch, has it"
-                )
-        return run(*args)
-
-    return guarded
-
-
-def _tensors(args: Iterable[Any]) -> Iterator[Tensor]:
-    for x in args:
-        if isinstance(x, Tensor):
-            yield x
-        elif isinstance(x, tuple):
-            yield from _tensors(x)
+def _check_values(ops: Any, given: tuple[Any, ...]) -> None:
+    checks = getattr(ops, "checks", None)
+    if checks is not None:
+        checks(*given)

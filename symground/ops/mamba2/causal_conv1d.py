@@ -12,7 +12,7 @@ def refuses(like: Tensor) -> Exception | None:
     return needs.package("causal_conv1d", "causal_conv1d", like)
 
 
-def declines(x: Tensor, weight: Tensor) -> str | None:
+def lacks(x: Tensor, weight: Tensor) -> str | None:
     """What the package does not take, or None."""
     if 2 <= weight.shape[1] <= 4:
         return None
@@ -24,9 +24,6 @@ def causal_conv1d(
 ) -> Tensor:
     from causal_conv1d import causal_conv1d_fn
 
-    lacks = declines(x, weight)
-    if lacks is not None:
-        raise ValueError(lacks)
     bias = None if bias is None else bias.to(weight.dtype)
     channels_last = x.stride(2) == 1 and x.shape[1] > 1 and not any(n % 8 for n in (x.shape[2], *x.stride()[:2]))
     if channels_last:
