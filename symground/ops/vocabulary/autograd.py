@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from symground.ops.common.derivatives import product
+from symground.ops.common.differentiated import refusing_derivatives
 from symground.ops.common.register import Derivative, Op
 from symground.ops.common.tensors import accumulation_dtype
 from symground.ops.vocabulary.lens import in_one_pass
@@ -92,7 +93,8 @@ def register(impl: str, backend: Backend, refuses: Callable[[Tensor], Exception 
 
     return Ops(
         candidate_surprisal=surprisal,
-        lens_surprisal=in_one_pass(surprisal),
+        # Again, for what comes in with the lens's norm, which is a function.
+        lens_surprisal=in_one_pass(refusing_derivatives("lens_surprisal", impl, surprisal)),
         linear_cross_entropy=cross_entropy,
         refuses=refuses,
     )

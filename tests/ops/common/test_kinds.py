@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -144,36 +145,55 @@ def test_no_tangent_is_dropped(op: str, impl: str) -> None:
             torch.func.jvp(mapped, (x[None],), (torch.ones_like(x[None]),))
 
 
+@pytest.mark.parametrize("impl", ["cpu", "plain", "torch"])
+def test_no_derivative_of_a_lens_norm_is_dropped(impl: str) -> None:
+    """What comes in with a function is seen too."""
+    hidden, weight, g = torch.randn(2, 3, 8), torch.randn(20, 8), torch.ones(8)
+    with implementation(impl) as name:
+
+        def of(g: Tensor) -> Tensor:
+            return ops.lens_surprisal(hidden, None, lambda x: x * g, weight, torch.tensor([1]), impl=name).sum()
+
+        with pytest.raises(NotImplementedError, match=r"ops.lens_surprisal: .* in forward mode"):
+            torch.func.jvp(of, (g,), (g,))
+        with pytest.raises(NotImplementedError, match=r"ops.lens_surprisal: .* in torch.func"):
+            torch.func.grad(of)(g)
+
+
 @every_differentiable
 def test_torch_func_gives_the_gradients_or_refuses(op: str, impl: str) -> None:
     for seed in range(2):
         case = draw(op, seed + 50, dtype=F64, layouts=False)
-        names = [n for n in case.leaves if "probe" not in n]
-        case = case._replace(given={n: x for n, x in case.given.items() if "probe" not in n}, leaves=tuple(names))
+        names = list(case.leaves)
 
         def total(*leaves: Tensor, case: Case = case, names: list[str] = names, name: str) -> Tensor:
             return call(case, name, **dict(zip(names, leaves, strict=True)))[0].sum()
 
         given = tuple(case.given[n] for n in names)
         with implementation(impl) as name:
-            try:
-                found = torch.func.grad(lambda *z, total=total: total(*z, name=name), tuple(range(len(given))))(*given)
-            except RuntimeError as refusal:  # torch's own, for every op of torch.library
-                refused = str(refusal)
-                assert impl != "reference"
-                assert "functorch transforms" in refused
+            every, several = tuple(range(len(given))), tuple(torch.stack([x, x]) for x in given)
+
+            def mapped(*z: Tensor, total: Callable[..., Tensor] = total, name: str = name) -> Tensor:
+                return torch.func.vmap(lambda *z: total(*z, name=name))(*z)
+
+            if impl != "reference":
+                with pytest.raises(
+                    NotImplementedError, match=rf"ops\.{op}: impl '{name}' has no derivative in torch.func"
+                ):
+                    torch.func.grad(lambda *z, total=total: total(*z, name=name), every)(*given)
             else:
+                found = torch.func.grad(lambda *z, total=total: total(*z, name=name), every)(*given)
+                of_mapped = torch.func.grad(lambda *z, mapped=mapped: mapped(*z).sum(), every)(*several)
+                mapped_of = torch.func.vmap(torch.func.grad(lambda *z, total=total: total(*z, name=name), every))(
+                    *several
+                )
                 leaves = [x.clone().requires_grad_() for x in given]
                 right = torch.autograd.grad(total(*leaves, name=name), leaves, materialize_grads=True)
-                for a, b in zip(found, right, strict=True):
-                    torch.testing.assert_close(a, b)
-            several = tuple(torch.stack([x, x]) for x in given)
-            try:
-                mapped = torch.func.vmap(lambda *z, total=total: total(*z, name=name))(*several)
-            except RuntimeError as refusal:
-                assert "vmap" in str(refusal) or "batching rule" in str(refusal)  # noqa: PT017
-            else:
-                torch.testing.assert_close(mapped, total(*given, name=name).detach().expand(2))
+                for a, b, c, d in zip(found, of_mapped, mapped_of, right, strict=True):
+                    torch.testing.assert_close(a, d)
+                    torch.testing.assert_close(b, d.expand(b.shape))
+                    torch.testing.assert_close(c, d.expand(c.shape))
+            torch.testing.assert_close(mapped(*several), total(*given, name=name).detach().expand(2))
 
 
 @every_impl
