@@ -14,7 +14,7 @@ from torch import Tensor
 from symground.ops.common import extension, needs
 from symground.ops.common.register import define
 from symground.ops.common.tensors import accumulation_dtype
-from symground.ops.gate.reference import NOT_A_NUMBER, check_numbers, gradients, plain, save
+from symground.ops.gate.reference import check_numbers, checks, gradients, plain, save
 
 
 def run(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
@@ -27,7 +27,7 @@ def run(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
         fill = fill.contiguous()  # fill at its own size; it is never broadcast in memory
     # The extension checks for NaN itself: a separate operator would take longer than a small x.
     if not extension.library.gate_heads(read, gate.to(accumulation_dtype(x)), fill, out):
-        raise ValueError(NOT_A_NUMBER)
+        check_numbers(gate)
     return out
 
 
@@ -46,6 +46,7 @@ class Ops(NamedTuple):
 
     gate_heads: Callable[..., Any]
     refuses: Callable[[Tensor], Exception | None]
+    checks: Callable[..., None] = checks
 
 
 cpu = Ops(gate_heads, needs.cpu)

@@ -11,12 +11,14 @@ from torch import Tensor
 from symground.ops.common import checks as check
 from symground.ops.common import needs
 from symground.ops.common.derivatives import differentiable
+from symground.ops.common.differentiated import any_taken
 from symground.ops.common.tensors import accumulation_dtype
 
-NOT_A_NUMBER = "gate: expected numbers, got NaN"
-
-
 refuses = needs.nothing
+
+
+def checks(x: Tensor, gate: Tensor, fill: Tensor | None) -> None:
+    check_numbers(gate)
 
 
 def gate_heads(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
@@ -38,7 +40,7 @@ def plain(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
 
 
 def check_numbers(gate: Tensor) -> None:
-    check.values(~gate.isnan(), NOT_A_NUMBER, gate)
+    check.values(~gate.isnan(), "gate: expected numbers, got NaN", gate)
 
 
 class _GateHeads(torch.autograd.Function):
@@ -53,7 +55,11 @@ class _GateHeads(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         save(ctx, inputs, output)
-        ctx.save_for_forward(*inputs)
+        if any_taken():
+            x, gate, fill = inputs
+            # The same tensors for both, in one order: torch's rule for vmap keeps one list of the dimensions it maps.
+            ctx.save_for_backward(gate, x, fill)
+            ctx.save_for_forward(gate, x, fill)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -61,7 +67,7 @@ class _GateHeads(torch.autograd.Function):
 
     @staticmethod
     def tangent(ctx: Any, of_x: Tensor | None, of_gate: Tensor | None, of_fill: Tensor | None) -> Tensor:
-        x, gate, fill = ctx.saved_tensors
+        gate, x, fill = ctx.saved_tensors
         change = x.new_zeros(())
         if of_x is not None:
             change = change + _gate_heads(of_x, gate, None)
