@@ -88,15 +88,24 @@ def values(ok: Tensor, message: str, given: Tensor, **sizes: int | str) -> None:
     Eager CPU tensors raise ValueError with the first such entry. On a GPU, or in a compiled graph, the check is an
     asynchronous assertion, which neither waits for the GPU nor breaks the graph. Its message contains no numbers,
     because a graph would be compiled again for each of them. Tensors on the meta device have no values to refuse.
+    Within torch.func.vmap the values of all examples are checked at once, and none is named.
     """
     if ok.is_meta:
         return
     if torch.compiler.is_compiling() or ok.is_cuda:
         torch._assert_async(ok.all(), message)
-    elif not bool(ok.all()):
+    elif not bool(_of_all_examples(ok).all()):
         where = "".join(f", {name} = {size}" for name, size in sizes.items())
+        if torch._C._functorch.is_batchedtensor(ok):
+            raise ValueError(f"{message}{where}")
         came = given.expand(ok.shape + given.shape[ok.ndim :])[~ok][0].tolist()
         raise ValueError(f"{message}{where}; got {came}")
+
+
+def _of_all_examples(ok: Tensor) -> Tensor:
+    while torch._C._functorch.is_functorch_wrapped_tensor(ok):
+        ok = torch._C._functorch.get_unwrapped(ok)
+    return ok
 
 
 def key_range(value: Tensor | None, batch: int, keys: int, like_name: str, like: Tensor) -> Tensor | None:
