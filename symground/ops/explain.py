@@ -26,13 +26,13 @@ class Explanation(NamedTuple):
     """Which implementation of an op would run with given arguments. Printed, it is a table."""
 
     op: str
-    #: The name of the implementation; None if the one that was named is refused.
+    #: The name of the implementation; None if the op would raise an error, which the reasons say.
     impl: str | None
     #: Implementation → why it would run, or why not, in the order in which ``impl=None`` tries them.
     reasons: dict[str, str]
 
     def __str__(self) -> str:
-        head = f"{self.op}: " + ("the named implementation is refused" if self.impl is None else f"{self.impl} runs")
+        head = f"{self.op}: " + ("nothing runs, the op refuses" if self.impl is None else f"{self.impl} runs")
         width = max(map(len, self.reasons), default=0) + 4
         return "\n".join(
             [head]
@@ -46,6 +46,10 @@ class Explanation(NamedTuple):
 def explain(*args: Any, impl: str | None = None, **kw: Any) -> Explanation:
     """Which implementation would run with these arguments, and why each other one would not. Nothing is computed.
 
+    The answer holds where it is asked for: within ``torch.func.grad`` and with the dual numbers of forward mode an op
+    refuses what has no such derivative. It does not foresee what ``backward()`` may request later, a second derivative,
+    or what the norm of a lens returns.
+
     Args:
         args, kw: the arguments of :func:`symground.ops.attention`; or the name of another op, such as "ssd", and its
             arguments.
@@ -55,9 +59,10 @@ def explain(*args: Any, impl: str | None = None, **kw: Any) -> Explanation:
         the op, the implementation and a reason for each; it prints as a table.
 
     Raises:
-        ValueError: an argument is wrong; as of the op, or "op: …" for a name that is none.
+        ValueError: an argument is wrong, ``impl`` included; as of the op, or "op: …" for a name that is none. An
+            implementation that exists and does not run here is no error: the result says so.
 
-    Source: no formula; the rules are those of the implementations, ``refuses`` and ``declines``.
+    Source: no formula; the rules are those of the implementations: ``refuses``, ``lacks`` and ``declines``.
 
     Example:
         >>> q = torch.randn(1, 2, 5, 8)

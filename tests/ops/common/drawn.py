@@ -286,12 +286,17 @@ def implementation(name: str) -> Iterator[str]:
 
 def call(case: Case, impl: str | None, **replaced: Any) -> tuple[Tensor | None, ...]:
     """The op's results, as a tuple."""
+    found = getattr(ops, case.op)(**arguments(case, **replaced), impl=impl)
+    return found if isinstance(found, tuple) else (found,)
+
+
+def arguments(case: Case, **replaced: Any) -> dict[str, Any]:
+    """The arguments as the op takes them, some of them replaced."""
     z = {**case.given, **replaced}
     if case.op == "lens_surprisal":
         w, b = z.pop("translator_weight", None), z.pop("translator_bias", None)
         z |= {"translators": None if w is None else (w, b), "norm": norm}
-    found = getattr(ops, case.op)(**z, impl=impl)
-    return found if isinstance(found, tuple) else (found,)
+    return z
 
 
 def came(case: Case, results: tuple[Tensor | None, ...], seed: int) -> tuple[Tensor, ...]:

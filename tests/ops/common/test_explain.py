@@ -108,6 +108,18 @@ def test_what_the_user_requires_of_torch_is_kept(machine: dict[str, Any], monkey
     assert explained().impl == "triton"
 
 
+def test_a_named_one_is_asked_what_it_lacks(machine: dict[str, Any]) -> None:
+    assert explained(gate=(2,)).impl == "triton"
+    assert explained(gate=(2,), impl="flash").impl == "flash"
+    named = explained(window=3, impl="flash")
+    assert named.impl is None
+    assert "window: impl 'flash' without the flash-attn package expected None" in named.reasons["flash"]
+    machine["packages"].add("causal_conv1d")
+    x, few, many = (torch.empty(*shape, device="cuda") for shape in ((1, 8, 8), (8, 4), (8, 5)))
+    assert ops.explain("causal_conv1d", x, few, impl="causal_conv1d").impl == "causal_conv1d"
+    assert ops.explain("causal_conv1d", x, many, impl="causal_conv1d").impl is None
+
+
 def switch_off(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     for module in (disabled, dispatch):
         monkeypatch.setattr(module, "DISABLED", frozenset(names))
@@ -123,7 +135,7 @@ def test_what_is_switched_off_is_not_picked_and_refused_by_name(
     named = explained(impl="triton")
     assert named.impl is None
     assert named.reasons == {"triton": "impl: 'triton' is switched off by SYMGROUND_DISABLE"}
-    assert "refused" in str(named)
+    assert "attention: nothing runs, the op refuses" in str(named)
     machine["packages"].add("flash_attn")
     switch_off(monkeypatch, "flash_attn")
     assert explained(window=3).impl == "triton"
@@ -203,4 +215,3 @@ def test_a_wrong_argument_is_named() -> None:
     with pytest.raises(ValueError, match="window: needs causal=True"):
         ops.explain(q, q, q, causal=False, window=2)
     assert ops.explain("gate_heads", q, torch.ones(2)).impl == "cpu"
-    assert ops.explain(q, q, q, impl="nonsense").reasons["nonsense"].startswith("impl: ops.attention has")
