@@ -33,18 +33,19 @@ def two():
             form = case.form
             yield case
 accuracy.cases = two
-right = tiles._of_candidates
+right = tiles._surprisal
 def planted(*given):
+    found, lse = right(*given)
     if form == "shared":
         {fault}
-    return right(*given)
-tiles._of_candidates = planted
+    return found, lse
+tiles._surprisal = planted
 """
 #: Fault → what is said of the call, and whether the process goes on.
 FAULTS = {
-    "return right(*given) * 1.5": ("result 0 is off by 0", True),
-    "return right(*given) * float('nan')": ("result 0 is off by inf", True),
-    "return right(*given) + 3e-6 * random.random()": ("20 repeats do not give the same bits", True),
+    "return found * 1.5, lse": ("result 0 is off by 0", True),
+    "return found * float('nan'), lse": ("result 0 is off by inf", True),
+    "return found + 3e-6 * random.random(), lse": ("20 repeats do not give the same bits", True),
     "raise RuntimeError('CUDA error: misaligned address\\nCompile with `TORCH_USE_CUDA_DSA`')": (
         "RuntimeError: CUDA error: misaligned address",
         True,
@@ -56,7 +57,7 @@ FAULTS = {
     "sys.exit(0)": ("its process ended early, with exit code 0", False),
     "os._exit(3)": ("exit code 3", False),
     "import time; time.sleep(1000)": ("it said nothing for 45 seconds", False),
-    "return right(*given)": ("", True),
+    "return found, lse": ("", True),
 }
 TORCH = Part("torch", "cpu", impl="torch", dtypes=("float32",))
 TWO = TORCH._replace(dtypes=("float32", "float64"))

@@ -14,8 +14,8 @@ refuses = needs.nothing
 
 
 def candidate_surprisal(hidden: Tensor, weight: Tensor, candidates: Tensor, bias: Tensor | None) -> Tensor:
-    z = logits(hidden, weight, bias)
-    return z.logsumexp(-1, keepdim=True) - z.gather(1, candidates.expand(hidden.shape[0], -1))
+    log_p = logits(hidden, weight, bias).log_softmax(-1)
+    return -log_p.gather(1, candidates.expand(hidden.shape[0], -1))
 
 
 def lens_surprisal(hidden: Tensor, lens: Lens, weight: Tensor, candidates: Tensor, bias: Tensor | None) -> Tensor:

@@ -49,31 +49,35 @@ def _forward(
 def _surprisal(
     reads: bool, hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`_forward` for rows that all have candidates."""
+    """`_forward` for rows that all have candidates.
+
+    A candidate's logit comes from its tile and is subtracted from the row's largest: where the candidate is the most
+    probable word, the difference is exactly 0. Subtracted from the log-sum-exp, it would leave that one's rounding.
+    """
     dtype, rows = accumulation_dtype(hidden), hidden.shape[0]
     top = hidden.new_full((rows,), float("-inf"), dtype=dtype)
     total = hidden.new_zeros(rows, dtype=dtype)
+    of_candidates = hidden.new_empty(rows, candidates.shape[-1], dtype=dtype)
     width = _columns(hidden, weight, dtype)
     tile = _tile(hidden, width, dtype)
-    for _, columns in _spans(weight.shape[0], width):
+    for first, columns in _spans(weight.shape[0], width):
         head = weight[columns].to(dtype)
         for _, at in _spans(rows, ROWS):
-            _add_exponentials(reads, _logits(hidden[at].to(dtype), head, bias, columns, tile), top[at], total[at])
-    lse = top + total.log()
-    return lse[:, None] - _of_candidates(hidden, weight, bias, candidates), lse
+            z = _logits(hidden[at].to(dtype), head, bias, columns, tile)
+            _take(reads, z, (candidates if candidates.ndim == 1 else candidates[at]) - first, of_candidates[at])
+            _add_exponentials(reads, z, top[at], total[at])
+    return (top[:, None] - of_candidates).add_(total.log()[:, None]), top + total.log()
 
 
-def _of_candidates(hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor) -> Tensor:
-    """Logits [N,K] of the candidates."""
-    dtype = accumulation_dtype(hidden)
-    z = hidden.new_empty(hidden.shape[0], candidates.shape[-1], dtype=dtype)
-    if candidates.ndim == 1:
-        torch.mm(hidden.to(dtype), weight[candidates].to(dtype).mT, out=z)
-    else:
-        for _, at in _spans(len(hidden), max(1, ROWS // candidates.shape[1])):  # at most ROWS gathered at a time
-            gathered = weight[candidates[at]].to(dtype)  # [rows,K,D]
-            z[at] = (gathered @ hidden[at].to(dtype)[..., None])[..., 0]
-    return z if bias is None else z.add_(bias.to(dtype)[candidates])
+def _take(reads: bool, z: Tensor, ids: Tensor, into: Tensor) -> None:
+    """Put the logits of the candidates that are in this tile into their places; ``ids`` counts from its first column."""
+    here = (ids >= 0) & (ids < z.shape[1])
+    if reads and ids.ndim == 1:
+        at = here.nonzero()[:, 0]
+        into[:, at] = z[:, ids[at]]
+        return
+    near = ids.clamp(0, z.shape[1] - 1)
+    into.copy_(torch.where(here, z[:, near] if ids.ndim == 1 else z.gather(1, near), into))
 
 
 def _backward(
@@ -159,10 +163,10 @@ def _loss(
         top, total = torch.full_like(of_target, float("-inf")), torch.zeros_like(of_target)
         # The plain-PyTorch version overwrites the logits; the extension does not.
         _add_exponentials(reads, z if _by_extension(reads) else z.clone(), top, total)
-        lse = top + total.log()
-        counted = counts[at].to(z.dtype) if not reads else torch.ones_like(lse)
-        loss += ((lse - of_target) * counted).sum()
-        _scaled_exponentials(reads, z, lse, counted)
+        counted = counts[at].to(z.dtype) if not reads else torch.ones_like(total)
+        # Relative to the largest logit, as in `_surprisal`: the log-sum-exp is rounded.
+        loss += (((top - of_target) + total.log()) * counted).sum()
+        _scaled_exponentials(reads, z, top, counted / total)
         z.scatter_add_(1, ids, -counted[:, None])
         if dh is not None:
             torch.mm(z, weight, out=dh[at])

@@ -134,6 +134,34 @@ def test_ignored_rows_cost_nothing_on_a_cpu() -> None:
 
 
 @every_impl
+@pytest.mark.parametrize("words", [3, 60])
+@pytest.mark.parametrize("of", ["shared candidates", "own candidates", "loss", "loss with its gradients"])
+def test_what_nearly_vanishes_is_as_good_as_the_references(impl: str, words: int, of: str) -> None:
+    """The most probable word has almost all the probability: its surprisal is small beside the log-sum-exp."""
+    errors: dict[str, list[list[float]]] = {name: [] for name in ("reference", impl)}
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        hidden, weight = (torch.randn(n, 130, generator=generator) for n in (1, words))
+        target = (hidden @ weight.T).argmax(-1)
+
+        def found(hidden: Tensor, weight: Tensor, name: str, target: Tensor = target) -> list[Tensor]:
+            if "candidates" in of:
+                ids = target if of == "shared candidates" else target[:, None]
+                return [ops.candidate_surprisal(hidden, weight, ids, impl=name)]
+            leaves = [x.clone().requires_grad_("gradients" in of) for x in (hidden, weight)]
+            loss = ops.linear_cross_entropy(*leaves, target, impl=name)
+            return [loss.detach(), *(torch.autograd.grad(loss, leaves) if "gradients" in of else ())]
+
+        right = found(hidden.double(), weight.double(), "reference")
+        for name, of_name in errors.items():
+            with patch.multiple(tiles, TILE=20):
+                got = found(hidden, weight, name)
+            of_name.append([float((x - y).norm() / y.norm()) for x, y in zip(got, right, strict=True)])
+    allowed, reached = (torch.tensor(errors[name]).median(0).values for name in ("reference", impl))
+    assert (reached <= 2 * allowed).all()
+
+
+@every_impl
 def test_a_word_that_cannot_be_said(impl: str) -> None:
     """A bias of -inf gives infinite surprisal, and other results are unaffected."""
     torch.manual_seed(0)
