@@ -161,19 +161,19 @@ class _Checkout:
 
 
 def main() -> int:
+    from benchmarks.common.paths import folder_of  # an earlier checkout, whose process runs this file, may lack it
+
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks before-after",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--before", type=Path, required=True, help="a checkout of an earlier revision")
-    parser.add_argument("--after", type=Path, default=ROOT, help="this checkout by default")
+    checkout = folder_of("a checkout", "symground/ops")
+    parser.add_argument("--before", type=checkout, required=True, help="a checkout of an earlier revision")
+    parser.add_argument("--after", type=checkout, default=ROOT, help="this checkout by default")
     parser.add_argument("--only", nargs="+", choices=CALLS, default=list(CALLS))
     parser.add_argument("--rounds", type=int, default=30)
     asked = parser.parse_args()
-    for name in ("before", "after"):
-        if not (getattr(asked, name) / "symground" / "ops").is_dir():
-            parser.error(f"--{name}: expected a checkout, which has symground/ops; got {getattr(asked, name)}")
     if asked.rounds < 2:
         parser.error(f"--rounds: expected at least 2, for quartiles; got {asked.rounds}")
     sides = [_Checkout(path.resolve(), asked.only) for path in (asked.before, asked.after)]

@@ -36,6 +36,7 @@ import triton  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.common.absent_gpu import absent_gpu  # noqa: E402
+from benchmarks.common.paths import json_file, new_file  # noqa: E402
 from benchmarks.conftest import pytest_benchmark_update_machine_info as machine_info  # noqa: E402
 from benchmarks.scaling import processor  # noqa: E402
 from symground import ops  # noqa: E402
@@ -262,8 +263,11 @@ def _cell(value: float | None) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="a JSON file of the numbers")
-    parser.add_argument("--before", type=Path, help="a JSON file of an earlier run, to show beside these")
+    parser.add_argument("--out", type=new_file, help="a JSON file of the numbers")
+    parser.add_argument(
+        "--before", type=json_file("a JSON file that an earlier run wrote with --out", "rows"),
+        help="a JSON file of an earlier run, to show beside these",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--calls", type=int, default=10, help="calls in a round, of which the mean is taken")
     arguments = parser.parse_args()

@@ -24,6 +24,7 @@ import torch  # noqa: E402
 
 from benchmarks.common import measure  # noqa: E402
 from benchmarks.common.memory import peak_in_subprocess  # noqa: E402
+from benchmarks.common.paths import new_file  # noqa: E402
 from benchmarks.conftest import pytest_benchmark_update_machine_info as machine_info  # noqa: E402
 from benchmarks.peers import score as score_peers  # noqa: E402
 
@@ -195,7 +196,7 @@ def score_points() -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file")
+    parser.add_argument("--out", type=new_file, required=True, help="the JSON file")
     arguments = parser.parse_args()
     machine: dict[str, Any] = {"cpu": processor()}
     machine_info(None, machine)

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.paths import folder_of
 from benchmarks.forecast import calibration
 from benchmarks.forecast.instructions import Loop, matrix_loops
 from benchmarks.forecast.multiprocessor import PROCESSORS, bounds, cycles, operations
@@ -209,7 +210,10 @@ def main() -> int:
     parser.add_argument("--dtype", nargs="+", choices=["bfloat16", "float32"], default=["bfloat16", "float32"])
     parser.add_argument("--size", nargs="+", type=int, default=list(SIZES), help="head sizes")
     parser.add_argument("--candidates", action="store_true", help="tiles that might be faster; prints, saves nothing")
-    parser.add_argument("--beside", type=Path, help="a folder of a GPU record: print its measurements beside forecasts")
+    parser.add_argument(
+        "--beside", type=folder_of("a folder that `python -m benchmarks gpu` wrote", "tiles.json", "rows"),
+        help="a folder of a GPU record: print its measurements beside forecasts",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 2)
     arguments = parser.parse_args()
     if arguments.beside:

@@ -16,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.common.paths import json_file, new_file
 from benchmarks.peers.attention import COMPILED_EAGER, EAGER, FLASH, FLASH_ATTN, FLEX, NO_SALIENCY, SDPA, SYMGROUND
 from benchmarks.summary.goals import Row, machine_of, rows_of, table
 
@@ -103,9 +104,11 @@ def _label(axis: Any, lines: dict[str, list[tuple[int, float]]]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("result", type=Path)
+    parser.add_argument(
+        "result", type=json_file("a result of `python -m benchmarks` or of its suites", "rows", "benchmarks")
+    )
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--out", type=Path, help="a .svg or .png file; beside the result by default")
+    parser.add_argument("--out", type=new_file, help="a .svg or .png file; beside the result by default")
     parser.add_argument("--table", action="store_true", help="print the goals and draw nothing")
     arguments = parser.parse_args()
     result = json.loads(arguments.result.read_text(encoding="utf-8"))

@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.common import measure
+from benchmarks.common.paths import json_file
 from benchmarks.summary.picture import picture
 from benchmarks.summary.tables import machine_line, markdown, terminal
 from benchmarks.summary.verdict import collected, slower
@@ -91,7 +92,7 @@ def _is_there(file: Path) -> bool:
     return bool(same and found.get("status") == "whole" and revision and not revision.endswith("+"))
 
 
-def bench(only: Sequence[str], out: Path, compare: str | None, again: bool) -> int:
+def bench(only: Sequence[str], out: Path, compare: Path | None, again: bool) -> int:
     """Measure, print, and write OUT/bench.json, bench.md and bench.svg; returns 0 if every suite was measured whole.
 
     Raises:
@@ -131,9 +132,9 @@ def bench(only: Sequence[str], out: Path, compare: str | None, again: bool) -> i
     )
 
 
-def _compare(path: str, result: dict[str, Any], say: Say) -> None:
+def _compare(path: Path, result: dict[str, Any], say: Say) -> None:
     try:
-        found = slower(read_json(Path(path)), result)
+        found = slower(read_json(path), result)
     except (ValueError, FileNotFoundError, KeyError) as error:
         say(f"compare: {path} is skipped: {error}")
         return
@@ -149,7 +150,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/bench"), help="folder of the results: SUITE.json, bench.*"
     )
-    parser.add_argument("--compare", help="an older bench.json; print what is slower now")
+    parser.add_argument(
+        "--compare", type=json_file("an older bench.json", "rows"), help="an older bench.json; print what is slower now"
+    )
     parser.add_argument("--again", action="store_true", help="measure again what was measured at this revision")
     given = parser.parse_args(argv)
     try:

@@ -70,7 +70,7 @@ def _surprisal(
 
 
 def _take(reads: bool, z: Tensor, ids: Tensor, into: Tensor) -> None:
-    """Put the logits of the candidates that are in this tile into their places; ``ids`` counts from its first column."""
+    """Put the logits of the candidates in this tile into their places; ``ids`` counts from its first column."""
     here = (ids >= 0) & (ids < z.shape[1])
     if reads and ids.ndim == 1:
         at = here.nonzero()[:, 0]

@@ -202,7 +202,7 @@ def test_a_suite_that_fails_or_dies_stops_no_other(suites: Path, capsys: pytest.
     assert (out / "bench.svg").read_text().startswith("<svg")
     # A second run keeps the whole suite and repeats the others.
     before = (out / "whole.json").stat().st_mtime_ns
-    assert bench.bench((), out, str(out / "bench.json"), False) == 1
+    assert bench.bench((), out, out / "bench.json", False) == 1
     assert "whole: there already" in capsys.readouterr().err
     assert (out / "whole.json").stat().st_mtime_ns == before
     assert bench.bench(["whole"], out, None, True) == 0
@@ -243,7 +243,7 @@ def test_an_older_result_that_cannot_be_compared_is_skipped(
     old = suites / "old.json"
     if content is not None:
         old.write_text(content)
-    assert bench.bench(["whole"], suites / "out", str(old), False) == 0
+    assert bench.bench(["whole"], suites / "out", old, False) == 0
     assert re.search(said, capsys.readouterr().err)
 
 

@@ -1,0 +1,52 @@
+"""The paths that options take, checked before anything is measured. argparse puts the option's name before the error."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from symground.files import read_json
+
+
+def json_file(what: str, *fields: str) -> Callable[[str], Path]:
+    """A file with a JSON object that has one of ``fields``; ``what`` says in words what it is."""
+
+    def check(text: str) -> Path:
+        _read(Path(text), f"expected {what}; got {text}", fields)
+        return Path(text)
+
+    return check
+
+
+def folder_of(what: str, inside: str, *fields: str) -> Callable[[str], Path]:
+    """A folder with ``inside`` in it: another folder, or, where there are ``fields``, a JSON file that has one of these."""
+
+    def check(text: str) -> Path:
+        path = Path(text)
+        message = f"expected {what}, which has {inside}; got {text}"
+        if fields:
+            _read(path / inside, message, fields)
+        elif not (path / inside).is_dir():
+            raise ArgumentTypeError(message)
+        return path
+
+    return check
+
+
+def new_file(text: str) -> Path:
+    """A file to write, in a folder that is there."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ArgumentTypeError(f"expected a file to write, in a folder that exists; got {text}")
+    return path
+
+
+def _read(file: Path, message: str, fields: tuple[str, ...]) -> None:
+    try:
+        found: dict[str, Any] = read_json(file)
+    except (ValueError, OSError) as error:
+        raise ArgumentTypeError(f"{message}: {error}") from None
+    if not any(isinstance(found.get(field), list) for field in fields):
+        raise ArgumentTypeError(f"{message}: {file} has no list {' or '.join(fields)}")

@@ -1,0 +1,104 @@
+"""Every option of ``python -m benchmarks`` that takes a path names itself, what it expected and what came."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed: kernel tests")
+
+from benchmarks.__main__ import MEASUREMENTS
+
+#: Measurement → the arguments before a path that is read, and what is in a path that is right: a file in a folder, or
+#: a file itself; None is a folder.
+READ = {
+    ("plot", ""): ("", '{"rows": []}'),
+    ("suites", "--compare"): ("", '{"rows": []}'),
+    ("launch-cost", "--before"): ("", '{"rows": []}'),
+    ("forecast", "--beside"): ("tiles.json", '{"rows": []}'),
+    ("before-after", "--before"): ("symground/ops", None),
+    ("before-after", "--after"): ("symground/ops", None),
+    ("gpu", "--data"): ("data", None),
+}
+WRITTEN = (("plot", "--out"), ("launch-cost", "--out"), ("scaling", "--out"))
+
+
+class Started(Exception):  # noqa: N818  # no error
+    """The arguments have been taken."""
+
+
+def refused(
+    name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    monkeypatch.setattr(sys, "argv", [f"python -m benchmarks {name}", *filter(None, arguments)])
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(MEASUREMENTS[name][0]).main()
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("came", ["missing", "folder", "empty", "no JSON", "another object", "another kind"])
+@pytest.mark.parametrize(("name", "option"), READ)
+def test_a_path_that_is_read(
+    name: str,
+    option: str,
+    came: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    inside, _ = READ[name, option]
+    path = tmp_path / "given"
+    file = path / inside if inside else path
+    if came == "folder" and not inside:
+        path.mkdir()
+    elif came != "missing":
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text({"no JSON": "{", "another object": "{}", "another kind": '{"rows": 3}'}.get(came, ""))
+    said = refused(name, [option, str(path)], monkeypatch, capsys)
+    assert f"argument {option or 'result'}: expected " in said
+    assert f"; got {path}" in said
+
+
+@pytest.mark.parametrize(("name", "option"), WRITTEN)
+def test_a_file_that_cannot_be_written(
+    name: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "result.json").write_text('{"rows": []}')
+    before = [str(tmp_path / "result.json")] if name == "plot" else []
+    for path in (tmp_path, tmp_path / "none" / "file.json"):
+        said = refused(name, [*before, option, str(path)], monkeypatch, capsys)
+        assert f"argument {option}: expected a file to write, in a folder that exists; got {path}" in said
+
+
+def test_these_are_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No option of a measurement takes a path that is not checked."""
+    root = Path(importlib.import_module("benchmarks").__file__ or "").parent
+    unchecked = {
+        f"{file.relative_to(root)}: {line.strip()}"
+        for file in root.rglob("*.py")
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if "type=Path" in line
+    }
+    assert {line.partition(":")[0] for line in unchecked} == {"summary/run.py", "gpu/record.py"}
+    assert all("out" in line and ("folder" in line) for line in unchecked)
+
+
+@pytest.mark.parametrize(("name", "option"), [key for key in READ if key[0] != "gpu"])
+def test_a_path_that_is_right_is_taken(
+    name: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside, content = READ[name, option]
+    path = tmp_path / "given"
+    file = path / inside if inside else path
+    if content is None:
+        file.mkdir(parents=True)
+    else:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(json.loads(content)))
+    said = refused(name, [option, str(path), "--no-such-option"], monkeypatch, capsys)
+    assert f"argument {option}: " not in said or not option
