@@ -1,4 +1,4 @@
-"""The paths that options take, checked before anything is measured. argparse puts the option's name before the error."""
+"""The paths that options take, checked before anything is measured; argparse puts the option's name before an error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def json_file(what: str, *fields: str) -> Callable[[str], Path]:
 
 
 def folder_of(what: str, inside: str, *fields: str) -> Callable[[str], Path]:
-    """A folder with ``inside`` in it: another folder, or, where there are ``fields``, a JSON file that has one of these."""
+    """A folder with ``inside`` in it: another folder, or if there are ``fields`` a JSON file that has one of them."""
 
     def check(text: str) -> Path:
         path = Path(text)
