@@ -4,7 +4,7 @@
         ops.attention(q, k, v, impl="triton")    # tensors of the CPU
 
 Triton compiles each kernel to PTX as for such a GPU, and the emulator runs it on the tensors. Triton must not be in its
-interpreter, so this happens in a process of its own (`worker.py`).
+interpreter, so this happens in a process of its own, such as pytest's with `plugin.py`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.nvidia.compiler import CUDABackend
 
 from benchmarks.common.absent_gpu import Launch, absent_gpu
+from symground.errors import choice
 from tests.ops.common.kernels import below
 from tests.ptx import arithmetic, matrix, transfer, wgmma  # noqa: F401  # they enter their opcodes
 from tests.ptx.machine import Kernel
 from tests.ptx.memory import Array, FaultError, GlobalMemory
 from tests.ptx.program import parse
+
+#: Those whose instructions it has, of the GPUs that `absent_gpu` knows. sm_100's products need tensor memory.
+ARCHITECTURES = ("sm_80", "sm_86", "sm_90")
 
 
 @functools.lru_cache(64)  # a decoded kernel is tens of thousands of objects
@@ -46,9 +50,13 @@ class Emulator:
     def __init__(self, architecture: str, processors: int = 2) -> None:
         """
         Args:
-            architecture: sm_80, sm_86 or sm_90.
+            architecture: one of `ARCHITECTURES`.
             processors: of the GPU that launchers see; few, so that small inputs are not split to the last.
+
+        Raises:
+            ValueError: it does not have this architecture's instructions.
         """
+        choice("architecture", architecture, ARCHITECTURES)
         self.architecture, self.processors = architecture, processors
         #: Kernel → launches, kernel → programs of these, opcode → how often a program ran it.
         self.launches: Counter[str] = Counter()

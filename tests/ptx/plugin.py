@@ -2,7 +2,8 @@
 
     SYMGROUND_EMULATE=sm_90 python -m pytest -p tests.ptx.plugin tests/ops/attention/test_triton.py
 
-SYMGROUND_EMULATE_COUNTS=FILE writes what was run to a JSON file.
+SYMGROUND_EMULATE is sm_80 (also without the variable), sm_86 or sm_90. SYMGROUND_EMULATE_COUNTS=FILE writes what was
+run to a JSON file.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ os.environ.setdefault("SYMGROUND_EMULATE", "sm_80")
 
 import pytest
 
-from tests.ptx.emulator import Emulator
+from symground.errors import choice
+from tests.ptx.emulator import ARCHITECTURES, Emulator
 
-emulator = Emulator(os.environ["SYMGROUND_EMULATE"])
+try:
+    emulator = Emulator(choice("SYMGROUND_EMULATE", os.environ["SYMGROUND_EMULATE"], ARCHITECTURES))
+except ValueError as error:
+    raise SystemExit(str(error)) from None  # pytest would show a traceback of the import
 
 
 @pytest.fixture(autouse=True)

@@ -46,3 +46,14 @@ def test_compiled_kernels_are_as_good_as_eager(architecture: str, tmp_path: Path
     assert {"attention_forward_kernel", "dq_kernel", "dkdv_kernel", "attention_saliency_kernel"} <= {*found["kernels"]}
     matrix = "wgmma.mma_async" if architecture == "sm_90" else "mma.sync"
     assert any(name.startswith(matrix) for name in found["instructions"])
+
+
+@pytest.mark.parametrize("given", ["", "90", "sm_89", "sm_100", "SM_90"])
+def test_an_architecture_that_it_does_not_have_is_named(given: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.ptx.plugin", "tests/ptx/planted.py"]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment(given, Path(os.devnull))}, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert done.stderr.strip().endswith(f"SYMGROUND_EMULATE: expected one of 'sm_80', 'sm_86', 'sm_90'; got {given!r}")
+    assert "Traceback" not in done.stdout + done.stderr
