@@ -86,7 +86,7 @@ AROUND: dict[str, Callable[[Body, Tensor], Any]] = {
     "hessian": lambda body, x: torch.func.hessian(body)(x),
 }
 #: What no op has; each of another kind.
-UNKNOWN = ("nope", "", "CPU", 5, 0, True, ["cpu"], {"cpu": 1}, torch.ones(2), np.arange(2), object(), b"cpu")
+UNKNOWN = ("nope", "", "CPU", 5, 0, True, ["cpu"], {"cpu": 1}, torch.ones(2), np.arange(2), ..., b"cpu")
 
 
 @pytest.fixture
