@@ -176,8 +176,9 @@ def _entries() -> dict[str, Elementwise]:
     for of in ("s32", "s64"):
         for name, function in (("max", np.maximum), ("min", np.minimum)):  # not below 0
             same(name, of, 2, lambda x, y, f=function: np.maximum(f(x, y), 0), full=f"{name}.relu.{of}")
-    same("div", "s32", 2, _divide)
-    same("rem", "s32", 2, _remainder)
+    for of in ("s32", "u32"):
+        same("div", of, 2, _divide)
+        same("rem", of, 2, _remainder)
     for of in ("u16", "u32", "u64"):
         table[f"shr.{of}"] = Elementwise(of, (of, "u32"), _shift(left=False))
     for of in ("b16", "b32", "b64"):

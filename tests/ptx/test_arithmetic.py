@@ -192,9 +192,9 @@ def values(of: str, place: int, opcode: str) -> list[int]:
 def cases(opcode: str) -> list[tuple[int, ...]]:
     operands = ELEMENTWISE[opcode].operands
     every = [*product(*(values(of, i, opcode) for i, of in enumerate(operands)))]
-    if opcode.startswith(("div.s", "rem.s")):  # division by 0, and of the least number by -1, is not specified
+    if opcode.startswith(("div.s", "div.u", "rem.")):  # division by 0, and of the least number by -1, is not specified
         least = 1 << (width_of(operands[0]) - 1)
-        every = [(x, y) for x, y in every if y and not (x == least and y == -1)]
+        every = [(x, y) for x, y in every if y and not (x == least and y == -1 and "s" in operands[0])]
     return random.Random(0).sample(every, min(256, len(every)))
 
 
