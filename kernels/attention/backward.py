@@ -64,8 +64,7 @@ TILES: dict[str, Tiles] = {
         ("sm_80", 4): {
             32: Config(16, 32, 4, 1), 64: Config(16, 32, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 8, 1)},
         ("sm_86", 2): {64: Config(64, 128, 8, 3), 128: Config(64, 32, 4, 2), 256: Config(32, 32, 4, 1)},
-        ("sm_86", 4): {
-            32: Config(32, 64, 4, 1), 64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 8, 1)},
+        ("sm_86", 4): {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 8, 1)},
         ("sm_90", 2): {64: Config(32, 64, 4, 2), 128: Config(32, 128, 8, 2), 256: Config(32, 32, 4, 1)},
         ("sm_90", 4): {
             32: Config(32, 128, 8, 1), 64: Config(32, 32, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 8, 1)},
@@ -184,27 +183,65 @@ def dq_kernel(
 
 
 @triton.jit
-def _dkdv_through(
-    b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse, p_delta, start, end, o_j, gate, scale, offset, low, high, window, T,
+def _dkdv_of(
+    b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse, p_delta, i, o_j, gate, scale, offset, low, high, window, T,
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     CHUNK: tl.constexpr, BM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    for i in range(start, end, BM):
-        o_i = i + tl.arange(0, BM)
-        b_q = load_tile(q, o_i, D, BLOCK_D, MASKED)  # [BM,D]
-        b_grad = load_tile(grad, o_i, D, BLOCK_D, MASKED)  # [BM,D]
-        b_lse = load_lse2(p_lse, o_i, T)
-        b_delta = tl.load(p_delta + o_i, mask=o_i < T, other=0.0)
-        # Keys are the rows here, so that every product has its accumulator in the layout of dk and dv.
-        b_s = product(b_k, b_q, k, q, o_j, o_i, D, BLOCK_D, CHUNK, PRECISION)  # [BN,BM]
-        b_p = tl.exp2(b_s * scale - b_lse[None, :])
-        if MASKED:
-            m_seen = seen(o_i[None, :], o_j[:, None], offset, low, high, window, CAUSAL, WINDOW)
-            b_p = tl.where(m_seen, b_p, 0.0)
-        b_dv = tl.dot((b_p * gate).to(b_grad.dtype), b_grad, b_dv, input_precision=PRECISION)
-        b_dp = product(b_v, b_grad, v, grad, o_j, o_i, D, BLOCK_D, CHUNK, PRECISION) * gate  # [BN,BM]
-        b_ds = b_p * (b_dp - b_delta[None, :])
-        b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
+    """Add what queries [i, i + BM) of one head contribute."""
+    o_i = i + tl.arange(0, BM)
+    b_q = load_tile(q, o_i, D, BLOCK_D, MASKED)  # [BM,D]
+    b_grad = load_tile(grad, o_i, D, BLOCK_D, MASKED)  # [BM,D]
+    b_lse = load_lse2(p_lse, o_i, T)
+    b_delta = tl.load(p_delta + o_i, mask=o_i < T, other=0.0)
+    # Keys are the rows here, so that every product has its accumulator in the layout of dk and dv.
+    b_s = product(b_k, b_q, k, q, o_j, o_i, D, BLOCK_D, CHUNK, PRECISION)  # [BN,BM]
+    b_p = tl.exp2(b_s * scale - b_lse[None, :])
+    if MASKED:
+        m_seen = seen(o_i[None, :], o_j[:, None], offset, low, high, window, CAUSAL, WINDOW)
+        b_p = tl.where(m_seen, b_p, 0.0)
+    b_dv = tl.dot((b_p * gate).to(b_grad.dtype), b_grad, b_dv, input_precision=PRECISION)
+    b_dp = product(b_v, b_grad, v, grad, o_j, o_i, D, BLOCK_D, CHUNK, PRECISION) * gate  # [BN,BM]
+    b_ds = b_p * (b_dp - b_delta[None, :])
+    b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
+    return b_dk, b_dv
+
+
+@triton.jit
+def _dkdv_through(
+    b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse, p_delta, p_gate, i_b, i_k, start, end, o_j, scale, offset, low, high,
+    window, H, T,
+    MASKED: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, HAS_GATE: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add what queries [start, end) of the heads of a group contribute.
+
+    One loop over heads and tiles: within a loop over heads, what is prepared of k and v for each of the three ranges of
+    queries would be kept at once, which is more than fits.
+    """
+    p_q, s_qh, s_qt, s_qd = q
+    p_grad, s_gh, s_gt, s_gd = grad
+    n_i = tl.cdiv(end - start, BM)
+    for t in range(0, n_i * GROUP):
+        i_h, i = i_k * GROUP, start + t * BM
+        if GROUP > 1:
+            of_head = tl.maximum(n_i, 1)  # the pipeline prepares an address before it knows that there is no tile
+            i_h, i = i_k * GROUP + t // of_head, start + t % of_head * BM
+        q_of = (p_q + i_h * s_qh, s_qt, s_qd, 0, T)
+        grad_of = (p_grad + i_h * s_gh, s_gt, s_gd, 0, T)
+        row = (i_b * H + i_h) * T
+        gate = load_gate(p_gate, i_b, i_h, H, HAS_GATE)
+        if HAS_GATE:
+            if gate != 0.0:
+                b_dk, b_dv = _dkdv_of(
+                    b_dk, b_dv, b_k, b_v, q_of, k, v, grad_of, p_lse + row, p_delta + row, i, o_j, gate, scale, offset,
+                    low, high, window, T, MASKED, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BM, PRECISION,
+                )  # fmt: skip
+        else:
+            b_dk, b_dv = _dkdv_of(
+                b_dk, b_dv, b_k, b_v, q_of, k, v, grad_of, p_lse + row, p_delta + row, i, o_j, gate, scale, offset,
+                low, high, window, T, MASKED, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BM, PRECISION,
+            )  # fmt: skip
     return b_dk, b_dv
 
 
@@ -235,28 +272,23 @@ def dkdv_kernel(
     b_v = load_tile(v, o_j, D, BLOCK_D, True)  # [BN,D]
     b_dk = tl.zeros([BN, BLOCK_D], tl.float32)
     b_dv = tl.zeros([BN, BLOCK_D], tl.float32)
-    bounds = queries_of(first_j, first_j + BN, offset, low, high, window, T, CAUSAL, WINDOW, BM)
-    for i_g in range(GROUP):
-        i_h = i_k * GROUP + i_g
-        start, full_first, full_last, end = bounds
-        gate = load_gate(p_gate, i_b, i_h, H, HAS_GATE)
-        if HAS_GATE and gate == 0.0:
-            start, full_first, full_last, end = 0, 0, 0, 0
-        q = (p_q + i_b * s_qb + i_h * s_qh, s_qt, s_qd, 0, T)
-        grad = (p_grad + i_b * s_gb + i_h * s_gh, s_gt, s_gd, 0, T)
-        row = (i_b * H + i_h) * T
-        b_dk, b_dv = _dkdv_through(
-            b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse + row, p_delta + row, start, full_first, o_j, gate,
-            scale * LOG2E, offset, low, high, window, T, True, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BM, PRECISION,
-        )  # fmt: skip
-        b_dk, b_dv = _dkdv_through(
-            b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse + row, p_delta + row, full_first, full_last, o_j, gate,
-            scale * LOG2E, offset, low, high, window, T, False, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BM, PRECISION,
-        )  # fmt: skip
-        b_dk, b_dv = _dkdv_through(
-            b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse + row, p_delta + row, full_last, end, o_j, gate,
-            scale * LOG2E, offset, low, high, window, T, True, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BM, PRECISION,
-        )  # fmt: skip
+    q, grad = (p_q + i_b * s_qb, s_qh, s_qt, s_qd), (p_grad + i_b * s_gb, s_gh, s_gt, s_gd)
+    start, full_first, full_last, end = queries_of(
+        first_j, first_j + BN, offset, low, high, window, T, CAUSAL, WINDOW, BM
+    )
+    b_dk, b_dv = _dkdv_through(
+        b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse, p_delta, p_gate, i_b, i_k, start, full_first, o_j, scale * LOG2E,
+        offset, low, high, window, H, T, True, GROUP, CAUSAL, WINDOW, HAS_GATE, D, BLOCK_D, CHUNK, BM, PRECISION,
+    )  # fmt: skip
+    b_dk, b_dv = _dkdv_through(
+        b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse, p_delta, p_gate, i_b, i_k, full_first, full_last, o_j,
+        scale * LOG2E, offset, low, high, window, H, T, False, GROUP, CAUSAL, WINDOW, HAS_GATE, D, BLOCK_D, CHUNK, BM,
+        PRECISION,
+    )  # fmt: skip
+    b_dk, b_dv = _dkdv_through(
+        b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse, p_delta, p_gate, i_b, i_k, full_last, end, o_j, scale * LOG2E,
+        offset, low, high, window, H, T, True, GROUP, CAUSAL, WINDOW, HAS_GATE, D, BLOCK_D, CHUNK, BM, PRECISION,
+    )  # fmt: skip
     row = (i_b * (H // GROUP) + i_k) * S * D
     store_tile(p_dk + row, o_j, D, b_dk * scale, S, D, BLOCK_D)
     store_tile(p_dv + row, o_j, D, b_dv, S, D, BLOCK_D)
