@@ -17,7 +17,7 @@ import re
 import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,7 +33,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from benchmarks.common.devices import DEVICES  # noqa: E402
-from benchmarks.kernels.machine_code import of_amdgcn, of_cubin  # noqa: E402
+from benchmarks.kernels.machine_code import Resources, of_amdgcn, of_cubin  # noqa: E402
 from benchmarks.kernels.offsets import narrow_products  # noqa: E402
 from benchmarks.kernels.page import updated  # noqa: E402
 from symground.kernels.attention import backward, flow, forward, saliency, saliency_rows  # noqa: E402
@@ -70,6 +70,8 @@ SHARING = {**ROW_SUMS, "ssd_states": "ssd_forward"}
 #: Kernels without a table.
 FIXED = {"ssd_pass": Config(1, ssd_forward.PASSED, 4, 3), "prefix_sums": Config(16, 64, 4, 3)}
 ALL = (*KERNELS, *SHARING, *FIXED)
+#: Kernel → how many query heads share a key head, where the kernel loops over them.
+GROUPS = {"dkdv": (1, 4)}
 NO_PRODUCT = ("delta", "own_candidates", *FIXED)
 
 
@@ -91,6 +93,16 @@ class Row:
     narrow: list[str] = field(default_factory=list)
     error: str = ""
 
+    def add(self, metadata: Any, found: Resources, narrow: list[str]) -> None:
+        """Count a form of the kernel: the most of each resource, and the fewest tensor-core instructions."""
+        first = not self.registers
+        self.registers, self.stack = max(self.registers, found.registers), max(self.stack, found.stack)
+        self.shared = max(self.shared, metadata.shared)
+        self.tensor_memory = max(self.tensor_memory, getattr(metadata, "tmem_size", None) or 0)
+        self.local_in_loop = max(self.local_in_loop, found.local_in_loop)
+        self.matrix = found.matrix if first else min(self.matrix, found.matrix, key=Counter.total)
+        self.narrow += narrow
+
     @property
     def faults(self) -> list[str]:
         found = [self.error] if self.error else []
@@ -109,17 +121,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Problem:
-    """The problem: 8 × 12 × length, causal; with ``options`` also a window, padding and a gate."""
+    """The problem: 8 × 12 × length, causal; with ``options`` also a window, padding and a gate.
+
+    ``group`` query heads share a key head.
+    """
 
     length: int = 1024
     options: bool = False
+    group: int = 1
 
 
 def launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -> None:
     """Call the launcher of ``kernel`` as a user's call would, on tensors without storage."""
     kernel = ROW_SUMS.get(kernel, kernel)
     length = problem.length
-    q, k, v, grad = (torch.empty(8, 12, length, size, dtype=dtype, device="meta") for _ in range(4))
+    q, grad = (torch.empty(8, 12, length, size, dtype=dtype, device="meta") for _ in range(2))
+    k, v = (torch.empty(8, 12 // problem.group, length, size, dtype=dtype, device="meta") for _ in range(2))
     lse = torch.empty(8, 12, length, device="meta")
     groups = torch.empty(8, length, dtype=torch.int64, device="meta")
     call = Call(q, k, v, causal=True, scale=size**-0.5, key_range=None, window=None, gate=None)
@@ -252,17 +269,15 @@ def examine(job: Job) -> Row:
     element = getattr(torch, dtype)
     config = config or shipped_for(kernel, arch, element, size)
     row = Row(kernel, arch, dtype, size, config)
-    try:
-        result = compiled(kernel, arch, element, size, config, problem)
-    except Exception as error:
-        words = [line for line in str(error).splitlines() if re.search(r"\w", line)]  # not a caret below the source
-        row.error = words[-1].strip()[:80] if words else type(error).__name__
-        return row
-    row.shared = result.metadata.shared
-    row.tensor_memory = getattr(result.metadata, "tmem_size", None) or 0
-    found = of_cubin(result.asm["cubin"]) if "cubin" in result.asm else of_amdgcn(result.asm["amdgcn"])
-    row.registers, row.stack, row.local_in_loop, row.matrix = found
-    row.narrow = narrow_products(result.asm["ttir"])
+    for group in GROUPS.get(kernel, (1,)):
+        try:
+            result = compiled(kernel, arch, element, size, config, replace(problem, group=group))
+        except Exception as error:
+            words = [line for line in str(error).splitlines() if re.search(r"\w", line)]  # not a caret below the source
+            row.error = words[-1].strip()[:80] if words else type(error).__name__
+            return row
+        found = of_cubin(result.asm["cubin"]) if "cubin" in result.asm else of_amdgcn(result.asm["amdgcn"])
+        row.add(result.metadata, found, narrow_products(result.asm["ttir"]))
     return row
 
 
