@@ -12,6 +12,8 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed: kernel tests")
 
 from benchmarks.__main__ import MEASUREMENTS
+from symground.kernels.common.configs import tables
+from tests.ops.common.triton_device import INTERPRETED  # the interpreter is chosen for this process
 
 #: Measurement → the arguments before a path that is read, and what is in a path that is right: a file in a folder, or
 #: a file itself; None is a folder.
@@ -33,6 +35,10 @@ Patch, Capture = pytest.MonkeyPatch, pytest.CaptureFixture[str]
 def refused(name: str, arguments: list[str], monkeypatch: Patch, capsys: Capture) -> str:
     """What is said of arguments that do not parse."""
     monkeypatch.setattr(sys, "argv", [f"python -m benchmarks {name}", *filter(None, arguments)])
+    # Some measurements switch Triton's interpreter off when they are imported. The kernels of this process are imported
+    # before, and the processes that other tests start have the variable as it was.
+    tables()
+    monkeypatch.setenv("TRITON_INTERPRET", str(int(INTERPRETED)))
     with pytest.raises(SystemExit) as end:
         importlib.import_module(MEASUREMENTS[name][0]).main()
     assert end.value.code == 2
