@@ -232,13 +232,7 @@ def _dkdv_through(
         grad_of = (p_grad + i_h * s_gh, s_gt, s_gd, 0, T)
         row = (i_b * H + i_h) * T
         gate = load_gate(p_gate, i_b, i_h, H, HAS_GATE)
-        if HAS_GATE:
-            if gate != 0.0:
-                b_dk, b_dv = _dkdv_of(
-                    b_dk, b_dv, b_k, b_v, q_of, k, v, grad_of, p_lse + row, p_delta + row, i, o_j, gate, scale, offset,
-                    low, high, window, T, MASKED, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BM, PRECISION,
-                )  # fmt: skip
-        else:
+        if not HAS_GATE or gate != 0.0:
             b_dk, b_dv = _dkdv_of(
                 b_dk, b_dv, b_k, b_v, q_of, k, v, grad_of, p_lse + row, p_delta + row, i, o_j, gate, scale, offset,
                 low, high, window, T, MASKED, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BM, PRECISION,
