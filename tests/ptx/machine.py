@@ -170,6 +170,8 @@ def _unset(bits: Any, threads: int) -> Array:
     return np.ones(threads, np.bool_) if bits is np.bool_ else np.full(threads, np.iinfo(bits).max, bits)
 
 
+DIVERGENT = "is divergent: some threads of the program do it and others do not"
+
 #: Opcode → what makes its `Run`.
 OPCODES: dict[str, Callable[[Instruction, Decoder], Run]] = {}
 #: The opcodes that a thread runs for itself, also where others have branched ahead.
@@ -263,7 +265,7 @@ class Kernel:
                     block.meet(place)
                 if block.active is not None:
                     if not step.alone:
-                        raise FaultError("is divergent: some threads of the program do it and others do not")
+                        raise FaultError(DIVERGENT)
                     mask = block.active if mask is None else mask & block.active
                 onward = step.run(block, mask)
             except FaultError as fault:

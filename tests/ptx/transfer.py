@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tests.ptx.machine import END, TYPES, Block, Decoder, Run, opcode
+from tests.ptx.machine import DIVERGENT, END, TYPES, Block, Decoder, Run, opcode
 from tests.ptx.memory import Array, FaultError, SharedMemory
 from tests.ptx.program import Constant, Instruction, Name, parts_of
 
@@ -20,7 +20,7 @@ def _all_or_none(block: Block, mask: Array | None) -> bool:
     if mask is None or mask.all():
         return True
     if mask.any():
-        raise FaultError("is divergent: some threads of the program do it and others do not")
+        raise FaultError(DIVERGENT)
     return False
 
 
