@@ -115,7 +115,7 @@ def vocabulary_lse_kernel(
 
 @triton.jit
 def shared_candidates_kernel(
-    p_h, p_w, p_bias, p_ids, p_lse, p_out, s_h, s_hd, s_w, s_wd, N, K,
+    p_h, p_w, p_bias, p_ids, p_lse, p_out, s_h, s_hd, s_w, s_wd, s_ik, N, K,
     HAS_BIAS: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -125,7 +125,7 @@ def shared_candidates_kernel(
     o_n = i_program % n_n * BM + tl.arange(0, BM)
     o_k = i_program // n_n * BN + tl.arange(0, BN)
     m_n, m_k = o_n < N, o_k < K
-    o_v = tl.load(p_ids + o_k, mask=m_k, other=0)
+    o_v = tl.load(p_ids + o_k.to(tl.int64) * s_ik, mask=m_k, other=0)
     b_z = logits_tile(p_h, p_w, p_bias, o_n, o_v, m_n, m_k, s_h, s_hd, s_w, s_wd, D, CHUNK, BM, BN, HAS_BIAS, PRECISION)
     b_lse = tl.load(p_lse + o_n, mask=m_n, other=0.0)
     o_out = o_n.to(tl.int64)[:, None] * K + o_k[None, :]
@@ -254,7 +254,8 @@ def surprisal(head: Head, lse: Tensor) -> Tensor:
         config = SHARED_CANDIDATES
         launch(
             shared_candidates_kernel, (cdiv(head.N, config.BM) * cdiv(head.K, config.BN),), tensors,
-            (*head.strides, head.N, head.K), **head.constants, PRECISION=head.precision, **config.kwargs,
+            (*head.strides, *head.candidates.stride(), head.N, head.K), **head.constants, PRECISION=head.precision,
+            **config.kwargs,
         )  # fmt: skip
     else:
         config = OWN_CANDIDATES

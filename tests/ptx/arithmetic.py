@@ -172,14 +172,16 @@ def _entries() -> dict[str, Elementwise]:
             same(name, of, count, function)
         same("mul", of, 2, np.multiply, full=f"mul.lo.{of}")
         same("mad", of, 3, lambda x, y, z: x * y + z, full=f"mad.lo.{of}")
-        table[f"shr.{of}"] = Elementwise(of, (of, "u32"), _shift(left=False))
+    for of in ("u16", "u32", "u64"):
+        for name, function in (("max", np.maximum), ("min", np.minimum)):
+            same(name, of, 2, function)
     for of in ("s32", "s64"):
         for name, function in (("max", np.maximum), ("min", np.minimum)):  # not below 0
             same(name, of, 2, lambda x, y, f=function: np.maximum(f(x, y), 0), full=f"{name}.relu.{of}")
     for of in ("s32", "u32"):
         same("div", of, 2, _divide)
         same("rem", of, 2, _remainder)
-    for of in ("u16", "u32", "u64"):
+    for of in ("s16", "s32", "s64", "u16", "u32", "u64"):
         table[f"shr.{of}"] = Elementwise(of, (of, "u32"), _shift(left=False))
     for of in ("b16", "b32", "b64"):
         table[f"shl.{of}"] = Elementwise(of, (of, "u32"), _shift(left=True))
