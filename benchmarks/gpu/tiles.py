@@ -26,7 +26,7 @@ from symground.kernels.common.configs import Config, architecture_of, shipped, t
 CANDIDATES: dict[str, tuple[Config, ...]] = {
     "attention_forward": (Config(128, 128, 8, 3), Config(128, 32, 4, 2), Config(128, 128, 4, 3)),
     "dq": (Config(128, 128, 8, 2), Config(128, 64, 8, 3), Config(128, 32, 4, 3)),
-    "dkdv": (Config(64, 128, 8, 3), Config(32, 64, 4, 3), Config(32, 128, 4, 3)),
+    "dkdv": (Config(64, 128, 8, 3), Config(32, 64, 4, 2), Config(32, 128, 4, 2)),
     "dq_flow": (Config(128, 64, 8, 3), Config(128, 32, 4, 3), Config(64, 64, 4, 2)),
     "attention_saliency": (Config(128, 64, 8, 2), Config(64, 128, 8, 3), Config(64, 64, 4, 3)),
     "attention_flow": (Config(128, 64, 8, 3), Config(128, 32, 4, 2), Config(64, 64, 4, 3)),

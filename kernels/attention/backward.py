@@ -31,8 +31,8 @@ from symground.kernels.common.tiles import (
 #: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
 #: float32's three-part products take many registers, so heads beyond 64 have small tiles. Heads beyond 128 have larger
 #: ones again, because their products read them in chunks.
-#: dkdv has keys as a tile's rows. On sm_90 heads beyond 128 have 32, too few for wgmma: with 64 keys, 16 queries and 8
-#: warps, 2 stages touch local memory in the loop under Triton 3.9, and 3 or 4 do so under 3.6.
+#: dkdv has keys as a tile's rows. On sm_90 heads beyond 128 have 32, too few for wgmma: with 64 keys, 16 queries, 8 warps
+#: and 2 stages, the loop touches local memory for heads of 192 under Triton 3.8 and 3.9.
 TILES: dict[str, Tiles] = {
     "delta": Config(32, 32, 4, 1),  # a pass over rows, bound by memory: no BN
     "dq": {
@@ -60,13 +60,13 @@ TILES: dict[str, Tiles] = {
         ("gfx942", 4): {64: Config(32, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
     },
     "dkdv": {
-        ("sm_80", 2): {64: Config(64, 64, 4, 3), 128: Config(32, 64, 4, 2), 256: Config(64, 64, 8, 2)},
+        ("sm_80", 2): {64: Config(32, 128, 4, 2), 128: Config(32, 64, 4, 2), 256: Config(64, 64, 8, 2)},
         ("sm_80", 4): {
             32: Config(16, 32, 4, 1), 64: Config(16, 32, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 8, 1)},
         ("sm_86", 2): {64: Config(64, 128, 8, 3), 128: Config(64, 32, 4, 2), 256: Config(32, 32, 4, 1)},
         ("sm_86", 4): {
             32: Config(16, 64, 4, 1), 64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 8, 1)},
-        ("sm_90", 2): {64: Config(32, 64, 4, 2), 128: Config(32, 128, 8, 2), 256: Config(32, 32, 4, 1)},
+        ("sm_90", 2): {64: Config(32, 64, 4, 3), 128: Config(32, 64, 4, 3), 256: Config(64, 32, 8, 2)},
         ("sm_90", 4): {
             32: Config(32, 128, 8, 1), 64: Config(32, 32, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 8, 1)},
         ("sm_100", 2): {64: Config(64, 128, 8, 3), 128: Config(64, 128, 8, 3), 256: Config(32, 64, 4, 2)},
