@@ -161,7 +161,7 @@ class _Checkout:
 
 
 def main() -> int:
-    from benchmarks.common.paths import folder_of  # an earlier checkout, whose process runs this file, may lack it
+    from benchmarks.common.options import folder_of  # an earlier checkout, whose process runs this file, may lack it
 
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks before-after",

@@ -14,6 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common.measure import in_turns as measured_in_turns
+from benchmarks.common.options import integer
 from symground.ops.common import extension
 
 #: "stage: peer" that cannot run on this machine → the reason.
@@ -22,8 +23,8 @@ MISSING: dict[str, str] = {}
 
 def pytest_addoption(parser: Any) -> None:
     parser.addoption("--complete", action="store_true", help="also measure compiled peers, and memory at every length")
-    parser.addoption("--layers", type=int, default=12, help="layers of the traced GPT-2; the goals are for 12")
-    parser.addoption("--length", type=int, default=1024, help="tokens of the traced examples")
+    parser.addoption("--layers", type=integer(), default=12, help="layers of the traced GPT-2; the goals are for 12")
+    parser.addoption("--length", type=integer(), default=1024, help="tokens of the traced examples")
 
 
 class Replay:

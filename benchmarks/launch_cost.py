@@ -36,7 +36,7 @@ import triton  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.common.absent_gpu import absent_gpu  # noqa: E402
-from benchmarks.common.paths import json_file, new_file  # noqa: E402
+from benchmarks.common.options import integer, json_file, new_file  # noqa: E402
 from benchmarks.conftest import pytest_benchmark_update_machine_info as machine_info  # noqa: E402
 from benchmarks.scaling import processor  # noqa: E402
 from symground import ops  # noqa: E402
@@ -268,8 +268,10 @@ def main() -> int:
         "--before", type=json_file("a JSON file that an earlier run wrote with --out", "rows"),
         help="a JSON file of an earlier run, to show beside these",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--calls", type=int, default=10, help="calls in a round, of which the mean is taken")
+    parser.add_argument("--rounds", type=integer(), default=60, help="of which the least counts; default: %(default)s")
+    parser.add_argument(
+        "--calls", type=integer(), default=10, help="in a round, of which the mean is taken; default: %(default)s"
+    )
     arguments = parser.parse_args()
     before = {}
     if arguments.before:

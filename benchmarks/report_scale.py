@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from benchmarks.common.options import integer
 from symground.data import STUDY_NOUNS
 from symground.files import write_json
 from symground.reports import report
@@ -25,8 +26,8 @@ def main() -> None:
     """Make the tables, write the report, and print its time, memory and size."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("seeds", 5), ("checkpoints", 40), ("layers", 12), ("heads", 12), ("nouns", 100)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--contexts", type=int, default=10)
+        parser.add_argument(f"--{name}", type=integer(), default=default)
+    parser.add_argument("--contexts", type=integer(), default=10)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         study = made(Path(folder) / "study", asked)

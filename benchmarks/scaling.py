@@ -24,7 +24,7 @@ import torch  # noqa: E402
 
 from benchmarks.common import measure  # noqa: E402
 from benchmarks.common.memory import peak_in_subprocess  # noqa: E402
-from benchmarks.common.paths import new_file  # noqa: E402
+from benchmarks.common.options import new_file  # noqa: E402
 from benchmarks.conftest import pytest_benchmark_update_machine_info as machine_info  # noqa: E402
 from benchmarks.peers import score as score_peers  # noqa: E402
 

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.paths import folder_of
+from benchmarks.common.options import folder_of, integer
 from benchmarks.forecast import calibration
 from benchmarks.forecast.instructions import Loop, matrix_loops
 from benchmarks.forecast.multiprocessor import PROCESSORS, bounds, cycles, operations
@@ -208,13 +208,15 @@ def main() -> int:
     parser.add_argument("--architecture", nargs="+", choices=PROCESSORS, default=[*PROCESSORS])
     parser.add_argument("--kernel", nargs="+", choices=[*table.KERNELS, *table.ROW_SUMS], help="default: all")
     parser.add_argument("--dtype", nargs="+", choices=["bfloat16", "float32"], default=["bfloat16", "float32"])
-    parser.add_argument("--size", nargs="+", type=int, default=list(SIZES), help="head sizes")
+    parser.add_argument(
+        "--size", nargs="+", type=integer(1, 256), default=list(SIZES), help="head sizes; default: %(default)s"
+    )
     parser.add_argument("--candidates", action="store_true", help="tiles that might be faster; prints, saves nothing")
     parser.add_argument(
         "--beside", type=folder_of("a folder that `python -m benchmarks gpu` wrote", "tiles.json", "rows"),
         help="a folder of a GPU record: print its measurements beside forecasts",
     )  # fmt: skip
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 2)
+    parser.add_argument("--jobs", type=integer(), default=os.cpu_count() or 2, help="processes; default: %(default)s")
     arguments = parser.parse_args()
     if arguments.beside:
         return beside(arguments.beside, jobs=arguments.jobs)
@@ -262,7 +264,9 @@ def _print_candidates(rows: list[Forecast]) -> None:
         for place, x in enumerate(sorted(of, key=lambda x: -x.speed), 1):
             if place <= 6 or Config(*x.config) == now:
                 mark = " shipped" if Config(*x.config) == now else ""
-                print(f"  {place:>3}. {x.config} {x.speed:.0f} TFLOP/s, {x.programs} programs, {x.limit}{mark}")
+                print(
+                    f"  {place:>3}. {x.config} {x.speed:.0f} simulated TFLOP/s, {x.programs} programs, {x.limit}{mark}"
+                )
 
 
 def beside(folder: Path, results: Path = RESULTS, jobs: int = 1) -> int:

@@ -28,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common.paths import folder_of  # noqa: E402
+from benchmarks.common.options import folder_of, folder_to_write, seconds  # noqa: E402
 from benchmarks.gpu.context import NEEDS_CUDA, Context, Missing, Record  # noqa: E402
 
 #: Part → its seconds, of those parts that a run of eight minutes has for certain. Each may take twice as
@@ -140,20 +140,21 @@ def gpu_lacks() -> str | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the result files")
+    parser.add_argument("--out", type=folder_to_write, required=True, help="folder of the result files")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument(
         "--data", type=folder_of("the folder of a study that `symground data` prepared", "data"),
         help="folder of a study that was prepared on another machine, for the part `study`",
     )  # fmt: skip
-    parser.add_argument("--budget", type=float, default=540.0, help="seconds for all parts together")
+    parser.add_argument(
+        "--budget", type=seconds, default=540.0, help="seconds for all parts together; default: %(default)s"
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="run everything on a CPU, on tiny inputs, with interpreted kernels"
     )
     parser.add_argument("--inside", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--break", choices=PARTS, dest="broken", help=argparse.SUPPRESS)  # for the script's own test
     arguments = parser.parse_args()
-    arguments.out = arguments.out.resolve()
     arguments.data = arguments.data.resolve() if arguments.data else None
     if arguments.inside:
         inside(arguments)

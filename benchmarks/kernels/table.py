@@ -33,6 +33,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from benchmarks.common.devices import DEVICES  # noqa: E402
+from benchmarks.common.options import integer  # noqa: E402
 from benchmarks.kernels.machine_code import Resources, of_amdgcn, of_cubin  # noqa: E402
 from benchmarks.kernels.offsets import narrow_products  # noqa: E402
 from benchmarks.kernels.page import updated  # noqa: E402
@@ -317,16 +318,19 @@ def main() -> int:
     parser.add_argument(
         "--dtype", nargs="+", choices=["bfloat16", "float16", "float32"], default=["bfloat16", "float32"]
     )
-    parser.add_argument("--head-size", nargs="*", type=int, default=list(HEAD_SIZES), help="of the attention kernels")
+    parser.add_argument(
+        "--head-size", nargs="+", type=integer(1, HEAD_SIZES[-1]), default=list(HEAD_SIZES), metavar="SIZE",
+        help="of the attention kernels; default: all",
+    )  # fmt: skip
     parser.add_argument("--kernel", nargs="+", choices=ALL)
     parser.add_argument(
         "--config",
         nargs=4,
-        type=int,
+        type=integer(),
         metavar=("BM", "BN", "WARPS", "STAGES"),
         help="compile this configuration instead of the table's",
     )
-    parser.add_argument("--length", type=int, default=1024, help="queries and keys")
+    parser.add_argument("--length", type=integer(), default=1024, help="queries and keys; default: %(default)s")
     parser.add_argument(
         "--all-options",
         action="store_true",

@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.common.paths import json_file, new_file
+from benchmarks.common.options import json_file, new_file
 from benchmarks.peers.attention import COMPILED_EAGER, EAGER, FLASH, FLASH_ATTN, FLEX, NO_SALIENCY, SDPA, SYMGROUND
 from benchmarks.summary.goals import Row, machine_of, rows_of, table
 

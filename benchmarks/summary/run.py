@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.common import measure
-from benchmarks.common.paths import json_file
+from benchmarks.common.options import folder_to_write, json_file
 from benchmarks.summary.picture import picture
 from benchmarks.summary.tables import machine_line, markdown, terminal
 from benchmarks.summary.verdict import collected, slower
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--only", nargs="+", default=(), metavar="SUITE", help=f"{', '.join(SUITES)}; all by default")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/bench"), help="folder of the results: SUITE.json, bench.*"
+        "--out", type=folder_to_write, default=Path("runs/bench"), help="folder of the results: SUITE.json, bench.*"
     )
     parser.add_argument(
         "--compare", type=json_file("an older bench.json", "rows"), help="an older bench.json; print what is slower now"
@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     try:
         require("pytest_benchmark", "benchmarks", "symground[test]")
-        return bench(given.only, given.out.resolve(), given.compare, given.again)
+        return bench(given.only, given.out.absolute(), given.compare, given.again)
     except (ValueError, ImportError) as error:
         print(error, file=sys.stderr)
         return 1

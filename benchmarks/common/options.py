@@ -1,7 +1,8 @@
-"""The paths that options take, checked before anything is measured; argparse puts the option's name before an error."""
+"""What options take, checked before anything is measured; argparse puts the option's name before an error."""
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,39 @@ def new_file(text: str) -> Path:
     if path.is_dir() or not path.parent.is_dir():
         raise ArgumentTypeError(f"expected a file to write, in a folder that exists; got {text}")
     return path
+
+
+def folder_to_write(text: str) -> Path:
+    """A folder that is there, or can be made."""
+    path = Path(text).absolute()
+    there = next(x for x in (path, *path.parents) if x.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ArgumentTypeError(f"expected a folder, or a name for one; {there} is no folder to write in; got {text}")
+    return path
+
+
+def integer(least: int = 1, most: int | None = None) -> Callable[[str], int]:
+    """A whole number from ``least`` to ``most``."""
+
+    def check(text: str) -> int:
+        found = int(text) if text.removeprefix("-").isdecimal() else None
+        if found is None or found < least or (most is not None and found > most):
+            span = f"of at least {least}" if most is None else f"from {least} to {most}"
+            raise ArgumentTypeError(f"expected a whole number {span}; got {text}")
+        return found
+
+    return check
+
+
+def seconds(text: str) -> float:
+    """A number above 0."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise ArgumentTypeError(f"expected seconds, a number above 0; got {text}")
+    return found
 
 
 def _read(file: Path, message: str, fields: tuple[str, ...]) -> None:

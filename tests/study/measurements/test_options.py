@@ -1,9 +1,10 @@
-"""Every option of ``python -m benchmarks`` that takes a path names itself, what it expected and what came."""
+"""Each option of ``python -m benchmarks`` for a path or a number names itself, what it expected and what came."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -27,6 +28,18 @@ READ = {
     ("gpu", "--data"): ("data", None),
 }
 WRITTEN = (("plot", "--out"), ("launch-cost", "--out"), ("scaling", "--out"))
+FOLDERS = (("gpu", "--out"), ("suites", "--out"))
+#: Measurement → its options that take a whole number, and numbers that are too small or too large.
+NUMBERS = {
+    ("kernels", "--head-size"): ("0", "-64", "257"),
+    ("kernels", "--length"): ("0", "-3"),
+    ("forecast", "--size"): ("0", "-64", "300"),
+    ("forecast", "--jobs"): ("0",),
+    ("launch-cost", "--rounds"): ("0",),
+    ("launch-cost", "--calls"): ("0", "-1"),
+    ("report", "--seeds"): ("0",),
+    ("report", "--contexts"): ("-1",),
+}
 
 
 Patch, Capture = pytest.MonkeyPatch, pytest.CaptureFixture[str]
@@ -79,17 +92,41 @@ def test_a_file_that_cannot_be_written(
         assert f"argument {option}: expected a file to write, in a folder that exists; got {path}" in said
 
 
+@pytest.mark.parametrize(("name", "option"), FOLDERS)
+def test_a_folder_that_cannot_be_written(
+    name: str, option: str, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for path in (file, file / "below"):
+        said = refused(name, [option, str(path)], monkeypatch, capsys)
+        assert f"argument {option}: expected a folder, or a name for one; " in said
+        assert f"; got {path}" in said
+
+
+@pytest.mark.parametrize(("name", "option"), NUMBERS)
+def test_a_number_that_is_none(name: str, option: str, monkeypatch: Patch, capsys: Capture) -> None:
+    for came in (*NUMBERS[name, option], "1.5", "many", ""):
+        said = refused(name, [f"{option}={came}"], monkeypatch, capsys)
+        assert f"argument {option}: expected a whole number " in said
+        assert f"; got {came}" in said
+
+
+@pytest.mark.parametrize("came", ["0", "-5", "inf", "nan", "long"])
+def test_seconds_that_are_none(came: str, monkeypatch: Patch, capsys: Capture) -> None:
+    said = refused("gpu", ["--out", "results", f"--budget={came}"], monkeypatch, capsys)
+    assert f"argument --budget: expected seconds, a number above 0; got {came}" in said
+
+
 def test_these_are_all() -> None:
-    """No option of a measurement takes a path that is not checked."""
+    """No option of a measurement takes a path or a number that is not checked, but one that checks it by itself."""
     root = Path(importlib.import_module("benchmarks").__file__ or "").parent
     unchecked = {
-        f"{file.relative_to(root)}: {line.strip()}"
+        str(file.relative_to(root))
         for file in root.rglob("*.py")
-        for line in file.read_text(encoding="utf-8").splitlines()
-        if "type=Path" in line
+        if re.search(r"type=(Path|int|float)\b", file.read_text(encoding="utf-8"))
     }
-    assert {line.partition(":")[0] for line in unchecked} == {"summary/run.py", "gpu/record.py"}
-    assert all("out" in line and ("folder" in line) for line in unchecked)
+    assert unchecked == {"before_after.py"}  # whose --rounds says what it expects
 
 
 @pytest.mark.parametrize(("name", "option"), [key for key in READ if key[0] != "gpu"])
