@@ -211,7 +211,7 @@ def _found(part: Part, told: _Told, code: int | None, errors: str) -> tuple[list
     elif code:
         why = _ending(code, errors)
     elif not told.ended or case or left:
-        why = "its process ended early, with exit code 0"
+        why = "its process ended early (exit code 0)"
     else:
         return findings, told.more
     if part.what == "loads":
@@ -229,7 +229,8 @@ def _ending(code: int, errors: str) -> str:
     if code < 0:
         return f"its process was ended by {_signal(-code)}"
     lines = errors.rpartition("Traceback (most recent call last):")[2].splitlines()
-    return next((line.strip() for line in lines if re.match(r"\S", line)), f"exit code {code}")
+    early = f"its process ended early (exit code {code})"
+    return next((line.strip() for line in lines if re.match(r"\S", line)), early)
 
 
 def _signal(number: int) -> str:

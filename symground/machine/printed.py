@@ -13,6 +13,8 @@ from symground.machine.finding import Finding
 _WIDTH = 120
 #: Parts that say themselves what to do.
 _TELLING = (DISABLE, "driver", "CUDA libraries")
+#: Packages that transformers takes to be usable where they are installed.
+_OF_TRANSFORMERS = ("flash_attn", "mamba_ssm", "causal_conv1d")
 
 
 def lines(versions: dict[str, str], findings: list[Finding]) -> Iterator[str]:
@@ -40,12 +42,12 @@ def lines(versions: dict[str, str], findings: list[Finding]) -> Iterator[str]:
         if finding.part in _TELLING:
             yield from _wrapped(f"{finding.status}: {finding.part}: {finding.said}")
     wrong = [f for f in findings if f.status == "wrong"]
-    alike = groupby((f for f in wrong if f.part not in _TELLING), lambda f: (f.part, f.device, f.dtype, f.said))
-    for (part, device, dtype, said), group in alike:
+    alike = groupby((f for f in wrong if f.part not in _TELLING), lambda f: f._replace(op="", error=None, eager=None))
+    for finding, group in alike:
         calls = [f.op for f in group if f.op]
         more = f" and {len(calls) - 1} more" if len(calls) > 1 else ""
-        where = ", ".join(filter(None, (device, dtype, *calls[:1])))
-        yield from _wrapped(f"wrong: {part} ({where}{more}): {said}. {_without(part)}".rstrip())
+        where = ", ".join(filter(None, (finding.device, finding.dtype, *calls[:1])))
+        yield from _wrapped(f"wrong: {finding.part} ({where}{more}): {finding.said}. {_without(finding)}".rstrip())
     if wrong:
         yield f"{len(wrong)} wrong"
     else:
@@ -73,12 +75,18 @@ def _accuracy(compared: Iterable[Finding]) -> Iterator[str]:
         yield f"{name:<32}{count:<24}{worst.error:.1e}, PyTorch's {worst.eager:.1e}, in {worst.op}"
 
 
-def _without(part: str) -> str:
+def _without(finding: Finding) -> str:
     """How to go on without a part, and without what is switched off already."""
+    part, loads = finding.part, not finding.dtype
     if part in ("Python and torch", "picked", "time"):
         return ""
+    if part == "triton" and loads and finding.more:  # an exception is no matter for torch
+        return (
+            "torch imports it with its compiler, so it is not enough to switch it off: install it again, or remove it"
+        )
     before = [name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()]
-    return f"To go on without it: {DISABLE}={','.join([*before, part])}"
+    also = "; transformers may import it too, unless it is removed" if part in _OF_TRANSFORMERS and loads else ""
+    return f"To go on without it: {DISABLE}={','.join([*before, part])}{also}"
 
 
 def _wrapped(text: str) -> list[str]:

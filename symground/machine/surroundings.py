@@ -38,7 +38,8 @@ def driver() -> Driver:
     try:
         library = ctypes.CDLL(name)
     except OSError as error:
-        return Driver(None, str(error), 0, None)
+        missing = isinstance(error, FileNotFoundError) or (name in str(error) and "No such file" in str(error))
+        return Driver(None if missing else name, str(error), 0, None)
     path = next((line.split()[-1] for line in _maps().splitlines() if "/libcuda.so" in line), name)
     number = ctypes.c_int(0)
     try:

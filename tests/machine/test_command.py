@@ -147,18 +147,28 @@ def test_a_package_that_does_not_import_is_named_and_the_rest_goes_on(
     assert f"wrong: {package} (cpu): " in out
     assert said in out
     assert f"SYMGROUND_DISABLE={package}" in out
+    assert ("transformers may import it too" in out) == (package != "triton")
     assert "25 of 25 calls right" in out
     assert ", does not import" in out
     assert f"loading: {package}, cpu" in captured.err
     assert "comparing: torch, cpu, float32" in captured.err
 
 
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("os.abort()", "its process was ended by SIGABRT when it was loaded"),
+        ("os._exit(7)", "its process ended early (exit code 7) when it was loaded"),
+    ],
+)
 def test_a_triton_that_ends_torch_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fault: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken("triton", "import os; os.abort()", tmp_path, monkeypatch)
+    broken("triton", f"import os; {fault}", tmp_path, monkeypatch)
     assert Check().run() == 1
-    assert "wrong: triton (cpu): its process was ended by SIGABRT when it was loaded" in capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"wrong: triton (cpu): {said}. torch imports it with its compiler, so it is not enough" in out
+    assert "SYMGROUND_DISABLE=triton" not in out  # which would not keep torch from importing it
 
 
 @pytest.mark.slow

@@ -53,9 +53,9 @@ FAULTS = {
     "{}['a key']": ("KeyError: 'a key'", True),
     "os.abort()": ("its process was ended by SIGABRT", False),
     "os.kill(os.getpid(), 40)": ("its process was ended by signal 40", False),
-    "os._exit(0)": ("its process ended early, with exit code 0", False),
-    "sys.exit(0)": ("its process ended early, with exit code 0", False),
-    "os._exit(3)": ("exit code 3", False),
+    "os._exit(0)": ("its process ended early (exit code 0)", False),
+    "sys.exit(0)": ("its process ended early (exit code 0)", False),
+    "os._exit(3)": ("its process ended early (exit code 3)", False),
     "import time; time.sleep(1000)": ("it said nothing for 45 seconds", False),
     "return found, lse": ("", True),
 }
@@ -140,7 +140,7 @@ def test_of_an_error_the_line_is_shown_that_says_what_happened(error: Exception,
 def test_of_a_traceback_the_first_line_of_the_message_is_shown() -> None:
     errors = "a warning\nTraceback (most recent call last):\n  File 'x'\n    f()\nOSError: no libcudart\nCompile with\n"
     assert parts._ending(1, errors) == "OSError: no libcudart"
-    assert parts._ending(3, "") == "exit code 3"
+    assert parts._ending(3, "") == "its process ended early (exit code 3)"
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from symground.machine.parts import Part, run_one
-from symground.machine.surroundings import Driver, built_for, doubled, of_driver, versions
+from symground.machine.surroundings import Driver, built_for, doubled, driver, of_driver, versions
 
 GOOD = Driver("/usr/lib/libcuda.so.550", "", 0, (12, 4))
 
@@ -53,6 +54,26 @@ def test_a_driver_and_what_to_do(driver: Driver, wanted: str | None, available: 
     assert status == "right" or "everything runs on the CPU" in found.said
 
 
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [
+        (OSError("libcuda.so.1: cannot open shared object file: No such file or directory"), "absent"),
+        (OSError("Error loading shared library libcuda.so.1: No such file or directory"), "absent"),  # musl
+        (FileNotFoundError("Could not find module 'nvcuda.dll'"), "absent"),
+        (OSError("/opt/libcuda.so.1: file too short"), "wrong"),
+        (OSError("libcuda.so.1: wrong ELF class: ELFCLASS32"), "wrong"),
+        (OSError("libnvidia-ptxjit.so.1: cannot open shared object file: No such file or directory"), "wrong"),
+    ],
+)
+def test_a_driver_that_does_not_load_is_absent_or_broken(
+    raised: OSError, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ctypes.CDLL", Mock(side_effect=raised))
+    found = of_driver(driver(), "12.8", False)
+    assert found.status == status
+    assert str(raised) in found.said
+
+
 def test_gpus_that_the_user_hides_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert "(CUDA_VISIBLE_DEVICES is '')" in of_driver(GOOD._replace(result=100), "12.8", False).said
@@ -88,8 +109,7 @@ DRIVERS = {
     "#include <stdlib.h>\nint cuInit(unsigned flags) { abort(); }" + VERSION: (
         "its process was ended by SIGABRT when the driver was asked, so everything runs on the CPU"
     ),
-    "#include <stdlib.h>\nint cuInit(unsigned flags) { exit(0); }"
-    + VERSION: "its process ended early, with exit code 0",
+    "#include <stdlib.h>\nint cuInit(unsigned flags) { exit(0); }" + VERSION: "its process ended early (exit code 0)",
 }
 
 
