@@ -31,8 +31,8 @@ from symground.kernels.common.tiles import (
 #: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
 #: float32's three-part products take many registers, so heads beyond 64 have small tiles. Heads beyond 128 have larger
 #: ones again, because their products read them in chunks.
-#: dkdv has keys as a tile's rows. On sm_90 heads beyond 128 have 32, too few for wgmma: with 64 keys, 16 queries, 8 warps
-#: and 2 stages, the loop touches local memory for heads of 192 under Triton 3.8 and 3.9.
+#: dkdv has keys as a tile's rows. On sm_90 heads beyond 128 have 32, too few for wgmma: with 64 keys, 16 queries, 8
+#: warps and 2 stages, the loop touches local memory for heads of 192 under Triton 3.8 and 3.9.
 TILES: dict[str, Tiles] = {
     "delta": Config(32, 32, 4, 1),  # a pass over rows, bound by memory: no BN
     "dq": {

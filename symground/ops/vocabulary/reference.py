@@ -7,8 +7,7 @@ from torch import Tensor
 
 from symground.ops.common import needs
 from symground.ops.common.derivatives import product
-from symground.ops.common.tensors import accumulation_dtype
-from symground.ops.vocabulary.lens import Lens
+from symground.ops.vocabulary.lens import Lens, in_one_pass
 
 refuses = needs.nothing
 
@@ -19,10 +18,9 @@ def candidate_surprisal(hidden: Tensor, weight: Tensor, candidates: Tensor, bias
 
 
 def lens_surprisal(hidden: Tensor, lens: Lens, weight: Tensor, candidates: Tensor, bias: Tensor | None) -> Tensor:
-    found = [candidate_surprisal(lens.normed(h), weight, candidates, bias) for h in lens.translated(hidden)]
-    if found:
-        return torch.stack(found)
-    return hidden.new_empty(*hidden.shape[:2], candidates.shape[-1], dtype=accumulation_dtype(hidden))
+    if not len(hidden):  # nothing to stack, and yet a gradient for each argument
+        return in_one_pass(candidate_surprisal)(hidden, lens, weight, candidates, bias)
+    return torch.stack([candidate_surprisal(lens.normed(h), weight, candidates, bias) for h in lens.translated(hidden)])
 
 
 def linear_cross_entropy(
