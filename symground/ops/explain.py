@@ -61,6 +61,7 @@ def explain(*args: Any, impl: str | None = None, **kw: Any) -> Explanation:
     Raises:
         ValueError: an argument is wrong, ``impl`` included; as of the op, or "op: …" for a name that is none. An
             implementation that exists and does not run here is no error: the result says so.
+        TypeError: an argument is missing or has a name that the op does not know.
 
     Source: no formula; the rules are those of the implementations: ``refuses``, ``lacks`` and ``declines``.
 
