@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NEEDS_CUDA = "needs CUDA"
 #: The number of characters of a process's output that are kept.
 TAIL = 3000
-#: Part → the packages that it imports and that may be missing.
+#: Part → what it imports and what may be missing, or lack something itself.
 NEEDS: dict[str, tuple[str, ...]] = {
     "machine": ("torch",), "gate": ("torch", "pytest"), "tests": ("pytest",), "sanitizer": (),
     **dict.fromkeys(
@@ -24,7 +24,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
         ("torch", "triton"),
     ),
     "mamba": ("torch", "triton", "transformers"),
-    **dict.fromkeys(("training", "study", "trace", "llava"), ("torch", "transformers")),
+    **dict.fromkeys(("trace", "llava"), ("torch", "transformers")),
+    **dict.fromkeys(("training", "study"), ("torch", "transformers", "symground.training")),
 }  # fmt: skip
 
 

@@ -18,7 +18,6 @@ from benchmarks.peers import gate as gate_peers
 from benchmarks.peers import mamba as mamba_peers
 from benchmarks.peers import surprisal as surprisal_peers
 from benchmarks.peers import trace as trace_peers
-from benchmarks.peers import training as training_peers
 from benchmarks.peers.attention import Peer
 from symground import ops
 
@@ -286,6 +285,8 @@ def _mamba_error(c: Context, stage: str, shape: mamba_peers.Shape) -> float:
 
 def training(c: Context) -> None:
     """Measure a training step of the study's GPT-2, 12 layers of width 768, beside its peers."""
+    from benchmarks.peers import training as training_peers  # it has dependencies that the other parts do without
+
     shapes = [training_peers.Shape("gpt2-12l-768", 32, 512, 12_714, precision) for precision in c.dtypes]
     if c.dry:
         shapes = [training_peers.Shape("gpt2-4l", 2, 8, 50)]

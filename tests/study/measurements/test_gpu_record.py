@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,30 @@ def record(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, str(SCRIPT), "--out", str(out), *arguments], cwd=out, env=environment, capture_output=True,
         text=True,
     )  # fmt: skip
+
+
+def test_a_part_imports_no_more_than_its_needs() -> None:
+    """The machine has torch, Triton, NumPy, pytest and transformers, and nothing can be installed on it."""
+    others = {re.match(r"[\w-]+", line)[0] for line in requires("symground") or () if "extra" not in line}  # type: ignore[index]
+    others -= {"torch", "numpy", "transformers", "tokenizers", "safetensors", "filelock", "rich"}  # transformers' own
+    assert "tyro" in others
+    code = f"""
+import importlib, sys
+sys.modules.update(dict.fromkeys({sorted(others)}))
+from benchmarks.gpu.context import NEEDS
+from benchmarks.gpu.record import MODULES, PARTS
+for part in PARTS:
+    importlib.import_module("benchmarks.gpu." + MODULES.get(part, "timings"))
+lacking = []
+for name in {{name for needs in NEEDS.values() for name in needs}}:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        lacking.append(name)
+assert lacking == ["symground.training"], lacking
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def parts(out: Path) -> dict[str, Any]:
