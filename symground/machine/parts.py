@@ -211,7 +211,7 @@ def _found(part: Part, told: _Told, code: int | None, errors: str) -> tuple[list
     elif code:
         why = _ending(code, errors)
     elif not told.ended or case or left:
-        why = "its process ended early (exit code 0)"
+        why = _ending(code, "")
     else:
         return findings, told.more
     if part.what == "loads":
