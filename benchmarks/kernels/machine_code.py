@@ -6,11 +6,12 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import triton
+
+from benchmarks.kernels.control_flow import names_in_loops
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -34,23 +35,12 @@ def printed(cubin: bytes, tool: str, *flags: str) -> str:
 
 def of_cubin(cubin: bytes) -> Resources:
     usage, sass = printed(cubin, "cuobjdump", "--dump-resource-usage"), printed(cubin, "nvdisasm", "-c")
-    lines = sass.splitlines()
-    looped = {i for start, end in _loops(lines) for i in range(start, end + 1)}
     return Resources(
         registers=int(re.search(r"REG:(\d+)", usage)[1]),  # type: ignore[index]
         stack=int(re.search(r"STACK:(\d+)", usage)[1]),  # type: ignore[index]
-        local_in_loop=sum(bool(re.search(r"\b(LDL|STL)\b", lines[i])) for i in looped),
+        local_in_loop=sum(name.startswith(("LDL", "STL")) for name in names_in_loops(sass)),
         matrix=Counter(re.findall(r"\b(HGMMA|HMMA|UTCHMMA|UTCQMMA|UTCMMA)\b", sass)),
     )
-
-
-def _loops(lines: list[str]) -> Iterator[tuple[int, int]]:
-    """(first, last) line of every loop: a branch back to a label, except the branch to itself at a kernel's end."""
-    labels = {match[1]: i for i, line in enumerate(lines) if (match := re.match(r"^(\.L_x_\d+):", line.strip()))}
-    for i, line in enumerate(lines):
-        match = re.search(r"\bBRA(?:\.\w+)*\b.*?`\((\.L_x_\d+)\)", line)
-        if match and labels.get(match[1], i) < i - 2:
-            yield labels[match[1]], i
 
 
 def of_amdgcn(text: str) -> Resources:
