@@ -32,13 +32,19 @@ def attention(
     query_groups: Tensor | None = None,
     key_groups: Tensor | None = None,
     *,
+    softcap: float | None = None,
+    sink: Tensor | None = None,
+    slopes: Tensor | None = None,
+    segments: Tensor | None = None,
+    blocks: Tensor | None = None,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention, softmax(q kᵀ · scale) v, with optional probes for its saliency.
 
     Args:
-        q: queries [B,H,T,D], D from 1 to 256.
-        k, v: keys and values [B,Hk,S,D]. Hk divides H, and query head h uses key head h // (H/Hk).
+        q: queries [B,H,T,D], D from 1 to 576.
+        k, v: keys [B,Hk,S,D] and values [B,Hk,S,Dv], Dv from 1 to 576. Hk divides H, and query head h uses key head
+            h // (H/Hk).
         causal: query i sees keys j <= i + S - T (aligned bottom-right).
         scale: multiplies q kᵀ; default D ** -0.5.
         key_range: [B,2] int, first and one-past-last valid key of each example (left or right padding). Other keys and
@@ -50,19 +56,28 @@ def attention(
             S_h[i,j] = gate_h · A_h[i,j] · ⟨dO_h[i], V_h[j]⟩.
         flow_probe: [B,H,Gq,Gk], likewise. Its gradient is the flow F_h[a,b] = Σ_{i∈a, j∈b} |S_h[i,j]|.
         query_groups, key_groups: [B,T] and [B,S] int group ids for ``flow_probe``; -1 is in no group.
+        softcap: c > 0; the scores s = q kᵀ · scale become c · tanh(s / c).
+        sink: [H]; one more logit in each row's softmax, of no value. So a row of A sums to at most 1.
+        slopes: [H]; slope_h · (j - (i + S - T)) is added to the scores, after ``softcap`` (ALiBi).
+        segments: [B,S] int; query i, which has the id of key i + S - T, sees only keys of its own id (texts packed into
+            one row, chunks). Needs T <= S.
+        blocks: [B,S] int, -1 for none; positions of the same block also see each other both ways, beside what
+            ``causal`` and ``window`` let them see (prefixes, the patches of a picture). ``segments`` and ``key_range``
+            hold for them too. Needs T <= S.
         impl: None picks by device and by what is asked for (:func:`symground.ops.explain` says what, and why). A named
             implementation is never replaced by another.
 
     Returns:
-        out [B,H,T,D] in the dtype of q, and lse [B,H,T], the natural logarithm of the softmax's denominator, in float32
-        (float64 for float64 inputs) and not differentiable. A query with no valid key has output 0, gradient 0,
-        saliency 0 and lse -inf.
+        out [B,H,T,Dv] in the dtype of q, and lse [B,H,T], the natural logarithm of the softmax's denominator, in
+        float32 (float64 for float64 inputs) and not differentiable. A query with no valid key has output 0, gradient 0,
+        saliency 0 and lse -inf, or the sink.
 
     Raises:
         ValueError: an argument has a wrong shape, dtype, device or value; the message names it.
         NotImplementedError: a second or forward-mode derivative was requested; only ``impl="reference"`` has them.
 
-    Source: attention, Vaswani et al. 2017; the saliency, Wang et al. 2023 ("Label words are anchors"), equation 1.
+    Source: attention, Vaswani et al. 2017; the saliency, Wang et al. 2023 ("Label words are anchors"), equation 1;
+    ``slopes``, Press et al. 2022 (ALiBi); ``sink``, Xiao et al. 2024 and gpt-oss; ``softcap``, Gemma 2.
 
     Example:
         >>> q, k, v = (torch.randn(1, 2, 5, 8) for _ in range(3))
@@ -70,10 +85,11 @@ def attention(
         >>> torch.allclose(out, torch.softmax(q @ k.mT / 8**0.5, -1) @ v, atol=1e-5)
         True
     """
-    mixing = check_attention(q, k, v, Mixing(causal, scale, key_range, window, gate))
-    given = GradientProbes(saliency_probe, flow_probe, query_groups, key_groups)
-    probes = check_probes(given, (*q.shape[:3], k.shape[2]), "q", q)
-    out, lse = choose("attention", IMPLEMENTATIONS, impl, q, k, mixing)(q, k, v, mixing, probes)
+    given = Mixing(causal, scale, key_range, window, gate, softcap, sink, slopes, segments, blocks)
+    mixing = check_attention(q, k, v, given)
+    of_probes = GradientProbes(saliency_probe, flow_probe, query_groups, key_groups)
+    probes = check_probes(of_probes, (*q.shape[:3], k.shape[2]), "q", q)
+    out, lse = choose("attention", IMPLEMENTATIONS, impl, q, k, mixing, v)(q, k, v, mixing, probes)
     return out, lse
 
 
@@ -90,13 +106,19 @@ def attention_saliency(
     key_range: Tensor | None = None,
     window: int | None = None,
     gate: Tensor | None = None,
+    softcap: float | None = None,
+    sink: Tensor | None = None,
+    slopes: Tensor | None = None,
+    segments: Tensor | None = None,
+    blocks: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
     """I = |Σ_h A_h ∘ ∂L/∂A_h|, the saliency of a layer, from (q, k, v, dO, LSE).
 
     Args:
-        q, k, v, causal, scale, key_range, window, gate: as in :func:`symground.ops.attention`.
-        grad_out: [B,H,T,D] gradient of L with respect to the op's output, L summed over examples.
+        q, k, v, causal, scale, key_range, window, gate, softcap, sink, slopes, segments, blocks: as in
+            :func:`symground.ops.attention`.
+        grad_out: [B,H,T,Dv] gradient of L with respect to the op's output, L summed over examples.
         lse: [B,H,T] natural-log log-sum-exp of the forward pass.
         signed: return Σ_h S_h without its absolute value.
         impl: None picks by device.
@@ -119,10 +141,13 @@ def attention_saliency(
         >>> torch.allclose(found, by_hand, atol=1e-5)
         True
     """
-    mixing = check_attention(q, k, v, Mixing(causal, scale, key_range, window, gate))
-    check_saliency(q, grad_out, lse)
+    given = Mixing(causal, scale, key_range, window, gate, softcap, sink, slopes, segments, blocks)
+    mixing = check_attention(q, k, v, given)
+    check_saliency(q, v, grad_out, lse)
     signed = check.flag("signed", signed)
-    total: Tensor = choose("attention_saliency", IMPLEMENTATIONS, impl, q)(q, k, v, grad_out, lse, mixing, signed)
+    total: Tensor = choose("attention_saliency", IMPLEMENTATIONS, impl, q, None, mixing, v)(
+        q, k, v, grad_out, lse, mixing, signed
+    )
     return total
 
 
@@ -139,13 +164,19 @@ def attention_saliency_rows(
     key_range: Tensor | None = None,
     window: int | None = None,
     gate: Tensor | None = None,
+    softcap: float | None = None,
+    sink: Tensor | None = None,
+    slopes: Tensor | None = None,
+    segments: Tensor | None = None,
+    blocks: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
     """S_h[i,j] = gate_h · A_h[i,j] · ⟨dO_h[i], V_h[j]⟩ for the queries i in ``rows``, signed, per head.
 
     Args:
-        q, k, v, causal, scale, key_range, window, gate: as in :func:`symground.ops.attention`.
-        grad_out: [B,H,T,D] gradient of L with respect to the op's output.
+        q, k, v, causal, scale, key_range, window, gate, softcap, sink, slopes, segments, blocks: as in
+            :func:`symground.ops.attention`.
+        grad_out: [B,H,T,Dv] gradient of L with respect to the op's output.
         lse: [B,H,T] natural-log log-sum-exp of the forward pass.
         rows: [B,R] int, query positions in [0, T).
         impl: None picks by device.
@@ -167,13 +198,16 @@ def attention_saliency_rows(
         >>> torch.allclose(found, by_hand[:, :, [4]], atol=1e-5)
         True
     """
-    mixing = check_attention(q, k, v, Mixing(causal, scale, key_range, window, gate))
-    check_saliency(q, grad_out, lse)
+    given = Mixing(causal, scale, key_range, window, gate, softcap, sink, slopes, segments, blocks)
+    mixing = check_attention(q, k, v, given)
+    check_saliency(q, v, grad_out, lse)
     check.has_shape("rows", rows, "B,R", (q.shape[0], None))
     rows = check.integers("rows", rows)
     check.matches("rows", rows, "q", q, dtype=False)
     check.values((rows >= 0) & (rows < q.shape[2]), "rows: expected positions in [0, T)", rows, T=q.shape[2])
-    out: Tensor = choose("attention_saliency_rows", IMPLEMENTATIONS, impl, q)(q, k, v, grad_out, lse, mixing, rows)
+    out: Tensor = choose("attention_saliency_rows", IMPLEMENTATIONS, impl, q, None, mixing, v)(
+        q, k, v, grad_out, lse, mixing, rows
+    )
     return out
 
 
@@ -193,14 +227,20 @@ def attention_flow(
     key_range: Tensor | None = None,
     window: int | None = None,
     gate: Tensor | None = None,
+    softcap: float | None = None,
+    sink: Tensor | None = None,
+    slopes: Tensor | None = None,
+    segments: Tensor | None = None,
+    blocks: Tensor | None = None,
     with_matrix_total: bool = True,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """F_h[a,b] = Σ_{i∈a, j∈b} |S_h[i,j]| and its row and matrix totals.
 
     Args:
-        q, k, v, causal, scale, key_range, window, gate: as in :func:`symground.ops.attention`.
-        grad_out: [B,H,T,D] gradient of L with respect to the op's output.
+        q, k, v, causal, scale, key_range, window, gate, softcap, sink, slopes, segments, blocks: as in
+            :func:`symground.ops.attention`.
+        grad_out: [B,H,T,Dv] gradient of L with respect to the op's output.
         lse: [B,H,T] natural-log log-sum-exp of the forward pass.
         query_groups, key_groups: [B,T] and [B,S] int; -1 is in no group, yet counts in the totals.
         num_query_groups, num_key_groups: the numbers of groups. None takes them from the ids, which waits for a GPU.
@@ -227,11 +267,12 @@ def attention_flow(
         >>> torch.allclose(flow[:, :, 0, 1], by_hand[:, :, :2, 2:4].sum((-1, -2)), atol=1e-5)
         True
     """
-    mixing = check_attention(q, k, v, Mixing(causal, scale, key_range, window, gate))
-    check_saliency(q, grad_out, lse)
+    given = Mixing(causal, scale, key_range, window, gate, softcap, sink, slopes, segments, blocks)
+    mixing = check_attention(q, k, v, given)
+    check_saliency(q, v, grad_out, lse)
     sizes = (q.shape[0], q.shape[2], k.shape[2])
     groups = check_groups(query_groups, key_groups, num_query_groups, num_key_groups, sizes, "q", q)
     with_matrix_total = check.flag("with_matrix_total", with_matrix_total)
-    run = choose("attention_flow", IMPLEMENTATIONS, impl, q)
+    run = choose("attention_flow", IMPLEMENTATIONS, impl, q, None, mixing, v)
     flow, row_total, matrix_total = run(q, k, v, grad_out, lse, mixing, groups, with_matrix_total)
     return flow, row_total, matrix_total if with_matrix_total else None

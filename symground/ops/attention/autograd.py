@@ -28,6 +28,7 @@ class Gradients(NamedTuple):
     v: Tensor | None
     saliency: Tensor | None  # [B,T,S], signed
     flow: Tensor | None  # [B,H,Gq,Gk]
+    slopes: Tensor | None = None  # [H]
 
 
 class Backend(NamedTuple):
@@ -35,9 +36,9 @@ class Backend(NamedTuple):
 
     Attributes:
         forward: (q, k, v, mixing) → out, gated, and lse. The output of a head whose gate is 0 is not computed.
-        backward: (grad_out, q, k, v, out, lse, mixing, saliency, groups) → the gradients of q, k and v. It may also
-            give the saliency if ``saliency`` and the flow if there are groups; where it gives None, the functions
-            below compute them.
+        backward: (grad_out, q, k, v, out, lse, mixing, saliency, groups) → the gradients of q, k and v, and of the
+            slopes if there are any. It may also give the saliency if ``saliency`` and the flow if there are groups;
+            where it gives None, the functions below compute them.
         saliency: (q, k, v, grad_out, lse, mixing, signed) → [B,T,S].
         flow: (q, k, v, grad_out, lse, mixing, groups, matrix_total); if ``matrix_total`` is False, that sum
             may be anything.
@@ -54,7 +55,7 @@ class Backend(NamedTuple):
         self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing, of_qkv: bool,
         saliency: bool, groups: Groups,
     ) -> Gradients:  # fmt: skip
-        """The gradients of q, k and v if ``of_qkv``, the saliency if ``saliency``, the flow if there are groups."""
+        """The gradients of q, k, v and slopes if ``of_qkv``, saliency if ``saliency``, flow if there are groups."""
         found = Gradients(None, None, None, None, None)
         if of_qkv:
             found = self.backward(grad_out, q, k, v, out, lse, mixing, saliency, groups)
@@ -93,7 +94,7 @@ def register(
     after = [*qkv, "Tensor grad_out", "Tensor lse", Mixing]
     taken = ["Tensor grad_out", *qkv, "Tensor out", "Tensor lse", Mixing, "bool of_qkv", "bool saliency", Groups]
     backward = op(
-        "attention_backward", backend.gradients, taken, _gradients, returns=5,
+        "attention_backward", backend.gradients, taken, _gradients, returns=6,
         is_empty=lambda _, q, k, *rest: _is_empty(q, k),
     )  # fmt: skip
     derivative = Derivative(_keep, lambda ctx, needs, grad_out, _: _through(backward, ctx, needs, grad_out))
@@ -139,7 +140,10 @@ def _is_empty(q: Tensor, k: Tensor, *rest: Any) -> bool:
 
 
 def _outputs(q: Tensor, k: Tensor, v: Tensor, probes: GradientProbes, mixing: Mixing) -> tuple[Tensor, Tensor]:
-    return q.new_zeros(q.shape), q.new_full(q.shape[:3], float("-inf"), dtype=accumulation_dtype(q))
+    lse = q.new_full(q.shape[:3], float("-inf"), dtype=accumulation_dtype(q))
+    if mixing.sink is not None:
+        lse = mixing.sink[:, None].expand(q.shape[:3]).clone()
+    return q.new_zeros(*q.shape[:3], v.shape[3]), lse
 
 
 def _gradients(
@@ -149,7 +153,8 @@ def _gradients(
     dq, dk, dv = (x.new_zeros(x.shape) if of_qkv else None for x in (q, k, v))
     total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
     flow = None if groups.query is None else lse.new_zeros(*q.shape[:2], groups.num_query, groups.num_key)
-    return Gradients(dq, dk, dv, total, flow)
+    dslopes = lse.new_zeros(q.shape[1]) if of_qkv and mixing.slopes is not None else None
+    return Gradients(dq, dk, dv, total, flow, dslopes)
 
 
 def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, signed: bool) -> Tensor:
@@ -175,11 +180,23 @@ def _keep(
     ctx.set_materialize_grads(False)  # no zeros for the log-sum-exp, which has no gradient
 
 
-def _through(backward: Op, ctx: Any, needs: list[Any], grad_out: Tensor) -> tuple[Any, ...]:
+def _through(backward: Op, ctx: Any, needs: list[Any], grad_out: Tensor | None) -> tuple[Any, ...]:
+    if grad_out is None:
+        return (None,) * len(needs)
     *given, groups = saved(ctx)
-    of_q, of_k, of_v, of, _ = needs
+    out, lse, mixing = given[3:]
+    of_q, of_k, of_v, of, of_mixing = needs
     groups = groups if of.flow else NO_GROUPS
-    found = Gradients(*backward(grad_out, *given, of_q or of_k or of_v, of.saliency, groups))
+    of_qkv = of_q or of_k or of_v or of_mixing.slopes
+    found = Gradients(*backward(grad_out, *given, of_qkv, of.saliency, groups))
+    of_sink = _of_sink(mixing.sink, grad_out, out, lse) if of_mixing.sink else None
     of_saliency = found.saliency.to(ctx.dtypes[0]) if of.saliency and found.saliency is not None else None
     of_flow = found.flow.to(ctx.dtypes[1]) if of.flow and found.flow is not None else None
-    return found.q, found.k, found.v, GradientProbes(of_saliency, of_flow, None, None), None
+    probes, of_record = GradientProbes(of_saliency, of_flow, None, None), Mixing(sink=of_sink, slopes=found.slopes)
+    return found.q, found.k, found.v, probes, of_record
+
+
+def _of_sink(sink: Tensor, grad_out: Tensor, out: Tensor, lse: Tensor) -> Tensor:
+    """-Σ_i e^(sink - LSE_i) · ⟨dO_i, O_i⟩ [H]: the sink has that weight in row i, and no value."""
+    of_row = (grad_out.to(lse.dtype) * out.to(lse.dtype)).sum(-1)
+    return -((sink[:, None] - lse).exp() * of_row).sum((0, 2))

@@ -38,9 +38,9 @@ def refuses(like: Tensor) -> Exception | None:
     return None if torch.version.hip else needs.before_ampere("flash", like.device.index)
 
 
-def declines(q: Tensor, k: Tensor | None = None, mixing: Mixing | None = None) -> str | None:
-    """Why ``impl=None`` does not pick it, or None. Ops that take no mixing here are not attention itself."""
-    if k is None or mixing is None:
+def declines(q: Tensor, k: Tensor | None, mixing: Mixing, v: Tensor) -> str | None:
+    """Why ``impl=None`` does not pick it, or None. Ops that give no keys are not attention itself."""
+    if k is None:
         return "its library computes attention alone; for this op it would run what 'triton' or 'torch' runs"
     if torch.are_deterministic_algorithms_enabled():
         return "deterministic algorithms are required, and its backward pass adds in any order unless it is slowed down"
@@ -51,10 +51,12 @@ def declines(q: Tensor, k: Tensor | None = None, mixing: Mixing | None = None) -
     return "its library on ROCm has not been tried with this package" if torch.version.hip else None
 
 
-def lacks(q: Tensor, k: Tensor | None = None, mixing: Mixing | None = None) -> str | None:
+def lacks(q: Tensor, k: Tensor | None, mixing: Mixing, v: Tensor) -> str | None:
     """What of a call the library does not take, or None."""
-    if k is None or mixing is None:
+    if k is None:
         return None
+    if (found := mixing.beyond_kernels(q, v)) is not None:
+        return f"impl: 'flash' does not take this call; {found}"
     widest = 256 if needs.capability(q.device.index) in ((8, 0), (9, 0), (10, 0)) else 192
     if q.shape[3] % 8 or q.shape[3] > widest:
         return f"q: impl 'flash' expected a head size D that is a multiple of 8, up to {widest} here, got {q.shape[3]}"
@@ -94,21 +96,22 @@ def _gated(x: Tensor, gate: Tensor | None) -> Tensor:
     return x if gate is None else plain(x.transpose(1, 2), gate, None).transpose(1, 2)
 
 
-def _others(like: Tensor) -> Backend:
+def _others(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, *rest: Any) -> Backend:
     """What computes saliency and flow."""
-    return triton_backend if needs.triton(like) is None else torch_backend
+    fits = needs.triton(q) is None and mixing.beyond_kernels(q, v) is None
+    return triton_backend if fits else torch_backend
 
 
-def _saliency(q: Tensor, *rest: Any) -> Tensor:
-    return _others(q).saliency(q, *rest)
+def _saliency(*given: Any) -> Tensor:
+    return _others(*given).saliency(*given)
 
 
-def _flow(q: Tensor, *rest: Any) -> FlowSums:
-    return _others(q).flow(q, *rest)
+def _flow(*given: Any) -> FlowSums:
+    return _others(*given).flow(*given)
 
 
-def _rows(q: Tensor, *rest: Any) -> Tensor:
-    return _others(q).rows(q, *rest)
+def _rows(*given: Any) -> Tensor:
+    return _others(*given).rows(*given)
 
 
 backend = Backend(forward=_forward, backward=_backward, saliency=_saliency, flow=_flow, rows=_rows)

@@ -11,7 +11,7 @@ from symground.ops.common import checks as check
 from symground.ops.common.tensors import accumulation_dtype, padding
 from symground.ops.gate.reference import gate_heads
 
-MAX_HEAD_SIZE = 256
+MAX_HEAD_SIZE = 576
 
 
 class Mixing(NamedTuple):
@@ -22,11 +22,19 @@ class Mixing(NamedTuple):
     key_range: Tensor | None = None
     window: int | None = None
     gate: Tensor | None = None
+    softcap: float | None = None
+    sink: Tensor | None = None
+    slopes: Tensor | None = None
+    segments: Tensor | None = None
+    blocks: Tensor | None = None
 
     def resolved(self, q: Tensor) -> Mixing:
-        """The record as implementations read it: the scale is a number, the gate is [B,H] in the accumulation dtype."""
-        gate = None if self.gate is None else self.gate.to(accumulation_dtype(q)).expand(q.shape[:2])
-        return self._replace(scale=self.scale_of(q), gate=gate)
+        """The record as implementations read it: the scale is a number; the gate is [B,H], the sink and the slopes are
+        [H], all in the accumulation dtype."""
+        dtype = accumulation_dtype(q)
+        gate = None if self.gate is None else self.gate.to(dtype).expand(q.shape[:2])
+        sink, slopes = (None if x is None else x.to(dtype) for x in (self.sink, self.slopes))
+        return self._replace(scale=self.scale_of(q), gate=gate, sink=sink, slopes=slopes)
 
     @property
     def only_causal(self) -> bool:
@@ -38,8 +46,10 @@ class Mixing(NamedTuple):
 
     def of(self, examples: slice) -> Mixing:
         """The resolved record of some of the examples."""
-        key_range = None if self.key_range is None else self.key_range[examples]
-        return self._replace(key_range=key_range, gate=None if self.gate is None else self.gate[examples])
+        key_range, gate, segments, blocks = (
+            None if x is None else x[examples] for x in (self.key_range, self.gate, self.segments, self.blocks)
+        )
+        return self._replace(key_range=key_range, gate=gate, segments=segments, blocks=blocks)
 
     def gated(self, x: Tensor) -> Tensor:
         """[B,H,T,D] multiplied by each head's gate; a gate of 0 gives 0 without reading x."""
@@ -55,7 +65,46 @@ class Mixing(NamedTuple):
 
     def valid(self, q: Tensor, k: Tensor) -> Tensor:
         """[B or 1, 1, T, S] bool: True where query i sees key j."""
-        return valid_keys(q.shape[2], k.shape[2], self.causal, self.key_range, self.window, q.device)
+        queries, keys = q.shape[2], k.shape[2]
+        if self.segments is None and self.blocks is None:
+            return valid_keys(queries, keys, self.causal, self.key_range, self.window, q.device)
+        at = torch.arange(keys - queries, keys, device=q.device)[None]
+        seen = self.sees(at, torch.arange(keys, device=q.device))
+        if self.key_range is not None:
+            seen = seen & ~padding(self.key_range, keys)[:, None]
+        return seen[:, None]
+
+    def sees(self, at: Tensor, keys: Tensor) -> Tensor:
+        """Whether queries see keys [C], but for ``key_range``: [B or 1,R,C] bool.
+
+        ``at`` [B or 1,R] is the position of each query among the keys, i + S - T.
+        """
+        i = at[..., None]
+        seen = keys <= i if self.causal else torch.ones_like(keys <= i)
+        if self.window is not None:
+            seen = seen & (keys > i - self.window)
+        if self.blocks is not None:
+            of_query = _ids_at(self.blocks, at)
+            seen = seen | ((of_query == self.blocks[:, None, keys]) & (of_query >= 0))
+        if self.segments is not None:
+            seen = seen & (_ids_at(self.segments, at) == self.segments[:, None, keys])
+        return seen
+
+    @property
+    def by_ids(self) -> bool:
+        """Whether ids of positions say which keys a query sees."""
+        return self.segments is not None or self.blocks is not None
+
+    def beyond_kernels(self, q: Tensor, v: Tensor | None, widest: int = 256) -> str | None:
+        """Which argument the compiled kernels do not take yet, and what they take; None if they take the call."""
+        for name in ("softcap", "sink", "slopes", "segments", "blocks"):
+            if getattr(self, name) is not None:
+                return f"{name}: expected None"
+        if q.shape[3] > widest:
+            return f"q: expected a head size D up to {widest}, got {q.shape[3]}"
+        if v is not None and v.shape[3] != q.shape[3]:
+            return f"v: expected a head size Dv = D = {q.shape[3]}, got {v.shape[3]}"
+        return None
 
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Mixing:
@@ -64,13 +113,14 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Mixing:
     check.is_floating("q", q)
     batch, heads, _, size = q.shape
     check.has_shape("k", k, "B,Hk,S,D", (batch, None, None, size))
-    check.has_shape("v", v, "B,Hk,S,D", tuple(k.shape))
+    check.has_shape("v", v, "B,Hk,S,Dv", (*k.shape[:3], None))
     check.matches("k", k, "q", q)
     check.matches("v", v, "q", q)
     if k.shape[1] == 0 or heads % k.shape[1]:
         raise ValueError(f"k: expected Hk to divide H = {heads}, got Hk = {k.shape[1]}")
-    if not 1 <= size <= MAX_HEAD_SIZE:
-        raise ValueError(f"q: expected a head size D from 1 to {MAX_HEAD_SIZE}, got {size}")
+    for name, x, letter in (("q", q, "D"), ("v", v, "Dv")):
+        if not 1 <= x.shape[3] <= MAX_HEAD_SIZE:
+            raise ValueError(f"{name}: expected a head size {letter} from 1 to {MAX_HEAD_SIZE}, got {x.shape[3]}")
     causal, scale, window = check.flag("causal", mixing.causal), mixing.scale, mixing.window
     if scale is not None:
         scale = check.number("scale", scale)
@@ -85,12 +135,50 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Mixing:
             raise ValueError("window: needs causal=True, got causal=False")
     key_range = check.key_range(mixing.key_range, batch, k.shape[2], "q", q)
     check.gate(mixing.gate, batch, heads, q)
-    return mixing._replace(causal=causal, scale=scale, key_range=key_range, window=window)
+    softcap = mixing.softcap
+    if softcap is not None:
+        softcap = check.number("softcap", softcap)
+        if softcap <= 0:
+            raise ValueError(f"softcap: expected a number above 0, or None; got {softcap}")
+    for name in ("sink", "slopes"):
+        of_head = getattr(mixing, name)
+        if of_head is not None:
+            check.has_shape(name, of_head, "H", (heads,))
+            check.is_floating(name, of_head)
+            check.matches(name, of_head, "q", q, dtype=False)
+            check.values(of_head.isfinite(), f"{name}: expected finite numbers", of_head)
+    segments, blocks = (_ids(name, getattr(mixing, name), q, k) for name in ("segments", "blocks"))
+    if blocks is not None:
+        check.values(blocks >= -1, "blocks: expected ids of at least -1, which is no block", blocks)
+    return mixing._replace(
+        causal=causal, scale=scale, key_range=key_range, window=window, softcap=softcap, segments=segments,
+        blocks=blocks,
+    )  # fmt: skip
 
 
-def check_saliency(q: Tensor, grad_out: Tensor, lse: Tensor) -> None:
+def _ids(name: str, value: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    """Ids of the keys' positions, of which the queries are the last, as int64."""
+    if value is None:
+        return None
+    check.has_shape(name, value, "B,S", (q.shape[0], k.shape[2]))
+    value = check.integers(name, value)
+    check.matches(name, value, "q", q, dtype=False)
+    if q.shape[2] > k.shape[2]:
+        raise ValueError(
+            f"{name}: query i has the id of key i + S - T, so T <= S is expected; got T = {q.shape[2]}, "
+            f"S = {k.shape[2]}"
+        )
+    return value
+
+
+def _ids_at(ids: Tensor, at: Tensor) -> Tensor:
+    """The ids [B,S] of positions [B or 1,R] → [B,R,1]"""
+    return ids.gather(1, at.expand(len(ids), -1))[..., None]
+
+
+def check_saliency(q: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor) -> None:
     """The checks of the further arguments of every op that reads a gradient."""
-    check.has_shape("grad_out", grad_out, "B,H,T,D", tuple(q.shape))
+    check.has_shape("grad_out", grad_out, "B,H,T,Dv", (*q.shape[:3], v.shape[3]))
     check.matches("grad_out", grad_out, "q", q)
     check.has_shape("lse", lse, "B,H,T", tuple(q.shape[:3]))
     check.is_floating("lse", lse)

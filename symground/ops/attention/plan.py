@@ -45,12 +45,12 @@ class Group(NamedTuple):
             x = x.masked_fill(padding(self.bounds, self.high, self.low)[:, None, :, None], 0.0)
         return x
 
-    def of_queries(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
-        """The group's part of [B,H,T,…]; a copy with 0 in closed heads, if it has these."""
+    def of_queries(self, x: Tensor, rows: slice = slice(None), closed: float = 0.0) -> Tensor:
+        """The group's part of [B,H,T,…]; a copy with the value ``closed`` in closed heads, if it has these."""
         x = x[self.examples, self.heads, rows]
         if self.closed is None:
             return x
-        return x.masked_fill(self.closed.view(*self.closed.shape, *(1,) * (x.ndim - 2)), 0.0)
+        return x.masked_fill(self.closed.view(*self.closed.shape, *(1,) * (x.ndim - 2)), closed)
 
 
 def one_range(key_range: Tensor | None) -> bool:

@@ -23,7 +23,7 @@ TILE = 64  # queries
 
 
 class _Scores(NamedTuple):
-    """Scaled products of a tile of queries and the keys they see: E examples, H heads, R queries, C keys."""
+    """The logits of a tile of queries and the keys they see: E examples, H heads, R queries, C keys."""
 
     group: Group
     rows: slice
@@ -31,20 +31,26 @@ class _Scores(NamedTuple):
     s: Tensor  # [E,H,R,C]; those of keys that a query does not see are among them
     q: Tensor  # [E,Hk,G·R,D]; G = H / Hk heads share a key head
     k: Tensor  # [E,Hk,C,D]
-    v: Tensor  # [E,Hk,C,D]
+    v: Tensor  # [E,Hk,C,Dv]
     upto: int  # the position of the first query among the keys
     causal: bool
     window: int | None
+    seen: Tensor | None  # [E or 1,R,C] where ids say which keys a query sees, but for padding; else None
+    bend: Tensor | None  # [E,H,R,C] the derivative of the softcap; None without one
+    sink: Tensor | None  # [H,1], of these heads
 
     def hide_(self, x: Tensor, value: float) -> Tensor:
         """``x`` [E,H,R,C] with ``value`` where the query does not see the key, in place."""
         first, last, count = self.columns.start, self.columns.stop, x.shape[2]
         i = torch.arange(self.upto, self.upto + count, device=x.device)[:, None]
         j = torch.arange(first, last, device=x.device)
-        if self.causal and last > self.upto + 1:
-            x.masked_fill_(j > i, value)
-        if self.window is not None and first < self.upto + count - self.window:
-            x.masked_fill_(j <= i - self.window, value)
+        if self.seen is not None:
+            x.masked_fill_(~self.seen[:, None], value)
+        else:
+            if self.causal and last > self.upto + 1:
+                x.masked_fill_(j > i, value)
+            if self.window is not None and first < self.upto + count - self.window:
+                x.masked_fill_(j <= i - self.window, value)
         if self.group.bounds is not None:
             x.masked_fill_(padding(self.group.bounds, last, first)[:, None, None], value)
         return x
@@ -65,8 +71,10 @@ class QueryTile(NamedTuple):
     dp: Tensor  # [E,H,R,C] ⟨dO, V⟩, times the gate
     q: Tensor  # [E,Hk,G·R,D]
     k: Tensor  # [E,Hk,C,D]
-    grad_out: Tensor  # [E,Hk,G·R,D], times the gate
+    grad_out: Tensor  # [E,Hk,G·R,Dv], times the gate
     first: bool  # the first heads of these examples
+    bend: Tensor | None  # [E,H,R,C] the derivative of the softcap; None without one
+    upto: int  # the position of the first query among the keys
 
     def fold(self, x: Tensor) -> Tensor:
         """[E,H,R,C] → [E,Hk,G·R,C]"""
@@ -81,13 +89,15 @@ class QueryTile(NamedTuple):
             at += s.sum(1)
 
 
-def normalize_(p: Tensor, lse: Tensor, from_forward: bool = False) -> Tensor:
+def normalize_(p: Tensor, lse: Tensor, sink: Tensor | None, from_forward: bool = False) -> Tensor:
     """Divide p = exp(s - lse) [...,C] by its row sums, in place, where these differ from 1 only by the rounding of lse.
 
-    A large lse is rounded by more than the error allowed in p. If lse is not the log-sum-exp of these keys, p stays
-    unchanged, unless lse is known to come from the forward pass.
+    A large lse is rounded by more than the error allowed in p. If lse is not the log-sum-exp of these keys (and of the
+    ``sink``, which broadcasts to it), p stays unchanged, unless lse is known to come from the forward pass.
     """
     total = p.sum(-1)
+    if sink is not None:
+        total += (sink - lse).exp_()
     if from_forward:
         rounded = total > 0
     else:
@@ -100,13 +110,13 @@ def _scores(
     q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, dtype: torch.dtype, reads: bool, wanted: Tensor | None = None
 ) -> Iterator[_Scores]:
     """The tiles in which some query may see some key. With ``wanted`` [B,T] bool, only those with a True query."""
-    causal, window = mixing.causal, mixing.window
+    causal, window, softcap, slopes, sink = mixing.causal, mixing.window, mixing.softcap, mixing.slopes, mixing.sink
     heads, queries, size, keys = *q.shape[1:], k.shape[2]
     offset = keys - queries  # causal is aligned bottom-right
     tall = min(queries, TILE)
     if reads:
         # Groups whose key ranges differ are copied, so only short examples may share one.
-        at_once = tall if one_range(mixing.key_range) else queries
+        at_once = tall if one_range(mixing.key_range) and not mixing.by_ids else queries
         plan = groups(q, k, mixing, ROW // max(1, heads * at_once * keys))
     else:
         plan = unread(q, k, mixing, tall)
@@ -118,8 +128,12 @@ def _scores(
             rows = slice(start, stop)
             if reads and wanted is not None and not bool(wanted[group.examples, rows].any()):
                 continue
-            first = max(low, start + offset - window + 1) if window is not None else low
-            last = min(high, stop + offset) if causal else high
+            seen = None
+            if mixing.by_ids:
+                first, last, seen = _by_ids(mixing, group, start + offset, stop + offset, reads, q.device)
+            else:
+                first = max(low, start + offset - window + 1) if window is not None else low
+                last = min(high, stop + offset) if causal else high
             if first >= last:
                 continue
             q_row = group.of_queries(q, rows).to(dtype)
@@ -127,7 +141,40 @@ def _scores(
             q_row = q_row.reshape(*k_.shape[:2], -1, size)
             k_row, v_row = (x[:, :, first - low : last - low].to(dtype) for x in (k_, v_))
             s = (q_row @ k_row.mT).view(shape).mul_(mixing.scale_of(q))
-            yield _Scores(group, rows, slice(first, last), s, q_row, k_row, v_row, start + offset, causal, window)
+            bend = None
+            if softcap is not None:
+                s = s.div_(softcap).tanh_()
+                bend = 1 - s.square()
+                s.mul_(softcap)
+            if slopes is not None:
+                s += per_head(slopes[group.heads]).to(dtype) * _distance(start + offset, slice(first, last), s)
+            yield _Scores(
+                group, rows, slice(first, last), s, q_row, k_row, v_row, start + offset, causal, window, seen, bend,
+                None if sink is None else sink[group.heads, None].to(dtype),
+            )  # fmt: skip
+
+
+def _distance(upto: int, columns: slice, like: Tensor) -> Tensor:
+    """[R,C] positions of keys less those of queries, which begin at ``upto``, for ``like`` [E,H,R,C]."""
+    i = torch.arange(upto, upto + like.shape[2], device=like.device, dtype=like.dtype)
+    return torch.arange(columns.start, columns.stop, device=like.device, dtype=like.dtype) - i[:, None]
+
+
+def _by_ids(
+    mixing: Mixing, group: Group, start: int, stop: int, reads: bool, device: torch.device
+) -> tuple[int, int, Tensor]:
+    """The keys that any query at positions [start, stop) may see, and which query sees which of them [E,R,C] bool."""
+    first, last = group.low, group.high
+    at, j = (torch.arange(*ends, device=device) for ends in ((start, stop), (first, last)))
+    seen = mixing.of(group.examples).sees(at[None], j)
+    if reads:
+        columns = seen.any(0).any(0).nonzero()
+        if not len(columns):
+            return first, first, seen
+        near, far = int(columns[0]), int(columns[-1]) + 1
+        seen = seen[..., near:far]
+        first, last = first + near, first + far
+    return first, last, seen
 
 
 def query_tiles(
@@ -141,30 +188,37 @@ def query_tiles(
     gate = mixing.gate
     for tile in _scores(q, k, v, mixing, lse.dtype, reads, wanted):
         group, rows = tile.group, tile.rows
-        level = group.of_queries(lse, rows)
+        level = group.of_queries(lse, rows, float("inf"))  # closed heads have no attention
         grad = group.of_queries(grad_out, rows).to(lse.dtype)
         if gate is not None:
             grad = grad * per_head(gate[group.examples, group.heads]).to(lse.dtype)
-        grad = grad.reshape(tile.q.shape)
+        grad = grad.reshape(*tile.q.shape[:3], -1)
         p = tile.hide_(tile.s.sub_(level[..., None]).exp_(), 0.0)
-        normalize_(p, level, from_forward)
+        normalize_(p, level, tile.sink, from_forward)
         dp = (grad @ tile.v.mT).view(p.shape)
         yield QueryTile(
-            group.examples, group.heads, group.key_heads, rows, tile.columns, p, dp, tile.q, tile.k, grad, group.first
-        )
+            group.examples, group.heads, group.key_heads, rows, tile.columns, p, dp, tile.q, tile.k, grad, group.first,
+            tile.bend, tile.upto,
+        )  # fmt: skip
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, reads: bool) -> tuple[Tensor, Tensor]:
     """out, gated, and lse. It also computes the heads whose gate is 0, since their lse is asked for."""
     dtype = accumulation_dtype(q)
-    out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
+    out = torch.zeros(*q.shape[:3], v.shape[3], dtype=q.dtype, device=q.device)
     lse = torch.full(q.shape[:3], float("-inf"), dtype=dtype, device=q.device)
+    if mixing.sink is not None:
+        lse[:] = mixing.sink[:, None]  # of queries that see no key
     for tile in _scores(q, k, v, mixing._replace(gate=None), dtype, reads):
         at = (tile.group.examples, tile.group.heads, tile.rows)
         s = tile.hide_(tile.s, float("-inf"))
         top = s.amax(-1, keepdim=True).clamp_(min=torch.finfo(dtype).min)  # not -inf, which would give NaN
+        if tile.sink is not None:
+            top = torch.maximum(top, tile.sink[..., None])
         p = s.sub_(top).exp_()
         total = p.sum(-1, keepdim=True)
+        if tile.sink is not None:
+            total += (tile.sink[..., None] - top).exp_()
         lse[at] = (top + total.log())[..., 0]
         p.div_(total.masked_fill_(total == 0, 1.0))
         out[at] = (p.view(*tile.q.shape[:3], -1) @ tile.v).view(*p.shape[:3], -1).to(q.dtype)
@@ -195,8 +249,9 @@ def backward(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, saliency: bool, groups: Groups,
     reads: bool,
 ) -> Gradients:  # fmt: skip
-    """The gradients of q, k and v, with saliency if ``saliency`` and flow if there are groups, in one pass."""
+    """The gradients of q, k, v and slopes, with saliency if ``saliency`` and flow if there are groups, in one pass."""
     dq, dk, dv = (torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in (q, k, v))
+    dslopes = None if mixing.slopes is None else lse.new_zeros(q.shape[1])
     scale = mixing.scale_of(q)
     total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
     tiles = None if groups.query is None else TileSums(lse, groups)
@@ -209,17 +264,23 @@ def backward(
             tiles.add((examples, heads), rows, columns, s.abs())
         dv[examples, key_heads, columns] += tile.fold(p).mT @ tile.grad_out
         # ∂L/∂(q·k·scale) = P ∘ (dP − Σ_j P dP), and s is P ∘ dP.
-        ds = tile.fold(s.addcmul_(p, s.sum(-1, keepdim=True), value=-1))
+        s.addcmul_(p, s.sum(-1, keepdim=True), value=-1)
+        if dslopes is not None:
+            dslopes[heads] += torch.einsum("ehrc,rc->h", s, _distance(tile.upto, columns, s))
+        if tile.bend is not None:
+            s.mul_(tile.bend)
+        ds = tile.fold(s)
         dq[examples, heads, rows] = (ds @ tile.k).mul_(scale).view(*p.shape[:3], -1)
         dk[examples, key_heads, columns] += (ds.mT @ tile.q).mul_(scale)
-    return Gradients(dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), total, None if tiles is None else tiles.sums.flow)
+    flow = None if tiles is None else tiles.sums.flow
+    return Gradients(dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), total, flow, dslopes)
 
 
 def of_rows(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, rows: Tensor, reads: bool
 ) -> Tensor:
     """S of the chosen queries only, signed: [B,H,R,S]."""
-    (batch, heads, queries, size), keys, count = q.shape, k.shape[2], rows.shape[1]
+    (batch, heads, queries, _), keys, count = q.shape, k.shape[2], rows.shape[1]
     at = rows.long()[:, None, :]  # [B,1,R]
     last = at[:, 0, :, None] + (keys - queries)  # [B,R,1]
     of_row = lse.take_along_dim(at, 2)[..., None]
@@ -227,6 +288,7 @@ def of_rows(
     chosen_q, chosen_grad = (x.take_along_dim(at[..., None], 2).to(lse.dtype) for x in (q, grad_out))  # [B,H,R,D]
     chosen_grad = mixing.gated(chosen_grad)
     out = lse.new_zeros(batch, heads, count, keys)
+    sink, slopes, softcap = mixing.sink, mixing.slopes, mixing.softcap
     if reads:
         several = batch if one_range(mixing.key_range) else ROW // max(1, heads * count * keys)
         plan = groups(q, k, mixing, several)
@@ -237,17 +299,22 @@ def of_rows(
 
         def product(x: Tensor, y: Tensor, group: Group = group) -> Tensor:
             x, y = group.of_queries(x), group.without_padding(y).to(lse.dtype)  # [·,Hk,C,D]
-            folded = x.reshape(*y.shape[:2], -1, size)  # [·,Hk,H/Hk·R,D]
+            folded = x.reshape(*y.shape[:2], -1, x.shape[3])  # [·,Hk,H/Hk·R,D]
             return (folded @ y.mT).view(*x.shape[:3], y.shape[2])
 
-        level = group.of_queries(of_row)
-        s = product(chosen_q, k).mul_(mixing.scale_of(q)).sub_(level)
-        j, upto = torch.arange(group.low, group.high, device=q.device), last[group.examples]
-        unseen = (j > upto) if mixing.causal else torch.zeros_like(j > upto)
-        if mixing.window is not None:
-            unseen |= j <= upto - mixing.window
+        level = group.of_queries(of_row, closed=float("inf"))  # closed heads have no attention
+        s = product(chosen_q, k).mul_(mixing.scale_of(q))
+        j, upto = torch.arange(group.low, group.high, device=q.device), last[group.examples]  # [E,R,1]
+        if softcap is not None:
+            s = s.div_(softcap).tanh_().mul_(softcap)
+        if slopes is not None:
+            s += per_head(slopes[group.heads]).to(s.dtype) * (j - upto)[:, None]
+        unseen = ~mixing.of(group.examples).sees(upto[..., 0], j)
         if group.bounds is not None:
             unseen |= padding(group.bounds, group.high, group.low)[:, None]
-        normalize_(s.exp_().masked_fill_(unseen[:, None], 0.0), level[..., 0])
+        normalize_(
+            s.sub_(level).exp_().masked_fill_(unseen[:, None], 0.0), level[..., 0],
+            None if sink is None else sink[group.heads, None].to(s.dtype),
+        )  # fmt: skip
         out[*here, :, group.low : group.high] = s.mul_(product(chosen_grad, v))
     return out

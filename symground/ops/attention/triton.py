@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 
 refuses = needs.triton
 
+
+def lacks(q: Tensor, k: Tensor | None, mixing: Mixing, v: Tensor) -> str | None:
+    """What of a call the kernels do not take, or None."""
+    found = mixing.beyond_kernels(q, v)
+    return None if found is None else f"impl: 'triton' does not take this call; {found}"
+
+
 #: The dq kernel also sums up to this many groups of (queries, keys); for more, the flow kernel runs.
 _FUSED_GROUPS = (64, 16)
 
@@ -25,7 +32,8 @@ def _call(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Call:
     """The resolved record as the launch's arguments."""
     from symground.kernels.attention.launch import Call
 
-    return Call(q, k, v, **mixing._asdict())
+    assert lacks(q, k, mixing, v) is None
+    return Call(q, k, v, mixing.causal, mixing.scale_of(q), mixing.key_range, mixing.window, mixing.gate)
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
@@ -80,4 +88,4 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing
 
 
 backend = Backend(forward=_forward, backward=_backward, saliency=_saliency, flow=_flow, rows=_rows)
-ops = register("triton", backend, refuses)
+ops = register("triton", backend, refuses, lacks=lacks)

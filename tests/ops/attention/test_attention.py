@@ -41,9 +41,18 @@ def cases(draw: st.DrawFn) -> Case:
     if draw(st.booleans()):
         shape = draw(st.sampled_from(((hk * repeat,), (batch, hk * repeat))))
         kw["gate"] = torch.tensor([0.0, 1.0, 0.4], dtype=torch.float64)[torch.randint(3, shape, generator=generator)]
+    if draw(st.booleans()):
+        kw["softcap"] = draw(st.sampled_from((0.5, 4)))
+    for name in ("sink", "slopes"):
+        if draw(st.booleans()):
+            kw[name] = normal(hk * repeat)
+    for name, low in (("segments", 0), ("blocks", -1)):
+        if t <= s and draw(st.booleans()):
+            kw[name] = torch.randint(low, 2, (batch, s), generator=generator)
+    of_value = draw(st.sampled_from((size, 2)))
     return Case(
-        normal(batch, hk * repeat, t, size), normal(batch, hk, s, size), normal(batch, hk, s, size),
-        normal(batch, hk * repeat, t, size), kw,
+        normal(batch, hk * repeat, t, size), normal(batch, hk, s, size), normal(batch, hk, s, of_value),
+        normal(batch, hk * repeat, t, of_value), kw,
     )  # fmt: skip
 
 
@@ -57,7 +66,8 @@ def by_hand(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, t, size = q.shape
     s = k.shape[2]
     scale = kw["scale"] or size**-0.5
-    out = torch.zeros_like(q)
+    softcap, sink, slopes, segments, blocks = map(kw.get, ("softcap", "sink", "slopes", "segments", "blocks"))
+    out = torch.zeros_like(grad_out)
     lse = torch.full(q.shape[:3], float("-inf"), dtype=torch.float64)
     saliency = torch.zeros(batch, heads, t, s, dtype=torch.float64)
     for b in range(batch):
@@ -68,12 +78,28 @@ def by_hand(case: Case) -> tuple[Tensor, Tensor, Tensor]:
                 last = i + s - t if kw["causal"] else s - 1
                 first = last - kw["window"] + 1 if kw.get("window") else 0
                 low, high = (0, s) if kw.get("key_range") is None else kw["key_range"][b].tolist()
-                keys = [j for j in range(s) if first <= j <= last and low <= j < high]
-                if not keys:
+                at = i + s - t
+                keys = []
+                for j in range(low, high):
+                    sees = first <= j <= last
+                    if blocks is not None:
+                        sees = sees or bool(blocks[b, j] == blocks[b, at] != -1)
+                    if segments is not None:
+                        sees = sees and bool(segments[b, j] == segments[b, at])
+                    if sees:
+                        keys.append(j)
+                scores = []
+                for j in keys:
+                    score = q[b, h, i] @ k[b, kh, j] * scale
+                    score = score if softcap is None else softcap * (score / softcap).tanh()
+                    scores.append(score if slopes is None else score + slopes[h] * (j - at))
+                scores = (
+                    torch.stack([*scores, *([] if sink is None else [sink[h]])]) if keys or sink is not None else ()
+                )
+                if not len(scores):
                     continue
-                scores = torch.stack([q[b, h, i] @ k[b, kh, j] * scale for j in keys])
                 lse[b, h, i] = scores.logsumexp(0)
-                for j, a in zip(keys, scores.softmax(0), strict=True):
+                for j, a in zip(keys, scores.softmax(0), strict=False):  # of the sink there is no value
                     out[b, h, i] += gate * a * v[b, kh, j]
                     saliency[b, h, i, j] = gate * a * (grad_out[b, h, i] @ v[b, kh, j])
     return out, lse, saliency
@@ -297,13 +323,30 @@ BAD = {
     "q": {"q": torch.zeros(2, 2, 4)},
     "k": {"k": torch.zeros(2, 3, 5, 8)},
     "v": {"v": torch.zeros(2, 1, 6, 8)},
-    "head size": {"q": torch.zeros(2, 2, 4, 257), "k": torch.zeros(2, 1, 5, 257), "v": torch.zeros(2, 1, 5, 257)},
+    "q: expected a head size D from 1 to 576, got 577": {
+        "q": torch.zeros(2, 2, 4, 577),
+        "k": torch.zeros(2, 1, 5, 577),
+    },
+    "v: expected a head size Dv from 1 to 576, got 0": {"v": torch.zeros(2, 1, 5, 0)},
     "key_range": {"key_range": torch.tensor([[0, 6], [0, 5]])},
     "key_range: expected an integer": {"key_range": torch.zeros(2, 2)},
     "window": {"window": 0},
     "window: needs causal=True, got causal=False": {"window": 2, "causal": False},
     "gate": {"gate": torch.ones(3)},
     "gate: expected numbers, got NaN": {"gate": torch.tensor([1.0, float("nan")])},
+    "softcap: expected a number above 0, or None; got 0": {"softcap": 0},
+    "softcap: expected a finite number": {"softcap": float("inf")},
+    r"sink: expected shape \[H\] = \[2\], got \[3\]": {"sink": torch.zeros(3)},
+    "sink: expected finite numbers": {"sink": torch.tensor([0.0, float("-inf")])},
+    "slopes: expected a floating-point tensor": {"slopes": torch.zeros(2, dtype=torch.long)},
+    r"segments: expected shape \[B,S\] = \[2, 5\], got \[2, 4\]": {"segments": torch.zeros(2, 4, dtype=torch.long)},
+    "segments: expected an integer tensor": {"segments": torch.zeros(2, 5)},
+    "segments: query i has the id of key i [+] S - T, so T <= S is expected; got T = 6, S = 5": {
+        "q": torch.zeros(2, 2, 6, 8),
+        "segments": torch.zeros(2, 5, dtype=torch.long),
+    },
+    "blocks: query i has the id": {"q": torch.zeros(2, 2, 6, 8), "blocks": torch.zeros(2, 5, dtype=torch.long)},
+    "blocks: expected ids of at least -1, which is no block; got -2": {"blocks": torch.full((2, 5), -2)},
     "impl": {"impl": "nonsense"},
     "saliency_probe": {"saliency_probe": torch.zeros(2, 4, 4)},
     "query_groups: expected group ids": {"flow_probe": torch.zeros(2, 2, 1, 1)},
@@ -325,7 +368,7 @@ def test_bad_arguments_are_named(message: str) -> None:
 
 def test_saliency_refuses_a_gradient_of_another_shape() -> None:
     q = k = v = torch.zeros(1, 2, 4, 8)
-    with pytest.raises(ValueError, match=r"grad_out: expected shape \[B,H,T,D\] = \[1, 2, 4, 8\], got \[1, 2, 3, 8\]"):
+    with pytest.raises(ValueError, match=r"grad_out: expected shape \[B,H,T,Dv\] = \[1, 2, 4, 8\], got \[1, 2, 3, 8\]"):
         ops.attention_saliency(q, k, v, torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 4))
     with pytest.raises(ValueError, match=r"rows: expected positions in \[0, T\)"):
         ops.attention_saliency_rows(q, k, v, q, torch.zeros(1, 2, 4), torch.tensor([[4]]))

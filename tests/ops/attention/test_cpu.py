@@ -210,7 +210,7 @@ def test_a_closed_head_is_not_read(inner: str, key_heads: int, key_range: Tensor
             "rows": kernels.rows(*after, torch.arange(0, 150, 70).expand(2, -1)),
         }
         both_too = kernels.gradients(grad_, q_, k_, v_, clean["out"], clean["lse"], mixing, True, True, groups)
-        others |= dict(zip(NAMES[2:7], both_too, strict=True))
+        others |= dict(zip(NAMES[2:7], both_too[:5], strict=True))
     for name, x in clean.items():
         assert torch.equal(x, dirty[name]), name
     for name, x in others.items():

@@ -66,7 +66,8 @@ def draw(
 ) -> Case:
     """A valid call.
 
-    ``zeros``: how often a size is 0. ``wide``: heads of at least 16 and few positions, for Triton's interpreter.
+    ``zeros``: how often a size is 0. ``wide``: heads of at least 16 and few positions, for Triton's interpreter, and
+    nothing that its kernels refuse.
     """
     return _DRAW[op](Draw(seed, zeros, layouts, dtype, wide))
 
@@ -81,6 +82,16 @@ def _form(d: Draw, batch: int, heads: int, keys: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _more(d: Draw, batch: int, heads: int, queries: int, keys: int) -> dict[str, Any]:
+    """What the scores and masks of some of today's models have beside."""
+    found: dict[str, Any] = {"softcap": d.one(None, None, 0.5, np.float32(3), 50)}
+    found |= {name: d.maybe(lambda: d.normal(heads, dtype=d.other())) for name in ("sink", "slopes")}
+    if queries <= keys:
+        found["segments"] = d.maybe(lambda: d.ids(-2 if d.rng.random() < 0.5 else 0, 3, batch, keys).sort(-1).values)
+        found["blocks"] = d.maybe(lambda: d.ids(-1, 2, batch, keys))
+    return found
+
+
 def _gate(d: Draw, *shape: int) -> Tensor:
     x = torch.tensor([0.0, 1.0, 0.4, -2.0])[torch.randint(4, shape, generator=d.generator)]
     return d.laid(x.to(d.one(torch.float32, d.dtype)))
@@ -92,9 +103,13 @@ def _heads(d: Draw) -> dict[str, Any]:
     if d.rng.random() < 0.4:
         keys = queries
     size = d.one(16, 24) if d.wide else d.one(1, 2, 3, 8, 16)
-    q = d.normal(batch, key_heads * share, queries, size)
-    k, v = (d.normal(batch, key_heads, keys, size) for _ in range(2))
-    return {"q": q, "k": k, "v": v, **_form(d, batch, key_heads * share, keys)}
+    heads, of_value = key_heads * share, size
+    more: dict[str, Any] = {}
+    if not d.wide and d.rng.random() < 0.5:
+        of_value, more = d.one(size, 1, 5, 16), _more(d, batch, heads, queries, keys)
+    q, k = d.normal(batch, heads, queries, size), d.normal(batch, key_heads, keys, size)
+    v = d.normal(batch, key_heads, keys, of_value)
+    return {"q": q, "k": k, "v": v, **_form(d, batch, heads, keys), **more}
 
 
 def _groups(d: Draw, batch: int, queries: int, keys: int) -> tuple[Tensor, Tensor, int, int]:
@@ -119,12 +134,12 @@ def _present(given: dict[str, Any], *names: str) -> tuple[str, ...]:
 def _attention(d: Draw) -> Case:
     z = _heads(d)
     z |= _probes(d, *z["q"].shape[:3], z["k"].shape[2])
-    return Case("attention", z, _present(z, "q", "k", "v", "gate", "saliency_probe", "flow_probe"))
+    return Case("attention", z, _present(z, "q", "k", "v", "gate", "sink", "slopes", "saliency_probe", "flow_probe"))
 
 
 def _after_attention(d: Draw) -> dict[str, Any]:
     z = _heads(d)
-    z["grad_out"] = d.normal(*z["q"].shape)
+    z["grad_out"] = d.normal(*z["q"].shape[:3], z["v"].shape[3])
     exact = ORACLES["attention"]({n: x.double() if _floating(x) else x for n, x in z.items()}).results[1]
     z["lse"] = d.laid(
         exact.to(torch.promote_types(d.dtype, torch.float32)), d.one("contiguous", "transposed", "strided")

@@ -28,6 +28,13 @@ def seen(z: dict[str, Any], queries: int, keys: int) -> Tensor:
         ok = ok & (j <= i)
     if z.get("window") is not None:
         ok = ok & (j > i - min(int(z["window"]), 10**9))
+    if z.get("blocks") is not None:
+        of = z["blocks"].long()[:, None]  # [B,1,S]
+        of_query = of[..., keys - queries :, None]
+        ok = ok | ((of_query == of[..., None, :]) & (of_query != -1))
+    if z.get("segments") is not None:
+        of = z["segments"].long()[:, None]
+        ok = ok & (of[..., keys - queries :, None] == of[..., None, :])
     if z.get("key_range") is not None:
         r = z["key_range"].long()[:, :, None, None, None]
         ok = ok & (j >= r[:, 0]) & (j < r[:, 1])
@@ -42,15 +49,24 @@ def scores(z: dict[str, Any]) -> Tensor:
     q, k = z["q"], z["k"]
     k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
     scale = q.shape[-1] ** -0.5 if z.get("scale") is None else float(z["scale"])
-    return torch.einsum("bhid,bhjd->bhij", q, k) * scale
+    s = torch.einsum("bhid,bhjd->bhij", q, k) * scale
+    if z.get("softcap") is not None:
+        s = float(z["softcap"]) * (s / float(z["softcap"])).tanh()
+    if z.get("slopes") is not None:
+        i, j = torch.arange(s.shape[2])[:, None] + s.shape[3] - s.shape[2], torch.arange(s.shape[3])
+        s = s + z["slopes"][:, None, None] * (j - i)
+    return s
 
 
 def attention(z: dict[str, Any]) -> Found:
     ok = seen(z, z["q"].shape[2], z["k"].shape[2])
     s = scores(z)
     low = s.masked_fill(~ok, float("-inf"))
+    if z.get("sink") is not None:
+        sink = z["sink"][:, None, None].expand(*s.shape[:3], 1)
+        low = torch.cat([low, sink], -1)
     lse = low.logsumexp(-1) if low.shape[-1] else low.new_full(low.shape[:3], float("-inf"))
-    a = s.masked_fill(~ok, torch.finfo(s.dtype).min).softmax(-1) * ok
+    a = torch.where(ok, (s - lse.masked_fill(lse.isneginf(), 0.0)[..., None]).masked_fill(~ok, 0.0).exp(), 0.0)
     if z.get("saliency_probe") is not None:
         a = a * (1 + z["saliency_probe"][:, None])
     v = z["v"].repeat_interleave(z["q"].shape[1] // z["v"].shape[1], 1)

@@ -77,6 +77,30 @@ def test_autocast_changes_no_bit(op: str, impl: str, back: bool) -> None:
 
 
 @every_differentiable
+def test_a_gradient_that_nothing_sent_is_none(op: str, impl: str) -> None:
+    """As where an op further on has no gradient of its input."""
+
+    class Stops(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> None:
+            return None
+
+    for seed in range(4):
+        leaves = leaves_of(case := draw(op, seed + 60, dtype=F64))
+        with implementation(impl) as name:
+            for x in call(case, name, **leaves):
+                if x is not None and x.requires_grad:
+                    of = torch.autograd.grad(
+                        Stops.apply(x).sum(), list(leaves.values()), retain_graph=True, allow_unused=True
+                    )
+                    assert all(g is None or not g.any() for g in of)
+
+
+@every_differentiable
 def test_second_derivatives_are_right_or_refused(op: str, impl: str) -> None:
     for seed in range(4):
         check(draw(op, seed + 20, dtype=F64), impl, "second")

@@ -17,7 +17,7 @@ from tests.ops.common.drawn import OPS, call, draw
 every_op = pytest.mark.parametrize("op", OPS)
 F32, F64 = torch.float32, torch.float64
 NUMBERS = {
-    "scale": "a number", "eps": "a number", "window": "an integer", "groups": "an integer",
+    "scale": "a number", "softcap": "a number", "eps": "a number", "window": "an integer", "groups": "an integer",
     "num_query_groups": "an integer", "num_key_groups": "an integer", "ignore_index": "an integer",
     "causal": "True or False", "signed": "True or False", "with_matrix_total": "True or False",
     "return_state": "True or False",

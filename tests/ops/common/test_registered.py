@@ -63,7 +63,7 @@ def test_a_kernel_is_not_compiled_where_its_op_is_called_from_a_frame_that_is_sk
     torch.manual_seed(0)
     q, k, v, grad = (torch.randn(2, 4, 9, 8) for _ in range(4))
     _, lse = ops.attention(q, k, v)
-    arguments = (q, k, v, grad, lse, True, 8**-0.5, None, None, None, torch.tensor([[4], [3]]))
+    arguments = (q, k, v, grad, lse, *Mixing(scale=8**-0.5), torch.tensor([[4], [3]]))
 
     def run() -> Tensor:
         for _ in range(1):  # a graph break within a loop: the frame runs as it is, and those below it are compiled
@@ -91,14 +91,19 @@ def test_an_op_can_be_defined_again() -> None:
         assert float(op(torch.ones(()))) == factor
 
 
-@registered_impl
-def test_opcheck(impl: str) -> None:
+@pytest.mark.parametrize(("impl", "extended"), [("cpu", False), ("cpu", True), ("torch", True), ("triton", False)])
+def test_opcheck(impl: str, extended: bool) -> None:
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 2, 6, 16, requires_grad=True) for _ in range(3))
-    grad, groups = torch.randn(2, 2, 6, 16), torch.randint(-1, 2, (2, 6))
+    q, k = (torch.randn(2, 2, 6, 16, requires_grad=True) for _ in range(2))
+    v = torch.randn(2, 2, 6, 8 if extended else 16, requires_grad=True)
+    grad, groups = torch.randn_like(v), torch.randint(-1, 2, (2, 6))
     key_range, gate = torch.tensor([[0, 4], [1, 6]]), torch.tensor([[1.0, 0.0], [0.3, 1.0]])
     probes = (torch.zeros(1).expand(2, 6, 6).requires_grad_(), torch.zeros(1).expand(2, 2, 2, 2).requires_grad_())
-    form = (True, 0.5, key_range, 3, gate)
+    form = Mixing(True, 0.5, key_range, 3, gate)
+    if extended:
+        sink, slopes = (torch.randn(2, requires_grad=True) for _ in range(2))
+        ids = torch.tensor([[0, 0, 0, 1, 1, 1], [0, 0, 2, 2, 2, 3]]), torch.tensor([[0, 0, -1, 1, 1, -1]] * 2)
+        form = Mixing(True, 0.5, key_range, 3, gate, 2.0, sink, slopes, *ids)
     arguments = (q, k, v, *probes, groups, groups.clone(), *form)
 
     def op(name: str) -> Any:
@@ -107,6 +112,7 @@ def test_opcheck(impl: str) -> None:
     torch.library.opcheck(op("attention"), arguments)
     out, lse = (x.detach() for x in op("attention")(*arguments))
     plain = [x.detach() for x in (q, k, v)]
+    form = form._make(x.detach() if isinstance(x, Tensor) else x for x in form)
     torch.library.opcheck(
         op("attention_backward"), (grad, *plain, out, lse, *form, True, True, groups, groups.clone(), 2, 2)
     )
@@ -204,7 +210,7 @@ def test_kernels_keep_no_attention_matrix_and_no_copies(impl: str, padded: bool)
     with Watch(*inputs) as watch:
         out, lse = kernels.forward(q, k, v, mixing)
         kept = [out, lse, *kernels.gradients(grad, q, k, v, out, lse, mixing, True, True, NO_GROUPS)]
-    assert len(kept) == 7
+    assert len(kept) == 8
     assert watch.largest <= max(3 * 64 * heads * length, one)
     # The output and three gradients; [B,T,S]; LSE and delta. Beside these: rows of tiles on a CPU; for Triton's float32
     # kernels, dO divided by its row sums.
