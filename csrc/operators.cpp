@@ -27,11 +27,6 @@ namespace {
 bool is_double(const Tensor& lse) { return lse.scalar_type() == ScalarType::Double; }
 
 template <class T>
-T* pointer(const OptionalTensor& x) {
-  return x ? static_cast<T*>(x->data_ptr()) : nullptr;
-}
-
-template <class T>
 Groups<T> groups_of(
     const OptionalTensor& query_groups, const OptionalTensor& key_groups, const Tensor& flow,
     const OptionalTensor& row_total, const OptionalTensor& matrix_total) {
@@ -42,7 +37,7 @@ Groups<T> groups_of(
 // `result` has the output's shape: it is the output or its gradient.
 Checked checked_attention(
     const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& result, const Tensor& lse,
-    const OptionalTensor& gate, const OptionalTensor& key_range, std::optional<int64_t> window) {
+    const Mixing& how) {
   const Checked check(op, lse);
   check.computes();
   check("q", q, {-1, -1, -1, -1}, Memory::any);
@@ -52,22 +47,32 @@ Checked checked_attention(
   check.that(key_heads > 0 && heads % key_heads == 0, "k: expected Hk to divide H = ", heads, ", got ", key_heads);
   check.that(size > 0, "q: expected a head size of at least 1, got 0");
   check.that(std::max(queries, keys) <= INT32_MAX, "q, k: expected fewer than 2^31 positions");
-  check.that(window.value_or(1) >= 1, "window: expected at least 1, got ", window.value_or(1));
-  check("v", v, {batch, key_heads, keys, size}, Memory::any);
-  check("grad_out", result, {batch, heads, queries, size}, Memory::any);
+  check.that(how.window.value_or(1) >= 1, "window: expected at least 1, got ", how.window.value_or(1));
+  check("v", v, {batch, key_heads, keys, -1}, Memory::any);
+  check.that(v.size(3) > 0, "v: expected a head size of at least 1, got 0");
+  check("grad_out", result, {batch, heads, queries, v.size(3)}, Memory::any);
   check("lse", lse, {batch, heads, queries});
-  check("gate", gate, {batch, heads});
-  check.ids("key_range", key_range, ScalarType::Long, {batch, 2});
+  check("gate", how.gate, {batch, heads});
+  check.ids("key_range", how.key_range, ScalarType::Long, {batch, 2});
+  check.that(how.softcap.value_or(1) > 0, "softcap: expected a number above 0, got ", how.softcap.value_or(1));
+  check("sink", how.sink, {heads});
+  check("slopes", how.slopes, {heads});
+  check.ids("segments", how.segments, ScalarType::Long, {batch, keys});
+  check.ids("blocks", how.blocks, ScalarType::Long, {batch, keys});
+  check.that(!(how.segments || how.blocks) || queries <= keys, "segments, blocks: expected T <= S, got T = ", queries,
+             ", S = ", keys);
   return check;
 }
 
 void attention_forward(
-    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate, bool causal, double scale,
-    const OptionalTensor& key_range, std::optional<int64_t> window, const Tensor& out, const Tensor& lse) {
-  const auto check = checked_attention("attention_forward", q, k, v, out, lse, gate, key_range, window);
-  check.written("out", out, {q.size(0), q.size(1), q.size(2), q.size(3)}, Memory::any);
+    const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& gate, bool causal, double scale,
+    const OptionalTensor& key_range, std::optional<int64_t> window, std::optional<double> softcap, const OptionalTensor& sink,
+    const OptionalTensor& slopes, const OptionalTensor& segments, const OptionalTensor& blocks, const Tensor& out, const Tensor& lse) {
+  const Mixing how{gate, causal, scale, key_range, window, softcap, sink, slopes, segments, blocks};
+  const auto check = checked_attention("attention_forward", q, k, v, out, lse, how);
+  check.written("out", out, {q.size(0), q.size(1), q.size(2), v.size(3)}, Memory::any);
   const auto run = [&]<class T>(T) {  // there is no gradient yet; out has its shape
-    run_forward(Attention<T>(q, k, v, out, lse, gate, causal, scale, key_range, window), Heads<T>(out),
+    run_forward(Attention<T>(q, k, v, out, lse, how), Heads<T>(out),
                 pointer<T>(lse));
   };
   is_double(lse) ? run(0.0) : run(0.0f);
@@ -76,11 +81,13 @@ void attention_forward(
 void attention_saliency(
     const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& grad_out, const Tensor& lse,
     const OptionalTensor& gate, bool causal, double scale, const OptionalTensor& key_range,
-    std::optional<int64_t> window, const Tensor& total) {
-  const auto check = checked_attention("attention_saliency", q, k, v, grad_out, lse, gate, key_range, window);
+    std::optional<int64_t> window, std::optional<double> softcap, const OptionalTensor& sink,
+    const OptionalTensor& slopes, const OptionalTensor& segments, const OptionalTensor& blocks, const Tensor& total) {
+  const Mixing how{gate, causal, scale, key_range, window, softcap, sink, slopes, segments, blocks};
+  const auto check = checked_attention("attention_saliency", q, k, v, grad_out, lse, how);
   check("total", total, {q.size(0), q.size(2), k.size(2)});
   const auto run = [&]<class T>(T) {
-    run_saliency(Attention<T>(q, k, v, grad_out, lse, gate, causal, scale, key_range, window), pointer<T>(total));
+    run_saliency(Attention<T>(q, k, v, grad_out, lse, how), pointer<T>(total));
   };
   is_double(lse) ? run(0.0) : run(0.0f);
 }
@@ -88,9 +95,11 @@ void attention_saliency(
 void attention_flow(
     const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& grad_out, const Tensor& lse,
     const OptionalTensor& gate, bool causal, double scale, const OptionalTensor& key_range,
-    std::optional<int64_t> window, const Tensor& query_groups, const Tensor& key_groups, const Tensor& flow,
+    std::optional<int64_t> window, std::optional<double> softcap, const OptionalTensor& sink,
+    const OptionalTensor& slopes, const OptionalTensor& segments, const OptionalTensor& blocks, const Tensor& query_groups, const Tensor& key_groups, const Tensor& flow,
     const Tensor& row_total, const OptionalTensor& matrix_total) {
-  const auto check = checked_attention("attention_flow", q, k, v, grad_out, lse, gate, key_range, window);
+  const Mixing how{gate, causal, scale, key_range, window, softcap, sink, slopes, segments, blocks};
+  const auto check = checked_attention("attention_flow", q, k, v, grad_out, lse, how);
   const int64_t batch = q.size(0), heads = q.size(1);
   check.ids("query_groups", query_groups, ScalarType::Int, {batch, q.size(2)});
   check.ids("key_groups", key_groups, ScalarType::Int, {batch, k.size(2)});
@@ -98,7 +107,7 @@ void attention_flow(
   check("row_total", row_total, {batch, heads, flow.size(2)});
   check("matrix_total", matrix_total, {batch, heads});
   const auto run = [&]<class T>(T) {
-    run_flow(Attention<T>(q, k, v, grad_out, lse, gate, causal, scale, key_range, window),
+    run_flow(Attention<T>(q, k, v, grad_out, lse, how),
              groups_of<T>(query_groups, key_groups, flow, row_total, matrix_total));
   };
   is_double(lse) ? run(0.0) : run(0.0f);
@@ -107,21 +116,27 @@ void attention_flow(
 void attention_backward(
     const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& grad_out, const Tensor& lse,
     const OptionalTensor& gate, bool causal, double scale, const OptionalTensor& key_range,
-    std::optional<int64_t> window, const Tensor& dq, const Tensor& dk, const Tensor& dv, const OptionalTensor& total,
-    const OptionalTensor& query_groups, const OptionalTensor& key_groups, const OptionalTensor& flow) {
-  const auto check = checked_attention("attention_backward", q, k, v, grad_out, lse, gate, key_range, window);
+    std::optional<int64_t> window, std::optional<double> softcap, const OptionalTensor& sink,
+    const OptionalTensor& slopes, const OptionalTensor& segments, const OptionalTensor& blocks, const Tensor& dq, const Tensor& dk, const Tensor& dv, const OptionalTensor& dslopes,
+    const OptionalTensor& total, const OptionalTensor& query_groups, const OptionalTensor& key_groups,
+    const OptionalTensor& flow) {
+  const Mixing how{gate, causal, scale, key_range, window, softcap, sink, slopes, segments, blocks};
+  const auto check = checked_attention("attention_backward", q, k, v, grad_out, lse, how);
   const int64_t batch = q.size(0), heads = q.size(1), queries = q.size(2), keys = k.size(2), size = q.size(3);
   check.written("dq", dq, {batch, heads, queries, size}, Memory::any);
   check.written("dk", dk, {batch, k.size(1), keys, size}, Memory::any);
-  check.written("dv", dv, {batch, k.size(1), keys, size}, Memory::any);
+  check.written("dv", dv, {batch, k.size(1), keys, v.size(3)}, Memory::any);
+  check("dslopes", dslopes, {batch, heads});
+  check.that(!dslopes || slopes, "dslopes: expected slopes beside it");
   check("total", total, {batch, queries, keys});
   check("flow", flow, {batch, heads, -1, -1});
   check.ids("query_groups", query_groups, ScalarType::Int, {batch, queries});
   check.ids("key_groups", key_groups, ScalarType::Int, {batch, keys});
   check.that(!flow || (query_groups && key_groups), "flow: expected query_groups and key_groups beside it");
   const auto run = [&]<class T>(T) {
-    const Attention<T> x(q, k, v, grad_out, lse, gate, causal, scale, key_range, window);
-    Backward<T> y{x, Heads<T>(dq), Heads<T>(dk), Heads<T>(dv), pointer<T>(total), nullptr, nullptr};
+    const Attention<T> x(q, k, v, grad_out, lse, how);
+    Backward<T> y{x, Heads<T>(dq), Heads<T>(dk), Heads<T>(dv), pointer<T>(total), nullptr, nullptr,
+                  pointer<T>(dslopes)};
     if (!flow) return run_backward(y);
     const auto groups = groups_of<T>(query_groups, key_groups, *flow, std::nullopt, std::nullopt);
     const QueryOrder order(x, groups, true);
@@ -224,19 +239,23 @@ int64_t version() { return SYMGROUND_VERSION; }
 STABLE_TORCH_LIBRARY_FRAGMENT(symground_C, m) {
   m.def("version() -> int");
   m.def(
-      "attention_forward(Tensor q, Tensor k, Tensor v, Tensor gate, bool causal, float scale, Tensor? key_range, "
-      "int? window, Tensor(a!) out, Tensor(b!) lse) -> ()");
+      "attention_forward(Tensor q, Tensor k, Tensor v, Tensor? gate, bool causal, float scale, Tensor? key_range, "
+      "int? window, float? softcap, Tensor? sink, Tensor? slopes, Tensor? segments, Tensor? blocks, Tensor(a!) out, "
+      "Tensor(b!) lse) -> ()");
   m.def(
       "attention_saliency(Tensor q, Tensor k, Tensor v, Tensor grad_out, Tensor lse, Tensor? gate, bool causal, "
-      "float scale, Tensor? key_range, int? window, Tensor(a!) total) -> ()");
+      "float scale, Tensor? key_range, int? window, float? softcap, Tensor? sink, Tensor? slopes, Tensor? segments, "
+      "Tensor? blocks, Tensor(a!) total) -> ()");
   m.def(
       "attention_flow(Tensor q, Tensor k, Tensor v, Tensor grad_out, Tensor lse, Tensor? gate, bool causal, "
-      "float scale, Tensor? key_range, int? window, Tensor query_groups, Tensor key_groups, Tensor(a!) flow, "
-      "Tensor(b!) row_total, Tensor(c!)? matrix_total) -> ()");
+      "float scale, Tensor? key_range, int? window, float? softcap, Tensor? sink, Tensor? slopes, Tensor? segments, "
+      "Tensor? blocks, Tensor query_groups, Tensor key_groups, Tensor(a!) flow, Tensor(b!) row_total, "
+      "Tensor(c!)? matrix_total) -> ()");
   m.def(
       "attention_backward(Tensor q, Tensor k, Tensor v, Tensor grad_out, Tensor lse, Tensor? gate, bool causal, "
-      "float scale, Tensor? key_range, int? window, Tensor(a!) dq, Tensor(b!) dk, Tensor(c!) dv, Tensor(d!)? total, "
-      "Tensor? query_groups, Tensor? key_groups, Tensor(e!)? flow) -> ()");
+      "float scale, Tensor? key_range, int? window, float? softcap, Tensor? sink, Tensor? slopes, Tensor? segments, "
+      "Tensor? blocks, Tensor(a!) dq, Tensor(b!) dk, Tensor(c!) dv, Tensor(d!)? dslopes, Tensor(e!)? total, "
+      "Tensor? query_groups, Tensor? key_groups, Tensor(f!)? flow) -> ()");
   m.def("gate_heads(Tensor x, Tensor gate, Tensor? fill, Tensor(a!) out) -> bool");
   m.def(
       "ssd(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? key_range, Tensor? initial_state, "

@@ -13,12 +13,14 @@ struct Backward {
   T* total;  // [B,T,S] or null
   const Groups<T>* groups;  // or null
   const QueryOrder* order;  // of all queries, or null
+  T* dslopes;  // [B,H] or null
 };
 
-// One thread's memory: the two products of a tile, its term of the total, and the sums by group.
+// One thread's memory: the two products of a tile, the softcap's derivative (or null), its term of the total, and the
+// sums by group.
 template <class T>
 struct BackwardScratch {
-  T *s, *dp, *part;
+  T *s, *dp, *bend, *part;
   GroupSums<T>* sums;
 };
 
@@ -33,9 +35,20 @@ void head_of_tile(
   const auto row = [&](int64_t i, T* column) {
     const auto [from, to] = tile.seen(x, i);
     const int64_t width = tile.columns(), n = i - tile.start;
-    T *s = mine.s + n * width, *dp = mine.dp + n * width;
+    T *s = mine.s + n * width, *dp = mine.dp + n * width, *bend = mine.bend ? mine.bend + n * width : nullptr;
+    const T level = x.lse_of(tile.b, h, i);
+    tile.logits(x, h, i, s, from, to, bend);
     gradient_row(s + from, dp + from, total ? total + n * total_stride + from : nullptr,
-                 column ? column + from : nullptr, to - from, x.scale, x.lse_of(tile.b, h, i), x.gate_of(tile.b, h));
+                 column ? column + from : nullptr, to - from, x.row_scale(), level, x.beside(h, level),
+                 x.gate_of(tile.b, h));
+    if (y.dslopes) {
+      T sum = 0;
+      for (int64_t j = from; j < to; ++j) sum += dp[j] * T(tile.first + j - x.at(i));
+      y.dslopes[tile.b * x.heads + h] += sum;
+    }
+    if (bend) {
+      for (int64_t j = from; j < to; ++j) dp[j] *= bend[j];
+    }
     for (T* outside : {s, dp}) {
       std::fill(outside, outside + from, T(0));
       std::fill(outside + to, outside + width, T(0));
@@ -114,12 +127,14 @@ template <class T>
 void run_backward(const Backward<T>& y) {
   const Attention<T>& x = y.x;
   const int64_t workers = threads(), area = x.tile_numbers();
-  const Shares<T> scratch(workers, (y.total ? 3 : 2) * area);
+  const bool bent = x.softcap != T(0);
+  const Shares<T> scratch(workers, (2 + bent + (y.total != nullptr)) * area);
   std::vector<GroupSums<T>> sums;
   if (y.groups) sums.assign(workers, GroupSums<T>(*y.groups, x.keys));
   const auto mine = [&](int64_t worker) {
     T* s = scratch.of(worker);
-    return BackwardScratch<T>{s, s + area, s + 2 * area, y.groups ? &sums[worker] : nullptr};
+    T *bend = s + 2 * area, *part = bend + bent * area;
+    return BackwardScratch<T>{s, s + area, bent ? bend : nullptr, part, y.groups ? &sums[worker] : nullptr};
   };
   if (x.batch % workers == 0 || x.batch >= 4 * workers) {  // whole examples: no thread waits for another
     for_each_task(x.batch, [&](int64_t b, int64_t worker) {

@@ -24,12 +24,12 @@ void run_flow(const Attention<T>& x, const Groups<T>& groups) {
   for (int64_t task = 0; task < x.batch * x.heads; ++task) {
     if (x.open(task / x.heads, task % x.heads) && order.tiles(task / x.heads)) open.push_back(task);
   }
-  const int64_t workers = threads(), area = x.tile_numbers(), inputs = std::min(kTile, x.queries) * x.q.size;
-  const Shares<T> scratch(workers, 2 * (area + inputs));
+  const int64_t workers = threads(), area = x.tile_numbers(), most = std::min(kTile, x.queries);
+  const Shares<T> scratch(workers, 2 * area + most * (x.q.size + x.grad_out.size));
   std::vector<GroupSums<T>> sums(workers, GroupSums<T>(groups, x.keys));
   for_each_task(open.size(), [&](int64_t task, int64_t worker) {
     const int64_t b = open[task] / x.heads, h = open[task] % x.heads;
-    T *s = scratch.of(worker), *dp = s + area, *q_rows = dp + area, *grad_rows = q_rows + inputs;
+    T *s = scratch.of(worker), *dp = s + area, *q_rows = dp + area, *grad_rows = q_rows + most * x.q.size;
     for (int64_t index = 0; index < order.tiles(b); ++index) {
       const auto [queries, end] = order.tile(b, index);
       const int64_t rows = end - queries;
@@ -41,7 +41,10 @@ void run_flow(const Attention<T>& x, const Groups<T>& groups) {
       sums[worker].tile(x, tile, h, queries, rows, [&, queries = queries](int64_t n, T* column) {
         const auto [from, to] = tile.seen(x, queries[n]);
         const int64_t at = n * tile.columns() + from;
-        magnitude_row(s + at, dp + at, column + from, to - from, x.scale, x.lse_of(b, h, queries[n]), x.gate_of(b, h));
+        const T level = x.lse_of(b, h, queries[n]);
+        tile.logits(x, h, queries[n], s + n * tile.columns(), from, to, nullptr);
+        magnitude_row(s + at, dp + at, column + from, to - from, x.row_scale(), level, x.beside(h, level),
+                      x.gate_of(b, h));
       });
     }
   });

@@ -21,8 +21,9 @@ void run_forward(const Attention<T>& x, const Heads<T>& out, T* lse) {
         const auto [from, to] = tile.seen(x, i);
         T* row = p.data + (i - tile.start) * p.columns;
         if (from < to) {
+          tile.logits(x, h, i, row, from, to, nullptr);
           lse[(tile.b * x.heads + h) * x.queries + i] =
-              softmax_row(row + from, to - from, x.scale, x.gate_of(tile.b, h));
+              softmax_row(row + from, to - from, x.row_scale(), x.sink_of(h), x.gate_of(tile.b, h));
         }
         if (!x.open(tile.b, h)) continue;
         std::fill(row, row + from, T(0));

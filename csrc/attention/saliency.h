@@ -23,8 +23,10 @@ void run_saliency(const Attention<T>& x, T* total) {
       for (int64_t i = tile.start; i < tile.stop; ++i) {
         const auto [from, to] = tile.seen(x, i);
         const int64_t row = i - tile.start, at = row * tile.columns() + from;
-        saliency_row(s + at, dp + at, corner + row * x.keys + from, to - from, x.scale, x.lse_of(tile.b, h, i),
-                     x.gate_of(tile.b, h));
+        const T level = x.lse_of(tile.b, h, i);
+        tile.logits(x, h, i, s + row * tile.columns(), from, to, nullptr);
+        saliency_row(s + at, dp + at, corner + row * x.keys + from, to - from, x.row_scale(), level,
+                     x.beside(h, level), x.gate_of(tile.b, h));
       }
     }
   });

@@ -57,4 +57,20 @@ INLINE T exponential(T x) {
   return x < F::lowest ? T(0) : result;
 }
 
+// tanh(x) within 4 units in the last place, also near 0; NaN for NaN. From exp(2x) − 1, so that nothing cancels.
+template <class T>
+INLINE T hyperbolic_tangent(T x) {
+  using F = Format<T>;
+  using Bits = typename F::Bits;
+  T y = x < T(-20) ? T(-20) : x;  // tanh is ±1 beyond
+  y = (y > T(20) ? T(20) : y) * 2;
+  const T shifted = y * F::log2e + F::to_integer;
+  const T n = shifted - F::to_integer;
+  const T r = (y - n * F::ln2_high) - n * F::ln2_low;
+  const Bits exponent = std::bit_cast<Bits>(shifted) - std::bit_cast<Bits>(F::to_integer);
+  const T power = std::bit_cast<T>(Bits((exponent + F::bias) << F::mantissa));
+  const T less_one = r * series<T, 1>(r) * power + (power - T(1));  // 2^n (e^r − 1) + 2^n − 1
+  return less_one / (less_one + T(2));
+}
+
 }  // namespace symground

@@ -12,17 +12,39 @@
 namespace symground {
 namespace {
 
+template <bool kBend, class T>
+INLINE void capped(T* __restrict s, T* __restrict bend, int64_t n, T scale, T softcap, T slope, T distance) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    const T t = hyperbolic_tangent(s[j] * scale / softcap);
+    if constexpr (kBend) bend[j] = T(1) - t * t;
+    s[j] = softcap * t + slope * (distance + T(j));
+  }
+}
+
 template <class T>
-INLINE T softmax(T* __restrict s, int64_t n, T scale, T gate) {
+INLINE void logits(T* __restrict s, T* __restrict bend, int64_t n, T scale, T softcap, T slope, int64_t distance) {
+  if (softcap == T(0)) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) s[j] = s[j] * scale + slope * (T(distance) + T(j));
+  } else if (bend) {
+    capped<true>(s, bend, n, scale, softcap, slope, T(distance));
+  } else {
+    capped<false>(s, bend, n, scale, softcap, slope, T(distance));
+  }
+}
+
+template <class T>
+INLINE T softmax(T* __restrict s, int64_t n, T scale, T sink, T gate) {
   constexpr T infinity = std::numeric_limits<T>::infinity();
-  T largest = -infinity;
+  T largest = sink;
 #pragma omp simd reduction(max : largest)
   for (int64_t j = 0; j < n; ++j) {
     const T x = s[j] * scale;
     largest = x > largest ? x : largest;
   }
   if (largest == -infinity) largest = 0;
-  T sum = 0;
+  T sum = std::exp(sink - largest);
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < n; ++j) {
     const T x = exponential(s[j] * scale - largest);
@@ -81,16 +103,16 @@ INLINE T correction(T sum, T lse) {
 
 template <class T>
 INLINE void saliency(
-    T* __restrict s, const T* __restrict dp, T* __restrict total, int64_t n, T scale, T lse, T gate) {
-  const T factor = gate * correction(attend(s, n, scale, lse), lse);
+    T* __restrict s, const T* __restrict dp, T* __restrict total, int64_t n, T scale, T lse, T beside, T gate) {
+  const T factor = gate * correction(attend(s, n, scale, lse) + beside, lse);
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) total[j] += factor * (s[j] * dp[j]);
 }
 
 template <class T>
 INLINE void magnitude(
-    T* __restrict s, const T* __restrict dp, T* __restrict column, int64_t n, T scale, T lse, T gate) {
-  const T factor = std::abs(gate * correction(attend(s, n, scale, lse), lse));
+    T* __restrict s, const T* __restrict dp, T* __restrict column, int64_t n, T scale, T lse, T beside, T gate) {
+  const T factor = std::abs(gate * correction(attend(s, n, scale, lse) + beside, lse));
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) column[j] += factor * std::abs(s[j] * dp[j]);
 }
@@ -111,7 +133,8 @@ INLINE void settle(
 
 template <class T>
 INLINE void gradient(
-    T* __restrict s, T* __restrict dp, T* __restrict total, T* __restrict column, int64_t n, T scale, T lse, T gate) {
+    T* __restrict s, T* __restrict dp, T* __restrict total, T* __restrict column, int64_t n, T scale, T lse, T beside,
+    T gate) {
   T mass = 0, sum = 0;
 #pragma omp simd reduction(+ : mass, sum)
   for (int64_t j = 0; j < n; ++j) {
@@ -121,6 +144,7 @@ INLINE void gradient(
     sum += p * dp[j];
   }
   // If one key has all the weight, d − sum must be 0, but the rounding of lse in p would leave a remainder.
+  mass += beside;
   const T factor = mass > 0 ? 1 / mass : T(1);
   sum *= factor;
   if (total && column) {
@@ -136,9 +160,23 @@ INLINE void gradient(
 
 }  // namespace
 
-EACH_MACHINE float softmax_row(float* s, int64_t n, float scale, float gate) { return softmax(s, n, scale, gate); }
+EACH_MACHINE void logits_row(
+    float* s, float* bend, int64_t n, float scale, float softcap, float slope, int64_t distance) {
+  logits(s, bend, n, scale, softcap, slope, distance);
+}
 
-EACH_MACHINE double softmax_row(double* s, int64_t n, double scale, double gate) { return softmax(s, n, scale, gate); }
+EACH_MACHINE void logits_row(
+    double* s, double* bend, int64_t n, double scale, double softcap, double slope, int64_t distance) {
+  logits(s, bend, n, scale, softcap, slope, distance);
+}
+
+EACH_MACHINE float softmax_row(float* s, int64_t n, float scale, float sink, float gate) {
+  return softmax(s, n, scale, sink, gate);
+}
+
+EACH_MACHINE double softmax_row(double* s, int64_t n, double scale, double sink, double gate) {
+  return softmax(s, n, scale, sink, gate);
+}
 
 EACH_MACHINE void add_exponentials_row(const float* s, int64_t n, float& top, float& total) {
   add_exponentials(s, n, top, total);
@@ -157,33 +195,33 @@ EACH_MACHINE void scaled_exponentials_row(double* s, int64_t n, double level, do
 }
 
 EACH_MACHINE void saliency_row(
-    float* s, const float* dp, float* total, int64_t n, float scale, float lse, float gate) {
-  saliency(s, dp, total, n, scale, lse, gate);
+    float* s, const float* dp, float* total, int64_t n, float scale, float lse, float beside, float gate) {
+  saliency(s, dp, total, n, scale, lse, beside, gate);
 }
 
 EACH_MACHINE void saliency_row(
-    double* s, const double* dp, double* total, int64_t n, double scale, double lse, double gate) {
-  saliency(s, dp, total, n, scale, lse, gate);
+    double* s, const double* dp, double* total, int64_t n, double scale, double lse, double beside, double gate) {
+  saliency(s, dp, total, n, scale, lse, beside, gate);
 }
 
 EACH_MACHINE void magnitude_row(
-    float* s, const float* dp, float* column, int64_t n, float scale, float lse, float gate) {
-  magnitude(s, dp, column, n, scale, lse, gate);
+    float* s, const float* dp, float* column, int64_t n, float scale, float lse, float beside, float gate) {
+  magnitude(s, dp, column, n, scale, lse, beside, gate);
 }
 
 EACH_MACHINE void magnitude_row(
-    double* s, const double* dp, double* column, int64_t n, double scale, double lse, double gate) {
-  magnitude(s, dp, column, n, scale, lse, gate);
+    double* s, const double* dp, double* column, int64_t n, double scale, double lse, double beside, double gate) {
+  magnitude(s, dp, column, n, scale, lse, beside, gate);
 }
 
 EACH_MACHINE void gradient_row(
-    float* s, float* dp, float* total, float* column, int64_t n, float scale, float lse, float gate) {
-  gradient(s, dp, total, column, n, scale, lse, gate);
+    float* s, float* dp, float* total, float* column, int64_t n, float scale, float lse, float beside, float gate) {
+  gradient(s, dp, total, column, n, scale, lse, beside, gate);
 }
 
 EACH_MACHINE void gradient_row(
-    double* s, double* dp, double* total, double* column, int64_t n, double scale, double lse, double gate) {
-  gradient(s, dp, total, column, n, scale, lse, gate);
+    double* s, double* dp, double* total, double* column, int64_t n, double scale, double lse, double beside, double gate) {
+  gradient(s, dp, total, column, n, scale, lse, beside, gate);
 }
 
 }  // namespace symground

@@ -30,10 +30,11 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, T
     # The flash kernel also computes heads with gate 0. The extension skips them and takes the same time for the others.
     # It would convert half precision to float32, though, and half of the heads in float32 take longer than all heads in
     # bfloat16.
-    if mixing.beyond_kernels(q, v) is not None:
-        return tiles.forward(q, k, v, mixing, _READS)
-    if mixing.gate is not None and extension.is_built() and q.dtype == accumulation_dtype(q):
+    beyond = _beyond_flash(v, q, mixing)
+    if (beyond or mixing.gate is not None) and extension.is_built() and q.dtype == accumulation_dtype(q):
         return cpu_extension.forward(q, k, v, mixing)
+    if beyond:
+        return tiles.forward(q, k, v, mixing, _READS)
     q, scale = with_positive_scale(q, mixing.scale_of(q))
     out = lse = None
     for part in _parts(q, k, v, mixing):
@@ -50,6 +51,11 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, T
         out[part.examples, :, part.queries], lse[part.examples, :, part.queries] = o, m
     out, lse = _unseeing(q) if out is None or lse is None else (out, lse)
     return mixing.gated(out).contiguous(), lse.contiguous()
+
+
+def _beyond_flash(v: Tensor, q: Tensor, mixing: Mixing) -> bool:
+    """Whether aten's flash kernels lack something that the call needs, beside gates and masks."""
+    return mixing.extended or v.shape[3] != q.shape[3]
 
 
 class _Part(NamedTuple):
@@ -99,19 +105,18 @@ def _backward(
     # aten's backward kernel masks before it scales, so a scale must be above 0.
     scale = mixing.scale_of(q)
     plain = mixing.only_causal and scale > 0 and (not mixing.causal or q.shape[2] == k.shape[2])
-    beyond = mixing.beyond_kernels(q, v) is not None
-    if plain and not beyond and not saliency and groups.query is None:
+    if plain and v.shape[3] == q.shape[3] and not saliency and groups.query is None:
         given = (adjacent(x) for x in (grad_out, q, k, v))
         dq, dk, dv = _flash_backward(*given, out, lse, 0.0, mixing.causal, scale=scale)
         return Gradients(dq.contiguous(), dk.contiguous(), dv.contiguous(), None, None)
     # One pass gives gradients, saliency and flow, and aten's flash kernel would need a mask of size B·T·S.
-    if extension.is_built() and not beyond:
+    if extension.is_built():
         return cpu_extension.backward(q, k, v, grad_out, lse, mixing, saliency, groups)
     return tiles.backward(q, k, v, grad_out, lse, mixing, saliency, groups, _READS)
 
 
 def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, signed: bool) -> Tensor:
-    if extension.is_built() and mixing.beyond_kernels(q, v) is None:
+    if extension.is_built():
         total = cpu_extension.saliency(q, k, v, grad_out, lse, mixing)
     else:
         total = tiles.saliency(q, k, v, grad_out, lse, mixing, _READS)
@@ -121,7 +126,7 @@ def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mi
 def _flow(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, groups: Groups, matrix_total: bool
 ) -> FlowSums:
-    if extension.is_built() and mixing.beyond_kernels(q, v) is None:
+    if extension.is_built():
         return cpu_extension.flow(q, k, v, grad_out, lse, mixing, groups, matrix_total)
     return tiles.flow(q, k, v, grad_out, lse, mixing, groups, matrix_total, _READS)
 

@@ -16,7 +16,9 @@ from symground.ops.common.tensors import accumulation_dtype
 
 def forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
     """out, gated, and lse, for inputs in float32 or float64."""
-    out, lse = torch.zeros(q.shape, dtype=q.dtype), q.new_full(q.shape[:3], float("-inf"))
+    out, lse = q.new_zeros(*q.shape[:3], v.shape[3]), q.new_full(q.shape[:3], float("-inf"))
+    if mixing.sink is not None:
+        lse[:] = mixing.sink[:, None]  # of queries that see no key
     extension.library.attention_forward(q, k, v, *_record_arguments(mixing, lse), out, lse)
     return out, lse
 
@@ -51,16 +53,18 @@ def backward(
     dq, dk, dv = grads = [torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v)]
     total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
     sums = None if groups.query is None else lse.new_zeros(*q.shape[:2], groups.num_query, groups.num_key)
+    dslopes = None if mixing.slopes is None else lse.new_zeros(q.shape[:2])
     for at in _pieces(q, lse):
         precise = [x[at].to(lse.dtype) for x in grads]  # a copy only of half precision
         extension.library.attention_backward(
-            *_piece(at, q, k, v, grad_out, lse, mixing), *precise, None if total is None else total[at],
-            *_ids(groups, at), None if sums is None else sums[at],
+            *_piece(at, q, k, v, grad_out, lse, mixing), *precise,
+            *(None if x is None else x[at] for x in (dslopes, total)), *_ids(groups, at),
+            None if sums is None else sums[at],
         )  # fmt: skip
         if q.dtype != lse.dtype:
             for x, exact in zip(grads, precise, strict=True):
                 x[at] = exact
-    return Gradients(dq, dk, dv, total, sums)
+    return Gradients(dq, dk, dv, total, sums, None if dslopes is None else dslopes.sum(0))
 
 
 def _pieces(q: Tensor, lse: Tensor) -> list[slice]:
@@ -74,13 +78,16 @@ def _piece(at: slice, q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Te
     return [*converted, lse[at].contiguous(), *_record_arguments(mixing if at == slice(None) else mixing.of(at), lse)]
 
 
-def _record_arguments(
-    mixing: Mixing, lse: Tensor
-) -> tuple[Tensor | None, bool, float | None, Tensor | None, int | None]:
+def _record_arguments(mixing: Mixing, lse: Tensor) -> list[Any]:
     """The record as arguments of the operators."""
-    gate = None if mixing.gate is None else mixing.gate.to(lse.dtype).contiguous()
-    key_range = None if mixing.key_range is None else mixing.key_range.long().contiguous()
-    return gate, mixing.causal, mixing.scale, key_range, mixing.window
+    gate, sink, slopes = (
+        None if x is None else x.to(lse.dtype).contiguous() for x in (mixing.gate, mixing.sink, mixing.slopes)
+    )
+    key_range, segments, blocks = (
+        None if x is None else x.long().contiguous() for x in (mixing.key_range, mixing.segments, mixing.blocks)
+    )
+    masks = (mixing.causal, mixing.scale, key_range, mixing.window)
+    return [gate, *masks, mixing.softcap, sink, slopes, segments, blocks]
 
 
 def _ids(groups: Groups, at: slice) -> list[Tensor | None]:

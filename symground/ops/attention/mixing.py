@@ -91,6 +91,11 @@ class Mixing(NamedTuple):
         return seen
 
     @property
+    def extended(self) -> bool:
+        """Whether anything is set beside what every implementation takes."""
+        return any(field is not None for field in self[5:])
+
+    @property
     def by_ids(self) -> bool:
         """Whether ids of positions say which keys a query sees."""
         return self.segments is not None or self.blocks is not None

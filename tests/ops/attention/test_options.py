@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from symground import ops
-from symground.ops.attention import cpu
+from symground.ops.attention import tiles
 from symground.ops.attention.mixing import Mixing
 
 F64 = torch.float64
@@ -168,7 +168,7 @@ def test_only_what_a_row_sees_is_computed() -> None:
 
     _, lse = ops.attention(q, k, v, segments=segments, impl="cpu")
     with Count():  # within a registered op it would see nothing
-        cpu.backend.saliency(q, k, v, grad, lse, Mixing(segments=segments), True)
+        tiles.saliency(q, k, v, grad, lse, Mixing(segments=segments).resolved(q), True)
     assert 0 < pairs <= 2 * 4 * 8 * (64 * 64 + 64 * 128)  # two products, four heads, eight texts of two tiles
 
 

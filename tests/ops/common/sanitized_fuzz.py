@@ -81,8 +81,10 @@ def attention(draw: Draw, ops: Any) -> list[Tensor]:
     dtype = draw.one(F32, F32, F64, torch.float16, torch.bfloat16)
     batch, key_heads, size = draw.size(1, 2, 3, 5), draw.size(1, 2), draw.one(1, 3, 8, 17, 64)
     heads, queries, keys = key_heads * draw.one(1, 2, 3), draw.size(*LENGTHS), draw.size(*LENGTHS)
+    of_value = draw.one(size, 1, 5, 70)
     q, k, v = (
-        draw.normal(batch, *n, size, dtype=dtype) for n in ((heads, queries), (key_heads, keys), (key_heads, keys))
+        draw.normal(batch, *n, dtype=dtype)
+        for n in ((heads, queries, size), (key_heads, keys, size), (key_heads, keys, of_value))
     )
     for x in (q, k, v):
         x.requires_grad_(draw.one(True, True, False))
@@ -95,6 +97,10 @@ def attention(draw: Draw, ops: Any) -> list[Tensor]:
         kw["window"] = draw.one(None, 1, 5, 64, 1000, 2**31, 2**63 - 1)
     if draw.one(True, False):
         kw["gate"] = torch.tensor([0.0, 1.0, 0.3])[draw.ids(0, 3, batch, heads)]
+    kw["softcap"] = draw.one(None, None, 0.5, 50.0)
+    kw |= {name: draw.one(None, draw.normal(heads, dtype=F32).requires_grad_()) for name in ("sink", "slopes")}
+    if queries <= keys:
+        kw["segments"], kw["blocks"] = (draw.one(None, draw.ids(-1, 4, batch, keys)) for _ in range(2))
     probes: dict[str, Any] = {}
     if draw.one(True, False):
         probes["saliency_probe"] = torch.zeros(1).expand(batch, queries, keys).requires_grad_()
@@ -103,7 +109,7 @@ def attention(draw: Draw, ops: Any) -> list[Tensor]:
         probes.update(flow_probe=probe, query_groups=groups[0], key_groups=groups[1])
     out, lse = ops.attention(q, k, v, **kw, **probes, impl="cpu")
     after = [x.detach() for x in (q, k, v, draw.laid_out(torch.randn_like(out)), lse)]
-    form = {name: value.clone() if isinstance(value, Tensor) else value for name, value in kw.items()}
+    form = {name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in kw.items()}
     changed = "key_range" in kw and draw.one(True, False)
     if changed:  # in place, unknown to autograd
         kw["key_range"].numpy()[:] = draw.ids(-3 * keys - 1, 3 * keys + 2, batch, 2).numpy()
@@ -199,7 +205,7 @@ def good_calls(draw: Draw) -> dict[str, list[Any]]:
     """Suitable arguments for every operator of the extension, all contiguous, each with its own memory."""
     dtype = draw.one(F32, F64)
     B, Hk, T, S, D, G, K = draw.one(1, 2), draw.one(1, 2), draw.one(1, 5, 70), draw.one(1, 6, 130), draw.one(1, 4), 2, 3
-    H = Hk * draw.one(1, 2)
+    H, E = Hk * draw.one(1, 2), draw.one(D, 3)
 
     def numbers(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=dtype)
@@ -207,12 +213,14 @@ def good_calls(draw: Draw) -> dict[str, list[Any]]:
     q, k, v, grad, lse = (
         numbers(B, H, T, D),
         numbers(B, Hk, S, D),
-        numbers(B, Hk, S, D),
-        numbers(B, H, T, D),
+        numbers(B, Hk, S, E),
+        numbers(B, H, T, E),
         numbers(B, H, T),
     )
     bounds = draw.one(None, draw.ids(-9, 2 * S, B, 2))
-    form = [numbers(B, H), draw.one(True, False), 0.5, bounds, draw.one(None, 1, 3, 2**63 - 1)]
+    form = [draw.one(None, numbers(B, H)), draw.one(True, False), 0.5, bounds, draw.one(None, 1, 3, 2**63 - 1)]
+    slopes, ids = draw.one(None, numbers(H)), [draw.one(None, draw.ids(-9, 3, B, S)) if T <= S else None for _ in "sb"]
+    form += [draw.one(None, 0.5), draw.one(None, numbers(H)), slopes, *ids]
     groups = draw.ids(-2, 9, B, T, dtype=torch.int32), draw.ids(-2, 9, B, S, dtype=torch.int32)
     x, dt, A, b = numbers(B, T, H, D), numbers(B, T, H).abs(), -numbers(H).abs(), numbers(B, T, Hk, S)
     steps, state = draw.one(None, draw.ids(-9, 2 * T, B, 2)), numbers(B, H, D, S)
@@ -221,12 +229,13 @@ def good_calls(draw: Draw) -> dict[str, list[Any]]:
     taps = [weight, draw.one(None, numbers(H * D)), draw.one(None, numbers(B, K - 1, H * D)), draw.one(True, False)]
     norm = [numbers(H), numbers(B, T, H * D), numbers(H * D), Hk, 1e-5]
     return {
-        "attention_forward": [q, k, v, *form, numbers(B, H, T, D), lse],
+        "attention_forward": [q, k, v, *form, numbers(B, H, T, E), lse],
         "attention_saliency": [q, k, v, grad, lse, *form, numbers(B, T, S)],
         "attention_flow": [q, k, v, grad, lse, *form, *groups, numbers(B, H, G, K), numbers(B, H, G), numbers(B, H)],
         "attention_backward": [
-            q, k, v, grad, lse, *form, numbers(B, H, T, D), numbers(B, Hk, S, D), numbers(B, Hk, S, D),
-            draw.one(None, numbers(B, T, S)), *groups, draw.one(None, numbers(B, H, G, K)),
+            q, k, v, grad, lse, *form, numbers(B, H, T, D), numbers(B, Hk, S, D), numbers(B, Hk, S, E),
+            None if slopes is None else numbers(B, H), draw.one(None, numbers(B, T, S)), *groups,
+            draw.one(None, numbers(B, H, G, K)),
         ],
         "gate_heads": [x, numbers(B, H), draw.one(None, numbers(T, H, D)), numbers(B, T, H, D)],
         "ssd": [*inputs, numbers(B, T, H, D), state],

@@ -62,6 +62,9 @@ for dtype in (torch.float32, torch.float64):
     attention(2, 4, 2, 7, 9, 5, dtype, key_range=torch.tensor([[0, 0], [2, 8]]))
     attention(2, 3, 1, 67, 67, 17, dtype, window=5)
     attention(1, 2, 2, 3, 130, 33, dtype, causal=False)
+    ids = torch.arange(130).expand(2, -1) // 40
+    attention(2, 4, 2, 67, 130, 9, dtype, segments=ids, blocks=ids // 2 - 1, softcap=3.0, sink=torch.randn(4),
+              slopes=torch.randn(4), key_range=torch.tensor([[0, 130], [7, 128]]))
 attention(2, 2, 1, 19, 19, 16, torch.bfloat16)
 
 for dtype in (torch.float32, torch.float64):
