@@ -17,12 +17,12 @@ from transformers.masking_utils import causal_mask_function
 
 from symground import ops
 from symground.models.hooks import attention_row, check_batch, shown, tap_of
-from symground.ops.attention.mixing import key_range_of, valid_keys
+from symground.ops.attention.mixing import Mixing, key_range_of, valid_keys
 
 NAME = "symground"
 UNPADDED = "symground-unpadded"
 #: Attention variants that change the scores in a way `ops.attention` has no argument for.
-_UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+_UNSUPPORTED = ("position_bias",)
 #: A score with at most this added is hidden: its attention weight is exactly 0 if any key is visible.
 _HIDES = -1e4
 
@@ -94,7 +94,7 @@ def attention_forward(
     """Attention of one layer [B,H,T,D] → [B,T,H,D], by `ops.attention` with the probes and gate of the layer's tap.
 
     If the tap has no probe or gate, and every key is valid or attention dropout is on, it is computed by
-    scaled_dot_product_attention, whose output is the same.
+    scaled_dot_product_attention, whose output is the same; but not with capped scores or a sink, which it lacks.
 
     Raises:
         ValueError: an attention variant that symground does not support; the message names it.
@@ -116,15 +116,25 @@ def attention_forward(
         # which does not wait for the GPU.
         key, value = (x[:, :, : int(in_use)] for x in (key, value))
         window = None if window is None or window >= key.shape[2] else window
+    mixing = Mixing(
+        causal, scaling, key_range, window, softcap=kwargs.get("softcap"), sink=kwargs.get("s_aux")
+    ).resolved(query)
     tap = tap_of(module)
     check_batch(tap, len(query))
     if dropout > 0 and not tap.idle:
         raise ValueError("model: tracing and ablation need model.eval(), or an attention dropout of 0")
+    if dropout > 0 and mixing.extended:
+        raise ValueError(
+            f"model: {type(module).__name__} has capped scores or a sink, which symground's attention computes without "
+            f"dropout; expected model.eval(), or an attention dropout of 0; got {dropout}"
+        )
     if tap.mix is not None:
-        if kwargs.get("sliding_window") is not None:
-            raise ValueError("model: an attention with a sliding window is not mixed otherwise")
-        out = tap.mix(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling)
-    elif tap.plain and (dropout > 0 or key_range is None):
+        if kwargs.get("sliding_window") is not None or mixing.extended:
+            raise ValueError(
+                "model: an attention with a sliding window, a sink or capped scores is not mixed otherwise"
+            )
+        out = tap.mix(query, key, value, mixing.scale_of(query))
+    elif tap.plain and not mixing.extended and (dropout > 0 or key_range is None):
         queries, keys = query.shape[2], key.shape[2]
         plain = causal and queries == keys and key_range is None and window is None
         mask = None if plain else valid_keys(queries, keys, causal, key_range, window, query.device)
@@ -146,10 +156,11 @@ def attention_forward(
             flow_probe=tap.flow_probe,
             query_groups=tap.query_groups,
             key_groups=tap.key_groups,
+            softcap=mixing.softcap,
+            sink=mixing.sink,
         )
     if tap.row_probe is not None:
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        added = attention_row(tap.row_probe, query, key, value, scale, causal, key_range, window)
+        added = attention_row(tap.row_probe, query, key, value, mixing)
         out = out + (added if tap.gate is None else ops.gate_heads(added.transpose(1, 2), tap.gate).transpose(1, 2))
     return shown(tap, out.transpose(1, 2)).contiguous(), None  # some models call view on it
 

@@ -12,11 +12,10 @@ from transformers import PreTrainedModel
 
 from symground.models.attachment.lookup import INSTEAD
 from symground.models.hooks import Mixer
+from symground.ops.attention.mixing import MAX_HEAD_SIZE
 
 #: Models with ALiBi whose configuration does not mention it.
 _ALIBI = ("Bloom", "Mpt")
-#: The largest head dimension that `ops.attention` accepts.
-_WIDEST = 256
 #: Matches the class names of transformers' modules that mix positions.
 _MIXES = re.compile("attention|attn|mixer|delta|recurrent|lightning|ssm|lstm|mamba|rwkv", re.IGNORECASE)
 
@@ -73,14 +72,10 @@ def _unlike(module: nn.Module, config: Any) -> Iterator[tuple[bool, str]]:
     kind = type(module)
     crosses = getattr(module, "is_cross_attention", False) or "CrossAttention" in kind.__name__
     yield crosses, "has cross-attention"
-    yield getattr(module, "attn_logit_softcapping", None) is not None, "has capped scores (softcap)"
-    yield getattr(module, "sinks", None) is not None, "has sinks (s_aux)"
     encodes = getattr(config, "is_decoder", True) is False
     follows = "lets text see what follows it" + (" (is_decoder=False in its configuration)" if encodes else "")
     yield getattr(module, "is_causal", True) is False, follows
-    keys, values = (getattr(module, size, None) for size in ("qk_head_dim", "v_head_dim"))
-    yield keys is not None and values not in (None, keys), "has values of another width than its keys (MLA)"
-    yield (getattr(module, "head_dim", None) or 0) > _WIDEST, f"has heads wider than {_WIDEST}"
+    yield (getattr(module, "head_dim", None) or 0) > MAX_HEAD_SIZE, f"has heads wider than {MAX_HEAD_SIZE}"
     yield kind.__name__.startswith("DiffLlama"), "has two attention matrices a head"
     window = getattr(config, "sliding_window", None)
     passes_window = "sliding_window" in inspect.getsource(kind.forward)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from symground.ops.attention.mixing import valid_keys
+from symground.ops.attention.mixing import Mixing
 from symground.ops.common.tensors import prefix_sums
 from symground.ops.ssd.scan import Scan
 
@@ -24,23 +24,20 @@ class RowProbe(NamedTuple):
     """[B] p, an index of the queries."""
 
 
-def attention_row(
-    row: RowProbe, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, key_range: Tensor | None,
-    window: int | None = None,
-) -> Tensor:  # fmt: skip
-    """Zeros [B,H,T,D], at p the sum Σ_j A[p,j] · probe[j] · v[j], through which the gradient reaches the probe.
+def attention_row(row: RowProbe, q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Tensor:
+    """Zeros [B,H,T,Dv], at p the sum Σ_j A[p,j] · probe[j] · v[j], through which the gradient reaches the probe.
 
-    q [B,H,T,D]; k and v [B,Hk,S,D]; ``scale``, ``causal``, ``key_range`` and ``window`` as for
-    :func:`symground.ops.attention`.
+    q [B,H,T,D]; k [B,Hk,S,D]; v [B,Hk,S,Dv]; ``mixing`` resolved, as of :func:`symground.ops.attention`.
     """
     batch, queries = len(q), q.shape[2]
     each, key_heads = torch.arange(batch, device=q.device), k.shape[1]
     with torch.no_grad():
-        seen = valid_keys(queries, k.shape[2], causal, key_range, window, q.device).expand(batch, 1, -1, -1)
+        seen = mixing.valid(q, k).expand(batch, 1, -1, -1)
         at_p = q[each, :, row.position].unflatten(1, (key_heads, -1))  # [B,Hk,H/Hk,D]; k and v are not copied
-        scores = torch.einsum("bkgd,bksd->bkgs", at_p.float(), k.float()).flatten(1, 2) * scale  # [B,H,S]
-        scores = scores.masked_fill(~seen[each, :, row.position], float("-inf"))
-        weights = scores.softmax(-1).nan_to_num(0.0)  # a row that sees no key is 0
+        scores = torch.einsum("bkgd,bksd->bkgs", at_p.float(), k.float()).flatten(1, 2)[:, :, None]  # [B,H,1,S]
+        at = (row.position + k.shape[2] - queries)[:, None, None, None]
+        scores = mixing.logits(scores, at)[:, :, 0].masked_fill(~seen[each, :, row.position], float("-inf"))
+        weights = mixing.softmax(scores).nan_to_num(0.0)  # a row that sees no key is 0
     probed = (weights * row.probe).to(v.dtype).unflatten(1, (key_heads, -1))
     mixed = torch.einsum("bkgs,bksd->bkgd", probed, v.detach()).flatten(1, 2)  # [B,H,D]
     return _at(row, mixed, 2, queries)

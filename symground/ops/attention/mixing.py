@@ -74,6 +74,26 @@ class Mixing(NamedTuple):
             seen = seen & ~padding(self.key_range, keys)[:, None]
         return seen[:, None]
 
+    def logits(self, s: Tensor, at: Tensor) -> Tensor:
+        """Products q kᵀ [B,H,R,S] → logits, without the mask.
+
+        ``at`` broadcasts to [B,H,R,1]: the position of each query among the keys, i + S - T.
+        """
+        assert self.scale is not None  # the record is resolved
+        s = s * self.scale
+        if self.softcap is not None:
+            s = torch.tanh(s / self.softcap) * self.softcap
+        if self.slopes is not None:
+            s = s + per_head(self.slopes.to(s.dtype)) * (torch.arange(s.shape[-1], device=s.device) - at)
+        return s
+
+    def softmax(self, logits: Tensor) -> Tensor:
+        """Masked logits [B,H,...,S] → attention; the sink is one more logit in each row, of no value."""
+        if self.sink is None:
+            return torch.softmax(logits, -1)
+        sink = self.sink.to(logits.dtype).view(-1, *(1,) * (logits.ndim - 2)).expand(*logits.shape[:-1], 1)
+        return torch.softmax(torch.cat((logits, sink), -1), -1)[..., :-1]
+
     def sees(self, at: Tensor, keys: Tensor) -> Tensor:
         """Whether queries see keys [C], but for ``key_range``: [B or 1,R,C] bool.
 

@@ -18,15 +18,11 @@ refuses = needs.nothing
 def attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, probes: GradientProbes) -> tuple[Tensor, Tensor]:
     k, v = mixing.without_padding(k), mixing.without_padding(v)
     valid, s = mixing.valid(q, k), _scores(q, k, mixing)
+    lse = s.detach().masked_fill(~valid, float("-inf")).logsumexp(-1)
+    if mixing.sink is not None:
+        lse = torch.logaddexp(lse, mixing.sink.detach().to(lse.dtype)[:, None])
     # Masked with the lowest finite number, so that a row with no valid key has gradient 0; -inf would give NaN.
-    logits = s.masked_fill(~valid, torch.finfo(s.dtype).min)
-    hidden = s.detach().masked_fill(~valid, float("-inf"))
-    if mixing.sink is None:
-        lse, a = hidden.logsumexp(-1), torch.softmax(logits, -1) * valid
-    else:  # one more logit in each row, of no value
-        sink = per_head(mixing.sink.to(s.dtype)).expand(*s.shape[:3], 1)
-        lse = torch.cat((hidden, sink.detach()), -1).logsumexp(-1)
-        a = torch.softmax(torch.cat((logits, sink), -1), -1)[..., :-1] * valid
+    a = mixing.softmax(s.masked_fill(~valid, torch.finfo(s.dtype).min)) * valid
     out = product(probes.on(a), _repeat_heads(v, q.shape[1]).to(a.dtype)).to(q.dtype)
     return mixing.gated(out), lse
 
@@ -64,14 +60,10 @@ def _signed_saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Ten
 def _scores(q: Tensor, k: Tensor, mixing: Mixing) -> Tensor:
     """[B,H,T,S] logits in at least float32, without the mask; each key head is repeated for its query heads."""
     dtype = accumulation_dtype(q)
-    s = product(q.to(dtype), _repeat_heads(k, q.shape[1]).to(dtype).mT) * mixing.scale_of(q)
-    if mixing.softcap is not None:
-        s = torch.tanh(s / mixing.softcap) * mixing.softcap
-    if mixing.slopes is not None:
-        queries, keys = s.shape[2:]
-        at = torch.arange(keys - queries, keys, device=s.device)[:, None]  # the queries' positions among the keys
-        s = s + per_head(mixing.slopes.to(dtype)) * (torch.arange(keys, device=s.device) - at)
-    return s
+    products = product(q.to(dtype), _repeat_heads(k, q.shape[1]).to(dtype).mT)
+    queries, keys = products.shape[2:]
+    at = torch.arange(keys - queries, keys, device=q.device)[:, None]
+    return mixing._replace(scale=mixing.scale_of(q)).logits(products, at)
 
 
 def _repeat_heads(x: Tensor, heads: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,26 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Phi": ("Phi", "Phi", {}),
     "Phi-3": ("Phi3", "Phi3", _GROUPED),
     "OPT": ("OPT", "OPT", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "Gemma-2 without capped logits": (
+        "Gemma2", "Gemma2",
+        {**_GROUPED, "head_dim": 8, "sliding_window": 4, "attn_logit_softcapping": 0.5,
+         "final_logit_softcapping": None},
+    ),
+    "GPT-OSS": (
+        "GptOss", "GptOss",
+        {**_GROUPED, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 4},
+    ),
+    "DeepSeek-V3": (
+        "DeepseekV3", "DeepseekV3",
+        {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+         "qk_nope_head_dim": 8, "v_head_dim": 12, "n_routed_experts": 4, "num_experts_per_tok": 1, "n_group": 1,
+         "topk_group": 1, "first_k_dense_replace": 1},
+    ),
+    "Llama, heads of 320": ("Llama", "Llama", {**_GROUPED, "head_dim": 320}),
 }  # fmt: skip
 _OLD = {"n_embd": 32, "n_layer": 2, "n_head": 4}
 REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
-    "Gemma-2": ("Gemma2", "Gemma2", {**_GROUPED, "head_dim": 8}, r"capped scores \(softcap\)"),
-    "GPT-OSS": (
-        "GptOss", "GptOss", {**_GROUPED, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1},
-        r"sinks \(s_aux\)",
-    ),
+    "Gemma-2": ("Gemma2", "Gemma2", {**_GROUPED, "head_dim": 8}, "the logits of Gemma2ForCausalLM are more than"),
     "GPT-J": ("GPTJ", "GPTJ", {**_OLD, "n_positions": 64, "rotary_dim": 4}, "takes no attention function"),
     "Falcon": ("Falcon", "Falcon", {}, "takes no attention function"),
     "BLOOM": ("Bloom", "Bloom", {"n_layer": 2, "n_head": 4}, r"biases its scores by distance \(ALiBi\)"),
@@ -61,12 +74,6 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "PhiMoE, sliding window": (
         "Phimoe", "Phimoe", {**_GROUPED, "sliding_window": 4, "num_local_experts": 2},
         "has a sliding window that its layers do not tell their attention function",
-    ),
-    "DeepSeek-V3": (
-        "DeepseekV3", "DeepseekV3",
-        {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
-         "n_routed_experts": 4, "num_experts_per_tok": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
-        r"has values of another width than its keys \(MLA\)",
     ),
     "DiffLlama": ("DiffLlama", "DiffLlama", _GROUPED, "has two attention matrices a head"),
     "Falcon with ALiBi": ("Falcon", "Falcon", {"alibi": True}, r"biases its scores by distance \(ALiBi\)"),
@@ -317,6 +324,28 @@ def test_scores_and_sweeps_keep_to_the_window(corpus: Corpus) -> None:
     wide = sg.attach(pair("Mistral", "Mistral", {**_GROUPED, **size, "sliding_window": 64})[1])
     assert abs(sg.score(wide, probes)["surprisal"] - expected["surprisal"]).max() > 1e-2  # the window has an effect
     with pytest.warns(RuntimeWarning, match="cannot be read again from the middle"):
+        swept = sg.sweep_heads(ours, probes, per_example=True)
+    examples = probes.matched()
+    original = choices(ours, examples).surprisal
+    for layer, head in ((0, 1), (1, 3)):
+        with sg.ablate(ours, [(layer, head)]):
+            silenced = choices(ours, examples).surprisal
+        np.testing.assert_allclose(swept.sel(layer=layer, head=head), silenced - original, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["Gemma-2 without capped logits", "GPT-OSS", "DeepSeek-V3"])
+def test_scores_and_sweeps_have_the_cap_the_sink_and_the_widths(name: str, corpus: Corpus) -> None:
+    """Also in passes from a cache and from a middle layer, which attend in ways of their own."""
+    model, config, more = FAMILIES[name]
+    size = {"vocab_size": len(corpus.tokenizer), "max_position_embeddings": 256}
+    size |= {"sliding_window": 256} if "sliding_window" in more else {}  # a cache and a middle layer lack windows
+    eager, ours = pair(model, config, {**more, **size})
+    probes = sg.probes(corpus.tokenizer).take_contexts([0, 5])
+    expected = sg.score(eager, probes)
+    sg.attach(ours)
+    np.testing.assert_allclose(sg.score(ours, probes)["surprisal"], expected["surprisal"], atol=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # that it cannot be read again from the middle
         swept = sg.sweep_heads(ours, probes, per_example=True)
     examples = probes.matched()
     original = choices(ours, examples).surprisal
