@@ -1,10 +1,11 @@
 """Parts of models that symground implements: attention, Mamba-2's mixer, the LSTM, image tokens and fused GELU."""
 
-from symground.models.architectures.attention import NAME, UNPADDED, register, unpadded
+from symground.models.architectures.attention import register, unpadded
 from symground.models.architectures.gelu import fuse_gelu, write_out_gelu
 from symground.models.architectures.image_tokens import PatchEmbedding, set_images, with_images
 from symground.models.architectures.lstm import LSTMConfig, LSTMForCausalLM, LSTMState
 from symground.models.architectures.mamba2 import MambaMixer, give_back_mamba, initialize_decay, mamba_mixers
+from symground.models.architectures.masks import NAME, UNPADDED
 
 __all__ = [
     "NAME",

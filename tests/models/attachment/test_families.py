@@ -22,7 +22,7 @@ import symground
 import symground as sg
 from symground.analysis.probing.answering import choices
 from symground.data import Corpus
-from symground.models.architectures.attention import _is_window
+from symground.models.architectures.masks import _is_window
 from symground.models.attachment import attaching
 
 _SIZES = {

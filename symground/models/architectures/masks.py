@@ -1,0 +1,230 @@
+"""The mask function of ``attn_implementation="symground"``, and how a layer's mask is read."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import masking_utils
+from transformers.masking_utils import causal_mask_function
+
+from symground.ops.attention.mixing import key_range_of, valid_keys
+
+NAME = "symground"
+UNPADDED = "symground-unpadded"
+#: A score with at most this added is hidden: its attention weight is exactly 0 if any key is visible.
+_HIDES = -1e4
+
+
+def key_range_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Any = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    **kwargs: Any,
+) -> Tensor | None:
+    """The mask as key ranges [B,1,1+W,2]: first and one-past-last valid key of each example; None if all are valid.
+
+    The mask has four dimensions because transformers passes such a mask on unchanged, and int64 tells it from others.
+    W is the sliding window, or 0 if none hides a key; the layer must pass the same window to the attention function.
+    With a key-value cache of fixed size, the last dimension is 3, and the third number is how many keys are in use. If
+    all keys are valid and there is a window, the last dimension is 0. Where ids say which keys a query sees, the
+    segments and the blocks of the S keys, as `ops.attention` takes them, come after these two or three numbers. The
+    numbers of an example are stored once.
+
+    Raises:
+        ValueError: the mask is none of these: causal, with or without a window, with padding at the ends only; texts
+            packed into a row, or chunks; blocks whose positions see each other.
+    """
+    shows, window = _shown(mask_function), kwargs.get("local_size")
+    if shows is None and window is not None and not _part(mask_function)[0]:
+        # Ids may hide what a trial does not reach, so it is for functions that transformers did not put together.
+        shows = Shown(window) if _is_window(mask_function, window, q_length, kv_length) else None
+    if shows is None:
+        raise ValueError(
+            "attention_mask: symground supports causal masks, with or without a sliding window, with padding, packed "
+            "texts, chunks and blocks; this model asks for another"
+        )
+    window = shows.window
+    found = None if attention_mask is None else key_range_of(attention_mask[:, kv_offset : kv_offset + kv_length])
+    used = q_offset + q_length - kv_offset
+    if isinstance(used, Tensor) or used != kv_length:
+        used = torch.as_tensor(used, device=device).expand(batch_size)
+        first, last = (torch.zeros_like(used), used) if found is None else found.unbind(-1)
+        found = torch.stack([first, torch.minimum(last, used), used], -1)
+    hides = 0 if window is None or window >= kv_length else int(window)
+    if shows.segments is not None or shows.blocks is not None:
+        if found is None:
+            found = torch.tensor([[0, kv_length]], device=device).expand(batch_size, -1)
+        at = torch.arange(kv_offset, kv_offset + kv_length, device=device)
+        segments = torch.zeros_like(at)[None] if shows.segments is None else shows.segments(at)
+        blocks = torch.full_like(at, -1)[None] if shows.blocks is None else shows.blocks(at)
+        found = torch.cat([found, *(ids.expand(batch_size, -1) for ids in (segments, blocks))], 1)
+    if found is None and not hides:
+        return None
+    found = torch.empty(batch_size, 0, dtype=torch.int64, device=device) if found is None else found
+    return found[:, None, None].expand(-1, -1, 1 + hides, -1)
+
+
+class Shown(NamedTuple):
+    """The causal keys that a mask function shows, within a window, and which ids show more or fewer.
+
+    An id is a function of the positions [P] of keys → [B or 1,P].
+    """
+
+    window: int | None = None
+    segments: Callable[[Tensor], Tensor] | None = None
+    blocks: Callable[[Tensor], Tensor] | None = None
+
+
+def _shown(function: Any) -> Shown | None:
+    """What a mask function that transformers put together shows; None if it is put together in another way.
+
+    Its parts are known by their names in transformers, and what they are made of by what they enclose.
+    """
+    if function is causal_mask_function:
+        return Shown()
+    kind, enclosed = _part(function)
+    if kind == "remap_positions_for_packed_sequence":
+        # Within a text, positions counted from its start are as far apart as those of the row.
+        base = _shown(enclosed["mask_function"])
+        return base if base is not None and base.segments is base.blocks is None else None
+    if kind not in ("and_masks", "or_masks"):
+        return None
+    bases, overlays = [], []
+    for part in enclosed["mask_functions"]:
+        found = _shown(part)
+        overlays.append(_part(part)) if found is None else bases.append(found)
+    if len(bases) != 1:
+        return None
+    shown = bases[0]
+    for name, of in overlays:
+        if kind == "or_masks" and name == "blockwise_overlay" and shown.segments is shown.blocks is None:
+            shown = shown._replace(blocks=_looked_up(of["block_sequence_ids"]))
+        elif kind == "and_masks" and name == "sliding_window_overlay" and shown == Shown():
+            shown = Shown(int(of["sliding_window"]))
+        elif kind == "and_masks" and name == "packed_sequence_mask_function" and shown.segments is None:
+            shown = shown._replace(segments=_looked_up(of["packed_sequence_mask"]))
+        elif kind == "and_masks" and name == "chunked_overlay" and shown == Shown():
+            shown = Shown(segments=_chunks(of["chunk_size"], of["left_padding"]))
+        else:
+            return None
+    return shown
+
+
+def _part(function: Any) -> tuple[str, dict[str, Any]]:
+    """The name of transformers' function that made this mask function, or "", and what it encloses."""
+    if (
+        getattr(function, "__module__", None) != masking_utils.__name__
+        or getattr(function, "__closure__", None) is None
+    ):
+        return "", {}
+    return function.__qualname__.partition(".")[0], dict(inspect.getclosurevars(function).nonlocals)
+
+
+def _chunks(size: int, left_padding: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda at: (at - left_padding[:, None]).div(size, rounding_mode="floor")
+
+
+def _looked_up(ids: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda at: ids[:, at].long()
+
+
+def _is_window(mask_function: Any, window: int, queries: int, keys: int) -> bool:
+    """Whether each query sees exactly its last ``window`` keys, by a trial around the two edges of the mask."""
+    at = torch.arange(min(max(queries, keys), 64) + 1)
+    query, key = (at + window)[:, None], torch.cat([at + window, at])[None]
+    try:
+        found = mask_function(torch.tensor(0), torch.tensor(0), query, key)
+    except Exception:  # for example, a mask function that indexes the batch
+        return False
+    expected = (key <= query) & (key > query - window)
+    return isinstance(found, Tensor) and torch.equal(found.expand_as(expected), expected)
+
+
+class Mask(NamedTuple):
+    """What a layer's mask says."""
+
+    key_range: Tensor | None = None
+    """[B,2]"""
+    in_use: Tensor | None = None
+    """How many keys are in use, if the key-value cache has a fixed size."""
+    segments: Tensor | None = None
+    """[B,S]"""
+    blocks: Tensor | None = None
+    """[B,S]"""
+
+
+def read(module: nn.Module, mask: Tensor | None, query: Tensor, key: Tensor, causal: bool, window: int | None) -> Mask:
+    """What a layer's mask says, as `key_range_mask` or transformers made it.
+
+    Raises:
+        ValueError: the mask has another window than the layer passes, or symground does not support the mask.
+    """
+    if mask is not None and not _is_key_range(mask, key.shape[2]):
+        return Mask(_range_of_pairs(mask, query, key, causal, window))
+    made = getattr(getattr(module, "config", None), "_attn_implementation", None) != UNPADDED
+    meant = 0 if mask is None else mask.shape[2] - 1
+    if made and meant != (window or 0):
+        in_mask, in_layer = (f"a sliding window of {w} keys" if w else "no sliding window" for w in (meant, window))
+        raise ValueError(
+            f"model: its attention mask has {in_mask}, and {type(module).__name__} tells the attention function of "
+            f"{in_layer}; symground does not support this model: model.set_attn_implementation('sdpa')"
+        )
+    if mask is None or not mask.shape[3]:
+        return Mask()
+    if len(mask) != len(query):
+        raise ValueError(f"attention_mask: expected {len(query)} examples, got {len(mask)}")
+    found = mask[:, 0, 0]
+    in_use = found[0, 2] if found.shape[1] % 2 else None
+    if found.shape[1] <= 3:
+        return Mask(found[:, :2], in_use)
+    return Mask(found[:, :2], in_use, *found[:, -2 * key.shape[2] :].chunk(2, 1))
+
+
+def _is_key_range(mask: Tensor, keys: int) -> bool:
+    """Whether a mask has the form that `key_range_mask` returns."""
+    widths = (0, 2, 3, 2 + 2 * keys, 3 + 2 * keys)
+    return mask.dtype == torch.int64 and mask.ndim == 4 and mask.shape[1] == 1 and mask.shape[3] in widths
+
+
+def _range_of_pairs(mask: Tensor, query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tensor:
+    """A mask of all pairs [B or 1,H or 1,T,S], bool or added to the scores, as key ranges [B,2].
+
+    Raises:
+        ValueError: the mask biases scores, or is not causal with this layer's window and padding at the ends.
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    floats = mask.is_floating_point()
+    if mask.ndim != 4 or tuple(mask.shape[2:]) != (queries, keys) or not (floats or mask.dtype == torch.bool):
+        raise ValueError(
+            f"attention_mask: expected [B,S], or bools or floats for all pairs [B,H,{queries},{keys}]; got "
+            f"{list(mask.shape)} {mask.dtype}"
+        )
+    seen = mask == 0 if floats else mask
+    if floats and not bool((seen | (mask <= _HIDES)).all()):
+        biased = mask[~(seen | (mask <= _HIDES))][0].item()
+        raise ValueError(
+            f"attention_mask: symground's attention takes no bias of scores: expected 0 (seen) or at most {_HIDES:g} "
+            f"(hidden) for each pair, got {biased:g}; model.set_attn_implementation('sdpa') computes it untraced"
+        )
+    each = torch.arange(keys, device=mask.device)
+    # The last query whose window contains each key. If even this query does not see a key, the key is padding.
+    last = (each + (keys if window is None else window) - 1).clamp(max=keys - 1) - (keys - queries)
+    valid = seen[:, 0, last.clamp(min=0), each] & (last >= 0)  # [B,S]
+    expected = valid_keys(queries, keys, causal, None, window, mask.device) & valid[:, None, None]
+    rows = valid[:, None, keys - queries :, None]  # the rows of padding are not compared
+    if not bool(((seen == expected) | ~rows).all()):
+        wanted = "causal masks" if window is None else f"causal masks with this layer's window of {window} keys and"
+        raise ValueError(
+            f"attention_mask: symground supports {wanted} with padding at the ends only, and this mask of shape "
+            f"{list(mask.shape)} hides other pairs; model.set_attn_implementation('sdpa') computes it untraced"
+        )
+    return key_range_of(valid).expand(len(query), -1)
