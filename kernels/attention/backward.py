@@ -53,7 +53,7 @@ TILES: dict[str, Tiles] = {
         ("sm_86", 2): {64: Config(64, 64, 4, 3), 128: Config(64, 32, 4, 1), 256: Config(32, 32, 4, 2)},
         ("sm_86", 4): {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 16, 8, 1)},
         ("sm_90", 2): {64: Config(128, 32, 8, 2), 128: Config(128, 64, 8, 3), 256: Config(128, 16, 8, 2)},
-        ("sm_90", 4): {64: Config(64, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(32, 32, 8, 1)},
+        ("sm_90", 4): {64: Config(64, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(32, 16, 8, 1)},
         ("sm_100", 2): {256: Config(64, 64, 8, 2)},
         ("sm_100", 4): {64: Config(64, 64, 8, 1), 128: Config(16, 16, 4, 1), 256: Config(32, 32, 8, 1)},
         ("gfx942", 2): {64: Config(64, 64, 4, 1), 128: Config(64, 64, 4, 1), 256: Config(32, 32, 4, 1)},
@@ -210,12 +210,11 @@ def _dkdv_of(
 
 @triton.jit
 def _dkdv_through(
-    b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse, p_delta, p_gate, i_b, i_k, start, end, o_j, scale, offset, low, high,
-    window, H, T,
+    b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse, p_delta, p_gate, start, end, o_j, scale, offset, low, high, window, T,
     MASKED: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, HAS_GATE: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add what queries [start, end) of the heads of a group contribute.
+    """Add what queries [start, end) of the heads of a group contribute; the pointers are at its first head.
 
     One loop over heads and tiles: within a loop over heads, what is prepared of k and v for each of the three ranges of
     queries would be kept at once, which is more than fits.
@@ -223,20 +222,23 @@ def _dkdv_through(
     p_q, s_qh, s_qt, s_qd = q
     p_grad, s_gh, s_gt, s_gd = grad
     n_i = tl.cdiv(end - start, BM)
+    i_h, before = tl.full((), 0, tl.int64), 0  # the head, of those of the group, and the tiles of the heads before it
     for t in range(0, n_i * GROUP):
-        i_h, i = i_k * GROUP, start + t * BM
-        if GROUP > 1:
-            of_head = tl.maximum(n_i, 1)  # the pipeline prepares an address before it knows that there is no tile
-            i_h, i = i_k * GROUP + t // of_head, start + t % of_head * BM
+        i = start + (t - before) * BM
         q_of = (p_q + i_h * s_qh, s_qt, s_qd, 0, T)
         grad_of = (p_grad + i_h * s_gh, s_gt, s_gd, 0, T)
-        row = (i_b * H + i_h) * T
-        gate = load_gate(p_gate, i_b, i_h, H, HAS_GATE)
+        row = i_h * T
+        gate = 1.0
+        if HAS_GATE:
+            gate = tl.load(p_gate + i_h)
         if not HAS_GATE or gate != 0.0:
             b_dk, b_dv = _dkdv_of(
                 b_dk, b_dv, b_k, b_v, q_of, k, v, grad_of, p_lse + row, p_delta + row, i, o_j, gate, scale, offset,
                 low, high, window, T, MASKED, CAUSAL, WINDOW, D, BLOCK_D, CHUNK, BM, PRECISION,
             )  # fmt: skip
+        if GROUP > 1:  # not a division of t: it takes registers that wide heads in float32 do not have
+            last = t + 1 == before + n_i
+            i_h, before = i_h + last, tl.where(last, before + n_i, before)
     return b_dk, b_dv
 
 
@@ -267,22 +269,29 @@ def dkdv_kernel(
     b_v = load_tile(v, o_j, D, BLOCK_D, True)  # [BN,D]
     b_dk = tl.zeros([BN, BLOCK_D], tl.float32)
     b_dv = tl.zeros([BN, BLOCK_D], tl.float32)
-    q, grad = (p_q + i_b * s_qb, s_qh, s_qt, s_qd), (p_grad + i_b * s_gb, s_gh, s_gt, s_gd)
+    i_h = i_k * GROUP
+    q = (p_q + i_b * s_qb + i_h * s_qh, s_qh, s_qt, s_qd)
+    grad = (p_grad + i_b * s_gb + i_h * s_gh, s_gh, s_gt, s_gd)
+    i_bh = i_b * H + i_h
+    p_lse += i_bh * T
+    p_delta += i_bh * T
+    if HAS_GATE:
+        p_gate += i_bh
     start, full_first, full_last, end = queries_of(
         first_j, first_j + BN, offset, low, high, window, T, CAUSAL, WINDOW, BM
     )
     b_dk, b_dv = _dkdv_through(
-        b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse, p_delta, p_gate, i_b, i_k, start, full_first, o_j, scale * LOG2E,
-        offset, low, high, window, H, T, True, GROUP, CAUSAL, WINDOW, HAS_GATE, D, BLOCK_D, CHUNK, BM, PRECISION,
+        b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse, p_delta, p_gate, start, full_first, o_j, scale * LOG2E,
+        offset, low, high, window, T, True, GROUP, CAUSAL, WINDOW, HAS_GATE, D, BLOCK_D, CHUNK, BM, PRECISION,
     )  # fmt: skip
     b_dk, b_dv = _dkdv_through(
-        b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse, p_delta, p_gate, i_b, i_k, full_first, full_last, o_j,
-        scale * LOG2E, offset, low, high, window, H, T, False, GROUP, CAUSAL, WINDOW, HAS_GATE, D, BLOCK_D, CHUNK, BM,
+        b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse, p_delta, p_gate, full_first, full_last, o_j,
+        scale * LOG2E, offset, low, high, window, T, False, GROUP, CAUSAL, WINDOW, HAS_GATE, D, BLOCK_D, CHUNK, BM,
         PRECISION,
     )  # fmt: skip
     b_dk, b_dv = _dkdv_through(
-        b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse, p_delta, p_gate, i_b, i_k, full_last, end, o_j, scale * LOG2E,
-        offset, low, high, window, H, T, True, GROUP, CAUSAL, WINDOW, HAS_GATE, D, BLOCK_D, CHUNK, BM, PRECISION,
+        b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse, p_delta, p_gate, full_last, end, o_j, scale * LOG2E,
+        offset, low, high, window, T, True, GROUP, CAUSAL, WINDOW, HAS_GATE, D, BLOCK_D, CHUNK, BM, PRECISION,
     )  # fmt: skip
     row = (i_b * (H // GROUP) + i_k) * S * D
     store_tile(p_dk + row, o_j, D, b_dk * scale, S, D, BLOCK_D)

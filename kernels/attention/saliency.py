@@ -19,7 +19,7 @@ from symground.kernels.common.tiles import LOG2E, load_gate, load_range, load_te
 TILES: dict[str, Tiles] = {
     "attention_saliency": {
         ("sm_80", 2): {64: Config(128, 64, 4, 2), 128: Config(128, 64, 8, 2), 256: Config(64, 64, 8, 2)},
-        ("sm_80", 4): {64: Config(64, 32, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(32, 64, 8, 1)},
+        ("sm_80", 4): {128: Config(32, 32, 4, 1), 256: Config(32, 64, 8, 1)},
         ("sm_86", 2): {64: Config(64, 64, 4, 2), 128: Config(64, 32, 4, 2), 256: Config(32, 32, 4, 1)},
         ("sm_86", 4): {64: Config(32, 32, 4, 1), 128: Config(16, 16, 4, 1), 256: Config(16, 64, 8, 1)},
         ("sm_90", 2): {64: Config(128, 128, 8, 2), 128: Config(128, 64, 8, 2), 256: Config(64, 64, 8, 1)},

@@ -16,7 +16,7 @@ TILES: dict[str, Tiles] = {
     "ssd_saliency": {
         ("cuda", 2): Config(64, 64, 8, 1),
         ("cuda", 4): {128: Config(64, 32, 8, 1), 256: Config(32, 64, 8, 1)},
-        ("sm_80", 4): {64: Config(64, 32, 8, 1), 256: Config(32, 64, 8, 1)},
+        ("sm_80", 4): Config(32, 16, 4, 1),
         ("sm_86", 2): Config(64, 64, 8, 1),
         ("sm_86", 4): Config(32, 64, 8, 1),
         ("sm_90", 4): Config(64, 32, 8, 1),
@@ -28,6 +28,7 @@ TILES: dict[str, Tiles] = {
         ("cuda", 2): Config(64, 32, 4, 1),
         ("cuda", 4): Config(32, 16, 4, 1),
         ("sm_86", 2): Config(64, 32, 4, 1),
+        ("sm_90", 4): Config(16, 16, 4, 1),
         ("sm_100", 2): Config(64, 64, 8, 1),
         ("gfx942", 2): Config(32, 32, 4, 1),
         ("gfx942", 4): Config(16, 16, 4, 1),
