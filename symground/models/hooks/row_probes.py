@@ -36,7 +36,9 @@ def attention_row(row: RowProbe, q: Tensor, k: Tensor, v: Tensor, mixing: Mixing
         at_p = q[each, :, row.position].unflatten(1, (key_heads, -1))  # [B,Hk,H/Hk,D]; k and v are not copied
         scores = torch.einsum("bkgd,bksd->bkgs", at_p.float(), k.float()).flatten(1, 2)[:, :, None]  # [B,H,1,S]
         at = (row.position + k.shape[2] - queries)[:, None, None, None]
-        scores = mixing.logits(scores, at)[:, :, 0].masked_fill(~seen[each, :, row.position], float("-inf"))
+        scores = mixing.logits(scores, at, torch.arange(k.shape[2], device=k.device))[:, :, 0].masked_fill(
+            ~seen[each, :, row.position], float("-inf")
+        )
         weights = mixing.softmax(scores).nan_to_num(0.0)  # a row that sees no key is 0
     probed = (weights * row.probe).to(v.dtype).unflatten(1, (key_heads, -1))
     mixed = torch.einsum("bkgs,bksd->bkgd", probed, v.detach()).flatten(1, 2)  # [B,H,D]

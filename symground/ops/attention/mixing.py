@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from symground.ops.common import checks as check
+from symground.ops.common.flow import Heads
 from symground.ops.common.tensors import accumulation_dtype, padding
 from symground.ops.gate.reference import gate_heads
 
@@ -44,12 +45,14 @@ class Mixing(NamedTuple):
     def scale_of(self, q: Tensor) -> float:
         return float(q.shape[-1] ** -0.5 if self.scale is None else self.scale)
 
-    def of(self, examples: slice) -> Mixing:
-        """The resolved record of some of the examples."""
-        key_range, gate, segments, blocks = (
-            None if x is None else x[examples] for x in (self.key_range, self.gate, self.segments, self.blocks)
+    def of(self, examples: slice, heads: Heads = slice(None)) -> Mixing:
+        """The resolved record of some of the examples and heads."""
+        key_range, segments, blocks = (
+            None if x is None else x[examples] for x in (self.key_range, self.segments, self.blocks)
         )
-        return self._replace(key_range=key_range, gate=gate, segments=segments, blocks=blocks)
+        sink, slopes = (None if x is None else x[heads] for x in (self.sink, self.slopes))
+        gate = None if self.gate is None else self.gate[examples, heads]
+        return self._replace(key_range=key_range, gate=gate, sink=sink, slopes=slopes, segments=segments, blocks=blocks)
 
     def gated(self, x: Tensor) -> Tensor:
         """[B,H,T,D] multiplied by each head's gate; a gate of 0 gives 0 without reading x."""
@@ -74,17 +77,17 @@ class Mixing(NamedTuple):
             seen = seen & ~padding(self.key_range, keys)[:, None]
         return seen[:, None]
 
-    def logits(self, s: Tensor, at: Tensor) -> Tensor:
-        """Products q kᵀ [B,H,R,S] → logits, without the mask.
+    def logits(self, s: Tensor, at: Tensor, keys: Tensor) -> Tensor:
+        """Products q kᵀ [B,H,R,C] → logits, without the mask.
 
-        ``at`` broadcasts to [B,H,R,1]: the position of each query among the keys, i + S - T.
+        ``keys`` [C] are the positions of the keys; ``at`` broadcasts to [B,H,R,1]: those of the queries, i + S - T.
         """
         assert self.scale is not None  # the record is resolved
         s = s * self.scale
         if self.softcap is not None:
             s = torch.tanh(s / self.softcap) * self.softcap
         if self.slopes is not None:
-            s = s + per_head(self.slopes.to(s.dtype)) * (torch.arange(s.shape[-1], device=s.device) - at)
+            s = s + per_head(self.slopes.to(s.dtype)) * (keys - at)
         return s
 
     def softmax(self, logits: Tensor) -> Tensor:

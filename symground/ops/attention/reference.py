@@ -61,9 +61,9 @@ def _scores(q: Tensor, k: Tensor, mixing: Mixing) -> Tensor:
     """[B,H,T,S] logits in at least float32, without the mask; each key head is repeated for its query heads."""
     dtype = accumulation_dtype(q)
     products = product(q.to(dtype), _repeat_heads(k, q.shape[1]).to(dtype).mT)
-    queries, keys = products.shape[2:]
-    at = torch.arange(keys - queries, keys, device=q.device)[:, None]
-    return mixing._replace(scale=mixing.scale_of(q)).logits(products, at)
+    keys = torch.arange(k.shape[2], device=q.device)
+    at = torch.arange(q.shape[2], device=q.device) + (k.shape[2] - q.shape[2])
+    return mixing._replace(scale=mixing.scale_of(q)).logits(products, at[:, None], keys)
 
 
 def _repeat_heads(x: Tensor, heads: int) -> Tensor:

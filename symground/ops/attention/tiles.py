@@ -110,7 +110,7 @@ def _scores(
     q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, dtype: torch.dtype, reads: bool, wanted: Tensor | None = None
 ) -> Iterator[_Scores]:
     """The tiles in which some query may see some key. With ``wanted`` [B,T] bool, only those with a True query."""
-    causal, window, softcap, slopes, sink = mixing.causal, mixing.window, mixing.softcap, mixing.slopes, mixing.sink
+    causal, window, softcap = mixing.causal, mixing.window, mixing.softcap
     heads, queries, size, keys = *q.shape[1:], k.shape[2]
     offset = keys - queries  # causal is aligned bottom-right
     tall = min(queries, TILE)
@@ -121,7 +121,8 @@ def _scores(
     else:
         plan = unread(q, k, mixing, tall)
     for group in plan:
-        low, high = group.low, group.high
+        here, low, high = mixing.of(group.examples, group.heads), group.low, group.high
+        sink, slopes = (None if x is None else x[:, None].to(dtype) for x in (here.sink, here.slopes))
         k_, v_ = group.without_padding(k), group.without_padding(v)  # keys [low, high)
         for start in range(0, queries, TILE):
             stop = min(start + TILE, queries)
@@ -130,7 +131,7 @@ def _scores(
                 continue
             seen = None
             if mixing.by_ids:
-                first, last, seen = _by_ids(mixing, group, start + offset, stop + offset, reads, q.device)
+                first, last, seen = _by_ids(here, group, start + offset, stop + offset, reads, q.device)
             else:
                 first = max(low, start + offset - window + 1) if window is not None else low
                 last = min(high, stop + offset) if causal else high
@@ -147,11 +148,9 @@ def _scores(
                 bend = 1 - s.square()
                 s.mul_(softcap)
             if slopes is not None:
-                s += per_head(slopes[group.heads]).to(dtype) * _distance(start + offset, slice(first, last), s)
-            yield _Scores(
-                group, rows, slice(first, last), s, q_row, k_row, v_row, start + offset, causal, window, seen, bend,
-                None if sink is None else sink[group.heads, None].to(dtype),
-            )  # fmt: skip
+                s += slopes[..., None] * _distance(start + offset, slice(first, last), s)
+            columns, upto = slice(first, last), start + offset
+            yield _Scores(group, rows, columns, s, q_row, k_row, v_row, upto, causal, window, seen, bend, sink)
 
 
 def _distance(upto: int, columns: slice, like: Tensor) -> Tensor:
@@ -161,12 +160,15 @@ def _distance(upto: int, columns: slice, like: Tensor) -> Tensor:
 
 
 def _by_ids(
-    mixing: Mixing, group: Group, start: int, stop: int, reads: bool, device: torch.device
+    here: Mixing, group: Group, start: int, stop: int, reads: bool, device: torch.device
 ) -> tuple[int, int, Tensor]:
-    """The keys that any query at positions [start, stop) may see, and which query sees which of them [E,R,C] bool."""
+    """The keys that any query at positions [start, stop) may see, and which query sees which of them [E,R,C] bool.
+
+    ``here`` is the record of the group.
+    """
     first, last = group.low, group.high
     at, j = (torch.arange(*ends, device=device) for ends in ((start, stop), (first, last)))
-    seen = mixing.of(group.examples).sees(at[None], j)
+    seen = here.sees(at[None], j)
     if reads:
         columns = seen.any(0).any(0).nonzero()
         if not len(columns):
@@ -288,14 +290,13 @@ def of_rows(
     chosen_q, chosen_grad = (x.take_along_dim(at[..., None], 2).to(lse.dtype) for x in (q, grad_out))  # [B,H,R,D]
     chosen_grad = mixing.gated(chosen_grad)
     out = lse.new_zeros(batch, heads, count, keys)
-    sink, slopes, softcap = mixing.sink, mixing.slopes, mixing.softcap
     if reads:
         several = batch if one_range(mixing.key_range) else ROW // max(1, heads * count * keys)
         plan = groups(q, k, mixing, several)
     else:
         plan = unread(q, k, mixing, count)
     for group in plan:
-        here = group.examples, group.heads
+        here = mixing.of(group.examples, group.heads)
 
         def product(x: Tensor, y: Tensor, group: Group = group) -> Tensor:
             x, y = group.of_queries(x), group.without_padding(y).to(lse.dtype)  # [·,Hk,C,D]
@@ -303,18 +304,14 @@ def of_rows(
             return (folded @ y.mT).view(*x.shape[:3], y.shape[2])
 
         level = group.of_queries(of_row, closed=float("inf"))  # closed heads have no attention
-        s = product(chosen_q, k).mul_(mixing.scale_of(q))
         j, upto = torch.arange(group.low, group.high, device=q.device), last[group.examples]  # [E,R,1]
-        if softcap is not None:
-            s = s.div_(softcap).tanh_().mul_(softcap)
-        if slopes is not None:
-            s += per_head(slopes[group.heads]).to(s.dtype) * (j - upto)[:, None]
-        unseen = ~mixing.of(group.examples).sees(upto[..., 0], j)
+        s = here.logits(product(chosen_q, k), upto[:, None], j)
+        unseen = ~here.sees(upto[..., 0], j)
         if group.bounds is not None:
             unseen |= padding(group.bounds, group.high, group.low)[:, None]
         normalize_(
             s.sub_(level).exp_().masked_fill_(unseen[:, None], 0.0), level[..., 0],
-            None if sink is None else sink[group.heads, None].to(s.dtype),
+            None if here.sink is None else here.sink[:, None].to(s.dtype),
         )  # fmt: skip
-        out[*here, :, group.low : group.high] = s.mul_(product(chosen_grad, v))
+        out[group.examples, group.heads, :, group.low : group.high] = s.mul_(product(chosen_grad, v))
     return out
