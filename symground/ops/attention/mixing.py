@@ -30,12 +30,17 @@ class Mixing(NamedTuple):
     blocks: Tensor | None = None
 
     def resolved(self, q: Tensor) -> Mixing:
-        """The record as implementations read it: the scale is a number; the gate is [B,H], the sink and the slopes are
-        [H], all in the accumulation dtype."""
+        """The record as implementations read it: the scale is a number, and the gate is [B,H].
+
+        The gate, the sink and the slopes are in the accumulation dtype.
+        """
         dtype = accumulation_dtype(q)
         gate = None if self.gate is None else self.gate.to(dtype).expand(q.shape[:2])
-        sink, slopes = (None if x is None else x.to(dtype) for x in (self.sink, self.slopes))
-        return self._replace(scale=self.scale_of(q), gate=gate, sink=sink, slopes=slopes)
+        found = self._replace(scale=self.scale_of(q), gate=gate)
+        if self.sink is not None or self.slopes is not None:
+            sink, slopes = (None if x is None else x.to(dtype) for x in (self.sink, self.slopes))
+            found = found._replace(sink=sink, slopes=slopes)
+        return found
 
     @property
     def only_causal(self) -> bool:
@@ -116,7 +121,8 @@ class Mixing(NamedTuple):
     @property
     def extended(self) -> bool:
         """Whether anything is set beside what every implementation takes."""
-        return any(field is not None for field in self[5:])
+        tensors_are_none = self.sink is self.slopes is self.segments is self.blocks is None
+        return not (self.softcap is None and tensors_are_none)
 
     @property
     def by_ids(self) -> bool:
@@ -125,9 +131,8 @@ class Mixing(NamedTuple):
 
     def beyond_kernels(self, q: Tensor, v: Tensor | None, widest: int = 256) -> str | None:
         """Which argument the compiled kernels do not take yet, and what they take; None if they take the call."""
-        for name in ("softcap", "sink", "slopes", "segments", "blocks"):
-            if getattr(self, name) is not None:
-                return f"{name}: expected None"
+        if self.extended:
+            return f"{next(name for name in self._fields[5:] if getattr(self, name) is not None)}: expected None"
         if q.shape[3] > widest:
             return f"q: expected a head size D up to {widest}, got {q.shape[3]}"
         if v is not None and v.shape[3] != q.shape[3]:
@@ -163,6 +168,12 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Mixing:
             raise ValueError("window: needs causal=True, got causal=False")
     key_range = check.key_range(mixing.key_range, batch, k.shape[2], "q", q)
     check.gate(mixing.gate, batch, heads, q)
+    if mixing.extended:
+        mixing = _check_extended(mixing, q, k)
+    return mixing._replace(causal=causal, scale=scale, key_range=key_range, window=window)
+
+
+def _check_extended(mixing: Mixing, q: Tensor, k: Tensor) -> Mixing:
     softcap = mixing.softcap
     if softcap is not None:
         softcap = check.number("softcap", softcap)
@@ -171,17 +182,14 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Mixing:
     for name in ("sink", "slopes"):
         of_head = getattr(mixing, name)
         if of_head is not None:
-            check.has_shape(name, of_head, "H", (heads,))
+            check.has_shape(name, of_head, "H", (q.shape[1],))
             check.is_floating(name, of_head)
             check.matches(name, of_head, "q", q, dtype=False)
             check.values(of_head.isfinite(), f"{name}: expected finite numbers", of_head)
     segments, blocks = (_ids(name, getattr(mixing, name), q, k) for name in ("segments", "blocks"))
     if blocks is not None:
         check.values(blocks >= -1, "blocks: expected ids of at least -1, which is no block", blocks)
-    return mixing._replace(
-        causal=causal, scale=scale, key_range=key_range, window=window, softcap=softcap, segments=segments,
-        blocks=blocks,
-    )  # fmt: skip
+    return mixing._replace(softcap=softcap, segments=segments, blocks=blocks)
 
 
 def _ids(name: str, value: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
