@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from symground.analysis.probing import Asked, Examples, ImageQuestions, Probes
 from symground.errors import choice, described
 from symground.models import mixers
-from symground.models.hooks import device_of, head_outputs
+from symground.models.hooks import body, device_of, head_outputs
 from symground.models.passes import check_inputs
 from symground.models.trials import check_deterministic, check_lengths
 
@@ -49,7 +49,7 @@ def fills_of(model: PreTrainedModel, mode: str, reference: Reference | None) -> 
     def read(part: slice) -> dict[int, Tensor]:
         inputs = {name: value.to(device) for name, value in rows.given(part).items()}
         with head_outputs(layers) as found:
-            model.base_model(input_ids=rows.ids[part].to(device), **inputs)
+            body(model)(input_ids=rows.ids[part].to(device), **inputs)
         return found
 
     with torch.no_grad():

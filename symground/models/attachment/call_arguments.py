@@ -13,20 +13,20 @@ from transformers import PreTrainedModel
 
 from symground.models.architectures import NAME, UNPADDED, MambaMixer
 from symground.models.attachment.lookup import ATTACHED
-from symground.models.hooks import remember_when_checkpointing
+from symground.models.hooks import body, remember_when_checkpointing
 
 
 def hook_calls(model: PreTrainedModel) -> tuple[RemovableHandle, ...]:
     # RoBERTa and similar models number positions from after the padding id, and derive them from the ids.
     counted = any(
         isinstance(part, nn.Embedding) and name.endswith("position_embeddings") and part.padding_idx is not None
-        for name, part in model.base_model.named_modules()
+        for name, part in body(model).named_modules()
     )
-    names = tuple(inspect.signature(model.base_model.forward).parameters)
+    names = tuple(inspect.signature(body(model).forward).parameters)
     derive = not counted and "position_ids" in names
     return (
         model.register_forward_pre_hook(_check_call, with_kwargs=True),
-        model.base_model.register_forward_pre_hook(partial(_prepare, names, derive), with_kwargs=True),
+        body(model).register_forward_pre_hook(partial(_prepare, names, derive), with_kwargs=True),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from symground import ops
 from symground.models.hooks.row_probes import RowProbe
@@ -162,6 +163,18 @@ def device_of(module: nn.Module) -> torch.device:
         if device is not None:
             return torch.device(device)
     return torch.device("cpu")
+
+
+def body(model: PreTrainedModel) -> nn.Module:
+    """The model without its vocabulary head: what gives hidden states.
+
+    transformers' ``base_model`` is the model itself where its prefix names no part of it, as in Llama-4's text model.
+    """
+    base = model.base_model
+    if base is not model or model.get_output_embeddings() is None:
+        return base
+    parts = [part for part in model.children() if isinstance(part, PreTrainedModel)]
+    return parts[0] if len(parts) == 1 else base
 
 
 def untapped() -> AbstractContextManager[None]:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from symground.models.architectures import PatchEmbedding
 from symground.models.attachment import check_model
+from symground.models.hooks import body
 from symground.models.trials import readout
 
 #: Inputs that the analysis itself passes to the model, and why a caller may not pass them.
@@ -60,7 +61,7 @@ def check_inputs(model: PreTrainedModel, names: Collection[str], function: str, 
         TypeError: an unknown keyword; the message suggests the nearest known one.
         ValueError: an input that has another name here, or that the function passes itself.
     """
-    base = getattr(model.base_model, "_orig_mod", model.base_model)  # if torch.compile wraps the model
+    base = getattr(body(model), "_orig_mod", body(model))  # if torch.compile wraps the model
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     known = [name for name, x in inspect.signature(base.forward).parameters.items() if x.kind in kinds]
     for name in names:
@@ -87,7 +88,7 @@ def check_length(model: PreTrainedModel, tokens: int, name: str) -> None:
         ValueError: the text is too long; the message begins with ``name``.
     """
     most = positions_of(model)
-    tables = [m for m in model.base_model.modules() if isinstance(m, nn.Embedding)]
+    tables = [m for m in body(model).modules() if isinstance(m, nn.Embedding)]
     learnt = any(m is not model.get_input_embeddings() and m.num_embeddings - (most or 0) in (0, 2) for m in tables)
     if most is not None and learnt and tokens > most:
         raise ValueError(f"{name}: expected at most {most} tokens, the model's positions, got {tokens}")

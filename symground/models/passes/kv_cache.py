@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.models.architectures import LSTMState
-from symground.models.hooks import untapped
+from symground.models.hooks import body, untapped
 from symground.models.trials import (
     Readout,
     agree,
@@ -92,7 +92,7 @@ class Reader:
             out = self._model(input_ids=given, **({} if self._all_logits else _keeping(self._model, keep)), **kwargs)
             seen = out.logits[:, -keep:]
         else:
-            out = self._model.base_model(input_ids=given, **kwargs)
+            out = body(self._model)(input_ids=given, **kwargs)
             seen = out.last_hidden_state[:, -keep:]
         cache = getattr(out, self._cache_name) if on and self._cache_name is not None else None
         if on and _is_empty(cache):
@@ -142,7 +142,7 @@ class Reader:
 
 def _caches(model: PreTrainedModel) -> tuple[bool, str | None]:
     """Whether the model accepts ``use_cache``, and the name of its cache, as an argument and in its output."""
-    parameters = inspect.signature(model.base_model.forward).parameters
+    parameters = inspect.signature(body(model).forward).parameters
     if "use_cache" not in parameters:
         return False, None
     return True, next((name for name in ("cache", "past_key_values", "cache_params") if name in parameters), None)

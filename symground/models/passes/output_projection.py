@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from symground.models.attachment import mixers
-from symground.models.hooks import Mixer, head_outputs, hooked, is_plain, untapped
+from symground.models.hooks import Mixer, body, head_outputs, hooked, is_plain, untapped
 from symground.models.trials import readout, trial_ids, tried
 
 
@@ -41,7 +41,7 @@ def _located(model: PreTrainedModel, layers: tuple[Mixer, ...]) -> dict[int, nn.
 
         parts = ((x.layer, name, module) for x in layers for name, module in x.module.named_modules())
         with hooked(*((module, watch(layer)) for layer, name, module in parts if name), before=True):
-            model.base_model(input_ids=trial_ids(model, 3).to(readout(model).weight.device))
+            body(model)(input_ids=trial_ids(model, 3).to(readout(model).weight.device))
     for mixer in layers:
         if mixer.layer not in found:
             raise ValueError(

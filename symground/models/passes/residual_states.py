@@ -11,7 +11,7 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from symground.models.architectures import LSTMForCausalLM
-from symground.models.hooks import hooked, untapped
+from symground.models.hooks import body, hooked, untapped
 from symground.models.passes.layer_list import decoder_layers
 from symground.models.trials import agree, hidden_states, readout, trial_ids
 
@@ -57,7 +57,7 @@ def final_norm(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
         return norm
     inside = {part for layer in decoder_layers(model)[0] for part in layer.modules()}
     others = (nn.Embedding, nn.ModuleList, PreTrainedModel)
-    outside = [x for x in model.base_model.modules() if x not in inside and not isinstance(x, others)]
+    outside = [x for x in body(model).modules() if x not in inside and not isinstance(x, others)]
     called: list[tuple[nn.Module, Tensor]] = []
 
     def given(module: nn.Module, args: tuple[Any, ...]) -> None:

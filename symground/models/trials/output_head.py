@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from symground import ops
-from symground.models.hooks import device_of, is_plain, untapped
+from symground.models.hooks import body, device_of, is_plain, untapped
 from symground.models.trials.cached_trials import tried
 
 #: The most logits that are computed at once if the vocabulary head is not a plain product.
@@ -126,5 +126,5 @@ def agree(found: Tensor, expected: Tensor) -> bool:
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, **inputs: Any) -> Tensor:
     """Final hidden states [B,T,D], after the final norm; logits are not computed."""
-    hidden: Tensor = model.base_model(input_ids=input_ids, **inputs).last_hidden_state
+    hidden: Tensor = body(model)(input_ids=input_ids, **inputs).last_hidden_state
     return hidden

@@ -62,6 +62,11 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
          "qk_nope_head_dim": 8, "v_head_dim": 12, "n_routed_experts": 4, "num_experts_per_tok": 1, "n_group": 1,
          "topk_group": 1, "first_k_dense_replace": 1},
     ),
+    "Llama-4, chunks": (
+        "Llama4", "Llama4Text",
+        {**_GROUPED, "head_dim": 8, "attention_chunk_size": 4, "num_local_experts": 1, "intermediate_size_mlp": 48,
+         "no_rope_layers": [1, 0]},
+    ),
     "Llama, heads of 320": ("Llama", "Llama", {**_GROUPED, "head_dim": 320}),
 }  # fmt: skip
 _OLD = {"n_embd": 32, "n_layer": 2, "n_head": 4}
