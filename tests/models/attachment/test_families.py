@@ -25,7 +25,7 @@ from symground.data import Corpus
 from symground.models.architectures.masks import _is_window
 from symground.models.attachment import attaching
 
-_SIZES = {
+SIZES = {
     "vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None,
 }  # fmt: skip
@@ -91,7 +91,7 @@ TARGETS = torch.tensor([5, 7])
 
 def pair(model: str, config: str, more: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedModel]:
     """The model under transformers' eager attention, and a copy to attach."""
-    settings = getattr(transformers, f"{config}Config")(**{**_SIZES, **more})
+    settings = getattr(transformers, f"{config}Config")(**{**SIZES, **more})
     kind = getattr(transformers, f"{model}ForCausalLM")
     torch.manual_seed(0)
     eager = kind._from_config(copy.deepcopy(settings), attn_implementation="eager").eval()
@@ -290,7 +290,7 @@ def test_compiled_without_a_mask() -> None:
 def test_positions_that_begin_after_the_paddings_stay_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
     # RoBERTa is refused for its logits, so that check is disabled; the test is about its positions.
     monkeypatch.setattr(attaching, "verified_readout", lambda model: None)
-    settings = transformers.RobertaConfig(**{**_SIZES, "pad_token_id": 1, "is_decoder": True})
+    settings = transformers.RobertaConfig(**{**SIZES, "pad_token_id": 1, "is_decoder": True})
     torch.manual_seed(0)
     eager = transformers.RobertaForCausalLM._from_config(copy.deepcopy(settings), attn_implementation="eager").eval()
     ours = transformers.RobertaForCausalLM(copy.deepcopy(settings)).eval()

@@ -23,7 +23,7 @@ from symground.models.trials.reproducibility import check_deterministic
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from tests.models.attachment.test_families import FAMILIES, batch, pair
+from tests.models.attachment.test_families import FAMILIES, SIZES, batch, pair
 
 #: Settings of transformers' configurations, in various families, that make training passes differ.
 SETTINGS = (
@@ -33,13 +33,14 @@ SETTINGS = (
 MORE = {"Starcoder2": ("Starcoder2", "Starcoder2", {"num_key_value_heads": 2})}
 CASES = []
 for family, (_, config, more) in {**FAMILIES, **MORE}.items():
-    known = getattr(transformers, f"{config}Config")(**more)
+    known = getattr(transformers, f"{config}Config")(**{**SIZES, **more})
     CASES += [(family, name) for name in SETTINGS if hasattr(known, name)]
 
 
 def build(family: str, **settings: float) -> PreTrainedModel:
     kind, config, more = {**FAMILIES, **MORE}[family]
-    off = {name: 0.0 for name in SETTINGS if hasattr(getattr(transformers, f"{config}Config")(**more), name)}
+    known = getattr(transformers, f"{config}Config")(**{**SIZES, **more})
+    off = {name: 0.0 for name in SETTINGS if hasattr(known, name)}
     return pair(kind, config, {**more, **off, **settings})[1]
 
 
