@@ -12,6 +12,7 @@ from transformers import masking_utils
 from transformers.masking_utils import causal_mask_function
 
 from symground.ops.attention.mixing import key_range_of, valid_keys
+from symground.ops.common import checks as check
 
 NAME = "symground"
 UNPADDED = "symground-unpadded"
@@ -108,8 +109,9 @@ def _shown(function: Any) -> Shown | None:
     for name, of in overlays:
         if kind == "or_masks" and name == "blockwise_overlay" and shown.segments is shown.blocks is None:
             shown = shown._replace(blocks=_looked_up(of["block_sequence_ids"]))
-        elif kind == "and_masks" and name == "sliding_window_overlay" and shown == Shown():
-            shown = Shown(int(of["sliding_window"]))
+        elif kind == "and_masks" and name == "sliding_window_overlay" and shown == Shown(blocks=shown.blocks):
+            window = int(of["sliding_window"])
+            shown = Shown(window, blocks=None if shown.blocks is None else _within(shown.blocks, window))
         elif kind == "and_masks" and name == "packed_sequence_mask_function" and shown.segments is None:
             shown = shown._replace(segments=_looked_up(of["packed_sequence_mask"]))
         elif kind == "and_masks" and name == "chunked_overlay" and shown == Shown():
@@ -131,6 +133,22 @@ def _part(function: Any) -> tuple[str, dict[str, Any]]:
 
 def _chunks(size: int, left_padding: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda at: (at - left_padding[:, None]).div(size, rounding_mode="floor")
+
+
+def _within(blocks: Callable[[Tensor], Tensor], window: int) -> Callable[[Tensor], Tensor]:
+    """The blocks, after a check that a window which holds for them too hides no position of a block from another."""
+
+    def checked(at: Tensor) -> Tensor:
+        ids = blocks(at)
+        slot, place = ids.clamp(max=len(at)) + 1, torch.arange(len(at), device=at.device).expand_as(ids)
+        none = torch.zeros(len(ids), len(at) + 2, dtype=torch.int64, device=at.device)
+        first = (none + len(at)).scatter_reduce(1, slot, place, "amin")
+        last = (none - 1).scatter_reduce(1, slot, place, "amax")
+        message = f"attention_mask: expected blocks that fit into the sliding window of {window} keys"
+        check.values((last - first)[:, 1:] < window, message, last[:, 1:])
+        return ids
+
+    return checked
 
 
 def _looked_up(ids: Tensor) -> Callable[[Tensor], Tensor]:

@@ -33,6 +33,9 @@ SHOWN = {
     "chunks": masks.chunked_causal_mask_function(16, torch.tensor([0, 5])),
     "blocks": masks.or_masks(masks.causal_mask_function, masks.blockwise_overlay(BLOCKS)),
     "blocks, window": masks.or_masks(WINDOW, masks.blockwise_overlay(BLOCKS)),
+    "blocks within a window of 30": masks.and_masks(
+        masks.or_masks(masks.causal_mask_function, masks.blockwise_overlay(BLOCKS)), masks.sliding_window_overlay(30)
+    ),
     "packed, blocks": masks.and_masks(
         masks.or_masks(remapped(masks.causal_mask_function), masks.blockwise_overlay(BLOCKS)),
         masks.packed_sequence_mask_function(PACKED),
@@ -53,7 +56,7 @@ REFUSED = {
 def test_a_mask_is_read_as_what_it_shows(name: str, first: int, padding: int) -> None:
     """Of all queries, or of the last ones; with padding at the left of one example."""
     function, queries = SHOWN[name], LENGTH - first
-    window = 7 if "window" in name else None
+    window = 30 if "30" in name else 7 if "window" in name else None
     valid = torch.ones(2, LENGTH, dtype=torch.long)
     valid[1, :padding] = 0
     made = key_range_mask(
@@ -69,7 +72,12 @@ def test_a_mask_is_read_as_what_it_shows(name: str, first: int, padding: int) ->
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_another_mask_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="attention_mask: symground supports causal masks"):
+    which = (
+        "expected blocks that fit into the sliding window of 7"
+        if name == "a window of blocks"
+        else "symground supports"
+    )
+    with pytest.raises(ValueError, match=f"attention_mask: {which}"):
         key_range_mask(2, LENGTH, LENGTH, 0, 0, REFUSED[name], None, local_size=7 if "window" in name else None)
 
 

@@ -129,6 +129,13 @@ FAMILIES = {
                  "vision_config": {**_TOWER, "patch_size": 2}},
         _pixels(1, 3, 8, 8), 4,
     ),
+    "Gemma-3 with images": Family(
+        "Gemma3",
+        lambda: {"text_config": transformers.Gemma3TextConfig(**_TEXT, head_dim=8, sliding_window=9,
+                                                              layer_types=["sliding_attention", "full_attention"]),
+                 "vision_config": _siglip(), "image_token_index": IMAGE, "mm_tokens_per_image": 4},
+        _pixels(3, 8, 8), 4,
+    ),
 }  # fmt: skip
 REFUSED = {
     "PaliGemma": (
@@ -187,6 +194,8 @@ def batch(family: Family, side: str | None) -> dict[str, Tensor]:
         ids[0, -2:], mask[0, -2:] = 0, 0
     if "image_grid_thw" in images:
         images["mm_token_type_ids"] = (ids == IMAGE).long()
+    if family.kind == "Gemma3":  # its patches see each other
+        images["token_type_ids"] = (ids == IMAGE).long()
     return {"input_ids": ids, "attention_mask": mask, **images}
 
 
@@ -250,7 +259,7 @@ def test_a_batch_is_its_single_examples(family: Family) -> None:
     images = len(given["pixel_values"]) // 2
     alone = {n: v[images:] if n == "pixel_values" else v[1:] for n, v in given.items()}
     first = {n: v[:images] if n == "pixel_values" else v[:1] for n, v in given.items()}
-    for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+    for name in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"):
         if name in first:
             first[name] = first[name][:, 2:]
     with torch.no_grad():
@@ -281,7 +290,12 @@ def test_generation_is_eagers_and_with_a_head_silenced_step_by_step(family: Fami
         found = ours.generate(**one, **how)
         for _ in range(6):
             chosen = ours(**one, use_cache=False).logits[:, -1:, :96].argmax(-1)
-            for name, value in (("input_ids", chosen), ("attention_mask", 1), ("mm_token_type_ids", 0)):
+            for name, value in (
+                ("input_ids", chosen),
+                ("attention_mask", 1),
+                ("mm_token_type_ids", 0),
+                ("token_type_ids", 0),
+            ):
                 if name in one:
                     more = torch.full_like(chosen, value) if isinstance(value, int) else value
                     one[name] = torch.cat([one[name], more], 1)
@@ -328,21 +342,9 @@ def test_others_are_refused_by_name(name: str) -> None:
         sg.attach(getattr(transformers, f"{family.kind}ForConditionalGeneration")(config))
 
 
-def test_gemma3s_images_that_see_each_other_are_refused() -> None:
-    """Its processor passes token_type_ids; without them, attention is causal, under eager too."""
-    config = transformers.Gemma3Config(
-        text_config=transformers.Gemma3TextConfig(**_TEXT, head_dim=8), vision_config=_siglip(),
-        image_token_index=IMAGE, mm_tokens_per_image=4,
-    )  # fmt: skip
-    ours = sg.attach(transformers.Gemma3ForConditionalGeneration(config).eval())
-    given = batch(Family("Gemma3", dict, _pixels(3, 8, 8), 4), None)
-    with pytest.raises(ValueError, match="symground supports causal masks"):
-        ours(**given, token_type_ids=(given["input_ids"] == IMAGE).long())
-
-
 def test_the_documented_families_are_the_tested_ones() -> None:
     page = (Path(symground.__file__).resolve().parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
     parts = re.split(r"^## ", page, flags=re.M)
     seeing, refused = (re.findall(r"^\| ([^|-]+[^|]*?) \|", part, re.M)[1:] for part in parts[1:3])
     assert set(seeing) == set(FAMILIES)
-    assert set(refused) >= {*REFUSED, "Gemma-3 with images"}
+    assert set(refused) >= set(REFUSED)
