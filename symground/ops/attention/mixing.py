@@ -146,14 +146,16 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Mixing:
     check.is_floating("q", q)
     batch, heads, _, size = q.shape
     check.has_shape("k", k, "B,Hk,S,D", (batch, None, None, size))
-    check.has_shape("v", v, "B,Hk,S,Dv", (*k.shape[:3], None))
+    _, key_heads, keys, _ = k.shape
+    check.has_shape("v", v, "B,Hk,S,Dv", (batch, key_heads, keys, None))
     check.matches("k", k, "q", q)
     check.matches("v", v, "q", q)
-    if k.shape[1] == 0 or heads % k.shape[1]:
-        raise ValueError(f"k: expected Hk to divide H = {heads}, got Hk = {k.shape[1]}")
-    for name, x, letter in (("q", q, "D"), ("v", v, "Dv")):
-        if not 1 <= x.shape[3] <= MAX_HEAD_SIZE:
-            raise ValueError(f"{name}: expected a head size {letter} from 1 to {MAX_HEAD_SIZE}, got {x.shape[3]}")
+    if key_heads == 0 or heads % key_heads:
+        raise ValueError(f"k: expected Hk to divide H = {heads}, got Hk = {key_heads}")
+    if not 1 <= size <= MAX_HEAD_SIZE:
+        raise ValueError(f"q: expected a head size D from 1 to {MAX_HEAD_SIZE}, got {size}")
+    if not 1 <= v.shape[3] <= MAX_HEAD_SIZE:
+        raise ValueError(f"v: expected a head size Dv from 1 to {MAX_HEAD_SIZE}, got {v.shape[3]}")
     causal, scale, window = check.flag("causal", mixing.causal), mixing.scale, mixing.window
     if scale is not None:
         scale = check.number("scale", scale)
@@ -166,7 +168,7 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Mixing:
         window = min(check.integer("window", window, 1), check.LONGEST)
         if not causal:
             raise ValueError("window: needs causal=True, got causal=False")
-    key_range = check.key_range(mixing.key_range, batch, k.shape[2], "q", q)
+    key_range = check.key_range(mixing.key_range, batch, keys, "q", q)
     check.gate(mixing.gate, batch, heads, q)
     if mixing.extended:
         mixing = _check_extended(mixing, q, k)
