@@ -1,131 +1,149 @@
-"""Masks that transformers puts together: packed texts, chunks and blocks, read and compared with what they show."""
+"""Attention masks of every form: what SDPA makes of them, or a refusal."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+
 import pytest
 import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
-from transformers import masking_utils as masks
+from transformers import (
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 import symground as sg
-from symground import ops
-from symground.models.architectures.masks import key_range_mask, read
-from symground.ops.attention.mixing import Mixing
-from tests.models.attachment.test_families import FAMILIES, pair
-
-LENGTH = 90
-PACKED = torch.tensor([[0] * 20 + [1] * 1 + [2] * 69, [0] * 80 + [1] * 10])
-POSITIONS = torch.tensor([[*range(20), 0, *range(69)], [*range(80), *range(10)]])
-BLOCKS = torch.tensor([[0] * 10 + [-1] * 80, [-1] * 30 + [3] * 20 + [-1] * 10 + [4] * 30])
+from tests.models.attachment.builders import SIZES, T, gpt2, ids, llama, lstm, mamba2, mistral, sdpa
 
 
-def remapped(function: object) -> object:
-    return masks.remap_positions_for_packed_sequence(function, POSITIONS)
+def causal(window: int | None = None, left: int = 0, right: int = 0) -> Tensor:
+    """A causal mask [2,1,T,T] of bools; the first example is padded."""
+    i, j = torch.arange(T)[:, None], torch.arange(T)
+    seen = (j <= i) & (j > i - (window or T))
+    return torch.stack([seen & (j >= left) & (j < T - right), seen])[:, None]
 
 
-WINDOW = masks.sliding_window_causal_mask_function(7)
-SHOWN = {
-    "causal": masks.causal_mask_function,
-    "window": WINDOW,
-    "packed": masks.and_masks(remapped(masks.causal_mask_function), masks.packed_sequence_mask_function(PACKED)),
-    "packed, window": masks.and_masks(remapped(WINDOW), masks.packed_sequence_mask_function(PACKED)),
-    "chunks": masks.chunked_causal_mask_function(16, torch.tensor([0, 5])),
-    "blocks": masks.or_masks(masks.causal_mask_function, masks.blockwise_overlay(BLOCKS)),
-    "blocks, window": masks.or_masks(WINDOW, masks.blockwise_overlay(BLOCKS)),
-    "blocks within a window of 30": masks.and_masks(
-        masks.or_masks(masks.causal_mask_function, masks.blockwise_overlay(BLOCKS)), masks.sliding_window_overlay(30)
-    ),
-    "packed, blocks": masks.and_masks(
-        masks.or_masks(remapped(masks.causal_mask_function), masks.blockwise_overlay(BLOCKS)),
-        masks.packed_sequence_mask_function(PACKED),
-    ),
-}
-REFUSED = {
-    "a window of blocks": masks.and_masks(SHOWN["blocks"], masks.sliding_window_overlay(7)),
-    "blocks beside chunks": masks.or_masks(SHOWN["chunks"], masks.blockwise_overlay(BLOCKS)),
-    "not causal": masks.bidirectional_mask_function,
-    "packed chunks": masks.and_masks(remapped(SHOWN["chunks"]), masks.packed_sequence_mask_function(PACKED)),
-    "of its own": lambda b, h, q, k: (k <= q) & (k % 2 == 0),
-    "packed, of its own": masks.and_masks(lambda b, h, q, k: k <= q, masks.packed_sequence_mask_function(PACKED)),
-}
+def valid(left: int, right: int) -> Tensor:
+    j = torch.arange(T)
+    return torch.stack([(j >= left) & (j < T - right), j >= 0])
 
 
-@pytest.mark.parametrize("name", SHOWN)
-@pytest.mark.parametrize(("first", "padding"), [(0, 0), (0, 3), (40, 3)])
-def test_a_mask_is_read_as_what_it_shows(name: str, first: int, padding: int) -> None:
-    """Of all queries, or of the last ones; with padding at the left of one example."""
-    function, queries = SHOWN[name], LENGTH - first
-    window = 30 if "30" in name else 7 if "window" in name else None
-    valid = torch.ones(2, LENGTH, dtype=torch.long)
-    valid[1, :padding] = 0
-    made = key_range_mask(
-        2, queries, LENGTH, first, 0, function, valid if padding else None, local_size=window, device="cpu"
-    )
-    q, k = torch.zeros(2, 1, queries, 1), torch.zeros(2, 1, LENGTH, 1)
-    mask = read(torch.nn.Identity(), made, q, k, True, window)
-    found = Mixing(True, None, mask.key_range, window, segments=mask.segments, blocks=mask.blocks).valid(q, k)
-    b, i, j = torch.arange(2)[:, None, None], torch.arange(first, LENGTH)[:, None], torch.arange(LENGTH)
-    expected = function(b, torch.tensor(0), i, j) & valid.bool()[:, None]
-    assert torch.equal(found[:, 0].expand(2, -1, -1), expected)
+hidden = st.sampled_from([-1e4, -1e9, torch.finfo(torch.float32).min, float("-inf")])
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_another_mask_is_refused(name: str) -> None:
-    which = (
-        "expected blocks that fit into the sliding window of 7"
-        if name == "a window of blocks"
-        else "symground supports"
-    )
-    with pytest.raises(ValueError, match=f"attention_mask: {which}"):
-        key_range_mask(2, LENGTH, LENGTH, 0, 0, REFUSED[name], None, local_size=7 if "window" in name else None)
-
-
-def packed_row(*lengths: int) -> tuple[list[Tensor], Tensor, Tensor]:
-    torch.manual_seed(1)
-    texts = [torch.randint(1, 101, (1, n)) for n in lengths]
-    return texts, torch.cat(texts, 1), torch.cat([torch.arange(n) for n in lengths])[None]
-
-
-@pytest.mark.parametrize("name", ["Llama", "Mistral, sliding window", "Qwen3", "Gemma-3, sliding window"])
-def test_packed_texts_are_the_texts_alone(name: str) -> None:
-    """Position ids that begin again, without a mask and a cache, pack texts.
-
-    GPT-OSS is not among them: in transformers its masks do not see the position ids.
-    """
-    eager, ours = pair(*FAMILIES[name])
-    sg.attach(ours)
-    texts, ids, positions = packed_row(9, 1, 12)
-    logits = ours(ids, position_ids=positions, use_cache=False).logits
-    logits.square().sum().backward()
-    alone = torch.cat([eager(text).logits for text in texts], 1)
-    alone.square().sum().backward()
-    torch.testing.assert_close(logits, alone, atol=1e-4, rtol=1e-4)
-    for (key, a), b in zip(ours.named_parameters(), eager.parameters(), strict=True):
-        if b.grad is not None:
-            torch.testing.assert_close(a.grad, b.grad, atol=1e-3, rtol=1e-3, msg=lambda text, key=key: f"{key}: {text}")
-
-
-def test_packed_texts_beyond_a_window_are_kept_apart() -> None:
-    """A boundary far from the edges of the window counts too."""
-    model, config, more = FAMILIES["Mistral, sliding window"]
-    eager, ours = pair(model, config, {**more, "max_position_embeddings": 256})
-    sg.attach(ours)
-    texts, ids, positions = packed_row(120, 30)
+@given(
+    window=st.sampled_from([None, 4]), left=st.integers(0, 3), right=st.integers(0, 3), by=hidden,
+    floats=st.booleans(), heads=st.sampled_from([1, 4]),
+)  # fmt: skip
+def test_a_mask_of_all_pairs_is_what_sdpa_makes_of_it(
+    window: int | None, left: int, right: int, by: float, floats: bool, heads: int
+) -> None:
+    model = mistral(window)
+    mask = causal(window, left, right).expand(-1, heads, -1, -1)
+    given_mask = torch.zeros(mask.shape).masked_fill(~mask, by) if floats else mask
+    there = valid(left, right)
+    expected = sdpa(model, given_mask)[there]
+    sg.attach(model)
     with torch.no_grad():
-        found = ours(ids, position_ids=positions, use_cache=False).logits
-        alone = torch.cat([eager(text).logits for text in texts], 1)
-    np.testing.assert_allclose(found, alone, atol=1e-4)
+        torch.testing.assert_close(
+            model(ids(), attention_mask=given_mask).logits[there], expected, atol=1e-5, rtol=1e-4
+        )
 
 
-def test_ops_and_masks_agree_on_ids() -> None:
-    """The ids of a mask are what the op takes."""
-    made = key_range_mask(2, LENGTH, LENGTH, 0, 0, SHOWN["packed, blocks"], None)
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 1, LENGTH, 4) for _ in range(3))
-    mask = read(torch.nn.Identity(), made, q, k, True, None)
-    out, _ = ops.attention(q, k, v, segments=mask.segments, blocks=mask.blocks)
-    i, j = torch.arange(LENGTH)[:, None], torch.arange(LENGTH)
-    seen = SHOWN["packed, blocks"](torch.arange(2)[:, None, None], torch.tensor(0), i, j)
-    expected = (q @ k.mT / 2).masked_fill(~seen[:, None], float("-inf")).softmax(-1) @ v
-    torch.testing.assert_close(out, expected)
+def test_a_mask_of_all_pairs_for_every_example() -> None:
+    model = llama()
+    mask = causal()[1:]
+    expected = sdpa(model, mask)
+    with torch.no_grad():
+        torch.testing.assert_close(sg.attach(model)(ids(), attention_mask=mask).logits, expected, atol=1e-5, rtol=1e-4)
+
+
+def _knocked_out(by: float) -> Tensor:
+    mask = torch.zeros(2, 1, T, T).masked_fill(~causal(), torch.finfo(torch.float32).min)
+    mask[:, :, 5, 2] = by
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("mask", "why"),
+    [
+        (_knocked_out(-1e9), "with padding at the ends only, and this mask of shape .* hides other pairs"),
+        (_knocked_out(float("-inf")), "hides other pairs"),
+        (_knocked_out(-3.0), "takes no bias of scores: expected 0 .* got -3"),
+        (_knocked_out(0.5), "takes no bias of scores.* got 0.5"),
+        (_knocked_out(float("nan")), "takes no bias of scores.* got nan"),
+        (torch.ones(2, 1, T, T, dtype=torch.bool), "hides other pairs"),
+        (causal().long(), r"expected \[B,S\], or bools or floats for all pairs .*; got \[2, 1, 9, 9\] torch.int64"),
+        (causal()[..., :4], r"got \[2, 1, 9, 4\] torch.bool"),
+    ],
+)
+def test_a_mask_of_all_pairs_that_is_more_is_refused_and_eager_gets_it(mask: Tensor, why: str) -> None:
+    model = sg.attach(llama())
+    with pytest.raises(ValueError, match=f"attention_mask: .*{why}"):
+        model(ids(), attention_mask=mask)
+    if mask.is_floating_point():  # symground does not act while another attention implementation is set
+        expected = sdpa(model, mask)
+        model.set_attn_implementation("sdpa")
+        with torch.no_grad():
+            assert torch.equal(model(ids(), attention_mask=mask).logits, expected) or bool(expected.isnan().any())
+
+
+def test_a_mask_without_the_layers_window_is_refused() -> None:
+    """SDPA would attend beyond the window."""
+    with pytest.raises(ValueError, match="supports causal masks with this layer's window of 4 keys and with padding"):
+        sg.attach(mistral(4))(ids(), attention_mask=causal())
+
+
+@pytest.mark.parametrize("build", [llama, gpt2, mistral, mamba2, lstm])
+def test_numbers_above_1_are_valid_tokens(build: Callable[[], PreTrainedModel]) -> None:
+    """A packing collator makes such masks; transformers reads them as bool."""
+    model = sg.attach(build())
+    mask = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 3, 3], [1] * 4 + [2] * 5])
+    with torch.no_grad():
+        found, expected = (model(ids(), attention_mask=m).logits for m in (mask, mask.bool().long()))
+        assert torch.equal(found, expected)
+        positional = model.base_model(ids(), mask)[0] if isinstance(model, LlamaForCausalLM) else None
+    if positional is not None:  # the result is the same if the mask is a positional argument
+        torch.testing.assert_close(model.lm_head(positional), expected)
+    with pytest.raises(ValueError, match=r"attention_mask: expected 0 and 1 .* got 2"):
+        sg.trace(model, ids(), torch.tensor([5, 7]), mask)
+
+
+def test_with_another_attention_positions_are_transformers_own() -> None:
+    model = sg.attach(llama())
+    mask = torch.ones(2, T, dtype=torch.long)
+    mask[0, :3] = 0
+    expected = sdpa(model, mask)
+    model.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        assert torch.equal(model(ids(), attention_mask=mask).logits, expected)
+
+
+@pytest.mark.parametrize("window", [3, 20])
+def test_without_attaching_a_window_that_is_not_told_is_refused(window: int) -> None:
+    """PhiMoE's masks have a window that its layers do not pass to the attention function."""
+    sizes = {**SIZES, "num_key_value_heads": 2, "num_local_experts": 2, "sliding_window": window}
+    model = transformers.PhimoeForCausalLM(transformers.PhimoeConfig(**sizes, attn_implementation="symground")).eval()
+    if window < T:
+        with pytest.raises(
+            ValueError, match=r"mask has a sliding window of 3 keys, and PhimoeAttention tells .* of no"
+        ):
+            model(ids())
+        return
+    expected = sdpa(model, None)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids()).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_without_attaching_a_window_that_only_the_layers_tell_is_refused() -> None:
+    """OLMoE's layers pass a window that its masks do not have."""
+    sizes = {**SIZES, "num_key_value_heads": 2, "num_experts": 2, "num_experts_per_tok": 1}
+    model = transformers.OlmoeForCausalLM(transformers.OlmoeConfig(**sizes, attn_implementation="symground")).eval()
+    model.config.sliding_window = 3
+    with pytest.raises(
+        ValueError, match="mask has no sliding window, and OlmoeAttention tells .* of a sliding window of 3"
+    ):
+        model(ids())
