@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -46,10 +47,8 @@ def names_in_loops(sass: str) -> list[str]:
     code, labels = _read(sass)
     edges = [(i, j) for i, x in enumerate(code) for j in _successors(i, x, labels) if j < len(code)]
     graph = csr_array(([True] * len(edges), tuple(zip(*edges, strict=True))), shape=(len(code),) * 2)
-    count, component = connected_components(graph, connection="strong")
-    sizes = [0] * count
-    for c in component:
-        sizes[c] += 1
+    _, component = connected_components(graph, connection="strong")
+    sizes = Counter(component)
     looped = {i for i, c in enumerate(component) if sizes[c] > 1}
     waiting = list(looped)
     while waiting:

@@ -61,7 +61,8 @@ def check_inputs(model: PreTrainedModel, names: Collection[str], function: str, 
         TypeError: an unknown keyword; the message suggests the nearest known one.
         ValueError: an input that has another name here, or that the function passes itself.
     """
-    base = getattr(body(model), "_orig_mod", body(model))  # if torch.compile wraps the model
+    base = body(model)
+    base = getattr(base, "_orig_mod", base)  # if torch.compile wraps the model
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     known = [name for name, x in inspect.signature(base.forward).parameters.items() if x.kind in kinds]
     for name in names:

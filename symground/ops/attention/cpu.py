@@ -30,7 +30,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, T
     # The flash kernel also computes heads with gate 0. The extension skips them and takes the same time for the others.
     # It would convert half precision to float32, though, and half of the heads in float32 take longer than all heads in
     # bfloat16.
-    beyond = _beyond_flash(v, q, mixing)
+    beyond = _beyond_flash(q, v, mixing)
     if (beyond or mixing.gate is not None) and extension.is_built() and q.dtype == accumulation_dtype(q):
         return cpu_extension.forward(q, k, v, mixing)
     if beyond:
@@ -53,7 +53,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, T
     return mixing.gated(out).contiguous(), lse.contiguous()
 
 
-def _beyond_flash(v: Tensor, q: Tensor, mixing: Mixing) -> bool:
+def _beyond_flash(q: Tensor, v: Tensor, mixing: Mixing) -> bool:
     """Whether aten's flash kernels lack something that the call needs, beside gates and masks."""
     return mixing.extended or v.shape[3] != q.shape[3]
 
@@ -105,7 +105,7 @@ def _backward(
     # aten's backward kernel masks before it scales, so a scale must be above 0.
     scale = mixing.scale_of(q)
     plain = mixing.only_causal and scale > 0 and (not mixing.causal or q.shape[2] == k.shape[2])
-    if plain and v.shape[3] == q.shape[3] and not saliency and groups.query is None:
+    if plain and not _beyond_flash(q, v, mixing) and not saliency and groups.query is None:
         given = (adjacent(x) for x in (grad_out, q, k, v))
         dq, dk, dv = _flash_backward(*given, out, lse, 0.0, mixing.causal, scale=scale)
         return Gradients(dq.contiguous(), dk.contiguous(), dv.contiguous(), None, None)

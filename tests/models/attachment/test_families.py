@@ -318,6 +318,16 @@ def test_which_masks_are_windows() -> None:
     assert not _is_window(lambda *_: None, 4, 9, 9)
 
 
+def check_sweep(ours: PreTrainedModel, probes: Any, swept: Any) -> None:
+    """A sweep's change of surprisal is that of silencing the head."""
+    examples = probes.matched()
+    original = choices(ours, examples).surprisal
+    for layer, head in ((0, 1), (1, 3)):
+        with sg.ablate(ours, [(layer, head)]):
+            silenced = choices(ours, examples).surprisal
+        np.testing.assert_allclose(swept.sel(layer=layer, head=head), silenced - original, atol=1e-4)
+
+
 def test_scores_and_sweeps_keep_to_the_window(corpus: Corpus) -> None:
     """Contexts are longer than the window, also in passes from a cache and from a middle layer."""
     size = {"vocab_size": len(corpus.tokenizer)}
@@ -330,12 +340,7 @@ def test_scores_and_sweeps_keep_to_the_window(corpus: Corpus) -> None:
     assert abs(sg.score(wide, probes)["surprisal"] - expected["surprisal"]).max() > 1e-2  # the window has an effect
     with pytest.warns(RuntimeWarning, match="cannot be read again from the middle"):
         swept = sg.sweep_heads(ours, probes, per_example=True)
-    examples = probes.matched()
-    original = choices(ours, examples).surprisal
-    for layer, head in ((0, 1), (1, 3)):
-        with sg.ablate(ours, [(layer, head)]):
-            silenced = choices(ours, examples).surprisal
-        np.testing.assert_allclose(swept.sel(layer=layer, head=head), silenced - original, atol=1e-4)
+    check_sweep(ours, probes, swept)
 
 
 @pytest.mark.parametrize("name", ["Gemma-2 without capped logits", "GPT-OSS", "DeepSeek-V3"])
@@ -352,12 +357,7 @@ def test_scores_and_sweeps_have_the_cap_the_sink_and_the_widths(name: str, corpu
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # that it cannot be read again from the middle
         swept = sg.sweep_heads(ours, probes, per_example=True)
-    examples = probes.matched()
-    original = choices(ours, examples).surprisal
-    for layer, head in ((0, 1), (1, 3)):
-        with sg.ablate(ours, [(layer, head)]):
-            silenced = choices(ours, examples).surprisal
-        np.testing.assert_allclose(swept.sel(layer=layer, head=head), silenced - original, atol=1e-4)
+    check_sweep(ours, probes, swept)
 
 
 def test_the_documented_families_are_the_tested_ones() -> None:
