@@ -120,15 +120,16 @@ class Row:
         return found
 
 
+#: What a caller of attention can leave out. Of the other kernels, padding, a bias and rows with gaps.
+OPTIONS = ("window", "key_range", "gate", "softcap", "sink", "slopes", "segments", "blocks")
+
+
 @dataclass(frozen=True)
 class Problem:
-    """The problem: 8 × 12 × length, causal; with ``options`` also a window, padding and a gate.
-
-    ``group`` query heads share a key head.
-    """
+    """The problem: 8 × 12 × length, causal, with some of `OPTIONS`; ``group`` query heads share a key head."""
 
     length: int = 1024
-    options: bool = False
+    options: tuple[str, ...] = ()
     group: int = 1
 
 
@@ -140,10 +141,11 @@ def launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -> No
     k, v = (torch.empty(8, 12 // problem.group, length, size, dtype=dtype, device="meta") for _ in range(2))
     lse = torch.empty(8, 12, length, device="meta")
     groups = torch.empty(8, length, dtype=torch.int64, device="meta")
-    call = Call(q, k, v, causal=True, scale=size**-0.5, key_range=None, window=None, gate=None)
-    if problem.options:
-        gate, bounds = lse[:, :, 0], torch.empty(8, 2, dtype=torch.int64, device="meta")
-        call = Call(q, k, v, causal=True, scale=size**-0.5, key_range=bounds, window=100, gate=gate)
+    values = {
+        "window": 100, "key_range": torch.empty(8, 2, dtype=torch.int64, device="meta"), "gate": lse[:, :, 0],
+        "softcap": 50.0, "sink": lse[0, :, 0], "slopes": lse[0, :, 0], "segments": groups, "blocks": groups,
+    }  # fmt: skip
+    call = Call(q, k, v, causal=True, scale=size**-0.5, **{name: values[name] for name in problem.options})
     rows = torch.empty(8, 4, dtype=torch.int64, device="meta")
     runs = {
         "attention_forward": lambda: forward.attention_forward(call),
@@ -284,7 +286,7 @@ def examine(job: Job) -> Row:
 
 def jobs(arguments: argparse.Namespace) -> list[Job]:
     config = Config(*arguments.config) if arguments.config else None
-    problem = Problem(arguments.length, arguments.all_options)
+    problem = Problem(arguments.length, tuple(OPTIONS if arguments.all_options else arguments.option))
     return [
         (kernel, arch, dtype, size, config, problem)
         for arch in arguments.arch
@@ -319,7 +321,7 @@ def main() -> int:
         "--dtype", nargs="+", choices=["bfloat16", "float16", "float32"], default=["bfloat16", "float32"]
     )
     parser.add_argument(
-        "--head-size", nargs="+", type=integer(1, HEAD_SIZES[-1]), default=list(HEAD_SIZES), metavar="SIZE",
+        "--head-size", nargs="+", type=integer(1, 576), default=list(HEAD_SIZES), metavar="SIZE",
         help="of the attention kernels; default: all",
     )  # fmt: skip
     parser.add_argument("--kernel", nargs="+", choices=ALL)
@@ -334,8 +336,9 @@ def main() -> int:
     parser.add_argument(
         "--all-options",
         action="store_true",
-        help="compile for a window, padding, a gate, a bias and rows with gaps too",
+        help="compile for everything that a caller can leave out",
     )
+    parser.add_argument("--option", nargs="+", choices=OPTIONS, default=[], help="compile for these")
     parser.add_argument("--no-save", action="store_true")
     arguments = parser.parse_args()
     with ProcessPoolExecutor(max(1, (os.cpu_count() or 2))) as pool:
@@ -345,7 +348,7 @@ def main() -> int:
     faulty = [row for row in rows if row.faults]
     for row in faulty:
         print(f"{row.kernel} {row.arch} {row.dtype} D {row.size}: {', '.join(row.faults)}", file=sys.stderr)
-    whole = not (arguments.kernel or arguments.config or arguments.all_options) and all(
+    whole = not (arguments.kernel or arguments.config or arguments.all_options or arguments.option) and all(
         getattr(arguments, name) == parser.get_default(name) for name in ("arch", "dtype", "head_size", "length")
     )
     if whole and not arguments.no_save:  # the page is of every shipped configuration

@@ -12,21 +12,13 @@ import triton
 import triton.language as tl
 
 from symground.kernels.attention.launch import Call
+from symground.kernels.attention.mixing import load_gate, load_logits, load_terms, mixing
 from symground.kernels.attention.row_sums import normalized
 from symground.kernels.common.configs import Config, Tiles
 from symground.kernels.common.flow import add_flow, groups_of, store_flow
 from symground.kernels.common.launch import Launch, cdiv, config_of, rows_adjacent
-from symground.kernels.common.tiles import (
-    LOG2E,
-    keys_of,
-    load_gate,
-    load_range,
-    load_terms,
-    load_tile,
-    mixing,
-    product,
-    seen,
-)
+from symground.kernels.common.masks import keys_of, load_mask, seen
+from symground.kernels.common.tiles import load_tile, product
 
 #: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
 TILES: dict[str, Tiles] = {
@@ -54,36 +46,34 @@ PARTS = 2**24
 @triton.jit
 def _flow_through(
     b_flow, b_total, b_q, b_grad, b_high, b_low, q, k, v, grad, p_terms, p_groups, first_group, start, end, o_i, gate,
-    scale, offset, low, high, window, T, S,
-    MASKED: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, DECAY: tl.constexpr, D: tl.constexpr,
-    BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr, CHUNK_V: tl.constexpr,
-    BN: tl.constexpr, PRECISION: tl.constexpr,
+    how, mask, T, S,
+    MASKED: tl.constexpr, CAUSAL: tl.constexpr, DECAY: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    CHUNK: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr, CHUNK_V: tl.constexpr, BN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     for j in range(start, end, BN):
         o_j = j + tl.arange(0, BN)
         b_k = load_tile(k, o_j, D, BLOCK_D, MASKED)  # [BN,D]
         b_v = load_tile(v, o_j, DV, BLOCK_DV, MASKED)  # [BN,DV]
         b_s = product(b_q, b_k, q, k, o_i, o_j, D, BLOCK_D, CHUNK, PRECISION)  # [BM,BN]
-        b_p = mixing(b_s, b_high, b_low, p_terms, o_j, T, S, scale, DECAY)
+        b_p = mixing(b_s, b_high, b_low, p_terms, o_i, o_j, T, S, how, DECAY)
         b_dp = product(b_grad, b_v, grad, v, o_i, o_j, DV, BLOCK_DV, CHUNK_V, PRECISION) * gate  # [BM,BN]
         b_s = tl.abs(b_p * b_dp)
         if MASKED:
-            m_seen = seen(o_i[:, None], o_j[None, :], offset, low, high, window, CAUSAL, WINDOW)
-            b_s = tl.where(m_seen, b_s, 0.0)
-        b_flow, b_total = add_flow(b_flow, b_total, b_s, p_groups, first_group, o_j, high)
+            b_s = tl.where(seen(o_i[:, None], o_j[None, :], mask, CAUSAL), b_s, 0.0)
+        b_flow, b_total = add_flow(b_flow, b_total, b_s, p_groups, first_group, o_j, mask[2])
     return b_flow, b_total
 
 
 @triton.jit(do_not_specialize=["num_query_groups", "num_key_groups", "window", "first_tile", "n_i", "H", "T", "S"])
 def attention_flow_kernel(
-    p_q, p_k, p_v, p_grad, p_terms, p_gate, p_range, p_query_groups, p_key_groups, p_flow, p_row_total, p_matrix_total,
-    num_query_groups, num_key_groups,
+    p_q, p_k, p_v, p_grad, p_terms, p_gate, p_slopes, p_range, p_segments, p_blocks, p_query_groups, p_key_groups,
+    p_flow, p_row_total, p_matrix_total, num_query_groups, num_key_groups,
     s_qb, s_qh, s_qt, s_qd, s_kb, s_kh, s_kt, s_kd, s_vb, s_vh, s_vt, s_vd, s_gb, s_gh, s_gt, s_gd,
-    scale, window, first_tile, n_i, H, T, S,
-    MATRIX: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
-    HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr, DECAY: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    CHUNK: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr, CHUNK_V: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, PRECISION: tl.constexpr,
+    scale, softcap, window, first_tile, n_i, H, T, S,
+    MATRIX: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, DECAY: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr,
+    CHUNK_V: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Parts [B,H,n_i,Gq,Gk], [B,H,n_i,Gq], [B,H,n_i]. Grid: (n_i query tiles from first_tile × H × B, key blocks).
 
@@ -93,13 +83,14 @@ def attention_flow_kernel(
     i_h = (i_program // n_i % H).to(tl.int64)
     i_b = (i_program // n_i // H).to(tl.int64)
     first_group = tl.program_id(1) * GROUPS
-    offset = S - T
     first_i = (first_tile + i_program % n_i) * BM
     o_i = first_i + tl.arange(0, BM)
-    low, high = load_range(p_range, i_b, S, HAS_RANGE)
-    gate = load_gate(p_gate, i_b, i_h, H, HAS_GATE)
+    mask = load_mask(p_range, p_segments, p_blocks, window, i_b, T, S)
+    low, high = mask[1], mask[2]
+    gate = load_gate(p_gate, i_b, i_h, H)
+    how = load_logits(p_slopes, i_h, scale, softcap)
     b_group = tl.load(p_query_groups + i_b * T + o_i, mask=o_i < T, other=-1).to(tl.int32)
-    start, full_first, full_last, end = keys_of(first_i, first_i + BM, offset, low, high, window, CAUSAL, WINDOW, BN)
+    start, full_first, full_last, end = keys_of(first_i, first_i + BM, o_i, mask, CAUSAL, BN)
     idle = gate == 0.0
     if not MATRIX:
         idle = idle | (tl.max(b_group, 0) < 0)
@@ -118,22 +109,21 @@ def attention_flow_kernel(
     b_high, b_low = load_terms(p_terms, o_i, T, DECAY)
     b_flow = tl.zeros([BM, GROUPS], tl.float32)
     b_total = tl.zeros([BM], tl.float32)
-    scale *= LOG2E
-    if HAS_RANGE or WINDOW:
+    if p_range is not None or window is not None:
         b_flow, b_total = _flow_through(
             b_flow, b_total, b_q, b_grad, b_high, b_low, q, k, v, grad, p_terms, p_key_groups, first_group,
-            start, full_first, o_i, gate, scale, offset, low, high, window, T, S, True, CAUSAL, WINDOW, DECAY,
-            D, BLOCK_D, CHUNK, DV, BLOCK_DV, CHUNK_V, BN, PRECISION,
+            start, full_first, o_i, gate, how, mask, T, S, True, CAUSAL, DECAY, D, BLOCK_D, CHUNK, DV, BLOCK_DV,
+            CHUNK_V, BN, PRECISION,
         )  # fmt: skip
     b_flow, b_total = _flow_through(
         b_flow, b_total, b_q, b_grad, b_high, b_low, q, k, v, grad, p_terms, p_key_groups, first_group,
-        full_first, full_last, o_i, gate, scale, offset, low, high, window, T, S, False, CAUSAL, WINDOW, DECAY,
-        D, BLOCK_D, CHUNK, DV, BLOCK_DV, CHUNK_V, BN, PRECISION,
+        full_first, full_last, o_i, gate, how, mask, T, S, False, CAUSAL, DECAY, D, BLOCK_D, CHUNK, DV, BLOCK_DV,
+        CHUNK_V, BN, PRECISION,
     )  # fmt: skip
     b_flow, b_total = _flow_through(
         b_flow, b_total, b_q, b_grad, b_high, b_low, q, k, v, grad, p_terms, p_key_groups, first_group,
-        full_last, end, o_i, gate, scale, offset, low, high, window, T, S, True, CAUSAL, WINDOW, DECAY,
-        D, BLOCK_D, CHUNK, DV, BLOCK_DV, CHUNK_V, BN, PRECISION,
+        full_last, end, o_i, gate, how, mask, T, S, True, CAUSAL, DECAY, D, BLOCK_D, CHUNK, DV, BLOCK_DV,
+        CHUNK_V, BN, PRECISION,
     )  # fmt: skip
     i_part = i_program.to(tl.int64)
     store_flow(
@@ -166,11 +156,10 @@ def attention_flow(
         return torch.zeros(*heads, *shape, dtype=torch.float32, device=q.device)
 
     def prepared(config: Config, of_grad: tuple[int, ...], first: int, n_i: int) -> Launch:
-        counts, sizes = (num_query_groups, num_key_groups), (*call.sizes[:2], first, n_i, *call.sizes[2:])
+        counts, sizes = (num_query_groups, num_key_groups), (*call.sizes[:3], first, n_i, *call.sizes[3:])
         return Launch(
             attention_flow_kernel, (n_i * call.H * call.B, blocks), (*counts, *call.strides, *of_grad, *sizes),
-            MATRIX=matrix, GROUPS=of_program, DECAY=False, **call.fixed, DV=call.fixed["D"],
-            BLOCK_DV=call.fixed["BLOCK_D"], CHUNK_V=call.fixed["CHUNK"], **config.kwargs,
+            MATRIX=matrix, GROUPS=of_program, DECAY=False, **call.fixed, **config.kwargs,
         )  # fmt: skip
 
     def run(config: Config) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -183,11 +172,11 @@ def attention_flow(
             parts = [torch.empty(*heads, n_i, *x.shape[2:], dtype=torch.float32, device=q.device) for x in sums]
             key = ("flow", config, num_query_groups, num_key_groups, grad.stride(), first, n_i, matrix)
             launch = call.once(key, partial(prepared, config, grad.stride(), first, n_i))
-            launch(q, k, v, grad, lse, call.gate, call.key_range, *groups, *parts)
+            launch(q, k, v, grad, lse, *call.given, *groups, *parts)
             for total, part in zip(sums[: 2 + matrix], parts, strict=False):
                 total += part.sum(2)
         return sums
 
     if not q.numel() or not call.S:
         return zeros(num_query_groups, num_key_groups), zeros(num_query_groups), zeros()
-    return run(config_of("attention_flow", TILES, q, call, run))
+    return run(config_of("attention_flow", TILES, call.widest, call, run))

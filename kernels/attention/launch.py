@@ -8,44 +8,52 @@ from typing import Any
 from torch import Tensor
 
 from symground.kernels.common.launch import (
-    block_of,
+    cdiv,
     chunk_of,
+    part_of,
     power_of_2,
     precision_of,
     remembered,
     rows_adjacent,
     too_wide,
 )
+from symground.kernels.common.masks import spans
 
 
 class Call:
-    """One call of an attention op: q [B,H,T,D], k and v [B,Hk,S,D], gate [B,H], key_range [B,2].
+    """One call of an attention op: q [B,H,T,D], k [B,Hk,S,D], v [B,Hk,S,Dv] and the fields of the resolved `Mixing`.
 
     Attributes:
-        fixed: what every kernel of attention is compiled for: the heads that share a key head, the masks that there
-            are, and how a row of a head is read.
+        fixed: what every kernel of attention is compiled for: the heads that share a key head, whether it is causal,
+            and how the rows of a head are read.
         strides: those of q, k and v.
-        sizes: the numbers that every kernel takes last: scale, window, H, T, S.
+        given: the tensors, each of which a call may leave out, that say how queries see keys: the gate, the slopes, the
+            key range, and the spans of segments and blocks.
+        sizes: the numbers that every kernel takes last: scale, softcap, window, H, T, S.
     """
 
     def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, key_range: Tensor | None,
-        window: int | None, gate: Tensor | None,
+        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, key_range: Tensor | None = None,
+        window: int | None = None, gate: Tensor | None = None, softcap: float | None = None,
+        sink: Tensor | None = None, slopes: Tensor | None = None, segments: Tensor | None = None,
+        blocks: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.q, self.k, self.v = q, k, v = rows_adjacent(q), rows_adjacent(k), rows_adjacent(v)
         self.B, self.H, self.T, self.D = q.shape
-        _, self.Hk, self.S, _ = k.shape
-        self.causal, self.scale = causal, scale
-        # Both are small, and read as contiguous tensors.
-        self.key_range = None if key_range is None else key_range.contiguous()
-        self.gate = None if gate is None else gate.contiguous()
+        _, self.Hk, self.S, self.DV = v.shape
+        self.causal, self.scale, self.gate = causal, scale, _contiguous(gate)
+        self.sink, self.slopes = _contiguous(sink), _contiguous(slopes)
+        segments, blocks = None if segments is None else spans(segments), None if blocks is None else spans(blocks, -1)
+        self.given = (self.gate, self.slopes, _contiguous(key_range), segments, blocks)
         # A window of S excludes no key, and its sums could exceed 2³¹.
-        self.window = None if window is None or window >= self.S else window
+        window = None if window is None or window >= self.S else window
         self.strides = (*q.stride(), *k.stride(), *v.stride())
-        self.sizes = (scale, self.window or 0, self.H, self.T, self.S)
-        masks = (causal, self.window is not None, key_range is not None, gate is not None)
-        self._remembered = remembered(self.B, self.Hk, self.D, self.strides, self.sizes, masks, q.dtype, q.device)
-        self.fixed = self.once("fixed", lambda: self._fixed(*masks))
+        self.sizes = (scale, softcap, window, self.H, self.T, self.S)
+        self._masks = (causal, softcap is None, window is None, sink is None, *[x is None for x in self.given])
+        self._remembered = remembered(
+            self.B, self.Hk, self.D, self.DV, self.strides, self.sizes, self._masks, q.dtype, q.device
+        )
+        self.fixed = self.once("fixed", self._fixed)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What ``make`` made at the first call of this shape; ``key`` has all else on which it depends."""
@@ -54,23 +62,35 @@ class Call:
             found = self._remembered[key] = make()
         return found
 
-    def _fixed(self, causal: bool, window: bool, has_range: bool, has_gate: bool) -> dict[str, Any]:
-        block = block_of(self.D)
+    def _fixed(self) -> dict[str, Any]:
         return {
             "GROUP": self.H // self.Hk,
-            "CAUSAL": causal,
-            "WINDOW": window,
-            "HAS_RANGE": has_range,
-            "HAS_GATE": has_gate,
+            "CAUSAL": self.causal,
             "D": self.D,
-            "BLOCK_D": block,
-            "CHUNK": chunk_of(self.q) if too_wide(self.q) else block,
+            "BLOCK_D": part_of(self.D),
+            "CHUNK": chunk_of(self.q) if too_wide(self.q) else part_of(self.D),
+            "DV": self.DV,
+            "BLOCK_DV": part_of(self.DV),
+            "CHUNK_V": chunk_of(self.v) if too_wide(self.v) else part_of(self.DV),
             "PRECISION": precision_of(self.q),
         }
+
+    @property
+    def widest(self) -> Tensor:
+        """The tensor with the longer rows, which a configuration has to fit."""
+        return self.q if self.D >= self.DV else self.v
+
+    def parts(self, *sizes: int) -> int:
+        """How many programs share the columns of results of these head sizes."""
+        return max(cdiv(size, part_of(size)) for size in sizes)
 
     @property
     def tuning_key(self) -> tuple[Any, ...]:
         """The properties on which the best configuration may depend, lengths by powers of two."""
         lengths = tuple(map(power_of_2, (self.B * self.H, self.T, self.S)))
-        masks = tuple(self.fixed[name] for name in ("CAUSAL", "WINDOW", "HAS_RANGE", "HAS_GATE"))
-        return (*lengths, self.fixed["GROUP"], *masks)
+        return (*lengths, self.fixed["GROUP"], self.DV, *self._masks)
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    """A small tensor, which the kernels read as contiguous."""
+    return None if x is None else x.contiguous()

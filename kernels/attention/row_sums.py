@@ -15,9 +15,11 @@ import triton
 import triton.language as tl
 
 from symground.kernels.attention.launch import Call
+from symground.kernels.attention.mixing import attention_of, load_gate, load_logits, load_lse2
 from symground.kernels.common.configs import Config
 from symground.kernels.common.launch import Launch, cdiv
-from symground.kernels.common.tiles import LOG2E, keys_of, load_gate, load_lse2, load_range, load_tile, product, seen
+from symground.kernels.common.masks import keys_of, load_mask, seen
+from symground.kernels.common.tiles import LOG2E, load_tile, product
 
 #: As a multiple of 1 + |lse|: the most by which rounding can move a row's sum from 1, 32 units in the last place.
 ROUNDING = tl.constexpr(32 * 2.0**-23)
@@ -25,12 +27,12 @@ ROUNDING = tl.constexpr(32 * 2.0**-23)
 
 @triton.jit(do_not_specialize=["window", "R", "H", "T", "S"])
 def attention_row_sums_kernel(
-    p_q, p_k, p_lse, p_gate, p_range, p_rows, p_sums,
+    p_q, p_k, p_lse, p_gate, p_slopes, p_range, p_segments, p_blocks, p_sink, p_rows, p_sums,
     s_qb, s_qh, s_qt, s_qd, s_kb, s_kh, s_kt, s_kd,
-    scale, window, R, H, T, S,
+    scale, softcap, window, R, H, T, S,
     FROM_FORWARD: tl.constexpr, KEYS_FIRST: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr,
-    WINDOW: tl.constexpr, HAS_RANGE: tl.constexpr, HAS_GATE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    CHUNK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr,
+    CHUNK_V: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """sums [B,H,R], contiguous, of the queries in rows [B,R]; T means no query. Grid: tiles of rows × H × B.
 
@@ -40,15 +42,16 @@ def attention_row_sums_kernel(
     i_program = tl.program_id(0)
     i_h = (i_program // n_r % H).to(tl.int64)
     i_b = (i_program // n_r // H).to(tl.int64)
-    offset = S - T
     o_r = i_program % n_r * BM + tl.arange(0, BM)
     o_i = tl.load(p_rows + i_b * R + o_r, mask=o_r < R, other=T).to(tl.int32)
     o_i = tl.where(o_i >= 0, o_i, T)
     first_i, last_i = tl.min(o_i, 0), tl.max(tl.where(o_i < T, o_i, -1), 0) + 1
-    low, high = load_range(p_range, i_b, S, HAS_RANGE)
-    start, _, _, end = keys_of(first_i, last_i, offset, low, high, window, CAUSAL, WINDOW, BN)
-    if (last_i == 0) | (load_gate(p_gate, i_b, i_h, H, HAS_GATE) == 0.0):
+    mask = load_mask(p_range, p_segments, p_blocks, window, i_b, T, S)
+    offset, low, high = mask[0], mask[1], mask[2]
+    start, _, _, end = keys_of(first_i, last_i, o_i, mask, CAUSAL, BN)
+    if (last_i == 0) | (load_gate(p_gate, i_b, i_h, H) == 0.0):
         start, end = 0, 0
+    how = load_logits(p_slopes, i_h, scale, softcap)
     q = (p_q + i_b * s_qb + i_h * s_qh, s_qt, s_qd, 0, T)
     k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_kt, s_kd, low, high)
     b_q = load_tile(q, o_i, D, BLOCK_D, True)  # [BM,D]
@@ -61,9 +64,10 @@ def attention_row_sums_kernel(
             b_s = tl.trans(product(b_k, b_q, k, q, o_j, o_i, D, BLOCK_D, CHUNK, PRECISION))  # [BM,BN]
         else:
             b_s = product(b_q, b_k, q, k, o_i, o_j, D, BLOCK_D, CHUNK, PRECISION)  # [BM,BN]
-        b_p = tl.exp2(b_s * (scale * LOG2E) - b_lse[:, None])
-        m_seen = seen(o_i[:, None], o_j[None, :], offset, low, high, window, CAUSAL, WINDOW)
-        b_sum += tl.sum(tl.where(m_seen, b_p, 0.0), 1)
+        b_p = attention_of(b_s, b_lse[:, None], o_i[:, None], o_j[None, :], offset, how)
+        b_sum += tl.sum(tl.where(seen(o_i[:, None], o_j[None, :], mask, CAUSAL), b_p, 0.0), 1)
+    if p_sink is not None:
+        b_sum += tl.exp2(tl.load(p_sink + i_h) * LOG2E - b_lse)
     # The constant stands last: with it first, Triton 3.8's interpreter makes a constant of the product.
     b_level = tl.minimum((1.0 + tl.abs(b_lse)) * ROUNDING, 0.5)
     m_rounded = b_sum > 0.0 if FROM_FORWARD else tl.abs(b_sum - 1.0) <= b_level
@@ -93,12 +97,12 @@ def row_sums(
         fixed = {**call.fixed, "CHUNK": chunk or call.fixed["CHUNK"], **config.kwargs}
         return Launch(
             attention_row_sums_kernel, (cdiv(R, config.BM) * call.H * call.B,),
-            (*call.strides[:8], *call.sizes[:2], R, *call.sizes[2:]), FROM_FORWARD=from_forward, KEYS_FIRST=keys_first,
+            (*call.strides[:8], *call.sizes[:3], R, *call.sizes[3:]), FROM_FORWARD=from_forward, KEYS_FIRST=keys_first,
             **fixed,
         )  # fmt: skip
 
     launch = call.once(("row_sums", config, R, chunk, keys_first, from_forward), prepared)
-    launch(call.q, call.k, lse, call.gate, call.key_range, rows, sums)
+    launch(call.q, call.k, lse, *call.given, call.sink, rows, sums)
     return sums
 
 

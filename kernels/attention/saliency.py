@@ -10,10 +10,12 @@ import triton
 import triton.language as tl
 
 from symground.kernels.attention.launch import Call
+from symground.kernels.attention.mixing import load_gate, load_logits, load_terms, mixing
 from symground.kernels.attention.row_sums import normalized
 from symground.kernels.common.configs import Config, Tiles
 from symground.kernels.common.launch import Launch, cdiv, chunk_of, config_of, processors, rows_adjacent
-from symground.kernels.common.tiles import LOG2E, load_gate, load_range, load_terms, mixing, product_in_chunks, seen
+from symground.kernels.common.masks import keys_of, load_mask, seen
+from symground.kernels.common.tiles import product_in_chunks
 
 #: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
 TILES: dict[str, Tiles] = {
@@ -42,16 +44,16 @@ WAVES = 2
 # S stays specialised: if it is a multiple of 16, stores are 16 bytes wide.
 @triton.jit(do_not_specialize=["window", "n_i", "n_j", "splits", "H", "T"])
 def attention_saliency_kernel(
-    p_q, p_k, p_v, p_grad, p_terms, p_gate, p_range, p_open, p_count, p_total,
+    p_q, p_k, p_v, p_grad, p_terms, p_gate, p_slopes, p_range, p_segments, p_blocks, p_open, p_count, p_total,
     s_qb, s_qh, s_qt, s_qd, s_kb, s_kh, s_kt, s_kd, s_vb, s_vh, s_vt, s_vd, s_gb, s_gh, s_gt, s_gd, s_ts, s_tb, s_tt,
-    scale, window, n_i, n_j, splits, H, T, S,
-    SIGNED: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, HAS_RANGE: tl.constexpr,
-    HAS_GATE: tl.constexpr, DECAY: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr, DV: tl.constexpr,
-    CHUNK_V: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    scale, softcap, window, n_i, n_j, splits, H, T, S,
+    SIGNED: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, DECAY: tl.constexpr, D: tl.constexpr,
+    CHUNK: tl.constexpr, DV: tl.constexpr, CHUNK_V: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """total [splits,B,T,S]. Grid: key tiles × query tiles × splits of the heads × B.
 
-    p_terms is lse [B,H,T], or SSD's decays [B,H,4,T] (`mixing` in tiles.py). q and k have heads of size D, v and dO of
+    p_terms is lse [B,H,T], or SSD's decays [B,H,4,T] (`mixing` in attention/mixing.py). q and k have heads of size D, v and dO of
     size DV.
     p_open [B,H] lists each example's heads, first those whose gate is not 0; p_count [B] is the number of these.
     """
@@ -60,30 +62,24 @@ def attention_saliency_kernel(
     first_i = i_program // n_j % n_i * BM
     i_split = (i_program // n_j // n_i % splits).to(tl.int64)
     i_b = (i_program // n_j // n_i // splits).to(tl.int64)
-    offset = S - T
     o_i = first_i + tl.arange(0, BM)
     o_j = first_j + tl.arange(0, BN)
-    low, high = load_range(p_range, i_b, S, HAS_RANGE)
+    mask = load_mask(p_range, p_segments, p_blocks, window, i_b, T, S)
+    low, high = mask[1], mask[2]
     count = H
-    if HAS_GATE:
+    if p_gate is not None:
         count = tl.load(p_count + i_b).to(tl.int32)
     per_split = (count + splits - 1) // splits
     first_h = (i_split * per_split).to(tl.int32)
     last_h = tl.minimum(first_h + per_split, count)
-    # A tile in which no query sees a key is stored as zeros without being computed.
-    empty = (first_j >= high) | (first_j + BN <= low)
-    if CAUSAL:
-        empty = empty | (first_j > tl.minimum(first_i + BM, T) - 1 + offset)
-    if WINDOW:
-        empty = empty | (first_j + BN - 1 <= first_i + offset - window)
-    if empty:
+    start, _, _, end = keys_of(first_i, tl.minimum(first_i + BM, T), o_i, mask, CAUSAL, BN)
+    if (first_j < start) | (first_j >= end):  # no query of the tile sees a key of it: zeros are stored
         last_h = first_h
-    scale *= LOG2E
     b_total = tl.zeros([BM, BN], tl.float32)
     b_s = tl.zeros([BM, BN], tl.float32)
     for n in range(first_h, last_h):
         i_h = tl.cast(n, tl.int64)
-        if HAS_GATE:
+        if p_gate is not None:
             i_h = tl.load(p_open + i_b * H + n).to(tl.int64)
         i_q = i_h // GROUP if DECAY else i_h
         i_v = i_h if DECAY else i_h // GROUP
@@ -98,14 +94,14 @@ def attention_saliency_kernel(
                 b_s = product_in_chunks(q, k, o_i, o_j, D, CHUNK, PRECISION)  # [BM,BN]
         else:
             b_s = product_in_chunks(q, k, o_i, o_j, D, CHUNK, PRECISION)  # [BM,BN]
-        b_p = mixing(b_s, b_high, b_low, p_head_terms, o_j, T, S, scale, DECAY)
+        how = load_logits(p_slopes, i_h, scale, softcap)
+        b_p = mixing(b_s, b_high, b_low, p_head_terms, o_i, o_j, T, S, how, DECAY)
         b_dp = product_in_chunks(grad, v, o_i, o_j, DV, CHUNK_V, PRECISION)  # [BM,BN]
-        if HAS_GATE:
-            b_dp *= load_gate(p_gate, i_b, i_h, H, HAS_GATE)
+        if p_gate is not None:
+            b_dp *= load_gate(p_gate, i_b, i_h, H)
         b_total += b_p * b_dp
     # Every head masks the same pairs, so masking the sum is enough.
-    m_seen = seen(o_i[:, None], o_j[None, :], offset, low, high, window, CAUSAL, WINDOW)
-    b_total = tl.where(m_seen, b_total, 0.0)
+    b_total = tl.where(seen(o_i[:, None], o_j[None, :], mask, CAUSAL), b_total, 0.0)
     if not SIGNED:
         b_total = tl.abs(b_total)
     p_tile = p_total + i_split * s_ts + i_b * s_tb + o_i.to(tl.int64)[:, None] * s_tt + o_j[None, :]
@@ -131,17 +127,17 @@ def attention_saliency(call: Call, grad_out: torch.Tensor, lse: torch.Tensor, si
         total = torch.empty((*of_heads, call.B, call.T, call.S), dtype=torch.float32, device=q.device)
 
         def prepared() -> Launch:
-            fixed = {**call.fixed, "CHUNK": chunk_of(q), "DV": call.D, "CHUNK_V": chunk_of(v), **config.kwargs}
-            del fixed["BLOCK_D"]  # rows are read in chunks, never whole
+            fixed = {**call.fixed, "CHUNK": chunk_of(q), "CHUNK_V": chunk_of(v), **config.kwargs}
+            del fixed["BLOCK_D"], fixed["BLOCK_DV"]  # rows are read in chunks, never whole
             of_total = (call.B * call.T * call.S, call.T * call.S, call.S)
-            numbers = (*grad.stride(), *of_total, *call.sizes[:2], n_i, n_j, splits, *call.sizes[2:])
+            numbers = (*grad.stride(), *of_total, *call.sizes[:3], n_i, n_j, splits, *call.sizes[3:])
             return Launch(
                 attention_saliency_kernel, (n_i * n_j * splits * call.B,), (*call.strides, *numbers),
                 SIGNED=signed or splits > 1, DECAY=False, **fixed,
             )  # fmt: skip
 
         launch = call.once(("saliency", config, grad.stride(), splits, signed), prepared)
-        launch(q, k, v, grad, lse, call.gate, call.key_range, heads, count, total)
+        launch(q, k, v, grad, lse, *call.given, heads, count, total)
         if splits == 1:
             return total
         total = total.sum(0)
@@ -149,4 +145,4 @@ def attention_saliency(call: Call, grad_out: torch.Tensor, lse: torch.Tensor, si
 
     if not call.B * call.H * call.T * call.S:
         return torch.zeros(call.B, call.T, call.S, dtype=torch.float32, device=q.device)
-    return run(config_of("attention_saliency", TILES, q, call, run))
+    return run(config_of("attention_saliency", TILES, call.widest, call, run))

@@ -19,6 +19,8 @@ from symground.kernels.common.configs import Config, Tiles, architecture_of, shi
 CHUNK_BYTES = 128
 #: The widest float32 rows of which two tiles, each in its TF32 parts, fit the registers.
 WHOLE = 128
+#: The most columns of a head that one program keeps of a result.
+PART = 256
 
 
 class Launch:
@@ -114,6 +116,11 @@ def block_of(size: int) -> int:
     return max(16, power_of_2(size))
 
 
+def part_of(size: int) -> int:
+    """The columns of a head of this size that one program keeps: all of them up to `PART`, as a power of two."""
+    return min(PART, block_of(size))
+
+
 def chunk_of(x: Tensor) -> int:
     """Columns per step of a product that reads the rows of ``x`` in chunks."""
     return min(block_of(x.shape[-1]), CHUNK_BYTES // x.element_size())
@@ -121,7 +128,7 @@ def chunk_of(x: Tensor) -> int:
 
 def too_wide(x: Tensor) -> bool:
     """Whether the rows of ``x`` are read in chunks even in a product of tiles that the kernel has loaded."""
-    return x.shape[-1] > WHOLE and precision_of(x) == "tf32x3"
+    return x.shape[-1] > (WHOLE if precision_of(x) == "tf32x3" else PART)
 
 
 def precision_of(x: Tensor) -> str:
@@ -150,7 +157,7 @@ def config_of(kernel: str, tables: Mapping[str, Tiles], x: Tensor, call: Tuned, 
     ``tables`` are those in the kernel's file.
     """
     architecture = architecture_of(x.device)
-    best = shipped(kernel, tables, architecture, x.shape[-1], x.element_size())
+    best = shipped(kernel, tables, architecture, min(PART, x.shape[-1]), x.element_size())
     if x.is_cuda and tunes() and not torch.cuda.is_current_stream_capturing():
         from symground.kernels.common import tuning
 

@@ -14,7 +14,8 @@ import triton.language as tl
 from symground.kernels.common.configs import Config, Tiles
 from symground.kernels.common.launch import cdiv, config_of, launch, precision_of, rows_adjacent
 from symground.kernels.common.prefix_sums import prefix_sums
-from symground.kernels.common.tiles import load_part, load_range
+from symground.kernels.common.masks import load_range
+from symground.kernels.common.tiles import load_part
 from symground.kernels.ssd.forward import TILES as FORWARD_TILES
 from symground.kernels.ssd.forward import added_states, block_of_part, chunk_decay, part_of, pass_states
 from symground.kernels.ssd.launch import Call, Columns
@@ -43,7 +44,7 @@ def ssd_dx_kernel(
     p_x, p_b, p_c, p_grad, p_after_states, p_high, p_low, p_dt, p_after, p_range, p_dx, p_own, p_pairs,
     p_written,
     s_xb, s_xt, s_xh, s_xd, s_bb, s_bt, s_bg, s_bd, s_cb, s_ct, s_cg, s_cd, s_gb, s_gt, s_gh, s_gd, T, n_c, H,
-    GROUP: tl.constexpr, HAS_RANGE: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr,
+    GROUP: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     """dx [B,T,H,P], contiguous, and three [B,H,T'] float32. Grid: chunks × H × B.
@@ -56,7 +57,7 @@ def ssd_dx_kernel(
     i_c = i_program % n_c
     i_h = (i_program // n_c % H).to(tl.int64)
     i_b = (i_program // n_c // H).to(tl.int64)
-    low, high = load_range(p_range, i_b, T, HAS_RANGE)
+    low, high = load_range(p_range, i_b, T)
     o_t = i_c * BM + tl.arange(0, BM)
     b = (p_b + i_b * s_bb + i_h // GROUP * s_bg, s_bt, s_bd, low, high)
     c = (p_c + i_b * s_cb + i_h // GROUP * s_cg, s_ct, s_cd, 0, T)
@@ -110,7 +111,7 @@ def ssd_dx_kernel(
 def ssd_dbdc_kernel(
     p_x, p_b, p_c, p_grad, p_states, p_after_states, p_high, p_low, p_dt, p_upto, p_writes, p_range, p_db, p_dc, p_read,
     s_xb, s_xt, s_xh, s_xd, s_bb, s_bt, s_bg, s_bd, s_cb, s_ct, s_cg, s_cd, s_gb, s_gt, s_gh, s_gd, T, n_c, n_n, H,
-    GROUP: tl.constexpr, HAS_RANGE: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr,
+    GROUP: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dB and dC [B,T,G,N], contiguous, and read [B,H,n_n,T'] float32, ⟨C, e ∘ (dY h)⟩ of each part.
@@ -122,7 +123,7 @@ def ssd_dbdc_kernel(
     i_c = i_program // n_n % n_c
     i_g = (i_program // n_n // n_c % (H // GROUP)).to(tl.int64)
     i_b = (i_program // n_n // n_c // (H // GROUP)).to(tl.int64)
-    low, high = load_range(p_range, i_b, T, HAS_RANGE)
+    low, high = load_range(p_range, i_b, T)
     o_t = i_c * BM + tl.arange(0, BM)
     o_n = i_n * BN + tl.arange(0, BN)
     b_b = load_part((p_b + i_b * s_bb + i_g * s_bg, s_bt, s_bd, low, high), o_t, o_n, N)  # [BM,BN]
@@ -218,7 +219,7 @@ def _dx(
         strides = (*call.x.stride(), *call.b.stride(), *call.c.stride(), *grad_y.stride())
         launch(
             ssd_dx_kernel, (after.shape[1] * heads * batch,), tensors, (*strides, length, after.shape[1], heads),
-            GROUP=call.group, HAS_RANGE=call.key_range is not None, P=size, N=state, BP=part,
+            GROUP=call.group, P=size, N=state, BP=part,
             PRECISION=precision_of(call.x), SUMS=_sums(call.x), **{**config.kwargs, "BM": chunk, "BN": own},
         )  # fmt: skip
 
@@ -244,7 +245,7 @@ def _dbdc(
         launch(
             ssd_dbdc_kernel, (n_n * after.shape[1] * groups * batch,), tensors,
             (*strides, length, after.shape[1], n_n, heads), GROUP=call.group,
-            HAS_RANGE=call.key_range is not None, P=size, N=state, BP=part, PRECISION=precision_of(call.x),
+            P=size, N=state, BP=part, PRECISION=precision_of(call.x),
             **{**config.kwargs, "BM": chunk, "BN": own},
         )  # fmt: skip
         return read

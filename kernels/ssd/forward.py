@@ -10,7 +10,8 @@ import triton.language as tl
 
 from symground.kernels.common.configs import Config, Tiles
 from symground.kernels.common.launch import CHUNK_BYTES, cdiv, config_of, launch, power_of_2, precision_of
-from symground.kernels.common.tiles import load_part, load_range
+from symground.kernels.common.masks import load_range
+from symground.kernels.common.tiles import load_part
 from symground.kernels.ssd.launch import Call
 
 #: Config(BM, BN, warps, stages) by architecture and bytes of an element (`common/configs.py`).
@@ -34,7 +35,7 @@ PASSED = 1024
 def ssd_states_kernel(
     p_x, p_b, p_weights, p_range, p_states,
     s_xb, s_xt, s_xh, s_xd, s_bb, s_bt, s_bg, s_bd, T, n_c, n_p, n_n, H,
-    GROUP: tl.constexpr, HAS_RANGE: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr,
+    GROUP: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """states [B,chunks,H,P,N]: Σ over a chunk of weights[t] · x[t] ⊗ b[t]. Grid: parts of N × of P × chunks × H × B.
@@ -47,7 +48,7 @@ def ssd_states_kernel(
     i_c = i_program // n_n // n_p % n_c
     i_h = (i_program // n_n // n_p // n_c % H).to(tl.int64)
     i_b = (i_program // n_n // n_p // n_c // H).to(tl.int64)
-    low, high = load_range(p_range, i_b, T, HAS_RANGE)
+    low, high = load_range(p_range, i_b, T)
     o_t = i_c * BM + tl.arange(0, BM)
     b_x = load_part((p_x + i_b * s_xb + i_h * s_xh, s_xt, s_xd, low, high), o_t, o_p, P)  # [BM,BP]
     b_b = load_part((p_b + i_b * s_bb + i_h // GROUP * s_bg, s_bt, s_bd, low, high), o_t, o_n, N)  # [BM,BN]
@@ -97,7 +98,7 @@ def chunk_decay(p_high, p_low, o_t):
 def ssd_output_kernel(
     p_x, p_b, p_c, p_states, p_high, p_low, p_dt, p_upto, p_range, p_y,
     s_xb, s_xt, s_xh, s_xd, s_bb, s_bt, s_bg, s_bd, s_cb, s_ct, s_cg, s_cd, T, n_c, n_p, H,
-    GROUP: tl.constexpr, HAS_RANGE: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr,
+    GROUP: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y [B,T,H,P], contiguous. Grid: parts of P × chunks × H × B."""
@@ -106,7 +107,7 @@ def ssd_output_kernel(
     i_c = i_program // n_p % n_c
     i_h = (i_program // n_p // n_c % H).to(tl.int64)
     i_b = (i_program // n_p // n_c // H).to(tl.int64)
-    low, high = load_range(p_range, i_b, T, HAS_RANGE)
+    low, high = load_range(p_range, i_b, T)
     o_t = i_c * BM + tl.arange(0, BM)
     b = (p_b + i_b * s_bb + i_h // GROUP * s_bg, s_bt, s_bd, low, high)
     c = (p_c + i_b * s_cb + i_h // GROUP * s_cg, s_ct, s_cd, 0, T)
@@ -149,7 +150,7 @@ def added_states(
     states = torch.empty(batch, chunks, heads, size, state, dtype=torch.float32, device=x.device)
     launch(
         ssd_states_kernel, (n_n * n_p * chunks * heads * batch,), (x, b, weights, key_range, states),
-        (*x.stride(), *b.stride(), length, chunks, n_p, n_n, heads), GROUP=group, HAS_RANGE=key_range is not None,
+        (*x.stride(), *b.stride(), length, chunks, n_p, n_n, heads), GROUP=group,
         P=size, N=state, BP=part, PRECISION=precision_of(x), **{**config.kwargs, "BN": own},
     )  # fmt: skip
     return states
@@ -187,7 +188,7 @@ def ssd_forward(call: Call, initial_state: torch.Tensor | None) -> tuple[torch.T
         launch(
             ssd_output_kernel, (n_p * chunks * heads * batch,), tensors,
             (*call.x.stride(), *call.b.stride(), *call.c.stride(), length, chunks, n_p, heads), GROUP=call.group,
-            HAS_RANGE=call.key_range is not None, P=size, N=state, BP=part, PRECISION=precision_of(call.x),
+            P=size, N=state, BP=part, PRECISION=precision_of(call.x),
             **{**config.kwargs, "BN": own},
         )  # fmt: skip
         return last

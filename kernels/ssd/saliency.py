@@ -36,7 +36,13 @@ TILES: dict[str, Tiles] = {
 }  # fmt: skip
 
 
-_MASKS = {"CAUSAL": True, "WINDOW": False, "HAS_GATE": False, "DECAY": True}
+#: What attention's kernels are compiled for.
+_SSD = {"CAUSAL": True, "DECAY": True}
+
+
+def _given(call: Call) -> tuple[torch.Tensor | None, ...]:
+    """The gate, slopes, key range, segments and blocks of attention's kernels."""
+    return None, None, call.key_range, None, None
 
 
 def _tensors(call: Call, grad_y: torch.Tensor) -> list[torch.Tensor]:
@@ -58,10 +64,10 @@ def ssd_saliency(call: Call, grad_y: torch.Tensor, signed: bool) -> torch.Tensor
         strides = [stride for z in tensors for stride in z.stride()]
         launch(
             attention_saliency_kernel, (n_i * n_j * splits * batch,),
-            (*tensors, call.decays, None, call.key_range, None, None, total),
-            (*strides, *total.stride()[:3], 1.0, 0, n_i, n_j, splits, heads, length, length),
-            SIGNED=signed or splits > 1, GROUP=call.group, **_MASKS,
-            HAS_RANGE=call.key_range is not None, **call.in_chunks, **config.kwargs,
+            (*tensors, call.decays, *_given(call), None, None, total),
+            (*strides, *total.stride()[:3], 1.0, None, None, n_i, n_j, splits, heads, length, length),
+            SIGNED=signed or splits > 1, GROUP=call.group, **_SSD,
+            **call.in_chunks, **config.kwargs,
         )  # fmt: skip
         if splits == 1:
             return total[0]
@@ -102,10 +108,10 @@ def ssd_flow(
             parts = [numbers(None, n_i, *shape) for shape in shapes]
             launch(
                 attention_flow_kernel, (n_i * heads * batch, blocks),
-                (*tensors, call.decays, None, call.key_range, *groups, *parts),
-                (num_query_groups, num_key_groups, *strides, 1.0, 0, first, n_i, heads, length, length), MATRIX=matrix,
+                (*tensors, call.decays, *_given(call), *groups, *parts),
+                (num_query_groups, num_key_groups, *strides, 1.0, None, None, first, n_i, heads, length, length), MATRIX=matrix,
                 GROUPS=of_program,
-                GROUP=call.group, **_MASKS, HAS_RANGE=call.key_range is not None, **call.in_rows, **config.kwargs,
+                GROUP=call.group, **_SSD, **call.in_rows, **config.kwargs,
             )  # fmt: skip
             for total, part in zip(sums[: 2 + matrix], parts, strict=False):
                 total += part.sum(2)

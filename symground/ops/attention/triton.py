@@ -18,12 +18,6 @@ if TYPE_CHECKING:
 refuses = needs.triton
 
 
-def lacks(q: Tensor, k: Tensor | None, mixing: Mixing, v: Tensor) -> str | None:
-    """What of a call the kernels do not take, or None."""
-    found = mixing.beyond_kernels(q, v)
-    return None if found is None else f"impl: 'triton' does not take this call; {found}"
-
-
 #: The dq kernel also sums up to this many groups of (queries, keys); for more, the flow kernel runs.
 _FUSED_GROUPS = (64, 16)
 
@@ -32,8 +26,7 @@ def _call(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Call:
     """The resolved record as the launch's arguments."""
     from symground.kernels.attention.launch import Call
 
-    assert lacks(q, k, mixing, v) is None
-    return Call(q, k, v, mixing.causal, mixing.scale_of(q), mixing.key_range, mixing.window, mixing.gate)
+    return Call(q, k, v, **mixing._asdict())
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
@@ -54,9 +47,9 @@ def _backward(
     fused = groups.num_query <= _FUSED_GROUPS[0] and groups.num_key <= _FUSED_GROUPS[1]
     with torch.cuda.device_of(q):
         call = _call(q, k, v, mixing)
-        dq, dk, dv, flow = attention_backward(call, grad_out, out, lse, *(groups if fused else NO_GROUPS))
+        dq, dk, dv, flow, dslopes = attention_backward(call, grad_out, out, lse, *(groups if fused else NO_GROUPS))
         total = attention_saliency(call, grad_out, lse, True) if saliency else None
-    return Gradients(dq, dk, dv, total, flow)
+    return Gradients(dq, dk, dv, total, flow, dslopes)
 
 
 def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, signed: bool) -> Tensor:
@@ -88,4 +81,4 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing
 
 
 backend = Backend(forward=_forward, backward=_backward, saliency=_saliency, flow=_flow, rows=_rows)
-ops = register("triton", backend, refuses, lacks=lacks)
+ops = register("triton", backend, refuses)

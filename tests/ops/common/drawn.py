@@ -105,7 +105,7 @@ def _heads(d: Draw) -> dict[str, Any]:
     size = d.one(16, 24) if d.wide else d.one(1, 2, 3, 8, 16)
     heads, of_value = key_heads * share, size
     more: dict[str, Any] = {}
-    if not d.wide and d.rng.random() < 0.5:
+    if d.rng.random() < 0.5:
         of_value, more = d.one(size, 1, 5, 16), _more(d, batch, heads, queries, keys)
     q, k = d.normal(batch, heads, queries, size), d.normal(batch, key_heads, keys, size)
     v = d.normal(batch, key_heads, keys, of_value)
