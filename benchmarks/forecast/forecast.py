@@ -85,7 +85,7 @@ Job = tuple[str, str, str, int, "Config | None"]
 def forecast(job: Job) -> Forecast:
     kernel, architecture, dtype, size, config = job
     element = getattr(torch, dtype)
-    config = config or table.shipped_for(kernel, architecture, element, size)
+    config = config or table.shipped_for(kernel, architecture, element, size, table.Problem())
     found = Forecast(kernel, architecture, dtype, size, tuple(config))
     try:
         compiled = table.compiled(kernel, architecture, element, size, config, table.Problem())
@@ -258,7 +258,7 @@ def main() -> int:
 def _print_candidates(rows: list[Forecast]) -> None:
     for key in dict.fromkeys((x.kernel, x.architecture, x.dtype, x.size) for x in rows):
         kernel, architecture, dtype, size = key
-        now = table.shipped_for(kernel, architecture, getattr(torch, dtype), size)
+        now = table.shipped_for(kernel, architecture, getattr(torch, dtype), size, table.Problem())
         of = [x for x in rows if (x.kernel, x.architecture, x.dtype, x.size) == key and x.speed and not x.spills]
         print(f"{kernel} {architecture} {dtype} D {size}")
         for place, x in enumerate(sorted(of, key=lambda x: -x.speed), 1):

@@ -111,10 +111,13 @@ def chosen(kernel: str, config: Config, launched: Callable[[Callable[[], Any]], 
     with ExitStack() as stack:
         for module in (backward, flow, forward, saliency):
 
-            def config_of(asked: str, *rest: Any, before: Callable[..., Config] = module.config_of) -> Config:
+            def config_of(
+                asked: str, tables: Any, x: Tensor, call: Any, run: Callable[[Config], Any], lighter: bool = False,
+                before: Callable[..., Config] = module.config_of,
+            ) -> Config:  # fmt: skip
                 if asked != kernel:
-                    return before(asked, *rest)
-                launched(partial(rest[-1], config))
+                    return before(asked, tables, x, call, run, lighter)
+                launched(partial(run, config))
                 return config
 
             stack.enter_context(mock.patch.object(module, "config_of", config_of))

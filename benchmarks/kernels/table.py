@@ -124,6 +124,10 @@ class Row:
 OPTIONS = ("window", "key_range", "gate", "softcap", "sink", "slopes", "segments", "blocks")
 
 
+#: Those with which attention has lighter tiles.
+BENDING = ("softcap", "slopes", "segments", "blocks")
+
+
 @dataclass(frozen=True)
 class Problem:
     """The problem: 8 × 12 × length, causal, with some of `OPTIONS`; ``group`` query heads share a key head."""
@@ -261,16 +265,17 @@ def source(function: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any])
 Job = tuple[str, str, str, int, Config | None, Problem]
 
 
-def shipped_for(kernel: str, arch: str, dtype: torch.dtype, size: int) -> Config:
+def shipped_for(kernel: str, arch: str, dtype: torch.dtype, size: int, problem: Problem) -> Config:
     """The configuration with which ``kernel`` is launched."""
-    name = SHARING.get(kernel, kernel)
-    return FIXED.get(kernel) or shipped(name, KERNELS, arch, launch.block_of(size), dtype.itemsize)
+    name, lighter = SHARING.get(kernel, kernel), any(option in BENDING for option in problem.options)
+    lighter = lighter and name not in (*SSD, *VOCABULARY)
+    return FIXED.get(kernel) or shipped(name, KERNELS, arch, launch.part_of(size) if name not in VOCABULARY else launch.block_of(size), dtype.itemsize, lighter)
 
 
 def examine(job: Job) -> Row:
     kernel, arch, dtype, size, config, problem = job
     element = getattr(torch, dtype)
-    config = config or shipped_for(kernel, arch, element, size)
+    config = config or shipped_for(kernel, arch, element, size, problem)
     row = Row(kernel, arch, dtype, size, config)
     for group in GROUPS.get(kernel, (1,)):
         try:

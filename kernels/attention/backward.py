@@ -376,8 +376,8 @@ def attention_backward(
         launch(q, k, v, grad, lse, of_row, *call.given, dk, dv)
 
     widest = call.widest
-    run_delta(config_of("delta", TILES, widest, call, run_delta))
-    flow, of_slopes = run_dq(config_of("dq_flow" if flows else "dq", TILES, widest, call, run_dq))
-    run_dkdv(config_of("dkdv", TILES, widest, call, run_dkdv))
+    run_delta(config_of("delta", TILES, widest, call, run_delta, call.bends))
+    flow, of_slopes = run_dq(config_of("dq_flow" if flows else "dq", TILES, widest, call, run_dq, call.bends))
+    run_dkdv(config_of("dkdv", TILES, widest, call, run_dkdv, call.bends))
     of_slopes = None if of_slopes is None else of_slopes.sum((0, 2))
     return dq, dk, dv, None if flow is None else flow.sum(2), of_slopes

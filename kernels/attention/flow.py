@@ -179,4 +179,4 @@ def attention_flow(
 
     if not q.numel() or not call.S:
         return zeros(num_query_groups, num_key_groups), zeros(num_query_groups), zeros()
-    return run(config_of("attention_flow", TILES, call.widest, call, run))
+    return run(config_of("attention_flow", TILES, call.widest, call, run, call.bends))

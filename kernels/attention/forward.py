@@ -162,5 +162,5 @@ def attention_forward(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
         call.once(("forward", config, q.stride()), prepared)(q, k, v, *call.given, call.sink, out, lse)
 
     if out.numel():
-        run(config_of("attention_forward", TILES, call.widest, call, run))
+        run(config_of("attention_forward", TILES, call.widest, call, run, call.bends))
     return out, lse

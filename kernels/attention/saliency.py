@@ -145,4 +145,4 @@ def attention_saliency(call: Call, grad_out: torch.Tensor, lse: torch.Tensor, si
 
     if not call.B * call.H * call.T * call.S:
         return torch.zeros(call.B, call.T, call.S, dtype=torch.float32, device=q.device)
-    return run(config_of("attention_saliency", TILES, call.widest, call, run))
+    return run(config_of("attention_saliency", TILES, call.widest, call, run, call.bends))

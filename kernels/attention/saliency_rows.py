@@ -90,5 +90,5 @@ def attention_saliency_rows(call: Call, grad_out: torch.Tensor, lse: torch.Tenso
             out.div_(row_sums(call, config, lse, rows)[..., None])
 
     if out.numel():
-        run(config_of("attention_saliency_rows", TILES, call.widest, call, run))
+        run(config_of("attention_saliency_rows", TILES, call.widest, call, run, call.bends))
     return out

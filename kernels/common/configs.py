@@ -41,6 +41,11 @@ class Config(NamedTuple):
 #: is for CUDA architectures without an entry. A configuration in place of a table is for all architectures.
 Tiles: TypeAlias = Config | Mapping[tuple[str, int], Config | Mapping[int, Config]]
 
+#: The kernels whose tile of keys loops over queries.
+OVER_QUERIES = ("dkdv",)
+#: Scores of a tile per thread, from which on a lighter configuration differs.
+MANY = 16
+
 #: The interpreter's tiles: small, so that small inputs have several, and not square, so that mixed-up sizes show.
 INTERPRETER = Config(32, 16, 4, 1)
 
@@ -67,12 +72,24 @@ def tables() -> dict[str, Tiles]:
     return found
 
 
-def shipped(kernel: str, tables: Mapping[str, Tiles], architecture: str, size: int, element_size: int) -> Config:
-    """The table's entry for heads of this size."""
+def shipped(
+    kernel: str, tables: Mapping[str, Tiles], architecture: str, size: int, element_size: int, lighter: bool = False
+) -> Config:
+    """The table's entry for heads of this size, or if ``lighter`` one that leaves registers for what it does not count.
+
+    Where a thread has many of a tile's scores, the lighter one has twice as many threads, or if these are 8 warps
+    already, half as much of what the kernel loops over.
+    """
     if architecture == "interpreter":
         return INTERPRETER
     tiles = tables[kernel]
     if isinstance(tiles, Config):
         return tiles
     found = tiles.get((architecture, element_size)) or tiles["cuda", element_size]
-    return found if isinstance(found, Config) else found[min(most for most in found if most >= size)]
+    found = found if isinstance(found, Config) else found[min(most for most in found if most >= size)]
+    if not lighter or found.BM * found.BN < MANY * found.num_warps * 32:
+        return found
+    if found.num_warps < 8:
+        return found._replace(num_warps=8)
+    looped = "BM" if kernel in OVER_QUERIES else "BN"
+    return found._replace(**{looped: max(16, getattr(found, looped) // 2)})

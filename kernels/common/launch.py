@@ -151,13 +151,16 @@ class Tuned(Protocol):
     def tuning_key(self) -> tuple[Any, ...]: ...
 
 
-def config_of(kernel: str, tables: Mapping[str, Tiles], x: Tensor, call: Tuned, run: Callable[[Config], Any]) -> Config:
+def config_of(
+    kernel: str, tables: Mapping[str, Tiles], x: Tensor, call: Tuned, run: Callable[[Config], Any],
+    lighter: bool = False,
+) -> Config:  # fmt: skip
     """The shipped configuration for this device and row length, or a measured one if tuning is switched on.
 
-    ``tables`` are those in the kernel's file.
+    ``tables`` are those in the kernel's file; ``lighter`` as for `shipped`.
     """
     architecture = architecture_of(x.device)
-    best = shipped(kernel, tables, architecture, min(PART, x.shape[-1]), x.element_size())
+    best = shipped(kernel, tables, architecture, min(PART, x.shape[-1]), x.element_size(), lighter)
     if x.is_cuda and tunes() and not torch.cuda.is_current_stream_capturing():
         from symground.kernels.common import tuning
 

@@ -55,8 +55,11 @@ def lacks(q: Tensor, k: Tensor | None, mixing: Mixing, v: Tensor) -> str | None:
     """What of a call the library does not take, or None."""
     if k is None:
         return None
-    if (found := mixing.beyond_kernels(q, v)) is not None:
-        return f"impl: 'flash' does not take this call; {found}"
+    for name in ("sink", "segments", "blocks"):
+        if getattr(mixing, name) is not None:
+            return f"{name}: impl 'flash' expected None, since its library has none"
+    if v.shape[3] != q.shape[3]:
+        return f"v: impl 'flash' expected a head size Dv = D = {q.shape[3]}, got {v.shape[3]}"
     widest = 256 if needs.capability(q.device.index) in ((8, 0), (9, 0), (10, 0)) else 192
     if q.shape[3] % 8 or q.shape[3] > widest:
         return f"q: impl 'flash' expected a head size D that is a multiple of 8, up to {widest} here, got {q.shape[3]}"
@@ -88,7 +91,8 @@ def _backward(
     dq, dk, dv = flash().backward(grad, given, k, v, out, finite, mixing._replace(scale=positive))
     if scale <= 0:  # undo what with_positive_scale did to q
         dq = -dq if scale else dq * 0
-    return Gradients(dq.contiguous(), dk.contiguous(), dv.contiguous(), None, None)
+    dslopes = None if mixing.slopes is None else lse.new_zeros(q.shape[1])  # none is asked for: `lacks`
+    return Gradients(dq.contiguous(), dk.contiguous(), dv.contiguous(), None, None, dslopes)
 
 
 def _gated(x: Tensor, gate: Tensor | None) -> Tensor:
@@ -98,8 +102,7 @@ def _gated(x: Tensor, gate: Tensor | None) -> Tensor:
 
 def _others(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, *rest: Any) -> Backend:
     """What computes saliency and flow."""
-    fits = needs.triton(q) is None and mixing.beyond_kernels(q, v) is None
-    return triton_backend if fits else torch_backend
+    return triton_backend if needs.triton(q) is None else torch_backend
 
 
 def _saliency(*given: Any) -> Tensor:

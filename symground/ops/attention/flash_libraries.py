@@ -31,7 +31,8 @@ class Flash(Protocol):
 
 
 class FlashAttn:
-    """The flash-attn package, from 2.7 on. It aligns causal masks bottom-right, as we do, and has windows.
+    """The flash-attn package, from 2.7 on. It aligns causal masks bottom-right, as we do; it has windows, a softcap and
+    ALiBi's slopes.
 
     Padding is given as sequences of different lengths: the padded keys of an example are a sequence without queries,
     and the queries before its first key are one without keys. So nothing is copied, and no length is read.
@@ -40,7 +41,7 @@ class FlashAttn:
     def lacks(self, q: Tensor, k: Tensor, mixing: Mixing) -> str | None:
         if mixing.key_range is not None and mixing.window is not None:
             return "window: impl 'flash' expected None where a key_range is given, got both"
-        return None
+        return None if mixing.slopes is None else _of_slopes(mixing.slopes, mixing)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
         from flash_attn.flash_attn_interface import _flash_attn_forward, _flash_attn_varlen_forward
@@ -50,7 +51,7 @@ class FlashAttn:
             out, lse, *_ = _flash_attn_forward(
                 *rows, dropout_p=0.0, **_how(mixing, mixing.causal), return_softmax=False
             )
-            return out.transpose(1, 2), lse
+            return out.transpose(1, 2), lse - _level(q, k, mixing)
         given = [_packed(x) for x in (q, k, v)]
         found = []
         for causal, lengths in _sequences(q, k, mixing):
@@ -70,7 +71,8 @@ class FlashAttn:
         if mixing.key_range is None:
             given = [adjacent(x).transpose(1, 2) for x in (grad, q, k, v, out)]
             dq, dk, dv = (torch.empty_like(x) for x in given[1:4])
-            _flash_attn_backward(*given, lse, dq, dk, dv, dropout_p=0.0, **_how(mixing, mixing.causal), **repeats)
+            level = lse + _level(q, k, mixing)
+            _flash_attn_backward(*given, level, dq, dk, dv, dropout_p=0.0, **_how(mixing, mixing.causal), **repeats)
             return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
         given = [_packed(x) for x in (grad, q, k, v, out)]
         level = lse.transpose(0, 1).flatten(1).contiguous()
@@ -90,8 +92,27 @@ def _how(mixing: Mixing, causal: bool) -> dict[str, Any]:
     before = -1 if mixing.window is None else mixing.window - 1
     return {
         "softmax_scale": mixing.scale, "causal": causal, "window_size_left": before,
-        "window_size_right": 0 if causal else -1, "softcap": 0.0, "alibi_slopes": None,
+        "window_size_right": 0 if causal else -1, "softcap": mixing.softcap or 0.0, "alibi_slopes": mixing.slopes,
     }  # fmt: skip
+
+
+def _of_slopes(slopes: Tensor, mixing: Mixing) -> str | None:
+    """What the package does not take with slopes."""
+    if not mixing.causal:  # it adds -slope · |i + S - T - j|
+        return "slopes: impl 'flash' expected None where causal=False, got a tensor"
+    if mixing.key_range is not None:
+        return "slopes: impl 'flash' expected None where a key_range is given, got both"
+    if slopes.requires_grad and torch.is_grad_enabled():
+        return "slopes: impl 'flash' expected a tensor that needs no gradient, got requires_grad=True"
+    return None
+
+
+def _level(q: Tensor, k: Tensor, mixing: Mixing) -> Tensor | float:
+    """By how much the package's log-sum-exp is above ours. It adds slope · j without a window that hides keys."""
+    queries, keys, window = q.shape[2], k.shape[2], mixing.window
+    if mixing.slopes is None or (window is not None and window <= keys):
+        return 0.0
+    return mixing.slopes[:, None] * torch.arange(keys - queries, keys, device=q.device)
 
 
 def _packed(x: Tensor) -> Tensor:
@@ -140,7 +161,7 @@ def _cumulative(starts: list[Tensor], length: int) -> Tensor:
 
 
 class TorchFlash:
-    """The flash kernel of scaled_dot_product_attention: no window or padding, as many queries as keys if causal.
+    """The flash kernel of scaled_dot_product_attention: q kᵀ alone, no window or padding, as many queries as keys if causal.
 
     It aligns causal masks top-left. Its backward pass uses atomic additions unless
     torch.use_deterministic_algorithms(True) is set.
@@ -148,6 +169,9 @@ class TorchFlash:
 
     def lacks(self, q: Tensor, k: Tensor, mixing: Mixing) -> str | None:
         without = "impl 'flash' without the flash-attn package expected"
+        for name in ("softcap", "slopes"):
+            if getattr(mixing, name) is not None:
+                return f"{name}: {without} None, since PyTorch's kernel has none"
         if mixing.key_range is not None:
             return f"key_range: {without} None, since PyTorch's kernel takes no padding; got a tensor"
         if mixing.window is not None:

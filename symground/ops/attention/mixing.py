@@ -13,8 +13,6 @@ from symground.ops.common.tensors import accumulation_dtype, padding
 from symground.ops.gate.reference import gate_heads
 
 MAX_HEAD_SIZE = 576
-#: The widest heads that the compiled kernels take.
-WIDEST_KERNEL = 256
 
 
 class Mixing(NamedTuple):
@@ -130,16 +128,6 @@ class Mixing(NamedTuple):
     def by_ids(self) -> bool:
         """Whether ids of positions say which keys a query sees."""
         return self.segments is not None or self.blocks is not None
-
-    def beyond_kernels(self, q: Tensor, v: Tensor) -> str | None:
-        """Which argument the compiled kernels do not take yet, and what they take; None if they take the call."""
-        if self.extended:
-            return f"{next(name for name in self._fields[5:] if getattr(self, name) is not None)}: expected None"
-        if q.shape[3] > WIDEST_KERNEL:
-            return f"q: expected a head size D up to {WIDEST_KERNEL}, got {q.shape[3]}"
-        if v.shape[3] != q.shape[3]:
-            return f"v: expected a head size Dv = D = {q.shape[3]}, got {v.shape[3]}"
-        return None
 
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Mixing:

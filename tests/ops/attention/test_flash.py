@@ -105,12 +105,24 @@ def test_flash_is_refused_where_it_cannot_run() -> None:
 # The flash-attn package, of which the functions have a stand-in with their arguments, in plain PyTorch.
 
 
-def one_sequence(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, before: int) -> tuple[Tensor, Tensor]:
-    """[T,H,D] and [S,Hk,D] → out and lse [H,T]; a mask aligned bottom-right, as in flash-attn from 2.1 on."""
+def one_sequence(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, before: int, softcap: float = 0.0,
+    slopes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """[T,H,D] and [S,Hk,D] → out and lse [H,T]; a mask aligned bottom-right, as in flash-attn from 2.1 on.
+
+    A bias of ALiBi is slope · j if causal, and with a window -slope · |i + S - T - j|, as in flash-attn's mask.h. A
+    window that hides no key is none.
+    """
     shared = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(shared, 1) for x in (k, v))
     s = torch.einsum("thd,shd->hts", q, k) * scale
+    if softcap:
+        s = softcap * torch.tanh(s / softcap)
     i, j = torch.arange(len(q))[:, None] + len(k) - len(q), torch.arange(len(k))
+    before = -1 if before >= len(k) else before
+    if slopes is not None:
+        s = s + slopes[:, None, None] * (-(i - j).abs() if before >= 0 else j)
     seen = (j <= i) if causal else torch.ones_like(j <= i)
     if before >= 0:
         seen &= j >= i - before
@@ -157,10 +169,33 @@ def stand_in_varlen_backward(
         x.copy_(grad)
 
 
+def stand_in(
+    q: Tensor, k: Tensor, v: Tensor, dropout_p: float, softmax_scale: float, causal: bool, window_size_left: int,
+    window_size_right: int, softcap: float, alibi_slopes: Tensor | None, return_softmax: bool = False,
+) -> tuple[Tensor, Tensor, None, None]:  # fmt: skip
+    assert (dropout_p, window_size_right, return_softmax) == (0.0, 0 if causal else -1, False)
+    how = (causal, softmax_scale, window_size_left, softcap, alibi_slopes)
+    outs, levels = zip(*(one_sequence(*x, *how) for x in zip(q, k, v, strict=True)), strict=True)
+    return torch.stack(outs), torch.stack(levels), None, None
+
+
+def stand_in_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor, dq: Tensor, dk: Tensor, dv: Tensor,
+    *, deterministic: bool, **kw: Any,
+) -> None:  # fmt: skip
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        found, level = stand_in(*leaves, **kw)[:2]
+    torch.testing.assert_close(softmax_lse, level.detach())  # the package computes P from it
+    for x, grad in zip((dq, dk, dv), torch.autograd.grad(found, leaves, dout), strict=True):
+        x.copy_(grad)
+
+
 @pytest.fixture
 def flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("flash_attn.flash_attn_interface")
-    module._flash_attn_forward = module._flash_attn_backward = None  # type: ignore[attr-defined]
+    module._flash_attn_forward = stand_in  # type: ignore[attr-defined]
+    module._flash_attn_backward = stand_in_backward  # type: ignore[attr-defined]
     module._flash_attn_varlen_forward = stand_in_varlen  # type: ignore[attr-defined]
     module._flash_attn_varlen_backward = stand_in_varlen_backward  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
@@ -193,3 +228,59 @@ def test_padding_as_sequences_of_different_lengths(
     torch.testing.assert_close(lse, right_lse.masked_fill(right_lse.isneginf(), float("inf")))
     for found, of in zip(FlashAttn().backward(grad, q, k, v, out, lse, mixing), wanted, strict=True):
         torch.testing.assert_close(found, of)
+
+
+@pytest.mark.usefixtures("flash_attn")
+@pytest.mark.parametrize("lengths", [(5, 5), (3, 7), (7, 4)])
+@pytest.mark.parametrize("window", [None, 2, 4, 7, 8, 50])
+@pytest.mark.parametrize("softcap", [None, 0.8])
+@pytest.mark.parametrize("alibi", [True, False])
+def test_softcap_slopes_and_windows_are_the_packages(
+    lengths: tuple[int, int], window: int | None, softcap: float | None, alibi: bool
+) -> None:
+    torch.manual_seed(0)
+    queries, keys = lengths
+    q, grad = (torch.randn(2, 4, queries, 3, dtype=torch.float64) for _ in range(2))
+    k, v = (torch.randn(2, 2, keys, 3, dtype=torch.float64) for _ in range(2))
+    slopes = torch.tensor([0.5, -0.2, 0.0, 1.0], dtype=torch.float64) if alibi else None
+    mixing = Mixing(True, 0.7, window=window, softcap=softcap, slopes=slopes)
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    right, right_lse = ops.attention(
+        *leaves, scale=0.7, window=window, softcap=softcap, slopes=slopes, impl="reference"
+    )
+    wanted = torch.autograd.grad(right, leaves, grad)
+    q, k, v = (x.detach() for x in leaves)
+    assert FlashAttn().lacks(q, k, mixing) is None
+    out, lse = FlashAttn().forward(q, k, v, mixing)
+    torch.testing.assert_close(out, right.detach())
+    torch.testing.assert_close(lse, right_lse.masked_fill(right_lse.isneginf(), float("inf")))
+    for found, of in zip(FlashAttn().backward(grad, q, k, v, out, lse, mixing), wanted, strict=True):
+        torch.testing.assert_close(found, of)
+
+
+def test_what_the_package_does_not_take_with_slopes_is_named() -> None:
+    q, slopes = torch.zeros(1, 2, 4, 16), torch.zeros(2)
+    found = [
+        FlashAttn().lacks(q, q, Mixing(causal=False, slopes=slopes)),
+        FlashAttn().lacks(q, q, Mixing(key_range=torch.tensor([[0, 4]]), slopes=slopes)),
+        FlashAttn().lacks(q, q, Mixing(slopes=slopes.clone().requires_grad_())),
+    ]
+    assert [str(x).split(", got")[0] for x in found] == [
+        "slopes: impl 'flash' expected None where causal=False",
+        "slopes: impl 'flash' expected None where a key_range is given",
+        "slopes: impl 'flash' expected a tensor that needs no gradient",
+    ]
+    assert "softcap: impl 'flash' without the flash-attn package expected None" in str(
+        TorchFlash().lacks(q, q, Mixing(softcap=1.0))
+    )
+
+
+@pytest.mark.usefixtures("runs_here")
+@pytest.mark.parametrize("name", ["sink", "segments", "blocks"])
+def test_what_no_library_has_is_named(name: str) -> None:
+    q = torch.zeros(1, 2, 4, 16, device=DEVICE, dtype=torch.float16)
+    value = torch.zeros(2, device=DEVICE) if name == "sink" else torch.zeros(1, 4, dtype=torch.int64, device=DEVICE)
+    with pytest.raises(ValueError, match=f"{name}: impl 'flash' expected None"):
+        ops.attention(q, q, q, **{name: value}, impl="flash")
+    with pytest.raises(ValueError, match="v: impl 'flash' expected a head size Dv = D = 16, got 8"):
+        ops.attention(q, q, q[..., :8], impl="flash")

@@ -170,17 +170,3 @@ def test_only_what_a_row_sees_is_computed() -> None:
     with Count():  # within a registered op it would see nothing
         tiles.saliency(q, k, v, grad, lse, Mixing(segments=segments).resolved(q), True)
     assert 0 < pairs <= 2 * 4 * 8 * (64 * 64 + 64 * 128)  # two products, four heads, eight texts of two tiles
-
-
-def test_implementations_without_them_refuse_by_name() -> None:
-    q = torch.zeros(1, 2, 4, 16)
-    ids = torch.zeros(1, 4, dtype=torch.long)
-    for name, value in (
-        ("softcap", 2.0), ("sink", torch.zeros(2)), ("slopes", torch.zeros(2)), ("segments", ids), ("blocks", ids),
-    ):  # fmt: skip
-        found = ops.explain(q, q, q, impl="triton", **{name: value})
-        assert found.impl is None
-        assert found.reasons["triton"].startswith(f"impl: 'triton' does not take this call; {name}: expected None")
-    found = ops.explain(q, q, q[..., :8], impl="triton")
-    assert "v: expected a head size Dv = D = 16, got 8" in found.reasons["triton"]
-    assert ops.explain(q, q, q, softcap=2.0).impl == "cpu"

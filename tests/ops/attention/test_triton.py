@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from symground import ops
-from symground.ops.attention.mixing import valid_keys
 from symground.ops.common import needs
+from tests.ops.common.oracles import seen
 from tests.ops.common.triton_device import (  # noqa: F401
     CUDA,
     DEVICE,
@@ -29,7 +29,11 @@ NAMES = ("out", "lse", "dq", "dk", "dv", "saliency", "flow probe", "I", "F", "ro
 class Inputs:
     """One random problem, in float64 on the device."""
 
-    def __init__(self, B: int, H: int, Hk: int, T: int, S: int, D: int, groups: tuple[int, int] = (3, 4)) -> None:
+    def __init__(
+        self, B: int, H: int, Hk: int, T: int, S: int, D: int, groups: tuple[int, int] = (3, 4),
+        of_value: int | None = None,
+    ) -> None:  # fmt: skip
+        of_value = of_value or D
         g = torch.Generator().manual_seed(B * 1000 + H * 100 + T + S + D)
 
         def normal(*shape: int) -> Tensor:
@@ -38,8 +42,8 @@ class Inputs:
         self.q, self.k, self.v, self.grad = (
             normal(B, H, T, D),
             normal(B, Hk, S, D),
-            normal(B, Hk, S, D),
-            normal(B, H, T, D),
+            normal(B, Hk, S, of_value),
+            normal(B, H, T, of_value),
         )
         self.counts = groups
         self.query_groups = torch.randint(-1, groups[0], (B, T), generator=g).to(DEVICE)
@@ -78,14 +82,27 @@ class Inputs:
         return [out.detach(), lse, *torch.autograd.grad(out, leaves, self.grad.to(dtype))]
 
 
+def spread(x: Tensor) -> Tensor:
+    """[H] shaped to meet [B,H,T,S]."""
+    return x[:, None, None]
+
+
 def eager(x: Inputs, dtype: torch.dtype, kw: dict[str, Any]) -> list[Tensor]:
     """The same results from eager PyTorch in this precision, whose errors are the standard."""
     q, k, v = (y.to(dtype).detach().requires_grad_() for y in (x.q, x.k, x.v))
     (_, H, T, D), S = q.shape, k.shape[2]
-    valid = valid_keys(T, S, kw.get("causal", True), kw.get("key_range"), kw.get("window"), q.device)
+    valid = seen({name: y.cpu() if isinstance(y, Tensor) else y for name, y in kw.items()}, T, S).to(q.device)
     group = H // k.shape[1]
     s = (q @ k.repeat_interleave(group, 1).mT) * (kw.get("scale") or D**-0.5)
-    a = s.masked_fill(~valid, torch.finfo(dtype).min).softmax(-1) * valid
+    if kw.get("softcap") is not None:
+        s = torch.tanh(s / kw["softcap"]) * kw["softcap"]
+    if kw.get("slopes") is not None:
+        at = torch.arange(S - T, S, device=DEVICE)[:, None]
+        s = s + spread(kw["slopes"]).to(dtype) * (torch.arange(S, device=DEVICE) - at)
+    masked = s.masked_fill(~valid, torch.finfo(dtype).min)
+    if kw.get("sink") is not None:
+        masked = torch.cat([masked, spread(kw["sink"]).to(dtype).expand(len(q), H, T, 1)], -1)
+    a = masked.softmax(-1)[..., :S] * valid
     a.retain_grad()
     out = a @ v.repeat_interleave(group, 1)
     gate = kw.get("gate")
@@ -98,7 +115,8 @@ def eager(x: Inputs, dtype: torch.dtype, kw: dict[str, Any]) -> list[Tensor]:
     k_in = torch.nn.functional.one_hot(x.key_groups + 1, x.counts[1] + 1)[..., 1:].to(dtype)
     flow = q_in.mT[:, None] @ size @ k_in[:, None]
     out = out.detach() * gate[..., :, None, None].to(dtype)
-    lse = s.detach().masked_fill(~valid, float("-inf")).logsumexp(-1)
+    # A row without keys has no logits, whereas the smallest number stands for them in the softmax above.
+    lse = masked.detach().masked_fill(masked == torch.finfo(dtype).min, float("-inf")).logsumexp(-1)
     row_total = (size.sum(-1)[:, :, None] * q_in.mT[:, None]).sum(-1)
     rows = per_head.take_along_dim(x.rows[:, None, :, None], 2)
     return [out, lse, q.grad, k.grad, v.grad, total, flow, total.abs(), flow, row_total, size.sum((-1, -2)), rows]
@@ -154,6 +172,71 @@ def test_every_result_is_as_good_as_eagers(shape: tuple[int, ...], options: str,
     if options == "gate":
         kw["gate"] = torch.tensor([0.5, 0.0] * shape[1], device=DEVICE)[: shape[1]]
     assert_as_good_as_eager(Inputs(*shape), dtype, kw)
+
+
+def today(B: int, H: int, T: int, S: int, which: str) -> dict[str, Any]:
+    """What today's models ask for: a cap, sinks, slopes, packed texts, blocks that are seen both ways."""
+    g = torch.Generator().manual_seed(S)
+    ids = torch.randint(0, 3, (B, S), generator=g)  # each id is in several places
+    texts = ids.sort(-1).values
+    blocks = torch.where(torch.arange(S) % 23 < 11, torch.arange(S) // 23, -1).expand(B, S)
+    values = {
+        "softcap": 3.0, "sink": torch.linspace(-2.0, 3.0, H), "slopes": torch.linspace(-0.05, 0.3, H),
+        "segments": texts, "scattered": ids, "blocks": blocks,
+    }  # fmt: skip
+    names = {"all": ("softcap", "sink", "slopes", "segments", "blocks"), "packed": ("segments",)}.get(which, (which,))
+    found = {
+        "segments" if name == "scattered" else name: value.to(DEVICE) if isinstance(value, Tensor) else value
+        for name, value in values.items()
+        if name in names
+    }
+    return found
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("which", ["softcap", "sink", "slopes", "packed", "scattered", "blocks", "all"])
+@pytest.mark.parametrize("shape", SHAPES[:1] if INTERPRETED else SHAPES[-1:], ids=str)
+def test_what_todays_models_ask_for_is_as_good_as_eagers(
+    shape: tuple[int, ...], which: str, dtype: torch.dtype
+) -> None:
+    B, H, _, T, S, _ = shape
+    assert_as_good_as_eager(Inputs(*shape), dtype, today(B, H, T, S, which))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", [{"window": 9}, {"causal": False}, {"gated": True}], ids=str)
+def test_what_todays_models_ask_for_with_padding(options: dict[str, Any], dtype: torch.dtype) -> None:
+    """Padding at the left and the right, packed texts, blocks, a sink and a cap at once, and rows without a key."""
+    kw = {**today(2, 2, 40, 53, "all"), "key_range": key_range((11, 53), (0, 39)), **options}
+    if kw.pop("gated", False):
+        kw["gate"] = torch.tensor([0.5, 0.0], device=DEVICE)
+    assert_as_good_as_eager(Inputs(2, 2, 1, 40, 53, 16), dtype, kw)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("sizes", "which"),
+    [((24, 40), "none"), ((192, 128), "all"), ((320, 64), "none"), ((576, 512), "all"), ((64, 300), "all")],
+    ids=str,
+)
+def test_wide_heads_and_values_of_another_width(sizes: tuple[int, int], which: str, dtype: torch.dtype) -> None:
+    """As in multi-head latent attention. Beyond 256 columns, results have parts, of either width."""
+    x = Inputs(1, 2, 1, 37, 40, sizes[0], of_value=sizes[1])
+    assert_as_good_as_eager(x, dtype, today(1, 2, 37, 40, which))
+
+
+def test_sinks_and_slopes_have_gradients() -> None:
+    x, grads = Inputs(2, 4, 2, 40, 53, 16), []
+    gate = torch.tensor([1.0, 0.0, -0.5, 1.0], device=DEVICE)
+    for impl, dtype in (("reference", torch.float64), ("triton", torch.float32)):
+        leaves = [torch.linspace(a, b, 4, dtype=dtype, device=DEVICE) for a, b in ((-1.0, 2.0), (-0.1, 0.2))]
+        sink, slopes = (y.requires_grad_() for y in leaves)
+        out, _ = ops.attention(
+            *(y.to(dtype) for y in (x.q, x.k, x.v)), sink=sink, slopes=slopes, softcap=2.0, gate=gate, impl=impl
+        )
+        grads.append(torch.autograd.grad(out, [sink, slopes], x.grad.to(dtype)))
+    for found, wanted in zip(grads[1], grads[0], strict=True):
+        torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_heads_that_share_keys_read_their_own() -> None:
