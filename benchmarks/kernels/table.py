@@ -267,9 +267,10 @@ Job = tuple[str, str, str, int, Config | None, Problem]
 
 def shipped_for(kernel: str, arch: str, dtype: torch.dtype, size: int, problem: Problem) -> Config:
     """The configuration with which ``kernel`` is launched."""
-    name, lighter = SHARING.get(kernel, kernel), any(option in BENDING for option in problem.options)
-    lighter = lighter and name not in (*SSD, *VOCABULARY)
-    return FIXED.get(kernel) or shipped(name, KERNELS, arch, launch.part_of(size) if name not in VOCABULARY else launch.block_of(size), dtype.itemsize, lighter)
+    name, of_attention = SHARING.get(kernel, kernel), kernel not in (*SSD, *VOCABULARY)
+    lighter = of_attention and any(option in BENDING for option in problem.options)
+    block = launch.part_of(size) if of_attention else launch.block_of(size)
+    return FIXED.get(kernel) or shipped(name, KERNELS, arch, block, dtype.itemsize, lighter)
 
 
 def examine(job: Job) -> Row:

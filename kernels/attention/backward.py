@@ -294,7 +294,8 @@ def dkdv_kernel(
     )  # fmt: skip
     b_dk, b_dv = _dkdv_through(
         b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse, p_delta, p_gate, p_slopes, full_first, full_last, o_j, scale,
-        softcap, mask, first_d, first_dv, T, False, GROUP, CAUSAL, D, BLOCK_D, CHUNK, DV, BLOCK_DV, CHUNK_V, BM, PRECISION,
+        softcap, mask, first_d, first_dv, T, False, GROUP, CAUSAL, D, BLOCK_D, CHUNK, DV, BLOCK_DV, CHUNK_V, BM,
+        PRECISION,
     )  # fmt: skip
     b_dk, b_dv = _dkdv_through(
         b_dk, b_dv, b_k, b_v, q, k, v, grad, p_lse, p_delta, p_gate, p_slopes, full_last, end, o_j, scale, softcap,

@@ -72,7 +72,7 @@ def attention_of(b_s, b_lse, o_i, o_j, offset, how):
 @triton.jit
 def through_cap(b_ds, b_s, how):
     """The gradient of the logits → that of ⟨q, k⟩ · scale: with a softcap, 1 - tanh² of it."""
-    factor, cap, slope = how
+    factor, cap, _ = how
     if cap is not None:
         b_tanh = tanh(b_s * factor)
         b_ds = b_ds * (1.0 - b_tanh * b_tanh)

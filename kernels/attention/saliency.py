@@ -53,8 +53,8 @@ def attention_saliency_kernel(
 ):  # fmt: skip
     """total [splits,B,T,S]. Grid: key tiles × query tiles × splits of the heads × B.
 
-    p_terms is lse [B,H,T], or SSD's decays [B,H,4,T] (`mixing` in attention/mixing.py). q and k have heads of size D, v and dO of
-    size DV.
+    p_terms is lse [B,H,T], or SSD's decays [B,H,4,T] (`mixing` in attention/mixing.py). q and k have heads of size D,
+    v and dO of size DV.
     p_open [B,H] lists each example's heads, first those whose gate is not 0; p_count [B] is the number of these.
     """
     i_program = tl.program_id(0)

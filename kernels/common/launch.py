@@ -31,7 +31,7 @@ class Launch:
     address is a multiple of 16.
     """
 
-    def __init__(self, kernel: Any, grid: tuple[int, ...], numbers: tuple[float, ...], **fixed: Any) -> None:
+    def __init__(self, kernel: Any, grid: tuple[int, ...], numbers: tuple[float | None, ...], **fixed: Any) -> None:
         """A kernel takes its tensors, then ``numbers``, in its order; by name what is ``fixed`` when it is compiled."""
         self._kernel, self._grid, self._numbers, self._fixed = kernel, grid, numbers, fixed
         # The interpreter has its own way. AMD's compiler also looks at the size of a tensor's storage.
@@ -87,7 +87,11 @@ def remembered(*key: Any) -> dict[Any, Any]:
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], tensors: tuple[Tensor | None, ...], numbers: tuple[float, ...], **fixed: Any
+    kernel: Any,
+    grid: tuple[int, ...],
+    tensors: tuple[Tensor | None, ...],
+    numbers: tuple[float | None, ...],
+    **fixed: Any,
 ) -> None:
     """A `Launch` that is found again by all that is fixed in it. A number is of the same type at every call."""
     launches = remembered(id(kernel), grid, numbers, *fixed, *fixed.values())

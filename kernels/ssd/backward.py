@@ -13,8 +13,8 @@ import triton.language as tl
 
 from symground.kernels.common.configs import Config, Tiles
 from symground.kernels.common.launch import cdiv, config_of, launch, precision_of, rows_adjacent
-from symground.kernels.common.prefix_sums import prefix_sums
 from symground.kernels.common.masks import load_range
+from symground.kernels.common.prefix_sums import prefix_sums
 from symground.kernels.common.tiles import load_part
 from symground.kernels.ssd.forward import TILES as FORWARD_TILES
 from symground.kernels.ssd.forward import added_states, block_of_part, chunk_decay, part_of, pass_states

@@ -109,9 +109,8 @@ def ssd_flow(
             launch(
                 attention_flow_kernel, (n_i * heads * batch, blocks),
                 (*tensors, call.decays, *_given(call), *groups, *parts),
-                (num_query_groups, num_key_groups, *strides, 1.0, None, None, first, n_i, heads, length, length), MATRIX=matrix,
-                GROUPS=of_program,
-                GROUP=call.group, **_SSD, **call.in_rows, **config.kwargs,
+                (num_query_groups, num_key_groups, *strides, 1.0, None, None, first, n_i, heads, length, length),
+                MATRIX=matrix, GROUPS=of_program, GROUP=call.group, **_SSD, **call.in_rows, **config.kwargs,
             )  # fmt: skip
             for total, part in zip(sums[: 2 + matrix], parts, strict=False):
                 total += part.sum(2)

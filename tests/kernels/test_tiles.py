@@ -85,12 +85,9 @@ def drawn(causal: bool, windows: bool, ids: bool) -> list[Case]:
             low, high = (0, S) if n % 2 else (low, high)
         of_texts = np.sort(rng.integers(-3, 4, S)) if n % 3 else rng.integers(-3, 4, S)
         of_blocks = np.where(rng.random(S) < 0.3, -1, np.sort(rng.integers(-1, 3, S)))
-        found.append(
-            Case(
-                T, S, low, high, causal, int(rng.integers(1, 45)) if windows else None,
-                of_texts.tolist() if ids and n % 4 != 1 else None, of_blocks.tolist() if ids and n % 4 else None,
-            )  # fmt: skip
-        )
+        window = int(rng.integers(1, 45)) if windows else None
+        segments = of_texts.tolist() if ids and n % 4 != 1 else None
+        found.append(Case(T, S, low, high, causal, window, segments, of_blocks.tolist() if ids and n % 4 else None))
     if windows and not ids:
         found += [Case(33, 33, 0, 33, True, window) for window in range(1, 20)]
         found += [Case(20, 31, 2, 29, True, window) for window in range(1, 13)]
@@ -101,9 +98,7 @@ def drawn(causal: bool, windows: bool, ids: bool) -> list[Case]:
 @pytest.mark.parametrize("of_keys", [True, False], ids=["keys of a tile of queries", "queries of a tile of keys"])
 @pytest.mark.parametrize("ids", [False, True], ids=["without ids", "with ids"])
 @pytest.mark.parametrize(("causal", "windows"), [(True, True), (True, False), (False, False)])
-def test_a_loop_meets_every_pair_and_masks_where_it_must(
-    causal: bool, windows: bool, ids: bool, of_keys: bool
-) -> None:
+def test_a_loop_meets_every_pair_and_masks_where_it_must(causal: bool, windows: bool, ids: bool, of_keys: bool) -> None:
     tile, step = (BM, BN) if of_keys else (BN, BM)
     for case in drawn(causal, windows, ids):
         everything = case.seen() if of_keys else case.seen().T

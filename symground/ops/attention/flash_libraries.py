@@ -161,7 +161,7 @@ def _cumulative(starts: list[Tensor], length: int) -> Tensor:
 
 
 class TorchFlash:
-    """The flash kernel of scaled_dot_product_attention: q kᵀ alone, no window or padding, as many queries as keys if causal.
+    """The flash kernel of scaled_dot_product_attention: no window, padding, softcap or slopes, and T = S if causal.
 
     It aligns causal masks top-left. Its backward pass uses atomic additions unless
     torch.use_deterministic_algorithms(True) is set.

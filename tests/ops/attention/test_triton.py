@@ -185,12 +185,11 @@ def today(B: int, H: int, T: int, S: int, which: str) -> dict[str, Any]:
         "segments": texts, "scattered": ids, "blocks": blocks,
     }  # fmt: skip
     names = {"all": ("softcap", "sink", "slopes", "segments", "blocks"), "packed": ("segments",)}.get(which, (which,))
-    found = {
+    return {
         "segments" if name == "scattered" else name: value.to(DEVICE) if isinstance(value, Tensor) else value
         for name, value in values.items()
         if name in names
     }
-    return found
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
