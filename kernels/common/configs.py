@@ -87,7 +87,8 @@ def shipped(
         return tiles
     found = tiles.get((architecture, element_size)) or tiles["cuda", element_size]
     found = found if isinstance(found, Config) else found[min(most for most in found if most >= size)]
-    if not lighter or MANY * found.num_warps * 32 > found.BM * found.BN:
+    of_thread = found.BM * found.BN // (found.num_warps * 32)
+    if not lighter or of_thread < MANY:
         return found
     if found.num_warps < 8:
         return found._replace(num_warps=8)
