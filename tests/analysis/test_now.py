@@ -227,7 +227,7 @@ def test_a_model_that_scales_its_logits_since_is_refused_or_read_by_its_own(
         return out
 
     replace_forward(model, scaled)
-    with pytest.raises(ValueError, match="logits of LlamaForCausalLM are more than its head's product"):
+    with pytest.raises(ValueError, match="logits of LlamaForCausalLM do not follow from its last hidden states alone"):
         sg.trace(model, probes)
     assert abs(sg.score(model, probes)["surprisal"] - before).max() > 0.1
 

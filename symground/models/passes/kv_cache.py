@@ -18,7 +18,6 @@ from symground.models.trials import (
     Readout,
     agree,
     check_lengths,
-    head_of,
     readout,
     stretch_of,
     surprisal_of,
@@ -47,8 +46,8 @@ class State:
 class Reader:
     """Surprisal of candidates for the next token, for any causal language model of transformers or of symground.
 
-    It is computed from final hidden states and the vocabulary head, without [N,V] logits. If the model's logits are not
-    that product (scaled, capped), or hooks of other code act on the model, its own logits are used.
+    It is computed from final hidden states and the vocabulary head, without [N,V] logits where these are a plain product.
+    If hooks of other code act on the model, its own logits are used.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -59,7 +58,7 @@ class Reader:
         self._may_cache, self._cache_name = _caches(model)
         self._all_logits = False
         by_head, resumes, self._all_logits = tried(model, "reader", self._trial, self._if_hooked)
-        self._head = head_of(model) if by_head else None
+        self._head = verified_readout(model) if by_head else None
         self._cache_name = self._cache_name if resumes else None
 
     def _trial(self) -> tuple[bool, bool, bool]:

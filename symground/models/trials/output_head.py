@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from symground import ops
-from symground.models.hooks import body, device_of, is_plain, untapped
+from symground.models.hooks import body, device_of, hooked_by_others, is_plain, untapped
 from symground.models.trials.cached_trials import tried
+from symground.models.trials.own_logits import OwnLogits
 
 #: The most logits that are computed at once if the vocabulary head is not a plain product.
 _AT_ONCE = 2**24
@@ -25,9 +27,9 @@ class Readout:
     """[V,D]"""
     bias: Tensor | None
     """[V] or None"""
-    module: nn.Module | None = None
-    """The module that computes the logits if they are not hidden · weightᵀ + bias (an adapter, a hook, an offloaded
-    weight); None if they are that product."""
+    module: Callable[[Tensor], Tensor] | None = None
+    """What computes the logits [N,V] of hidden states [N,D] if they are not hidden · weightᵀ + bias: the head's module
+    (an adapter, a hook, an offloaded weight), or the model's own forward pass (scaled, capped or transformed logits)."""
 
     def detached(self) -> Readout:
         """The vocabulary head with detached weights, for backward passes that need no gradient of them."""
@@ -38,8 +40,7 @@ class Readout:
         hidden = self._as_read(hidden)
         if self.module is None:
             return nn.functional.linear(hidden, self.weight, self.bias)
-        logits: Tensor = self.module(hidden)
-        return logits
+        return self.module(hidden)
 
     def _as_read(self, hidden: Tensor) -> Tensor:
         """Hidden states in the head's dtype, because some models (Mamba) keep the residual stream in float32."""
@@ -77,33 +78,48 @@ def head_of(model: PreTrainedModel) -> Readout:
 
 
 def verified_readout(model: PreTrainedModel) -> Readout:
-    """The vocabulary head of ``model``, after a check that logits = vocabulary head × last hidden states.
+    """The vocabulary head of ``model``, as a trial on a few tokens, for the model as it is now, shows it.
 
-    The check is a trial on a few tokens, for the model as it is now.
+    It is the product with the last hidden states if that gives the model's logits, else the model's own forward pass
+    from them on.
 
     Raises:
-        ValueError: the model scales, caps or transforms its logits, or has no vocabulary head.
+        ValueError: neither gives the model's logits, or it has no vocabulary head.
     """
     head = head_of(model)
-    # A cap changes small logits too little to be noticed in half precision.
-    capped = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    if capped or not tried(model, "readout", lambda: _is_all(model, head)):
+    given_by = tried(model, "readout", lambda: _given_by(model, head))
+    if given_by is None:
         raise ValueError(
-            f"model: the logits of {type(model).__name__} are more than its head's product with its last hidden "
-            "states (scaled, capped, transformed, or changed by a hook), which symground does not support"
+            f"model: the logits of {type(model).__name__} do not follow from its last hidden states alone (a hook or a "
+            "forward function of other code changes them, or its forward pass reads the layers' states otherwise), "
+            "which symground does not support"
         )
-    return head
+    return replace(head, module=OwnLogits(model)) if given_by == "own" else head
 
 
 @torch.no_grad()
-def _is_all(model: PreTrainedModel, head: Readout) -> bool:
-    """Whether the vocabulary head computes the model's logits from its last hidden states."""
+def _given_by(model: PreTrainedModel, head: Readout) -> str | None:
+    """What computes the model's logits from its last hidden states: "product", its "own" forward pass, or None."""
     with untapped():
         ids = trial_ids(model, 4).to(device_of(model))
         expected, hidden = model(input_ids=ids).logits[0], hidden_states(model, ids)[0]
         # The head is called on rows, as in use, because a hook of the head may depend on the position.
-        found = head.logits(hidden if head.weight.is_meta else hidden.to(head.weight.device)).to(expected.device)
-    # Each logit is compared: the norm over a large vocabulary would not show one word's bias.
+        rows = hidden if head.weight.is_meta else hidden.to(head.weight.device)
+        found = head.logits(rows)
+        # A hook or forward function of other code may treat other hidden states or positions otherwise.
+        own = None if hooked_by_others(model) else replace(head, module=OwnLogits(model))
+        if own is not None and not _same(own.logits(rows), expected):
+            own = None
+        if _same(found, expected):
+            # A cap hardly changes small logits: large ones are compared too.
+            capped = own is not None and not _same(head.logits(64 * rows), own.logits(64 * rows))
+            return "own" if capped else "product"
+        return None if own is None else "own"
+
+
+def _same(found: Tensor, expected: Tensor) -> bool:
+    """Whether logits [N,V] agree; each of them, since the norm over a large vocabulary would not show one word's."""
+    found = found.to(expected.device)
     return agree(found, expected) and not bool((found - expected).abs().max() > 1e-2 * expected.abs().max())
 
 

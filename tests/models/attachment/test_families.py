@@ -52,6 +52,24 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**_GROUPED, "head_dim": 8, "sliding_window": 4, "attn_logit_softcapping": 0.5,
          "final_logit_softcapping": None},
     ),
+    "Gemma-2": (
+        "Gemma2", "Gemma2",
+        {**_GROUPED, "head_dim": 8, "sliding_window": 4, "attn_logit_softcapping": 0.5,
+         "final_logit_softcapping": 3.0},
+    ),
+    "Cohere": ("Cohere", "Cohere", {**_GROUPED, "logit_scale": 0.3}),
+    "Cohere-2": ("Cohere2", "Cohere2", {**_GROUPED, "logit_scale": 0.3, "sliding_window": 4}),
+    "Granite": ("Granite", "Granite", {**_GROUPED, "logits_scaling": 4.0, "attention_multiplier": 0.2}),
+    "NanoChat": ("NanoChat", "NanoChat", {**_GROUPED, "final_logit_softcapping": 0.7}),
+    "MiniCPM-3": (
+        "MiniCPM3", "MiniCPM3",
+        {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+         "v_head_dim": 12, "dim_model_base": 8, "scale_emb": 1.0},
+    ),
+    "RoBERTa as a decoder": (
+        "Roberta", "Roberta",
+        {"is_decoder": True, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    ),
     "GPT-OSS": (
         "GptOss", "GptOss",
         {**_GROUPED, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 4},
@@ -71,7 +89,6 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }  # fmt: skip
 _OLD = {"n_embd": 32, "n_layer": 2, "n_head": 4}
 REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
-    "Gemma-2": ("Gemma2", "Gemma2", {**_GROUPED, "head_dim": 8}, "the logits of Gemma2ForCausalLM are more than"),
     "GPT-J": ("GPTJ", "GPTJ", {**_OLD, "n_positions": 64, "rotary_dim": 4}, "takes no attention function"),
     "Falcon": ("Falcon", "Falcon", {}, "takes no attention function"),
     "BLOOM": ("Bloom", "Bloom", {"n_layer": 2, "n_head": 4}, r"biases its scores by distance \(ALiBi\)"),
@@ -110,11 +127,11 @@ def batch(side: str) -> tuple[Tensor, Tensor]:
     mask[0, : 3 if side == "left" else None] = 0
     if side == "right":
         mask[0, :6] = 1
-    return ids, mask
+    return ids * mask, mask  # RoBERTa counts its positions by the padding's id, 0
 
 
 def _takes_positions(model: PreTrainedModel) -> bool:
-    return not isinstance(model, transformers.OPTForCausalLM)
+    return not isinstance(model, (transformers.OPTForCausalLM, transformers.RobertaForCausalLM))
 
 
 @pytest.fixture(params=FAMILIES, ids=str)
@@ -166,7 +183,10 @@ def test_generation_is_eagers_and_with_a_head_silenced_step_by_step(
     with sg.ablate(ours, [(0, 1), (1, 2)]), torch.no_grad():
         found = ours.generate(one, attention_mask=torch.ones_like(one), max_new_tokens=6, do_sample=False)
         for _ in range(6):
-            one = torch.cat([one, ours(one, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+            # transformers' generation counts RoBERTa's positions from 0.
+            roberta = isinstance(eager, transformers.RobertaForCausalLM)
+            places = {"position_ids": torch.arange(one.shape[1])[None]} if roberta else {}
+            one = torch.cat([one, ours(one, use_cache=False, **places).logits[:, -1:].argmax(-1)], 1)
     assert found.tolist() == one.tolist()
 
 
