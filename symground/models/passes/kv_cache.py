@@ -46,7 +46,7 @@ class State:
 class Reader:
     """Surprisal of candidates for the next token, for any causal language model of transformers or of symground.
 
-    It is computed from final hidden states and the vocabulary head, without [N,V] logits where these are a plain product.
+    It is computed from final hidden states and the vocabulary head, without [N,V] logits if these are a plain product.
     If hooks of other code act on the model, its own logits are used.
     """
 

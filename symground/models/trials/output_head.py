@@ -29,7 +29,7 @@ class Readout:
     """[V] or None"""
     module: Callable[[Tensor], Tensor] | None = None
     """What computes the logits [N,V] of hidden states [N,D] if they are not hidden · weightᵀ + bias: the head's module
-    (an adapter, a hook, an offloaded weight), or the model's own forward pass (scaled, capped or transformed logits)."""
+    (an adapter, a hook, an offloaded weight), or the model's own forward pass (scaled, capped, transformed logits)."""
 
     def detached(self) -> Readout:
         """The vocabulary head with detached weights, for backward passes that need no gradient of them."""
