@@ -77,6 +77,7 @@ def _unlike(module: nn.Module, config: Any) -> Iterator[tuple[bool, str]]:
     yield getattr(module, "is_causal", True) is False, follows
     yield (getattr(module, "head_dim", None) or 0) > MAX_HEAD_SIZE, f"has heads wider than {MAX_HEAD_SIZE}"
     yield kind.__name__.startswith("DiffLlama"), "has two attention matrices a head"
+    yield getattr(module, "indexer", None) is not None, "lets an indexer choose the keys that each query sees"
     window = getattr(config, "sliding_window", None)
     passes_window = "sliding_window" in inspect.getsource(kind.forward)
     yield (

@@ -141,6 +141,15 @@ def agree(found: Tensor, expected: Tensor) -> bool:
 
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, **inputs: Any) -> Tensor:
-    """Final hidden states [B,T,D], after the final norm; logits are not computed."""
-    hidden: Tensor = body(model)(input_ids=input_ids, **inputs).last_hidden_state
+    """Final hidden states [B,T,D], after the final norm; logits are not computed.
+
+    Raises:
+        ValueError: no part of the model gives them.
+    """
+    hidden: Tensor | None = getattr(body(model)(input_ids=input_ids, **inputs), "last_hidden_state", None)
+    if hidden is None:
+        raise ValueError(
+            f"model: no part of {type(model).__name__} returns its last hidden states (last_hidden_state), from which "
+            "symground computes its logits"
+        )
     return hidden

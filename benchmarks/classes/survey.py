@@ -1,0 +1,228 @@
+"""Every model class of the installed transformers with a language head: traced, refused by name, or not buildable.
+
+    python -m benchmarks classes                   # all → benchmarks/results/classes.md
+    python -m benchmarks classes --only Llama GPT2 --no-save
+
+For each class a tiny random configuration is made from its defaults (`tiny.py`). If it builds, its logits and its trace
+are compared with transformers' eager attention and autograd. Each class runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import inspect
+import multiprocessing
+import os
+import sys
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+import symground as sg
+from benchmarks.classes.tiny import WORDS, tiny
+from symground.models.hooks import body
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Kind of head → transformers' table of the classes that have it.
+TABLES = {
+    "causal": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "image-text": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "masked": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "sequence to sequence": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    "speech to text": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
+}
+SECONDS = 120
+MOST_PARAMETERS = 2**26
+TRACED, REFUSED, UNBUILT, WRONG = "traced", "refused", "not buildable", "WRONG"
+
+
+class Row(NamedTuple):
+    """What became of a class."""
+
+    name: str
+    head: str
+    outcome: str
+    detail: str
+
+
+def classes() -> Iterator[tuple[str, str]]:
+    """(class, kind of head), each class once."""
+    seen: set[str] = set()
+    for head, table in TABLES.items():
+        for names in getattr(modeling_auto, table).values():
+            for name in (names,) if isinstance(names, str) else names:
+                if name not in seen and hasattr(transformers, name):
+                    seen.add(name)
+                    yield name, head
+
+
+def built(name: str, head: str) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The model under eager attention, and a copy to attach."""
+    kind = getattr(transformers, name)
+    config = tiny(kind.config_class, head == "causal")
+    with torch.device("meta"):
+        size = sum(x.numel() for x in kind._from_config(copy.deepcopy(config)).parameters())
+    if size > MOST_PARAMETERS:
+        raise ValueError(f"its tiny configuration has {size} parameters")
+    torch.manual_seed(0)
+    eager = kind._from_config(copy.deepcopy(config), attn_implementation="eager").eval()
+    for parameter in eager.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    twin = kind(copy.deepcopy(config)).eval()
+    twin.load_state_dict(eager.state_dict())
+    return eager, twin
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    """Ids and mask [2,9]; the first row has three tokens of padding at its left."""
+    torch.manual_seed(1)
+    ids, mask = torch.randint(1, WORDS - 10, (2, 9)), torch.ones(2, 9, dtype=torch.long)
+    mask[0, :3] = 0
+    return ids * mask, mask
+
+
+def examined(name: str, head: str) -> Row:
+    try:
+        eager, ours = built(name, head)
+        ids, mask = batch()
+        with torch.no_grad():
+            eager(input_ids=ids, attention_mask=mask)
+    except Exception as error:
+        return Row(name, head, UNBUILT, _said(error))
+    try:
+        ours = sg.attach(ours)
+    except ValueError as error:
+        return Row(name, head, REFUSED, str(error).removeprefix("model: ").partition("; symground.score")[0])
+    except Exception as error:
+        return Row(name, head, WRONG, f"attach: {_said(error)}")
+    try:
+        return Row(name, head, *_compared(eager, ours, ids, mask))
+    except ValueError as error:
+        return Row(name, head, REFUSED, f"trace: {error}")
+    except Exception as error:
+        return Row(name, head, WRONG, _said(error))
+
+
+def _compared(eager: PreTrainedModel, ours: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[str, str]:
+    targets, p = torch.tensor([5, 7]), torch.tensor([8, 8])
+    places: dict[str, Any] = {}
+    out = None
+    takes = inspect.signature(body(eager).forward).parameters
+    counted = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if "position_ids" in takes else {}
+    for given in (counted, {}):
+        try:
+            out = eager(input_ids=ids, attention_mask=mask, output_attentions=True, use_cache=False, **given)
+            places = given
+            break
+        except TypeError:  # it takes no positions
+            continue
+    assert out is not None
+    with torch.no_grad():
+        logits = ours(input_ids=ids, attention_mask=mask, use_cache=False, **places).logits
+    valid = mask.bool()
+    wanted, found = out.logits[valid], logits[valid]
+    if not _close(found, wanted):
+        return WRONG, f"logits differ by {float((found - wanted).abs().max()):.2g}"
+    traced = sg.trace(ours, ids, targets, mask, rows=True, **places)
+    surprisal = -out.logits[torch.arange(2), p].float().log_softmax(-1)[torch.arange(2), targets]
+    if not _close(torch.tensor(traced.surprisal.values), surprisal):
+        return WRONG, "surprisal differs"
+    attentions = [a for a in (getattr(out, "attentions", None) or ()) if isinstance(a, Tensor) and a.requires_grad and a.ndim == 4]
+    if "saliency" not in traced:
+        return TRACED, "gradient × input"
+    if len(attentions) != traced.sizes["layer"]:
+        return TRACED, f"{traced.sizes['layer']} layers; eager shows {len(attentions)} attentions: logits compared"
+    gradients = torch.autograd.grad(surprisal.sum(), attentions)
+    signed = torch.stack([(a * g).sum(1) for a, g in zip(attentions, gradients, strict=True)], 1).detach().abs()
+    seen = valid[:, None, :, None]
+    if not _close(torch.tensor(traced.saliency.values) * seen, signed * seen):
+        return WRONG, "saliency differs"
+    return TRACED, f"{traced.sizes['layer']} layers"
+
+
+def _close(found: Tensor, wanted: Tensor) -> bool:
+    wanted = wanted.detach().float()
+    return bool((found.float() - wanted).norm() <= 1e-3 * wanted.norm() + 1e-5)
+
+
+def _said(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:160]}"
+
+
+def _run(name: str, head: str, queue: Any) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    if not os.environ.get("SYMGROUND_LOUD"):
+        sys.stderr = open(os.devnull, "w")
+    try:
+        queue.put(examined(name, head))
+    except BaseException:
+        queue.put(Row(name, head, WRONG, traceback.format_exc().splitlines()[-1]))
+
+
+def isolated(name: str, head: str) -> Row:
+    """`examined` in a process of its own, which may end or hang."""
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=_run, args=(name, head, queue))
+    process.start()
+    try:
+        return queue.get(timeout=SECONDS)
+    except Exception:
+        return Row(name, head, UNBUILT, f"no answer within {SECONDS} s")
+    finally:
+        process.kill()
+        process.join()
+
+
+def page(rows: list[Row]) -> str:
+    """The table with its counts."""
+    out = [
+        "# Model classes of transformers", "",
+        f"transformers {transformers.__version__}: every class with a causal, image-text, masked, sequence-to-sequence "
+        "or speech head. A tiny random configuration is made from each class's defaults. *Traced* means that logits and "
+        "saliency equal those of eager attention and autograd. Written by `python -m benchmarks classes`.", "",
+        "| head | " + " | ".join((TRACED, REFUSED, UNBUILT, WRONG)) + " |", "|---" * 5 + "|",
+    ]  # fmt: skip
+    for head in TABLES:
+        count = Counter(row.outcome for row in rows if row.head == head)
+        out.append(f"| {head} | " + " | ".join(str(count[x]) for x in (TRACED, REFUSED, UNBUILT, WRONG)) + " |")
+    count = Counter(row.outcome for row in rows)
+    out.append("| all | " + " | ".join(str(count[x]) for x in (TRACED, REFUSED, UNBUILT, WRONG)) + " |")
+    out += ["", "| class | head | outcome | |", "|---" * 4 + "|"]
+    out += [f"| {row.name} | {row.head} | {row.outcome} | {row.detail.replace('|', '/')} |" for row in rows]
+    return "\n".join(out) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="PREFIX", help="classes whose names begin so")
+    parser.add_argument("--no-save", action="store_true")
+    arguments = parser.parse_args()
+    asked = [x for x in classes() if not arguments.only or x[0].startswith(tuple(arguments.only))]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        rows = list(pool.map(lambda x: isolated(*x), asked))
+    text = page(rows)
+    print(text)
+    if not arguments.only and not arguments.no_save:
+        (ROOT / "benchmarks" / "results" / "classes.md").write_text(text, encoding="utf-8")
+    return int(any(row.outcome == WRONG for row in rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
