@@ -15,6 +15,7 @@ MEASUREMENTS = {
     "kernels": ("benchmarks.kernels.table", "compiles every GPU configuration without a GPU"),
     "forecast": ("benchmarks.forecast.forecast", "forecasts speed on A100 and H100 from machine code"),
     "launch-cost": ("benchmarks.launch_cost", "what a call costs the host, without a GPU, beside PyTorch's attention"),
+    "classes": ("benchmarks.classes.survey", "tries every model class of transformers in a tiny configuration"),
     "ops": ("benchmarks.gpu.every_op", "runs each op once, on tensors of awkward sizes"),
     "gpu": ("benchmarks.gpu.record", "measures everything on a CUDA machine, in nine minutes"),
 }

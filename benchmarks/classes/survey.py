@@ -10,11 +10,12 @@ are compared with transformers' eager attention and autograd. Each class runs in
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import inspect
+import io
 import multiprocessing
 import os
-import sys
 import traceback
 import warnings
 from collections import Counter
@@ -23,7 +24,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -140,17 +140,25 @@ def _compared(eager: PreTrainedModel, ours: PreTrainedModel, ids: Tensor, mask: 
     surprisal = -out.logits[torch.arange(2), p].float().log_softmax(-1)[torch.arange(2), targets]
     if not _close(torch.tensor(traced.surprisal.values), surprisal):
         return WRONG, "surprisal differs"
-    attentions = [a for a in (getattr(out, "attentions", None) or ()) if isinstance(a, Tensor) and a.requires_grad and a.ndim == 4]
+    shown = getattr(out, "attentions", None) or ()
+    attentions = [a for a in shown if isinstance(a, Tensor) and a.requires_grad and a.ndim == 4]
     if "saliency" not in traced:
         return TRACED, "gradient × input"
-    if len(attentions) != traced.sizes["layer"]:
-        return TRACED, f"{traced.sizes['layer']} layers; eager shows {len(attentions)} attentions: logits compared"
+    kinds = Counter(traced.kind.values.tolist())
+    said = ", ".join(f"{count} × {kind}" for kind, count in sorted(kinds.items()))
+    if traced.attrs["untraced"]:
+        said += f"; not traced: {', '.join(traced.attrs['untraced'])}"
+    if len(attentions) != kinds["attention"]:
+        return TRACED, f"{said}; eager shows {len(attentions)} attentions, so logits alone were compared"
+    if not attentions:
+        return TRACED, f"{said}; logits alone were compared"
     gradients = torch.autograd.grad(surprisal.sum(), attentions)
     signed = torch.stack([(a * g).sum(1) for a, g in zip(attentions, gradients, strict=True)], 1).detach().abs()
     seen = valid[:, None, :, None]
-    if not _close(torch.tensor(traced.saliency.values) * seen, signed * seen):
+    found = torch.tensor(traced.saliency.values[:, traced.kind.values == "attention"])
+    if not _close(found * seen, signed * seen):
         return WRONG, "saliency differs"
-    return TRACED, f"{traced.sizes['layer']} layers"
+    return TRACED, said
 
 
 def _close(found: Tensor, wanted: Tensor) -> bool:
@@ -167,10 +175,9 @@ def _run(name: str, head: str, queue: Any) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    if not os.environ.get("SYMGROUND_LOUD"):
-        sys.stderr = open(os.devnull, "w")
     try:
-        queue.put(examined(name, head))
+        with contextlib.redirect_stderr(io.StringIO()):
+            queue.put(examined(name, head))
     except BaseException:
         queue.put(Row(name, head, WRONG, traceback.format_exc().splitlines()[-1]))
 
@@ -195,8 +202,8 @@ def page(rows: list[Row]) -> str:
     out = [
         "# Model classes of transformers", "",
         f"transformers {transformers.__version__}: every class with a causal, image-text, masked, sequence-to-sequence "
-        "or speech head. A tiny random configuration is made from each class's defaults. *Traced* means that logits and "
-        "saliency equal those of eager attention and autograd. Written by `python -m benchmarks classes`.", "",
+        "or speech head. A tiny random configuration is made from each class's defaults. *Traced* means that logits "
+        "and saliency equal those of eager attention and autograd. Written by `python -m benchmarks classes`.", "",
         "| head | " + " | ".join((TRACED, REFUSED, UNBUILT, WRONG)) + " |", "|---" * 5 + "|",
     ]  # fmt: skip
     for head in TABLES:

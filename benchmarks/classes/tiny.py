@@ -38,14 +38,18 @@ _SIZES: dict[str, int] = {
     ),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length",
                      "max_source_positions", "max_target_positions", "original_max_position_embeddings"), POSITIONS),
-    **dict.fromkeys(("sliding_window", "window_size", "attention_window", "attention_window_size", "attention_chunk_size"), 4),
+    **dict.fromkeys(
+        ("sliding_window", "window_size", "attention_window", "attention_window_size", "attention_chunk_size"), 4
+    ),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
     **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "rotary_dim", "qk_head_dim"), HEAD),
     **dict.fromkeys(
         ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "n_experts",
          "num_experts_per_layer"), 4,
     ),
-    **dict.fromkeys(("num_experts_per_tok", "moe_k", "top_k_experts", "moe_topk", "n_shared_experts", "num_expert_group"), 1),
+    **dict.fromkeys(
+        ("num_experts_per_tok", "moe_k", "top_k_experts", "moe_topk", "n_shared_experts", "num_expert_group"), 1
+    ),
     **dict.fromkeys(("n_group", "topk_group", "num_expert_groups", "first_k_dense_replace"), 1),
     **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads", "ssm_num_heads"), 4),
     **dict.fromkeys(("mamba_d_state", "ssm_state_size", "state_size", "mamba_dt_rank", "time_step_rank"), 8),
@@ -73,6 +77,7 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
                      "num_kv_shared_layers": 2, "activation_sparsity_pattern": None},
     "gemma4_text": {"per_layer_config": {"1": {"head_dim": 16}}, "layer_types": ["sliding_attention", "full_attention"],
                     "num_hidden_layers": 2},
+    "mllama_text_model": {"cross_attention_layers": [1]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "deepseek_v2": {"num_experts_per_tok": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
     "kimi_linear": {"num_experts_per_token": 1, "linear_head_dim": HEAD, "linear_num_heads": HEADS},
@@ -113,9 +118,7 @@ def _shrunk(config: PreTrainedConfig, decodes: bool) -> PreTrainedConfig:
         settings["is_decoder"] = True
     if "kv_lora_rank" in before and "num_key_value_heads" in settings:  # MLA has as many heads of keys as of queries
         settings["num_key_value_heads"] = settings.get("num_attention_heads", HEADS)
-    for name, value in _WANTED.items():
-        if name in before and before[name] is None:
-            settings[name] = value
+    settings |= {name: value for name, value in _WANTED.items() if before.get(name, value) is None}
     if "sliding_attention" in (before.get("layer_types") or ()) and before.get("sliding_window", 0) is None:
         settings["sliding_window"] = 4
     kinds = before.get("layer_types")

@@ -16,6 +16,7 @@ from symground.analysis.tracing.backward import Pass, Results, gradient_x_input,
 from symground.analysis.tracing.trace_input import TraceInput, of_examples, of_ids
 from symground.errors import flag, integer
 from symground.models import Mixer, mixers
+from symground.models.attachment import untraced
 from symground.models.passes import check_inputs, check_weights
 from symground.models.trials import check_deterministic, check_lengths, verified_readout
 from symground.running import progress
@@ -151,8 +152,9 @@ def _trace(
     if layers:
         heads = np.arange(max(mixer.heads for mixer in layers))
         coords |= {"layer": [mixer.layer for mixer in layers], "head": heads, "query_group": given.query_names}
+        coords["kind"] = "layer", [mixer.kind for mixer in layers]
     return xr.Dataset(
         {**variables, "group": (("example", "key"), given.key_groups.cpu().numpy())},
         coords,
-        attrs={} if layers else note,
+        attrs={"untraced": list(untraced(model))} if layers else note,
     )

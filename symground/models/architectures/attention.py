@@ -53,6 +53,7 @@ def attention_forward(
     window = kwargs.get("sliding_window")
     window = None if window is None or window >= key.shape[2] else int(window)
     mask = read(module, attention_mask, query, key, causal, window)
+    causal = causal if mask.causal is None else mask.causal
     segments, blocks = mask.segments, mask.blocks
     if mask.in_use is not None and (query.shape[2] > 1 or window is not None or segments is not None):
         # A causal mask is aligned to the last key, so unused keys are cut off. A single query needs only the range,

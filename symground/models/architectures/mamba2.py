@@ -7,24 +7,39 @@ diagonal term, nor the short convolution before SSD, which mixes up to four neig
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Set
+from functools import cache as remembered
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import silu
 from transformers import Cache, PreTrainedModel
-from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer, MambaRMSNormGated
 
 from symground import ops
 from symground.models.hooks import Mixer, check_batch, shown, ssd_row, tap_of
 from symground.ops.attention.mixing import key_range_of
 from symground.ops.mamba2.layer import step_sizes
 
+#: What a module of transformers has that is a Mamba-2 mixer: Mamba-2's own, or a hybrid's.
+_PARTS = ("in_proj", "conv1d", "dt_bias", "A_log", "D", "out_proj", "n_groups", "ssm_state_size", "conv_dim",
+          "num_heads", "time_step_limit", "layer_idx")  # fmt: skip
+if TYPE_CHECKING:
+    _Base = Mamba2Mixer  # what a subclass of `MambaMixer` has beside
+else:
+    _Base = nn.Module
 
-class MambaMixer(Mamba2Mixer):
+
+class MambaMixer(_Base):
     """transformers' mixer, computed by `ops.causal_conv1d` and `ops.ssd` with the probes and gate of its `Tap`.
 
-    The ops choose an implementation that is installed and supports the tensors' device.
+    The ops choose an implementation that is installed and supports the tensors' device. The class of a mixer is a
+    subclass of this one and of transformers' class.
     """
+
+    own: type[nn.Module]
+    """transformers' class."""
 
     def forward(
         self,
@@ -41,7 +56,8 @@ class MambaMixer(Mamba2Mixer):
             raise ValueError("model: a Mamba-2 layer has no queries, keys and values to mix otherwise")
         plain = self.activation in ("silu", "swish")
         low, high = self.time_step_limit
-        if tap.idle and plain and cache is None and attention_mask is None:
+        whole_norm = type(getattr(self, "norm", None)) is MambaRMSNormGated
+        if tap.idle and plain and whole_norm and cache is None and attention_mask is None:
             inner = ops.mamba2_inner(
                 self.in_proj(hidden_states), self.conv1d.weight[:, 0], self.conv1d.bias, self.dt_bias, self.A_log,
                 self.D, self.norm.weight, groups, self.norm.variance_epsilon, (low, high),
@@ -50,7 +66,10 @@ class MambaMixer(Mamba2Mixer):
             return whole
         check_batch(tap, len(hidden_states))
         key_range = None if attention_mask is None else key_range_of(attention_mask)
-        z, xbc, dt = self.in_proj(hidden_states).split([self.intermediate_size, self.conv_dim, heads], -1)
+        projected = self.in_proj(hidden_states * getattr(self, "ssm_in_multiplier", 1.0))
+        if getattr(self, "mup_vector", None) is not None:  # Falcon-H1 scales each part of the projection
+            projected = projected * self.mup_vector
+        z, xbc, dt = projected.split([self.intermediate_size, self.conv_dim, heads], -1)
         if attention_mask is not None:  # otherwise the convolution would mix padding into the text
             xbc = xbc * attention_mask[..., None].bool()  # a number above 1 marks a valid token too
         before = None
@@ -76,7 +95,9 @@ class MambaMixer(Mamba2Mixer):
             y = y + ssd_row(tap.row_probe, x, dt, a, b, c, key_range)
         y = y + self.D.to(y.dtype)[:, None] * x  # [B,T,H,P]
         y = shown(tap, y if tap.gate is None else ops.gate_heads(y, tap.gate))
-        out: Tensor = self.out_proj(self.norm(y.flatten(2), z).to(hidden_states.dtype))
+        y = y.flatten(2)
+        y = y * silu(z) if getattr(self, "norm", None) is None else self.norm(y, z)
+        out: Tensor = self.out_proj(y.to(hidden_states.dtype))
         return out
 
     def _remember(self, cache: Cache, xbc: Tensor, key_range: Tensor | None) -> Tensor:
@@ -95,17 +116,34 @@ class MambaMixer(Mamba2Mixer):
         return columns[..., 1:taps].transpose(1, 2)  # a copy, because the cache was just overwritten
 
 
-def mamba_mixers(model: PreTrainedModel) -> tuple[Mixer, ...]:
-    """The Mamba-2 mixers of a model, whose class is changed to `MambaMixer` in place; the weights do not change."""
+@remembered
+def _ours(own: type[nn.Module]) -> type[nn.Module]:
+    """The class of a mixer that was of transformers' class ``own``."""
+    return type("MambaMixer", (MambaMixer, own), {"own": own, "__module__": __name__})
+
+
+def is_mamba2(module: nn.Module) -> bool:
+    """Whether a module of transformers is a Mamba-2 mixer."""
+    known = type(module).__module__.startswith(("transformers.", "symground."))
+    return known and all(hasattr(module, name) for name in _PARTS) and getattr(module.A_log, "ndim", 0) == 1
+
+
+def mamba_mixers(model: PreTrainedModel, but: Set[int] = frozenset()) -> tuple[Mixer, ...]:
+    """The Mamba-2 mixers of a model's layers ``but`` some.
+
+    Their class is changed to `MambaMixer` in place; the weights do not change.
+    """
     found = []
+    module: Any
     for module in model.modules():
-        if isinstance(module, Mamba2Mixer):
+        if is_mamba2(module) and module.layer_idx not in but:
             if module.num_heads % module.n_groups:
                 raise ValueError(
                     f"model: expected n_groups to divide num_heads = {module.num_heads}, got {module.n_groups}"
                 )
-            if type(module) is Mamba2Mixer:
-                module.__class__ = MambaMixer
+            if not isinstance(module, MambaMixer):
+                own: type[nn.Module] = type(module)
+                module.__class__ = _ours(own)
             found.append(Mixer(module.layer_idx, module.num_heads, module))
     return tuple(sorted(found, key=lambda mixer: mixer.layer))
 
@@ -113,8 +151,8 @@ def mamba_mixers(model: PreTrainedModel) -> tuple[Mixer, ...]:
 def give_back_mamba(model: nn.Module) -> None:
     """Restore the class of the Mamba-2 mixers that :func:`mamba_mixers` changed."""
     for module in model.modules():
-        if type(module) is MambaMixer:
-            object.__setattr__(module, "__class__", Mamba2Mixer)
+        if isinstance(module, MambaMixer):
+            object.__setattr__(module, "__class__", module.own)
 
 
 def initialize_decay(model: nn.Module, slowest: float, fastest: float) -> None:

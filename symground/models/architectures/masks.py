@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import masking_utils
-from transformers.masking_utils import causal_mask_function
+from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
 from symground.ops.attention.mixing import key_range_of, valid_keys
 from symground.ops.common import checks as check
@@ -29,6 +29,7 @@ def key_range_mask(
     mask_function: Any = causal_mask_function,
     attention_mask: Tensor | None = None,
     device: torch.device | str = "cpu",
+    allow_is_causal_skip: bool = True,
     **kwargs: Any,
 ) -> Tensor | None:
     """The mask as key ranges [B,1,1+W,2]: first and one-past-last valid key of each example; None if all are valid.
@@ -38,16 +39,16 @@ def key_range_mask(
     With a key-value cache of fixed size, the last dimension is 3, and the third number is how many keys are in use. If
     all keys are valid and there is a window, the last dimension is 0. Where ids say which keys a query sees, the
     segments and the blocks of the S keys, as `ops.attention` takes them, come after these two or three numbers. The
-    numbers of an example are stored once.
+    numbers of an example are stored once. In a mask that is not causal the second dimension is 2.
 
     Raises:
-        ValueError: the mask is none of these: causal, with or without a window, with padding at the ends only; texts
-            packed into a row, or chunks; blocks whose positions see each other.
+        ValueError: the mask is none of these: of all keys, or causal, with or without a window, with padding at the
+            ends only; texts packed into a row, or chunks; blocks whose positions see each other.
     """
     shows, window = _shown(mask_function), kwargs.get("local_size")
     if shows is None and window is not None and not _part(mask_function)[0]:
         # Ids may hide what a trial does not reach, so it is for functions that transformers did not put together.
-        shows = Shown(window) if _is_window(mask_function, window, q_length, kv_length) else None
+        shows = Shown(True, window) if _is_window(mask_function, window, q_length, kv_length) else None
     if shows is None:
         raise ValueError(
             "attention_mask: symground supports causal masks, with or without a sliding window, with padding, packed "
@@ -68,18 +69,20 @@ def key_range_mask(
         segments = torch.zeros_like(at)[None] if shows.segments is None else shows.segments(at)
         blocks = torch.full_like(at, -1)[None] if shows.blocks is None else shows.blocks(at)
         found = torch.cat([found, *(ids.expand(batch_size, -1) for ids in (segments, blocks))], 1)
-    if found is None and not hides:
+    if found is None and not hides and shows.causal and allow_is_causal_skip:
         return None
-    found = torch.empty(batch_size, 0, dtype=torch.int64, device=device) if found is None else found
-    return found[:, None, None].expand(-1, -1, 1 + hides, -1)
+    if found is None:
+        found = torch.empty(batch_size, 0, dtype=torch.int64, device=device)
+    return found[:, None, None].expand(-1, 1 if shows.causal else 2, 1 + hides, -1)
 
 
 class Shown(NamedTuple):
-    """The causal keys that a mask function shows, within a window, and which ids show more or fewer.
+    """The keys that a mask function shows, causal or all, within a window, and which ids show more or fewer.
 
     An id is a function of the positions [P] of keys → [B or 1,P].
     """
 
+    causal: bool = True
     window: int | None = None
     segments: Callable[[Tensor], Tensor] | None = None
     blocks: Callable[[Tensor], Tensor] | None = None
@@ -90,8 +93,8 @@ def _shown(function: Any) -> Shown | None:
 
     Its parts are known by their names in transformers, and what they are made of by what they enclose.
     """
-    if function is causal_mask_function:
-        return Shown()
+    if function in (causal_mask_function, bidirectional_mask_function):
+        return Shown(function is causal_mask_function)
     kind, enclosed = _part(function)
     if kind == "remap_positions_for_packed_sequence":
         # Within a text, positions counted from its start are as far apart as those of the row.
@@ -111,7 +114,7 @@ def _shown(function: Any) -> Shown | None:
             shown = shown._replace(blocks=_looked_up(of["block_sequence_ids"]))
         elif kind == "and_masks" and name == "sliding_window_overlay" and shown == Shown(blocks=shown.blocks):
             window = int(of["sliding_window"])
-            shown = Shown(window, blocks=None if shown.blocks is None else _within(shown.blocks, window))
+            shown = Shown(True, window, blocks=None if shown.blocks is None else _within(shown.blocks, window))
         elif kind == "and_masks" and name == "packed_sequence_mask_function" and shown.segments is None:
             shown = shown._replace(segments=_looked_up(of["packed_sequence_mask"]))
         elif kind == "and_masks" and name == "chunked_overlay" and shown == Shown():
@@ -178,6 +181,8 @@ class Mask(NamedTuple):
     """[B,S]"""
     blocks: Tensor | None = None
     """[B,S]"""
+    causal: bool | None = None
+    """None if the layer says it."""
 
 
 def read(module: nn.Module, mask: Tensor | None, query: Tensor, key: Tensor, causal: bool, window: int | None) -> Mask:
@@ -196,21 +201,25 @@ def read(module: nn.Module, mask: Tensor | None, query: Tensor, key: Tensor, cau
             f"model: its attention mask has {in_mask}, and {type(module).__name__} tells the attention function of "
             f"{in_layer}; symground does not support this model: model.set_attn_implementation('sdpa')"
         )
-    if mask is None or not mask.shape[3]:
+    if mask is None:
         return Mask()
+    causal = mask.shape[1] == 1
+    if not mask.shape[3]:
+        return Mask(causal=causal)
     if len(mask) != len(query):
         raise ValueError(f"attention_mask: expected {len(query)} examples, got {len(mask)}")
     found = mask[:, 0, 0]
     in_use = found[0, 2] if found.shape[1] % 2 else None
     if found.shape[1] <= 3:
-        return Mask(found[:, :2], in_use)
-    return Mask(found[:, :2], in_use, *found[:, -2 * key.shape[2] :].chunk(2, 1))
+        return Mask(found[:, :2], in_use, causal=causal)
+    segments, blocks = found[:, -2 * key.shape[2] :].chunk(2, 1)
+    return Mask(found[:, :2], in_use, segments, blocks, causal)
 
 
 def _is_key_range(mask: Tensor, keys: int) -> bool:
     """Whether a mask has the form that `key_range_mask` returns."""
     widths = (0, 2, 3, 2 + 2 * keys, 3 + 2 * keys)
-    return mask.dtype == torch.int64 and mask.ndim == 4 and mask.shape[1] == 1 and mask.shape[3] in widths
+    return mask.dtype == torch.int64 and mask.ndim == 4 and mask.shape[1] <= 2 and mask.shape[3] in widths
 
 
 def _range_of_pairs(mask: Tensor, query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
@@ -17,7 +18,6 @@ from symground.models.architectures import (
     MambaMixer,
     fuse_gelu,
     give_back_mamba,
-    mamba_mixers,
     write_out_gelu,
 )
 from symground.models.attachment.call_arguments import hook_calls
@@ -25,12 +25,13 @@ from symground.models.attachment.lookup import (
     ATTACHED,
     INSTEAD,
     OURS,
+    UNTRACED,
     check_in_use,
     check_layers,
     check_model,
     remember,
 )
-from symground.models.attachment.support import attention_layers
+from symground.models.attachment.support import mixers_of, untraced_of
 from symground.models.hooks import Mixer, forget_when_checkpointing
 from symground.models.trials import verified_readout
 
@@ -52,7 +53,8 @@ def attach(model: M) -> M:
     The attention implementation becomes ``symground``. In a vision-language model, only the text decoder changes, and
     the vision tower keeps its own. If a mask [B,S] is passed without ``position_ids``, they are derived from the mask,
     so that a padded batch equals its single rows. A GELU that is written out in several operations becomes one.
-    Mamba-2's mixers become `MambaMixer`. An LSTM is accepted and has no mixers. Attaching twice equals attaching once.
+    Mamba-2's mixers become `MambaMixer`, in a hybrid beside its attention. A warning names what else mixes positions in
+    a model, since it is not traced. An LSTM is accepted and has no mixers. Attaching twice equals attaching once.
     Checkpoints of an attached model equal those of the original. :func:`symground.detach` restores the model.
 
     A trial of a few tokens checks that logits = vocabulary head × last hidden states. If weights are on the meta
@@ -72,8 +74,8 @@ def attach(model: M) -> M:
         before = tuple((config, config._attn_implementation) for config in configs.values())
         object.__setattr__(model, _BEFORE, _Before(before, ()))
     try:
-        found = mamba_mixers(model) or attention_layers(model)
-        if not isinstance(found[0].module, MambaMixer):
+        found = mixers_of(model)
+        if not all(isinstance(mixer.module, MambaMixer) for mixer in found):
             model.set_attn_implementation(_of_decoder(model))
         check_in_use(model, found, "takes no attention function of transformers")
         _check_numbers(model, found)
@@ -82,14 +84,28 @@ def attach(model: M) -> M:
             object.__setattr__(model, _BEFORE, _Before(before, hook_calls(model)))
         fuse_gelu(model.get_decoder())
         remember(model, found)
+        _name_untraced(model, untraced_of(model, found))
         if not any(parameter.is_meta for parameter in model.parameters()):
             with _in_evaluation(model):  # with dropout, the trial's two passes would differ
-                verified_readout(model)
+                _try(model)
     except Exception:
         if not again:
             detach(model)
         raise
     return model
+
+
+def _try(model: PreTrainedModel) -> None:
+    """Verify the readout; an error of the model's own code is that it does not take our mask or attention."""
+    try:
+        verified_readout(model)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"model: the layers of {type(model).__name__} read their mask or their attention's result otherwise than "
+            f"symground gives it ({type(error).__name__}: {error}); {INSTEAD}"
+        ) from error
 
 
 @contextmanager
@@ -139,6 +155,17 @@ def _of_decoder(model: PreTrainedModel) -> str | dict[str, str]:
         if getattr(model.config, name, None) is text:
             return {name: NAME}
     return NAME
+
+
+def _name_untraced(model: PreTrainedModel, names: tuple[str, ...]) -> None:
+    """Store what is not traced, and warn of it once."""
+    if names and getattr(model, UNTRACED, None) != names:
+        warnings.warn(
+            f"{type(model).__name__} also mixes positions by {', '.join(names)}, which symground does not trace: what "
+            "passes through these layers is in no saliency, flow or head",
+            stacklevel=3,
+        )
+    object.__setattr__(model, UNTRACED, names)
 
 
 def _check_numbers(model: PreTrainedModel, found: tuple[Mixer, ...]) -> None:

@@ -34,6 +34,11 @@ def _check_call(module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str
     """Refuse ``output_attentions=True`` under our attention implementation, and a tap under another one."""
     asked = kwargs.get("output_attentions") or getattr(module.config, "output_attentions", False)
     implementation = module.get_decoder().config._attn_implementation
+    if kwargs.get("encoder_hidden_states") is not None and not module.config.is_encoder_decoder:
+        raise ValueError(
+            "encoder_hidden_states: expected None, since symground does not trace the cross-attention that reads them; "
+            "symground.detach(model) gives the model back"
+        )
     if implementation in (NAME, UNPADDED):
         if asked:
             raise ValueError(

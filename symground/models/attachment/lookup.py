@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,9 @@ from symground.models.hooks import Mixer
 
 #: The prefix of attributes that symground sets on modules.
 OURS = "_symground_"
-ATTACHED, _HOLDERS = f"{OURS}mixers", f"{OURS}holders"
+ATTACHED, UNTRACED, _HOLDERS = f"{OURS}mixers", f"{OURS}untraced", f"{OURS}holders"
+#: Matches the path of a decoder's cross-attention.
+_OF_AN_ENCODER = re.compile(r"(^|\.)(encoder_attn|crossattention|cross_attn|cross_attention)(\.|$)")
 #: What a user can do if a model cannot be traced.
 INSTEAD = (
     "symground.score takes the model as transformers loads it, without symground.attach or symground.load, and "
@@ -62,6 +65,12 @@ def mixers(model: nn.Module) -> tuple[Mixer, ...]:
     return found
 
 
+def untraced(model: nn.Module) -> tuple[str, ...]:
+    """Class names of the modules of an attached model that mix positions and are not traced."""
+    found: tuple[str, ...] = getattr(model, UNTRACED, ())
+    return found
+
+
 def remember(model: PreTrainedModel, found: tuple[Mixer, ...]) -> None:
     """Store the mixers on the model for :func:`mixers`, with the children of every other module."""
     within = {part for mixer in found for part in mixer.module.modules()}
@@ -95,14 +104,23 @@ def check_layers(model: Any, found: tuple[Mixer, ...], why: str) -> None:
     """Refuse a model with other mixers than these: a tap would act on a layer that was removed or moved."""
     if found:
         kinds = {type(mixer.module) for mixer in found}
-        there = [module for module in _parts(model.get_decoder()) if type(module) in kinds]
+        there = [
+            module
+            for path, module in _parts(model.get_decoder())
+            if type(module) in kinds and not of_an_encoder(path, module)
+        ]
         if [id(module) for module in there] != [id(mixer.module) for mixer in found]:
             raise ValueError(f"model: the layers of {type(model).__name__} {why}")
 
 
-def _parts(module: nn.Module) -> Iterator[nn.Module]:
-    """All modules within a module, in order; a module that occurs twice is yielded twice."""
-    for part in module._modules.values():
+def _parts(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """All modules within a module, in order, with their paths; a module that occurs twice is yielded twice."""
+    for name, part in module._modules.items():
         if part is not None:
-            yield part
-            yield from _parts(part)
+            yield f"{path}{name}", part
+            yield from _parts(part, f"{path}{name}.")
+
+
+def of_an_encoder(path: str, module: nn.Module) -> bool:
+    """Whether a decoder's module is the cross-attention that runs only where an encoder's states are given."""
+    return _OF_AN_ENCODER.search(path) is not None and "CrossAttention" not in type(module).__name__

@@ -10,14 +10,29 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from symground.models.attachment.lookup import INSTEAD
+from symground.models.architectures import mamba_mixers
+from symground.models.attachment.lookup import INSTEAD, of_an_encoder
 from symground.models.hooks import Mixer
 from symground.ops.attention.mixing import MAX_HEAD_SIZE
 
 #: Models with ALiBi whose configuration does not mention it.
 _ALIBI = ("Bloom", "Mpt")
 #: Matches the class names of transformers' modules that mix positions.
-_MIXES = re.compile("attention|attn|mixer|delta|recurrent|lightning|ssm|lstm|mamba|rwkv", re.IGNORECASE)
+_MIXES = re.compile("attention|attn|mixer|delta|recurrent|lightning|ssm|lstm|mamba|rwkv|shortconv", re.IGNORECASE)
+#: Matches those of these names that are parts which do not mix positions, or the models around them.
+_BESIDE = re.compile("norm|rotary|embedding|mlp|feedforward|experts|router|model$|forcausallm", re.IGNORECASE)
+
+
+def mixers_of(model: PreTrainedModel) -> tuple[Mixer, ...]:
+    """The mixers of a model, of attention and Mamba-2, ordered by layer.
+
+    A layer that has both (Falcon-H1) is that of its attention.
+    """
+    attention = attention_layers(model)
+    of_mamba = mamba_mixers(model, but={mixer.layer for mixer in attention})
+    if not attention and not of_mamba:
+        raise ValueError(_unknown(model, _what_mixes(model)))
+    return tuple(sorted((*attention, *of_mamba), key=lambda mixer: mixer.layer))
 
 
 def attention_layers(model: PreTrainedModel) -> tuple[Mixer, ...]:
@@ -31,9 +46,11 @@ def attention_layers(model: PreTrainedModel) -> tuple[Mixer, ...]:
             f"model: {name} biases its scores by distance (ALiBi), which symground does not support; {INSTEAD}"
         )
     found = []
-    for module in model.get_decoder().modules():
+    for path, module in model.get_decoder().named_modules():
         layer = getattr(module, "layer_idx", None)
         if not type(module).__name__.endswith("Attention") or not isinstance(layer, int):
+            continue
+        if of_an_encoder(path, module):
             continue
         config = getattr(module, "config", None)
         for applies, variant in _unlike(module, config):
@@ -43,9 +60,22 @@ def attention_layers(model: PreTrainedModel) -> tuple[Mixer, ...]:
         if config is None or not isinstance(heads, int):
             raise ValueError(_unknown(model, [type(module).__name__]))
         found.append(Mixer(layer, heads, module))
-    if not found:
-        raise ValueError(_unknown(model, _what_mixes(model)))
     return tuple(sorted(found, key=lambda mixer: mixer.layer))
+
+
+def untraced_of(model: PreTrainedModel, found: tuple[Mixer, ...]) -> tuple[str, ...]:
+    """Class names of the decoder's modules that mix positions and are none of these mixers, judged by name."""
+    traced = {part for mixer in found for part in mixer.module.modules()}
+    named = {
+        module: path for path, module in model.get_decoder().named_modules()
+        if _MIXES.search(type(module).__name__) and not _BESIDE.search(type(module).__name__)
+        and module not in traced and not of_an_encoder(path, module)
+    }  # fmt: skip
+    whole = {
+        module for module in named
+        if any(part in traced or (part in named and part is not module) for part in module.modules())
+    }  # fmt: skip
+    return tuple(sorted({type(module).__name__ for module in named if module not in whole}))
 
 
 def _unknown(model: PreTrainedModel, parts: Sequence[str]) -> str:
@@ -72,9 +102,6 @@ def _unlike(module: nn.Module, config: Any) -> Iterator[tuple[bool, str]]:
     kind = type(module)
     crosses = getattr(module, "is_cross_attention", False) or "CrossAttention" in kind.__name__
     yield crosses, "has cross-attention"
-    encodes = getattr(config, "is_decoder", True) is False
-    follows = "lets text see what follows it" + (" (is_decoder=False in its configuration)" if encodes else "")
-    yield getattr(module, "is_causal", True) is False, follows
     yield (getattr(module, "head_dim", None) or 0) > MAX_HEAD_SIZE, f"has heads wider than {MAX_HEAD_SIZE}"
     yield kind.__name__.startswith("DiffLlama"), "has two attention matrices a head"
     yield getattr(module, "indexer", None) is not None, "lets an indexer choose the keys that each query sees"

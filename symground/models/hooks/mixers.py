@@ -117,6 +117,11 @@ class Mixer:
     def tap(self) -> Tap:
         return tap_of(self.module)
 
+    @property
+    def kind(self) -> str:
+        """What mixes the positions: "attention" or "mamba2"."""
+        return "mamba2" if hasattr(self.module, "A_log") else "attention"
+
     def tapped(self, **changes: Any) -> AbstractContextManager[None]:
         """A block in which the mixer has a `Tap` of these fields, in addition to the taps of other blocks."""
         return tapped({self: Tap(**changes)})
