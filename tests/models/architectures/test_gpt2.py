@@ -139,8 +139,9 @@ def test_paths_that_are_no_model_are_named(tmp_path: Path) -> None:
 def test_what_is_not_supported_is_refused_by_name(gpt2: GPT2LMHeadModel) -> None:
     with pytest.raises(ValueError, match="expected a model of transformers .PreTrainedModel., got Linear"):
         sg.attach(torch.nn.Linear(1, 1))  # type: ignore[type-var]
-    with pytest.raises(ValueError, match="cross-attention"):
-        sg.attach(GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, add_cross_attention=True)))
+    crossed = sg.attach(GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, add_cross_attention=True)))
+    with pytest.raises(ValueError, match="encoder_hidden_states: expected None"):
+        crossed(torch.zeros(1, 3).long(), encoder_hidden_states=torch.zeros(1, 2, 8))
     with pytest.raises(ValueError, match="contiguous"):
         gpt2(torch.zeros(1, 3).long(), attention_mask=torch.tensor([[1, 0, 1]]))
     with pytest.raises(ValueError, match="symground.trace"):

@@ -66,6 +66,30 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
          "v_head_dim": 12, "dim_model_base": 8, "scale_emb": 1.0},
     ),
+    "Gemma-3n": (
+        "Gemma3n", "Gemma3nText",
+        {**_GROUPED, "num_hidden_layers": 4, "head_dim": 8, "sliding_window": 4, "num_kv_shared_layers": 2,
+         "layer_types": ["full_attention", "sliding_attention"] * 2, "vocab_size_per_layer_input": 101,
+         "hidden_size_per_layer_input": 8, "laurel_rank": 4, "activation_sparsity_pattern": None},
+    ),
+    "Gemma-4": (
+        "Gemma4", "Gemma4Text",
+        {**_GROUPED, "head_dim": 8, "per_layer_config": {"1": {"head_dim": 320}}, "sliding_window": 4,
+         "layer_types": ["sliding_attention", "full_attention"], "vocab_size_per_layer_input": 101,
+         "hidden_size_per_layer_input": 8, "final_logit_softcapping": 3.0},
+    ),
+    "DeepSeek-V2": (
+        "DeepseekV2", "DeepseekV2",
+        {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+         "qk_nope_head_dim": 8, "v_head_dim": 12, "n_routed_experts": 4, "num_experts_per_tok": 1, "n_group": 1,
+         "topk_group": 1, "first_k_dense_replace": 1, "moe_intermediate_size": 16},
+    ),
+    "GLM-4.7-lite": (
+        "Glm4MoeLite", "Glm4MoeLite",
+        {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+         "qk_nope_head_dim": 8, "v_head_dim": 12, "n_routed_experts": 4, "num_experts_per_tok": 1,
+         "mlp_layer_types": ["dense", "sparse"], "moe_intermediate_size": 16},
+    ),
     "RoBERTa as a decoder": (
         "Roberta", "Roberta",
         {"is_decoder": True, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
@@ -196,6 +220,10 @@ def test_under_autocast_it_is_no_further_off_than_eager(
 ) -> None:
     """Rotary positions give float32 queries and keys, but values of the lower dtype. The oracle is float32 eager."""
     eager, ours = models
+    if isinstance(eager, transformers.Gemma3nForCausalLM) and dtype is torch.float16:
+        with torch.autocast("cpu", dtype), pytest.raises(ValueError, match="float16 overflows in this model"):
+            sg.trace(ours, batch("left")[0], TARGETS)  # with gradients 1024 times as large, eager's overflow too
+        return
     exact, theirs, found = [], [], []
     for side in ("left", "right"):
         ids, mask = batch(side)

@@ -44,7 +44,6 @@ SHOWN = {
 REFUSED = {
     "a window of blocks": masks.and_masks(SHOWN["blocks"], masks.sliding_window_overlay(7)),
     "blocks beside chunks": masks.or_masks(SHOWN["chunks"], masks.blockwise_overlay(BLOCKS)),
-    "not causal": masks.bidirectional_mask_function,
     "packed chunks": masks.and_masks(remapped(SHOWN["chunks"]), masks.packed_sequence_mask_function(PACKED)),
     "of its own": lambda b, h, q, k: (k <= q) & (k % 2 == 0),
     "packed, of its own": masks.and_masks(lambda b, h, q, k: k <= q, masks.packed_sequence_mask_function(PACKED)),
@@ -64,7 +63,8 @@ def test_a_mask_is_read_as_what_it_shows(name: str, first: int, padding: int) ->
     )
     q, k = torch.zeros(2, 1, queries, 1), torch.zeros(2, 1, LENGTH, 1)
     mask = read(torch.nn.Identity(), made, q, k, True, window)
-    found = Mixing(True, None, mask.key_range, window, segments=mask.segments, blocks=mask.blocks).valid(q, k)
+    causal = mask.causal is not False
+    found = Mixing(causal, None, mask.key_range, window, segments=mask.segments, blocks=mask.blocks).valid(q, k)
     b, i, j = torch.arange(2)[:, None, None], torch.arange(first, LENGTH)[:, None], torch.arange(LENGTH)
     expected = function(b, torch.tensor(0), i, j) & valid.bool()[:, None]
     assert torch.equal(found[:, 0].expand(2, -1, -1), expected)

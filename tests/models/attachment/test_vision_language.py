@@ -136,18 +136,15 @@ FAMILIES = {
                  "vision_config": _siglip(), "image_token_index": IMAGE, "mm_tokens_per_image": 4},
         _pixels(3, 8, 8), 4,
     ),
+    "PaliGemma": Family(
+        "PaliGemma",
+        lambda: {"text_config": transformers.GemmaConfig(**_TEXT, head_dim=8), "projection_dim": 32,
+                 "vision_config": transformers.SiglipVisionConfig(**_TOWER, projection_dim=8),
+                 "image_token_index": IMAGE},
+        _pixels(3, 8, 8), 4,
+    ),
 }  # fmt: skip
 REFUSED = {
-    "PaliGemma": (
-        Family(
-            "PaliGemma",
-            lambda: {"text_config": transformers.GemmaConfig(**_TEXT, head_dim=8), "projection_dim": 32,
-                     "vision_config": transformers.SiglipVisionConfig(**_TOWER, projection_dim=8),
-                     "image_token_index": IMAGE},
-            _pixels(3, 8, 8), 4,
-        ),
-        "PaliGemmaForConditionalGeneration lets text see what follows it",
-    ),
     "Llama-3.2-Vision": (
         Family(
             "Mllama",

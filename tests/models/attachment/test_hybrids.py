@@ -1,0 +1,189 @@
+"""Tiny hybrids of attention and Mamba-2: both kinds in one trace, and a word about what else mixes positions."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import symground as sg
+
+SIZES = {
+    "vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 2, "mamba_chunk_size": 8}
+#: name → (class, settings, kind of each traced layer by its number)
+HYBRIDS: dict[str, tuple[str, dict[str, Any], dict[int, str]]] = {
+    "Bamba": ("Bamba", {**_MAMBA, "num_hidden_layers": 2, "attn_layer_indices": [1]}, {0: "mamba2", 1: "attention"}),
+    "Granite-hybrid": (
+        "GraniteMoeHybrid",
+        {**_MAMBA, "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"],
+         "num_local_experts": 4, "num_experts_per_tok": 1, "shared_intermediate_size": 16},
+        {0: "mamba2", 1: "attention"},
+    ),
+    "Nemotron-H": (
+        "NemotronH",
+        {"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"], "mamba_num_heads": 8,
+         "mamba_head_dim": 8, "n_groups": 2, "ssm_state_size": 8, "chunk_size": 8, "head_dim": 8,
+         "n_routed_experts": 4, "moe_intermediate_size": 16, "moe_shared_expert_intermediate_size": 16,
+         "num_experts_per_tok": 1},
+        {0: "mamba2", 2: "attention"},
+    ),
+}  # fmt: skip
+OTHERS = {
+    "Falcon-H1": (
+        "FalconH1", {**_MAMBA, "num_hidden_layers": 2, "mamba_d_ssm": 64, "lm_head_multiplier": 0.3},
+        "FalconH1Mixer",
+    ),
+    "Qwen3-Next": (
+        "Qwen3Next",
+        {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "head_dim": 8,
+         "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 2,
+         "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 4,
+         "num_experts_per_tok": 1},
+        "Qwen3NextGatedDeltaNet",
+    ),
+    "RecurrentGemma": (
+        "RecurrentGemma", {"num_hidden_layers": 3, "lru_width": 32, "head_dim": 8, "attention_window_size": 4},
+        "RecurrentGemmaRglru",
+    ),
+}  # fmt: skip
+TARGETS = torch.tensor([5, 7])
+
+
+def pair(name: str, settings: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedModel]:
+    config = getattr(transformers, f"{name}Config")(**{**SIZES, **settings})
+    kind = getattr(transformers, f"{name}ForCausalLM")
+    torch.manual_seed(0)
+    eager = kind._from_config(copy.deepcopy(config), attn_implementation="eager").eval()
+    for parameter in eager.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    twin = kind(copy.deepcopy(config)).eval()
+    twin.load_state_dict(eager.state_dict())
+    return eager, twin
+
+
+def ids_and_mask(side: str) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    ids, mask = torch.randint(1, 101, (2, 9)), torch.ones(2, 9, dtype=torch.long)
+    mask[0, :3] = 0
+    return (ids * mask, mask) if side == "left" else ((ids * mask).flip(1), mask.flip(1))
+
+
+@pytest.fixture(params=HYBRIDS, ids=str)
+def models(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, PreTrainedModel, dict[int, str]]:
+    name, settings, kinds = HYBRIDS[request.param]
+    eager, twin = pair(name, settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # nothing of it is left out
+        return eager, sg.attach(twin), kinds
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_both_kinds_are_traced_and_the_attention_is_eagers(
+    models: tuple[PreTrainedModel, PreTrainedModel, dict[int, str]], side: str
+) -> None:
+    eager, ours, kinds = models
+    ids, mask = ids_and_mask(side)
+    out = eager(ids, attention_mask=mask, output_attentions=True, use_cache=False)
+    valid, p = mask.bool(), (mask * torch.arange(9)).argmax(-1)
+    with torch.no_grad():
+        logits = ours(ids, attention_mask=mask, use_cache=False).logits
+    torch.testing.assert_close(logits[valid], out.logits[valid], atol=1e-4, rtol=1e-4)
+    surprisal = -out.logits[torch.arange(2), p].log_softmax(-1)[torch.arange(2), TARGETS]
+    attentions = [a for a in out.attentions if a is not None]
+    signed = [a * g for a, g in zip(attentions, torch.autograd.grad(surprisal.sum(), attentions), strict=True)]
+    traced = sg.trace(ours, ids, TARGETS, mask, rows=True)
+    assert dict(zip(traced.layer.values.tolist(), traced.kind.values.tolist(), strict=True)) == kinds
+    assert traced.attrs["untraced"] == []
+    found = traced.isel(layer=traced.kind.values == "attention")
+    seen = valid[:, None, :, None].numpy()
+    wanted = torch.stack([s.sum(1).abs() for s in signed], 1).detach().numpy()
+    np.testing.assert_allclose(found.saliency * seen, wanted * seen, atol=1e-5, rtol=1e-3)
+    heads = wanted.shape[1], attentions[0].shape[1]
+    rows = torch.stack([torch.stack([s[i, :, p[i]] for s in signed]) for i in range(2)]).detach()
+    np.testing.assert_allclose(found.rows[:, :, : heads[1]], rows, atol=1e-5, rtol=1e-3)
+
+
+def test_a_mamba_layers_saliency_is_that_of_its_matrix(
+    models: tuple[PreTrainedModel, PreTrainedModel, dict[int, str]],
+) -> None:
+    """Σ_h S_h = Σ_h M_h ∘ (dY_h X_hᵀ), with M from the recurrence, one step at a time."""
+    _, ours, kinds = models
+    ids, _ = ids_and_mask("left")
+    layer = next(number for number, kind in kinds.items() if kind == "mamba2")
+    mixer = next(m for m in sg.models.mixers(ours) if m.layer == layer).module
+    given: list[Tensor] = []
+    taken: list[Tensor] = []
+    hooks = [
+        mixer.register_forward_pre_hook(lambda _, args, kw: given.append((args or (kw["hidden_states"],))[0]),
+                                        with_kwargs=True),
+        mixer.norm.register_forward_pre_hook(lambda _, args: (taken.append(args[0].requires_grad_()), None)[1]),
+    ]  # fmt: skip
+    logits = ours(ids, use_cache=False).logits[:, -1]
+    for hook in hooks:
+        hook.remove()
+    surprisal = -logits.log_softmax(-1)[torch.arange(2), TARGETS]
+    heads, groups = mixer.num_heads, mixer.n_groups
+    grad = torch.autograd.grad(surprisal.sum(), taken[0])[0].unflatten(-1, (heads, -1))  # [B,T,H,P]
+    with torch.no_grad():
+        _, xbc, dt = mixer.in_proj(given[0]).split([mixer.intermediate_size, mixer.conv_dim, heads], -1)
+        xbc = torch.nn.functional.silu(mixer.conv1d(xbc.transpose(1, 2))[..., :9]).transpose(1, 2)
+        x, b, c = xbc.split([mixer.intermediate_size, *[groups * mixer.ssm_state_size] * 2], -1)
+        dt = torch.nn.functional.softplus(dt + mixer.dt_bias).clamp(*mixer.time_step_limit)
+        decay = (dt * -mixer.A_log.exp()).exp()
+        b, c = (z.unflatten(-1, (groups, -1)).repeat_interleave(heads // groups, 2) for z in (b, c))
+        x, total = x.unflatten(-1, (heads, -1)), torch.zeros(2, 9, 9)
+        for i in range(9):
+            for j in range(i + 1):
+                m = (c[:, i] * b[:, j]).sum(-1) * dt[:, j] * decay[:, j + 1 : i + 1].prod(1)
+                total[:, i, j] = (m * (grad[:, i] * x[:, j]).sum(-1)).sum(-1)
+    traced = sg.trace(ours, ids, TARGETS).sel(layer=layer)
+    np.testing.assert_allclose(traced.saliency, total.abs(), atol=1e-6, rtol=1e-3)
+
+
+def test_heads_of_both_kinds_are_silenced_found_swept_and_generated_with(
+    models: tuple[PreTrainedModel, PreTrainedModel, dict[int, str]],
+) -> None:
+    eager, ours, kinds = models
+    ids, mask = ids_and_mask("left")
+    made = [m.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False) for m in (eager, ours)]
+    assert made[0].tolist() == made[1].tolist()
+    before = ours(ids, use_cache=False).logits
+    for layer in kinds:
+        with sg.ablate(ours, [(layer, 1)]), torch.no_grad():
+            after = ours(ids, use_cache=False).logits
+        assert (after - before).abs().max() > 1e-3
+    with sg.ablate(ours, [(layer, 1) for layer in kinds]), torch.no_grad():
+        one = ids[1:]
+        found = ours.generate(one, attention_mask=torch.ones_like(one), max_new_tokens=5, do_sample=False)
+        for _ in range(5):
+            one = torch.cat([one, ours(one, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+    assert found.tolist() == one.tolist()
+    sg.detach(ours)
+    assert not any("symground" in type(module).__module__ for module in ours.modules())
+    torch.testing.assert_close(ours(ids, use_cache=False).logits, before)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_not_traced_is_named(name: str) -> None:
+    kind, settings, untraced = OTHERS[name]
+    eager, twin = pair(kind, settings)
+    with pytest.warns(UserWarning, match=f"also mixes positions by {untraced}, which symground does not trace"):
+        ours = sg.attach(twin)
+    ids, _ = ids_and_mask("left")
+    traced = sg.trace(ours, ids, TARGETS)
+    assert traced.attrs["untraced"] == [untraced]
+    assert set(traced.kind.values) == {"attention"}
+    with torch.no_grad():
+        logits = eager(ids, use_cache=False).logits[:, -1].log_softmax(-1)
+    np.testing.assert_allclose(traced.surprisal, -logits[torch.arange(2), TARGETS], atol=1e-4, rtol=1e-4)
