@@ -27,6 +27,8 @@ TILES: dict[str, Tiles] = {
         ("sm_100", 4): {64: Config(128, 64, 8, 3), 128: Config(32, 32, 4, 2), 256: Config(32, 16, 8, 1)},
         ("gfx942", 2): {64: Config(64, 64, 4, 1), 128: Config(64, 64, 4, 1), 256: Config(32, 32, 4, 1)},
         ("gfx942", 4): {64: Config(32, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
+        ("sm_86, lighter", 4): {256: Config(32, 16, 8, 1)},
+        ("sm_100, lighter", 4): {64: Config(128, 32, 8, 2)},
     },
 }  # fmt: skip
 

@@ -38,11 +38,14 @@ class Config(NamedTuple):
 
 
 #: A kernel's table: (architecture, bytes of an element) → a configuration, or {largest BLOCK_D: configuration}. "cuda"
-#: is for CUDA architectures without an entry. A configuration in place of a table is for all architectures.
+#: is for CUDA architectures without an entry. A configuration in place of a table is for all architectures. Where the
+#: rule of `shipped` for lighter ones touches local memory, there are entries of these.
 Tiles: TypeAlias = Config | Mapping[tuple[str, int], Config | Mapping[int, Config]]
 
 #: The kernels whose tile of keys loops over queries.
 OVER_QUERIES = ("dkdv",)
+#: Follows an architecture's name in a table, for the entries that leave registers for what a call asks for beside.
+LIGHTER = ", lighter"
 #: Scores of a tile per thread, from which on a lighter configuration differs.
 MANY = 16
 
@@ -77,8 +80,8 @@ def shipped(
 ) -> Config:
     """The table's entry for heads of this size, or if ``lighter`` one that leaves registers for what it does not count.
 
-    Where a thread has many of a tile's scores, the lighter one has twice as many threads, or if these are 8 warps
-    already, half as much of what the kernel loops over.
+    The lighter one is the table's under ``LIGHTER``, if it has one there. Else, where a thread has many of a tile's
+    scores, it has twice as many threads, or if these are 8 warps already, half as much of what the kernel loops over.
     """
     if architecture == "interpreter":
         return INTERPRETER
@@ -86,7 +89,12 @@ def shipped(
     if isinstance(tiles, Config):
         return tiles
     found = tiles.get((architecture, element_size)) or tiles["cuda", element_size]
-    found = found if isinstance(found, Config) else found[min(most for most in found if most >= size)]
+    if not isinstance(found, Config):
+        size = min(most for most in found if most >= size)
+        found = found[size]
+    special = tiles.get((architecture + LIGHTER, element_size))
+    if lighter and special is not None and not isinstance(special, Config) and size in special:
+        return special[size]
     of_thread = found.BM * found.BN // (found.num_warps * 32)
     if not lighter or of_thread < MANY:
         return found

@@ -8,7 +8,6 @@ diagonal term, nor the short convolution before SSD, which mixes up to four neig
 from __future__ import annotations
 
 from collections.abc import Set
-from functools import cache as remembered
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,10 +115,12 @@ class MambaMixer(_Base):
         return columns[..., 1:taps].transpose(1, 2)  # a copy, because the cache was just overwritten
 
 
-@remembered
+_OURS: dict[type[nn.Module], type[nn.Module]] = {}
+
+
 def _ours(own: type[nn.Module]) -> type[nn.Module]:
-    """The class of a mixer that was of transformers' class ``own``."""
-    return type("MambaMixer", (MambaMixer, own), {"own": own, "__module__": __name__})
+    """The class of a mixer that was of transformers' class ``own``; the same at every call."""
+    return _OURS.setdefault(own, type("MambaMixer", (MambaMixer, own), {"own": own, "__module__": __name__}))
 
 
 def is_mamba2(module: nn.Module) -> bool:
