@@ -6,7 +6,7 @@ A device therefore holds what any backward pass holds, and the result of one lay
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -51,8 +51,9 @@ class Results:
     """Results for N examples and L layers in host memory, filled pass by pass and layer by layer."""
 
     def __init__(
-        self, layers: tuple[Mixer, ...], examples: int, length: int, groups: tuple[int, int], saliency: bool, rows: bool
-    ) -> None:
+        self, layers: tuple[Mixer, ...], examples: int, length: int, groups: tuple[int, int], saliency: bool,
+        rows: bool, loss: str = "surprisal",
+    ) -> None:  # fmt: skip
         count, heads = len(layers), max((mixer.heads for mixer in layers), default=0)
         self.groups = num_query, num_key = groups
 
@@ -60,7 +61,7 @@ class Results:
             shape = (examples, count, *shape)
             return np.empty(shape, np.float32) if fill is None else np.full(shape, fill, np.float32)
 
-        self.surprisal = np.empty(examples, np.float32)
+        setattr(self, loss, np.empty(examples, np.float32))
         self.saliency = numbers(length, length) if saliency else None
         self.rows = numbers(heads, length, fill=np.nan) if rows else None  # NaN for heads that a layer lacks
         self.flow = numbers(heads, num_query, num_key, fill=np.nan)
@@ -124,9 +125,19 @@ class _Leaves:
             self.wrong.append(layer)
 
 
+class Loss(NamedTuple):
+    """What a pass is traced back from."""
+
+    of: Callable[[], Tensor]
+    """Runs the model, and returns one number an example [B]."""
+    name: str
+    weight: Tensor
+    """A weight whose dtype and row length are the model's."""
+
+
 def run_pass(
     model: PreTrainedModel,
-    head: Readout,
+    loss: Loss,
     layers: tuple[Mixer, ...],
     batch: Pass,
     results: Results,
@@ -137,22 +148,22 @@ def run_pass(
     """Trace a batch into ``results`` at the examples ``at``.
 
     Raises:
-        ValueError: a surprisal or a flow that is not finite, or layers that the gradient does not reach.
+        ValueError: a loss or a flow that is not finite, or layers that the gradient does not reach.
     """
-    (count, length), (num_query, num_key) = batch.ids.shape, results.groups
+    (count, length), (num_query, num_key) = batch.query_groups.shape, results.groups
     # One further group on each side contains the positions that are in no group, so the totals are sums of the flow.
     rest = (
         torch.where(batch.query_groups < 0, num_query, batch.query_groups),
         torch.where(batch.key_groups < 0, num_key, batch.key_groups),
     )
     kind = device_of(model).type
-    lowered = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
-    half = torch.float16 in (head.weight.dtype, lowered)
+    lowered = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else loss.weight.dtype
+    half = torch.float16 in (loss.weight.dtype, lowered)
     probes = _Leaves(results, at, _SCALE if half else 1.0)
     with ExitStack() as stack, torch.enable_grad():
         stack.callback(probes.clear)
         stack.enter_context(frozen(model))
-        width = head.weight.shape[-1]
+        width = loss.weight.shape[-1]
         large = count * length * len(layers) * width >= _LARGE
         stack.enter_context(return_freed_memory(kind == "cpu" and (large or checkpoint)))
         if checkpoint:
@@ -173,13 +184,13 @@ def run_pass(
             )
         stack.enter_context(tapped(taps))
         with offloaded(model) if offload else nullcontext():
-            surprisal = surprisal_at(model, head, batch)
-        check_finite(surprisal, half)
-        results.surprisal[at] = surprisal.detach().float().cpu().numpy()
+            each = loss.of()
+        check_finite(each, half, loss.name)
+        getattr(results, loss.name)[at] = each.detach().float().cpu().numpy()
         # Within the block, since layers that are recomputed in the backward pass must see the same taps.
         wanted = len(probes.leaves)
-        if surprisal.requires_grad:
-            total = surprisal.sum() * (_SCALE if half else 1.0)
+        if each.requires_grad:
+            total = each.sum() * (_SCALE if half else 1.0)
             with torch.autocast(kind, enabled=False):  # the backward pass keeps the dtypes of the forward pass
                 torch.autograd.backward(total, inputs=probes.leaves)
     if probes.reached < wanted:
@@ -213,11 +224,11 @@ def surprisal_at(model: PreTrainedModel, head: Readout, batch: Pass) -> Tensor:
     return head.surprisal(at_p.to(place), batch.targets.to(place)[:, None])[:, 0]
 
 
-def check_finite(surprisal: Tensor, half: bool) -> None:
-    """Refuse a surprisal that is not finite, before the backward pass."""
-    if not bool(surprisal.isfinite().all()):
-        first = int((~surprisal.isfinite()).nonzero()[0])
-        raise ValueError(f"model: the surprisal of example {first} of a batch is not finite{_hint(half)}")
+def check_finite(each: Tensor, half: bool, name: str = "surprisal") -> None:
+    """Refuse a loss [B] that is not finite, before the backward pass."""
+    if not bool(each.isfinite().all()):
+        first = int((~each.isfinite()).nonzero()[0])
+        raise ValueError(f"model: the {name} of example {first} of a batch is not finite{_hint(half)}")
 
 
 def _hint(half: bool) -> str:

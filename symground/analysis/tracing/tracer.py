@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.probing import Asked, Examples, ImageQuestions, Probes, check_fits
-from symground.analysis.tracing.backward import Pass, Results, gradient_x_input, run_pass
+from symground.analysis.tracing.backward import Loss, Pass, Results, gradient_x_input, run_pass, surprisal_at
+from symground.analysis.tracing.losses import trace_loss
 from symground.analysis.tracing.trace_input import TraceInput, of_examples, of_ids
 from symground.errors import flag, integer
 from symground.models import Mixer, mixers
@@ -35,11 +37,12 @@ _DIMS = {
 
 def trace(
     model: PreTrainedModel,
-    input_ids: Tensor | Asked | Examples,
+    input_ids: Tensor | Asked | Examples | Mapping[str, Any],
     targets: Tensor | None = None,
     attention_mask: Tensor | None = None,
     groups: Mapping[str, Tensor] | None = None,
     *,
+    loss: Callable[[Any], Tensor] | None = None,
     saliency: bool = True,
     rows: bool = False,
     batch_size: int = 64,
@@ -57,13 +60,18 @@ def trace(
     Args:
         model: attached (:func:`symground.attach`), and in evaluation or with an attention dropout of 0.
         input_ids: [B,T], a tensor, an array or lists; or examples of probes, which have their own targets and groups;
-            or probes or questions about images, whose matched examples are traced.
+            or probes or questions about images, whose matched examples are traced. With ``loss`` also the inputs of
+            the model by name, as a tokenizer or an image processor returns them.
         targets: [B] ids predicted at p.
         attention_mask: [B,T], 1 for valid tokens, padding at the ends; None: all valid.
         groups: name → [B,T] bool masks that do not overlap. Every group is a key group and a query group. "prediction"
             is a further query group, the first: p alone, which is removed from the others. With None, the placeholders
             of images in a vision-language model's ids are the group "image"; without images there is no key group, the
             flow is empty, and only the totals are computed.
+        loss: in place of ``targets``, a function of the model's output that returns one number an example [B], such as
+            a class's logit or a similarity. Any attached model will do, without a vocabulary too. Then there is no
+            prediction position, T is the number of positions that its layers mix, the groups are both query and key
+            groups, and ``loss`` takes the place of ``surprisal`` in the result.
         saliency: also return the [example, layer, query, key] matrices; False saves their memory.
         rows: also return every head's own signed saliency at p.
         batch_size: examples per pass.
@@ -90,8 +98,9 @@ def trace(
         A note in ``attrs`` says so.
 
     Raises:
-        ValueError: shapes that do not fit, ids outside the vocabulary, overlapping groups, a cache, a model with
-            dropout on or without weights, or a surprisal or flow that is not finite (if a float16 model overflows).
+        ValueError: a loss that is not one number an example or does not depend on the model; shapes that do not fit,
+            ids outside the vocabulary, overlapping groups, a cache, a model with dropout on or without weights, or a
+            surprisal, loss or flow that is not finite (if a float16 model overflows).
         TypeError: a keyword that is neither one of these nor an input of the model.
         RuntimeError: called inside torch.inference_mode().
 
@@ -102,10 +111,17 @@ def trace(
     saliency, rows = flag("saliency", saliency), flag("rows", rows)
     checkpoint, offload = flag("checkpoint", checkpoint), flag("offload", offload)
     layers = mixers(model)
-    check_inputs(model, model_inputs, "symground.trace", _KEYWORDS)
+    if loss is None:
+        check_inputs(model, model_inputs, "symground.trace", _KEYWORDS)
     if torch.is_inference_mode_enabled():
         raise RuntimeError("trace takes a gradient and cannot run inside torch.inference_mode()")
     beside = {"targets": targets, "attention_mask": attention_mask, "groups": groups, **model_inputs}
+    if loss is not None:
+        if targets is not None or rows:
+            name = "rows" if targets is None else "targets"
+            raise ValueError(f"{name}: a loss has no prediction position; leave {name} out")
+        return trace_loss(model, layers, input_ids, attention_mask, groups, loss, saliency, batch_size, checkpoint,
+                          offload, model_inputs)  # fmt: skip
     if isinstance(input_ids, (Probes, ImageQuestions)):
         check_fits(model, input_ids, images=True)
         given = of_examples(input_ids.matched(), beside)
@@ -140,7 +156,8 @@ def _trace(
             groups = given.query_groups[at], given.key_groups[at]
             batch = Pass(given.ids[at], given.prediction[at], given.targets[at], *groups, given.inputs(at))
             if layers:
-                run_pass(model, head, layers, batch, results, at, checkpoint, offload)
+                loss = Loss(partial(surprisal_at, model, head, batch), "surprisal", head.weight)
+                run_pass(model, loss, layers, batch, results, at, checkpoint, offload)
             else:
                 parts.append(gradient_x_input(model, head, batch))
             bar.advance()

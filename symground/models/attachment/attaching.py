@@ -32,7 +32,7 @@ from symground.models.attachment.lookup import (
     remember,
 )
 from symground.models.attachment.support import mixers_of, untraced_of
-from symground.models.hooks import Mixer, forget_when_checkpointing
+from symground.models.hooks import Mixer, forget_when_checkpointing, stack
 from symground.models.trials import verified_readout
 
 M = TypeVar("M", bound=PreTrainedModel)
@@ -48,7 +48,10 @@ class _Before(NamedTuple):
 
 
 def attach(model: M) -> M:
-    """Make a Hugging Face causal language model traceable in place, and return it.
+    """Make a Hugging Face model whose layers mix positions by softmax attention or Mamba-2 traceable in place.
+
+    It is returned. A causal or masked language model is traced from a word's surprisal, any other, such as a classifier
+    of texts or pictures, from a loss of the caller's (:func:`symground.trace`).
 
     The attention implementation becomes ``symground``. In a vision-language model, only the text decoder changes, and
     the vision tower keeps its own. If a mask [B,S] is passed without ``position_ids``, they are derived from the mask,
@@ -82,10 +85,11 @@ def attach(model: M) -> M:
         check_layers(model, found, "are not in the order of their numbers (layer_idx)")
         if not again:
             object.__setattr__(model, _BEFORE, _Before(before, hook_calls(model)))
-        fuse_gelu(model.get_decoder())
+        fuse_gelu(stack(model))
         remember(model, found)
         _name_untraced(model, untraced_of(model, found))
-        if not any(parameter.is_meta for parameter in model.parameters()):
+        reads_words = model.get_output_embeddings() is not None  # else a trace has a loss of the caller's
+        if reads_words and not any(parameter.is_meta for parameter in model.parameters()):
             with _in_evaluation(model):  # with dropout, the trial's two passes would differ
                 _try(model)
     except Exception:
@@ -139,7 +143,7 @@ def detach(model: M) -> M:
         for config, implementation in before.configs:
             if config._attn_implementation in (NAME, UNPADDED):
                 config._attn_implementation_internal = implementation
-        write_out_gelu(model.get_decoder())
+        write_out_gelu(stack(model))
         give_back_mamba(model)
         forget_when_checkpointing(model)
     for module in model.modules():
@@ -150,7 +154,7 @@ def detach(model: M) -> M:
 
 def _of_decoder(model: PreTrainedModel) -> str | dict[str, str]:
     """The attention implementation to set, for the text decoder only if the model has a vision tower."""
-    text = model.get_decoder().config
+    text = stack(model).config
     for name in model.config.sub_configs:
         if getattr(model.config, name, None) is text:
             return {name: NAME}

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from symground.models.architectures import NAME, UNPADDED, MambaMixer
 from symground.models.attachment.lookup import ATTACHED
-from symground.models.hooks import body, remember_when_checkpointing
+from symground.models.hooks import body, remember_when_checkpointing, stack
 
 
 def hook_calls(model: PreTrainedModel) -> tuple[RemovableHandle, ...]:
@@ -33,7 +33,7 @@ def hook_calls(model: PreTrainedModel) -> tuple[RemovableHandle, ...]:
 def _check_call(module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Refuse ``output_attentions=True`` under our attention implementation, and a tap under another one."""
     asked = kwargs.get("output_attentions") or getattr(module.config, "output_attentions", False)
-    implementation = module.get_decoder().config._attn_implementation
+    implementation = stack(module).config._attn_implementation
     if kwargs.get("encoder_hidden_states") is not None and not module.config.is_encoder_decoder:
         raise ValueError(
             "encoder_hidden_states: expected None, since symground does not trace the cross-attention that reads them; "
@@ -58,7 +58,7 @@ def _prepare(
 ) -> Any:
     """The call's arguments with the positions of its mask; None, for no change, under another implementation."""
     remember_when_checkpointing(module)
-    implementation = module.get_decoder().config._attn_implementation
+    implementation = stack(module).config._attn_implementation
     if implementation not in (NAME, UNPADDED):
         return None
     given = {**dict(zip(names, args, strict=False)), **kwargs}

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from symground.models.architectures import NAME, MambaMixer
-from symground.models.hooks import Mixer
+from symground.models.hooks import Mixer, stack
 
 #: The prefix of attributes that symground sets on modules.
 OURS = "_symground_"
@@ -74,7 +74,7 @@ def untraced(model: nn.Module) -> tuple[str, ...]:
 def remember(model: PreTrainedModel, found: tuple[Mixer, ...]) -> None:
     """Store the mixers on the model for :func:`mixers`, with the children of every other module."""
     within = {part for mixer in found for part in mixer.module.modules()}
-    parts = model.get_decoder().modules() if found else ()
+    parts = stack(model).modules() if found else ()
     holders = [part for part in parts if part not in within]
     object.__setattr__(model, ATTACHED, found)
     object.__setattr__(model, _HOLDERS, tuple((part, tuple(part._modules.values())) for part in holders))
@@ -84,7 +84,7 @@ def _as_attached(model: Any) -> bool:
     """Whether the decoder is still the same, and each of its modules still has the same children."""
     holders: tuple[tuple[nn.Module, tuple[nn.Module | None, ...]], ...] = getattr(model, _HOLDERS)
     decoder = holders[0][0]
-    return model.get_decoder() is decoder and all(tuple(part._modules.values()) == held for part, held in holders)
+    return stack(model) is decoder and all(tuple(part._modules.values()) == held for part, held in holders)
 
 
 def check_in_use(model: nn.Module, found: tuple[Mixer, ...], why: str) -> None:
@@ -105,9 +105,7 @@ def check_layers(model: Any, found: tuple[Mixer, ...], why: str) -> None:
     if found:
         kinds = {type(mixer.module) for mixer in found}
         there = [
-            module
-            for path, module in _parts(model.get_decoder())
-            if type(module) in kinds and not of_an_encoder(path, module)
+            module for path, module in _parts(stack(model)) if type(module) in kinds and not of_an_encoder(path, module)
         ]
         if [id(module) for module in there] != [id(mixer.module) for mixer in found]:
             raise ValueError(f"model: the layers of {type(model).__name__} {why}")

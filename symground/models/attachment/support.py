@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from symground.models.architectures import mamba_mixers
 from symground.models.attachment.lookup import INSTEAD, of_an_encoder
-from symground.models.hooks import Mixer
+from symground.models.hooks import Mixer, stack
 from symground.ops.attention.mixing import MAX_HEAD_SIZE
 
 #: Models with ALiBi whose configuration does not mention it.
@@ -46,28 +46,36 @@ def attention_layers(model: PreTrainedModel) -> tuple[Mixer, ...]:
             f"model: {name} biases its scores by distance (ALiBi), which symground does not support; {INSTEAD}"
         )
     found = []
-    for path, module in model.get_decoder().named_modules():
-        layer = getattr(module, "layer_idx", None)
-        if not type(module).__name__.endswith("Attention") or not isinstance(layer, int):
-            continue
-        if of_an_encoder(path, module):
-            continue
+    for layer, module in _attentions(model):
         config = getattr(module, "config", None)
         for applies, variant in _unlike(module, config):
             if applies:
                 raise ValueError(f"model: {name} {variant}, which symground does not support; {INSTEAD}")
-        heads = getattr(module, "num_heads", None) or getattr(config, "num_attention_heads", None)
+        counts = [getattr(module, of, None) for of in ("num_heads", "num_attention_heads", "n_heads")]
+        heads = next((x for x in counts if x), getattr(config, "num_attention_heads", None))
         if config is None or not isinstance(heads, int):
             raise ValueError(_unknown(model, [type(module).__name__]))
         found.append(Mixer(layer, heads, module))
     return tuple(sorted(found, key=lambda mixer: mixer.layer))
 
 
+def _attentions(model: PreTrainedModel) -> list[tuple[int, nn.Module]]:
+    """(number, module) of each attention; if the modules have no number (layer_idx), they are counted."""
+    modules = [module for path, module in stack(model).named_modules() if not of_an_encoder(path, module)]
+    named = [module for module in modules if type(module).__name__.endswith("Attention")]
+    numbered = [(getattr(module, "layer_idx", None), module) for module in named]
+    found = [(number, module) for number, module in numbered if isinstance(number, int)]
+    if found or not named:
+        return found
+    calling = [module for module in named if "ALL_ATTENTION_FUNCTIONS" in inspect.getsource(type(module).forward)]
+    return list(enumerate(calling))
+
+
 def untraced_of(model: PreTrainedModel, found: tuple[Mixer, ...]) -> tuple[str, ...]:
     """Class names of the decoder's modules that mix positions and are none of these mixers, judged by name."""
     traced = {part for mixer in found for part in mixer.module.modules()}
     named = {
-        module: path for path, module in model.get_decoder().named_modules()
+        module: path for path, module in stack(model).named_modules()
         if _MIXES.search(type(module).__name__) and not _BESIDE.search(type(module).__name__)
         and module not in traced and not of_an_encoder(path, module)
     }  # fmt: skip
@@ -88,7 +96,7 @@ def _unknown(model: PreTrainedModel, parts: Sequence[str]) -> str:
 
 def _what_mixes(model: PreTrainedModel) -> list[str]:
     """Class names of the modules that mix positions, judged by name; if none matches, those of the layers."""
-    decoder = model.get_decoder()
+    decoder = stack(model)
     layers = [part for part in decoder.modules() if isinstance(part, nn.ModuleList) and len(part)]
     inside = {type(part).__name__ for stack in layers for layer in stack for part in layer.modules()}
     named = sorted(name for name in inside if _MIXES.search(name) and not name.endswith(("Layer", "Block")))

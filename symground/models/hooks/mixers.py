@@ -182,6 +182,12 @@ def body(model: PreTrainedModel) -> nn.Module:
     return parts[0] if len(parts) == 1 else base
 
 
+def stack(model: PreTrainedModel) -> Any:
+    """The layers that are traced: those of the decoder if the model has one, else of all but its head."""
+    decoder = model.get_decoder()
+    return decoder if isinstance(decoder, PreTrainedModel) else body(model)
+
+
 def untapped() -> AbstractContextManager[None]:
     """A block that hides the taps of all outer blocks; trials run in it."""
     return Entry({}, hides=True)

@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.models.attachment import mixers
-from symground.models.hooks import Replacement, Tap, tapped
-from symground.models.trials import readout
+from symground.models.hooks import Replacement, Tap, device_of, tapped
 
 
 def gated(
@@ -27,7 +26,7 @@ def gated(
         fills: layer → [H,D] or [B,T,H,D]; None is 0.
         positions: [T] or [B,T] bool, True at the positions that are gated; None is all.
     """
-    device = readout(model).weight.device
+    device = device_of(model)
     taps = {}
     for mixer in mixers(model):
         gate = gates.get(mixer.layer)

@@ -1,0 +1,186 @@
+"""Traces back from a number of the caller's: encoders of texts and pictures against eager autograd."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import symground as sg
+
+_TEXT = {
+    "vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 64, "pad_token_id": 0,
+}  # fmt: skip
+_PICTURE = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 12,
+    "patch_size": 4,
+}  # fmt: skip
+
+
+class Case(NamedTuple):
+    kind: str
+    config: Callable[[], Any]
+    inputs: Callable[[], dict[str, Tensor]]
+    loss: Callable[[Any], Tensor]
+    positions: int
+
+
+def _words() -> dict[str, Tensor]:
+    mask = torch.ones(3, 9, dtype=torch.long)
+    mask[0, 6:] = 0
+    return {"input_ids": torch.randint(1, 101, (3, 9)) * mask, "attention_mask": mask}
+
+
+def _pictures() -> dict[str, Tensor]:
+    return {"pixel_values": torch.randn(3, 3, 12, 12)}
+
+
+def _a_class(out: Any) -> Tensor:
+    return out.logits[:, 1]
+
+
+def _masked_word(out: Any) -> Tensor:
+    return -out.logits[:, 2].log_softmax(-1)[:, 7]
+
+
+def _of_the_pool(out: Any) -> Tensor:
+    return out.pooler_output.square().sum(-1)
+
+
+def _of_the_states(out: Any) -> Tensor:
+    return out.last_hidden_state[:, 0].sin().sum(-1)
+
+
+CASES = {
+    "BERT, a class": Case(
+        "BertForSequenceClassification", lambda: transformers.BertConfig(**_TEXT), _words, _a_class, 9
+    ),
+    "RoBERTa, a class": Case(
+        "RobertaForSequenceClassification", lambda: transformers.RobertaConfig(**_TEXT), _words, _a_class, 9
+    ),
+    "BERT, a masked word": Case("BertForMaskedLM", lambda: transformers.BertConfig(**_TEXT), _words, _masked_word, 9),
+    "BERT without a head": Case("BertModel", lambda: transformers.BertConfig(**_TEXT), _words, _of_the_states, 9),
+    "Llama, a class": Case(
+        "LlamaForSequenceClassification", lambda: transformers.LlamaConfig(**_TEXT), _words, _a_class, 9
+    ),
+    "ViT": Case("ViTForImageClassification", lambda: transformers.ViTConfig(**_PICTURE), _pictures, _a_class, 10),
+    "DINOv2": Case(
+        "Dinov2Model", lambda: transformers.Dinov2Config(**{**_PICTURE, "mlp_ratio": 2}), _pictures, _of_the_pool, 10
+    ),
+    "DINOv3": Case("DINOv3ViTModel", lambda: transformers.DINOv3ViTConfig(**_PICTURE), _pictures, _of_the_pool, 10),
+    "SigLIP": Case(
+        "SiglipVisionModel", lambda: transformers.SiglipVisionConfig(**_PICTURE), _pictures, _of_the_states, 9
+    ),
+    "CLIP's vision tower": Case(
+        "CLIPVisionModel", lambda: transformers.CLIPVisionConfig(**_PICTURE), _pictures, _of_the_states, 10
+    ),
+}
+
+
+def models(case: Case) -> tuple[PreTrainedModel, PreTrainedModel]:
+    config, kind = case.config(), getattr(transformers, case.kind)
+    torch.manual_seed(0)
+    eager = kind._from_config(copy.deepcopy(config), attn_implementation="eager").eval()
+    for parameter in eager.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    twin = kind(copy.deepcopy(config)).eval()
+    twin.load_state_dict(eager.state_dict())
+    return eager, sg.attach(twin)
+
+
+@pytest.mark.filterwarnings("ignore:.*also mixes positions by")
+@pytest.mark.parametrize("name", CASES)
+def test_a_loss_is_traced_as_by_eager_autograd(name: str) -> None:
+    case = CASES[name]
+    eager, ours = models(case)
+    torch.manual_seed(1)
+    inputs = case.inputs()
+    out = eager(**inputs, output_attentions=True)
+    each = case.loss(out)
+    signed = torch.stack(
+        [a * g for a, g in zip(out.attentions, torch.autograd.grad(each.sum(), out.attentions), strict=True)], 1
+    ).detach()  # [B,L,H,T,T]
+    first = torch.zeros(3, case.positions, dtype=torch.bool)
+    first[:, 0] = True
+    groups = {"first": first, "rest": ~first}
+    traced = sg.trace(ours, inputs, loss=case.loss, groups=groups, batch_size=2)
+    np.testing.assert_allclose(traced.loss, each.detach(), atol=1e-4, rtol=1e-4)
+    seen = inputs.get("attention_mask", torch.ones(3, case.positions))[:, None, :, None].bool().numpy()
+    np.testing.assert_allclose(traced.saliency * seen, signed.sum(2).abs().numpy() * seen, atol=1e-5, rtol=1e-3)
+    flow = signed.abs()[..., 0, 1:].sum(-1)  # from the first position to the others
+    found = traced.flow.sel(query_group="first", key_group="rest")
+    np.testing.assert_allclose(found, flow, atol=1e-5, rtol=1e-3)
+    if "attention_mask" not in inputs:
+        np.testing.assert_allclose(traced.matrix_total, signed.abs().sum((-1, -2)), atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*also mixes positions by")
+@pytest.mark.parametrize("name", ["BERT, a class", "ViT"])
+def test_silenced_heads_change_what_eager_changes(name: str) -> None:
+    case = CASES[name]
+    eager, ours = models(case)
+    inputs = case.inputs()
+    wanted, size = [], 8  # a head's columns of the output projection are 0
+    for h in (0, 3):
+        twin = copy.deepcopy(eager)
+        layer = next(
+            m for n, m in twin.named_modules() if n.endswith(("0.attention.output.dense", "0.attention.o_proj"))
+        )
+        with torch.no_grad():
+            layer.weight[:, h * size : (h + 1) * size] = 0
+            wanted.append(case.loss(twin(**inputs)))
+    for h, expected in zip((0, 3), wanted, strict=True):
+        with sg.ablate(ours, [(0, h)]), torch.no_grad():
+            torch.testing.assert_close(case.loss(ours(**inputs)), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_causal_models_loss_is_its_surprisal() -> None:
+    torch.manual_seed(0)
+    model = sg.attach(transformers.LlamaForCausalLM(transformers.LlamaConfig(**_TEXT)).eval())
+    ids, targets = torch.randint(1, 101, (2, 7)), torch.tensor([5, 9])
+
+    def surprisal(out: Any) -> Tensor:
+        return -out.logits[:, -1].log_softmax(-1)[torch.arange(2), targets]
+
+    found, wanted = sg.trace(model, ids, loss=surprisal), sg.trace(model, ids, targets)
+    np.testing.assert_allclose(found.loss, wanted.surprisal, rtol=1e-5)
+    np.testing.assert_allclose(found.saliency, wanted.saliency, atol=1e-7, rtol=1e-4)
+    np.testing.assert_allclose(found.matrix_total, wanted.matrix_total, rtol=1e-4)
+
+
+def test_what_is_no_loss_is_named() -> None:
+    _, model = models(CASES["BERT, a class"])
+    inputs = _words()
+    for loss, said in (
+        (
+            lambda out: out.logits,
+            r"loss: expected one floating-point number an example, shape \[3\], got shape \[3, 2\]",
+        ),
+        (lambda out: out.logits.sum(), r"loss: expected one floating-point number an example, .* got shape \[\]"),
+        (lambda out: out.logits.argmax(-1), "loss: expected one floating-point number an example"),
+        (lambda out: 1.0, r"loss: expected one floating-point number an example, shape \[3\], got 1\.0"),
+        (lambda out: out.logits[:, 0].detach(), "loss: expected a number that depends on the model's output"),
+        (lambda out: out.logits[:, 0] * torch.nan, "model: the loss of example 0 of a batch is not finite"),
+        ("logit", "loss: expected a function of the model's output, got 'logit'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            sg.trace(model, inputs, loss=loss)
+    with pytest.raises(ValueError, match="targets: a loss has no prediction position; leave targets out"):
+        sg.trace(model, inputs, torch.tensor([1, 2, 3]), loss=_a_class)
+    with pytest.raises(ValueError, match="rows: a loss has no prediction position; leave rows out"):
+        sg.trace(model, inputs, loss=_a_class, rows=True)
+    with pytest.raises(ValueError, match=r"groups\['noun'\]: expected shape \[3, 9\], got \[3, 4\]"):
+        sg.trace(model, inputs, loss=_a_class, groups={"noun": torch.ones(3, 4)})
+    with pytest.raises(TypeError, match="'pixels' is neither an argument of it nor an input of BertForSequence"):
+        sg.trace(model, inputs, loss=_a_class, pixels=torch.zeros(3))
+    with pytest.raises(ValueError, match="got none"):
+        sg.trace(model, {}, loss=_a_class)
