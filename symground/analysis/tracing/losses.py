@@ -112,7 +112,15 @@ def _part(inputs: Mapping[str, Any], at: slice, count: int) -> dict[str, Any]:
 def _length(model: PreTrainedModel, layers: tuple[Mixer, ...], inputs: Mapping[str, Any]) -> int:
     """How many positions the layers mix; all of them as many."""
     with head_outputs(layers) as found:
-        model(**inputs)
+        try:
+            model(**inputs)
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"model: {type(model).__name__} does not run on these inputs with symground's attention "
+                f"({type(error).__name__}: {error})"
+            ) from error
     lengths = {layer: heads.shape[1] for layer, heads in found.items()}
     examples = {len(heads) for heads in found.values()}
     if len({*lengths.values()}) != 1 or examples != {1} or len(found) != len(layers):

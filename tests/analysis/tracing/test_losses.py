@@ -167,7 +167,7 @@ def test_what_is_no_loss_is_named() -> None:
         ),
         (lambda out: out.logits.sum(), r"loss: expected one floating-point number an example, .* got shape \[\]"),
         (lambda out: out.logits.argmax(-1), "loss: expected one floating-point number an example"),
-        (lambda out: 1.0, r"loss: expected one floating-point number an example, shape \[3\], got 1\.0"),
+        (lambda out: 1.0, r"loss: expected one floating-point number an example, shape \[3\], got float 1\.0"),
         (lambda out: out.logits[:, 0].detach(), "loss: expected a number that depends on the model's output"),
         (lambda out: out.logits[:, 0] * torch.nan, "model: the loss of example 0 of a batch is not finite"),
         ("logit", "loss: expected a function of the model's output, got 'logit'"),
@@ -184,3 +184,12 @@ def test_what_is_no_loss_is_named() -> None:
         sg.trace(model, inputs, loss=_a_class, pixels=torch.zeros(3))
     with pytest.raises(ValueError, match="got none"):
         sg.trace(model, {}, loss=_a_class)
+
+
+def test_a_model_whose_layers_mix_windows_of_the_picture_is_refused() -> None:
+    config = transformers.SwinConfig(
+        image_size=16, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4
+    )
+    model = sg.attach(transformers.SwinForImageClassification(config).eval())
+    with pytest.raises(ValueError, match="model: "):
+        sg.trace(model, {"pixel_values": torch.randn(2, 3, 16, 16)}, loss=_a_class)
