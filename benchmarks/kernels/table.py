@@ -124,7 +124,7 @@ class Row:
 OPTIONS = ("window", "key_range", "gate", "softcap", "sink", "slopes", "segments", "blocks")
 
 
-#: Those with which attention has lighter tiles.
+#: Those with which attention has lighter tiles; a sink has them where products are in chunks.
 BENDING = ("softcap", "slopes", "segments", "blocks")
 
 
@@ -268,7 +268,8 @@ Job = tuple[str, str, str, int, Config | None, Problem]
 def shipped_for(kernel: str, arch: str, dtype: torch.dtype, size: int, problem: Problem) -> Config:
     """The configuration with which ``kernel`` is launched."""
     name, of_attention = SHARING.get(kernel, kernel), kernel not in (*SSD, *VOCABULARY)
-    lighter = of_attention and any(option in BENDING for option in problem.options)
+    wide = dtype == torch.float32 and size > launch.WHOLE and not arch.startswith("gfx")
+    lighter = of_attention and any(option in BENDING or (option == "sink" and wide) for option in problem.options)
     block = launch.part_of(size) if of_attention else launch.block_of(size)
     return FIXED.get(kernel) or shipped(name, KERNELS, arch, block, dtype.itemsize, lighter)
 

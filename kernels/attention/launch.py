@@ -30,7 +30,8 @@ class Call:
         given: the tensors, each of which a call may leave out, that say how queries see keys: the gate, the slopes, the
             key range, and the spans of segments and blocks.
         sizes: the numbers that every kernel takes last: scale, softcap, window, H, T, S.
-        bends: whether the logits or the mask take registers for which the tables leave no room.
+        bends: whether the logits, the mask or, in products in chunks, a sink take registers for which the tables leave
+            no room.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Call:
         # A window of S excludes no key, and its sums could exceed 2³¹.
         window = None if window is None or window >= self.S else window
         self.bends = softcap is not None or any(x is not None for x in (slopes, segments, blocks))
+        self.bends |= sink is not None and too_wide(self.widest)
         self.strides = (*q.stride(), *k.stride(), *v.stride())
         self.sizes = (scale, softcap, window, self.H, self.T, self.S)
         self._masks = (causal, softcap is None, window is None, sink is None, *[x is None for x in self.given])

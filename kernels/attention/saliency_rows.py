@@ -25,6 +25,8 @@ TILES: dict[str, Tiles] = {
         ("sm_100", 4): {64: Config(64, 128, 8, 1), 256: Config(32, 64, 8, 1)},
         ("gfx942", 2): {64: Config(64, 64, 4, 1), 128: Config(64, 64, 4, 1), 256: Config(32, 32, 4, 1)},
         ("gfx942", 4): {64: Config(32, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
+        ("sm_90, lighter", 4): {256: Config(16, 64, 8, 1)},
+        ("sm_100, lighter", 4): {256: Config(16, 64, 8, 1)},
     },
 }  # fmt: skip
 

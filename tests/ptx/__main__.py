@@ -25,6 +25,7 @@ ARCHITECTURES = ("sm_80", "sm_90")
 COUNTS = ("compiled", "launches", "programs")
 FILES = {
     "attention": "tests/ops/attention/test_triton.py",
+    "options": "tests/ops/attention/test_triton_options.py",
     "shapes": "tests/ops/attention/test_triton_shapes.py",
     "ssd": "tests/ops/ssd/test_triton.py",
     "vocabulary": "tests/ops/vocabulary/test_triton.py",

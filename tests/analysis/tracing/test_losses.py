@@ -170,7 +170,7 @@ def test_what_is_no_loss_is_named() -> None:
         (lambda out: 1.0, r"loss: expected one floating-point number an example, shape \[3\], got float 1\.0"),
         (lambda out: out.logits[:, 0].detach(), "loss: expected a number that depends on the model's output"),
         (lambda out: out.logits[:, 0] * torch.nan, "model: the loss of example 0 of a batch is not finite"),
-        ("logit", "loss: expected a function of the model's output, got 'logit'"),
+        ("logit", "loss: expected a function of the model's output, got str 'logit'"),
     ):
         with pytest.raises(ValueError, match=said):
             sg.trace(model, inputs, loss=loss)
