@@ -270,8 +270,7 @@ def shipped_for(kernel: str, arch: str, dtype: torch.dtype, size: int, problem: 
     name, of_attention = SHARING.get(kernel, kernel), kernel not in (*SSD, *VOCABULARY)
     wide = dtype == torch.float32 and size > launch.WHOLE and not arch.startswith("gfx")
     lighter = of_attention and any(option in BENDING or (option == "sink" and wide) for option in problem.options)
-    block = launch.part_of(size) if of_attention else launch.block_of(size)
-    return FIXED.get(kernel) or shipped(name, KERNELS, arch, block, dtype.itemsize, lighter)
+    return FIXED.get(kernel) or shipped(name, KERNELS, arch, launch.block_of(size), dtype.itemsize, lighter)
 
 
 def examine(job: Job) -> Row:

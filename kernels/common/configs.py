@@ -46,6 +46,9 @@ Tiles: TypeAlias = Config | Mapping[tuple[str, int], Config | Mapping[int, Confi
 OVER_QUERIES = ("dkdv",)
 #: Follows an architecture's name in a table, for the entries that leave registers for what a call asks for beside.
 LIGHTER = ", lighter"
+#: The widest heads for which the tables have entries, and by the bytes of an element what wider ones have.
+WIDEST = 256
+WIDE = {2: Config(32, 32, 4, 1), 4: Config(16, 16, 4, 1)}
 #: Scores of a tile per thread, from which on a lighter configuration differs.
 MANY = 16
 
@@ -90,6 +93,8 @@ def shipped(
         return tiles
     found = tiles.get((architecture, element_size)) or tiles["cuda", element_size]
     if not isinstance(found, Config):
+        if size > WIDEST:
+            return WIDE[element_size]
         size = min(most for most in found if most >= size)
         found = found[size]
     special = tiles.get((architecture + LIGHTER, element_size))

@@ -164,7 +164,7 @@ def config_of(
     ``tables`` are those in the kernel's file; ``lighter`` as for `shipped`.
     """
     architecture = architecture_of(x.device)
-    best = shipped(kernel, tables, architecture, min(PART, x.shape[-1]), x.element_size(), lighter)
+    best = shipped(kernel, tables, architecture, x.shape[-1], x.element_size(), lighter)
     if x.is_cuda and tunes() and not torch.cuda.is_current_stream_capturing():
         from symground.kernels.common import tuning
 

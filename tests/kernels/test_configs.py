@@ -40,7 +40,7 @@ def test_every_kernel_has_a_configuration_for_every_head_size_and_dtype(architec
     kernels = tables()
     assert {*kernels} == looked_up() | {"shared_candidates", "own_candidates"}  # these two have one configuration
     for kernel in kernels:
-        for block_d in (16, 32, 64, 128, 256):
+        for block_d in (16, 32, 64, 128, 256, 512, 1024):
             for element_size in (2, 4):
                 config = shipped(kernel, kernels, architecture, block_d, element_size)
                 assert min(config.BM, config.BN) >= 16
