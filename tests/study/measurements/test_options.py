@@ -31,7 +31,7 @@ WRITTEN = (("plot", "--out"), ("launch-cost", "--out"), ("scaling", "--out"))
 FOLDERS = (("gpu", "--out"), ("suites", "--out"))
 #: Measurement → its options that take a whole number, and numbers that are too small or too large.
 NUMBERS = {
-    ("kernels", "--head-size"): ("0", "-64", "257"),
+    ("kernels", "--head-size"): ("0", "-64", "577"),
     ("kernels", "--length"): ("0", "-3"),
     ("forecast", "--size"): ("0", "-64", "300"),
     ("forecast", "--jobs"): ("0",),
