@@ -70,7 +70,7 @@ def test_a_mutant_is_noticed_where_a_test_reads_it(
 @pytest.mark.slow
 def test_a_mutant_of_a_kernel_is_what_the_interpreter_runs() -> None:
     pytest.importorskip("triton", reason="Triton is not installed: kernel tests")
-    path = ROOT / "symground" / "kernels" / "common" / "tiles.py"
+    path = ROOT / "symground" / "kernels" / "common" / "masks.py"
     source = path.read_text(encoding="utf-8")
     before = "first = tl.maximum(0, first_j"
     assert before in source
@@ -81,13 +81,13 @@ from tools.mutants import trial
 path = Path({str(path)!r})
 source = path.read_text(encoding="utf-8")
 for text in (source, source.replace({before!r}, "first = 2 + tl.maximum(0, first_j")):
-    print(trial("symground.kernels.common.tiles", text, path, ["tests/kernels/test_tiles.py"], 300)[0] is None)
+    print(trial("symground.kernels.common.masks", text, path, ["tests/kernels/test_tiles.py"], 300)[0] is None)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == ["True", "False"], done.stderr
-    importlib.import_module("symground.kernels.common.tiles")
-    with pytest.raises(ValueError, match="name: symground.kernels.common.tiles is imported already"):
-        trial("symground.kernels.common.tiles", source, path, ["tests/kernels/test_tiles.py"], 300)
+    importlib.import_module("symground.kernels.common.masks")
+    with pytest.raises(ValueError, match="name: symground.kernels.common.masks is imported already"):
+        trial("symground.kernels.common.masks", source, path, ["tests/kernels/test_tiles.py"], 300)
 
 
 def test_the_table_names_modules_and_tests_that_are_there() -> None:
