@@ -32,6 +32,7 @@ from transformers.models.auto import modeling_auto
 
 import symground as sg
 from benchmarks.classes.tiny import WORDS, tiny
+from benchmarks.common.twins import twins
 from symground.models.hooks import body
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,14 +77,7 @@ def built(name: str, head: str) -> tuple[PreTrainedModel, PreTrainedModel]:
         size = sum(x.numel() for x in kind._from_config(copy.deepcopy(config)).parameters())
     if size > MOST_PARAMETERS:
         raise ValueError(f"its tiny configuration has {size} parameters")
-    torch.manual_seed(0)
-    eager = kind._from_config(copy.deepcopy(config), attn_implementation="eager").eval()
-    for parameter in eager.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
-    twin = kind(copy.deepcopy(config)).eval()
-    twin.load_state_dict(eager.state_dict())
-    return eager, twin
+    return twins(kind, config)
 
 
 def batch() -> tuple[Tensor, Tensor]:

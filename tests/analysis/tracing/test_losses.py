@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import symground as sg
+from benchmarks.common.twins import twins
 
 _TEXT = {
     "vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -87,13 +88,7 @@ CASES = {
 
 def models(case: Case) -> tuple[PreTrainedModel, PreTrainedModel]:
     config, kind = case.config(), getattr(transformers, case.kind)
-    torch.manual_seed(0)
-    eager = kind._from_config(copy.deepcopy(config), attn_implementation="eager").eval()
-    for parameter in eager.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
-    twin = kind(copy.deepcopy(config)).eval()
-    twin.load_state_dict(eager.state_dict())
+    eager, twin = twins(kind, config)
     return eager, sg.attach(twin)
 
 

@@ -20,6 +20,7 @@ from transformers.models.gptj import modeling_gptj
 
 import symground
 import symground as sg
+from benchmarks.common.twins import twins
 from symground.analysis.probing.answering import choices
 from symground.data import Corpus
 from symground.models.architectures.masks import _is_window
@@ -134,14 +135,7 @@ def pair(model: str, config: str, more: dict[str, Any]) -> tuple[PreTrainedModel
     """The model under transformers' eager attention, and a copy to attach."""
     settings = getattr(transformers, f"{config}Config")(**{**SIZES, **more})
     kind = getattr(transformers, f"{model}ForCausalLM")
-    torch.manual_seed(0)
-    eager = kind._from_config(copy.deepcopy(settings), attn_implementation="eager").eval()
-    for parameter in eager.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
-    twin = kind(copy.deepcopy(settings)).eval()
-    twin.load_state_dict(eager.state_dict())
-    return eager, twin
+    return twins(kind, settings)
 
 
 def batch(side: str) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import symground as sg
+from benchmarks.common.twins import twins
 
 SIZES = {
     "vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -62,14 +62,7 @@ TARGETS = torch.tensor([5, 7])
 def pair(name: str, settings: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedModel]:
     config = getattr(transformers, f"{name}Config")(**{**SIZES, **settings})
     kind = getattr(transformers, f"{name}ForCausalLM")
-    torch.manual_seed(0)
-    eager = kind._from_config(copy.deepcopy(config), attn_implementation="eager").eval()
-    for parameter in eager.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
-    twin = kind(copy.deepcopy(config)).eval()
-    twin.load_state_dict(eager.state_dict())
-    return eager, twin
+    return twins(kind, config)
 
 
 def ids_and_mask(side: str) -> tuple[Tensor, Tensor]:

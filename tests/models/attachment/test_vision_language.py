@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel
 
 import symground
 import symground as sg
+from benchmarks.common.twins import twins
 from symground.models import mixers
 from symground.models.architectures.attention import NAME
 
@@ -165,14 +165,7 @@ def pair(family: Family) -> tuple[PreTrainedModel, PreTrainedModel]:
     """The model under transformers' eager attention, and a copy to attach."""
     config = getattr(transformers, f"{family.kind}Config")(**family.config())
     kind = getattr(transformers, f"{family.kind}ForConditionalGeneration")
-    torch.manual_seed(0)
-    eager = kind._from_config(copy.deepcopy(config), attn_implementation="eager").eval()
-    for parameter in eager.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
-    twin = kind(copy.deepcopy(config)).eval()
-    twin.load_state_dict(eager.state_dict())
-    return eager, twin
+    return twins(kind, config)
 
 
 def batch(family: Family, side: str | None) -> dict[str, Tensor]:
