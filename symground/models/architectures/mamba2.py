@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 from transformers import Cache, PreTrainedModel
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer, MambaRMSNormGated
 
@@ -21,9 +20,8 @@ from symground.models.hooks import Mixer, check_batch, shown, ssd_row, tap_of
 from symground.ops.attention.mixing import key_range_of
 from symground.ops.mamba2.layer import step_sizes
 
-#: What a module of transformers has that is a Mamba-2 mixer: Mamba-2's own, or a hybrid's.
-_PARTS = ("in_proj", "conv1d", "dt_bias", "A_log", "D", "out_proj", "n_groups", "ssm_state_size", "conv_dim",
-          "num_heads", "time_step_limit", "layer_idx")  # fmt: skip
+#: transformers' classes that compute exactly what `MambaMixer` computes. Falcon-H1's, for one, scales its parts.
+_ALIKE = ("Mamba2Mixer", "BambaMixer", "GraniteMoeHybridMambaLayer", "NemotronHMamba2Mixer")
 if TYPE_CHECKING:
     _Base = Mamba2Mixer  # what a subclass of `MambaMixer` has beside
 else:
@@ -55,7 +53,7 @@ class MambaMixer(_Base):
             raise ValueError("model: a Mamba-2 layer has no queries, keys and values to mix otherwise")
         plain = self.activation in ("silu", "swish")
         low, high = self.time_step_limit
-        whole_norm = type(getattr(self, "norm", None)) is MambaRMSNormGated
+        whole_norm = type(self.norm) is MambaRMSNormGated
         if tap.idle and plain and whole_norm and cache is None and attention_mask is None:
             inner = ops.mamba2_inner(
                 self.in_proj(hidden_states), self.conv1d.weight[:, 0], self.conv1d.bias, self.dt_bias, self.A_log,
@@ -65,10 +63,7 @@ class MambaMixer(_Base):
             return whole
         check_batch(tap, len(hidden_states))
         key_range = None if attention_mask is None else key_range_of(attention_mask)
-        projected = self.in_proj(hidden_states * getattr(self, "ssm_in_multiplier", 1.0))
-        if getattr(self, "mup_vector", None) is not None:  # Falcon-H1 scales each part of the projection
-            projected = projected * self.mup_vector
-        z, xbc, dt = projected.split([self.intermediate_size, self.conv_dim, heads], -1)
+        z, xbc, dt = self.in_proj(hidden_states).split([self.intermediate_size, self.conv_dim, heads], -1)
         if attention_mask is not None:  # otherwise the convolution would mix padding into the text
             xbc = xbc * attention_mask[..., None].bool()  # a number above 1 marks a valid token too
         before = None
@@ -94,9 +89,7 @@ class MambaMixer(_Base):
             y = y + ssd_row(tap.row_probe, x, dt, a, b, c, key_range)
         y = y + self.D.to(y.dtype)[:, None] * x  # [B,T,H,P]
         y = shown(tap, y if tap.gate is None else ops.gate_heads(y, tap.gate))
-        y = y.flatten(2)
-        y = y * silu(z) if getattr(self, "norm", None) is None else self.norm(y, z)
-        out: Tensor = self.out_proj(y.to(hidden_states.dtype))
+        out: Tensor = self.out_proj(self.norm(y.flatten(2), z).to(hidden_states.dtype))
         return out
 
     def _remember(self, cache: Cache, xbc: Tensor, key_range: Tensor | None) -> Tensor:
@@ -123,10 +116,11 @@ def _ours(own: type[nn.Module]) -> type[nn.Module]:
     return _OURS.setdefault(own, type("MambaMixer", (MambaMixer, own), {"own": own, "__module__": __name__}))
 
 
-def is_mamba2(module: nn.Module) -> bool:
-    """Whether a module of transformers is a Mamba-2 mixer."""
-    known = type(module).__module__.startswith(("transformers.", "symground."))
-    return known and all(hasattr(module, name) for name in _PARTS) and getattr(module.A_log, "ndim", 0) == 1
+def _is_mamba2(module: nn.Module) -> bool:
+    """Whether a module is a Mamba-2 mixer of transformers, or one of them that was made ours."""
+    kind = type(module)
+    alike = kind.__name__ in _ALIKE and kind.__module__.startswith("transformers.")
+    return alike or isinstance(module, MambaMixer)
 
 
 def mamba_mixers(model: PreTrainedModel, but: Set[int] = frozenset()) -> tuple[Mixer, ...]:
@@ -137,7 +131,7 @@ def mamba_mixers(model: PreTrainedModel, but: Set[int] = frozenset()) -> tuple[M
     found = []
     module: Any
     for module in model.modules():
-        if is_mamba2(module) and module.layer_idx not in but:
+        if _is_mamba2(module) and module.layer_idx not in but:
             if module.num_heads % module.n_groups:
                 raise ValueError(
                     f"model: expected n_groups to divide num_heads = {module.num_heads}, got {module.n_groups}"
