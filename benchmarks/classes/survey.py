@@ -141,7 +141,7 @@ def _compared(eager: PreTrainedModel, ours: PreTrainedModel, ids: Tensor, mask: 
     kinds = Counter(traced.kind.values.tolist())
     said = ", ".join(f"{count} × {kind}" for kind, count in sorted(kinds.items()))
     if traced.attrs["untraced"]:
-        said += f"; not traced: {', '.join(traced.attrs['untraced'])}"
+        said += f"; not traced: {traced.attrs['untraced']}"
     if len(attentions) != kinds["attention"]:
         return TRACED, f"{said}; eager shows {len(attentions)} attentions, so logits alone were compared"
     if not attentions:

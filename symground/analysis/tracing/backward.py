@@ -39,37 +39,58 @@ class Pass(NamedTuple):
     """[B]"""
     targets: Tensor
     """[B]"""
-    query_groups: Tensor
-    """[B,T]"""
-    key_groups: Tensor
-    """[B,T]"""
     inputs: Mapping[str, Any]
     """Further inputs of the model."""
+
+
+#: The dimensions of each variable of a trace.
+DIMS = {
+    **dict.fromkeys(("surprisal", "loss"), ("example",)),
+    "saliency": ("example", "layer", "query", "key"),
+    "flow": ("example", "layer", "head", "query_group", "key_group"),
+    "row_total": ("example", "layer", "head", "query_group"),
+    "matrix_total": ("example", "layer", "head"),
+    "rows": ("example", "layer", "head", "key"),
+    "input_x_gradient": ("example", "key"),
+}
+
+
+def coordinates_of(layers: tuple[Mixer, ...]) -> dict[str, Any]:
+    """The coordinates of the layers and heads in a trace."""
+    return {
+        "layer": [mixer.layer for mixer in layers], "kind": ("layer", [mixer.kind for mixer in layers]),
+        "head": np.arange(_most_heads(layers)),
+    }  # fmt: skip
+
+
+def _most_heads(layers: tuple[Mixer, ...]) -> int:
+    return max((mixer.heads for mixer in layers), default=0)
 
 
 class Results:
     """Results for N examples and L layers in host memory, filled pass by pass and layer by layer."""
 
     def __init__(
-        self, layers: tuple[Mixer, ...], examples: int, length: int, groups: tuple[int, int], saliency: bool,
-        rows: bool, loss: str = "surprisal",
-    ) -> None:  # fmt: skip
-        count, heads = len(layers), max((mixer.heads for mixer in layers), default=0)
+        self, layers: tuple[Mixer, ...], examples: int, length: int, groups: tuple[int, int], saliency: bool, rows: bool
+    ) -> None:
+        count, heads = len(layers), _most_heads(layers)
         self.groups = num_query, num_key = groups
 
         def numbers(*shape: int, fill: float | None = None) -> NDArray[np.float32]:
             shape = (examples, count, *shape)
             return np.empty(shape, np.float32) if fill is None else np.full(shape, fill, np.float32)
 
-        setattr(self, loss, np.empty(examples, np.float32))
+        self.loss = np.empty(examples, np.float32)
         self.saliency = numbers(length, length) if saliency else None
         self.rows = numbers(heads, length, fill=np.nan) if rows else None  # NaN for heads that a layer lacks
         self.flow = numbers(heads, num_query, num_key, fill=np.nan)
         self.row_total = numbers(heads, num_query, fill=np.nan)
         self.matrix_total = numbers(heads, fill=np.nan)
 
-    def arrays(self) -> dict[str, NDArray[np.float32]]:
-        return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+    def arrays(self, loss: str) -> dict[str, NDArray[np.float32]]:
+        """Variable → its numbers; ``loss`` is the name of the loss."""
+        found = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return {loss: found.pop("loss"), **found}
 
 
 class _Leaves:
@@ -139,23 +160,24 @@ def run_pass(
     model: PreTrainedModel,
     loss: Loss,
     layers: tuple[Mixer, ...],
-    batch: Pass,
+    groups: tuple[Tensor, Tensor],
     results: Results,
     at: slice,
     checkpoint: bool,
     offload: bool,
+    prediction: Tensor | None = None,
 ) -> None:
     """Trace a batch into ``results`` at the examples ``at``.
+
+    ``groups`` are those of the queries and of the keys [B,T], -1 for none; ``prediction`` [B] is the row of ``rows``.
 
     Raises:
         ValueError: a loss or a flow that is not finite, or layers that the gradient does not reach.
     """
-    (count, length), (num_query, num_key) = batch.query_groups.shape, results.groups
+    count, length = groups[0].shape
     # One further group on each side contains the positions that are in no group, so the totals are sums of the flow.
-    rest = (
-        torch.where(batch.query_groups < 0, num_query, batch.query_groups),
-        torch.where(batch.key_groups < 0, num_key, batch.key_groups),
-    )
+    rest = [torch.where(of < 0, num, of) for of, num in zip(groups, results.groups, strict=True)]
+    num_query, num_key = results.groups
     kind = device_of(model).type
     lowered = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else loss.weight.dtype
     half = torch.float16 in (loss.weight.dtype, lowered)
@@ -172,8 +194,8 @@ def run_pass(
         for i, mixer in enumerate(layers):
             device, heads = device_of(mixer.module), mixer.heads
             row = None
-            if results.rows is not None:
-                row = RowProbe(probes.add("rows", i, device, count, heads, length), batch.prediction.to(device))
+            if prediction is not None and results.rows is not None:
+                row = RowProbe(probes.add("rows", i, device, count, heads, length), prediction.to(device))
             asked = results.saliency is not None
             taps[mixer] = Tap(
                 saliency_probe=probes.add("saliency", i, device, count, length, length) if asked else None,
@@ -186,7 +208,7 @@ def run_pass(
         with offloaded(model) if offload else nullcontext():
             each = loss.of()
         check_finite(each, half, loss.name)
-        getattr(results, loss.name)[at] = each.detach().float().cpu().numpy()
+        results.loss[at] = each.detach().float().cpu().numpy()
         # Within the block, since layers that are recomputed in the backward pass must see the same taps.
         wanted = len(probes.leaves)
         if each.requires_grad:

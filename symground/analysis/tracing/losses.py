@@ -6,28 +6,21 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.checks import check_mapping, tensor_of
-from symground.analysis.tracing.backward import Loss, Pass, Results, run_pass
+from symground.analysis.checks import tensor_of
+from symground.analysis.tracing.backward import DIMS, Loss, Results, coordinates_of, run_pass
+from symground.analysis.tracing.trace_input import group_ids, inputs_of, masks_of
 from symground.errors import described
 from symground.models import Mixer
 from symground.models.attachment import untraced
 from symground.models.hooks import device_of, head_outputs
+from symground.models.passes import check_names
 from symground.models.trials import check_deterministic
 from symground.running import progress
-
-_DIMS = {
-    "loss": ("example",),
-    "saliency": ("example", "layer", "query", "key"),
-    "flow": ("example", "layer", "head", "query_group", "key_group"),
-    "row_total": ("example", "layer", "head", "query_group"),
-    "matrix_total": ("example", "layer", "head"),
-}
 
 
 def trace_loss(
@@ -48,72 +41,50 @@ def trace_loss(
         raise ValueError(f"loss: expected a function of the model's output, got {described(loss)}")
     if not layers:
         raise ValueError(f"loss: {type(model).__name__} has no heads to trace it back to")
-    inputs, count = _inputs(model, given, attention_mask, beside)
+    given = dict(given) if isinstance(given, Mapping) else {"input_ids": tensor_of(given, "input_ids")}
+    given |= {**beside, **({} if attention_mask is None else {"attention_mask": attention_mask})}
+    check_names(model, given, "symground.trace", ("loss", "groups", "saliency", "batch_size", "checkpoint", "offload"))
+    count = next((len(x) for x in given.values() if isinstance(x, Tensor) and x.ndim), 0)
+    if not count:
+        raise ValueError("input_ids: expected the model's inputs as tensors of at least one example, got none")
+    if "use_cache" in inspect.signature(type(model).forward).parameters:
+        given.setdefault("use_cache", False)
+    inputs, device = inputs_of(given, None, count, batch_size), device_of(model)
+
+    def output(at: slice) -> Any:
+        return model(**{n: x.to(device) if isinstance(x, Tensor) else x for n, x in inputs(at).items()})
+
     check_deterministic(model)
-    length = _length(model, layers, _part(inputs, slice(0, 1), count))
-    masks = {name: _mask(name, mask, (count, length)) for name, mask in check_mapping(groups or {}, "groups").items()}
-    of_groups = torch.full((count, length), -1)
-    for i, (name, mask) in enumerate(masks.items()):
-        if bool((of_groups[mask] >= 0).any()):
-            raise ValueError(f"groups: expected masks that do not overlap, got an overlap of {name!r} with another")
-        of_groups[mask] = i
-    results = Results(layers, count, length, (len(masks), len(masks)), saliency, False, "loss")
-    weight, none = next(model.parameters()), torch.zeros(0)
+    none = torch.full((count, _length(model, layers, output)), -1)
+    masks = masks_of(groups or {}, none)
+    of_groups = group_ids(masks, none)
+    results = Results(layers, count, none.shape[1], (len(masks), len(masks)), saliency, False)
+    weight = next(model.parameters())
     with progress("trace", -(-count // batch_size), quick=True) as bar:
         for start in range(0, count, batch_size):
             at = slice(start, min(start + batch_size, count))
-            part = _part(inputs, at, count)
 
-            def of(part: Mapping[str, Any] = part, size: int = at.stop - at.start) -> Tensor:
-                return _checked(loss(model(**part)), size)
+            def of(at: slice = at) -> Tensor:
+                return _checked(loss(output(at)), at.stop - at.start)
 
-            batch = Pass(none, none, none, of_groups[at], of_groups[at], part)
-            run_pass(model, Loss(of, "loss", weight), layers, batch, results, at, checkpoint, offload)
+            both = (of_groups[at], of_groups[at])
+            run_pass(model, Loss(of, "loss", weight), layers, both, results, at, checkpoint, offload)
             bar.advance()
-    heads = np.arange(max(mixer.heads for mixer in layers))
-    coords = {
-        "key_group": list(masks), "query_group": list(masks), "head": heads,
-        "layer": [mixer.layer for mixer in layers], "kind": ("layer", [mixer.kind for mixer in layers]),
-    }  # fmt: skip
-    variables = {name: (_DIMS[name], value) for name, value in results.arrays().items()}
+    names = list(masks)
+    variables = {name: (DIMS[name], value) for name, value in results.arrays("loss").items()}
     return xr.Dataset(
-        {**variables, "group": (("example", "key"), of_groups.numpy())}, coords,
-        attrs={"untraced": list(untraced(model))},
-    )  # fmt: skip
-
-
-def _inputs(
-    model: PreTrainedModel, given: Any, attention_mask: Any, beside: Mapping[str, Any]
-) -> tuple[dict[str, Any], int]:
-    """The model's inputs by name, and how many examples they have."""
-    found = dict(given) if isinstance(given, Mapping) else {"input_ids": tensor_of(given, "input_ids")}
-    found |= {**beside, **({} if attention_mask is None else {"attention_mask": attention_mask})}
-    takes = inspect.signature(type(model).forward).parameters
-    for name in found:
-        if name not in takes:
-            raise TypeError(
-                f"symground.trace: {name!r} is neither an argument of it nor an input of {type(model).__name__}; that "
-                f"takes {', '.join(n for n in takes if n not in ('self', 'kwargs'))}"
-            )
-    tensors = [x for x in found.values() if isinstance(x, Tensor) and x.ndim]
-    if not tensors or not len(tensors[0]):
-        raise ValueError("input_ids: expected the model's inputs as tensors of at least one example, got none")
-    if "use_cache" in takes:
-        found.setdefault("use_cache", False)
-    device = device_of(model)
-    return {n: x.to(device) if isinstance(x, Tensor) else x for n, x in found.items()}, len(tensors[0])
-
-
-def _part(inputs: Mapping[str, Any], at: slice, count: int) -> dict[str, Any]:
-    return {n: x[at] if isinstance(x, Tensor) and x.ndim and len(x) == count else x for n, x in inputs.items()}
+        {**variables, "group": (("example", "key"), of_groups.numpy())},
+        {**coordinates_of(layers), "key_group": names, "query_group": names},
+        attrs={"untraced": ", ".join(untraced(model))},
+    )
 
 
 @torch.no_grad()
-def _length(model: PreTrainedModel, layers: tuple[Mixer, ...], inputs: Mapping[str, Any]) -> int:
+def _length(model: PreTrainedModel, layers: tuple[Mixer, ...], output: Callable[[slice], Any]) -> int:
     """How many positions the layers mix; all of them as many."""
     with head_outputs(layers) as found:
         try:
-            model(**inputs)
+            output(slice(0, 1))
         except ValueError:
             raise
         except Exception as error:
@@ -129,13 +100,6 @@ def _length(model: PreTrainedModel, layers: tuple[Mixer, ...], inputs: Mapping[s
             f"layer of {len(layers)} layers, for {sorted(examples)} examples in place of 1"
         )
     return next(iter(lengths.values()))
-
-
-def _mask(name: str, mask: Any, shape: tuple[int, int]) -> Tensor:
-    found = tensor_of(mask, f"groups[{name!r}]")
-    if tuple(found.shape) != shape:
-        raise ValueError(f"groups[{name!r}]: expected shape {list(shape)}, got {list(found.shape)}")
-    return found.bool().cpu()
 
 
 def _checked(each: Any, examples: int) -> Tensor:

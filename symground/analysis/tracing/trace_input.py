@@ -53,9 +53,9 @@ def of_examples(examples: Examples, beside: Mapping[str, Any]) -> TraceInput:
         examples.prediction,
         examples.targets,
         list(examples.query_masks),
-        _group_ids(examples.query_masks, ids),
+        group_ids(examples.query_masks, ids),
         list(examples.key_masks),
-        _group_ids(examples.key_masks, ids),
+        group_ids(examples.key_masks, ids),
         examples.given,
         lengths=examples.prediction + 1,
         width=ids.shape[1],  # right padding needs no mask, since no valid token comes after it
@@ -92,17 +92,19 @@ def of_ids(
     p = (valid * position).amax(-1)
     at_p = position == p[:, None]
     groups = _image_group(model, ids) if groups is None else groups
-    keys = {n: _check_group(n, mask, ids) & valid for n, mask in check_mapping(groups, "groups").items()}
+    if PREDICTION in check_mapping(groups, "groups"):
+        raise ValueError(f"groups: {PREDICTION!r} is the prediction position itself; choose another name")
+    keys = {name: mask & valid for name, mask in masks_of(groups, ids).items()}
     queries = {PREDICTION: at_p, **{name: mask & ~at_p for name, mask in keys.items()}}
-    inputs = _inputs_of(model_inputs, attention_mask, len(ids), batch_size)
+    inputs = inputs_of(model_inputs, attention_mask, len(ids), batch_size)
     return TraceInput(
         ids,
         p,
         wanted,
         list(queries),
-        _group_ids(queries, ids),
+        group_ids(queries, ids),
         list(keys),
-        _group_ids(keys, ids),
+        group_ids(keys, ids),
         inputs,
         lengths=valid.sum(-1),
         width=None if attention_mask is not None else ids.shape[1],
@@ -110,13 +112,13 @@ def of_ids(
     )
 
 
-def _inputs_of(
-    given: Mapping[str, Any], attention_mask: Tensor | None, examples: int, batch_size: int
+def inputs_of(
+    given: Mapping[str, Any], attention_mask: Any, examples: int, batch_size: int
 ) -> Callable[[slice], dict[str, Any]]:
-    """The further inputs of the model for a part of the examples."""
+    """Inputs of the model for a part of the examples: of tensors of so many, that part; others whole."""
     whole = {**given, **({} if attention_mask is None else {"attention_mask": attention_mask})}
     for name, value in whole.items():
-        if isinstance(value, Tensor) and len(value) != examples and examples > batch_size:
+        if isinstance(value, Tensor) and value.ndim and len(value) != examples and examples > batch_size:
             raise ValueError(
                 f"{name}: expected its first dimension to be that of {examples} examples to make batches of "
                 f"{batch_size}, got shape {list(value.shape)}; a larger batch_size takes it whole"
@@ -124,17 +126,17 @@ def _inputs_of(
 
     def of_part(at: slice) -> dict[str, Any]:
         return {
-            n: value[at] if isinstance(value, Tensor) and len(value) == examples else value
+            n: value[at] if isinstance(value, Tensor) and value.ndim and len(value) == examples else value
             for n, value in whole.items()
         }
 
     return of_part
 
 
-def _group_ids(masks: Mapping[str, Tensor], ids: Tensor) -> Tensor:
-    """[B,T] index of the mask that contains each position; -1 if none does."""
+def group_ids(masks: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """[B,T], as ``like``: index of the mask that contains each position; -1 if none does."""
     if not masks:
-        return torch.full_like(ids, -1)
+        return torch.full_like(like, -1)
     stacked = torch.stack([mask.bool() for mask in masks.values()])
     if bool((stacked.sum(0) > 1).any()):
         raise ValueError(f"groups: expected masks that do not overlap, got an overlap among {', '.join(masks)}")
@@ -148,11 +150,12 @@ def _image_group(model: PreTrainedModel, ids: Tensor) -> dict[str, Tensor]:
     return {} if places is None or not bool(places.any()) else {"image": places}
 
 
-def _check_group(name: str, mask: Any, ids: Tensor) -> Tensor:
-    if name == PREDICTION:
-        raise ValueError(f"groups: {PREDICTION!r} is the prediction position itself; choose another name")
-    mask = tensor_of(mask, f"groups[{name!r}]")
-    if mask.shape != ids.shape:
-        raise ValueError(f"groups[{name!r}]: expected shape {list(ids.shape)}, got {list(mask.shape)}")
-    found: Tensor = mask.bool().to(ids.device)
+def masks_of(groups: Mapping[str, Any], like: Tensor) -> dict[str, Tensor]:
+    """The masks of groups as bool tensors of the shape and device of ``like`` [B,T]."""
+    found = {}
+    for name, given in check_mapping(groups, "groups").items():
+        mask = tensor_of(given, f"groups[{name!r}]")
+        if mask.shape != like.shape:
+            raise ValueError(f"groups[{name!r}]: expected shape {list(like.shape)}, got {list(mask.shape)}")
+        found[name] = mask.bool().to(like.device)
     return found

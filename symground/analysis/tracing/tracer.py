@@ -13,7 +13,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.probing import Asked, Examples, ImageQuestions, Probes, check_fits
-from symground.analysis.tracing.backward import Loss, Pass, Results, gradient_x_input, run_pass, surprisal_at
+from symground.analysis.tracing.backward import (
+    DIMS,
+    Loss,
+    Pass,
+    Results,
+    coordinates_of,
+    gradient_x_input,
+    run_pass,
+    surprisal_at,
+)
 from symground.analysis.tracing.losses import trace_loss
 from symground.analysis.tracing.trace_input import TraceInput, of_examples, of_ids
 from symground.errors import flag, integer
@@ -24,15 +33,6 @@ from symground.models.trials import check_deterministic, check_lengths, verified
 from symground.running import progress
 
 _KEYWORDS = ("targets", "attention_mask", "groups", "saliency", "rows", "batch_size", "checkpoint", "offload")
-_DIMS = {
-    "surprisal": ("example",),
-    "saliency": ("example", "layer", "query", "key"),
-    "flow": ("example", "layer", "head", "query_group", "key_group"),
-    "row_total": ("example", "layer", "head", "query_group"),
-    "matrix_total": ("example", "layer", "head"),
-    "rows": ("example", "layer", "head", "key"),
-    "input_x_gradient": ("example", "key"),
-}
 
 
 def trace(
@@ -153,25 +153,23 @@ def _trace(
         for start in range(0, count, batch_size):
             at = slice(start, min(start + batch_size, count))
             check_lengths(model, given.lengths[at], given.width)
-            groups = given.query_groups[at], given.key_groups[at]
-            batch = Pass(given.ids[at], given.prediction[at], given.targets[at], *groups, given.inputs(at))
+            batch = Pass(given.ids[at], given.prediction[at], given.targets[at], given.inputs(at))
             if layers:
                 loss = Loss(partial(surprisal_at, model, head, batch), "surprisal", head.weight)
-                run_pass(model, loss, layers, batch, results, at, checkpoint, offload)
+                groups = given.query_groups[at], given.key_groups[at]
+                run_pass(model, loss, layers, groups, results, at, checkpoint, offload, batch.prediction)
             else:
                 parts.append(gradient_x_input(model, head, batch))
             bar.advance()
-    arrays = results.arrays() if layers else {n: np.concatenate([x[n] for x in parts]) for n in parts[0]}
-    variables = {name: (_DIMS[name], value) for name, value in arrays.items()}
+    arrays = results.arrays("surprisal") if layers else {n: np.concatenate([x[n] for x in parts]) for n in parts[0]}
+    variables = {name: (DIMS[name], value) for name, value in arrays.items()}
     prediction = given.prediction.cpu().numpy()
     coords: dict[str, Any] = {"key_group": given.key_names, "prediction": ("example", prediction), **given.labels}
     note = {"note": f"{type(model).__name__} mixes positions by no matrix: gradient × input, no saliency, no heads"}
     if layers:
-        heads = np.arange(max(mixer.heads for mixer in layers))
-        coords |= {"layer": [mixer.layer for mixer in layers], "head": heads, "query_group": given.query_names}
-        coords["kind"] = "layer", [mixer.kind for mixer in layers]
+        coords |= {**coordinates_of(layers), "query_group": given.query_names}
     return xr.Dataset(
         {**variables, "group": (("example", "key"), given.key_groups.cpu().numpy())},
         coords,
-        attrs={"untraced": list(untraced(model))} if layers else note,
+        attrs={"untraced": ", ".join(untraced(model))} if layers else note,
     )

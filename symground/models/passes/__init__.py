@@ -5,6 +5,7 @@ from symground.models.passes.gating import gated
 from symground.models.passes.inputs import (
     check_inputs,
     check_length,
+    check_names,
     check_weights,
     id_limit,
     positions_of,
@@ -21,6 +22,7 @@ __all__ = [
     "State",
     "check_inputs",
     "check_length",
+    "check_names",
     "check_weights",
     "checkpointed",
     "final_norm",

@@ -61,13 +61,18 @@ def check_inputs(model: PreTrainedModel, names: Collection[str], function: str, 
         TypeError: an unknown keyword; the message suggests the nearest known one.
         ValueError: an input that has another name here, or that the function passes itself.
     """
-    base = body(model)
-    base = getattr(base, "_orig_mod", base)  # if torch.compile wraps the model
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    known = [name for name, x in inspect.signature(base.forward).parameters.items() if x.kind in kinds]
     for name in names:
         if name in _TAKEN:
             raise ValueError(f"{name}: {function} takes none: {_TAKEN[name]}")
+    check_names(body(model), names, function, own)
+
+
+def check_names(module: nn.Module, names: Collection[str], function: str, own: Iterable[str]) -> None:
+    """Refuse names that are no arguments of a module's forward; see `check_inputs`."""
+    base = getattr(module, "_orig_mod", module)  # if torch.compile wraps the model
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    known = [name for name, x in inspect.signature(base.forward).parameters.items() if x.kind in kinds]
+    for name in names:
         if name not in known:
             near = _nearest(name, [*own, *(x for x in known if x not in _TAKEN)])
             raise TypeError(

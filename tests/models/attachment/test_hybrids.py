@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
+import xarray as xr
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -97,7 +99,7 @@ def test_both_kinds_are_traced_and_the_attention_is_eagers(
     signed = [a * g for a, g in zip(attentions, torch.autograd.grad(surprisal.sum(), attentions), strict=True)]
     traced = sg.trace(ours, ids, TARGETS, mask, rows=True)
     assert dict(zip(traced.layer.values.tolist(), traced.kind.values.tolist(), strict=True)) == kinds
-    assert traced.attrs["untraced"] == []
+    assert traced.attrs["untraced"] == ""
     found = traced.isel(layer=traced.kind.values == "attention")
     seen = valid[:, None, :, None].numpy()
     wanted = torch.stack([s.sum(1).abs() for s in signed], 1).detach().numpy()
@@ -168,15 +170,17 @@ def test_heads_of_both_kinds_are_silenced_found_swept_and_generated_with(
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_is_not_traced_is_named(name: str) -> None:
+def test_what_is_not_traced_is_named(name: str, tmp_path: Path) -> None:
     kind, settings, untraced = OTHERS[name]
     eager, twin = pair(kind, settings)
     with pytest.warns(UserWarning, match=f"also mixes positions by {untraced}, which symground does not trace"):
         ours = sg.attach(twin)
     ids, _ = ids_and_mask("left")
-    traced = sg.trace(ours, ids, TARGETS)
-    assert traced.attrs["untraced"] == [untraced]
+    traced = sg.trace(ours, ids, TARGETS, groups={"first": torch.arange(9).expand(2, -1) == 0})
     assert set(traced.kind.values) == {"attention"}
+    traced.to_netcdf(tmp_path / "trace.nc")  # whose attributes are no lists of words
+    for found in (traced, xr.load_dataset(tmp_path / "trace.nc")):
+        assert found.attrs["untraced"] == untraced
     with torch.no_grad():
         logits = eager(ids, use_cache=False).logits[:, -1].log_softmax(-1)
     np.testing.assert_allclose(traced.surprisal, -logits[torch.arange(2), TARGETS], atol=1e-4, rtol=1e-4)
