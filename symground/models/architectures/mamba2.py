@@ -140,7 +140,7 @@ def mamba_mixers(model: PreTrainedModel, but: Set[int] = frozenset()) -> tuple[M
                 own: type[nn.Module] = type(module)
                 module.__class__ = _ours(own)
             found.append(Mixer(module.layer_idx, module.num_heads, module))
-    return tuple(sorted(found, key=lambda mixer: mixer.layer))
+    return tuple(found)
 
 
 def give_back_mamba(model: nn.Module) -> None:

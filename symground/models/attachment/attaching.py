@@ -48,10 +48,11 @@ class _Before(NamedTuple):
 
 
 def attach(model: M) -> M:
-    """Make a Hugging Face model whose layers mix positions by softmax attention or Mamba-2 traceable in place.
+    """Make a Hugging Face model traceable in place, and return it.
 
-    It is returned. A causal or masked language model is traced from a word's surprisal, any other, such as a classifier
-    of texts or pictures, from a loss of the caller's (:func:`symground.trace`).
+    Its layers mix positions by softmax attention or Mamba-2. A causal or masked language model is traced from a word's
+    surprisal; any other, such as a classifier of texts or pictures, from a loss of the caller's
+    (:func:`symground.trace`).
 
     The attention implementation becomes ``symground``. In a vision-language model, only the text decoder changes, and
     the vision tower keeps its own. If a mask [B,S] is passed without ``position_ids``, they are derived from the mask,
@@ -60,8 +61,9 @@ def attach(model: M) -> M:
     a model, since it is not traced. An LSTM is accepted and has no mixers. Attaching twice equals attaching once.
     Checkpoints of an attached model equal those of the original. :func:`symground.detach` restores the model.
 
-    A trial of a few tokens checks that logits = vocabulary head × last hidden states. If weights are on the meta
-    device, the first trace checks it.
+    If the model has a vocabulary head, a trial of a few tokens finds out what gives the logits from its last hidden
+    states: their product with the head, or the model's own forward pass from them on. If weights are on the meta
+    device, the first trace does this.
 
     Raises:
         ValueError: the model is not one of Hugging Face, its attention heads cannot be located, or symground does not

@@ -56,7 +56,7 @@ def attention_layers(model: PreTrainedModel) -> tuple[Mixer, ...]:
         if config is None or not isinstance(heads, int):
             raise ValueError(_unknown(model, [type(module).__name__]))
         found.append(Mixer(layer, heads, module))
-    return tuple(sorted(found, key=lambda mixer: mixer.layer))
+    return tuple(found)
 
 
 def _attentions(model: PreTrainedModel) -> list[tuple[int, nn.Module]]:
@@ -97,11 +97,11 @@ def _unknown(model: PreTrainedModel, parts: Sequence[str]) -> str:
 def _what_mixes(model: PreTrainedModel) -> list[str]:
     """Class names of the modules that mix positions, judged by name; if none matches, those of the layers."""
     decoder = stack(model)
-    layers = [part for part in decoder.modules() if isinstance(part, nn.ModuleList) and len(part)]
-    inside = {type(part).__name__ for stack in layers for layer in stack for part in layer.modules()}
+    lists = [part for part in decoder.modules() if isinstance(part, nn.ModuleList) and len(part)]
+    inside = {type(part).__name__ for layers in lists for layer in layers for part in layer.modules()}
     named = sorted(name for name in inside if _MIXES.search(name) and not name.endswith(("Layer", "Block")))
     return (
-        named or sorted({type(layer).__name__ for stack in layers[:1] for layer in stack}) or [type(decoder).__name__]
+        named or sorted({type(layer).__name__ for layers in lists[:1] for layer in layers}) or [type(decoder).__name__]
     )
 
 

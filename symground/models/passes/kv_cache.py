@@ -18,12 +18,13 @@ from symground.models.trials import (
     Readout,
     agree,
     check_lengths,
+    logits_given_by,
     readout,
+    readout_by,
     stretch_of,
     surprisal_of,
     trial_ids,
     tried,
-    verified_readout,
 )
 
 _TRIAL = 16
@@ -57,21 +58,23 @@ class Reader:
         self._head: Readout | None = None
         self._may_cache, self._cache_name = _caches(model)
         self._all_logits = False
-        by_head, resumes, self._all_logits = tried(model, "reader", self._trial, self._if_hooked)
-        self._head = verified_readout(model) if by_head else None
+        given_by, resumes, self._all_logits = tried(model, "reader", self._trial, self._if_hooked)
+        self._head = None if given_by is None else readout_by(model, given_by)
         self._cache_name = self._cache_name if resumes else None
 
-    def _trial(self) -> tuple[bool, bool, bool]:
-        """Whether the vocabulary head gives the logits, the model resumes from its cache, and all logits are needed."""
+    def _trial(self) -> tuple[str | None, bool, bool]:
+        """What gives the logits of hidden states, whether the model resumes from its cache, and needs all logits."""
+        given_by: str | None = None
         try:
-            self._head = verified_readout(self._model)
-        except (ValueError, AttributeError):  # or no part of it returns final hidden states
+            given_by = logits_given_by(self._model)
+            self._head = readout_by(self._model, given_by)
+        except (ValueError, AttributeError):  # or its forward pass returns no logits
             self._head = None
-        return self._head is not None, self._cache_name is not None and self._resumes(), False
+        return given_by, self._cache_name is not None and self._resumes(), False
 
-    def _if_hooked(self) -> tuple[bool, bool, bool]:
+    def _if_hooked(self) -> tuple[str | None, bool, bool]:
         check_lengths(self._model, torch.tensor([_TRIAL, _TRIAL]), _TRIAL, logits=True)
-        return False, False, True
+        return None, False, True
 
     def read(self, ids: Tensor, state: State | None = None, keep: int = 1) -> tuple[Tensor, State]:
         """Run the model on ``ids`` [B,T], after the prefix of ``state``.

@@ -86,6 +86,21 @@ def verified_readout(model: PreTrainedModel) -> Readout:
     Raises:
         ValueError: neither gives the model's logits, or it has no vocabulary head.
     """
+    return readout_by(model, logits_given_by(model))
+
+
+def readout_by(model: PreTrainedModel, given_by: str) -> Readout:
+    """The vocabulary head of ``model`` after a trial of which `logits_given_by` is the outcome."""
+    head = head_of(model)
+    return replace(head, module=OwnLogits(model)) if given_by == "own" else head
+
+
+def logits_given_by(model: PreTrainedModel) -> str:
+    """What gives the model's logits from its last hidden states, as it is now: a "product", or its "own" forward pass.
+
+    Raises:
+        ValueError: as `verified_readout`.
+    """
     head = head_of(model)
     given_by = tried(model, "readout", lambda: _given_by(model, head))
     if given_by is None:
@@ -94,12 +109,12 @@ def verified_readout(model: PreTrainedModel) -> Readout:
             "forward function of other code changes them, or its forward pass reads the layers' states otherwise), "
             "which symground does not support"
         )
-    return replace(head, module=OwnLogits(model)) if given_by == "own" else head
+    return given_by
 
 
 @torch.no_grad()
 def _given_by(model: PreTrainedModel, head: Readout) -> str | None:
-    """What computes the model's logits from its last hidden states: "product", its "own" forward pass, or None."""
+    """The trial of `logits_given_by`; None if neither gives the model's logits."""
     with untapped():
         ids = trial_ids(model, 4).to(device_of(model))
         expected, hidden = model(input_ids=ids).logits[0], hidden_states(model, ids)[0]

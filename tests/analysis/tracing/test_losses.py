@@ -177,6 +177,8 @@ def test_what_is_no_loss_is_named() -> None:
         sg.trace(model, inputs, loss=_a_class, groups={"noun": torch.ones(3, 4)})
     with pytest.raises(TypeError, match="'pixels' is neither an argument of it nor an input of BertForSequence"):
         sg.trace(model, inputs, loss=_a_class, pixels=torch.zeros(3))
+    with pytest.raises(ValueError, match="position_ids: expected its first dimension to be that of 3 examples"):
+        sg.trace(model, inputs, loss=_a_class, position_ids=torch.arange(9)[None], batch_size=2)
     with pytest.raises(ValueError, match="got none"):
         sg.trace(model, {}, loss=_a_class)
 
