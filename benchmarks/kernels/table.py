@@ -16,7 +16,9 @@ import os
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -124,10 +126,6 @@ class Row:
 OPTIONS = ("window", "key_range", "gate", "softcap", "sink", "slopes", "segments", "blocks")
 
 
-#: Those with which attention has lighter tiles; a sink has them where products are in chunks.
-BENDING = ("softcap", "slopes", "segments", "blocks")
-
-
 @dataclass(frozen=True)
 class Problem:
     """The problem: 8 × 12 × length, causal, with some of `OPTIONS`; ``group`` query heads share a key head."""
@@ -137,19 +135,25 @@ class Problem:
     group: int = 1
 
 
+def call_of(dtype: torch.dtype, size: int, problem: Problem) -> Call:
+    """A call of attention as a user's would be, on tensors without storage."""
+    length = problem.length
+    q = torch.empty(8, 12, length, size, dtype=dtype, device="meta")
+    k, v = (torch.empty(8, 12 // problem.group, length, size, dtype=dtype, device="meta") for _ in range(2))
+    of_head, ids = torch.empty(12, device="meta"), torch.empty(8, length, dtype=torch.int64, device="meta")
+    values = {
+        "window": 100, "key_range": torch.empty(8, 2, dtype=torch.int64, device="meta"), "gate": of_head.expand(8, 12),
+        "softcap": 50.0, "sink": of_head, "slopes": of_head, "segments": ids, "blocks": ids,
+    }  # fmt: skip
+    return Call(q, k, v, causal=True, scale=size**-0.5, **{name: values[name] for name in problem.options})
+
+
 def launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -> None:
     """Call the launcher of ``kernel`` as a user's call would, on tensors without storage."""
-    kernel = ROW_SUMS.get(kernel, kernel)
-    length = problem.length
-    q, grad = (torch.empty(8, 12, length, size, dtype=dtype, device="meta") for _ in range(2))
-    k, v = (torch.empty(8, 12 // problem.group, length, size, dtype=dtype, device="meta") for _ in range(2))
+    kernel, length, call = ROW_SUMS.get(kernel, kernel), problem.length, call_of(dtype, size, problem)
+    q, grad = call.q, torch.empty(8, 12, length, size, dtype=dtype, device="meta")
     lse = torch.empty(8, 12, length, device="meta")
     groups = torch.empty(8, length, dtype=torch.int64, device="meta")
-    values = {
-        "window": 100, "key_range": torch.empty(8, 2, dtype=torch.int64, device="meta"), "gate": lse[:, :, 0],
-        "softcap": 50.0, "sink": lse[0, :, 0], "slopes": lse[0, :, 0], "segments": groups, "blocks": groups,
-    }  # fmt: skip
-    call = Call(q, k, v, causal=True, scale=size**-0.5, **{name: values[name] for name in problem.options})
     rows = torch.empty(8, 4, dtype=torch.int64, device="meta")
     runs = {
         "attention_forward": lambda: forward.attention_forward(call),
@@ -208,6 +212,16 @@ FUNCTIONS = {
 }  # fmt: skip
 
 
+@contextmanager
+def as_on(arch: str) -> Iterator[None]:
+    """Within the block, tensors of any device are taken for those of a GPU of this architecture."""
+    with (
+        mock.patch.object(launch, "architecture_of", return_value=arch),
+        mock.patch.dict(launch._remembered, clear=True),  # it knows one architecture of a device
+    ):
+        yield
+
+
 def compiled(kernel: str, arch: str, dtype: torch.dtype, size: int, config: Config, problem: Problem) -> Any:
     """The kernel compiled for ``arch``, with the launcher's arguments specialised as by the just-in-time compiler."""
     name, result = FUNCTIONS.get(kernel, f"{kernel}_kernel"), None
@@ -225,9 +239,8 @@ def compiled(kernel: str, arch: str, dtype: torch.dtype, size: int, config: Conf
         return shipped(asked, *rest) if asked in SSD else Config(64, 64, 4, 1)
 
     with (
+        as_on(arch),
         mock.patch.object(JITFunction, "run", run),
-        mock.patch.object(launch, "architecture_of", return_value=arch),
-        mock.patch.dict(launch._remembered, clear=True),  # it knows one architecture of a device
         mock.patch.object(launch, "shipped", chosen),
         mock.patch.object(triton.runtime.driver, "_active", mock.Mock()),  # there is no device to ask for
     ):
@@ -267,9 +280,10 @@ Job = tuple[str, str, str, int, Config | None, Problem]
 
 def shipped_for(kernel: str, arch: str, dtype: torch.dtype, size: int, problem: Problem) -> Config:
     """The configuration with which ``kernel`` is launched."""
-    name, of_attention = SHARING.get(kernel, kernel), kernel not in (*SSD, *VOCABULARY)
-    wide = dtype == torch.float32 and size > launch.WHOLE and not arch.startswith("gfx")
-    lighter = of_attention and any(option in BENDING or (option == "sink" and wide) for option in problem.options)
+    name, lighter = SHARING.get(kernel, kernel), False
+    if kernel not in (*SSD, *VOCABULARY):
+        with as_on(arch):
+            lighter = call_of(dtype, size, problem).bends
     return FIXED.get(kernel) or shipped(name, KERNELS, arch, launch.block_of(size), dtype.itemsize, lighter)
 
 

@@ -13,14 +13,14 @@ from torch import Tensor
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from symground.kernels.common.configs import Config, Tiles, architecture_of, shipped
+from symground.kernels.common.configs import WIDEST, Config, Tiles, architecture_of, shipped
 
 #: Bytes of a row per step of a product that reads its rows in chunks.
 CHUNK_BYTES = 128
 #: The widest float32 rows of which two tiles, each in its TF32 parts, fit the registers.
 WHOLE = 128
-#: The most columns of a head that one program keeps of a result.
-PART = 256
+#: The most columns of a head that one program keeps of a result: those for which there are tiles.
+PART = WIDEST
 
 
 class Launch:

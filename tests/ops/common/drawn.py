@@ -66,8 +66,7 @@ def draw(
 ) -> Case:
     """A valid call.
 
-    ``zeros``: how often a size is 0. ``wide``: heads of at least 16 and few positions, for Triton's interpreter, and
-    nothing that its kernels refuse.
+    ``zeros``: how often a size is 0. ``wide``: heads of at least 16 and few positions, for Triton's interpreter.
     """
     return _DRAW[op](Draw(seed, zeros, layouts, dtype, wide))
 
