@@ -155,12 +155,13 @@ def launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -> No
     lse = torch.empty(8, 12, length, device="meta")
     groups = torch.empty(8, length, dtype=torch.int64, device="meta")
     rows = torch.empty(8, 4, dtype=torch.int64, device="meta")
+    learns = call.slopes is not None  # the heavier kernel: most models' slopes are fixed
     runs = {
         "attention_forward": lambda: forward.attention_forward(call),
         **dict.fromkeys(
-            ("delta", "dq", "dkdv"), lambda: backward.attention_backward(call, grad, q, lse, None, None, 0, 0)
+            ("delta", "dq", "dkdv"), lambda: backward.attention_backward(call, grad, q, lse, learns, None, None, 0, 0)
         ),
-        "dq_flow": lambda: backward.attention_backward(call, grad, q, lse, groups, groups, 2, 2),
+        "dq_flow": lambda: backward.attention_backward(call, grad, q, lse, learns, groups, groups, 2, 2),
         "attention_saliency": lambda: saliency.attention_saliency(call, grad, lse, signed=True),
         "attention_flow": lambda: flow.attention_flow(call, grad, lse, groups, groups, 2, 2, False),
         "attention_saliency_rows": lambda: saliency_rows.attention_saliency_rows(call, grad, lse, rows),

@@ -93,7 +93,7 @@ def delta_kernel(
 @triton.jit
 def _dq_through(
     b_dq, b_flow, b_total, b_slope, b_q, b_grad, b_lse, b_delta, q, k, v, grad, p_groups, start, end, o_i, gate, how,
-    mask, flows, first_d,
+    mask, flows, p_dslopes, first_d,
     MASKED: tl.constexpr, FLOW: tl.constexpr, CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     CHUNK: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr, CHUNK_V: tl.constexpr, BN: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -112,7 +112,7 @@ def _dq_through(
         if FLOW and flows:
             b_flow, b_total = add_flow(b_flow, b_total, tl.abs(b_p * b_dp), p_groups, 0, o_j, mask[2])
         b_ds = b_p * (b_dp - b_delta[:, None])
-        if how[2] is not None:
+        if p_dslopes is not None:
             b_slope += tl.sum(b_ds * (o_j[None, :] - o_i[:, None] - mask[0]).to(tl.float32), 1)
         b_ds = through_cap(b_ds, b_s, how)
         b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
@@ -129,7 +129,7 @@ def dq_kernel(
     BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr, CHUNK_V: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq [B,H,T,D], contiguous; with slopes the tile's part of their gradient, [B,H,n_i]; with ``FLOW`` its part of F.
+    """dq [B,H,T,D], contiguous; with ``FLOW`` the tile's part of F; with p_dslopes its part of them, [B,H,n_i].
 
     Grid: (query tiles, last first, × H × B, parts of dq's columns).
     """
@@ -170,22 +170,23 @@ def dq_kernel(
     if p_range is not None or window is not None:
         b_dq, b_flow, b_total, b_slope = _dq_through(
             b_dq, b_flow, b_total, b_slope, b_q, b_grad, b_lse, b_delta, q, k, v, grad, p_key_groups, start,
-            full_first, o_i, gate, how, mask, flows, first_d, True, FLOW, CAUSAL, D, BLOCK_D, CHUNK, DV, BLOCK_DV,
-            CHUNK_V, BN, PRECISION,
+            full_first, o_i, gate, how, mask, flows, p_dslopes, first_d, True, FLOW, CAUSAL, D, BLOCK_D, CHUNK, DV,
+            BLOCK_DV, CHUNK_V, BN, PRECISION,
         )  # fmt: skip
     b_dq, b_flow, b_total, b_slope = _dq_through(
         b_dq, b_flow, b_total, b_slope, b_q, b_grad, b_lse, b_delta, q, k, v, grad, p_key_groups, full_first,
-        full_last, o_i, gate, how, mask, flows, first_d, False, FLOW, CAUSAL, D, BLOCK_D, CHUNK, DV, BLOCK_DV, CHUNK_V,
-        BN, PRECISION,
+        full_last, o_i, gate, how, mask, flows, p_dslopes, first_d, False, FLOW, CAUSAL, D, BLOCK_D, CHUNK, DV,
+        BLOCK_DV, CHUNK_V, BN, PRECISION,
     )  # fmt: skip
     b_dq, b_flow, b_total, b_slope = _dq_through(
         b_dq, b_flow, b_total, b_slope, b_q, b_grad, b_lse, b_delta, q, k, v, grad, p_key_groups, full_last, end, o_i,
-        gate, how, mask, flows, first_d, True, FLOW, CAUSAL, D, BLOCK_D, CHUNK, DV, BLOCK_DV, CHUNK_V, BN, PRECISION,
+        gate, how, mask, flows, p_dslopes, first_d, True, FLOW, CAUSAL, D, BLOCK_D, CHUNK, DV, BLOCK_DV, CHUNK_V, BN,
+        PRECISION,
     )  # fmt: skip
     store_tile(p_dq + row * D, o_i, D, b_dq * scale, T, D, BLOCK_D, first_d)
     i_part = (i_b * H + i_h) * n_i + i_i
     stores = rows_once(1, first_d) == 1
-    if p_slopes is not None:
+    if p_dslopes is not None:
         tl.store(p_dslopes + i_part, tl.sum(b_slope, 0), mask=stores)
     if FLOW and stores:
         store_flow(p_flow, p_row_total, i_part, b_flow, b_total, b_group, 0, num_query_groups, num_key_groups, GROUPS)
@@ -316,12 +317,13 @@ def attention_backward(
     grad_out: torch.Tensor,
     out: torch.Tensor,
     lse: torch.Tensor,
+    of_slopes: bool,
     query_groups: torch.Tensor | None,
     key_groups: torch.Tensor | None,
     num_query_groups: int,
     num_key_groups: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """dq, dk, dv contiguous in the dtype of q; float32, with groups F [B,H,Gq,Gk] and with slopes their gradient [H].
+    """dq, dk, dv contiguous in the dtype of q; float32, F [B,H,Gq,Gk] if there are groups, dslopes [H] if of_slopes.
 
     There are at most 16 groups of keys.
     """
@@ -331,7 +333,7 @@ def attention_backward(
     flows = query_groups is not None
     if not q.numel() or not k.numel():
         none = lse.new_zeros(call.B, call.H, num_query_groups, num_key_groups) if flows else None
-        return dq.zero_(), dk.zero_(), dv.zero_(), none, None if call.slopes is None else lse.new_zeros(call.H)
+        return dq.zero_(), dk.zero_(), dv.zero_(), none, lse.new_zeros(call.H) if of_slopes else None
     delta = torch.empty_like(lse)
     groups = [None if x is None else x.contiguous() for x in (query_groups, key_groups)]
 
@@ -347,7 +349,7 @@ def attention_backward(
 
     def run_dq(config: Config) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         tiles = cdiv(call.T, config.BM)
-        of_slopes = None if call.slopes is None else empty(tiles)
+        dslopes = empty(tiles) if of_slopes else None
         flow, row_total = (
             (empty(tiles, num_query_groups, num_key_groups), empty(tiles, num_query_groups)) if flows else (None, None)
         )
@@ -362,9 +364,9 @@ def attention_backward(
                 GROUPS=groups_of(num_key_groups), **call.fixed, **config.kwargs,
             )  # fmt: skip
 
-        launch = call.once(("dq", config, grad.stride(), flows, num_query_groups, num_key_groups), prepared)
-        launch(q, k, v, grad, lse, of_row, *call.given, dq, of_slopes, *groups, flow, row_total)
-        return flow, of_slopes
+        launch = call.once(("dq", config, grad.stride(), of_slopes, flows, num_query_groups, num_key_groups), prepared)
+        launch(q, k, v, grad, lse, of_row, *call.given, dq, dslopes, *groups, flow, row_total)
+        return flow, dslopes
 
     def run_dkdv(config: Config) -> None:
         grad, of_row = normalized(call, config, lse, grad_out, delta, keys_first=True, from_forward=True)
@@ -380,7 +382,7 @@ def attention_backward(
 
     widest = call.widest
     run_delta(config_of("delta", TILES, widest, call, run_delta, call.bends))
-    flow, of_slopes = run_dq(config_of("dq_flow" if flows else "dq", TILES, widest, call, run_dq, call.bends))
+    flow, dslopes = run_dq(config_of("dq_flow" if flows else "dq", TILES, widest, call, run_dq, call.bends))
     run_dkdv(config_of("dkdv", TILES, widest, call, run_dkdv, call.bends))
-    of_slopes = None if of_slopes is None else of_slopes.sum((0, 2))
-    return dq, dk, dv, None if flow is None else flow.sum(2), of_slopes
+    flow, dslopes = None if flow is None else flow.sum(2), None if dslopes is None else dslopes.sum((0, 2))
+    return dq, dk, dv, flow, dslopes

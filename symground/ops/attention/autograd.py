@@ -36,9 +36,9 @@ class Backend(NamedTuple):
 
     Attributes:
         forward: (q, k, v, mixing) → out, gated, and lse. The output of a head whose gate is 0 is not computed.
-        backward: (grad_out, q, k, v, out, lse, mixing, saliency, groups) → the gradients of q, k and v, and of the
-            slopes if there are any. It may also give the saliency if ``saliency`` and the flow if there are groups;
-            where it gives None, the functions below compute them.
+        backward: (grad_out, q, k, v, out, lse, mixing, of_slopes, saliency, groups) → the gradients of q, k and v, and
+            of the slopes if ``of_slopes``. It may also give the saliency if ``saliency`` and the flow if there are
+            groups; where it gives None, the functions below compute them.
         saliency: (q, k, v, grad_out, lse, mixing, signed) → [B,T,S].
         flow: (q, k, v, grad_out, lse, mixing, groups, matrix_total); if ``matrix_total`` is False, that sum
             may be anything.
@@ -53,12 +53,12 @@ class Backend(NamedTuple):
 
     def gradients(
         self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing, of_qkv: bool,
-        saliency: bool, groups: Groups,
+        of_slopes: bool, saliency: bool, groups: Groups,
     ) -> Gradients:  # fmt: skip
-        """The gradients of q, k, v and slopes if ``of_qkv``, saliency if ``saliency``, flow if there are groups."""
+        """The gradients of q, k, v if ``of_qkv`` and of slopes too if ``of_slopes``; saliency, flow if asked for."""
         found = Gradients(None, None, None, None, None)
         if of_qkv:
-            found = self.backward(grad_out, q, k, v, out, lse, mixing, saliency, groups)
+            found = self.backward(grad_out, q, k, v, out, lse, mixing, of_slopes, saliency, groups)
         if saliency and found.saliency is None:
             found = found._replace(saliency=self.saliency(q, k, v, grad_out, lse, mixing, True))
         if groups.query is not None and found.flow is None:
@@ -92,7 +92,17 @@ def register(
 
     qkv = ["Tensor q", "Tensor k", "Tensor v"]
     after = [*qkv, "Tensor grad_out", "Tensor lse", Mixing]
-    taken = ["Tensor grad_out", *qkv, "Tensor out", "Tensor lse", Mixing, "bool of_qkv", "bool saliency", Groups]
+    taken = [
+        "Tensor grad_out",
+        *qkv,
+        "Tensor out",
+        "Tensor lse",
+        Mixing,
+        "bool of_qkv",
+        "bool of_slopes",
+        "bool saliency",
+        Groups,
+    ]
     backward = op(
         "attention_backward", backend.gradients, taken, _gradients, returns=6,
         is_empty=lambda _, q, k, *rest: _is_empty(q, k),
@@ -148,12 +158,12 @@ def _outputs(q: Tensor, k: Tensor, v: Tensor, probes: GradientProbes, mixing: Mi
 
 def _gradients(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing, of_qkv: bool,
-    saliency: bool, groups: Groups,
+    of_slopes: bool, saliency: bool, groups: Groups,
 ) -> Gradients:  # fmt: skip
     dq, dk, dv = (x.new_zeros(x.shape) if of_qkv else None for x in (q, k, v))
     total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
     flow = None if groups.query is None else lse.new_zeros(*q.shape[:2], groups.num_query, groups.num_key)
-    dslopes = lse.new_zeros(q.shape[1]) if of_qkv and mixing.slopes is not None else None
+    dslopes = lse.new_zeros(q.shape[1]) if of_slopes else None
     return Gradients(dq, dk, dv, total, flow, dslopes)
 
 
@@ -188,7 +198,7 @@ def _through(backward: Op, ctx: Any, needs: list[Any], grad_out: Tensor | None) 
     of_q, of_k, of_v, of, of_mixing = needs
     groups = groups if of.flow else NO_GROUPS
     of_qkv = of_q or of_k or of_v or of_mixing.slopes
-    found = Gradients(*backward(grad_out, *given, of_qkv, of.saliency, groups))
+    found = Gradients(*backward(grad_out, *given, of_qkv, bool(of_mixing.slopes), of.saliency, groups))
     of_sink = _of_sink(mixing.sink, grad_out, out, lse) if of_mixing.sink else None
     of_saliency = found.saliency.to(ctx.dtypes[0]) if of.saliency and found.saliency is not None else None
     of_flow = found.flow.to(ctx.dtypes[1]) if of.flow and found.flow is not None else None

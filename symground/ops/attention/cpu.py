@@ -99,8 +99,8 @@ def _additive(valid: Tensor, like: Tensor) -> Tensor:
 
 
 def _backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing, saliency: bool,
-    groups: Groups,
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing,
+    of_slopes: bool, saliency: bool, groups: Groups,
 ) -> Gradients:  # fmt: skip
     # aten's backward kernel masks before it scales, so a scale must be above 0.
     scale = mixing.scale_of(q)
@@ -111,8 +111,8 @@ def _backward(
         return Gradients(dq.contiguous(), dk.contiguous(), dv.contiguous(), None, None)
     # One pass gives gradients, saliency and flow, and aten's flash kernel would need a mask of size B·T·S.
     if extension.is_built():
-        return cpu_extension.backward(q, k, v, grad_out, lse, mixing, saliency, groups)
-    return tiles.backward(q, k, v, grad_out, lse, mixing, saliency, groups, _READS)
+        return cpu_extension.backward(q, k, v, grad_out, lse, mixing, of_slopes, saliency, groups)
+    return tiles.backward(q, k, v, grad_out, lse, mixing, of_slopes, saliency, groups, _READS)
 
 
 def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, signed: bool) -> Tensor:

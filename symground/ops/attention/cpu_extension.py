@@ -47,13 +47,14 @@ def flow(
 
 
 def backward(
-    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, saliency: bool, groups: Groups
-) -> Gradients:
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, of_slopes: bool,
+    saliency: bool, groups: Groups,
+) -> Gradients:  # fmt: skip
     """As `tiles.backward`."""
     dq, dk, dv = grads = [torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v)]
     total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
     sums = None if groups.query is None else lse.new_zeros(*q.shape[:2], groups.num_query, groups.num_key)
-    dslopes = None if mixing.slopes is None else lse.new_zeros(q.shape[:2])
+    dslopes = lse.new_zeros(q.shape[:2]) if of_slopes else None
     for at in _pieces(q, lse):
         precise = [x[at].to(lse.dtype) for x in grads]  # a copy only of half precision
         extension.library.attention_backward(

@@ -79,8 +79,8 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, T
 
 
 def _backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing, saliency: bool,
-    groups: Groups,
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing,
+    of_slopes: bool, saliency: bool, groups: Groups,
 ) -> Gradients:  # fmt: skip
     gate, scale = mixing.gate, mixing.scale_of(q)
     if gate is not None:  # these kernels need the output that belongs to their gradient: the ungated one
@@ -91,8 +91,7 @@ def _backward(
     dq, dk, dv = flash().backward(grad, given, k, v, out, finite, mixing._replace(scale=positive))
     if scale <= 0:  # undo what with_positive_scale did to q
         dq = -dq if scale else dq * 0
-    dslopes = None if mixing.slopes is None else lse.new_zeros(q.shape[1])  # none is asked for: `lacks`
-    return Gradients(dq.contiguous(), dk.contiguous(), dv.contiguous(), None, None, dslopes)
+    return Gradients(dq.contiguous(), dk.contiguous(), dv.contiguous(), None, None)
 
 
 def _gated(x: Tensor, gate: Tensor | None) -> Tensor:

@@ -248,12 +248,12 @@ def flow(
 
 
 def backward(
-    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, saliency: bool, groups: Groups,
-    reads: bool,
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, of_slopes: bool,
+    saliency: bool, groups: Groups, reads: bool,
 ) -> Gradients:  # fmt: skip
-    """The gradients of q, k, v and slopes, with saliency if ``saliency`` and flow if there are groups, in one pass."""
+    """The gradients of q, k and v and, of what is asked for, of slopes, saliency and flow, in one pass."""
     dq, dk, dv = (torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in (q, k, v))
-    dslopes = None if mixing.slopes is None else lse.new_zeros(q.shape[1])
+    dslopes = lse.new_zeros(q.shape[1]) if of_slopes else None
     scale = mixing.scale_of(q)
     total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
     tiles = None if groups.query is None else TileSums(lse, groups)

@@ -25,10 +25,10 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, T
 
 
 def _backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing, saliency: bool,
-    groups: Groups,
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing,
+    of_slopes: bool, saliency: bool, groups: Groups,
 ) -> Gradients:  # fmt: skip
-    return tiles.backward(q, k, v, grad_out, lse, mixing, saliency, groups, _READS)
+    return tiles.backward(q, k, v, grad_out, lse, mixing, of_slopes, saliency, groups, _READS)
 
 
 def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, signed: bool) -> Tensor:

@@ -38,8 +38,8 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, T
 
 
 def _backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing, saliency: bool,
-    groups: Groups,
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing,
+    of_slopes: bool, saliency: bool, groups: Groups,
 ) -> Gradients:  # fmt: skip
     from symground.kernels.attention.backward import attention_backward
     from symground.kernels.attention.saliency import attention_saliency
@@ -47,7 +47,9 @@ def _backward(
     fused = groups.num_query <= _FUSED_GROUPS[0] and groups.num_key <= _FUSED_GROUPS[1]
     with torch.cuda.device_of(q):
         call = _call(q, k, v, mixing)
-        dq, dk, dv, flow, dslopes = attention_backward(call, grad_out, out, lse, *(groups if fused else NO_GROUPS))
+        dq, dk, dv, flow, dslopes = attention_backward(
+            call, grad_out, out, lse, of_slopes, *(groups if fused else NO_GROUPS)
+        )
         total = attention_saliency(call, grad_out, lse, True) if saliency else None
     return Gradients(dq, dk, dv, total, flow, dslopes)
 

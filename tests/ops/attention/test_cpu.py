@@ -174,7 +174,7 @@ def test_padding_costs_no_mask_and_no_copy(inner: str, queries: int, window: int
 
     with using(inner), Watch():  # a dispatch mode sees nothing inside a registered op, so not through ops.attention
         out, lse = cpu._forward(q, k, v, mixing)
-        gradients = cpu._backward(grad, q, k, v, out, lse, mixing, False, NO_GROUPS)
+        gradients = cpu._backward(grad, q, k, v, out, lse, mixing, False, False, NO_GROUPS)
     known = [q, k, v, grad, out, *(x for x in gradients if x is not None)]
     known_storage = {x.untyped_storage().data_ptr() for x in known}
     largest = max(x.untyped_storage().nbytes() for x in made if x.untyped_storage().data_ptr() not in known_storage)
@@ -209,7 +209,7 @@ def test_a_closed_head_is_not_read(inner: str, key_heads: int, key_range: Tensor
             "flow": kernels.flow(*after, groups, True)[0],
             "rows": kernels.rows(*after, torch.arange(0, 150, 70).expand(2, -1)),
         }
-        both_too = kernels.gradients(grad_, q_, k_, v_, clean["out"], clean["lse"], mixing, True, True, groups)
+        both_too = kernels.gradients(grad_, q_, k_, v_, clean["out"], clean["lse"], mixing, True, False, True, groups)
         others |= dict(zip(NAMES[2:7], both_too[:5], strict=True))
     for name, x in clean.items():
         assert torch.equal(x, dirty[name]), name
