@@ -131,6 +131,8 @@ def _compared(eager: PreTrainedModel, ours: PreTrainedModel, ids: Tensor, mask: 
         return WRONG, "surprisal differs"
     shown = getattr(out, "attentions", None) or ()
     attentions = [a for a in shown if isinstance(a, Tensor) and a.requires_grad and a.ndim == 4]
+    if any(bool(a.min() < 0) for a in attentions):  # SqueezeBERT shows its scores instead
+        attentions = []
     if "saliency" not in traced:
         return TRACED, "gradient × input"
     kinds = Counter(traced.kind.values.tolist())

@@ -44,11 +44,6 @@ def attention_forward(
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
             raise ValueError(f"{type(module).__name__}: symground's attention does not support {name}")
-    device = query.device.type
-    if torch.is_autocast_enabled(device):  # cast as for scaled_dot_product_attention
-        query, key, value = (_lowered(x, torch.get_autocast_dtype(device)) for x in (query, key, value))
-        with torch.autocast(device, enabled=False):
-            return attention_forward(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
     causal = getattr(module, "is_causal", True)
     window = kwargs.get("sliding_window")
     window = None if window is None or window >= key.shape[2] else int(window)
@@ -63,9 +58,22 @@ def attention_forward(
         segments, blocks = (None if x is None else x[:, :used] for x in (segments, blocks))
         window = None if window is None or window >= key.shape[2] else window
     key_range, softcap, sink = mask.key_range, kwargs.get("softcap"), kwargs.get("s_aux")
-    mixing = Mixing(
-        causal, scaling, key_range, window, softcap=softcap, sink=sink, segments=segments, blocks=blocks
-    ).resolved(query)
+    mixing = Mixing(causal, scaling, key_range, window, softcap=softcap, sink=sink, segments=segments, blocks=blocks)
+    return attend(module, query, key, value, mixing, dropout), None
+
+
+def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mixing: Mixing, dropout: float) -> Tensor:
+    """The heads' outputs [B,T,H,Dv] of q [B,H,T,D], k and v, with what the tap of ``module`` asks.
+
+    Raises:
+        ValueError: the tap asks what this mixing or dropout does not allow.
+    """
+    device = query.device.type
+    if torch.is_autocast_enabled(device):  # cast as for scaled_dot_product_attention
+        query, key, value = (_lowered(x, torch.get_autocast_dtype(device)) for x in (query, key, value))
+        with torch.autocast(device, enabled=False):
+            return attend(module, query, key, value, mixing, dropout)
+    mixing = mixing.resolved(query)
     tap = tap_of(module)
     check_batch(tap, len(query))
     if dropout > 0 and not tap.idle:
@@ -76,42 +84,30 @@ def attention_forward(
             f"attention computes without dropout; expected model.eval(), or an attention dropout of 0; got {dropout}"
         )
     if tap.mix is not None:
-        if kwargs.get("sliding_window") is not None or mixing.extended:
+        if mixing.window is not None or mixing.extended:
             raise ValueError(
                 "model: an attention with a window, a sink, capped scores, segments or blocks is not mixed otherwise"
             )
         out = tap.mix(query, key, value, mixing.scale_of(query))
-    elif tap.plain and not mixing.extended and (dropout > 0 or key_range is None):
+    elif tap.plain and not mixing.extended and (dropout > 0 or mixing.key_range is None):
         queries, keys = query.shape[2], key.shape[2]
-        plain = causal and queries == keys and key_range is None and window is None
-        seen = None if plain else valid_keys(queries, keys, causal, key_range, window, query.device)
+        plain = mixing.causal and queries == keys and mixing.key_range is None and mixing.window is None
+        seen = None
+        if not plain:
+            seen = valid_keys(queries, keys, mixing.causal, mixing.key_range, mixing.window, query.device)
         gqa = query.shape[1] != key.shape[1]
         out = scaled_dot_product_attention(
-            query, key, value, seen, dropout, is_causal=plain, scale=scaling, enable_gqa=gqa
+            query, key, value, seen, dropout, is_causal=plain, scale=mixing.scale, enable_gqa=gqa
         )
     else:
-        out, _ = ops.attention(
-            query,
-            key,
-            value,
-            causal,
-            scaling,
-            key_range,
-            window,
-            gate=tap.gate,
-            saliency_probe=tap.saliency_probe,
-            flow_probe=tap.flow_probe,
-            query_groups=tap.query_groups,
-            key_groups=tap.key_groups,
-            softcap=softcap,
-            sink=sink,
-            segments=segments,
-            blocks=blocks,
-        )
+        probes = {
+            name: getattr(tap, name) for name in ("gate", "saliency_probe", "flow_probe", "query_groups", "key_groups")
+        }
+        out, _ = ops.attention(query, key, value, **{**mixing._asdict(), **probes})
     if tap.row_probe is not None:
         added = attention_row(tap.row_probe, query, key, value, mixing)
         out = out + (added if tap.gate is None else ops.gate_heads(added.transpose(1, 2), tap.gate).transpose(1, 2))
-    return shown(tap, out.transpose(1, 2)).contiguous(), None  # some models call view on it
+    return shown(tap, out.transpose(1, 2)).contiguous()  # some models call view on it
 
 
 def _lowered(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from transformers import masking_utils
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
-from symground.ops.attention.mixing import key_range_of, valid_keys
+from symground.ops.attention.mixing import Mixing, key_range_of, valid_keys
 from symground.ops.common import checks as check
 
 NAME = "symground"
 UNPADDED = "symground-unpadded"
 #: A score with at most this added is hidden: its attention weight is exactly 0 if any key is visible.
-_HIDES = -1e4
+HIDES = -1e4
 
 
 def key_range_mask(
@@ -236,22 +236,50 @@ def _range_of_pairs(mask: Tensor, query: Tensor, key: Tensor, causal: bool, wind
             f"{list(mask.shape)} {mask.dtype}"
         )
     seen = mask == 0 if floats else mask
-    if floats and not bool((seen | (mask <= _HIDES)).all()):
-        biased = mask[~(seen | (mask <= _HIDES))][0].item()
+    if floats and not bool((seen | (mask <= HIDES)).all()):
+        biased = mask[~(seen | (mask <= HIDES))][0].item()
         raise ValueError(
-            f"attention_mask: symground's attention takes no bias of scores: expected 0 (seen) or at most {_HIDES:g} "
+            f"attention_mask: symground's attention takes no bias of scores: expected 0 (seen) or at most {HIDES:g} "
             f"(hidden) for each pair, got {biased:g}; model.set_attn_implementation('sdpa') computes it untraced"
         )
-    each = torch.arange(keys, device=mask.device)
-    # The last query whose window contains each key. If even this query does not see a key, the key is padding.
-    last = (each + (keys if window is None else window) - 1).clamp(max=keys - 1) - (keys - queries)
-    valid = seen[:, 0, last.clamp(min=0), each] & (last >= 0)  # [B,S]
-    expected = valid_keys(queries, keys, causal, None, window, mask.device) & valid[:, None, None]
-    rows = valid[:, None, keys - queries :, None]  # the rows of padding are not compared
-    if not bool(((seen == expected) | ~rows).all()):
+    found = _range_of_seen(seen, causal, window)
+    if found is None:
         wanted = "causal masks" if window is None else f"causal masks with this layer's window of {window} keys and"
         raise ValueError(
             f"attention_mask: symground supports {wanted} with padding at the ends only, and this mask of shape "
             f"{list(mask.shape)} hides other pairs; model.set_attn_implementation('sdpa') computes it untraced"
         )
-    return key_range_of(valid).expand(len(query), -1)
+    return found.expand(len(query), -1)
+
+
+def of_seen(seen: Tensor) -> Mixing | None:
+    """What pairs [B or 1,H or 1,T,S] bool that are visible say: causal or not, window, padding; None if more."""
+    (queries, keys), device = seen.shape[2:], seen.device
+    causal = not bool((seen & ~valid_keys(queries, keys, True, None, None, device)).any())
+    windows: list[int | None] = [None]
+    if causal:
+        windows.append(int(seen.sum(-1).max()))  # of the row that sees most
+    for window in windows:
+        found = _range_of_seen(seen, causal, window)
+        if found is not None:
+            return Mixing(causal, key_range=found, window=window)
+    return None
+
+
+def _range_of_seen(seen: Tensor, causal: bool, window: int | None) -> Tensor | None:
+    """Key ranges [B or 1,2] of visible pairs; None if they are not those of such a mask with padding at the ends."""
+    queries, keys = seen.shape[2:]
+    each = torch.arange(keys, device=seen.device)
+    by_layer = valid_keys(queries, keys, causal, None, window, seen.device)
+    # Rows of padding may see nothing, all keys or themselves, as the code that makes masks likes it.
+    itself = each == torch.arange(keys - queries, keys, device=seen.device)[:, None]
+    beside = ~seen.any(-1) | seen.all(-1) | (seen == itself).all(-1)  # [B,H,T]
+    # The last query whose window contains each key: if even this query does not see a key, the key is padding. But this
+    # query may be padding too, and then all that any query sees is valid.
+    last = (each + (keys if window is None else window) - 1).clamp(max=keys - 1) - (keys - queries)
+    for valid in (seen[:, 0].any(1), seen[:, 0, last.clamp(min=0), each] & (last >= 0)):  # [B,S]
+        rows = valid[:, None, keys - queries :]
+        same = (seen == by_layer & valid[:, None, None]).all(-1)
+        if bool((same | (beside & ~rows)).all()):
+            return key_range_of(valid)
+    return None

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -18,6 +19,8 @@ from symground.models.architectures import (
     MambaMixer,
     fuse_gelu,
     give_back_mamba,
+    is_written_out,
+    watch,
     write_out_gelu,
 )
 from symground.models.attachment.call_arguments import hook_calls
@@ -32,8 +35,8 @@ from symground.models.attachment.lookup import (
     remember,
 )
 from symground.models.attachment.support import mixers_of, untraced_of
-from symground.models.hooks import Mixer, forget_when_checkpointing, stack
-from symground.models.trials import verified_readout
+from symground.models.hooks import Mixer, device_of, forget_when_checkpointing, head_outputs, stack, untapped
+from symground.models.trials import agree, trial_ids, verified_readout
 
 M = TypeVar("M", bound=PreTrainedModel)
 _BEFORE = f"{OURS}before"
@@ -80,20 +83,22 @@ def attach(model: M) -> M:
         object.__setattr__(model, _BEFORE, _Before(before, ()))
     try:
         found = mixers_of(model)
-        if not all(isinstance(mixer.module, MambaMixer) for mixer in found):
+        written_out = [mixer for mixer in found if is_written_out(mixer.module)]
+        if not all(isinstance(mixer.module, MambaMixer) or mixer in written_out for mixer in found):
             model.set_attn_implementation(_of_decoder(model))
         check_in_use(model, found, "takes no attention function of transformers")
         _check_numbers(model, found)
         check_layers(model, found, "are not in the order of their numbers (layer_idx)")
         if not again:
-            object.__setattr__(model, _BEFORE, _Before(before, hook_calls(model)))
+            hooks = (*hook_calls(model, bool(written_out)), *watch(written_out))
+            object.__setattr__(model, _BEFORE, _Before(before, hooks))
         fuse_gelu(stack(model))
         remember(model, found)
         _name_untraced(model, untraced_of(model, found))
         reads_words = model.get_output_embeddings() is not None  # else a trace has a loss of the caller's
         if reads_words and not any(parameter.is_meta for parameter in model.parameters()):
             with _in_evaluation(model):  # with dropout, the trial's two passes would differ
-                _try(model)
+                _try(model, found, written_out)
     except Exception:
         if not again:
             detach(model)
@@ -101,10 +106,11 @@ def attach(model: M) -> M:
     return model
 
 
-def _try(model: PreTrainedModel) -> None:
-    """Verify the readout; an error of the model's own code is that it does not take our mask or attention."""
+def _try(model: PreTrainedModel, found: tuple[Mixer, ...], written_out: list[Mixer]) -> None:
+    """Verify the readout and heads; an error of the model's own code is that it does not take our mask or attention."""
     try:
         verified_readout(model)
+        _verify_heads(model, found, written_out)
     except ValueError:
         raise
     except Exception as error:
@@ -112,6 +118,30 @@ def _try(model: PreTrainedModel) -> None:
             f"model: the layers of {type(model).__name__} read their mask or their attention's result otherwise than "
             f"symground gives it ({type(error).__name__}: {error}); {INSTEAD}"
         ) from error
+
+
+@torch.no_grad()
+def _verify_heads(model: PreTrainedModel, found: tuple[Mixer, ...], written_out: list[Mixer]) -> None:
+    """Refuse a model with other numbers of heads than its layers say, or whose own attention gives other logits."""
+    name = type(model).__name__
+    with untapped():
+        ids = trial_ids(model, 8).to(device_of(model))
+        own = model(input_ids=ids).logits if written_out else None
+        try:
+            with head_outputs(found) as outputs:
+                ours = model(input_ids=ids).logits
+        except ValueError as error:  # what a layer does that symground's attention does not
+            raise ValueError(f"{error}; {INSTEAD}") from error
+    for mixer in found:
+        seen = outputs[mixer.layer].shape[2] if mixer.layer in outputs else mixer.heads
+        if seen != mixer.heads:
+            raise ValueError(
+                f"model: layer {mixer.layer} of {name} mixes positions by {seen} heads in place of {mixer.heads}, as "
+                f"if each token chose its heads, which symground does not support; {INSTEAD}"
+            )
+    if own is not None and not agree(ours, own):
+        kinds = ", ".join(sorted({type(mixer.module).__name__ for mixer in written_out}))
+        raise ValueError(f"model: {kinds} of {name} is no softmax attention as symground computes it; {INSTEAD}")
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from symground.models.attachment.lookup import ATTACHED
 from symground.models.hooks import body, remember_when_checkpointing, stack
 
 
-def hook_calls(model: PreTrainedModel) -> tuple[RemovableHandle, ...]:
+def hook_calls(model: PreTrainedModel, written_out: bool) -> tuple[RemovableHandle, ...]:
+    """Add the hooks; ``written_out`` is whether its attention runs under any implementation."""
     # RoBERTa and similar models number positions from after the padding id, and derive them from the ids.
     counted = any(
         isinstance(part, nn.Embedding) and name.endswith("position_embeddings") and part.padding_idx is not None
@@ -25,12 +26,12 @@ def hook_calls(model: PreTrainedModel) -> tuple[RemovableHandle, ...]:
     names = tuple(inspect.signature(body(model).forward).parameters)
     derive = not counted and "position_ids" in names
     return (
-        model.register_forward_pre_hook(_check_call, with_kwargs=True),
-        body(model).register_forward_pre_hook(partial(_prepare, names, derive), with_kwargs=True),
+        model.register_forward_pre_hook(partial(_check_call, written_out), with_kwargs=True),
+        body(model).register_forward_pre_hook(partial(_prepare, names, derive, written_out), with_kwargs=True),
     )
 
 
-def _check_call(module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check_call(written_out: bool, module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Refuse ``output_attentions=True`` under our attention implementation, and a tap under another one."""
     asked = kwargs.get("output_attentions") or getattr(module.config, "output_attentions", False)
     implementation = stack(module).config._attn_implementation
@@ -39,7 +40,7 @@ def _check_call(module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str
             "encoder_hidden_states: expected None, since symground does not trace the cross-attention that reads them; "
             "symground.detach(model) gives the model back"
         )
-    if implementation in (NAME, UNPADDED):
+    if implementation in (NAME, UNPADDED) or written_out:
         if asked:
             raise ValueError(
                 "output_attentions: symground never builds the attention matrix; use symground.trace instead"
@@ -54,12 +55,13 @@ def _check_call(module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str
 
 
 def _prepare(
-    names: tuple[str, ...], derive: bool, module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+    names: tuple[str, ...], derive: bool, written_out: bool, module: PreTrainedModel, args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:  # fmt: skip
     """The call's arguments with the positions of its mask; None, for no change, under another implementation."""
     remember_when_checkpointing(module)
     implementation = stack(module).config._attn_implementation
-    if implementation not in (NAME, UNPADDED):
+    if implementation not in (NAME, UNPADDED) and not written_out:
         return None
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")

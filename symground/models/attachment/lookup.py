@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from symground.models.architectures import NAME, MambaMixer
+from symground.models.architectures import NAME, MambaMixer, is_written_out
 from symground.models.hooks import Mixer, stack
 
 #: The prefix of attributes that symground sets on modules.
@@ -90,7 +90,7 @@ def _as_attached(model: Any) -> bool:
 def check_in_use(model: nn.Module, found: tuple[Mixer, ...], why: str) -> None:
     """Refuse a model with a layer that would ignore its tap."""
     for mixer in found:
-        if isinstance(mixer.module, MambaMixer):
+        if isinstance(mixer.module, MambaMixer) or is_written_out(mixer.module):
             continue
         used = getattr(mixer.module.config, "_attn_implementation", None)
         if used != NAME:

@@ -10,13 +10,11 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from symground.models.architectures import mamba_mixers
+from symground.models.architectures import is_written_out, mamba_mixers
 from symground.models.attachment.lookup import INSTEAD, of_an_encoder
 from symground.models.hooks import Mixer, stack
 from symground.ops.attention.mixing import MAX_HEAD_SIZE
 
-#: Models with ALiBi whose configuration does not mention it.
-_ALIBI = ("Bloom", "Mpt")
 #: Matches the class names of transformers' modules that mix positions.
 _MIXES = re.compile("attention|attn|mixer|delta|recurrent|lightning|ssm|lstm|mamba|rwkv|shortconv", re.IGNORECASE)
 #: Matches those of these names that are parts which do not mix positions, or the models around them.
@@ -41,34 +39,33 @@ def attention_layers(model: PreTrainedModel) -> tuple[Mixer, ...]:
         raise ValueError(
             f"model: {name} has an encoder and cross-attention, which symground does not support; {INSTEAD}"
         )
-    if getattr(model.config.get_text_config(), "alibi", False) or type(model).__name__.startswith(_ALIBI):
-        raise ValueError(
-            f"model: {name} biases its scores by distance (ALiBi), which symground does not support; {INSTEAD}"
-        )
     found = []
     for layer, module in _attentions(model):
         config = getattr(module, "config", None)
         for applies, variant in _unlike(module, config):
             if applies:
                 raise ValueError(f"model: {name} {variant}, which symground does not support; {INSTEAD}")
-        counts = [getattr(module, of, None) for of in ("num_heads", "num_attention_heads", "n_heads")]
+        counts = [getattr(module, of, None) for of in ("num_heads", "num_attention_heads", "n_heads", "n_head")]
         heads = next((x for x in counts if x), getattr(config, "num_attention_heads", None))
-        if config is None or not isinstance(heads, int):
+        if not isinstance(heads, int) or (config is None and not is_written_out(module)):
             raise ValueError(_unknown(model, [type(module).__name__]))
         found.append(Mixer(layer, heads, module))
     return tuple(found)
 
 
 def _attentions(model: PreTrainedModel) -> list[tuple[int, nn.Module]]:
-    """(number, module) of each attention; if the modules have no number (layer_idx), they are counted."""
+    """(number, module) of each attention; if the modules have no number (layer_idx), they are counted.
+
+    Attention that is written out is found where no module calls an attention function.
+    """
     modules = [module for path, module in stack(model).named_modules() if not of_an_encoder(path, module)]
     named = [module for module in modules if type(module).__name__.endswith("Attention")]
-    numbered = [(getattr(module, "layer_idx", None), module) for module in named]
-    found = [(number, module) for number, module in numbered if isinstance(number, int)]
-    if found or not named:
-        return found
-    calling = [module for module in named if "ALL_ATTENTION_FUNCTIONS" in inspect.getsource(type(module).forward)]
-    return list(enumerate(calling))
+    found = [module for module in named if not is_written_out(module)]
+    if not found:
+        found = [module for module in named if not any(part in named for part in list(module.modules())[1:])]
+    numbered = [(getattr(module, "layer_idx", None), module) for module in found]
+    given = [(number, module) for number, module in numbered if isinstance(number, int)]
+    return given or list(enumerate(found))
 
 
 def untraced_of(model: PreTrainedModel, found: tuple[Mixer, ...]) -> tuple[str, ...]:
@@ -89,8 +86,7 @@ def untraced_of(model: PreTrainedModel, found: tuple[Mixer, ...]) -> tuple[str, 
 def _unknown(model: PreTrainedModel, parts: Sequence[str]) -> str:
     return (
         f"model: the layers of {type(model).__name__} mix positions by {', '.join(parts)}: symground sees no heads "
-        "there, since this is no attention with heads, or one that takes no attention function of transformers "
-        f"(attn_implementation); {INSTEAD}"
+        f"there, since this is no attention with heads; {INSTEAD}"
     )
 
 
@@ -116,6 +112,6 @@ def _unlike(module: nn.Module, config: Any) -> Iterator[tuple[bool, str]]:
     window = getattr(config, "sliding_window", None)
     passes_window = "sliding_window" in inspect.getsource(kind.forward)
     yield (
-        window is not None and not passes_window,
+        window is not None and not passes_window and not is_written_out(module),
         "has a sliding window that its layers do not tell their attention function",
     )

@@ -120,12 +120,12 @@ def _given_by(model: PreTrainedModel, head: Readout) -> str | None:
         expected, hidden = model(input_ids=ids).logits[0], hidden_states(model, ids)[0]
         # The head is called on rows, as in use, because a hook of the head may depend on the position.
         rows = hidden if head.weight.is_meta else hidden.to(head.weight.device)
-        found = head.logits(rows)
+        fits = rows.shape[-1] == head.weight.shape[-1]  # RemBERT's are transformed to another width
         # A hook or forward function of other code may treat other hidden states or positions otherwise.
         own = None if hooked_by_others(model) else replace(head, module=OwnLogits(model))
         if own is not None and not _same(own.logits(rows), expected):
             own = None
-        if _same(found, expected):
+        if fits and _same(head.logits(rows), expected):
             # A cap hardly changes small logits: large ones are compared too.
             capped = own is not None and not _same(head.logits(64 * rows), own.logits(64 * rows))
             return "own" if capped else "product"

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
-    FalconConfig,
-    FalconForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -121,13 +119,6 @@ def test_a_model_whose_attention_was_changed_is_refused_until_attached_again(gpt
     whole = sg.attach(gpt2)(ids).logits
     with sg.ablate(gpt2, [(0, 0)]):
         assert not torch.allclose(gpt2(ids).logits, whole)
-
-
-def test_an_architecture_without_attention_functions_is_refused() -> None:
-    with pytest.raises(ValueError, match="takes no attention function"):
-        sg.attach(
-            FalconForCausalLM(FalconConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
-        )
 
 
 def test_paths_that_are_no_model_are_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 import symground as sg
-from tests.models.attachment.builders import OLD, SIZES, T, gpt2, ids, llama, lstm, mamba2, mistral
+from tests.models.attachment.builders import SIZES, T, gpt2, ids, llama, lstm, mamba2, mistral
 
 BUILDS = {"Llama": llama, "GPT-2": gpt2, "Mistral": mistral, "Mamba-2": mamba2, "LSTM": lstm}
 
@@ -70,20 +70,6 @@ def test_an_attention_chosen_after_attaching_stays() -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
-    "GPT-Neo": (
-        lambda: transformers.GPTNeoForCausalLM(
-            transformers.GPTNeoConfig(
-                **{**SIZES, "num_layers": 2, "num_heads": 4}, attention_types=[[["global", "local"], 1]]
-            )
-        ),
-        "layers of GPTNeoForCausalLM mix positions by GPTNeoAttention, GPTNeoSelfAttention: symground sees no heads",
-    ),
-    "XGLM": (
-        lambda: transformers.XGLMForCausalLM(
-            transformers.XGLMConfig(vocab_size=101, d_model=32, ffn_dim=48, num_layers=2, attention_heads=4)
-        ),
-        "mix positions by XGLMAttention",
-    ),
     "Mamba": (
         lambda: transformers.MambaForCausalLM(
             transformers.MambaConfig(vocab_size=101, hidden_size=32, num_hidden_layers=2)
@@ -96,9 +82,9 @@ REFUSED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
         ),
         "mix positions by .*RwkvSelfAttention",
     ),
-    "OpenAI GPT": (
-        lambda: transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(vocab_size=101, n_positions=64, **OLD)),
-        "mix positions by Attention",
+    "MPNet": (
+        lambda: transformers.MPNetForMaskedLM(transformers.MPNetConfig(**{**SIZES, "pad_token_id": 1})),
+        "layers of MPNetSelfAttention add to their scores a bias that is not proportional to the distance",
     ),
 }
 
