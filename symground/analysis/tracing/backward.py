@@ -6,7 +6,7 @@ A device therefore holds what any backward pass holds, and the result of one lay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -45,7 +45,6 @@ class Pass(NamedTuple):
 
 #: The dimensions of each variable of a trace.
 DIMS = {
-    **dict.fromkeys(("surprisal", "loss"), ("example",)),
     "saliency": ("example", "layer", "query", "key"),
     "flow": ("example", "layer", "head", "query_group", "key_group"),
     "row_total": ("example", "layer", "head", "query_group"),
@@ -59,11 +58,11 @@ def coordinates_of(layers: tuple[Mixer, ...]) -> dict[str, Any]:
     """The coordinates of the layers and heads in a trace."""
     return {
         "layer": [mixer.layer for mixer in layers], "kind": ("layer", [mixer.kind for mixer in layers]),
-        "head": np.arange(_most_heads(layers)),
+        "head": np.arange(most_heads(layers)),
     }  # fmt: skip
 
 
-def _most_heads(layers: tuple[Mixer, ...]) -> int:
+def most_heads(layers: tuple[Mixer, ...]) -> int:
     return max((mixer.heads for mixer in layers), default=0)
 
 
@@ -71,41 +70,54 @@ class Results:
     """Results for N examples and L layers in host memory, filled pass by pass and layer by layer."""
 
     def __init__(
-        self, layers: tuple[Mixer, ...], examples: int, length: int, groups: tuple[int, int], saliency: bool, rows: bool
-    ) -> None:
-        count, heads = len(layers), _most_heads(layers)
+        self, layers: int, heads: int, examples: int, lengths: tuple[int, int], groups: tuple[int, int], saliency: bool,
+        rows: bool,
+    ) -> None:  # fmt: skip
+        """``lengths`` and ``groups`` are the numbers of queries and keys, and of their groups."""
+        (queries, keys), count = lengths, layers
         self.groups = num_query, num_key = groups
 
         def numbers(*shape: int, fill: float | None = None) -> NDArray[np.float32]:
             shape = (examples, count, *shape)
             return np.empty(shape, np.float32) if fill is None else np.full(shape, fill, np.float32)
 
-        self.loss = np.empty(examples, np.float32)
-        self.saliency = numbers(length, length) if saliency else None
-        self.rows = numbers(heads, length, fill=np.nan) if rows else None  # NaN for heads that a layer lacks
+        self.saliency = numbers(queries, keys) if saliency else None
+        self.rows = numbers(heads, keys, fill=np.nan) if rows else None  # NaN for heads that a layer lacks
         self.flow = numbers(heads, num_query, num_key, fill=np.nan)
         self.row_total = numbers(heads, num_query, fill=np.nan)
         self.matrix_total = numbers(heads, fill=np.nan)
 
-    def arrays(self, loss: str) -> dict[str, NDArray[np.float32]]:
-        """Variable → its numbers; ``loss`` is the name of the loss."""
-        found = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        return {loss: found.pop("loss"), **found}
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """Variable → its numbers."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+
+
+class Part(NamedTuple):
+    """Layers whose matrices have the same queries and keys."""
+
+    layers: tuple[Mixer, ...]
+    groups: tuple[Tensor, Tensor]
+    """Of the queries [B,T] and of the keys [B,S], -1 for none."""
+    results: Results
+
+    def of(self, at: slice) -> Part:
+        """The part for some of the examples."""
+        return self._replace(groups=(self.groups[0][at], self.groups[1][at]))
 
 
 class _Leaves:
     """Saliency, flow and row probes: leaf tensors with storage for one number, whose gradients are taken by hooks."""
 
-    def __init__(self, results: Results, at: slice, scale: float) -> None:
+    def __init__(self, at: slice, scale: float) -> None:
         self.leaves: list[Tensor] = []
         self.reached = 0
         self.wrong: list[int] = []
-        """Layers whose flow is not finite."""
-        self._results, self._at, self._scale = results, at, scale
+        """Numbers of the layers whose flow is not finite."""
+        self._at, self._scale = at, scale
 
-    def add(self, kind: str, layer: int, device: torch.device, *shape: int) -> Tensor:
+    def add(self, kind: str, part: Part, layer: int, device: torch.device, *shape: int) -> Tensor:
         leaf = torch.zeros(1, device=device).expand(shape).requires_grad_()
-        leaf.register_post_accumulate_grad_hook(partial(self._take, kind, layer))
+        leaf.register_post_accumulate_grad_hook(partial(self._take, kind, part, layer))
         self.leaves.append(leaf)
         return leaf
 
@@ -113,11 +125,11 @@ class _Leaves:
         """Break the reference cycle leaf → hook → self → leaf, which the garbage collector does not see."""
         self.leaves.clear()
 
-    def _take(self, kind: str, layer: int, leaf: Tensor) -> None:
+    def _take(self, kind: str, part: Part, layer: int, leaf: Tensor) -> None:
         grad, leaf.grad = leaf.grad, None
         assert grad is not None
         self.reached += 1
-        getattr(self, f"_{kind}")(layer, grad)
+        getattr(self, f"_{kind}")(part, layer, grad)
 
     def _put(self, into: NDArray[np.float32], grad: Tensor) -> Tensor:
         """Copy a gradient from its device into the results, without a further copy."""
@@ -125,25 +137,26 @@ class _Leaves:
         place.copy_(grad)
         return place if self._scale == 1 else place.div_(self._scale)
 
-    def _saliency(self, layer: int, grad: Tensor) -> None:
-        assert self._results.saliency is not None
-        self._put(self._results.saliency[self._at, layer], grad).abs_()
+    def _saliency(self, part: Part, layer: int, grad: Tensor) -> None:
+        assert part.results.saliency is not None
+        self._put(part.results.saliency[self._at, layer], grad).abs_()
 
-    def _rows(self, layer: int, grad: Tensor) -> None:
-        assert self._results.rows is not None
-        self._put(self._results.rows[self._at, layer, : grad.shape[1]], grad)
+    def _rows(self, part: Part, layer: int, grad: Tensor) -> None:
+        assert part.results.rows is not None
+        self._put(part.results.rows[self._at, layer, : grad.shape[1]], grad)
 
-    def _flow(self, layer: int, grad: Tensor) -> None:
-        (num_query, num_key), heads = self._results.groups, grad.shape[1]
+    def _flow(self, part: Part, layer: int, grad: Tensor) -> None:
+        results, heads = part.results, grad.shape[1]
+        num_query, num_key = results.groups
         of_group = grad[..., :num_query, :]
         for into, value in (
-            (self._results.flow, of_group[..., :num_key]),
-            (self._results.row_total, of_group.sum(-1)),
-            (self._results.matrix_total, grad.sum((-1, -2))),
+            (results.flow, of_group[..., :num_key]),
+            (results.row_total, of_group.sum(-1)),
+            (results.matrix_total, grad.sum((-1, -2))),
         ):
             placed = self._put(into[self._at, layer, :heads], value)
         if not bool(placed.isfinite().all()):
-            self.wrong.append(layer)
+            self.wrong.append(part.layers[layer].layer)
 
 
 class Loss(NamedTuple):
@@ -159,56 +172,35 @@ class Loss(NamedTuple):
 def run_pass(
     model: PreTrainedModel,
     loss: Loss,
-    layers: tuple[Mixer, ...],
-    groups: tuple[Tensor, Tensor],
-    results: Results,
+    parts: Sequence[Part],
     at: slice,
     checkpoint: bool,
     offload: bool,
     prediction: Tensor | None = None,
-) -> None:
-    """Trace a batch into ``results`` at the examples ``at``.
+) -> NDArray[np.float32]:
+    """Trace a batch into the results of the parts at the examples ``at``, and return the losses [B].
 
-    ``groups`` are those of the queries and of the keys [B,T], -1 for none; ``prediction`` [B] is the row of ``rows``.
+    ``prediction`` [B] is the row of ``rows``.
 
     Raises:
         ValueError: a loss or a flow that is not finite, or layers that the gradient does not reach.
     """
-    count, length = groups[0].shape
-    # One further group on each side contains the positions that are in no group, so the totals are sums of the flow.
-    rest = [torch.where(of < 0, num, of) for of, num in zip(groups, results.groups, strict=True)]
-    num_query, num_key = results.groups
     kind = device_of(model).type
     lowered = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else loss.weight.dtype
     half = torch.float16 in (loss.weight.dtype, lowered)
-    probes = _Leaves(results, at, _SCALE if half else 1.0)
+    probes = _Leaves(at, _SCALE if half else 1.0)
     with ExitStack() as stack, torch.enable_grad():
         stack.callback(probes.clear)
         stack.enter_context(frozen(model))
         width = loss.weight.shape[-1]
-        large = count * length * len(layers) * width >= _LARGE
+        large = sum(part.groups[0].numel() * len(part.layers) for part in parts) * width >= _LARGE
         stack.enter_context(return_freed_memory(kind == "cpu" and (large or checkpoint)))
         if checkpoint:
             stack.enter_context(checkpointed(model))
-        taps = {}
-        for i, mixer in enumerate(layers):
-            device, heads = device_of(mixer.module), mixer.heads
-            row = None
-            if prediction is not None and results.rows is not None:
-                row = RowProbe(probes.add("rows", i, device, count, heads, length), prediction.to(device))
-            asked = results.saliency is not None
-            taps[mixer] = Tap(
-                saliency_probe=probes.add("saliency", i, device, count, length, length) if asked else None,
-                flow_probe=probes.add("flow", i, device, count, heads, num_query + 1, num_key + 1),
-                query_groups=rest[0].to(device),
-                key_groups=rest[1].to(device),
-                row_probe=row,
-            )
-        stack.enter_context(tapped(taps))
+        stack.enter_context(tapped({m: tap for part in parts for m, tap in _taps(part, probes, prediction).items()}))
         with offloaded(model) if offload else nullcontext():
             each = loss.of()
         check_finite(each, half, loss.name)
-        results.loss[at] = each.detach().float().cpu().numpy()
         # Within the block, since layers that are recomputed in the backward pass must see the same taps.
         wanted = len(probes.leaves)
         if each.requires_grad:
@@ -221,7 +213,32 @@ def run_pass(
             'set it with gradient_checkpointing_kwargs={"use_reentrant": False}'
         )
     if probes.wrong:
-        raise ValueError(f"model: the flow of layer {layers[probes.wrong[0]].layer} is not finite{_hint(half)}")
+        raise ValueError(f"model: the flow of layer {probes.wrong[0]} is not finite{_hint(half)}")
+    found: NDArray[np.float32] = each.detach().float().cpu().numpy()
+    return found
+
+
+def _taps(part: Part, probes: _Leaves, prediction: Tensor | None) -> dict[Mixer, Tap]:
+    """A tap with the probes of each layer."""
+    results, (count, queries), keys = part.results, part.groups[0].shape, part.groups[1].shape[1]
+    # One further group on each side contains the positions that are in no group, so the totals are sums of the flow.
+    rest = [torch.where(of < 0, num, of) for of, num in zip(part.groups, results.groups, strict=True)]
+    num_query, num_key = results.groups
+    taps = {}
+    for i, mixer in enumerate(part.layers):
+        device, heads = device_of(mixer.module), mixer.heads
+        row = None
+        if prediction is not None and results.rows is not None:
+            row = RowProbe(probes.add("rows", part, i, device, count, heads, keys), prediction.to(device))
+        asked = results.saliency is not None
+        taps[mixer] = Tap(
+            saliency_probe=probes.add("saliency", part, i, device, count, queries, keys) if asked else None,
+            flow_probe=probes.add("flow", part, i, device, count, heads, num_query + 1, num_key + 1),
+            query_groups=rest[0].to(device),
+            key_groups=rest[1].to(device),
+            row_probe=row,
+        )
+    return taps
 
 
 def gradient_x_input(model: PreTrainedModel, head: Readout, batch: Pass) -> dict[str, NDArray[np.float32]]:

@@ -1,26 +1,70 @@
-"""A trace back from any number that a caller computes of a model's output: of classifiers, encoders, vision models."""
+"""A trace back from a number that is computed of a model's output, in any model with heads.
+
+Encoders, classifiers and vision models have layers of one kind. A model with cross-attention has layers whose matrices
+have other queries and keys: their variables have names and dimensions of their own.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.checks import tensor_of
-from symground.analysis.tracing.backward import DIMS, Loss, Results, coordinates_of, run_pass
-from symground.analysis.tracing.trace_input import group_ids, inputs_of, masks_of
+from symground.analysis.checks import ids_of, mask_of, tensor_of
+from symground.analysis.tracing.backward import (
+    DIMS,
+    Loss,
+    Part,
+    Results,
+    coordinates_of,
+    most_heads,
+    run_pass,
+)
+from symground.analysis.tracing.trace_input import PREDICTION, check_unreserved, group_ids, inputs_of, masks_of
 from symground.errors import described
 from symground.models import Mixer
 from symground.models.attachment import untraced
-from symground.models.hooks import device_of, head_outputs
+from symground.models.hooks import Tap, device_of, tapped
 from symground.models.passes import check_names
-from symground.models.trials import check_deterministic
+from symground.models.trials import check_deterministic, surprisal_of
 from symground.running import progress
+
+_KEYWORDS = ("loss", "groups", "source_groups", "saliency", "batch_size", "checkpoint", "offload")
+#: Kind of layer → the prefix of its variables. The queries of an encoder are source positions, and so are the keys of
+#: an encoder and of cross-attention.
+PREFIXES = {"encoder": "encoder_", "cross": "cross_"}
+_SOURCE = {"query": "source_query", "key": "source", "query_group": "source_query_group", "key_group": "source_group"}
+
+
+class Settings(NamedTuple):
+    """The settings of :func:`symground.trace`."""
+
+    saliency: bool
+    rows: bool
+    batch_size: int
+    checkpoint: bool
+    offload: bool
+
+
+class Asked(NamedTuple):
+    """What a trace goes back from."""
+
+    loss: Callable[[Any, slice], Tensor]
+    """(the model's output, which examples) → one number an example."""
+    name: str
+    prediction: Tensor | None = None
+    """[B] the position whose rows are requested."""
+
+
+def has_crossings(layers: tuple[Mixer, ...]) -> bool:
+    """Whether some layers have other queries or keys than the text of a decoder."""
+    return any(mixer.kind in PREFIXES for mixer in layers)
 
 
 def trace_loss(
@@ -29,11 +73,9 @@ def trace_loss(
     given: Any,
     attention_mask: Any,
     groups: Mapping[str, Any] | None,
+    source_groups: Mapping[str, Any] | None,
     loss: Callable[[Any], Tensor],
-    saliency: bool,
-    batch_size: int,
-    checkpoint: bool,
-    offload: bool,
+    settings: Settings,
     beside: Mapping[str, Any],
 ) -> xr.Dataset:
     """`trace` with its ``loss``; the arguments are its own."""
@@ -41,48 +83,127 @@ def trace_loss(
         raise ValueError(f"loss: expected a function of the model's output, got {described(loss)}")
     if not layers:
         raise ValueError(f"loss: {type(model).__name__} has no heads to trace it back to")
-    given = dict(given) if isinstance(given, Mapping) else {"input_ids": tensor_of(given, "input_ids")}
-    given |= {**beside, **({} if attention_mask is None else {"attention_mask": attention_mask})}
-    check_names(model, given, "symground.trace", ("loss", "groups", "saliency", "batch_size", "checkpoint", "offload"))
+    given = _inputs(model, given, attention_mask, beside)
+    asked = Asked(lambda out, at: _checked(loss(out), at.stop - at.start), "loss")
+    return _trace(model, layers, given, groups, source_groups, asked, settings)
+
+
+def trace_targets(
+    model: PreTrainedModel,
+    layers: tuple[Mixer, ...],
+    given: Any,
+    targets: Any,
+    attention_mask: Any,
+    groups: Mapping[str, Any] | None,
+    source_groups: Mapping[str, Any] | None,
+    settings: Settings,
+    beside: Mapping[str, Any],
+) -> xr.Dataset:
+    """`trace` of ``targets`` in a model with cross-attention; the arguments are its own.
+
+    The text that is continued is ``decoder_input_ids`` in an encoder-decoder, else ``input_ids``.
+    """
+    given = _inputs(model, given, attention_mask, beside)
+    name = "decoder_input_ids" if getattr(model.config, "is_encoder_decoder", False) else "input_ids"
+    if given.get(name) is None:
+        raise ValueError(f"{name}: expected the ids [B,T] of the text whose continuation is asked, got None")
+    ids = ids_of(given[name], name, 2, 2**62)
+    if targets is None:
+        raise ValueError("targets: expected the ids [B] to predict, got None")
+    words = ids_of(targets, "targets", 1, model.get_output_embeddings().weight.shape[0])
+    if len(words) != len(ids):
+        raise ValueError(f"targets: expected shape [B] = [{len(ids)}], got {list(words.shape)}")
+    mask = given.get(name.replace("input_ids", "attention_mask"))
+    valid = torch.ones_like(ids) if mask is None else mask_of(mask, "attention_mask", ids.shape)
+    p = (valid.bool() * torch.arange(ids.shape[1], device=ids.device)).amax(-1)
+
+    def surprisal(out: Any, at: slice) -> Tensor:
+        logits = out.logits
+        at_p = logits[torch.arange(len(logits), device=logits.device), p[at].to(logits.device)]
+        return surprisal_of(at_p, words[at, None].to(logits.device))[:, 0]
+
+    return _trace(model, layers, given, groups, source_groups, Asked(surprisal, "surprisal", p), settings)
+
+
+def _inputs(model: PreTrainedModel, given: Any, attention_mask: Any, beside: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs of the model by name."""
+    inputs = dict(given) if isinstance(given, Mapping) else {"input_ids": tensor_of(given, "input_ids")}
+    inputs |= {**beside, **({} if attention_mask is None else {"attention_mask": attention_mask})}
+    check_names(model, inputs, "symground.trace", _KEYWORDS)
+    if "use_cache" in inspect.signature(type(model).forward).parameters:
+        inputs.setdefault("use_cache", False)
+    return inputs
+
+
+def _trace(
+    model: PreTrainedModel,
+    layers: tuple[Mixer, ...],
+    given: Mapping[str, Any],
+    groups: Mapping[str, Any] | None,
+    source_groups: Mapping[str, Any] | None,
+    asked: Asked,
+    settings: Settings,
+) -> xr.Dataset:
     count = next((len(x) for x in given.values() if isinstance(x, Tensor) and x.ndim), 0)
     if not count:
         raise ValueError("input_ids: expected the model's inputs as tensors of at least one example, got none")
-    if "use_cache" in inspect.signature(type(model).forward).parameters:
-        given.setdefault("use_cache", False)
+    batch_size = settings.batch_size
     inputs, device = inputs_of(given, None, count, batch_size), device_of(model)
 
     def output(at: slice) -> Any:
         return model(**{n: x.to(device) if isinstance(x, Tensor) else x for n, x in inputs(at).items()})
 
     check_deterministic(model)
-    none = torch.full((count, _length(model, layers, output)), -1)
-    masks = masks_of(groups or {}, none)
-    of_groups = group_ids(masks, none)
-    results = Results(layers, count, none.shape[1], (len(masks), len(masks)), saliency, False)
+    sizes = _sizes(model, layers, output)
+    sides = _Sides(sizes, count, groups, source_groups, asked.prediction)
+    parts = {
+        kind: sides.part(kind, tuple(m for m in layers if _prefix(m) == kind), most_heads(layers), settings)
+        for kind in sizes
+    }
+    each = np.empty(count, np.float32)
     weight = next(model.parameters())
     with progress("trace", -(-count // batch_size), quick=True) as bar:
         for start in range(0, count, batch_size):
             at = slice(start, min(start + batch_size, count))
 
             def of(at: slice = at) -> Tensor:
-                return _checked(loss(output(at)), at.stop - at.start)
+                return asked.loss(output(at), at)
 
-            both = (of_groups[at], of_groups[at])
-            run_pass(model, Loss(of, "loss", weight), layers, both, results, at, checkpoint, offload)
+            prediction = None if asked.prediction is None else asked.prediction[at]
+            loss = Loss(of, asked.name, weight)
+            of_part = [part.of(at) for part in parts.values()]
+            each[at] = run_pass(model, loss, of_part, at, settings.checkpoint, settings.offload, prediction)
             bar.advance()
-    names = list(masks)
-    variables = {name: (DIMS[name], value) for name, value in results.arrays("loss").items()}
+    named = [sides.named(kind, part) for kind, part in parts.items()]
+    at_p = {} if asked.prediction is None else {"prediction": ("example", asked.prediction.cpu().numpy())}
     return xr.Dataset(
-        {**variables, "group": (("example", "key"), of_groups.numpy())},
-        {**coordinates_of(layers), "key_group": names, "query_group": names},
+        {asked.name: ("example", each), **{name: value for variables, _ in named for name, value in variables.items()}},
+        {**{name: value for _, coordinates in named for name, value in coordinates.items()}, **at_p},
         attrs={"untraced": ", ".join(untraced(model))},
     )
 
 
+def _prefix(mixer: Mixer) -> str:
+    return PREFIXES.get(mixer.kind, "")
+
+
 @torch.no_grad()
-def _length(model: PreTrainedModel, layers: tuple[Mixer, ...], output: Callable[[slice], Any]) -> int:
-    """How many positions the layers mix; all of them as many."""
-    with head_outputs(layers) as found:
+def _sizes(
+    model: PreTrainedModel, layers: tuple[Mixer, ...], output: Callable[[slice], Any]
+) -> dict[str, tuple[int, int]]:
+    """Prefix → how many queries and keys its layers mix; kinds of layers that these inputs do not reach are left out.
+
+    Raises:
+        ValueError: layers of a kind mix other numbers of positions, or several passes of a layer.
+    """
+    found: dict[Mixer, list[tuple[int, int, int]]] = {mixer: [] for mixer in layers}
+
+    def tap(mixer: Mixer) -> Tap:
+        if mixer.kind == "mamba2":
+            return Tap(observe=(lambda x: found[mixer].append((len(x), x.shape[1], x.shape[1])),))
+        return Tap(measure=lambda *sizes: found[mixer].append(sizes))
+
+    with tapped({mixer: tap(mixer) for mixer in layers}):
         try:
             output(slice(0, 1))
         except ValueError:
@@ -92,14 +213,86 @@ def _length(model: PreTrainedModel, layers: tuple[Mixer, ...], output: Callable[
                 f"model: {type(model).__name__} does not run on these inputs with symground's attention "
                 f"({type(error).__name__}: {error})"
             ) from error
-    lengths = {layer: heads.shape[1] for layer, heads in found.items()}
-    examples = {len(heads) for heads in found.values()}
-    if len({*lengths.values()}) != 1 or examples != {1} or len(found) != len(layers):
-        raise ValueError(
-            f"model: expected layers that mix the same positions of each example once, got {lengths} positions by "
-            f"layer of {len(layers)} layers, for {sorted(examples)} examples in place of 1"
+    sizes = {}
+    for kind in sorted({_prefix(mixer) for mixer in layers}):
+        of_kind = [found[mixer] for mixer in layers if _prefix(mixer) == kind]
+        if kind == "cross_" and not any(of_kind):  # no image was given
+            continue
+        several = sorted({size for each in of_kind for size in each})
+        if len(several) != 1 or any(len(each) != 1 for each in of_kind) or several[0][0] != 1:
+            raise ValueError(
+                "model: expected layers that mix the same positions of each example once, got (examples, queries, "
+                f"keys) {several} in {sum(map(bool, of_kind))} of {len(of_kind)} layers, for one example"
+            )
+        sizes[kind] = several[0][1:]
+    return sizes
+
+
+class _Sides:
+    """The groups of the positions that a decoder (or the only stack of layers) and a source have."""
+
+    def __init__(
+        self, sizes: Mapping[str, tuple[int, int]], count: int, groups: Mapping[str, Any] | None,
+        source_groups: Mapping[str, Any] | None, prediction: Tensor | None,
+    ) -> None:  # fmt: skip
+        if source_groups is not None and not sizes.keys() & set(PREFIXES.values()):
+            raise ValueError("source_groups: expected None, since no layer reads other positions than the text's")
+        text = next((queries for kind, (queries, _) in sizes.items() if kind != "encoder_"), 0)
+        source = next((keys for kind, (_, keys) in sizes.items() if kind), 0)
+        self.keys = {"": _masks(groups, count, text, "groups"), "source": _masks(source_groups, count, source)}
+        self.queries = dict(self.keys)
+        self.lengths = {"": text, "source": source}
+        if prediction is not None:
+            check_unreserved(self.keys[""])
+            at_p = torch.arange(text) == prediction.cpu()[:, None]
+            self.queries[""] = {PREDICTION: at_p, **{name: mask & ~at_p for name, mask in self.keys[""].items()}}
+        self.count, self.rows = count, prediction is not None
+
+    def part(self, kind: str, layers: tuple[Mixer, ...], heads: int, settings: Settings) -> Part:
+        of_query, of_key = _sides_of(kind)
+        queries, keys = self.queries[of_query], self.keys[of_key]
+        lengths = self.lengths[of_query], self.lengths[of_key]
+        of_groups = self._ids(queries, lengths[0]), self._ids(keys, lengths[1])
+        rows = settings.rows and self.rows and kind != "encoder_"
+        counts = len(queries), len(keys)
+        return Part(
+            layers, of_groups, Results(len(layers), heads, self.count, lengths, counts, settings.saliency, rows)
         )
-    return next(iter(lengths.values()))
+
+    def _ids(self, masks: Mapping[str, Tensor], length: int) -> Tensor:
+        return group_ids(masks, torch.full((self.count, length), -1))
+
+    def named(self, kind: str, part: Part) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The variables and coordinates of a part, by their names in the Dataset."""
+        of_query, of_key = _sides_of(kind)
+
+        def dimension(name: str) -> str:
+            if name == "layer":
+                return f"{kind}layer"
+            side = {"query": of_query, "query_group": of_query, "key": of_key, "key_group": of_key}.get(name)
+            return _SOURCE[name] if side else name
+
+        variables = {
+            f"{kind}{name}": (tuple(map(dimension, DIMS[name])), value) for name, value in part.results.arrays().items()
+        }
+        of_key_groups = dimension("key_group"), dimension("key")
+        variables["source_groups" if of_key else "group"] = (("example", of_key_groups[1]), part.groups[1].numpy())
+        found = coordinates_of(part.layers)
+        coordinates = {
+            f"{kind}layer": found["layer"], f"{kind}kind": (f"{kind}layer", found["kind"][1]),
+            "head": np.arange(part.results.matrix_total.shape[2]),
+            dimension("query_group"): list(self.queries[of_query]), of_key_groups[0]: list(self.keys[of_key]),
+        }  # fmt: skip
+        return variables, coordinates
+
+
+def _sides_of(kind: str) -> tuple[str, str]:
+    """Of which side the queries and the keys are."""
+    return ("source" if kind == "encoder_" else "", "source" if kind else "")
+
+
+def _masks(groups: Mapping[str, Any] | None, count: int, length: int, name: str = "source_groups") -> dict[str, Tensor]:
+    return masks_of(groups or {}, torch.full((count, length), -1), name)
 
 
 def _checked(each: Any, examples: int) -> Tensor:

@@ -92,8 +92,7 @@ def of_ids(
     p = (valid * position).amax(-1)
     at_p = position == p[:, None]
     groups = _image_group(model, ids) if groups is None else groups
-    if PREDICTION in check_mapping(groups, "groups"):
-        raise ValueError(f"groups: {PREDICTION!r} is the prediction position itself; choose another name")
+    check_unreserved(check_mapping(groups, "groups"))
     keys = {name: mask & valid for name, mask in masks_of(groups, ids).items()}
     queries = {PREDICTION: at_p, **{name: mask & ~at_p for name, mask in keys.items()}}
     inputs = inputs_of(model_inputs, attention_mask, len(ids), batch_size)
@@ -133,6 +132,11 @@ def inputs_of(
     return of_part
 
 
+def check_unreserved(groups: Mapping[str, Any]) -> None:
+    if PREDICTION in groups:
+        raise ValueError(f"groups: {PREDICTION!r} is the prediction position itself; choose another name")
+
+
 def group_ids(masks: Mapping[str, Tensor], like: Tensor) -> Tensor:
     """[B,T], as ``like``: index of the mask that contains each position; -1 if none does."""
     if not masks:
@@ -150,12 +154,12 @@ def _image_group(model: PreTrainedModel, ids: Tensor) -> dict[str, Tensor]:
     return {} if places is None or not bool(places.any()) else {"image": places}
 
 
-def masks_of(groups: Mapping[str, Any], like: Tensor) -> dict[str, Tensor]:
-    """The masks of groups as bool tensors of the shape and device of ``like`` [B,T]."""
+def masks_of(groups: Mapping[str, Any], like: Tensor, argument: str = "groups") -> dict[str, Tensor]:
+    """The masks of groups as bool tensors of the shape and device of ``like`` [B,T]; ``argument`` is their name."""
     found = {}
-    for name, given in check_mapping(groups, "groups").items():
-        mask = tensor_of(given, f"groups[{name!r}]")
+    for name, given in check_mapping(groups, argument).items():
+        mask = tensor_of(given, f"{argument}[{name!r}]")
         if mask.shape != like.shape:
-            raise ValueError(f"groups[{name!r}]: expected shape {list(like.shape)}, got {list(mask.shape)}")
+            raise ValueError(f"{argument}[{name!r}]: expected shape {list(like.shape)}, got {list(mask.shape)}")
         found[name] = mask.bool().to(like.device)
     return found

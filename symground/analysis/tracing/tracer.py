@@ -16,14 +16,16 @@ from symground.analysis.probing import Asked, Examples, ImageQuestions, Probes, 
 from symground.analysis.tracing.backward import (
     DIMS,
     Loss,
+    Part,
     Pass,
     Results,
     coordinates_of,
     gradient_x_input,
+    most_heads,
     run_pass,
     surprisal_at,
 )
-from symground.analysis.tracing.losses import trace_loss
+from symground.analysis.tracing.losses import Settings, has_crossings, trace_loss, trace_targets
 from symground.analysis.tracing.trace_input import TraceInput, of_examples, of_ids
 from symground.errors import flag, integer
 from symground.models import Mixer, mixers
@@ -32,7 +34,9 @@ from symground.models.passes import check_inputs, check_weights
 from symground.models.trials import check_deterministic, check_lengths, verified_readout
 from symground.running import progress
 
-_KEYWORDS = ("targets", "attention_mask", "groups", "saliency", "rows", "batch_size", "checkpoint", "offload")
+_KEYWORDS = (
+    "targets", "attention_mask", "groups", "source_groups", "saliency", "rows", "batch_size", "checkpoint", "offload",
+)  # fmt: skip
 
 
 def trace(
@@ -42,6 +46,7 @@ def trace(
     attention_mask: Tensor | None = None,
     groups: Mapping[str, Tensor] | None = None,
     *,
+    source_groups: Mapping[str, Tensor] | None = None,
     loss: Callable[[Any], Tensor] | None = None,
     saliency: bool = True,
     rows: bool = False,
@@ -68,6 +73,8 @@ def trace(
             is a further query group, the first: p alone, which is removed from the others. With None, the placeholders
             of images in a vision-language model's ids are the group "image"; without images there is no key group, the
             flow is empty, and only the totals are computed.
+        source_groups: in a model with cross-attention, name → [B,S] masks of the positions that it reads: the encoder's
+            or the image's.
         loss: in place of ``targets``, a function of the model's output that returns one number an example [B], such as
             a class's logit or a similarity. Any attached model will do, without a vocabulary too. Then there is no
             prediction position, T is the number of positions that its layers mix, the groups are both query and key
@@ -93,6 +100,13 @@ def trace(
         - group (example, key): index of the key group, or -1;
         - the coordinate prediction (example): p.
 
+        In an encoder-decoder, ``input_ids`` (or its other inputs by name) are read by the encoder, and p is the last
+        valid token of ``decoder_input_ids``. Its own layers have the variables above. Those of cross-attention begin
+        with "cross_" and have the dimensions cross_layer, source and source_group in place of layer, key and
+        key_group; those of the encoder begin with "encoder_" and have encoder_layer, source_query, source_query_group,
+        source and source_group. ``source_groups`` (example, source) is the index of the source group. All layers are
+        numbered in their order in the model. The same holds for the cross-attention of a decoder that reads images.
+
         An LSTM mixes positions without a matrix, so it has neither saliency nor flow. Its Dataset has input_x_gradient
         (example, key) in their place: gradient × input of each position's embedding, Σ_d e[d] · ∂L/∂e[d], signed, nats.
         A note in ``attrs`` says so.
@@ -111,17 +125,25 @@ def trace(
     saliency, rows = flag("saliency", saliency), flag("rows", rows)
     checkpoint, offload = flag("checkpoint", checkpoint), flag("offload", offload)
     layers = mixers(model)
-    if loss is None:
+    crossing = has_crossings(layers) and not isinstance(input_ids, (Examples, Probes, ImageQuestions))
+    if loss is None and not crossing:
         check_inputs(model, model_inputs, "symground.trace", _KEYWORDS)
     if torch.is_inference_mode_enabled():
         raise RuntimeError("trace takes a gradient and cannot run inside torch.inference_mode()")
+    settings = Settings(saliency, rows, batch_size, checkpoint, offload)
     beside = {"targets": targets, "attention_mask": attention_mask, "groups": groups, **model_inputs}
     if loss is not None:
         if targets is not None or rows:
             name = "rows" if targets is None else "targets"
             raise ValueError(f"{name}: a loss has no prediction position; leave {name} out")
-        return trace_loss(model, layers, input_ids, attention_mask, groups, loss, saliency, batch_size, checkpoint,
-                          offload, model_inputs)  # fmt: skip
+        return trace_loss(model, layers, input_ids, attention_mask, groups, source_groups, loss, settings, model_inputs)
+    if crossing:
+        return trace_targets(
+            model, layers, input_ids, targets, attention_mask, groups, source_groups, settings, model_inputs
+        )
+    if source_groups is not None:
+        raise ValueError("source_groups: expected None, since no layer reads other positions than the text's")
+    layers = tuple(mixer for mixer in layers if mixer.kind != "cross")  # probes are texts without images
     if isinstance(input_ids, (Probes, ImageQuestions)):
         check_fits(model, input_ids, images=True)
         given = of_examples(input_ids.matched(), beside)
@@ -132,22 +154,17 @@ def trace(
             given = of_examples(input_ids, beside)
         else:
             given = of_ids(model, input_ids, targets, attention_mask, groups, model_inputs, batch_size)
-    return _trace(model, layers, given, saliency, rows, batch_size, checkpoint, offload)
+    return _trace(model, layers, given, settings)
 
 
-def _trace(
-    model: PreTrainedModel,
-    layers: tuple[Mixer, ...],
-    given: TraceInput,
-    saliency: bool,
-    rows: bool,
-    batch_size: int,
-    checkpoint: bool,
-    offload: bool,
-) -> xr.Dataset:
-    """Trace the input in batches of ``batch_size`` examples."""
+def _trace(model: PreTrainedModel, layers: tuple[Mixer, ...], given: TraceInput, settings: Settings) -> xr.Dataset:
+    """Trace the input in batches."""
+    saliency, rows, batch_size, checkpoint, offload = settings
     count, length = given.ids.shape
-    results = Results(layers, count, length, (len(given.query_names), len(given.key_names)), saliency, rows)
+    groups = given.query_groups, given.key_groups
+    sizes = (length, length), (len(given.query_names), len(given.key_names))
+    whole = Part(layers, groups, Results(len(layers), most_heads(layers), count, *sizes, saliency, rows))
+    surprisal = np.empty(count, np.float32)
     head, parts = verified_readout(model), []
     with progress("trace", -(-count // batch_size), quick=True) as bar:
         for start in range(0, count, batch_size):
@@ -156,13 +173,13 @@ def _trace(
             batch = Pass(given.ids[at], given.prediction[at], given.targets[at], given.inputs(at))
             if layers:
                 loss = Loss(partial(surprisal_at, model, head, batch), "surprisal", head.weight)
-                groups = given.query_groups[at], given.key_groups[at]
-                run_pass(model, loss, layers, groups, results, at, checkpoint, offload, batch.prediction)
+                surprisal[at] = run_pass(model, loss, [whole.of(at)], at, checkpoint, offload, batch.prediction)
             else:
                 parts.append(gradient_x_input(model, head, batch))
             bar.advance()
-    arrays = results.arrays("surprisal") if layers else {n: np.concatenate([x[n] for x in parts]) for n in parts[0]}
-    variables = {name: (DIMS[name], value) for name, value in arrays.items()}
+    arrays = whole.results.arrays() if layers else {n: np.concatenate([x[n] for x in parts]) for n in parts[0]}
+    surprisal = arrays.pop("surprisal", surprisal)
+    variables = {"surprisal": ("example", surprisal), **{name: (DIMS[name], value) for name, value in arrays.items()}}
     prediction = given.prediction.cpu().numpy()
     coords: dict[str, Any] = {"key_group": given.key_names, "prediction": ("example", prediction), **given.labels}
     note = {"note": f"{type(model).__name__} mixes positions by no matrix: gradient × input, no saliency, no heads"}

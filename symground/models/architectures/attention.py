@@ -83,6 +83,8 @@ def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mixing:
             f"model: {type(module).__name__} has capped scores, a sink, packed texts or blocks, which symground's "
             f"attention computes without dropout; expected model.eval(), or an attention dropout of 0; got {dropout}"
         )
+    if tap.measure is not None:
+        tap.measure(len(query), query.shape[2], key.shape[2])
     if tap.mix is not None:
         if mixing.window is not None or mixing.extended:
             raise ValueError(

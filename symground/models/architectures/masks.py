@@ -57,7 +57,7 @@ def key_range_mask(
     window = shows.window
     found = None if attention_mask is None else key_range_of(attention_mask[:, kv_offset : kv_offset + kv_length])
     used = q_offset + q_length - kv_offset
-    if isinstance(used, Tensor) or used != kv_length:
+    if shows.causal and (isinstance(used, Tensor) or used != kv_length):
         used = torch.as_tensor(used, device=device).expand(batch_size)
         first, last = (torch.zeros_like(used), used) if found is None else found.unbind(-1)
         found = torch.stack([first, torch.minimum(last, used), used], -1)

@@ -35,7 +35,7 @@ from symground.models.attachment.lookup import (
     remember,
 )
 from symground.models.attachment.support import mixers_of, untraced_of
-from symground.models.hooks import Mixer, device_of, forget_when_checkpointing, head_outputs, stack, untapped
+from symground.models.hooks import Mixer, device_of, forget_when_checkpointing, head_outputs, stack, stacks, untapped
 from symground.models.trials import agree, trial_ids, verified_readout
 
 M = TypeVar("M", bound=PreTrainedModel)
@@ -92,10 +92,12 @@ def attach(model: M) -> M:
         if not again:
             hooks = (*hook_calls(model, bool(written_out)), *watch(written_out))
             object.__setattr__(model, _BEFORE, _Before(before, hooks))
-        fuse_gelu(stack(model))
+        for part in stacks(model):
+            fuse_gelu(part)
         remember(model, found)
         _name_untraced(model, untraced_of(model, found))
-        reads_words = model.get_output_embeddings() is not None  # else a trace has a loss of the caller's
+        # Else a trace has a loss of the caller's.
+        reads_words = model.get_output_embeddings() is not None and len(stacks(model)) == 1
         if reads_words and not any(parameter.is_meta for parameter in model.parameters()):
             with _in_evaluation(model):  # with dropout, the trial's two passes would differ
                 _try(model, found, written_out)
@@ -175,7 +177,8 @@ def detach(model: M) -> M:
         for config, implementation in before.configs:
             if config._attn_implementation in (NAME, UNPADDED):
                 config._attn_implementation_internal = implementation
-        write_out_gelu(stack(model))
+        for part in stacks(model):
+            write_out_gelu(part)
         give_back_mamba(model)
         forget_when_checkpointing(model)
     for module in model.modules():
@@ -185,7 +188,9 @@ def detach(model: M) -> M:
 
 
 def _of_decoder(model: PreTrainedModel) -> str | dict[str, str]:
-    """The attention implementation to set, for the text decoder only if the model has a vision tower."""
+    """The attention implementation to set: for the text decoder only if the model has a vision tower beside it."""
+    if len(stacks(model)) == 2:
+        return NAME
     text = stack(model).config
     for name in model.config.sub_configs:
         if getattr(model.config, name, None) is text:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from symground.models.architectures import NAME, MambaMixer, is_written_out
-from symground.models.hooks import Mixer, stack
+from symground.models.hooks import Mixer, stacks
 
 #: The prefix of attributes that symground sets on modules.
 OURS = "_symground_"
@@ -74,17 +74,17 @@ def untraced(model: nn.Module) -> tuple[str, ...]:
 def remember(model: PreTrainedModel, found: tuple[Mixer, ...]) -> None:
     """Store the mixers on the model for :func:`mixers`, with the children of every other module."""
     within = {part for mixer in found for part in mixer.module.modules()}
-    parts = stack(model).modules() if found else ()
+    parts = [part for of in stacks(model) for part in of.modules()] if found else []
     holders = [part for part in parts if part not in within]
     object.__setattr__(model, ATTACHED, found)
     object.__setattr__(model, _HOLDERS, tuple((part, tuple(part._modules.values())) for part in holders))
 
 
 def _as_attached(model: Any) -> bool:
-    """Whether the decoder is still the same, and each of its modules still has the same children."""
+    """Whether the traced parts are still the same, and each of their modules still has the same children."""
     holders: tuple[tuple[nn.Module, tuple[nn.Module | None, ...]], ...] = getattr(model, _HOLDERS)
-    decoder = holders[0][0]
-    return stack(model) is decoder and all(tuple(part._modules.values()) == held for part, held in holders)
+    known = {part for part, _ in holders}
+    return known.issuperset(stacks(model)) and all(tuple(part._modules.values()) == held for part, held in holders)
 
 
 def check_in_use(model: nn.Module, found: tuple[Mixer, ...], why: str) -> None:
@@ -105,8 +105,9 @@ def check_layers(model: Any, found: tuple[Mixer, ...], why: str) -> None:
     if found:
         kinds = {type(mixer.module) for mixer in found}
         there = [
-            module for path, module in _parts(stack(model)) if type(module) in kinds and not of_an_encoder(path, module)
-        ]
+            module for of in stacks(model) for path, module in _parts(of)
+            if type(module) in kinds and not is_unused(model, path, module)
+        ]  # fmt: skip
         if [id(module) for module in there] != [id(mixer.module) for mixer in found]:
             raise ValueError(f"model: the layers of {type(model).__name__} {why}")
 
@@ -119,6 +120,12 @@ def _parts(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]
             yield from _parts(part, f"{path}{name}.")
 
 
-def of_an_encoder(path: str, module: nn.Module) -> bool:
-    """Whether a decoder's module is the cross-attention that runs only where an encoder's states are given."""
-    return _OF_AN_ENCODER.search(path) is not None and "CrossAttention" not in type(module).__name__
+def is_cross_attention(path: str, module: nn.Module) -> bool:
+    """Whether a decoder's module reads the states of an encoder, or of a vision tower."""
+    return _OF_AN_ENCODER.search(path) is not None or "CrossAttention" in type(module).__name__
+
+
+def is_unused(model: PreTrainedModel, path: str, module: nn.Module) -> bool:
+    """Whether a decoder's module is the cross-attention of a model that has no encoder."""
+    alone = not getattr(model.config, "is_encoder_decoder", False)
+    return alone and _OF_AN_ENCODER.search(path) is not None and "CrossAttention" not in type(module).__name__

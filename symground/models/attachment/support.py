@@ -11,8 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from symground.models.architectures import is_written_out, mamba_mixers
-from symground.models.attachment.lookup import INSTEAD, of_an_encoder
-from symground.models.hooks import Mixer, stack
+from symground.models.attachment.lookup import INSTEAD, is_cross_attention, is_unused
+from symground.models.hooks import Mixer, stack, stacks
 from symground.ops.attention.mixing import MAX_HEAD_SIZE
 
 #: Matches the class names of transformers' modules that mix positions.
@@ -35,12 +35,8 @@ def mixers_of(model: PreTrainedModel) -> tuple[Mixer, ...]:
 
 def attention_layers(model: PreTrainedModel) -> tuple[Mixer, ...]:
     name = type(model).__name__
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"model: {name} has an encoder and cross-attention, which symground does not support; {INSTEAD}"
-        )
     found = []
-    for layer, module in _attentions(model):
+    for layer, module, role in _attentions(model):
         config = getattr(module, "config", None)
         for applies, variant in _unlike(module, config):
             if applies:
@@ -49,32 +45,37 @@ def attention_layers(model: PreTrainedModel) -> tuple[Mixer, ...]:
         heads = next((x for x in counts if x), getattr(config, "num_attention_heads", None))
         if not isinstance(heads, int) or (config is None and not is_written_out(module)):
             raise ValueError(_unknown(model, [type(module).__name__]))
-        found.append(Mixer(layer, heads, module))
+        found.append(Mixer(layer, heads, module, role))
     return tuple(found)
 
 
-def _attentions(model: PreTrainedModel) -> list[tuple[int, nn.Module]]:
-    """(number, module) of each attention; if the modules have no number (layer_idx), they are counted.
+def _attentions(model: PreTrainedModel) -> list[tuple[int, nn.Module, str]]:
+    """(number, module, role) of each attention; if the modules have no number (layer_idx), they are counted.
 
-    Attention that is written out is found where no module calls an attention function.
+    All attentions of an encoder-decoder are counted. Attention that is written out is found where no module calls an
+    attention function.
     """
-    modules = [module for path, module in stack(model).named_modules() if not of_an_encoder(path, module)]
-    named = [module for module in modules if type(module).__name__.endswith("Attention")]
+    both = len(stacks(model)) == 2
+    named = {
+        module: ("cross" if is_cross_attention(path, module) else ("encoder", "self")[place] if both else "")
+        for place, of in enumerate(stacks(model)) for path, module in of.named_modules()
+        if type(module).__name__.endswith("Attention") and not is_unused(model, path, module)
+    }  # fmt: skip
     found = [module for module in named if not is_written_out(module)]
     if not found:
         found = [module for module in named if not any(part in named for part in list(module.modules())[1:])]
-    numbered = [(getattr(module, "layer_idx", None), module) for module in found]
-    given = [(number, module) for number, module in numbered if isinstance(number, int)]
-    return given or list(enumerate(found))
+    numbers = list(range(len(found))) if both else [getattr(module, "layer_idx", None) for module in found]
+    given = [(n, module, named[module]) for n, module in zip(numbers, found, strict=True) if isinstance(n, int)]
+    return given or [(n, module, named[module]) for n, module in enumerate(found)]
 
 
 def untraced_of(model: PreTrainedModel, found: tuple[Mixer, ...]) -> tuple[str, ...]:
     """Class names of the decoder's modules that mix positions and are none of these mixers, judged by name."""
     traced = {part for mixer in found for part in mixer.module.modules()}
     named = {
-        module: path for path, module in stack(model).named_modules()
+        module: path for of in stacks(model) for path, module in of.named_modules()
         if _MIXES.search(type(module).__name__) and not _BESIDE.search(type(module).__name__)
-        and module not in traced and not of_an_encoder(path, module)
+        and module not in traced and not is_unused(model, path, module)
     }  # fmt: skip
     whole = {
         module for module in named
@@ -104,8 +105,6 @@ def _what_mixes(model: PreTrainedModel) -> list[str]:
 def _unlike(module: nn.Module, config: Any) -> Iterator[tuple[bool, str]]:
     """For each difference from `ops.attention`: whether the attention module has it, and its name."""
     kind = type(module)
-    crosses = getattr(module, "is_cross_attention", False) or "CrossAttention" in kind.__name__
-    yield crosses, "has cross-attention"
     yield (getattr(module, "head_dim", None) or 0) > MAX_HEAD_SIZE, f"has heads wider than {MAX_HEAD_SIZE}"
     yield kind.__name__.startswith("DiffLlama"), "has two attention matrices a head"
     yield getattr(module, "indexer", None) is not None, "lets an indexer choose the keys that each query sees"

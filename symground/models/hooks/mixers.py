@@ -22,7 +22,7 @@ from symground.models.hooks.row_probes import RowProbe
 from symground.models.hooks.scopes import Entry, asked_of
 
 #: A mixer accepts each of these from one block at a time.
-_ONCE = ("saliency_probe", "flow_probe", "query_groups", "key_groups", "row_probe", "mix")
+_ONCE = ("saliency_probe", "flow_probe", "query_groups", "key_groups", "row_probe", "mix", "measure")
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class Tap:
     row_probe: RowProbe | None = None
     mix: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None = None
     """(q, k, v [B,H or Hk,T,D], scale) → the heads' outputs [B,H,T,D]; replaces the attention (attention only)."""
+    measure: Callable[[int, int, int], None] | None = None
+    """Called with the numbers of examples, queries and keys that an attention mixes."""
     observe: tuple[Callable[[Tensor], None], ...] = ()
     """Each is called with the heads' outputs [B,T,H,D], the input of the output projection or Mamba-2's gated norm."""
 
@@ -74,7 +76,8 @@ class Tap:
 
     @property
     def idle(self) -> bool:
-        return self.plain and not self.replaced and not self.observe and self.row_probe is None and self.mix is None
+        asked = (self.row_probe, self.mix, self.measure)
+        return self.plain and not self.replaced and not self.observe and all(one is None for one in asked)
 
     def then(self, later: Tap) -> Tap:
         """Both taps as one, with ``later`` applied after this one.
@@ -112,6 +115,8 @@ class Mixer:
     layer: int
     heads: int
     module: nn.Module
+    role: str = ""
+    """In a model with cross-attention: "cross", and in an encoder-decoder also "encoder" or "self"."""
 
     @property
     def tap(self) -> Tap:
@@ -119,8 +124,8 @@ class Mixer:
 
     @property
     def kind(self) -> str:
-        """What mixes the positions: "attention" or "mamba2"."""
-        return "mamba2" if hasattr(self.module, "A_log") else "attention"
+        """Its role if it has one, else what mixes the positions: "attention" or "mamba2"."""
+        return self.role or ("mamba2" if hasattr(self.module, "A_log") else "attention")
 
     def tapped(self, **changes: Any) -> AbstractContextManager[None]:
         """A block in which the mixer has a `Tap` of these fields, in addition to the taps of other blocks."""
@@ -186,6 +191,13 @@ def stack(model: PreTrainedModel) -> Any:
     """The layers that are traced: those of the decoder if the model has one, else of all but its head."""
     decoder = model.get_decoder()
     return decoder if isinstance(decoder, PreTrainedModel) else body(model)
+
+
+def stacks(model: PreTrainedModel) -> tuple[Any, ...]:
+    """The parts whose layers are traced: the encoder and the decoder if the model has both, else `stack`."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        return model.get_encoder(), model.get_decoder()
+    return (stack(model),)
 
 
 def untapped() -> AbstractContextManager[None]:

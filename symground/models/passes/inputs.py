@@ -34,6 +34,11 @@ def check_weights(model: Any) -> None:
         ValueError: it is not; the message says which of these fails.
     """
     check_model(model)
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"model: expected one that reads and continues a text, got {type(model).__name__}, which has an encoder; "
+            "symground.trace takes its inputs with targets or with a loss"
+        )
     weight = readout(model).weight
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         kind = weight.dtype if isinstance(weight, Tensor) else f"made by {type(model.get_output_embeddings()).__name__}"

@@ -1,0 +1,166 @@
+"""Traces of models with cross-attention, against transformers' eager attention and autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import symground as sg
+from benchmarks.common.twins import twins
+
+BART = {
+    "vocab_size": 101, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": None,
+}  # fmt: skip
+WHISPER = {**BART, "num_mel_bins": 8, "max_source_positions": 10, "max_target_positions": 64}
+FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "BART": ("BartForConditionalGeneration", "BartConfig", BART),
+    "mBART": ("MBartForConditionalGeneration", "MBartConfig", BART),
+    "Marian": ("MarianMTModel", "MarianConfig", BART),
+    "Whisper": ("WhisperForConditionalGeneration", "WhisperConfig", WHISPER),
+    "MVP, written out": ("MvpForConditionalGeneration", "MvpConfig", BART),
+}  # fmt: skip
+TARGETS = torch.tensor([5, 7])
+
+
+def pair(family: str) -> tuple[PreTrainedModel, PreTrainedModel]:
+    model, config, settings = FAMILIES[family]
+    return twins(getattr(transformers, model), getattr(transformers, config)(**settings))
+
+
+def inputs(family: str) -> dict[str, Tensor]:
+    """Sources of 10 positions, the second of 6 and then padding; 5 tokens of the text, the second of 4."""
+    torch.manual_seed(1)
+    text, mask = torch.randint(3, 101, (2, 5)), torch.ones(2, 5, dtype=torch.long)
+    mask[1, 4:] = 0
+    given = {"decoder_input_ids": text * mask, "decoder_attention_mask": mask}
+    if family == "Whisper":
+        return {"input_features": torch.randn(2, 8, 20), **given}
+    ids, of_source = torch.randint(3, 101, (2, 10)), torch.ones(2, 10, dtype=torch.long)
+    of_source[1, 6:] = 0
+    return {"input_ids": ids * of_source, "attention_mask": of_source, **given}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_all_three_kinds_of_layers_are_eagers(family: str) -> None:
+    eager, twin = pair(family)
+    ours, given = sg.attach(twin), inputs(family)
+    out = eager(**given, output_attentions=True, use_cache=False)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(**given, use_cache=False).logits[0], out.logits[0], atol=1e-4, rtol=1e-4)
+    p = torch.tensor([4, 3])
+    surprisal = -out.logits[torch.arange(2), p].log_softmax(-1)[torch.arange(2), TARGETS]
+    shown = {"encoder_": out.encoder_attentions, "": out.decoder_attentions, "cross_": out.cross_attentions}
+    flat = [a for of_kind in shown.values() for a in of_kind]
+    gradients = iter(torch.autograd.grad(surprisal.sum(), flat))
+    signed = {
+        kind: torch.stack([(a * next(gradients)).detach() for a in of_kind], 1) for kind, of_kind in shown.items()
+    }
+    first = {"source half": torch.arange(10).expand(2, -1) < 5}
+    start = {"start": torch.arange(5).expand(2, -1) < 2}
+    traced = sg.trace(
+        ours, {k: v for k, v in given.items() if k != "attention_mask"}, TARGETS, given.get("attention_mask"),
+        groups=start, source_groups=first, rows=True,
+    )  # fmt: skip
+    np.testing.assert_allclose(traced.surprisal, surprisal.detach(), atol=1e-4, rtol=1e-4)
+    assert traced.prediction.values.tolist() == p.tolist()
+    masks = {
+        "": given["decoder_attention_mask"].bool(),
+        "encoder_": given.get("attention_mask", torch.ones(2, 10)).bool(),
+    }
+    masks["cross_"] = masks[""]
+    for kind, expected in signed.items():
+        rows = masks[kind][:, None, :, None].numpy()  # rows of padding are not compared
+        saliency = traced[f"{kind}saliency"]
+        np.testing.assert_allclose(saliency * rows, expected.sum(2).abs() * rows, atol=1e-5, rtol=1e-3, err_msg=kind)
+        total = (expected.abs() * masks[kind][:, None, None, :, None]).sum((-1, -2))
+        heads = expected.shape[2]
+        np.testing.assert_allclose(traced[f"{kind}matrix_total"][..., :heads], total, atol=1e-5, rtol=1e-3)
+        assert np.isnan(traced[f"{kind}matrix_total"].values[..., heads:]).all()
+    for kind in ("", "cross_"):
+        expected = torch.stack([signed[kind][i, :, :, p[i]] for i in range(2)])
+        np.testing.assert_allclose(traced[f"{kind}rows"][:, :, :2], expected, atol=1e-5, rtol=1e-3)
+    flow = torch.stack([signed["cross_"][i, :, :, p[i], :5].abs().sum(-1) for i in range(2)])
+    found = traced.cross_flow.sel(query_group="prediction", source_group="source half").values[..., :2]
+    np.testing.assert_allclose(found, flow, atol=1e-5, rtol=1e-3)
+    assert traced.saliency.dims == ("example", "layer", "query", "key")
+    assert traced.cross_saliency.dims == ("example", "cross_layer", "query", "source")
+    assert traced.encoder_saliency.dims == ("example", "encoder_layer", "source_query", "source")
+    assert traced.encoder_layer.values.tolist() == [0, 1]
+    assert traced.layer.values.tolist() == [2, 4]
+    assert traced.cross_layer.values.tolist() == [3, 5]
+    assert set(traced.cross_kind.values) == {"cross"}
+    assert set(traced.kind.values) == {"self"}
+
+
+@pytest.mark.parametrize("family", ["BART", "Whisper"])
+def test_a_silenced_head_of_each_kind_is_cut_from_the_output_projection(family: str) -> None:
+    eager, twin = pair(family)
+    ours, given = sg.attach(twin), inputs(family)
+    heads = [(1, 3), (2, 1), (5, 0)]  # of the encoder's second layer, the decoder's first, the last cross-attention
+    parts = eager.model.encoder.layers[1].self_attn, eager.model.decoder.layers[0].self_attn
+    for (_, head), part in zip(heads, (*parts, eager.model.decoder.layers[1].encoder_attn), strict=True):
+        with torch.no_grad():
+            part.out_proj.weight[:, head * part.head_dim : (head + 1) * part.head_dim] = 0
+    with torch.no_grad():
+        expected = eager(**given, use_cache=False).logits
+        before = ours(**given, use_cache=False).logits
+        with sg.ablate(ours, heads):
+            found = ours(**given, use_cache=False).logits
+    torch.testing.assert_close(found[0], expected[0], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(before[0], found[0], atol=1e-2)
+
+
+def test_generation_is_eagers_and_detach_restores() -> None:
+    eager, twin = pair("BART")
+    given = {name: value for name, value in inputs("BART").items() if "decoder" not in name}
+    ours = sg.attach(twin)
+    made = [m.generate(**given, max_new_tokens=8, do_sample=False, num_beams=1).tolist() for m in (eager, ours)]
+    assert made[0] == made[1]
+    sg.detach(ours)
+    assert not any(x._forward_hooks or x._forward_pre_hooks for x in ours.modules())
+    assert ours.config._attn_implementation != "symground"
+
+
+def test_a_loss_of_an_encoder_decoder() -> None:
+    ours, given = sg.attach(pair("BART")[1]), inputs("BART")
+    traced = sg.trace(ours, given, loss=lambda out: out.logits[:, 0].logsumexp(-1))
+    assert {"loss", "saliency", "cross_saliency", "encoder_saliency", "cross_flow"} <= set(traced.variables)
+    assert "rows" not in traced
+    in_batches = sg.trace(ours, given, loss=lambda out: out.logits[:, 0].logsumexp(-1), batch_size=1)
+    np.testing.assert_allclose(in_batches.cross_saliency, traced.cross_saliency, atol=1e-6, rtol=1e-4)
+
+
+def test_what_an_encoder_decoder_does_not_take_is_named() -> None:
+    ours, given = sg.attach(pair("BART")[1]), inputs("BART")
+    source = {"input_ids": given["input_ids"]}
+    with pytest.raises(ValueError, match="decoder_input_ids: expected the ids"):
+        sg.trace(ours, source, TARGETS)
+    with pytest.raises(ValueError, match="targets: expected the ids"):
+        sg.trace(ours, given)
+    with pytest.raises(ValueError, match=r"source_groups\['a'\]: expected shape \[2, 10\], got \[2, 5\]"):
+        sg.trace(ours, given, TARGETS, source_groups={"a": torch.ones(2, 5)})
+    with pytest.raises(ValueError, match="groups: 'prediction' is the prediction position"):
+        sg.trace(ours, given, TARGETS, groups={"prediction": torch.ones(2, 5)})
+    with pytest.raises(TypeError, match="decoder_input_idz"):
+        sg.trace(ours, given, TARGETS, decoder_input_idz=given["decoder_input_ids"])
+    llama = transformers.LlamaConfig(
+        vocab_size=101, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
+    )
+    decoder = sg.attach(transformers.LlamaForCausalLM(llama).eval())
+    with pytest.raises(ValueError, match="source_groups: expected None, since no layer reads other positions"):
+        sg.trace(decoder, given["input_ids"], TARGETS, source_groups={})
+
+
+def test_relative_biases_are_refused_by_name() -> None:
+    config = transformers.T5Config(vocab_size=101, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4)
+    model = sg.attach(transformers.T5ForConditionalGeneration(config).eval())
+    with pytest.raises(ValueError, match="T5Attention: symground's attention does not support position_bias"):
+        sg.trace(model, {**inputs("BART")}, TARGETS)
