@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from symground import ops
 from symground.models.architectures.masks import NAME, UNPADDED, key_range_mask, read
-from symground.models.hooks import attention_row, check_batch, shown, tap_of
+from symground.models.hooks import Tap, attention_row, check_batch, shown, tap_of
 from symground.ops.attention.mixing import Mixing, valid_keys
 
 #: Attention variants that change the scores in a way `ops.attention` has no argument for.
@@ -44,7 +44,7 @@ def attention_forward(
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
             raise ValueError(f"{type(module).__name__}: symground's attention does not support {name}")
-    causal = getattr(module, "is_causal", True)
+    causal = getattr(module, "is_causal", "CrossAttention" not in type(module).__name__)
     window = kwargs.get("sliding_window")
     window = None if window is None or window >= key.shape[2] else int(window)
     mask = read(module, attention_mask, query, key, causal, window)
@@ -59,11 +59,16 @@ def attention_forward(
         window = None if window is None or window >= key.shape[2] else window
     key_range, softcap, sink = mask.key_range, kwargs.get("softcap"), kwargs.get("s_aux")
     mixing = Mixing(causal, scaling, key_range, window, softcap=softcap, sink=sink, segments=segments, blocks=blocks)
-    return attend(module, query, key, value, mixing, dropout), None
+    return attend(module, query, key, value, mixing, dropout, mask.all_keys), None
 
 
-def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mixing: Mixing, dropout: float) -> Tensor:
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mixing: Mixing, dropout: float,
+    all_keys: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """The heads' outputs [B,T,H,Dv] of q [B,H,T,D], k and v, with what the tap of ``module`` asks.
+
+    ``all_keys`` [B,T] are the queries that see all keys in place of those in the key range.
 
     Raises:
         ValueError: the tap asks what this mixing or dropout does not allow.
@@ -72,7 +77,7 @@ def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mixing:
     if torch.is_autocast_enabled(device):  # cast as for scaled_dot_product_attention
         query, key, value = (_lowered(x, torch.get_autocast_dtype(device)) for x in (query, key, value))
         with torch.autocast(device, enabled=False):
-            return attend(module, query, key, value, mixing, dropout)
+            return attend(module, query, key, value, mixing, dropout, all_keys)
     mixing = mixing.resolved(query)
     tap = tap_of(module)
     check_batch(tap, len(query))
@@ -85,11 +90,20 @@ def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mixing:
         )
     if tap.measure is not None:
         tap.measure(len(query), query.shape[2], key.shape[2])
+    if tap.mix is not None and (mixing.window is not None or mixing.extended or all_keys is not None):
+        raise ValueError(
+            "model: an attention with a window, a sink, capped scores, segments or blocks is not mixed otherwise"
+        )
+    out = _mixed(tap, query, key, value, mixing, dropout)
+    if all_keys is not None:
+        whole = _mixed(tap, query, key, value, mixing._replace(key_range=None), dropout)
+        out = torch.where(all_keys[:, None, :, None], whole, out)
+    return shown(tap, out.transpose(1, 2)).contiguous()  # some models call view on it
+
+
+def _mixed(tap: Tap, query: Tensor, key: Tensor, value: Tensor, mixing: Mixing, dropout: float) -> Tensor:
+    """The heads' outputs [B,H,T,Dv], by the cheapest function that gives what the tap asks."""
     if tap.mix is not None:
-        if mixing.window is not None or mixing.extended:
-            raise ValueError(
-                "model: an attention with a window, a sink, capped scores, segments or blocks is not mixed otherwise"
-            )
         out = tap.mix(query, key, value, mixing.scale_of(query))
     elif tap.plain and not mixing.extended and (dropout > 0 or mixing.key_range is None):
         queries, keys = query.shape[2], key.shape[2]
@@ -102,14 +116,13 @@ def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mixing:
             query, key, value, seen, dropout, is_causal=plain, scale=mixing.scale, enable_gqa=gqa
         )
     else:
-        probes = {
-            name: getattr(tap, name) for name in ("gate", "saliency_probe", "flow_probe", "query_groups", "key_groups")
-        }
+        names = ("gate", "saliency_probe", "flow_probe", "query_groups", "key_groups")
+        probes = {name: getattr(tap, name) for name in names}
         out, _ = ops.attention(query, key, value, **{**mixing._asdict(), **probes})
-    if tap.row_probe is not None:
-        added = attention_row(tap.row_probe, query, key, value, mixing)
-        out = out + (added if tap.gate is None else ops.gate_heads(added.transpose(1, 2), tap.gate).transpose(1, 2))
-    return shown(tap, out.transpose(1, 2)).contiguous()  # some models call view on it
+    if tap.row_probe is None:
+        return out
+    added = attention_row(tap.row_probe, query, key, value, mixing)
+    return out + (added if tap.gate is None else ops.gate_heads(added.transpose(1, 2), tap.gate).transpose(1, 2))
 
 
 def _lowered(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -183,6 +183,8 @@ class Mask(NamedTuple):
     """[B,S]"""
     causal: bool | None = None
     """None if the layer says it."""
+    all_keys: Tensor | None = None
+    """[B,T] queries that see all keys, whatever the key range is."""
 
 
 def read(module: nn.Module, mask: Tensor | None, query: Tensor, key: Tensor, causal: bool, window: int | None) -> Mask:
@@ -192,6 +194,8 @@ def read(module: nn.Module, mask: Tensor | None, query: Tensor, key: Tensor, cau
         ValueError: the mask has another window than the layer passes, or symground does not support the mask.
     """
     if mask is not None and not _is_key_range(mask, key.shape[2]):
+        if not causal and query.shape[2] != key.shape[2]:
+            return _of_crossing(mask, query, key)
         return Mask(_range_of_pairs(mask, query, key, causal, window))
     made = getattr(getattr(module, "config", None), "_attn_implementation", None) != UNPADDED
     meant = 0 if mask is None else mask.shape[2] - 1
@@ -222,19 +226,46 @@ def _is_key_range(mask: Tensor, keys: int) -> bool:
     return mask.dtype == torch.int64 and mask.ndim == 4 and mask.shape[1] <= 2 and mask.shape[3] in widths
 
 
-def _range_of_pairs(mask: Tensor, query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tensor:
-    """A mask of all pairs [B or 1,H or 1,T,S], bool or added to the scores, as key ranges [B,2].
+def _of_crossing(mask: Tensor, query: Tensor, key: Tensor) -> Mask:
+    """A mask of all pairs of queries and other positions: all queries see one range of keys, or all of them.
+
+    In Llama-3.2-Vision, words before an image see all of its tiles, and those after it its own tiles alone.
 
     Raises:
-        ValueError: the mask biases scores, or is not causal with this layer's window and padding at the ends.
+        ValueError: the mask is another one, or biases scores.
+    """
+    seen = _seen(mask, query, key)
+    all_keys = seen.all(-1)  # [B,H,T]
+    some = (seen & ~all_keys[..., None]).flatten(1, 2).any(1)  # [B,S] what the other queries see
+    found = key_range_of(some).expand(len(query), -1)
+    keys = torch.arange(key.shape[2], device=mask.device)
+    of_others = (keys >= found[:, :1]) & (keys < found[:, 1:])  # [B,S]
+    if not bool(((seen == of_others[:, None, None]) | all_keys[..., None]).all()) or seen.shape[1] != 1:
+        raise ValueError(
+            f"attention_mask: symground supports cross-attention in which each query sees all keys, or those of one "
+            f"range of the example, and this mask of shape {list(mask.shape)} hides other pairs; "
+            "model.set_attn_implementation('sdpa') computes it untraced"
+        )
+    if bool(all_keys.all()):
+        return Mask()
+    return Mask(found, all_keys=all_keys[:, 0].expand(len(query), -1) if bool(all_keys.any()) else None)
+
+
+def _seen(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """The pairs [B or 1,H or 1,T,S] that a mask, bool or added to the scores, shows.
+
+    Raises:
+        ValueError: the mask biases scores, or has another shape.
     """
     queries, keys = query.shape[2], key.shape[2]
     floats = mask.is_floating_point()
-    if mask.ndim != 4 or tuple(mask.shape[2:]) != (queries, keys) or not (floats or mask.dtype == torch.bool):
+    fits = mask.ndim == 4 and mask.shape[2] in (1, queries) and mask.shape[3] == keys
+    if not fits or not (floats or mask.dtype == torch.bool):
         raise ValueError(
             f"attention_mask: expected [B,S], or bools or floats for all pairs [B,H,{queries},{keys}]; got "
             f"{list(mask.shape)} {mask.dtype}"
         )
+    mask = mask.expand(-1, -1, queries, -1)
     seen = mask == 0 if floats else mask
     if floats and not bool((seen | (mask <= HIDES)).all()):
         biased = mask[~(seen | (mask <= HIDES))][0].item()
@@ -242,7 +273,16 @@ def _range_of_pairs(mask: Tensor, query: Tensor, key: Tensor, causal: bool, wind
             f"attention_mask: symground's attention takes no bias of scores: expected 0 (seen) or at most {HIDES:g} "
             f"(hidden) for each pair, got {biased:g}; model.set_attn_implementation('sdpa') computes it untraced"
         )
-    found = _range_of_seen(seen, causal, window)
+    return seen
+
+
+def _range_of_pairs(mask: Tensor, query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tensor:
+    """A mask of all pairs [B or 1,H or 1,T,S], bool or added to the scores, as key ranges [B,2].
+
+    Raises:
+        ValueError: the mask biases scores, or is not causal with this layer's window and padding at the ends.
+    """
+    found = _range_of_seen(_seen(mask, query, key), causal, window)
     if found is None:
         wanted = "causal masks" if window is None else f"causal masks with this layer's window of {window} keys and"
         raise ValueError(

@@ -164,3 +164,76 @@ def test_relative_biases_are_refused_by_name() -> None:
     model = sg.attach(transformers.T5ForConditionalGeneration(config).eval())
     with pytest.raises(ValueError, match="T5Attention: symground's attention does not support position_bias"):
         sg.trace(model, {**inputs("BART")}, TARGETS)
+
+
+def mllama() -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Llama-3.2-Vision: a decoder of three layers, the second of which reads an image of up to two tiles."""
+    text = {
+        "vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "pad_token_id": 0,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "cross_attention_layers": [1], "bos_token_id": 1,
+        "eos_token_id": 2, "max_position_embeddings": 64,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_global_layers": 1, "attention_heads": 2, "image_size": 28,
+        "intermediate_size": 24, "vision_output_dim": 32, "patch_size": 14, "max_num_tiles": 2,
+        "supported_aspect_ratios": [[1, 1], [1, 2]], "intermediate_layers_indices": [0],
+    }  # fmt: skip
+    config = transformers.MllamaConfig(vision_config=vision, text_config=text, image_token_index=100)
+    pair = twins(transformers.MllamaForConditionalGeneration, config)
+    for model in pair:
+        for name, parameter in model.named_parameters():
+            if "gate" in name and parameter.ndim <= 1:  # closed when it is new
+                torch.nn.init.constant_(parameter, 0.7)
+    return pair
+
+
+@pytest.mark.parametrize("tiles", [1, 2])
+def test_llama_vision_reads_its_image(tiles: int) -> None:
+    """With one tile of two, the words before the image see both, those after it one; with two all see both."""
+    eager, twin = mllama()
+    ours = sg.attach(twin)
+    torch.manual_seed(1)
+    ids, mask = torch.randint(3, 99, (2, 7)), torch.ones(2, 7, dtype=torch.long)
+    ids[:, 2], mask[0, :1] = 100, 0
+    shown = torch.tensor([1.0, float(tiles == 2)]).expand(2, 5, 1, 2)
+    image = {
+        "pixel_values": torch.randn(2, 1, 2, 3, 28, 28), "aspect_ratio_ids": torch.full((2, 1), tiles),
+        "aspect_ratio_mask": torch.tensor([[[1, int(tiles == 2)]]] * 2),
+        "cross_attention_mask": torch.cat([torch.zeros(2, 2, 1, 2), shown], 1),
+    }  # fmt: skip
+    places = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    out = eager(ids, attention_mask=mask, **image, **places, output_attentions=True, use_cache=False)
+    surprisal = -out.logits[:, -1].log_softmax(-1)[torch.arange(2), TARGETS]
+    gradients = torch.autograd.grad(surprisal.sum(), out.attentions)
+    signed = [(a * g).detach() for a, g in zip(out.attentions, gradients, strict=True)]
+    halves = {"first tile": torch.arange(10).expand(2, -1) < 5}
+    traced = sg.trace(ours, ids, TARGETS, mask, rows=True, source_groups=halves, **image, **places)
+    np.testing.assert_allclose(traced.surprisal, surprisal.detach(), atol=1e-4, rtol=1e-4)
+    rows = mask.bool()[..., None].numpy()
+    for found, expected in (
+        (traced.saliency[:, 0], signed[0]), (traced.cross_saliency[:, 0], signed[1]), (traced.saliency[:, 1], signed[2])
+    ):  # fmt: skip
+        np.testing.assert_allclose(found * rows, expected.sum(1).abs() * rows, atol=1e-5, rtol=1e-3)
+    np.testing.assert_allclose(traced.cross_rows[:, 0], signed[1][:, :, -1], atol=1e-5, rtol=1e-3)
+    flow = traced.cross_flow.sel(query_group="prediction", source_group="first tile")
+    np.testing.assert_allclose(flow[:, 0], signed[1][:, :, -1, :5].abs().sum(-1), atol=1e-5, rtol=1e-3)
+    assert traced.layer.values.tolist() == [0, 2]
+    assert traced.cross_layer.values.tolist() == [1]
+    with sg.ablate(ours, [(1, 3)]), torch.no_grad():
+        found = ours(ids, attention_mask=mask, **image, use_cache=False).logits
+    with torch.no_grad():
+        layer = eager.model.language_model.layers[1].cross_attn
+        layer.o_proj.weight[:, 3 * layer.head_dim :] = 0
+        expected = eager(ids, attention_mask=mask, **image, **places, use_cache=False).logits
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-4, rtol=1e-4)
+
+
+def test_llama_vision_without_an_image_is_its_other_layers() -> None:
+    ours = sg.attach(mllama()[1])
+    ids = torch.randint(3, 99, (2, 7))
+    traced = sg.trace(ours, ids, TARGETS)
+    assert traced.layer.values.tolist() == [0, 2]
+    assert "cross_saliency" not in traced
+    with pytest.raises(ValueError, match="source_groups: expected None, since no layer reads other positions"):
+        sg.trace(ours, ids, TARGETS, source_groups={"image": torch.ones(2, 10)})

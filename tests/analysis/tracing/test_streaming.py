@@ -67,14 +67,14 @@ def test_a_layers_result_is_gone_before_the_next_one_is_made(
     most = 0
     taken = backward._Leaves._take
 
-    def watched(self: Any, kind: str, layer: int, leaf: Tensor) -> None:
+    def watched(self: Any, kind: str, part: Any, layer: int, leaf: Tensor) -> None:
         nonlocal most
         assert leaf.grad is not None
         if kind == "saliency":
             assert leaf.grad.numel() == 3 * 81
             seen.append(weakref.ref(leaf.grad.untyped_storage()))
         most = max(most, sum(one() is not None for one in seen))
-        taken(self, kind, layer, leaf)
+        taken(self, kind, part, layer, leaf)
         assert leaf.grad is None
 
     monkeypatch.setattr(backward._Leaves, "_take", watched)
