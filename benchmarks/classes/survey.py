@@ -93,8 +93,10 @@ def examined(name: str, head: str) -> Row:
     try:
         eager, ours = built(name, head)
         ids, mask = batch()
+        both = bool(getattr(eager.config, "is_encoder_decoder", False))
+        beside = {"decoder_input_ids": ids.flip(0), "decoder_attention_mask": mask.flip(0)} if both else {}
         with torch.no_grad():
-            eager(input_ids=ids, attention_mask=mask)
+            eager(input_ids=ids, attention_mask=mask, **beside)
     except Exception as error:
         return Row(name, head, UNBUILT, _said(error))
     try:
@@ -104,9 +106,9 @@ def examined(name: str, head: str) -> Row:
     except Exception as error:
         return Row(name, head, WRONG, f"attach: {_said(error)}")
     try:
-        found = _compared(eager, ours, ids, mask)
+        found = _compared(eager, ours, ids, mask, beside)
         if found[0] == WRONG:  # perhaps by rounding; but padded rows of most eager attentions are NaN in float64
-            found = _compared(eager.double(), ours.double(), ids, mask)
+            found = _compared(eager.double(), ours.double(), ids, mask, beside)
         return Row(name, head, *found)
     except ValueError as error:
         return Row(name, head, REFUSED, f"trace: {error}")
@@ -114,14 +116,18 @@ def examined(name: str, head: str) -> Row:
         return Row(name, head, WRONG, _said(error))
 
 
-def _compared(eager: PreTrainedModel, ours: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[str, str]:
+def _compared(
+    eager: PreTrainedModel, ours: PreTrainedModel, ids: Tensor, mask: Tensor, beside: dict[str, Tensor]
+) -> tuple[str, str]:
+    """``beside`` is the text of an encoder-decoder."""
     targets, p = torch.tensor([5, 7]), torch.tensor([8, 8])
     takes = inspect.signature(body(eager).forward).parameters
-    places = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if "position_ids" in takes else {}
+    counted = "position_ids" in takes and not beside
+    places = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if counted else beside
     out = eager(input_ids=ids, attention_mask=mask, output_attentions=True, use_cache=False, **places)
     with torch.no_grad():
         logits = ours(input_ids=ids, attention_mask=mask, use_cache=False, **places).logits
-    valid = mask.bool()
+    valid = beside.get("decoder_attention_mask", mask).bool()
     wanted, found = out.logits[valid], logits[valid]
     if not _close(found, wanted):
         return WRONG, f"logits differ by {float((found - wanted).abs().max()):.2g}"
@@ -129,6 +135,8 @@ def _compared(eager: PreTrainedModel, ours: PreTrainedModel, ids: Tensor, mask: 
     surprisal = -out.logits[torch.arange(2), p].double().log_softmax(-1)[torch.arange(2), targets]
     if not _close(torch.tensor(traced.surprisal.values), surprisal):
         return WRONG, "surprisal differs"
+    if beside:
+        return _crossings(out, traced, surprisal, valid, mask.bool())
     shown = getattr(out, "attentions", None) or ()
     attentions = [a for a in shown if isinstance(a, Tensor) and a.requires_grad and a.ndim == 4]
     if any(bool(a.min() < 0) for a in attentions):  # SqueezeBERT shows its scores instead
@@ -149,6 +157,22 @@ def _compared(eager: PreTrainedModel, ours: PreTrainedModel, ids: Tensor, mask: 
     found = torch.tensor(traced.saliency.values[:, traced.kind.values == "attention"])
     if not _close(found * seen, signed * seen):
         return WRONG, "saliency differs"
+    return TRACED, said
+
+
+def _crossings(out: Any, traced: Any, surprisal: Tensor, valid: Tensor, of_source: Tensor) -> tuple[str, str]:
+    """The three kinds of layers of an encoder-decoder."""
+    shown = {"encoder_": out.encoder_attentions, "": out.decoder_attentions, "cross_": out.cross_attentions}
+    flat = [a for of_kind in shown.values() for a in of_kind or ()]
+    said = ", ".join(f"{len(of_kind or ())} × {kind or 'self_'}"[:-1] for kind, of_kind in shown.items())
+    if not all(isinstance(a, Tensor) for a in flat) or any(not of_kind for of_kind in shown.values()):
+        return TRACED, f"{said}; logits alone were compared"
+    gradients = iter(torch.autograd.grad(surprisal.sum(), flat))
+    for kind, of_kind in shown.items():
+        signed = torch.stack([(a * next(gradients)).sum(1) for a in of_kind], 1).detach().abs()
+        seen = (of_source if kind == "encoder_" else valid)[:, None, :, None]
+        if not _close(torch.tensor(traced[f"{kind}saliency"].values) * seen, signed * seen):
+            return WRONG, f"{kind}saliency differs"
     return TRACED, said
 
 

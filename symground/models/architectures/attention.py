@@ -43,7 +43,10 @@ def attention_forward(
     """
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
-            raise ValueError(f"{type(module).__name__}: symground's attention does not support {name}")
+            raise ValueError(
+                f"model: {type(module).__name__} adds a number for each pair of positions to its scores ({name}), "
+                "which symground's attention does not compute"
+            )
     causal = getattr(module, "is_causal", "CrossAttention" not in type(module).__name__)
     window = kwargs.get("sliding_window")
     window = None if window is None or window >= key.shape[2] else int(window)

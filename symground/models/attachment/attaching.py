@@ -96,8 +96,8 @@ def attach(model: M) -> M:
             fuse_gelu(part)
         remember(model, found)
         _name_untraced(model, untraced_of(model, found))
-        # Else a trace has a loss of the caller's.
-        reads_words = model.get_output_embeddings() is not None and len(stacks(model)) == 1
+        # Else a trace has a loss of the caller's, or inputs that a trial does not know.
+        reads_words = model.get_output_embeddings() is not None and model.main_input_name == "input_ids"
         if reads_words and not any(parameter.is_meta for parameter in model.parameters()):
             with _in_evaluation(model):  # with dropout, the trial's two passes would differ
                 _try(model, found, written_out)
@@ -111,7 +111,8 @@ def attach(model: M) -> M:
 def _try(model: PreTrainedModel, found: tuple[Mixer, ...], written_out: list[Mixer]) -> None:
     """Verify the readout and heads; an error of the model's own code is that it does not take our mask or attention."""
     try:
-        verified_readout(model)
+        if len(stacks(model)) == 1:
+            verified_readout(model)
         _verify_heads(model, found, written_out)
     except ValueError:
         raise
@@ -128,10 +129,11 @@ def _verify_heads(model: PreTrainedModel, found: tuple[Mixer, ...], written_out:
     name = type(model).__name__
     with untapped():
         ids = trial_ids(model, 8).to(device_of(model))
-        own = model(input_ids=ids).logits if written_out else None
+        given = {"input_ids": ids, **({"decoder_input_ids": ids} if len(stacks(model)) == 2 else {})}
+        own = model(**given).logits if written_out else None
         try:
             with head_outputs(found) as outputs:
-                ours = model(input_ids=ids).logits
+                ours = model(**given).logits
         except ValueError as error:  # what a layer does that symground's attention does not
             raise ValueError(f"{error}; {INSTEAD}") from error
     for mixer in found:
