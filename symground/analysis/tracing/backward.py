@@ -127,7 +127,8 @@ class _Leaves:
 
     def _take(self, kind: str, part: Part, layer: int, leaf: Tensor) -> None:
         grad, leaf.grad = leaf.grad, None
-        assert grad is not None
+        if grad is None:  # a later layer has no backward pass
+            return
         self.reached += 1
         getattr(self, f"_{kind}")(part, layer, grad)
 
@@ -209,8 +210,9 @@ def run_pass(
                 torch.autograd.backward(total, inputs=probes.leaves)
     if probes.reached < wanted:
         raise ValueError(
-            "model: the gradient does not reach every layer's attention; if activation checkpointing is on, "
-            'set it with gradient_checkpointing_kwargs={"use_reentrant": False}'
+            "model: the gradient does not reach every layer's attention; a layer may have no backward pass (linear "
+            "layers that quantise their inputs to int8 have none), and activation checkpointing, if it is on, needs "
+            'gradient_checkpointing_kwargs={"use_reentrant": False}'
         )
     if probes.wrong:
         raise ValueError(f"model: the flow of layer {probes.wrong[0]} is not finite{_hint(half)}")

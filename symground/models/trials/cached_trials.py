@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from symground.models.hooks import given_forward, hooked_by_others, hooks_of, hooks_of_all, is_ours, is_trusted
 
@@ -85,6 +86,14 @@ def _add_settings(values: dict[Any, Any], found: list[Any]) -> None:
             _add_settings(value, found)
 
 
+def _plain(x: Tensor) -> list[Tensor]:
+    """The tensors that hold the numbers of a tensor, which may be of another class (torchao's quantised weights)."""
+    if not is_traceable_wrapper_subclass(x):
+        return [x]
+    names, _ = x.__tensor_flatten__()
+    return [part for name in names for part in _plain(getattr(x, name))]
+
+
 def _is_there(x: Tensor) -> bool:
     return not x.is_meta and x.layout == torch.strided
 
@@ -96,7 +105,7 @@ def _version(x: Tensor) -> int:
 def _numbers(tensors: list[Tensor]) -> list[float]:
     """The first number of each tensor."""
     alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for x in tensors:
+    for x in (part for whole in tensors for part in _plain(whole)):
         if _is_there(x) and x.numel():
             alike.setdefault((x.device, x.dtype), []).append(x.as_strided((1,), (1,), x.storage_offset()))
     # The numbers of a device are read at once, because each read waits for the GPU.
