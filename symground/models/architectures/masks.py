@@ -197,9 +197,9 @@ def read(module: nn.Module, mask: Tensor | None, query: Tensor, key: Tensor, cau
         if not causal and query.shape[2] != key.shape[2]:
             return _of_crossing(mask, query, key)
         if not hasattr(module, "is_causal"):
-            found = of_seen(_seen(mask, query, key))
-            if found is not None and found.key_range is not None and found.window == window:
-                return Mask(found.key_range.expand(len(query), -1), causal=found.causal)
+            said = of_seen(_seen(mask, query, key))
+            if said is not None and said.key_range is not None and said.window == window:
+                return Mask(said.key_range.expand(len(query), -1), causal=said.causal)
         return Mask(_range_of_pairs(mask, query, key, causal, window))
     made = getattr(getattr(module, "config", None), "_attn_implementation", None) != UNPADDED
     meant = 0 if mask is None else mask.shape[2] - 1

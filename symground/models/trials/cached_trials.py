@@ -88,10 +88,11 @@ def _add_settings(values: dict[Any, Any], found: list[Any]) -> None:
 
 def _plain(x: Tensor) -> list[Tensor]:
     """The tensors that hold the numbers of a tensor, which may be of another class (torchao's quantised weights)."""
-    if not is_traceable_wrapper_subclass(x):
-        return [x]
-    names, _ = x.__tensor_flatten__()
-    return [part for name in names for part in _plain(getattr(x, name))]
+    if is_traceable_wrapper_subclass(x):
+        names, _ = x.__tensor_flatten__()
+        return [part for name in names for part in _plain(getattr(x, name))]
+    computes = type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    return [] if computes else [x]  # of one that cannot be taken apart, only the version tells of changes
 
 
 def _is_there(x: Tensor) -> bool:
