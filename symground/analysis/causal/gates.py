@@ -20,7 +20,7 @@ Heads = Collection[tuple[int, int]]
 
 def gates_of(model: PreTrainedModel, heads: Heads | Sequence[Heads], factor: float = 0.0) -> dict[int, Tensor]:
     """layer → ``factor`` for the given heads, 1 for others: [H], or [B,H] with a collection of them per example."""
-    layers = mixers(model)
+    layers = mixers(model, vision=True)
     if not layers:
         raise ValueError(f"model: {type(model).__name__} has no heads to silence")
     items = [_plain(item) for item in _plain(heads)]

@@ -99,9 +99,16 @@ class Part(NamedTuple):
     groups: tuple[Tensor, Tensor]
     """Of the queries [B,T] and of the keys [B,S], -1 for none."""
     results: Results
+    times: int = 1
+    """How many matrices an example has: the pictures of a vision tower."""
 
-    def of(self, at: slice) -> Part:
-        """The part for some of the examples."""
+    def at(self, examples: slice) -> slice:
+        """The place of some examples in the groups and results."""
+        return slice(examples.start * self.times, examples.stop * self.times)
+
+    def of(self, examples: slice) -> Part:
+        """The part for some of the examples; its results stay whole."""
+        at = self.at(examples)
         return self._replace(groups=(self.groups[0][at], self.groups[1][at]))
 
 
@@ -140,11 +147,11 @@ class _Leaves:
 
     def _saliency(self, part: Part, layer: int, grad: Tensor) -> None:
         assert part.results.saliency is not None
-        self._put(part.results.saliency[self._at, layer], grad).abs_()
+        self._put(part.results.saliency[part.at(self._at), layer], grad).abs_()
 
     def _rows(self, part: Part, layer: int, grad: Tensor) -> None:
         assert part.results.rows is not None
-        self._put(part.results.rows[self._at, layer, : grad.shape[1]], grad)
+        self._put(part.results.rows[part.at(self._at), layer, : grad.shape[1]], grad)
 
     def _flow(self, part: Part, layer: int, grad: Tensor) -> None:
         results, heads = part.results, grad.shape[1]
@@ -155,7 +162,7 @@ class _Leaves:
             (results.row_total, of_group.sum(-1)),
             (results.matrix_total, grad.sum((-1, -2))),
         ):
-            placed = self._put(into[self._at, layer, :heads], value)
+            placed = self._put(into[part.at(self._at), layer, :heads], value)
         if not bool(placed.isfinite().all()):
             self.wrong.append(part.layers[layer].layer)
 

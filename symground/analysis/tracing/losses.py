@@ -26,11 +26,18 @@ from symground.analysis.tracing.backward import (
     most_heads,
     run_pass,
 )
-from symground.analysis.tracing.trace_input import PREDICTION, check_unreserved, group_ids, inputs_of, masks_of
+from symground.analysis.tracing.trace_input import (
+    PREDICTION,
+    check_unreserved,
+    group_ids,
+    image_group,
+    inputs_of,
+    masks_of,
+)
 from symground.errors import described
 from symground.models import Mixer
 from symground.models.attachment import untraced
-from symground.models.hooks import Tap, device_of, tapped
+from symground.models.hooks import Tap, device_of, is_encoder_decoder, tapped, vision_tower
 from symground.models.passes import check_names
 from symground.models.trials import check_deterministic, surprisal_of
 from symground.running import progress
@@ -38,8 +45,17 @@ from symground.running import progress
 _KEYWORDS = ("loss", "groups", "source_groups", "saliency", "batch_size", "checkpoint", "offload")
 #: Kind of layer → the prefix of its variables. The queries of an encoder are source positions, and so are the keys of
 #: an encoder and of cross-attention.
-PREFIXES = {"encoder": "encoder_", "cross": "cross_"}
-_SOURCE = {"query": "source_query", "key": "source", "query_group": "source_query_group", "key_group": "source_group"}
+PREFIXES = {"encoder": "encoder_", "cross": "cross_", "vision": "vision_"}
+#: Side of the positions that a layer mixes → the dimensions of its queries, keys and their groups.
+_DIMENSIONS = {
+    "": {name: name for name in ("query", "key", "query_group", "key_group")},
+    "source": {
+        "query": "source_query", "key": "source", "query_group": "source_query_group", "key_group": "source_group",
+    },
+    "vision": {
+        "query": "patch_query", "key": "patch", "query_group": "patch_query_group", "key_group": "patch_group",
+    },
+}  # fmt: skip
 
 
 class Settings(NamedTuple):
@@ -63,7 +79,7 @@ class Asked(NamedTuple):
 
 
 def has_crossings(layers: tuple[Mixer, ...]) -> bool:
-    """Whether some layers have other queries or keys than the text of a decoder."""
+    """Whether some layers have other queries or keys than the text."""
     return any(mixer.kind in PREFIXES for mixer in layers)
 
 
@@ -104,7 +120,7 @@ def trace_targets(
     The text that is continued is ``decoder_input_ids`` in an encoder-decoder, else ``input_ids``.
     """
     given = _inputs(model, given, attention_mask, beside)
-    name = "decoder_input_ids" if getattr(model.config, "is_encoder_decoder", False) else "input_ids"
+    name = "decoder_input_ids" if is_encoder_decoder(model) else "input_ids"
     if given.get(name) is None:
         raise ValueError(f"{name}: expected the ids [B,T] of the text whose continuation is asked, got None")
     ids = ids_of(given[name], name, 2, 2**62)
@@ -114,6 +130,7 @@ def trace_targets(
     if len(words) != len(ids):
         raise ValueError(f"targets: expected shape [B] = [{len(ids)}], got {list(words.shape)}")
     mask = given.get(name.replace("input_ids", "attention_mask"))
+    groups = image_group(model, ids) if groups is None and name == "input_ids" else groups
     valid = torch.ones_like(ids) if mask is None else mask_of(mask, "attention_mask", ids.shape)
     p = (valid.bool() * torch.arange(ids.shape[1], device=ids.device)).amax(-1)
 
@@ -154,7 +171,7 @@ def _trace(
         return model(**{n: x.to(device) if isinstance(x, Tensor) else x for n, x in inputs(at).items()})
 
     check_deterministic(model)
-    sizes = _sizes(model, layers, output)
+    sizes = _sizes(model, layers, output, min(batch_size, count))
     sides = _Sides(sizes, count, groups, source_groups, asked.prediction)
     parts = {
         kind: sides.part(kind, tuple(m for m in layers if _prefix(m) == kind), most_heads(layers), settings)
@@ -175,6 +192,8 @@ def _trace(
             each[at] = run_pass(model, loss, of_part, at, settings.checkpoint, settings.offload, prediction)
             bar.advance()
     named = [sides.named(kind, part) for kind, part in parts.items()]
+    if "vision_" in parts:
+        named.append(({}, _on_picture(vision_tower(model), sizes["vision_"][2])))
     at_p = {} if asked.prediction is None else {"prediction": ("example", asked.prediction.cpu().numpy())}
     return xr.Dataset(
         {asked.name: ("example", each), **{name: value for variables, _ in named for name, value in variables.items()}},
@@ -189,9 +208,11 @@ def _prefix(mixer: Mixer) -> str:
 
 @torch.no_grad()
 def _sizes(
-    model: PreTrainedModel, layers: tuple[Mixer, ...], output: Callable[[slice], Any]
-) -> dict[str, tuple[int, int]]:
-    """Prefix → how many queries and keys its layers mix; kinds of layers that these inputs do not reach are left out.
+    model: PreTrainedModel, layers: tuple[Mixer, ...], output: Callable[[slice], Any], examples: int
+) -> dict[str, tuple[int, int, int]]:
+    """Prefix → how many matrices an example has in its layers, and the numbers of queries and keys, by the first batch.
+
+    Kinds of layers that these inputs do not reach are left out.
 
     Raises:
         ValueError: layers of a kind mix other numbers of positions, or several passes of a layer.
@@ -205,7 +226,7 @@ def _sizes(
 
     with tapped({mixer: tap(mixer) for mixer in layers}):
         try:
-            output(slice(0, 1))
+            output(slice(0, examples))
         except ValueError:
             raise
         except Exception as error:
@@ -216,15 +237,17 @@ def _sizes(
     sizes = {}
     for kind in sorted({_prefix(mixer) for mixer in layers}):
         of_kind = [found[mixer] for mixer in layers if _prefix(mixer) == kind]
-        if kind == "cross_" and not any(of_kind):  # no image was given
+        if kind in ("cross_", "vision_") and not any(of_kind):  # no image was given
             continue
         several = sorted({size for each in of_kind for size in each})
-        if len(several) != 1 or any(len(each) != 1 for each in of_kind) or several[0][0] != 1:
+        once = len(several) == 1 and all(len(each) == 1 for each in of_kind)
+        times, rest = divmod(several[0][0], examples) if once else (0, 0)
+        if not times or rest or (times > 1 and kind != "vision_"):
             raise ValueError(
                 "model: expected layers that mix the same positions of each example once, got (examples, queries, "
-                f"keys) {several} in {sum(map(bool, of_kind))} of {len(of_kind)} layers, for one example"
+                f"keys) {several} in {sum(map(bool, of_kind))} of {len(of_kind)} layers, for a batch of {examples}"
             )
-        sizes[kind] = several[0][1:]
+        sizes[kind] = times, *several[0][1:]
     return sizes
 
 
@@ -232,16 +255,19 @@ class _Sides:
     """The groups of the positions that a decoder (or the only stack of layers) and a source have."""
 
     def __init__(
-        self, sizes: Mapping[str, tuple[int, int]], count: int, groups: Mapping[str, Any] | None,
+        self, sizes: Mapping[str, tuple[int, int, int]], count: int, groups: Mapping[str, Any] | None,
         source_groups: Mapping[str, Any] | None, prediction: Tensor | None,
     ) -> None:  # fmt: skip
-        if source_groups is not None and not sizes.keys() & set(PREFIXES.values()):
+        if source_groups is not None and not sizes.keys() & {"encoder_", "cross_"}:
             raise ValueError("source_groups: expected None, since no layer reads other positions than the text's")
-        text = next((queries for kind, (queries, _) in sizes.items() if kind != "encoder_"), 0)
-        source = next((keys for kind, (_, keys) in sizes.items() if kind), 0)
-        self.keys = {"": _masks(groups, count, text, "groups"), "source": _masks(source_groups, count, source)}
+        text = next((queries for kind, (_, queries, _) in sizes.items() if kind in ("", "cross_")), 0)
+        source = next((keys for kind, (_, _, keys) in sizes.items() if kind in ("encoder_", "cross_")), 0)
+        self.images, patches, _ = sizes.get("vision_", (1, 0, 0))
+        self.keys = {
+            "": _masks(groups, count, text, "groups"), "source": _masks(source_groups, count, source), "vision": {},
+        }  # fmt: skip
         self.queries = dict(self.keys)
-        self.lengths = {"": text, "source": source}
+        self.lengths = {"": text, "source": source, "vision": patches}
         if prediction is not None:
             check_unreserved(self.keys[""])
             at_p = torch.arange(text) == prediction.cpu()[:, None]
@@ -252,43 +278,58 @@ class _Sides:
         of_query, of_key = _sides_of(kind)
         queries, keys = self.queries[of_query], self.keys[of_key]
         lengths = self.lengths[of_query], self.lengths[of_key]
-        of_groups = self._ids(queries, lengths[0]), self._ids(keys, lengths[1])
-        rows = settings.rows and self.rows and kind != "encoder_"
-        counts = len(queries), len(keys)
-        return Part(
-            layers, of_groups, Results(len(layers), heads, self.count, lengths, counts, settings.saliency, rows)
-        )
-
-    def _ids(self, masks: Mapping[str, Tensor], length: int) -> Tensor:
-        return group_ids(masks, torch.full((self.count, length), -1))
+        times = self.images if kind == "vision_" else 1
+        count, counts = self.count * times, (len(queries), len(keys))
+        none = tuple(torch.full((count, length), -1) for length in lengths)
+        of_groups = group_ids(queries, none[0]), group_ids(keys, none[1])
+        rows = settings.rows and self.rows and kind in ("", "cross_")
+        results = Results(len(layers), heads, count, lengths, counts, settings.saliency, rows)
+        return Part(layers, of_groups, results, times)
 
     def named(self, kind: str, part: Part) -> tuple[dict[str, Any], dict[str, Any]]:
         """The variables and coordinates of a part, by their names in the Dataset."""
         of_query, of_key = _sides_of(kind)
-
-        def dimension(name: str) -> str:
-            if name == "layer":
-                return f"{kind}layer"
-            side = {"query": of_query, "query_group": of_query, "key": of_key, "key_group": of_key}.get(name)
-            return _SOURCE[name] if side else name
-
+        names = {name: _DIMENSIONS[of_query][name] for name in ("query", "query_group")}
+        names |= {name: _DIMENSIONS[of_key][name] for name in ("key", "key_group")} | {"layer": f"{kind}layer"}
         variables = {
-            f"{kind}{name}": (tuple(map(dimension, DIMS[name])), value) for name, value in part.results.arrays().items()
+            f"{kind}{name}": (tuple(names.get(of, of) for of in DIMS[name]), value)
+            for name, value in part.results.arrays().items()
         }
-        of_key_groups = dimension("key_group"), dimension("key")
-        variables["source_groups" if of_key else "group"] = (("example", of_key_groups[1]), part.groups[1].numpy())
+        if kind == "vision_":
+            variables = {
+                name: (("example", "image", *of[1:]), value.reshape(self.count, self.images, *value.shape[1:]))
+                for name, (of, value) in variables.items()
+            }
+        else:
+            name = "source_groups" if of_key else "group"
+            variables[name] = (("example", names["key"]), part.groups[1].numpy())
         found = coordinates_of(part.layers)
         coordinates = {
             f"{kind}layer": found["layer"], f"{kind}kind": (f"{kind}layer", found["kind"][1]),
+            f"{kind}part": (f"{kind}layer", ["vision" if kind == "vision_" else "text"] * len(part.layers)),
             "head": np.arange(part.results.matrix_total.shape[2]),
-            dimension("query_group"): list(self.queries[of_query]), of_key_groups[0]: list(self.keys[of_key]),
+            names["query_group"]: list(self.queries[of_query]), names["key_group"]: list(self.keys[of_key]),
         }  # fmt: skip
         return variables, coordinates
 
 
 def _sides_of(kind: str) -> tuple[str, str]:
     """Of which side the queries and the keys are."""
-    return ("source" if kind == "encoder_" else "", "source" if kind else "")
+    return {"encoder_": ("source", "source"), "cross_": ("", "source"), "vision_": ("vision", "vision")}.get(
+        kind, ("", "")
+    )
+
+
+def _on_picture(tower: Any, patches: int) -> dict[str, Any]:
+    """Row and column of each patch in the picture that a tower reads; -1 for its class token and where unknown."""
+    sizes = [getattr(tower.config, name, None) for name in ("image_size", "patch_size")]
+    size, patch = (x[0] if isinstance(x, (list, tuple)) else x for x in sizes)
+    side = size // patch if isinstance(size, int) and isinstance(patch, int) else 0
+    leading = patches - side * side
+    at = np.arange(patches) - leading
+    known = (at >= 0) & (leading in (0, 1, 1 + (getattr(tower.config, "num_register_tokens", None) or 0)))
+    row, column = (np.where(known, x, -1) for x in (at // max(side, 1), at % max(side, 1)))
+    return {"patch_row": ("patch", row), "patch_column": ("patch", column)}
 
 
 def _masks(groups: Mapping[str, Any] | None, count: int, length: int, name: str = "source_groups") -> dict[str, Tensor]:

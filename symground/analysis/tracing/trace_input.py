@@ -91,7 +91,7 @@ def of_ids(
     position = torch.arange(ids.shape[1], device=ids.device)
     p = (valid * position).amax(-1)
     at_p = position == p[:, None]
-    groups = _image_group(model, ids) if groups is None else groups
+    groups = image_group(model, ids) if groups is None else groups
     check_unreserved(check_mapping(groups, "groups"))
     keys = {name: mask & valid for name, mask in masks_of(groups, ids).items()}
     queries = {PREDICTION: at_p, **{name: mask & ~at_p for name, mask in keys.items()}}
@@ -147,7 +147,7 @@ def group_ids(masks: Mapping[str, Tensor], like: Tensor) -> Tensor:
     return torch.where(stacked.any(0), stacked.int().argmax(0), -1)
 
 
-def _image_group(model: PreTrainedModel, ids: Tensor) -> dict[str, Tensor]:
+def image_group(model: PreTrainedModel, ids: Tensor) -> dict[str, Tensor]:
     """{"image": [B,T] mask of the placeholders of images}; empty if the model or the ids have no such token."""
     token = getattr(model.config, "image_token_id", None)
     places = None if token is None else ids == token

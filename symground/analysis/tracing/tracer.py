@@ -25,7 +25,7 @@ from symground.analysis.tracing.backward import (
     run_pass,
     surprisal_at,
 )
-from symground.analysis.tracing.losses import Settings, has_crossings, trace_loss, trace_targets
+from symground.analysis.tracing.losses import PREFIXES, Settings, has_crossings, trace_loss, trace_targets
 from symground.analysis.tracing.trace_input import TraceInput, of_examples, of_ids
 from symground.errors import flag, integer
 from symground.models import Mixer, mixers
@@ -107,6 +107,12 @@ def trace(
         source and source_group. ``source_groups`` (example, source) is the index of the source group. All layers are
         numbered in their order in the model. The same holds for the cross-attention of a decoder that reads images.
 
+        The layers of a vision tower that is attached too (``parts``) have variables that begin with "vision_", with the
+        dimensions example, image (the pictures or tiles of an example), vision_layer, head, patch_query and patch. The
+        coordinates patch_row and patch_column say where each patch lies in the picture that the tower reads; they are
+        -1 for its class token and where it is not known. There are no groups of patches. The coordinate ``part`` of
+        each kind of layer is "text" or "vision".
+
         An LSTM mixes positions without a matrix, so it has neither saliency nor flow. Its Dataset has input_x_gradient
         (example, key) in their place: gradient × input of each position's embedding, Σ_d e[d] · ∂L/∂e[d], signed, nats.
         A note in ``attrs`` says so.
@@ -124,7 +130,7 @@ def trace(
     batch_size = integer("batch_size", batch_size, 1)
     saliency, rows = flag("saliency", saliency), flag("rows", rows)
     checkpoint, offload = flag("checkpoint", checkpoint), flag("offload", offload)
-    layers = mixers(model)
+    layers = mixers(model, vision=True)
     crossing = has_crossings(layers) and not isinstance(input_ids, (Examples, Probes, ImageQuestions))
     if loss is None and not crossing:
         check_inputs(model, model_inputs, "symground.trace", _KEYWORDS)
@@ -143,7 +149,7 @@ def trace(
         )
     if source_groups is not None:
         raise ValueError("source_groups: expected None, since no layer reads other positions than the text's")
-    layers = tuple(mixer for mixer in layers if mixer.kind != "cross")  # probes are texts without images
+    layers = tuple(mixer for mixer in layers if mixer.kind not in PREFIXES)  # of probes, the text's layers alone
     if isinstance(input_ids, (Probes, ImageQuestions)):
         check_fits(model, input_ids, images=True)
         given = of_examples(input_ids.matched(), beside)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
@@ -35,7 +35,17 @@ from symground.models.attachment.lookup import (
     remember,
 )
 from symground.models.attachment.support import mixers_of, untraced_of
-from symground.models.hooks import Mixer, device_of, forget_when_checkpointing, head_outputs, stack, stacks, untapped
+from symground.models.hooks import (
+    WITH_VISION,
+    Mixer,
+    device_of,
+    forget_when_checkpointing,
+    head_outputs,
+    is_encoder_decoder,
+    stacks,
+    untapped,
+    vision_tower,
+)
 from symground.models.trials import agree, trial_ids, verified_readout
 
 M = TypeVar("M", bound=PreTrainedModel)
@@ -50,7 +60,7 @@ class _Before(NamedTuple):
     hooks: tuple[RemovableHandle, ...]
 
 
-def attach(model: M) -> M:
+def attach(model: M, parts: Sequence[str] | None = None) -> M:
     """Make a Hugging Face model traceable in place, and return it.
 
     Its layers mix positions by softmax attention or Mamba-2. A causal or masked language model is traced from a word's
@@ -58,22 +68,30 @@ def attach(model: M) -> M:
     (:func:`symground.trace`).
 
     The attention implementation becomes ``symground``. In a vision-language model, only the text decoder changes, and
-    the vision tower keeps its own. If a mask [B,S] is passed without ``position_ids``, they are derived from the mask,
-    so that a padded batch equals its single rows. A GELU that is written out in several operations becomes one.
-    Mamba-2's mixers become `MambaMixer`, in a hybrid beside its attention. A warning names what else mixes positions in
-    a model, since it is not traced. An LSTM is accepted and has no mixers. Attaching twice equals attaching once.
-    Checkpoints of an attached model equal those of the original. :func:`symground.detach` restores the model.
+    the vision tower keeps its own, unless ``parts`` says otherwise. If a mask [B,S] is passed without ``position_ids``,
+    they are derived from the mask, so that a padded batch equals its single rows. A GELU that is written out in several
+    operations becomes one. Mamba-2's mixers become `MambaMixer`, in a hybrid beside its attention. A warning names what
+    else mixes positions in a model, since it is not traced. An LSTM is accepted and has no mixers. Attaching twice
+    equals attaching once. Checkpoints of an attached model equal those of the original. :func:`symground.detach`
+    restores the model.
 
     If the model has a vocabulary head, a trial of a few tokens finds out what gives the logits from its last hidden
     states: their product with the head, or the model's own forward pass from them on. If weights are on the meta
     device, the first trace does this.
 
+    Args:
+        model: a model of transformers.
+        parts: ("text",), or ("text", "vision") to trace the layers of a vision tower too, which are numbered on after
+            those of the text; None is as it is attached, or at first the text alone.
+
     Raises:
-        ValueError: the model is not one of Hugging Face, its attention heads cannot be located, or symground does not
-            support its attention or its logits (the message names them). The model is then unchanged.
+        ValueError: the model is not one of Hugging Face, it has no vision tower, its attention heads cannot be located,
+            or symground does not support its attention or its logits (the message names them). The model is then
+            unchanged.
     """
     check_model(model)
     again = hasattr(model, ATTACHED)
+    with_vision = getattr(model, WITH_VISION, False) if parts is None else _with_vision(model, parts)
     if isinstance(model, LSTMForCausalLM):
         remember(model, ())
         return model
@@ -81,6 +99,7 @@ def attach(model: M) -> M:
         configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
         before = tuple((config, config._attn_implementation) for config in configs.values())
         object.__setattr__(model, _BEFORE, _Before(before, ()))
+    object.__setattr__(model, WITH_VISION, with_vision)
     try:
         found = mixers_of(model)
         written_out = [mixer for mixer in found if is_written_out(mixer.module)]
@@ -92,7 +111,7 @@ def attach(model: M) -> M:
         if not again:
             hooks = (*hook_calls(model, bool(written_out)), *watch(written_out))
             object.__setattr__(model, _BEFORE, _Before(before, hooks))
-        for part in stacks(model):
+        for part in stacks(model).values():
             fuse_gelu(part)
         remember(model, found)
         _name_untraced(model, untraced_of(model, found))
@@ -108,10 +127,20 @@ def attach(model: M) -> M:
     return model
 
 
+def _with_vision(model: PreTrainedModel, parts: Sequence[str]) -> bool:
+    """Whether the parts to trace include the vision tower; they always include the text."""
+    if isinstance(parts, str) or not {"text"} <= set(parts) <= {"text", "vision"}:
+        raise ValueError(f'parts: expected ("text",) or ("text", "vision"), got {parts!r}')
+    with_vision = "vision" in parts
+    if with_vision and (is_encoder_decoder(model) or vision_tower(model) is None):
+        raise ValueError(f"parts: {type(model).__name__} has no vision tower beside a text decoder")
+    return with_vision
+
+
 def _try(model: PreTrainedModel, found: tuple[Mixer, ...], written_out: list[Mixer]) -> None:
     """Verify the readout and heads; an error of the model's own code is that it does not take our mask or attention."""
     try:
-        if len(stacks(model)) == 1:
+        if not is_encoder_decoder(model):
             verified_readout(model)
         _verify_heads(model, found, written_out)
     except ValueError:
@@ -129,7 +158,7 @@ def _verify_heads(model: PreTrainedModel, found: tuple[Mixer, ...], written_out:
     name = type(model).__name__
     with untapped():
         ids = trial_ids(model, 8).to(device_of(model))
-        given = {"input_ids": ids, **({"decoder_input_ids": ids} if len(stacks(model)) == 2 else {})}
+        given = {"input_ids": ids, **({"decoder_input_ids": ids} if is_encoder_decoder(model) else {})}
         own = model(**given).logits if written_out else None
         try:
             with head_outputs(found) as outputs:
@@ -179,7 +208,7 @@ def detach(model: M) -> M:
         for config, implementation in before.configs:
             if config._attn_implementation in (NAME, UNPADDED):
                 config._attn_implementation_internal = implementation
-        for part in stacks(model):
+        for part in stacks(model).values():
             write_out_gelu(part)
         give_back_mamba(model)
         forget_when_checkpointing(model)
@@ -190,14 +219,12 @@ def detach(model: M) -> M:
 
 
 def _of_decoder(model: PreTrainedModel) -> str | dict[str, str]:
-    """The attention implementation to set: for the text decoder only if the model has a vision tower beside it."""
-    if len(stacks(model)) == 2:
+    """The attention implementation to set: only for the parts that are traced, if the model has others."""
+    if is_encoder_decoder(model):
         return NAME
-    text = stack(model).config
-    for name in model.config.sub_configs:
-        if getattr(model.config, name, None) is text:
-            return {name: NAME}
-    return NAME
+    configs = [part.config for part in stacks(model).values()]
+    names = [name for name in model.config.sub_configs if getattr(model.config, name, None) in configs]
+    return dict.fromkeys(names, NAME) if len(names) == len(configs) else NAME
 
 
 def _name_untraced(model: PreTrainedModel, names: tuple[str, ...]) -> None:

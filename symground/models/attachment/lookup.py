@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from symground.models.architectures import NAME, MambaMixer, is_written_out
-from symground.models.hooks import Mixer, stacks
+from symground.models.hooks import Mixer, is_encoder_decoder, stacks
 
 #: The prefix of attributes that symground sets on modules.
 OURS = "_symground_"
@@ -44,8 +44,8 @@ def check_model(model: Any) -> None:
     raise ValueError(got)
 
 
-def mixers(model: nn.Module) -> tuple[Mixer, ...]:
-    """The model's mixers, ordered by layer; empty for an LSTM.
+def mixers(model: nn.Module, vision: bool = False) -> tuple[Mixer, ...]:
+    """The model's mixers, ordered by layer; empty for an LSTM. ``vision`` adds those of a vision tower that is traced.
 
     Raises:
         ValueError: the model is not attached, or its attention implementation or layers changed after attaching.
@@ -62,7 +62,7 @@ def mixers(model: nn.Module) -> tuple[Mixer, ...]:
     )
     if found and not _as_attached(model):
         check_layers(model, found, "are no longer those that symground.attach saw; attach the model again")
-    return found
+    return found if vision else tuple(mixer for mixer in found if mixer.kind != "vision")
 
 
 def untraced(model: nn.Module) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ def untraced(model: nn.Module) -> tuple[str, ...]:
 def remember(model: PreTrainedModel, found: tuple[Mixer, ...]) -> None:
     """Store the mixers on the model for :func:`mixers`, with the children of every other module."""
     within = {part for mixer in found for part in mixer.module.modules()}
-    parts = [part for of in stacks(model) for part in of.modules()] if found else []
+    parts = [part for of in stacks(model).values() for part in of.modules()] if found else []
     holders = [part for part in parts if part not in within]
     object.__setattr__(model, ATTACHED, found)
     object.__setattr__(model, _HOLDERS, tuple((part, tuple(part._modules.values())) for part in holders))
@@ -84,7 +84,9 @@ def _as_attached(model: Any) -> bool:
     """Whether the traced parts are still the same, and each of their modules still has the same children."""
     holders: tuple[tuple[nn.Module, tuple[nn.Module | None, ...]], ...] = getattr(model, _HOLDERS)
     known = {part for part, _ in holders}
-    return known.issuperset(stacks(model)) and all(tuple(part._modules.values()) == held for part, held in holders)
+    return known.issuperset(stacks(model).values()) and all(
+        tuple(part._modules.values()) == held for part, held in holders
+    )
 
 
 def check_in_use(model: nn.Module, found: tuple[Mixer, ...], why: str) -> None:
@@ -105,7 +107,7 @@ def check_layers(model: Any, found: tuple[Mixer, ...], why: str) -> None:
     if found:
         kinds = {type(mixer.module) for mixer in found}
         there = [
-            module for of in stacks(model) for path, module in _parts(of)
+            module for of in stacks(model).values() for path, module in _parts(of)
             if type(module) in kinds and not is_unused(model, path, module)
         ]  # fmt: skip
         if [id(module) for module in there] != [id(mixer.module) for mixer in found]:
@@ -127,5 +129,8 @@ def is_cross_attention(path: str, module: nn.Module) -> bool:
 
 def is_unused(model: PreTrainedModel, path: str, module: nn.Module) -> bool:
     """Whether a decoder's module is the cross-attention of a model that has no encoder."""
-    alone = not getattr(model.config, "is_encoder_decoder", False)
-    return alone and _OF_AN_ENCODER.search(path) is not None and "CrossAttention" not in type(module).__name__
+    return (
+        not is_encoder_decoder(model)
+        and _OF_AN_ENCODER.search(path) is not None
+        and "CrossAttention" not in type(module).__name__
+    )

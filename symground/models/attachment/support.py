@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from symground.models.architectures import is_written_out, mamba_mixers
 from symground.models.attachment.lookup import INSTEAD, is_cross_attention, is_unused
-from symground.models.hooks import Mixer, stack, stacks
+from symground.models.hooks import Mixer, is_encoder_decoder, stack, stacks
 from symground.ops.attention.mixing import MAX_HEAD_SIZE
 
 #: Matches the class names of transformers' modules that mix positions.
@@ -52,28 +52,34 @@ def attention_layers(model: PreTrainedModel) -> tuple[Mixer, ...]:
 def _attentions(model: PreTrainedModel) -> list[tuple[int, nn.Module, str]]:
     """(number, module, role) of each attention; if the modules have no number (layer_idx), they are counted.
 
-    All attentions of an encoder-decoder are counted. Attention that is written out is found where no module calls an
-    attention function.
+    All attentions of an encoder-decoder are counted, and those of a vision tower after those of the text. Attention
+    that is written out is found where no module calls an attention function.
     """
-    both = len(stacks(model)) == 2
     named = {
-        module: ("cross" if is_cross_attention(path, module) else ("encoder", "self")[place] if both else "")
-        for place, of in enumerate(stacks(model)) for path, module in of.named_modules()
+        module: "cross" if is_cross_attention(path, module) else role
+        for role, of in stacks(model).items() for path, module in of.named_modules()
         if type(module).__name__.endswith("Attention") and not is_unused(model, path, module)
     }  # fmt: skip
     found = [module for module in named if not is_written_out(module)]
     if not found:
         found = [module for module in named if not any(part in named for part in list(module.modules())[1:])]
-    numbers = list(range(len(found))) if both else [getattr(module, "layer_idx", None) for module in found]
-    given = [(n, module, named[module]) for n, module in zip(numbers, found, strict=True) if isinstance(n, int)]
-    return given or [(n, module, named[module]) for n, module in enumerate(found)]
+    if is_encoder_decoder(model):
+        return [(n, module, named[module]) for n, module in enumerate(found)]
+    of_text = [module for module in found if named[module] != "vision"]
+    numbers = [getattr(module, "layer_idx", None) for module in of_text]
+    given = [(n, module, named[module]) for n, module in zip(numbers, of_text, strict=True) if isinstance(n, int)]
+    given = given or [(n, module, named[module]) for n, module in enumerate(of_text)]
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)  # some may be of another kind
+    first = max([layers, *(n + 1 for n, *_ in given)])
+    of_vision = [module for module in found if named[module] == "vision"]
+    return given + [(first + n, module, "vision") for n, module in enumerate(of_vision)]
 
 
 def untraced_of(model: PreTrainedModel, found: tuple[Mixer, ...]) -> tuple[str, ...]:
     """Class names of the decoder's modules that mix positions and are none of these mixers, judged by name."""
     traced = {part for mixer in found for part in mixer.module.modules()}
     named = {
-        module: path for of in stacks(model) for path, module in of.named_modules()
+        module: path for of in stacks(model).values() for path, module in of.named_modules()
         if _MIXES.search(type(module).__name__) and not _BESIDE.search(type(module).__name__)
         and module not in traced and not is_unused(model, path, module)
     }  # fmt: skip

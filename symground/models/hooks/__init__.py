@@ -13,6 +13,7 @@ from symground.models.hooks.forward_hooks import (
     own_forward,
 )
 from symground.models.hooks.mixers import (
+    WITH_VISION,
     Mixer,
     Replacement,
     Tap,
@@ -20,17 +21,20 @@ from symground.models.hooks.mixers import (
     check_batch,
     device_of,
     head_outputs,
+    is_encoder_decoder,
     shown,
     stack,
     stacks,
     tap_of,
     tapped,
     untapped,
+    vision_tower,
 )
 from symground.models.hooks.row_probes import RowProbe, attention_row, ssd_row
 from symground.models.hooks.scopes import forget_when_checkpointing, place, remember_when_checkpointing, remembering
 
 __all__ = [
+    "WITH_VISION",
     "Mixer",
     "Replacement",
     "RowProbe",
@@ -47,6 +51,7 @@ __all__ = [
     "hooked_by_others",
     "hooks_of",
     "hooks_of_all",
+    "is_encoder_decoder",
     "is_ours",
     "is_plain",
     "is_trusted",
@@ -61,4 +66,5 @@ __all__ = [
     "tap_of",
     "tapped",
     "untapped",
+    "vision_tower",
 ]

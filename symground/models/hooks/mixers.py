@@ -21,6 +21,8 @@ from symground import ops
 from symground.models.hooks.row_probes import RowProbe
 from symground.models.hooks.scopes import Entry, asked_of
 
+#: The attribute of an attached model whose vision tower is traced too.
+WITH_VISION = "_symground_with_vision"
 #: A mixer accepts each of these from one block at a time.
 _ONCE = ("saliency_probe", "flow_probe", "query_groups", "key_groups", "row_probe", "mix", "measure")
 
@@ -116,7 +118,8 @@ class Mixer:
     heads: int
     module: nn.Module
     role: str = ""
-    """In a model with cross-attention: "cross", and in an encoder-decoder also "encoder" or "self"."""
+    """In a model with cross-attention: "cross", and in an encoder-decoder also "encoder" or "self"; of a vision tower:
+    "vision"."""
 
     @property
     def tap(self) -> Tap:
@@ -193,11 +196,22 @@ def stack(model: PreTrainedModel) -> Any:
     return decoder if isinstance(decoder, PreTrainedModel) else body(model)
 
 
-def stacks(model: PreTrainedModel) -> tuple[Any, ...]:
-    """The parts whose layers are traced: the encoder and the decoder if the model has both, else `stack`."""
-    if getattr(model.config, "is_encoder_decoder", False):
-        return model.get_encoder(), model.get_decoder()
-    return (stack(model),)
+def is_encoder_decoder(model: PreTrainedModel) -> bool:
+    return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def stacks(model: PreTrainedModel) -> dict[str, Any]:
+    """Role of layers → the part that has them: "encoder" and "self", or "" and, if it is traced, "vision"."""
+    if is_encoder_decoder(model):
+        return {"encoder": model.get_encoder(), "self": model.get_decoder()}
+    return {"": stack(model), **({"vision": vision_tower(model)} if getattr(model, WITH_VISION, False) else {})}
+
+
+def vision_tower(model: PreTrainedModel) -> Any:
+    """The vision tower of a model that also reads text; None if it has none."""
+    tower = model.get_encoder(modality="image")
+    beside = isinstance(tower, PreTrainedModel) and tower is not model and tower is not model.base_model
+    return tower if beside and tower is not stack(model) else None
 
 
 def untapped() -> AbstractContextManager[None]:

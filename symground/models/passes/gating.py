@@ -28,7 +28,7 @@ def gated(
     """
     device = device_of(model)
     taps = {}
-    for mixer in mixers(model):
+    for mixer in mixers(model, vision=True):
         gate = gates.get(mixer.layer)
         if gate is None or bool((gate == 1).all()):
             continue  # no head is silenced, so the layer keeps its fastest implementation
@@ -36,6 +36,10 @@ def gated(
         if fills is None and positions is None:
             taps[mixer] = Tap(gate=gate)
         else:
+            if fills is not None and mixer.layer not in fills:
+                raise ValueError(
+                    f"mode: the heads of layer {mixer.layer}, of a vision tower, are silenced by 'zero' only"
+                )
             fill = None if fills is None else fills[mixer.layer]
             where = None if positions is None else positions.to(device)
             taps[mixer] = Tap(replaced=(Replacement(gate, fill, where),))

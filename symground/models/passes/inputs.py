@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from symground.models.architectures import PatchEmbedding
 from symground.models.attachment import check_model
-from symground.models.hooks import body
+from symground.models.hooks import body, is_encoder_decoder
 from symground.models.trials import readout
 
 #: Inputs that the analysis itself passes to the model, and why a caller may not pass them.
@@ -34,7 +34,7 @@ def check_weights(model: Any) -> None:
         ValueError: it is not; the message says which of these fails.
     """
     check_model(model)
-    if getattr(model.config, "is_encoder_decoder", False):
+    if is_encoder_decoder(model):
         raise ValueError(
             f"model: expected one that reads and continues a text, got {type(model).__name__}, which has an encoder; "
             "symground.trace takes its inputs with targets or with a loss"
