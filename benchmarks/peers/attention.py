@@ -1,8 +1,8 @@
 """Peers of one attention layer: several ways to compute the same stage from the same `Inputs`.
 
 The stages are `forward` and `backward` of attention; `layer`, which is forward + backward + saliency (peers without
-saliency are its floor); `saliency` and `flow` alone, from (q, k, v, dO, LSE); and `rows`, the saliency of four queries
-for each head.
+saliency are its floor); `saliency` and `flow` alone, from (q, k, v, dO, LSE); `rows`, the saliency of four queries for
+each head; and `options`, the layer with saliency under each option of `ops.attention` beside the plain one.
 """
 
 from __future__ import annotations
@@ -22,11 +22,20 @@ from benchmarks.common.inputs import Inputs, Shape
 from symground import ops
 
 Run = Callable[[], Any]
-STAGES = ("forward", "backward", "layer", "saliency", "flow", "rows")
+STAGES = ("forward", "backward", "layer", "saliency", "flow", "rows", "options")
 SYMGROUND, SDPA, FLASH, EAGER, CLOSED = "symground", "SDPA", "SDPA flash", "eager retain_grad", "eager A∘(dO Vᵀ)"
 COMPILED_EAGER, COMPILED_CLOSED = "torch.compile of eager", "torch.compile of A∘(dO Vᵀ)"
 FLASH_ATTN, FLEX, CUDNN = "flash-attn", "FlexAttention", "SDPA cuDNN"
 NO_SALIENCY = "symground, no saliency"
+PLAIN, SOFTCAP, SINK, SLOPES, PACKED = "plain causal", "softcap", "sink", "slopes", "texts of 128, packed"
+#: Name → the option's argument.
+OPTIONS: dict[str, Callable[[Inputs], dict[str, Any]]] = {
+    PLAIN: lambda x: {},
+    SOFTCAP: lambda x: {"softcap": 50.0},
+    SINK: lambda x: {"sink": torch.zeros(x.q.shape[1], device=x.q.device)},
+    SLOPES: lambda x: {"slopes": torch.linspace(0.01, 0.5, x.q.shape[1], device=x.q.device)},
+    PACKED: lambda x: {"segments": (torch.arange(x.q.shape[2], device=x.q.device) // 128).expand(len(x.q), -1)},
+}
 
 
 class Peer(NamedTuple):
@@ -151,13 +160,13 @@ def _symground(x: Inputs) -> Attention:
     return lambda q, k, v: ops.attention(q, k, v, impl=x.impl)[0]
 
 
-def _through_probe(x: Inputs, impl: str | None = None) -> Run:
-    impl = impl or x.impl
+def _through_probe(x: Inputs, impl: str | None = None, option: str = PLAIN) -> Run:
+    impl, more = impl or x.impl, OPTIONS[option](x)
 
     def run() -> Tensor:
         x.without_grads()
         probe = x.saliency_probe()
-        ops.attention(x.q, x.k, x.v, saliency_probe=probe, impl=impl)[0].backward(x.grad)
+        ops.attention(x.q, x.k, x.v, saliency_probe=probe, impl=impl, **more)[0].backward(x.grad)
         assert probe.grad is not None
         return probe.grad.abs_()
 
@@ -247,6 +256,7 @@ PEERS: list[Peer] = [
     Peer("flow", "symground, one prediction row", partial(_flow, one_row=True)),
     Peer("rows", CLOSED, _closed_rows),
     Peer("rows", SYMGROUND, _rows),
+    *(Peer("options", name, partial(_through_probe, option=name)) for name in OPTIONS),
 ]  # fmt: skip
 
 

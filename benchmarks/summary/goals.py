@@ -17,7 +17,18 @@ from benchmarks.peers import surprisal as surprisal_peers
 from benchmarks.peers import sweep as sweep_peers
 from benchmarks.peers import trace as trace_peers
 from benchmarks.peers import training as training_peers
-from benchmarks.peers.attention import CLOSED, COMPILED_CLOSED, EAGER, FLASH, SDPA, SYMGROUND
+from benchmarks.peers.attention import (
+    CLOSED,
+    COMPILED_CLOSED,
+    EAGER,
+    FLASH,
+    PACKED,
+    PLAIN,
+    SDPA,
+    SINK,
+    SOFTCAP,
+    SYMGROUND,
+)
 
 Row = dict[str, Any]
 
@@ -167,6 +178,14 @@ def needs_cuda(goal: Goal) -> bool:
     return goal in _GPU
 
 
+def option_goals() -> Iterator[Goal]:
+    """The goals of the options of attention on a CPU, against the plain layer."""
+    for name, bound in ((SOFTCAP, 1.15), (SINK, 1.15), (PACKED, 0.4)):
+        yield Goal(
+            f"layer with saliency, {name}: time of the plain one's", CPU, ("options", name), ("options", PLAIN), bound
+        )
+
+
 GOALS: tuple[Goal, ...] = (
     Goal("layer with saliency: faster than eager", CPU, LAYER, ("layer", EAGER), 2.5, faster=True),
     Goal("layer with saliency: time of SDPA forward + backward", CPU, LAYER, ("layer", SDPA), 1.2),
@@ -203,6 +222,7 @@ GOALS: tuple[Goal, ...] = (
         (lens_peers.STAGE, lens_peers.STEP), (lens_peers.STAGE, lens_peers.FORWARD), 2,
     ),
     *training_goals(),
+    *option_goals(),
     *gate_goals(),
     *_GPU,
 )  # fmt: skip

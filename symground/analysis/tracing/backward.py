@@ -6,8 +6,8 @@ A device therefore holds what any backward pass holds, and the result of one lay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -213,18 +213,34 @@ def run_pass(
         wanted = len(probes.leaves)
         if each.requires_grad:
             total = each.sum() * (_SCALE if half else 1.0)
-            with torch.autocast(kind, enabled=False):  # the backward pass keeps the dtypes of the forward pass
+            with torch.autocast(kind, enabled=False), _recomputed(checkpoint):  # the dtypes are the forward pass's
                 torch.autograd.backward(total, inputs=probes.leaves)
     if probes.reached < wanted:
         raise ValueError(
-            "model: the gradient does not reach every layer's attention; a layer may have no backward pass (linear "
-            "layers that quantise their inputs to int8 have none), and activation checkpointing, if it is on, needs "
-            'gradient_checkpointing_kwargs={"use_reentrant": False}'
+            "model: the gradient does not reach every layer's attention; a layer may not lead to the loss, or have no "
+            "backward pass (linear layers that quantise their inputs to int8 have none), and activation checkpointing, "
+            'if it is on, needs gradient_checkpointing_kwargs={"use_reentrant": False}'
         )
     if probes.wrong:
         raise ValueError(f"model: the flow of layer {probes.wrong[0]} is not finite{_hint(half)}")
     found: NDArray[np.float32] = each.detach().float().cpu().numpy()
     return found
+
+
+@contextmanager
+def _recomputed(checkpoint: bool) -> Iterator[None]:
+    """Name checkpointing as the cause if a layer's second forward pass fails, or differs from its first."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if not checkpoint:
+            raise
+        raise ValueError(
+            f"checkpoint: expected False, since a layer of this model cannot be recomputed ({error}); one that keeps a "
+            "key-value cache in any case (XLM's) cannot"
+        ) from error
 
 
 def _taps(part: Part, probes: _Leaves, prediction: Tensor | None) -> dict[Mixer, Tap]:

@@ -36,8 +36,9 @@ from symground.analysis.tracing.trace_input import (
 )
 from symground.errors import described
 from symground.models import Mixer
+from symground.models.architectures import is_written_out, twins_pass
 from symground.models.attachment import untraced
-from symground.models.hooks import Tap, device_of, is_encoder_decoder, tapped, vision_tower
+from symground.models.hooks import Tap, device_of, head_outputs, is_encoder_decoder, tapped, vision_tower
 from symground.models.passes import check_names
 from symground.models.trials import check_deterministic, surprisal_of
 from symground.running import progress
@@ -127,11 +128,17 @@ def trace_targets(
     if targets is None:
         raise ValueError("targets: expected the ids [B] to predict, got None")
     words = ids_of(targets, "targets", 1, model.get_output_embeddings().weight.shape[0])
+    source = given.get(model.main_input_name)
+    if isinstance(source, Tensor) and len(source) != len(ids):
+        raise ValueError(f"{name}: expected {len(source)} examples, as {model.main_input_name} has, got {len(ids)}")
     if len(words) != len(ids):
         raise ValueError(f"targets: expected shape [B] = [{len(ids)}], got {list(words.shape)}")
     mask = given.get(name.replace("input_ids", "attention_mask"))
     groups = image_group(model, ids) if groups is None and name == "input_ids" else groups
     valid = torch.ones_like(ids) if mask is None else mask_of(mask, "attention_mask", ids.shape)
+    if not bool(valid.bool().any(-1).all()):
+        mask_name = name.replace("input_ids", "attention_mask")
+        raise ValueError(f"{mask_name}: expected at least one valid token in every example")
     p = (valid.bool() * torch.arange(ids.shape[1], device=ids.device)).amax(-1)
 
     def surprisal(out: Any, at: slice) -> Tensor:
@@ -171,14 +178,20 @@ def _trace(
         return model(**{n: x.to(device) if isinstance(x, Tensor) else x for n, x in inputs(at).items()})
 
     check_deterministic(model)
-    sizes = _sizes(model, layers, output, min(batch_size, count))
+
+    def twins() -> Any:
+        """The model's output for the first example, twice."""
+        one = inputs(slice(0, 1))
+        return model(**{n: _doubled(x, count).to(device) if isinstance(x, Tensor) else x for n, x in one.items()})
+
+    sizes = _sizes(model, layers, output, min(batch_size, count), twins)
     sides = _Sides(sizes, count, groups, source_groups, asked.prediction)
     parts = {
         kind: sides.part(kind, tuple(m for m in layers if _prefix(m) == kind), most_heads(layers), settings)
         for kind in sizes
     }
     each = np.empty(count, np.float32)
-    weight = next(model.parameters())
+    weight = next(parameter for parameter in model.parameters() if parameter.ndim)
     with progress("trace", -(-count // batch_size), quick=True) as bar:
         for start in range(0, count, batch_size):
             at = slice(start, min(start + batch_size, count))
@@ -208,7 +221,11 @@ def _prefix(mixer: Mixer) -> str:
 
 @torch.no_grad()
 def _sizes(
-    model: PreTrainedModel, layers: tuple[Mixer, ...], output: Callable[[slice], Any], examples: int
+    model: PreTrainedModel,
+    layers: tuple[Mixer, ...],
+    output: Callable[[slice], Any],
+    examples: int,
+    twins: Callable[[], Any],
 ) -> dict[str, tuple[int, int, int]]:
     """Prefix → how many matrices an example has in its layers, and the numbers of queries and keys, by the first batch.
 
@@ -224,6 +241,8 @@ def _sizes(
             return Tap(observe=(lambda x: found[mixer].append((len(x), x.shape[1], x.shape[1])),))
         return Tap(measure=lambda *sizes: found[mixer].append(sizes))
 
+    if any(is_written_out(mixer.module) for mixer in layers) and not any(mixer.kind == "vision" for mixer in layers):
+        _learn(layers, twins)
     with tapped({mixer: tap(mixer) for mixer in layers}):
         try:
             output(slice(0, examples))
@@ -245,10 +264,21 @@ def _sizes(
         if not times or rest or (times > 1 and kind != "vision_"):
             raise ValueError(
                 "model: expected layers that mix the same positions of each example once, got (examples, queries, "
-                f"keys) {several} in {sum(map(bool, of_kind))} of {len(of_kind)} layers, for a batch of {examples}"
+                f"keys) {several} in {sum(map(bool, of_kind))} of {len(of_kind)} layers, for a batch of {examples}; a "
+                "layer that runs several times (ALBERT's) has several matrices"
             )
         sizes[kind] = times, *several[0][1:]
     return sizes
+
+
+def _doubled(x: Tensor, examples: int) -> Tensor:
+    return torch.cat([x[:1], x[:1]]) if x.ndim and len(x) in (1, examples) else x
+
+
+def _learn(layers: tuple[Mixer, ...], twins: Callable[[], Any]) -> None:
+    """A pass by which layers that write their attention out show where examples and heads are."""
+    with head_outputs(layers), twins_pass():
+        twins()
 
 
 class _Sides:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from symground.errors import flag, integer
 from symground.models import Tap, mixers
 from symground.models.hooks import device_of, tapped
-from symground.models.passes import Kept, checkpointed, frozen
+from symground.models.passes import Kept, check_weights, checkpointed, frozen
 from symground.models.trials import check_deterministic, hidden_states, trial_ids, verified_readout
 
 _TRIAL = 96
@@ -88,6 +88,7 @@ def trace_memory(
     layers = mixers(model)
     if not layers:
         raise ValueError(f"model: {type(model).__name__} mixes positions by no matrix; its trace has no saliency")
+    check_weights(model)
     check_deterministic(model)
     size = verified_readout(model).weight.element_size()
     tokens = batch_size * length

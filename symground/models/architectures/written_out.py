@@ -11,7 +11,8 @@ from __future__ import annotations
 import inspect
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -42,7 +43,10 @@ def is_written_out(module: nn.Module) -> bool:
 
 @cache
 def _calls_attention_function(kind: Any) -> bool:
-    return any("ALL_ATTENTION_FUNCTIONS" in inspect.getsource(of) for of in (kind.forward, kind))
+    try:
+        return any("ALL_ATTENTION_FUNCTIONS" in inspect.getsource(of) for of in (kind.forward, kind))
+    except (OSError, TypeError):  # a class typed in at a prompt
+        return False
 
 
 def watch(mixers: Sequence[Mixer]) -> list[RemovableHandle]:
@@ -54,16 +58,28 @@ def watch(mixers: Sequence[Mixer]) -> list[RemovableHandle]:
     return handles
 
 
+@contextmanager
+def twins_pass() -> Iterator[None]:
+    """A block around a pass over two equal examples, by which tapped modules learn where examples and heads are."""
+    before, _RUNNING.twins = getattr(_RUNNING, "twins", False), True
+    try:
+        yield
+    finally:
+        _RUNNING.twins = before
+
+
 class _Enter:
     """A hook before a module's forward pass."""
 
     def __init__(self, heads: int) -> None:
         self.heads = heads
+        self.by_example = False
+        """Whether a pass over twins has shown that the module has the heads of an example side by side."""
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         _RUNNING.modes = modes = [*getattr(_RUNNING, "modes", ()), None]
         if not tap_of(module).idle:
-            modes[-1] = _Watch(module, self.heads)
+            modes[-1] = _Watch(module, self)
             modes[-1].__enter__()
 
 
@@ -87,6 +103,15 @@ def _refusal(module: nn.Module, what: str) -> ValueError:
     )
 
 
+def _refusing(what: str) -> Callable[..., Any]:
+    """A method that names what the code applies to its scores."""
+
+    def refuse(self: Scores, *_: Any) -> Any:
+        raise self._refusal(what)
+
+    return refuse
+
+
 class Scores:
     """Products of queries and keys that are not computed, and what has been done to them."""
 
@@ -104,13 +129,29 @@ class Scores:
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = next(x for x in (*args, *(kwargs or {}).values()) if isinstance(x, Scores))
+        found = _among((*args, *(kwargs or {}).values()))
+        assert found is not None
         return found.call(_name(func), *args, **(kwargs or {}))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("__"):
             raise AttributeError(name)
+        if not callable(getattr(Tensor, name, None)):
+            raise self._refusal(name)
         return lambda *args, **kwargs: self.call(name, self, *args, **kwargs)
+
+    __getitem__ = __setitem__ = _refusing("an index")
+    __iter__ = __len__ = _refusing("an iteration")
+    __pow__ = __rpow__ = _refusing("a power")
+    __rtruediv__ = _refusing("a division by them")
+    __rmatmul__ = _refusing("a product from the left")
+    __lt__ = __le__ = __gt__ = __ge__ = _refusing("a comparison")
+
+    def __neg__(self) -> Scores:
+        return self._multiplied(-1)
+
+    def __rsub__(self, other: Any) -> Scores:
+        return (-self)._added(other)
 
     @property
     def ndim(self) -> int:
@@ -139,7 +180,8 @@ class Scores:
         return self._multiplied(1 / other)
 
     def __matmul__(self, other: Tensor) -> Tensor:
-        return self._of_values(other)
+        found: Tensor = self._called("matmul", self, other)
+        return found
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """What a function of PyTorch, or a method, of this name does to the scores."""
@@ -151,6 +193,8 @@ class Scores:
 
     def _called(self, name: str, *args: Any, **kwargs: Any) -> Any:
         first, others = args[0] if args else None, args[1:]
+        if name == "einsum":
+            return self._weighted(*args)
         if first is not self:
             return self._called_second(name, *args, **kwargs)
         match name, others:
@@ -192,6 +236,19 @@ class Scores:
             case "where", (seen, _, value) if args[1] is self and not self.softmaxed and float(value) <= HIDES:
                 return self._hiding(~seen)
         raise self._refusal(name)
+
+    def _weighted(self, equation: str, weights: Any, values: Any) -> Tensor:
+        """The values weighted by an equation such as "bhij,bhjd->bhid" or "bhij,bjhd->bihd"."""
+        terms = equation.replace(" ", "").replace("->", ",").split(",")
+        if weights is not self or not self.softmaxed or len(terms) != 3 or any(len(term) != 4 for term in terms):
+            raise self._refusal("einsum")
+        (b, h, i, j), of_values, out = list(terms[0]), *terms[1:]
+        d = "".join(set(of_values) - {b, h, j})
+        if set(of_values) != {b, h, j, d} or set(out) != {b, h, i, d}:
+            raise self._refusal("einsum")
+        found: Tensor = self._of_values(values.permute([of_values.index(c) for c in (b, h, j, d)]))
+        placed: Tensor = found.permute([(b + h + i + d).index(c) for c in out])
+        return placed
 
     def _refusal(self, name: str) -> ValueError:
         return _refusal(
@@ -310,6 +367,15 @@ def _ends(valid: Tensor) -> tuple[Tensor, Tensor]:
     return valid.int().argmax(-1), torch.where(valid.any(-1), last, 0)
 
 
+def _among(given: Any) -> Scores | None:
+    """The scores among arguments, which may be lists."""
+    for x in given:
+        found = _among(x) if isinstance(x, (list, tuple)) else x
+        if isinstance(found, Scores):
+            return found
+    return None
+
+
 def _name(func: Any) -> str:
     return str(getattr(func, "__name__", func)).removeprefix("__").removesuffix("__")
 
@@ -317,9 +383,10 @@ def _name(func: Any) -> str:
 class _Watch(TorchFunctionMode):
     """Within it, products of queries and keys are `Scores`, which `scaled_dot_product_attention` takes in one step."""
 
-    def __init__(self, module: nn.Module, heads: int) -> None:
+    def __init__(self, module: nn.Module, entered: _Enter) -> None:
         super().__init__()
-        self.module, self.heads, self.computed, self._computing = module, heads, 0, False
+        self.module, self.heads, self.computed, self._computing = module, entered.heads, 0, False
+        self._entered = entered
 
     def attended(self, query: Tensor, key: Tensor, value: Tensor, mixing: Mixing, dropout: float) -> Tensor:
         """The heads' outputs [B,H,T,Dv]."""
@@ -334,9 +401,9 @@ class _Watch(TorchFunctionMode):
         if self._computing:
             return func(*args, **kwargs)
         name = _name(func).strip("_")
-        scores = [x for x in (*args, *kwargs.values()) if isinstance(x, Scores)]
-        if scores:
-            return scores[0].call(_name(func), *args, **kwargs)
+        scores = _among((*args, *kwargs.values()))
+        if scores is not None:
+            return scores.call(_name(func), *args, **kwargs)
         if name == "scaled_dot_product_attention":
             return self._all_at_once(*args, **kwargs)
         if name in ("matmul", "bmm") and len(args) == 2:
@@ -345,6 +412,10 @@ class _Watch(TorchFunctionMode):
                 return product
         if name == "baddbmm":
             return self._biased(*args, **kwargs)
+        if name == "einsum" and len(args) == 3 and isinstance(args[0], str):
+            product = self._einsum(*args)
+            if product is not None:
+                return product
         if name == "softmax" and args[0].ndim > 2:
             raise _refusal(self.module, "take the softmax of scores that are not one product of queries and keys")
         return func(*args, **kwargs)
@@ -360,7 +431,37 @@ class _Watch(TorchFunctionMode):
             query, key = (z.reshape(-1, self.heads, *z.shape[1:]) for z in (query, key))
         if query.shape[1] != self.heads or len(query) != len(key) or self.heads % key.shape[1]:
             return None
+        self._check_order(query, x.ndim == 3)
         return Scores(self, query, key, (*x.shape[:-1], y.shape[-1]))
+
+    def _check_order(self, query: Tensor, folded: bool) -> None:
+        """Refuse queries whose first dimension is that of the heads, which a shape does not always tell."""
+        batch, heads = query.shape[:2]
+        if getattr(_RUNNING, "twins", False) and batch == 2:
+            first, second = query.detach()
+            if not torch.allclose(first, second, rtol=1e-3, atol=1e-5):
+                raise _refusal(self.module, "have the examples of a head side by side in place of an example's heads")
+            self._entered.by_example = True
+        elif batch > 1 and (folded or batch == heads) and not self._entered.by_example:
+            raise ValueError(
+                f"model: {type(self.module).__name__} does not show whether its first dimension is the examples or the "
+                "heads; symground.trace of it, or of one example, finds out"
+            )
+
+    def _einsum(self, equation: str, x: Tensor, y: Tensor) -> Scores | None:
+        """The product of queries and keys by an equation such as "bhid,bhjd->bhij" or "bihd,bjhd->bhij"."""
+        terms = equation.replace(" ", "").replace("->", ",").split(",")
+        if len(terms) != 3 or any(len(term) != 4 or not term.isalpha() for term in terms):
+            return None
+        of_x, of_y, out = terms
+        b, h, i, j = list(out)
+        d = "".join(set(of_x) - set(out))
+        if set(of_x) != {b, h, i, d} or set(of_y) != {b, h, j, d}:
+            return None
+        query, key = (
+            z.permute([of.index(c) for c in to]) for z, of, to in ((x, of_x, b + h + i + d), (y, of_y, b + h + d + j))
+        )
+        return self._product(query, key)
 
     def _biased(self, bias: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
         product = self._product(batch1, batch2)

@@ -20,6 +20,7 @@ from symground.models.architectures import (
     fuse_gelu,
     give_back_mamba,
     is_written_out,
+    twins_pass,
     watch,
     write_out_gelu,
 )
@@ -157,11 +158,11 @@ def _verify_heads(model: PreTrainedModel, found: tuple[Mixer, ...], written_out:
     """Refuse a model with other numbers of heads than its layers say, or whose own attention gives other logits."""
     name = type(model).__name__
     with untapped():
-        ids = trial_ids(model, 8).to(device_of(model))
+        ids = trial_ids(model, 8).to(device_of(model)).expand(2, -1)
         given = {"input_ids": ids, **({"decoder_input_ids": ids} if is_encoder_decoder(model) else {})}
         own = model(**given).logits if written_out else None
         try:
-            with head_outputs(found) as outputs:
+            with head_outputs(found) as outputs, twins_pass():
                 ours = model(**given).logits
         except ValueError as error:  # what a layer does that symground's attention does not
             raise ValueError(f"{error}; {INSTEAD}") from error

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from symground.models.architectures import NAME, UNPADDED, MambaMixer
 from symground.models.attachment.lookup import ATTACHED
-from symground.models.hooks import body, remember_when_checkpointing, stack
+from symground.models.hooks import body, is_encoder_decoder, remember_when_checkpointing, stack
 
 
 def hook_calls(model: PreTrainedModel, written_out: bool) -> tuple[RemovableHandle, ...]:
@@ -40,6 +40,10 @@ def _check_call(written_out: bool, module: PreTrainedModel, args: tuple[Any, ...
             "encoder_hidden_states: expected None, since symground does not trace the cross-attention that reads them; "
             "symground.detach(model) gives the model back"
         )
+    ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
+    if is_encoder_decoder(module) and isinstance(ids, Tensor) and isinstance(mask, Tensor) and ids.shape != mask.shape:
+        # transformers pads a mask that is too short with zeros.
+        raise ValueError(f"attention_mask: expected shape {list(ids.shape)}, as input_ids has, got {list(mask.shape)}")
     if implementation in (NAME, UNPADDED) or written_out:
         if asked:
             raise ValueError(

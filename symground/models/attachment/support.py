@@ -115,8 +115,8 @@ def _unlike(module: nn.Module, config: Any) -> Iterator[tuple[bool, str]]:
     yield kind.__name__.startswith("DiffLlama"), "has two attention matrices a head"
     yield getattr(module, "indexer", None) is not None, "lets an indexer choose the keys that each query sees"
     window = getattr(config, "sliding_window", None)
-    passes_window = "sliding_window" in inspect.getsource(kind.forward)
+    unsaid = window is not None and not is_written_out(module)
     yield (
-        window is not None and not passes_window and not is_written_out(module),
+        unsaid and "sliding_window" not in inspect.getsource(kind.forward),
         "has a sliding window that its layers do not tell their attention function",
     )

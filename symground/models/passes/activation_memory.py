@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from symground.models.hooks import forward_as, own_forward, remembering
-from symground.models.passes.layer_list import decoder_layers
+from symground.models.passes.layer_list import all_layers
 
 _LOCK = threading.RLock()
 #: Model → the number of blocks that hold it frozen, and the weights that require a gradient outside of them.
@@ -51,13 +51,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def checkpointed(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block each decoder layer saves only its input and is recomputed in the backward pass, in any mode.
-
-    Raises:
-        ValueError: the model's layers are not in one list.
-    """
-    layers, _ = decoder_layers(model)
-    with forward_as({layer: partial(_kept_thin, own_forward(layer)) for layer in layers}):
+    """Within the block each layer saves only its input and is recomputed in the backward pass, in any mode."""
+    with forward_as({layer: partial(_kept_thin, own_forward(layer)) for layer in all_layers(model)}):
         yield
 
 

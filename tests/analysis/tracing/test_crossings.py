@@ -238,3 +238,24 @@ def test_llama_vision_without_an_image_is_its_other_layers() -> None:
     assert "cross_saliency" not in traced
     with pytest.raises(ValueError, match="source_groups: expected None, since no layer reads other positions"):
         sg.trace(ours, ids, TARGETS, source_groups={"image": torch.ones(2, 10)})
+
+
+@pytest.mark.parametrize("family", ["BART", "Whisper"])
+def test_checkpointing_gives_the_same(family: str) -> None:
+    ours, given = sg.attach(pair(family)[1]), inputs(family)
+    kept, again = (sg.trace(ours, given, TARGETS, rows=True, checkpoint=on) for on in (False, True))
+    for name in ("surprisal", "saliency", "cross_saliency", "encoder_saliency", "cross_rows", "flow"):
+        np.testing.assert_allclose(again[name], kept[name], atol=1e-6, rtol=1e-4, err_msg=name)
+
+
+def test_masks_and_numbers_of_examples_that_do_not_fit_are_named() -> None:
+    ours, given = sg.attach(pair("BART")[1]), inputs("BART")
+    for more, message in (
+        ({"attention_mask": torch.ones(2, 7)}, r"attention_mask: expected shape \[2, 10\], as input_ids has, got \[2, 7\]"),
+        ({"decoder_input_ids": torch.ones(3, 5).long()}, "decoder_input_ids: expected 2 examples, as input_ids has"),
+        ({"decoder_attention_mask": torch.zeros(2, 5)}, "decoder_attention_mask: expected at least one valid token"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            sg.trace(ours, {**given, **more}, TARGETS)
+    with pytest.raises(ValueError, match="model: expected one that reads and continues a text, got BartFor"):
+        sg.trace_memory(ours, length=8)

@@ -41,11 +41,11 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "DeBERTa": (
         "DebertaForMaskedLM", "DebertaConfig",
         {"relative_attention": True, "pos_att_type": ["c2p"], "max_relative_positions": 8},
-        "apply 'gather' to their scores",
+        "add to their scores a bias that is not proportional",
     ),
     "XLNet": (
         "XLNetLMHeadModel", "XLNetConfig", {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48},
-        "take the softmax of scores that are not one product of queries and keys",
+        "apply 'view' to their scores",
     ),
     "YOSO": ("YosoForMaskedLM", "YosoConfig", {"use_expectation": True}, "apply 'acos' to their scores"),
     "ConvBERT": ("ConvBertForMaskedLM", "ConvBertConfig", {}, "take the softmax of scores that are not one product"),
@@ -179,10 +179,12 @@ class OwnAttention(nn.Module):
 
     def __init__(self, change: Any) -> None:
         super().__init__()
-        self.num_heads, self.change = 4, change
+        self.num_heads, self.change, self.way = 4, change, None
         self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.way is not None:
+            return self.out(self.way(*self.qkv(x).view(*x.shape[:2], 3, 4, 8).unbind(2)))
         q, k, v = self.qkv(x).view(*x.shape[:2], 3, 4, 8).permute(2, 0, 3, 1, 4)
         self.weights = self.change(q @ k.transpose(-1, -2) / 8**0.5).softmax(-1)
         return self.out((self.weights @ v).transpose(1, 2).reshape(x.shape))
@@ -221,6 +223,79 @@ def _hide_in_place(s: Tensor) -> Tensor:
 
 
 SLOPES = torch.tensor([0.5, 0.1, 0.0, 2.0])
+
+
+def _einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = _hide(torch.einsum("bihd,bjhd->bhij", q, k) / 8**0.5).softmax(-1)
+    return torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2)
+
+
+def _bmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    folded = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
+    weights = _hide(torch.bmm(folded[0], folded[1].mT) / 8**0.5).softmax(-1)
+    return torch.bmm(weights, folded[2]).unflatten(0, (-1, 4)).transpose(1, 2).flatten(2)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+
+
+def _heads_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """[H·B,T,D]: the examples of a head side by side."""
+    folded = [x.permute(2, 0, 1, 3).flatten(0, 1) for x in (q, k, v)]
+    weights = _hide(torch.bmm(folded[0], folded[1].mT) / 8**0.5).softmax(-1)
+    return torch.bmm(weights, folded[2]).unflatten(0, (4, -1)).permute(1, 2, 0, 3).flatten(2)
+
+
+def _indexed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1)
+    return (scores[..., :9].softmax(-1) @ v.transpose(1, 2)).transpose(1, 2).flatten(2)
+
+
+def _joined(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1)
+    weights = torch.cat([scores, torch.zeros(len(q), 4, q.shape[1], 1)], -1).softmax(-1)[..., :-1]
+    return (weights @ v.transpose(1, 2)).transpose(1, 2).flatten(2)
+
+
+#: Ways to write attention of [B,T,H,D] heads → [B,T,H·D], and what a refusal of it says.
+WAYS: dict[str, tuple[Any, str | None]] = {
+    "einsum": (_einsum, None), "bmm": (_bmm, None), "sdpa": (_sdpa, None),
+    "heads before examples": (_heads_first, "have the examples of a head side by side"),
+    "an index": (_indexed, "apply 'an index' to their scores"), "joined": (_joined, "apply 'cat' to their scores"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_ways_to_write_attention(way: str) -> None:
+    """As many examples as heads, so that no shape tells them apart."""
+    function, refusal = WAYS[way]
+    model = own_model(None)
+    ids = torch.randint(3, 101, (4, 9), generator=torch.Generator().manual_seed(2))
+    own = model.attention
+    own.way = function
+    sg.attach(model)
+
+    def loss(out: Any) -> Tensor:
+        return out.logits[:, -1, 3]
+
+    if refusal is not None:
+        with pytest.raises(ValueError, match=refusal):
+            sg.trace(model, ids, loss=loss)
+        return
+    traced = sg.trace(model, ids, loss=loss)
+    for i in range(4):
+        alone = sg.trace(model, ids[i : i + 1], loss=loss)
+        np.testing.assert_allclose(traced.saliency[i], alone.saliency[0], atol=1e-6, rtol=1e-4)
+        np.testing.assert_allclose(traced.matrix_total[i], alone.matrix_total[0], atol=1e-6, rtol=1e-4)
+    q, k, v = (x.detach().requires_grad_() for x in own.qkv(model.embed(ids)).view(4, 9, 3, 4, 8).unbind(2))
+    weights = _hide(torch.einsum("bihd,bjhd->bhij", q, k) / 8**0.5).softmax(-1)
+    mixed = torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2)
+    (gradient,) = torch.autograd.grad(model.head(model.embed(ids) + own.out(mixed))[:, -1, 3].sum(), weights)
+    np.testing.assert_allclose(traced.saliency[:, 0], (weights * gradient).sum(1).abs().detach(), atol=1e-5, rtol=1e-3)
+
+
 CHANGES: dict[str, Any] = {
     "mask": _hide,
     "in place": _hide_in_place,
