@@ -154,6 +154,8 @@ def _inputs(model: PreTrainedModel, given: Any, attention_mask: Any, beside: Map
     inputs = dict(given) if isinstance(given, Mapping) else {"input_ids": tensor_of(given, "input_ids")}
     inputs |= {**beside, **({} if attention_mask is None else {"attention_mask": attention_mask})}
     check_names(model, inputs, "symground.trace", _KEYWORDS)
+    if inputs.get("encoder_outputs") is not None:
+        raise ValueError("encoder_outputs: expected None, since the encoder's layers are traced; give it its inputs")
     if "use_cache" in inspect.signature(type(model).forward).parameters:
         inputs.setdefault("use_cache", False)
     return inputs

@@ -39,11 +39,13 @@ from symground.models.attachment.support import mixers_of, untraced_of
 from symground.models.hooks import (
     WITH_VISION,
     Mixer,
+    Tap,
     device_of,
     forget_when_checkpointing,
     head_outputs,
     is_encoder_decoder,
     stacks,
+    tapped,
     untapped,
     vision_tower,
 )
@@ -115,12 +117,15 @@ def attach(model: M, parts: Sequence[str] | None = None) -> M:
         for part in stacks(model).values():
             fuse_gelu(part)
         remember(model, found)
-        _name_untraced(model, untraced_of(model, found))
+        names = untraced_of(model, found)
         # Else a trace has a loss of the caller's, or inputs that a trial does not know.
         reads_words = model.get_output_embeddings() is not None and model.main_input_name == "input_ids"
         if reads_words and not any(parameter.is_meta for parameter in model.parameters()):
             with _in_evaluation(model):  # with dropout, the trial's two passes would differ
                 _try(model, found, written_out)
+                if not names and not is_encoder_decoder(model) and _mixes_otherwise(model, found):
+                    names = ("layers that symground does not know",)
+        _name_untraced(model, names)
     except Exception:
         if not again:
             detach(model)
@@ -176,6 +181,18 @@ def _verify_heads(model: PreTrainedModel, found: tuple[Mixer, ...], written_out:
     if own is not None and not agree(ours, own):
         kinds = ", ".join(sorted({type(mixer.module).__name__ for mixer in written_out}))
         raise ValueError(f"model: {kinds} of {name} is no softmax attention as symground computes it; {INSTEAD}")
+
+
+@torch.no_grad()
+def _mixes_otherwise(model: PreTrainedModel, found: tuple[Mixer, ...]) -> bool:
+    """Whether the logits of a position depend on another token even if all heads are silenced."""
+    device = device_of(model)
+    ids = trial_ids(model, 8).to(device).repeat(2, 1)
+    ids[1, 0] = ids[0, 1]
+    taps = {mixer: Tap(gate=torch.zeros(mixer.heads, device=device_of(mixer.module))) for mixer in found}
+    with untapped(), tapped(taps):
+        one, other = model(input_ids=ids).logits[:, -1]
+    return bool((one - other).norm() > 1e-3 * one.norm())
 
 
 @contextmanager

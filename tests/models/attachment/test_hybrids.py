@@ -184,3 +184,26 @@ def test_what_is_not_traced_is_named(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         logits = eager(ids, use_cache=False).logits[:, -1].log_softmax(-1)
     np.testing.assert_allclose(traced.surprisal, -logits[torch.arange(2), TARGETS], atol=1e-4, rtol=1e-4)
+
+
+class Running(torch.nn.Module):
+    """A mean over all tokens so far: it mixes positions, and its name does not say so."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = torch.arange(1, x.shape[1] + 1)[:, None]
+        mixed: Tensor = self.inner(x) + x.cumsum(1) / count
+        return mixed
+
+
+def test_layers_of_unknown_names_that_mix_positions_are_noticed() -> None:
+    config = transformers.LlamaConfig(**{**SIZES, "num_hidden_layers": 2})
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.model.layers[0].mlp = Running(model.model.layers[0].mlp)
+    with pytest.warns(UserWarning, match="also mixes positions by layers that symground does not know"):
+        sg.attach(model)
+    ids, _ = ids_and_mask("left")
+    assert sg.trace(model, ids, TARGETS).attrs["untraced"] == "layers that symground does not know"
