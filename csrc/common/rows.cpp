@@ -14,11 +14,12 @@ namespace {
 
 template <bool kBend, class T>
 INLINE void capped(T* __restrict s, T* __restrict bend, int64_t n, T scale, T softcap, T slope, T distance) {
+  // T(int32_t(j)): AVX2 converts no 64-bit integers, and without it compilers vectorise no part of the loop.
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
     const T t = hyperbolic_tangent(s[j] * scale / softcap);
     if constexpr (kBend) bend[j] = T(1) - t * t;
-    s[j] = softcap * t + slope * (distance + T(j));
+    s[j] = softcap * t + slope * (distance + T(int32_t(j)));
   }
 }
 
@@ -26,7 +27,7 @@ template <class T>
 INLINE void logits(T* __restrict s, T* __restrict bend, int64_t n, T scale, T softcap, T slope, int64_t distance) {
   if (softcap == T(0)) {
 #pragma omp simd
-    for (int64_t j = 0; j < n; ++j) s[j] = s[j] * scale + slope * (T(distance) + T(j));
+    for (int64_t j = 0; j < n; ++j) s[j] = s[j] * scale + slope * (T(distance) + T(int32_t(j)));
   } else if (bend) {
     capped<true>(s, bend, n, scale, softcap, slope, T(distance));
   } else {

@@ -25,9 +25,6 @@ ARCHITECTURES = ("sm_80", "sm_90")
 COUNTS = ("compiled", "launches", "programs")
 FILES = {
     "attention": "tests/ops/attention/test_triton.py",
-    # Parts of the first, to run again where only tiles of large heads have changed.
-    "large": "tests/ops/attention/test_triton.py::test_large_heads",
-    "gradients": "tests/ops/attention/test_triton.py::test_gradients_without_probes",
     "options": "tests/ops/attention/test_triton_options.py",
     "shapes": "tests/ops/attention/test_triton_shapes.py",
     "ssd": "tests/ops/ssd/test_triton.py",
