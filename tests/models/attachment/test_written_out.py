@@ -217,6 +217,10 @@ def _hide(s: Tensor) -> Tensor:
     return s.masked_fill(torch.ones(s.shape[-2:], dtype=torch.bool).triu(1), float("-inf"))
 
 
+def _below(s: Tensor) -> Tensor:
+    return torch.ones(s.shape[-2:]).tril()
+
+
 def _hide_in_place(s: Tensor) -> Tensor:
     s.add_(torch.full(s.shape[-2:], torch.finfo(s.dtype).min).triu(1))
     return s
@@ -303,6 +307,7 @@ CHANGES: dict[str, Any] = {
     "no mask": lambda s: s,
     "a window": lambda s: _hide(s).masked_fill(torch.ones(s.shape[-2:], dtype=torch.bool).tril(-3), -1e9),
     "scaled after the mask": lambda s: 0.5 * _hide(s),
+    "set to 0, then hidden": lambda s: s * _below(s) - 1e4 * (1 - _below(s)),
     "in float64, three dimensions": lambda s: _hide(s).view(-1, *s.shape[-2:]).double().float().view(s.shape),
     "a bias by distance": lambda s: _hide(s) + SLOPES[:, None, None] * torch.arange(s.shape[-1]),
     "a bias by both positions": lambda s: _hide(
@@ -321,6 +326,16 @@ UNLIKE: dict[str, tuple[Any, str]] = {
     "the largest taken off": (lambda s: s - s.amax(-1, keepdim=True), "apply 'amax' to their scores"),
     "noise on the weights": (lambda s: s * torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None, None], "apply 'mul' to their"),
     "none": (lambda s: torch.zeros_like(s), "apply 'zeros_like' to their scores"),
+    "set to 0 and seen": (lambda s: s * torch.ones(s.shape[-2:]).tril(), "apply 'mul' to their"),
+    "a mask scaled down": (lambda s: _hide(s) * 1e-9, "apply 'mul' to their scores"),
+    "turned after the mask": (lambda s: -_hide(s), "apply 'mul' to their scores"),
+    "softmax twice": (lambda s: _hide(s).softmax(-1), "apply 'softmax' to their attention weights"),
+    "clamped above": (lambda s: torch.clamp(_hide(s), -1e30, 0.5), "apply 'clamp' to their scores"),
+    "a mask taken off": (
+        lambda s: torch.add(_hide(s), torch.ones(s.shape[-2:]), alpha=2), "apply 'add' to their scores",
+    ),
+    "dropped scores": (lambda s: nn.functional.dropout(_hide(s), 0.5), "apply 'dropout' to their scores"),
+    "of the last key": (lambda s: s - s[..., -1:], "apply 'an index' to their scores"),
 }  # fmt: skip
 
 
