@@ -79,8 +79,9 @@ def attach(model: M, parts: Sequence[str] | None = None) -> M:
     restores the model.
 
     If the model has a vocabulary head, a trial of a few tokens finds out what gives the logits from its last hidden
-    states: their product with the head, or the model's own forward pass from them on. If weights are on the meta
-    device, the first trace does this.
+    states: their product with the head, or the model's own forward pass from them on. Others find out whether each
+    layer has as many heads as it says, whether attention that is written out equals ours, and whether anything else
+    mixes positions. If weights are on the meta device, the first trace does the first of these alone.
 
     Args:
         model: a model of transformers.
@@ -98,6 +99,9 @@ def attach(model: M, parts: Sequence[str] | None = None) -> M:
     if isinstance(model, LSTMForCausalLM):
         remember(model, ())
         return model
+    if again and with_vision != getattr(model, WITH_VISION, False):
+        detach(model)
+        again = False
     if not again:
         configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
         before = tuple((config, config._attn_implementation) for config in configs.values())
@@ -105,6 +109,8 @@ def attach(model: M, parts: Sequence[str] | None = None) -> M:
     object.__setattr__(model, WITH_VISION, with_vision)
     try:
         found = mixers_of(model)
+        if with_vision and all(mixer.kind != "vision" for mixer in found):
+            raise ValueError(f"parts: the vision tower of {type(model).__name__} has no attention with heads")
         written_out = [mixer for mixer in found if is_written_out(mixer.module)]
         if not all(isinstance(mixer.module, MambaMixer) or mixer in written_out for mixer in found):
             model.set_attn_implementation(_of_decoder(model))

@@ -53,16 +53,20 @@ def _attentions(model: PreTrainedModel) -> list[tuple[int, nn.Module, str]]:
     """(number, module, role) of each attention; if the modules have no number (layer_idx), they are counted.
 
     All attentions of an encoder-decoder are counted, and those of a vision tower after those of the text. Attention
-    that is written out is found where no module calls an attention function.
+    that is written out is found where no module of its role calls an attention function.
     """
     named = {
         module: "cross" if is_cross_attention(path, module) else role
         for role, of in stacks(model).items() for path, module in of.named_modules()
         if type(module).__name__.endswith("Attention") and not is_unused(model, path, module)
     }  # fmt: skip
-    found = [module for module in named if not is_written_out(module)]
-    if not found:
-        found = [module for module in named if not any(part in named for part in list(module.modules())[1:])]
+    found = []
+    for role in dict.fromkeys(named.values()):
+        of_role = [module for module in named if named[module] == role]
+        calling = [module for module in of_role if not is_written_out(module)]
+        found += calling or [m for m in of_role if not any(part in named for part in list(m.modules())[1:])]
+    order = list(named)
+    found.sort(key=order.index)
     if is_encoder_decoder(model):
         return [(n, module, named[module]) for n, module in enumerate(found)]
     of_text = [module for module in found if named[module] != "vision"]
