@@ -169,7 +169,7 @@ def _verify_heads(model: PreTrainedModel, found: tuple[Mixer, ...], written_out:
     """Refuse a model with other numbers of heads than its layers say, or whose own attention gives other logits."""
     name = type(model).__name__
     with untapped():
-        ids = trial_ids(model, 8).to(device_of(model)).expand(2, -1)
+        ids = trial_ids(model, 4).to(device_of(model)).expand(2, -1)
         given = {"input_ids": ids, **({"decoder_input_ids": ids} if is_encoder_decoder(model) else {})}
         own = model(**given).logits if written_out else None
         try:
@@ -193,7 +193,7 @@ def _verify_heads(model: PreTrainedModel, found: tuple[Mixer, ...], written_out:
 def _mixes_otherwise(model: PreTrainedModel, found: tuple[Mixer, ...]) -> bool:
     """Whether the logits of a position depend on another token even if all heads are silenced."""
     device = device_of(model)
-    ids = trial_ids(model, 8).to(device).repeat(2, 1)
+    ids = trial_ids(model, 4).to(device).repeat(2, 1)
     ids[1, 0] = ids[0, 1]
     taps = {mixer: Tap(gate=torch.zeros(mixer.heads, device=device_of(mixer.module))) for mixer in found}
     with untapped(), tapped(taps):
