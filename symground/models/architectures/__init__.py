@@ -6,7 +6,7 @@ from symground.models.architectures.image_tokens import PatchEmbedding, set_imag
 from symground.models.architectures.lstm import LSTMConfig, LSTMForCausalLM, LSTMState
 from symground.models.architectures.mamba2 import MambaMixer, give_back_mamba, initialize_decay, mamba_mixers
 from symground.models.architectures.masks import NAME, UNPADDED
-from symground.models.architectures.written_out import is_written_out, twins_pass, watch
+from symground.models.architectures.written_out import is_learnt, is_written_out, twins_pass, watch
 
 __all__ = [
     "NAME",
@@ -19,6 +19,7 @@ __all__ = [
     "fuse_gelu",
     "give_back_mamba",
     "initialize_decay",
+    "is_learnt",
     "is_written_out",
     "mamba_mixers",
     "register",

@@ -178,8 +178,8 @@ class Scores:
 
     def _weighted(self, equation: str, weights: Any, values: Any) -> Tensor:
         """The values weighted by an equation such as "bhij,bhjd->bhid" or "bhij,bjhd->bihd"."""
-        terms = equation.replace(" ", "").replace("->", ",").split(",")
-        if weights is not self or not self.softmaxed or len(terms) != 3 or any(len(term) != 4 for term in terms):
+        terms = terms_of(equation)
+        if weights is not self or not self.softmaxed or terms is None:
             raise self._refusal("einsum")
         (b, h, i, j), of_values, out = list(terms[0]), *terms[1:]
         d = "".join(set(of_values) - {b, h, j})
@@ -318,6 +318,13 @@ def among(given: Any) -> Scores | None:
         if isinstance(found, Scores):
             return found
     return None
+
+
+def terms_of(equation: str) -> list[str] | None:
+    """The two operands and the result of an einsum of four letters each; None for others."""
+    terms = equation.replace(" ", "").replace("->", ",").split(",")
+    fits = len(terms) == 3 and all(len(term) == 4 and term.isalpha() for term in terms)
+    return terms if fits else None
 
 
 def name_of(func: Any) -> str:

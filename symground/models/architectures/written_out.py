@@ -12,7 +12,7 @@ import inspect
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -22,12 +22,14 @@ from torch.utils.hooks import RemovableHandle
 
 from symground.models.architectures.attention import attend
 from symground.models.architectures.mamba2 import MambaMixer
-from symground.models.architectures.scores import Scores, among, name_of, refused
+from symground.models.architectures.scores import Scores, among, name_of, refused, terms_of
 from symground.models.hooks import Mixer, tap_of
 from symground.ops.attention.mixing import Mixing
 
 _RUNNING = threading.local()
-"""``modes``: the modes of the forward passes that run in this thread, or None for those without."""
+"""``modes``: the modes of the forward passes that run in this thread, or None for those without; ``twins``."""
+#: The attribute of a module of which `is_learnt` is true.
+_LEARNT = "_symground_learnt"
 
 
 def is_written_out(module: nn.Module) -> bool:
@@ -48,7 +50,7 @@ def watch(mixers: Sequence[Mixer]) -> list[RemovableHandle]:
     """Hooks that run tapped modules, which write their attention out, under the mode described above."""
     handles = []
     for mixer in mixers:
-        handles.append(mixer.module.register_forward_pre_hook(_Enter(mixer.heads)))
+        handles.append(mixer.module.register_forward_pre_hook(partial(_enter, mixer.heads)))
         handles.append(mixer.module.register_forward_hook(_leave, always_call=True))
     return handles
 
@@ -63,19 +65,17 @@ def twins_pass() -> Iterator[None]:
         _RUNNING.twins = before
 
 
-class _Enter:
-    """A hook before a module's forward pass."""
+def is_learnt(module: nn.Module) -> bool:
+    """Whether a pass over twins has shown that a module has the heads of an example side by side."""
+    return getattr(module, _LEARNT, False)
 
-    def __init__(self, heads: int) -> None:
-        self.heads = heads
-        self.by_example = False
-        """Whether a pass over twins has shown that the module has the heads of an example side by side."""
 
-    def __call__(self, module: nn.Module, args: Any) -> None:
-        _RUNNING.modes = modes = [*getattr(_RUNNING, "modes", ()), None]
-        if not tap_of(module).idle:
-            modes[-1] = _Watch(module, self)
-            modes[-1].__enter__()
+def _enter(heads: int, module: nn.Module, args: Any) -> None:
+    """A hook before the forward pass of a module with so many heads."""
+    _RUNNING.modes = modes = [*getattr(_RUNNING, "modes", ()), None]
+    if not tap_of(module).idle:
+        modes[-1] = _Watch(module, heads)
+        modes[-1].__enter__()
 
 
 def _leave(module: nn.Module, args: Any, output: Any) -> Any:
@@ -95,10 +95,9 @@ def _leave(module: nn.Module, args: Any, output: Any) -> Any:
 class _Watch(TorchFunctionMode):
     """Within it, products of queries and keys are `Scores`, which `scaled_dot_product_attention` takes in one step."""
 
-    def __init__(self, module: nn.Module, entered: _Enter) -> None:
+    def __init__(self, module: nn.Module, heads: int) -> None:
         super().__init__()
-        self.module, self.heads, self.computed, self._computing = module, entered.heads, 0, False
-        self._entered = entered
+        self.module, self.heads, self.computed, self._computing = module, heads, 0, False
 
     def attended(self, query: Tensor, key: Tensor, value: Tensor, mixing: Mixing, dropout: float) -> Tensor:
         """The heads' outputs [B,H,T,Dv]."""
@@ -153,8 +152,8 @@ class _Watch(TorchFunctionMode):
             first, second = query.detach()
             if not torch.allclose(first, second, rtol=1e-3, atol=1e-5):
                 raise refused(self.module, "have the examples of a head side by side in place of an example's heads")
-            self._entered.by_example = True
-        elif batch > 1 and (folded or batch == heads) and not self._entered.by_example:
+            object.__setattr__(self.module, _LEARNT, True)
+        elif batch > 1 and (folded or batch == heads) and not is_learnt(self.module):
             raise ValueError(
                 f"model: {type(self.module).__name__} does not show whether its first dimension is the examples or the "
                 "heads; symground.trace with a loss finds out, and one example at a time needs no answer"
@@ -162,8 +161,8 @@ class _Watch(TorchFunctionMode):
 
     def _einsum(self, equation: str, x: Tensor, y: Tensor) -> Scores | None:
         """The product of queries and keys by an equation such as "bhid,bhjd->bhij" or "bihd,bjhd->bhij"."""
-        terms = equation.replace(" ", "").replace("->", ",").split(",")
-        if len(terms) != 3 or any(len(term) != 4 or not term.isalpha() for term in terms):
+        terms = terms_of(equation)
+        if terms is None:
             return None
         of_x, of_y, out = terms
         b, h, i, j = list(out)
@@ -185,11 +184,12 @@ class _Watch(TorchFunctionMode):
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
         is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
     ) -> Tensor:  # fmt: skip
-        scores = Scores(self, query, key, (*query.shape[:-1], key.shape[2]))
+        scores = self._product(query, key.transpose(-1, -2))
+        if scores is None:
+            raise refused(self.module, f"mix queries of shape {list(query.shape)} by {self.heads} heads")
         scores.scale = query.shape[-1] ** -0.5 if scale is None else scale
         if is_causal:
-            full = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
-            attn_mask = full.tril()
+            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
         if attn_mask is not None:
             scores = scores._hiding(~attn_mask) if attn_mask.dtype == torch.bool else scores._added(attn_mask)
         return scores._with(softmaxed=True, dropout=dropout_p)._of_values(value)
