@@ -16,7 +16,7 @@ import xarray as xr
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.checks import ids_of, mask_of, tensor_of
+from symground.analysis.checks import ids_of, tensor_of
 from symground.analysis.tracing.backward import (
     DIMS,
     Loss,
@@ -27,26 +27,30 @@ from symground.analysis.tracing.backward import (
     run_pass,
 )
 from symground.analysis.tracing.trace_input import (
-    PREDICTION,
+    KEYWORDS,
     check_unreserved,
+    checked_mask,
     group_ids,
     image_group,
     inputs_of,
+    last_of,
     masks_of,
+    targets_of,
+    with_prediction,
 )
 from symground.errors import described
 from symground.models import Mixer
-from symground.models.architectures import is_written_out, twins_pass
+from symground.models.architectures import is_learnt, is_written_out, twins_pass
 from symground.models.attachment import untraced
 from symground.models.hooks import Tap, device_of, head_outputs, is_encoder_decoder, tapped, vision_tower
 from symground.models.passes import check_names
 from symground.models.trials import check_deterministic, surprisal_of
 from symground.running import progress
 
-_KEYWORDS = ("loss", "groups", "source_groups", "saliency", "batch_size", "checkpoint", "offload")
-#: Kind of layer → the prefix of its variables. The queries of an encoder are source positions, and so are the keys of
-#: an encoder and of cross-attention.
+#: Kind of layer → the prefix of its variables.
 PREFIXES = {"encoder": "encoder_", "cross": "cross_", "vision": "vision_"}
+#: Prefix → of which side the queries and the keys are.
+_SIDES = {"": ("", ""), "encoder_": ("source", "source"), "cross_": ("", "source"), "vision_": ("vision", "vision")}
 #: Side of the positions that a layer mixes → the dimensions of its queries, keys and their groups.
 _DIMENSIONS = {
     "": {name: name for name in ("query", "key", "query_group", "key_group")},
@@ -127,19 +131,14 @@ def trace_targets(
     ids = ids_of(given[name], name, 2, 2**62)
     if targets is None:
         raise ValueError("targets: expected the ids [B] to predict, got None")
-    words = ids_of(targets, "targets", 1, model.get_output_embeddings().weight.shape[0])
     source = given.get(model.main_input_name)
     if isinstance(source, Tensor) and len(source) != len(ids):
         raise ValueError(f"{name}: expected {len(source)} examples, as {model.main_input_name} has, got {len(ids)}")
-    if len(words) != len(ids):
-        raise ValueError(f"targets: expected shape [B] = [{len(ids)}], got {list(words.shape)}")
-    mask = given.get(name.replace("input_ids", "attention_mask"))
+    words = targets_of(targets, ids, model.get_output_embeddings().weight.shape[0])
+    of_mask = name.replace("input_ids", "attention_mask")
+    mask = given.get(of_mask)
     groups = image_group(model, ids) if groups is None and name == "input_ids" else groups
-    valid = torch.ones_like(ids) if mask is None else mask_of(mask, "attention_mask", ids.shape)
-    if not bool(valid.bool().any(-1).all()):
-        mask_name = name.replace("input_ids", "attention_mask")
-        raise ValueError(f"{mask_name}: expected at least one valid token in every example")
-    p = (valid.bool() * torch.arange(ids.shape[1], device=ids.device)).amax(-1)
+    p = last_of(torch.ones_like(ids) if mask is None else checked_mask(mask, ids, of_mask).bool())
 
     def surprisal(out: Any, at: slice) -> Tensor:
         logits = out.logits
@@ -153,7 +152,7 @@ def _inputs(model: PreTrainedModel, given: Any, attention_mask: Any, beside: Map
     """The inputs of the model by name."""
     inputs = dict(given) if isinstance(given, Mapping) else {"input_ids": tensor_of(given, "input_ids")}
     inputs |= {**beside, **({} if attention_mask is None else {"attention_mask": attention_mask})}
-    check_names(model, inputs, "symground.trace", _KEYWORDS)
+    check_names(model, inputs, "symground.trace", KEYWORDS)
     if inputs.get("encoder_outputs") is not None:
         raise ValueError("encoder_outputs: expected None, since the encoder's layers are traced; give it its inputs")
     if "use_cache" in inspect.signature(type(model).forward).parameters:
@@ -176,17 +175,17 @@ def _trace(
     batch_size = settings.batch_size
     inputs, device = inputs_of(given, None, count, batch_size), device_of(model)
 
+    def run(given: Mapping[str, Any]) -> Any:
+        return model(**{n: x.to(device) if isinstance(x, Tensor) else x for n, x in given.items()})
+
     def output(at: slice) -> Any:
-        return model(**{n: x.to(device) if isinstance(x, Tensor) else x for n, x in inputs(at).items()})
+        return run(inputs(at))
 
     check_deterministic(model)
-
-    def twins() -> Any:
-        """The model's output for the first example, twice."""
-        one = inputs(slice(0, 1))
-        return model(**{n: _doubled(x, count).to(device) if isinstance(x, Tensor) else x for n, x in one.items()})
-
-    sizes = _sizes(model, layers, output, min(batch_size, count), twins)
+    if any(is_written_out(mixer.module) and not is_learnt(mixer.module) for mixer in layers if mixer.kind != "vision"):
+        with head_outputs(layers), twins_pass(), torch.no_grad():
+            run(_twice(inputs(slice(0, 1)), count))
+    sizes = _sizes(model, layers, output, min(batch_size, count))
     sides = _Sides(sizes, count, groups, source_groups, asked.prediction)
     parts = {
         kind: sides.part(kind, tuple(m for m in layers if _prefix(m) == kind), most_heads(layers), settings)
@@ -227,7 +226,6 @@ def _sizes(
     layers: tuple[Mixer, ...],
     output: Callable[[slice], Any],
     examples: int,
-    twins: Callable[[], Any],
 ) -> dict[str, tuple[int, int, int]]:
     """Prefix → how many matrices an example has in its layers, and the numbers of queries and keys, by the first batch.
 
@@ -243,8 +241,6 @@ def _sizes(
             return Tap(observe=(lambda x: found[mixer].append((len(x), x.shape[1], x.shape[1])),))
         return Tap(measure=lambda *sizes: found[mixer].append(sizes))
 
-    if any(is_written_out(mixer.module) for mixer in layers) and not any(mixer.kind == "vision" for mixer in layers):
-        _learn(layers, twins)
     with tapped({mixer: tap(mixer) for mixer in layers}):
         try:
             output(slice(0, examples))
@@ -273,14 +269,14 @@ def _sizes(
     return sizes
 
 
-def _doubled(x: Tensor, examples: int) -> Tensor:
-    return torch.cat([x[:1], x[:1]]) if x.ndim and len(x) in (1, examples) else x
+def _twice(one: Mapping[str, Any], examples: int) -> dict[str, Any]:
+    """The inputs of one example as those of two that are equal."""
 
+    def of_two(x: Any) -> Any:
+        has_examples = isinstance(x, Tensor) and x.ndim and len(x) in (1, examples)
+        return torch.cat([x[:1], x[:1]]) if has_examples else x
 
-def _learn(layers: tuple[Mixer, ...], twins: Callable[[], Any]) -> None:
-    """A pass by which layers that write their attention out show where examples and heads are."""
-    with head_outputs(layers), twins_pass():
-        twins()
+    return {name: of_two(x) for name, x in one.items()}
 
 
 class _Sides:
@@ -302,12 +298,11 @@ class _Sides:
         self.lengths = {"": text, "source": source, "vision": patches}
         if prediction is not None:
             check_unreserved(self.keys[""])
-            at_p = torch.arange(text) == prediction.cpu()[:, None]
-            self.queries[""] = {PREDICTION: at_p, **{name: mask & ~at_p for name, mask in self.keys[""].items()}}
+            self.queries[""] = with_prediction(self.keys[""], prediction.cpu(), text)
         self.count, self.rows = count, prediction is not None
 
     def part(self, kind: str, layers: tuple[Mixer, ...], heads: int, settings: Settings) -> Part:
-        of_query, of_key = _sides_of(kind)
+        of_query, of_key = _SIDES[kind]
         queries, keys = self.queries[of_query], self.keys[of_key]
         lengths = self.lengths[of_query], self.lengths[of_key]
         times = self.images if kind == "vision_" else 1
@@ -320,7 +315,7 @@ class _Sides:
 
     def named(self, kind: str, part: Part) -> tuple[dict[str, Any], dict[str, Any]]:
         """The variables and coordinates of a part, by their names in the Dataset."""
-        of_query, of_key = _sides_of(kind)
+        of_query, of_key = _SIDES[kind]
         names = {name: _DIMENSIONS[of_query][name] for name in ("query", "query_group")}
         names |= {name: _DIMENSIONS[of_key][name] for name in ("key", "key_group")} | {"layer": f"{kind}layer"}
         variables = {
@@ -343,13 +338,6 @@ class _Sides:
             names["query_group"]: list(self.queries[of_query]), names["key_group"]: list(self.keys[of_key]),
         }  # fmt: skip
         return variables, coordinates
-
-
-def _sides_of(kind: str) -> tuple[str, str]:
-    """Of which side the queries and the keys are."""
-    return {"encoder_": ("source", "source"), "cross_": ("", "source"), "vision_": ("vision", "vision")}.get(
-        kind, ("", "")
-    )
 
 
 def _on_picture(tower: Any, patches: int) -> dict[str, Any]:

@@ -17,6 +17,13 @@ from symground.models.trials import readout
 PREDICTION = "prediction"
 
 
+#: The keywords of `trace`, one of which an error may suggest.
+KEYWORDS = (
+    "targets", "attention_mask", "groups", "source_groups", "loss", "saliency", "rows", "batch_size", "checkpoint",
+    "offload",
+)  # fmt: skip
+
+
 class TraceInput(NamedTuple):
     """N examples of T tokens, each with one target token."""
 
@@ -79,22 +86,15 @@ def of_ids(
         check_asked(input_ids, "input_ids", images=True)
     ids = ids_of(input_ids, "input_ids", 2, readable_ids(model))
     check_length(model, ids.shape[1], "input_ids")
-    wanted = ids_of(targets, "targets", 1, readout(model).weight.shape[0]).to(ids.device)
-    if len(wanted) != len(ids):
-        raise ValueError(f"targets: expected shape [B] = [{len(ids)}], got {list(wanted.shape)}")
-    valid = torch.ones_like(ids, dtype=torch.bool)
+    wanted = targets_of(targets, ids, readout(model).weight.shape[0])
     if attention_mask is not None:
-        attention_mask = mask_of(attention_mask, "attention_mask", ids.shape).to(ids.device)
-        if not bool(attention_mask.any(-1).all()):
-            raise ValueError("attention_mask: expected at least one valid token in every example")
-        valid = attention_mask.bool()
-    position = torch.arange(ids.shape[1], device=ids.device)
-    p = (valid * position).amax(-1)
-    at_p = position == p[:, None]
+        attention_mask = checked_mask(attention_mask, ids, "attention_mask")
+    valid = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    p = last_of(valid)
     groups = image_group(model, ids) if groups is None else groups
     check_unreserved(check_mapping(groups, "groups"))
     keys = {name: mask & valid for name, mask in masks_of(groups, ids).items()}
-    queries = {PREDICTION: at_p, **{name: mask & ~at_p for name, mask in keys.items()}}
+    queries = with_prediction(keys, p, ids.shape[1])
     inputs = inputs_of(model_inputs, attention_mask, len(ids), batch_size)
     return TraceInput(
         ids,
@@ -130,6 +130,33 @@ def inputs_of(
         }
 
     return of_part
+
+
+def targets_of(targets: Any, ids: Tensor, words: int) -> Tensor:
+    """The targets [B] of ids [B,T], of a vocabulary of so many words."""
+    wanted = ids_of(targets, "targets", 1, words).to(ids.device)
+    if len(wanted) != len(ids):
+        raise ValueError(f"targets: expected shape [B] = [{len(ids)}], got {list(wanted.shape)}")
+    return wanted
+
+
+def checked_mask(mask: Any, ids: Tensor, name: str) -> Tensor:
+    """A mask [B,T] of the valid tokens of ids; ``name`` is the argument's."""
+    found = mask_of(mask, name, ids.shape).to(ids.device)
+    if not bool(found.any(-1).all()):
+        raise ValueError(f"{name}: expected at least one valid token in every example")
+    return found
+
+
+def last_of(valid: Tensor) -> Tensor:
+    """p [B], the last True of each row [B,T]."""
+    return (valid * torch.arange(valid.shape[1], device=valid.device)).amax(-1)
+
+
+def with_prediction(keys: Mapping[str, Tensor], p: Tensor, length: int) -> dict[str, Tensor]:
+    """The query groups: p [B] alone, and the key groups [B,T] without it."""
+    at_p = torch.arange(length, device=p.device) == p[:, None]
+    return {PREDICTION: at_p, **{name: mask & ~at_p for name, mask in keys.items()}}
 
 
 def check_unreserved(groups: Mapping[str, Any]) -> None:

@@ -26,17 +26,13 @@ from symground.analysis.tracing.backward import (
     surprisal_at,
 )
 from symground.analysis.tracing.losses import PREFIXES, Settings, has_crossings, trace_loss, trace_targets
-from symground.analysis.tracing.trace_input import TraceInput, of_examples, of_ids
+from symground.analysis.tracing.trace_input import KEYWORDS, TraceInput, of_examples, of_ids
 from symground.errors import flag, integer
 from symground.models import Mixer, mixers
 from symground.models.attachment import untraced
 from symground.models.passes import check_inputs, check_weights
 from symground.models.trials import check_deterministic, check_lengths, verified_readout
 from symground.running import progress
-
-_KEYWORDS = (
-    "targets", "attention_mask", "groups", "source_groups", "saliency", "rows", "batch_size", "checkpoint", "offload",
-)  # fmt: skip
 
 
 def trace(
@@ -133,7 +129,7 @@ def trace(
     layers = mixers(model, vision=True)
     crossing = has_crossings(layers) and not isinstance(input_ids, (Examples, Probes, ImageQuestions))
     if loss is None and not crossing:
-        check_inputs(model, model_inputs, "symground.trace", _KEYWORDS)
+        check_inputs(model, model_inputs, "symground.trace", KEYWORDS)
     if torch.is_inference_mode_enabled():
         raise RuntimeError("trace takes a gradient and cannot run inside torch.inference_mode()")
     settings = Settings(saliency, rows, batch_size, checkpoint, offload)
