@@ -16,6 +16,7 @@ from transformers import (
 )
 
 import symground as sg
+from symground.models.architectures.masks import of_seen
 from tests.models.attachment.builders import SIZES, T, gpt2, ids, llama, lstm, mamba2, mistral, sdpa
 
 
@@ -147,3 +148,47 @@ def test_without_attaching_a_window_that_only_the_layers_tell_is_refused() -> No
         ValueError, match="mask has no sliding window, and OlmoeAttention tells .* of a sliding window of 3"
     ):
         model(ids())
+
+
+#: What the code that makes a mask lets a row of padding see, of [S] keys.
+ROWS_OF_PADDING: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "nothing": lambda row, i: torch.zeros_like(row),
+    "all keys": lambda row, i: torch.ones_like(row),
+    "itself": lambda row, i: torch.arange(len(row)) == i,
+    "what others would": lambda row, i: row,
+}
+
+
+@pytest.mark.parametrize("padding", ROWS_OF_PADDING)
+@given(
+    keys=st.integers(1, 9), new=st.integers(1, 9), window=st.none() | st.integers(1, 9), causes=st.booleans(),
+    left=st.integers(0, 4), right=st.integers(0, 4),
+)  # fmt: skip
+def test_what_a_mask_of_pairs_says_whatever_its_rows_of_padding_see(
+    padding: str, keys: int, new: int, window: int | None, causes: bool, left: int, right: int
+) -> None:
+    """What is read shows each valid query the same keys; two rows, the second without padding."""
+    queries, window = min(new, keys), window if causes else None
+    low, high = min(left, keys - 1), max(keys - right, min(left, keys - 1) + 1)
+    at, each = torch.arange(keys - queries, keys), torch.arange(keys)
+    pairs = torch.ones(queries, keys, dtype=torch.bool)
+    if causes:
+        pairs = (each <= at[:, None]) & ((at[:, None] - each) < (window or keys))
+    seen = pairs.repeat(2, 1, 1)
+    seen[0] &= (each >= low) & (each < high)
+    padded_rows = (at < low) | (at >= high)
+    for i in padded_rows.nonzero()[:, 0].tolist():
+        seen[0, i] = ROWS_OF_PADDING[padding](seen[0, i], int(at[i]))
+    said = of_seen(seen[:, None])
+    if said is None:  # refused: rows of padding that cannot be told from others
+        assert padding in ("all keys", "itself")
+        return
+    assert said.key_range is not None
+    shown = torch.ones(queries, keys, dtype=torch.bool)
+    if said.causal:
+        shown = (each <= at[:, None]) & ((at[:, None] - each) < (said.window or keys))
+    bounds = said.key_range.expand(2, -1)
+    for b in range(2):
+        found = shown & (each >= bounds[b, 0]) & (each < bounds[b, 1])
+        rows = ~padded_rows if b == 0 else torch.ones_like(padded_rows)
+        assert torch.equal(found[rows], seen[b][rows])
