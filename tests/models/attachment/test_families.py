@@ -25,6 +25,8 @@ from symground.data import Corpus
 from symground.models.architectures.masks import _is_window
 from symground.models.attachment import attaching
 from tests.models.attachment import test_written_out
+from tests.models.attachment.eagers import TARGETS, check_logits_and_saliency
+from tests.models.attachment.eagers import padded as batch
 
 SIZES = {
     "vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -135,7 +137,6 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     ),
     "DiffLlama": ("DiffLlama", "DiffLlama", _GROUPED, "has two attention matrices a head"),
 }  # fmt: skip
-TARGETS = torch.tensor([5, 7])
 
 
 def pair(model: str, config: str, more: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -143,16 +144,6 @@ def pair(model: str, config: str, more: dict[str, Any]) -> tuple[PreTrainedModel
     settings = getattr(transformers, f"{config}Config")(**{**SIZES, **more})
     kind = getattr(transformers, f"{model}ForCausalLM")
     return twins(kind, settings)
-
-
-def batch(side: str) -> tuple[Tensor, Tensor]:
-    """The ids and the mask [2,9]; the first row has three tokens of padding."""
-    torch.manual_seed(1)
-    ids, mask = torch.randint(1, 101, (2, 9)), torch.ones(2, 9, dtype=torch.long)
-    mask[0, : 3 if side == "left" else None] = 0
-    if side == "right":
-        mask[0, :6] = 1
-    return ids * mask, mask  # RoBERTa counts its positions by the padding's id, 0
 
 
 def _takes_positions(model: PreTrainedModel) -> bool:
@@ -170,21 +161,7 @@ def test_logits_and_saliency_are_eagers(models: tuple[PreTrainedModel, PreTraine
     eager, ours = models
     ids, mask = batch(side)
     places = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if _takes_positions(eager) else {}
-    out = eager(ids, attention_mask=mask, output_attentions=True, **places)
-    with torch.no_grad():
-        logits = ours(ids, attention_mask=mask).logits
-    valid = mask.bool()
-    torch.testing.assert_close(logits[valid], out.logits[valid], atol=1e-4, rtol=1e-4)
-    p = (mask * torch.arange(9)).argmax(-1)
-    surprisal = -out.logits[torch.arange(2), p].log_softmax(-1)[torch.arange(2), TARGETS]
-    gradients = torch.autograd.grad(surprisal.sum(), out.attentions)
-    signed = torch.stack([(a * g) for a, g in zip(out.attentions, gradients, strict=True)], 1).detach()  # [B,L,H,T,T]
-    traced = sg.trace(ours, ids, TARGETS, mask, rows=True)
-    np.testing.assert_allclose(traced.surprisal, surprisal.detach(), atol=1e-4, rtol=1e-4)
-    seen = valid[:, None, :, None].numpy()  # rows of padding are not compared
-    np.testing.assert_allclose(traced.saliency * seen, signed.sum(2).abs().numpy() * seen, atol=1e-5, rtol=1e-3)
-    rows = torch.stack([signed[i, :, :, p[i]] for i in range(2)])
-    np.testing.assert_allclose(traced.rows, rows, atol=1e-5, rtol=1e-3)
+    check_logits_and_saliency(eager, ours, ids, mask, places, {}, 1e-4)
 
 
 def test_a_padded_batch_is_its_single_rows(models: tuple[PreTrainedModel, PreTrainedModel]) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 import symground as sg
 from benchmarks.common.twins import twins
 from symground.models.hooks import head_outputs
+from tests.models.attachment.eagers import TARGETS, check_logits_and_saliency, padded
 
 SIZES = {
     "vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -50,7 +51,6 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "YOSO": ("YosoForMaskedLM", "YosoConfig", {"use_expectation": True}, "apply 'acos' to their scores"),
     "ConvBERT": ("ConvBertForMaskedLM", "ConvBertConfig", {}, "take the softmax of scores that are not one product"),
 }  # fmt: skip
-TARGETS = torch.tensor([5, 7])
 
 
 def pair(model: str, config: str, more: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -59,12 +59,7 @@ def pair(model: str, config: str, more: dict[str, Any]) -> tuple[PreTrainedModel
 
 
 def batch(side: str) -> tuple[Tensor, Tensor]:
-    torch.manual_seed(1)
-    ids, mask = torch.randint(3, 101, (2, 9)), torch.ones(2, 9, dtype=torch.long)
-    mask[0, : 3 if side == "left" else None] = 0
-    if side == "right":
-        mask[0, :6] = 1
-    return ids * mask, mask
+    return padded(side, 3)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -75,21 +70,7 @@ def test_logits_and_saliency_are_eagers(family: str, side: str) -> None:
     ids, mask = batch(side)
     takes = "position_ids" in inspect.signature(eager.base_model.forward).parameters
     places = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if takes else {}
-    out = eager(ids, attention_mask=mask, output_attentions=True, **places)
-    valid = mask.bool()
-    with torch.no_grad():
-        logits = ours(ids, attention_mask=mask, **places).logits
-    torch.testing.assert_close(logits[valid], out.logits[valid], atol=1e-5, rtol=1e-5)
-    p = (mask * torch.arange(9)).argmax(-1)
-    surprisal = -out.logits[torch.arange(2), p].log_softmax(-1)[torch.arange(2), TARGETS]
-    gradients = torch.autograd.grad(surprisal.sum(), out.attentions)
-    signed = torch.stack([(a * g) for a, g in zip(out.attentions, gradients, strict=True)], 1).detach()
-    traced = sg.trace(ours, ids, TARGETS, mask, rows=True, **places)
-    np.testing.assert_allclose(traced.surprisal, surprisal.detach(), atol=1e-4, rtol=1e-4)
-    seen = valid[:, None, :, None].numpy()
-    np.testing.assert_allclose(traced.saliency * seen, signed.sum(2).abs().numpy() * seen, atol=1e-5, rtol=1e-3)
-    rows = torch.stack([signed[i, :, :, p[i]] for i in range(2)])
-    np.testing.assert_allclose(traced.rows, rows, atol=1e-5, rtol=1e-3)
+    check_logits_and_saliency(eager, ours, ids, mask, places, places, 1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
@@ -252,6 +233,11 @@ def _heads_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.bmm(weights, folded[2]).unflatten(0, (4, -1)).permute(1, 2, 0, 3).flatten(2)
 
 
+def _sdpa_heads_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.permute(2, 0, 1, 3) for x in (q, k, v))
+    return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).permute(1, 2, 0, 3).flatten(2)
+
+
 def _indexed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1)
     return (scores[..., :9].softmax(-1) @ v.transpose(1, 2)).transpose(1, 2).flatten(2)
@@ -267,6 +253,9 @@ def _joined(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 WAYS: dict[str, tuple[Any, str | None]] = {
     "einsum": (_einsum, None), "bmm": (_bmm, None), "sdpa": (_sdpa, None),
     "heads before examples": (_heads_first, "have the examples of a head side by side"),
+    "heads before examples, sdpa": (
+        _sdpa_heads_first, r"mix queries of shape \[4, 2, 9, 8\] by 4 heads",
+    ),
     "an index": (_indexed, "apply 'an index' to their scores"), "joined": (_joined, "apply 'cat' to their scores"),
 }  # fmt: skip
 
