@@ -315,8 +315,8 @@ def _range_of_seen(seen: Tensor, causal: bool, window: int | None) -> Tensor | N
     queries, keys = seen.shape[2:]
     each = torch.arange(keys, device=seen.device)
     by_layer = valid_keys(queries, keys, causal, None, window, seen.device)
-    # Rows of padding may see nothing or all keys, as the code that makes masks likes it. One that sees itself alone could
-    # be a row of the text.
+    # Rows of padding may see nothing or all keys, as the code that makes masks likes it. One that sees itself alone
+    # could be a row of the text.
     beside = ~seen.any(-1) | seen.all(-1)  # [B,H,T]
     # The last query whose window contains each key: if even this query does not see a key, the key is padding. But this
     # query may be padding too, and then all that any query sees is valid.
