@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from symground import ops
@@ -52,7 +52,7 @@ def attention_forward(
     window = None if window is None or window >= key.shape[2] else int(window)
     mask = read(module, attention_mask, query, key, causal, window)
     causal = causal if mask.causal is None else mask.causal
-    segments, blocks = mask.segments, mask.blocks
+    segments, blocks, window = mask.segments, mask.blocks, mask.window
     if mask.in_use is not None and (query.shape[2] > 1 or window is not None or segments is not None):
         # A causal mask is aligned to the last key, so unused keys are cut off. A single query needs only the range,
         # which does not wait for the GPU.
@@ -97,6 +97,11 @@ def attend(
         raise ValueError(
             "model: an attention with a window, a sink, capped scores, segments or blocks is not mixed otherwise"
         )
+    if _is_both_ways(mixing) and (mixing.by_ids or mixing.slopes is not None):
+        raise ValueError(
+            f"model: {type(module).__name__} has a sliding window on both sides of a query with packed texts, blocks "
+            "or slopes, which symground's attention does not compute"
+        )
     out = _mixed(tap, query, key, value, mixing, dropout)
     if all_keys is not None:
         whole = _mixed(tap, query, key, value, mixing._replace(key_range=None), dropout)
@@ -111,21 +116,45 @@ def _mixed(tap: Tap, query: Tensor, key: Tensor, value: Tensor, mixing: Mixing, 
     elif tap.plain and not mixing.extended and (dropout > 0 or mixing.key_range is None):
         queries, keys = query.shape[2], key.shape[2]
         plain = mixing.causal and queries == keys and mixing.key_range is None and mixing.window is None
-        seen = None
+        mask = None
         if not plain:
-            seen = valid_keys(queries, keys, mixing.causal, mixing.key_range, mixing.window, query.device)
+            mask = valid_keys(queries, keys, mixing.causal, mixing.key_range, mixing.window, query.device)
         gqa = query.shape[1] != key.shape[1]
         out = scaled_dot_product_attention(
-            query, key, value, seen, dropout, is_causal=plain, scale=mixing.scale, enable_gqa=gqa
+            query, key, value, mask, dropout, is_causal=plain, scale=mixing.scale, enable_gqa=gqa
         )
     else:
         names = ("gate", "saliency_probe", "flow_probe", "query_groups", "key_groups")
         probes = {name: getattr(tap, name) for name in names}
-        out, _ = ops.attention(query, key, value, **{**mixing._asdict(), **probes})
+        k, v, seen = key, value, mixing
+        if _is_both_ways(mixing):
+            k, v, seen = _one_way(key, value, mixing)
+            more = 0, k.shape[2] - key.shape[2]
+            for name, fill in (("saliency_probe", 0), ("key_groups", -1)):
+                probes[name] = None if probes[name] is None else pad(probes[name], more, value=fill)
+        out, _ = ops.attention(query, k, v, **{**seen._asdict(), **probes})
     if tap.row_probe is None:
         return out
     added = attention_row(tap.row_probe, query, key, value, mixing)
     return out + (added if tap.gate is None else ops.gate_heads(added.transpose(1, 2), tap.gate).transpose(1, 2))
+
+
+def _is_both_ways(mixing: Mixing) -> bool:
+    return mixing.window is not None and not mixing.causal
+
+
+def _one_way(key: Tensor, value: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor, Mixing]:
+    """A window on both sides of a query, as the causal window that `ops.attention` takes.
+
+    With w - 1 keys of padding behind the others, query i is aligned to the key w - 1 after its own, the last it sees.
+    """
+    assert mixing.window is not None
+    reach, keys = mixing.window - 1, key.shape[2]
+    key_range = mixing.key_range
+    if key_range is None:
+        key_range = torch.tensor([[0, keys]], device=key.device).expand(len(key), -1)
+    key, value = (pad(x, (0, 0, 0, reach)) for x in (key, value))
+    return key, value, mixing._replace(causal=True, window=2 * reach + 1, key_range=key_range)
 
 
 def _lowered(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -21,7 +21,7 @@ from symground.ops.attention.mixing import key_range_of
 from symground.ops.mamba2.layer import step_sizes
 
 #: transformers' classes that compute exactly what `MambaMixer` computes. Falcon-H1's, for one, scales its parts.
-_ALIKE = ("Mamba2Mixer", "BambaMixer", "GraniteMoeHybridMambaLayer", "NemotronHMamba2Mixer")
+_ALIKE = ("Mamba2Mixer", "BambaMixer", "GraniteMoeHybridMambaLayer", "NemotronHMamba2Mixer", "Zamba2MambaMixer")
 if TYPE_CHECKING:
     _Base = Mamba2Mixer  # what a subclass of `MambaMixer` has beside
 else:

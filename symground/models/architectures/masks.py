@@ -35,11 +35,12 @@ def key_range_mask(
     """The mask as key ranges [B,1,1+W,2]: first and one-past-last valid key of each example; None if all are valid.
 
     The mask has four dimensions because transformers passes such a mask on unchanged, and int64 tells it from others.
-    W is the sliding window, or 0 if none hides a key; the layer must pass the same window to the attention function.
+    W is the sliding window, or 0 if none hides a key.
     With a key-value cache of fixed size, the last dimension is 3, and the third number is how many keys are in use. If
     all keys are valid and there is a window, the last dimension is 0. Where ids say which keys a query sees, the
     segments and the blocks of the S keys, as `ops.attention` takes them, come after these two or three numbers. The
-    numbers of an example are stored once. In a mask that is not causal the second dimension is 2.
+    numbers of an example are stored once. In a mask that is not causal the second dimension is 2, and its window shows
+    the W - 1 positions on either side.
 
     Raises:
         ValueError: the mask is none of these: of all keys, or causal, with or without a window, with padding at the
@@ -51,8 +52,8 @@ def key_range_mask(
         shows = Shown(True, window) if _is_window(mask_function, window, q_length, kv_length) else None
     if shows is None:
         raise ValueError(
-            "attention_mask: symground supports causal masks, with or without a sliding window, with padding, packed "
-            "texts, chunks and blocks; this model asks for another"
+            "attention_mask: symground supports masks that are causal or show all positions, with or without a sliding "
+            "window, with padding, packed texts, chunks and blocks; this model asks for another"
         )
     window = shows.window
     found = None if attention_mask is None else key_range_of(attention_mask[:, kv_offset : kv_offset + kv_length])
@@ -79,6 +80,7 @@ def key_range_mask(
 class Shown(NamedTuple):
     """The keys that a mask function shows, causal or all, within a window, and which ids show more or fewer.
 
+    A window shows the keys whose distance to the query is less than it.
     An id is a function of the positions [P] of keys → [B or 1,P].
     """
 
@@ -115,6 +117,8 @@ def _shown(function: Any) -> Shown | None:
         elif kind == "and_masks" and name == "sliding_window_overlay" and shown == Shown(blocks=shown.blocks):
             window = int(of["sliding_window"])
             shown = Shown(True, window, blocks=None if shown.blocks is None else _within(shown.blocks, window))
+        elif kind == "and_masks" and name == "sliding_window_bidirectional_overlay" and shown == Shown(False):
+            shown = Shown(False, int(of["sliding_window"]) + 1)
         elif kind == "and_masks" and name == "packed_sequence_mask_function" and shown.segments is None:
             shown = shown._replace(segments=_looked_up(of["packed_sequence_mask"]))
         elif kind == "and_masks" and name == "chunked_overlay" and shown == Shown():
@@ -181,6 +185,8 @@ class Mask(NamedTuple):
     """[B,S]"""
     blocks: Tensor | None = None
     """[B,S]"""
+    window: int | None = None
+    """Keys at a smaller distance are seen; those after the query too if the mask is not causal."""
     causal: bool | None = None
     """None if the layer says it."""
     all_keys: Tensor | None = None
@@ -190,8 +196,11 @@ class Mask(NamedTuple):
 def read(module: nn.Module, mask: Tensor | None, query: Tensor, key: Tensor, causal: bool, window: int | None) -> Mask:
     """What a layer's mask says, as `key_range_mask` or transformers made it.
 
+    As in transformers' eager attention, the mask decides. ``causal`` and ``window`` are what the layer says.
+
     Raises:
-        ValueError: the mask has another window than the layer passes, or symground does not support the mask.
+        ValueError: a causal mask has another window than the layer passes, the window of a layer that passes none is
+            needed, or symground does not support the mask.
     """
     if mask is not None and not _is_key_range(mask, key.shape[2]):
         if not causal and query.shape[2] != key.shape[2]:
@@ -199,29 +208,37 @@ def read(module: nn.Module, mask: Tensor | None, query: Tensor, key: Tensor, cau
         if not hasattr(module, "is_causal"):
             said = of_seen(_seen(mask, query, key))
             if said is not None and said.key_range is not None and said.window == window:
-                return Mask(said.key_range.expand(len(query), -1), causal=said.causal)
-        return Mask(_range_of_pairs(mask, query, key, causal, window))
-    made = getattr(getattr(module, "config", None), "_attn_implementation", None) != UNPADDED
+                return Mask(said.key_range.expand(len(query), -1), window=window, causal=said.causal)
+        return Mask(_range_of_pairs(mask, query, key, causal, window), window=window)
+    config = getattr(module, "config", None)
+    if getattr(config, "_attn_implementation", None) == UNPADDED:
+        if window is None and (getattr(config, "sliding_window", None) or key.shape[2]) < key.shape[2]:
+            raise ValueError(
+                f"model: no mask was made, and {type(module).__name__} does not tell its attention function whether it "
+                f"has the sliding window of {config.sliding_window} keys; expected a model that is not compiled"
+            )
+        return Mask(window=window)
     meant = 0 if mask is None else mask.shape[2] - 1
-    if made and meant != (window or 0):
-        in_mask, in_layer = (f"a sliding window of {w} keys" if w else "no sliding window" for w in (meant, window))
+    if (mask is None or mask.shape[1] == 1) and window is not None and meant != window:
+        in_mask = f"a sliding window of {meant} keys" if meant else "no sliding window"
         raise ValueError(
-            f"model: its attention mask has {in_mask}, and {type(module).__name__} tells the attention function of "
-            f"{in_layer}; symground does not support this model: model.set_attn_implementation('sdpa')"
+            f"model: its attention mask has {in_mask}, and {type(module).__name__} tells the attention function of a "
+            f"sliding window of {window} keys; symground does not support this model: "
+            "model.set_attn_implementation('sdpa')"
         )
     if mask is None:
         return Mask()
-    causal = mask.shape[1] == 1
+    said = Mask(window=meant or None, causal=mask.shape[1] == 1)
     if not mask.shape[3]:
-        return Mask(causal=causal)
+        return said
     if len(mask) != len(query):
         raise ValueError(f"attention_mask: expected {len(query)} examples, got {len(mask)}")
     found = mask[:, 0, 0]
-    in_use = found[0, 2] if found.shape[1] % 2 else None
+    said = said._replace(key_range=found[:, :2], in_use=found[0, 2] if found.shape[1] % 2 else None)
     if found.shape[1] <= 3:
-        return Mask(found[:, :2], in_use, causal=causal)
+        return said
     segments, blocks = found[:, -2 * key.shape[2] :].chunk(2, 1)
-    return Mask(found[:, :2], in_use, segments, blocks, causal)
+    return said._replace(segments=segments, blocks=blocks)
 
 
 def _is_key_range(mask: Tensor, keys: int) -> bool:
@@ -284,11 +301,12 @@ def _range_of_pairs(mask: Tensor, query: Tensor, key: Tensor, causal: bool, wind
     """A mask of all pairs [B or 1,H or 1,T,S], bool or added to the scores, as key ranges [B,2].
 
     Raises:
-        ValueError: the mask biases scores, or is not causal with this layer's window and padding at the ends.
+        ValueError: the mask biases scores, or is not that of this layer, with its window and padding at the ends.
     """
     found = _range_of_seen(_seen(mask, query, key), causal, window)
     if found is None:
-        wanted = "causal masks" if window is None else f"causal masks with this layer's window of {window} keys and"
+        wanted = "causal masks" if causal else "masks of all positions"
+        wanted += "" if window is None else f" with this layer's window of {window} keys and"
         raise ValueError(
             f"attention_mask: symground supports {wanted} with padding at the ends only, and this mask of shape "
             f"{list(mask.shape)} hides other pairs; model.set_attn_implementation('sdpa') computes it untraced"
@@ -300,10 +318,9 @@ def of_seen(seen: Tensor) -> Mixing | None:
     """What pairs [B or 1,H or 1,T,S] bool that are visible say: causal or not, window, padding; None if more."""
     (queries, keys), device = seen.shape[2:], seen.device
     causal = not bool((seen & ~valid_keys(queries, keys, True, None, None, device)).any())
-    windows: list[int | None] = [None]
-    if causal:
-        windows.append(int(seen.sum(-1).max()))  # of the row that sees most
-    for window in windows:
+    distance = (torch.arange(keys, device=device) - torch.arange(keys - queries, keys, device=device)[:, None]).abs()
+    farthest = distance * (seen & ~seen.all(-1, keepdim=True))  # [B or 1,H or 1,T,S]; rows of padding may see all
+    for window in (None, int(farthest.max()) + 1):
         found = _range_of_seen(seen, causal, window)
         if found is not None:
             return Mixing(causal, key_range=found, window=window)

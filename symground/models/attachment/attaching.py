@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
@@ -159,9 +160,20 @@ def _try(model: PreTrainedModel, found: tuple[Mixer, ...], written_out: list[Mix
         raise
     except Exception as error:
         raise ValueError(
-            f"model: the layers of {type(model).__name__} read their mask or their attention's result otherwise than "
-            f"symground gives it ({type(error).__name__}: {error}); {INSTEAD}"
+            f"model: {_raised_in(error)} of {type(model).__name__} reads its mask or its attention's result otherwise "
+            f"than symground gives it ({type(error).__name__}: {error}); {INSTEAD}"
         ) from error
+
+
+def _raised_in(error: BaseException) -> str:
+    """Class name of the innermost module, but for torch's own, whose forward pass raised an error."""
+    name, trace = "the forward pass", error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and not type(module).__module__.startswith("torch."):
+            name = type(module).__name__
+        trace = trace.tb_next
+    return name
 
 
 @torch.no_grad()
@@ -172,12 +184,19 @@ def _verify_heads(model: PreTrainedModel, found: tuple[Mixer, ...], written_out:
         ids = trial_ids(model, 4).to(device_of(model)).expand(2, -1)
         given = {"input_ids": ids, **({"decoder_input_ids": ids} if is_encoder_decoder(model) else {})}
         own = model(**given).logits if written_out else None
+        passes: Counter[int] = Counter()
+        counting = {m: Tap(observe=(lambda _, layer=m.layer: passes.update([layer]),)) for m in found}
         try:
-            with head_outputs(found) as outputs, twins_pass():
+            with head_outputs(found) as outputs, tapped(counting), twins_pass():
                 ours = model(**given).logits
         except ValueError as error:  # what a layer does that symground's attention does not
             raise ValueError(f"{error}; {INSTEAD}") from error
     for mixer in found:
+        if passes[mixer.layer] > 1:
+            raise ValueError(
+                f"model: layer {mixer.layer} of {name} runs {passes[mixer.layer]} times in a forward pass, so that its "
+                f"heads have as many matrices, which symground does not support; {INSTEAD}"
+            )
         seen = outputs[mixer.layer].shape[2] if mixer.layer in outputs else mixer.heads
         if seen != mixer.heads:
             raise ValueError(

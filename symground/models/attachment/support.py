@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,7 +23,7 @@ _BESIDE = re.compile("norm|rotary|embedding|mlp|feedforward|experts|router|model
 def mixers_of(model: PreTrainedModel) -> tuple[Mixer, ...]:
     """The mixers of a model, of attention and Mamba-2, ordered by layer.
 
-    A layer that has both (Falcon-H1) is that of its attention.
+    A layer that has both (Falcon-H1, Zamba2) is that of its attention.
     """
     attention = attention_layers(model)
     of_mamba = mamba_mixers(model, but={mixer.layer for mixer in attention})
@@ -70,13 +69,23 @@ def _attentions(model: PreTrainedModel) -> list[tuple[int, nn.Module, str]]:
     if is_encoder_decoder(model):
         return [(n, module, named[module]) for n, module in enumerate(found)]
     of_text = [module for module in found if named[module] != "vision"]
-    numbers = [getattr(module, "layer_idx", None) for module in of_text]
-    given = [(n, module, named[module]) for n, module in zip(numbers, of_text, strict=True) if isinstance(n, int)]
+    paths = {module: path for of in stacks(model).values() for path, module in of.named_modules()}
+    numbers = [_number(module, paths[module]) for module in of_text]
+    given = [(n, module, named[module]) for n, module in zip(numbers, of_text, strict=True) if n is not None]
     given = given or [(n, module, named[module]) for n, module in enumerate(of_text)]
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)  # some may be of another kind
     first = max([layers, *(n + 1 for n, *_ in given)])
     of_vision = [module for module in found if named[module] == "vision"]
     return given + [(first + n, module, "vision") for n, module in enumerate(of_vision)]
+
+
+def _number(module: nn.Module, path: str) -> int | None:
+    """The number that a module says; where it says -1 (Zamba2's attention), that of the layer in its path."""
+    number = getattr(module, "layer_idx", None)
+    of_layer = re.search(r"\d+", path)
+    if isinstance(number, int) and number < 0 and of_layer:
+        return int(of_layer.group())
+    return number if isinstance(number, int) else None
 
 
 def untraced_of(model: PreTrainedModel, found: tuple[Mixer, ...]) -> tuple[str, ...]:
@@ -117,10 +126,5 @@ def _unlike(module: nn.Module, config: Any) -> Iterator[tuple[bool, str]]:
     kind = type(module)
     yield (getattr(module, "head_dim", None) or 0) > MAX_HEAD_SIZE, f"has heads wider than {MAX_HEAD_SIZE}"
     yield kind.__name__.startswith("DiffLlama"), "has two attention matrices a head"
+    yield "BlockSparse" in kind.__name__, "lets each query see some blocks of keys, which differ by head"
     yield getattr(module, "indexer", None) is not None, "lets an indexer choose the keys that each query sees"
-    window = getattr(config, "sliding_window", None)
-    unsaid = window is not None and not is_written_out(module)
-    yield (
-        unsaid and "sliding_window" not in inspect.getsource(kind.forward),
-        "has a sliding window that its layers do not tell their attention function",
-    )

@@ -110,7 +110,7 @@ class Mixing(NamedTuple):
         i = at[..., None]
         seen = keys <= i if self.causal else torch.ones_like(keys <= i)
         if self.window is not None:
-            seen = seen & (keys > i - self.window)
+            seen = seen & (keys > i - self.window) & (keys < i + self.window)
         if self.blocks is not None:
             of_query = _ids_at(self.blocks, at)
             seen = seen | ((of_query == self.blocks[:, None, keys]) & (of_query >= 0))
@@ -223,14 +223,14 @@ def valid_keys(
 ) -> Tensor:
     """[B or 1, 1, T, S] bool: True where query i sees key j.
 
-    Causal is aligned bottom-right, j <= i + S - T; ``window`` keeps the last of those keys; ``key_range`` [B,2] is each
-    example's first and one-past-last valid key.
+    Causal is aligned bottom-right, j <= i + S - T; ``window`` keeps the keys at a smaller distance from i + S - T,
+    those after it too if not causal; ``key_range`` [B,2] is each example's first and one-past-last valid key.
     """
     last = torch.arange(queries, device=device)[:, None] + (keys - queries)  # [T,1]
     j = torch.arange(keys, device=device)[None, :]  # [1,S]
     valid = (j <= last) if causal else torch.ones(queries, keys, dtype=torch.bool, device=device)
     if window is not None:
-        valid = valid & (j > last - window)
+        valid = valid & (j > last - window) & (j < last + window)
     if key_range is not None:
         valid = valid & (j >= key_range[:, :1, None]) & (j < key_range[:, 1:, None])  # [B,T,S]
         return valid[:, None]

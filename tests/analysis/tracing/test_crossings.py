@@ -20,11 +20,22 @@ BART = {
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": None,
 }  # fmt: skip
 WHISPER = {**BART, "num_mel_bins": 8, "max_source_positions": 10, "max_target_positions": 64}
+#: Capped scores, and a window in every other layer: on both sides in the encoder.
+_OF_T5GEMMA = {
+    "vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8,
+    "max_position_embeddings": 64, "sliding_window": 2, "attn_logit_softcapping": 4.0, "query_pre_attn_scalar": 8,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+T5GEMMA = {
+    "encoder": {**_OF_T5GEMMA, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "decoder": {**_OF_T5GEMMA, "num_attention_heads": 2, "num_key_value_heads": 1}, "vocab_size": 101,
+}  # fmt: skip
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "BART": ("BartForConditionalGeneration", "BartConfig", BART),
     "mBART": ("MBartForConditionalGeneration", "MBartConfig", BART),
     "Marian": ("MarianMTModel", "MarianConfig", BART),
     "Whisper": ("WhisperForConditionalGeneration", "WhisperConfig", WHISPER),
+    "T5Gemma": ("T5GemmaForConditionalGeneration", "T5GemmaConfig", T5GEMMA),
     "MVP, written out": ("MvpForConditionalGeneration", "MvpConfig", BART),
 }  # fmt: skip
 TARGETS = torch.tensor([5, 7])

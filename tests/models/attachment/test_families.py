@@ -114,6 +114,14 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
          "no_rope_layers": [1, 0]},
     ),
     "Llama, heads of 320": ("Llama", "Llama", {**_GROUPED, "head_dim": 320}),
+    "PhiMoE, sliding window": (
+        "Phimoe", "Phimoe", {**_GROUPED, "sliding_window": 4, "num_local_experts": 2},
+    ),
+    "Qwen2-MoE, window in some layers": (
+        "Qwen2Moe", "Qwen2Moe",
+        {**_GROUPED, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2, "num_experts": 4,
+         "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+    ),
     "GPT-J": ("GPTJ", "GPTJ", {**_OLD, "n_positions": 64, "rotary_dim": 4}),  # written out before transformers 5.24
     "GPT-Neo, local layers": (
         "GPTNeo", "GPTNeo",
@@ -131,10 +139,6 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Falcon with ALiBi": ("Falcon", "Falcon", {"alibi": True, "attn_implementation": "eager"}),
 }  # fmt: skip
 REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
-    "PhiMoE, sliding window": (
-        "Phimoe", "Phimoe", {**_GROUPED, "sliding_window": 4, "num_local_experts": 2},
-        "has a sliding window that its layers do not tell their attention function",
-    ),
     "DiffLlama": ("DiffLlama", "DiffLlama", _GROUPED, "has two attention matrices a head"),
 }  # fmt: skip
 

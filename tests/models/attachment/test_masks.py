@@ -16,6 +16,7 @@ from transformers import (
 )
 
 import symground as sg
+from symground.models.architectures import unpadded
 from symground.models.architectures.masks import of_seen
 from tests.models.attachment.builders import SIZES, T, gpt2, ids, llama, lstm, mamba2, mistral, sdpa
 
@@ -124,19 +125,19 @@ def test_with_another_attention_positions_are_transformers_own() -> None:
 
 
 @pytest.mark.parametrize("window", [3, 20])
-def test_without_attaching_a_window_that_is_not_told_is_refused(window: int) -> None:
+def test_a_window_that_only_the_masks_have_is_seen(window: int) -> None:
     """PhiMoE's masks have a window that its layers do not pass to the attention function."""
     sizes = {**SIZES, "num_key_value_heads": 2, "num_local_experts": 2, "sliding_window": window}
     model = transformers.PhimoeForCausalLM(transformers.PhimoeConfig(**sizes, attn_implementation="symground")).eval()
-    if window < T:
-        with pytest.raises(
-            ValueError, match=r"mask has a sliding window of 3 keys, and PhimoeAttention tells .* of no"
-        ):
-            model(ids())
-        return
     expected = sdpa(model, None)
     with torch.no_grad():
         torch.testing.assert_close(model(ids()).logits, expected, atol=1e-4, rtol=1e-4)
+        with unpadded(model):  # no mask is made, and the layers do not say it
+            if window < T:
+                with pytest.raises(ValueError, match=r"does not tell its attention function .* window of 3 keys"):
+                    model(ids())
+            else:
+                torch.testing.assert_close(model(ids()).logits, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_without_attaching_a_window_that_only_the_layers_tell_is_refused() -> None:
@@ -159,6 +160,12 @@ ROWS_OF_PADDING: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
+def _shown(at: Tensor, each: Tensor, causes: bool, window: int | None) -> Tensor:
+    """The pairs [T,S] of queries at these positions [T] and keys [S] that a mask shows; a window is on both sides."""
+    distance = at[:, None] - each
+    return (distance.abs() < (window or len(each))) & ((distance >= 0) | (not causes))
+
+
 @pytest.mark.parametrize("padding", ROWS_OF_PADDING)
 @given(
     keys=st.integers(1, 9), new=st.integers(1, 9), window=st.none() | st.integers(1, 9), causes=st.booleans(),
@@ -168,12 +175,10 @@ def test_what_a_mask_of_pairs_says_whatever_its_rows_of_padding_see(
     padding: str, keys: int, new: int, window: int | None, causes: bool, left: int, right: int
 ) -> None:
     """What is read shows each valid query the same keys; two rows, the second without padding."""
-    queries, window = min(new, keys), window if causes else None
+    queries = min(new, keys)
     low, high = min(left, keys - 1), max(keys - right, min(left, keys - 1) + 1)
     at, each = torch.arange(keys - queries, keys), torch.arange(keys)
-    pairs = torch.ones(queries, keys, dtype=torch.bool)
-    if causes:
-        pairs = (each <= at[:, None]) & ((at[:, None] - each) < (window or keys))
+    pairs = _shown(at, each, causes, window)
     seen = pairs.repeat(2, 1, 1)
     seen[0] &= (each >= low) & (each < high)
     padded_rows = (at < low) | (at >= high)
@@ -184,9 +189,7 @@ def test_what_a_mask_of_pairs_says_whatever_its_rows_of_padding_see(
         assert padding in ("all keys", "itself")
         return
     assert said.key_range is not None
-    shown = torch.ones(queries, keys, dtype=torch.bool)
-    if said.causal:
-        shown = (each <= at[:, None]) & ((at[:, None] - each) < (said.window or keys))
+    shown = _shown(at, each, said.causal, said.window)
     bounds = said.key_range.expand(2, -1)
     for b in range(2):
         found = shown & (each >= bounds[b, 0]) & (each < bounds[b, 1])

@@ -49,6 +49,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
         "apply 'view' to their scores",
     ),
     "YOSO": ("YosoForMaskedLM", "YosoConfig", {"use_expectation": True}, "apply 'acos' to their scores"),
+    "BigBird": ("BigBirdForMaskedLM", "BigBirdConfig", {}, "lets each query see some blocks of keys"),
     "ConvBERT": ("ConvBertForMaskedLM", "ConvBertConfig", {}, "take the softmax of scores that are not one product"),
 }  # fmt: skip
 

@@ -1,0 +1,107 @@
+"""Masked language models, whose tokens see those after them too, against transformers' eager attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import symground as sg
+from benchmarks.common.twins import twins
+from tests.models.attachment.eagers import check_logits_and_saliency, padded
+
+SIZES = {
+    "vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1,
+    "sep_token_id": 2,
+}  # fmt: skip
+_LAYERS = {"layer_types": ["sliding_attention", "full_attention"]}
+#: name → (model's class without "ForMaskedLM", configuration's class without "Config", settings beyond the sizes)
+FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "BERT": ("Bert", "Bert", {}),
+    "RoBERTa": ("Roberta", "Roberta", {}),
+    "ModernBERT": ("ModernBert", "ModernBert", {**_LAYERS, "local_attention": 4}),
+    "ModernBERT, itself alone": ("ModernBert", "ModernBert", {**_LAYERS, "local_attention": 0}),
+    "ModernBERT, a window as wide as the text": ("ModernBert", "ModernBert", {**_LAYERS, "local_attention": 16}),
+    "ModernBERT, a wider window": ("ModernBert", "ModernBert", {**_LAYERS, "local_attention": 128}),
+}
+
+
+def pair(family: str) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The model under eager attention, and a copy that is attached."""
+    model, config, more = FAMILIES[family]
+    kind, settings = getattr(transformers, f"{model}ForMaskedLM"), getattr(transformers, f"{config}Config")
+    eager, twin = twins(kind, settings(**SIZES, **more))
+    return eager, sg.attach(twin)
+
+
+def positions(model: PreTrainedModel, mask: Tensor) -> dict[str, Tensor]:
+    """Positions from the first valid token on; RoBERTa counts them itself, from the padding's id on."""
+    if isinstance(model, transformers.RobertaForMaskedLM):
+        return {}
+    return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_logits_and_saliency_are_eagers(family: str, side: str) -> None:
+    eager, ours = pair(family)
+    ids, mask = padded(side, 3)
+    places = positions(eager, mask)
+    check_logits_and_saliency(eager, ours, ids, mask, places, places, 1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_gradients_of_the_weights_are_eagers(family: str) -> None:
+    eager, ours = pair(family)
+    ids, mask = padded("right", 3)
+    for model in (eager, ours):
+        model(ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss.backward()
+    for (name, wanted), found in zip(eager.named_parameters(), ours.parameters(), strict=True):
+        if wanted.grad is not None:
+            torch.testing.assert_close(found.grad, wanted.grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_silenced_heads_are_cut_from_the_output_projection(family: str) -> None:
+    eager, ours = pair(family)
+    ids, mask = padded("right", 3)
+    with sg.ablate(ours, [(0, 1), (1, 2)]), torch.no_grad():
+        found = ours(ids, attention_mask=mask).logits
+    ends = ("attention.output.dense", "attn.Wo")
+    projections = [part for name, part in eager.named_modules() if name.endswith(ends)]
+    with torch.no_grad():
+        for layer, head in ((0, 1), (1, 2)):
+            projections[layer].weight[:, 8 * head : 8 * head + 8] = 0
+        expected = eager(ids, attention_mask=mask).logits
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_a_mask_of_pairs_with_a_window_on_both_sides(dtype: torch.dtype) -> None:
+    """As a caller makes it for layers of one kind, which see two words on either side."""
+    eager, ours = pair("ModernBERT")
+    ids, mask = padded("left", 3)
+    at = torch.arange(9)
+    near = (at[:, None] - at).abs() <= 2
+    valid = mask.bool()[:, None, None]
+    seen = {"sliding_attention": near & valid, "full_attention": valid.expand(-1, -1, 9, -1)}
+    given = {
+        name: pairs if dtype == torch.bool else torch.zeros(pairs.shape).masked_fill(~pairs, -1e9)
+        for name, pairs in seen.items()
+    }
+    with torch.no_grad():
+        expected = eager(ids, attention_mask=mask).logits
+        found = ours(ids, attention_mask=given).logits
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-5)
+
+
+def test_a_layer_that_runs_several_times_is_refused() -> None:
+    """ALBERT's one layer has as many matrices for each head as there are passes."""
+    config = transformers.AlbertConfig(**SIZES, embedding_size=16)
+    with pytest.raises(ValueError, match="layer 0 of AlbertForMaskedLM runs 2 times in a forward pass"):
+        sg.attach(transformers.AlbertForMaskedLM(config).eval())
