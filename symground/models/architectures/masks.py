@@ -206,16 +206,17 @@ def read(module: nn.Module, mask: Tensor | None, query: Tensor, key: Tensor, cau
         if not causal and query.shape[2] != key.shape[2]:
             return _of_crossing(mask, query, key)
         if not hasattr(module, "is_causal"):
-            said = of_seen(_seen(mask, query, key))
-            if said is not None and said.key_range is not None and said.window == window:
-                return Mask(said.key_range.expand(len(query), -1), window=window, causal=said.causal)
+            shown = of_seen(_seen(mask, query, key))
+            if shown is not None and shown.key_range is not None and shown.window == window:
+                return Mask(shown.key_range.expand(len(query), -1), window=window, causal=shown.causal)
         return Mask(_range_of_pairs(mask, query, key, causal, window), window=window)
     config = getattr(module, "config", None)
     if getattr(config, "_attn_implementation", None) == UNPADDED:
-        if window is None and (getattr(config, "sliding_window", None) or key.shape[2]) < key.shape[2]:
+        unsaid = getattr(config, "sliding_window", None)
+        if window is None and unsaid and unsaid < key.shape[2]:
             raise ValueError(
                 f"model: no mask was made, and {type(module).__name__} does not tell its attention function whether it "
-                f"has the sliding window of {config.sliding_window} keys; expected a model that is not compiled"
+                f"has the sliding window of {unsaid} keys; expected a model that is not compiled"
             )
         return Mask(window=window)
     meant = 0 if mask is None else mask.shape[2] - 1

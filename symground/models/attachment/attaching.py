@@ -185,9 +185,12 @@ def _verify_heads(model: PreTrainedModel, found: tuple[Mixer, ...], written_out:
         given = {"input_ids": ids, **({"decoder_input_ids": ids} if is_encoder_decoder(model) else {})}
         own = model(**given).logits if written_out else None
         passes: Counter[int] = Counter()
-        counting = {m: Tap(observe=(lambda _, layer=m.layer: passes.update([layer]),)) for m in found}
+
+        def counted(layer: int) -> Tap:
+            return Tap(observe=(lambda _: passes.update([layer]),))
+
         try:
-            with head_outputs(found) as outputs, tapped(counting), twins_pass():
+            with head_outputs(found) as outputs, tapped({m: counted(m.layer) for m in found}), twins_pass():
                 ours = model(**given).logits
         except ValueError as error:  # what a layer does that symground's attention does not
             raise ValueError(f"{error}; {INSTEAD}") from error
