@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from symground.analysis.checks import ids_of, tensor_of
@@ -153,11 +153,22 @@ def _inputs(model: PreTrainedModel, given: Any, attention_mask: Any, beside: Map
     inputs = dict(given) if isinstance(given, Mapping) else {"input_ids": tensor_of(given, "input_ids")}
     inputs |= {**beside, **({} if attention_mask is None else {"attention_mask": attention_mask})}
     check_names(model, inputs, "symground.trace", KEYWORDS)
+    _check_ids(model, inputs)
     if inputs.get("encoder_outputs") is not None:
         raise ValueError("encoder_outputs: expected None, since the encoder's layers are traced; give it its inputs")
     if "use_cache" in inspect.signature(type(model).forward).parameters:
         inputs.setdefault("use_cache", False)
     return inputs
+
+
+def _check_ids(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
+    """Refuse ids that their embedding lacks: on a GPU they would end the process."""
+    readers: dict[str, Any] = {"input_ids": model}
+    if is_encoder_decoder(model):
+        readers = {"input_ids": model.get_encoder(), "decoder_input_ids": model.get_decoder()}
+    for name, part in readers.items():
+        if isinstance(inputs.get(name), Tensor) and isinstance(part.get_input_embeddings(), nn.Embedding):
+            ids_of(inputs[name].flatten(), name, 1, part.get_input_embeddings().num_embeddings)
 
 
 def _trace(

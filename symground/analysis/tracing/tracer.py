@@ -74,7 +74,8 @@ def trace(
         loss: in place of ``targets``, a function of the model's output that returns one number an example [B], such as
             a class's logit or a similarity. Any attached model will do, without a vocabulary too. Then there is no
             prediction position, T is the number of positions that its layers mix, the groups are both query and key
-            groups, and ``loss`` takes the place of ``surprisal`` in the result.
+            groups, and ``loss`` takes the place of ``surprisal`` in the result. It is called once a batch, in order;
+            each number comes from its own example, since what mixes examples would differ with ``batch_size``.
         saliency: also return the [example, layer, query, key] matrices; False saves their memory.
         rows: also return every head's own signed saliency at p.
         batch_size: examples per pass.

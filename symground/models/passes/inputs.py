@@ -24,6 +24,7 @@ _TAKEN = {
     "cache_params": "a text is traced whole; give all of it as input_ids, without a cache",
     "use_cache": "a text is traced whole, without a cache",
     "return_dict": "the model's output is read by its names",
+    "output_attentions": "symground builds no attention matrix; symground.trace with rows=True gives every head's row",
 }
 
 

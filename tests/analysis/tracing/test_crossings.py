@@ -160,6 +160,8 @@ def test_what_an_encoder_decoder_does_not_take_is_named() -> None:
         sg.trace(ours, given, TARGETS, source_groups={"a": torch.ones(2, 5)})
     with pytest.raises(ValueError, match="groups: 'prediction' is the prediction position"):
         sg.trace(ours, given, TARGETS, groups={"prediction": torch.ones(2, 5)})
+    with pytest.raises(ValueError, match="decoder_input_ids: expected ids from 0 to 100, .* got 500"):
+        sg.trace(ours, {**given, "decoder_input_ids": torch.full((2, 5), 500)}, TARGETS)
     with pytest.raises(TypeError, match="decoder_input_idz"):
         sg.trace(ours, given, TARGETS, decoder_input_idz=given["decoder_input_ids"])
     llama = transformers.LlamaConfig(

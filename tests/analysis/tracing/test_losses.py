@@ -181,6 +181,8 @@ def test_what_is_no_loss_is_named() -> None:
         sg.trace(model, inputs, loss=_a_class, position_ids=torch.arange(9)[None], batch_size=2)
     with pytest.raises(ValueError, match="got none"):
         sg.trace(model, {}, loss=_a_class)
+    with pytest.raises(ValueError, match="input_ids: expected ids from 0 to 100, the model's vocabulary, got 101"):
+        sg.trace(model, torch.tensor([[5, 101]]), loss=_a_class)
 
 
 def test_a_model_whose_layers_mix_windows_of_the_picture_is_refused() -> None:

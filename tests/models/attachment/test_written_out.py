@@ -296,6 +296,9 @@ CHANGES: dict[str, Any] = {
     "where": lambda s: torch.where(torch.ones(s.shape[-2:], dtype=torch.bool).tril(), s, torch.tensor(-1e30)),
     "no mask": lambda s: s,
     "a window": lambda s: _hide(s).masked_fill(torch.ones(s.shape[-2:], dtype=torch.bool).tril(-3), -1e9),
+    "a window on both sides": lambda s: s.masked_fill(
+        torch.ones(s.shape[-2:], dtype=torch.bool).tril(-3) | torch.ones(s.shape[-2:], dtype=torch.bool).triu(3), -1e9
+    ),
     "scaled after the mask": lambda s: 0.5 * _hide(s),
     "set to 0, then hidden": lambda s: s * _below(s) - 1e4 * (1 - _below(s)),
     "in float64, three dimensions": lambda s: _hide(s).view(-1, *s.shape[-2:]).double().float().view(s.shape),
