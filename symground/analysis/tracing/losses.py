@@ -26,6 +26,7 @@ from symground.analysis.tracing.backward import (
     most_heads,
     run_pass,
 )
+from symground.analysis.tracing.patch_places import patch_places
 from symground.analysis.tracing.trace_input import (
     KEYWORDS,
     check_unreserved,
@@ -40,7 +41,7 @@ from symground.analysis.tracing.trace_input import (
 )
 from symground.errors import described
 from symground.models import Mixer
-from symground.models.architectures import is_learnt, is_written_out, twins_pass
+from symground.models.architectures import grids_of, is_learnt, is_written_out, twins_pass
 from symground.models.attachment import untraced
 from symground.models.hooks import Tap, device_of, head_outputs, is_encoder_decoder, tapped, vision_tower
 from symground.models.passes import check_names
@@ -156,7 +157,9 @@ def _inputs(model: PreTrainedModel, given: Any, attention_mask: Any, beside: Map
     _check_ids(model, inputs)
     if inputs.get("encoder_outputs") is not None:
         raise ValueError("encoder_outputs: expected None, since the encoder's layers are traced; give it its inputs")
-    if "use_cache" in inspect.signature(type(model).forward).parameters:
+    parameters = inspect.signature(type(model).forward).parameters
+    passes_on = "kwargs" in parameters and getattr(model.config.get_text_config(), "use_cache", None) is not None
+    if "use_cache" in parameters or passes_on:  # a layer that is recomputed would fill a cache again
         inputs.setdefault("use_cache", False)
     return inputs
 
@@ -180,7 +183,8 @@ def _trace(
     asked: Asked,
     settings: Settings,
 ) -> xr.Dataset:
-    count = next((len(x) for x in given.values() if isinstance(x, Tensor) and x.ndim), 0)
+    tensors = [x for x in (given.get("input_ids"), *given.values()) if isinstance(x, Tensor) and x.ndim]
+    count = len(tensors[0]) if tensors else 0
     if not count:
         raise ValueError("input_ids: expected the model's inputs as tensors of at least one example, got none")
     batch_size = settings.batch_size
@@ -196,7 +200,9 @@ def _trace(
     if any(is_written_out(mixer.module) and not is_learnt(mixer.module) for mixer in layers if mixer.kind != "vision"):
         with head_outputs(layers), twins_pass(), torch.no_grad():
             run(_twice(inputs(slice(0, 1)), count))
-    sizes = _sizes(model, layers, output, min(batch_size, count))
+    tower = vision_tower(model) if any(mixer.kind == "vision" for mixer in layers) else None
+    with grids_of(tower) as grids:
+        sizes = _sizes(model, layers, output, min(batch_size, count))
     sides = _Sides(sizes, count, groups, source_groups, asked.prediction)
     parts = {
         kind: sides.part(kind, tuple(m for m in layers if _prefix(m) == kind), most_heads(layers), settings)
@@ -218,7 +224,8 @@ def _trace(
             bar.advance()
     named = [sides.named(kind, part) for kind, part in parts.items()]
     if "vision_" in parts:
-        named.append(({}, _on_picture(vision_tower(model), sizes["vision_"][2])))
+        times, _, patches = sizes["vision_"]
+        named.append(({}, patch_places(tower, grids, (count, times, patches))))
     at_p = {} if asked.prediction is None else {"prediction": ("example", asked.prediction.cpu().numpy())}
     return xr.Dataset(
         {asked.name: ("example", each), **{name: value for variables, _ in named for name, value in variables.items()}},
@@ -349,18 +356,6 @@ class _Sides:
             names["query_group"]: list(self.queries[of_query]), names["key_group"]: list(self.keys[of_key]),
         }  # fmt: skip
         return variables, coordinates
-
-
-def _on_picture(tower: Any, patches: int) -> dict[str, Any]:
-    """Row and column of each patch in the picture that a tower reads; -1 for its class token and where unknown."""
-    sizes = [getattr(tower.config, name, None) for name in ("image_size", "patch_size")]
-    size, patch = (x[0] if isinstance(x, (list, tuple)) else x for x in sizes)
-    side = size // patch if isinstance(size, int) and isinstance(patch, int) else 0
-    leading = patches - side * side
-    at = np.arange(patches) - leading
-    known = (at >= 0) & (leading in (0, 1, 1 + (getattr(tower.config, "num_register_tokens", None) or 0)))
-    row, column = (np.where(known, x, -1) for x in (at // max(side, 1), at % max(side, 1)))
-    return {"patch_row": ("patch", row), "patch_column": ("patch", column)}
 
 
 def _masks(groups: Mapping[str, Any] | None, count: int, length: int, name: str = "source_groups") -> dict[str, Tensor]:

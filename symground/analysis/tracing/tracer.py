@@ -107,8 +107,9 @@ def trace(
         The layers of a vision tower that is attached too (``parts``) have variables that begin with "vision_", with the
         dimensions example, image (the pictures or tiles of an example), vision_layer, head, patch_query and patch. The
         coordinates patch_row and patch_column say where each patch lies in the picture that the tower reads; they are
-        -1 for its class token and where it is not known. There are no groups of patches. The coordinate ``part`` of
-        each kind of layer is "text" or "vision".
+        -1 for its class token and where it is not known. A tower that is given grids of patches (Qwen-VL's) has them,
+        and patch_frame of a video, for each (example, image, patch), and the matrices of smaller pictures are padded
+        with 0. There are no groups of patches. The coordinate ``part`` of each kind of layer is "text" or "vision".
 
         An LSTM mixes positions without a matrix, so it has neither saliency nor flow. Its Dataset has input_x_gradient
         (example, key) in their place: gradient × input of each position's embedding, Σ_d e[d] · ∂L/∂e[d], signed, nats.

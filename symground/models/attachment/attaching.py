@@ -15,12 +15,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from symground.models.architectures import (
     NAME,
+    PACKED,
     UNPADDED,
     LSTMForCausalLM,
     MambaMixer,
     fuse_gelu,
     give_back_mamba,
+    is_packed,
     is_written_out,
+    pack,
     twins_pass,
     watch,
     write_out_gelu,
@@ -115,11 +118,13 @@ def attach(model: M, parts: Sequence[str] | None = None) -> M:
         written_out = [mixer for mixer in found if is_written_out(mixer.module)]
         if not all(isinstance(mixer.module, MambaMixer) or mixer in written_out for mixer in found):
             model.set_attn_implementation(_of_decoder(model))
+        packed = [mixer.module for mixer in found if mixer.kind == "vision" and is_packed(mixer.module)]
+        pictures = pack(vision_tower(model), packed) if packed else ()
         check_in_use(model, found, "takes no attention function of transformers")
         _check_numbers(model, found)
         check_layers(model, found, "are not in the order of their numbers (layer_idx)")
         if not again:
-            hooks = (*hook_calls(model, bool(written_out)), *watch(written_out))
+            hooks = (*hook_calls(model, bool(written_out)), *watch(written_out), *pictures)
             object.__setattr__(model, _BEFORE, _Before(before, hooks))
         for part in stacks(model).values():
             fuse_gelu(part)
@@ -252,7 +257,7 @@ def detach(model: M) -> M:
         for handle in before.hooks:
             handle.remove()
         for config, implementation in before.configs:
-            if config._attn_implementation in (NAME, UNPADDED):
+            if config._attn_implementation in (NAME, UNPADDED, PACKED):
                 config._attn_implementation_internal = implementation
         for part in stacks(model).values():
             write_out_gelu(part)

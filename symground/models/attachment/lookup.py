@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from symground.models.architectures import NAME, MambaMixer, is_written_out
+from symground.models.architectures import NAME, PACKED, MambaMixer, is_written_out
 from symground.models.hooks import Mixer, is_encoder_decoder, stacks
 
 #: The prefix of attributes that symground sets on modules.
@@ -95,7 +95,7 @@ def check_in_use(model: nn.Module, found: tuple[Mixer, ...], why: str) -> None:
         if isinstance(mixer.module, MambaMixer) or is_written_out(mixer.module):
             continue
         used = getattr(mixer.module.config, "_attn_implementation", None)
-        if used != NAME:
+        if used not in (NAME, PACKED):
             raise ValueError(
                 f"model: layer {mixer.layer} of {type(model).__name__} runs its attention as {used!r}, which shows no "
                 f"heads: {type(mixer.module).__name__} {why}; {INSTEAD}"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel, vision_utils
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.qwen2_vl.modeling_qwen2_vl import eager_attention_forward as qwen2_vl_eager
 
 import symground as sg
-from tests.models.attachment.test_vision_language import FAMILIES, TARGETS, batch, pair, places
+from tests.models.attachment.test_vision_language import FAMILIES, IMAGE, TARGETS, batch, pair, places
 
 #: name → how many pictures or tiles an example has
 TOWERS = {"LLaVA-1.5": 1, "InternVL": 1, "PaliGemma": 1, "Gemma-3 with images": 1, "LLaVA-NeXT": 3}
@@ -55,6 +57,8 @@ def test_both_parts_are_eagers(name: str) -> None:
         total = torch.stack([s.abs().sum((-1, -2)) for s in of_tower], 1).detach()
         found = traced.vision_matrix_total.values.reshape(2 * images, len(of_tower), -1)[..., : total.shape[2]]
         np.testing.assert_allclose(found, total, atol=1e-5, rtol=1e-3)
+    again = sg.trace(ours, targets=TARGETS, checkpoint=True, **given)
+    np.testing.assert_allclose(again.vision_saliency, traced.vision_saliency, atol=1e-6, rtol=1e-4)
     layers = len(of_text)
     assert traced.layer.values.tolist() == list(range(layers))
     assert traced.vision_layer.values.tolist() == list(range(layers, layers + len(of_tower)))
@@ -99,7 +103,137 @@ def test_parts_that_a_model_lacks_are_named() -> None:
     text = vlm.model.language_model
     with pytest.raises(ValueError, match="parts: LlamaModel has no vision tower beside a text decoder"):
         sg.attach(text, parts=("text", "vision"))
-    _, packed = pair(FAMILIES["Qwen2-VL"])
-    ours = sg.attach(packed, parts=("text", "vision"))
-    with pytest.raises(ValueError, match="expected layers that mix the same positions of each example once"):
-        sg.trace(ours, targets=TARGETS, **batch(FAMILIES["Qwen2-VL"], None))
+
+
+PACKED = ("Qwen2-VL", "Qwen2.5-VL", "Qwen3-VL")
+
+
+def pictures(name: str, grids: list[list[int]]) -> dict[str, torch.Tensor]:
+    """Two questions, each with a picture of its own grid of patches; padding on the left."""
+    torch.manual_seed(1)
+    tokens = [t * h * w // 4 for t, h, w in grids]
+    length = max(tokens) + 8
+    ids = torch.randint(1, 90, (2, length))
+    mask = torch.ones_like(ids)
+    for n, count in enumerate(tokens):
+        start = length - count - 4
+        ids[n, start : start + count], ids[n, start - 1], ids[n, start + count] = IMAGE, 97, 96
+        mask[n, : start - 3] = 0
+    ids *= mask
+    patches = sum(t * h * w for t, h, w in grids)
+    return {
+        "input_ids": ids, "attention_mask": mask, "mm_token_type_ids": (ids == IMAGE).long(),
+        "pixel_values": torch.randn(patches, 96), "image_grid_thw": torch.tensor(grids),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("grids", [[[1, 4, 4], [1, 4, 4]], [[1, 4, 6], [1, 6, 4]], [[1, 4, 8], [1, 6, 6]]], ids=str)
+@pytest.mark.parametrize("name", PACKED)
+def test_pictures_in_one_row_of_patches_are_eagers(name: str, grids: list[list[int]]) -> None:
+    """Eager attention gives one matrix for each picture or window, in order; here they are put into the picture's."""
+    eager, twin = pair(FAMILIES[name])
+    ours, given = sg.attach(twin, parts=("text", "vision")), pictures(name, grids)
+    tower = eager.get_encoder(modality="image")
+    kept: list[torch.Tensor] = []
+    attentions = [m for m in tower.modules() if type(m).__name__.endswith("Attention")]
+    own = {id(m.config) for m in attentions}
+    assert len(own) == 1
+    seen: list[torch.nn.Module] = []
+
+    def keep(module: torch.nn.Module, *args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor]:
+        out, weights = eager_attention_forward(module, *args, **kwargs)
+        kept.append(weights)
+        seen.append(module)
+        return out, weights
+
+    eager_attention_forward = ALL_ATTENTION_FUNCTIONS.get_interface("eager", qwen2_vl_eager)
+    AttentionInterface.register("kept", keep)
+    attentions[0].config._attn_implementation_internal = "kept"
+    out = eager(**given, output_attentions=True)
+    surprisal = -out.logits[:, -1].log_softmax(-1)[torch.arange(2), TARGETS]
+    flat = [*out.attentions, *kept]
+    signed = [(a * g).detach() for a, g in zip(flat, torch.autograd.grad(surprisal.sum(), flat), strict=True)]
+    layers = len(out.attentions)
+    lengths = [t * h * w for t, h, w in grids]
+    expected = torch.zeros(2, len(attentions), 2, max(lengths), max(lengths))
+    for n, attention in enumerate(attentions):
+        parts = [s for s, module in zip(signed[layers:], seen, strict=True) if module is attention]
+        picture, at = 0, 0
+        for part in parts:
+            size = part.shape[-1]
+            expected[picture, n, :, at : at + size, at : at + size] = part[0]
+            at += size
+            if at == lengths[picture]:
+                picture, at = picture + 1, 0
+        assert picture == 2
+    traced = sg.trace(ours, targets=TARGETS, rows=True, **given)
+    np.testing.assert_allclose(traced.surprisal, surprisal.detach(), atol=1e-4, rtol=1e-4)
+    valid = given["attention_mask"].bool()[:, None, :, None].numpy()
+    wanted = torch.stack([s.sum(1).abs() for s in signed[:layers]], 1) * valid
+    np.testing.assert_allclose(traced.saliency * valid, wanted, atol=1e-5, rtol=1e-3)
+    np.testing.assert_allclose(traced.vision_saliency[:, 0], expected.sum(2).abs(), atol=1e-5, rtol=1e-3)
+    np.testing.assert_allclose(
+        traced.vision_matrix_total[:, 0, :, :2], expected.abs().sum((-1, -2)), atol=1e-5, rtol=1e-3
+    )
+    if "2.5" in name and grids[0] != [1, 4, 4]:  # one layer of it has windows
+        assert len(kept) > 2 * len(attentions)
+    order = vision_utils.get_vision_position_ids(given["image_grid_thw"], 2)
+    if "2.5" in name:
+        blocks, _ = vision_utils.get_vision_window_index(given["image_grid_thw"], 2, 16, 4)
+        order = order.unflatten(0, (-1, 4))[blocks].flatten(0, 1)
+    for n, (end, length) in enumerate(zip(np.cumsum(lengths), lengths, strict=True)):
+        found = np.stack([traced.patch_row[n, 0], traced.patch_column[n, 0]], -1)
+        assert found[:length].tolist() == order[end - length : end].tolist()
+        assert (found[length:] == -1).all()
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_head_of_such_a_tower_is_silenced_and_the_model_restored(name: str) -> None:
+    eager, twin = pair(FAMILIES[name])
+    given = pictures(name, [[1, 4, 8], [1, 6, 6]])
+    ours = sg.attach(twin, parts=("text", "vision"))
+    attention = next(m for m in eager.get_encoder(modality="image").modules() if type(m).__name__.endswith("Attention"))
+
+    def logits(model: PreTrainedModel) -> torch.Tensor:
+        found: torch.Tensor = model(**given).logits[given["attention_mask"].bool()]
+        return found
+
+    with torch.no_grad():
+        whole = logits(eager)
+        torch.testing.assert_close(logits(ours), whole, atol=1e-4, rtol=1e-4)
+        attention.proj.weight[:, 8:16] = 0
+        with sg.ablate(ours, [(2, 1)]):
+            found = logits(ours)
+        torch.testing.assert_close(found, logits(eager), atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(found, whole, atol=1e-3)
+    traced = [sg.trace(ours, targets=TARGETS, checkpoint=again, **given) for again in (False, True)]
+    np.testing.assert_allclose(traced[1].vision_saliency, traced[0].vision_saliency, atol=1e-7, rtol=1e-4)
+    text = sg.trace(ours, given["input_ids"][:, -4:] % 90 + 1, TARGETS)
+    assert "vision_saliency" not in text
+    sg.detach(ours)
+    tower = ours.get_encoder(modality="image")
+    assert "symground" not in tower.config._attn_implementation
+    assert not tower._forward_pre_hooks
+    with torch.no_grad():
+        torch.testing.assert_close(logits(ours), whole, atol=1e-4, rtol=1e-4)
+
+
+def test_several_pictures_and_frames_of_an_example() -> None:
+    """Both pictures belong to one question; then their numbers differ between two questions, which is refused."""
+    _, twin = pair(FAMILIES["Qwen2-VL"])
+    ours, two = sg.attach(twin, parts=("text", "vision")), pictures("Qwen2-VL", [[1, 4, 4], [1, 4, 6]])
+    one = {name: two[name].flatten()[None] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
+    valid = one["attention_mask"].bool()
+    one = {name: x[valid][None] for name, x in one.items()}
+    beside = {name: two[name] for name in ("pixel_values", "image_grid_thw")}
+    traced = sg.trace(ours, targets=TARGETS[:1], **one, **beside)
+    assert traced.vision_saliency.shape == (1, 2, 2, 24, 24)
+    assert (traced.vision_saliency[0, 0].values[:, 16:] == 0).all()
+    ids = torch.cat([one["input_ids"], one["input_ids"].roll(1)])
+    ids[1][ids[1] == IMAGE] = 5
+    with pytest.raises(ValueError, match="expected its first dimension to be that of 2 examples"):
+        sg.trace(ours, ids, TARGETS, batch_size=1, **beside)
+    three = {"image_grid_thw": torch.tensor([[1, 4, 4], [1, 4, 6], [1, 4, 4]]), "pixel_values": torch.randn(56, 96)}
+    ids[1, :8] = torch.tensor([7, 97, IMAGE, IMAGE, IMAGE, IMAGE, 96, 8])
+    with pytest.raises(ValueError, match="mix the same positions of each example once"):
+        sg.trace(ours, ids, TARGETS, mm_token_type_ids=(ids == IMAGE).long(), **three)
