@@ -75,7 +75,7 @@ class MambaMixer(_Base):
         )
         x = x.unflatten(-1, (heads, -1))  # [B,T,H,P]
         dt = step_sizes(dt, self.dt_bias, (low, high))
-        state = None if cache is None else cache.get_recurrent_state(self.layer_idx)
+        state = None if cache is None else _cached(cache, "recurrent", self.layer_idx)
         if state is not None and torch.is_grad_enabled():
             state = state.clone()  # the cache is overwritten in place, and the backward pass needs the old state
         a, b, c = -self.A_log.float().exp(), b.unflatten(-1, (groups, -1)), c.unflatten(-1, (groups, -1))
@@ -95,7 +95,7 @@ class MambaMixer(_Base):
     def _remember(self, cache: Cache, xbc: Tensor, key_range: Tensor | None) -> Tensor:
         """The K-1 inputs before these positions [B,K-1,C]; the cache keeps each example's last K."""
         taps = self.conv_kernel_size
-        before = cache.get_conv_state(self.layer_idx)
+        before = _cached(cache, "conv", self.layer_idx)
         if before is None:
             before = xbc.new_zeros(xbc.shape[0], xbc.shape[2], taps)
         columns = torch.cat([before.to(xbc.dtype), xbc.transpose(1, 2)], -1)  # [B,C,K+T]
@@ -106,6 +106,13 @@ class MambaMixer(_Base):
             last = columns.take_along_dim(at[:, None], -1)
         cache.update_conv_state(last, self.layer_idx, conv_kernel_size=taps)
         return columns[..., 1:taps].transpose(1, 2)  # a copy, because the cache was just overwritten
+
+
+def _cached(cache: Cache, kind: str, layer: int) -> Tensor | None:
+    """A layer's "conv" or "recurrent" state in a cache, or None; a cache of older transformers has no such getters."""
+    getter = getattr(cache, f"get_{kind}_state", None)
+    found: Tensor | None = getattr(cache.layers[layer], f"{kind}_states")[0] if getter is None else getter(layer)
+    return found
 
 
 _OURS: dict[type[nn.Module], type[nn.Module]] = {}
