@@ -57,7 +57,7 @@ def _attentions(model: PreTrainedModel) -> list[tuple[int, nn.Module, str]]:
     named = {
         module: "cross" if is_cross_attention(path, module) else role
         for role, of in stacks(model).items() for path, module in of.named_modules()
-        if type(module).__name__.endswith("Attention") and not is_unused(model, path, module)
+        if type(module).__name__.endswith(("Attention", "MLA")) and not is_unused(model, path, module)
     }  # fmt: skip
     found = []
     for role in dict.fromkeys(named.values()):

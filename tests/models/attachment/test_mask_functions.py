@@ -12,7 +12,7 @@ import symground as sg
 from symground import ops
 from symground.models.architectures.masks import key_range_mask, read
 from symground.ops.attention.mixing import Mixing
-from tests.models.attachment.test_families import FAMILIES, pair
+from tests.models.attachment.families import FAMILIES, pair
 
 LENGTH = 90
 PACKED = torch.tensor([[0] * 20 + [1] * 1 + [2] * 69, [0] * 80 + [1] * 10])

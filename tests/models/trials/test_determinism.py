@@ -23,7 +23,8 @@ from symground.models.trials.reproducibility import check_deterministic
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from tests.models.attachment.test_families import FAMILIES, SIZES, batch, pair
+from tests.models.attachment.eagers import padded as batch
+from tests.models.attachment.families import FAMILIES, SIZES, pair
 
 #: Settings of transformers' configurations, in various families, that make training passes differ.
 SETTINGS = (
