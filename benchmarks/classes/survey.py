@@ -45,6 +45,8 @@ TABLES = {
     "sequence to sequence": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
     "speech to text": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
 }
+#: Names of the number of frequency bands of a spectrum.
+_BANDS = ("num_mel_bins", "feature_size", "input_feat_per_channel", "feature_projection_input_dim")
 SECONDS = 120
 MOST_PARAMETERS = 2**26
 TRACED, REFUSED, UNBUILT, WRONG = "traced", "refused", "not buildable", "WRONG"
@@ -89,14 +91,35 @@ def batch() -> tuple[Tensor, Tensor]:
     return ids * mask, mask
 
 
+def read_by(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The inputs of a model: ids and their mask, or the spectrum of a sound, and the text of an encoder-decoder.
+
+    Raises:
+        Exception: the model takes neither; the error is its own.
+    """
+    ids, mask = batch()
+    both = bool(getattr(model.config, "is_encoder_decoder", False))
+    text = {"decoder_input_ids": ids.flip(0), "decoder_attention_mask": mask.flip(0)} if both else {}
+    given = [{"input_ids": ids, "attention_mask": mask, **text}]
+    if model.main_input_name == "input_features":
+        bands = next((getattr(model.config, x) for x in _BANDS if hasattr(model.config, x)), 8)
+        frames = 2 * getattr(model.config, "max_source_positions", 16)
+        given = [{"input_features": torch.randn(shape), **text} for shape in ((2, bands, frames), (2, frames, bands))]
+    for n, inputs in enumerate(given):
+        try:
+            with torch.no_grad():
+                model(**inputs)
+            return inputs
+        except Exception:
+            if n == len(given) - 1:
+                raise
+    raise AssertionError
+
+
 def examined(name: str, head: str) -> Row:
     try:
         eager, ours = built(name, head)
-        ids, mask = batch()
-        both = bool(getattr(eager.config, "is_encoder_decoder", False))
-        beside = {"decoder_input_ids": ids.flip(0), "decoder_attention_mask": mask.flip(0)} if both else {}
-        with torch.no_grad():
-            eager(input_ids=ids, attention_mask=mask, **beside)
+        given = read_by(eager)
     except Exception as error:
         return Row(name, head, UNBUILT, _said(error))
     try:
@@ -106,9 +129,10 @@ def examined(name: str, head: str) -> Row:
     except Exception as error:
         return Row(name, head, WRONG, f"attach: {_said(error)}")
     try:
-        found = _compared(eager, ours, ids, mask, beside)
+        found = _compared(eager, ours, given)
         if found[0] == WRONG:  # perhaps by rounding; but padded rows of most eager attentions are NaN in float64
-            found = _compared(eager.double(), ours.double(), ids, mask, beside)
+            given = {name: x.double() if x.is_floating_point() else x for name, x in given.items()}
+            found = _compared(eager.double(), ours.double(), given)
         return Row(name, head, *found)
     except ValueError as error:
         return Row(name, head, REFUSED, f"trace: {error}")
@@ -116,27 +140,25 @@ def examined(name: str, head: str) -> Row:
         return Row(name, head, WRONG, _said(error))
 
 
-def _compared(
-    eager: PreTrainedModel, ours: PreTrainedModel, ids: Tensor, mask: Tensor, beside: dict[str, Tensor]
-) -> tuple[str, str]:
-    """``beside`` is the text of an encoder-decoder."""
+def _compared(eager: PreTrainedModel, ours: PreTrainedModel, given: dict[str, Tensor]) -> tuple[str, str]:
     targets, p = torch.tensor([5, 7]), torch.tensor([8, 8])
-    takes = inspect.signature(body(eager).forward).parameters
-    counted = "position_ids" in takes and not beside
-    places = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if counted else beside
-    out = eager(input_ids=ids, attention_mask=mask, output_attentions=True, use_cache=False, **places)
+    both = "decoder_input_ids" in given
+    valid = given["decoder_attention_mask" if both else "attention_mask"].bool()
+    if "position_ids" in inspect.signature(body(eager).forward).parameters and not both:
+        given = {**given, "position_ids": (valid.cumsum(-1) - 1).clamp(min=0)}
+    out = eager(**given, output_attentions=True, use_cache=False)
     with torch.no_grad():
-        logits = ours(input_ids=ids, attention_mask=mask, use_cache=False, **places).logits
-    valid = beside.get("decoder_attention_mask", mask).bool()
+        logits = ours(**given, use_cache=False).logits
     wanted, found = out.logits[valid], logits[valid]
     if not _close(found, wanted):
         return WRONG, f"logits differ by {float((found - wanted).abs().max()):.2g}"
-    traced = sg.trace(ours, ids, targets, mask, rows=True, **places)
+    traced = sg.trace(ours, targets=targets, rows=True, **given)
     surprisal = -out.logits[torch.arange(2), p].double().log_softmax(-1)[torch.arange(2), targets]
     if not _close(torch.tensor(traced.surprisal.values), surprisal):
         return WRONG, "surprisal differs"
-    if beside:
-        return _crossings(out, traced, surprisal, valid, mask.bool())
+    if both:
+        source = torch.ones(2, traced.sizes.get("source", 9)) if "input_ids" not in given else given["attention_mask"]
+        return _crossings(out, traced, surprisal, valid, source.bool())
     shown = getattr(out, "attentions", None) or ()
     attentions = [a for a in shown if isinstance(a, Tensor) and a.requires_grad and a.ndim == 4]
     if any(bool(a.min() < 0) for a in attentions):  # SqueezeBERT shows its scores instead

@@ -70,7 +70,9 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": _KINDS, "num_hidden_layers": 2},
     "recurrent_gemma": {"num_hidden_layers": 3, "num_key_value_heads": 4, "lru_width": WIDTH},
     "zamba": {"layers_block_type": ["linear_attention", "hybrid"], "num_key_value_heads": 4, "n_mamba_heads": 2},
-    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"], "num_key_value_heads": 4, "n_mamba_heads": 4},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"], "num_key_value_heads": 4, "n_mamba_heads": 8,
+               "mamba_headdim": HEAD, "mamba_d_state": 8, "chunk_size": 8, "attention_hidden_size": 64,
+               "attention_head_dim": 16},
     "mamba2": {"num_heads": 8, "n_groups": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gemma3n_text": {"layer_types": ["full_attention", "sliding_attention"] * 2, "num_hidden_layers": 4,
@@ -83,7 +85,8 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "kimi_linear": {"num_experts_per_token": 1, "linear_head_dim": HEAD, "linear_num_heads": HEADS},
     "bailing_hybrid": {"num_experts_per_token": 1, "linear_head_dim": HEAD, "linear_num_heads": HEADS,
                        "num_expert_group": 1, "topk_group": 1},
-    "longcat_flash": {"qk_head_dim": 16, "zero_expert_num": 1, "moe_topk": 1},
+    "longcat_flash": {"qk_head_dim": 16, "zero_expert_num": 1, "moe_topk": 2, "head_dim": 8, "qk_rope_head_dim": 8,
+                      "qk_nope_head_dim": 8},
     "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"], "mamba_num_heads": 4,
                    "mamba_head_dim": 16, "n_groups": 1},
 }  # fmt: skip
@@ -134,8 +137,9 @@ def _shrunk(config: PreTrainedConfig, decodes: bool) -> PreTrainedConfig:
             settings[name] = _shrunk(of, decodes)
         elif name in ("rope_parameters", "rope_scaling") and isinstance(value, dict):
             settings[name] = _rope(value)
-    if "rope_parameters" in before and before["rope_parameters"] is None and _has_axes(config):
-        settings["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, _AXES: [2, 1, 1]}
+    rope = settings.get("rope_parameters", before.get("rope_parameters"))
+    if "rope_parameters" in before and (rope is None or "rope_type" in rope) and _has_axes(config):
+        settings["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, _AXES: [2, 1, 1], **(rope or {})}
     settings |= _OVERRIDES.get(config.model_type, {})
     if "layer_types" in settings and "mlp_layer_types" in before:
         settings["mlp_layer_types"] = ["dense"] * len(settings["layer_types"])

@@ -228,6 +228,7 @@ def test_ids_in_any_form(own: SimpleNamespace) -> None:
         ({"batch_size": 0}, "batch_size: expected an integer of at least 1, got 0"),
         ({"past_key_values": object()}, "past_key_values: symground.trace takes none: a text is traced whole"),
         ({"use_cache": True}, "use_cache: symground.trace takes none"),
+        ({"input_ids": None}, r"input_ids: expected ids \[B,T\], probes or questions about images, got None"),
         ({"output_attentions": True}, "output_attentions: symground.trace takes none: symground builds no attention"),
     ],
 )

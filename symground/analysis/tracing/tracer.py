@@ -37,7 +37,7 @@ from symground.running import progress
 
 def trace(
     model: PreTrainedModel,
-    input_ids: Tensor | Asked | Examples | Mapping[str, Any],
+    input_ids: Tensor | Asked | Examples | Mapping[str, Any] | None = None,
     targets: Tensor | None = None,
     attention_mask: Tensor | None = None,
     groups: Mapping[str, Tensor] | None = None,
@@ -61,8 +61,9 @@ def trace(
     Args:
         model: attached (:func:`symground.attach`), and in evaluation or with an attention dropout of 0.
         input_ids: [B,T], a tensor, an array or lists; or examples of probes, which have their own targets and groups;
-            or probes or questions about images, whose matched examples are traced. With ``loss`` also the inputs of
-            the model by name, as a tokenizer or an image processor returns them.
+            or probes or questions about images, whose matched examples are traced. With ``loss``, and in a model with
+            cross-attention, also the inputs of the model by name, as a tokenizer or another processor returns them; or
+            None, and they are ``model_inputs``.
         targets: [B] ids predicted at p.
         attention_mask: [B,T], 1 for valid tokens, padding at the ends; None: all valid.
         groups: name → [B,T] bool masks that do not overlap. Every group is a key group and a query group. "prediction"
@@ -130,6 +131,8 @@ def trace(
     checkpoint, offload = flag("checkpoint", checkpoint), flag("offload", offload)
     layers = mixers(model, vision=True)
     crossing = has_crossings(layers) and not isinstance(input_ids, (Examples, Probes, ImageQuestions))
+    if input_ids is None and (loss is not None or crossing):
+        input_ids = {}
     if loss is None and not crossing:
         check_inputs(model, model_inputs, "symground.trace", KEYWORDS)
     if torch.is_inference_mode_enabled():

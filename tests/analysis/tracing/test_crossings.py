@@ -172,6 +172,14 @@ def test_what_an_encoder_decoder_does_not_take_is_named() -> None:
         sg.trace(decoder, given["input_ids"], TARGETS, source_groups={})
 
 
+def test_inputs_are_keywords_as_a_processor_returns_them() -> None:
+    ours, given = sg.attach(pair("Whisper")[1]), inputs("Whisper")
+    one, other = sg.trace(ours, given, TARGETS), sg.trace(ours, targets=TARGETS, **given)
+    np.testing.assert_array_equal(one.cross_saliency, other.cross_saliency)
+    with pytest.raises(ValueError, match="expected the model's inputs as tensors of at least one example, got none"):
+        sg.trace(ours, loss=lambda out: out.logits[:, -1, 0])
+
+
 def test_relative_biases_are_refused_by_name() -> None:
     config = transformers.T5Config(vocab_size=101, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4)
     model = transformers.T5ForConditionalGeneration(config).eval()
