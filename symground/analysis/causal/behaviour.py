@@ -57,7 +57,7 @@ def behaviour(
     check_lengths(model, examples.prediction + 1, examples.input_ids.shape[1])
     head = verified_readout(model)
     device = head.weight.device
-    count = len(examples.input_ids)
+    examples, count = examples.read_by(model), len(examples.input_ids)
     target, context = np.empty((len(plans), count)), np.empty((len(plans), count))
     mean = fills_of(model, mode, reference) if mode == "mean" else None
     for start in range(0, count, batch_size):

@@ -40,7 +40,7 @@ def fills_of(model: PreTrainedModel, mode: str, reference: Reference | None) -> 
         return None
     if isinstance(reference, Mapping):
         check_inputs(model, [name for name in reference if name != "input_ids"], "reference", ())
-    rows = _rows(reference, mode)
+    rows = _rows(reference, mode, model)
     check_deterministic(model)
     check_lengths(model, *rows.lengths())
     device = device_of(model)
@@ -105,7 +105,7 @@ class _Rows(NamedTuple):
         return self.valid.sum(-1), None if masked else self.ids.shape[1]
 
 
-def _rows(reference: Reference, mode: str) -> _Rows:
+def _rows(reference: Reference, mode: str, model: PreTrainedModel | None = None) -> _Rows:
     if isinstance(reference, (Probes, ImageQuestions)):
         examples = reference.matched()
         if mode == "resample":
@@ -115,7 +115,7 @@ def _rows(reference: Reference, mode: str) -> _Rows:
         reference = examples
     if isinstance(reference, Examples):
         valid = torch.arange(reference.input_ids.shape[1]) <= reference.prediction[:, None]
-        return _Rows(reference.input_ids, valid, reference.given)
+        return _Rows(reference.input_ids, valid, (reference if model is None else reference.read_by(model)).given)
     if not isinstance(reference, (Tensor, Mapping)):
         raise ValueError(f"reference: expected ids [N,T], model inputs, examples or probes, got {described(reference)}")
     inputs: dict[str, Any] = {"input_ids": reference} if isinstance(reference, Tensor) else dict(reference)

@@ -252,7 +252,7 @@ def _compared(
 def _norms(model: PreTrainedModel, examples: Examples, batch_size: int) -> NDArray[np.float64]:
     """[N, heads of all layers] mean norm of each head's output over the context's positions."""
     device, layers = readout(model).weight.device, mixers(model)
-    parts = []
+    examples, parts = examples.read_by(model), []
     for start in range(0, len(examples.input_ids), batch_size):
         part = slice(start, min(start + batch_size, len(examples.input_ids)))
         ids, p = (x[part].to(device) for x in (examples.input_ids, examples.prediction))

@@ -64,7 +64,7 @@ def choices(
     check_lengths(model, examples.prediction + 1, examples.input_ids.shape[1])
     head = verified_readout(model)
     device = head.weight.device
-    asked = examples.targets.unique().to(device)
+    examples, asked = examples.read_by(model), examples.targets.unique().to(device)
     parts: list[tuple[Tensor, ...]] = []
     for start in range(0, len(examples.input_ids), batch_size):
         part = slice(start, min(start + batch_size, len(examples.input_ids)))

@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
+
+from symground.models.trials import looks_ahead
 
 Ids = tuple[int, ...]
 
@@ -60,6 +63,16 @@ class Examples(NamedTuple):
         """The further inputs of a part of the examples, on a device."""
         found = {} if self.inputs is None else self.inputs(part)
         return {name: value.to(device) for name, value in found.items()}
+
+    def read_by(self, model: PreTrainedModel) -> Examples:
+        """The same for a model; if its tokens see later ones, with a mask that hides the padding from them.
+
+        In other models right padding needs no mask, since no valid token comes after it.
+        """
+        if not looks_ahead(model):
+            return self
+        mask = (torch.arange(self.input_ids.shape[1]) <= self.prediction[:, None]).long()
+        return self._replace(inputs=lambda part: {**self.given(part), "attention_mask": mask[part]})
 
     def part(self, at: slice) -> Examples:
         """A slice of the examples."""

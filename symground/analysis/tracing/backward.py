@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.models import Mixer
-from symground.models.hooks import RowProbe, Tap, device_of, hooked, tapped
+from symground.models.hooks import RowProbe, Tap, device_of, hooked, runs_once, tapped
 from symground.models.passes import checkpointed, frozen, offloaded
 from symground.models.trials import Readout, hidden_states
 from symground.running import return_freed_memory
@@ -206,8 +206,10 @@ def run_pass(
         if checkpoint:
             stack.enter_context(checkpointed(model))
         stack.enter_context(tapped({m: tap for part in parts for m, tap in _taps(part, probes, prediction).items()}))
+        check_runs = stack.enter_context(runs_once(model, [mixer for part in parts for mixer in part.layers]))
         with offloaded(model) if offload else nullcontext():
             each = loss.of()
+        check_runs()
         check_finite(each, half, loss.name)
         # Within the block, since layers that are recomputed in the backward pass must see the same taps.
         wanted = len(probes.leaves)

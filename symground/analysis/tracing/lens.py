@@ -210,7 +210,7 @@ def lens_gain(
     if lens is not None and not isinstance(lens, TunedLens):
         raise ValueError(f"lens: expected a TunedLens, or None for the plain logit lens, got {described(lens)}")
     batch_size = integer("batch_size", batch_size, 1)
-    rows = probes.matched()  # every context with every ENV noun
+    rows = probes.matched().read_by(model)  # every context with every ENV noun
     check_lengths(model, rows.prediction + 1, rows.input_ids.shape[1])
     head, norm = verified_readout(model), final_norm(model)
     device = head.weight.device
@@ -219,7 +219,8 @@ def lens_gain(
     for start in range(0, len(rows.input_ids), batch_size):
         part = slice(start, start + batch_size)
         ids, p = rows.input_ids[part].to(device), rows.prediction[part].to(device)
-        stream = residual_stream(model, ids)[:, torch.arange(len(ids), device=device), p]  # [L+1,B,D]
+        stream = residual_stream(model, ids, **rows.given(part, device))  # [L+1,B,T,D]
+        stream = stream[:, torch.arange(len(ids), device=device), p]  # [L+1,B,D]
         depths, _, width = stream.shape
         if lens is not None and lens.weight.shape != (depths - 1, width, width):
             raise ValueError(

@@ -49,12 +49,12 @@ class TraceInput(NamedTuple):
     """Further coordinates of the examples."""
 
 
-def of_examples(examples: Examples, beside: Mapping[str, Any]) -> TraceInput:
+def of_examples(model: PreTrainedModel, examples: Examples, beside: Mapping[str, Any]) -> TraceInput:
     """The inputs of examples, which have their own targets, groups and model inputs; ``beside`` must be all None."""
     name = next((name for name, value in beside.items() if value is not None), None)
     if name is not None:
         raise ValueError(f"{name}: probes and questions contain their own {name}; leave it out")
-    ids = examples.input_ids
+    examples, ids = examples.read_by(model), examples.input_ids
     return TraceInput(
         ids,
         examples.prediction,
@@ -65,7 +65,7 @@ def of_examples(examples: Examples, beside: Mapping[str, Any]) -> TraceInput:
         group_ids(examples.key_masks, ids),
         examples.given,
         lengths=examples.prediction + 1,
-        width=ids.shape[1],  # right padding needs no mask, since no valid token comes after it
+        width=ids.shape[1],
         labels={"context": ("example", examples.context), "noun": ("example", examples.noun)},
     )
 

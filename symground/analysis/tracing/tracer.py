@@ -153,12 +153,12 @@ def trace(
     layers = tuple(mixer for mixer in layers if mixer.kind not in PREFIXES)  # of probes, the text's layers alone
     if isinstance(input_ids, (Probes, ImageQuestions)):
         check_fits(model, input_ids, images=True)
-        given = of_examples(input_ids.matched(), beside)
+        given = of_examples(model, input_ids.matched(), beside)
     else:
         check_weights(model)
         check_deterministic(model)
         if isinstance(input_ids, Examples):
-            given = of_examples(input_ids, beside)
+            given = of_examples(model, input_ids, beside)
         else:
             given = of_ids(model, input_ids, targets, attention_mask, groups, model_inputs, batch_size)
     return _trace(model, layers, given, settings)

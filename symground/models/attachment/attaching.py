@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
@@ -48,6 +47,7 @@ from symground.models.hooks import (
     forget_when_checkpointing,
     head_outputs,
     is_encoder_decoder,
+    runs_once,
     stacks,
     tapped,
     untapped,
@@ -189,22 +189,13 @@ def _verify_heads(model: PreTrainedModel, found: tuple[Mixer, ...], written_out:
         ids = trial_ids(model, 4).to(device_of(model)).expand(2, -1)
         given = {"input_ids": ids, **({"decoder_input_ids": ids} if is_encoder_decoder(model) else {})}
         own = model(**given).logits if written_out else None
-        passes: Counter[int] = Counter()
-
-        def counted(layer: int) -> Tap:
-            return Tap(observe=(lambda _: passes.update([layer]),))
-
         try:
-            with head_outputs(found) as outputs, tapped({m: counted(m.layer) for m in found}), twins_pass():
+            with head_outputs(found) as outputs, runs_once(model, found) as check, twins_pass():
                 ours = model(**given).logits
+            check()
         except ValueError as error:  # what a layer does that symground's attention does not
             raise ValueError(f"{error}; {INSTEAD}") from error
     for mixer in found:
-        if passes[mixer.layer] > 1:
-            raise ValueError(
-                f"model: layer {mixer.layer} of {name} runs {passes[mixer.layer]} times in a forward pass, so that its "
-                f"heads have as many matrices, which symground does not support; {INSTEAD}"
-            )
         seen = outputs[mixer.layer].shape[2] if mixer.layer in outputs else mixer.heads
         if seen != mixer.heads:
             raise ValueError(

@@ -7,7 +7,8 @@ taps of several blocks are composed in the order in which the blocks were entere
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -225,3 +226,26 @@ def head_outputs(layers: tuple[Mixer, ...]) -> Iterator[dict[int, Tensor]]:
     found: dict[int, Tensor] = {}
     with tapped({mixer: Tap(observe=(partial(found.__setitem__, mixer.layer),)) for mixer in layers}):
         yield found
+
+
+@contextmanager
+def runs_once(model: PreTrainedModel, layers: Sequence[Mixer]) -> Iterator[Callable[[], None]]:
+    """A function that refuses a model of whose layers one has run several times within the block.
+
+    The heads of such a layer (ALBERT's) have as many matrices, and a probe would add them up.
+    """
+    runs: Counter[int] = Counter()
+
+    def check() -> None:
+        for layer, times in runs.items():
+            if times > 1:
+                raise ValueError(
+                    f"model: layer {layer} of {type(model).__name__} runs {times} times in a forward pass, so that its "
+                    "heads have as many matrices, which symground does not support"
+                )
+
+    def counting(layer: int) -> Tap:
+        return Tap(observe=(lambda _: runs.update([layer]),))
+
+    with tapped({mixer: counting(mixer.layer) for mixer in layers}):
+        yield check

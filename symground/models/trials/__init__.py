@@ -1,6 +1,7 @@
 """Tests of a model on a few tokens: its vocabulary head, and whether each pass over a text has the same result."""
 
 from symground.models.trials.cached_trials import tried
+from symground.models.trials.looking_ahead import looks_ahead
 from symground.models.trials.output_head import (
     Readout,
     agree,
@@ -21,6 +22,7 @@ __all__ = [
     "check_lengths",
     "hidden_states",
     "logits_given_by",
+    "looks_ahead",
     "readout",
     "readout_by",
     "stretch_of",

@@ -105,3 +105,22 @@ def test_a_layer_that_runs_several_times_is_refused() -> None:
     config = transformers.AlbertConfig(**SIZES, embedding_size=16)
     with pytest.raises(ValueError, match="layer 0 of AlbertForMaskedLM runs 2 times in a forward pass"):
         sg.attach(transformers.AlbertForMaskedLM(config).eval())
+
+
+def test_a_layer_that_runs_again_only_later_is_refused_by_the_trace() -> None:
+    """The trial of attaching has a few tokens; in a longer text this model runs its layers again."""
+    config = transformers.LlamaConfig(**{**SIZES, "num_hidden_layers": 2})
+    model = transformers.LlamaForCausalLM(config).eval()
+    layer = model.model.layers[1]
+    once = layer.forward
+
+    def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        out = once(hidden, *args, **kwargs)
+        return out if hidden.shape[1] < 8 else once(out, *args, **kwargs)
+
+    layer.forward = forward
+    ids = torch.randint(3, 101, (2, 9))
+    sg.attach(model)
+    sg.trace(model, ids[:, :7], torch.tensor([5, 7]))
+    with pytest.raises(ValueError, match="layer 1 of LlamaForCausalLM runs 2 times in a forward pass"):
+        sg.trace(model, ids, torch.tensor([5, 7]))
