@@ -106,7 +106,7 @@ class _Sweep:
         self.head = verified_readout(model).detached()
         self.layers = mixers(model)
         self.last_only = positions == "prediction"
-        self._replays = replays(model, self.last_only) if exact else False
+        self._replays = replays(model, self.last_only, int(examples.prediction.max()) + 1) if exact else False
         self._stretch = stretch_of(model)
         self._memory = memory
         self._mean = fills_of(model, mode, probes) if mode == "mean" else None

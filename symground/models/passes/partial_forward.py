@@ -258,8 +258,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return scaled_dot_product_attention(q, k, v, mask, is_causal=1 < queries == keys, scale=scale, enable_gqa=gqa)
 
 
-def replays(model: PreTrainedModel, last_only: bool = False) -> bool:
-    """Whether a :class:`Replay` of this model equals the model's own pass, by a trial; warns if it does not."""
+def replays(model: PreTrainedModel, last_only: bool = False, longest: int = 5) -> bool:
+    """Whether a :class:`Replay` of this model equals the model's own pass, by a trial; warns if it does not.
+
+    ``longest`` is the length of the longest text, in which a sliding window may hide keys.
+    """
 
     def replayed(cause: str | None) -> bool:
         if cause is not None:
@@ -273,19 +276,21 @@ def replays(model: PreTrainedModel, last_only: bool = False) -> bool:
 
     return tried(
         model,
-        f"replays{' at the last position' if last_only else ''}",
-        lambda: replayed(_try(model, last_only)),
+        f"replays {longest} tokens{' at the last position' if last_only else ''}",
+        lambda: replayed(_try(model, last_only, longest)),
         lambda: replayed("hooks or forward functions of others act on it, which may go by position or length"),
     )
 
 
-def _try(model: PreTrainedModel, last_only: bool) -> str | None:
+def _try(model: PreTrainedModel, last_only: bool, longest: int) -> str | None:
     """Why a replay differs from the model, or None. The trial silences the first head of every layer in two texts."""
     try:
         ids = trial_ids(model, 5).to(readout(model).weight.device)
         ids = torch.cat([ids, torch.cat([ids[:, :2], ids[:, 1:4]], 1)])
         last = torch.arange(5, device=ids.device) == 4
         with torch.no_grad():
+            with tapped({mixer: Tap(mix=_attend) for mixer in mixers(model) if mixer.kind == "attention"}):
+                hidden_states(model, trial_ids(model, longest).to(ids.device), use_cache=False)
             found = [Replay(model, ids, last_only, shared) for shared in ((0,) if last_only else (0, 2))]
             for mixer in mixers(model):
                 gate = (torch.arange(mixer.heads, device=ids.device) > 0).to(found[0].final.dtype)

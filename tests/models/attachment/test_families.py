@@ -237,10 +237,11 @@ def check_sweep(ours: PreTrainedModel, probes: Any, swept: Any) -> None:
         np.testing.assert_allclose(swept.sel(layer=layer, head=head), silenced - original, atol=1e-4)
 
 
-def test_scores_and_sweeps_keep_to_the_window(corpus: Corpus) -> None:
+@pytest.mark.parametrize("window", [3, 6])
+def test_scores_and_sweeps_keep_to_the_window(corpus: Corpus, window: int) -> None:
     """Contexts are longer than the window, also in passes from a cache and from a middle layer."""
     size = {"vocab_size": len(corpus.tokenizer)}
-    eager, ours = pair("Mistral", "Mistral", {**GROUPED, **size, "sliding_window": 3})
+    eager, ours = pair("Mistral", "Mistral", {**GROUPED, **size, "sliding_window": window})
     probes = sg.probes(corpus.tokenizer).take_contexts([0, 5])
     expected = sg.score(eager, probes)
     sg.attach(ours)
