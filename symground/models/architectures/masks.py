@@ -46,7 +46,7 @@ def key_range_mask(
         ValueError: the mask is none of these: of all keys, or causal, with or without a window, with padding at the
             ends only; texts packed into a row, or chunks; blocks whose positions see each other.
     """
-    shows, window = _shown(mask_function), kwargs.get("local_size")
+    shows, window = _shown(mask_function, kv_length), kwargs.get("local_size")
     if shows is None and window is not None and not _part(mask_function)[0]:
         # Ids may hide what a trial does not reach, so it is for functions that transformers did not put together.
         shows = Shown(True, window) if _is_window(mask_function, window, q_length, kv_length) else None
@@ -90,8 +90,8 @@ class Shown(NamedTuple):
     blocks: Callable[[Tensor], Tensor] | None = None
 
 
-def _shown(function: Any) -> Shown | None:
-    """What a mask function that transformers put together shows; None if it is put together in another way.
+def _shown(function: Any, keys: int) -> Shown | None:
+    """What a mask function that transformers put together shows ``keys``; None if it is put together in another way.
 
     Its parts are known by their names in transformers, and what they are made of by what they enclose.
     """
@@ -100,18 +100,23 @@ def _shown(function: Any) -> Shown | None:
     kind, enclosed = _part(function)
     if kind == "remap_positions_for_packed_sequence":
         # Within a text, positions counted from its start are as far apart as those of the row.
-        base = _shown(enclosed["mask_function"])
-        return base if base is not None and base.segments is base.blocks is None else None
+        base = _shown(enclosed["mask_function"], keys)
+        if base is None or base.blocks is not None:
+            return None
+        chunks, positions = base.segments, enclosed["position_ids"]
+        return base if chunks is None else base._replace(segments=lambda at: chunks(positions[:, at]))
     if kind not in ("and_masks", "or_masks"):
         return None
     bases, overlays = [], []
     for part in enclosed["mask_functions"]:
-        found = _shown(part)
-        overlays.append(_part(part)) if found is None else bases.append(found)
+        found = _shown(part, keys)
+        overlays.append(part) if found is None else bases.append(found)
     if len(bases) != 1:
         return None
     shown = bases[0]
-    for name, of in overlays:
+    for overlay in overlays:
+        name, of = _part(overlay)
+        near = _near(overlay, keys) if kind == "or_masks" and not name else None
         if kind == "or_masks" and name == "blockwise_overlay" and shown.segments is shown.blocks is None:
             shown = shown._replace(blocks=_looked_up(of["block_sequence_ids"]))
         elif kind == "and_masks" and name == "sliding_window_overlay" and shown == Shown(blocks=shown.blocks):
@@ -119,10 +124,12 @@ def _shown(function: Any) -> Shown | None:
             shown = Shown(True, window, blocks=None if shown.blocks is None else _within(shown.blocks, window))
         elif kind == "and_masks" and name == "sliding_window_bidirectional_overlay" and shown == Shown(False):
             shown = Shown(False, int(of["sliding_window"]) + 1)
-        elif kind == "and_masks" and name == "packed_sequence_mask_function" and shown.segments is None:
-            shown = shown._replace(segments=_looked_up(of["packed_sequence_mask"]))
-        elif kind == "and_masks" and name == "chunked_overlay" and shown == Shown():
-            shown = Shown(segments=_chunks(of["chunk_size"], of["left_padding"]))
+        elif kind == "and_masks" and name == "packed_sequence_mask_function":
+            shown = shown._replace(segments=_within_both(shown.segments, _looked_up(of["packed_sequence_mask"])))
+        elif kind == "and_masks" and name == "chunked_overlay" and shown == Shown(segments=shown.segments):
+            shown = Shown(segments=_within_both(shown.segments, _chunks(of["chunk_size"], of["left_padding"])))
+        elif near is not None and shown == Shown(window=shown.window) and near >= min(shown.window or keys, keys):
+            shown = Shown(False, None if near >= keys else near)
         else:
             return None
     return shown
@@ -156,6 +163,41 @@ def _within(blocks: Callable[[Tensor], Tensor], window: int) -> Callable[[Tensor
         return ids
 
     return checked
+
+
+def _within_both(
+    segments: Callable[[Tensor], Tensor] | None, more: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """Segments within which both ids are equal."""
+    return more if segments is None else lambda at: (segments(at) << 32) + more(at)
+
+
+def _near(overlay: Any, keys: int) -> int | None:
+    """The distance below which an overlay of a model's own shows each of ``keys`` to each other; None if it is none.
+
+    It is tried at the first, the middle and the last query, each of another example and head. It encloses no more than
+    numbers, so that an example cannot hide others from it.
+    """
+    try:
+        enclosed = [*inspect.getclosurevars(overlay).nonlocals.values(), *(overlay.__defaults__ or ())]
+    except (AttributeError, TypeError):
+        return None
+    if not all(isinstance(x, (bool, int, float)) for x in enclosed):
+        return None
+    at, found = torch.arange(keys), set()
+    for row, query in enumerate((0, keys // 2, keys - 1)):
+        try:
+            shown = overlay(torch.tensor(row), torch.tensor(row), torch.tensor(query), at)
+        except Exception:
+            return None
+        if not isinstance(shown, Tensor) or shown.dtype != torch.bool:
+            return None
+        distance, shown = (at - query).abs(), shown.expand(keys)
+        reach = int(distance[shown].max()) + 1 if bool(shown.any()) else 0
+        if not torch.equal(shown, distance < reach):
+            return None
+        found.add(reach if reach <= int(distance.max()) else keys)
+    return min(found) if len(found - {keys}) <= 1 else None
 
 
 def _looked_up(ids: Tensor) -> Callable[[Tensor], Tensor]:

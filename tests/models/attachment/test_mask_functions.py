@@ -40,11 +40,21 @@ SHOWN = {
         masks.or_masks(remapped(masks.causal_mask_function), masks.blockwise_overlay(BLOCKS)),
         masks.packed_sequence_mask_function(PACKED),
     ),
+    "packed chunks": masks.and_masks(
+        remapped(masks.chunked_causal_mask_function(16, torch.tensor([0, 0]))),
+        masks.packed_sequence_mask_function(PACKED),
+    ),
+    "all positions": masks.or_masks(masks.causal_mask_function, lambda *of: torch.tensor(True)),
+    "window on both sides": masks.or_masks(WINDOW, lambda b, h, q, k: abs(q - k) < 7),
+    "a wider window on both sides than 30": masks.or_masks(WINDOW, lambda b, h, q, k: abs(q - k) < 30),
 }
 REFUSED = {
+    "a window on both sides beyond none": masks.or_masks(masks.causal_mask_function, lambda b, h, q, k: abs(q - k) < 7),
+    "a narrower window on both sides": masks.or_masks(WINDOW, lambda b, h, q, k: abs(q - k) < 5),
+    "a window of one head": masks.or_masks(WINDOW, lambda b, h, q, k: (abs(q - k) < 7) & (h == 0)),
+    "what it encloses": masks.or_masks(WINDOW, lambda b, h, q, k, w=BLOCKS: abs(q - k) < w[b].max() + 8),
     "a window of blocks": masks.and_masks(SHOWN["blocks"], masks.sliding_window_overlay(7)),
     "blocks beside chunks": masks.or_masks(SHOWN["chunks"], masks.blockwise_overlay(BLOCKS)),
-    "packed chunks": masks.and_masks(remapped(SHOWN["chunks"]), masks.packed_sequence_mask_function(PACKED)),
     "of its own": lambda b, h, q, k: (k <= q) & (k % 2 == 0),
     "packed, of its own": masks.and_masks(lambda b, h, q, k: k <= q, masks.packed_sequence_mask_function(PACKED)),
 }
@@ -87,7 +97,7 @@ def packed_row(*lengths: int) -> tuple[list[Tensor], Tensor, Tensor]:
     return texts, torch.cat(texts, 1), torch.cat([torch.arange(n) for n in lengths])[None]
 
 
-@pytest.mark.parametrize("name", ["Llama", "Mistral, sliding window", "Qwen3", "Gemma-3, sliding window"])
+@pytest.mark.parametrize("name", ["Llama", "Mistral, sliding window", "Qwen3", "Gemma-3, sliding window", "Llama-4, chunks"])
 def test_packed_texts_are_the_texts_alone(name: str) -> None:
     """Position ids that begin again, without a mask and a cache, pack texts.
 
