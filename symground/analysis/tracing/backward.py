@@ -87,6 +87,14 @@ class Results:
         self.row_total = numbers(heads, num_query, fill=np.nan)
         self.matrix_total = numbers(heads, fill=np.nan)
 
+    def nothing(self, examples: slice, layer: int, heads: int) -> None:
+        """Put 0 for a layer that leads nowhere."""
+        for of_positions in (self.saliency, self.rows):
+            if of_positions is not None:
+                of_positions[examples, layer] = 0
+        for of_heads in (self.flow, self.row_total, self.matrix_total):
+            of_heads[examples, layer, :heads] = 0
+
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Variable → its numbers."""
         return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
@@ -117,7 +125,8 @@ class _Leaves:
 
     def __init__(self, at: slice, scale: float) -> None:
         self.leaves: list[Tensor] = []
-        self.reached = 0
+        self.unreached: dict[Tensor, tuple[Part, int]] = {}
+        """The leaves without a gradient so far, and the parts and indices of their layers."""
         self.wrong: list[int] = []
         """Numbers of the layers whose flow is not finite."""
         self._at, self._scale = at, scale
@@ -126,17 +135,19 @@ class _Leaves:
         leaf = torch.zeros(1, device=device).expand(shape).requires_grad_()
         leaf.register_post_accumulate_grad_hook(partial(self._take, kind, part, layer))
         self.leaves.append(leaf)
+        self.unreached[leaf] = part, layer
         return leaf
 
     def clear(self) -> None:
         """Break the reference cycle leaf → hook → self → leaf, which the garbage collector does not see."""
         self.leaves.clear()
+        self.unreached.clear()
 
     def _take(self, kind: str, part: Part, layer: int, leaf: Tensor) -> None:
         grad, leaf.grad = leaf.grad, None
         if grad is None:  # a later layer has no backward pass
             return
-        self.reached += 1
+        del self.unreached[leaf]
         getattr(self, f"_{kind}")(part, layer, grad)
 
     def _put(self, into: NDArray[np.float32], grad: Tensor) -> Tensor:
@@ -212,21 +223,30 @@ def run_pass(
         check_runs()
         check_finite(each, half, loss.name)
         # Within the block, since layers that are recomputed in the backward pass must see the same taps.
-        wanted = len(probes.leaves)
         if each.requires_grad:
             total = each.sum() * (_SCALE if half else 1.0)
             with torch.autocast(kind, enabled=False), _recomputed(checkpoint):  # the dtypes are the forward pass's
                 torch.autograd.backward(total, inputs=probes.leaves)
-    if probes.reached < wanted:
+        lost = list(probes.unreached.values())
+    if not all(_leads_nowhere(part, layer, lost) for part, layer in lost):
         raise ValueError(
             "model: the gradient does not reach every layer's attention; a layer may not lead to the loss, or have no "
             "backward pass (linear layers that quantise their inputs to int8 have none), and activation checkpointing, "
             'if it is on, needs gradient_checkpointing_kwargs={"use_reentrant": False}'
         )
+    for part, layer in lost:
+        part.results.nothing(part.at(at), layer, part.layers[layer].heads)
     if probes.wrong:
         raise ValueError(f"model: the flow of layer {probes.wrong[0]} is not finite{_hint(half)}")
     found: NDArray[np.float32] = each.detach().float().cpu().numpy()
     return found
+
+
+def _leads_nowhere(part: Part, layer: int, lost: Sequence[tuple[Part, int]]) -> bool:
+    """Whether a layer is one of the last of a vision tower, which a model that reads an earlier one does not use."""
+    later = range(layer, len(part.layers))
+    of_part = {i for of, i in lost if of.results is part.results}
+    return part.layers[layer].kind == "vision" and 0 not in of_part and of_part.issuperset(later)
 
 
 @contextmanager

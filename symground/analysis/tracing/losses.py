@@ -170,8 +170,12 @@ def _check_ids(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
     if is_encoder_decoder(model):
         readers = {"input_ids": model.get_encoder(), "decoder_input_ids": model.get_decoder()}
     for name, part in readers.items():
-        if isinstance(inputs.get(name), Tensor) and isinstance(part.get_input_embeddings(), nn.Embedding):
-            ids_of(inputs[name].flatten(), name, 1, part.get_input_embeddings().num_embeddings)
+        try:
+            table = part.get_input_embeddings()
+        except (AttributeError, NotImplementedError):  # of CLIP, with its two towers, and of FSMT's encoder
+            continue
+        if isinstance(inputs.get(name), Tensor) and isinstance(table, nn.Embedding):
+            ids_of(inputs[name].flatten(), name, 1, table.num_embeddings)
 
 
 def _trace(

@@ -47,7 +47,9 @@ def attention_forward(
                 f"model: {type(module).__name__} adds a number for each pair of positions to its scores ({name}), "
                 "which symground's attention does not compute"
             )
-    causal = getattr(module, "is_causal", "CrossAttention" not in type(module).__name__)
+    causal = kwargs.get("is_causal")  # CLIP's layers are told by the call
+    if causal is None:
+        causal = getattr(module, "is_causal", "CrossAttention" not in type(module).__name__)
     window = kwargs.get("sliding_window")
     window = None if window is None or window >= key.shape[2] else int(window)
     mask = read(module, attention_mask, query, key, causal, window)

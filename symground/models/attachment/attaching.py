@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -107,8 +107,7 @@ def attach(model: M, parts: Sequence[str] | None = None) -> M:
         detach(model)
         again = False
     if not again:
-        configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
-        before = tuple((config, config._attn_implementation) for config in configs.values())
+        before = tuple((config, config._attn_implementation) for config in _configs(model))
         object.__setattr__(model, _BEFORE, _Before(before, ()))
     object.__setattr__(model, WITH_VISION, with_vision)
     try:
@@ -116,8 +115,9 @@ def attach(model: M, parts: Sequence[str] | None = None) -> M:
         if with_vision and all(mixer.kind != "vision" for mixer in found):
             raise ValueError(f"parts: the vision tower of {type(model).__name__} has no attention with heads")
         written_out = [mixer for mixer in found if is_written_out(mixer.module)]
-        if not all(isinstance(mixer.module, MambaMixer) or mixer in written_out for mixer in found):
-            model.set_attn_implementation(_of_decoder(model))
+        calling = [m for m in found if not isinstance(m.module, MambaMixer) and m not in written_out]
+        if calling:
+            _set_implementation(model, calling)
         packed = [mixer.module for mixer in found if mixer.kind == "vision" and is_packed(mixer.module)]
         pictures = pack(vision_tower(model), packed) if packed else ()
         check_in_use(model, found, "takes no attention function of transformers")
@@ -258,6 +258,22 @@ def detach(model: M) -> M:
         for name in [name for name in vars(module) if name.startswith(OURS)]:
             object.__delattr__(module, name)
     return model
+
+
+def _set_implementation(model: PreTrainedModel, calling: Sequence[Mixer]) -> None:
+    """Set the attention implementation of the parts that are traced, whose ``calling`` layers look it up."""
+    model.set_attn_implementation(_of_decoder(model))
+    modules: list[Any] = [mixer.module for mixer in calling]
+    if any(module.config._attn_implementation != NAME for module in modules):
+        for part in stacks(model).values():  # their configurations are copies of the model's
+            for config in _configs(part):
+                config._attn_implementation = NAME
+
+
+def _configs(model: nn.Module) -> list[PreTrainedConfig]:
+    """The configurations of a model and its parts."""
+    found = [getattr(module, "config", None) for module in model.modules()]
+    return list({id(config): config for config in found if isinstance(config, PreTrainedConfig)}.values())
 
 
 def _of_decoder(model: PreTrainedModel) -> str | dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -170,6 +171,36 @@ def test_what_an_encoder_decoder_does_not_take_is_named() -> None:
     decoder = sg.attach(transformers.LlamaForCausalLM(llama).eval())
     with pytest.raises(ValueError, match="source_groups: expected None, since no layer reads other positions"):
         sg.trace(decoder, given["input_ids"], TARGETS, source_groups={})
+
+
+def test_an_encoder_and_a_decoder_that_were_put_together() -> None:
+    """ViT and GPT-2, each with a configuration of its own; both attached together and silenced against eager."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
+    vit = transformers.ViTModel(transformers.ViTConfig(image_size=8, patch_size=4, **sizes))
+    settings = {"vocab_size": 101, "n_embd": 32, "n_layer": 2, "n_head": 2, "add_cross_attention": True}
+    gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(is_decoder=True, **settings))
+    model = transformers.VisionEncoderDecoderModel(encoder=vit, decoder=gpt2).eval()
+    model.config.decoder_start_token_id, model.config.pad_token_id = 1, 0
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    eager = copy.deepcopy(model)
+    for part in eager.modules():
+        if hasattr(part, "config"):
+            part.config._attn_implementation = "eager"
+    before = [getattr(m.config, "_attn_implementation", None) for m in model.modules() if hasattr(m, "config")]
+    given = {"pixel_values": torch.randn(2, 3, 8, 8), "decoder_input_ids": torch.randint(3, 101, (2, 5))}
+    out = eager(**given, output_attentions=True, use_cache=False)
+    surprisal = -out.logits[:, -1].log_softmax(-1)[torch.arange(2), TARGETS]
+    shown = {"encoder_": out.encoder_attentions, "": out.decoder_attentions, "cross_": out.cross_attentions}
+    traced = sg.trace(sg.attach(model), targets=TARGETS, **given)
+    for kind, of_kind in shown.items():
+        gradients = torch.autograd.grad(surprisal.sum(), of_kind, retain_graph=True)
+        expected = torch.stack([(a * g).sum(1).abs() for a, g in zip(of_kind, gradients, strict=True)], 1).detach()
+        np.testing.assert_allclose(traced[f"{kind}saliency"], expected, atol=1e-5, rtol=1e-3, err_msg=kind)
+    sg.detach(model)
+    assert before == [getattr(m.config, "_attn_implementation", None) for m in model.modules() if hasattr(m, "config")]
 
 
 def test_inputs_are_keywords_as_a_processor_returns_them() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import AttentionInterface, PreTrainedModel, vision_utils
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_vl.modeling_qwen2_vl import eager_attention_forward as qwen2_vl_eager
 
 import symground as sg
+from benchmarks.common.twins import twins
 from tests.models.attachment.test_vision_language import FAMILIES, IMAGE, TARGETS, batch, pair, places
 
 #: name → how many pictures or tiles an example has
@@ -237,3 +239,49 @@ def test_several_pictures_and_frames_of_an_example() -> None:
     ids[1, :8] = torch.tensor([7, 97, IMAGE, IMAGE, IMAGE, IMAGE, 96, 8])
     with pytest.raises(ValueError, match="mix the same positions of each example once"):
         sg.trace(ours, ids, TARGETS, mm_token_type_ids=(ids == IMAGE).long(), **three)
+
+
+def test_the_layers_after_the_one_that_is_read_are_0() -> None:
+    """By default LLaVA reads the last layer of its tower but one, as its checkpoints do."""
+    family = FAMILIES["LLaVA-1.5"]
+    settings = {**family.config(), "vision_feature_layer": -2}
+    eager, twin = pair(family._replace(config=lambda: settings))
+    ours, given = sg.attach(twin, parts=("text", "vision")), batch(family, None)
+    kept: list[torch.Tensor] = []
+    hooks = eager_attentions(eager.get_encoder(modality="image"), kept)
+    surprisal = -eager(**given).logits[:, -1].log_softmax(-1)[torch.arange(2), TARGETS]
+    for hook in hooks:
+        hook.remove()
+    (gradient,) = torch.autograd.grad(surprisal.sum(), kept[0])
+    for batch_size in (1, 2):
+        traced = sg.trace(ours, targets=TARGETS, batch_size=batch_size, **given)
+        expected = (kept[0] * gradient).sum(1).abs().detach()
+        np.testing.assert_allclose(traced.vision_saliency[:, 0, 0], expected, atol=1e-5, rtol=1e-3)
+        assert float(abs(traced.vision_saliency[:, 0, 1]).max()) == 0
+        assert float(traced.vision_matrix_total[:, 0, 1, :2].max()) == 0
+        assert float(traced.vision_flow[:, 0, 1, :2].sum()) == 0
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
+def test_both_towers_of_a_similarity_are_eagers(kind: str) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    text = {**sizes, "vocab_size": 101, "max_position_embeddings": 32, "pad_token_id": 0, "eos_token_id": 2}
+    config = getattr(transformers, f"{kind}Config")(
+        text_config=text, vision_config={**sizes, "image_size": 8, "patch_size": 4}
+    )
+    eager, twin = twins(getattr(transformers, f"{kind}Model"), config)
+    ours = sg.attach(twin, parts=("text", "vision"))
+    given = {"input_ids": torch.randint(3, 101, (3, 6)), "pixel_values": torch.randn(3, 3, 8, 8)}
+    towers = [eager.text_model, eager.vision_model]
+    kept: list[list[torch.Tensor]] = [[], []]
+    hooks = [hook for tower, into in zip(towers, kept, strict=True) for hook in eager_attentions(tower, into)]
+    each = eager(**given).logits_per_image.diagonal()
+    for hook in hooks:
+        hook.remove()
+    traced = sg.trace(ours, loss=lambda out: out.logits_per_image.diagonal(), **given)
+    np.testing.assert_allclose(traced.loss, each.detach(), atol=1e-4, rtol=1e-4)
+    for found, of_tower in zip((traced.saliency, traced.vision_saliency[:, 0]), kept, strict=True):
+        of_layers = [a for a in of_tower if a is not None][:2]  # a pooling head's attention comes last
+        gradients = torch.autograd.grad(each.sum(), of_layers, retain_graph=True)
+        expected = torch.stack([(a * g).sum(1).abs() for a, g in zip(of_layers, gradients, strict=True)], 1).detach()
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-3)

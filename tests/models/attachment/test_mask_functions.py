@@ -97,7 +97,9 @@ def packed_row(*lengths: int) -> tuple[list[Tensor], Tensor, Tensor]:
     return texts, torch.cat(texts, 1), torch.cat([torch.arange(n) for n in lengths])[None]
 
 
-@pytest.mark.parametrize("name", ["Llama", "Mistral, sliding window", "Qwen3", "Gemma-3, sliding window", "Llama-4, chunks"])
+@pytest.mark.parametrize(
+    "name", ["Llama", "Mistral, sliding window", "Qwen3", "Gemma-3, sliding window", "Llama-4, chunks"]
+)
 def test_packed_texts_are_the_texts_alone(name: str) -> None:
     """Position ids that begin again, without a mask and a cache, pack texts.
 
