@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -292,6 +293,15 @@ def test_a_wrapper_says_where_the_model_is(own: SimpleNamespace) -> None:
         sg.attach(torch.compile(own.plain))
     with pytest.raises(ValueError, match="this wrapper holds one: model.module"):
         sg.attach(torch.nn.DataParallel(own.plain))
+
+
+def test_a_prompt_that_peft_has_learnt_is_not_left_out(own: SimpleNamespace) -> None:
+    """Its tokens are in the wrapper, so that the model inside would be traced without them."""
+    import peft
+
+    settings = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(ValueError, match="the prompt that peft has learnt is in this wrapper"):
+        sg.attach(peft.get_peft_model(copy.deepcopy(own.plain), settings))
 
 
 def test_a_model_under_a_real_peft(own: SimpleNamespace) -> None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from symground.analysis.checks import check_mapping, ids_of, mask_of, tensor_of
 from symground.analysis.probing import Examples, check_asked
+from symground.models.attachment import untraced
 from symground.models.passes import check_length, readable_ids
 from symground.models.trials import readout
 
@@ -22,6 +23,10 @@ KEYWORDS = (
     "targets", "attention_mask", "groups", "source_groups", "loss", "saliency", "rows", "batch_size", "checkpoint",
     "offload",
 )  # fmt: skip
+
+
+#: Layers that are not traced and carry what lies before a text into it, padding too.
+_READ_PADDING = frozenset({"RecurrentGemmaRglru"})
 
 
 class TraceInput(NamedTuple):
@@ -92,6 +97,12 @@ def of_ids(
     if attention_mask is not None:
         attention_mask = checked_mask(attention_mask, ids, "attention_mask")
     valid = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    reads = _READ_PADDING.intersection(untraced(model))
+    if reads and not bool(valid[:, 0].all()):
+        raise ValueError(
+            f"attention_mask: {type(model).__name__} reads padding on the left by its {', '.join(reads)}, which "
+            "transformers does not tell of the mask; expected padding on the right"
+        )
     p = last_of(valid)
     groups = image_group(model, ids) if groups is None else groups
     check_unreserved(check_mapping(groups, "groups"))

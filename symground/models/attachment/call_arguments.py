@@ -78,7 +78,7 @@ def _prepare(
         return args, kwargs
     if not isinstance(mask, Tensor) or not derive or mask.ndim != 2 or inputs is None:
         return None
-    if given.get("position_ids") is not None or "position_ids" in names[: len(args)]:
+    if given.get("position_ids") is not None:
         return None
     read, new = 0 if cache is None else int(cache.get_seq_length()), inputs.shape[1]
     positions = (mask.bool().long().cumsum(-1) - 1).clamp(min=0)  # a number above 1 marks a valid token too
@@ -88,4 +88,7 @@ def _prepare(
         if read or any(given.get(name) is not None for name in ("image_grid_thw", "video_grid_thw")):
             return None
         positions = positions.expand(3, -1, -1)
+    if "position_ids" in names[: len(args)]:  # a positional None
+        at = names.index("position_ids")
+        return (*args[:at], positions, *args[at + 1 :]), kwargs
     return args, {**kwargs, "position_ids": positions}

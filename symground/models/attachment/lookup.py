@@ -33,7 +33,10 @@ def check_model(model: Any) -> None:
     if isinstance(model, PreTrainedModel):
         return
     got = f"model: expected a model of transformers (PreTrainedModel), got {type(model).__name__}"
-    if hasattr(type(model), "get_base_model"):
+    prompt = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
+    if prompt:
+        got += "; the prompt that peft has learnt is in this wrapper, and symground traces what it wraps, without it"
+    elif hasattr(type(model), "get_base_model"):
         got += "; peft's wrapper holds one, with its adapters: model.get_base_model()"
     elif hasattr(model, "_orig_mod"):
         got += "; torch.compile's wrapper holds one: compile model.model, or what is in model._orig_mod, instead"

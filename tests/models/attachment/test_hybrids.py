@@ -219,3 +219,16 @@ def test_layers_of_unknown_names_that_mix_positions_are_noticed() -> None:
         sg.attach(model)
     ids, _ = ids_and_mask("left")
     assert sg.trace(model, ids, TARGETS).attrs["untraced"] == "layers that symground does not know"
+
+
+def test_padding_that_a_layer_reads_is_refused() -> None:
+    """RG-LRU carries padding on the left into the text; padding on the right is not read."""
+    kind, settings, untraced = OTHERS["RecurrentGemma"]
+    with pytest.warns(UserWarning, match="also mixes positions by"):
+        ours = sg.attach(pair(kind, settings)[1])
+    ids, mask = ids_and_mask("left")
+    with pytest.raises(ValueError, match=f"reads padding on the left by its {untraced}"):
+        sg.trace(ours, ids, TARGETS, mask)
+    ids, mask = ids_and_mask("right")
+    padded, alone = sg.trace(ours, ids, TARGETS, mask), sg.trace(ours, ids[:1, :6], TARGETS[:1])
+    np.testing.assert_allclose(padded.surprisal[0], alone.surprisal[0], atol=1e-5)

@@ -114,6 +114,18 @@ def test_numbers_above_1_are_valid_tokens(build: Callable[[], PreTrainedModel]) 
         sg.trace(model, ids(), torch.tensor([5, 7]), mask)
 
 
+def test_positions_are_those_of_the_mask_however_the_body_is_called() -> None:
+    model = sg.attach(llama())
+    mask = torch.ones(2, T, dtype=torch.long)
+    mask[0, :3] = 0
+    with torch.no_grad():
+        expected = model.model(ids(), attention_mask=mask).last_hidden_state
+        for found in (model.model(ids(), mask), model.model(ids(), mask, None), model.model(ids(), mask, None, None)):
+            assert torch.equal(found.last_hidden_state, expected)
+        alone = model.model(ids()[:1, 3:]).last_hidden_state
+    torch.testing.assert_close(expected[:1, 3:], alone, atol=1e-5, rtol=1e-4)
+
+
 def test_with_another_attention_positions_are_transformers_own() -> None:
     model = sg.attach(llama())
     mask = torch.ones(2, T, dtype=torch.long)
