@@ -73,6 +73,7 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"], "num_key_value_heads": 4, "n_mamba_heads": 8,
                "mamba_headdim": HEAD, "mamba_d_state": 8, "chunk_size": 8, "attention_hidden_size": 64,
                "attention_head_dim": 16},
+    "jetmoe": {"num_key_value_heads": 2, "num_experts_per_tok": 2, "num_local_experts": 4},
     "mamba2": {"num_heads": 8, "n_groups": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gemma3n_text": {"layer_types": ["full_attention", "sliding_attention"] * 2, "num_hidden_layers": 4,

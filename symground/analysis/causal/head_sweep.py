@@ -246,7 +246,12 @@ def _table(
     effect = xr.DataArray(
         kept[main],
         dims=dims,
-        coords={"layer": [mixer.layer for mixer in layers], "head": heads, **(labels or {})},
+        coords={
+            "layer": [mixer.layer for mixer in layers],
+            "kind": ("layer", [mixer.kind for mixer in layers]),
+            "head": heads,
+            **(labels or {}),
+        },
         name="effect",
         attrs={"units": "nats", "method": main},
     )

@@ -227,7 +227,9 @@ def run_pass(
             total = each.sum() * (_SCALE if half else 1.0)
             with torch.autocast(kind, enabled=False), _recomputed(checkpoint):  # the dtypes are the forward pass's
                 torch.autograd.backward(total, inputs=probes.leaves)
-        lost = list(probes.unreached.values())
+        lost, count = list(probes.unreached.values()), len(probes.leaves)
+    if loss.name == "loss" and lost and len(lost) == count:
+        raise ValueError("loss: expected a number that depends on the model's output, got one that depends on no layer")
     if not all(_leads_nowhere(part, layer, lost) for part, layer in lost):
         raise ValueError(
             "model: the gradient does not reach every layer's attention; a layer may not lead to the loss, or have no "

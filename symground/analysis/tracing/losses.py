@@ -284,8 +284,9 @@ def _sizes(
         if not times or rest or (times > 1 and kind != "vision_"):
             raise ValueError(
                 "model: expected layers that mix the same positions of each example once, got (examples, queries, "
-                f"keys) {several} in {sum(map(bool, of_kind))} of {len(of_kind)} layers, for a batch of {examples}; a "
-                "layer that runs several times (ALBERT's) has several matrices"
+                f"keys) {several} in {sum(map(bool, of_kind))} of {len(of_kind)} layers, for a batch of {examples}: a "
+                "layer that runs several times (ALBERT's), several choices of an example, or other numbers of pictures "
+                "in other examples are not traced"
             )
         sizes[kind] = times, *several[0][1:]
     return sizes

@@ -89,6 +89,10 @@ def of_ids(
         raise ValueError("targets: expected the ids [B] to predict, got None")
     if input_ids is None:
         raise ValueError("input_ids: expected ids [B,T], probes or questions about images, got None")
+    if isinstance(input_ids, Mapping):
+        raise ValueError(
+            "input_ids: expected ids [B,T], got inputs by name; they are keywords: symground.trace(model, **inputs, …)"
+        )
     if isinstance(input_ids, str) or not hasattr(input_ids, "__len__"):
         check_asked(input_ids, "input_ids", images=True)
     ids = ids_of(input_ids, "input_ids", 2, readable_ids(model))

@@ -93,6 +93,14 @@ def attend(
             f"model: {type(module).__name__} has capped scores, a sink, packed texts or blocks, which symground's "
             f"attention computes without dropout; expected model.eval(), or an attention dropout of 0; got {dropout}"
         )
+    if tap.query_groups is not None and tap.key_groups is not None:
+        wanted = tap.query_groups.shape[1], tap.key_groups.shape[1]
+        if wanted != (query.shape[2], key.shape[2]):
+            raise ValueError(
+                f"model: {type(module).__name__} mixes {query.shape[2]} queries and {key.shape[2]} keys, not the "
+                f"{wanted[0]} and {wanted[1]} positions that it is given: parts of a text, or keys beside it, are not "
+                "traced"
+            )
     if tap.measure is not None:
         tap.measure(len(query), query.shape[2], key.shape[2])
     if tap.mix is not None and (mixing.window is not None or mixing.extended or all_keys is not None):

@@ -114,6 +114,8 @@ def check_layers(model: Any, found: tuple[Mixer, ...], why: str) -> None:
             if type(module) in kinds and not is_unused(model, path, module)
         ]  # fmt: skip
         if [id(module) for module in there] != [id(mixer.module) for mixer in found]:
+            if len(set(there)) < len(there):
+                why += f": several of them share one {type(there[0]).__name__}, whose heads have a matrix in each"
             raise ValueError(f"model: the layers of {type(model).__name__} {why}")
 
 

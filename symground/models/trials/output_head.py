@@ -66,8 +66,12 @@ def surprisal_of(logits: Tensor, candidates: Tensor) -> Tensor:
 def readout(model: PreTrainedModel) -> Readout:
     """The vocabulary head of ``model``; raises ValueError if it has none."""
     head = model.get_output_embeddings()
-    if head is None or not hasattr(head, "weight"):
+    if head is None:
         raise ValueError(f"model: expected a causal language model with a vocabulary head, got {type(model).__name__}")
+    if not hasattr(head, "weight"):
+        raise ValueError(
+            f"model: expected a vocabulary head with a weight, got {type(head).__name__} in {type(model).__name__}"
+        )
     return Readout(head.weight, getattr(head, "bias", None))
 
 

@@ -164,6 +164,10 @@ def test_what_is_no_loss_is_named() -> None:
         (lambda out: out.logits.argmax(-1), "loss: expected one floating-point number an example"),
         (lambda out: 1.0, r"loss: expected one floating-point number an example, shape \[3\], got float 1\.0"),
         (lambda out: out.logits[:, 0].detach(), "loss: expected a number that depends on the model's output"),
+        (
+            lambda out: torch.ones(len(out.logits), requires_grad=True).sin(),
+            "loss: expected a number that depends on the model's output, got one that depends on no layer",
+        ),
         (lambda out: out.logits[:, 0] * torch.nan, "model: the loss of example 0 of a batch is not finite"),
         ("logit", "loss: expected a function of the model's output, got str 'logit'"),
     ):

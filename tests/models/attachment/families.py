@@ -100,6 +100,10 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
          "head_dim": 8, "expert_ffn_hidden_size": 16, "n_routed_experts": 4, "zero_expert_num": 1, "moe_topk": 2},
     ),
+    "JetMoe": (
+        "JetMoe", "JetMoe",
+        {**GROUPED, "kv_channels": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
     "PhiMoE, sliding window": (
         "Phimoe", "Phimoe", {**GROUPED, "sliding_window": 4, "num_local_experts": 2},
     ),

@@ -134,7 +134,7 @@ def test_gradients_are_eagers_with_and_without_checkpointing(models: tuple[PreTr
         for module in (*ours.modules(), ours.config):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
-    for checkpointing in (False, True):
+    for checkpointing in (False, True) if ours.supports_gradient_checkpointing else (False,):  # JetMoe has none
         ours.zero_grad()
         if checkpointing:
             ours.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
