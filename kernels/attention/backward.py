@@ -11,13 +11,13 @@ import triton
 import triton.language as tl
 
 from symground.kernels.attention.launch import Call
-from symground.kernels.attention.mixing import attention_of, load_gate, load_logits, load_lse2, through_cap
+from symground.kernels.attention.mixing import attention_of, load_gate, load_lse2, load_slope, through_cap
 from symground.kernels.attention.row_sums import normalized
 from symground.kernels.common.configs import Config, Tiles
 from symground.kernels.common.flow import add_flow, groups_of, store_flow
 from symground.kernels.common.launch import Launch, cdiv, config_of, rows_adjacent
-from symground.kernels.common.masks import keys_of, load_mask, queries_of, seen
-from symground.kernels.common.tiles import first_column, load_tile, product, rows_once, store_tile
+from symground.kernels.common.masks import keys_of, load_range, queries_of, seen
+from symground.kernels.common.tiles import load_tile, product, rows_once, store_tile
 
 #: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
 #: float32's three-part products take many registers, so heads beyond 64 have small tiles. Heads beyond 128 have larger
@@ -141,11 +141,11 @@ def dq_kernel(
     row = (i_b * H + i_h) * T
     first_i = i_i * BM
     o_i = first_i + tl.arange(0, BM)
-    mask = load_mask(p_range, p_segments, p_blocks, window, i_b, T, S)
-    low, high = mask[1], mask[2]
+    low, high = load_range(p_range, i_b, S)
+    mask = (S - T, low, high, window, p_segments, p_blocks, i_b * 2 * S, S)
     gate = load_gate(p_gate, i_b, i_h, H)
-    how = load_logits(p_slopes, i_h, scale, softcap)
-    first_d = first_column(D, BLOCK_D)
+    how = (scale, softcap, p_slopes, load_slope(p_slopes, i_h))
+    first_d = tl.program_id(1) * BLOCK_D if D > BLOCK_D else None
     start, full_first, full_last, end = keys_of(first_i, first_i + BM, o_i, mask, CAUSAL, BN)
     if p_gate is not None and gate == 0.0:  # a head with gate 0 has gradient 0: no loop runs
         start, full_first, full_last, end = 0, 0, 0, 0
@@ -240,7 +240,7 @@ def _dkdv_through(
         row = i_h * T
         gate = load_gate(p_gate, 0, i_h, 0)
         if p_gate is None or gate != 0.0:
-            how = load_logits(p_slopes, i_h, scale, softcap)
+            how = (scale, softcap, p_slopes, load_slope(p_slopes, i_h))
             b_dk, b_dv = _dkdv_of(
                 b_dk, b_dv, b_k, b_v, q_of, k, v, grad_of, p_lse + row, p_delta + row, i, o_j, gate, how, mask,
                 first_d, first_dv, T, MASKED, CAUSAL, D, BLOCK_D, CHUNK, DV, BLOCK_DV, CHUNK_V, BM, PRECISION,
@@ -271,9 +271,10 @@ def dkdv_kernel(
     i_k = (i_program // n_j % (H // GROUP)).to(tl.int64)
     i_b = (i_program // n_j // (H // GROUP)).to(tl.int64)
     o_j = first_j + tl.arange(0, BN)
-    mask = load_mask(p_range, p_segments, p_blocks, window, i_b, T, S)
-    low, high = mask[1], mask[2]
-    first_d, first_dv = first_column(D, BLOCK_D), first_column(DV, BLOCK_DV)
+    low, high = load_range(p_range, i_b, S)
+    mask = (S - T, low, high, window, p_segments, p_blocks, i_b * 2 * S, S)
+    first_d = tl.program_id(1) * BLOCK_D if D > BLOCK_D else None
+    first_dv = tl.program_id(1) * BLOCK_DV if DV > BLOCK_DV else None
     k = (p_k + i_b * s_kb + i_k * s_kh, s_kt, s_kd, low, high)
     v = (p_v + i_b * s_vb + i_k * s_vh, s_vt, s_vd, low, high)
     b_k = load_tile(k, o_j, D, BLOCK_D, True)  # [BN,D]

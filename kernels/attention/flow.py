@@ -12,12 +12,12 @@ import triton
 import triton.language as tl
 
 from symground.kernels.attention.launch import Call
-from symground.kernels.attention.mixing import load_gate, load_logits, load_terms, mixing
+from symground.kernels.attention.mixing import load_gate, load_slope, load_terms, mixing
 from symground.kernels.attention.row_sums import normalized
 from symground.kernels.common.configs import Config, Tiles
 from symground.kernels.common.flow import add_flow, groups_of, store_flow
 from symground.kernels.common.launch import Launch, cdiv, config_of, rows_adjacent
-from symground.kernels.common.masks import keys_of, load_mask, seen
+from symground.kernels.common.masks import keys_of, load_range, seen
 from symground.kernels.common.tiles import load_tile, product
 
 #: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
@@ -87,10 +87,10 @@ def attention_flow_kernel(
     first_group = tl.program_id(1) * GROUPS
     first_i = (first_tile + i_program % n_i) * BM
     o_i = first_i + tl.arange(0, BM)
-    mask = load_mask(p_range, p_segments, p_blocks, window, i_b, T, S)
-    low, high = mask[1], mask[2]
+    low, high = load_range(p_range, i_b, S)
+    mask = (S - T, low, high, window, p_segments, p_blocks, i_b * 2 * S, S)
     gate = load_gate(p_gate, i_b, i_h, H)
-    how = load_logits(p_slopes, i_h, scale, softcap)
+    how = (scale, softcap, p_slopes, load_slope(p_slopes, i_h))
     b_group = tl.load(p_query_groups + i_b * T + o_i, mask=o_i < T, other=-1).to(tl.int32)
     start, full_first, full_last, end = keys_of(first_i, first_i + BM, o_i, mask, CAUSAL, BN)
     idle = gate == 0.0

@@ -8,11 +8,11 @@ import triton
 import triton.language as tl
 
 from symground.kernels.attention.launch import Call
-from symground.kernels.attention.mixing import bent, left_of, load_gate, load_logits
+from symground.kernels.attention.mixing import bent, left_of, load_gate, load_slope
 from symground.kernels.common.configs import Config, Tiles
 from symground.kernels.common.launch import Launch, cdiv, config_of
-from symground.kernels.common.masks import keys_of, load_mask, seen
-from symground.kernels.common.tiles import LN2, LOG2E, first_column, load_tile, product, rows_once, store_tile
+from symground.kernels.common.masks import keys_of, load_range, seen
+from symground.kernels.common.tiles import LN2, LOG2E, load_tile, product, rows_once, store_tile
 
 #: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
 TILES: dict[str, Tiles] = {
@@ -110,12 +110,12 @@ def attention_forward_kernel(
     i_b = (i_program // n_i // H).to(tl.int64)
     first_i = i_i * BM
     o_i = first_i + tl.arange(0, BM)
-    mask = load_mask(p_range, p_segments, p_blocks, window, i_b, T, S)
-    low, high = mask[1], mask[2]
+    low, high = load_range(p_range, i_b, S)
+    mask = (S - T, low, high, window, p_segments, p_blocks, i_b * 2 * S, S)
     BEFORE: tl.constexpr = p_range is not None or window is not None
     gate = load_gate(p_gate, i_b, i_h, H)
-    how = load_logits(p_slopes, i_h, scale, softcap)
-    first_d = first_column(DV, BLOCK_DV)
+    how = (scale, softcap, p_slopes, load_slope(p_slopes, i_h))
+    first_d = tl.program_id(1) * BLOCK_DV if DV > BLOCK_DV else None
     q = (p_q + i_b * s_qb + i_h.to(tl.int64) * s_qh, s_qt, s_qd, 0, T)
     k = (p_k + i_b * s_kb + (i_h // GROUP).to(tl.int64) * s_kh, s_kt, s_kd, low, high)
     v = (p_v + i_b * s_vb + (i_h // GROUP).to(tl.int64) * s_vh, s_vt, s_vd, low, high)

@@ -1,7 +1,7 @@
 """The mixing matrix of a tile from its products q kᵀ: softmax attention, or SSD's decay, chosen at compile time.
 
-Logits are in base 2. How they are made of the products is the tuple (factor, cap, slope) of `load_logits`: with
-b = ⟨q, k⟩ · factor, the logit is b; with a softcap tanh(b) · cap; with ALiBi's slope in addition
+Logits are in base 2. How they are made of the products is a tuple (scale, softcap, p_slopes, slope), with the slope of
+`load_slope`: the logit is ⟨q, k⟩ · scale; with a softcap tanh(that / softcap) · softcap; with ALiBi's slope in addition
 slope · (j - (i + S - T)). What a call leaves out is None in it, and costs nothing.
 """
 
@@ -31,25 +31,23 @@ def load_gate(p_gate, i_b, i_h, H):
 
 
 @triton.jit
-def load_logits(p_slopes, i_h, scale, softcap):
-    """How head i_h makes logits."""
-    factor, cap, slope = scale * LOG2E, None, None
-    if softcap is not None:
-        factor, cap = scale / softcap, softcap * LOG2E
+def load_slope(p_slopes, i_h):
+    """The slope of head i_h in base 2."""
+    slope = 0.0
     if p_slopes is not None:
         slope = tl.load(p_slopes + i_h) * LOG2E
-    return factor, cap, slope
+    return slope
 
 
 @triton.jit
 def bent(b_s, o_i, o_j, offset, how):
     """Products → logits, but for a factor that a maximum may precede: `left_of`. o_i and o_j broadcast."""
-    factor, cap, slope = how
-    if cap is not None:
-        b_s = tanh(b_s * factor) * cap
-    elif slope is not None:
-        b_s = b_s * factor
-    if slope is not None:
+    scale, softcap, p_slopes, slope = how
+    if softcap is not None:
+        b_s = tanh(b_s * (scale / softcap)) * (softcap * LOG2E)
+    elif p_slopes is not None:
+        b_s = b_s * (scale * LOG2E)
+    if p_slopes is not None:
         b_s += slope * (o_j - o_i - offset).to(tl.float32)
     return b_s
 
@@ -57,8 +55,9 @@ def bent(b_s, o_i, o_j, offset, how):
 @triton.jit
 def left_of(how):
     """The factor that `bent` leaves."""
-    factor, cap, slope = how
-    if cap is not None or slope is not None:
+    scale, softcap, p_slopes, _ = how
+    factor = scale * LOG2E
+    if softcap is not None or p_slopes is not None:
         factor = 1.0
     return factor
 
@@ -72,9 +71,9 @@ def attention_of(b_s, b_lse, o_i, o_j, offset, how):
 @triton.jit
 def through_cap(b_ds, b_s, how):
     """The gradient of the logits → that of ⟨q, k⟩ · scale: with a softcap, 1 - tanh² of it."""
-    factor, cap, _ = how
-    if cap is not None:
-        b_tanh = tanh(b_s * factor)
+    scale, softcap, _, _ = how
+    if softcap is not None:
+        b_tanh = tanh(b_s * (scale / softcap))
         b_ds = b_ds * (1.0 - b_tanh * b_tanh)
     return b_ds
 

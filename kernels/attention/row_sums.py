@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 
 from symground.kernels.attention.launch import Call
-from symground.kernels.attention.mixing import attention_of, load_gate, load_logits, load_lse2
+from symground.kernels.attention.mixing import attention_of, load_gate, load_lse2, load_slope
 from symground.kernels.common.configs import Config
 from symground.kernels.common.launch import Launch, cdiv
-from symground.kernels.common.masks import keys_of, load_mask, seen
+from symground.kernels.common.masks import keys_of, load_range, seen
 from symground.kernels.common.tiles import LOG2E, load_tile, product
 
 #: As a multiple of 1 + |lse|: the most by which rounding can move a row's sum from 1, 32 units in the last place.
@@ -46,12 +46,13 @@ def attention_row_sums_kernel(
     o_i = tl.load(p_rows + i_b * R + o_r, mask=o_r < R, other=T).to(tl.int32)
     o_i = tl.where(o_i >= 0, o_i, T)
     first_i, last_i = tl.min(o_i, 0), tl.max(tl.where(o_i < T, o_i, -1), 0) + 1
-    mask = load_mask(p_range, p_segments, p_blocks, window, i_b, T, S)
-    offset, low, high = mask[0], mask[1], mask[2]
+    low, high = load_range(p_range, i_b, S)
+    mask = (S - T, low, high, window, p_segments, p_blocks, i_b * 2 * S, S)
+    offset = S - T
     start, _, _, end = keys_of(first_i, last_i, o_i, mask, CAUSAL, BN)
     if (last_i == 0) | (load_gate(p_gate, i_b, i_h, H) == 0.0):
         start, end = 0, 0
-    how = load_logits(p_slopes, i_h, scale, softcap)
+    how = (scale, softcap, p_slopes, load_slope(p_slopes, i_h))
     q = (p_q + i_b * s_qb + i_h * s_qh, s_qt, s_qd, 0, T)
     k = (p_k + i_b * s_kb + i_h // GROUP * s_kh, s_kt, s_kd, low, high)
     b_q = load_tile(q, o_i, D, BLOCK_D, True)  # [BM,D]

@@ -10,11 +10,11 @@ import triton
 import triton.language as tl
 
 from symground.kernels.attention.launch import Call
-from symground.kernels.attention.mixing import load_gate, load_logits, load_terms, mixing
+from symground.kernels.attention.mixing import load_gate, load_slope, load_terms, mixing
 from symground.kernels.attention.row_sums import normalized
 from symground.kernels.common.configs import Config, Tiles
 from symground.kernels.common.launch import Launch, cdiv, chunk_of, config_of, processors, rows_adjacent
-from symground.kernels.common.masks import keys_of, load_mask, seen
+from symground.kernels.common.masks import keys_of, load_range, seen
 from symground.kernels.common.tiles import product_in_chunks
 
 #: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
@@ -64,8 +64,8 @@ def attention_saliency_kernel(
     i_b = (i_program // n_j // n_i // splits).to(tl.int64)
     o_i = first_i + tl.arange(0, BM)
     o_j = first_j + tl.arange(0, BN)
-    mask = load_mask(p_range, p_segments, p_blocks, window, i_b, T, S)
-    low, high = mask[1], mask[2]
+    low, high = load_range(p_range, i_b, S)
+    mask = (S - T, low, high, window, p_segments, p_blocks, i_b * 2 * S, S)
     count = H
     if p_gate is not None:
         count = tl.load(p_count + i_b).to(tl.int32)
@@ -94,7 +94,7 @@ def attention_saliency_kernel(
                 b_s = product_in_chunks(q, k, o_i, o_j, D, CHUNK, PRECISION)  # [BM,BN]
         else:
             b_s = product_in_chunks(q, k, o_i, o_j, D, CHUNK, PRECISION)  # [BM,BN]
-        how = load_logits(p_slopes, i_h, scale, softcap)
+        how = (scale, softcap, p_slopes, load_slope(p_slopes, i_h))
         b_p = mixing(b_s, b_high, b_low, p_head_terms, o_i, o_j, T, S, how, DECAY)
         b_dp = product_in_chunks(grad, v, o_i, o_j, DV, CHUNK_V, PRECISION)  # [BM,BN]
         if p_gate is not None:

@@ -5,11 +5,11 @@ import triton
 import triton.language as tl
 
 from symground.kernels.attention.launch import Call
-from symground.kernels.attention.mixing import attention_of, load_gate, load_logits
+from symground.kernels.attention.mixing import attention_of, load_gate, load_slope
 from symground.kernels.attention.row_sums import row_sums
 from symground.kernels.common.configs import Config, Tiles
 from symground.kernels.common.launch import Launch, cdiv, config_of, rows_adjacent
-from symground.kernels.common.masks import load_mask, seen
+from symground.kernels.common.masks import load_range, seen
 from symground.kernels.common.tiles import LOG2E, load_tile, product
 
 #: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
@@ -49,8 +49,9 @@ def attention_saliency_rows_kernel(
     o_r = i_program // n_j % n_r * BM + tl.arange(0, BM)
     o_i = tl.load(p_rows + i_b * R + o_r, mask=o_r < R, other=T).to(tl.int32)  # T is no query: nothing is read
     o_j = first_j + tl.arange(0, BN)
-    mask = load_mask(p_range, p_segments, p_blocks, window, i_b, T, S)
-    offset, low, high = mask[0], mask[1], mask[2]
+    low, high = load_range(p_range, i_b, S)
+    mask = (S - T, low, high, window, p_segments, p_blocks, i_b * 2 * S, S)
+    offset = S - T
     gate = load_gate(p_gate, i_b, i_h, H)
     m_seen = seen(o_i[:, None], o_j[None, :], mask, CAUSAL)
     b_s = tl.zeros([BM, BN], tl.float32)
@@ -61,7 +62,7 @@ def attention_saliency_rows_kernel(
         b_k = load_tile(k, o_j, D, BLOCK_D, True)  # [BN,D]
         b_lse = tl.load(p_lse + (i_b * H + i_h) * T + o_i, mask=(o_i >= 0) & (o_i < T), other=float("inf")) * LOG2E
         b_s = product(b_q, b_k, q, k, o_i, o_j, D, BLOCK_D, CHUNK, PRECISION)  # [BM,BN]
-        how = load_logits(p_slopes, i_h, scale, softcap)
+        how = (scale, softcap, p_slopes, load_slope(p_slopes, i_h))
         b_p = attention_of(b_s, b_lse[:, None], o_i[:, None], o_j[None, :], offset, how)
         grad = (p_grad + i_b * s_gb + i_h * s_gh, s_gt, s_gd, 0, T)
         v = (p_v + i_b * s_vb + i_h // GROUP * s_vh, s_vt, s_vd, low, high)

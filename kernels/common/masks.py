@@ -1,7 +1,9 @@
 """Which keys a query sees, and the bounds of a kernel's loop over the keys or queries that see each other.
 
-A mask is the tuple (offset, low, high, window, p_segments, p_blocks, S) of `load_mask`, beside CAUSAL. What a call
-leaves out is None in it, and costs nothing.
+A mask is a tuple (offset, low, high, window, p_segments, p_blocks, p_ids, S), beside CAUSAL: offset is S - T, since the
+T queries are the last of the S keys' positions; low and high are of `load_range`; p_ids is where the spans of the
+example begin. What a call leaves out is None in it, and costs nothing. A kernel puts it together itself, because no
+function of Triton 3.6 returns None.
 
 Spans [B,2,S] say which positions have the same id: for each position the first and one past the last with its id, which
 may also have others between them. Two positions have the same id if their first is the same. Without an id they are S
@@ -24,17 +26,6 @@ def load_range(p_range, i_b, S):
 
 
 @triton.jit
-def load_mask(p_range, p_segments, p_blocks, window, i_b, T, S):
-    """The mask of example i_b, which has T queries: the last of the S keys' positions."""
-    low, high = load_range(p_range, i_b, S)
-    if p_segments is not None:
-        p_segments += i_b * 2 * S
-    if p_blocks is not None:
-        p_blocks += i_b * 2 * S
-    return S - T, low, high, window, p_segments, p_blocks, S
-
-
-@triton.jit
 def _same_id(p_spans, o_i, o_j, S):
     """Whether positions o_i and o_j have the same id; the two broadcast."""
     b_i = tl.load(p_spans + o_i, mask=(o_i >= 0) & (o_i < S), other=S)
@@ -54,17 +45,17 @@ def _span_of(p_spans, o_x, S):
 @triton.jit
 def seen(o_i, o_j, mask, CAUSAL: tl.constexpr):
     """Whether query o_i sees key o_j. The two broadcast, so either may be the rows."""
-    offset, low, high, window, p_segments, p_blocks, S = mask
+    offset, low, high, window, p_segments, p_blocks, p_ids, S = mask
     m_seen = o_i == o_i
     if CAUSAL:
         m_seen = m_seen & (o_j <= o_i + offset)
     if window is not None:
         m_seen = m_seen & (o_j > o_i + offset - window)
     if p_blocks is not None:
-        m_seen = m_seen | _same_id(p_blocks, o_i + offset, o_j, S)
+        m_seen = m_seen | _same_id(p_blocks + p_ids, o_i + offset, o_j, S)
     m_seen = m_seen & (o_j >= low) & (o_j < high)
     if p_segments is not None:
-        m_seen = m_seen & _same_id(p_segments, o_i + offset, o_j, S)
+        m_seen = m_seen & _same_id(p_segments + p_ids, o_i + offset, o_j, S)
     return m_seen
 
 
@@ -75,7 +66,7 @@ def keys_of(first_i, last_i, o_i, mask, CAUSAL: tl.constexpr, BN: tl.constexpr):
     Start and the full bounds are multiples of BN. Within the full bounds every query sees every key, so no mask is
     needed; the rest of [start, end) needs one. Without a key range and a window, start is full start.
     """
-    offset, low, high, window, p_segments, p_blocks, S = mask
+    offset, low, high, window, p_segments, p_blocks, p_ids, S = mask
     first, last, full_first, full_last = low, high, low, high
     if CAUSAL:
         last = tl.minimum(high, last_i + offset)
@@ -84,11 +75,11 @@ def keys_of(first_i, last_i, o_i, mask, CAUSAL: tl.constexpr, BN: tl.constexpr):
         first = tl.maximum(low, first_i + offset - window + 1)
         full_first = tl.maximum(low, last_i + offset - window)
     if p_blocks is not None:
-        first_seen, last_seen = _span_of(p_blocks, o_i + offset, S)
+        first_seen, last_seen = _span_of(p_blocks + p_ids, o_i + offset, S)
         first = tl.maximum(low, tl.minimum(first, first_seen))
         last = tl.minimum(high, tl.maximum(last, last_seen))
     if p_segments is not None:
-        first_seen, last_seen = _span_of(p_segments, o_i + offset, S)
+        first_seen, last_seen = _span_of(p_segments + p_ids, o_i + offset, S)
         first, last = tl.maximum(first, first_seen), tl.minimum(last, last_seen)
         full_last = full_first  # every tile is masked: a span may have other ids between its ends
     start = first // BN * BN
@@ -103,7 +94,7 @@ def keys_of(first_i, last_i, o_i, mask, CAUSAL: tl.constexpr, BN: tl.constexpr):
 @triton.jit
 def queries_of(first_j, last_j, o_j, mask, T, CAUSAL: tl.constexpr, BM: tl.constexpr):
     """Bounds of the queries that see any of keys o_j, [first_j, last_j), as `keys_of` gives bounds of keys."""
-    offset, low, high, window, p_segments, p_blocks, S = mask
+    offset, low, high, window, p_segments, p_blocks, p_ids, S = mask
     first, last, full_first, full_last = 0, T, 0, T
     if CAUSAL:
         first = tl.maximum(0, first_j - offset)
@@ -112,11 +103,11 @@ def queries_of(first_j, last_j, o_j, mask, T, CAUSAL: tl.constexpr, BM: tl.const
         last = tl.minimum(T, last_j - 1 - offset + window)
         full_last = tl.minimum(T, first_j - offset + window)
     if p_blocks is not None:
-        first_seen, last_seen = _span_of(p_blocks, o_j, S)
+        first_seen, last_seen = _span_of(p_blocks + p_ids, o_j, S)
         first = tl.maximum(0, tl.minimum(first, first_seen - offset))
         last = tl.minimum(T, tl.maximum(last, last_seen - offset))
     if p_segments is not None:
-        first_seen, last_seen = _span_of(p_segments, o_j, S)
+        first_seen, last_seen = _span_of(p_segments + p_ids, o_j, S)
         first, last = tl.maximum(first, first_seen - offset), tl.minimum(last, last_seen - offset)
         full_last = full_first
     start = first // BM * BM

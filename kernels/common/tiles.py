@@ -37,20 +37,11 @@ def load_tile(x, o_row, D: tl.constexpr, BLOCK_D: tl.constexpr, BOUNDED: tl.cons
 
 
 @triton.jit
-def first_column(D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The first column of the part of a result [rows, D] that this program computes; None if it computes all of it.
-
-    Axis 1 of the grid is the part.
-    """
-    first_d = None
-    if D > BLOCK_D:
-        first_d = tl.program_id(1) * BLOCK_D
-    return first_d
-
-
-@triton.jit
 def rows_once(rows, first_d):
-    """``rows`` for the program of the first columns and 0 for the others, which would store the same again."""
+    """``rows`` for the program of the first columns and 0 for the others, which would store the same again.
+
+    A result [rows, D] wider than a tile has several programs along axis 1 of the grid, each with its ``first_d``.
+    """
     if first_d is not None:
         rows = tl.where(first_d == 0, rows, 0)
     return rows

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 triton = pytest.importorskip("triton", reason="Triton is not installed: kernel tests")
 import triton.language as tl  # noqa: E402
 
-from symground.kernels.common.masks import keys_of, load_mask, queries_of, spans  # noqa: E402
+from symground.kernels.common.masks import keys_of, load_range, queries_of, spans  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BM, BN = 8, 4
@@ -24,7 +24,8 @@ def bounds_kernel(
     KEYS: tl.constexpr, CAUSAL: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """[4], the bounds for the tile of rows from ``first`` on."""
-    mask = load_mask(p_range, p_segments, p_blocks, window, 0, T, S)
+    low, high = load_range(p_range, 0, S)
+    mask = (S - T, low, high, window, p_segments, p_blocks, 0, S)
     o_x = first + tl.arange(0, TILE)
     if KEYS:
         a, b, c, d = keys_of(first, first + TILE, o_x, mask, CAUSAL, STEP)
