@@ -31,7 +31,14 @@ def gates_of(model: PreTrainedModel, heads: Heads | Sequence[Heads], factor: flo
         for pair in pairs:
             layer, head = _checked(pair, layers)
             gates[layer][i, head] = factor
-    return gates if per_example else {layer: gate[0] for layer, gate in gates.items()}
+    for layer in (mixer.layer for mixer in layers if mixer.kind == "vision"):
+        if bool((gates[layer] != gates[layer][:1]).any()):
+            raise ValueError(
+                f"heads: layer {layer} is of the vision tower, which reads pictures, not examples; expected the same "
+                "heads of it in all examples"
+            )
+    one = [mixer.layer for mixer in layers if mixer.kind == "vision" or not per_example]
+    return {layer: gate[0] if layer in one else gate for layer, gate in gates.items()}
 
 
 def _checked(pair: Any, layers: tuple[Mixer, ...]) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from symground.analysis.tracing.backward import (
     most_heads,
     run_pass,
 )
-from symground.analysis.tracing.patch_places import patch_places
+from symground.analysis.tracing.patch_places import check_pictures, patch_places
 from symground.analysis.tracing.trace_input import (
     KEYWORDS,
     check_unreserved,
@@ -45,7 +45,7 @@ from symground.models.architectures import grids_of, is_learnt, is_written_out, 
 from symground.models.attachment import untraced
 from symground.models.hooks import Tap, device_of, head_outputs, is_encoder_decoder, tapped, vision_tower
 from symground.models.passes import check_names
-from symground.models.trials import check_deterministic, surprisal_of
+from symground.models.trials import check_deterministic, check_no_dropout, surprisal_of
 from symground.running import progress
 
 #: Kind of layer → the prefix of its variables.
@@ -153,6 +153,7 @@ def _inputs(model: PreTrainedModel, given: Any, attention_mask: Any, beside: Map
     """The inputs of the model by name."""
     inputs = dict(given) if isinstance(given, Mapping) else {"input_ids": tensor_of(given, "input_ids")}
     inputs |= {**beside, **({} if attention_mask is None else {"attention_mask": attention_mask})}
+    inputs |= {name: tensor_of(x, name) for name, x in inputs.items() if isinstance(x, (np.ndarray, list))}
     check_names(model, inputs, "symground.trace", KEYWORDS)
     _check_ids(model, inputs)
     if inputs.get("encoder_outputs") is not None:
@@ -200,7 +201,10 @@ def _trace(
     def output(at: slice) -> Any:
         return run(inputs(at))
 
-    check_deterministic(model)
+    if model.get_output_embeddings() is not None or not any(module.training for module in model.modules()):
+        check_deterministic(model)
+    else:
+        check_no_dropout(model)  # the trial of the others reads words
     if any(is_written_out(mixer.module) and not is_learnt(mixer.module) for mixer in layers if mixer.kind != "vision"):
         with head_outputs(layers), twins_pass(), torch.no_grad():
             run(_twice(inputs(slice(0, 1)), count))
@@ -208,6 +212,8 @@ def _trace(
     with grids_of(tower) as grids:
         sizes = _sizes(model, layers, output, min(batch_size, count))
     sides = _Sides(sizes, count, groups, source_groups, asked.prediction)
+    if "vision_" in sizes and isinstance(given.get("input_ids"), Tensor):
+        check_pictures(image_group(model, given["input_ids"]), grids, sizes["vision_"][0])
     parts = {
         kind: sides.part(kind, tuple(m for m in layers if _prefix(m) == kind), most_heads(layers), settings)
         for kind in sizes

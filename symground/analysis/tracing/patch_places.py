@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,25 @@ def patch_places(tower: Any, grids: Sequence[Tensor], sizes: tuple[int, int, int
         return {f"patch_{name}": (dims, found[..., n]) for n, name in enumerate(("frame", "row", "column"))}
     row, column = _in_square(tower, sizes[2])
     return {"patch_row": ("patch", row), "patch_column": ("patch", column)}
+
+
+def check_pictures(places: Mapping[str, Tensor], grids: Sequence[Tensor], times: int) -> None:
+    """Refuse examples with other numbers of pictures than ``times``, by the placeholders of their patches.
+
+    A tower reads the pictures of all examples in one row, from which it does not show whose they are.
+    """
+    if not places:
+        return
+    tokens = places["image"].sum(1).tolist()
+    wanted = [max(tokens)] * len(tokens)
+    if grids:
+        patches = grids[0].prod(-1).view(-1, times).sum(1).tolist()
+        wanted = [round(sum(tokens) * n / sum(patches)) for n in patches]
+    if tokens != wanted:
+        raise ValueError(
+            "input_ids: expected the same number of pictures in each example, since a vision tower does not show whose "
+            f"they are; got {tokens} placeholders, where {times} pictures each would have {wanted}"
+        )
 
 
 def _in_square(tower: Any, patches: int) -> tuple[Any, Any]:

@@ -29,15 +29,14 @@ def key_range_mask(
     mask_function: Any = causal_mask_function,
     attention_mask: Tensor | None = None,
     device: torch.device | str = "cpu",
-    allow_is_causal_skip: bool = True,
     **kwargs: Any,
-) -> Tensor | None:
-    """The mask as key ranges [B,1,1+W,2]: first and one-past-last valid key of each example; None if all are valid.
+) -> Tensor:
+    """The mask as key ranges [B,1,1+W,2]: first and one-past-last valid key of each example.
 
     The mask has four dimensions because transformers passes such a mask on unchanged, and int64 tells it from others.
-    W is the sliding window, or 0 if none hides a key.
-    With a key-value cache of fixed size, the last dimension is 3, and the third number is how many keys are in use. If
-    all keys are valid and there is a window, the last dimension is 0. Where ids say which keys a query sees, the
+    W is the sliding window, or 0 if none hides a key. With a key-value cache of fixed size the last dimension is 3, and
+    the third number is how many keys are in use. If all keys are valid, the last dimension is 0: even then the mask
+    says whether it is causal, which layers say otherwise (PaliGemma's). Where ids say which keys a query sees, the
     segments and the blocks of the S keys, as `ops.attention` takes them, come after these two or three numbers. The
     numbers of an example are stored once. In a mask that is not causal the second dimension is 2, and its window shows
     the W - 1 positions on either side.
@@ -70,8 +69,6 @@ def key_range_mask(
         segments = torch.zeros_like(at)[None] if shows.segments is None else shows.segments(at)
         blocks = torch.full_like(at, -1)[None] if shows.blocks is None else shows.blocks(at)
         found = torch.cat([found, *(ids.expand(batch_size, -1) for ids in (segments, blocks))], 1)
-    if found is None and not hides and shows.causal and allow_is_causal_skip:
-        return None
     if found is None:
         found = torch.empty(batch_size, 0, dtype=torch.int64, device=device)
     return found[:, None, None].expand(-1, 1 if shows.causal else 2, 1 + hides, -1)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
@@ -20,14 +20,16 @@ def hook_calls(model: PreTrainedModel, written_out: bool) -> tuple[RemovableHand
     """Add the hooks; ``written_out`` is whether its attention runs under any implementation."""
     # RoBERTa and similar models number positions from after the padding id, and derive them from the ids.
     counted = any(
-        isinstance(part, nn.Embedding) and name.endswith("position_embeddings") and part.padding_idx is not None
+        name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None
         for name, part in body(model).named_modules()
     )
+    own = [x for name, x in body(model).named_buffers() if name.endswith("position_ids") and x.ndim == 2]
+    first = int(own[0][0, 0].item()) if own and not own[0].is_meta else 0  # Nystromformer's is 2
     names = tuple(inspect.signature(body(model).forward).parameters)
     derive = not counted and "position_ids" in names
     return (
         model.register_forward_pre_hook(partial(_check_call, written_out), with_kwargs=True),
-        body(model).register_forward_pre_hook(partial(_prepare, names, derive, written_out), with_kwargs=True),
+        body(model).register_forward_pre_hook(partial(_prepare, names, derive, first, written_out), with_kwargs=True),
     )
 
 
@@ -59,8 +61,8 @@ def _check_call(written_out: bool, module: PreTrainedModel, args: tuple[Any, ...
 
 
 def _prepare(
-    names: tuple[str, ...], derive: bool, written_out: bool, module: PreTrainedModel, args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    names: tuple[str, ...], derive: bool, first: int, written_out: bool, module: PreTrainedModel,
+    args: tuple[Any, ...], kwargs: dict[str, Any],
 ) -> Any:  # fmt: skip
     """The call's arguments with the positions of its mask; None, for no change, under another implementation."""
     remember_when_checkpointing(module)
@@ -81,7 +83,9 @@ def _prepare(
     if given.get("position_ids") is not None:
         return None
     read, new = 0 if cache is None else int(cache.get_seq_length()), inputs.shape[1]
-    positions = (mask.bool().long().cumsum(-1) - 1).clamp(min=0)  # a number above 1 marks a valid token too
+    valid = mask.bool().int()  # a number above 1 marks a valid token too
+    at = torch.arange(mask.shape[1], device=mask.device)
+    positions = (at - valid.argmax(-1, keepdim=True)).clamp(min=0) + first  # padding at the right goes on counting
     # A mask may be as long as a key-value cache of fixed size, or only as long as the new tokens.
     positions = positions[:, read : read + new] if mask.shape[1] >= read + new else positions[:, -new:]
     if hasattr(module, "get_rope_index"):  # image positions have three axes; the model computes them
@@ -89,6 +93,6 @@ def _prepare(
             return None
         positions = positions.expand(3, -1, -1)
     if "position_ids" in names[: len(args)]:  # a positional None
-        at = names.index("position_ids")
-        return (*args[:at], positions, *args[at + 1 :]), kwargs
+        place = names.index("position_ids")
+        return (*args[:place], positions, *args[place + 1 :]), kwargs
     return args, {**kwargs, "position_ids": positions}

@@ -19,8 +19,8 @@ ATTACHED, UNTRACED, _HOLDERS = f"{OURS}mixers", f"{OURS}untraced", f"{OURS}holde
 _OF_AN_ENCODER = re.compile(r"(^|\.)(encoder_attn|crossattention|cross_attn|cross_attention)(\.|$)")
 #: What a user can do if a model cannot be traced.
 INSTEAD = (
-    "symground.score takes the model as transformers loads it, without symground.attach or symground.load, and "
-    "docs/models.md lists those that can be traced"
+    "symground.score takes any causal language model as transformers loads it, without symground.attach or "
+    "symground.load, and docs/models.md lists those that can be traced"
 )
 
 

@@ -198,7 +198,11 @@ def stack(model: PreTrainedModel) -> Any:
 
 
 def is_encoder_decoder(model: PreTrainedModel) -> bool:
-    return bool(getattr(model.config, "is_encoder_decoder", False))
+    """Whether a model has an encoder and a decoder beside it; an encoder alone may have the same configuration."""
+    if not getattr(model.config, "is_encoder_decoder", False):
+        return False
+    decoder = model.get_decoder()
+    return decoder is not None and decoder is not model and decoder is not model.get_encoder()
 
 
 def stacks(model: PreTrainedModel) -> dict[str, Any]:

@@ -43,15 +43,20 @@ def check_deterministic(model: PreTrainedModel) -> None:
                 "function that was put on it"
             )
         return
+    check_no_dropout(model)
+    if not _twice_the_same(model):
+        raise ValueError(
+            f"model: expected model.eval(); two passes of {type(model).__name__} over the same text differ in training"
+        )
+
+
+def check_no_dropout(model: PreTrainedModel) -> None:
+    """Refuse a model in training mode with an active dropout module, or an attribute of that name above 0."""
     for name, module in model.named_modules():
         if module.training:
             for what in _differs(module):
                 where = f"{name or type(model).__name__} {what}"
                 raise ValueError(f"model: expected model.eval(), or no dropout; {where}")
-    if not _twice_the_same(model):
-        raise ValueError(
-            f"model: expected model.eval(); two passes of {type(model).__name__} over the same text differ in training"
-        )
 
 
 def _differs(module: nn.Module) -> Iterator[str]:

@@ -80,6 +80,23 @@ CASES = {
     "SigLIP": Case(
         "SiglipVisionModel", lambda: transformers.SiglipVisionConfig(**_PICTURE), _pictures, _of_the_states, 9
     ),
+    "Whisper's encoder, a class": Case(
+        "WhisperForAudioClassification",
+        lambda: transformers.WhisperConfig(
+            vocab_size=101,
+            d_model=32,
+            encoder_layers=2,
+            decoder_layers=1,
+            encoder_attention_heads=4,
+            encoder_ffn_dim=48,
+            num_mel_bins=8,
+            max_source_positions=10,
+            pad_token_id=0,
+        ),
+        lambda: {"input_features": torch.randn(3, 8, 20)},
+        _a_class,
+        10,
+    ),
     "CLIP's vision tower": Case(
         "CLIPVisionModel", lambda: transformers.CLIPVisionConfig(**_PICTURE), _pictures, _of_the_states, 10
     ),
@@ -187,6 +204,20 @@ def test_what_is_no_loss_is_named() -> None:
         sg.trace(model, {}, loss=_a_class)
     with pytest.raises(ValueError, match="input_ids: expected ids from 0 to 100, the model's vocabulary, got 101"):
         sg.trace(model, torch.tensor([[5, 101]]), loss=_a_class)
+
+
+def test_in_training_mode_without_dropout_it_is_the_same() -> None:
+    _, ours = models(CASES["ViT"])
+    inputs = _pictures()
+    expected = sg.trace(ours, inputs, loss=_a_class)
+    for module in ours.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    found = sg.trace(ours.train(), {"pixel_values": inputs["pixel_values"].numpy()}, loss=_a_class)
+    np.testing.assert_allclose(found.saliency, expected.saliency, atol=1e-7)
+    next(module for module in ours.modules() if isinstance(module, torch.nn.Dropout)).p = 0.1
+    with pytest.raises(ValueError, match=r"expected model.eval\(\), or no dropout"):
+        sg.trace(ours, inputs, loss=_a_class)
 
 
 def test_a_model_whose_layers_mix_windows_of_the_picture_is_refused() -> None:

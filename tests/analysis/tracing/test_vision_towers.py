@@ -285,3 +285,23 @@ def test_both_towers_of_a_similarity_are_eagers(kind: str) -> None:
         gradients = torch.autograd.grad(each.sum(), of_layers, retain_graph=True)
         expected = torch.stack([(a * g).sum(1).abs() for a, g in zip(of_layers, gradients, strict=True)], 1).detach()
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["LLaVA-1.5", "Qwen2-VL"])
+def test_other_numbers_of_pictures_in_other_examples_are_refused(name: str) -> None:
+    """Two pictures of the first example and none of the second are as many as one of each."""
+    _, twin = pair(FAMILIES[name])
+    ours, given = sg.attach(twin, parts=("text", "vision")), batch(FAMILIES[name], None)
+    ids = given["input_ids"]
+    both = torch.cat([ids[0], ids[1][3:]])[None]
+    none = torch.where(both == IMAGE, 5, both)
+    uneven = {**given, "input_ids": torch.cat([both, none])}
+    uneven["attention_mask"] = torch.ones_like(uneven["input_ids"])
+    if "mm_token_type_ids" in given:
+        uneven["mm_token_type_ids"] = (uneven["input_ids"] == IMAGE).long()
+    with pytest.raises(ValueError, match="expected the same number of pictures in each example, since a vision tower"):
+        sg.trace(ours, targets=TARGETS, **uneven)
+    with pytest.raises(ValueError, match="layer 2 is of the vision tower, which reads pictures, not examples"):
+        sg.ablate(ours, [[(2, 1)], []])
+    with sg.ablate(ours, [[(0, 1)], []]), torch.no_grad():  # heads of the text
+        ours(**given)

@@ -99,7 +99,7 @@ def test_what_is_refused_is_left_as_it_was_and_said_what_to_do_with(name: str) -
     with pytest.raises(ValueError, match=f"model: .*{why}") as refusal:
         sg.attach(model)
     if "logits" not in why:  # the lens also refuses a model whose logits are not the head's product
-        assert "symground.score takes the model as transformers loads it" in str(refusal.value)
+        assert "symground.score takes any causal language model as transformers loads it" in str(refusal.value)
     with torch.no_grad():
         assert torch.equal(model(ids()).logits, before)
     assert not [n for m in model.modules() for n in vars(m) if n.startswith("_symground")]

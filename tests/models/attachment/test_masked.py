@@ -133,3 +133,42 @@ def test_a_layer_that_runs_again_only_later_is_refused_by_the_trace() -> None:
     sg.trace(model, ids[:, :7], torch.tensor([5, 7]))
     with pytest.raises(ValueError, match="layer 1 of LlamaForCausalLM runs 2 times in a forward pass"):
         sg.trace(model, ids, torch.tensor([5, 7]))
+
+
+@pytest.mark.parametrize("name", ["Nystromformer", "IBert", "Bert", "Roberta"])
+def test_a_mask_without_padding_changes_nothing(name: str) -> None:
+    """Wherever a model's own positions begin."""
+    more = {"num_landmarks": 64, "segment_means_seq_len": 64} if name == "Nystromformer" else {}
+    config = getattr(transformers, f"{name}Config")(**SIZES, **more)
+    _, ours = twins(getattr(transformers, f"{name}ForMaskedLM"), config)
+    ids, mask = padded("right", 3)
+    with torch.no_grad():
+        for given in (torch.ones_like(mask), mask):
+            before = ours(ids, attention_mask=given).logits[given.bool()]
+            sg.attach(ours)
+            torch.testing.assert_close(
+                ours(ids, attention_mask=given).logits[given.bool()], before, atol=1e-4, rtol=1e-4
+            )
+            sg.detach(ours)
+
+
+def test_layers_that_say_otherwise_are_causal_by_their_mask() -> None:
+    """With and without a mask, as in eager attention; under SDPA a layer without a mask goes by itself."""
+    config = transformers.GPT2Config(vocab_size=101, n_embd=32, n_layer=2, n_head=4, pad_token_id=0)
+    eager, ours = twins(transformers.GPT2LMHeadModel, config)
+    for model in (eager, ours):
+        for block in model.transformer.h:
+            block.attn.is_causal = False
+    sg.attach(ours)
+    ids, mask = padded("right", 3)
+    for given in (None, torch.ones_like(mask), mask):
+        seen = torch.ones_like(mask).bool() if given is None else given.bool()
+        with torch.no_grad():
+            expected = eager(ids, attention_mask=given).logits
+            torch.testing.assert_close(
+                ours(ids, attention_mask=given).logits[seen], expected[seen], atol=1e-4, rtol=1e-4
+            )
+        traced = sg.trace(ours, ids, torch.tensor([5, 7]), given)
+        p = (seen * torch.arange(9)).amax(-1)
+        surprisal = -expected[torch.arange(2), p].log_softmax(-1)[torch.arange(2), torch.tensor([5, 7])]
+        torch.testing.assert_close(torch.tensor(traced.surprisal.values), surprisal, atol=1e-4, rtol=1e-4)
