@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.probing import Asked, Examples, ImageQuestions, Probes
+from symground.analysis.tracing import inputs_of
 from symground.errors import choice, described
 from symground.models import mixers
 from symground.models.hooks import body, device_of, head_outputs
@@ -125,4 +126,4 @@ def _rows(reference: Reference, mode: str, model: PreTrainedModel | None = None)
         raise ValueError(f"reference: expected input_ids of shape [N,T], got {got}")
     mask = inputs.get("attention_mask")
     valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-    return _Rows(ids, valid, lambda part: {name: value[part] for name, value in inputs.items()})
+    return _Rows(ids, valid, inputs_of(inputs, None, len(ids), len(ids) if mode == "resample" else _BATCH))

@@ -314,3 +314,29 @@ def test_the_documented_families_are_the_tested_ones() -> None:
     page = (Path(symground.__file__).resolve().parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
     parts = re.split(r"^## ", page, flags=re.M)
     assert set(re.findall(r"^\| ([^|-]+[^|]*?) \|", parts[1], re.M)[1:]) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", ["LLaVA-1.5", "Qwen2-VL"])
+def test_means_of_heads_over_questions_with_pictures(name: str) -> None:
+    """The reference is what a processor returns, in which Qwen's patches are not as many as the examples."""
+    eager, twin = pair(FAMILIES[name])
+    ours, given = sg.attach(twin), batch(FAMILIES[name], "right")
+    valid = given["attention_mask"].bool()
+    projection = next(m for n, m in eager.named_modules() if n.endswith("language_model.layers.1.self_attn.o_proj"))
+    kept: list[Tensor] = []
+    hook = projection.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+    with torch.no_grad():
+        eager(**given)
+    hook.remove()
+    mean = kept[0].unflatten(-1, (4, 8))[valid][:, 2].mean(0)
+
+    def replaced(_: torch.nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        heads = args[0].unflatten(-1, (4, 8)).clone()
+        heads[:, :, 2] = mean
+        return (heads.flatten(-2),)
+
+    projection.register_forward_pre_hook(replaced)
+    with torch.no_grad(), sg.ablate(ours, [(1, 2)], "mean", given):
+        found = ours(**given).logits[valid]
+    with torch.no_grad():
+        torch.testing.assert_close(found, eager(**given).logits[valid], atol=1e-4, rtol=1e-4)
