@@ -155,8 +155,8 @@ class _Watch(TorchFunctionMode):
             object.__setattr__(self.module, _LEARNT, True)
         elif batch > 1 and (folded or batch == heads) and not is_learnt(self.module):
             raise ValueError(
-                f"model: {type(self.module).__name__} does not show whether its first dimension is the examples or the "
-                "heads; symground.trace with a loss finds out, and one example at a time needs no answer"
+                f"model: {type(self.module).__name__} does not show whether its first dimension, of {batch}, is the "
+                "examples or the heads; symground.trace with a loss finds out, if that is the number of examples"
             )
 
     def _einsum(self, equation: str, x: Tensor, y: Tensor) -> Scores | None:
