@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -37,7 +36,7 @@ def attention_layers(model: PreTrainedModel) -> tuple[Mixer, ...]:
     found = []
     for layer, module, role in _attentions(model):
         config = getattr(module, "config", None)
-        for applies, variant in _unlike(module, config):
+        for applies, variant in _unlike(module):
             if applies:
                 raise ValueError(f"model: {name} {variant}, which symground does not support; {INSTEAD}")
         counts = [getattr(module, of, None) for of in ("num_heads", "num_attention_heads", "n_heads", "n_head")]
@@ -121,7 +120,7 @@ def _what_mixes(model: PreTrainedModel) -> list[str]:
     )
 
 
-def _unlike(module: nn.Module, config: Any) -> Iterator[tuple[bool, str]]:
+def _unlike(module: nn.Module) -> Iterator[tuple[bool, str]]:
     """For each difference from `ops.attention`: whether the attention module has it, and its name."""
     kind = type(module)
     yield (getattr(module, "head_dim", None) or 0) > MAX_HEAD_SIZE, f"has heads wider than {MAX_HEAD_SIZE}"
