@@ -45,7 +45,7 @@ from symground.models.architectures import grids_of, is_learnt, is_written_out, 
 from symground.models.attachment import untraced
 from symground.models.hooks import Tap, device_of, head_outputs, is_encoder_decoder, tapped, vision_tower
 from symground.models.passes import check_names
-from symground.models.trials import check_deterministic, check_no_dropout, surprisal_of
+from symground.models.trials import check_deterministic, surprisal_of
 from symground.running import progress
 
 #: Kind of layer → the prefix of its variables.
@@ -201,10 +201,7 @@ def _trace(
     def output(at: slice) -> Any:
         return run(inputs(at))
 
-    if model.get_output_embeddings() is not None or not any(module.training for module in model.modules()):
-        check_deterministic(model)
-    else:
-        check_no_dropout(model)  # the trial of the others reads words
+    check_deterministic(model)
     if any(is_written_out(mixer.module) and not is_learnt(mixer.module) for mixer in layers if mixer.kind != "vision"):
         with head_outputs(layers), twins_pass(), torch.no_grad():
             run(_twice(inputs(slice(0, 1)), count))

@@ -13,14 +13,13 @@ from symground.models.trials.output_head import (
     trial_ids,
     verified_readout,
 )
-from symground.models.trials.reproducibility import check_deterministic, check_lengths, check_no_dropout, stretch_of
+from symground.models.trials.reproducibility import check_deterministic, check_lengths, stretch_of
 
 __all__ = [
     "Readout",
     "agree",
     "check_deterministic",
     "check_lengths",
-    "check_no_dropout",
     "hidden_states",
     "logits_given_by",
     "looks_ahead",
