@@ -7,21 +7,25 @@ diagonal term, nor the short convolution before SSD, which mixes up to four neig
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import silu
 from transformers import Cache, PreTrainedModel
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer, MambaRMSNormGated
 
 from symground import ops
-from symground.models.hooks import Mixer, check_batch, shown, ssd_row, tap_of
+from symground.models.hooks import check_batch, shown, ssd_row, tap_of
 from symground.ops.attention.mixing import key_range_of
 from symground.ops.mamba2.layer import step_sizes
 
-#: transformers' classes that compute exactly what `MambaMixer` computes. Falcon-H1's, for one, scales its parts.
-_ALIKE = ("Mamba2Mixer", "BambaMixer", "GraniteMoeHybridMambaLayer", "NemotronHMamba2Mixer", "Zamba2MambaMixer")
+#: transformers' classes that compute exactly what `MambaMixer` computes.
+_ALIKE = (
+    "Mamba2Mixer", "BambaMixer", "FalconH1Mixer", "GraniteMoeHybridMambaLayer", "NemotronHMamba2Mixer",
+    "Zamba2MambaMixer",
+)  # fmt: skip
 if TYPE_CHECKING:
     _Base = Mamba2Mixer  # what a subclass of `MambaMixer` has beside
 else:
@@ -63,7 +67,7 @@ class MambaMixer(_Base):
             return whole
         check_batch(tap, len(hidden_states))
         key_range = None if attention_mask is None else key_range_of(attention_mask)
-        z, xbc, dt = self.in_proj(hidden_states).split([self.intermediate_size, self.conv_dim, heads], -1)
+        z, xbc, dt = self._projected(hidden_states).split([self.intermediate_size, self.conv_dim, heads], -1)
         if attention_mask is not None:  # otherwise the convolution would mix padding into the text
             xbc = xbc * attention_mask[..., None].bool()  # a number above 1 marks a valid token too
         before = None
@@ -89,8 +93,17 @@ class MambaMixer(_Base):
             y = y + ssd_row(tap.row_probe, x, dt, a, b, c, key_range)
         y = y + self.D.to(y.dtype)[:, None] * x  # [B,T,H,P]
         y = shown(tap, y if tap.gate is None else ops.gate_heads(y, tap.gate))
-        out: Tensor = self.out_proj(self.norm(y.flatten(2), z).to(hidden_states.dtype))
+        norm: nn.Module = self.norm
+        y = y.flatten(2)
+        y = y * silu(z) if isinstance(norm, nn.Identity) else norm(y, z)  # Falcon-H1 may have no norm
+        out: Tensor = self.out_proj(y.to(hidden_states.dtype))
         return out
+
+    def _projected(self, hidden_states: Tensor) -> Tensor:
+        """Gate, inputs and step sizes side by side; Falcon-H1 scales what it projects, and each part of the result."""
+        scale, scales = getattr(self, "ssm_in_multiplier", None), getattr(self, "mup_vector", None)
+        out: Tensor = self.in_proj(hidden_states if scale is None else hidden_states * scale)
+        return out if scales is None else out * scales
 
     def _remember(self, cache: Cache, xbc: Tensor, key_range: Tensor | None) -> Tensor:
         """The K-1 inputs before these positions [B,K-1,C]; the cache keeps each example's last K."""
@@ -130,15 +143,15 @@ def _is_mamba2(module: nn.Module) -> bool:
     return alike or isinstance(module, MambaMixer)
 
 
-def mamba_mixers(model: PreTrainedModel, but: Set[int] = frozenset()) -> tuple[Mixer, ...]:
-    """The Mamba-2 mixers of a model's layers ``but`` some.
+def mamba_mixers(model: PreTrainedModel) -> Iterator[Any]:
+    """The Mamba-2 mixers of a model. Their class is changed to `MambaMixer` in place; the weights do not change.
 
-    Their class is changed to `MambaMixer` in place; the weights do not change.
+    Raises:
+        ValueError: a mixer's groups do not divide its heads.
     """
-    found = []
     module: Any
     for module in model.modules():
-        if _is_mamba2(module) and module.layer_idx not in but:
+        if _is_mamba2(module):
             if module.num_heads % module.n_groups:
                 raise ValueError(
                     f"model: expected n_groups to divide num_heads = {module.num_heads}, got {module.n_groups}"
@@ -146,8 +159,7 @@ def mamba_mixers(model: PreTrainedModel, but: Set[int] = frozenset()) -> tuple[M
             if not isinstance(module, MambaMixer):
                 own: type[nn.Module] = type(module)
                 module.__class__ = _ours(own)
-            found.append(Mixer(module.layer_idx, module.num_heads, module))
-    return tuple(found)
+            yield module
 
 
 def give_back_mamba(model: nn.Module) -> None:

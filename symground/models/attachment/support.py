@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -20,18 +21,28 @@ _BESIDE = re.compile("norm|rotary|embedding|mlp|feedforward|experts|router|model
 
 
 def mixers_of(model: PreTrainedModel) -> tuple[Mixer, ...]:
-    """The mixers of a model, of attention and Mamba-2, ordered by layer.
+    """The mixers of a model, of attention and Mamba-2, ordered by their numbers.
 
-    A layer that has both (Falcon-H1, Zamba2) is that of its attention.
+    Those of the text have the model's numbers. The Mamba-2 of layers that have attention too (Falcon-H1, Zamba2) is
+    numbered on after all layers of the text, by its layer, and a vision tower after these.
     """
-    attention = attention_layers(model)
-    of_mamba = mamba_mixers(model, but={mixer.layer for mixer in attention})
-    if not attention and not of_mamba:
+    of_text, of_vision = attention_layers(model)
+    mamba = list(mamba_mixers(model))
+    if not (of_text or of_vision or mamba):
         raise ValueError(_unknown(model, _what_mixes(model)))
-    return tuple(sorted((*attention, *of_mamba), key=lambda mixer: mixer.layer))
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)  # some may be of another kind
+    after = max([layers, *(mixer.layer + 1 for mixer in of_text), *(module.layer_idx + 1 for module in mamba)])
+    with_attention = {mixer.layer for mixer in of_text}
+    for module in mamba:
+        number = module.layer_idx + (after if module.layer_idx in with_attention else 0)
+        of_text.append(Mixer(number, module.num_heads, module))
+    after = max([after, *(mixer.layer + 1 for mixer in of_text)])
+    of_vision = [replace(mixer, layer=after + n) for n, mixer in enumerate(of_vision)]
+    return tuple(sorted((*of_text, *of_vision), key=lambda mixer: mixer.layer))
 
 
-def attention_layers(model: PreTrainedModel) -> tuple[Mixer, ...]:
+def attention_layers(model: PreTrainedModel) -> tuple[list[Mixer], list[Mixer]]:
+    """The attention of the text, with its numbers, and of a vision tower, counted from 0."""
     name = type(model).__name__
     found = []
     for layer, module, role in _attentions(model):
@@ -44,14 +55,15 @@ def attention_layers(model: PreTrainedModel) -> tuple[Mixer, ...]:
         if not isinstance(heads, int) or (config is None and not is_written_out(module)):
             raise ValueError(_unknown(model, [type(module).__name__]))
         found.append(Mixer(layer, heads, module, role))
-    return tuple(found)
+    of_text = [mixer for mixer in found if mixer.kind != "vision"]
+    return of_text, [mixer for mixer in found if mixer.kind == "vision"]
 
 
 def _attentions(model: PreTrainedModel) -> list[tuple[int, nn.Module, str]]:
     """(number, module, role) of each attention; if the modules have no number (layer_idx), they are counted.
 
-    All attentions of an encoder-decoder are counted, and those of a vision tower after those of the text. Attention
-    that is written out is found where no module of its role calls an attention function.
+    All attentions of an encoder-decoder are counted, and so are those of a vision tower. Attention that is written out
+    is found where no module of its role calls an attention function.
     """
     named = {
         module: "cross" if is_cross_attention(path, module) else role
@@ -72,10 +84,8 @@ def _attentions(model: PreTrainedModel) -> list[tuple[int, nn.Module, str]]:
     numbers = [_number(module, paths[module]) for module in of_text]
     given = [(n, module, named[module]) for n, module in zip(numbers, of_text, strict=True) if n is not None]
     given = given or [(n, module, named[module]) for n, module in enumerate(of_text)]
-    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)  # some may be of another kind
-    first = max([layers, *(n + 1 for n, *_ in given)])
     of_vision = [module for module in found if named[module] == "vision"]
-    return given + [(first + n, module, "vision") for n, module in enumerate(of_vision)]
+    return given + [(n, module, "vision") for n, module in enumerate(of_vision)]
 
 
 def _number(module: nn.Module, path: str) -> int | None:
