@@ -230,11 +230,13 @@ def run_pass(
         lost, count = list(probes.unreached.values()), len(probes.leaves)
     if loss.name == "loss" and lost and len(lost) == count:
         raise ValueError("loss: expected a number that depends on the model's output, got one that depends on no layer")
-    if not all(_leads_nowhere(part, layer, lost) for part, layer in lost):
+    unread = [part.layers[layer] for part, layer in lost if not _leads_nowhere(part, layer, lost)]
+    if unread:
+        names = ", ".join(sorted({f"layer {mixer.layer} ({type(mixer.module).__name__})" for mixer in unread}))
         raise ValueError(
-            "model: the gradient does not reach every layer's attention; a layer may not lead to the loss, or have no "
-            "backward pass (linear layers that quantise their inputs to int8 have none), and activation checkpointing, "
-            'if it is on, needs gradient_checkpointing_kwargs={"use_reentrant": False}'
+            f"model: the gradient does not reach every layer's attention: not that of {names}; such a layer may not "
+            "lead to the loss, run without gradients (torch.no_grad, or linear layers that quantise their inputs to "
+            'int8), or be checkpointed otherwise than with gradient_checkpointing_kwargs={"use_reentrant": False}'
         )
     for part, layer in lost:
         part.results.nothing(part.at(at), layer, part.layers[layer].heads)

@@ -285,11 +285,19 @@ def _sizes(
         once = len(several) == 1 and all(len(each) == 1 for each in of_kind)
         times, rest = divmod(several[0][0], examples) if once else (0, 0)
         if not times or rest or (times > 1 and kind != "vision_"):
+            pairs = {(queries, keys) for _, queries, keys in several}
+            if any(len(each) > 1 for each in of_kind):
+                cause = "a layer that runs several times in a pass (ALBERT's) is not traced"
+            elif any(not each for each in of_kind):
+                cause = "a layer that these inputs do not reach is not traced"
+            elif len(pairs) > 1:
+                cause = "layers that mix different positions (latents, windows, a predictor) are not traced together"
+            else:
+                cause = "several choices of an example, or other numbers of pictures in other examples, are not traced"
             raise ValueError(
                 "model: expected layers that mix the same positions of each example once, got (examples, queries, "
-                f"keys) {several} in {sum(map(bool, of_kind))} of {len(of_kind)} layers, for a batch of {examples}: a "
-                "layer that runs several times (ALBERT's), several choices of an example, or other numbers of pictures "
-                "in other examples are not traced"
+                f"keys) {several} in {sum(map(bool, of_kind))} of {len(of_kind)} layers, for a batch of {examples}: "
+                + cause
             )
         sizes[kind] = times, *several[0][1:]
     return sizes

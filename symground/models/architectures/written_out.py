@@ -151,7 +151,11 @@ class _Watch(TorchFunctionMode):
         if getattr(_RUNNING, "twins", False) and batch == 2:
             first, second = query.detach()
             if not torch.allclose(first, second, rtol=1e-3, atol=1e-5):
-                raise refused(self.module, "have the examples of a head side by side in place of an example's heads")
+                raise refused(
+                    self.module,
+                    "have other queries for two equal examples, as if the examples of a head were side by side in "
+                    "place of an example's heads, or as if the pass were random",
+                )
             object.__setattr__(self.module, _LEARNT, True)
         elif batch > 1 and (folded or batch == heads) and not is_learnt(self.module):
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -64,7 +65,9 @@ class _Before(NamedTuple):
 
     configs: tuple[tuple[PreTrainedConfig, str | None], ...]
     """Each configuration and its attention implementation."""
-    hooks: tuple[RemovableHandle, ...]
+    hooks: tuple[RemovableHandle, ...] = ()
+    pools: tuple[tuple[Any, PreTrainedConfig], ...] = ()
+    """Modules that have a configuration of their own meanwhile, and the one that they had."""
 
 
 def attach(model: M, parts: Sequence[str] | None = None) -> M:
@@ -109,7 +112,7 @@ def attach(model: M, parts: Sequence[str] | None = None) -> M:
         again = False
     if not again:
         before = tuple((config, config._attn_implementation) for config in _configs(model))
-        object.__setattr__(model, _BEFORE, _Before(before, ()))
+        object.__setattr__(model, _BEFORE, _Before(before))
     object.__setattr__(model, WITH_VISION, with_vision)
     try:
         found = mixers_of(model)
@@ -119,6 +122,7 @@ def attach(model: M, parts: Sequence[str] | None = None) -> M:
         calling = [m for m in found if not isinstance(m.module, MambaMixer) and m not in written_out]
         if calling:
             _set_implementation(model, calling)
+            _leave_others(model, calling, bool(written_out))
         packed = [mixer.module for mixer in found if mixer.kind == "vision" and is_packed(mixer.module)]
         pictures = pack(vision_tower(model), packed) if packed else ()
         check_in_use(model, found, "takes no attention function of transformers")
@@ -126,7 +130,7 @@ def attach(model: M, parts: Sequence[str] | None = None) -> M:
         check_layers(model, found, "are not in the order of their numbers (layer_idx)")
         if not again:
             hooks = (*hook_calls(model, bool(written_out)), *watch(written_out), *pictures)
-            object.__setattr__(model, _BEFORE, _Before(before, hooks))
+            object.__setattr__(model, _BEFORE, getattr(model, _BEFORE)._replace(hooks=hooks))
         for part in stacks(model).values():
             fuse_gelu(part)
         remember(model, found)
@@ -162,8 +166,13 @@ def _try(model: PreTrainedModel, found: tuple[Mixer, ...], written_out: list[Mix
         if not is_encoder_decoder(model):
             verified_readout(model)
         _verify_heads(model, found, written_out)
-    except ValueError:
-        raise
+    except ValueError as error:
+        if not str(error).startswith("attention_mask:"):
+            raise
+        raise ValueError(  # which the model made, since none was given to it
+            f"model: {type(model).__name__} gives {_raised_in(error)} a mask that symground does not take ({error}); "
+            f"{INSTEAD}"
+        ) from error
     except Exception as error:
         raise ValueError(
             f"model: {_raised_in(error)} of {type(model).__name__} reads its mask or its attention's result otherwise "
@@ -248,6 +257,8 @@ def detach(model: M) -> M:
     if before is not None:
         for handle in before.hooks:
             handle.remove()
+        for module, config in before.pools:
+            module.config = config
         for config, implementation in before.configs:
             if config._attn_implementation in (NAME, UNPADDED, PACKED):
                 config._attn_implementation_internal = implementation
@@ -269,6 +280,29 @@ def _set_implementation(model: PreTrainedModel, calling: Sequence[Mixer]) -> Non
         for part in stacks(model).values():  # their configurations are copies of the model's
             for config in _configs(part):
                 config._attn_implementation = NAME
+
+
+def _leave_others(model: PreTrainedModel, calling: Sequence[Mixer], written_out: bool) -> None:
+    """Leave the masks of attention that symground does not compute to the implementation from before.
+
+    It is that of modules which pool by torch's own attention (Siglip-2's), and of attention that is written out.
+    """
+    before: _Before = getattr(model, _BEFORE)
+    given = {id(config): implementation for config, implementation in before.configs}
+    used = {id(mixer.module.config) for mixer in calling}
+    for config in _configs(model) if written_out else ():
+        if id(config) not in used and id(config) in given:
+            config._attn_implementation_internal = given[id(config)]
+    known, pools = {module for module, _ in before.pools}, list(before.pools)
+    module: Any
+    for module in (module for of in stacks(model).values() for module in of.modules()):
+        own: Any = getattr(module, "config", None)
+        pooling = any(isinstance(part, nn.MultiheadAttention) for part in module.children())
+        if pooling and module not in known and id(own) in used:
+            pools.append((module, own))
+            module.config = copy.copy(own)
+            module.config._attn_implementation_internal = given[id(own)]
+    object.__setattr__(model, _BEFORE, before._replace(pools=tuple(pools)))
 
 
 def _configs(model: nn.Module) -> list[PreTrainedConfig]:

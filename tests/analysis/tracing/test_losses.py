@@ -44,6 +44,14 @@ def _pictures() -> dict[str, Tensor]:
     return {"pixel_values": torch.randn(3, 3, 12, 12)}
 
 
+def _padded_pictures() -> dict[str, Tensor]:
+    """Of twelve, twelve and nine patches of 4 × 4 points."""
+    mask = torch.ones(3, 12, dtype=torch.long)
+    mask[2, 9:] = 0
+    shapes = torch.tensor([[3, 4], [2, 6], [3, 3]])
+    return {"pixel_values": torch.randn(3, 12, 48), "pixel_attention_mask": mask, "spatial_shapes": shapes}
+
+
 def _a_class(out: Any) -> Tensor:
     return out.logits[:, 1]
 
@@ -79,6 +87,15 @@ CASES = {
     "DINOv3": Case("DINOv3ViTModel", lambda: transformers.DINOv3ViTConfig(**_PICTURE), _pictures, _of_the_pool, 10),
     "SigLIP": Case(
         "SiglipVisionModel", lambda: transformers.SiglipVisionConfig(**_PICTURE), _pictures, _of_the_states, 9
+    ),
+    "SigLIP-2, pictures of several sizes": Case(
+        "Siglip2VisionModel",
+        lambda: transformers.Siglip2VisionConfig(
+            **{name: _PICTURE[name] for name in _PICTURE if name != "image_size"}, num_patches=16
+        ),
+        _padded_pictures,
+        _of_the_pool,
+        12,
     ),
     "Whisper's encoder, a class": Case(
         "WhisperForAudioClassification",
@@ -126,12 +143,13 @@ def test_a_loss_is_traced_as_by_eager_autograd(name: str) -> None:
     groups = {"first": first, "rest": ~first}
     traced = sg.trace(ours, inputs, loss=case.loss, groups=groups, batch_size=2)
     np.testing.assert_allclose(traced.loss, each.detach(), atol=1e-4, rtol=1e-4)
-    seen = inputs.get("attention_mask", torch.ones(3, case.positions))[:, None, :, None].bool().numpy()
+    mask = next((x for name, x in inputs.items() if name.endswith("attention_mask")), torch.ones(3, case.positions))
+    seen = mask[:, None, :, None].bool().numpy()
     np.testing.assert_allclose(traced.saliency * seen, signed.sum(2).abs().numpy() * seen, atol=1e-5, rtol=1e-3)
     flow = signed.abs()[..., 0, 1:].sum(-1)  # from the first position to the others
     found = traced.flow.sel(query_group="first", key_group="rest")
     np.testing.assert_allclose(found, flow, atol=1e-5, rtol=1e-3)
-    if "attention_mask" not in inputs:
+    if bool((mask == 1).all()):
         np.testing.assert_allclose(traced.matrix_total, signed.abs().sum((-1, -2)), atol=1e-5, rtol=1e-3)
 
 
@@ -227,3 +245,68 @@ def test_a_model_whose_layers_mix_windows_of_the_picture_is_refused() -> None:
     model = sg.attach(transformers.SwinForImageClassification(config).eval())
     with pytest.raises(ValueError, match="model: "):
         sg.trace(model, {"pixel_values": torch.randn(2, 3, 16, 16)}, loss=_a_class)
+
+
+def _perceiver() -> tuple[PreTrainedModel, dict[str, Tensor], Callable[[Any], Tensor]]:
+    sizes = {"d_latents": 32, "d_model": 32, "num_latents": 6, "num_blocks": 1, "num_self_attends_per_block": 2}
+    heads = {"num_self_attention_heads": 4, "num_cross_attention_heads": 4}
+    config = transformers.PerceiverConfig(**sizes, **heads, vocab_size=101, max_position_embeddings=16)
+    inputs = {"input_ids": torch.randint(1, 101, (2, 16))}
+    return transformers.PerceiverForMaskedLM(config), inputs, lambda out: out.logits[:, 0, 0]
+
+
+def _vjepa2() -> tuple[PreTrainedModel, dict[str, Tensor], Callable[[Any], Tensor]]:
+    predictor = {"pred_hidden_size": 32, "pred_num_attention_heads": 4, "pred_num_hidden_layers": 2}
+    config = transformers.VJEPA2Config(**_PICTURE, crop_size=12, frames_per_clip=4, **predictor)
+    return transformers.VJEPA2Model(config), {"pixel_values_videos": torch.randn(2, 4, 3, 12, 12)}, _of_the_states
+
+
+def _clipseg() -> tuple[PreTrainedModel, dict[str, Tensor], Callable[[Any], Tensor]]:
+    decoder = {"reduce_dim": 16, "decoder_num_attention_heads": 4, "decoder_intermediate_size": 32}
+    text = {**_TEXT, "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 2}
+    config = transformers.CLIPSegConfig(
+        text_config=text, vision_config=_PICTURE, projection_dim=16, extract_layers=[0, 1], **decoder
+    )
+    inputs = {"input_ids": torch.randint(1, 101, (2, 5)), "pixel_values": torch.randn(2, 3, 12, 12)}
+    return transformers.CLIPSegForImageSegmentation(config), inputs, lambda out: out.logits.flatten(1)[:, 0]
+
+
+def _vilt() -> tuple[PreTrainedModel, dict[str, Tensor], Callable[[Any], Tensor]]:
+    model = transformers.ViltForQuestionAnswering(transformers.ViltConfig(**_TEXT, image_size=12, patch_size=4))
+    inputs = {"input_ids": torch.randint(1, 101, (2, 5)), "pixel_values": torch.randn(2, 3, 12, 12)}
+    return model, inputs, lambda out: out.logits[:, 0]
+
+
+@pytest.mark.filterwarnings("ignore:.*also mixes positions by")
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (_perceiver, "layers that mix different positions"),
+        (_vjepa2, "layers that mix different positions"),
+        (_clipseg, r"not that of layer 2 \(CLIPSegAttention\), .* run without gradients"),
+        (_vilt, "or as if the pass were random"),
+    ],
+)
+def test_a_model_that_cannot_be_traced_is_refused_by_its_reason(
+    made: Callable[[], tuple[PreTrainedModel, dict[str, Tensor], Callable[[Any], Tensor]]], said: str
+) -> None:
+    """Latents; a predictor beside the encoder; a vision tower under no_grad; patches in a random order."""
+    torch.manual_seed(0)
+    model, inputs, loss = made()
+    ours = sg.attach(model.eval(), ("text", "vision") if made is _clipseg else None)
+    with pytest.raises(ValueError, match=said):
+        sg.trace(ours, inputs, loss=loss)
+
+
+def test_a_pooling_head_has_the_mask_that_it_had_before_attaching() -> None:
+    """Siglip-2's head makes a mask by the configuration of its tower, for torch's own attention."""
+    case = CASES["SigLIP-2, pictures of several sizes"]
+    eager, ours = models(case)
+    config, inputs = ours.config, case.inputs()
+    with torch.no_grad():
+        expected = eager(**inputs).pooler_output
+        torch.testing.assert_close(sg.attach(ours)(**inputs).pooler_output, expected, atol=1e-5, rtol=1e-4)
+    sg.detach(ours)
+    assert all(part.config is config for part in ours.modules() if hasattr(part, "config"))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(**inputs).pooler_output, expected, atol=1e-5, rtol=1e-4)

@@ -138,7 +138,9 @@ def test_layers_without_a_backward_pass_are_named_and_silence_all_the_same() -> 
         before = ours(ids()).logits
         with sg.ablate(ours, [(0, 1)]):
             assert not torch.allclose(ours(ids()).logits, before, atol=1e-2)
-    with pytest.raises(ValueError, match="the gradient does not reach every layer's attention; a layer may not lead"):
+    with pytest.raises(
+        ValueError, match=r"does not reach every layer's attention: not that of layer 0 \(LlamaAttention\), layer 1"
+    ):
         sg.trace(ours, ids(), TARGETS)
 
 

@@ -253,7 +253,7 @@ def _joined(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 #: Ways to write attention of [B,T,H,D] heads → [B,T,H·D], and what a refusal of it says.
 WAYS: dict[str, tuple[Any, str | None]] = {
     "einsum": (_einsum, None), "bmm": (_bmm, None), "sdpa": (_sdpa, None),
-    "heads before examples": (_heads_first, "have the examples of a head side by side"),
+    "heads before examples": (_heads_first, "as if the examples of a head were side by side"),
     "heads before examples, sdpa": (
         _sdpa_heads_first, r"mix queries of shape \[4, 2, 9, 8\] by 4 heads",
     ),
