@@ -170,8 +170,7 @@ def _try(model: PreTrainedModel, found: tuple[Mixer, ...], written_out: list[Mix
         if not str(error).startswith("attention_mask:"):
             raise
         raise ValueError(  # which the model made, since none was given to it
-            f"model: {type(model).__name__} gives {_raised_in(error)} a mask that symground does not take ({error}); "
-            f"{INSTEAD}"
+            f"model: {type(model).__name__} makes a mask that symground's attention does not take ({error}); {INSTEAD}"
         ) from error
     except Exception as error:
         raise ValueError(

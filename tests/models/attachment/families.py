@@ -75,6 +75,11 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
          "qk_nope_head_dim": 8, "v_head_dim": 12, "n_routed_experts": 4, "num_experts_per_tok": 1,
          "mlp_layer_types": ["dense", "sparse"], "moe_intermediate_size": 16},
     ),
+    "ModernBERT as a decoder": (
+        "ModernBertDecoder", "ModernBertDecoder",
+        {"local_attention": 4, "layer_types": ["sliding_attention", "full_attention"], "bos_token_id": 1,
+         "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2},
+    ),
     "RoBERTa as a decoder": (
         "Roberta", "Roberta",
         {"is_decoder": True, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},

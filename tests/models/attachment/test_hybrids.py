@@ -58,15 +58,30 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any], dict[int, str]]] = {
         "FalconH1", {**_FALCON, "mamba_rms_norm": True, "mamba_norm_before_gate": True}, _BOTH,
     ),
 }  # fmt: skip
-OTHERS = {
-    "Qwen3-Next": (
-        "Qwen3Next",
-        {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "head_dim": 8,
-         "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 2,
-         "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 4,
-         "num_experts_per_tok": 1},
-        "Qwen3NextGatedDeltaNet",
+#: Gated DeltaNet's sizes.
+_DELTA = {
+    "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 2,
+}  # fmt: skip
+_EXPERTS = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts_per_tok": 1}
+#: name → (class, settings, what is not traced)
+OTHERS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "Jamba": (
+        "Jamba",
+        {"num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2,
+         "expert_layer_period": 2, "mamba_d_state": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False},
+        "JambaMambaMixer",
     ),
+    "LFM2": ("Lfm2", {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}, "Lfm2ShortConv"),
+    "MiniMax": (
+        "MiniMax",
+        {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "num_local_experts": 2,
+         "head_dim": 8},
+        "MiniMaxLightningAttention",
+    ),
+    "OLMo-hybrid": ("OlmoHybrid", _DELTA, "OlmoHybridGatedDeltaNet"),
+    "Qwen3.5": ("Qwen3_5", {**_DELTA, "head_dim": 8}, "Qwen3_5GatedDeltaNet"),
+    "Qwen3-Next": ("Qwen3Next", {**_DELTA, **_EXPERTS, "head_dim": 8, "num_experts": 4}, "Qwen3NextGatedDeltaNet"),
     "RecurrentGemma": (
         "RecurrentGemma", {"num_hidden_layers": 3, "lru_width": 32, "head_dim": 8, "attention_window_size": 4},
         "RecurrentGemmaRglru",
@@ -76,7 +91,7 @@ TARGETS = torch.tensor([5, 7])
 
 
 def pair(name: str, settings: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedModel]:
-    config = getattr(transformers, f"{name}Config")(**{**SIZES, **settings})
+    config = getattr(transformers, f"{name.replace('Qwen3_5', 'Qwen3_5Text')}Config")(**{**SIZES, **settings})
     kind = getattr(transformers, f"{name}ForCausalLM")
     return twins(kind, config)
 
@@ -202,9 +217,13 @@ def test_what_is_not_traced_is_named(name: str, tmp_path: Path) -> None:
     traced.to_netcdf(tmp_path / "trace.nc")  # whose attributes are no lists of words
     for found in (traced, xr.load_dataset(tmp_path / "trace.nc")):
         assert found.attrs["untraced"] == untraced
-    with torch.no_grad():
-        logits = eager(ids, use_cache=False).logits[:, -1].log_softmax(-1)
-    np.testing.assert_allclose(traced.surprisal, -logits[torch.arange(2), TARGETS], atol=1e-4, rtol=1e-4)
+    out = eager(ids, use_cache=False, output_attentions=True)
+    surprisal = -out.logits[:, -1].log_softmax(-1)[torch.arange(2), TARGETS]
+    np.testing.assert_allclose(traced.surprisal, surprisal.detach(), atol=1e-4, rtol=1e-4)
+    attentions = [a for a in out.attentions if a is not None and a.shape[1:] == (4, 9, 9)]
+    gradients = torch.autograd.grad(surprisal.sum(), attentions)
+    signed = torch.stack([(a * g).sum(1).abs() for a, g in zip(attentions, gradients, strict=True)], 1)
+    np.testing.assert_allclose(traced.saliency, signed.detach(), atol=1e-5, rtol=1e-3)
 
 
 class Running(torch.nn.Module):
