@@ -98,9 +98,9 @@ class Reader:
             seen = out.last_hidden_state[:, -keep:]
         cache = getattr(out, self._cache_name) if on and self._cache_name is not None else None
         if on and _is_empty(cache):
+            hint = "; activation checkpointing in training mode switches it off: model.eval()"
             raise ValueError(
-                f"model: {type(self._model).__name__} gave no cache to go on from; activation checkpointing in "
-                "training mode switches it off: model.eval()"
+                f"model: {type(self._model).__name__} gave no cache to go on from{hint if self._model.training else ''}"
             )
         return seen, State(whole, cache)
 

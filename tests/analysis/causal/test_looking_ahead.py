@@ -79,3 +79,71 @@ def test_no_example_depends_on_a_longer_one(model: tuple[PreTrainedModel, bool],
     torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
     done = sg.intervene(attached, many, threshold=1e-6, draws=2)
     np.testing.assert_allclose(done.original, own.mean(), atol=1e-4, rtol=1e-4)
+
+
+def _surprisals(model: PreTrainedModel, examples: Any, changes: Any = None) -> np.ndarray[Any, Any]:
+    """Each example's surprisal, of its text alone; ``changes(n)`` are hooks of the pass of example n."""
+    found = []
+    for n, (ids, p) in enumerate(zip(examples.input_ids, examples.prediction, strict=True)):
+        hooks = [] if changes is None else changes(n)
+        with torch.no_grad():
+            logits = model(ids[None, : int(p) + 1]).logits[0, -1].double()
+        for hook in hooks:
+            hook.remove()
+        found.append(float(-logits.log_softmax(-1)[examples.targets[n]]))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("mode", ["zero", "resample"])
+def test_a_sweep_is_that_of_each_text_alone(model: tuple[PreTrainedModel, bool], corpus: Corpus, mode: str) -> None:
+    """The oracle puts 0, or what the head gave in the mismatched text, into the input of the output projection."""
+    attached, _ = model
+    probes = sg.probes(corpus.tokenizer)
+    lengths = probes.matched().prediction[:: len(probes.nouns)].tolist()
+    probes = probes.take_contexts([lengths.index(min(lengths)), lengths.index(max(lengths))])
+    matched, mismatched = probes.matched(), probes.mismatched()
+    ends = ("attention.output.dense", "attn.Wo", "self_attn.o_proj")
+    projections = [part for name, part in attached.named_modules() if name.endswith(ends)]
+    assert len(projections) == 2
+    given: dict[tuple[int, int], torch.Tensor] = {}
+
+    def kept(n: int) -> list[Any]:
+        def keep(layer: int) -> Any:
+            return lambda _, args: given.__setitem__((layer, n), args[0].clone())
+
+        return [part.register_forward_pre_hook(keep(layer)) for layer, part in enumerate(projections)]
+
+    _surprisals(attached, mismatched, kept)
+    before = _surprisals(attached, matched)
+    found = sg.sweep_heads(attached, probes, method="exact", mode=mode, per_example=True)
+    for layer, part in enumerate(projections):
+        for head in (0, 3):
+            columns = slice(8 * head, 8 * head + 8)
+
+            def changed(n: int, part: Any = part, layer: int = layer, columns: slice = columns) -> list[Any]:
+                def change(_: Any, args: Any) -> Any:
+                    x = args[0].clone()
+                    x[..., columns] = given[layer, n][..., columns] if mode == "resample" else 0
+                    return (x,)
+
+                return [part.register_forward_pre_hook(change)]
+
+            effect = _surprisals(attached, matched, changed) - before
+            np.testing.assert_allclose(found.sel(layer=layer, head=head), effect, atol=1e-4, rtol=1e-3)
+
+
+def test_choices_are_those_of_each_text_alone(model: tuple[PreTrainedModel, bool], corpus: Corpus) -> None:
+    attached, _ = model
+    probes = sg.probes(corpus.tokenizer)
+    matched = probes.matched()
+    own = _surprisals(attached, matched)
+    words = torch.tensor(sorted(set(matched.targets.tolist())))
+    likeliest = []
+    for ids, p in zip(matched.input_ids, matched.prediction, strict=True):
+        with torch.no_grad():
+            logits = attached(ids[None, : int(p) + 1]).logits[0, -1, words]
+        likeliest.append(float(logits.softmax(-1).max()))
+    found = sg.monitor(attached, probes).examples
+    np.testing.assert_allclose(found.probability, likeliest, atol=1e-4, rtol=1e-3)
+    steered = sg.steering(attached, probes, [1.0], draws=1)
+    np.testing.assert_allclose(steered.surprisal, own.mean(), atol=1e-4, rtol=1e-4)
