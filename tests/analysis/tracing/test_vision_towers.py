@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -110,31 +112,43 @@ def test_parts_that_a_model_lacks_are_named() -> None:
 PACKED = ("Qwen2-VL", "Qwen2.5-VL", "Qwen3-VL")
 
 
-def pictures(name: str, grids: list[list[int]]) -> dict[str, torch.Tensor]:
-    """Two questions, each with a picture of its own grid of patches; padding on the left."""
+def pictures(name: str, grids: list[list[int]], each: int = 1) -> dict[str, torch.Tensor]:
+    """Questions about ``each`` of the pictures, which have grids of patches of their own; padding on the left."""
     torch.manual_seed(1)
-    tokens = [t * h * w // 4 for t, h, w in grids]
-    length = max(tokens) + 8
-    ids = torch.randint(1, 90, (2, length))
-    mask = torch.ones_like(ids)
-    for n, count in enumerate(tokens):
-        start = length - count - 4
-        ids[n, start : start + count], ids[n, start - 1], ids[n, start + count] = IMAGE, 97, 96
-        mask[n, : start - 3] = 0
-    ids *= mask
+    texts = []
+    for n in range(0, len(grids), each):
+        text = [torch.randint(1, 90, (3,))]
+        for t, h, w in grids[n : n + each]:
+            text += [torch.tensor([97] + [IMAGE] * (t * h * w // 4) + [96]), torch.randint(1, 90, (2,))]
+        texts.append(torch.cat(text))
+    length = max(map(len, texts))
+    ids = torch.stack([torch.nn.functional.pad(text, (length - len(text), 0)) for text in texts])
     patches = sum(t * h * w for t, h, w in grids)
     return {
-        "input_ids": ids, "attention_mask": mask, "mm_token_type_ids": (ids == IMAGE).long(),
+        "input_ids": ids, "attention_mask": (ids != 0).long(), "mm_token_type_ids": (ids == IMAGE).long(),
         "pixel_values": torch.randn(patches, 96), "image_grid_thw": torch.tensor(grids),
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("grids", [[[1, 4, 4], [1, 4, 4]], [[1, 4, 6], [1, 6, 4]], [[1, 4, 8], [1, 6, 6]]], ids=str)
+def drawn_grids(seed: int) -> tuple[list[list[int]], int]:
+    """Grids of one to three pictures in each of one to three examples, and how many an example has."""
+    rng = random.Random(seed)
+    examples, each = rng.randint(1, 3), rng.randint(1, 3)
+    return [[1, 2 * rng.randint(1, 4), 2 * rng.randint(1, 4)] for _ in range(examples * each)], each
+
+
+_ALIKE, _WINDOWS = [[1, 4, 4], [1, 4, 4]], [[1, 4, 8], [1, 6, 6]]
+
+
+@pytest.mark.parametrize(
+    ("grids", "each"), [(_ALIKE, 1), ([[1, 4, 6], [1, 6, 4]], 1), (_WINDOWS, 1), *map(drawn_grids, range(4))], ids=str
+)
 @pytest.mark.parametrize("name", PACKED)
-def test_pictures_in_one_row_of_patches_are_eagers(name: str, grids: list[list[int]]) -> None:
+def test_pictures_in_one_row_of_patches_are_eagers(name: str, grids: list[list[int]], each: int) -> None:
     """Eager attention gives one matrix for each picture or window, in order; here they are put into the picture's."""
     eager, twin = pair(FAMILIES[name])
-    ours, given = sg.attach(twin, parts=("text", "vision")), pictures(name, grids)
+    ours, given = sg.attach(twin, parts=("text", "vision")), pictures(name, grids, each)
+    examples, targets = len(grids) // each, torch.tensor([5, 7, 9])[: len(grids) // each]
     tower = eager.get_encoder(modality="image")
     kept: list[torch.Tensor] = []
     attentions = [m for m in tower.modules() if type(m).__name__.endswith("Attention")]
@@ -152,12 +166,12 @@ def test_pictures_in_one_row_of_patches_are_eagers(name: str, grids: list[list[i
     AttentionInterface.register("kept", keep)
     attentions[0].config._attn_implementation_internal = "kept"
     out = eager(**given, output_attentions=True)
-    surprisal = -out.logits[:, -1].log_softmax(-1)[torch.arange(2), TARGETS]
+    surprisal = -out.logits[:, -1].log_softmax(-1)[torch.arange(examples), targets]
     flat = [*out.attentions, *kept]
     signed = [(a * g).detach() for a, g in zip(flat, torch.autograd.grad(surprisal.sum(), flat), strict=True)]
     layers = len(out.attentions)
     lengths = [t * h * w for t, h, w in grids]
-    expected = torch.zeros(2, len(attentions), 2, max(lengths), max(lengths))
+    expected = torch.zeros(len(grids), len(attentions), 2, max(lengths), max(lengths))
     for n, attention in enumerate(attentions):
         parts = [s for s, module in zip(signed[layers:], seen, strict=True) if module is attention]
         picture, at = 0, 0
@@ -167,24 +181,23 @@ def test_pictures_in_one_row_of_patches_are_eagers(name: str, grids: list[list[i
             at += size
             if at == lengths[picture]:
                 picture, at = picture + 1, 0
-        assert picture == 2
-    traced = sg.trace(ours, targets=TARGETS, rows=True, **given)
+        assert picture == len(grids)
+    traced = sg.trace(ours, targets=targets, rows=True, **given)
     np.testing.assert_allclose(traced.surprisal, surprisal.detach(), atol=1e-4, rtol=1e-4)
     valid = given["attention_mask"].bool()[:, None, :, None].numpy()
     wanted = torch.stack([s.sum(1).abs() for s in signed[:layers]], 1) * valid
     np.testing.assert_allclose(traced.saliency * valid, wanted, atol=1e-5, rtol=1e-3)
-    np.testing.assert_allclose(traced.vision_saliency[:, 0], expected.sum(2).abs(), atol=1e-5, rtol=1e-3)
-    np.testing.assert_allclose(
-        traced.vision_matrix_total[:, 0, :, :2], expected.abs().sum((-1, -2)), atol=1e-5, rtol=1e-3
-    )
-    if "2.5" in name and grids[0] != [1, 4, 4]:  # one layer of it has windows
+    expected = expected.unflatten(0, (examples, each))
+    np.testing.assert_allclose(traced.vision_saliency, expected.sum(3).abs(), atol=1e-5, rtol=1e-3)
+    np.testing.assert_allclose(traced.vision_matrix_total[..., :2], expected.abs().sum((-1, -2)), atol=1e-5, rtol=1e-3)
+    if "2.5" in name and grids == _WINDOWS:  # one layer of it has windows
         assert len(kept) > 2 * len(attentions)
     order = vision_utils.get_vision_position_ids(given["image_grid_thw"], 2)
     if "2.5" in name:
         blocks, _ = vision_utils.get_vision_window_index(given["image_grid_thw"], 2, 16, 4)
         order = order.unflatten(0, (-1, 4))[blocks].flatten(0, 1)
-    for n, (end, length) in enumerate(zip(np.cumsum(lengths), lengths, strict=True)):
-        found = np.stack([traced.patch_row[n, 0], traced.patch_column[n, 0]], -1)
+    places_found = np.stack([traced.patch_row, traced.patch_column], -1).reshape(len(grids), max(lengths), 2)
+    for found, end, length in zip(places_found, np.cumsum(lengths), lengths, strict=True):
         assert found[:length].tolist() == order[end - length : end].tolist()
         assert (found[length:] == -1).all()
 
