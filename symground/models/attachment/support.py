@@ -65,26 +65,25 @@ def _attentions(model: PreTrainedModel) -> list[tuple[int, nn.Module, str]]:
     All attentions of an encoder-decoder are counted, and so are those of a vision tower. Attention that is written out
     is found where no module of its role calls an attention function.
     """
-    named = {
-        module: "cross" if is_cross_attention(path, module) else role
-        for role, of in stacks(model).items() for path, module in of.named_modules()
-        if type(module).__name__.endswith(("Attention", "MLA")) and not is_unused(model, path, module)
-    }  # fmt: skip
+    paths, roles = {}, {}
+    for of_stack, part in stacks(model).items():
+        for path, module in part.named_modules():
+            if type(module).__name__.endswith(("Attention", "MLA")) and not is_unused(model, path, module):
+                paths[module], roles[module] = path, "cross" if is_cross_attention(path, module) else of_stack
     found = []
-    for role in dict.fromkeys(named.values()):
-        of_role = [module for module in named if named[module] == role]
+    for role in dict.fromkeys(roles.values()):
+        of_role = [module for module in roles if roles[module] == role]
         calling = [module for module in of_role if not is_written_out(module)]
-        found += calling or [m for m in of_role if not any(part in named for part in list(m.modules())[1:])]
-    order = list(named)
+        found += calling or [m for m in of_role if not any(part in roles for part in list(m.modules())[1:])]
+    order = list(roles)
     found.sort(key=order.index)
     if is_encoder_decoder(model):
-        return [(n, module, named[module]) for n, module in enumerate(found)]
-    of_text = [module for module in found if named[module] != "vision"]
-    paths = {module: path for of in stacks(model).values() for path, module in of.named_modules()}
+        return [(n, module, roles[module]) for n, module in enumerate(found)]
+    of_text = [module for module in found if roles[module] != "vision"]
     numbers = [_number(module, paths[module]) for module in of_text]
-    given = [(n, module, named[module]) for n, module in zip(numbers, of_text, strict=True) if n is not None]
-    given = given or [(n, module, named[module]) for n, module in enumerate(of_text)]
-    of_vision = [module for module in found if named[module] == "vision"]
+    given = [(n, module, roles[module]) for n, module in zip(numbers, of_text, strict=True) if n is not None]
+    given = given or [(n, module, roles[module]) for n, module in enumerate(of_text)]
+    of_vision = [module for module in found if roles[module] == "vision"]
     return given + [(n, module, "vision") for n, module in enumerate(of_vision)]
 
 
