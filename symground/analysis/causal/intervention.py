@@ -124,7 +124,7 @@ def intervene(
                 {
                     "kind": k,
                     "denominator": d,
-                    **_layers(plan, len(measure.matched.input_ids)),
+                    **_layers(model, plan, len(measure.matched.input_ids)),
                     **_compared(original, found, measure.matched.noun, seed, selected, _drawn(controls, short)),
                     "selection": s,
                     "positions": positions,
@@ -193,8 +193,9 @@ def _drawn(controls: Sequence[Plan], short: int) -> tuple[bool, float]:
     return there, short / len(controls[0][0].heads)
 
 
-def _layers(plan: Plan, examples: int) -> dict[str, float]:
-    layers = [layer for silenced in plan for own in silenced.heads for layer, _ in own]
+def _layers(model: PreTrainedModel, plan: Plan, examples: int) -> dict[str, float]:
+    depth = {mixer.layer: mixer.depth for mixer in mixers(model)}
+    layers = [depth[layer] for silenced in plan for own in silenced.heads for layer, _ in own]
     return {
         "heads_per_example": len(layers) / examples,
         "mean_layer": float(np.mean(layers)) if layers else np.nan,

@@ -113,16 +113,12 @@ def check_layers(model: Any, found: tuple[Mixer, ...], why: str) -> None:
             module for of in stacks(model).values() for path, module in _parts(of)
             if type(module) in kinds and not is_unused(model, path, module)
         ]  # fmt: skip
-        beside = {mixer.module for mixer in found if _is_beside(mixer)}  # which has a number after all layers
-        if sorted(there, key=beside.__contains__) != [mixer.module for mixer in sorted(found, key=_is_beside)]:
+        # The Mamba-2 of layers that have attention too is numbered on after all layers.
+        beside = [mixer.module for mixer in found if mixer.depth != mixer.layer]
+        if sorted(there, key=beside.__contains__) != [m.module for m in found if m.module not in beside] + beside:
             if len(set(there)) < len(there):
                 why += f": several of them share one {type(there[0]).__name__}, whose heads have a matrix in each"
             raise ValueError(f"model: the layers of {type(model).__name__} {why}")
-
-
-def _is_beside(mixer: Mixer) -> bool:
-    """Whether a Mamba-2 mixer is in a layer with attention, whose number is the layer's."""
-    return isinstance(mixer.module, MambaMixer) and mixer.layer != mixer.module.layer_idx
 
 
 def _parts(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -116,6 +116,7 @@ class Mixer:
     """One layer's mixer: its number from 0, how many heads it has, and the module."""
 
     layer: int
+    """Where a layer has attention and Mamba-2, its number is that of its attention, and its Mamba-2 has another."""
     heads: int
     module: nn.Module
     role: str = ""
@@ -130,6 +131,11 @@ class Mixer:
     def kind(self) -> str:
         """Its role if it has one, else what mixes the positions: "attention" or "mamba2"."""
         return self.role or ("mamba2" if hasattr(self.module, "A_log") else "attention")
+
+    @property
+    def depth(self) -> int:
+        """The number of the model's layer that it is in."""
+        return self.module.layer_idx if self.kind == "mamba2" else self.layer  # type: ignore[return-value]
 
     def tapped(self, **changes: Any) -> AbstractContextManager[None]:
         """A block in which the mixer has a `Tap` of these fields, in addition to the taps of other blocks."""

@@ -322,7 +322,7 @@ def test_other_numbers_of_pictures_in_other_examples_are_refused(name: str) -> N
 
 @pytest.mark.parametrize("name", ["LLaVA-1.5", "Gemma-3 with images", *PACKED])
 def test_in_bfloat16_both_parts_are_those_in_float32(name: str) -> None:
-    """Eager attention's own error in Qwen-VL's towers is 0.02 to 0.07 of the norm, by seed; two drawn sets of weights."""
+    """Eager attention's own error in Qwen-VL's towers is 0.02 to 0.07 of the norm, by the weights that are drawn."""
     for seed in range(2):
         _, twin = pair(FAMILIES[name])
         torch.manual_seed(seed)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 import symground as sg
 from benchmarks.common.twins import twins
+from symground.data import Corpus
 
 SIZES = {
     "vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -260,3 +261,36 @@ def test_padding_that_a_layer_reads_is_refused() -> None:
     ids, mask = ids_and_mask("right")
     padded, alone = sg.trace(ours, ids, TARGETS, mask), sg.trace(ours, ids[:1, :6], TARGETS[:1])
     np.testing.assert_allclose(padded.surprisal[0], alone.surprisal[0], atol=1e-5)
+
+
+def test_probes_ask_both_kinds_of_a_layer(corpus: Corpus) -> None:
+    """Heads are selected, silenced and swept under their numbers; the mean layer is that of the model's layers."""
+    _, settings, kinds = HYBRIDS["Falcon-H1"]
+    config = transformers.FalconH1Config(**{**SIZES, **settings, "vocab_size": len(corpus.tokenizer)})
+    torch.manual_seed(0)
+    model = sg.attach(transformers.FalconH1ForCausalLM(config).eval())
+    probes = sg.probes(corpus.tokenizer).take_contexts([0, 1])
+    done = sg.intervene(model, probes, threshold=1e-9, draws=1)
+    assert (done.mean_layer.dropna() < 2).all()
+    swept = sg.sweep_heads(model, probes, method="exact", per_example=True)
+    assert dict(zip(swept.layer.values.tolist(), swept.kind.values.tolist(), strict=True)) == kinds
+    matched = probes.matched()
+    length = int(matched.prediction[0]) + 1
+
+    def surprisal() -> Tensor:
+        with torch.no_grad():
+            logits = model(matched.input_ids[:1, :length], use_cache=False).logits[0, -1].double()
+        return -logits.log_softmax(-1)[matched.targets[0]]
+
+    before, mixers = surprisal(), model.model.layers[1]
+    for layer, module, columns in ((1, mixers.self_attn.o_proj, 8), (3, mixers.mamba.out_proj, 8)):
+
+        def cut(_: Any, args: Any, columns: int = columns) -> Any:
+            x = args[0].clone()
+            x[..., columns : 2 * columns] = 0
+            return (x,)
+
+        hook = module.register_forward_pre_hook(cut)
+        effect = surprisal() - before
+        hook.remove()
+        np.testing.assert_allclose(swept.sel(layer=layer, head=1)[0], effect, atol=1e-5, rtol=1e-3)
