@@ -103,6 +103,7 @@ void backward_by_heads(const Backward<T>& y, int64_t b, int64_t workers, const M
     std::fill(wrote.begin(), wrote.end(), 0);
     const int64_t rows = tile.stop - tile.start, columns = tile.columns();
     torch::stable::parallel_for(0, open.size(), 1, [&](int64_t begin, int64_t end) {
+      const FlushSubnormals flush;
       const BackwardScratch<T> scratch = mine(thread());
       if (y.total) std::fill_n(scratch.part, rows * columns, T(0));
       for (int64_t n = begin; n < end; ++n) {

@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads) gate_kernel(const Gate<T> g, const u
       for (int i = 0; i < kRows; ++i) {
         if (!there[i]) continue;
         const Wide<T> gate = g.gate[m * g.gate_at.m + b[i] * g.gate_at.b + h[i] * g.gate_at.h];
-        assert(gate == gate && "gate: expected numbers, got NaN");
+        assert(gate == gate && "gate: expected numbers");
         V out = x[i];
         if (gate != Wide<T>(1)) {
           V fill{};

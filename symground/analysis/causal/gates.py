@@ -23,7 +23,10 @@ def gates_of(model: PreTrainedModel, heads: Heads | Sequence[Heads], factor: flo
     layers = mixers(model, vision=True)
     if not layers:
         raise ValueError(f"model: {type(model).__name__} has no heads to silence")
-    items = [_plain(item) for item in _plain(heads)]
+    given = _plain(heads)
+    if not isinstance(given, Collection) or isinstance(given, str):
+        raise ValueError(f"heads: expected (layer, head) pairs, or a collection of pairs per example; got {heads!r}")
+    items = [_plain(item) for item in given]
     per_example = bool(items) and all(isinstance(item, Collection) and not _is_pair(item) for item in items)
     sets = items if per_example else [items]
     gates = {mixer.layer: torch.ones(len(sets), mixer.heads) for mixer in layers}
@@ -62,7 +65,11 @@ def _plain(value: Any) -> Any:
 
 
 def _is_pair(item: object) -> bool:
-    return isinstance(item, (tuple, list)) and len(item) == 2 and all(isinstance(x, Integral) for x in item)
+    return (
+        isinstance(item, (tuple, list))
+        and len(item) == 2
+        and all(isinstance(x, Integral) and not isinstance(x, bool) for x in item)
+    )
 
 
 class Block(AbstractContextManager[None]):

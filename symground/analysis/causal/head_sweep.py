@@ -226,7 +226,8 @@ def _first_order(sweep: _Sweep, rows: Tensor) -> Iterator[Tensor]:
         taps[mixer] = Tap(replaced=(Replacement(gate, fill, where),))
     with tapped(taps), torch.enable_grad():
         surprisal = sweep.surprisal(hidden_states(sweep.model, ids, use_cache=False)[:, -1], rows)
-        yield from (-grad for grad in torch.autograd.grad(surprisal.sum(), gates))
+        # Layers that a text does not reach (cross-attention without an image) have no effect.
+        yield from (-grad for grad in torch.autograd.grad(surprisal.sum(), gates, materialize_grads=True))
 
 
 def _last(ids: Tensor) -> Tensor:

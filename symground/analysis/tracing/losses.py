@@ -106,6 +106,9 @@ def trace_loss(
     if not layers:
         raise ValueError(f"loss: {type(model).__name__} has no heads to trace it back to")
     given = _inputs(model, given, attention_mask, beside)
+    mask = given.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask.bool().any(-1).all()):
+        raise ValueError("attention_mask: expected at least one valid token in each example, got one without any")
     asked = Asked(lambda out, at: _checked(loss(out), at.stop - at.start), "loss")
     return _trace(model, layers, given, groups, source_groups, asked, settings)
 
@@ -176,6 +179,8 @@ def _check_ids(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
         except (AttributeError, NotImplementedError):  # of CLIP, with its two towers, and of FSMT's encoder
             continue
         if isinstance(inputs.get(name), Tensor) and isinstance(table, nn.Embedding):
+            if inputs[name].ndim < 2:
+                raise ValueError(f"{name}: expected shape [B,T], got {list(inputs[name].shape)}")
             ids_of(inputs[name].flatten(), name, 1, table.num_embeddings)
 
 
@@ -207,7 +212,7 @@ def _trace(
             run(_twice(inputs(slice(0, 1)), count))
     tower = vision_tower(model) if any(mixer.kind == "vision" for mixer in layers) else None
     with grids_of(tower) as grids:
-        sizes = _sizes(model, layers, output, min(batch_size, count))
+        sizes = _sizes(model, layers, output, min(batch_size, count), given.get("attention_mask") is not None)
     sides = _Sides(sizes, count, groups, source_groups, asked.prediction)
     if "vision_" in sizes and isinstance(given.get("input_ids"), Tensor):
         check_pictures(image_group(model, given["input_ids"]), grids, sizes["vision_"][0])
@@ -251,6 +256,7 @@ def _sizes(
     layers: tuple[Mixer, ...],
     output: Callable[[slice], Any],
     examples: int,
+    masked: bool,
 ) -> dict[str, tuple[int, int, int]]:
     """Prefix → how many matrices an example has in its layers, and the numbers of queries and keys, by the first batch.
 
@@ -269,8 +275,13 @@ def _sizes(
     with tapped({mixer: tap(mixer) for mixer in layers}):
         try:
             output(slice(0, examples))
-        except ValueError:
-            raise
+        except ValueError as error:
+            if not str(error).startswith("attention_mask:") or masked:
+                raise
+            raise ValueError(
+                f"model: {type(model).__name__} makes a mask that symground's attention does not take ({error}); with "
+                "one picture or text in a pass (batch_size=1) it may"
+            ) from error
         except Exception as error:
             raise ValueError(
                 f"model: {type(model).__name__} does not run on these inputs with symground's attention "

@@ -29,7 +29,7 @@ from symground.analysis.tracing.losses import PREFIXES, Settings, has_crossings,
 from symground.analysis.tracing.trace_input import KEYWORDS, TraceInput, of_examples, of_ids
 from symground.errors import flag, integer
 from symground.models import Mixer, mixers
-from symground.models.attachment import untraced
+from symground.models.attachment import reads_whole, untraced
 from symground.models.passes import check_inputs, check_weights
 from symground.models.trials import check_deterministic, check_lengths, verified_readout
 from symground.running import progress
@@ -130,7 +130,12 @@ def trace(
     saliency, rows = flag("saliency", saliency), flag("rows", rows)
     checkpoint, offload = flag("checkpoint", checkpoint), flag("offload", offload)
     layers = mixers(model, vision=True)
-    crossing = has_crossings(layers) and not isinstance(input_ids, (Examples, Probes, ImageQuestions))
+    of_probes, whole = isinstance(input_ids, (Examples, Probes, ImageQuestions)), reads_whole(model)
+    if of_probes and whole:
+        raise ValueError(
+            f"input_ids: {type(model).__name__} does not run on the words of probes alone; expected its inputs by name"
+        )
+    crossing = (has_crossings(layers) or whole) and not of_probes
     if input_ids is None and (loss is not None or crossing):
         input_ids = {}
     if loss is None and not crossing:
@@ -155,6 +160,7 @@ def trace(
         check_fits(model, input_ids, images=True)
         given = of_examples(model, input_ids.matched(), beside)
     else:
+        model_inputs = {n: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for n, x in model_inputs.items()}
         check_weights(model)
         check_deterministic(model)
         if isinstance(input_ids, Examples):

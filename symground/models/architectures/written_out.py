@@ -85,6 +85,8 @@ def _leave(module: nn.Module, args: Any, output: Any) -> Any:
     mode.__exit__(None, None, None)
     if output is None:  # the forward pass failed
         return None
+    if not mode.computed:
+        raise refused(module, "take no product of attention weights and values that symground sees")
     if mode.computed != 1:
         raise refused(module, f"take {mode.computed} products of attention weights and values in place of one")
     if isinstance(output, (tuple, list)):

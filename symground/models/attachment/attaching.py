@@ -31,12 +31,13 @@ from symground.models.architectures import (
 from symground.models.attachment.call_arguments import hook_calls
 from symground.models.attachment.lookup import (
     ATTACHED,
-    INSTEAD,
     OURS,
     UNTRACED,
+    WHOLE,
     check_in_use,
     check_layers,
     check_model,
+    instead,
     remember,
 )
 from symground.models.attachment.support import mixers_of, untraced_of
@@ -117,7 +118,7 @@ def attach(model: M, parts: Sequence[str] | None = None) -> M:
     try:
         found = mixers_of(model)
         if with_vision and all(mixer.kind != "vision" for mixer in found):
-            raise ValueError(f"parts: the vision tower of {type(model).__name__} has no attention with heads")
+            raise ValueError(f"parts: the vision tower of {type(model).__name__} has no heads of softmax attention")
         written_out = [mixer for mixer in found if is_written_out(mixer.module)]
         calling = [m for m in found if not isinstance(m.module, MambaMixer) and m not in written_out]
         if calling:
@@ -139,9 +140,10 @@ def attach(model: M, parts: Sequence[str] | None = None) -> M:
         reads_words = model.get_output_embeddings() is not None and model.main_input_name == "input_ids"
         if reads_words and not any(parameter.is_meta for parameter in model.parameters()):
             with _in_evaluation(model):  # with dropout, the trial's two passes would differ
-                _try(model, found, written_out)
-                if not names and not is_encoder_decoder(model) and _mixes_otherwise(model, found):
+                reads_words = _try(model, found, written_out)
+                if reads_words and not names and not is_encoder_decoder(model) and _mixes_otherwise(model, found):
                     names = ("layers that symground does not know",)
+        object.__setattr__(model, WHOLE, not reads_words and model.get_output_embeddings() is not None)
         _name_untraced(model, names)
     except Exception:
         if not again:
@@ -160,23 +162,50 @@ def _with_vision(model: PreTrainedModel, parts: Sequence[str]) -> bool:
     return with_vision
 
 
-def _try(model: PreTrainedModel, found: tuple[Mixer, ...], written_out: list[Mixer]) -> None:
-    """Verify the readout and heads; an error of the model's own code is that it does not take our mask or attention."""
+def _try(model: PreTrainedModel, found: tuple[Mixer, ...], written_out: list[Mixer]) -> bool:
+    """Verify the readout and heads; False if the model does not run on words alone, with its own attention neither.
+
+    Raises:
+        ValueError: they are others, or the model's own code does not take our mask or attention.
+    """
     try:
         if not is_encoder_decoder(model):
             verified_readout(model)
         _verify_heads(model, found, written_out)
-    except ValueError as error:
-        if not str(error).startswith("attention_mask:"):
-            raise
-        raise ValueError(  # which the model made, since none was given to it
-            f"model: {type(model).__name__} makes a mask that symground's attention does not take ({error}); {INSTEAD}"
-        ) from error
     except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(("model:", "heads:")):
+            raise
+        if not _runs_on_words(model):
+            return False
+        if str(error).startswith("attention_mask:"):  # which the model made, since none was given to it
+            raise ValueError(
+                f"model: {type(model).__name__} makes a mask that symground's attention does not take ({error}); "
+                f"{instead(model)}"
+            ) from error
         raise ValueError(
             f"model: {_raised_in(error)} of {type(model).__name__} reads its mask or its attention's result otherwise "
-            f"than symground gives it ({type(error).__name__}: {error}); {INSTEAD}"
+            f"than symground gives it ({type(error).__name__}: {error}); {instead(model)}"
         ) from error
+    return True
+
+
+@torch.no_grad()
+def _runs_on_words(model: PreTrainedModel) -> bool:
+    """Whether the model runs on a few tokens with the attention that it had before attaching."""
+    before: _Before = getattr(model, _BEFORE)
+    ours = [(config, config._attn_implementation) for config, _ in before.configs]
+    ids = trial_ids(model, 4).to(device_of(model))
+    try:
+        for config, implementation in before.configs:
+            config._attn_implementation_internal = implementation
+        with untapped():
+            model(input_ids=ids, **({"decoder_input_ids": ids} if is_encoder_decoder(model) else {}))
+    except Exception:
+        return False
+    finally:
+        for config, implementation in ours:
+            config._attn_implementation_internal = implementation
+    return True
 
 
 def _raised_in(error: BaseException) -> str:
@@ -203,29 +232,30 @@ def _verify_heads(model: PreTrainedModel, found: tuple[Mixer, ...], written_out:
                 ours = model(**given).logits
             check()
         except ValueError as error:  # what a layer does that symground's attention does not
-            raise ValueError(f"{error}; {INSTEAD}") from error
+            raise ValueError(f"{error}; {instead(model)}") from error
     for mixer in found:
         seen = outputs[mixer.layer].shape[2] if mixer.layer in outputs else mixer.heads
         if seen != mixer.heads:
             raise ValueError(
                 f"model: layer {mixer.layer} of {name} mixes positions by {seen} heads in place of {mixer.heads}, as "
-                f"if each token chose its heads, which symground does not support; {INSTEAD}"
+                f"if each token chose its heads, which symground does not support; {instead(model)}"
             )
     if own is not None and not agree(ours, own):
         kinds = ", ".join(sorted({type(mixer.module).__name__ for mixer in written_out}))
-        raise ValueError(f"model: {kinds} of {name} is no softmax attention as symground computes it; {INSTEAD}")
+        raise ValueError(f"model: {kinds} of {name} is no softmax attention as symground computes it; {instead(model)}")
 
 
 @torch.no_grad()
 def _mixes_otherwise(model: PreTrainedModel, found: tuple[Mixer, ...]) -> bool:
-    """Whether the logits of a position depend on another token even if all heads are silenced."""
-    device = device_of(model)
-    ids = trial_ids(model, 4).to(device).repeat(2, 1)
-    ids[1, 0] = ids[0, 1]
+    """Whether the logits of a position depend on another token, before or after it, even if all heads are silenced."""
+    device, middle = device_of(model), 5
+    ids = trial_ids(model, 2 * middle + 14).to(device).repeat(2, 1)
+    ids[1, middle] = ids[0, middle - 1]
     taps = {mixer: Tap(gate=torch.zeros(mixer.heads, device=device_of(mixer.module))) for mixer in found}
     with untapped(), tapped(taps):
-        one, other = model(input_ids=ids).logits[:, -1]
-    return bool((one - other).norm() > 1e-3 * one.norm())
+        one, other = model(input_ids=ids).logits
+    others = torch.arange(ids.shape[1], device=one.device) != middle
+    return bool(((one - other).norm(dim=-1) > 1e-3 * one.norm(dim=-1))[others].any())
 
 
 @contextmanager
@@ -334,5 +364,5 @@ def _check_numbers(model: PreTrainedModel, found: tuple[Mixer, ...]) -> None:
     if len({mixer.layer for mixer in found}) < len(found):
         raise ValueError(
             f"model: several layers of {type(model).__name__} have the same number: heads cannot be told apart; "
-            f"{INSTEAD}"
+            f"{instead(model)}"
         )

@@ -15,13 +15,21 @@ from symground.models.hooks import Mixer, is_encoder_decoder, stacks
 #: The prefix of attributes that symground sets on modules.
 OURS = "_symground_"
 ATTACHED, UNTRACED, _HOLDERS = f"{OURS}mixers", f"{OURS}untraced", f"{OURS}holders"
+#: Of a model that reads no words alone: it is run whole, with its other inputs.
+WHOLE = f"{OURS}whole"
 #: Matches the path of a decoder's cross-attention.
 _OF_AN_ENCODER = re.compile(r"(^|\.)(encoder_attn|crossattention|cross_attn|cross_attention)(\.|$)")
-#: What a user can do if a model cannot be traced.
-INSTEAD = (
-    "symground.score takes any causal language model as transformers loads it, without symground.attach or "
-    "symground.load, and docs/models.md lists those that can be traced"
-)
+
+
+def instead(model: PreTrainedModel) -> str:
+    """What a user can do if a model cannot be traced."""
+    listed = "docs/models.md lists those that can be traced"
+    if model.get_output_embeddings() is None or is_encoder_decoder(model):
+        return listed
+    return (
+        "symground.score takes any causal language model as transformers loads it, without symground.attach or "
+        f"symground.load, and {listed}"
+    )
 
 
 def check_model(model: Any) -> None:
@@ -68,6 +76,11 @@ def mixers(model: nn.Module, vision: bool = False) -> tuple[Mixer, ...]:
     return found if vision else tuple(mixer for mixer in found if mixer.kind != "vision")
 
 
+def reads_whole(model: nn.Module) -> bool:
+    """Whether an attached model with a vocabulary does not run on words alone, without its other inputs."""
+    return bool(getattr(model, WHOLE, False))
+
+
 def untraced(model: nn.Module) -> tuple[str, ...]:
     """Class names of the modules of an attached model that mix positions and are not traced."""
     found: tuple[str, ...] = getattr(model, UNTRACED, ())
@@ -92,7 +105,7 @@ def _as_attached(model: Any) -> bool:
     )
 
 
-def check_in_use(model: nn.Module, found: tuple[Mixer, ...], why: str) -> None:
+def check_in_use(model: Any, found: tuple[Mixer, ...], why: str) -> None:
     """Refuse a model with a layer that would ignore its tap."""
     for mixer in found:
         if isinstance(mixer.module, MambaMixer) or is_written_out(mixer.module):
@@ -101,7 +114,7 @@ def check_in_use(model: nn.Module, found: tuple[Mixer, ...], why: str) -> None:
         if used not in (NAME, PACKED):
             raise ValueError(
                 f"model: layer {mixer.layer} of {type(model).__name__} runs its attention as {used!r}, which shows no "
-                f"heads: {type(mixer.module).__name__} {why}; {INSTEAD}"
+                f"heads: {type(mixer.module).__name__} {why}; {instead(model)}"
             )
 
 

@@ -10,12 +10,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from symground.models.architectures import is_written_out, mamba_mixers
-from symground.models.attachment.lookup import INSTEAD, is_cross_attention, is_unused
+from symground.models.attachment.lookup import instead, is_cross_attention, is_unused
 from symground.models.hooks import Mixer, is_encoder_decoder, stack, stacks
 from symground.ops.attention.mixing import MAX_HEAD_SIZE
 
 #: Matches the class names of transformers' modules that mix positions.
 _MIXES = re.compile("attention|attn|mixer|delta|recurrent|lightning|ssm|lstm|mamba|rwkv|shortconv", re.IGNORECASE)
+#: In the names of modules that make a bias of scores.
+_BIAS = "RelativePositionBias"
 #: Matches those of these names that are parts which do not mix positions, or the models around them.
 _BESIDE = re.compile("norm|rotary|embedding|mlp|feedforward|experts|router|model$|forcausallm", re.IGNORECASE)
 
@@ -26,6 +28,12 @@ def mixers_of(model: PreTrainedModel) -> tuple[Mixer, ...]:
     Those of the text have the model's numbers. The Mamba-2 of layers that have attention too (Falcon-H1, Zamba2) is
     numbered on after all layers of the text, by its layer, and a vision tower after these.
     """
+    biased = {type(m).__name__ for of in stacks(model).values() for m in of.modules() if _BIAS in type(m).__name__}
+    if biased:
+        raise ValueError(
+            f"model: {', '.join(sorted(biased))} of {type(model).__name__} adds a number for each pair of positions to "
+            f"the scores, which symground's attention does not compute; {instead(model)}"
+        )
     of_text, of_vision = attention_layers(model)
     mamba = list(mamba_mixers(model))
     if not (of_text or of_vision or mamba):
@@ -49,7 +57,7 @@ def attention_layers(model: PreTrainedModel) -> tuple[list[Mixer], list[Mixer]]:
         config = getattr(module, "config", None)
         for applies, variant in _unlike(module):
             if applies:
-                raise ValueError(f"model: {name} {variant}, which symground does not support; {INSTEAD}")
+                raise ValueError(f"model: {name} {variant}, which symground does not support; {instead(model)}")
         counts = [getattr(module, of, None) for of in ("num_heads", "num_attention_heads", "n_heads", "n_head")]
         heads = next((x for x in counts if x), getattr(config, "num_attention_heads", None))
         if not isinstance(heads, int) or (config is None and not is_written_out(module)):
@@ -113,8 +121,8 @@ def untraced_of(model: PreTrainedModel, found: tuple[Mixer, ...]) -> tuple[str, 
 
 def _unknown(model: PreTrainedModel, parts: Sequence[str]) -> str:
     return (
-        f"model: the layers of {type(model).__name__} mix positions by {', '.join(parts)}: symground sees no heads "
-        f"there, since this is no attention with heads; {INSTEAD}"
+        f"model: the layers of {type(model).__name__} mix positions by {', '.join(parts)}: symground knows no heads "
+        f"of softmax attention there; {instead(model)}"
     )
 
 

@@ -110,7 +110,7 @@ def positions_of(model: PreTrainedModel) -> int | None:
     """The number of positions in a model's configuration, or None."""
     text = model.config.get_text_config()
     found: int | None = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
-    return found
+    return None if found is None or found < 1 else found  # XLNet says -1
 
 
 def readable_ids(model: PreTrainedModel) -> int:

@@ -55,6 +55,9 @@ class Reader:
         self.device = readout(model).weight.device
         self._model = model
         self._stretch = stretch_of(model)
+        window = getattr(model.config.get_text_config(), "sliding_window", None)
+        self._window: int | None = window if isinstance(window, int) else None
+        """The sliding window, until a text beyond it has shown that the model goes on from its cache there too."""
         self._head: Readout | None = None
         self._may_cache, self._cache_name = _caches(model)
         self._all_logits = False
@@ -69,8 +72,8 @@ class Reader:
             given_by = logits_given_by(self._model)
             self._head = readout_by(self._model, given_by)
         except (ValueError, AttributeError):  # or its forward pass returns no logits
-            self._head = None
-        return given_by, self._cache_name is not None and self._resumes(), False
+            self._head, self._all_logits = None, True  # they may depend on each other, or on where they stand
+        return given_by, self._cache_name is not None and self._resumes(), self._all_logits
 
     def _if_hooked(self) -> tuple[str | None, bool, bool]:
         check_lengths(self._model, torch.tensor([_TRIAL, _TRIAL]), _TRIAL, logits=True)
@@ -106,7 +109,14 @@ class Reader:
 
     def goes_on_to(self, length: int) -> bool:
         """Whether the model continues from its cache up to this length; otherwise the whole text is recomputed."""
-        return self._cache_name is not None and (self._stretch is None or length <= self._stretch.limit)
+        if self._stretch is not None and length > self._stretch.limit:
+            return False
+        window = self._window
+        if self._cache_name is not None and window is not None and length > window:
+            self._window = None  # the trial reads on too
+            if not tried(self._model, "reader beyond the window", lambda: self._resumes(window + 4, window + 1)):
+                self._cache_name = None
+        return self._cache_name is not None
 
     @property
     def width(self) -> int:
@@ -121,14 +131,14 @@ class Reader:
             return self._head.surprisal(seen, candidates)
         return surprisal_of(seen, candidates.expand(len(seen), -1))
 
-    def _resumes(self) -> bool:
+    def _resumes(self, length: int = 5, cut: int = 2) -> bool:
         """Whether a text in two pieces has the hidden states of one pass, by a trial; warns if it does not."""
-        ids = trial_ids(self._model, 5)
+        ids = trial_ids(self._model, length)
         try:
             with torch.no_grad(), untapped():
                 whole, _ = self.read(ids, keep=3)
-                _, state = self.read(ids[:, :2])
-                pieces, _ = self.read(ids[:, 2:], state.select(torch.tensor([0])), keep=3)
+                _, state = self.read(ids[:, :cut])
+                pieces, _ = self.read(ids[:, cut:], state.select(torch.tensor([0])), keep=3)
             resumes, cause = agree(pieces, whole), "its hidden states are others"
         except Exception as error:  # an unknown form of cache may raise any error
             resumes, cause = False, f"{type(error).__name__}: {error}"

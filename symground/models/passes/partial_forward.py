@@ -297,7 +297,8 @@ def _try(model: PreTrainedModel, last_only: bool, longest: int) -> str | None:
                 with mixer.tapped(replaced=(Replacement(gate, None, last if last_only else None),)):
                     expected = hidden_states(model, ids, use_cache=False)[:, -1]
                 for replay in found:
-                    if not agree(replay.silenced(mixer.layer, slice(0, 1))[0], expected):
+                    # Two heads at once, since what the model passed to its layers must serve more rows than it had.
+                    if not agree(replay.silenced(mixer.layer, slice(0, 2))[0], expected):
                         return f"silencing a head of layer {mixer.layer} gives something else"
     except Exception as error:  # a model may raise any error
         return f"{type(error).__name__}: {error}"

@@ -68,9 +68,10 @@ def readout(model: PreTrainedModel) -> Readout:
     head = model.get_output_embeddings()
     if head is None:
         raise ValueError(f"model: expected a causal language model with a vocabulary head, got {type(model).__name__}")
-    if not hasattr(head, "weight"):
+    if not isinstance(getattr(head, "weight", None), Tensor):
         raise ValueError(
-            f"model: expected a vocabulary head with a weight, got {type(head).__name__} in {type(model).__name__}"
+            f"model: expected a vocabulary head with a weight, got {type(head).__name__} in {type(model).__name__}; "
+            "quantise all but the head (bitsandbytes does so by default)"
         )
     return Readout(head.weight, getattr(head, "bias", None))
 
@@ -121,19 +122,26 @@ def _given_by(model: PreTrainedModel, head: Readout) -> str | None:
     """The trial of `logits_given_by`; None if neither gives the model's logits."""
     with untapped():
         ids = trial_ids(model, 4).to(device_of(model))
-        expected, hidden = model(input_ids=ids).logits[0], hidden_states(model, ids)[0]
+        ids = torch.cat([ids, ids.flip(1)])
+        expected, hidden = model(input_ids=ids).logits.flatten(0, 1), hidden_states(model, ids).flatten(0, 1)
         # The head is called on rows, as in use, because a hook of the head may depend on the position.
         rows = hidden if head.weight.is_meta else hidden.to(head.weight.device)
         fits = rows.shape[-1] == head.weight.shape[-1]  # RemBERT's are transformed to another width
         # A hook or forward function of other code may treat other hidden states or positions otherwise.
         own = None if hooked_by_others(model) else replace(head, module=OwnLogits(model))
-        if own is not None and not _same(own.logits(rows), expected):
+        if own is not None and not _gives(own, rows, expected):
             own = None
-        if fits and _same(head.logits(rows), expected):
+        if fits and _gives(head, rows, expected):
             # A cap hardly changes small logits: large ones are compared too.
             capped = own is not None and not _same(head.logits(64 * rows), own.logits(64 * rows))
             return "own" if capped else "product"
         return None if own is None else "own"
+
+
+def _gives(head: Readout, rows: Tensor, expected: Tensor) -> bool:
+    """Whether each of the hidden states gives its logits wherever it stands: in their order, in reverse, and alone."""
+    reverse, alone = head.logits(rows.flip(0)).flip(0), head.logits(rows[2:3])
+    return _same(head.logits(rows), expected) and _same(reverse, expected) and _same(alone, expected[2:3])
 
 
 def _same(found: Tensor, expected: Tensor) -> bool:

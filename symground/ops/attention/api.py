@@ -74,6 +74,7 @@ def attention(
 
     Raises:
         ValueError: an argument has a wrong shape, dtype, device or value; the message names it.
+        RuntimeError: this machine lacks something that a named ``impl`` needs, or it is switched off.
         NotImplementedError: a second or forward-mode derivative was requested; only ``impl="reference"`` has them.
 
     Source: attention, Vaswani et al. 2017; the saliency, Wang et al. 2023 ("Label words are anchors"), equation 1;

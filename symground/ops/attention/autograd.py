@@ -29,6 +29,7 @@ class Gradients(NamedTuple):
     saliency: Tensor | None  # [B,T,S], signed
     flow: Tensor | None  # [B,H,Gq,Gk]
     slopes: Tensor | None = None  # [H]
+    sink: Tensor | None = None  # [H]
 
 
 class Backend(NamedTuple):
@@ -53,12 +54,14 @@ class Backend(NamedTuple):
 
     def gradients(
         self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing, of_qkv: bool,
-        of_slopes: bool, saliency: bool, groups: Groups,
+        of_slopes: bool, of_sink: bool, saliency: bool, groups: Groups,
     ) -> Gradients:  # fmt: skip
-        """The gradients of q, k, v if ``of_qkv`` and of slopes too if ``of_slopes``; saliency, flow if asked for."""
+        """The gradients of q, k, v if ``of_qkv`` and of slopes too if ``of_slopes``; the others if asked for."""
         found = Gradients(None, None, None, None, None)
         if of_qkv:
             found = self.backward(grad_out, q, k, v, out, lse, mixing, of_slopes, saliency, groups)
+        if of_sink and mixing.sink is not None:
+            found = found._replace(sink=_of_sink(mixing.sink, grad_out, out, lse))
         if saliency and found.saliency is None:
             found = found._replace(saliency=self.saliency(q, k, v, grad_out, lse, mixing, True))
         if groups.query is not None and found.flow is None:
@@ -100,11 +103,12 @@ def register(
         Mixing,
         "bool of_qkv",
         "bool of_slopes",
+        "bool of_sink",
         "bool saliency",
         Groups,
     ]
     backward = op(
-        "attention_backward", backend.gradients, taken, _gradients, returns=6,
+        "attention_backward", backend.gradients, taken, _gradients, returns=7,
         is_empty=lambda _, q, k, *rest: _is_empty(q, k),
     )  # fmt: skip
     derivative = Derivative(_keep, lambda ctx, needs, grad_out, _: _through(backward, ctx, needs, grad_out))
@@ -158,13 +162,13 @@ def _outputs(q: Tensor, k: Tensor, v: Tensor, probes: GradientProbes, mixing: Mi
 
 def _gradients(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mixing: Mixing, of_qkv: bool,
-    of_slopes: bool, saliency: bool, groups: Groups,
+    of_slopes: bool, of_sink: bool, saliency: bool, groups: Groups,
 ) -> Gradients:  # fmt: skip
     dq, dk, dv = (x.new_zeros(x.shape) if of_qkv else None for x in (q, k, v))
     total = lse.new_zeros(q.shape[0], q.shape[2], k.shape[2]) if saliency else None
     flow = None if groups.query is None else lse.new_zeros(*q.shape[:2], groups.num_query, groups.num_key)
-    dslopes = lse.new_zeros(q.shape[1]) if of_slopes else None
-    return Gradients(dq, dk, dv, total, flow, dslopes)
+    dslopes, dsink = (lse.new_zeros(q.shape[1]) if wanted else None for wanted in (of_slopes, of_sink))
+    return Gradients(dq, dk, dv, total, flow, dslopes, dsink)
 
 
 def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, signed: bool) -> Tensor:
@@ -194,15 +198,14 @@ def _through(backward: Op, ctx: Any, needs: list[Any], grad_out: Tensor | None) 
     if grad_out is None:
         return (None,) * len(needs)
     *given, groups = saved(ctx)
-    out, lse, mixing = given[3:]
     of_q, of_k, of_v, of, of_mixing = needs
     groups = groups if of.flow else NO_GROUPS
     of_qkv = of_q or of_k or of_v or of_mixing.slopes
-    found = Gradients(*backward(grad_out, *given, of_qkv, bool(of_mixing.slopes), of.saliency, groups))
-    of_sink = _of_sink(mixing.sink, grad_out, out, lse) if of_mixing.sink else None
+    of_slopes, of_sink = bool(of_mixing.slopes), bool(of_mixing.sink)
+    found = Gradients(*backward(grad_out, *given, of_qkv, of_slopes, of_sink, of.saliency, groups))
     of_saliency = found.saliency.to(ctx.dtypes[0]) if of.saliency and found.saliency is not None else None
     of_flow = found.flow.to(ctx.dtypes[1]) if of.flow and found.flow is not None else None
-    probes, of_record = GradientProbes(of_saliency, of_flow, None, None), Mixing(sink=of_sink, slopes=found.slopes)
+    probes, of_record = GradientProbes(of_saliency, of_flow, None, None), Mixing(sink=found.sink, slopes=found.slopes)
     return found.q, found.k, found.v, probes, of_record
 
 

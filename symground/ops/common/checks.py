@@ -42,8 +42,8 @@ def has_shape(name: str, value: Tensor, dims: str, expected: Sequence[int | None
             if wanted is not None and wanted != size:
                 same = False
     if not same:
-        sizes = ", ".join("any" if e is None else str(e) for e in expected)
-        raise ValueError(f"{name}: expected shape [{dims}] = [{sizes}], got {list(shape)}")
+        sizes = ", ".join("any" if e is None else str(int(e)) for e in expected)  # a graph's sizes cannot be printed
+        raise ValueError(f"{name}: expected shape [{dims}] = [{sizes}], got {[int(size) for size in shape]}")
 
 
 def is_floating(name: str, value: Tensor) -> None:
@@ -135,7 +135,7 @@ def gate(value: Tensor | None, batch: int, heads: int, like: Tensor, many: bool 
         )
     matches("gate", value, "the heads", like, dtype=False)
     if not many:
-        values(~value.isnan(), "gate: expected numbers, got NaN", value)
+        values(~value.isnan(), "gate: expected numbers", value)
 
 
 def groups(

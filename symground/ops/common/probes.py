@@ -39,7 +39,7 @@ class GradientProbes(NamedTuple):
         The saliency probe p enters as A·(1 + p), so that ∂L/∂p at p = 0 is Σ_h A_h ∘ ∂L/∂A_h.
         """
         if self.saliency is not None:
-            a = a * (1 + at_zero(self.saliency)[:, None])
+            a = a * (1 + at_zero(self.saliency)[:, None].to(a.dtype))
         return a if self.flow is None else _flow_probe(a, self.flow, self.query_groups, self.key_groups)
 
 
@@ -61,6 +61,9 @@ def check_probes(
         dims = "B,T,S" if like_name == "q" else "B,T,T"
         check.probe("saliency_probe", saliency, dims, (batch, queries, keys), like_name, like)
     if flow is None:
+        for name, value in (("query_groups", query_groups), ("key_groups", key_groups)):
+            if value is not None:
+                raise ValueError(f"{name}: expected None without flow_probe, whose groups they are; got a value")
         return probes
     for name, value in (("query_groups", query_groups), ("key_groups", key_groups)):
         if value is None:

@@ -40,7 +40,7 @@ def plain(x: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
 
 
 def check_numbers(gate: Tensor) -> None:
-    check.values(~gate.isnan(), "gate: expected numbers, got NaN", gate)
+    check.values(~gate.isnan(), "gate: expected numbers", gate)
 
 
 class _GateHeads(torch.autograd.Function):

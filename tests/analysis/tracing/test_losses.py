@@ -238,13 +238,28 @@ def test_in_training_mode_without_dropout_it_is_the_same() -> None:
         sg.trace(ours, inputs, loss=_a_class)
 
 
-def test_a_model_whose_layers_mix_windows_of_the_picture_is_refused() -> None:
-    config = transformers.SwinConfig(
-        image_size=16, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4
-    )
-    model = sg.attach(transformers.SwinForImageClassification(config).eval())
-    with pytest.raises(ValueError, match="model: "):
-        sg.trace(model, {"pixel_values": torch.randn(2, 3, 16, 16)}, loss=_a_class)
+@pytest.mark.parametrize("kind", ["Swin", "Beit", "Data2VecVision"])
+def test_a_bias_for_each_pair_of_positions_is_refused_when_attaching(kind: str) -> None:
+    of = {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2} if kind == "Swin" else _PICTURE
+    more = {"image_size": 16, "patch_size": 4} | ({} if kind == "Swin" else {"use_relative_position_bias": True})
+    config = getattr(transformers, f"{kind}Config")(**{**of, **more})
+    model = getattr(transformers, f"{kind}ForImageClassification")(config).eval()
+    pictures = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        before = model(pictures).logits
+        with pytest.raises(ValueError, match=f"{kind}RelativePositionBias of .* adds a number for each pair"):
+            sg.attach(model)
+        assert torch.equal(model(pictures).logits, before)
+
+
+def test_inputs_that_show_nothing_or_are_no_texts_are_named() -> None:
+    _, model = models(CASES["BERT, a class"])
+    inputs = _words()
+    inputs["attention_mask"][1] = 0
+    with pytest.raises(ValueError, match="attention_mask: expected at least one valid token in each example"):
+        sg.trace(model, inputs, loss=_a_class)
+    with pytest.raises(ValueError, match=r"input_ids: expected shape \[B,T\], got \[9\]"):
+        sg.trace(model, {"input_ids": inputs["input_ids"][0]}, loss=_a_class)
 
 
 def _perceiver() -> tuple[PreTrainedModel, dict[str, Tensor], Callable[[Any], Tensor]]:

@@ -209,7 +209,9 @@ def test_a_closed_head_is_not_read(inner: str, key_heads: int, key_range: Tensor
             "flow": kernels.flow(*after, groups, True)[0],
             "rows": kernels.rows(*after, torch.arange(0, 150, 70).expand(2, -1)),
         }
-        both_too = kernels.gradients(grad_, q_, k_, v_, clean["out"], clean["lse"], mixing, True, False, True, groups)
+        both_too = kernels.gradients(
+            grad_, q_, k_, v_, clean["out"], clean["lse"], mixing, True, False, False, True, groups
+        )
         others |= dict(zip(NAMES[2:7], both_too[:5], strict=True))
     for name, x in clean.items():
         assert torch.equal(x, dirty[name]), name

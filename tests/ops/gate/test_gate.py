@@ -231,7 +231,7 @@ def test_a_compiled_graph_keeps_it_whole(inner: str) -> None:
         compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(torch.autograd.grad(compiled(x), x)[0], expected)
         gate[0] = float("nan")
-        with pytest.raises(ValueError, match="gate: expected numbers, got NaN"):
+        with pytest.raises(ValueError, match="gate: expected numbers"):
             compiled(x)
 
 
@@ -240,7 +240,7 @@ def test_a_compiled_graph_keeps_it_whole(inner: str) -> None:
     [
         ("gate: expected shape", (torch.zeros(1, 2, 3, 4), torch.ones(2))),
         (r"or \[M,B,H\] = \[M, 1, 3\], got \[5, 2, 3\]", (torch.zeros(1, 2, 3, 4), torch.ones(5, 2, 3))),
-        ("gate: expected numbers, got NaN", (torch.zeros(1, 2, 3, 4), torch.full((3,), float("nan")))),
+        ("gate: expected numbers", (torch.zeros(1, 2, 3, 4), torch.full((3,), float("nan")))),
         ("gate: expected device cpu as the heads, got meta", (torch.zeros(1, 2, 3, 4), torch.ones(3, device="meta"))),
         ("fill: expected device cpu as x", (torch.zeros(1, 2, 3, 4), torch.ones(3), torch.zeros(4, device="meta"))),
         (
