@@ -15,9 +15,11 @@ import transformers
 from transformers import PreTrainedModel
 
 import symground as sg
+from benchmarks.common.twins import twins
 from symground.analysis.causal.behaviour import behaviour
 from symground.analysis.probing.sentence_probes import Probes
 from symground.data import Corpus
+from tests.models.attachment.test_vision_language import FAMILIES
 
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 2, "mamba_chunk_size": 8}
 _LINEAR = {
@@ -36,6 +38,9 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[int, int]]] = {
     ),
     "sinks and windows": (
         "GptOss", {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 4}, {0: 4, 1: 4},
+    ),
+    "learnt positions from a mask": (
+        "Bart", {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48}, {0: 4, 1: 4},
     ),
 }  # fmt: skip
 
@@ -114,3 +119,20 @@ def test_a_lens_reads_every_depth_and_the_last_is_the_model(
     expected = sg.gain(sg.score(ours, probes)).set_index("target").gain
     assert read.depth.nunique() == 3
     np.testing.assert_allclose(last.reindex(expected.index), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_sweep_of_a_model_whose_positions_have_three_axes(corpus: Corpus, probes: Probes) -> None:
+    """Qwen2-VL hands its layers positions of as many rows as it has texts; heads at once are more."""
+    family = FAMILIES["Qwen2-VL"]
+    settings = family.config()
+    text = {**settings["text_config"], "vocab_size": len(corpus.tokenizer)}
+    config = transformers.Qwen2VLConfig(**{**settings, "text_config": text})
+    model = sg.attach(twins(transformers.Qwen2VLForConditionalGeneration, config)[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        swept = sg.sweep_heads(model, probes, method="exact", per_example=True)
+    original = behaviour(model, probes.matched(), [[]]).target[0]
+    for layer, head in ((0, 1), (1, 3)):
+        with sg.ablate(model, [(layer, head)]):
+            effect = behaviour(model, probes.matched(), [[]]).target[0] - original
+        np.testing.assert_allclose(swept.sel(layer=layer, head=head), effect, atol=2e-4)
