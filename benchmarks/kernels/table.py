@@ -6,7 +6,8 @@
 
 The table has each program's registers, stack and shared memory, its local-memory instructions (LDL, STL) inside loops,
 and its tensor-core instructions. The exit status is 1 if a configuration does not fit into shared memory (on sm_100
-also tensor memory), touches local memory in a loop, does not use the tensor cores, or computes an offset in 32 bits.
+also tensor memory), touches local memory in a loop (but for heads beyond 256), does not use the tensor cores, or
+computes an offset in 32 bits. Heads beyond 256 are refused on sm_86.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from benchmarks.kernels.page import updated  # noqa: E402
 from symground.kernels.attention import backward, flow, forward, saliency, saliency_rows  # noqa: E402
 from symground.kernels.attention.launch import Call  # noqa: E402
 from symground.kernels.common import launch  # noqa: E402
-from symground.kernels.common.configs import Config, shipped, tables  # noqa: E402
+from symground.kernels.common.configs import WIDEST, WITHOUT_WIDE, Config, shipped, tables  # noqa: E402
 from symground.kernels.ssd import backward as ssd_backward  # noqa: E402
 from symground.kernels.ssd import forward as ssd_forward  # noqa: E402
 from symground.kernels.ssd import launch as ssd_launch  # noqa: E402
@@ -57,7 +58,7 @@ TARGETS["gfx942"] = GPUTarget("hip", "gfx942", 64)
 SHARED = {name: device.shared for name, device in DEVICES.items()} | {"gfx942": 65_536}
 #: Columns of tensor memory of a Blackwell multiprocessor; a program that needs more cannot start.
 TENSOR_MEMORY = 512
-HEAD_SIZES = (32, 64, 128, 256)
+HEAD_SIZES = (32, 64, 128, 256, 576)
 #: Kernels that read a vocabulary head, of hidden size 768.
 VOCABULARY = ("vocabulary_lse", "logits_gradient", "shared_candidates", "own_candidates")
 HIDDEN_SIZE = 768
@@ -113,7 +114,7 @@ class Row:
             found.append("shared memory")
         if self.tensor_memory > TENSOR_MEMORY:
             found.append("tensor memory")
-        if self.local_in_loop:
+        if self.local_in_loop and (self.size <= WIDEST or self.kernel in VOCABULARY):
             found.append("local memory in a loop")
         if self.narrow:
             found.append(f"a 32-bit product, {self.narrow[0]}")
@@ -315,6 +316,7 @@ def jobs(arguments: argparse.Namespace) -> list[Job]:
         for size in (*arguments.head_size, HIDDEN_SIZE)
         for kernel in arguments.kernel or ALL
         if (kernel in VOCABULARY) == (size == HIDDEN_SIZE)
+        if size <= WIDEST or kernel in VOCABULARY or not (kernel in SSD or arch in WITHOUT_WIDE)
         if dtype == "float32" or kernel not in (*ROW_SUMS, *FIXED)
     ]
 

@@ -93,16 +93,6 @@ struct Attention {
 
   // Whether ids say which keys a query sees; those that it sees need not be neighbours then.
   bool by_ids() const { return segments || blocks; }
-  // Whether query i sees key j, which is in [low, high).
-  bool sees(int64_t b, int64_t i, int64_t j) const {
-    bool seen = first(b, i) <= j && j < last(b, i);
-    if (blocks) {
-      const int64_t id = blocks[b * keys + at(i)];
-      seen = seen || (id >= 0 && blocks[b * keys + j] == id);
-    }
-    return seen && (!segments || segments[b * keys + at(i)] == segments[b * keys + j]);
-  }
-
   // What the row functions multiply s with: 1 where `Tile::logits` has done so already.
   T row_scale() const { return softcap != T(0) || slopes || by_ids() ? T(1) : scale; }
   T sink_of(int64_t h) const { return sink ? sink[h] : -std::numeric_limits<T>::infinity(); }
@@ -115,7 +105,13 @@ template <class T>
 struct Tile {
   int64_t b, start, stop, first, last;
 
-  std::vector<char> visible;  // by_ids: [stop - start, last - first]
+  // The columns [from, to) of the tile that a query sees, all of them or some.
+  struct Columns {
+    int64_t from, to;
+    bool all;
+  };
+  std::vector<char> visible;     // by_ids: [stop - start, last - first]
+  std::vector<Columns> of_query;  // by_ids: [stop - start]
 
   Tile(const Attention<T>& x, int64_t b_, int64_t start_, int64_t stop_)
       : b(b_), start(start_), stop(stop_), first(x.first(b, start)), last(x.last(b, stop - 1)) {
@@ -132,12 +128,7 @@ struct Tile {
 
   // The columns [from, to) of the tile that query i sees; of those between, it may see some only if `by_ids`.
   std::pair<int64_t, int64_t> seen(const Attention<T>& x, int64_t i) const {
-    if (x.by_ids()) {
-      const char *row = visible.data() + (i - start) * columns(), *end = row + columns();
-      const char* from = std::find(row, end, 1);
-      while (end != from && !end[-1]) --end;
-      return {from - row, end - row};
-    }
+    if (x.by_ids()) return {of_query[i - start].from, of_query[i - start].to};
     const int64_t from = std::clamp<int64_t>(x.first(b, i) - first, 0, columns());
     return {from, std::clamp<int64_t>(x.last(b, i) - first, from, columns())};
   }
@@ -148,11 +139,9 @@ struct Tile {
     if (x.softcap == T(0) && !x.slopes && !x.by_ids()) return;
     const T slope = x.slopes ? x.slopes[h] : T(0);
     logits_row(s + from, bend ? bend + from : nullptr, to - from, x.scale, x.softcap, slope, first + from - x.at(i));
-    if (!x.by_ids()) return;
+    if (!x.by_ids() || of_query[i - start].all) return;
     const char* row = visible.data() + (i - start) * columns();
-    for (int64_t j = from; j < to; ++j) {
-      if (!row[j]) s[j] = -std::numeric_limits<T>::infinity();
-    }
+    for (int64_t j = from; j < to; ++j) s[j] = row[j] ? s[j] : -std::numeric_limits<T>::infinity();
   }
 
  private:
@@ -160,18 +149,39 @@ struct Tile {
   void find_visible(const Attention<T>& x) {
     const int64_t low = x.low(b), width = std::max<int64_t>(0, x.high(b) - low), rows = stop - start;
     std::vector<char> all(rows * width);
+    of_query.resize(rows);
     first = low + width, last = low;
-    for (int64_t i = start; i < stop; ++i) {
-      for (int64_t j = low; j < low + width; ++j) {
-        if (!x.sees(b, i, j)) continue;
-        all[(i - start) * width + j - low] = 1;
-        first = std::min(first, j), last = std::max(last, j + 1);
-      }
+    for (int64_t n = 0; n < rows; ++n) {
+      char* row = all.data() + n * width;
+      mark(x, start + n, low, width, row);
+      const char *begin = row, *end = row + width, *from = std::find(begin, end, 1);
+      while (end != from && !end[-1]) --end;
+      const bool whole = std::find(from, end, 0) == end;
+      of_query[n] = {low + (from - begin), low + (end - begin), whole};
+      if (from == end) continue;
+      first = std::min(first, of_query[n].from), last = std::max(last, of_query[n].to);
     }
     if (empty()) return;
     visible.resize(rows * columns());
     for (int64_t n = 0; n < rows; ++n) {
       std::copy_n(all.data() + n * width + first - low, columns(), visible.data() + n * columns());
+      of_query[n].from = std::clamp<int64_t>(of_query[n].from - first, 0, columns());
+      of_query[n].to = std::clamp<int64_t>(of_query[n].to - first, of_query[n].from, columns());
+    }
+  }
+
+  // row[j] = 1 where query i sees key low + j. The loops over keys have no branches, so that they are vectorised.
+  void mark(const Attention<T>& x, int64_t i, int64_t low, int64_t width, char* row) const {
+    const int64_t from = std::clamp<int64_t>(x.first(b, i) - low, 0, width);
+    const int64_t to = std::clamp<int64_t>(x.last(b, i) - low, from, width);
+    std::fill(row + from, row + to, 1);
+    if (x.blocks) {
+      const int64_t *ids = x.blocks + b * x.keys, id = ids[x.at(i)];
+      for (int64_t j = 0; j < (id >= 0 ? width : 0); ++j) row[j] |= char(ids[low + j] == id);
+    }
+    if (x.segments) {
+      const int64_t *ids = x.segments + b * x.keys, id = ids[x.at(i)];
+      for (int64_t j = 0; j < width; ++j) row[j] &= char(ids[low + j] == id);
     }
   }
 };

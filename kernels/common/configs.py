@@ -49,6 +49,8 @@ LIGHTER = ", lighter"
 #: The widest heads for which the tables have entries, and by the bytes of an element what wider ones have.
 WIDEST = 256
 WIDE = {2: Config(32, 32, 4, 1), 4: Config(16, 16, 4, 1)}
+#: Architectures whose shared memory is too small for such tiles in the backward pass.
+WITHOUT_WIDE = ("sm_86",)
 #: Scores of a tile per thread, from which on a lighter configuration differs.
 MANY = 16
 

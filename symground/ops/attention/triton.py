@@ -82,5 +82,20 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing
     return out.to(lse.dtype)
 
 
+def _lacks(q: Tensor, k: Tensor | None, mixing: Mixing, v: Tensor) -> str | None:
+    """What the kernels do not take on this device, or None."""
+    width = max(q.shape[3], v.shape[3])
+    if width <= 256 or q.device.type != "cuda":
+        return None
+    from symground.kernels.common.configs import WIDEST, WITHOUT_WIDE, architecture_of
+
+    if architecture_of(q.device) not in WITHOUT_WIDE:
+        return None
+    return (
+        f"impl: 'triton' expected heads of at most {WIDEST} on this GPU, whose multiprocessors have 100 KiB of shared "
+        f"memory, got {width}; impl='torch' takes wider ones"
+    )
+
+
 backend = Backend(forward=_forward, backward=_backward, saliency=_saliency, flow=_flow, rows=_rows)
-ops = register("triton", backend, refuses)
+ops = register("triton", backend, refuses, lacks=_lacks)

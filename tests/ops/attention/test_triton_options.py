@@ -5,6 +5,7 @@ As in test_triton.py, each result is as good as eager's in the same precision, a
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from symground import ops
+from symground.ops.attention import triton
+from symground.ops.attention.mixing import Mixing
 from tests.ops.attention.test_triton import SHAPES, Inputs, assert_as_good, assert_as_good_as_eager, eager, key_range
 from tests.ops.common.triton_device import DEVICE, DTYPES, INTERPRETED, fresh_memory_is_nan  # noqa: F401
 
@@ -87,3 +90,20 @@ def test_gradients_of_wide_heads_without_probes(sizes: tuple[int, int], dtype: t
     x = Inputs(1, 2, 1, 37, 40, sizes[0], of_value=sizes[1]).rounded(dtype)
     exact = x.without_probes("reference", torch.float64)
     assert_as_good(x.without_probes("triton", dtype), eager(x, dtype, {}), exact, dtype)
+
+
+@pytest.mark.parametrize(("architecture", "size", "refused"), [("sm_86", 288, True), ("sm_86", 256, False),
+                                                                ("sm_80", 576, False)])  # fmt: skip
+def test_heads_that_do_not_fit_a_gpus_shared_memory_are_refused(
+    monkeypatch: pytest.MonkeyPatch, architecture: str, size: int, refused: bool
+) -> None:
+    """`python -m benchmarks kernels` shows that they do not; the architecture stands for a GPU."""
+    from symground.kernels.common import configs
+
+    monkeypatch.setattr(configs, "architecture_of", lambda device: architecture)
+    q: Any = SimpleNamespace(shape=(1, 2, 5, 64), device=torch.device("cuda", 0))
+    v: Any = SimpleNamespace(shape=(1, 2, 5, size), device=torch.device("cuda", 0))
+    assert triton.ops.lacks is not None
+    said = triton.ops.lacks(q, None, Mixing(), v)
+    assert (said is not None) == refused
+    assert said is None or "heads of at most 256 on this GPU" in said
