@@ -53,6 +53,8 @@ class Scores:
         self.shape = torch.Size(shape)
         """As the code sees it: the last two dimensions are T and S, those before B and H or their product."""
         self.scale = 1.0
+        self.capped: float | None = None
+        """The scale of the scores within a hyperbolic tangent, which ``scale`` multiplies; None without one."""
         self.bias: Tensor | None = None
         """Added to the scores; broadcasts to [B,H,T,S]."""
         self.hidden: Tensor | None = None
@@ -145,6 +147,8 @@ class Scores:
                 return self._hiding(mask)
             case "view" | "reshape", _:
                 return self._viewed(*others)
+            case "tanh", () if self.capped is self.bias is self.hidden is self.zeroed is None and not self.softmaxed:
+                return self._with(capped=self.scale, scale=1.0)
             case "softmax", _ if not self.softmaxed and self._is_last(kwargs.get("dim", (*others, None)[0])):
                 return self._with(softmaxed=True)
             case "dropout", _:
@@ -273,6 +277,10 @@ class Scores:
             mixing = mixing._replace(key_range=None if whole else mixing.key_range.expand(batch, -1))
         slopes = None if bias is None else self._slopes(bias, seen, heads)
         mixing = mixing._replace(scale=self.scale, slopes=slopes)
+        if self.capped is not None:
+            if self.scale == 0:
+                raise self._refusal("tanh")
+            mixing = mixing._replace(scale=self.capped * self.scale, softcap=abs(self.scale))
         exact = torch.promote_types(query.dtype, value.dtype)  # GPT-Neo has float32 queries and keys in any model
         q, k, v = (x.to(exact) for x in (query, key, value))
         out = self.watch.attended(q, k, v, mixing, self.dropout).to(value.dtype)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from symground.models.architectures import is_written_out, mamba_mixers
 from symground.models.attachment.lookup import instead, is_cross_attention, is_unused
-from symground.models.hooks import Mixer, is_encoder_decoder, stack, stacks
+from symground.models.hooks import WITH_VISION, Mixer, is_encoder_decoder, stack, stacks, vision_tower
 from symground.ops.attention.mixing import MAX_HEAD_SIZE
 
 #: Matches the class names of transformers' modules that mix positions.
@@ -105,12 +105,21 @@ def _number(module: nn.Module, path: str) -> int | None:
 
 
 def untraced_of(model: PreTrainedModel, found: tuple[Mixer, ...]) -> tuple[str, ...]:
-    """Class names of the decoder's modules that mix positions and are none of these mixers, judged by name."""
+    """Class names of the modules that mix positions and are none of these mixers, judged by name.
+
+    If a vision tower is traced, those between it and the text count too (a Q-Former), and a head that pools it does not
+    where the text reads its patches.
+    """
     traced = {part for mixer in found for part in mixer.module.modules()}
+    with_vision = getattr(model, WITH_VISION, False)
+    places = [model] if with_vision else list(stacks(model).values())
+    tower = vision_tower(model) if with_vision and model.get_output_embeddings() is not None else None
+    pooling = () if tower is None else [m for m in tower.modules() if type(m).__name__.endswith("PoolingHead")]
+    pooled = {part for head in pooling for part in head.modules()}
     named = {
-        module: path for of in stacks(model).values() for path, module in of.named_modules()
+        module: path for of in places for path, module in of.named_modules()
         if _MIXES.search(type(module).__name__) and not _BESIDE.search(type(module).__name__)
-        and module not in traced and not is_unused(model, path, module)
+        and module not in traced and module not in pooled and not is_unused(model, path, module)
     }  # fmt: skip
     whole = {
         module for module in named

@@ -126,6 +126,11 @@ def load(
     except Exception as error:
         if type(error).__name__ == "SafetensorError":
             raise ValueError(f"{folder}: its weights are damaged or cut short ({error})") from error
+        if folder.is_file() and not isinstance(error, (ImportError, OSError)):  # a .gguf file
+            raise ValueError(
+                f"{folder}: expected a model in GGUF form, whole and of a kind that transformers reads "
+                f"({type(error).__name__}: {error})"
+            ) from error
         raise
     attach(model)
     if images is not None:

@@ -222,7 +222,7 @@ def _record(piece: _Piece, i: int, _layer: nn.Module, args: tuple[Any, ...], kwa
 
 
 def _record_mixed(piece: _Piece, layer: int, _module: nn.Module, _args: tuple[Any, ...], out: Any) -> None:
-    piece.mixed[layer] = out[0] if isinstance(out, tuple) else out
+    piece.mixed[layer] = out[0] if isinstance(out, (tuple, list)) else out
 
 
 def _after(before: list[tuple[Tensor, Tensor]], k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

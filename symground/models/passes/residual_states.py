@@ -38,7 +38,7 @@ def residual_stream(model: PreTrainedModel, input_ids: Tensor, **inputs: Any) ->
         found.append(args[0] if args else kwargs["hidden_states"])
 
     def gives(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        found.append(out[0] if isinstance(out, tuple) else out)
+        found.append(out[0] if isinstance(out, (tuple, list)) else out)
 
     every = ((layer, given) for layer in layers)
     with hooked(*every, before=True, with_kwargs=True), hooked((layers[-1], gives)):

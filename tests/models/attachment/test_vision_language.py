@@ -374,3 +374,5 @@ def test_a_model_that_does_not_run_on_words_alone_is_traced_with_its_pictures(pa
     np.testing.assert_allclose(traced.surprisal, surprisal.detach(), atol=1e-4, rtol=1e-4)
     np.testing.assert_allclose(traced.saliency, signed, atol=1e-5, rtol=1e-3)
     assert ("vision_saliency" in traced) == ("vision" in parts)
+    between = "Blip2QFormerMultiHeadAttention" if "vision" in parts else ""
+    assert traced.attrs["untraced"] == between  # it mixes patches on their way to the words

@@ -302,13 +302,18 @@ CHANGES: dict[str, Any] = {
     "scaled after the mask": lambda s: 0.5 * _hide(s),
     "set to 0, then hidden": lambda s: s * _below(s) - 1e4 * (1 - _below(s)),
     "in float64, three dimensions": lambda s: _hide(s).view(-1, *s.shape[-2:]).double().float().view(s.shape),
+    "a cap": lambda s: _hide(3 * torch.tanh(s / 3)),
+    "a cap turned over": lambda s: _hide(torch.tanh(s) * -3),
+    "a cap and a bias by distance": lambda s: (
+        _hide((s / 0.5).tanh() * 2) + SLOPES[:, None, None] * torch.arange(s.shape[-1])
+    ),
     "a bias by distance": lambda s: _hide(s) + SLOPES[:, None, None] * torch.arange(s.shape[-1]),
     "a bias by both positions": lambda s: _hide(
         s - 0.25 * (torch.arange(s.shape[-2])[:, None] - torch.arange(s.shape[-1])).abs()
     ),
 }  # fmt: skip
 UNLIKE: dict[str, tuple[Any, str]] = {
-    "a cap": (lambda s: 3 * torch.tanh(s / 3), "apply 'tanh' to their scores"),
+    "a cap after the mask": (lambda s: 3 * torch.tanh(_hide(s) / 3), "apply 'tanh' to their scores"),
     "the square of the distance": (
         lambda s: _hide(s) - 0.1 * torch.arange(s.shape[-1]).float() ** 2, "a bias that is not proportional",
     ),

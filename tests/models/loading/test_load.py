@@ -262,6 +262,11 @@ def test_a_gguf_file(tmp_path: Path) -> None:
     loaded = sg.load(tmp_path / "m.gguf")
     torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits)
     assert "saliency" in sg.trace(loaded, IDS, torch.tensor([7]))
+    whole = (tmp_path / "m.gguf").read_bytes()
+    for kept in (100, len(whole) - 500):
+        (tmp_path / "cut.gguf").write_bytes(whole[:kept])
+        with pytest.raises(ValueError, match=r"cut\.gguf: expected a model in GGUF form, whole"):
+            sg.load(tmp_path / "cut.gguf")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model": 3}', None], ids=str)
