@@ -247,7 +247,9 @@ def read(module: nn.Module, mask: Tensor | None, query: Tensor, key: Tensor, cau
         if not hasattr(module, "is_causal"):
             shown = of_seen(_seen(mask, query, key))
             if shown is not None and shown.key_range is not None and shown.window == window:
-                return Mask(shown.key_range.expand(len(query), -1), window=window, causal=shown.causal)
+                segments = None if shown.segments is None else shown.segments.expand(len(query), -1)
+                key_range = shown.key_range.expand(len(query), -1)
+                return Mask(key_range, segments=segments, window=window, causal=shown.causal)
         return Mask(_range_of_pairs(mask, query, key, causal, window), window=window)
     config = getattr(module, "config", None)
     if getattr(config, "_attn_implementation", None) == UNPADDED:
@@ -355,23 +357,34 @@ def _range_of_pairs(mask: Tensor, query: Tensor, key: Tensor, causal: bool, wind
 
 
 def of_seen(seen: Tensor) -> Mixing | None:
-    """What pairs [B or 1,H or 1,T,S] bool that are visible say: causal or not, window, padding; None if more."""
+    """What pairs [B or 1,H or 1,T,S] bool that are visible say: causal or not, window, padding, packed texts.
+
+    None if they say more.
+    """
     (queries, keys), device = seen.shape[2:], seen.device
     causal = not bool((seen & ~valid_keys(queries, keys, True, None, None, device)).any())
     distance = (torch.arange(keys, device=device) - torch.arange(keys - queries, keys, device=device)[:, None]).abs()
     farthest = distance * (seen & ~seen.all(-1, keepdim=True))  # [B or 1,H or 1,T,S]; rows of padding may see all
-    for window in (None, int(farthest.max()) + 1):
-        found = _range_of_seen(seen, causal, window)
-        if found is not None:
-            return Mixing(causal, key_range=found, window=window)
+    windows = (None, int(farthest.max()) + 1)
+    texts: list[Tensor | None] = [None]
+    if causal and queries == keys:  # a text begins where a token does not see the one before it
+        begins = torch.nn.functional.pad(~seen[:, 0].diagonal(-1, 1, 2), (1, 0))
+        texts.append(begins.cumsum(-1))
+    for segments in texts:
+        for window in windows:
+            found = _range_of_seen(seen, causal, window, segments)
+            if found is not None:
+                return Mixing(causal, key_range=found, window=window, segments=segments)
     return None
 
 
-def _range_of_seen(seen: Tensor, causal: bool, window: int | None) -> Tensor | None:
+def _range_of_seen(seen: Tensor, causal: bool, window: int | None, segments: Tensor | None = None) -> Tensor | None:
     """Key ranges [B or 1,2] of visible pairs; None if they are not those of such a mask with padding at the ends."""
     queries, keys = seen.shape[2:]
     each = torch.arange(keys, device=seen.device)
     by_layer = valid_keys(queries, keys, causal, None, window, seen.device)
+    if segments is not None:
+        by_layer = by_layer & (segments[:, None, :, None] == segments[:, None, None])
     # Rows of padding may see nothing or all keys, as the code that makes masks likes it. One that sees itself alone
     # could be a row of the text.
     beside = ~seen.any(-1) | seen.all(-1)  # [B,H,T]

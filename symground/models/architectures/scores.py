@@ -271,10 +271,14 @@ class Scores:
         seen = None if hidden is None else ~hidden.expand(-1, -1, query.shape[2], key.shape[2])
         mixing = Mixing(causal=False) if seen is None else of_seen(seen)
         if mixing is None:
-            raise refused(self.watch.module, "hide other pairs than a causal mask, a window and padding do")
+            raise refused(
+                self.watch.module, "hide other pairs than a causal mask, a window, packed texts and padding do"
+            )
         if mixing.key_range is not None:
             whole = bool((mixing.key_range == mixing.key_range.new_tensor([0, key.shape[2]])).all())
             mixing = mixing._replace(key_range=None if whole else mixing.key_range.expand(batch, -1))
+        if mixing.segments is not None:
+            mixing = mixing._replace(segments=mixing.segments.expand(batch, -1))
         slopes = None if bias is None else self._slopes(bias, seen, heads)
         mixing = mixing._replace(scale=self.scale, slopes=slopes)
         if self.capped is not None:

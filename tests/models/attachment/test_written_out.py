@@ -290,6 +290,7 @@ def test_ways_to_write_attention(way: str) -> None:
     np.testing.assert_allclose(traced.saliency[:, 0], (weights * gradient).sum(1).abs().detach(), atol=1e-5, rtol=1e-3)
 
 
+_TEXTS = torch.tensor([0, 0, 1, 1, 1, 1, 1, 2, 2])
 CHANGES: dict[str, Any] = {
     "mask": _hide,
     "in place": _hide_in_place,
@@ -302,6 +303,10 @@ CHANGES: dict[str, Any] = {
     "scaled after the mask": lambda s: 0.5 * _hide(s),
     "set to 0, then hidden": lambda s: s * _below(s) - 1e4 * (1 - _below(s)),
     "in float64, three dimensions": lambda s: _hide(s).view(-1, *s.shape[-2:]).double().float().view(s.shape),
+    "packed texts": lambda s: _hide(s).masked_fill(_TEXTS[:, None] != _TEXTS, -1e9),
+    "packed texts and a window": lambda s: (
+        _hide(s).masked_fill((_TEXTS[:, None] != _TEXTS) | torch.ones(9, 9, dtype=torch.bool).tril(-3), -1e9)
+    ),
     "a cap": lambda s: _hide(3 * torch.tanh(s / 3)),
     "a cap turned over": lambda s: _hide(torch.tanh(s) * -3),
     "a cap and a bias by distance": lambda s: (
