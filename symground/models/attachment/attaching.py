@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
-import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -24,7 +23,6 @@ from symground.models.architectures import (
     is_packed,
     is_written_out,
     pack,
-    twins_pass,
     watch,
     write_out_gelu,
 )
@@ -41,21 +39,15 @@ from symground.models.attachment.lookup import (
     remember,
 )
 from symground.models.attachment.support import mixers_of, untraced_of
+from symground.models.attachment.verifying import mixes_otherwise, verify
 from symground.models.hooks import (
     WITH_VISION,
     Mixer,
-    Tap,
-    device_of,
     forget_when_checkpointing,
-    head_outputs,
     is_encoder_decoder,
-    runs_once,
     stacks,
-    tapped,
-    untapped,
     vision_tower,
 )
-from symground.models.trials import agree, trial_ids, verified_readout
 
 M = TypeVar("M", bound=PreTrainedModel)
 _BEFORE = f"{OURS}before"
@@ -140,8 +132,8 @@ def attach(model: M, parts: Sequence[str] | None = None) -> M:
         reads_words = model.get_output_embeddings() is not None and model.main_input_name == "input_ids"
         if reads_words and not any(parameter.is_meta for parameter in model.parameters()):
             with _in_evaluation(model):  # with dropout, the trial's two passes would differ
-                reads_words = _try(model, found, written_out)
-                if reads_words and not names and not is_encoder_decoder(model) and _mixes_otherwise(model, found):
+                reads_words = verify(model, found, written_out, getattr(model, _BEFORE).configs)
+                if reads_words and not names and not is_encoder_decoder(model) and mixes_otherwise(model, found):
                     names = ("layers that symground does not know",)
         object.__setattr__(model, WHOLE, not reads_words and model.get_output_embeddings() is not None)
         _name_untraced(model, names)
@@ -160,102 +152,6 @@ def _with_vision(model: PreTrainedModel, parts: Sequence[str]) -> bool:
     if with_vision and (is_encoder_decoder(model) or vision_tower(model) is None):
         raise ValueError(f"parts: {type(model).__name__} has no vision tower beside a text decoder")
     return with_vision
-
-
-def _try(model: PreTrainedModel, found: tuple[Mixer, ...], written_out: list[Mixer]) -> bool:
-    """Verify the readout and heads; False if the model does not run on words alone, with its own attention neither.
-
-    Raises:
-        ValueError: they are others, or the model's own code does not take our mask or attention.
-    """
-    try:
-        if not is_encoder_decoder(model):
-            verified_readout(model)
-        _verify_heads(model, found, written_out)
-    except Exception as error:
-        if isinstance(error, ValueError) and str(error).startswith(("model:", "heads:")):
-            raise
-        if not _runs_on_words(model):
-            return False
-        if str(error).startswith("attention_mask:"):  # which the model made, since none was given to it
-            raise ValueError(
-                f"model: {type(model).__name__} makes a mask that symground's attention does not take ({error}); "
-                f"{instead(model)}"
-            ) from error
-        raise ValueError(
-            f"model: {_raised_in(error)} of {type(model).__name__} reads its mask or its attention's result otherwise "
-            f"than symground gives it ({type(error).__name__}: {error}); {instead(model)}"
-        ) from error
-    return True
-
-
-@torch.no_grad()
-def _runs_on_words(model: PreTrainedModel) -> bool:
-    """Whether the model runs on a few tokens with the attention that it had before attaching."""
-    before: _Before = getattr(model, _BEFORE)
-    ours = [(config, config._attn_implementation) for config, _ in before.configs]
-    ids = trial_ids(model, 4).to(device_of(model))
-    try:
-        for config, implementation in before.configs:
-            config._attn_implementation_internal = implementation
-        with untapped():
-            model(input_ids=ids, **({"decoder_input_ids": ids} if is_encoder_decoder(model) else {}))
-    except Exception:
-        return False
-    finally:
-        for config, implementation in ours:
-            config._attn_implementation_internal = implementation
-    return True
-
-
-def _raised_in(error: BaseException) -> str:
-    """Class name of the innermost module, but for torch's own, whose forward pass raised an error."""
-    name, trace = "the forward pass", error.__traceback__
-    while trace is not None:
-        module = trace.tb_frame.f_locals.get("self")
-        if isinstance(module, nn.Module) and not type(module).__module__.startswith("torch."):
-            name = type(module).__name__
-        trace = trace.tb_next
-    return name
-
-
-@torch.no_grad()
-def _verify_heads(model: PreTrainedModel, found: tuple[Mixer, ...], written_out: list[Mixer]) -> None:
-    """Refuse a model with other numbers of heads than its layers say, or whose own attention gives other logits."""
-    name = type(model).__name__
-    with untapped():
-        ids = trial_ids(model, 4).to(device_of(model)).expand(2, -1)
-        given = {"input_ids": ids, **({"decoder_input_ids": ids} if is_encoder_decoder(model) else {})}
-        own = model(**given).logits if written_out else None
-        try:
-            with head_outputs(found) as outputs, runs_once(model, found) as check, twins_pass():
-                ours = model(**given).logits
-            check()
-        except ValueError as error:  # what a layer does that symground's attention does not
-            raise ValueError(f"{error}; {instead(model)}") from error
-    for mixer in found:
-        seen = outputs[mixer.layer].shape[2] if mixer.layer in outputs else mixer.heads
-        if seen != mixer.heads:
-            raise ValueError(
-                f"model: layer {mixer.layer} of {name} mixes positions by {seen} heads in place of {mixer.heads}, as "
-                f"if each token chose its heads, which symground does not support; {instead(model)}"
-            )
-    if own is not None and not agree(ours, own):
-        kinds = ", ".join(sorted({type(mixer.module).__name__ for mixer in written_out}))
-        raise ValueError(f"model: {kinds} of {name} is no softmax attention as symground computes it; {instead(model)}")
-
-
-@torch.no_grad()
-def _mixes_otherwise(model: PreTrainedModel, found: tuple[Mixer, ...]) -> bool:
-    """Whether the logits of a position depend on another token, before or after it, even if all heads are silenced."""
-    device, middle = device_of(model), 5
-    ids = trial_ids(model, 2 * middle + 14).to(device).repeat(2, 1)
-    ids[1, middle] = ids[0, middle - 1]
-    taps = {mixer: Tap(gate=torch.zeros(mixer.heads, device=device_of(mixer.module))) for mixer in found}
-    with untapped(), tapped(taps):
-        one, other = model(input_ids=ids).logits
-    others = torch.arange(ids.shape[1], device=one.device) != middle
-    return bool(((one - other).norm(dim=-1) > 1e-3 * one.norm(dim=-1))[others].any())
 
 
 @contextmanager

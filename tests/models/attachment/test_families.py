@@ -22,7 +22,7 @@ import symground as sg
 from symground.analysis.probing.answering import choices
 from symground.data import Corpus
 from symground.models.architectures.masks import _is_window
-from symground.models.attachment import attaching
+from symground.models.attachment import verifying
 from tests.models.attachment import test_written_out
 from tests.models.attachment.eagers import TARGETS, check_logits_and_saliency
 from tests.models.attachment.eagers import padded as batch
@@ -198,7 +198,7 @@ def test_compiled_without_a_mask() -> None:
 
 def test_positions_that_begin_after_the_paddings_stay_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
     # RoBERTa is refused for its logits, so that check is disabled; the test is about its positions.
-    monkeypatch.setattr(attaching, "verified_readout", lambda model: None)
+    monkeypatch.setattr(verifying, "verified_readout", lambda model: None)
     settings = transformers.RobertaConfig(**{**SIZES, "pad_token_id": 1, "is_decoder": True})
     torch.manual_seed(0)
     eager = transformers.RobertaForCausalLM._from_config(copy.deepcopy(settings), attn_implementation="eager").eval()
