@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from transformers import masking_utils
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
-from symground.ops.attention.mixing import Mixing, key_range_of, valid_keys
+from symground.models.architectures.pairs import of_seen, range_of_pairs, seen_pairs
+from symground.ops.attention.mixing import key_range_of
 from symground.ops.common import checks as check
 
 NAME = "symground"
 UNPADDED = "symground-unpadded"
-#: A score with at most this added is hidden: its attention weight is exactly 0 if any key is visible.
-HIDES = -1e4
 
 
 def key_range_mask(
@@ -245,12 +244,12 @@ def read(module: nn.Module, mask: Tensor | None, query: Tensor, key: Tensor, cau
         if not causal and query.shape[2] != key.shape[2]:
             return _of_crossing(mask, query, key)
         if not hasattr(module, "is_causal"):
-            shown = of_seen(_seen(mask, query, key))
+            shown = of_seen(seen_pairs(mask, query, key))
             if shown is not None and shown.key_range is not None and shown.window == window:
                 segments = None if shown.segments is None else shown.segments.expand(len(query), -1)
                 key_range = shown.key_range.expand(len(query), -1)
                 return Mask(key_range, segments=segments, window=window, causal=shown.causal)
-        return Mask(_range_of_pairs(mask, query, key, causal, window), window=window)
+        return Mask(range_of_pairs(mask, query, key, causal, window), window=window)
     config = getattr(module, "config", None)
     if getattr(config, "_attn_implementation", None) == UNPADDED:
         unsaid = getattr(config, "sliding_window", None)
@@ -297,7 +296,7 @@ def _of_crossing(mask: Tensor, query: Tensor, key: Tensor) -> Mask:
     Raises:
         ValueError: the mask is another one, or biases scores.
     """
-    seen = _seen(mask, query, key)
+    seen = seen_pairs(mask, query, key)
     all_keys = seen.all(-1)  # [B,H,T]
     some = (seen & ~all_keys[..., None]).flatten(1, 2).any(1)  # [B,S] what the other queries see
     found = key_range_of(some).expand(len(query), -1)
@@ -312,88 +311,3 @@ def _of_crossing(mask: Tensor, query: Tensor, key: Tensor) -> Mask:
     if bool(all_keys.all()):
         return Mask()
     return Mask(found, all_keys=all_keys[:, 0].expand(len(query), -1) if bool(all_keys.any()) else None)
-
-
-def _seen(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """The pairs [B or 1,H or 1,T,S] that a mask, bool or added to the scores, shows.
-
-    Raises:
-        ValueError: the mask biases scores, or has another shape.
-    """
-    queries, keys = query.shape[2], key.shape[2]
-    floats = mask.is_floating_point()
-    fits = mask.ndim == 4 and mask.shape[2] in (1, queries) and mask.shape[3] == keys
-    if not fits or not (floats or mask.dtype == torch.bool):
-        raise ValueError(
-            f"attention_mask: expected [B,S], or bools or floats for all pairs [B,H,{queries},{keys}]; got "
-            f"{list(mask.shape)} {mask.dtype}"
-        )
-    mask = mask.expand(-1, -1, queries, -1)
-    seen = mask == 0 if floats else mask
-    if floats and not bool((seen | (mask <= HIDES)).all()):
-        biased = mask[~(seen | (mask <= HIDES))][0].item()
-        raise ValueError(
-            f"attention_mask: symground's attention takes no bias of scores: expected 0 (seen) or at most {HIDES:g} "
-            f"(hidden) for each pair, got {biased:g}; model.set_attn_implementation('sdpa') computes it untraced"
-        )
-    return seen
-
-
-def _range_of_pairs(mask: Tensor, query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tensor:
-    """A mask of all pairs [B or 1,H or 1,T,S], bool or added to the scores, as key ranges [B,2].
-
-    Raises:
-        ValueError: the mask biases scores, or is not that of this layer, with its window and padding at the ends.
-    """
-    found = _range_of_seen(_seen(mask, query, key), causal, window)
-    if found is None:
-        wanted = "causal masks" if causal else "masks of all positions"
-        wanted += "" if window is None else f" with this layer's window of {window} keys and"
-        raise ValueError(
-            f"attention_mask: symground supports {wanted} with padding at the ends only, and this mask of shape "
-            f"{list(mask.shape)} hides other pairs; model.set_attn_implementation('sdpa') computes it untraced"
-        )
-    return found.expand(len(query), -1)
-
-
-def of_seen(seen: Tensor) -> Mixing | None:
-    """What pairs [B or 1,H or 1,T,S] bool that are visible say: causal or not, window, padding, packed texts.
-
-    None if they say more.
-    """
-    (queries, keys), device = seen.shape[2:], seen.device
-    causal = not bool((seen & ~valid_keys(queries, keys, True, None, None, device)).any())
-    distance = (torch.arange(keys, device=device) - torch.arange(keys - queries, keys, device=device)[:, None]).abs()
-    farthest = distance * (seen & ~seen.all(-1, keepdim=True))  # [B or 1,H or 1,T,S]; rows of padding may see all
-    windows = (None, int(farthest.max()) + 1)
-    texts: list[Tensor | None] = [None]
-    if causal and queries == keys:  # a text begins where a token does not see the one before it
-        begins = torch.nn.functional.pad(~seen[:, 0].diagonal(-1, 1, 2), (1, 0))
-        texts.append(begins.cumsum(-1))
-    for segments in texts:
-        for window in windows:
-            found = _range_of_seen(seen, causal, window, segments)
-            if found is not None:
-                return Mixing(causal, key_range=found, window=window, segments=segments)
-    return None
-
-
-def _range_of_seen(seen: Tensor, causal: bool, window: int | None, segments: Tensor | None = None) -> Tensor | None:
-    """Key ranges [B or 1,2] of visible pairs; None if they are not those of such a mask with padding at the ends."""
-    queries, keys = seen.shape[2:]
-    each = torch.arange(keys, device=seen.device)
-    by_layer = valid_keys(queries, keys, causal, None, window, seen.device)
-    if segments is not None:
-        by_layer = by_layer & (segments[:, None, :, None] == segments[:, None, None])
-    # Rows of padding may see nothing or all keys, as the code that makes masks likes it. One that sees itself alone
-    # could be a row of the text.
-    beside = ~seen.any(-1) | seen.all(-1)  # [B,H,T]
-    # The last query whose window contains each key: if even this query does not see a key, the key is padding. But this
-    # query may be padding too, and then all that any query sees is valid.
-    last = (each + (keys if window is None else window) - 1).clamp(max=keys - 1) - (keys - queries)
-    for valid in (seen[:, 0].any(1), seen[:, 0, last.clamp(min=0), each] & (last >= 0)):  # [B,S]
-        rows = valid[:, None, keys - queries :]
-        same = (seen == by_layer & valid[:, None, None]).all(-1)
-        if bool((same | (beside & ~rows)).all()):
-            return key_range_of(valid)
-    return None

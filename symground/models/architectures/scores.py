@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from symground.models.architectures.masks import HIDES, of_seen
+from symground.models.architectures.pairs import HIDES, of_seen
 from symground.ops.attention.mixing import Mixing
 
 #: Calls that leave the values as they are, as far as attention in the accumulation dtype is concerned.

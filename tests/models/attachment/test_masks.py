@@ -17,7 +17,7 @@ from transformers import (
 
 import symground as sg
 from symground.models.architectures import unpadded
-from symground.models.architectures.masks import of_seen
+from symground.models.architectures.pairs import of_seen
 from tests.models.attachment.builders import SIZES, T, gpt2, ids, llama, lstm, mamba2, mistral, sdpa
 
 
