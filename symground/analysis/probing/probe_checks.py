@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 from symground.analysis.probing.questions import Asked, ImageQuestions
 from symground.analysis.probing.sentence_probes import Probes
 from symground.errors import described
-from symground.models.passes import check_weights, id_limit, positions_of
-from symground.models.trials import check_deterministic, readout
+from symground.models.passes import check_weights, id_limit
+from symground.models.trials import check_deterministic, positions_of, readout
 
 
 def check_asked(value: Any, name: str = "probes", *, images: bool = False) -> None:

@@ -21,7 +21,7 @@ from symground.models.hooks import (
     tapped,
     untapped,
 )
-from symground.models.trials import agree, trial_ids, verified_readout
+from symground.models.trials import agree, positions_of, trial_ids, verified_readout
 
 #: Configurations of a model and its parts, each with its attention implementation.
 Implementations: TypeAlias = Sequence[tuple[PreTrainedConfig, str | None]]
@@ -116,8 +116,12 @@ def _verify_heads(model: PreTrainedModel, found: tuple[Mixer, ...], written_out:
 @torch.no_grad()
 def mixes_otherwise(model: PreTrainedModel, found: tuple[Mixer, ...]) -> bool:
     """Whether the logits of a position depend on another token, before or after it, even if all heads are silenced."""
-    device, middle = device_of(model), 5
-    ids = trial_ids(model, 2 * middle + 14).to(device).repeat(2, 1)
+    most = (positions_of(model) or 24) - 2  # RoBERTa counts from the padding's id on
+    length, device = min(24, most), device_of(model)
+    middle = min(5, length // 2)
+    if middle < 1:
+        return False
+    ids = trial_ids(model, length).to(device).repeat(2, 1)
     ids[1, middle] = ids[0, middle - 1]
     taps = {mixer: Tap(gate=torch.zeros(mixer.heads, device=device_of(mixer.module))) for mixer in found}
     with untapped(), tapped(taps):

@@ -8,7 +8,6 @@ from symground.models.passes.inputs import (
     check_names,
     check_weights,
     id_limit,
-    positions_of,
     readable_ids,
 )
 from symground.models.passes.kv_cache import Reader, State
@@ -30,7 +29,6 @@ __all__ = [
     "gated",
     "id_limit",
     "offloaded",
-    "positions_of",
     "readable_ids",
     "replays",
     "residual_stream",

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from symground.models.architectures import PatchEmbedding
 from symground.models.attachment import check_model
 from symground.models.hooks import body, is_encoder_decoder
-from symground.models.trials import readout
+from symground.models.trials import positions_of, readout
 
 #: Inputs that the analysis itself passes to the model, and why a caller may not pass them.
 _TAKEN = {
@@ -104,13 +104,6 @@ def check_length(model: PreTrainedModel, tokens: int, name: str) -> None:
     learnt = any(m is not model.get_input_embeddings() and m.num_embeddings - (most or 0) in (0, 2) for m in tables)
     if most is not None and learnt and tokens > most:
         raise ValueError(f"{name}: expected at most {most} tokens, the model's positions, got {tokens}")
-
-
-def positions_of(model: PreTrainedModel) -> int | None:
-    """The number of positions in a model's configuration, or None."""
-    text = model.config.get_text_config()
-    found: int | None = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
-    return None if found is None or found < 1 else found  # XLNet says -1
 
 
 def readable_ids(model: PreTrainedModel) -> int:

@@ -19,6 +19,7 @@ from symground.models.trials import (
     agree,
     check_lengths,
     logits_given_by,
+    positions_of,
     readout,
     readout_by,
     stretch_of,
@@ -114,7 +115,10 @@ class Reader:
         window = self._window
         if self._cache_name is not None and window is not None and length > window:
             self._window = None  # the trial reads on too
-            if not tried(self._model, "reader beyond the window", lambda: self._resumes(window + 4, window + 1)):
+            most = min(window + 4, positions_of(self._model) or window + 4)
+            if not tried(
+                self._model, "reader beyond the window", lambda: self._resumes(most, min(window + 1, most - 1))
+            ):
                 self._cache_name = None
         return self._cache_name is not None
 

@@ -111,13 +111,10 @@ def _second(
         return
     z = exactly(case)
     first = sum((x * g.double()).sum() for x, g in zip(ORACLES[case.op](z).results, grads, strict=False))
-    of = dict(
-        zip(
-            names,
-            torch.autograd.grad(first, [z[n] for n in names], create_graph=True, materialize_grads=True),
-            strict=True,
-        )
-    )
+    leading = [torch.zeros_like(z[n]) for n in names]
+    if isinstance(first, Tensor) and first.requires_grad:
+        leading = torch.autograd.grad(first, [z[n] for n in names], create_graph=True, materialize_grads=True)
+    of = dict(zip(names, leading, strict=True))
     for chosen in (names, *([n] for n in names)):
         try:
             penalty = sum(found[n].double().square().sum() for n in chosen)
@@ -129,9 +126,10 @@ def _second(
             if known or "second derivative" not in str(refusal):
                 raise
             continue
-        right = torch.autograd.grad(
-            sum(of[n].square().sum() for n in chosen), [z[n] for n in names], materialize_grads=True, retain_graph=True
-        )
+        total = sum((of[n].square().sum() for n in chosen), torch.zeros(()))
+        right = [torch.zeros_like(z[n]) for n in names]
+        if total.requires_grad:
+            right = list(torch.autograd.grad(total, [z[n] for n in names], materialize_grads=True, retain_graph=True))
         if dtype in (torch.float32, torch.float64):
             for n, a, b in zip(names, again, right, strict=True):
                 _compare(f"derivative in {n} of the gradients of {', '.join(chosen)}", (a,), (b,), dtype)
