@@ -125,7 +125,7 @@ def examined(name: str, head: str) -> Row:
     try:
         ours = sg.attach(ours)
     except ValueError as error:
-        return Row(name, head, REFUSED, str(error).removeprefix("model: ").partition("; symground.score")[0])
+        return Row(name, head, REFUSED, _reason(error))
     except Exception as error:
         return Row(name, head, WRONG, f"attach: {_said(error)}")
     try:
@@ -205,6 +205,11 @@ def _crossings(out: Any, traced: Any, surprisal: Tensor, valid: Tensor, of_sourc
 def _close(found: Tensor, wanted: Tensor) -> bool:
     wanted = wanted.detach().double()
     return bool((found.double() - wanted).norm() <= 1e-3 * wanted.norm() + 1e-5)
+
+
+def _reason(error: ValueError) -> str:
+    """What a refusal says, without what remains possible."""
+    return str(error).removeprefix("model: ").partition("; symground.score")[0].partition("; docs/models.md")[0]
 
 
 def _said(error: Exception) -> str:
