@@ -42,8 +42,10 @@ def has_shape(name: str, value: Tensor, dims: str, expected: Sequence[int | None
             if wanted is not None and wanted != size:
                 same = False
     if not same:
-        sizes = ", ".join("any" if e is None else str(int(e)) for e in expected)  # a graph's sizes cannot be printed
-        raise ValueError(f"{name}: expected shape [{dims}] = [{sizes}], got {[int(size) for size in shape]}")
+        # Formatted one by one, since torch.compile does not trace str of a graph's size.
+        sizes = ", ".join("any" if e is None else f"{e}" for e in expected)
+        came = ", ".join(f"{size}" for size in shape)
+        raise ValueError(f"{name}: expected shape [{dims}] = [{sizes}], got [{came}]")
 
 
 def is_floating(name: str, value: Tensor) -> None:

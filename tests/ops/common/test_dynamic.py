@@ -113,3 +113,22 @@ def test_one_graph_for_all_lengths(op: str) -> None:
             torch.testing.assert_close(a, b)
         graphs.add(counter.frame_count)
     assert len(graphs) == 1  # one graph of the first length serves all
+
+
+WRONG: dict[str, Tensor] = {
+    "sink": torch.zeros(3), "slopes": torch.zeros(5), "segments": torch.zeros(2, 5).long(),
+    "blocks": torch.zeros(1, 6).long(), "gate": torch.ones(2), "key_range": torch.zeros(2, 3).long(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_a_wrong_shape_within_a_graph_is_named(name: str, dynamic: bool) -> None:
+    torch._dynamo.reset()
+    q, k = torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8)
+
+    def run(q: Tensor, k: Tensor, value: Tensor) -> Tensor:
+        return ops.attention(q, k, k, **{name: value})[0]
+
+    with pytest.raises(Exception, match=f"{name}: expected shape"):
+        torch.compile(run, fullgraph=True, dynamic=dynamic, backend="aot_eager")(q, k, WRONG[name])
