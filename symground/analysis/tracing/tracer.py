@@ -12,6 +12,7 @@ import xarray as xr
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from symground.analysis.checks import tensor_of
 from symground.analysis.probing import Asked, Examples, ImageQuestions, Probes, check_fits
 from symground.analysis.tracing.backward import (
     DIMS,
@@ -160,7 +161,7 @@ def trace(
         check_fits(model, input_ids, images=True)
         given = of_examples(model, input_ids.matched(), beside)
     else:
-        model_inputs = {n: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for n, x in model_inputs.items()}
+        model_inputs = {n: tensor_of(x, n) if isinstance(x, np.ndarray) else x for n, x in model_inputs.items()}
         check_weights(model)
         check_deterministic(model)
         if isinstance(input_ids, Examples):

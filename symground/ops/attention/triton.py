@@ -84,12 +84,12 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing
 
 def _lacks(q: Tensor, k: Tensor | None, mixing: Mixing, v: Tensor) -> str | None:
     """What the kernels do not take on this device, or None."""
-    width = max(q.shape[3], v.shape[3])
-    if width <= 256 or q.device.type != "cuda":
+    if q.device.type != "cuda":
         return None
     from symground.kernels.common.configs import WIDEST, WITHOUT_WIDE, architecture_of
 
-    if architecture_of(q.device) not in WITHOUT_WIDE:
+    width = max(q.shape[3], v.shape[3])
+    if width <= WIDEST or architecture_of(q.device) not in WITHOUT_WIDE:
         return None
     return (
         f"impl: 'triton' expected heads of at most {WIDEST} on this GPU, whose multiprocessors have 100 KiB of shared "
