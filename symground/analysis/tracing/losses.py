@@ -18,28 +18,22 @@ from transformers import PreTrainedModel
 
 from symground.analysis.checks import ids_of, tensor_of
 from symground.analysis.tracing.backward import (
-    DIMS,
     Loss,
-    Part,
-    Results,
-    coordinates_of,
     most_heads,
     run_pass,
 )
 from symground.analysis.tracing.patch_places import check_pictures, patch_places
+from symground.analysis.tracing.sides import PREFIXES, Sides, prefix_of
 from symground.analysis.tracing.trace_input import (
     KEYWORDS,
-    check_unreserved,
     checked_mask,
-    group_ids,
     image_group,
     inputs_of,
     last_of,
-    masks_of,
     targets_of,
-    with_prediction,
+    warn_without_pictures,
 )
-from symground.errors import described
+from symground.errors import described, is_about
 from symground.models import Mixer
 from symground.models.architectures import grids_of, is_learnt, is_written_out, twins_pass
 from symground.models.attachment import untraced
@@ -47,21 +41,6 @@ from symground.models.hooks import Tap, device_of, head_outputs, is_encoder_deco
 from symground.models.passes import check_names
 from symground.models.trials import check_deterministic, surprisal_of
 from symground.running import progress
-
-#: Kind of layer → the prefix of its variables.
-PREFIXES = {"encoder": "encoder_", "cross": "cross_", "vision": "vision_"}
-#: Prefix → of which side the queries and the keys are.
-_SIDES = {"": ("", ""), "encoder_": ("source", "source"), "cross_": ("", "source"), "vision_": ("vision", "vision")}
-#: Side of the positions that a layer mixes → the dimensions of its queries, keys and their groups.
-_DIMENSIONS = {
-    "": {name: name for name in ("query", "key", "query_group", "key_group")},
-    "source": {
-        "query": "source_query", "key": "source", "query_group": "source_query_group", "key_group": "source_group",
-    },
-    "vision": {
-        "query": "patch_query", "key": "patch", "query_group": "patch_query_group", "key_group": "patch_group",
-    },
-}  # fmt: skip
 
 
 class Settings(NamedTuple):
@@ -207,17 +186,21 @@ def _trace(
         return run(inputs(at))
 
     check_deterministic(model)
+    if isinstance(given.get("input_ids"), Tensor):
+        warn_without_pictures(model, given["input_ids"], given)
     if any(is_written_out(mixer.module) and not is_learnt(mixer.module) for mixer in layers if mixer.kind != "vision"):
         with head_outputs(layers), twins_pass(), torch.no_grad():
             run(_twice(inputs(slice(0, 1)), count))
     tower = vision_tower(model) if any(mixer.kind == "vision" for mixer in layers) else None
     with grids_of(tower) as grids:
         sizes = _sizes(model, layers, output, min(batch_size, count), given.get("attention_mask") is not None)
-    sides = _Sides(sizes, count, groups, source_groups, asked.prediction)
+    sides = Sides(sizes, count, groups, source_groups, asked.prediction)
     if "vision_" in sizes and isinstance(given.get("input_ids"), Tensor):
         check_pictures(image_group(model, given["input_ids"]), grids, sizes["vision_"][0])
     parts = {
-        kind: sides.part(kind, tuple(m for m in layers if _prefix(m) == kind), most_heads(layers), settings)
+        kind: sides.part(
+            kind, tuple(m for m in layers if prefix_of(m) == kind), most_heads(layers), settings.saliency, settings.rows
+        )
         for kind in sizes
     }
     each = np.empty(count, np.float32)
@@ -246,10 +229,6 @@ def _trace(
     )
 
 
-def _prefix(mixer: Mixer) -> str:
-    return PREFIXES.get(mixer.kind, "")
-
-
 @torch.no_grad()
 def _sizes(
     model: PreTrainedModel,
@@ -276,7 +255,7 @@ def _sizes(
         try:
             output(slice(0, examples))
         except ValueError as error:
-            if not str(error).startswith("attention_mask:") or masked:
+            if masked or not is_about(error, "attention_mask"):
                 raise
             raise ValueError(
                 f"model: {type(model).__name__} makes a mask that symground's attention does not take ({error}); with "
@@ -288,8 +267,8 @@ def _sizes(
                 f"({type(error).__name__}: {error})"
             ) from error
     sizes = {}
-    for kind in sorted({_prefix(mixer) for mixer in layers}):
-        of_kind = [found[mixer] for mixer in layers if _prefix(mixer) == kind]
+    for kind in sorted({prefix_of(mixer) for mixer in layers}):
+        of_kind = [found[mixer] for mixer in layers if prefix_of(mixer) == kind]
         if kind in ("cross_", "vision_") and not any(of_kind):  # no image was given
             continue
         several = sorted({size for each in of_kind for size in each})
@@ -322,71 +301,6 @@ def _twice(one: Mapping[str, Any], examples: int) -> dict[str, Any]:
         return torch.cat([x[:1], x[:1]]) if has_examples else x
 
     return {name: of_two(x) for name, x in one.items()}
-
-
-class _Sides:
-    """The groups of the positions that a decoder (or the only stack of layers) and a source have."""
-
-    def __init__(
-        self, sizes: Mapping[str, tuple[int, int, int]], count: int, groups: Mapping[str, Any] | None,
-        source_groups: Mapping[str, Any] | None, prediction: Tensor | None,
-    ) -> None:  # fmt: skip
-        if source_groups is not None and not sizes.keys() & {"encoder_", "cross_"}:
-            raise ValueError("source_groups: expected None, since no layer reads other positions than the text's")
-        text = next((queries for kind, (_, queries, _) in sizes.items() if kind in ("", "cross_")), 0)
-        source = next((keys for kind, (_, _, keys) in sizes.items() if kind in ("encoder_", "cross_")), 0)
-        self.images, patches, _ = sizes.get("vision_", (1, 0, 0))
-        self.keys = {
-            "": _masks(groups, count, text, "groups"), "source": _masks(source_groups, count, source), "vision": {},
-        }  # fmt: skip
-        self.queries = dict(self.keys)
-        self.lengths = {"": text, "source": source, "vision": patches}
-        if prediction is not None:
-            check_unreserved(self.keys[""])
-            self.queries[""] = with_prediction(self.keys[""], prediction.cpu(), text)
-        self.count, self.rows = count, prediction is not None
-
-    def part(self, kind: str, layers: tuple[Mixer, ...], heads: int, settings: Settings) -> Part:
-        of_query, of_key = _SIDES[kind]
-        queries, keys = self.queries[of_query], self.keys[of_key]
-        lengths = self.lengths[of_query], self.lengths[of_key]
-        times = self.images if kind == "vision_" else 1
-        count, counts = self.count * times, (len(queries), len(keys))
-        none = tuple(torch.full((count, length), -1) for length in lengths)
-        of_groups = group_ids(queries, none[0]), group_ids(keys, none[1])
-        rows = settings.rows and self.rows and kind in ("", "cross_")
-        results = Results(len(layers), heads, count, lengths, counts, settings.saliency, rows)
-        return Part(layers, of_groups, results, times)
-
-    def named(self, kind: str, part: Part) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The variables and coordinates of a part, by their names in the Dataset."""
-        of_query, of_key = _SIDES[kind]
-        names = {name: _DIMENSIONS[of_query][name] for name in ("query", "query_group")}
-        names |= {name: _DIMENSIONS[of_key][name] for name in ("key", "key_group")} | {"layer": f"{kind}layer"}
-        variables = {
-            f"{kind}{name}": (tuple(names.get(of, of) for of in DIMS[name]), value)
-            for name, value in part.results.arrays().items()
-        }
-        if kind == "vision_":
-            variables = {
-                name: (("example", "image", *of[1:]), value.reshape(self.count, self.images, *value.shape[1:]))
-                for name, (of, value) in variables.items()
-            }
-        else:
-            name = "source_groups" if of_key else "group"
-            variables[name] = (("example", names["key"]), part.groups[1].numpy())
-        found = coordinates_of(part.layers)
-        coordinates = {
-            f"{kind}layer": found["layer"], f"{kind}kind": (f"{kind}layer", found["kind"][1]),
-            f"{kind}part": (f"{kind}layer", ["vision" if kind == "vision_" else "text"] * len(part.layers)),
-            "head": np.arange(part.results.matrix_total.shape[2]),
-            names["query_group"]: list(self.queries[of_query]), names["key_group"]: list(self.keys[of_key]),
-        }  # fmt: skip
-        return variables, coordinates
-
-
-def _masks(groups: Mapping[str, Any] | None, count: int, length: int, name: str = "source_groups") -> dict[str, Tensor]:
-    return masks_of(groups or {}, torch.full((count, length), -1), name)
 
 
 def _checked(each: Any, examples: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -112,6 +113,7 @@ def of_ids(
     check_unreserved(check_mapping(groups, "groups"))
     keys = {name: mask & valid for name, mask in masks_of(groups, ids).items()}
     queries = with_prediction(keys, p, ids.shape[1])
+    warn_without_pictures(model, ids, model_inputs)
     inputs = inputs_of(model_inputs, attention_mask, len(ids), batch_size)
     return TraceInput(
         ids,
@@ -196,6 +198,22 @@ def image_group(model: PreTrainedModel, ids: Tensor) -> dict[str, Tensor]:
     token = getattr(model.config, "image_token_id", None)
     places = None if token is None else ids == token
     return {} if places is None or not bool(places.any()) else {"image": places}
+
+
+def warn_without_pictures(model: PreTrainedModel, ids: Tensor, given: Mapping[str, Any]) -> None:
+    """Warn of placeholders of images in ids [B,T] if no input of the model is made of images.
+
+    The model embeds them like words then, without a word.
+    """
+    places = image_group(model, ids).get("image")
+    pictures = [name for name, x in given.items() if x is not None and ("pixel" in name or "image" in name)]
+    if places is not None and not pictures:
+        warnings.warn(
+            f"input_ids: {int(places.sum())} tokens are placeholders of images, and no images are given; "
+            f"{type(model).__name__} reads the placeholders themselves",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def masks_of(groups: Mapping[str, Any], like: Tensor, argument: str = "groups") -> dict[str, Tensor]:

@@ -26,7 +26,8 @@ from symground.analysis.tracing.backward import (
     run_pass,
     surprisal_at,
 )
-from symground.analysis.tracing.losses import PREFIXES, Settings, has_crossings, trace_loss, trace_targets
+from symground.analysis.tracing.losses import Settings, has_crossings, trace_loss, trace_targets
+from symground.analysis.tracing.sides import PREFIXES
 from symground.analysis.tracing.trace_input import KEYWORDS, TraceInput, of_examples, of_ids
 from symground.errors import flag, integer
 from symground.models import Mixer, mixers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -376,3 +377,17 @@ def test_a_model_that_does_not_run_on_words_alone_is_traced_with_its_pictures(pa
     assert ("vision_saliency" in traced) == ("vision" in parts)
     between = "Blip2QFormerMultiHeadAttention" if "vision" in parts else ""
     assert traced.attrs["untraced"] == between  # it mixes patches on their way to the words
+
+
+@pytest.mark.parametrize("asked", ["targets", "loss"])
+def test_placeholders_without_pictures_are_said(asked: str) -> None:
+    _, twin = pair(FAMILIES["LLaVA-1.5"])
+    ours, given = sg.attach(twin), batch(FAMILIES["LLaVA-1.5"], None)
+    ids = given["input_ids"]
+    how: dict[str, Any] = {"targets": TARGETS} if asked == "targets" else {"loss": lambda out: out.logits[:, -1, 5]}
+    with pytest.warns(UserWarning, match=rf"{int((ids == IMAGE).sum())} tokens are placeholders of images, and no im"):
+        sg.trace(ours, ids, **how)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sg.trace(ours, **given, **how)
+        sg.trace(ours, ids.clamp(max=90), **how)

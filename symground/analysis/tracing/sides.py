@@ -1,0 +1,98 @@
+"""The positions that the layers of a model mix: the text's, a source's, the patches of pictures; and their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from symground.analysis.tracing.backward import DIMS, Part, Results, coordinates_of
+from symground.analysis.tracing.trace_input import check_unreserved, group_ids, masks_of, with_prediction
+from symground.models import Mixer
+
+#: Kind of layer → the prefix of its variables.
+PREFIXES = {"encoder": "encoder_", "cross": "cross_", "vision": "vision_"}
+#: Prefix → of which side the queries and the keys are.
+_SIDES = {"": ("", ""), "encoder_": ("source", "source"), "cross_": ("", "source"), "vision_": ("vision", "vision")}
+#: Side of the positions that a layer mixes → the dimensions of its queries, keys and their groups.
+_DIMENSIONS = {
+    "": {name: name for name in ("query", "key", "query_group", "key_group")},
+    "source": {
+        "query": "source_query", "key": "source", "query_group": "source_query_group", "key_group": "source_group",
+    },
+    "vision": {
+        "query": "patch_query", "key": "patch", "query_group": "patch_query_group", "key_group": "patch_group",
+    },
+}  # fmt: skip
+
+
+def prefix_of(mixer: Mixer) -> str:
+    return PREFIXES.get(mixer.kind, "")
+
+
+class Sides:
+    """The groups of the positions that a decoder (or the only stack of layers) and a source have."""
+
+    def __init__(
+        self, sizes: Mapping[str, tuple[int, int, int]], count: int, groups: Mapping[str, Any] | None,
+        source_groups: Mapping[str, Any] | None, prediction: Tensor | None,
+    ) -> None:  # fmt: skip
+        if source_groups is not None and not sizes.keys() & {"encoder_", "cross_"}:
+            raise ValueError("source_groups: expected None, since no layer reads other positions than the text's")
+        text = next((queries for kind, (_, queries, _) in sizes.items() if kind in ("", "cross_")), 0)
+        source = next((keys for kind, (_, _, keys) in sizes.items() if kind in ("encoder_", "cross_")), 0)
+        self.images, patches, _ = sizes.get("vision_", (1, 0, 0))
+        self.keys = {
+            "": _masks(groups, count, text, "groups"), "source": _masks(source_groups, count, source), "vision": {},
+        }  # fmt: skip
+        self.queries = dict(self.keys)
+        self.lengths = {"": text, "source": source, "vision": patches}
+        if prediction is not None:
+            check_unreserved(self.keys[""])
+            self.queries[""] = with_prediction(self.keys[""], prediction.cpu(), text)
+        self.count, self.rows = count, prediction is not None
+
+    def part(self, kind: str, layers: tuple[Mixer, ...], heads: int, saliency: bool, rows: bool) -> Part:
+        of_query, of_key = _SIDES[kind]
+        queries, keys = self.queries[of_query], self.keys[of_key]
+        lengths = self.lengths[of_query], self.lengths[of_key]
+        times = self.images if kind == "vision_" else 1
+        count, counts = self.count * times, (len(queries), len(keys))
+        none = tuple(torch.full((count, length), -1) for length in lengths)
+        of_groups = group_ids(queries, none[0]), group_ids(keys, none[1])
+        rows = rows and self.rows and kind in ("", "cross_")
+        results = Results(len(layers), heads, count, lengths, counts, saliency, rows)
+        return Part(layers, of_groups, results, times)
+
+    def named(self, kind: str, part: Part) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The variables and coordinates of a part, by their names in the Dataset."""
+        of_query, of_key = _SIDES[kind]
+        names = {name: _DIMENSIONS[of_query][name] for name in ("query", "query_group")}
+        names |= {name: _DIMENSIONS[of_key][name] for name in ("key", "key_group")} | {"layer": f"{kind}layer"}
+        variables = {
+            f"{kind}{name}": (tuple(names.get(of, of) for of in DIMS[name]), value)
+            for name, value in part.results.arrays().items()
+        }
+        if kind == "vision_":
+            variables = {
+                name: (("example", "image", *of[1:]), value.reshape(self.count, self.images, *value.shape[1:]))
+                for name, (of, value) in variables.items()
+            }
+        else:
+            name = "source_groups" if of_key else "group"
+            variables[name] = (("example", names["key"]), part.groups[1].numpy())
+        found = coordinates_of(part.layers)
+        coordinates = {
+            f"{kind}layer": found["layer"], f"{kind}kind": (f"{kind}layer", found["kind"][1]),
+            f"{kind}part": (f"{kind}layer", ["vision" if kind == "vision_" else "text"] * len(part.layers)),
+            "head": np.arange(part.results.matrix_total.shape[2]),
+            names["query_group"]: list(self.queries[of_query]), names["key_group"]: list(self.keys[of_key]),
+        }  # fmt: skip
+        return variables, coordinates
+
+
+def _masks(groups: Mapping[str, Any] | None, count: int, length: int, name: str = "source_groups") -> dict[str, Tensor]:
+    return masks_of(groups or {}, torch.full((count, length), -1), name)
