@@ -1,6 +1,6 @@
 """Parts of models that symground implements: attention, Mamba-2's mixer, the LSTM, image tokens and fused GELU."""
 
-from symground.models.architectures.attention import register, unpadded
+from symground.models.architectures.attention import NO_MATRIX, register, unpadded
 from symground.models.architectures.gelu import fuse_gelu, write_out_gelu
 from symground.models.architectures.image_tokens import PatchEmbedding, set_images, with_images
 from symground.models.architectures.lstm import LSTMConfig, LSTMForCausalLM, LSTMState
@@ -11,6 +11,7 @@ from symground.models.architectures.written_out import is_learnt, is_written_out
 
 __all__ = [
     "NAME",
+    "NO_MATRIX",
     "PACKED",
     "UNPADDED",
     "LSTMConfig",

@@ -21,6 +21,7 @@ from symground.ops.attention.mixing import Mixing, valid_keys
 
 #: Attention variants that change the scores in a way `ops.attention` has no argument for.
 _UNSUPPORTED = ("position_bias",)
+NO_MATRIX = "output_attentions: symground never builds the attention matrix; use symground.trace instead"
 
 
 def attention_forward(
@@ -47,6 +48,8 @@ def attention_forward(
                 f"model: {type(module).__name__} adds a number for each pair of positions to its scores ({name}), "
                 "which symground's attention does not compute"
             )
+    if kwargs.get("output_attentions"):  # of a model that is not attached and shares an attached one's configuration
+        raise ValueError(NO_MATRIX)
     causal = kwargs.get("is_causal")  # CLIP's layers are told by the call
     if causal is None:
         causal = getattr(module, "is_causal", "CrossAttention" not in type(module).__name__)

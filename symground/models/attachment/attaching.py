@@ -70,14 +70,14 @@ def attach(model: M, parts: Sequence[str] | None = None) -> M:
     surprisal; any other, such as a classifier of texts or pictures, from a loss of the caller's
     (:func:`symground.trace`).
 
-    The attention implementation becomes ``symground``. In a vision-language model, only the text decoder changes, and
-    the vision tower keeps its own, unless ``parts`` says otherwise. If a mask [B,S] is passed without ``position_ids``,
-    they are derived from the mask, so that a padded batch equals its single rows. A GELU that is written out in several
-    operations becomes one. Mamba-2's mixers become `MambaMixer`, in a hybrid beside its attention; where one layer
-    has both, its Mamba-2 is numbered on after all layers. A warning names what else mixes positions in a model, since
-    it is not traced. An LSTM is accepted and has no mixers. Attaching twice
-    equals attaching once. Checkpoints of an attached model equal those of the original. :func:`symground.detach`
-    restores the model.
+    The attention implementation becomes ``symground``, also of other models that were built from the same configuration
+    object. In a vision-language model, only the text decoder changes, and the vision tower keeps its own, unless
+    ``parts`` says otherwise. If a mask [B,S] is passed without ``position_ids``, they are derived from the mask, so
+    that a padded batch equals its single rows. A GELU that is written out in several operations becomes one. Mamba-2's
+    mixers become `MambaMixer`, in a hybrid beside its attention; where one layer has both, its Mamba-2 is numbered on
+    after all layers. A warning names what else mixes positions in a model, since it is not traced. An LSTM is accepted
+    and has no mixers. Attaching twice equals attaching once. Checkpoints of an attached model equal those of the
+    original. :func:`symground.detach` restores the model.
 
     If the model has a vocabulary head, a trial of a few tokens finds out what gives the logits from its last hidden
     states: their product with the head, or the model's own forward pass from them on. Others find out whether each

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from symground.models.architectures import NAME, UNPADDED, MambaMixer
+from symground.models.architectures import NAME, NO_MATRIX, UNPADDED, MambaMixer
 from symground.models.attachment.lookup import ATTACHED
 from symground.models.hooks import body, is_encoder_decoder, remember_when_checkpointing, stack
 
@@ -48,9 +48,7 @@ def _check_call(written_out: bool, module: PreTrainedModel, args: tuple[Any, ...
         raise ValueError(f"attention_mask: expected shape {list(ids.shape)}, as input_ids has, got {list(mask.shape)}")
     if implementation in (NAME, UNPADDED) or written_out:
         if asked:
-            raise ValueError(
-                "output_attentions: symground never builds the attention matrix; use symground.trace instead"
-            )
+            raise ValueError(NO_MATRIX)
     elif not torch.compiler.is_compiling():
         for mixer in getattr(module, ATTACHED, ()):
             if not isinstance(mixer.module, MambaMixer) and not mixer.tap.idle:

@@ -135,3 +135,16 @@ def test_a_model_may_be_attached_while_it_is_trained() -> None:
     assert [module.training for module in model.modules()] == modes
     with pytest.raises(ValueError, match=r"model: expected model\.eval\(\)"):
         sg.trace(model, ids(), torch.tensor([5, 7]))
+
+
+@pytest.mark.parametrize("name", ["Llama", "Bert"])
+def test_a_model_that_shares_an_attached_ones_configuration_computes_the_same_and_gives_no_matrix(name: str) -> None:
+    config = getattr(transformers, f"{name}Config")(**SIZES)
+    kind = getattr(transformers, {"Llama": "LlamaForCausalLM", "Bert": "BertForMaskedLM"}[name])
+    other = kind(config).eval()
+    with torch.no_grad():
+        before = other(ids()).logits
+        sg.attach(kind(config).eval())
+        torch.testing.assert_close(other(ids()).logits, before)
+    with pytest.raises(ValueError, match=r"output_attentions: symground never builds the attention matrix"):
+        other(ids(), output_attentions=True)
