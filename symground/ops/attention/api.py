@@ -42,7 +42,8 @@ def attention(
     """Scaled dot-product attention, softmax(q kᵀ · scale) v, with optional probes for its saliency.
 
     Args:
-        q: queries [B,H,T,D], D from 1 to 576.
+        q: queries [B,H,T,D], D from 1 to 576. All are read: NaN in a query, even of padding, reaches the gradients of
+            keys and values.
         k, v: keys [B,Hk,S,D] and values [B,Hk,S,Dv], Dv from 1 to 576. Hk divides H, and query head h uses key head
             h // (H/Hk).
         causal: query i sees keys j <= i + S - T (aligned bottom-right).

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -274,6 +275,29 @@ def test_flow_does_not_depend_on_how_the_heads_are_shared_out() -> None:
     for name in NAMES:
         if "flow" in name or "total" in name:
             assert all(torch.equal(x[name], found[0][name]) for x in found), name
+
+
+@built
+@pytest.mark.parametrize("threads", [1, 2])
+def test_subnormal_results_are_zero_there_and_nowhere_else(threads: int) -> None:
+    """Weights of e^-88 to e^-95, as ALiBi gives far tokens, are subnormal in float32."""
+    torch.manual_seed(0)
+    q, k, grad = torch.ones(1, 2, 4096, 1), torch.zeros(1, 2, 8, 1), torch.rand(1, 2, 4096, 1)
+    k[..., 1:, 0] = -torch.arange(88.0, 95.0)
+    v = torch.rand(1, 2, 8, 1)
+    args = {"causal": False, "scale": 1.0}
+    small = torch.full((1 << 16,), 1e-40)
+    with using("extension", threads) as impl:
+        _, lse = ops.attention(q, k, v, **args, impl=impl)
+        found = ops.attention_saliency(q, k, v, grad, lse, **args, impl=impl)
+        after = small * 0.5  # on the same threads
+    exact = ops.attention_saliency(*(x.double() for x in (q, k, v, grad, lse)), **args, impl="reference")
+    least = torch.finfo(torch.float32).tiny
+    assert bool(((exact[..., 1:] > 0) & (exact[..., 1:] < least)).any())
+    torch.testing.assert_close(found.double(), exact, atol=least, rtol=1e-5)
+    assert bool((after > 0).all())
+    if platform.machine() == "x86_64":
+        assert bool(((found == 0) | (found >= least)).all())
 
 
 @built
