@@ -13,6 +13,7 @@ from symground.errors.types import (
     described_json,
     flag,
     integer,
+    is_about,
     is_flag,
     is_integer,
     is_list,
@@ -23,6 +24,6 @@ from symground.errors.types import (
 
 __all__ = [
     "DISABLE", "ENDS", "SWITCHES", "WrongUsageError", "check_device", "check_kind", "check_path", "check_types",
-    "choice", "described", "described_json", "errors_named", "flag", "import_error", "integer", "is_flag", "is_integer",
-    "is_list", "is_number", "number", "panics_named", "require", "several", "switched_off",
+    "choice", "described", "described_json", "errors_named", "flag", "import_error", "integer", "is_about", "is_flag",
+    "is_integer", "is_list", "is_number", "number", "panics_named", "require", "several", "switched_off",
 ]  # fmt: skip

@@ -30,6 +30,11 @@ def described(value: Any) -> str:
     return type(value).__name__ + (f" {list(shape)}" if isinstance(shape, tuple) and shape else "")
 
 
+def is_about(error: BaseException, *arguments: str) -> bool:
+    """Whether an error of this package is a ValueError that names one of the arguments."""
+    return isinstance(error, ValueError) and str(error).startswith(tuple(f"{name}:" for name in arguments))
+
+
 def described_json(value: Any) -> str:
     """A value as JSON, shortened if it is long."""
     kind = _IN_JSON.get(type(value))

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from symground.errors import is_about
 from symground.models.architectures import twins_pass
 from symground.models.attachment.lookup import instead
 from symground.models.hooks import (
@@ -42,11 +43,11 @@ def verify(
             verified_readout(model)
         _verify_heads(model, found, written_out)
     except Exception as error:
-        if isinstance(error, ValueError) and str(error).startswith(("model:", "heads:")):
+        if is_about(error, "model", "heads"):
             raise
         if not _runs_on_words(model, before):
             return False
-        if str(error).startswith("attention_mask:"):  # which the model made, since none was given to it
+        if is_about(error, "attention_mask"):  # which the model made, since none was given to it
             raise ValueError(
                 f"model: {type(model).__name__} makes a mask that symground's attention does not take ({error}); "
                 f"{instead(model)}"

@@ -54,6 +54,12 @@ def drawn_mask(rng: random.Random, texts: int, length: int) -> Tensor:
     return mask
 
 
+def drawn_ids(name: str, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Ids [B,T] of texts in a mask, and their positions by name, which eager attention is told; BLOOM counts none."""
+    ids = torch.randint(3, 101, mask.shape) * mask
+    return ids, {} if name == "BLOOM" else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+
+
 def drawn_models(rng: random.Random, name: str, least: int = 0) -> tuple[PreTrainedModel, PreTrainedModel, int | None]:
     """The eager model, the attached one, and the drawn setting of its window, which is at least ``least``."""
     model, config, settings, window, smallest = DRAWN[name]
@@ -75,12 +81,9 @@ def test_whatever_is_drawn_is_eagers(name: str, seed: int) -> None:
     texts, length = rng.randint(1, 4), rng.choice([1, 2, rng.randint(3, 20)])
     mask = drawn_mask(rng, texts, length)
     torch.manual_seed(seed)
-    ids = torch.randint(3, 101, (texts, length)) * mask
+    ids, places = drawn_ids(name, mask)
     valid, targets = mask.bool(), torch.randint(3, 101, (texts,))
-    places: dict[str, Tensor] = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
-    if name == "BLOOM":
-        places = {}
-    # BLOOM's biases are proportional to the mask, and it counts no positions.
+    # BLOOM's biases are proportional to the mask.
     given = rng.choice([mask, mask.bool(), mask.float(), mask if name == "BLOOM" else mask * 3])
     of_ours = places if rng.random() < 0.5 else {}
     described = f"window {size} {of_ours.keys()} {given.dtype} {mask.tolist()}"
@@ -125,8 +128,7 @@ def test_a_text_read_in_pieces_with_a_cache_is_the_whole_text(name: str, seed: i
     for row in mask:
         row[: rng.choice([0, rng.randint(0, length - 1)])] = 0
     torch.manual_seed(seed)
-    ids = torch.randint(3, 101, (texts, length)) * mask
-    places = {} if name == "BLOOM" else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    ids, places = drawn_ids(name, mask)
     cuts = sorted({0, length, *(rng.randint(1, length) for _ in range(rng.randint(1, 4)))})
     with torch.no_grad():
         expected = eager(ids, attention_mask=mask, **places).logits
