@@ -50,6 +50,10 @@ _SIZES: dict[str, int] = {
     **dict.fromkeys(
         ("num_experts_per_tok", "moe_k", "top_k_experts", "moe_topk", "n_shared_experts", "num_expert_group"), 1
     ),
+    # Else no layer of two has experts.
+    **dict.fromkeys(
+        ("encoder_sparse_step", "decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_interval"), 1
+    ),
     **dict.fromkeys(("n_group", "topk_group", "num_expert_groups", "first_k_dense_replace"), 1),
     **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads", "ssm_num_heads"), 4),
     **dict.fromkeys(("mamba_d_state", "ssm_state_size", "state_size", "mamba_dt_rank", "time_step_rank"), 8),

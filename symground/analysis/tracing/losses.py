@@ -39,7 +39,7 @@ from symground.models.architectures import grids_of, is_learnt, is_written_out, 
 from symground.models.attachment import untraced
 from symground.models.hooks import Tap, device_of, head_outputs, is_encoder_decoder, tapped, vision_tower
 from symground.models.passes import check_names
-from symground.models.trials import check_deterministic, surprisal_of
+from symground.models.trials import check_deterministic, readout, surprisal_of
 from symground.running import progress
 
 
@@ -117,7 +117,7 @@ def trace_targets(
     source = given.get(model.main_input_name)
     if isinstance(source, Tensor) and len(source) != len(ids):
         raise ValueError(f"{name}: expected {len(source)} examples, as {model.main_input_name} has, got {len(ids)}")
-    words = targets_of(targets, ids, model.get_output_embeddings().weight.shape[0])
+    words = targets_of(targets, ids, readout(model).weight.shape[0])
     of_mask = name.replace("input_ids", "attention_mask")
     mask = given.get(of_mask)
     groups = image_group(model, ids) if groups is None and name == "input_ids" else groups

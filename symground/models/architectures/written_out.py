@@ -162,7 +162,8 @@ class _Watch(TorchFunctionMode):
         elif batch > 1 and (folded or batch == heads) and not is_learnt(self.module):
             raise ValueError(
                 f"model: {type(self.module).__name__} does not show whether its first dimension, of {batch}, is the "
-                "examples or the heads; symground.trace with a loss finds out, if that is the number of examples"
+                "examples or the heads; symground.trace with a loss finds out, unless the layer makes several rows of "
+                "an example (frames, patches), which are not traced"
             )
 
     def _einsum(self, equation: str, x: Tensor, y: Tensor) -> Scores | None:

@@ -39,7 +39,7 @@ from symground.models.attachment.lookup import (
     remember,
 )
 from symground.models.attachment.support import mixers_of, untraced_of
-from symground.models.attachment.verifying import mixes_otherwise, verify
+from symground.models.attachment.verifying import Outputs, check_function, mixes_otherwise, outputs_of, verify
 from symground.models.hooks import (
     WITH_VISION,
     Mixer,
@@ -103,6 +103,7 @@ def attach(model: M, parts: Sequence[str] | None = None) -> M:
     if again and with_vision != getattr(model, WITH_VISION, False):
         detach(model)
         again = False
+    own: Outputs = []
     if not again:
         before = tuple((config, config._attn_implementation) for config in _configs(model))
         object.__setattr__(model, _BEFORE, _Before(before))
@@ -111,6 +112,10 @@ def attach(model: M, parts: Sequence[str] | None = None) -> M:
         found = mixers_of(model)
         if with_vision and all(mixer.kind != "vision" for mixer in found):
             raise ValueError(f"parts: the vision tower of {type(model).__name__} has no heads of softmax attention")
+        if not again:
+            with _in_evaluation(model):  # with dropout, the trial's passes would differ
+                own = outputs_of(model, getattr(model, _BEFORE).configs)
+            check_function(model, bool(own))
         written_out = [mixer for mixer in found if is_written_out(mixer.module)]
         calling = [m for m in found if not isinstance(m.module, MambaMixer) and m not in written_out]
         if calling:
@@ -128,14 +133,16 @@ def attach(model: M, parts: Sequence[str] | None = None) -> M:
             fuse_gelu(part)
         remember(model, found)
         names = untraced_of(model, found)
-        # Else a trace has a loss of the caller's, or inputs that a trial does not know.
-        reads_words = model.get_output_embeddings() is not None and model.main_input_name == "input_ids"
-        if reads_words and not any(parameter.is_meta for parameter in model.parameters()):
-            with _in_evaluation(model):  # with dropout, the trial's two passes would differ
-                reads_words = verify(model, found, written_out, getattr(model, _BEFORE).configs)
-                if reads_words and not names and not is_encoder_decoder(model) and mixes_otherwise(model, found):
+        untried = model.main_input_name == "input_ids" and any(parameter.is_meta for parameter in model.parameters())
+        if not again:
+            object.__setattr__(model, WHOLE, not own and not untried and model.get_output_embeddings() is not None)
+        # Others are traced from a loss of the caller's, or have inputs that a trial does not know.
+        if own or (again and model.main_input_name == "input_ids" and not untried and not getattr(model, WHOLE)):
+            with _in_evaluation(model):
+                verify(model, found, written_out, own)
+                decodes = model.get_output_embeddings() is not None and not is_encoder_decoder(model)
+                if decodes and not names and mixes_otherwise(model, found):
                     names = ("layers that symground does not know",)
-        object.__setattr__(model, WHOLE, not reads_words and model.get_output_embeddings() is not None)
         _name_untraced(model, names)
     except Exception:
         if not again:

@@ -12,25 +12,34 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from symground.models.architectures import NAME, NO_MATRIX, UNPADDED, MambaMixer
-from symground.models.attachment.lookup import ATTACHED
+from symground.models.attachment.lookup import ATTACHED, OURS
 from symground.models.hooks import body, is_encoder_decoder, remember_when_checkpointing, stack
+
+#: Of the module that reads ids: whether positions are derived from a mask that comes without them.
+_DERIVES = f"{OURS}derives"
 
 
 def hook_calls(model: PreTrainedModel, written_out: bool) -> tuple[RemovableHandle, ...]:
     """Add the hooks; ``written_out`` is whether its attention runs under any implementation."""
     # RoBERTa and similar models number positions from after the padding id, and derive them from the ids.
     counted = any(
-        name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None
+        (name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None)
+        or hasattr(part, "create_position_ids_from_input_ids")
         for name, part in body(model).named_modules()
     )
     own = [x for name, x in body(model).named_buffers() if name.endswith("position_ids") and x.ndim == 2]
     first = int(own[0][0, 0].item()) if own and not own[0].is_meta else 0  # Nystromformer's is 2
     names = tuple(inspect.signature(body(model).forward).parameters)
-    derive = not counted and "position_ids" in names
+    object.__setattr__(body(model), _DERIVES, not counted and "position_ids" in names)
     return (
         model.register_forward_pre_hook(partial(_check_call, written_out), with_kwargs=True),
-        body(model).register_forward_pre_hook(partial(_prepare, names, derive, first, written_out), with_kwargs=True),
+        body(model).register_forward_pre_hook(partial(_prepare, names, first, written_out), with_kwargs=True),
     )
+
+
+def leave_positions(model: PreTrainedModel) -> None:
+    """Leave the positions of a call with a mask to the model."""
+    object.__setattr__(body(model), _DERIVES, False)
 
 
 def _check_call(written_out: bool, module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -59,8 +68,8 @@ def _check_call(written_out: bool, module: PreTrainedModel, args: tuple[Any, ...
 
 
 def _prepare(
-    names: tuple[str, ...], derive: bool, first: int, written_out: bool, module: PreTrainedModel,
-    args: tuple[Any, ...], kwargs: dict[str, Any],
+    names: tuple[str, ...], first: int, written_out: bool, module: PreTrainedModel, args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> Any:  # fmt: skip
     """The call's arguments with the positions of its mask; None, for no change, under another implementation."""
     remember_when_checkpointing(module)
@@ -76,7 +85,7 @@ def _prepare(
         if implementation == NAME and "attention_mask" not in names[: len(args)]:
             kwargs = {**kwargs, "attention_mask": inputs.new_ones(inputs.shape[:2], dtype=torch.long)}
         return args, kwargs
-    if not isinstance(mask, Tensor) or not derive or mask.ndim != 2 or inputs is None:
+    if not isinstance(mask, Tensor) or not getattr(module, _DERIVES, False) or mask.ndim != 2 or inputs is None:
         return None
     if given.get("position_ids") is not None:
         return None

@@ -109,7 +109,8 @@ def stretch_of(model: PreTrainedModel) -> Stretch | None:
         kind = str(part.get("rope_type") or part.get("type") or "")
         if "dynamic" in kind or kind in ("longrope", "su"):
             limits = [getattr(config, "max_position_embeddings", None)]
-            limits += [x.get("original_max_position_embeddings") for x in (part, vars(config))]
+            if "dynamic" not in kind:
+                limits += [x.get("original_max_position_embeddings") for x in (part, vars(config))]
             found.append(Stretch(kind, min(limit for limit in limits if limit)))
     return min(found, key=lambda one: one.limit, default=None)
 
