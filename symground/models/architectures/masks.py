@@ -15,6 +15,10 @@ from symground.models.architectures.pairs import of_seen, range_of_pairs, seen_p
 from symground.ops.attention.mixing import key_range_of
 from symground.ops.common import checks as check
 
+_OTHER_MASK = (
+    "attention_mask: symground supports masks that are causal or show all positions, with or without a sliding window, "
+    "with padding, packed texts, chunks and blocks"
+)
 NAME = "symground"
 UNPADDED = "symground-unpadded"
 
@@ -44,15 +48,21 @@ def key_range_mask(
         ValueError: the mask is none of these: of all keys, or causal, with or without a window, with padding at the
             ends only; texts packed into a row, or chunks; blocks whose positions see each other.
     """
-    shows, window = _shown(mask_function, kv_length), kwargs.get("local_size")
+    shows, window = None, kwargs.get("local_size")
+    if torch.compiler.is_compiling() and window is not None:
+        shows = _configured(kwargs["config"], window, attention_mask, batch_size, device)
+    if shows is not None:  # that the model's function shows the same is asserted
+        query, key = (torch.arange(n, device=device) + of for n, of in ((q_length, q_offset), (kv_length, kv_offset)))
+        example = torch.arange(batch_size, device=device)[:, None, None]
+        pairs = mask_function(example, torch.zeros_like(example), query[:, None], key)
+        torch._assert_async((pairs == shows.pairs(query, key)).all(), _OTHER_MASK)
+    else:
+        shows = _shown(mask_function, kv_length)
     if shows is None and window is not None and not _part(mask_function)[0]:
         # Ids may hide what a trial does not reach, so it is for functions that transformers did not put together.
         shows = Shown(True, window) if _is_window(mask_function, window, q_length, kv_length) else None
     if shows is None:
-        raise ValueError(
-            "attention_mask: symground supports masks that are causal or show all positions, with or without a sliding "
-            "window, with padding, packed texts, chunks and blocks; this model asks for another"
-        )
+        raise ValueError(f"{_OTHER_MASK}; this model asks for another")
     window = shows.window
     found = None if attention_mask is None else key_range_of(attention_mask[:, kv_offset : kv_offset + kv_length])
     used = q_offset + q_length - kv_offset
@@ -84,6 +94,29 @@ class Shown(NamedTuple):
     window: int | None = None
     segments: Callable[[Tensor], Tensor] | None = None
     blocks: Callable[[Tensor], Tensor] | None = None
+
+    def pairs(self, query: Tensor, key: Tensor) -> Tensor:
+        """[B or 1,T,S] whether queries at these positions see keys at those; causal, without blocks."""
+        at = query[:, None]
+        seen = (key <= at)[None]
+        if self.window is not None:
+            seen = seen & (key > at - self.window)
+        return (
+            seen if self.segments is None else seen & (self.segments(query)[..., None] == self.segments(key)[:, None])
+        )
+
+
+def _configured(
+    config: Any, size: int, attention_mask: Tensor | None, batch: int, device: torch.device | str
+) -> Shown | None:
+    """The window or chunks of this size that a configuration says; a graph cannot ask what a mask function encloses."""
+    if size == getattr(config, "sliding_window", None):
+        return Shown(True, size)
+    if size != getattr(config, "attention_chunk_size", None):
+        return None
+    none = torch.zeros(batch, dtype=torch.int64, device=device)
+    left = none if attention_mask is None else (attention_mask.cumsum(-1) == 0).sum(-1)
+    return Shown(segments=_chunks(size, left))
 
 
 def _shown(function: Any, keys: int) -> Shown | None:

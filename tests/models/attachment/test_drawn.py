@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import PreTrainedModel
 
 import symground as sg
@@ -166,3 +167,24 @@ def test_packed_texts_are_the_texts_alone(name: str, seed: int) -> None:
     np.testing.assert_allclose(whole.saliency[..., -length:, -length:], last.saliency, atol=1e-5, rtol=1e-3)
     np.testing.assert_allclose(whole.rows[..., -length:], last.rows, atol=1e-5, rtol=1e-3)
     assert float(abs(whole.saliency[..., :-length]).sum()) == float(abs(whole.saliency[..., :-length, :]).sum()) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*also mixes positions by")
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_compiled_model_is_one_graph_of_the_same_values(name: str, padded: bool) -> None:
+    rng = random.Random(f"compiled {name}")
+    eager, ours, size = drawn_models(rng, name, 2)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    mask = drawn_mask(rng, 2, 12) if padded else torch.ones(2, 12, dtype=torch.long)
+    ids, places = drawn_ids(name, mask)
+    given = {"attention_mask": mask} if padded else {}
+    ours.compile(backend=counter, fullgraph=True)
+    with torch.no_grad():
+        found, expected = ours(ids, use_cache=False, **given).logits, eager(ids, attention_mask=mask, **places).logits
+    assert counter.frame_count == 1
+    valid = mask.bool()
+    torch.testing.assert_close(
+        found[valid], expected[valid], atol=1e-4, rtol=1e-4, msg=lambda said: f"window {size} {mask.tolist()}: {said}"
+    )
