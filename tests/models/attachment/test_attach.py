@@ -148,3 +148,56 @@ def test_a_model_that_shares_an_attached_ones_configuration_computes_the_same_an
         torch.testing.assert_close(other(ids()).logits, before)
     with pytest.raises(ValueError, match=r"output_attentions: symground never builds the attention matrix"):
         other(ids(), output_attentions=True)
+
+
+def _half(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float = 1.0, **kw: Any) -> Any:
+    """Attention at half the scale."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    s = (q @ k.mT * scaling / 2).masked_fill(~torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(), -1e9)
+    return (s.softmax(-1) @ v).transpose(1, 2), None
+
+
+def _usual(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float = 1.0, **kw: Any) -> Any:
+    return _half(module, q, k, v, mask, 2 * scaling)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("function", [_half, _usual])
+def test_a_users_attention_function_is_compared_with_ours(function: Callable[..., Any], dtype: torch.dtype) -> None:
+    transformers.AttentionInterface.register("users", function)
+    model = llama().to(dtype)
+    with torch.no_grad():
+        for layer in model.model.layers:  # so that the scores are far from 0
+            layer.self_attn.q_proj.weight.mul_(100)
+    model.set_attn_implementation("users")
+    before = model(ids()).logits
+    if dtype == torch.float32 and function is _usual:
+        torch.testing.assert_close(sg.attach(model)(ids()).logits, before)
+        return
+    wanted = "computes something else" if dtype == torch.float32 else "'users', a function of tests, which symground's"
+    with pytest.raises(ValueError, match=wanted):
+        sg.attach(model)
+    assert model.config._attn_implementation == "users"
+    assert torch.equal(model(ids()).logits, before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("BigBirdPegasus", {"attention_type": "original_full", "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
+                            "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48,
+                            "decoder_ffn_dim": 48}),
+        ("Doge", {"num_key_value_heads": 2}),
+    ],
+)  # fmt: skip
+def test_a_model_without_a_vocabulary_that_would_not_run_is_refused_when_attaching(
+    kind: str, settings: dict[str, Any]
+) -> None:
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, "pad_token_id": 0, **settings})
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    given = {"input_ids": ids(), **({"decoder_input_ids": ids()} if config.is_encoder_decoder else {})}
+    with torch.no_grad():
+        before = model(**given)[0]
+        with pytest.raises(ValueError, match=rf"{kind}\w* .*{kind}Model"):
+            sg.attach(model)
+        assert torch.equal(model(**given)[0], before)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -341,53 +340,3 @@ def test_means_of_heads_over_questions_with_pictures(name: str) -> None:
         found = ours(**given).logits[valid]
     with torch.no_grad():
         torch.testing.assert_close(found, eager(**given).logits[valid], atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.filterwarnings("ignore:.*also mixes positions by")
-@pytest.mark.parametrize("parts", [("text",), ("text", "vision")])
-def test_a_model_that_does_not_run_on_words_alone_is_traced_with_its_pictures(parts: tuple[str, ...]) -> None:
-    """BLIP-2 needs a picture; attaching cannot try it on words."""
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    text = {
-        "model_type": "opt",
-        **sizes,
-        "ffn_dim": 48,
-        "vocab_size": 101,
-        "word_embed_proj_dim": 32,
-        "pad_token_id": 0,
-    }
-    config = transformers.Blip2Config(
-        vision_config={**sizes, "intermediate_size": 48, "image_size": 8, "patch_size": 4},
-        qformer_config={**sizes, "intermediate_size": 48, "encoder_hidden_size": 32, "vocab_size": 101},
-        text_config={**text, "max_position_embeddings": 64}, num_query_tokens=4, image_token_index=100,
-    )  # fmt: skip
-    eager, twin = twins(transformers.Blip2ForConditionalGeneration, config)
-    ours = sg.attach(twin, parts)
-    ids = torch.randint(3, 90, (2, 9))
-    ids[:, :4] = 100
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(2, 3, 8, 8)}
-    out = eager(**given, output_attentions=True)
-    surprisal = -out.logits[:, -1].log_softmax(-1)[torch.arange(2), TARGETS]
-    attentions = out.language_model_outputs.attentions
-    gradients = torch.autograd.grad(surprisal.sum(), attentions)
-    signed = torch.stack([(a * g).sum(1).abs() for a, g in zip(attentions, gradients, strict=True)], 1).detach()
-    traced = sg.trace(ours, targets=TARGETS, rows=True, **given)
-    np.testing.assert_allclose(traced.surprisal, surprisal.detach(), atol=1e-4, rtol=1e-4)
-    np.testing.assert_allclose(traced.saliency, signed, atol=1e-5, rtol=1e-3)
-    assert ("vision_saliency" in traced) == ("vision" in parts)
-    between = "Blip2QFormerMultiHeadAttention" if "vision" in parts else ""
-    assert traced.attrs["untraced"] == between  # it mixes patches on their way to the words
-
-
-@pytest.mark.parametrize("asked", ["targets", "loss"])
-def test_placeholders_without_pictures_are_said(asked: str) -> None:
-    _, twin = pair(FAMILIES["LLaVA-1.5"])
-    ours, given = sg.attach(twin), batch(FAMILIES["LLaVA-1.5"], None)
-    ids = given["input_ids"]
-    how: dict[str, Any] = {"targets": TARGETS} if asked == "targets" else {"loss": lambda out: out.logits[:, -1, 5]}
-    with pytest.warns(UserWarning, match=rf"{int((ids == IMAGE).sum())} tokens are placeholders of images, and no im"):
-        sg.trace(ours, ids, **how)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        sg.trace(ours, **given, **how)
-        sg.trace(ours, ids.clamp(max=90), **how)
