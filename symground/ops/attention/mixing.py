@@ -166,18 +166,22 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Mixing:
 
 
 def _check_extended(mixing: Mixing, q: Tensor, k: Tensor) -> Mixing:
-    softcap = mixing.softcap
+    softcap, dtype = mixing.softcap, accumulation_dtype(q)
     if softcap is not None:
         softcap = check.number("softcap", softcap)
-        if softcap <= 0:
-            raise ValueError(f"softcap: expected a number above 0, or None; got {softcap}")
+        least = 2**26 * torch.finfo(dtype).tiny  # so that scores over it, and it times their tanh, stay in range
+        if not least <= softcap <= 1 / least:
+            raise ValueError(f"softcap: expected a number from {least:.0e} to {1 / least:.0e}, or None; got {softcap}")
     for name in ("sink", "slopes"):
         of_head = getattr(mixing, name)
         if of_head is not None:
             check.has_shape(name, of_head, "H", (q.shape[1],))
             check.is_floating(name, of_head)
             check.matches(name, of_head, "q", q, dtype=False)
-            check.values(of_head.isfinite(), f"{name}: expected finite numbers", of_head)
+            # The kernels multiply them with log2(e), and slopes with distances.
+            farthest, beside = (1, "") if name == "sink" else (q.shape[2] + k.shape[2], ", times T + S too")
+            ok = (of_head.to(dtype) * 2 * farthest).isfinite()
+            check.values(ok, f"{name}: expected numbers that are finite in {dtype}{beside}", of_head)
     segments, blocks = (_ids(name, getattr(mixing, name), q, k) for name in ("segments", "blocks"))
     if blocks is not None:
         check.values(blocks >= -1, "blocks: expected ids of at least -1, which is no block", blocks)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from symground import errors
 from symground.errors import choice as choice
@@ -89,10 +90,10 @@ def values(ok: Tensor, message: str, given: Tensor, **sizes: int | str) -> None:
 
     Eager CPU tensors raise ValueError with the first such entry. On a GPU, or in a compiled graph, the check is an
     asynchronous assertion, which neither waits for the GPU nor breaks the graph. Its message contains no numbers,
-    because a graph would be compiled again for each of them. Tensors on the meta device have no values to refuse.
+    because a graph would be compiled again for each of them. Tensors on the meta device and fake ones have no values.
     Within torch.func.vmap the values of all examples are checked at once, and none is named.
     """
-    if ok.is_meta:
+    if ok.is_meta or (isinstance(ok, FakeTensor) and not torch.compiler.is_compiling()):
         return
     if torch.compiler.is_compiling() or ok.is_cuda:
         torch._assert_async(ok.all(), message)
@@ -129,15 +130,19 @@ def gate(value: Tensor | None, batch: int, heads: int, like: Tensor, many: bool 
     if value is None:
         return
     is_floating("gate", value)
-    shape = tuple(value.shape)
-    if shape not in {(heads,), (batch, heads)} and not (many and len(shape) == 3 and shape[1:] == (batch, heads)):
+    # Compared one by one: a set would make the sizes of a graph constants.
+    shape, wanted = value.shape, (batch, heads)
+    fits = 1 <= len(shape) <= (3 if many else 2)
+    for size, expected in zip(reversed(shape), reversed(wanted), strict=False):
+        fits = fits and size == expected
+    if not fits:
         also = f" or [M,B,H] = [M, {batch}, {heads}]" if many else ""
         raise ValueError(
             f"gate: expected shape [H] = [{heads}] or [B,H] = [{batch}, {heads}]{also}, got {list(value.shape)}"
         )
     matches("gate", value, "the heads", like, dtype=False)
     if not many:
-        values(~value.isnan(), "gate: expected numbers", value)
+        values(value.isfinite(), "gate: expected finite numbers", value)
 
 
 def groups(
@@ -150,8 +155,8 @@ def groups(
     matches(name, value, like_name, like, dtype=False)
     if count is not None:
         count = integer(f"num_{name}", count, 0)
-    elif value.is_meta:
-        raise ValueError(f"num_{name}: expected a number of groups for ids on the meta device, which hold none")
+    elif value.is_meta or isinstance(value, FakeTensor):
+        raise ValueError(f"num_{name}: expected a number of groups for ids that hold no values (meta or fake tensors)")
     else:
         count = max(int(value.max()) + 1, 0) if value.numel() else 0
     values((value >= -1) & (value < count), f"{name}: expected group ids in [-1, G)", value, G=count)

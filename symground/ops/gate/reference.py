@@ -107,6 +107,8 @@ def gradients(gated: Callable[..., Tensor], ctx: Any, grad: Tensor) -> tuple[Ten
 
 def _scaled(gated: Callable[..., Tensor], grad: Tensor, factor: Tensor, shape: Sequence[int]) -> Tensor:
     """factor · grad, summed to ``shape``. Several masks become batches, since ``gated`` reads only [B,T,H,D]."""
+    if grad.ndim == 4:
+        return gated(grad, factor, None).sum_to_size(shape)
     batches = factor.flatten(0, 1) if factor.ndim == 3 else factor
     return gated(grad.flatten(0, -4), batches, None).view(grad.shape).sum_to_size(shape)
 

@@ -12,13 +12,14 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from symground import ops
 from symground.ops.attention import plan
 from symground.ops.common.tensors import by_doubling, running_sum
 from symground.ops.vocabulary import tiles as vocabulary
-from tests.ops.common.drawn import DIFFERENTIABLE, OPS, draw, implementations
+from tests.ops.common.drawn import DIFFERENTIABLE, OPS, call, draw, implementations
 from tests.ops.common.fuzz import check
 from tests.ops.common.kernels import below
 from tests.ops.common.test_lists import Calls
@@ -50,6 +51,32 @@ def test_no_value_is_read(op: str, seed: int) -> None:
         for a, b in zip(results_below(function, tuple(map(to_meta, arguments))), real, strict=True):
             assert a.is_meta
             assert (a.shape, a.dtype) == (b.shape, b.dtype), name
+
+
+@every_op
+@pytest.mark.parametrize("seed", range(4))
+def test_fake_tensors_have_the_shapes_of_real_ones(op: str, seed: int) -> None:
+    """As memory planners and exporters call ops: without values, which no check may ask for."""
+    case = draw(op, seed, wide=True, layouts=False)
+    real = [x for x in call(case, "cpu") if x is not None]
+    with FakeTensorMode() as mode:
+        faked = {name: mode.from_tensor(x) if isinstance(x, Tensor) else x for name, x in case.given.items()}
+        found = [x for x in call(case, "cpu", **faked) if x is not None]
+    assert [(x.shape, x.dtype) for x in found] == [(x.shape, x.dtype) for x in real]
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu", "torch"])
+@pytest.mark.parametrize("gate", [None, torch.ones(4), torch.tensor([0.5, 0.0, 1.0, -1.0]).requires_grad_()], ids=str)
+def test_gradients_of_several_directions_at_once(gate: Tensor | None, impl: str) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 4, 5, 8, requires_grad=True) for _ in range(3))
+    out, _ = ops.attention(q, k, v, gate=gate, impl=impl)
+    leaves = [q, k, v] + ([gate] if gate is not None and gate.requires_grad else [])
+    directions = torch.randn(3, *out.shape)
+    found = torch.autograd.grad(out, leaves, directions, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(out, leaves, direction, retain_graph=True) for direction in directions]
+    for several, *alone in zip(found, *each, strict=True):
+        torch.testing.assert_close(several, torch.stack(alone))
 
 
 class Operations(TorchDispatchMode):

@@ -115,6 +115,22 @@ def test_one_graph_for_all_lengths(op: str) -> None:
     assert len(graphs) == 1  # one graph of the first length serves all
 
 
+@pytest.mark.parametrize("impl", ["cpu", "torch"])
+@pytest.mark.parametrize("shape", ["[H]", "[B,H]"])
+def test_one_graph_for_all_batch_sizes_with_a_gate(shape: str, impl: str) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def run(q: Tensor, gate: Tensor) -> Tensor:
+        return ops.attention(q, q, q, gate=gate, impl=impl)[0]
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend=counter)
+    for batch in (3, 5, 7, 2, 9, 11, 13, 17, 19, 23):
+        q, gate = torch.randn(batch, 4, 31, 8), torch.rand(4) if shape == "[H]" else torch.rand(batch, 4)
+        torch.testing.assert_close(compiled(q, gate), run(q, gate))
+    assert counter.frame_count == 1
+
+
 WRONG: dict[str, Tensor] = {
     "sink": torch.zeros(3), "slopes": torch.zeros(5), "segments": torch.zeros(2, 5).long(),
     "blocks": torch.zeros(1, 6).long(), "gate": torch.ones(2), "key_range": torch.zeros(2, 3).long(),
