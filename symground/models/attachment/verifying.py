@@ -90,7 +90,7 @@ def check_function(model: PreTrainedModel, compared: bool) -> None:
     """
     exact = all(p.dtype in (torch.float32, torch.float64) for p in model.parameters() if p.is_floating_point())
     for part in stacks(model).values():
-        name = part.config._attn_implementation
+        name = getattr(part, "config", model.config)._attn_implementation
         owner = "transformers" if name is None else _owner(name)
         if owner not in ("transformers", "symground") and not (compared and exact):
             raise ValueError(
@@ -187,7 +187,10 @@ def _verify_heads(model: PreTrainedModel, found: tuple[Mixer, ...], written_out:
             with head_outputs(found) as outputs, runs_once(model, found) as check, twins_pass():
                 ours = _first(model(**given))
             check()
-        except ValueError as error:  # what a layer does that symground's attention does not
+        except ValueError as error:
+            if not is_about(error, "model"):
+                raise
+            # What a layer does that symground's attention does not.
             raise ValueError(f"{error}; {instead(model)}") from error
     for mixer in found:
         seen = outputs[mixer.layer].shape[2] if mixer.layer in outputs else mixer.heads
