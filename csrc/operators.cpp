@@ -1,5 +1,5 @@
 // The operators of symground_C: attention's saliency and flow on a CPU, alone or together with its gradients; attention
-// where heads have gates; SSD and the steps around it in a Mamba-2 layer; gates alone; and the exponentials of a
+// where heads have gates; what is read off its weights; SSD and the steps around it in a Mamba-2 layer; gates alone; and the exponentials of a
 // vocabulary's softmax. gate/gate.cu registers the same operators for a GPU.
 //
 // A thread processes a tile of queries against all the keys they see, one head after the other. Torch's own matrix
@@ -17,6 +17,7 @@
 #include "gate/gate.h"
 #include "mamba2/gated_norm.h"
 #include "attention/saliency.h"
+#include "attention/weights.h"
 #include "ssd/ssd.h"
 #include "ssd/backward.h"
 #include "vocabulary/vocabulary.h"
@@ -147,6 +148,77 @@ void attention_backward(
   is_double(lse) ? run(0.0) : run(0.0f);
 }
 
+// The checks of the groups of the ops that read no values. One group needs no ids of queries.
+WeightGroups checked_groups(
+    const Checked& check, const Tensor& q, const Tensor& k, const OptionalTensor& query_groups,
+    const OptionalTensor& key_groups, const OptionalTensor& mass, const OptionalTensor& received) {
+  const int64_t batch = q.size(0), heads = q.size(1), keys = k.size(2);
+  check.ids("query_groups", query_groups, ScalarType::Int, {batch, q.size(2)});
+  check.ids("key_groups", key_groups, ScalarType::Int, {batch, keys});
+  check("mass", mass, {batch, heads, -1, -1});
+  check("received", received, {batch, heads, -1, keys});
+  check.that(!mass || key_groups, "mass: expected key_groups beside it");
+  const int64_t groups = mass ? mass->size(2) : received ? received->size(2) : 1;
+  check.that(!(mass && received) || received->size(2) == groups, "received: expected as many groups as mass has");
+  check.that(query_groups || groups == 1, "query_groups: expected ids of ", groups, " groups");
+  return {pointer<const int32_t>(query_groups), pointer<const int32_t>(key_groups), groups, mass ? mass->size(3) : 0};
+}
+
+void attention_weights(
+    const Tensor& q, const Tensor& k, const Tensor& lse, bool causal, double scale, const OptionalTensor& key_range,
+    std::optional<int64_t> window, std::optional<double> softcap, const OptionalTensor& sink,
+    const OptionalTensor& slopes, const OptionalTensor& segments, const OptionalTensor& blocks,
+    const OptionalTensor& query_groups, const OptionalTensor& key_groups, const OptionalTensor& mass,
+    const OptionalTensor& received, const OptionalTensor& entropy, const OptionalTensor& weight,
+    const OptionalTensor& key, const OptionalTensor& score, const OptionalTensor& distance,
+    const OptionalTensor& pooled, int64_t block, bool largest) {
+  const Mixing how{std::nullopt, causal, scale, key_range, window, softcap, sink, slopes, segments, blocks};
+  const auto check = checked_attention("attention_weights", q, k, k, q, lse, how);
+  const int64_t batch = q.size(0), heads = q.size(1), queries = q.size(2);
+  const auto groups = checked_groups(check, q, k, query_groups, key_groups, mass, received);
+  for (const auto& [name, x] : {std::pair{"entropy", &entropy}, {"weight", &weight}, {"score", &score}, {"distance", &distance}}) {
+    check(name, *x, {batch, heads, queries});
+    check.that(x->has_value() == key.has_value(), name, ": expected all results of a summary or none");
+  }
+  check.ids("key", key, ScalarType::Long, {batch, heads, queries});
+  check.that(!pooled || block >= 1, "block: expected at least 1, got ", block);
+  if (pooled) check("pooled", *pooled, {batch, heads, (queries + block - 1) / block, (k.size(2) + block - 1) / block});
+  const auto run = [&]<class T>(T) {
+    run_weights(Attention<T>(q, k, k, q, lse, how),
+                Weights<T>{groups, pointer<T>(mass), pointer<T>(received), pointer<T>(entropy), pointer<T>(weight),
+                           pointer<T>(score), pointer<T>(distance), pointer<int64_t>(key), pointer<T>(pooled), block,
+                           largest});
+  };
+  is_double(lse) ? run(0.0) : run(0.0f);
+}
+
+void attention_weights_backward(
+    const Tensor& q, const Tensor& k, const Tensor& lse, bool causal, double scale, const OptionalTensor& key_range,
+    std::optional<int64_t> window, std::optional<double> softcap, const OptionalTensor& sink,
+    const OptionalTensor& slopes, const OptionalTensor& segments, const OptionalTensor& blocks,
+    const OptionalTensor& query_groups, const OptionalTensor& key_groups, const OptionalTensor& mass,
+    const OptionalTensor& received, const OptionalTensor& entropy, const Tensor& dq, const Tensor& dk,
+    const OptionalTensor& dsink, const OptionalTensor& dslopes) {
+  const Mixing how{std::nullopt, causal, scale, key_range, window, softcap, sink, slopes, segments, blocks};
+  const auto check = checked_attention("attention_weights_backward", q, k, k, q, lse, how);
+  const int64_t batch = q.size(0), heads = q.size(1);
+  const auto groups = checked_groups(check, q, k, query_groups, key_groups, mass, received);
+  check("entropy", entropy, {batch, heads, q.size(2)});
+  check.written("dq", dq, {batch, heads, q.size(2), q.size(3)}, Memory::any);
+  check.written("dk", dk, {batch, k.size(1), k.size(2), q.size(3)}, Memory::any);
+  check("dsink", dsink, {batch, heads});
+  check("dslopes", dslopes, {batch, heads});
+  check.that(!dsink || sink, "dsink: expected a sink beside it");
+  check.that(!dslopes || slopes, "dslopes: expected slopes beside it");
+  const auto run = [&]<class T>(T) {
+    run_weights_backward(
+        Attention<T>(q, k, k, q, lse, how),
+        WeightsBackward<T>{groups, pointer<const T>(mass), pointer<const T>(received), pointer<const T>(entropy),
+                           Heads<T>(dq), Heads<T>(dk), pointer<T>(dsink), pointer<T>(dslopes)});
+  };
+  is_double(lse) ? run(0.0) : run(0.0f);
+}
+
 Checked checked_ssd(
     const char* op, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
     const OptionalTensor& key_range, const OptionalTensor& initial_state) {
@@ -235,7 +307,7 @@ int64_t version() { return SYMGROUND_VERSION; }
 // All tensors have one dtype, float32 or float64, except the groups (int32) and key_range (int64). Each operator checks
 // its tensors (checks.h); ids may be anything, and those outside a tensor are ignored. The caller zeroes the results to
 // which operators add: total, flow, row_total, matrix_total, dk, dv, and dq (where a row or head without a gradient is
-// not written).
+// not written). Those of a summary hold what is found where a query sees no key.
 STABLE_TORCH_LIBRARY_FRAGMENT(symground_C, m) {
   m.def("version() -> int");
   m.def(
@@ -256,6 +328,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(symground_C, m) {
       "float scale, Tensor? key_range, int? window, float? softcap, Tensor? sink, Tensor? slopes, Tensor? segments, "
       "Tensor? blocks, Tensor(a!) dq, Tensor(b!) dk, Tensor(c!) dv, Tensor(d!)? dslopes, Tensor(e!)? total, "
       "Tensor? query_groups, Tensor? key_groups, Tensor(f!)? flow) -> ()");
+  m.def(
+      "attention_weights(Tensor q, Tensor k, Tensor lse, bool causal, float scale, Tensor? key_range, int? window, "
+      "float? softcap, Tensor? sink, Tensor? slopes, Tensor? segments, Tensor? blocks, Tensor? query_groups, "
+      "Tensor? key_groups, Tensor(a!)? mass, Tensor(b!)? received, Tensor(c!)? entropy, Tensor(d!)? weight, "
+      "Tensor(e!)? key, Tensor(f!)? score, Tensor(g!)? distance, Tensor(h!)? pooled, int block, bool largest) -> ()");
+  m.def(
+      "attention_weights_backward(Tensor q, Tensor k, Tensor lse, bool causal, float scale, Tensor? key_range, "
+      "int? window, float? softcap, Tensor? sink, Tensor? slopes, Tensor? segments, Tensor? blocks, "
+      "Tensor? query_groups, Tensor? key_groups, Tensor? mass, Tensor? received, Tensor? entropy, Tensor(a!) dq, "
+      "Tensor(b!) dk, Tensor(c!)? dsink, Tensor(d!)? dslopes) -> ()");
   m.def("gate_heads(Tensor x, Tensor gate, Tensor? fill, Tensor(a!) out) -> bool");
   m.def(
       "ssd(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? key_range, Tensor? initial_state, "
@@ -288,6 +370,8 @@ STABLE_TORCH_LIBRARY_IMPL(symground_C, CPU, m) {
   m.impl("attention_saliency", TORCH_BOX(&symground::attention_saliency));
   m.impl("attention_flow", TORCH_BOX(&symground::attention_flow));
   m.impl("attention_backward", TORCH_BOX(&symground::attention_backward));
+  m.impl("attention_weights", TORCH_BOX(&symground::attention_weights));
+  m.impl("attention_weights_backward", TORCH_BOX(&symground::attention_weights_backward));
   m.impl("gate_heads", TORCH_BOX(&symground::run_gate));
   m.impl("ssd", TORCH_BOX(&symground::ssd));
   m.impl("ssd_backward", TORCH_BOX(&symground::ssd_backward));

@@ -159,6 +159,79 @@ INLINE void gradient(
   }
 }
 
+template <class T>
+INLINE T weights(
+    const T* __restrict s, T* __restrict p, int64_t n, T scale, T lse, T beside, T away, RowSummary<T>* found) {
+  T sum = 0;
+  if (!found) {
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < n; ++j) {
+      const T x = exponential(s[j] * scale - lse);
+      p[j] = x;
+      sum += x;
+    }
+    return correction(sum + beside, lse);
+  }
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  T entropy = 0, distance = 0, score = -infinity;
+#pragma omp simd reduction(+ : sum, entropy, distance) reduction(max : score)
+  for (int64_t j = 0; j < n; ++j) {
+    const T x = s[j] * scale, log = x - lse, here = exponential(log);
+    p[j] = here;
+    sum += here;
+    entropy -= here * (log < Format<T>::lowest ? T(0) : log);  // 0 · −inf would be NaN
+    distance += here * (away - T(int32_t(j)));
+    score = x > score ? x : score;
+  }
+  const T factor = correction(sum + beside, lse);
+  *found = {factor * (entropy - std::log(factor) * sum), factor * distance, score};
+  return factor;
+}
+
+template <class T>
+INLINE int64_t find(const T* __restrict s, int64_t n, T scale, T score) {
+  if (score == -std::numeric_limits<T>::infinity()) return n;
+  constexpr int64_t block = 64;  // a loop with an exit is not vectorised
+  for (int64_t first = 0; first < n; first += block) {
+    const int64_t stop = std::min(first + block, n);
+    int32_t found = 0;
+#pragma omp simd reduction(| : found)
+    for (int64_t j = first; j < stop; ++j) found |= int32_t(s[j] * scale == score);
+    if (!found) continue;
+    for (int64_t j = first; j < stop; ++j) {
+      if (s[j] * scale == score) return j;
+    }
+  }
+  return n;
+}
+
+template <class T>
+INLINE void add(const T* __restrict p, T* __restrict total, int64_t n, T factor) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) total[j] += factor * p[j];
+}
+
+template <bool kKeys, class T>
+INLINE T weights_gradient(
+    T* __restrict s, const T* __restrict of_key, T* __restrict dp, int64_t n, T scale, T lse, T beside, T entropy) {
+  T mass = 0, sum = 0;
+#pragma omp simd reduction(+ : mass, sum)
+  for (int64_t j = 0; j < n; ++j) {
+    const T log = s[j] * scale - lse, p = exponential(log);
+    T d = -entropy * ((log < Format<T>::lowest ? Format<T>::lowest : log) + 1);
+    if constexpr (kKeys) d += of_key[j];
+    s[j] = p;
+    dp[j] = d;
+    mass += p;
+    sum += p * d;
+  }
+  const T factor = correction(mass + beside, lse);
+  sum *= factor;
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) dp[j] = factor * s[j] * (dp[j] - sum);
+  return sum;
+}
+
 }  // namespace
 
 EACH_MACHINE void logits_row(
@@ -223,6 +296,36 @@ EACH_MACHINE void gradient_row(
 EACH_MACHINE void gradient_row(
     double* s, double* dp, double* total, double* column, int64_t n, double scale, double lse, double beside, double gate) {
   gradient(s, dp, total, column, n, scale, lse, beside, gate);
+}
+
+EACH_MACHINE float weights_row(
+    const float* s, float* p, int64_t n, float scale, float lse, float beside, float away, RowSummary<float>* found) {
+  return weights(s, p, n, scale, lse, beside, away, found);
+}
+
+EACH_MACHINE int64_t find_row(const float* s, int64_t n, float scale, float score) { return find(s, n, scale, score); }
+
+EACH_MACHINE void add_row(const float* p, float* total, int64_t n, float factor) { add(p, total, n, factor); }
+
+EACH_MACHINE float weights_gradient_row(
+    float* s, const float* of_key, float* dp, int64_t n, float scale, float lse, float beside, float entropy) {
+  return of_key ? weights_gradient<true>(s, of_key, dp, n, scale, lse, beside, entropy)
+                : weights_gradient<false>(s, of_key, dp, n, scale, lse, beside, entropy);
+}
+
+EACH_MACHINE double weights_row(
+    const double* s, double* p, int64_t n, double scale, double lse, double beside, double away, RowSummary<double>* found) {
+  return weights(s, p, n, scale, lse, beside, away, found);
+}
+
+EACH_MACHINE int64_t find_row(const double* s, int64_t n, double scale, double score) { return find(s, n, scale, score); }
+
+EACH_MACHINE void add_row(const double* p, double* total, int64_t n, double factor) { add(p, total, n, factor); }
+
+EACH_MACHINE double weights_gradient_row(
+    double* s, const double* of_key, double* dp, int64_t n, double scale, double lse, double beside, double entropy) {
+  return of_key ? weights_gradient<true>(s, of_key, dp, n, scale, lse, beside, entropy)
+                : weights_gradient<false>(s, of_key, dp, n, scale, lse, beside, entropy);
 }
 
 }  // namespace symground

@@ -35,6 +35,36 @@ void gradient_row(
 void gradient_row(
     double* s, double* dp, double* total, double* column, int64_t n, double scale, double lse, double beside, double gate);
 
+template <class T>
+struct RowSummary {
+  T entropy;   // −Σ p log p
+  T distance;  // Σ p[j] · (away − j)
+  T score;     // the largest s[j] · scale
+};
+
+// p[j] becomes exp(s[j] · scale − lse). Returns the factor that normalises p as in saliency_row; the summary (may be null) is
+// of the normalised weights.
+float weights_row(
+    const float* s, float* p, int64_t n, float scale, float lse, float beside, float away, RowSummary<float>* found);
+double weights_row(
+    const double* s, double* p, int64_t n, double scale, double lse, double beside, double away, RowSummary<double>* found);
+
+// The first j with s[j] · scale = score above −inf, or n.
+int64_t find_row(const float* s, int64_t n, float scale, float score);
+int64_t find_row(const double* s, int64_t n, double scale, double score);
+
+// total[j] += factor · p[j]
+void add_row(const float* p, float* total, int64_t n, float factor);
+void add_row(const double* p, double* total, int64_t n, double factor);
+
+// With ∂L/∂p[j] = d[j] = of_key[j] − entropy · (log p[j] + 1), where of_key may be null and log p = s · scale − lse is kept
+// finite where p is 0: dp[j] becomes p ∘ (d − Σ p ∘ d), and Σ p ∘ d is returned. p is normalised as in saliency_row.
+// s is overwritten.
+float weights_gradient_row(
+    float* s, const float* of_key, float* dp, int64_t n, float scale, float lse, float beside, float entropy);
+double weights_gradient_row(
+    double* s, const double* of_key, double* dp, int64_t n, double scale, double lse, double beside, double entropy);
+
 // Updates top, the largest number so far, and total, the sum of exponentials relative to top, with the numbers of s.
 void add_exponentials_row(const float* s, int64_t n, float& top, float& total);
 void add_exponentials_row(const double* s, int64_t n, double& top, double& total);

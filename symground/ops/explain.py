@@ -7,6 +7,14 @@ from typing import Any, NamedTuple
 
 from symground.errors import choice
 from symground.ops.attention.api import attention, attention_flow, attention_saliency, attention_saliency_rows
+from symground.ops.attention.weights.api import (
+    attention_mass,
+    attention_pooled,
+    attention_received,
+    attention_rows,
+    attention_summary,
+    attention_topk,
+)
 from symground.ops.common.dispatch import Answer, Question
 from symground.ops.gate.api import gate_heads
 from symground.ops.mamba2.api import causal_conv1d, mamba2_inner
@@ -16,7 +24,8 @@ from symground.ops.vocabulary.api import candidate_surprisal, lens_surprisal, li
 _OPS: dict[str, Any] = {
     op.__name__: op
     for op in (
-        attention, attention_saliency, attention_saliency_rows, attention_flow, ssd, ssd_saliency, ssd_flow,
+        attention, attention_saliency, attention_saliency_rows, attention_flow, attention_rows, attention_mass,
+        attention_received, attention_summary, attention_pooled, attention_topk, ssd, ssd_saliency, ssd_flow,
         candidate_surprisal, lens_surprisal, linear_cross_entropy, causal_conv1d, mamba2_inner, gate_heads,
     )
 }  # fmt: skip

@@ -203,10 +203,7 @@ def attention_saliency_rows(
     given = Mixing(causal, scale, key_range, window, gate, softcap, sink, slopes, segments, blocks)
     mixing = check_attention(q, k, v, given)
     check_saliency(q, v, grad_out, lse)
-    check.has_shape("rows", rows, "B,R", (q.shape[0], None))
-    rows = check.integers("rows", rows)
-    check.matches("rows", rows, "q", q, dtype=False)
-    check.values((rows >= 0) & (rows < q.shape[2]), "rows: expected positions in [0, T)", rows, T=q.shape[2])
+    rows = check.rows(rows, q.shape[0], q.shape[2], "q", q)
     out: Tensor = choose("attention_saliency_rows", IMPLEMENTATIONS, impl, q, None, mixing, v)(
         q, k, v, grad_out, lse, mixing, rows
     )

@@ -19,7 +19,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, Te
     out, lse = q.new_zeros(*q.shape[:3], v.shape[3]), q.new_full(q.shape[:3], float("-inf"))
     if mixing.sink is not None:
         lse[:] = mixing.sink[:, None]  # of queries that see no key
-    extension.library.attention_forward(q, k, v, *_record_arguments(mixing, lse), out, lse)
+    extension.library.attention_forward(q, k, v, *record_arguments(mixing, lse), out, lse)
     return out, lse
 
 
@@ -76,10 +76,10 @@ def _pieces(q: Tensor, lse: Tensor) -> list[slice]:
 def _piece(at: slice, q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing) -> list[Any]:
     """The operators' arguments for these examples, in the dtype of lse."""
     converted = (x[at].to(lse.dtype) for x in (q, k, v, grad_out))
-    return [*converted, lse[at].contiguous(), *_record_arguments(mixing if at == slice(None) else mixing.of(at), lse)]
+    return [*converted, lse[at].contiguous(), *record_arguments(mixing if at == slice(None) else mixing.of(at), lse)]
 
 
-def _record_arguments(mixing: Mixing, lse: Tensor) -> list[Any]:
+def record_arguments(mixing: Mixing, lse: Tensor) -> list[Any]:
     """The record as arguments of the operators."""
     gate, sink, slopes = (
         None if x is None else x.to(lse.dtype).contiguous() for x in (mixing.gate, mixing.sink, mixing.slopes)

@@ -130,21 +130,27 @@ class Mixing(NamedTuple):
         return self.segments is not None or self.blocks is not None
 
 
-def check_attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Mixing:
-    """The checks common to every attention op. Returns the checked record; raises ValueError naming the argument."""
+def check_attention(q: Tensor, k: Tensor, v: Tensor | None, mixing: Mixing) -> Mixing:
+    """The checks common to every attention op, of which some read no values. Returns the checked record.
+
+    Raises:
+        ValueError: the message names the argument.
+    """
     check.has_shape("q", q, "B,H,T,D", (None,) * 4)
     check.is_floating("q", q)
     batch, heads, _, size = q.shape
     check.has_shape("k", k, "B,Hk,S,D", (batch, None, None, size))
     _, key_heads, keys, _ = k.shape
-    check.has_shape("v", v, "B,Hk,S,Dv", (batch, key_heads, keys, None))
+    if v is not None:
+        check.has_shape("v", v, "B,Hk,S,Dv", (batch, key_heads, keys, None))
     check.matches("k", k, "q", q)
-    check.matches("v", v, "q", q)
+    if v is not None:
+        check.matches("v", v, "q", q)
     if key_heads == 0 or heads % key_heads:
         raise ValueError(f"k: expected Hk to divide H = {heads}, got Hk = {key_heads}")
     if not 1 <= size <= MAX_HEAD_SIZE:
         raise ValueError(f"q: expected a head size D from 1 to {MAX_HEAD_SIZE}, got {size}")
-    if not 1 <= v.shape[3] <= MAX_HEAD_SIZE:
+    if v is not None and not 1 <= v.shape[3] <= MAX_HEAD_SIZE:
         raise ValueError(f"v: expected a head size Dv from 1 to {MAX_HEAD_SIZE}, got {v.shape[3]}")
     causal, scale, window = check.flag("causal", mixing.causal), mixing.scale, mixing.window
     if scale is not None:

@@ -17,7 +17,7 @@ refuses = needs.nothing
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, probes: GradientProbes) -> tuple[Tensor, Tensor]:
     k, v = mixing.without_padding(k), mixing.without_padding(v)
-    valid, s = mixing.valid(q, k), _scores(q, k, mixing)
+    valid, s = mixing.valid(q, k), scores(q, k, mixing)
     lse = s.detach().masked_fill(~valid, float("-inf")).logsumexp(-1)
     if mixing.sink is not None:
         lse = torch.logaddexp(lse, mixing.sink.detach().to(lse.dtype)[:, None])
@@ -50,14 +50,14 @@ def attention_flow(
 def _signed_saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing) -> Tensor:
     """S_h = gate_h · A_h ∘ (dO_h V_hᵀ): [B,H,T,S], signed."""
     k, v = mixing.without_padding(k), mixing.without_padding(v)
-    s = _scores(q, k, mixing).masked_fill(~mixing.valid(q, k), float("-inf"))
+    s = scores(q, k, mixing).masked_fill(~mixing.valid(q, k), float("-inf"))
     empty = lse.isneginf()[..., None]  # rows without a valid key: exp(-inf + inf) would be NaN
     a = torch.exp(s - lse[..., None].masked_fill(empty, 0.0))
     saliency = a * product(grad_out.to(a.dtype), _repeat_heads(v, q.shape[1]).to(a.dtype).mT)
     return saliency if mixing.gate is None else saliency * per_head(mixing.gate).to(a.dtype)
 
 
-def _scores(q: Tensor, k: Tensor, mixing: Mixing) -> Tensor:
+def scores(q: Tensor, k: Tensor, mixing: Mixing) -> Tensor:
     """[B,H,T,S] logits in at least float32, without the mask; each key head is repeated for its query heads."""
     dtype = accumulation_dtype(q)
     products = product(q.to(dtype), _repeat_heads(k, q.shape[1]).to(dtype).mT)

@@ -22,7 +22,7 @@ from symground.ops.common.tensors import accumulation_dtype, padding
 TILE = 64  # queries
 
 
-class _Scores(NamedTuple):
+class Scores(NamedTuple):
     """The logits of a tile of queries and the keys they see: E examples, H heads, R queries, C keys."""
 
     group: Group
@@ -31,7 +31,7 @@ class _Scores(NamedTuple):
     s: Tensor  # [E,H,R,C]; those of keys that a query does not see are among them
     q: Tensor  # [E,Hk,G·R,D]; G = H / Hk heads share a key head
     k: Tensor  # [E,Hk,C,D]
-    v: Tensor  # [E,Hk,C,Dv]
+    v: Tensor | None  # [E,Hk,C,Dv]
     upto: int  # the position of the first query among the keys
     causal: bool
     window: int | None
@@ -106,9 +106,15 @@ def normalize_(p: Tensor, lse: Tensor, sink: Tensor | None, from_forward: bool =
     return p.div_(torch.where(rounded, total, 1.0)[..., None])
 
 
-def _scores(
-    q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, dtype: torch.dtype, reads: bool, wanted: Tensor | None = None
-) -> Iterator[_Scores]:
+def scores(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    mixing: Mixing,
+    dtype: torch.dtype,
+    reads: bool,
+    wanted: Tensor | None = None,
+) -> Iterator[Scores]:
     """The tiles in which some query may see some key. With ``wanted`` [B,T] bool, only those with a True query."""
     causal, window, softcap = mixing.causal, mixing.window, mixing.softcap
     heads, queries, size, keys = *q.shape[1:], k.shape[2]
@@ -123,7 +129,8 @@ def _scores(
     for group in plan:
         here, low, high = mixing.of(group.examples, group.heads), group.low, group.high
         sink, slopes = (None if x is None else x[:, None].to(dtype) for x in (here.sink, here.slopes))
-        k_, v_ = group.without_padding(k), group.without_padding(v)  # keys [low, high)
+        k_ = group.without_padding(k)  # keys [low, high)
+        v_ = None if v is None else group.without_padding(v)
         for start in range(0, queries, TILE):
             stop = min(start + TILE, queries)
             rows = slice(start, stop)
@@ -140,7 +147,8 @@ def _scores(
             q_row = group.of_queries(q, rows).to(dtype)
             shape = (*q_row.shape[:3], last - first)
             q_row = q_row.reshape(*k_.shape[:2], -1, size)
-            k_row, v_row = (x[:, :, first - low : last - low].to(dtype) for x in (k_, v_))
+            at = slice(first - low, last - low)
+            k_row, v_row = k_[:, :, at].to(dtype), None if v_ is None else v_[:, :, at].to(dtype)
             s = (q_row @ k_row.mT).view(shape).mul_(mixing.scale_of(q))
             bend = None
             if softcap is not None:
@@ -148,12 +156,12 @@ def _scores(
                 bend = 1 - s.square()
                 s.mul_(softcap)
             if slopes is not None:
-                s += slopes[..., None] * _distance(start + offset, slice(first, last), s)
+                s += slopes[..., None] * distance(start + offset, slice(first, last), s)
             columns, upto = slice(first, last), start + offset
-            yield _Scores(group, rows, columns, s, q_row, k_row, v_row, upto, causal, window, seen, bend, sink)
+            yield Scores(group, rows, columns, s, q_row, k_row, v_row, upto, causal, window, seen, bend, sink)
 
 
-def _distance(upto: int, columns: slice, like: Tensor) -> Tensor:
+def distance(upto: int, columns: slice, like: Tensor) -> Tensor:
     """[R,C] positions of keys less those of queries, which begin at ``upto``, for ``like`` [E,H,R,C]."""
     i = torch.arange(upto, upto + like.shape[2], device=like.device, dtype=like.dtype)
     return torch.arange(columns.start, columns.stop, device=like.device, dtype=like.dtype) - i[:, None]
@@ -183,12 +191,12 @@ def query_tiles(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing: Mixing, reads: bool,
     wanted: Tensor | None = None, from_forward: bool = False,
 ) -> Iterator[QueryTile]:  # fmt: skip
-    """The tiles of `_scores`, with the attention and its gradient.
+    """The tiles of `scores`, with the attention and its gradient.
 
     ``from_forward``: ``lse`` comes from the forward pass, not from a caller.
     """
     gate = mixing.gate
-    for tile in _scores(q, k, v, mixing, lse.dtype, reads, wanted):
+    for tile in scores(q, k, v, mixing, lse.dtype, reads, wanted):
         group, rows = tile.group, tile.rows
         level = group.of_queries(lse, rows, float("inf"))  # closed heads have no attention
         grad = group.of_queries(grad_out, rows).to(lse.dtype)
@@ -197,6 +205,7 @@ def query_tiles(
         grad = grad.reshape(*tile.q.shape[:3], -1)
         p = tile.hide_(tile.s.sub_(level[..., None]).exp_(), 0.0)
         normalize_(p, level, tile.sink, from_forward)
+        assert tile.v is not None
         dp = (grad @ tile.v.mT).view(p.shape)
         yield QueryTile(
             group.examples, group.heads, group.key_heads, rows, tile.columns, p, dp, tile.q, tile.k, grad, group.first,
@@ -211,7 +220,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, reads: bool) -> tup
     lse = torch.full(q.shape[:3], float("-inf"), dtype=dtype, device=q.device)
     if mixing.sink is not None:
         lse[:] = mixing.sink[:, None]  # of queries that see no key
-    for tile in _scores(q, k, v, mixing._replace(gate=None), dtype, reads):
+    for tile in scores(q, k, v, mixing._replace(gate=None), dtype, reads):
         at = (tile.group.examples, tile.group.heads, tile.rows)
         s = tile.hide_(tile.s, float("-inf"))
         top = s.amax(-1, keepdim=True).clamp_(min=torch.finfo(dtype).min)  # not -inf, which would give NaN
@@ -223,6 +232,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, reads: bool) -> tup
             total += (tile.sink[..., None] - top).exp_()
         lse[at] = (top + total.log())[..., 0]
         p.div_(total.masked_fill_(total == 0, 1.0))
+        assert tile.v is not None
         out[at] = (p.view(*tile.q.shape[:3], -1) @ tile.v).view(*p.shape[:3], -1).to(q.dtype)
     return mixing.gated(out).contiguous(), lse
 
@@ -268,7 +278,7 @@ def backward(
         # ∂L/∂(q·k·scale) = P ∘ (dP − Σ_j P dP), and s is P ∘ dP.
         s.addcmul_(p, s.sum(-1, keepdim=True), value=-1)
         if dslopes is not None:
-            dslopes[heads] += torch.einsum("ehrc,rc->h", s, _distance(tile.upto, columns, s))
+            dslopes[heads] += torch.einsum("ehrc,rc->h", s, distance(tile.upto, columns, s))
         if tile.bend is not None:
             s.mul_(tile.bend)
         ds = tile.fold(s)

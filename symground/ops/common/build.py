@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 FILE, CUDA_FILE = "_C.so", "_CUDA.so"
-VERSION = 9  # of the operators; raised with each change of their arguments or behaviour
+VERSION = 10  # of the operators; raised with each change of their arguments or behaviour
 
 HERE = Path(__file__).resolve().parent.parent
 SOURCES = HERE.parent / "csrc"

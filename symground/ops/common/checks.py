@@ -163,6 +163,15 @@ def groups(
     return value, count
 
 
+def rows(value: Tensor, batch: int, length: int, like_name: str, like: Tensor) -> Tensor:
+    """Positions [B,R] of queries, as int64."""
+    has_shape("rows", value, "B,R", (batch, None))
+    value = integers("rows", value)
+    matches("rows", value, like_name, like, dtype=False)
+    values((value >= 0) & (value < length), "rows: expected positions in [0, T)", value, T=length)
+    return value
+
+
 def probe(name: str, value: Tensor, dims: str, expected: Sequence[int], like_name: str, like: Tensor) -> None:
     has_shape(name, value, dims, expected)
     is_floating(name, value)

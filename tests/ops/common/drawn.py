@@ -25,7 +25,7 @@ OPS = tuple(ORACLES)
 #: The ops whose results have gradients; the other ops compute gradients themselves.
 DIFFERENTIABLE = (
     "attention", "ssd", "candidate_surprisal", "linear_cross_entropy", "lens_surprisal", "causal_conv1d",
-    "mamba2_inner", "gate_heads",
+    "mamba2_inner", "gate_heads", "attention_rows", "attention_mass", "attention_received", "attention_summary",
 )  # fmt: skip
 
 
@@ -144,6 +144,45 @@ def _after_attention(d: Draw) -> dict[str, Any]:
         exact.to(torch.promote_types(d.dtype, torch.float32)), d.one("contiguous", "transposed", "strided")
     )
     return z
+
+
+def _halves(x: Tensor) -> Tensor:
+    """Multiples of 1/2, of which products and sums are exact in every dtype, so that equal scores are equal in all."""
+    return (x * 2).round().clamp(-2, 2) / 2
+
+
+def _reading(op: str) -> Callable[[Draw], Case]:
+    """An op that reads A off q, k and the LSE."""
+
+    def make(d: Draw) -> Case:
+        z = _heads(d)
+        if op in ("attention_summary", "attention_topk"):  # whose order of keys must not depend on rounding
+            z |= {name: d.normal(*z[name].shape, by=_halves) for name in "qk"}
+            z["softcap"] = None if z.get("softcap") is None else 3 + z["softcap"]  # a smaller one makes scores equal
+        exact = {n: x.double() if _floating(x) else x for n, x in {**z, "v": z["k"]}.items()}
+        lse = ORACLES["attention"](exact).results[1]
+        z = {n: x for n, x in z.items() if n not in ("v", "gate")}
+        layout = d.one("contiguous", "transposed", "strided")
+        z["lse"] = d.laid(lse.to(torch.promote_types(d.dtype, torch.float32)), layout)
+        (batch, _, queries, _), keys = z["q"].shape, z["k"].shape[2]
+        z |= _asked(d, op, batch, queries, keys)
+        return Case(op, z, _present(z, "q", "k", "sink", "slopes") if op in DIFFERENTIABLE else ())
+
+    return make
+
+
+def _asked(d: Draw, op: str, batch: int, queries: int, keys: int) -> dict[str, Any]:
+    if op == "attention_rows":
+        return {"rows": d.ids(0, queries, batch, d.size(3) if queries else 0)}
+    if op == "attention_pooled":
+        return {"block": d.one(1, 3, 64, np.int64(5), 1000), "reduce": d.one("sum", "max")}
+    if op == "attention_topk":
+        return {"count": d.rng.randint(0, keys)}
+    z = _counts(d, batch, queries, keys)
+    z.pop("with_matrix_total")
+    if op == "attention_received":
+        z = {n: x for n, x in z.items() if "key" not in n} if d.rng.random() < 0.7 else {}
+    return {} if op == "attention_summary" else z
 
 
 def _counts(d: Draw, batch: int, queries: int, keys: int) -> dict[str, Any]:
@@ -275,6 +314,17 @@ _DRAW: dict[str, Callable[[Draw], Case]] = {
     "attention_saliency": _derived("attention_saliency", _after_attention, "grad_out", "signed"),
     "attention_saliency_rows": _derived("attention_saliency_rows", _after_attention, "grad_out", "rows"),
     "attention_flow": _derived("attention_flow", _after_attention, "grad_out", "groups"),
+    **{
+        op: _reading(op)
+        for op in (
+            "attention_rows",
+            "attention_mass",
+            "attention_received",
+            "attention_summary",
+            "attention_pooled",
+            "attention_topk",
+        )
+    },
     "ssd": _ssd,
     "ssd_saliency": _derived("ssd_saliency", _ssd_inputs, "grad_y", "signed"),
     "ssd_flow": _derived("ssd_flow", _ssd_inputs, "grad_y", "groups"),

@@ -73,6 +73,64 @@ def attention(z: dict[str, Any]) -> Found:
     return Found((torch.einsum("bhij,bhjd->bhid", a, v) * spread(z.get("gate")), lse.detach()), a)
 
 
+def weights(z: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """A and the scores [B,H,T,S], and which keys are seen. A has the LSE given, with the derivatives of its own."""
+    ok, s = seen(z, z["q"].shape[2], z["k"].shape[2]), scores(z)
+    level = z["lse"].detach().masked_fill(~ok.any(-1), 0.0)
+
+    def by(level: Tensor) -> Tensor:
+        return torch.where(ok, (s - level[..., None]).masked_fill(~ok, 0.0).exp(), 0.0)
+
+    total = by(level).sum(-1)
+    if z.get("sink") is not None:
+        total = total + torch.where(ok.any(-1), z["sink"][:, None] - level, -1e9).exp()
+    return by(level + (1 + total - total.detach()).log()), s, ok
+
+
+def received(z: dict[str, Any], a: Tensor) -> Tensor:
+    if z.get("query_groups") is None:
+        return a.sum(2, keepdim=True)
+    return torch.einsum("bgi,bhij->bhgj", one_hot(z["query_groups"], int(z["num_query_groups"])), a)
+
+
+def mass(z: dict[str, Any], a: Tensor) -> Tensor:
+    return torch.einsum("bhgj,bcj->bhgc", received(z, a), one_hot(z["key_groups"], int(z["num_key_groups"])))
+
+
+def summary(z: dict[str, Any]) -> Found:
+    a, s, ok = weights(z)
+    a, s, ok = a, s.detach(), ok.expand_as(s)
+    queries, keys = s.shape[2:]
+    entropy = -torch.where(a > 0, a * a.clamp(min=1e-300).log(), 0.0).sum(-1)
+    none = s.new_zeros(s.shape[:3])
+    key, weight, score, distance = none.long() - 1, none.clone(), none - float("inf"), none.clone()
+    for j in range(keys):  # one key after another: a larger score takes the place of a smaller one
+        better = ok[..., j] & ((s[..., j] > score) | (key < 0))
+        key[better], score[better], weight[better] = j, s[..., j][better], a[..., j].detach()[better]
+        distance += a[..., j].detach() * (torch.arange(queries) + keys - queries - j)
+    return Found((entropy, weight, key, score, distance))
+
+
+def pooled(z: dict[str, Any]) -> Found:
+    a, block = weights(z)[0].detach(), int(z["block"])
+    rows = [
+        torch.stack(
+            [x.amax((-2, -1)) if z["reduce"] == "max" else x.sum((-2, -1)) for x in part.split(block, -1)], -1
+        )
+        for part in a.split(block, -2)
+    ] if a.numel() else []  # fmt: skip
+    shape = (*a.shape[:2], -(-a.shape[2] // block), -(-a.shape[3] // block))
+    return Found((torch.stack(rows, 2) if rows else a.new_zeros(shape),))
+
+
+def topk(z: dict[str, Any]) -> Found:
+    a, s, ok = weights(z)
+    order = torch.where(ok, s, float("-inf")).detach().sort(dim=-1, descending=True, stable=True).indices
+    order = order[..., : int(z["count"])]
+    seen_there = ok.expand_as(s).gather(-1, order)
+    return Found((a.detach().gather(-1, order), torch.where(seen_there, order, -1)))
+
+
 def attention_s(z: dict[str, Any]) -> Tensor:
     """S [B,H,T,S], signed."""
     ok = seen(z, z["q"].shape[2], z["k"].shape[2]) & ~z["lse"].isneginf()[..., None]
@@ -216,6 +274,12 @@ ORACLES: dict[str, Callable[[dict[str, Any]], Found]] = {
     "attention_saliency": lambda z: saliency_of(attention_s(z), z),
     "attention_saliency_rows": lambda z: rows_of(attention_s(z), z),
     "attention_flow": lambda z: counted_flow(attention_s(z), z),
+    "attention_rows": lambda z: rows_of(weights(z)[0], z),
+    "attention_mass": lambda z: Found((mass(z, weights(z)[0]),)),
+    "attention_received": lambda z: Found((received(z, weights(z)[0]),)),
+    "attention_summary": summary,
+    "attention_pooled": pooled,
+    "attention_topk": topk,
     "ssd": ssd,
     "ssd_saliency": lambda z: saliency_of(ssd_s(z), z),
     "ssd_flow": lambda z: counted_flow(ssd_s(z), z),

@@ -127,6 +127,34 @@ def attention(draw: Draw, ops: Any) -> list[Tensor]:
     return [*found, *(x.grad for x in (q, k, v) if x.grad is not None and not changed)]
 
 
+def weights(draw: Draw, ops: Any) -> list[Tensor]:
+    dtype = draw.one(F32, F32, F64, torch.float16, torch.bfloat16)
+    batch, key_heads, size = draw.size(1, 2, 3, 5), draw.size(1, 2), draw.one(1, 3, 17, 64)
+    heads, queries, keys = key_heads * draw.one(1, 2, 3), draw.size(*LENGTHS), draw.size(*LENGTHS)
+    q, k = draw.normal(batch, heads, queries, size, dtype=dtype), draw.normal(batch, key_heads, keys, size, dtype=dtype)
+    kw: dict[str, Any] = {"causal": draw.one(True, True, False), "softcap": draw.one(None, None, 0.5, 50.0)}
+    kw["key_range"] = draw.maybe(lambda: draw.ids(0, keys + 1, batch, 2).sort(-1).values)
+    if kw["causal"]:
+        kw["window"] = draw.one(None, 1, 5, 64, 2**63 - 1)
+    kw |= {name: draw.one(None, draw.normal(heads, dtype=F32)) for name in ("sink", "slopes")}
+    if queries <= keys:
+        kw["segments"], kw["blocks"] = (draw.one(None, draw.ids(-1, 4, batch, keys)) for _ in range(2))
+    _, lse = ops.attention(q, k, k, **kw, impl="cpu")
+    leaves = [x.requires_grad_(draw.one(True, False)) for x in (q, k, kw["sink"], kw["slopes"]) if x is not None]
+    groups = draw.ids(-1, 3, batch, queries), draw.ids(-1, 40, batch, keys)
+    given = q, k, draw.laid_out(lse)
+    found = [
+        ops.attention_rows(*given, draw.ids(0, queries, batch, 3 if queries else 0), **kw, impl="cpu"),
+        ops.attention_mass(*given, *groups, 3, 40, **kw, impl="cpu"),
+        ops.attention_received(*given, *draw.one((), (groups[0], 3)), **kw, impl="cpu"),
+        ops.attention_summary(*given, **kw, impl="cpu").entropy,
+    ]
+    backward(draw, *draw.rng.sample(found, 2))
+    pooled = ops.attention_pooled(*given, draw.one(1, 7, 64, 1000), draw.one("sum", "max"), **kw, impl="cpu")
+    largest, _ = ops.attention_topk(*given, draw.rng.randint(0, keys), **kw, impl="cpu")
+    return [*found, pooled, largest, *(x.grad for x in leaves if x.grad is not None)]
+
+
 def ssd(draw: Draw, ops: Any) -> list[Tensor]:
     dtype = draw.one(F32, F32, F64, torch.bfloat16)
     batch, length, groups = draw.size(1, 2, 3), draw.size(*LENGTHS), draw.one(1, 1, 2)
@@ -222,6 +250,7 @@ def good_calls(draw: Draw) -> dict[str, list[Any]]:
     slopes, ids = draw.one(None, numbers(H)), [draw.one(None, draw.ids(-9, 3, B, S)) if T <= S else None for _ in "sb"]
     form += [draw.one(None, 0.5), draw.one(None, numbers(H)), slopes, *ids]
     groups = draw.ids(-2, 9, B, T, dtype=torch.int32), draw.ids(-2, 9, B, S, dtype=torch.int32)
+    row = [numbers(B, H, T) for _ in range(4)]
     x, dt, A, b = numbers(B, T, H, D), numbers(B, T, H).abs(), -numbers(H).abs(), numbers(B, T, Hk, S)
     steps, state = draw.one(None, draw.ids(-9, 2 * T, B, 2)), numbers(B, H, D, S)
     inputs = [x, dt, A, b, numbers(B, T, Hk, S), steps, draw.one(None, numbers(B, H, D, S))]
@@ -236,6 +265,16 @@ def good_calls(draw: Draw) -> dict[str, list[Any]]:
             q, k, v, grad, lse, *form, numbers(B, H, T, D), numbers(B, Hk, S, D), numbers(B, Hk, S, E),
             None if slopes is None else numbers(B, H), draw.one(None, numbers(B, T, S)), *groups,
             draw.one(None, numbers(B, H, G, K)),
+        ],
+        "attention_weights": [
+            q, k, lse, *form[1:], groups[0], groups[1], numbers(B, H, G, K), draw.one(None, numbers(B, H, G, S)),
+            *draw.one([None] * 5, [*row[:2], draw.ids(0, S, B, H, T), *row[2:]]),
+            numbers(B, H, -(-T // 4), -(-S // 4)), 4, draw.one(True, False),
+        ],
+        "attention_weights_backward": [
+            q, k, lse, *form[1:], groups[0], groups[1], numbers(B, H, G, K), draw.one(None, numbers(B, H, G, S)),
+            draw.one(None, numbers(B, H, T)), numbers(B, H, T, D), numbers(B, Hk, S, D),
+            None if form[6] is None else numbers(B, H), None if slopes is None else numbers(B, H),
         ],
         "gate_heads": [x, numbers(B, H), draw.one(None, numbers(T, H, D)), numbers(B, T, H, D)],
         "ssd": [*inputs, numbers(B, T, H, D), state],
@@ -293,7 +332,7 @@ def raw(draw: Draw, operators: Any) -> str:
     return name
 
 
-PUBLIC = (attention, attention, ssd, inner, convolution, gates, vocabulary)
+PUBLIC = (attention, attention, weights, ssd, inner, convolution, gates, vocabulary)
 
 
 def configuration(number: int, ops: Any, operators: Any) -> str:

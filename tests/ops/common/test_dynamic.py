@@ -24,6 +24,12 @@ def after(length: int) -> dict[str, Tensor]:
     return {**qkv(length), "grad_out": torch.randn(2, 2, length, 8), "lse": torch.randn(2, 2, length)}
 
 
+def read(length: int) -> dict[str, Tensor]:
+    """Not the LSE of these: what is found of a row sums to another number than 1."""
+    z = after(length)
+    return {name: z[name] for name in ("q", "k", "lse")} | bounds(length)
+
+
 def bounds(length: int) -> dict[str, Tensor]:
     return {"key_range": torch.tensor([[0, length], [1, length - 1]])}
 
@@ -63,6 +69,17 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[int], dict[str, Tensor]]]] 
         lambda **z: ops.attention_flow(num_query_groups=2, num_key_groups=2, **z),
         lambda n: {**after(n), **groups(n), **bounds(n)},
     ),
+    "attention_rows": (ops.attention_rows, lambda n: {**read(n), "rows": torch.tensor([[0, n - 1], [1, 2]])}),
+    "attention_mass": (
+        lambda **z: ops.attention_mass(num_query_groups=2, num_key_groups=2, **z), lambda n: {**read(n), **groups(n)}
+    ),
+    "attention_received": (
+        lambda **z: ops.attention_received(num_query_groups=2, **z),
+        lambda n: {**read(n), "query_groups": torch.randint(-1, 2, (2, n))},
+    ),
+    "attention_summary": (ops.attention_summary, read),
+    "attention_pooled": (lambda **z: ops.attention_pooled(block=2, **z), read),
+    "attention_topk": (lambda **z: ops.attention_topk(count=3, **z), read),
     "ssd": (ops.ssd, lambda n: {**scan(n), **bounds(n)}),
     "ssd_saliency": (ops.ssd_saliency, lambda n: {**scanned(n), **bounds(n)}),
     "ssd_flow": (
