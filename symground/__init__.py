@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from symground.analysis import TunedLens as TunedLens
     from symground.analysis import ablate as ablate
     from symground.analysis import answers as answers
+    from symground.analysis import attention as attention
+    from symground.analysis import attention_memory as attention_memory
     from symground.analysis import cooccurrence as cooccurrence
     from symground.analysis import find_heads as find_heads
     from symground.analysis import gain as gain
@@ -45,7 +47,8 @@ __version__ = VERSION
 
 _HOMES = {
     "symground.analysis": (
-        "TunedLens", "ablate", "answers", "cooccurrence", "find_heads", "gain", "image_questions", "intervene",
+        "TunedLens", "ablate", "answers", "attention", "attention_memory", "cooccurrence", "find_heads", "gain",
+        "image_questions", "intervene",
         "lens_gain", "monitor", "pope_scores", "probes", "score", "score_to_parquet", "stability", "steer", "steering",
         "sweep_heads", "trace", "trace_memory",
     ),
@@ -55,7 +58,8 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "TunedLens", "ablate", "answers", "attach", "cooccurrence", "detach", "draw_patches", "find_heads", "gain",
+    "TunedLens", "ablate", "answers", "attach", "attention", "attention_memory", "cooccurrence", "detach",
+    "draw_patches", "find_heads", "gain",
     "image_questions", "intervene", "lens_gain", "load", "load_processor", "load_tokenizer", "monitor", "ops",
     "pope_scores", "probes", "report", "score", "score_to_parquet", "stability", "steer", "steering", "sweep_heads",
     "trace", "trace_memory",

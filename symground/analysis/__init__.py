@@ -14,6 +14,7 @@ from symground.analysis.probing import (
     score_to_parquet,
     split_contexts,
 )
+from symground.analysis.reading import attention, attention_memory
 from symground.analysis.statistics import (
     cooccurrence,
     cooccurrence_r2,
@@ -33,6 +34,8 @@ __all__ = [
     "TunedLens",
     "ablate",
     "answers",
+    "attention",
+    "attention_memory",
     "cooccurrence",
     "cooccurrence_r2",
     "emergence",

@@ -106,6 +106,8 @@ def attend(
             )
     if tap.measure is not None:
         tap.measure(len(query), query.shape[2], key.shape[2])
+    if tap.read and (tap.mix is not None or all_keys is not None):
+        raise ValueError(f"model: the attention weights of {type(module).__name__} are not read beside its own mixing")
     if tap.mix is not None and (mixing.window is not None or mixing.extended or all_keys is not None):
         raise ValueError(
             "model: an attention with a window, a sink, capped scores, segments or blocks is not mixed otherwise"
@@ -126,7 +128,7 @@ def _mixed(tap: Tap, query: Tensor, key: Tensor, value: Tensor, mixing: Mixing, 
     """The heads' outputs [B,H,T,Dv], by the cheapest function that gives what the tap asks."""
     if tap.mix is not None:
         out = tap.mix(query, key, value, mixing.scale_of(query))
-    elif tap.plain and not mixing.extended and (dropout > 0 or mixing.key_range is None):
+    elif tap.plain and not tap.read and not mixing.extended and (dropout > 0 or mixing.key_range is None):
         queries, keys = query.shape[2], key.shape[2]
         plain = mixing.causal and queries == keys and mixing.key_range is None and mixing.window is None
         mask = None
@@ -145,7 +147,9 @@ def _mixed(tap: Tap, query: Tensor, key: Tensor, value: Tensor, mixing: Mixing, 
             more = 0, k.shape[2] - key.shape[2]
             for name, fill in (("saliency_probe", 0), ("key_groups", -1)):
                 probes[name] = None if probes[name] is None else pad(probes[name], more, value=fill)
-        out, _ = ops.attention(query, k, v, **{**seen._asdict(), **probes})
+        out, lse = ops.attention(query, k, v, **{**seen._asdict(), **probes})
+        for reader in tap.read:
+            reader(query, k, lse, seen, key.shape[2])
     if tap.row_probe is None:
         return out
     added = attention_row(tap.row_probe, query, key, value, mixing)

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from symground import ops
 from symground.models.hooks.row_probes import RowProbe
 from symground.models.hooks.scopes import Entry, asked_of
+from symground.ops.attention.mixing import Mixing
 
 #: The attribute of an attached model whose vision tower is traced too.
 WITH_VISION = "_symground_with_vision"
@@ -71,6 +72,9 @@ class Tap:
     """Called with the numbers of examples, queries and keys that an attention mixes."""
     observe: tuple[Callable[[Tensor], None], ...] = ()
     """Each is called with the heads' outputs [B,T,H,D], the input of the output projection or Mamba-2's gated norm."""
+    read: tuple[Callable[[Tensor, Tensor, Tensor, Mixing, int], None], ...] = ()
+    """Each is called with q [B,H,T,D], k [B,Hk,S,D], LSE [B,H,T], the resolved record of how queries see keys, and how
+    many of the S keys are the layer's own: where a window has two sides, others follow them (attention only)."""
 
     @property
     def plain(self) -> bool:
@@ -80,7 +84,13 @@ class Tap:
     @property
     def idle(self) -> bool:
         asked = (self.row_probe, self.mix, self.measure)
-        return self.plain and not self.replaced and not self.observe and all(one is None for one in asked)
+        return (
+            self.plain
+            and not self.replaced
+            and not self.observe
+            and not self.read
+            and all(one is None for one in asked)
+        )
 
     def then(self, later: Tap) -> Tap:
         """Both taps as one, with ``later`` applied after this one.
@@ -105,7 +115,8 @@ class Tap:
             if ours is not None and theirs is not None:
                 raise ValueError(f"model: two blocks set {name} of one layer; only one may")
             once[name] = theirs if ours is None else ours
-        return Tap(gate=gate, replaced=(*replaced, *later.replaced), observe=(*self.observe, *later.observe), **once)
+        observe, read = (*self.observe, *later.observe), (*self.read, *later.read)
+        return Tap(gate=gate, replaced=(*replaced, *later.replaced), observe=observe, read=read, **once)
 
 
 IDLE = Tap()

@@ -1,0 +1,5 @@
+"""Reading a model's attention weights, forward only and without the matrices."""
+
+from symground.analysis.reading.reader import attention, attention_memory
+
+__all__ = ["attention", "attention_memory"]

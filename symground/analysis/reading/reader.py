@@ -1,0 +1,235 @@
+"""A model's attention weights, read in forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from symground.analysis.checks import ids_of, tensor_of
+from symground.analysis.reading.layers import Wanted, arrays_of, bytes_of, reading
+from symground.analysis.tracing import (
+    checked_mask,
+    coordinates_of,
+    group_ids,
+    image_group,
+    inputs_of,
+    last_of,
+    masks_of,
+    with_prediction,
+)
+from symground.errors import choice, described, flag, integer
+from symground.models import Mixer, mixers
+from symground.models.attachment import untraced
+from symground.models.hooks import body, device_of
+from symground.models.passes import check_length, check_names, readable_ids
+from symground.models.trials import check_deterministic
+from symground.running import progress
+
+#: The keywords of `attention`, one of which an error may suggest.
+_KEYWORDS = (
+    "input_ids", "attention_mask", "rows", "groups", "received", "summary", "topk", "block", "reduce", "batch_size",
+    "limit",
+)  # fmt: skip
+
+
+def attention(
+    model: PreTrainedModel,
+    input_ids: Any = None,
+    attention_mask: Any = None,
+    *,
+    rows: str | Tensor | None = "last",
+    groups: Mapping[str, Tensor] | None = None,
+    received: bool = False,
+    summary: bool = False,
+    topk: int | None = None,
+    block: int | None = None,
+    reduce: str = "sum",
+    batch_size: int = 8,
+    limit: int | None = None,
+    **model_inputs: Any,
+) -> xr.Dataset:
+    """Read the attention weights A of every layer and head, forward only and without the matrices.
+
+    A layer's results are computed from its queries, keys and log-sum-exp as soon as it has run, and move to host
+    memory, so a device holds what a forward pass holds, and the results of one layer. No logits are computed.
+
+    Args:
+        model: made traceable by :func:`symground.attach`; one that reads a text, without cross-attention. Layers
+            without attention (Mamba-2) have NaN in the floating results and -1 in keys; ``attrs["note"]`` says so.
+        input_ids: [B,T]; None if ``inputs_embeds`` [B,T,D] is given.
+        attention_mask: [B,T], 0 at padding; as in transformers.
+        rows: whose rows of A are returned: "last", each example's last valid token; "all"; positions [B,R]; or None.
+        groups: names → [B,T] masks of positions, which do not overlap; asks for mass. None takes the placeholders of
+            images as the group "image", if there are any.
+        received: whether to return what each key receives, by group of queries; without groups from all queries.
+        summary: whether to return entropy, largest weight, its key and score, and mean distance of each row.
+        topk: how many of the largest weights of each row to return.
+        block: the side of the blocks over which A is pooled.
+        reduce: "sum" or "max", of the blocks.
+        batch_size: the examples of one pass.
+        limit: the most bytes that the result may have in host memory (:func:`symground.attention_memory`); None
+            is any number.
+        model_inputs: further inputs of the model (``pixel_values``, ``position_ids``, ``inputs_embeds``).
+
+    Returns:
+        An xarray Dataset, of what was asked for, float32 unless said otherwise:
+
+        - rows (example, layer, head, query, key), or (…, row, key) if a result of every query is asked for too; the
+          coordinate row_position (example, query or row) is the position of each row;
+        - mass (example, layer, head, query_group, key_group): Σ A between groups; the query groups are "prediction",
+          each example's last valid token, and ``groups`` without it;
+        - received (example, layer, head, query_group, key);
+        - entropy in nats, weight, score, distance, and key in int64 (example, layer, head, query);
+        - topk_weight and topk_key in int64 (example, layer, head, query, rank);
+        - pooled (example, layer, head, query_block, key_block).
+
+        Padding is no valid key, and its own rows mean nothing.
+
+    Raises:
+        ValueError: rows out of range, groups that do not fit or overlap, ``topk`` beyond the length, a result larger
+            than ``limit``, a model in training mode with dropout, one that is not attached or has cross-attention.
+        TypeError: a keyword that is neither one of these nor an input of the model.
+
+    Source: :func:`symground.ops.attention_rows` and its companions, which give the formulas.
+    """
+    layers = _readable(model)
+    given = _given(model, input_ids, attention_mask, model_inputs)
+    asked = _asked(given, rows, groups, received, summary, topk, block, reduce)
+    check_deterministic(model)
+    _check_limit(bytes_of(layers, asked), limit)
+    batch_size = integer("batch_size", batch_size, 1)
+    arrays, device, count = arrays_of(layers, asked), device_of(model), given.examples
+    inputs = inputs_of(given.inputs, None, count, batch_size)
+    with torch.inference_mode(), progress("attention", -(-count // batch_size), quick=True) as bar:
+        for start in range(0, count, batch_size):
+            at = slice(start, min(start + batch_size, count))
+            here = {n: x.to(device) if isinstance(x, Tensor) else x for n, x in inputs(at).items()}
+            with reading(layers, asked, at, arrays):
+                body(model)(**here, use_cache=False)
+            bar.advance()
+    return _dataset(model, layers, asked, arrays)
+
+
+def attention_memory(
+    model: PreTrainedModel, input_ids: Any = None, attention_mask: Any = None, *, rows: str | Tensor | None = "last",
+    groups: Mapping[str, Tensor] | None = None, received: bool = False, summary: bool = False, topk: int | None = None,
+    block: int | None = None, **model_inputs: Any,
+) -> int:  # fmt: skip
+    """The bytes in host memory of what :func:`symground.attention` would return; nothing is computed.
+
+    Args:
+        model, input_ids, attention_mask, rows, groups, received, summary, topk, block, model_inputs: as there.
+
+    Raises:
+        ValueError, TypeError: as there.
+    """
+    layers, given = _readable(model), _given(model, input_ids, attention_mask, model_inputs)
+    return bytes_of(layers, _asked(given, rows, groups, received, summary, topk, block, "sum"))
+
+
+class _Given(NamedTuple):
+    """The inputs of the model for N examples of T positions."""
+
+    inputs: dict[str, Any]
+    examples: int
+    length: int
+    valid: Tensor  # [N,T] bool
+    image: dict[str, Tensor]
+
+
+def _readable(model: PreTrainedModel) -> tuple[Mixer, ...]:
+    """The layers to read."""
+    layers = mixers(model)
+    others = sorted({mixer.kind for mixer in layers} - {"attention", "mamba2"})
+    if others or not any(mixer.kind == "attention" for mixer in layers):
+        raise ValueError(
+            f"model: expected one whose layers mix the positions of a text by attention, got {type(model).__name__}"
+            + (f" with layers of kind {', '.join(others)}" if others else " without such layers")
+        )
+    return layers
+
+
+def _given(model: PreTrainedModel, input_ids: Any, attention_mask: Any, model_inputs: Mapping[str, Any]) -> _Given:
+    inputs = {n: tensor_of(x, n) if isinstance(x, (np.ndarray, list)) else x for n, x in model_inputs.items()}
+    check_names(body(model), inputs, "symground.attention", _KEYWORDS)
+    embeds, image = inputs.get("inputs_embeds"), {}
+    if (input_ids is None) == (embeds is None):
+        raise ValueError("input_ids: expected ids [B,T], or None with inputs_embeds [B,T,D]; got both or neither")
+    if input_ids is not None:
+        inputs["input_ids"] = ids = ids_of(input_ids, "input_ids", 2, readable_ids(model))
+        image = image_group(model, ids)
+    else:
+        if not isinstance(embeds, Tensor) or embeds.ndim != 3:
+            raise ValueError(f"inputs_embeds: expected shape [B,T,D], got {described(embeds)}")
+        ids = torch.zeros(embeds.shape[:2], dtype=torch.int64)
+    if not ids.numel():
+        raise ValueError(f"input_ids: expected at least one example of one token, got shape {list(ids.shape)}")
+    check_length(model, ids.shape[1], "input_ids")
+    valid = torch.ones(ids.shape, dtype=torch.bool)
+    if attention_mask is not None:
+        inputs["attention_mask"] = checked_mask(attention_mask, ids, "attention_mask")
+        valid = inputs["attention_mask"].bool().cpu()
+    return _Given(inputs, ids.shape[0], ids.shape[1], valid, image)
+
+
+def _asked(
+    given: _Given, rows: str | Tensor | None, groups: Mapping[str, Tensor] | None, received: bool, summary: bool,
+    topk: int | None, block: int | None, reduce: str,
+) -> Wanted:  # fmt: skip
+    last, length = last_of(given.valid), given.length
+    like = torch.zeros(given.examples, length, dtype=torch.int64)
+    keys = masks_of(given.image if groups is None else groups, like)
+    keys = {name: mask.cpu() & given.valid for name, mask in keys.items()}
+    queries = with_prediction(keys, last, length) if keys else {}
+    topk = None if topk is None else integer("topk", topk, 1, length)
+    return Wanted(
+        given.examples, length, _rows_of(rows, last, length),
+        group_ids(queries, like) if keys else None, group_ids(keys, like) if keys else None, tuple(queries),
+        tuple(keys), flag("received", received), flag("summary", summary), topk,
+        0 if block is None else integer("block", block, 1), choice("reduce", reduce, ("sum", "max")) == "max",
+    )  # fmt: skip
+
+
+def _rows_of(rows: Any, last: Tensor, length: int) -> Tensor | None:
+    """Positions [N,R]."""
+    if rows is None:
+        return None
+    if isinstance(rows, str):
+        every = choice("rows", rows, ("last", "all")) == "all"
+        return torch.arange(length).expand(len(last), -1) if every else last[:, None]
+    found = tensor_of(rows, "rows")
+    if found.ndim != 2 or len(found) != len(last) or found.is_floating_point():
+        raise ValueError(f"rows: expected positions [B,R] = [{len(last)}, any], got {list(found.shape)} {found.dtype}")
+    if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < length:
+        wrong = found[(found < 0) | (found >= length)][0]
+        raise ValueError(f"rows: expected positions from 0 to {length - 1}, got {int(wrong)}")
+    return found.long().cpu()
+
+
+def _check_limit(needed: int, limit: int | None) -> None:
+    if limit is not None and needed > integer("limit", limit, 0):
+        raise ValueError(f"limit: the result needs {needed} bytes in host memory, got a limit of {limit}; ask for less")
+
+
+def _dataset(
+    model: PreTrainedModel, layers: tuple[Mixer, ...], asked: Wanted, arrays: Mapping[str, NDArray[Any]]
+) -> xr.Dataset:
+    dims = asked.dims()
+    coordinates: dict[str, Any] = coordinates_of(layers)
+    if asked.rows is not None:
+        coordinates["row_position"] = (("example", dims["rows"][3]), asked.rows.numpy())
+    if asked.key_names:
+        coordinates |= {"query_group": list(asked.query_names), "key_group": list(asked.key_names)}
+    without = [mixer.layer for mixer in layers if mixer.kind != "attention"]
+    note = {"note": f"layers {without} mix by Mamba-2's matrix, which has no weights: NaN, and -1 for keys"}
+    return xr.Dataset(
+        {name: (dims[name], value) for name, value in arrays.items()}, coordinates,
+        attrs={"untraced": ", ".join(untraced(model)), **(note if without else {})},
+    )  # fmt: skip

@@ -1,0 +1,191 @@
+"""`sg.attention` against the attentions of transformers' eager attention, over drawn models, paddings and requests."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+import symground as sg
+from benchmarks.common.twins import twins
+from tests.models.attachment.builders import SIZES, ids, llama
+from tests.models.attachment.test_drawn import DRAWN, drawn_ids, drawn_mask, drawn_models
+from tests.models.attachment.test_vision_language import FAMILIES, IMAGE, batch, pair
+
+
+def read_off(a: Tensor, masks: tuple[Tensor, Tensor], topk: int, block: int) -> dict[str, Tensor]:
+    """What `sg.attention` returns, from the matrices a [N,L,H,T,T] in float64."""
+    a, (queries, keys), length = a.double(), (mask.double() for mask in masks), a.shape[-1]
+    seen = a.sum(-1) > 0
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    ranked = a.sort(dim=-1, descending=True, stable=True)
+    blocks = [part.split(block, -1) for part in a.split(block, -2)]
+    return {
+        "mass": torch.einsum("gni,nlhij,knj->nlhgk", queries, a, keys),
+        "received": torch.einsum("gni,nlhij->nlhgj", queries, a),
+        "entropy": -(a * a.clamp(min=1e-300).log()).sum(-1),
+        "weight": a.amax(-1), "distance": (a * distance).sum(-1),
+        "key": torch.where(seen, a.argmax(-1), -1),
+        "topk_weight": ranked.values[..., :topk],
+        "topk_key": torch.where(ranked.values > 0, ranked.indices, -1)[..., :topk],
+        "pooled": torch.stack([torch.stack([x.sum((-2, -1)) for x in row], -1) for row in blocks], -2),
+    }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*also mixes positions by")
+@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("seed", range(2))
+def test_whatever_is_asked_is_eagers(name: str, seed: int) -> None:
+    rng = random.Random(f"reading {name} {seed}")
+    eager, ours, size = drawn_models(rng, name)
+    texts, length = rng.randint(1, 4), rng.randint(2, 20)
+    mask = drawn_mask(rng, texts, length)
+    torch.manual_seed(seed)
+    given, places = drawn_ids(name, mask)
+    valid, p = mask.bool(), (mask * torch.arange(length)).argmax(-1)
+    with torch.no_grad():
+        attentions = eager(given, attention_mask=mask, output_attentions=True, **places).attentions
+    a = torch.stack(attentions, 1)[..., :length] * valid[:, None, None, :, None]  # rows of padding mean nothing
+    groups = {"first": torch.arange(length).expand(texts, -1) < 2, "others": torch.arange(length).expand(texts, -1) > 3}
+    at_p = torch.arange(length) == p[:, None]
+    keys = torch.stack([m & valid for m in groups.values()])
+    queries = torch.stack([at_p, *(m & valid & ~at_p for m in groups.values())])
+    topk, block = rng.randint(1, length), rng.randint(1, 6)
+    wanted = read_off(a, (queries, keys), topk, block)
+    found = sg.attention(
+        ours, given, mask, rows="last", groups=groups, received=True, summary=True, topk=topk, block=block,
+        batch_size=rng.randint(1, texts), **places,
+    )  # fmt: skip
+    described = f"window {size} {mask.tolist()} {topk} {block}"
+    rows = torch.stack([a[i, :, :, p[i]] for i in range(texts)])
+    np.testing.assert_allclose(found.rows[:, :, :, 0], rows, atol=1e-5, rtol=1e-3, err_msg=described)
+    assert found.row_position.values[:, 0].tolist() == p.tolist()
+    assert found.query_group.values.tolist() == ["prediction", "first", "others"]
+    seen = valid[:, None, None].numpy()
+    for each in ("mass", "received"):
+        np.testing.assert_allclose(found[each], wanted[each], atol=1e-4, rtol=1e-3, err_msg=f"{each} {described}")
+    for each in ("entropy", "weight", "distance"):
+        np.testing.assert_allclose(
+            found[each] * seen, wanted[each] * seen, atol=1e-4, rtol=1e-3, err_msg=f"{each} {described}"
+        )
+    np.testing.assert_allclose(
+        found.topk_weight * seen[..., None], wanted["topk_weight"] * seen[..., None], atol=1e-5, rtol=1e-3,
+        err_msg=described,
+    )  # fmt: skip
+    # Of almost equal weights, rounding may choose another key: the weight of the key found is compared.
+    for keys_found, weights in ((found.key.values[..., None], wanted["weight"][..., None]),
+                                (found.topk_key.values, wanted["topk_weight"])):  # fmt: skip
+        at_key = torch.from_numpy(keys_found)
+        of_key = torch.where(at_key < 0, 0.0, a.double().gather(-1, at_key.clamp(min=0)))
+        np.testing.assert_allclose(of_key * seen[..., None], weights * seen[..., None], atol=1e-5, rtol=1e-3)
+    if bool(valid.all()):
+        np.testing.assert_allclose(found.pooled, wanted["pooled"], atol=1e-4, rtol=1e-3, err_msg=described)
+
+
+def test_rows_are_those_asked_for_and_memory_is_what_was_said() -> None:
+    model = sg.attach(llama())
+    length = ids().shape[1]
+    whole = sg.attention(model, ids(), rows="all")
+    assert whole.rows.dims == ("example", "layer", "head", "query", "key")
+    np.testing.assert_allclose(whole.rows.sum("key"), 1, atol=1e-5)
+    some = sg.attention(model, ids(), rows=torch.tensor([[0, 3, 3], [1, 2, length - 1]]))
+    for example, rows in enumerate(([0, 3, 3], [1, 2, length - 1])):
+        np.testing.assert_array_equal(some.rows[example], whole.rows[example].isel(query=rows))
+    how: dict[str, Any] = {"rows": "all", "received": True, "summary": True, "topk": 2, "block": 4}
+    found = sg.attention(model, ids(), **how)
+    needed = sg.attention_memory(model, ids(), **how)
+    of_rows = ("entropy", "weight", "key", "score", "distance", "topk_weight", "topk_key")
+    assert needed == sum(found[name].nbytes for name in ("rows", "received", "pooled", *of_rows))
+    with pytest.raises(ValueError, match=rf"limit: the result needs {needed} bytes in host memory, got a limit of 99"):
+        sg.attention(model, ids(), limit=99, **how)
+    assert set(sg.attention(model, ids(), limit=needed, rows=None, received=True).data_vars) == {"received"}
+
+
+def test_embeddings_in_place_of_ids_and_heads_that_are_silenced() -> None:
+    model = sg.attach(llama())
+    expected = sg.attention(model, ids(), rows="all")
+    with torch.no_grad():
+        embeds = model.get_input_embeddings()(ids())
+    found = sg.attention(model, inputs_embeds=embeds, rows="all")
+    np.testing.assert_allclose(found.rows, expected.rows, atol=1e-6)
+    with sg.ablate(model, [(0, 1)]):  # the weights of its own layer stay, those of later layers change
+        silenced = sg.attention(model, ids(), rows="all")
+    np.testing.assert_allclose(silenced.rows.sel(layer=0), expected.rows.sel(layer=0), atol=1e-6)
+    assert float(abs(silenced.rows - expected.rows).sel(layer=1).max()) > 1e-6
+    assert all(mixer.tap.idle for mixer in sg.models.mixers(model))
+
+
+def test_placeholders_of_images_are_a_group() -> None:
+    family = FAMILIES["LLaVA-1.5"]
+    eager, twin = pair(family)
+    ours, given = sg.attach(twin), batch(family, None)
+    with torch.no_grad():
+        attentions = eager(**given, output_attentions=True).attentions
+    a = torch.stack(attentions, 1)
+    found = sg.attention(ours, rows=None, **given)
+    image = (given["input_ids"] == IMAGE)[:, None, None]
+    assert found.query_group.values.tolist() == ["prediction", "image"]
+    np.testing.assert_allclose(found.mass[..., 0, 0], (a[..., -1, :] * image).sum(-1), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*also mixes positions by")
+def test_layers_of_mamba_have_no_weights() -> None:
+    config = transformers.BambaConfig(
+        **{**SIZES, "attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8,
+           "mamba_n_groups": 1, "mamba_expand": 2, "num_key_value_heads": 2}
+    )  # fmt: skip
+    model = sg.attach(twins(transformers.BambaForCausalLM, config)[1])
+    found = sg.attention(model, ids(), rows="all", summary=True)
+    kinds = found.kind.values.tolist()
+    assert sorted(kinds) == ["attention", "mamba2"]
+    of_mamba = found.isel(layer=kinds.index("mamba2"))
+    assert bool(np.isnan(of_mamba.rows).all())
+    assert bool((of_mamba.key == -1).all())
+    assert "mix by Mamba-2" in found.attrs["note"]
+    np.testing.assert_allclose(found.isel(layer=kinds.index("attention")).rows.sum("key"), 1, atol=1e-5)
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "rows: expected one of 'last', 'all'; got 'first'": {"rows": "first"},
+    r"rows: expected positions \[B,R\] = \[2, any\], got \[1, 1\]": {"rows": torch.zeros(1, 1).long()},
+    "rows: expected positions from 0 to 8, got 9": {"rows": torch.tensor([[9], [0]])},
+    "groups: expected masks that do not overlap": {"groups": {name: torch.ones(2, 9).bool() for name in "ab"}},
+    r"groups\['a'\]: expected shape \[2, 9\]": {"groups": {"a": torch.ones(2, 8).bool()}},
+    "topk: expected an integer from 1 to 9, got 10": {"topk": 10},
+    "block: expected an integer of at least 1, got 0": {"block": 0},
+    "reduce: expected": {"block": 2, "reduce": "mean"},
+    "input_ids: expected ids .* or None with inputs_embeds .*; got both or neither": {"input_ids": None},
+    "batch_size: expected an integer of at least 1": {"batch_size": 0},
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_bad_arguments_are_named(message: str) -> None:
+    model = sg.attach(llama())
+    with pytest.raises(ValueError, match=message):
+        sg.attention(model, **{"input_ids": ids(), **WRONG[message]})
+
+
+def test_models_that_cannot_be_read_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"model: expected one made traceable by symground\.attach"):
+        sg.attention(llama(), ids())
+    with pytest.raises(TypeError, match=r"symground\.attention: 'gruops' is neither .*did you mean 'groups'"):
+        sg.attention(sg.attach(llama()), ids(), gruops={})
+    config = transformers.BartConfig(
+        vocab_size=101, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64,
+    )  # fmt: skip
+    crossing = sg.attach(transformers.BartForConditionalGeneration(config).eval())
+    with pytest.raises(ValueError, match="expected one whose layers mix the positions of a text by .*, got Bart"):
+        sg.attention(crossing, ids())
+    model = sg.attach(llama()).train()
+    model.config.attention_dropout = 0.1
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    with pytest.raises(ValueError, match="dropout"):
+        sg.attention(model, ids())
