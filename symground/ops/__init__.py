@@ -13,6 +13,7 @@ from symground.ops.explain import explain
 from symground.ops.gate.api import gate_heads
 from symground.ops.mamba2.api import causal_conv1d, mamba2_inner
 from symground.ops.ssd.api import ssd, ssd_flow, ssd_saliency
+from symground.ops.ssd.weights.api import ssd_mass, ssd_received, ssd_rows
 from symground.ops.vocabulary.api import candidate_surprisal, lens_surprisal, linear_cross_entropy
 
 __all__ = [
@@ -35,5 +36,8 @@ __all__ = [
     "mamba2_inner",
     "ssd",
     "ssd_flow",
+    "ssd_mass",
+    "ssd_received",
+    "ssd_rows",
     "ssd_saliency",
 ]

@@ -19,14 +19,16 @@ from symground.ops.common.dispatch import Answer, Question
 from symground.ops.gate.api import gate_heads
 from symground.ops.mamba2.api import causal_conv1d, mamba2_inner
 from symground.ops.ssd.api import ssd, ssd_flow, ssd_saliency
+from symground.ops.ssd.weights.api import ssd_mass, ssd_received, ssd_rows
 from symground.ops.vocabulary.api import candidate_surprisal, lens_surprisal, linear_cross_entropy
 
 _OPS: dict[str, Any] = {
     op.__name__: op
     for op in (
         attention, attention_saliency, attention_saliency_rows, attention_flow, attention_rows, attention_mass,
-        attention_received, attention_summary, attention_pooled, attention_topk, ssd, ssd_saliency, ssd_flow,
-        candidate_surprisal, lens_surprisal, linear_cross_entropy, causal_conv1d, mamba2_inner, gate_heads,
+        attention_received, attention_summary, attention_pooled, attention_topk, ssd, ssd_saliency, ssd_flow, ssd_rows,
+        ssd_mass, ssd_received, candidate_surprisal, lens_surprisal, linear_cross_entropy, causal_conv1d, mamba2_inner,
+        gate_heads,
     )
 }  # fmt: skip
 

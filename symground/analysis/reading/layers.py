@@ -99,8 +99,30 @@ def reading(
     layers: tuple[Mixer, ...], wanted: Wanted, at: slice, arrays: dict[str, NDArray[Any]]
 ) -> AbstractContextManager[None]:
     """A block in which a pass of the examples ``at`` fills the arrays."""
-    attending = [(n, mixer) for n, mixer in enumerate(layers) if mixer.kind == "attention"]
-    return tapped({mixer: Tap(read=(partial(_read, wanted, at, arrays, n, mixer),)) for n, mixer in attending})
+    taps = {}
+    for n, mixer in enumerate(layers):
+        of = wanted, at, arrays, n, mixer
+        attends = mixer.kind == "attention"
+        taps[mixer] = Tap(read=(partial(_read, *of),)) if attends else Tap(read_scan=(partial(_read_scan, *of),))
+    return tapped(taps)
+
+
+def _read_scan(
+    wanted: Wanted, at: slice, arrays: dict[str, NDArray[Any]], layer: int, mixer: Mixer, dt: Tensor, A: Tensor,
+    B: Tensor, C: Tensor, key_range: Tensor | None,
+) -> None:  # fmt: skip
+    """What has a meaning for |M| of Mamba-2."""
+    asked, scan = wanted.of(at, dt.device), (dt, A, B, C)
+    if asked.rows is not None:
+        found = ops.ssd_rows(*scan, asked.rows, key_range).abs_()
+        arrays["rows"][at, layer, : mixer.heads] = found.float().cpu().numpy()
+    if asked.query is not None and asked.key is not None:
+        found = ops.ssd_mass(*scan, asked.query, asked.key, asked.num_query, asked.num_key, key_range)
+        arrays["mass"][at, layer, : mixer.heads] = found.float().cpu().numpy()
+    if asked.received:
+        count = None if asked.query is None else asked.num_query
+        found = ops.ssd_received(*scan, asked.query, count, key_range)
+        arrays["received"][at, layer, : mixer.heads] = found.float().cpu().numpy()
 
 
 def _read(

@@ -61,8 +61,9 @@ def attention(
     memory, so a device holds what a forward pass holds, and the results of one layer. No logits are computed.
 
     Args:
-        model: made traceable by :func:`symground.attach`; one that reads a text, without cross-attention. Layers
-            without attention (Mamba-2) have NaN in the floating results and -1 in keys; ``attrs["note"]`` says so.
+        model: made traceable by :func:`symground.attach`; one that reads a text, without cross-attention. Of Mamba-2's
+            layers rows, mass and received are those of |M|, whose rows sum to any number. The rest has no meaning
+            there: it is NaN, and -1 for keys. ``attrs["note"]`` says so.
         input_ids: [B,T]; None if ``inputs_embeds`` [B,T,D] is given.
         attention_mask: [B,T], 0 at padding; as in transformers.
         rows: whose rows of A are returned: "last", each example's last valid token; "all"; positions [B,R]; or None.
@@ -97,7 +98,8 @@ def attention(
             than ``limit``, a model in training mode with dropout, one that is not attached or has cross-attention.
         TypeError: a keyword that is neither one of these nor an input of the model.
 
-    Source: :func:`symground.ops.attention_rows` and its companions, which give the formulas.
+    Source: :func:`symground.ops.attention_rows`, :func:`symground.ops.ssd_rows` and their companions, which give the
+    formulas.
     """
     layers = _readable(model)
     given = _given(model, input_ids, attention_mask, model_inputs)
@@ -148,9 +150,10 @@ def _readable(model: PreTrainedModel) -> tuple[Mixer, ...]:
     """The layers to read."""
     layers = mixers(model)
     others = sorted({mixer.kind for mixer in layers} - {"attention", "mamba2"})
-    if others or not any(mixer.kind == "attention" for mixer in layers):
+    if others or not layers:
         raise ValueError(
-            f"model: expected one whose layers mix the positions of a text by attention, got {type(model).__name__}"
+            "model: expected one whose layers mix the positions of a text by attention or Mamba-2, got "
+            + type(model).__name__
             + (f" with layers of kind {', '.join(others)}" if others else " without such layers")
         )
     return layers
@@ -228,7 +231,9 @@ def _dataset(
     if asked.key_names:
         coordinates |= {"query_group": list(asked.query_names), "key_group": list(asked.key_names)}
     without = [mixer.layer for mixer in layers if mixer.kind != "attention"]
-    note = {"note": f"layers {without} mix by Mamba-2's matrix, which has no weights: NaN, and -1 for keys"}
+    note = {
+        "note": f"layers {without} are of |M| of Mamba-2, whose rows sum to any number; NaN where that has no meaning"
+    }
     return xr.Dataset(
         {name: (dims[name], value) for name, value in arrays.items()}, coordinates,
         attrs={"untraced": ", ".join(untraced(model)), **(note if without else {})},

@@ -87,6 +87,8 @@ class MambaMixer(_Base):
             x, dt, a, b, c, key_range, state, tap.saliency_probe, tap.flow_probe, tap.query_groups, tap.key_groups,
             return_state=True,
         )  # fmt: skip
+        for reader in tap.read_scan:
+            reader(dt, a, b, c, key_range)
         if cache is not None:
             cache.update_recurrent_state(state, layer_idx=self.layer_idx)
         if tap.row_probe is not None:

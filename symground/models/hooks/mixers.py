@@ -75,6 +75,8 @@ class Tap:
     read: tuple[Callable[[Tensor, Tensor, Tensor, Mixing, int], None], ...] = ()
     """Each is called with q [B,H,T,D], k [B,Hk,S,D], LSE [B,H,T], the resolved record of how queries see keys, and how
     many of the S keys are the layer's own: where a window has two sides, others follow them (attention only)."""
+    read_scan: tuple[Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], None], ...] = ()
+    """Each is called with dt, A, B, C and the key range of :func:`symground.ops.ssd` (Mamba-2 only)."""
 
     @property
     def plain(self) -> bool:
@@ -116,7 +118,10 @@ class Tap:
                 raise ValueError(f"model: two blocks set {name} of one layer; only one may")
             once[name] = theirs if ours is None else ours
         observe, read = (*self.observe, *later.observe), (*self.read, *later.read)
-        return Tap(gate=gate, replaced=(*replaced, *later.replaced), observe=observe, read=read, **once)
+        scans = (*self.read_scan, *later.read_scan)
+        return Tap(
+            gate=gate, replaced=(*replaced, *later.replaced), observe=observe, read=read, read_scan=scans, **once
+        )
 
 
 IDLE = Tap()

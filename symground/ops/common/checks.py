@@ -163,6 +163,17 @@ def groups(
     return value, count
 
 
+def one_or_groups(
+    value: Tensor | None, count: int | None, batch: int, length: int, like_name: str, like: Tensor
+) -> tuple[Tensor | None, int]:
+    """Ids of groups of queries and their number; without ids one group of all."""
+    if value is not None:
+        return groups("query_groups", value, batch, length, count, like_name, like)
+    if count not in (None, 1):
+        raise ValueError(f"num_query_groups: expected None or 1 without query_groups, got {count}")
+    return None, 1
+
+
 def rows(value: Tensor, batch: int, length: int, like_name: str, like: Tensor) -> Tensor:
     """Positions [B,R] of queries, as int64."""
     has_shape("rows", value, "B,R", (batch, None))

@@ -20,7 +20,7 @@ def ssd(scan: Scan, initial_state: Tensor | None, probes: GradientProbes) -> tup
     scan = scan.without_padding()
     dt, A = scan.dt, scan.A
     x = scan.x.transpose(1, 2)  # [B,H,T,P]
-    y = product(probes.on(_mixing_matrix(scan)), x)
+    y = product(probes.on(mixing_matrix(scan)), x)
     b, c = (z.repeat_interleave(heads // z.shape[2], 2).transpose(1, 2) for z in (scan.B, scan.C))  # [B,H,T,N]
     total = _decay(dt, A)  # [B,H,T]
     left = (total[..., -1:] - total).exp() * dt.transpose(1, 2)
@@ -45,10 +45,10 @@ def _signed_saliency(scan: Scan, grad_y: Tensor) -> Tensor:
     """S_h = M_h ∘ (dY_h x_hᵀ): [B,H,T,T], signed."""
     scan = scan.without_padding()
     x = scan.x
-    return _mixing_matrix(scan) * product(grad_y.to(x.dtype).transpose(1, 2), x.permute(0, 2, 3, 1))
+    return mixing_matrix(scan) * product(grad_y.to(x.dtype).transpose(1, 2), x.permute(0, 2, 3, 1))
 
 
-def _mixing_matrix(scan: Scan) -> Tensor:
+def mixing_matrix(scan: Scan) -> Tensor:
     """M = (C Bᵀ) ∘ exp(segsum(dt·A)) · dt, [B,H,T,T] lower-triangular, from inputs without padding."""
     dt, heads = scan.dt, scan.dt.shape[2]
     b, c = (z.repeat_interleave(heads // z.shape[2], dim=2).transpose(1, 2) for z in (scan.B, scan.C))  # [B,H,T,N]

@@ -23,7 +23,7 @@ TILE = 64  # queries
 SMALLEST = {torch.float32: -80.0, torch.float64: -700.0}
 
 
-class _Tile(NamedTuple):
+class Tile(NamedTuple):
     """A tile of queries of some examples, in at least float32: E examples, R queries, G groups of H / G heads."""
 
     examples: slice
@@ -40,7 +40,7 @@ class _Tile(NamedTuple):
     """[E,H,R,R] S of the tile's own keys, signed."""
 
 
-def _tiles(scan: Scan, grad_y: Tensor, reads: bool, wanted: Tensor | None = None) -> Iterator[_Tile]:
+def tiles(scan: Scan, grad_y: Tensor, reads: bool, wanted: Tensor | None = None) -> Iterator[Tile]:
     """One tile after the other; with ``wanted`` [B,T] bool and if values are read, only those with a True query."""
     batch, length, heads, _ = scan.x.shape
     groups = scan.B.shape[2]
@@ -59,19 +59,19 @@ def _tiles(scan: Scan, grad_y: Tensor, reads: bool, wanted: Tensor | None = None
             before = slice(0, start)
             scores = c[:, :, rows] @ b[..., : rows.stop]
             last = total[:, max(0, start - 1), None] if start else total[:, :1] * 0
-            since = _weight(total[:, rows] - last, x_.dtype)
-            upto = _weight(last - total[:, before], x_.dtype) * dt_[:, before]
+            since = weight(total[:, rows] - last, x_.dtype)
+            upto = weight(last - total[:, before], x_.dtype) * dt_[:, before]
             pair = total[:, rows].transpose(1, 2)  # [E,H,R]
-            diagonal = _weight(pair[..., :, None] - pair[..., None, :], x_.dtype).tril_()
+            diagonal = weight(pair[..., :, None] - pair[..., None, :], x_.dtype).tril_()
             diagonal *= dt_[:, rows].transpose(1, 2)[..., None, :]
             diagonal *= grad[:, rows].transpose(1, 2) @ x_[:, rows].permute(0, 2, 3, 1)
             diagonal.unflatten(1, (groups, -1)).mul_(scores[:, :, None, :, start:])
-            yield _Tile(
+            yield Tile(
                 at, rows, before, scores, grad[:, rows] * since[..., None], x_[:, before] * upto[..., None], diagonal
             )
 
 
-def _weight(exponent: Tensor, dtype: torch.dtype) -> Tensor:
+def weight(exponent: Tensor, dtype: torch.dtype) -> Tensor:
     return exponent.to(dtype).exp_().masked_fill_(exponent < SMALLEST[dtype], 0)
 
 
@@ -80,7 +80,7 @@ def saliency(scan: Scan, grad_y: Tensor, signed: bool, reads: bool) -> Tensor:
     batch, length = scan.x.shape[:2]
     groups = scan.B.shape[2]
     total = None
-    for tile in _tiles(scan, grad_y, reads):
+    for tile in tiles(scan, grad_y, reads):
         if total is None:
             total = tile.scores.new_zeros(batch, length, length)
         out = total[tile.examples, tile.rows]
@@ -96,12 +96,12 @@ def saliency(scan: Scan, grad_y: Tensor, signed: bool, reads: bool) -> Tensor:
 def flow(scan: Scan, grad_y: Tensor, groups: Groups, matrix_total: bool, reads: bool) -> FlowSums:
     """As `Backend.flow`."""
     x = scan.x
-    tiles = TileSums(x.new_empty(x.shape[0], x.shape[2], dtype=accumulation_dtype(x)), groups)
-    for tile in _tiles(scan, grad_y, reads, None if matrix_total else groups.given[0] >= 0):
+    sums = TileSums(x.new_empty(x.shape[0], x.shape[2], dtype=accumulation_dtype(x)), groups)
+    for tile in tiles(scan, grad_y, reads, None if matrix_total else groups.given[0] >= 0):
         at = (tile.examples, slice(None))
-        tiles.add(at, tile.rows, tile.rows, tile.diagonal.abs_())
+        sums.add(at, tile.rows, tile.rows, tile.diagonal.abs_())
         if tile.rows.start:
             product = tile.grad.transpose(1, 2) @ tile.keys.permute(0, 2, 3, 1)  # [E,H,R,before]
             product.unflatten(1, (scan.B.shape[2], -1)).mul_(tile.scores[:, :, None, :, : tile.rows.start])
-            tiles.add(at, tile.rows, tile.before, product.abs_())
-    return tiles.sums
+            sums.add(at, tile.rows, tile.before, product.abs_())
+    return sums.sums

@@ -13,9 +13,10 @@ from torch import Tensor
 
 import symground as sg
 from benchmarks.common.twins import twins
-from tests.models.attachment.builders import SIZES, ids, llama
+from tests.models.attachment.builders import SIZES, ids, llama, mamba2
 from tests.models.attachment.test_drawn import DRAWN, drawn_ids, drawn_mask, drawn_models
 from tests.models.attachment.test_vision_language import FAMILIES, IMAGE, batch, pair
+from tests.ops.common.oracles import matrix
 
 
 def read_off(a: Tensor, masks: tuple[Tensor, Tensor], topk: int, block: int) -> dict[str, Tensor]:
@@ -134,20 +135,39 @@ def test_placeholders_of_images_are_a_group() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*also mixes positions by")
-def test_layers_of_mamba_have_no_weights() -> None:
-    config = transformers.BambaConfig(
-        **{**SIZES, "attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8,
-           "mamba_n_groups": 1, "mamba_expand": 2, "num_key_value_heads": 2}
-    )  # fmt: skip
-    model = sg.attach(twins(transformers.BambaForCausalLM, config)[1])
-    found = sg.attention(model, ids(), rows="all", summary=True)
-    kinds = found.kind.values.tolist()
-    assert sorted(kinds) == ["attention", "mamba2"]
-    of_mamba = found.isel(layer=kinds.index("mamba2"))
-    assert bool(np.isnan(of_mamba.rows).all())
-    assert bool((of_mamba.key == -1).all())
-    assert "mix by Mamba-2" in found.attrs["note"]
-    np.testing.assert_allclose(found.isel(layer=kinds.index("attention")).rows.sum("key"), 1, atol=1e-5)
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_layers_of_mamba_are_read_by_the_absolute_value_of_their_matrix(hybrid: bool) -> None:
+    """M is made by hand of the step sizes, decays, B and C that the mixer is given; padding on the left is left out."""
+    if hybrid:
+        config = transformers.BambaConfig(
+            **{**SIZES, "attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8,
+               "mamba_n_groups": 1, "mamba_expand": 2, "num_key_value_heads": 2}
+        )  # fmt: skip
+        model = sg.attach(twins(transformers.BambaForCausalLM, config)[1])
+    else:
+        model = sg.attach(mamba2())
+    mask, texts = torch.ones_like(ids()), ids()
+    mask[0, :3] = 0
+    first = (torch.arange(texts.shape[1]) < 5).expand(2, -1)
+    layers = sg.models.mixers(model)
+    chosen = next(n for n, mixer in enumerate(layers) if mixer.kind == "mamba2")
+    seen: list[tuple[Any, ...]] = []
+    with layers[chosen].tapped(read_scan=(lambda *given: seen.append(given),)):
+        how: dict[str, Any] = {"rows": "all", "received": True, "summary": True, "groups": {"first": first}}
+        found = sg.attention(model, texts, mask, **how).isel(layer=chosen)
+    ((dt, decay, b, c, key_range),) = seen
+    m = matrix({"dt": dt, "A": decay, "B": b, "C": c, "key_range": key_range}).abs().double()
+    m = m * mask[:, None, :, None]  # rows of padding mean nothing
+    heads = m.shape[1]
+    valid = mask.bool()[:, None, :, None].numpy()
+    np.testing.assert_allclose(found.rows[:, :heads] * valid, m, atol=1e-5, rtol=1e-4)
+    keys, last = (first & mask.bool()), torch.arange(texts.shape[1]) == texts.shape[1] - 1
+    wanted = torch.einsum("i,bhij,bj->bh", last.double(), m, keys.double())
+    np.testing.assert_allclose(found.mass[:, :heads, 0, 0], wanted, atol=1e-5, rtol=1e-4)
+    np.testing.assert_allclose(found.received[:, :heads, 0], m[:, :, -1], atol=1e-5, rtol=1e-4)
+    assert bool(np.isnan(found.entropy).all())
+    assert bool((found.key == -1).all())
+    assert f"layers [{', '.join(str(x.layer) for x in layers if x.kind == 'mamba2')}] are of |M|" in found.attrs["note"]
 
 
 WRONG: dict[str, dict[str, Any]] = {

@@ -214,6 +214,17 @@ def _ssd(d: Draw) -> Case:
     return Case("ssd", z, _present(z, *names))
 
 
+def _reading_ssd(op: str) -> Callable[[Draw], Case]:
+    """An op that reads M off dt, A, B and C."""
+
+    def make(d: Draw) -> Case:
+        z = _ssd_inputs(d)
+        batch, length = z.pop("x").shape[:2]
+        return Case(op, {**z, **_asked(d, op.replace("ssd", "attention"), batch, length, length)}, ())
+
+    return make
+
+
 def _vocabulary(d: Draw, layers: int | None = None) -> dict[str, Any]:
     rows, size, words = d.size(7), d.one(16, 24) if d.wide else d.rng.randint(1, 9), d.one(1, 7, 40, 300)
     return {
@@ -326,6 +337,7 @@ _DRAW: dict[str, Callable[[Draw], Case]] = {
         )
     },
     "ssd": _ssd,
+    **{op: _reading_ssd(op) for op in ("ssd_rows", "ssd_mass", "ssd_received")},
     "ssd_saliency": _derived("ssd_saliency", _ssd_inputs, "grad_y", "signed"),
     "ssd_flow": _derived("ssd_flow", _ssd_inputs, "grad_y", "groups"),
     "candidate_surprisal": _surprisal,

@@ -183,6 +183,11 @@ def mixing(z: dict[str, Any]) -> Tensor:
     return torch.einsum("bthn,bshn->bhts", c, b) * decay * z["dt"].transpose(1, 2)[..., None, :]
 
 
+def matrix(z: dict[str, Any]) -> Tensor:
+    """M of a call that gives no x."""
+    return mixing(masked({**z, "x": z["dt"]}))
+
+
 def ssd(z: dict[str, Any]) -> Found:
     z = masked(z)
     m = mixing(z)
@@ -281,6 +286,9 @@ ORACLES: dict[str, Callable[[dict[str, Any]], Found]] = {
     "attention_pooled": pooled,
     "attention_topk": topk,
     "ssd": ssd,
+    "ssd_rows": lambda z: rows_of(matrix(z), z),
+    "ssd_mass": lambda z: Found((mass(z, matrix(z).abs()),)),
+    "ssd_received": lambda z: Found((received(z, matrix(z).abs()),)),
     "ssd_saliency": lambda z: saliency_of(ssd_s(z), z),
     "ssd_flow": lambda z: counted_flow(ssd_s(z), z),
     "candidate_surprisal": lambda z: Found((surprisal(z["hidden"], z),)),

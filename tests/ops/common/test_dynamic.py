@@ -57,6 +57,10 @@ def scanned(length: int) -> dict[str, Tensor]:
     return {**scan(length), "grad_y": torch.randn(2, length, 2, 4)}
 
 
+def steps(length: int) -> dict[str, Tensor]:
+    return {name: x for name, x in scan(length).items() if name != "x"}
+
+
 #: By the name of the op: what is called, and its tensors for a length.
 CALLS: dict[str, tuple[Callable[..., Any], Callable[[int], dict[str, Tensor]]]] = {
     "attention": (ops.attention, lambda n: {**qkv(n), **bounds(n), **probe(n)}),
@@ -81,6 +85,12 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[int], dict[str, Tensor]]]] 
     "attention_pooled": (lambda **z: ops.attention_pooled(block=2, **z), read),
     "attention_topk": (lambda **z: ops.attention_topk(count=3, **z), read),
     "ssd": (ops.ssd, lambda n: {**scan(n), **bounds(n)}),
+    "ssd_rows": (ops.ssd_rows, lambda n: {**steps(n), **bounds(n), "rows": torch.tensor([[0, n - 1], [1, 2]])}),
+    "ssd_mass": (
+        lambda **z: ops.ssd_mass(num_query_groups=2, num_key_groups=2, **z),
+        lambda n: {**steps(n), **groups(n), **bounds(n)},
+    ),
+    "ssd_received": (ops.ssd_received, lambda n: {**steps(n), **bounds(n)}),
     "ssd_saliency": (ops.ssd_saliency, lambda n: {**scanned(n), **bounds(n)}),
     "ssd_flow": (
         lambda **z: ops.ssd_flow(num_query_groups=2, num_key_groups=2, **z),

@@ -18,6 +18,7 @@ from tests.ops.common.fuzz import check
 FURTHER = ("", "_backward", "_probed")
 #: Public ops that are one op of torch.library, which computes whatever is asked for.
 ONE = {f"attention_{name}": "attention_read" for name in ("rows", "mass", "received", "summary", "pooled")}
+ONE["ssd_mass"] = "ssd_received"
 
 
 def test_every_op_is_drawn_and_has_an_oracle() -> None:

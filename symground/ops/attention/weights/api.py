@@ -171,12 +171,8 @@ def attention_received(
     """
     mixing = Mixing(causal, scale, key_range, window, None, softcap, sink, slopes, segments, blocks)
     mixing = _checked(q, k, lse, mixing)
-    asked = Asked(received=True)
-    if query_groups is not None:
-        query, count = check.groups("query_groups", query_groups, q.shape[0], q.shape[2], num_query_groups, "q", q)
-        asked = asked._replace(query=query, num_query=count)
-    elif num_query_groups not in (None, 1):
-        raise ValueError(f"num_query_groups: expected None or 1 without query_groups, got {num_query_groups}")
+    query, count = check.one_or_groups(query_groups, num_query_groups, q.shape[0], q.shape[2], "q", q)
+    asked = Asked(query=query, num_query=count, received=True)
     found = _read("attention_received", q, k, lse, mixing, asked, impl).received
     assert found is not None
     return found

@@ -1,0 +1,1 @@
+"""What is read off SSD's mixing matrix M, without the matrix."""
