@@ -2,7 +2,8 @@
 
 The stages are `forward` and `backward` of attention; `layer`, which is forward + backward + saliency (peers without
 saliency are its floor); `saliency` and `flow` alone, from (q, k, v, dO, LSE); `rows`, the saliency of four queries for
-each head; and `options`, the layer with saliency under each option of `ops.attention` beside the plain one.
+each head; `weights`, what is read off A alone (`weights.py`); and `options`, the layer with saliency under each option
+of `ops.attention` beside the plain one.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.common.inputs import Inputs, Shape
+from benchmarks.peers import weights
 from symground import ops
 
 Run = Callable[[], Any]
-STAGES = ("forward", "backward", "layer", "saliency", "flow", "rows", "options")
+STAGES = ("forward", "backward", "layer", "saliency", "flow", "rows", "weights", "options")
 SYMGROUND, SDPA, FLASH, EAGER, CLOSED = "symground", "SDPA", "SDPA flash", "eager retain_grad", "eager A∘(dO Vᵀ)"
 COMPILED_EAGER, COMPILED_CLOSED = "torch.compile of eager", "torch.compile of A∘(dO Vᵀ)"
 FLASH_ATTN, FLEX, CUDNN = "flash-attn", "FlexAttention", "SDPA cuDNN"
 NO_SALIENCY = "symground, no saliency"
+MATRIX, WITH_FORWARD = "eager softmax and sums", "symground, with the forward pass"
 PLAIN, SOFTCAP, SINK, SLOPES, PACKED = "plain causal", "softcap", "sink", "slopes", "texts of 128, packed"
 #: Name → the option's argument.
 OPTIONS: dict[str, Callable[[Inputs], dict[str, Any]]] = {
@@ -256,6 +259,10 @@ PEERS: list[Peer] = [
     Peer("flow", "symground, one prediction row", partial(_flow, one_row=True)),
     Peer("rows", CLOSED, _closed_rows),
     Peer("rows", SYMGROUND, _rows),
+    Peer("weights", MATRIX, weights.eager),
+    Peer("weights", SYMGROUND, weights.symground),
+    Peer("weights", SDPA, weights.sdpa),
+    Peer("weights", WITH_FORWARD, weights.forward_and_weights),
     *(Peer("options", name, partial(_through_probe, option=name)) for name in OPTIONS),
 ]  # fmt: skip
 

@@ -24,7 +24,7 @@ from benchmarks.peers.attention import STAGES, Peer, available
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 #: On a CPU, attention's forward and backward pass are PyTorch's own, so they are not compared.
-COMPARED = STAGES if DEVICE == "cuda" else ("layer", "saliency", "flow", "rows", "options")
+COMPARED = STAGES if DEVICE == "cuda" else ("layer", "saliency", "flow", "rows", "weights", "options")
 SHAPES = [constant_tokens(T) for T in LENGTHS]
 if DEVICE == "cuda":
     SHAPES += [

@@ -22,12 +22,14 @@ from benchmarks.peers.attention import (
     COMPILED_CLOSED,
     EAGER,
     FLASH,
+    MATRIX,
     PACKED,
     PLAIN,
     SDPA,
     SINK,
     SOFTCAP,
     SYMGROUND,
+    WITH_FORWARD,
 )
 
 Row = dict[str, Any]
@@ -178,6 +180,20 @@ def needs_cuda(goal: Goal) -> bool:
     return goal in _GPU
 
 
+def weights_goals() -> Iterator[Goal]:
+    """The goals of reading attention weights on a CPU."""
+    ours, matrix = ("weights", SYMGROUND), ("weights", MATRIX)
+    yield Goal("weights read: faster than eager", CPU, ours, matrix, 3, faster=True)
+    yield Goal("weights read: extra memory of eager's", CPU, ours, matrix, 1 / 20, "peak_bytes")
+    yield Goal(
+        "weights read, with the forward pass: time of SDPA forward",
+        CPU,
+        ("weights", WITH_FORWARD),
+        ("weights", SDPA),
+        2,
+    )
+
+
 def option_goals() -> Iterator[Goal]:
     """The goals of the options of attention on a CPU, against the plain layer."""
     for name, bound in ((SOFTCAP, 1.15), (SINK, 1.15), (PACKED, 0.4)):
@@ -222,6 +238,7 @@ GOALS: tuple[Goal, ...] = (
         (lens_peers.STAGE, lens_peers.STEP), (lens_peers.STAGE, lens_peers.FORWARD), 2,
     ),
     *training_goals(),
+    *weights_goals(),
     *option_goals(),
     *gate_goals(),
     *_GPU,

@@ -26,12 +26,6 @@ INLINE void scale(const T* x, T* out, int64_t n, T factor) {  // x and out may b
 }
 
 template <class T>
-INLINE void add(const T* __restrict x, T* __restrict out, int64_t n, T factor) {
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) out[j] += factor * x[j];
-}
-
-template <class T>
 INLINE T dot(const T* __restrict x, const T* __restrict y, int64_t n) {
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -63,9 +57,6 @@ EACH_MACHINE void decay_row(
 
 EACH_MACHINE void scale_row(const float* x, float* out, int64_t n, float factor) { scale(x, out, n, factor); }
 EACH_MACHINE void scale_row(const double* x, double* out, int64_t n, double factor) { scale(x, out, n, factor); }
-
-EACH_MACHINE void add_row(const float* x, float* out, int64_t n, float factor) { add(x, out, n, factor); }
-EACH_MACHINE void add_row(const double* x, double* out, int64_t n, double factor) { add(x, out, n, factor); }
 
 EACH_MACHINE float dot_row(const float* x, const float* y, int64_t n) { return dot(x, y, n); }
 EACH_MACHINE double dot_row(const double* x, const double* y, int64_t n) { return dot(x, y, n); }

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "../common/rows.h"
+
 namespace symground {
 
 // within[j] = exp(to − from[j]) and mixing[j] = scores[j] · within[j]. The sums are double: after a very strong decay,
@@ -13,10 +15,6 @@ void decay_row(const double* from, const double* scores, double* within, double*
 // out[j] = factor · x[j]; x and out may be the same.
 void scale_row(const float* x, float* out, int64_t n, float factor);
 void scale_row(const double* x, double* out, int64_t n, double factor);
-
-// out[j] += factor · x[j]
-void add_row(const float* x, float* out, int64_t n, float factor);
-void add_row(const double* x, double* out, int64_t n, double factor);
 
 // Σ x[j] · y[j]
 float dot_row(const float* x, const float* y, int64_t n);

@@ -62,6 +62,17 @@ def _attention() -> Iterator[Case]:
         yield Case("attention_saliency_rows", form, after, {**how, "rows": rows})
         yield Case("attention_flow", form, after, {**how, **probes, "num_query_groups": 3, "num_key_groups": 3})
 
+    groups = {**probes, "num_query_groups": 3, "num_key_groups": 3}
+    for form in ("causal", "window", "padding"):
+        how = forms[form]
+        read = {"q": q, "k": k, "lse": ops.attention(q, k, v, **how, impl="reference")[1]}
+        yield Case("attention_rows", form, read, {**how, "rows": torch.tensor([[_T - 1, 3], [64, 70]])}, ("q", "k"))
+        yield Case("attention_mass", form, read, {**how, **groups}, ("q", "k"))
+        yield Case("attention_received", form, read, how, ("q", "k"))
+        yield Case("attention_summary", form, read, how, ("q", "k"))
+        yield Case("attention_pooled", form, read, {**how, "block": 16})
+        yield Case("attention_topk", form, read, {**how, "count": 4})
+
 
 def _ssd() -> Iterator[Case]:
     heads, state, size = 4, 32, 32
@@ -78,6 +89,10 @@ def _ssd() -> Iterator[Case]:
     yield Case("ssd_saliency", "whole", after, {"signed": True})
     groups = {"query_groups": ids, "key_groups": ids, "num_query_groups": 3, "num_key_groups": 3}
     yield Case("ssd_flow", "whole", after, groups)
+    steps = {name: x for name, x in scan.items() if name != "x"}
+    yield Case("ssd_rows", "padding", steps, {"key_range": bounds, "rows": torch.tensor([[_T - 1, 3], [64, 70]])})
+    yield Case("ssd_mass", "padding", steps, {**groups, "key_range": bounds})
+    yield Case("ssd_received", "padding", steps, {"key_range": bounds})
 
 
 def _vocabulary() -> Iterator[Case]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -156,7 +157,9 @@ def trial_ids(model: PreTrainedModel, count: int) -> Tensor:
     special = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")]
     # An image token needs an image.
     special += [value for name, value in vars(model.config).items() if name.endswith(("_token_id", "_token_index"))]
-    words = getattr(model.get_output_embeddings() or model.get_input_embeddings(), "weight", None)
+    words = None
+    with suppress(NotImplementedError):  # of CLIP, with its two towers
+        words = getattr(model.get_output_embeddings() or model.get_input_embeddings(), "weight", None)
     known = len(special) + 2 if words is None else min(len(words), len(special) + 2)
     plain = [i for i in range(known) if i not in special] or [0]
     return torch.tensor([[plain[i % 2 % len(plain)] for i in range(count)]])

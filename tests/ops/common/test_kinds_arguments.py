@@ -20,9 +20,9 @@ NUMBERS = {
     "scale": "a number", "softcap": "a number", "eps": "a number", "window": "an integer", "groups": "an integer",
     "num_query_groups": "an integer", "num_key_groups": "an integer", "ignore_index": "an integer",
     "causal": "True or False", "signed": "True or False", "with_matrix_total": "True or False",
-    "return_state": "True or False",
+    "return_state": "True or False", "block": "an integer", "count": "an integer",
 }  # fmt: skip
-WORDS = ("impl", "activation", "reduction")
+WORDS = ("impl", "activation", "reduction", "reduce")
 
 
 @every_op

@@ -56,6 +56,12 @@ def attention(B, H, Hk, T, S, D, dtype, **kw):
         ops.attention_flow(*after, *groups, 3, 3, gate=g, impl="cpu", **kw)
         ops.attention_flow(*after, *groups, 3, 3, gate=g, with_matrix_total=False, impl="cpu", **kw)
         ops.attention_saliency_rows(*after, torch.randint(0, T, (B, 2)), gate=g, impl="cpu", **kw)
+    read = q, k, lse
+    sums = [ops.attention_mass(*read, *groups, 3, 3, impl="cpu", **kw), ops.attention_received(*read, impl="cpu", **kw)]
+    sums.append(ops.attention_summary(*read, impl="cpu", **kw).entropy)
+    sum(x.sum() for x in sums).backward()
+    for reduce in ("sum", "max"):
+        ops.attention_pooled(*read, 4, reduce, impl="cpu", **kw)
 
 for dtype in (torch.float32, torch.float64):
     attention(1, 1, 1, 1, 1, 1, dtype)
