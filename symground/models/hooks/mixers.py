@@ -86,13 +86,8 @@ class Tap:
     @property
     def idle(self) -> bool:
         asked = (self.row_probe, self.mix, self.measure)
-        return (
-            self.plain
-            and not self.replaced
-            and not self.observe
-            and not self.read
-            and all(one is None for one in asked)
-        )
+        several = (self.replaced, self.observe, self.read, self.read_scan)
+        return self.plain and not any(several) and all(one is None for one in asked)
 
     def then(self, later: Tap) -> Tap:
         """Both taps as one, with ``later`` applied after this one.

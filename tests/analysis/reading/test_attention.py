@@ -136,7 +136,8 @@ def test_placeholders_of_images_are_a_group() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*also mixes positions by")
 @pytest.mark.parametrize("hybrid", [False, True])
-def test_layers_of_mamba_are_read_by_the_absolute_value_of_their_matrix(hybrid: bool) -> None:
+@pytest.mark.parametrize("padded", [False, True])
+def test_layers_of_mamba_are_read_by_the_absolute_value_of_their_matrix(hybrid: bool, padded: bool) -> None:
     """M is made by hand of the step sizes, decays, B and C that the mixer is given; padding on the left is left out."""
     if hybrid:
         config = transformers.BambaConfig(
@@ -147,14 +148,15 @@ def test_layers_of_mamba_are_read_by_the_absolute_value_of_their_matrix(hybrid: 
     else:
         model = sg.attach(mamba2())
     mask, texts = torch.ones_like(ids()), ids()
-    mask[0, :3] = 0
+    mask[0, : 3 * padded] = 0
     first = (torch.arange(texts.shape[1]) < 5).expand(2, -1)
     layers = sg.models.mixers(model)
     chosen = next(n for n, mixer in enumerate(layers) if mixer.kind == "mamba2")
     seen: list[tuple[Any, ...]] = []
-    with layers[chosen].tapped(read_scan=(lambda *given: seen.append(given),)):
-        how: dict[str, Any] = {"rows": "all", "received": True, "summary": True, "groups": {"first": first}}
-        found = sg.attention(model, texts, mask, **how).isel(layer=chosen)
+    how: dict[str, Any] = {"rows": "all", "received": True, "summary": True, "groups": {"first": first}}
+    found = sg.attention(model, texts, mask if padded else None, **how).isel(layer=chosen)
+    with layers[chosen].tapped(read_scan=(lambda *given: seen.append(given),)), torch.no_grad():
+        model(texts, attention_mask=mask if padded else None, use_cache=False)
     ((dt, decay, b, c, key_range),) = seen
     m = matrix({"dt": dt, "A": decay, "B": b, "C": c, "key_range": key_range}).abs().double()
     m = m * mask[:, None, :, None]  # rows of padding mean nothing

@@ -11,7 +11,8 @@ import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any
+from dataclasses import fields
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GPT2LMHeadModel
 
 import symground as sg
-from symground.models import mixers
+from symground.models import Tap, mixers
 from tests.tiny import llama
 
 IDS = torch.randint(2, 101, (2, 6), generator=torch.Generator().manual_seed(0))
@@ -229,3 +230,12 @@ def test_what_can_be_asked_once_is_refused_twice(gpt2: GPT2LMHeadModel) -> None:
     with sg.ablate(gpt2, [[(1, 0)], []]), sg.ablate(gpt2, [[(1, 1)], [], []]), pytest.raises(ValueError, match=message):
         gpt2(IDS)
     gpt2(IDS)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Tap) if not field.name.endswith("_groups")])
+def test_whatever_is_asked_a_tap_is_not_idle(name: str) -> None:
+    """Else the fast path of a mixer would leave the request out. Groups belong to a probe."""
+    asked: Any = torch.ones(1) if get_type_hints(Tap)[name] == Tensor | None else (print,)
+    assert Tap().idle
+    assert not Tap(**{name: asked}).idle
+    assert not Tap().then(Tap(**{name: asked})).idle
