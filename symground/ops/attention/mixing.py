@@ -218,6 +218,10 @@ def check_saliency(q: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor) -> None:
     """The checks of the further arguments of every op that reads a gradient."""
     check.has_shape("grad_out", grad_out, "B,H,T,Dv", (*q.shape[:3], v.shape[3]))
     check.matches("grad_out", grad_out, "q", q)
+    check_lse(q, lse)
+
+
+def check_lse(q: Tensor, lse: Tensor) -> None:
     check.has_shape("lse", lse, "B,H,T", tuple(q.shape[:3]))
     check.is_floating("lse", lse)
     check.matches("lse", lse, "q", q, dtype=False)

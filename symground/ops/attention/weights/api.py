@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from symground.ops.attention.mixing import Mixing, check_attention
+from symground.ops.attention.mixing import Mixing, check_attention, check_lse
 from symground.ops.attention.weights import cpu, reference, torch
-from symground.ops.attention.weights.record import Asked, Read, check_lse
+from symground.ops.attention.weights.record import Asked, Read
 from symground.ops.common import checks as check
 from symground.ops.common.dispatch import choose
 from symground.ops.common.flow import check_groups

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from symground.ops.common import checks as check
 from symground.ops.common.flow import members
 
 
@@ -95,9 +94,3 @@ class Upstream(NamedTuple):
     grad_mass: Tensor | None = None
     grad_received: Tensor | None = None
     grad_entropy: Tensor | None = None
-
-
-def check_lse(q: Tensor, lse: Tensor) -> None:
-    check.has_shape("lse", lse, "B,H,T", tuple(q.shape[:3]))
-    check.is_floating("lse", lse)
-    check.matches("lse", lse, "q", q, dtype=False)
