@@ -93,15 +93,23 @@ def saliency(scan: Scan, grad_y: Tensor, signed: bool, reads: bool) -> Tensor:
     return total if signed else total.abs_()
 
 
+def magnitudes(
+    scan: Scan, grad_y: Tensor, reads: bool, wanted: Tensor | None = None
+) -> Iterator[tuple[slice, slice, slice, Tensor]]:
+    """The examples, queries and keys of each half of a tile, its own keys and those before, and |S| [E,H,R,C] there."""
+    for tile in tiles(scan, grad_y, reads, wanted):
+        yield tile.examples, tile.rows, tile.rows, tile.diagonal.abs_()
+        if tile.rows.start:
+            product = tile.grad.transpose(1, 2) @ tile.keys.permute(0, 2, 3, 1)  # [E,H,R,before]
+            product.unflatten(1, (scan.B.shape[2], -1)).mul_(tile.scores[:, :, None, :, : tile.rows.start])
+            yield tile.examples, tile.rows, tile.before, product.abs_()
+
+
 def flow(scan: Scan, grad_y: Tensor, groups: Groups, matrix_total: bool, reads: bool) -> FlowSums:
     """As `Backend.flow`."""
     x = scan.x
     sums = TileSums(x.new_empty(x.shape[0], x.shape[2], dtype=accumulation_dtype(x)), groups)
-    for tile in tiles(scan, grad_y, reads, None if matrix_total else groups.given[0] >= 0):
-        at = (tile.examples, slice(None))
-        sums.add(at, tile.rows, tile.rows, tile.diagonal.abs_())
-        if tile.rows.start:
-            product = tile.grad.transpose(1, 2) @ tile.keys.permute(0, 2, 3, 1)  # [E,H,R,before]
-            product.unflatten(1, (scan.B.shape[2], -1)).mul_(tile.scores[:, :, None, :, : tile.rows.start])
-            sums.add(at, tile.rows, tile.before, product.abs_())
+    wanted = None if matrix_total else groups.given[0] >= 0
+    for examples, rows, columns, s in magnitudes(scan, grad_y, reads, wanted):
+        sums.add((examples, slice(None)), rows, columns, s)
     return sums.sums

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from symground.ops.common.flow import members
-from symground.ops.common.tensors import finest, running_sum
+from symground.ops.common.tensors import accumulation_dtype, finest, running_sum
 from symground.ops.ssd import tiles
 from symground.ops.ssd.scan import Scan
 
@@ -29,21 +29,14 @@ def received(scan: Scan, query: Tensor | None, count: int, reads: bool) -> Tenso
 
     S is M where x and dY are 1.
     """
-    one = scan.x.new_ones(*scan.x.shape[:3], 1)
-    (batch, length, heads), groups = scan.x.shape[:3], scan.B.shape[2]
-    found = None
-    for tile in tiles.tiles(scan._replace(x=one), one, reads, None if query is None else query >= 0):
-        if found is None:
-            found = tile.diagonal.new_zeros(batch, heads, count, length)
+    batch, length, heads, _ = scan.x.shape
+    one = scan.x.new_ones(batch, length, heads, 1)
+    found = scan.x.new_zeros(batch, heads, count, length, dtype=accumulation_dtype(scan.x))
+    wanted = None if query is None else query >= 0
+    for examples, rows, columns, m in tiles.magnitudes(scan._replace(x=one), one, reads, wanted):
         if query is None:
-            in_query = tile.diagonal.new_ones(1, 1, 1, tile.diagonal.shape[-1])
+            found[examples, :, :, columns] += m.sum(2, keepdim=True)
         else:
-            in_query = members(query[tile.examples, tile.rows], count, found.dtype)[:, None]  # [E,1,Gq,R]
-        found[tile.examples, :, :, tile.rows] += in_query @ tile.diagonal.abs_()
-        if tile.rows.start:
-            product = tile.grad.transpose(1, 2) @ tile.keys.permute(0, 2, 3, 1)  # [E,H,R,before]
-            product.unflatten(1, (groups, -1)).mul_(tile.scores[:, :, None, :, : tile.rows.start])
-            found[tile.examples, :, :, tile.before] += in_query @ product.abs_()
-    if found is None:  # no query is in a group
-        found = scan.without_padding().x.new_zeros(batch, heads, count, length)
+            in_query = members(query[examples, rows], count, m.dtype)[:, None]  # [E,1,Gq,R]
+            found[examples, :, :, columns] += in_query @ m
     return found
