@@ -45,18 +45,24 @@ def outputs_of(model: PreTrainedModel, before: Implementations) -> Outputs:
     found: list[tuple[dict[str, Tensor], list[Tensor]]] = []
     if model.main_input_name != "input_ids" or any(parameter.is_meta for parameter in model.parameters()):
         return found
-    ids = trial_ids(model, 4).to(device_of(model)).expand(2, -1)
-    given = {"input_ids": ids, **({"decoder_input_ids": ids} if is_encoder_decoder(model) else {})}
+    given = _words(model)
     known = [config for config, name in before if name is not None and _owner(name) == "transformers"]
-    for more in ({}, {"attention_mask": torch.ones_like(ids)}):
+    ways = [[]] if all(config._attn_implementation == "eager" for config in known) else [known, []]
+    for more in ({}, {"attention_mask": torch.ones_like(given["input_ids"])}):
         several = []
-        for eager in (known, []):
+        for eager in ways:
             with suppress(Exception), _as_eager(eager):
                 several.append(_first(model(**given, **more)))
         if not several:
             break
         found.append(({**given, **more}, several))
     return found
+
+
+def _words(model: PreTrainedModel) -> dict[str, Tensor]:
+    """A few words of two equal examples, as inputs of the model."""
+    ids = trial_ids(model, 4).to(device_of(model)).expand(2, -1)
+    return {"input_ids": ids, **({"decoder_input_ids": ids} if is_encoder_decoder(model) else {})}
 
 
 @contextmanager
@@ -180,8 +186,7 @@ def _verify_heads(model: PreTrainedModel, found: tuple[Mixer, ...], written_out:
     """Refuse a model with other numbers of heads than its layers say, or whose own attention gives other logits."""
     name = type(model).__name__
     with untapped():
-        ids = trial_ids(model, 4).to(device_of(model)).expand(2, -1)
-        given = {"input_ids": ids, **({"decoder_input_ids": ids} if is_encoder_decoder(model) else {})}
+        given = _words(model)
         own = _first(model(**given)) if written_out else None
         try:
             with head_outputs(found) as outputs, runs_once(model, found) as check, twins_pass():
