@@ -113,16 +113,20 @@ def _read_scan(
 ) -> None:  # fmt: skip
     """What has a meaning for |M| of Mamba-2."""
     asked, scan = wanted.of(at, dt.device), (dt, A, B, C)
+    found = {}
     if asked.rows is not None:
-        found = ops.ssd_rows(*scan, asked.rows, key_range).abs_()
-        arrays["rows"][at, layer, : mixer.heads] = found.float().cpu().numpy()
+        found["rows"] = ops.ssd_rows(*scan, asked.rows, key_range).abs_()
     if asked.query is not None and asked.key is not None:
-        found = ops.ssd_mass(*scan, asked.query, asked.key, asked.num_query, asked.num_key, key_range)
-        arrays["mass"][at, layer, : mixer.heads] = found.float().cpu().numpy()
+        found["mass"] = ops.ssd_mass(*scan, asked.query, asked.key, asked.num_query, asked.num_key, key_range)
     if asked.received:
         count = None if asked.query is None else asked.num_query
-        found = ops.ssd_received(*scan, asked.query, count, key_range)
-        arrays["received"][at, layer, : mixer.heads] = found.float().cpu().numpy()
+        found["received"] = ops.ssd_received(*scan, asked.query, count, key_range)
+    for name, x in found.items():
+        _store(arrays[name], at, layer, mixer, x)
+
+
+def _store(array: NDArray[Any], at: slice, layer: int, mixer: Mixer, x: Tensor) -> None:
+    array[at, layer, : mixer.heads] = x.to(torch.from_numpy(array).dtype).cpu().numpy()
 
 
 def _read(
@@ -151,4 +155,4 @@ def _read(
             x = x[..., :keys]
         if name == "pooled":
             x = x[..., : array.shape[-1]]
-        array[at, layer, : mixer.heads] = x.cpu().numpy() if _is_key(name) else x.float().cpu().numpy()
+        _store(array, at, layer, mixer, x)
