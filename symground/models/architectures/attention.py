@@ -18,6 +18,7 @@ from symground import ops
 from symground.models.architectures.masks import NAME, UNPADDED, key_range_mask, read
 from symground.models.hooks import Tap, attention_row, check_batch, shown, tap_of
 from symground.ops.attention.mixing import Mixing, valid_keys
+from symground.ops.common.compiled import opaque
 
 #: Attention variants that change the scores in a way `ops.attention` has no argument for.
 _UNSUPPORTED = ("position_bias",)
@@ -58,9 +59,10 @@ def attention_forward(
     mask = read(module, attention_mask, query, key, causal, window)
     causal = causal if mask.causal is None else mask.causal
     segments, blocks, window = mask.segments, mask.blocks, mask.window
-    if mask.in_use is not None and (query.shape[2] > 1 or window is not None or segments is not None):
-        # A causal mask is aligned to the last key, so unused keys are cut off. A single query needs only the range,
-        # which does not wait for the GPU.
+    ranged = query.shape[2] == 1 and window is None and segments is None and not tap_of(module).read
+    if mask.in_use is not None and not ranged:
+        # A causal mask is aligned to the last key, so unused keys are cut off. A single query that nothing reads needs
+        # only the range, which does not wait for the GPU.
         used = int(mask.in_use)
         key, value = key[:, :, :used], value[:, :, :used]
         segments, blocks = (None if x is None else x[:, :used] for x in (segments, blocks))
@@ -89,7 +91,7 @@ def attend(
     mixing = mixing.resolved(query)
     tap = tap_of(module)
     check_batch(tap, len(query))
-    if dropout > 0 and not tap.idle:
+    if dropout > 0 and not (tap.idle or (tap.apart and tap.only_reads)):
         raise ValueError("model: tracing and ablation need model.eval(), or an attention dropout of 0")
     if dropout > 0 and mixing.extended:
         raise ValueError(
@@ -126,9 +128,11 @@ def attend(
 
 def _mixed(tap: Tap, query: Tensor, key: Tensor, value: Tensor, mixing: Mixing, dropout: float) -> Tensor:
     """The heads' outputs [B,H,T,Dv], by the cheapest function that gives what the tap asks."""
+    lse = None
+    enough = tap.plain and not mixing.extended and (dropout > 0 or mixing.key_range is None)
     if tap.mix is not None:
         out = tap.mix(query, key, value, mixing.scale_of(query))
-    elif tap.plain and not tap.read and not mixing.extended and (dropout > 0 or mixing.key_range is None):
+    elif enough and (tap.apart or not tap.read):
         queries, keys = query.shape[2], key.shape[2]
         plain = mixing.causal and queries == keys and mixing.key_range is None and mixing.window is None
         mask = None
@@ -141,19 +145,29 @@ def _mixed(tap: Tap, query: Tensor, key: Tensor, value: Tensor, mixing: Mixing, 
     else:
         names = ("gate", "saliency_probe", "flow_probe", "query_groups", "key_groups")
         probes = {name: getattr(tap, name) for name in names}
-        k, v, seen = key, value, mixing
-        if _is_both_ways(mixing):
-            k, v, seen = _one_way(key, value, mixing)
-            more = 0, k.shape[2] - key.shape[2]
+        k, v, seen = _one_way(key, value, mixing)
+        more = 0, k.shape[2] - key.shape[2]
+        if more[1]:
             for name, fill in (("saliency_probe", 0), ("key_groups", -1)):
                 probes[name] = None if probes[name] is None else pad(probes[name], more, value=fill)
         out, lse = ops.attention(query, k, v, **{**seen._asdict(), **probes})
-        for reader in tap.read:
-            reader(query, k, lse, seen, key.shape[2])
+    if tap.read:
+        _show(tap, query, key, value, mixing, lse)
     if tap.row_probe is None:
         return out
     added = attention_row(tap.row_probe, query, key, value, mixing)
     return out + (added if tap.gate is None else ops.gate_heads(added.transpose(1, 2), tap.gate).transpose(1, 2))
+
+
+@opaque
+def _show(tap: Tap, query: Tensor, key: Tensor, value: Tensor, mixing: Mixing, lse: Tensor | None) -> None:
+    """Call what reads the tap's attention weights; an LSE of None was not computed with the outputs."""
+    with torch.no_grad():
+        k, v, seen = _one_way(key, value, mixing)
+        if lse is None:
+            _, lse = ops.attention(query, k, v, **seen._asdict())
+        for reader in tap.read:
+            reader(query, k, lse, seen, key.shape[2])
 
 
 def _is_both_ways(mixing: Mixing) -> bool:
@@ -161,10 +175,12 @@ def _is_both_ways(mixing: Mixing) -> bool:
 
 
 def _one_way(key: Tensor, value: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor, Mixing]:
-    """A window on both sides of a query, as the causal window that `ops.attention` takes.
+    """Keys, values and record as `ops.attention` takes them: a window on both sides of a query is a causal one there.
 
     With w - 1 keys of padding behind the others, query i is aligned to the key w - 1 after its own, the last it sees.
     """
+    if not _is_both_ways(mixing):
+        return key, value, mixing
     assert mixing.window is not None
     reach, keys = mixing.window - 1, key.shape[2]
     key_range = mixing.key_range

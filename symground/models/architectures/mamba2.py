@@ -17,8 +17,9 @@ from transformers import Cache, PreTrainedModel
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer, MambaRMSNormGated
 
 from symground import ops
-from symground.models.hooks import check_batch, shown, ssd_row, tap_of
+from symground.models.hooks import Tap, check_batch, shown, ssd_row, tap_of
 from symground.ops.attention.mixing import key_range_of
+from symground.ops.common.compiled import opaque
 from symground.ops.mamba2.layer import step_sizes
 
 #: transformers' classes that compute exactly what `MambaMixer` computes.
@@ -87,8 +88,8 @@ class MambaMixer(_Base):
             x, dt, a, b, c, key_range, state, tap.saliency_probe, tap.flow_probe, tap.query_groups, tap.key_groups,
             return_state=True,
         )  # fmt: skip
-        for reader in tap.read_scan:
-            reader(dt, a, b, c, key_range)
+        if tap.read_scan:
+            _show(tap, dt, a, b, c, key_range)
         if cache is not None:
             cache.update_recurrent_state(state, layer_idx=self.layer_idx)
         if tap.row_probe is not None:
@@ -121,6 +122,13 @@ class MambaMixer(_Base):
             last = columns.take_along_dim(at[:, None], -1)
         cache.update_conv_state(last, self.layer_idx, conv_kernel_size=taps)
         return columns[..., 1:taps].transpose(1, 2)  # a copy, because the cache was just overwritten
+
+
+@opaque
+def _show(tap: Tap, *scan: Any) -> None:
+    with torch.no_grad():
+        for reader in tap.read_scan:
+            reader(*scan)
 
 
 def _cached(cache: Cache, kind: str, layer: int) -> Tensor | None:

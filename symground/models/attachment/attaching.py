@@ -43,6 +43,8 @@ from symground.models.attachment.verifying import Outputs, check_function, mixes
 from symground.models.hooks import (
     WITH_VISION,
     Mixer,
+    asked_of,
+    body,
     forget_when_checkpointing,
     is_encoder_decoder,
     stacks,
@@ -183,8 +185,10 @@ def detach(model: M) -> M:
         ValueError: the model is not one of Hugging Face, or is in a block such as :func:`symground.ablate`.
     """
     check_model(model)
-    if any(not mixer.tap.idle for mixer in getattr(model, ATTACHED, ())):
-        raise ValueError("model: expected none of its heads silenced or traced meanwhile; leave those blocks first")
+    if asked_of(body(model)) or any(not mixer.tap.idle for mixer in getattr(model, ATTACHED, ())):
+        raise ValueError(
+            "model: expected none of its heads silenced, traced or observed meanwhile; leave those blocks first"
+        )
     before: _Before | None = getattr(model, _BEFORE, None)
     if before is not None:
         for handle in before.hooks:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from symground.models.architectures import NAME, NO_MATRIX, UNPADDED, MambaMixer
 from symground.models.attachment.lookup import ATTACHED, OURS
-from symground.models.hooks import body, is_encoder_decoder, remember_when_checkpointing, stack
+from symground.models.hooks import announce, body, cache_of, is_encoder_decoder, remember_when_checkpointing, stack
 
 #: Of the module that reads ids: whether positions are derived from a mask that comes without them.
 _DERIVES = f"{OURS}derives"
@@ -73,12 +73,13 @@ def _prepare(
 ) -> Any:  # fmt: skip
     """The call's arguments with the positions of its mask; None, for no change, under another implementation."""
     remember_when_checkpointing(module)
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    announce(module, given)
     implementation = stack(module).config._attn_implementation
     if implementation not in (NAME, UNPADDED) and not written_out:
         return None
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
     inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
-    cache = next((given[n] for n in ("cache", "past_key_values", "cache_params") if given.get(n) is not None), None)
+    cache = cache_of(given)
     mask = given.get("attention_mask")
     if mask is None and cache is None and isinstance(inputs, Tensor) and torch.compiler.is_compiling():
         # Under torch.compile, transformers cannot tell whether a row packs several texts, and builds a mask for them.

@@ -17,7 +17,9 @@ from symground.models.hooks.mixers import (
     Mixer,
     Replacement,
     Tap,
+    announce,
     body,
+    cache_of,
     check_batch,
     device_of,
     head_outputs,
@@ -32,16 +34,28 @@ from symground.models.hooks.mixers import (
     vision_tower,
 )
 from symground.models.hooks.row_probes import RowProbe, attention_row, ssd_row
-from symground.models.hooks.scopes import forget_when_checkpointing, place, remember_when_checkpointing, remembering
+from symground.models.hooks.scopes import (
+    Entry,
+    asked_of,
+    forget_when_checkpointing,
+    in_backward,
+    place,
+    remember_when_checkpointing,
+    remembering,
+)
 
 __all__ = [
     "WITH_VISION",
+    "Entry",
     "Mixer",
     "Replacement",
     "RowProbe",
     "Tap",
+    "announce",
+    "asked_of",
     "attention_row",
     "body",
+    "cache_of",
     "check_batch",
     "device_of",
     "forget_when_checkpointing",
@@ -52,6 +66,7 @@ __all__ = [
     "hooked_by_others",
     "hooks_of",
     "hooks_of_all",
+    "in_backward",
     "is_encoder_decoder",
     "is_ours",
     "is_plain",

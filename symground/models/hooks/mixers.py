@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from symground import ops
 from symground.models.hooks.row_probes import RowProbe
 from symground.models.hooks.scopes import Entry, asked_of
 from symground.ops.attention.mixing import Mixing
+from symground.ops.common.compiled import opaque
 
 #: The attribute of an attached model whose vision tower is traced too.
 WITH_VISION = "_symground_with_vision"
@@ -77,6 +78,13 @@ class Tap:
     many of the S keys are the layer's own: where a window has two sides, others follow them (attention only)."""
     read_scan: tuple[Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], None], ...] = ()
     """Each is called with dt, A, B, C and the key range of :func:`symground.ops.ssd` (Mamba-2 only)."""
+    apart: bool = False
+    """Whether the heads' outputs are computed as if nothing were read, dropout included, and LSE beside them."""
+
+    @property
+    def only_reads(self) -> bool:
+        """Whether the tap leaves the mixer's output as it is."""
+        return replace(self, read=(), read_scan=()).idle
 
     @property
     def plain(self) -> bool:
@@ -115,8 +123,9 @@ class Tap:
         observe, read = (*self.observe, *later.observe), (*self.read, *later.read)
         scans = (*self.read_scan, *later.read_scan)
         return Tap(
-            gate=gate, replaced=(*replaced, *later.replaced), observe=observe, read=read, read_scan=scans, **once
-        )
+            gate=gate, replaced=(*replaced, *later.replaced), observe=observe, read=read, read_scan=scans,
+            apart=self.apart or later.apart, **once,
+        )  # fmt: skip
 
 
 IDLE = Tap()
@@ -234,6 +243,28 @@ def vision_tower(model: PreTrainedModel) -> Any:
     tower = model.get_encoder(modality="image")
     beside = isinstance(tower, PreTrainedModel) and tower is not model and tower is not model.base_model
     return tower if beside and tower is not stack(model) else None
+
+
+def announce(module: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Tell the open blocks that a forward pass of the `body` of a model begins, with its inputs by their names.
+
+    A block asks for it by a function of the inputs in place of a tap.
+    """
+    asked = asked_of(module)
+    if asked:
+        _begin(asked, inputs)
+
+
+@opaque
+def _begin(asked: tuple[Callable[[Mapping[str, Any]], None], ...], inputs: Mapping[str, Any]) -> None:
+    for begins in asked:
+        begins(inputs)
+
+
+def cache_of(inputs: Mapping[str, Any]) -> Any:
+    """The cache among the inputs of a forward pass, or None."""
+    names = ("cache", "past_key_values", "cache_params")  # transformers renamed it in 5.24
+    return next((inputs[name] for name in names if inputs.get(name) is not None), None)
 
 
 def untapped() -> AbstractContextManager[None]:

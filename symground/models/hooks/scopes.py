@@ -26,11 +26,18 @@ class Entry(AbstractContextManager[None]):
     """A block's requests to modules. An entry is entered once."""
 
     def __init__(self, asks: Mapping[nn.Module, Any], hides: bool = False) -> None:
-        self.asks: Mapping[nn.Module, Any] | None = asks
-        """None when the block has ended."""
+        self.asks: Mapping[int, Any] | None = {}
+        """By the modules' ids, since torch.compile guards these; None when the block has ended."""
+        self.ask(asks)
         self.hides = hides
         """Whether the block hides the requests of the blocks around it."""
         self.in_task = False
+
+    def ask(self, asks: Mapping[nn.Module, Any]) -> None:
+        """Request this from now on, while the block is open; a recompute sees what its forward pass saw."""
+        with _LOCK:
+            if self.asks is not None:
+                self.of, self.asks = asks, {id(module): asked for module, asked in asks.items()}
 
     def __enter__(self) -> None:
         with _LOCK:
@@ -92,14 +99,15 @@ def asked_of(module: nn.Module) -> tuple[Any, ...]:
             _check_known(module)
         return ()
     found: tuple[Any, ...] = ()
+    key = id(module)
     for entry in here.open:
         asks = entry.asks
         if asks is None or (entry.in_task and not _inside(entry)):
             continue
         if entry.hides:
             found = ()
-        if module in asks:
-            found = (*found, asks[module])
+        if key in asks:
+            found = (*found, asks[key])
     return found
 
 
@@ -108,14 +116,19 @@ def _check_known(module: nn.Module) -> None:
 
     `remembering` binds a recompute to those requests; torch.utils.checkpoint alone does not.
     """
-    if not _OPEN or torch._C._current_graph_task_id() == -1:
+    if not _OPEN or not in_backward():
         return
     foreign = isinstance(threading.current_thread(), threading._DummyThread)
-    if foreign and any(module in (entry.asks or ()) for entry in tuple(_OPEN)):
+    if foreign and any(id(module) in (entry.asks or ()) for entry in tuple(_OPEN)):
         raise ValueError(
             "model: a layer is recomputed in the backward pass, in one of autograd's threads, which does not see the "
             "open blocks; use model.gradient_checkpointing_enable() in place of torch.utils.checkpoint"
         )
+
+
+def in_backward() -> bool:
+    """Whether autograd calls this code, as it does in a recompute of activation checkpointing."""
+    return torch._C._current_graph_task_id() != -1
 
 
 @opaque
@@ -130,7 +143,7 @@ def remembering(function: Callable[..., R]) -> Callable[..., R]:
     """
     here: _Entries | None = getattr(_HERE, "entries", None)
     seen = () if here is None else here.open
-    kept = tuple(Entry(e.asks, e.hides) for e in seen if e.asks is not None and not (e.in_task and not _inside(e)))
+    kept = tuple(Entry(e.of, e.hides) for e in seen if e.asks is not None and not (e.in_task and not _inside(e)))
 
     def again(*args: Any, **kwargs: Any) -> R:
         with _as_entries(_Entries(*kept)):
