@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from symground.analysis import intervene as intervene
     from symground.analysis import lens_gain as lens_gain
     from symground.analysis import monitor as monitor
+    from symground.analysis import observe as observe
     from symground.analysis import pope_scores as pope_scores
     from symground.analysis import probes as probes
     from symground.analysis import score as score
@@ -48,9 +49,8 @@ __version__ = VERSION
 _HOMES = {
     "symground.analysis": (
         "TunedLens", "ablate", "answers", "attention", "attention_memory", "cooccurrence", "find_heads", "gain",
-        "image_questions", "intervene",
-        "lens_gain", "monitor", "pope_scores", "probes", "score", "score_to_parquet", "stability", "steer", "steering",
-        "sweep_heads", "trace", "trace_memory",
+        "image_questions", "intervene", "lens_gain", "monitor", "observe", "pope_scores", "probes", "score",
+        "score_to_parquet", "stability", "steer", "steering", "sweep_heads", "trace", "trace_memory",
     ),
     "symground.models": ("attach", "detach", "load", "load_processor", "load_tokenizer"),
     "symground.reports": ("draw_patches", "report"),
@@ -59,10 +59,9 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "TunedLens", "ablate", "answers", "attach", "attention", "attention_memory", "cooccurrence", "detach",
-    "draw_patches", "find_heads", "gain",
-    "image_questions", "intervene", "lens_gain", "load", "load_processor", "load_tokenizer", "monitor", "ops",
-    "pope_scores", "probes", "report", "score", "score_to_parquet", "stability", "steer", "steering", "sweep_heads",
-    "trace", "trace_memory",
+    "draw_patches", "find_heads", "gain", "image_questions", "intervene", "lens_gain", "load", "load_processor",
+    "load_tokenizer", "monitor", "observe", "ops", "pope_scores", "probes", "report", "score", "score_to_parquet",
+    "stability", "steer", "steering", "sweep_heads", "trace", "trace_memory",
 ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from symground.analysis.probing import (
     score_to_parquet,
     split_contexts,
 )
-from symground.analysis.reading import attention, attention_memory
+from symground.analysis.reading import Observation, attention, attention_memory, observe
 from symground.analysis.statistics import (
     cooccurrence,
     cooccurrence_r2,
@@ -30,6 +30,7 @@ from symground.analysis.tracing import TunedLens, lens_gain, saliency_by_region,
 __all__ = [
     "Context",
     "ImageQuestions",
+    "Observation",
     "Probes",
     "TunedLens",
     "ablate",
@@ -49,6 +50,7 @@ __all__ = [
     "lens_gain",
     "mixed_effects",
     "monitor",
+    "observe",
     "over_training",
     "pope_scores",
     "probes",

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from symground import ops
-from symground.analysis.tracing import most_heads
+from symground.analysis.tracing import coordinates_of, most_heads
 from symground.models import Mixer, Tap
+from symground.models.attachment import untraced
 from symground.models.hooks import tapped
 from symground.ops.attention.mixing import Mixing
 from symground.ops.attention.weights.api import attention_read
@@ -24,13 +28,14 @@ _SUMMARY = ("entropy", "weight", "key", "score", "distance")
 
 
 class Wanted(NamedTuple):
-    """What is read of N examples of T positions."""
+    """What is read of N examples, whose T queries are the last of S positions."""
 
     examples: int
-    length: int
-    rows: Tensor | None  # [N,R]
+    queries: int
+    keys: int
+    rows: Tensor | None  # [N,R], indices of the queries
     query_groups: Tensor | None  # [N,T]
-    key_groups: Tensor | None  # [N,T]
+    key_groups: Tensor | None  # [N,S]
     query_names: tuple[str, ...]
     key_names: tuple[str, ...]
     received: bool
@@ -41,19 +46,19 @@ class Wanted(NamedTuple):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of each variable, the sizes after example, layer and head."""
-        length, found = self.length, dict[str, tuple[int, ...]]()
+        queries, keys, found = self.queries, self.keys, dict[str, tuple[int, ...]]()
         if self.rows is not None:
-            found["rows"] = self.rows.shape[1], length
+            found["rows"] = self.rows.shape[1], keys
         if self.key_names:
             found["mass"] = len(self.query_names), len(self.key_names)
         if self.received:
-            found["received"] = len(self.query_names) or 1, length
+            found["received"] = len(self.query_names) or 1, keys
         if self.summary:
-            found |= dict.fromkeys(_SUMMARY, (length,))
+            found |= dict.fromkeys(_SUMMARY, (queries,))
         if self.topk is not None:
-            found |= dict.fromkeys(("topk_weight", "topk_key"), (length, self.topk))
+            found |= dict.fromkeys(("topk_weight", "topk_key"), (queries, self.topk))
         if self.block:
-            found["pooled"] = (-(-length // self.block),) * 2
+            found["pooled"] = -(-queries // self.block), -(-keys // self.block)
         return found
 
     def dims(self) -> dict[str, tuple[str, ...]]:
@@ -64,8 +69,6 @@ class Wanted(NamedTuple):
             "rows": (row, "key"), "mass": ("query_group", "key_group"), "received": ("query_group", "key"), **of_query,
             "pooled": ("query_block", "key_block"),
         }  # fmt: skip
-        if self.received and not self.query_names:
-            more["received"] = ("query_group_of_all", "key")
         return {name: ("example", "layer", "head", *of) for name, of in more.items()}
 
     def of(self, at: slice, device: torch.device) -> Asked:
@@ -76,23 +79,45 @@ class Wanted(NamedTuple):
         return Asked(rows, query, key, *counts, self.received, self.summary, self.block, self.largest)
 
 
-def _is_key(name: str) -> bool:
+def is_key(name: str) -> bool:
     return name in ("key", "topk_key")
 
 
 def bytes_of(layers: tuple[Mixer, ...], wanted: Wanted) -> int:
     """The size of the arrays."""
     of_all = wanted.examples * len(layers) * most_heads(layers)
-    return sum(of_all * int(np.prod(shape)) * (8 if _is_key(name) else 4) for name, shape in wanted.shapes().items())
+    return sum(of_all * int(np.prod(shape)) * (8 if is_key(name) else 4) for name, shape in wanted.shapes().items())
 
 
 def arrays_of(layers: tuple[Mixer, ...], wanted: Wanted) -> dict[str, NDArray[Any]]:
     """Arrays of NaN, and of -1 for keys."""
     sizes = wanted.examples, len(layers), most_heads(layers)
     return {
-        name: np.full((*sizes, *shape), -1 if _is_key(name) else np.nan, np.int64 if _is_key(name) else np.float32)
+        name: np.full((*sizes, *shape), -1 if is_key(name) else np.nan, np.int64 if is_key(name) else np.float32)
         for name, shape in wanted.shapes().items()
     }
+
+
+def dataset_of(
+    model: PreTrainedModel, layers: tuple[Mixer, ...], wanted: Wanted, arrays: Mapping[str, NDArray[Any]]
+) -> xr.Dataset:
+    """The arrays with their dimensions, and the coordinates of layers, heads and groups."""
+    dims, coordinates = wanted.dims(), coordinates_of(layers)
+    if wanted.rows is not None:
+        past = wanted.keys - wanted.queries
+        coordinates["row_position"] = (("example", dims["rows"][3]), wanted.rows.numpy() + past)
+    if wanted.key_names:
+        coordinates |= {"query_group": list(wanted.query_names), "key_group": list(wanted.key_names)}
+    elif wanted.received:
+        coordinates["query_group"] = ["all"]
+    without = [mixer.layer for mixer in layers if mixer.kind != "attention"]
+    note = {
+        "note": f"layers {without} are of |M| of Mamba-2, whose rows sum to any number; NaN where that has no meaning"
+    }
+    return xr.Dataset(
+        {name: (dims[name], value) for name, value in arrays.items()}, coordinates,
+        attrs={"untraced": ", ".join(untraced(model)), **(note if without else {})},
+    )  # fmt: skip
 
 
 def reading(
@@ -103,56 +128,79 @@ def reading(
     for n, mixer in enumerate(layers):
         of = wanted, at, arrays, n, mixer
         attends = mixer.kind == "attention"
-        taps[mixer] = Tap(read=(partial(_read, *of),)) if attends else Tap(read_scan=(partial(_read_scan, *of),))
+        taps[mixer] = Tap(read=(partial(read, *of),)) if attends else Tap(read_scan=(partial(read_scan, *of),))
     return tapped(taps)
 
 
-def _read_scan(
+def read_scan(
     wanted: Wanted, at: slice, arrays: dict[str, NDArray[Any]], layer: int, mixer: Mixer, dt: Tensor, A: Tensor,
     B: Tensor, C: Tensor, key_range: Tensor | None,
 ) -> None:  # fmt: skip
-    """What has a meaning for |M| of Mamba-2."""
-    asked, scan = wanted.of(at, dt.device), (dt, A, B, C)
+    """Store what has a meaning for |M| of Mamba-2, of the positions of the pass alone."""
+    _check_sizes(wanted, at, mixer, *dt.shape[:2])
+    asked, scan, first = wanted.of(at, dt.device), (dt, A, B, C), wanted.keys - dt.shape[1]
     found = {}
     if asked.rows is not None:
         found["rows"] = ops.ssd_rows(*scan, asked.rows, key_range).abs_()
     if asked.query is not None and asked.key is not None:
-        found["mass"] = ops.ssd_mass(*scan, asked.query, asked.key, asked.num_query, asked.num_key, key_range)
+        groups = asked.query, asked.key[:, first:], asked.num_query, asked.num_key
+        found["mass"] = ops.ssd_mass(*scan, *groups, key_range)
     if asked.received:
         count = None if asked.query is None else asked.num_query
         found["received"] = ops.ssd_received(*scan, asked.query, count, key_range)
     for name, x in found.items():
-        _store(arrays[name], at, layer, mixer, x)
+        _store(arrays[name], at, layer, mixer, x, 0 if name == "mass" else first)
 
 
-def _store(array: NDArray[Any], at: slice, layer: int, mixer: Mixer, x: Tensor) -> None:
-    array[at, layer, : mixer.heads] = x.to(torch.from_numpy(array).dtype).cpu().numpy()
-
-
-def _read(
+def read(
     wanted: Wanted, at: slice, arrays: dict[str, NDArray[Any]], layer: int, mixer: Mixer, q: Tensor, k: Tensor,
     lse: Tensor, mixing: Mixing, keys: int,
 ) -> None:  # fmt: skip
-    more = k.shape[2] - keys
-    if (len(q), q.shape[2], keys) != (at.stop - at.start, wanted.length, wanted.length):
+    """Store what is asked of one layer's attention, whose own keys are the last ``keys`` positions."""
+    more, first = k.shape[2] - keys, wanted.keys - keys
+    _check_sizes(wanted, at, mixer, len(q), q.shape[2])
+    if first < 0 or (first and wanted.keys == wanted.queries):  # fewer only where a cache keeps the last ones
         raise ValueError(
-            f"model: layer {mixer.layer} mixes {len(q)} examples of {q.shape[2]} queries and {keys} keys, not the "
-            f"{at.stop - at.start} of {wanted.length} positions that it is given"
+            f"model: layer {mixer.layer} mixes {keys} keys, not the {wanted.keys} positions that it is given"
+        )
+    if wanted.block and first % wanted.block:
+        raise ValueError(
+            f"block: layer {mixer.layer} has kept the keys from position {first} on, which is no multiple of "
+            f"{wanted.block}, so blocks would begin elsewhere than in other layers"
         )
     asked = wanted.of(at, q.device)
-    if more and asked.key is not None:
-        asked = asked._replace(key=torch.nn.functional.pad(asked.key, (0, more), value=-1))
+    if asked.key is not None:
+        asked = asked._replace(key=torch.nn.functional.pad(asked.key[:, first:], (0, more), value=-1))
     found = attention_read(q, k, lse, mixing._replace(gate=None), asked)._asdict()
     if wanted.topk is not None:
         given = {n: x for n, x in mixing._asdict().items() if n != "gate"}
-        found["topk_weight"], found["topk_key"] = ops.attention_topk(q, k, lse, wanted.topk, **given)
+        found["topk_weight"], found["topk_key"] = ops.attention_topk(q, k, lse, min(wanted.topk, keys), **given)
     if more and wanted.summary:  # of a window on both sides, whose queries are aligned to the last key that they see
         taken = 0.0 if mixing.sink is None else (mixing.sink[:, None] - lse).exp()
         found["distance"] -= more * torch.where(found["key"] < 0, 0.0, 1.0 - taken)
     for name, array in arrays.items():
-        x = found[name]
-        if more and name in ("rows", "received"):
-            x = x[..., :keys]
-        if name == "pooled":
-            x = x[..., : array.shape[-1]]
-        _store(array, at, layer, mixer, x)
+        x, offset = found[name], 0
+        if name in ("rows", "received"):  # a key that is no longer there is hidden by the window
+            x, offset = x[..., :keys], first
+        elif name == "pooled":
+            offset = first // wanted.block
+            x = x[..., : array.shape[-1] - offset]
+        elif is_key(name):
+            x = torch.where(x < 0, x, x + first)
+        if not is_key(name):
+            array[at, layer, : mixer.heads] = 0
+        _store(array, at, layer, mixer, x, offset)
+
+
+def _check_sizes(wanted: Wanted, at: slice, mixer: Mixer, examples: int, queries: int) -> None:
+    if (examples, queries) != (at.stop - at.start, wanted.queries):
+        raise ValueError(
+            f"model: layer {mixer.layer} mixes {examples} examples of {queries} queries, not the "
+            f"{at.stop - at.start} of {wanted.queries} positions that it is given"
+        )
+
+
+def _store(array: NDArray[Any], at: slice, layer: int, mixer: Mixer, x: Tensor, offset: int = 0) -> None:
+    """Put x [E,H,...] into a layer's array, the last dimension from ``offset`` on."""
+    to = array[at, layer, : mixer.heads, ..., offset : offset + x.shape[-1]]
+    to[...] = x.to(torch.from_numpy(array).dtype).cpu().numpy()

@@ -8,15 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.checks import ids_of, tensor_of
-from symground.analysis.reading.layers import Wanted, arrays_of, bytes_of, reading
+from symground.analysis.reading.layers import Wanted, arrays_of, bytes_of, dataset_of, reading
 from symground.analysis.tracing import (
     checked_mask,
-    coordinates_of,
     group_ids,
     image_group,
     inputs_of,
@@ -26,7 +24,6 @@ from symground.analysis.tracing import (
 )
 from symground.errors import choice, described, flag, integer
 from symground.models import Mixer, mixers
-from symground.models.attachment import untraced
 from symground.models.hooks import body, device_of
 from symground.models.passes import check_length, check_names, readable_ids
 from symground.models.trials import check_deterministic
@@ -86,7 +83,7 @@ def attention(
           coordinate row_position (example, query or row) is the position of each row;
         - mass (example, layer, head, query_group, key_group): Σ A between groups; the query groups are "prediction",
           each example's last valid token, and ``groups`` without it;
-        - received (example, layer, head, query_group, key);
+        - received (example, layer, head, query_group, key); without groups the one query group is "all";
         - entropy in nats, weight, score, distance, and key in int64 (example, layer, head, query);
         - topk_weight and topk_key in int64 (example, layer, head, query, rank);
         - pooled (example, layer, head, query_block, key_block).
@@ -101,7 +98,7 @@ def attention(
     Source: :func:`symground.ops.attention_rows`, :func:`symground.ops.ssd_rows` and their companions, which give the
     formulas.
     """
-    layers = _readable(model)
+    layers = readable(model)
     given = _given(model, input_ids, attention_mask, model_inputs)
     asked = _asked(given, rows, groups, received, summary, topk, block, reduce)
     check_deterministic(model)
@@ -116,7 +113,7 @@ def attention(
             with reading(layers, asked, at, arrays):
                 body(model)(**here, use_cache=False)
             bar.advance()
-    return _dataset(model, layers, asked, arrays)
+    return dataset_of(model, layers, asked, arrays)
 
 
 def attention_memory(
@@ -132,7 +129,7 @@ def attention_memory(
     Raises:
         ValueError, TypeError: as there.
     """
-    layers, given = _readable(model), _given(model, input_ids, attention_mask, model_inputs)
+    layers, given = readable(model), _given(model, input_ids, attention_mask, model_inputs)
     return bytes_of(layers, _asked(given, rows, groups, received, summary, topk, block, "sum"))
 
 
@@ -146,7 +143,7 @@ class _Given(NamedTuple):
     image: dict[str, Tensor]
 
 
-def _readable(model: PreTrainedModel) -> tuple[Mixer, ...]:
+def readable(model: PreTrainedModel) -> tuple[Mixer, ...]:
     """The layers to read."""
     layers = mixers(model)
     others = sorted({mixer.kind for mixer in layers} - {"attention", "mamba2"})
@@ -193,7 +190,7 @@ def _asked(
     queries = with_prediction(keys, last, length) if keys else {}
     topk = None if topk is None else integer("topk", topk, 1, length)
     return Wanted(
-        given.examples, length, _rows_of(rows, last, length),
+        given.examples, length, length, _rows_of(rows, last, length),
         group_ids(queries, like) if keys else None, group_ids(keys, like) if keys else None, tuple(queries),
         tuple(keys), flag("received", received), flag("summary", summary), topk,
         0 if block is None else integer("block", block, 1), choice("reduce", reduce, ("sum", "max")) == "max",
@@ -219,22 +216,3 @@ def _rows_of(rows: Any, last: Tensor, length: int) -> Tensor | None:
 def _check_limit(needed: int, limit: int | None) -> None:
     if limit is not None and needed > integer("limit", limit, 0):
         raise ValueError(f"limit: the result needs {needed} bytes in host memory, got a limit of {limit}; ask for less")
-
-
-def _dataset(
-    model: PreTrainedModel, layers: tuple[Mixer, ...], asked: Wanted, arrays: Mapping[str, NDArray[Any]]
-) -> xr.Dataset:
-    dims = asked.dims()
-    coordinates: dict[str, Any] = coordinates_of(layers)
-    if asked.rows is not None:
-        coordinates["row_position"] = (("example", dims["rows"][3]), asked.rows.numpy())
-    if asked.key_names:
-        coordinates |= {"query_group": list(asked.query_names), "key_group": list(asked.key_names)}
-    without = [mixer.layer for mixer in layers if mixer.kind != "attention"]
-    note = {
-        "note": f"layers {without} are of |M| of Mamba-2, whose rows sum to any number; NaN where that has no meaning"
-    }
-    return xr.Dataset(
-        {name: (dims[name], value) for name, value in arrays.items()}, coordinates,
-        attrs={"untraced": ", ".join(untraced(model)), **(note if without else {})},
-    )  # fmt: skip

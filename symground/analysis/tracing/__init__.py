@@ -6,6 +6,8 @@ from symground.analysis.tracing.maps import saliency_maps
 from symground.analysis.tracing.memory import trace_memory
 from symground.analysis.tracing.regions import saliency_by_region
 from symground.analysis.tracing.trace_input import (
+    PREDICTION,
+    check_unreserved,
     checked_mask,
     group_ids,
     image_group,
@@ -17,6 +19,7 @@ from symground.analysis.tracing.trace_input import (
 from symground.analysis.tracing.tracer import trace
 
 __all__ = [
-    "TunedLens", "checked_mask", "coordinates_of", "group_ids", "image_group", "inputs_of", "last_of", "lens_gain",
-    "masks_of", "most_heads", "saliency_by_region", "saliency_maps", "trace", "trace_memory", "with_prediction",
+    "PREDICTION", "TunedLens", "check_unreserved", "checked_mask", "coordinates_of", "group_ids", "image_group",
+    "inputs_of", "last_of", "lens_gain", "masks_of", "most_heads", "saliency_by_region", "saliency_maps", "trace",
+    "trace_memory", "with_prediction",
 ]  # fmt: skip

@@ -1,0 +1,290 @@
+"""A model's attention weights, read in whatever forward passes happen in a block."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from symground.analysis.reading.layers import Wanted, arrays_of, bytes_of, dataset_of, read, read_scan
+from symground.analysis.reading.passing import Past, fitted, named_masks, words_of
+from symground.analysis.reading.reader import readable
+from symground.analysis.tracing import group_ids, last_of, with_prediction
+from symground.errors import choice, described, flag, integer
+from symground.models import Mixer, Tap
+from symground.models.hooks import Entry, body, in_backward
+
+#: Names → masks [B,P] of positions, or a function of a pass's inputs (by their names) that returns them.
+Groups = Mapping[str, Tensor] | Callable[[Mapping[str, Any]], Mapping[str, Tensor]]
+
+
+def observe(
+    model: PreTrainedModel,
+    groups: Groups | None = None,
+    *,
+    rows: str | None = "last",
+    received: bool = False,
+    summary: bool = False,
+    topk: int | None = None,
+    block: int | None = None,
+    reduce: str = "sum",
+    every: int = 1,
+    last: int | None = None,
+    limit: int | None = None,
+) -> Observation:
+    """A block that reads the attention weights of every forward pass in it: of generation, training or evaluation.
+
+    Each pass of the model is a step. In generation with a cache, the first one reads the prompt, and each further one
+    reads a token: its queries are the last of all positions so far, and position j of the text is key j, whichever kind
+    of cache keeps the keys. The passes compute what they compute without the block, dropout included; the weights are
+    those before dropout. Only passes of the thread that entered the block are read (in asyncio: of the task, and of
+    tasks that it starts within the block), and a recompute of activation checkpointing is no pass. Blocks may be
+    nested. Nothing of a block stays in the model.
+
+    Args:
+        model: made traceable by :func:`symground.attach`; as in :func:`symground.attention`. Of Mamba-2's layers only
+            the keys of the pass itself are read, since its state keeps no single positions; others are NaN.
+        groups: names → [B,P] masks of the first P positions, which do not overlap; later positions are in no group.
+            Or a function of the inputs of a pass, by their names, that returns such masks for it. Asks for mass. None
+            takes the placeholders of images as the group "image", if the model reads images.
+        rows: whose rows of A are read: "last", each example's last valid query of the pass; "all"; or None.
+        received, summary, topk, block, reduce: as in :func:`symground.attention`; a pass that has fewer keys than
+            ``topk`` gives 0 and -1 for the rest.
+        every: read the first of each so many passes; the others run as without the block.
+        last: keep the last so many of the passes that were read; None keeps all.
+        limit: the most bytes that the passes kept may have in host memory; None is any number.
+
+    Returns:
+        An `Observation`, entered by ``with``: its ``dataset()`` has what was read so far.
+
+    Raises:
+        ValueError: an argument has a wrong type or is out of its range. A pass within the block also raises it: masks
+            of another number of examples, more memory than ``limit``, a cache from which keys were dropped.
+
+    Source: as in :func:`symground.attention`.
+
+    Example:
+        >>> with sg.observe(model, {"prompt": mask}, rows=None) as seen:  # doctest: +SKIP
+        ...     model.generate(ids, max_new_tokens=20)
+        >>> seen.dataset().mass.sel(query_group="prediction", key_group="prompt").dims  # doctest: +SKIP
+        ('step', 'example', 'layer', 'head')
+    """
+    asked = _Asked(
+        groups if groups is None or callable(groups) else named_masks(groups),
+        choice("rows", rows, ("last", "all", None)), flag("received", received), flag("summary", summary),
+        None if topk is None else integer("topk", topk, 1), 0 if block is None else integer("block", block, 1),
+        choice("reduce", reduce, ("sum", "max")) == "max",
+    )  # fmt: skip
+    if isinstance(asked.groups, Mapping):
+        first = next(iter(asked.groups.values()), torch.zeros(0, 0))
+        group_ids(asked.groups, first.long())  # refuses masks that overlap
+    last = None if last is None else integer("last", last, 1)
+    limit = None if limit is None else integer("limit", limit, 0)
+    return Observation(model, asked, integer("every", every, 1), last, limit)
+
+
+class _Asked(NamedTuple):
+    """What is read of each pass."""
+
+    groups: Any
+    rows: str | None
+    received: bool
+    summary: bool
+    topk: int | None
+    block: int
+    largest: bool
+
+
+class _Pass:
+    """A pass that is read, and what was read of it."""
+
+    def __init__(self, number: int, inputs: Mapping[str, Any], past: int) -> None:
+        self.number, self.inputs, self.past = number, inputs, past
+        self.wanted: Wanted | None = None
+        self.arrays: dict[str, NDArray[Any]] = {}
+        self.layers: set[int] = set()
+        """The layers that were read."""
+
+
+class Observation(AbstractContextManager["Observation"]):
+    """What :func:`symground.observe` reads, pass by pass."""
+
+    def __init__(self, model: PreTrainedModel, asked: _Asked, every: int, last: int | None, limit: int | None) -> None:
+        self._model, self._asked, self._every, self._limit = model, asked, every, limit
+        self._layers = readable(model)
+        self._kept: deque[_Pass] = deque(maxlen=last)
+        self._passes, self._past = 0, Past()
+        self._now: _Pass | None = None
+        self._image: dict[str, Tensor] = {}
+        self._names: tuple[str, ...] | None = None
+        self._entry: Entry | None = None
+        self._taps = dict(self._taps_of(self._layers))
+
+    def __enter__(self) -> Observation:
+        if self._entry is not None:
+            raise ValueError("symground.observe: expected a block that is entered once at a time")
+        self._entry = Entry(self._asks(reads=False))
+        self._entry.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        entry, self._entry, self._now = self._entry, None, None
+        if entry is not None:
+            entry.__exit__(*error)
+
+    def __len__(self) -> int:
+        """How many passes are kept."""
+        return len(self._kept)
+
+    @property
+    def passes(self) -> tuple[xr.Dataset, ...]:
+        """One Dataset for each pass that is kept, with the sizes of that pass; see `dataset`."""
+        return tuple(self._dataset_of(one) for one in self._kept)
+
+    def dataset(self) -> xr.Dataset:
+        """All passes that are kept, as one Dataset.
+
+        Its variables are those of :func:`symground.attention` with a first dimension step. A pass with fewer examples,
+        queries or keys than others is filled up with NaN, and with -1 where the numbers are keys; `passes` has each at
+        its own size. The coordinates of step are its number (among all passes of the block, from 0), ``past``, the
+        positions before those of the pass, and ``queries``, how many positions it has; query i is position past + i.
+
+        Raises:
+            ValueError: no pass was read.
+        """
+        if not self._kept:
+            raise ValueError("symground.observe: expected at least one pass of the model in the block, got none")
+        passes = self.passes
+        names = {name: None for one in passes for name in one.data_vars}
+        found = xr.Dataset({name: _stacked([one.get(name) for one in passes]) for name in names})
+        if "row_position" in passes[0].coords:
+            found = found.assign_coords(row_position=_stacked([one.get("row_position") for one in passes]))
+        known = {name: passes[0][name] for name in ("layer", "kind", "head")}
+        of_groups = {name: one[name] for one in passes for name in ("query_group", "key_group") if name in one.coords}
+        of_steps = {name: ("step", [one.attrs[name] for one in passes]) for name in ("step", "past", "queries")}
+        attrs = {n: x for n, x in passes[0].attrs.items() if n not in of_steps}
+        return found.assign_coords({**known, **of_groups, **of_steps}).assign_attrs(attrs)
+
+    def _taps_of(self, layers: tuple[Mixer, ...]) -> Iterator[tuple[Any, Tap]]:
+        for n, mixer in enumerate(layers):
+            reader = partial(self._read, n, mixer)
+            attends = mixer.kind == "attention"
+            yield mixer.module, Tap(**{"read" if attends else "read_scan": (reader,)}, apart=True)
+
+    def _asks(self, reads: bool) -> dict[Any, Any]:
+        return {body(self._model): self._begin, **(self._taps if reads else {})}
+
+    def _begin(self, inputs: Mapping[str, Any]) -> None:
+        if in_backward() or self._entry is None:
+            return
+        number, self._passes = self._passes, self._passes + 1
+        reads = number % self._every == 0
+        self._entry.ask(self._asks(reads))
+        self._now = _Pass(number, inputs, self._past.before(inputs)) if reads else None
+
+    def _read(self, n: int, mixer: Mixer, *given: Any) -> None:
+        if in_backward():
+            return
+        now = self._now
+        if now is None or n in now.layers:
+            raise ValueError(
+                f"model: layer {mixer.layer} of {type(self._model).__name__} ran "
+                + ("outside a forward pass of the model" if now is None else "twice in a forward pass")
+                + ", which symground.observe does not read"
+            )
+        attends = mixer.kind == "attention"
+        first: Tensor = given[0]  # q [B,H,T,D] or dt [B,T,H]
+        with torch.no_grad():
+            if now.wanted is None:
+                self._open(now, len(first), first.shape[2 if attends else 1])
+            assert now.wanted is not None
+            of = now.wanted, slice(0, len(first)), now.arrays, n, mixer
+            read(*of, *given) if attends else read_scan(*of, *given)
+        now.layers.add(n)
+
+    def _open(self, now: _Pass, examples: int, queries: int) -> None:
+        """Find out what is read of a pass, and keep it."""
+        asked, total = self._asked, now.past + queries
+        valid = words_of(now.inputs, now.past, examples, queries)
+        p = last_of(valid)
+        rows = p[:, None] if asked.rows == "last" else None
+        if asked.rows == "all":
+            rows = torch.arange(queries).expand(examples, -1)
+        keys = fitted(self._groups_of(now), examples, total)
+        of_queries = {name: mask[:, now.past :] & valid for name, mask in keys.items()}
+        of_queries = with_prediction(of_queries, p, queries) if keys else {}
+        now.wanted = Wanted(
+            examples, queries, total, rows,
+            group_ids(of_queries, valid.long()) if keys else None,
+            group_ids(keys, torch.zeros(examples, total).long()) if keys else None,
+            tuple(of_queries), tuple(keys), asked.received, asked.summary, asked.topk, asked.block, asked.largest,
+        )  # fmt: skip
+        kept = [one for one in self._kept if one.wanted is not None]
+        kept = kept[1:] if len(kept) == self._kept.maxlen else kept
+        needed = sum(bytes_of(self._layers, one.wanted) for one in (*kept, now) if one.wanted is not None)
+        if self._limit is not None and needed > self._limit:
+            raise ValueError(
+                f"limit: the passes kept need {needed} bytes in host memory, got a limit of {self._limit}; every= and "
+                "last= keep fewer"
+            )
+        now.arrays = arrays_of(self._layers, now.wanted)
+        self._past.count(now.inputs, total)
+        now.inputs = {}  # a pass that is kept keeps no tensor of the model's
+        self._kept.append(now)
+
+    def _groups_of(self, now: _Pass) -> dict[str, Tensor]:
+        groups = self._asked.groups
+        if groups is None:
+            return self._images(now)
+        if not callable(groups):
+            return dict(groups)
+        given = groups(now.inputs)
+        if not isinstance(given, Mapping):
+            raise ValueError(f"groups: expected a function that returns a mapping from names, got {described(given)}")
+        masks = named_masks(given)
+        if self._names not in (None, tuple(masks)):
+            raise ValueError(f"groups: expected the names {list(self._names or ())} in every pass, got {list(masks)}")
+        self._names = tuple(masks)
+        return masks
+
+    def _images(self, now: _Pass) -> dict[str, Tensor]:
+        """The placeholders of images of a text, which its first pass has."""
+        token, ids = getattr(self._model.config, "image_token_id", None), now.inputs.get("input_ids")
+        if token is None:
+            return {}
+        if not now.past or not self._image:
+            if not isinstance(ids, Tensor):
+                raise ValueError("groups: expected masks, since this pass has no input_ids that show where images are")
+            self._image = {"image": pad_before((ids == token).cpu(), now.past)}
+        return self._image
+
+    def _dataset_of(self, one: _Pass) -> xr.Dataset:
+        assert one.wanted is not None
+        found = dataset_of(self._model, self._layers, one.wanted, one.arrays)
+        return found.assign_attrs(step=one.number, past=one.past, queries=one.wanted.queries)
+
+
+def pad_before(mask: Tensor, count: int) -> Tensor:
+    """[B,T] → [B,count+T], False before."""
+    return torch.nn.functional.pad(mask, (count, 0))
+
+
+def _stacked(given: list[xr.DataArray | None]) -> tuple[tuple[str, ...], NDArray[Any]]:
+    """Arrays of the same dimensions along a first dimension step, each filled up to the largest sizes."""
+    like = next(x for x in given if x is not None)
+    sizes = tuple(max(x.shape[axis] for x in given if x is not None) for axis in range(like.ndim))
+    fill = -1 if like.dtype.kind == "i" else np.nan
+    found = np.full((len(given), *sizes), fill, like.dtype)
+    for n, x in enumerate(given):
+        if x is not None:
+            found[(n, *map(slice, x.shape))] = x.values
+    return ("step", *like.dims), found
