@@ -22,9 +22,12 @@ from symground.models.hooks import tapped
 from symground.ops.attention.mixing import Mixing
 from symground.ops.attention.weights.api import attention_read
 from symground.ops.attention.weights.record import Asked
+from symground.ops.common.flow import members
 
 #: The results of every query.
 _SUMMARY = ("entropy", "weight", "key", "score", "distance")
+#: What a backward pass gives.
+FLOW = ("flow", "row_total")
 
 
 class Wanted(NamedTuple):
@@ -33,6 +36,7 @@ class Wanted(NamedTuple):
     examples: int
     queries: int
     keys: int
+    valid: Tensor  # [N,T] bool, False at padding
     rows: Tensor | None  # [N,R], indices of the queries
     query_groups: Tensor | None  # [N,T]
     key_groups: Tensor | None  # [N,S]
@@ -43,6 +47,7 @@ class Wanted(NamedTuple):
     topk: int | None
     block: int
     largest: bool
+    flow: bool = False
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of each variable, the sizes after example, layer and head."""
@@ -59,6 +64,8 @@ class Wanted(NamedTuple):
             found |= dict.fromkeys(("topk_weight", "topk_key"), (queries, self.topk))
         if self.block:
             found["pooled"] = -(-queries // self.block), -(-keys // self.block)
+        if self.flow:
+            found |= {"flow": (len(self.query_names), len(self.key_names)), "row_total": (len(self.query_names),)}
         return found
 
     def dims(self) -> dict[str, tuple[str, ...]]:
@@ -67,7 +74,7 @@ class Wanted(NamedTuple):
         of_query = dict.fromkeys(_SUMMARY, ("query",)) | dict.fromkeys(("topk_weight", "topk_key"), ("query", "rank"))
         more = {
             "rows": (row, "key"), "mass": ("query_group", "key_group"), "received": ("query_group", "key"), **of_query,
-            "pooled": ("query_block", "key_block"),
+            "pooled": ("query_block", "key_block"), "flow": ("query_group", "key_group"), "row_total": ("query_group",),
         }  # fmt: skip
         return {name: ("example", "layer", "head", *of) for name, of in more.items()}
 
@@ -106,8 +113,12 @@ def dataset_of(
     if wanted.rows is not None:
         past = wanted.keys - wanted.queries
         coordinates["row_position"] = (("example", dims["rows"][3]), wanted.rows.numpy() + past)
-    if wanted.key_names:
+    if wanted.summary or wanted.topk is not None:
+        coordinates["valid"] = (("example", "query"), wanted.valid.numpy())
+    if wanted.query_groups is not None:
         coordinates |= {"query_group": list(wanted.query_names), "key_group": list(wanted.key_names)}
+        sizes = members(wanted.query_groups, len(wanted.query_names), torch.float32).sum(-1).long()
+        coordinates["group_size"] = (("example", "query_group"), sizes.numpy())
     elif wanted.received:
         coordinates["query_group"] = ["all"]
     without = [mixer.layer for mixer in layers if mixer.kind != "attention"]
@@ -179,6 +190,8 @@ def read(
         taken = 0.0 if mixing.sink is None else (mixing.sink[:, None] - lse).exp()
         found["distance"] -= more * torch.where(found["key"] < 0, 0.0, 1.0 - taken)
     for name, array in arrays.items():
+        if name in FLOW:
+            continue
         x, offset = found[name], 0
         if name in ("rows", "received"):  # a key that is no longer there is hidden by the window
             x, offset = x[..., :keys], first

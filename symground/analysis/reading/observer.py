@@ -8,13 +8,15 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from symground.analysis.reading.flow_probes import with_flow
+from symground.analysis.reading.joining import joined
 from symground.analysis.reading.layers import Wanted, arrays_of, bytes_of, dataset_of, read, read_scan
 from symground.analysis.reading.passing import Past, fitted, named_masks, words_of
 from symground.analysis.reading.reader import readable
@@ -37,6 +39,7 @@ def observe(
     topk: int | None = None,
     block: int | None = None,
     reduce: str = "sum",
+    flow: bool = False,
     every: int = 1,
     last: int | None = None,
     limit: int | None = None,
@@ -59,6 +62,9 @@ def observe(
         rows: whose rows of A are read: "last", each example's last valid query of the pass; "all"; or None.
         received, summary, topk, block, reduce: as in :func:`symground.attention`; a pass that has fewer keys than
             ``topk`` gives 0 and -1 for the rest.
+        flow: whether to return the flow between groups too, of the loss whose backward pass follows a pass, as
+            :func:`symground.trace` defines it; NaN where none follows. It is computed in that backward pass. It needs
+            groups, an attention dropout of 0, and a pass without a cache.
         every: read the first of each so many passes; the others run as without the block.
         last: keep the last so many of the passes that were read; None keeps all.
         limit: the most bytes that the passes kept may have in host memory; None is any number.
@@ -82,8 +88,10 @@ def observe(
         groups if groups is None or callable(groups) else named_masks(groups),
         choice("rows", rows, ("last", "all", None)), flag("received", received), flag("summary", summary),
         None if topk is None else integer("topk", topk, 1), 0 if block is None else integer("block", block, 1),
-        choice("reduce", reduce, ("sum", "max")) == "max",
+        choice("reduce", reduce, ("sum", "max")) == "max", flag("flow", flow),
     )  # fmt: skip
+    if asked.flow and (groups is None or (isinstance(groups, Mapping) and not groups)):
+        raise ValueError("flow: expected groups between which the flow is summed, got none")
     if isinstance(asked.groups, Mapping):
         first = next(iter(asked.groups.values()), torch.zeros(0, 0))
         group_ids(asked.groups, first.long())  # refuses masks that overlap
@@ -102,6 +110,7 @@ class _Asked(NamedTuple):
     topk: int | None
     block: int
     largest: bool
+    flow: bool
 
 
 class _Pass:
@@ -132,7 +141,7 @@ class Observation(AbstractContextManager["Observation"]):
     def __enter__(self) -> Observation:
         if self._entry is not None:
             raise ValueError("symground.observe: expected a block that is entered once at a time")
-        self._entry = Entry(self._asks(reads=False))
+        self._entry = Entry({body(self._model): self._begin})
         self._entry.__enter__()
         return self
 
@@ -154,8 +163,8 @@ class Observation(AbstractContextManager["Observation"]):
         """All passes that are kept, as one Dataset.
 
         Its variables are those of :func:`symground.attention` with a first dimension step. A pass with fewer examples,
-        queries or keys than others is filled up with NaN, and with -1 where the numbers are keys; `passes` has each at
-        its own size. The coordinates of step are its number (among all passes of the block, from 0), ``past``, the
+        queries or keys than others is filled up with NaN, and with -1 where the numbers are integers; `passes` has each
+        at its own size. The coordinates of step are its number (among all passes of the block, from 0), ``past``, the
         positions before those of the pass, and ``queries``, how many positions it has; query i is position past + i.
 
         Raises:
@@ -163,33 +172,32 @@ class Observation(AbstractContextManager["Observation"]):
         """
         if not self._kept:
             raise ValueError("symground.observe: expected at least one pass of the model in the block, got none")
-        passes = self.passes
-        names = {name: None for one in passes for name in one.data_vars}
-        found = xr.Dataset({name: _stacked([one.get(name) for one in passes]) for name in names})
-        if "row_position" in passes[0].coords:
-            found = found.assign_coords(row_position=_stacked([one.get("row_position") for one in passes]))
-        known = {name: passes[0][name] for name in ("layer", "kind", "head")}
-        of_groups = {name: one[name] for one in passes for name in ("query_group", "key_group") if name in one.coords}
-        of_steps = {name: ("step", [one.attrs[name] for one in passes]) for name in ("step", "past", "queries")}
-        attrs = {n: x for n, x in passes[0].attrs.items() if n not in of_steps}
-        return found.assign_coords({**known, **of_groups, **of_steps}).assign_attrs(attrs)
+        return joined(self.passes)
 
     def _taps_of(self, layers: tuple[Mixer, ...]) -> Iterator[tuple[Any, Tap]]:
         for n, mixer in enumerate(layers):
             reader = partial(self._read, n, mixer)
             attends = mixer.kind == "attention"
-            yield mixer.module, Tap(**{"read" if attends else "read_scan": (reader,)}, apart=True)
-
-    def _asks(self, reads: bool) -> dict[Any, Any]:
-        return {body(self._model): self._begin, **(self._taps if reads else {})}
+            yield mixer.module, Tap(read=(reader,), apart=True) if attends else Tap(read_scan=(reader,))
 
     def _begin(self, inputs: Mapping[str, Any]) -> None:
         if in_backward() or self._entry is None:
             return
         number, self._passes = self._passes, self._passes + 1
-        reads = number % self._every == 0
-        self._entry.ask(self._asks(reads))
-        self._now = _Pass(number, inputs, self._past.before(inputs)) if reads else None
+        taps: Mapping[Any, Tap] = {}
+        self._now = None
+        if number % self._every == 0:
+            self._now = _Pass(number, inputs, self._past.before(inputs))
+            flows = self._asked.flow and torch.is_grad_enabled()
+            taps = self._with_flow(self._now) if flows else self._taps
+        self._entry.ask({body(self._model): self._begin, **taps})
+
+    def _with_flow(self, now: _Pass) -> dict[Any, Tap]:
+        given = next((now.inputs[n] for n in ("input_ids", "inputs_embeds") if now.inputs.get(n) is not None), None)
+        if not isinstance(given, Tensor) or now.past:
+            raise ValueError("flow: expected a pass with input_ids or inputs_embeds and without positions in a cache")
+        examples, queries = given.shape[:2]
+        return dict(with_flow(self._taps, self._layers, self._open(now, examples, queries), now.arrays))
 
     def _read(self, n: int, mixer: Mixer, *given: Any) -> None:
         if in_backward():
@@ -204,14 +212,12 @@ class Observation(AbstractContextManager["Observation"]):
         attends = mixer.kind == "attention"
         first: Tensor = given[0]  # q [B,H,T,D] or dt [B,T,H]
         with torch.no_grad():
-            if now.wanted is None:
-                self._open(now, len(first), first.shape[2 if attends else 1])
-            assert now.wanted is not None
-            of = now.wanted, slice(0, len(first)), now.arrays, n, mixer
+            wanted = now.wanted or self._open(now, len(first), first.shape[2 if attends else 1])
+            of = wanted, slice(0, wanted.examples), now.arrays, n, mixer
             read(*of, *given) if attends else read_scan(*of, *given)
         now.layers.add(n)
 
-    def _open(self, now: _Pass, examples: int, queries: int) -> None:
+    def _open(self, now: _Pass, examples: int, queries: int) -> Wanted:
         """Find out what is read of a pass, and keep it."""
         asked, total = self._asked, now.past + queries
         valid = words_of(now.inputs, now.past, examples, queries)
@@ -223,10 +229,11 @@ class Observation(AbstractContextManager["Observation"]):
         of_queries = {name: mask[:, now.past :] & valid for name, mask in keys.items()}
         of_queries = with_prediction(of_queries, p, queries) if keys else {}
         now.wanted = Wanted(
-            examples, queries, total, rows,
+            examples, queries, total, valid, rows,
             group_ids(of_queries, valid.long()) if keys else None,
             group_ids(keys, torch.zeros(examples, total).long()) if keys else None,
             tuple(of_queries), tuple(keys), asked.received, asked.summary, asked.topk, asked.block, asked.largest,
+            asked.flow,
         )  # fmt: skip
         kept = [one for one in self._kept if one.wanted is not None]
         kept = kept[1:] if len(kept) == self._kept.maxlen else kept
@@ -240,6 +247,7 @@ class Observation(AbstractContextManager["Observation"]):
         self._past.count(now.inputs, total)
         now.inputs = {}  # a pass that is kept keeps no tensor of the model's
         self._kept.append(now)
+        return now.wanted
 
     def _groups_of(self, now: _Pass) -> dict[str, Tensor]:
         groups = self._asked.groups
@@ -264,27 +272,10 @@ class Observation(AbstractContextManager["Observation"]):
         if not now.past or not self._image:
             if not isinstance(ids, Tensor):
                 raise ValueError("groups: expected masks, since this pass has no input_ids that show where images are")
-            self._image = {"image": pad_before((ids == token).cpu(), now.past)}
+            self._image = {"image": pad((ids == token).cpu(), (now.past, 0))}
         return self._image
 
     def _dataset_of(self, one: _Pass) -> xr.Dataset:
         assert one.wanted is not None
         found = dataset_of(self._model, self._layers, one.wanted, one.arrays)
         return found.assign_attrs(step=one.number, past=one.past, queries=one.wanted.queries)
-
-
-def pad_before(mask: Tensor, count: int) -> Tensor:
-    """[B,T] → [B,count+T], False before."""
-    return torch.nn.functional.pad(mask, (count, 0))
-
-
-def _stacked(given: list[xr.DataArray | None]) -> tuple[tuple[str, ...], NDArray[Any]]:
-    """Arrays of the same dimensions along a first dimension step, each filled up to the largest sizes."""
-    like = next(x for x in given if x is not None)
-    sizes = tuple(max(x.shape[axis] for x in given if x is not None) for axis in range(like.ndim))
-    fill = -1 if like.dtype.kind == "i" else np.nan
-    found = np.full((len(given), *sizes), fill, like.dtype)
-    for n, x in enumerate(given):
-        if x is not None:
-            found[(n, *map(slice, x.shape))] = x.values
-    return ("step", *like.dims), found

@@ -88,7 +88,8 @@ def attention(
         - topk_weight and topk_key in int64 (example, layer, head, query, rank);
         - pooled (example, layer, head, query_block, key_block).
 
-        Padding is no valid key, and its own rows mean nothing.
+        The coordinates valid (example, query) and group_size (example, query_group) say which queries are not padding,
+        and how many a group has. Padding is no valid key, and its own rows mean nothing.
 
     Raises:
         ValueError: rows out of range, groups that do not fit or overlap, ``topk`` beyond the length, a result larger
@@ -190,7 +191,7 @@ def _asked(
     queries = with_prediction(keys, last, length) if keys else {}
     topk = None if topk is None else integer("topk", topk, 1, length)
     return Wanted(
-        given.examples, length, length, _rows_of(rows, last, length),
+        given.examples, length, length, given.valid, _rows_of(rows, last, length),
         group_ids(queries, like) if keys else None, group_ids(keys, like) if keys else None, tuple(queries),
         tuple(keys), flag("received", received), flag("summary", summary), topk,
         0 if block is None else integer("block", block, 1), choice("reduce", reduce, ("sum", "max")) == "max",

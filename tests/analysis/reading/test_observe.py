@@ -366,3 +366,27 @@ def test_a_hybrid_generates_with_both_kinds_of_layers() -> None:
         (a,) = [x for x in attentions if x is not None]
         heads = a.shape[1]
         np.testing.assert_allclose(one.rows[:, attends, :heads, 0], a[:, :, -1, : 9 + n], atol=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [None, True, False])
+@pytest.mark.parametrize("build", [gpt2, llama, mamba2])
+def test_the_flow_of_a_training_step_is_that_of_a_trace(build: Any, checkpointing: bool | None) -> None:
+    """The loss is the surprisal that a trace goes back from, so both are of one backward pass."""
+    kind, config = _class_of(build, dropout=0.0)
+    model = sg.attach(kind(config).eval())
+    groups = {"first": torch.arange(9).expand(2, -1) < 3, "next": torch.arange(9).expand(2, -1) == 4}
+    targets = torch.tensor([3, 4])
+    expected = sg.trace(model, ids(), targets, groups=groups)
+    model.train()
+    if checkpointing is not None:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": checkpointing})
+    with sg.observe(model, groups, rows=None, flow=True) as seen:
+        logits = model(ids(), use_cache=False).logits[:, -1]
+    assert bool(np.isnan(seen.dataset().flow).all())
+    torch.nn.functional.cross_entropy(logits, targets, reduction="sum").backward()  # after the block
+    found = seen.dataset().isel(step=0)
+    for name in ("flow", "row_total"):
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5, rtol=1e-4)
+    model.eval()
+    kept = sg.attention(model, ids(), groups=groups)
+    np.testing.assert_allclose(found.mass, kept.mass, atol=1e-5)
