@@ -81,7 +81,8 @@ def words_of(inputs: Mapping[str, Any], past: int, examples: int, queries: int) 
     if mask.dtype == torch.int64 and mask.ndim == 4 and mask.shape[3] >= 2 and not past:  # of our mask function
         first, last = mask[:, 0, 0, :2].cpu().T[..., None]
         at = torch.arange(queries)
-        return (at >= first) & (at < last)
+        within: Tensor = (at >= first) & (at < last)
+        return within
     return everything
 
 

@@ -1,6 +1,6 @@
 """Attach makes a model traceable in place; lookup returns its mixers."""
 
 from symground.models.attachment.attaching import attach, detach
-from symground.models.attachment.lookup import check_model, mixers, reads_whole, untraced
+from symground.models.attachment.lookup import check_model, is_attached, mixers, reads_whole, untraced
 
-__all__ = ["attach", "check_model", "detach", "mixers", "reads_whole", "untraced"]
+__all__ = ["attach", "check_model", "detach", "is_attached", "mixers", "reads_whole", "untraced"]

@@ -36,6 +36,7 @@ from symground.models.attachment.lookup import (
     check_layers,
     check_model,
     instead,
+    is_attached,
     remember,
 )
 from symground.models.attachment.support import mixers_of, untraced_of
@@ -97,7 +98,7 @@ def attach(model: M, parts: Sequence[str] | None = None) -> M:
             unchanged.
     """
     check_model(model)
-    again = hasattr(model, ATTACHED)
+    again = is_attached(model)
     with_vision = getattr(model, WITH_VISION, False) if parts is None else _with_vision(model, parts)
     if isinstance(model, LSTMForCausalLM):
         remember(model, ())

@@ -76,6 +76,10 @@ def mixers(model: nn.Module, vision: bool = False) -> tuple[Mixer, ...]:
     return found if vision else tuple(mixer for mixer in found if mixer.kind != "vision")
 
 
+def is_attached(model: nn.Module) -> bool:
+    return hasattr(model, ATTACHED)
+
+
 def reads_whole(model: nn.Module) -> bool:
     """Whether an attached model with a vocabulary does not run on words alone, without its other inputs."""
     return bool(getattr(model, WHOLE, False))
