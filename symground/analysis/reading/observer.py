@@ -20,6 +20,7 @@ from symground.analysis.reading.joining import joined
 from symground.analysis.reading.layers import Wanted, arrays_of, bytes_of, dataset_of, read, read_scan
 from symground.analysis.reading.passing import Past, fitted, named_masks, words_of
 from symground.analysis.reading.reader import readable
+from symground.analysis.reading.spans import spans_of
 from symground.analysis.tracing import group_ids, last_of, with_prediction
 from symground.errors import choice, described, flag, integer
 from symground.models import Mixer, Tap
@@ -58,7 +59,8 @@ def observe(
             the keys of the pass itself are read, since its state keeps no single positions; others are NaN.
         groups: names → [B,P] masks of the first P positions, which do not overlap; later positions are in no group.
             Or a function of the inputs of a pass, by their names, that returns such masks for it. Asks for mass. None
-            takes the placeholders of images as the group "image", if the model reads images.
+            takes the parts of a text with images: "system", "image", "question", and "answer", which a cache's later
+            passes read.
         rows: whose rows of A are read: "last", each example's last valid query of the pass; "all"; or None.
         received, summary, topk, block, reduce: as in :func:`symground.attention`; a pass that has fewer keys than
             ``topk`` gives 0 and -1 for the rest.
@@ -133,7 +135,7 @@ class Observation(AbstractContextManager["Observation"]):
         self._kept: deque[_Pass] = deque(maxlen=last)
         self._passes, self._past = 0, Past()
         self._now: _Pass | None = None
-        self._image: dict[str, Tensor] = {}
+        self._text: dict[str, Tensor] = {}
         self._names: tuple[str, ...] | None = None
         self._entry: Entry | None = None
         self._taps = dict(self._taps_of(self._layers))
@@ -225,7 +227,7 @@ class Observation(AbstractContextManager["Observation"]):
         rows = p[:, None] if asked.rows == "last" else None
         if asked.rows == "all":
             rows = torch.arange(queries).expand(examples, -1)
-        keys = fitted(self._groups_of(now), examples, total)
+        keys = fitted(self._groups_of(now, valid), examples, total)
         of_queries = {name: mask[:, now.past :] & valid for name, mask in keys.items()}
         of_queries = with_prediction(of_queries, p, queries) if keys else {}
         now.wanted = Wanted(
@@ -249,10 +251,10 @@ class Observation(AbstractContextManager["Observation"]):
         self._kept.append(now)
         return now.wanted
 
-    def _groups_of(self, now: _Pass) -> dict[str, Tensor]:
+    def _groups_of(self, now: _Pass, valid: Tensor) -> dict[str, Tensor]:
         groups = self._asked.groups
         if groups is None:
-            return self._images(now)
+            return self._spans(now, valid)
         if not callable(groups):
             return dict(groups)
         given = groups(now.inputs)
@@ -264,16 +266,20 @@ class Observation(AbstractContextManager["Observation"]):
         self._names = tuple(masks)
         return masks
 
-    def _images(self, now: _Pass) -> dict[str, Tensor]:
-        """The placeholders of images of a text, which its first pass has."""
-        token, ids = getattr(self._model.config, "image_token_id", None), now.inputs.get("input_ids")
-        if token is None:
+    def _spans(self, now: _Pass, valid: Tensor) -> dict[str, Tensor]:
+        """The parts of a text with images: its first pass has the images, and what follows it is the answer."""
+        if getattr(self._model.config, "image_token_id", None) is None:
             return {}
-        if not now.past or not self._image:
+        ids = now.inputs.get("input_ids")
+        if not now.past:
             if not isinstance(ids, Tensor):
                 raise ValueError("groups: expected masks, since this pass has no input_ids that show where images are")
-            self._image = {"image": pad((ids == token).cpu(), (now.past, 0))}
-        return self._image
+            self._text = spans_of(self._model, ids, valid)
+        if not self._text:
+            return {}
+        answer = self._text["answer"]
+        generated = pad(torch.zeros_like(answer), (0, now.past + valid.shape[1] - answer.shape[1]), value=True)
+        return {**self._text, "answer": generated}
 
     def _dataset_of(self, one: _Pass) -> xr.Dataset:
         assert one.wanted is not None

@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.checks import ids_of, tensor_of
+from symground.analysis.checks import tensor_of
+from symground.analysis.reading.given import Given, given_of
 from symground.analysis.reading.layers import Wanted, arrays_of, bytes_of, dataset_of, reading
 from symground.analysis.tracing import (
-    checked_mask,
     group_ids,
-    image_group,
-    inputs_of,
-    last_of,
-    masks_of,
-    with_prediction,
 )
-from symground.errors import choice, described, flag, integer
+from symground.errors import choice, flag, integer
 from symground.models import Mixer, mixers
 from symground.models.hooks import body, device_of
-from symground.models.passes import check_length, check_names, readable_ids
 from symground.models.trials import check_deterministic
 from symground.running import progress
-
-#: The keywords of `attention`, one of which an error may suggest.
-_KEYWORDS = (
-    "input_ids", "attention_mask", "rows", "groups", "received", "summary", "topk", "block", "reduce", "batch_size",
-    "limit",
-)  # fmt: skip
 
 
 def attention(
@@ -61,11 +48,14 @@ def attention(
         model: made traceable by :func:`symground.attach`; one that reads a text, without cross-attention. Of Mamba-2's
             layers rows, mass and received are those of |M|, whose rows sum to any number. The rest has no meaning
             there: it is NaN, and -1 for keys. ``attrs["note"]`` says so.
-        input_ids: [B,T]; None if ``inputs_embeds`` [B,T,D] is given.
+        input_ids: [B,T]; None if ``inputs_embeds`` [B,T,D] is given. Or examples of probes, or probes or questions
+            about images, whose matched examples are read. These have their own groups, and
+            :meth:`symground.analysis.ImageQuestions.on_picture` spreads a row over the pixels of a picture.
         attention_mask: [B,T], 0 at padding; as in transformers.
         rows: whose rows of A are returned: "last", each example's last valid token; "all"; positions [B,R]; or None.
-        groups: names → [B,T] masks of positions, which do not overlap; asks for mass. None takes the placeholders of
-            images as the group "image", if there are any.
+        groups: names → [B,T] masks of positions, which do not overlap; asks for mass. With None, texts with images have
+            the groups "system" (what stands before the first image), "image" (the placeholders), "question" (what
+            follows) and "answer" (where ``assistant_masks`` [B,T], which a chat template returns, has 1).
         received: whether to return what each key receives, by group of queries; without groups from all queries.
         summary: whether to return entropy, largest weight, its key and score, and mean distance of each row.
         topk: how many of the largest weights of each row to return.
@@ -74,7 +64,8 @@ def attention(
         batch_size: the examples of one pass.
         limit: the most bytes that the result may have in host memory (:func:`symground.attention_memory`); None
             is any number.
-        model_inputs: further inputs of the model (``pixel_values``, ``position_ids``, ``inputs_embeds``).
+        model_inputs: further inputs of the model (``pixel_values``, ``position_ids``, ``inputs_embeds``), and
+            ``assistant_masks``.
 
     Returns:
         An xarray Dataset, of what was asked for, float32 unless said otherwise:
@@ -99,18 +90,16 @@ def attention(
     Source: :func:`symground.ops.attention_rows`, :func:`symground.ops.ssd_rows` and their companions, which give the
     formulas.
     """
-    layers = readable(model)
-    given = _given(model, input_ids, attention_mask, model_inputs)
-    asked = _asked(given, rows, groups, received, summary, topk, block, reduce)
+    layers, batch_size = readable(model), integer("batch_size", batch_size, 1)
+    given = given_of(model, input_ids, attention_mask, groups, batch_size, model_inputs)
+    asked = _asked(given, rows, received, summary, topk, block, reduce)
     check_deterministic(model)
     _check_limit(bytes_of(layers, asked), limit)
-    batch_size = integer("batch_size", batch_size, 1)
     arrays, device, count = arrays_of(layers, asked), device_of(model), given.examples
-    inputs = inputs_of(given.inputs, None, count, batch_size)
     with torch.inference_mode(), progress("attention", -(-count // batch_size), quick=True) as bar:
         for start in range(0, count, batch_size):
             at = slice(start, min(start + batch_size, count))
-            here = {n: x.to(device) if isinstance(x, Tensor) else x for n, x in inputs(at).items()}
+            here = {n: x.to(device) if isinstance(x, Tensor) else x for n, x in given.inputs(at).items()}
             with reading(layers, asked, at, arrays):
                 body(model)(**here, use_cache=False)
             bar.advance()
@@ -130,18 +119,9 @@ def attention_memory(
     Raises:
         ValueError, TypeError: as there.
     """
-    layers, given = readable(model), _given(model, input_ids, attention_mask, model_inputs)
-    return bytes_of(layers, _asked(given, rows, groups, received, summary, topk, block, "sum"))
-
-
-class _Given(NamedTuple):
-    """The inputs of the model for N examples of T positions."""
-
-    inputs: dict[str, Any]
-    examples: int
-    length: int
-    valid: Tensor  # [N,T] bool
-    image: dict[str, Tensor]
+    layers = readable(model)
+    given = given_of(model, input_ids, attention_mask, groups, 2**62, model_inputs)
+    return bytes_of(layers, _asked(given, rows, received, summary, topk, block, "sum"))
 
 
 def readable(model: PreTrainedModel) -> tuple[Mixer, ...]:
@@ -157,43 +137,16 @@ def readable(model: PreTrainedModel) -> tuple[Mixer, ...]:
     return layers
 
 
-def _given(model: PreTrainedModel, input_ids: Any, attention_mask: Any, model_inputs: Mapping[str, Any]) -> _Given:
-    inputs = {n: tensor_of(x, n) if isinstance(x, (np.ndarray, list)) else x for n, x in model_inputs.items()}
-    check_names(body(model), inputs, "symground.attention", _KEYWORDS)
-    embeds, image = inputs.get("inputs_embeds"), {}
-    if (input_ids is None) == (embeds is None):
-        raise ValueError("input_ids: expected ids [B,T], or None with inputs_embeds [B,T,D]; got both or neither")
-    if input_ids is not None:
-        inputs["input_ids"] = ids = ids_of(input_ids, "input_ids", 2, readable_ids(model))
-        image = image_group(model, ids)
-    else:
-        if not isinstance(embeds, Tensor) or embeds.ndim != 3:
-            raise ValueError(f"inputs_embeds: expected shape [B,T,D], got {described(embeds)}")
-        ids = torch.zeros(embeds.shape[:2], dtype=torch.int64)
-    if not ids.numel():
-        raise ValueError(f"input_ids: expected at least one example of one token, got shape {list(ids.shape)}")
-    check_length(model, ids.shape[1], "input_ids")
-    valid = torch.ones(ids.shape, dtype=torch.bool)
-    if attention_mask is not None:
-        inputs["attention_mask"] = checked_mask(attention_mask, ids, "attention_mask")
-        valid = inputs["attention_mask"].bool().cpu()
-    return _Given(inputs, ids.shape[0], ids.shape[1], valid, image)
-
-
 def _asked(
-    given: _Given, rows: str | Tensor | None, groups: Mapping[str, Tensor] | None, received: bool, summary: bool,
-    topk: int | None, block: int | None, reduce: str,
+    given: Given, rows: str | Tensor | None, received: bool, summary: bool, topk: int | None, block: int | None,
+    reduce: str,
 ) -> Wanted:  # fmt: skip
-    last, length = last_of(given.valid), given.length
-    like = torch.zeros(given.examples, length, dtype=torch.int64)
-    keys = masks_of(given.image if groups is None else groups, like)
-    keys = {name: mask.cpu() & given.valid for name, mask in keys.items()}
-    queries = with_prediction(keys, last, length) if keys else {}
+    length, like = given.length, given.valid.long()
     topk = None if topk is None else integer("topk", topk, 1, length)
+    queries, keys = (group_ids(of, like) if of else None for of in (given.queries, given.keys))
     return Wanted(
-        given.examples, length, length, given.valid, _rows_of(rows, last, length),
-        group_ids(queries, like) if keys else None, group_ids(keys, like) if keys else None, tuple(queries),
-        tuple(keys), flag("received", received), flag("summary", summary), topk,
+        given.examples, length, length, given.valid, _rows_of(rows, given.prediction, length), queries, keys,
+        tuple(given.queries), tuple(given.keys), flag("received", received), flag("summary", summary), topk,
         0 if block is None else integer("block", block, 1), choice("reduce", reduce, ("sum", "max")) == "max",
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ from symground.analysis.tracing.trace_input import (
     inputs_of,
     last_of,
     masks_of,
+    warn_without_pictures,
     with_prediction,
 )
 from symground.analysis.tracing.tracer import trace
@@ -21,5 +22,5 @@ from symground.analysis.tracing.tracer import trace
 __all__ = [
     "PREDICTION", "TunedLens", "check_unreserved", "checked_mask", "coordinates_of", "group_ids", "image_group",
     "inputs_of", "last_of", "lens_gain", "masks_of", "most_heads", "saliency_by_region", "saliency_maps", "trace",
-    "trace_memory", "with_prediction",
+    "trace_memory", "warn_without_pictures", "with_prediction",
 ]  # fmt: skip

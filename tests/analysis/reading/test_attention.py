@@ -15,7 +15,7 @@ import symground as sg
 from benchmarks.common.twins import twins
 from tests.models.attachment.builders import SIZES, ids, llama, mamba2
 from tests.models.attachment.test_drawn import DRAWN, drawn_ids, drawn_mask, drawn_models
-from tests.models.attachment.test_vision_language import FAMILIES, IMAGE, batch, pair
+from tests.models.attachment.test_vision_language import FAMILIES, batch, pair
 from tests.ops.common.oracles import matrix
 
 
@@ -121,17 +121,60 @@ def test_embeddings_in_place_of_ids_and_heads_that_are_silenced() -> None:
     assert all(mixer.tap.idle for mixer in sg.models.mixers(model))
 
 
-def test_placeholders_of_images_are_a_group() -> None:
-    family = FAMILIES["LLaVA-1.5"]
+@pytest.mark.parametrize("name", ["LLaVA-1.5", "Qwen2.5-VL"])
+def test_the_parts_of_a_text_with_images_are_groups(name: str) -> None:
+    family = FAMILIES[name]
     eager, twin = pair(family)
     ours, given = sg.attach(twin), batch(family, None)
     with torch.no_grad():
         attentions = eager(**given, output_attentions=True).attentions
     a = torch.stack(attentions, 1)
-    found = sg.attention(ours, rows=None, **given)
-    image = (given["input_ids"] == IMAGE)[:, None, None]
-    assert found.query_group.values.tolist() == ["prediction", "image"]
-    np.testing.assert_allclose(found.mass[..., 0, 0], (a[..., -1, :] * image).sum(-1), atol=1e-5)
+    image = given["input_ids"] == ours.config.image_token_id
+    answers = torch.zeros_like(image)
+    answers[:, -2:] = True
+    at = torch.arange(image.shape[1])
+    first = image.int().argmax(-1, keepdim=True)
+    masks = {"system": at < first, "image": image, "question": (at > first) & ~image & ~answers, "answer": answers}
+    found = sg.attention(ours, rows=None, assistant_masks=answers, **given)
+    assert found.query_group.values.tolist() == ["prediction", *masks]
+    for n, mask in enumerate(masks.values()):
+        expected = (a[..., -1, :] * mask[:, None, None]).sum(-1)
+        np.testing.assert_allclose(found.mass[..., 0, n], expected, atol=1e-5)
+    sizes = sg.attention(ours, rows=None, **given).group_size.values[0].tolist()
+    question = (at > first) & ~image
+    assert sizes == [1, int(masks["system"][0].sum()), int(image[0].sum()), int(question[0].sum()) - 1, 0]
+
+
+def test_questions_are_read_and_drawn_onto_their_pictures(twins: Any, asked: sg.analysis.ImageQuestions) -> None:
+    found = sg.attention(twins.ours, asked, received=True)
+    for i in range(0, len(asked), 3):
+        given = twins.given(asked, i)
+        with torch.no_grad():
+            a = torch.stack(twins.eager(**given, output_attentions=True).attentions, 1)[0]  # [L,H,T,T]
+        length = a.shape[-1]
+        np.testing.assert_allclose(found.rows[i, :, :, 0, :length], a[:, :, -1], atol=1e-5)
+        image = given["input_ids"][0] == twins.processor.image_token_id
+        into_image = found.mass[i].sel(query_group="prediction", key_group="image")
+        np.testing.assert_allclose(into_image, a[:, :, -1, image].sum(-1), atol=1e-5)
+        heat = asked.on_picture(i, found.rows[i].sum(("layer", "head")).isel(query=0).values)
+        assert heat.shape == asked.picture(i).size[::-1]
+        assert float(heat.sum()) == pytest.approx(float(a[:, :, -1, image].sum()), rel=1e-4)
+
+
+def test_probes_have_their_own_groups(own: Any) -> None:
+    model, probes = own.model, own.few
+    examples = probes.matched()
+    found = sg.attention(model, probes, rows="last", received=True)
+    whole = sg.attention(model, examples.input_ids, rows="all")
+    for i, p in enumerate(examples.prediction.tolist()):
+        np.testing.assert_allclose(found.rows[i, :, :, 0], whole.rows[i, :, :, p], atol=1e-6)
+        for key, mask in examples.key_masks.items():
+            wanted = (whole.rows[i, :, :, p] * mask[i].numpy()).sum("key")
+            np.testing.assert_allclose(found.mass[i].sel(query_group="prediction", key_group=key), wanted, atol=1e-5)
+    assert found.query_group.values.tolist() == list(examples.query_masks)
+    assert sg.attention(model, examples).equals(sg.attention(model, probes))
+    with pytest.raises(ValueError, match="groups: probes and questions contain their own groups"):
+        sg.attention(model, probes, groups={"a": torch.ones(2, 9)})
 
 
 @pytest.mark.filterwarnings("ignore:.*also mixes positions by")

@@ -347,8 +347,10 @@ def test_where_a_model_looks_at_each_word_that_it_generates_of_a_picture() -> No
     image = given["input_ids"] == IMAGE
     for one, attentions in zip(seen.passes, out.attentions, strict=True):
         a = torch.stack(attentions, 1)[..., -1, : image.shape[1]]
-        assert one.key_group.values.tolist() == ["image"]
-        np.testing.assert_allclose(one.mass[..., 0, 0], (a * image[:, None, None]).sum(-1), atol=1e-5)
+        assert one.key_group.values.tolist() == ["system", "image", "question", "answer"]
+        np.testing.assert_allclose(one.mass[..., 0, 1], (a * image[:, None, None]).sum(-1), atol=1e-5)
+        generated = torch.stack(attentions, 1)[..., -1, image.shape[1] :].sum(-1)
+        np.testing.assert_allclose(one.mass[..., 0, 3], generated, atol=1e-5)
 
 
 def test_a_hybrid_generates_with_both_kinds_of_layers() -> None:
