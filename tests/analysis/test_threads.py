@@ -55,7 +55,14 @@ def analyses(model: PreTrainedModel, corpus: Corpus) -> dict[str, Callable[[], A
         with torch.no_grad(), sg.ablate(model, [(1, 0), (2, 1)], mode, None if mode == "zero" else ids):
             return model(ids).logits
 
+    def observed() -> xr.Dataset:
+        with sg.observe(model, rows="all", received=True) as seen, torch.no_grad():
+            model(ids)
+        return seen.dataset()
+
     return {
+        "attention": lambda: sg.attention(model, probes, received=True, batch_size=4),
+        "observe": observed,
         "trace": lambda: sg.trace(model, ids, targets, rows=True, batch_size=4),
         "trace, checkpoint": lambda: sg.trace(model, probes, checkpoint=True),
         "score": lambda: sg.score(model, probes),
