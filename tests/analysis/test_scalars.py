@@ -77,7 +77,8 @@ BEYOND: dict[str, tuple[Any, ...]] = {
     "mismatches": ("other", 0, -1, 2), "level": (0.0, 1.0, -0.1), "threshold": SHARE, "share": SHARE, "warmup": SHARE,
     "emergence.threshold": ANY, "factor": ANY, "learning_rate": (-1e-9,), "weight_decay": (-1e-9,), "width": (0.0, -1),
     "contexts": ("/missing",), "separator": ANY, "joint": ANY, "system": ANY, "instruction": ANY, "said": ANY,
-    "rows": WORD, "reduce": WORD, "topk": (0, -1, 10**6), "observe.topk": (0, -1), "block": COUNT, "limit": (-1,), "every": COUNT, "last": COUNT,
+    "rows": WORD, "reduce": WORD, "topk": (0, -1, 10**6), "observe.topk": (0, -1), "block": COUNT,
+    "limit": (-1,), "every": COUNT, "last": COUNT,
     "path": ANY, "out": ANY, "acquisition": ANY,
 }  # fmt: skip
 WRONG = ("5", 1.5, 2.0, True, None, math.nan, math.inf, np.float64(1.5), [5], b"x", object(), torch.tensor(2))

@@ -50,6 +50,13 @@ def find_heads(
     )
 
 
+def attended(seen: xr.Dataset, kind: str = "aggregate") -> xr.DataArray:
+    """What each head attends between the groups of a kind (example, layer, head), of `symground.attention`."""
+    query, key = _groups_of(kind, seen)
+    keys = [key, PATCHES] if PATCHES in seen.key_group.values else [key]
+    return seen.mass.sel(query_group=query, key_group=keys, drop=True).sum("key_group", min_count=1)
+
+
 def kinds_of(trace: xr.Dataset) -> list[str]:
     """The kinds of heads whose groups the trace has."""
     found = []

@@ -1,7 +1,7 @@
 """Detecting that the model is about to name something that is not in the scene, by the flow of its aggregate heads.
 
 For comparison, two detectors read only the output: the probability of the model's choice and the entropy of its
-distribution.
+distribution. Two others read how much attention the noun or the image gets, without a gradient.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from scipy import stats
 from transformers import PreTrainedModel
 
-from symground.analysis.heads.finding import DENOMINATORS, HeadSet, head_shares
+from symground.analysis.heads.finding import DENOMINATORS, HeadSet, attended, head_shares
 from symground.analysis.heads.selection import halves
 from symground.analysis.probing import AMONG, Asked, check_fits, choices
+from symground.analysis.reading import attention
 from symground.analysis.statistics import resampled
 from symground.analysis.tracing import trace
 from symground.display import as_table, as_text
@@ -32,17 +33,22 @@ DETECTORS = {
     "flow": ("flow",),
     "max probability": ("probability",),
     "entropy": ("entropy",),
+    "attention": ("attention",),
+    "attention of the heads": ("head_attention",),
     "probability and entropy": ("probability", "entropy"),
     "all three": ("flow", "probability", "entropy"),
 }
 _BINS = 10
+#: The layers of the visual attention ratio, as shares of the depth: 5 to 18 of LLaVA-1.5's 32.
+_MIDDLE = (5 / 32, 19 / 32)
 
 
 class Monitored(NamedTuple):
     """The scores of the detectors, and how well they separate wrong from right choices."""
 
     examples: pd.DataFrame
-    """context, noun, wrong (bool), flow, probability, entropy, half, and each detector's probability of wrong."""
+    """context, noun, wrong (bool), flow, probability, entropy, attention, head_attention, half, and each detector's
+    probability of wrong."""
     detectors: pd.DataFrame
     """See :func:`monitor`."""
     calibration: pd.DataFrame
@@ -81,7 +87,10 @@ def monitor(
     The contexts are split into halves. The heads for one half are selected on the other: those whose mean share of flow
     from the ENV noun reaches the threshold, or else the one with the largest share. The logistic curve from a
     detector's score to a probability is fitted on the other half too. The score "flow" is the mean share of the
-    selected heads. It is traced from the model's own choice, since no target is known when a model generates.
+    selected heads. It is traced from the model's own choice, since no target is known when a model generates. The score
+    "attention" is the visual attention ratio: what the prediction position attends to the ENV noun (or the image), the
+    mean over heads, summed over layers 5 to 18 of 32, in other models those of the same depth. "attention of the heads"
+    is the mean of the same over the selected heads.
 
     Args:
         model: attached, with mixers, in evaluation.
@@ -107,7 +116,8 @@ def monitor(
     Raises:
         ValueError: fewer than two contexts, an unknown value of among, or what trace refuses.
 
-    Source: Hanley and McNeil 1982 (AUROC), Brier 1950, Naeini et al. 2015 (ECE).
+    Source: Hanley and McNeil 1982 (AUROC), Brier 1950, Naeini et al. 2015 (ECE), Jiang et al. 2025 (visual attention
+    ratio, arXiv 2411.16724).
     """
     mixers(model)
     check_fits(model, probes, images=True)
@@ -122,15 +132,18 @@ def monitor(
     )
     half = halves(matched, seed)
     shares = [head_shares(traced, "aggregate", denominator) for traced in (matched, own)]
-    flow, heads = np.empty(len(half)), []
+    looks = attended(attention(model, examples, rows=None, batch_size=batch_size))
+    flow, head_attention, heads = np.empty(len(half)), np.empty(len(half)), []
     for first in (True, False):
         of_half = _strongest(shares[0][half != first], threshold)
-        flow[half == first] = _mean_share(shares[1][half == first], of_half)
+        for into, of in ((flow, shares[1]), (head_attention, looks)):
+            into[half == first] = _mean_share(of[half == first], of_half)
         heads.append(len(of_half))
     table = pd.DataFrame(
         {
             "context": examples.context, "noun": examples.noun, "wrong": ~found.right, "flow": flow,
-            "probability": found.probability, "entropy": found.entropy, "half": half.astype(int),
+            "probability": found.probability, "entropy": found.entropy, "attention": _ratio(looks),
+            "head_attention": head_attention, "half": half.astype(int),
         }
     )  # fmt: skip
     rows, bins = [], []
@@ -152,6 +165,15 @@ def _strongest(shares: xr.DataArray, threshold: float) -> HeadSet:
     if not bool(chosen.any()):
         chosen = mean == mean.max()
     return frozenset((int(i), int(j)) for i, j in zip(*np.nonzero(chosen.values), strict=True))  # indices, not labels
+
+
+def _ratio(looks: xr.DataArray) -> Values:
+    """[N] the sum over the middle layers of the mean over heads."""
+    depth = np.arange(looks.sizes["layer"]) / looks.sizes["layer"]
+    middle = (depth >= _MIDDLE[0]) & (depth < _MIDDLE[1])
+    of_layers = looks.mean("head").values  # heads that a layer lacks are NaN, and left out
+    ratio: Values = of_layers[:, middle if middle.any() else slice(None)].sum(1)
+    return ratio
 
 
 def _mean_share(shares: xr.DataArray, heads: HeadSet) -> Values:

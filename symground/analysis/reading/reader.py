@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.checks import tensor_of
+from symground.analysis.probing import Examples, ImageQuestions, Probes
 from symground.analysis.reading.given import Given, given_of
 from symground.analysis.reading.layers import Wanted, arrays_of, bytes_of, dataset_of, reading
 from symground.analysis.tracing import (
@@ -90,7 +91,8 @@ def attention(
     Source: :func:`symground.ops.attention_rows`, :func:`symground.ops.ssd_rows` and their companions, which give the
     formulas.
     """
-    layers, batch_size = readable(model), integer("batch_size", batch_size, 1)
+    layers = readable(model, isinstance(input_ids, (Examples, Probes, ImageQuestions)))
+    batch_size = integer("batch_size", batch_size, 1)
     given = given_of(model, input_ids, attention_mask, groups, batch_size, model_inputs)
     asked = _asked(given, rows, received, summary, topk, block, reduce)
     check_deterministic(model)
@@ -119,16 +121,17 @@ def attention_memory(
     Raises:
         ValueError, TypeError: as there.
     """
-    layers = readable(model)
+    layers = readable(model, isinstance(input_ids, (Examples, Probes, ImageQuestions)))
     given = given_of(model, input_ids, attention_mask, groups, 2**62, model_inputs)
     return bytes_of(layers, _asked(given, rows, received, summary, topk, block, "sum"))
 
 
-def readable(model: PreTrainedModel) -> tuple[Mixer, ...]:
-    """The layers to read."""
-    layers = mixers(model)
-    others = sorted({mixer.kind for mixer in layers} - {"attention", "mamba2"})
-    if others or not layers:
+def readable(model: PreTrainedModel, of_probes: bool = False) -> tuple[Mixer, ...]:
+    """The layers to read; of probes, which are words alone, those that mix the text."""
+    every = mixers(model)
+    layers = tuple(mixer for mixer in every if mixer.kind in ("attention", "mamba2"))
+    others = sorted({mixer.kind for mixer in every if mixer not in layers})
+    if (others and not of_probes) or not layers:
         raise ValueError(
             "model: expected one whose layers mix the positions of a text by attention or Mamba-2, got "
             + type(model).__name__

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -122,6 +124,17 @@ def test_steering_is_choices_within_steer(model: PreTrainedModel, probes: Probes
         steering(model, probes, (), draws=1)
     with pytest.raises(ValueError, match="two contexts"):
         steering(model, probes.take_contexts([0]))
+
+
+def test_the_visual_attention_ratio_is_eagers(twins: Any, asked: sg.analysis.ImageQuestions) -> None:
+    """Of two layers the second is in the middle: the mean over its heads of what the answer's position attends."""
+    found = monitor(twins.ours, asked, threshold=0.1).examples
+    for i in range(0, len(asked), 5):
+        given = twins.given(asked, i)
+        with torch.no_grad():
+            a = twins.eager(**given, output_attentions=True).attentions[1][0, :, -1]  # [H,T]
+        image = given["input_ids"][0] == twins.processor.image_token_id
+        assert found["attention"][i] == pytest.approx(float(a[:, image].sum(-1).mean()), abs=1e-5)
 
 
 def test_the_monitor_says_how_much_it_saw(model: PreTrainedModel, probes: Probes) -> None:

@@ -36,6 +36,19 @@ def traced(shares: NDArray[np.float64]) -> xr.Dataset:
     )  # fmt: skip
 
 
+def looked(mass: NDArray[np.float64]) -> xr.Dataset:
+    """What `attention` reads of N examples; [N,2] are what the two heads attend to the ENV noun."""
+    dims = ("example", "layer", "head", "query_group", "key_group")
+    return xr.Dataset(
+        {"mass": (dims, mass[:, None, :, None, None])}, {"query_group": ["prediction"], "key_group": ["env"]}
+    )
+
+
+#: Detectors that have the name of their one column.
+SINGLE = ("flow", "entropy", "attention")
+MASS = np.random.default_rng(5).random((N, 2))
+
+
 class Asked:
     """The part of the probes' interface that the monitor uses."""
 
@@ -61,6 +74,7 @@ def run(
         monkeypatch.setattr(monitoring, check, lambda *_, **__: None)
     monkeypatch.setattr(monitoring, "choices", lambda *_, **__: chosen)
     monkeypatch.setattr(monitoring, "trace", lambda model, given, **__: of[given is asked])
+    monkeypatch.setattr(monitoring, "attention", lambda *_, **__: looked(MASS))
     return monitoring.monitor(None, asked, seed=SEED, **more)
 
 
@@ -76,6 +90,8 @@ def test_heads_are_those_of_the_other_half(monkeypatch: pytest.MonkeyPatch) -> N
     wrong = np.random.default_rng(2).random(N) < 0.4
     found = run(monkeypatch, matched, own, wrong)
     np.testing.assert_allclose(found.examples["flow"], np.where(FIRST, own[:, 1], own[:, 0]))
+    np.testing.assert_allclose(found.examples["head_attention"], np.where(FIRST, MASS[:, 1], MASS[:, 0]))
+    np.testing.assert_allclose(found.examples["attention"], MASS.mean(1))
     assert found.examples["half"].tolist() == FIRST.astype(int).tolist()
     assert (found.detectors["heads"] == 1).all()
     # If no head of the other half reaches the threshold, its strongest head is used.
@@ -97,7 +113,7 @@ def test_a_half_is_judged_by_nothing_of_itself(monkeypatch: pytest.MonkeyPatch, 
     matched, own = planted()
     wrong = np.random.default_rng(2).random(N) < 0.4
     here = half == FIRST
-    columns = [f"p_{name}" if name in ("flow", "entropy") else name for name in monitoring.DETECTORS]
+    columns = [f"p_{name}" if name in SINGLE else name for name in monitoring.DETECTORS]
     found = run(monkeypatch, matched, own, wrong).examples[columns]
     # Inverting the answers of this half changes the predictions for the other half only.
     turned = run(monkeypatch, matched, own, np.where(here, ~wrong, wrong)).examples[columns]
@@ -126,6 +142,7 @@ def test_curves_and_figures_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     found = run(monkeypatch, matched, own, wrong)
     table, told = found.examples, found.detectors.set_index("detector")
     looks_at = {"flow": ["flow"], "max probability": ["probability"], "entropy": ["entropy"],
+                "attention": ["attention"], "attention of the heads": ["head_attention"],
                 "probability and entropy": ["probability", "entropy"],
                 "all three": ["flow", "probability", "entropy"]}  # fmt: skip
     assert told.index.tolist() == list(looks_at)
@@ -137,7 +154,7 @@ def test_curves_and_figures_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
             seen = sm.add_constant((table[columns] - centre) / spread)
             fitted = sm.Logit(wrong[other].astype(float), seen[other]).fit_regularized(alpha=0.1, disp=0)
             predicted[there] = fitted.predict(seen[there])
-        said = table[f"p_{name}" if name in ("flow", "entropy") else name].to_numpy()
+        said = table[f"p_{name}" if name in SINGLE else name].to_numpy()
         np.testing.assert_allclose(said, predicted, atol=1e-6)
         row = told.loc[name]
         pairs = [(a > b) + 0.5 * (a == b) for a in said[wrong] for b in said[~wrong]]
