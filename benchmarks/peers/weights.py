@@ -18,16 +18,22 @@ from symground.ops.attention.weights.record import Asked, Read
 Run = Callable[[], Any]
 
 
+def sums_of(a: Tensor, queries: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
+    """Mass, received, entropy, largest weight, its key and mean distance of matrices A [B,H,T,T] whose rows sum to 1.
+
+    ``queries`` [B,1,Gq,T] and ``keys`` [B,1,Gk,T] are 1 where a position is in the group.
+    """
+    received = queries @ a
+    weight, key = a.max(-1)
+    position = torch.arange(a.shape[-1], dtype=a.dtype, device=a.device)
+    # Σ A·(i - j) = i - Σ A·j needs no further matrix.
+    return received @ keys.mT, received, torch.special.entr(a).sum(-1), weight, key, position - a @ position
+
+
 def read_off(x: Inputs, s: Tensor, one_hot: Tensor) -> tuple[Tensor, ...]:
     """The same of the matrix: s [B,H,T,T] are masked scores, ``one_hot`` [B,1,G,T] the groups."""
     a = s.softmax(-1)
-    received = one_hot @ a
-    weight, key = a.max(-1)
-    distance = torch.arange(a.shape[2], device=a.device)[:, None] - torch.arange(a.shape[3], device=a.device)
-    return (
-        a.take_along_dim(x.rows[:, None, :, None], 2), received, received @ one_hot.mT, torch.special.entr(a).sum(-1),
-        weight, key, s.amax(-1), (a * distance).sum(-1),
-    )  # fmt: skip
+    return a.take_along_dim(x.rows[:, None, :, None], 2), s.amax(-1), *sums_of(a, one_hot, one_hot)
 
 
 def eager(x: Inputs) -> Run:
