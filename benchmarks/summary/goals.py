@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.peers import gate as gate_peers
 from benchmarks.peers import lens as lens_peers
 from benchmarks.peers import mamba as mamba_peers
+from benchmarks.peers import reading as reading_peers
 from benchmarks.peers import score as score_peers
 from benchmarks.peers import surprisal as surprisal_peers
 from benchmarks.peers import sweep as sweep_peers
@@ -192,6 +193,9 @@ def weights_goals() -> Iterator[Goal]:
         ("weights", SDPA),
         2,
     )
+    ours, eager = ((reading_peers.STAGE, name) for name in (reading_peers.READ, reading_peers.EAGER))
+    yield Goal("a model's attention read: faster than Hugging Face eager", TRACE, ours, eager, 2, faster=True)
+    yield Goal("a model's attention read: peak memory of eager's", TRACE, ours, eager, 1 / 10, "peak_bytes")
 
 
 def option_goals() -> Iterator[Goal]:

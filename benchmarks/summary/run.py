@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: suite → its file, the quickest first.
 SUITES = {
     name: f"benchmarks/suites/test_{name}.py"
-    for name in ("gate", "mamba", "lens", "training", "score", "surprisal", "attention", "trace", "sweep")
+    for name in ("gate", "mamba", "lens", "training", "score", "surprisal", "attention", "reading", "trace", "sweep")
 }
 Say = Callable[[str], None]
 

@@ -1,0 +1,50 @@
+"""A whole model's attention read, beside its peers: 12-layer GPT-2, random weights, B2 T1024, float32.
+
+python -m pytest benchmarks/suites/test_reading.py --benchmark-only --benchmark-json=FILE
+
+Before anything is timed, the peers' numbers are compared with ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.common.measure import gpu_memory
+from benchmarks.common.memory import peak_in_subprocess
+from benchmarks.conftest import MISSING
+from benchmarks.peers import reading as reading_peers
+from benchmarks.peers.reading import PEERS, READ, STAGE, check_same
+from benchmarks.peers.trace import Model
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+NAMES, _missing = reading_peers.available()
+MISSING.update(_missing)
+
+
+def prepared(model: Model) -> dict[str, Callable[[], Any]]:
+    runs = {name: PEERS[name](model) for name in NAMES}
+    if READ in runs:
+        check_same(runs)
+    return runs
+
+
+def memory(model: Model, name: str) -> dict[str, int]:
+    if DEVICE == "cpu":
+        return peak_in_subprocess("benchmarks.peers.reading", "in_memory", name=name, model=model.row)
+    run = PEERS[name](model)
+    run()
+    peak, result = gpu_memory(run)
+    return {"peak_bytes": peak, "result_bytes": result}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reading(benchmark: Any, in_turns: Callable[..., None], pytestconfig: Any, name: str) -> None:
+    layers, T = pytestconfig.getoption("--layers"), pytestconfig.getoption("--length")
+    model = Model(device=DEVICE, layers=layers, T=T)
+    in_turns(f"{STAGE}, {layers} layers, T{T}", name, partial(prepared, model), 5, DEVICE)
+    benchmark.extra_info |= {"stage": STAGE, "peer": name, **model.row, **memory(model, name)}
