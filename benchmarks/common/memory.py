@@ -69,6 +69,13 @@ def _peak() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def peak_of(run: Run) -> tuple[Any, int]:
+    """(what the run returns, bytes of the resident set's high-water mark in the run above the set before it)"""
+    before = _before()
+    result = run()
+    return result, _peak() - before
+
+
 class Anonymous:
     """The process's largest anonymous memory, resident or swapped, within the block, minus that before it.
 
@@ -118,9 +125,8 @@ def main() -> None:
 
     first, run = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(**json.loads(sys.argv[3]))
     first()
-    before = _before()
-    result = run()
-    print(json.dumps({"peak_bytes": _peak() - before, "result_bytes": result_bytes(result)}))
+    result, peak = peak_of(run)
+    print(json.dumps({"peak_bytes": peak, "result_bytes": result_bytes(result)}))
 
 
 if __name__ == "__main__":
