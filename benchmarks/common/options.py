@@ -44,6 +44,13 @@ def new_file(text: str) -> Path:
     return path
 
 
+def program(text: str) -> str:
+    """A file that can be run; its links are kept, by which a virtual environment is told from another."""
+    if not os.path.isfile(text) or not os.access(text, os.X_OK):
+        raise ArgumentTypeError(f"expected a program that can be run; got {text}")
+    return os.path.abspath(text)
+
+
 def folder_to_write(text: str) -> Path:
     """A folder that is there, or can be made."""
     path = Path(text).absolute()
