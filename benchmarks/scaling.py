@@ -115,6 +115,14 @@ def tracing(shape: dict[str, int], B: int, T: int, checkpoint: bool) -> tuple[Ru
 
 
 def _trace(m: Llama, B: int, T: int, checkpoint: bool) -> Run:
+    import symground as sg
+
+    model, ids = model_of(m, T), torch.randint(m.V, (B, T))
+    return lambda: sg.trace(model, ids, ids[:, 0], saliency=False, checkpoint=checkpoint)
+
+
+def model_of(m: Llama, T: int) -> Any:
+    """An attached model of random weights, for texts of up to T tokens."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     import symground as sg
@@ -124,9 +132,7 @@ def _trace(m: Llama, B: int, T: int, checkpoint: bool) -> Run:
         intermediate_size=m.M, vocab_size=m.V, max_position_embeddings=T, use_cache=False,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = sg.attach(LlamaForCausalLM(config).eval())
-    ids = torch.randint(m.V, (B, T))
-    return lambda: sg.trace(model, ids, ids[:, 0], saliency=False, checkpoint=checkpoint)
+    return sg.attach(LlamaForCausalLM(config).eval())
 
 
 def trace_points() -> list[dict[str, Any]]:
