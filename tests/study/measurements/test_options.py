@@ -27,7 +27,10 @@ READ = {
     ("before-after", "--after"): ("symground/ops", None),
     ("gpu", "--data"): ("data", None),
 }
-WRITTEN = (("plot", "--out"), ("launch-cost", "--out"), ("scaling", "--out"))
+WRITTEN = (
+    ("plot", "--out"), ("launch-cost", "--out"), ("scaling", "--out"),
+    ("attention-scale", "--out"),
+)  # fmt: skip
 FOLDERS = (("gpu", "--out"), ("suites", "--out"))
 #: Measurement → its options that take a whole number, and numbers that are too small or too large.
 NUMBERS = {

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import symground as sg
@@ -13,7 +14,7 @@ import symground as sg
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import scaling  # noqa: E402
+from benchmarks import attention_scale, scaling  # noqa: E402
 
 SHAPES = [scaling.Llama(4, 64, 4, 2, 16, 176, 50), scaling.Llama(6, 64, 4, 4, 32, 160, 50)]
 
@@ -46,6 +47,17 @@ def test_memory_is_that_of_the_model_itself(shape: scaling.Llama, checkpoint: bo
     assert said["layer"] == pytest.approx(read.layer, rel=0.05)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("groups", [1, 3])
+def test_what_is_read_of_attention_has_the_size_that_is_said(shape: scaling.Llama, groups: int) -> None:
+    at = torch.arange(30)[None] * groups // 30
+    found = sg.attention(
+        llama(shape), torch.zeros(1, 30, dtype=torch.int64), rows=None, received=True,
+        groups={str(g): at == g for g in range(groups)},
+    )  # fmt: skip
+    assert attention_scale.result_bytes(shape, 30, groups) == sum(x.nbytes for x in found.data_vars.values())
+
+
 def test_operations_by_hand() -> None:
     """A model with sizes of 1 and two tokens has 7 weights, and the causal half of seven products of T × T × 1."""
     one = scaling.Llama(1, 1, 1, 1, 1, 1, 1)
@@ -53,4 +65,6 @@ def test_operations_by_hand() -> None:
     assert scaling.trace_flops(one, 1, 2) == 2 * 7 * 2 + 2 * 7 * 2 + 7 * 2 * 2
     assert scaling.trace_flops(one, 1, 2, checkpoint=True) == 3 * (2 * 7 * 2) + 9 * 2 * 2
     assert scaling.eager_bytes(one, 1, 2) == 2 * 4 * 4
+    assert attention_scale.matrices_bytes(one, 2) == 4 * 4
+    assert attention_scale.pass_bytes(one, 2) == 2 * 4 * (3 + 4 + 2 + 2)
     assert scaling.grid_flops(weights=7, width=3, vocabulary=5, contexts=2, nouns=4, tokens=6) == 2 * 8 * (6 * 7 + 15)
