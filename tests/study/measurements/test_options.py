@@ -28,7 +28,7 @@ READ = {
     ("gpu", "--data"): ("data", None),
 }
 WRITTEN = (
-    ("plot", "--out"), ("launch-cost", "--out"), ("scaling", "--out"),
+    ("plot", "--out"), ("launch-cost", "--out"), ("scaling", "--out"), ("attnread", "--out"),
     ("attention-scale", "--out"),
 )  # fmt: skip
 FOLDERS = (("gpu", "--out"), ("suites", "--out"))
@@ -40,6 +40,8 @@ NUMBERS = {
     ("forecast", "--jobs"): ("0",),
     ("launch-cost", "--rounds"): ("0",),
     ("launch-cost", "--calls"): ("0", "-1"),
+    ("attnread", "--length"): ("0", "15"),
+    ("attnread", "--rounds"): ("0",),
     ("report", "--seeds"): ("0",),
     ("report", "--contexts"): ("-1",),
 }
@@ -113,6 +115,17 @@ def test_a_number_that_is_none(name: str, option: str, monkeypatch: Patch, capsy
         said = refused(name, [f"{option}={came}"], monkeypatch, capsys)
         assert f"argument {option}: expected a whole number " in said
         assert f"; got {came}" in said
+
+
+@pytest.mark.parametrize("came", ["missing", "folder", "not a program"])
+def test_a_program_that_does_not_run(came: str, tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
+    path = tmp_path / "python"
+    if came == "folder":
+        path.mkdir()
+    elif came != "missing":
+        path.write_text("")
+    said = refused("attnread", ["--python", str(path)], monkeypatch, capsys)
+    assert f"argument --python: expected a program that can be run; got {path}" in said
 
 
 @pytest.mark.parametrize("came", ["0", "-5", "inf", "nan", "long"])
