@@ -23,6 +23,11 @@ _LOCK = threading.Lock()
 _ASKED: list[Mapping[int, int]] = []
 
 
+#: Layers × positions × width from which a pass (then about 200 MB) is large; smaller ones are faster if freed memory is
+#: kept.
+LARGE_PASS = 2**22
+
+
 @contextmanager
 def keep_freed_memory(on: bool = True) -> Iterator[None]:
     """Within the block, the process keeps freed memory; afterwards it returns it to the system.

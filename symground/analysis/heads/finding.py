@@ -54,7 +54,8 @@ def attended(seen: xr.Dataset, kind: str = "aggregate") -> xr.DataArray:
     """What each head attends between the groups of a kind (example, layer, head), of `symground.attention`."""
     query, key = _groups_of(kind, seen)
     keys = [key, PATCHES] if PATCHES in seen.key_group.values else [key]
-    return seen.mass.sel(query_group=query, key_group=keys, drop=True).sum("key_group", min_count=1)
+    mass: xr.DataArray = seen.mass.sel(query_group=query, key_group=keys, drop=True).sum("key_group", min_count=1)
+    return mass
 
 
 def kinds_of(trace: xr.Dataset) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
@@ -41,6 +41,7 @@ def observe(
     block: int | None = None,
     reduce: str = "sum",
     flow: bool = False,
+    layers: Sequence[int] | None = None,
     every: int = 1,
     last: int | None = None,
     limit: int | None = None,
@@ -62,8 +63,8 @@ def observe(
             takes the parts of a text with images: "system", "image", "question", and "answer", which a cache's later
             passes read.
         rows: whose rows of A are read: "last", each example's last valid query of the pass; "all"; or None.
-        received, summary, topk, block, reduce: as in :func:`symground.attention`; a pass that has fewer keys than
-            ``topk`` gives 0 and -1 for the rest.
+        received, summary, topk, block, reduce, layers: as in :func:`symground.attention`; a pass that has fewer keys
+            than ``topk`` gives 0 and -1 for the rest.
         flow: whether to return the flow between groups too, of the loss whose backward pass follows a pass, as
             :func:`symground.trace` defines it; NaN where none follows. It is computed in that backward pass. It needs
             groups, an attention dropout of 0, and a pass without a cache.
@@ -99,7 +100,7 @@ def observe(
         group_ids(asked.groups, first.long())  # refuses masks that overlap
     last = None if last is None else integer("last", last, 1)
     limit = None if limit is None else integer("limit", limit, 0)
-    return Observation(model, asked, integer("every", every, 1), last, limit)
+    return Observation(model, readable(model, layers), asked, integer("every", every, 1), last, limit)
 
 
 class _Asked(NamedTuple):
@@ -129,9 +130,11 @@ class _Pass:
 class Observation(AbstractContextManager["Observation"]):
     """What :func:`symground.observe` reads, pass by pass."""
 
-    def __init__(self, model: PreTrainedModel, asked: _Asked, every: int, last: int | None, limit: int | None) -> None:
-        self._model, self._asked, self._every, self._limit = model, asked, every, limit
-        self._layers = readable(model)
+    def __init__(
+        self, model: PreTrainedModel, layers: tuple[Mixer, ...], asked: _Asked, every: int, last: int | None,
+        limit: int | None,
+    ) -> None:  # fmt: skip
+        self._model, self._layers, self._asked, self._every, self._limit = model, layers, asked, every, limit
         self._kept: deque[_Pass] = deque(maxlen=last)
         self._passes, self._past = 0, Past()
         self._now: _Pass | None = None

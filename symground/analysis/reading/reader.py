@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,11 +17,11 @@ from symground.analysis.reading.layers import Wanted, arrays_of, bytes_of, datas
 from symground.analysis.tracing import (
     group_ids,
 )
-from symground.errors import choice, flag, integer
+from symground.errors import choice, described, flag, integer, is_integer, is_list
 from symground.models import Mixer, mixers
 from symground.models.hooks import body, device_of
 from symground.models.trials import check_deterministic
-from symground.running import progress
+from symground.running import LARGE_PASS, progress, return_freed_memory
 
 
 def attention(
@@ -36,6 +36,7 @@ def attention(
     topk: int | None = None,
     block: int | None = None,
     reduce: str = "sum",
+    layers: Sequence[int] | None = None,
     batch_size: int = 8,
     limit: int | None = None,
     **model_inputs: Any,
@@ -62,6 +63,7 @@ def attention(
         topk: how many of the largest weights of each row to return.
         block: the side of the blocks over which A is pooled.
         reduce: "sum" or "max", of the blocks.
+        layers: the numbers of the layers to read; None reads all.
         batch_size: the examples of one pass.
         limit: the most bytes that the result may have in host memory (:func:`symground.attention_memory`); None
             is any number.
@@ -91,43 +93,48 @@ def attention(
     Source: :func:`symground.ops.attention_rows`, :func:`symground.ops.ssd_rows` and their companions, which give the
     formulas.
     """
-    layers = readable(model, isinstance(input_ids, (Examples, Probes, ImageQuestions)))
+    read = readable(model, layers, isinstance(input_ids, (Examples, Probes, ImageQuestions)))
     batch_size = integer("batch_size", batch_size, 1)
     given = given_of(model, input_ids, attention_mask, groups, batch_size, model_inputs)
     asked = _asked(given, rows, received, summary, topk, block, reduce)
     check_deterministic(model)
-    _check_limit(bytes_of(layers, asked), limit)
-    arrays, device, count = arrays_of(layers, asked), device_of(model), given.examples
-    with torch.inference_mode(), progress("attention", -(-count // batch_size), quick=True) as bar:
+    _check_limit(bytes_of(read, asked), limit)
+    arrays, device, count = arrays_of(read, asked), device_of(model), given.examples
+    width = getattr(model.config.get_text_config(), "hidden_size", 0)
+    large = len(read) * min(batch_size, count) * given.length * width >= LARGE_PASS
+    returns = return_freed_memory(device.type == "cpu" and large)
+    with torch.inference_mode(), returns, progress("attention", -(-count // batch_size), quick=True) as bar:
         for start in range(0, count, batch_size):
             at = slice(start, min(start + batch_size, count))
             here = {n: x.to(device) if isinstance(x, Tensor) else x for n, x in given.inputs(at).items()}
-            with reading(layers, asked, at, arrays):
+            with reading(read, asked, at, arrays):
                 body(model)(**here, use_cache=False)
             bar.advance()
-    return dataset_of(model, layers, asked, arrays)
+    return dataset_of(model, read, asked, arrays)
 
 
 def attention_memory(
     model: PreTrainedModel, input_ids: Any = None, attention_mask: Any = None, *, rows: str | Tensor | None = "last",
     groups: Mapping[str, Tensor] | None = None, received: bool = False, summary: bool = False, topk: int | None = None,
-    block: int | None = None, **model_inputs: Any,
+    block: int | None = None, layers: Sequence[int] | None = None, **model_inputs: Any,
 ) -> int:  # fmt: skip
     """The bytes in host memory of what :func:`symground.attention` would return; nothing is computed.
 
     Args:
-        model, input_ids, attention_mask, rows, groups, received, summary, topk, block, model_inputs: as there.
+        model, input_ids, attention_mask, rows, groups, received, summary, topk, block, layers, model_inputs: as there.
 
     Raises:
         ValueError, TypeError: as there.
     """
-    layers = readable(model, isinstance(input_ids, (Examples, Probes, ImageQuestions)))
+    read = readable(model, layers, isinstance(input_ids, (Examples, Probes, ImageQuestions)))
     given = given_of(model, input_ids, attention_mask, groups, 2**62, model_inputs)
-    return bytes_of(layers, _asked(given, rows, received, summary, topk, block, "sum"))
+    return bytes_of(read, _asked(given, rows, received, summary, topk, block, "sum"))
 
 
-def readable(model: PreTrainedModel, of_probes: bool = False) -> tuple[Mixer, ...]:
-    """The layers to read; of probes, which are words alone, those that mix the text."""
+def readable(
+    model: PreTrainedModel, chosen: Sequence[int] | None = None, of_probes: bool = False
+) -> tuple[Mixer, ...]:  # fmt: skip
+    """The layers to read: of the numbers ``chosen``; of probes, which are words alone, those that mix the text."""
     every = mixers(model)
     layers = tuple(mixer for mixer in every if mixer.kind in ("attention", "mamba2"))
     others = sorted({mixer.kind for mixer in every if mixer not in layers})
@@ -137,7 +144,13 @@ def readable(model: PreTrainedModel, of_probes: bool = False) -> tuple[Mixer, ..
             + type(model).__name__
             + (f" with layers of kind {', '.join(others)}" if others else " without such layers")
         )
-    return layers
+    if chosen is None:
+        return layers
+    known = {mixer.layer: mixer for mixer in layers}
+    wrong = [x for x in (chosen if is_list(chosen) else [chosen]) if not is_integer(x) or x not in known]
+    if wrong or not len(chosen):
+        raise ValueError(f"layers: expected numbers of layers among {sorted(known)}, got {described(wrong or chosen)}")
+    return tuple(known[n] for n in sorted({int(x) for x in chosen}))
 
 
 def _asked(

@@ -21,13 +21,10 @@ from symground.models import Mixer
 from symground.models.hooks import RowProbe, Tap, device_of, hooked, runs_once, tapped
 from symground.models.passes import checkpointed, frozen, offloaded
 from symground.models.trials import Readout, hidden_states
-from symground.running import return_freed_memory
+from symground.running import LARGE_PASS, return_freed_memory
 
 #: Loss scale of float16 models, whose gradients would underflow; results are divided by it.
 _SCALE = 2.0**10
-#: Layers × positions × width from which a pass (then about 200 MB) returns freed memory to the system; below it, passes
-#: are faster without.
-_LARGE = 2**22
 
 
 class Pass(NamedTuple):
@@ -212,7 +209,7 @@ def run_pass(
         stack.callback(probes.clear)
         stack.enter_context(frozen(model))
         width = loss.weight.shape[-1]
-        large = sum(part.groups[0].numel() * len(part.layers) for part in parts) * width >= _LARGE
+        large = sum(part.groups[0].numel() * len(part.layers) for part in parts) * width >= LARGE_PASS
         stack.enter_context(return_freed_memory(kind == "cpu" and (large or checkpoint)))
         if checkpoint:
             stack.enter_context(checkpointed(model))

@@ -22,7 +22,10 @@ from symground.ops.common.compiled import opaque
 
 #: Attention variants that change the scores in a way `ops.attention` has no argument for.
 _UNSUPPORTED = ("position_bias",)
-NO_MATRIX = "output_attentions: symground never builds the attention matrix; use symground.trace instead"
+NO_MATRIX = (
+    "output_attentions: symground never builds the attention matrix; symground.attention and symground.observe read "
+    "what is in it"
+)
 
 
 def attention_forward(

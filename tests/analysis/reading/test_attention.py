@@ -254,3 +254,20 @@ def test_models_that_cannot_be_read_are_refused_by_name() -> None:
         layer.self_attn.attention_dropout = 0.1
     with pytest.raises(ValueError, match="dropout"):
         sg.attention(model, ids())
+
+
+def test_some_layers_alone() -> None:
+    model = sg.attach(llama())
+    whole = sg.attention(model, ids(), rows="all", received=True)
+    for layers in ([1], (0,), [1, 0], np.array([1])):
+        some = sg.attention(model, ids(), rows="all", received=True, layers=layers)
+        assert some.layer.values.tolist() == sorted(int(n) for n in layers)
+        np.testing.assert_array_equal(some.rows, whole.rows.sel(layer=some.layer))
+        how: dict[str, Any] = {"rows": "all", "received": True, "layers": layers}
+        assert sg.attention_memory(model, ids(), **how) == some.rows.nbytes + some.received.nbytes
+    with sg.observe(model, rows="all", layers=[1]) as seen, torch.no_grad():
+        model(ids())
+    np.testing.assert_allclose(seen.dataset().rows[0], whole.rows.sel(layer=[1]), atol=1e-6)
+    for wrong in ([2], [-1], [], 0.5, [True], "1"):
+        with pytest.raises(ValueError, match=r"layers: expected numbers of layers among \[0, 1\], got"):
+            sg.attention(model, ids(), layers=wrong)  # type: ignore[arg-type]

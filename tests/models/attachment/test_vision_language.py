@@ -225,7 +225,7 @@ def test_the_tower_keeps_its_attention_and_a_checkpoint_says_nothing_of_ours(fam
     assert all(m.config._attn_implementation == NAME for m in changed)
     assert all(m.config is ours.get_decoder().config for m in changed)
     assert len(mixers(ours)) == 2
-    with pytest.raises(ValueError, match=r"symground never builds the attention matrix; use symground\.trace"):
+    with pytest.raises(ValueError, match=r"symground never builds the attention matrix; symground\.attention"):
         ours(**batch(family, None), output_attentions=True)
 
 
