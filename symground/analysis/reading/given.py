@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from symground.analysis.checks import ids_of, mask_of, tensor_of
 from symground.analysis.probing import Examples, ImageQuestions, Probes, check_fits
+from symground.analysis.reading.requests import KEYWORDS
 from symground.analysis.reading.spans import spans_of
 from symground.analysis.tracing import (
     checked_mask,
@@ -25,11 +26,6 @@ from symground.errors import described
 from symground.models.hooks import body
 from symground.models.passes import check_length, check_names, readable_ids
 
-#: The keywords of `attention`, one of which an error may suggest.
-_KEYWORDS = (
-    "input_ids", "attention_mask", "rows", "groups", "received", "summary", "topk", "block", "reduce", "batch_size",
-    "limit",
-)  # fmt: skip
 #: Of the answers in a conversation, as transformers' chat templates return it.
 _ANSWERS = "assistant_masks"
 
@@ -74,7 +70,7 @@ def given_of(
         return _of_examples(model, input_ids, beside)
     inputs = {n: tensor_of(x, n) if isinstance(x, (np.ndarray, list)) else x for n, x in model_inputs.items()}
     answers = inputs.pop(_ANSWERS, None)
-    check_names(body(model), inputs, "symground.attention", _KEYWORDS)
+    check_names(body(model), inputs, "symground.attention", KEYWORDS)
     embeds = inputs.get("inputs_embeds")
     if (input_ids is None) == (embeds is None):
         raise ValueError("input_ids: expected ids [B,T], or None with inputs_embeds [B,T,D]; got both or neither")

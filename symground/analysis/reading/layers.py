@@ -48,6 +48,8 @@ class Wanted(NamedTuple):
     block: int
     largest: bool
     flow: bool = False
+    cached: bool = False
+    """Whether a layer may hold the last of the keys alone."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of each variable, the sizes after example, layer and head."""
@@ -90,15 +92,15 @@ def is_key(name: str) -> bool:
     return name in ("key", "topk_key")
 
 
-def bytes_of(layers: tuple[Mixer, ...], wanted: Wanted) -> int:
-    """The size of the arrays."""
-    of_all = wanted.examples * len(layers) * most_heads(layers)
+def bytes_of(layers: tuple[Mixer, ...], wanted: Wanted, heads: int | None = None) -> int:
+    """The size of the arrays; of ``heads`` heads, or as many as the layers have."""
+    of_all = wanted.examples * len(layers) * (heads or most_heads(layers))
     return sum(of_all * int(np.prod(shape)) * (8 if is_key(name) else 4) for name, shape in wanted.shapes().items())
 
 
-def arrays_of(layers: tuple[Mixer, ...], wanted: Wanted) -> dict[str, NDArray[Any]]:
+def arrays_of(layers: tuple[Mixer, ...], wanted: Wanted, heads: int | None = None) -> dict[str, NDArray[Any]]:
     """Arrays of NaN, and of -1 for keys."""
-    sizes = wanted.examples, len(layers), most_heads(layers)
+    sizes = wanted.examples, len(layers), heads or most_heads(layers)
     return {
         name: np.full((*sizes, *shape), -1 if is_key(name) else np.nan, np.int64 if is_key(name) else np.float32)
         for name, shape in wanted.shapes().items()
@@ -109,37 +111,59 @@ def dataset_of(
     model: PreTrainedModel, layers: tuple[Mixer, ...], wanted: Wanted, arrays: Mapping[str, NDArray[Any]]
 ) -> xr.Dataset:
     """The arrays with their dimensions, and the coordinates of layers, heads and groups."""
-    dims, coordinates = wanted.dims(), coordinates_of(layers)
+    dims, coordinates = wanted.dims(), {**coordinates_of(layers), **coordinates_in(wanted)}
+    variables = {name: (dims[name], value) for name, value in arrays.items()}
+    return variable_key(xr.Dataset(variables, coordinates, attrs=notes_of(model, layers)))
+
+
+def variable_key(found: xr.Dataset) -> xr.Dataset:
+    """The Dataset with the key of the largest weight as a variable; xarray makes what has a dimension's name none."""
+    return found.reset_coords("key") if "key" in found.coords else found
+
+
+def coordinates_in(wanted: Wanted) -> dict[str, Any]:
+    """The coordinates of queries and groups."""
+    found: dict[str, Any] = {}
     if wanted.rows is not None:
-        past = wanted.keys - wanted.queries
-        coordinates["row_position"] = (("example", dims["rows"][3]), wanted.rows.numpy() + past)
+        past = wanted.keys - wanted.queries if wanted.cached else 0
+        found["row_position"] = (("example", wanted.dims()["rows"][3]), wanted.rows.numpy() + past)
     if wanted.summary or wanted.topk is not None:
-        coordinates["valid"] = (("example", "query"), wanted.valid.numpy())
+        found["valid"] = (("example", "query"), wanted.valid.numpy())
     if wanted.query_groups is not None:
-        coordinates |= {"query_group": list(wanted.query_names), "key_group": list(wanted.key_names)}
+        found |= {"query_group": list(wanted.query_names), "key_group": list(wanted.key_names)}
         sizes = members(wanted.query_groups, len(wanted.query_names), torch.float32).sum(-1).long()
-        coordinates["group_size"] = (("example", "query_group"), sizes.numpy())
+        found["group_size"] = (("example", "query_group"), sizes.numpy())
     elif wanted.received:
-        coordinates["query_group"] = ["all"]
-    without = [mixer.layer for mixer in layers if mixer.kind != "attention"]
-    note = {
-        "note": f"layers {without} are of |M| of Mamba-2, whose rows sum to any number; NaN where that has no meaning"
-    }
-    return xr.Dataset(
-        {name: (dims[name], value) for name, value in arrays.items()}, coordinates,
-        attrs={"untraced": ", ".join(untraced(model)), **(note if without else {})},
-    )  # fmt: skip
+        found["query_group"] = ["all"]
+    return found
 
 
-def reading(
-    layers: tuple[Mixer, ...], wanted: Wanted, at: slice, arrays: dict[str, NDArray[Any]]
-) -> AbstractContextManager[None]:
-    """A block in which a pass of the examples ``at`` fills the arrays."""
+def notes_of(model: PreTrainedModel, layers: tuple[Mixer, ...]) -> dict[str, str]:
+    """What a Dataset says beside its numbers."""
+    scans = [mixer.layer for mixer in layers if mixer.kind == "mamba2"]
+    note = f"layers {scans} are of |M| of Mamba-2, whose rows sum to any number; NaN where that has no meaning"
+    return {"untraced": ", ".join(untraced(model)), **({"note": note} if scans else {})}
+
+
+class Part(NamedTuple):
+    """Layers that mix the same positions, what is read of them, and the arrays."""
+
+    layers: tuple[Mixer, ...]
+    wanted: Wanted
+    arrays: dict[str, NDArray[Any]]
+    times: int = 1
+    """How many matrices an example has."""
+
+
+def reading(*parts: Part, at: slice) -> AbstractContextManager[None]:
+    """A block in which a pass of the examples ``at`` fills the arrays of the parts."""
     taps = {}
-    for n, mixer in enumerate(layers):
-        of = wanted, at, arrays, n, mixer
-        attends = mixer.kind == "attention"
-        taps[mixer] = Tap(read=(partial(read, *of),)) if attends else Tap(read_scan=(partial(read_scan, *of),))
+    for part in parts:
+        here = slice(at.start * part.times, at.stop * part.times)
+        for n, mixer in enumerate(part.layers):
+            of = part.wanted, here, part.arrays, n, mixer
+            scans = mixer.kind == "mamba2"
+            taps[mixer] = Tap(read_scan=(partial(read_scan, *of),)) if scans else Tap(read=(partial(read, *of),))
     return tapped(taps)
 
 
@@ -170,7 +194,7 @@ def read(
     """Store what is asked of one layer's attention, whose own keys are the last ``keys`` positions."""
     more, first = k.shape[2] - keys, wanted.keys - keys
     _check_sizes(wanted, at, mixer, len(q), q.shape[2])
-    if first < 0 or (first and wanted.keys == wanted.queries):  # fewer only where a cache keeps the last ones
+    if first < 0 or (first and not wanted.cached):
         raise ValueError(
             f"model: layer {mixer.layer} mixes {keys} keys, not the {wanted.keys} positions that it is given"
         )

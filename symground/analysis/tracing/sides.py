@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from symground.analysis.tracing.backward import DIMS, Part, Results, coordinates_of
@@ -27,6 +28,10 @@ _DIMENSIONS = {
         "query": "patch_query", "key": "patch", "query_group": "patch_query_group", "key_group": "patch_group",
     },
 }  # fmt: skip
+
+
+#: Name → dimensions and numbers.
+Variables = dict[str, tuple[tuple[str, ...], NDArray[Any]]]
 
 
 def prefix_of(mixer: Mixer) -> str:
@@ -55,11 +60,37 @@ class Sides:
             self.queries[""] = with_prediction(self.keys[""], prediction.cpu(), text)
         self.count, self.rows = count, prediction is not None
 
-    def part(self, kind: str, layers: tuple[Mixer, ...], heads: int, saliency: bool, rows: bool) -> Part:
+    def lengths_of(self, kind: str) -> tuple[int, int]:
+        """The numbers of queries and keys of the layers of a kind."""
         of_query, of_key = _SIDES[kind]
-        queries, keys = self.queries[of_query], self.keys[of_key]
-        lengths = self.lengths[of_query], self.lengths[of_key]
-        times = self.images if kind == "vision_" else 1
+        return self.lengths[of_query], self.lengths[of_key]
+
+    def masks_of(self, kind: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The masks of the groups of queries and of keys."""
+        of_query, of_key = _SIDES[kind]
+        return self.queries[of_query], self.keys[of_key]
+
+    def times_of(self, kind: str) -> int:
+        """How many matrices an example has."""
+        return self.images if kind == "vision_" else 1
+
+    def names_of(self, kind: str) -> dict[str, str]:
+        """The names of the dimensions of the layers of a kind."""
+        of_query, of_key = _SIDES[kind]
+        names = {name: _DIMENSIONS[of_query][name] for name in ("query", "query_group")}
+        return names | {name: _DIMENSIONS[of_key][name] for name in ("key", "key_group")} | {"layer": f"{kind}layer"}
+
+    def by_image(self, kind: str, variables: Variables) -> Variables:
+        """Variables of a kind, those of a vision tower by example and image."""
+        if kind != "vision_":
+            return variables
+        return {
+            name: (("example", "image", *of[1:]), value.reshape(self.count, self.images, *value.shape[1:]))
+            for name, (of, value) in variables.items()
+        }
+
+    def part(self, kind: str, layers: tuple[Mixer, ...], heads: int, saliency: bool, rows: bool) -> Part:
+        (queries, keys), lengths, times = self.masks_of(kind), self.lengths_of(kind), self.times_of(kind)
         count, counts = self.count * times, (len(queries), len(keys))
         none = tuple(torch.full((count, length), -1) for length in lengths)
         of_groups = group_ids(queries, none[0]), group_ids(keys, none[1])
@@ -69,27 +100,21 @@ class Sides:
 
     def named(self, kind: str, part: Part) -> tuple[dict[str, Any], dict[str, Any]]:
         """The variables and coordinates of a part, by their names in the Dataset."""
-        of_query, of_key = _SIDES[kind]
-        names = {name: _DIMENSIONS[of_query][name] for name in ("query", "query_group")}
-        names |= {name: _DIMENSIONS[of_key][name] for name in ("key", "key_group")} | {"layer": f"{kind}layer"}
-        variables = {
+        names, (queries, keys) = self.names_of(kind), self.masks_of(kind)
+        variables: Variables = {
             f"{kind}{name}": (tuple(names.get(of, of) for of in DIMS[name]), value)
             for name, value in part.results.arrays().items()
         }
-        if kind == "vision_":
-            variables = {
-                name: (("example", "image", *of[1:]), value.reshape(self.count, self.images, *value.shape[1:]))
-                for name, (of, value) in variables.items()
-            }
-        else:
-            name = "source_groups" if of_key else "group"
+        variables = self.by_image(kind, variables)
+        if kind != "vision_":
+            name = "source_groups" if _SIDES[kind][1] else "group"
             variables[name] = (("example", names["key"]), part.groups[1].numpy())
         found = coordinates_of(part.layers)
         coordinates = {
             f"{kind}layer": found["layer"], f"{kind}kind": (f"{kind}layer", found["kind"][1]),
             f"{kind}part": (f"{kind}layer", ["vision" if kind == "vision_" else "text"] * len(part.layers)),
             "head": np.arange(part.results.matrix_total.shape[2]),
-            names["query_group"]: list(self.queries[of_query]), names["key_group"]: list(self.keys[of_key]),
+            names["query_group"]: list(queries), names["key_group"]: list(keys),
         }  # fmt: skip
         return variables, coordinates
 

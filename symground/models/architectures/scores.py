@@ -261,8 +261,10 @@ class Scores:
         batch, heads = self.query.shape[:2]
         value = values if values.ndim == 4 else values.reshape(batch, -1, *values.shape[1:])
         query, key, hidden, bias = self.query, self.key, self.hidden, self.bias
-        if hidden is not None and query.shape[2] < key.shape[2]:
-            # The keys of a cache of fixed size that are not in use yet: a causal mask is aligned to the last key.
+        alike = hidden is not None and query.shape[2] > 1 and bool((hidden == hidden[:, :, :1]).all())
+        if hidden is not None and query.shape[2] < key.shape[2] and not alike:
+            # The keys of a cache of fixed size that are not in use yet: a causal mask is aligned to the last key. Where
+            # all queries see the same keys, no mask is causal.
             used = int((~hidden).expand(-1, -1, query.shape[2], key.shape[2]).flatten(0, 2).any(0).nonzero().max()) + 1
             key, value, hidden = key[:, :, :used], value[:, :, :used], hidden[..., :used]
             bias = None if bias is None else bias[..., :used]

@@ -124,6 +124,7 @@ def test_a_sequence_read_in_pieces_is_the_sequence_read_at_once() -> None:
             together = seen.dataset()
             assert together.past.values.tolist() == [0, *cuts[:-1]]
             np.testing.assert_allclose(together.received.sum("step", skipna=True), at_once.received, atol=1e-5)
+            assert {"key", "weight"} <= set(together.data_vars)
             assert together.sizes["query"] == max(x.sizes["query"] for x in pieces)
 
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import xarray as xr
@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from symground.analysis.reading.flow_probes import with_flow
-from symground.analysis.reading.joining import joined
 from symground.analysis.reading.layers import Wanted, arrays_of, bytes_of, dataset_of, read, read_scan
-from symground.analysis.reading.passing import Past, fitted, named_masks, words_of
-from symground.analysis.reading.reader import readable
+from symground.analysis.reading.observing.flow_probes import with_flow
+from symground.analysis.reading.observing.joining import joined
+from symground.analysis.reading.observing.passing import Past, fitted, named_masks, words_of
+from symground.analysis.reading.requests import Request, request_of, rows_of
 from symground.analysis.reading.spans import spans_of
+from symground.analysis.reading.text_reader import readable
 from symground.analysis.tracing import group_ids, last_of, with_prediction
 from symground.errors import choice, described, flag, integer
 from symground.models import Mixer, Tap
@@ -87,33 +88,16 @@ def observe(
         >>> seen.dataset().mass.sel(query_group="prediction", key_group="prompt").dims  # doctest: +SKIP
         ('step', 'example', 'layer', 'head')
     """
-    asked = _Asked(
-        groups if groups is None or callable(groups) else named_masks(groups),
-        choice("rows", rows, ("last", "all", None)), flag("received", received), flag("summary", summary),
-        None if topk is None else integer("topk", topk, 1), 0 if block is None else integer("block", block, 1),
-        choice("reduce", reduce, ("sum", "max")) == "max", flag("flow", flow),
-    )  # fmt: skip
-    if asked.flow and (groups is None or (isinstance(groups, Mapping) and not groups)):
+    choice("rows", rows, ("last", "all", None))
+    asked, flow = request_of(rows, received, summary, topk, block, reduce), flag("flow", flow)
+    if isinstance(groups, Mapping) or not (groups is None or callable(groups)):
+        groups = named_masks(groups)
+        group_ids(groups, next(iter(groups.values()), torch.zeros(0, 0)).long())  # refuses masks that overlap
+    if flow and not groups:
         raise ValueError("flow: expected groups between which the flow is summed, got none")
-    if isinstance(asked.groups, Mapping):
-        first = next(iter(asked.groups.values()), torch.zeros(0, 0))
-        group_ids(asked.groups, first.long())  # refuses masks that overlap
     last = None if last is None else integer("last", last, 1)
     limit = None if limit is None else integer("limit", limit, 0)
-    return Observation(model, readable(model, layers), asked, integer("every", every, 1), last, limit)
-
-
-class _Asked(NamedTuple):
-    """What is read of each pass."""
-
-    groups: Any
-    rows: str | None
-    received: bool
-    summary: bool
-    topk: int | None
-    block: int
-    largest: bool
-    flow: bool
+    return Observation(model, readable(model, layers), asked, groups, flow, integer("every", every, 1), last, limit)
 
 
 class _Pass:
@@ -131,10 +115,11 @@ class Observation(AbstractContextManager["Observation"]):
     """What :func:`symground.observe` reads, pass by pass."""
 
     def __init__(
-        self, model: PreTrainedModel, layers: tuple[Mixer, ...], asked: _Asked, every: int, last: int | None,
-        limit: int | None,
+        self, model: PreTrainedModel, layers: tuple[Mixer, ...], asked: Request, groups: Groups | None, flow: bool,
+        every: int, last: int | None, limit: int | None,
     ) -> None:  # fmt: skip
-        self._model, self._layers, self._asked, self._every, self._limit = model, layers, asked, every, limit
+        self._model, self._layers, self._asked, self._groups, self._flow = model, layers, asked, groups, flow
+        self._every, self._limit = every, limit
         self._kept: deque[_Pass] = deque(maxlen=last)
         self._passes, self._past = 0, Past()
         self._now: _Pass | None = None
@@ -193,7 +178,7 @@ class Observation(AbstractContextManager["Observation"]):
         self._now = None
         if number % self._every == 0:
             self._now = _Pass(number, inputs, self._past.before(inputs))
-            flows = self._asked.flow and torch.is_grad_enabled()
+            flows = self._flow and torch.is_grad_enabled()
             taps = self._with_flow(self._now) if flows else self._taps
         self._entry.ask({body(self._model): self._begin, **taps})
 
@@ -227,9 +212,7 @@ class Observation(AbstractContextManager["Observation"]):
         asked, total = self._asked, now.past + queries
         valid = words_of(now.inputs, now.past, examples, queries)
         p = last_of(valid)
-        rows = p[:, None] if asked.rows == "last" else None
-        if asked.rows == "all":
-            rows = torch.arange(queries).expand(examples, -1)
+        rows = rows_of(asked.rows, p, examples, queries)
         keys = fitted(self._groups_of(now, valid), examples, total)
         of_queries = {name: mask[:, now.past :] & valid for name, mask in keys.items()}
         of_queries = with_prediction(of_queries, p, queries) if keys else {}
@@ -238,7 +221,7 @@ class Observation(AbstractContextManager["Observation"]):
             group_ids(of_queries, valid.long()) if keys else None,
             group_ids(keys, torch.zeros(examples, total).long()) if keys else None,
             tuple(of_queries), tuple(keys), asked.received, asked.summary, asked.topk, asked.block, asked.largest,
-            asked.flow,
+            self._flow, cached=True,
         )  # fmt: skip
         kept = [one for one in self._kept if one.wanted is not None]
         kept = kept[1:] if len(kept) == self._kept.maxlen else kept
@@ -255,7 +238,7 @@ class Observation(AbstractContextManager["Observation"]):
         return now.wanted
 
     def _groups_of(self, now: _Pass, valid: Tensor) -> dict[str, Tensor]:
-        groups = self._asked.groups
+        groups = self._groups
         if groups is None:
             return self._spans(now, valid)
         if not callable(groups):

@@ -9,6 +9,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from symground.analysis.reading.layers import variable_key
+
 #: Attributes of a pass that become coordinates of its step.
 STEP = ("step", "past", "queries")
 
@@ -23,7 +25,7 @@ def joined(passes: Sequence[xr.Dataset]) -> xr.Dataset:
     of_groups = {name: one[name] for one in passes for name in ("query_group", "key_group") if name in one.coords}
     of_steps = {name: ("step", [one.attrs[name] for one in passes]) for name in STEP}
     attrs = {name: x for name, x in passes[0].attrs.items() if name not in STEP}
-    return found.assign_coords({**known, **of_groups, **of_steps}).assign_attrs(attrs)
+    return variable_key(found.assign_coords({**known, **of_groups, **of_steps}).assign_attrs(attrs))
 
 
 def _stacked(given: Sequence[xr.DataArray | None]) -> tuple[tuple[str, ...], NDArray[Any]]:
