@@ -5,7 +5,7 @@ from symground.analysis.tracing.lens import TunedLens, lens_gain
 from symground.analysis.tracing.maps import saliency_maps
 from symground.analysis.tracing.memory import trace_memory
 from symground.analysis.tracing.named_inputs import count_of, inputs_by_name, learn_layouts, run_on, sizes_of
-from symground.analysis.tracing.patch_places import check_pictures, patch_places
+from symground.analysis.tracing.patches import check_pictures, patch_places
 from symground.analysis.tracing.regions import saliency_by_region
 from symground.analysis.tracing.sides import PREFIXES, Sides, Variables, prefix_of
 from symground.analysis.tracing.trace_input import (

@@ -22,7 +22,7 @@ from symground.analysis.tracing.backward import (
     run_pass,
 )
 from symground.analysis.tracing.named_inputs import count_of, inputs_by_name, learn_layouts, run_on, sizes_of
-from symground.analysis.tracing.patch_places import check_pictures, patch_places
+from symground.analysis.tracing.patches import check_pictures, patch_places
 from symground.analysis.tracing.sides import PREFIXES, Sides, prefix_of
 from symground.analysis.tracing.trace_input import (
     KEYWORDS,
