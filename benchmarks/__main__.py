@@ -12,6 +12,7 @@ MEASUREMENTS = {
     "before-after": ("benchmarks.before_after", "times calls of an earlier checkout and of this one, in turns"),
     "scaling": ("benchmarks.scaling", "compares the formulas of cost with measured points"),
     "attention-scale": ("benchmarks.attention_scale", "time and memory of reading attention as the text doubles"),
+    "training-log": ("benchmarks.training_log", "what the callback of a training log adds to a step"),
     "attnread": ("benchmarks.beside_attnread", "attention matrices beside those of attnread in another environment"),
     "report": ("benchmarks.report_scale", "writes a report of 12 layers × 12 heads, 40 checkpoints, 5 seeds"),
     "kernels": ("benchmarks.kernels.table", "compiles every GPU configuration without a GPU"),

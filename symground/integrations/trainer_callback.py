@@ -76,7 +76,7 @@ class AttentionCallback(TrainerCallback):
     ) -> None:
         self.close()
         if (state.global_step + 1) % self.every == 0 and state.is_world_process_zero:
-            self._block = observe(model, self._parted, rows=None, summary=True, flow=self.saliency)
+            self._block = observe(model, self.groups_of, rows=None, summary=True, flow=self.saliency)
             self._block.__enter__()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -109,7 +109,7 @@ class AttentionCallback(TrainerCallback):
         if block is not None:
             block.__exit__(None, None, None)
 
-    def _parted(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def groups_of(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """The groups of a pass, which part the words of each text."""
         given = next(inputs[name] for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None)
         mask = inputs.get("attention_mask")

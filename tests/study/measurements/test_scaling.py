@@ -14,7 +14,7 @@ import symground as sg
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import attention_scale, scaling  # noqa: E402
+from benchmarks import attention_scale, scaling, training_log  # noqa: E402
 
 SHAPES = [scaling.Llama(4, 64, 4, 2, 16, 176, 50), scaling.Llama(6, 64, 4, 4, 32, 160, 50)]
 
@@ -68,3 +68,11 @@ def test_operations_by_hand() -> None:
     assert attention_scale.matrices_bytes(one, 2) == 4 * 4
     assert attention_scale.pass_bytes(one, 2) == 2 * 4 * (3 + 4 + 2 + 2)
     assert scaling.grid_flops(weights=7, width=3, vocabulary=5, contexts=2, nouns=4, tokens=6) == 2 * 8 * (6 * 7 + 15)
+
+
+def test_the_steps_of_a_training_log_train_alike() -> None:
+    """The step that is read is the one that is not, so that only reading differs in time."""
+    runs = training_log.steps((32, 2, 2), batch=2, length=16)
+    assert list(runs) == ["transformers", "attached", "read", "read, with flow"]
+    for run in runs.values():
+        run()
