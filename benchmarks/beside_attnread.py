@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.common.options import integer, new_file, program
 from benchmarks.conftest import pytest_benchmark_update_machine_info as machine_info
-from benchmarks.peers.attnread import WAYS
+from benchmarks.peers.attnread import HEAD, WAYS
 from benchmarks.peers.trace import Model
 from benchmarks.scaling import processor
 
@@ -84,7 +84,7 @@ def measured(python: str, model: Model, rounds: int) -> tuple[list[dict[str, Any
         found = {way: torch.load(folder / f"{way}.pt") for way in WAYS}
     every = found["matrices"]
     apart = {
-        "one head": float((found["one"] - found["head"]).abs().max()),
+        "one head": float((found["one"] - found["layer"][:, HEAD[1]]).abs().max()),
         "all heads": float((found["all"] - every).abs().max()),
         "received": float((found["all"].sum(-2) - found["sums"].flatten(2)).abs().max()),
     }

@@ -27,9 +27,9 @@ Run = Callable[[], Any]
 #: The layer and the head of one head.
 HEAD = 7, 5
 ONE, ALL = "attnread, one head", "attnread, all heads"
-TAPPED, MATRICES = "a tap of the layer, one head", "sg.attention, all heads"
+LAYER, MATRICES = "sg.attention, the heads of that layer", "sg.attention, all heads"
 SUMS = "sg.attention, all heads, received and summary in place of the matrices"
-WAYS = {"one": ONE, "all": ALL, "head": TAPPED, "matrices": MATRICES, "sums": SUMS}
+WAYS = {"one": ONE, "all": ALL, "layer": LAYER, "matrices": MATRICES, "sums": SUMS}
 
 
 def prepared(way: str, model: Any, ids: Tensor, head: tuple[int, int]) -> Run:
@@ -40,45 +40,21 @@ def prepared(way: str, model: Any, ids: Tensor, head: tuple[int, int]) -> Run:
     import symground as sg
 
     sg.attach(model)
-    if way == "head":
-        return _tapped(model, ids, *head)
+    if way == "layer":
+        return lambda: sg.attention(model, ids, rows="all", layers=[head[0]])
     if way == "matrices":
         return lambda: sg.attention(model, ids, rows="all")
     return lambda: sg.attention(model, ids, rows=None, received=True, summary=True)
 
 
-def _tapped(model: Any, ids: Tensor, layer: int, head: int) -> Run:
-    """One head of the queries and keys that its layer's tap gives; `sg.attention` reads every head of every layer."""
-    from symground import ops
-    from symground.models import mixers
-
-    mixer, rows = mixers(model)[layer], torch.arange(ids.shape[1])[None]
-
-    @torch.inference_mode()
-    def run() -> Tensor:
-        found: list[Tensor] = []
-
-        def read(q: Tensor, k: Tensor, lse: Tensor, mixing: Any, keys: int) -> None:
-            one = slice(head, head + 1)
-            found.append(ops.attention_rows(q[:, one], k[:, one], lse[:, one], rows, scale=mixing.scale))
-
-        with mixer.tapped(read=(read,)):
-            model.transformer(ids)
-        return found[0]
-
-    return run
-
-
 def answer(way: str, found: Any) -> Tensor:
-    """A [1,1,T,T] of the head, or [L,H,T,T] of all; of the sums what each key receives [L,H,1,T]."""
-    if way == "head":
-        return found
+    """A [1,1,T,T] of the head, [1,H,T,T] of its layer, or [L,H,T,T] of all; of sums what keys receive [L,H,1,T]."""
     if way == "one":
         return next(iter(found.values()))[None]
     if way == "all":
         layers = 1 + max(layer for _, layer, _ in found)
         return torch.cat(list(found.values())).unflatten(0, (layers, -1))
-    return torch.from_numpy(found["rows" if way == "matrices" else "received"].to_numpy()[0])
+    return torch.from_numpy(found["received" if way == "sums" else "rows"].to_numpy()[0])
 
 
 def main() -> None:

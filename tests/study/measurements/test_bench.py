@@ -257,8 +257,8 @@ def test_a_measurement_that_there_is_not(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(sys, "argv", ["benchmarks", "speed"])
     assert run_benchmarks() == 2
     assert (
-        "expected one of suites, plot, before-after, scaling, attention-scale, attnread, report, kernels, forecast, "
-        "launch-cost, classes, ops, gpu; got 'speed'" in capsys.readouterr().err
+        "expected one of suites, plot, before-after, scaling, attention-scale, training-log, attnread, report, "
+        "kernels, forecast, launch-cost, classes, ops, gpu; got 'speed'" in capsys.readouterr().err
     )
 
 

@@ -28,7 +28,7 @@ READ = {
     ("gpu", "--data"): ("data", None),
 }
 WRITTEN = (
-    ("plot", "--out"), ("launch-cost", "--out"), ("scaling", "--out"), ("attnread", "--out"),
+    ("plot", "--out"), ("launch-cost", "--out"), ("scaling", "--out"), ("attnread", "--out"), ("training-log", "--out"),
     ("attention-scale", "--out"),
 )  # fmt: skip
 FOLDERS = (("gpu", "--out"), ("suites", "--out"))
