@@ -21,7 +21,7 @@ from symground.analysis.reading.layers import (
     Wanted,
     arrays_of,
     bytes_of,
-    coordinates_in,
+    named,
     notes_of,
     reading,
     variable_key,
@@ -32,7 +32,6 @@ from symground.analysis.tracing import (
     Sides,
     check_pictures,
     checked_mask,
-    coordinates_of,
     count_of,
     group_ids,
     image_group,
@@ -51,9 +50,6 @@ from symground.models.architectures import grids_of
 from symground.models.hooks import is_encoder_decoder, vision_tower
 from symground.models.trials import check_deterministic
 from symground.running import progress
-
-#: Dimensions that are those of one kind of layers, beside those that `Sides` names.
-_OF_KIND = ("row", "query_block", "key_block")
 
 
 class _Text(NamedTuple):
@@ -145,23 +141,12 @@ class KindsReader:
         variables: dict[str, Any] = {}
         coordinates: dict[str, Any] = {"head": np.arange(self.heads)}
         for kind, part in parts.items():
-            names = self.sides.names_of(kind) | {name: f"{kind}{name}" for name in _OF_KIND}
-            dims = part.wanted.dims()
-            of_kind = {
-                f"{kind}{name}": (tuple(names.get(dim, dim) for dim in dims[name]), value)
-                for name, value in part.arrays.items()
-            }
+            of_kind, places = named(kind, part)
             variables |= self.sides.by_image(kind, of_kind)
-            found = coordinates_of(part.layers)
             of_layers = f"{kind}layer"
-            coordinates |= {of_layers: found["layer"], f"{kind}kind": (of_layers, found["kind"][1])}
             coordinates[f"{kind}part"] = of_layers, ["vision" if kind == "vision_" else "text"] * len(part.layers)
-            if kind == "vision_":
-                continue
-            for name, value in coordinates_in(part.wanted).items():
-                if isinstance(value, tuple):
-                    value = (tuple(names.get(dim, dim) for dim in value[0]), value[1])
-                coordinates[names.get(name, f"{kind}{name}")] = value
+            # Each query of a vision tower is valid, and its matrices are those of an image.
+            coordinates |= {n: x for n, x in places.items() if kind != "vision_" or n in (of_layers, f"{kind}kind")}
         if "vision_" in parts:
             times, _, patches = self.sizes["vision_"]
             coordinates |= patch_places(self.tower, self.grids, (self.count, times, patches))

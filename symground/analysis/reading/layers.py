@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground import ops
-from symground.analysis.tracing import coordinates_of, most_heads
+from symground.analysis.tracing import Variables, coordinates_of, most_heads, names_of
 from symground.models import Mixer, Tap
 from symground.models.attachment import untraced
 from symground.models.hooks import tapped
@@ -50,6 +50,8 @@ class Wanted(NamedTuple):
     flow: bool = False
     cached: bool = False
     """Whether a layer may hold the last of the keys alone."""
+    past: int = 0
+    """How many positions of the text were read before."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of each variable, the sizes after example, layer and head."""
@@ -107,13 +109,40 @@ def arrays_of(layers: tuple[Mixer, ...], wanted: Wanted, heads: int | None = Non
     }
 
 
-def dataset_of(
-    model: PreTrainedModel, layers: tuple[Mixer, ...], wanted: Wanted, arrays: Mapping[str, NDArray[Any]]
-) -> xr.Dataset:
-    """The arrays with their dimensions, and the coordinates of layers, heads and groups."""
-    dims, coordinates = wanted.dims(), {**coordinates_of(layers), **coordinates_in(wanted)}
-    variables = {name: (dims[name], value) for name, value in arrays.items()}
-    return variable_key(xr.Dataset(variables, coordinates, attrs=notes_of(model, layers)))
+class Part(NamedTuple):
+    """Layers that mix the same positions, what is read of them, and the arrays."""
+
+    layers: tuple[Mixer, ...]
+    wanted: Wanted
+    arrays: dict[str, NDArray[Any]]
+    times: int = 1
+    """How many matrices an example has."""
+
+
+def named(kind: str, part: Part) -> tuple[Variables, dict[str, Any]]:
+    """The variables and coordinates of the layers of a kind, by its prefix, as a trace names them."""
+    names = names_of(kind) | {name: f"{kind}{name}" for name in ("row", "query_block", "key_block")}
+
+    def renamed(dims: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(names.get(dim, dim) for dim in dims)
+
+    dims, found, of_layers = part.wanted.dims(), coordinates_of(part.layers), f"{kind}layer"
+    variables: Variables = {f"{kind}{name}": (renamed(dims[name]), value) for name, value in part.arrays.items()}
+    coordinates: dict[str, Any] = {of_layers: found["layer"], f"{kind}kind": (of_layers, found["kind"][1])}
+    for name, value in coordinates_in(part.wanted).items():
+        of_dims = (renamed(value[0]), value[1]) if isinstance(value, tuple) else value
+        coordinates[names.get(name, f"{kind}{name}")] = of_dims
+    return variables, coordinates
+
+
+def dataset_of(model: PreTrainedModel, parts: Mapping[str, Part], heads: int) -> xr.Dataset:
+    """The arrays of parts, by the prefixes of their kinds, with their dimensions and coordinates."""
+    variables, coordinates = dict[str, Any](), {"head": np.arange(heads)}
+    for kind, part in parts.items():
+        of_kind, places = named(kind, part)
+        variables, coordinates = {**variables, **of_kind}, {**coordinates, **places}
+    every = tuple(mixer for part in parts.values() for mixer in part.layers)
+    return variable_key(xr.Dataset(variables, coordinates, attrs=notes_of(model, every)))
 
 
 def variable_key(found: xr.Dataset) -> xr.Dataset:
@@ -125,8 +154,7 @@ def coordinates_in(wanted: Wanted) -> dict[str, Any]:
     """The coordinates of queries and groups."""
     found: dict[str, Any] = {}
     if wanted.rows is not None:
-        past = wanted.keys - wanted.queries if wanted.cached else 0
-        found["row_position"] = (("example", wanted.dims()["rows"][3]), wanted.rows.numpy() + past)
+        found["row_position"] = (("example", wanted.dims()["rows"][3]), wanted.rows.numpy() + wanted.past)
     if wanted.summary or wanted.topk is not None:
         found["valid"] = (("example", "query"), wanted.valid.numpy())
     if wanted.query_groups is not None:
@@ -143,16 +171,6 @@ def notes_of(model: PreTrainedModel, layers: tuple[Mixer, ...]) -> dict[str, str
     scans = [mixer.layer for mixer in layers if mixer.kind == "mamba2"]
     note = f"layers {scans} are of |M| of Mamba-2, whose rows sum to any number; NaN where that has no meaning"
     return {"untraced": ", ".join(untraced(model)), **({"note": note} if scans else {})}
-
-
-class Part(NamedTuple):
-    """Layers that mix the same positions, what is read of them, and the arrays."""
-
-    layers: tuple[Mixer, ...]
-    wanted: Wanted
-    arrays: dict[str, NDArray[Any]]
-    times: int = 1
-    """How many matrices an example has."""
 
 
 def reading(*parts: Part, at: slice) -> AbstractContextManager[None]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from symground.analysis.reading.given import Given
 from symground.analysis.reading.layers import Part, Wanted, arrays_of, bytes_of, dataset_of, reading
 from symground.analysis.reading.requests import Request, rows_of
-from symground.analysis.tracing import group_ids
+from symground.analysis.tracing import group_ids, most_heads
 from symground.errors import described, integer, is_integer, is_list
 from symground.models import Mixer, mixers
 from symground.models.hooks import body, device_of
@@ -53,17 +53,21 @@ class TextReader:
                 with reading(part, at=at):
                     body(model)(**here, use_cache=False)
                 bar.advance()
-        return dataset_of(model, layers, part.wanted, part.arrays)
+        return dataset_of(model, {"": part}, most_heads(layers))
 
 
 def readable(
-    model: PreTrainedModel, chosen: Sequence[int] | None = None, of_probes: bool = False
+    model: PreTrainedModel, chosen: Sequence[int] | None = None, of_probes: bool = False, crosses: bool = False
 ) -> tuple[Mixer, ...]:  # fmt: skip
-    """The layers to read: of the numbers ``chosen``; of probes, which are words alone, those that mix the text."""
+    """The layers to read: of the numbers ``chosen``; of probes, which are words alone, those that mix the text.
+
+    With ``crosses`` those of a decoder and its cross-attention.
+    """
     every = mixers(model)
-    layers = tuple(mixer for mixer in every if mixer.kind in ("attention", "mamba2"))
+    kinds = ("attention", "mamba2", *(("self", "cross") if crosses else ()))
+    layers = tuple(mixer for mixer in every if mixer.kind in kinds)
     others = sorted({mixer.kind for mixer in every if mixer not in layers})
-    if (others and not of_probes) or not layers:
+    if (others and not (of_probes or crosses)) or not layers:
         raise ValueError(
             "model: expected one whose layers mix the positions of a text by attention or Mamba-2, got "
             + type(model).__name__

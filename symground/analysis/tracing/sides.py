@@ -38,6 +38,13 @@ def prefix_of(mixer: Mixer) -> str:
     return PREFIXES.get(mixer.kind, "")
 
 
+def names_of(kind: str) -> dict[str, str]:
+    """The names of the dimensions of the layers of a kind, by its prefix."""
+    of_query, of_key = _SIDES[kind]
+    names = {name: _DIMENSIONS[of_query][name] for name in ("query", "query_group")}
+    return names | {name: _DIMENSIONS[of_key][name] for name in ("key", "key_group")} | {"layer": f"{kind}layer"}
+
+
 class Sides:
     """The groups of the positions that a decoder (or the only stack of layers) and a source have."""
 
@@ -74,12 +81,6 @@ class Sides:
         """How many matrices an example has."""
         return self.images if kind == "vision_" else 1
 
-    def names_of(self, kind: str) -> dict[str, str]:
-        """The names of the dimensions of the layers of a kind."""
-        of_query, of_key = _SIDES[kind]
-        names = {name: _DIMENSIONS[of_query][name] for name in ("query", "query_group")}
-        return names | {name: _DIMENSIONS[of_key][name] for name in ("key", "key_group")} | {"layer": f"{kind}layer"}
-
     def by_image(self, kind: str, variables: Variables) -> Variables:
         """Variables of a kind, those of a vision tower by example and image."""
         if kind != "vision_":
@@ -100,7 +101,7 @@ class Sides:
 
     def named(self, kind: str, part: Part) -> tuple[dict[str, Any], dict[str, Any]]:
         """The variables and coordinates of a part, by their names in the Dataset."""
-        names, (queries, keys) = self.names_of(kind), self.masks_of(kind)
+        names, (queries, keys) = names_of(kind), self.masks_of(kind)
         variables: Variables = {
             f"{kind}{name}": (tuple(names.get(of, of) for of in DIMS[name]), value)
             for name, value in part.results.arrays().items()

@@ -13,6 +13,7 @@ from symground.models.hooks.forward_hooks import (
     own_forward,
 )
 from symground.models.hooks.mixers import (
+    CACHES,
     WITH_VISION,
     Mixer,
     Replacement,
@@ -45,6 +46,7 @@ from symground.models.hooks.scopes import (
 )
 
 __all__ = [
+    "CACHES",
     "WITH_VISION",
     "Entry",
     "Mixer",

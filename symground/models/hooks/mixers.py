@@ -26,6 +26,8 @@ from symground.ops.common.compiled import opaque
 
 #: The attribute of an attached model whose vision tower is traced too.
 WITH_VISION = "_symground_with_vision"
+#: The names of the cache among the inputs of a model; transformers renamed it in 5.24.
+CACHES = ("cache", "past_key_values", "cache_params")
 #: A mixer accepts each of these from one block at a time.
 _ONCE = ("saliency_probe", "flow_probe", "query_groups", "key_groups", "row_probe", "mix", "measure")
 
@@ -263,8 +265,7 @@ def _begin(asked: tuple[Callable[[Mapping[str, Any]], None], ...], inputs: Mappi
 
 def cache_of(inputs: Mapping[str, Any]) -> Any:
     """The cache among the inputs of a forward pass, or None."""
-    names = ("cache", "past_key_values", "cache_params")  # transformers renamed it in 5.24
-    return next((inputs[name] for name in names if inputs.get(name) is not None), None)
+    return next((inputs[name] for name in CACHES if inputs.get(name) is not None), None)
 
 
 def untapped() -> AbstractContextManager[None]:

@@ -12,6 +12,7 @@ import transformers
 import symground as sg
 from benchmarks.common.twins import twins
 from tests.analysis.reading.test_attention import read_off
+from tests.analysis.reading.test_observe import whole
 from tests.analysis.tracing.test_crossings import FAMILIES, inputs, pair
 from tests.analysis.tracing.test_vision_towers import TOWERS, eager_attentions
 from tests.models.attachment import test_vision_language
@@ -121,3 +122,31 @@ def test_a_model_of_pictures_alone() -> None:
     np.testing.assert_allclose(of_class.rows[..., 0, :], a[..., 0, :], atol=1e-5)
     with pytest.raises(ValueError, match="rows: expected 'all', positions .* since no text that asks has a last word"):
         sg.attention(ours, pixel_values=pixels)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_an_encoder_decoder_generates_with_its_cross_attention_read(family: str) -> None:
+    eager, twin = pair(family)
+    ours, given = sg.attach(twin), inputs(family)
+    given = {name: x for name, x in given.items() if not name.startswith("decoder")}
+    how: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "num_beams": 1}
+    out = eager.generate(**given, **how, output_attentions=True, return_dict_in_generate=True)
+    half = torch.arange(10).expand(2, -1) < 5
+    with sg.observe(ours, source_groups={"half": half}, summary=True) as seen:
+        text = ours.generate(**given, **how)
+    assert text.tolist() == out["sequences"][:, -text.shape[1] :].tolist()  # Whisper returns no start
+    assert len(seen) == len(out.cross_attentions)
+    for n, (one, own, cross) in enumerate(zip(seen.passes, out.decoder_attentions, out.cross_attentions, strict=True)):
+        c, total = torch.stack(cross, 1), one.attrs["past"] + one.attrs["queries"]
+        a, heads = whole(own, total), c.shape[2]
+        np.testing.assert_allclose(one.rows[:, :, :heads, -1], a[..., -1, :], atol=1e-5, err_msg=f"step {n}")
+        np.testing.assert_allclose(one.cross_rows[:, :, :heads, -1], c[..., -1, :], atol=1e-5, err_msg=f"step {n}")
+        into = one.cross_mass.sel(query_group="prediction", source_group="half")
+        np.testing.assert_allclose(into[:, :, :heads], c[..., -1, :5].sum(-1), atol=1e-5)
+    together = seen.dataset()
+    assert together.cross_entropy.dims == ("step", "example", "cross_layer", "head", "query")
+    assert together.cross_rows.sizes["source"] == 10
+    with pytest.raises(ValueError, match="source_groups: expected None, since no layer that is read has other keys"):
+        sg.observe(ours, source_groups={"half": half}, layers=[2])
+    with pytest.raises(ValueError, match="flow: expected groups .* of a text alone, got .* with cross-attention"):
+        sg.observe(ours, {"half": half}, flow=True)

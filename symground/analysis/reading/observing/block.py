@@ -10,19 +10,18 @@ from typing import Any
 
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from symground.analysis.reading.layers import Wanted, arrays_of, bytes_of, dataset_of, read, read_scan
+from symground.analysis.reading.layers import Part, Wanted, arrays_of, bytes_of, dataset_of, read, read_scan
 from symground.analysis.reading.observing.flow_probes import with_flow
 from symground.analysis.reading.observing.joining import joined
-from symground.analysis.reading.observing.passing import Past, fitted, named_masks, words_of
+from symground.analysis.reading.observing.passing import Past, fitted, named_masks, text_of, words_of
 from symground.analysis.reading.requests import Request, request_of, rows_of
 from symground.analysis.reading.spans import spans_of
 from symground.analysis.reading.text_reader import readable
-from symground.analysis.tracing import group_ids, last_of, with_prediction
+from symground.analysis.tracing import group_ids, last_of, most_heads, prefix_of, with_prediction
 from symground.errors import choice, described, flag, integer
 from symground.models import Mixer, Tap
 from symground.models.hooks import Entry, body, in_backward
@@ -35,6 +34,7 @@ def observe(
     model: PreTrainedModel,
     groups: Groups | None = None,
     *,
+    source_groups: Mapping[str, Tensor] | None = None,
     rows: str | None = "last",
     received: bool = False,
     summary: bool = False,
@@ -58,11 +58,14 @@ def observe(
 
     Args:
         model: made traceable by :func:`symground.attach`; as in :func:`symground.attention`. Of Mamba-2's layers only
-            the keys of the pass itself are read, since its state keeps no single positions; others are NaN.
+            the keys of the pass itself are read, since its state keeps no single positions; others are NaN. Of an
+            encoder-decoder, the layers of the decoder are read: those of cross-attention have variables that begin with
+            "cross_", as in :func:`symground.attention`, which also reads the encoder's.
         groups: names → [B,P] masks of the first P positions, which do not overlap; later positions are in no group.
             Or a function of the inputs of a pass, by their names, that returns such masks for it. Asks for mass. None
             takes the parts of a text with images: "system", "image", "question", and "answer", which a cache's later
             passes read.
+        source_groups: names → [B,S] masks of the positions that cross-attention reads, likewise.
         rows: whose rows of A are read: "last", each example's last valid query of the pass; "all"; or None.
         received, summary, topk, block, reduce, layers: as in :func:`symground.attention`; a pass that has fewer keys
             than ``topk`` gives 0 and -1 for the rest.
@@ -93,11 +96,16 @@ def observe(
     if isinstance(groups, Mapping) or not (groups is None or callable(groups)):
         groups = named_masks(groups)
         group_ids(groups, next(iter(groups.values()), torch.zeros(0, 0)).long())  # refuses masks that overlap
-    if flow and not groups:
-        raise ValueError("flow: expected groups between which the flow is summed, got none")
+    read = readable(model, layers, crosses=True)
+    of_source = {} if source_groups is None else named_masks(source_groups, "source_groups")
+    if of_source and all(mixer.kind != "cross" for mixer in read):
+        raise ValueError("source_groups: expected None, since no layer that is read has other keys than the text's")
+    if flow and (not groups or of_source or any(mixer.kind == "cross" for mixer in read)):
+        wrong = "got none" if not groups else f"of a text alone, got {type(model).__name__} with cross-attention"
+        raise ValueError(f"flow: expected groups between which the flow is summed, {wrong}")
     last = None if last is None else integer("last", last, 1)
     limit = None if limit is None else integer("limit", limit, 0)
-    return Observation(model, readable(model, layers), asked, groups, flow, integer("every", every, 1), last, limit)
+    return Observation(model, read, asked, groups, of_source, flow, integer("every", every, 1), last, limit)
 
 
 class _Pass:
@@ -105,28 +113,34 @@ class _Pass:
 
     def __init__(self, number: int, inputs: Mapping[str, Any], past: int) -> None:
         self.number, self.inputs, self.past = number, inputs, past
-        self.wanted: Wanted | None = None
-        self.arrays: dict[str, NDArray[Any]] = {}
+        self.parts: dict[str, Part] = {}
+        """By the prefixes of their kinds."""
+        self.text: tuple[Tensor, dict[str, Tensor]] | None = None
+        """Which queries are words [B,T], and the groups of the text."""
+        self.queries = 0
         self.layers: set[int] = set()
-        """The layers that were read."""
+        """The numbers of the layers that were read."""
 
 
 class Observation(AbstractContextManager["Observation"]):
     """What :func:`symground.observe` reads, pass by pass."""
 
     def __init__(
-        self, model: PreTrainedModel, layers: tuple[Mixer, ...], asked: Request, groups: Groups | None, flow: bool,
-        every: int, last: int | None, limit: int | None,
+        self, model: PreTrainedModel, layers: tuple[Mixer, ...], asked: Request, groups: Groups | None,
+        source_groups: Mapping[str, Tensor], flow: bool, every: int, last: int | None, limit: int | None,
     ) -> None:  # fmt: skip
-        self._model, self._layers, self._asked, self._groups, self._flow = model, layers, asked, groups, flow
-        self._every, self._limit = every, limit
+        self._model, self._asked, self._groups, self._flow = model, asked, groups, flow
+        self._source_groups, self._every, self._limit = source_groups, every, limit
+        kinds = dict.fromkeys(prefix_of(mixer) for mixer in layers)
+        self._of_kind = {kind: tuple(m for m in layers if prefix_of(m) == kind) for kind in kinds}
+        self._heads = most_heads(layers)
         self._kept: deque[_Pass] = deque(maxlen=last)
         self._passes, self._past = 0, Past()
         self._now: _Pass | None = None
         self._text: dict[str, Tensor] = {}
         self._names: tuple[str, ...] | None = None
         self._entry: Entry | None = None
-        self._taps = dict(self._taps_of(self._layers))
+        self._taps = dict(self._taps_of())
 
     def __enter__(self) -> Observation:
         if self._entry is not None:
@@ -164,11 +178,11 @@ class Observation(AbstractContextManager["Observation"]):
             raise ValueError("symground.observe: expected at least one pass of the model in the block, got none")
         return joined(self.passes)
 
-    def _taps_of(self, layers: tuple[Mixer, ...]) -> Iterator[tuple[Any, Tap]]:
-        for n, mixer in enumerate(layers):
-            reader = partial(self._read, n, mixer)
-            attends = mixer.kind == "attention"
-            yield mixer.module, Tap(read=(reader,), apart=True) if attends else Tap(read_scan=(reader,))
+    def _taps_of(self) -> Iterator[tuple[Any, Tap]]:
+        for kind, layers in self._of_kind.items():
+            for n, mixer in enumerate(layers):
+                reader, scans = partial(self._read, kind, n, mixer), mixer.kind == "mamba2"
+                yield mixer.module, Tap(read_scan=(reader,)) if scans else Tap(read=(reader,), apart=True)
 
     def _begin(self, inputs: Mapping[str, Any]) -> None:
         if in_backward() or self._entry is None:
@@ -177,7 +191,7 @@ class Observation(AbstractContextManager["Observation"]):
         taps: Mapping[Any, Tap] = {}
         self._now = None
         if number % self._every == 0:
-            self._now = _Pass(number, inputs, self._past.before(inputs))
+            self._now = _Pass(number, inputs, self._past.before(text_of(self._model, inputs)))
             flows = self._flow and torch.is_grad_enabled()
             taps = self._with_flow(self._now) if flows else self._taps
         self._entry.ask({body(self._model): self._begin, **taps})
@@ -187,55 +201,67 @@ class Observation(AbstractContextManager["Observation"]):
         if not isinstance(given, Tensor) or now.past:
             raise ValueError("flow: expected a pass with input_ids or inputs_embeds and without positions in a cache")
         examples, queries = given.shape[:2]
-        return dict(with_flow(self._taps, self._layers, self._open(now, examples, queries), now.arrays))
+        return dict(with_flow(self._taps, self._open(now, "", examples, queries, queries)))
 
-    def _read(self, n: int, mixer: Mixer, *given: Any) -> None:
+    def _read(self, kind: str, n: int, mixer: Mixer, *given: Any) -> None:
         if in_backward():
             return
         now = self._now
-        if now is None or n in now.layers:
+        if now is None or mixer.layer in now.layers:
             raise ValueError(
                 f"model: layer {mixer.layer} of {type(self._model).__name__} ran "
                 + ("outside a forward pass of the model" if now is None else "twice in a forward pass")
                 + ", which symground.observe does not read"
             )
-        attends = mixer.kind == "attention"
         first: Tensor = given[0]  # q [B,H,T,D] or dt [B,T,H]
+        scans = mixer.kind == "mamba2"
+        queries = first.shape[1 if scans else 2]
         with torch.no_grad():
-            wanted = now.wanted or self._open(now, len(first), first.shape[2 if attends else 1])
-            of = wanted, slice(0, wanted.examples), now.arrays, n, mixer
-            read(*of, *given) if attends else read_scan(*of, *given)
-        now.layers.add(n)
+            part = now.parts.get(kind) or self._open(now, kind, len(first), queries, queries if scans else given[4])
+            of = part.wanted, slice(0, part.wanted.examples), part.arrays, n, mixer
+            read_scan(*of, *given) if scans else read(*of, *given)
+        now.layers.add(mixer.layer)
 
-    def _open(self, now: _Pass, examples: int, queries: int) -> Wanted:
-        """Find out what is read of a pass, and keep it."""
-        asked, total = self._asked, now.past + queries
-        valid = words_of(now.inputs, now.past, examples, queries)
+    def _open(self, now: _Pass, kind: str, examples: int, queries: int, own_keys: int) -> Part:
+        """Find out what is read of the layers of a kind in a pass, and keep it."""
+        asked, total, crosses = self._asked, now.past + queries, kind == "cross_"
+        if now.text is None:
+            valid = words_of(text_of(self._model, now.inputs), now.past, examples, queries)
+            now.text = valid, fitted(self._groups_of(now, valid), examples, total)
+        valid, of_text = now.text
         p = last_of(valid)
-        rows = rows_of(asked.rows, p, examples, queries)
-        keys = fitted(self._groups_of(now, valid), examples, total)
-        of_queries = {name: mask[:, now.past :] & valid for name, mask in keys.items()}
-        of_queries = with_prediction(of_queries, p, queries) if keys else {}
-        now.wanted = Wanted(
-            examples, queries, total, valid, rows,
+        keys = fitted(self._source_groups, examples, own_keys, "source_groups") if crosses else of_text
+        of_queries = with_prediction({name: mask[:, now.past :] & valid for name, mask in of_text.items()}, p, queries)
+        total = own_keys if crosses else total
+        wanted = Wanted(
+            examples, queries, total, valid, rows_of(asked.rows, p, examples, queries),
             group_ids(of_queries, valid.long()) if keys else None,
             group_ids(keys, torch.zeros(examples, total).long()) if keys else None,
-            tuple(of_queries), tuple(keys), asked.received, asked.summary, asked.topk, asked.block, asked.largest,
-            self._flow, cached=True,
+            tuple(of_queries) if keys else (), tuple(keys), asked.received, asked.summary, asked.topk, asked.block,
+            asked.largest, self._flow, cached=not crosses, past=now.past,
         )  # fmt: skip
-        kept = [one for one in self._kept if one.wanted is not None]
-        kept = kept[1:] if len(kept) == self._kept.maxlen else kept
-        needed = sum(bytes_of(self._layers, one.wanted) for one in (*kept, now) if one.wanted is not None)
-        if self._limit is not None and needed > self._limit:
+        layers = self._of_kind[kind]
+        self._check_limit(now, bytes_of(layers, wanted, self._heads))
+        now.parts[kind] = Part(layers, wanted, arrays_of(layers, wanted, self._heads))
+        now.queries = queries
+        if not crosses:
+            self._past.count(now.inputs, total)
+        if len(now.parts) == 1:
+            self._kept.append(now)
+        if len(now.parts) == len(self._of_kind):
+            now.inputs = {}  # a pass that is kept keeps no tensor of the model's
+        return now.parts[kind]
+
+    def _check_limit(self, now: _Pass, more: int) -> None:
+        kept = [one for one in self._kept if one is not now]
+        if not now.parts and len(kept) == self._kept.maxlen:
+            kept = kept[1:]
+        each = [bytes_of(part.layers, part.wanted, self._heads) for one in (*kept, now) for part in one.parts.values()]
+        if self._limit is not None and sum(each) + more > self._limit:
             raise ValueError(
-                f"limit: the passes kept need {needed} bytes in host memory, got a limit of {self._limit}; every= and "
-                "last= keep fewer"
+                f"limit: the passes kept need {sum(each) + more} bytes in host memory, got a limit of {self._limit}; "
+                "every= and last= keep fewer"
             )
-        now.arrays = arrays_of(self._layers, now.wanted)
-        self._past.count(now.inputs, total)
-        now.inputs = {}  # a pass that is kept keeps no tensor of the model's
-        self._kept.append(now)
-        return now.wanted
 
     def _groups_of(self, now: _Pass, valid: Tensor) -> dict[str, Tensor]:
         groups = self._groups
@@ -268,6 +294,5 @@ class Observation(AbstractContextManager["Observation"]):
         return {**self._text, "answer": generated}
 
     def _dataset_of(self, one: _Pass) -> xr.Dataset:
-        assert one.wanted is not None
-        found = dataset_of(self._model, self._layers, one.wanted, one.arrays)
-        return found.assign_attrs(step=one.number, past=one.past, queries=one.wanted.queries)
+        found = dataset_of(self._model, one.parts, self._heads)
+        return found.assign_attrs(step=one.number, past=one.past, queries=one.queries)

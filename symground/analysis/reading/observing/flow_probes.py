@@ -12,15 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from symground.analysis.reading.layers import Wanted
-from symground.models import Mixer, Tap
+from symground.analysis.reading.layers import Part
+from symground.models import Tap
 from symground.models.hooks import device_of
 
 
-def with_flow(
-    taps: Mapping[Any, Tap], layers: tuple[Mixer, ...], wanted: Wanted, arrays: Mapping[str, NDArray[Any]]
-) -> Iterator[tuple[Any, Tap]]:
-    """The taps of the layers' modules, each with a flow probe whose gradient goes into the arrays."""
+def with_flow(taps: Mapping[Any, Tap], part: Part) -> Iterator[tuple[Any, Tap]]:
+    """The taps of the part's modules, each with a flow probe whose gradient goes into the arrays."""
+    layers, wanted, arrays = part.layers, part.wanted, part.arrays
     assert wanted.query_groups is not None
     assert wanted.key_groups is not None
     counts = len(wanted.query_names), len(wanted.key_names)

@@ -19,13 +19,13 @@ def joined(passes: Sequence[xr.Dataset]) -> xr.Dataset:
     """Passes along a first dimension step, filled up to the largest sizes: with NaN, -1 in integers, False in masks."""
     names = {name: None for one in passes for name in one.data_vars}
     found = xr.Dataset({name: _stacked([one.get(name) for one in passes]) for name in names})
-    each = [name for name in ("row_position", "valid", "group_size") if any(name in one.coords for one in passes)]
+    coordinates = {name: "example" in one[name].dims for one in passes for name in one.coords}
+    each = [name for name, of_examples in coordinates.items() if of_examples]
     found = found.assign_coords({name: _stacked([one.get(name) for one in passes]) for name in each})
-    known = {name: passes[0][name] for name in ("layer", "kind", "head")}
-    of_groups = {name: one[name] for one in passes for name in ("query_group", "key_group") if name in one.coords}
+    known = {name: one[name] for one in passes for name in one.coords if not coordinates[name]}
     of_steps = {name: ("step", [one.attrs[name] for one in passes]) for name in STEP}
     attrs = {name: x for name, x in passes[0].attrs.items() if name not in STEP}
-    return variable_key(found.assign_coords({**known, **of_groups, **of_steps}).assign_attrs(attrs))
+    return variable_key(found.assign_coords({**known, **of_steps}).assign_attrs(attrs))
 
 
 def _stacked(given: Sequence[xr.DataArray | None]) -> tuple[tuple[str, ...], NDArray[Any]]:

@@ -9,10 +9,20 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers import PreTrainedModel
 
 from symground.analysis.checks import check_mapping, tensor_of
 from symground.analysis.tracing import check_unreserved
-from symground.models.hooks import cache_of
+from symground.models.hooks import CACHES, cache_of, is_encoder_decoder
+
+
+def text_of(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The inputs of the text: of an encoder-decoder, those of its decoder, by the names that a decoder alone has."""
+    if not is_encoder_decoder(model):
+        return inputs
+    names = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
+    cache = {name: inputs.get(name) for name in CACHES}
+    return cache | {name: inputs.get(f"decoder_{name}") for name in names}
 
 
 class Past:
@@ -100,7 +110,9 @@ def named_masks(groups: Any, argument: str = "groups") -> dict[str, Tensor]:
     return {name: x.bool().cpu() for name, x in found.items()}
 
 
-def fitted(masks: Mapping[str, Tensor], examples: int, positions: int) -> dict[str, Tensor]:
+def fitted(
+    masks: Mapping[str, Tensor], examples: int, positions: int, argument: str = "groups"
+) -> dict[str, Tensor]:  # fmt: skip
     """Masks [B,P] for a pass over positions 0 to S: [N,S]; positions beyond P are in no group.
 
     Raises:
@@ -109,7 +121,7 @@ def fitted(masks: Mapping[str, Tensor], examples: int, positions: int) -> dict[s
     for name, mask in masks.items():
         if len(mask) != examples:
             raise ValueError(
-                f"groups[{name!r}]: expected masks of the {examples} examples of the pass (with beams, of each beam), "
-                f"got shape {list(mask.shape)}"
+                f"{argument}[{name!r}]: expected masks of the {examples} examples of the pass (with beams, of each "
+                f"beam), got shape {list(mask.shape)}"
             )
     return {name: pad(mask[:, :positions], (0, max(0, positions - mask.shape[1]))) for name, mask in masks.items()}
