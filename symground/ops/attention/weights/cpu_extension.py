@@ -24,7 +24,7 @@ def read(q: Tensor, k: Tensor, lse: Tensor, mixing: Mixing, asked: Asked) -> Rea
         extension.library.attention_weights(
             *_piece(at, q, k, exact, mixing, asked), *results, asked.block, asked.largest
         )
-    return Read(*(x if x is None or x.dtype == torch.int64 else x.to(lse.dtype) for x in found))
+    return found.to(lse.dtype)
 
 
 def backward(

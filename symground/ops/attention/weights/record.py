@@ -86,6 +86,10 @@ class Read(NamedTuple):
             found = found._replace(pooled=lse.new_zeros(*heads, *(-(-n // asked.block) for n in (queries, keys))))
         return found
 
+    def to(self, dtype: torch.dtype) -> Read:
+        """The same in ``dtype``, but for ``key``."""
+        return Read(*(x if x is None or x.dtype == torch.int64 else x.to(dtype) for x in self))
+
 
 class Upstream(NamedTuple):
     """The gradients of what is found, None for those without one."""

@@ -39,7 +39,7 @@ def attention_read(q: Tensor, k: Tensor, lse: Tensor, mixing: Mixing, asked: Ask
         found = found._replace(entropy=entropy, weight=weight, key=key, score=score, distance=distance)
     if asked.block:
         found = found._replace(pooled=pooled(a.detach(), asked.block, asked.largest))
-    return Read(*(x if x is None or x.dtype == torch.int64 else x.to(lse.dtype) for x in found))
+    return found.to(lse.dtype)
 
 
 attention_rows = attention_mass = attention_received = attention_summary = attention_pooled = attention_read

@@ -52,7 +52,7 @@ def read(q: Tensor, k: Tensor, lse: Tensor, mixing: Mixing, asked: Asked, reads:
     found = Read.nothing(q, k, exact, asked)
     for tile in _tiles(q, k, exact, mixing, reads, asked):
         _add(tile, found, asked)
-    return Read(*(x if x is None or x.dtype == torch.int64 else x.to(lse.dtype) for x in found))
+    return found.to(lse.dtype)
 
 
 def _add(tile: _Tile, found: Read, asked: Asked) -> None:
