@@ -22,7 +22,7 @@ refuses = needs.triton
 _FUSED_GROUPS = (64, 16)
 
 
-def _call(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Call:
+def call_of(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Call:
     """The resolved record as the launch's arguments."""
     from symground.kernels.attention.launch import Call
 
@@ -33,7 +33,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> tuple[Tensor, T
     from symground.kernels.attention.forward import attention_forward
 
     with torch.cuda.device_of(q):
-        out: tuple[Tensor, Tensor] = attention_forward(_call(q, k, v, mixing))
+        out: tuple[Tensor, Tensor] = attention_forward(call_of(q, k, v, mixing))
     return out
 
 
@@ -46,7 +46,7 @@ def _backward(
 
     fused = groups.num_query <= _FUSED_GROUPS[0] and groups.num_key <= _FUSED_GROUPS[1]
     with torch.cuda.device_of(q):
-        call = _call(q, k, v, mixing)
+        call = call_of(q, k, v, mixing)
         dq, dk, dv, flow, dslopes = attention_backward(
             call, grad_out, out, lse, of_slopes, *(groups if fused else NO_GROUPS)
         )
@@ -58,7 +58,7 @@ def _saliency(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mi
     from symground.kernels.attention.saliency import attention_saliency
 
     with torch.cuda.device_of(q):
-        total: Tensor = attention_saliency(_call(q, k, v, mixing), grad_out, lse.float(), signed)
+        total: Tensor = attention_saliency(call_of(q, k, v, mixing), grad_out, lse.float(), signed)
     return total.to(lse.dtype)
 
 
@@ -69,7 +69,13 @@ def _flow(
 
     with torch.cuda.device_of(q):
         sums = attention_flow(
-            _call(q, k, v, mixing), grad_out, lse.float(), *groups.given, groups.num_query, groups.num_key, matrix_total
+            call_of(q, k, v, mixing),
+            grad_out,
+            lse.float(),
+            *groups.given,
+            groups.num_query,
+            groups.num_key,
+            matrix_total,
         )
     return FlowSums(*(x.to(lse.dtype) for x in sums))
 
@@ -78,17 +84,17 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, lse: Tensor, mixing
     from symground.kernels.attention.saliency_rows import attention_saliency_rows
 
     with torch.cuda.device_of(q):
-        out: Tensor = attention_saliency_rows(_call(q, k, v, mixing), grad_out, lse.float(), rows)
+        out: Tensor = attention_saliency_rows(call_of(q, k, v, mixing), grad_out, lse.float(), rows)
     return out.to(lse.dtype)
 
 
-def _lacks(q: Tensor, k: Tensor | None, mixing: Mixing, v: Tensor) -> str | None:
+def lacks(q: Tensor, k: Tensor | None, mixing: Mixing, v: Tensor | None) -> str | None:
     """What the kernels do not take on this device, or None."""
     if q.device.type != "cuda":
         return None
     from symground.kernels.common.configs import WIDEST, WITHOUT_WIDE, architecture_of
 
-    width = max(q.shape[3], v.shape[3])
+    width = max(x.shape[3] for x in (q, v) if x is not None)
     if width <= WIDEST or architecture_of(q.device) not in WITHOUT_WIDE:
         return None
     return (
@@ -98,4 +104,4 @@ def _lacks(q: Tensor, k: Tensor | None, mixing: Mixing, v: Tensor) -> str | None
 
 
 backend = Backend(forward=_forward, backward=_backward, saliency=_saliency, flow=_flow, rows=_rows)
-ops = register("triton", backend, refuses, lacks=_lacks)
+ops = register("triton", backend, refuses, lacks=lacks)
