@@ -20,6 +20,7 @@ from benchmarks.common.devices import DEVICES, Device
 from symground.kernels.common import launch as launches
 from symground.kernels.common.configs import Config, tables
 from symground.ops.attention import api as attention
+from symground.ops.attention.weights import api as weights
 from symground.ops.common import needs
 from symground.ops.ssd import api as ssd
 from symground.ops.vocabulary import api as vocabulary
@@ -64,7 +65,7 @@ def absent_gpu(
     count = device.processors if processors is None else processors
     before = triton.runtime.driver._active
     with ExitStack() as stack:
-        for api in (attention, ssd, vocabulary):
+        for api in (attention, weights, ssd, vocabulary):
             there = api.IMPLEMENTATIONS["triton"]._replace(refuses=needs.nothing)
             stack.enter_context(mock.patch.dict(api.IMPLEMENTATIONS, {"triton": there}))
         stack.enter_context(mock.patch.dict(launches._remembered, clear=True))  # it knows one architecture of a device

@@ -7,14 +7,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from symground.ops.attention.mixing import Mixing, check_attention, check_lse
-from symground.ops.attention.weights import cpu, reference, torch
+from symground.ops.attention.weights import cpu, reference, torch, triton
 from symground.ops.attention.weights.record import Asked, Read
 from symground.ops.common import checks as check
 from symground.ops.common.dispatch import choose
 from symground.ops.common.flow import check_groups
 
 #: The implementations by their name for ``impl``, in the order in which ``impl=None`` tries them.
-IMPLEMENTATIONS = {"cpu": cpu.ops, "torch": torch.ops, "reference": reference}
+IMPLEMENTATIONS = {"cpu": cpu.ops, "triton": triton.ops, "torch": torch.ops, "reference": reference}
 
 
 def attention_rows(
