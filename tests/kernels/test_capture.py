@@ -24,6 +24,10 @@ from symground.kernels.common.launch import Launch
 from symground.ops.common import register
 from tests.ops.common.drawn import DIFFERENTIABLE, OPS, Case, call, came, draw, implementations
 
+#: Ops of `triton` in plain PyTorch, and those whose gradients are: they launch none of our kernels.
+PLAIN = ("attention_rows", "attention_topk")
+PLAIN_GRADIENTS = ("attention_rows", "attention_mass", "attention_received", "attention_summary")
+
 
 class NoNumbersOfPython(TorchFunctionMode):
     """Fails where a tensor, or an index, is made from numbers of Python, which are copied to the device."""
@@ -88,7 +92,7 @@ def test_a_launch_path_stays_on_the_device(op: str, dtype: torch.dtype, launches
         before = len(launches)
         with on_the_device_only():
             results = call(case, "triton", **given)
-        assert len(launches) > before
+        assert len(launches) > before or op in PLAIN
         if op in DIFFERENTIABLE:
             grads = [on_device(x) for x in came(case, results, seed)]
             before = len(launches)
@@ -96,7 +100,7 @@ def test_a_launch_path_stays_on_the_device(op: str, dtype: torch.dtype, launches
                 torch.autograd.grad(
                     results[: len(grads)], [given[name] for name in case.leaves], grads, allow_unused=True
                 )
-            assert len(launches) > before
+            assert len(launches) > before or op in PLAIN_GRADIENTS
 
 
 @pytest.mark.parametrize(

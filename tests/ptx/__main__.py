@@ -27,6 +27,7 @@ FILES = {
     "attention": "tests/ops/attention/test_triton.py",
     "options": "tests/ops/attention/test_triton_options.py",
     "shapes": "tests/ops/attention/test_triton_shapes.py",
+    "weights": "tests/ops/attention/test_triton_weights.py",
     "ssd": "tests/ops/ssd/test_triton.py",
     "vocabulary": "tests/ops/vocabulary/test_triton.py",
     "drawn": "tests/ops/common/test_kinds_triton.py",
