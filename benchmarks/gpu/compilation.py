@@ -57,7 +57,7 @@ def jobs(dry: bool) -> dict[str, Job]:
     for dtype in ("float32", "bfloat16"):
         found[f"attention {dtype}"] = partial(_attention, dtype)
         for case in ON_GPU:
-            for family in ("attention", "ssd", "vocabulary"):
+            for family in ("attention", "weights", "ssd", "vocabulary"):
                 found[f"{case} {family} {dtype}"] = partial(_ops, case, family, dtype)
     for kernel in tiles.CANDIDATES:
         found[f"tiles of {kernel}"] = partial(_tiles, kernel, tiles.shape_of(1024))

@@ -111,6 +111,27 @@ def _attention(p: Problem, impl: str | None) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
+def _weights(p: Problem, impl: str | None) -> dict[str, Tensor]:
+    """What is read off the weights, which no gate changes. The largest weight's key may differ where two are close."""
+    q, k = (x.detach().requires_grad_() for x in (p.q, p.k))
+    kw: dict[str, Any] = {**{name: x for name, x in p.kw.items() if name != "gate"}, "impl": impl}
+    with torch.no_grad():
+        _, lse = ops.attention(q, k, p.v, **kw)
+    groups = (p.query_groups, p.key_groups, 3, 3)
+    summary = ops.attention_summary(q, k, lse, **kw)
+    found = {
+        "rows": ops.attention_rows(q, k, lse, p.rows, **kw), "mass": ops.attention_mass(q, k, lse, *groups, **kw),
+        "received": ops.attention_received(q, k, lse, **kw), "entropy": summary.entropy,
+    }  # fmt: skip
+    grads = torch.autograd.grad([x.square().sum() for x in found.values()], (q, k))
+    found |= {
+        "dq": grads[0], "dk": grads[1], "largest weight": summary.weight, "distance": summary.distance,
+        "pooled": ops.attention_pooled(q, k, lse, 16, **kw),
+        "largest weights": ops.attention_topk(q, k, lse, 4, **kw)[0],
+    }  # fmt: skip
+    return {f"weights: {name}": value.detach() for name, value in found.items()}
+
+
 def _gated(p: Problem, impl: str | None) -> dict[str, Tensor]:
     """gate_heads with one gate per head and with two masks, on aligned rows of whole vectors and on others."""
     impl = impl if impl == "reference" else None  # it has no Triton kernel
@@ -178,7 +199,7 @@ def _gradients(name: str, of: Tensor, hidden: Tensor, weight: Tensor) -> dict[st
     return {f"{name}: dhidden": dh, f"{name}: dweight": dw}
 
 
-FAMILIES = {"attention": _attention, "vocabulary": _of_head, "gate": _gated, "ssd": _ssd}
+FAMILIES = {"attention": _attention, "weights": _weights, "vocabulary": _of_head, "gate": _gated, "ssd": _ssd}
 
 
 def main() -> None:

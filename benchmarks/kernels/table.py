@@ -40,7 +40,7 @@ from benchmarks.common.options import integer  # noqa: E402
 from benchmarks.kernels.machine_code import Resources, of_amdgcn, of_cubin  # noqa: E402
 from benchmarks.kernels.offsets import narrow_products  # noqa: E402
 from benchmarks.kernels.page import updated  # noqa: E402
-from symground.kernels.attention import backward, flow, forward, saliency, saliency_rows  # noqa: E402
+from symground.kernels.attention import backward, flow, forward, saliency, saliency_rows, weights  # noqa: E402
 from symground.kernels.attention.launch import Call  # noqa: E402
 from symground.kernels.common import launch  # noqa: E402
 from symground.kernels.common.configs import WIDEST, WITHOUT_WIDE, Config, shipped, tables  # noqa: E402
@@ -65,7 +65,15 @@ HIDDEN_SIZE = 768
 #: Kernel of row sums → the kernel that reads them in float32, whose configuration it uses.
 ROW_SUMS = {
     f"{kernel}_sums": kernel
-    for kernel in ("dq_flow", "dkdv", "attention_saliency", "attention_flow", "attention_saliency_rows")
+    for kernel in (
+        "dq_flow",
+        "dkdv",
+        "attention_saliency",
+        "attention_flow",
+        "attention_saliency_rows",
+        "attention_weights",
+        "attention_pooled",
+    )
 }
 #: Kernels of SSD, with heads of 64; the head size is that of the state.
 SSD = ("ssd_saliency", "ssd_flow", "ssd_forward", "ssd_dx", "ssd_dbdc", "ssd_states", "ssd_pass", "prefix_sums")
@@ -166,6 +174,8 @@ def launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -> No
         "attention_saliency": lambda: saliency.attention_saliency(call, grad, lse, signed=True),
         "attention_flow": lambda: flow.attention_flow(call, grad, lse, groups, groups, 2, 2, False),
         "attention_saliency_rows": lambda: saliency_rows.attention_saliency_rows(call, grad, lse, rows),
+        "attention_weights": lambda: weights.attention_weights(call, lse, groups, 3, True),
+        "attention_pooled": lambda: weights.attention_pooled(call, lse, 16, False),
     }
     runs[kernel]()
 
