@@ -248,3 +248,33 @@ def test_bad_arguments_are_named(message: str) -> None:
     good: dict[str, Any] = {"q": torch.zeros(2, 4, 4, 8), "k": torch.zeros(2, 2, 5, 8), "lse": torch.zeros(2, 4, 4)}
     with pytest.raises(ValueError, match=message):
         op(**{**good, **wrong})
+
+
+@every
+@pytest.mark.parametrize("fill", [0.0, math.inf, math.nan])
+def test_the_lse_of_a_query_that_sees_no_key_is_not_read(impl: str, fill: float) -> None:
+    """aten's kernels put 0 there, others inf or NaN; no result and no gradient depends on it."""
+    q, k = drawn(6)
+    sink, key_range = torch.randn(4, dtype=torch.float64), torch.tensor([[2, 5], [3, 3]])
+    empty = torch.ones(2, 1, 6, dtype=torch.bool)
+    empty[0, :, 2:] = False  # the second text has no key, and two queries of the first see none
+    rows, groups = torch.tensor([[0, 5], [1, 4]]), torch.tensor([[0, 0, 1, 1, 2, -1]]).expand(2, -1)
+
+    def everything(lse: Tensor) -> list[Tensor]:
+        leaves = [x.clone().requires_grad_() for x in (q, k, sink)]
+        given: dict[str, Any] = {"key_range": key_range, "sink": leaves[2], "impl": name}
+        read = (*leaves[:2], lse)
+        found = [
+            ops.attention_rows(*read, rows, **given), ops.attention_mass(*read, groups, groups, **given),
+            ops.attention_received(*read, **given), *ops.attention_summary(*read, **given),
+        ]  # fmt: skip
+        total = torch.stack([x.square().sum() for x in found[:4]]).sum()
+        more = [ops.attention_pooled(*read, 4, **given), *ops.attention_topk(*read, 3, **given)]
+        return [*found, *more, *torch.autograd.grad(total, leaves)]
+
+    with implementation(impl) as name:
+        _, lse = ops.attention(q, k, k, key_range=key_range, sink=sink)
+        expected = everything(lse)
+        found = everything(torch.where(empty, torch.full_like(lse, fill), lse))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)

@@ -80,4 +80,4 @@ def _chosen(q: Tensor, k: Tensor, lse: Tensor, mixing: Mixing, rows: Tensor) -> 
         unseen = unseen | padding(mixing.key_range, keys)[:, None]
     p = s.sub_(level[..., None]).exp_().masked_fill_(unseen[:, None], 0.0)
     normalize_(p, level, None if mixing.sink is None else mixing.sink[:, None].to(dtype))
-    return _Chosen(p, level, q, k, (j - at[..., None])[:, None])
+    return _Chosen(p, level.nan_to_num(0.0), q, k, (j - at[..., None])[:, None])

@@ -43,7 +43,8 @@ def _tiles(
         s = tile.hide_(tile.s, float("-inf"))
         level = lse[at].masked_fill(lse[at].isneginf(), 0.0)  # rows without a key: -inf + inf would be NaN
         p = tiles.normalize_((s - level[..., None]).exp_(), level, tile.sink)
-        yield _Tile(tile, at, s, p, level)
+        p = tile.hide_(p, 0.0)  # and their LSE may be anything
+        yield _Tile(tile, at, s, p, level.nan_to_num_(0.0))
 
 
 def read(q: Tensor, k: Tensor, lse: Tensor, mixing: Mixing, asked: Asked, reads: bool) -> Read:
