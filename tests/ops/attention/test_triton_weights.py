@@ -138,7 +138,7 @@ def test_queries_that_see_no_key_and_keys_that_nobody_may_read() -> None:
     clean = [x.found(op, of, torch.float32) for op, of in x.asked]
     unseen = torch.arange(40) < torch.tensor([[30], [7]])
     x.k[0, :, :30], x.k[1, :, :7], x.k[1, :, 33:] = torch.nan, torch.nan, torch.nan
-    for level in (0.0, torch.inf, -torch.inf):
+    for level in (0.0, torch.inf, -torch.inf, torch.nan):
         x.lse[unseen[:, None].expand(2, 2, 40)] = level
         for (op, of), right in zip(x.asked, clean, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(x.found(op, of, torch.float32), right, strict=True)), op
