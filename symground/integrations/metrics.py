@@ -24,25 +24,27 @@ def attention_metrics(
 
     Args:
         seen: an observation (:func:`symground.observe`), or the Dataset of one or of :func:`symground.attention`. Of
-            what it has, its passes together give ``entropy`` (nats, the mean over queries that are not padding),
-            ``largest_logit`` (the largest score of any query), ``mass`` (a query's attention to the keys of a group,
-            the mean over the queries of a group, and over those of all groups, called "all") and ``flow`` (the share
-            of a query group's flow into the keys of a group).
+            what it has, its passes together give four numbers. ``entropy`` is the mean over queries that are not
+            padding, in nats. ``largest_logit`` is the largest score of any query. ``mass/a/b`` is what a query of group
+            a attends to group b, the mean over the queries of a; ``mass/all/b`` is the mean over the queries of all
+            groups. ``flow/a/b`` is the share of a's flow that comes from b; queries without a loss have none.
         by: "layer", the mean over heads (of the largest logit, the maximum); "head"; or quantiles over all heads of all
             layers, numbers from 0 to 1.
         prefix: of the names.
 
     Returns:
         name → number: ``attention/entropy/layer3``, ``attention/mass/all/first/layer3``; by head
-        ``…/layer3/head5``, by quantiles ``…/q0.5``. Heads without a number (Mamba-2 has no entropy) are left out.
+        ``…/layer3/head5``, by quantiles ``…/q0.5``. Heads without a number (Mamba-2 has no entropy) are left out, and
+        so are the layers of cross-attention and of an encoder.
 
     Raises:
-        ValueError: ``seen`` is nothing of these or has nothing to log, ``by`` is none of these.
+        ValueError: ``seen`` is nothing of these or has nothing to log, a group has the name "all", ``by`` or ``prefix``
+            is none of these.
     """
     found = seen.dataset() if isinstance(seen, Observation) else seen
     if not isinstance(found, xr.Dataset):
         raise ValueError(f"seen: expected what symground.observe or symground.attention gives, got {described(seen)}")
-    quantiles = _quantiles(by)
+    quantiles, prefix = quantiles_of(by), checked_prefix(prefix)
     named = {}
     for name, (values, largest) in _each(found).items():
         for place, value in _by(values, found.layer.values, by, quantiles, largest):
@@ -52,7 +54,13 @@ def attention_metrics(
     return named
 
 
-def _quantiles(by: Any) -> tuple[float, ...]:
+def checked_prefix(prefix: Any) -> str:
+    if not isinstance(prefix, str) or not prefix:
+        raise ValueError(f"prefix: expected a word, got {described(prefix)}")
+    return prefix
+
+
+def quantiles_of(by: Any) -> tuple[float, ...]:
     if isinstance(by, str):
         choice("by", by, ("layer", "head"))
         return ()
@@ -70,6 +78,8 @@ def _each(found: xr.Dataset) -> Mapping[str, tuple[Numbers, bool]]:
         each["entropy"] = found.entropy.where(found.valid).mean(over, skipna=True).values, False
         each["largest_logit"] = found.score.where(found.valid).max(over, skipna=True).values, True
     if "mass" in found:
+        if ALL in found.query_group.values:
+            raise ValueError(f"seen: expected groups of other names than {ALL!r}, which stands for all queries")
         mass, size = found.mass.sum(others, min_count=1), found.group_size.clip(0).sum(others)
         for key in found.key_group.values:
             to, told = mass.sel(key_group=key), f"/{key}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer_callback import CallbackHandler
 
 from symground.analysis import Observation, observe
-from symground.errors import flag, integer
-from symground.integrations.metrics import ALL, _quantiles, attention_metrics
+from symground.errors import described, flag, integer
+from symground.integrations.metrics import ALL, attention_metrics, checked_prefix, quantiles_of
 from symground.models import attach, detach
-from symground.models.attachment import is_attached
+from symground.models.attachment import is_attached, leave_positions
+from symground.models.hooks import is_encoder_decoder
 
 FIRST, OTHER = "first", "other"
 
@@ -23,13 +25,22 @@ FIRST, OTHER = "first", "other"
 class AttentionCallback(TrainerCallback):
     """Log what attention does while transformers' Trainer trains: ``Trainer(…, callbacks=[AttentionCallback()])``.
 
-    In every ``every``-th optimiser step the forward passes are read (:func:`symground.observe`), and what
-    :func:`symground.integrations.attention_metrics` makes of them goes into the Trainer's own log of that step: to
-    ``state.log_history`` and to every reporter (TensorBoard, W&B, Trackio). The positions of each text are parted into
-    "first", its first token, the groups asked for, and "other", the rest of its words; the last word asks for itself,
-    as "prediction". The training is the same as without the callback: the weights are those before dropout, and a
-    recompute of activation checkpointing is not read. With several processes, each reads its own part of the batch,
-    and the first one's is logged.
+    In every ``every``-th optimiser step, its training passes are read (:func:`symground.observe`). The step is logged,
+    whatever ``logging_steps`` is, and what :func:`symground.integrations.attention_metrics` makes of the passes is in
+    its log: in ``state.log_history`` and in every reporter (TensorBoard, W&B, Trackio).
+
+    The words of each text are parted into groups: "first" is its first word, also where several texts are packed into
+    a row; then come the groups that are asked for; "other" is the rest. The last word of a row is the query group
+    "prediction".
+
+    The attention weights are those before dropout. Passes of generation and evaluation within a step are not read, nor
+    is a recompute of activation checkpointing. Reading does not change what a step computes; with ``saliency`` its
+    gradients change within rounding. With several processes, each reads its own part of the batch, and the first one's
+    is logged.
+
+    A model that is not attached (:func:`symground.attach`) is attached while it trains, so that its attention is
+    symground's, equal to its own within rounding. If a step ends by an exception, `close` ends its block and detaches
+    the model; training again does so too.
 
     Args:
         every: read every so many optimiser steps.
@@ -37,21 +48,19 @@ class AttentionCallback(TrainerCallback):
         by: "layer", "head" or quantiles, as in `attention_metrics`.
         saliency: log the flow between groups too, from the training's own backward pass; it needs an attention dropout
             of 0.
-        prefix: of the names in the log.
-
-    A model that is not attached (:func:`symground.attach`) is attached while it trains. A step that ends by an
-    exception leaves its block open: `close` ends it.
+        prefix: of the names in the log; two callbacks need two.
 
     Raises:
-        ValueError: an argument has a wrong type or is out of its range.
+        ValueError: an argument has a wrong type or is out of its range. The training raises it as it begins, for a
+            model that is not read: one of pictures alone, or an encoder-decoder.
     """
 
     def __init__(
         self, every: int = 50, groups: Callable[[Mapping[str, Any]], Mapping[str, Tensor]] | None = None,
         by: str | Sequence[float] = "layer", saliency: bool = False, prefix: str = "attention",
     ) -> None:  # fmt: skip
-        self.every, self.by, self.prefix = integer("every", every, 1), by, prefix
-        _quantiles(by)
+        self.every, self.by, self.prefix = integer("every", every, 1), by, checked_prefix(prefix)
+        quantiles_of(by)
         if groups is not None and not callable(groups):
             raise ValueError("groups: expected a function of the inputs of a pass, since each pass has other texts")
         self.groups, self.saliency = groups, flag("saliency", saliency)
@@ -67,21 +76,26 @@ class AttentionCallback(TrainerCallback):
     ) -> None:
         _go_first(self)
         self.close()
-        self._found = {}
+        self._found, model = {}, _unwrapped(model)
+        if isinstance(model, PreTrainedModel) and (is_encoder_decoder(model) or model.main_input_name != "input_ids"):
+            raise ValueError(f"model: expected one that reads one text, got {type(model).__name__}")
         if not is_attached(model):
-            self._attached = attach(model)
+            with _without_autocast(model):
+                self._attached = attach(model)
+            leave_positions(model)  # they are those of the training without the callback
+        self._opened(model, 1)  # refuses what cannot be read
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        self.close()
+        self._end()
         if (state.global_step + 1) % self.every == 0 and state.is_world_process_zero:
-            self._block = observe(model, self.groups_of, rows=None, summary=True, flow=self.saliency)
+            self._block = self._opened(_unwrapped(model), args.gradient_accumulation_steps)
             self._block.__enter__()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         block = self._block
-        self.close()
+        self._end()
         if block is not None and len(block):
             self._found = attention_metrics(block, self.by, self.prefix)
         if state.global_step % self.every == 0:
@@ -99,32 +113,75 @@ class AttentionCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.close()
+
+    def close(self) -> None:
+        """Stop reading, and detach a model that the callback attached."""
+        self._end()
         if self._attached is not None:
             detach(self._attached)
             self._attached = None
 
-    def close(self) -> None:
-        """Stop reading, if a step was read."""
+    def _end(self) -> None:
         block, self._block = self._block, None
         if block is not None:
             block.__exit__(None, None, None)
 
+    def _opened(self, model: Any, passes: int) -> Observation:
+        """A block that reads the training passes of a step."""
+        block = observe(model, self.groups_of, rows=None, summary=True, flow=self.saliency, last=passes)
+        block.only = lambda: bool(model.training) and torch.is_grad_enabled()
+        return block
+
     def groups_of(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """The groups of a pass, which part the words of each text."""
         given = next(inputs[name] for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None)
-        mask = inputs.get("attention_mask")
+        mask, at = inputs.get("attention_mask"), inputs.get("position_ids")
         whole = torch.ones(given.shape[:2], dtype=torch.bool)
         valid = mask.bool().cpu() if isinstance(mask, Tensor) and mask.shape == whole.shape else whole
         first = valid & (valid.cumsum(-1) == 1)
-        asked = {} if self.groups is None else dict(self.groups(inputs))
-        taken = {FIRST, OTHER, ALL} & asked.keys()
-        if taken:
-            raise ValueError(f"groups: {taken.pop()!r} is a group of the callback itself; choose another name")
-        others = {name: mask.bool().cpu() & valid & ~first for name, mask in asked.items()}
+        if isinstance(at, Tensor) and at.shape == whole.shape:  # a text begins where positions do not go on
+            begins = torch.nn.functional.pad(at.diff(dim=-1) != 1, (1, 0)).cpu()
+            first |= valid & begins & (valid.cumsum(-1) > 1)
+        others = {name: mask & valid & ~first for name, mask in self._asked(inputs, whole.shape).items()}
         rest = valid & ~first
         for mask in others.values():
             rest = rest & ~mask
         return {FIRST: first, **others, OTHER: rest}
+
+    def _asked(self, inputs: Mapping[str, Any], shape: torch.Size) -> dict[str, Tensor]:
+        """What the caller's function says of a pass."""
+        if self.groups is None:
+            return {}
+        asked = self.groups(inputs)
+        if not isinstance(asked, Mapping):
+            raise ValueError(f"groups: expected a function that returns a mapping from names, got {described(asked)}")
+        for name, mask in asked.items():
+            if name in (FIRST, OTHER, ALL):
+                raise ValueError(f"groups: {name!r} is a group of the callback itself; choose another name")
+            if not isinstance(mask, Tensor) or mask.shape != shape:
+                got = list(mask.shape) if isinstance(mask, Tensor) else described(mask)
+                raise ValueError(f"groups[{name!r}]: expected a mask [B,T] = {list(shape)}, got {got}")
+        return {name: mask.bool().cpu() for name, mask in asked.items()}
+
+
+def _unwrapped(model: Any) -> Any:
+    """The model of transformers in peft's wrapper, if it is one; a learnt prompt is refused by what reads the model."""
+    prompt = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
+    return model if prompt or not hasattr(model, "get_base_model") else model.get_base_model()
+
+
+@contextmanager
+def _without_autocast(model: Any) -> Iterator[None]:
+    """A block in which the model has the forward function that accelerate wrapped for mixed precision."""
+    wrapped, own = vars(model).get("forward"), vars(model).get("_original_forward")
+    if wrapped is None or own is None:
+        yield
+        return
+    object.__setattr__(model, "forward", own)
+    try:
+        yield
+    finally:
+        object.__setattr__(model, "forward", wrapped)
 
 
 def _go_first(callback: TrainerCallback) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
@@ -276,7 +277,104 @@ def test_mamba_2_logs_mass_alone() -> None:
     assert set(logged) == {f"attention/mass/{q}/first/layer{n}" for q in ("all", "prediction", "first") for n in (0, 1)}
 
 
+@pytest.mark.trains
+@pytest.mark.parametrize("build", [gpt2, llama])
+def test_left_padding_is_trained_as_without_the_callback(build: Any, tmp_path: Path) -> None:
+    """GPT-2's positions are absolute: they stay those that it has without a mask."""
+    mask = (torch.arange(LENGTH) >= 4).long()
+    g = torch.Generator().manual_seed(1)
+    rows = [{"input_ids": torch.randint(3, 101, (LENGTH,), generator=g), "attention_mask": mask} for _ in range(4)]
+    rows = [{**row, "labels": row["input_ids"].masked_fill(torch.arange(LENGTH) < 5, -100)} for row in rows]
+    losses = []
+    for callbacks in ([], [AttentionCallback(every=1)]):
+        model = build()
+        args = TrainingArguments(
+            tmp_path, max_steps=1, per_device_train_batch_size=2, learning_rate=0.0, logging_steps=1, report_to=[],
+            use_cpu=True, disable_tqdm=True, save_strategy="no",
+        )  # fmt: skip
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        trainer = Trainer(model, args, train_dataset=rows, callbacks=callbacks)
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+@pytest.mark.trains
+def test_mixed_precision_and_adapters(tmp_path: Path) -> None:
+    _, kept, batches = trained(llama(), tmp_path, AttentionCallback(every=2), bf16=True)
+    (log,) = [log for log in kept.logs if log["step"] == 2 and "loss" in log]
+    wanted = by_hand(llama(), batches[1:2], False)["entropy"].mean(1)
+    for layer, value in enumerate(wanted):
+        assert log[f"attention/entropy/layer{layer}"] == pytest.approx(value, rel=0.05)
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(llama(), peft.LoraConfig(target_modules=["q_proj"], r=2, task_type="CAUSAL_LM"))
+    _, kept, batches = trained(adapted, tmp_path, AttentionCallback(every=2))
+    (log,) = [log for log in kept.logs if log["step"] == 2 and "loss" in log]
+    wanted = by_hand(llama(), batches[1:2], False)["entropy"].mean(1)  # an adapter begins with no effect
+    for layer, value in enumerate(wanted):
+        assert log[f"attention/entropy/layer{layer}"] == pytest.approx(value, abs=1e-4)
+    assert not is_attached(adapted.get_base_model())
+
+
+@pytest.mark.trains
+def test_packed_texts_have_their_own_first_words(tmp_path: Path) -> None:
+    lists = [{"input_ids": row.tolist(), "labels": row.tolist()} for row in Texts(4).ids]
+    found = []
+    for collator in (None, transformers.DataCollatorWithFlattening()):
+        kept = Kept()
+        args = TrainingArguments(
+            tmp_path, max_steps=1, per_device_train_batch_size=4, learning_rate=0.0, logging_steps=1, report_to=[],
+            use_cpu=True, disable_tqdm=True, save_strategy="no",
+        )  # fmt: skip
+        rows = lists if collator else [{name: torch.tensor(x) for name, x in row.items()} for row in lists]
+        callback = AttentionCallback(every=1)
+        Trainer(llama(), args, train_dataset=rows, callbacks=[kept, callback], data_collator=collator).train()
+        found.append(kept.logs[0])
+    for name in ("attention/entropy/layer0", "attention/mass/all/first/layer1", "attention/largest_logit/layer0"):
+        assert found[0][name] == pytest.approx(found[1][name], abs=1e-4)
+
+
+@pytest.mark.trains
+def test_what_else_happens_in_a_step_is_not_read(tmp_path: Path) -> None:
+    """Generation within the loss, as in reinforcement learning, and an exception in the middle of a step."""
+
+    class Generates(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            with torch.no_grad():
+                model.generate(inputs["input_ids"][:, :4], max_new_tokens=3, do_sample=False)
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    class Stops(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            super().compute_loss(model, inputs, *args, **kwargs)
+            raise KeyboardInterrupt
+
+    def run(kind: type[Trainer], callback: AttentionCallback, model: PreTrainedModel) -> list[dict[str, float]]:
+        kept = Kept()
+        args = TrainingArguments(
+            tmp_path, max_steps=1, per_device_train_batch_size=2, learning_rate=0.0, logging_steps=1, report_to=[],
+            use_cpu=True, disable_tqdm=True, save_strategy="no",
+        )  # fmt: skip
+        kind(model, args, train_dataset=Texts(), callbacks=[kept, callback]).train()
+        return kept.logs
+
+    plain, generates = (run(kind, AttentionCallback(every=1), llama())[0] for kind in (Trainer, Generates))
+    assert {n: x for n, x in plain.items() if "attention" in n} == pytest.approx(
+        {n: x for n, x in generates.items() if "attention" in n}, abs=1e-5
+    )
+    model, callback = llama(), AttentionCallback(every=1, saliency=True)
+    with pytest.raises(KeyboardInterrupt):
+        run(Stops, callback, model)
+    model.eval().generate(ids(), max_new_tokens=3)  # nothing of it is read
+    callback.close()
+    assert not is_attached(model)
+    assert any("attention" in name for name in run(Trainer, callback, model)[0])
+
+
 WRONG: dict[str, dict[str, Any]] = {
+    "prefix: expected a word, got": {"prefix": ""},
     "every: expected an integer of at least 1, got 0": {"every": 0},
     "by: expected one of 'layer', 'head'; got 'heads'": {"by": "heads"},
     "by: expected 'layer', 'head' or quantiles from 0 to 1": {"by": []},
@@ -298,6 +396,15 @@ def test_bad_groups_and_dropout_are_named(tmp_path: Path) -> None:
         trained(llama(), tmp_path, AttentionCallback(1, lambda inputs: {"first": inputs["input_ids"] > 3}))
     with pytest.raises(ValueError, match="an attention dropout of 0"):
         trained(gpt2(), tmp_path, AttentionCallback(1, saliency=True))
+    for wrong, says in ((None, "a mapping from names"), ({"a": torch.ones(2, 3)}, r"groups\['a'\]: expected a mask")):
+        with pytest.raises(ValueError, match=says):
+            trained(llama(), tmp_path, AttentionCallback(1, lambda inputs, wrong=wrong: wrong))
+    config = transformers.ViTConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    with pytest.raises(ValueError, match="model: expected one that reads one text, got ViT"):
+        trained(transformers.ViTForImageClassification(config), tmp_path, AttentionCallback())
+    groups = {"all": torch.ones(2, 9).bool()}
+    with pytest.raises(ValueError, match="seen: expected groups of other names than 'all'"):
+        attention_metrics(sg.attention(sg.attach(llama()), ids(), groups=groups))
     with pytest.raises(ValueError, match="seen: expected what symground.observe or symground.attention gives"):
         attention_metrics({"entropy": 3})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="seen: expected entropy, mass or flow"):

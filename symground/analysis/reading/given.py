@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.checks import ids_of, mask_of, tensor_of
+from symground.analysis.checks import check_mapping, ids_of, mask_of, tensor_of
 from symground.analysis.probing import Examples, ImageQuestions, Probes, check_fits
 from symground.analysis.reading.requests import KEYWORDS
 from symground.analysis.reading.spans import spans_of
 from symground.analysis.tracing import (
+    check_unreserved,
     checked_mask,
     inputs_of,
     last_of,
@@ -90,6 +91,7 @@ def given_of(
     if input_ids is not None:
         warn_without_pictures(model, ids, inputs)
     answer = None if answers is None else mask_of(answers, _ANSWERS, ids.shape).bool().cpu()
+    check_unreserved({} if groups is None else check_mapping(groups, "groups"))
     if groups is None:
         keys = {} if input_ids is None else spans_of(model, ids, valid, answer)
     else:

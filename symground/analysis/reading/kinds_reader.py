@@ -74,6 +74,7 @@ class KindsReader:
         of_text, of_source, answers = groups
         self.model, self.inputs, self.count, self.batch_size = model, inputs, count_of(inputs), batch_size
         self.part_of = inputs_of(inputs, None, self.count, min(batch_size, self.count))
+        text = _text_of(model, inputs)
         check_deterministic(model)
         ids = inputs.get("input_ids")
         if isinstance(ids, Tensor):
@@ -83,7 +84,7 @@ class KindsReader:
         masked = inputs.get("attention_mask") is not None
         with grids_of(self.tower) as self.grids:
             self.sizes = sizes_of(model, layers, self.run, min(batch_size, self.count), masked)
-        self.text = _text_of(model, inputs) if self.sizes.keys() & {"", "cross_"} else None
+        self.text = text if self.sizes.keys() & {"", "cross_"} else None
         if of_text is None and self.text is not None and not is_encoder_decoder(model):
             answer = None if answers is None else mask_of(answers, "assistant_masks", self.text.ids.shape).bool().cpu()
             of_text = spans_of(model, self.text.ids, self.text.valid, answer)
@@ -107,12 +108,7 @@ class KindsReader:
         times, (queries, keys) = self.sides.times_of(kind), self.sides.lengths_of(kind)
         count = self.count * times
         of_text = kind in ("", "cross_") and self.text is not None
-        valid = torch.ones(count, queries, dtype=torch.bool)
-        mask = self.inputs.get("attention_mask")
-        if of_text and self.text is not None:
-            valid = self.text.valid
-        elif kind == "encoder_" and isinstance(mask, Tensor) and mask.shape == valid.shape:
-            valid = mask.bool().cpu()
+        valid = self._valid(kind, count, queries)
         # Of the layers that read no text that asks, only all rows have a meaning.
         alone = of_text or (self.text is None and len(self.sizes) == 1)
         rows = None
@@ -121,10 +117,22 @@ class KindsReader:
             rows = rows_of(asked.rows, p, count, queries)
         masks = self.sides.masks_of(kind)
         of_query, of_key = masks if all(masks) else ({}, {})
+        of_query = {name: mask & valid for name, mask in of_query.items()}
+        of_key = {name: mask & self._valid(kind, count, keys, keys_are=True) for name, mask in of_key.items()}
         return Wanted(
             count, queries, keys, valid, rows, _ids(of_query, count, queries), _ids(of_key, count, keys),
             tuple(of_query), tuple(of_key), asked.received, asked.summary, asked.topk, asked.block, asked.largest,
         )  # fmt: skip
+
+    def _valid(self, kind: str, count: int, length: int, keys_are: bool = False) -> Tensor:
+        """[N,T] or [N,S] bool, which queries, or keys, of the layers of a kind are no padding."""
+        if self.text is not None and (kind == "" or (kind == "cross_" and not keys_are)):
+            return self.text.valid
+        mask = self.inputs.get("attention_mask")
+        of_source = kind == "encoder_" or (kind == "cross_" and is_encoder_decoder(self.model))
+        if of_source and isinstance(mask, Tensor) and mask.shape == (count, length):
+            return mask.bool().cpu()
+        return torch.ones(count, length, dtype=torch.bool)
 
     def read(self) -> xr.Dataset:
         """Run the batches, and return what was read of all parts."""
@@ -159,9 +167,15 @@ def _ids(masks: Mapping[str, Tensor], examples: int, length: int) -> Tensor | No
 
 
 def _text_of(model: PreTrainedModel, inputs: Mapping[str, Any]) -> _Text | None:
-    """The text that the decoder continues, or the only one; None if there is none."""
+    """The text that the decoder continues, or the only one; None if there is none.
+
+    Raises:
+        ValueError: an encoder-decoder without the ids of its decoder, which may make some of its own.
+    """
     name = "decoder_input_ids" if is_encoder_decoder(model) else "input_ids"
     if inputs.get(name) is None:
+        if is_encoder_decoder(model):
+            raise ValueError(f"{name}: expected the ids [B,T] of the text that the decoder continues, got None")
         return None
     ids = ids_of(inputs[name], name, 2, 2**62)
     of_mask = name.replace("input_ids", "attention_mask")

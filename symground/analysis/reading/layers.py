@@ -26,6 +26,8 @@ from symground.ops.common.flow import members
 
 #: The results of every query.
 _SUMMARY = ("entropy", "weight", "key", "score", "distance")
+#: What stands in a row of padding, where it is not 0.
+_NOTHING = {"key": -1, "topk_key": -1, "score": float("-inf")}
 #: What a backward pass gives.
 FLOW = ("flow", "row_total")
 
@@ -199,8 +201,10 @@ def read_scan(
         groups = asked.query, asked.key[:, first:], asked.num_query, asked.num_key
         found["mass"] = ops.ssd_mass(*scan, *groups, key_range)
     if asked.received:
-        count = None if asked.query is None else asked.num_query
-        found["received"] = ops.ssd_received(*scan, asked.query, count, key_range)
+        query, count = asked.query, asked.num_query
+        if query is None:  # all of them but padding
+            query, count = torch.where(wanted.valid[at].to(dt.device), 0, -1), 1
+        found["received"] = ops.ssd_received(*scan, query, count, key_range)
     for name, x in found.items():
         _store(arrays[name], at, layer, mixer, x, 0 if name == "mass" else first)
 
@@ -224,13 +228,18 @@ def read(
     asked = wanted.of(at, q.device)
     if asked.key is not None:
         asked = asked._replace(key=torch.nn.functional.pad(asked.key[:, first:], (0, more), value=-1))
+    padding = ~wanted.valid[at]
+    if bool(padding.any()):  # with a log-sum-exp of inf the weights of a row are 0, so that it is in no sum
+        lse = lse.masked_fill(padding.to(q.device)[:, None], float("inf"))
     found = attention_read(q, k, lse, mixing._replace(gate=None), asked)._asdict()
     if wanted.topk is not None:
         given = {n: x for n, x in mixing._asdict().items() if n != "gate"}
         found["topk_weight"], found["topk_key"] = ops.attention_topk(q, k, lse, min(wanted.topk, keys), **given)
     if more and wanted.summary:  # of a window on both sides, whose queries are aligned to the last key that they see
         taken = 0.0 if mixing.sink is None else (mixing.sink[:, None] - lse).exp()
-        found["distance"] -= more * torch.where(found["key"] < 0, 0.0, 1.0 - taken)
+        found["distance"] -= more * torch.where((found["key"] < 0) | lse.isposinf(), 0.0, 1.0 - taken)
+    if mixer.kind == "cross" and wanted.summary:  # its queries and keys are not positions of one text
+        found["distance"] = torch.full_like(found["distance"], float("nan"))
     for name, array in arrays.items():
         if name in FLOW:
             continue
@@ -242,6 +251,8 @@ def read(
             x = x[..., : array.shape[-1] - offset]
         elif is_key(name):
             x = torch.where(x < 0, x, x + first)
+        if name in _NOTHING:
+            x = x.masked_fill(padding.to(q.device).view(len(q), 1, -1, *(1,) * (x.ndim - 3)), _NOTHING[name])
         if not is_key(name):
             array[at, layer, : mixer.heads] = 0
         _store(array, at, layer, mixer, x, offset)

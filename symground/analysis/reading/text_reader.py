@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import xarray as xr
@@ -85,10 +86,12 @@ def chosen_of(layers: tuple[Mixer, ...], chosen: Sequence[int] | None) -> tuple[
     if chosen is None:
         return layers
     known = {mixer.layer: mixer for mixer in layers}
-    wrong = [x for x in (chosen if is_list(chosen) else [chosen]) if not is_integer(x) or x not in known]
-    if wrong or not len(chosen):
-        raise ValueError(f"layers: expected numbers of layers among {sorted(known)}, got {described(wrong or chosen)}")
-    return tuple(known[n] for n in sorted({int(x) for x in chosen}))
+    each: list[Any] = list(chosen) if is_list(chosen) else [chosen]
+    wrong = [x for x in each if not is_integer(x) or x not in known]
+    if wrong or not is_list(chosen) or not each:
+        got = described(wrong[0]) if wrong else repr(chosen)
+        raise ValueError(f"layers: expected a list of numbers of layers among {sorted(known)}, got {got}")
+    return tuple(known[n] for n in sorted({int(x) for x in each}))
 
 
 def _wanted(given: Given, asked: Request) -> Wanted:

@@ -7,13 +7,21 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from symground.models.architectures import NAME, NO_MATRIX, UNPADDED, MambaMixer
 from symground.models.attachment.lookup import ATTACHED, OURS
-from symground.models.hooks import announce, body, cache_of, is_encoder_decoder, remember_when_checkpointing, stack
+from symground.models.hooks import (
+    announce,
+    body,
+    cache_of,
+    inner_stack,
+    is_encoder_decoder,
+    remember_when_checkpointing,
+    stack,
+)
 
 #: Of the module that reads ids: whether positions are derived from a mask that comes without them.
 _DERIVES = f"{OURS}derives"
@@ -31,10 +39,20 @@ def hook_calls(model: PreTrainedModel, written_out: bool) -> tuple[RemovableHand
     first = int(own[0][0, 0].item()) if own and not own[0].is_meta else 0  # Nystromformer's is 2
     names = tuple(inspect.signature(body(model).forward).parameters)
     object.__setattr__(body(model), _DERIVES, not counted and "position_ids" in names)
-    return (
+    hooks = (
         model.register_forward_pre_hook(partial(_check_call, written_out), with_kwargs=True),
         body(model).register_forward_pre_hook(partial(_prepare, names, first, written_out), with_kwargs=True),
     )
+    inner = inner_stack(model)
+    if inner is None:
+        return hooks
+    of_stack = tuple(inspect.signature(inner.forward).parameters)
+    return *hooks, inner.register_forward_pre_hook(partial(_announce, of_stack), with_kwargs=True)
+
+
+def _announce(names: tuple[str, ...], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Tell of a pass of the layers, which a head may call without the rest of the body (OPT's)."""
+    announce(module, {**dict(zip(names, args, strict=False)), **kwargs})
 
 
 def leave_positions(model: PreTrainedModel) -> None:

@@ -268,6 +268,13 @@ def cache_of(inputs: Mapping[str, Any]) -> Any:
     return next((inputs[name] for name in CACHES if inputs.get(name) is not None), None)
 
 
+def inner_stack(model: PreTrainedModel) -> nn.Module | None:
+    """The layers within the `body` of a model, which a head may call without the rest of it (OPT); None if none are."""
+    inner, outer = stack(model), body(model)
+    within = inner is not outer and any(part is inner for part in outer.modules())
+    return inner if within else None
+
+
 def untapped() -> AbstractContextManager[None]:
     """A block that hides the taps of all outer blocks; trials run in it."""
     return Entry({}, hides=True)

@@ -84,8 +84,9 @@ def test_whatever_is_asked_is_eagers(name: str, seed: int) -> None:
         at_key = torch.from_numpy(keys_found)
         of_key = torch.where(at_key < 0, 0.0, a.double().gather(-1, at_key.clamp(min=0)))
         np.testing.assert_allclose(of_key * seen[..., None], weights * seen[..., None], atol=1e-5, rtol=1e-3)
-    if bool(valid.all()):
-        np.testing.assert_allclose(found.pooled, wanted["pooled"], atol=1e-4, rtol=1e-3, err_msg=described)
+    np.testing.assert_allclose(found.pooled, wanted["pooled"], atol=1e-4, rtol=1e-3, err_msg=described)
+    alone = sg.attention(ours, given, mask, rows=None, received=True, batch_size=rng.randint(1, texts), **places)
+    np.testing.assert_allclose(alone.received[:, :, :, 0], a.double().sum(-2), atol=1e-4, rtol=1e-3, err_msg=described)
 
 
 def test_rows_are_those_asked_for_and_memory_is_what_was_said() -> None:
@@ -216,6 +217,7 @@ def test_layers_of_mamba_are_read_by_the_absolute_value_of_their_matrix(hybrid: 
 
 WRONG: dict[str, dict[str, Any]] = {
     "rows: expected one of 'last', 'all'; got 'first'": {"rows": "first"},
+    "groups: 'prediction' is the prediction position itself": {"groups": {"prediction": torch.ones(2, 9).bool()}},
     r"rows: expected positions \[B,R\] = \[2, any\], got \[1, 1\]": {"rows": torch.zeros(1, 1).long()},
     "rows: expected positions from 0 to 8, got 9": {"rows": torch.tensor([[9], [0]])},
     "groups: expected masks that do not overlap": {"groups": {name: torch.ones(2, 9).bool() for name in "ab"}},
@@ -260,6 +262,6 @@ def test_some_layers_alone() -> None:
     with sg.observe(model, rows="all", layers=[1]) as seen, torch.no_grad():
         model(ids())
     np.testing.assert_allclose(seen.dataset().rows[0], whole.rows.sel(layer=[1]), atol=1e-6)
-    for wrong in ([2], [-1], [], 0.5, [True], "1"):
-        with pytest.raises(ValueError, match=r"layers: expected numbers of layers among \[0, 1\], got"):
+    for wrong in ([2], [-1], [], 0.5, [True], "1", 1):
+        with pytest.raises(ValueError, match=r"layers: expected a list of numbers of layers among \[0, 1\], got"):
             sg.attention(model, ids(), layers=wrong)  # type: ignore[arg-type]

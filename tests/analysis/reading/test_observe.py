@@ -282,18 +282,88 @@ def test_what_mamba_2_reads_of_its_own_pass() -> None:
         ours(ids()[:, :1], use_cache=True, **{name: cache})
 
 
-def test_a_cache_from_which_keys_were_dropped_is_refused() -> None:
-    ours = sg.attach(llama())
-    for place in ("mask", "positions"):
-        with torch.no_grad():
-            cache = ours(ids()[:, :6], use_cache=True).past_key_values
-        for layer in cache.layers:  # as an eviction of keys does
+@pytest.mark.parametrize("place", ["mask", "positions", "one layer"])
+def test_a_cache_from_which_keys_were_dropped_is_refused(place: str) -> None:
+    ours, cache = sg.attach(llama()), transformers.DynamicCache()
+    dropped = cache.layers[-1:] if place == "one layer" else cache.layers
+    more: dict[str, Any] = {"position_ids": torch.tensor([[6], [6]])} if place == "positions" else {}
+    if place == "mask":
+        more = {"attention_mask": torch.ones(2, 7).long()}
+    with sg.observe(ours), torch.no_grad():
+        ours(ids()[:, :6], past_key_values=cache)
+        dropped = cache.layers[-1:] if place == "one layer" else cache.layers
+        for layer in dropped:  # as an eviction of keys does
             layer.keys, layer.values = layer.keys[:, :, 2:], layer.values[:, :, 2:]
-        more: dict[str, Any] = {"attention_mask": torch.ones(2, 7).long()} if place == "mask" else {
-            "position_ids": torch.tensor([[6], [6]])
-        }  # fmt: skip
-        with sg.observe(ours), torch.no_grad(), pytest.raises(ValueError, match="keys were dropped from it"):
+        with pytest.raises(ValueError, match="keys were dropped from it"):
             ours(ids()[:, 6:7], past_key_values=cache, **more)
+
+
+def test_a_cache_that_is_cut_and_masks_that_are_as_long_as_the_text_will_be() -> None:
+    """As assisted generation and chunks by hand do; both are what one pass is."""
+    ours = sg.attach(llama())
+    whole = sg.attention(ours, ids(), rows="all")
+    cache, mask = transformers.DynamicCache(), torch.ones(2, 9).long()
+    with sg.observe(ours, rows="all") as seen, torch.no_grad():
+        ours(ids()[:, :6], attention_mask=mask, past_key_values=cache)
+        cache.crop(-2)
+        ours(ids()[:, 4:], attention_mask=mask, past_key_values=cache)
+    np.testing.assert_allclose(seen.passes[1].rows, whole.rows[..., 4:, :], atol=1e-5)
+    assert seen.passes[1].attrs["past"] == 4
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_passes_that_are_skipped_are_counted_too(every: int) -> None:
+    ours = sg.attach(mamba2())
+    with sg.observe(ours, every=every) as seen:
+        ours.generate(ids(), max_new_tokens=5, min_new_tokens=5, do_sample=False)
+    assert seen.dataset().past.values.tolist() == [0, 9, 10, 11, 12][::every]
+    llamas = sg.attach(llama())
+    function = sg.observe(llamas, lambda inputs: {"threes": inputs["input_ids"] % 3 == 0}, rows="all", every=every)
+    with function as seen:
+        text = llamas.generate(ids(), max_new_tokens=5, do_sample=False)
+    found = seen.passes[-1]
+    total = found.attrs["past"] + found.attrs["queries"]
+    of_text = (text[:, :total] % 3 == 0)[:, None, None].numpy()
+    np.testing.assert_allclose(found.mass[..., 0, 0], (found.rows[..., -1, :] * of_text).sum("key"), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["OPT", "BART as a decoder"])
+def test_heads_that_call_the_layers_without_the_body(name: str) -> None:
+    if name == "OPT":
+        config = transformers.OPTConfig(
+            vocab_size=101, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=64, word_embed_proj_dim=32, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        )  # fmt: skip
+        eager, twin = twins(transformers.OPTForCausalLM, config)
+    else:
+        config = transformers.BartConfig(
+            vocab_size=101, d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=48,
+            max_position_embeddings=64, pad_token_id=0, is_decoder=True, is_encoder_decoder=False,
+        )  # fmt: skip
+        eager, twin = twins(transformers.BartForCausalLM, config)
+    ours = sg.attach(twin)
+    how: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
+    out = eager.generate(ids(), **how, output_attentions=True, return_dict_in_generate=True)
+    with sg.observe(ours) as seen:
+        ours.generate(ids(), **how)
+    assert len(seen) == len(out.attentions)
+    for one, attentions in zip(seen.passes, out.attentions, strict=True):
+        a = torch.stack(attentions, 1)
+        np.testing.assert_allclose(one.rows[..., 0, :], a[..., -1, :], atol=1e-5)
+
+
+def test_the_mask_of_all_pairs_says_what_is_padding() -> None:
+    ours = sg.attach(llama())
+    valid = torch.arange(9) < torch.tensor([[9], [5]])
+    pairs = (torch.arange(9)[:, None] >= torch.arange(9)) & valid[:, None, None]
+    for mask in (pairs, torch.zeros(2, 1, 9, 9).masked_fill(~pairs, torch.finfo(torch.float32).min)):
+        with sg.observe(ours, received=True) as seen, torch.no_grad():
+            ours(ids(), attention_mask=mask)
+        expected = sg.attention(ours, ids(), valid.long(), received=True)
+        found = seen.dataset().isel(step=0)
+        np.testing.assert_allclose(found.rows, expected.rows, atol=1e-5)
+        np.testing.assert_allclose(found.received, expected.received, atol=1e-5)
+        assert found.row_position.values[:, 0].tolist() == [8, 4]
 
 
 MASKS = torch.ones(2, 9).bool()

@@ -11,23 +11,19 @@ from typing import Any
 import torch
 import xarray as xr
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from symground.analysis.reading.layers import Part, Wanted, arrays_of, bytes_of, dataset_of, read, read_scan
 from symground.analysis.reading.observing.flow_probes import with_flow
-from symground.analysis.reading.observing.joining import joined
+from symground.analysis.reading.observing.groups import Groups, groups_of
+from symground.analysis.reading.observing.joining import joined, joined_bytes
 from symground.analysis.reading.observing.passing import Past, fitted, named_masks, text_of, words_of
 from symground.analysis.reading.requests import Request, request_of, rows_of
-from symground.analysis.reading.spans import spans_of
 from symground.analysis.reading.text_reader import readable
 from symground.analysis.tracing import group_ids, last_of, most_heads, prefix_of, with_prediction
-from symground.errors import choice, described, flag, integer
+from symground.errors import choice, flag, integer
 from symground.models import Mixer, Tap
-from symground.models.hooks import Entry, body, in_backward
-
-#: Names → masks [B,P] of positions, or a function of a pass's inputs (by their names) that returns them.
-Groups = Mapping[str, Tensor] | Callable[[Mapping[str, Any]], Mapping[str, Tensor]]
+from symground.models.hooks import Entry, body, in_backward, inner_stack
 
 
 def observe(
@@ -61,10 +57,10 @@ def observe(
             the keys of the pass itself are read, since its state keeps no single positions; others are NaN. Of an
             encoder-decoder, the layers of the decoder are read: those of cross-attention have variables that begin with
             "cross_", as in :func:`symground.attention`, which also reads the encoder's.
-        groups: names → [B,P] masks of the first P positions, which do not overlap; later positions are in no group.
-            Or a function of the inputs of a pass, by their names, that returns such masks for it. Asks for mass. None
-            takes the parts of a text with images: "system", "image", "question", and "answer", which a cache's later
-            passes read.
+        groups: names → [B,P] masks of the first P positions, which do not overlap; later positions are in no group. Or
+            a function of the inputs of a pass, by their names, that returns [B,T] masks of the positions of the pass;
+            where a cache has earlier ones, these keep their groups. Asks for mass. None takes the parts of a text with
+            images: "system", "image", "question", and "answer", which is what follows the first pass of a text.
         source_groups: names → [B,S] masks of the positions that cross-attention reads, likewise.
         rows: whose rows of A are read: "last", each example's last valid query of the pass; "all"; or None.
         received, summary, topk, block, reduce, layers: as in :func:`symground.attention`; a pass that has fewer keys
@@ -129,23 +125,25 @@ class Observation(AbstractContextManager["Observation"]):
         self, model: PreTrainedModel, layers: tuple[Mixer, ...], asked: Request, groups: Groups | None,
         source_groups: Mapping[str, Tensor], flow: bool, every: int, last: int | None, limit: int | None,
     ) -> None:  # fmt: skip
-        self._model, self._asked, self._groups, self._flow = model, asked, groups, flow
+        self._model, self._asked, self._groups, self._flow = model, asked, groups_of(model, groups), flow
         self._source_groups, self._every, self._limit = source_groups, every, limit
+        self.only: Callable[[], bool] = lambda: True
+        """Whether a pass that begins is read, of those that ``every`` chooses."""
         kinds = dict.fromkeys(prefix_of(mixer) for mixer in layers)
         self._of_kind = {kind: tuple(m for m in layers if prefix_of(m) == kind) for kind in kinds}
         self._heads = most_heads(layers)
         self._kept: deque[_Pass] = deque(maxlen=last)
         self._passes, self._past = 0, Past()
         self._now: _Pass | None = None
-        self._text: dict[str, Tensor] = {}
-        self._names: tuple[str, ...] | None = None
+        self._of_body = False
+        """Whether the body of the model has begun the pass whose layers come."""
         self._entry: Entry | None = None
         self._taps = dict(self._taps_of())
 
     def __enter__(self) -> Observation:
         if self._entry is not None:
             raise ValueError("symground.observe: expected a block that is entered once at a time")
-        self._entry = Entry({body(self._model): self._begin})
+        self._entry = Entry(self._asks({}))
         self._entry.__enter__()
         return self
 
@@ -171,12 +169,20 @@ class Observation(AbstractContextManager["Observation"]):
         at its own size. The coordinates of step are its number (among all passes of the block, from 0), ``past``, the
         positions before those of the pass, and ``queries``, how many positions it has; query i is position past + i.
 
+        The result may be many times as large as the passes are, if one of them is much longer than the others.
+
         Raises:
-            ValueError: no pass was read.
+            ValueError: no pass was read, or the result is larger than the ``limit``.
         """
         if not self._kept:
             raise ValueError("symground.observe: expected at least one pass of the model in the block, got none")
-        return joined(self.passes)
+        passes = self.passes
+        if self._limit is not None and joined_bytes(passes) > self._limit:
+            raise ValueError(
+                f"limit: the passes as one Dataset need {joined_bytes(passes)} bytes in host memory, since each is "
+                f"filled up to the largest, got a limit of {self._limit}; .passes has each at its own size"
+            )
+        return joined(passes)
 
     def _taps_of(self) -> Iterator[tuple[Any, Tap]]:
         for kind, layers in self._of_kind.items():
@@ -184,17 +190,36 @@ class Observation(AbstractContextManager["Observation"]):
                 reader, scans = partial(self._read, kind, n, mixer), mixer.kind == "mamba2"
                 yield mixer.module, Tap(read_scan=(reader,)) if scans else Tap(read=(reader,), apart=True)
 
+    def _asks(self, taps: Mapping[Any, Tap]) -> dict[Any, Any]:
+        asks: dict[Any, Any] = {body(self._model): self._begin, **taps}
+        inner = inner_stack(self._model)
+        if inner is not None:
+            asks[inner] = self._begin_stack
+        return asks
+
+    def _begin_stack(self, inputs: Mapping[str, Any]) -> None:
+        of_body, self._of_body = self._of_body, False
+        if not of_body:
+            self._start(inputs)
+
     def _begin(self, inputs: Mapping[str, Any]) -> None:
+        self._start(text_of(self._model, inputs), inputs)
+        self._of_body = True
+
+    def _start(self, text: Mapping[str, Any], inputs: Mapping[str, Any] | None = None) -> None:
+        """A pass begins, with the inputs of its text by the names of a decoder alone."""
         if in_backward() or self._entry is None:
             return
         number, self._passes = self._passes, self._passes + 1
+        past = self._past.before(text)
+        self._groups.follow(text, text if inputs is None else inputs, past)
         taps: Mapping[Any, Tap] = {}
         self._now = None
-        if number % self._every == 0:
-            self._now = _Pass(number, inputs, self._past.before(text_of(self._model, inputs)))
+        if number % self._every == 0 and self.only():
+            self._now = _Pass(number, text, past)
             flows = self._flow and torch.is_grad_enabled()
             taps = self._with_flow(self._now) if flows else self._taps
-        self._entry.ask({body(self._model): self._begin, **taps})
+        self._entry.ask(self._asks(taps))
 
     def _with_flow(self, now: _Pass) -> dict[Any, Tap]:
         given = next((now.inputs[n] for n in ("input_ids", "inputs_embeds") if now.inputs.get(n) is not None), None)
@@ -226,12 +251,13 @@ class Observation(AbstractContextManager["Observation"]):
         """Find out what is read of the layers of a kind in a pass, and keep it."""
         asked, total, crosses = self._asked, now.past + queries, kind == "cross_"
         if now.text is None:
-            valid = words_of(text_of(self._model, now.inputs), now.past, examples, queries)
-            now.text = valid, fitted(self._groups_of(now, valid), examples, total)
+            valid = words_of(now.inputs, now.past, examples, queries)
+            now.text = valid, fitted(self._groups.of(valid), examples, total)
         valid, of_text = now.text
         p = last_of(valid)
         keys = fitted(self._source_groups, examples, own_keys, "source_groups") if crosses else of_text
-        of_queries = with_prediction({name: mask[:, now.past :] & valid for name, mask in of_text.items()}, p, queries)
+        of_queries = with_prediction({name: mask[:, now.past :] for name, mask in of_text.items()}, p, queries)
+        of_queries = {name: mask & valid for name, mask in of_queries.items()}  # a text may be all padding
         total = own_keys if crosses else total
         wanted = Wanted(
             examples, queries, total, valid, rows_of(asked.rows, p, examples, queries),
@@ -244,8 +270,6 @@ class Observation(AbstractContextManager["Observation"]):
         self._check_limit(now, bytes_of(layers, wanted, self._heads))
         now.parts[kind] = Part(layers, wanted, arrays_of(layers, wanted, self._heads))
         now.queries = queries
-        if not crosses:
-            self._past.count(now.inputs, total)
         if len(now.parts) == 1:
             self._kept.append(now)
         if len(now.parts) == len(self._of_kind):
@@ -262,36 +286,6 @@ class Observation(AbstractContextManager["Observation"]):
                 f"limit: the passes kept need {sum(each) + more} bytes in host memory, got a limit of {self._limit}; "
                 "every= and last= keep fewer"
             )
-
-    def _groups_of(self, now: _Pass, valid: Tensor) -> dict[str, Tensor]:
-        groups = self._groups
-        if groups is None:
-            return self._spans(now, valid)
-        if not callable(groups):
-            return dict(groups)
-        given = groups(now.inputs)
-        if not isinstance(given, Mapping):
-            raise ValueError(f"groups: expected a function that returns a mapping from names, got {described(given)}")
-        masks = named_masks(given)
-        if self._names not in (None, tuple(masks)):
-            raise ValueError(f"groups: expected the names {list(self._names or ())} in every pass, got {list(masks)}")
-        self._names = tuple(masks)
-        return masks
-
-    def _spans(self, now: _Pass, valid: Tensor) -> dict[str, Tensor]:
-        """The parts of a text with images: its first pass has the images, and what follows it is the answer."""
-        if getattr(self._model.config, "image_token_id", None) is None:
-            return {}
-        ids = now.inputs.get("input_ids")
-        if not now.past:
-            if not isinstance(ids, Tensor):
-                raise ValueError("groups: expected masks, since this pass has no input_ids that show where images are")
-            self._text = spans_of(self._model, ids, valid)
-        if not self._text:
-            return {}
-        answer = self._text["answer"]
-        generated = pad(torch.zeros_like(answer), (0, now.past + valid.shape[1] - answer.shape[1]), value=True)
-        return {**self._text, "answer": generated}
 
     def _dataset_of(self, one: _Pass) -> xr.Dataset:
         found = dataset_of(self._model, one.parts, self._heads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,16 @@ def joined(passes: Sequence[xr.Dataset]) -> xr.Dataset:
     of_steps = {name: ("step", [one.attrs[name] for one in passes]) for name in STEP}
     attrs = {name: x for name, x in passes[0].attrs.items() if name not in STEP}
     return variable_key(found.assign_coords({**known, **of_steps}).assign_attrs(attrs))
+
+
+def joined_bytes(passes: Sequence[xr.Dataset]) -> int:
+    """The size of the variables that `joined` makes."""
+    total = 0
+    for name in {name: None for one in passes for name in one.data_vars}:
+        arrays = [one[name] for one in passes if name in one]
+        sizes = [max(x.shape[axis] for x in arrays) for axis in range(arrays[0].ndim)]
+        total += len(passes) * math.prod(sizes) * arrays[0].dtype.itemsize
+    return total
 
 
 def _stacked(given: Sequence[xr.DataArray | None]) -> tuple[tuple[str, ...], NDArray[Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,56 +25,78 @@ def text_of(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Mapping[str, A
     return cache | {name: inputs.get(f"decoder_{name}") for name in names}
 
 
+def positions_in(inputs: Mapping[str, Any]) -> int | None:
+    """How many positions of a text a pass reads; None if its inputs do not say it."""
+    given = next((inputs[n] for n in ("input_ids", "inputs_embeds") if inputs.get(n) is not None), None)
+    return given.shape[1] if isinstance(given, Tensor) and given.ndim > 1 else None
+
+
+class _Known(NamedTuple):
+    """What is known of a cache from a pass before."""
+
+    positions: int
+    """How many it held after the pass."""
+    ahead: int
+    """By how much its position ids were ahead of its positions: PaliGemma's begin at 1."""
+
+
 class Past:
     """How many positions the caches of a block's passes hold."""
 
     def __init__(self) -> None:
-        self._counted: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-        """Of caches of Mamba-2 alone, which do not count."""
+        self._known: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
 
     def before(self, inputs: Mapping[str, Any]) -> int:
-        """The positions before those of a pass.
+        """The positions before those of a pass, which is counted.
 
         Raises:
-            ValueError: the cache does not hold all of the positions that were read.
+            ValueError: keys were dropped from the cache, so where the rest stood is not known.
         """
-        cache = cache_of(inputs)
+        cache, new = cache_of(inputs), positions_in(inputs)
         if cache is None:
             return 0
-        try:
-            past = int(cache.get_seq_length())
-        except ValueError:  # of Mamba-2 alone
-            if cache not in self._counted and cache.has_previous_state():
-                raise ValueError(
-                    f"model: a {type(cache).__name__} of Mamba-2 alone does not say how many positions it holds; "
-                    "expected one that is empty when the block begins, and is given to each pass"
-                ) from None
-            return self._counted.get(cache, 0)
-        if past:
-            _check_whole(inputs, past, fixed=bool(getattr(cache, "is_compileable", False)))
+        known = self._known.get(cache)
+        past = _length_of(cache, known)
+        ahead, mask = _ahead(inputs, past + (new or 0)), inputs.get("attention_mask")
+        said = mask.shape[1] if isinstance(mask, Tensor) and mask.ndim == 2 else 0
+        # A mask may be as long as the text will be, and a cache may be cut to go on from an earlier position.
+        shrunk = known is not None and past < known.positions and new is not None and said > past + new
+        if past and (shrunk or ahead > (0 if known is None else known.ahead)):
+            raise _dropped(f"holds {past} positions, and the mask or the positions of the pass say more")
+        if new is not None:
+            self._known[cache] = _Known(past + new, max(0, ahead) if not past or known is None else known.ahead)
         return past
 
-    def count(self, inputs: Mapping[str, Any], positions: int) -> None:
-        """A pass has read up to so many positions."""
-        cache = cache_of(inputs)
-        if cache is not None:
-            self._counted[cache] = positions
+
+def _length_of(cache: Any, known: _Known | None) -> int:
+    """How many positions a cache holds; one of Mamba-2 alone does not count them."""
+    try:
+        past = int(cache.get_seq_length())
+    except ValueError:
+        if known is None and cache.has_previous_state():
+            raise ValueError(
+                f"model: a {type(cache).__name__} of Mamba-2 alone does not say how many positions it holds; expected "
+                "one that is empty when the block begins, and is given to each pass"
+            ) from None
+        return 0 if known is None else known.positions
+    of_layers = set()
+    for layer in getattr(getattr(cache, "self_attention_cache", cache), "layers", ()):
+        if hasattr(layer, "get_seq_length"):
+            of_layers.add(int(layer.get_seq_length()))
+    of_layers -= {0}  # layers that hold nothing yet, or take another layer's keys
+    if len(of_layers) > 1:
+        raise _dropped(f"holds {min(of_layers)} positions in one layer and {max(of_layers)} in another")
+    return past
 
 
-def _check_whole(inputs: Mapping[str, Any], past: int, fixed: bool) -> None:
-    """Refuse a cache from which keys were dropped: where the rest stood is not known."""
-    new = next((inputs[n].shape[1] for n in ("input_ids", "inputs_embeds") if inputs.get(n) is not None), None)
-    if new is None:
-        return
-    mask, at = inputs.get("attention_mask"), inputs.get("position_ids")
-    said = mask.shape[1] if isinstance(mask, Tensor) and mask.ndim == 2 and not fixed else 0
-    if isinstance(at, Tensor) and at.ndim == 2 and at.numel():
-        said = max(said, int(at.max()) + 1)
-    if said > past + new:
-        raise ValueError(
-            f"model: its cache holds {past} positions, and the mask or the positions of the pass say {said - new}: "
-            "keys were dropped from it, so which position a key has is not known"
-        )
+def _ahead(inputs: Mapping[str, Any], total: int) -> int:
+    """By how much the position ids of a pass go beyond its positions; at most 0 where they are not given."""
+    at = inputs.get("position_ids")
+    return int(at.max()) + 1 - total if isinstance(at, Tensor) and at.ndim == 2 and at.numel() else 0
+
+
+def _dropped(how: str) -> ValueError:
+    return ValueError(f"model: its cache {how}: keys were dropped from it, so which position a key has is not known")
 
 
 def words_of(inputs: Mapping[str, Any], past: int, examples: int, queries: int) -> Tensor:
@@ -88,6 +110,10 @@ def words_of(inputs: Mapping[str, Any], past: int, examples: int, queries: int) 
     if mask.ndim == 2:
         found = mask[:, past:total] if mask.shape[1] >= total else mask[:, -queries:]
         return found.bool().cpu() if found.shape == everything.shape else everything
+    if mask.ndim == 4 and (mask.dtype == torch.bool or mask.is_floating_point()) and mask.shape[3] >= total:
+        shown = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        found = shown.any(1).any(1)[:, past:total].cpu()  # of all pairs: what no query sees is padding
+        return found.expand(everything.shape) if bool(found.any(-1).all()) else everything
     if mask.dtype == torch.int64 and mask.ndim == 4 and mask.shape[3] >= 2 and not past:  # of our mask function
         first, last = mask[:, 0, 0, :2].cpu().T[..., None]
         at = torch.arange(queries)
