@@ -111,7 +111,7 @@ def monitor(
         - brier: the mean squared error of the probabilities; brier_base: that of the constant share of wrong choices;
         - ece: the expected calibration error in ten bins;
         - wrong, examples, contexts, nouns; heads: the number of selected heads, mean of the halves;
-        - note: "", or why the numbers are NaN (all choices are right, or all are wrong).
+        - note: "", or why the numbers or their intervals are NaN (all choices are right, or all are wrong).
 
     Raises:
         ValueError: fewer than two contexts, an unknown value of among, or what trace refuses.
@@ -156,6 +156,8 @@ def monitor(
         "nouns": len(probes.nouns), "heads": float(np.mean(heads)), "among": among, "denominator": denominator,
     }  # fmt: skip
     counts["note"] = _why(table["wrong"].to_numpy(), among)
+    if not counts["note"] and bool(pd.DataFrame(rows)["auroc_low"].isna().any()):
+        counts["note"] = f"no interval: in some resamples of {len(table)} choices all are right, or all are wrong"
     return Monitored(table, pd.DataFrame(rows).assign(**counts), pd.concat(bins, ignore_index=True))
 
 

@@ -71,6 +71,8 @@ def given_of(
         return _of_examples(model, input_ids, beside)
     inputs = {n: tensor_of(x, n) if isinstance(x, (np.ndarray, list)) else x for n, x in model_inputs.items()}
     answers = inputs.pop(_ANSWERS, None)
+    if "use_cache" in inputs and inputs.pop("use_cache"):
+        raise ValueError("use_cache: expected False, since each text is read at once")
     check_names(body(model), inputs, "symground.attention", KEYWORDS)
     embeds = inputs.get("inputs_embeds")
     if (input_ids is None) == (embeds is None):

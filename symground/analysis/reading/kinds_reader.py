@@ -26,7 +26,7 @@ from symground.analysis.reading.layers import (
     reading,
     variable_key,
 )
-from symground.analysis.reading.requests import Request, rows_of
+from symground.analysis.reading.requests import Request, check_asked, rows_of
 from symground.analysis.reading.spans import spans_of
 from symground.analysis.tracing import (
     Sides,
@@ -95,6 +95,7 @@ class KindsReader:
         self.heads = most_heads(layers)
         each = {kind: tuple(m for m in chosen if prefix_of(m) == kind) for kind in self.sizes}
         self.parts = {kind: (of_kind, self._wanted(kind, asked)) for kind, of_kind in each.items() if of_kind}
+        check_asked([name for _, wanted in self.parts.values() for name in wanted.shapes()])
 
     def run(self, at: slice) -> Any:
         return run_on(self.model, self.part_of(at))

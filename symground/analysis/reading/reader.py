@@ -108,21 +108,25 @@ def attention_memory(
     model: PreTrainedModel, input_ids: Any = None, attention_mask: Any = None, *, rows: str | Tensor | None = "last",
     groups: Mapping[str, Tensor] | None = None, source_groups: Mapping[str, Tensor] | None = None,
     received: bool = False, summary: bool = False, topk: int | None = None, block: int | None = None,
-    layers: Sequence[int] | None = None, **model_inputs: Any,
+    reduce: str = "sum", layers: Sequence[int] | None = None, batch_size: int = 8, limit: int | None = None,
+    **model_inputs: Any,
 ) -> int:  # fmt: skip
     """The bytes in host memory of what :func:`symground.attention` would return.
 
     Nothing is computed, but in a model with several kinds of layers a pass, which says what they mix.
 
     Args:
-        model, input_ids, attention_mask, rows, groups, source_groups, received, summary, topk, block, layers,
-            model_inputs: as there.
+        model, input_ids, attention_mask, rows, groups, source_groups, received, summary, topk, block, reduce,
+            layers, batch_size, limit, model_inputs: as there, so that a call of it can be passed on.
 
     Raises:
         ValueError, TypeError: as there.
     """
-    asked = request_of(rows, received, summary, topk, block, "sum")
-    return _reader(model, input_ids, attention_mask, groups, source_groups, asked, layers, 2**62, model_inputs).bytes
+    asked, batch_size = request_of(rows, received, summary, topk, block, reduce), integer("batch_size", batch_size, 1)
+    limit = None if limit is None else integer("limit", limit, 0)
+    return _reader(
+        model, input_ids, attention_mask, groups, source_groups, asked, layers, batch_size, model_inputs
+    ).bytes
 
 
 def _reader(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -67,6 +68,16 @@ def rows_of(rows: Any, last: Tensor | None, examples: int, length: int) -> Tenso
         wrong = found[(found < 0) | (found >= length)][0]
         raise ValueError(f"rows: expected positions from 0 to {length - 1}, got {int(wrong)}")
     return found.long().cpu()
+
+
+def check_asked(names: Collection[str]) -> None:
+    """Refuse a request for nothing; ``names`` are those of the variables.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not names:
+        raise ValueError("rows: expected something to read: rows, groups, received, summary, topk or block; got none")
 
 
 def check_limit(needed: int, limit: int | None) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from symground.analysis.reading.given import Given
 from symground.analysis.reading.layers import Part, Wanted, arrays_of, bytes_of, dataset_of, reading
-from symground.analysis.reading.requests import Request, rows_of
+from symground.analysis.reading.requests import Request, check_asked, rows_of
 from symground.analysis.tracing import group_ids, most_heads
 from symground.errors import described, integer, is_integer, is_list
 from symground.models import Mixer, mixers
@@ -29,6 +29,7 @@ class TextReader:
     ) -> None:
         self._model, self._layers, self._given, self._batch_size = model, layers, given, batch_size
         self._wanted = _wanted(given, asked)
+        check_asked(self._wanted.shapes())
 
     @property
     def bytes(self) -> int:

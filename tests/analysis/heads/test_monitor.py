@@ -137,6 +137,12 @@ def test_the_visual_attention_ratio_is_eagers(twins: Any, asked: sg.analysis.Ima
         assert found["attention"][i] == pytest.approx(float(a[:, image].sum(-1).mean()), abs=1e-5)
 
 
+def test_few_choices_have_no_interval_and_a_note(twins: Any, asked: sg.analysis.ImageQuestions) -> None:
+    found = monitor(twins.ours, asked, threshold=0.1).detectors
+    assert bool(found["auroc"].notna().all())
+    assert bool(found["note"].eq("").all()) == bool(found["auroc_low"].notna().all())
+
+
 def test_the_monitor_says_how_much_it_saw(model: PreTrainedModel, probes: Probes) -> None:
     found = monitor(model, probes, threshold=0.1)
     assert found.detectors["detector"].tolist() == list(DETECTORS)

@@ -222,6 +222,8 @@ WRONG: dict[str, dict[str, Any]] = {
     "rows: expected positions from 0 to 8, got 9": {"rows": torch.tensor([[9], [0]])},
     "groups: expected masks that do not overlap": {"groups": {name: torch.ones(2, 9).bool() for name in "ab"}},
     r"groups\['a'\]: expected shape \[2, 9\]": {"groups": {"a": torch.ones(2, 8).bool()}},
+    "rows: expected something to read": {"rows": None},
+    "use_cache: expected False": {"use_cache": True},
     "topk: expected an integer from 1 to 9, got 10": {"topk": 10},
     "block: expected an integer of at least 1, got 0": {"block": 0},
     "reduce: expected": {"block": 2, "reduce": "mean"},

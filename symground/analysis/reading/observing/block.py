@@ -47,10 +47,10 @@ def observe(
 
     Each pass of the model is a step. In generation with a cache, the first one reads the prompt, and each further one
     reads a token: its queries are the last of all positions so far, and position j of the text is key j, whichever kind
-    of cache keeps the keys. The passes compute what they compute without the block, dropout included; the weights are
-    those before dropout. Only passes of the thread that entered the block are read (in asyncio: of the task, and of
-    tasks that it starts within the block), and a recompute of activation checkpointing is no pass. Blocks may be
-    nested. Nothing of a block stays in the model.
+    of cache keeps the keys. The passes compute what they compute without the block, dropout included; docs/models.md
+    says where this holds within rounding alone. The attention weights are those before dropout. Only passes of the
+    thread that entered the block are read (in asyncio: of the task, and of tasks that it starts within the block), and
+    a recompute of activation checkpointing is no pass. Blocks may be nested. Nothing of a block stays in the model.
 
     Args:
         model: made traceable by :func:`symground.attach`; as in :func:`symground.attention`. Of Mamba-2's layers only
@@ -66,8 +66,9 @@ def observe(
         received, summary, topk, block, reduce, layers: as in :func:`symground.attention`; a pass that has fewer keys
             than ``topk`` gives 0 and -1 for the rest.
         flow: whether to return the flow between groups too, of the loss whose backward pass follows a pass, as
-            :func:`symground.trace` defines it; NaN where none follows. It is computed in that backward pass. It needs
-            groups, an attention dropout of 0, and a pass without a cache.
+            :func:`symground.trace` defines it; NaN where none follows that accumulates gradients (``backward()``), and
+            the sum over several that do. It is computed in that backward pass. It needs groups, an attention dropout of
+            0, and a pass without a cache.
         every: read the first of each so many passes; the others run as without the block.
         last: keep the last so many of the passes that were read; None keeps all.
         limit: the most bytes that the passes kept may have in host memory; None is any number.
