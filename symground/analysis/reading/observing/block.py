@@ -212,11 +212,12 @@ class Observation(AbstractContextManager["Observation"]):
         if in_backward() or self._entry is None:
             return
         number, self._passes = self._passes, self._passes + 1
-        past = self._past.before(text)
-        self._groups.follow(text, text if inputs is None else inputs, past)
+        past, only = self._past.before(text), self.only()
+        if only:
+            self._groups.follow(text, text if inputs is None else inputs, past)
         taps: Mapping[Any, Tap] = {}
         self._now = None
-        if number % self._every == 0 and self.only():
+        if number % self._every == 0 and only:
             self._now = _Pass(number, text, past)
             flows = self._flow and torch.is_grad_enabled()
             taps = self._with_flow(self._now) if flows else self._taps

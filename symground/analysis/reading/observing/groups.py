@@ -59,15 +59,19 @@ class _Asked:
     def follow(self, text: Mapping[str, Any], inputs: Mapping[str, Any], past: int) -> None:
         self._inputs, self._past = inputs, past
         if cache_of(inputs) is not None:  # later passes need what is said of this one, even if it is not read
-            self.of(torch.empty(0, positions_in(text) or 0))
+            self._ask(positions_in(text) or 0)
 
     def of(self, valid: Tensor) -> dict[str, Tensor]:
-        if not self._inputs:
-            return self._masks
+        if self._inputs:
+            self._ask(valid.shape[1])
+        return self._masks
+
+    def _ask(self, queries: int) -> None:
+        """Find out the groups of the pass, of so many positions."""
         given, self._inputs = self._function(self._inputs), {}
         if not isinstance(given, Mapping):
             raise ValueError(f"groups: expected a function that returns a mapping from names, got {described(given)}")
-        masks, queries = named_masks(given), valid.shape[1]
+        masks = named_masks(given)
         if self._names not in (None, tuple(masks)):
             raise ValueError(f"groups: expected the names {list(self._names or ())} in every pass, got {list(masks)}")
         self._names = tuple(masks)
@@ -78,7 +82,6 @@ class _Asked:
                     f"{list(mask.shape)}"
                 )
         self._masks = {name: self._after(name, mask) for name, mask in masks.items()}
-        return self._masks
 
     def _after(self, name: str, mask: Tensor) -> Tensor:
         """The mask after what is known of the positions in the cache."""
@@ -105,8 +108,9 @@ class _Parts:
         self._total = past + (positions_in(text) or 0)
         if past:
             return
-        if not isinstance(ids, Tensor):
-            raise ValueError("groups: expected masks, since this pass has no input_ids that show where images are")
+        if not isinstance(ids, Tensor):  # embeddings do not show where images are
+            self._ids, self._parts = None, {}
+            return
         if before is not None and len(ids) == len(before) and torch.equal(ids[:, : before.shape[1]], before):
             return  # a text that is read again with what was generated, since there is no cache
         self._ids, self._parts = ids, {}
