@@ -67,7 +67,8 @@ class Monitored(NamedTuple):
         }
         columns = (found[name] for name in ("detector", "auroc", "auroc_low", "auroc_high", "note"))
         for name, auroc, low, high, note in zip(*columns, strict=True):
-            rows[name] = note or f"AUROC {auroc:.3f} [{low:.3f}, {high:.3f}]"
+            shown = f"AUROC {auroc:.3f} [{low:.3f}, {high:.3f}]"
+            rows[name] = note if np.isnan(auroc) else f"{shown}; {note}" if note else shown
         return rows
 
 

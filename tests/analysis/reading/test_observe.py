@@ -327,6 +327,21 @@ def test_passes_that_are_skipped_are_counted_too(every: int) -> None:
     np.testing.assert_allclose(found.mass[..., 0, 0], (found.rows[..., -1, :] * of_text).sum("key"), atol=1e-5)
 
 
+def test_a_pass_that_raises_is_not_complete() -> None:
+    ours = sg.attach(llama())
+    with sg.observe(ours, rows="all") as seen, torch.no_grad():
+        hook = ours.model.layers[1].register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ours(ids())
+        hook.remove()
+        ours(ids())
+    found = seen.dataset()
+    assert found.complete.values.tolist() == [0, 1]
+    assert bool(np.isnan(found.rows.isel(step=0, layer=1)).all())
+    np.testing.assert_allclose(found.rows[0, :, 0], found.rows[1, :, 0], atol=1e-6)
+    assert repr(seen) == "Observation: 2 passes of LlamaForCausalLM"
+
+
 @pytest.mark.parametrize("name", ["OPT", "BART as a decoder"])
 def test_heads_that_call_the_layers_without_the_body(name: str) -> None:
     if name == "OPT":

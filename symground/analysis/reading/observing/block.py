@@ -57,10 +57,10 @@ def observe(
             the keys of the pass itself are read, since its state keeps no single positions; others are NaN. Of an
             encoder-decoder, the layers of the decoder are read: those of cross-attention have variables that begin with
             "cross_", as in :func:`symground.attention`, which also reads the encoder's.
-        groups: names → [B,P] masks of the first P positions, which do not overlap; later positions are in no group. Or
-            a function of the inputs of a pass, by their names, that returns [B,T] masks of the positions of the pass;
-            where a cache has earlier ones, these keep their groups. Asks for mass. None takes the parts of a text with
-            images: "system", "image", "question", and "answer", which is what follows the first pass of a text.
+        groups: names → [B,P] masks of the first P positions, which do not overlap; later positions are in no group.
+            Or a function of the inputs of a pass, by their names, that returns [B,T] masks of the positions of the
+            pass; where a cache has earlier ones, these keep their groups. Asks for mass. None takes the parts of a text
+            with images: "system", "image", "question", and "answer", which is what follows the first pass of a text.
         source_groups: names → [B,S] masks of the positions that cross-attention reads, likewise.
         rows: whose rows of A are read: "last", each example's last valid query of the pass; "all"; or None.
         received, summary, topk, block, reduce, layers: as in :func:`symground.attention`; a pass that has fewer keys
@@ -153,6 +153,9 @@ class Observation(AbstractContextManager["Observation"]):
         if entry is not None:
             entry.__exit__(*error)
 
+    def __repr__(self) -> str:
+        return f"Observation: {len(self)} passes of {type(self._model).__name__}"
+
     def __len__(self) -> int:
         """How many passes are kept."""
         return len(self._kept)
@@ -168,7 +171,8 @@ class Observation(AbstractContextManager["Observation"]):
         Its variables are those of :func:`symground.attention` with a first dimension step. A pass with fewer examples,
         queries or keys than others is filled up with NaN, and with -1 where the numbers are integers; `passes` has each
         at its own size. The coordinates of step are its number (among all passes of the block, from 0), ``past``, the
-        positions before those of the pass, and ``queries``, how many positions it has; query i is position past + i.
+        positions before those of the pass, ``queries``, how many positions it has (query i is position past + i), and
+        ``complete``, 1 or 0: whether all layers ran, which they do not where a pass raises or skips some.
 
         The result may be many times as large as the passes are, if one of them is much longer than the others.
 
@@ -291,4 +295,5 @@ class Observation(AbstractContextManager["Observation"]):
 
     def _dataset_of(self, one: _Pass) -> xr.Dataset:
         found = dataset_of(self._model, one.parts, self._heads)
-        return found.assign_attrs(step=one.number, past=one.past, queries=one.queries)
+        complete = len(one.layers) == sum(map(len, self._of_kind.values()))
+        return found.assign_attrs(step=one.number, past=one.past, queries=one.queries, complete=int(complete))
