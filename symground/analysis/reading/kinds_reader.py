@@ -23,7 +23,7 @@ from symground.analysis.reading.layers import (
     bytes_of,
     named,
     notes_of,
-    reading,
+    read_in_batches,
     variable_key,
 )
 from symground.analysis.reading.requests import Request, check_asked, rows_of
@@ -49,7 +49,6 @@ from symground.models import Mixer
 from symground.models.architectures import grids_of
 from symground.models.hooks import is_encoder_decoder, vision_tower
 from symground.models.trials import check_deterministic
-from symground.running import progress
 
 
 class _Text(NamedTuple):
@@ -141,12 +140,7 @@ class KindsReader:
             kind: Part(layers, wanted, arrays_of(layers, wanted, self.heads), self.sides.times_of(kind))
             for kind, (layers, wanted) in self.parts.items()
         }
-        with torch.inference_mode(), progress("attention", -(-self.count // self.batch_size), quick=True) as bar:
-            for start in range(0, self.count, self.batch_size):
-                at = slice(start, min(start + self.batch_size, self.count))
-                with reading(*parts.values(), at=at):
-                    self.run(at)
-                bar.advance()
+        read_in_batches(parts.values(), self.count, self.batch_size, self.run)
         variables: dict[str, Any] = {}
         coordinates: dict[str, Any] = {"head": np.arange(self.heads)}
         for kind, part in parts.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from symground.ops.attention.mixing import Mixing
 from symground.ops.attention.weights.api import attention_read
 from symground.ops.attention.weights.record import Asked
 from symground.ops.common.flow import members
+from symground.running import progress
 
 #: The results of every query.
 _SUMMARY = ("entropy", "weight", "key", "score", "distance")
@@ -175,7 +176,17 @@ def notes_of(model: PreTrainedModel, layers: tuple[Mixer, ...]) -> dict[str, str
     return {"untraced": ", ".join(untraced(model)), **({"note": note} if scans else {})}
 
 
-def reading(*parts: Part, at: slice) -> AbstractContextManager[None]:
+def read_in_batches(parts: Collection[Part], examples: int, batch_size: int, run: Callable[[slice], Any]) -> None:
+    """Fill the arrays of the parts; ``run`` runs the model on some of the examples."""
+    with torch.inference_mode(), progress("attention", -(-examples // batch_size), quick=True) as bar:
+        for start in range(0, examples, batch_size):
+            at = slice(start, min(start + batch_size, examples))
+            with _reading(parts, at):
+                run(at)
+            bar.advance()
+
+
+def _reading(parts: Collection[Part], at: slice) -> AbstractContextManager[None]:
     """A block in which a pass of the examples ``at`` fills the arrays of the parts."""
     taps = {}
     for part in parts:

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import xarray as xr
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.reading.given import Given
-from symground.analysis.reading.layers import Part, Wanted, arrays_of, bytes_of, dataset_of, reading
+from symground.analysis.reading.layers import Part, Wanted, arrays_of, bytes_of, dataset_of, read_in_batches
 from symground.analysis.reading.requests import Request, check_asked, rows_of
 from symground.analysis.tracing import group_ids, most_heads
 from symground.errors import described, integer, is_integer, is_list
 from symground.models import Mixer, mixers
 from symground.models.hooks import body, device_of
 from symground.models.trials import check_deterministic
-from symground.running import LARGE_PASS, progress, return_freed_memory
+from symground.running import LARGE_PASS, return_freed_memory
 
 
 class TextReader:
@@ -40,21 +39,17 @@ class TextReader:
         """Run the batches without the vocabulary head, and return what was read."""
         model, given, layers = self._model, self._given, self._layers
         check_deterministic(model)
-        part, device, count = (
-            Part(layers, self._wanted, arrays_of(layers, self._wanted)),
-            device_of(model),
-            given.examples,
-        )
+        part = Part(layers, self._wanted, arrays_of(layers, self._wanted))
+        device, count = device_of(model), given.examples
         width = getattr(model.config.get_text_config(), "hidden_size", 0)
         large = len(layers) * min(self._batch_size, count) * given.length * width >= LARGE_PASS
-        returns = return_freed_memory(device.type == "cpu" and large)
-        with torch.inference_mode(), returns, progress("attention", -(-count // self._batch_size), quick=True) as bar:
-            for start in range(0, count, self._batch_size):
-                at = slice(start, min(start + self._batch_size, count))
-                here = {n: x.to(device) if isinstance(x, Tensor) else x for n, x in given.inputs(at).items()}
-                with reading(part, at=at):
-                    body(model)(**here, use_cache=False)
-                bar.advance()
+
+        def run(at: slice) -> None:
+            here = {n: x.to(device) if isinstance(x, Tensor) else x for n, x in given.inputs(at).items()}
+            body(model)(**here, use_cache=False)
+
+        with return_freed_memory(device.type == "cpu" and large):
+            read_in_batches((part,), count, self._batch_size, run)
         return dataset_of(model, {"": part}, most_heads(layers))
 
 
