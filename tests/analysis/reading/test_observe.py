@@ -20,6 +20,7 @@ from benchmarks.common.twins import twins
 from symground.models import mixers
 from tests.models.attachment.builders import SIZES, gpt2, ids, llama, mamba2, mistral
 from tests.models.attachment.test_drawn import DRAWN, drawn_ids, drawn_models
+from tests.models.attachment.test_vision_language import FAMILIES, IMAGE, batch, pair
 
 DECODERS = [name for name in DRAWN if not name.endswith("masked")]
 EVERYTHING: dict[str, Any] = {"rows": "last", "received": True, "summary": True, "topk": 2}
@@ -420,23 +421,33 @@ def test_bad_passes_are_named() -> None:
     assert len(block) == 1
 
 
-def test_where_a_model_looks_at_each_word_that_it_generates_of_a_picture() -> None:
-    """Placeholders of images are a group by themselves, also of words that follow with a cache."""
-    from tests.models.attachment.test_vision_language import FAMILIES, IMAGE, batch, pair
-
-    eager, twin = pair(FAMILIES["LLaVA-1.5"])
-    ours, given = sg.attach(twin), batch(FAMILIES["LLaVA-1.5"], None)
-    how: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
+@pytest.mark.parametrize("name", ["LLaVA-1.5", "PaliGemma"])
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("every", [1, 2])
+def test_where_a_model_looks_at_each_word_that_it_generates_of_a_picture(name: str, cache: bool, every: int) -> None:
+    """The parts of a text are found by themselves, also of words that follow; PaliGemma's positions begin at 1."""
+    eager, twin = pair(FAMILIES[name])
+    ours, given = sg.attach(twin), batch(FAMILIES[name], None)
+    how: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "use_cache": cache}
     out = eager.generate(**given, **how, output_attentions=True, return_dict_in_generate=True)
-    with sg.observe(ours, rows=None) as seen:
-        ours.generate(**given, **how)
+    with sg.observe(ours, rows=None, every=every) as seen:
+        for _ in range(2):
+            ours.generate(**given, **how)
     image = given["input_ids"] == IMAGE
-    for one, attentions in zip(seen.passes, out.attentions, strict=True):
-        a = torch.stack(attentions, 1)[..., -1, : image.shape[1]]
+    passes = [*out.attentions, *out.attentions]
+    for one in seen.passes:
+        total = one.attrs["past"] + one.attrs["queries"]
+        a = whole(passes[one.attrs["step"]], total)[..., -1, :]
         assert one.key_group.values.tolist() == ["system", "image", "question", "answer"]
-        np.testing.assert_allclose(one.mass[..., 0, 1], (a * image[:, None, None]).sum(-1), atol=1e-5)
-        generated = torch.stack(attentions, 1)[..., -1, image.shape[1] :].sum(-1)
-        np.testing.assert_allclose(one.mass[..., 0, 3], generated, atol=1e-5)
+        into = (a[..., : image.shape[1]] * image[:, None, None]).sum(-1)
+        np.testing.assert_allclose(one.mass[..., 0, 1], into, atol=1e-5)
+        np.testing.assert_allclose(one.mass[..., 0, 3], a[..., image.shape[1] :].sum(-1), atol=1e-5)
+
+
+def test_a_prompt_in_pieces_needs_masks() -> None:
+    ours, given = sg.attach(pair(FAMILIES["LLaVA-1.5"])[1]), batch(FAMILIES["LLaVA-1.5"], None)
+    with sg.observe(ours), pytest.raises(ValueError, match="whether they are of the prompt or the answer is not known"):
+        ours.generate(**given, max_new_tokens=2, do_sample=False, prefill_chunk_size=8)
 
 
 def test_a_hybrid_generates_with_both_kinds_of_layers() -> None:
