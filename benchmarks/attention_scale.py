@@ -10,7 +10,6 @@ then applied to a text of 32,768 tokens, which has not been run.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -21,10 +20,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.common import alone
 from benchmarks.common.memory import peak_in_subprocess
-from benchmarks.common.options import new_file
-from benchmarks.conftest import pytest_benchmark_update_machine_info as machine_info
-from benchmarks.scaling import LLAMA_70B, Llama, model_of, processor
+from benchmarks.scaling import LLAMA_70B, Llama, model_of
 
 Run = Callable[[], Any]
 GROUPS = 2
@@ -153,13 +151,11 @@ def large(T: int = 32768) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=new_file, required=True, help="the JSON file")
-    arguments = parser.parse_args()
-    machine: dict[str, Any] = {"cpu": processor()}
-    machine_info(None, machine)
+    arguments = alone.parser(__doc__).parse_args()
     rows = points()
-    arguments.out.write_text(json.dumps({"machine_info": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    arguments.out.write_text(
+        json.dumps({"machine_info": alone.machine(), "rows": rows}, indent=1) + "\n", encoding="utf-8"
+    )
     print(table(rows), large(), sep="\n\n")
 
 

@@ -12,7 +12,6 @@ model is a GPT-2 of 12 layers with random weights.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -24,11 +23,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.common.options import integer, new_file, program
-from benchmarks.conftest import pytest_benchmark_update_machine_info as machine_info
+from benchmarks.common import alone
+from benchmarks.common.options import integer, program
 from benchmarks.peers.attnread import HEAD, WAYS
 from benchmarks.peers.trace import Model
-from benchmarks.scaling import processor
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -103,16 +101,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = alone.parser(__doc__)
     parser.add_argument("--python", type=program, required=True, help="the Python of an environment with attnread")
-    parser.add_argument("--out", type=new_file, required=True, help="the JSON file")
     parser.add_argument("--length", type=integer(16), default=512, help="tokens of the text")
     parser.add_argument("--rounds", type=integer(), default=3, help="timed runs of each way but attnread's all heads")
     arguments = parser.parse_args()
-    machine: dict[str, Any] = {"cpu": processor()}
-    machine_info(None, machine)
     rows, apart = measured(arguments.python, Model(B=1, T=arguments.length), arguments.rounds)
-    result = {"machine_info": machine, "largest_differences": apart, "rows": rows}
+    result = {"machine_info": alone.machine(), "largest_differences": apart, "rows": rows}
     arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(table(rows))
     print("Largest differences of A: " + ", ".join(f"{name} {value:.1e}" for name, value in apart.items()))

@@ -35,10 +35,9 @@ import torch  # noqa: E402
 import triton  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from benchmarks.common import alone  # noqa: E402
 from benchmarks.common.absent_gpu import absent_gpu  # noqa: E402
 from benchmarks.common.options import integer, json_file, new_file  # noqa: E402
-from benchmarks.conftest import pytest_benchmark_update_machine_info as machine_info  # noqa: E402
-from benchmarks.scaling import processor  # noqa: E402
 from symground import ops  # noqa: E402
 from symground.kernels.common.launch import Launch  # noqa: E402
 from symground.ops.attention import api as attention  # noqa: E402
@@ -281,9 +280,7 @@ def main() -> int:
         rows = rows_of(measure(arguments.rounds, arguments.calls))
     print(table(rows, before))
     if arguments.out:
-        machine: dict[str, Any] = {"cpu": processor()}
-        machine_info(None, machine)
-        found = {"machine_info": machine, "triton": triton.__version__, "rows": rows}
+        found = {"machine_info": alone.machine(), "triton": triton.__version__, "rows": rows}
         arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0
 

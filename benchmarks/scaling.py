@@ -8,7 +8,6 @@ are small models of Llama's form with random weights. The large sizes have not b
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -22,10 +21,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks.common import measure  # noqa: E402
+from benchmarks.common import alone, measure  # noqa: E402
 from benchmarks.common.memory import peak_in_subprocess  # noqa: E402
-from benchmarks.common.options import new_file  # noqa: E402
-from benchmarks.conftest import pytest_benchmark_update_machine_info as machine_info  # noqa: E402
 from benchmarks.peers import score as score_peers  # noqa: E402
 
 Run = Callable[[], Any]
@@ -201,26 +198,15 @@ def score_points() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=new_file, required=True, help="the JSON file")
-    arguments = parser.parse_args()
-    machine: dict[str, Any] = {"cpu": processor()}
-    machine_info(None, machine)
+    arguments = alone.parser(__doc__).parse_args()
     from symground.training.provenance import versions
 
     found = {
-        "machine_info": machine, "versions": versions(), "rates": measure.machine_rates("cpu"),
+        "machine_info": alone.machine(), "versions": versions(), "rates": measure.machine_rates("cpu"),
         "trace": trace_points(), "score": score_points(),
     }  # fmt: skip
     arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"→ {arguments.out}", file=sys.stderr)
-
-
-def processor() -> dict[str, Any]:
-    import cpuinfo
-
-    known = cpuinfo.get_cpu_info()
-    return {"brand_raw": known.get("brand_raw"), "count": known.get("count"), "arch": known.get("arch")}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the same loop.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Callable
@@ -19,10 +18,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import symground as sg
+from benchmarks.common import alone
 from benchmarks.common.measure import in_turns
-from benchmarks.common.options import new_file
-from benchmarks.conftest import pytest_benchmark_update_machine_info as machine_info
-from benchmarks.scaling import processor
 from symground.integrations import AttentionCallback, attention_metrics
 
 Run = Callable[[], Any]
@@ -73,14 +70,10 @@ def steps(shape: tuple[int, int, int] = SHAPE, batch: int = BATCH, length: int =
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=new_file, required=True, help="the JSON file")
-    arguments = parser.parse_args()
-    machine: dict[str, Any] = {"cpu": processor()}
-    machine_info(None, machine)
+    arguments = alone.parser(__doc__).parse_args()
     seconds = {name: statistics.median(of) for name, of in in_turns(steps(), ROUNDS).items()}
     added = {name: (seconds[name] / seconds["attached"] - 1) / EVERY for name in ("read", "read, with flow")}
-    found = {"machine_info": machine, "every": EVERY, "seconds": seconds, "added": added}
+    found = {"machine_info": alone.machine(), "every": EVERY, "seconds": seconds, "added": added}
     arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print("\n".join(f"{name:<18}{of * 1e3:8.1f} ms a step" for name, of in seconds.items()))
     print("\n".join(f"{name:<18}{of:8.2%} more time a step with every={EVERY}" for name, of in added.items()))

@@ -120,6 +120,18 @@ def attention(stage: str, name: str, shape: dict[str, Any]) -> tuple[Run, Run]:
     return (run if peer.compiles else peer.prepare(Inputs(Shape(1, full.H, 64, full.D, full.dtype)))), run
 
 
+def of_model(peers: Any, name: str, model: Any) -> dict[str, int]:
+    """Peak and result of one peer of a whole model; ``peers`` is its module, with PEERS and `in_memory`."""
+    from benchmarks.common.measure import gpu_memory
+
+    if model.device == "cpu":
+        return peak_in_subprocess(peers.__name__, "in_memory", name=name, model=model.row)
+    run = peers.PEERS[name](model)
+    run()
+    peak, result = gpu_memory(run)
+    return {"peak_bytes": peak, "result_bytes": result}
+
+
 def main() -> None:
     from benchmarks.common.measure import result_bytes
 

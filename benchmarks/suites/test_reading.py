@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.common.measure import gpu_memory
-from benchmarks.common.memory import peak_in_subprocess
+from benchmarks.common.memory import of_model
 from benchmarks.conftest import MISSING
 from benchmarks.peers import reading as reading_peers
 from benchmarks.peers.reading import PEERS, READ, STAGE, check_same
@@ -33,18 +32,9 @@ def prepared(model: Model) -> dict[str, Callable[[], Any]]:
     return runs
 
 
-def memory(model: Model, name: str) -> dict[str, int]:
-    if DEVICE == "cpu":
-        return peak_in_subprocess("benchmarks.peers.reading", "in_memory", name=name, model=model.row)
-    run = PEERS[name](model)
-    run()
-    peak, result = gpu_memory(run)
-    return {"peak_bytes": peak, "result_bytes": result}
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_reading(benchmark: Any, in_turns: Callable[..., None], pytestconfig: Any, name: str) -> None:
     layers, T = pytestconfig.getoption("--layers"), pytestconfig.getoption("--length")
     model = Model(device=DEVICE, layers=layers, T=T)
     in_turns(f"{STAGE}, {layers} layers, T{T}", name, partial(prepared, model), 5, DEVICE)
-    benchmark.extra_info |= {"stage": STAGE, "peer": name, **model.row, **memory(model, name)}
+    benchmark.extra_info |= {"stage": STAGE, "peer": name, **model.row, **of_model(reading_peers, name, model)}

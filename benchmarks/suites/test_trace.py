@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.common.measure import gpu_memory
-from benchmarks.common.memory import peak_in_subprocess
+from benchmarks.common.memory import of_model
 from benchmarks.conftest import MISSING
 from benchmarks.peers import trace as trace_peers
 from benchmarks.peers.trace import PEERS, Model
@@ -28,19 +27,10 @@ def prepared(model: Model) -> dict[str, Callable[[], Any]]:
     return {name: PEERS[name](model) for name in NAMES}
 
 
-def memory(model: Model, name: str) -> dict[str, int]:
-    if DEVICE == "cpu":
-        return peak_in_subprocess("benchmarks.peers.trace", "in_memory", name=name, model=model.row)
-    run = PEERS[name](model)
-    run()
-    peak, result = gpu_memory(run)
-    return {"peak_bytes": peak, "result_bytes": result}
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_trace(benchmark: Any, in_turns: Callable[..., None], pytestconfig: Any, dtype: str, name: str) -> None:
     layers, T = pytestconfig.getoption("--layers"), pytestconfig.getoption("--length")
     model = Model(dtype=dtype, device=DEVICE, layers=layers, T=T)
     in_turns(f"trace, {layers} layers, T{T} {dtype}", name, partial(prepared, model), 5, DEVICE)
-    benchmark.extra_info |= {"stage": "trace", "peer": name, **model.row, **memory(model, name)}
+    benchmark.extra_info |= {"stage": "trace", "peer": name, **model.row, **of_model(trace_peers, name, model)}
