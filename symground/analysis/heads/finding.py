@@ -52,10 +52,7 @@ def find_heads(
 
 def attended(seen: xr.Dataset, kind: str = "aggregate") -> xr.DataArray:
     """What each head attends between the groups of a kind (example, layer, head), of `symground.attention`."""
-    query, key = _groups_of(kind, seen)
-    keys = [key, PATCHES] if PATCHES in seen.key_group.values else [key]
-    mass: xr.DataArray = seen.mass.sel(query_group=query, key_group=keys, drop=True).sum("key_group", min_count=1)
-    return mass
+    return _between(seen.mass, *_groups_of(kind, seen), min_count=1)
 
 
 def kinds_of(trace: xr.Dataset) -> list[str]:
@@ -65,6 +62,13 @@ def kinds_of(trace: xr.Dataset) -> list[str]:
         query, key = _groups_of(kind, trace)
         if query in trace.query_group.values and key in trace.key_group.values:
             found.append(kind)
+    return found
+
+
+def _between(sums: xr.DataArray, query: str, key: str, min_count: int | None = None) -> xr.DataArray:
+    """Sums between two groups (example, layer, head); the other patches that show the noun count as the noun."""
+    keys = [key, PATCHES] if PATCHES in sums.key_group.values else [key]
+    found: xr.DataArray = sums.sel(query_group=query, key_group=keys, drop=True).sum("key_group", min_count=min_count)
     return found
 
 
@@ -89,8 +93,7 @@ def head_shares(trace: xr.Dataset, kind: str = "aggregate", denominator: str = "
                 f"trace: {kind} heads need the {dimension} {name!r}; it has {', '.join(there) or 'none'}. "
                 "symground.trace(model, probes) has what both kinds need, and of ids of your own groups={…} names it"
             )
-    keys = [key, PATCHES] if PATCHES in trace.key_group.values else [key]
-    flow = trace.flow.sel(query_group=query, key_group=keys, drop=True).sum("key_group")
+    flow = _between(trace.flow, query, key)
     total = trace.row_total.sel(query_group=query, drop=True) if denominator == "row" else trace.matrix_total
     shares: xr.DataArray = (flow / total.where(total > 0)).fillna(0.0).rename("share")
     return shares

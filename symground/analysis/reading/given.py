@@ -15,6 +15,7 @@ from symground.analysis.probing import Examples, ImageQuestions, Probes, check_f
 from symground.analysis.reading.requests import KEYWORDS
 from symground.analysis.reading.spans import spans_of
 from symground.analysis.tracing import (
+    check_alone,
     check_unreserved,
     checked_mask,
     inputs_of,
@@ -104,9 +105,7 @@ def given_of(
 
 
 def _of_examples(model: PreTrainedModel, examples: Examples, beside: Mapping[str, Any]) -> Given:
-    name = next((name for name, value in beside.items() if value is not None), None)
-    if name is not None:
-        raise ValueError(f"{name}: probes and questions contain their own {name}; leave it out")
+    check_alone(beside)
     examples = examples.read_by(model)
     ids, p = examples.input_ids, examples.prediction.cpu()
     queries, keys = ({n: x.cpu() for n, x in of.items()} for of in (examples.query_masks, examples.key_masks))

@@ -10,6 +10,7 @@ from symground.analysis.tracing.regions import saliency_by_region
 from symground.analysis.tracing.sides import PREFIXES, Sides, Variables, names_of, prefix_of
 from symground.analysis.tracing.trace_input import (
     PREDICTION,
+    check_alone,
     check_unreserved,
     checked_mask,
     group_ids,
@@ -23,8 +24,8 @@ from symground.analysis.tracing.trace_input import (
 from symground.analysis.tracing.tracer import trace
 
 __all__ = [
-    "PREDICTION", "PREFIXES", "Sides", "TunedLens", "Variables", "check_pictures", "check_unreserved", "checked_mask",
-    "coordinates_of", "count_of", "group_ids", "image_group", "inputs_by_name", "inputs_of", "last_of",
+    "PREDICTION", "PREFIXES", "Sides", "TunedLens", "Variables", "check_alone", "check_pictures", "check_unreserved",
+    "checked_mask", "coordinates_of", "count_of", "group_ids", "image_group", "inputs_by_name", "inputs_of", "last_of",
     "learn_layouts", "lens_gain", "masks_of", "most_heads", "names_of", "patch_places", "prefix_of", "run_on",
     "saliency_by_region", "saliency_maps", "sizes_of", "trace", "trace_memory", "warn_without_pictures",
     "with_prediction",

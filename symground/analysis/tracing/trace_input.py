@@ -57,9 +57,7 @@ class TraceInput(NamedTuple):
 
 def of_examples(model: PreTrainedModel, examples: Examples, beside: Mapping[str, Any]) -> TraceInput:
     """The inputs of examples, which have their own targets, groups and model inputs; ``beside`` must be all None."""
-    name = next((name for name, value in beside.items() if value is not None), None)
-    if name is not None:
-        raise ValueError(f"{name}: probes and questions contain their own {name}; leave it out")
+    check_alone(beside)
     examples, ids = examples.read_by(model), examples.input_ids
     return TraceInput(
         ids,
@@ -74,6 +72,13 @@ def of_examples(model: PreTrainedModel, examples: Examples, beside: Mapping[str,
         width=ids.shape[1],
         labels={"context": ("example", examples.context), "noun": ("example", examples.noun)},
     )
+
+
+def check_alone(beside: Mapping[str, Any]) -> None:
+    """Refuse what is given beside examples, which have it themselves."""
+    name = next((name for name, value in beside.items() if value is not None), None)
+    if name is not None:
+        raise ValueError(f"{name}: probes and questions contain their own {name}; leave it out")
 
 
 def of_ids(

@@ -62,8 +62,8 @@ def attention_forward(
     mask = read(module, attention_mask, query, key, causal, window)
     causal = causal if mask.causal is None else mask.causal
     segments, blocks, window = mask.segments, mask.blocks, mask.window
-    ranged = query.shape[2] == 1 and window is None and segments is None and not tap_of(module).read
-    if mask.in_use is not None and not ranged:
+    whole = query.shape[2] > 1 or window is not None or segments is not None
+    if mask.in_use is not None and (whole or tap_of(module).read):
         # A causal mask is aligned to the last key, so unused keys are cut off. A single query that nothing reads needs
         # only the range, which does not wait for the GPU.
         used = int(mask.in_use)

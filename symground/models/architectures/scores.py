@@ -261,10 +261,8 @@ class Scores:
         batch, heads = self.query.shape[:2]
         value = values if values.ndim == 4 else values.reshape(batch, -1, *values.shape[1:])
         query, key, hidden, bias = self.query, self.key, self.hidden, self.bias
-        alike = hidden is not None and query.shape[2] > 1 and bool((hidden == hidden[:, :, :1]).all())
-        if hidden is not None and query.shape[2] < key.shape[2] and not alike:
-            # The keys of a cache of fixed size that are not in use yet: a causal mask is aligned to the last key. Where
-            # all queries see the same keys, no mask is causal.
+        if hidden is not None and query.shape[2] < key.shape[2] and not _is_alike(hidden, query.shape[2]):
+            # The keys of a cache of fixed size that are not in use yet: a causal mask is aligned to the last key.
             used = int((~hidden).expand(-1, -1, query.shape[2], key.shape[2]).flatten(0, 2).any(0).nonzero().max()) + 1
             key, value, hidden = key[:, :, :used], value[:, :, :used], hidden[..., :used]
             bias = None if bias is None else bias[..., :used]
@@ -323,6 +321,11 @@ def _ends(valid: Tensor) -> tuple[Tensor, Tensor]:
     keys = valid.shape[-1]
     last = keys - 1 - valid.flip(-1).int().argmax(-1)
     return valid.int().argmax(-1), torch.where(valid.any(-1), last, 0)
+
+
+def _is_alike(hidden: Tensor, queries: int) -> bool:
+    """Whether a mask hides the same keys from several queries, so that it is not causal."""
+    return queries > 1 and bool((hidden == hidden[:, :, :1]).all())
 
 
 def among(given: Any) -> Scores | None:

@@ -17,7 +17,7 @@ from symground.analysis.reading.layers import Part, Wanted, arrays_of, bytes_of,
 from symground.analysis.reading.observing.flow_probes import with_flow
 from symground.analysis.reading.observing.groups import Groups, groups_of
 from symground.analysis.reading.observing.joining import joined, joined_bytes
-from symground.analysis.reading.observing.passing import Past, fitted, named_masks, text_of, words_of
+from symground.analysis.reading.observing.passing import Past, fitted, named_masks, sizes_in, text_of, words_of
 from symground.analysis.reading.requests import Request, request_of, rows_of
 from symground.analysis.reading.text_reader import readable
 from symground.analysis.tracing import group_ids, last_of, most_heads, prefix_of, with_prediction
@@ -228,10 +228,10 @@ class Observation(AbstractContextManager["Observation"]):
         self._entry.ask(self._asks(taps))
 
     def _with_flow(self, now: _Pass) -> dict[Any, Tap]:
-        given = next((now.inputs[n] for n in ("input_ids", "inputs_embeds") if now.inputs.get(n) is not None), None)
-        if not isinstance(given, Tensor) or now.past:
+        sizes = sizes_in(now.inputs)
+        if sizes is None or now.past:
             raise ValueError("flow: expected a pass with input_ids or inputs_embeds and without positions in a cache")
-        examples, queries = given.shape[:2]
+        examples, queries = sizes
         return dict(with_flow(self._taps, self._open(now, "", examples, queries, queries)))
 
     def _read(self, kind: str, n: int, mixer: Mixer, *given: Any) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from symground.analysis.reading.observing.passing import named_masks, positions_in
+from symground.analysis.reading.observing.passing import named_masks, positions_in, words_of
 from symground.analysis.reading.spans import spans_of
 from symground.errors import described
 from symground.models.hooks import cache_of
@@ -114,9 +114,7 @@ class _Parts:
         if before is not None and len(ids) == len(before) and torch.equal(ids[:, : before.shape[1]], before):
             return  # a text that is read again with what was generated, since there is no cache
         self._ids, self._parts = ids, {}
-        mask = text.get("attention_mask")
-        valid = mask.bool() if isinstance(mask, Tensor) and mask.shape == ids.shape else torch.ones_like(ids).bool()
-        self._parts = spans_of(self._model, ids, valid.cpu())
+        self._parts = spans_of(self._model, ids, words_of(text, 0, *ids.shape))
 
     def of(self, valid: Tensor) -> dict[str, Tensor]:
         if not self._parts:

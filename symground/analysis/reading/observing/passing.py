@@ -25,10 +25,15 @@ def text_of(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Mapping[str, A
     return cache | {name: inputs.get(f"decoder_{name}") for name in names}
 
 
-def positions_in(inputs: Mapping[str, Any]) -> int | None:
-    """How many positions of a text a pass reads; None if its inputs do not say it."""
+def sizes_in(inputs: Mapping[str, Any]) -> tuple[int, int] | None:
+    """How many texts and positions a pass reads; None if its inputs do not say it."""
     given = next((inputs[n] for n in ("input_ids", "inputs_embeds") if inputs.get(n) is not None), None)
-    return given.shape[1] if isinstance(given, Tensor) and given.ndim > 1 else None
+    return (given.shape[0], given.shape[1]) if isinstance(given, Tensor) and given.ndim > 1 else None
+
+
+def positions_in(inputs: Mapping[str, Any]) -> int | None:
+    sizes = sizes_in(inputs)
+    return None if sizes is None else sizes[1]
 
 
 class _Known(NamedTuple):
