@@ -45,13 +45,22 @@ NUMBERS = {
     ("report", "--seeds"): ("0",),
     ("report", "--contexts"): ("-1",),
 }
-
+ROOT = Path(importlib.import_module("benchmarks").__file__ or "").parent
+PAGES = [ROOT.parent / "README.md", ROOT / "README.md", *sorted((ROOT.parent / "docs").glob("*.md"))]
+#: The commands of all pages: each the words after ``python -m benchmarks``.
+COMMANDS = [
+    line.partition("#")[0].split()[3:]
+    for page in PAGES
+    for block in re.findall(r"```\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    for line in block.splitlines()
+    if line.startswith("python -m benchmarks ")
+]
 
 Patch, Capture = pytest.MonkeyPatch, pytest.CaptureFixture[str]
 
 
-def refused(name: str, arguments: list[str], monkeypatch: Patch, capsys: Capture) -> str:
-    """What is said of arguments that do not parse."""
+def ended(name: str, arguments: list[str], monkeypatch: Patch) -> object:
+    """The exit status of a measurement whose arguments end it before it measures."""
     monkeypatch.setattr(sys, "argv", [f"python -m benchmarks {name}", *filter(None, arguments)])
     # Some measurements switch Triton's interpreter off when they are imported. The kernels of this process are imported
     # before, and the processes that other tests start have the variable as it was.
@@ -59,8 +68,22 @@ def refused(name: str, arguments: list[str], monkeypatch: Patch, capsys: Capture
     monkeypatch.setenv("TRITON_INTERPRET", str(int(INTERPRETED)))
     with pytest.raises(SystemExit) as end:
         importlib.import_module(MEASUREMENTS[name][0]).main()
-    assert end.value.code == 2
+    return end.value.code
+
+
+def refused(name: str, arguments: list[str], monkeypatch: Patch, capsys: Capture) -> str:
+    """What is said of arguments that do not parse."""
+    assert ended(name, arguments, monkeypatch) == 2
     return capsys.readouterr().err
+
+
+def test_commands_of_the_pages_exist(monkeypatch: Patch, capsys: Capture) -> None:
+    assert len(COMMANDS) >= 4
+    for command in COMMANDS:
+        name = command[0] if command and not command[0].startswith("-") else "suites"
+        assert ended(name, ["--help"], monkeypatch) == 0
+        known = re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out)
+        assert {word for word in command if word.startswith("--")} <= {*known}, name
 
 
 @pytest.mark.parametrize("came", ["missing", "folder", "empty", "no JSON", "another object", "another kind"])
@@ -136,10 +159,9 @@ def test_seconds_that_are_none(came: str, monkeypatch: Patch, capsys: Capture) -
 
 def test_these_are_all() -> None:
     """No option of a measurement takes a path or a number that is not checked, but one that checks it by itself."""
-    root = Path(importlib.import_module("benchmarks").__file__ or "").parent
     unchecked = {
-        str(file.relative_to(root))
-        for file in root.rglob("*.py")
+        str(file.relative_to(ROOT))
+        for file in ROOT.rglob("*.py")
         if re.search(r"type=(Path|int|float)\b", file.read_text(encoding="utf-8"))
     }
     assert unchecked == {"before_after.py"}  # whose --rounds says what it expects

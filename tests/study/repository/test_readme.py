@@ -26,7 +26,6 @@ from symground.recipes.paper import RECIPES
 ROOT = Path(symground.__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.__main__ import MEASUREMENTS  # noqa: E402
 from tools import page_tables  # noqa: E402
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -94,24 +93,6 @@ def test_commands_of_the_readme_exist(page: str, capsys: pytest.CaptureFixture[s
         known = capsys.readouterr().out
         for option in {word for word in arguments if word.startswith("--")} - {"--help"}:
             assert option in known, (name, option)
-
-
-def test_benchmarks_of_the_pages_exist() -> None:
-    """They are checked by their source, since importing the kernels' table would take Triton out of its interpreter."""
-    pages = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    commands = [
-        line.partition("#")[0].split()[3:]
-        for page in pages
-        for block in re.findall(r"```\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
-        for line in block.splitlines()
-        if line.startswith("python -m benchmarks ")
-    ]
-    assert len(commands) >= 4
-    for command in commands:
-        named = command[0] if command and not command[0].startswith("-") else "suites"
-        source = (ROOT / (MEASUREMENTS[named][0].replace(".", "/") + ".py")).read_text(encoding="utf-8")
-        for option in {word for word in command if word.startswith("--")}:
-            assert f'"{option}"' in source, (named, option)
 
 
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
