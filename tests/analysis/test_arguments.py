@@ -43,7 +43,7 @@ WRONG: list[tuple[str, list[Any], str]] = [
     ("score_to_parquet", ["probes", "model", "'folder'"], "model: expected a model .* got Probes"),
     ("trace", ["tokenizer", "ids"], "model: expected a model of transformers .* got"),
     ("trace", ["plain", "ids", "ids"], "model: expected one made traceable by symground.attach .* got GPT2LMHeadModel"),
-    ("trace", ["model", "ids"], r"targets: expected the ids \[B\] to predict, got None"),
+    ("trace", ["model", "ids"], r"targets: expected the ids \[B\] to predict, or a span of the text; got None"),
     ("trace", ["model", "'a text'", "ids"], r"input_ids: expected what symground.probes\(tokenizer\) or .* got str 'a text'"),
     ("trace", ["model", "texts", "ids"], r"input_ids: expected a tensor, an array or lists of numbers .* got list"),
     ("trace", ["model", "scores", "ids"], "input_ids: expected a tensor, an array or lists .* got DataFrame"),

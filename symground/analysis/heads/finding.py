@@ -85,6 +85,10 @@ def head_shares(trace: xr.Dataset, kind: str = "aggregate", denominator: str = "
     choice("denominator", denominator, DENOMINATORS)
     if "flow" not in trace:
         raise ValueError(f"trace: expected one with the flow of heads; {trace.attrs.get('note', 'it has none')}")
+    if "target" in trace.flow.dims:
+        raise ValueError(
+            "trace: expected one flow an example, got one for each token of a span; trace.isel(target=0) is the first's"
+        )
     query, key = _groups_of(kind, trace)
     for dimension, name in (("query_group", query), ("key_group", key)):
         there = trace[dimension].values.tolist()

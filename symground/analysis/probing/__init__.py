@@ -9,6 +9,7 @@ from symground.analysis.probing.questions import Asked, ImageQuestions, image_qu
 from symground.analysis.probing.scan import MEMORY
 from symground.analysis.probing.scoring import score, score_to_parquet
 from symground.analysis.probing.sentence_probes import Probes, probes, split_contexts
+from symground.analysis.probing.targets import Targets, targets_at, targets_of_span
 
 __all__ = [
     "AMONG",
@@ -22,6 +23,7 @@ __all__ = [
     "ImageQuestions",
     "ProbeImages",
     "Probes",
+    "Targets",
     "answers",
     "check_asked",
     "check_fits",
@@ -35,5 +37,7 @@ __all__ = [
     "score",
     "score_to_parquet",
     "split_contexts",
+    "targets_at",
+    "targets_of_span",
     "with_gap",
 ]

@@ -100,7 +100,7 @@ def given_of(
     else:
         keys = {name: mask & valid for name, mask in masks_of(groups, torch.zeros(ids.shape).long()).items()}
     p = last_of(valid)
-    queries = with_prediction(keys, p, ids.shape[1]) if keys else {}
+    queries = with_prediction(keys, p[:, None], ids.shape[1]) if keys else {}
     return Given(inputs_of(inputs, None, len(ids), batch_size), valid, p, queries, keys)
 
 

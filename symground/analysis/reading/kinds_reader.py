@@ -87,8 +87,8 @@ class KindsReader:
         if of_text is None and self.text is not None and not is_encoder_decoder(model):
             answer = None if answers is None else mask_of(answers, "assistant_masks", self.text.ids.shape).bool().cpu()
             of_text = spans_of(model, self.text.ids, self.text.valid, answer)
-        prediction = None if self.text is None else self.text.last
-        self.sides = Sides(self.sizes, self.count, of_text, of_source, prediction)
+        last = None if self.text is None else self.text.last[:, None]
+        self.sides = Sides(self.sizes, self.count, of_text, of_source, last)
         if "vision_" in self.sizes and isinstance(ids, Tensor):
             check_pictures(image_group(model, ids), self.grids, self.sizes["vision_"][0])
         self.heads = most_heads(layers)

@@ -6,6 +6,7 @@ A device therefore holds what any backward pass holds, and the result of one lay
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -17,10 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from symground.analysis.probing import Targets
+from symground.analysis.tracing.split import Split
 from symground.models import Mixer
 from symground.models.hooks import RowProbe, Tap, device_of, hooked, runs_once, tapped
 from symground.models.passes import checkpointed, frozen, offloaded
-from symground.models.trials import Readout, hidden_states
+from symground.models.trials import Readout, hidden_states, looks_ahead, trial_ids
 from symground.running import LARGE_PASS, return_freed_memory
 
 #: Loss scale of float16 models, whose gradients would underflow; results are divided by it.
@@ -32,10 +35,7 @@ class Pass(NamedTuple):
 
     ids: Tensor
     """[B,T]"""
-    prediction: Tensor
-    """[B]"""
-    targets: Tensor
-    """[B]"""
+    targets: Targets
     inputs: Mapping[str, Any]
     """Further inputs of the model."""
 
@@ -49,6 +49,32 @@ DIMS = {
     "rows": ("example", "layer", "head", "key"),
     "input_x_gradient": ("example", "key"),
 }
+
+
+def scores_of(targets: Targets, each: NDArray[np.float32], several: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The variables and coordinates of surprisals [N,R]; with ``several`` targets, those of each beside the sum."""
+    positions, there = targets.positions.cpu().numpy(), targets.there.cpu().numpy()
+    if not several:
+        return {"surprisal": ("example", each[:, 0])}, {"prediction": ("example", positions[:, 0])}
+    of = "example", "target"
+    found = {
+        "surprisal": ("example", each.sum(1, dtype=np.float64).astype(np.float32)),
+        "token_surprisal": (of, np.where(there, each, np.float32(np.nan))),
+    }
+    return found, {"prediction": (of, positions), "target_token": (of, targets.ids.cpu().numpy())}
+
+
+def blank(arrays: Mapping[str, NDArray[np.float32]], targets: Targets, times: int = 1) -> None:
+    """Put NaN into results [N,R,…] for the targets that an example, or each of its so many matrices, lacks."""
+    absent = np.repeat(~targets.there.cpu().numpy(), times, 0)
+    for value in arrays.values():
+        value[absent] = np.nan
+
+
+def dims_of(name: str, per_token: bool) -> tuple[str, ...]:
+    """The dimensions of a variable, with that of the targets where each has its own."""
+    first, *others = DIMS[name]
+    return (first, "target", *others) if per_token else DIMS[name]
 
 
 def coordinates_of(layers: tuple[Mixer, ...]) -> dict[str, Any]:
@@ -68,14 +94,18 @@ class Results:
 
     def __init__(
         self, layers: int, heads: int, examples: int, lengths: tuple[int, int], groups: tuple[int, int], saliency: bool,
-        rows: bool,
+        rows: bool, targets: int | None = None,
     ) -> None:  # fmt: skip
-        """``lengths`` and ``groups`` are the numbers of queries and keys, and of their groups."""
-        (queries, keys), count = lengths, layers
-        self.groups = num_query, num_key = groups
+        """``lengths`` and ``groups`` are the numbers of queries and keys, and of their groups.
+
+        With ``targets``, each example has results for so many targets, [N,R,L,…] in place of [N,L,…].
+        """
+        (queries, keys), count = lengths, (layers,) if targets is None else (targets, layers)
+        self.groups, self.per_token = groups, targets is not None
+        num_query, num_key = groups
 
         def numbers(*shape: int, fill: float | None = None) -> NDArray[np.float32]:
-            shape = (examples, count, *shape)
+            shape = (examples, *count, *shape)
             return np.empty(shape, np.float32) if fill is None else np.full(shape, fill, np.float32)
 
         self.saliency = numbers(queries, keys) if saliency else None
@@ -96,6 +126,14 @@ class Results:
         """Variable → its numbers."""
         return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
 
+    def of_target(self, target: int | None) -> Results:
+        """The results of one target, which share memory with these; None: these."""
+        if target is None:
+            return self
+        found = copy.copy(self)
+        vars(found).update({name: value[:, target] for name, value in self.arrays().items()})
+        return found
+
 
 class Part(NamedTuple):
     """Layers whose matrices have the same queries and keys."""
@@ -106,6 +144,8 @@ class Part(NamedTuple):
     results: Results
     times: int = 1
     """How many matrices an example has: the pictures of a vision tower."""
+    split: Split | None = None
+    """How the groups of queries follow from those of the pass, where each target has results of its own."""
 
     def at(self, examples: slice) -> slice:
         """The place of some examples in the groups and results."""
@@ -114,7 +154,14 @@ class Part(NamedTuple):
     def of(self, examples: slice) -> Part:
         """The part for some of the examples; its results stay whole."""
         at = self.at(examples)
-        return self._replace(groups=(self.groups[0][at], self.groups[1][at]))
+        split = None if self.split is None else self.split.of(examples)
+        return self._replace(groups=(self.groups[0][at], self.groups[1][at]), split=split)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The numbers of groups of queries and keys in a pass."""
+        num_query, num_key = self.results.groups
+        return num_query + (0 if self.split is None else self.split.members.shape[1] - 1), num_key
 
 
 class _Leaves:
@@ -126,6 +173,8 @@ class _Leaves:
         """The leaves without a gradient so far, and the parts and indices of their layers."""
         self.wrong: list[int] = []
         """Numbers of the layers whose flow is not finite."""
+        self.target: int | None = None
+        """The target whose gradient is computed; None: the sum over all."""
         self._at, self._scale = at, scale
 
     def add(self, kind: str, part: Part, layer: int, device: torch.device, *shape: int) -> Tensor:
@@ -144,8 +193,8 @@ class _Leaves:
         grad, leaf.grad = leaf.grad, None
         if grad is None:  # a later layer has no backward pass
             return
-        del self.unreached[leaf]
-        getattr(self, f"_{kind}")(part, layer, grad)
+        self.unreached.pop(leaf, None)
+        getattr(self, f"_{kind}")(part, part.results.of_target(self.target), layer, grad)
 
     def _put(self, into: NDArray[np.float32], grad: Tensor) -> Tensor:
         """Copy a gradient from its device into the results, without a further copy."""
@@ -153,17 +202,21 @@ class _Leaves:
         place.copy_(grad)
         return place if self._scale == 1 else place.div_(self._scale)
 
-    def _saliency(self, part: Part, layer: int, grad: Tensor) -> None:
-        assert part.results.saliency is not None
-        self._put(part.results.saliency[part.at(self._at), layer], grad).abs_()
+    def _saliency(self, part: Part, results: Results, layer: int, grad: Tensor) -> None:
+        assert results.saliency is not None
+        self._put(results.saliency[part.at(self._at), layer], grad).abs_()
 
-    def _rows(self, part: Part, layer: int, grad: Tensor) -> None:
-        assert part.results.rows is not None
-        self._put(part.results.rows[part.at(self._at), layer, : grad.shape[1]], grad)
+    def _rows(self, part: Part, results: Results, layer: int, grad: Tensor) -> None:
+        assert results.rows is not None
+        of_targets = grad.sum(2) if self.target is None else grad[:, :, self.target]
+        self._put(results.rows[part.at(self._at), layer, : grad.shape[1]], of_targets)
 
-    def _flow(self, part: Part, layer: int, grad: Tensor) -> None:
-        results, heads = part.results, grad.shape[1]
+    def _flow(self, part: Part, results: Results, layer: int, grad: Tensor) -> None:
+        heads = grad.shape[1]
         num_query, num_key = results.groups
+        if part.split is not None:
+            assert self.target is not None
+            grad = part.split.joined(grad, self.target, num_query)
         of_group = grad[..., :num_query, :]
         for into, value in (
             (results.flow, of_group[..., :num_key]),
@@ -179,7 +232,7 @@ class Loss(NamedTuple):
     """What a pass is traced back from."""
 
     of: Callable[[], Tensor]
-    """Runs the model, and returns one number an example [B]."""
+    """Runs the model, and returns one number an example [B], or one for each of its targets [B,R]."""
     name: str
     weight: Tensor
     """A weight whose dtype and row length are the model's."""
@@ -192,11 +245,13 @@ def run_pass(
     at: slice,
     checkpoint: bool,
     offload: bool,
-    prediction: Tensor | None = None,
+    positions: Tensor | None = None,
+    per_token: bool = False,
 ) -> NDArray[np.float32]:
-    """Trace a batch into the results of the parts at the examples ``at``, and return the losses [B].
+    """Trace a batch into the results of the parts at the examples ``at``, and return the losses [B] or [B,R].
 
-    ``prediction`` [B] is the row of ``rows``.
+    ``positions`` [B,R] are those of ``rows``. With ``per_token``, each of the R targets has a backward pass and results
+    of its own, else there is one of their sum.
 
     Raises:
         ValueError: a loss or a flow that is not finite, or layers that the gradient does not reach.
@@ -213,7 +268,7 @@ def run_pass(
         stack.enter_context(return_freed_memory(kind == "cpu" and (large or checkpoint)))
         if checkpoint:
             stack.enter_context(checkpointed(model))
-        stack.enter_context(tapped({m: tap for part in parts for m, tap in _taps(part, probes, prediction).items()}))
+        stack.enter_context(tapped({m: tap for part in parts for m, tap in _taps(part, probes, positions).items()}))
         check_runs = stack.enter_context(runs_once(model, [mixer for part in parts for mixer in part.layers]))
         with offloaded(model) if offload else nullcontext():
             each = loss.of()
@@ -221,9 +276,11 @@ def run_pass(
         check_finite(each, half, loss.name)
         # Within the block, since layers that are recomputed in the backward pass must see the same taps.
         if each.requires_grad:
-            total = each.sum() * (_SCALE if half else 1.0)
+            totals = each.sum(0) if per_token else each.sum()[None]
             with torch.autocast(kind, enabled=False), _recomputed(checkpoint):  # the dtypes are the forward pass's
-                torch.autograd.backward(total, inputs=probes.leaves)
+                for target, total in enumerate(totals * (_SCALE if half else 1.0)):
+                    probes.target, more = target if per_token else None, target + 1 < len(totals)
+                    torch.autograd.backward(total, inputs=probes.leaves, retain_graph=more)
         lost, count = list(probes.unreached.values()), len(probes.leaves)
     if loss.name == "loss" and lost and len(lost) == count:
         raise ValueError("loss: expected a number that depends on the model's output, got one that depends on no layer")
@@ -236,7 +293,8 @@ def run_pass(
             'int8), or be checkpointed otherwise than with gradient_checkpointing_kwargs={"use_reentrant": False}'
         )
     for part, layer in lost:
-        part.results.nothing(part.at(at), layer, part.layers[layer].heads)
+        for of in range(each.shape[1]) if per_token else (None,):
+            part.results.of_target(of).nothing(part.at(at), layer, part.layers[layer].heads)
     if probes.wrong:
         raise ValueError(f"model: the flow of layer {probes.wrong[0]} is not finite{_hint(half)}")
     found: NDArray[np.float32] = each.detach().float().cpu().numpy()
@@ -266,18 +324,19 @@ def _recomputed(checkpoint: bool) -> Iterator[None]:
         ) from error
 
 
-def _taps(part: Part, probes: _Leaves, prediction: Tensor | None) -> dict[Mixer, Tap]:
+def _taps(part: Part, probes: _Leaves, positions: Tensor | None) -> dict[Mixer, Tap]:
     """A tap with the probes of each layer."""
     results, (count, queries), keys = part.results, part.groups[0].shape, part.groups[1].shape[1]
     # One further group on each side contains the positions that are in no group, so the totals are sums of the flow.
-    rest = [torch.where(of < 0, num, of) for of, num in zip(part.groups, results.groups, strict=True)]
-    num_query, num_key = results.groups
+    rest = [torch.where(of < 0, num, of) for of, num in zip(part.groups, part.counts, strict=True)]
+    num_query, num_key = part.counts
     taps = {}
     for i, mixer in enumerate(part.layers):
         device, heads = device_of(mixer.module), mixer.heads
         row = None
-        if prediction is not None and results.rows is not None:
-            row = RowProbe(probes.add("rows", part, i, device, count, heads, keys), prediction.to(device))
+        if positions is not None and results.rows is not None:
+            each = probes.add("rows", part, i, device, count, heads, positions.shape[1], keys)
+            row = RowProbe(each, positions.to(device))
         asked = results.saliency is not None
         taps[mixer] = Tap(
             saliency_probe=probes.add("saliency", part, i, device, count, queries, keys) if asked else None,
@@ -289,32 +348,72 @@ def _taps(part: Part, probes: _Leaves, prediction: Tensor | None) -> dict[Mixer,
     return taps
 
 
-def gradient_x_input(model: PreTrainedModel, head: Readout, batch: Pass) -> dict[str, NDArray[np.float32]]:
-    """Surprisal [B] and gradient × input [B,T], the gradient of a probe: embeddings enter as e · (1 + probe)."""
+def gradient_x_input(
+    model: PreTrainedModel, head: Readout, batch: Pass, per_token: bool
+) -> dict[str, NDArray[np.float32]]:
+    """Surprisal [B,R] and gradient × input [B,T], the gradient of a probe: embeddings enter as e · (1 + probe).
+
+    With ``per_token``, the gradient of each of the R targets, [B,R,T].
+    """
     probe = torch.zeros(batch.ids.shape, device=head.weight.device, dtype=head.weight.dtype, requires_grad=True)
     hook = model.get_input_embeddings(), lambda _, args, out: out * (1 + probe)[..., None]
     # cuDNN has no backward pass for an LSTM in evaluation mode.
     with hooked(hook), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         surprisal = surprisal_at(model, head, batch)
-        (grad,) = torch.autograd.grad(surprisal.sum(), probe)
+        totals = surprisal.sum(0) if per_token else surprisal.sum()[None]
+        grads = [torch.autograd.grad(total, probe, retain_graph=True)[0] for total in totals]
     check_finite(surprisal, half=False)
+    grad = torch.stack(grads, 1) if per_token else grads[0]
     return {"surprisal": surprisal.detach().float().cpu().numpy(), "input_x_gradient": grad.float().cpu().numpy()}
 
 
 def surprisal_at(model: PreTrainedModel, head: Readout, batch: Pass) -> Tensor:
-    """[B] surprisal of the targets at the prediction positions, nats."""
+    """[B,R] surprisal of the targets, nats; 0 where an example has fewer."""
+    hidden = _hidden(model, batch, batch.ids)
+
+    def of(rows: Tensor, ids: Tensor) -> Tensor:
+        # Offloaded weights are on meta between passes.
+        place = rows.device if head.weight.is_meta else head.weight.device
+        return head.surprisal(rows.to(place), ids.to(place))
+
+    return batch.targets.surprisal(of, hidden)
+
+
+def _hidden(model: PreTrainedModel, batch: Pass, ids: Tensor) -> Tensor:
+    """The final hidden states [B,T,D] of ids with the further inputs of a batch."""
     device = device_of(model)
     inputs = {n: value.to(device) if isinstance(value, Tensor) else value for n, value in batch.inputs.items()}
-    hidden = hidden_states(model, batch.ids.to(device), **{"use_cache": False, **inputs})
-    at_p = hidden[torch.arange(len(hidden), device=hidden.device), batch.prediction.to(hidden.device)]  # [B,D]
-    place = at_p.device if head.weight.is_meta else head.weight.device  # offloaded weights are on meta between passes
-    return head.surprisal(at_p.to(place), batch.targets.to(place)[:, None])[:, 0]
+    return hidden_states(model, ids.to(device), **{"use_cache": False, **inputs})
+
+
+@torch.no_grad()
+def check_unseen(model: PreTrainedModel, batch: Pass) -> None:
+    """Refuse targets in the text itself that the model sees at their prediction positions.
+
+    In a model whose tokens see later ones, the last target of each example is replaced by another word.
+
+    Raises:
+        ValueError: this changes a state before it.
+    """
+    if not looks_ahead(model):
+        return
+    last = batch.targets.positions.amax(1) + 1  # [B]
+    each, other = torch.arange(len(last)), batch.ids.clone()
+    words = trial_ids(model, 2)[0].to(other.device)
+    other[each, last] = torch.where(other[each, last] == words[0], words[1], words[0])
+    one, changed = _hidden(model, batch, batch.ids), _hidden(model, batch, other)
+    before = (torch.arange(one.shape[1]) < last.cpu()[:, None]).to(one.device)[..., None]
+    if bool(((one - changed) * before).norm() > 1e-3 * (one * before).norm()):
+        raise ValueError(
+            f"span: {type(model).__name__} sees tokens of the span before it predicts them; expected a causal model, "
+            "or inputs by which its text is read from left to right"
+        )
 
 
 def check_finite(each: Tensor, half: bool, name: str = "surprisal") -> None:
-    """Refuse a loss [B] that is not finite, before the backward pass."""
+    """Refuse a loss [B] or [B,R] that is not finite, before the backward pass."""
     if not bool(each.isfinite().all()):
-        first = int((~each.isfinite()).nonzero()[0])
+        first = int((~each.isfinite()).nonzero()[0, 0])
         raise ValueError(f"model: the {name} of example {first} of a batch is not finite{_hint(half)}")
 
 

@@ -16,21 +16,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.checks import ids_of
-from symground.analysis.tracing.backward import (
-    Loss,
-    most_heads,
-    run_pass,
-)
+from symground.analysis.probing import Targets
+from symground.analysis.tracing.backward import Loss, blank, most_heads, run_pass, scores_of
 from symground.analysis.tracing.named_inputs import count_of, inputs_by_name, learn_layouts, run_on, sizes_of
 from symground.analysis.tracing.patches import check_pictures, patch_places
 from symground.analysis.tracing.sides import PREFIXES, Sides, prefix_of
 from symground.analysis.tracing.trace_input import (
     KEYWORDS,
+    check_one_of,
     checked_mask,
     image_group,
     inputs_of,
-    last_of,
-    targets_of,
+    wanted_of,
     warn_without_pictures,
 )
 from symground.errors import described
@@ -47,6 +44,8 @@ class Settings(NamedTuple):
 
     saliency: bool
     rows: bool
+    span: bool
+    per_token: bool
     batch_size: int
     checkpoint: bool
     offload: bool
@@ -58,8 +57,8 @@ class Asked(NamedTuple):
     loss: Callable[[Any, slice], Tensor]
     """(the model's output, which examples) → one number an example."""
     name: str
-    prediction: Tensor | None = None
-    """[B] the position whose rows are requested."""
+    targets: Targets | None = None
+    """What is predicted, at the positions whose rows are requested."""
 
 
 def has_crossings(layers: tuple[Mixer, ...]) -> bool:
@@ -96,13 +95,14 @@ def trace_targets(
     layers: tuple[Mixer, ...],
     given: Any,
     targets: Any,
+    span: Any,
     attention_mask: Any,
     groups: Mapping[str, Any] | None,
     source_groups: Mapping[str, Any] | None,
     settings: Settings,
     beside: Mapping[str, Any],
 ) -> xr.Dataset:
-    """`trace` of ``targets`` in a model with cross-attention; the arguments are its own.
+    """`trace` of ``targets`` or a span in a model with cross-attention; the arguments are its own.
 
     The text that is continued is ``decoder_input_ids`` in an encoder-decoder, else ``input_ids``.
     """
@@ -111,23 +111,20 @@ def trace_targets(
     if given.get(name) is None:
         raise ValueError(f"{name}: expected the ids [B,T] of the text whose continuation is asked, got None")
     ids = ids_of(given[name], name, 2, 2**62)
-    if targets is None:
-        raise ValueError("targets: expected the ids [B] to predict, got None")
+    check_one_of(targets, span)
     source = given.get(model.main_input_name)
     if isinstance(source, Tensor) and len(source) != len(ids):
         raise ValueError(f"{name}: expected {len(source)} examples, as {model.main_input_name} has, got {len(ids)}")
-    words = targets_of(targets, ids, readout(model).weight.shape[0])
     of_mask = name.replace("input_ids", "attention_mask")
     mask = given.get(of_mask)
     groups = image_group(model, ids) if groups is None and name == "input_ids" else groups
-    p = last_of(torch.ones_like(ids) if mask is None else checked_mask(mask, ids, of_mask).bool())
+    valid = torch.ones_like(ids).bool() if mask is None else checked_mask(mask, ids, of_mask).bool()
+    wanted = wanted_of(targets, span, ids, valid, readout(model).weight.shape[0], name)
 
     def surprisal(out: Any, at: slice) -> Tensor:
-        logits = out.logits
-        at_p = logits[torch.arange(len(logits), device=logits.device), p[at].to(logits.device)]
-        return surprisal_of(at_p, words[at, None].to(logits.device))[:, 0]
+        return wanted.part(at).surprisal(surprisal_of, out.logits)
 
-    return _trace(model, layers, given, groups, source_groups, Asked(surprisal, "surprisal", p), settings)
+    return _trace(model, layers, given, groups, source_groups, Asked(surprisal, "surprisal", wanted), settings)
 
 
 def _trace(
@@ -152,7 +149,8 @@ def _trace(
     tower = vision_tower(model) if any(mixer.kind == "vision" for mixer in layers) else None
     with grids_of(tower) as grids:
         sizes = sizes_of(model, layers, output, min(batch_size, count), given.get("attention_mask") is not None)
-    sides = Sides(sizes, count, groups, source_groups, asked.prediction)
+    targets = asked.targets
+    sides = Sides(sizes, count, groups, source_groups, targets and targets.positions, settings.per_token)
     if "vision_" in sizes and isinstance(given.get("input_ids"), Tensor):
         check_pictures(image_group(model, given["input_ids"]), grids, sizes["vision_"][0])
     parts = {
@@ -161,7 +159,7 @@ def _trace(
         )
         for kind in sizes
     }
-    each = np.empty(count, np.float32)
+    each = np.empty(count if targets is None else targets.positions.shape, np.float32)
     weight = next(parameter for parameter in model.parameters() if parameter.ndim)
     with progress("trace", -(-count // batch_size), quick=True) as bar:
         for start in range(0, count, batch_size):
@@ -170,18 +168,23 @@ def _trace(
             def of(at: slice = at) -> Tensor:
                 return asked.loss(output(at), at)
 
-            prediction = None if asked.prediction is None else asked.prediction[at]
+            positions = None if targets is None else targets.positions[at]
             loss = Loss(of, asked.name, weight)
             of_part = [part.of(at) for part in parts.values()]
-            each[at] = run_pass(model, loss, of_part, at, settings.checkpoint, settings.offload, prediction)
+            each[at] = run_pass(
+                model, loss, of_part, at, settings.checkpoint, settings.offload, positions, settings.per_token
+            )
             bar.advance()
+    if targets is not None and settings.per_token:
+        for part in parts.values():
+            blank(part.results.arrays(), targets, part.times)
     named = [sides.named(kind, part) for kind, part in parts.items()]
     if "vision_" in parts:
         times, _, patches = sizes["vision_"]
         named.append(({}, patch_places(tower, grids, (count, times, patches))))
-    at_p = {} if asked.prediction is None else {"prediction": ("example", asked.prediction.cpu().numpy())}
+    scores, at_p = ({asked.name: ("example", each)}, {}) if targets is None else scores_of(targets, each, settings.span)
     return xr.Dataset(
-        {asked.name: ("example", each), **{name: value for variables, _ in named for name, value in variables.items()}},
+        {**scores, **{name: value for variables, _ in named for name, value in variables.items()}},
         {**{name: value for _, coordinates in named for name, value in coordinates.items()}, **at_p},
         attrs={"untraced": ", ".join(untraced(model))},
     )

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from symground.analysis.tracing.backward import DIMS, Part, Results, coordinates_of
+from symground.analysis.tracing.backward import Part, Results, coordinates_of, dims_of
+from symground.analysis.tracing.split import Split
 from symground.analysis.tracing.trace_input import check_unreserved, group_ids, masks_of, with_prediction
 from symground.models import Mixer
 
@@ -50,8 +51,9 @@ class Sides:
 
     def __init__(
         self, sizes: Mapping[str, tuple[int, int, int]], count: int, groups: Mapping[str, Any] | None,
-        source_groups: Mapping[str, Any] | None, prediction: Tensor | None,
+        source_groups: Mapping[str, Any] | None, positions: Tensor | None, per_token: bool = False,
     ) -> None:  # fmt: skip
+        """``positions`` [N,R] are those of predictions; with ``per_token``, each has results of its own."""
         if source_groups is not None and not sizes.keys() & {"encoder_", "cross_"}:
             raise ValueError("source_groups: expected None, since no layer reads other positions than the text's")
         text = next((queries for kind, (_, queries, _) in sizes.items() if kind in ("", "cross_")), 0)
@@ -62,10 +64,11 @@ class Sides:
         }  # fmt: skip
         self.queries = dict(self.keys)
         self.lengths = {"": text, "source": source, "vision": patches}
-        if prediction is not None:
+        self.positions = None if positions is None else positions.cpu()
+        if self.positions is not None:
             check_unreserved(self.keys[""])
-            self.queries[""] = with_prediction(self.keys[""], prediction.cpu(), text)
-        self.count, self.rows = count, prediction is not None
+            self.queries[""] = with_prediction(self.keys[""], self.positions, text)
+        self.count, self.per_token = count, per_token
 
     def lengths_of(self, kind: str) -> tuple[int, int]:
         """The numbers of queries and keys of the layers of a kind."""
@@ -95,15 +98,22 @@ class Sides:
         count, counts = self.count * times, (len(queries), len(keys))
         none = tuple(torch.full((count, length), -1) for length in lengths)
         of_groups = group_ids(queries, none[0]), group_ids(keys, none[1])
-        rows = rows and self.rows and kind in ("", "cross_")
-        results = Results(len(layers), heads, count, lengths, counts, saliency, rows)
-        return Part(layers, of_groups, results, times)
+        of_text, split, targets = kind in ("", "cross_"), None, None
+        rows = rows and self.positions is not None and of_text
+        if self.per_token and self.positions is not None:
+            targets = self.positions.shape[1]
+            if of_text:
+                names = self.keys[""]
+                split = Split.at(self.positions, group_ids(names, none[0]), list(queries), list(names))
+                of_groups = split.groups(of_groups[0], self.positions), of_groups[1]
+        results = Results(len(layers), heads, count, lengths, counts, saliency, rows, targets)
+        return Part(layers, of_groups, results, times, split)
 
     def named(self, kind: str, part: Part) -> tuple[dict[str, Any], dict[str, Any]]:
         """The variables and coordinates of a part, by their names in the Dataset."""
         names, (queries, keys) = names_of(kind), self.masks_of(kind)
         variables: Variables = {
-            f"{kind}{name}": (tuple(names.get(of, of) for of in DIMS[name]), value)
+            f"{kind}{name}": (tuple(names.get(of, of) for of in dims_of(name, part.results.per_token)), value)
             for name, value in part.results.arrays().items()
         }
         variables = self.by_image(kind, variables)

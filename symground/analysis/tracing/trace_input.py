@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.checks import check_mapping, ids_of, mask_of, tensor_of
-from symground.analysis.probing import Examples, check_asked
+from symground.analysis.probing import Examples, Targets, check_asked, targets_at, targets_of_span
 from symground.models.attachment import untraced
 from symground.models.passes import check_length, readable_ids
 from symground.models.trials import readout
@@ -21,8 +21,8 @@ PREDICTION = "prediction"
 
 #: The keywords of `trace`, one of which an error may suggest.
 KEYWORDS = (
-    "targets", "attention_mask", "groups", "source_groups", "loss", "saliency", "rows", "batch_size", "checkpoint",
-    "offload",
+    "targets", "attention_mask", "groups", "span", "per_token", "source_groups", "loss", "saliency", "rows",
+    "batch_size", "checkpoint", "offload",
 )  # fmt: skip
 
 
@@ -31,14 +31,11 @@ _READ_PADDING = frozenset({"RecurrentGemmaRglru"})
 
 
 class TraceInput(NamedTuple):
-    """N examples of T tokens, each with one target token."""
+    """N examples of T tokens with their targets."""
 
     ids: Tensor
     """[N,T]"""
-    prediction: Tensor
-    """[N] p, the position after which the target is predicted."""
-    targets: Tensor
-    """[N]"""
+    targets: Targets
     query_names: list[str]
     query_groups: Tensor
     """[N,T] index of each position's query group; -1 is in no group."""
@@ -61,8 +58,7 @@ def of_examples(model: PreTrainedModel, examples: Examples, beside: Mapping[str,
     examples, ids = examples.read_by(model), examples.input_ids
     return TraceInput(
         ids,
-        examples.prediction,
-        examples.targets,
+        targets_at(examples.prediction, examples.targets),
         list(examples.query_masks),
         group_ids(examples.query_masks, ids),
         list(examples.key_masks),
@@ -85,14 +81,14 @@ def of_ids(
     model: PreTrainedModel,
     input_ids: Any,
     targets: Any,
+    span: Any,
     attention_mask: Any,
     groups: Mapping[str, Any] | None,
     model_inputs: Mapping[str, Any],
     batch_size: int,
 ) -> TraceInput:
     """The inputs of ids [N,T] (a tensor, an array or lists) with their arguments; see :func:`symground.trace`."""
-    if targets is None:
-        raise ValueError("targets: expected the ids [B] to predict, got None")
+    check_one_of(targets, span)
     if input_ids is None:
         raise ValueError("input_ids: expected ids [B,T], probes or questions about images, got None")
     if isinstance(input_ids, Mapping):
@@ -103,7 +99,6 @@ def of_ids(
         check_asked(input_ids, "input_ids", images=True)
     ids = ids_of(input_ids, "input_ids", 2, readable_ids(model))
     check_length(model, ids.shape[1], "input_ids")
-    wanted = targets_of(targets, ids, readout(model).weight.shape[0])
     if attention_mask is not None:
         attention_mask = checked_mask(attention_mask, ids, "attention_mask")
     valid = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
@@ -113,16 +108,15 @@ def of_ids(
             f"attention_mask: {type(model).__name__} reads padding on the left by its {', '.join(reads)}, which "
             "transformers does not tell of the mask; expected padding on the right"
         )
-    p = last_of(valid)
+    wanted = wanted_of(targets, span, ids, valid, readout(model).weight.shape[0])
     groups = image_group(model, ids) if groups is None else groups
     check_unreserved(check_mapping(groups, "groups"))
     keys = {name: mask & valid for name, mask in masks_of(groups, ids).items()}
-    queries = with_prediction(keys, p, ids.shape[1])
+    queries = with_prediction(keys, wanted.positions, ids.shape[1])
     warn_without_pictures(model, ids, model_inputs)
     inputs = inputs_of(model_inputs, attention_mask, len(ids), batch_size)
     return TraceInput(
         ids,
-        p,
         wanted,
         list(queries),
         group_ids(queries, ids),
@@ -177,9 +171,41 @@ def last_of(valid: Tensor) -> Tensor:
     return (valid * torch.arange(valid.shape[1], device=valid.device)).amax(-1)
 
 
-def with_prediction(keys: Mapping[str, Tensor], p: Tensor, length: int) -> dict[str, Tensor]:
-    """The query groups: p [B] alone, and the key groups [B,T] without it."""
-    at_p = torch.arange(length, device=p.device) == p[:, None]
+def check_one_of(targets: Any, span: Any) -> None:
+    """Refuse both or neither of the arguments that say what is predicted."""
+    if targets is None and span is None:
+        raise ValueError("targets: expected the ids [B] to predict, or a span of the text; got None")
+    if targets is not None and span is not None:
+        raise ValueError("span: expected None with targets, since a span has the text's own tokens as targets")
+
+
+def wanted_of(targets: Any, span: Any, ids: Tensor, valid: Tensor, words: int, name: str = "input_ids") -> Targets:
+    """The targets after ids [B,T], or the tokens of a span of them; ``words`` is the size of the vocabulary.
+
+    Raises:
+        ValueError: a span of other ids than the vocabulary's, of no token, or with one that nothing stands before.
+    """
+    if span is None:
+        return targets_at(last_of(valid), targets_of(targets, ids, words))
+    found = mask_of(span, "span", ids.shape).to(ids.device).bool()
+    if not bool(found.any(-1).all()):
+        raise ValueError(f"span: expected at least one token of {name} in each example, got one without any")
+    if bool((found & ~valid).any()):
+        raise ValueError("span: expected valid tokens, got one where the attention mask is 0")
+    before = torch.cat([torch.zeros_like(valid[:, :1]), valid[:, :-1]], 1)
+    if bool((found & ~before).any()):
+        raise ValueError(
+            "span: expected tokens that another stands before, by which they are predicted; got the first of a text"
+        )
+    beyond = ids[found & (ids >= words)]
+    if len(beyond):
+        raise ValueError(f"span: expected ids below {words}, the vocabulary that is predicted, got {int(beyond[0])}")
+    return targets_of_span(ids, found)
+
+
+def with_prediction(keys: Mapping[str, Tensor], positions: Tensor, length: int) -> dict[str, Tensor]:
+    """The query groups: the prediction positions [B,R] alone, and the key groups [B,T] without them."""
+    at_p = Targets(positions, positions).mask(length)
     return {PREDICTION: at_p, **{name: mask & ~at_p for name, mask in keys.items()}}
 
 

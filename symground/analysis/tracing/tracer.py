@@ -15,19 +15,23 @@ from transformers import PreTrainedModel
 from symground.analysis.checks import tensor_of
 from symground.analysis.probing import Asked, Examples, ImageQuestions, Probes, check_fits
 from symground.analysis.tracing.backward import (
-    DIMS,
     Loss,
     Part,
     Pass,
     Results,
+    blank,
+    check_unseen,
     coordinates_of,
+    dims_of,
     gradient_x_input,
     most_heads,
     run_pass,
+    scores_of,
     surprisal_at,
 )
 from symground.analysis.tracing.losses import Settings, has_crossings, trace_loss, trace_targets
 from symground.analysis.tracing.sides import PREFIXES
+from symground.analysis.tracing.split import Split
 from symground.analysis.tracing.trace_input import KEYWORDS, TraceInput, of_examples, of_ids
 from symground.errors import flag, integer
 from symground.models import Mixer, mixers
@@ -44,6 +48,8 @@ def trace(
     attention_mask: Tensor | None = None,
     groups: Mapping[str, Tensor] | None = None,
     *,
+    span: Tensor | None = None,
+    per_token: bool = False,
     source_groups: Mapping[str, Tensor] | None = None,
     loss: Callable[[Any], Tensor] | None = None,
     saliency: bool = True,
@@ -56,9 +62,10 @@ def trace(
     """Trace the surprisal of ``targets`` back through every head.
 
     The loss is the sum over examples of the surprisal at p, each example's last valid token, so examples stay
-    independent. Saliency and flow are gradients of probes without storage. Each layer's gradients move to host memory
-    once the backward pass has computed them, so a device holds the backward pass and the result of one layer
-    (:func:`symground.trace_memory` estimates this memory).
+    independent. With a ``span`` of the text's own tokens it is the sum of their surprisals, each given the tokens
+    before it (teacher-forced). Saliency and flow are gradients of probes without storage. Each layer's gradients move
+    to host memory once the backward pass has computed them, so a device holds the backward pass and the result of one
+    layer (:func:`symground.trace_memory` estimates this memory).
 
     Args:
         model: attached (:func:`symground.attach`), and in evaluation or with an attention dropout of 0.
@@ -67,9 +74,15 @@ def trace(
             cross-attention, also the inputs of the model by name, as a tokenizer or another processor returns them; or
             None, and they are ``model_inputs``.
         targets: [B] ids predicted at p.
+        span: in place of ``targets``, a [B,T] bool mask of the tokens of ``input_ids`` that are predicted, such as
+            those of an answer. The prediction positions are then those before its tokens.
+        per_token: trace each token of the span by itself. All variables but ``surprisal`` get a dimension target after
+            example, and one forward pass is followed by as many backward passes as the longest span has tokens; each
+            costs about as much as the one without it, and the results take as many times their memory.
         attention_mask: [B,T], 1 for valid tokens, padding at the ends; None: all valid.
         groups: name → [B,T] bool masks that do not overlap. Every group is a key group and a query group. "prediction"
-            is a further query group, the first: p alone, which is removed from the others. With None, the placeholders
+            is a further query group, the first: the prediction positions alone, which are removed from the others (per
+            token, only that of the token itself). With None, the placeholders
             of images in a vision-language model's ids are the group "image"; without images there is no key group, the
             flow is empty, and only the totals are computed.
         source_groups: in a model with cross-attention, name → [B,S] masks of the positions that it reads: the encoder's
@@ -80,7 +93,7 @@ def trace(
             groups, and ``loss`` takes the place of ``surprisal`` in the result. It is called once a batch, in order;
             each number comes from its own example, since what mixes examples would differ with ``batch_size``.
         saliency: also return the [example, layer, query, key] matrices; False saves their memory.
-        rows: also return every head's own signed saliency at p.
+        rows: also return every head's own signed saliency at p, summed over the prediction positions of a span.
         batch_size: examples per pass.
         checkpoint: keep only the input of each layer, and recompute the layer in the backward pass.
         offload: keep activations in host memory between the passes (for models on a GPU).
@@ -91,14 +104,16 @@ def trace(
         A Dataset with named coordinates. Layers and heads count from 0; a layer with fewer heads than others has NaN
         for the missing ones. Its variables:
 
-        - surprisal (example), nats;
+        - surprisal (example), nats; with a span also token_surprisal (example, target), NaN where an example has fewer
+          tokens in it than others, as all variables per token are;
         - saliency (example, layer, query, key): |Σ_h S_h|, with ``saliency``;
         - flow (example, layer, head, query_group, key_group): sums of |S_h|;
         - row_total (example, layer, head, query_group), matrix_total (example, layer, head): sums over all keys, and
           over all queries and keys;
         - rows (example, layer, head, key): S_h[p, key], signed, with ``rows``;
         - group (example, key): index of the key group, or -1;
-        - the coordinate prediction (example): p.
+        - the coordinate prediction (example): p; of a span prediction and target_token (example, target), -1 where an
+          example has fewer.
 
         In an encoder-decoder, ``input_ids`` (or its other inputs by name) are read by the encoder, and p is the last
         valid token of ``decoder_input_ids``. Its own layers have the variables above. Those of cross-attention begin
@@ -119,9 +134,11 @@ def trace(
         A note in ``attrs`` says so.
 
     Raises:
-        ValueError: a loss that is not one number an example or does not depend on the model; shapes that do not fit,
-            ids outside the vocabulary, overlapping groups, a cache, a model with dropout on or without weights, or a
-            surprisal, loss or flow that is not finite (if a float16 model overflows).
+        ValueError: a span that is empty in an example, that contains padding or a token that nothing stands before, or
+            whose tokens the model sees before it predicts them; a loss that is not one number an example or does not
+            depend on the model; shapes that do not fit, ids outside the vocabulary, overlapping groups, a cache, a
+            model with dropout on or without weights, or a surprisal, loss or flow that is not finite (if a float16
+            model overflows).
         TypeError: a keyword that is neither one of these nor an input of the model.
         RuntimeError: called inside torch.inference_mode().
 
@@ -129,7 +146,7 @@ def trace(
     ("Not just a black box", gradient × input).
     """
     batch_size = integer("batch_size", batch_size, 1)
-    saliency, rows = flag("saliency", saliency), flag("rows", rows)
+    saliency, rows, per_token = flag("saliency", saliency), flag("rows", rows), flag("per_token", per_token)
     checkpoint, offload = flag("checkpoint", checkpoint), flag("offload", offload)
     layers = mixers(model, vision=True)
     of_probes, whole = isinstance(input_ids, (Examples, Probes, ImageQuestions)), reads_whole(model)
@@ -144,16 +161,18 @@ def trace(
         check_inputs(model, model_inputs, "symground.trace", KEYWORDS)
     if torch.is_inference_mode_enabled():
         raise RuntimeError("trace takes a gradient and cannot run inside torch.inference_mode()")
-    settings = Settings(saliency, rows, batch_size, checkpoint, offload)
-    beside = {"targets": targets, "attention_mask": attention_mask, "groups": groups, **model_inputs}
+    if per_token and span is None:
+        raise ValueError("per_token: expected False without a span, since each example has one target")
+    settings = Settings(saliency, rows, span is not None, per_token, batch_size, checkpoint, offload)
+    beside = {"targets": targets, "span": span, "attention_mask": attention_mask, "groups": groups, **model_inputs}
     if loss is not None:
-        if targets is not None or rows:
-            name = "rows" if targets is None else "targets"
-            raise ValueError(f"{name}: a loss has no prediction position; leave {name} out")
+        for name, value in (("targets", targets), ("span", span), ("rows", rows or None)):
+            if value is not None:
+                raise ValueError(f"{name}: a loss has no prediction position; leave {name} out")
         return trace_loss(model, layers, input_ids, attention_mask, groups, source_groups, loss, settings, model_inputs)
     if crossing:
         return trace_targets(
-            model, layers, input_ids, targets, attention_mask, groups, source_groups, settings, model_inputs
+            model, layers, input_ids, targets, span, attention_mask, groups, source_groups, settings, model_inputs
         )
     if source_groups is not None:
         raise ValueError("source_groups: expected None, since no layer reads other positions than the text's")
@@ -168,35 +187,47 @@ def trace(
         if isinstance(input_ids, Examples):
             given = of_examples(model, input_ids, beside)
         else:
-            given = of_ids(model, input_ids, targets, attention_mask, groups, model_inputs, batch_size)
+            given = of_ids(model, input_ids, targets, span, attention_mask, groups, model_inputs, batch_size)
     return _trace(model, layers, given, settings)
 
 
 def _trace(model: PreTrainedModel, layers: tuple[Mixer, ...], given: TraceInput, settings: Settings) -> xr.Dataset:
     """Trace the input in batches."""
-    saliency, rows, batch_size, checkpoint, offload = settings
-    count, length = given.ids.shape
-    groups = given.query_groups, given.key_groups
+    saliency, rows, span, per_token, batch_size, checkpoint, offload = settings
+    (count, length), targets = given.ids.shape, given.targets
     sizes = (length, length), (len(given.query_names), len(given.key_names))
-    whole = Part(layers, groups, Results(len(layers), most_heads(layers), count, *sizes, saliency, rows))
-    surprisal = np.empty(count, np.float32)
+    queries, split = given.query_groups, None
+    if per_token:
+        split = Split.at(targets.positions, given.key_groups, given.query_names, given.key_names)
+        queries = split.groups(queries, targets.positions)
+    each = targets.positions.shape[1] if per_token else None
+    results = Results(len(layers), most_heads(layers), count, *sizes, saliency, rows, each)
+    whole = Part(layers, (queries, given.key_groups), results, split=split)
+    surprisal = np.empty(targets.positions.shape, np.float32)
     head, parts = verified_readout(model), []
     with progress("trace", -(-count // batch_size), quick=True) as bar:
         for start in range(0, count, batch_size):
             at = slice(start, min(start + batch_size, count))
             check_lengths(model, given.lengths[at], given.width)
-            batch = Pass(given.ids[at], given.prediction[at], given.targets[at], given.inputs(at))
+            batch = Pass(given.ids[at], targets.part(at), given.inputs(at))
+            if span:
+                check_unseen(model, batch)
             if layers:
                 loss = Loss(partial(surprisal_at, model, head, batch), "surprisal", head.weight)
-                surprisal[at] = run_pass(model, loss, [whole.of(at)], at, checkpoint, offload, batch.prediction)
+                positions = batch.targets.positions
+                surprisal[at] = run_pass(model, loss, [whole.of(at)], at, checkpoint, offload, positions, per_token)
             else:
-                parts.append(gradient_x_input(model, head, batch))
+                parts.append(gradient_x_input(model, head, batch, per_token))
             bar.advance()
-    arrays = whole.results.arrays() if layers else {n: np.concatenate([x[n] for x in parts]) for n in parts[0]}
-    surprisal = arrays.pop("surprisal", surprisal)
-    variables = {"surprisal": ("example", surprisal), **{name: (DIMS[name], value) for name, value in arrays.items()}}
-    prediction = given.prediction.cpu().numpy()
-    coords: dict[str, Any] = {"key_group": given.key_names, "prediction": ("example", prediction), **given.labels}
+    arrays = results.arrays() if layers else {n: np.concatenate([x[n] for x in parts]) for n in parts[0]}
+    scores, coordinates = scores_of(targets, arrays.pop("surprisal", surprisal), span)
+    if per_token:
+        blank(arrays, targets)
+    variables = {**scores, **{name: (dims_of(name, per_token), value) for name, value in arrays.items()}}
+    coords: dict[str, Any] = {
+        "key_group": given.key_names, "token": (("example", "key"), given.ids.cpu().numpy()), **coordinates,
+        **given.labels,
+    }  # fmt: skip
     note = {"note": f"{type(model).__name__} mixes positions by no matrix: gradient × input, no saliency, no heads"}
     if layers:
         coords |= {**coordinates_of(layers), "query_group": given.query_names}

@@ -1,6 +1,6 @@
-"""The signed saliency of single rows for each head, as the gradient of a probe.
+"""The signed saliency of chosen rows for each head, as the gradient of a probe.
 
-One row of the mixing matrix is cheap, so it is recomputed beside the kernel. The probe acts on this row only.
+A few rows of the mixing matrix are cheap, so they are recomputed beside the kernel. The probe acts on these rows only.
 """
 
 from __future__ import annotations
@@ -16,33 +16,31 @@ from symground.ops.ssd.scan import Scan
 
 
 class RowProbe(NamedTuple):
-    """A probe of zeros: the mixer multiplies row p of each head's matrix by 1 + probe."""
+    """A probe of zeros: the mixer multiplies the rows p_r of each head's matrix by 1 + probe."""
 
     probe: Tensor
-    """[B,H,S]; its gradient is the signed S_h[p, j]."""
-    position: Tensor
-    """[B] p, an index of the queries."""
+    """[B,H,R,S]; its gradient is the signed S_h[p_r, j]."""
+    positions: Tensor
+    """[B,R] different indices of the queries; -1 is no row, whose gradient is 0."""
 
 
 def attention_row(row: RowProbe, q: Tensor, k: Tensor, v: Tensor, mixing: Mixing) -> Tensor:
-    """Zeros [B,H,T,Dv], at p the sum Σ_j A[p,j] · probe[j] · v[j], through which the gradient reaches the probe.
+    """Zeros [B,H,T,Dv], at each p_r the sum Σ_j A[p_r,j] · probe[r,j] · v[j], by which the gradient reaches the probe.
 
     q [B,H,T,D]; k [B,Hk,S,D]; v [B,Hk,S,Dv]; ``mixing`` resolved, as of :func:`symground.ops.attention`.
     """
-    batch, queries = len(q), q.shape[2]
-    each, key_heads = torch.arange(batch, device=q.device), k.shape[1]
+    queries, keys, key_heads = q.shape[2], k.shape[2], k.shape[1]
+    at = row.positions.clamp(min=0)  # [B,R]
+    of_diagonal = at + keys - queries
     with torch.no_grad():
-        seen = mixing.valid(q, k).expand(batch, 1, -1, -1)
-        at_p = q[each, :, row.position].unflatten(1, (key_heads, -1))  # [B,Hk,H/Hk,D]; k and v are not copied
-        scores = torch.einsum("bkgd,bksd->bkgs", at_p.float(), k.float()).flatten(1, 2)[:, :, None]  # [B,H,1,S]
-        at = (row.position + k.shape[2] - queries)[:, None, None, None]
-        scores = mixing.logits(scores, at, torch.arange(k.shape[2], device=k.device))[:, :, 0].masked_fill(
-            ~seen[each, :, row.position], float("-inf")
-        )
+        of_rows = q.take_along_dim(at[:, None, :, None], 2).unflatten(1, (key_heads, -1))  # k and v are not copied
+        scores = torch.einsum("bkgrd,bksd->bkgrs", of_rows.float(), k.float()).flatten(1, 2)  # [B,H,R,S]
+        scores = mixing.logits(scores, of_diagonal[:, None, :, None], torch.arange(keys, device=k.device))
+        scores = scores.masked_fill(~mixing.valid_of(of_diagonal, keys)[:, None], float("-inf"))
         weights = mixing.softmax(scores).nan_to_num(0.0)  # a row that sees no key is 0
     probed = (weights * row.probe).to(v.dtype).unflatten(1, (key_heads, -1))
-    mixed = torch.einsum("bkgs,bksd->bkgd", probed, v.detach()).flatten(1, 2)  # [B,H,D]
-    return _at(row, mixed, 2, queries)
+    mixed = torch.einsum("bkgrs,bksd->bkgrd", probed, v.detach()).flatten(1, 2)  # [B,H,R,D]
+    return _placed(row, queries, mixed.dtype)[:, None] @ mixed
 
 
 def ssd_row(
@@ -52,22 +50,21 @@ def ssd_row(
 
     The shapes are those of :func:`symground.ops.ssd`.
     """
-    batch, length, heads, _ = x.shape
-    dtype = x.dtype
-    each = torch.arange(batch, device=x.device)
+    length, heads = x.shape[1:3]
+    at, dtype = row.positions.clamp(min=0), x.dtype  # [B,R]
     with torch.no_grad():
         x, dt, A, B, C, _ = Scan(x, dt, A, B, C, key_range).without_padding()
         b, c = (z.repeat_interleave(heads // z.shape[2], 2) for z in (B, C))  # [B,T,H,N]
         total = prefix_sums(dt * A, 1)  # [B,T,H]
-        past = torch.arange(length, device=x.device) <= row.position[:, None]  # [B,T]
-        decay = (total[each, row.position][:, None] - total).masked_fill(~past[..., None], float("-inf")).exp()
-        weights = torch.einsum("bhn,bthn->bth", c[each, row.position], b) * decay * dt
-    mixed = torch.einsum("bht,bthp->bhp", weights.transpose(1, 2) * row.probe, x)
-    return _at(row, mixed.to(dtype), 1, length)
+        past = torch.arange(length, device=x.device) <= at[..., None]  # [B,R,T]
+        decay = total.take_along_dim(at[..., None], 1)[:, :, None] - total[:, None]  # [B,R,T,H]
+        decay = decay.masked_fill(~past[..., None], float("-inf")).exp()
+        of_rows = c.take_along_dim(at[..., None, None], 1)  # [B,R,H,N]
+        weights = torch.einsum("brhn,bthn->brth", of_rows, b) * decay * dt[:, None]
+    mixed = torch.einsum("bhrt,bthp->brhp", weights.permute(0, 3, 1, 2) * row.probe, x).to(dtype)
+    return torch.einsum("btr,brhp->bthp", _placed(row, length, dtype), mixed)
 
 
-def _at(row: RowProbe, mixed: Tensor, axis: int, length: int) -> Tensor:
-    """Place [B,H,D] at each example's position along a new axis."""
-    at = torch.arange(length, device=mixed.device) == row.position[:, None]  # [B,T]
-    placed = at.to(mixed.dtype)[:, None, :, None] * mixed[:, :, None]  # [B,H,T,D]
-    return placed if axis == 2 else placed.transpose(1, 2)
+def _placed(row: RowProbe, length: int, dtype: torch.dtype) -> Tensor:
+    """[B,T,R]: 1 where position t is that of row r."""
+    return (torch.arange(length, device=row.positions.device)[:, None] == row.positions[:, None]).to(dtype)

@@ -76,11 +76,12 @@ class Mixing(NamedTuple):
         queries, keys = q.shape[2], k.shape[2]
         if self.segments is None and self.blocks is None:
             return valid_keys(queries, keys, self.causal, self.key_range, self.window, q.device)
-        at = torch.arange(keys - queries, keys, device=q.device)[None]
-        seen = self.sees(at, torch.arange(keys, device=q.device))
-        if self.key_range is not None:
-            seen = seen & ~padding(self.key_range, keys)[:, None]
-        return seen[:, None]
+        return self.valid_of(torch.arange(keys - queries, keys, device=q.device)[None], keys)[:, None]
+
+    def valid_of(self, at: Tensor, keys: int) -> Tensor:
+        """[B,R,S] bool, as `valid`, of the queries whose positions among the keys, i + S - T, are ``at`` [B,R]."""
+        seen = self.sees(at, torch.arange(keys, device=at.device))
+        return seen if self.key_range is None else seen & ~padding(self.key_range, keys)[:, None]
 
     def logits(self, s: Tensor, at: Tensor, keys: Tensor) -> Tensor:
         """Products q kᵀ [B,H,R,C] → logits, without the mask.

@@ -262,7 +262,7 @@ class Observation(AbstractContextManager["Observation"]):
         valid, of_text = now.text
         p = last_of(valid)
         keys = fitted(self._source_groups, examples, own_keys, "source_groups") if crosses else of_text
-        of_queries = with_prediction({name: mask[:, now.past :] for name, mask in of_text.items()}, p, queries)
+        of_queries = with_prediction({name: mask[:, now.past :] for name, mask in of_text.items()}, p[:, None], queries)
         of_queries = {name: mask & valid for name, mask in of_queries.items()}  # a text may be all padding
         total = own_keys if crosses else total
         wanted = Wanted(

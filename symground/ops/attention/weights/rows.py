@@ -10,7 +10,7 @@ from torch import Tensor
 from symground.ops.attention.mixing import Mixing
 from symground.ops.attention.tiles import normalize_
 from symground.ops.common.flow import members
-from symground.ops.common.tensors import accumulation_dtype, padding
+from symground.ops.common.tensors import accumulation_dtype
 
 
 class Gradients(NamedTuple):
@@ -75,9 +75,6 @@ def _chosen(q: Tensor, k: Tensor, lse: Tensor, mixing: Mixing, rows: Tensor) -> 
     q = q.reshape(batch, key_heads, heads // key_heads * count, size)
     at, j = rows + (keys - lse.shape[2]), torch.arange(keys, device=q.device)
     s = mixing.logits((q @ k.mT).view(batch, heads, count, keys), at[:, None, :, None], j)
-    unseen = ~mixing.sees(at, j)
-    if mixing.key_range is not None:
-        unseen = unseen | padding(mixing.key_range, keys)[:, None]
-    p = s.sub_(level[..., None]).exp_().masked_fill_(unseen[:, None], 0.0)
+    p = s.sub_(level[..., None]).exp_().masked_fill_(~mixing.valid_of(at, keys)[:, None], 0.0)
     normalize_(p, level, None if mixing.sink is None else mixing.sink[:, None].to(dtype))
     return _Chosen(p, level.nan_to_num(0.0), q, k, (j - at[..., None])[:, None])
