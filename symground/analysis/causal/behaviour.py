@@ -54,7 +54,7 @@ def behaviour(
         done: called after each plan of each batch.
     """
     check_deterministic(model)
-    check_lengths(model, examples.prediction + 1, examples.input_ids.shape[1])
+    check_lengths(model, examples.lengths, examples.input_ids.shape[1])
     head = verified_readout(model)
     device = head.weight.device
     examples, count = examples.read_by(model), len(examples.input_ids)
@@ -68,7 +68,7 @@ def behaviour(
         if mode == "resample":
             assert isinstance(reference, Examples)
             fills = fills_of(model, mode, reference.part(part))
-        p, wanted = (x[part].to(device) for x in (examples.prediction, examples.targets))
+        p, wanted = examples.prediction[part].to(device), examples.part(part).wanted
         untouched: int | None = None  # the first plan that silences nothing here; later ones reuse its numbers
         for i, plan in enumerate(plans):
             nothing = not any(own for silenced in plan for own in silenced.heads[part])
@@ -80,8 +80,7 @@ def behaviour(
                         where = None if silenced.where is None else examples.query_masks[silenced.where][part]
                         stack.enter_context(gated(model, gates_of(model, silenced.heads[part]), fills, where))
                     hidden = hidden_states(model, ids, **given).to(device)  # [B,T,E]
-                at_p = hidden[torch.arange(len(ids), device=device), p]
-                target[i, part] = _numbers(head.surprisal(at_p, wanted[:, None])[:, 0])
+                target[i, part] = _numbers(wanted.surprisal(head.surprisal, hidden).sum(1))
                 context[i, part] = _numbers(_of_context(head, hidden, ids, p, words))
                 untouched = i if nothing else untouched
             done()

@@ -115,7 +115,7 @@ def _rows(reference: Reference, mode: str, model: PreTrainedModel | None = None)
             examples = mismatched
         reference = examples
     if isinstance(reference, Examples):
-        valid = torch.arange(reference.input_ids.shape[1]) <= reference.prediction[:, None]
+        valid = torch.arange(reference.input_ids.shape[1]) < reference.lengths[:, None]
         return _Rows(reference.input_ids, valid, (reference if model is None else reference.read_by(model)).given)
     if not isinstance(reference, (Tensor, Mapping)):
         raise ValueError(f"reference: expected ids [N,T], model inputs, examples or probes, got {described(reference)}")

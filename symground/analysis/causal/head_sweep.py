@@ -45,7 +45,8 @@ def sweep_heads(
         model: attached, in evaluation.
         probes: their matched examples are used.
         method: "exact"; "first-order"; or "both".
-        positions: "all", or "prediction": the head is silenced at the prediction position only.
+        positions: "all", or "prediction": the head is silenced at the prediction position only (of a word of several
+            tokens, at those before each of them).
         mode: "zero"; "mean" over the examples; or "resample", the head's output in the example's mismatched context.
         per_example: keep a value for each example.
         memory: approximate bytes that a layer's activations may take; it limits the size of batches. The first-order
@@ -101,12 +102,17 @@ class _Sweep:
         memory: int | None, exact: bool,
     ) -> None:  # fmt: skip
         self.model, self.examples = model, examples
-        shortest = int(examples.prediction.min()) + 1
+        self.lengths = examples.read_by(model).lengths
+        self.tokens = examples.wanted.there.sum(1)
+        shortest = int(self.lengths.min())
         check_lengths(model, torch.tensor([shortest, shortest]), shortest)  # heads of a layer form one batch
         self.head = verified_readout(model).detached()
         self.layers = mixers(model)
         self.last_only = positions == "prediction"
-        self._replays = replays(model, self.last_only, int(examples.prediction.max()) + 1) if exact else False
+        longest, most = int(self.lengths.max()), int(self.tokens.max())
+        # Of several prediction positions, a replay cannot silence a head at those alone.
+        replayed = exact and not (self.last_only and most > 1)
+        self._replays = replays(model, self.last_only, longest, most) if replayed else False
         self._stretch = stretch_of(model)
         self._memory = memory
         self._mean = fills_of(model, mode, probes) if mode == "mean" else None
@@ -116,24 +122,32 @@ class _Sweep:
 
     def replayed(self, rows: Tensor) -> bool:
         """Whether a partial forward pass is used for these examples of one length."""
-        length = int(self.examples.prediction[rows[0]]) + 1
+        length = self.length(rows)
         goes_on = self._stretch is None or length <= self._stretch.limit
         return self._replays and (goes_on or not self.last_only)
+
+    def length(self, rows: Tensor) -> int:
+        """The number of tokens of these examples, up to their last prediction position."""
+        return int(self.lengths[rows[0]])
+
+    def keep(self, rows: Tensor) -> int:
+        """The number of prediction positions of these examples, their last ones."""
+        return int(self.tokens[rows[0]])
 
     @property
     def device(self) -> torch.device:
         return self.head.weight.device
 
     def batches(self, method: str) -> Iterator[Tensor]:
-        """Indices of examples of one length; batches leave room for all heads of a layer as further rows.
+        """Indices of examples whose texts and targets have one length; batches leave room for all heads of a layer.
 
         The examples of an exact batch have one context, so they mostly share a prefix.
         """
-        lengths, contexts = self.examples.prediction + 1, torch.tensor(self.examples.context)
-        most = max(mixer.heads for mixer in self.layers)
-        for length in lengths.unique().tolist():
-            for context in contexts[lengths == length].unique().tolist() if method == "exact" else (None,):
-                alike = (lengths == length) & (True if context is None else contexts == context)
+        contexts, most = torch.tensor(self.examples.context), max(mixer.heads for mixer in self.layers)
+        for length, tokens in torch.stack([self.lengths, self.tokens], 1).unique(dim=0).tolist():
+            of_size = (self.lengths == length) & (self.tokens == tokens)
+            for context in contexts[of_size].unique().tolist() if method == "exact" else (None,):
+                alike = of_size & (True if context is None else contexts == context)
                 rows = alike.nonzero()[:, 0]
                 if method == "exact":
                     step = max(1, self.fitting(self.again(rows)) // most)
@@ -143,7 +157,7 @@ class _Sweep:
 
     def shared(self, rows: Tensor) -> int:
         """The length of the prefix shared by these examples and by those that heads are resampled from."""
-        length = int(self.examples.prediction[rows[0]]) + 1
+        length = self.length(rows)
         ids = self.examples.input_ids[rows, :length]
         if self._others is not None:
             ids = torch.cat([ids, self._others.input_ids[rows, :length]])
@@ -151,8 +165,7 @@ class _Sweep:
 
     def again(self, rows: Tensor) -> int:
         """The number of positions of each of these examples that are computed for each head."""
-        length = int(self.examples.prediction[rows[0]]) + 1
-        return 1 if self.last_only else max(1, length - self.shared(rows))
+        return 1 if self.last_only else max(1, self.length(rows) - self.shared(rows))
 
     def fitting(self, length: int) -> int:
         """The number of rows of a length that fit in memory; a layer computes about sixteen tensors of its width."""
@@ -161,22 +174,30 @@ class _Sweep:
         return max(1, memory // (16 * width * length))
 
     def ids(self, rows: Tensor) -> Tensor:
-        """[B,T], T up to the prediction position."""
-        return self.examples.input_ids[rows, : int(self.examples.prediction[rows[0]]) + 1].to(self.device)
+        """[B,T], T up to the last prediction position."""
+        return self.examples.input_ids[rows, : self.length(rows)].to(self.device)
 
     def fills(self, rows: Tensor) -> Mapping[int, Tensor] | None:
         """layer → the replacements for its heads' outputs, [H,D] or [B,T,H,D]."""
         if self._others is None:
             return self._mean
         with torch.no_grad(), head_outputs(self.layers) as found:
-            length = int(self.examples.prediction[rows[0]]) + 1
-            hidden_states(self.model, self._others.input_ids[rows, :length].to(self.device))
+            hidden_states(self.model, self._others.input_ids[rows, : self.length(rows)].to(self.device))
         return found
 
     def surprisal(self, hidden: Tensor, rows: Tensor) -> Tensor:
-        """[B] in nats, of hidden [B,E] at the prediction position."""
-        targets = self.examples.targets[rows].to(self.device)[:, None]
-        return self.head.surprisal(hidden, targets)[:, 0]
+        """[B] in nats, of hidden [B,R,E] at the prediction positions."""
+        targets = self.examples.wanted.ids[rows, : hidden.shape[1]].to(self.device)
+        return self.head.surprisal(hidden.flatten(0, 1), targets.reshape(-1, 1)).view(targets.shape).sum(1)
+
+    def last_states(self, rows: Tensor) -> Tensor:
+        """[B,R,E] final hidden states at the prediction positions, in the blocks that are open now."""
+        return hidden_states(self.model, self.ids(rows), use_cache=False)[:, -self.keep(rows) :]
+
+    def where(self, rows: Tensor) -> Tensor | None:
+        """[T] bool: the positions at which a head is silenced; None for all."""
+        at = torch.arange(self.length(rows), device=self.device)
+        return at >= self.length(rows) - self.keep(rows) if self.last_only else None
 
 
 def _exact(sweep: _Sweep, rows: Tensor) -> Iterator[Tensor]:
@@ -187,14 +208,14 @@ def _exact(sweep: _Sweep, rows: Tensor) -> Iterator[Tensor]:
 
 def _replayed(sweep: _Sweep, rows: Tensor) -> Iterator[Tensor]:
     fills = sweep.fills(rows)
-    replay = Replay(sweep.model, sweep.ids(rows), sweep.last_only, sweep.shared(rows))
+    replay = Replay(sweep.model, sweep.ids(rows), sweep.last_only, sweep.shared(rows), sweep.keep(rows))
     original = sweep.surprisal(replay.final, rows)  # [B]
     at_once = max(1, sweep.fitting(sweep.again(rows)) // len(rows))
     for mixer in sweep.layers:
         effects = []
         for start in range(0, mixer.heads, at_once):
             heads = slice(start, min(start + at_once, mixer.heads))
-            hidden = replay.silenced(mixer.layer, heads, None if fills is None else fills[mixer.layer])  # [M,B,E]
+            hidden = replay.silenced(mixer.layer, heads, None if fills is None else fills[mixer.layer])  # [M,B,R,E]
             many = len(hidden)
             effects.append(sweep.surprisal(hidden.flatten(0, 1), rows.repeat(many)).view(many, -1) - original)
         yield torch.cat(effects).T
@@ -202,36 +223,30 @@ def _replayed(sweep: _Sweep, rows: Tensor) -> Iterator[Tensor]:
 
 def _whole(sweep: _Sweep, rows: Tensor) -> Iterator[Tensor]:
     """A full forward pass for every head, for models that do not support a partial one."""
-    ids, fills = sweep.ids(rows), sweep.fills(rows)
-    where = _last(ids) if sweep.last_only else None
-    original = sweep.surprisal(hidden_states(sweep.model, ids)[:, -1], rows)
+    fills, where = sweep.fills(rows), sweep.where(rows)
+    original = sweep.surprisal(sweep.last_states(rows), rows)
     for mixer in sweep.layers:
         effects = []
         for h in range(mixer.heads):
             gate = torch.ones(mixer.heads)
             gate[h] = 0
             with gated(sweep.model, {mixer.layer: gate}, fills, where):
-                effects.append(sweep.surprisal(hidden_states(sweep.model, ids)[:, -1], rows) - original)
+                effects.append(sweep.surprisal(sweep.last_states(rows), rows) - original)
         yield torch.stack(effects, 1)
 
 
 def _first_order(sweep: _Sweep, rows: Tensor) -> Iterator[Tensor]:
     """For each layer −∂L/∂g at g = 1; the output of each head is g · O + (1 − g) · fill."""
-    ids, fills = sweep.ids(rows), sweep.fills(rows)
-    where = _last(ids) if sweep.last_only else None
+    fills, where = sweep.fills(rows), sweep.where(rows)
     gates = [torch.ones(len(rows), mixer.heads, device=sweep.device, requires_grad=True) for mixer in sweep.layers]
     taps = {}
     for mixer, gate in zip(sweep.layers, gates, strict=True):
         fill = None if fills is None else fills[mixer.layer]
         taps[mixer] = Tap(replaced=(Replacement(gate, fill, where),))
     with tapped(taps), torch.enable_grad():
-        surprisal = sweep.surprisal(hidden_states(sweep.model, ids, use_cache=False)[:, -1], rows)
+        surprisal = sweep.surprisal(sweep.last_states(rows), rows)
         # Layers that a text does not reach (cross-attention without an image) have no effect.
         yield from (-grad for grad in torch.autograd.grad(surprisal.sum(), gates, materialize_grads=True))
-
-
-def _last(ids: Tensor) -> Tensor:
-    return torch.arange(ids.shape[1], device=ids.device) == ids.shape[1] - 1
 
 
 def _table(

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 import xarray as xr
 from numpy.typing import NDArray
 from scipy import stats
@@ -129,7 +128,7 @@ def monitor(
     found = choices(model, examples, among, batch_size=batch_size)
     matched, own = (
         trace(model, x, saliency=False, batch_size=batch_size, checkpoint=checkpoint)
-        for x in (probes, examples._replace(targets=torch.from_numpy(found.ids)))
+        for x in (probes, examples.with_words(found.words))
     )
     half = halves(matched, seed)
     shares = [head_shares(traced, "aggregate", denominator) for traced in (matched, own)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.checks import check_frame
-from symground.analysis.probing.examples import Examples
+from symground.analysis.probing.examples import Examples, Ids
 from symground.analysis.probing.questions import ImageQuestions
 from symground.errors import choice, described, integer
 from symground.models.passes import check_weights, gated
-from symground.models.trials import check_deterministic, check_lengths, hidden_states, verified_readout
+from symground.models.trials import Readout, check_deterministic, check_lengths, hidden_states, verified_readout
 
 _OVERALL = "all"
 AMONG = ("targets", "vocabulary")
@@ -27,7 +27,7 @@ class Choices(NamedTuple):
     """The likeliest words after N examples."""
 
     ids: NDArray[np.int64]
-    """[N] the likeliest word."""
+    """[N] the likeliest word; of one with several tokens, the first."""
     right: NDArray[np.bool_]
     """[N] whether it is the example's target, which is the word in the scene."""
     probability: NDArray[np.float64]
@@ -36,6 +36,8 @@ class Choices(NamedTuple):
     """[N] entropy of the distribution, nats."""
     surprisal: NDArray[np.float64]
     """[N] surprisal of the target in the whole vocabulary, nats."""
+    words: tuple[Ids, ...]
+    """The likeliest words; among the vocabulary, a token each."""
 
 
 @torch.no_grad()
@@ -51,7 +53,9 @@ def choices(
     Args:
         model: attached, in evaluation.
         examples: N of them.
-        among: the words to choose from: "targets", all target words of the examples, or the whole "vocabulary".
+        among: the words to choose from: "targets", all target words of the examples, each with the probability of all
+            its tokens; or the whole "vocabulary", of which a target of several tokens is right if each of them is the
+            likeliest after those before it.
         gates: layer → [H] or [N,H] factors for the heads' outputs.
         batch_size: examples per pass.
 
@@ -61,26 +65,62 @@ def choices(
     """
     choice("among", among, AMONG)
     check_deterministic(model)
-    check_lengths(model, examples.prediction + 1, examples.input_ids.shape[1])
-    head = verified_readout(model)
-    device = head.weight.device
-    examples, asked = examples.read_by(model), examples.targets.unique().to(device)
-    parts: list[tuple[Tensor, ...]] = []
+    check_lengths(model, examples.lengths, examples.input_ids.shape[1])
+    examples, head = examples.read_by(model), verified_readout(model)
+    asked, said, parts = sorted(set(examples.words)), list[Ids](), list[tuple[Tensor, ...]]()
     for start in range(0, len(examples.input_ids), batch_size):
         part = slice(start, min(start + batch_size, len(examples.input_ids)))
         of_part = {layer: gate if gate.ndim == 1 else gate[part] for layer, gate in (gates or {}).items()}
-        ids, p, targets = (x[part].to(device) for x in (examples.input_ids, examples.prediction, examples.targets))
         with gated(model, of_part):
-            hidden = hidden_states(model, ids, **examples.given(part, device)).to(device)
-            hidden = hidden[torch.arange(len(ids), device=device), p]
-        whole = head.logits(hidden).float().log_softmax(-1)  # [B,V]
-        seen = whole[:, asked].log_softmax(-1) if among == "targets" else whole
-        top, at = seen.max(-1)
-        chosen = asked[at] if among == "targets" else at
+            whole, surprisal, greedy = _after(model, head, examples.part(part))
+            seen = _of_words(model, head, examples.part(part), asked, whole) if among == "targets" else whole
+        top, chosen = seen.max(-1)
         entropy = -(seen.exp() * seen).sum(-1)
-        surprisal = -whole.gather(1, targets[:, None])[:, 0]
-        parts.append((chosen, chosen == targets, top.exp().double(), entropy.double(), surprisal.double()))
-    return Choices(*(torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)))
+        if among == "targets":
+            words = [asked[i] for i in chosen.tolist()]
+            greedy = torch.tensor([a == b for a, b in zip(words, examples.part(part).words, strict=True)])
+        else:
+            words = [(i,) for i in chosen.tolist()]
+        said += words
+        parts.append((greedy, top.exp().double(), entropy.double(), surprisal.double()))
+    right, *numbers = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+    return Choices(np.array([word[0] for word in said]), right, numbers[0], numbers[1], numbers[2], tuple(said))
+
+
+def _after(model: PreTrainedModel, head: Readout, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each context: log-probabilities [B,V] of the next token, the target's surprisal [B], whether it is greedy [B].
+
+    A target is greedy if each of its tokens is the likeliest after those before it.
+    """
+    states = _states(model, head, examples)
+    whole = _log(head, states[torch.arange(len(states), device=states.device), examples.prediction.to(states.device)])
+    if examples.further is None:
+        targets = examples.targets.to(whole.device)
+        return whole, -whole.gather(1, targets[:, None])[:, 0], whole.argmax(-1) == targets
+    wanted = examples.wanted
+    surprisal = wanted.surprisal(lambda rows, ids: -_log(head, rows).gather(1, ids), states)
+    others = wanted.surprisal(lambda rows, ids: (_log(head, rows).argmax(-1, keepdim=True) != ids).float(), states)
+    return whole, surprisal.sum(1), others.sum(1) == 0
+
+
+def _of_words(model: PreTrainedModel, head: Readout, examples: Examples, words: Sequence[Ids], whole: Tensor) -> Tensor:
+    """[B,K] log-probabilities of the words among each other; those of one token from ``whole`` [B,V]."""
+    found = whole[:, torch.tensor([word[0] for word in words], device=whole.device)]
+    for k, word in enumerate(words):
+        if len(word) > 1:
+            found[:, k] = -_after(model, head, examples.with_words([word] * len(whole)))[1]
+    return found.log_softmax(-1)
+
+
+def _states(model: PreTrainedModel, head: Readout, examples: Examples) -> Tensor:
+    """[B,T,D] on the head's device."""
+    device = head.weight.device
+    given = examples.given(slice(0, len(examples.input_ids)), device)
+    return hidden_states(model, examples.input_ids.to(device), **given).to(device)
+
+
+def _log(head: Readout, states: Tensor) -> Tensor:
+    return head.logits(states).float().log_softmax(-1)
 
 
 def answers(

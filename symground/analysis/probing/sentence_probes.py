@@ -19,7 +19,7 @@ from torch import Tensor
 from symground.analysis.checks import check_mapping, words_of
 from symground.analysis.probing.contexts import Context, of_images, read_contexts
 from symground.analysis.probing.encoding import ProbeImages, StudyEncoder, encoder_of
-from symground.analysis.probing.examples import PATCHES, Examples, Ids, Row
+from symground.analysis.probing.examples import PATCHES, Examples, Ids, Row, further_of, padded
 from symground.data import STUDY_NOUNS
 from symground.data.words import IMAGE, TIERS, cdi_categories
 from symground.display import as_table, as_text, some
@@ -95,44 +95,26 @@ class Probes:
         )  # fmt: skip
 
     def matched(self) -> Examples:
-        """Every context with every noun, as both ENV noun and target; context by context.
-
-        Raises:
-            ValueError: a target of several tokens, since an example predicts one.
-        """
+        """Every context with every noun, as both ENV noun and target; context by context."""
         nouns = range(len(self.nouns))
         return self._examples([list(nouns) for _ in self.contexts])
 
     def mismatched(self, seed: int = 0) -> Examples:
-        """The examples of :meth:`matched`, each with a random other ENV noun that its target is scored with.
-
-        Raises:
-            ValueError: a target of several tokens.
-        """
+        """The examples of :meth:`matched`, each with a random other ENV noun that its target is scored with."""
         rng = np.random.default_rng(integer("seed", seed, 0))
         others = [[u for u in self.pairs[:, v].nonzero()[:, 0].tolist() if u != v] for v in range(len(self.nouns))]
         return self._examples([[int(rng.choice(of_noun)) for of_noun in others] for _ in self.contexts])
 
     def _examples(self, env: Sequence[Sequence[int]]) -> Examples:
         """Every context with every target noun; ``env`` [contexts][targets] is the index of the noun in the slot."""
-        several = [noun for noun, ids in zip(self.nouns, self.targets, strict=True) if len(ids) > 1]
-        if several:
-            kept = len(self.nouns) - len(several)
-            raise ValueError(
-                f"probes: an example predicts one token, and of these words the tokenizer makes several: {several}; "
-                f"leave them out: symground.probes(tokenizer, [n for n in probes.nouns if n not in {several}])"
-                + ("" if kept > 1 else f", with other nouns, since {kept} is left")
-                + "; symground.score takes words of several tokens"
-            )
+        words = list(self.targets) * len(self.contexts)
         rows = [of_context[u] for of_context, of_env in zip(self.rows, env, strict=True) for u in of_env]
         places = [_places(row) for row in rows]
         numbers = [(len(row.ids), row.outside, *place[:2]) for row, place in zip(rows, places, strict=True)]
         lengths, outside, starts, last = torch.tensor(numbers).T[..., None]  # [N,1] each
-        ids = torch.empty((len(rows), int(lengths.max())), dtype=torch.long)
+        ids = padded([(*row.ids, *word[:-1]) for row, word in zip(rows, words, strict=True)])
         others = torch.zeros_like(ids, dtype=torch.bool)
-        for i, (row, place) in enumerate(zip(rows, places, strict=True)):
-            ids[i, : len(row.ids)] = torch.tensor(row.ids)
-            ids[i, len(row.ids) :] = row.ids[-1]  # after p; transformers warns of padding ids
+        for i, place in enumerate(places):
             others[i, list(place[2])] = True
         position = torch.arange(ids.shape[1])
         query = {"prediction": position == lengths - 1, "env": position == last}
@@ -147,7 +129,10 @@ class Probes:
         contexts, nouns = len(self.contexts), len(self.nouns)
         targets = torch.tensor([ids[0] for ids in self.targets]).repeat(contexts)
         index = torch.arange(contexts).repeat_interleave(nouns).tolist()
-        return Examples(ids, lengths[:, 0] - 1, targets, index, list(self.nouns) * contexts, query, key)
+        of_rows = list(self.nouns) * contexts
+        found = Examples(ids, lengths[:, 0] - 1, targets, index, of_rows, query, key, further=further_of(words))
+        query["prediction"] = found.wanted.mask(ids.shape[1])
+        return found
 
 
 def _places(row: Row) -> tuple[int, int, tuple[int, ...]]:

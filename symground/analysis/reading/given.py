@@ -107,7 +107,7 @@ def given_of(
 def _of_examples(model: PreTrainedModel, examples: Examples, beside: Mapping[str, Any]) -> Given:
     check_alone(beside)
     examples = examples.read_by(model)
-    ids, p = examples.input_ids, examples.prediction.cpu()
+    ids, p = examples.input_ids, examples.lengths.cpu() - 1
     queries, keys = ({n: x.cpu() for n, x in of.items()} for of in (examples.query_masks, examples.key_masks))
     valid = torch.arange(ids.shape[1]) <= p[:, None]
     return Given(lambda at: {"input_ids": ids[at], **examples.given(at)}, valid, p, queries if keys else {}, keys)

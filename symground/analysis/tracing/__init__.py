@@ -1,6 +1,6 @@
 """Saliency and flow from one backward pass, and lenses on the residual stream at every depth."""
 
-from symground.analysis.tracing.backward import coordinates_of, most_heads
+from symground.analysis.tracing.collected import coordinates_of, most_heads
 from symground.analysis.tracing.lens import TunedLens, lens_gain
 from symground.analysis.tracing.maps import saliency_maps
 from symground.analysis.tracing.memory import trace_memory

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from symground import ops
 from symground.analysis.checks import ids_of
-from symground.analysis.probing import Probes, check_fits
+from symground.analysis.probing import Examples, Probes, check_fits
 from symground.data import Corpus
 from symground.data.sequences import IGNORED, RowSampler
 from symground.display import as_table, as_text, some
@@ -192,7 +192,7 @@ def lens_gain(
 
     Args:
         model: attached, in evaluation.
-        probes: targets of one token.
+        probes: their targets may have several tokens, each of which is predicted after those before it.
         lens: None is the plain logit lens.
         batch_size: contexts per pass.
 
@@ -211,29 +211,51 @@ def lens_gain(
         raise ValueError(f"lens: expected a TunedLens, or None for the plain logit lens, got {described(lens)}")
     batch_size = integer("batch_size", batch_size, 1)
     rows = probes.matched().read_by(model)  # every context with every ENV noun
-    check_lengths(model, rows.prediction + 1, rows.input_ids.shape[1])
-    head, norm = verified_readout(model), final_norm(model)
-    device = head.weight.device
-    candidates = rows.targets[: len(probes.nouns)].to(device)
+    check_lengths(model, rows.lengths, rows.input_ids.shape[1])
+    reading = _Reading(model, lens)
+    first = torch.tensor([word[0] for word in probes.targets])
     parts = []
     for start in range(0, len(rows.input_ids), batch_size):
-        part = slice(start, start + batch_size)
-        ids, p = rows.input_ids[part].to(device), rows.prediction[part].to(device)
-        stream = residual_stream(model, ids, **rows.given(part, device))  # [L+1,B,T,D]
-        stream = stream[:, torch.arange(len(ids), device=device), p]  # [L+1,B,D]
-        depths, _, width = stream.shape
-        if lens is not None and lens.weight.shape != (depths - 1, width, width):
-            raise ValueError(
-                f"lens: expected translators [{depths - 1},{width},{width}] for this model, got "
-                f"{list(lens.weight.shape)}"
-            )
-        translators = None if lens is None else (lens.weight.to(stream), lens.bias.to(stream))
-        each = _of_depths(stream[:-1].contiguous(), translators, norm, head, candidates)
-        last = head.surprisal(norm(stream[-1]), candidates)[None]
-        parts.append(torch.cat([each, last]).double().cpu().numpy())
+        part = rows.part(slice(start, start + batch_size))
+        found = reading.surprisal(part, part.prediction[:, None], first[None, None])[:, :, 0]  # [L+1,B,K]
+        for v, word in enumerate(probes.targets):
+            if len(word) > 1:
+                wanted = (of_word := part.with_words([word] * len(part.input_ids))).wanted
+                rest = reading.surprisal(of_word, wanted.positions[:, 1:], wanted.ids[:, 1:, None])
+                found[..., v] += rest.sum((2, 3))
+        parts.append(found.double().cpu().numpy())
     # [L+1, contexts, ENV nouns, targets]
     surprisal = np.concatenate(parts, 1).reshape(len(parts[0]), len(probes.contexts), len(probes.nouns), -1)
     return _gains(surprisal, probes)
+
+
+class _Reading:
+    """What each depth of a model predicts."""
+
+    def __init__(self, model: PreTrainedModel, lens: TunedLens | None) -> None:
+        self._model, self._lens = model, lens
+        self._head, self._norm = verified_readout(model), final_norm(model)
+
+    def surprisal(self, examples: Examples, positions: Tensor, candidates: Tensor) -> Tensor:
+        """[L+1,B,R,K] in nats of candidates [B or 1,R or 1,K] after the positions [B,R] of the examples."""
+        head, device = self._head, self._head.weight.device
+        given = examples.given(slice(0, len(examples.input_ids)), device)
+        stream = residual_stream(self._model, examples.input_ids.to(device), **given)  # [L+1,B,T,D]
+        stream = stream.take_along_dim(positions.to(device)[None, ..., None], 2)  # [L+1,B,R,D]
+        depths, batch, count, width = stream.shape
+        if self._lens is not None and self._lens.weight.shape != (depths - 1, width, width):
+            raise ValueError(
+                f"lens: expected translators [{depths - 1},{width},{width}] for this model, got "
+                f"{list(self._lens.weight.shape)}"
+            )
+        stream = stream.flatten(1, 2)
+        shared = candidates.shape[:2] == (1, 1)
+        candidates = candidates.to(device)
+        candidates = candidates[0, 0] if shared else candidates.expand(batch, count, -1).flatten(0, 1)
+        translators = None if self._lens is None else (self._lens.weight.to(stream), self._lens.bias.to(stream))
+        each = _of_depths(stream[:-1].contiguous(), translators, self._norm, head, candidates)
+        last = head.surprisal(self._norm(stream[-1]), candidates)[None]
+        return torch.cat([each, last]).view(depths, batch, count, -1)
 
 
 def _of_depths(

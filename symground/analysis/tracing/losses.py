@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from symground.analysis.checks import ids_of
 from symground.analysis.probing import Targets
-from symground.analysis.tracing.backward import Loss, blank, most_heads, run_pass, scores_of
+from symground.analysis.tracing.backward import Loss, run_pass
+from symground.analysis.tracing.collected import blank, most_heads, scores_of
 from symground.analysis.tracing.named_inputs import count_of, inputs_by_name, learn_layouts, run_on, sizes_of
 from symground.analysis.tracing.patches import check_pictures, patch_places
 from symground.analysis.tracing.sides import PREFIXES, Sides, prefix_of

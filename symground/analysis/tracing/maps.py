@@ -29,18 +29,18 @@ def saliency_maps(
         A DataFrame with a row per example and layer. Its columns:
 
         - context, noun, target (the noun's word), layer (from 0), surprisal (nats);
-        - tokens: T of them, up to the prediction position;
+        - tokens: T of them, up to the (last) prediction position;
         - saliency: T·T numbers, |Σ_h S_h| by query, then by key, float16;
-        - rows: H·T numbers, signed S_h[p, key] by head, float16.
+        - rows: H·T numbers, signed S_h[p, key] by head, float16; of a target of several tokens, the sum over them.
     """
     chosen = probes.take_contexts(range(len(probes.contexts))[:contexts]).matched()
     every = len(probes.nouns)
     kept = [i for i, noun in enumerate(chosen.noun) if noun in probes.nouns[:nouns]]
     traced = trace(model, chosen, rows=True).isel(example=kept)
-    ids, p = chosen.input_ids.numpy(), chosen.prediction.numpy()
+    ids, lengths = chosen.input_ids.numpy(), chosen.lengths.numpy()
     rows: list[dict[str, Any]] = []
     for i, example in enumerate(kept):
-        end = int(p[example]) + 1
+        end = int(lengths[example])
         words = [tokens[t] if t < len(tokens) else f"patch {t - len(tokens)}" for t in ids[example, :end].tolist()]
         common = {
             "context": chosen.context[example], "noun": chosen.noun[example],

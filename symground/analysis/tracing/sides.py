@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from symground.analysis.tracing.backward import Part, Results, coordinates_of, dims_of
+from symground.analysis.tracing.collected import Part, Results, coordinates_of, dims_of
 from symground.analysis.tracing.split import Split
 from symground.analysis.tracing.trace_input import check_unreserved, group_ids, masks_of, with_prediction
 from symground.models import Mixer

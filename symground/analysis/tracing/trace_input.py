@@ -58,13 +58,13 @@ def of_examples(model: PreTrainedModel, examples: Examples, beside: Mapping[str,
     examples, ids = examples.read_by(model), examples.input_ids
     return TraceInput(
         ids,
-        targets_at(examples.prediction, examples.targets),
+        examples.wanted,
         list(examples.query_masks),
         group_ids(examples.query_masks, ids),
         list(examples.key_masks),
         group_ids(examples.key_masks, ids),
         examples.given,
-        lengths=examples.prediction + 1,
+        lengths=examples.lengths,
         width=ids.shape[1],
         labels={"context": ("example", examples.context), "noun": ("example", examples.noun)},
     )

@@ -14,21 +14,8 @@ from transformers import PreTrainedModel
 
 from symground.analysis.checks import tensor_of
 from symground.analysis.probing import Asked, Examples, ImageQuestions, Probes, check_fits
-from symground.analysis.tracing.backward import (
-    Loss,
-    Part,
-    Pass,
-    Results,
-    blank,
-    check_unseen,
-    coordinates_of,
-    dims_of,
-    gradient_x_input,
-    most_heads,
-    run_pass,
-    scores_of,
-    surprisal_at,
-)
+from symground.analysis.tracing.backward import Loss, Pass, check_unseen, gradient_x_input, run_pass, surprisal_at
+from symground.analysis.tracing.collected import Part, Results, blank, coordinates_of, dims_of, most_heads, scores_of
 from symground.analysis.tracing.losses import Settings, has_crossings, trace_loss, trace_targets
 from symground.analysis.tracing.sides import PREFIXES
 from symground.analysis.tracing.split import Split
@@ -75,14 +62,15 @@ def trace(
             None, and they are ``model_inputs``.
         targets: [B] ids predicted at p.
         span: in place of ``targets``, a [B,T] bool mask of the tokens of ``input_ids`` that are predicted, such as
-            those of an answer. The prediction positions are then those before its tokens.
+            those of an answer. The prediction positions are then those before its tokens. A word of probes that has
+            several tokens is such a span by itself.
         per_token: trace each token of the span by itself. All variables but ``surprisal`` get a dimension target after
             example, and one forward pass is followed by as many backward passes as the longest span has tokens; each
             costs about as much as the one without it, and the results take as many times their memory.
         attention_mask: [B,T], 1 for valid tokens, padding at the ends; None: all valid.
         groups: name → [B,T] bool masks that do not overlap. Every group is a key group and a query group. "prediction"
             is a further query group, the first: the prediction positions alone, which are removed from the others (per
-            token, only that of the token itself). With None, the placeholders
+            token, only that before the token itself). With None, the placeholders
             of images in a vision-language model's ids are the group "image"; without images there is no key group, the
             flow is empty, and only the totals are computed.
         source_groups: in a model with cross-attention, name → [B,S] masks of the positions that it reads: the encoder's
@@ -161,7 +149,7 @@ def trace(
         check_inputs(model, model_inputs, "symground.trace", KEYWORDS)
     if torch.is_inference_mode_enabled():
         raise RuntimeError("trace takes a gradient and cannot run inside torch.inference_mode()")
-    if per_token and span is None:
+    if per_token and span is None and not of_probes:
         raise ValueError("per_token: expected False without a span, since each example has one target")
     settings = Settings(saliency, rows, span is not None, per_token, batch_size, checkpoint, offload)
     beside = {"targets": targets, "span": span, "attention_mask": attention_mask, "groups": groups, **model_inputs}
@@ -210,7 +198,7 @@ def _trace(model: PreTrainedModel, layers: tuple[Mixer, ...], given: TraceInput,
             at = slice(start, min(start + batch_size, count))
             check_lengths(model, given.lengths[at], given.width)
             batch = Pass(given.ids[at], targets.part(at), given.inputs(at))
-            if span:
+            if span:  # of examples, by their lengths
                 check_unseen(model, batch)
             if layers:
                 loss = Loss(partial(surprisal_at, model, head, batch), "surprisal", head.weight)
@@ -220,7 +208,9 @@ def _trace(model: PreTrainedModel, layers: tuple[Mixer, ...], given: TraceInput,
                 parts.append(gradient_x_input(model, head, batch, per_token))
             bar.advance()
     arrays = results.arrays() if layers else {n: np.concatenate([x[n] for x in parts]) for n in parts[0]}
-    scores, coordinates = scores_of(targets, arrays.pop("surprisal", surprisal), span)
+    scores, coordinates = scores_of(
+        targets, arrays.pop("surprisal", surprisal), span or per_token or targets.positions.shape[1] > 1
+    )
     if per_token:
         blank(arrays, targets)
     variables = {**scores, **{name: (dims_of(name, per_token), value) for name, value in arrays.items()}}

@@ -67,13 +67,16 @@ class Replay:
     """A recorded forward pass of an attached model over ``ids`` [B,T], from which heads of one layer can be silenced.
 
     With ``last_only``, a head is silenced at the last position only, and earlier keys and values are reused. The first
-    ``shared`` tokens are the same in all rows, so the recording computes them once, as one row.
+    ``shared`` tokens are the same in all rows, so the recording computes them once, as one row. Results are of the
+    last ``keep`` positions; with ``last_only`` it is 1.
     """
 
-    def __init__(self, model: PreTrainedModel, ids: Tensor, last_only: bool = False, shared: int = 0) -> None:
+    def __init__(
+        self, model: PreTrainedModel, ids: Tensor, last_only: bool = False, shared: int = 0, keep: int = 1
+    ) -> None:
         if not all(mixer.tap.idle for mixer in mixers(model)):
             raise ValueError("model: expected none of its heads silenced or traced meanwhile")
-        self._model = model
+        self._model, self._keep = model, keep
         self._ids = ids = ids.to(readout(model).weight.device)
         self._layers, self._at = decoder_layers(model)
         self._mixers = {self._at[mixer.layer]: mixer for mixer in mixers(model)}
@@ -81,16 +84,16 @@ class Replay:
         self._past: dict[int, tuple[Tensor, Tensor]] = {}
         self._pieces: list[_Piece] = []
         self.final: Tensor
-        """[B,E] final hidden states at the last position."""
+        """[B,keep,E] final hidden states at the last positions."""
         batch, length = ids.shape
-        cut = length - 1 if last_only else min(shared, length - 1)
+        cut = length - 1 if last_only else min(shared, length - keep)
         reader = Reader(model) if cut else None
         goes_on = reader is not None and reader.goes_on_to(length)
         if last_only and cut and not goes_on:
             raise ValueError(f"model: {type(model).__name__} has no cache to go on from to {length} tokens")
         if reader is None or not goes_on:
             with self._recorded(batch, slice(0, length)):
-                self.final = hidden_states(model, ids, use_cache=False)[:, -1]
+                self.final = hidden_states(model, ids, use_cache=False)[:, -keep:]
             return
         if last_only:
             _, state = reader.read(ids[:, :cut])
@@ -99,10 +102,10 @@ class Replay:
                 _, state = reader.read(ids[:1, :cut])
             state = state.select(torch.zeros(batch, dtype=torch.long))
         with self._recorded(batch, slice(cut, length), past=last_only):
-            self.final = reader.read(ids[:, cut:], state)[0][:, -1]
+            self.final = reader.read(ids[:, cut:], state, keep)[0]
 
     def silenced(self, layer: int, heads: slice, fill: Tensor | None = None) -> Tensor:
-        """Final hidden states [M,B,E] at the last position, with each of M heads of a layer silenced alone.
+        """Final hidden states [M,B,keep,E] at the last positions, with each of M heads of a layer silenced alone.
 
         Args:
             layer: the number of the mixer's layer.
@@ -118,7 +121,8 @@ class Replay:
             mixed.append((piece.mixed[layer] - added).flatten(0, 1))  # [M·B,T,E]
         i, last = self._at[layer], len(self._layers) - 1
         if i == last:
-            hidden = self._given(last, self._pieces[-1], self._rows(last, len(weights))[-1][:, -1:], mixed[-1][:, -1:])
+            of_last = (x[:, -self._keep :] for x in (self._rows(last, len(weights))[-1], mixed[-1]))
+            hidden = self._given(last, self._pieces[-1], *of_last)
         else:
             each = zip(self._pieces, self._rows(i, len(weights)), mixed, strict=True)
             found = [self._given(i, *of_piece) for of_piece in each]
@@ -172,9 +176,9 @@ class Replay:
         return _attend(q, *_after(before, k, v), scale)
 
     def _read_off(self, i: int, hidden: list[Tensor]) -> Tensor:
-        """Run the last layer: keys and values at all positions, everything else at the last position only."""
+        """Run the last layer: keys and values at all positions, everything else at the last positions only."""
         if self._past or i not in self._mixers:
-            return self._through(i, hidden)[-1][:, -1:]
+            return self._through(i, hidden)[-1][:, -self._keep :]
         before: list[tuple[Tensor, Tensor]] = []
         for piece, of_piece in zip(self._pieces, hidden, strict=True):
             try:
@@ -183,9 +187,9 @@ class Replay:
             except _Reached as reached:
                 q, k, v, scale = reached.mixed
                 k, v = _after(before, k, v)
-        heads = _attend(q[:, :, -1:], k, v, scale)  # [N,H,1,D]
+        heads = _attend(q[:, :, -self._keep :], k, v, scale)  # [N,H,keep,D]
         mixed = self._projections[self._mixers[i].layer](heads.transpose(1, 2).flatten(2))
-        return self._given(i, self._pieces[-1], hidden[-1][:, -1:], mixed)
+        return self._given(i, self._pieces[-1], hidden[-1][:, -self._keep :], mixed)
 
     def _given(self, i: int, piece: _Piece, hidden: Tensor, mixed: Tensor) -> Tensor:
         """Run a layer whose mixer returns ``mixed`` without being computed."""
@@ -199,7 +203,7 @@ class Replay:
         return given
 
     def _end(self, hidden: Tensor) -> Tensor:
-        """Run what follows the layers: the model reads one token per row, and its layers pass hidden states through."""
+        """Run what follows the layers: the model reads ``keep`` tokens a row, and its layers pass them on unchanged."""
 
         def give(i: int, out: Tensor) -> Any:
             return (out,) if self._pieces[-1].calls[i].in_tuple else out
@@ -210,8 +214,8 @@ class Replay:
             for i, layer in enumerate(self._layers)
         }
         with forward_as(forwards):
-            ids = self._ids[:1, :1].expand(len(hidden), 1)
-            return hidden_states(self._model, ids, use_cache=False)[:, 0]
+            ids = self._ids[:1, :1].expand(hidden.shape[:2])
+            return hidden_states(self._model, ids, use_cache=False)
 
 
 def _record(piece: _Piece, i: int, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -258,11 +262,12 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return scaled_dot_product_attention(q, k, v, mask, is_causal=1 < queries == keys, scale=scale, enable_gqa=gqa)
 
 
-def replays(model: PreTrainedModel, last_only: bool = False, longest: int = 5) -> bool:
+def replays(model: PreTrainedModel, last_only: bool = False, longest: int = 5, keep: int = 1) -> bool:
     """Whether a :class:`Replay` of this model equals the model's own pass, by a trial; warns if it does not.
 
-    ``longest`` is the length of the longest text, in which a sliding window may hide keys.
+    ``longest`` is the length of the longest text, in which a sliding window may hide keys; ``keep`` is a replay's own.
     """
+    keep = min(keep, 2)  # more positions are no other case
 
     def replayed(cause: str | None) -> bool:
         if cause is not None:
@@ -276,13 +281,13 @@ def replays(model: PreTrainedModel, last_only: bool = False, longest: int = 5) -
 
     return tried(
         model,
-        f"replays {longest} tokens{' at the last position' if last_only else ''}",
-        lambda: replayed(_try(model, last_only, longest)),
+        f"replays {longest} tokens{' at the last position' if last_only else ''}, the last {keep}",
+        lambda: replayed(_try(model, last_only, longest, keep)),
         lambda: replayed("hooks or forward functions of others act on it, which may go by position or length"),
     )
 
 
-def _try(model: PreTrainedModel, last_only: bool, longest: int) -> str | None:
+def _try(model: PreTrainedModel, last_only: bool, longest: int, keep: int) -> str | None:
     """Why a replay differs from the model, or None. The trial silences the first head of every layer in two texts."""
     try:
         ids = trial_ids(model, 5).to(readout(model).weight.device)
@@ -291,11 +296,11 @@ def _try(model: PreTrainedModel, last_only: bool, longest: int) -> str | None:
         with torch.no_grad():
             with tapped({mixer: Tap(mix=_attend) for mixer in mixers(model) if mixer.kind == "attention"}):
                 hidden_states(model, trial_ids(model, longest).to(ids.device), use_cache=False)
-            found = [Replay(model, ids, last_only, shared) for shared in ((0,) if last_only else (0, 2))]
+            found = [Replay(model, ids, last_only, shared, keep) for shared in ((0,) if last_only else (0, 2))]
             for mixer in mixers(model):
                 gate = (torch.arange(mixer.heads, device=ids.device) > 0).to(found[0].final.dtype)
                 with mixer.tapped(replaced=(Replacement(gate, None, last if last_only else None),)):
-                    expected = hidden_states(model, ids, use_cache=False)[:, -1]
+                    expected = hidden_states(model, ids, use_cache=False)[:, -keep:]
                 for replay in found:
                     # Two heads at once, since what the model passed to its layers must serve more rows than it had.
                     if not agree(replay.silenced(mixer.layer, slice(0, 2))[0], expected):

@@ -55,11 +55,11 @@ class Asked:
     contexts, nouns = range(CONTEXTS), range(NOUNS)
 
     class Found(SimpleNamespace):
-        def _replace(self, **changes: Any) -> Any:
-            return SimpleNamespace(**{**vars(self), **changes})
+        def with_words(self, words: Any) -> Any:
+            return self
 
     def matched(self) -> Any:
-        return self.Found(context=CONTEXT, noun=np.tile(np.arange(NOUNS), CONTEXTS), targets=None)
+        return self.Found(context=CONTEXT, noun=np.tile(np.arange(NOUNS), CONTEXTS))
 
 
 def run(
@@ -67,7 +67,7 @@ def run(
     **more: Any,
 ) -> Any:  # fmt: skip
     rng = np.random.default_rng(9)
-    chosen = Choices(np.zeros(N, int), ~wrong, rng.random(N), rng.random(N), rng.random(N))
+    chosen = Choices(np.zeros(N, int), ~wrong, rng.random(N), rng.random(N), rng.random(N), ((0,),) * N)
     of = {True: traced(matched), False: traced(own)}
     asked = Asked()
     for check in ("mixers", "check_fits"):

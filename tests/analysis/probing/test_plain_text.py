@@ -97,23 +97,6 @@ def test_unknown_words_are_named_and_their_token_may_be_written() -> None:
     assert sg.probes(words, ["dog", "cat"], [("[UNK] There was a {}", "She fed the")]).rows[0][0].ids[0] == 0
 
 
-def test_words_of_several_tokens_are_named_with_what_to_do(
-    tokenizer: PreTrainedTokenizerFast, model: GPT2LMHeadModel
-) -> None:
-    probes = sg.probes(tokenizer, NOUNS, [("There was a {}", "She fed the"), ("He saw a {}", "She saw the")])
-    with pytest.raises(
-        ValueError, match=r"of these words the tokenizer makes several: \['elephant'\]; leave them out"
-    ) as e:
-        sg.trace(sg.attach(model), probes)
-    code = str(e.value).split("leave them out: ")[1].split("; ")[0].replace("symground.", "sg.")
-    assert "surprisal" in sg.trace(model, eval(code))
-    assert len(sg.score(model, probes)) == 2 * 4 * 4
-    with pytest.raises(
-        ValueError, match=r"several: \['elephant', 'hippopotamus'\]; .*, with other nouns, since 1 is left"
-    ):
-        sg.trace(model, sg.probes(tokenizer, ["dog", "elephant", "hippopotamus"]))
-
-
 def test_a_studys_words_are_joined_by_nothing(corpus: object) -> None:
     with pytest.raises(ValueError, match="joint: the words of a study's vocabulary are tokens"):
         sg.probes(corpus.tokenizer, joint="")  # type: ignore[attr-defined]

@@ -73,15 +73,18 @@ def test_the_contributions_of_all_heads_sum_to_the_layers_output(model: PreTrain
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("last_only", "shared"), [(False, 0), (False, 1), (False, 4), (False, 9), (True, 0)])
+@pytest.mark.parametrize(
+    ("last_only", "shared", "keep"),
+    [(False, 0, 1), (False, 1, 1), (False, 4, 1), (False, 9, 1), (True, 0, 1), (False, 0, 2), (False, 4, 3)],
+)
 def test_reading_again_from_the_middle_is_the_model_with_heads_silenced(
-    model: PreTrainedModel, last_only: bool, shared: int
+    model: PreTrainedModel, last_only: bool, shared: int, keep: int
 ) -> None:
-    assert replays(model, last_only)
+    assert replays(model, last_only, keep=keep)
     ids = some_ids()
     ids[:, :shared] = ids[:1, :shared]
-    replay = Replay(model, ids, last_only, shared)
-    torch.testing.assert_close(replay.final, hidden_states(model, ids)[:, -1], atol=1e-5, rtol=1e-5)
+    replay = Replay(model, ids, last_only, shared, keep)
+    torch.testing.assert_close(replay.final, hidden_states(model, ids)[:, -keep:], atol=1e-5, rtol=1e-5)
     where = torch.arange(6) == 5 if last_only else None
     other = some_ids().flip(0)
     other[:, :shared] = other[:1, :shared]
@@ -95,7 +98,7 @@ def test_reading_again_from_the_middle_is_the_model_with_heads_silenced(
                 with sg.ablate(
                     model, [(mixer.layer, head)], mode, other if fill is not None else None, positions=where
                 ):
-                    expected = hidden_states(model, ids)[:, -1]
+                    expected = hidden_states(model, ids)[:, -keep:]
                 if mode == "zero":
                     assert not torch.allclose(expected, replay.final, atol=1e-4)
                 torch.testing.assert_close(found[head - 1], expected, atol=2e-5, rtol=1e-4)
