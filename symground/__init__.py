@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from symground.analysis import stability as stability
     from symground.analysis import steer as steer
     from symground.analysis import steering as steering
+    from symground.analysis import surprisal as surprisal
     from symground.analysis import sweep_heads as sweep_heads
     from symground.analysis import trace as trace
     from symground.analysis import trace_memory as trace_memory
@@ -50,7 +51,7 @@ _HOMES = {
     "symground.analysis": (
         "TunedLens", "ablate", "answers", "attention", "attention_memory", "cooccurrence", "find_heads", "gain",
         "image_questions", "intervene", "lens_gain", "monitor", "observe", "pope_scores", "probes", "score",
-        "score_to_parquet", "stability", "steer", "steering", "sweep_heads", "trace", "trace_memory",
+        "score_to_parquet", "stability", "steer", "steering", "surprisal", "sweep_heads", "trace", "trace_memory",
     ),
     "symground.models": ("attach", "detach", "load", "load_processor", "load_tokenizer"),
     "symground.reports": ("draw_patches", "report"),
@@ -61,7 +62,7 @@ __all__ = [
     "TunedLens", "ablate", "answers", "attach", "attention", "attention_memory", "cooccurrence", "detach",
     "draw_patches", "find_heads", "gain", "image_questions", "intervene", "lens_gain", "load", "load_processor",
     "load_tokenizer", "monitor", "observe", "ops", "pope_scores", "probes", "report", "score", "score_to_parquet",
-    "stability", "steer", "steering", "sweep_heads", "trace", "trace_memory",
+    "stability", "steer", "steering", "surprisal", "sweep_heads", "trace", "trace_memory",
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from symground.analysis.probing import (
     score,
     score_to_parquet,
     split_contexts,
+    surprisal,
 )
 from symground.analysis.reading import Observation, attention, attention_memory, observe
 from symground.analysis.statistics import (
@@ -62,6 +63,7 @@ __all__ = [
     "stability",
     "steer",
     "steering",
+    "surprisal",
     "sweep_heads",
     "trace",
     "trace_memory",

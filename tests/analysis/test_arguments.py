@@ -39,6 +39,10 @@ WRONG: list[tuple[str, list[Any], str]] = [
     ("score", ["model", "texts"], r"probes: expected what symground.probes\(tokenizer\) makes, got list"),
     ("score", ["model", "ids"], r"probes: expected what .* makes, got Tensor \[2, 3\]"),
     ("score", ["model", "tokenizer"], "probes: expected what .* makes, got"),
+    ("surprisal", ["tokenizer", "texts"], r"model: expected a model of transformers \(PreTrainedModel\), got"),
+    ("surprisal", ["model", "probes", "tokenizer"], "texts: expected a text or a list of them, got Probes"),
+    ("surprisal", ["model", "ids", "tokenizer"], r"texts: expected texts with at least one word, got Tensor \[3\] at 0"),
+    ("surprisal", ["model", "texts", "corpus"], "tokenizer: expected one of transformers, got Corpus"),
     ("score_to_parquet", ["model", "texts", "'folder'"], "probes: expected what .* got list"),
     ("score_to_parquet", ["probes", "model", "'folder'"], "model: expected a model .* got Probes"),
     ("trace", ["tokenizer", "ids"], "model: expected a model of transformers .* got"),
@@ -134,6 +138,7 @@ BOUNDS: list[tuple[str, str, str, list[float], list[float]]] = [
     ("find_heads", "trace", "threshold", [1e-9, 1.0], [0.0, 1.001]),
     ("trace", "model, probes", "batch_size", [1], [0]),
     ("score", "model, probes", "batch_size", [1], [0]),
+    ("surprisal", "model, texts, tokenizer", "batch_size", [1], [0]),
     ("TunedLens.fit", "model, corpus", "steps", [1], [0]),
     ("TunedLens.fit", "model, corpus", "batch_size", [1], [0]),
 ]

@@ -20,6 +20,7 @@ from symground.analysis.probing.answering import choices
 from symground.data import Corpus
 from symground.models.trials.cached_trials import state_of
 from tests.analysis.changes import CHANGES, adapt, on_layer, replace_forward
+from tests.analysis.spelled import spelled
 
 
 @pytest.fixture
@@ -65,6 +66,10 @@ def measures(model: PreTrainedModel, probes: Probes) -> dict[str, tuple[Any, Any
         table = sg.score(model, probes)
         return table[table.env == table.target]["surprisal"].to_numpy()
 
+    def running() -> Any:
+        table = sg.surprisal(model, *spelled(probes), bos=False)
+        return table.groupby("text")["surprisal"].last().to_numpy()
+
     def lens() -> Any:
         table = sg.lens_gain(model, probes)
         return table[table.depth == table.depth.max()].set_index("target")["matched"][by_noun.index].to_numpy()
@@ -76,6 +81,7 @@ def measures(model: PreTrainedModel, probes: Probes) -> dict[str, tuple[Any, Any
     found: dict[str, tuple[Callable[[], Any], Any]] = {
         "trace": (lambda: sg.trace(model, probes).surprisal.values, matched),
         "score": (score, matched),
+        "surprisal": (running, matched),
         "lens": (lens, by_noun.to_numpy()),
         "choices": (lambda: choices(model, examples).probability, of_asked),  # by the monitor and by steering
         "behaviour": (lambda: behaviour(model, examples, [[]]).target[0], matched),  # by interventions

@@ -62,6 +62,7 @@ CALLS: dict[str, str] = {
     "stability": "trace, draws=3",
     "steer": "model, [(0, 1)], 2.0",
     "steering": "model, few, [2.0], draws=2",
+    "surprisal": "model, ['it is a <ENV> book'], tokenizer, bos=False",
     "sweep_heads": "model, few",
     "trace": "model, few",
     "trace_memory": "model, 9",
@@ -78,7 +79,7 @@ BEYOND: dict[str, tuple[Any, ...]] = {
     "emergence.threshold": ANY, "factor": ANY, "learning_rate": (-1e-9,), "weight_decay": (-1e-9,), "width": (0.0, -1),
     "contexts": ("/missing",), "separator": ANY, "joint": ANY, "system": ANY, "instruction": ANY, "said": ANY,
     "rows": WORD, "reduce": WORD, "topk": (0, -1, 10**6), "observe.topk": (0, -1), "block": COUNT,
-    "limit": (-1,), "every": COUNT, "last": COUNT,
+    "texts": ("", " "), "limit": (-1,), "every": COUNT, "last": COUNT,
     "path": ANY, "out": ANY, "acquisition": ANY,
 }  # fmt: skip
 WRONG = ("5", 1.5, 2.0, True, None, math.nan, math.inf, np.float64(1.5), [5], b"x", object(), torch.tensor(2))

@@ -19,6 +19,7 @@ import symground as sg
 from symground.data import Corpus
 from symground.models import create, mixers
 from symground.models.passes.activation_memory import frozen
+from tests.analysis.spelled import spelled
 
 
 @pytest.fixture(scope="module", params=["gpt2-4l", "mamba2-4l"])
@@ -66,6 +67,7 @@ def analyses(model: PreTrainedModel, corpus: Corpus) -> dict[str, Callable[[], A
         "trace": lambda: sg.trace(model, ids, targets, rows=True, batch_size=4),
         "trace, checkpoint": lambda: sg.trace(model, probes, checkpoint=True),
         "score": lambda: sg.score(model, probes),
+        "surprisal": lambda: sg.surprisal(model, *spelled(probes)),
         "sweep": lambda: sg.sweep_heads(model, probes),
         "intervene": lambda: sg.intervene(model, probes, draws=3, match="norm"),
         "lens": lambda: sg.TunedLens.fit(model, ids, steps=3, batch_size=4),

@@ -6,6 +6,7 @@ from symground.analysis.probing.encoding import ProbeImages
 from symground.analysis.probing.examples import IMAGE, PATCHES, Examples
 from symground.analysis.probing.probe_checks import check_asked, check_fits
 from symground.analysis.probing.questions import Asked, ImageQuestions, image_questions
+from symground.analysis.probing.running_text import surprisal
 from symground.analysis.probing.scan import MEMORY
 from symground.analysis.probing.scoring import score, score_to_parquet
 from symground.analysis.probing.sentence_probes import Probes, probes, split_contexts
@@ -37,6 +38,7 @@ __all__ = [
     "score",
     "score_to_parquet",
     "split_contexts",
+    "surprisal",
     "targets_at",
     "targets_of_span",
     "with_gap",

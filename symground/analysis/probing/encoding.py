@@ -39,13 +39,7 @@ def encoder_of(tokenizer: Any, separator: str = ". ", joint: str | None = None) 
     Raises:
         ValueError: no tokenizer, a slow one, or a ``joint`` for a vocabulary whose tokens are words.
     """
-    if not hasattr(tokenizer, "get_vocab"):
-        hint = ""
-        if hasattr(tokenizer, "tokenizer"):
-            hint = "; this processor holds one: processor.tokenizer"
-        elif isinstance(tokenizer, (str, Path)):
-            hint = f"; symground.load_tokenizer({str(tokenizer)!r}) loads one"
-        raise ValueError(f"tokenizer: expected one of transformers, got {described(tokenizer)}{hint}")
+    _check_kind(tokenizer)
     vocabulary: Mapping[str, int] = tokenizer.get_vocab()
     check_kind(separator, str, "separator")
     if joint is not None:
@@ -55,6 +49,29 @@ def encoder_of(tokenizer: Any, separator: str = ". ", joint: str | None = None) 
             raise ValueError("joint: the words of a study's vocabulary are tokens, with nothing between them")
         return StudyEncoder(vocabulary)
     return TextEncoder(tokenizer, separator, joint)
+
+
+def _check_kind(tokenizer: Any) -> None:
+    if not hasattr(tokenizer, "get_vocab"):
+        hint = ""
+        if hasattr(tokenizer, "tokenizer"):
+            hint = "; this processor holds one: processor.tokenizer"
+        elif isinstance(tokenizer, (str, Path)):
+            hint = f"; symground.load_tokenizer({str(tokenizer)!r}) loads one"
+        raise ValueError(f"tokenizer: expected one of transformers, got {described(tokenizer)}{hint}")
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuse anything but a fast tokenizer of transformers.
+
+    Raises:
+        ValueError: names ``tokenizer``.
+    """
+    _check_kind(tokenizer)
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"tokenizer: expected a fast one, which tells where a token is; got {type(tokenizer).__name__}"
+        )
 
 
 class StudyEncoder:
@@ -99,10 +116,7 @@ class TextEncoder:
     """ENV sentence, separator and LAN words as plain text, for tokenizers that may split words into several ids."""
 
     def __init__(self, tokenizer: Any, separator: str, joint: str | None = None) -> None:
-        if not getattr(tokenizer, "is_fast", False):
-            raise ValueError(
-                f"tokenizer: expected a fast one, which tells where a token is; got {type(tokenizer).__name__}"
-            )
+        check_tokenizer(tokenizer)
         self._tokenizer, self._separator, self._joint = tokenizer, separator, joint
 
     def missing(self, contexts: Iterable[Context], nouns: Iterable[str], spoken: Iterable[str]) -> set[str]:

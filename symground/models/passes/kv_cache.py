@@ -128,6 +128,15 @@ class Reader:
         weight = readout(self._model).weight
         return weight.shape[1 if self._head is not None else 0]
 
+    @property
+    def words(self) -> int:
+        """The size of the vocabulary."""
+        return readout(self._model).weight.shape[0]
+
+    def logits(self, seen: Tensor) -> Tensor:
+        """[N,V] of rows ``seen`` [N,·] of `read`."""
+        return seen if self._head is None else self._head.logits(seen)
+
     def surprisal(self, seen: Tensor, candidates: Tensor) -> Tensor:
         """Surprisal [N,K] in nats, at least float32, of candidates [K] or [N,K], from rows ``seen`` [N,·] of `read`."""
         candidates = candidates.to(self.device)

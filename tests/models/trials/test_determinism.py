@@ -23,6 +23,7 @@ from symground.models.trials.reproducibility import check_deterministic
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
+from tests.analysis.spelled import spelled
 from tests.models.attachment.eagers import padded as batch
 from tests.models.attachment.families import FAMILIES, SIZES, pair
 
@@ -108,6 +109,7 @@ ASKED: dict[str, Callable[[PreTrainedModel, Any], Any]] = {
     "trace": lambda m, p: sg.trace(m, p),
     "trace of ids": lambda m, p: sg.trace(m, p.matched().input_ids, p.matched().targets),
     "score": sg.score,
+    "surprisal": lambda m, p: sg.surprisal(m, *spelled(p)),
     "sweep": sg.sweep_heads,
     "intervene": lambda m, p: sg.intervene(m, p, draws=1),
     "monitor": sg.monitor,
