@@ -80,12 +80,15 @@ def _each(found: xr.Dataset) -> Mapping[str, tuple[Numbers, bool]]:
     if "mass" in found:
         if ALL in found.query_group.values:
             raise ValueError(f"seen: expected groups of other names than {ALL!r}, which stands for all queries")
-        mass, size = found.mass.sum(others, min_count=1), found.group_size.clip(0).sum(others)
         for key in found.key_group.values:
-            to, told = mass.sel(key_group=key), f"/{key}"
-            each[f"mass/{ALL}{told}"] = (to.sum("query_group", min_count=1) / size.sum()).values, False
+            mass, told = found.mass.sel(key_group=key), f"/{key}"
+            # Mamba-2's is not known onto keys before the pass; such passes are in no mean.
+            size = found.group_size.clip(0).where(mass.notnull()).sum(others)
+            mass = mass.sum(others, min_count=1)
+            of_all = mass.sum("query_group", min_count=1) / size.sum("query_group")
+            each[f"mass/{ALL}{told}"] = of_all.values, False
             for query in found.query_group.values:
-                each[f"mass/{query}{told}"] = (to / size).sel(query_group=query).values, False
+                each[f"mass/{query}{told}"] = (mass / size).sel(query_group=query).values, False
     if "flow" in found and bool(found.flow.notnull().any()):
         share = found.flow.sum(others, min_count=1) / found.row_total.sum(others, min_count=1)
         for query in found.query_group.values:

@@ -83,7 +83,7 @@ class AttentionCallback(TrainerCallback):
             with _without_autocast(model):
                 self._attached = attach(model)
             leave_positions(model)  # they are those of the training without the callback
-        self._opened(model, 1)  # refuses what cannot be read
+        self._opened(model, 1).check_dropout("saliency", training=True)  # refuses what cannot be read
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any

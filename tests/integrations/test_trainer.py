@@ -394,8 +394,8 @@ def test_bad_arguments_are_named(message: str) -> None:
 def test_bad_groups_and_dropout_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="groups: 'first' is a group of the callback itself"):
         trained(llama(), tmp_path, AttentionCallback(1, lambda inputs: {"first": inputs["input_ids"] > 3}))
-    with pytest.raises(ValueError, match="an attention dropout of 0"):
-        trained(gpt2(), tmp_path, AttentionCallback(1, saliency=True))
+    with pytest.raises(ValueError, match=r"saliency: expected an attention dropout of 0, .*GPT2Attention\) drops 0.1"):
+        trained(gpt2(), tmp_path, AttentionCallback(50, saliency=True))  # before the first step
     for wrong, says in ((None, "a mapping from names"), ({"a": torch.ones(2, 3)}, r"groups\['a'\]: expected a mask")):
         with pytest.raises(ValueError, match=says):
             trained(llama(), tmp_path, AttentionCallback(1, lambda inputs, wrong=wrong: wrong))

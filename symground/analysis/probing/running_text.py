@@ -106,10 +106,9 @@ def surprisal(
 
 
 def _checked(texts: Any) -> list[str]:
-    found = (
-        [texts] if isinstance(texts, str) else list(texts) if is_list(texts) or isinstance(texts, Iterator) else None
-    )
-    if found is None or not found:
+    several = is_list(texts) or isinstance(texts, Iterator)
+    found = [texts] if isinstance(texts, str) else list(texts) if several else []
+    if not found:
         raise ValueError(f"texts: expected a text or a list of them, got {described(texts)}")
     for i, text in enumerate(found):
         if not isinstance(text, str) or not text.strip():

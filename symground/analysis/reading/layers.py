@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from symground import ops
@@ -210,7 +211,10 @@ def read_scan(
         found["rows"] = ops.ssd_rows(*scan, asked.rows, key_range).abs_()
     if asked.query is not None and asked.key is not None:
         groups = asked.query, asked.key[:, first:], asked.num_query, asked.num_key
-        found["mass"] = ops.ssd_mass(*scan, *groups, key_range)
+        past = members(asked.key[:, :first], asked.num_key, torch.float32).amax(-1, keepdim=True) if first else None
+        mass = ops.ssd_mass(*scan, *groups, key_range)
+        # What a group had before the pass is not known.
+        found["mass"] = mass if past is None else mass.masked_fill(past.mT[:, None] > 0, float("nan"))
     if asked.received:
         query, count = asked.query, asked.num_query
         if query is None:  # all of them but padding
@@ -231,21 +235,22 @@ def read(
         raise ValueError(
             f"model: layer {mixer.layer} mixes {keys} keys, not the {wanted.keys} positions that it is given"
         )
-    if wanted.block and first % wanted.block:
-        raise ValueError(
-            f"block: layer {mixer.layer} has kept the keys from position {first} on, which is no multiple of "
-            f"{wanted.block}, so blocks would begin elsewhere than in other layers"
-        )
     asked = wanted.of(at, q.device)
     if asked.key is not None:
-        asked = asked._replace(key=torch.nn.functional.pad(asked.key[:, first:], (0, more), value=-1))
+        asked = asked._replace(key=pad(asked.key[:, first:], (0, more), value=-1))
+    given_k, given_mixing, lead = k, mixing, 0
+    if wanted.block:  # blocks begin at the same positions in every layer, also where it has kept the last keys alone
+        lead = first % wanted.block
+        k, mixing, asked = _led(k, mixing, asked, lead)
+        first -= lead
     padding = ~wanted.valid[at]
     if bool(padding.any()):  # with a log-sum-exp of inf the weights of a row are 0, so that it is in no sum
         lse = lse.masked_fill(padding.to(q.device)[:, None], float("inf"))
     found = attention_read(q, k, lse, mixing._replace(gate=None), asked)._asdict()
     if wanted.topk is not None:
-        given = {n: x for n, x in mixing._asdict().items() if n != "gate"}
-        found["topk_weight"], found["topk_key"] = ops.attention_topk(q, k, lse, min(wanted.topk, keys), **given)
+        given = {n: x for n, x in given_mixing._asdict().items() if n != "gate"}
+        found["topk_weight"], of_key = ops.attention_topk(q, given_k, lse, min(wanted.topk, keys), **given)
+        found["topk_key"] = torch.where(of_key < 0, of_key, of_key + lead)
     if more and wanted.summary:  # of a window on both sides, whose queries are aligned to the last key that they see
         taken = 0.0 if mixing.sink is None else (mixing.sink[:, None] - lse).exp()
         found["distance"] -= more * torch.where((found["key"] < 0) | lse.isposinf(), 0.0, 1.0 - taken)
@@ -256,7 +261,7 @@ def read(
             continue
         x, offset = found[name], 0
         if name in ("rows", "received"):  # a key that is no longer there is hidden by the window
-            x, offset = x[..., :keys], first
+            x, offset = x[..., lead : lead + keys], first + lead
         elif name == "pooled":
             offset = first // wanted.block
             x = x[..., : array.shape[-1] - offset]
@@ -267,6 +272,22 @@ def read(
         if not is_key(name):
             array[at, layer, : mixer.heads] = 0
         _store(array, at, layer, mixer, x, offset)
+
+
+def _led(k: Tensor, mixing: Mixing, asked: Asked, lead: int) -> tuple[Tensor, Mixing, Asked]:
+    """Keys with ``lead`` more before the others, which no query sees, and the records of their positions."""
+    if not lead:
+        return k, mixing, asked
+    key_range = mixing.key_range
+    if key_range is None:
+        key_range = torch.tensor([[0, k.shape[2]]], device=k.device).expand(len(k), -1)
+    ids = {
+        name: None if x is None else pad(x, (lead, 0), value=-1)
+        for name, x in (("segments", mixing.segments), ("blocks", mixing.blocks))
+    }
+    key = None if asked.key is None else pad(asked.key, (lead, 0), value=-1)
+    led = mixing._replace(key_range=key_range + lead, segments=ids["segments"], blocks=ids["blocks"])
+    return pad(k, (0, 0, lead, 0)), led, asked._replace(key=key)
 
 
 def _check_sizes(wanted: Wanted, at: slice, mixer: Mixer, examples: int, queries: int) -> None:

@@ -17,6 +17,7 @@ from symground.analysis.reading.text_reader import TextReader, chosen_of, readab
 from symground.analysis.tracing import PREFIXES, inputs_by_name
 from symground.errors import integer
 from symground.models import mixers
+from symground.models.hooks import CACHES
 
 
 def attention(
@@ -134,10 +135,16 @@ def _reader(
     layers: Any, batch_size: int, more: Mapping[str, Any],
 ) -> TextReader | KindsReader:  # fmt: skip
     """What reads these inputs of the model."""
+    for name in CACHES:
+        if more.get(name) is not None:
+            raise ValueError(
+                f"{name}: expected None, since each text is read at once; symground.observe reads any pass"
+            )
     every = mixers(model, vision=True)
     of_probes = isinstance(given, (Examples, Probes, ImageQuestions))
     embeds = more.get("inputs_embeds")
     words = given is not None or embeds is not None or model.main_input_name == "input_ids"
+    words = words and not _has_towers(model)
     if of_probes or (words and every and not any(mixer.kind in PREFIXES for mixer in every)):
         read = readable(model, layers, of_probes)
         if source_groups is not None:
@@ -152,3 +159,12 @@ def _reader(
     )
     read = chosen_of(every, layers)
     return KindsReader(model, every, read, named, (groups, source_groups, answers), asked, batch_size)
+
+
+def _has_towers(model: PreTrainedModel) -> bool:
+    """Whether a model reads a text and a picture apart from each other, as CLIP does; it has no one embedding."""
+    try:
+        model.get_input_embeddings()
+    except NotImplementedError:
+        return True
+    return False

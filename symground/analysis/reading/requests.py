@@ -30,6 +30,11 @@ class Request(NamedTuple):
     """0 asks for no blocks."""
     largest: bool
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is asked for but perhaps sums between groups."""
+        return self.rows is None and not (self.received or self.summary or self.topk or self.block)
+
 
 def request_of(rows: Any, received: Any, summary: Any, topk: Any, block: Any, reduce: Any) -> Request:
     """The arguments of `attention` and `observe` of these names.
@@ -62,7 +67,7 @@ def rows_of(rows: Any, last: Tensor | None, examples: int, length: int) -> Tenso
             )
         return last[:, None]
     found = tensor_of(rows, "rows")
-    if found.ndim != 2 or len(found) != examples or found.is_floating_point():
+    if found.ndim != 2 or len(found) != examples or found.is_floating_point() or found.dtype == torch.bool:
         raise ValueError(f"rows: expected positions [B,R] = [{examples}, any], got {list(found.shape)} {found.dtype}")
     if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < length:
         wrong = found[(found < 0) | (found >= length)][0]

@@ -163,6 +163,13 @@ def checked_mask(mask: Any, ids: Tensor, name: str) -> Tensor:
     found = mask_of(mask, name, ids.shape).to(ids.device)
     if not bool(found.any(-1).all()):
         raise ValueError(f"{name}: expected at least one valid token in every example")
+    holes = (found[:, 1:].bool() & ~found[:, :-1].bool()).sum(-1) + found[:, 0].bool()
+    wrong = (holes > 1).nonzero()[:, 0].tolist()
+    if wrong:
+        raise ValueError(
+            f"{name}: expected the valid tokens of each example to be contiguous (padding at the ends only); example "
+            f"{wrong[0]} has padding between its tokens"
+        )
     return found
 
 

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from symground import ops
 from symground.models.architectures.masks import NAME, UNPADDED, key_range_mask, read
 from symground.models.hooks import Tap, attention_row, check_batch, shown, tap_of
-from symground.ops.attention.mixing import Mixing, valid_keys
+from symground.ops.attention.mixing import Mixing
 from symground.ops.common.compiled import opaque
 
 #: Attention variants that change the scores in a way `ops.attention` has no argument for.
@@ -95,11 +95,16 @@ def attend(
     tap = tap_of(module)
     check_batch(tap, len(query))
     if dropout > 0 and not (tap.idle or (tap.apart and tap.only_reads)):
-        raise ValueError("model: tracing and ablation need model.eval(), or an attention dropout of 0")
-    if dropout > 0 and mixing.extended:
         raise ValueError(
-            f"model: {type(module).__name__} has capped scores, a sink, packed texts or blocks, which symground's "
-            f"attention computes without dropout; expected model.eval(), or an attention dropout of 0; got {dropout}"
+            "model: tracing, flow and ablation need model.eval(), or an attention dropout of 0; "
+            f"{type(module).__name__} drops {dropout} of its weights"
+        )
+    if dropout > 0 and not mixing.is_masks:
+        has = {"capped scores": mixing.softcap, "a sink": mixing.sink, "slopes": mixing.slopes}
+        what = " and ".join(name for name, x in has.items() if x is not None)
+        raise ValueError(
+            f"model: {type(module).__name__} has {what}, with which symground's attention has no dropout; expected "
+            f"model.eval(), or an attention dropout of 0; got {dropout}"
         )
     if tap.query_groups is not None and tap.key_groups is not None:
         wanted = tap.query_groups.shape[1], tap.key_groups.shape[1]
@@ -132,15 +137,14 @@ def attend(
 def _mixed(tap: Tap, query: Tensor, key: Tensor, value: Tensor, mixing: Mixing, dropout: float) -> Tensor:
     """The heads' outputs [B,H,T,Dv], by the cheapest function that gives what the tap asks."""
     lse = None
-    enough = tap.plain and not mixing.extended and (dropout > 0 or mixing.key_range is None)
+    enough = tap.plain and (dropout > 0 or (not mixing.extended and mixing.key_range is None))
     if tap.mix is not None:
         out = tap.mix(query, key, value, mixing.scale_of(query))
     elif enough and (tap.apart or not tap.read):
         queries, keys = query.shape[2], key.shape[2]
         plain = mixing.causal and queries == keys and mixing.key_range is None and mixing.window is None
-        mask = None
-        if not plain:
-            mask = valid_keys(queries, keys, mixing.causal, mixing.key_range, mixing.window, query.device)
+        plain = plain and not mixing.by_ids
+        mask = None if plain else mixing.valid(query, key)
         gqa = query.shape[1] != key.shape[1]
         out = scaled_dot_product_attention(
             query, key, value, mask, dropout, is_causal=plain, scale=mixing.scale, enable_gqa=gqa

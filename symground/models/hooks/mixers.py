@@ -28,8 +28,12 @@ from symground.ops.common.compiled import opaque
 WITH_VISION = "_symground_with_vision"
 #: The names of the cache among the inputs of a model; transformers renamed it in 5.24.
 CACHES = ("cache", "past_key_values", "cache_params")
-#: A mixer accepts each of these from one block at a time.
-_ONCE = ("saliency_probe", "flow_probe", "query_groups", "key_groups", "row_probe", "mix", "measure")
+#: What a mixer accepts from one block at a time, and its name in an error.
+_ONCE = {
+    "saliency_probe": "saliency", "flow_probe": "flow (saliency=True of a callback, flow=True, or a trace)",
+    "query_groups": "flow", "key_groups": "flow", "row_probe": "rows of saliency", "mix": "own mixing",
+    "measure": "sizes",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ class Tap:
         for name in _ONCE:
             ours, theirs = getattr(self, name), getattr(later, name)
             if ours is not None and theirs is not None:
-                raise ValueError(f"model: two blocks set {name} of one layer; only one may")
+                raise ValueError(f"model: two blocks ask the {_ONCE[name]} of one layer at the same time; only one may")
             once[name] = theirs if ours is None else ours
         observe, read = (*self.observe, *later.observe), (*self.read, *later.read)
         scans = (*self.read_scan, *later.read_scan)

@@ -111,7 +111,8 @@ def readable_ids(model: PreTrainedModel) -> int:
     embedding = model.get_input_embeddings()
     if isinstance(embedding, PatchEmbedding) and embedding.features is None:
         return 2**62  # its own error says what is missing
-    return max(id_limit(model), getattr(embedding, "num_embeddings", 0))
+    rows: int = getattr(embedding, "num_embeddings", 0)
+    return rows if model.get_output_embeddings() is None else max(id_limit(model), rows)
 
 
 def id_limit(model: PreTrainedModel) -> int:

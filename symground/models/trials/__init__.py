@@ -14,11 +14,17 @@ from symground.models.trials.output_head import (
     trial_ids,
     verified_readout,
 )
-from symground.models.trials.reproducibility import check_deterministic, check_lengths, stretch_of
+from symground.models.trials.reproducibility import (
+    attention_dropout,
+    check_deterministic,
+    check_lengths,
+    stretch_of,
+)
 
 __all__ = [
     "Readout",
     "agree",
+    "attention_dropout",
     "check_deterministic",
     "check_lengths",
     "hidden_states",

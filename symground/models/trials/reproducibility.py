@@ -56,6 +56,17 @@ def check_deterministic(model: PreTrainedModel) -> None:
         )
 
 
+def attention_dropout(module: nn.Module) -> float:
+    """The share of its attention weights that an attention module drops in training, by its attributes; 0 if none."""
+    found = [0.0]
+    for name, value in (*vars(module).items(), *module.named_children()):
+        of_weights = name in ("dropout", "dropout_p") or ("att" in name and "drop" in name)
+        share = value.p if isinstance(value, nn.Dropout) else value
+        if of_weights and isinstance(share, float):
+            found.append(share)
+    return max(found)
+
+
 def _differs(module: nn.Module) -> Iterator[str]:
     if isinstance(module, _DropoutNd):
         if module.p > 0:

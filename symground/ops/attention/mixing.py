@@ -126,6 +126,11 @@ class Mixing(NamedTuple):
         return not (self.softcap is None and tensors_are_none)
 
     @property
+    def is_masks(self) -> bool:
+        """Whether the record changes which keys are seen alone, not their scores or the softmax."""
+        return self.softcap is None and self.sink is None and self.slopes is None
+
+    @property
     def by_ids(self) -> bool:
         """Whether ids of positions say which keys a query sees."""
         return self.segments is not None or self.blocks is not None
@@ -263,9 +268,11 @@ def key_range_of(mask: Tensor) -> Tensor:
     last = first + valid.sum(-1)
     positions = torch.arange(valid.shape[1], device=valid.device)
     contiguous = (positions >= first[:, None]) & (positions < last[:, None])
+    wrong = contiguous != valid
     check.values(
-        (contiguous == valid).all(-1),
-        "attention_mask: expected the valid tokens of each example to be contiguous (padding at the ends only)",
-        mask,
+        ~wrong.any(-1),
+        "attention_mask: expected the valid tokens of each example to be contiguous (padding at the ends only), "
+        "without padding between them at an [example, position]",
+        torch.stack([torch.arange(len(valid), device=valid.device), wrong.int().argmax(-1)], -1),
     )
     return torch.stack((first, last), -1)

@@ -224,7 +224,7 @@ def test_what_can_be_asked_once_is_refused_twice(gpt2: GPT2LMHeadModel) -> None:
     two = ExitStack()
     for probe in probes:
         two.enter_context(mixer.tapped(saliency_probe=probe))
-    with two, pytest.raises(ValueError, match="model: two blocks set saliency_probe of one layer"):
+    with two, pytest.raises(ValueError, match="model: two blocks ask the saliency of one layer"):
         gpt2(IDS)
     message = "heads: each of 3 examples has its own silenced heads, within a block for 2"
     with sg.ablate(gpt2, [[(1, 0)], []]), sg.ablate(gpt2, [[(1, 1)], [], []]), pytest.raises(ValueError, match=message):

@@ -15,15 +15,16 @@ from transformers import PreTrainedModel
 
 from symground.analysis.reading.layers import Part, Wanted, arrays_of, bytes_of, dataset_of, read, read_scan
 from symground.analysis.reading.observing.flow_probes import with_flow
-from symground.analysis.reading.observing.groups import Groups, groups_of
+from symground.analysis.reading.observing.groups import Groups, groups_of, reads_images
 from symground.analysis.reading.observing.joining import joined, joined_bytes
 from symground.analysis.reading.observing.passing import Past, fitted, named_masks, sizes_in, text_of, words_of
-from symground.analysis.reading.requests import Request, request_of, rows_of
+from symground.analysis.reading.requests import Request, check_asked, request_of, rows_of
 from symground.analysis.reading.text_reader import readable
 from symground.analysis.tracing import group_ids, last_of, most_heads, prefix_of, with_prediction
 from symground.errors import choice, flag, integer
 from symground.models import Mixer, Tap
 from symground.models.hooks import Entry, body, in_backward, inner_stack
+from symground.models.trials import attention_dropout
 
 
 def observe(
@@ -57,7 +58,9 @@ def observe(
             the keys of the pass itself are read, since its state keeps no single positions; others are NaN. Of an
             encoder-decoder, the layers of the decoder are read: those of cross-attention have variables that begin with
             "cross_", as in :func:`symground.attention`, which also reads the encoder's.
-        groups: names → [B,P] masks of the first P positions, which do not overlap; later positions are in no group.
+        groups: names → [B,P] masks of the first P positions of each text, which do not overlap; later positions are in
+            no group. Where ``generate`` reads a second text beside the first (classifier-free guidance, a draft), they
+            hold for that too: the coordinate text tells them apart.
             Or a function of the inputs of a pass, by their names, that returns [B,T] masks of the positions of the
             pass; where a cache has earlier ones, these keep their groups. Asks for mass. None takes the parts of a text
             with images: "system", "image", "question", and "answer", which is what follows the first pass of a text.
@@ -102,14 +105,16 @@ def observe(
         raise ValueError(f"flow: expected groups between which the flow is summed, {wrong}")
     last = None if last is None else integer("last", last, 1)
     limit = None if limit is None else integer("limit", limit, 0)
+    if asked.is_empty and not (groups or of_source or (groups is None and reads_images(model))):
+        check_asked(())
     return Observation(model, read, asked, groups, of_source, flow, integer("every", every, 1), last, limit)
 
 
 class _Pass:
     """A pass that is read, and what was read of it."""
 
-    def __init__(self, number: int, inputs: Mapping[str, Any], past: int) -> None:
-        self.number, self.inputs, self.past = number, inputs, past
+    def __init__(self, number: int, inputs: Mapping[str, Any], past: int, text_number: int) -> None:
+        self.number, self.inputs, self.past, self.text_number = number, inputs, past, text_number
         self.parts: dict[str, Part] = {}
         """By the prefixes of their kinds."""
         self.text: tuple[Tensor, dict[str, Tensor]] | None = None
@@ -117,6 +122,10 @@ class _Pass:
         self.queries = 0
         self.layers: set[int] = set()
         """The numbers of the layers that were read."""
+
+
+def _always() -> bool:
+    return True
 
 
 class Observation(AbstractContextManager["Observation"]):
@@ -128,7 +137,7 @@ class Observation(AbstractContextManager["Observation"]):
     ) -> None:  # fmt: skip
         self._model, self._asked, self._groups, self._flow = model, asked, groups_of(model, groups), flow
         self._source_groups, self._every, self._limit = source_groups, every, limit
-        self.only: Callable[[], bool] = lambda: True
+        self.only: Callable[[], bool] = _always
         """Whether a pass that begins is read, of those that ``every`` chooses."""
         kinds = dict.fromkeys(prefix_of(mixer) for mixer in layers)
         self._of_kind = {kind: tuple(m for m in layers if prefix_of(m) == kind) for kind in kinds}
@@ -153,6 +162,9 @@ class Observation(AbstractContextManager["Observation"]):
         if entry is not None:
             entry.__exit__(*error)
 
+    def __reduce__(self) -> Any:
+        raise TypeError("an Observation belongs to its model and process; pickle what its dataset() returns")
+
     def __repr__(self) -> str:
         return f"Observation: {len(self)} passes of {type(self._model).__name__}"
 
@@ -170,7 +182,8 @@ class Observation(AbstractContextManager["Observation"]):
 
         Its variables are those of :func:`symground.attention` with a first dimension step. A pass with fewer examples,
         queries or keys than others is filled up with NaN, and with -1 where the numbers are integers; `passes` has each
-        at its own size. The coordinates of step are its number (among all passes of the block, from 0), ``past``, the
+        at its own size. The coordinates of step are its number (among all passes of the block, from 0), ``text``, the
+        number of the text (a pass goes on with the text that its cache holds; any other pass begins one), ``past``, the
         positions before those of the pass, ``queries``, how many positions it has (query i is position past + i), and
         ``complete``, 1 or 0: whether all layers ran, which they do not where a pass raises or skips some.
 
@@ -222,12 +235,23 @@ class Observation(AbstractContextManager["Observation"]):
         taps: Mapping[Any, Tap] = {}
         self._now = None
         if number % self._every == 0 and only:
-            self._now = _Pass(number, text, past)
+            self._now = _Pass(number, text, past, self._past.text)
             flows = self._flow and torch.is_grad_enabled()
             taps = self._with_flow(self._now) if flows else self._taps
         self._entry.ask(self._asks(taps))
 
+    def check_dropout(self, argument: str = "flow", training: bool = False) -> None:
+        """Refuse flow, which ``argument`` asks for, if attention weights are dropped, now or once it is in training."""
+        for mixer in (mixer for of_kind in self._of_kind.values() for mixer in of_kind):
+            share = attention_dropout(mixer.module)
+            if self._flow and share > 0 and (training or mixer.module.training):
+                raise ValueError(
+                    f"{argument}: expected an attention dropout of 0, since flow is of weights without it; layer "
+                    f"{mixer.layer} ({type(mixer.module).__name__}) drops {share:g} of its own in training"
+                )
+
     def _with_flow(self, now: _Pass) -> dict[Any, Tap]:
+        self.check_dropout()
         sizes = sizes_in(now.inputs)
         if sizes is None or now.past:
             raise ValueError("flow: expected a pass with input_ids or inputs_embeds and without positions in a cache")
@@ -296,4 +320,6 @@ class Observation(AbstractContextManager["Observation"]):
     def _dataset_of(self, one: _Pass) -> xr.Dataset:
         found = dataset_of(self._model, one.parts, self._heads)
         complete = len(one.layers) == sum(map(len, self._of_kind.values()))
-        return found.assign_attrs(step=one.number, past=one.past, queries=one.queries, complete=int(complete))
+        return found.assign_attrs(
+            step=one.number, text=one.text_number, past=one.past, queries=one.queries, complete=int(complete)
+        )

@@ -27,6 +27,11 @@ class _Groups(Protocol):
         """Masks [B,S] of the positions up to those of the pass, which are words where ``valid`` [B,T] is True."""
 
 
+def reads_images(model: PreTrainedModel) -> bool:
+    """Whether the model's texts may have parts by themselves."""
+    return getattr(model.config, "image_token_id", None) is not None
+
+
 def groups_of(model: PreTrainedModel, groups: Groups | None) -> _Groups:
     if groups is None:
         return _Parts(model)
@@ -96,7 +101,7 @@ class _Parts:
     """The parts of a text with images: what follows the first pass of a text is the answer."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._model, self._reads_images = model, getattr(model.config, "image_token_id", None) is not None
+        self._model, self._reads_images = model, reads_images(model)
         self._ids: Tensor | None = None
         self._parts: dict[str, Tensor] = {}
         self._total = 0

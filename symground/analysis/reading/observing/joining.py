@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from symground.analysis.reading.layers import variable_key
 
 #: Attributes of a pass that become coordinates of its step.
-STEP = ("step", "past", "queries", "complete")
+STEP = ("step", "text", "past", "queries", "complete")
 
 
 def joined(passes: Sequence[xr.Dataset]) -> xr.Dataset:

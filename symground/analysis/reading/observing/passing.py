@@ -43,6 +43,8 @@ class _Known(NamedTuple):
     """How many it held after the pass."""
     ahead: int
     """By how much its position ids were ahead of its positions: PaliGemma's begin at 1."""
+    text: int
+    """The number of its text."""
 
 
 class Past:
@@ -50,6 +52,9 @@ class Past:
 
     def __init__(self) -> None:
         self._known: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
+        self.text = -1
+        """The number of the text of the pass that was counted last."""
+        self._texts, self._uncached = 0, -1
 
     def before(self, inputs: Mapping[str, Any]) -> int:
         """The positions before those of a pass, which is counted.
@@ -59,6 +64,7 @@ class Past:
         """
         cache, new = cache_of(inputs), positions_in(inputs)
         if cache is None:
+            self.text, self._texts, self._uncached = self._texts, self._texts + 1, new or 0
             return 0
         known = self._known.get(cache)
         past = _length_of(cache, known)
@@ -68,8 +74,14 @@ class Past:
         shrunk = known is not None and past < known.positions and new is not None and said > past + new
         if past and (shrunk or ahead > (0 if known is None else known.ahead)):
             raise _dropped(f"holds {past} positions, and the mask or the positions of the pass say more")
+        if known is not None and past:
+            self.text = known.text
+        elif not past or past != self._uncached:  # else of a cache that the pass before has made
+            self.text, self._texts = self._texts, self._texts + 1
+        self._uncached = -1
         if new is not None:
-            self._known[cache] = _Known(past + new, max(0, ahead) if not past or known is None else known.ahead)
+            ahead = max(0, ahead) if not past or known is None else known.ahead
+            self._known[cache] = _Known(past + new, ahead, self.text)
         return past
 
 
