@@ -80,6 +80,7 @@ setup(
         "symground.data": ["resources/*"],
         "symground.kernels": ["README.md"],
         "symground.reports.pages": ["*.html.jinja", "*.css", "*.js"],
+        "symground.reports.views": ["*.html.jinja", "*.css", "*.js"],
     },
     ext_modules=[Extension(name, [], optional=True) for name in buildable],
     cmdclass={"build_ext": BuildExtension},

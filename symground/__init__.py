@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from symground.models import load_tokenizer as load_tokenizer
     from symground.reports.pages.study import report as report
     from symground.reports.patches import draw_patches as draw_patches
+    from symground.reports.views import view as view
 
 __version__ = VERSION
 
@@ -54,7 +55,7 @@ _HOMES = {
         "score_to_parquet", "stability", "steer", "steering", "surprisal", "sweep_heads", "trace", "trace_memory",
     ),
     "symground.models": ("attach", "detach", "load", "load_processor", "load_tokenizer"),
-    "symground.reports": ("draw_patches", "report"),
+    "symground.reports": ("draw_patches", "report", "view"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -62,7 +63,7 @@ __all__ = [
     "TunedLens", "ablate", "answers", "attach", "attention", "attention_memory", "cooccurrence", "detach",
     "draw_patches", "find_heads", "gain", "image_questions", "intervene", "lens_gain", "load", "load_processor",
     "load_tokenizer", "monitor", "observe", "ops", "pope_scores", "probes", "report", "score", "score_to_parquet",
-    "stability", "steer", "steering", "surprisal", "sweep_heads", "trace", "trace_memory",
+    "stability", "steer", "steering", "surprisal", "sweep_heads", "trace", "trace_memory", "view",
 ]  # fmt: skip
 
 

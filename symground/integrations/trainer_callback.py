@@ -15,9 +15,10 @@ from transformers.trainer_callback import CallbackHandler
 from symground.analysis import Observation, observe
 from symground.errors import described, flag, integer
 from symground.integrations.metrics import ALL, attention_metrics, checked_prefix, quantiles_of
-from symground.models import attach, detach
+from symground.models import attach, detach, mixers
 from symground.models.attachment import is_attached, leave_positions
 from symground.models.hooks import is_encoder_decoder
+from symground.models.trials import check_dropout
 
 FIRST, OTHER = "first", "other"
 
@@ -83,7 +84,9 @@ class AttentionCallback(TrainerCallback):
             with _without_autocast(model):
                 self._attached = attach(model)
             leave_positions(model)  # they are those of the training without the callback
-        self._opened(model, 1).check_dropout("saliency", training=True)  # refuses what cannot be read
+        self._opened(model, 1)  # refuses what cannot be read
+        if self.saliency:
+            check_dropout({mixer.layer: mixer.module for mixer in mixers(model)}, "saliency", soon=True)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any

@@ -2,5 +2,6 @@
 
 from symground.reports.pages.study import report
 from symground.reports.patches import draw_patches
+from symground.reports.views import View, view
 
-__all__ = ["draw_patches", "report"]
+__all__ = ["View", "draw_patches", "report", "view"]

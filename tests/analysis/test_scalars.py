@@ -66,6 +66,7 @@ CALLS: dict[str, str] = {
     "sweep_heads": "model, few",
     "trace": "model, few",
     "trace_memory": "model, 9",
+    "view": "seen",
 }
 ANY: tuple[Any, ...] = ()
 COUNT, SHARE, WORD = (0, -1), (0.0, -0.1, 1.001), ("other", "")
@@ -80,7 +81,7 @@ BEYOND: dict[str, tuple[Any, ...]] = {
     "contexts": ("/missing",), "separator": ANY, "joint": ANY, "system": ANY, "instruction": ANY, "said": ANY,
     "rows": WORD, "reduce": WORD, "topk": (0, -1, 10**6), "observe.topk": (0, -1), "block": COUNT,
     "texts": ("", " "), "limit": (-1,), "every": COUNT, "last": COUNT,
-    "path": ANY, "out": ANY, "acquisition": ANY,
+    "example": (-1, 10**6), "title": ANY, "path": ANY, "out": ANY, "acquisition": ANY,
 }  # fmt: skip
 WRONG = ("5", 1.5, 2.0, True, None, math.nan, math.inf, np.float64(1.5), [5], b"x", object(), torch.tensor(2))
 
@@ -145,7 +146,7 @@ def scalars(own: SimpleNamespace, llava_folder: Path, asked: ImageQuestions, tmp
         questions=asked.questions[:2], saved=folder / "model", saved_processor=llava_folder / "model", lens=lens,
         lens_file=lens.save(folder / "lens.safetensors"), gains=gains, study=results(folder / "study"),
         counts=sg.cooccurrence(own.corpus, list(own.few.nouns)), picture=np.ones((8, 8, 3)),
-        ones=np.ones(len(asked.prompts[0].ids)),
+        seen=sg.trace(own.model, own.few, rows=True), ones=np.ones(len(asked.prompts[0].ids)),
         contexts=analysis.gain_by_context(own.scores).assign(model="m", seed=0, step=1), np=np,
     )  # fmt: skip
 

@@ -5,9 +5,7 @@ The tests need Playwright and a Chromium (``apt-get install chromium``, or a pat
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +14,21 @@ import pytest
 
 import symground as sg
 from symground.analysis.results import read_table
+from tests.reports.browser import browser, open_page
+
+__all__ = ["browser", "open_page"]
 
 Made = Callable[..., Path]
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: browser test")
-_CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if _CHROMIUM is None:
-        pytest.skip("no Chromium: browser test (apt-get install chromium)")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
-def opened(browser: Any, rendered: Path) -> Iterator[Callable[..., Any]]:
-    """Opens a study's page. Its ``complaints`` are the browser's errors and the requests to the network."""
-    contexts = []
+def opened(open_page: Callable[..., Any], rendered: Path) -> Callable[..., Any]:
+    """Opens a study's page."""
 
     def open_(width: int = 1000, path: Path | None = None, **more: Any) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 900}, **more)
-        contexts.append(context)
-        page = context.new_page()
-        page.complaints = []
-        page.on("console", lambda message: page.complaints.append(message.text))
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        file = path or rendered
-        page.on("request", lambda asked: asked.url.startswith(("file:", "data:")) or page.complaints.append(asked.url))
-        page.goto(file.as_uri())
-        return page
+        return open_page(path or rendered, width, **more)
 
-    yield open_
-    for context in contexts:
-        context.close()
+    return open_
 
 
 @pytest.mark.parametrize("width", [390, 1100])

@@ -45,6 +45,8 @@ class Given(NamedTuple):
     """Names → [N,T] bool masks of the query groups."""
     keys: dict[str, Tensor]
     """Likewise of the key groups."""
+    ids: Tensor | None
+    """[N,T]; None of embeddings."""
 
     @property
     def examples(self) -> int:
@@ -101,7 +103,8 @@ def given_of(
         keys = {name: mask & valid for name, mask in masks_of(groups, torch.zeros(ids.shape).long()).items()}
     p = last_of(valid)
     queries = with_prediction(keys, p[:, None], ids.shape[1]) if keys else {}
-    return Given(inputs_of(inputs, None, len(ids), batch_size), valid, p, queries, keys)
+    known = None if input_ids is None else ids
+    return Given(inputs_of(inputs, None, len(ids), batch_size), valid, p, queries, keys, known)
 
 
 def _of_examples(model: PreTrainedModel, examples: Examples, beside: Mapping[str, Any]) -> Given:
@@ -110,4 +113,4 @@ def _of_examples(model: PreTrainedModel, examples: Examples, beside: Mapping[str
     ids, p = examples.input_ids, examples.lengths.cpu() - 1
     queries, keys = ({n: x.cpu() for n, x in of.items()} for of in (examples.query_masks, examples.key_masks))
     valid = torch.arange(ids.shape[1]) <= p[:, None]
-    return Given(lambda at: {"input_ids": ids[at], **examples.given(at)}, valid, p, queries if keys else {}, keys)
+    return Given(lambda at: {"input_ids": ids[at], **examples.given(at)}, valid, p, queries if keys else {}, keys, ids)

@@ -87,8 +87,9 @@ def attention(
         (``parts``) with "vision_"; their dimensions are named as in :func:`symground.trace`. Models of other inputs
         than text, such as vision transformers, take these by name.
 
-        The coordinates valid (example, query) and group_size (example, query_group) say which queries are not padding,
-        and how many a group has. Padding is no valid key, and its own rows mean nothing.
+        The coordinates token (example, key), the ids of a text (-1 at padding), valid (example, query) and group_size
+        (example, query_group) say what stands where, which queries are not padding, and how many a group has. Padding
+        is no valid key, and its own rows mean nothing.
 
     Raises:
         ValueError: rows out of range, groups that do not fit or overlap, ``topk`` beyond the length, a result larger

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import xarray as xr
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -50,7 +51,10 @@ class TextReader:
 
         with return_freed_memory(device.type == "cpu" and large):
             read_in_batches((part,), count, self._batch_size, run)
-        return dataset_of(model, {"": part}, most_heads(layers))
+        found = dataset_of(model, {"": part}, most_heads(layers))
+        if given.ids is None or "key" not in found.dims:
+            return found
+        return found.assign_coords(token=(("example", "key"), torch.where(given.valid, given.ids.cpu(), -1).numpy()))
 
 
 def readable(

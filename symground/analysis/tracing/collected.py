@@ -27,15 +27,16 @@ DIMS = {
 
 def scores_of(targets: Targets, each: NDArray[np.float32], several: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """The variables and coordinates of surprisals [N,R]; with ``several`` targets, those of each beside the sum."""
-    positions, there = targets.positions.cpu().numpy(), targets.there.cpu().numpy()
+    positions, ids, there = (x.cpu().numpy() for x in (*targets, targets.there))
     if not several:
-        return {"surprisal": ("example", each[:, 0])}, {"prediction": ("example", positions[:, 0])}
+        coordinates = {"prediction": ("example", positions[:, 0]), "target_token": ("example", ids[:, 0])}
+        return {"surprisal": ("example", each[:, 0])}, coordinates
     of = "example", "target"
     found = {
         "surprisal": ("example", each.sum(1, dtype=np.float64).astype(np.float32)),
         "token_surprisal": (of, np.where(there, each, np.float32(np.nan))),
     }
-    return found, {"prediction": (of, positions), "target_token": (of, targets.ids.cpu().numpy())}
+    return found, {"prediction": (of, positions), "target_token": (of, ids)}
 
 
 def blank(arrays: Mapping[str, NDArray[np.float32]], targets: Targets, times: int = 1) -> None:

@@ -35,6 +35,8 @@ class TraceInput(NamedTuple):
 
     ids: Tensor
     """[N,T]"""
+    valid: Tensor
+    """[N,T] bool, False at padding."""
     targets: Targets
     query_names: list[str]
     query_groups: Tensor
@@ -58,6 +60,7 @@ def of_examples(model: PreTrainedModel, examples: Examples, beside: Mapping[str,
     examples, ids = examples.read_by(model), examples.input_ids
     return TraceInput(
         ids,
+        torch.arange(ids.shape[1]) < examples.lengths[:, None],
         examples.wanted,
         list(examples.query_masks),
         group_ids(examples.query_masks, ids),
@@ -117,6 +120,7 @@ def of_ids(
     inputs = inputs_of(model_inputs, attention_mask, len(ids), batch_size)
     return TraceInput(
         ids,
+        valid,
         wanted,
         list(queries),
         group_ids(queries, ids),

@@ -100,8 +100,8 @@ def trace(
           over all queries and keys;
         - rows (example, layer, head, key): S_h[p, key], signed, with ``rows``;
         - group (example, key): index of the key group, or -1;
-        - the coordinate prediction (example): p; of a span prediction and target_token (example, target), -1 where an
-          example has fewer.
+        - the coordinates prediction (example), p, and target_token (example); of a span both (example, target), -1
+          where an example has fewer; token (example, key): the ids, -1 at padding.
 
         In an encoder-decoder, ``input_ids`` (or its other inputs by name) are read by the encoder, and p is the last
         valid token of ``decoder_input_ids``. Its own layers have the variables above. Those of cross-attention begin
@@ -214,9 +214,9 @@ def _trace(model: PreTrainedModel, layers: tuple[Mixer, ...], given: TraceInput,
     if per_token:
         blank(arrays, targets)
     variables = {**scores, **{name: (dims_of(name, per_token), value) for name, value in arrays.items()}}
+    tokens = torch.where(given.valid, given.ids, -1).cpu().numpy()
     coords: dict[str, Any] = {
-        "key_group": given.key_names, "token": (("example", "key"), given.ids.cpu().numpy()), **coordinates,
-        **given.labels,
+        "key_group": given.key_names, "token": (("example", "key"), tokens), **coordinates, **given.labels,
     }  # fmt: skip
     note = {"note": f"{type(model).__name__} mixes positions by no matrix: gradient × input, no saliency, no heads"}
     if layers:

@@ -15,8 +15,8 @@ from symground.models.trials.output_head import (
     verified_readout,
 )
 from symground.models.trials.reproducibility import (
-    attention_dropout,
     check_deterministic,
+    check_dropout,
     check_lengths,
     stretch_of,
 )
@@ -24,8 +24,8 @@ from symground.models.trials.reproducibility import (
 __all__ = [
     "Readout",
     "agree",
-    "attention_dropout",
     "check_deterministic",
+    "check_dropout",
     "check_lengths",
     "hidden_states",
     "logits_given_by",

@@ -9,7 +9,7 @@ a text in a batch with longer ones differs from the text alone. Hooks may do any
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -56,8 +56,23 @@ def check_deterministic(model: PreTrainedModel) -> None:
         )
 
 
-def attention_dropout(module: nn.Module) -> float:
-    """The share of its attention weights that an attention module drops in training, by its attributes; 0 if none."""
+def check_dropout(modules: Mapping[int, nn.Module], argument: str, soon: bool = False) -> None:
+    """Refuse attention modules, by their layers, that drop some of their weights: in training now, or ``soon``.
+
+    Raises:
+        ValueError: names ``argument``, which asks for flow.
+    """
+    for layer, module in modules.items():
+        share = _attention_dropout(module)
+        if share > 0 and (soon or module.training):
+            raise ValueError(
+                f"{argument}: expected an attention dropout of 0, since flow is of weights without it; layer {layer} "
+                f"({type(module).__name__}) drops {share:g} of its own in training"
+            )
+
+
+def _attention_dropout(module: nn.Module) -> float:
+    """The share of its weights that an attention module drops, by its attributes; 0 if none."""
     found = [0.0]
     for name, value in (*vars(module).items(), *module.named_children()):
         of_weights = name in ("dropout", "dropout_p") or ("att" in name and "drop" in name)

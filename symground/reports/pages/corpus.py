@@ -16,7 +16,7 @@ from matplotlib.transforms import Bbox
 from symground.data import env, lan
 from symground.files import replacing
 from symground.reports.figures import MATCHED, MISMATCHED, CountFormatter, figure_of, svg_of, words_are_no_formulas
-from symground.reports.pages.template import render
+from symground.reports.template import render
 
 #: Counts of utterances in the statistics of transcripts → their labels, in the order of the page.
 _UTTERANCES = {

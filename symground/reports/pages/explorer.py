@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from symground.files import evenly
 from symground.reports.sections.parts import StudyResults
+from symground.reports.template import script_json
 
 #: Largest size of the maps in a page, in bytes. If they are larger, fewer checkpoints are shown, evenly spread.
 BUDGET = 5 * 2**20
@@ -39,13 +39,7 @@ def explorer(study: StudyResults) -> Markup | None:
         of_model = of_model[of_model["tokens"].map(len) <= _LONGEST]
         if len(of_model):
             runs.append(_run(str(model), of_model, gains[gains["model"] == model], BUDGET // len(models)))
-    return _script({"runs": runs}) if runs else None
-
-
-def _script(value: Any) -> Markup:
-    """JSON in which <, > and & are escaped, so that no word in it can end the script element."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+    return script_json({"runs": runs}) if runs else None
 
 
 def _run(model: str, maps: pd.DataFrame, gains: pd.DataFrame, budget: int) -> dict[str, Any]:

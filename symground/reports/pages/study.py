@@ -18,9 +18,9 @@ from symground.files import make_folder, read_json, replacing
 from symground.reports.figures import write_figures
 from symground.reports.formats import control_cell, corpus_size, number, with_interval
 from symground.reports.pages.explorer import explorer
-from symground.reports.pages.template import render
 from symground.reports.sections import SECTIONS, behaviour, beside
 from symground.reports.sections.parts import Section, StudyResults, TablePart, last_checkpoints
+from symground.reports.template import render
 
 
 def report(

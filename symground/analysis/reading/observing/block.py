@@ -24,7 +24,7 @@ from symground.analysis.tracing import group_ids, last_of, most_heads, prefix_of
 from symground.errors import choice, flag, integer
 from symground.models import Mixer, Tap
 from symground.models.hooks import Entry, body, in_backward, inner_stack
-from symground.models.trials import attention_dropout
+from symground.models.trials import check_dropout
 
 
 def observe(
@@ -240,18 +240,9 @@ class Observation(AbstractContextManager["Observation"]):
             taps = self._with_flow(self._now) if flows else self._taps
         self._entry.ask(self._asks(taps))
 
-    def check_dropout(self, argument: str = "flow", training: bool = False) -> None:
-        """Refuse flow, which ``argument`` asks for, if attention weights are dropped, now or once it is in training."""
-        for mixer in (mixer for of_kind in self._of_kind.values() for mixer in of_kind):
-            share = attention_dropout(mixer.module)
-            if self._flow and share > 0 and (training or mixer.module.training):
-                raise ValueError(
-                    f"{argument}: expected an attention dropout of 0, since flow is of weights without it; layer "
-                    f"{mixer.layer} ({type(mixer.module).__name__}) drops {share:g} of its own in training"
-                )
-
     def _with_flow(self, now: _Pass) -> dict[Any, Tap]:
-        self.check_dropout()
+        every = (mixer for of_kind in self._of_kind.values() for mixer in of_kind)
+        check_dropout({mixer.layer: mixer.module for mixer in every}, "flow")
         sizes = sizes_in(now.inputs)
         if sizes is None or now.past:
             raise ValueError("flow: expected a pass with input_ids or inputs_embeds and without positions in a cache")

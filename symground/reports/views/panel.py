@@ -1,0 +1,133 @@
+"""What a view shows of one example of a trace or of attention weights: a panel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from symground.errors import described, integer
+from symground.reports.views.pieces import pieces_of
+
+Numbers = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A token whose row is shown: one that is predicted, or one that attends."""
+
+    position: int
+    """Where it reads from: the prediction position, or its own."""
+    at: int
+    """Where it stands in the text; -1 for a target that does not."""
+    said: str
+    """Its own text."""
+    surprisal: float
+    """nats; NaN of attention."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """T tokens, and for R targets the rows of every layer and head over them."""
+
+    name: str
+    tokens: tuple[str, ...]
+    targets: tuple[Target, ...]
+    layers: tuple[int, ...]
+    rows: Numbers
+    """[R,L,H,T] signed saliency in nats, or attention weights; NaN for heads that a layer lacks."""
+    signed: bool
+
+    @property
+    def of_layers(self) -> Numbers:
+        """[R,L,T]: the sum over heads, of attention the mean."""
+        sums: Numbers = np.nansum(self.rows, 2) if self.signed else np.nanmean(self.rows, 2)
+        return sums
+
+    @property
+    def of_all(self) -> Numbers:
+        """[R,T]: the sum over layers of the layers' saliency with its sign, of attention the mean over layers."""
+        found: Numbers = self.of_layers.sum(1) if self.signed else self.of_layers.mean(1)
+        return found
+
+
+def panel_of(traced: Any, tokenizer: Any, example: int, name: str, argument: str) -> Panel:
+    """The panel of an example of what `symground.trace` or `symground.attention` returned.
+
+    Raises:
+        ValueError: it has no rows or no token ids, or not so many examples; the message begins with ``argument``.
+    """
+    if not isinstance(traced, xr.Dataset):
+        raise ValueError(
+            f"{argument}: expected what symground.trace(…, rows=True) or symground.attention gives, got "
+            f"{described(traced)}"
+        )
+    if "rows" not in traced:
+        there = ", ".join(map(str, traced.data_vars)) or "nothing"
+        raise ValueError(
+            f"{argument}: expected rows to show, as symground.trace(…, rows=True) and symground.attention give them; "
+            f"it has {there}"
+        )
+    if "token" not in traced.coords or "key" not in traced.rows.dims:
+        raise ValueError(f"{argument}: expected the ids of a text (the coordinate token); embeddings have none")
+    one = traced.isel(example=integer("example", example, 0, traced.sizes["example"] - 1))
+    ids = one.token.values
+    places = np.flatnonzero(ids >= 0)
+    first, stop = int(places[0]), int(places[-1]) + 1  # without padding
+    pieces = pieces_of(_fitting(tokenizer, first, stop, len(ids)), ids[first:stop].tolist())
+    attends = "row_position" in one.coords
+    rows, targets = (_attending if attends else _predicting)(one, _Text(ids, first, pieces, tokenizer))
+    rows = np.asarray(rows[..., first:stop], np.float32)
+    layers = tuple(int(layer) for layer in one.layer.values)
+    return Panel(name, tuple(pieces), targets, layers, rows, not attends)
+
+
+def _fitting(tokenizer: Any, first: int, stop: int, length: int) -> Any:
+    """Texts of all tokens without those of padding; a tokenizer as it is."""
+    given = isinstance(tokenizer, (list, tuple)) and len(tokenizer) == length
+    return tokenizer[first:stop] if given else tokenizer
+
+
+class _Text(NamedTuple):
+    ids: NDArray[np.int64]
+    """With padding at the ends, which is -1."""
+    first: int
+    """The first place without padding."""
+    pieces: list[str]
+    tokenizer: Any
+
+    def said(self, place: int, token: int) -> tuple[int, str]:
+        """Where a token stands that is predicted before that place, and its text; -1 if the text lacks it."""
+        at = int(place) - self.first
+        if 0 <= at < len(self.pieces) and self.ids[place] == token:
+            return at, self.pieces[at]
+        tokenizer = None if isinstance(self.tokenizer, (list, tuple)) else self.tokenizer
+        return -1, pieces_of(tokenizer, [token])[0]
+
+
+def _attending(one: xr.Dataset, text: _Text) -> tuple[NDArray[Any], tuple[Target, ...]]:
+    """Rows [R,L,H,T] and their tokens."""
+    of_row = "row" if "row" in one.rows.dims else "query"
+    at = [int(p) - text.first for p in one.row_position.values]
+    targets = tuple(Target(p, p, text.pieces[p] if 0 <= p < len(text.pieces) else "", np.nan) for p in at)
+    return one.rows.transpose(of_row, "layer", "head", "key").values, targets
+
+
+def _predicting(one: xr.Dataset, text: _Text) -> tuple[NDArray[Any], tuple[Target, ...]]:
+    """Rows [R,L,H,T] and targets of a trace: one, or each token of a span by itself."""
+    positions, tokens = (np.atleast_1d(one[name].values).astype(int) for name in ("prediction", "target_token"))
+    there = positions >= 0  # an example may have fewer targets than others
+    each = [(p, *text.said(p + 1, i)) for p, i in zip(positions[there], tokens[there].tolist(), strict=True)]
+    if "target" in one.rows.dims:
+        rows = one.rows.transpose("target", "layer", "head", "key").values[there]
+        surprisals = one.token_surprisal.values[there]
+    else:  # the words of the span as one
+        rows, surprisals = one.rows.transpose("layer", "head", "key").values[None], [one.surprisal.item()]
+        each = [(each[-1][0], each[0][1], "".join(said for *_, said in each))]
+    targets = (
+        Target(int(p) - text.first, at, said, float(s)) for (p, at, said), s in zip(each, surprisals, strict=True)
+    )
+    return rows, tuple(targets)
