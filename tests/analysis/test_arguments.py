@@ -39,6 +39,8 @@ WRONG: list[tuple[str, list[Any], str]] = [
     ("score", ["model", "texts"], r"probes: expected what symground.probes\(tokenizer\) makes, got list"),
     ("score", ["model", "ids"], r"probes: expected what .* makes, got Tensor \[2, 3\]"),
     ("score", ["model", "tokenizer"], "probes: expected what .* makes, got"),
+    ("view", ["scores"], "traced: expected what symground.trace.* got DataFrame"),
+    ("view", ["trace"], "traced: expected rows to show"),
     ("surprisal", ["tokenizer", "texts"], r"model: expected a model of transformers \(PreTrainedModel\), got"),
     ("surprisal", ["model", "probes", "tokenizer"], "texts: expected a text or a list of them, got Probes"),
     ("surprisal", ["model", "ids", "tokenizer"], r"texts: expected texts with at least one word, got Tensor \[3\] at 0"),

@@ -5,6 +5,7 @@ from symground.analysis.probing.contexts import Context, context_of, of_images, 
 from symground.analysis.probing.encoding import ProbeImages
 from symground.analysis.probing.examples import IMAGE, PATCHES, Examples
 from symground.analysis.probing.probe_checks import check_asked, check_fits
+from symground.analysis.probing.prompting import answered, check_prompt
 from symground.analysis.probing.questions import Asked, ImageQuestions, image_questions
 from symground.analysis.probing.running_text import surprisal
 from symground.analysis.probing.scan import MEMORY
@@ -25,9 +26,11 @@ __all__ = [
     "ProbeImages",
     "Probes",
     "Targets",
+    "answered",
     "answers",
     "check_asked",
     "check_fits",
+    "check_prompt",
     "choices",
     "context_of",
     "image_questions",

@@ -9,12 +9,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from symground.analysis.probing.contexts import Context
 from symground.analysis.probing.examples import Ids, Row
 from symground.data.sequences import Shown, patch_ids
 from symground.data.words import IMAGE, TIERS, env, lan, lan_tokens, speaker
 from symground.errors import check_kind, described, panics_named
+from symground.models import load_tokenizer
 
 _Rows = tuple[tuple[Row, ...], ...]
 
@@ -72,6 +74,23 @@ def check_tokenizer(tokenizer: Any) -> None:
         raise ValueError(
             f"tokenizer: expected a fast one, which tells where a token is; got {type(tokenizer).__name__}"
         )
+
+
+def own_tokenizer(model: PreTrainedModel) -> Any:
+    """The tokenizer of the folder or the name that a model came from.
+
+    Raises:
+        ValueError: names ``tokenizer``; there is none.
+    """
+    name = model.name_or_path
+    if name:
+        try:
+            return load_tokenizer(name)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"tokenizer: expected one, since none can be loaded from {name!r}, the model's own name ({error})"
+            ) from error
+    raise ValueError("tokenizer: expected one, since the model was not loaded from a folder or a name")
 
 
 class StudyEncoder:

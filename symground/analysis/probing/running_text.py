@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.probing.encoding import check_tokenizer
+from symground.analysis.probing.encoding import check_tokenizer, own_tokenizer
 from symground.analysis.probing.examples import Ids, padded
 from symground.errors import described, flag, integer, is_list, panics_named
-from symground.models import load_tokenizer
 from symground.models.hooks import hooked_by_others
 from symground.models.passes import Reader, check_weights, id_limit
 from symground.models.trials import agree, check_deterministic, check_lengths, looks_ahead, positions_of, stretch_of
@@ -88,7 +87,7 @@ def surprisal(
     if batch_size is not None:
         batch_size = integer("batch_size", batch_size, 1)
     if tokenizer is None:
-        tokenizer = _own_tokenizer(model)
+        tokenizer = own_tokenizer(model)
     check_tokenizer(tokenizer)
     encoded = [_encoded(tokenizer, text, i, bos) for i, text in enumerate(given)]
     _check_fits(model, encoded)
@@ -114,18 +113,6 @@ def _checked(texts: Any) -> list[str]:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"texts: expected texts with at least one word, got {described(text)} at {i}")
     return found
-
-
-def _own_tokenizer(model: PreTrainedModel) -> Any:
-    name = model.name_or_path
-    if name:
-        try:
-            return load_tokenizer(name)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"tokenizer: expected one, since none can be loaded from {name!r}, the model's own name ({error})"
-            ) from error
-    raise ValueError("tokenizer: expected one, since the model was not loaded from a folder or a name")
 
 
 def _encoded(tokenizer: Any, text: str, number: int, bos: bool | None) -> _Text:

@@ -21,8 +21,8 @@ PREDICTION = "prediction"
 
 #: The keywords of `trace`, one of which an error may suggest.
 KEYWORDS = (
-    "targets", "attention_mask", "groups", "span", "per_token", "source_groups", "loss", "saliency", "rows",
-    "batch_size", "checkpoint", "offload",
+    "targets", "attention_mask", "groups", "span", "per_token", "prompt", "answer", "tokenizer", "max_new_tokens",
+    "source_groups", "loss", "saliency", "rows", "batch_size", "checkpoint", "offload",
 )  # fmt: skip
 
 

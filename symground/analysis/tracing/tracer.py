@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,14 +13,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.checks import tensor_of
-from symground.analysis.probing import Asked, Examples, ImageQuestions, Probes, check_fits
+from symground.analysis.probing import Asked, Examples, ImageQuestions, Probes, answered, check_fits, check_prompt
 from symground.analysis.tracing.backward import Loss, Pass, check_unseen, gradient_x_input, run_pass, surprisal_at
 from symground.analysis.tracing.collected import Part, Results, blank, coordinates_of, dims_of, most_heads, scores_of
 from symground.analysis.tracing.losses import Settings, has_crossings, trace_loss, trace_targets
 from symground.analysis.tracing.sides import PREFIXES
 from symground.analysis.tracing.split import Split
 from symground.analysis.tracing.trace_input import KEYWORDS, TraceInput, of_examples, of_ids
-from symground.errors import flag, integer
+from symground.errors import described, flag, integer
 from symground.models import Mixer, mixers
 from symground.models.attachment import reads_whole, untraced
 from symground.models.passes import check_inputs, check_weights
@@ -37,6 +37,10 @@ def trace(
     *,
     span: Tensor | None = None,
     per_token: bool = False,
+    prompt: str | Sequence[Mapping[str, Any]] | None = None,
+    answer: str | None = None,
+    tokenizer: Any = None,
+    max_new_tokens: int = 64,
     source_groups: Mapping[str, Tensor] | None = None,
     loss: Callable[[Any], Tensor] | None = None,
     saliency: bool = True,
@@ -73,6 +77,12 @@ def trace(
             token, only that before the token itself). With None, the placeholders
             of images in a vision-language model's ids are the group "image"; without images there is no key group, the
             flow is empty, and only the totals are computed.
+        prompt: in place of ``input_ids``, a text, or the turns of a chat (mappings with role and content), to which the
+            tokenizer's chat template is applied. The span is then its ``answer``, and the groups are "prompt" and
+            "answer" (without the prediction positions) if none are given.
+        answer: the text that follows the prompt; None lets the model generate it, greedily.
+        tokenizer: a fast one, for ``prompt``; None loads that of the folder or name that the model came from.
+        max_new_tokens: the most tokens of an answer that is generated.
         source_groups: in a model with cross-attention, name → [B,S] masks of the positions that it reads: the encoder's
             or the image's.
         loss: in place of ``targets``, a function of the model's output that returns one number an example [B], such as
@@ -136,6 +146,19 @@ def trace(
     batch_size = integer("batch_size", batch_size, 1)
     saliency, rows, per_token = flag("saliency", saliency), flag("rows", rows), flag("per_token", per_token)
     checkpoint, offload = flag("checkpoint", checkpoint), flag("offload", offload)
+    max_new_tokens = integer("max_new_tokens", max_new_tokens, 1)
+    if prompt is not None:
+        check_prompt(prompt)
+        others = ("input_ids", input_ids), ("targets", targets), ("attention_mask", attention_mask), ("span", span)
+        for name, value in (*others, ("loss", loss)):
+            if value is not None:
+                raise ValueError(f"{name}: expected None with a prompt, whose answer is traced; got {described(value)}")
+        check_weights(model)
+        text = answered(model, prompt, answer, tokenizer, max_new_tokens)
+        input_ids, span, groups = text.ids, text.answer, text.groups if groups is None else groups
+    elif answer is not None or tokenizer is not None:
+        name, came = ("tokenizer", tokenizer) if answer is None else ("answer", answer)
+        raise ValueError(f"{name}: expected None without a prompt, got {described(came)}")
     layers = mixers(model, vision=True)
     of_probes, whole = isinstance(input_ids, (Examples, Probes, ImageQuestions)), reads_whole(model)
     if of_probes and whole:

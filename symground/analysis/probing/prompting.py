@@ -1,0 +1,138 @@
+"""A prompt and its answer as one text of tokens, whose answer is a span to trace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from symground.analysis.probing.encoding import check_tokenizer, own_tokenizer
+from symground.analysis.probing.examples import Ids
+from symground.errors import described, integer, panics_named
+from symground.models.hooks import device_of
+from symground.models.passes import id_limit
+from symground.models.trials import check_deterministic, positions_of
+
+Prompt = str | Sequence[Mapping[str, Any]]
+
+
+class Answered(NamedTuple):
+    """One text of T tokens: a prompt, then its answer."""
+
+    ids: Tensor
+    """[1,T]"""
+    answer: Tensor
+    """[1,T] bool, where the answer is."""
+
+    @property
+    def groups(self) -> dict[str, Tensor]:
+        """The positions of the prompt and of the answer."""
+        return {"prompt": ~self.answer, "answer": self.answer}
+
+
+def answered(
+    model: PreTrainedModel, prompt: Prompt, answer: str | None, tokenizer: Any, max_new_tokens: int
+) -> Answered:
+    """The tokens of a prompt and its answer; None generates the answer greedily.
+
+    Raises:
+        ValueError: what is no prompt or no answer, one that the tokenizer joins to the prompt, an answer that is empty,
+            or a text longer than the model's positions.
+    """
+    check_prompt(prompt)
+    tokenizer = own_tokenizer(model) if tokenizer is None else tokenizer
+    check_tokenizer(tokenizer)
+    max_new_tokens = integer("max_new_tokens", max_new_tokens, 1)
+    text, special = _text_of(tokenizer, prompt)
+    before = _ids(tokenizer, text, special)
+    if not before:
+        raise ValueError("prompt: expected at least one token, got none")
+    limit = id_limit(model)
+    if max(before) >= limit:
+        raise ValueError(
+            f"tokenizer: id {max(before)} is outside the model's vocabulary of {limit}; is this its tokenizer?"
+        )
+    if answer is None:
+        _check_length(model, len(before) + 1, "prompt")
+        said = _generated(model, tokenizer, before, max_new_tokens)
+    else:
+        said = _given(tokenizer, text, before, answer, special)
+    _check_length(model, len(before) + len(said), "prompt and answer")
+    ids = torch.tensor([[*before, *said]])
+    return Answered(ids, torch.arange(ids.shape[1])[None] >= len(before))
+
+
+def check_prompt(prompt: Any) -> None:
+    """Refuse anything but a text or the turns of a chat.
+
+    Raises:
+        ValueError: names ``prompt``.
+    """
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise ValueError(f"prompt: expected a text with at least one word, got {described(prompt)}")
+        return
+    turns = list(prompt) if isinstance(prompt, Sequence) else []
+    if not turns or not all(isinstance(turn, Mapping) and {"role", "content"} <= turn.keys() for turn in turns):
+        raise ValueError(f"prompt: expected a text, or a chat's turns with role and content, got {described(prompt)}")
+
+
+def _text_of(tokenizer: Any, prompt: Prompt) -> tuple[str, bool]:
+    """The prompt as text, and whether the tokenizer adds the tokens that open a text."""
+    if isinstance(prompt, str):
+        opens = getattr(tokenizer, "bos_token", None)
+        return prompt, not (opens and prompt.startswith(opens))
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError("prompt: expected a text, since the tokenizer has no chat template; got turns of a chat")
+    return str(tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)), False
+
+
+def _ids(tokenizer: Any, text: str, special: bool) -> Ids:
+    """Ids without the special tokens that close a text."""
+    with panics_named("tokenizer: it fails on the prompt"):
+        found = tokenizer(text, add_special_tokens=special, return_special_tokens_mask=True, truncation=False)
+    ids, added = list(found["input_ids"]), list(found["special_tokens_mask"])
+    while special and ids and added[-1]:
+        ids.pop(), added.pop()
+    return tuple(ids)
+
+
+def _given(tokenizer: Any, text: str, before: Ids, answer: Any, special: bool) -> Ids:
+    if not isinstance(answer, str) or not answer.strip():
+        raise ValueError(
+            f"answer: expected a text with at least one word, or None to generate it; got {described(answer)}"
+        )
+    whole = _ids(tokenizer, text + answer, special)
+    if whole[: len(before)] != before or len(whole) == len(before):
+        raise ValueError(
+            f"answer: the tokenizer joins {answer[:20]!r} with the end of the prompt, so the prompt is other tokens "
+            "with it; let the answer begin with a space or the prompt end before one"
+        )
+    return whole[len(before) :]
+
+
+@torch.no_grad()
+def _generated(model: PreTrainedModel, tokenizer: Any, before: Ids, most: int) -> Ids:
+    check_deterministic(model)
+    ids = torch.tensor([before], device=device_of(model))
+    pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+    out = model.generate(  # type: ignore[operator]
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False, num_beams=1, pad_token_id=pad
+    )
+    said = out[0, len(before) :].tolist()
+    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+    closing = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    while said and said[-1] in closing:
+        said.pop()
+    if not said:
+        raise ValueError("answer: expected one, since the model ends the text at once")
+    return tuple(said)
+
+
+def _check_length(model: PreTrainedModel, tokens: int, what: str) -> None:
+    positions = positions_of(model)
+    if positions is not None and tokens > positions:
+        raise ValueError(f"{what}: expected at most {positions} tokens, the model's positions, got {tokens}")
