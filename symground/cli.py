@@ -78,6 +78,10 @@ GROUPS: dict[str, dict[str, Command]] = {
     "models and analysis": {
         "train": Command("symground.recipes.study:Train", "Train one model on a study's data, into STUDY/MODEL/seedN."),
         "analyze": Command("symground.recipes.study:Analyze", "Analyse every checkpoint of a study or of one run."),
+        "trace": Command(
+            "symground.recipes.text_trace:TextTrace",
+            "Show which words of a text speak for each word of a model's answer, and by which heads, as one HTML page.",
+        ),
         "heads": Command(
             "symground.recipes.heads:Heads",
             "Find the aggregate heads of a vision-language model over image-question pairs, and test whether they are "

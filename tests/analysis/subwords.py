@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from symground.models.architectures.lstm import LSTMConfig, LSTMForCausalLM
@@ -22,7 +22,7 @@ def subword_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE in which some nouns are one token and others are several."""
     text = [f"{a.replace('{}', 'book')} {b} ball book ball" for a, b in CONTEXTS]
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=330, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False,
         special_tokens=["<pad>"],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from symground.analysis.checks import check_mapping
 from symground.analysis.probing.encoding import check_tokenizer, own_tokenizer
 from symground.analysis.probing.examples import Ids
 from symground.errors import described, integer, panics_named
@@ -26,11 +27,34 @@ class Answered(NamedTuple):
     """[1,T]"""
     answer: Tensor
     """[1,T] bool, where the answer is."""
+    prompt: str
+    """With what a chat template has written."""
+    places: tuple[tuple[int, int], ...]
+    """Where each token of the prompt is in it, [start, stop)."""
 
-    @property
-    def groups(self) -> dict[str, Tensor]:
-        """The positions of the prompt and of the answer."""
-        return {"prompt": ~self.answer, "answer": self.answer}
+    def groups_of(self, asked: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The groups that are asked for, phrases of the prompt as masks; None: the prompt and the answer.
+
+        Raises:
+            ValueError: a phrase that the prompt does not have, or has several times.
+        """
+        if asked is None:
+            return {"prompt": ~self.answer, "answer": self.answer}
+        named = check_mapping(asked, "groups").items()
+        return {name: self._spelling(name, of) if isinstance(of, str) else of for name, of in named}
+
+    def _spelling(self, name: str, phrase: str) -> Tensor:
+        times = self.prompt.count(phrase) if phrase.strip() else 0
+        if times != 1:
+            raise ValueError(
+                f"groups[{name!r}]: expected a phrase that the prompt has once, got {phrase!r}, {times} times"
+            )
+        start = self.prompt.index(phrase)
+        stop = start + len(phrase)
+        mask = torch.zeros_like(self.answer)
+        for i, (a, b) in enumerate(self.places):
+            mask[0, i] = a < stop and b > start and b > a
+        return mask
 
 
 def answered(
@@ -47,7 +71,7 @@ def answered(
     check_tokenizer(tokenizer)
     max_new_tokens = integer("max_new_tokens", max_new_tokens, 1)
     text, special = _text_of(tokenizer, prompt)
-    before = _ids(tokenizer, text, special)
+    before, places = _ids(tokenizer, text, special)
     if not before:
         raise ValueError("prompt: expected at least one token, got none")
     limit = id_limit(model)
@@ -62,7 +86,7 @@ def answered(
         said = _given(tokenizer, text, before, answer, special)
     _check_length(model, len(before) + len(said), "prompt and answer")
     ids = torch.tensor([[*before, *said]])
-    return Answered(ids, torch.arange(ids.shape[1])[None] >= len(before))
+    return Answered(ids, torch.arange(ids.shape[1])[None] >= len(before), text, places)
 
 
 def check_prompt(prompt: Any) -> None:
@@ -90,14 +114,17 @@ def _text_of(tokenizer: Any, prompt: Prompt) -> tuple[str, bool]:
     return str(tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)), False
 
 
-def _ids(tokenizer: Any, text: str, special: bool) -> Ids:
-    """Ids without the special tokens that close a text."""
+def _ids(tokenizer: Any, text: str, special: bool) -> tuple[Ids, tuple[tuple[int, int], ...]]:
+    """Ids without the special tokens that close a text, and where each is in it."""
     with panics_named("tokenizer: it fails on the prompt"):
-        found = tokenizer(text, add_special_tokens=special, return_special_tokens_mask=True, truncation=False)
+        found = tokenizer(
+            text, add_special_tokens=special, return_special_tokens_mask=True, return_offsets_mapping=True,
+            truncation=False,
+        )  # fmt: skip
     ids, added = list(found["input_ids"]), list(found["special_tokens_mask"])
     while special and ids and added[-1]:
         ids.pop(), added.pop()
-    return tuple(ids)
+    return tuple(ids), tuple((int(a), int(b)) for a, b in found["offset_mapping"][: len(ids)])
 
 
 def _given(tokenizer: Any, text: str, before: Ids, answer: Any, special: bool) -> Ids:
@@ -105,7 +132,7 @@ def _given(tokenizer: Any, text: str, before: Ids, answer: Any, special: bool) -
         raise ValueError(
             f"answer: expected a text with at least one word, or None to generate it; got {described(answer)}"
         )
-    whole = _ids(tokenizer, text + answer, special)
+    whole, _ = _ids(tokenizer, text + answer, special)
     if whole[: len(before)] != before or len(whole) == len(before):
         raise ValueError(
             f"answer: the tokenizer joins {answer[:20]!r} with the end of the prompt, so the prompt is other tokens "

@@ -33,7 +33,7 @@ def trace(
     input_ids: Tensor | Asked | Examples | Mapping[str, Any] | None = None,
     targets: Tensor | None = None,
     attention_mask: Tensor | None = None,
-    groups: Mapping[str, Tensor] | None = None,
+    groups: Mapping[str, Tensor | str] | None = None,
     *,
     span: Tensor | None = None,
     per_token: bool = False,
@@ -78,8 +78,8 @@ def trace(
             of images in a vision-language model's ids are the group "image"; without images there is no key group, the
             flow is empty, and only the totals are computed.
         prompt: in place of ``input_ids``, a text, or the turns of a chat (mappings with role and content), to which the
-            tokenizer's chat template is applied. The span is then its ``answer``, and the groups are "prompt" and
-            "answer" (without the prediction positions) if none are given.
+            tokenizer's chat template is applied. The span is then its ``answer``. The groups are "prompt" and "answer"
+            if none are given; a group may also be a phrase that the prompt has once.
         answer: the text that follows the prompt; None lets the model generate it, greedily.
         tokenizer: a fast one, for ``prompt``; None loads that of the folder or name that the model came from.
         max_new_tokens: the most tokens of an answer that is generated.
@@ -150,12 +150,12 @@ def trace(
     if prompt is not None:
         check_prompt(prompt)
         others = ("input_ids", input_ids), ("targets", targets), ("attention_mask", attention_mask), ("span", span)
-        for name, value in (*others, ("loss", loss)):
-            if value is not None:
-                raise ValueError(f"{name}: expected None with a prompt, whose answer is traced; got {described(value)}")
+        for name, other in (*others, ("loss", loss)):
+            if other is not None:
+                raise ValueError(f"{name}: expected None with a prompt, whose answer is traced; got {described(other)}")
         check_weights(model)
         text = answered(model, prompt, answer, tokenizer, max_new_tokens)
-        input_ids, span, groups = text.ids, text.answer, text.groups if groups is None else groups
+        input_ids, span, groups = text.ids, text.answer, text.groups_of(groups)
     elif answer is not None or tokenizer is not None:
         name, came = ("tokenizer", tokenizer) if answer is None else ("answer", answer)
         raise ValueError(f"{name}: expected None without a prompt, got {described(came)}")

@@ -36,7 +36,7 @@ def packed(panel: Panel, budget: int) -> dict[str, Any]:
     totals = np.where(there, sizes, np.nan).astype(np.float32)
     return {
         "name": panel.name, "signed": panel.signed, "tokens": list(panel.tokens), "layers": list(panel.layers),
-        "heads": heads,
+        "heads": heads, "groups": list(panel.groups), "group": list(panel.group),
         "targets": [[t.position, t.at, t.said, None if np.isnan(t.surprisal) else round(t.surprisal, 3)]
                     for t in panel.targets],
         "rows": blob, "scales": _zipped(_scales(rows[kept])), "places": _zipped(places), "totals": _zipped(totals),

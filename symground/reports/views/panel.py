@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +40,9 @@ class Panel:
     rows: Numbers
     """[R,L,H,T] signed saliency in nats, or attention weights; NaN for heads that a layer lacks."""
     signed: bool
+    groups: tuple[str, ...] = ()
+    group: tuple[int, ...] = ()
+    """Of each token its group, -1 for none."""
 
     @property
     def of_layers(self) -> Numbers:
@@ -82,7 +85,12 @@ def panel_of(traced: Any, tokenizer: Any, example: int, name: str, argument: str
     rows, targets = (_attending if attends else _predicting)(one, _Text(ids, first, pieces, tokenizer))
     rows = np.asarray(rows[..., first:stop], np.float32)
     layers = tuple(int(layer) for layer in one.layer.values)
-    return Panel(name, tuple(pieces), targets, layers, rows, not attends)
+    found = Panel(name, tuple(pieces), targets, layers, rows, not attends)
+    if "group" not in one:  # of attention
+        return found
+    return replace(
+        found, groups=tuple(map(str, one.key_group.values)), group=tuple(one.group.values[first:stop].tolist())
+    )
 
 
 def _fitting(tokenizer: Any, first: int, stop: int, length: int) -> Any:

@@ -255,6 +255,7 @@
     byId("pick-head").disabled = chosen.l < 0;
     places.targets.forEach((b, t) => b.setAttribute("aria-pressed", String(t === chosen.t)));
     drawText(where);
+    drawGroups();
     drawHeads();
     drawMatrices();
     drawPicture();
@@ -285,6 +286,17 @@
       told.push(`${p.name ? `${p.name}: ` : ""}${says} (${where}).`);
     });
     byId("told").textContent = told.join(" ");
+  }
+  function drawGroups() {
+    // The sums of the row's values by groups of tokens; those in no group are the rest.
+    const lines = panels.map((p) => {
+      const row = p.groups.length ? rowOf(p, chosen.t, chosen.l, chosen.h) : null;
+      if (!row) return "";
+      const sums = p.groups.map((name, g) => [name, row.reduce((sum, x, i) => (p.group[i] === g ? sum + x : sum), 0)]);
+      const rest = row.reduce((sum, x, i) => (p.group[i] < 0 ? sum + x : sum), 0);
+      return `${p.name ? `${p.name}: ` : ""}${[...sums, ["the rest", rest]].map(([name, x]) => `${name} ${shown(x)}`).join(", ")}`;
+    });
+    byId("groups").textContent = lines.some(Boolean) ? `Sums by group: ${lines.join("; ")} nats.` : "";
   }
   function drawHeads() {
     const scale = chosen.k < 0 ? scales.total : scales.head;
