@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from symground.analysis import image_questions as image_questions
     from symground.analysis import intervene as intervene
     from symground.analysis import lens_gain as lens_gain
+    from symground.analysis import lens_read as lens_read
     from symground.analysis import monitor as monitor
     from symground.analysis import observe as observe
     from symground.analysis import pope_scores as pope_scores
@@ -51,8 +52,9 @@ __version__ = VERSION
 _HOMES = {
     "symground.analysis": (
         "TunedLens", "ablate", "answers", "attention", "attention_memory", "cooccurrence", "find_heads", "gain",
-        "image_questions", "intervene", "lens_gain", "monitor", "observe", "pope_scores", "probes", "score",
-        "score_to_parquet", "stability", "steer", "steering", "surprisal", "sweep_heads", "trace", "trace_memory",
+        "image_questions", "intervene", "lens_gain", "lens_read", "monitor", "observe", "pope_scores", "probes",
+        "score", "score_to_parquet", "stability", "steer", "steering", "surprisal", "sweep_heads", "trace",
+        "trace_memory",
     ),
     "symground.models": ("attach", "detach", "load", "load_processor", "load_tokenizer"),
     "symground.reports": ("draw_patches", "report", "view"),
@@ -61,9 +63,10 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "TunedLens", "ablate", "answers", "attach", "attention", "attention_memory", "cooccurrence", "detach",
-    "draw_patches", "find_heads", "gain", "image_questions", "intervene", "lens_gain", "load", "load_processor",
-    "load_tokenizer", "monitor", "observe", "ops", "pope_scores", "probes", "report", "score", "score_to_parquet",
-    "stability", "steer", "steering", "surprisal", "sweep_heads", "trace", "trace_memory", "view",
+    "draw_patches", "find_heads", "gain", "image_questions", "intervene", "lens_gain", "lens_read", "load",
+    "load_processor", "load_tokenizer", "monitor", "observe", "ops", "pope_scores", "probes", "report", "score",
+    "score_to_parquet", "stability", "steer", "steering", "surprisal", "sweep_heads", "trace", "trace_memory",
+    "view",
 ]  # fmt: skip
 
 

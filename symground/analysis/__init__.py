@@ -26,7 +26,7 @@ from symground.analysis.statistics import (
     mixed_effects,
     over_training,
 )
-from symground.analysis.tracing import TunedLens, lens_gain, saliency_by_region, trace, trace_memory
+from symground.analysis.tracing import TunedLens, lens_gain, lens_read, saliency_by_region, trace, trace_memory
 
 __all__ = [
     "Context",
@@ -49,6 +49,7 @@ __all__ = [
     "image_questions",
     "intervene",
     "lens_gain",
+    "lens_read",
     "mixed_effects",
     "monitor",
     "observe",

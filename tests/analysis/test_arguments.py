@@ -39,6 +39,7 @@ WRONG: list[tuple[str, list[Any], str]] = [
     ("score", ["model", "texts"], r"probes: expected what symground.probes\(tokenizer\) makes, got list"),
     ("score", ["model", "ids"], r"probes: expected what .* makes, got Tensor \[2, 3\]"),
     ("score", ["model", "tokenizer"], "probes: expected what .* makes, got"),
+    ("lens_read", ["plain", "ids"], "model: expected one made traceable by symground.attach"),
     ("view", ["scores"], "traced: expected what symground.trace.* got DataFrame"),
     ("view", ["trace"], "traced: expected rows to show"),
     ("surprisal", ["tokenizer", "texts"], r"model: expected a model of transformers \(PreTrainedModel\), got"),

@@ -72,6 +72,7 @@ def analyses(model: PreTrainedModel, corpus: Corpus) -> dict[str, Callable[[], A
         "intervene": lambda: sg.intervene(model, probes, draws=3, match="norm"),
         "lens": lambda: sg.TunedLens.fit(model, ids, steps=3, batch_size=4),
         "lens gain": lambda: sg.lens_gain(model, probes, lens),
+        "lens read": lambda: lens.read(model, ids),
         "monitor": lambda: sg.monitor(model, probes).examples,
         "steering": lambda: sg.steering(model, probes, [0.0, 2.0], draws=2),
         "ablate": lambda: ablated("zero"),

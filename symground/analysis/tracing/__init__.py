@@ -1,7 +1,7 @@
 """Saliency and flow from one backward pass, and lenses on the residual stream at every depth."""
 
 from symground.analysis.tracing.collected import coordinates_of, most_heads
-from symground.analysis.tracing.lens import TunedLens, lens_gain
+from symground.analysis.tracing.lens import TunedLens, lens_gain, lens_read
 from symground.analysis.tracing.maps import saliency_maps
 from symground.analysis.tracing.memory import trace_memory
 from symground.analysis.tracing.named_inputs import count_of, inputs_by_name, learn_layouts, run_on, sizes_of
@@ -24,9 +24,9 @@ from symground.analysis.tracing.trace_input import (
 from symground.analysis.tracing.tracer import trace
 
 __all__ = [
-    "PREDICTION", "PREFIXES", "Sides", "TunedLens", "Variables", "check_alone", "check_pictures", "check_unreserved",
-    "checked_mask", "coordinates_of", "count_of", "group_ids", "image_group", "inputs_by_name", "inputs_of", "last_of",
-    "learn_layouts", "lens_gain", "masks_of", "most_heads", "names_of", "patch_places", "prefix_of", "run_on",
-    "saliency_by_region", "saliency_maps", "sizes_of", "trace", "trace_memory", "warn_without_pictures",
-    "with_prediction",
+    "PREDICTION", "PREFIXES", "Sides", "TunedLens", "Variables", "check_alone", "check_pictures",
+    "check_unreserved", "checked_mask", "coordinates_of", "count_of", "group_ids", "image_group", "inputs_by_name",
+    "inputs_of", "last_of", "learn_layouts", "lens_gain", "lens_read", "masks_of", "most_heads", "names_of",
+    "patch_places", "prefix_of", "run_on", "saliency_by_region", "saliency_maps", "sizes_of", "trace",
+    "trace_memory", "warn_without_pictures", "with_prediction",
 ]  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,24 +10,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import xarray as xr
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel
 
-from symground import ops
 from symground.analysis.checks import ids_of
-from symground.analysis.probing import Examples, Probes, check_fits
+from symground.analysis.probing import Probes, check_fits
+from symground.analysis.tracing.lens_fitting import fitted
+from symground.analysis.tracing.lens_states import Reading
+from symground.analysis.tracing.trace_input import checked_mask
 from symground.data import Corpus
-from symground.data.sequences import IGNORED, RowSampler
 from symground.display import as_table, as_text, some
 from symground.errors import check_device, check_path, described, errors_named, integer, number
 from symground.files import replacing
 from symground.models import mixers
-from symground.models.passes import check_length, check_weights, final_norm, frozen, readable_ids, residual_stream
-from symground.models.trials import Readout, check_deterministic, check_lengths, trial_ids, verified_readout
+from symground.models.passes import check_length, check_weights, readable_ids
+from symground.models.trials import check_deterministic, check_lengths
 from symground.running import progress
 
 
@@ -103,18 +103,10 @@ class TunedLens:
         share, warmup = number("share", share, "(0, 1]"), number("warmup", warmup, "(0, 1]")
         learning_rate = number("learning_rate", learning_rate, "[0, inf)")
         weight_decay = number("weight_decay", weight_decay, "[0, inf)")
-        check_deterministic(model)
-        data = _checked(model, data)
-        batches, chosen = _batches(model, data, batch_size, length, seed), torch.Generator().manual_seed(seed)
-        fitter, divergence = _Fitter(model, weight_decay), []
-        with frozen(model), progress("tuned lens", steps, quick=True) as bar:
-            for step in range(steps):
-                rate = learning_rate * min((step + 1) / max(1.0, warmup * steps), 1.0 - step / steps)
-                divergence.append(fitter.step(*next(batches), share, chosen, rate))
-                bar.advance()
-        kept = divergence[0], torch.stack(divergence[-max(1, steps // 10) :]).mean(0)
-        weight, bias = (x.detach() for x in fitter.translators)
-        return TunedLens(weight, bias, tuple(tuple(map(float, kl)) for kl in kept))
+        weight, bias, divergence = fitted(
+            model, data, steps, batch_size, length, share, learning_rate, warmup, weight_decay, seed
+        )
+        return TunedLens(weight, bias, divergence)
 
     def save(self, path: str | Path) -> Path:
         """Write the lens as one safetensors file."""
@@ -123,6 +115,12 @@ class TunedLens:
         with replacing(path) as partial:
             save_file(tensors, partial, {"symground": "tuned lens", "divergence": json.dumps(self.divergence)})
         return path
+
+    def read(
+        self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None, top: int = 5
+    ) -> xr.Dataset:
+        """What each depth would say at each position of texts; see :func:`symground.lens_read`."""
+        return lens_read(model, input_ids, attention_mask, lens=self, top=top)
 
     @staticmethod
     def load(path: str | Path, device: str | torch.device = "cpu") -> TunedLens:
@@ -144,44 +142,6 @@ class TunedLens:
                 return TunedLens(file.get_tensor("weight"), file.get_tensor("bias"), divergence)
             found = ", ".join(file.keys()) or "no tensors"
         raise ValueError(f"{path}: expected a tuned lens, got {found}")
-
-
-class _Fitter:
-    """The translators of a model during the fit."""
-
-    def __init__(self, model: PreTrainedModel, weight_decay: float) -> None:
-        self._model, self._head, self._norm = model, verified_readout(model), final_norm(model)
-        width = self._head.weight.shape[1]
-        with torch.no_grad():
-            depths = len(residual_stream(model, trial_ids(model, 1).to(self._head.weight.device))) - 1
-        weight = self._head.weight.new_zeros(depths, width, width).requires_grad_()
-        self.translators = weight, weight.new_zeros(depths, width).requires_grad_()
-        groups: list[dict[str, Any]] = [{"params": [weight], "weight_decay": weight_decay}]
-        groups.append({"params": [self.translators[1]]})
-        self._optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
-
-    def step(self, ids: Tensor, counts: Tensor, share: float, generator: torch.Generator, rate: float) -> Tensor:
-        """One step on rows [B,T] at positions drawn from the mask ``counts``; returns each depth's KL before, [L]."""
-        weight, bias = self.translators
-        with torch.no_grad():
-            stream = residual_stream(self._model, ids.to(weight.device))  # [L+1,B,T,D]
-            h = stream.flatten(1, 2)[:, _some(counts, share, generator).to(weight.device)]  # [L+1,n,D]
-            final = self._read(h[-1])  # [n,V]
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.zero_grad()
-        divergence = []
-        for d in range(len(weight)):  # one by one, so that the logits of only one depth are in memory
-            found = self._read(h[d] + functional.linear(h[d], weight[d], bias[d]))
-            kl = functional.kl_div(found, final, reduction="sum", log_target=True) / h.shape[1]
-            kl.backward()
-            divergence.append(kl.detach())
-        self._optimizer.step()
-        return torch.stack(divergence).cpu()
-
-    def _read(self, h: Tensor) -> Tensor:
-        """[n,V] log-probabilities."""
-        return self._head.logits(self._norm(h)).float().log_softmax(-1)
 
 
 @torch.no_grad()
@@ -207,12 +167,11 @@ def lens_gain(
     """
     check_fits(model, probes)
     mixers(model)
-    if lens is not None and not isinstance(lens, TunedLens):
-        raise ValueError(f"lens: expected a TunedLens, or None for the plain logit lens, got {described(lens)}")
+    translators = _translators(lens)
     batch_size = integer("batch_size", batch_size, 1)
     rows = probes.matched().read_by(model)  # every context with every ENV noun
     check_lengths(model, rows.lengths, rows.input_ids.shape[1])
-    reading = _Reading(model, lens)
+    reading = Reading(model, translators)
     first = torch.tensor([word[0] for word in probes.targets])
     parts = []
     for start in range(0, len(rows.input_ids), batch_size):
@@ -229,46 +188,77 @@ def lens_gain(
     return _gains(surprisal, probes)
 
 
-class _Reading:
-    """What each depth of a model predicts."""
+@torch.no_grad()
+def lens_read(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None, *, lens: TunedLens | None = None,
+    top: int = 5, batch_size: int = 8,
+) -> xr.Dataset:  # fmt: skip
+    """What each depth of a model would say at each position of texts.
 
-    def __init__(self, model: PreTrainedModel, lens: TunedLens | None) -> None:
-        self._model, self._lens = model, lens
-        self._head, self._norm = verified_readout(model), final_norm(model)
+    Args:
+        model: attached, in evaluation.
+        input_ids: [B,T], a tensor, an array or lists.
+        attention_mask: [B,T], 1 for valid tokens, padding at the ends; None: all valid.
+        lens: None is the plain logit lens.
+        top: how many of the likeliest tokens.
+        batch_size: texts per pass.
 
-    def surprisal(self, examples: Examples, positions: Tensor, candidates: Tensor) -> Tensor:
-        """[L+1,B,R,K] in nats of candidates [B or 1,R or 1,K] after the positions [B,R] of the examples."""
-        head, device = self._head, self._head.weight.device
-        given = examples.given(slice(0, len(examples.input_ids)), device)
-        stream = residual_stream(self._model, examples.input_ids.to(device), **given)  # [L+1,B,T,D]
-        stream = stream.take_along_dim(positions.to(device)[None, ..., None], 2)  # [L+1,B,R,D]
-        depths, batch, count, width = stream.shape
-        if self._lens is not None and self._lens.weight.shape != (depths - 1, width, width):
-            raise ValueError(
-                f"lens: expected translators [{depths - 1},{width},{width}] for this model, got "
-                f"{list(self._lens.weight.shape)}"
-            )
-        stream = stream.flatten(1, 2)
-        shared = candidates.shape[:2] == (1, 1)
-        candidates = candidates.to(device)
-        candidates = candidates[0, 0] if shared else candidates.expand(batch, count, -1).flatten(0, 1)
-        translators = None if self._lens is None else (self._lens.weight.to(stream), self._lens.bias.to(stream))
-        each = _of_depths(stream[:-1].contiguous(), translators, self._norm, head, candidates)
-        last = head.surprisal(self._norm(stream[-1]), candidates)[None]
-        return torch.cat([each, last]).view(depths, batch, count, -1)
+    Returns:
+        A Dataset whose depth is the number of layers passed: 0 is the embedding, the last is the model's output.
+
+        - token (example, depth, query, rank), ids, and probability (likewise): the likeliest tokens;
+        - entropy (example, depth, query), nats;
+        - surprisal (example, depth, query), nats, of the token that follows in the text; NaN at its last one;
+        - the coordinate valid (example, query); where it is False, the numbers mean nothing.
+
+    Raises:
+        ValueError: shapes that do not fit, ids outside the vocabulary, a text longer than the model's positions, a lens
+            of a model of another size, or dropout that is on.
+
+    Source: Belrose et al. 2023 (tuned lens); nostalgebraist 2020 (logit lens).
+    """
+    check_weights(model)
+    mixers(model)
+    top, batch_size = integer("top", top, 1), integer("batch_size", batch_size, 1)
+    translators = _translators(lens)
+    ids = ids_of(input_ids, "input_ids", 2, readable_ids(model))
+    check_length(model, ids.shape[1], "input_ids")
+    mask = torch.ones_like(ids) if attention_mask is None else checked_mask(attention_mask, ids, "attention_mask")
+    valid = mask.bool()
+    check_deterministic(model)
+    check_lengths(model, valid.sum(-1), None if attention_mask is not None else ids.shape[1])
+    reading = Reading(model, translators)
+    top = integer("top", top, 1, reading.words)
+    follows = torch.cat([ids[:, 1:], ids[:, :1]], 1)
+    followed = torch.cat([valid[:, 1:], torch.zeros_like(valid[:, :1])], 1) & valid
+    parts = []
+    with progress("lens", -(-len(ids) // batch_size), quick=True) as bar:
+        for start in range(0, len(ids), batch_size):
+            at = slice(start, start + batch_size)
+            inputs = {} if attention_mask is None else {"attention_mask": mask[at]}
+            parts.append(reading.predictions(ids[at], follows[at], inputs, top))
+            bar.advance()
+    token, probability, entropy, surprisal = (torch.cat(x, 1).transpose(0, 1).cpu() for x in zip(*parts, strict=True))
+    surprisal = surprisal.masked_fill(~followed[:, None], float("nan"))
+    of = ("example", "depth", "query")
+    return xr.Dataset(
+        {
+            "token": ((*of, "rank"), token.numpy()), "probability": ((*of, "rank"), probability.numpy()),
+            "entropy": (of, entropy.numpy()), "surprisal": (of, surprisal.numpy()),
+        },
+        {"depth": np.arange(token.shape[1]), "valid": (("example", "query"), valid.numpy())},
+    )  # fmt: skip
 
 
-def _of_depths(
-    stream: Tensor, translators: tuple[Tensor, Tensor] | None, norm: Callable[[Tensor], Tensor], head: Readout,
-    candidates: Tensor,
-) -> Tensor:  # fmt: skip
-    """[L,B,K] surprisal of the candidates at each depth of the stream [L,B,D]."""
-    if head.module is None and stream.dtype == head.weight.dtype:
-        return ops.lens_surprisal(stream, translators, norm, head.weight, candidates, bias=head.bias)
-    if translators is not None:
-        weight, bias = translators
-        stream = stream + torch.einsum("lbd,led->lbe", stream, weight) + bias[:, None]
-    return torch.stack([head.surprisal(norm(h), candidates) for h in stream])
+def _translators(lens: Any) -> tuple[Tensor, Tensor] | None:
+    """Those of a lens; None is the plain logit lens.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if lens is not None and not isinstance(lens, TunedLens):
+        raise ValueError(f"lens: expected a TunedLens, or None for the plain logit lens, got {described(lens)}")
+    return None if lens is None else (lens.weight, lens.bias)
 
 
 def _gains(surprisal: NDArray[np.float64], probes: Probes) -> pd.DataFrame:
@@ -287,41 +277,3 @@ def _gains(surprisal: NDArray[np.float64], probes: Probes) -> pd.DataFrame:
             "gain": (mismatched - matched).ravel(),
         }
     )
-
-
-def _some(counts: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Indices of a random share of the positions marked in ``counts`` [B,T], flattened."""
-    there = counts.flatten().nonzero()[:, 0]
-    wanted = max(1, round(share * len(there)))
-    return there[torch.randperm(len(there), generator=generator)[:wanted]]
-
-
-def _batches(
-    model: PreTrainedModel, data: Corpus | Tensor, batch_size: int, length: int, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of ids and the mask of their positions to fit, both [B,T]."""
-    if isinstance(data, Corpus):
-        most = getattr(model.config, "max_position_embeddings", None) or length
-        sampler = RowSampler.of(data.part("train"), batch_size, min(length, most), seed)
-        step = 0
-        while True:
-            ids, targets = sampler.batch(step)
-            yield ids, targets != IGNORED
-            step += 1
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        ids = data[torch.randint(len(data), (batch_size,), generator=generator)]
-        yield ids, torch.ones_like(ids, dtype=torch.bool)
-
-
-def _checked(model: PreTrainedModel, data: Any) -> Corpus | Tensor:
-    """A corpus or ids [N,T], checked to be readable by the model."""
-    if isinstance(data, Corpus):
-        ids_of(np.asarray(data.tokens).max(initial=0, keepdims=True), "data", 1, readable_ids(model))
-        return data
-    ids = torch.as_tensor(data) if isinstance(data, (list, np.ndarray)) else data
-    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
-        what = f"{list(ids.shape)} {ids.dtype}" if isinstance(ids, Tensor) else described(data)
-        raise ValueError(f"data: expected a Corpus or ids [N,T], got {what}; symground.data.Corpus.load reads one")
-    check_length(model, ids.shape[1], "data")
-    return ids_of(ids, "data", 2, readable_ids(model))

@@ -118,6 +118,7 @@ ASKED: dict[str, Callable[[PreTrainedModel, Any], Any]] = {
     "behaviour": lambda m, p: behaviour(m, p.matched(), [[]]),
     "lens": lambda m, p: sg.TunedLens.fit(m, p.matched().input_ids, steps=1),
     "lens gain": sg.lens_gain,
+    "lens read": lambda m, p: sg.lens_read(m, p.matched().input_ids),
     "mean ablation": lambda m, p: sg.ablate(m, [(0, 0)], "mean", p).__enter__(),
     "memory": lambda m, p: sg.trace_memory(m, 8),
 }
