@@ -36,6 +36,8 @@ WRONG: list[tuple[str, list[Any], str]] = [
     ("gain", ["probes"], "scores: expected a DataFrame .* got Probes"),
     ("score", ["tokenizer", "probes"], r"model: expected a model of transformers \(PreTrainedModel\), got"),
     ("score", ["'gpt2'", "probes"], r"got str; symground.load\('gpt2'\) loads one"),
+    ("score", ["model", "'a text'"], "words: expected the words to score after the text, got None"),
+    ("score", ["model", "probes", "['book']"], "words: expected None with probes, got list"),
     ("score", ["model", "texts"], r"probes: expected what symground.probes\(tokenizer\) makes, got list"),
     ("score", ["model", "ids"], r"probes: expected what .* makes, got Tensor \[2, 3\]"),
     ("score", ["model", "tokenizer"], "probes: expected what .* makes, got"),

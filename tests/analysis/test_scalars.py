@@ -83,8 +83,8 @@ BEYOND: dict[str, tuple[Any, ...]] = {
     "contexts": ("/missing",), "separator": ANY, "joint": ANY, "system": ANY, "instruction": ANY, "said": ANY,
     "rows": WORD, "reduce": WORD, "topk": (0, -1, 10**6), "observe.topk": (0, -1), "block": COUNT,
     "texts": ("", " "), "limit": (-1,), "every": COUNT, "last": COUNT,
-    "prompt": ("", " "), "answer": ("said",), "max_new_tokens": COUNT, "top": COUNT, "example": (-1, 10**6),
-    "title": ANY, "path": ANY, "out": ANY, "acquisition": ANY,
+    "prompt": ("", " "), "score.probes": ("", " "), "answer": ("said",), "max_new_tokens": COUNT, "top": COUNT,
+    "example": (-1, 10**6), "title": ANY, "path": ANY, "out": ANY, "acquisition": ANY,
 }  # fmt: skip
 WRONG = ("5", 1.5, 2.0, True, None, math.nan, math.inf, np.float64(1.5), [5], b"x", object(), torch.tensor(2))
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.causal.fills import MODES, aligned, fills_of
-from symground.analysis.probing import MEMORY, Examples, Probes, check_asked, check_fits
+from symground.analysis.causal.swept_texts import SweptTexts, of_probes, of_texts
+from symground.analysis.probing import MEMORY, Examples, Probes, Targets, check_asked
 from symground.errors import choice, flag, integer
 from symground.models import Mixer, Tap, mixers
 from symground.models.hooks import Replacement, head_outputs, tapped
@@ -27,15 +28,18 @@ WHERE = ("all", "prediction")
 
 def sweep_heads(
     model: PreTrainedModel,
-    probes: Probes,
+    probes: Probes | Tensor,
+    targets: Tensor | None = None,
+    attention_mask: Tensor | None = None,
     *,
+    span: Tensor | None = None,
     method: str = "both",
     positions: str = "all",
     mode: str = "zero",
     per_example: bool = False,
     memory: int | None = None,
 ) -> xr.DataArray:
-    """The effect of silencing each head alone: the rise of the matched examples' mean surprisal, in nats.
+    """The effect of silencing each head alone: the rise of the texts' mean surprisal, in nats.
 
     The exact method runs the layers below a head once. It then runs the layers above with all heads of the layer as one
     batch. A prefix that examples share runs once per head. The last layer computes only the prediction position. The
@@ -43,21 +47,26 @@ def sweep_heads(
 
     Args:
         model: attached, in evaluation.
-        probes: their matched examples are used.
+        probes: their matched examples are used; or ids [B,T] of any texts.
+        targets: [B] ids predicted after the texts, without probes; as for :func:`symground.trace`.
+        attention_mask: [B,T], 1 for valid tokens, padding at the ends, without probes.
+        span: [B,T] mask of the texts' own tokens that are predicted, in place of ``targets``; the effect is on the sum
+            of their surprisals.
         method: "exact"; "first-order"; or "both".
         positions: "all", or "prediction": the head is silenced at the prediction position only (of a word of several
             tokens, at those before each of them).
-        mode: "zero"; "mean" over the examples; or "resample", the head's output in the example's mismatched context.
+        mode: "zero"; "mean" over the examples; or "resample", the head's output in the example's mismatched context
+            (of probes alone).
         per_example: keep a value for each example.
         memory: approximate bytes that a layer's activations may take; it limits the size of batches. The first-order
             pass, which keeps the activations of all layers, takes four times as much. None: 64 MiB on a CPU, 2 GiB on
             a GPU.
 
     Returns:
-        Effects (layer, head), or (example, layer, head) with the coordinates context and noun. Layers and heads count
-        from 0; a layer with fewer heads than others has NaN for the missing ones. With both methods, the values are the
-        exact ones, ``first_order`` is a further coordinate of the same shape, and ``attrs["correlation"]`` is Pearson's
-        correlation of the two over the heads.
+        Effects (layer, head), or (example, layer, head), of probes with the coordinates context and noun. Layers and
+        heads count from 0; a layer with fewer heads than others has NaN for the missing ones. With both methods, the
+        values are the exact ones, ``first_order`` is a further coordinate of the same shape, and
+        ``attrs["correlation"]`` is Pearson's correlation of the two over the heads.
 
     Raises:
         ValueError: an unknown method, positions or mode, a model without heads, or one whose heads are being silenced.
@@ -69,56 +78,61 @@ def sweep_heads(
         choice(name, value, known)
     per_example, memory = flag("per_example", per_example), None if memory is None else integer("memory", memory, 1)
     layers = mixers(model)
-    check_asked(probes)
+    if not isinstance(probes, (Tensor, np.ndarray, list)):
+        check_asked(probes)
+    if isinstance(probes, Probes):
+        for argument, given in (("targets", targets), ("attention_mask", attention_mask), ("span", span)):
+            if given is not None:
+                raise ValueError(f"{argument}: probes contain their own {argument}; leave it out")
+    elif mode == "resample":
+        raise ValueError("mode: expected 'zero' or 'mean' of texts, which have no mismatched context; got 'resample'")
     if not layers:
         raise ValueError(f"model: {type(model).__name__} has no heads to silence")
     if not all(mixer.tap.idle for mixer in layers):
         raise ValueError("model: expected none of its heads silenced or traced meanwhile")
-    check_fits(model, probes)
+    if isinstance(probes, Probes):
+        texts = of_probes(model, probes)
+    else:
+        texts = of_texts(model, probes, targets, span, attention_mask)
     runs = {"exact": _exact, "first-order": _first_order}
     wanted = [name for name in runs if method in ("both", name)]
-    examples = probes.matched()
-    shape = (len(examples.input_ids), len(layers), max(mixer.heads for mixer in layers))
+    shape = (len(texts.ids), len(layers), max(mixer.heads for mixer in layers))
     found = {name: np.full(shape, np.nan) for name in wanted}
-    sweep = _Sweep(model, probes, examples, positions, mode, memory, "exact" in wanted)
+    sweep = _Sweep(model, texts, positions, memory, "exact" in wanted)
+    if mode == "mean":
+        sweep.mean = fills_of(model, mode, probes if isinstance(probes, Probes) else texts.reference)
+    elif mode == "resample" and isinstance(probes, Probes):
+        sweep.others = probes.mismatched()
+        aligned(probes.matched(), sweep.others)
     with progress("sweep", sum(len(list(sweep.batches(name))) for name in wanted)) as bar:
         for name in wanted:
             for rows in sweep.batches(name):
                 for i, effect in enumerate(runs[name](sweep, rows)):
                     found[name][rows.numpy(), i, : effect.shape[1]] = effect.double().cpu().numpy()
                 bar.advance()
-    labels: dict[str, tuple[str, list[Any]]] = {
-        "context": ("example", examples.context),
-        "noun": ("example", examples.noun),
-    }
-    return _table(found, layers, labels if per_example else None)
+    return _table(found, layers, texts.labels if per_example else None)
 
 
 class _Sweep:
     """The state that the batches of a sweep share."""
 
     def __init__(
-        self, model: PreTrainedModel, probes: Probes, examples: Examples, positions: str, mode: str,
-        memory: int | None, exact: bool,
-    ) -> None:  # fmt: skip
-        self.model, self.examples = model, examples
-        self.lengths = examples.read_by(model).lengths
-        self.tokens = examples.wanted.there.sum(1)
+        self, model: PreTrainedModel, texts: SweptTexts, positions: str, memory: int | None, exact: bool
+    ) -> None:
+        self.model, self.texts, self.lengths, self.kept = model, texts, texts.lengths, texts.kept
+        self.mean: dict[int, Tensor] | None = None
+        self.others: Examples | None = None
         shortest = int(self.lengths.min())
         check_lengths(model, torch.tensor([shortest, shortest]), shortest)  # heads of a layer form one batch
         self.head = verified_readout(model).detached()
         self.layers = mixers(model)
         self.last_only = positions == "prediction"
-        longest, most = int(self.lengths.max()), int(self.tokens.max())
+        longest, most = int(self.lengths.max()), int(self.kept.max())
         # Of several prediction positions, a replay cannot silence a head at those alone.
         replayed = exact and not (self.last_only and most > 1)
         self._replays = replays(model, self.last_only, longest, most) if replayed else False
         self._stretch = stretch_of(model)
         self._memory = memory
-        self._mean = fills_of(model, mode, probes) if mode == "mean" else None
-        self._others = probes.mismatched() if mode == "resample" else None
-        if self._others is not None:
-            aligned(examples, self._others)
 
     def replayed(self, rows: Tensor) -> bool:
         """Whether a partial forward pass is used for these examples of one length."""
@@ -131,21 +145,21 @@ class _Sweep:
         return int(self.lengths[rows[0]])
 
     def keep(self, rows: Tensor) -> int:
-        """The number of prediction positions of these examples, their last ones."""
-        return int(self.tokens[rows[0]])
+        """How many of their last positions contain all that predict."""
+        return int(self.kept[rows[0]])
 
     @property
     def device(self) -> torch.device:
         return self.head.weight.device
 
     def batches(self, method: str) -> Iterator[Tensor]:
-        """Indices of examples whose texts and targets have one length; batches leave room for all heads of a layer.
+        """Indices of texts of one length that predict in as many last positions; batches leave room for all heads.
 
         The examples of an exact batch have one context, so they mostly share a prefix.
         """
-        contexts, most = torch.tensor(self.examples.context), max(mixer.heads for mixer in self.layers)
-        for length, tokens in torch.stack([self.lengths, self.tokens], 1).unique(dim=0).tolist():
-            of_size = (self.lengths == length) & (self.tokens == tokens)
+        contexts, most = torch.tensor(self.texts.context), max(mixer.heads for mixer in self.layers)
+        for length, kept in torch.stack([self.lengths, self.kept], 1).unique(dim=0).tolist():
+            of_size = (self.lengths == length) & (self.kept == kept)
             for context in contexts[of_size].unique().tolist() if method == "exact" else (None,):
                 alike = of_size & (True if context is None else contexts == context)
                 rows = alike.nonzero()[:, 0]
@@ -158,9 +172,9 @@ class _Sweep:
     def shared(self, rows: Tensor) -> int:
         """The length of the prefix shared by these examples and by those that heads are resampled from."""
         length = self.length(rows)
-        ids = self.examples.input_ids[rows, :length]
-        if self._others is not None:
-            ids = torch.cat([ids, self._others.input_ids[rows, :length]])
+        ids = self.texts.ids[rows, :length]
+        if self.others is not None:
+            ids = torch.cat([ids, self.others.input_ids[rows, :length]])
         return int((ids == ids[:1]).all(0).int().cumprod(0).sum())
 
     def again(self, rows: Tensor) -> int:
@@ -175,29 +189,29 @@ class _Sweep:
 
     def ids(self, rows: Tensor) -> Tensor:
         """[B,T], T up to the last prediction position."""
-        return self.examples.input_ids[rows, : self.length(rows)].to(self.device)
+        return self.texts.ids[rows, : self.length(rows)].to(self.device)
 
     def fills(self, rows: Tensor) -> Mapping[int, Tensor] | None:
         """layer → the replacements for its heads' outputs, [H,D] or [B,T,H,D]."""
-        if self._others is None:
-            return self._mean
+        if self.others is None:
+            return self.mean
         with torch.no_grad(), head_outputs(self.layers) as found:
-            hidden_states(self.model, self._others.input_ids[rows, : self.length(rows)].to(self.device))
+            hidden_states(self.model, self.others.input_ids[rows, : self.length(rows)].to(self.device))
         return found
 
     def surprisal(self, hidden: Tensor, rows: Tensor) -> Tensor:
-        """[B] in nats, of hidden [B,R,E] at the prediction positions."""
-        targets = self.examples.wanted.ids[rows, : hidden.shape[1]].to(self.device)
-        return self.head.surprisal(hidden.flatten(0, 1), targets.reshape(-1, 1)).view(targets.shape).sum(1)
+        """[B] in nats, of hidden [B,keep,E] at the last positions."""
+        positions, ids = (x[rows] for x in self.texts.targets)
+        within = torch.where(positions < 0, -1, positions - (self.length(rows) - hidden.shape[1]))
+        return Targets(within, ids).surprisal(self.head.surprisal, hidden).sum(1)
 
     def last_states(self, rows: Tensor) -> Tensor:
-        """[B,R,E] final hidden states at the prediction positions, in the blocks that are open now."""
+        """[B,keep,E] final hidden states at the last positions, in the blocks that are open now."""
         return hidden_states(self.model, self.ids(rows), use_cache=False)[:, -self.keep(rows) :]
 
     def where(self, rows: Tensor) -> Tensor | None:
-        """[T] bool: the positions at which a head is silenced; None for all."""
-        at = torch.arange(self.length(rows), device=self.device)
-        return at >= self.length(rows) - self.keep(rows) if self.last_only else None
+        """[B,T] bool: the positions at which a head is silenced; None for all."""
+        return self.texts.targets.part(rows).mask(self.length(rows)).to(self.device) if self.last_only else None
 
 
 def _exact(sweep: _Sweep, rows: Tensor) -> Iterator[Tensor]:
@@ -215,7 +229,7 @@ def _replayed(sweep: _Sweep, rows: Tensor) -> Iterator[Tensor]:
         effects = []
         for start in range(0, mixer.heads, at_once):
             heads = slice(start, min(start + at_once, mixer.heads))
-            hidden = replay.silenced(mixer.layer, heads, None if fills is None else fills[mixer.layer])  # [M,B,R,E]
+            hidden = replay.silenced(mixer.layer, heads, None if fills is None else fills[mixer.layer])  # [M,B,keep,E]
             many = len(hidden)
             effects.append(sweep.surprisal(hidden.flatten(0, 1), rows.repeat(many)).view(many, -1) - original)
         yield torch.cat(effects).T

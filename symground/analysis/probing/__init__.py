@@ -3,7 +3,7 @@
 from symground.analysis.probing.answering import AMONG, Choices, answers, choices, pope_scores
 from symground.analysis.probing.contexts import Context, context_of, of_images, read_contexts, with_gap
 from symground.analysis.probing.encoding import ProbeImages
-from symground.analysis.probing.examples import IMAGE, PATCHES, Examples
+from symground.analysis.probing.examples import IMAGE, PATCHES, Examples, padded
 from symground.analysis.probing.probe_checks import check_asked, check_fits
 from symground.analysis.probing.prompting import answered, check_prompt
 from symground.analysis.probing.questions import Asked, ImageQuestions, image_questions
@@ -35,6 +35,7 @@ __all__ = [
     "context_of",
     "image_questions",
     "of_images",
+    "padded",
     "pope_scores",
     "probes",
     "read_contexts",

@@ -71,33 +71,33 @@ def answered(
     check_tokenizer(tokenizer)
     max_new_tokens = integer("max_new_tokens", max_new_tokens, 1)
     text, special = _text_of(tokenizer, prompt)
-    before, places = _ids(tokenizer, text, special)
+    before, places = ids_of_text(tokenizer, text, special)
     if not before:
         raise ValueError("prompt: expected at least one token, got none")
-    limit = id_limit(model)
-    if max(before) >= limit:
-        raise ValueError(
-            f"tokenizer: id {max(before)} is outside the model's vocabulary of {limit}; is this its tokenizer?"
-        )
+    check_fits_text(model, before, 0)
     if answer is None:
         _check_length(model, len(before) + 1, "prompt")
         said = _generated(model, tokenizer, before, max_new_tokens)
     else:
-        said = _given(tokenizer, text, before, answer, special)
+        if not isinstance(answer, str) or not answer.strip():
+            raise ValueError(
+                f"answer: expected a text with at least one word, or None to generate it; got {described(answer)}"
+            )
+        said = following(tokenizer, text, before, answer, special)
     _check_length(model, len(before) + len(said), "prompt and answer")
     ids = torch.tensor([[*before, *said]])
     return Answered(ids, torch.arange(ids.shape[1])[None] >= len(before), text, places)
 
 
-def check_prompt(prompt: Any) -> None:
+def check_prompt(prompt: Any, argument: str = "prompt") -> None:
     """Refuse anything but a text or the turns of a chat.
 
     Raises:
-        ValueError: names ``prompt``.
+        ValueError: names ``argument``.
     """
     if isinstance(prompt, str):
         if not prompt.strip():
-            raise ValueError(f"prompt: expected a text with at least one word, got {described(prompt)}")
+            raise ValueError(f"{argument}: expected a text with at least one word, got {described(prompt)}")
         return
     turns = list(prompt) if isinstance(prompt, Sequence) else []
     if not turns or not all(isinstance(turn, Mapping) and {"role", "content"} <= turn.keys() for turn in turns):
@@ -114,7 +114,7 @@ def _text_of(tokenizer: Any, prompt: Prompt) -> tuple[str, bool]:
     return str(tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)), False
 
 
-def _ids(tokenizer: Any, text: str, special: bool) -> tuple[Ids, tuple[tuple[int, int], ...]]:
+def ids_of_text(tokenizer: Any, text: str, special: bool) -> tuple[Ids, tuple[tuple[int, int], ...]]:
     """Ids without the special tokens that close a text, and where each is in it."""
     with panics_named("tokenizer: it fails on the prompt"):
         found = tokenizer(
@@ -127,18 +127,33 @@ def _ids(tokenizer: Any, text: str, special: bool) -> tuple[Ids, tuple[tuple[int
     return tuple(ids), tuple((int(a), int(b)) for a, b in found["offset_mapping"][: len(ids)])
 
 
-def _given(tokenizer: Any, text: str, before: Ids, answer: Any, special: bool) -> Ids:
-    if not isinstance(answer, str) or not answer.strip():
-        raise ValueError(
-            f"answer: expected a text with at least one word, or None to generate it; got {described(answer)}"
-        )
-    whole, _ = _ids(tokenizer, text + answer, special)
+def following(tokenizer: Any, text: str, before: Ids, answer: str, special: bool, argument: str = "answer") -> Ids:
+    """The ids of what follows a text, whose own ids are ``before``.
+
+    Raises:
+        ValueError: the tokenizer joins it with the text; the message begins with ``argument``.
+    """
+    whole, _ = ids_of_text(tokenizer, text + answer, special)
     if whole[: len(before)] != before or len(whole) == len(before):
         raise ValueError(
-            f"answer: the tokenizer joins {answer[:20]!r} with the end of the prompt, so the prompt is other tokens "
-            "with it; let the answer begin with a space or the prompt end before one"
+            f"{argument}: the tokenizer joins {answer[:20]!r} with the end of the text before it, which is then other "
+            "tokens; let it begin with a space, or the text end before one"
         )
     return whole[len(before) :]
+
+
+def check_fits_text(model: PreTrainedModel, ids: Sequence[int], length: int) -> None:
+    """Refuse ids outside the model's vocabulary, and a text longer than its positions.
+
+    Raises:
+        ValueError: it is one of these.
+    """
+    limit = id_limit(model)
+    if max(ids) >= limit:
+        raise ValueError(
+            f"tokenizer: id {max(ids)} is outside the model's vocabulary of {limit}; is this its tokenizer?"
+        )
+    _check_length(model, length, "text")
 
 
 @torch.no_grad()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,25 +18,32 @@ from transformers import PreTrainedModel
 from symground.analysis.probing.probe_checks import check_asked, check_fits
 from symground.analysis.probing.scan import scan
 from symground.analysis.probing.sentence_probes import Probes
-from symground.errors import check_path, integer
+from symground.analysis.probing.word_scores import score_words
+from symground.errors import check_path, described, integer
 from symground.files import read_json, replacing, write_json
 from symground.models.passes import check_weights
 from symground.running import progress
 
 _KEY = "_scores.json"  # readers of a folder of Parquet files ignore names with a leading underscore
 _PARTS = "part-*.parquet"
+_WORDS_AT_ONCE = 64
 _FLUSH_SECONDS, _FLUSH_ROWS = 10.0, 2**16  # work that an interruption may lose; rows held in memory
 
 
 def score(
-    model: PreTrainedModel, probes: Probes, *, memory: int | None = None, batch_size: int | None = None
-) -> pd.DataFrame:
+    model: PreTrainedModel, probes: Probes | str, words: Sequence[str] | None = None, tokenizer: Any = None, *,
+    joint: str | None = None, memory: int | None = None, batch_size: int | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """Score the probes. One forward pass over each context with each ENV noun scores all targets, and a prefix that
     contexts share runs once.
 
     Args:
         model: any causal language model of transformers, or one of ours.
-        probes: from :func:`symground.probes`.
+        probes: from :func:`symground.probes`; or one context as text, after which ``words`` are scored.
+        words: of a text: each is scored as what follows it, also with several tokens.
+        tokenizer: a fast one, of a text; None loads that of the folder or name that the model came from.
+        joint: between the text and each word; None is one space, whether or not the text ends in one, and nothing if it
+            ends in a line break or a tab.
         memory: approximate bytes that the model's caches and activations may take; it limits the size of batches. None:
             64 MiB on a CPU, where more is not faster, and 2 GiB on a GPU.
         batch_size: rows per pass, in place of ``memory``.
@@ -43,13 +51,20 @@ def score(
     Returns:
         A DataFrame, context by context: context (its index), env, target (nouns), surprisal (nats, computed in
         float32 or wider whatever the model's dtype). The rows of a batch have one length, so a score does not depend on
-        padding or batch size.
+        padding or batch size. Of a text, its columns are target (the words), surprisal and tokens, the number of each
+        word's; the text runs once.
 
     Raises:
         ValueError: a context longer than the model's positions, an id outside its vocabulary, dropout that is on, or a
-            surprisal that is NaN (the message names the context and the model).
+            surprisal that is NaN (the message names the context and the model); no words, or one that the tokenizer
+            joins to the text.
     """
     _check_sizes(memory, batch_size)
+    if isinstance(probes, str):
+        return score_words(model, probes, words, tokenizer, joint, batch_size or _WORDS_AT_ONCE)
+    for name, value in (("words", words), ("tokenizer", tokenizer), ("joint", joint)):
+        if value is not None:
+            raise ValueError(f"{name}: expected None with probes, got {described(value)}")
     tables = {c: _table(probes, c, values) for c, values in _scores(model, probes, memory, batch_size)}
     return pd.concat([tables[c] for c in sorted(tables)], ignore_index=True)
 

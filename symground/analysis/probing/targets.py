@@ -22,8 +22,8 @@ class Targets(NamedTuple):
         """[N,R] bool: whether the example has so many targets."""
         return self.positions >= 0
 
-    def part(self, at: slice) -> Targets:
-        """A slice of the examples."""
+    def part(self, at: slice | Tensor) -> Targets:
+        """Some of the examples."""
         return Targets(self.positions[at], self.ids[at])
 
     def mask(self, length: int) -> Tensor:

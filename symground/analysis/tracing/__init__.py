@@ -11,6 +11,7 @@ from symground.analysis.tracing.sides import PREFIXES, Sides, Variables, names_o
 from symground.analysis.tracing.trace_input import (
     PREDICTION,
     check_alone,
+    check_one_of,
     check_unreserved,
     checked_mask,
     group_ids,
@@ -18,15 +19,16 @@ from symground.analysis.tracing.trace_input import (
     inputs_of,
     last_of,
     masks_of,
+    wanted_of,
     warn_without_pictures,
     with_prediction,
 )
 from symground.analysis.tracing.tracer import trace
 
 __all__ = [
-    "PREDICTION", "PREFIXES", "Sides", "TunedLens", "Variables", "check_alone", "check_pictures",
+    "PREDICTION", "PREFIXES", "Sides", "TunedLens", "Variables", "check_alone", "check_one_of", "check_pictures",
     "check_unreserved", "checked_mask", "coordinates_of", "count_of", "group_ids", "image_group", "inputs_by_name",
     "inputs_of", "last_of", "learn_layouts", "lens_gain", "lens_read", "masks_of", "most_heads", "names_of",
     "patch_places", "prefix_of", "run_on", "saliency_by_region", "saliency_maps", "sizes_of", "trace",
-    "trace_memory", "warn_without_pictures", "with_prediction",
+    "trace_memory", "wanted_of", "warn_without_pictures", "with_prediction",
 ]  # fmt: skip

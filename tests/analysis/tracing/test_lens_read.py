@@ -76,10 +76,7 @@ def test_bad_input() -> None:
     other = TunedLens(torch.zeros(9, 3, 3), torch.zeros(9, 3))
     for call, message in (
         (lambda: sg.lens_read(model, given, lens=3), "lens: expected a TunedLens, or None"),
-        (
-            lambda: sg.lens_read(model, given, lens=TunedLens(torch.zeros(9, 3, 3), torch.zeros(9, 3))),
-            "lens: expected trans",
-        ),
+        (lambda: sg.lens_read(model, given, lens=other), "lens: expected translators"),
         (lambda: sg.lens_read(model, given, top=0), "top: expected an integer"),
         (lambda: sg.lens_read(model, given, top=10**6), "top: expected an integer"),
         (lambda: sg.lens_read(model, given * 0 - 1), "input_ids: expected ids"),

@@ -1,0 +1,60 @@
+"""Surprisal of many words after one text, which runs once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import PreTrainedModel
+
+from symground.analysis.checks import words_of
+from symground.analysis.probing.encoding import check_tokenizer, own_tokenizer
+from symground.analysis.probing.prompting import check_fits_text, check_prompt, following, ids_of_text
+from symground.errors import check_kind
+from symground.models.passes import Reader, check_weights
+from symground.models.trials import check_deterministic
+
+
+def score_words(
+    model: PreTrainedModel, text: str, words: Sequence[str] | None, tokenizer: Any, joint: str | None, batch_size: int
+) -> pd.DataFrame:
+    """A row for each word: target, surprisal, tokens; the arguments are those of `symground.score`."""
+    check_weights(model)
+    check_prompt(text, "probes")
+    if words is None:
+        raise ValueError("words: expected the words to score after the text, got None")
+    asked = words_of(words, "words")
+    if not asked:
+        raise ValueError("words: expected at least one, got none")
+    if joint is None:  # many tokenizers encode a word with the space before it
+        text = text.rstrip(" ")
+        joint = "" if text.endswith(("\n", "\t")) else " "
+    check_kind(joint, str, "joint")
+    tokenizer = own_tokenizer(model) if tokenizer is None else tokenizer
+    check_tokenizer(tokenizer)
+    opens = getattr(tokenizer, "bos_token", None)
+    special = not (opens and text.startswith(opens))
+    before, _ = ids_of_text(tokenizer, text, special)
+    each = [following(tokenizer, text, before, joint + word, special, "words") for word in asked]
+    check_fits_text(model, [*before, *(i for ids in each for i in ids)], len(before) + max(map(len, each)))
+    check_deterministic(model)
+    with torch.inference_mode():
+        reader = Reader(model)
+        seen, state = reader.read(torch.tensor([before]))
+        first = torch.tensor([ids[0] for ids in each])
+        values = reader.surprisal(seen[:, -1], first)[0].double().cpu().numpy()
+        for count in sorted({len(ids) for ids in each} - {1}):
+            at = [i for i, ids in enumerate(each) if len(ids) == count]
+            for start in range(0, len(at), batch_size):
+                rows = at[start : start + batch_size]
+                tokens = torch.tensor([each[i] for i in rows])
+                seen, _ = reader.read(tokens[:, :-1], state.select(torch.zeros(len(rows), dtype=torch.long)), count - 1)
+                rest = reader.surprisal(seen.flatten(0, 1), tokens[:, 1:].reshape(-1, 1)).view(len(rows), -1)
+                values[rows] += rest.sum(1).double().cpu().numpy()
+    wrong = np.flatnonzero(np.isnan(values))
+    if len(wrong):
+        raise ValueError(f"model: {type(model).__name__} gives NaN for {asked[wrong[0]]!r} after the text")
+    return pd.DataFrame({"target": asked, "surprisal": values, "tokens": [len(ids) for ids in each]})
