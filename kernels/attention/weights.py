@@ -22,17 +22,24 @@ from symground.kernels.common.tiles import LN2, load_tile, product
 
 #: Config(BM, BN, warps, stages) by architecture and element size, then by the largest BLOCK_D (`common/configs.py`).
 TILES: dict[str, Tiles] = {
+    # Each warp has rows of its own, but where registers do not do: what is read of a row that two share is slower.
     "attention_weights": {
-        ("sm_80", 2): {128: Config(128, 32, 4, 2), 256: Config(64, 32, 4, 2)},
-        ("sm_80", 4): {64: Config(64, 16, 4, 2), 128: Config(32, 16, 4, 1), 256: Config(16, 64, 8, 1)},
-        ("sm_86", 2): {64: Config(64, 64, 4, 2), 128: Config(64, 32, 4, 1), 256: Config(64, 32, 4, 2)},
-        ("sm_86", 4): {64: Config(64, 16, 4, 2), 128: Config(16, 16, 4, 1), 256: Config(16, 64, 8, 1)},
-        ("sm_90", 2): {128: Config(128, 32, 4, 2), 256: Config(64, 32, 4, 2)},
-        ("sm_90", 4): {64: Config(128, 64, 8, 3), 128: Config(64, 32, 4, 2), 256: Config(16, 64, 8, 1)},
-        ("sm_100", 2): {128: Config(128, 64, 8, 3), 256: Config(64, 64, 8, 2)},
-        ("sm_100", 4): {64: Config(64, 64, 8, 2), 128: Config(32, 16, 4, 1), 256: Config(16, 64, 8, 1)},
+        ("sm_80", 2): {64: Config(128, 32, 4, 3), 256: Config(64, 32, 2, 2)},
+        ("sm_80", 4): {64: Config(64, 16, 4, 2), 128: Config(32, 16, 2, 1), 256: Config(16, 32, 4, 1)},
+        ("sm_86", 2): {64: Config(128, 32, 4, 3), 256: Config(64, 32, 2, 2)},
+        ("sm_86", 4): {64: Config(64, 16, 4, 2), 128: Config(32, 16, 2, 1), 256: Config(16, 32, 4, 1)},
+        ("sm_90", 2): {64: Config(128, 64, 4, 2), 256: Config(128, 32, 4, 2)},
+        ("sm_90", 4): {128: Config(64, 32, 4, 2), 256: Config(64, 32, 4, 1)},
+        ("sm_100", 2): {256: Config(128, 32, 4, 2)},
+        ("sm_100", 4): {64: Config(64, 32, 4, 2), 128: Config(32, 16, 2, 1), 256: Config(16, 32, 4, 1)},
         ("gfx942", 2): {128: Config(64, 64, 4, 1), 256: Config(32, 32, 4, 1)},
         ("gfx942", 4): {128: Config(32, 32, 4, 1), 256: Config(16, 16, 4, 1)},
+        ("sm_80, lighter", 2): {64: Config(128, 16, 4, 2), 256: Config(64, 16, 4, 1)},
+        ("sm_86, lighter", 2): {64: Config(128, 16, 4, 2), 256: Config(64, 16, 4, 1)},
+        ("sm_90, lighter", 2): {64: Config(128, 32, 4, 2), 256: Config(128, 16, 4, 2)},
+        ("sm_90, lighter", 4): {128: Config(64, 16, 4, 2), 256: Config(64, 16, 4, 1)},
+        ("sm_100, lighter", 2): {256: Config(128, 16, 4, 2)},
+        ("sm_100, lighter", 4): {64: Config(64, 16, 4, 2)},
     },
     "attention_pooled": {
         ("cuda", 2): {256: Config(64, 64, 4, 1)},
@@ -57,10 +64,65 @@ MOST_GROUPS = 4
 def _by_lane(x):
     """[rows, columns] → [rows, 4, columns / 4]: a result of NVIDIA's tensor cores has a row in four threads of a warp.
 
-    So what is summed over the last dimension stays in its thread.
+    So the last dimension stays in its thread.
     """
     x = tl.permute(tl.reshape(x, [x.shape[0], x.shape[1] // 8, 4, 2]), (0, 2, 1, 3))
     return tl.reshape(x, [x.shape[0], 4, x.shape[2] * 2])
+
+
+@triton.jit
+def _halves(x):
+    """The first and the last half of [rows, 4, columns]."""
+    return tl.split(tl.permute(tl.reshape(x, [x.shape[0], 4, 2, x.shape[2] // 2]), (0, 1, 3, 2)))
+
+
+@triton.jit
+def _through_columns(b_entropy, b_distance, b_best, b_key, b_p, b_log, b_s, b_at, o_j):
+    """Numbers of rows [rows, 4, 1] from [rows, 4, columns], one column after the other, which are those of a thread.
+
+    So a sum is one multiply-add of each weight, and of equal scores the first stays the best.
+    """
+    if b_p.shape[2] > 1:
+        b_p, b_p2 = _halves(b_p)
+        b_log, b_log2 = _halves(b_log)
+        b_s, b_s2 = _halves(b_s)
+        o_j, o_j2 = _halves(o_j)
+        b_entropy, b_distance, b_best, b_key = _through_columns(
+            b_entropy, b_distance, b_best, b_key, b_p, b_log, b_s, b_at, o_j
+        )
+        b_entropy, b_distance, b_best, b_key = _through_columns(
+            b_entropy, b_distance, b_best, b_key, b_p2, b_log2, b_s2, b_at, o_j2
+        )
+    else:
+        b_entropy -= b_p * b_log
+        b_distance += b_p * (b_at - o_j.to(tl.float32))
+        b_key = tl.where(b_s > b_best, o_j, b_key)
+        b_best = tl.maximum(b_best, b_s)
+    return b_entropy, b_distance, b_best, b_key
+
+
+@triton.jit
+def _added(x):
+    """[n, a power of 2] → [n]. What is split is brought into one thread, through shared memory in one step."""
+    if x.shape[1] > 1:
+        b_even, b_odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1] // 2, 2]))
+        x = _added(b_even + b_odd)
+    else:
+        x = tl.reshape(x, [x.shape[0]])
+    return x
+
+
+@triton.jit
+def _columns_sum(x):
+    """[rows, columns] → [columns], with few shuffles: of a tensor core's result four warps have 16 rows each in turn.
+
+    Of these a thread has every eighth. It adds up its own first; then the eight threads' sums go to one.
+    """
+    WARPS: tl.constexpr = min(4, x.shape[0] // 16)
+    COLUMNS: tl.constexpr = x.shape[1]
+    x = tl.reshape(x, [x.shape[0] // (16 * WARPS), WARPS, 2, 8, COLUMNS])
+    x = tl.permute(tl.sum(tl.sum(x, 2), 0), (2, 0, 1))  # [COLUMNS,WARPS,8]
+    return tl.sum(tl.reshape(_added(tl.reshape(x, [COLUMNS * WARPS, 8])), [COLUMNS, WARPS]), 1)
 
 
 @triton.jit
@@ -71,7 +133,7 @@ def _read_through(
     BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Read keys [start, end). ``b_key`` is the first key with the largest score so far, ``b_best``."""
-    b_at = (o_i + mask[0]).to(tl.float32)[:, None]
+    b_at = (o_i + mask[0]).to(tl.float32)[:, None, None]
     for j in range(start, end, BN):
         o_j = j + tl.arange(0, BN)
         b_k = load_tile(k, o_j, D, BLOCK_D, MASKED)  # [BN,D]
@@ -86,13 +148,10 @@ def _read_through(
             b_log = tl.where(m_seen, b_log, -FAR)
         b_p = tl.exp2(b_log)
         if SUMMARY:
-            b_entropy -= tl.sum(_by_lane(b_p * b_log), 2)
-            b_distance += tl.sum(_by_lane(b_p * (b_at - o_j.to(tl.float32)[None, :])), 2)
-            b_s = _by_lane(b_s)  # [BM,4,BN/4]
-            b_top = tl.max(b_s, 2)
-            b_first = tl.min(tl.where(b_s == b_top[:, :, None], _by_lane(o_j[None, :]), NO_KEY), 2)
-            b_key = tl.where(b_top > b_best, b_first, b_key)
-            b_best = tl.maximum(b_best, b_top)
+            b_entropy, b_distance, b_best, b_key = _through_columns(
+                b_entropy, b_distance, b_best, b_key, _by_lane(b_p), _by_lane(b_log), _by_lane(b_s), b_at,
+                _by_lane(o_j[None, :]),
+            )  # fmt: skip
         if p_received is not None:
             for g in tl.static_range(GROUPS):
                 b_in = b_p
@@ -100,7 +159,7 @@ def _read_through(
                     b_in = b_p * (b_group == g).to(tl.float32)[:, None]  # a product is less work than a choice
                 if (low_group <= g) & (g <= high_group):
                     p_group = p_received + tl.cast(g, tl.int64) * columns
-                    tl.store(p_group + o_j, tl.sum(b_in, 0), mask=o_j < columns)
+                    tl.store(p_group + o_j, _columns_sum(b_in), mask=o_j < columns)
     return b_entropy, b_distance, b_best, b_key
 
 
@@ -147,10 +206,10 @@ def attention_weights_kernel(
     b_more = None
     if p_inverse is not None:
         b_more = tl.log2(tl.load(p_inverse + row + o_i, mask=o_i < T, other=1.0))
-    b_entropy = tl.zeros([BM, 4], tl.float32)
-    b_distance = tl.zeros([BM, 4], tl.float32)
-    b_best = tl.full([BM, 4], float("-inf"), tl.float32)
-    b_key = tl.full([BM, 4], NO_KEY, tl.int32)
+    b_entropy = tl.zeros([BM, 4, 1], tl.float32)
+    b_distance = tl.zeros([BM, 4, 1], tl.float32)
+    b_best = tl.full([BM, 4, 1], float("-inf"), tl.float32)
+    b_key = tl.full([BM, 4, 1], NO_KEY, tl.int32)
     if p_range is not None or window is not None:
         b_entropy, b_distance, b_best, b_key = _read_through(
             b_entropy, b_distance, b_best, b_key, b_q, b_lse, b_more, b_group, low_group, high_group, q, k, p_received,
@@ -168,17 +227,18 @@ def attention_weights_kernel(
     )  # fmt: skip
     if SUMMARY:
         m_row = o_i < tl.where(first_group == 0, T, 0)  # the programs of other groups find the same
+        b_best, b_key = tl.reshape(b_best, [BM, 4]), tl.reshape(b_key, [BM, 4])
         b_top = tl.max(b_best, 1)
         b_first = tl.min(tl.where(b_best == b_top[:, None], b_key, NO_KEY), 1)
         b_top *= left_of(how)
         b_weight = b_top - b_lse
         if b_more is not None:
             b_weight += b_more
-        tl.store(p_entropy + row + o_i, tl.sum(b_entropy, 1) * LN2, mask=m_row)
+        tl.store(p_entropy + row + o_i, tl.sum(tl.reshape(b_entropy, [BM, 4]), 1) * LN2, mask=m_row)
         tl.store(p_weight + row + o_i, tl.exp2(b_weight), mask=m_row)
         tl.store(p_key + row + o_i, tl.where(b_first == NO_KEY, -1, b_first).to(tl.int64), mask=m_row)
         tl.store(p_score + row + o_i, b_top * LN2, mask=m_row)
-        tl.store(p_distance + row + o_i, tl.sum(b_distance, 1), mask=m_row)
+        tl.store(p_distance + row + o_i, tl.sum(tl.reshape(b_distance, [BM, 4]), 1), mask=m_row)
 
 
 @triton.jit(do_not_specialize=["window", "H", "T", "S"])
