@@ -137,11 +137,15 @@ OPTIONS = ("window", "key_range", "gate", "softcap", "sink", "slopes", "segments
 
 @dataclass(frozen=True)
 class Problem:
-    """The problem: 8 × 12 × length, causal, with some of `OPTIONS`; ``group`` query heads share a key head."""
+    """The problem: 8 × 12 × length, causal, with some of `OPTIONS`; ``group`` query heads share a key head.
+
+    What keys receive is summed over ``sums`` groups of queries.
+    """
 
     length: int = 1024
     options: tuple[str, ...] = ()
     group: int = 1
+    sums: int = 3
 
 
 def call_of(dtype: torch.dtype, size: int, problem: Problem) -> Call:
@@ -174,7 +178,7 @@ def launches(kernel: str, dtype: torch.dtype, size: int, problem: Problem) -> No
         "attention_saliency": lambda: saliency.attention_saliency(call, grad, lse, signed=True),
         "attention_flow": lambda: flow.attention_flow(call, grad, lse, groups, groups, 2, 2, False),
         "attention_saliency_rows": lambda: saliency_rows.attention_saliency_rows(call, grad, lse, rows),
-        "attention_weights": lambda: weights.attention_weights(call, lse, groups, 3, True),
+        "attention_weights": lambda: weights.attention_weights(call, lse, groups, problem.sums, True),
         "attention_pooled": lambda: weights.attention_pooled(call, lse, 16, False),
     }
     runs[kernel]()
