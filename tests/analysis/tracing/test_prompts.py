@@ -97,7 +97,7 @@ def test_bad_prompts(model: Any, tokenizer: Any) -> None:
         ({"prompt": 3}, "prompt: expected a text, or a chat's turns with role and content, got int 3"),
         ({"prompt": [{"role": "user"}]}, "prompt: expected a text, or a chat's turns"),
         ({"prompt": chat, "tokenizer": bare}, "prompt: expected a text, since the tokenizer has no chat template"),
-        ({"prompt": "look at the boo", "answer": "k"}, "answer: the tokenizer joins 'k' with the end of the prompt"),
+        ({"prompt": "look at the boo", "answer": "k"}, "answer: the tokenizer joins 'k' with the end of the text"),
         ({"prompt": "look", "answer": " "}, "answer: expected a text with at least one word, or None"),
         ({"prompt": "the " * 80}, r"prompt: expected at most 64 tokens, the model's positions, got \d+"),
         ({"prompt": "the " * 20, "answer": " the" * 60}, "prompt and answer: expected at most 64 tokens"),
