@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from symground.analysis.tracing.lens import _Fitter
+from symground.analysis.tracing.lens_fitting import Fitter
 from symground.models import create
 from symground.models.trials import hidden_states
 
@@ -25,7 +25,7 @@ def runs(
     ids = torch.randint(2, vocabulary, (rows, tokens), generator=torch.Generator().manual_seed(0))
     counts, chosen = torch.ones_like(ids, dtype=torch.bool), torch.Generator().manual_seed(0)
     model.requires_grad_(False)
-    fitter = _Fitter(model, 1e-3)
+    fitter = Fitter(model, 1e-3)
 
     @torch.no_grad()
     def forward() -> Any:

@@ -11,7 +11,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.reading.given import Given
-from symground.analysis.reading.layers import Part, Wanted, arrays_of, bytes_of, dataset_of, read_in_batches
+from symground.analysis.reading.layers import (
+    Part,
+    Wanted,
+    arrays_of,
+    bytes_of,
+    dataset_of,
+    read_in_batches,
+    variable_key,
+)
 from symground.analysis.reading.requests import Request, check_asked, rows_of
 from symground.analysis.tracing import group_ids, most_heads
 from symground.errors import described, integer, is_integer, is_list
@@ -54,7 +62,8 @@ class TextReader:
         found = dataset_of(model, {"": part}, most_heads(layers))
         if given.ids is None or "key" not in found.dims:
             return found
-        return found.assign_coords(token=(("example", "key"), torch.where(given.valid, given.ids.cpu(), -1).numpy()))
+        ids = torch.where(given.valid, given.ids.cpu(), -1).numpy()
+        return variable_key(found.assign_coords(token=(("example", "key"), ids)))
 
 
 def readable(

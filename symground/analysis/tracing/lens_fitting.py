@@ -31,7 +31,7 @@ def fitted(
     check_deterministic(model)
     data = _checked(model, data)
     batches, chosen = _batches(model, data, batch_size, length, seed), torch.Generator().manual_seed(seed)
-    fitter, divergence = _Fitter(model, weight_decay), []
+    fitter, divergence = Fitter(model, weight_decay), []
     with frozen(model), progress("tuned lens", steps, quick=True) as bar:
         for step in range(steps):
             rate = learning_rate * min((step + 1) / max(1.0, warmup * steps), 1.0 - step / steps)
@@ -42,7 +42,7 @@ def fitted(
     return weight, bias, tuple(tuple(map(float, kl)) for kl in kept)
 
 
-class _Fitter:
+class Fitter:
     """The translators of a model during the fit."""
 
     def __init__(self, model: PreTrainedModel, weight_decay: float) -> None:

@@ -43,11 +43,12 @@ BEYOND: dict[str, tuple[Any, ...]] = {
     "selection": ((), ("other",)), "DialsSettings.scenes": WORD, "strategy": ((), ("other",)), "what": (("other",),),
     "TrainSettings.model": WORD, "checkpoints": ("other", "0,other"), "env_tiers": (("*act",),),
     "speakers": (("*CHI",),), "dials": (("other",), ("gap",)), "values": (("other",), ("1", "1")),
+    "max_new_tokens": COUNT, "TextTrace.groups": (("phrase",),), "silence": (("first",),),
     # Text, and what is looked up where it is used: files, devices, models of the hub.
     **dict.fromkeys(
         ("acquisition", "captions", "contexts", "corpus", "CorpusSettings.nouns", "device", "device_map", "dtype",
          "images", "instances", "instruction", "lemmas", "model", "noun_categories", "out", "pairs", "path", "paths",
-         "study", "system"), ANY,
+         "study", "system", "TextTrace.text", "answer", "instead"), ANY,
     ),
 }  # fmt: skip
 WRONG = (3, 1.5, "x", True, None, math.nan, [3], {"a": "b"}, b"x", object(), np.int64(3))
