@@ -206,6 +206,16 @@ def test_the_lens_reads_each_token_after_those_before_it(
         assert first.loc[noun, "matched"] == pytest.approx(np.mean(values), rel=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_monitor_of_the_fewest_examples(model: PreTrainedModel, subwords: PreTrainedTokenizerFast) -> None:
+    """Two nouns in two contexts: the curves are of two examples, fewer than they have coefficients."""
+    probes = sg.probes(subwords, ["book", "notebook"], CONTEXTS[:2])
+    for among in ("targets", "vocabulary"):
+        found = sg.monitor(model, probes, among=among)
+        assert len(found.examples) == 4
+        assert found.examples["flow"].between(0, 1).all()
+
+
 def test_maps_and_attention_reach_the_last_prediction_position(
     probes: Probes, subwords: PreTrainedTokenizerFast
 ) -> None:

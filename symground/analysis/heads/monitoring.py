@@ -197,7 +197,10 @@ def _predicted(table: pd.DataFrame, columns: Sequence[str]) -> Values:
         centre, spread = values[to_fit].mean(0), values[to_fit].std(0)
         seen = models.add_constant((values - centre) / np.where(spread > 0, spread, 1.0), has_constant="add")
         # A little shrinkage: if a detector separates the classes without error, the curve would be infinitely steep.
-        fitted = models.Logit(wrong[to_fit], seen[to_fit]).fit_regularized(alpha=0.1, disp=0)
+        curve = models.Logit(wrong[to_fit], seen[to_fit])
+        # No interval of it is used, and of few examples the inverse that it needs may not exist.
+        curve.cov_params_func_l1 = lambda *_, size=seen.shape[1]: np.full((size, size), np.nan)
+        fitted = curve.fit_regularized(alpha=0.1, disp=0)
         predicted[to_predict] = fitted.predict(seen[to_predict])
     return predicted
 

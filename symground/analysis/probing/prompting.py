@@ -77,7 +77,8 @@ def answered(
     check_fits_text(model, before, 0)
     if answer is None:
         _check_length(model, len(before) + 1, "prompt")
-        said = _generated(model, tokenizer, before, max_new_tokens)
+        room = (positions_of(model) or len(before) + max_new_tokens) - len(before)
+        said = _generated(model, tokenizer, before, min(max_new_tokens, room))
     else:
         if not isinstance(answer, str) or not answer.strip():
             raise ValueError(

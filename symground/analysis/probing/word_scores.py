@@ -29,6 +29,7 @@ def score_words(
     asked = words_of(words, "words")
     if not asked:
         raise ValueError("words: expected at least one, got none")
+    spaced = joint is None  # then a word may bring its own space
     if joint is None:  # many tokenizers encode a word with the space before it
         text = text.rstrip(" ")
         joint = "" if text.endswith(("\n", "\t")) else " "
@@ -38,7 +39,10 @@ def score_words(
     opens = getattr(tokenizer, "bos_token", None)
     special = not (opens and text.startswith(opens))
     before, _ = ids_of_text(tokenizer, text, special)
-    each = [following(tokenizer, text, before, joint + word, special, "words") for word in asked]
+    each = [
+        following(tokenizer, text, before, word if spaced and word.startswith(" ") else joint + word, special, "words")
+        for word in asked
+    ]
     check_fits_text(model, [*before, *(i for ids in each for i in ids)], len(before) + max(map(len, each)))
     check_deterministic(model)
     with torch.inference_mode():

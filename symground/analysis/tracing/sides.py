@@ -124,7 +124,7 @@ class Sides:
         coordinates = {
             f"{kind}layer": found["layer"], f"{kind}kind": (f"{kind}layer", found["kind"][1]),
             f"{kind}part": (f"{kind}layer", ["vision" if kind == "vision_" else "text"] * len(part.layers)),
-            "head": np.arange(part.results.matrix_total.shape[2]),
+            "head": np.arange(part.results.matrix_total.shape[-1]),
             names["query_group"]: list(queries), names["key_group"]: list(keys),
         }  # fmt: skip
         return variables, coordinates

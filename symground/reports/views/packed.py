@@ -16,13 +16,13 @@ from symground.reports.views.panel import Numbers, Panel
 
 #: The most bytes of the heads' rows of a page.
 BUDGET = 7 * 2**20
-_LEVELS = 127
+_LEVELS = 2**15 - 1
 
 
 def packed(panel: Panel, budget: int) -> dict[str, Any]:
     """A panel as values of JSON.
 
-    Arrays are base64 of what zlib makes of their little-endian bytes. A row is int8; times its scale it is in nats, or
+    Arrays are base64 of what zlib makes of their little-endian bytes. A row is int16; times its scale it is in nats, or
     a weight. ``places`` says at which row of ``rows`` each head's is, -1 where it was left out.
     """
     heads, length = panel.rows.shape[2:]
@@ -33,7 +33,7 @@ def packed(panel: Panel, budget: int) -> dict[str, Any]:
     kept, blob = _fitting(rows, order, budget)
     places = np.full(len(rows), -1, np.int32)
     places[kept] = np.arange(len(kept))
-    totals = np.where(there, sizes, np.nan).astype(np.float32)
+    totals = np.where(there, sizes if panel.signed else rows.max(1), np.nan).astype(np.float32)
     return {
         "name": panel.name, "signed": panel.signed, "tokens": list(panel.tokens), "layers": list(panel.layers),
         "heads": heads, "groups": list(panel.groups), "group": list(panel.group),
@@ -67,10 +67,10 @@ def _scales(rows: Numbers) -> Numbers:
     return largest.astype(np.float32)
 
 
-def _levels(rows: Numbers, scales: Numbers) -> NDArray[np.int8]:
+def _levels(rows: Numbers, scales: Numbers) -> NDArray[np.int16]:
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.where(scales[:, None] > 0, rows / scales[:, None], 0.0)
-    return np.round(share * _LEVELS).astype(np.int8)
+    return np.round(share * _LEVELS).astype(np.int16)
 
 
 def _zipped(values: NDArray[Any]) -> str:

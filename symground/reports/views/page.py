@@ -109,8 +109,8 @@ def view(
         names: of the two.
         example: which example is shown.
         title: of the page.
-        questions: the questions about images that were traced; the picture of this example is shown with the values of
-            its patches over it.
+        questions: the questions about images that were traced, all of them; the picture of this example is shown with
+            the values of its patches over it.
 
     Returns:
         A `View`: ``save(path)`` writes the page, a notebook shows it, ``text_figure()`` and ``heads_figure()`` are the
@@ -131,7 +131,14 @@ def view(
         panels.append(panel_of(beside, tokenizer, example, "", "beside"))
         if panels[0].layers != panels[1].layers or panels[0].signed != panels[1].signed:
             raise ValueError("beside: expected the same layers and the same kind of rows as traced has")
+        counts = [len(panel.targets) for panel in panels]
+        if counts[0] != counts[1]:
+            raise ValueError(f"beside: expected as many targets as traced has, {counts[0]}, got {counts[1]}")
         panels = [replace(panel, name=name) for name, panel in zip(names, panels, strict=True)]
+    if isinstance(questions, ImageQuestions) and len(questions) != traced.sizes["example"]:
+        raise ValueError(
+            f"questions: expected the {traced.sizes['example']} questions that were traced, got {len(questions)}"
+        )
     return View(tuple(panels), title, None if questions is None else _picture_of(questions, example))
 
 
@@ -139,8 +146,6 @@ def _picture_of(questions: Any, example: int) -> dict[str, Any]:
     """The picture of a question as PNG, and which token's patch lies where: boxes of [rows][columns] of tokens."""
     if not isinstance(questions, ImageQuestions):
         raise ValueError(f"questions: expected what symground.image_questions makes, got {described(questions)}")
-    if example >= len(questions):
-        raise ValueError(f"questions: expected at least {example + 1} questions, since example is {example}")
     prompt, picture = questions.prompts[example], questions.picture(example).convert("RGB")
     if not prompt.maps:
         raise ValueError("questions: expected a model whose image tokens lie in the picture in a known way")

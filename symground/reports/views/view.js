@@ -15,14 +15,15 @@
     return new Kind(await new Response(stream).arrayBuffer());
   };
 
+  const LEVELS = 32767;  // of a row's largest number
   const panels = [];
   for (const given of data.panels) {
     panels.push({
       ...given,
-      rows: await unpacked(given.rows, Int8Array), scales: await unpacked(given.scales, Float32Array),
+      rows: await unpacked(given.rows, Int16Array), scales: await unpacked(given.scales, Float32Array),
       places: await unpacked(given.places, Int32Array), totals: await unpacked(given.totals, Float32Array),
-      ofLayers: await unpacked(given.of_layers.rows, Int8Array), layerScales: await unpacked(given.of_layers.scales, Float32Array),
-      ofAll: await unpacked(given.of_all.rows, Int8Array), allScales: await unpacked(given.of_all.scales, Float32Array),
+      ofLayers: await unpacked(given.of_layers.rows, Int16Array), layerScales: await unpacked(given.of_layers.scales, Float32Array),
+      ofAll: await unpacked(given.of_all.rows, Int16Array), allScales: await unpacked(given.of_all.scales, Float32Array),
     });
   }
   const first = panels[0];
@@ -56,7 +57,7 @@
   }
 
   // The numbers of a row: [T] values, or null where the row is not in the page.
-  const read = (levels, scale, at, length) => Float32Array.from({ length }, (_, i) => (levels[at * length + i] * scale[at]) / 127);
+  const read = (levels, scale, at, length) => Float32Array.from({ length }, (_, i) => (levels[at * length + i] * scale[at]) / LEVELS);
   const headAt = (p, t, l, h) => (t * p.layers.length + l) * p.heads + h;
   function rowOf(p, t, l, h) {
     const length = p.tokens.length;
@@ -67,7 +68,7 @@
   }
   function valueOf(p, t, l, h, k) {
     const place = p.places[headAt(p, t, l, h)];
-    return place < 0 ? NaN : (p.rows[place * p.tokens.length + k] * p.scales[place]) / 127;
+    return place < 0 ? NaN : (p.rows[place * p.tokens.length + k] * p.scales[place]) / LEVELS;
   }
   const scaleOf = () => (chosen.l < 0 ? scales.all : chosen.h < 0 ? scales.layer : scales.head);
 
@@ -120,7 +121,8 @@
   };
   function makeTargets() {
     const buttons = first.targets.slice(0, targets).map(([, , said, surprisal], t) => {
-      const made = element("button", named(said), { type: "button" });
+      const both = [...new Set(panels.map((p) => named(p.targets[t][2])))].join(" | ");
+      const made = element("button", both, { type: "button" });
       if (surprisal !== null) made.append(element("small", ` ${panels.map((p) => p.targets[t][3].toFixed(2)).join(" | ")}`));
       made.addEventListener("click", () => choose({ t }));
       made.tabIndex = t ? -1 : 0;
@@ -152,7 +154,7 @@
     });
     byId("text-note").textContent = signed
       ? "Blue tokens lower the surprisal of the target, orange ones raise it. An underlined token is a target: click it to see what speaks for it. Click any other token (or press k on one) to see which heads read it. The arrow keys move."
-      : "The darker a token, the more the target attends to it. Click a token to see what it attends to; with the shift key (or press k) to see which heads attend to it. The arrow keys move.";
+      : "The stronger a token's colour, the more the target attends to it. Click a token to see what it attends to; with the shift key (or press k) to see which heads attend to it. The arrow keys move.";
   }
   function makeHeads() {
     places.heads = panels.map((p) => {
@@ -278,7 +280,7 @@
         b.title = `${named(p.tokens[i])} (${i}): ${number}`;
         b.setAttribute("aria-label", b.title);
       });
-      if (!row) return told.push(`${p.name ? `${p.name}: ` : ""}the row of ${where} is not in this page, since it is small: its sum is ${shown(p.totals[headAt(p, chosen.t, chosen.l, chosen.h)])}${unit}.`);
+      if (!row) return told.push(`${p.name ? `${p.name}: ` : ""}the row of ${where} is not in this page, since it is small.`);
       const order = Array.from(row.keys()).filter((i) => (signed ? row[i] < 0 : row[i] > 0)).sort((a, b) => Math.abs(row[b]) - Math.abs(row[a])).slice(0, 3);
       const best = order.map((i) => `“${named(p.tokens[i])}” ${shown(row[i])}`).join(", ") || "no token";
       const one = order.length < 2;
@@ -300,9 +302,9 @@
   }
   function drawHeads() {
     const scale = chosen.k < 0 ? scales.total : scales.head;
-    const what = chosen.k < 0 ? (signed ? "sum of absolute saliency" : "sum of the row's weights") : "from the chosen token";
+    const what = chosen.k < 0 ? (signed ? "sum of absolute saliency" : "largest weight") : "from the chosen token";
     byId("heads-note").textContent = chosen.k < 0
-      ? (signed ? "How much of the target's surprisal each head moves: the sum of its absolute saliency. " : "How much each head attends in all. ") + "Click a head for its row on the text."
+      ? (signed ? "How much of the target's surprisal each head moves: the sum of its absolute saliency. " : "How much each head attends to one token: its largest weight. ") + "Click a head for its row on the text."
       : `What each head ${signed ? "takes" : "attends"} from “${named(first.tokens[chosen.k])}”. Click a head for its row on the text.`;
     panels.forEach((p, n) => places.heads[n].forEach((b, i) => {
       const [l, h] = [Math.floor(i / p.heads), i % p.heads];
@@ -372,7 +374,7 @@
   byId("no-token").addEventListener("click", () => choose({ k: -1 }));
   const left = panels.reduce((sum, p) => sum + p.left_out, 0);
   byId("lead").textContent = `${first.tokens.length} tokens, ${targets} ${signed ? (targets > 1 ? "targets" : "target") : targets > 1 ? "rows" : "row"}, ${first.layers.length} layers of ${first.heads} heads.`
-    + (signed ? " After each target stands its surprisal in nats." : "") + (left ? ` The rows of ${left} heads with little in them are left out.` : "");
+    + (signed ? " After each target stands its surprisal in nats." : "") + (left ? ` ${left} rows of heads with little in them are left out.` : "");
   addEventListener("hashchange", () => { readAddress(); draw(); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { readColours(); draw(); });
   readColours();

@@ -145,7 +145,7 @@ def test_a_decoder_with_cross_attention() -> None:
     """Each token of a span is the target of the decoder's text before it; the encoder's layers have results too."""
     torch.manual_seed(0)
     sizes = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 16}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 16}
     model = sg.attach(BartForConditionalGeneration(BartConfig(vocab_size=WORDS, **sizes, **heads)).eval())
     source, (ids, mask, span, groups) = torch.randint(2, WORDS, (3, 5)), drawn("right", 7)
     of_source = {"first": torch.arange(5).expand(3, 5) < 2}
