@@ -55,8 +55,8 @@ def sweep_heads(
         method: "exact"; "first-order"; or "both".
         positions: "all", or "prediction": the head is silenced at the prediction position only (of a word of several
             tokens, at those before each of them).
-        mode: "zero"; "mean" over the examples; or "resample", the head's output in the example's mismatched context
-            (of probes alone).
+        mode: "zero"; "mean" over the texts, up to their last prediction positions; or "resample", the head's output in
+            the example's mismatched context (of probes alone).
         per_example: keep a value for each example.
         memory: approximate bytes that a layer's activations may take; it limits the size of batches. The first-order
             pass, which keeps the activations of all layers, takes four times as much. None: 64 MiB on a CPU, 2 GiB on

@@ -152,9 +152,10 @@
       byId("text").append(titled(p, box));
       return buttons;
     });
+    const underlined = first.targets.some(([, at]) => at >= 0);
     byId("text-note").textContent = signed
-      ? "Blue tokens lower the surprisal of the target, orange ones raise it. An underlined token is a target: click it to see what speaks for it. Click any other token (or press k on one) to see which heads read it. The arrow keys move."
-      : "The stronger a token's colour, the more the target attends to it. Click a token to see what it attends to; with the shift key (or press k) to see which heads attend to it. The arrow keys move.";
+      ? `Blue tokens lower the surprisal of the target, orange ones raise it. ${underlined ? "An underlined token is a target: click it to see what speaks for it. Click any other token" : "Click a token"} (or press k on one) to see which heads read it. The arrow keys move.`
+      : "The stronger a token's colour, the more the target attends to it. " + (targets < first.tokens.length ? "An underlined token is one whose row is in the page: click it to see what it attends to. Click any other token" : "Click a token to see what it attends to; with the shift key") + " (or press k on one) to see which heads attend to it. The arrow keys move.";
   }
   function makeHeads() {
     places.heads = panels.map((p) => {
@@ -304,7 +305,7 @@
     const scale = chosen.k < 0 ? scales.total : scales.head;
     const what = chosen.k < 0 ? (signed ? "sum of absolute saliency" : "largest weight") : "from the chosen token";
     byId("heads-note").textContent = chosen.k < 0
-      ? (signed ? "How much of the target's surprisal each head moves: the sum of its absolute saliency. " : "How much each head attends to one token: its largest weight. ") + "Click a head for its row on the text."
+      ? (signed ? "How much of the target's surprisal each head moves, either way: the sum of its absolute saliency, the more blue the more. " : "How much each head attends to one token: its largest weight. ") + "Click a head for its row on the text."
       : `What each head ${signed ? "takes" : "attends"} from “${named(first.tokens[chosen.k])}”. Click a head for its row on the text.`;
     panels.forEach((p, n) => places.heads[n].forEach((b, i) => {
       const [l, h] = [Math.floor(i / p.heads), i % p.heads];
@@ -315,7 +316,7 @@
       b.style.backgroundColor = css(colour(chosen.k < 0 ? -value : value, scale));
       b.classList.toggle("out", p.places[headAt(p, chosen.t, l, h)] < 0);
       b.setAttribute("aria-pressed", String(l === chosen.l && h === chosen.h));
-      b.title = `layer ${p.layers[l]}, head ${h}: ${chosen.k < 0 && signed ? shown(value).replace("+", "") : shown(value)}${unit}, ${what}`;
+      b.title = `layer ${p.layers[l]}, head ${h}: ${chosen.k < 0 && signed ? shown(value).replace("+", "") : shown(value)}${Number.isFinite(value) ? unit : ""}, ${what}`;
       b.setAttribute("aria-label", b.title);
     }));
   }
