@@ -93,6 +93,12 @@ def own_tokenizer(model: PreTrainedModel) -> Any:
     raise ValueError("tokenizer: expected one, since the model was not loaded from a folder or a name")
 
 
+def takes_opening(tokenizer: Any, text: str) -> bool:
+    """Whether the tokenizer adds the token that opens a text: not a second time to one that begins with it."""
+    opens = getattr(tokenizer, "bos_token", None)
+    return not (opens and text.startswith(opens))
+
+
 class StudyEncoder:
     """Speaker + ENV sentence + speaker + LAN words, one id per word (arXiv 2510.13796: both speakers are <CHI>)."""
 
@@ -189,11 +195,10 @@ class TextEncoder:
 
     def _encode(self, text: str, start: int, stop: int) -> tuple[Ids, tuple[int, int]]:
         """Ids without closing special tokens, and the first and one-past-last index of those spelling [start, stop)."""
-        opens = getattr(self._tokenizer, "bos_token", None)
         with panics_named(f"tokenizer: it fails on {text!r}"):
             encoded = self._tokenizer(
                 text,
-                add_special_tokens=not (opens and text.startswith(opens)),  # not a second time
+                add_special_tokens=takes_opening(self._tokenizer, text),
                 return_offsets_mapping=True,
                 return_special_tokens_mask=True,
             )

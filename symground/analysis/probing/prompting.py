@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from symground.analysis.checks import check_mapping
-from symground.analysis.probing.encoding import check_tokenizer, own_tokenizer
+from symground.analysis.probing.encoding import check_tokenizer, own_tokenizer, takes_opening
 from symground.analysis.probing.examples import Ids
 from symground.errors import described, integer, panics_named
 from symground.models.hooks import device_of
@@ -108,8 +108,7 @@ def check_prompt(prompt: Any, argument: str = "prompt") -> None:
 def _text_of(tokenizer: Any, prompt: Prompt) -> tuple[str, bool]:
     """The prompt as text, and whether the tokenizer adds the tokens that open a text."""
     if isinstance(prompt, str):
-        opens = getattr(tokenizer, "bos_token", None)
-        return prompt, not (opens and prompt.startswith(opens))
+        return prompt, takes_opening(tokenizer, prompt)
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("prompt: expected a text, since the tokenizer has no chat template; got turns of a chat")
     return str(tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)), False

@@ -118,9 +118,8 @@ def _checked(texts: Any) -> list[str]:
 def _encoded(tokenizer: Any, text: str, number: int, bos: bool | None) -> _Text:
     with panics_named(f"tokenizer: it fails on text {number}"):
         found = tokenizer(
-            text, add_special_tokens=bos is None, return_offsets_mapping=True, return_special_tokens_mask=True,
-            truncation=False, verbose=False,
-        )  # fmt: skip
+            text, add_special_tokens=bos is None, return_offsets_mapping=True, truncation=False, verbose=False
+        )
     ids, places = list(found["input_ids"]), [(int(a), int(b)) for a, b in found["offset_mapping"]]
     special = {*tokenizer.all_special_ids}
     # The text may contain the token that opens a text as words of its own; what is added spells nothing.

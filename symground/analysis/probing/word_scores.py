@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from symground.analysis.checks import words_of
-from symground.analysis.probing.encoding import check_tokenizer, own_tokenizer
+from symground.analysis.probing.encoding import check_tokenizer, own_tokenizer, takes_opening
 from symground.analysis.probing.prompting import check_fits_text, check_prompt, following, ids_of_text
 from symground.errors import check_kind
 from symground.models.passes import Reader, check_weights
@@ -36,8 +36,7 @@ def score_words(
     check_kind(joint, str, "joint")
     tokenizer = own_tokenizer(model) if tokenizer is None else tokenizer
     check_tokenizer(tokenizer)
-    opens = getattr(tokenizer, "bos_token", None)
-    special = not (opens and text.startswith(opens))
+    special = takes_opening(tokenizer, text)
     before, _ = ids_of_text(tokenizer, text, special)
     each = [
         following(tokenizer, text, before, word if spaced and word.startswith(" ") else joint + word, special, "words")
