@@ -38,6 +38,8 @@ DETECTORS = {
     "all three": ("flow", "probability", "entropy"),
 }
 _BINS = 10
+#: The scores of detectors that cannot be evaluated.
+_NONE = dict.fromkeys(("auroc", "auroc_low", "auroc_high", "brier", "brier_base", "ece"), np.nan)
 #: The layers of the visual attention ratio, as shares of the depth: 5 to 18 of LLaVA-1.5's 32.
 _MIDDLE = (5 / 32, 19 / 32)
 
@@ -111,7 +113,8 @@ def monitor(
         - brier: the mean squared error of the probabilities; brier_base: that of the constant share of wrong choices;
         - ece: the expected calibration error in ten bins;
         - wrong, examples, contexts, nouns; heads: the number of selected heads, mean of the halves;
-        - note: "", or why the numbers or their intervals are NaN (all choices are right, or all are wrong).
+        - note: "", or why the numbers or their intervals are NaN (in a half of the contexts all choices are right, or
+          all are wrong).
 
     Raises:
         ValueError: fewer than two contexts, an unknown value of among, or what trace refuses.
@@ -146,17 +149,18 @@ def monitor(
             "head_attention": head_attention, "half": half.astype(int),
         }
     )  # fmt: skip
-    rows, bins = [], []
+    rows, bins, why = [], [], _why(table["wrong"].to_numpy(), half, among)
     for name, columns in DETECTORS.items():
         table[name if name not in table else f"p_{name}"] = predicted = _predicted(table, list(columns))
-        rows.append({"detector": name, **_scores(predicted, table["wrong"].to_numpy(), seed)})
+        scores = _NONE if why else _scores(predicted, table["wrong"].to_numpy(), seed)
+        rows.append({"detector": name, **scores})
         bins.append(_bins(predicted, table["wrong"].to_numpy()).assign(detector=name))
     counts: dict[str, Any] = {
         "wrong": int(table["wrong"].sum()), "examples": len(table), "contexts": len(probes.contexts),
         "nouns": len(probes.nouns), "heads": float(np.mean(heads)), "among": among, "denominator": denominator,
     }  # fmt: skip
-    counts["note"] = _why(table["wrong"].to_numpy(), among)
-    if not counts["note"] and bool(pd.DataFrame(rows)["auroc_low"].isna().any()):
+    counts["note"] = why
+    if not why and bool(pd.DataFrame(rows)["auroc_low"].isna().any()):
         counts["note"] = f"no interval: in some resamples of {len(table)} choices all are right, or all are wrong"
     return Monitored(table, pd.DataFrame(rows).assign(**counts), pd.concat(bins, ignore_index=True))
 
@@ -205,19 +209,24 @@ def _predicted(table: pd.DataFrame, columns: Sequence[str]) -> Values:
     return predicted
 
 
-def _why(wrong: NDArray[np.bool_], among: str) -> str:
+def _why(wrong: NDArray[np.bool_], half: NDArray[np.bool_], among: str) -> str:
     """Why no detector can be evaluated, or "" if they can be."""
-    if wrong.any() and not wrong.all():
+    if _alike(wrong):
+        what = "wrong" if wrong.any() else "right"
+        hint = '; among="targets" chooses among the target words' if among != "targets" and wrong.any() else ""
+        return f"NaN: all {len(wrong)} choices are {what}, so there are none to tell apart{hint}"
+    one = next((of_half for of_half in (wrong[half], wrong[~half]) if _alike(of_half)), None)
+    if one is None:
         return ""
-    what = "wrong" if wrong.any() else "right"
-    hint = '; among="targets" chooses among the target words' if among != "targets" and wrong.any() else ""
-    return f"NaN: all {len(wrong)} choices are {what}, so there are none to tell apart{hint}"
+    what = "wrong" if one.any() else "right"
+    return f"NaN: all {len(one)} choices in one half of the contexts are {what}, so no curve can be fitted there"
+
+
+def _alike(wrong: NDArray[np.bool_]) -> bool:
+    return bool(wrong.all() or not wrong.any())
 
 
 def _scores(predicted: Values, wrong: NDArray[np.bool_], seed: int) -> dict[str, float]:
-    names = ("auroc", "auroc_low", "auroc_high", "brier", "brier_base", "ece")
-    if wrong.all() or not wrong.any():
-        return dict.fromkeys(names, np.nan)
     values = np.stack([predicted, wrong.astype(float)], -1)
     low, high = resampled(values, _auroc, seed=seed)
     bins = _bins(predicted, wrong)

@@ -170,7 +170,7 @@ def test_where_no_choice_is_wrong_nothing_is_told(
 
 def test_maps_are_the_trace(model: PreTrainedModel, probes: Probes, corpus: Corpus) -> None:
     tokens = corpus.tokenizer.convert_ids_to_tokens(list(range(len(corpus.tokenizer))))
-    maps = saliency_maps(model, probes, tokens, nouns=2, contexts=2)
+    maps = saliency_maps(model, probes, lambda ids: [tokens[i] for i in ids], nouns=2, contexts=2)
     assert len(maps) == 2 * 2 * len(mixers(model))
     traced = sg.trace(model, probes, rows=True)
     (row,) = maps[(maps["context"] == 1) & (maps["noun"] == probes.nouns[1]) & (maps["layer"] == 2)].to_dict("records")
@@ -184,3 +184,17 @@ def test_maps_are_the_trace(model: PreTrainedModel, probes: Probes, corpus: Corp
         row["rows"].reshape(4, end), traced.rows[example, 2, :, :end].values.astype(np.float16)
     )
     assert row["surprisal"] == pytest.approx(float(traced.surprisal[example]))
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_where_one_half_is_all_alike_nothing_is_told(
+    model: PreTrainedModel, probes: Probes, monkeypatch: pytest.MonkeyPatch, right: bool
+) -> None:
+    """No curve can be fitted there: every detector would say the same, and have the same AUROC."""
+    half = monitor(model, probes).examples["half"].to_numpy(bool)
+    noun = np.arange(len(probes)) % 2 == 0
+    mixed = choices(model, probes.matched())._replace(right=np.where(half, right, noun))
+    monkeypatch.setattr(monitoring, "choices", lambda *_, **__: mixed)
+    found = monitor(model, probes).detectors
+    assert np.isnan(found["auroc"]).all()
+    assert found["note"].str.contains(f"choices in one half of the contexts are {'right' if right else 'wrong'}").all()
