@@ -60,8 +60,9 @@ def with_gap(contexts: Iterable[Context], gap: int, seed: int = 0) -> list[Conte
     return found
 
 
-def read_contexts(contexts: Iterable[Sequence[Any]] | str | Path | None) -> list[Context]:
-    """Contexts from pairs, from a JSON file (a list of {"env", "lan"}, or {"env": […], "lan": […]}), or the package's.
+def read_contexts(contexts: Iterable[Sequence[Any]] | str | Path | None, own: str = "contexts.json") -> list[Context]:
+    """Contexts from pairs, from a JSON file (a list of {"env", "lan"}, or {"env": […], "lan": […]}), or the package's
+    own file of a name.
 
     Further parts are optional: "between", a list of (speaker, "env" or "lan", text); "speakers", those of the ENV
     sentence and of the LAN words; "cue", the tier of the first sentence.
@@ -72,7 +73,7 @@ def read_contexts(contexts: Iterable[Sequence[Any]] | str | Path | None) -> list
     """
     source = "contexts"
     if contexts is None:
-        loaded = json.loads((files("symground.data") / "resources" / "contexts.json").read_text(encoding="utf-8"))
+        loaded = json.loads((files("symground.data") / "resources" / own).read_text(encoding="utf-8"))
     elif isinstance(contexts, (str, Path)):
         source = f"contexts: {contexts}"
         if not Path(contexts).is_file():

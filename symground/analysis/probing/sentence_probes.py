@@ -170,7 +170,7 @@ def probes(
         nouns: the nouns, each both ENV noun and target; None takes those of the study's 100 that the vocabulary has in
             both forms.
         contexts: pairs (ENV sentence with ``{}`` for the noun, LAN words up to the noun), or a JSON file of them;
-            None takes the ten that come with the package.
+            None takes those that come with the package: ten in the study's form, or six in plain English.
         span: number of tokens after the ENV noun that count as the noun when flow from it is measured.
         spoken: noun → its spoken word, if that is another word (a synonym, its category). Two nouns with the same
             spoken word are not mismatches of each other.
@@ -199,7 +199,7 @@ def probes(
     nouns = None if nouns is None else words_of(nouns, "nouns")
     seed = integer("seed", seed, 0)
     spoken = check_mapping({} if spoken is None else spoken, "spoken")
-    chosen = read_contexts(contexts)
+    chosen = read_contexts(contexts, "contexts.json" if isinstance(encoder, StudyEncoder) else "contexts_text.json")
     if cue is not None:
         choice("cue", cue, (*TIERS, IMAGE))
         chosen = of_images(chosen) if cue == IMAGE else [context._replace(cue=cue) for context in chosen]
