@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 
 import symground as sg
-from symground.analysis import results, run
+from symground.analysis import results
 from symground.analysis.probing import scoring
-from symground.analysis.run import AnalysisSettings, analyze
+from symground.analysis.run import AnalysisSettings, analyze, checkpoints, measuring
 from symground.data import Corpus
 from symground.files import disk
 from symground.models import create
@@ -101,19 +101,14 @@ def test_tables_of_one_analysis_are_all_there(
     corpus: Corpus, tmp_path: Path, killed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The table that marks a checkpoint as analysed is written after the other tables of the analysis."""
-    tables = {name: tuple(analysis.split()) for name, analysis in (
-        ("surprisal", "contexts gain r2"), ("saliency", "saliency heads"),
-    )}  # fmt: skip
+    tables = {"surprisal": ("contexts", "r2", "gain"), "saliency": ("heads", "saliency")}
 
     def found(at: Any, names: tuple[str, ...]) -> dict[str, pd.DataFrame]:
         return {name: pd.DataFrame({"value": [float(at.step + len(name))]}) for name in names}
 
-    fakes = {
-        name: (False, run._ANALYSES[name][1], lambda at, names=names: found(at, names))
-        for name, names in tables.items()
-    }
-    monkeypatch.setattr(run, "_ANALYSES", fakes)
-    monkeypatch.setattr(run, "_SAVE_EVERY", -1.0)
+    fakes = {name: (False, lambda at, names=names: found(at, names)) for name, names in tables.items()}
+    monkeypatch.setattr(measuring, "RUN", fakes)
+    monkeypatch.setattr(measuring, "_SAVE_EVERY", -1.0)
     probes, counts = sg.probes(corpus.tokenizer, ["book", "ball"]), pd.DataFrame()
 
     def study(folder: Path) -> Path:
@@ -126,13 +121,13 @@ def test_tables_of_one_analysis_are_all_there(
         analyze(folder / "lstm-1l" / "seed0", probes, counts, what)
         return {name: results.read_table(folder, name) for names in tables.values() for name in names}
 
-    points = stops(lambda: analysed(study(tmp_path / "whole")), (run, results, disk))
+    points = stops(lambda: analysed(study(tmp_path / "whole")), (measuring, checkpoints, results, disk))
     expected = analysed(tmp_path / "whole")
     assert all(len(table) for table in expected.values())
     assert len(points) > 100
     for line in points:
         folder = study(tmp_path / f"{line}")
-        Lines((run, results, disk), line, killed).run(lambda: analysed(folder))  # noqa: B023 (called at once)
+        Lines((measuring, checkpoints, results, disk), line, killed).run(lambda: analysed(folder))  # noqa: B023 (called at once)
         for name, table in analysed(folder).items():
             pd.testing.assert_frame_equal(table, expected[name])
         shutil.rmtree(folder, ignore_errors=True)

@@ -221,7 +221,7 @@ def test_maps_and_attention_reach_the_last_prediction_position(
 ) -> None:
     model = sg.attach(tiny("Llama", len(subwords)))
     words = subwords.convert_ids_to_tokens(range(len(subwords)))
-    maps = saliency_maps(model, probes, words, nouns=5, contexts=1)
+    maps = saliency_maps(model, probes, lambda ids: [words[i] for i in ids], nouns=5, contexts=1)
     examples, traced = probes.matched(), sg.trace(model, probes, rows=True)
     seen = sg.attention(model, probes)
     assert isinstance(maps, pd.DataFrame)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,15 @@ from symground.analysis.tracing.tracer import trace
 
 
 def saliency_maps(
-    model: PreTrainedModel, probes: Probes, tokens: Sequence[str], nouns: int = 8, contexts: int = 2
-) -> pd.DataFrame:
+    model: PreTrainedModel, probes: Probes, pieces: Callable[[Sequence[int]], list[str]], nouns: int = 8,
+    contexts: int = 2,
+) -> pd.DataFrame:  # fmt: skip
     """Saliency maps of the matched examples of the first nouns in the first contexts, as a table for storage.
 
     Args:
         model: attached, with mixers.
         probes: their matched examples are traced.
-        tokens: the token of each id.
+        pieces: gives the text of each token of ids.
         nouns: number of nouns.
         contexts: number of contexts.
 
@@ -41,7 +42,7 @@ def saliency_maps(
     rows: list[dict[str, Any]] = []
     for i, example in enumerate(kept):
         end = int(lengths[example])
-        words = [tokens[t] if t < len(tokens) else f"patch {t - len(tokens)}" for t in ids[example, :end].tolist()]
+        words = pieces(ids[example, :end].tolist())
         common = {
             "context": chosen.context[example], "noun": chosen.noun[example],
             "target": probes.spoken[example % every], "surprisal": float(traced.surprisal[i]), "tokens": words,

@@ -1,0 +1,74 @@
+"""How long the analyses of a model will take, from short trials of their passes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from symground.analysis.causal.behaviour import behaviour
+from symground.analysis.probing import Probes
+from symground.analysis.run.analyses import STEERED, Subject
+from symground.analysis.tracing import TunedLens, trace
+from symground.models import mixers
+from symground.models.passes import readable_ids
+
+_ROWS = 16
+_FACTORS = 6  # of steering, with the unchanged model's
+_LENS = (16, 128)  # rows and tokens of a step
+
+
+def estimated(at: Subject) -> dict[str, float]:
+    """Analysis → its seconds, for those that the settings ask for; right to about a factor of two.
+
+    A forward pass, a trace and a step of the lens's fit are timed on a few rows. The rest is counting.
+    """
+    asked, used, s = at.probes, at.used, at.settings
+    every, some = len(asked), len(used)
+    few = used.matched().part(slice(0, _ROWS))
+    forward = _seconds(lambda: behaviour(at.model, few, [[]])) / len(few.input_ids)
+    several = sum(len(ids) > 1 for ids in asked.targets)
+    found = {"surprisal": forward * every * (1 + several)}
+    if "lens" in s.what:
+        ids = _random_ids(at.model)
+        found["lens"] = 2 * forward * every + s.lens_fit * _seconds(lambda: TunedLens.fit(at.model, ids, steps=1))
+    layers = mixers(at.model)
+    if layers:
+        traced = _seconds(lambda: trace(at.model, few)) / len(few.input_ids)
+        maps = min(s.map_nouns, len(asked.nouns)) * min(s.map_contexts, len(asked.contexts))
+        calls = len(s.spans) * len(s.positions) * len(s.mode) * len(s.match) * len(s.selection)
+        plans = 1 + len(s.kinds) * len(s.denominators) * (1 + s.draws)
+        # A silenced head runs the layers above it, half of them on average, over the tokens that rows do not share.
+        swept = sum(mixer.heads for mixer in layers) / 2 * _unshared(used)
+        found |= {
+            "saliency": traced * (2 * every + maps),
+            "interventions": calls * some * (traced + 2 * plans * forward),
+            "sweep": some * (traced + swept * forward),
+            "monitor": every * 2 * (traced + forward) + some * (traced + _FACTORS * (1 + STEERED) * forward),
+        }
+    return {name: found[name] for name in s.what if name in found}
+
+
+def _seconds(what: Callable[[], object]) -> float:
+    """The shorter of two runs; the first may also load what later ones find loaded."""
+    taken = []
+    for _ in range(2):
+        begun = time.perf_counter()
+        what()
+        taken.append(time.perf_counter() - begun)
+    return min(taken)
+
+
+def _random_ids(model: PreTrainedModel) -> Tensor:
+    rows, length = _LENS
+    most = getattr(model.config, "max_position_embeddings", None) or length
+    return torch.randint(readable_ids(model), (rows, min(length, most)), generator=torch.Generator().manual_seed(0))
+
+
+def _unshared(probes: Probes) -> float:
+    """The share of a row's tokens that come after what the rows of its context share."""
+    rows = [row for of_context in probes.rows for row in of_context]
+    return 1 - sum(len(row.before) / len(row.ids) for row in rows) / len(rows)
