@@ -82,6 +82,11 @@ GROUPS: dict[str, dict[str, Command]] = {
             "symground.recipes.text_trace:TextTrace",
             "Show which words of a text speak for each word of a model's answer, and by which heads, as one HTML page.",
         ),
+        "probe": Command(
+            "symground.recipes.pretrained:Probe",
+            "Ask a pretrained model the study's questions without training: gain, saliency by layer, heads and what "
+            "silencing them does, lenses, monitor and steering, with a report.",
+        ),
         "heads": Command(
             "symground.recipes.heads:Heads",
             "Find the aggregate heads of a vision-language model over image-question pairs, and test whether they are "

@@ -194,14 +194,15 @@ def analyze_study(path: str | Path, settings: AnalysisSettings) -> Path:
             continue
         if left:
             _say(f"{run}: {left} analyses of checkpoints already exist and are kept; --again repeats them")
-    _summarise(study)
+    summarise(study)
     if failed:
         listed = "; ".join(f"{run}: {error}" for run, error in failed.items())
         raise ValueError(f"{len(failed)} of {len(trained)} runs could not be analysed, the others were: {listed}")
     return study
 
 
-def _summarise(study: Path) -> None:
+def summarise(study: Path) -> None:
+    """Print the gain and the interventions of a study's last checkpoints."""
     gains = read_table(study, "gain")
     for (model, seed), frame in gains.groupby(["model", "seed"]):
         last = frame[frame["step"] == frame["step"].max()]

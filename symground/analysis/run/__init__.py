@@ -4,6 +4,15 @@ from symground.analysis.run.analyses import Subject
 from symground.analysis.run.checkpoints import analyze, checkpoints_of
 from symground.analysis.run.costs import estimated
 from symground.analysis.run.measuring import measure
-from symground.analysis.run.settings import AnalysisSettings, MeasureSettings
+from symground.analysis.run.settings import ANALYSES, AnalysisSettings, MeasureSettings
 
-__all__ = ["AnalysisSettings", "MeasureSettings", "Subject", "analyze", "checkpoints_of", "estimated", "measure"]
+__all__ = [
+    "ANALYSES",
+    "AnalysisSettings",
+    "MeasureSettings",
+    "Subject",
+    "analyze",
+    "checkpoints_of",
+    "estimated",
+    "measure",
+]

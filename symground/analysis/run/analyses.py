@@ -87,7 +87,7 @@ def where(at: Subject) -> Frames:
     found = []
     for kind in KINDS:
         for denominator in DENOMINATORS:
-            shares = head_shares(traced, kind, denominator).drop_vars(["context", "noun", "prediction"])
+            shares = head_shares(traced, kind, denominator).reset_coords(drop=True)
             frame = shares.to_dataframe().reset_index()
             frame = frame[frame["share"] >= settings.threshold]
             found.append(frame.assign(kind=kind, denominator=denominator))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.causal.behaviour import behaviour
-from symground.analysis.probing import Probes
+from symground.analysis.causal import behaviour
+from symground.analysis.probing import Examples, Probes
 from symground.analysis.run.analyses import STEERED, Subject
 from symground.analysis.tracing import TunedLens, trace
 from symground.models import mixers
@@ -29,15 +29,16 @@ def estimated(at: Subject) -> dict[str, float]:
     asked, used, s = at.probes, at.used, at.settings
     every, some = len(asked), len(used)
     few = used.matched().part(slice(0, _ROWS))
-    forward = _seconds(lambda: behaviour(at.model, few, [[]])) / len(few.input_ids)
-    several = sum(len(ids) > 1 for ids in asked.targets)
-    found = {"surprisal": forward * every * (1 + several)}
+    forward = _of_row(few, lambda rows: behaviour(at.model, rows, [[]]))
+    found = {"surprisal": forward * every}
     if "lens" in s.what:
         ids = _random_ids(at.model)
         found["lens"] = 2 * forward * every + s.lens_fit * _seconds(lambda: TunedLens.fit(at.model, ids, steps=1))
     layers = mixers(at.model)
     if layers:
-        traced = _seconds(lambda: trace(at.model, few)) / len(few.input_ids)
+        traced = _of_row(few, lambda rows: trace(at.model, rows))
+        # Every word of several tokens is another pass, as the choice among words goes by their surprisal.
+        chosen = forward * (1 + sum(len(ids) > 1 for ids in asked.targets))
         maps = min(s.map_nouns, len(asked.nouns)) * min(s.map_contexts, len(asked.contexts))
         calls = len(s.spans) * len(s.positions) * len(s.mode) * len(s.match) * len(s.selection)
         plans = 1 + len(s.kinds) * len(s.denominators) * (1 + s.draws)
@@ -47,9 +48,15 @@ def estimated(at: Subject) -> dict[str, float]:
             "saliency": traced * (2 * every + maps),
             "interventions": calls * some * (traced + 2 * plans * forward),
             "sweep": some * (traced + swept * forward),
-            "monitor": every * 2 * (traced + forward) + some * (traced + _FACTORS * (1 + STEERED) * forward),
+            "monitor": every * (2 * traced + chosen) + some * (traced + _FACTORS * (1 + STEERED) * chosen),
         }
     return {name: found[name] for name in s.what if name in found}
+
+
+def _of_row(few: Examples, what: Callable[[Examples], object]) -> float:
+    """The seconds that each further row takes, since a call also has work that does not grow with its rows."""
+    whole, one = _seconds(lambda: what(few)), _seconds(lambda: what(few.part(slice(0, 1))))
+    return max(0.0, whole - one) / (len(few.input_ids) - 1)
 
 
 def _seconds(what: Callable[[], object]) -> float:

@@ -1,7 +1,14 @@
 """Words and nouns: the ENV and LAN tokens of a word, the nouns to probe, the age at which children say them."""
 
 from symground.data.words.acquisition import age_of_acquisition
-from symground.data.words.nouns import STUDY_NOUNS, cdi_categories, noun_list, noun_tokens, nouns_over_threshold
+from symground.data.words.nouns import (
+    STUDY_NOUNS,
+    cdi_categories,
+    noun_list,
+    noun_tokens,
+    nouns_over_threshold,
+    text_of,
+)
 from symground.data.words.tokens import (
     IMAGE,
     PADDING,
@@ -42,6 +49,7 @@ __all__ = [
     "replace_words",
     "shown",
     "speaker",
+    "text_of",
     "with_base",
     "words_in",
 ]

@@ -61,7 +61,7 @@ def noun_list(source: str = "study", categories: Sequence[str] = ()) -> list[str
     absent = set(categories) - set(known.values())
     if absent:
         known_categories = ", ".join(sorted(set(known.values())))
-        raise ValueError(f"noun_categories: expected some of {known_categories}; got {', '.join(sorted(absent))}")
+        raise ValueError(f"categories: expected some of {known_categories}; got {', '.join(sorted(absent))}")
     found = [word for word in words if not categories or known.get(word) in categories]
     if not found:
         raise ValueError(f"nouns: expected words of {', '.join(categories) or 'any kind'} in {source}, got none")

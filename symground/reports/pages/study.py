@@ -95,7 +95,8 @@ def _with(section: Section, missing: Sequence[str]) -> Section:
 
 
 def _lead(study: StudyResults) -> str:
-    statistics = read_json(study.folder / "data" / "statistics.json")
+    path = study.folder / "data" / "statistics.json"
+    statistics = read_json(path) if path.is_file() else {}
     nouns, contexts = study.config["nouns"], study.config["contexts"]
     assert isinstance(nouns, list)
     assert isinstance(contexts, list)
@@ -110,8 +111,8 @@ def _lead(study: StudyResults) -> str:
             )
             if asked[name] > len(there)
         )
-    size = f"{corpus_size(statistics)}; vocabulary {statistics['vocabulary']:,}"
-    return f"{size}; {len(nouns)} nouns × {len(contexts)} contexts.{lacking}"
+    size = f"{corpus_size(statistics)}; vocabulary {statistics['vocabulary']:,}; " if statistics else ""
+    return f"{size}{len(nouns)} nouns × {len(contexts)} contexts.{lacking}"
 
 
 def _summary(study: StudyResults, sections: Sequence[Section]) -> list[str]:

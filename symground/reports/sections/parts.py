@@ -135,7 +135,7 @@ class StudyResults:
         folder = path
         if not (path / "data").is_dir() and (path / "checkpoints").is_dir():
             folder, run = study_of(path), model_and_seed(path)
-        if not (folder / "config.json").is_file() or not (folder / "data").is_dir():
+        if not (folder / "config.json").is_file() or not any((folder / part).is_dir() for part in ("data", "results")):
             raise FileNotFoundError(f"{folder} is not a study: it has no config.json beside a data/ folder")
         results = Results(folder, run)
         if all(results[name].empty for name in of_study.TABLES if name not in _LONG):

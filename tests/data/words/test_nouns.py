@@ -43,7 +43,7 @@ def test_a_file_of_words(tmp_path: Path) -> None:
 def test_bad_input_is_refused() -> None:
     with pytest.raises(FileNotFoundError, match="nouns: expected 'study', 'cdi' or a file, nowhere does not exist"):
         noun_list("nowhere")
-    with pytest.raises(ValueError, match=r"noun_categories: expected some of animals, .*; got beasts"):
+    with pytest.raises(ValueError, match=r"categories: expected some of animals, .*; got beasts"):
         noun_list("cdi", ["beasts"])
 
 

@@ -108,7 +108,7 @@ def test_dialogues(tmp_path: Path) -> None:
 def test_what_cannot_become_a_study_leaves_nothing(childes: Path, tmp_path: Path) -> None:
     for settings, message in (
         (CorpusSettings(min_noun_count=1000), "expected two that occur at least 1000 times"),
-        (CorpusSettings(min_noun_count=4, min_word_count=2, noun_categories=("beasts",)), "noun_categories: expected"),
+        (CorpusSettings(min_noun_count=4, min_word_count=2, noun_categories=("beasts",)), "categories: expected"),
         (CorpusSettings(min_noun_count=4, min_word_count=1000), "contexts: the vocabulary lacks words"),
         (CorpusSettings(min_noun_count=4, strict=True), r"x<script>\.cha, line 1: expected a speaker's code"),
     ):

@@ -38,17 +38,18 @@ BEYOND: dict[str, tuple[Any, ...]] = {
     "validation": (-0.1, 1.0), "threshold": (0.0, 1.1, math.inf), "tolerance": (-0.1,), "beta2": (-0.1, 1.0),
     "clip": (0.0, -math.inf), "learning_rate": (0.0, math.inf), "noise": (-0.1, math.inf), "zipf": (math.inf,),
     "resume_every": (-1.0, -math.inf), "weight_decay": (-0.1, math.inf), "factors": ((), (math.inf,)),
-    "backend": WORD, "cue": WORD, "decay": WORD, "dial": WORD, "kinds": ((), ("other",)), "match": WORD,
+    "backend": WORD, "cue": WORD, "decay": WORD, "dial": WORD, "kinds": ((), ("other",)), "match": ((), ("other",)),
     "mode": ((), ("other",)), "models": (("other",),), "positions": ((), ("other",)), "precision": WORD, "scale": WORD,
     "selection": ((), ("other",)), "DialsSettings.scenes": WORD, "strategy": ((), ("other",)), "what": (("other",),),
     "TrainSettings.model": WORD, "checkpoints": ("other", "0,other"), "env_tiers": (("*act",),),
     "speakers": (("*CHI",),), "dials": (("other",), ("gap",)), "values": (("other",), ("1", "1")),
-    "max_new_tokens": COUNT, "TextTrace.groups": (("phrase",),), "silence": (("first",),),
+    "max_new_tokens": COUNT, "PretrainedSettings.limit": (1, -1), "denominators": ((), ("other",)), "TextTrace.groups": (("phrase",),), "silence": (("first",),),
     # Text, and what is looked up where it is used: files, devices, models of the hub.
     **dict.fromkeys(
         ("acquisition", "captions", "contexts", "corpus", "CorpusSettings.nouns", "device", "device_map", "dtype",
          "images", "instances", "instruction", "lemmas", "model", "noun_categories", "out", "pairs", "path", "paths",
-         "study", "system", "TextTrace.text", "answer", "instead"), ANY,
+         "study", "system", "TextTrace.text", "answer", "instead", "categories", "spoken", "PretrainedSettings.nouns",
+         "PretrainedSettings.text"), ANY,
     ),
 }  # fmt: skip
 WRONG = (3, 1.5, "x", True, None, math.nan, [3], {"a": "b"}, b"x", object(), np.int64(3))
