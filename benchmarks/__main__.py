@@ -20,6 +20,7 @@ MEASUREMENTS = {
     "launch-cost": ("benchmarks.launch_cost", "what a call costs the host, without a GPU, beside PyTorch's attention"),
     "classes": ("benchmarks.classes.survey", "tries every model class of transformers in a tiny configuration"),
     "ops": ("benchmarks.gpu.every_op", "runs each op once, on tensors of awkward sizes"),
+    "learnt": ("benchmarks.learnt.run", "what the analyses find in SmolLM2, a model with learnt weights"),
     "gpu": ("benchmarks.gpu.record", "measures everything on a CUDA machine, in nine minutes"),
 }
 

@@ -25,6 +25,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import symground as sg
+from benchmarks.common.smollm2 import NotToBeHadError
+from benchmarks.common.smollm2 import smollm2 as folder_of_smollm2
 from symground.data import Corpus, CorpusBuilder, GeneratedSettings, Question, add_scenes, write_questions
 from symground.files import write_json
 from symground.models.architectures.lstm import LSTMConfig, LSTMForCausalLM
@@ -57,6 +59,15 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("SYMGROUND_DATA is not set: real-data test")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of a small model with learnt weights. The test is skipped if it cannot be had."""
+    try:
+        return folder_of_smollm2()
+    except NotToBeHadError as error:
+        pytest.skip(f"SmolLM2 cannot be had: {error}")
 
 
 @pytest.fixture(scope="session")

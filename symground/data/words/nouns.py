@@ -37,7 +37,7 @@ def noun_list(source: str = "study", categories: Sequence[str] = ()) -> list[str
 
     Args:
         source: "study" (the study's 100), "cdi" (all nouns of the American English CDI that are one word), a CSV file
-            of items as Wordbank exports it, or any other file with one word per line.
+            of items as Wordbank exports it, or any other file with a noun per line, which may be several words.
         categories: only nouns in these categories of the CDI (animals, toys, …); default: all.
 
     Raises:
@@ -57,7 +57,7 @@ def noun_list(source: str = "study", categories: Sequence[str] = ()) -> list[str
             words = list(known)
         else:
             known = cdi_categories()
-            words = list(dict.fromkeys(text_of(path).split()))
+            words = list(dict.fromkeys(line.strip() for line in text_of(path).splitlines() if line.strip()))
     absent = set(categories) - set(known.values())
     if absent:
         known_categories = ", ".join(sorted(set(known.values())))

@@ -33,8 +33,8 @@ def test_a_wordbank_file(tmp_path: Path) -> None:
 
 def test_a_file_of_words(tmp_path: Path) -> None:
     path = tmp_path / "nouns.txt"
-    path.write_text("dog\nzorp\ndog\nball\n")
-    assert noun_list(str(path)) == ["dog", "zorp", "ball"]
+    path.write_text("dog\nice cream\n\n dog \nball\n")
+    assert noun_list(str(path)) == ["dog", "ice cream", "ball"]
     assert noun_list(str(path), ["animals"]) == ["dog"]
     with pytest.raises(ValueError, match=r"nouns: expected words of vehicles in .*nouns\.txt, got none"):
         noun_list(str(path), ["vehicles"])

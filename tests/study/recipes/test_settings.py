@@ -43,7 +43,8 @@ BEYOND: dict[str, tuple[Any, ...]] = {
     "selection": ((), ("other",)), "DialsSettings.scenes": WORD, "strategy": ((), ("other",)), "what": (("other",),),
     "TrainSettings.model": WORD, "checkpoints": ("other", "0,other"), "env_tiers": (("*act",),),
     "speakers": (("*CHI",),), "dials": (("other",), ("gap",)), "values": (("other",), ("1", "1")),
-    "max_new_tokens": COUNT, "PretrainedSettings.limit": (1, -1), "denominators": ((), ("other",)), "TextTrace.groups": (("phrase",),), "silence": (("first",),),
+    "max_new_tokens": COUNT, "PretrainedSettings.limit": (1, -1), "denominators": ((), ("other",)),
+    "TextTrace.groups": (("phrase",),), "silence": (("first",),),
     # Text, and what is looked up where it is used: files, devices, models of the hub.
     **dict.fromkeys(
         ("acquisition", "captions", "contexts", "corpus", "CorpusSettings.nouns", "device", "device_map", "dtype",
