@@ -20,7 +20,8 @@ import symground as sg
 from benchmarks.common.smollm2 import NAME, smollm2
 from symground.analysis import head_shares
 
-TEXTS, HALF, TOP, DRAWS = 64, 24, 8, 100
+#: Texts, different tokens in each, how many of them are repeated, heads that are compared, random draws.
+TEXTS, TOKENS, REPEATED, TOP, DRAWS = 64, 32, 8, 8, 100
 
 
 def induction() -> dict[str, Any]:
@@ -47,7 +48,7 @@ def induction() -> dict[str, Any]:
     }
     over = [tuple(map(int, at)) for at in np.argwhere(measures["flow"].values >= 0.30)]
     return {
-        "model": NAME, "texts": TEXTS, "repeated": HALF, "surprisal": float(traced.surprisal.mean()),
+        "model": NAME, "texts": TEXTS, "tokens": TOKENS, "repeated": REPEATED, "surprisal": float(traced.surprisal.mean()),
         "pairs": pairs, "heads_over_threshold": len(over),
         "top": {name: [_head(table, at, heads) for at in found] for name, found in first.items()},
         "silenced": {name: _silenced(model, ids, targets, found) for name, found in first.items()},
@@ -59,17 +60,17 @@ def texts(config: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """ids [N,T], the targets [N], and the mask of the positions that an induction head attends [N,T]."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.stack(
-        [torch.randperm(config.vocab_size - 1000, generator=generator)[:HALF] + 1000 for _ in range(TEXTS)]
+        [torch.randperm(config.vocab_size - 1000, generator=generator)[:TOKENS] + 1000 for _ in range(TEXTS)]
     )
-    again = torch.randint(2, HALF - 1, (TEXTS,), generator=generator)  # how many tokens are repeated before the target
-    length = 1 + HALF + 2
+    ats = torch.randint(REPEATED, TOKENS - 1, (TEXTS,), generator=generator)  # the index of the target among the tokens
+    length = 1 + TOKENS + REPEATED
     ids = torch.full((TEXTS, length), int(config.bos_token_id))
     induced = torch.zeros(TEXTS, length, dtype=torch.bool)
-    for i, (row, at) in enumerate(zip(drawn, again.tolist(), strict=True)):
-        ids[i, 1 : HALF + 1] = row
-        ids[i, HALF + 1 :] = row[at - 2 : at]  # the last two tokens repeat these
+    for i, (row, at) in enumerate(zip(drawn, ats.tolist(), strict=True)):
+        ids[i, 1 : TOKENS + 1] = row
+        ids[i, TOKENS + 1 :] = row[at - REPEATED : at]
         induced[i, 1 + at] = True
-    return ids, drawn[torch.arange(TEXTS), again], induced
+    return ids, drawn[torch.arange(TEXTS), ats], induced
 
 
 def _head(table: pd.DataFrame, at: tuple[int, int], heads: int) -> dict[str, Any]:
