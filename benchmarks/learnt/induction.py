@@ -21,7 +21,7 @@ from benchmarks.common.smollm2 import NAME, smollm2
 from symground.analysis import head_shares
 
 #: Texts, different tokens in each, how many of them are repeated, heads that are compared, random draws.
-TEXTS, TOKENS, REPEATED, TOP, DRAWS = 64, 32, 8, 8, 100
+TEXTS, TOKENS, REPEATED, TOP, DRAWS = 32, 32, 8, 8, 100
 
 
 def induction() -> dict[str, Any]:
