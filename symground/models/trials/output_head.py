@@ -18,6 +18,8 @@ from symground.models.trials.own_logits import OwnLogits
 
 #: The most logits that are computed at once if the vocabulary head is not a plain product.
 _AT_ONCE = 2**24
+#: The most logits of a pass that are kept for its backward pass (16 MiB in float32).
+_KEPT = 2**22
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Readout:
 
     def surprisal(self, hidden: Tensor, candidates: Tensor) -> Tensor:
         """Surprisal [N,K] in nats, at least float32, of candidates [K] or [N,K] by final hidden states [N,D]."""
+        if self.module is None and self._is_small(hidden):
+            return surprisal_of(self.logits(hidden), candidates.expand(len(hidden), -1))
         if self.module is None:
             return ops.candidate_surprisal(self._as_read(hidden), self.weight, candidates, self.bias)
         rows = max(1, _AT_ONCE // self.weight.shape[0])
@@ -57,11 +61,23 @@ class Readout:
         pieces = zip(hidden.split(rows), each.split(rows), strict=True)
         return torch.cat([surprisal_of(self.logits(h), c) for h, c in pieces])
 
+    def _is_small(self, hidden: Tensor) -> bool:
+        """Whether the logits of a pass with gradients are kept for its backward pass.
+
+        The op computes them again there. With few rows, reading the head's weights once more takes as long as a layer.
+        """
+        precise = self.weight.dtype in (torch.float32, torch.float64) and hidden.dtype == self.weight.dtype
+        return (
+            hidden.device.type == "cpu" and precise and torch.is_grad_enabled() and hidden.requires_grad
+            and len(hidden) * len(self.weight) <= _KEPT
+        )  # fmt: skip
+
 
 def surprisal_of(logits: Tensor, candidates: Tensor) -> Tensor:
     """Surprisal [N,K] in nats, at least float32, of candidates [N,K] by logits [N,V]."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits.logsumexp(-1, keepdim=True) - logits.gather(1, candidates.to(logits.device))
+    # Relative to the largest logit: the log-sum-exp is rounded, which an almost certain word would show.
+    return -logits.log_softmax(-1).gather(1, candidates.to(logits.device))
 
 
 def readout(model: PreTrainedModel) -> Readout:

@@ -27,13 +27,13 @@ _OF = ["bool of_hidden", "bool of_weight", "bool of_bias"]
 class Backend(NamedTuple):
     """The functions of an implementation, for candidates int64 [K] or [N,K].
 
-    A row whose first candidate is -1 has no candidates: its surprisals are 0, its log-sum-exp may be anything, and its
+    A row whose first candidate is -1 has no candidates: its surprisals are 0, its level and total may be anything, and its
     gradient in the backward pass must be 0.
 
     Attributes:
-        forward: (hidden, weight, bias, candidates) → surprisal [N,K] and the log-sum-exp over the vocabulary [N], in
-            the accumulation dtype.
-        backward: (grad [N,K], hidden, weight, bias, candidates, lse, three bools) → the gradients of hidden, weight and
+        forward: (hidden, weight, bias, candidates) → surprisal [N,K], and [N,2] a level near the largest logit z and
+            the total Σ_v exp(z[n,v] - level), in the accumulation dtype.
+        backward: (grad [N,K], hidden, weight, bias, candidates, the forward pass's levels and totals, three bools) → the gradients of hidden, weight and
             bias, None where the bool is False. With p = softmax, ∂L/∂z[n,v] = p[n,v] · Σ_k grad[n,k] - Σ_k grad[n,k] ·
             [v = candidate k].
         loss: (hidden, weight, bias, targets [N], three bools) → the sum of the targets' surprisals, and its gradients
@@ -61,7 +61,7 @@ def register(impl: str, backend: Backend, refuses: Callable[[Tensor], Exception 
 
     backward = op(
         "candidate_surprisal_backward", backend.backward,
-        ["Tensor grad", *_HEAD, "Tensor candidates", "Tensor lse", *_OF], _gradients, returns=3,
+        ["Tensor grad", *_HEAD, "Tensor candidates", "Tensor norm", *_OF], _gradients, returns=3,
         is_empty=lambda _grad, *rest: _is_empty(*rest),
     )  # fmt: skip
     forward = op(
@@ -109,7 +109,7 @@ def _is_empty(hidden: Tensor, weight: Tensor, *rest: Any) -> bool:
 
 def _outputs(hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor) -> tuple[Tensor, Tensor]:
     nothing = hidden.new_zeros(hidden.shape[0], candidates.shape[-1], dtype=accumulation_dtype(hidden))
-    return nothing, nothing.new_zeros(hidden.shape[0])
+    return nothing, nothing.new_zeros(hidden.shape[0], 2)
 
 
 def _zeros(inputs: Sequence[Tensor | None], of: Sequence[bool]) -> tuple[Tensor | None, ...]:
@@ -119,7 +119,7 @@ def _zeros(inputs: Sequence[Tensor | None], of: Sequence[bool]) -> tuple[Tensor 
 
 
 def _gradients(
-    grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor, lse: Tensor, *of: bool
+    grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor, norm: Tensor, *of: bool
 ) -> tuple[Tensor | None, ...]:
     return _zeros((hidden, weight, bias), of)
 

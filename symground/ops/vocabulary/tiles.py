@@ -39,10 +39,10 @@ def _forward(
     asked = _asked(candidates)
     if asked is not None:
         surprisal = hidden.new_zeros(rows, candidates.shape[-1], dtype=dtype)
-        lse = hidden.new_zeros(rows, dtype=dtype)
+        norm = hidden.new_zeros(rows, 2, dtype=dtype)
         if len(asked):
-            surprisal[asked], lse[asked] = _surprisal(reads, hidden[asked], weight, bias, candidates[asked])
-        return surprisal, lse
+            surprisal[asked], norm[asked] = _surprisal(reads, hidden[asked], weight, bias, candidates[asked])
+        return surprisal, norm
     return _surprisal(reads, hidden, weight, bias, candidates)
 
 
@@ -66,7 +66,7 @@ def _surprisal(
             z = _logits(hidden[at].to(dtype), head, bias, columns, tile)
             _take(reads, z, (candidates if candidates.ndim == 1 else candidates[at]) - first, of_candidates[at])
             _add_exponentials(reads, z, top[at], total[at])
-    return (top[:, None] - of_candidates).add_(total.log()[:, None]), top + total.log()
+    return (top[:, None] - of_candidates).add_(total.log()[:, None]), torch.stack([top, total], 1)
 
 
 def _take(reads: bool, z: Tensor, ids: Tensor, into: Tensor) -> None:
@@ -81,17 +81,17 @@ def _take(reads: bool, z: Tensor, ids: Tensor, into: Tensor) -> None:
 
 
 def _backward(
-    reads: bool, grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor, lse: Tensor,
+    reads: bool, grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor, norm: Tensor,
     *of: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     if candidates.ndim == 2 and not reads:
         nothing = candidates[:, :1] < 0
         grad, hidden = grad.masked_fill(nothing, 0), hidden.masked_fill(nothing, 0)
-        return _gradients(reads, grad, hidden, weight, bias, candidates.clamp(min=0), lse, *of)
+        return _gradients(reads, grad, hidden, weight, bias, candidates.clamp(min=0), norm, *of)
     asked = _asked(candidates)
     if asked is None:
-        return _gradients(reads, grad, hidden, weight, bias, candidates, lse, *of)
-    found = (grad[asked], hidden[asked], weight, bias, candidates[asked], lse[asked])
+        return _gradients(reads, grad, hidden, weight, bias, candidates, norm, *of)
+    found = (grad[asked], hidden[asked], weight, bias, candidates[asked], norm[asked])
     of_asked, dw, db = _gradients(reads, *found, *of)
     dh = None if of_asked is None else hidden.new_zeros(hidden.shape)
     if dh is not None and of_asked is not None:
@@ -100,13 +100,14 @@ def _backward(
 
 
 def _gradients(
-    reads: bool, grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor, lse: Tensor,
+    reads: bool, grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor, norm: Tensor,
     of_hidden: bool, of_weight: bool, of_bias: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """`_backward` for rows that all have candidates."""
-    dtype, vocabulary = lse.dtype, weight.shape[0]
-    at_candidates, lse = grad.to(dtype), lse.contiguous()
-    of_row = at_candidates.sum(1).contiguous()
+    dtype, vocabulary = norm.dtype, weight.shape[0]
+    at_candidates, (top, total) = grad.to(dtype), norm.T.contiguous()
+    # Relative to the largest logit, as in `_surprisal`: the log-sum-exp is rounded.
+    of_row = at_candidates.sum(1) / total
     ids = candidates.expand(len(hidden), -1)
     dh = hidden.new_zeros(hidden.shape, dtype=dtype) if of_hidden else None
     dw = weight.new_empty(weight.shape) if of_weight else None
@@ -120,7 +121,7 @@ def _gradients(
         for _, at in _spans(len(hidden), ROWS):
             states = hidden[at].to(dtype)
             dz = _logits(states, head, bias, columns, tile)
-            _scaled_exponentials(reads, dz, lse[at], of_row[at])
+            _scaled_exponentials(reads, dz, top[at], of_row[at])
             here = (ids[at] >= first) & (ids[at] < first + len(head))
             dz.scatter_add_(1, (ids[at] - first).masked_fill(~here, 0), -at_candidates[at].masked_fill(~here, 0.0))
             if dh is not None:

@@ -17,17 +17,19 @@ def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Te
     with torch.cuda.device_of(hidden):
         head = vocabulary.Head(hidden, weight, bias, candidates)
         lse = vocabulary.log_sum_exp(head)
-        return vocabulary.surprisal(head, lse), lse
+        return vocabulary.surprisal(head, lse), torch.stack([lse, torch.ones_like(lse)], 1)
 
 
 def _backward(
-    grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor, lse: Tensor, *of: bool
+    grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, candidates: Tensor, norm: Tensor, *of: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     from symground.kernels.vocabulary import surprisal as vocabulary
 
     with torch.cuda.device_of(hidden):
         head = vocabulary.Head(hidden, weight, bias, candidates)
-        found: tuple[Tensor | None, Tensor | None, Tensor | None] = vocabulary.gradients(head, grad, lse, *of)
+        found: tuple[Tensor | None, Tensor | None, Tensor | None] = vocabulary.gradients(
+            head, grad, norm[:, 0].contiguous(), *of
+        )
     return found
 
 

@@ -133,9 +133,9 @@ def test_opcheck_of_surprisal(impl: str, shared: bool) -> None:
         arguments = (hidden, weight, level, candidates)
         torch.library.opcheck(op, arguments)
         plain = [None if x is None else x.detach() for x in arguments]
-        out, lse = op(*plain)
-        torch.library.opcheck(backward, (torch.randn_like(out), *plain, lse, True, True, level is not None))
-        torch.library.opcheck(backward, (torch.randn_like(out), *plain, lse, False, True, False))
+        out, norm = op(*plain)
+        torch.library.opcheck(backward, (torch.randn_like(out), *plain, norm, True, True, level is not None))
+        torch.library.opcheck(backward, (torch.randn_like(out), *plain, norm, False, True, False))
 
 
 @pytest.mark.parametrize("of", [(True, True, True), (False, True, False)])
