@@ -48,7 +48,8 @@ def induction() -> dict[str, Any]:
     }
     over = [tuple(map(int, at)) for at in np.argwhere(measures["flow"].values >= 0.30)]
     return {
-        "model": NAME, "texts": TEXTS, "tokens": TOKENS, "repeated": REPEATED, "surprisal": float(traced.surprisal.mean()),
+        "model": NAME, "texts": TEXTS, "tokens": TOKENS, "repeated": REPEATED,
+        "surprisal": float(traced.surprisal.mean()),
         "pairs": pairs, "heads_over_threshold": len(over),
         "top": {name: [_head(table, at, heads) for at in found] for name, found in first.items()},
         "silenced": {name: _silenced(model, ids, targets, found) for name, found in first.items()},

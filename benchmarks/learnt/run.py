@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.common.options import folder_to_write, integer, new_file
+from benchmarks.learnt.beside_peers import beside_peers
 from benchmarks.learnt.induction import induction
 from benchmarks.learnt.probing import scenes
 from benchmarks.learnt.wrong_answers import wrong_answers
@@ -23,6 +24,7 @@ PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "translating": lambda folder: scenes("french", folder),
     "induction": lambda _: induction(),
     "wrong-answers": lambda _: wrong_answers(),
+    "beside-peers": lambda _: beside_peers(),
 }
 
 

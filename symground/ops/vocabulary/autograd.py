@@ -27,15 +27,15 @@ _OF = ["bool of_hidden", "bool of_weight", "bool of_bias"]
 class Backend(NamedTuple):
     """The functions of an implementation, for candidates int64 [K] or [N,K].
 
-    A row whose first candidate is -1 has no candidates: its surprisals are 0, its level and total may be anything, and its
-    gradient in the backward pass must be 0.
+    A row whose first candidate is -1 has no candidates: its surprisals are 0, its level and total may be anything, and
+    its gradient in the backward pass must be 0.
 
     Attributes:
         forward: (hidden, weight, bias, candidates) → surprisal [N,K], and [N,2] a level near the largest logit z and
             the total Σ_v exp(z[n,v] - level), in the accumulation dtype.
-        backward: (grad [N,K], hidden, weight, bias, candidates, the forward pass's levels and totals, three bools) → the gradients of hidden, weight and
-            bias, None where the bool is False. With p = softmax, ∂L/∂z[n,v] = p[n,v] · Σ_k grad[n,k] - Σ_k grad[n,k] ·
-            [v = candidate k].
+        backward: (grad [N,K], hidden, weight, bias, candidates, the forward pass's levels and totals, three bools) →
+            the gradients of hidden, weight and bias, None where the bool is False. With p = softmax, ∂L/∂z[n,v] =
+            p[n,v] · Σ_k grad[n,k] - Σ_k grad[n,k] · [v = candidate k].
         loss: (hidden, weight, bias, targets [N], three bools) → the sum of the targets' surprisals, and its gradients
             as in backward; a target of -1 does not count. The inputs are in the accumulation dtype. If it is None, the
             loss is computed by the other two.
