@@ -79,6 +79,7 @@ setup(
         **{name: ["README.md", "*.cpp", "*.cu", "*.h"] for name in families("csrc")},
         "symground.data": ["resources/*"],
         "symground.kernels": ["README.md"],
+        "symground.reports.assets": ["*.html.jinja", "*.css", "*.js"],
         "symground.reports.pages": ["*.html.jinja", "*.css", "*.js"],
         "symground.reports.views": ["*.html.jinja", "*.css", "*.js"],
     },

@@ -13,12 +13,15 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter
 from numpy.typing import ArrayLike
 
 from symground.files import replacing
+from symground.reports.hover import called, series_of
+from symground.reports.template import attribute_json
 
 MATCHED, MISMATCHED = "#0b6e8a", "#b4532a"
 PALETTE = ("#0b6e8a", "#b4532a", "#5a7d2a", "#7a4fa3", "#8a6d0b", "#5b6b7a")
@@ -64,7 +67,8 @@ def svg_of(figure: Figure, name: str = "") -> str:
     """The figure as SVG.
 
     With a name, the SVG is for a page: its colours are the page's, in light and dark mode, and its identifiers begin
-    with the name, so that one page can have several figures.
+    with the name, so that one page can have several figures. The values of its points are in the attribute
+    ``data-series``, as `series_of` gives them, for the page's tooltips.
     """
     text = io.StringIO()
     with words_are_no_formulas(figure):
@@ -78,7 +82,8 @@ def svg_of(figure: Figure, name: str = "") -> str:
     # Without this, text would be black in dark mode too.
     svg = svg.replace("<svg ", '<svg fill="currentColor" ', 1)
     svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    return re.sub(r'^(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)  # the page scales it by its width
+    svg = re.sub(r'^(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)  # the page scales it by its width
+    return svg.replace("<svg ", f"<svg data-series='{attribute_json(series_of(figure))}' ", 1)
 
 
 def write_figures(figures: Iterable[tuple[str, Figure]], folder: Path) -> list[Path]:
@@ -105,3 +110,40 @@ def band(axes: Axes, x: ArrayLike, frame: pd.DataFrame, name: str, colour: str, 
     low, high = (frame[f"{name}_{end}"].fillna(frame[name]) for end in ends)
     axes.plot(x, frame[name], color=colour, linewidth=1.4, marker=".", markersize=4, label=label)
     axes.fill_between(np.asarray(x, dtype=float), low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def over_steps(axes: Axes, steps: ArrayLike) -> None:
+    """Make the horizontal axis one of training steps, to scale.
+
+    A logarithmic axis is linear up to its first step after 0, so that a checkpoint at step 0 has a place.
+    """
+    first = logarithmic_from(steps)
+    if first is not None:
+        axes.set_xscale("symlog", linthresh=first)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        axes.minorticks_off()
+    axes.set_xlabel("step" if first is None else f"step (logarithmic from {first:,.0f} on)")
+
+
+def logarithmic_from(steps: ArrayLike) -> float | None:
+    """The first step after 0 if more than half of the checkpoints are in the first tenth of the training, else None."""
+    at = np.unique(np.asarray(steps, dtype=float))
+    first = at[at > 0].min(initial=np.inf)
+    return float(first) if (at <= at[-1:] / 10).mean() > 0.5 and at[-1] > 10 * first else None
+
+
+def heat_map(axes: Axes, table: pd.DataFrame, largest: float | None = None) -> QuadMesh:
+    """Draw a table [layers or depths, training steps] as colours.
+
+    A column reaches halfway to the checkpoints beside it, so that it is as wide as its stretch of the training.
+    """
+    steps, rows = table.columns.to_numpy(float), table.index.to_list()
+    between = (steps[1:] + steps[:-1]) / 2
+    image = axes.pcolormesh(
+        np.concatenate([steps[:1], between, steps[-1:]]), np.arange(len(rows) + 1) - 0.5, table.to_numpy(float),
+        cmap="viridis", vmin=0, vmax=largest, rasterized=True,
+    )  # fmt: skip
+    over_steps(axes, steps)
+    axes.set_yticks(np.arange(len(rows)), [str(row) for row in rows])
+    axes.grid(visible=False)
+    return called(image, names=[f"step {step:,.0f}, {table.index.name} {row}" for row in rows for step in steps])

@@ -16,6 +16,7 @@ from matplotlib.transforms import Bbox
 from symground.data import env, lan
 from symground.files import replacing
 from symground.reports.figures import MATCHED, MISMATCHED, CountFormatter, figure_of, svg_of, words_are_no_formulas
+from symground.reports.hover import called
 from symground.reports.template import render
 
 #: Counts of utterances in the statistics of transcripts → their labels, in the order of the page.
@@ -55,6 +56,7 @@ def corpus_page(
     chat, visdial, generated = (statistics.get(name) for name in ("chat", "visdial", "generated"))
     scene = "in images" if statistics.get("patches") else "as ENV"
     table = _nouns(counts, nouns, scene)
+    settings = (generated or (chat or visdial or {}).get("settings", {})) | statistics.get("images", {})
     page = render(
         "corpus.html.jinja",
         name=study.name,
@@ -69,7 +71,7 @@ def corpus_page(
         scene=scene,
         scatter=Markup(_scatter(table, minimum)),
         skipped=_skipped(chat or visdial),
-        settings=(generated or (chat or visdial or {}).get("settings", {})) | statistics.get("images", {}),
+        settings=pd.DataFrame({"setting": list(settings), "value": [str(value) for value in settings.values()]}),
     )
     path = study / "corpus.html"
     with replacing(path) as partial:
@@ -145,7 +147,8 @@ def _scatter(table: pd.DataFrame, minimum: int) -> str:
     figure = figure_of(6.4, 4.6)
     axes = figure.subplots()
     scene = table.columns[1]
-    axes.loglog(table[scene], table["as LAN"], ".", color=MATCHED, markersize=4)
+    (points,) = axes.loglog(table[scene], table["as LAN"], ".", color=MATCHED, markersize=4)
+    called(points, "noun", table["noun"].tolist())
     names = [
         axes.annotate(noun, (x, y), xytext=(2, 2), textcoords="offset points", fontsize=6.5)
         for noun, x, y in table.itertuples(index=False)

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from symground.files import evenly
+from symground.reports.figures import logarithmic_from
 from symground.reports.sections.parts import StudyResults
 from symground.reports.template import script_json
 
@@ -22,8 +23,9 @@ _LONGEST = 64  # tokens; longer examples are not shown
 def explorer(study: StudyResults) -> Markup | None:
     """The maps of each model's first seed as JSON for a script element; None if there are none.
 
-    {runs: [{model, seed, layers, heads, steps, examples: [{noun, context, target, tokens}], maps: {step: [{surprisal,
-    saliency, scales, rows, row_scales}]}, curves: {noun: {step, matched, mismatched, the ends of their intervals}}}]}
+    {runs: [{model, seed, layers, heads, steps, linear_until (of its axis of steps; None if it is linear), examples:
+    [{noun, context, target, tokens}], maps: {step: [{surprisal, saliency, scales, rows, row_scales}]}, curves: {noun:
+    {step, matched, mismatched, the ends of their intervals}}}]}
 
     saliency has each layer's lower triangle as bytes, scaled by its largest number. rows has the heads' rows as signed
     bytes, scaled in the same way.
@@ -71,7 +73,8 @@ def _run(model: str, maps: pd.DataFrame, gains: pd.DataFrame, budget: int) -> di
     nouns = {e["noun"] for e in examples}
     return {
         "model": model, "seed": seed, "layers": layers, "heads": heads, "steps": steps, "examples": examples,
-        "maps": found, "curves": _curves(gains[gains["target"].isin(nouns)]),
+        "linear_until": logarithmic_from(maps["step"]), "maps": found,
+        "curves": _curves(gains[gains["target"].isin(nouns)]),
     }  # fmt: skip
 
 

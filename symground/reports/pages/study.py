@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pandas as pd
 import tyro
 
-from symground.analysis.causal import enough
 from symground.data.words import age_of_acquisition
 from symground.errors import WrongUsageError, check_path, check_types, flag
-from symground.files import make_folder, read_json, replacing
+from symground.files import make_folder, replacing
 from symground.reports.figures import write_figures
-from symground.reports.formats import control_cell, corpus_size, number, with_interval
+from symground.reports.formats import corpus_size
+from symground.reports.pages.example import example_of
 from symground.reports.pages.explorer import explorer
+from symground.reports.pages.findings import caution, findings_of
+from symground.reports.pages.provenance import commands, corpus_of, page_made_by, runs_table
 from symground.reports.sections import SECTIONS, behaviour, beside
-from symground.reports.sections.parts import Section, StudyResults, TablePart, last_checkpoints
+from symground.reports.sections.parts import StudyResults
 from symground.reports.template import render
 
 
@@ -60,21 +58,21 @@ def report(
     if others:
         sections = [beside(studies)]
         heading, lead = "Symbol grounding, side by side", " · ".join(study.name for study in studies)
-        summary: list[str] = []
-        maps = None
+        maps, example = None, None
         file = Path(out or "compare.html")
     else:
         (study,) = studies
         sections = [behaviour(study, ages), *(section(study) for section in SECTIONS)]
-        heading, lead, summary = f"Symbol grounding in {study.name}", _lead(study), _summary(study, sections)
-        maps = explorer(study)
+        heading, lead = f"Symbol grounding in {study.name}", _lead(study)
+        maps, example = explorer(study), example_of(study.config)
         if maps is None:
             missing = study.lacking(maps="single examples to look at")
-            sections = [s if s.name != "heads" else _with(s, missing) for s in sections]
+            sections = [replace(s, missing=[*s.missing, *missing]) if s.name == "heads" else s for s in sections]
         file = Path(out or Path(path) / "report.html")
     page = render(
         "study.html.jinja", name=" · ".join(study.name for study in studies), heading=heading, lead=lead,
-        summary=summary, sections=sections, maps=maps, studies=studies,
+        findings=findings_of(sections), caution=caution(sections), example=example, sections=sections, maps=maps,
+        sources=[(s, corpus_of(s), runs_table(s), commands(s)) for s in studies], made_by=page_made_by(),
     )  # fmt: skip
     if figures:
         drawn = [(part.name, part.figure) for section in sections for part in section.figures]
@@ -85,18 +83,13 @@ def report(
 
 
 def summary(path: str | Path) -> list[str]:
-    """The summary at the top of a study's page: a sentence per finding and model."""
+    """The findings at the top of a study's page: a sentence per finding and model."""
     study = StudyResults.read(path)
-    return _summary(study, [behaviour(study, None), *(section(study) for section in SECTIONS)])
-
-
-def _with(section: Section, missing: Sequence[str]) -> Section:
-    return Section(section.name, section.title, section.text, section.parts, [*section.missing, *missing])
+    return [f.text for f in findings_of([behaviour(study, None), *(section(study) for section in SECTIONS)])]
 
 
 def _lead(study: StudyResults) -> str:
-    path = study.folder / "data" / "statistics.json"
-    statistics = read_json(path) if path.is_file() else {}
+    statistics = study.statistics
     nouns, contexts = study.config["nouns"], study.config["contexts"]
     assert isinstance(nouns, list)
     assert isinstance(contexts, list)
@@ -113,61 +106,6 @@ def _lead(study: StudyResults) -> str:
         )
     size = f"{corpus_size(statistics)}; vocabulary {statistics['vocabulary']:,}; " if statistics else ""
     return f"{size}{len(nouns)} nouns × {len(contexts)} contexts.{lacking}"
-
-
-def _summary(study: StudyResults, sections: Sequence[Section]) -> list[str]:
-    """A sentence per finding and model; all of its numbers are in the tables of the page."""
-    frames = {part.name: part.frame for section in sections for part in section.parts if isinstance(part, TablePart)}
-    lines = []
-    for row in _rows(frames, "final"):
-        gain = with_interval(row["gain"], row["gain_low"], row["gain_high"])
-        emerged = _one(frames, "emergence", model=row["model"], level="model")
-        when = "" if emerged is None else (
-            f" The gain stays above 1 nat from step {emerged['step']:,.0f} on." if np.isfinite(emerged["step"])
-            else " The gain does not stay above 1 nat."
-        )  # fmt: skip
-        seeds = f"{row['seeds']} seed{'s' if row['seeds'] > 1 else ''}"
-        lines.append(
-            f"{row['model']}: at step {row['step']:,}, a noun's surprisal is {gain} nats lower if the scene has this "
-            f"noun than if it has another ({row['nouns']} nouns, {seeds}).{when}"
-        )
-    lines += [
-        f"{row['model']}: co-occurrence explains at most {row['peak']:.0%} of the gain's variance over nouns "
-        f"(step {row['peak_step']:,.0f}), and {row['last']:.0%} at the last checkpoint."
-        for row in _rows(frames, "r2-peak")
-        if pd.notna(row["peak"])
-    ]
-    table = frames.get("interventions")
-    if table is not None:
-        chosen = table[(table["kind"] == "aggregate") & (table["denominator"] == "row")]
-        last = last_checkpoints(chosen)
-        lines += [
-            f"{row['model']}, seed {row['seed']}: silencing each example's own aggregate heads changes the matched "
-            f"surprisal from {number(row['original'])} to {number(row['intervened'])} nats{_beside_random(row)}."
-            for row in last.drop_duplicates(["model", "seed"]).to_dict("records")
-        ]
-    return lines
-
-
-def _beside_random(row: Mapping[Any, Any]) -> str:
-    """The end of the sentence about silenced heads."""
-    if not enough(row["short"], row["examples"]):
-        return f"; in {row['short']} of {row['examples']} examples too few other heads are left for a comparison"
-    return f", and silencing as many random heads to {control_cell(row)}"
-
-
-def _rows(frames: dict[str, pd.DataFrame], name: str) -> list[dict[Hashable, Any]]:
-    if name not in frames:
-        return []
-    frame = frames[name]
-    if name == "final":
-        frame = last_checkpoints(frame, "model")
-    return frame.to_dict("records")
-
-
-def _one(frames: dict[str, pd.DataFrame], name: str, **wanted: object) -> dict[Hashable, Any] | None:
-    found = [row for row in _rows(frames, name) if all(row[key] == value for key, value in wanted.items())]
-    return found[0] if found else None
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,17 @@ from scipy import stats
 
 from symground.analysis.statistics import emergence, mixed_effects, resampled
 from symground.data.words import cdi_categories
-from symground.reports.figures import MATCHED, MISMATCHED, band, colours, figure_of
+from symground.reports.figures import MATCHED, MISMATCHED, band, colours, figure_of, over_steps
 from symground.reports.formats import interval, with_interval
-from symground.reports.sections.parts import FigurePart, Section, StudyResults, TablePart, last_checkpoints
+from symground.reports.hover import called
+from symground.reports.sections.parts import (
+    FigurePart,
+    Section,
+    StudyResults,
+    TablePart,
+    has_training,
+    last_checkpoints,
+)
 
 
 def behaviour(study: StudyResults, ages: Mapping[str, float] | None = None) -> Section:
@@ -33,15 +41,16 @@ def behaviour(study: StudyResults, ages: Mapping[str, float] | None = None) -> S
     bands = {"bands": over}
     emerged, missing = _emerged(contexts)
     missing += study.lacking(contexts="emergence steps and mixed-effects models, which need the gain of each context")
-    parts: list[FigurePart | TablePart] = [
-        TablePart("final", _final(training), made, _final_shown(training)),
-        FigurePart("surprisal", surprisal_curves(training), made, bands),
-        FigurePart("gain", gain_curves(training), made, bands),
-    ]
+    parts: list[FigurePart | TablePart] = [TablePart("final", _final(training), made, _final_shown(training))]
+    if has_training(training):
+        parts += [
+            FigurePart("surprisal", surprisal_curves(training), made, bands),
+            FigurePart("gain", gain_curves(training), made, bands),
+        ]
     if emerged is not None:
         wholes = emerged[emerged["level"] != "noun"]
         parts.append(TablePart("emergence", emerged, made, _emergence_shown(wholes)))
-        if np.isfinite(emerged.loc[emerged["level"] == "noun", "step"]).any():
+        if has_training(training) and np.isfinite(emerged.loc[emerged["level"] == "noun", "step"]).any():
             parts.append(FigurePart("emergence", emergence_figure(emerged), made))
         if ages:
             found = acquisition(emerged, ages)
@@ -172,7 +181,8 @@ def surprisal_curves(training: pd.DataFrame) -> Figure:
         frame = training[training["model"] == model]
         for column, colour in (("matched", MATCHED), ("mismatched", MISMATCHED)):
             band(axes, frame["step"], frame, column, colour, column)
-        axes.set(title=model, xlabel="step")
+        axes.set_title(model)
+        over_steps(axes, frame["step"])
     panels[0].set_ylabel("surprisal (nats)")
     panels[0].legend()
     return figure
@@ -186,7 +196,8 @@ def gain_curves(training: pd.DataFrame) -> Figure:
         frame = training[training["model"] == model]
         band(axes, frame["step"], frame, "gain", colour, model)
     axes.axhline(0, color="#888888", linewidth=0.8)
-    axes.set(xlabel="step", ylabel="grounding gain G (nats)")
+    axes.set_ylabel("grounding gain G (nats)")
+    over_steps(axes, training["step"])
     axes.legend()
     return figure
 
@@ -202,15 +213,17 @@ def emergence_figure(emerged: pd.DataFrame) -> Figure:
     wholes = emerged[emerged["level"] == "category"].set_index(["model", "unit"])
     for axes, model in zip(panels, models, strict=True):
         for row, category in enumerate(categories):
-            steps = nouns.loc[(nouns["model"] == model) & (nouns["category"] == category), "step"].sort_values()
-            spread = np.linspace(-0.22, 0.22, len(steps)) if len(steps) > 1 else np.zeros(len(steps))
-            axes.plot(steps, row + spread, ".", color=MATCHED, markersize=5, alpha=0.7)
+            own = nouns[(nouns["model"] == model) & (nouns["category"] == category)].sort_values("step")
+            spread = np.linspace(-0.22, 0.22, len(own)) if len(own) > 1 else np.zeros(len(own))
+            points = axes.plot(own["step"], row + spread, ".", color=MATCHED, markersize=5, alpha=0.7)
+            called(points[0], "noun", own["unit"].tolist())
             if (model, category) in wholes.index:
                 whole = wholes.loc[(model, category)]
                 low, high = (whole[end] if np.isfinite(whole[end]) else whole["step"] for end in ("low", "high"))
                 if np.isfinite(whole["step"]):
                     axes.hlines(row, low, high, color=MISMATCHED, linewidth=2)
-                    axes.plot(whole["step"], row, "|", color=MISMATCHED, markersize=12, markeredgewidth=2)
+                    mark = axes.plot(whole["step"], row, "|", color=MISMATCHED, markersize=12, markeredgewidth=2)
+                    called(mark[0], "mean of the category", [f"95 % interval [{low:,.0f}, {high:,.0f}]"])
         axes.set(title=model, xlabel="emergence step")
         axes.set_yticks(range(len(categories)), [category.replace("_", " ") for category in categories])
     return figure

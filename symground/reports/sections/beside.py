@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from symground.analysis.statistics import emergence, holm, paired
-from symground.reports.figures import band, colours, figure_of
+from symground.reports.figures import band, colours, figure_of, over_steps
 from symground.reports.sections.causal import intervention_table
 from symground.reports.sections.parts import FigurePart, Section, StudyResults, TablePart, last_checkpoints
 
@@ -104,6 +104,7 @@ def gains_figure(training: pd.DataFrame) -> Figure:
     for ((study, model), frame), colour in zip(groups, colours(), strict=False):
         band(axes, np.asarray(frame["step"]), frame, "gain", colour, f"{study}, {model}")
     axes.axhline(0, color="#888888", linewidth=0.8)
-    axes.set(xlabel="step", ylabel="grounding gain G (nats)")
+    axes.set_ylabel("grounding gain G (nats)")
+    over_steps(axes, training["step"])
     axes.legend(fontsize=8)
     return figure

@@ -32,11 +32,12 @@ FIGURES = {
     ),
     "saliency": (
         "Layer saliency from the ENV noun (the noun in the scene) into the prediction position, at each training step "
-        "(horizontal) and layer (vertical, from 0). The colour is |Σₕ Aₕ ∘ ∂L/∂Aₕ| in nats: attention weights times "
+        "(horizontal) and layer (vertical). A column reaches halfway to the checkpoints beside it, "
+        "so it is as wide as its stretch of training. The colour is |Σₕ Aₕ ∘ ∂L/∂Aₕ| in nats: attention weights times "
         "the gradient of the surprisal L on them, summed over heads h. It is a mean over matched examples and seeds."
     ),
     "saliency-regions": (
-        "Layer saliency into the prediction position (vertical, nats) by layer (horizontal, from 0) at the last "
+        "Layer saliency into the prediction position (vertical, nats) by layer (horizontal) at the last "
         "checkpoint. The lines are the regions that it comes from: the ENV noun, the rest of its utterance, and the "
         "rest of the context. It is a mean over matched examples and seeds."
     ),
@@ -44,6 +45,11 @@ FIGURES = {
         "Gain that a lens reads (colour, nats) at each training step (horizontal) and depth (vertical). Depth is the "
         "number of layers passed: 0 is the embedding, and the largest depth is the model's own output. The tuned lens "
         "has an affine translator for each depth, fitted to the model's final distribution; the logit lens has none."
+    ),
+    "lens-depths": (
+        "Gain that a lens reads (vertical, nats) by depth (horizontal). The bands are 95 % intervals over nouns. The "
+        "tuned lens has an affine translator for each depth, fitted to the model's final distribution; the logit lens "
+        "has none."
     ),
     "head-counts": (
         "Number of heads per example (vertical) at each training step (horizontal), mean over examples and seeds. "
@@ -118,7 +124,7 @@ TABLES = {
         "Matched and mismatched surprisal that a lens reads at each depth (nats), mean over nouns and seeds. low and "
         "high are the 95 % interval of the gain over nouns."
     ),
-    "head-counts": "Number of heads per example, and their mean layer (from 0).",
+    "head-counts": "Number of heads per example, and their mean layer.",
     "common-heads": (
         "The heads found in most examples at the last checkpoint, by their share of the row: the share of the examples "
         "in which a head is found, and its mean share of flow over all examples."

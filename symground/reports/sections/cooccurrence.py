@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from symground.analysis.statistics import peak
-from symground.reports.figures import colours, figure_of
-from symground.reports.sections.parts import FigurePart, Section, StudyResults, TablePart
+from symground.reports.figures import colours, figure_of, over_steps
+from symground.reports.sections.parts import FigurePart, Section, StudyResults, TablePart, has_training
 
 
 def cooccurrence(study: StudyResults) -> Section:
@@ -20,13 +20,12 @@ def cooccurrence(study: StudyResults) -> Section:
         return Section("cooccurrence", title, text, (), study.lacking(r2="R²", gain="the gain"))
     made = study.analyze("surprisal")
     usable = usable_r2(study)
+    drawn = [column for column in ("r2", "partial_r2") if column in r2 and has_training(r2)]
     parts: list[FigurePart | TablePart] = [
-        FigurePart("r2", r2_curves(usable, "r2"), made),
+        FigurePart(column.replace("_", "-"), r2_curves(usable, column), made) for column in drawn
     ]
     missing = []
-    if "partial_r2" in r2:
-        parts.append(FigurePart("partial-r2", r2_curves(usable, "partial_r2"), made))
-    else:
+    if "partial_r2" not in r2:
         missing.append(f"intervals, PMI and partial R²: these results are of an older version ({made} --again)")
     parts += [
         TablePart("r2-peak", peak(usable), made),
@@ -70,7 +69,8 @@ def r2_curves(r2: pd.DataFrame, column: str) -> Figure:
         for marker, rising in (("^", True), ("v", False)):
             part = mean[(mean["slope"] > 0) == rising] if column == "r2" else mean.iloc[:0]
             axes.plot(part.index, part[column], marker, color=colour, markersize=4)
-    axes.set(xlabel="step", ylabel="R²" if column == "r2" else "partial R²", ylim=(0, 1))
+    axes.set(ylabel="R²" if column == "r2" else "partial R²", ylim=(0, 1))
+    over_steps(axes, r2["step"])
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
     return figure

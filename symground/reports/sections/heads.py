@@ -12,8 +12,16 @@ from scipy import stats
 
 from symground.analysis.heads import DENOMINATORS, KINDS
 from symground.files import evenly
-from symground.reports.figures import colours, figure_of
-from symground.reports.sections.parts import FigurePart, Section, StudyResults, TablePart, last_checkpoints
+from symground.reports.figures import colours, figure_of, over_steps
+from symground.reports.hover import called
+from symground.reports.sections.parts import (
+    FigurePart,
+    Section,
+    StudyResults,
+    TablePart,
+    has_training,
+    last_checkpoints,
+)
 
 _THRESHOLD = 0.30
 _COMPARED = 200  # examples: pairs of them are counted
@@ -26,7 +34,7 @@ def heads(study: StudyResults) -> Section:
     if not shares.empty:
         made, counts = study.analyze("saliency"), head_counts(shares)
         parts += [
-            FigurePart("head-counts", counts_figure(counts), made),
+            *([FigurePart("head-counts", counts_figure(counts), made)] if has_training(counts) else []),
             TablePart("head-counts", counts, made, _at_some(counts)),
             TablePart("common-heads", common_heads(shares), made),
             TablePart("stability", stability(_of_last_two(study), _examples(study)), made),
@@ -46,7 +54,7 @@ def heads(study: StudyResults) -> Section:
         "Flow is the absolute saliency |A ∘ ∂L/∂A| of a head, summed over positions. An aggregate head has at least "
         "30 % of its flow from the ENV noun into the prediction position. A gather head has at least 30 % of its flow "
         "from the rest of the ENV utterance into the ENV noun. The share is of all flow into the same position (row), "
-        "or of all flow of the head (matrix). Layers and heads count from 0."
+        "or of all flow of the head (matrix)."
     )
     missing = study.lacking(shares="heads, and their shares in mismatched examples", sweep="every head alone")
     return Section("heads", "Which heads?", text, parts, missing)
@@ -217,8 +225,10 @@ def counts_figure(counts: pd.DataFrame) -> Figure:
                 part = counts[(counts["kind"] == kind) & (counts["denominator"] == denominator)]
                 mean = part[part["model"] == model].groupby("step")["heads per example"].mean()
                 label = model if denominator == "row" else None
-                axes.plot(mean.index, mean, dash, color=colour, linewidth=1.3, label=label)
-        axes.set(title=f"{kind} heads", xlabel="step", ylim=(0, None))
+                (line,) = axes.plot(mean.index, mean, dash, color=colour, linewidth=1.3, label=label)
+                called(line, f"{model}, share of the {denominator}")
+        axes.set(title=f"{kind} heads", ylim=(0, None))
+        over_steps(axes, counts["step"])
     panels[0].set_ylabel("heads per example")
     panels[0].legend()
     return figure
@@ -236,7 +246,8 @@ def shares_figure(shares: pd.DataFrame) -> Figure:
         of_model = of_model[of_model["seed"] == of_model["seed"].min()]
         for kind, colour in zip(KINDS, colours(), strict=False):
             part = of_model[of_model["kind"] == kind]
-            axes.plot(part["null"], part["share"], "o", color=colour, markersize=4, alpha=0.8, label=kind)
+            points = axes.plot(part["null"], part["share"], "o", color=colour, markersize=4, alpha=0.8, label=kind)
+            called(points[0], f"{kind} share", _names(part))
         axes.plot([0, 1], [0, 1], color="#888888", linewidth=0.8)
         axes.axhline(_THRESHOLD, color="#888888", linewidth=0.8, linestyle="--")
         axes.axvline(_THRESHOLD, color="#888888", linewidth=0.8, linestyle="--")
@@ -246,12 +257,18 @@ def shares_figure(shares: pd.DataFrame) -> Figure:
     return figure
 
 
+def _names(heads: pd.DataFrame) -> list[str]:
+    rows = zip(heads["seed"], heads["layer"], heads["head"], strict=True)
+    return [f"seed {seed}, layer {layer}, head {head}" for seed, layer, head in rows]
+
+
 def flow_figure(both: pd.DataFrame) -> Figure:
     """Effects against shares, a colour per model."""
     figure = figure_of(5.2, 3.1)
     axes = figure.subplots()
     for (model, frame), colour in zip(both.groupby("model", sort=True), colours(), strict=False):
-        axes.plot(frame["share"], frame["effect"], "o", color=colour, markersize=4, alpha=0.8, label=model)
+        points = axes.plot(frame["share"], frame["effect"], "o", color=colour, markersize=4, alpha=0.8, label=model)
+        called(points[0], str(model), _names(frame))
     axes.axvline(_THRESHOLD, color="#888888", linewidth=0.8, linestyle="--")
     axes.axhline(0, color="#888888", linewidth=0.8)
     axes.set(xlabel="mean aggregate share of the row", ylabel="effect alone (nats)", xlim=(0, 1))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 from symground.analysis.probing import PATCHES
-from symground.reports.figures import colours, figure_of
-from symground.reports.sections.parts import FigurePart, Section, StudyResults, TablePart, last_checkpoints
+from symground.reports.figures import band, colours, figure_of, heat_map
+from symground.reports.sections.parts import (
+    FigurePart,
+    Section,
+    StudyResults,
+    TablePart,
+    has_training,
+    last_checkpoints,
+)
 
+_OF_GAIN = {"low": "gain_low", "high": "gain_high"}
 _CALLED = {"env": "ENV noun", "event": "rest of its utterance", "other": "rest of the context", PATCHES: "patches"}
 
 
@@ -22,7 +27,7 @@ def layers(study: StudyResults) -> Section:
     if not saliency.empty:
         made = study.analyze("saliency")
         parts += [
-            FigurePart("saliency", saliency_layers(saliency), made),
+            *([FigurePart("saliency", saliency_layers(saliency), made)] if has_training(saliency) else []),
             FigurePart("saliency-regions", saliency_regions(saliency), made),
             TablePart("saliency", saliency, made),
         ]
@@ -30,7 +35,9 @@ def layers(study: StudyResults) -> Section:
         made = study.analyze("lens")
         table = lens_table(lens)
         parts += [
-            FigurePart("lens", lens_figure(table), made),
+            FigurePart("lens", lens_figure(table), made)
+            if has_training(table)
+            else FigurePart("lens-depths", lens_depths(table), made),
             TablePart("lens", table, made),
         ]
     text = (
@@ -51,22 +58,9 @@ def saliency_layers(saliency: pd.DataFrame) -> Figure:
         table = of_noun[of_noun["model"] == model].pivot_table(
             index="layer", columns="step", values="value", aggfunc="mean"
         )
-        figure.colorbar(_grid(axes, table), ax=axes, label="saliency (nats)")
-        axes.set(title=model, xlabel="step", ylabel="layer")
+        figure.colorbar(heat_map(axes, table), ax=axes, label="saliency (nats)")
+        axes.set(title=model, ylabel="layer")
     return figure
-
-
-def _grid(axes: Axes, table: pd.DataFrame, largest: float | None = None) -> QuadMesh:
-    """A table [layers or depths, steps] as colours."""
-    image = axes.pcolormesh(
-        np.arange(len(table.columns) + 1), np.arange(len(table) + 1), table.to_numpy(float), cmap="viridis",
-        vmin=0, vmax=largest, rasterized=True,
-    )  # fmt: skip
-    ticks = np.unique(np.linspace(0, len(table.columns) - 1, min(6, len(table.columns))).astype(int))
-    axes.set_xticks(ticks + 0.5, [str(table.columns[i]) for i in ticks])
-    axes.set_yticks(np.arange(len(table)) + 0.5, [str(i) for i in table.index])
-    axes.grid(visible=False)
-    return image
 
 
 def saliency_regions(saliency: pd.DataFrame) -> Figure:
@@ -97,6 +91,22 @@ def lens_table(lens: pd.DataFrame) -> pd.DataFrame:
     return table.assign(seeds=table["model"].map(seeds))
 
 
+def lens_depths(table: pd.DataFrame) -> Figure:
+    """Gain by depth at the last checkpoint, a line per lens; a panel per model."""
+    last = last_checkpoints(table, "model")
+    models = sorted(last["model"].unique())
+    figure = figure_of(3.4 * len(models) + 1.4, 2.8)
+    panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    for axes, model in zip(panels, models, strict=True):
+        of_model = last[last["model"] == model]
+        for (name, frame), colour in zip(of_model.groupby("lens", sort=False), colours(), strict=False):
+            band(axes, frame["depth"], frame.rename(columns=_OF_GAIN), "gain", colour, f"{name} lens")
+        axes.set(title=model, xlabel="depth", xticks=sorted(of_model["depth"].unique()))
+    panels[0].set_ylabel("gain (nats)")
+    panels[-1].legend(fontsize=8)
+    return figure
+
+
 def lens_figure(table: pd.DataFrame) -> Figure:
     """Gain by depth and step; a row of panels per lens, a column per model."""
     models, lenses = sorted(table["model"].unique()), [n for n in ("tuned", "logit") if n in set(table["lens"])]
@@ -106,7 +116,7 @@ def lens_figure(table: pd.DataFrame) -> Figure:
     for row, name in zip(panels, lenses, strict=True):
         for axes, model in zip(row, models, strict=True):
             part = table[(table["model"] == model) & (table["lens"] == name)]
-            image = _grid(axes, part.pivot_table("gain", "depth", "step"), largest)
-            axes.set(title=f"{model}, {name} lens", xlabel="step", ylabel="depth")
+            image = heat_map(axes, part.pivot_table("gain", "depth", "step"), largest)
+            axes.set(title=f"{model}, {name} lens", ylabel="depth")
     figure.colorbar(image, ax=panels, label="gain (nats)")
     return figure

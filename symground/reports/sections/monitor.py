@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from symground.analysis.causal import enough
 from symground.reports.figures import colours, figure_of
 from symground.reports.formats import control_cell, number, with_interval
+from symground.reports.hover import called
 from symground.reports.sections.parts import FigurePart, Section, StudyResults, TablePart, last_checkpoints
 
 
@@ -42,8 +43,8 @@ def _detectors_shown(detectors: pd.DataFrame) -> pd.DataFrame:
     auroc = [with_interval(*of_row) for of_row in columns]
     shown = detectors[["model", "seed", "step", "detector"]].assign(AUROC=auroc)
     rest = {"brier": "Brier", "brier_base": "Brier of a constant", "ece": "calibration error", "wrong": "wrong"}
-    for name, called in rest.items():
-        shown[called] = detectors[name] if name == "wrong" else [number(value, 3) for value in detectors[name]]
+    for name, title in rest.items():
+        shown[title] = detectors[name] if name == "wrong" else [number(value, 3) for value in detectors[name]]
     return shown.assign(**{name: detectors[name] for name in ("examples", "contexts", "nouns", "heads")})
 
 
@@ -71,7 +72,8 @@ def calibration_figure(calibration: pd.DataFrame) -> Figure:
         part = part[part["step"] == part["step"].max()]
         for name, colour in zip(shown, colours(), strict=False):
             frame = part[part["detector"] == name]
-            axes.plot(frame["predicted"], frame["observed"], color=colour, linewidth=1, label=name)
+            (line,) = axes.plot(frame["predicted"], frame["observed"], color=colour, linewidth=1, label=name)
+            called(line, name, [f"{count} examples" for count in frame["count"]])
             axes.scatter(frame["predicted"], frame["observed"], s=8 + 2 * frame["count"] ** 0.5, color=colour)
         axes.plot([0, 1], [0, 1], color="#888888", linewidth=0.8)
         axes.set(title=model, xlabel="predicted share wrong", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
@@ -92,7 +94,8 @@ def steering_figure(steering: pd.DataFrame) -> Figure:
     for (model, frame), colour in zip(last.groupby("model", sort=True), colours(), strict=False):
         mean = frame.groupby("factor")[["accuracy", "control"]].mean()
         axes.plot(mean.index, mean["accuracy"], color=colour, marker=".", label=model)
-        axes.plot(mean.index, mean["control"], "--", color=colour, linewidth=1)
+        (control,) = axes.plot(mean.index, mean["control"], "--", color=colour, linewidth=1)
+        called(control, f"{model}, random heads")
     axes.set(xlabel="factor on the heads' outputs", ylabel="choice is in the scene", ylim=(0, 1.02))
     axes.legend()
     return figure

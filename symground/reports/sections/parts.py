@@ -66,8 +66,14 @@ class TablePart:
         return table_html(self.frame if self.shown is None else self.shown)
 
     @property
+    def rows(self) -> int:
+        """The number of rows on the page."""
+        return len(self.frame if self.shown is None else self.shown)
+
+    @property
     def tall(self) -> bool:
-        return len(self.frame if self.shown is None else self.shown) > 14
+        """Whether it is folded on the page."""
+        return self.rows > 14
 
     @property
     def csv(self) -> str:
@@ -136,7 +142,7 @@ class StudyResults:
         if not (path / "data").is_dir() and (path / "checkpoints").is_dir():
             folder, run = study_of(path), model_and_seed(path)
         if not (folder / "config.json").is_file() or not any((folder / part).is_dir() for part in ("data", "results")):
-            raise FileNotFoundError(f"{folder} is not a study: it has no config.json beside a data/ folder")
+            raise FileNotFoundError(f"{folder} is not a study: it has no config.json beside a data/ or results/ folder")
         results = Results(folder, run)
         if all(results[name].empty for name in of_study.TABLES if name not in _LONG):
             raise FileNotFoundError(f"{path} has no results yet; run: symground analyze {path}")
@@ -148,6 +154,29 @@ class StudyResults:
     def training(self) -> pd.DataFrame:
         """The gain over training, with its intervals and tests; computed once for all sections."""
         return over_training(self.results["gain"])
+
+    @cached_property
+    def statistics(self) -> dict[str, Any]:
+        """The content of the corpus's statistics.json; empty if the study has no corpus."""
+        path = self.folder / "data" / "statistics.json"
+        return read_json(path) if path.is_file() else {}
+
+    @cached_property
+    def runs(self) -> list[tuple[str, int]]:
+        """The models and seeds that have results."""
+        found: set[tuple[str, int]] = set()
+        for name in of_study.TABLES:
+            if name not in _LONG:
+                found |= set(self.results[name][["model", "seed"]].itertuples(index=False, name=None))
+        return sorted((str(model), int(seed)) for model, seed in found)
+
+    @property
+    def contexts(self) -> pd.DataFrame:
+        """The contexts of its probes, for the page."""
+        contexts = self.config["contexts"]
+        assert isinstance(contexts, list)
+        rows = [(number, *context[:2]) for number, context in enumerate(contexts)]
+        return pd.DataFrame(rows, columns=["context", "ENV sentence", "LAN words"])
 
     def analyze(self, what: str) -> str:
         """The command that fills the tables of an analysis."""
@@ -166,6 +195,11 @@ _MADE_BY = {
     "contexts": "surprisal", "gain": "surprisal", "r2": "surprisal", "heads": "saliency", "shares": "saliency",
     "maps": "saliency", "calibration": "monitor", "steering": "monitor",
 }  # fmt: skip
+
+
+def has_training(frame: pd.DataFrame) -> bool:
+    """Whether some model has several checkpoints, so that there is something to draw over training."""
+    return bool((frame.groupby("model")["step"].nunique() > 1).any())
 
 
 def last_checkpoints(frame: pd.DataFrame, *of: str) -> pd.DataFrame:

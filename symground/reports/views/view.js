@@ -1,14 +1,6 @@
-"use strict";
 // A view of one text. A target, a layer, a head and a token may be chosen; each choice redraws what shows it.
 (async () => {
   const data = JSON.parse(document.getElementById("view-data").textContent);
-  const byId = (id) => document.getElementById(id);
-  const element = (name, text, attributes = {}) => {
-    const made = document.createElement(name);
-    if (text !== undefined) made.textContent = text;  // never as HTML: the words are anyone's
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    return made;
-  };
   const unpacked = async (text, Kind) => {
     const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
@@ -31,15 +23,11 @@
   const unit = signed ? " nats" : "";
   // One scale for each kind of row, of all targets and both texts. Few rows are many times as large as the others (those
   // onto a text's first token), so that of layers and heads ends where 99 % of the rows do.
-  const upTo = (name, share) => {
-    const values = panels.flatMap((p) => Array.from(p[name])).filter((x) => x > 0).sort((a, b) => a - b);
-    return values.length ? values[Math.min(values.length - 1, Math.floor(share * values.length))] : 1;
-  };
-  const scales = { all: upTo("allScales", 1), layer: upTo("layerScales", 0.99), head: upTo("scales", 0.99), total: upTo("totals", 0.99) };
+  const of = (name, share) => upTo(panels.flatMap((p) => Array.from(p[name])), share);
+  const scales = { all: of("allScales", 1), layer: of("layerScales", 0.99), head: of("scales", 0.99), total: of("totals", 0.99) };
 
   // What is chosen. l and h are indices, -1 for all; k is a token, -1 for none.
   const chosen = { t: 0, l: -1, h: -1, k: -1 };
-  const whole = (text, low, high) => Math.min(high, Math.max(low, Number.isFinite(Number(text)) ? Math.round(Number(text)) : low));
   const targets = Math.min(...panels.map((p) => p.targets.length));
   function readAddress() {
     const given = new URLSearchParams(location.hash.slice(1));
@@ -53,7 +41,7 @@
     if (chosen.l >= 0) parts.push(`layer=${first.layers[chosen.l]}`);
     if (chosen.h >= 0) parts.push(`head=${chosen.h}`);
     if (chosen.k >= 0) parts.push(`token=${chosen.k}`);
-    try { history.replaceState(null, "", `#${parts.join("&")}`); } catch { /* a page within another has no address */ }
+    setAddress(`#${parts.join("&")}`);
   }
 
   // The numbers of a row: [T] values, or null where the row is not in the page.
@@ -72,47 +60,10 @@
   }
   const scaleOf = () => (chosen.l < 0 ? scales.all : chosen.h < 0 ? scales.layer : scales.head);
 
-  // Colours: blue below 0, orange above; the square root of the share, so that small values are seen too.
-  let ends;
-  const rgb = (text) => text.match(/\d+(\.\d+)?/g).slice(0, 3).map(Number);
-  function readColours() {
-    const probe = element("span");
-    document.body.append(probe);
-    const of = (name) => { probe.style.color = `var(${name})`; return rgb(getComputedStyle(probe).color); };
-    ends = { none: of("--card"), low: of("--view-low"), high: of("--view-high") };
-    probe.remove();
-  }
-  function colour(value, scale) {
-    if (!Number.isFinite(value)) return ends.none;
-    const share = Math.sqrt(Math.min(1, Math.abs(value) / scale));
-    const end = value < 0 || !signed ? ends.low : ends.high;
-    return ends.none.map((c, i) => Math.round(c + (end[i] - c) * share));
-  }
-  const css = (c) => `rgb(${c.join(",")})`;
-  const light = (c) => {
-    const [r, g, b] = c.map((x) => (x / 255 <= 0.03928 ? x / 255 / 12.92 : ((x / 255 + 0.055) / 1.055) ** 2.4));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const ink = (c) => (light(c) > 0.179 ? "#000" : "#fff");  // of the two, the one with more contrast
-  const shown = (x) => {
-    if (!Number.isFinite(x)) return "not in the page";
-    const digits = Math.abs(x) >= 100 ? 0 : Math.abs(x) >= 1 ? 2 : Math.abs(x) >= 0.001 || x === 0 ? 3 : 5;
-    return `${signed && x > 0 ? "+" : ""}${x.toFixed(digits)}`;
-  };
-  const visible = (token) => token.replace(/\n/g, "↵").replace(/\t/g, "→") || "∅";
-  const named = (token) => token.trim() || visible(token).trim() || "a space";
+  const shown = (x) => shownNumber(x, signed);
 
   // Parts that are made once.
   const places = {};
-  function move(event, buttons, step) {
-    const at = buttons.indexOf(document.activeElement);
-    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, ArrowDown: at + step, ArrowUp: at - step, Home: 0, End: buttons.length - 1 }[event.key];
-    if (at < 0 || to === undefined || !buttons[to]) return;
-    event.preventDefault();
-    buttons[at].tabIndex = -1;
-    buttons[to].tabIndex = 0;
-    buttons[to].focus();
-  }
   const titled = (p, made) => {
     const box = element("div");
     if (panels.length > 1) box.append(element("h3", p.name));
@@ -134,21 +85,13 @@
   }
   function makeText() {
     places.tokens = panels.map((p) => {
-      const box = element("div", undefined, { class: "text", role: "group", "aria-label": `Tokens ${p.name}`.trim() });
       const of = new Map(p.targets.slice(0, targets).map(([, at], t) => [at, t]).reverse());
-      const buttons = p.tokens.map((token, i) => {
-        const made = element("button", visible(token), { type: "button" });
+      const { box, buttons } = tokenBox(p.tokens, `Tokens ${p.name}`.trim(), (i, e) => {
         const t = of.get(i);
-        if (t !== undefined) made.classList.add("target");
-        made.tabIndex = i ? -1 : 0;
-        made.addEventListener("click", (e) => (t !== undefined && !e.shiftKey ? choose({ t }) : choose({ k: chosen.k === i ? -1 : i })));
-        return made;
-      });
-      buttons.forEach((b, i) => box.append(b, ...(p.tokens[i].includes("\n") ? [element("br")] : [])));
-      box.addEventListener("keydown", (e) => {
-        if (e.key.toLowerCase() === "k") choose({ k: buttons.indexOf(document.activeElement) });
-        else move(e, buttons, 1);
-      });
+        if (t !== undefined && !e.shiftKey) choose({ t });
+        else choose({ k: chosen.k === i ? -1 : i });
+      }, (k) => choose({ k }));
+      of.forEach((_, i) => buttons[i] && buttons[i].classList.add("target"));
       byId("text").append(titled(p, box));
       return buttons;
     });
@@ -159,32 +102,7 @@
   }
   function makeHeads() {
     places.heads = panels.map((p) => {
-      const table = element("table");
-      table.append(element("caption", "Layers (rows) and heads (columns)"));
-      const top = element("tr");
-      top.append(element("td"), ...Array.from({ length: p.heads }, (_, h) => element("th", String(h), { scope: "col" })));
-      const head = element("thead");
-      head.append(top);
-      const body = element("tbody");
-      const buttons = [];
-      p.layers.forEach((layer, l) => {
-        const row = element("tr");
-        row.append(element("th", String(layer), { scope: "row" }));
-        for (let h = 0; h < p.heads; h++) {
-          const cell = element("td");
-          const made = element("button", undefined, { type: "button" });
-          made.tabIndex = buttons.length ? -1 : 0;
-          made.addEventListener("click", () => choose(chosen.l === l && chosen.h === h ? { l: -1, h: -1 } : { l, h }));
-          buttons.push(made);
-          cell.append(made);
-          row.append(cell);
-        }
-        body.append(row);
-      });
-      table.append(head, body);
-      const box = element("div", undefined, { class: "heads" });
-      box.append(table);
-      box.addEventListener("keydown", (e) => move(e, buttons, p.heads));
+      const { box, buttons } = headBox(p.layers, p.heads, (l, h) => choose(chosen.l === l && chosen.h === h ? { l: -1, h: -1 } : { l, h }));
       byId("heads").append(titled(p, box));
       return buttons;
     });
@@ -271,16 +189,7 @@
     panels.forEach((p, n) => {
       const [, at, said] = p.targets[chosen.t];
       const row = rowOf(p, chosen.t, chosen.l, chosen.h);
-      places.tokens[n].forEach((b, i) => {
-        const c = colour(row ? row[i] : NaN, scaleOf());
-        b.style.background = css(c);
-        b.style.color = ink(c);
-        b.classList.toggle("now", i === at);
-        b.classList.toggle("key", i === chosen.k);
-        const number = row ? `${shown(row[i])}${unit}` : "not in the page";
-        b.title = `${named(p.tokens[i])} (${i}): ${number}`;
-        b.setAttribute("aria-label", b.title);
-      });
+      paintTokens(places.tokens[n], p.tokens, row, scaleOf(), { signed, unit, now: at, key: chosen.k });
       if (!row) return told.push(`${p.name ? `${p.name}: ` : ""}the row of ${where} is not in this page, since it is small.`);
       const order = Array.from(row.keys()).filter((i) => (signed ? row[i] < 0 : row[i] > 0)).sort((a, b) => Math.abs(row[b]) - Math.abs(row[a])).slice(0, 3);
       const best = order.map((i) => `“${named(p.tokens[i])}” ${shown(row[i])}`).join(", ") || "no token";
@@ -307,17 +216,14 @@
     byId("heads-note").textContent = chosen.k < 0
       ? (signed ? "How much of the target's surprisal each head moves, either way: the sum of its absolute saliency, the more blue the more. " : "How much each head attends to one token: its largest weight. ") + "Click a head for its row on the text."
       : `What each head ${signed ? "takes" : "attends"} from “${named(first.tokens[chosen.k])}”. Click a head for its row on the text.`;
-    panels.forEach((p, n) => places.heads[n].forEach((b, i) => {
-      const [l, h] = [Math.floor(i / p.heads), i % p.heads];
-      const total = p.totals[headAt(p, chosen.t, l, h)];
+    panels.forEach((p, n) => paintHeads(places.heads[n], p.layers, p.heads, scale, signed, (l, h) => {
+      const at = headAt(p, chosen.t, l, h);
+      const total = p.totals[at];
       const value = chosen.k < 0 ? total : chosen.k < p.tokens.length ? valueOf(p, chosen.t, l, h, chosen.k) : NaN;
-      const absent = !Number.isFinite(total);
-      b.hidden = absent;
-      b.style.backgroundColor = css(colour(chosen.k < 0 ? -value : value, scale));
-      b.classList.toggle("out", p.places[headAt(p, chosen.t, l, h)] < 0);
-      b.setAttribute("aria-pressed", String(l === chosen.l && h === chosen.h));
-      b.title = `layer ${p.layers[l]}, head ${h}: ${chosen.k < 0 && signed ? shown(value).replace("+", "") : shown(value)}${Number.isFinite(value) ? unit : ""}, ${what}`;
-      b.setAttribute("aria-label", b.title);
+      return {
+        value: chosen.k < 0 ? -value : value, absent: !Number.isFinite(total), out: p.places[at] < 0, pressed: l === chosen.l && h === chosen.h,
+        says: `${chosen.k < 0 && signed ? shown(value).replace("+", "") : shown(value)}${Number.isFinite(value) ? unit : ""}, ${what}`,
+      };
     }));
   }
   function drawMatrices() {
@@ -328,7 +234,7 @@
       for (let t = 0; t < targets; t++) {
         const row = rowOf(p, t, chosen.l, chosen.h);
         for (let k = 0; k < p.tokens.length; k++) {
-          const c = colour(row ? row[k] : NaN, scaleOf());
+          const c = colours.of(row ? row[k] : NaN, scaleOf(), signed);
           image.data.set([...c, 255], (t * p.tokens.length + k) * 4);
         }
       }
@@ -346,7 +252,7 @@
       grid.forEach((cells, r) => cells.forEach((k, c) => {
         const share = Math.sqrt(Math.min(1, Math.abs(row[k]) / scaleOf()));
         const [x, y] = [left + ((right - left) * c) / cells.length, top + ((bottom - top) * r) / grid.length];
-        pen.fillStyle = css(row[k] < 0 || !signed ? ends.low : ends.high);
+        pen.fillStyle = colours.css(colours.end(row[k], signed));
         pen.globalAlpha = 0.85 * share;
         pen.fillRect(x * canvas.width, y * canvas.height, ((right - left) / cells.length) * canvas.width + 0.5, ((bottom - top) / grid.length) * canvas.height + 0.5);
       }));
@@ -355,15 +261,8 @@
   }
   function drawLegend(where) {
     const scale = scaleOf();
-    const stops = Array.from({ length: 41 }, (_, i) => (signed ? (i - 20) / 20 : i / 40)).map((s) => css(colour(s * scale, scale)));
-    const bar = element("div", undefined, { class: "bar" });
-    bar.style.background = `linear-gradient(to right, ${stops.join(",")})`;
-    const open = chosen.l >= 0;  // the ends stand for all beyond them too
-    const marks = (signed ? [-1, -0.5, 0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1]).map((s) => element("span", `${open && s === 1 ? "≥ " : open && s === -1 ? "≤ " : ""}${shown(s * scale)}`));
-    const ticks = element("div", undefined, { class: "ticks" });
-    ticks.append(...marks);
     const says = signed ? `nats at the prediction position, ${where}: blue lowers the surprisal, orange raises it` : `attention weight, ${where === "all layers" ? "mean over layers and heads" : chosen.h < 0 ? `${where}, mean over heads` : where}`;
-    byId("legend").replaceChildren(bar, ticks, element("div", says));
+    drawLegend(byId("legend"), scale, { signed, open: chosen.l >= 0, says });
   }
 
   // The page.
@@ -377,8 +276,7 @@
   byId("lead").textContent = `${first.tokens.length} tokens, ${targets} ${signed ? (targets > 1 ? "targets" : "target") : targets > 1 ? "rows" : "row"}, ${first.layers.length} layers of ${first.heads} heads.`
     + (signed ? " After each target stands its surprisal in nats." : "") + (left ? ` ${left} rows of heads with little in them are left out.` : "");
   addEventListener("hashchange", () => { readAddress(); draw(); });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { readColours(); draw(); });
-  readColours();
+  colours.whenever(draw);
   readAddress();
   makeTargets();
   makeText();

@@ -1,0 +1,41 @@
+"""A coloured example of what a study asks, from its own context and nouns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from symground.analysis.probing import IMAGE, context_of
+
+
+class Piece(NamedTuple):
+    """A part of a sentence: of the scene ("env") or spoken ("lan"); the noun is marked."""
+
+    kind: str
+    text: str
+    is_noun: bool = False
+
+
+class Example(NamedTuple):
+    noun: str
+    other: str
+    matched: list[Piece]
+    mismatched: list[Piece]
+
+
+def example_of(config: Mapping[str, Any]) -> Example | None:
+    """The first context of a study's config.json with its first two nouns; None without them."""
+    nouns, contexts = config.get("nouns") or [], config.get("contexts") or []
+    if len(nouns) < 2 or not contexts:
+        return None
+    context, spoken = context_of(contexts[0]), config.get("spoken") or {}
+    before, after = ("image of ", "") if context.cue == IMAGE else context.around()
+    first = "lan" if context.cue == "lan" else "env"
+
+    def with_scene(noun: str) -> list[Piece]:
+        between = [Piece(said.tier, f" {said.text}") for said in context.between]
+        pieces = [Piece(first, before), Piece(first, noun, True), Piece(first, after), *between]
+        pieces += [Piece("lan", f" {context.lan} "), Piece("lan", spoken.get(nouns[0], nouns[0]), True)]
+        return [piece for piece in pieces if piece.text]
+
+    return Example(nouns[0], nouns[1], with_scene(nouns[0]), with_scene(nouns[1]))

@@ -1,0 +1,99 @@
+"""What a study found, in sentences for the top of its page. All of their numbers are in the tables of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from symground.analysis.causal import enough
+from symground.reports.formats import control_cell, number, with_interval
+from symground.reports.sections.parts import Section, TablePart, last_checkpoints
+
+
+class Finding(NamedTuple):
+    section: str
+    """The name of the section that shows it."""
+    text: str
+
+
+def findings_of(sections: Sequence[Section]) -> list[Finding]:
+    """A sentence per finding and model, in the order of the page."""
+    frames = {part.name: part.frame for section in sections for part in section.parts if isinstance(part, TablePart)}
+    return [*_gains(frames), *_explained(frames), *_silenced(frames)]
+
+
+def caution(sections: Sequence[Section]) -> str:
+    """What the number of seeds does not allow to conclude; empty if there are several of each model."""
+    frames = {part.name: part.frame for section in sections for part in section.parts if isinstance(part, TablePart)}
+    if "final" not in frames:
+        return ""
+    alone = [str(row["model"]) for row in frames["final"].to_dict("records") if row["seeds"] == 1]
+    if not alone:
+        return ""
+    each = " each" if len(alone) > 1 else ""
+    return (
+        f"{' and '.join(alone)}: one seed{each}. These findings are about the trained weights that were analysed, and "
+        "not about an architecture."
+    )
+
+
+def _gains(frames: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
+    if "final" not in frames:
+        return
+    emerged = frames.get("emergence", pd.DataFrame(columns=["level", "model", "step"]))
+    trained = frames["training"].groupby("model")["step"].nunique() > 1
+    for row in frames["final"].to_dict("records"):
+        model = row["model"]
+        gain = with_interval(row["gain"], row["gain_low"], row["gain_high"])
+        several = row["seeds"] > 1 and pd.notna(row["gain_seed_low"])
+        seeds = f"{row['seeds']} seed{'s' if row['seeds'] > 1 else ''}"
+        if several:
+            seeds += f", [{number(row['gain_seed_low'])}, {number(row['gain_seed_high'])}] over them"
+        when = ""
+        of_model = emerged[(emerged["level"] == "model") & (emerged["model"] == model)]["step"].tolist()
+        if trained[model] and of_model:
+            step = of_model[0]
+            when = (
+                f", and above 1 nat from step {step:,.0f} on" if np.isfinite(step) else ", never lastingly above 1 nat"
+            )
+        at = f" at step {row['step']:,}" if trained[model] else ""
+        yield Finding(
+            "behaviour",
+            f"{model}: a scene with the noun makes its word easier to predict by {gain} nats{at}{when} "
+            f"(gain; {row['nouns']} nouns, {seeds}).",
+        )
+
+
+def _explained(frames: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
+    if "r2-peak" not in frames:
+        return
+    for row in frames["r2-peak"].dropna(subset="peak").to_dict("records"):
+        peak = f"at most {row['peak']:.0%} of the gain's variance over nouns (step {row['peak_step']:,.0f})"
+        yield Finding(
+            "cooccurrence",
+            f"{row['model']}: co-occurrence explains {peak}, {row['last']:.0%} at the last checkpoint."
+            if row["last_step"] > row["peak_step"] else f"{row['model']}: co-occurrence explains {peak}.",
+        )  # fmt: skip
+
+
+def _silenced(frames: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
+    if "interventions" not in frames:
+        return
+    table = frames["interventions"]
+    chosen = table[(table["kind"] == "aggregate") & (table["denominator"] == "row")]
+    for row in last_checkpoints(chosen).drop_duplicates(["model", "seed"]).to_dict("records"):
+        yield Finding(
+            "causal",
+            f"{row['model']}, seed {row['seed']}: silencing each example's own aggregate heads moves the matched "
+            f"surprisal from {number(row['original'])} to {number(row['intervened'])} nats{_beside_random(row)}.",
+        )
+
+
+def _beside_random(row: Mapping[Any, Any]) -> str:
+    """The end of the sentence about silenced heads."""
+    if not enough(row["short"], row["examples"]):
+        return f"; in {row['short']} of {row['examples']} examples too few other heads are left for a comparison"
+    return f", and silencing as many random heads to {control_cell(row)}"
