@@ -80,6 +80,7 @@ def _of_ours(goal: dict[str, Any], ratio: float) -> str:
 def study() -> str:
     """The results beside the study's."""
     found = _read("paper-childes/paper.json")
+    since = found.get("layers_from", 1)  # older results count layers from 1
     last = {row["model"]: row for row in sorted(found["curves"], key=lambda row: row["step"])}
     lines = ["| model | matched | mismatched | gain, 95 % over nouns | the study |", "|---|---|---|---|---|"]
     for model, row in last.items():
@@ -101,7 +102,7 @@ def study() -> str:
     for row in rows:
         if row["model"] == "gpt2-12l" or row["step"] == max(r["step"] for r in rows):
             lines.append(
-                f"| {row['model']} | {row['step']:,} | {row['heads_per_example']:.2f} | {row['mean_layer']:.2f} | "
+                f"| {row['model']} | {row['step']:,} | {row['heads_per_example']:.2f} | {row['mean_layer'] - since:.2f} | "
                 f"{row['intervened']:.2f}{stars(row['p'])} | {control_cell({'short': None} | row | {'examples': 1})} | "
                 f"{row['original']:.2f} |"
             )

@@ -211,7 +211,7 @@ def _write(study: Path, recipe: str, settings: SweepSettings) -> None:
         "recipe": recipe, "corpus": read_json(study / "data" / "statistics.json"), "sizes": _sizes(study, settings),
         "nouns": len(asked.nouns), "contexts": len(asked.contexts),
         "tokens_per_step": tokens, "steps": settings.optimization.steps, "settings": asdict(settings),
-        "versions": versions(), "trained_at": _revisions(study), "summary": summary(study),
+        "layers_from": 0, "versions": versions(), "trained_at": _revisions(study), "summary": summary(study),
     }  # fmt: skip
     if images := settings.visdial.images:
         about["stand_ins"] = "stand_ins" in ImageSet.load(images).description

@@ -122,6 +122,7 @@ def over_steps(axes: Axes, steps: ArrayLike) -> None:
         axes.set_xscale("symlog", linthresh=first)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         axes.minorticks_off()
+        axes.set_xlim(left=max(axes.get_xlim()[0], -first / 4))  # no ticks at steps below 0
     axes.set_xlabel("step" if first is None else f"step (logarithmic from {first:,.0f} on)")
 
 

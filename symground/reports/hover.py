@@ -120,7 +120,9 @@ def _band(axes: Axes, line: Line2D) -> _Numbers | None:
     for artist in axes.collections:
         if isinstance(artist, PolyCollection) and len(artist.get_facecolor()) and len(artist.get_paths()):
             of_band = np.asarray(artist.get_paths()[0].vertices)
-            if to_rgba_array(artist.get_facecolor())[0, :3].tolist() == [*to_rgba(line.get_color())[:3]] and set(x) <= set(of_band[:, 0]):
+            if to_rgba_array(artist.get_facecolor())[0, :3].tolist() == [*to_rgba(line.get_color())[:3]] and set(
+                x
+            ) <= set(of_band[:, 0]):
                 at = [of_band[of_band[:, 0] == value, 1] for value in x]
                 return np.array([(y.min(), y.max()) for y in at])
     return None

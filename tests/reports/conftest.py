@@ -42,7 +42,7 @@ def results(
     examples, cells = len(nouns) * contexts, [(layer, head) for layer in range(layers) for head in range(heads)]
     for key in keys:
         _, _, step = key
-        grown = step / max(steps) * 4 + shift
+        grown = step / max(*steps, 1) * 4 + shift
         of = [(u == v) * (grown + 0.05 * nouns.index(v)) for _, u, v in grid]
         surprisal = 6 - np.array(of) + rng.normal(0, 0.05, len(grid))
         scores = pd.DataFrame(grid, columns=["context", "env", "target"]).assign(surprisal=surprisal)

@@ -1,5 +1,5 @@
 // Tables: a button in each header sorts by its column, and long tables have a field that filters their rows.
-document.querySelectorAll("figure.sheet table").forEach((table) => {
+document.querySelectorAll(".sheet table").forEach((table) => {
   const body = table.tBodies[0];
   const rows = [...body.rows];
   const headers = [...table.tHead.rows[0].cells];

@@ -16,8 +16,10 @@ from symground.reports.sections.cooccurrence import usable_r2
 from symground.reports.sections.parts import StudyResults, last_checkpoints
 
 _MIDDLE = STUDY["middle"]
+#: The study does not say from where its layers count. Here they are taken to count from 1.
+FROM = 1
 #: The study's middle layers, as a part of the depth from 0 to 1.
-MIDDLE = ((_MIDDLE["first"] - 1) / _MIDDLE["layers"], _MIDDLE["last"] / _MIDDLE["layers"])
+MIDDLE = ((_MIDDLE["first"] - FROM) / _MIDDLE["layers"], (_MIDDLE["last"] - FROM + 1) / _MIDDLE["layers"])
 #: The smallest fall of R² from its peak that counts; differences between seeds and nouns are smaller.
 _FALLEN = 0.05
 #: A control has no effect if it changes the surprisal by less than this share of the heads' effect (the study: 0.08).
@@ -76,18 +78,18 @@ def _mean_r2(r2: pd.DataFrame) -> pd.DataFrame:
 
 
 def _layers(saliency: pd.DataFrame, layers: Mapping[str, int]) -> pd.DataFrame:
-    """model, step, layer (from 1), saliency (nats, mean over seeds), share of all layers' sum, seeds."""
+    """model, step, layer, saliency (nats, mean over seeds), share of all layers' sum, seeds."""
     if saliency.empty:
         return pd.DataFrame(columns=["model", "step", "layer", "saliency", "share", "seeds"])
     of_noun = saliency[(saliency["region"] == "env") & saliency["model"].isin(list(layers))]
     mean = of_noun.groupby(["model", "step", "layer"])["value"].agg(["mean", "size"]).reset_index()
-    mean = mean.rename(columns={"mean": "saliency", "size": "seeds"}).assign(layer=mean["layer"] + 1)
+    mean = mean.rename(columns={"mean": "saliency", "size": "seeds"})
     total = mean.groupby(["model", "step"])["saliency"].transform("sum")
     return mean.assign(share=mean["saliency"] / total)[["model", "step", "layer", "saliency", "share", "seeds"]]
 
 
 def _heads(study: StudyResults, layers: Mapping[str, int]) -> pd.DataFrame:
-    """model, step, denominator, aggregate heads per example, their mean layer (from 1) and depth, seeds."""
+    """model, step, denominator, aggregate heads per example, their mean layer and depth, seeds."""
     columns = ["model", "step", "denominator", "heads_per_example", "mean_layer", "depth", "seeds"]
     saliency = study.results["saliency"]
     if saliency.empty:
@@ -98,13 +100,13 @@ def _heads(study: StudyResults, layers: Mapping[str, int]) -> pd.DataFrame:
     heads = heads[(heads["kind"] == "aggregate") & heads["model"].isin(list(layers))]
     grouped = heads.groupby(["model", "step", "denominator"])["layer"].agg(["mean", "size"]).reset_index()
     found = grouped.merge(of_step, on=["model", "step"])
-    found = found.assign(heads_per_example=found["size"] / found["examples"], mean_layer=found["mean"] + 1)
+    found = found.assign(heads_per_example=found["size"] / found["examples"], mean_layer=found["mean"])
     return found.assign(depth=_depth(found["mean_layer"], found["model"].map(layers).astype(float)))[columns]
 
 
 def _depth(layer: Any, layers: Any) -> Any:
-    """The depth of the middle of a layer (from 1): 0 is below the first layer, 1 above the last. Numbers or columns."""
-    return (layer - 0.5) / layers
+    """The depth of the middle of a layer: 0 is below the first layer, 1 above the last. Numbers or columns."""
+    return (layer + 0.5) / layers
 
 
 def _interventions(table: pd.DataFrame, layers: Mapping[str, int]) -> pd.DataFrame:
@@ -123,9 +125,8 @@ def _interventions(table: pd.DataFrame, layers: Mapping[str, int]) -> pd.DataFra
     grouped = usual.assign(short=usual["short"] / usual["examples"]).groupby(["model", "step", "denominator"])
     numbers = ["heads_per_example", "mean_layer", "intervened", "control", "control_sd", "original"]
     found = grouped[numbers].mean()
-    # Layers count from 1 here, as in the study.
     found = found.assign(
-        mean_layer=found["mean_layer"] + 1, p=grouped["p"].max(), short=grouped["short"].max(),
+        p=grouped["p"].max(), short=grouped["short"].max(),
         examples=grouped["examples"].first(), draws=grouped["draws"].first(), seeds=grouped.size(),
     ).reset_index()  # fmt: skip
     return found.assign(depth=_depth(found["mean_layer"], found["model"].map(layers).astype(float)))[columns]
@@ -171,7 +172,7 @@ def _findings(found: Tables) -> Iterator[dict[str, Any]]:
             "finding": "saliency from the ENV noun concentrates in middle layers", "model": model,
             "study": f"layers {_MIDDLE['first']}–{_MIDDLE['last']} of {_MIDDLE['layers']}: "
             "half to three quarters of the depth",
-            "ours": f"centre at {centre:.2f} of the depth; most in layer {most} of {len(part)}",
+            "ours": f"centre at {centre:.2f} of the depth; most in layer {most} of 0 to {len(part) - 1}",
             "agrees": MIDDLE[0] <= centre <= MIDDLE[1], "lacking": "",
         }  # fmt: skip
     table = found["interventions"]
@@ -230,7 +231,8 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
         "",
         f"{corpus_size(corpus)}; vocabulary {corpus['vocabulary']:,}; {about['nouns']} nouns × "
         f"{about['contexts']} contexts. Training reads the corpus "
-        f"{about['steps'] * tokens / corpus['tokens']:.1f} times. Layers count from 1. Surprisal is in nats.",
+        f"{about['steps'] * tokens / corpus['tokens']:.1f} times. Layers count from 0; the study's "
+        "stand as it prints them. Surprisal is in nats.",
         *_cautions(about),
         "",
         "## What agrees",
@@ -270,7 +272,7 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
     ]
     lines += [
         f"| *the study, GPT-2 of {there} layers* | {row['step']:,.0f} | ? | {number(row['heads per example'])} | "
-        f"{number(row['mean layer'])} | {_depth(row['mean layer'], there):.2f} | {number(row['intervened'])}*** | "
+        f"{number(row['mean layer'])} | {_depth(row['mean layer'] - FROM, there):.2f} | {number(row['intervened'])}*** | "
         f"{number(row['control'])} | {number(row['original'])} |"
         for row in STUDY_INTERVENTIONS.to_dict("records")
     ]
@@ -285,7 +287,7 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
         "*** p < 0.001, ** p < 0.01, * p < 0.05: the largest p over seeds of a test paired over examples. The control "
         f"silences as many random other heads (± standard deviation over draws). It says “{FEW}” if more than a tenth "
         "of a seed's examples had fewer heads left to draw from than were silenced. The study does not say whether its "
-        "layers count from 0 or 1.",
+        f"layers count from 0 or 1; its depth here is that of layers that count from {FROM}.",
         "",
         "## The report's summary",
         "",

@@ -73,9 +73,9 @@ def _layers_figure(found: Tables) -> str:
     heads = found["heads"]
     for model, axes in panels:
         part = last[last["model"] == model]
-        axes.axvspan(MIDDLE[0] * len(part) + 0.5, MIDDLE[1] * len(part) + 0.5, color="#000000", alpha=0.07, linewidth=0)
+        axes.axvspan(MIDDLE[0] * len(part) - 0.5, MIDDLE[1] * len(part) - 0.5, color="#000000", alpha=0.07, linewidth=0)
         axes.bar(part["layer"], part["share"], color=PALETTE[0])
-        axes.set_xticks(range(1, len(part) + 1, -(-len(part) // 6)))
+        axes.set_xticks(range(0, len(part), -(-len(part) // 6)))
         own = heads[(heads["model"] == model) & (heads["denominator"] == "row")]
         if len(own):
             mean = own.sort_values("step")["mean_layer"].iloc[-1]

@@ -13,6 +13,10 @@ from symground.reports.formats import control_cell, number, with_interval
 from symground.reports.sections.parts import Section, TablePart, last_checkpoints
 
 
+#: A model with at most this many seeds has a sentence for each of them.
+_EACH = 2
+
+
 class Finding(NamedTuple):
     section: str
     """The name of the section that shows it."""
@@ -84,12 +88,32 @@ def _silenced(frames: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
         return
     table = frames["interventions"]
     chosen = table[(table["kind"] == "aggregate") & (table["denominator"] == "row")]
-    for row in last_checkpoints(chosen).drop_duplicates(["model", "seed"]).to_dict("records"):
-        yield Finding(
-            "causal",
-            f"{row['model']}, seed {row['seed']}: silencing each example's own aggregate heads moves the matched "
-            f"surprisal from {number(row['original'])} to {number(row['intervened'])} nats{_beside_random(row)}.",
-        )
+    last = last_checkpoints(chosen).drop_duplicates(["model", "seed"])
+    for model, of_model in last.groupby("model", sort=True):
+        rows = of_model.to_dict("records")
+        if len(rows) > _EACH:
+            ends = (_range(of_model[name]) for name in ("original", "intervened"))
+            text = f"{model}, the range of {len(rows)} seeds: {_silencing(*ends)}{_beside_randoms(of_model)}."
+            yield Finding("causal", text)
+            continue
+        for row in rows:
+            before, after = number(row["original"]), number(row["intervened"])
+            yield Finding("causal", f"{model}, seed {row['seed']}: {_silencing(before, after)}{_beside_random(row)}.")
+
+
+def _silencing(before: str, after: str) -> str:
+    return f"silencing each example's own aggregate heads moves the matched surprisal from {before} to {after} nats"
+
+
+def _range(values: pd.Series) -> str:
+    return f"{number(values.min())}–{number(values.max())}"
+
+
+def _beside_randoms(of_model: pd.DataFrame) -> str:
+    short = [enough(*row) for row in of_model[["short", "examples"]].itertuples(index=False)]
+    if not all(short):
+        return f"; in {short.count(False)} of the seeds too few other heads are left for a comparison"
+    return f", and silencing as many random heads to {_range(of_model['control'])}"
 
 
 def _beside_random(row: Mapping[Any, Any]) -> str:

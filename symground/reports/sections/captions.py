@@ -42,8 +42,7 @@ FIGURES = {
         "rest of the context. It is a mean over matched examples and seeds."
     ),
     "lens": (
-        "Gain that a lens reads (colour, nats) at each training step (horizontal) and depth (vertical). Depth is the "
-        "number of layers passed: 0 is the embedding, and the largest depth is the model's own output. The tuned lens "
+        "Gain that a lens reads (colour, nats) at each training step (horizontal) and depth (vertical). The tuned lens "
         "has an affine translator for each depth, fitted to the model's final distribution; the logit lens has none."
     ),
     "lens-depths": (
@@ -158,7 +157,7 @@ TABLES = {
     ),
     "study": (
         "The same table as published for a 12-layer GPT-2 on CHILDES (arXiv 2510.13796). There, each intervened value "
-        "is significant at p < 0.001."
+        "is significant at p < 0.001. It does not say from where its layers count."
     ),
     "grounds": (
         "Do these heads ground the noun, or do they matter for any word? The columns are changes by silencing them, in "
