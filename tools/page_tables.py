@@ -102,8 +102,8 @@ def study() -> str:
     for row in rows:
         if row["model"] == "gpt2-12l" or row["step"] == max(r["step"] for r in rows):
             lines.append(
-                f"| {row['model']} | {row['step']:,} | {row['heads_per_example']:.2f} | {row['mean_layer'] - since:.2f} | "
-                f"{row['intervened']:.2f}{stars(row['p'])} | {control_cell({'short': None} | row | {'examples': 1})} | "
+                f"| {row['model']} | {row['step']:,} | {row['heads_per_example']:.2f} | "
+                f"{row['mean_layer'] - since:.2f} | {row['intervened']:.2f}{stars(row['p'])} | {control_cell({'short': None} | row | {'examples': 1})} | "
                 f"{row['original']:.2f} |"
             )
     return "\n".join(lines)

@@ -129,8 +129,8 @@ def over_steps(axes: Axes, steps: ArrayLike) -> None:
 def logarithmic_from(steps: ArrayLike) -> float | None:
     """The first step after 0 if more than half of the checkpoints are in the first tenth of the training, else None."""
     at = np.unique(np.asarray(steps, dtype=float))
-    first = at[at > 0].min(initial=np.inf)
-    return float(first) if (at <= at[-1:] / 10).mean() > 0.5 and at[-1] > 10 * first else None
+    early = at[at <= at.max(initial=0) / 10]
+    return float(early[early > 0].min()) if 2 * len(early) > len(at) and early.any() else None
 
 
 def heat_map(axes: Axes, table: pd.DataFrame, largest: float | None = None) -> QuadMesh:

@@ -13,7 +13,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import PathCollection, PolyCollection, QuadMesh
-from matplotlib.colors import to_rgba, to_rgba_array
+from matplotlib.colors import to_rgba_array
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -116,15 +116,15 @@ def _pairs(x: Any, y: Any) -> _Numbers:
 
 def _band(axes: Axes, line: Line2D) -> _Numbers | None:
     """The ends [M,2] of the band of the line's colour around it; None if there is none."""
-    x = np.asarray(line.get_xdata(), float)
+    x, colour = np.asarray(line.get_xdata(), float), to_rgba_array([line.get_color()])[0, :3]
     for artist in axes.collections:
-        if isinstance(artist, PolyCollection) and len(artist.get_facecolor()) and len(artist.get_paths()):
-            of_band = np.asarray(artist.get_paths()[0].vertices)
-            if to_rgba_array(artist.get_facecolor())[0, :3].tolist() == [*to_rgba(line.get_color())[:3]] and set(
-                x
-            ) <= set(of_band[:, 0]):
-                at = [of_band[of_band[:, 0] == value, 1] for value in x]
-                return np.array([(y.min(), y.max()) for y in at])
+        faces = to_rgba_array(artist.get_facecolor())
+        if isinstance(artist, PolyCollection) and len(faces) and (faces[0, :3] == colour).all():
+            paths = [np.asarray(path.vertices) for path in artist.get_paths()]  # several where some values are NaN
+            edge = np.concatenate([np.empty((0, 2)), *paths])
+            if len(edge) and np.isin(edge[:, 0], x).all():
+                at = [edge[edge[:, 0] == value, 1] for value in x]
+                return np.array([(y.min(), y.max()) if len(y) else (np.nan, np.nan) for y in at])
     return None
 
 

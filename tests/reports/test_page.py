@@ -5,16 +5,22 @@ The tests need Playwright and a Chromium (``apt-get install chromium``, or a pat
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import symground as sg
 from symground.analysis.results import read_table
-from tests.reports.browser import browser, open_page
+from symground.data.words import cdi_categories
+from tests.reports.browser import browser, open_page, violations
+from tests.reports.test_untrusted_words import corpus_of
 
 __all__ = ["browser", "open_page"]
 
@@ -25,8 +31,8 @@ Made = Callable[..., Path]
 def opened(open_page: Callable[..., Any], rendered: Path) -> Callable[..., Any]:
     """Opens a study's page."""
 
-    def open_(width: int = 1000, path: Path | None = None, **more: Any) -> Any:
-        return open_page(path or rendered, width, **more)
+    def open_(width: int = 1000, path: Path | None = None, address: str = "", **more: Any) -> Any:
+        return open_page(path or rendered, width, address, **more)
 
     return open_
 
@@ -46,7 +52,27 @@ def test_it_loads_and_fits(opened: Callable[..., Any], tmp_path: Path, width: in
     assert dark == (scheme == "dark")
 
 
-def test_the_pickers_show_what_they_say(opened: Callable[..., Any], made: Made) -> None:
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_kind_of_page_is_accessible(
+    opened: Callable[..., Any], made: Made, rendered: Path, tmp_path: Path, width: int, scheme: str
+) -> None:
+    corpus_of(tmp_path, ["ball", "dog"])
+    for path in (rendered, sg.report(made("a"), made("b"), out=tmp_path / "c.html"), tmp_path / "corpus.html"):
+        page = opened(width, path=path, color_scheme=scheme)
+        page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        assert violations(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.complaints == []
+
+
+def values(page: Any, buttons: str) -> list[float]:
+    """The numbers that the labels of the buttons say."""
+    labels = page.locator(buttons).evaluate_all("(all) => all.map((e) => e.getAttribute('aria-label'))")
+    return [float(re.search(r": ([+-]?[\d.]+) nats", label)[1]) for label in labels]  # type: ignore[index]
+
+
+def test_the_explorer_shows_the_maps(opened: Callable[..., Any], made: Made) -> None:
     study = made("another")
     page = opened(path=sg.report(study))
     told = page.locator("#explorer-told")
@@ -55,23 +81,50 @@ def test_the_pickers_show_what_they_say(opened: Callable[..., Any], made: Made) 
     assert "surprisal of “ball” is 2.00 nats" in told.inner_text()  # the last checkpoint
     page.select_option("#pick-noun", "dog")
     assert "“dog”" in told.inner_text()
-    page.select_option("#pick-layer", "2")
     page.locator("#pick-step").fill("1")
     assert page.locator("#step-shown").inner_text() == "step 100"
     assert "is 5.00 nats" in told.inner_text()
-    (row,) = maps[
-        (maps["step"] == 100) & (maps["noun"] == "dog") & (maps["context"] == 0) & (maps["layer"] == 2)
-    ].to_dict("records")
-    heads = page.locator("#map-heads td").all_inner_texts()
-    assert len(heads) == 2 * 6
-    for shown, exact in zip(heads, row["rows"], strict=True):
-        assert float(shown.replace("·", "0")) == pytest.approx(float(exact), abs=0.02)
+    rows = maps[(maps["step"] == 100) & (maps["noun"] == "dog") & (maps["context"] == 0)].sort_values("layer")
+    heads = np.stack([np.asarray(row, float).reshape(2, 6) for row in rows["rows"]])  # [layer,head,token]
+    near = {"abs": float(np.abs(heads).max()) / 100 * 6 + 6e-4}
+    assert values(page, "#map-tokens button") == pytest.approx(heads.sum((0, 1)).tolist(), **near)
+    noun = 2  # of the tokens: heads are shown by what they take from it
+    assert values(page, "#map-heads button") == pytest.approx(heads[..., noun].ravel().tolist(), **near)
+    page.select_option("#pick-layer", "2")
+    assert values(page, "#map-tokens button") == pytest.approx(heads[2].sum(0).tolist(), **near)
     cells = page.locator("#map-saliency tbody tr:last-child td").all_inner_texts()
-    for shown, exact in zip(cells, row["saliency"][-6:], strict=True):
-        assert float(shown.replace("·", "0")) == pytest.approx(float(exact), abs=0.02)
-    assert page.locator("#map-grid td").count() == 3 * 2
+    assert [float(x) for x in cells] == pytest.approx(
+        np.asarray(rows["saliency"].iloc[2][-6:], float).tolist(), abs=0.02
+    )
+    page.select_option("#pick-head", "1")
+    assert values(page, "#map-tokens button") == pytest.approx(heads[2, 1].tolist(), **near)
+    page.locator("#map-tokens button").nth(noun).click()  # of no token: the sum of each head's absolute saliency
+    assert values(page, "#map-heads button") == pytest.approx(np.abs(heads).sum(-1).ravel().tolist(), **near)
     assert page.locator("#map-curve svg polyline").count() == 2
     assert page.complaints == []
+    # The same state from the address, in a page of its own.
+    again = opened(path=study / "report.html", address=page.evaluate("location.hash"))
+    assert values(again, "#map-tokens button") == values(page, "#map-tokens button")
+    assert values(again, "#map-heads button") == values(page, "#map-heads button")
+    assert again.locator("#explorer-told").inner_text() == told.inner_text()
+
+
+def test_one_colour_scale_for_all_examples(opened: Callable[..., Any]) -> None:
+    page = opened()
+    legend = page.locator("#map-legend .ticks").inner_text()
+    page.select_option("#pick-noun", "dog")
+    page.locator("#pick-step").fill("0")
+    assert page.locator("#map-legend .ticks").inner_text() == legend
+    for value, colour in zip(values(page, "#map-tokens button"), colours_of(page), strict=True):
+        red, _, blue = colour
+        assert (blue > red) == (value < 0) or abs(value) < 0.05
+
+
+def colours_of(page: Any) -> list[list[int]]:
+    found = page.locator("#map-tokens button").evaluate_all(
+        "(all) => all.map((e) => getComputedStyle(e).backgroundColor)"
+    )
+    return [[int(x) for x in re.findall(r"\d+", colour)[:3]] for colour in found]
 
 
 def test_by_keyboard_alone(opened: Callable[..., Any]) -> None:
@@ -83,16 +136,112 @@ def test_by_keyboard_alone(opened: Callable[..., Any]) -> None:
     page.locator("#pick-noun").focus()
     page.keyboard.press("ArrowDown")
     assert "“dog”" in page.locator("#explorer-told").inner_text()
+    page.locator("#map-tokens button").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("k")
+    assert "from “picks”" in page.locator("#heads-note").inner_text()
+    page.keyboard.press("ArrowRight")  # the focus is where it was, although the tokens were drawn again
+    assert page.evaluate("document.activeElement.textContent").strip() == "dog"
     # Every scrolling region can be focused, and every control has a name.
     wrong = {
         ".scroll": "e.tabIndex !== 0 || !e.ariaLabel",
         "select, input": "!e.labels.length",
-        "[role=img]": "!(e.ariaLabel || e.querySelector('title'))",
+        ".picture": "e.tabIndex !== 0 || !e.ariaLabel",
     }
     for which, unlike in wrong.items():
         found = page.evaluate(f"[...document.querySelectorAll('{which}')].map(e => {unlike})")
         assert found
         assert not any(found)
+
+
+def test_figures_say_the_values_of_their_tables(opened: Callable[..., Any], made: Made) -> None:
+    study = made("another", seeds=1)
+    page = opened(path=sg.report(study))
+    gain = read_table(study, "gain").groupby("step")["gain"].mean()
+    figure = page.locator("#figure-gain .picture")
+    figure.focus()
+    for step, value in gain.items():
+        page.keyboard.press("ArrowRight")
+        said = page.locator("[aria-live]").inner_text()
+        assert said.startswith(f"gpt2-4l; step {step}; grounding gain G (nats) ")
+        assert float(said.split(") ")[1].split(" [")[0]) == pytest.approx(value, abs=5e-4)
+    assert (figure.get_attribute("role"), figure.get_attribute("aria-describedby")) == ("application", "walk-hint")
+    page.keyboard.press("Escape")
+    assert not page.locator(".tip").is_visible()
+    # By pointer: a cell of the heat map, whose place is known from its steps.
+    saliency = read_table(study, "saliency")
+    of_noun = saliency[(saliency["region"] == "env") & (saliency["layer"] == 1) & (saliency["step"] == 200)]
+    svg = page.locator("#figure-saliency svg").first
+    svg.scroll_into_view_if_needed()
+    cells = json.loads(svg.get_attribute("data-series"))[0]["points"]
+    (cell,) = (cell for cell in cells if cell[4] == "step 200, layer 1")
+    box, inside = svg.bounding_box(), svg.evaluate("(e) => e.viewBox.baseVal.width")
+    scale = box["width"] / inside
+    page.mouse.move(box["x"] + (cell[0] + cell[5] / 2) * scale, box["y"] + (cell[1] + cell[6] / 2) * scale)
+    said = page.locator(".tip").inner_text()
+    assert said.startswith("gpt2-4l; step 200, layer 1; saliency (nats) ")
+    assert float(said.split(") ")[1]) == pytest.approx(of_noun["value"].item(), rel=1e-3)
+    page.mouse.move(box["x"] + 2, box["y"] + 2)
+    assert not page.locator(".tip").is_visible()
+    assert page.complaints == []
+
+
+def test_tables_sort_numbers_and_filter(opened: Callable[..., Any], made: Made) -> None:
+    study = made("another", models=("gpt2-4l", "lstm-4l"), seeds=1)
+    gain = read_table(study, "gain")
+    page = opened(path=sg.report(study))
+    folded = page.locator("#table-training details")
+    assert folded.count() == 0  # eight rows
+    training = page.locator("#table-training table")
+    header = training.locator("th").filter(has_text="gain")
+    for press, order in (("ascending", 1), ("descending", -1)):
+        header.locator("button").click()
+        assert header.get_attribute("aria-sort") == press
+        shown = training.locator("tbody tr td:nth-child(5)").all_inner_texts()  # with intervals
+        means = sorted(gain.groupby(["model", "step"])["gain"].mean().tolist(), reverse=order < 0)
+        assert [float(text.split(" [")[0]) for text in shown] == pytest.approx(means, abs=0.006)
+    lens = page.locator("#table-lens")
+    rows = 2 * 2 * 4 * 4
+    assert lens.locator("summary").inner_text() == f"Table lens: {rows} rows"
+    assert not lens.locator("table").is_visible()
+    lens.locator("summary").click()
+    lens.locator("input").fill("lstm-4l")
+    assert lens.locator("tbody tr:visible").count() == rows // 2
+    assert lens.locator("output").inner_text() == f"{rows // 2} of {rows}"
+
+
+def test_what_sorts_as_a_number(opened: Callable[..., Any], made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dashes are last, "never" is the largest, and stars, signs and thousands do not matter."""
+    values = ["1,200", "–", "< 0.001", "0.05", "-3.00", "5.33***", "+2.00 (+0.10)", "never", "[4.00, 9.00]"]
+    section = import_module("symground.reports.sections.causal")
+    monkeypatch.setattr(section, "STUDY_INTERVENTIONS", pd.DataFrame({"x": values}))
+    page = opened(path=sg.report(made("another", steps=(0, 400))))
+    button, cells = page.locator("#table-study th button"), page.locator("#table-study td")
+    button.click()
+    expected = ["-3.00", "< 0.001", "0.05", "+2.00 (+0.10)", "[4.00, 9.00]", "5.33***", "1,200", "never", "–"]
+    assert cells.all_inner_texts() == expected
+    button.click()
+    assert cells.all_inner_texts() == [*expected[-2::-1], "–"]
+
+
+def test_without_scripts_all_is_there_but_the_explorer(opened: Callable[..., Any]) -> None:
+    page = opened(java_script_enabled=False)
+    assert "need JavaScript" in page.locator("noscript").inner_text()
+    assert not page.locator("#explorer").is_visible()
+    assert page.locator("#figure-gain svg").is_visible()
+    page.locator("#table-lens summary").click()
+    assert page.locator("#table-lens table").is_visible()
+
+
+def test_a_demonstration_prints_on_ten_pages(opened: Callable[..., Any], made: Made) -> None:
+    steps = (0, 25, 50, 75, *range(100, 801, 50))
+    study = made(
+        "demo", nouns=list(cdi_categories())[:40], models=("gpt2-4l", "lstm-4l"), seeds=1, steps=steps, contexts=3
+    )
+    file = sg.report(study)
+    assert file.stat().st_size < 2_000_000
+    printed = opened(path=file).pdf(format="A4", prefer_css_page_size=True)
+    assert 1 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 10
 
 
 def test_tables_download(opened: Callable[..., Any], made: Made, tmp_path: Path) -> None:
@@ -115,6 +264,8 @@ def test_words_of_the_corpus_do_nothing(opened: Callable[..., Any], made: Made) 
     page = opened(path=sg.report(study))
     page.select_option("#pick-noun", "dog")
     assert page.title() == "symground: another"
+    for button in page.locator("#map-tokens button").all()[:2]:
+        button.hover()
     assert evil in page.locator("#explorer-told").inner_text()
     assert page.locator("img").count() == 0
     assert page.complaints == []
@@ -124,4 +275,3 @@ def test_comparison_and_no_maps(opened: Callable[..., Any], made: Made, tmp_path
     page = opened(390, path=sg.report(made("a"), made("b"), out=tmp_path / "c.html"))
     assert page.complaints == []
     assert page.locator("#explorer").count() == 0
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390

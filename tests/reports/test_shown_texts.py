@@ -17,6 +17,7 @@ import pytest
 from scipy import stats
 
 import symground
+import symground as sg
 from symground.analysis.results import read_table
 from symground.files import read_json, write_json
 from symground.recipes import heads as recipe_of_heads
@@ -82,20 +83,20 @@ def test_the_summary(study: Path, tmp_path: Path) -> None:
             emergence_step(contexts, model),
         )
         expected.append(
-            f"{model}: at step 400, a noun's surprisal is {gain} nats lower if the scene has this noun than if it has "
-            f"another (6 nouns, 2 seeds). The gain stays above 1 nat from step {step:,.0f} on."
+            f"{model}: a scene with the noun makes its word easier to predict by {gain} nats at step 400, and above 1 "
+            f"nat from step {step:,.0f} on (gain; 6 nouns, 2 seeds)."
         )
     for model in MODELS:
         curve = {step: of(r2, model=model, step=step)["r2"].mean() for step in (100, 200, 400)}
         top = max(curve, key=lambda step: curve[step])
         expected.append(
             f"{model}: co-occurrence explains at most {100 * curve[top]:.0f}% of the gain's variance over nouns "
-            f"(step {top}), and {100 * curve[400]:.0f}% at the last checkpoint."
+            f"(step {top})" + (f", {100 * curve[400]:.0f}% at the last checkpoint." if top < 400 else ".")
         )
     for model, seed in RUNS:
         (row,) = of(silenced, model=model, seed=seed, step=400, kind="aggregate", denominator="row").to_dict("records")
         expected.append(
-            f"{model}, seed {seed}: silencing each example's own aggregate heads changes the matched surprisal from "
+            f"{model}, seed {seed}: silencing each example's own aggregate heads moves the matched surprisal from "
             f"{row['original']:.2f} to {row['intervened']:.2f} nats, and silencing as many random heads to "
             f"{row['control']:.2f} ± {row['control_sd']:.2f}."
         )
@@ -104,7 +105,26 @@ def test_the_summary(study: Path, tmp_path: Path) -> None:
 
 def test_a_model_that_never_passes_is_said_to(made: Made) -> None:
     study = made(seeds=1, shift=-9.0)
-    assert summary(study)[0].endswith("(6 nouns, 1 seed). The gain does not stay above 1 nat.")
+    assert summary(study)[0].endswith("nats at step 400, never lastingly above 1 nat (gain; 6 nouns, 1 seed).")
+
+
+def test_one_seed_says_nothing_of_an_architecture_and_many_have_a_range(made: Made) -> None:
+    page = sg.report(made("one", models=("a", "b"), seeds=1)).read_text(encoding="utf-8")
+    assert "a and b: one seed each. These findings are about the trained weights" in page
+    study = made("many", seeds=3)
+    assert "These findings are about" not in sg.report(study).read_text(encoding="utf-8")
+    table = read_table(study, "interventions")
+    table["intervened"] = [4.5, 5.25, 5.0]
+    table.to_parquet(study / "results" / "interventions.parquet")
+    said = summary(study)
+    means = [of(read_table(study, "gain"), seed=seed, step=400)["gain"].mean() for seed in range(3)]
+    half = stats.t.ppf(0.975, 2) * np.std(means, ddof=1) / 3**0.5
+    over = f"3 seeds, [{np.mean(means) - half:.2f}, {np.mean(means) + half:.2f}] over them)."
+    assert said[0].endswith(over)
+    assert said[-1] == (
+        "gpt2-4l, the range of 3 seeds: silencing each example's own aggregate heads moves the matched surprisal from "
+        "2.00–2.00 to 4.50–5.25 nats, and silencing as many random heads to 2.10–2.10."
+    )
 
 
 def test_the_lead(made: Made) -> None:
@@ -195,7 +215,7 @@ def test_the_paper(study: Path) -> None:
     lines = markdown(found, about).splitlines()
     assert lines[2] == (
         "1,000 tokens, 37% of them ENV; vocabulary 4,321; 6 nouns × 2 contexts. Training reads the corpus 25.6 times. "
-        "Layers count from 1. Surprisal is in nats."
+        "Layers count from 0; the study's stand as it prints them. Surprisal is in nats."
     )
     assert lines[-2:] == ["- one", "- two"]
     gains, silenced = read_table(study, "gain"), read_table(study, "interventions")
@@ -219,9 +239,9 @@ def test_the_paper(study: Path) -> None:
             mean = {name: rows[name].mean() for name in rows if rows[name].dtype == float}
             p_max = rows["p"].max()
             mark = "***" if p_max < 0.001 else "**" if p_max < 0.01 else "*" if p_max < 0.05 else ""
-            layer = mean["mean_layer"] + 1
+            layer = mean["mean_layer"]
             cut.append(
-                f"| {model} | {step} | row | {mean['heads_per_example']:.2f} | {layer:.2f} | {(layer - 0.5) / 3:.2f} | "
+                f"| {model} | {step} | row | {mean['heads_per_example']:.2f} | {layer:.2f} | {(layer + 0.5) / 3:.2f} | "
                 f"{mean['intervened']:.2f}{mark} | {mean['control']:.2f} ± {mean['control_sd']:.2f} | "
                 f"{mean['original']:.2f} |"
             )
@@ -239,7 +259,7 @@ def test_the_papers_layers_and_heads(study: Path) -> None:
             of(saliency, model="gpt2-4l", step=step, layer=layer, region="env")["value"].mean() for layer in range(3)
         ]
         rows = of(found["layers"], step=step)
-        assert rows["layer"].tolist() == [1, 2, 3]
+        assert rows["layer"].tolist() == [0, 1, 2]
         np.testing.assert_allclose(rows["saliency"], values)
         np.testing.assert_allclose(rows["share"], np.array(values) / sum(values))
         assert set(rows["seeds"]) == {2}
@@ -250,7 +270,7 @@ def test_the_papers_layers_and_heads(study: Path) -> None:
                 of(saliency, model="gpt2-4l", seed=seed, step=step)["examples"].iloc[0] for seed in (0, 1)
             )  # fmt: skip
             assert row["heads_per_example"] == pytest.approx(len(own) / examples)
-            assert row["mean_layer"] == pytest.approx(own["layer"].mean() + 1)
+            assert row["mean_layer"] == pytest.approx(own["layer"].mean())
             assert row["depth"] == pytest.approx((own["layer"].mean() + 0.5) / 3)
             assert row["seeds"] == 2
 

@@ -117,7 +117,7 @@ function paintHeads(buttons, layers, heads, scale, signed, of) {
 }
 
 /** The colour scale. If it is open, its ends stand for all values beyond them too. */
-function drawLegend(place, scale, { signed = true, open = false, says = "" }) {
+function legendIn(place, scale, { signed = true, open = false, says = "" }) {
   const stops = Array.from({ length: 41 }, (_, i) => (signed ? (i - 20) / 20 : i / 40)).map((s) => colours.css(colours.of(s * scale, scale, signed)));
   const bar = element("div", undefined, { class: "bar" });
   bar.style.background = `linear-gradient(to right, ${stops.join(",")})`;

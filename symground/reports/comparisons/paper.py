@@ -272,8 +272,8 @@ def markdown(found: Tables, about: Mapping[str, Any]) -> str:
     ]
     lines += [
         f"| *the study, GPT-2 of {there} layers* | {row['step']:,.0f} | ? | {number(row['heads per example'])} | "
-        f"{number(row['mean layer'])} | {_depth(row['mean layer'] - FROM, there):.2f} | {number(row['intervened'])}*** | "
-        f"{number(row['control'])} | {number(row['original'])} |"
+        f"{number(row['mean layer'])} | {_depth(row['mean layer'] - FROM, there):.2f} | "
+        f"{number(row['intervened'])}*** | {number(row['control'])} | {number(row['original'])} |"
         for row in STUDY_INTERVENTIONS.to_dict("records")
     ]
     lines += [

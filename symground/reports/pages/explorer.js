@@ -115,7 +115,7 @@
     const { box, buttons } = tokenBox(shown.map((word) => ` ${word} `), "Tokens", choose, choose);
     paintTokens(buttons, shown, row, scale, { key: k });
     byId("map-tokens").replaceChildren(box);
-    drawLegend(byId("map-legend"), scale, { open: l >= 0, says: `nats at the prediction position, ${where}: blue lowers the surprisal, orange raises it` });
+    legendIn(byId("map-legend"), scale, { open: l >= 0, says: `nats at the prediction position, ${where}: blue lowers the surprisal, orange raises it` });
 
     byId("heads-note").textContent = k < 0
       ? "How much of the surprisal each head moves, either way: the sum of its absolute saliency. Click a head for its row on the tokens, or a token for what each head takes from it."

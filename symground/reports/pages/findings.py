@@ -12,7 +12,6 @@ from symground.analysis.causal import enough
 from symground.reports.formats import control_cell, number, with_interval
 from symground.reports.sections.parts import Section, TablePart, last_checkpoints
 
-
 #: A model with at most this many seeds has a sentence for each of them.
 _EACH = 2
 
@@ -52,7 +51,7 @@ def _gains(frames: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
     for row in frames["final"].to_dict("records"):
         model = row["model"]
         gain = with_interval(row["gain"], row["gain_low"], row["gain_high"])
-        several = row["seeds"] > 1 and pd.notna(row["gain_seed_low"])
+        several = row["seeds"] > _EACH and pd.notna(row["gain_seed_low"])
         seeds = f"{row['seeds']} seed{'s' if row['seeds'] > 1 else ''}"
         if several:
             seeds += f", [{number(row['gain_seed_low'])}, {number(row['gain_seed_high'])}] over them"

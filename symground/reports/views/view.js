@@ -262,7 +262,7 @@
   function drawLegend(where) {
     const scale = scaleOf();
     const says = signed ? `nats at the prediction position, ${where}: blue lowers the surprisal, orange raises it` : `attention weight, ${where === "all layers" ? "mean over layers and heads" : chosen.h < 0 ? `${where}, mean over heads` : where}`;
-    drawLegend(byId("legend"), scale, { signed, open: chosen.l >= 0, says });
+    legendIn(byId("legend"), scale, { signed, open: chosen.l >= 0, says });
   }
 
   // The page.
