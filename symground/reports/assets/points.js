@@ -26,6 +26,7 @@ const figureValues = (() => {
       const around = width ? 0 : 4;
       for (const [key, value] of Object.entries({ x: x - around, y: y - around, width: width + 2 * around, height: height + 2 * around, rx: around })) mark.setAttribute(key, value);
       mark.style.display = "";
+      mark.classList.toggle("cell", width > 0);
       const text = textOf(series[s], series[s].points[i]);
       tip.show(text, mark.getBoundingClientRect());
       if (loud) told.textContent = text;
