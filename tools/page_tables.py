@@ -103,8 +103,8 @@ def study() -> str:
         if row["model"] == "gpt2-12l" or row["step"] == max(r["step"] for r in rows):
             lines.append(
                 f"| {row['model']} | {row['step']:,} | {row['heads_per_example']:.2f} | "
-                f"{row['mean_layer'] - since:.2f} | {row['intervened']:.2f}{stars(row['p'])} | {control_cell({'short': None} | row | {'examples': 1})} | "
-                f"{row['original']:.2f} |"
+                f"{row['mean_layer'] - since:.2f} | {row['intervened']:.2f}{stars(row['p'])} | "
+                f"{control_cell({'short': None} | row | {'examples': 1})} | {row['original']:.2f} |"
             )
     return "\n".join(lines)
 

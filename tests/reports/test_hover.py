@@ -120,5 +120,5 @@ def test_a_model_with_one_checkpoint_has_no_figure_over_training(made: Callable[
     assert {"final", "nouns", "training", "saliency", "lens", "head-counts", "interventions"} <= set(tables)
     assert "6 nouns × 3 contexts" in page
     assert "at step 0" not in page
-    assert "gpt2: a scene with the noun makes its word easier to predict by" in page
+    assert "gpt2: a scene with the noun makes its word easier to predict: gain " in page
     assert page.count("unknown") >= 4

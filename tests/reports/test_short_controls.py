@@ -16,7 +16,7 @@ import symground as sg
 from symground.analysis.causal.controls import enough
 from symground.analysis.results import read_table
 from symground.recipes import heads as recipe_of_heads
-from symground.recipes.study import _summarise
+from symground.recipes.study import summarise
 from symground.reports.comparisons.dials import silenced_heads, silenced_markdown
 from symground.reports.comparisons.paper import markdown, tables
 from symground.reports.formats import FEW
@@ -87,7 +87,7 @@ def test_on_the_terminal(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], short: int, withheld: bool
 ) -> None:
     study = results_of(made, short)
-    _summarise(study)
+    summarise(study)
     told = capsys.readouterr().err
     assert (f"random heads {CONTROL:.2f} ± {DEVIATION:.2f}" in told) != withheld
     assert (f"random heads {FEW}" in told) == withheld

@@ -21,7 +21,7 @@ import symground as sg
 from symground.analysis.results import read_table
 from symground.files import read_json, write_json
 from symground.recipes import heads as recipe_of_heads
-from symground.recipes.study import _summarise
+from symground.recipes.study import summarise
 from symground.reports.comparisons.dials import markdown as dials_markdown
 from symground.reports.comparisons.dials import silenced_heads, silenced_markdown
 from symground.reports.comparisons.dials import summary as dials_summary
@@ -83,8 +83,8 @@ def test_the_summary(study: Path, tmp_path: Path) -> None:
             emergence_step(contexts, model),
         )
         expected.append(
-            f"{model}: a scene with the noun makes its word easier to predict by {gain} nats at step 400, and above 1 "
-            f"nat from step {step:,.0f} on (gain; 6 nouns, 2 seeds)."
+            f"{model}: a scene with the noun makes its word easier to predict: gain {gain} nats at step 400, above 1 "
+            f"nat from step {step:,.0f} on (6 nouns, 2 seeds)."
         )
     for model in MODELS:
         curve = {step: of(r2, model=model, step=step)["r2"].mean() for step in (100, 200, 400)}
@@ -105,7 +105,12 @@ def test_the_summary(study: Path, tmp_path: Path) -> None:
 
 def test_a_model_that_never_passes_is_said_to(made: Made) -> None:
     study = made(seeds=1, shift=-9.0)
-    assert summary(study)[0].endswith("nats at step 400, never lastingly above 1 nat (gain; 6 nouns, 1 seed).")
+    assert summary(study)[0].endswith("nats at step 400, never lastingly above 1 nat (6 nouns, 1 seed).")
+    assert summary(study)[0].startswith("gpt2-4l: a scene with the noun makes its word harder to predict: gain -4.88 [")
+    gain = read_table(study, "gain").assign(gain=lambda t: [-1.0, 1.0] * (len(t) // 2))
+    gain.to_parquet(study / "results" / "gain.parquet")
+    none = "it is not shown that a scene with the noun makes its word easier to predict: gain 0.00 ["
+    assert summary(study)[0].startswith(f"gpt2-4l: {none}")
 
 
 def test_one_seed_says_nothing_of_an_architecture_and_many_have_a_range(made: Made) -> None:
@@ -160,7 +165,7 @@ def test_captions_say_which_intervals_and_which_levels(study: Path, made: Made) 
 
 
 def test_the_terminal(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _summarise(study)
+    summarise(study)
     told = capsys.readouterr().err.splitlines()
     gains, silenced = read_table(study, "gain"), read_table(study, "interventions")
     expected = []

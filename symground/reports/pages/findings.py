@@ -59,15 +59,20 @@ def _gains(frames: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
         of_model = emerged[(emerged["level"] == "model") & (emerged["model"] == model)]["step"].tolist()
         if trained[model] and of_model:
             step = of_model[0]
-            when = (
-                f", and above 1 nat from step {step:,.0f} on" if np.isfinite(step) else ", never lastingly above 1 nat"
-            )
+            when = f", above 1 nat from step {step:,.0f} on" if np.isfinite(step) else ", never lastingly above 1 nat"
         at = f" at step {row['step']:,}" if trained[model] else ""
         yield Finding(
             "behaviour",
-            f"{model}: a scene with the noun makes its word easier to predict by {gain} nats{at}{when} "
-            f"(gain; {row['nouns']} nouns, {seeds}).",
+            f"{model}: {_direction(row['gain_low'], row['gain_high'])}: gain {gain} nats{at}{when} ({row['nouns']} "
+            f"nouns, {seeds}).",
         )
+
+
+def _direction(low: float, high: float) -> str:
+    """What the gain's interval over nouns says."""
+    if low > 0 or high < 0:
+        return f"a scene with the noun makes its word {'easier' if low > 0 else 'harder'} to predict"
+    return "it is not shown that a scene with the noun makes its word easier to predict"
 
 
 def _explained(frames: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:

@@ -38,7 +38,11 @@ def runs_table(study: StudyResults) -> pd.DataFrame:
 
 def commands(study: StudyResults) -> list[tuple[str, str]]:
     """(what was made, its command or how to find it): the commands that the recorded settings amount to."""
-    found = [("data", str(study.config.get("command") or f"{UNKNOWN}; its settings are in config.json"))]
+    if study.pretrained:
+        asked = f"symground probe {study.pretrained} --out {study.place}"
+        return [("model", "trained elsewhere"), ("tables", f"{asked} (with the settings in config.json)"),
+                ("page", f"symground report {study.place}")]  # fmt: skip
+    found = [("data", f"{UNKNOWN}; its settings are in config.json")]
     for model, seed in study.runs:
         settings = _config(study.folder / model / f"seed{seed}").get("settings")
         found.append((f"{model}, seed {seed}", _train(study.place, settings) if settings else UNKNOWN))
@@ -55,7 +59,7 @@ def page_made_by() -> str:
 
 def corpus_of(study: StudyResults) -> str:
     """The corpus and the size of its text."""
-    named = study.config.get("corpus") or [UNKNOWN]
+    named = study.config.get("corpus") or ["none" if study.pretrained else UNKNOWN]
     assert isinstance(named, list)
     statistics = study.statistics
     return ", ".join(map(str, named)) + (f"; {statistics['tokens']:,} tokens" if statistics else "")

@@ -71,7 +71,8 @@ def report(
         file = Path(out or Path(path) / "report.html")
     page = render(
         "study.html.jinja", name=" · ".join(study.name for study in studies), heading=heading, lead=lead,
-        findings=findings_of(sections), caution=caution(sections), example=example, sections=sections, maps=maps,
+        findings=findings_of(sections), caution=caution(sections), example=example, pretrained=studies[0].pretrained,
+        sections=sections, maps=maps,
         sources=[(s, corpus_of(s), runs_table(s), commands(s)) for s in studies], made_by=page_made_by(),
     )  # fmt: skip
     if figures:

@@ -16,6 +16,9 @@ def cooccurrence(study: StudyResults) -> Section:
     r2, gains = study.results["r2"], study.results["gain"]
     title = "Is it co-occurrence?"
     text = "If co-occurrence alone explained the gain, R² of the gain on co-occurrence counts would stay high."
+    if study.pretrained:
+        of_model = f"The training corpus of {study.pretrained} is not here to count in."
+        return Section("cooccurrence", title, f"{text} {of_model}", ())
     if r2.empty or gains.empty:
         return Section("cooccurrence", title, text, (), study.lacking(r2="R²", gain="the gain"))
     made = study.analyze("surprisal")

@@ -155,6 +155,12 @@ class StudyResults:
         """The gain over training, with its intervals and tests; computed once for all sections."""
         return over_training(self.results["gain"])
 
+    @property
+    def pretrained(self) -> str:
+        """The name of the model that was trained elsewhere, or the last part of its path; empty for a study."""
+        named = str(self.config.get("pretrained") or "")
+        return Path(named).name if Path(named).is_absolute() else named
+
     @cached_property
     def statistics(self) -> dict[str, Any]:
         """The content of the corpus's statistics.json; empty if the study has no corpus."""
@@ -180,6 +186,8 @@ class StudyResults:
 
     def analyze(self, what: str) -> str:
         """The command that fills the tables of an analysis."""
+        if self.pretrained:
+            return f"symground probe {self.pretrained} --out {self.place} --what {what}"
         return f"symground analyze {self.place} --what {what}"
 
     def lacking(self, **analyses: str) -> list[str]:
