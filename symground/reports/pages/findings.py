@@ -69,7 +69,8 @@ def _gains(frames: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
 
 
 def _direction(low: float, high: float) -> str:
-    """What the gain's interval over nouns says."""
+    """What the gain's interval over nouns says, at the digits that are printed."""
+    low, high = round(low, 2), round(high, 2)
     if low > 0 or high < 0:
         return f"a scene with the noun makes its word {'easier' if low > 0 else 'harder'} to predict"
     return "it is not shown that a scene with the noun makes its word easier to predict"
