@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import symground as sg
 from symground.analysis import Probes
-from symground.analysis.causal.behaviour import behaviour
+from symground.analysis.causal.silenced import behaviour
 from symground.analysis.probing.answering import choices
 from symground.data import Corpus
 from symground.models.trials.cached_trials import state_of

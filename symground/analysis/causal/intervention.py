@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from transformers import PreTrainedModel
 
-from symground.analysis.causal.behaviour import Behaviour, Plan, behaviour
 from symground.analysis.causal.controls import MATCHES, Controls, enough
 from symground.analysis.causal.fills import MODES, aligned
+from symground.analysis.causal.silenced import Behaviour, Plan, behaviour
 from symground.analysis.heads import DENOMINATORS, INTERVENED, POSITIONS, SELECTIONS, SilencedHeads, silenced_heads
 from symground.analysis.probing import Asked, Examples, check_asked
 from symground.analysis.statistics import bootstrap_interval, cohens_d, holm

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 import symground as sg
 from symground.analysis.causal import intervention
-from symground.analysis.causal.behaviour import Behaviour, behaviour
 from symground.analysis.causal.controls import Controls
 from symground.analysis.causal.head_steering import steering
+from symground.analysis.causal.silenced import Behaviour, behaviour
 from symground.analysis.heads.finding import head_shares
 from symground.analysis.heads.selection import silenced_heads
 from symground.analysis.probing.examples import Examples

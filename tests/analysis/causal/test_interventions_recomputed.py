@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 import symground as sg
 from symground.analysis.causal import head_steering, intervention
-from symground.analysis.causal.behaviour import Behaviour
+from symground.analysis.causal.silenced import Behaviour
 from symground.analysis.heads.finding import head_shares
 from symground.analysis.probing.answering import choices
 from symground.analysis.probing.sentence_probes import Probes

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 import symground as sg
 from benchmarks.common.twins import twins
-from symground.analysis.causal.behaviour import behaviour
+from symground.analysis.causal.silenced import behaviour
 from symground.analysis.probing.sentence_probes import Probes
 from symground.data import Corpus
 from tests.models.attachment.test_vision_language import FAMILIES

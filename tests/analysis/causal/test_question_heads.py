@@ -10,7 +10,7 @@ import torch
 
 import symground as sg
 from symground.analysis import ImageQuestions, head_shares
-from symground.analysis.causal.behaviour import behaviour
+from symground.analysis.causal.silenced import behaviour
 from symground.analysis.heads.selection import halves
 
 Head = tuple[int, int]

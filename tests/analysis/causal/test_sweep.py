@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 import symground as sg
-from symground.analysis.causal.behaviour import behaviour
 from symground.analysis.causal.head_sweep import METHODS
+from symground.analysis.causal.silenced import behaviour
 from symground.analysis.probing.examples import Examples
 from symground.analysis.probing.sentence_probes import Probes
 from symground.data import Corpus

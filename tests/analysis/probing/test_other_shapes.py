@@ -13,7 +13,7 @@ from PIL import Image
 
 import symground as sg
 from symground.analysis import ImageQuestions
-from symground.analysis.causal.behaviour import behaviour
+from symground.analysis.causal.silenced import behaviour
 from symground.data import Question
 
 TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}

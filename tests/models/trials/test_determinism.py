@@ -15,8 +15,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 import symground as sg
-from symground.analysis.causal.behaviour import behaviour
 from symground.analysis.causal.head_steering import steering
+from symground.analysis.causal.silenced import behaviour
 from symground.analysis.probing.answering import choices
 from symground.data import Corpus
 from symground.models.trials.reproducibility import check_deterministic

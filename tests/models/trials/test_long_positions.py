@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 import symground as sg
 from symground.analysis import Probes
-from symground.analysis.causal.behaviour import behaviour
+from symground.analysis.causal.silenced import behaviour
 from symground.analysis.probing.answering import choices
 from symground.data import Corpus
 from symground.models.passes.kv_cache import Reader

@@ -224,7 +224,7 @@ def test_no_minus_stands_before_a_zero(tmp_path: Path, capsys: pytest.CaptureFix
         table = Table(tmp_path, name)
         table.add(pd.DataFrame(columns), "model", 0, 1)
         table.save()
-    recipe._summarise(tmp_path)
+    recipe.summarise(tmp_path)
     pd.DataFrame({"factor": [1.0], "accuracy": [-0.0001]}).to_parquet(tmp_path / "steering.parquet")
     told = capsys.readouterr().err + summary(tmp_path)
     assert "gain 0.00 nats" in told or "gain 0.00 [" in told
