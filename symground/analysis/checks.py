@@ -10,8 +10,10 @@ import pandas as pd
 import torch
 import xarray as xr
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from symground.errors import described
+from symground.models.passes import check_length, readable_ids
 
 
 def words_of(value: Any, name: str) -> list[str]:
@@ -66,6 +68,17 @@ def ids_of(value: Any, name: str, ndim: int, limit: int) -> Tensor:
             f"{name}: expected ids from 0 to {limit - 1}, the model's vocabulary, got {int(wrong[0])}; is this its "
             "tokenizer?"
         )
+    return ids
+
+
+def texts_of(model: PreTrainedModel, value: Any, name: str) -> Tensor:
+    """Texts as ids [B,T] that the model's embedding and positions can read.
+
+    Raises:
+        ValueError: names ``name``.
+    """
+    ids = ids_of(value, name, 2, readable_ids(model))
+    check_length(model, ids.shape[1], name)
     return ids
 
 

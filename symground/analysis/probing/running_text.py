@@ -17,8 +17,8 @@ from symground.analysis.probing.encoding import check_tokenizer, own_tokenizer
 from symground.analysis.probing.examples import Ids, padded
 from symground.errors import described, flag, integer, is_list, panics_named
 from symground.models.hooks import hooked_by_others
-from symground.models.passes import Reader, check_weights, id_limit
-from symground.models.trials import agree, check_deterministic, check_lengths, looks_ahead, positions_of, stretch_of
+from symground.models.passes import Reader, check_length, check_weights, check_words
+from symground.models.trials import agree, check_deterministic, check_lengths, looks_ahead, stretch_of
 from symground.running import progress
 
 #: The most tokens of a pass, padding included, if no batch size is given.
@@ -90,7 +90,9 @@ def surprisal(
         tokenizer = own_tokenizer(model)
     check_tokenizer(tokenizer)
     encoded = [_encoded(tokenizer, text, i, bos) for i, text in enumerate(given)]
-    _check_fits(model, encoded)
+    for i, one in enumerate(encoded):
+        check_length(model, len(one.ids), "texts", f" in text {i}")
+        check_words(model, max(one.ids), "tokenizer", f" of text {i}")
     check_deterministic(model)
     if looks_ahead(model):
         raise ValueError(
@@ -132,19 +134,6 @@ def _encoded(tokenizer: Any, text: str, number: int, bos: bool | None) -> _Text:
     if all(added):
         raise ValueError(f"tokenizer: it gives no token for text {number}")
     return _Text(tuple(ids), tuple(places), tuple(added))
-
-
-def _check_fits(model: PreTrainedModel, texts: Sequence[_Text]) -> None:
-    positions, limit = positions_of(model), id_limit(model)
-    for i, text in enumerate(texts):
-        if positions is not None and len(text.ids) > positions:
-            raise ValueError(
-                f"texts: expected at most {positions} tokens, the model's positions; text {i} has {len(text.ids)}"
-            )
-        if max(text.ids) >= limit:
-            raise ValueError(
-                f"tokenizer: id {max(text.ids)} is outside the model's vocabulary of {limit}; is this its tokenizer?"
-            )
 
 
 def _numbers(

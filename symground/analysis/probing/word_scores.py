@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from symground.analysis.checks import words_of
 from symground.analysis.probing.encoding import check_tokenizer, own_tokenizer, takes_opening
-from symground.analysis.probing.prompting import check_fits_text, check_prompt, following, ids_of_text
+from symground.analysis.probing.prompting import check_prompt, following, ids_of_text
 from symground.errors import check_kind
-from symground.models.passes import Reader, check_weights
+from symground.models.passes import Reader, check_length, check_weights, check_words
 from symground.models.trials import check_deterministic
 
 
@@ -42,7 +42,8 @@ def score_words(
         following(tokenizer, text, before, word if spaced and word.startswith(" ") else joint + word, special, "words")
         for word in asked
     ]
-    check_fits_text(model, [*before, *(i for ids in each for i in ids)], len(before) + max(map(len, each)))
+    check_length(model, len(before) + max(map(len, each)), "probes", " with the longest word")
+    check_words(model, max(max(ids) for ids in (before, *each)), "tokenizer")
     check_deterministic(model)
     with torch.inference_mode():
         reader = Reader(model)

@@ -12,7 +12,7 @@ from symground.errors import flag, integer
 from symground.models import Tap, mixers
 from symground.models.hooks import device_of, tapped
 from symground.models.passes import Kept, check_weights, checkpointed, frozen
-from symground.models.trials import check_deterministic, hidden_states, trial_ids, verified_readout
+from symground.models.trials import check_deterministic, hidden_states, positions_of, trial_ids, verified_readout
 
 _TRIAL = 96
 #: Number of tensors of a layer's widest size that the backward pass holds at once beside the kept activations.
@@ -103,8 +103,7 @@ def trace_memory(
 
 def _kept_a_token(model: PreTrainedModel, checkpoint: bool) -> float:
     """Bytes kept per token: the slope between two short passes, which cancels constant terms."""
-    text = model.config.get_text_config()
-    most = min(_TRIAL, getattr(text, "max_position_embeddings", None) or _TRIAL)
+    most = min(_TRIAL, positions_of(model) or _TRIAL)
     lengths, found = (max(1, most // 3), most), []
     for length in lengths:
         ids = trial_ids(model, length).to(device_of(model))

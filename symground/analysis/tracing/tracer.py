@@ -189,7 +189,7 @@ def trace(
         raise ValueError("source_groups: expected None, since no layer reads other positions than the text's")
     layers = tuple(mixer for mixer in layers if mixer.kind not in PREFIXES)  # of probes, the text's layers alone
     if isinstance(input_ids, (Probes, ImageQuestions)):
-        check_fits(model, input_ids, images=True)
+        check_fits(model, input_ids, images=True, name="input_ids")
         given = of_examples(model, input_ids.matched(), beside)
     else:
         model_inputs = {n: tensor_of(x, n) if isinstance(x, np.ndarray) else x for n, x in model_inputs.items()}

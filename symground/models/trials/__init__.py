@@ -7,19 +7,14 @@ from symground.models.trials.output_head import (
     agree,
     hidden_states,
     logits_given_by,
-    positions_of,
     readout,
     readout_by,
     surprisal_of,
     trial_ids,
     verified_readout,
 )
-from symground.models.trials.reproducibility import (
-    check_deterministic,
-    check_dropout,
-    check_lengths,
-    stretch_of,
-)
+from symground.models.trials.positions import positions_of, stretch_of
+from symground.models.trials.reproducibility import check_deterministic, check_dropout, check_lengths
 
 __all__ = [
     "Readout",

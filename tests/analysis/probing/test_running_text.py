@@ -152,13 +152,13 @@ def test_bad_input(tokenizer: PreTrainedTokenizerFast) -> None:
         (["a", ""], "texts: expected texts with at least one word, got str '' at 1"),
         (["a", "  "], "texts: expected texts with at least one word"),
         (["a", 5], "texts: expected texts with at least one word, got int 5 at 1"),
-        (["a", "the " * 70], r"texts: expected at most 64 tokens, the model's positions; text 1 has \d+"),
+        (["a", "the " * 70], r"texts: expected at most 64 tokens, the model's positions, got \d+ in text 1"),
     ):
         with pytest.raises(ValueError, match=message):
             sg.surprisal(model, texts, tokenizer)  # type: ignore[arg-type]
     letters = Tokenizer(models.WordLevel({chr(i): 1000 + i for i in range(97, 123)} | {"?": 0}, unk_token="?"))
     letters.pre_tokenizer = pre_tokenizers.Whitespace()
-    with pytest.raises(ValueError, match="tokenizer: id 1098 is outside the model's vocabulary"):
+    with pytest.raises(ValueError, match="tokenizer: id 1098 of text 0 is outside the model's vocabulary"):
         sg.surprisal(model, "a b", PreTrainedTokenizerFast(tokenizer_object=letters))
     with pytest.raises(ValueError, match="tokenizer: expected one of transformers, got str"):
         sg.surprisal(model, "a", "gpt2")

@@ -100,7 +100,10 @@ def test_bad_prompts(model: Any, tokenizer: Any) -> None:
         ({"prompt": "look at the boo", "answer": "k"}, "answer: the tokenizer joins 'k' with the end of the text"),
         ({"prompt": "look", "answer": " "}, "answer: expected a text with at least one word, or None"),
         ({"prompt": "the " * 80}, r"prompt: expected at most 64 tokens, the model's positions, got \d+"),
-        ({"prompt": "the " * 20, "answer": " the" * 60}, "prompt and answer: expected at most 64 tokens"),
+        (
+            {"prompt": "the " * 20, "answer": " the" * 60},
+            r"prompt: expected at most 64 tokens, the model.s positions, got \d+ with its answer",
+        ),
         ({"prompt": "look", "input_ids": torch.ones(1, 3).long()}, "input_ids: expected None with a prompt"),
         ({"prompt": "look", "span": torch.ones(1, 3).bool()}, "span: expected None with a prompt"),
         ({"prompt": "look", "max_new_tokens": 0}, "max_new_tokens: expected an integer of at least 1"),
