@@ -1,7 +1,7 @@
 """Tests of a model on a few tokens: its vocabulary head, and whether each pass over a text has the same result."""
 
 from symground.models.trials.cached_trials import tried
-from symground.models.trials.looking_ahead import looks_ahead
+from symground.models.trials.looking_ahead import looks_ahead, sees_change
 from symground.models.trials.output_head import (
     Readout,
     agree,
@@ -28,6 +28,7 @@ __all__ = [
     "positions_of",
     "readout",
     "readout_by",
+    "sees_change",
     "stretch_of",
     "surprisal_of",
     "trial_ids",
