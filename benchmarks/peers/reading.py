@@ -22,7 +22,7 @@ EAGER, HOOKED = "Hugging Face eager, output_attentions and sums", "Hugging Face 
 FORWARD, READ = "SDPA pass, nothing read", "sg.attention"
 GROUPS = 3
 #: What each peer but FORWARD returns, in this order.
-RESULTS = ("mass", "received", "entropy", "weight", "key", "distance")
+RESULTS = ("mass", "received", "entropy", "weight", "weight_key", "distance")
 
 
 def groups_of(m: Model) -> dict[str, Tensor]:
@@ -113,9 +113,9 @@ def check_same(runs: dict[str, Run], tolerance: float = 1e-5) -> dict[str, dict[
         differs = {}
         for name, x, y in zip(RESULTS, ours, runs[peer](), strict=True):
             y = y.cpu()
-            apart = (x != y) if name == "key" else (x - y).abs() / y.abs().clamp(min=1)
-            differs[name] = float(apart.float().mean() if name == "key" else apart.max())
-        assert all(d <= (0.01 if n == "key" else tolerance) for n, d in differs.items()), (peer, differs)
+            apart = (x != y) if name == "weight_key" else (x - y).abs() / y.abs().clamp(min=1)
+            differs[name] = float(apart.float().mean() if name == "weight_key" else apart.max())
+        assert all(d <= (0.01 if n == "weight_key" else tolerance) for n, d in differs.items()), (peer, differs)
         found[peer] = differs
     return found
 

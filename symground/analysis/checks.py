@@ -114,7 +114,7 @@ def check_frame(value: Any, name: str, columns: Iterable[str], made: str) -> Non
 
 
 #: Variables of a trace; a Dataset without any of them is not a trace.
-_TRACED = {"surprisal", "saliency", "flow", "rows", "input_x_gradient"}
+_TRACED = {"surprisal", "saliency", "flow", "matrix_total", "rows", "input_x_gradient"}
 
 
 def check_trace(value: Any, name: str = "trace") -> None:

@@ -24,7 +24,6 @@ from symground.analysis.reading.layers import (
     named,
     notes_of,
     read_in_batches,
-    variable_key,
 )
 from symground.analysis.reading.requests import Request, check_asked, rows_of
 from symground.analysis.reading.spans import spans_of
@@ -154,7 +153,7 @@ class KindsReader:
             times, _, patches = self.sizes["vision_"]
             coordinates |= patch_places(self.tower, self.grids, (self.count, times, patches))
         every = tuple(mixer for part in parts.values() for mixer in part.layers)
-        return variable_key(xr.Dataset(variables, coordinates, attrs=notes_of(self.model, every)))
+        return xr.Dataset(variables, coordinates, attrs=notes_of(self.model, every))
 
 
 def _ids(masks: Mapping[str, Tensor], examples: int, length: int) -> Tensor | None:

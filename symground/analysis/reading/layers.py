@@ -27,9 +27,9 @@ from symground.ops.common.flow import members
 from symground.running import progress
 
 #: The results of every query.
-_SUMMARY = ("entropy", "weight", "key", "score", "distance")
+_SUMMARY = ("entropy", "weight", "weight_key", "score", "distance")
 #: What stands in a row of padding, where it is not 0.
-_NOTHING = {"key": -1, "topk_key": -1, "score": float("-inf")}
+_NOTHING = {"weight_key": -1, "topk_key": -1, "score": float("-inf")}
 #: What a backward pass gives.
 FLOW = ("flow", "row_total")
 
@@ -95,7 +95,7 @@ class Wanted(NamedTuple):
 
 
 def is_key(name: str) -> bool:
-    return name in ("key", "topk_key")
+    return name in ("weight_key", "topk_key")
 
 
 def bytes_of(layers: tuple[Mixer, ...], wanted: Wanted, heads: int | None = None) -> int:
@@ -146,12 +146,7 @@ def dataset_of(model: PreTrainedModel, parts: Mapping[str, Part], heads: int) ->
         of_kind, places = named(kind, part)
         variables, coordinates = {**variables, **of_kind}, {**coordinates, **places}
     every = tuple(mixer for part in parts.values() for mixer in part.layers)
-    return variable_key(xr.Dataset(variables, coordinates, attrs=notes_of(model, every)))
-
-
-def variable_key(found: xr.Dataset) -> xr.Dataset:
-    """The Dataset with the key of the largest weight as a variable; xarray makes what has a dimension's name none."""
-    return found.reset_coords("key") if "key" in found.coords else found
+    return xr.Dataset(variables, coordinates, attrs=notes_of(model, every))
 
 
 def coordinates_in(wanted: Wanted) -> dict[str, Any]:
@@ -247,13 +242,14 @@ def read(
     if bool(padding.any()):  # with a log-sum-exp of inf the weights of a row are 0, so that it is in no sum
         lse = lse.masked_fill(padding.to(q.device)[:, None], float("inf"))
     found = attention_read(q, k, lse, mixing._replace(gate=None), asked)._asdict()
+    found["weight_key"] = found.pop("key")  # a variable of a dimension's name is no variable to netCDF
     if wanted.topk is not None:
         given = {n: x for n, x in given_mixing._asdict().items() if n != "gate"}
         found["topk_weight"], of_key = ops.attention_topk(q, given_k, lse, min(wanted.topk, keys), **given)
         found["topk_key"] = torch.where(of_key < 0, of_key, of_key + lead)
     if more and wanted.summary:  # of a window on both sides, whose queries are aligned to the last key that they see
         taken = 0.0 if mixing.sink is None else (mixing.sink[:, None] - lse).exp()
-        found["distance"] -= more * torch.where((found["key"] < 0) | lse.isposinf(), 0.0, 1.0 - taken)
+        found["distance"] -= more * torch.where((found["weight_key"] < 0) | lse.isposinf(), 0.0, 1.0 - taken)
     if mixer.kind == "cross" and wanted.summary:  # its queries and keys are not positions of one text
         found["distance"] = torch.full_like(found["distance"], float("nan"))
     for name, array in arrays.items():

@@ -18,7 +18,6 @@ from symground.analysis.reading.layers import (
     bytes_of,
     dataset_of,
     read_in_batches,
-    variable_key,
 )
 from symground.analysis.reading.requests import Request, check_asked, rows_of
 from symground.analysis.tracing import group_ids, most_heads
@@ -63,7 +62,7 @@ class TextReader:
         if given.ids is None or "key" not in found.dims:
             return found
         ids = torch.where(given.valid, given.ids.cpu(), -1).numpy()
-        return variable_key(found.assign_coords(token=(("example", "key"), ids)))
+        return found.assign_coords(token=(("example", "key"), ids))
 
 
 def readable(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -37,6 +38,11 @@ def scores_of(targets: Targets, each: NDArray[np.float32], several: bool) -> tup
         "token_surprisal": (of, np.where(there, each, np.float32(np.nan))),
     }
     return found, {"prediction": (of, positions), "target_token": (of, ids)}
+
+
+def without_empty(found: xr.Dataset) -> xr.Dataset:
+    """The Dataset without what has no number: variables between groups that there are none of. netCDF stores none."""
+    return found.drop_dims([name for name, size in found.sizes.items() if not size])
 
 
 def blank(arrays: Mapping[str, NDArray[np.float32]], targets: Targets, times: int = 1) -> None:

@@ -15,7 +15,16 @@ from transformers import PreTrainedModel
 from symground.analysis.checks import tensor_of
 from symground.analysis.probing import Asked, Examples, ImageQuestions, Probes, answered, check_fits, check_prompt
 from symground.analysis.tracing.backward import Loss, Pass, check_unseen, gradient_x_input, run_pass, surprisal_at
-from symground.analysis.tracing.collected import Part, Results, blank, coordinates_of, dims_of, most_heads, scores_of
+from symground.analysis.tracing.collected import (
+    Part,
+    Results,
+    blank,
+    coordinates_of,
+    dims_of,
+    most_heads,
+    scores_of,
+    without_empty,
+)
 from symground.analysis.tracing.losses import Settings, has_crossings, trace_loss, trace_targets
 from symground.analysis.tracing.sides import PREFIXES
 from symground.analysis.tracing.split import Split
@@ -75,8 +84,8 @@ def trace(
         groups: name → [B,T] bool masks that do not overlap. Every group is a key group and a query group. "prediction"
             is a further query group, the first: the prediction positions alone, which are removed from the others (per
             token, only that before the token itself). With None, the placeholders
-            of images in a vision-language model's ids are the group "image"; without images there is no key group, the
-            flow is empty, and only the totals are computed.
+            of images in a vision-language model's ids are the group "image"; without images there is no key group and
+            no flow, and only the totals are computed.
         prompt: in place of ``input_ids``, a text, or the turns of a chat (mappings with role and content), to which the
             tokenizer's chat template is applied. The span is then its ``answer``. The groups are "prompt" and "answer"
             if none are given; a group may also be a phrase that the prompt has once.
@@ -244,8 +253,9 @@ def _trace(model: PreTrainedModel, layers: tuple[Mixer, ...], given: TraceInput,
     note = {"note": f"{type(model).__name__} mixes positions by no matrix: gradient × input, no saliency, no heads"}
     if layers:
         coords |= {**coordinates_of(layers), "query_group": given.query_names}
-    return xr.Dataset(
+    found = xr.Dataset(
         {**variables, "group": (("example", "key"), given.key_groups.cpu().numpy())},
         coords,
         attrs={"untraced": ", ".join(untraced(model))} if layers else note,
     )
+    return without_empty(found)

@@ -86,7 +86,7 @@ def panel_of(traced: Any, tokenizer: Any, example: int, name: str, argument: str
     rows = np.asarray(rows[..., first:stop], np.float32)
     layers = tuple(int(layer) for layer in one.layer.values)
     found = Panel(name, tuple(pieces), targets, layers, rows, not attends)
-    if "group" not in one:  # of attention
+    if "key_group" not in one or "group" not in one:
         return found
     return replace(
         found, groups=tuple(map(str, one.key_group.values)), group=tuple(one.group.values[first:stop].tolist())

@@ -31,7 +31,7 @@ def read_off(a: Tensor, masks: tuple[Tensor, Tensor], topk: int, block: int) -> 
         "received": torch.einsum("gni,nlhij->nlhgj", queries, a),
         "entropy": -(a * a.clamp(min=1e-300).log()).sum(-1),
         "weight": a.amax(-1), "distance": (a * distance).sum(-1),
-        "key": torch.where(seen, a.argmax(-1), -1),
+        "weight_key": torch.where(seen, a.argmax(-1), -1),
         "topk_weight": ranked.values[..., :topk],
         "topk_key": torch.where(ranked.values > 0, ranked.indices, -1)[..., :topk],
         "pooled": torch.stack([torch.stack([x.sum((-2, -1)) for x in row], -1) for row in blocks], -2),
@@ -79,7 +79,7 @@ def test_whatever_is_asked_is_eagers(name: str, seed: int) -> None:
         err_msg=described,
     )  # fmt: skip
     # Of almost equal weights, rounding may choose another key: the weight of the key found is compared.
-    for keys_found, weights in ((found.key.values[..., None], wanted["weight"][..., None]),
+    for keys_found, weights in ((found.weight_key.values[..., None], wanted["weight"][..., None]),
                                 (found.topk_key.values, wanted["topk_weight"])):  # fmt: skip
         at_key = torch.from_numpy(keys_found)
         of_key = torch.where(at_key < 0, 0.0, a.double().gather(-1, at_key.clamp(min=0)))
@@ -211,7 +211,7 @@ def test_layers_of_mamba_are_read_by_the_absolute_value_of_their_matrix(hybrid: 
     np.testing.assert_allclose(found.mass[:, :heads, 0, 0], wanted, atol=1e-5, rtol=1e-4)
     np.testing.assert_allclose(found.received[:, :heads, 0], m[:, :, -1], atol=1e-5, rtol=1e-4)
     assert bool(np.isnan(found.entropy).all())
-    assert bool((found.key == -1).all())
+    assert bool((found.weight_key == -1).all())
     assert f"layers [{', '.join(str(x.layer) for x in layers if x.kind == 'mamba2')}] are of |M|" in found.attrs["note"]
 
 

@@ -65,7 +65,7 @@ def check_pass(found: Any, a: Tensor, masks: Tensor, valid: Tensor, described: s
     np.testing.assert_allclose(found.weight * seen, a.amax(-1), **close)
     distance = past + torch.arange(queries)[:, None] - torch.arange(keys)
     np.testing.assert_allclose(found.distance * seen, (a * distance).sum(-1), atol=1e-3, rtol=1e-3, err_msg=described)
-    for keys_found, ranks in ((found.key.values[..., None], 1), (found.topk_key.values, min(2, keys))):
+    for keys_found, ranks in ((found.weight_key.values[..., None], 1), (found.topk_key.values, min(2, keys))):
         at_key = torch.from_numpy(keys_found)[..., :ranks]
         of_key = torch.where(at_key < 0, 0.0, a.gather(-1, at_key.clamp(min=0)))
         wanted = a.sort(dim=-1, descending=True).values[..., :ranks]
@@ -119,13 +119,13 @@ def test_a_sequence_read_in_pieces_is_the_sequence_read_at_once() -> None:
             pieces = seen.passes
             rows = np.concatenate([np.pad(x.rows, [*[(0, 0)] * 4, (0, 9 - x.rows.shape[-1])]) for x in pieces], 3)
             np.testing.assert_allclose(rows, at_once.rows, atol=1e-5)
-            for name in ("entropy", "weight", "key", "score", "distance"):
+            for name in ("entropy", "weight", "weight_key", "score", "distance"):
                 joined = np.concatenate([x[name] for x in pieces], -1)
                 np.testing.assert_allclose(joined, at_once[name], atol=1e-4)
             together = seen.dataset()
             assert together.past.values.tolist() == [0, *cuts[:-1]]
             np.testing.assert_allclose(together.received.sum("step", skipna=True), at_once.received, atol=1e-5)
-            assert {"key", "weight"} <= set(together.data_vars)
+            assert {"weight_key", "weight"} <= set(together.data_vars)
             assert together.sizes["query"] == max(x.sizes["query"] for x in pieces)
 
 
@@ -221,7 +221,7 @@ def test_several_blocks_and_threads_and_nothing_that_stays() -> None:
             sg.detach(ours)
     ours(ids())
     assert (len(outer), len(inner), elsewhere) == (4, 1, [1])
-    assert set(inner.dataset().data_vars) == {"entropy", "weight", "key", "score", "distance"}
+    assert set(inner.dataset().data_vars) == {"entropy", "weight", "weight_key", "score", "distance"}
     after = {name: dict(vars(module)) for name, module in ours.named_modules()}
     assert all(after[name].keys() == of.keys() for name, of in before.items())
     for name, of in before.items():
@@ -241,7 +241,7 @@ def test_with_heads_silenced_and_within_a_trace() -> None:
     plain = sg.trace(ours, ids(), targets)
     with sg.observe(ours, rows="all") as seen:
         traced = sg.trace(ours, ids(), targets)
-    np.testing.assert_array_equal(traced.flow, plain.flow)
+    np.testing.assert_array_equal(traced.matrix_total, plain.matrix_total)
     np.testing.assert_allclose(seen.dataset().rows[0], sg.attention(ours, ids(), rows="all").rows, atol=1e-6)
 
 

@@ -99,7 +99,7 @@ def test_blocks_begin_at_the_same_positions_whatever_a_cache_keeps(block: int, r
             if n:
                 blocks = padded.sum(-1) if reduce == "sum" else padded.max(-1)
                 np.testing.assert_allclose(pieces.pooled[:, :, :, 0], blocks, atol=1e-5)
-            for name in ("entropy", "weight", "key", "distance", "topk_weight", "topk_key"):
+            for name in ("entropy", "weight", "weight_key", "distance", "topk_weight", "topk_key"):
                 np.testing.assert_allclose(
                     pieces[name].values[:, :, :, -1], at_once[name].values[:, :, :, -1], atol=1e-4, err_msg=name
                 )

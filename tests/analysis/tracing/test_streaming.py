@@ -261,12 +261,12 @@ def test_layers_over_devices_and_from_disk(tmp_path: Path) -> None:
     model = GPT2LMHeadModel(config).eval()
     model.save_pretrained(tmp_path / "model")
     ids, targets, mask = batch()
-    expected = sg.trace(sg.attach(model), ids, targets, mask, rows=True)
+    expected = sg.trace(sg.attach(model), ids, targets, mask, {"all": mask.bool()}, rows=True)
     spread = sg.load(tmp_path / "model", device_map={"transformer": "cpu", "lm_head": "cpu"})
     away = accelerate.disk_offload(GPT2LMHeadModel.from_pretrained(tmp_path / "model").eval(), str(tmp_path / "off"),
                                    execution_device="cpu")  # fmt: skip
     for other, how in ((spread, {}), (sg.attach(away), {}), (away, {"checkpoint": True})):
-        found = sg.trace(other, ids, targets, mask, rows=True, **how)
+        found = sg.trace(other, ids, targets, mask, {"all": mask.bool()}, rows=True, **how)
         for name in NAMES:
             np.testing.assert_allclose(found[name], expected[name], atol=1e-6, rtol=1e-4, err_msg=name)
     with pytest.raises(ValueError, match="device: device_map .* expected no device, got"):

@@ -10,8 +10,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from symground.analysis.reading.layers import variable_key
-
 #: Attributes of a pass that become coordinates of its step.
 STEP = ("step", "text", "past", "queries", "complete")
 
@@ -26,7 +24,7 @@ def joined(passes: Sequence[xr.Dataset]) -> xr.Dataset:
     known = {name: one[name] for one in passes for name in one.coords if not coordinates[name]}
     of_steps = {name: ("step", [one.attrs[name] for one in passes]) for name in STEP}
     attrs = {name: x for name, x in passes[0].attrs.items() if name not in STEP}
-    return variable_key(found.assign_coords({**known, **of_steps}).assign_attrs(attrs))
+    return found.assign_coords({**known, **of_steps}).assign_attrs(attrs)
 
 
 def joined_bytes(passes: Sequence[xr.Dataset]) -> int:
