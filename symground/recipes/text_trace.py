@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from symground.analysis.causal import ablate
 from symground.analysis.tracing import trace
-from symground.errors import check_device, check_path, check_types, integer
+from symground.errors import check_device, check_file, check_types, integer
 from symground.models import load, load_tokenizer, mixers
 from symground.reports.views import view
 
@@ -68,9 +68,7 @@ class TextTrace:
 
     def run(self) -> Path:
         """Trace the answer token by token, and write the page."""
-        out = check_path(self.out, "out")
-        if out.is_dir() or not out.parent.is_dir():
-            raise ValueError(f"out: expected a file in a folder that exists, got {out}")
+        out = check_file(self.out, "out")
         if self.device is not None:
             check_device(self.device)
         tokenizer = load_tokenizer(self.model)

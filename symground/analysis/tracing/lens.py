@@ -24,7 +24,7 @@ from symground.analysis.tracing.lens_states import Reading
 from symground.analysis.tracing.trace_input import checked_mask
 from symground.data import Corpus
 from symground.display import as_table, as_text, some
-from symground.errors import check_device, check_path, described, errors_named, integer, number
+from symground.errors import check_device, check_file, check_path, described, errors_named, integer, number
 from symground.files import replacing
 from symground.models import mixers
 from symground.models.passes import check_weights
@@ -109,8 +109,12 @@ class TunedLens:
         return TunedLens(weight, bias, divergence)
 
     def save(self, path: str | Path) -> Path:
-        """Write the lens as one safetensors file."""
-        path = check_path(path, "path")
+        """Write the lens as one safetensors file.
+
+        Raises:
+            ValueError: ``path`` is none, or a folder.
+        """
+        path = check_file(path, "path", makes_folder=True)
         tensors = {"weight": self.weight.contiguous().cpu(), "bias": self.bias.contiguous().cpu()}
         with replacing(path) as partial:
             save_file(tensors, partial, {"symground": "tuned lens", "divergence": json.dumps(self.divergence)})

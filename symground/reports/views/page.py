@@ -14,7 +14,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from symground.analysis import ImageQuestions
-from symground.errors import check_kind, check_path, described
+from symground.errors import check_file, check_kind, described
 from symground.files import replacing
 from symground.reports.template import render, script_json
 from symground.reports.views.drawn import heads_figure, text_figure
@@ -49,11 +49,9 @@ class View:
         """Write the page; returns its path.
 
         Raises:
-            ValueError: ``path`` is none, or in a folder that does not exist.
+            ValueError: ``path`` is none, a folder, or in a folder that does not exist.
         """
-        file = check_path(path, "path")
-        if not file.parent.is_dir():
-            raise ValueError(f"path: expected a file in a folder that exists, got {file}")
+        file = check_file(path, "path")
         with replacing(file) as partial:
             partial.write_text(self.html, encoding="utf-8")
         return file
