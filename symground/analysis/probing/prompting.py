@@ -36,7 +36,8 @@ class Answered(NamedTuple):
         """The groups that are asked for, phrases of the prompt as masks; None: the prompt and the answer.
 
         Raises:
-            ValueError: a phrase that the prompt does not have, or has several times.
+            ValueError: a phrase that the prompt does not have, or has several times, or that begins or ends within a
+                token which has other letters or digits too.
         """
         if asked is None:
             return {"prompt": ~self.answer, "answer": self.answer}
@@ -53,7 +54,14 @@ class Answered(NamedTuple):
         stop = start + len(phrase)
         mask = torch.zeros_like(self.answer)
         for i, (a, b) in enumerate(self.places):
-            mask[0, i] = a < stop and b > start and b > a
+            if not (a < stop and b > start and b > a):
+                continue
+            mask[0, i], beside = True, self.prompt[a:start] + self.prompt[stop:b]
+            if any(map(str.isalnum, beside)):
+                raise ValueError(
+                    f"groups[{name!r}]: expected a phrase of whole tokens, got {phrase!r}, which begins or ends within "
+                    f"the token {self.prompt[a:b]!r}"
+                )
         return mask
 
 

@@ -88,7 +88,9 @@ def trace(
             no flow, and only the totals are computed.
         prompt: in place of ``input_ids``, a text, or the turns of a chat (mappings with role and content), to which the
             tokenizer's chat template is applied. The span is then its ``answer``. The groups are "prompt" and "answer"
-            if none are given; a group may also be a phrase that the prompt has once.
+            if none are given; a group may also be a phrase that the prompt has once. Its tokens are those that spell
+            any of it, so that spaces and punctuation which a token has beside it count too; one that begins or ends
+            within a token's letters or digits is refused.
         answer: the text that follows the prompt; None lets the model generate it, greedily.
         tokenizer: a fast one, for ``prompt``; None loads that of the folder or name that the model came from.
         max_new_tokens: the most tokens of an answer that is generated.
