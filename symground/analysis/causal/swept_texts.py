@@ -25,10 +25,14 @@ class SweptTexts(NamedTuple):
     """Texts of one number may share a beginning."""
     labels: dict[str, tuple[str, list[Any]]]
     """Coordinates of the examples."""
+    probes: Probes | None = None
+    """Those whose matched examples the texts are."""
 
     @property
-    def reference(self) -> dict[str, Tensor]:
-        """The texts as inputs of the model."""
+    def reference(self) -> Probes | dict[str, Tensor]:
+        """The probes, or the texts as inputs of the model."""
+        if self.probes is not None:
+            return self.probes
         return {
             "input_ids": self.ids,
             "attention_mask": (torch.arange(self.ids.shape[1]) < self.lengths[:, None]).long(),
@@ -58,7 +62,7 @@ def of_probes(model: PreTrainedModel, probes: Probes) -> SweptTexts:
         "context": ("example", examples.context),
         "noun": ("example", examples.noun),
     }
-    return SweptTexts(examples.input_ids, examples.wanted, examples.context, labels)
+    return SweptTexts(examples.input_ids, examples.wanted, examples.context, labels, probes)
 
 
 def of_texts(model: PreTrainedModel, input_ids: Any, targets: Any, span: Any, attention_mask: Any) -> SweptTexts:

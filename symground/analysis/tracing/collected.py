@@ -82,7 +82,7 @@ class Results:
         With ``targets``, each example has results for so many targets, [N,R,L,…] in place of [N,L,…].
         """
         (queries, keys), count = lengths, (layers,) if targets is None else (targets, layers)
-        self.groups, self.per_token = groups, targets is not None
+        self.groups = groups
         num_query, num_key = groups
 
         def numbers(*shape: int, fill: float | None = None) -> NDArray[np.float32]:
