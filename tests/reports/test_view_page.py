@@ -140,6 +140,11 @@ def test_colours_say_the_sign_and_the_size(open_page: Callable[..., Any], page_f
     assert float(legend[-1]) == pytest.approx(largest, rel=0.02)
     page.locator("#targets button").nth(3).click()
     assert page.locator("#legend .ticks span").all_inner_texts() == legend  # one scale for all targets
+    of_heads = page.locator("#heads-legend .ticks span")
+    assert of_heads.first.inner_text() == "0.000"
+    totals = np.sort(np.abs(traced.rows[0].values).sum(-1).ravel())
+    assert float(of_heads.last.inner_text().strip("≥ +")) == pytest.approx(totals[-1], rel=0.02)
+    assert page.locator(".matrix .labels div").all_inner_texts() == [piece.strip() for piece in TEXT[-4:]]
 
 
 def test_a_matrix_of_all_targets(open_page: Callable[..., Any], page_file: Path, traced: Any) -> None:

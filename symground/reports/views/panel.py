@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -19,8 +20,6 @@ Numbers = NDArray[np.float32]
 class Target:
     """A token whose row is shown: one that is predicted, or one that attends."""
 
-    position: int
-    """Where it reads from: the prediction position, or its own."""
     at: int
     """Where it stands in the text; -1 for a target that does not."""
     said: str
@@ -56,18 +55,50 @@ class Panel:
         found: Numbers = self.of_layers.sum(1) if self.signed else self.of_layers.mean(1)
         return found
 
+    @property
+    def totals(self) -> Numbers:
+        """[R,L,H]: the sum of each head's absolute saliency, of attention its largest weight."""
+        found: Numbers = np.abs(self.rows).sum(-1) if self.signed else self.rows.max(-1)
+        return found
+
+
+def scales_of(panels: Sequence[Panel]) -> dict[str, float]:
+    """What the end of the colour scale stands for in each kind of row, one for all targets and panels.
+
+    A few rows are many times as large as the others (those onto a text's first token), so that the scales of layers,
+    heads and totals end where 99 % of the rows do.
+    """
+
+    def end(largest: Iterable[Numbers], share: float) -> float:
+        values = np.sort(np.concatenate([each.ravel() for each in largest]))
+        values = values[values > 0]  # NaN, of heads that a layer lacks, is not
+        return float(values[min(len(values) - 1, int(share * len(values)))]) if len(values) else 1.0
+
+    return {
+        "all": end((np.abs(panel.of_all).max(-1) for panel in panels), 1.0),
+        "layer": end((np.abs(panel.of_layers).max(-1) for panel in panels), 0.99),
+        "head": end((np.abs(panel.rows).max(-1) for panel in panels), 0.99),
+        "total": end((panel.totals for panel in panels), 0.99),
+    }
+
 
 def panel_of(traced: Any, tokenizer: Any, example: int, name: str, argument: str) -> Panel:
     """The panel of an example of what `symground.trace` or `symground.attention` returned.
 
     Raises:
-        ValueError: it has no rows or no token ids, or not so many examples; the message begins with ``argument``.
+        ValueError: it has no rows or no token ids, not so many examples, or layers that mix other positions than a
+            text's; the message begins with ``argument``.
     """
     if not isinstance(traced, xr.Dataset):
         raise ValueError(
             f"{argument}: expected what symground.trace(…, rows=True) or symground.attention gives, got "
             f"{described(traced)}"
         )
+    if of_several := sorted(
+        {str(name).partition("_")[0] for name in traced.variables} & {"cross", "encoder", "vision"}
+    ):
+        kind = "an encoder-decoder" if "encoder" in of_several else f"a model with {of_several[0]} layers too"
+        raise ValueError(f"{argument}: expected a trace of a decoder, whose rows are of one text; got one of {kind}")
     if "rows" not in traced:
         there = ", ".join(map(str, traced.data_vars)) or "nothing"
         raise ValueError(
@@ -120,7 +151,7 @@ def _attending(one: xr.Dataset, text: _Text) -> tuple[NDArray[Any], tuple[Target
     """Rows [R,L,H,T] and their tokens."""
     of_row = "row" if "row" in one.rows.dims else "query"
     at = [int(p) - text.first for p in one.row_position.values]
-    targets = tuple(Target(p, p, text.pieces[p] if 0 <= p < len(text.pieces) else "", np.nan) for p in at)
+    targets = tuple(Target(p, text.pieces[p] if 0 <= p < len(text.pieces) else "", np.nan) for p in at)
     return one.rows.transpose(of_row, "layer", "head", "key").values, targets
 
 
@@ -128,14 +159,11 @@ def _predicting(one: xr.Dataset, text: _Text) -> tuple[NDArray[Any], tuple[Targe
     """Rows [R,L,H,T] and targets of a trace: one, or each token of a span by itself."""
     positions, tokens = (np.atleast_1d(one[name].values).astype(int) for name in ("prediction", "target_token"))
     there = positions >= 0  # an example may have fewer targets than others
-    each = [(p, *text.said(p + 1, i)) for p, i in zip(positions[there], tokens[there].tolist(), strict=True)]
+    each = [text.said(p + 1, i) for p, i in zip(positions[there], tokens[there].tolist(), strict=True)]
     if "target" in one.rows.dims:
         rows = one.rows.transpose("target", "layer", "head", "key").values[there]
         surprisals = one.token_surprisal.values[there]
     else:  # the words of the span as one
         rows, surprisals = one.rows.transpose("layer", "head", "key").values[None], [one.surprisal.item()]
-        each = [(each[-1][0], each[0][1], "".join(said for *_, said in each))]
-    targets = (
-        Target(int(p) - text.first, at, said, float(s)) for (p, at, said), s in zip(each, surprisals, strict=True)
-    )
-    return rows, tuple(targets)
+        each = [(each[0][0], "".join(said for _, said in each))]
+    return rows, tuple(Target(at, said, float(s)) for (at, said), s in zip(each, surprisals, strict=True))

@@ -29,13 +29,7 @@
   const first = panels[0];
   const signed = first.signed;
   const unit = signed ? " nats" : "";
-  // One scale for each kind of row, of all targets and both texts. Few rows are many times as large as the others (those
-  // onto a text's first token), so that of layers and heads ends where 99 % of the rows do.
-  const upTo = (name, share) => {
-    const values = panels.flatMap((p) => Array.from(p[name])).filter((x) => x > 0).sort((a, b) => a - b);
-    return values.length ? values[Math.min(values.length - 1, Math.floor(share * values.length))] : 1;
-  };
-  const scales = { all: upTo("allScales", 1), layer: upTo("layerScales", 0.99), head: upTo("scales", 0.99), total: upTo("totals", 0.99) };
+  const scales = data.scales;  // one for each kind of row, of all targets and both texts
 
   // What is chosen. l and h are indices, -1 for all; k is a token, -1 for none.
   const chosen = { t: 0, l: -1, h: -1, k: -1 };
@@ -120,10 +114,10 @@
     return box;
   };
   function makeTargets() {
-    const buttons = first.targets.slice(0, targets).map(([, , said, surprisal], t) => {
-      const both = [...new Set(panels.map((p) => named(p.targets[t][2])))].join(" | ");
+    const buttons = first.targets.slice(0, targets).map(([, said, surprisal], t) => {
+      const both = [...new Set(panels.map((p) => named(p.targets[t][1])))].join(" | ");
       const made = element("button", both, { type: "button" });
-      if (surprisal !== null) made.append(element("small", ` ${panels.map((p) => p.targets[t][3].toFixed(2)).join(" | ")}`));
+      if (surprisal !== null) made.append(element("small", ` ${panels.map((p) => p.targets[t][2].toFixed(2)).join(" | ")}`));
       made.addEventListener("click", () => choose({ t }));
       made.tabIndex = t ? -1 : 0;
       return made;
@@ -135,7 +129,7 @@
   function makeText() {
     places.tokens = panels.map((p) => {
       const box = element("div", undefined, { class: "text", role: "group", "aria-label": `Tokens ${p.name}`.trim() });
-      const of = new Map(p.targets.slice(0, targets).map(([, at], t) => [at, t]).reverse());
+      const of = new Map(p.targets.slice(0, targets).map(([at], t) => [at, t]).reverse());
       const buttons = p.tokens.map((token, i) => {
         const made = element("button", visible(token), { type: "button" });
         const t = of.get(i);
@@ -152,7 +146,7 @@
       byId("text").append(titled(p, box));
       return buttons;
     });
-    const underlined = first.targets.some(([, at]) => at >= 0);
+    const underlined = first.targets.some(([at]) => at >= 0);
     byId("text-note").textContent = signed
       ? `Blue tokens lower the surprisal of the target, orange ones raise it. ${underlined ? "An underlined token is a target: click it to see what speaks for it. Click any other token" : "Click a token"} (or press k on one) to see which heads read it. The arrow keys move.`
       : "The stronger a token's colour, the more the target attends to it. " + (targets < first.tokens.length ? "An underlined token is one whose row is in the page: click it to see what it attends to. Click any other token" : "Click a token to see what it attends to; with the shift key") + " (or press k on one) to see which heads attend to it. The arrow keys move.";
@@ -207,11 +201,16 @@
       canvas.addEventListener("mousemove", (e) => {
         const [t, k] = at(e);
         const row = p.targets[t] && rowOf(p, t, chosen.l, chosen.h);
-        canvas.title = row ? `“${named(p.targets[t][2])}” from “${named(p.tokens[k])}”: ${shown(row[k])}${unit}` : "";
+        canvas.title = row ? `“${named(p.targets[t][1])}” from “${named(p.tokens[k])}”: ${shown(row[k])}${unit}` : "";
       });
       canvas.addEventListener("click", (e) => { const [t, k] = at(e); choose({ t, k }); });
+      // A label for each row, or for as many as have room.
+      const every = Math.ceil(11 / height);
+      const labels = element("div", undefined, { class: "labels" });
+      labels.append(...p.targets.slice(0, targets).map(([, said], t) => element("div", t % every ? "" : named(said))));
+      for (const label of labels.children) label.style.height = `${height}px`;
       const box = element("div", undefined, { class: "matrix", tabindex: "0", role: "region", "aria-label": `Matrix ${p.name}`.trim() });
-      box.append(canvas);
+      box.append(labels, canvas);
       byId("matrix").append(titled(p, box));
       return canvas;
     });
@@ -269,7 +268,7 @@
   function drawText(where) {
     const told = [];
     panels.forEach((p, n) => {
-      const [, at, said] = p.targets[chosen.t];
+      const [at, said] = p.targets[chosen.t];
       const row = rowOf(p, chosen.t, chosen.l, chosen.h);
       places.tokens[n].forEach((b, i) => {
         const c = colour(row ? row[i] : NaN, scaleOf());
@@ -307,13 +306,16 @@
     byId("heads-note").textContent = chosen.k < 0
       ? (signed ? "How much of the target's surprisal each head moves, either way: the sum of its absolute saliency, the more blue the more. " : "How much each head attends to one token: its largest weight. ") + "Click a head for its row on the text."
       : `What each head ${signed ? "takes" : "attends"} from “${named(first.tokens[chosen.k])}”. Click a head for its row on the text.`;
+    const paint = (x) => colour(chosen.k < 0 ? -x : x, scale);
+    const of = chosen.k < 0 ? (signed ? "nats, the sum of a head's absolute saliency" : "a head's largest weight") : (signed ? "nats" : "attention weight") + " from the chosen token";
+    legend(byId("heads-legend"), scale, signed && chosen.k >= 0, true, paint, of);
     panels.forEach((p, n) => places.heads[n].forEach((b, i) => {
       const [l, h] = [Math.floor(i / p.heads), i % p.heads];
       const total = p.totals[headAt(p, chosen.t, l, h)];
       const value = chosen.k < 0 ? total : chosen.k < p.tokens.length ? valueOf(p, chosen.t, l, h, chosen.k) : NaN;
       const absent = !Number.isFinite(total);
       b.hidden = absent;
-      b.style.backgroundColor = css(colour(chosen.k < 0 ? -value : value, scale));
+      b.style.backgroundColor = css(paint(value));
       b.classList.toggle("out", p.places[headAt(p, chosen.t, l, h)] < 0);
       b.setAttribute("aria-pressed", String(l === chosen.l && h === chosen.h));
       b.title = `layer ${p.layers[l]}, head ${h}: ${chosen.k < 0 && signed ? shown(value).replace("+", "") : shown(value)}${Number.isFinite(value) ? unit : ""}, ${what}`;
@@ -353,17 +355,20 @@
     }
     pen.globalAlpha = 1;
   }
-  function drawLegend(where) {
-    const scale = scaleOf();
-    const stops = Array.from({ length: 41 }, (_, i) => (signed ? (i - 20) / 20 : i / 40)).map((s) => css(colour(s * scale, scale)));
+  // A bar of colours up to a scale's end, below 0 too if there are two sides; if it is open, the ends stand for all beyond.
+  function legend(place, scale, sides, open, paint, says) {
+    const stops = Array.from({ length: 41 }, (_, i) => (sides ? (i - 20) / 20 : i / 40)).map((s) => css(paint(s * scale)));
     const bar = element("div", undefined, { class: "bar" });
     bar.style.background = `linear-gradient(to right, ${stops.join(",")})`;
-    const open = chosen.l >= 0;  // the ends stand for all beyond them too
-    const marks = (signed ? [-1, -0.5, 0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1]).map((s) => element("span", `${open && s === 1 ? "≥ " : open && s === -1 ? "≤ " : ""}${shown(s * scale)}`));
+    const marks = (sides ? [-1, -0.5, 0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1]).map((s) => element("span", `${open && s === 1 ? "≥ " : open && s === -1 ? "≤ " : ""}${shown(s * scale)}`));
     const ticks = element("div", undefined, { class: "ticks" });
     ticks.append(...marks);
+    place.replaceChildren(bar, ticks, element("div", `${says}; a colour's strength is the square root of its share`));
+  }
+  function drawLegend(where) {
+    const scale = scaleOf();
     const says = signed ? `nats at the prediction position, ${where}: blue lowers the surprisal, orange raises it` : `attention weight, ${where === "all layers" ? "mean over layers and heads" : chosen.h < 0 ? `${where}, mean over heads` : where}`;
-    byId("legend").replaceChildren(bar, ticks, element("div", says));
+    legend(byId("legend"), scale, signed, chosen.l >= 0, (x) => colour(x, scale), says);
   }
 
   // The page.
