@@ -176,6 +176,45 @@ def test_tokens_are_shown_as_text() -> None:
     assert pieces_of(of_bytes, [0, 4000])[1] == "[4000]"
 
 
+class Words:
+    """A tokenizer whose ids from 250 on are special, and from 290 on none of its own."""
+
+    all_special_ids = tuple(range(250, 290))
+
+    def convert_ids_to_tokens(self, given: list[int]) -> list[str | None]:
+        return [None if i >= 290 else f"<s{i}>" if i >= 250 else f"w{i}" for i in given]
+
+    def decode(self, given: list[int], **_: Any) -> str:
+        return "".join(f"<s{i}>" if i >= 250 else f" w{i}" for i in given)
+
+
+def test_placeholders_beside_each_other_are_shown_as_one() -> None:
+    """Of every text: the parts are its tokens in order, a run of equal special ones, or of patches, in one of them."""
+    ours, rng = model(), np.random.default_rng(0)
+    for _ in range(30):
+        row = rng.choice([7, 8, 250, 250, 250, 251, 295, 296, 297], 24)
+        given = torch.from_numpy(row)[None]
+        traced = sg.trace(ours, given, torch.tensor([5]), rows=True)
+        expected, i = [], 0
+        while i < 24:
+            kind = "image" if row[i] >= 290 else row[i]
+            stop = i + 1
+            while row[i] >= 250 and stop < 24 and ("image" if row[stop] >= 290 else row[stop]) == kind:
+                stop += 1
+            name = f"[{row[i]}]" if row[i] >= 290 else f"<s{row[i]}>" if row[i] >= 250 else f" w{row[i]}"
+            together = "[image]" if row[i] >= 290 else name
+            expected.append((i, stop, name if stop == i + 1 else f" {together}×{stop - i}"))
+            i = stop
+        panel = panel_of(traced, Words(), 0, "", "traced")
+        assert [tuple(part) for part in panel.parts] == expected
+        view = sg.view(traced, Words())
+        figure = view.text_figure()
+        assert [text.get_text() for text in figure.axes[0].texts] == [text for *_, text in expected]
+        assert values(view.html)["panels"][0]["runs"] == [list(x) for x in expected if x[1] - x[0] > 1]
+    grouped = sg.trace(ours, ids(), ids()[:, 0], groups={"image": span(12, 5)}, rows=True)
+    assert panel_of(grouped, None, 0, "", "traced").parts[-1] == (7, 12, " [image]×5")
+
+
 def test_two_texts_beside_each_other() -> None:
     ours, given = model(), ids()
     first = sg.trace(ours, given, span=span(), per_token=True, rows=True)

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from symground.errors import integer
 from symground.reports.figures import figure_of
-from symground.reports.views.panel import Numbers, Panel, scales_of
+from symground.reports.views.panel import Numbers, Panel, Run, scales_of
 
 #: Blue lowers the surprisal, orange raises it: hues of ColorBrewer that any colour vision tells apart, as in view.css.
 _LOW, _NONE, _HIGH = "#2166ac", "#ffffff", "#b35806"
@@ -31,7 +31,7 @@ def text_figure(panels: Sequence[Panel], target: int, layer: int | None, head: i
     rows = [_row(panel, target, layer, head) for panel in panels]
     signed = panels[0].signed
     most = scales_of(panels)["all" if layer is None else "layer" if head is None else "head"]
-    lines = [_lines(panel.tokens) for panel in panels]
+    lines = [_lines(panel.parts) for panel in panels]
     heights = [len(of_panel) * _LINE for of_panel in lines]
     width, height = _LETTERS * _LETTER + 2 * _MARGIN, sum(heights) + len(panels) * _TITLE + _BAR
     figure = figure_of(width, height)
@@ -122,18 +122,18 @@ def _map(signed: bool) -> Colormap:
     return _SIGNED if signed else _PLAIN
 
 
-def _lines(tokens: Sequence[str]) -> list[list[tuple[int, int]]]:
-    """Lines of (token, first column)."""
-    lines: list[list[tuple[int, int]]] = [[]]
+def _lines(parts: Sequence[Run]) -> list[list[tuple[Run, int]]]:
+    """Lines of (part of the text, first column)."""
+    lines: list[list[tuple[Run, int]]] = [[]]
     column = 0
-    for i, token in enumerate(tokens):
-        width = len(_shown(token))
+    for part in parts:
+        width = len(_shown(part.text))
         if column + width > _LETTERS and lines[-1]:
             lines.append([])
             column = 0
-        lines[-1].append((i, column))
+        lines[-1].append((part, column))
         column += width
-        if "\n" in token:
+        if "\n" in part.text:
             lines.append([])
             column = 0
     return [line for line in lines if line]
@@ -144,7 +144,7 @@ def _shown(token: str) -> str:
 
 
 def _draw(
-    axis: Axes, panel: Panel, target: int, row: Numbers, lines: Sequence[Sequence[tuple[int, int]]], scale: Normalize
+    axis: Axes, panel: Panel, target: int, row: Numbers, lines: Sequence[Sequence[tuple[Run, int]]], scale: Normalize
 ) -> None:
     axis.axis("off")
     axis.set_xlim(0, _LETTERS)
@@ -152,11 +152,11 @@ def _draw(
     axis.set_title(_title(panel, target), fontsize=10, loc="left", parse_math=False)
     colours = _map(panel.signed)
     for y, line in enumerate(lines):
-        for i, x in line:
-            shown, colour = _shown(panel.tokens[i]), colours(scale(float(row[i])))
+        for (start, stop, text), x in line:
+            shown, colour = _shown(text), colours(scale(float(row[start:stop].sum())))
             axis.add_patch(Rectangle((x, y + 0.06), len(shown), 0.88, color=colour, linewidth=0))
             dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 0.5
-            ink, weight = "white" if dark else "black", "bold" if i == panel.targets[target].at else "normal"
+            ink, weight = "white" if dark else "black", "bold" if start <= panel.targets[target].at < stop else "normal"
             axis.text(
                 x, y + 0.5, shown, color=ink, weight=weight, family="monospace", fontsize=9, va="center",
                 parse_math=False,

@@ -36,6 +36,7 @@ def packed(panel: Panel, budget: int) -> dict[str, Any]:
     return {
         "name": panel.name, "signed": panel.signed, "tokens": list(panel.tokens), "layers": list(panel.layers),
         "heads": heads, "groups": list(panel.groups), "group": list(panel.group),
+        "runs": [list(run) for run in panel.runs],
         "targets": [[t.at, t.said, None if np.isnan(t.surprisal) else round(t.surprisal, 3)]
                     for t in panel.targets],
         "rows": blob, "scales": _zipped(_scales(rows[kept])), "places": _zipped(places),

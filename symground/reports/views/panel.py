@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from symground.analysis.probing import IMAGE
 from symground.errors import described, integer
 from symground.reports.views.pieces import pieces_of
 
@@ -28,6 +30,14 @@ class Target:
     """nats; NaN of attention."""
 
 
+class Run(NamedTuple):
+    """Tokens [start, stop) that are shown as one, by the sum of their values."""
+
+    start: int
+    stop: int
+    text: str
+
+
 @dataclass(frozen=True)
 class Panel:
     """T tokens, and for R targets the rows of every layer and head over them."""
@@ -42,6 +52,18 @@ class Panel:
     groups: tuple[str, ...] = ()
     group: tuple[int, ...] = ()
     """Of each token its group, -1 for none."""
+    runs: tuple[Run, ...] = ()
+    """Placeholders of an image that stand beside each other."""
+
+    @property
+    def parts(self) -> list[Run]:
+        """The text as it is shown: each token, and each run in place of its tokens."""
+        run_at, inside = {run.start: run for run in self.runs}, {i for run in self.runs for i in range(*run[:2])}
+        return [
+            run_at.get(i) or Run(i, i + 1, token)
+            for i, token in enumerate(self.tokens)
+            if i in run_at or i not in inside
+        ]
 
     @property
     def of_layers(self) -> Numbers:
@@ -116,12 +138,27 @@ def panel_of(traced: Any, tokenizer: Any, example: int, name: str, argument: str
     rows, targets = (_attending if attends else _predicting)(one, _Text(ids, first, pieces, tokenizer))
     rows = np.asarray(rows[..., first:stop], np.float32)
     layers = tuple(int(layer) for layer in one.layer.values)
-    found = Panel(name, tuple(pieces), targets, layers, rows, not attends)
-    if "key_group" not in one or "group" not in one:
-        return found
-    return replace(
-        found, groups=tuple(map(str, one.key_group.values)), group=tuple(one.group.values[first:stop].tolist())
-    )
+    groups, group = list[str](), [-1] * (stop - first)
+    if "key_group" in one and "group" in one:
+        groups, group = list(map(str, one.key_group.values)), one.group.values[first:stop].tolist()
+    runs = _runs(ids[first:stop].tolist(), pieces, tokenizer, [g >= 0 and groups[g] == IMAGE for g in group])
+    return Panel(name, tuple(pieces), targets, layers, rows, not attends, tuple(groups), tuple(group), runs)
+
+
+def _runs(ids: Sequence[int], pieces: Sequence[str], tokenizer: Any, image: Sequence[bool]) -> tuple[Run, ...]:
+    """Where several placeholders stand beside each other: of an image, of one special token, or beyond the words."""
+    special = set(getattr(tokenizer, "all_special_ids", ()))
+    kinds = [
+        "image" if of_image or piece == f"[{i}]" else i if i in special else None
+        for i, piece, of_image in zip(ids, pieces, image, strict=True)
+    ]
+    found = []
+    for kind, of_kind in groupby(range(len(kinds)), key=kinds.__getitem__):
+        start, *others = of_kind
+        if kind is not None and others:
+            text = "[image]" if kind == "image" else pieces[start].strip()
+            found.append(Run(start, others[-1] + 1, f" {text}×{len(others) + 1}"))
+    return tuple(found)
 
 
 def _fitting(tokenizer: Any, first: int, stop: int, length: int) -> Any:

@@ -26,6 +26,13 @@
       ofAll: await unpacked(given.of_all.rows, Int16Array), allScales: await unpacked(given.of_all.scales, Float32Array),
     });
   }
+  // Placeholders of an image that stand beside each other are shown as one. Where its picture is shown too, a single
+  // placeholder may be chosen there, and else all of them.
+  for (const p of panels) {
+    const inside = new Map(p.runs.flatMap((run) => Array.from({ length: run[1] - run[0] }, (_, i) => [run[0] + i, run])));
+    p.shown = Array.from(p.tokens.keys()).filter((i) => !inside.has(i) || inside.get(i)[0] === i).map((i) => inside.get(i) ?? [i, i + 1, p.tokens[i]]);
+    p.parts = data.picture ? new Map() : inside;
+  }
   const first = panels[0];
   const signed = first.signed;
   const unit = signed ? " nats" : "";
@@ -62,7 +69,10 @@
   }
   function valueOf(p, t, l, h, k) {
     const place = p.places[headAt(p, t, l, h)];
-    return place < 0 ? NaN : (p.rows[place * p.tokens.length + k] * p.scales[place]) / LEVELS;
+    const [start, stop] = p.parts.get(k) ?? [k, k + 1];
+    let sum = 0;
+    for (let i = start; i < stop; i++) sum += p.rows[place * p.tokens.length + i];
+    return place < 0 ? NaN : (sum * p.scales[place]) / LEVELS;
   }
   const scaleOf = () => (chosen.l < 0 ? scales.all : chosen.h < 0 ? scales.layer : scales.head);
 
@@ -96,6 +106,8 @@
   const visible = (token) => token.replace(/\n/g, "↵").replace(/\t/g, "→") || "∅";
   const named = (token) => token.trim() || visible(token).trim() || "a space";
 
+  const called = (p, k) => named((p.parts.get(k) ?? [k, k + 1, p.tokens[k]])[2]);
+
   // Parts that are made once.
   const places = {};
   function move(event, buttons, step) {
@@ -126,21 +138,26 @@
     byId("targets").addEventListener("keydown", (e) => move(e, buttons, 1));
     places.targets = buttons;
   }
+  function take(start, stop) {
+    if (data.picture && stop - start > 1) byId("picture").scrollIntoView({ block: "nearest" });
+    else choose({ k: chosen.k === start ? -1 : start });
+  }
   function makeText() {
     places.tokens = panels.map((p) => {
       const box = element("div", undefined, { class: "text", role: "group", "aria-label": `Tokens ${p.name}`.trim() });
       const of = new Map(p.targets.slice(0, targets).map(([at], t) => [at, t]).reverse());
-      const buttons = p.tokens.map((token, i) => {
-        const made = element("button", visible(token), { type: "button" });
-        const t = of.get(i);
+      const buttons = p.shown.map(([i, stop, text]) => {
+        const made = element("button", visible(text), { type: "button" });
+        const t = Array.from({ length: stop - i }, (_, j) => of.get(i + j)).find((x) => x !== undefined);
         if (t !== undefined) made.classList.add("target");
         made.tabIndex = i ? -1 : 0;
-        made.addEventListener("click", (e) => (t !== undefined && !e.shiftKey ? choose({ t }) : choose({ k: chosen.k === i ? -1 : i })));
+        made.addEventListener("click", (e) => (t !== undefined && !e.shiftKey ? choose({ t }) : take(i, stop)));
         return made;
       });
-      buttons.forEach((b, i) => box.append(b, ...(p.tokens[i].includes("\n") ? [element("br")] : [])));
+      buttons.forEach((b, n) => box.append(b, ...(p.shown[n][2].includes("\n") ? [element("br")] : [])));
       box.addEventListener("keydown", (e) => {
-        if (e.key.toLowerCase() === "k") choose({ k: buttons.indexOf(document.activeElement) });
+        const n = buttons.indexOf(document.activeElement);
+        if (e.key.toLowerCase() === "k") n < 0 ? choose({ k: -1 }) : take(...p.shown[n]);
         else move(e, buttons, 1);
       });
       byId("text").append(titled(p, box));
@@ -263,26 +280,28 @@
     drawPicture();
     drawLegend(where);
     byId("token-picker").hidden = chosen.k < 0;
-    byId("token-shown").textContent = chosen.k < 0 ? "" : `“${named(first.tokens[chosen.k])}” (${chosen.k})`;
+    byId("token-shown").textContent = chosen.k < 0 ? "" : `“${called(first, chosen.k)}” (${chosen.k})`;
   }
   function drawText(where) {
     const told = [];
     panels.forEach((p, n) => {
       const [at, said] = p.targets[chosen.t];
       const row = rowOf(p, chosen.t, chosen.l, chosen.h);
-      places.tokens[n].forEach((b, i) => {
-        const c = colour(row ? row[i] : NaN, scaleOf());
+      const sums = row && p.shown.map(([start, stop]) => row.subarray(start, stop).reduce((sum, x) => sum + x, 0));
+      places.tokens[n].forEach((b, j) => {
+        const [i, stop, text] = p.shown[j];
+        const c = colour(row ? sums[j] : NaN, scaleOf());
         b.style.background = css(c);
         b.style.color = ink(c);
-        b.classList.toggle("now", i === at);
-        b.classList.toggle("key", i === chosen.k);
-        const number = row ? `${shown(row[i])}${unit}` : "not in the page";
-        b.title = `${named(p.tokens[i])} (${i}): ${number}`;
+        b.classList.toggle("now", i <= at && at < stop);
+        b.classList.toggle("key", i <= chosen.k && chosen.k < stop);
+        const number = row ? `${shown(sums[j])}${unit}` : "not in the page";
+        b.title = `${named(text)} (${stop - i > 1 ? `${i} to ${stop - 1}` : i}): ${number}`;
         b.setAttribute("aria-label", b.title);
       });
       if (!row) return told.push(`${p.name ? `${p.name}: ` : ""}the row of ${where} is not in this page, since it is small.`);
-      const order = Array.from(row.keys()).filter((i) => (signed ? row[i] < 0 : row[i] > 0)).sort((a, b) => Math.abs(row[b]) - Math.abs(row[a])).slice(0, 3);
-      const best = order.map((i) => `“${named(p.tokens[i])}” ${shown(row[i])}`).join(", ") || "no token";
+      const order = Array.from(sums.keys()).filter((j) => (signed ? sums[j] < 0 : sums[j] > 0)).sort((a, b) => Math.abs(sums[b]) - Math.abs(sums[a])).slice(0, 3);
+      const best = order.map((j) => `“${named(p.shown[j][2])}” ${shown(sums[j])}`).join(", ") || "no token";
       const one = order.length < 2;
       const says = signed ? `${best} ${one ? "speaks" : "speak"} most for “${named(said)}”` : `“${named(said)}” attends most to ${best}`;
       told.push(`${p.name ? `${p.name}: ` : ""}${says} (${where}).`);
@@ -305,7 +324,7 @@
     const what = chosen.k < 0 ? (signed ? "sum of absolute saliency" : "largest weight") : "from the chosen token";
     byId("heads-note").textContent = chosen.k < 0
       ? (signed ? "How much of the target's surprisal each head moves, either way: the sum of its absolute saliency, the more blue the more. " : "How much each head attends to one token: its largest weight. ") + "Click a head for its row on the text."
-      : `What each head ${signed ? "takes" : "attends"} from “${named(first.tokens[chosen.k])}”. Click a head for its row on the text.`;
+      : `What each head ${signed ? "takes" : "attends"} from “${called(first, chosen.k)}”. Click a head for its row on the text.`;
     const paint = (x) => colour(chosen.k < 0 ? -x : x, scale);
     const of = chosen.k < 0 ? (signed ? "nats, the sum of a head's absolute saliency" : "a head's largest weight") : (signed ? "nats" : "attention weight") + " from the chosen token";
     legend(byId("heads-legend"), scale, signed && chosen.k >= 0, true, paint, of);
