@@ -194,7 +194,7 @@ def test_placeholders_are_one_mark(open_page: Callable[..., Any], tmp_path: Path
     assert buttons.count() == 4
     assert buttons.last.inner_text().strip() == "[image]×9"
     expected = row(traced, 0)
-    assert shown(page, 3) == pytest.approx(expected[3:].sum(), abs=np.abs(expected).max() / 20)
+    assert shown(page, 3) == pytest.approx(expected[3:].sum(), abs=float(np.abs(expected).max()) / 20)
     page.locator(".text button").last.click(modifiers=["Shift"])
     of_heads = [page.locator(".heads button").nth(i).get_attribute("title").split(": ")[1] for i in range(12)]
     found = [float(text.split(" nats")[0]) for text in of_heads]
