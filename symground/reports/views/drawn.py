@@ -19,7 +19,7 @@ from symground.reports.views.panel import Numbers, Panel, Run, scales_of
 _LOW, _NONE, _HIGH = "#2166ac", "#ffffff", "#b35806"
 _SIGNED = LinearSegmentedColormap.from_list("signed", [_LOW, _NONE, _HIGH])
 _PLAIN = LinearSegmentedColormap.from_list("plain", [_NONE, _LOW])
-_SAYS = "a colour's strength is the square root of its share"
+_SAYS = "colour by the square root"
 _LETTERS = 84
 """of a line of text."""
 _LINE, _LETTER, _MARGIN, _TITLE, _BAR = 0.24, 0.0755, 0.15, 0.35, 0.75

@@ -379,7 +379,7 @@
     const stops = Array.from({ length: 41 }, (_, i) => (sides ? (i - 20) / 20 : i / 40)).map((s) => css(paint(s * scale)));
     const bar = element("div", undefined, { class: "bar" });
     bar.style.background = `linear-gradient(to right, ${stops.join(",")})`;
-    const marks = (sides ? [-1, -0.5, 0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1]).map((s) => element("span", `${open && s === 1 ? "≥ " : open && s === -1 ? "≤ " : ""}${shown(s * scale)}`));
+    const marks = (sides ? [-1, -0.5, 0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1]).map((s) => element("span", `${open && s === 1 ? "≥ " : open && s === -1 ? "≤ " : ""}${sides ? shown(s * scale) : shown(s * scale).replace("+", "")}`));
     const ticks = element("div", undefined, { class: "ticks" });
     ticks.append(...marks);
     place.replaceChildren(bar, ticks, element("div", `${says}; a colour's strength is the square root of its share`));
