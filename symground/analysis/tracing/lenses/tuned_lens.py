@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from symground.analysis.checks import texts_of
 from symground.analysis.probing import Probes, check_fits
-from symground.analysis.tracing.lens_fitting import fitted
-from symground.analysis.tracing.lens_states import Reading
+from symground.analysis.tracing.lenses.fitting import fitted
+from symground.analysis.tracing.lenses.states import Reading
 from symground.analysis.tracing.trace_input import checked_mask
 from symground.data import Corpus
 from symground.display import as_table, as_text, some
