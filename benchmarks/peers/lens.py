@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from symground.analysis.tracing.lens_fitting import Fitter
+from symground.analysis.tracing.lenses.fitting import Fitter
 from symground.models import create
 from symground.models.trials import hidden_states
 

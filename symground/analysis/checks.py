@@ -10,8 +10,10 @@ import pandas as pd
 import torch
 import xarray as xr
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from symground.errors import described
+from symground.models.passes import check_length, readable_ids
 
 
 def words_of(value: Any, name: str) -> list[str]:
@@ -69,6 +71,17 @@ def ids_of(value: Any, name: str, ndim: int, limit: int) -> Tensor:
     return ids
 
 
+def texts_of(model: PreTrainedModel, value: Any, name: str) -> Tensor:
+    """Texts as ids [B,T] that the model's embedding and positions can read.
+
+    Raises:
+        ValueError: names ``name``.
+    """
+    ids = ids_of(value, name, 2, readable_ids(model))
+    check_length(model, ids.shape[1], name)
+    return ids
+
+
 def mask_of(value: Any, name: str, shape: torch.Size) -> Tensor:
     """A mask [B,T] of 0 and 1.
 
@@ -101,7 +114,7 @@ def check_frame(value: Any, name: str, columns: Iterable[str], made: str) -> Non
 
 
 #: Variables of a trace; a Dataset without any of them is not a trace.
-_TRACED = {"surprisal", "saliency", "flow", "rows", "input_x_gradient"}
+_TRACED = {"surprisal", "saliency", "flow", "matrix_total", "rows", "input_x_gradient"}
 
 
 def check_trace(value: Any, name: str = "trace") -> None:

@@ -5,6 +5,7 @@ from symground.errors.missing import check_device, import_error, require
 from symground.errors.rust import ENDS, errors_named, panics_named
 from symground.errors.types import (
     WrongUsageError,
+    check_file,
     check_kind,
     check_path,
     check_types,
@@ -23,7 +24,8 @@ from symground.errors.types import (
 )
 
 __all__ = [
-    "DISABLE", "ENDS", "SWITCHES", "WrongUsageError", "check_device", "check_kind", "check_path", "check_types",
+    "DISABLE", "ENDS", "SWITCHES", "WrongUsageError", "check_device", "check_file", "check_kind", "check_path",
+    "check_types",
     "choice", "described", "described_json", "errors_named", "flag", "import_error", "integer", "is_about", "is_flag",
     "is_integer", "is_list", "is_number", "number", "panics_named", "require", "several", "switched_off",
 ]  # fmt: skip

@@ -173,6 +173,19 @@ def check_path(value: Any, name: str) -> Path:
     return Path(value)
 
 
+def check_file(value: Any, name: str, *, makes_folder: bool = False) -> Path:
+    """``value`` as the path of a file to write; with ``makes_folder``, the folder it is in need not exist.
+
+    Raises:
+        ValueError: it is no path, a folder, or in a folder that does not exist; ``name`` is the argument's name.
+    """
+    path = check_path(value, name)
+    if path.is_dir() or not (makes_folder or path.parent.is_dir()):
+        where = "" if makes_folder else " in a folder that exists"
+        raise ValueError(f"{name}: expected a file{where}, got {'the folder ' if path.is_dir() else ''}{path}")
+    return path
+
+
 def check_kind(value: Any, kind: type, name: str, shown: Callable[[Any], str] = described) -> None:
     """Refuse a value that is not an instance of a class; true and false are not accepted as numbers.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from transformers import PreTrainedModel
 
 from symground.analysis.causal import ablate
 from symground.analysis.tracing import trace
-from symground.errors import check_device, check_path, check_types, integer
-from symground.models import load, load_tokenizer, mixers
+from symground.errors import check_device, check_file, check_types, integer
+from symground.models import load, load_tokenizer, mixers, told_heads
 from symground.reports.views import view
 
 #: Each token of the answer by itself, with the rows that a view shows.
@@ -68,14 +69,15 @@ class TextTrace:
 
     def run(self) -> Path:
         """Trace the answer token by token, and write the page."""
-        out = check_path(self.out, "out")
-        if out.is_dir() or not out.parent.is_dir():
-            raise ValueError(f"out: expected a file in a folder that exists, got {out}")
+        out = check_file(self.out, "out")
         if self.device is not None:
             check_device(self.device)
+        told = told_heads(self.model) if self.silence else None
+        if told is not None:  # before the weights are loaded
+            self._silenced(dict.fromkeys(range(told[0]), told[1]))
         tokenizer = load_tokenizer(self.model)
         model = load(self.model, device=self.device, dtype=self.dtype)
-        heads = self._silenced(model)
+        heads = self._silenced({mixer.layer: mixer.heads for mixer in mixers(model)})
         first = self._traced(model, tokenizer, self.text, self.answer)
         said = str(tokenizer.decode(first.target_token[0].values.tolist()))
         print(f"{said.strip()}  ({first.surprisal.item():.2f} nats)", file=sys.stderr)
@@ -89,9 +91,9 @@ class TextTrace:
         title = f"{Path(self.model).name}: {said.strip()}"
         return view(first, tokenizer, beside=beside, names=names, title=title).save(out)
 
-    def _silenced(self, model: PreTrainedModel) -> list[tuple[int, int]]:
+    def _silenced(self, known: Mapping[int, int]) -> list[tuple[int, int]]:
+        """The heads to silence, each of a layer that has so many."""
         heads = [(int(layer), int(head)) for layer, head in (head.split(".") for head in self.silence)]
-        known = {mixer.layer: mixer.heads for mixer in mixers(model)}
         wrong = [f"{layer}.{head}" for layer, head in heads if head >= known.get(layer, 0)]
         if wrong:
             raise ValueError(f"silence: expected heads of the layers {sorted(known)} of the model, got {wrong[0]}")

@@ -260,7 +260,7 @@ def test_a_model_left_alone_is_tried_once(
     passes.clear()
     sg.trace(model, ids)
     sg.trace(model, ids)
-    assert len(passes) == 2 * 8  # a trace, trials of randomness, batching and the head of two passes each, one of order
+    assert len(passes) == 2 * 9  # a trace, and trials of randomness, batching, the head and order of two passes each
     handle.remove()
 
 

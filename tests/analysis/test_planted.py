@@ -14,7 +14,7 @@ from symground.analysis.heads.monitoring import monitor
 from symground.analysis.heads.null_shares import share_table
 from symground.analysis.probing.sentence_probes import Probes
 from symground.analysis.statistics.curves import over_training
-from symground.analysis.tracing.lens import lens_gain
+from symground.analysis.tracing.lenses.tuned_lens import lens_gain
 from symground.data import Corpus, env, lan
 
 LAYER, HEAD = 1, 2

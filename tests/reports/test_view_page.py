@@ -140,6 +140,11 @@ def test_colours_say_the_sign_and_the_size(open_page: Callable[..., Any], page_f
     assert float(legend[-1]) == pytest.approx(largest, rel=0.02)
     page.locator("#targets button").nth(3).click()
     assert page.locator("#legend .ticks span").all_inner_texts() == legend  # one scale for all targets
+    of_heads = page.locator("#heads-legend .ticks span")
+    assert of_heads.first.inner_text() == "0.000"
+    totals = np.sort(np.abs(traced.rows[0].values).sum(-1).ravel())
+    assert float(of_heads.last.inner_text().strip("≥ +")) == pytest.approx(totals[-1], rel=0.02)
+    assert page.locator(".matrix .labels div").all_inner_texts() == [piece.strip() for piece in TEXT[-4:]]
 
 
 def test_a_matrix_of_all_targets(open_page: Callable[..., Any], page_file: Path, traced: Any) -> None:
@@ -180,6 +185,24 @@ def test_a_notebook_shows_it_in_a_frame_of_its_own(open_page: Callable[..., Any]
     assert page.complaints == []
 
 
+def test_placeholders_are_one_mark(open_page: Callable[..., Any], tmp_path: Path) -> None:
+    """It has the sum of their values, on the text and for each head."""
+    traced = sg.trace(model(), ids(), groups={"image": span(12, 9)}, span=span(12, 2), per_token=True, rows=True)
+    page = open_page(sg.view(traced, TEXT).save(tmp_path / "image.html"))
+    page.wait_for_selector("body[data-ready]")
+    buttons = page.locator(".text button")
+    assert buttons.count() == 4
+    assert buttons.last.inner_text().strip() == "[image]×9"
+    expected = row(traced, 0)
+    assert shown(page, 3) == pytest.approx(expected[3:].sum(), abs=float(np.abs(expected).max()) / 20)
+    page.locator(".text button").last.click(modifiers=["Shift"])
+    of_heads = [page.locator(".heads button").nth(i).get_attribute("aria-label").split(": ")[1] for i in range(12)]
+    found = [float(text.split(" nats")[0]) for text in of_heads]
+    sums = traced.rows[0, 0].values[..., 3:].sum(-1).ravel()
+    np.testing.assert_allclose(found, sums, atol=np.abs(sums).max() / 50 + 1e-3)
+    assert page.complaints == []
+
+
 def test_a_picture_has_its_patches(open_page: Callable[..., Any], llava_folder: Path, tmp_path: Path) -> None:
     llava, processor = sg.load(llava_folder / "model"), sg.load_processor(llava_folder / "model")
     asked = sg.image_questions(processor, read_questions(llava_folder / "questions.json")[:3])
@@ -187,6 +210,9 @@ def test_a_picture_has_its_patches(open_page: Callable[..., Any], llava_folder: 
     view = sg.view(traced, asked.processor.tokenizer, example=1, questions=asked)
     page = open_page(view.save(tmp_path / "seen.html"))
     page.wait_for_selector("body[data-ready]")
+    marks = [text for text in page.locator(".text button").all_inner_texts() if "×" in text]
+    assert sum(int(mark.split("×")[1]) for mark in marks) <= len(asked.prompts[1].spans["image"])
+    assert page.locator(".text button").count() < len(asked.matched().input_ids[1]) - len(marks)
     canvas, image = page.locator("#picture canvas"), asked.picture(1)
     box = canvas.bounding_box()
     assert box["width"] / box["height"] == pytest.approx(image.width / image.height, rel=0.05)

@@ -14,7 +14,13 @@ import pytest
 import torch
 import xarray as xr
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 import symground as sg
 from symground.reports.views import packed as packing
@@ -88,12 +94,12 @@ def test_the_page_has_the_rows_of_the_example(side: str, kind: str) -> None:
         if kind == "per token":
             there = one.prediction.values >= 0
             expected = one.rows.values[there]
-            assert [t[3] for t in panel["targets"]] == pytest.approx(one.token_surprisal.values[there], abs=1e-3)
-            assert [t[1] for t in panel["targets"]] == [int(p) + 1 - first for p in one.prediction.values[there]]
-            assert [t[2] for t in panel["targets"]] == [str(int(i)) for i in given[example][of_span[example]]]
+            assert [t[2] for t in panel["targets"]] == pytest.approx(one.token_surprisal.values[there], abs=1e-3)
+            assert [t[0] for t in panel["targets"]] == [int(p) + 1 - first for p in one.prediction.values[there]]
+            assert [t[1] for t in panel["targets"]] == [str(int(i)) for i in given[example][of_span[example]]]
         elif kind in ("span", "target"):
             expected = one.rows.values[None]
-            assert panel["targets"][0][3] == pytest.approx(float(one.surprisal), abs=1e-3)
+            assert panel["targets"][0][2] == pytest.approx(float(one.surprisal), abs=1e-3)
         else:
             row = "row" if "row" in one.dims else "query"
             expected = one.rows.transpose(row, "layer", "head", "key").values
@@ -170,6 +176,45 @@ def test_tokens_are_shown_as_text() -> None:
     assert pieces_of(of_bytes, [0, 4000])[1] == "[4000]"
 
 
+class Words:
+    """A tokenizer whose ids from 250 on are special, and from 290 on none of its own."""
+
+    all_special_ids = tuple(range(250, 290))
+
+    def convert_ids_to_tokens(self, given: list[int]) -> list[str | None]:
+        return [None if i >= 290 else f"<s{i}>" if i >= 250 else f"w{i}" for i in given]
+
+    def decode(self, given: list[int], **_: Any) -> str:
+        return "".join(f"<s{i}>" if i >= 250 else f" w{i}" for i in given)
+
+
+def test_placeholders_beside_each_other_are_shown_as_one() -> None:
+    """Of every text: the parts are its tokens in order, a run of equal special ones, or of patches, in one of them."""
+    ours, rng = model(), np.random.default_rng(0)
+    for _ in range(30):
+        row = rng.choice([7, 8, 250, 250, 250, 251, 295, 296, 297], 24)
+        given = torch.from_numpy(row)[None]
+        traced = sg.trace(ours, given, torch.tensor([5]), rows=True)
+        expected, i = [], 0
+        while i < 24:
+            kind = "image" if row[i] >= 290 else row[i]
+            stop = i + 1
+            while row[i] >= 250 and stop < 24 and ("image" if row[stop] >= 290 else row[stop]) == kind:
+                stop += 1
+            name = f"[{row[i]}]" if row[i] >= 290 else f"<s{row[i]}>" if row[i] >= 250 else f" w{row[i]}"
+            together = "[image]" if row[i] >= 290 else name
+            expected.append((i, stop, name if stop == i + 1 else f" {together}×{stop - i}"))
+            i = stop
+        panel = panel_of(traced, Words(), 0, "", "traced")
+        assert [tuple(part) for part in panel.parts] == expected
+        view = sg.view(traced, Words())
+        figure = view.text_figure()
+        assert [text.get_text() for text in figure.axes[0].texts] == [text for *_, text in expected]
+        assert values(view.html)["panels"][0]["runs"] == [list(x) for x in expected if x[1] - x[0] > 1]
+    grouped = sg.trace(ours, ids(), ids()[:, 0], groups={"image": span(12, 5)}, rows=True)
+    assert panel_of(grouped, None, 0, "", "traced").parts[-1] == (7, 12, " [image]×5")
+
+
 def test_two_texts_beside_each_other() -> None:
     ours, given = model(), ids()
     first = sg.trace(ours, given, span=span(), per_token=True, rows=True)
@@ -195,16 +240,51 @@ def test_figures_have_the_numbers_of_the_page() -> None:
         row = rows.sum((0, 1)) if layer is None else rows[layer].sum(0) if head is None else rows[layer, head]
         figure = view.text_figure(*at)
         axis, bar = figure.axes
+        most = values(view.html)["scales"]["all" if layer is None else "layer" if head is None else "head"]
         assert [text.get_text() for text in axis.texts] == [f"w{i} $x$" for i in range(12)]
-        assert bar.get_xlim()[1] == pytest.approx(np.abs(row).max(), rel=1e-4)
-        blue = [patch.get_facecolor()[2] > patch.get_facecolor()[0] for patch in axis.patches]
-        for value, is_blue in zip(row, blue, strict=True):
-            if abs(value) > 0.1 * np.abs(row).max():
-                assert is_blue == (value < 0)
+        assert bar.get_xlim()[1] == pytest.approx(most, rel=1e-4)
+        for value, patch in zip(row, axis.patches, strict=True):  # as view.js mixes the colours of view.css
+            share, end = min(1.0, abs(value) / most) ** 0.5, (0x21, 0x66, 0xAC) if value < 0 else (0xB3, 0x58, 0x06)
+            expected = [1 + (c / 255 - 1) * share for c in end]
+            np.testing.assert_allclose(patch.get_facecolor()[:3], expected, atol=0.02)
+        assert "square root" in bar.get_xlabel()
         figure.canvas.draw()
     heads = view.heads_figure(1)
     image = heads.axes[0].images[0].get_array()
     np.testing.assert_allclose(image, np.abs(traced.rows[0, 1]).sum("key"), rtol=1e-5)
+    assert heads.axes[0].images[0].norm.vmax == pytest.approx(values(view.html)["scales"]["total"])
+    assert heads.axes[0].images[0].norm(np.float64(0.25 * heads.axes[0].images[0].norm.vmax)) == pytest.approx(0.5)
+    assert "square root" in heads.axes[1].get_ylabel()
+
+
+def test_a_scale_ends_where_most_rows_do() -> None:
+    """One for all targets and both texts: 1 row of 200 may be larger than the end of the scale of heads."""
+    rows = np.random.default_rng(0).standard_normal((1, 4, 10, 10, 6)).astype(np.float32)
+    rows[0, 0, 0, 0] *= 1000
+    of_target = ("example", "target")
+    traced = xr.Dataset(
+        {"rows": ((*of_target, "layer", "head", "key"), rows), "token_surprisal": (of_target, np.ones((1, 4)))},
+        {
+            "layer": np.arange(10), "token": (("example", "key"), np.full((1, 6), 7)),
+            "prediction": (of_target, np.full((1, 4), 3)), "target_token": (of_target, np.full((1, 4), 7)),
+        },
+    )  # fmt: skip
+    found = values(sg.view(traced, beside=traced * 2).html)["scales"]
+    largest = 2 * np.abs(rows).max(-1)
+    assert np.mean(largest < found["head"]) == pytest.approx(0.99, abs=0.01)
+    assert found["head"] < largest.max() / 100
+    assert found["all"] == pytest.approx(2 * np.abs(rows.sum((2, 3))).max(), rel=1e-5)
+
+
+def test_what_has_several_kinds_of_layers_has_no_view() -> None:
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 32}
+    bart = sg.attach(BartForConditionalGeneration(BartConfig(vocab_size=WORDS, **sizes, **heads)).eval())
+    given = {"input_ids": ids(), "decoder_input_ids": ids()}
+    for found in (sg.trace(bart, given, ids()[:, 0], rows=True), sg.trace(bart, given, ids()[:, 0]),
+                  sg.attention(bart, **given)):  # fmt: skip
+        with pytest.raises(ValueError, match="traced: expected a trace of a decoder, .* got one of an encoder-decoder"):
+            sg.view(found)
 
 
 def test_bad_input(tmp_path: Path) -> None:

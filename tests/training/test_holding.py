@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from symground.analysis.tracing.lens import TunedLens
+from symground.analysis.tracing.lenses.tuned_lens import TunedLens
 from symground.data import Corpus
 from symground.files import checkpoint_folder, checkpoint_steps, held, read_json, remove, replacing
 from symground.files.folder_lock import LOCK

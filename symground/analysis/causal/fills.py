@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.probing import Asked, Examples, ImageQuestions, Probes
+from symground.analysis.checks import texts_of
+from symground.analysis.probing import Asked, Examples, ImageQuestions, Probes, check_fits
 from symground.analysis.tracing import inputs_of
 from symground.errors import choice, described
 from symground.models import mixers
@@ -108,6 +109,8 @@ class _Rows(NamedTuple):
 
 def _rows(reference: Reference, mode: str, model: PreTrainedModel | None = None) -> _Rows:
     if isinstance(reference, (Probes, ImageQuestions)):
+        if model is not None:
+            check_fits(model, reference, images=True, name="reference")
         examples = reference.matched()
         if mode == "resample":
             mismatched = reference.mismatched()
@@ -124,6 +127,8 @@ def _rows(reference: Reference, mode: str, model: PreTrainedModel | None = None)
     if ids is None or ids.ndim != 2:
         got = "none" if ids is None else f"shape {list(ids.shape)}"
         raise ValueError(f"reference: expected input_ids of shape [N,T], got {got}")
+    if model is not None:
+        ids = texts_of(model, ids, "reference")
     mask = inputs.get("attention_mask")
     valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
     return _Rows(ids, valid, inputs_of(inputs, None, len(ids), len(ids) if mode == "resample" else _BATCH))

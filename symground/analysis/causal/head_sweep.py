@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from symground.analysis.causal.fills import MODES, aligned, fills_of
 from symground.analysis.causal.swept_texts import SweptTexts, of_probes, of_texts
 from symground.analysis.probing import MEMORY, Examples, Probes, Targets, check_asked
+from symground.analysis.tracing import check_alone
 from symground.errors import choice, flag, integer
 from symground.models import Mixer, Tap, mixers
 from symground.models.hooks import Replacement, head_outputs, tapped
@@ -78,20 +79,16 @@ def sweep_heads(
         choice(name, value, known)
     per_example, memory = flag("per_example", per_example), None if memory is None else integer("memory", memory, 1)
     layers = mixers(model)
-    if not isinstance(probes, (Tensor, np.ndarray, list)):
-        check_asked(probes)
-    if isinstance(probes, Probes):
-        for argument, given in (("targets", targets), ("attention_mask", attention_mask), ("span", span)):
-            if given is not None:
-                raise ValueError(f"{argument}: probes contain their own {argument}; leave it out")
-    elif mode == "resample":
-        raise ValueError("mode: expected 'zero' or 'mean' of texts, which have no mismatched context; got 'resample'")
     if not layers:
         raise ValueError(f"model: {type(model).__name__} has no heads to silence")
     if not all(mixer.tap.idle for mixer in layers):
         raise ValueError("model: expected none of its heads silenced or traced meanwhile")
-    if isinstance(probes, Probes):
+    if not isinstance(probes, (Tensor, np.ndarray, list)):
+        check_asked(probes)
+        check_alone({"targets": targets, "attention_mask": attention_mask, "span": span})
         texts = of_probes(model, probes)
+    elif mode == "resample":
+        raise ValueError("mode: expected 'zero' or 'mean' of texts, which have no mismatched context; got 'resample'")
     else:
         texts = of_texts(model, probes, targets, span, attention_mask)
     runs = {"exact": _exact, "first-order": _first_order}
@@ -100,10 +97,10 @@ def sweep_heads(
     found = {name: np.full(shape, np.nan) for name in wanted}
     sweep = _Sweep(model, texts, positions, memory, "exact" in wanted)
     if mode == "mean":
-        sweep.mean = fills_of(model, mode, probes if isinstance(probes, Probes) else texts.reference)
-    elif mode == "resample" and isinstance(probes, Probes):
-        sweep.others = probes.mismatched()
-        aligned(probes.matched(), sweep.others)
+        sweep.mean = fills_of(model, mode, texts.reference)
+    elif mode == "resample" and texts.probes is not None:
+        sweep.others = texts.probes.mismatched()
+        aligned(texts.probes.matched(), sweep.others)
     with progress("sweep", sum(len(list(sweep.batches(name))) for name in wanted)) as bar:
         for name in wanted:
             for rows in sweep.batches(name):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.checks import ids_of
+from symground.analysis.checks import texts_of
 from symground.analysis.probing import Probes, Targets, check_fits, padded
 from symground.analysis.tracing import check_one_of, checked_mask, wanted_of
-from symground.models.passes import check_length, check_weights, readable_ids
+from symground.models.passes import check_weights
 from symground.models.trials import check_deterministic, looks_ahead, readout
 
 
@@ -25,10 +25,14 @@ class SweptTexts(NamedTuple):
     """Texts of one number may share a beginning."""
     labels: dict[str, tuple[str, list[Any]]]
     """Coordinates of the examples."""
+    probes: Probes | None = None
+    """Those whose matched examples the texts are."""
 
     @property
-    def reference(self) -> dict[str, Tensor]:
-        """The texts as inputs of the model."""
+    def reference(self) -> Probes | dict[str, Tensor]:
+        """The probes, or the texts as inputs of the model."""
+        if self.probes is not None:
+            return self.probes
         return {
             "input_ids": self.ids,
             "attention_mask": (torch.arange(self.ids.shape[1]) < self.lengths[:, None]).long(),
@@ -58,7 +62,7 @@ def of_probes(model: PreTrainedModel, probes: Probes) -> SweptTexts:
         "context": ("example", examples.context),
         "noun": ("example", examples.noun),
     }
-    return SweptTexts(examples.input_ids, examples.wanted, examples.context, labels)
+    return SweptTexts(examples.input_ids, examples.wanted, examples.context, labels, probes)
 
 
 def of_texts(model: PreTrainedModel, input_ids: Any, targets: Any, span: Any, attention_mask: Any) -> SweptTexts:
@@ -69,8 +73,7 @@ def of_texts(model: PreTrainedModel, input_ids: Any, targets: Any, span: Any, at
     """
     check_weights(model)
     check_one_of(targets, span)
-    ids = ids_of(input_ids, "input_ids", 2, readable_ids(model)).cpu()
-    check_length(model, ids.shape[1], "input_ids")
+    ids = texts_of(model, input_ids, "probes").cpu()
     valid = torch.ones_like(ids, dtype=torch.bool)
     if attention_mask is not None:
         valid = checked_mask(attention_mask, ids, "attention_mask").bool()

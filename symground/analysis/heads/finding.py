@@ -60,7 +60,7 @@ def kinds_of(trace: xr.Dataset) -> list[str]:
     found = []
     for kind in KINDS:
         query, key = _groups_of(kind, trace)
-        if query in trace.query_group.values and key in trace.key_group.values:
+        if query in _names(trace, "query_group") and key in _names(trace, "key_group"):
             found.append(kind)
     return found
 
@@ -74,8 +74,13 @@ def _between(sums: xr.DataArray, query: str, key: str, min_count: int | None = N
 
 def _groups_of(kind: str, trace: xr.Dataset) -> tuple[str, str]:
     query, key = KINDS[kind]
-    there = trace.key_group.values
+    there = _names(trace, "key_group")
     return query, IMAGE if key == "env" and "env" not in there and IMAGE in there else key
+
+
+def _names(trace: xr.Dataset, dimension: str) -> list[str]:
+    """The names of groups; a trace without groups has none."""
+    return trace[dimension].values.tolist() if dimension in trace.coords else []
 
 
 def head_shares(trace: xr.Dataset, kind: str = "aggregate", denominator: str = "row") -> xr.DataArray:
@@ -83,15 +88,15 @@ def head_shares(trace: xr.Dataset, kind: str = "aggregate", denominator: str = "
     check_trace(trace)
     choice("kind", kind, KINDS)
     choice("denominator", denominator, DENOMINATORS)
-    if "flow" not in trace:
+    if "matrix_total" not in trace:
         raise ValueError(f"trace: expected one with the flow of heads; {trace.attrs.get('note', 'it has none')}")
-    if "target" in trace.flow.dims:
+    if "target" in trace.matrix_total.dims:
         raise ValueError(
             "trace: expected one flow an example, got one for each token of a span; trace.isel(target=0) is the first's"
         )
     query, key = _groups_of(kind, trace)
     for dimension, name in (("query_group", query), ("key_group", key)):
-        there = trace[dimension].values.tolist()
+        there = _names(trace, dimension)
         if name not in there:
             raise ValueError(
                 f"trace: {kind} heads need the {dimension} {name!r}; it has {', '.join(there) or 'none'}. "

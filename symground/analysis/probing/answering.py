@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from symground.analysis.checks import check_frame
 from symground.analysis.probing.examples import Examples, Ids
+from symground.analysis.probing.probe_checks import check_fits
 from symground.analysis.probing.questions import ImageQuestions
 from symground.errors import choice, described, integer
 from symground.models.passes import check_weights, gated
@@ -153,6 +154,7 @@ def answers(
         raise ValueError(
             f"questions: expected what symground.image_questions(processor, …) makes, got {described(questions)}"
         )
+    check_fits(model, questions, images=True, name="questions")
     batch_size = integer("batch_size", batch_size, 1)
     asked = {question.answer for question in questions.questions}
     if len(asked) < 2:

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 from symground.analysis.probing.questions import Asked, ImageQuestions
 from symground.analysis.probing.sentence_probes import Probes
 from symground.errors import described
-from symground.models.passes import check_weights, id_limit
-from symground.models.trials import check_deterministic, positions_of, readout
+from symground.models.passes import check_length, check_weights, check_words
+from symground.models.trials import check_deterministic
 
 
 def check_asked(value: Any, name: str = "probes", *, images: bool = False) -> None:
@@ -30,19 +30,15 @@ def check_asked(value: Any, name: str = "probes", *, images: bool = False) -> No
     raise ValueError(f"{name}: expected what {made} makes, got {described(value)}")
 
 
-def check_fits(model: PreTrainedModel, probes: Asked, images: bool = False) -> None:
-    """Refuse probes that the model cannot read, a model with dropout on, and questions unless ``images`` is True."""
+def check_fits(model: PreTrainedModel, probes: Asked, images: bool = False, name: str = "probes") -> None:
+    """Refuse probes that the model cannot read, a model with dropout on, and questions unless ``images`` is True.
+
+    Raises:
+        ValueError: names ``name``, the argument, or ``model``.
+    """
     check_weights(model)
-    check_asked(probes, images=images)
-    positions = positions_of(model)
+    check_asked(probes, name, images=images)
     tokens, context = probes.longest
-    if positions is not None and tokens > positions:
-        raise ValueError(f"probes: context {context} has {tokens} tokens, the model has {positions} positions")
-    limit = id_limit(model)
-    if probes.largest_id >= limit:
-        rows = readout(model).weight.shape[0]
-        has = f" and its {limit - rows} patches of images" if limit > rows else ""
-        raise ValueError(
-            f"probes: id {probes.largest_id} is outside the model's vocabulary of {rows}{has}; is this its tokenizer?"
-        )
+    check_length(model, tokens, name, f" in context {context}")
+    check_words(model, probes.largest_id, name)
     check_deterministic(model)

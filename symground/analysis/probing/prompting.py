@@ -14,7 +14,7 @@ from symground.analysis.probing.encoding import check_tokenizer, own_tokenizer, 
 from symground.analysis.probing.examples import Ids
 from symground.errors import described, integer, panics_named
 from symground.models.hooks import device_of
-from symground.models.passes import id_limit
+from symground.models.passes import check_length, check_words
 from symground.models.trials import check_deterministic, positions_of
 
 Prompt = str | Sequence[Mapping[str, Any]]
@@ -36,7 +36,8 @@ class Answered(NamedTuple):
         """The groups that are asked for, phrases of the prompt as masks; None: the prompt and the answer.
 
         Raises:
-            ValueError: a phrase that the prompt does not have, or has several times.
+            ValueError: a phrase that the prompt does not have, or has several times, or that begins or ends within a
+                token which has other letters or digits too.
         """
         if asked is None:
             return {"prompt": ~self.answer, "answer": self.answer}
@@ -53,7 +54,14 @@ class Answered(NamedTuple):
         stop = start + len(phrase)
         mask = torch.zeros_like(self.answer)
         for i, (a, b) in enumerate(self.places):
-            mask[0, i] = a < stop and b > start and b > a
+            if not (a < stop and b > start and b > a):
+                continue
+            mask[0, i], beside = True, self.prompt[a:start] + self.prompt[stop:b]
+            if any(map(str.isalnum, beside)):
+                raise ValueError(
+                    f"groups[{name!r}]: expected a phrase of whole tokens, got {phrase!r}, which begins or ends within "
+                    f"the token {self.prompt[a:b]!r}"
+                )
         return mask
 
 
@@ -74,9 +82,9 @@ def answered(
     before, places = ids_of_text(tokenizer, text, special)
     if not before:
         raise ValueError("prompt: expected at least one token, got none")
-    check_fits_text(model, before, 0)
+    check_words(model, max(before), "tokenizer")
     if answer is None:
-        _check_length(model, len(before) + 1, "prompt")
+        check_length(model, len(before) + 1, "prompt")
         room = (positions_of(model) or len(before) + max_new_tokens) - len(before)
         said = _generated(model, tokenizer, before, min(max_new_tokens, room))
     else:
@@ -85,7 +93,8 @@ def answered(
                 f"answer: expected a text with at least one word, or None to generate it; got {described(answer)}"
             )
         said = following(tokenizer, text, before, answer, special)
-    _check_length(model, len(before) + len(said), "prompt and answer")
+    check_length(model, len(before) + len(said), "prompt", " with its answer")
+    check_words(model, max(said), "tokenizer")
     ids = torch.tensor([[*before, *said]])
     return Answered(ids, torch.arange(ids.shape[1])[None] >= len(before), text, places)
 
@@ -102,7 +111,9 @@ def check_prompt(prompt: Any, argument: str = "prompt") -> None:
         return
     turns = list(prompt) if isinstance(prompt, Sequence) else []
     if not turns or not all(isinstance(turn, Mapping) and {"role", "content"} <= turn.keys() for turn in turns):
-        raise ValueError(f"prompt: expected a text, or a chat's turns with role and content, got {described(prompt)}")
+        raise ValueError(
+            f"{argument}: expected a text, or a chat's turns with role and content, got {described(prompt)}"
+        )
 
 
 def _text_of(tokenizer: Any, prompt: Prompt) -> tuple[str, bool]:
@@ -142,20 +153,6 @@ def following(tokenizer: Any, text: str, before: Ids, answer: str, special: bool
     return whole[len(before) :]
 
 
-def check_fits_text(model: PreTrainedModel, ids: Sequence[int], length: int) -> None:
-    """Refuse ids outside the model's vocabulary, and a text longer than its positions.
-
-    Raises:
-        ValueError: it is one of these.
-    """
-    limit = id_limit(model)
-    if max(ids) >= limit:
-        raise ValueError(
-            f"tokenizer: id {max(ids)} is outside the model's vocabulary of {limit}; is this its tokenizer?"
-        )
-    _check_length(model, length, "text")
-
-
 @torch.no_grad()
 def _generated(model: PreTrainedModel, tokenizer: Any, before: Ids, most: int) -> Ids:
     check_deterministic(model)
@@ -172,9 +169,3 @@ def _generated(model: PreTrainedModel, tokenizer: Any, before: Ids, most: int) -
     if not said:
         raise ValueError("answer: expected one, since the model ends the text at once")
     return tuple(said)
-
-
-def _check_length(model: PreTrainedModel, tokens: int, what: str) -> None:
-    positions = positions_of(model)
-    if positions is not None and tokens > positions:
-        raise ValueError(f"{what}: expected at most {positions} tokens, the model's positions, got {tokens}")

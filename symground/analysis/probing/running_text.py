@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.probing.encoding import check_tokenizer, own_tokenizer
+from symground.analysis.probing.encoding import check_tokenizer, own_tokenizer, takes_opening
 from symground.analysis.probing.examples import Ids, padded
 from symground.errors import described, flag, integer, is_list, panics_named
 from symground.models.hooks import hooked_by_others
-from symground.models.passes import Reader, check_weights, id_limit
-from symground.models.trials import agree, check_deterministic, check_lengths, looks_ahead, positions_of, stretch_of
+from symground.models.passes import Reader, check_length, check_weights, check_words
+from symground.models.trials import agree, check_deterministic, check_lengths, looks_ahead, stretch_of
 from symground.running import progress
 
 #: The most tokens of a pass, padding included, if no batch size is given.
@@ -55,8 +56,8 @@ def surprisal(
         texts: one text or several.
         tokenizer: a fast one of transformers; None loads that of the folder or name that the model came from.
         bos: whether each text begins with the tokenizer's token that opens a text, by which its first token is
-            predicted; None leaves this to the tokenizer. A tokenizer without such a token (GPT-2's has one for the end
-            of a text only) takes the one that ends a text.
+            predicted; None leaves this to the tokenizer. A text that has it already takes no second one. A tokenizer
+            without such a token (GPT-2's has one for the end of a text only) takes the one that ends a text.
         entropy: also return the entropy of each prediction, for which all logits are computed.
         batch_size: texts per pass; None makes passes of about 4,096 tokens, of texts of similar length.
 
@@ -66,7 +67,8 @@ def surprisal(
         - text: the number of the text, from 0;
         - word: the word that contains the token: what stands between spaces in the text; a token of spaces alone counts
           to the word after it;
-        - token: the token's piece of the text, with the space before it if it has one;
+        - token: the token's piece of the text, with the space before it if it has one; a character that several tokens
+          spell together (an emoji's bytes) stands at the last of them, and the others have "" for it;
         - surprisal: nats, NaN where nothing stands before the token;
         - entropy: of the prediction of this token, nats, with ``entropy``;
         - word_number and position, from 0: of the word and the token in their text; id: the token's.
@@ -90,7 +92,9 @@ def surprisal(
         tokenizer = own_tokenizer(model)
     check_tokenizer(tokenizer)
     encoded = [_encoded(tokenizer, text, i, bos) for i, text in enumerate(given)]
-    _check_fits(model, encoded)
+    for i, one in enumerate(encoded):
+        check_length(model, len(one.ids), "texts", f" in text {i}")
+        check_words(model, max(one.ids), "tokenizer", f" of text {i}")
     check_deterministic(model)
     if looks_ahead(model):
         raise ValueError(
@@ -117,9 +121,8 @@ def _checked(texts: Any) -> list[str]:
 
 def _encoded(tokenizer: Any, text: str, number: int, bos: bool | None) -> _Text:
     with panics_named(f"tokenizer: it fails on text {number}"):
-        found = tokenizer(
-            text, add_special_tokens=bos is None, return_offsets_mapping=True, truncation=False, verbose=False
-        )
+        adds = bos is None and takes_opening(tokenizer, text)
+        found = tokenizer(text, add_special_tokens=adds, return_offsets_mapping=True, truncation=False, verbose=False)
     ids, places = list(found["input_ids"]), [(int(a), int(b)) for a, b in found["offset_mapping"]]
     special = {*tokenizer.all_special_ids}
     # The text may contain the token that opens a text as words of its own; what is added spells nothing.
@@ -128,23 +131,11 @@ def _encoded(tokenizer: Any, text: str, number: int, bos: bool | None) -> _Text:
         opens = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None)
         if opens is None:
             raise ValueError("bos: expected False, since the tokenizer has no token that opens or ends a text")
-        ids, places, added = [opens, *ids], [(0, 0), *places], [True, *added]
+        if ids[:1] != [opens]:
+            ids, places, added = [opens, *ids], [(0, 0), *places], [True, *added]
     if all(added):
         raise ValueError(f"tokenizer: it gives no token for text {number}")
     return _Text(tuple(ids), tuple(places), tuple(added))
-
-
-def _check_fits(model: PreTrainedModel, texts: Sequence[_Text]) -> None:
-    positions, limit = positions_of(model), id_limit(model)
-    for i, text in enumerate(texts):
-        if positions is not None and len(text.ids) > positions:
-            raise ValueError(
-                f"texts: expected at most {positions} tokens, the model's positions; text {i} has {len(text.ids)}"
-            )
-        if max(text.ids) >= limit:
-            raise ValueError(
-                f"tokenizer: id {max(text.ids)} is outside the model's vocabulary of {limit}; is this its tokenizer?"
-            )
 
 
 def _numbers(
@@ -215,7 +206,7 @@ def _table(number: int, text: str, tokens: _Text, numbers: NDArray[np.float32], 
     kept = [i for i, added in enumerate(tokens.added) if not added]
     words = [(match.start(), match.end()) for match in re.finditer(r"\S+", text)]
     starts = np.array([start for start, _ in words])
-    places = [tokens.places[i] for i in kept]
+    places = _of_bytes(text, [tokens.places[i] for i in kept])
     of_word = []
     for start, stop in places:
         seen = _SEEN.search(text, start, stop)
@@ -224,10 +215,32 @@ def _table(number: int, text: str, tokens: _Text, numbers: NDArray[np.float32], 
         else:
             of_word.append(int(np.searchsorted(starts, seen.start(), "right")) - 1)
     columns: dict[str, Any] = {
-        "text": number, "word": [text[slice(*words[w])] for w in of_word], "token": [text[a:b] for a, b in places],
+        "text": number, "word": [text[slice(*words[w])] for w in of_word], "token": _pieces(text, places),
         "surprisal": numbers[0, kept],
     }  # fmt: skip
     if entropy:
         columns["entropy"] = numbers[1, kept]
     positions = {"word_number": of_word, "position": np.arange(len(kept)), "id": [tokens.ids[i] for i in kept]}
     return pd.DataFrame({**columns, **positions})
+
+
+def _of_bytes(text: str, places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The places with those of single characters where so many tokens as a piece has bytes have the piece's place.
+
+    So tokenizers with a fallback to bytes tell the place of a run of unknown characters.
+    """
+    found = []
+    for (a, b), run in groupby(places):
+        alike = list(run)
+        of_byte = [(a + i, a + i + 1) for i, character in enumerate(text[a:b]) for _ in character.encode()]
+        found += of_byte if len(of_byte) == len(alike) else alike
+    return found
+
+
+def _pieces(text: str, places: Sequence[tuple[int, int]]) -> list[str]:
+    """The pieces of a text at places in it, without the characters that later places have too."""
+    found, stop = [], len(text)
+    for a, b in reversed(places):
+        found.append(text[a : min(b, stop)])
+        stop = min(a, stop) if a < b else stop
+    return found[::-1]

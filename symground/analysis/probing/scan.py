@@ -37,6 +37,12 @@ def scan(
             yield from _Group(reader, probes, contexts[start : start + step], begun, fitting).scored()
 
 
+def of_rest(reader: Reader, state: State, rows: Tensor, words: Tensor) -> Tensor:
+    """[M] surprisal of the tokens after the first of words [M,tokens], each of which follows a row of the state."""
+    seen, _ = reader.read(words[:, :-1], state.select(rows), keep=words.shape[1] - 1)
+    return reader.surprisal(seen.flatten(0, 1), words[:, 1:].reshape(-1, 1)).view(len(words), -1).sum(1)
+
+
 def _length(probes: Probes, context: int) -> int:
     return len(probes.rows[context][0].ids)
 
@@ -135,10 +141,8 @@ class _Group:
         step = self._fitting(state.ids.shape[1] + count, count - 1)
         for start in range(0, len(rows), step):
             at, of = rows[start : start + step], targets[start : start + step]
-            tokens = torch.tensor([self._probes.targets[v] for v in of])
-            seen, _ = self._reader.read(tokens[:, :-1], state.select(torch.from_numpy(at)), keep=count - 1)
-            each = self._reader.surprisal(seen.flatten(0, 1), tokens[:, 1:].reshape(-1, 1))
-            values[at, of] += self._numbers(each).reshape(len(at), count - 1).sum(1)
+            words = torch.tensor([self._probes.targets[v] for v in of])
+            values[at, of] += self._numbers(of_rest(self._reader, state, torch.from_numpy(at), words))
 
     @staticmethod
     def _numbers(x: Tensor) -> _Table:

@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 
 from symground.analysis.checks import words_of
 from symground.analysis.probing.encoding import check_tokenizer, own_tokenizer, takes_opening
-from symground.analysis.probing.prompting import check_fits_text, check_prompt, following, ids_of_text
+from symground.analysis.probing.prompting import check_prompt, following, ids_of_text
+from symground.analysis.probing.scan import of_rest
 from symground.errors import check_kind
-from symground.models.passes import Reader, check_weights
+from symground.models.passes import Reader, check_length, check_weights, check_words
 from symground.models.trials import check_deterministic
 
 
@@ -42,7 +43,8 @@ def score_words(
         following(tokenizer, text, before, word if spaced and word.startswith(" ") else joint + word, special, "words")
         for word in asked
     ]
-    check_fits_text(model, [*before, *(i for ids in each for i in ids)], len(before) + max(map(len, each)))
+    check_length(model, len(before) + max(map(len, each)), "probes", " with the longest word")
+    check_words(model, max(max(ids) for ids in (before, *each)), "tokenizer")
     check_deterministic(model)
     with torch.inference_mode():
         reader = Reader(model)
@@ -53,10 +55,9 @@ def score_words(
             at = [i for i, ids in enumerate(each) if len(ids) == count]
             for start in range(0, len(at), batch_size):
                 rows = at[start : start + batch_size]
-                tokens = torch.tensor([each[i] for i in rows])
-                seen, _ = reader.read(tokens[:, :-1], state.select(torch.zeros(len(rows), dtype=torch.long)), count - 1)
-                rest = reader.surprisal(seen.flatten(0, 1), tokens[:, 1:].reshape(-1, 1)).view(len(rows), -1)
-                values[rows] += rest.sum(1).double().cpu().numpy()
+                ids = torch.tensor([each[i] for i in rows])
+                rest = of_rest(reader, state, torch.zeros(len(rows), dtype=torch.long), ids)
+                values[rows] += rest.double().cpu().numpy()
     wrong = np.flatnonzero(np.isnan(values))
     if len(wrong):
         raise ValueError(f"model: {type(model).__name__} gives NaN for {asked[wrong[0]]!r} after the text")

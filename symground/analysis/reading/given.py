@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.checks import check_mapping, ids_of, mask_of, tensor_of
+from symground.analysis.checks import check_mapping, mask_of, tensor_of, texts_of
 from symground.analysis.probing import Examples, ImageQuestions, Probes, check_fits
 from symground.analysis.reading.requests import KEYWORDS
 from symground.analysis.reading.spans import spans_of
@@ -26,7 +26,7 @@ from symground.analysis.tracing import (
 )
 from symground.errors import described
 from symground.models.hooks import body
-from symground.models.passes import check_length, check_names, readable_ids
+from symground.models.passes import check_length, check_names
 
 #: Of the answers in a conversation, as transformers' chat templates return it.
 _ANSWERS = "assistant_masks"
@@ -67,7 +67,7 @@ def given_of(
         ValueError, TypeError: as `attention` does.
     """
     if isinstance(input_ids, (Probes, ImageQuestions)):
-        check_fits(model, input_ids, images=True)
+        check_fits(model, input_ids, images=True, name="input_ids")
         input_ids = input_ids.matched()
     beside = {"attention_mask": attention_mask, "groups": groups, **model_inputs}
     if isinstance(input_ids, Examples):
@@ -81,14 +81,14 @@ def given_of(
     if (input_ids is None) == (embeds is None):
         raise ValueError("input_ids: expected ids [B,T], or None with inputs_embeds [B,T,D]; got both or neither")
     if input_ids is not None:
-        inputs["input_ids"] = ids = ids_of(input_ids, "input_ids", 2, readable_ids(model))
+        inputs["input_ids"] = ids = texts_of(model, input_ids, "input_ids")
     else:
         if not isinstance(embeds, Tensor) or embeds.ndim != 3:
             raise ValueError(f"inputs_embeds: expected shape [B,T,D], got {described(embeds)}")
+        if not embeds.numel():
+            raise ValueError(f"inputs_embeds: expected at least one example of one token, got {list(embeds.shape)}")
+        check_length(model, embeds.shape[1], "inputs_embeds")
         ids = torch.zeros(embeds.shape[:2], dtype=torch.int64)
-    if not ids.numel():
-        raise ValueError(f"input_ids: expected at least one example of one token, got shape {list(ids.shape)}")
-    check_length(model, ids.shape[1], "input_ids")
     valid = torch.ones(ids.shape, dtype=torch.bool)
     if attention_mask is not None:
         inputs["attention_mask"] = checked_mask(attention_mask, ids, "attention_mask")

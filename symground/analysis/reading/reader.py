@@ -77,7 +77,8 @@ def attention(
         - mass (example, layer, head, query_group, key_group): Σ A between groups; the query groups are "prediction",
           each example's last valid token, and ``groups`` without it;
         - received (example, layer, head, query_group, key); without groups the one query group is "all";
-        - entropy in nats, weight, score, distance, and key in int64 (example, layer, head, query);
+        - entropy in nats, the largest weight, its key (int64) and score, and the mean distance, each (example,
+          layer, head, query);
         - topk_weight and topk_key in int64 (example, layer, head, query, rank);
         - pooled (example, layer, head, query_block, key_block).
 

@@ -1,7 +1,7 @@
 """Saliency and flow from one backward pass, and lenses on the residual stream at every depth."""
 
 from symground.analysis.tracing.collected import coordinates_of, most_heads
-from symground.analysis.tracing.lens import TunedLens, lens_gain, lens_read
+from symground.analysis.tracing.lenses import TunedLens, lens_gain, lens_read
 from symground.analysis.tracing.maps import saliency_maps
 from symground.analysis.tracing.memory import trace_memory
 from symground.analysis.tracing.named_inputs import count_of, inputs_by_name, learn_layouts, run_on, sizes_of

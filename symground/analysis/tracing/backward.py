@@ -22,7 +22,7 @@ from symground.analysis.tracing.collected import Part, Results
 from symground.models import Mixer
 from symground.models.hooks import RowProbe, Tap, device_of, hooked, runs_once, tapped
 from symground.models.passes import checkpointed, frozen, offloaded
-from symground.models.trials import Readout, hidden_states, looks_ahead, trial_ids
+from symground.models.trials import Readout, hidden_states, looks_ahead, sees_change, trial_ids
 from symground.running import LARGE_PASS, return_freed_memory
 
 #: Loss scale of float16 models, whose gradients would underflow; results are divided by it.
@@ -276,9 +276,7 @@ def check_unseen(model: PreTrainedModel, batch: Pass) -> None:
     each, other = torch.arange(len(last)), batch.ids.clone()
     words = trial_ids(model, 2)[0].to(other.device)
     other[each, last] = torch.where(other[each, last] == words[0], words[1], words[0])
-    one, changed = _hidden(model, batch, batch.ids), _hidden(model, batch, other)
-    before = (torch.arange(one.shape[1]) < last.cpu()[:, None]).to(one.device)[..., None]
-    if bool(((one - changed) * before).norm() > 1e-3 * (one * before).norm()):
+    if sees_change(_hidden(model, batch, batch.ids), _hidden(model, batch, other), last):
         raise ValueError(
             f"span: {type(model).__name__} sees tokens of the span before it predicts them; expected a causal model, "
             "or inputs by which its text is read from left to right"

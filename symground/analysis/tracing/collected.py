@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -37,6 +38,11 @@ def scores_of(targets: Targets, each: NDArray[np.float32], several: bool) -> tup
         "token_surprisal": (of, np.where(there, each, np.float32(np.nan))),
     }
     return found, {"prediction": (of, positions), "target_token": (of, ids)}
+
+
+def without_empty(found: xr.Dataset) -> xr.Dataset:
+    """The Dataset without what has no number: variables between groups that there are none of. netCDF stores none."""
+    return found.drop_dims([name for name, size in found.sizes.items() if not size])
 
 
 def blank(arrays: Mapping[str, NDArray[np.float32]], targets: Targets, times: int = 1) -> None:
@@ -76,7 +82,7 @@ class Results:
         With ``targets``, each example has results for so many targets, [N,R,L,…] in place of [N,L,…].
         """
         (queries, keys), count = lengths, (layers,) if targets is None else (targets, layers)
-        self.groups, self.per_token = groups, targets is not None
+        self.groups = groups
         num_query, num_key = groups
 
         def numbers(*shape: int, fill: float | None = None) -> NDArray[np.float32]:

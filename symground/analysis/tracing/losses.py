@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from symground.analysis.checks import ids_of
 from symground.analysis.probing import Targets
 from symground.analysis.tracing.backward import Loss, run_pass
-from symground.analysis.tracing.collected import blank, most_heads, scores_of
+from symground.analysis.tracing.collected import blank, most_heads, scores_of, without_empty
 from symground.analysis.tracing.named_inputs import count_of, inputs_by_name, learn_layouts, run_on, sizes_of
 from symground.analysis.tracing.patches import check_pictures, patch_places
 from symground.analysis.tracing.sides import PREFIXES, Sides, prefix_of
@@ -184,11 +184,12 @@ def _trace(
         times, _, patches = sizes["vision_"]
         named.append(({}, patch_places(tower, grids, (count, times, patches))))
     scores, at_p = ({asked.name: ("example", each)}, {}) if targets is None else scores_of(targets, each, settings.span)
-    return xr.Dataset(
+    found = xr.Dataset(
         {**scores, **{name: value for variables, _ in named for name, value in variables.items()}},
         {**{name: value for _, coordinates in named for name, value in coordinates.items()}, **at_p},
         attrs={"untraced": ", ".join(untraced(model))},
     )
+    return without_empty(found)
 
 
 def _checked(each: Any, examples: int) -> Tensor:

@@ -12,7 +12,7 @@ from symground.errors import flag, integer
 from symground.models import Tap, mixers
 from symground.models.hooks import device_of, tapped
 from symground.models.passes import Kept, check_weights, checkpointed, frozen
-from symground.models.trials import check_deterministic, hidden_states, trial_ids, verified_readout
+from symground.models.trials import check_deterministic, hidden_states, positions_of, trial_ids, verified_readout
 
 _TRIAL = 96
 #: Number of tensors of a layer's widest size that the backward pass holds at once beside the kept activations.
@@ -29,7 +29,7 @@ class TraceMemory(NamedTuple):
     results: int
     """The matrices of all layers and examples in host memory."""
     of_pass: int
-    """The part of ``results`` that belongs to one pass."""
+    """The part of ``results`` that one backward pass gives: of a batch, with ``per_token`` of one target of each."""
 
     @property
     def device(self) -> int:
@@ -40,6 +40,7 @@ class TraceMemory(NamedTuple):
     def cpu(self) -> int:
         """The peak with the model in host memory: in the backward pass, each layer frees activations and adds results.
 
+        With ``per_token``, only the last backward pass of a batch frees them.
         A pass of less than about 200 MB may take up to half as much again, since the C library keeps freed memory.
         """
         return self.layer + self.results - self.of_pass + max(self.of_pass, self.kept)
@@ -53,17 +54,20 @@ def trace_memory(
     examples: int | None = None,
     saliency: bool = True,
     rows: bool = False,
+    span: int | None = None,
+    per_token: bool = False,
     checkpoint: bool = False,
     offload: bool = False,
 ) -> TraceMemory:
     """The memory that :func:`symground.trace` needs for examples of ``length`` tokens, beyond the model itself.
 
-    With a the bytes that the layers keep per token, L layers of width E, and M the width of a layer's widest tensor:
+    With a the bytes that the layers keep per token, L layers of width E, M the width of a layer's widest tensor, R the
+    tokens of a span, and P of them with results of their own (R with ``per_token``, else 1):
 
         kept = B·T·a, with ``checkpoint`` about B·T·(L + 1)·E, with ``offload`` 0
-        layer = B·T²·4 (with ``saliency``) + 3·B·T·M, with ``checkpoint`` + B·T·a / L
-        results = N·L·T²·4 (with ``saliency``) + N·L·H·T·4 (with ``rows``)
-        the peak on a GPU = kept + layer; on a CPU, of one pass, max(kept, results) + layer
+        layer = B·T²·4 (with ``saliency``) + B·R·H·T·4 (with ``rows``) + 3·B·T·M, with ``checkpoint`` + B·T·a / L
+        results = N·P·L·T²·4 (with ``saliency``) + N·P·L·H·T·4 (with ``rows``)
+        the peak on a GPU = kept + layer; on a CPU, of one batch, results·(P - 1)/P + max(kept, results/P) + layer
 
     a and the bytes for (L + 1)·E are measured on the model, in forward passes over a few tokens of text. A vision tower
     is not counted: it runs before the layers, and none of its activations are kept.
@@ -75,15 +79,21 @@ def trace_memory(
         examples: N; ``batch_size`` by default.
         saliency: as for the trace.
         rows: as for the trace.
+        span: R, the tokens of the longest span; None, a target after each example.
+        per_token: as for the trace.
         checkpoint: as for the trace.
         offload: as for the trace.
 
     Raises:
-        ValueError: a model without mixers, or what trace refuses.
+        ValueError: a model without mixers, a span that is no part of the length, or what trace refuses.
     """
     length, batch_size = integer("length", length, 1), integer("batch_size", batch_size, 1)
     examples = batch_size if examples is None else integer("examples", examples, 1)
-    saliency, rows = flag("saliency", saliency), flag("rows", rows)
+    saliency, rows, per_token = flag("saliency", saliency), flag("rows", rows), flag("per_token", per_token)
+    if span is not None:
+        span = integer("span", span, 1, length - 1)  # something stands before each of its tokens
+    elif per_token:
+        raise ValueError("per_token: expected False without a span, since each example has one target")
     checkpoint, offload = flag("checkpoint", checkpoint), flag("offload", offload)
     layers = mixers(model)
     if not layers:
@@ -96,15 +106,16 @@ def trace_memory(
     kept = 0.0 if offload else (_kept_a_token(model, True) * tokens if checkpoint else whole)
     layer = 4.0 * tokens * length if saliency else 0.0
     layer += _WORKING * tokens * _widest(model) * size + (whole / len(layers) if checkpoint else 0.0)
-    heads = max(mixer.heads for mixer in layers)
-    of_example = 4 * len(layers) * length * ((length if saliency else 0) + (heads if rows else 0))
-    return TraceMemory(round(kept), round(layer), examples * of_example, min(examples, batch_size) * of_example)
+    heads, targets = max(mixer.heads for mixer in layers), span if span is not None and per_token else 1
+    layer += 4.0 * tokens * heads * (span or 1) if rows else 0.0
+    of_target = 4 * len(layers) * length * ((length if saliency else 0) + (heads if rows else 0))
+    of_pass = min(examples, batch_size) * of_target
+    return TraceMemory(round(kept), round(layer), examples * targets * of_target, of_pass)
 
 
 def _kept_a_token(model: PreTrainedModel, checkpoint: bool) -> float:
     """Bytes kept per token: the slope between two short passes, which cancels constant terms."""
-    text = model.config.get_text_config()
-    most = min(_TRIAL, getattr(text, "max_position_embeddings", None) or _TRIAL)
+    most = min(_TRIAL, positions_of(model) or _TRIAL)
     lengths, found = (max(1, most // 3), most), []
     for length in lengths:
         ids = trial_ids(model, length).to(device_of(model))

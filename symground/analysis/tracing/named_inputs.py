@@ -17,7 +17,7 @@ from symground.errors import is_about
 from symground.models import Mixer
 from symground.models.architectures import is_learnt, is_written_out, twins_pass
 from symground.models.hooks import Tap, device_of, head_outputs, is_encoder_decoder, tapped
-from symground.models.passes import check_names
+from symground.models.passes import check_length, check_names
 
 
 def inputs_by_name(
@@ -44,7 +44,7 @@ def inputs_by_name(
 
 
 def _check_ids(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
-    """Refuse ids that their embedding lacks: on a GPU they would end the process."""
+    """Refuse ids that their embedding lacks, which on a GPU would end the process, and texts beyond its positions."""
     readers: dict[str, Any] = {"input_ids": model}
     if is_encoder_decoder(model):
         readers = {"input_ids": model.get_encoder(), "decoder_input_ids": model.get_decoder()}
@@ -57,6 +57,7 @@ def _check_ids(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
             if inputs[name].ndim < 2:
                 raise ValueError(f"{name}: expected shape [B,T], got {list(inputs[name].shape)}")
             ids_of(inputs[name].flatten(), name, 1, table.num_embeddings)
+            check_length(part, inputs[name].shape[-1], name)
 
 
 def count_of(given: Mapping[str, Any]) -> int:

@@ -18,11 +18,10 @@ def saliency_by_region(traced: xr.Dataset) -> xr.DataArray:
     if "saliency" not in traced:
         raise ValueError(f"trace: expected one with saliency; {traced.attrs.get('note', 'it was made without')}")
     there = traced.prediction >= 0
-    at_p = traced.saliency.isel(query=traced.prediction.where(there, 0)).where(
-        there, 0.0
-    )  # (example, [target,] layer, key)
+    # (example, [target,] layer, key)
+    at_p = traced.saliency.isel(query=traced.prediction.where(there, 0)).where(there, 0.0)
     at_p = at_p.sum([of for of in at_p.dims if of == "target"])
-    groups = traced.key_group.values.tolist()
+    groups = traced.key_group.values.tolist() if "key_group" in traced else []
     index = {name: [i] for i, name in enumerate(groups) if name != PATCHES} | {"other": [-1]}
     if PATCHES in groups:  # all patches that show the noun count as the noun
         index["env"].append(groups.index(PATCHES))

@@ -113,7 +113,7 @@ class Sides:
         """The variables and coordinates of a part, by their names in the Dataset."""
         names, (queries, keys) = names_of(kind), self.masks_of(kind)
         variables: Variables = {
-            f"{kind}{name}": (tuple(names.get(of, of) for of in dims_of(name, part.results.per_token)), value)
+            f"{kind}{name}": (tuple(names.get(of, of) for of in dims_of(name, self.per_token)), value)
             for name, value in part.results.arrays().items()
         }
         variables = self.by_image(kind, variables)

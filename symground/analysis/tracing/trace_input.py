@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.checks import check_mapping, ids_of, mask_of, tensor_of
+from symground.analysis.checks import check_mapping, ids_of, mask_of, tensor_of, texts_of
 from symground.analysis.probing import Examples, Targets, check_asked, targets_at, targets_of_span
 from symground.models.attachment import untraced
-from symground.models.passes import check_length, readable_ids
 from symground.models.trials import readout
 
 PREDICTION = "prediction"
@@ -100,8 +99,7 @@ def of_ids(
         )
     if isinstance(input_ids, str) or not hasattr(input_ids, "__len__"):
         check_asked(input_ids, "input_ids", images=True)
-    ids = ids_of(input_ids, "input_ids", 2, readable_ids(model))
-    check_length(model, ids.shape[1], "input_ids")
+    ids = texts_of(model, input_ids, "input_ids")
     if attention_mask is not None:
         attention_mask = checked_mask(attention_mask, ids, "attention_mask")
     valid = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()

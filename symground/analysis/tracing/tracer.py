@@ -15,7 +15,16 @@ from transformers import PreTrainedModel
 from symground.analysis.checks import tensor_of
 from symground.analysis.probing import Asked, Examples, ImageQuestions, Probes, answered, check_fits, check_prompt
 from symground.analysis.tracing.backward import Loss, Pass, check_unseen, gradient_x_input, run_pass, surprisal_at
-from symground.analysis.tracing.collected import Part, Results, blank, coordinates_of, dims_of, most_heads, scores_of
+from symground.analysis.tracing.collected import (
+    Part,
+    Results,
+    blank,
+    coordinates_of,
+    dims_of,
+    most_heads,
+    scores_of,
+    without_empty,
+)
 from symground.analysis.tracing.losses import Settings, has_crossings, trace_loss, trace_targets
 from symground.analysis.tracing.sides import PREFIXES
 from symground.analysis.tracing.split import Split
@@ -75,11 +84,13 @@ def trace(
         groups: name → [B,T] bool masks that do not overlap. Every group is a key group and a query group. "prediction"
             is a further query group, the first: the prediction positions alone, which are removed from the others (per
             token, only that before the token itself). With None, the placeholders
-            of images in a vision-language model's ids are the group "image"; without images there is no key group, the
-            flow is empty, and only the totals are computed.
+            of images in a vision-language model's ids are the group "image"; without images there is no key group and
+            no flow, and only the totals are computed.
         prompt: in place of ``input_ids``, a text, or the turns of a chat (mappings with role and content), to which the
             tokenizer's chat template is applied. The span is then its ``answer``. The groups are "prompt" and "answer"
-            if none are given; a group may also be a phrase that the prompt has once.
+            if none are given; a group may also be a phrase that the prompt has once. Its tokens are those that spell
+            any of it, so that spaces and punctuation which a token has beside it count too; one that begins or ends
+            within a token's letters or digits is refused.
         answer: the text that follows the prompt; None lets the model generate it, greedily.
         tokenizer: a fast one, for ``prompt``; None loads that of the folder or name that the model came from.
         max_new_tokens: the most tokens of an answer that is generated.
@@ -189,7 +200,7 @@ def trace(
         raise ValueError("source_groups: expected None, since no layer reads other positions than the text's")
     layers = tuple(mixer for mixer in layers if mixer.kind not in PREFIXES)  # of probes, the text's layers alone
     if isinstance(input_ids, (Probes, ImageQuestions)):
-        check_fits(model, input_ids, images=True)
+        check_fits(model, input_ids, images=True, name="input_ids")
         given = of_examples(model, input_ids.matched(), beside)
     else:
         model_inputs = {n: tensor_of(x, n) if isinstance(x, np.ndarray) else x for n, x in model_inputs.items()}
@@ -244,8 +255,9 @@ def _trace(model: PreTrainedModel, layers: tuple[Mixer, ...], given: TraceInput,
     note = {"note": f"{type(model).__name__} mixes positions by no matrix: gradient × input, no saliency, no heads"}
     if layers:
         coords |= {**coordinates_of(layers), "query_group": given.query_names}
-    return xr.Dataset(
+    found = xr.Dataset(
         {**variables, "group": (("example", "key"), given.key_groups.cpu().numpy())},
         coords,
         attrs={"untraced": ", ".join(untraced(model))} if layers else note,
     )
+    return without_empty(found)

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from symground.data.files import parse_json
-from symground.errors import check_kind, check_path, flag
+from symground.errors import check_file, check_kind, check_path, flag
 from symground.files import replacing
 
 # Text after the question does not matter, such as "Answer in one word." in files made for one model.
@@ -93,9 +93,9 @@ def write_questions(path: str | Path, questions: Iterable[Question]) -> None:
     :func:`read_questions` gives equal questions, except for images found beside the file.
 
     Raises:
-        ValueError: there are no questions.
+        ValueError: there are no questions, or ``path`` is a folder.
     """
-    path = check_path(path, "path")
+    path = check_file(path, "path", makes_folder=True)
     questions = list(questions)
     for question in questions:
         check_kind(question, Question, "questions")
@@ -108,7 +108,6 @@ def write_questions(path: str | Path, questions: Iterable[Question]) -> None:
     ]  # fmt: skip
     if not lines:
         raise ValueError("questions: expected at least 1, got none")
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -212,8 +212,7 @@ def _verify_heads(model: PreTrainedModel, found: tuple[Mixer, ...], written_out:
 @torch.no_grad()
 def mixes_otherwise(model: PreTrainedModel, found: tuple[Mixer, ...]) -> bool:
     """Whether the logits of a position depend on another token, before or after it, even if all heads are silenced."""
-    most = (positions_of(model) or 24) - 2  # RoBERTa counts from the padding's id on
-    length, device = min(24, most), device_of(model)
+    length, device = min(24, positions_of(model) or 24), device_of(model)
     middle = min(5, length // 2)
     if middle < 1:
         return False

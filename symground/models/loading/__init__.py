@@ -1,6 +1,6 @@
 """Models of named sizes, and models loaded from folders and from the hub."""
 
 from symground.models.loading.presets import PRESETS, create, parameter_count
-from symground.models.loading.pretrained import load, load_processor, load_tokenizer
+from symground.models.loading.pretrained import load, load_processor, load_tokenizer, told_heads
 
-__all__ = ["PRESETS", "create", "load", "load_processor", "load_tokenizer", "parameter_count"]
+__all__ = ["PRESETS", "create", "load", "load_processor", "load_tokenizer", "parameter_count", "told_heads"]

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from symground.errors import check_device, errors_named, flag, integer, panics_named, require
+from symground.errors import check_device, errors_named, flag, integer, is_integer, panics_named, require
 from symground.files import (
     SUMS,
     checkpoint_folder,
@@ -238,6 +238,24 @@ def _from_hub(path: str | Path, get: Callable[[], T]) -> T:
         raise FileNotFoundError(
             f"{path} does not exist here, and the hub gives no model of that name: {error}"
         ) from error
+
+
+def told_heads(path: str | Path) -> tuple[int, int] | None:
+    """The numbers of layers and of heads in each that a model's configuration tells, without its weights.
+
+    None: it does not tell, as those of a hybrid, or there is none that can be read.
+    """
+    steps = checkpoint_steps(Path(path)) if is_run(path) else []
+    place, where = _source(checkpoint_folder(Path(path), steps[-1]) if steps else path)
+    try:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False, **where).get_text_config()
+    except (OSError, ValueError):
+        return None
+    layers: Any = getattr(config, "num_hidden_layers", None)
+    heads: Any = getattr(config, "num_attention_heads", None)
+    kinds = getattr(config, "layer_types", None) or ()
+    mixed = any("mamba" in name or "ssm" in name for name in vars(config)) or any("attention" not in x for x in kinds)
+    return None if mixed or not (is_integer(layers) and is_integer(heads)) else (layers, heads)
 
 
 def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:

@@ -7,6 +7,7 @@ from symground.models.passes.inputs import (
     check_length,
     check_names,
     check_weights,
+    check_words,
     id_limit,
     readable_ids,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "check_length",
     "check_names",
     "check_weights",
+    "check_words",
     "checkpointed",
     "final_norm",
     "frozen",

@@ -93,17 +93,29 @@ def _nearest(name: str, known: Sequence[str]) -> str | None:
     return next(iter([*close, *held, *get_close_matches(name, known, 1, 0.5)]), None)
 
 
-def check_length(model: PreTrainedModel, tokens: int, name: str) -> None:
-    """Refuse texts longer than a model's table of learnt positions; other kinds of positions have no such limit.
+def check_length(model: PreTrainedModel, tokens: int, name: str, of: str = "") -> None:
+    """Refuse texts longer than the model's positions; with rotary ones too, beyond which it is not trained.
 
     Raises:
-        ValueError: the text is too long; the message begins with ``name``.
+        ValueError: the text is too long; the message begins with ``name``, and ends with ``of``, which text it is.
     """
     most = positions_of(model)
-    tables = [m for m in body(model).modules() if isinstance(m, nn.Embedding)]
-    learnt = any(m is not model.get_input_embeddings() and m.num_embeddings - (most or 0) in (0, 2) for m in tables)
-    if most is not None and learnt and tokens > most:
-        raise ValueError(f"{name}: expected at most {most} tokens, the model's positions, got {tokens}")
+    if most is not None and tokens > most:
+        raise ValueError(f"{name}: expected at most {most} tokens, the model's positions, got {tokens}{of}")
+
+
+def check_words(model: PreTrainedModel, largest: int, name: str, of: str = "") -> None:
+    """Refuse ids outside the model's vocabulary and the patches of its images; ``largest`` is the largest.
+
+    Raises:
+        ValueError: it is outside; the message begins with ``name``, and names ``of``, whose id it is.
+    """
+    limit, rows = id_limit(model), readout(model).weight.shape[0]
+    if largest >= limit:
+        has = f" and its {limit - rows} patches of images" if limit > rows else ""
+        raise ValueError(
+            f"{name}: id {largest}{of} is outside the model's vocabulary of {rows}{has}; is this its tokenizer?"
+        )
 
 
 def readable_ids(model: PreTrainedModel) -> int:

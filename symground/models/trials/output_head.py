@@ -181,14 +181,6 @@ def trial_ids(model: PreTrainedModel, count: int) -> Tensor:
     return torch.tensor([[plain[i % 2 % len(plain)] for i in range(count)]])
 
 
-def positions_of(model: PreTrainedModel) -> int | None:
-    """The number of positions in a model's configuration, or None."""
-    text = model.config.get_text_config()
-    names = ("max_position_embeddings", "n_positions", "max_target_positions")
-    found = next((x for x in (getattr(text, name, None) for name in names) if x), None)
-    return None if found is None or found < 1 else found  # XLNet says -1
-
-
 def agree(found: Tensor, expected: Tensor) -> bool:
     """Whether two results differ by rounding only; NaN anywhere counts as agreement."""
     exact = expected.dtype in (torch.float32, torch.float64) and torch.get_float32_matmul_precision() == "highest"

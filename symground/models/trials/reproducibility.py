@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from symground.models.hooks import device_of, hooked_by_others, untapped
 from symground.models.trials.output_head import agree, hidden_states, trial_ids
+from symground.models.trials.positions import stretch_of
 
 #: Settings that make training passes random: dropout, layerdrop, drop_path, attn_pdrop, router_jitter_noise, …
 _RANDOM = re.compile(r"drop|jitter|noise", re.IGNORECASE)
@@ -116,29 +117,6 @@ def _twice_the_same(model: PreTrainedModel) -> bool:
 
 def _generator_state(device: torch.device) -> Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-class Stretch(NamedTuple):
-    kind: str
-    limit: int
-    """The largest number of tokens for which positions are as in training."""
-
-
-def stretch_of(model: PreTrainedModel) -> Stretch | None:
-    """How a model's rotary positions depend on the length of the text; None if they do not."""
-    config = model.config.get_text_config()
-    settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    found = []
-    for part in (settings, *settings.values()):  # some models have settings for each kind of layer
-        if not isinstance(part, dict):
-            continue
-        kind = str(part.get("rope_type") or part.get("type") or "")
-        if "dynamic" in kind or kind in ("longrope", "su"):
-            limits = [getattr(config, "max_position_embeddings", None)]
-            if "dynamic" not in kind:
-                limits += [x.get("original_max_position_embeddings") for x in (part, vars(config))]
-            found.append(Stretch(kind, min(limit for limit in limits if limit)))
-    return min(found, key=lambda one: one.limit, default=None)
 
 
 def check_lengths(model: PreTrainedModel, lengths: Tensor, width: int | None = None, *, logits: bool = False) -> None:

@@ -63,13 +63,14 @@ function tokenBox(tokens, label, onClick, onKey) {
   });
   return { box, buttons };
 }
-/** Colour the tokens by a row of values, null where it is not in the page. */
-function paintTokens(buttons, tokens, row, scale, { signed = true, unit = " nats", now = -1, key = -1 }) {
+/** Colour parts of a text, [first token, last + 1, text] each, by a row of their values; null is not in the page. */
+function paintTokens(buttons, parts, row, scale, { signed = true, unit = " nats", now = -1, key = -1 }) {
   buttons.forEach((b, i) => {
+    const [start, stop, text] = parts[i];
     colours.paint(b, row ? row[i] : NaN, scale, signed);
     b.classList.toggle("now", i === now);
     b.classList.toggle("key", i === key);
-    b.setAttribute("aria-label", `${named(tokens[i])} (${i}): ${row ? `${shownNumber(row[i], signed)}${unit}` : "not in the page"}`);
+    b.setAttribute("aria-label", `${named(text)} (${stop - start > 1 ? `${start} to ${stop - 1}` : start}): ${row ? `${shownNumber(row[i], signed)}${unit}` : "not in the page"}`);
   });
 }
 
@@ -124,5 +125,5 @@ function legendIn(place, scale, { signed = true, open = false, says = "" }) {
   const marks = (signed ? [-1, -0.5, 0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1]).map((s) => element("span", `${open && s === 1 ? "≥ " : open && s === -1 ? "≤ " : ""}${shownNumber(s * scale, signed)}`));
   const ticks = element("div", undefined, { class: "ticks" });
   ticks.append(...marks);
-  place.replaceChildren(bar, ticks, element("div", says));
+  place.replaceChildren(bar, ticks, element("div", `${says}; a colour's strength is the square root of its share`));
 }

@@ -113,7 +113,7 @@
     const before = focused ? [...focused.querySelectorAll("button")].indexOf(document.activeElement) : -1;
     const choose = (i) => { token = i === k ? -1 : i; pickedNow(); };
     const { box, buttons } = tokenBox(shown.map((word) => ` ${word} `), "Tokens", choose, choose);
-    paintTokens(buttons, shown, row, scale, { key: k });
+    paintTokens(buttons, shown.map((word, i) => [i, i + 1, word]), row, scale, { key: k });
     byId("map-tokens").replaceChildren(box);
     legendIn(byId("map-legend"), scale, { open: l >= 0, says: `nats at the prediction position, ${where}: blue lowers the surprisal, orange raises it` });
 

@@ -7,17 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
+from matplotlib.colors import Colormap, FuncNorm, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from symground.errors import integer
 from symground.reports.figures import figure_of
-from symground.reports.views.panel import Numbers, Panel
+from symground.reports.views.panel import Numbers, Panel, Run, scales_of
 
-#: Blue lowers the surprisal, orange raises it: hues of ColorBrewer that any colour vision tells apart.
-_SIGNED = LinearSegmentedColormap.from_list("signed", ["#2166ac", "#92c5de", "#f7f7f7", "#fdb863", "#b35806"])
-_PLAIN = LinearSegmentedColormap.from_list("plain", ["#f7f7f7", "#92c5de", "#2166ac", "#053061"])
+#: Blue lowers the surprisal, orange raises it: hues of ColorBrewer that any colour vision tells apart, as in view.css.
+_LOW, _NONE, _HIGH = "#2166ac", "#ffffff", "#b35806"
+_SIGNED = LinearSegmentedColormap.from_list("signed", [_LOW, _NONE, _HIGH])
+_PLAIN = LinearSegmentedColormap.from_list("plain", [_NONE, _LOW])
+_SAYS = "colour by the square root"
 _LETTERS = 84
 """of a line of text."""
 _LINE, _LETTER, _MARGIN, _TITLE, _BAR = 0.24, 0.0755, 0.15, 0.35, 0.75
@@ -27,13 +29,14 @@ _LINE, _LETTER, _MARGIN, _TITLE, _BAR = 0.24, 0.0755, 0.15, 0.35, 0.75
 def text_figure(panels: Sequence[Panel], target: int, layer: int | None, head: int | None) -> Figure:
     """The tokens of each panel, coloured by a row."""
     rows = [_row(panel, target, layer, head) for panel in panels]
-    signed, most = panels[0].signed, max(float(np.abs(row).max()) for row in rows) or 1.0
-    lines = [_lines(panel.tokens) for panel in panels]
+    signed = panels[0].signed
+    most = scales_of(panels)["all" if layer is None else "layer" if head is None else "head"]
+    lines = [_lines(panel.parts) for panel in panels]
     heights = [len(of_panel) * _LINE for of_panel in lines]
     width, height = _LETTERS * _LETTER + 2 * _MARGIN, sum(heights) + len(panels) * _TITLE + _BAR
     figure = figure_of(width, height)
     figure.set_layout_engine("none")  # a letter has its own width
-    scale = Normalize(-most if signed else 0.0, most)
+    scale = _scale(most, signed)
     top = height
     for panel, row, of_panel, own in zip(panels, rows, lines, heights, strict=True):
         top -= _TITLE + own
@@ -45,23 +48,21 @@ def text_figure(panels: Sequence[Panel], target: int, layer: int | None, head: i
         ScalarMappable(scale, _map(signed)),
         cax=bar,
         orientation="horizontal",
-        label=f"{unit}, {_what(layer, head, signed)}",
+        label=f"{unit}, {_what(layer, head, signed)}; {_SAYS}",
+        ticks=_ticks(most, signed),
     )
     return figure
 
 
 def heads_figure(panels: Sequence[Panel], target: int) -> Figure:
     """A map of layers and heads for each panel."""
-    values = []
-    for panel in panels:
-        of_target = panel.rows[integer("target", target, 0, len(panel.targets) - 1)]  # [L,H,T]
-        values.append(np.abs(of_target).sum(-1) if panel.signed else of_target.max(-1))
-    most = max(float(np.nanmax(x)) for x in values) or 1.0
+    values = [panel.totals[integer("target", target, 0, len(panel.targets) - 1)] for panel in panels]
+    most = scales_of(panels)["total"]
     layers, heads = values[0].shape
     figure = figure_of(len(panels) * (0.9 + 0.28 * heads) + 0.8, 1.1 + 0.24 * layers)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, panel, of_panel in zip(axes, panels, values, strict=True):
-        shown = axis.imshow(of_panel, cmap=_PLAIN, vmin=0, vmax=most, aspect="auto")
+        shown = axis.imshow(of_panel, cmap=_PLAIN, norm=_scale(most, False), aspect="auto")
         axis.set_xlabel("head")
         axis.set_ylabel("layer")
         axis.set_yticks(
@@ -71,8 +72,18 @@ def heads_figure(panels: Sequence[Panel], target: int) -> Figure:
         axis.grid(False)
         axis.set_title(_title(panel, target), fontsize=10, parse_math=False)
     unit = "sum of |saliency|, nats" if panels[0].signed else "largest attention weight"
-    figure.colorbar(shown, ax=list(axes), label=unit)
+    figure.colorbar(shown, ax=list(axes), label=f"{unit};\n{_SAYS}", ticks=_ticks(most, False))
     return figure
+
+
+def _scale(most: float, signed: bool) -> FuncNorm:
+    """The scale of the page: the square root of the share, on both sides of 0; the ends stand for all beyond."""
+    root = (lambda x: np.sign(x) * np.sqrt(np.abs(x))), (lambda x: np.sign(x) * np.square(x))
+    return FuncNorm(root, -most if signed else 0.0, most, clip=True)
+
+
+def _ticks(most: float, signed: bool) -> list[float]:
+    return [share * most for share in ((-1.0, -0.25, 0.0, 0.25, 1.0) if signed else (0.0, 0.25, 1.0))]
 
 
 def _row(panel: Panel, target: int, layer: int | None, head: int | None) -> Numbers:
@@ -111,18 +122,18 @@ def _map(signed: bool) -> Colormap:
     return _SIGNED if signed else _PLAIN
 
 
-def _lines(tokens: Sequence[str]) -> list[list[tuple[int, int]]]:
-    """Lines of (token, first column)."""
-    lines: list[list[tuple[int, int]]] = [[]]
+def _lines(parts: Sequence[Run]) -> list[list[tuple[Run, int]]]:
+    """Lines of (part of the text, first column)."""
+    lines: list[list[tuple[Run, int]]] = [[]]
     column = 0
-    for i, token in enumerate(tokens):
-        width = len(_shown(token))
+    for part in parts:
+        width = len(_shown(part.text))
         if column + width > _LETTERS and lines[-1]:
             lines.append([])
             column = 0
-        lines[-1].append((i, column))
+        lines[-1].append((part, column))
         column += width
-        if "\n" in token:
+        if "\n" in part.text:
             lines.append([])
             column = 0
     return [line for line in lines if line]
@@ -133,7 +144,7 @@ def _shown(token: str) -> str:
 
 
 def _draw(
-    axis: Axes, panel: Panel, target: int, row: Numbers, lines: Sequence[Sequence[tuple[int, int]]], scale: Normalize
+    axis: Axes, panel: Panel, target: int, row: Numbers, lines: Sequence[Sequence[tuple[Run, int]]], scale: Normalize
 ) -> None:
     axis.axis("off")
     axis.set_xlim(0, _LETTERS)
@@ -141,11 +152,11 @@ def _draw(
     axis.set_title(_title(panel, target), fontsize=10, loc="left", parse_math=False)
     colours = _map(panel.signed)
     for y, line in enumerate(lines):
-        for i, x in line:
-            shown, colour = _shown(panel.tokens[i]), colours(scale(float(row[i])))
+        for (start, stop, text), x in line:
+            shown, colour = _shown(text), colours(scale(float(row[start:stop].sum())))
             axis.add_patch(Rectangle((x, y + 0.06), len(shown), 0.88, color=colour, linewidth=0))
             dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 0.5
-            ink, weight = "white" if dark else "black", "bold" if i == panel.targets[target].at else "normal"
+            ink, weight = "white" if dark else "black", "bold" if start <= panel.targets[target].at < stop else "normal"
             axis.text(
                 x, y + 0.5, shown, color=ink, weight=weight, family="monospace", fontsize=9, va="center",
                 parse_math=False,

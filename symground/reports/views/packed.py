@@ -33,13 +33,14 @@ def packed(panel: Panel, budget: int) -> dict[str, Any]:
     kept, blob = _fitting(rows, order, budget)
     places = np.full(len(rows), -1, np.int32)
     places[kept] = np.arange(len(kept))
-    totals = np.where(there, sizes if panel.signed else rows.max(1), np.nan).astype(np.float32)
     return {
         "name": panel.name, "signed": panel.signed, "tokens": list(panel.tokens), "layers": list(panel.layers),
         "heads": heads, "groups": list(panel.groups), "group": list(panel.group),
-        "targets": [[t.position, t.at, t.said, None if np.isnan(t.surprisal) else round(t.surprisal, 3)]
+        "runs": [list(run) for run in panel.runs],
+        "targets": [[t.at, t.said, None if np.isnan(t.surprisal) else round(t.surprisal, 3)]
                     for t in panel.targets],
-        "rows": blob, "scales": _zipped(_scales(rows[kept])), "places": _zipped(places), "totals": _zipped(totals),
+        "rows": blob, "scales": _zipped(_scales(rows[kept])), "places": _zipped(places),
+        "totals": _zipped(panel.totals.astype(np.float32)),
         "of_layers": _of(panel.of_layers.reshape(-1, length)), "of_all": _of(panel.of_all),
         "left_out": int(len(order) - len(kept)),
     }  # fmt: skip

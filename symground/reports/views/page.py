@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from symground.analysis import ImageQuestions
-from symground.errors import check_kind, check_path, described
+from symground.errors import check_file, check_kind, described
 from symground.files import replacing
 from symground.reports.template import render, script_json
 from symground.reports.views.drawn import heads_figure, text_figure
 from symground.reports.views.packed import BUDGET, packed
-from symground.reports.views.panel import Panel, panel_of
+from symground.reports.views.panel import Panel, panel_of, scales_of
 
 #: The largest side of a picture in a page, in pixels.
 _WIDEST = 640
@@ -40,7 +39,7 @@ class View:
     def html(self) -> str:
         """The page: one HTML text that needs neither a network nor another file."""
         values = {
-            "title": self._title, "picture": self._picture,
+            "title": self._title, "picture": self._picture, "scales": scales_of(self._panels),
             "panels": [packed(panel, BUDGET // len(self._panels)) for panel in self._panels],
         }  # fmt: skip
         return render("view.html.jinja", title=self._title, data=script_json(values), picture=self._picture)
@@ -49,11 +48,9 @@ class View:
         """Write the page; returns its path.
 
         Raises:
-            ValueError: ``path`` is none, or in a folder that does not exist.
+            ValueError: ``path`` is none, a folder, or in a folder that does not exist.
         """
-        file = check_path(path, "path")
-        if not file.parent.is_dir():
-            raise ValueError(f"path: expected a file in a folder that exists, got {file}")
+        file = check_file(path, "path")
         with replacing(file) as partial:
             partial.write_text(self.html, encoding="utf-8")
         return file
@@ -124,28 +121,26 @@ def view(
     colour vision.
     """
     check_kind(title, str, "title")
-    panels = [panel_of(traced, tokenizer, example, "", "traced")]
+    if not isinstance(names, (tuple, list)) or len(names) != 2 or not all(isinstance(n, str) for n in names):
+        raise ValueError(f"names: expected a name for each of the two texts, got {described(names)}")
+    panels = [panel_of(traced, tokenizer, example, "" if beside is None else names[0], "traced")]
     if beside is not None:
-        if not isinstance(names, (tuple, list)) or len(names) != 2 or not all(isinstance(n, str) for n in names):
-            raise ValueError(f"names: expected a name for each of the two texts, got {described(names)}")
-        panels.append(panel_of(beside, tokenizer, example, "", "beside"))
+        panels.append(panel_of(beside, tokenizer, example, names[1], "beside"))
         if panels[0].layers != panels[1].layers or panels[0].signed != panels[1].signed:
             raise ValueError("beside: expected the same layers and the same kind of rows as traced has")
         counts = [len(panel.targets) for panel in panels]
         if counts[0] != counts[1]:
             raise ValueError(f"beside: expected as many targets as traced has, {counts[0]}, got {counts[1]}")
-        panels = [replace(panel, name=name) for name, panel in zip(names, panels, strict=True)]
-    if isinstance(questions, ImageQuestions) and len(questions) != traced.sizes["example"]:
-        raise ValueError(
-            f"questions: expected the {traced.sizes['example']} questions that were traced, got {len(questions)}"
-        )
-    return View(tuple(panels), title, None if questions is None else _picture_of(questions, example))
+    picture = None if questions is None else _picture_of(questions, example, traced.sizes["example"])
+    return View(tuple(panels), title, picture)
 
 
-def _picture_of(questions: Any, example: int) -> dict[str, Any]:
+def _picture_of(questions: Any, example: int, examples: int) -> dict[str, Any]:
     """The picture of a question as PNG, and which token's patch lies where: boxes of [rows][columns] of tokens."""
     if not isinstance(questions, ImageQuestions):
         raise ValueError(f"questions: expected what symground.image_questions makes, got {described(questions)}")
+    if len(questions) != examples:
+        raise ValueError(f"questions: expected the {examples} questions that were traced, got {len(questions)}")
     prompt, picture = questions.prompts[example], questions.picture(example).convert("RGB")
     if not prompt.maps:
         raise ValueError("questions: expected a model whose image tokens lie in the picture in a known way")

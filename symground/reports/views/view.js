@@ -18,13 +18,17 @@
       ofAll: await unpacked(given.of_all.rows, Int16Array), allScales: await unpacked(given.of_all.scales, Float32Array),
     });
   }
+  // Placeholders of an image that stand beside each other are shown as one. Where its picture is shown too, a single
+  // placeholder may be chosen there, and else all of them.
+  for (const p of panels) {
+    const inside = new Map(p.runs.flatMap((run) => Array.from({ length: run[1] - run[0] }, (_, i) => [run[0] + i, run])));
+    p.shown = Array.from(p.tokens.keys()).filter((i) => !inside.has(i) || inside.get(i)[0] === i).map((i) => inside.get(i) ?? [i, i + 1, p.tokens[i]]);
+    p.parts = data.picture ? new Map() : inside;
+  }
   const first = panels[0];
   const signed = first.signed;
   const unit = signed ? " nats" : "";
-  // One scale for each kind of row, of all targets and both texts. Few rows are many times as large as the others (those
-  // onto a text's first token), so that of layers and heads ends where 99 % of the rows do.
-  const of = (name, share) => upTo(panels.flatMap((p) => Array.from(p[name])), share);
-  const scales = { all: of("allScales", 1), layer: of("layerScales", 0.99), head: of("scales", 0.99), total: of("totals", 0.99) };
+  const scales = data.scales;  // one for each kind of row, of all targets and both texts
 
   // What is chosen. l and h are indices, -1 for all; k is a token, -1 for none.
   const chosen = { t: 0, l: -1, h: -1, k: -1 };
@@ -56,11 +60,16 @@
   }
   function valueOf(p, t, l, h, k) {
     const place = p.places[headAt(p, t, l, h)];
-    return place < 0 ? NaN : (p.rows[place * p.tokens.length + k] * p.scales[place]) / LEVELS;
+    const [start, stop] = p.parts.get(k) ?? [k, k + 1];
+    let sum = 0;
+    for (let i = start; i < stop; i++) sum += p.rows[place * p.tokens.length + i];
+    return place < 0 ? NaN : (sum * p.scales[place]) / LEVELS;
   }
   const scaleOf = () => (chosen.l < 0 ? scales.all : chosen.h < 0 ? scales.layer : scales.head);
 
   const shown = (x) => shownNumber(x, signed);
+
+  const called = (p, k) => named((p.parts.get(k) ?? [k, k + 1, p.tokens[k]])[2]);
 
   // Parts that are made once.
   const places = {};
@@ -71,10 +80,10 @@
     return box;
   };
   function makeTargets() {
-    const buttons = first.targets.slice(0, targets).map(([, , said, surprisal], t) => {
-      const both = [...new Set(panels.map((p) => named(p.targets[t][2])))].join(" | ");
+    const buttons = first.targets.slice(0, targets).map(([, said, surprisal], t) => {
+      const both = [...new Set(panels.map((p) => named(p.targets[t][1])))].join(" | ");
       const made = element("button", both, { type: "button" });
-      if (surprisal !== null) made.append(element("small", ` ${panels.map((p) => p.targets[t][3].toFixed(2)).join(" | ")}`));
+      if (surprisal !== null) made.append(element("small", ` ${panels.map((p) => p.targets[t][2].toFixed(2)).join(" | ")}`));
       made.addEventListener("click", () => choose({ t }));
       made.tabIndex = t ? -1 : 0;
       return made;
@@ -83,19 +92,24 @@
     byId("targets").addEventListener("keydown", (e) => move(e, buttons, 1));
     places.targets = buttons;
   }
+  function take(start, stop) {
+    if (data.picture && stop - start > 1) byId("picture").scrollIntoView({ block: "nearest" });
+    else choose({ k: chosen.k === start ? -1 : start });
+  }
   function makeText() {
     places.tokens = panels.map((p) => {
-      const of = new Map(p.targets.slice(0, targets).map(([, at], t) => [at, t]).reverse());
-      const { box, buttons } = tokenBox(p.tokens, `Tokens ${p.name}`.trim(), (i, e) => {
-        const t = of.get(i);
+      const of = new Map(p.targets.slice(0, targets).map(([at], t) => [at, t]).reverse());
+      const targetIn = ([start, stop]) => Array.from({ length: stop - start }, (_, j) => of.get(start + j)).find((t) => t !== undefined);
+      const { box, buttons } = tokenBox(p.shown.map((part) => part[2]), `Tokens ${p.name}`.trim(), (n, e) => {
+        const t = targetIn(p.shown[n]);
         if (t !== undefined && !e.shiftKey) choose({ t });
-        else choose({ k: chosen.k === i ? -1 : i });
-      }, (k) => choose({ k }));
-      of.forEach((_, i) => buttons[i] && buttons[i].classList.add("target"));
+        else take(...p.shown[n]);
+      }, (n) => (n < 0 ? choose({ k: -1 }) : take(...p.shown[n])));
+      p.shown.forEach((part, n) => buttons[n].classList.toggle("target", targetIn(part) !== undefined));
       byId("text").append(titled(p, box));
       return buttons;
     });
-    const underlined = first.targets.some(([, at]) => at >= 0);
+    const underlined = first.targets.some(([at]) => at >= 0);
     byId("text-note").textContent = signed
       ? `Blue tokens lower the surprisal of the target, orange ones raise it. ${underlined ? "An underlined token is a target: click it to see what speaks for it. Click any other token" : "Click a token"} (or press k on one) to see which heads read it. The arrow keys move.`
       : "The stronger a token's colour, the more the target attends to it. " + (targets < first.tokens.length ? "An underlined token is one whose row is in the page: click it to see what it attends to. Click any other token" : "Click a token to see what it attends to; with the shift key") + " (or press k on one) to see which heads attend to it. The arrow keys move.";
@@ -125,11 +139,16 @@
       canvas.addEventListener("mousemove", (e) => {
         const [t, k] = at(e);
         const row = p.targets[t] && rowOf(p, t, chosen.l, chosen.h);
-        canvas.title = row ? `“${named(p.targets[t][2])}” from “${named(p.tokens[k])}”: ${shown(row[k])}${unit}` : "";
+        canvas.title = row ? `“${named(p.targets[t][1])}” from “${named(p.tokens[k])}”: ${shown(row[k])}${unit}` : "";
       });
       canvas.addEventListener("click", (e) => { const [t, k] = at(e); choose({ t, k }); });
+      // A label for each row, or for as many as have room.
+      const every = Math.ceil(11 / height);
+      const labels = element("div", undefined, { class: "labels" });
+      labels.append(...p.targets.slice(0, targets).map(([, said], t) => element("div", t % every ? "" : named(said))));
+      for (const label of labels.children) label.style.height = `${height}px`;
       const box = element("div", undefined, { class: "matrix", tabindex: "0", role: "region", "aria-label": `Matrix ${p.name}`.trim() });
-      box.append(canvas);
+      box.append(labels, canvas);
       byId("matrix").append(titled(p, box));
       return canvas;
     });
@@ -182,17 +201,19 @@
     drawPicture();
     drawLegend(where);
     byId("token-picker").hidden = chosen.k < 0;
-    byId("token-shown").textContent = chosen.k < 0 ? "" : `“${named(first.tokens[chosen.k])}” (${chosen.k})`;
+    byId("token-shown").textContent = chosen.k < 0 ? "" : `“${called(first, chosen.k)}” (${chosen.k})`;
   }
   function drawText(where) {
     const told = [];
     panels.forEach((p, n) => {
-      const [, at, said] = p.targets[chosen.t];
+      const [at, said] = p.targets[chosen.t];
       const row = rowOf(p, chosen.t, chosen.l, chosen.h);
-      paintTokens(places.tokens[n], p.tokens, row, scaleOf(), { signed, unit, now: at, key: chosen.k });
+      const sums = row && p.shown.map(([start, stop]) => row.subarray(start, stop).reduce((sum, x) => sum + x, 0));
+      const partOf = (i) => p.shown.findIndex(([start, stop]) => start <= i && i < stop);
+      paintTokens(places.tokens[n], p.shown, sums, scaleOf(), { signed, unit, now: partOf(at), key: partOf(chosen.k) });
       if (!row) return told.push(`${p.name ? `${p.name}: ` : ""}the row of ${where} is not in this page, since it is small.`);
-      const order = Array.from(row.keys()).filter((i) => (signed ? row[i] < 0 : row[i] > 0)).sort((a, b) => Math.abs(row[b]) - Math.abs(row[a])).slice(0, 3);
-      const best = order.map((i) => `“${named(p.tokens[i])}” ${shown(row[i])}`).join(", ") || "no token";
+      const order = Array.from(sums.keys()).filter((j) => (signed ? sums[j] < 0 : sums[j] > 0)).sort((a, b) => Math.abs(sums[b]) - Math.abs(sums[a])).slice(0, 3);
+      const best = order.map((j) => `“${named(p.shown[j][2])}” ${shown(sums[j])}`).join(", ") || "no token";
       const one = order.length < 2;
       const says = signed ? `${best} ${one ? "speaks" : "speak"} most for “${named(said)}”` : `“${named(said)}” attends most to ${best}`;
       told.push(`${p.name ? `${p.name}: ` : ""}${says} (${where}).`);
@@ -215,14 +236,17 @@
     const what = chosen.k < 0 ? (signed ? "sum of absolute saliency" : "largest weight") : "from the chosen token";
     byId("heads-note").textContent = chosen.k < 0
       ? (signed ? "How much of the target's surprisal each head moves, either way: the sum of its absolute saliency, the more blue the more. " : "How much each head attends to one token: its largest weight. ") + "Click a head for its row on the text."
-      : `What each head ${signed ? "takes" : "attends"} from “${named(first.tokens[chosen.k])}”. Click a head for its row on the text.`;
-    panels.forEach((p, n) => paintHeads(places.heads[n], p.layers, p.heads, scale, signed, (l, h) => {
+      : `What each head ${signed ? "takes" : "attends"} from “${called(first, chosen.k)}”. Click a head for its row on the text.`;
+    const sides = signed && chosen.k >= 0;  // sums of a head have no sign
+    const of = chosen.k < 0 ? (signed ? "nats, the sum of a head's absolute saliency" : "a head's largest weight") : `${signed ? "nats" : "attention weight"} from the chosen token`;
+    legendIn(byId("heads-legend"), scale, { signed: sides, open: true, says: of });
+    panels.forEach((p, n) => paintHeads(places.heads[n], p.layers, p.heads, scale, sides, (l, h) => {
       const at = headAt(p, chosen.t, l, h);
       const total = p.totals[at];
       const value = chosen.k < 0 ? total : chosen.k < p.tokens.length ? valueOf(p, chosen.t, l, h, chosen.k) : NaN;
       return {
-        value: chosen.k < 0 ? -value : value, absent: !Number.isFinite(total), out: p.places[at] < 0, pressed: l === chosen.l && h === chosen.h,
-        says: `${chosen.k < 0 && signed ? shown(value).replace("+", "") : shown(value)}${Number.isFinite(value) ? unit : ""}, ${what}`,
+        value, absent: !Number.isFinite(total), out: p.places[at] < 0, pressed: l === chosen.l && h === chosen.h,
+        says: `${shownNumber(value, sides)}${Number.isFinite(value) ? unit : ""}, ${what}`,
       };
     }));
   }

@@ -102,5 +102,5 @@ def test_probes_have_their_own(corpus: Any) -> None:
 
     model, probes = create("gpt2-4l", len(corpus.tokenizer)).eval(), sg.probes(corpus.tokenizer, ["book", "ball"])
     for name in ("targets", "attention_mask", "span"):
-        with pytest.raises(ValueError, match=f"{name}: probes contain their own {name}"):
+        with pytest.raises(ValueError, match=f"{name}: probes and questions contain their own {name}"):
             sg.sweep_heads(model, probes, **{name: torch.zeros(2, 3)})

@@ -89,7 +89,7 @@ def test_scores_refuse_what_the_model_cannot_read(corpus: Corpus, gpt2: GPT2LMHe
     with pytest.raises(ValueError, match="is outside the model's vocabulary of 101"):
         sg.score(gpt2, probes)
     short = create("gpt2-4l", len(corpus.tokenizer), positions=5)
-    with pytest.raises(ValueError, match="the model has 5 positions"):
+    with pytest.raises(ValueError, match="probes: expected at most 5 tokens, the model.s positions, got"):
         sg.score(short, probes)
     broken = create("gpt2-4l", len(corpus.tokenizer), positions=32)
     torch.nn.init.constant_(broken.transformer.ln_f.weight, float("nan"))

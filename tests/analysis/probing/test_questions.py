@@ -251,7 +251,9 @@ def test_prompts_that_do_not_fit_the_model_are_refused(twins: Any, asked: ImageQ
     config = copy.deepcopy(twins.eager.config)
     config.text_config.max_position_embeddings = 20
     small = sg.attach(transformers.LlavaForConditionalGeneration(config).eval())
-    with pytest.raises(ValueError, match=r"probes: context \d+ has \d+ tokens, the model has 20 positions"):
+    with pytest.raises(
+        ValueError, match=r"input_ids: expected at most 20 tokens, the model's positions, got \d+ in context \d+"
+    ):
         sg.trace(small, asked)
     config = copy.deepcopy(twins.eager.config)
     config.text_config.vocab_size = config.image_token_id = 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,45 @@ def test_words_stand_between_spaces(tokenizer: PreTrainedTokenizerFast) -> None:
                 assert spans[number][0] <= inside[0] < spans[number][1]
             else:
                 assert spans[number][0] >= stop or number == len(words) - 1
-        assert "".join(dict(zip(places, of_text["token"], strict=True)).values()) == text
+        assert "".join(of_text["token"]) == text
+
+
+def byte_fallback() -> PreTrainedTokenizerFast:
+    """A vocabulary of pieces with "▁" for spaces, which spells what it lacks in bytes, as Llama-2's does."""
+    words = ["<unk>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "▁look", "▁a", *"abcdefghijklmnop"]
+    tokenizer = Tokenizer(
+        models.Unigram([(word, -float(i)) for i, word in enumerate(words)], unk_id=0, byte_fallback=True)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+def bytes_of(token: str) -> bytes:
+    """What a token spells: a byte, pieces with "▁" for spaces, or the letters that stand for bytes."""
+    if re.fullmatch("<0x..>", token):
+        return bytes([int(token[3:5], 16)])
+    plain = [b for b in range(256) if chr(b).isprintable() and not chr(b).isspace()]
+    letters = {chr(b): b for b in plain} | {
+        chr(256 + i): b for i, b in enumerate(b for b in range(256) if b not in plain)
+    }
+    return b"".join(bytes([letters[c]]) if c in letters else c.replace("▁", " ").encode() for c in token)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "fallback"])
+def test_a_character_stands_once_at_the_token_that_completes_it(kind: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    """By a decoder of UTF-8 that is given the bytes of one token after another."""
+    chosen = tokenizer if kind == "bytes" else byte_fallback()
+    rng = np.random.default_rng(0)
+    parts = ["look", " a", " ", "👩‍🚀", "你好", "é", "e\u0301", "🇨🇭", "\n", "ball", "𝕏", "ß"]
+    texts = ["👩‍🚀", "好 look", *("a" + "".join(rng.choice(parts, 8)) for _ in range(20))]
+    table = sg.surprisal(tiny("Rwkv", len(chosen)), texts, chosen)
+    for i, text in enumerate(texts):
+        of_text, decoder = table[table["text"] == i], codecs.getincrementaldecoder("utf-8")()
+        spelled = [decoder.decode(bytes_of(token)) for token in chosen.convert_ids_to_tokens(of_text["id"].tolist())]
+        assert of_text["token"].tolist() == spelled
+        assert "".join(spelled) == text
+        words = of_text.groupby("word_number")
+        assert [word.strip() for word in words["token"].sum()] == words["word"].first().tolist() == text.split()
 
 
 def opened(tokenizer: PreTrainedTokenizerFast, **names: str) -> PreTrainedTokenizerFast:
@@ -103,6 +142,16 @@ def test_the_token_that_opens_a_text(
     else:
         assert np.isnan(table["surprisal"].iloc[0])
         np.testing.assert_allclose(table["surprisal"].iloc[1:], alone(model, plain)[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("bos", [None, True, False])
+def test_a_text_is_opened_once(bos: bool | None, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A text that begins with the token that opens one is read as it stands, whatever would add that token."""
+    special = opened(tokenizer, bos_token="<s>", eos_token="</s>")
+    model, ids = tiny("Llama", len(special)), special("look at", add_special_tokens=False)["input_ids"]
+    table = sg.surprisal(model, "<s>look at", special, bos=bos)
+    assert table["id"].tolist() == [special.bos_token_id, *ids]
+    np.testing.assert_allclose(table["surprisal"].iloc[1:], alone(model, [special.bos_token_id, *ids])[0], rtol=1e-4)
 
 
 def test_a_text_may_spell_a_special_token(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -152,13 +201,13 @@ def test_bad_input(tokenizer: PreTrainedTokenizerFast) -> None:
         (["a", ""], "texts: expected texts with at least one word, got str '' at 1"),
         (["a", "  "], "texts: expected texts with at least one word"),
         (["a", 5], "texts: expected texts with at least one word, got int 5 at 1"),
-        (["a", "the " * 70], r"texts: expected at most 64 tokens, the model's positions; text 1 has \d+"),
+        (["a", "the " * 70], r"texts: expected at most 64 tokens, the model's positions, got \d+ in text 1"),
     ):
         with pytest.raises(ValueError, match=message):
             sg.surprisal(model, texts, tokenizer)  # type: ignore[arg-type]
     letters = Tokenizer(models.WordLevel({chr(i): 1000 + i for i in range(97, 123)} | {"?": 0}, unk_token="?"))
     letters.pre_tokenizer = pre_tokenizers.Whitespace()
-    with pytest.raises(ValueError, match="tokenizer: id 1098 is outside the model's vocabulary"):
+    with pytest.raises(ValueError, match="tokenizer: id 1098 of text 0 is outside the model's vocabulary"):
         sg.surprisal(model, "a b", PreTrainedTokenizerFast(tokenizer_object=letters))
     with pytest.raises(ValueError, match="tokenizer: expected one of transformers, got str"):
         sg.surprisal(model, "a", "gpt2")

@@ -61,7 +61,7 @@ def test_bad_input(tokenizer: PreTrainedTokenizerFast) -> None:
         ("look at the", "book", None, "words: expected a list of words"),
         ("look at the", [3], None, "words: expected words, got int 3"),
         ("look at the boo", ["k"], "", "words: the tokenizer joins 'k' with the end of the text"),
-        ("the " * 70, ["book"], None, "text: expected at most 64 tokens, the model's positions"),
+        ("the " * 70, ["book"], None, "probes: expected at most 64 tokens, the model's positions"),
         ("look", ["book"], 3, "joint: expected"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -241,7 +241,7 @@ def test_with_heads_silenced_and_within_a_trace() -> None:
     plain = sg.trace(ours, ids(), targets)
     with sg.observe(ours, rows="all") as seen:
         traced = sg.trace(ours, ids(), targets)
-    np.testing.assert_array_equal(traced.flow, plain.flow)
+    np.testing.assert_array_equal(traced.matrix_total, plain.matrix_total)
     np.testing.assert_allclose(seen.dataset().rows[0], sg.attention(ours, ids(), rows="all").rows, atol=1e-6)
 
 

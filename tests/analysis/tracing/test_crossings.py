@@ -144,7 +144,7 @@ def test_generation_is_eagers_and_detach_restores() -> None:
 def test_a_loss_of_an_encoder_decoder() -> None:
     ours, given = sg.attach(pair("BART")[1]), inputs("BART")
     traced = sg.trace(ours, given, loss=lambda out: out.logits[:, 0].logsumexp(-1))
-    assert {"loss", "saliency", "cross_saliency", "encoder_saliency", "cross_flow"} <= set(traced.variables)
+    assert {"loss", "saliency", "cross_saliency", "encoder_saliency", "cross_matrix_total"} <= set(traced.variables)
     assert "rows" not in traced
     in_batches = sg.trace(ours, given, loss=lambda out: out.logits[:, 0].logsumexp(-1), batch_size=1)
     np.testing.assert_allclose(in_batches.cross_saliency, traced.cross_saliency, atol=1e-6, rtol=1e-4)
@@ -296,7 +296,7 @@ def test_llama_vision_without_an_image_is_its_other_layers() -> None:
 def test_checkpointing_gives_the_same(family: str) -> None:
     ours, given = sg.attach(pair(family)[1]), inputs(family)
     kept, again = (sg.trace(ours, given, TARGETS, rows=True, checkpoint=on) for on in (False, True))
-    for name in ("surprisal", "saliency", "cross_saliency", "encoder_saliency", "cross_rows", "flow"):
+    for name in ("surprisal", "saliency", "cross_saliency", "encoder_saliency", "cross_rows", "matrix_total"):
         np.testing.assert_allclose(again[name], kept[name], atol=1e-6, rtol=1e-4, err_msg=name)
 
 

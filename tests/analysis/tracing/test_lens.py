@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import symground as sg
-from symground.analysis.tracing.lens import TunedLens, lens_gain
+from symground.analysis.tracing.lenses.tuned_lens import TunedLens, lens_gain
 from symground.data import Corpus
 from symground.models import create
 from symground.models.passes.residual_states import final_norm, residual_stream

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 import symground as sg
+from symground.analysis.probing import answered
 from tests.analysis.subwords import subword_tokenizer, tiny
 
 TEMPLATE = (
@@ -89,6 +90,29 @@ def test_a_loaded_model_has_its_own_tokenizer(model: Any, tokenizer: Any, tmp_pa
     xr.testing.assert_allclose(own, given)
 
 
+def test_a_phrase_is_the_tokens_that_spell_it(model: Any, tokenizer: Any) -> None:
+    """Of all phrases of a text: the letters of a group's tokens are those of its phrase, or it is refused."""
+    text = "look, at the notebook “today”: naïve 你好."
+    places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    refused = 0
+    for start in range(len(text)):
+        for stop in range(start + 1, len(text) + 1):
+            phrase = text[start:stop]
+            if text.count(phrase) > 1 or not phrase.strip():
+                continue
+            found = answered(model, text, " ball", tokenizer, 1)
+            spelling = [(a, b) for a, b in places if any(start <= c < stop for c in range(a, b))]
+            letters = {c for a, b in spelling for c in range(a, b) if text[c].isalnum()}
+            if letters <= set(range(start, stop)):
+                mask = found.groups_of({"it": phrase})["it"][0]
+                assert [place for place, here in zip(found.places, mask, strict=False) if here] == spelling
+            else:
+                refused += 1
+                with pytest.raises(ValueError, match=r"groups\['it'\]: expected a phrase of whole tokens, got"):
+                    found.groups_of({"it": phrase})
+    assert refused > 20
+
+
 def test_bad_prompts(model: Any, tokenizer: Any) -> None:
     bare = subword_tokenizer()
     chat = [{"role": "user", "content": "look"}]
@@ -100,7 +124,10 @@ def test_bad_prompts(model: Any, tokenizer: Any) -> None:
         ({"prompt": "look at the boo", "answer": "k"}, "answer: the tokenizer joins 'k' with the end of the text"),
         ({"prompt": "look", "answer": " "}, "answer: expected a text with at least one word, or None"),
         ({"prompt": "the " * 80}, r"prompt: expected at most 64 tokens, the model's positions, got \d+"),
-        ({"prompt": "the " * 20, "answer": " the" * 60}, "prompt and answer: expected at most 64 tokens"),
+        (
+            {"prompt": "the " * 20, "answer": " the" * 60},
+            r"prompt: expected at most 64 tokens, the model.s positions, got \d+ with its answer",
+        ),
         ({"prompt": "look", "input_ids": torch.ones(1, 3).long()}, "input_ids: expected None with a prompt"),
         ({"prompt": "look", "span": torch.ones(1, 3).bool()}, "span: expected None with a prompt"),
         ({"prompt": "look", "max_new_tokens": 0}, "max_new_tokens: expected an integer of at least 1"),

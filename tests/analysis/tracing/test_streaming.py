@@ -191,14 +191,18 @@ config = AutoConfig.for_model(**asked, max_position_embeddings=length, bos_token
 model = sg.attach(AutoModelForCausalLM.from_config(config).eval())
 ids, targets = torch.randint(0, 101, (examples, length)), torch.full((examples,), 5)
 found = []
-for checkpoint in (False, True):
-    for saliency in (False, True):
-        how = {"checkpoint": checkpoint, "saliency": saliency}
-        told = sg.trace_memory(model, length, examples, **how)
-        sg.trace(model, ids[:, :64], targets, **how)
-        with Anonymous() as held:
-            sg.trace(model, ids, targets, **how)
-        found.append([how, held.peak, told.cpu])
+ways = [{"checkpoint": c, "saliency": s} for c in (False, True) for s in (False, True)]
+if length < 1000:  # the results of each token of a long text are large
+    ways += [{"span": 9, "per_token": p, "rows": True, "checkpoint": p} for p in (False, True)]
+    ways += [{"span": 30, "per_token": True, "saliency": s} for s in (False, True)]
+for how in ways:
+    told = sg.trace_memory(model, length, examples, **how)
+    count = how.pop("span", 0)
+    wanted = {"span": (torch.arange(length) >= length - count).expand(examples, -1)} if count else {"targets": targets}
+    sg.trace(model, ids[:, :64], targets, **{**how, "per_token": False})
+    with Anonymous() as held:
+        sg.trace(model, ids, **wanted, **how)
+    found.append([{**how, "tokens": count}, held.peak, told.cpu])
 print(json.dumps(found))
 """
 #: (examples, length, settings) of a long text in a narrow model, and of several texts in a model like SmolLM2-135M.
@@ -239,10 +243,26 @@ def test_the_formula_by_hand(gpt2: GPT2LMHeadModel) -> None:
     assert thin.layer - plain.layer == pytest.approx(plain.kept / 3, rel=1e-3)
     none = sg.trace_memory(gpt2, 20, 2, saliency=False, rows=True, examples=7)
     assert none.results == 7 * 3 * 3 * 20 * 4
-    assert plain.layer - none.layer == 2 * 20 * 20 * 4
+    assert plain.layer - none.layer == 2 * 20 * 20 * 4 - 2 * 3 * 20 * 4  # one layer's matrices, and its rows
     assert sg.trace_memory(gpt2, 20, offload=True).kept == 0
     longer = sg.trace_memory(gpt2, 40, 2)
     assert longer.kept == 2 * plain.kept
+
+
+@pytest.mark.parametrize(("saliency", "rows"), [(True, True), (True, False), (False, True)])
+def test_the_formula_of_a_span_is_the_size_of_its_results(gpt2: GPT2LMHeadModel, saliency: bool, rows: bool) -> None:
+    ids, span = torch.randint(2, 90, (3, 12)), torch.zeros(3, 12, dtype=torch.bool)
+    span[0, 5:9], span[1, 2], span[2, 10:] = True, True, True
+    one = sg.trace_memory(gpt2, 12, 2, examples=3, saliency=saliency, rows=rows)
+    for per_token, times in ((False, 1), (True, 4)):
+        asked: dict[str, Any] = {"saliency": saliency, "rows": rows, "per_token": per_token}
+        traced = sg.trace(gpt2, ids, span=span, batch_size=2, **asked)
+        told = sg.trace_memory(gpt2, 12, 2, examples=3, span=4, **asked)
+        assert told.results == sum(traced[name].nbytes for name in ("saliency", "rows") if name in traced)
+        assert told.of_pass == one.of_pass == told.results * 2 // (3 * times)
+        assert told.kept == one.kept
+        assert told.layer - one.layer == (2 * 3 * 3 * 12 * 4 if rows else 0)  # the rows of three more tokens
+        assert told.cpu == told.layer + told.results - told.of_pass + max(told.of_pass, told.kept)
 
 
 def test_an_lstm_has_no_such_memory(lstm: PreTrainedModel) -> None:
@@ -261,12 +281,12 @@ def test_layers_over_devices_and_from_disk(tmp_path: Path) -> None:
     model = GPT2LMHeadModel(config).eval()
     model.save_pretrained(tmp_path / "model")
     ids, targets, mask = batch()
-    expected = sg.trace(sg.attach(model), ids, targets, mask, rows=True)
+    expected = sg.trace(sg.attach(model), ids, targets, mask, {"all": mask.bool()}, rows=True)
     spread = sg.load(tmp_path / "model", device_map={"transformer": "cpu", "lm_head": "cpu"})
     away = accelerate.disk_offload(GPT2LMHeadModel.from_pretrained(tmp_path / "model").eval(), str(tmp_path / "off"),
                                    execution_device="cpu")  # fmt: skip
     for other, how in ((spread, {}), (sg.attach(away), {}), (away, {"checkpoint": True})):
-        found = sg.trace(other, ids, targets, mask, rows=True, **how)
+        found = sg.trace(other, ids, targets, mask, {"all": mask.bool()}, rows=True, **how)
         for name in NAMES:
             np.testing.assert_allclose(found[name], expected[name], atol=1e-6, rtol=1e-4, err_msg=name)
     with pytest.raises(ValueError, match="device: device_map .* expected no device, got"):

@@ -71,6 +71,31 @@ def test_another_text_with_the_same_answer(folder: Path, tmp_path: Path) -> None
     assert ["".join(panel["tokens"]) for panel in given["panels"]] == ["look at the book ball", "i love this ball"]
 
 
+@pytest.mark.parametrize("head", ["2.0", "0.4", "9.9"])
+def test_heads_that_a_model_lacks_are_named_before_its_weights_are_loaded(
+    head: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder without weights stands for one whose weights take long."""
+    for file in folder.iterdir():
+        if file.suffix == ".json":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    arguments = ["trace", str(tmp_path), "look", "--out", str(tmp_path / "x.html"), "--silence"]
+    assert main([*arguments, "0.1", head]) == 1
+    assert f"silence: expected heads of the layers [0, 1] of the model, got {head}" in capsys.readouterr().err
+    assert main([*arguments, "0.1"]) != 0
+    assert "silence" not in capsys.readouterr().err
+
+
+def test_heads_of_a_model_whose_configuration_does_not_tell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = subword_tokenizer()
+    tiny("Mamba2", len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    arguments = ["trace", str(tmp_path), "look", "--answer", " book", "--out", str(tmp_path / "x.html"), "--silence"]
+    assert main([*arguments, "1.8"]) == 1
+    assert "silence: expected heads of the layers [0, 1] of the model, got 1.8" in capsys.readouterr().err
+    assert main([*arguments, "1.7"]) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -17,17 +17,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.checks import ids_of
+from symground.analysis.checks import texts_of
 from symground.analysis.probing import Probes, check_fits
-from symground.analysis.tracing.lens_fitting import fitted
-from symground.analysis.tracing.lens_states import Reading
+from symground.analysis.tracing.lenses.fitting import fitted
+from symground.analysis.tracing.lenses.states import Reading
 from symground.analysis.tracing.trace_input import checked_mask
 from symground.data import Corpus
 from symground.display import as_table, as_text, some
-from symground.errors import check_device, check_path, described, errors_named, integer, number
+from symground.errors import check_device, check_file, check_path, described, errors_named, integer, number
 from symground.files import replacing
 from symground.models import mixers
-from symground.models.passes import check_length, check_weights, readable_ids
+from symground.models.passes import check_weights
 from symground.models.trials import check_deterministic, check_lengths
 from symground.running import progress
 
@@ -109,8 +109,12 @@ class TunedLens:
         return TunedLens(weight, bias, divergence)
 
     def save(self, path: str | Path) -> Path:
-        """Write the lens as one safetensors file."""
-        path = check_path(path, "path")
+        """Write the lens as one safetensors file.
+
+        Raises:
+            ValueError: ``path`` is none, or a folder.
+        """
+        path = check_file(path, "path", makes_folder=True)
         tensors = {"weight": self.weight.contiguous().cpu(), "bias": self.bias.contiguous().cpu()}
         with replacing(path) as partial:
             save_file(tensors, partial, {"symground": "tuned lens", "divergence": json.dumps(self.divergence)})
@@ -221,8 +225,7 @@ def lens_read(
     mixers(model)
     top, batch_size = integer("top", top, 1), integer("batch_size", batch_size, 1)
     translators = _translators(lens)
-    ids = ids_of(input_ids, "input_ids", 2, readable_ids(model))
-    check_length(model, ids.shape[1], "input_ids")
+    ids = texts_of(model, input_ids, "input_ids")
     mask = torch.ones_like(ids) if attention_mask is None else checked_mask(attention_mask, ids, "attention_mask")
     valid = mask.bool()
     check_deterministic(model)

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from symground.analysis.checks import ids_of
+from symground.analysis.checks import ids_of, texts_of
 from symground.data import Corpus
 from symground.data.sequences import IGNORED, RowSampler
 from symground.errors import described
-from symground.models.passes import check_length, final_norm, frozen, readable_ids, residual_stream
-from symground.models.trials import check_deterministic, trial_ids, verified_readout
+from symground.models.passes import final_norm, frozen, readable_ids, residual_stream
+from symground.models.trials import check_deterministic, positions_of, trial_ids, verified_readout
 from symground.running import progress
 
 
@@ -92,7 +92,7 @@ def _batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows of ids and the mask of their positions to fit, both [B,T]."""
     if isinstance(data, Corpus):
-        most = getattr(model.config, "max_position_embeddings", None) or length
+        most = positions_of(model) or length
         sampler = RowSampler.of(data.part("train"), batch_size, min(length, most), seed)
         step = 0
         while True:
@@ -114,5 +114,4 @@ def _checked(model: PreTrainedModel, data: Any) -> Corpus | Tensor:
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
         what = f"{list(ids.shape)} {ids.dtype}" if isinstance(ids, Tensor) else described(data)
         raise ValueError(f"data: expected a Corpus or ids [N,T], got {what}; symground.data.Corpus.load reads one")
-    check_length(model, ids.shape[1], "data")
-    return ids_of(ids, "data", 2, readable_ids(model))
+    return texts_of(model, ids, "data")
