@@ -52,7 +52,7 @@ class PretrainedSettings:
     measure: tyro.conf.OmitArgPrefixes[MeasureSettings] = field(
         default_factory=lambda: MeasureSettings(
             spans=(0,), intervene_contexts=4, kinds=("aggregate",), denominators=("row",), selection=("held-out",),
-            match=("none", "layer"),
+            match=("none", "layer"), lens_fit=30,
         )
     )  # fmt: skip
     dtype: str | None = None
