@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from symground.errors import check_kind, described, panics_named
 from symground.models import load_tokenizer
 
 _Rows = tuple[tuple[Row, ...], ...]
+#: Model → (its name, the tokenizer of that name).
+_OWN: WeakKeyDictionary[PreTrainedModel, tuple[str, Any]] = WeakKeyDictionary()
 
 
 class Encoder(Protocol):
@@ -77,19 +80,24 @@ def check_tokenizer(tokenizer: Any) -> None:
 
 
 def own_tokenizer(model: PreTrainedModel) -> Any:
-    """The tokenizer of the folder or the name that a model came from.
+    """The tokenizer of the folder or the name that a model came from, loaded once for each model.
 
     Raises:
         ValueError: names ``tokenizer``; there is none.
     """
     name = model.name_or_path
     if name:
+        known, found = _OWN.get(model, ("", None))
+        if known == name:
+            return found
         try:
-            return load_tokenizer(name)
+            found = load_tokenizer(name)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"tokenizer: expected one, since none can be loaded from {name!r}, the model's own name ({error})"
             ) from error
+        _OWN[model] = name, found
+        return found
     raise ValueError("tokenizer: expected one, since the model was not loaded from a folder or a name")
 
 

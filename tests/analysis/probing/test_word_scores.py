@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 import symground as sg
+from symground.analysis.probing import encoding
 from tests.analysis.subwords import ARCHITECTURES, subword_tokenizer, tiny
 
 WORDS = ["book", "ball", "notebook", "ice cream", "a", "book"]
@@ -46,12 +47,17 @@ def test_each_word_is_what_follows_the_text(
     )
 
 
-def test_a_model_brings_its_own_tokenizer(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_a_model_brings_its_own_tokenizer(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is loaded once, which takes longer than a short question."""
     tiny("Llama", len(tokenizer)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     model = sg.load(tmp_path)
     own, given = (sg.score(model, "look at the", WORDS, which) for which in (None, tokenizer))
     assert own.equals(given)
+    monkeypatch.setattr(encoding, "load_tokenizer", lambda *_: pytest.fail("the tokenizer was loaded again"))
+    assert sg.score(model, "look at the", WORDS).equals(given)
 
 
 def test_bad_input(tokenizer: PreTrainedTokenizerFast) -> None:
