@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,19 @@ _MEASURE = MeasureSettings(
 def scenes(language: str, folder: Path) -> dict[str, Any]:
     """The figures of one language's scenes; the tables are in ``folder``, where an interrupted call goes on."""
     words = json.loads(WORDS.read_text(encoding="utf-8"))
-    with tempfile.TemporaryDirectory() as place:
-        files = {name: Path(place) / name for name in ("nouns.txt", "contexts.json", "spoken.json")}
-        in_scene = {english: french if language == "french" else english for english, french in words["nouns"].items()}
-        files["nouns.txt"].write_text("\n".join(in_scene.values()), encoding="utf-8")
-        files["contexts.json"].write_text(json.dumps(words[language]), encoding="utf-8")
-        spoken = {noun: english for english, noun in in_scene.items()}
-        files["spoken.json"].write_text(json.dumps(spoken), encoding="utf-8")
-        settings = PretrainedSettings(
-            nouns=str(files["nouns.txt"]), contexts=str(files["contexts.json"]), spoken=str(files["spoken.json"]),
-            limit=None, measure=_MEASURE,
-        )  # fmt: skip
-        probe(str(smollm2()), folder, settings)
+    place = folder.parent / f"{folder.name}-words"  # the tables name these files, so they keep their place
+    place.mkdir(parents=True, exist_ok=True)
+    files = {name: place / name for name in ("nouns.txt", "contexts.json", "spoken.json")}
+    in_scene = {english: french if language == "french" else english for english, french in words["nouns"].items()}
+    files["nouns.txt"].write_text("\n".join(in_scene.values()), encoding="utf-8")
+    files["contexts.json"].write_text(json.dumps(words[language]), encoding="utf-8")
+    spoken = {noun: english for english, noun in in_scene.items()}
+    files["spoken.json"].write_text(json.dumps(spoken), encoding="utf-8")
+    settings = PretrainedSettings(
+        nouns=str(files["nouns.txt"]), contexts=str(files["contexts.json"]), spoken=str(files["spoken.json"]),
+        limit=None, measure=_MEASURE,
+    )  # fmt: skip
+    probe(str(smollm2()), folder, settings)
     return {"model": NAME, "language": language, "nouns": len(in_scene), "contexts": len(words[language]),
             **_figures(folder)}  # fmt: skip
 

@@ -3,7 +3,16 @@
 from symground.models.architectures import register, set_images
 from symground.models.attachment import attach, detach, mixers
 from symground.models.hooks import Mixer, Tap
-from symground.models.loading import PRESETS, create, load, load_processor, load_tokenizer, parameter_count, told_heads
+from symground.models.loading import (
+    PRESETS,
+    create,
+    load,
+    load_processor,
+    load_tokenizer,
+    parameter_count,
+    told_encoder_decoder,
+    told_heads,
+)
 from symground.models.trials import Readout, readout
 
 register()  # a model can then also be loaded with attn_implementation="symground"
@@ -23,5 +32,6 @@ __all__ = [
     "parameter_count",
     "readout",
     "set_images",
+    "told_encoder_decoder",
     "told_heads",
 ]

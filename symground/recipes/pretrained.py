@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,17 +16,20 @@ import tyro
 from torch import Tensor
 
 from symground.analysis import Probes, probes
+from symground.analysis.probing import check_fits
 from symground.analysis.results import read_table
 from symground.analysis.run import ANALYSES, MeasureSettings, Subject, estimated, measure
 from symground.data import noun_list
-from symground.data.files import parse_json
+from symground.data.files import json_typed, parse_json
 from symground.data.words import text_of
 from symground.errors import check_device, check_path, check_types, integer
-from symground.files import held, read_json, write_json
-from symground.models import load, load_tokenizer
+from symground.files import held, is_run, read_json, write_json
+from symground.models import load, load_tokenizer, told_encoder_decoder
+from symground.models.trials import looks_ahead
 from symground.recipes.study import summarise
 from symground.reports import report
 from symground.reports.views.pieces import pieces_of
+from symground.training.provenance import machine, versions
 
 #: Rows and tokens of the text that lenses are fitted on.
 _ROWS, _LENGTH = 64, 128
@@ -46,7 +50,8 @@ class PretrainedSettings:
     contexts: str | None = None
     """JSON file of sentence pairs; by default the package's six in plain English."""
     spoken: str | None = None
-    """JSON file of an object, noun → the word that is expected for it (its translation, for example)."""
+    """JSON file of an object, noun → the word that is expected for it, such as its translation; a noun that it lacks is
+    its own word."""
     text: str | None = None
     """File of text to fit lenses on; by default the model writes one itself."""
     measure: tyro.conf.OmitArgPrefixes[MeasureSettings] = field(
@@ -81,18 +86,26 @@ def probe(model: str, out: str | Path, settings: PretrainedSettings) -> Path | N
 
     Raises:
         FileNotFoundError: a file or the model does not exist.
-        ValueError: words or files that do not fit, a device that does not exist, or a folder with other files or with
-            tables of another model or other settings.
+        ValueError: words or files that do not fit, a device that does not exist, a model that sees later tokens or has
+            too few positions, or a folder with other files or with tables of another model or other settings.
         BlockingIOError: another process fills this folder.
     """
     folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"out: expected a folder, or a name for one, got the file {folder}")
     if settings.device is not None:
         check_device(settings.device)
+    if is_run(model):
+        raise ValueError(
+            f"model: {model} is a run of a study, which symground analyze analyses; expected another model"
+        )
+    if told_encoder_decoder(model):
+        raise ValueError(f"model: expected a causal language model, {model} is an encoder-decoder")
     text = None if settings.text is None else text_of(_file(settings.text, "text"))
     tokenizer = load_tokenizer(model)
     asked = _probes(tokenizer, settings)
     config = _config(model, asked, settings)
-    _check_same(folder, config)
+    _check_same(folder, config, settings.measure.again)
 
     def own_text() -> Tensor:
         return _written(subject.model, tokenizer) if text is None else _rows(tokenizer, text)
@@ -104,14 +117,33 @@ def probe(model: str, out: str | Path, settings: PretrainedSettings) -> Path | N
     )  # fmt: skip
     due = [name for name in settings.measure.what if settings.measure.again or not _done(folder, name)]
     if due:
+        _say(f"{subject.name}: loading it, and timing some of its passes")
+        _check_reads(subject.model, asked)
         _say(_plan(subject, due))
     if settings.plan:
         return None
     with held(folder, "probes a model"):
-        write_json(folder / "config.json", config)
+        if due:
+            write_json(folder / "config.json", {**config, **_provenance(subject.model)})
         measure(f"probe {subject.name}", folder, [(subject, due)])
     summarise(folder)
     return report(folder)
+
+
+def _check_reads(model: Any, asked: Probes) -> None:
+    """Refuse a model that cannot read the probes, or that sees a word before it predicts it."""
+    check_fits(model, asked)
+    if looks_ahead(model):
+        raise ValueError(f"model: expected a causal language model, {type(model).__name__} sees later tokens")
+
+
+def _provenance(model: Any) -> dict[str, Any]:
+    """What the page says of where its numbers come from."""
+    command = shlex.join(["symground", *sys.argv[1:]]) if Path(sys.argv[0]).name == "symground" else None
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()), "machine": machine(model.device)["device"],
+        "versions": versions(), "command": command,
+    }  # fmt: skip
 
 
 def _file(path: str, name: str) -> Path:
@@ -122,35 +154,57 @@ def _file(path: str, name: str) -> Path:
 
 
 def _probes(tokenizer: Any, settings: PretrainedSettings) -> Probes:
-    nouns = noun_list(settings.nouns, settings.categories)[: settings.limit]
-    spoken: Any = None
+    listed = noun_list(settings.nouns, settings.categories)
+    nouns, spoken = listed[: settings.limit], {}
     if settings.spoken is not None:
         try:
-            spoken = parse_json(_file(settings.spoken, "spoken").read_bytes())
+            spoken = json_typed(parse_json(_file(settings.spoken, "spoken").read_bytes()), dict, "the file")
         except ValueError as error:
             raise ValueError(f"spoken: {settings.spoken}: {error}") from None
+        other = [noun for noun in spoken if noun not in listed]
+        if other:
+            raise ValueError(f"spoken: expected only nouns of the list as names, got {', '.join(map(repr, other[:5]))}")
     return probes(tokenizer, nouns, settings.contexts, spoken=spoken)
 
 
 def _config(model: str, asked: Probes, settings: PretrainedSettings) -> dict[str, Any]:
+    """What identifies the tables: the model, its probes, and the settings that change a result."""
     own = {name: value for name, value in asdict(settings).items() if name not in _NOT_RESULTS}
-    own["measure"] = {name: value for name, value in own["measure"].items() if name not in ("what", "again")}
+    how = {name: value for name, value in own.pop("measure").items() if name not in ("what", "again")}
     spoken = {noun: word for noun, word in zip(asked.nouns, asked.spoken, strict=True) if noun != word}
-    found: dict[str, Any] = json.loads(json.dumps({"pretrained": str(model), "settings": own, "nouns": asked.nouns,
-                                                   "spoken": spoken, "contexts": asked.contexts}))  # fmt: skip
+    found: dict[str, Any] = json.loads(json.dumps({
+        "pretrained": str(model), "settings": own, "measure": how, "nouns": asked.nouns, "spoken": spoken,
+        "contexts": asked.contexts,
+    }))  # fmt: skip
     return found
 
 
-def _check_same(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a folder of something else, or with tables of another model or other settings."""
+def _check_same(folder: Path, config: Mapping[str, Any], again: bool) -> None:
+    """Refuse a folder of something else, or with tables of another model, other probes or other settings.
+
+    With ``again`` the settings of the analyses may change.
+    """
     if not folder.exists():
         return
     known = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if "pretrained" not in known and any(folder.iterdir()):
         raise ValueError(f"out: expected an empty folder or one of symground probe, {folder} has other files")
-    differing = [name for name in config if known.get(name) != config[name]]
-    if differing and any(folder.glob("results/**/*.parquet")):
-        raise ValueError(f"out: {folder} has results with another {', '.join(differing)}; choose another folder")
+    if not any(folder.glob("results/**/*.parquet")):
+        return
+    differing = [
+        f"{name} is {was!r} there, {now!r} here"
+        for part in ("settings", "measure")
+        for name, now in config[part].items()
+        if (was := known.get(part, {}).get(name)) != now and not (again and part == "measure")
+    ]
+    differing += [f"another {name}" for name in ("nouns", "spoken", "contexts") if known.get(name) != config[name]]
+    if known.get("pretrained") != config["pretrained"]:
+        differing.insert(0, f"the model is {known.get('pretrained')} there")
+    if differing:
+        raise ValueError(
+            f"out: {folder} has results with other settings: {'; '.join(differing)}. Choose another folder; with "
+            "--again the settings of the analyses may change"
+        )
 
 
 def _done(folder: Path, analysis: str) -> bool:

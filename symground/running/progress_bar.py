@@ -25,7 +25,8 @@ class _Display:
 class Bar:
     """Counts the steps of one task."""
 
-    def __init__(self, label: str, total: int, done: int, quick: bool) -> None:
+    def __init__(self, label: str, total: int, done: int, quick: bool, alike: bool) -> None:
+        self._alike = alike
         self._label, self._total, self._done, self._note = label, total, done, ""
         self._since, self._begun = time.monotonic(), done
         self._last = self._since
@@ -59,7 +60,7 @@ class Bar:
     def _left(self) -> str:
         """The remaining time at this pace; empty at the end."""
         done, left = self._done - self._begun, self._total - self._done
-        if not done or left <= 0:
+        if not done or left <= 0 or not self._alike:
             return ""
         seconds = round((self._last - self._since) / done * left)
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
@@ -76,12 +77,13 @@ class Bar:
 
 
 @contextmanager
-def progress(label: str, total: int, done: int = 0, quick: bool = False) -> Iterator[Bar]:
+def progress(label: str, total: int, done: int = 0, quick: bool = False, alike: bool = True) -> Iterator[Bar]:
     """Show the progress of a task of ``total`` steps, of which ``done`` are finished, while the block runs.
 
-    A ``quick`` task prints plain lines only if it takes long.
+    A ``quick`` task prints plain lines only if it takes long. If the steps do not take ``alike`` long, no time that is
+    left is printed.
     """
-    bar = Bar(label, total, done, quick)
+    bar = Bar(label, total, done, quick, alike)
     try:
         yield bar
     finally:

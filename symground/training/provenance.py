@@ -40,7 +40,7 @@ def claim(run: Path, corpus: Corpus, settings: TrainSettings, hardware: Hardware
         sync(folder)
     there = _there(run)
     if there is None:
-        write_json(path, {**wanted, "hardware": {**asdict(hardware), **_machine(device)}, "versions": versions()})
+        write_json(path, {**wanted, "hardware": {**asdict(hardware), **machine(device)}, "versions": versions()})
         return
     check_same(run, there, wanted)
     if there["settings"]["steps"] < settings.steps:
@@ -105,9 +105,20 @@ def versions() -> dict[str, str | None]:
     }  # fmt: skip
 
 
-def _machine(device: torch.device) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+def machine(device: torch.device) -> dict[str, Any]:
+    """The GPU or the processor that computes, and the number of threads."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {"device": name, "threads": torch.get_num_threads()}
+
+
+def _processor() -> str:
+    """The processor's name where Linux tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 def _revision() -> str | None:

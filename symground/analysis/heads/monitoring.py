@@ -114,7 +114,7 @@ def monitor(
         - ece: the expected calibration error in ten bins;
         - wrong, examples, contexts, nouns; heads: the number of selected heads, mean of the halves;
         - note: "", or why the numbers or their intervals are NaN (in a half of the contexts all choices are right, or
-          all are wrong).
+          all are wrong), and whether no head reaches the threshold.
 
     Raises:
         ValueError: fewer than two contexts, an unknown value of among, or what trace refuses.
@@ -136,9 +136,10 @@ def monitor(
     half = halves(matched, seed)
     shares = [head_shares(traced, "aggregate", denominator) for traced in (matched, own)]
     looks = attended(attention(model, examples, rows=None, batch_size=batch_size))
-    flow, head_attention, heads = np.empty(len(half)), np.empty(len(half)), []
+    flow, head_attention, heads, below = np.empty(len(half)), np.empty(len(half)), list[int](), False
     for first in (True, False):
-        of_half = _strongest(shares[0][half != first], threshold)
+        of_half, weaker = _strongest(shares[0][half != first], threshold)
+        below = below or weaker
         for into, of in ((flow, shares[1]), (head_attention, looks)):
             into[half == first] = _mean_share(of[half == first], of_half)
         heads.append(len(of_half))
@@ -162,15 +163,20 @@ def monitor(
     counts["note"] = why
     if not why and bool(pd.DataFrame(rows)["auroc_low"].isna().any()):
         counts["note"] = f"no interval: in some resamples of {len(table)} choices all are right, or all are wrong"
+    if below:
+        said = f"no head's mean share of flow reaches {threshold:g} in a half of the contexts; its strongest is taken"
+        counts["note"] = "; ".join(filter(None, (counts["note"], said)))
     return Monitored(table, pd.DataFrame(rows).assign(**counts), pd.concat(bins, ignore_index=True))
 
 
-def _strongest(shares: xr.DataArray, threshold: float) -> HeadSet:
-    mean = shares.mean("example")
-    chosen = mean >= threshold
-    if not bool(chosen.any()):
-        chosen = mean == mean.max()
-    return frozenset((int(i), int(j)) for i, j in zip(*np.nonzero(chosen.values), strict=True))  # indices, not labels
+def _strongest(shares: xr.DataArray, threshold: float) -> tuple[HeadSet, bool]:
+    """The heads whose mean share reaches the threshold, else the one with the largest; and whether it is below."""
+    mean = shares.mean("example").fillna(0.0)
+    chosen = (mean >= threshold).values
+    below = not chosen.any()
+    if below:
+        chosen = np.arange(mean.size).reshape(mean.shape) == int(mean.values.argmax())
+    return frozenset((int(i), int(j)) for i, j in zip(*np.nonzero(chosen), strict=True)), below  # indices, not labels
 
 
 def _ratio(looks: xr.DataArray) -> Values:
@@ -204,7 +210,8 @@ def _predicted(table: pd.DataFrame, columns: Sequence[str]) -> Values:
         curve = models.Logit(wrong[to_fit], seen[to_fit])
         # No interval of it is used, and of few examples the inverse that it needs may not exist.
         curve.cov_params_func_l1 = lambda *_, size=seen.shape[1]: np.full((size, size), np.nan)
-        fitted = curve.fit_regularized(alpha=0.1, disp=0)
+        with np.errstate(over="ignore"):  # of a steep curve, whose end is 0
+            fitted = curve.fit_regularized(alpha=0.1, disp=0)
         predicted[to_predict] = fitted.predict(seen[to_predict])
     return predicted
 

@@ -30,6 +30,9 @@ class Context(NamedTuple):
     """The tier of the first sentence. "lan" makes it and its noun spoken, the control for plain recall. "image"
     replaces it by an image of the noun, and only the LAN words are used."""
 
+    def __str__(self) -> str:
+        return f"{self.env!r} … {self.lan!r}"
+
     def around(self) -> tuple[str, str]:
         """The ENV sentence before and after the noun."""
         before, after = self.env.split(SLOT)

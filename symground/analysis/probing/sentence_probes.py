@@ -199,6 +199,7 @@ def probes(
     nouns = None if nouns is None else words_of(nouns, "nouns")
     seed = integer("seed", seed, 0)
     spoken = check_mapping({} if spoken is None else spoken, "spoken")
+    words_of(spoken.values(), "spoken")
     chosen = read_contexts(contexts, "contexts.json" if isinstance(encoder, StudyEncoder) else "contexts_text.json")
     if cue is not None:
         choice("cue", cue, (*TIERS, IMAGE))

@@ -31,7 +31,7 @@ def measure(label: str, study: Path, due: Sequence[tuple[Subject, Sequence[str]]
     """
     tables = {name: Table(study, name) for name in TABLES}
     saved, left, partial = time.monotonic(), 0, list[Path]()
-    with progress(label, sum(len(names) for _, names in due)) as bar:
+    with progress(label, sum(len(names) for _, names in due), alike=False) as bar:
         try:
             for subject, names in due:
                 for name in names:

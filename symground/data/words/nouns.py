@@ -51,7 +51,8 @@ def noun_list(source: str = "study", categories: Sequence[str] = ()) -> list[str
     else:
         path = check_path(source, "nouns")
         if not path.is_file():
-            raise FileNotFoundError(f"nouns: expected 'study', 'cdi' or a file, {source} does not exist")
+            wrong = "is a folder" if path.is_dir() else "does not exist"
+            raise FileNotFoundError(f"nouns: expected 'study', 'cdi' or a file, {source} {wrong}")
         if path.suffix == ".csv":
             known = _wordbank(path)
             words = list(known)

@@ -245,17 +245,31 @@ def told_heads(path: str | Path) -> tuple[int, int] | None:
 
     None: it does not tell, as those of a hybrid, or there is none that can be read.
     """
-    steps = checkpoint_steps(Path(path)) if is_run(path) else []
-    place, where = _source(checkpoint_folder(Path(path), steps[-1]) if steps else path)
-    try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False, **where).get_text_config()
-    except (OSError, ValueError):
+    config = _told(path)
+    if config is None:
         return None
+    config = config.get_text_config()
     layers: Any = getattr(config, "num_hidden_layers", None)
     heads: Any = getattr(config, "num_attention_heads", None)
     kinds = getattr(config, "layer_types", None) or ()
     mixed = any("mamba" in name or "ssm" in name for name in vars(config)) or any("attention" not in x for x in kinds)
     return None if mixed or not (is_integer(layers) and is_integer(heads)) else (layers, heads)
+
+
+def told_encoder_decoder(path: str | Path) -> bool:
+    """Whether a model's configuration tells, without its weights, that it is an encoder-decoder."""
+    return bool(getattr(_told(path), "is_encoder_decoder", False))
+
+
+def _told(path: str | Path) -> PreTrainedConfig | None:
+    """The configuration of a model, without its weights; None if there is none that can be read."""
+    steps = checkpoint_steps(Path(path)) if is_run(path) else []
+    place, where = _source(checkpoint_folder(Path(path), steps[-1]) if steps else path)
+    try:
+        found: PreTrainedConfig = AutoConfig.from_pretrained(place, trust_remote_code=False, **where)
+    except (OSError, ValueError):
+        return None
+    return found
 
 
 def load_processor(path: str | Path, *, trust_remote_code: bool = False) -> Any:

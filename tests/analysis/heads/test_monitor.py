@@ -198,3 +198,15 @@ def test_where_one_half_is_all_alike_nothing_is_told(
     found = monitor(model, probes).detectors
     assert np.isnan(found["auroc"]).all()
     assert found["note"].str.contains(f"choices in one half of the contexts are {'right' if right else 'wrong'}").all()
+
+
+def test_it_says_where_no_head_reaches_the_threshold(model: PreTrainedModel, probes: Probes) -> None:
+    """Its strongest head is taken then; of heads without flow, one and not all."""
+    assert not monitor(model, probes, threshold=0.05).detectors["note"].str.contains("no head").any()
+    found = monitor(model, probes, threshold=1.0).detectors
+    assert found["note"].str.contains("no head's mean share of flow reaches 1 in a half of the contexts").all()
+    assert (found["heads"] == 1).all()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    assert (monitor(model, probes).detectors["heads"] == 1).all()

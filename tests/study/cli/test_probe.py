@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import symground as sg
@@ -167,6 +169,12 @@ def test_the_estimate_counts_what_the_analyses_run(
         (["--text", "nowhere.txt"], "text: nowhere.txt does not exist"),
         (["--spoken", "nowhere.json"], "spoken: nowhere.json does not exist"),
         (["--device", "tpu"], "device: "),
+        (["--nouns", "."], "nouns: expected 'study', 'cdi' or a file, . is a folder"),
+        (["--spoken", "SPOKEN", '["cup"]'], "the file: expected"),
+        (["--spoken", "SPOKEN", '{"book": 1}'], "spoken: expected words, got int 1"),
+        (["--spoken", "SPOKEN", '{"book": " "}'], "spoken: expected words, got str ' '"),
+        (["--spoken", "SPOKEN", '{"zebra": "z"}'], "spoken: expected only nouns of the list as names, got 'zebra'"),
+        (["--out", "FILE"], "out: expected a folder, or a name for one, got the file"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_the_weights_load(
@@ -174,21 +182,71 @@ def test_what_cannot_be_asked_is_refused_before_the_weights_load(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(pretrained, "load", lambda *_, **__: pytest.fail("the weights were loaded"))
-    assert said in fails(options(folder, tmp_path / "out", *change), capsys)
+    if "SPOKEN" in change:
+        *change, text = change
+        (tmp_path / "spoken.json").write_text(text)
+    (tmp_path / "file").write_text("mine")
+    places = {"SPOKEN": str(tmp_path / "spoken.json"), "FILE": str(tmp_path / "file")}
+    assert said in fails(options(folder, tmp_path / "out", *(places.get(x, x) for x in change)), capsys)
+    assert (tmp_path / "file").read_text() == "mine"
     assert not (tmp_path / "out").exists()
     assert "limit: expected an integer of at least 2" in fails(options(folder, tmp_path, "--limit", "1"), capsys, 2)
+
+
+def models() -> dict[str, Any]:
+    """Models that see a word before it is predicted, read their text by an encoder, or have too few positions."""
+    vocabulary = len(subword_tokenizer())
+    small = {"vocab_size": vocabulary, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "intermediate_size": 16}  # fmt: skip
+    two = {"vocab_size": vocabulary, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1,
+           "encoder_attention_heads": 2, "decoder_attention_heads": 2}  # fmt: skip
+    t5 = transformers.T5Config(vocab_size=vocabulary, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    short = transformers.GPT2Config(vocab_size=vocabulary, n_positions=8, n_embd=16, n_layer=1, n_head=2)
+    return {
+        "sees later tokens": transformers.BertForMaskedLM(transformers.BertConfig(**small)),
+        "is an encoder-decoder": transformers.BartForConditionalGeneration(transformers.BartConfig(**two)),
+        "expected a causal language model": transformers.T5ForConditionalGeneration(t5),
+        "expected at most 8 tokens, the model's positions": transformers.GPT2LMHeadModel(short),
+    }
+
+
+@pytest.mark.parametrize("said", models())
+def test_a_model_that_cannot_be_probed(
+    said: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models()[said].save_pretrained(tmp_path / "model")
+    subword_tokenizer().save_pretrained(tmp_path / "model")
+    asked = options(folder, tmp_path / "out")
+    asked[1] = str(tmp_path / "model")
+    error = fails(asked, capsys)
+    assert said in error
+    assert len(error) < 600
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_with_other_results_is_refused(
     probed: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "results with another settings" in fails(options(folder, probed, "--threshold", "0.5"), capsys)
+    assert "other settings: threshold is 0.2 there, 0.5 here" in fails(
+        options(folder, probed, "--threshold", "0.5"), capsys
+    )
+    assert "limit is 20 there, 2 here; another nouns" in fails(
+        options(folder, probed, "--limit", "2", "--again"), capsys
+    )
     (tmp_path / "notes.txt").write_text("mine")
     assert "has other files" in fails(options(folder, tmp_path), capsys)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_words_that_stand_for_others(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_again_takes_other_settings_of_an_analysis(probed: Path, folder: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(probed, tmp_path / "out")
+    assert main(options(folder, out, "--draws", "3", "--what", "interventions", "--again")) == 0
+    assert read_table(out, "interventions")["draws"].eq(3).all()
+    for name in ("gain", "sweep"):
+        pd.testing.assert_frame_equal(read_table(out, name), read_table(probed, name))
+
+
+def test_words_that_stand_for_others(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "spoken.json").write_text('{"book": "cup", "ball": "book", "cup": "ball"}')
     out = tmp_path / "out"
     assert main(options(folder, out, "--spoken", str(tmp_path / "spoken.json"), "--what", "surprisal")) == 0
@@ -197,5 +255,3 @@ def test_words_that_stand_for_others(folder: Path, tmp_path: Path, capsys: pytes
     )))  # fmt: skip
     found = read_table(out, "gain").set_index("target")["gain"]
     assert found.to_dict() == pytest.approx(expected.set_index("target")["gain"].to_dict(), abs=1e-5)
-    (tmp_path / "spoken.json").write_text("[1]")
-    assert "spoken: " in fails(options(folder, tmp_path / "b", "--spoken", str(tmp_path / "spoken.json")), capsys)
