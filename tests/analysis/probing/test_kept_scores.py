@@ -100,7 +100,7 @@ def test_nan_is_named_and_what_came_before_is_kept(corpus: Corpus, tmp_path: Pat
                 values[2, 1] = np.nan
             yield context, values
 
-    message = r"step-00000200 gives NaN for 'book' after context \d \(Context\(env=.*\)\) with 'ball'"
+    message = r"step-00000200 gives NaN for 'book' after context \d \(.* … .*\) with 'ball'"
     with mock.patch.object(scoring, "scan", broken), pytest.raises(ValueError, match=message):
         sg.score_to_parquet(model, probes, tmp_path / "scores")
     assert pd.read_parquet(tmp_path / "scores")["context"].nunique() == 3
