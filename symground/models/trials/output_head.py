@@ -18,8 +18,8 @@ from symground.models.trials.own_logits import OwnLogits
 
 #: The most logits that are computed at once if the vocabulary head is not a plain product.
 _AT_ONCE = 2**24
-#: The most logits of a pass that are kept for its backward pass (16 MiB in float32).
-_KEPT = 2**22
+#: The most logits of a pass that are kept for its backward pass (2 MiB in float32), a few rows of a large vocabulary.
+_KEPT = 2**19
 
 
 @dataclass(frozen=True)

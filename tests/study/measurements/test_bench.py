@@ -258,7 +258,7 @@ def test_a_measurement_that_there_is_not(monkeypatch: pytest.MonkeyPatch, capsys
     assert run_benchmarks() == 2
     assert (
         "expected one of suites, plot, before-after, scaling, attention-scale, training-log, attnread, report, "
-        "kernels, forecast, launch-cost, classes, ops, gpu; got 'speed'" in capsys.readouterr().err
+        "kernels, forecast, launch-cost, classes, ops, learnt, gpu; got 'speed'" in capsys.readouterr().err
     )
 
 
