@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,20 +64,68 @@ def _number(value: float, probability: bool) -> str:
     return f"{value:,.0f}" if value == round(value) and abs(value) >= 100 else number(value)
 
 
+#: Differences of numbers of order one that are smaller than this are rounding errors.
+_NOTHING = 1e-12
+#: The most decimals of numbers that share them, and of a number by itself.
+_SHARED, _MOST = 4, 6
+
+
 def number(value: float, digits: int = 2) -> str:
-    """A number with ``digits`` decimals, without a minus before a zero; a dash for NaN."""
-    return "–" if np.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"
+    """A number with ``digits`` decimals, or with as many more as it takes not to be written as 0; a dash for NaN."""
+    return _written(value, _decimals(value, digits))
 
 
 def signed(value: float) -> str:
-    """A number with its sign and two decimals, without a minus before a zero; a dash for NaN."""
-    return "–" if np.isnan(value) else f"{round(value, 2) + 0.0:+.2f}"
+    """A number as `number` writes it, with its sign; +0.00 for zero."""
+    return _written(value, _decimals(value), "+")
+
+
+def numbers(*values: float, digits: int = 2) -> list[str]:
+    """Numbers that stand together. Small ones have the same decimals: as many as the smallest needs."""
+    sizes = [abs(value) for value in values if not np.isnan(value) and abs(value) >= _NOTHING]
+    needed = max((_decimals(size, digits) for size in sizes), default=digits)
+    if sizes and max(sizes) < 0.1 and needed <= _SHARED:
+        digits = needed
+    return [number(value, digits) for value in values]
+
+
+def told_apart(values: Sequence[float], digits: int = 2) -> list[str]:
+    """Numbers in an order, with the decimals at which neighbours that differ are written differently."""
+    found = [number(value, digits) for value in values]
+    for more in range(digits, _MOST + 1):
+        found = [number(value, more) for value in values]
+        pairs = zip(values[:-1], values[1:], found[:-1], found[1:], strict=True)
+        if all(a != b or abs(x - y) < _NOTHING or np.isnan(x) or np.isnan(y) for x, y, a, b in pairs):
+            break
+    return found
+
+
+def percent(share: float) -> str:
+    """A share in percent, without decimals unless it is too small for that."""
+    return f"{number(100 * share, 0)}%"
+
+
+def _decimals(value: float, digits: int = 2) -> int:
+    """The decimals, at least ``digits``, at which a number is not written as 0."""
+    if np.isnan(value) or np.isinf(value) or abs(value) < _NOTHING:
+        return digits
+    while digits < _MOST and not round(abs(value), digits):
+        digits += 1
+    return digits
+
+
+def _written(value: float, digits: int, sign: str = "") -> str:
+    if np.isnan(value):
+        return "–"
+    shown = round(value, digits) + 0.0
+    return f"{value:{sign}.0e}" if not shown and abs(value) >= _NOTHING else f"{shown:{sign}.{digits}f}"
 
 
 def with_deviation(mean: float, deviation: float, digits: int = 2) -> str:
     """A mean ± its standard deviation; the mean alone if the deviation is NaN, a dash if the mean is."""
-    shown = number(mean, digits)
-    return shown if np.isnan(mean) or np.isnan(deviation) else f"{shown} ± {number(deviation, digits)}"
+    if np.isnan(mean) or np.isnan(deviation):
+        return number(mean, digits)
+    return " ± ".join(numbers(mean, deviation, digits=digits))
 
 
 #: Shown in place of a control that was drawn from too few heads for a comparison.
@@ -101,11 +149,14 @@ def stars(p: float) -> str:
 
 
 def interval(low: float, high: float) -> str:
-    return "–" if np.isnan(low) else f"[{number(low)}, {number(high)}]"
+    return "–" if np.isnan(low) else f"[{', '.join(numbers(low, high))}]"
 
 
 def with_interval(mean: float, low: float, high: float) -> str:
-    return number(mean) if np.isnan(low) else f"{number(mean)} [{number(low)}, {number(high)}]"
+    if np.isnan(low):
+        return number(mean)
+    mid, *ends = numbers(mean, low, high)
+    return f"{mid} [{', '.join(ends)}]"
 
 
 def scene_share(statistics: Mapping[str, Any]) -> float:

@@ -153,7 +153,7 @@ def _text(axis: Axis, value: float) -> str:
 def _number(value: float) -> str:
     if not np.isfinite(value):
         return "–"
-    value = round(float(value), 6) + 0.0
+    value = 0.0 if abs(value) < 1e-12 else float(value)  # the rest of a rounding
     return f"{value:,.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.4g}"
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from symground.reports.formats import table_html
 from symground.reports.sections.behaviour import acquisition
-from symground.reports.sections.heads import explained, flow_and_effect, stability
+from symground.reports.sections.heads import explained, flow_and_effect, stability, strongest_heads
 from symground.reports.sections.parts import TablePart
 
 
@@ -63,9 +63,17 @@ def test_acquisition_by_hand() -> None:
 def test_numbers_as_people_read_them() -> None:
     frame = pd.DataFrame({"step": [1200.0, np.inf], "p": [1e-9, 0.0456], "x": [-0.001, np.nan], "<b>": ["<i>", "&"]})
     html = table_html(frame)
-    for shown in ("1,200", "never", "&lt; 0.001", "0.046", "<td>0.00</td>", "–", "&lt;b&gt;", "&lt;i&gt;", "&amp;"):
+    for shown in ("1,200", "never", "&lt; 0.001", "0.046", "<td>-0.001</td>", "–", "&lt;b&gt;", "&lt;i&gt;", "&amp;"):
         assert shown in html
     assert "<i>" not in html
+
+
+def test_heads_in_the_order_of_their_effects_are_told_apart() -> None:
+    effects = [0.0123, 0.0119, 0.00004, -0.2]
+    swept = pd.DataFrame({"effect": effects, "first_order": 0.001}).assign(model="m", seed=0, step=5, layer=0, head=1)
+    shown = strongest_heads(swept)
+    assert shown["effect, nats"].tolist() == ["0.0123", "0.0119", "0.00004", "-0.2000"]
+    assert set(shown["first-order estimate"]) == {"0.001"}
 
 
 @pytest.mark.parametrize(("rows", "tall"), [(0, False), (14, False), (15, True)])

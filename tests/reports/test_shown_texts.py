@@ -108,10 +108,13 @@ def test_a_model_that_never_passes_is_said_to(made: Made) -> None:
     assert summary(study)[0].endswith("nats at step 400, never lastingly above 1 nat (6 nouns, 1 seed).")
     assert summary(study)[0].startswith("gpt2-4l: a scene with the noun makes its word harder to predict: gain -4.88 [")
     none = "it is not shown that a scene with the noun makes its word easier to predict: gain 0.00 ["
-    for values in ((-1.0, 1.0), (-3e-5, -2e-5)):  # nothing, and a difference that the digits on the page do not show
+    for values in ((-1.0, 1.0), (-3e-14, -2e-14)):  # nothing, and the rest of a rounding
         gain = read_table(study, "gain").assign(gain=lambda t, values=values: list(values) * (len(t) // 2))
         gain.to_parquet(study / "results" / "gain.parquet")
         assert summary(study)[0].startswith(f"gpt2-4l: {none}")
+    gain.assign(gain=[-3e-4, -2e-4] * (len(gain) // 2)).to_parquet(study / "results" / "gain.parquet")
+    said = summary(study)[0]
+    assert re.search(r"harder to predict: gain -0\.000[23]\d* \[-0\.0003, -0\.0002\] nats", said), said
 
 
 def test_one_seed_says_nothing_of_an_architecture_and_many_have_a_range(made: Made) -> None:

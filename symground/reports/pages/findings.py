@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from symground.analysis.causal import enough
-from symground.reports.formats import control_cell, number, with_interval
+from symground.reports.formats import control_cell, number, numbers, percent, with_interval
 from symground.reports.sections.parts import Section, TablePart, last_checkpoints
 
 #: A model with at most this many seeds has a sentence for each of them.
@@ -69,8 +69,8 @@ def _gains(frames: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
 
 
 def _direction(low: float, high: float) -> str:
-    """What the gain's interval over nouns says, at the digits that are printed."""
-    low, high = round(low, 2), round(high, 2)
+    """What the gain's interval over nouns says. Ends that are written as 0 are on neither side of it."""
+    low, high = (0.0 if number(end) == number(0) else end for end in (low, high))
     if low > 0 or high < 0:
         return f"a scene with the noun makes its word {'easier' if low > 0 else 'harder'} to predict"
     return "it is not shown that a scene with the noun makes its word easier to predict"
@@ -80,10 +80,10 @@ def _explained(frames: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
     if "r2-peak" not in frames:
         return
     for row in frames["r2-peak"].dropna(subset="peak").to_dict("records"):
-        peak = f"at most {row['peak']:.0%} of the gain's variance over nouns (step {row['peak_step']:,.0f})"
+        peak = f"at most {percent(row['peak'])} of the gain's variance over nouns (step {row['peak_step']:,.0f})"
         yield Finding(
             "cooccurrence",
-            f"{row['model']}: co-occurrence explains {peak}, {row['last']:.0%} at the last checkpoint."
+            f"{row['model']}: co-occurrence explains {peak}, {percent(row['last'])} at the last checkpoint."
             if row["last_step"] > row["peak_step"] else f"{row['model']}: co-occurrence explains {peak}.",
         )  # fmt: skip
 
@@ -111,7 +111,7 @@ def _silencing(before: str, after: str) -> str:
 
 
 def _range(values: pd.Series) -> str:
-    return f"{number(values.min())}–{number(values.max())}"
+    return "–".join(numbers(values.min(), values.max()))
 
 
 def _beside_randoms(of_model: pd.DataFrame) -> str:

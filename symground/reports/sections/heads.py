@@ -13,6 +13,7 @@ from scipy import stats
 from symground.analysis.heads import DENOMINATORS, KINDS
 from symground.files import evenly
 from symground.reports.figures import colours, figure_of, over_steps
+from symground.reports.formats import told_apart
 from symground.reports.hover import called
 from symground.reports.sections.parts import (
     FigurePart,
@@ -32,11 +33,11 @@ def heads(study: StudyResults) -> Section:
     shares, swept = study.results["shares"], study.results["sweep"]
     parts: list[FigurePart | TablePart] = []
     if not shares.empty:
-        made, counts = study.analyze("saliency"), head_counts(shares)
+        made, counts, common = study.analyze("saliency"), head_counts(shares), common_heads(shares)
         parts += [
             *([FigurePart("head-counts", counts_figure(counts), made)] if has_training(counts) else []),
             TablePart("head-counts", counts, made, _at_some(counts)),
-            TablePart("common-heads", common_heads(shares), made),
+            TablePart("common-heads", common, made, common_shown(common)),
             TablePart("stability", stability(_of_last_two(study), _examples(study)), made),
             FigurePart("shares", shares_figure(shares), made),
             TablePart("shares", last_checkpoints(shares), made, _shares_shown(shares)),
@@ -96,6 +97,12 @@ def common_heads(shares: pd.DataFrame, most: int = 12) -> pd.DataFrame:
     return table.rename(columns={"selected": "found in", "share": "mean share"})
 
 
+def common_shown(common: pd.DataFrame) -> pd.DataFrame:
+    """The table of :func:`common_heads` for the page."""
+    found = _in_order(common, ["model", "seed", "kind"], "found in") if len(common) else common["found in"]
+    return common.assign(**{"found in": found})
+
+
 def _at_some(counts: pd.DataFrame) -> pd.DataFrame:
     """Five checkpoints, evenly spread."""
     return counts[counts["step"].isin(evenly(sorted(counts["step"].unique()), 5))]
@@ -107,9 +114,16 @@ def strongest_heads(swept: pd.DataFrame, most: int = 8) -> pd.DataFrame:
     columns = {"effect": "effect, nats", "first_order": "first-order estimate"}
     table = last.sort_values("effect", ascending=False, kind="stable").groupby(["model", "seed"]).head(most)
     table = table.sort_values(["model", "seed"], kind="stable").rename(columns=columns)
+    for name in columns.values():
+        table[name] = _in_order(table, ["model", "seed"], name)
     fit = {key: frame["effect"].corr(frame["first_order"]) for key, frame in last.groupby(["model", "seed"])}
     table["correlation over all heads"] = [fit[key] for key in zip(table["model"], table["seed"], strict=True)]
     return table
+
+
+def _in_order(table: pd.DataFrame, keys: list[str], name: str) -> pd.Series:
+    """The column as text. In each group by ``keys``, which is in an order, values that differ are told apart."""
+    return table.groupby(keys, sort=False)[name].transform(lambda of: pd.Series(told_apart(of.tolist()), of.index))
 
 
 def stability(found: pd.DataFrame, examples: int) -> pd.DataFrame:
@@ -172,6 +186,7 @@ def _shares_shown(shares: pd.DataFrame) -> pd.DataFrame:
     last = last_checkpoints(shares)
     rows = last[(last["denominator"] == "row") & (last["selected"] > 0.05)]
     rows = rows.sort_values(["model", "seed", "kind", "share"], ascending=[True, True, True, False], kind="stable")
+    rows = rows.assign(share=_in_order(rows, ["model", "seed", "kind"], "share") if len(rows) else rows["share"])
     wanted = ["model", "seed", "step", "kind", "layer", "head", "share", "null", "null_95", "selected", "null_selected"]
     names = {
         "share": "mean share", "null": "of mismatched", "null_95": "passed by 5 % of mismatched",
