@@ -26,6 +26,7 @@ from symground.models import PRESETS, load_tokenizer
 from symground.recipes.prepare import GENERATED, PROBE_IMAGES, CorpusSettings, check_named, kind_of, prepare
 from symground.reports import report
 from symground.reports.formats import control_cell, number, with_interval
+from symground.reports.sections.silencing import differing
 from symground.training import Hardware, Optimization, TrainSettings, train
 
 
@@ -208,10 +209,12 @@ def summarise(study: Path) -> None:
         last = frame[frame["step"] == frame["step"].max()]
         _say(f"{model} seed {seed}, step {last['step'].iloc[0]}: gain {with_interval(*gain_interval(last))} nats")
     table = read_table(study, "interventions")
+    apart = [] if table.empty else differing(table)
     row: Any
     for row in table.itertuples():
+        which = ", ".join([row.denominator, f"span {row.span}", *(f"{name} {getattr(row, name)}" for name in apart)])
         _say(
-            f"{row.model} seed {row.seed}, step {row.step}: {row.kind} heads ({row.denominator}, span {row.span}) "
+            f"{row.model} seed {row.seed}, step {row.step}: {row.kind} heads ({which}) "
             f"{number(row.heads_per_example)} per example; surprisal {number(row.original)}, silenced "
             f"{number(row.intervened)}, random heads {control_cell(row._asdict())}"
         )

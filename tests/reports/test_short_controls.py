@@ -68,7 +68,7 @@ def test_in_the_page(made: Made, tmp_path: Path, short: int, withheld: bool) -> 
     for text in (page, beside):
         assert (of_table in text) != withheld
         assert (f"<td>{FEW}</td>" in text) == withheld
-    assert (f"as many random heads to {CONTROL:.2f} ± {DEVIATION:.2f}." in page) != withheld
+    assert (f"as many random heads from all layers to {CONTROL:.2f} ± {DEVIATION:.2f}." in page) != withheld
     assert (f"in {short} of 180 examples too few other heads are left" in page) == withheld
     assert (f"<td>{CONTROL:.3f} ± {DEVIATION:.3f}</td>" in page) != withheld  # of steering
     original = read_table(study, "interventions")["original"].iloc[0]
@@ -150,7 +150,7 @@ def test_a_control_that_could_not_be_drawn_is_a_dash_everywhere(made: Made) -> N
     page, paper = without_downloads(sg.report(study).read_text(encoding="utf-8")), papers(study)
     assert "nan" not in page.split('id="causal"')[1].split("</section>")[0]
     assert "nan" not in paper
-    assert "as many random heads to –." in page
+    assert "as many random heads from all layers to –." in page
     assert "no control to judge it by" in paper
 
 

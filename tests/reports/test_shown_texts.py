@@ -96,9 +96,10 @@ def test_the_summary(study: Path, tmp_path: Path) -> None:
     for model, seed in RUNS:
         (row,) = of(silenced, model=model, seed=seed, step=400, kind="aggregate", denominator="row").to_dict("records")
         expected.append(
-            f"{model}, seed {seed}: silencing each example's own aggregate heads moves the matched surprisal from "
-            f"{row['original']:.2f} to {row['intervened']:.2f} nats, and silencing as many random heads to "
-            f"{row['control']:.2f} ± {row['control_sd']:.2f}."
+            f"{model}, seed {seed}: silencing the aggregate heads found in each example itself (at all positions, by "
+            f"zeros) moves the matched surprisal from {row['original']:.2f} to {row['intervened']:.2f} nats, and "
+            f"silencing as many random heads from all layers to {row['control']:.2f} ± {row['control_sd']:.2f} (the "
+            "first of 2 rows, in the order that their table gives)."
         )
     assert summary(study) == expected
 
@@ -131,8 +132,9 @@ def test_one_seed_says_nothing_of_an_architecture_and_many_have_a_range(made: Ma
     over = f"3 seeds, [{np.mean(means) - half:.2f}, {np.mean(means) + half:.2f}] over them)."
     assert said[0].endswith(over)
     assert said[-1] == (
-        "gpt2-4l, the range of 3 seeds: silencing each example's own aggregate heads moves the matched surprisal from "
-        "2.00–2.00 to 4.50–5.25 nats, and silencing as many random heads to 2.10–2.10."
+        "gpt2-4l, the range of 3 seeds: silencing the aggregate heads found in each example itself (at all positions, "
+        "by zeros) moves the matched surprisal from 2.00–2.00 to 4.50–5.25 nats, and silencing as many random heads "
+        "from all layers to 2.10–2.10."
     )
 
 
@@ -178,7 +180,8 @@ def test_the_terminal(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
         expected.append(f"{model} seed {seed}, step 400: gain {gain} nats")
     expected += [
         f"{row['model']} seed {row['seed']}, step {row['step']}: {row['kind']} heads ({row['denominator']}, span "
-        f"{row['span']}) {row['heads_per_example']:.2f} per example; surprisal {row['original']:.2f}, silenced "
+        f"{row['span']}, selection {row['selection']}, mode {row['mode']}) "
+        f"{row['heads_per_example']:.2f} per example; surprisal {row['original']:.2f}, silenced "
         f"{row['intervened']:.2f}, random heads {row['control']:.2f} ± {row['control_sd']:.2f}"
         for row in silenced.to_dict("records")
     ]

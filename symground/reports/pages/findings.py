@@ -10,7 +10,8 @@ import pandas as pd
 
 from symground.analysis.causal import enough
 from symground.reports.formats import control_cell, number, numbers, percent, with_interval
-from symground.reports.sections.parts import Section, TablePart, last_checkpoints
+from symground.reports.sections.parts import Section, TablePart
+from symground.reports.sections.silencing import first_rows, heads_of, no_heads, others_of, what_is
 
 #: A model with at most this many seeds has a sentence for each of them.
 _EACH = 2
@@ -52,7 +53,7 @@ def _gains(frames: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
         model = row["model"]
         gain = with_interval(row["gain"], row["gain_low"], row["gain_high"])
         several = row["seeds"] > _EACH and pd.notna(row["gain_seed_low"])
-        seeds = f"{row['seeds']} seed{'s' if row['seeds'] > 1 else ''}"
+        seeds = _counted(row["seeds"], "seed")
         if several:
             seeds += f", [{number(row['gain_seed_low'])}, {number(row['gain_seed_high'])}] over them"
         when = ""
@@ -63,9 +64,13 @@ def _gains(frames: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
         at = f" at step {row['step']:,}" if trained[model] else ""
         yield Finding(
             "behaviour",
-            f"{model}: {_direction(row['gain_low'], row['gain_high'])}: gain {gain} nats{at}{when} ({row['nouns']} "
-            f"nouns, {seeds}).",
+            f"{model}: {_direction(row['gain_low'], row['gain_high'])}: gain {gain} nats{at}{when} "
+            f"({_counted(row['nouns'], 'noun')}, {seeds}).",
         )
+
+
+def _counted(count: int, of: str) -> str:
+    return f"{count} {of}{'' if count == 1 else 's'}"
 
 
 def _direction(low: float, high: float) -> str:
@@ -91,38 +96,47 @@ def _explained(frames: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
 def _silenced(frames: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
     if "interventions" not in frames:
         return
-    table = frames["interventions"]
-    chosen = table[(table["kind"] == "aggregate") & (table["denominator"] == "row")]
-    last = last_checkpoints(chosen).drop_duplicates(["model", "seed"])
-    for model, of_model in last.groupby("model", sort=True):
-        rows = of_model.to_dict("records")
-        if len(rows) > _EACH:
-            ends = (_range(of_model[name]) for name in ("original", "intervened"))
-            text = f"{model}, the range of {len(rows)} seeds: {_silencing(*ends)}{_beside_randoms(of_model)}."
-            yield Finding("causal", text)
-            continue
-        for row in rows:
-            before, after = number(row["original"]), number(row["intervened"])
-            yield Finding("causal", f"{model}, seed {row['seed']}: {_silencing(before, after)}{_beside_random(row)}.")
+    for model, of_model in first_rows(frames["interventions"]).groupby("model", sort=True):
+        alike: dict[tuple[Any, ...], list[dict[Any, Any]]] = {}
+        for row in of_model.to_dict("records"):  # seeds may have been analysed in different ways
+            alike.setdefault(what_is(row), []).append(row)
+        for rows in alike.values():
+            several = len(rows) > _EACH
+            for part in [rows] if several else [[row] for row in rows]:
+                who = f"{model}, the range of {len(rows)} seeds" if several else f"{model}, seed {part[0]['seed']}"
+                yield Finding("causal", f"{who}: {_silencing(part)}.")
 
 
-def _silencing(before: str, after: str) -> str:
-    return f"silencing each example's own aggregate heads moves the matched surprisal from {before} to {after} nats"
+def _silencing(rows: Sequence[Mapping[Any, Any]]) -> str:
+    """The sentence about the silenced heads of one seed or of several, which are of one kind of row."""
+    row, found = rows[0], pd.DataFrame(rows)
+    which = "" if row["of_rows"] == 1 else f" (the first of {row['of_rows']} rows, in the order that their table gives)"
+    empty = found["heads_per_example"].fillna(0) == 0
+    if empty.all():
+        return f"{no_heads(row)}, so none was silenced{which}"
+    if len(rows) > 1:
+        before, after = (_range(found[name]) for name in ("original", "intervened"))
+        beside = _beside_randoms(found, others_of(row))
+    else:
+        before, after = number(row["original"]), number(row["intervened"])
+        beside = _beside_random(row)
+    none = f"; in {empty.sum()} of the seeds {no_heads(row)}" if empty.any() else ""
+    return f"silencing {heads_of(row)} moves the matched surprisal from {before} to {after} nats{beside}{none}{which}"
 
 
 def _range(values: pd.Series) -> str:
     return "–".join(numbers(values.min(), values.max()))
 
 
-def _beside_randoms(of_model: pd.DataFrame) -> str:
-    short = [enough(*row) for row in of_model[["short", "examples"]].itertuples(index=False)]
+def _beside_randoms(found: pd.DataFrame, others: str) -> str:
+    short = [enough(*row) for row in found[["short", "examples"]].itertuples(index=False)]
     if not all(short):
         return f"; in {short.count(False)} of the seeds too few other heads are left for a comparison"
-    return f", and silencing as many random heads to {_range(of_model['control'])}"
+    return f", and silencing as many {others} to {_range(found['control'])}"
 
 
 def _beside_random(row: Mapping[Any, Any]) -> str:
     """The end of the sentence about silenced heads."""
     if not enough(row["short"], row["examples"]):
         return f"; in {row['short']} of {row['examples']} examples too few other heads are left for a comparison"
-    return f", and silencing as many random heads to {control_cell(row)}"
+    return f", and silencing as many {others_of(row)} to {control_cell(row)}"

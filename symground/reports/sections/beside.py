@@ -13,6 +13,7 @@ from symground.analysis.statistics import emergence, holm, paired
 from symground.reports.figures import band, colours, figure_of, over_steps
 from symground.reports.sections.causal import intervention_table
 from symground.reports.sections.parts import FigurePart, Section, StudyResults, TablePart, last_checkpoints
+from symground.reports.sections.silencing import completed, said_of_rows
 
 
 def beside(studies: Sequence[StudyResults]) -> Section:
@@ -61,13 +62,14 @@ def beside(studies: Sequence[StudyResults]) -> Section:
         wholes = table[table["level"] == "model"][["study", "model", "step", "low", "high", "count", "seeds"]]
         parts.append(TablePart("beside-emergence", table, made, wholes.rename(columns={"count": "nouns"}).round()))
     tables = [
-        intervention_table(study.results["interventions"]).assign(study=name)
+        completed(study.results["interventions"]).assign(study=name)
         for name, study in there
         if not study.results["interventions"].empty
     ]
     if tables:
         table = pd.concat(tables, ignore_index=True)
-        parts.append(TablePart("beside-interventions", table[["study", *[c for c in table if c != "study"]]], made))
+        shown = intervention_table(table)
+        parts.append(TablePart("beside-interventions", shown, made, note=said_of_rows(table)))
     return Section("beside", title, text, parts, missing)
 
 

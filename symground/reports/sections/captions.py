@@ -148,7 +148,7 @@ TABLES = {
         "30 %; “share of the effect” is their part of the sum of all positive effects."
     ),
     "interventions": (
-        "Surprisal of matched examples (mean, nats) if each example's own heads are silenced (intervened), if as many "
+        "Surprisal of matched examples (mean, nats) if the selected heads are silenced (intervened), if as many "
         "random other heads are silenced (control: mean ± standard deviation over draws), and if none is (original). "
         "*** p < 0.001, ** p < 0.01, * p < 0.05 for intervened against original, paired over examples, corrected over "
         "the rows of a run (Holm). “Span” is the number of tokens after the ENV noun that count as part of it. “Too "
@@ -196,7 +196,7 @@ TABLES = {
         "nouns. The download also has nouns and categories."
     ),
     "beside-interventions": (
-        "Surprisal of matched examples (mean, nats) if each example's own heads are silenced (intervened), if as many "
+        "Surprisal of matched examples (mean, nats) if the selected heads are silenced (intervened), if as many "
         "random heads are silenced (control), and if none is (original)."
     ),
 }

@@ -10,6 +10,7 @@ from symground.analysis.statistics import holm
 from symground.data.study_figures import STUDY, STUDY_INTERVENTIONS
 from symground.reports.formats import control_cell, number, signed, stars, with_interval
 from symground.reports.sections.parts import FigurePart, Section, StudyResults, TablePart
+from symground.reports.sections.silencing import APART, completed, differing, said_of_rows
 
 
 def causal(study: StudyResults) -> Section:
@@ -22,39 +23,43 @@ def causal(study: StudyResults) -> Section:
     )
     if interventions.empty:
         return Section("causal", title, text, (), study.lacking(interventions="interventions"))
-    made = study.analyze("interventions")
+    made, said = study.analyze("interventions"), said_of_rows(interventions, findings=True)
     parts: list[FigurePart | TablePart] = [
-        TablePart("interventions", interventions, made, intervention_table(interventions)),
+        TablePart("interventions", interventions, made, intervention_table(interventions), said),
         TablePart("study", STUDY_INTERVENTIONS, STUDY["source"]),
     ]
     grounds = grounds_or_matters(interventions)
     if not grounds.empty:
-        parts.append(TablePart("grounds", grounds, made, grounds_shown(grounds)))
+        parts.append(TablePart("grounds", grounds, made, grounds_shown(grounds), said_of_rows(grounds)))
     return Section("causal", title, text, parts)
 
 
 def _corrected(interventions: pd.DataFrame) -> pd.Series:
     """p, Holm-corrected over all rows of a run: its checkpoints, kinds, denominators and spans."""
-    by_run = interventions.groupby(["model", "seed"])["p"]
+    by_run = interventions.groupby([name for name in ("study", "model", "seed") if name in interventions])["p"]
     return by_run.transform(lambda p: holm(p.to_numpy(dtype=float)))
 
 
 def intervention_table(interventions: pd.DataFrame) -> pd.DataFrame:
     """The interventions in the form of the published table.
 
-    *** p < 0.001, ** p < 0.01, * p < 0.05, paired over examples, corrected over the rows of a run (Holm).
+    *** p < 0.001, ** p < 0.01, * p < 0.05, paired over examples, corrected over the rows of a run (Holm). It has the
+    columns of `APART` in which rows differ, and a column "study" if the results have one.
     """
     if interventions.empty:
         return pd.DataFrame()
+    interventions = completed(interventions)
     marks = _corrected(interventions).map(stars)
     return pd.DataFrame(
         {
+            **({"study": interventions["study"]} if "study" in interventions else {}),
             "model": interventions["model"],
             "seed": interventions["seed"],
             "step": interventions["step"],
             "kind": interventions["kind"],
             "share of": interventions["denominator"],
             "span": interventions["span"],
+            **{name: interventions[name] for name in differing(interventions)},
             "heads per example": interventions["heads_per_example"],
             "mean layer": interventions["mean_layer"],
             "intervened": interventions["intervened"].map(number) + marks,
@@ -79,8 +84,7 @@ def grounds_or_matters(interventions: pd.DataFrame) -> pd.DataFrame:
     """
     if "gain_intervened" not in interventions:
         return pd.DataFrame()
-    rows = interventions.dropna(subset="gain_intervened")
-    chosen = {"selection": rows["selection"], "positions": rows["positions"], "instead": rows["mode"]}
+    rows = completed(interventions.dropna(subset="gain_intervened"))
     enough_controls = [enough(short, examples) for short, examples in zip(rows["short"], rows["examples"], strict=True)]
     changes = {}
     for prefix, name in _MEASURES.items():
@@ -97,11 +101,7 @@ def grounds_or_matters(interventions: pd.DataFrame) -> pd.DataFrame:
             "kind": rows["kind"],
             "share of": rows["denominator"],
             "span": rows["span"],
-            **{
-                name: values
-                for name, values in chosen.items()
-                if values.nunique() > 1 or values.iloc[0] != _USUAL[name]
-            },
+            **{name: rows[name] for name in APART},
             **changes,
             **({"p of gain": rows["gain_p"]} if "gain_p" in rows else {}),
             "d of matched": rows["d"],
@@ -112,13 +112,12 @@ def grounds_or_matters(interventions: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-_USUAL = {"selection": "example", "positions": "all", "instead": "zero"}
-
-
 def grounds_shown(grounds: pd.DataFrame) -> pd.DataFrame:
     """The table of :func:`grounds_or_matters` for the page, with random heads' changes in brackets."""
-    shown = {}
+    shown, alike = {}, set(APART) - set(differing(grounds))
     for name in map(str, grounds):
+        if name in alike:
+            continue
         if name in _MEASURES.values():
             both = zip(grounds[name], grounds[f"{name}, random heads"], strict=True)
             shown[name] = [signed(ours) + ("" if pd.isna(random) else f" ({signed(random)})") for ours, random in both]

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from symground.analysis import results as of_study
+from symground.analysis.run import ANALYSES
 from symground.analysis.statistics import over_training
 from symground.files import model_and_seed, read_json, study_of
 from symground.reports.figures import svg_of
@@ -56,10 +57,12 @@ class TablePart:
     command: str
     shown: pd.DataFrame | None = None
     """The table for the page; None if it is the same."""
+    note: str = ""
+    """What its caption says of these rows."""
 
     @property
     def caption(self) -> str:
-        return TABLES[self.name]
+        return f"{TABLES[self.name]} {self.note}".rstrip()
 
     @property
     def html(self) -> Markup:
@@ -109,6 +112,12 @@ class Results:
         if name not in self._tables:
             self._tables[name] = of_study.read_table(self._folder, name, **self._only)
         return self._tables[name]
+
+    def lacks(self, name: str) -> bool:
+        """Whether the table is not there. A large one is not read for that."""
+        if name in _LONG:
+            return not (of_study.results_folder(self._folder) / f"{name}.parquet").is_file()
+        return self[name].empty
 
     def at(self, name: str, steps: Sequence[int]) -> pd.DataFrame:
         """The rows of a table at some checkpoints."""
@@ -190,19 +199,17 @@ class StudyResults:
             return f"symground probe {self.pretrained} --out {self.place} --what {what}"
         return f"symground analyze {self.place} --what {what}"
 
+    def _analyze_for(self, table: str) -> str:
+        """The command that fills a table that is not there, also if its analysis counts as done."""
+        what = _MADE_BY[table]
+        return self.analyze(what) + ("" if self.results.lacks(ANALYSES[what][-1]) else " --again")
+
     def lacking(self, **analyses: str) -> list[str]:
         """Texts for the missing tables among ``analyses`` (table → what it shows), each with its command."""
-        return [
-            f"{text} ({self.analyze(_MADE_BY.get(name, name))})"
-            for name, text in analyses.items()
-            if self.results[name].empty
-        ]
+        return [f"{text} ({self._analyze_for(name)})" for name, text in analyses.items() if self.results.lacks(name)]
 
 
-_MADE_BY = {
-    "contexts": "surprisal", "gain": "surprisal", "r2": "surprisal", "heads": "saliency", "shares": "saliency",
-    "maps": "saliency", "calibration": "monitor", "steering": "monitor",
-}  # fmt: skip
+_MADE_BY = {table: analysis for analysis, tables in ANALYSES.items() for table in tables}
 
 
 def has_training(frame: pd.DataFrame) -> bool:
