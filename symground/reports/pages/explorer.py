@@ -40,8 +40,12 @@ def explorer(study: StudyResults) -> Markup | None:
         of_model = of_model[of_model["seed"] == of_model["seed"].min()]
         of_model = of_model[of_model["tokens"].map(len) <= _LONGEST]
         if len(of_model):
-            runs.append(_run(str(model), of_model, gains[gains["model"] == model], BUDGET // len(models)))
+            runs.append(_run(str(model), of_model, _of(gains, model), BUDGET // len(models)))
     return script_json({"runs": runs}) if runs else None
+
+
+def _of(gains: pd.DataFrame, model: str) -> pd.DataFrame:
+    return gains[gains["model"] == model] if len(gains) else pd.DataFrame(columns=["target", "step"])
 
 
 def _run(model: str, maps: pd.DataFrame, gains: pd.DataFrame, budget: int) -> dict[str, Any]:

@@ -33,14 +33,19 @@ def behaviour(study: StudyResults, ages: Mapping[str, float] | None = None) -> S
         "Surprisal of a spoken noun, in nats, if the scene has the same noun (matched) and if it has another one "
         "(mismatched). The grounding information gain, or gain, is mismatched minus matched surprisal."
     )
+    lacking = study.lacking(
+        gain="matched and mismatched surprisal",
+        contexts="emergence steps and mixed-effects models, which need the gain of each context",
+        surprisal="the surprisal of each word after each scene",
+    )
     if gains.empty:
-        return Section("behaviour", title, text, (), study.lacking(gain="matched and mismatched surprisal"))
+        return Section("behaviour", title, text, (), lacking)
     training, made = study.training, study.analyze("surprisal")
     seeds = int(training["seeds"].max())
     over = f"95 % intervals over {seeds} seeds (Student's t)" if seeds > 1 else "95 % intervals over nouns (BCa)"
     bands = {"bands": over}
     emerged, missing = _emerged(contexts)
-    missing += study.lacking(contexts="emergence steps and mixed-effects models, which need the gain of each context")
+    missing += lacking
     parts: list[FigurePart | TablePart] = [TablePart("final", _final(training), made, _final_shown(training))]
     if has_training(training):
         parts += [

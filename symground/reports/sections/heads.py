@@ -34,11 +34,12 @@ def heads(study: StudyResults) -> Section:
     parts: list[FigurePart | TablePart] = []
     if not shares.empty:
         made, counts, common = study.analyze("saliency"), head_counts(shares), common_heads(shares)
+        found = _of_last_two(study)
         parts += [
             *([FigurePart("head-counts", counts_figure(counts), made)] if has_training(counts) else []),
             TablePart("head-counts", counts, made, _at_some(counts)),
             TablePart("common-heads", common, made, common_shown(common)),
-            TablePart("stability", stability(_of_last_two(study), _examples(study)), made),
+            *([TablePart("stability", stability(found, _examples(study)), made)] if len(found) else []),
             FigurePart("shares", shares_figure(shares), made),
             TablePart("shares", last_checkpoints(shares), made, _shares_shown(shares)),
         ]
@@ -57,7 +58,10 @@ def heads(study: StudyResults) -> Section:
         "from the rest of the ENV utterance into the ENV noun. The share is of all flow into the same position (row), "
         "or of all flow of the head (matrix)."
     )
-    missing = study.lacking(shares="heads, and their shares in mismatched examples", sweep="every head alone")
+    missing = study.lacking(
+        shares="heads, and their shares in mismatched examples", heads="the heads of each example, and their stability",
+        sweep="every head alone",
+    )  # fmt: skip
     return Section("heads", "Which heads?", text, parts, missing)
 
 

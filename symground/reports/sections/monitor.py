@@ -35,7 +35,10 @@ def monitor(study: StudyResults) -> Section:
         "amplified or silenced while the model decides."
     )
     title = "Do they detect wrong choices, and does amplifying them help?"
-    return Section("monitor", title, text, parts, study.lacking(monitor="the monitor"))
+    missing = study.lacking(
+        monitor="detectors of wrong choices", calibration="the calibration of detectors", steering="heads amplified"
+    )
+    return Section("monitor", title, text, parts, missing)
 
 
 def _detectors_shown(detectors: pd.DataFrame) -> pd.DataFrame:
