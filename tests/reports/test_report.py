@@ -100,6 +100,12 @@ def test_what_is_not_there_is_said_with_its_command(made: Made) -> None:
         sg.report(study)
 
 
+def test_no_table_has_a_raw_name_of_a_column(rendered: Path) -> None:
+    headers = re.findall(r'<th scope="col">(.*?)</th>', text_of(rendered))
+    assert len(headers) > 100
+    assert [name for name in headers if "_" in name] == []
+
+
 def test_runs_with_different_checkpoints_are_shown_and_said(made: Made) -> None:
     study = made()
     for name in ("contexts", "gain"):
@@ -130,7 +136,9 @@ def test_results_of_an_older_version(made: Made) -> None:
     assert "these results are of an older version" in page
     assert "figure-r2" in page
     (study / "results" / "contexts.parquet").unlink()
-    assert "need the gain of each context (symground analyze study --what surprisal)" in text_of(sg.report(study))
+    assert "need the gain of each context (symground analyze study --what surprisal --again)" in text_of(
+        sg.report(study)
+    )
 
 
 def test_words_of_the_corpus_cannot_break_out(made: Made) -> None:

@@ -23,13 +23,16 @@ class Finding(NamedTuple):
     text: str
 
 
-def findings_of(sections: Sequence[Section]) -> list[Finding]:
-    """A sentence per finding and model, in the order of the page."""
+def findings_of(sections: Sequence[Section], elsewhere: bool = False) -> list[Finding]:
+    """A sentence per finding and model, in the order of the page.
+
+    Of a model that was trained elsewhere, they do not name a seed.
+    """
     frames = {part.name: part.frame for section in sections for part in section.parts if isinstance(part, TablePart)}
-    return [*_gains(frames), *_explained(frames), *_silenced(frames)]
+    return [*_gains(frames, elsewhere), *_explained(frames), *_silenced(frames, elsewhere)]
 
 
-def caution(sections: Sequence[Section]) -> str:
+def caution(sections: Sequence[Section], elsewhere: bool = False) -> str:
     """What the number of seeds does not allow to conclude; empty if there are several of each model."""
     frames = {part.name: part.frame for section in sections for part in section.parts if isinstance(part, TablePart)}
     if "final" not in frames:
@@ -37,6 +40,8 @@ def caution(sections: Sequence[Section]) -> str:
     alone = [str(row["model"]) for row in frames["final"].to_dict("records") if row["seeds"] == 1]
     if not alone:
         return ""
+    if elsewhere:
+        return f"These findings are about the weights of {' and '.join(alone)}, and not about an architecture."
     each = " each" if len(alone) > 1 else ""
     return (
         f"{' and '.join(alone)}: one seed{each}. These findings are about the trained weights that were analysed, and "
@@ -44,11 +49,11 @@ def caution(sections: Sequence[Section]) -> str:
     )
 
 
-def _gains(frames: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
+def _gains(frames: Mapping[str, pd.DataFrame], elsewhere: bool) -> Iterator[Finding]:
     if "final" not in frames:
         return
     emerged = frames.get("emergence", pd.DataFrame(columns=["level", "model", "step"]))
-    trained = frames["training"].groupby("model")["step"].nunique() > 1
+    steps = frames.get("training", frames["final"]).groupby("model")["step"].nunique()
     for row in frames["final"].to_dict("records"):
         model = row["model"]
         gain = with_interval(row["gain"], row["gain_low"], row["gain_high"])
@@ -58,14 +63,14 @@ def _gains(frames: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
             seeds += f", [{number(row['gain_seed_low'])}, {number(row['gain_seed_high'])}] over them"
         when = ""
         of_model = emerged[(emerged["level"] == "model") & (emerged["model"] == model)]["step"].tolist()
-        if trained[model] and of_model:
+        if steps[model] > 1 and of_model:
             step = of_model[0]
             when = f", above 1 nat from step {step:,.0f} on" if np.isfinite(step) else ", never lastingly above 1 nat"
-        at = f" at step {row['step']:,}" if trained[model] else ""
+        at = f" at step {row['step']:,}" if steps[model] > 1 else ""
         yield Finding(
             "behaviour",
             f"{model}: {_direction(row['gain_low'], row['gain_high'])}: gain {gain} nats{at}{when} "
-            f"({_counted(row['nouns'], 'noun')}, {seeds}).",
+            f"({_counted(row['nouns'], 'noun')}{'' if elsewhere else f', {seeds}'}).",
         )
 
 
@@ -93,7 +98,7 @@ def _explained(frames: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _silenced(frames: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
+def _silenced(frames: Mapping[str, pd.DataFrame], elsewhere: bool) -> Iterator[Finding]:
     if "interventions" not in frames:
         return
     for model, of_model in first_rows(frames["interventions"]).groupby("model", sort=True):
@@ -103,8 +108,8 @@ def _silenced(frames: Mapping[str, pd.DataFrame]) -> Iterator[Finding]:
         for rows in alike.values():
             several = len(rows) > _EACH
             for part in [rows] if several else [[row] for row in rows]:
-                who = f"{model}, the range of {len(rows)} seeds" if several else f"{model}, seed {part[0]['seed']}"
-                yield Finding("causal", f"{who}: {_silencing(part)}.")
+                of = f", the range of {len(rows)} seeds" if several else f", seed {part[0]['seed']}"
+                yield Finding("causal", f"{model}{'' if elsewhere else of}: {_silencing(part)}.")
 
 
 def _silencing(rows: Sequence[Mapping[Any, Any]]) -> str:

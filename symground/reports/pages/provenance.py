@@ -19,7 +19,27 @@ UNKNOWN = "unknown"
 
 
 def runs_table(study: StudyResults) -> pd.DataFrame:
-    """A row for each model and seed with results: its size, machine and versions."""
+    """A row for each model and seed with results: its size, machine and versions, without what no row has."""
+    return _known(_all_runs(study))
+
+
+def not_recorded(study: StudyResults) -> list[str]:
+    """What no run of the study recorded."""
+    runs = _all_runs(study)
+    return [str(name) for name in runs if name not in _known(runs)]
+
+
+def _known(runs: pd.DataFrame) -> pd.DataFrame:
+    return runs.loc[:, ~(runs == UNKNOWN).all().to_numpy(bool)] if len(runs) else runs
+
+
+def _all_runs(study: StudyResults) -> pd.DataFrame:
+    if study.pretrained:
+        made, size = study.config.get("versions"), study.config.get("parameters")
+        return pd.DataFrame([{
+            "model": study.pretrained, "parameters": f"{size:,}" if isinstance(size, int) else UNKNOWN,
+            "machine": study.config.get("machine") or UNKNOWN, **_software(made if isinstance(made, dict) else {}),
+        }])  # fmt: skip
     rows = []
     for model, seed in study.runs:
         run = study.folder / model / f"seed{seed}"
@@ -30,18 +50,20 @@ def runs_table(study: StudyResults) -> pd.DataFrame:
             "model": model, "seed": seed, "parameters": f"{size:,}" if size else UNKNOWN,
             "machine": hardware.get("device") or UNKNOWN, "threads": hardware.get("threads") or UNKNOWN,
             "precision": config.get("settings", {}).get("precision") or UNKNOWN,
-            "symground": _symground(made), "torch": made.get("torch") or UNKNOWN,
-            "transformers": made.get("transformers") or UNKNOWN,
+            **_software(made),
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _software(made: Mapping[str, Any]) -> dict[str, str]:
+    return {"symground": _symground(made), **{name: made.get(name) or UNKNOWN for name in ("torch", "transformers")}}
 
 
 def commands(study: StudyResults) -> list[tuple[str, str]]:
     """(what was made, its command or how to find it): the commands that the recorded settings amount to."""
     if study.pretrained:
-        asked = f"symground probe {study.pretrained} --out {study.place}"
-        return [("model", "trained elsewhere"), ("tables", f"{asked} (with the settings in config.json)"),
-                ("page", f"symground report {study.place}")]  # fmt: skip
+        asked = f"symground probe {study.pretrained} --out {study.place} (with the settings in config.json)"
+        return [("tables", study.command or asked), ("page", f"symground report {study.place}")]
     found = [("data", f"{UNKNOWN}; its settings are in config.json")]
     for model, seed in study.runs:
         settings = _config(study.folder / model / f"seed{seed}").get("settings")
@@ -58,16 +80,18 @@ def page_made_by() -> str:
 
 
 def corpus_of(study: StudyResults) -> str:
-    """The corpus and the size of its text."""
-    named = study.config.get("corpus") or ["none" if study.pretrained else UNKNOWN]
+    """The corpus and the size of its text; empty for a model that was trained elsewhere."""
+    if study.pretrained:
+        return ""
+    named = study.config.get("corpus") or [UNKNOWN]
     assert isinstance(named, list)
     statistics = study.statistics
     return ", ".join(map(str, named)) + (f"; {statistics['tokens']:,} tokens" if statistics else "")
 
 
 def _symground(made: Mapping[str, Any]) -> str:
-    revision = str(made.get("revision") or UNKNOWN)
-    return f"{made.get('symground') or UNKNOWN}, revision {revision[:10]}{'+' * revision.endswith('+')}"
+    version, revision = str(made.get("symground") or UNKNOWN), str(made.get("revision") or "")
+    return f"{version}, revision {revision[:10]}{'+' * revision.endswith('+')}" if revision else version
 
 
 def _config(run: Path) -> dict[str, Any]:

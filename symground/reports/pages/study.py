@@ -15,8 +15,8 @@ from symground.reports.formats import corpus_size
 from symground.reports.pages.example import example_of
 from symground.reports.pages.explorer import explorer
 from symground.reports.pages.findings import caution, findings_of
-from symground.reports.pages.provenance import commands, corpus_of, page_made_by, runs_table
-from symground.reports.sections import SECTIONS, behaviour, beside
+from symground.reports.pages.provenance import commands, corpus_of, not_recorded, page_made_by, runs_table
+from symground.reports.sections import beside, sections_of
 from symground.reports.sections.parts import StudyResults
 from symground.reports.template import render
 
@@ -62,18 +62,21 @@ def report(
         file = Path(out or "compare.html")
     else:
         (study,) = studies
-        sections = [behaviour(study, ages), *(section(study) for section in SECTIONS)]
+        sections = sections_of(study, ages)
         heading, lead = f"Symbol grounding in {study.name}", _lead(study)
         maps, example = explorer(study), example_of(study.config)
         if maps is None:
             missing = study.lacking(maps="single examples to look at")
             sections = [replace(s, missing=[*s.missing, *missing]) if s.name == "heads" else s for s in sections]
         file = Path(out or Path(path) / "report.html")
+    elsewhere = bool(studies[0].pretrained) and not others
     page = render(
         "study.html.jinja", name=" · ".join(study.name for study in studies), heading=heading, lead=lead,
-        findings=findings_of(sections), caution=caution(sections), example=example, pretrained=studies[0].pretrained,
+        findings=findings_of(sections, elsewhere), caution=caution(sections, elsewhere), example=example,
+        pretrained=elsewhere,
         sections=sections, maps=maps,
-        sources=[(s, corpus_of(s), runs_table(s), commands(s)) for s in studies], made_by=page_made_by(),
+        sources=[(s, corpus_of(s), runs_table(s), not_recorded(s), commands(s)) for s in studies],
+        made_by=page_made_by(),
     )  # fmt: skip
     if figures:
         drawn = [(part.name, part.figure) for section in sections for part in section.figures]
@@ -86,7 +89,7 @@ def report(
 def summary(path: str | Path) -> list[str]:
     """The findings at the top of a study's page: a sentence per finding and model."""
     study = StudyResults.read(path)
-    return [f.text for f in findings_of([behaviour(study, None), *(section(study) for section in SECTIONS)])]
+    return [f.text for f in findings_of(sections_of(study), elsewhere=bool(study.pretrained))]
 
 
 def _lead(study: StudyResults) -> str:

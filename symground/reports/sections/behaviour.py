@@ -33,9 +33,10 @@ def behaviour(study: StudyResults, ages: Mapping[str, float] | None = None) -> S
         "Surprisal of a spoken noun, in nats, if the scene has the same noun (matched) and if it has another one "
         "(mismatched). The grounding information gain, or gain, is mismatched minus matched surprisal."
     )
+    of_contexts = "mixed-effects models, which need the gain of each context"
     lacking = study.lacking(
         gain="matched and mismatched surprisal",
-        contexts="emergence steps and mixed-effects models, which need the gain of each context",
+        contexts=of_contexts if study.pretrained else f"emergence steps and {of_contexts}",
         surprisal="the surprisal of each word after each scene",
     )
     if gains.empty:
@@ -44,7 +45,7 @@ def behaviour(study: StudyResults, ages: Mapping[str, float] | None = None) -> S
     seeds = int(training["seeds"].max())
     over = f"95 % intervals over {seeds} seeds (Student's t)" if seeds > 1 else "95 % intervals over nouns (BCa)"
     bands = {"bands": over}
-    emerged, missing = _emerged(contexts)
+    emerged, missing = (None, []) if study.pretrained else _emerged(contexts)
     missing += lacking
     parts: list[FigurePart | TablePart] = [TablePart("final", _final(training), made, _final_shown(training))]
     if has_training(training):
@@ -67,7 +68,7 @@ def behaviour(study: StudyResults, ages: Mapping[str, float] | None = None) -> S
     if len(mixed):
         parts.append(TablePart("mixed", mixed, made))
     parts.append(TablePart("training", training, made, _training_shown(training)))
-    if seeds == 1:
+    if seeds == 1 and not study.pretrained:
         missing = [*missing, "intervals over seeds: there is one seed only"]
     return Section("behaviour", title, text, parts, missing)
 

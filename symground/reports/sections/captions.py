@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 FIGURES = {
     "surprisal": (
         "Surprisal of a spoken noun (vertical, nats, mean over nouns) at each training step (horizontal), a panel for "
@@ -111,8 +113,8 @@ TABLES = {
         "is a bootstrap over nouns."
     ),
     "r2-peak": (
-        "The step at which R² is largest, R² at this step and at the last one, and their difference (fall). slope is "
-        "in nats per unit of the logarithm."
+        "The step at which R² is largest, R² at this step and at the last one, and their difference (fall). Slopes "
+        "are in nats per unit of the logarithm."
     ),
     "r2": (
         "All checkpoints. R² is of the regression on log co-occurrence, with its 95 % interval over nouns. PMI R² is "
@@ -200,3 +202,63 @@ TABLES = {
         "random heads are silenced (control), and if none is (original)."
     ),
 }
+
+#: Captions for a model that was trained elsewhere, where those above speak of checkpoints or seeds.
+_TABLES_ONCE = {
+    "final": (
+        "Matched and mismatched surprisal and the gain, in nats. Intervals are 95 %; those over nouns, and the tests, "
+        "take each noun's mean over contexts. p is from a paired t-test. permutation p is from a paired permutation "
+        "test. d is Cohen's d."
+    ),
+    "nouns": ("Grounding information gain of each noun, in nats. low and high are its 95 % interval over contexts."),
+    "mixed": (
+        "The gain (nats) in a mixed-effects model with crossed random intercepts of nouns and contexts (REML). This is "
+        "the gain that remains if both are samples of larger populations. sd is the standard deviation of a random "
+        "effect, in nats."
+    ),
+    "saliency": "Layer saliency into the prediction position by region: mean over examples, nats.",
+    "lens": (
+        "Matched and mismatched surprisal that a lens reads at each depth (nats), mean over nouns. low and high are "
+        "the 95 % interval of the gain over nouns."
+    ),
+    "common-heads": (
+        "The heads found in most examples, by their share of the row: the share of the examples in which a head is "
+        "found, and its mean share of flow over all examples."
+    ),
+    "stability": (
+        "Are they the same heads? The overlap is the Jaccard index of the sets of heads of two examples, mean over "
+        "pairs."
+    ),
+    "strongest": (
+        "The surprisal that silencing one head alone adds to matched examples (nats), and its first-order estimate "
+        "−⟨Oₕ, ∂L/∂Oₕ⟩. These are the heads with the largest effects; the download has all heads."
+    ),
+}
+_FIGURES_ONCE = {
+    "saliency-regions": (
+        "Layer saliency into the prediction position (vertical, nats) by layer (horizontal). The lines are the regions "
+        "that it comes from: the ENV noun, the rest of its utterance, and the rest of the context. It is a mean over "
+        "matched examples."
+    ),
+    "shares": (
+        "Each point is a head. It compares the head's mean share of flow in matched examples (vertical) with its share "
+        "in the same examples with another ENV noun (horizontal). The dashed lines are the threshold of 30 %. A head "
+        "on the diagonal reads the ENV noun whichever noun it is, so its share is no evidence of grounding; the "
+        "interventions are the test."
+    ),
+    "calibration": (
+        "How often the choice was wrong (vertical) against how often the detector predicted that it would be "
+        "(horizontal), in ten bins; a calibrated detector is on the diagonal. Larger points have more examples."
+    ),
+    "steering": (
+        "How often the model chooses the noun that is in the scene (vertical) when the outputs of the aggregate heads "
+        "are multiplied by a factor (horizontal). Dashed: as many random heads are multiplied instead, if there were "
+        "enough to draw from."
+    ),
+}
+
+
+def caption(captions: Mapping[str, str], name: str, of_training: bool) -> str:
+    """A caption, of `FIGURES` or `TABLES`, or the one for a model that was trained elsewhere."""
+    once = _FIGURES_ONCE if captions is FIGURES else _TABLES_ONCE
+    return captions[name] if of_training else once.get(name, captions[name])

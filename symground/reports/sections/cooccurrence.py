@@ -16,9 +16,6 @@ def cooccurrence(study: StudyResults) -> Section:
     r2, gains = study.results["r2"], study.results["gain"]
     title = "Is it co-occurrence?"
     text = "If co-occurrence alone explained the gain, R² of the gain on co-occurrence counts would stay high."
-    if study.pretrained:
-        of_model = f"The training corpus of {study.pretrained} is not here to count in."
-        return Section("cooccurrence", title, f"{text} {of_model}", ())
     if r2.empty or gains.empty:
         return Section("cooccurrence", title, text, (), study.lacking(r2="R²", gain="the gain"))
     made = study.analyze("surprisal")
@@ -31,7 +28,7 @@ def cooccurrence(study: StudyResults) -> Section:
     if "partial_r2" not in r2:
         missing.append(f"intervals, PMI and partial R²: these results are of an older version ({made} --again)")
     parts += [
-        TablePart("r2-peak", peak(usable), made),
+        TablePart("r2-peak", peak(usable), made, _peak_shown(peak(usable))),
         TablePart("r2", r2, made, _shown(r2)),
     ]
     return Section("cooccurrence", title, text, parts, missing)
@@ -53,6 +50,14 @@ def _shown(r2: pd.DataFrame) -> pd.DataFrame:
     wanted = ["model", "seed", "step", "r2", "r2_low", "r2_high", "slope", "pmi_r2", "partial_r2", "nouns", "mean_gain"]
     shown = r2[[name for name in wanted if name in r2]]
     return shown.rename(columns=lambda name: name.replace("_", " ").replace("r2", "R²").replace("pmi", "PMI"))
+
+
+def _peak_shown(found: pd.DataFrame) -> pd.DataFrame:
+    titles = {
+        "peak_step": "step of the largest", "peak": "largest R²", "slope": "slope there", "last_step": "last step",
+        "last": "last R²", "last_slope": "last slope",
+    }  # fmt: skip
+    return found.rename(columns=titles)
 
 
 def r2_curves(r2: pd.DataFrame, column: str) -> Figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +20,7 @@ from symground.analysis.statistics import over_training
 from symground.files import model_and_seed, read_json, study_of
 from symground.reports.figures import svg_of
 from symground.reports.formats import csv_of, table_html
-from symground.reports.sections.captions import FIGURES, TABLES
+from symground.reports.sections.captions import FIGURES, TABLES, caption
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,12 @@ class FigurePart:
     command: str
     words: Mapping[str, object] = field(default_factory=dict)
     """The values of the fields of its caption."""
+    of_training: bool = True
+    """Whether its caption may speak of checkpoints and seeds."""
 
     @property
     def caption(self) -> str:
-        return FIGURES[self.name].format(**self.words)
+        return caption(FIGURES, self.name, self.of_training).format(**self.words)
 
     @property
     def wide(self) -> bool:
@@ -59,10 +62,12 @@ class TablePart:
     """The table for the page; None if it is the same."""
     note: str = ""
     """What its caption says of these rows."""
+    of_training: bool = True
+    """Whether its caption may speak of checkpoints and seeds."""
 
     @property
     def caption(self) -> str:
-        return f"{TABLES[self.name]} {self.note}".rstrip()
+        return f"{caption(TABLES, self.name, self.of_training)} {self.note}".rstrip()
 
     @property
     def html(self) -> Markup:
@@ -170,6 +175,18 @@ class StudyResults:
         named = str(self.config.get("pretrained") or "")
         return Path(named).name if Path(named).is_absolute() else named
 
+    @property
+    def command(self) -> str:
+        """The command that asked the model that was trained elsewhere; empty if it was not recorded.
+
+        Of the machine's own paths it has the last parts, as all of the page.
+        """
+        try:
+            words = shlex.split(str(self.config.get("command") or "")) if self.pretrained else []
+        except ValueError:  # edited by hand
+            return ""
+        return shlex.join(Path(word).name if Path(word).is_absolute() else word for word in words)
+
     @cached_property
     def statistics(self) -> dict[str, Any]:
         """The content of the corpus's statistics.json; empty if the study has no corpus."""
@@ -195,6 +212,8 @@ class StudyResults:
 
     def analyze(self, what: str) -> str:
         """The command that fills the tables of an analysis."""
+        if self.command:
+            return f"{_without(self.command, ('--what', '--again', '--plan'))} --what {what}"
         if self.pretrained:
             return f"symground probe {self.pretrained} --out {self.place} --what {what}"
         return f"symground analyze {self.place} --what {what}"
@@ -210,6 +229,17 @@ class StudyResults:
 
 
 _MADE_BY = {table: analysis for analysis, tables in ANALYSES.items() for table in tables}
+
+
+def _without(command: str, options: Sequence[str]) -> str:
+    """The command without some options and their values."""
+    kept, dropped = list[str](), False
+    for word in shlex.split(command):
+        if word.startswith("--"):
+            dropped = word.partition("=")[0].replace("--no-", "--") in options
+        if not dropped:
+            kept.append(word)
+    return shlex.join(kept)
 
 
 def has_training(frame: pd.DataFrame) -> bool:
