@@ -5,6 +5,7 @@ The tests need Playwright and a Chromium (``apt-get install chromium``, or a pat
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import symground as sg
 from symground.analysis.results import read_table
@@ -78,6 +80,7 @@ def test_the_explorer_shows_the_maps(opened: Callable[..., Any], made: Made) -> 
     told = page.locator("#explorer-told")
     maps = read_table(study, "maps")
     maps = maps[maps["seed"] == 0]
+    assert page.locator('nav a[href="#explorer"]').is_visible()
     assert "surprisal of “ball” is 2.00 nats" in told.inner_text()  # the last checkpoint
     page.select_option("#pick-noun", "dog")
     assert "“dog”" in told.inner_text()
@@ -208,6 +211,11 @@ def test_tables_sort_numbers_and_filter(opened: Callable[..., Any], made: Made) 
     lens.locator("input").fill("lstm-4l")
     assert lens.locator("tbody tr:visible").count() == rows // 2
     assert lens.locator("output").inner_text() == f"{rows // 2} of {rows}"
+    lens.locator("input").fill(" 400  logit LSTM-4l ")  # in another order than the columns
+    shown = lens.locator("tbody tr:visible").all_inner_texts()
+    assert [text.split("\t")[:3] for text in shown] == [["lstm-4l", "logit", "400"]] * 4
+    lens.locator("input").fill("logit tuned")
+    assert lens.locator("tbody tr:visible").count() == 0
 
 
 def test_what_sorts_as_a_number(opened: Callable[..., Any], made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,9 +236,79 @@ def test_without_scripts_all_is_there_but_the_explorer(opened: Callable[..., Any
     page = opened(java_script_enabled=False)
     assert "need JavaScript" in page.locator("noscript").inner_text()
     assert not page.locator("#explorer").is_visible()
+    assert page.locator('a[href="#explorer"]:visible').count() == 0
+    assert page.locator('nav a[href="#behaviour"]').is_visible()
     assert page.locator("#figure-gain svg").is_visible()
     page.locator("#table-lens summary").click()
     assert page.locator("#table-lens table").is_visible()
+
+
+PIECES = ["the", " ", "ch", "ild", " booking", " a", " bo", "ok", ".", " look", " at", " the", "\n"]
+
+
+def elsewhere(study: Path, pieces: list[str]) -> Path:
+    """The study as one of a model that was trained elsewhere, whose tokens are pieces of plain text."""
+    config = json.loads((study / "config.json").read_text()) | {"pretrained": "org/tiny"}
+    (study / "config.json").write_text(json.dumps(config))
+    maps = read_table(study, "maps")
+    size = len(pieces)
+    rng = np.random.default_rng(1)
+    maps["tokens"] = [pieces] * len(maps)
+    maps["saliency"] = [np.tril(rng.random((size, size))).astype(np.float16).ravel() for _ in range(len(maps))]
+    maps["rows"] = [rng.normal(size=2 * size).astype(np.float16) for _ in range(len(maps))]
+    maps[maps["noun"] == "book"].assign(target=" book").to_parquet(study / "results" / "maps.parquet")
+    return study
+
+
+def test_pieces_of_plain_text_keep_their_own_spaces(opened: Callable[..., Any], made: Made) -> None:
+    page = opened(path=sg.report(elsewhere(made("another", seeds=1, steps=(0,)), PIECES)))
+    told = page.locator("#explorer-told").inner_text()
+    assert told.startswith("“the child booking a book. look at the …” The surprisal of “book” is ")
+    assert page.locator("#pick-context option").all_inner_texts()[0] == "0: the child booking a book. look at the …"
+    assert page.locator("#map-tokens button").all_text_contents() == [*PIECES[:-1], "↵"]
+    assert "from “ok” in the scene" in page.locator("#heads-note").inner_text()  # the last piece of the noun
+    texts = [told, page.locator("#heads-note").inner_text()]
+    labels = page.locator("[aria-label]").evaluate_all("(all) => all.map((e) => e.getAttribute('aria-label'))")
+    assert [text for text in [*texts, *labels] if re.search(r"“\s|\s”", text)] == []
+    assert page.complaints == []
+
+
+def test_the_lines_of_the_example_begin_in_one_place(opened: Callable[..., Any]) -> None:
+    for width in (390, 1000):
+        page = opened(width)
+        for of in page.locator(".asked p").all():
+            name, words = (of.locator(which).first.bounding_box() for which in ("b", "> span"))
+            pieces = of.locator("> span").evaluate("(e) => [...e.getClientRects(), ...[...e.children].flatMap((c) => "
+                                                   "[...c.getClientRects()])].map((r) => r.left)")  # fmt: skip
+            if width < 640:  # above the words
+                assert name["y"] + name["height"] <= words["y"] + 1
+            else:
+                assert min(pieces) >= name["x"] + name["width"]
+            assert min(pieces) == pytest.approx(words["x"], abs=1)
+
+
+def test_a_wide_table_shows_that_there_is_more(opened: Callable[..., Any]) -> None:
+    """The right edge is darker than the middle until the table is scrolled to its end."""
+    page = opened(390)
+    box = page.locator("#table-final .scroll")
+    box.scroll_into_view_if_needed()
+    assert box.evaluate("(e) => e.scrollWidth > e.clientWidth")
+    assert edge(page, box) < -20
+    box.evaluate("(e) => { e.scrollLeft = e.scrollWidth; }")
+    assert abs(edge(page, box)) < 3
+
+
+def edge(page: Any, box: Any) -> float:
+    """How much brighter the right edge of a box is than a place further inside, along a row's lower border."""
+    area = box.bounding_box()
+    picture = image_of(page.screenshot(clip=area))
+    last = picture.shape[1] - 3
+    return float(np.median(picture[-12:-4, last - 2 : last]) - np.median(picture[-12:-4, last - 60 : last - 50]))
+
+
+def image_of(png: bytes) -> np.ndarray:
+    """[height, width] brightness."""
+    return np.asarray(Image.open(io.BytesIO(png)).convert("L"), float)
 
 
 def test_a_demonstration_prints_on_ten_pages(opened: Callable[..., Any], made: Made) -> None:

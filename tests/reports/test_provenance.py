@@ -151,6 +151,16 @@ def test_the_example_is_the_studys_own(made: Made) -> None:
     image = example_of(config | {"contexts": [["{}", "look at the", [], ["A", "B"], "image"]]})
     assert image is not None
     assert image.matched[0] == Piece("env", "image of ")
+    plain = {
+        "pretrained": "org/tiny",
+        "contexts": [["sees {}", "says:\n", [["MOT", "lan", "look"]], ["A", "B"], "env"]],
+    }
+    read = example_of(config | plain)
+    assert read is not None
+    assert "".join(piece.text for piece in read.matched) == "sees book. look. says:\nbook"
+    read = example_of(config | {"pretrained": "org/tiny"})
+    assert read is not None
+    assert "".join(piece.text for piece in read.mismatched) == "CHI takes ball out. look at the book"
     assert example_of({"nouns": ["one"], "contexts": config["contexts"]}) is None
     page = sg.report(made()).read_text(encoding="utf-8")
     assert '<span class="env"><mark>ball</mark></span><span class="lan"> look at the </span>' in page

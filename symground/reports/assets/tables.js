@@ -29,14 +29,15 @@ document.querySelectorAll(".sheet table").forEach((table) => {
   });
   const folded = table.closest("details");
   if (!folded) return;
-  const label = element("label", "Rows with the text ", { class: "filter" });
+  const label = element("label", "Rows with all of the words ", { class: "filter" });
   const field = element("input", undefined, { type: "search" });
   const left = element("output", "");
   label.append(field, " ", left);
   field.addEventListener("input", () => {
-    const wanted = field.value.trim().toLowerCase();
-    rows.forEach((row) => { row.hidden = !row.textContent.toLowerCase().includes(wanted); });
-    left.textContent = wanted ? `${rows.filter((row) => !row.hidden).length} of ${rows.length}` : "";
+    const wanted = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const has = (row, word) => [...row.cells].some((cell) => cell.textContent.toLowerCase().includes(word));
+    rows.forEach((row) => { row.hidden = !wanted.every((word) => has(row, word)); });
+    left.textContent = wanted.length ? `${rows.filter((row) => !row.hidden).length} of ${rows.length}` : "";
   });
   folded.querySelector("summary").after(label);
 });

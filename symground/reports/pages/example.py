@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 from symground.analysis.probing import IMAGE, context_of
 
+#: Between the sentences of plain text, as `symground.probes` writes it.
+SEPARATOR = ". "
+
 
 class Piece(NamedTuple):
     """A part of a sentence: of the scene ("env") or spoken ("lan"); the noun is marked."""
@@ -24,18 +27,25 @@ class Example(NamedTuple):
 
 
 def example_of(config: Mapping[str, Any]) -> Example | None:
-    """The first context of a study's config.json with its first two nouns; None without them."""
+    """The first context of a study's config.json with its first two nouns; None without them.
+
+    A model that was trained elsewhere read plain text, with a full stop between the sentences.
+    """
     nouns, contexts = config.get("nouns") or [], config.get("contexts") or []
     if len(nouns) < 2 or not contexts:
         return None
     context, spoken = context_of(contexts[0]), config.get("spoken") or {}
     before, after = ("image of ", "") if context.cue == IMAGE else context.around()
+    separator, before_target = " ", f"{context.lan} "
+    if config.get("pretrained"):
+        separator = SEPARATOR
+        before_target = context.lan if context.lan.endswith(("\n", "\t")) else f"{context.lan.rstrip(' ')} "
     first = "lan" if context.cue == "lan" else "env"
 
     def with_scene(noun: str) -> list[Piece]:
-        between = [Piece(said.tier, f" {said.text}") for said in context.between]
+        between = [Piece(said.tier, f"{separator}{said.text}") for said in context.between]
         pieces = [Piece(first, before), Piece(first, noun, True), Piece(first, after), *between]
-        pieces += [Piece("lan", f" {context.lan} "), Piece("lan", spoken.get(nouns[0], nouns[0]), True)]
+        pieces += [Piece("lan", f"{separator}{before_target}"), Piece("lan", spoken.get(nouns[0], nouns[0]), True)]
         return [piece for piece in pieces if piece.text]
 
     return Example(nouns[0], nouns[1], with_scene(nouns[0]), with_scene(nouns[1]))

@@ -1,9 +1,24 @@
 // The explorer: pick a model, a word, a context, a checkpoint, a layer, a head and a token. Each pick redraws the rest.
 (() => {
-  const { runs } = JSON.parse(byId("maps").textContent);
+  const { runs, spaced } = JSON.parse(byId("maps").textContent);
   const pick = Object.fromEntries(["model", "noun", "context", "step", "layer", "head"].map((name) => [name, byId(`pick-${name}`)]));
   const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   const bare = (token) => token.replace(/:<(ENV|LAN)>$/, "").replace(/^<(\w+)>$/, "$1:");
+  // The words of a study have spaces between them; pieces of plain text have their own.
+  const own = (token) => (token === "⋯" ? "" : token);  // goes on with the character of the one before it
+  const joined = (tokens) => (spaced ? tokens.map(own).join("").trim() : tokens.map(bare).join(" "));
+  const nameOf = (token) => (spaced ? named(token) : bare(token));
+  /** The last token of the noun in the scene; -1 if it is not there. */
+  function nounOf(example) {
+    if (!spaced) return example.tokens.indexOf(`${example.noun}:<ENV>`);
+    const text = example.tokens.map(own).join("");
+    const within = (c) => c !== undefined && /[\p{L}\p{N}]/u.test(c);
+    let start = text.indexOf(example.noun);
+    while (start >= 0 && (within(text[start - 1]) || within(text[start + example.noun.length]))) start = text.indexOf(example.noun, start + 1);
+    if (start < 0) return -1;
+    let end = 0;
+    return example.tokens.findIndex((piece) => (end += own(piece).length) >= start + example.noun.length);
+  }
   const run = () => runs[pick.model.value];
   const fill = (select, items) => {
     const before = select.value;
@@ -66,7 +81,7 @@
   }
   function contexts() {
     const matching = run().examples.map((e, i) => [e, i]).filter(([e]) => e.noun === pick.noun.value);
-    fill(pick.context, matching.map(([e, i]) => [i, `${e.context}: ${e.tokens.map(bare).join(" ")} …`]));
+    fill(pick.context, matching.map(([e, i]) => [i, `${e.context}: ${joined(e.tokens)} …`]));
     token = null;
     layers();
   }
@@ -95,10 +110,10 @@
   }
   function drawExample(r, step, at, found) {
     const example = r.examples[at];
-    const shown = example.tokens.map(bare);
+    const shown = example.tokens.map(nameOf);
     const l = r.layers.indexOf(Number(pick.layer.value));
     const h = Number(pick.head.value);
-    const noun = example.tokens.indexOf(`${example.noun}:<ENV>`);
+    const noun = nounOf(example);
     const k = token ?? noun;
     const row = l < 0 ? found.all : h < 0 ? found.layers[l] : found.heads[l][h];
     const scales = scalesOf(r);
@@ -107,12 +122,12 @@
     const training = r.steps.length > 1 ? `At step ${step} the` : "The";
     const best = Array.from(row.keys()).filter((i) => row[i] < 0).sort((a, b) => row[a] - row[b]).slice(0, 2);
     const speaks = best.length ? ` ${best.map((i) => `“${shown[i]}” ${shownNumber(row[i])}`).join(" and ")} speak${best.length > 1 ? "" : "s"} most for it (${where}).` : "";
-    byId("explorer-told").textContent = `“${shown.join(" ")} …” ${training} surprisal of “${example.target}” is ${r.maps[step][at].surprisal.toFixed(2)} nats.${speaks}`;
+    byId("explorer-told").textContent = `“${joined(example.tokens)} …” ${training} surprisal of “${nameOf(example.target)}” is ${r.maps[step][at].surprisal.toFixed(2)} nats.${speaks}`;
 
     const focused = document.activeElement && document.activeElement.closest("#map-tokens, #map-heads");
     const before = focused ? [...focused.querySelectorAll("button")].indexOf(document.activeElement) : -1;
     const choose = (i) => { token = i === k ? -1 : i; pickedNow(); };
-    const { box, buttons } = tokenBox(shown.map((word) => ` ${word} `), "Tokens", choose, choose);
+    const { box, buttons } = tokenBox(spaced ? example.tokens : shown.map((word) => ` ${word} `), "Tokens", choose, choose);
     paintTokens(buttons, shown.map((word, i) => [i, i + 1, word]), row, scale, { key: k });
     byId("map-tokens").replaceChildren(box);
     legendIn(byId("map-legend"), scale, { open: l >= 0, says: `nats at the prediction position, ${where}: blue lowers the surprisal, orange raises it` });
@@ -202,9 +217,9 @@
     svg.append(make("line", { x1: x(step), x2: x(step), y1: top, y2: height - bottom, class: "now" }));
     svg.dataset.series = JSON.stringify(series);
     const scale = r.linear_until === null ? "" : ` (logarithmic from ${r.linear_until} on)`;
-    const holder = element("div", undefined, { "aria-label": `Surprisal of “${example.target}” over training` });
+    const holder = element("div", undefined, { "aria-label": `Surprisal of “${nameOf(example.target)}” over training` });
     holder.append(svg);
-    place.append(element("p", `Surprisal of “${example.target}” (vertical, nats) at each training step (horizontal${scale}), mean over contexts and seeds. The bands are 95 % intervals over contexts. The dashed line is the step that is shown.`, { class: "note" }), holder);
+    place.append(element("p", `Surprisal of “${nameOf(example.target)}” (vertical, nats) at each training step (horizontal${scale}), mean over contexts and seeds. The bands are 95 % intervals over contexts. The dashed line is the step that is shown.`, { class: "note" }), holder);
     figureValues.attach(svg);
   }
 
@@ -245,7 +260,7 @@
   pick.step.addEventListener("input", pickedNow);
   pick.model.form.addEventListener("submit", (e) => e.preventDefault());
   addEventListener("hashchange", readAddress);
-  byId("explorer").hidden = false;
+  for (const hidden of document.querySelectorAll("#explorer, #to-explorer")) hidden.hidden = false;
   colours.whenever(() => draw());
   models();
   readAddress();

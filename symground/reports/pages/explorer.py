@@ -23,9 +23,9 @@ _LONGEST = 64  # tokens; longer examples are not shown
 def explorer(study: StudyResults) -> Markup | None:
     """The maps of each model's first seed as JSON for a script element; None if there are none.
 
-    {runs: [{model, seed, layers, heads, steps, linear_until (of its axis of steps; None if it is linear), examples:
-    [{noun, context, target, tokens}], maps: {step: [{surprisal, saliency, scales, rows, row_scales}]}, curves: {noun:
-    {step, matched, mismatched, the ends of their intervals}}}]}
+    {spaced (whether the tokens have their own spaces), runs: [{model, seed, layers, heads, steps, linear_until (of its
+    axis of steps; None if it is linear), examples: [{noun, context, target, tokens}], maps: {step: [{surprisal,
+    saliency, scales, rows, row_scales}]}, curves: {noun: {step, matched, mismatched, the ends of their intervals}}}]}
 
     saliency has each layer's lower triangle as bytes, scaled by its largest number. rows has the heads' rows as signed
     bytes, scaled in the same way.
@@ -41,7 +41,7 @@ def explorer(study: StudyResults) -> Markup | None:
         of_model = of_model[of_model["tokens"].map(len) <= _LONGEST]
         if len(of_model):
             runs.append(_run(str(model), of_model, _of(gains, model), BUDGET // len(models)))
-    return script_json({"runs": runs}) if runs else None
+    return script_json({"spaced": bool(study.pretrained), "runs": runs}) if runs else None
 
 
 def _of(gains: pd.DataFrame, model: str) -> pd.DataFrame:
