@@ -65,7 +65,7 @@
   }
 
   function models() {
-    fill(pick.model, runs.map((r, i) => [i, `${r.model}, seed ${r.seed}`]));
+    fill(pick.model, runs.map((r, i) => [i, spaced ? r.model : `${r.model}, seed ${r.seed}`]));
     words();
   }
   function words() {
