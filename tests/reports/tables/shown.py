@@ -34,8 +34,20 @@ class Reader(HTMLParser):
         return [dict(zip(self.lines[0], line, strict=True)) for line in self.lines[1:]]
 
 
-def two(x: float) -> str:
-    return "–" if np.isnan(x) else f"{x:.2f}".replace("-0.00", "0.00")
+def two(x: float, digits: int = 2) -> str:
+    """At least these digits, and as many as show that a number is not zero."""
+    if np.isnan(x) or abs(x) < 1e-12:
+        return "–" if np.isnan(x) else "0.00"
+    return next(text for text in (f"{x:.{more}f}" for more in range(digits, 9)) if float(text))
+
+
+def apart(values: Sequence[float]) -> list[str]:
+    """The fewest digits at which the numbers, which are in an order, are all different."""
+    for digits in range(2, 7):
+        found = [two(value, digits) for value in values]
+        if len(set(found)) == len(set(values)):
+            break
+    return found
 
 
 def three(x: float) -> str:
@@ -51,7 +63,7 @@ def probability(p: float) -> str:
 
 
 def ends(low: float, high: float) -> str:
-    return f"[{low:.2f}, {high:.2f}]".replace("-0.00", "0.00")
+    return f"[{two(low)}, {two(high)}]"
 
 
 def starred(p: float) -> str:

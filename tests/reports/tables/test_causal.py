@@ -19,7 +19,8 @@ def test_interventions(sheets: Any, table: Any) -> None:
     compare(sheets["interventions"], [
         {
             "model": row["model"], "seed": row["seed"], "step": row["step"], "kind": row["kind"],
-            "share of": row["denominator"], "span": row["span"], "heads per example": two(row["heads_per_example"]),
+            "share of": row["denominator"], "span": row["span"], "selection": row["selection"], "mode": row["mode"],
+            "heads per example": two(row["heads_per_example"]),
             "mean layer": two(row["mean_layer"]), "intervened": two(row["intervened"]) + starred(p),
             "control": f"{row['control']:.2f} ± {row['control_sd']:.2f}", "original": two(row["original"]),
             "examples": row["examples"], "draws": row["draws"], "too few controls": row["short"],
@@ -34,7 +35,7 @@ def test_interventions(sheets: Any, table: Any) -> None:
     compare(sheets["grounds"], [
         {
             "model": row["model"], "seed": row["seed"], "step": row["step"], "kind": row["kind"],
-            "share of": row["denominator"], "span": row["span"], "selection": row["selection"], "instead": row["mode"],
+            "share of": row["denominator"], "span": row["span"], "selection": row["selection"], "mode": row["mode"],
             "matched": change(row, ""), "mismatched": change(row, "mismatched_"), "gain": change(row, "gain_"),
             "rest of the context": change(row, "context_"), "p of gain": probability(row["gain_p"]),
             "d of matched": f"{row['d']:.2f} {ends(row['d_low'], row['d_high'])}", "examples": row["examples"],

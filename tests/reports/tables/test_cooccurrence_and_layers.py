@@ -21,8 +21,9 @@ def test_r2(sheets: Any, table: Any) -> None:
         top = max(range(len(steps)), key=lambda i: values[i])
         nouns = max(of(r2, model=model)["nouns"][of(r2, model=model)["step"].isin(steps)])
         peaks.append({
-            "model": model, "peak_step": steps[top], "peak": two(values[top]), "slope": two(slopes[top]),
-            "last_step": steps[-1], "last": two(values[-1]), "last_slope": two(slopes[-1]),
+            "model": model, "step of the largest": steps[top], "largest R²": two(values[top]),
+            "slope there": two(slopes[top]),
+            "last step": steps[-1], "last R²": two(values[-1]), "last slope": two(slopes[-1]),
             "fall": two(values[top] - values[-1]), "nouns": nouns, "seeds": 2,
         })  # fmt: skip
     compare(sheets["r2-peak"], peaks)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from tests.reports.tables.recomputed import KINDS, LAST, RUNS, of
-from tests.reports.tables.shown import compare, probability, two
+from tests.reports.tables.shown import apart, compare, probability, two
 
 
 def test_counts_of_heads(sheets: Any, table: Any) -> None:
@@ -31,17 +31,19 @@ def test_common_heads_and_their_null(sheets: Any, table: Any) -> None:
     for (model, seed), kind in itertools.product(RUNS, ("aggregate", "gather")):
         part = of(shares, model=model, seed=seed, kind=kind).to_dict("records")
         names = {"model": model, "seed": seed, "kind": kind}
-        for row in sorted(part, key=lambda row: -row["selected"]):
-            names |= {"layer": row["layer"], "head": row["head"], "found in": two(row["selected"])}
+        found = sorted(part, key=lambda row: -row["selected"])
+        for row, share in zip(found, apart([row["selected"] for row in found]), strict=True):
+            names |= {"layer": row["layer"], "head": row["head"], "found in": share}
             common.append({**names, "mean share": two(row["share"]), "examples": row["examples"]})
+        largest = [row for row in sorted(part, key=lambda row: -row["share"]) if row["selected"] > 0.05]
         shown += [
             {
                 "model": model, "seed": seed, "step": LAST, "kind": kind, "layer": row["layer"], "head": row["head"],
-                "mean share": two(row["share"]), "of mismatched": two(row["null"]),
+                "mean share": share, "of mismatched": two(row["null"]),
                 "passed by 5 % of mismatched": two(row["null_95"]), "reaches 30 % in": two(row["selected"]),
                 "of mismatched in": two(row["null_selected"]), "examples": row["examples"],
             }
-            for row in sorted(part, key=lambda row: -row["share"]) if row["selected"] > 0.05
+            for row, share in zip(largest, apart([row["share"] for row in largest]), strict=True)
         ]  # fmt: skip
     compare(sheets["common-heads"], common)
     compare(sheets["shares"], shown)
