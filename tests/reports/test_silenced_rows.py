@@ -85,6 +85,10 @@ def test_of_several_rows_the_finding_takes_the_first_of_its_order(made: Made) ->
         assert "random heads from their own layers" in text
         assert text.endswith(" (the first of 6 rows, in the order that their table gives).")
         shutil.rmtree(study)
+        few = [{**row, "short": row_short} for row in order for row_short in [9 if "match" in row else 0]]
+        study = silenced(made, *few)
+        assert "to 9.50 nats" in said(study)  # its random heads are enough
+        shutil.rmtree(study)
     page = sg.report(silenced(made, *rows)).read_text(encoding="utf-8")
     assert "takes the first by kind (aggregate, both, gather); share of (row, matrix); selection (held-out, " in page
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from symground.analysis.causal import enough
+
 #: Column → its value if an older version did not write it, and everywhere unless another was asked for.
 _USUAL: Mapping[str, Any] = {"selection": "example", "positions": "all", "mode": "zero", "match": "none", "span": 0}
 #: The columns that a page leaves out if all rows are equal in them → value → what it says.
@@ -51,6 +53,7 @@ def said_of_rows(interventions: pd.DataFrame, *, findings: bool = False) -> str:
         told.append(f"{'All rows' if len(table) > 1 else 'This row'}: {'; '.join(alike)}.")
     if findings and table.groupby(_RUN).size().max() > 1:
         order = "; ".join(f"{_TITLES.get(name, name)} ({', '.join(values)})" for name, values in ORDER.items())
+        order += ", with enough other heads before without"
         told.append(f"Of several rows, the finding at the top of the page takes the first by {order}; span.")
     return " ".join(told)
 
@@ -69,7 +72,11 @@ def first_rows(interventions: pd.DataFrame) -> pd.DataFrame:
     """Of the last checkpoint of each run, the first row in `ORDER`, with the number of rows there (of_rows)."""
     table = completed(interventions)
     table = table[table["step"] == table.groupby(["model", "seed"])["step"].transform("max")]
-    places = {f"_{name}": table[name].map(_place(name)) for name in ORDER}
+    places: dict[str, Any] = {f"_{name}": table[name].map(_place(name)) for name in ORDER}
+    match = places.pop("_match")
+    # A control that lacks heads says little, so a row with another one comes before it.
+    few = [not enough(row.get("short"), row["examples"]) for row in table.to_dict("records")]
+    places = {**places, "_few": few, "_match": match}
     ordered = table.assign(**places, of_rows=table.groupby(["model", "seed"])["model"].transform("size"))
     ordered = ordered.sort_values(["model", "seed", *places, "span"], kind="stable")
     return ordered.drop(columns=list(places)).drop_duplicates(["model", "seed"])
