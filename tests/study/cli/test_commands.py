@@ -207,9 +207,10 @@ def test_what_is_not_installed_is_named(corpus: Corpus, tmp_path: Path, monkeypa
 
 
 def test_no_minus_stands_before_a_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    row = dict.fromkeys(("heads_per_example", "original", "intervened", "control", "control_sd"), -0.001)
+    """A number that is not zero keeps its digits, and what rounding leaves of one that is zero has no sign."""
+    row = dict.fromkeys(("heads_per_example", "original", "intervened", "control", "control_sd"), -1e-14)
     tables: dict[str, dict[str, Any]] = {
-        "gain": {"target": ["a", "b"], **{key: [-0.002, 0.001] for key in ("matched", "mismatched", "gain")}},
+        "gain": {"target": ["a", "b"], **{key: [-2e-14, 1e-14] for key in ("matched", "mismatched", "gain")}},
         "interventions": {
             "kind": ["both"],
             "denominator": ["row"],
@@ -230,6 +231,7 @@ def test_no_minus_stands_before_a_zero(tmp_path: Path, capsys: pytest.CaptureFix
     assert "gain 0.00 nats" in told or "gain 0.00 [" in told
     assert "0.000" in told
     assert "-0.00" not in told
+    assert "0.00 per example; surprisal 0.00, silenced 0.00" in told
 
 
 @pytest.mark.parametrize("values", [[0.0] * 5, [1.0, 1.0, 1.0, 1.0, 2.0], [0.0, 1.0], [3.0, 3.0, 4.0]])
