@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -157,7 +156,7 @@ def _made(study: Path, kind: str, paths: Sequence[str], settings: CorpusSettings
     }
     kept, lacking = split_contexts(tokenizer, chosen)
     for context, words in lacking.items():
-        _say(f"context left out, not in the vocabulary {', '.join(words)}: {context.env!r}, {context.lan!r}")
+        say(f"context left out, not in the vocabulary {', '.join(words)}: {context.env!r}, {context.lan!r}")
     if not kept:
         raise ValueError("contexts: the vocabulary lacks words of every one of them; give others with --contexts")
     nouns = nouns_over_threshold(_total(counts), settings.min_noun_count, list(candidates), spoken, cue)
@@ -250,10 +249,7 @@ def _fill(
 
 
 def _contexts(kind: str, settings: CorpusSettings) -> list[Context]:
-    source = settings.contexts
-    if source is None and kind == VISDIAL:
-        source = str(files("symground.data") / "resources" / "contexts_visdial.json")
-    chosen = read_contexts(source)
+    chosen = read_contexts(settings.contexts, "contexts_visdial.json" if kind == VISDIAL else "contexts.json")
     if kind == GENERATED:
         chosen = [context._replace(cue=settings.generated.cue) for context in chosen]
     if _is_generated(kind) and settings.generated.gap:
@@ -285,7 +281,7 @@ def _word(word: str, fold: bool, lemmas: Mapping[str, str]) -> str:
 def _summarise(study: Path, statistics: Mapping[str, Any], nouns: Sequence[str], contexts: Sequence[Context]) -> None:
     images = statistics.get("documents_with_image", 0)
     what = f"patches of {images:,} images" if images else "ENV"
-    _say(
+    say(
         f"{study}: {statistics['tokens']:,} tokens ({scene_share(statistics):.0%} {what}), "
         f"vocabulary {statistics['vocabulary']:,}, {len(nouns)} nouns, {len(contexts)} contexts"
     )
@@ -293,10 +289,11 @@ def _summarise(study: Path, statistics: Mapping[str, Any], nouns: Sequence[str],
         for skipped in of_kind.get("skipped", []):
             where = f"{skipped['file']}, line {skipped['line']}" if skipped.get("line") else skipped["file"]
             what = "not read" if skipped.get("line") == 0 else "set aside"
-            _say(f"{what}: {where}: {skipped['reason']}")
+            say(f"{what}: {where}: {skipped['reason']}")
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a line beside the output, which is the path of what was written."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from symground.analysis import Probes, probes
 from symground.analysis.probing import check_fits
-from symground.analysis.results import read_table
+from symground.analysis.results import Table
 from symground.analysis.run import ANALYSES, MeasureSettings, Subject, estimated, measure
 from symground.data import noun_list
 from symground.data.files import json_typed, parse_json
@@ -25,7 +25,8 @@ from symground.data.words import text_of
 from symground.errors import check_device, check_path, check_types, integer
 from symground.files import held, is_run, read_json, write_json
 from symground.models import load, load_tokenizer, told_encoder_decoder
-from symground.models.trials import looks_ahead
+from symground.models.trials import looks_ahead, positions_of
+from symground.recipes.prepare import say
 from symground.recipes.study import summarise
 from symground.reports import report
 from symground.reports.views.pieces import pieces_of
@@ -111,15 +112,15 @@ def probe(model: str, out: str | Path, settings: PretrainedSettings) -> Path | N
         return _written(subject.model, tokenizer) if text is None else _rows(tokenizer, text)
 
     subject = Subject(
-        folder, Path(model).name.removesuffix(".gguf"), 0, 0, asked, None, settings.measure,
+        folder, _name(model), 0, 0, asked, None, settings.measure,
         lambda: load(model, device=settings.device, dtype=settings.dtype), own_text,
         lambda ids: pieces_of(tokenizer, ids),
     )  # fmt: skip
-    due = [name for name in settings.measure.what if settings.measure.again or not _done(folder, name)]
+    due = [name for name in settings.measure.what if settings.measure.again or not _done(subject, name)]
     if due:
-        _say(f"{subject.name}: loading it, and timing some of its passes")
+        say(f"{subject.name}: loading it, and timing some of its passes")
         _check_reads(subject.model, asked)
-        _say(_plan(subject, due))
+        say(_plan(subject, due))
     if settings.plan:
         return None
     with held(folder, "probes a model"):
@@ -144,6 +145,10 @@ def _provenance(model: Any) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()), "machine": machine(model.device)["device"],
         "versions": versions(), "command": command,
     }  # fmt: skip
+
+
+def _name(model: str) -> str:
+    return Path(model).name.removesuffix(".gguf")
 
 
 def _file(path: str, name: str) -> Path:
@@ -207,8 +212,8 @@ def _check_same(folder: Path, config: Mapping[str, Any], again: bool) -> None:
         )
 
 
-def _done(folder: Path, analysis: str) -> bool:
-    return not read_table(folder, ANALYSES[analysis][-1]).empty
+def _done(subject: Subject, analysis: str) -> bool:
+    return Table(subject.study, ANALYSES[analysis][-1]).has(subject.name, subject.seed, subject.step)
 
 
 def _plan(subject: Subject, due: list[str]) -> str:
@@ -236,7 +241,7 @@ def _written(model: Any, tokenizer: Any) -> Tensor:
     """Rows of text that the model itself writes: a sample of what it was trained on, with no other text at hand."""
     first = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), 0)
     start = torch.full((_ROWS, 1), first, device=model.device)
-    more = min(_LENGTH, getattr(model.config, "max_position_embeddings", None) or _LENGTH) - 1
+    more = min(_LENGTH, positions_of(model) or _LENGTH) - 1
     with torch.random.fork_rng():
         torch.manual_seed(0)
         # The model's own settings of sampling would narrow it to its likeliest words.
@@ -245,10 +250,6 @@ def _written(model: Any, tokenizer: Any) -> Tensor:
             repetition_penalty=1.0, min_new_tokens=more, max_new_tokens=more, pad_token_id=first,
         )  # fmt: skip
     return written.cpu()
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,5 +262,4 @@ class Probe(PretrainedSettings):
     """Folder of the tables and the report; runs/ and the model's name by default."""
 
     def run(self) -> Path | int:
-        name = Path(self.model).name.removesuffix(".gguf")
-        return probe(self.model, self.out or f"runs/{name}", self) or 0
+        return probe(self.model, self.out or f"runs/{_name(self.model)}", self) or 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -23,7 +22,7 @@ from symground.data.sequences import ImageSet, Shown
 from symground.errors import check_types, choice, integer
 from symground.files import checkpoint_steps, images_of, read_json, runs_of, study_of
 from symground.models import PRESETS, load_tokenizer
-from symground.recipes.prepare import GENERATED, PROBE_IMAGES, CorpusSettings, check_named, kind_of, prepare
+from symground.recipes.prepare import GENERATED, PROBE_IMAGES, CorpusSettings, check_named, kind_of, prepare, say
 from symground.reports import report
 from symground.reports.formats import control_cell, number, with_interval
 from symground.reports.sections.silencing import differing
@@ -183,7 +182,7 @@ def analyze_study(path: str | Path, settings: AnalysisSettings) -> Path:
     failed: dict[Path, Exception] = {}
     for run in runs:
         if run not in trained:
-            _say(f"{run} has no checkpoint yet and is skipped")
+            say(f"{run} has no checkpoint yet and is skipped")
             continue
         try:
             left = analyze(run, asked, counts, settings)
@@ -191,10 +190,10 @@ def analyze_study(path: str | Path, settings: AnalysisSettings) -> Path:
             if len(trained) == 1:
                 raise
             failed[run] = error
-            _say(f"{run} could not be analysed: {error}")
+            say(f"{run} could not be analysed: {error}")
             continue
         if left:
-            _say(f"{run}: {left} analyses of checkpoints already exist and are kept; --again repeats them")
+            say(f"{run}: {left} analyses of checkpoints already exist and are kept; --again repeats them")
     summarise(study)
     if failed:
         listed = "; ".join(f"{run}: {error}" for run, error in failed.items())
@@ -207,21 +206,17 @@ def summarise(study: Path) -> None:
     gains = read_table(study, "gain")
     for (model, seed), frame in gains.groupby(["model", "seed"]):
         last = frame[frame["step"] == frame["step"].max()]
-        _say(f"{model} seed {seed}, step {last['step'].iloc[0]}: gain {with_interval(*gain_interval(last))} nats")
+        say(f"{model} seed {seed}, step {last['step'].iloc[0]}: gain {with_interval(*gain_interval(last))} nats")
     table = read_table(study, "interventions")
     apart = [] if table.empty else differing(table)
     row: Any
     for row in table.itertuples():
         which = ", ".join([row.denominator, f"span {row.span}", *(f"{name} {getattr(row, name)}" for name in apart)])
-        _say(
+        say(
             f"{row.model} seed {row.seed}, step {row.step}: {row.kind} heads ({which}) "
             f"{number(row.heads_per_example)} per example; surprisal {number(row.original)}, silenced "
             f"{number(row.intervened)}, random heads {control_cell(row._asdict())}"
         )
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.causal import behaviour
+from symground.analysis.causal import FACTORS, behaviour
 from symground.analysis.probing import Examples, Probes
 from symground.analysis.run.analyses import STEERED, Subject
 from symground.analysis.tracing import TunedLens, trace
 from symground.models import mixers
 from symground.models.passes import readable_ids
+from symground.models.trials import positions_of
 
 _ROWS = 16
-_FACTORS = 6  # of steering, with the unchanged model's
 _LENS = (16, 128)  # rows and tokens of a step
 
 
@@ -34,7 +34,7 @@ def estimated(at: Subject) -> dict[str, float]:
     if "lens" in s.what:
         ids = _random_ids(at.model)
         found["lens"] = 2 * forward * every + s.lens_fit * _seconds(lambda: TunedLens.fit(at.model, ids, steps=1))
-    layers = mixers(at.model)
+    layers, factors = mixers(at.model), 1 + len(FACTORS)  # of steering, with the unchanged model's
     if layers:
         traced = _of_row(few, lambda rows: trace(at.model, rows))
         # Every word of several tokens is another pass, as the choice among words goes by their surprisal.
@@ -48,7 +48,7 @@ def estimated(at: Subject) -> dict[str, float]:
             "saliency": traced * (2 * every + maps),
             "interventions": calls * some * (traced + 2 * plans * forward),
             "sweep": some * (traced + swept * forward),
-            "monitor": every * (2 * traced + chosen) + some * (traced + _FACTORS * (1 + STEERED) * chosen),
+            "monitor": every * (2 * traced + chosen) + some * (traced + factors * (1 + STEERED) * chosen),
         }
     return {name: found[name] for name in s.what if name in found}
 
@@ -71,7 +71,7 @@ def _seconds(what: Callable[[], object]) -> float:
 
 def _random_ids(model: PreTrainedModel) -> Tensor:
     rows, length = _LENS
-    most = getattr(model.config, "max_position_embeddings", None) or length
+    most = positions_of(model) or length
     return torch.randint(readable_ids(model), (rows, min(length, most)), generator=torch.Generator().manual_seed(0))
 
 
