@@ -1,7 +1,15 @@
 """Sentence probes and questions about images as token ids, and the model's surprisal and answers."""
 
 from symground.analysis.probing.answering import AMONG, Choices, answers, choices, pope_scores
-from symground.analysis.probing.contexts import Context, context_of, of_images, read_contexts, with_gap
+from symground.analysis.probing.contexts import (
+    SEPARATOR,
+    Context,
+    context_of,
+    joined,
+    of_images,
+    read_contexts,
+    with_gap,
+)
 from symground.analysis.probing.encoding import ProbeImages
 from symground.analysis.probing.examples import IMAGE, PATCHES, Examples, padded
 from symground.analysis.probing.probe_checks import check_asked, check_fits
@@ -18,6 +26,7 @@ __all__ = [
     "IMAGE",
     "MEMORY",
     "PATCHES",
+    "SEPARATOR",
     "Asked",
     "Choices",
     "Context",
@@ -34,6 +43,7 @@ __all__ = [
     "choices",
     "context_of",
     "image_questions",
+    "joined",
     "of_images",
     "padded",
     "pope_scores",

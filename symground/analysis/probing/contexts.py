@@ -15,6 +15,8 @@ from symground.data.words import IMAGE, TIERS, WORD
 from symground.errors import described
 
 SLOT = "{}"
+#: Between the sentences of plain text.
+SEPARATOR = ". "
 
 
 class Context(NamedTuple):
@@ -37,6 +39,13 @@ class Context(NamedTuple):
         """The ENV sentence before and after the noun."""
         before, after = self.env.split(SLOT)
         return before, after
+
+
+def joined(context: Context, joint: str | None = None) -> tuple[str, str]:
+    """The LAN words of plain text, and what stands between them and the target: by default one space."""
+    if joint is None:
+        joint = "" if context.lan.endswith(("\n", "\t")) else " "
+    return context.lan.rstrip(" ") if joint.startswith(" ") else context.lan, joint
 
 
 def context_of(values: Sequence[Any]) -> Context:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.probing.contexts import Context
+from symground.analysis.probing.contexts import SEPARATOR, Context, joined
 from symground.analysis.probing.examples import Ids, Row
 from symground.data.sequences import Shown, patch_ids
 from symground.data.words import IMAGE, TIERS, env, lan, lan_tokens, speaker
@@ -38,7 +38,7 @@ class Encoder(Protocol):
         ...
 
 
-def encoder_of(tokenizer: Any, separator: str = ". ", joint: str | None = None) -> Encoder:
+def encoder_of(tokenizer: Any, separator: str = SEPARATOR, joint: str | None = None) -> Encoder:
     """An encoder of the study's form if the vocabulary has ENV or LAN words, else one of plain text.
 
     Raises:
@@ -174,7 +174,7 @@ class TextEncoder:
         return Row(ids[:first], ids[first:last], ids[last:])
 
     def target(self, context: Context, noun: str, word: str) -> Ids:
-        text, joint = self._text(context, noun), self._joined(context)[1]
+        text, joint = self._text(context, noun), joined(context, self._joint)[1]
         ids, (first, last) = self._encode(f"{text}{joint}{word}", len(text), len(text) + len(joint) + len(word))
         if ids[:first] != self.row(context, noun).ids or last != len(ids):
             raise ValueError(
@@ -186,15 +186,8 @@ class TextEncoder:
     def _text(self, context: Context, noun: str) -> str:
         before, after = context.around()
         return self._separator.join(
-            [f"{before}{noun}{after}", *(u.text for u in context.between), self._joined(context)[0]]
+            [f"{before}{noun}{after}", *(u.text for u in context.between), joined(context, self._joint)[0]]
         )
-
-    def _joined(self, context: Context) -> tuple[str, str]:
-        """The LAN words, and the text between them and the target: by default one space."""
-        joint = self._joint
-        if joint is None:
-            joint = "" if context.lan.endswith(("\n", "\t")) else " "
-        return context.lan.rstrip(" ") if joint.startswith(" ") else context.lan, joint
 
     def _place(self, context: Context, noun: str) -> tuple[int, int]:
         """The range of the noun and the space before it, which some tokenizers encode as a token of its own."""

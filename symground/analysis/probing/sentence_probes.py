@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from symground.analysis.checks import check_mapping, words_of
-from symground.analysis.probing.contexts import Context, of_images, read_contexts
+from symground.analysis.probing.contexts import SEPARATOR, Context, of_images, read_contexts
 from symground.analysis.probing.encoding import ProbeImages, StudyEncoder, encoder_of
 from symground.analysis.probing.examples import PATCHES, Examples, Ids, Row, further_of, padded
 from symground.data import STUDY_NOUNS
@@ -156,7 +156,7 @@ def probes(
     mismatches: str | int = "all",
     seed: int = 0,
     categories: Mapping[str, str] | None = None,
-    separator: str = ". ",
+    separator: str = SEPARATOR,
     joint: str | None = None,
 ) -> Probes:
     """Build the probes of a vocabulary.

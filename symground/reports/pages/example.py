@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from symground.analysis.probing import IMAGE, context_of
-
-#: Between the sentences of plain text, as `symground.probes` writes it.
-SEPARATOR = ". "
+from symground.analysis.probing import IMAGE, SEPARATOR, context_of, joined
 
 
 class Piece(NamedTuple):
@@ -39,7 +36,7 @@ def example_of(config: Mapping[str, Any]) -> Example | None:
     separator, before_target = " ", f"{context.lan} "
     if config.get("pretrained"):
         separator = SEPARATOR
-        before_target = context.lan if context.lan.endswith(("\n", "\t")) else f"{context.lan.rstrip(' ')} "
+        before_target = "".join(joined(context))
     first = "lan" if context.cue == "lan" else "env"
 
     def with_scene(noun: str) -> list[Piece]:
