@@ -28,13 +28,13 @@ def findings_of(sections: Sequence[Section], elsewhere: bool = False) -> list[Fi
 
     Of a model that was trained elsewhere, they do not name a seed.
     """
-    frames = {part.name: part.frame for section in sections for part in section.parts if isinstance(part, TablePart)}
+    frames = _frames(sections)
     return [*_gains(frames, elsewhere), *_explained(frames), *_silenced(frames, elsewhere)]
 
 
 def caution(sections: Sequence[Section], elsewhere: bool = False) -> str:
     """What the number of seeds does not allow to conclude; empty if there are several of each model."""
-    frames = {part.name: part.frame for section in sections for part in section.parts if isinstance(part, TablePart)}
+    frames = _frames(sections)
     if "final" not in frames:
         return ""
     alone = [str(row["model"]) for row in frames["final"].to_dict("records") if row["seeds"] == 1]
@@ -47,6 +47,10 @@ def caution(sections: Sequence[Section], elsewhere: bool = False) -> str:
         f"{' and '.join(alone)}: one seed{each}. These findings are about the trained weights that were analysed, and "
         "not about an architecture."
     )
+
+
+def _frames(sections: Sequence[Section]) -> dict[str, pd.DataFrame]:
+    return {part.name: part.frame for section in sections for part in section.parts if isinstance(part, TablePart)}
 
 
 def _gains(frames: Mapping[str, pd.DataFrame], elsewhere: bool) -> Iterator[Finding]:

@@ -18,19 +18,11 @@ from symground.training.provenance import versions
 UNKNOWN = "unknown"
 
 
-def runs_table(study: StudyResults) -> pd.DataFrame:
-    """A row for each model and seed with results: its size, machine and versions, without what no row has."""
-    return _known(_all_runs(study))
-
-
-def not_recorded(study: StudyResults) -> list[str]:
-    """What no run of the study recorded."""
+def runs_table(study: StudyResults) -> tuple[pd.DataFrame, list[str]]:
+    """A row for each model and seed with results (its size, machine and versions), and what no run recorded."""
     runs = _all_runs(study)
-    return [str(name) for name in runs if name not in _known(runs)]
-
-
-def _known(runs: pd.DataFrame) -> pd.DataFrame:
-    return runs.loc[:, ~(runs == UNKNOWN).all().to_numpy(bool)] if len(runs) else runs
+    unknown = [str(name) for name in runs if len(runs) and (runs[name] == UNKNOWN).all()]
+    return runs.drop(columns=unknown), unknown
 
 
 def _all_runs(study: StudyResults) -> pd.DataFrame:

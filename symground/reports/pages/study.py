@@ -15,7 +15,7 @@ from symground.reports.formats import corpus_size
 from symground.reports.pages.example import example_of
 from symground.reports.pages.explorer import explorer
 from symground.reports.pages.findings import caution, findings_of
-from symground.reports.pages.provenance import commands, corpus_of, not_recorded, page_made_by, runs_table
+from symground.reports.pages.provenance import commands, corpus_of, page_made_by, runs_table
 from symground.reports.sections import beside, sections_of
 from symground.reports.sections.parts import StudyResults
 from symground.reports.template import render
@@ -75,7 +75,7 @@ def report(
         findings=findings_of(sections, elsewhere), caution=caution(sections, elsewhere), example=example,
         pretrained=elsewhere,
         sections=sections, maps=maps,
-        sources=[(s, corpus_of(s), runs_table(s), not_recorded(s), commands(s)) for s in studies],
+        sources=[(s, corpus_of(s), *runs_table(s), commands(s)) for s in studies],
         made_by=page_made_by(),
     )  # fmt: skip
     if figures:

@@ -73,13 +73,12 @@ def first_rows(interventions: pd.DataFrame) -> pd.DataFrame:
     table = completed(interventions)
     table = table[table["step"] == table.groupby(["model", "seed"])["step"].transform("max")]
     places: dict[str, Any] = {f"_{name}": table[name].map(_place(name)) for name in ORDER}
-    match = places.pop("_match")
-    # A control that lacks heads says little, so a row with another one comes before it.
     few = [not enough(row.get("short"), row["examples"]) for row in table.to_dict("records")]
-    places = {**places, "_few": few, "_match": match}
-    ordered = table.assign(**places, of_rows=table.groupby(["model", "seed"])["model"].transform("size"))
-    ordered = ordered.sort_values(["model", "seed", *places, "span"], kind="stable")
-    return ordered.drop(columns=list(places)).drop_duplicates(["model", "seed"])
+    by = [*places]
+    by.insert(by.index("_match"), "_few")  # a control that lacks heads says little
+    ordered = table.assign(**places, _few=few, of_rows=table.groupby(["model", "seed"])["model"].transform("size"))
+    ordered = ordered.sort_values(["model", "seed", *by, "span"], kind="stable")
+    return ordered.drop(columns=by).drop_duplicates(["model", "seed"])
 
 
 def _place(name: str) -> dict[str, int]:
