@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import alone
+from benchmarks.common.measure import in_turns, processor_seconds
 from benchmarks.common.memory import peak_in_subprocess
 from benchmarks.scaling import LLAMA_70B, Llama, model_of
 
@@ -86,23 +86,13 @@ def reading(shape: dict[str, int], T: int) -> tuple[Run, Run]:
     return prepared(Llama(1, 32, 2, 1, 16, 64, 50), 16)[1], prepared(Llama(**shape), T)[1]
 
 
-def processor_seconds(*runs: Run, rounds: int = 5) -> list[float]:
-    """The median of each run, of runs in turns. Other work on the machine hardly counts."""
-    taken: list[list[float]] = [[] for _ in runs]
-    for _ in range(rounds + 1):
-        for run, into in zip(runs, taken, strict=True):
-            start = time.process_time()
-            run()
-            into.append(time.process_time() - start)
-    return [statistics.median(of[1:]) for of in taken]
-
-
 def points() -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name, m in MODELS.items():
         for T in LENGTHS:
             forward, read = prepared(m, T)
-            alone, seconds = processor_seconds(forward, read)
+            taken = in_turns({"alone": forward, "reading": read}, 5, taking=processor_seconds)
+            alone, seconds = (statistics.median(of) for of in taken.values())
             del forward, read
             held, peak = (
                 peak_in_subprocess("benchmarks.attention_scale", "reading", held=only_held, shape=asdict(m), T=T)[

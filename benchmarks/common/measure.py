@@ -17,8 +17,10 @@ from benchmarks.common.inputs import Shape
 Run = Callable[[], Any]
 
 
-def in_turns(runs: Mapping[str, Run], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Seconds of every run in every round, after one round that does not count.
+def in_turns(
+    runs: Mapping[str, Run], rounds: int, device: str = "cpu", taking: Callable[[Run, str], float] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of every run in every round, after one round that does not count; ``taking`` measures a run.
 
     All runs are timed once per round, so that a noisy moment affects all peers and their ratios stay right.
     """
@@ -26,7 +28,7 @@ def in_turns(runs: Mapping[str, Run], rounds: int, device: str = "cpu") -> dict[
     for i in range(rounds + 1):
         for name, run in runs.items():
             gc.collect()
-            once = seconds(run, device)
+            once = (taking or seconds)(run, device)
             if i:
                 taken[name].append(once)
     return taken
@@ -44,6 +46,13 @@ def seconds(run: Run, device: str = "cpu") -> float:
     last.record()
     last.synchronize()
     return float(first.elapsed_time(last)) / 1e3
+
+
+def processor_seconds(run: Run, _: str = "cpu") -> float:
+    """Seconds of the process, of which other work on the machine hardly takes any."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
 
 
 def gpu_lacks() -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.common.measure import in_turns, processor_seconds
 from benchmarks.common.memory import peak_in_subprocess
 from benchmarks.common.smollm2 import NAME, smollm2
+from benchmarks.peers.trace import surprisal
 
 Run = Callable[[], Any]
 TRACE, EAGER, FROZEN = "sg.trace", "eager + autograd.grad", "SDPA pass, frozen weights"
@@ -53,10 +54,6 @@ def _model(attention: str) -> Any:
     return model.requires_grad_(False).eval()
 
 
-def _surprisal(logits: Tensor, texts: Texts) -> Tensor:
-    return torch.nn.functional.cross_entropy(logits[:, -1].float(), texts.targets(), reduction="sum")
-
-
 def _trace(texts: Texts) -> Run:
     import symground as sg
 
@@ -73,7 +70,7 @@ def _eager(texts: Texts) -> Run:
             inputs_embeds=embedded, attention_mask=texts.mask(), output_attentions=True, use_cache=False,
             logits_to_keep=1,
         )  # fmt: skip
-        grads = torch.autograd.grad(_surprisal(out.logits, texts), out.attentions)
+        grads = torch.autograd.grad(surprisal(out.logits, texts.targets()).sum(), out.attentions)
         return [(a.detach() * g).sum(1).abs() for a, g in zip(out.attentions, grads, strict=True)]
 
     return run
@@ -86,7 +83,7 @@ def _frozen(texts: Texts) -> Run:
     def run() -> Tensor:
         embedded = model.get_input_embeddings()(ids).requires_grad_()
         out = model(inputs_embeds=embedded, attention_mask=texts.mask(), use_cache=False, logits_to_keep=1)
-        return torch.autograd.grad(_surprisal(out.logits, texts), embedded)[0]
+        return torch.autograd.grad(surprisal(out.logits, texts.targets()).sum(), embedded)[0]
 
     return run
 
@@ -101,7 +98,7 @@ def _lens(texts: Texts) -> Run:
         patterns: list[Tensor] = []
         hooks = [(name, lambda pattern, hook: patterns.append(pattern)) for name in names]
         logits = model.run_with_hooks(ids, fwd_hooks=hooks, attention_mask=texts.mask(), logits_to_keep=1)
-        grads = torch.autograd.grad(_surprisal(logits, texts), patterns)
+        grads = torch.autograd.grad(surprisal(logits, texts.targets()).sum(), patterns)
         return [(a.detach() * g).sum(1).abs() for a, g in zip(patterns, grads, strict=True)]
 
     return run
@@ -129,7 +126,7 @@ def beside_peers(rounds: int = 5) -> dict[str, Any]:
     for b, t in SHORT:
         texts = Texts(b, t)
         runs = {name: there[name](texts) for name in (TRACE, EAGER, FROZEN)}
-        taken = _in_turns(runs, rounds)
+        taken = in_turns(runs, rounds, taking=processor_seconds)
         middle = {name: statistics.median(x) for name, x in taken.items()}
         short.append({
             "B": b, "T": t, "seconds": middle,
@@ -141,24 +138,12 @@ def beside_peers(rounds: int = 5) -> dict[str, Any]:
         for name in there:
             run = there[name](Texts(1, t))
             run()
-            seconds = statistics.median(_in_turns({name: run}, 3)[name])
+            seconds = statistics.median(in_turns({name: run}, 3, taking=processor_seconds)[name])
             del run
             peak = peak_in_subprocess(__name__, "in_memory", name=name, texts=asdict(Texts(1, t)))
             long.append({"T": t, "peer": name, "seconds": seconds, "peak_mib": peak["peak_bytes"] / 2**20})
     return {"model": NAME, "threads": torch.get_num_threads(), "rounds": rounds, "short": short, "long": long,
             "missing": [name for name in PEERS if name not in there]}  # fmt: skip
-
-
-def _in_turns(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Seconds of the process in every round, after one that does not count."""
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for i in range(rounds + 1):
-        for name, run in runs.items():
-            begun = time.process_time()
-            run()
-            if i:
-                taken[name].append(time.process_time() - begun)
-    return taken
 
 
 def in_memory(name: str, texts: dict[str, int]) -> tuple[Run, Run]:

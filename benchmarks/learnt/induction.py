@@ -52,7 +52,7 @@ def induction() -> dict[str, Any]:
         "surprisal": float(traced.surprisal.mean()),
         "pairs": pairs, "heads_over_threshold": len(over),
         "top": {name: [_head(table, at, heads) for at in found] for name, found in first.items()},
-        "silenced": {name: _silenced(model, ids, targets, found) for name, found in first.items()},
+        "silenced": {name: surprisal_without(model, ids, targets, found) for name, found in first.items()},
         "random": _random(model, ids, targets, {at for found in first.values() for at in found}),
     }  # fmt: skip
 
@@ -79,7 +79,8 @@ def _head(table: pd.DataFrame, at: tuple[int, int], heads: int) -> dict[str, Any
     return {"layer": at[0], "head": at[1], **{str(name): float(x) for name, x in row.items()}}
 
 
-def _silenced(model: Any, ids: torch.Tensor, targets: torch.Tensor, heads: list[tuple[int, int]]) -> float:
+def surprisal_without(model: Any, ids: torch.Tensor, targets: torch.Tensor, heads: list[tuple[int, int]]) -> float:
+    """Mean surprisal of the targets with heads silenced, nats."""
     with torch.no_grad(), sg.ablate(model, heads):
         logp = model(ids, logits_to_keep=1, use_cache=False).logits[:, 0].log_softmax(-1)
     return float(-logp.gather(1, targets[:, None]).mean())
@@ -91,7 +92,7 @@ def _random(model: Any, ids: torch.Tensor, targets: torch.Tensor, taken: set[tup
     every = [(i, j) for i in range(config.num_hidden_layers) for j in range(config.num_attention_heads)]
     left = [at for at in every if at not in taken]
     found = [
-        _silenced(model, ids, targets, [left[i] for i in rng.choice(len(left), TOP, replace=False)])
+        surprisal_without(model, ids, targets, [left[i] for i in rng.choice(len(left), TOP, replace=False)])
         for _ in range(DRAWS)
     ]
     return [float(np.mean(found)), float(np.std(found, ddof=1))]
