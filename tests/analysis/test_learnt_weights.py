@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import symground as sg
-from benchmarks.learnt.induction import texts
+from benchmarks.learnt.induction import surprisal_without, texts
 from symground.analysis import head_shares
 
 pytestmark = pytest.mark.slow
@@ -57,9 +57,7 @@ def test_the_heads_with_most_flow_on_repeated_tokens_are_induction_heads(learnt:
     assert sum(float(attended.mean("example")[at]) > 0.5 for at in most) >= 5
 
     def surprisal(heads: list[tuple[int, int]]) -> float:
-        with torch.no_grad(), sg.ablate(model, heads):
-            logp = model(ids, logits_to_keep=1, use_cache=False).logits[:, 0].log_softmax(-1)
-        return float(-logp.gather(1, targets[:, None]).mean())
+        return surprisal_without(model, ids, targets, heads)
 
     rng, others = np.random.default_rng(0), [at for at in np.ndindex(flow.shape) if at not in most]
     random = [surprisal([others[i] for i in rng.choice(len(others), 8, replace=False)]) for _ in range(10)]

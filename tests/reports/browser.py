@@ -45,6 +45,13 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
         context.close()
 
 
+def check_page(page: Any, width: int) -> None:
+    """It is no wider than the window, axe-core finds nothing, and the browser complains of nothing."""
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert violations(page) == []
+    assert page.complaints == []
+
+
 def violations(page: Any) -> list[str]:
     """What axe-core finds wrong for people who cannot see, point or tell colours apart; each rule with its elements."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")

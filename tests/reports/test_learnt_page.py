@@ -10,7 +10,7 @@ import pytest
 
 import symground as sg
 from symground.cli import main
-from tests.reports.browser import browser, open_page, violations
+from tests.reports.browser import browser, check_page, open_page
 from tests.reports.test_view_page import agrees, row
 
 __all__ = ["browser", "open_page"]
@@ -45,9 +45,7 @@ def test_it_loads_fits_and_is_accessible(
     for address in ("", "#target=1&layer=16&head=2&token=5"):
         page = open_page(page_file, width, address, color_scheme=scheme)
         page.wait_for_selector("body[data-ready]")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert violations(page) == []
-        assert page.complaints == []
+        check_page(page, width)
 
 
 def test_each_word_of_the_answer_has_the_traces_values(

@@ -13,7 +13,7 @@ import torch
 
 import symground as sg
 from symground.data import read_questions
-from tests.reports.browser import browser, open_page, violations
+from tests.reports.browser import browser, check_page, open_page, violations
 from tests.reports.test_views import ids, model, span
 
 __all__ = ["browser", "open_page"]
@@ -66,9 +66,7 @@ def test_it_loads_fits_and_is_accessible(
         for address in ("", "#target=1&layer=2&head=3&token=2"):
             page = open_page(file, width, address, color_scheme=scheme)
             page.wait_for_selector("body[data-ready]")
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            assert violations(page) == []
-            assert page.complaints == []
+            check_page(page, width)
 
 
 def test_pointer_keyboard_and_address(open_page: Callable[..., Any], page_file: Path, traced: Any) -> None:
