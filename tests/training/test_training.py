@@ -285,6 +285,20 @@ def test_kept_memory_is_given_back_afterwards() -> None:
     assert resident() < before + pages
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is told in /proc on Linux only")
+@pytest.mark.parametrize("mebibytes", [4, 8, 16])
+def test_large_pieces_are_given_back_at_once_whichever_is_freed_first(mebibytes: int) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    with return_freed_memory():
+        before = resident()
+        held = [torch.ones(mebibytes * 2**18) for _ in range(20)]
+        for i in range(0, 20, 2):
+            held[i] = torch.ones(1)
+        assert abs(resident() - before - 10 * mebibytes * 2**20) < 4 * 2**20
+
+
 def test_freed_memory_goes_where_the_last_block_says_that_has_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """In every order of two blocks, against the last threshold for mapped pieces that glibc was given."""
     told: dict[int, int] = {}
@@ -298,7 +312,7 @@ def test_freed_memory_goes_where_the_last_block_says_that_has_not_ended(monkeypa
         def malloc_trim(self, _: int) -> None: ...
 
     monkeypatch.setattr(free_memory, "_glibc", Libc)
-    sizes = {keep_freed_memory: 2**30, return_freed_memory: 2**17}
+    sizes = {keep_freed_memory: 2**30, return_freed_memory: 2**22}
     for first, second in itertools.product(sizes, sizes):
         a, b = first(), second()
         a.__enter__()

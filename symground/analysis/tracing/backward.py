@@ -140,7 +140,7 @@ def run_pass(
         stack.enter_context(frozen(model))
         width = loss.weight.shape[-1]
         large = sum(part.groups[0].numel() * len(part.layers) for part in parts) * width >= LARGE_PASS
-        stack.enter_context(return_freed_memory(kind == "cpu" and (large or checkpoint)))
+        stack.enter_context(return_freed_memory(kind == "cpu" and (large or checkpoint), small=checkpoint))
         if checkpoint:
             stack.enter_context(checkpointed(model))
         stack.enter_context(tapped({m: tap for part in parts for m, tap in _taps(part, probes, positions).items()}))

@@ -13,10 +13,14 @@ from symground.models import Tap, mixers
 from symground.models.hooks import device_of, tapped
 from symground.models.passes import Kept, check_weights, checkpointed, frozen
 from symground.models.trials import check_deterministic, hidden_states, positions_of, trial_ids, verified_readout
+from symground.running import LARGE_PASS, LARGE_TENSOR
 
 _TRIAL = 96
 #: Number of tensors of a layer's widest size that the backward pass holds at once beside the kept activations.
 _WORKING = 3
+#: What the forward pass frees and the C library keeps where it does not return it, as a share of the kept activations:
+#: 0.36 to 0.48 in models like GPT-2 and SmolLM2.
+_FREED = 0.4
 
 
 class TraceMemory(NamedTuple):
@@ -30,6 +34,8 @@ class TraceMemory(NamedTuple):
     """The matrices of all layers and examples in host memory."""
     of_pass: int
     """The part of ``results`` that one backward pass gives: of a batch, with ``per_token`` of one target of each."""
+    freed: int
+    """Freed memory that is not returned on a CPU: without ``checkpoint`` that of tensors below 4 MiB, as in short texts."""
 
     @property
     def device(self) -> int:
@@ -41,9 +47,8 @@ class TraceMemory(NamedTuple):
         """The peak with the model in host memory: in the backward pass, each layer frees activations and adds results.
 
         With ``per_token``, only the last backward pass of a batch frees them.
-        A pass of less than about 200 MB may take up to half as much again, since the C library keeps freed memory.
         """
-        return self.layer + self.results - self.of_pass + max(self.of_pass, self.kept)
+        return self.layer + self.results - self.of_pass + max(self.of_pass, self.kept) + self.freed
 
 
 def trace_memory(
@@ -66,8 +71,11 @@ def trace_memory(
 
         kept = B·T·a, with ``checkpoint`` about B·T·(L + 1)·E, with ``offload`` 0
         layer = B·T²·4 (with ``saliency``) + B·R·H·T·4 (with ``rows``) + 3·B·T·M, with ``checkpoint`` + B·T·a / L
+            (twice that with ``per_token``)
         results = N·P·L·T²·4 (with ``saliency``) + N·P·L·H·T·4 (with ``rows``)
-        the peak on a GPU = kept + layer; on a CPU, of one batch, results·(P - 1)/P + max(kept, results/P) + layer
+        freed = 0.4·kept + min(kept, results/P) where B·T·E numbers are less than 4 MiB (or L·B·T·E less than 2²²),
+            without ``checkpoint``; else 0
+        the peak on a GPU = kept + layer; on a CPU, of one batch, results·(P - 1)/P + max(kept, results/P) + layer + freed
 
     a and the bytes for (L + 1)·E are measured on the model, in forward passes over a few tokens of text. A vision tower
     is not counted: it runs before the layers, and none of its activations are kept.
@@ -100,17 +108,22 @@ def trace_memory(
         raise ValueError(f"model: {type(model).__name__} mixes positions by no matrix; its trace has no saliency")
     check_weights(model)
     check_deterministic(model)
-    size = verified_readout(model).weight.element_size()
+    weight = verified_readout(model).weight
+    size, width = weight.element_size(), weight.shape[-1]
     tokens = batch_size * length
     whole = _kept_a_token(model, False) * tokens
     kept = 0.0 if offload else (_kept_a_token(model, True) * tokens if checkpoint else whole)
     layer = 4.0 * tokens * length if saliency else 0.0
-    layer += _WORKING * tokens * _widest(model) * size + (whole / len(layers) if checkpoint else 0.0)
+    # The graph that the next token's backward pass needs holds what was recomputed until another layer is.
+    recomputed = 2 if per_token else 1
+    layer += _WORKING * tokens * _widest(model) * size + (recomputed * whole / len(layers) if checkpoint else 0.0)
     heads, targets = max(mixer.heads for mixer in layers), span if span is not None and per_token else 1
     layer += 4.0 * tokens * heads * (span or 1) if rows else 0.0
     of_target = 4 * len(layers) * length * ((length if saliency else 0) + (heads if rows else 0))
     of_pass = min(examples, batch_size) * of_target
-    return TraceMemory(round(kept), round(layer), examples * targets * of_target, of_pass)
+    returned = tokens * width * size >= LARGE_TENSOR and len(layers) * tokens * width >= LARGE_PASS
+    freed = 0.0 if checkpoint or returned else _FREED * kept + min(kept, of_pass)
+    return TraceMemory(round(kept), round(layer), examples * targets * of_target, of_pass, round(freed))
 
 
 def _kept_a_token(model: PreTrainedModel, checkpoint: bool) -> float:

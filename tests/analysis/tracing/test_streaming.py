@@ -191,10 +191,11 @@ config = AutoConfig.for_model(**asked, max_position_embeddings=length, bos_token
 model = sg.attach(AutoModelForCausalLM.from_config(config).eval())
 ids, targets = torch.randint(0, 101, (examples, length)), torch.full((examples,), 5)
 found = []
-ways = [{"checkpoint": c, "saliency": s} for c in (False, True) for s in (False, True)]
+ways = [{"checkpoint": c, "saliency": s} for c in (True, False) for s in (False, True)]
 if length < 1000:  # the results of each token of a long text are large
-    ways += [{"span": 9, "per_token": p, "rows": True, "checkpoint": p} for p in (False, True)]
+    ways += [{"span": 9, "per_token": p, "rows": True, "checkpoint": p} for p in (True, False)]
     ways += [{"span": 30, "per_token": True, "saliency": s} for s in (False, True)]
+ways.sort(key=lambda how: (not how.get("checkpoint"), not how.get("per_token")))  # the others leave a heap, whose free pieces malloc prefers
 for how in ways:
     told = sg.trace_memory(model, length, examples, **how)
     count = how.pop("span", 0)
@@ -247,6 +248,10 @@ def test_the_formula_by_hand(gpt2: GPT2LMHeadModel) -> None:
     assert sg.trace_memory(gpt2, 20, offload=True).kept == 0
     longer = sg.trace_memory(gpt2, 40, 2)
     assert longer.kept == 2 * plain.kept
+    assert (plain.freed, thin.freed) == (round(0.4 * plain.kept + min(plain.kept, plain.results)), 0)
+    assert plain.cpu == plain.layer + max(plain.kept, plain.results) + plain.freed
+    large = 2**21 // 24 + 1  # examples of 20 tokens: 2**22 numbers in all layers are 4 MiB and more in each
+    assert sg.trace_memory(gpt2, 20, large).freed == 0
 
 
 @pytest.mark.parametrize(("saliency", "rows"), [(True, True), (True, False), (False, True)])
@@ -262,7 +267,7 @@ def test_the_formula_of_a_span_is_the_size_of_its_results(gpt2: GPT2LMHeadModel,
         assert told.of_pass == one.of_pass == told.results * 2 // (3 * times)
         assert told.kept == one.kept
         assert told.layer - one.layer == (2 * 3 * 3 * 12 * 4 if rows else 0)  # the rows of three more tokens
-        assert told.cpu == told.layer + told.results - told.of_pass + max(told.of_pass, told.kept)
+        assert told.cpu == told.layer + told.results - told.of_pass + max(told.of_pass, told.kept) + told.freed
 
 
 def test_an_lstm_has_no_such_memory(lstm: PreTrainedModel) -> None:
