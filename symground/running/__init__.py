@@ -5,5 +5,6 @@ from symground.running.jobs import BACKENDS, Job, run_jobs
 from symground.running.progress_bar import Bar, progress
 
 __all__ = [
-    "BACKENDS", "LARGE_PASS", "LARGE_TENSOR", "Bar", "Job", "keep_freed_memory", "progress", "return_freed_memory", "run_jobs",
+    "BACKENDS", "LARGE_PASS", "LARGE_TENSOR", "Bar", "Job", "keep_freed_memory", "progress", "return_freed_memory",
+    "run_jobs",
 ]  # fmt: skip

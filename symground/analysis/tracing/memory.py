@@ -35,7 +35,7 @@ class TraceMemory(NamedTuple):
     of_pass: int
     """The part of ``results`` that one backward pass gives: of a batch, with ``per_token`` of one target of each."""
     freed: int
-    """Freed memory that is not returned on a CPU: without ``checkpoint`` that of tensors below 4 MiB, as in short texts."""
+    """Freed memory that is not returned on a CPU: without ``checkpoint``, that of tensors below 4 MiB."""
 
     @property
     def device(self) -> int:
@@ -75,7 +75,8 @@ def trace_memory(
         results = N·P·L·T²·4 (with ``saliency``) + N·P·L·H·T·4 (with ``rows``)
         freed = 0.4·kept + min(kept, results/P) where B·T·E numbers are less than 4 MiB (or L·B·T·E less than 2²²),
             without ``checkpoint``; else 0
-        the peak on a GPU = kept + layer; on a CPU, of one batch, results·(P - 1)/P + max(kept, results/P) + layer + freed
+        the peak on a GPU = kept + layer
+        the peak on a CPU, of one batch, = results·(P - 1)/P + max(kept, results/P) + layer + freed
 
     a and the bytes for (L + 1)·E are measured on the model, in forward passes over a few tokens of text. A vision tower
     is not counted: it runs before the layers, and none of its activations are kept.

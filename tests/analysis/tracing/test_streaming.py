@@ -195,7 +195,8 @@ ways = [{"checkpoint": c, "saliency": s} for c in (True, False) for s in (False,
 if length < 1000:  # the results of each token of a long text are large
     ways += [{"span": 9, "per_token": p, "rows": True, "checkpoint": p} for p in (True, False)]
     ways += [{"span": 30, "per_token": True, "saliency": s} for s in (False, True)]
-ways.sort(key=lambda how: (not how.get("checkpoint"), not how.get("per_token")))  # the others leave a heap, whose free pieces malloc prefers
+# Those without checkpoint come last: they leave a heap, and malloc prefers its free pieces.
+ways.sort(key=lambda how: (not how.get("checkpoint"), not how.get("per_token")))
 for how in ways:
     told = sg.trace_memory(model, length, examples, **how)
     count = how.pop("span", 0)
