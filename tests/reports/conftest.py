@@ -65,7 +65,7 @@ def results(
         shares = [(k, d, *cell, 0.4, 0.35, 0.6, 0.7, 0.6, examples) for k in ("aggregate", "gather")
                   for d in ("row", "matrix") for cell in cells]  # fmt: skip
         columns = ["kind", "denominator", "layer", "head", "share", "null", "null_95", "selected", "null_selected"]
-        add("shares", key, pd.DataFrame(shares, columns=[*columns, "examples"]))
+        add("shares", key, pd.DataFrame(shares, columns=[*columns, "examples"]).assign(threshold=0.25))
         maps = []
         for context in range(min(2, contexts)):
             for noun in nouns[:3]:
@@ -146,7 +146,7 @@ def distinct(folder: Path) -> Path:
         if path.stem == "interventions":
             other = table.assign(kind="gather", denominator="matrix", span=1, selection="held-out", mode="mean")
             table = pd.concat([table, table.assign(step=200), other], ignore_index=True)
-        values = [name for name in table if name not in KEYS]
+        values = [name for name in table if name not in KEYS and name != "threshold"]
         for name in values:
             drawn = rng.uniform(0.05, 0.95, len(table))
             if name in _COUNTS:

@@ -8,7 +8,7 @@ import pytest
 
 from symground.reports.formats import table_html
 from symground.reports.sections.behaviour import acquisition
-from symground.reports.sections.heads import explained, flow_and_effect, stability, strongest_heads
+from symground.reports.sections.heads import explained, flow_and_effect, stability, strongest_heads, with_threshold
 from symground.reports.sections.parts import TablePart
 
 
@@ -42,12 +42,14 @@ def test_what_named_heads_explain_by_hand() -> None:
         model="m", seed=0, step=5, examples=8
     )
     shares = table.drop(columns="effect").assign(kind="aggregate", denominator="row")
-    both = flow_and_effect(shares, table.drop(columns="share"))
+    both = flow_and_effect(with_threshold(shares), table.drop(columns="share"))
     (row,) = explained(both).to_dict("records")
     assert row["correlation"] == pytest.approx(1.0)
     assert (row["named heads"], row["heads"]) == (2, 4)
     assert row["share of the effect"] == pytest.approx(3 / 3.5)
     assert row["largest effect of another"] == 0.5
+    high = flow_and_effect(shares.assign(threshold=0.5), table.drop(columns="share"))
+    assert explained(high)["named heads"].tolist() == [1]
     assert flow_and_effect(shares.iloc[:0], table).empty
 
 

@@ -29,6 +29,7 @@ from symground.reports.comparisons.paper import markdown, tables
 from symground.reports.pages.study import _lead, summary
 from symground.reports.sections import SECTIONS, behaviour
 from symground.reports.sections.captions import FIGURES, TABLES
+from symground.reports.sections.heads import threshold_of, with_threshold
 from symground.reports.sections.parts import StudyResults
 
 sys.path.insert(0, str(Path(symground.__file__).resolve().parent.parent))
@@ -166,8 +167,25 @@ def test_captions_say_which_intervals_and_which_levels(study: Path, made: Made) 
         assert {name for kind, name in captions if kind == "TablePart"} <= TABLES.keys()
         assert {name for kind, name in captions if kind == "FigurePart"} <= FIGURES.keys()
     assert all(text in TABLES["interventions"] for text in ("*** p < 0.001", "(Holm)", "more than a tenth"))
-    assert "30 %" in FIGURES["shares"]
+    for named in (("FigurePart", "shares"), ("TablePart", "shares"), ("TablePart", "flow-effect")):
+        assert captions[named].count("25 %") == 1
+        assert "30 %" not in captions[named]
     assert "Holm-corrected over the model's checkpoints" in TABLES["final"]
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (None, "30 %"), ([0.3], "30 %"), ([0.125], "12.5 %"), ([0.1, 0.4], "10 % or 40 %"),
+        ([np.nan, 0.2], "20 % or 30 %"),
+    ],
+)  # fmt: skip
+def test_the_threshold_of_heads_is_that_of_the_tables(told: list[float] | None, said: str) -> None:
+    """Tables of earlier versions do not say theirs, which was 30 %."""
+    shares = pd.DataFrame({"share": [0.1, 0.2]})
+    if told is not None:
+        shares["threshold"] = np.resize(told, 2)
+    assert threshold_of(with_threshold(shares)) == said
 
 
 def test_the_terminal(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from symground.errors import number
 
 _COLUMNS = [
     "kind", "denominator", "layer", "head", "share", "null", "null_95", "selected", "null_selected", "examples",
+    "threshold",
 ]  # fmt: skip
 
 
@@ -32,7 +33,7 @@ def share_table(matched: xr.Dataset, mismatched: xr.Dataset, threshold: float = 
         - share, null: mean shares over the matched and over the mismatched examples;
         - null_95: the 95th percentile of the share over the mismatched examples;
         - selected, null_selected: the share of the examples in which the head reaches the threshold;
-        - examples.
+        - examples, threshold.
 
     Raises:
         ValueError: traces of different examples, or without flow.
@@ -52,5 +53,6 @@ def share_table(matched: xr.Dataset, mismatched: xr.Dataset, threshold: float = 
             }  # fmt: skip
             frame = pd.DataFrame({name: np.asarray(values).ravel() for name, values in columns.items()})
             there = np.isfinite(matched.matrix_total.isel(example=0).values).ravel()  # NaN: heads of wider layers
-            parts.append(frame[there].assign(kind=kind, denominator=denominator, examples=ours.sizes["example"]))
+            told = {"kind": kind, "denominator": denominator, "threshold": threshold}
+            parts.append(frame[there].assign(**told, examples=ours.sizes["example"]))
     return pd.DataFrame(pd.concat(parts, ignore_index=True), columns=_COLUMNS)

@@ -59,13 +59,13 @@ FIGURES = {
     "shares": (
         "Each point is a head at the last checkpoint of one seed. It compares the head's mean share of flow in matched "
         "examples (vertical) with its share in the same examples with another ENV noun (horizontal). The dashed lines "
-        "are the threshold of 30 %. A head on the diagonal reads the ENV noun whichever noun it is, so its share is no "
-        "evidence of grounding; the interventions are the test."
+        "are the threshold of {threshold}. A head on the diagonal reads the ENV noun whichever noun it is, so its "
+        "share is no evidence of grounding; the interventions are the test."
     ),
     "flow-effect": (
         "Does a head's flow predict its effect? Each point is a head. It compares the surprisal that silencing this "
         "head alone adds (vertical, nats) with the head's mean share of the row from the ENV noun (horizontal). The "
-        "dashed line is the threshold of 30 %."
+        "dashed line is the threshold of {threshold}."
     ),
     "calibration": (
         "How often the choice was wrong (vertical) against how often the detector predicted that it would be "
@@ -138,7 +138,7 @@ TABLES = {
     "shares": (
         "Each head's share of flow, and its null: the share in mismatched examples. The columns are both means, the "
         "95th percentile of the null (the share that 5 % of the mismatched examples exceed), and how often each of the "
-        "two reaches the threshold of 30 %."
+        "two reaches the threshold of {threshold}."
     ),
     "strongest": (
         "The surprisal that silencing one head alone adds to matched examples (nats), and its first-order estimate "
@@ -147,7 +147,7 @@ TABLES = {
     ),
     "flow-effect": (
         "Spearman's correlation of share and effect over all heads. Named heads are those whose mean share reaches "
-        "30 %; “share of the effect” is their part of the sum of all positive effects."
+        "{threshold}; “share of the effect” is their part of the sum of all positive effects."
     ),
     "interventions": (
         "Surprisal of matched examples (mean, nats) if the selected heads are silenced (intervened), if as many "
@@ -242,8 +242,8 @@ _FIGURES_ONCE = {
     ),
     "shares": (
         "Each point is a head. It compares the head's mean share of flow in matched examples (vertical) with its share "
-        "in the same examples with another ENV noun (horizontal). The dashed lines are the threshold of 30 %. A head "
-        "on the diagonal reads the ENV noun whichever noun it is, so its share is no evidence of grounding; the "
+        "in the same examples with another ENV noun (horizontal). The dashed lines are the threshold of {threshold}. "
+        "A head on the diagonal reads the ENV noun whichever noun it is, so its share is no evidence of grounding; the "
         "interventions are the test."
     ),
     "calibration": (

@@ -24,13 +24,15 @@ from symground.reports.sections.parts import (
     last_checkpoints,
 )
 
+#: The threshold of tables that do not say theirs, those of earlier versions.
 _THRESHOLD = 0.30
 _COMPARED = 200  # examples: pairs of them are counted
 
 
 def heads(study: StudyResults) -> Section:
     """Counts of heads, their stability, the null of their shares, and how well flow predicts effects."""
-    shares, swept = study.results["shares"], study.results["sweep"]
+    shares, swept = with_threshold(study.results["shares"]), study.results["sweep"]
+    words = {"threshold": threshold_of(shares)}
     parts: list[FigurePart | TablePart] = []
     if not shares.empty:
         made, counts, common = study.analyze("saliency"), head_counts(shares), common_heads(shares)
@@ -40,8 +42,8 @@ def heads(study: StudyResults) -> Section:
             TablePart("head-counts", counts, made, _at_some(counts)),
             TablePart("common-heads", common, made, common_shown(common)),
             *([TablePart("stability", stability(found, _examples(study)), made)] if len(found) else []),
-            FigurePart("shares", shares_figure(shares), made),
-            TablePart("shares", last_checkpoints(shares), made, _shares_shown(shares)),
+            FigurePart("shares", shares_figure(shares), made, words),
+            TablePart("shares", last_checkpoints(shares), made, _shares_shown(shares), words=words),
         ]
     if not swept.empty:
         made = study.analyze("sweep")
@@ -49,20 +51,32 @@ def heads(study: StudyResults) -> Section:
         both = flow_and_effect(shares, swept)
         if len(both):
             parts += [
-                FigurePart("flow-effect", flow_figure(both), made),
-                TablePart("flow-effect", explained(both), made),
+                FigurePart("flow-effect", flow_figure(both), made, words),
+                TablePart("flow-effect", explained(both), made, words=words),
             ]
     text = (
         "Flow is the absolute saliency |A ∘ ∂L/∂A| of a head, summed over positions. An aggregate head has at least "
-        "30 % of its flow from the ENV noun into the prediction position. A gather head has at least 30 % of its flow "
-        "from the rest of the ENV utterance into the ENV noun. The share is of all flow into the same position (row), "
-        "or of all flow of the head (matrix)."
+        f"{words['threshold']} of its flow from the ENV noun into the prediction position. A gather head has at least "
+        f"{words['threshold']} of its flow from the rest of the ENV utterance into the ENV noun. The share "
+        "is of all flow into the same position (row), or of all flow of the head (matrix)."
     )
     missing = study.lacking(
         shares="heads, and their shares in mismatched examples", heads="the heads of each example, and their stability",
         sweep="every head alone",
     )  # fmt: skip
     return Section("heads", "Which heads?", text, parts, missing)
+
+
+def with_threshold(shares: pd.DataFrame) -> pd.DataFrame:
+    """Shares with the smallest share of an aggregate or gather head beside each."""
+    told = shares["threshold"] if "threshold" in shares else pd.Series(np.nan, shares.index)
+    return shares.assign(threshold=told.astype(float).fillna(_THRESHOLD))
+
+
+def threshold_of(shares: pd.DataFrame) -> str:
+    """The thresholds of the runs, in percent."""
+    found = sorted(shares["threshold"].unique()) or [_THRESHOLD]
+    return " or ".join(f"{100 * x:.3g} %" for x in found)
 
 
 def _examples(study: StudyResults) -> int:
@@ -194,7 +208,7 @@ def _shares_shown(shares: pd.DataFrame) -> pd.DataFrame:
     wanted = ["model", "seed", "step", "kind", "layer", "head", "share", "null", "null_95", "selected", "null_selected"]
     names = {
         "share": "mean share", "null": "of mismatched", "null_95": "passed by 5 % of mismatched",
-        "selected": "reaches 30 % in", "null_selected": "of mismatched in",
+        "selected": f"reaches {threshold_of(rows)} in", "null_selected": "of mismatched in",
     }  # fmt: skip
     return rows[[*wanted, "examples"]].rename(columns=names)
 
@@ -206,16 +220,16 @@ def flow_and_effect(shares: pd.DataFrame, swept: pd.DataFrame) -> pd.DataFrame:
     own = shares[(shares["kind"] == "aggregate") & (shares["denominator"] == "row")]
     keys = ["model", "seed", "step", "layer", "head"]
     both = own.merge(swept.drop(columns="examples", errors="ignore"), on=keys)
-    return last_checkpoints(both[[*keys, "share", "effect", "examples"]])
+    return last_checkpoints(both[[*keys, "share", "effect", "examples", "threshold"]])
 
 
-def explained(both: pd.DataFrame, threshold: float = _THRESHOLD) -> pd.DataFrame:
+def explained(both: pd.DataFrame) -> pd.DataFrame:
     """How well flow predicts effects: a row per run in the table of :func:`flow_and_effect`."""
     rows = []
     for (model, seed, step), frame in both.groupby(["model", "seed", "step"], sort=True):
         alike = np.ptp(frame["share"]) == 0 or np.ptp(frame["effect"]) == 0
         correlation, p = (np.nan, np.nan) if alike else stats.spearmanr(frame["share"], frame["effect"])
-        rises, named = frame["effect"].clip(lower=0), frame["share"] >= threshold
+        rises, named = frame["effect"].clip(lower=0), frame["share"] >= frame["threshold"]
         rows.append(
             {
                 "model": model,
@@ -268,8 +282,9 @@ def shares_figure(shares: pd.DataFrame) -> Figure:
             points = axes.plot(part["null"], part["share"], "o", color=colour, markersize=4, alpha=0.8, label=kind)
             called(points[0], f"{kind} share", _names(part))
         axes.plot([0, 1], [0, 1], color="#888888", linewidth=0.8)
-        axes.axhline(_THRESHOLD, color="#888888", linewidth=0.8, linestyle="--")
-        axes.axvline(_THRESHOLD, color="#888888", linewidth=0.8, linestyle="--")
+        for threshold in rows["threshold"].unique():
+            axes.axhline(threshold, color="#888888", linewidth=0.8, linestyle="--")
+            axes.axvline(threshold, color="#888888", linewidth=0.8, linestyle="--")
         axes.set(title=model, xlabel="share, mismatched", xlim=(0, 1), ylim=(0, 1))
     panels[0].set_ylabel("share, matched")
     panels[0].legend(loc="upper left")
@@ -277,8 +292,9 @@ def shares_figure(shares: pd.DataFrame) -> Figure:
 
 
 def _names(heads: pd.DataFrame) -> list[str]:
-    rows = zip(heads["seed"], heads["layer"], heads["head"], strict=True)
-    return [f"seed {seed}, layer {layer}, head {head}" for seed, layer, head in rows]
+    of_seed = [f"seed {seed}, " if heads["seed"].nunique() > 1 else "" for seed in heads["seed"]]
+    rows = zip(of_seed, heads["layer"], heads["head"], strict=True)
+    return [f"{seed}layer {layer}, head {head}" for seed, layer, head in rows]
 
 
 def flow_figure(both: pd.DataFrame) -> Figure:
@@ -288,7 +304,8 @@ def flow_figure(both: pd.DataFrame) -> Figure:
     for (model, frame), colour in zip(both.groupby("model", sort=True), colours(), strict=False):
         points = axes.plot(frame["share"], frame["effect"], "o", color=colour, markersize=4, alpha=0.8, label=model)
         called(points[0], str(model), _names(frame))
-    axes.axvline(_THRESHOLD, color="#888888", linewidth=0.8, linestyle="--")
+    for threshold in both["threshold"].unique():
+        axes.axvline(threshold, color="#888888", linewidth=0.8, linestyle="--")
     axes.axhline(0, color="#888888", linewidth=0.8)
     axes.set(xlabel="mean aggregate share of the row", ylabel="effect alone (nats)", xlim=(0, 1))
     axes.legend()

@@ -62,12 +62,14 @@ class TablePart:
     """The table for the page; None if it is the same."""
     note: str = ""
     """What its caption says of these rows."""
+    words: Mapping[str, object] = field(default_factory=dict)
+    """The values of the fields of its caption."""
     of_training: bool = True
     """Whether its caption may speak of checkpoints and seeds."""
 
     @property
     def caption(self) -> str:
-        return f"{caption(TABLES, self.name, self.of_training)} {self.note}".rstrip()
+        return f"{caption(TABLES, self.name, self.of_training).format(**self.words)} {self.note}".rstrip()
 
     @property
     def html(self) -> Markup:

@@ -28,11 +28,12 @@ def test_by_hand() -> None:
     matched = traced([[0.8, 0.1], [0.6, 0.4], [0.4, 0.1], [0.2, 0.0]])
     mismatched = traced([[0.1, 0.1], [0.1, 0.1], [0.1, 0.1], [0.5, 0.1]])
     table = share_table(matched, mismatched).set_index(["kind", "denominator", "layer", "head"])
-    values = ["share", "null", "null_95", "selected", "null_selected", "examples"]
+    values = ["share", "null", "null_95", "selected", "null_selected", "examples", "threshold"]
     assert table.columns.tolist() == values
     first = table.loc[("aggregate", "row", 3, 0)]
     assert (first["share"], first["null"]) == pytest.approx((0.5, 0.2))
     assert (first["selected"], first["null_selected"], first["examples"]) == (0.75, 0.25, 4)
+    assert set(table["threshold"]) == {0.3}
     assert first["null_95"] == pytest.approx(np.quantile([0.1, 0.1, 0.1, 0.5], 0.95))
     assert table.loc[("aggregate", "row", 3, 1), "selected"] == 0.25
     assert table.loc[("aggregate", "matrix", 3, 0), "share"] == pytest.approx(0.125)

@@ -46,6 +46,7 @@ def test_tables_are_tidy(study: Path) -> None:
         "heads": ["example", "kind", "denominator", "layer", "head", "share"],
         "shares": [
             "kind", "denominator", "layer", "head", "share", "null", "null_95", "selected", "null_selected", "examples",
+            "threshold",
         ],
         "maps": ["context", "noun", "target", "surprisal", "tokens", "layer", "saliency", "rows"],
         "lens": ["lens", "depth", "target", "matched", "mismatched", "gain"],
