@@ -19,6 +19,7 @@ from symground.files.folder_lock import held
 from symground.files.study_folder import (
     checkpoint_folder,
     checkpoint_steps,
+    differences,
     evenly,
     images_of,
     is_run,
@@ -28,7 +29,7 @@ from symground.files.study_folder import (
 )
 
 __all__ = [
-    "SUMS", "append", "checkpoint_folder", "checkpoint_steps", "damage", "digest", "discard", "evenly", "held",
-    "images_of", "is_run", "make_folder", "model_and_seed", "put_folder", "read_json", "remove", "rename", "replacing",
+    "SUMS", "append", "checkpoint_folder", "checkpoint_steps", "damage", "differences", "digest", "discard", "evenly",
+    "held", "images_of", "is_run", "make_folder", "model_and_seed", "put_folder", "read_json", "remove", "rename", "replacing",
     "runs_of", "sealed", "settle", "share", "study_of", "sync", "sync_all", "write_json", "write_text",
 ]  # fmt: skip

@@ -8,8 +8,9 @@ STUDY/MODEL/seedN/            config.json, metrics.jsonl, checkpoints/step-00002
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from symground.files.disk import read_json
 
@@ -65,6 +66,13 @@ def images_of(data: str | Path) -> Path | None:
     """The image set that a study's data folder names; None if it names none."""
     named = Path(data) / "images.json"
     return Path(data) / str(read_json(named)["folder"]) if named.is_file() else None
+
+
+def differences(known: object, wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Which settings of a folder are not the wanted ones: "length is 16 there, 8 here". What is not known is None."""
+    there = known if isinstance(known, Mapping) else {}
+    changed = [(name, there.get(name), value) for name, value in wanted.items() if there.get(name) != value]
+    return [f"{prefix}{name} is {before!r} there, {now!r} here" for name, before, now in changed]
 
 
 def evenly(steps: Sequence[int], most: int) -> list[int]:

@@ -19,7 +19,7 @@ from symground.analysis.tracing import trace
 from symground.data.questions import read_questions
 from symground.data.vision import MAX_MEGAPIXELS
 from symground.errors import check_device, check_types, integer, number
-from symground.files import read_json, replacing, write_json
+from symground.files import differences, read_json, replacing, write_json
 from symground.models import load, load_processor
 from symground.reports.patches import draw_patches
 from symground.running import progress
@@ -110,9 +110,9 @@ def find_model_heads(model: str, out: str | Path, settings: HeadsSettings) -> Pa
     known = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if not {"model", "pairs"} <= known.keys() and folder.exists() and any(folder.iterdir()):
         raise ValueError(f"out: {folder} has other files; choose another folder")
-    other = [name for name in key if known.get(name) != key[name]]
+    other = differences(known, key)
     if other and any(folder.glob("*.parquet")):  # settings may change if no table is there yet
-        raise ValueError(f"out: {folder} has results with another {', '.join(other)}; choose another folder")
+        raise ValueError(f"out: {folder} has results with other settings: {'; '.join(other)}. Choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", key)
     study = _Study(model, folder, settings)

@@ -32,7 +32,7 @@ from symground.data.scenes import GeneratedImagesSettings, add_image_scenes
 from symground.data.sequences import Shown, share_of
 from symground.data.words import IMAGE, normalized, noun_tokens, replace_words, shown
 from symground.errors import WrongUsageError, check_types, integer, number
-from symground.files import held, read_json, sync_all, write_json
+from symground.files import differences, held, read_json, sync_all, write_json
 from symground.reports.formats import scene_share
 from symground.reports.pages.corpus import corpus_page
 
@@ -215,11 +215,7 @@ def _check_same(study: Path, wanted: Mapping[str, Any]) -> None:
     for name, settings in known.items():
         if isinstance(found.get(name), dict):  # settings younger than the study have their defaults
             found[name] = {**json.loads(json.dumps(asdict(settings))), **found[name]}
-    differing = [
-        f"{name} is {found.get(name)!r} there, {value!r} here"
-        for name, value in wanted.items()
-        if found.get(name) != value
-    ]
+    differing = differences(found, wanted)
     if differing:
         raise ValueError(f"{study} holds another study: {'; '.join(differing)}. Choose another folder (--out).")
 

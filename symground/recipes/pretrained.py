@@ -23,7 +23,7 @@ from symground.data import noun_list
 from symground.data.files import json_typed, parse_json
 from symground.data.words import text_of
 from symground.errors import check_device, check_path, check_types, integer
-from symground.files import held, is_run, read_json, write_json
+from symground.files import differences, held, is_run, read_json, write_json
 from symground.models import load, load_tokenizer, told_encoder_decoder
 from symground.models.trials import looks_ahead, positions_of
 from symground.recipes.prepare import say
@@ -196,12 +196,8 @@ def _check_same(folder: Path, config: Mapping[str, Any], again: bool) -> None:
         raise ValueError(f"out: expected an empty folder or one of symground probe, {folder} has other files")
     if not any(folder.glob("results/**/*.parquet")):
         return
-    differing = [
-        f"{name} is {was!r} there, {now!r} here"
-        for part in ("settings", "measure")
-        for name, now in config[part].items()
-        if (was := known.get(part, {}).get(name)) != now and not (again and part == "measure")
-    ]
+    asked = ("settings",) if again else ("settings", "measure")
+    differing = [text for part in asked for text in differences(known.get(part), config[part])]
     differing += [f"another {name}" for name in ("nouns", "spoken", "contexts") if known.get(name) != config[name]]
     if known.get("pretrained") != config["pretrained"]:
         differing.insert(0, f"the model is {known.get('pretrained')} there")

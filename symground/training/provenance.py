@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 import transformers
 
 from symground.data.sequences import Corpus
-from symground.files import make_folder, read_json, sync, write_json
+from symground.files import differences, make_folder, read_json, sync, write_json
 from symground.training.config import Hardware, TrainSettings
 from symground.version import VERSION
 
@@ -76,7 +75,11 @@ def check_same(run: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None
     longer = now["steps"] > before["steps"]
     if longer and now["decay"] == "constant":
         before["steps"] = now["steps"]
-    differing = list(_differences(found, wanted))
+    differing = [
+        text
+        for part, values in wanted.items()
+        for text in differences(found.get(part), values, "" if part == "settings" else f"{part} ")
+    ]
     if not differing:
         return
     why = ""
@@ -86,15 +89,6 @@ def check_same(run: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None
             f"steps (decay {now['decay']}). Only a run with --decay constant can be extended."
         )
     raise ValueError(f"{run} has a run with other settings: {'; '.join(differing)}.{why} Choose another folder.")
-
-
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
-    for part, values in wanted.items():
-        there = found.get(part)
-        for name, value in values.items():
-            before = there.get(name) if isinstance(there, dict) else None
-            if before != value:
-                yield f"{name if part == 'settings' else part + ' ' + name} is {before!r} there, {value!r} here"
 
 
 def versions() -> dict[str, str | None]:

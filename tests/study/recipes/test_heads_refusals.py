@@ -31,14 +31,18 @@ def test_other_settings_are_refused_by_name(
 ) -> None:
     assert run(llava_folder, done, option, value) == 1
     said = capsys.readouterr().err
-    assert f"out: {done} has results with another {named}; choose another folder" in said
+    assert f"out: {done} has results with other settings: {named} is " in said
+    assert said.count(" there, ") == 1
 
 
 def test_another_model_or_other_questions_are_refused(
     done: Path, llava_folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(llava_folder, done, pairs=llava_folder / "others.json", model=llava_folder) == 1
-    assert f"out: {done} has results with another model, pairs; choose another" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"out: {done} has results with other settings: model is " in said
+    before, now = (str(llava_folder / name) for name in ("questions.json", "others.json"))
+    assert f"; pairs is {before!r} there, {now!r} here. Choose another folder" in said
     assert read_json(done / "config.json")["model"] == str(llava_folder / "model")
 
 
