@@ -30,6 +30,6 @@ from symground.files.study_folder import (
 
 __all__ = [
     "SUMS", "append", "checkpoint_folder", "checkpoint_steps", "damage", "differences", "digest", "discard", "evenly",
-    "held", "images_of", "is_run", "make_folder", "model_and_seed", "put_folder", "read_json", "remove", "rename", "replacing",
-    "runs_of", "sealed", "settle", "share", "study_of", "sync", "sync_all", "write_json", "write_text",
+    "held", "images_of", "is_run", "make_folder", "model_and_seed", "put_folder", "read_json", "remove", "rename",
+    "replacing", "runs_of", "sealed", "settle", "share", "study_of", "sync", "sync_all", "write_json", "write_text",
 ]  # fmt: skip
