@@ -171,7 +171,7 @@
       row.append(element("th", word, { scope: "row" }), ...shown.map((_, j) => {
         if (j > i) return element("td", "", { class: "void" });
         const value = (saliency[(l * n * (n + 1)) / 2 + (i * (i + 1)) / 2 + j] / 255) * found.scales[l];
-        const cell = element("td", value < 0.0005 ? "0" : value.toFixed(3).replace(/^0/, ""));
+        const cell = element("td", value ? shownNumber(value, false).replace(/^0/, "") : "0");
         colours.paint(cell, value, scale, false);
         return cell;
       }));
