@@ -2,12 +2,12 @@
 
 from symground.analysis.probing.answering import AMONG, Choices, answers, choices, pope_scores
 from symground.analysis.probing.contexts import (
-    SEPARATOR,
     Context,
     context_of,
     joined,
     of_images,
     read_contexts,
+    separator_after,
     with_gap,
 )
 from symground.analysis.probing.encoding import ProbeImages
@@ -26,7 +26,6 @@ __all__ = [
     "IMAGE",
     "MEMORY",
     "PATCHES",
-    "SEPARATOR",
     "Asked",
     "Choices",
     "Context",
@@ -51,6 +50,7 @@ __all__ = [
     "read_contexts",
     "score",
     "score_to_parquet",
+    "separator_after",
     "split_contexts",
     "surprisal",
     "targets_at",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -15,8 +16,8 @@ from symground.data.words import IMAGE, TIERS, WORD
 from symground.errors import described
 
 SLOT = "{}"
-#: Between the sentences of plain text.
-SEPARATOR = ". "
+#: The end of a sentence that needs no full stop.
+_ENDED = re.compile(r"""[.!?…。！？]['"”’»)\]]*$""")
 
 
 class Context(NamedTuple):
@@ -39,6 +40,16 @@ class Context(NamedTuple):
         """The ENV sentence before and after the noun."""
         before, after = self.env.split(SLOT)
         return before, after
+
+
+def separator_after(sentence: str, separator: str | None = None) -> str:
+    """What stands between a sentence of plain text and the next: by default a full stop and a space.
+
+    A sentence that ends in a mark of its own gets no second one.
+    """
+    if separator is not None:
+        return separator
+    return " " if _ENDED.search(sentence) else ". "
 
 
 def joined(context: Context, joint: str | None = None) -> tuple[str, str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from symground.analysis.probing.contexts import SEPARATOR, Context, joined
+from symground.analysis.probing.contexts import Context, joined, separator_after
 from symground.analysis.probing.examples import Ids, Row
 from symground.data.sequences import Shown, patch_ids
 from symground.data.words import IMAGE, TIERS, env, lan, lan_tokens, speaker
@@ -38,7 +38,7 @@ class Encoder(Protocol):
         ...
 
 
-def encoder_of(tokenizer: Any, separator: str = SEPARATOR, joint: str | None = None) -> Encoder:
+def encoder_of(tokenizer: Any, separator: str | None = None, joint: str | None = None) -> Encoder:
     """An encoder of the study's form if the vocabulary has ENV or LAN words, else one of plain text.
 
     Raises:
@@ -46,7 +46,8 @@ def encoder_of(tokenizer: Any, separator: str = SEPARATOR, joint: str | None = N
     """
     _check_kind(tokenizer)
     vocabulary: Mapping[str, int] = tokenizer.get_vocab()
-    check_kind(separator, str, "separator")
+    if separator is not None:
+        check_kind(separator, str, "separator")
     if joint is not None:
         check_kind(joint, str, "joint")
     if any(token.endswith((env(""), lan(""))) for token in vocabulary):
@@ -148,7 +149,7 @@ class StudyEncoder:
 class TextEncoder:
     """ENV sentence, separator and LAN words as plain text, for tokenizers that may split words into several ids."""
 
-    def __init__(self, tokenizer: Any, separator: str, joint: str | None = None) -> None:
+    def __init__(self, tokenizer: Any, separator: str | None, joint: str | None = None) -> None:
         check_tokenizer(tokenizer)
         self._tokenizer, self._separator, self._joint = tokenizer, separator, joint
 
@@ -185,9 +186,9 @@ class TextEncoder:
 
     def _text(self, context: Context, noun: str) -> str:
         before, after = context.around()
-        return self._separator.join(
-            [f"{before}{noun}{after}", *(u.text for u in context.between), joined(context, self._joint)[0]]
-        )
+        said = f"{before}{noun}{after}", *(u.text for u in context.between)
+        scenes = "".join(f"{sentence}{separator_after(sentence, self._separator)}" for sentence in said)
+        return scenes + joined(context, self._joint)[0]
 
     def _place(self, context: Context, noun: str) -> tuple[int, int]:
         """The range of the noun and the space before it, which some tokenizers encode as a token of its own."""

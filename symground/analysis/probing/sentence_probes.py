@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from symground.analysis.checks import check_mapping, words_of
-from symground.analysis.probing.contexts import SEPARATOR, Context, of_images, read_contexts
+from symground.analysis.probing.contexts import Context, of_images, read_contexts
 from symground.analysis.probing.encoding import ProbeImages, StudyEncoder, encoder_of
 from symground.analysis.probing.examples import PATCHES, Examples, Ids, Row, further_of, padded
 from symground.data import STUDY_NOUNS
@@ -156,7 +156,7 @@ def probes(
     mismatches: str | int = "all",
     seed: int = 0,
     categories: Mapping[str, str] | None = None,
-    separator: str = SEPARATOR,
+    separator: str | None = None,
     joint: str | None = None,
 ) -> Probes:
     """Build the probes of a vocabulary.
@@ -185,7 +185,8 @@ def probes(
             "category".
         seed: of the random mismatches.
         categories: noun → category; None takes the MacArthur-Bates CDI's.
-        separator: between the two sentences of plain text.
+        separator: after each sentence of plain text; by default a full stop and a space, or a space after a sentence
+            that ends in a mark of its own.
         joint: between the LAN words and the target in plain text: "" if the target follows at once, as after a chat
             template's "assistant" token or in a script without spaces. None is one space, whether or not the LAN words
             end in one, and nothing if they end in a line break or a tab.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from symground.analysis.probing import IMAGE, SEPARATOR, context_of, joined
+from symground.analysis.probing import IMAGE, context_of, joined, separator_after
 
 
 class Piece(NamedTuple):
@@ -26,23 +26,23 @@ class Example(NamedTuple):
 def example_of(config: Mapping[str, Any]) -> Example | None:
     """The first context of a study's config.json with its first two nouns; None without them.
 
-    A model that was trained elsewhere read plain text, with a full stop between the sentences.
+    A model that was trained elsewhere read plain text, as its probes write it.
     """
     nouns, contexts = config.get("nouns") or [], config.get("contexts") or []
     if len(nouns) < 2 or not contexts:
         return None
     context, spoken = context_of(contexts[0]), config.get("spoken") or {}
     before, after = ("image of ", "") if context.cue == IMAGE else context.around()
-    separator, before_target = " ", f"{context.lan} "
-    if config.get("pretrained"):
-        separator = SEPARATOR
-        before_target = "".join(joined(context))
+    plain = bool(config.get("pretrained"))
+    before_target = "".join(joined(context)) if plain else f"{context.lan} "
     first = "lan" if context.cue == "lan" else "env"
 
     def with_scene(noun: str) -> list[Piece]:
-        between = [Piece(said.tier, f"{separator}{said.text}") for said in context.between]
-        pieces = [Piece(first, before), Piece(first, noun, True), Piece(first, after), *between]
-        pieces += [Piece("lan", f"{separator}{before_target}"), Piece("lan", spoken.get(nouns[0], nouns[0]), True)]
+        pieces, last = [Piece(first, before), Piece(first, noun, True), Piece(first, after)], f"{before}{noun}{after}"
+        for tier, text in (*((said.tier, said.text) for said in context.between), ("lan", before_target)):
+            pieces.append(Piece(tier, f"{separator_after(last) if plain else ' '}{text}"))
+            last = text
+        pieces.append(Piece("lan", spoken.get(nouns[0], nouns[0]), True))
         return [piece for piece in pieces if piece.text]
 
     return Example(nouns[0], nouns[1], with_scene(nouns[0]), with_scene(nouns[1]))

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import symground as sg
+from symground.reports.pages.example import example_of
 
 NOUNS = ["dog", "cat", "bird", "elephant"]
 OPENS = "<|endoftext|>"
@@ -120,3 +121,30 @@ def test_examples_of_probes_end_in_no_padding_that_transformers_warns_of(
     assert not any(bool((ids[:, [0, -1]] == config.pad_token_id).any()) for ids in seen[-1:])
     alone = sg.trace(ours, probes.take_contexts([0]))
     np.testing.assert_allclose(traced.surprisal[:3], alone.surprisal, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("end", "separator", "after"),
+    [
+        ("", None, ". "), (",", None, ". "), (" then", None, ". "), ('"', None, ". "), (".", None, " "),
+        ("!", None, " "), ("?", None, " "), ("...", None, " "), ("…", None, " "), ('."', None, " "), ("?”", None, " "),
+        (".)", None, " "), ("。", None, " "), ("", "\n", "\n"), ("!", ". ", ". "), ("", "", ""),
+    ],
+)  # fmt: skip
+def test_a_sentence_has_one_mark_at_its_end(
+    tokenizer: PreTrainedTokenizerFast, end: str, separator: str | None, after: str
+) -> None:
+    """After the scene and after each utterance; a separator that is given is used as it is."""
+    between = [("CHI", "lan", f"He saw it{end}"), ("CHI", "lan", "She saw it")]
+    contexts = [(f"There was a {{}} here{end}", "She fed the", between)]
+    asked: dict[str, str] = {} if separator is None else {"separator": separator}
+    probes = sg.probes(tokenizer, NOUNS, contexts, **asked)
+    last = ". " if separator is None else separator
+    for noun, row, length in zip(NOUNS, probes.matched().input_ids, probes.matched().prediction + 1, strict=True):
+        wanted = f"There was a {noun} here{end}{after}He saw it{end}{after}She saw it{last}She fed the"
+        assert tokenizer.decode(row[:length], skip_special_tokens=True) == wanted
+    if separator is None:
+        shown = example_of({"nouns": NOUNS, "contexts": contexts, "pretrained": "tiny"})
+        assert shown is not None
+        wanted = f"There was a dog here{end}{after}He saw it{end}{after}She saw it. She fed the dog"
+        assert "".join(piece.text for piece in shown.matched) == wanted
