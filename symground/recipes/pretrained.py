@@ -104,7 +104,10 @@ def probe(model: str, out: str | Path, settings: PretrainedSettings) -> Path | N
         raise ValueError(f"model: expected a causal language model, {model} is an encoder-decoder")
     text = None if settings.text is None else text_of(_file(settings.text, "text"))
     tokenizer = load_tokenizer(model)
+    if text is not None and not text.strip():
+        raise ValueError(f"text: expected a file with words, got {settings.text} without any")
     asked = _probes(tokenizer, settings)
+    _check_halves(asked, settings.measure)
     config = _config(model, asked, settings)
     _check_same(folder, config, settings.measure.again)
 
@@ -131,6 +134,16 @@ def probe(model: str, out: str | Path, settings: PretrainedSettings) -> Path | N
     return report(folder)
 
 
+def _check_halves(asked: Probes, how: MeasureSettings) -> None:
+    """Refuse interventions with heads that are selected on the other half of the contexts, if there is only one."""
+    count = len(asked.contexts[: how.intervene_contexts])
+    if count < 2 and "interventions" in how.what and "held-out" in how.selection:
+        raise ValueError(
+            f"contexts: interventions with --selection held-out need at least two to make halves of, got {count}; "
+            "--selection example needs one"
+        )
+
+
 def _check_reads(model: Any, asked: Probes) -> None:
     """Refuse a model that cannot read the probes, or that sees a word before it predicts it."""
     check_fits(model, asked)
@@ -153,6 +166,8 @@ def _name(model: str) -> str:
 
 def _file(path: str, name: str) -> Path:
     file = check_path(path, name)
+    if file.is_dir():
+        raise ValueError(f"{name}: expected a file, got the folder {path}")
     if not file.is_file():
         raise FileNotFoundError(f"{name}: {path} does not exist")
     return file

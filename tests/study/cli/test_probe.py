@@ -167,6 +167,9 @@ def test_the_estimate_counts_what_the_analyses_run(
         (["--nouns", "nowhere.txt"], "nouns: expected 'study', 'cdi' or a file, nowhere.txt does not exist"),
         (["--contexts", "nowhere.json"], "contexts: nowhere.json does not exist"),
         (["--text", "nowhere.txt"], "text: nowhere.txt does not exist"),
+        (["--text", "."], "text: expected a file, got the folder ."),
+        (["--text", "BLANK"], "text: expected a file with words, got "),
+        (["--intervene-contexts", "1"], "contexts: interventions with --selection held-out need at least two"),
         (["--spoken", "nowhere.json"], "spoken: nowhere.json does not exist"),
         (["--device", "tpu"], "device: "),
         (["--nouns", "."], "nouns: expected 'study', 'cdi' or a file, . is a folder"),
@@ -186,7 +189,8 @@ def test_what_cannot_be_asked_is_refused_before_the_weights_load(
         *change, text = change
         (tmp_path / "spoken.json").write_text(text)
     (tmp_path / "file").write_text("mine")
-    places = {"SPOKEN": str(tmp_path / "spoken.json"), "FILE": str(tmp_path / "file")}
+    places = {"SPOKEN": str(tmp_path / "spoken.json"), "FILE": str(tmp_path / "file"), "BLANK": str(tmp_path / "blank")}
+    (tmp_path / "blank").write_text(" \n\n")
     assert said in fails(options(folder, tmp_path / "out", *(places.get(x, x) for x in change)), capsys)
     assert (tmp_path / "file").read_text() == "mine"
     assert not (tmp_path / "out").exists()
