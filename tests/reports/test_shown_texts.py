@@ -26,11 +26,12 @@ from symground.reports.comparisons.dials import markdown as dials_markdown
 from symground.reports.comparisons.dials import silenced_heads, silenced_markdown
 from symground.reports.comparisons.dials import summary as dials_summary
 from symground.reports.comparisons.paper import markdown, tables
+from symground.reports.pages.findings import findings_of
 from symground.reports.pages.study import _lead, summary
 from symground.reports.sections import SECTIONS, behaviour
 from symground.reports.sections.captions import FIGURES, TABLES
 from symground.reports.sections.heads import threshold_of, with_threshold
-from symground.reports.sections.parts import StudyResults
+from symground.reports.sections.parts import Section, StudyResults, TablePart
 
 sys.path.insert(0, str(Path(symground.__file__).resolve().parent.parent))
 
@@ -117,6 +118,23 @@ def test_a_model_that_never_passes_is_said_to(made: Made) -> None:
     gain.assign(gain=[-3e-4, -2e-4] * (len(gain) // 2)).to_parquet(study / "results" / "gain.parquet")
     said = summary(study)[0]
     assert re.search(r"harder to predict: gain -0\.000[23]\d* \[-0\.0003, -0\.0002\] nats", said), said
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "said"),
+    [
+        (0.1, 0.3, 0.01, "easier"), (-0.3, -0.1, 0.04, "harder"), (0.1, 0.3, np.nan, "easier"),
+        (0.1, 0.3, 0.05, "not shown"), (-0.0015, -0.0003, 0.14, "not shown"), (-0.1, 0.3, 0.01, "not shown"),
+    ],
+)  # fmt: skip
+def test_a_gain_is_found_if_its_interval_and_its_corrected_test_say_so(
+    low: float, high: float, p: float, said: str
+) -> None:
+    row = {"model": "m", "step": 4, "gain": (low + high) / 2, "gain_low": low, "gain_high": high, "p_holm": p,
+           "gain_seed_low": np.nan, "gain_seed_high": np.nan, "nouns": 6, "seeds": 1}  # fmt: skip
+    final = TablePart("final", pd.DataFrame([row]), "")
+    (found,) = findings_of([Section("behaviour", "", "", [final])])
+    assert said in found.text.split(": gain")[0]
 
 
 def test_one_seed_says_nothing_of_an_architecture_and_many_have_a_range(made: Made) -> None:

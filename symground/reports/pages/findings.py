@@ -15,6 +15,7 @@ from symground.reports.sections.silencing import first_rows, heads_of, no_heads,
 
 #: A model with at most this many seeds has a sentence for each of them.
 _EACH = 2
+_SIGNIFICANT = 0.05
 
 
 class Finding(NamedTuple):
@@ -73,7 +74,7 @@ def _gains(frames: Mapping[str, pd.DataFrame], elsewhere: bool) -> Iterator[Find
         at = f" at step {row['step']:,}" if steps[model] > 1 else ""
         yield Finding(
             "behaviour",
-            f"{model}: {_direction(row['gain_low'], row['gain_high'])}: gain {gain} nats{at}{when} "
+            f"{model}: {_direction(row['gain_low'], row['gain_high'], row['p_holm'])}: gain {gain} nats{at}{when} "
             f"({_counted(row['nouns'], 'noun')}{'' if elsewhere else f', {seeds}'}).",
         )
 
@@ -82,10 +83,13 @@ def _counted(count: int, of: str) -> str:
     return f"{count} {of}{'' if count == 1 else 's'}"
 
 
-def _direction(low: float, high: float) -> str:
-    """What the gain's interval over nouns says. Ends that are written as 0 are on neither side of it."""
+def _direction(low: float, high: float, p: float) -> str:
+    """What the gain's interval over nouns says, if its test over all checkpoints does not contradict it.
+
+    Ends that are written as 0 are on neither side of it.
+    """
     low, high = (0.0 if number(end) == number(0) else end for end in (low, high))
-    if low > 0 or high < 0:
+    if (low > 0 or high < 0) and not p >= _SIGNIFICANT:
         return f"a scene with the noun makes its word {'easier' if low > 0 else 'harder'} to predict"
     return "it is not shown that a scene with the noun makes its word easier to predict"
 
