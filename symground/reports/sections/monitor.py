@@ -30,8 +30,9 @@ def monitor(study: StudyResults) -> Section:
             TablePart("steering", steering, made, _steering_shown(steering)),
         ]
     text = (
-        "The flow of the aggregate heads is used to detect a wrong choice. Two detectors that read only the model's "
-        "output are compared with it: the probability of the choice and the entropy. Then the heads' outputs are "
+        "The flow of the aggregate heads is used to detect a wrong choice. It is compared with what the model's output "
+        "tells (the probability of the choice, the entropy, both), with attention to the ENV noun (of all heads, and "
+        "of the same heads), and with flow, probability and entropy together (all three). Then the heads' outputs are "
         "amplified or silenced while the model decides."
     )
     title = "Do they detect wrong choices, and does amplifying them help?"
@@ -48,7 +49,10 @@ def _detectors_shown(detectors: pd.DataFrame) -> pd.DataFrame:
     rest = {"brier": "Brier", "brier_base": "Brier of a constant", "ece": "calibration error", "wrong": "wrong"}
     for name, title in rest.items():
         shown[title] = detectors[name] if name == "wrong" else [number(value, 3) for value in detectors[name]]
-    return shown.assign(**{name: detectors[name] for name in ("examples", "contexts", "nouns", "heads")})
+    shown = shown.assign(**{name: detectors[name] for name in ("examples", "contexts", "nouns", "heads")})
+    if "note" in detectors and (told := detectors["note"].fillna("").astype(str)).any():  # why an interval is not there
+        shown["note"] = told
+    return shown
 
 
 def _steering_shown(steering: pd.DataFrame) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from symground.reports.sections.monitor import _detectors_shown
 from tests.reports.tables.recomputed import RUNS, holm
 from tests.reports.tables.shown import Row, compare, ends, probability, starred, three, two
 
@@ -63,6 +64,9 @@ def test_the_monitor_and_steering(sheets: Any, table: Any) -> None:
         }
         for row in table("monitor").to_dict("records")
     ])  # fmt: skip
+    why = ["", "no interval: in some resamples of 8 choices all are right, or all are wrong"]
+    assert _detectors_shown(table("monitor").iloc[:2].assign(note=why))["note"].tolist() == why
+    assert "note" not in _detectors_shown(table("monitor").assign(note=""))
     compare(sheets["steering"], [
         {
             "model": row["model"], "seed": row["seed"], "step": row["step"], "factor": two(row["factor"]),
