@@ -152,6 +152,10 @@ def test_heads(study: StudyResults) -> None:
         for kind in ("aggregate", "gather"):
             same(found[model, kind], last[(last["model"] == model) & (last["kind"] == kind)], "null", "share")
     assert list(found.values()).count([(0.0, 0.0), (1.0, 1.0)]) == len(MODELS)  # where the two shares are equal
+    own = dict(zip(MODELS, (0.2, 0.4), strict=True))
+    for axes in shares_figure(shares.assign(threshold=shares["model"].map(own))).axes:
+        dashed = [list(line.get_ydata()) for line in axes.lines if line.get_linestyle() == "--"]
+        assert dashed == [[own[axes.get_title()]] * 2, [0, 1]]  # a level line and an upright one
     both = last[last["kind"] == "aggregate"].assign(effect=lambda frame: frame["null_95"] - 0.5)
     found = drawn(flow_figure(both))
     for model in MODELS:

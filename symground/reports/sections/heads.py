@@ -282,7 +282,7 @@ def shares_figure(shares: pd.DataFrame) -> Figure:
             points = axes.plot(part["null"], part["share"], "o", color=colour, markersize=4, alpha=0.8, label=kind)
             called(points[0], f"{kind} share", _names(part))
         axes.plot([0, 1], [0, 1], color="#888888", linewidth=0.8)
-        for threshold in rows["threshold"].unique():
+        for threshold in of_model["threshold"].unique():
             axes.axhline(threshold, color="#888888", linewidth=0.8, linestyle="--")
             axes.axvline(threshold, color="#888888", linewidth=0.8, linestyle="--")
         axes.set(title=model, xlabel="share, mismatched", xlim=(0, 1), ylim=(0, 1))
@@ -292,9 +292,9 @@ def shares_figure(shares: pd.DataFrame) -> Figure:
 
 
 def _names(heads: pd.DataFrame) -> list[str]:
-    of_seed = [f"seed {seed}, " if heads["seed"].nunique() > 1 else "" for seed in heads["seed"]]
-    rows = zip(of_seed, heads["layer"], heads["head"], strict=True)
-    return [f"{seed}layer {layer}, head {head}" for seed, layer, head in rows]
+    several = heads["seed"].nunique() > 1
+    rows = zip(heads["seed"], heads["layer"], heads["head"], strict=True)
+    return [f"{f'seed {seed}, ' if several else ''}layer {layer}, head {head}" for seed, layer, head in rows]
 
 
 def flow_figure(both: pd.DataFrame) -> Figure:
